@@ -1,0 +1,118 @@
+"""What a rule is. One of three shapes, and a frozen dataclass whose fields are its configuration.
+
+n  rows (workers)     f  of them Byzantine     m  points a rule sees     b  columns of a block
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.gram import Gram
+from varangian.registry import Registry
+
+P = TypeVar("P", bound="Part")
+
+
+@runtime_checkable
+class Part(Protocol):
+    """What rules and mixings have in common."""
+
+    def requires(self, n: int, f: int, /) -> str | None:
+        """Why the guarantee does not hold for n rows of which f are Byzantine; None when it does."""
+        ...
+
+
+@runtime_checkable
+class Weighting(Part, Protocol):
+    """A rule that weighs points by their geometry alone."""
+
+    def __call__(self, gram: Gram, /) -> Tensor:
+        """Weights (m,), or (m+1,) with the reference last; float64."""
+        ...
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """A weighting with more to say about each point than its weight."""
+
+    def explain(self, gram: Gram, /) -> Mapping[str, Tensor]:
+        """Named values, (m,) each, for the round record."""
+        ...
+
+
+@runtime_checkable
+class Mixing(Part, Protocol):
+    """A step before the rule that replaces m points by k combinations of them."""
+
+    def mix(self, gram: Gram, rng: torch.Generator, /) -> Tensor:
+        """A matrix (k, m), or (k, m+1) with the reference last; float64."""
+        ...
+
+    def outputs(self, n: int, /) -> int:
+        """How many points k come out of n."""
+        ...
+
+
+@runtime_checkable
+class Columnwise(Part, Protocol):
+    """A rule that reduces each column on its own."""
+
+    def columnwise(self, block: Tensor, /) -> Tensor:
+        """(m, b) -> (b,), same dtype and device; must not write to `block`."""
+        ...
+
+
+class Aggregate(NamedTuple):
+    """The update of a round, and who was believed."""
+
+    vector: Tensor
+    """(d,), in the dtype and on the device of the rows."""
+    weights: Tensor | None
+    """(n,) float64: the coefficient of each row in `vector`; None for a columnwise rule."""
+    dropped: tuple[int, ...]
+    """Rows that were provably invalid (not finite) and took no part."""
+    reference_weight: float = 0.0
+    """The coefficient of the reference in `vector`."""
+    details: Mapping[str, Tensor] = {}
+    """What else the rule says of each row: (n,) float64 by name, NaN where it says nothing."""
+
+
+class AggregationError(ValueError):
+    """The rows of this round do not meet the condition under which the rule means anything."""
+
+
+RULES: Registry[Weighting | Columnwise] = Registry("aggregator")
+MIXINGS: Registry[Mixing] = Registry("mixing")
+
+
+def tolerance(part: Part) -> int | None:
+    """How many Byzantine rows a part was told of; None when it has no such field."""
+    f: Any = getattr(part, "f", None)
+    return f if isinstance(f, int) else None
+
+
+def spent(part: P, faults: int) -> P:
+    """The same part after `faults` of its Byzantine rows have proved themselves so and are gone."""
+    f = tolerance(part)
+    if f is None or faults == 0:
+        return part
+    return dataclasses.replace(part, f=max(0, f - faults))  # type: ignore[type-var]
+
+
+def told_enough(part: Part, f: int) -> str | None:
+    """A sentence when a part was told of fewer Byzantine rows than there may be."""
+    told = tolerance(part)
+    if told is not None and told < f:
+        return f"it was told f = {told}, but {f} of the workers may be Byzantine"
+    return None
+
+
+def check_f(f: int) -> None:
+    """For `__post_init__`: f is a count."""
+    if f < 0:
+        raise ValueError(f"`f` should be a non-negative integer. Found {f}.")

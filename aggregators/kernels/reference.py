@@ -1,0 +1,86 @@
+"""What the verbs mean: plain torch in float64, block by block. Every other backend agrees with this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.rows import Rows
+
+NAME = "reference"
+
+
+def refuses(rows: Rows) -> str | None:
+    """Never: this backend takes anything that torch takes."""
+    return None
+
+
+def screen(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Which rows are finite, and which hold subnormal numbers: two (n,) bool tensors on the CPU.
+
+    A row is finite when its squared norm is representable in float64, so that one huge entry of a
+    float64 row cannot turn the Gram matrix into infinities.
+    """
+    tiny = torch.finfo(rows.dtype).tiny
+    squares = torch.zeros(len(rows), dtype=torch.float64)
+    subnormal = torch.zeros(len(rows), dtype=torch.bool)
+    for _, block in rows.blocks(dtype=torch.float64):
+        squares += block.square().sum(dim=1).cpu()
+        size = block.abs()
+        subnormal |= ((size > 0) & (size < tiny)).any(dim=1).cpu()
+    return squares.isfinite(), subnormal
+
+
+def gram(rows: Rows, reference: Tensor | None) -> Tensor:
+    """Inner products of (x_1 - r, ..., x_n - r, r): (n+1, n+1) float64 on the CPU."""
+    n = len(rows)
+    total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=rows.device)
+    for columns, block in rows.blocks(dtype=torch.float64):
+        r = block.new_zeros(block.shape[1]) if reference is None else reference[columns].to(block)
+        points = torch.cat([block - r, r[None]])
+        total += points @ points.T
+    return total.cpu()
+
+
+def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+    """Points from coordinates: (k, n+1) @ (x_1, ..., x_n, r) -> (k, d) in the rows' dtype.
+
+    Mind the difference to `gram`: here the coordinates multiply the rows themselves.
+    """
+    out = torch.empty(coords.shape[0], rows.d, dtype=rows.dtype, device=rows.device)
+    coords = coords.to(device=rows.device, dtype=torch.float64)
+    for columns, block in rows.blocks(dtype=torch.float64):
+        out[:, columns] = mixed(coords, block, reference, columns).to(rows.dtype)
+    return out
+
+
+def columnwise(
+    rule: Callable[[Tensor], Tensor], coords: Tensor | None, rows: Rows, reference: Tensor | None
+) -> Tensor:
+    """A columnwise rule over the rows, or over the points with the given coordinates: (d,)."""
+    return blockwise(rule, coords, rows, reference, torch.float64)
+
+
+def blockwise(
+    rule: Callable[[Tensor], Tensor],
+    coords: Tensor | None,
+    rows: Rows,
+    reference: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    out = torch.empty(rows.d, dtype=rows.dtype, device=rows.device)
+    coords = None if coords is None else coords.to(device=rows.device, dtype=dtype)
+    for columns, block in rows.blocks(dtype=dtype):
+        points = block if coords is None else mixed(coords, block, reference, columns)
+        out[columns] = rule(points).to(rows.dtype)
+    return out
+
+
+def mixed(coords: Tensor, block: Tensor, reference: Tensor | None, columns: slice) -> Tensor:
+    """(k, n+1) coordinates times one block of (x_1, ..., x_n, r) -> (k, b)."""
+    points = coords[:, :-1] @ block
+    if reference is not None and bool(coords[:, -1].any()):
+        points += coords[:, -1:] * reference[columns].to(block)
+    return points

@@ -1,0 +1,123 @@
+"""The n vectors of a round, read in blocks of columns and never written.
+
+n  rows (workers)        m  rows that survived screening
+d  columns (parameters)  b  columns of one block
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 14
+"""Columns per block: 16 float32 rows of this width fit a core's L2 cache."""
+
+
+class RowsError(ValueError):
+    """Rows that no rule could aggregate: the caller's mistake, never a worker's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """n flat vectors of the same length, dtype and device. Read-only by contract."""
+
+    vectors: tuple[Tensor, ...]  # n of (d,)
+
+    @classmethod
+    def of(cls, rows: Rows | Tensor | Sequence[Any]) -> Rows:
+        """Rows from a 2-D tensor or array, or a sequence of 1-D tensors or arrays.
+
+        Raises:
+            RowsError: no rows, not flat, unequal lengths, dtypes or devices, or not floating point.
+        """
+        if isinstance(rows, Rows):
+            return rows
+        vectors = tuple(_vector(row, i) for i, row in enumerate(rows))
+        if not vectors:
+            raise RowsError("`rows` should hold at least one vector. Found none.")
+        first = vectors[0]
+        for i, v in enumerate(vectors):
+            if v.shape != first.shape:
+                raise RowsError(
+                    f"`rows[{i}]` should have {first.numel()} entries, as `rows[0]`. Found {v.numel()}."
+                )
+            if v.dtype != first.dtype or v.device != first.device:
+                raise RowsError(
+                    f"`rows[{i}]` should be {first.dtype} on {first.device}, as `rows[0]`. "
+                    f"Found {v.dtype} on {v.device}."
+                )
+        return cls(vectors)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def d(self) -> int:
+        return self.vectors[0].numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vectors[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.vectors[0].device
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """What blocks are computed in: float64 stays, narrower types widen to float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def keep(self, chosen: Sequence[int]) -> Rows:
+        return Rows(tuple(self.vectors[i] for i in chosen))
+
+    def block(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Columns start to stop, (n, b); a view where the rows lie in one matrix already."""
+        dtype = dtype or self.working_dtype
+        if self._matrix is not None:
+            return self._matrix[:, start:stop].to(dtype)
+        return torch.stack([v[start:stop] for v in self.vectors]).to(dtype)
+
+    def blocks(
+        self, width: int = BLOCK, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, self.d, width):
+            columns = slice(start, min(start + width, self.d))
+            yield columns, self.block(columns.start, columns.stop, dtype)
+
+    @cached_property
+    def _matrix(self) -> Tensor | None:
+        """The rows as one strided view, when equally spaced in one storage; else None."""
+        first = self.vectors[0]
+        if any(v.stride() != (1,) for v in self.vectors):
+            return None
+        item, storage = first.element_size(), first.untyped_storage().data_ptr()
+        if any(v.untyped_storage().data_ptr() != storage for v in self.vectors):
+            return None
+        starts = [v.data_ptr() for v in self.vectors]
+        steps = {b - a for a, b in pairwise(starts)} or {self.d * item}
+        step = steps.pop()
+        if steps or step < self.d * item or step % item:
+            return None
+        return first.as_strided((len(self), self.d), (step // item, 1))
+
+
+def _vector(row: Any, i: int) -> Tensor:
+    with warnings.catch_warnings():
+        # A read-only array is exactly what we want: nothing here writes to a row.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        vector = row if isinstance(row, Tensor) else torch.as_tensor(row)
+    if vector.dim() != 1:
+        raise RowsError(f"`rows[{i}]` should be a flat vector. Found shape {tuple(vector.shape)}.")
+    if not vector.dtype.is_floating_point:
+        raise RowsError(f"`rows[{i}]` should be floating point. Found {vector.dtype}.")
+    if vector.numel() == 0:
+        raise RowsError(f"`rows[{i}]` should have at least one entry. Found none.")
+    return vector.detach()

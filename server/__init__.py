@@ -1,0 +1,1 @@
+"""The parameter server: a round machine without I/O, and the thin shells around it."""

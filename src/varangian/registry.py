@@ -1,0 +1,200 @@
+"""Names to objects: the only place where a string becomes a class.
+
+A registered class is a dataclass, and its fields are its configuration. `Registry.build` turns what a
+user wrote (`krum`, or `{krum: {select: 3}}`) into an object, and refuses everything else with the path,
+the value found, the rule it breaks and, where one is near, the name that was probably meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, Literal, TypeVar
+
+T = TypeVar("T")
+C = TypeVar("C")
+MISSING: Any = dataclasses.MISSING
+NOTHING: Any = object()
+"""Stands for a value that was not there; None is a value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a configuration."""
+
+    path: str
+    """Where: `aggregator.rule.krum.f`."""
+    rule: str
+    """What should be there, as a sentence without the path."""
+    value: Any = NOTHING
+    """What was found; NOTHING when it is something missing."""
+    hint: str = ""
+    """What to do about it, as a sentence."""
+
+    def __str__(self) -> str:
+        found = "" if self.value is NOTHING else f" Found {self.value!r}."
+        hint = f" {self.hint}" if self.hint else ""
+        return f"{self.path or '(top level)'}: {self.rule}.{found}{hint}"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used, with every problem found in it."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`Did you mean 'f'?`, or the list of what there is."""
+    known = sorted(known)
+    by_lowercase = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), by_lowercase, n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean {by_lowercase[near[0]]!r}?"
+    return f"Known: {', '.join(known)}." if known else ""
+
+
+def join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+class Registry(Generic[T]):
+    """The classes of one kind that can be named in a configuration."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, tuple[type[T], dict[str, Any]]] = {}
+
+    def register(self, name: str, **preset: Any) -> Callable[[type[C]], type[C]]:
+        """Class decorator; `preset` fills fields that a user of this name leaves out."""
+
+        def add(cls: type[C]) -> type[C]:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._entries[name] = (typing.cast("type[T]", cls), preset)
+            return cls
+
+        return add
+
+    def __iter__(self) -> typing.Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def entry(self, name: str) -> tuple[type[T], Mapping[str, Any]]:
+        """The class behind a name, and the fields that the name presets."""
+        return self._entries[name]
+
+    def summary(self, name: str) -> str:
+        """First line of the docstring of the class behind `name`."""
+        return (self._entries[name][0].__doc__ or "").strip().partition("\n")[0]
+
+    def build(self, spec: object, path: str, defaults: Mapping[str, Any] | None = None) -> T:
+        """An object from `name` or `{name: {field: value}}`.
+
+        Args:
+            spec: what the user wrote.
+            path: where it was written, for messages.
+            defaults: values for fields of these names that the user left out (the declared f).
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        name, fields = self._split(spec, path)
+        cls, preset = self._entries[name]
+        return construct(cls, {**preset, **fields}, join(path, name), defaults or {})
+
+    def _split(self, spec: object, path: str) -> tuple[str, dict[str, Any]]:
+        rule = f"should be the name of a {self.kind}, or one name with its fields"
+        name: object
+        fields: object
+        if isinstance(spec, str):
+            name, fields = spec, {}
+        elif isinstance(spec, Mapping) and len(spec) == 1:
+            ((name, given),) = spec.items()
+            fields = {} if given is None else given
+        else:
+            raise ConfigError([Problem(path, rule, spec, f"Known: {', '.join(self)}.")])
+        if not isinstance(name, str) or name not in self._entries:
+            known = suggestion(str(name), self._entries)
+            raise ConfigError([Problem(path, f"there is no {self.kind} of this name", name, known)])
+        if not isinstance(fields, Mapping):
+            here = join(path, name)
+            raise ConfigError([Problem(here, "should be a mapping of fields to values", fields)])
+        return name, dict(typing.cast("Mapping[str, Any]", fields))
+
+
+def construct(cls: type[C], fields: Mapping[str, Any], path: str, defaults: Mapping[str, Any]) -> C:
+    """Build a dataclass from a mapping, strictly; see `Registry.build`."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    values = {k: v for k, v in defaults.items() if k in known} | dict(fields)
+    problems = [
+        Problem(join(path, key), "there is no such field", values[key], suggestion(str(key), known))
+        for key in values
+        if key not in known
+    ]
+    for name, field in known.items():
+        required = field.default is MISSING and field.default_factory is MISSING
+        if name in values:
+            values[name], problem = coerced(values[name], hints[name], join(path, name))
+            problems += [problem] if problem else []
+        elif required:
+            problems.append(Problem(join(path, name), f"is required ({words(hints[name])})"))
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([Problem(path, str(error).rstrip("."), dict(fields))]) from error
+
+
+def coerced(value: Any, hint: Any, path: str) -> tuple[Any, Problem | None]:
+    """`value` as the type `hint`, or the problem with it. Only int to float and list to tuple change."""
+    if fits(value, hint):
+        wants_float = hint is float or float in typing.get_args(hint)
+        if wants_float and type(value) is int:
+            return float(value), None
+        return (tuple(value) if isinstance(value, list) else value), None
+    return value, Problem(path, f"should be {words(hint)}", value)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, arg) for arg in args)
+    if origin is Literal:
+        return any(value == arg and type(value) is type(arg) for arg in args)
+    if origin in (tuple, list):
+        return isinstance(value, list | tuple) and all(fits(item, args[0]) for item in value)
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def words(hint: Any) -> str:
+    """A type as a user would say it: `an integer or null`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(words(arg) for arg in args)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(arg) for arg in args)
+    if origin in (tuple, list):
+        return f"a list ({words(args[0])} each)"
+    plain = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+    return plain.get(hint, "null" if hint in (None, type(None)) else getattr(hint, "__name__", str(hint)))
