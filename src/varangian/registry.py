@@ -62,6 +62,17 @@ def join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One thing that can be configured of a registered class."""
+
+    name: str
+    hint: Any
+    """The type as annotated."""
+    default: Any
+    """MISSING when the user must give it."""
+
+
 class Registry(Generic[T]):
     """The classes of one kind that can be named in a configuration."""
 
@@ -89,6 +100,27 @@ class Registry(Generic[T]):
     def entry(self, name: str) -> tuple[type[T], Mapping[str, Any]]:
         """The class behind a name, and the fields that the name presets."""
         return self._entries[name]
+
+    def fields(self, name: str) -> tuple[Field, ...]:
+        """What can be configured under `name`, with the defaults that hold for it."""
+        cls, preset = self._entries[name]
+        return fields_of(cls, preset)
+
+    def spec(self, built: object) -> dict[str, dict[str, Any]]:
+        """The `{name: {field: value}}` that builds an equal object.
+
+        Raises:
+            KeyError: no name stands for an object of this class.
+        """
+        names = [
+            (len(preset), name)
+            for name, (cls, preset) in self._entries.items()
+            if cls is type(built) and all(getattr(built, k) == v for k, v in preset.items())
+        ]
+        if not names:
+            raise KeyError(f"{built!r} is not a registered {self.kind}")
+        _, name = max(names, key=lambda entry: entry[0])
+        return {name: {field.name: plain(getattr(built, field.name)) for field in self.fields(name)}}
 
     def summary(self, name: str) -> str:
         """First line of the docstring of the class behind `name`."""
@@ -129,10 +161,26 @@ class Registry(Generic[T]):
         return name, dict(typing.cast("Mapping[str, Any]", fields))
 
 
+def fields_of(cls: type[Any], preset: Mapping[str, Any] | None = None) -> tuple[Field, ...]:
+    """The fields of a dataclass that its constructor takes."""
+    hints = typing.get_type_hints(cls)
+
+    def default(field: dataclasses.Field[Any]) -> Any:
+        if preset and field.name in preset:
+            return preset[field.name]
+        return field.default_factory() if callable(field.default_factory) else field.default
+
+    return tuple(Field(f.name, hints[f.name], default(f)) for f in dataclasses.fields(cls) if f.init)
+
+
+def plain(value: Any) -> Any:
+    """A field's value as a configuration file holds it."""
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
 def construct(cls: type[C], fields: Mapping[str, Any], path: str, defaults: Mapping[str, Any]) -> C:
     """Build a dataclass from a mapping, strictly; see `Registry.build`."""
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields_of(cls)}
     values = {k: v for k, v in defaults.items() if k in known} | dict(fields)
     problems = [
         Problem(join(path, key), "there is no such field", values[key], suggestion(str(key), known))
@@ -140,12 +188,11 @@ def construct(cls: type[C], fields: Mapping[str, Any], path: str, defaults: Mapp
         if key not in known
     ]
     for name, field in known.items():
-        required = field.default is MISSING and field.default_factory is MISSING
         if name in values:
-            values[name], problem = coerced(values[name], hints[name], join(path, name))
+            values[name], problem = coerced(values[name], field.hint, join(path, name))
             problems += [problem] if problem else []
-        elif required:
-            problems.append(Problem(join(path, name), f"is required ({words(hints[name])})"))
+        elif field.default is MISSING:
+            problems.append(Problem(join(path, name), f"is required ({words(field.hint)})"))
     if problems:
         raise ConfigError(problems)
     try:

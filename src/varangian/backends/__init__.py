@@ -1,1 +1,1 @@
-"""backends"""
+"""Ways to carry a run out: real processes over gRPC, or one process without sockets."""

@@ -1,1 +1,1 @@
-"""cli"""
+"""The command line. Nothing heavy is imported before a command needs it."""

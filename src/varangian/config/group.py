@@ -1,0 +1,61 @@
+"""A field of the tree that holds an object named in a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from varangian.registry import Registry
+
+Build = Callable[[Any, int], Any]
+"""From what the user wrote and the declared f."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """For `Annotated`: how a name becomes an object and goes back to a file."""
+
+    build: Build
+    spec: Callable[[Any], Any]
+    schema: Callable[[], JsonSchemaValue]
+    default: str | None
+    """The name that stands there when the user says nothing, if any."""
+    none: bool = False
+    """Whether null is a value."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            self._validated,
+            serialization=core_schema.plain_serializer_function_ser_schema(self._serialised),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = self.schema()
+        return {"anyOf": [*schema["anyOf"], {"type": "null"}]} if self.none else schema
+
+    def _validated(self, value: Any, info: ValidationInfo) -> Any:
+        if value is None and self.none:
+            return None
+        # An f that failed its own check is reported once, not again by every rule.
+        declared = info.data.get("f")
+        return self.build(value, declared if isinstance(declared, int) else 0)
+
+    def _serialised(self, value: Any) -> Any:
+        return None if value is None else self.spec(value)
+
+
+def of_registry(registry: Registry[Any], default: str | None, *, none: bool = False) -> Group:
+    """The group of everything in one registry."""
+    from varangian.config.schema import named
+
+    def build(value: Any, f: int) -> Any:
+        return registry.build(value, "", {"f": f})
+
+    return Group(build, registry.spec, lambda: {"anyOf": named(registry)}, default, none)

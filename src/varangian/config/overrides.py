@@ -1,0 +1,132 @@
+"""`a.b=c` on the command line, and `VARANGIAN__A__B=c` in the environment.
+
+An assignment replaces what stood there; it never merges. So `aggregator=flag` leaves nothing of the
+aggregator in the file. A path through a group (`aggregator.krum.select=3`) chooses that name: its fields
+are kept when it is the present one, and another one is replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from varangian.config.text import parse
+from varangian.registry import ConfigError, Problem, join
+
+PREFIX = "VARANGIAN__"
+PIPELINE = ("mix", "rule")
+"""The keys of an aggregator that is more than one rule."""
+_PATH = re.compile(r"\w+(\.\w+)*")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One override, and where the user wrote it."""
+
+    path: str
+    value: Any
+    source: str
+
+    @classmethod
+    def of(cls, text: str) -> Assignment:
+        """From `a.b=value`, the value in YAML.
+
+        Raises:
+            ConfigError: not of this form.
+        """
+        path, equals, value = text.partition("=")
+        if not equals or not _PATH.fullmatch(path):
+            raise ConfigError([Problem("command line", "should be key=value with a dotted key", text)])
+        return cls(path, _value(value, path), text)
+
+
+def from_environment(environ: Mapping[str, str]) -> list[Assignment]:
+    """The variables `VARANGIAN__SERVER__PORT=5000`, in the order of their names."""
+    found = sorted((key, value) for key, value in environ.items() if key.startswith(PREFIX))
+    paths = [(key, key.removeprefix(PREFIX).lower().replace("__", "."), value) for key, value in found]
+    return [Assignment(path, _value(value, key), key) for key, path, value in paths]
+
+
+def from_command_line(texts: Iterable[str]) -> list[Assignment]:
+    """One assignment per argument; every malformed one is reported."""
+    assignments: list[Assignment] = []
+    problems: list[Problem] = []
+    for text in texts:
+        try:
+            assignments.append(Assignment.of(text))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return assignments
+
+
+def applied(
+    settings: Mapping[str, Any], assignments: Iterable[Assignment], groups: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """The settings after the assignments, in order.
+
+    Args:
+        settings: what the file says; not changed.
+        assignments: what to change.
+        groups: paths where a name stands for a whole group, with the name that is there by default.
+
+    Raises:
+        ConfigError: a path leads through something that has no parts.
+    """
+    result: Any = dict(settings)
+    problems: list[Problem] = []
+    for assignment in assignments:
+        try:
+            result = _assigned(result, assignment.path.split("."), assignment.value, "", groups)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return dict(result)
+
+
+def _value(text: str, path: str) -> Any:
+    if not text.strip():
+        raise ConfigError([Problem(path, "is given no value", hint=f"Write {path}=null for nothing.")])
+    return parse(text, path)
+
+
+def _assigned(old: Any, keys: Sequence[str], value: Any, at: str, groups: Mapping[str, str | None]) -> Any:
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    if at in groups or at.startswith("aggregator.mix."):
+        old = _opened(old or groups.get(at), key, at)
+    old = {} if old is None else old
+    here = join(at, key)
+    if isinstance(old, list):
+        index = _index(old, key, at)
+        return [*old[:index], _assigned(old[index], rest, value, here, groups), *old[index + 1 :]]
+    if not isinstance(old, dict):
+        raise ConfigError([Problem(at, f"is a single value, so {here} cannot be set", old)])
+    return {**old, key: _assigned(old.get(key), rest, value, here, groups)}
+
+
+def _opened(group: Any, key: str, at: str) -> Any:
+    """A group as the mapping that an assignment below it may change."""
+    named = {group: {}} if isinstance(group, str) else group
+    if not isinstance(named, dict):
+        return named
+    is_pipeline = any(part in named for part in PIPELINE)
+    if at == "aggregator" and key in PIPELINE:
+        return named if is_pipeline else {"rule": named}
+    if at == "aggregator" and is_pipeline:
+        hint = f"Write {at}.rule.{key} for the rule after the mixings, or {at}={key} for it alone."
+        raise ConfigError(
+            [Problem(join(at, key), "the aggregator is a pipeline of `mix` and `rule`", hint=hint)]
+        )
+    return named if key in named else {}
+
+
+def _index(items: Sequence[Any], key: str, at: str) -> int:
+    if key.isdecimal() and int(key) < len(items):
+        return int(key)
+    raise ConfigError([Problem(at, f"is a list of {len(items)}, so a number from 0 should follow", key)])

@@ -1,0 +1,89 @@
+"""What pydantic found, in the words of this project."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from varangian.registry import NOTHING, ConfigError, Problem, join, suggestion
+
+_RULES = {
+    "extra_forbidden": "there is no such setting",
+    "missing": "is required",
+    "model_type": "should be a mapping of settings to values",
+    "bool_type": "should be true or false",
+    "int_type": "should be an integer",
+    "float_type": "should be a number",
+    "string_type": "should be text",
+}
+
+
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """Every problem in `error`, with a did-you-mean from the fields of `model`."""
+    return [problem for details in error.errors() for problem in _problems(details, model)]
+
+
+def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The parts of a tree that have parts of their own, by field name."""
+    annotations = {name: field.annotation for name, field in model.model_fields.items()}
+    return {
+        name: annotation
+        for name, annotation in annotations.items()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    }
+
+
+def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """The dotted paths of all settings."""
+    below = sections(model)
+    for name in model.model_fields:
+        here = join(path, name)
+        if name in below:
+            yield from leaves(below[name], here)
+        else:
+            yield here
+
+
+def _problems(details: ErrorDetails, model: type[BaseModel]) -> Iterator[Problem]:
+    path = ".".join(map(str, details["loc"]))
+    inner = details.get("ctx", {}).get("error")
+    if isinstance(inner, ConfigError):
+        for problem in inner.problems:
+            yield Problem(join(path, problem.path) if problem.path else path, *_rest(problem))
+        return
+    kind = details["type"]
+    rule = _RULES.get(kind) or (str(inner) if inner else details["msg"]).removeprefix("Input ")
+    value: Any = NOTHING if kind == "missing" or inner else details["input"]
+    yield Problem(path, rule.rstrip("."), value, _hint(details, model))
+
+
+def _rest(problem: Problem) -> tuple[str, Any, str]:
+    return problem.rule, problem.value, problem.hint
+
+
+def _hint(details: ErrorDetails, model: type[BaseModel]) -> str:
+    if details["type"] == "extra_forbidden":
+        return _known_setting(details["loc"], model)
+    value = details["input"]
+    if details["type"] == "literal_error" and isinstance(value, str):
+        names = [part.strip(" '") for part in details["ctx"]["expected"].replace(" or ", ",").split(",")]
+        near = suggestion(value, names)
+        return near if near.startswith("Did") else ""
+    return ""
+
+
+def _known_setting(loc: Sequence[str | int], model: type[BaseModel]) -> str:
+    *parents, key = map(str, loc)
+    everywhere = list(leaves(model))
+    here = model
+    for parent in parents:
+        here = sections(here)[parent]
+    same = [path for path in everywhere if path.rpartition(".")[2] == key.lower()]
+    near = difflib.get_close_matches(key.lower(), here.model_fields, n=1)
+    if same and not near:
+        return f"Did you mean {same[0]!r}?"
+    return suggestion(key, here.model_fields)
