@@ -1,0 +1,138 @@
+import hmac
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from varangian.server.roster import IdentityError, Roster, Stranger
+
+SECRET = b"sixteen bytes ok"
+FIRST, SECOND = "0" * 32, "f" * 32
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def roster(clock):
+    return Roster(["w01", "w00"], SECRET, silence=10.0, clock=clock)
+
+
+def metadata(roster, name="w00", session=FIRST, **changes):
+    values = {"worker": name, "token": roster.token(name), "session": session} | changes
+    return [("user-agent", "x"), *((f"varangian-{key}", value) for key, value in values.items())]
+
+
+def refused(call, *args):
+    with pytest.raises(IdentityError) as caught:
+        call(*args)
+    assert str(caught.value).startswith(caught.value.code.value)
+    return caught.value.code
+
+
+def test_a_token_is_an_hmac_of_the_name(roster):
+    expected = hmac.new(SECRET, b"varangian worker token\nw00", "sha256").hexdigest()
+    assert roster.token("w00") == expected
+    assert roster.token("w01") != expected
+
+
+def test_a_worker_that_joined_is_known_by_its_name(roster):
+    assert roster.claim(metadata(roster)) == "w00"
+    assert roster.identify(metadata(roster)) == "w00"
+    assert roster.joined == {"w00"}
+
+
+def test_a_worker_that_has_not_joined_is_refused(roster):
+    assert refused(roster.identify, metadata(roster)) is Stranger.NOT_JOINED
+
+
+def test_the_token_of_another_worker_is_refused(roster):
+    stolen = metadata(roster, "w00", token=roster.token("w01"))
+    assert refused(roster.claim, stolen) is Stranger.BAD_TOKEN
+    assert roster.joined == frozenset()
+
+
+def test_a_name_that_the_run_does_not_have_is_refused(roster):
+    assert refused(roster.claim, metadata(roster, worker="w02")) is Stranger.UNKNOWN_WORKER
+
+
+@pytest.mark.parametrize("missing", ["worker", "token", "session"])
+def test_missing_metadata_is_refused(roster, missing):
+    rest = [pair for pair in metadata(roster) if pair[0] != f"varangian-{missing}"]
+    assert refused(roster.claim, rest) is Stranger.UNIDENTIFIED
+
+
+@pytest.mark.parametrize("extra", [("varangian-worker", "w01"), ("varangian-token", b"\x00")])
+def test_repeated_metadata_is_refused(roster, extra):
+    assert refused(roster.claim, [*metadata(roster), extra]) is Stranger.UNIDENTIFIED
+
+
+@pytest.mark.parametrize("session", ["", "0" * 31, "0" * 33, "G" * 32, "0" * 32 + "\n"])
+def test_a_session_is_32_hexadecimal_digits(roster, session):
+    assert refused(roster.claim, metadata(roster, session=session)) is Stranger.UNIDENTIFIED
+
+
+def test_a_second_process_waits_until_the_first_is_silent(roster, clock):
+    roster.claim(metadata(roster))
+    clock.now += 9
+    roster.identify(metadata(roster))
+    clock.now += 10
+    assert refused(roster.claim, metadata(roster, session=SECOND)) is Stranger.SESSION_TAKEN
+    roster.identify(metadata(roster))
+    clock.now += 10.5
+    roster.claim(metadata(roster, session=SECOND))
+    assert roster.identify(metadata(roster, session=SECOND)) == "w00"
+    assert refused(roster.identify, metadata(roster)) is Stranger.SESSION_TAKEN
+
+
+def test_joining_again_in_the_same_session_changes_nothing(roster):
+    roster.claim(metadata(roster))
+    assert roster.claim(metadata(roster)) == "w00"
+
+
+def test_a_refused_call_does_not_keep_a_session_alive(roster, clock):
+    roster.claim(metadata(roster))
+    clock.now += 8
+    refused(roster.identify, metadata(roster, token="0" * 64))
+    clock.now += 8
+    assert roster.claim(metadata(roster, session=SECOND)) == "w00"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["varangian-worker", "varangian-token", "varangian-session", "x"]),
+            st.text(max_size=80) | st.binary(max_size=80),
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_a_stranger_sends_it_stays_a_stranger(pairs):
+    roster = Roster(["w00"], SECRET)
+    refused(roster.claim, pairs)
+    assert roster.joined == frozenset()
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a b", "a\n", "../x", "a" * 64, "\x1b[31m"])
+def test_names_that_could_harm_a_log_or_a_path_are_refused(name):
+    with pytest.raises(ValueError, match="The name of a worker should be"):
+        Roster([name], SECRET)
+
+
+def test_names_are_unique():
+    with pytest.raises(ValueError, match="unique"):
+        Roster(["a", "a"], SECRET)
+
+
+def test_a_short_secret_is_refused():
+    with pytest.raises(ValueError, match=r"at least 16 bytes\. Found 5"):
+        Roster(["a"], b"short")
