@@ -1,0 +1,83 @@
+# `make demo` and `make test` are all a fresh machine needs: each builds .venv and installs into it.
+#   PYTHON=python3.12 make test    another interpreter
+#   VENV=/elsewhere make test      another place
+PYTHON ?= python3
+VENV ?= .venv
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check
+install := $(pip) install --quiet -c constraints.txt
+demo_ready := $(VENV)/.demo-ready
+dev_ready := $(VENV)/.dev-ready
+
+.PHONY: help demo test dev lint format types contracts check proto proto-check build wheelhouse compose-demo clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+demo: $(demo_ready) ## 15 workers, 3 Byzantine: four aggregators against two attacks over real gRPC
+	$(bin)/varangian demo
+
+test: $(dev_ready) ## the whole test suite
+	$(bin)/pytest
+
+dev: $(dev_ready) ## .venv with every extra and the tools for development
+
+lint: $(dev_ready) ## ruff
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+
+format: $(dev_ready) ## ruff, mending what it can
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+
+types: $(dev_ready) ## mypy and pyright, both strict
+	$(bin)/mypy
+	$(bin)/pyright
+
+contracts: $(dev_ready) ## the import contracts
+	$(bin)/lint-imports
+
+check: lint types contracts proto-check test ## everything a change must pass
+
+proto: $(dev_ready) ## regenerate protos/ps_pb2*
+	$(bin)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src --grpc_python_out=src \
+	  varangian/protos/ps.proto
+
+proto-check: proto ## the committed generated code is what the generator makes
+	git diff --exit-code --stat -- protos
+
+build: $(dev_ready) ## sdist and wheel in dist/
+	rm -rf dist build
+	$(bin)/python -m build --quiet
+
+wheelhouse: $(VENV)/bin/python ## wheels for building the image without an index
+	$(pip) wheel --quiet -c constraints.txt --wheel-dir wheelhouse . setuptools pip
+	rm -f wheelhouse/varangian-*.whl
+
+compose-demo: ## the cluster in containers: flag holds, the mean does not
+	.ci/compose
+
+clean: ## everything that can be made again
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf .import_linter_cache
+	find wheelhouse -name '*.whl' -delete
+
+# One pip for all: `--group` needs 25.1 or newer.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	            "Name another one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(install) pip
+
+$(demo_ready): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(install) -e ".[report]"
+	touch $@
+
+$(dev_ready): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(install) -e ".[all]" --group dev
+	touch $@
