@@ -1,0 +1,224 @@
+"""The vocabulary of a run: what was agreed on, what can happen, what follows, and what is remembered.
+
+`round` says how these fit together. All of it is plain data: no clock, no tensor, no wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Literal, TypeAlias
+
+Worker: TypeAlias = str
+Seconds: TypeAlias = float
+
+
+@dataclass(frozen=True)
+class RoundPolicy:
+    """What a run agreed on before its first round."""
+
+    workers: tuple[Worker, ...]
+    rounds: int
+    quorum: int
+    """How many workers must have answered for a round to close at its deadline."""
+    deadline: Seconds
+    """How long a round stays open for those who are late."""
+    shortfall: Literal["wait", "skip", "fail"]
+    """What to do at the deadline when the quorum is not met."""
+    f: int
+    """How many workers may be Byzantine."""
+    max_skips: int = 10
+    """After so many rounds in a row without an update the run is over: nothing loops for ever."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "workers", tuple(sorted(self.workers)))
+        n = len(self.workers)
+        if n == 0 or len(set(self.workers)) < n:
+            raise ValueError(f"`workers` should be different names, at least one. Found {self.workers}.")
+        if not 1 <= self.quorum <= n:
+            raise ValueError(f"`quorum` should be between 1 and n = {n}. Found {self.quorum}.")
+        if not 0 <= self.f < n:
+            raise ValueError(f"`f` should be between 0 and n - 1 = {n - 1}. Found {self.f}.")
+        if min(self.rounds, self.max_skips) < 1:
+            found = f"{self.rounds} and {self.max_skips}"
+            raise ValueError(f"`rounds` and `max_skips` should be at least 1. Found {found}.")
+        if not self.deadline > 0:
+            raise ValueError(f"`deadline` should be a positive number of seconds. Found {self.deadline}.")
+
+
+class Refusal(Enum):
+    """Why an event was refused. The name is the stable code, the value the sentence sent back."""
+
+    UNKNOWN_WORKER = "This name is not one of the workers of the run."
+    FUTURE = "This round has not opened yet; pull the current one."
+    STALE = "This round is over; pull the current one."
+    DUPLICATE = "This very push was counted already; there is nothing to do."
+    EQUIVOCATION = "Another vector was pushed for this round before; now neither counts."
+    FAULTY = "This worker was proven faulty in this round; pull the next one."
+    BUSY = "An upload of this worker is still open; finish it or give it up first."
+    UNOFFERED = "No upload of this worker for this round and digest is open; offer it first."
+    NOT_CLOSED = "This round is still open, so nothing of it can be committed or skipped."
+    FINISHED = "The run is finished."
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An upload begins."""
+
+    worker: Worker
+    round: int
+    digest: bytes
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Push:
+    """The upload is complete, and its vector is sound."""
+
+    worker: Worker
+    round: int
+    digest: bytes
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The worker sent what no honest worker sends."""
+
+    worker: Worker
+    round: int
+    reason: str
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Gone:
+    """The upload of this round is over without a push; nobody writes to its memory any more."""
+
+    worker: Worker
+    round: int
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed; due at `wake_at`."""
+
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The closed round has become an update."""
+
+    round: int
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """The closed round could not become an update."""
+
+    round: int
+    reason: str
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Whoever runs the server ends the run."""
+
+    reason: str
+    at: Seconds
+
+
+Event: TypeAlias = Offer | Push | Fault | Gone | Tick | Committed | Skipped | Stop
+
+
+@dataclass(frozen=True)
+class Accept:
+    """The offer may upload, or the push counts."""
+
+    worker: Worker
+    round: int
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """The push counts already; tell the worker that all is well."""
+
+    worker: Worker
+    round: int
+
+
+@dataclass(frozen=True)
+class Reject:
+    refusal: Refusal
+    round: int
+    """The current round, for whoever asked about another."""
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """Who answered a round that is no longer open, and why it ended. Names are sorted."""
+
+    round: int
+    workers: tuple[Worker, ...]
+    """Whose push counts."""
+    faults: Mapping[Worker, str]
+    """Who proved faulty, and by what."""
+    missing: tuple[Worker, ...]
+    waited: Seconds
+    """How long the round was open."""
+    because: str
+
+
+@dataclass(frozen=True)
+class Close(RollCall):
+    """Aggregate these pushes, then report `Committed` or `Skipped`."""
+
+
+@dataclass(frozen=True)
+class Skip(RollCall):
+    """This round has no update."""
+
+
+@dataclass(frozen=True)
+class Open:
+    round: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    reason: str
+
+
+Effect: TypeAlias = Accept | Duplicate | Reject | Close | Skip | Open | Finish
+
+
+class Phase(Enum):
+    OPEN = auto()
+    CLOSED = auto()
+    FINISHED = auto()
+
+
+@dataclass(frozen=True)
+class RoundState:
+    """All that the machine remembers."""
+
+    round: int = 0
+    phase: Phase = Phase.OPEN
+    opened_at: Seconds | None = None
+    """None until the first worker of round 0 shows up."""
+    closed_at: Seconds | None = None
+    overdue: bool = False
+    """Whether the deadline has passed and the policy is to wait."""
+    skips: int = 0
+    """Rounds in a row, up to this one, that had no update."""
+    reason: str = ""
+    """Why the run is finished."""
+    uploads: Mapping[Worker, tuple[int, bytes]] = field(default_factory=dict[Worker, tuple[int, bytes]])
+    """Open uploads, also those of rounds that are over: (round, digest)."""
+    pushed: Mapping[Worker, bytes] = field(default_factory=dict[Worker, bytes])
+    faults: Mapping[Worker, str] = field(default_factory=dict[Worker, str])

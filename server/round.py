@@ -1,0 +1,294 @@
+"""Who may push, for which round, until when: the protocol of a run, without any I/O.
+
+Rule 1: everything that decides about a round lives in this file.
+Rule 2: this file knows no clock, no tensor, no thread and no wire. Time comes in with each event (`at`,
+        seconds of one monotonic clock), and `wake_at` says when the next `Tick` is due.
+Rule 3: an event that is refused changes nothing. (A second, different push is refused and is at the same
+        time a proof; the proof is what changes the state.)
+Rule 4: every decision carries the sentence that explains it.
+
+Theory of operation. A run is a sequence of rounds, and a round has two phases:
+
+    OPEN    --Close-->  CLOSED (somebody aggregates)  --Committed or Skipped-->  the next round, or the end
+    OPEN    --Skip-->   the next round, or the end
+
+A worker answers a round in one of two ways. Either it pushes: `Offer` when its upload begins, `Push` when
+the whole vector has arrived and is sound. Or it proves itself faulty: `Fault` for something that no honest
+worker sends, or an offer with another digest after its push was counted (equivocation), which withdraws
+that push. A worker that does neither is missing: silence proves nothing, so it never spends one of the f.
+
+A round closes when every worker has answered, or at its deadline when the quorum has. A quorum counts
+pushes and proven faults alike, because a rule that holds for q rows of which f are Byzantine also holds
+for q - 1 of which f - 1 are. Below the quorum the policy decides: wait until it is met, skip the round, or
+fail. With more than f faults waiting cannot help, so `wait` skips as well.
+
+An upload outlives its round: it is open until `Push` or `Gone`, and its worker is BUSY until then. So
+nobody writes to the memory of a round that is being aggregated, and a stalled upload delays its owner only.
+
+The clock of round 0 starts with the first worker that shows up, since workers may be started long after
+the server; the clock of every other round starts when it opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from enum import Enum, auto
+from typing import NamedTuple, TypeAlias, TypeVar
+
+from varangian.server.events import (
+    Accept,
+    Close,
+    Committed,
+    Duplicate,
+    Effect,
+    Event,
+    Fault,
+    Finish,
+    Gone,
+    Offer,
+    Open,
+    Phase,
+    Push,
+    Refusal,
+    Reject,
+    RollCall,
+    RoundPolicy,
+    RoundState,
+    Seconds,
+    Skip,
+    Skipped,
+    Stop,
+    Tick,
+    Worker,
+)
+
+__all__ = ["Refusal", "RoundMachine", "RoundPolicy"]
+
+V = TypeVar("V")
+R = TypeVar("R", bound=RollCall)
+Moved: TypeAlias = tuple[RoundState, tuple[Effect, ...]]
+
+
+class Verdict(Enum):
+    WAIT = auto()
+    CLOSE = auto()
+    SHORT = auto()
+
+
+class Decision(NamedTuple):
+    verdict: Verdict
+    because: str
+
+
+class RoundMachine:
+    """The protocol of one run. `handle` is the only way to change it."""
+
+    def __init__(self, policy: RoundPolicy) -> None:
+        self.policy = policy
+        self.state = RoundState()
+
+    def handle(self, event: Event) -> tuple[Effect, ...]:
+        """Move, and say what follows. The answer to a worker comes first."""
+        self.state, effects = moved(self.policy, self.state, event)
+        return effects
+
+    @property
+    def wake_at(self) -> Seconds | None:
+        """When the next `Tick` is due; None when nothing depends on time."""
+        if self.state.phase is not Phase.OPEN or self.state.overdue or self.state.opened_at is None:
+            return None
+        return self.state.opened_at + self.policy.deadline
+
+    def decision(self, at: Seconds) -> Decision:
+        """What the open round is waiting for, as a sentence."""
+        return decided(self.policy, self.state, at)
+
+
+def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
+    """The whole protocol: a pure function of state and event."""
+    refusal = refused(policy, state, event)
+    if refusal is Refusal.EQUIVOCATION and isinstance(event, Offer):
+        return _equivocated(policy, state, event)
+    if refusal is Refusal.DUPLICATE and isinstance(event, Offer):
+        return state, (Duplicate(event.worker, event.round),)
+    if refusal is not None:
+        return state, (Reject(refusal, state.round),)
+    match event:
+        case Offer(worker, round, digest):
+            uploads = {**state.uploads, worker: (round, digest)}
+            return replace(_started(state, event.at), uploads=uploads), (Accept(worker, round),)
+        case Push():
+            return _pushed(policy, state, event)
+        case Fault(worker, _, reason):
+            return _settled(policy, _faulted(_started(state, event.at), worker, reason), event.at)
+        case Gone(worker):
+            return replace(state, uploads=_without(state.uploads, worker)), ()
+        case Tick():
+            return _settled(policy, state, event.at)
+        case Committed():
+            return _opened(policy, replace(state, skips=0), event.at)
+        case Skipped():
+            return _skipped(policy, state, event.at, event.reason)
+        case Stop(reason):
+            return _finished(state, reason)
+
+
+def refused(policy: RoundPolicy, state: RoundState, event: Event) -> Refusal | None:
+    """Why this is not the moment for an event, or not the one to bring it; None when it is."""
+    match event:
+        case Tick():
+            return None
+        case Gone(worker, round):
+            upload = state.uploads.get(worker)
+            return None if upload is not None and upload[0] == round else Refusal.UNOFFERED
+        case _ if state.phase is Phase.FINISHED:
+            return Refusal.FINISHED
+        case Stop():
+            return None
+        case Committed() | Skipped():
+            return _misdated(state, event.round, Phase.CLOSED)
+        case Offer() | Push() | Fault():
+            return _refused_worker(policy, state, event)
+
+
+def _refused_worker(policy: RoundPolicy, state: RoundState, event: Offer | Push | Fault) -> Refusal | None:
+    if event.worker not in policy.workers:
+        return Refusal.UNKNOWN_WORKER
+    counted = state.pushed.get(event.worker) if event.round == state.round else None
+    if isinstance(event, Offer) and counted == event.digest:
+        return Refusal.DUPLICATE
+    if misdated := _misdated(state, event.round, Phase.OPEN):
+        return misdated
+    if event.worker in state.faults:
+        return Refusal.FAULTY
+    upload = state.uploads.get(event.worker)
+    match event:
+        case Offer() if upload is not None:
+            return Refusal.BUSY
+        case Offer() if counted is not None:
+            return Refusal.EQUIVOCATION
+        case Push() if upload != (event.round, event.digest):
+            return Refusal.UNOFFERED
+        case _:
+            return None
+
+
+def _misdated(state: RoundState, round: int, phase: Phase) -> Refusal | None:
+    if round > state.round:
+        return Refusal.FUTURE
+    if round < state.round:
+        return Refusal.STALE
+    if state.phase is phase:
+        return None
+    return Refusal.STALE if phase is Phase.OPEN else Refusal.NOT_CLOSED
+
+
+def decided(policy: RoundPolicy, state: RoundState, at: Seconds) -> Decision:
+    """Whether the open round can close, and the sentence why or why not."""
+    n, pushes, faults = len(policy.workers), len(state.pushed), len(state.faults)
+    answered = pushes + faults
+    tally = f"round {state.round}: {answered} of {n} workers answered ({pushes} pushed, {faults} faulty)"
+    if faults > policy.f:
+        guilty = f"round {state.round}: {faults} proven faulty ({_listed(sorted(state.faults))})"
+        return Decision(Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}")
+    if answered == n:
+        return Decision(Verdict.CLOSE, f"{tally}; nobody is missing")
+    if state.opened_at is None or at < state.opened_at + policy.deadline:
+        return Decision(Verdict.WAIT, f"{tally}; the deadline is still to come")
+    tally += f", missing {_listed(_missing(policy, state))}; the deadline of {policy.deadline:g} s is over"
+    if answered >= policy.quorum:
+        return Decision(Verdict.CLOSE, f"{tally} and the quorum of {policy.quorum} is met")
+    return Decision(Verdict.SHORT, f"{tally} and the quorum of {policy.quorum} is not met")
+
+
+def _settled(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
+    """Close the round, or give it up, if it is time to."""
+    if state.phase is not Phase.OPEN:
+        return state, ()
+    verdict, because = decided(policy, state, at)
+    if verdict is Verdict.CLOSE:
+        closed = replace(state, phase=Phase.CLOSED, closed_at=at, overdue=False)
+        return closed, (_ended(Close, policy, closed, at, because),)
+    if verdict is Verdict.WAIT:
+        return state, ()
+    # More faults than f: no push that is still to come can mend this round.
+    if policy.shortfall == "wait" and len(state.faults) <= policy.f:
+        return replace(state, overdue=True), ()
+    return _skipped(policy, state, at, because)
+
+
+def _skipped(policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> Moved:
+    skip = _ended(Skip, policy, state, at, because)
+    state = replace(state, skips=state.skips + 1)
+    if policy.shortfall == "fail":
+        state, effects = _finished(state, because)
+    elif state.skips == policy.max_skips:
+        reason = f"{state.skips} rounds in a row had no update; the last one was {because}"
+        state, effects = _finished(state, reason)
+    else:
+        state, effects = _opened(policy, state, at)
+    return state, (skip, *effects)
+
+
+def _opened(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
+    round = state.round + 1
+    following = RoundState(round, opened_at=at, skips=state.skips, uploads=state.uploads)
+    if round == policy.rounds:
+        return _finished(following, f"all {policy.rounds} rounds are done")
+    return following, (Open(round),)
+
+
+def _finished(state: RoundState, reason: str) -> Moved:
+    return replace(state, phase=Phase.FINISHED, reason=reason), (Finish(reason),)
+
+
+def _started(state: RoundState, at: Seconds) -> RoundState:
+    return state if state.opened_at is not None else replace(state, opened_at=at)
+
+
+def _pushed(policy: RoundPolicy, state: RoundState, push: Push) -> Moved:
+    counted = replace(
+        state,
+        uploads=_without(state.uploads, push.worker),
+        pushed={**state.pushed, push.worker: push.digest},
+    )
+    settled, effects = _settled(policy, counted, push.at)
+    return settled, (Accept(push.worker, push.round), *effects)
+
+
+def _equivocated(policy: RoundPolicy, state: RoundState, offer: Offer) -> Moved:
+    guilty = _faulted(state, offer.worker, "pushed two different vectors")
+    settled, effects = _settled(policy, guilty, offer.at)
+    return settled, (Reject(Refusal.EQUIVOCATION, state.round), *effects)
+
+
+def _faulted(state: RoundState, worker: Worker, reason: str) -> RoundState:
+    pushed = _without(state.pushed, worker)
+    return replace(state, pushed=pushed, faults={**state.faults, worker: reason})
+
+
+def _ended(kind: type[R], policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> R:
+    ended_at = at if state.closed_at is None else state.closed_at
+    return kind(
+        round=state.round,
+        workers=tuple(sorted(state.pushed)),
+        faults={worker: state.faults[worker] for worker in sorted(state.faults)},
+        missing=_missing(policy, state),
+        waited=0.0 if state.opened_at is None else ended_at - state.opened_at,
+        because=because,
+    )
+
+
+def _missing(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
+    return tuple(w for w in policy.workers if w not in state.pushed and w not in state.faults)
+
+
+def _without(mapping: Mapping[Worker, V], worker: Worker) -> dict[Worker, V]:
+    return {key: value for key, value in mapping.items() if key != worker}
+
+
+def _listed(workers: Sequence[Worker], most: int = 5) -> str:
+    """The first few names; a sentence must stay readable with a thousand workers."""
+    more = f" and {len(workers) - most} more" if len(workers) > most else ""
+    return ", ".join(workers[:most]) + more
