@@ -1,0 +1,48 @@
+"""Handwritten digits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varangian.worker.data.base import DATASETS, Dataset
+from varangian.worker.data.cache import Rows, cached, split
+from varangian.worker.streams import generator
+
+TEST_SHARE = 0.2
+
+
+@DATASETS.register("digits")
+@dataclass(frozen=True)
+class Digits:
+    """1797 handwritten digits of 8x8 pixels, which come with scikit-learn: nothing to download.
+
+    One fifth of each class is held out, always the same samples. Pixels are scaled from 0..16 to 0..1.
+    """
+
+    def load(self) -> Dataset:
+        x, y = split(cached("digits", version("scikit-learn"), rows), (1, 8, 8))
+        test = held_out(y)
+        return Dataset("digits", 10, x[~test], y[~test], x[test], y[test], scale=(16.0,))
+
+
+def rows() -> Rows:
+    # Imported late and only when nothing is cached: it takes longer than many a run.
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.column_stack([digits.target, digits.data]).astype(np.uint8)
+
+
+def held_out(labels: Tensor) -> Tensor:
+    """A mask that is true for one fifth of each class."""
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator(0, "held out", label))
+        mask[members[order[: round(TEST_SHARE * len(members))]]] = True
+    return mask

@@ -1,0 +1,87 @@
+"""A model as one flat float32 vector, and back.
+
+Only parameters that train are in the vector, in the order of `named_parameters`; a shared one once.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from varangian.protos.layout import Layout
+
+
+class ModelError(ValueError):
+    """A model that cannot be trained by this server, or cannot take this data."""
+
+
+def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """Names and shapes of the parameters.
+
+    Raises:
+        ModelError: when there are none, or one is not float32.
+    """
+    parameters = trainable(module)
+    if not parameters:
+        raise ModelError("The model should have parameters that train. Found none.")
+    for name, p in parameters:
+        if p.dtype != torch.float32:
+            raise ModelError(f"Every parameter of the model should be float32. Found {name!r}: {p.dtype}.")
+    return Layout(tuple((name, tuple(p.shape)) for name, p in parameters))
+
+
+def flatten(module: nn.Module) -> Tensor:
+    """A copy of the parameters, (d,) on the CPU."""
+    return joined([p.detach() for _, p in trainable(module)])
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Tensors of any shape as one vector on the CPU."""
+    return torch.cat([part.reshape(-1) for part in parts]).cpu()
+
+
+@torch.no_grad()
+def load(module: nn.Module, flat: Tensor) -> None:
+    """Set the parameters from (d,).
+
+    Copies: parameters that were views into `flat` would be aligned differently from model to model, and
+    vectorised code may then sum in another order.
+    """
+    parameters = [p for _, p in trainable(module)]
+    sizes = [p.numel() for p in parameters]
+    if flat.shape != (sum(sizes),):
+        raise ModelError(f"The model takes a vector of {sum(sizes)} numbers. Found {list(flat.shape)}.")
+    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+        parameter.copy_(part.view_as(parameter))
+
+
+def check_stateless(module: nn.Module, x: Tensor) -> None:
+    """Refuse a model that keeps statistics: only parameters travel, so every worker would have its own.
+
+    Args:
+        module: any model; it is not changed.
+        x: a batch that it can take.
+
+    Raises:
+        ModelError: with the names of the buffers that a forward pass in training mode changes.
+    """
+    trial = copy.deepcopy(module).train()
+    with torch.no_grad():
+        trial(x)
+    after = dict(trial.named_buffers())
+    changed = [name for name, before in module.named_buffers() if not same(before, after[name])]
+    if changed:
+        raise ModelError(
+            f"Training should change nothing but the parameters of the model. Found buffers that change: "
+            f"{', '.join(changed[:4])}. Use GroupNorm, or BatchNorm with track_running_stats=False."
+        )
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)

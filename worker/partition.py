@@ -1,0 +1,135 @@
+"""Who gets which training samples: pure functions of labels, worker count and seed.
+
+Every process computes the whole partition for itself and takes its own share.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varangian.registry import Registry
+from varangian.worker.streams import generator, stream
+
+
+class PartitionError(ValueError):
+    """A partition that cannot be made of this data."""
+
+
+class Partition(Protocol):
+    """A way to deal samples to workers."""
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        """Ascending indices for each worker: disjoint, together all of them, none empty.
+
+        Raises:
+            PartitionError: when there are too few samples.
+        """
+        ...
+
+
+PARTITIONS: Registry[Partition] = Registry("partition")
+
+
+@PARTITIONS.register("iid")
+@dataclass(frozen=True)
+class Iid:
+    """Shuffled and dealt in equal parts: every worker has the same distribution."""
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        check_enough(labels, workers)
+        order = torch.randperm(len(labels), generator=generator(seed, "partition"))
+        return ascending(order.tensor_split(workers))
+
+
+@PARTITIONS.register("dirichlet")
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each class is dealt in Dirichlet proportions: the smaller alpha, the less alike the workers.
+
+    "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification" (Hsu et
+    al., 2019), but with proportions of workers within a class, not of classes within a worker, so that
+    every sample is used once. A worker that would get nothing takes one sample from the one with most.
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"`alpha` should be a positive number. Found {self.alpha}.")
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        check_enough(labels, workers)
+        owner = torch.empty(len(labels), dtype=torch.int64)
+        for label in labels.unique().tolist():
+            members = (labels == label).nonzero().flatten()
+            order = torch.randperm(len(members), generator=generator(seed, "partition", label))
+            owner[members[order]] = self._owners(len(members), workers, stream(seed, "proportions", label))
+        shards = [(owner == worker).nonzero().flatten() for worker in range(workers)]
+        return ascending(without_empty(shards))
+
+    def _owners(self, count: int, workers: int, seed: int) -> Tensor:
+        """A worker for each of `count` samples, ascending."""
+        proportions = np.random.default_rng(seed).dirichlet(np.full(workers, self.alpha))
+        ends = np.rint(np.cumsum(proportions) * count).astype(np.int64)
+        return torch.from_numpy(np.searchsorted(ends[:-1], np.arange(count), side="right"))
+
+
+@PARTITIONS.register("shards")
+@dataclass(frozen=True)
+class Shards:
+    """Sorted by class, cut into equal shards, and each worker gets a few: most see few classes.
+
+    "Communication-Efficient Learning of Deep Networks from Decentralized Data" (McMahan et al., 2017).
+    """
+
+    per_worker: int = 2
+
+    def __post_init__(self) -> None:
+        if self.per_worker < 1:
+            raise ValueError(f"`per_worker` should be at least 1. Found {self.per_worker}.")
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        count = workers * self.per_worker
+        check_enough(labels, count)
+        shards = labels.argsort(stable=True).tensor_split(count)
+        dealt = torch.randperm(count, generator=generator(seed, "partition")).view(workers, -1).tolist()
+        return ascending([torch.cat([shards[i] for i in hand]) for hand in dealt])
+
+
+def batch_indices(shard: Tensor, batch_size: int, seed: int, worker: str, round: int) -> Tensor:
+    """The samples of a worker's batch in a round.
+
+    Each epoch is a new permutation of the shard, cut into full batches; what is left over at its end is not
+    used in that epoch. A batch is never larger than the shard.
+    """
+    size = min(batch_size, len(shard))
+    epoch, batch = divmod(round, len(shard) // size)
+    order = torch.randperm(len(shard), generator=generator(seed, "batch", worker, epoch))
+    return shard[order[batch * size : (batch + 1) * size]]
+
+
+def ascending(shards: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
+    return [shard.sort().values for shard in shards]
+
+
+def without_empty(shards: list[Tensor]) -> list[Tensor]:
+    """Move single samples from the largest shards until none is empty."""
+    shards = [*shards]
+    for worker, shard in enumerate(shards):
+        if len(shard) == 0:
+            largest = max(range(len(shards)), key=lambda other: len(shards[other]))
+            shards[worker], shards[largest] = shards[largest][:1], shards[largest][1:]
+    return shards
+
+
+def check_enough(labels: Tensor, parts: int) -> None:
+    if len(labels) < parts:
+        raise PartitionError(
+            f"There should be at least {parts} training samples, one for each part. Found {len(labels)}."
+        )
