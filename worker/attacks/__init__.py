@@ -1,0 +1,58 @@
+"""What Byzantine workers do instead: one attack in each file, a frozen dataclass with its settings.
+
+>>> from varangian.worker.attacks import ATTACKS
+>>> ATTACKS.build({"alie": {"z": 1.5}}, "byzantine.attack")
+Alie(z=1.5)
+
+A `GradientAttack` changes the vector that is sent, a `DataAttack` the batch that it is computed from. What
+an attacker sees is explicit (`Knowledge`): nothing here ever asks the server for more.
+"""
+
+from varangian.worker.attacks.alie import Alie, z_max
+from varangian.worker.attacks.base import (
+    ATTACKS,
+    SIGHTS,
+    Attack,
+    Conditional,
+    DataAttack,
+    GradientAttack,
+    Knowledge,
+    Sight,
+    corrupted,
+    refusal,
+)
+from varangian.worker.attacks.coordinate_drop import CoordinateDrop
+from varangian.worker.attacks.extreme_scale import ExtremeScale
+from varangian.worker.attacks.gaussian import Gaussian
+from varangian.worker.attacks.ipm import Ipm
+from varangian.worker.attacks.label_flip import LabelFlip
+from varangian.worker.attacks.mimic import Mimic
+from varangian.worker.attacks.non_finite import NonFinite
+from varangian.worker.attacks.sign_flip import SignFlip
+from varangian.worker.attacks.subnormal import Subnormal
+from varangian.worker.attacks.uniform import Uniform
+
+__all__ = [
+    "ATTACKS",
+    "SIGHTS",
+    "Alie",
+    "Attack",
+    "Conditional",
+    "CoordinateDrop",
+    "DataAttack",
+    "ExtremeScale",
+    "Gaussian",
+    "GradientAttack",
+    "Ipm",
+    "Knowledge",
+    "LabelFlip",
+    "Mimic",
+    "NonFinite",
+    "Sight",
+    "SignFlip",
+    "Subnormal",
+    "Uniform",
+    "corrupted",
+    "refusal",
+    "z_max",
+]

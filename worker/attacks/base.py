@@ -1,0 +1,117 @@
+"""What an attack is: a function from the honest vector and what the adversary knows.
+
+n  workers     f  of them attack, together     d  parameters     k  vectors the adversary sees
+
+An attack is pure. Its randomness comes from the generator in its knowledge, one for each attacker and
+round, so f attackers can send f different vectors and a replay sends the same ones again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from varangian.registry import Registry
+
+P = ParamSpec("P")
+
+Sight: TypeAlias = Literal["own", "colluders", "all"]
+"""Whose honest vectors an adversary sees: its own, those of the attackers, or those of all the others."""
+SIGHTS: tuple[Sight, ...] = ("own", "colluders", "all")
+"""From the least to the most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """What one attacker knows in one round."""
+
+    honest: Tensor
+    """(k, d), rows by worker name. own: its own honest vector. colluders: what the f attackers would send
+    if they were honest. all: what the n - f honest workers do send."""
+    n: int
+    f: int
+    """How many attack; the server may have been told another number."""
+    rank: int
+    """This attacker among the f, from 0."""
+    round: int
+    rng: torch.Generator
+    """Of this attacker in this round, on the CPU."""
+
+
+@runtime_checkable
+class GradientAttack(Protocol):
+    """Sends another vector than the honest one."""
+
+    needs: ClassVar[Sight]
+    """The least that it must see to mean anything."""
+
+    def __call__(self, own: Tensor, knows: Knowledge, /) -> Tensor:
+        """The vector to send, like `own` in shape and dtype; must not write to what it is given."""
+        ...
+
+
+@runtime_checkable
+class DataAttack(Protocol):
+    """Computes honestly on bad data."""
+
+    def poisons(self, x: Tensor, y: Tensor, classes: int, rng: torch.Generator, /) -> tuple[Tensor, Tensor]:
+        """The batch to train on; must not write to what it is given."""
+        ...
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """A gradient attack that does not work for every number of workers."""
+
+    def requires(self, n: int, f: int, seen: int, /) -> str | None:
+        """Why f attackers of n workers who see so many vectors cannot do it; None when they can."""
+        ...
+
+
+Attack: TypeAlias = GradientAttack | DataAttack
+
+ATTACKS: Registry[Attack] = Registry("attack")
+
+
+def corrupted(
+    compute: Callable[P, Tensor],
+    attack: GradientAttack,
+    knows: Callable[Concatenate[Tensor, P], Knowledge],
+) -> Callable[P, Tensor]:
+    """The computation of an attacker: called like the honest one, returns what the attack makes of it.
+
+    Args:
+        compute: the honest computation.
+        attack: what to do with its result.
+        knows: the knowledge at that moment, from the honest result and the arguments of the call.
+    """
+
+    def compute_and_attack(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        own = compute(*args, **kwargs)
+        return attack(own, knows(own, *args, **kwargs))
+
+    return compute_and_attack
+
+
+def refusal(attack: Attack, n: int, f: int, sight: Sight | None = None) -> str | None:
+    """Why f of n workers cannot mount an attack with what they see; None when they can.
+
+    Args:
+        attack: any attack.
+        n: all workers.
+        f: how many attack, at least 1.
+        sight: what they see; None is what the attack needs.
+    """
+    if not isinstance(attack, GradientAttack):
+        return None
+    sight = sight or attack.needs
+    if SIGHTS.index(sight) < SIGHTS.index(attack.needs):
+        return f"it needs to know {attack.needs!r}, and `knows` is {sight!r}"
+    seen = {"own": 1, "colluders": f, "all": n - f}[sight]
+    if seen == 0:
+        return "there is no honest worker to look at"
+    return attack.requires(n, f, seen) if isinstance(attack, Conditional) else None

@@ -1,0 +1,33 @@
+"""Coordinate drop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
+
+
+@ATTACKS.register("coordinate_drop")
+@dataclass(frozen=True)
+class CoordinateDrop:
+    """The honest vector with a random part of its coordinates set to zero, as if packets were lost.
+
+    The "drop" of the Flag Aggregator's experiments, where a tenth is lost. Each coordinate is lost on its
+    own, and others in every round.
+    """
+
+    needs: ClassVar[Sight] = "own"
+    fraction: float = 0.1
+    """The chance of each coordinate to be lost."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"`fraction` should be above 0 and at most 1. Found {self.fraction}.")
+
+    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
+        lost = torch.rand(own.shape, generator=knows.rng) < self.fraction
+        return own.masked_fill(lost.to(own.device), 0)

@@ -1,0 +1,32 @@
+"""Extreme scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
+from varangian.worker.attacks.checks import check_positive
+
+
+@ATTACKS.register("extreme_scale")
+@dataclass(frozen=True)
+class ExtremeScale:
+    """The honest vector times 1e30: finite, but its square is not, so careless distances overflow.
+
+    Coordinates that would overflow stop at the largest finite number.
+    """
+
+    needs: ClassVar[Sight] = "own"
+    scale: float = 1e30
+
+    def __post_init__(self) -> None:
+        check_positive(scale=self.scale)
+
+    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
+        largest = torch.finfo(own.dtype).max
+        # In float64 the product exists, and so does its sign.
+        return (self.scale * own.double()).clamp(-largest, largest).to(own.dtype)

@@ -1,0 +1,31 @@
+"""Inner product manipulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
+from varangian.worker.attacks.checks import check_positive
+
+
+@ATTACKS.register("ipm")
+@dataclass(frozen=True)
+class Ipm:
+    """The mean of the honest vectors, turned round: -epsilon mean.
+
+    "Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation" (Xie et al., 2019). The
+    mean of all n vectors points the wrong way if and only if epsilon > (n - f) / f; a small epsilon hides
+    among the honest vectors instead.
+    """
+
+    needs: ClassVar[Sight] = "all"
+    epsilon: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon=self.epsilon)
+
+    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
+        return -self.epsilon * knows.honest.mean(dim=0)

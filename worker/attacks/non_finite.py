@@ -1,0 +1,23 @@
+"""Non-finite vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
+
+
+@ATTACKS.register("non_finite")
+@dataclass(frozen=True)
+class NonFinite:
+    """NaN or infinity in every coordinate: one such vector owns a server that does not look."""
+
+    needs: ClassVar[Sight] = "own"
+    value: Literal["nan", "inf", "-inf"] = "nan"
+
+    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
+        return torch.full_like(own, float(self.value))

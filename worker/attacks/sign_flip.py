@@ -1,0 +1,31 @@
+"""Sign flip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
+from varangian.worker.attacks.checks import check_positive
+
+
+@ATTACKS.register("sign_flip")
+@dataclass(frozen=True)
+class SignFlip:
+    """The own honest vector, turned round and enlarged: -scale g.
+
+    The scale of 10 is that of the experiments of "Flag Aggregator: Scalable Distributed Training under
+    Failures and Augmented Losses using Convex Optimization" (Almasi et al., 2024). Others turn round the
+    mean of the honest vectors; that is `ipm`.
+    """
+
+    needs: ClassVar[Sight] = "own"
+    scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_positive(scale=self.scale)
+
+    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
+        return -self.scale * own

@@ -1,0 +1,26 @@
+"""Uniform noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
+
+
+@ATTACKS.register("uniform")
+@dataclass(frozen=True)
+class Uniform:
+    """Each coordinate drawn from [0, 1): the "random" attack of the Flag Aggregator's experiments.
+
+    The vectors of different attackers are not orthogonal: they share the mean 1/2, and so a cosine of 3/4.
+    Their length sqrt(d / 3) is usually many times that of a gradient.
+    """
+
+    needs: ClassVar[Sight] = "own"
+
+    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
+        return torch.rand(own.shape, generator=knows.rng, dtype=own.dtype).to(own.device)
