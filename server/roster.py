@@ -99,6 +99,19 @@ class Roster:
         """The names that some process has spoken for."""
         return frozenset(self._claims)
 
+    def presumed(self, metadata: Metadata) -> str:
+        """Who a caller says it is, for the log: believed by nobody, and safe to print."""
+        given = dict(metadata).get(WORKER)
+        return given if isinstance(given, str) and given in self._tokens else "a stranger"
+
+    def authenticate(self, metadata: Metadata) -> str:
+        """The name of a caller that has the token for it, joined or not.
+
+        Raises:
+            IdentityError: when it is nobody.
+        """
+        return self._credentials(metadata)[0]
+
     def identify(self, metadata: Metadata) -> str:
         """The name of a caller that has joined.
 

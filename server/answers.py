@@ -1,0 +1,77 @@
+"""Every way a call can be refused: one status, one stable code, one sentence."""
+
+from __future__ import annotations
+
+from grpc import StatusCode
+
+from varangian.protos.codec import Code, CodecError
+from varangian.server.events import Refusal
+from varangian.server.roster import IdentityError, Stranger
+
+CODE, ROUND = "varangian-code", "varangian-round"
+"""Trailing metadata of a refusal: its code, and the round that the server is in."""
+SENTENCE_LIMIT = 1000
+"""Characters: a status travels in a header, and headers are small."""
+
+CODEC_STATUS = {
+    Code.PROTOCOL: StatusCode.FAILED_PRECONDITION,
+    Code.RUN: StatusCode.FAILED_PRECONDITION,
+    Code.LAYOUT: StatusCode.FAILED_PRECONDITION,
+    Code.DIGEST: StatusCode.DATA_LOSS,
+}
+"""Those that are not INVALID_ARGUMENT."""
+
+REFUSAL_STATUS = {
+    Refusal.UNKNOWN_WORKER: StatusCode.PERMISSION_DENIED,
+    Refusal.FUTURE: StatusCode.OUT_OF_RANGE,
+    Refusal.EQUIVOCATION: StatusCode.ALREADY_EXISTS,
+    # The upload it collides with may be a dead one of the same worker: trying again is right.
+    Refusal.BUSY: StatusCode.UNAVAILABLE,
+}
+"""Those that are not FAILED_PRECONDITION."""
+
+STRANGER_STATUS = {
+    Stranger.UNIDENTIFIED: StatusCode.UNAUTHENTICATED,
+    Stranger.BAD_TOKEN: StatusCode.UNAUTHENTICATED,
+    Stranger.UNKNOWN_WORKER: StatusCode.PERMISSION_DENIED,
+    Stranger.NOT_JOINED: StatusCode.FAILED_PRECONDITION,
+    Stranger.SESSION_TAKEN: StatusCode.ALREADY_EXISTS,
+}
+
+
+class Refused(Exception):
+    """A call that ends with this answer."""
+
+    def __init__(self, status: StatusCode, code: str, sentence: str) -> None:
+        self.status = status
+        self.code = code
+        self.sentence = sentence[:SENTENCE_LIMIT]
+        super().__init__(sentence)
+
+
+def idle(seconds: float) -> Refused:
+    sentence = f"A stream should bring or take a message at least every {seconds:g} s. Nothing came."
+    return Refused(StatusCode.DEADLINE_EXCEEDED, "IDLE", sentence)
+
+
+def too_many_streams(most: int) -> Refused:
+    sentence = f"A worker should have at most {most} streams open. This would be one more."
+    return Refused(StatusCode.RESOURCE_EXHAUSTED, "STREAMS", sentence)
+
+
+def unsound(reason: str) -> Refused:
+    """A vector that arrived whole and proves its sender faulty."""
+    sentence = f"A vector should have only finite numbers. It was refused: {reason}."
+    return Refused(StatusCode.INVALID_ARGUMENT, "UNSOUND", sentence)
+
+
+def of_refusal(refusal: Refusal, round: int) -> Refused:
+    status = REFUSAL_STATUS.get(refusal, StatusCode.FAILED_PRECONDITION)
+    return Refused(status, refusal.name, f"{refusal.value} The server is in round {round}.")
+
+
+def of_error(error: CodecError | IdentityError) -> Refused:
+    if isinstance(error, IdentityError):
+        return Refused(STRANGER_STATUS[error.code], error.code.name, str(error))
+    status = CODEC_STATUS.get(error.code, StatusCode.INVALID_ARGUMENT)
+    return Refused(status, error.code.name, str(error))

@@ -1,0 +1,63 @@
+"""Where the server listens, and on which terms."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import grpc.aio
+
+from varangian.protos import codec
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", codec.MESSAGE_LIMIT),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.max_concurrent_streams", 16),
+    # Identity only: a small compressed message can unpack into a large one.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    # Otherwise a second server shares the port in silence and takes half of the workers.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+
+class ListenError(OSError):
+    """The server cannot listen where it should."""
+
+
+class PortInUse(ListenError):
+    """Another process listens there."""
+
+
+def bind(server: grpc.aio.Server, host: str, port: int) -> str:
+    """Listen, and say where: `host:port`."""
+    authority = f"[{host}]" if ":" in host else host
+    probe(host, port)
+    try:
+        return f"{authority}:{server.add_insecure_port(f'{authority}:{port}')}"
+    except RuntimeError:
+        raise PortInUse(in_use(authority, port)) from None
+
+
+def probe(host: str, port: int) -> None:
+    """Ask the operating system first: gRPC does not say why it could not bind."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(in_use(host, port)) from None
+        what = f"The server should be able to listen on {host}:{port}. The system says: {error.strerror}."
+        raise ListenError(
+            f"{what} Set `server.host` and `server.port` to an address of this machine."
+        ) from None
+
+
+def in_use(host: str, port: int) -> str:
+    todo = "Stop that process, or set `server.port` to another port (0 takes any free one)."
+    return f"The server should have {host}:{port} for itself. Another process listens there. {todo}"

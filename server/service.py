@@ -1,0 +1,268 @@
+"""The round protocol over gRPC: a call becomes a question to the driver, its answer a reply or a status.
+
+Messages reach this file as bytes and are parsed here, so that bytes which are no message end as one more
+refusal with a code, like everything else that a worker can do wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Never, TypeVar
+
+import grpc
+import grpc.aio
+
+from varangian import __version__
+from varangian.protos import codec, ps_pb2
+from varangian.protos.allocator import keep_large_blocks
+from varangian.protos.codec import Assembler, Code, CodecError, Contract
+from varangian.protos.layout import Layout, LayoutError
+from varangian.server import answers, streams
+from varangian.server.answers import Refused
+from varangian.server.broadcast import Broadcast
+from varangian.server.events import Refusal
+from varangian.server.gate import Gate
+from varangian.server.listen import OPTIONS, bind
+from varangian.server.roster import IdentityError, Roster
+from varangian.server.streams import Context, Limits, Requests
+
+if TYPE_CHECKING:
+    from varangian.server.driver import Driver, Slot, Snapshot
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
+AGAIN = ps_pb2.PullReply(again=ps_pb2.Again()).SerializeToString()
+
+
+def answered(
+    handler: Callable[[Service, T, Context], Awaitable[R]],
+) -> Callable[[Service, T, Context], Awaitable[R]]:
+    """Turn every refusal in a handler into a status with a code and a sentence."""
+
+    @functools.wraps(handler)
+    async def answer(self: Service, request: T, context: Context) -> R:
+        try:
+            return await handler(self, request, context)
+        except (CodecError, IdentityError) as error:
+            refused = answers.of_error(error)
+        except Refused as error:
+            refused = error
+        return await self.refuse(context, refused)
+
+    return answer
+
+
+class Service:
+    """The four calls of one run."""
+
+    def __init__(self, driver: Driver, roster: Roster, contract: Contract, limits: Limits) -> None:
+        self._driver = driver
+        self._roster = roster
+        self._contract = contract
+        self._limits = limits
+        self._gate = Gate(limits.receiving, limits.turn)
+        self._quota = streams.Quota(limits.streams)
+        self._broadcast: Broadcast | None = None
+        self._told = set[str]()
+        self._heard = asyncio.Event()
+        self._logged = set[tuple[str, str]]()
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The calls by name, on bytes: parsing is ours."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Join": grpc.unary_unary_rpc_method_handler(self.join),
+                "Pull": grpc.unary_stream_rpc_method_handler(self.pull),
+                "Push": grpc.stream_unary_rpc_method_handler(self.push),
+                "Status": grpc.unary_unary_rpc_method_handler(self.status),
+            },
+        )
+
+    @answered
+    async def join(self, data: bytes, context: Context) -> bytes:
+        request = codec.decode(ps_pb2.JoinRequest, data, codec.JOIN_LIMIT)
+        codec.check_protocol(request.protocol)
+        metadata = tuple(context.invocation_metadata() or ())
+        worker = self._roster.authenticate(metadata)
+        self._check_layout(request.layout)
+        self._roster.claim(metadata)
+        log.info("%s joined with %.80r", worker, request.software)
+        return ps_pb2.JoinReply(
+            protocol=codec.PROTOCOL,
+            run_id=self._contract.run_id,
+            round=self._driver.status().round,
+            chunk_bytes=codec.CHUNK_BYTES,
+            message_limit=codec.MESSAGE_LIMIT,
+        ).SerializeToString()
+
+    @answered
+    async def pull(self, data: bytes, context: Context) -> None:
+        worker = self._identify(context)
+        request = codec.decode(ps_pb2.PullRequest, data, codec.MANIFEST_LIMIT)
+        codec.check_run(self._contract.run_id, request.run_id)
+        with self._quota.stream(worker):
+            snapshot = await self._driver.snapshot(request.after, self._limits.patience)
+            if snapshot is None:
+                await self._write(context, AGAIN)
+            elif snapshot.finished:
+                reply = ps_pb2.PullReply(finished=ps_pb2.Finished(reason=snapshot.reason))
+                await self._write(context, reply.SerializeToString())
+                self._told.add(worker)
+                self._heard.set()
+            else:
+                await self._send(context, self._shared(snapshot))
+
+    @answered
+    async def push(self, requests: Requests, context: Context) -> bytes:
+        worker = self._identify(context)
+        with self._quota.stream(worker):
+            manifest = await self._manifest(worker, requests)
+            slot = await self._driver.offer(worker, manifest.round, manifest.content_digest)
+            if slot is Refusal.DUPLICATE:
+                return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
+            if isinstance(slot, Refusal):
+                raise answers.of_refusal(slot, self._driver.status().round)
+            await self._payload(slot, manifest, requests)
+            # Once every byte is here the vector counts, even if its sender goes away.
+            outcome = await asyncio.shield(self._driver.complete(slot))
+        if isinstance(outcome, Refusal):
+            raise answers.of_refusal(outcome, self._driver.status().round)
+        if outcome is not None:
+            raise answers.unsound(outcome)
+        return ps_pb2.PushReply(round=manifest.round).SerializeToString()
+
+    @answered
+    async def status(self, data: bytes, context: Context) -> bytes:
+        codec.decode(ps_pb2.StatusRequest, data, codec.MANIFEST_LIMIT)
+        status = self._driver.status()
+        return ps_pb2.StatusReply(
+            protocol=codec.PROTOCOL,
+            run_id=self._contract.run_id,
+            software=__version__,
+            round=status.round,
+            rounds=status.rounds,
+            finished=status.finished,
+            workers=len(self._roster.names),
+            present=len(self._roster.joined),
+        ).SerializeToString()
+
+    async def refuse(self, context: Context, refused: Refused) -> Never:
+        """End a call with a refusal, and log the first of each kind from each peer."""
+        code, status = refused.code, self._driver.status()
+        worker = self._roster.presumed(tuple(context.invocation_metadata() or ()))
+        level = logging.DEBUG if (worker, code) in self._logged else logging.WARNING
+        self._logged.add((worker, code))
+        log.log(level, "refused %s: %s %r", worker, code, refused.sentence)
+        trailing = ((answers.CODE, code), (answers.ROUND, str(status.round)))
+        await context.abort(refused.status, refused.sentence, trailing)
+
+    async def farewell(self) -> None:
+        """Wait until everyone who joined has heard that the run is finished, but not for ever."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.grace):
+                while not self._roster.joined <= self._told:
+                    self._heard.clear()
+                    await self._heard.wait()
+
+    def _identify(self, context: Context) -> str:
+        return self._roster.identify(context.invocation_metadata() or ())
+
+    def _check_layout(self, text: str) -> None:
+        try:
+            difference = self._contract.layout.difference(Layout.parse(text))
+        except LayoutError as error:
+            raise CodecError(Code.LAYOUT, str(error)) from None
+        if difference is not None:
+            raise CodecError(Code.LAYOUT, difference)
+
+    async def _manifest(self, worker: str, requests: Requests) -> ps_pb2.Manifest:
+        """The first message of a push, once it says what this run expects."""
+        part = await streams.received(requests, codec.MANIFEST_LIMIT, self._limits.idle)
+        if part is None or not part.HasField("manifest"):
+            raise CodecError(Code.MALFORMED, "Found a push that does not begin with a manifest.")
+        try:
+            self._contract.check(part.manifest)
+        except CodecError as error:
+            # It joined with the right layout, so this is no mistake of configuration.
+            if error.code is Code.LAYOUT:
+                await self._driver.fault(worker, part.manifest.round, str(error))
+            raise
+        return part.manifest
+
+    async def _payload(self, slot: Slot, manifest: ps_pb2.Manifest, requests: Requests) -> None:
+        """Fill the slot from the stream, or give it back."""
+        try:
+            assembler = Assembler(slot.buffer, manifest.content_digest)
+            async with self._gate.seat() as seat:
+                while (
+                    part := await streams.received(requests, codec.MESSAGE_LIMIT, self._limits.idle)
+                ) is not None:
+                    if not part.HasField("chunk"):
+                        raise CodecError(Code.MALFORMED, "Found something else where a chunk should be.")
+                    if self._driver.status().round != manifest.round:
+                        raise answers.of_refusal(Refusal.STALE, self._driver.status().round)
+                    assembler.add(part.chunk.offset, part.chunk.data)
+                    await seat.keep()
+            assembler.finish()
+        except BaseException:
+            await self._driver.release(slot)
+            raise
+
+    def _shared(self, snapshot: Snapshot) -> Broadcast:
+        if self._broadcast is None or self._broadcast.round != snapshot.round:
+            self._broadcast = Broadcast(self._contract, snapshot.round, snapshot.payload, snapshot.digest)
+        return self._broadcast
+
+    async def _send(self, context: Context, broadcast: Broadcast) -> None:
+        for message in broadcast:
+            # A vector computed from a round that is over would be refused: better to start again.
+            if self._driver.status().round != broadcast.round:
+                await self._write(context, AGAIN)
+                return
+            await self._write(context, message)
+
+    async def _write(self, context: Context, message: bytes) -> None:
+        await streams.sent(context, message, self._limits.idle)
+
+
+async def serve(
+    driver: Driver,
+    roster: Roster,
+    layout: Layout,
+    *,
+    run_id: str,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    stop: asyncio.Event,
+    limits: Limits = Limits(),
+) -> str:
+    """Serve one run until it is finished or `stop` is set; returns why it ended.
+
+    `ready` is called once with `host:port`, when workers can connect.
+
+    Raises:
+        PortInUse: before anything else has happened.
+    """
+    keep_large_blocks()
+    service = Service(driver, roster, Contract(run_id, layout), limits)
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers((service.handlers(),))
+    try:
+        address = bind(server, host, port)
+        await server.start()
+        ready(address)
+        reason = await driver.run(stop)
+        await service.farewell()
+        return reason
+    finally:
+        await server.stop(min(limits.grace, 1.0))
