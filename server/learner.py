@@ -1,0 +1,157 @@
+"""The model's side of a round: rows in, one step of the optimizer, and who was believed.
+
+d  parameters     n  rows of the round, in the order of their workers' names
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from varangian.aggregators import Aggregate, AggregationError, Aggregator
+from varangian.server.optimizer import Sgd
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one round did to the model."""
+
+    norm: float
+    """Euclidean norm of the aggregate."""
+    weights: dict[str, float] | None
+    """The coefficient of each worker's row in the aggregate; None for a rule without weights."""
+    reference_weight: float
+    """The coefficient of the last aggregate."""
+    dropped: dict[str, str]
+    """Who took no part because of what it sent, and why."""
+    details: dict[str, dict[str, float]]
+    """What else the rule says of each worker, by name of the value."""
+    lr: float
+    seconds: dict[str, float]
+    """By phase: aggregate, step."""
+
+
+class Learner:
+    """The parameters, the rule that aggregates and the optimizer that steps.
+
+    A step depends on the parameters, the optimizer's state, the last aggregate, the seed, the round and the
+    rows by name; not on the order in which rows came.
+    """
+
+    def __init__(
+        self, parameters: Tensor, aggregator: Aggregator, optimizer: Sgd, *, rounds: int, seed: int
+    ) -> None:
+        self._point = nn.Parameter(parameters.detach().to(torch.float32, copy=True).contiguous())
+        self._aggregator = aggregator
+        self._optimizer = optimizer
+        self._sgd = optimizer.build(self._point)
+        self._rounds = rounds
+        self._seed = seed
+        self.reference: Tensor | None = None
+        """The last aggregate (d,), from which the next rows are measured."""
+
+    @property
+    def parameters(self) -> Tensor:
+        """(d,) float32; a view that the next step changes, not to be written to."""
+        return self._point.detach()
+
+    def step(self, round: int, rows: Mapping[str, Tensor], faults: Mapping[str, str]) -> Step:
+        """Aggregate the rows of a round and move the parameters.
+
+        Args:
+            round: for the learning rate and for the randomness of mixings.
+            rows: worker to (d,) float32; not written to, not kept.
+            faults: workers that the caller proved Byzantine in this round, and why. Each spends one of
+                the f of the rule.
+
+        Raises:
+            AggregationError: the guarantee of the rule does not hold for these rows, or the step would
+                leave the finite numbers. Nothing has changed then.
+        """
+        workers = sorted(rows)
+        if not workers:
+            raise AggregationError(f"No push of round {round} is left to aggregate.")
+        start = time.perf_counter()
+        rng = torch.Generator().manual_seed(_derived(self._seed, round))
+        vectors = [rows[worker] for worker in workers]
+        aggregate = self._aggregator(vectors, self.reference, rng, faults=len(faults))
+        norm = self._checked_norm(aggregate)
+        aggregated = time.perf_counter()
+        lr = self._optimizer.rate(round, self._rounds)
+        self._move(aggregate.vector.to(torch.float32), lr)
+        # A rule may hand a row back as it is, and rows are overwritten in the next round.
+        self.reference = aggregate.vector.detach().to(torch.float32, copy=True)
+        seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
+        return _described(aggregate, workers, faults, norm, lr, seconds)
+
+    def payload(self) -> bytes:
+        """The parameters as little-endian float32."""
+        return self.parameters.cpu().numpy().astype("<f4", copy=False).tobytes()
+
+    def digest(self) -> str:
+        """BLAKE2b-128 of `payload`, in hexadecimal."""
+        return hashlib.blake2b(self.payload(), digest_size=16).hexdigest()
+
+    def _checked_norm(self, aggregate: Aggregate) -> float:
+        vector, d = aggregate.vector, self._point.numel()
+        if vector.shape != (d,):
+            found = f"Found shape {tuple(vector.shape)}."
+            raise TypeError(f"{self._aggregator.rule!r} should return a vector of {d} entries. {found}")
+        norm = _norm(vector)
+        if norm is None:
+            raise AggregationError(f"The update of {self._aggregator.rule!r} is not finite.")
+        return norm
+
+    def _move(self, vector: Tensor, lr: float) -> None:
+        before = self.parameters.clone()
+        velocity: Tensor | None = self._sgd.state[self._point].get("momentum_buffer")
+        velocity_before = None if velocity is None else velocity.clone()
+        self._sgd.param_groups[0]["lr"] = lr
+        self._point.grad = vector
+        self._sgd.step()
+        self._point.grad = None
+        if _norm(self.parameters) is None:
+            self.parameters.copy_(before)
+            self._sgd.state[self._point]["momentum_buffer"] = velocity_before
+            raise AggregationError("The step would make the parameters infinite.")
+
+
+def _norm(vector: Tensor) -> float | None:
+    """Euclidean norm; None when an entry is not finite. In float64 no finite float32 vector overflows."""
+    norm = torch.linalg.vector_norm(vector, dtype=torch.float64).item()
+    return norm if norm < float("inf") else None
+
+
+def _derived(seed: int, round: int) -> int:
+    """A seed for one round, unlike that of any other round or seed."""
+    text = f"server/{seed}/{round}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _described(
+    aggregate: Aggregate,
+    workers: Sequence[str],
+    faults: Mapping[str, str],
+    norm: float,
+    lr: float,
+    seconds: dict[str, float],
+) -> Step:
+    weights = None if aggregate.weights is None else _named(workers, aggregate.weights)
+    return Step(
+        norm=norm,
+        weights=weights,
+        reference_weight=aggregate.reference_weight,
+        dropped=dict(faults) | {workers[i]: "not finite" for i in aggregate.dropped},
+        details={name: _named(workers, values) for name, values in aggregate.details.items()},
+        lr=lr,
+        seconds=seconds,
+    )
+
+
+def _named(workers: Sequence[str], values: Tensor) -> dict[str, float]:
+    return dict(zip(workers, values.tolist(), strict=True))

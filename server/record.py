@@ -1,0 +1,116 @@
+"""What a round leaves behind: one line of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+from torch import Tensor
+
+from varangian.server.events import Skip
+from varangian.server.learner import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """All that can be said of one round. A field that does not apply is None."""
+
+    round: int
+    loss: float | None = None
+    """On held-out data after this round; None in rounds without an evaluation."""
+    accuracy: float | None = None
+    """On the same data, from 0 to 1."""
+    weights: dict[str, float] | None = None
+    """How much of each worker is in the update; None when the rule has no weights or there is no update."""
+    reference_weight: float = 0.0
+    """How much of the last update is in this one."""
+    dropped: dict[str, str]
+    """Who took no part because of what it sent, and why."""
+    missing: tuple[str, ...]
+    """Who did not answer in time."""
+    details: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """What else the rule says of each worker, by name of the value."""
+    update_norm: float | None = None
+    lr: float | None = None
+    skipped: str | None = None
+    """Why there is no update; None when there is one."""
+    seconds: dict[str, float]
+    """By phase: wait (for pushes), aggregate, step, evaluate."""
+
+    def json(self) -> str:
+        """One line of standard JSON: ASCII only, control characters escaped, null for NaN and infinity."""
+        return json.dumps(_plain(dataclasses.asdict(self)), allow_nan=False)
+
+
+Observe: TypeAlias = Callable[[RoundRecord], None]
+"""Called once for each round, in order, skipped rounds included. Should return soon."""
+Evaluate: TypeAlias = Callable[[Tensor], tuple[float, float]]
+"""Parameters (d,) to loss and accuracy on held-out data."""
+Evaluation: TypeAlias = tuple[float, float]
+
+
+def is_due(round: int, rounds: int, every: int) -> bool:
+    """Whether held-out data is looked at after this round: every so often, and after the last."""
+    return (round + 1) % every == 0 or round + 1 == rounds
+
+
+def of_step(
+    round: int,
+    step: Step,
+    *,
+    missing: Sequence[str] = (),
+    evaluation: Evaluation | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> RoundRecord:
+    """The record of a round that became an update.
+
+    Args:
+        round: its number.
+        step: what it did to the model.
+        missing: who did not answer in time.
+        evaluation: loss and accuracy after it, if held-out data was looked at.
+        seconds: phases besides those of the step.
+    """
+    loss, accuracy = evaluation or (None, None)
+    return RoundRecord(
+        round=round,
+        loss=loss,
+        accuracy=accuracy,
+        weights=step.weights,
+        reference_weight=step.reference_weight,
+        dropped=step.dropped,
+        missing=tuple(missing),
+        details=step.details,
+        update_norm=step.norm,
+        lr=step.lr,
+        seconds={**(seconds or {}), **step.seconds},
+    )
+
+
+def of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
+    """The record of a round that became nothing."""
+    loss, accuracy = evaluation or (None, None)
+    return RoundRecord(
+        round=skip.round,
+        loss=loss,
+        accuracy=accuracy,
+        dropped=dict(skip.faults),
+        missing=skip.missing,
+        skipped=skip.because,
+        seconds={"wait": skip.waited},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The same value without the floats that JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    return value

@@ -1,0 +1,75 @@
+"""What the driver shows to those around it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from varangian.server.events import Phase, Seconds, Worker
+from varangian.server.round import RoundMachine
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A worker's permission to put one vector into its row."""
+
+    worker: Worker
+    round: int
+    digest: bytes
+    buffer: memoryview
+    """d * 4 writable bytes: little-endian float32. To be filled before `complete`, left alone after it."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The parameters that a round starts from, made once and shared by all who pull."""
+
+    round: int
+    finished: bool
+    reason: str
+    """Why the run is finished, or nothing."""
+    payload: memoryview
+    """Little-endian float32; read-only."""
+    digest: bytes
+    """BLAKE2b-128 of the payload."""
+
+    @classmethod
+    def of(cls, payload: bytes, round: int = 0) -> Snapshot:
+        digest = hashlib.blake2b(payload, digest_size=16).digest()
+        return cls(round, False, "", memoryview(payload), digest)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands."""
+
+    round: int
+    rounds: int
+    finished: bool
+    sentence: str
+    """What the open round waits for, or why the run is finished."""
+    present: tuple[Worker, ...]
+    """Who has answered in this round or is uploading. The next three are parts of all workers, too."""
+    counted: tuple[Worker, ...]
+    faulty: Mapping[Worker, str]
+    missing: tuple[Worker, ...]
+    """Who has not answered yet."""
+    refusals: Mapping[str, int]
+    """By code, since the start."""
+
+    @classmethod
+    def of(cls, machine: RoundMachine, at: Seconds, refusals: Mapping[str, int]) -> Status:
+        state, workers = machine.state, machine.policy.workers
+        here = state.pushed.keys() | state.faults.keys()
+        return cls(
+            round=state.round,
+            rounds=machine.policy.rounds,
+            finished=state.phase is Phase.FINISHED,
+            sentence=state.reason or machine.decision(at).because,
+            present=tuple(w for w in workers if w in here or w in state.uploads),
+            counted=tuple(w for w in workers if w in state.pushed),
+            faulty=dict(state.faults),
+            missing=tuple(w for w in workers if w not in here),
+            refusals=dict(refusals),
+        )
