@@ -13,7 +13,7 @@ install := $(pip) install --quiet -c constraints.txt
 demo_ready := $(VENV)/.demo-ready
 dev_ready := $(VENV)/.dev-ready
 
-.PHONY: help demo test dev lint format types contracts check proto proto-check build wheelhouse compose-demo clean
+.PHONY: help demo test test-oldest dev lint format types contracts check proto proto-check build wheelhouse compose-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -23,6 +23,12 @@ demo: $(demo_ready) ## 15 workers, 3 Byzantine: four aggregators against two att
 
 test: $(dev_ready) ## the whole test suite
 	$(bin)/pytest
+
+test-oldest: $(VENV)/bin/python ## the test suite with the oldest dependencies that pyproject.toml allows
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(install) uv
+	$(bin)/uv pip install --quiet --python $(VENV)-oldest --resolution lowest-direct -e ".[all]" --group test
+	$(VENV)-oldest/bin/pytest
 
 dev: $(dev_ready) ## .venv with every extra and the tools for development
 
@@ -62,7 +68,7 @@ compose-demo: ## the cluster in containers: flag holds, the mean does not
 	.ci/compose
 
 clean: ## everything that can be made again
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV)-oldest build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	rm -rf .import_linter_cache
 	find wheelhouse -name '*.whl' -delete
 

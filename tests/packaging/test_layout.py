@@ -1,0 +1,100 @@
+"""The shape of the repository: what a clone must hold for an install to be complete."""
+
+import importlib
+import pathlib
+import pkgutil
+import re
+import sys
+
+import pytest
+
+import varangian
+
+PARTS = ("aggregators", "protos", "server", "worker")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_package_links_to_the_directories_at_the_root(root, part):
+    link = root / "src" / "varangian" / part
+    assert link.is_symlink(), "a checkout without symlinks (core.symlinks=false): see CONTRIBUTING.md"
+    assert str(link.readlink()) == f"../../{part}"
+    assert (root / part).is_dir()
+    assert not (root / part).is_symlink()
+
+
+def test_every_directory_with_code_is_a_package(root):
+    code = {path.parent for part in (*PARTS, "src/varangian") for path in (root / part).rglob("*.py")}
+    assert code
+    assert [
+        str(folder.relative_to(root)) for folder in code if not (folder / "__init__.py").is_file()
+    ] == []
+
+
+def modules():
+    found = pkgutil.walk_packages(varangian.__path__, "varangian.")
+    return [module.name for module in found if not module.name.endswith("__main__")]
+
+
+def test_each_module_has_one_name():
+    """A checkout on sys.path also offers `server.round`: a second copy of everything in it."""
+    names = modules()
+    for name in names:
+        importlib.import_module(name)
+    assert {name.split(".")[1] for name in names} >= set(PARTS)
+    assert [name for name in sys.modules if name.partition(".")[0] in PARTS] == []
+
+
+def test_no_module_is_long(tracked, root):
+    lines = {path: path.read_text().count("\n") for path in tracked if path.suffix == ".py"}
+    generated = {path for path in lines if "_pb2" in path.name}
+    package = {path for path in lines if path.relative_to(root).parts[0] in (*PARTS, "src")} - generated
+    assert package
+    assert {str(path): lines[path] for path in package if lines[path] > 300} == {}
+
+
+def test_the_version_is_written_once(root, pyproject):
+    assert pyproject["project"]["dynamic"] == ["version"]
+    newest = re.search(r"^## \[?(\d[\w.]*)", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert newest[1] == varangian.__version__
+
+
+def test_the_architecture_names_the_layers_of_the_contract(root, pyproject):
+    contracts = pyproject["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    page = (root / "ARCHITECTURE.md").read_text()
+    places = [page.find(f"`{module.strip()}`") for layer in layers for module in layer.split("|")]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_what_a_page_links_to_exists(root, tracked):
+    pages = [path for path in tracked if path.suffix == ".md"]
+    targets = {
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text())
+    }
+    assert targets
+    missing = [(str(page), target) for page, target in targets if not (page.parent / target).exists()]
+    assert missing == []
+
+
+MACHINE = re.compile(
+    "(^|[^A-Za-z0-9_.])/(" + "|".join(["wo" + "rk", "fa" + "rm", "ro" + "ot"]) + ")/", re.MULTILINE
+)
+HOSTS = re.compile(
+    "|".join(["python" + "hosted", r"pypi\." + "org", r"pytorch\." + "org", "npm" + r"js\."])
+)
+
+
+@pytest.mark.parametrize("pattern", [MACHINE, HOSTS], ids=["paths of a machine", "hosts of a registry"])
+def test_tracked_files_name_no(tracked, pattern):
+    texts = {path: path.read_bytes().decode(errors="ignore") for path in tracked}
+    assert [str(path) for path, text in texts.items() if pattern.search(text)] == []
+
+
+def test_those_patterns_find_something():
+    assert MACHINE.search("see /" + "root/x")
+    assert HOSTS.search("https://" + "pypi" + ".org/simple")
+    assert not MACHINE.search(str(pathlib.PurePosixPath("here/root") / "x"))
