@@ -53,6 +53,7 @@ class Code(Enum):
     CHUNK_SIZE = "A chunk that is not the last should not be tiny."
     TOO_MANY_BYTES = "A vector should not have more bytes than its manifest says."
     TOO_FEW_BYTES = "A stream should carry every byte that its manifest promises."
+    DIGEST_SIZE = "A manifest should carry a digest of 16 bytes."
     DIGEST = "The bytes of a vector should have the digest that its manifest says."
 
 
@@ -137,7 +138,7 @@ class Contract:
                 Code.NUMEL, f"Found {manifest.numel} numbers where the model has {self.layout.numel}."
             )
         if len(manifest.content_digest) != DIGEST_BYTES:
-            raise CodecError(Code.DIGEST, f"Found a digest of {len(manifest.content_digest)} bytes.")
+            raise CodecError(Code.DIGEST_SIZE, f"Found {len(manifest.content_digest)} bytes.")
 
 
 def check_protocol(found: int) -> None:
@@ -178,8 +179,8 @@ class Assembler:
         end, total = self._filled + len(data), len(self._buffer)
         if offset != self._filled:
             raise CodecError(Code.ORDER, f"Found offset {offset} after {self._filled} bytes.")
-        if end > total:
-            raise CodecError(Code.TOO_MANY_BYTES, f"Found {end} bytes, and {total} were promised.")
+        if end > total or self.complete:
+            raise CodecError(Code.TOO_MANY_BYTES, f"Found more than the {total} that were promised.")
         if end < total and len(data) < CHUNK_FLOOR:
             raise CodecError(Code.CHUNK_SIZE, f"Found {len(data)} bytes; at least {CHUNK_FLOOR} are taken.")
         self._buffer[self._filled : end] = data

@@ -116,14 +116,14 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("protocol", "run_id", "software", "round", "rounds", "finished", "reason", "workers", "present")
+    __slots__ = ("protocol", "run_id", "software", "round", "rounds", "finished", "sentence", "workers", "present")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
@@ -132,7 +132,7 @@ class StatusReply(_message.Message):
     round: int
     rounds: int
     finished: bool
-    reason: str
+    sentence: str
     workers: int
     present: int
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., software: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., finished: bool = ..., reason: _Optional[str] = ..., workers: _Optional[int] = ..., present: _Optional[int] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., software: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., finished: bool = ..., sentence: _Optional[str] = ..., workers: _Optional[int] = ..., present: _Optional[int] = ...) -> None: ...

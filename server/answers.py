@@ -8,8 +8,6 @@ from varangian.protos.codec import Code, CodecError
 from varangian.server.events import Refusal
 from varangian.server.roster import IdentityError, Stranger
 
-CODE, ROUND = "varangian-code", "varangian-round"
-"""Trailing metadata of a refusal: its code, and the round that the server is in."""
 SENTENCE_LIMIT = 1000
 """Characters: a status travels in a header, and headers are small."""
 

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-WORKER, TOKEN, SESSION = "varangian-worker", "varangian-token", "varangian-session"
+from varangian.protos.headers import SESSION, TOKEN, WORKER
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NONCE = re.compile(r"[0-9a-f]{32}")
 SECRET_BYTES = 16

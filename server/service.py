@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from varangian import __version__
-from varangian.protos import codec, ps_pb2
+from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.allocator import keep_large_blocks
 from varangian.protos.codec import Assembler, Code, CodecError, Contract
 from varangian.protos.layout import Layout, LayoutError
@@ -26,12 +26,14 @@ from varangian.server.answers import Refused
 from varangian.server.broadcast import Broadcast
 from varangian.server.events import Refusal
 from varangian.server.gate import Gate
-from varangian.server.listen import OPTIONS, bind
+from varangian.server.listen import OPTIONS, PortInUse, bind
 from varangian.server.roster import IdentityError, Roster
-from varangian.server.streams import Context, Limits, Requests
+from varangian.server.streams import DEFAULT_LIMITS, Context, Limits, Requests
 
 if TYPE_CHECKING:
     from varangian.server.driver import Driver, Slot, Snapshot
+
+__all__ = ["Limits", "PortInUse", "Service", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ class Service:
         return ps_pb2.JoinReply(
             protocol=codec.PROTOCOL,
             run_id=self._contract.run_id,
-            round=self._driver.status().round,
+            round=self._driver.round,
             chunk_bytes=codec.CHUNK_BYTES,
             message_limit=codec.MESSAGE_LIMIT,
         ).SerializeToString()
@@ -130,12 +132,11 @@ class Service:
             if slot is Refusal.DUPLICATE:
                 return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
             if isinstance(slot, Refusal):
-                raise answers.of_refusal(slot, self._driver.status().round)
+                raise answers.of_refusal(slot, self._driver.round)
             await self._payload(slot, manifest, requests)
-            # Once every byte is here the vector counts, even if its sender goes away.
-            outcome = await asyncio.shield(self._driver.complete(slot))
+            outcome = await self._driver.complete(slot)
         if isinstance(outcome, Refusal):
-            raise answers.of_refusal(outcome, self._driver.status().round)
+            raise answers.of_refusal(outcome, self._driver.round)
         if outcome is not None:
             raise answers.unsound(outcome)
         return ps_pb2.PushReply(round=manifest.round).SerializeToString()
@@ -151,18 +152,19 @@ class Service:
             round=status.round,
             rounds=status.rounds,
             finished=status.finished,
+            sentence=status.sentence,
             workers=len(self._roster.names),
             present=len(self._roster.joined),
         ).SerializeToString()
 
     async def refuse(self, context: Context, refused: Refused) -> Never:
         """End a call with a refusal, and log the first of each kind from each peer."""
-        code, status = refused.code, self._driver.status()
+        code = refused.code
         worker = self._roster.presumed(tuple(context.invocation_metadata() or ()))
         level = logging.DEBUG if (worker, code) in self._logged else logging.WARNING
         self._logged.add((worker, code))
         log.log(level, "refused %s: %s %r", worker, code, refused.sentence)
-        trailing = ((answers.CODE, code), (answers.ROUND, str(status.round)))
+        trailing = ((headers.CODE, code), (headers.ROUND, str(self._driver.round)))
         await context.abort(refused.status, refused.sentence, trailing)
 
     async def farewell(self) -> None:
@@ -208,8 +210,8 @@ class Service:
                 ) is not None:
                     if not part.HasField("chunk"):
                         raise CodecError(Code.MALFORMED, "Found something else where a chunk should be.")
-                    if self._driver.status().round != manifest.round:
-                        raise answers.of_refusal(Refusal.STALE, self._driver.status().round)
+                    if self._driver.round != manifest.round:
+                        raise answers.of_refusal(Refusal.STALE, self._driver.round)
                     assembler.add(part.chunk.offset, part.chunk.data)
                     await seat.keep()
             assembler.finish()
@@ -225,7 +227,7 @@ class Service:
     async def _send(self, context: Context, broadcast: Broadcast) -> None:
         for message in broadcast:
             # A vector computed from a round that is over would be refused: better to start again.
-            if self._driver.status().round != broadcast.round:
+            if self._driver.round != broadcast.round:
                 await self._write(context, AGAIN)
                 return
             await self._write(context, message)
@@ -244,7 +246,7 @@ async def serve(
     port: int,
     ready: Callable[[str], None],
     stop: asyncio.Event,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 

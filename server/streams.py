@@ -36,6 +36,9 @@ class Limits:
     """Seconds for the workers to hear that the run is finished."""
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class Quota:
     """How many streams each worker has open."""
 

@@ -1,0 +1,6 @@
+"""Names of the call metadata that both ends use."""
+
+WORKER, TOKEN, SESSION = "varangian-worker", "varangian-token", "varangian-session"
+"""With every call: who is calling, what only this caller can know, and which of its processes this is."""
+CODE, ROUND = "varangian-code", "varangian-round"
+"""With every refusal: its stable code, and the round that the server is in."""

@@ -1,0 +1,77 @@
+"""What a failed call means: try again, take the answer, or give up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import grpc
+import grpc.aio
+from grpc import StatusCode
+
+from varangian.protos.codec import Code
+from varangian.protos.headers import CODE, ROUND
+
+
+class Kind(Enum):
+    """Whose move it is after a failure."""
+
+    PASSING = auto()
+    """The same call may succeed in a moment."""
+    ANSWER = auto()
+    """The server looked at the vector and did not count it. Nothing is wrong with the connection."""
+    FINAL = auto()
+    """No repetition helps."""
+
+
+PASSING_STATUS = frozenset(
+    {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.DATA_LOSS, StatusCode.ABORTED}
+)
+PASSING_CODES = frozenset({"BUSY", "STREAMS", "IDLE", "SESSION_TAKEN"})
+"""The dead call or the dead process that is in the way will be noticed as dead."""
+ANSWERS = frozenset(
+    {"STALE", "FUTURE", "EQUIVOCATION", "FAULTY", "UNSOUND", "FINISHED", "UNOFFERED"}
+    | {code.name for code in Code if code not in (Code.PROTOCOL, Code.RUN, Code.LAYOUT, Code.DIGEST)}
+)
+
+HINTS = {
+    StatusCode.UNAVAILABLE: "Is the server running, and can it be reached from here?",
+    StatusCode.DEADLINE_EXCEEDED: "The server does not answer; is it overloaded, paused or cut off?",
+    StatusCode.UNIMPLEMENTED: "Is this a Varangian server?",
+    StatusCode.RESOURCE_EXHAUSTED: "A message was too large; do both ends run the same version?",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A failed call, without gRPC."""
+
+    status: StatusCode
+    code: str
+    """The server's stable code; empty when the failure did not come from a Varangian server."""
+    sentence: str
+    round: int | None
+    """The round that the server was in, when it said so."""
+
+    @classmethod
+    def of(cls, error: grpc.aio.AioRpcError) -> Refusal:
+        trailing = {key: value for key, value in error.trailing_metadata() or () if isinstance(value, str)}
+        round = trailing.get(ROUND, "")
+        return cls(
+            error.code(),
+            trailing.get(CODE, ""),
+            error.details() or "",
+            int(round) if round.isascii() and round.isdigit() else None,
+        )
+
+    @property
+    def kind(self) -> Kind:
+        if self.code in PASSING_CODES or self.status in PASSING_STATUS:
+            return Kind.PASSING
+        return Kind.ANSWER if self.code in ANSWERS else Kind.FINAL
+
+    def __str__(self) -> str:
+        if self.code:
+            return self.sentence
+        hint = HINTS.get(self.status, "")
+        return f"{self.status.name}: {self.sentence.rstrip('.')}. {hint}".rstrip()
