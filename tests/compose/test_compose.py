@@ -5,21 +5,14 @@ import re
 import shlex
 
 import pytest
-import yaml
 
 from varangian.cli.parser import parse
 from varangian.config import load
+from varangian.server.roster import SECRET_BYTES
 
 ROOT = pathlib.Path(__file__).parents[2]
-TEXT = (ROOT / "docker-compose.yml").read_text()
-SERVICES = yaml.safe_load(TEXT)["services"]
-REFERENCE = re.compile(r"\$\{(\w+):?-?([^}]*)\}")
-REPLICATED = [name for name, service in SERVICES.items() if "replicas" in service.get("deploy", {})]
-
-
-def filled(value, **environment):
-    """A value of the file with its variables replaced as compose does."""
-    return REFERENCE.sub(lambda found: environment.get(found[1]) or found[2], str(value))
+NAMES = ("server", "worker", "byzantine")
+REPLICATED = ("worker", "byzantine")
 
 
 def documented():
@@ -27,27 +20,41 @@ def documented():
     return dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_who_waits_for_health_waits_for_something(name):
-    for other, condition in SERVICES[name].get("depends_on", {}).items():
-        assert condition == {"condition": "service_healthy"}
-        assert SERVICES[other]["healthcheck"]["test"][0] == "CMD"
+def command(compose, name, **environment):
+    """What our command line makes of the command of a service."""
+    return parse(shlex.split(compose.filled(compose.services[name]["command"], **environment)))
+
+
+def test_these_are_the_services(compose):
+    replicated = [
+        name for name, service in compose.services.items() if "replicas" in service.get("deploy", {})
+    ]
+    assert tuple(compose.services) == NAMES
+    assert tuple(replicated) == REPLICATED
 
 
 @pytest.mark.parametrize("name", REPLICATED)
-def test_a_replica_takes_nothing_that_there_is_once(name):
-    assert not {"ports", "container_name", "volumes", "hostname"} & SERVICES[name].keys()
+def test_who_waits_for_health_waits_for_something(compose, name):
+    (other, condition), *others = compose.services[name]["depends_on"].items()
+    assert not others
+    assert condition == {"condition": "service_healthy"}
+    assert compose.services[other]["healthcheck"]["test"][0] == "CMD"
 
 
-def test_ports_are_open_to_this_host_only():
-    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+@pytest.mark.parametrize("name", REPLICATED)
+def test_a_replica_takes_nothing_that_there_is_once(compose, name):
+    assert not {"ports", "container_name", "volumes", "hostname"} & compose.services[name].keys()
+
+
+def test_ports_are_open_to_this_host_only(compose):
+    ports = [port for service in compose.services.values() for port in service.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_a_container_has_no_more_than_it_needs(name):
-    service = SERVICES[name]
+@pytest.mark.parametrize("name", NAMES)
+def test_a_container_has_no_more_than_it_needs(compose, name):
+    service = compose.services[name]
     assert service["read_only"] is True
     assert service["init"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -57,16 +64,14 @@ def test_a_container_has_no_more_than_it_needs(name):
     assert not {"privileged", "network_mode", "pid", "devices"} & service.keys()
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_every_volume_is_declared(name):
-    declared = yaml.safe_load(TEXT)["volumes"]
-    assert {mount.partition(":")[0] for mount in SERVICES[name].get("volumes", [])} <= declared.keys()
+def test_every_volume_is_declared(compose):
+    mounts = [mount for service in compose.services.values() for mount in service.get("volumes", [])]
+    assert {mount.partition(":")[0] for mount in mounts} == compose.content["volumes"].keys()
 
 
-def test_every_variable_is_documented_at_its_default():
-    used = dict(REFERENCE.findall(TEXT))
-    assert len(used) >= 10
-    assert used == documented()
+def test_every_variable_is_documented_at_its_default(compose):
+    assert len(compose.variables) >= 10
+    assert compose.variables == documented()
 
 
 def test_the_seats_are_as_many_as_the_containers():
@@ -74,14 +79,10 @@ def test_the_seats_are_as_many_as_the_containers():
     assert int(values["TOTAL"]) == int(values["WORKERS"]) + int(values["BYZANTINE"])
 
 
-def test_only_the_attackers_are_told_the_attack():
+def test_only_the_attackers_are_told_the_attack(compose):
     attack = "VARANGIAN__BYZANTINE__ATTACK"
-    assert [name for name, service in SERVICES.items() if attack in service["environment"]] == ["byzantine"]
-    assert SERVICES["byzantine"]["profiles"] == ["attack"]
-
-
-def settings(name, **environment):
-    return {key: filled(value, **environment) for key, value in SERVICES[name]["environment"].items()}
+    assert [name for name in NAMES if attack in compose.settings(name)] == ["byzantine"]
+    assert compose.services["byzantine"]["profiles"] == ["attack"]
 
 
 CHANGES = [
@@ -92,41 +93,32 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("environment", CHANGES, ids=lambda change: ",".join(change) or "defaults")
-def test_the_command_is_understood(name, environment):
-    args = parse(shlex.split(filled(SERVICES[name]["command"], **environment)))
-    config = load(args.config, args.settings, settings(name, **environment), whole=False)
+def test_the_command_is_understood(compose, name, environment):
+    args = command(compose, name, **environment)
+    config = load(args.config, args.settings, compose.settings(name, **environment), whole=False)
     assert config.workers == int(environment.get("TOTAL", 10))
     assert config.rounds == 100
 
 
-@pytest.mark.parametrize("environment", CHANGES, ids=lambda change: ",".join(change) or "defaults")
-def test_all_containers_have_one_configuration(environment):
-    names = ("server", "worker")
-    assert settings("server", **environment) == settings("worker", **environment)
-    configs = [load(None, [], settings(name, **environment), whole=False) for name in names]
-    assert configs[0] == configs[1]
+def test_all_containers_have_one_configuration(compose):
+    server, worker, byzantine = map(compose.settings, NAMES)
+    assert server == worker
+    assert byzantine.items() - worker.items() == {("VARANGIAN__BYZANTINE__ATTACK", "sign_flip")}
 
 
-def test_the_health_check_asks_the_server_on_its_own_port():
-    bind = parse(shlex.split(filled(SERVICES["server"]["command"]))).bind
-    health = parse(SERVICES["server"]["healthcheck"]["test"][2:])
-    assert health.command == "health"
-    assert health.server == f"127.0.0.1:{bind.rpartition(':')[2]}"
-    assert all(port.endswith(f":{bind.rpartition(':')[2]}") for port in SERVICES["server"]["ports"])
+def test_everybody_finds_the_server(compose):
+    server = compose.services["server"]
+    port = command(compose, "server").bind.rpartition(":")[2]
+    health = parse(server["healthcheck"]["test"][2:])
+    assert (health.command, health.server) == ("health", f"127.0.0.1:{port}")
+    assert [mapping.rpartition(":")[2] for mapping in server["ports"]] == [port]
+    assert {command(compose, name).server for name in REPLICATED} == {f"server:{port}"}
 
 
-def test_workers_look_for_the_server_where_it_is():
-    for name in REPLICATED:
-        address = parse(shlex.split(filled(SERVICES[name]["command"]))).server
-        assert address.partition(":")[0] in SERVICES
-
-
-def test_the_secret_is_long_enough():
-    from varangian.server.roster import SECRET_BYTES
-
-    assert len(settings("server")["VARANGIAN_SECRET"].encode()) >= SECRET_BYTES
+def test_the_secret_is_long_enough(compose):
+    assert len(compose.settings("server")["VARANGIAN_SECRET"].encode()) >= SECRET_BYTES
 
 
 def instructions():
