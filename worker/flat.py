@@ -61,24 +61,29 @@ def load(module: nn.Module, flat: Tensor) -> None:
         parameter.copy_(part.view_as(parameter))
 
 
-def check_stateless(module: nn.Module, x: Tensor) -> None:
-    """Refuse a model that keeps statistics: only parameters travel, so every worker would have its own.
+def check_model(module: nn.Module, x: Tensor, classes: int) -> None:
+    """Try a model on a batch, without changing it.
 
-    Args:
-        module: any model; it is not changed.
-        x: a batch that it can take.
+    A model that keeps statistics is refused: only parameters travel, so every worker would have its own.
 
     Raises:
-        ModelError: with the names of the buffers that a forward pass in training mode changes.
+        ModelError: when it cannot take the batch, does not give a score for each class, or has buffers that
+            a forward pass in training mode changes.
     """
     trial = copy.deepcopy(module).train()
-    with torch.no_grad():
-        trial(x)
+    try:
+        with torch.no_grad():
+            scores = trial(x)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"The model cannot take samples of shape {list(x.shape[1:])}: {error}") from error
+    if not isinstance(scores, Tensor) or scores.shape != (len(x), classes):
+        found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ModelError(f"The model should return scores of shape {[len(x), classes]}. Found {found}.")
     after = dict(trial.named_buffers())
     changed = [name for name, before in module.named_buffers() if not same(before, after[name])]
     if changed:
         raise ModelError(
-            f"Training should change nothing but the parameters of the model. Found buffers that change: "
+            "Training should change nothing but the parameters of the model. Found buffers that change: "
             f"{', '.join(changed[:4])}. Use GroupNorm, or BatchNorm with track_running_stats=False."
         )
 

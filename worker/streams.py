@@ -30,5 +30,9 @@ def globally_seeded(seed: int, *purpose: str | int, device: torch.device) -> Ite
     """For code that knows only the global generators (initialisation, dropout); restores them after."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(stream(seed, *purpose))
+        # torch.manual_seed would queue a call with a traceback for devices not in use, every time.
+        torch.default_generator.manual_seed(stream(seed, *purpose))
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(stream(seed, *purpose))
         yield

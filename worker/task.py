@@ -1,0 +1,206 @@
+"""What the workers of a run do, and some of them doing it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from varangian.protos.layout import Layout
+from varangian.worker.attacks import (
+    Attack,
+    DataAttack,
+    GradientAttack,
+    Knowledge,
+    Sight,
+    corrupted,
+    refusal,
+)
+from varangian.worker.data import Source
+from varangian.worker.flat import flatten
+from varangian.worker.models import Model
+from varangian.worker.momentum import Momentum
+from varangian.worker.partition import Partition, batch_indices
+from varangian.worker.streams import generator
+from varangian.worker.trainer import Trainer, built
+
+Compute: TypeAlias = Callable[[str, int, Tensor], Tensor]
+"""From a worker, a round and the parameters (d,) to a vector (d,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything that decides what a worker sends, given a round and the parameters.
+
+    The same in every process of a run; small, and it can be pickled.
+    """
+
+    seed: int
+    workers: tuple[str, ...]
+    """The names of all, ascending."""
+    model: Model
+    data: Source
+    partition: Partition
+    f: int = 0
+    """How many may attack, as the server was told."""
+    byzantine: tuple[str, ...] = ()
+    """The names of those that do attack, ascending."""
+    attack: Attack | None = None
+    knows: Sight | None = None
+    """Whose honest vectors an attacker sees; None is what the attack needs."""
+    batch_size: int = 32
+    """Samples of one worker in one round."""
+    momentum: float = 0.9
+    """0 sends plain gradients."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        problems = [*self._problems()]
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        if not self.workers or [*self.workers] != sorted(set(self.workers)):
+            yield f"`workers` should be different names in ascending order. Found {self.workers}."
+        if [*self.byzantine] != [name for name in self.workers if name in self.byzantine]:
+            yield f"`byzantine` should be some of the workers, in their order. Found {self.byzantine}."
+        if not 0 <= self.f < max(1, len(self.workers)):
+            yield f"`f` should be at least 0 and less than {len(self.workers)} workers. Found {self.f}."
+        if self.batch_size < 1:
+            yield f"`batch_size` should be at least 1. Found {self.batch_size}."
+        if not 0 <= self.momentum < 1:
+            yield f"`momentum` should be at least 0 and less than 1. Found {self.momentum}."
+        yield from self._attack_problems()
+
+    def _attack_problems(self) -> Iterator[str]:
+        if not self.byzantine:
+            return
+        if self.attack is None:
+            yield f"`attack` should be given when workers are Byzantine. Found none for {self.byzantine}."
+        elif reason := refusal(self.attack, len(self.workers), len(self.byzantine), self.knows):
+            yield f"`attack` {self.attack} cannot be mounted: {reason}."
+
+    @property
+    def sight(self) -> Sight:
+        """Whose honest vectors an attacker sees."""
+        needs: Sight = self.attack.needs if isinstance(self.attack, GradientAttack) else "own"
+        return self.knows or needs
+
+    @property
+    def honest(self) -> tuple[str, ...]:
+        """The names of those that do not attack."""
+        return tuple(name for name in self.workers if name not in self.byzantine)
+
+
+class Crew:
+    """Any of the workers of a task, in one process with one model.
+
+    What a worker sends is bit for bit the same whoever else is in the crew. An attacker who may look at
+    others computes their vectors here, from the seed and the data, as long as it takes part in every round:
+    momentum of rounds that it missed is missing. Methods can be called from any thread.
+
+    Raises:
+        ValueError: when the data is missing, too small to share out, or does not fit the model.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.dataset = task.data.load()
+        shards = task.partition.split(self.dataset.train_y, len(task.workers), task.seed)
+        self._shards = dict(zip(task.workers, shards, strict=True))
+        self._trainer = Trainer(task.model, self.dataset, task.seed, device_of(task.device))
+        self._momentum = Momentum(task.momentum)
+        self._lock = threading.Lock()
+        self._view: tuple[int, Tensor] | None = None
+        """What attackers see beyond their own vector, and in which round."""
+        self._send = {name: self._sender(name) for name in task.workers}
+
+    @property
+    def layout(self) -> Layout:
+        return self._trainer.layout
+
+    def initial(self) -> Tensor:
+        """The parameters that a run starts from, (d,) on the CPU: a function of the seed."""
+        return flatten(built(self.task.model, self.dataset, self.task.seed))
+
+    def contribution(self, name: str, round: int, parameters: Tensor) -> Tensor:
+        """What a worker sends in a round, honest or not: (d,) float32 on the CPU, the caller's to keep.
+
+        The same round again gives the same bits.
+
+        Raises:
+            ValueError: when there is no such worker, or the round is before the last one.
+        """
+        if name not in self._send:
+            raise ValueError(f"There is no worker {name!r} among {len(self._send)}.")
+        with self._lock:
+            return self._send[name](name, round, parameters).clone()
+
+    def evaluate(self, parameters: Tensor) -> tuple[float, float]:
+        """Mean cross entropy and accuracy on the held-out samples."""
+        with self._lock:
+            return self._trainer.evaluate(parameters)
+
+    def _sender(self, name: str) -> Compute:
+        attack = self.task.attack if name in self.task.byzantine else None
+        if isinstance(attack, GradientAttack):
+            return corrupted(self._honest, attack, self._knowledge)
+        return partial(self._trained, attack)
+
+    def _honest(self, name: str, round: int, parameters: Tensor) -> Tensor:
+        return self._trained(None, name, round, parameters)
+
+    def _trained(self, poison: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
+        return self._momentum(name, round, lambda: self._gradient(poison, name, round, parameters))
+
+    def _gradient(self, poison: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
+        seed = self.task.seed
+        indices = batch_indices(self._shards[name], self.task.batch_size, seed, name, round)
+        x, y = self._trainer.batch(indices)
+        if poison is not None:
+            x, y = poison.poisons(x, y, self.dataset.classes, generator(seed, "poison", name, round))
+        return self._trainer.gradient(parameters, x, y, "forward", name, round)
+
+    def _knowledge(self, own: Tensor, name: str, round: int, parameters: Tensor) -> Knowledge:
+        task = self.task
+        return Knowledge(
+            honest=self._visible(own, round, parameters),
+            n=len(task.workers),
+            f=len(task.byzantine),
+            rank=task.byzantine.index(name),
+            round=round,
+            rng=generator(task.seed, "attack", name, round),
+        )
+
+    def _visible(self, own: Tensor, round: int, parameters: Tensor) -> Tensor:
+        """The vectors (k, d) that an attacker may look at; attackers in one crew share them."""
+        if self.task.sight == "own":
+            return own[None]
+        if self._view is None or self._view[0] != round:
+            names = self.task.byzantine if self.task.sight == "colluders" else self.task.honest
+            self._view = None  # frees the last one before the next is stacked
+            rows = [self._honest(name, round, parameters) for name in names]
+            self._view = (round, torch.stack(rows))
+        return self._view[1]
+
+
+def device_of(name: str) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ValueError: when it is not.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`device` should be one that torch knows, as cpu or cuda:0. Found {name!r}."
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` should be one of this machine. Found {name!r}, and torch sees no GPU.")
+    return device
