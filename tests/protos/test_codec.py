@@ -1,0 +1,228 @@
+import contextlib
+import itertools
+import math
+
+import pytest
+import torch
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from varangian.protos import codec, ps_pb2
+from varangian.protos.codec import CHUNK_FLOOR, Assembler, Code, CodecError, Contract
+from varangian.protos.layout import Layout
+
+LAYOUT = Layout((("weight", (5, 3)), ("bias", (3,))))
+CONTRACT = Contract("run-1", LAYOUT)
+DIGEST = bytes(16)
+
+
+def code_of(call, *args):
+    with pytest.raises(CodecError) as caught:
+        call(*args)
+    assert str(caught.value).startswith(caught.value.code.value)
+    assert len(str(caught.value)) < 400
+    return caught.value.code
+
+
+def assembled(data, parts):
+    row = memoryview(bytearray(len(data)))
+    assembler = Assembler(row, codec.digest(data))
+    for part in parts:
+        assembler.add(part.offset, part.data)
+    assembler.finish()
+    return bytes(row)
+
+
+@given(
+    st.binary(min_size=1, max_size=7 * CHUNK_FLOOR).map(memoryview),
+    st.integers(CHUNK_FLOOR, 3 * CHUNK_FLOOR),
+)
+def test_assembling_undoes_cutting(data, size):
+    parts = list(codec.chunks(data, size))
+    assert len(parts) == math.ceil(len(data) / size)
+    assert assembled(data, parts) == data
+
+
+def test_a_vector_keeps_every_bit():
+    vector = torch.tensor([0.0, -0.0, 1e-40, 3.4e38, float("nan"), float("-inf")])
+    out = torch.empty(6)
+    assembler = Assembler(codec.payload(out), codec.digest(codec.payload(vector)))
+    for part in codec.chunks(codec.payload(vector)):
+        assembler.add(part.offset, part.data)
+    assembler.finish()
+    assert torch.equal(out.view(torch.int32), vector.view(torch.int32))
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        torch.arange(6, dtype=torch.float64),
+        torch.arange(12, dtype=torch.float32)[::2] / 2,
+        torch.arange(6, dtype=torch.float32, requires_grad=True),
+        torch.arange(6, dtype=torch.bfloat16),
+    ],
+)
+def test_a_payload_is_contiguous_float32(vector):
+    payload = codec.payload(vector)
+    assert payload.contiguous
+    assert (payload.format, payload.itemsize, len(payload)) == ("B", 1, 24)
+    assert payload.cast("f").tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_a_contiguous_float32_vector_is_not_copied():
+    vector = torch.zeros(4)
+    payload = codec.payload(vector)
+    vector[2] = 1.0
+    assert payload.cast("f").tolist() == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_the_digest_is_blake2b_128():
+    # RFC 7693's function with a 16 byte digest, computed by `b2sum -l 128` of the three bytes "abc".
+    assert codec.digest(b"abc").hex() == "cf4ab791c62b8d2b2109c90275287816"
+
+
+TOTAL = 3 * CHUNK_FLOOR
+
+
+@pytest.mark.parametrize(
+    ("parts", "code"),
+    [
+        ([(1, CHUNK_FLOOR)], Code.ORDER),
+        ([(CHUNK_FLOOR, CHUNK_FLOOR)], Code.ORDER),
+        ([(0, CHUNK_FLOOR), (0, CHUNK_FLOOR)], Code.ORDER),
+        ([(0, CHUNK_FLOOR), (CHUNK_FLOOR - 1, CHUNK_FLOOR)], Code.ORDER),
+        ([(0, CHUNK_FLOOR), (2 * CHUNK_FLOOR, CHUNK_FLOOR)], Code.ORDER),
+        ([(2**64 - 1, CHUNK_FLOOR)], Code.ORDER),
+        ([(0, TOTAL + 1)], Code.TOO_MANY_BYTES),
+        ([(0, TOTAL), (TOTAL, 1)], Code.TOO_MANY_BYTES),
+        ([(0, TOTAL), (TOTAL, 0)], Code.TOO_MANY_BYTES),
+        ([(0, CHUNK_FLOOR - 1)], Code.CHUNK_SIZE),
+        ([(0, 0)], Code.CHUNK_SIZE),
+    ],
+)
+def test_a_chunk_out_of_place_is_refused_and_not_copied(parts, code):
+    row = bytearray(TOTAL)
+    assembler = Assembler(memoryview(row), DIGEST)
+    *good, (offset, size) = parts
+    for at, length in good:
+        assembler.add(at, b"\x01" * length)
+    before = bytes(row)
+    assert code_of(assembler.add, offset, b"\x02" * size) is code
+    assert row == before
+
+
+def test_a_stream_that_ends_early_is_refused():
+    assembler = Assembler(memoryview(bytearray(TOTAL)), DIGEST)
+    assembler.add(0, bytes(CHUNK_FLOOR))
+    assert not assembler.complete
+    assert code_of(assembler.finish) is Code.TOO_FEW_BYTES
+
+
+@given(st.integers(0, 99), st.integers(1, 255))
+def test_any_changed_byte_is_noticed(index, change):
+    data = bytes(range(100))
+    altered = bytearray(data)
+    altered[index] ^= change
+    assembler = Assembler(memoryview(bytearray(100)), codec.digest(data))
+    assembler.add(0, bytes(altered))
+    assert code_of(assembler.finish) is Code.DIGEST
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**64 - 1) | st.sampled_from([0, 64]), st.binary(max_size=80)), max_size=6
+    )
+)
+def test_whatever_comes_nothing_outside_the_row_is_written(parts):
+    memory = bytearray(b"\xaa" * 128)
+    assembler = Assembler(memoryview(memory)[32:96], codec.digest(b"\x01" * 64))
+    with contextlib.suppress(CodecError):
+        for offset, data in parts:
+            assembler.add(offset, data)
+    code_of(assembler.finish)
+    assert memory[:32] == memory[96:] == b"\xaa" * 32
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("protocol", 0, Code.PROTOCOL),
+        ("protocol", 2**32 - 1, Code.PROTOCOL),
+        ("run_id", "", Code.RUN),
+        ("run_id", "run-2" * 1000, Code.RUN),
+        ("layout_digest", b"", Code.LAYOUT),
+        ("layout_digest", bytes(60_000), Code.LAYOUT),
+        ("sequence", 1, Code.SEQUENCE),
+        ("dtype", 0, Code.DTYPE),
+        ("dtype", 99, Code.DTYPE),
+        ("numel", 0, Code.NUMEL),
+        ("numel", LAYOUT.numel + 1, Code.NUMEL),
+        ("numel", 2**62 + LAYOUT.numel, Code.NUMEL),
+        ("numel", 2**64 - 1, Code.NUMEL),
+        ("content_digest", b"", Code.DIGEST_SIZE),
+        ("content_digest", bytes(17), Code.DIGEST_SIZE),
+    ],
+)
+def test_a_manifest_that_differs_in_one_field_is_refused(field, value, code):
+    manifest = CONTRACT.manifest(7, DIGEST)
+    CONTRACT.check(manifest)
+    setattr(manifest, field, value)
+    assert code_of(CONTRACT.check, manifest) is code
+
+
+@given(
+    st.builds(
+        ps_pb2.Manifest,
+        protocol=st.sampled_from([1, 2]),
+        run_id=st.sampled_from(["run-1", "run-2"]),
+        round=st.integers(0, 2**64 - 1),
+        sequence=st.integers(0, 1),
+        layout_digest=st.sampled_from([LAYOUT.digest, DIGEST]),
+        dtype=st.integers(0, 2),
+        numel=st.sampled_from([LAYOUT.numel, 0, 2**63]),
+        content_digest=st.binary(max_size=17),
+    )
+)
+def test_a_manifest_passes_exactly_when_it_is_the_one_we_would_write(manifest):
+    ours = CONTRACT.manifest(manifest.round, manifest.content_digest)
+    good = manifest == ours and len(manifest.content_digest) == 16
+    try:
+        CONTRACT.check(manifest)
+    except CodecError:
+        assert not good
+    else:
+        assert good
+
+
+@pytest.mark.parametrize(
+    "kind", [ps_pb2.PushRequest, ps_pb2.PullReply, ps_pb2.JoinRequest, ps_pb2.PullRequest]
+)
+@given(data=st.binary(max_size=300))
+def test_any_bytes_are_a_message_or_malformed(kind, data):
+    try:
+        message = kind.FromString(data)
+    except DecodeError:
+        assert code_of(codec.decode, kind, data) is Code.MALFORMED
+    else:
+        assert codec.decode(kind, data) == message
+
+
+def test_more_bytes_than_the_limit_are_not_parsed():
+    data = ps_pb2.JoinRequest(layout="x" * 100).SerializeToString()
+    assert codec.decode(ps_pb2.JoinRequest, data, len(data)).layout == "x" * 100
+    assert code_of(codec.decode, ps_pb2.JoinRequest, data, len(data) - 1) is Code.MALFORMED
+
+
+def test_the_format_has_no_repeated_field_and_no_map():
+    # Two bytes on the wire are enough for an object of a repeated field: amplification by a factor of 30.
+    messages = ps_pb2.DESCRIPTOR.message_types_by_name.values()
+    fields = list(itertools.chain.from_iterable(message.fields for message in messages))
+    assert fields
+    assert [field.full_name for field in fields if field.is_repeated] == []
+
+
+@pytest.mark.parametrize("size", [codec.CHUNK_BYTES, codec.CHUNK_FLOOR])
+def test_a_chunk_fits_into_a_message(size):
+    frame = ps_pb2.PushRequest(chunk=ps_pb2.Chunk(offset=2**63, data=bytes(size)))
+    assert frame.ByteSize() < codec.MESSAGE_LIMIT
