@@ -7,7 +7,7 @@ and no choice of process can change what a worker draws, and nothing ever touche
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from hashlib import blake2b
 
@@ -26,7 +26,7 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 
 @contextmanager
-def globally_seeded(seed: int, *purpose: str | int, device: torch.device) -> Iterator[None]:
+def globally_seeded(seed: int, *purpose: str | int, device: torch.device) -> Generator[None]:
     """For code that knows only the global generators (initialisation, dropout); restores them after."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -35,8 +35,8 @@ def rows() -> Rows:
     # Imported late and only when nothing is cached: it takes longer than many a run.
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    return np.column_stack([digits.target, digits.data]).astype(np.uint8)
+    pixels, labels = load_digits(return_X_y=True)
+    return np.column_stack([labels, pixels]).astype(np.uint8)
 
 
 def held_out(labels: Tensor) -> Tensor:
