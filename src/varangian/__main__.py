@@ -1,6 +1,10 @@
 """The command `varangian`."""
 
+import sys
 
-def main() -> int:
-    """Run the command line; returns the exit code."""
-    raise NotImplementedError("varangian.cli arrives next")
+from varangian.cli.main import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

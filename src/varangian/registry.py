@@ -240,8 +240,10 @@ def words(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(words(arg) for arg in args)
     if origin is Literal:
-        return "one of " + ", ".join(repr(arg) for arg in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join(repr(arg) for arg in args)
     if origin in (tuple, list):
         return f"a list ({words(args[0])} each)"
+    if origin is not None:
+        return "a mapping" if issubclass(origin, Mapping) else str(hint)
     plain = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
     return plain.get(hint, "null" if hint in (None, type(None)) else getattr(hint, "__name__", str(hint)))

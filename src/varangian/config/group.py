@@ -56,6 +56,8 @@ def of_registry(registry: Registry[Any], default: str | None, *, none: bool = Fa
     from varangian.config.schema import named
 
     def build(value: Any, f: int) -> Any:
+        if isinstance(value, str) and ":" in value and "custom" in registry:
+            value = {"custom": {"target": value}}
         return registry.build(value, "", {"f": f})
 
     return Group(build, registry.spec, lambda: {"anyOf": named(registry)}, default, none)

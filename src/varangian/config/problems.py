@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -82,8 +81,5 @@ def _known_setting(loc: Sequence[str | int], model: type[BaseModel]) -> str:
     here = model
     for parent in parents:
         here = sections(here)[parent]
-    same = [path for path in everywhere if path.rpartition(".")[2] == key.lower()]
-    near = difflib.get_close_matches(key.lower(), here.model_fields, n=1)
-    if same and not near:
-        return f"Did you mean {same[0]!r}?"
-    return suggestion(key, here.model_fields)
+    same = [repr(path) for path in everywhere if path.rpartition(".")[2] == key.lower()]
+    return f"Did you mean {' or '.join(same)}?" if same else suggestion(key, here.model_fields)

@@ -1,0 +1,39 @@
+"""What a run ends with."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+class RunError(Exception):
+    """A run that cannot go on; the sentence says why and what to do."""
+
+
+Outcome = Literal["finished", "failed", "interrupted"]
+"""All rounds are done; or they cannot be; or somebody stopped the run."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The end of a run, however it came."""
+
+    accuracy: float | None
+    """On held-out data, after the last evaluation; None when there was none."""
+    loss: float | None
+    digest: str
+    """blake2b-128 of the final parameters, in hexadecimal."""
+    rounds: int
+    """How many rounds were closed, with an update or without."""
+    seconds: float
+    """From the first round to the last, without the start of processes."""
+    reason: str
+    """Why the run ended, as a sentence."""
+    outcome: Outcome
+    folder: Path | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The values as JSON takes them."""
+        return dataclasses.asdict(self) | {"folder": None if self.folder is None else str(self.folder)}

@@ -1,0 +1,139 @@
+"""What all backends share: the parts of the server, the run folder, and how a run ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from varangian.backends import Note
+from varangian.backends.folder import RunFolder
+from varangian.backends.result import Outcome, RunError, RunResult
+from varangian.config import RunConfig
+from varangian.config.build import learner, policy, task
+from varangian.server.driver import Driver
+from varangian.server.learner import Learner
+from varangian.server.record import Observe, RoundRecord
+from varangian.server.round import RoundMachine
+from varangian.server.waiting import MONOTONIC, Clock
+from varangian.worker.task import Crew
+
+
+@dataclass
+class Session:
+    """One run of a server, wherever its workers are."""
+
+    config: RunConfig
+    crew: Crew
+    """For the initial parameters and for evaluation; a simulation also trains with it."""
+    learner: Learner
+    folder: RunFolder
+    observe: Observe
+    machine: RoundMachine
+    stop: Stop = field(default_factory=lambda: Stop())
+    rounds: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(cls, config: RunConfig, observe: Observe) -> Session:
+        """Load the data, build the model and make the run folder.
+
+        Raises:
+            RunError: something is missing, or the parts do not fit.
+        """
+        try:
+            crew = Crew(task(config))
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        built = learner(config, crew.initial())
+        return cls(config, crew, built, RunFolder.create(config), observe, RoundMachine(policy(config)))
+
+    def driver(self, clock: Clock = MONOTONIC) -> Driver:
+        return Driver(
+            self.machine,
+            self.learner,
+            evaluate=self.crew.evaluate,
+            evaluate_every=self.config.evaluate.every,
+            observe=self._record,
+            clock=clock,
+            threads=self.config.server.threads,
+        )
+
+    def result(self, reason: str) -> RunResult:
+        """Close the books: the last files of the folder, and what is to be said."""
+        result = RunResult(
+            accuracy=self.accuracy,
+            loss=self.loss,
+            digest=self.learner.digest(),
+            rounds=self.rounds,
+            seconds=time.monotonic() - self.began,
+            reason=self.stop.reason or reason,
+            outcome=self._outcome(),
+            folder=self.folder.path,
+        )
+        try:
+            self.folder.finish(result, self.learner.parameters, self.crew.layout)
+        except OSError as error:
+            raise RunError(f"the result cannot be written to {self.folder.path}: {error}") from error
+        return result
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds were closed."""
+        return self.machine.state.round >= self.config.rounds
+
+    def _outcome(self) -> Outcome:
+        if self.finished:
+            return "finished"
+        return "interrupted" if self.stop.interrupted else "failed"
+
+    def _record(self, record: RoundRecord) -> None:
+        self.rounds += 1
+        if record.accuracy is not None:
+            self.loss, self.accuracy = record.loss, record.accuracy
+        self.folder.observe(record)
+        self.observe(record)
+
+
+@dataclass
+class Stop:
+    """Why a run should end before its last round, once somebody wants that."""
+
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+    interrupted: bool = False
+    reason: str = ""
+
+    def because(self, reason: str) -> None:
+        """The first reason counts."""
+        self.reason = self.reason or reason
+        self.event.set()
+
+    @contextmanager
+    def on_signals(self, note: Note) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends the run after the round in hand, a second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+
+        def interrupt(name: str) -> None:
+            self.interrupted = True
+            for number in signals:
+                loop.remove_signal_handler(number)
+            note(f"{name}: stopping after the round in hand; once more to stop at once")
+            self.because(f"stopped by {name}")
+
+        for number in signals:
+            loop.add_signal_handler(number, interrupt, signal.Signals(number).name)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)

@@ -1,0 +1,83 @@
+"""The live view on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live as Screen
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from varangian.cli.progress import number, percent, summary
+from varangian.cli.tally import Tally
+from varangian.cli.text import printable
+
+if TYPE_CHECKING:
+    from varangian.backends import RunResult
+    from varangian.server.record import RoundRecord
+
+DISTRUSTED = 5
+"""How many of the least believed workers are shown."""
+
+
+class Live:
+    """A table that is redrawn four times a second."""
+
+    def __init__(self, rounds: int, byzantine: Sequence[str], out: TextIO) -> None:
+        self._rounds, self._byzantine = rounds, byzantine
+        self._tally = Tally()
+        self._console = Console(file=out)
+        self._screen = Screen(self._view(), console=self._console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Live:
+        self._screen.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._screen.stop()
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(printable(text)))
+
+    def round(self, record: RoundRecord) -> None:
+        self._tally.add(record)
+        if record.skipped is not None:
+            self.note(f"round {record.round + 1}: no update: {record.skipped}")
+        self._screen.update(self._view())
+
+    def finish(self, result: RunResult) -> None:
+        self._screen.stop()
+        table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, value in summary(result, self._tally, self._byzantine):
+            table.add_row(Text(printable(name)), Text(printable(value)))
+        self._console.print(table)
+
+    def _view(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("round", "loss", "accuracy", "rounds/s"):
+            table.add_column(heading, justify="right", min_width=9)
+        table.add_column("least believed")
+        table.add_row(
+            f"{self._tally.rounds}/{self._rounds}",
+            number(self._tally.loss),
+            percent(self._tally.accuracy),
+            f"{self._tally.rate:.1f}",
+            self._distrusted(),
+        )
+        return Group(ProgressBar(total=self._rounds, completed=self._tally.rounds, width=60), table)
+
+    def _distrusted(self) -> Text:
+        """Byzantine workers in red: the server does not know them, but this screen may."""
+        text = Text()
+        for worker, share in self._tally.least_believed(DISTRUSTED):
+            text.append(
+                f"{printable(worker)} {percent(share)}  ", "red" if worker in self._byzantine else ""
+            )
+        for worker, times in self._tally.drops.most_common(DISTRUSTED):
+            text.append(f"{printable(worker)} dropped {times}x  ", "red")
+        return text

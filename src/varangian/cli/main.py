@@ -1,0 +1,41 @@
+"""From the command line to an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from varangian.cli.parser import parse
+from varangian.registry import ConfigError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class CommandError(Exception):
+    """A command cannot go on; the sentence is for the user and there is nothing to trace."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = parse(sys.argv[1:] if argv is None else argv)
+    module, _, function = args.run.partition(":")
+    try:
+        command = importlib.import_module(f"varangian.cli.{module}")
+        return int(getattr(command, function or "command")(args))
+    except ConfigError as error:
+        many = "Problem" if len(error.problems) == 1 else f"{len(error.problems)} problems"
+        print(f"{many} in the configuration:", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  {problem}", file=sys.stderr)
+        return USAGE
+    except CommandError as error:
+        print(f"varangian: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("varangian: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (head, a pager) has left; nothing else may be written to it.
+        sys.stderr.close()
+        return FAILED

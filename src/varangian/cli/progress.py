@@ -1,0 +1,133 @@
+"""What a user sees while a run goes on: a live table, plain lines, or JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from varangian.cli.tally import Tally
+from varangian.cli.text import printable
+
+if TYPE_CHECKING:
+    from varangian.backends import RunResult
+    from varangian.server.record import RoundRecord
+
+PLAIN_LINES = 20
+"""How many lines a plain run prints, whatever its rounds."""
+
+
+class Progress(Protocol):
+    """One run on the screen; entered before the first round and left after the last."""
+
+    def __enter__(self) -> Progress: ...
+    def __exit__(self, *error: object) -> None: ...
+    def note(self, text: str) -> None:
+        """Something worth saying besides the rounds."""
+        ...
+
+    def round(self, record: RoundRecord) -> None: ...
+    def finish(self, result: RunResult) -> None: ...
+
+
+def progress(kind: str, rounds: int, byzantine: Sequence[str], out: TextIO | None = None) -> Progress:
+    """The view for `--format`; auto is rich on a terminal and plain elsewhere."""
+    out = out or sys.stdout
+    if kind == "json":
+        return Json(out)
+    if kind == "rich" or (kind == "auto" and out.isatty()):
+        from varangian.cli.live import Live
+
+        return Live(rounds, byzantine, out)
+    return Plain(rounds, byzantine, out)
+
+
+class Json:
+    """One object a line: every round, then the result; nothing else on this stream."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def __enter__(self) -> Json:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        print(printable(text), file=sys.stderr)
+
+    def round(self, record: RoundRecord) -> None:
+        print(record.json(), file=self._out, flush=True)
+
+    def finish(self, result: RunResult) -> None:
+        print(json.dumps({"result": result.plain()}), file=self._out, flush=True)
+
+
+class Plain:
+    """Some twenty lines for a log file, and a summary."""
+
+    def __init__(self, rounds: int, byzantine: Sequence[str], out: TextIO) -> None:
+        self._rounds, self._byzantine, self._out = rounds, byzantine, out
+        self._every = rounds / PLAIN_LINES
+        self._next = 0.0
+        self._tally = Tally()
+
+    def __enter__(self) -> Plain:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        print(printable(text), file=self._out, flush=True)
+
+    def round(self, record: RoundRecord) -> None:
+        self._tally.add(record)
+        done = record.round + 1
+        if record.skipped is not None:
+            self.note(f"round {done}/{self._rounds}: no update: {record.skipped}")
+        elif record.accuracy is not None and (done >= self._next or done == self._rounds):
+            self._next = done + self._every
+            self.note(f"round {done}/{self._rounds}  {self._state()}")
+
+    def finish(self, result: RunResult) -> None:
+        for name, value in summary(result, self._tally, self._byzantine):
+            self.note(f"{name:<15} {value}")
+
+    def _state(self) -> str:
+        tally = self._tally
+        return f"loss {number(tally.loss)}  accuracy {percent(tally.accuracy)}  {tally.rate:.1f} rounds/s"
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def summary(result: RunResult, tally: Tally, byzantine: Sequence[str]) -> list[tuple[str, str]]:
+    """The end of a run, as names and values."""
+    lines = [
+        ("accuracy", percent(result.accuracy)),
+        ("loss", number(result.loss)),
+        ("rounds", _rounds(result, tally)),
+        ("seconds", f"{result.seconds:.1f}"),
+        ("digest", result.digest),
+    ]
+    mass = tally.share(byzantine) if byzantine else None
+    if mass is not None:
+        lines.append(("byzantine mass", f"{percent(mass)} of the weight, {len(byzantine)} workers"))
+    for worker, times in sorted(tally.drops.items()):
+        lines.append((f"dropped {worker}", f"{times} times, last: {tally.reasons[worker]}"))
+    for worker, times in sorted(tally.missing.items()):
+        lines.append((f"missing {worker}", f"{times} times"))
+    return [*lines, ("reason", result.reason), ("folder", str(result.folder or "-"))]
+
+
+def _rounds(result: RunResult, tally: Tally) -> str:
+    skipped = f", {tally.skipped} of them without an update" if tally.skipped else ""
+    return f"{result.rounds}{skipped}"

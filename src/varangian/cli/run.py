@@ -1,0 +1,53 @@
+"""`varangian run`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from varangian.backends import RunError, RunResult, run
+from varangian.cli.main import FAILED, INTERRUPTED, OK, CommandError
+from varangian.cli.progress import progress
+from varangian.config import RunConfig, advice, load
+from varangian.config.build import byzantine_names
+
+CODES = {"finished": OK, "failed": FAILED, "interrupted": INTERRUPTED}
+
+
+def command(args: argparse.Namespace) -> int:
+    """Train with everything on this machine."""
+    config = load(args.config, with_shortcuts(args), os.environ)
+    warn(config)
+    return CODES[watched(config, args.format).outcome]
+
+
+def watched(config: RunConfig, view: str) -> RunResult:
+    """Carry a run out and show it."""
+    try:
+        with progress(view, config.rounds, byzantine_names(config)) as shown:
+            result = run(config, observe=shown.round, note=shown.note)
+        shown.finish(result)
+    except RunError as error:
+        raise CommandError(str(error)) from error
+    return result
+
+
+def with_shortcuts(args: argparse.Namespace) -> list[str]:
+    """The settings, and after them the options that are short for one."""
+    short = {"backend": getattr(args, "backend", None), "output": getattr(args, "output", None)}
+    return [
+        *args.settings,
+        *(f"{key}={quoted(value)}" for key, value in short.items() if value is not None),
+    ]
+
+
+def quoted(text: str) -> str:
+    """As a YAML string, whatever is in it."""
+    escaped = text.replace("'", "''")
+    return f"'{escaped}'"
+
+
+def warn(config: RunConfig) -> None:
+    for sentence in advice(config):
+        print(f"warning: {sentence}", file=sys.stderr)

@@ -1,0 +1,13 @@
+"""`varangian schema`."""
+
+import argparse
+import json
+
+from varangian.config.tree import json_schema
+
+
+def command(args: argparse.Namespace) -> int:
+    """Print the JSON Schema that editors check a configuration file with."""
+    del args
+    print(json.dumps(json_schema(), indent=2))
+    return 0

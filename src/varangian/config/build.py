@@ -1,0 +1,73 @@
+"""From settings to the objects that carry a run out."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from varangian.config.tree import RunConfig
+from varangian.server.learner import Learner
+from varangian.server.optimizer import Sgd
+from varangian.server.round import RoundPolicy
+from varangian.worker.names import names
+from varangian.worker.task import Task
+
+
+def honest_names(config: RunConfig) -> tuple[str, ...]:
+    """The workers that do as they should: the first ones."""
+    return names(config.workers)[: config.workers - config.byzantine.count]
+
+
+def byzantine_names(config: RunConfig) -> tuple[str, ...]:
+    """The workers that attack: the last ones."""
+    return names(config.workers)[config.workers - config.byzantine.count :]
+
+
+def task(config: RunConfig) -> Task:
+    """What every worker does, honest or not."""
+    return Task(
+        seed=config.seed,
+        workers=names(config.workers),
+        model=config.model,
+        data=config.data,
+        partition=config.partition,
+        f=config.f,
+        byzantine=byzantine_names(config),
+        attack=config.byzantine.attack,
+        knows=config.byzantine.knows,
+        batch_size=config.worker.batch_size,
+        momentum=config.worker.momentum,
+        device=config.worker.device,
+    )
+
+
+def policy(config: RunConfig) -> RoundPolicy:
+    """When a round closes."""
+    return RoundPolicy(
+        workers=names(config.workers),
+        rounds=config.rounds,
+        quorum=config.quorum,
+        deadline=config.server.deadline,
+        shortfall=config.server.shortfall,
+        f=config.f,
+    )
+
+
+def optimizer(config: RunConfig) -> Sgd:
+    """How the server steps.
+
+    Raises:
+        ValueError: settings that exclude each other.
+    """
+    settings = config.optimizer
+    return Sgd(
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        schedule=settings.schedule,
+    )
+
+
+def learner(config: RunConfig, initial: Tensor) -> Learner:
+    """The model's side of the server, at its start."""
+    return Learner(initial, config.aggregator, optimizer(config), rounds=config.rounds, seed=config.seed)

@@ -1,0 +1,147 @@
+"""What no single setting shows: whether a run can keep its promise with these numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from varangian.aggregators import Aggregator
+from varangian.aggregators.base import spent
+from varangian.config.build import optimizer
+from varangian.config.tree import RunConfig
+from varangian.registry import NOTHING, Problem
+from varangian.worker.attacks import refusal
+
+FAR = 1000
+"""How far to look for numbers that would do."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A question about several settings; asked when each of them is valid on its own."""
+
+    needs: frozenset[str]
+    ask: Callable[[RunConfig], Iterator[Problem]]
+    whole: bool = False
+    """Whether it is about all programs of a run together; a server need not know of any attack."""
+
+
+def checked(
+    config: RunConfig, *, whole: bool = True, invalid: frozenset[str] = frozenset()
+) -> list[Problem]:
+    """The problems between settings.
+
+    Args:
+        config: the settings.
+        whole: whether this is the configuration of a whole run, not of one program of a cluster.
+        invalid: top-level settings to disregard, because they have a problem of their own.
+    """
+    asked = [check for check in CHECKS if not check.needs & invalid and (whole or not check.whole)]
+    return [problem for check in asked for problem in check.ask(config)]
+
+
+def advice(config: RunConfig) -> list[str]:
+    """What is allowed, but hardly meant."""
+    return [sentence for sentence in (_unprotected(config), _more_than_declared(config)) if sentence]
+
+
+def _quorum(config: RunConfig) -> Iterator[Problem]:
+    if config.f >= config.workers:
+        rule = f"should be below the number of workers, {config.workers}"
+        yield Problem("f", rule, config.f)
+    elif config.quorum > config.workers:
+        rule = f"should be at most the number of workers, {config.workers}"
+        yield Problem("server.quorum", rule, config.quorum)
+
+
+def _attackers(config: RunConfig) -> Iterator[Problem]:
+    count = config.byzantine.count
+    if count >= config.workers:
+        rule = f"should leave at least one of the {config.workers} workers honest"
+        yield Problem("byzantine.count", rule, count)
+
+
+def _attack(config: RunConfig) -> Iterator[Problem]:
+    byzantine = config.byzantine
+    if byzantine.count and byzantine.attack is None:
+        hint = f"Add byzantine.attack=sign_flip, or set byzantine.count=0 instead of {byzantine.count}."
+        yield Problem("byzantine.attack", "is needed when there are Byzantine workers", hint=hint)
+    if byzantine.attack is not None and not byzantine.count:
+        hint = f"Add byzantine.count={max(1, config.f)}, or leave the attack out."
+        yield Problem("byzantine.count", "should be at least 1 when there is an attack", 0, hint)
+    if byzantine.attack is not None and 0 < byzantine.count < config.workers:
+        reason = refusal(byzantine.attack, config.workers, byzantine.count, byzantine.knows)
+        if reason is not None:
+            yield Problem("byzantine.attack", f"cannot be mounted: {reason}")
+
+
+def _optimizer(config: RunConfig) -> Iterator[Problem]:
+    try:
+        optimizer(config)
+    except ValueError as error:
+        yield Problem("optimizer", str(error).rstrip("."))
+
+
+def _guarantee(config: RunConfig) -> Iterator[Problem]:
+    """A missing worker never lowers f, so the rule must keep its promise for the quorum."""
+    if config.f >= config.workers or config.quorum > config.workers:
+        return
+    for n in sorted({config.quorum, config.workers}):
+        if reason := config.aggregator.requires(n, config.f):
+            rule = f"{_rows(config, n)} the rule promises nothing: {reason}"
+            yield Problem("aggregator", rule, NOTHING, _remedy(config))
+            return
+
+
+def _rows(config: RunConfig, n: int) -> str:
+    if n == config.workers:
+        return f"with {n} workers, f = {config.f}"
+    return f"with a quorum of {n} of {config.workers} workers, f = {config.f}"
+
+
+def _remedy(config: RunConfig) -> str:
+    """What would do: more rows, or a smaller f."""
+    enough = next((n for n in range(1, FAR) if config.aggregator.requires(n, config.f) is None), None)
+    options: list[str] = []
+    if enough is not None:
+        waits = f" or server.quorum={enough}" if config.quorum < enough <= config.workers else ""
+        options.append(f"workers={enough + config.f}{waits}")
+    fewer = next((f for f in reversed(range(config.f)) if _holds(config, f)), None)
+    if fewer is not None:
+        options.append(f"f={fewer}")
+    return f"It would hold with {', or with '.join(options)}." if options else ""
+
+
+def _holds(config: RunConfig, f: int) -> bool:
+    less = config.f - f
+    rule, mix = config.aggregator.rule, config.aggregator.mix
+    lowered = Aggregator(spent(rule, less), tuple(spent(part, less) for part in mix), f)
+    quorum = config.server.quorum or config.workers - f
+    return all(lowered.requires(n, f) is None for n in (quorum, config.workers))
+
+
+def _unprotected(config: RunConfig) -> str:
+    if config.f and not config.aggregator.robust:
+        return (
+            f"aggregator: this rule promises nothing against Byzantine workers, and f = {config.f} are "
+            "declared. One of them is enough to choose the result."
+        )
+    return ""
+
+
+def _more_than_declared(config: RunConfig) -> str:
+    count = config.byzantine.count
+    if count > config.f:
+        return (
+            f"byzantine.count: {count} workers attack, but f = {config.f}: no rule promises anything then."
+        )
+    return ""
+
+
+CHECKS = (
+    Check(frozenset({"workers", "f", "server"}), _quorum),
+    Check(frozenset({"workers", "byzantine"}), _attackers),
+    Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),
+    Check(frozenset({"optimizer"}), _optimizer),
+    Check(frozenset({"workers", "f", "server", "aggregator"}), _guarantee),
+)

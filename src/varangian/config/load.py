@@ -1,0 +1,67 @@
+"""From a file, the environment and the command line to a RunConfig, or to every problem at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from varangian.config.checks import checked
+from varangian.config.overrides import applied, from_command_line, from_environment
+from varangian.config.problems import problems_of
+from varangian.config.text import read
+from varangian.config.tree import RunConfig, groups
+from varangian.registry import ConfigError, Problem
+
+
+def load(
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    *,
+    whole: bool = True,
+) -> RunConfig:
+    """The configuration of a run.
+
+    Args:
+        path: a YAML file; without one every setting has its default.
+        overrides: `a.b=c`, in order; they win over `environ`, which wins over the file.
+        environ: variables, of which those named `VARANGIAN__A__B` count.
+        whole: False for one program of a cluster, which need not be told everything.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    settings = read(Path(path)) if path is not None else {}
+    assignments = [*from_environment(environ or {}), *from_command_line(overrides)]
+    return loads(applied(settings, assignments, groups()), whole=whole)
+
+
+def loads(settings: Mapping[str, Any], *, whole: bool = True) -> RunConfig:
+    """The configuration in a mapping.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    try:
+        config = RunConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = problems_of(error, RunConfig)
+        raise ConfigError([*problems, *_between_valid(settings, error, whole)]) from error
+    if problems := checked(config, whole=whole):
+        raise ConfigError(problems)
+    return config
+
+
+def _between_valid(settings: Mapping[str, Any], error: ValidationError, whole: bool) -> list[Problem]:
+    """The problems between those settings that are valid themselves."""
+    invalid = frozenset(str(details["loc"][0]) for details in error.errors() if details["loc"])
+    if any(details["type"] == "extra_forbidden" for details in error.errors()):
+        return []  # a mistyped name may have been any of the settings
+    rest = {name: value for name, value in settings.items() if name not in invalid}
+    try:
+        return checked(RunConfig.model_validate(rest), whole=whole, invalid=invalid)
+    except ValidationError:
+        return []

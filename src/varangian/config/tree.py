@@ -1,0 +1,179 @@
+"""The settings of a run: what may be written, of which type, and what holds when nothing is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from varangian.aggregators import MIXINGS, RULES, Aggregator
+from varangian.aggregators.spec import aggregator_from, spec_of
+from varangian.config.group import Group, of_registry
+from varangian.config.problems import sections
+from varangian.config.schema import DIALECT, named
+from varangian.registry import join
+from varangian.server.optimizer import SCHEDULES, Schedule
+from varangian.worker.attacks import ATTACKS, Attack, Sight
+from varangian.worker.data import DATASETS, Source
+from varangian.worker.models import MODELS, Model
+from varangian.worker.partition import PARTITIONS, Partition
+
+
+def _aggregator(value: Any, f: int) -> Aggregator:
+    return aggregator_from(value, "", f=f)
+
+
+def _aggregator_schema() -> dict[str, Any]:
+    rules, mixings = named(RULES), named(MIXINGS)
+    mix = {
+        "type": "array",
+        "items": {"anyOf": mixings},
+        "description": "Mixings before the rule, in order.",
+    }
+    pipeline = {
+        "type": "object",
+        "title": "pipeline",
+        "properties": {"mix": mix, "rule": {"anyOf": rules}},
+        "required": ["rule"],
+        "additionalProperties": False,
+    }
+    return {"anyOf": [*rules, pipeline]}
+
+
+def named_default(name: str) -> Any:
+    """A default that becomes an object like everything else that stands there (`validate_default`)."""
+    return name
+
+
+class Section(BaseModel):
+    """What all parts of the tree share: nothing unknown, nothing converted, nothing changed later."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        arbitrary_types_allowed=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, value: Any) -> Any:
+        """A heading with nothing below it, as `server:`, is an empty section."""
+        return {} if value is None else value
+
+
+class Workers(Section):
+    """What every worker does in a round."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Samples per worker and round."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """m <- momentum m + (1 - momentum) g, at the worker; 0 sends plain gradients."""
+    per_process: Annotated[int, Field(ge=1)] | None = None
+    """Worker identities that one process hosts; null spreads them over the cores."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads of torch in each worker process."""
+    device: str = "cpu"
+    """Where workers compute, as torch names it."""
+
+
+class Optimizer(Section):
+    """SGD on the aggregate, at the server."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.5
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """At the server; the workers' own momentum is `worker.momentum`."""
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Annotated[Schedule, of_registry(SCHEDULES, "constant")] = named_default("constant")
+    """How the learning rate changes over the rounds."""
+
+
+class Server(Section):
+    """Where the server listens, and when it closes a round."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """0 takes any free port."""
+    quorum: Annotated[int, Field(ge=1)] | None = None
+    """Pushes without which no round closes; null is workers - f."""
+    deadline: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds after which a round closes without the missing workers, if the quorum is met."""
+    shortfall: Literal["wait", "skip", "fail"] = "wait"
+    """At the deadline below the quorum: wait on, go to the next round without an update, or end the run."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads of torch in the server; the same number gives the same bits."""
+
+
+class Byzantine(Section):
+    """The workers that attack; the server is never told which."""
+
+    count: Annotated[int, Field(ge=0)] = 0
+    """The last `count` names misbehave."""
+    attack: Annotated[Attack | None, of_registry(ATTACKS, None, none=True)] = None
+    knows: Sight | None = None
+    """Whose honest gradients an attacker sees; null is what the attack needs."""
+
+
+class Evaluation(Section):
+    """When the server looks at held-out data."""
+
+    every: Annotated[int, Field(ge=1)] = 10
+    """In rounds; the last round is always evaluated."""
+
+
+class RunConfig(Section):
+    """Everything that a run depends on."""
+
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
+    """Every random stream of the run comes from it."""
+    workers: Annotated[int, Field(ge=1, le=10_000)] = 15
+    f: Annotated[int, Field(ge=0)] = 3
+    """How many workers may be Byzantine; every rule and mixing is told, unless given its own."""
+    rounds: Annotated[int, Field(ge=1)] = 200
+    backend: Literal["processes", "simulate"] = "processes"
+    """Real processes over gRPC, or everything in one process; the numbers are the same."""
+    output: str = "runs"
+    """Where run folders are made."""
+    aggregator: Annotated[
+        Aggregator, Group(_aggregator, lambda built: spec_of(built), _aggregator_schema, "flag")
+    ] = named_default("flag")
+    """A rule, or `{mix: [...], rule: ...}`."""
+    model: Annotated[Model, of_registry(MODELS, "mlp")] = named_default("mlp")
+    data: Annotated[Source, of_registry(DATASETS, "digits")] = named_default("digits")
+    partition: Annotated[Partition, of_registry(PARTITIONS, "iid")] = named_default("iid")
+    """How the training samples are dealt to the workers."""
+    worker: Workers = Workers()
+    optimizer: Optimizer = Optimizer()
+    server: Server = Server()
+    byzantine: Byzantine = Byzantine()
+    evaluate: Evaluation = Evaluation()
+
+    @property
+    def quorum(self) -> int:
+        """Pushes without which no round closes."""
+        return self.workers - self.f if self.server.quorum is None else self.server.quorum
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting with its value, in plain types; `loads` makes an equal configuration of it."""
+        return self.model_dump(mode="python")
+
+
+def groups(model: type[BaseModel] = RunConfig, path: str = "") -> dict[str, str | None]:
+    """Paths where a name stands for a whole group, with the name that is there by default."""
+    found: dict[str, str | None] = {}
+    for name, field in model.model_fields.items():
+        for mark in field.metadata:
+            if isinstance(mark, Group):
+                found[join(path, name)] = mark.default
+    for name, section in sections(model).items():
+        found |= groups(section, join(path, name))
+    return found | ({"aggregator.rule": None} if not path else {})
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration file."""
+    return {"$schema": DIALECT, **RunConfig.model_json_schema(mode="validation")}
