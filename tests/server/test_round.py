@@ -1,0 +1,645 @@
+"""The round machine: each rule of the protocol by itself, then histories that nobody thought of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from varangian.server.events import (
+    Accept,
+    Close,
+    Committed,
+    Duplicate,
+    Effect,
+    Event,
+    Fault,
+    Finish,
+    Gone,
+    Offer,
+    Open,
+    Phase,
+    Push,
+    Refusal,
+    Reject,
+    RollCall,
+    RoundPolicy,
+    Skip,
+    Skipped,
+    Stop,
+    Tick,
+)
+from varangian.server.round import RoundMachine, Verdict
+
+A, B = b"a" * 16, b"b" * 16
+WORKERS = ("w00", "w01", "w02", "w03")
+POLICY = RoundPolicy(WORKERS, rounds=3, quorum=3, deadline=10.0, shortfall="wait", f=1)
+
+
+def machine(**changes: object) -> RoundMachine:
+    return RoundMachine(replace(POLICY, **changes))
+
+
+def play(machine: RoundMachine, *events: Event) -> list[Effect]:
+    return [effect for event in events for effect in machine.handle(event)]
+
+
+def send(machine: RoundMachine, *workers: str, digest: bytes = A, at: float = 0.0) -> list[Effect]:
+    """Whole uploads of the current round, one after the other."""
+    round = machine.state.round
+    return [
+        effect
+        for worker in workers
+        for effect in play(machine, Offer(worker, round, digest, at), Push(worker, round, digest, at))
+    ]
+
+
+def refusal(machine: RoundMachine, event: Event) -> Refusal:
+    """The refusal of an event that must change nothing."""
+    before = machine.state
+    (effect,) = machine.handle(event)
+    assert machine.state == before
+    assert isinstance(effect, Reject)
+    assert effect.round == before.round
+    return effect.refusal
+
+
+def the(kind: type[RollCall], effects: list[Effect]) -> RollCall:
+    (found,) = (effect for effect in effects if isinstance(effect, kind))
+    return found
+
+
+# Closing
+
+
+def test_a_round_closes_when_everyone_has_pushed():
+    m = machine()
+    effects = send(m, "w02", "w00", "w03", "w01", at=2.0)
+    closed = Close(
+        0, WORKERS, {}, (), 0.0, "round 0: 4 of 4 workers answered (4 pushed, 0 faulty); nobody is missing"
+    )
+    assert effects[-1] == closed
+    assert effects[:-1] == [Accept(w, 0) for w in ("w02", "w02", "w00", "w00", "w03", "w03", "w01", "w01")]
+    assert m.state.phase is Phase.CLOSED
+
+
+def test_the_deadline_closes_a_round_whose_quorum_is_met():
+    m = machine()
+    send(m, "w00", "w01", at=1.0)
+    send(m, "w02", at=2.0)
+    assert m.wake_at == 11.0
+    assert play(m, Tick(10.9)) == []
+    close = the(Close, play(m, Tick(11.0)))
+    assert (close.workers, close.missing, close.waited) == (("w00", "w01", "w02"), ("w03",), 10.0)
+
+
+def test_the_clock_of_the_first_round_starts_with_the_first_worker():
+    m = machine(shortfall="fail")
+    assert m.wake_at is None
+    assert play(m, Tick(1e6)) == []
+    play(m, Offer("w00", 0, A, 1e6))
+    assert m.wake_at == 1e6 + 10
+
+
+def test_a_worker_that_only_proves_faulty_has_shown_up_too():
+    m = machine()
+    play(m, Fault("w00", 0, "wrong layout", 5.0))
+    assert m.wake_at == 15.0
+
+
+def test_time_does_nothing_to_a_round_that_is_being_aggregated():
+    m = machine()
+    send(m, "w00", "w01", "w02")
+    play(m, Tick(10.0))
+    before = m.state
+    assert play(m, Tick(99.0)) == []
+    assert m.state == before
+
+
+def test_the_clock_of_a_later_round_starts_when_it_opens():
+    m = machine()
+    send(m, *WORKERS)
+    assert m.wake_at is None
+    assert play(m, Committed(0, 33.0)) == [Open(1)]
+    assert m.wake_at == 43.0
+
+
+def test_an_open_upload_does_not_hold_a_round_past_its_deadline():
+    m = machine()
+    send(m, "w00", "w01", "w02")
+    play(m, Offer("w03", 0, A, 9.99))
+    assert the(Close, play(m, Tick(10.0))).missing == ("w03",)
+
+
+def test_a_push_at_the_deadline_closes_the_round_even_before_the_tick():
+    m = machine()
+    send(m, "w00", "w01")
+    play(m, Offer("w02", 0, A, 9.0))
+    assert the(Close, play(m, Push("w02", 0, A, 10.0))).workers == ("w00", "w01", "w02")
+
+
+def test_names_are_sorted_whatever_the_order_of_arrival():
+    m = machine(f=2, workers=tuple(reversed(WORKERS)))
+    send(m, "w03", "w01")
+    effects = play(m, Fault("w02", 0, "x", 1.0), Fault("w00", 0, "y", 1.0))
+    close = the(Close, effects)
+    assert close.workers == ("w01", "w03")
+    assert list(close.faults) == ["w00", "w02"]
+
+
+# Faults
+
+
+def test_a_fault_counts_for_the_quorum_and_not_as_a_push():
+    m = machine()
+    send(m, "w00", "w01")
+    play(m, Fault("w03", 0, "not finite", 1.0))
+    close = the(Close, play(m, Tick(10.0)))
+    assert close.workers == ("w00", "w01")
+    assert close.faults == {"w03": "not finite"}
+    assert close.missing == ("w02",)
+
+
+def test_a_missing_worker_never_counts():
+    m = machine(quorum=4)
+    send(m, "w00", "w01", "w02")
+    assert play(m, Tick(10.0)) == []
+    assert m.state.overdue
+
+
+def test_a_second_digest_is_equivocation_and_withdraws_the_push():
+    m = machine()
+    send(m, "w00", digest=A)
+    assert play(m, Offer("w00", 0, B, 1.0)) == [Reject(Refusal.EQUIVOCATION, 0)]
+    effects = send(m, "w01", "w02", "w03")
+    close = the(Close, effects)
+    assert close.workers == ("w01", "w02", "w03")
+    assert close.faults == {"w00": "pushed two different vectors"}
+
+
+def test_equivocation_beyond_f_ends_the_round():
+    m = machine(f=0)
+    send(m, "w00", "w01", "w02")
+    rejected, skip, following = play(m, Offer("w02", 0, B, 1.0))
+    assert rejected == Reject(Refusal.EQUIVOCATION, 0)
+    assert isinstance(skip, Skip)
+    assert (skip.workers, list(skip.faults)) == (("w00", "w01"), ["w02"])
+    assert following == Open(1)
+
+
+def test_a_fault_withdraws_a_push_that_was_counted():
+    m = machine()
+    send(m, "w00", "w01", "w02")
+    play(m, Fault("w00", 0, "x", 0.0))
+    assert the(Close, send(m, "w03")).workers == ("w01", "w02", "w03")
+
+
+def test_a_faulty_worker_is_out_for_the_round_and_back_in_the_next():
+    m = machine()
+    play(m, Fault("w00", 0, "x", 0.0))
+    assert refusal(m, Offer("w00", 0, A, 1.0)) is Refusal.FAULTY
+    assert refusal(m, Fault("w00", 0, "x again", 1.0)) is Refusal.FAULTY
+    send(m, "w01", "w02", "w03")
+    play(m, Committed(0, 2.0))
+    assert the(Close, send(m, *WORKERS)).faults == {}
+
+
+@pytest.mark.parametrize("shortfall", ["wait", "skip"])
+def test_more_faults_than_f_skip_the_round_since_waiting_cannot_help(shortfall: str):
+    m = machine(shortfall=shortfall)
+    send(m, "w00")
+    effects = play(m, Fault("w01", 0, "x", 1.0), Fault("w02", 0, "y", 2.0))
+    assert effects == [
+        Skip(
+            0,
+            ("w00",),
+            {"w01": "x", "w02": "y"},
+            ("w03",),
+            2.0,
+            "round 0: 2 proven faulty (w01, w02), more than the declared f = 1",
+        ),
+        Open(1),
+    ]
+
+
+# Shortfall
+
+
+def test_wait_stays_open_until_the_quorum_is_met():
+    m = machine()
+    send(m, "w00", "w01")
+    assert play(m, Tick(10.0)) == []
+    assert m.wake_at is None
+    assert m.decision(12.0) == (
+        Verdict.SHORT,
+        "round 0: 2 of 4 workers answered (2 pushed, 0 faulty), missing w02, w03; "
+        "the deadline of 10 s is over and the quorum of 3 is not met",
+    )
+    close = the(Close, send(m, "w03", at=500.0))
+    assert (close.workers, close.missing, close.waited) == (("w00", "w01", "w03"), ("w02",), 500.0)
+
+
+def test_skip_opens_the_next_round_without_an_update():
+    m = machine(shortfall="skip")
+    send(m, "w00", "w01")
+    skip, following = play(m, Tick(10.0))
+    assert isinstance(skip, Skip)
+    assert (skip.workers, skip.missing) == (("w00", "w01"), ("w02", "w03"))
+    assert skip.because.endswith("the deadline of 10 s is over and the quorum of 3 is not met")
+    assert following == Open(1)
+    assert m.wake_at == 20.0
+
+
+def test_fail_ends_the_run_with_the_sentence():
+    m = machine(shortfall="fail")
+    send(m, "w00")
+    skip, finish = play(m, Tick(10.0))
+    assert isinstance(skip, Skip)
+    assert finish == Finish(skip.because)
+    assert refusal(m, Offer("w01", 0, A, 11.0)) is Refusal.FINISHED
+
+
+def test_so_many_skips_in_a_row_end_the_run():
+    m = machine(shortfall="skip", rounds=100, max_skips=3)
+    play(m, Offer("w00", 0, A, 0.0))
+    effects = play(m, Tick(10.0), Tick(20.0), Tick(30.0))
+    assert isinstance(effects[-1], Finish)
+    assert effects[-1].reason.startswith(
+        "3 rounds in a row had no update; the last one was round 2: 0 of 4"
+    )
+    assert m.state.phase is Phase.FINISHED
+
+
+def test_an_update_in_between_starts_the_count_of_skips_again():
+    m = machine(shortfall="skip", rounds=100, max_skips=2)
+    send(m, "w00")
+    play(m, Tick(10.0))
+    send(m, *WORKERS, at=11.0)
+    play(m, Committed(1, 12.0), Tick(22.0))
+    assert m.state.phase is Phase.OPEN
+    play(m, Tick(32.0))
+    assert m.state.phase is Phase.FINISHED
+
+
+def test_a_closed_round_can_be_skipped():
+    m = machine()
+    send(m, *WORKERS, at=3.0)
+    skip, following = play(m, Skipped(0, "no guarantee", 7.0))
+    assert skip == Skip(0, WORKERS, {}, (), 0.0, "no guarantee")
+    assert following == Open(1)
+
+
+def test_a_skipped_closed_round_fails_the_run_if_that_is_the_policy():
+    m = machine(shortfall="fail")
+    send(m, *WORKERS)
+    assert play(m, Skipped(0, "no guarantee", 7.0))[-1] == Finish("no guarantee")
+
+
+# The end
+
+
+def test_the_run_ends_after_its_rounds():
+    m = machine(rounds=2)
+    for round in range(2):
+        send(m, *WORKERS)
+        effects = play(m, Committed(round, 1.0))
+    assert effects == [Finish("all 2 rounds are done")]
+    assert m.wake_at is None
+
+
+def test_a_stop_ends_the_run_at_once():
+    m = machine()
+    assert play(m, Stop("stopped on request", 1.0)) == [Finish("stopped on request")]
+    assert refusal(m, Stop("again", 2.0)) is Refusal.FINISHED
+    assert refusal(m, Offer("w00", 0, A, 2.0)) is Refusal.FINISHED
+    assert play(m, Tick(100.0)) == []
+
+
+# Refusals
+
+
+def test_strangers_are_refused():
+    assert refusal(machine(), Offer("w99", 0, A, 0.0)) is Refusal.UNKNOWN_WORKER
+    assert refusal(machine(), Fault("w99", 0, "x", 0.0)) is Refusal.UNKNOWN_WORKER
+
+
+def test_other_rounds_are_refused():
+    m = machine()
+    assert refusal(m, Offer("w00", 1, A, 0.0)) is Refusal.FUTURE
+    send(m, *WORKERS)
+    play(m, Committed(0, 1.0))
+    assert refusal(m, Offer("w00", 0, A, 1.0)) is Refusal.STALE
+    assert refusal(m, Fault("w00", 0, "x", 1.0)) is Refusal.STALE
+
+
+def test_the_digest_of_another_round_makes_no_duplicate():
+    m = machine()
+    send(m, *WORKERS)
+    play(m, Committed(0, 1.0))
+    send(m, "w00")
+    assert refusal(m, Offer("w00", 0, A, 1.0)) is Refusal.STALE
+
+
+def test_a_round_that_is_being_aggregated_is_over():
+    m = machine()
+    send(m, "w00", "w01", "w02")
+    play(m, Offer("w03", 0, A, 0.0), Tick(10.0))
+    assert refusal(m, Push("w03", 0, A, 11.0)) is Refusal.STALE
+    assert refusal(m, Fault("w03", 0, "x", 11.0)) is Refusal.STALE
+    assert refusal(m, Offer("w00", 0, B, 11.0)) is Refusal.STALE
+    assert play(m, Offer("w00", 0, A, 11.0)) == [Duplicate("w00", 0)]
+
+
+def test_a_duplicate_is_counted_once():
+    m = machine()
+    send(m, "w00")
+    before = m.state
+    assert play(m, Offer("w00", 0, A, 1.0)) == [Duplicate("w00", 0)]
+    assert m.state == before
+
+
+def test_one_upload_at_a_time():
+    m = machine()
+    play(m, Offer("w00", 0, A, 0.0))
+    assert refusal(m, Offer("w00", 0, A, 1.0)) is Refusal.BUSY
+    assert refusal(m, Offer("w00", 0, B, 1.0)) is Refusal.BUSY
+    play(m, Gone("w00", 0, 2.0))
+    assert play(m, Offer("w00", 0, B, 3.0)) == [Accept("w00", 0)]
+
+
+def test_an_upload_that_outlives_its_round_keeps_its_worker_busy():
+    m = machine()
+    send(m, "w00", "w01", "w02")
+    play(m, Offer("w03", 0, A, 0.0), Tick(10.0), Committed(0, 11.0))
+    assert refusal(m, Offer("w03", 1, B, 12.0)) is Refusal.BUSY
+    assert refusal(m, Gone("w03", 1, 12.0)) is Refusal.UNOFFERED
+    assert play(m, Gone("w03", 0, 12.0)) == []
+    assert play(m, Offer("w03", 1, B, 12.0)) == [Accept("w03", 1)]
+
+
+@pytest.mark.parametrize("digest", [A, B])
+def test_a_push_must_be_what_was_offered(digest: bytes):
+    m = machine()
+    if digest == B:
+        play(m, Offer("w00", 0, A, 0.0))
+    assert refusal(m, Push("w00", 0, digest, 1.0)) is Refusal.UNOFFERED
+
+
+def test_only_an_upload_that_is_open_can_be_gone():
+    m = machine()
+    assert refusal(m, Gone("w00", 0, 0.0)) is Refusal.UNOFFERED
+    send(m, "w00")
+    assert refusal(m, Gone("w00", 0, 0.0)) is Refusal.UNOFFERED
+
+
+def test_only_a_closed_round_can_be_committed_or_skipped():
+    m = machine()
+    assert refusal(m, Committed(0, 0.0)) is Refusal.NOT_CLOSED
+    assert refusal(m, Skipped(0, "x", 0.0)) is Refusal.NOT_CLOSED
+    send(m, *WORKERS)
+    assert refusal(m, Committed(1, 0.0)) is Refusal.FUTURE
+    play(m, Committed(0, 0.0))
+    assert refusal(m, Committed(0, 0.0)) is Refusal.STALE
+
+
+def test_a_sentence_stays_short_with_many_workers():
+    many = tuple(f"w{i:03}" for i in range(200))
+    m = machine(workers=many, quorum=150)
+    send(m, "w000")
+    assert ", missing w001, w002, w003, w004, w005 and 194 more; " in m.decision(20.0).because
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"workers": ()}, "`workers` should be different names, at least one."),
+        ({"workers": ("w00", "w00")}, "`workers` should be different names, at least one."),
+        ({"quorum": 0}, "`quorum` should be between 1 and n = 4. Found 0."),
+        ({"quorum": 5}, "`quorum` should be between 1 and n = 4. Found 5."),
+        ({"f": 4}, "`f` should be between 0 and n - 1 = 3. Found 4."),
+        ({"f": -1}, "`f` should be between 0 and n - 1 = 3. Found -1."),
+        ({"rounds": 0}, "`rounds` and `max_skips` should be at least 1. Found 0 and 10."),
+        ({"max_skips": 0}, "`rounds` and `max_skips` should be at least 1. Found 3 and 0."),
+        ({"deadline": 0.0}, "`deadline` should be a positive number of seconds. Found 0.0."),
+        ({"deadline": float("nan")}, "`deadline` should be a positive number of seconds. Found nan."),
+    ],
+)
+def test_an_impossible_policy_is_refused(changes: dict[str, object], sentence: str):
+    with pytest.raises(ValueError, match="should be") as error:
+        machine(**changes)
+    assert str(error.value).startswith(sentence)
+
+
+# Histories
+
+ROUNDS = st.integers(-1, 1)
+"""Relative to the current round."""
+NAMES = st.sampled_from([*WORKERS, "stranger"])
+DIGESTS = st.sampled_from([A, B])
+
+
+class History(RuleBasedStateMachine):
+    """Any events in any order, and what must hold whatever they are.
+
+    The model is what a reader of the effects knows: who may upload, who was told that its push counts, who
+    was proven faulty since the round opened, and whether the round is open at all.
+    """
+
+    shortfall = "wait"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = machine(shortfall=self.shortfall, rounds=6, max_skips=2)
+        self.now = 0.0
+        self.history: list[tuple[Event, tuple[Effect, ...]]] = []
+        self.round, self.phase, self.skips = 0, Phase.OPEN, 0
+        self.leases: dict[str, tuple[int, bytes]] = {}
+        self.counted: set[str] = set()
+        self.guilty: set[str] = set()
+
+    def handle(self, event: Event) -> tuple[Effect, ...]:
+        before = self.machine.state
+        effects = self.machine.handle(event)
+        self.history.append((event, effects))
+        if any(isinstance(effect, Reject | Duplicate) for effect in effects):
+            self.refused(event, effects, before)
+        else:
+            self.admitted(event)
+        for effect in effects:
+            self.follow(effect)
+        return effects
+
+    def refused(self, event: Event, effects: tuple[Effect, ...], before: object) -> None:
+        if effects[0] == Reject(Refusal.EQUIVOCATION, self.round):
+            assert isinstance(event, Offer)
+            assert event.worker in self.counted
+            self.convict(event.worker)
+        else:
+            assert len(effects) == 1
+            assert self.machine.state == before
+            assert not isinstance(effects[0], Duplicate) or self.is_counted(event)
+
+    def is_counted(self, event: Event) -> bool:
+        return isinstance(event, Offer) and event.round == self.round and event.worker in self.counted
+
+    def admitted(self, event: Event) -> None:
+        if isinstance(event, Offer | Push | Fault):
+            assert event.worker in WORKERS
+            assert (event.round, Phase.OPEN) == (self.round, self.phase)
+            assert event.worker not in self.guilty
+        match event:
+            case Offer(worker, round, digest):
+                assert worker not in self.leases, "two uploads into one row"
+                assert worker not in self.counted
+                self.leases[worker] = round, digest
+            case Push(worker, round, digest):
+                assert worker not in self.counted, "counted twice"
+                assert self.leases.pop(worker) == (round, digest)
+                self.counted.add(worker)
+            case Fault(worker):
+                self.convict(worker)
+            case Gone(worker, round):
+                assert self.leases.pop(worker)[0] == round
+            case Committed(round) | Skipped(round):
+                assert (round, Phase.CLOSED) == (self.round, self.phase)
+                self.skips = 0 if isinstance(event, Committed) else self.skips
+            case _:
+                pass
+
+    def convict(self, worker: str) -> None:
+        self.guilty.add(worker)
+        self.counted.discard(worker)
+
+    def follow(self, effect: Effect) -> None:
+        match effect:
+            case Close():
+                assert self.phase is Phase.OPEN
+                self.check(effect)
+                assert len(effect.workers) + len(effect.faults) >= POLICY.quorum
+                assert len(effect.faults) <= POLICY.f
+                assert not effect.missing or self.now >= effect.waited >= POLICY.deadline
+                self.phase = Phase.CLOSED
+            case Skip():
+                assert self.phase is not Phase.FINISHED
+                self.check(effect)
+                self.skips += 1
+            case Open(round):
+                assert round == self.round + 1 < 6
+                assert self.skips < 2
+                self.round, self.phase = round, Phase.OPEN
+                self.counted, self.guilty = set(), set()
+            case Finish():
+                assert self.phase is not Phase.FINISHED
+                self.phase = Phase.FINISHED
+            case _:
+                pass
+
+    def check(self, ended: RollCall) -> None:
+        assert ended.round == self.round
+        assert list(ended.workers) == sorted(self.counted)
+        assert list(ended.faults) == sorted(self.guilty)
+        assert sorted([*ended.workers, *ended.faults, *ended.missing]) == list(WORKERS)
+
+    @rule(worker=NAMES, shift=ROUNDS, digest=DIGESTS)
+    def offer(self, worker: str, shift: int, digest: bytes) -> None:
+        self.handle(Offer(worker, self.round + shift, digest, self.now))
+
+    @rule(worker=NAMES, digest=DIGESTS)
+    def send(self, worker: str, digest: bytes) -> None:
+        self.handle(Offer(worker, self.round, digest, self.now))
+        self.handle(Push(worker, self.round, digest, self.now))
+
+    @rule(digest=DIGESTS)
+    @precondition(lambda self: self.phase is Phase.OPEN)
+    def everybody(self, digest: bytes) -> None:
+        for worker in WORKERS:
+            self.send(worker, digest)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.leases)
+    def finish_upload(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.leases)))
+        round, digest = self.leases[worker]
+        self.handle(Push(worker, round, digest, self.now))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.leases)
+    def lose_upload(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.leases)))
+        assert self.handle(Gone(worker, self.leases[worker][0], self.now)) == ()
+
+    @rule(worker=NAMES, shift=ROUNDS, digest=DIGESTS)
+    def push(self, worker: str, shift: int, digest: bytes) -> None:
+        self.handle(Push(worker, self.round + shift, digest, self.now))
+
+    @rule(worker=NAMES, shift=ROUNDS)
+    def fault(self, worker: str, shift: int) -> None:
+        self.handle(Fault(worker, self.round + shift, "x", self.now))
+
+    @rule(worker=NAMES, shift=ROUNDS)
+    def gone(self, worker: str, shift: int) -> None:
+        self.handle(Gone(worker, self.round + shift, self.now))
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 5.0, 11.0]))
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.handle(Tick(self.now))
+
+    @rule()
+    @precondition(lambda self: self.machine.wake_at is not None)
+    def alarm(self) -> None:
+        """A due tick ends the round, or the machine asks for no more of them."""
+        self.now = max(self.now, self.machine.wake_at or 0.0)
+        before, due = self.round, self.machine.wake_at
+        self.handle(Tick(self.now))
+        assert self.machine.wake_at != due
+        if self.shortfall != "wait":
+            assert self.round > before or self.phase is not Phase.OPEN
+
+    @rule(shift=ROUNDS)
+    def commit(self, shift: int) -> None:
+        self.handle(Committed(self.round + shift, self.now))
+
+    @rule()
+    @precondition(lambda self: self.phase is Phase.CLOSED)
+    def commit_closed(self) -> None:
+        self.handle(Committed(self.round, self.now))
+
+    @rule(shift=ROUNDS)
+    def skip(self, shift: int) -> None:
+        self.handle(Skipped(self.round + shift, "x", self.now))
+
+    @invariant()
+    def the_state_is_what_the_effects_told(self) -> None:
+        state = self.machine.state
+        assert state.phase is self.phase
+        assert state.round == self.round + (state.reason == "all 6 rounds are done")
+        assert state.uploads == self.leases
+        assert state.opened_at is not None or not (self.leases or self.guilty)
+
+    def teardown(self) -> None:
+        """The same events lead to the same effects and the same state."""
+        again = RoundMachine(self.machine.policy)
+        assert [again.handle(event) for event, _ in self.history] == [
+            effects for _, effects in self.history
+        ]
+        assert again.state == self.machine.state
+
+
+class SkippingHistory(History):
+    shortfall = "skip"
+
+
+class FailingHistory(History):
+    shortfall = "fail"
+
+
+LONG = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHistory = History.TestCase
+TestSkippingHistory = SkippingHistory.TestCase
+TestFailingHistory = FailingHistory.TestCase
+for case in (TestHistory, TestSkippingHistory, TestFailingHistory):
+    case.settings = LONG
