@@ -224,7 +224,7 @@ def _skipped(policy: RoundPolicy, state: RoundState, at: Seconds, because: str) 
     if policy.shortfall == "fail":
         state, effects = _finished(state, because)
     elif state.skips == policy.max_skips:
-        reason = f"{state.skips} rounds in a row had no update; the last one was {because}"
+        reason = f"{state.skips} rounds in a row had no update; the last, {because}"
         state, effects = _finished(state, reason)
     else:
         state, effects = _opened(policy, state, at)

@@ -1,0 +1,144 @@
+"""Scenarios as text: commands, a line of dashes, and what the round machine said.
+
+A story reads like a bug report and is one: paste the commands, run with VARANGIAN_REWRITE=1, and the file
+shows what happens; correct what should have happened, and it is a regression test.
+
+    policy n=3 rounds=2 quorum=2 deadline=10 shortfall=wait f=1 [max_skips=10]
+    at 3.5                      set the time
+    offer|push|send w00 0 aa    an upload begins, is complete, or both; aa stands for the digest
+    fault w00 0 not finite      the worker proves faulty
+    gone w00 0                  the upload is over without a push
+    tick                        time has passed
+    committed 0                 the closed round has become an update
+    skipped 0 no guarantee      the closed round could not become one
+    stop stopped on request     whoever runs the server ends the run
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from varangian.server import events
+from varangian.server.events import Close, Effect, Event, Refusal, RollCall, RoundPolicy
+from varangian.server.round import RoundMachine
+
+STORIES = sorted((Path(__file__).parent / "stories").glob("*.txt"))
+REWRITE = os.environ.get("VARANGIAN_REWRITE") == "1"
+
+
+class Storyteller:
+    machine: RoundMachine
+    now = 0.0
+
+    def tell(self, command: str) -> Iterator[str]:
+        """The lines that a command adds to the transcript."""
+        verb, _, rest = command.partition(" ")
+        if verb == "policy":
+            self.machine = RoundMachine(policy(rest))
+        elif verb == "at":
+            self.now = float(rest)
+        else:
+            for event in self.events(verb, rest):
+                for effect in self.machine.handle(event):
+                    yield line(effect, event)
+
+    def events(self, verb: str, rest: str) -> Iterator[Event]:
+        words = rest.split(maxsplit=2)
+        match verb:
+            case "offer" | "push":
+                yield getattr(events, verb.title())(words[0], int(words[1]), words[2].encode(), self.now)
+            case "send":
+                yield from self.events("offer", rest)
+                yield from self.events("push", rest)
+            case "fault":
+                yield events.Fault(words[0], int(words[1]), words[2], self.now)
+            case "gone":
+                yield events.Gone(words[0], int(words[1]), self.now)
+            case "tick":
+                yield events.Tick(self.now)
+            case "committed":
+                yield events.Committed(int(rest), self.now)
+            case "skipped":
+                round, _, reason = rest.partition(" ")
+                yield events.Skipped(int(round), reason, self.now)
+            case "stop":
+                yield events.Stop(rest, self.now)
+            case _:
+                raise ValueError(f"A story has no command {verb!r}.")
+
+
+def policy(text: str) -> RoundPolicy:
+    given = dict(word.split("=") for word in text.split())
+    return RoundPolicy(
+        workers=tuple(f"w{i:02}" for i in range(int(given.pop("n")))),
+        deadline=float(given.pop("deadline")),
+        shortfall=given.pop("shortfall"),
+        **{name: int(value) for name, value in given.items()},
+    )
+
+
+def line(effect: Effect, event: Event) -> str:
+    match effect:
+        case events.Accept(worker, round):
+            what = "may upload" if isinstance(event, events.Offer) else "counts"
+            return f"{worker} {what} in round {round}"
+        case events.Duplicate(worker, round):
+            return f"duplicate of {worker} in round {round}"
+        case events.Reject(refusal, round):
+            return f"reject: {refusal.name}, round is {round}"
+        case RollCall():
+            return roll_call(effect)
+        case events.Open(round):
+            return f"open round {round}"
+        case events.Finish(reason):
+            return f"finish: {reason}"
+
+
+def roll_call(ended: RollCall) -> str:
+    parts = {
+        "pushed": ", ".join(ended.workers),
+        "faulty": ", ".join(f"{worker} ({reason})" for worker, reason in ended.faults.items()),
+        "missing": ", ".join(ended.missing),
+    }
+    who = "".join(f"\n  {name}: {value}" for name, value in parts.items() if value)
+    verb = "close" if isinstance(ended, Close) else "skip"
+    return f"{verb} round {ended.round} after {ended.waited:g} s{who}\n  because {ended.because}"
+
+
+def told(text: str) -> str:
+    """The same story with the transcript of today's machine."""
+    storyteller = Storyteller()
+    return "\n".join(block(storyteller, chapter) for chapter in text.strip().split("\n\n")) + "\n"
+
+
+def block(storyteller: Storyteller, chapter: str) -> str:
+    commands = chapter.partition("\n----")[0]
+    transcript: list[str] = []
+    for command in commands.splitlines():
+        if not command.startswith("#"):
+            transcript += storyteller.tell(command)
+    wake_at = storyteller.machine.wake_at
+    transcript.append("wake never" if wake_at is None else f"wake at {wake_at:g}")
+    return "\n".join([commands, "----", *transcript, ""])
+
+
+@pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
+def test_story(path: Path):
+    text = path.read_text()
+    now = told(text)
+    if REWRITE:
+        path.write_text(now)
+    else:
+        assert now == text
+
+
+def test_every_refusal_has_its_place_in_a_story():
+    text = "".join(path.read_text() for path in STORIES)
+    untold = {refusal for refusal in Refusal if f"reject: {refusal.name}," not in text}
+    # A duplicate has an effect of its own.
+    assert untold == {Refusal.DUPLICATE}
+    assert "duplicate of" in text
