@@ -4,3 +4,5 @@ WORKER, TOKEN, SESSION = "varangian-worker", "varangian-token", "varangian-sessi
 """With every call: who is calling, what only this caller can know, and which of its processes this is."""
 CODE, ROUND = "varangian-code", "varangian-round"
 """With every refusal: its stable code, and the round that the server is in."""
+READY = "varangian-ready"
+"""In the headers of a push that the server is ready to receive; a call that is refused has other headers."""

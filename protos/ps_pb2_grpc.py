@@ -74,7 +74,8 @@ class ParameterServerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Push(self, request_iterator, context):
-        """One worker's vector for one round.
+        """One worker's vector for one round. When the server is ready for the chunks it sends headers with
+        varangian-ready: who waits for them hears of a refusal before it has sent any payload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -133,7 +133,7 @@ class Service:
                 return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
             if isinstance(slot, Refusal):
                 raise answers.of_refusal(slot, self._driver.round)
-            await self._payload(slot, manifest, requests)
+            await self._payload(slot, manifest, requests, context)
             outcome = await self._driver.complete(slot)
         if isinstance(outcome, Refusal):
             raise answers.of_refusal(outcome, self._driver.round)
@@ -200,11 +200,14 @@ class Service:
             raise
         return part.manifest
 
-    async def _payload(self, slot: Slot, manifest: ps_pb2.Manifest, requests: Requests) -> None:
+    async def _payload(
+        self, slot: Slot, manifest: ps_pb2.Manifest, requests: Requests, context: Context
+    ) -> None:
         """Fill the slot from the stream, or give it back."""
         try:
             assembler = Assembler(slot.buffer, manifest.content_digest)
             async with self._gate.seat() as seat:
+                await context.send_initial_metadata(((headers.READY, "1"),))
                 while (
                     part := await streams.received(requests, codec.MESSAGE_LIMIT, self._limits.idle)
                 ) is not None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from varangian import __version__
 from varangian.protos import codec, ps_pb2, ps_pb2_grpc
 from varangian.protos.codec import Assembler, Code, CodecError, Contract
-from varangian.protos.headers import SESSION, TOKEN, WORKER
+from varangian.protos.headers import READY, SESSION, TOKEN, WORKER
 from varangian.protos.layout import Layout
 from varangian.worker.backoff import DEFAULT_BACKOFF, Backoff
 from varangian.worker.refusal import Kind, Refusal
@@ -260,9 +260,12 @@ class Client:
         # said is the result of the call.
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._write(call, ps_pb2.PushRequest(manifest=manifest))
-            for chunk in codec.chunks(payload, self._chunk_bytes):
-                await self._write(call, ps_pb2.PushRequest(chunk=chunk))
-            await call.done_writing()
+            async with asyncio.timeout(self._idle):
+                greeting = await call.initial_metadata()
+            if READY in greeting:
+                for chunk in codec.chunks(payload, self._chunk_bytes):
+                    await self._write(call, ps_pb2.PushRequest(chunk=chunk))
+                await call.done_writing()
         async with asyncio.timeout(self._idle):
             reply: ps_pb2.PushReply = await call
         return reply

@@ -25,7 +25,14 @@ class Kind(Enum):
 
 
 PASSING_STATUS = frozenset(
-    {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.DATA_LOSS, StatusCode.ABORTED}
+    {
+        StatusCode.UNAVAILABLE,
+        StatusCode.DEADLINE_EXCEEDED,
+        StatusCode.DATA_LOSS,
+        StatusCode.ABORTED,
+        # grpc.aio says so when a call ends during a write, and then the server's answer is lost: ask again.
+        StatusCode.INTERNAL,
+    }
 )
 PASSING_CODES = frozenset({"BUSY", "STREAMS", "IDLE", "SESSION_TAKEN"})
 """The dead call or the dead process that is in the way will be noticed as dead."""

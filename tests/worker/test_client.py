@@ -1,0 +1,492 @@
+"""The client against a server that does what a script says."""
+
+import asyncio
+import contextlib
+import itertools
+
+import grpc
+import grpc.aio
+import pytest
+import torch
+
+from varangian.protos import codec, ps_pb2
+from varangian.protos.codec import Contract
+from varangian.protos.layout import Layout
+from varangian.worker.backoff import Backoff
+from varangian.worker.client import Client, ClientError, Finished, Receipt
+
+LAYOUT = Layout((("weight", (3, 2)), ("bias", (2,))))
+BIG = Layout((("weight", (8, 1024, 1024)),))
+VECTOR = torch.arange(8, dtype=torch.float32)
+SERVICE = "varangian.v1.ParameterServer"
+
+
+class Script:
+    """A server: each call takes the next step of the list with its name; the last step is repeated."""
+
+    def __init__(self, layout=LAYOUT):
+        self.contract = Contract("run-1", layout)
+        self.steps = {"Join": [self.welcome], "Pull": [self.parameters], "Push": [self.counted]}
+        self.seen = {name: [] for name in self.steps}
+        self.peers, self.metadata = [], []
+
+    async def welcome(self, request, context):
+        return ps_pb2.JoinReply(protocol=1, run_id="run-1", round=4, chunk_bytes=1 << 16)
+
+    async def parameters(self, request, context):
+        await self.send(context, VECTOR)
+
+    async def counted(self, requests, context):
+        await context.send_initial_metadata((("varangian-ready", "1"),))
+        parts = [part async for part in requests]
+        self.seen["Push"][-1] = parts
+        return ps_pb2.PushReply(round=parts[0].manifest.round)
+
+    async def send(self, context, vector, round=4, order=1, **changes):
+        data = codec.payload(vector)
+        manifest = self.contract.manifest(round, codec.digest(data))
+        for field, value in changes.items():
+            setattr(manifest, field, value)
+        await context.write(ps_pb2.PullReply(manifest=manifest))
+        for chunk in list(codec.chunks(data))[::order]:
+            await context.write(ps_pb2.PullReply(chunk=chunk))
+
+    def call(self, name):
+        async def handle(request, context):
+            self.seen[name].append(request)
+            self.peers.append(context.peer())
+            self.metadata.append(dict(context.invocation_metadata()))
+            steps = self.steps[name]
+            return await (steps.pop(0) if len(steps) > 1 else steps[0])(request, context)
+
+        return handle
+
+    def handlers(self):
+        kinds = {
+            "Join": (grpc.unary_unary_rpc_method_handler, ps_pb2.JoinRequest, ps_pb2.JoinReply),
+            "Pull": (grpc.unary_stream_rpc_method_handler, ps_pb2.PullRequest, ps_pb2.PullReply),
+            "Push": (grpc.stream_unary_rpc_method_handler, ps_pb2.PushRequest, ps_pb2.PushReply),
+        }
+        methods = {
+            name: make(self.call(name), request.FromString, reply.SerializeToString)
+            for name, (make, request, reply) in kinds.items()
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def refuse(status, code=None, sentence="because", round=5):
+    async def step(request, context):
+        trailing = (("varangian-code", code), ("varangian-round", str(round))) if code else ()
+        await context.abort(status, sentence, trailing)
+
+    return step
+
+
+def pulls(*parts):
+    async def step(request, context):
+        for part in parts:
+            await context.write(ps_pb2.PullReply(**part))
+
+    return step
+
+
+async def hang(request, context):
+    await asyncio.sleep(3600)
+
+
+AGAIN = {"again": ps_pb2.Again()}
+UNAVAILABLE = refuse(grpc.StatusCode.UNAVAILABLE)
+
+
+@contextlib.asynccontextmanager
+async def playing(script):
+    server = grpc.aio.server(
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 8 << 20)]
+    )
+    server.add_generic_rpc_handlers((script.handlers(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+class Naps(list):
+    """Instead of sleeping."""
+
+    async def __call__(self, seconds):
+        self.append(seconds)
+
+
+@contextlib.asynccontextmanager
+async def client_of(script, tries=4, idle=5.0):
+    async with playing(script) as address:
+        naps = Naps()
+        client = Client(
+            address, "w00", "token", script.contract.layout, backoff=Backoff(tries), idle=idle, sleep=naps
+        )
+        client.naps = naps
+        async with client:
+            yield client
+
+
+def scenario(test):
+    def run():
+        asyncio.run(asyncio.wait_for(test(), 30))
+
+    run.__name__ = test.__name__
+    return run
+
+
+@scenario
+async def test_join_says_what_the_worker_has_and_who_it_is():
+    script = Script()
+    async with client_of(script) as client:
+        assert await client.join() == 4
+    (request,), (metadata,) = script.seen["Join"], script.metadata
+    assert (request.protocol, request.layout) == (1, LAYOUT.text)
+    assert request.software.startswith("varangian ")
+    assert (metadata["varangian-worker"], metadata["varangian-token"]) == ("w00", "token")
+    assert len(bytes.fromhex(metadata["varangian-session"])) == 16
+
+
+@scenario
+async def test_every_call_is_of_one_session():
+    script = Script()
+    async with client_of(script) as client:
+        await client.join()
+        await client.pull(-1)
+        await client.push(4, VECTOR)
+    assert len({metadata["varangian-session"] for metadata in script.metadata}) == 1
+    assert script.seen["Pull"][0].run_id == "run-1"
+
+
+@scenario
+async def test_each_client_has_a_connection_of_its_own():
+    script = Script()
+    async with playing(script) as address:
+        clients = [Client(address, name, "token", LAYOUT) for name in ("w00", "w01")]
+        for client in clients:
+            async with client:
+                await client.join()
+    assert len(set(script.peers)) == 2
+
+
+@scenario
+async def test_pull_gives_the_parameters_in_fresh_memory():
+    script = Script()
+    async with client_of(script) as client:
+        await client.join()
+        first, second = await client.pull(-1), await client.pull(-1)
+    assert first.round == 4
+    assert torch.equal(first.parameters, VECTOR)
+    assert torch.equal(second.parameters, VECTOR)
+    assert first.parameters.data_ptr() != second.parameters.data_ptr()
+    assert script.seen["Pull"][0].after == -1
+
+
+@scenario
+async def test_pull_asks_again_when_told_to():
+    script = Script()
+    manifest = script.contract.manifest(4, codec.digest(b""))
+    script.steps["Pull"][:0] = [pulls(AGAIN), pulls({"manifest": manifest}, AGAIN), pulls()]
+    async with client_of(script) as client:
+        await client.join()
+        assert torch.equal((await client.pull(3)).parameters, VECTOR)
+        assert [request.after for request in script.seen["Pull"]] == [3, 3, 3, 3]
+        assert client.naps == []
+
+
+@scenario
+async def test_pull_hears_of_the_end():
+    script = Script()
+    script.steps["Pull"] = [pulls({"finished": ps_pb2.Finished(reason="all done")})]
+    async with client_of(script) as client:
+        await client.join()
+        assert await client.pull(9) == Finished("all done")
+
+
+@scenario
+async def test_a_damaged_download_is_tried_again():
+    script = Script()
+
+    async def damaged(request, context):
+        await script.send(context, VECTOR, content_digest=bytes(16))
+
+    async def cut(request, context):
+        await context.write(ps_pb2.PullReply(manifest=script.contract.manifest(4, bytes(16))))
+
+    script.steps["Pull"][:0] = [damaged, cut]
+    async with client_of(script) as client:
+        await client.join()
+        assert torch.equal((await client.pull(-1)).parameters, VECTOR)
+        assert len(client.naps) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"numel": 9}, "Found 9 numbers"),
+        ({"layout_digest": bytes(16)}, "Found layout 0000"),
+        ({"protocol": 2}, "the other end 2"),
+        ({"run_id": "run-2"}, "Found run 'run-2'"),
+    ],
+)
+def test_a_download_of_something_else_is_final(changes, words):
+    @scenario
+    async def story():
+        script = Script()
+
+        async def other(request, context):
+            await script.send(context, VECTOR, **changes)
+
+        script.steps["Pull"] = [other]
+        async with client_of(script) as client:
+            await client.join()
+            with pytest.raises(ClientError, match=words):
+                await client.pull(-1)
+            assert len(script.seen["Pull"]) == 1
+
+    story()
+
+
+@scenario
+async def test_a_download_out_of_order_is_final():
+    script = Script(BIG)
+
+    async def backwards(request, context):
+        await script.send(context, torch.zeros(BIG.numel), order=-1)
+
+    script.steps["Pull"] = [backwards]
+    async with client_of(script) as client:
+        await client.join()
+        with pytest.raises(ClientError, match="should start where the one before it ended"):
+            await client.pull(-1)
+
+
+@scenario
+async def test_push_sends_the_manifest_and_then_the_chunks_the_server_asked_for():
+    script = Script(Layout((("weight", (3, 10000)),)))
+    vector = torch.randn(30000)
+    async with client_of(script) as client:
+        await client.join()
+        assert await client.push(4, vector) == Receipt(True, round=4)
+    first, *rest = script.seen["Push"][0]
+    data = codec.payload(vector).tobytes()
+    assert first.manifest == script.contract.manifest(4, codec.digest(data))
+    assert [part.chunk.offset for part in rest] == [0, 1 << 16]
+    assert b"".join(part.chunk.data for part in rest) == data
+
+
+@scenario
+async def test_a_duplicate_is_counted():
+    script = Script()
+
+    async def before(requests, context):
+        return ps_pb2.PushReply(round=4, duplicate=True)
+
+    script.steps["Push"] = [before]
+    async with client_of(script) as client:
+        await client.join()
+        assert (await client.push(4, VECTOR)).counted
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (grpc.StatusCode.FAILED_PRECONDITION, "STALE"),
+        (grpc.StatusCode.OUT_OF_RANGE, "FUTURE"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "UNSOUND"),
+        (grpc.StatusCode.ALREADY_EXISTS, "EQUIVOCATION"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "FAULTY"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "FINISHED"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "NUMEL"),
+    ],
+)
+def test_a_vector_that_is_not_counted_is_an_answer(status, code):
+    @scenario
+    async def story():
+        script = Script()
+        script.steps["Push"] = [refuse(status, code)]
+        async with client_of(script) as client:
+            await client.join()
+            assert await client.push(4, VECTOR) == Receipt(False, code, "because", 5)
+            assert len(script.seen["Push"]) == 1
+
+    story()
+
+
+@scenario
+async def test_no_payload_is_sent_before_the_server_is_ready_for_it():
+    script, waiting = Script(), asyncio.Event()
+
+    async def later(requests, context):
+        manifest = await anext(requests)
+        early = asyncio.ensure_future(anext(requests))
+        waiting.set()
+        done, _ = await asyncio.wait({early}, timeout=0.05)
+        assert not done
+        await context.send_initial_metadata((("varangian-ready", "1"),))
+        assert (await early).chunk.data == codec.payload(VECTOR)
+        return ps_pb2.PushReply(round=manifest.manifest.round)
+
+    script.steps["Push"] = [later]
+    async with client_of(script) as client:
+        await client.join()
+        assert (await client.push(4, VECTOR)).counted
+    assert waiting.is_set()
+
+
+@scenario
+async def test_a_refusal_in_the_middle_of_a_large_push_is_heard():
+    script = Script(BIG)
+    stale = refuse(grpc.StatusCode.FAILED_PRECONDITION, "STALE")
+
+    def after(messages):
+        async def step(requests, context):
+            await anext(requests)
+            await context.send_initial_metadata((("varangian-ready", "1"),))
+            for _ in range(messages):
+                await anext(requests)
+            await stale(requests, context)
+
+        return step
+
+    async with client_of(script) as client:
+        await client.join()
+        for messages in (0, 0, 1, 1, 2, 3, 5, 8):
+            # gRPC may lose an answer that crosses with a chunk; the next try hears it at the manifest.
+            script.steps["Push"] = [after(messages), stale]
+            assert (await client.push(4, torch.zeros(BIG.numel))).code == "STALE"
+
+
+@scenario
+async def test_a_refusal_of_the_manifest_is_always_heard_at_once():
+    script = Script(BIG)
+    script.steps["Push"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, "STALE")]
+    async with client_of(script) as client:
+        await client.join()
+        for _ in range(8):
+            assert (await client.push(4, torch.zeros(BIG.numel))).code == "STALE"
+        assert client.naps == []
+
+
+@scenario
+async def test_passing_failures_are_tried_again_with_growing_waits():
+    script = Script()
+    script.steps["Join"][:0] = [UNAVAILABLE, UNAVAILABLE, UNAVAILABLE]
+    async with client_of(script) as client:
+        assert await client.join() == 4
+        assert len(client.naps) == 3
+        for nap, longest in zip(client.naps, (0.1, 0.2, 0.4), strict=True):
+            assert longest / 2 <= nap <= longest
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "IDLE"),
+        (grpc.StatusCode.DATA_LOSS, "DIGEST"),
+        (grpc.StatusCode.UNAVAILABLE, "BUSY"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "STREAMS"),
+        (grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN"),
+    ],
+)
+def test_what_may_pass_is_tried_again(status, code):
+    @scenario
+    async def story():
+        script = Script()
+        script.steps["Push"][:0] = [refuse(status, code)]
+        async with client_of(script) as client:
+            await client.join()
+            assert (await client.push(4, VECTOR)).counted
+            assert len(client.naps) == 1
+
+    story()
+
+
+@pytest.mark.parametrize("code", ["PROTOCOL", "LAYOUT", "RUN", "BAD_TOKEN", "UNKNOWN_WORKER", "NOT_JOINED"])
+def test_what_cannot_pass_is_not_tried_again(code):
+    @scenario
+    async def story():
+        script = Script()
+        script.steps["Join"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, code, "the server's sentence.")]
+        async with client_of(script) as client:
+            with pytest.raises(ClientError, match=r"could not join at 127.* the server's sentence\.$"):
+                await client.join()
+            assert len(script.seen["Join"]) == 1
+
+    story()
+
+
+@scenario
+async def test_an_unreachable_server_is_named_with_what_was_tried():
+    client = Client("127.0.0.1:9", "w00", "token", LAYOUT, backoff=Backoff(3), sleep=Naps())
+    async with client:
+        with pytest.raises(ClientError) as caught:
+            await client.join()
+    sentence = str(caught.value)
+    assert sentence.startswith("Worker w00 could not join at 127.0.0.1:9 after 3 tries. UNAVAILABLE: ")
+    assert sentence.endswith("Is the server running, and can it be reached from here?")
+
+
+@scenario
+async def test_silence_ends_a_call_and_is_tried_again():
+    script = Script()
+    for name in script.steps:
+        script.steps[name].insert(0, hang)
+    async with client_of(script, idle=0.05) as client:
+        await client.join()
+        assert torch.equal((await client.pull(-1)).parameters, VECTOR)
+        assert (await client.push(4, VECTOR)).counted
+        assert len(client.naps) == 3
+
+
+@scenario
+async def test_slow_is_not_silent():
+    script = Script(BIG)
+
+    async def slowly(request, context):
+        data = codec.payload(torch.ones(BIG.numel))
+        await context.write(ps_pb2.PullReply(manifest=script.contract.manifest(4, codec.digest(data))))
+        for chunk in codec.chunks(data, 2 << 20):
+            await asyncio.sleep(0.05)
+            await context.write(ps_pb2.PullReply(chunk=chunk))
+
+    script.steps["Pull"] = [slowly]
+    # The whole takes 16 * 0.05 s, longer than the silence that would end it.
+    async with client_of(script, idle=0.7) as client:
+        await client.join()
+        assert (await client.pull(-1)).parameters.sum() == BIG.numel
+        assert client.naps == []
+
+
+@scenario
+async def test_another_kind_of_server_is_recognised():
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with Client(f"127.0.0.1:{port}", "w00", "token", LAYOUT) as client:
+            with pytest.raises(ClientError, match="Is this a Varangian server"):
+                await client.join()
+    finally:
+        await server.stop(0)
+
+
+@scenario
+async def test_a_vector_of_another_shape_is_the_callers_mistake():
+    async with Client("127.0.0.1:9", "w00", "token", LAYOUT) as client:
+        with pytest.raises(ValueError, match=r"should have shape \(8,\)\. Found \(4, 2\)"):
+            await client.push(0, torch.zeros(4, 2))
+
+
+def test_back_off_doubles_up_to_a_cap_and_ends():
+    for _ in range(20):
+        delays = list(Backoff(tries=8, first=0.5, most=4.0).delays())
+        longest = [0.5, 1.0, 2.0, 4.0, 4.0, 4.0, 4.0]
+        assert len(delays) == 7
+        assert all(top / 2 <= delay <= top for delay, top in zip(delays, longest, strict=True))
+    assert list(Backoff(tries=1).delays()) == []
+    assert len({tuple(itertools.islice(Backoff().delays(), 3)) for _ in range(5)}) == 5

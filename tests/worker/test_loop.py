@@ -1,0 +1,79 @@
+import asyncio
+import logging
+
+import pytest
+import torch
+
+from varangian.worker.client import ClientError, Finished, Pulled, Receipt
+from varangian.worker.loop import work
+
+
+class FakeClient:
+    """Rounds to hand out, receipts to hand back, and a diary."""
+
+    name = "w00"
+
+    def __init__(self, rounds, receipts=()):
+        self.rounds, self.receipts, self.diary = list(rounds), list(receipts), []
+
+    async def join(self):
+        self.diary.append("join")
+        return 0
+
+    async def pull(self, after):
+        self.diary.append(("pull", after))
+        if not self.rounds:
+            return Finished("all done")
+        round = self.rounds.pop(0)
+        if isinstance(round, Exception):
+            raise round
+        return Pulled(round, torch.full((2,), float(round)))
+
+    async def push(self, round, vector):
+        self.diary.append(("push", round, vector.tolist()))
+        return self.receipts.pop(0) if self.receipts else Receipt(True, round=round)
+
+
+async def doubled(round, parameters):
+    return 2 * parameters
+
+
+def test_it_serves_every_round_that_it_is_given_until_the_end():
+    client = FakeClient([0, 1, 5])
+    assert asyncio.run(work(client, doubled)) == "all done"
+    assert client.diary == [
+        "join",
+        ("pull", -1),
+        ("push", 0, [0.0, 0.0]),
+        ("pull", 0),
+        ("push", 1, [2.0, 2.0]),
+        ("pull", 1),
+        ("push", 5, [10.0, 10.0]),
+        ("pull", 5),
+    ]
+
+
+def test_a_vector_that_is_not_counted_is_logged_once_for_each_code(caplog):
+    receipts = [
+        Receipt(False, code, "a sentence", 7) for code in ("UNSOUND", "UNSOUND", "STALE", "UNSOUND")
+    ]
+    client = FakeClient(range(4), receipts)
+    with caplog.at_level(logging.WARNING, "varangian.worker.loop"):
+        assert asyncio.run(work(client, doubled)) == "all done"
+    assert caplog.messages == ["w00, round 0: UNSOUND a sentence", "w00, round 2: STALE a sentence"]
+    assert [entry[1] for entry in client.diary if entry[0] == "push"] == [0, 1, 2, 3]
+
+
+def test_what_cannot_be_mended_ends_it():
+    with pytest.raises(ClientError, match="gone"):
+        asyncio.run(work(FakeClient([0, ClientError("gone")]), doubled))
+
+
+def test_an_error_of_the_computation_ends_it():
+    async def broken(round, parameters):
+        raise ZeroDivisionError
+
+    client = FakeClient([0])
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(work(client, broken))
+    assert client.diary[-1] == ("pull", -1)
