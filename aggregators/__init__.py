@@ -1,12 +1,59 @@
 """Robust aggregation: n vectors in, one out, and who was believed. No networking in here.
 
->>> import torch
->>> from varangian.aggregators import Aggregator, Krum
->>> Aggregator(Krum(f=1))(torch.randn(7, 100)).vector.shape
-torch.Size([100])
+Five workers; the last one lies.
 
-The rules take three shapes (`base`): a `Weighting` turns the Gram matrix into n weights, a `Mixing` turns
-it into k combinations for the rule after it, a `Columnwise` rule reduces each coordinate.
+>>> import torch
+>>> from varangian.aggregators import Aggregator, Krum, Mean, Median, NNM
+>>> rows = torch.tensor([[1.0, 2.0], [1.1, 2.1], [0.9, 2.0], [1.0, 1.9], [900.0, -900.0]])
+>>> Aggregator(Mean())(rows).vector
+tensor([ 180.8000, -178.4000])
+>>> Aggregator(Median())(rows).vector
+tensor([1., 2.])
+
+An aggregate also says who was believed: the coefficient of each row, where the rule has such.
+
+>>> Aggregator(Krum(f=1))(rows).weights
+tensor([1., 0., 0., 0., 0.], dtype=torch.float64)
+
+Mixings come before a rule, any number of them, and cost no further pass over the vectors.
+
+>>> Aggregator(Median(), mix=(NNM(f=1),))(rows).vector
+tensor([1., 2.])
+
+A rule is a promise about n rows of which f are Byzantine, and says when it cannot be kept.
+
+>>> Aggregator(Krum(f=1)).requires(n=4)
+'Krum(f=1, select=1): it needs n >= 2 f + 3, 5 for f = 1, and n is 4'
+
+A vector that is provably invalid is dropped, named, and spends one of the f.
+
+>>> rows[4] = torch.nan
+>>> Aggregator(Median(), f=1)(rows).dropped
+(4,)
+
+Rows may be one matrix or a list, of tensors or arrays, in any floating point type, on any one device; they
+are never written to. `RULES` and `MIXINGS` hold everything that can be named in a configuration, and
+`aggregator_from` reads one.
+
+>>> sorted(MIXINGS)
+['bucketing', 'clipping', 'nnm']
+>>> aggregator_from({"mix": ["nnm"], "rule": {"krum": {"select": 2}}}, "aggregator", f=1)
+Aggregator(rule=Krum(f=1, select=2), mix=(NNM(f=1),), f=1, backend=None)
+
+A new rule is a frozen dataclass of one of three shapes (`base`): a `Weighting` turns the Gram matrix into n
+weights, a `Mixing` turns it into k combinations for the rule after it, a `Columnwise` rule reduces each
+coordinate. Registered under a name, it is tested by the conformance kit with all the others.
+
+>>> from dataclasses import dataclass
+>>> @dataclass(frozen=True, kw_only=True)
+... class Shortest:
+...     def requires(self, n, f):
+...         return None if n > f else "at least one row must be honest"
+...
+...     def __call__(self, gram):
+...         return torch.nn.functional.one_hot(gram.norms.argmin(), len(gram)).double()
+>>> Aggregator(Shortest())(rows).vector
+tensor([1.0000, 1.9000])
 """
 
 from varangian.aggregators.base import (
@@ -15,25 +62,50 @@ from varangian.aggregators.base import (
     Aggregate,
     AggregationError,
     Columnwise,
+    Explained,
     Mixing,
     Weighting,
 )
+from varangian.aggregators.bucketing import Bucketing
+from varangian.aggregators.centered_clipping import CenteredClipping
+from varangian.aggregators.clipping import Clipping
+from varangian.aggregators.flag import Flag
+from varangian.aggregators.geometric_median import GeometricMedian
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.krum import Krum
+from varangian.aggregators.mean import Mean
+from varangian.aggregators.median import Median
+from varangian.aggregators.nnm import NNM
 from varangian.aggregators.pipeline import Aggregator
 from varangian.aggregators.rows import Rows, RowsError
+from varangian.aggregators.spec import aggregator_from, spec_of
+from varangian.aggregators.trimmed_mean import TrimmedMean
+from varangian.aggregators.unit_mean import UnitMean
 
 __all__ = [
     "MIXINGS",
+    "NNM",
     "RULES",
     "Aggregate",
     "AggregationError",
     "Aggregator",
+    "Bucketing",
+    "CenteredClipping",
+    "Clipping",
     "Columnwise",
+    "Explained",
+    "Flag",
+    "GeometricMedian",
     "Gram",
     "Krum",
+    "Mean",
+    "Median",
     "Mixing",
     "Rows",
     "RowsError",
+    "TrimmedMean",
+    "UnitMean",
     "Weighting",
+    "aggregator_from",
+    "spec_of",
 ]

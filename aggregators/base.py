@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -20,7 +21,10 @@ P = TypeVar("P", bound="Part")
 
 @runtime_checkable
 class Part(Protocol):
-    """What rules and mixings have in common."""
+    """What rules and mixings have in common.
+
+    A rule that keeps no promise when a row is Byzantine says so with an attribute `robust = False`.
+    """
 
     def requires(self, n: int, f: int, /) -> str | None:
         """Why the guarantee does not hold for n rows of which f are Byzantine; None when it does."""
@@ -78,7 +82,7 @@ class Aggregate(NamedTuple):
     """Rows that were provably invalid (not finite) and took no part."""
     reference_weight: float = 0.0
     """The coefficient of the reference in `vector`."""
-    details: Mapping[str, Tensor] = {}
+    details: Mapping[str, Tensor] = MappingProxyType({})
     """What else the rule says of each row: (n,) float64 by name, NaN where it says nothing."""
 
 
@@ -112,7 +116,25 @@ def told_enough(part: Part, f: int) -> str | None:
     return None
 
 
+def robust(rule: Part) -> bool:
+    """Whether a rule promises anything when rows are Byzantine: all do that do not deny it."""
+    return bool(getattr(rule, "robust", True))
+
+
+def honest_majority(n: int, f: int) -> str | None:
+    """The least that any robust rule needs, as `requires` says it."""
+    if n < 2 * f + 1:
+        return f"it needs n >= 2 f + 1, {2 * f + 1} for f = {f}, and n is {n}"
+    return None
+
+
 def check_f(f: int) -> None:
     """For `__post_init__`: f is a count."""
     if f < 0:
         raise ValueError(f"`f` should be a non-negative integer. Found {f}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """For `__post_init__`: a positive, finite number."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"`{name}` should be positive and finite. Found {value}.")

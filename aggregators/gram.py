@@ -9,6 +9,7 @@ never touches the d columns again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,21 +19,40 @@ from torch import Tensor
 from varangian.aggregators.kernels import Backend, backend_for
 from varangian.aggregators.rows import Rows
 
+ROUNDING = 1e-14
+"""Of a squared distance over the sum of the squared norms: less is rounding, and the points coincide."""
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """The inner products of (x_1 - r, ..., x_n - r, r), measured when the first rule asks for them."""
+
+    measure: Callable[[], Tensor]
+
+    @cached_property
+    def products(self) -> Tensor:
+        """(n+1, n+1)."""
+        return self.measure()
+
 
 @dataclass(frozen=True, eq=False)
 class Gram:
     """m points, known by their inner products."""
 
-    basis: Tensor  # (n+1, n+1)
+    basis: Basis
     coords: Tensor  # (m, n+1)
 
     @classmethod
     def of(cls, rows: Rows, reference: Tensor | None = None, backend: Backend | None = None) -> Gram:
-        """Measure the rows once; the only O(n^2 d) work of a round."""
-        n = len(rows)
-        basis = (backend or backend_for(rows)).gram(rows, reference)
-        coords = torch.cat([torch.eye(n), torch.ones(n, 1)], dim=1)
-        return cls(basis, coords.double())
+        """The rows themselves; they are measured once, the only O(n^2 d) work of a round."""
+        measure = (backend or backend_for(rows)).gram
+        return cls.about(lambda: measure(rows, reference), len(rows))
+
+    @classmethod
+    def about(cls, measure: Callable[[], Tensor], n: int) -> Gram:
+        """The n points of a basis, whose inner products `measure` returns: (n+1, n+1)."""
+        coords = torch.cat([torch.eye(n), torch.ones(n, 1)], dim=1).double()
+        return cls(Basis(measure), coords)
 
     def __len__(self) -> int:
         return self.coords.shape[0]
@@ -52,7 +72,7 @@ class Gram:
     @cached_property
     def inner(self) -> Tensor:
         """<y_i, y_j> about the origin, (m, m)."""
-        return self.coords @ self.basis @ self.coords.T
+        return _products(self.coords, self.basis)
 
     @cached_property
     def norms(self) -> Tensor:
@@ -62,24 +82,36 @@ class Gram:
     @cached_property
     def centered(self) -> Tensor:
         """<y_i - r, y_j - r> about the reference, (m, m)."""
-        offsets = self._offsets(self.coords)
-        return offsets @ self.basis @ offsets.T
+        offsets = self.coords.clone()
+        offsets[:, -1] -= 1
+        return _products(offsets, self.basis)
 
     @cached_property
     def sqdist(self) -> Tensor:
         """|y_i - y_j|^2, (m, m): about the reference, so that a large common part cancels first."""
         squares = self.centered.diagonal()
-        distances = (squares[:, None] + squares[None, :] - 2 * self.centered).clamp(min=0)
-        return distances.fill_diagonal_(0)
+        scale = squares[:, None] + squares[None, :]
+        distances = scale - 2 * self.centered
+        return torch.where(distances > ROUNDING * scale, distances, 0.0).fill_diagonal_(0)
 
     def sqdist_to(self, weights: Tensor) -> Tensor:
         """|y_i - z|^2 for z the combination with these weights, (m,) or (m+1,) -> (m,)."""
-        difference = self.coords - self.combination(weights)
-        return ((difference @ self.basis) * difference).sum(dim=1).clamp(min=0)
+        return self.squares(self.coords - self.combination(weights))
 
-    @staticmethod
-    def _offsets(coords: Tensor) -> Tensor:
-        """Coordinates of y - r."""
-        offsets = coords.clone()
-        offsets[:, -1] -= 1
-        return offsets
+    def squares(self, coords: Tensor) -> Tensor:
+        """Squared norms of the vectors with these coordinates: (k, n+1) -> (k,)."""
+        return ((coords @ self.basis.products) * coords).sum(dim=1).clamp(min=0)
+
+
+def _products(coords: Tensor, basis: Basis) -> Tensor:
+    return coords @ basis.products @ coords.T
+
+
+def typical(lengths: Tensor) -> Tensor:
+    """The median, the midpoint of the middle two if need be: where an honest majority keeps it."""
+    return lengths.quantile(0.5)
+
+
+def inverses(lengths: Tensor) -> Tensor:
+    """1 / length, and 0 for what has none: (m,)."""
+    return torch.where(lengths > 0, 1 / lengths, 0.0)

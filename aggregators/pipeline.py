@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from varangian.aggregators import base
 from varangian.aggregators.base import (
     Aggregate,
     AggregationError,
@@ -21,7 +22,7 @@ from varangian.aggregators.base import (
 )
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import Backend, backend_for
-from varangian.aggregators.rows import Rows
+from varangian.aggregators.rows import Rows, RowsError
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,23 @@ class Aggregator:
         told = [f for f in map(tolerance, (*self.mix, self.rule)) if f is not None]
         return max(told, default=None)
 
+    @property
+    def robust(self) -> bool:
+        """Whether the rule promises anything when rows are Byzantine; the mean, for one, does not."""
+        return base.robust(self.rule)
+
     def requires(self, n: int, f: int | None = None) -> str | None:
         """Why the guarantee does not hold for n rows of which f are Byzantine; None when it does."""
         f = (self.tolerance or 0) if f is None else f
         if n < 1:
-            return f"{_name(self.rule)}: there are no rows"
+            return f"{self.rule!r}: there are no rows"
         for mixing in self.mix:
             if reason := mixing.requires(n, f):
-                return f"{_name(mixing)}: {reason}"
+                return f"{mixing!r}: {reason}"
             n = mixing.outputs(n)
         reason = self.rule.requires(n, f)
-        after = f" (after {', '.join(map(_name, self.mix))}: {n} points)" if self.mix else ""
-        return f"{_name(self.rule)}: {reason}{after}" if reason else None
+        after = f" (after {', '.join(map(repr, self.mix))}: {n} points)" if self.mix else ""
+        return f"{self.rule!r}: {reason}{after}" if reason else None
 
     def __call__(
         self,
@@ -81,26 +87,19 @@ class Aggregator:
                 rows that are dropped here, each spends one of the f.
 
         Raises:
-            RowsError: the rows are not n flat vectors of one kind.
+            RowsError: the rows are not n flat vectors of one kind, or the reference does not fit them.
             AggregationError: too few rows are left for the guarantee, or more are provably invalid
                 than were declared Byzantine.
         """
-        rows = Rows.of(rows)
-        backend = backend_for(rows, self.backend)
-        _check_reference(reference, rows)
-        kept, dropped, clean = _screen(rows, backend)
-        now = self._after(len(rows) + faults, len(dropped) + faults)
-        if isinstance(now.rule, Columnwise) and not now.mix:
-            vector = backend.columnwise(now.rule.columnwise, None, clean, reference)
-            return Aggregate(vector, None, dropped)
-        gram = Gram.of(clean, reference, backend)
+        survivors = _screened(Rows.of(rows), reference, self.backend)
+        now = self._after(survivors.n + faults, len(survivors.dropped) + faults)
+        gram = survivors.gram()
         for mixing in now.mix:
             gram = gram.mixed(mixing.mix(gram, rng or torch.Generator().manual_seed(0)))
         if isinstance(now.rule, Columnwise):
-            coords = _on_rows(gram.coords)
-            vector = backend.columnwise(now.rule.columnwise, coords, clean, reference)
-            return Aggregate(vector, None, dropped)
-        return _weighted(now.rule, gram, (clean, reference, backend), (len(rows), kept, dropped))
+            coords = _on_rows(gram.coords) if now.mix else None
+            return survivors.reduced(now.rule, coords)
+        return survivors.weighted(now.rule, gram)
 
     def _after(self, n: int, faults: int) -> Aggregator:
         """This aggregator for the rows that are left, or the sentence why it must not run on them."""
@@ -116,34 +115,70 @@ class Aggregator:
         return now
 
 
-def _name(part: object) -> str:
-    return repr(part)
+@dataclass(frozen=True, eq=False)
+class _Survivors:
+    """The rows that take part, and how to answer in terms of all n."""
+
+    rows: Rows
+    reference: Tensor | None
+    backend: Backend
+    n: int
+    kept: list[int]
+    dropped: tuple[int, ...]
+
+    def gram(self) -> Gram:
+        return Gram.of(self.rows, self.reference, self.backend)
+
+    def reduced(self, rule: Columnwise, coords: Tensor | None) -> Aggregate:
+        vector = self.backend.columnwise(rule.columnwise, coords, self.rows, self.reference)
+        return Aggregate(vector, None, self.dropped)
+
+    def weighted(self, rule: Weighting, gram: Gram) -> Aggregate:
+        coords = _on_rows(gram.combination(rule(gram)))
+        vector = self.backend.combine(coords[None], self.rows, self.reference)[0]
+        details = rule.explain(gram) if isinstance(rule, Explained) else {}
+        # After bucketing there are fewer points than rows, and what is said of them is of no one row.
+        of_rows = {
+            name: self._of_all(values, torch.nan)
+            for name, values in details.items()
+            if len(values) == len(self.kept)
+        }
+        weights = self._of_all(coords[:-1], 0.0)
+        return Aggregate(vector, weights, self.dropped, float(coords[-1]), of_rows)
+
+    def _of_all(self, values: Tensor, of_dropped: float) -> Tensor:
+        out = torch.full((self.n,), of_dropped, dtype=torch.float64)
+        out[self.kept] = values.double()
+        return out
 
 
-def _check_reference(reference: Tensor | None, rows: Rows) -> None:
-    if reference is None:
-        return
-    if reference.shape != (rows.d,):
-        raise ValueError(f"`reference` should be ({rows.d},). Found {tuple(reference.shape)}.")
-    if not bool(reference.isfinite().all()):
-        raise ValueError("`reference` should be finite. Found NaN or infinity.")
-
-
-def _screen(rows: Rows, backend: Backend) -> tuple[list[int], tuple[int, ...], Rows]:
-    """Indices kept and dropped, and the kept rows with subnormal numbers flushed to zero."""
-    finite, subnormal = backend.screen(rows)
+def _screened(rows: Rows, reference: Tensor | None, backend: str | None) -> _Survivors:
+    """The finite rows, with subnormal numbers flushed to zero: those would slow every product down."""
+    chosen = backend_for(rows, backend)
+    finite, subnormal = chosen.screen(rows)
     kept = finite.nonzero().flatten().tolist()
     dropped = tuple((~finite).nonzero().flatten().tolist())
-    if len(kept) == len(rows) and not bool(subnormal.any()):
-        return kept, dropped, rows
-    tiny = torch.finfo(rows.dtype).tiny
-    flushed = [
-        torch.where(rows.vectors[i].abs() < tiny, 0.0, rows.vectors[i]).to(rows.dtype)
-        if subnormal[i]
-        else rows.vectors[i]
-        for i in kept
-    ]
-    return kept, dropped, Rows(tuple(flushed))
+    clean = rows.keep(kept)
+    if bool(subnormal[kept].any()):
+        flushed = zip(clean.vectors, subnormal[kept].tolist(), strict=True)
+        clean = Rows(tuple(_flushed(v) if flush else v for v, flush in flushed))
+    return _Survivors(clean, _checked(reference, rows), chosen, len(rows), kept, dropped)
+
+
+def _flushed(vector: Tensor) -> Tensor:
+    return vector.masked_fill(vector.abs() < torch.finfo(vector.dtype).tiny, 0)
+
+
+def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:
+    """The reference as the kernels take it: beside the rows, in the type that they compute in."""
+    if reference is None:
+        return None
+    if reference.shape != (rows.d,):
+        raise RowsError(f"`reference` should be ({rows.d},). Found {tuple(reference.shape)}.")
+    reference = reference.detach().to(device=rows.device, dtype=rows.working_dtype)
+    if not bool(reference.isfinite().all()):
+        raise RowsError(f"`reference` should be finite in {rows.working_dtype}. Found NaN or infinity.")
+    return reference
 
 
 def _on_rows(coords: Tensor) -> Tensor:
@@ -154,26 +189,3 @@ def _on_rows(coords: Tensor) -> Tensor:
     negligible = on_rows[..., -1].abs() < 1e-12 * (1 + coords[..., :-1].abs().sum(dim=-1))
     on_rows[..., -1] = torch.where(negligible, 0.0, on_rows[..., -1])
     return on_rows
-
-
-def _weighted(
-    rule: Weighting,
-    gram: Gram,
-    points: tuple[Rows, Tensor | None, Backend],
-    who: tuple[int, list[int], tuple[int, ...]],
-) -> Aggregate:
-    rows, reference, backend = points
-    n, kept, dropped = who
-    coords = _on_rows(gram.combination(rule(gram)))
-    vector = backend.combine(coords[None], rows, reference)[0]
-    weights = torch.zeros(n, dtype=torch.float64)
-    weights[kept] = coords[:-1]
-    details: Mapping[str, Tensor] = rule.explain(gram) if isinstance(rule, Explained) else {}
-    spread = {k: _scattered(v, n, kept) for k, v in details.items() if len(v) == len(kept)}
-    return Aggregate(vector, weights, dropped, float(coords[-1]), spread)
-
-
-def _scattered(values: Tensor, n: int, kept: list[int]) -> Tensor:
-    out = torch.full((n,), torch.nan, dtype=torch.float64)
-    out[kept] = values.double()
-    return out

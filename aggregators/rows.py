@@ -13,8 +13,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 BLOCK = 1 << 14
 """Columns per block: 16 float32 rows of this width fit a core's L2 cache."""
@@ -39,7 +42,9 @@ class Rows:
         """
         if isinstance(rows, Rows):
             return rows
-        vectors = tuple(_vector(row, i) for i, row in enumerate(rows))
+        # As one tensor first: rows of a matrix that stay in one storage are read without copies.
+        whole = _tensor(rows, "rows") if isinstance(rows, np.ndarray) and rows.ndim == 2 else rows
+        vectors = tuple(_vector(row, i) for i, row in enumerate(whole))
         if not vectors:
             raise RowsError("`rows` should hold at least one vector. Found none.")
         first = vectors[0]
@@ -76,7 +81,7 @@ class Rows:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def keep(self, chosen: Sequence[int]) -> Rows:
-        return Rows(tuple(self.vectors[i] for i in chosen))
+        return self if len(chosen) == len(self) else Rows(tuple(self.vectors[i] for i in chosen))
 
     def block(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
         """Columns start to stop, (n, b); a view where the rows lie in one matrix already."""
@@ -109,15 +114,25 @@ class Rows:
         return first.as_strided((len(self), self.d), (step // item, 1))
 
 
+def _tensor(values: Any, name: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    try:
+        with warnings.catch_warnings():
+            # A read-only array is exactly what we want: nothing here writes to a row.
+            warnings.filterwarnings("ignore", message=".*not writable.*")
+            return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RowsError(f"`{name}` should be a tensor or an array of numbers. {error}") from error
+
+
 def _vector(row: Any, i: int) -> Tensor:
-    with warnings.catch_warnings():
-        # A read-only array is exactly what we want: nothing here writes to a row.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        vector = row if isinstance(row, Tensor) else torch.as_tensor(row)
+    vector = _tensor(row, f"rows[{i}]")
     if vector.dim() != 1:
         raise RowsError(f"`rows[{i}]` should be a flat vector. Found shape {tuple(vector.shape)}.")
-    if not vector.dtype.is_floating_point:
-        raise RowsError(f"`rows[{i}]` should be floating point. Found {vector.dtype}.")
+    if vector.dtype not in FLOATS:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+        raise RowsError(f"`rows[{i}]` should be one of {known}. Found {vector.dtype}.")
     if vector.numel() == 0:
         raise RowsError(f"`rows[{i}]` should have at least one entry. Found none.")
     return vector.detach()

@@ -1,11 +1,12 @@
 """Fast enough without a compiler: float32 blocks that fit the cache, summed in float64 between blocks.
 
 The float32 products lose distances that are tiny beside the norms, so `gram` looks at what it
-computed and starts again in float64 when a distance was lost (`Bits left`), or when a product overflowed.
+computed and starts again in float64 when something was lost (`lost`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,53 +18,126 @@ from varangian.aggregators.rows import Rows
 NAME = "blocked"
 
 WIDTH = 1 << 12
-"""Columns per block: short float32 sums, so that a block's own error stays near 1e-7."""
+"""Columns per block of the Gram matrix: short float32 sums have small errors."""
 
-LOST = 1e-3
-"""Below this ratio of a squared distance to the two squared norms, float32 products left too few bits:
-their error is about 1e-8 of the norms, and distances are wanted to 1e-5."""
+STRIP = 1 << 17
+"""Entries of one row that are screened at once: few calls, and still in cache."""
+
+KEPT = 0.1
+"""Of a squared distance over the sum of the two squared norms: the least that float32 products in a
+single block keep to about 1e-5 (measured: they err by up to 4e-7 of the norms). Errors of several
+blocks are independent, so that B blocks keep 1 / sqrt(B) of it."""
+
+FLOOR = 1e-30
+"""Mean square entry below which float32 products start to underflow."""
+
+INTEGERS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 def refuses(rows: Rows) -> str | None:
-    if rows.dtype == torch.float64:
+    if rows.dtype not in INTEGERS:
         return "float64 rows would lose their precision in float32 blocks"
+    if torch.get_float32_matmul_precision() != "highest":
+        return "torch.set_float32_matmul_precision allows products of less than float32"
     return None
 
 
 def screen(rows: Rows) -> tuple[Tensor, Tensor]:
-    """As `reference.screen`; in float32 the square of any finite number fits float64."""
-    tiny = torch.finfo(rows.dtype).tiny
-    finite = torch.ones(len(rows), dtype=torch.bool)
-    subnormal = torch.zeros(len(rows), dtype=torch.bool)
-    for _, block in rows.blocks(WIDTH):
-        size = block.abs()
-        finite &= size.amax(dim=1).isfinite().cpu()
-        subnormal |= ((size > 0) & (size < tiny)).any(dim=1).cpu()
-    return finite, subnormal
+    """As `reference.screen`; of these types the square of any finite number fits float64."""
+    looks = [_look(vector) for vector in rows.vectors]
+    sums, least = torch.stack([a for a, _ in looks]).cpu(), torch.stack([b for _, b in looks]).cpu()
+    # A sum may overflow although every entry is finite.
+    finite = [
+        bool(s.isfinite()) or bool(v.isfinite().all()) for s, v in zip(sums, rows.vectors, strict=True)
+    ]
+    return torch.tensor(finite), least < _smallest_normal(rows.dtype)
+
+
+def _look(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the entries, and the least of their magnitudes as integers with zero made largest.
+
+    Twice the bits of a float, as an integer that wraps round, is twice its magnitude: the sign is gone.
+    Less one, zero wraps to the top and subnormal numbers are what is left at the bottom. Comparing
+    floats would take three times as long, and this is most of the time of a screening.
+    """
+    sums, least = [], []
+    integer = INTEGERS[vector.dtype]
+    top = torch.tensor(torch.iinfo(integer).max, dtype=integer)
+    for strip in vector.split(STRIP):
+        sums.append(strip.sum(dtype=torch.float32))
+        least.append(torch.add(top, strip.view(integer), alpha=2).amin())
+    return torch.stack(sums).sum(), torch.stack(least).amin()
+
+
+def _smallest_normal(dtype: torch.dtype) -> int:
+    """What the smallest normal number looks like in `_look`."""
+    bits = int(torch.tensor(torch.finfo(dtype).tiny, dtype=dtype).view(INTEGERS[dtype]))
+    return torch.iinfo(INTEGERS[dtype]).min - 1 + 2 * bits
 
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
     n = len(rows)
+    products = _products(rows, reference)
+    if not bool(lost(products[:n, :n], rows.d).any()) and not _underflow(products, rows, reference):
+        return products
+    # Colluders who all send one vector must not buy a slow round: one of them is measured.
+    first = _first_equal(rows, lost(products[:n, :n], rows.d))
+    apart = sorted(set(first))
+    index = torch.tensor([apart.index(i) for i in first] + [len(apart)])
+    some = rows.keep(apart)
+    kept = products[[*apart, n]][:, [*apart, n]]
+    if bool(lost(kept[:-1, :-1], rows.d).any()) or _underflow(kept, some, reference):
+        kept = exact.gram(some, reference)
+    return kept[index][:, index]
+
+
+def _products(rows: Rows, reference: Tensor | None) -> Tensor:
+    """Inner products of (x_1 - r, ..., x_n - r, r), or with zeros for r: (n+1, n+1)."""
+    n = len(rows)
     total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=rows.device)
     for columns, block in rows.blocks(WIDTH):
-        r = block.new_zeros(block.shape[1]) if reference is None else reference[columns].to(block)
-        points = torch.cat([block - r, r[None]])
-        total += points @ points.T
-    return total.cpu() if trustworthy(total[:n, :n].cpu()) else exact.gram(rows, reference)
+        if reference is None:
+            total[:n, :n] += block @ block.T
+        else:
+            points = exact.about(block, reference[columns].to(block))
+            total += points @ points.T
+    return total.cpu()
 
 
-def trustworthy(inner: Tensor) -> bool:
-    """Whether every distance among the rows kept enough bits. (n, n) float64 inner products."""
-    if not bool(inner.isfinite().all()):
-        return False
+def lost(inner: Tensor, d: int) -> Tensor:
+    """Which distances kept too few bits: (n, n) float64 inner products of vectors (d,) -> (n, n) bool."""
     squares = inner.diagonal()
     scale = squares[:, None] + squares[None, :]
-    distance = scale - 2 * inner
-    apart = ~torch.eye(len(inner), dtype=torch.bool)
-    return bool((distance >= LOST * scale)[apart].all())
+    enough = KEPT / math.sqrt(math.ceil(d / WIDTH))
+    kept = (scale - 2 * inner >= enough * scale) & inner.isfinite()
+    return ~kept.fill_diagonal_(True) | ~squares.isfinite()
+
+
+def _underflow(products: Tensor, rows: Rows, reference: Tensor | None) -> bool:
+    """Whether a point is so small that its products vanished, and yet is not zero."""
+    small = products.diagonal() < FLOOR * rows.d
+    return any(
+        not _same(row, reference) for row, tiny in zip(rows.vectors, small, strict=False) if tiny
+    ) or (reference is not None and bool(small[-1]) and bool(reference.any()))
+
+
+def _same(row: Tensor, reference: Tensor | None) -> bool:
+    return not bool(row.any()) if reference is None else torch.equal(row, reference.to(row))
+
+
+def _first_equal(rows: Rows, maybe: Tensor) -> list[int]:
+    """For each row the first that is the same, where `maybe` (n, n) says that it could be."""
+    first: list[int] = []
+    for i, row in enumerate(rows.vectors):
+        same = (j for j in range(i) if maybe[i, j] and first[j] == j and row.equal(rows.vectors[j]))
+        first.append(next(same, i))
+    return first
 
 
 def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+    used = coords[:, :-1].any(dim=0).nonzero().flatten().tolist()
+    if len(used) == 1:  # Krum: the other rows need not be read
+        rows, coords = rows.keep(used), coords[:, [*used, -1]]
     out = torch.empty(coords.shape[0], rows.d, dtype=rows.dtype, device=rows.device)
     coords = coords.to(device=rows.device, dtype=rows.working_dtype)
     for columns, block in rows.blocks():

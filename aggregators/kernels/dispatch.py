@@ -14,7 +14,8 @@ from varangian.aggregators.rows import Rows
 class Backend(Protocol):
     """A module with the verbs that read d columns; `reference` defines what they mean."""
 
-    NAME: str
+    @property
+    def NAME(self) -> str: ...  # read-only, so that a module's constant fits
 
     def refuses(self, rows: Rows, /) -> str | None: ...
     def screen(self, rows: Rows, /) -> tuple[Tensor, Tensor]: ...

@@ -11,6 +11,9 @@ from varangian.aggregators.rows import Rows
 
 NAME = "reference"
 
+LARGEST_SQUARE = 2.0**1000
+"""Of the norm of a row: float64 has room for sums of millions of such squares."""
+
 
 def refuses(rows: Rows) -> str | None:
     """Never: this backend takes anything that torch takes."""
@@ -20,8 +23,8 @@ def refuses(rows: Rows) -> str | None:
 def screen(rows: Rows) -> tuple[Tensor, Tensor]:
     """Which rows are finite, and which hold subnormal numbers: two (n,) bool tensors on the CPU.
 
-    A row is finite when its squared norm is representable in float64, so that one huge entry of a
-    float64 row cannot turn the Gram matrix into infinities.
+    A row is finite when float64 has room for its squared norm, so that one huge entry of a float64 row
+    cannot turn the Gram matrix into infinities.
     """
     tiny = torch.finfo(rows.dtype).tiny
     squares = torch.zeros(len(rows), dtype=torch.float64)
@@ -30,7 +33,7 @@ def screen(rows: Rows) -> tuple[Tensor, Tensor]:
         squares += block.square().sum(dim=1).cpu()
         size = block.abs()
         subnormal |= ((size > 0) & (size < tiny)).any(dim=1).cpu()
-    return squares.isfinite(), subnormal
+    return squares <= LARGEST_SQUARE, subnormal  # NaN is not
 
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
@@ -39,9 +42,17 @@ def gram(rows: Rows, reference: Tensor | None) -> Tensor:
     total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=rows.device)
     for columns, block in rows.blocks(dtype=torch.float64):
         r = block.new_zeros(block.shape[1]) if reference is None else reference[columns].to(block)
-        points = torch.cat([block - r, r[None]])
+        points = about(block, r)
         total += points @ points.T
     return total.cpu()
+
+
+def about(block: Tensor, r: Tensor) -> Tensor:
+    """(x_1 - r, ..., x_n - r, r) for one block: (n, b), (b,) -> (n+1, b)."""
+    points = torch.empty(len(block) + 1, block.shape[1], dtype=block.dtype, device=block.device)
+    torch.sub(block, r, out=points[:-1])
+    points[-1] = r
+    return points
 
 
 def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:

@@ -1,0 +1,43 @@
+"""Bucketing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.base import MIXINGS, check_positive
+from varangian.aggregators.gram import Gram
+
+
+@MIXINGS.register("bucketing")
+@dataclass(frozen=True, kw_only=True)
+class Bucketing:
+    """The rows are shuffled and averaged in groups of `s`; the last group may be smaller.
+
+    "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing" (Karimireddy et al., 2022). Each
+    Byzantine row spoils one group, so that f of ceil(n / s) points are Byzantine afterwards.
+    """
+
+    s: int = 2
+    """Rows per group."""
+
+    def __post_init__(self) -> None:
+        check_positive("s", self.s)
+
+    def requires(self, n: int, f: int) -> str | None:
+        groups = self.outputs(n)
+        if groups < 2 * f + 1:
+            return f"f = {f} Byzantine rows may spoil as many of its {groups} groups: no majority is left"
+        return None
+
+    def outputs(self, n: int) -> int:
+        return -(-n // self.s)
+
+    def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
+        m = len(gram)
+        mixing = torch.zeros(self.outputs(m), m, dtype=torch.float64)
+        for group, members in enumerate(torch.randperm(m, generator=rng).split(self.s)):
+            mixing[group, members] = 1 / len(members)
+        return mixing

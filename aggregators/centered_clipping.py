@@ -1,0 +1,47 @@
+"""Centered clipping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.base import RULES, check_positive, honest_majority
+from varangian.aggregators.gram import Gram, typical
+
+
+@RULES.register("centered_clipping")
+@dataclass(frozen=True, kw_only=True)
+class CenteredClipping:
+    """The reference, moved by the mean of the rows' offsets from it, each clipped to length `tau`.
+
+    "Learning from History for Byzantine Robust Optimization" (Karimireddy et al., 2021). The centre is the
+    reference of the Gram, the last aggregate (zero in the first round), so the rule has no state. The paper
+    fixes tau by hand, and its analysis needs f <= 0.1 n; here tau is by default the median distance to
+    the centre, anew in every iteration: it follows the scale of the rows, and no minority can raise it.
+    """
+
+    tau: float | None = None
+    """Radius in the units of the rows; null for the median distance to the centre."""
+    iterations: int = 1
+
+    def __post_init__(self) -> None:
+        if self.tau is not None:
+            check_positive("tau", self.tau)
+        check_positive("iterations", self.iterations)
+
+    def requires(self, n: int, f: int) -> str | None:
+        return honest_majority(n, f)
+
+    def __call__(self, gram: Gram) -> Tensor:
+        m = len(gram)
+        weights = torch.zeros(m + 1, dtype=torch.float64)
+        weights[m] = 1
+        for _ in range(self.iterations):
+            distance = gram.sqdist_to(weights).sqrt()
+            tau = typical(distance) if self.tau is None else self.tau
+            pull = torch.where(distance > tau, tau / distance, 1.0) / m
+            weights = weights * (1 - pull.sum())
+            weights[:m] += pull
+        return weights

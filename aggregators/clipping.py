@@ -1,0 +1,43 @@
+"""Clipping of long rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.base import MIXINGS, check_positive
+from varangian.aggregators.gram import Gram
+
+
+@MIXINGS.register("clipping")
+@dataclass(frozen=True, kw_only=True)
+class Clipping:
+    """Rows longer than `radius`, from the origin or from the reference, are scaled down to it.
+
+    A fixed radius bounds what one row can do and nothing more: no fixed radius makes a rule
+    (f, kappa)-robust ("Adaptive Gradient Clipping for Robust Federated Learning", Allouah et al., 2025).
+    """
+
+    radius: float
+    """In the units of the rows."""
+    about: Literal["origin", "reference"] = "origin"
+
+    def __post_init__(self) -> None:
+        check_positive("radius", self.radius)
+
+    def requires(self, n: int, f: int) -> None:
+        """Nothing: it leaves every row in its place."""
+
+    def outputs(self, n: int) -> int:
+        return n
+
+    def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
+        squares = gram.inner if self.about == "origin" else gram.centered
+        length = squares.diagonal().clamp(min=0).sqrt()
+        kept = torch.where(length > self.radius, self.radius / length, 1.0)
+        if self.about == "origin":
+            return torch.diag(kept)
+        return torch.cat([torch.diag(kept), (1 - kept)[:, None]], dim=1)

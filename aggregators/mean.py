@@ -1,0 +1,26 @@
+"""The mean: what every other rule is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.base import RULES
+from varangian.aggregators.gram import Gram
+
+
+@RULES.register("mean")
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The mean of all rows. One Byzantine row moves it anywhere: it promises nothing."""
+
+    robust: ClassVar[bool] = False
+
+    def requires(self, n: int, f: int) -> str | None:
+        return None
+
+    def __call__(self, gram: Gram) -> Tensor:
+        return torch.full((len(gram),), 1 / len(gram), dtype=torch.float64)

@@ -1,0 +1,31 @@
+"""The coordinate-wise trimmed mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.base import RULES, check_f, honest_majority, told_enough
+from varangian.aggregators.order import ordered
+
+
+@RULES.register("trimmed_mean")
+@dataclass(frozen=True, kw_only=True)
+class TrimmedMean:
+    """The mean of each coordinate without its f largest and its f smallest values.
+
+    "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates" (Yin et al., 2018).
+    """
+
+    f: int
+
+    def __post_init__(self) -> None:
+        check_f(self.f)
+
+    def requires(self, n: int, f: int) -> str | None:
+        return honest_majority(n, self.f) or told_enough(self, f)
+
+    def columnwise(self, block: Tensor) -> Tensor:
+        return torch.stack(ordered(block, self.f, len(block) - self.f - 1)).mean(dim=0)

@@ -1,0 +1,26 @@
+"""The mean of directions: robustness by normalisation alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from varangian.aggregators.base import RULES, honest_majority
+from varangian.aggregators.gram import Gram, inverses, typical
+
+
+@RULES.register("unit_mean")
+@dataclass(frozen=True, kw_only=True)
+class UnitMean:
+    """The mean of the rows scaled to length 1, times their median length.
+
+    A baseline: f Byzantine rows move it by at most f/n of that length, and the released Flag Aggregator
+    owes most of its robustness to the same step. Rows of length zero have no direction and add nothing.
+    """
+
+    def requires(self, n: int, f: int) -> str | None:
+        return honest_majority(n, f)
+
+    def __call__(self, gram: Gram) -> Tensor:
+        return inverses(gram.norms) * typical(gram.norms) / len(gram)
