@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -22,10 +22,11 @@ from varangian.protos.codec import Assembler, Code, CodecError, Contract
 from varangian.protos.headers import READY, SESSION, TOKEN, WORKER
 from varangian.protos.layout import Layout
 from varangian.worker.backoff import DEFAULT_BACKOFF, Backoff
-from varangian.worker.refusal import Kind, Refusal
+from varangian.worker.refusal import TAKEN, Kind, Refusal
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Parts: TypeAlias = AsyncIterator[ps_pb2.PullReply]
 
 OPTIONS = (
     ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
@@ -140,6 +141,14 @@ class Client:
         self._chunk_bytes = max(codec.CHUNK_FLOOR, min(reply.chunk_bytes, codec.CHUNK_BYTES))
         return reply.round
 
+    async def claim(self) -> bool:
+        """Join, unless another process speaks for this worker: then False, without waiting for its end.
+
+        Raises:
+            ClientError: when the server cannot be reached or does not take this worker.
+        """
+        return await self._persistently("join", self._claim)
+
     async def pull(self, after: int) -> Pulled | Finished:
         """The parameters of the first open round later than `after` (-1 for any), as soon as there is one.
 
@@ -211,36 +220,45 @@ class Client:
         codec.check_protocol(reply.protocol)
         return reply
 
+    async def _claim(self) -> bool:
+        try:
+            await self._join()
+        except grpc.aio.AioRpcError as error:
+            if Refusal.of(error).code == TAKEN:
+                return False
+            raise
+        return True
+
     async def _pull(self, after: int) -> Pulled | Finished | None:
         """One pull; None when the server says to ask again."""
         request = ps_pb2.PullRequest(run_id=self._contract.run_id, after=after)
         call = self._stub.Pull(request, metadata=self._identity)
+        parts = aiter(call)
         try:
-            first = await self._part(call)
+            first = await self._part(parts)
             if first is None or first.HasField("again"):
                 return None
             if first.HasField("finished"):
                 return Finished(first.finished.reason)
-            return await self._download(call, first.manifest)
+            return await self._download(parts, first.manifest)
         finally:
             call.cancel()
 
-    async def _download(self, call: Any, manifest: ps_pb2.Manifest) -> Pulled | None:
+    async def _download(self, parts: Parts, manifest: ps_pb2.Manifest) -> Pulled | None:
         self._contract.check(manifest)
         parameters = torch.empty(self._layout.numel, dtype=torch.float32)
         assembler = Assembler(codec.payload(parameters), manifest.content_digest)
-        while (part := await self._part(call)) is not None:
+        while (part := await self._part(parts)) is not None:
             if part.HasField("again"):
                 return None
             assembler.add(part.chunk.offset, part.chunk.data)
         assembler.finish()
         return Pulled(manifest.round, parameters)
 
-    async def _part(self, call: Any) -> ps_pb2.PullReply | None:
+    async def _part(self, parts: Parts) -> ps_pb2.PullReply | None:
         """The next message of a pull; None at its end."""
         async with asyncio.timeout(self._idle):
-            part: Any = await call.read()
-        return None if part is grpc.aio.EOF else part
+            return await anext(parts, None)
 
     async def _push(self, manifest: ps_pb2.Manifest, payload: memoryview) -> Receipt:
         call = self._stub.Push(metadata=self._identity)

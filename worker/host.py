@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,7 +27,15 @@ SIGNALLED = 128
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def host(server: str, names: Sequence[str], tokens: Mapping[str, str], task: Task, threads: int = 1) -> int:
+def host(
+    server: str,
+    names: Sequence[str],
+    tokens: Mapping[str, str],
+    task: Task,
+    threads: int = 1,
+    *,
+    one_of: bool = False,
+) -> int:
     """Be these workers until the run is finished; returns the exit code of the process.
 
     A worker that the server refuses ends alone. What it was is in the log, in one line. After a signal this
@@ -38,6 +47,7 @@ def host(server: str, names: Sequence[str], tokens: Mapping[str, str], task: Tas
         tokens: worker names to what the server made for them.
         task: what the workers of the run do.
         threads: of torch; the same number gives the same bits.
+        one_of: be only one of them, the first that nobody else is.
     """
     torch.set_num_threads(threads)
     try:
@@ -46,11 +56,16 @@ def host(server: str, names: Sequence[str], tokens: Mapping[str, str], task: Tas
         log.error("%s", error)
         return FAILED
     with ThreadPoolExecutor(1, "varangian-crew", torch.set_num_threads, (threads,)) as executor:
-        return asyncio.run(_until_stopped(server, names, tokens, crew, executor))
+        members = [tuple(names)] if one_of else [(name,) for name in names]
+        return asyncio.run(_until_stopped(server, members, tokens, crew, executor))
 
 
 async def _until_stopped(
-    server: str, names: Sequence[str], tokens: Mapping[str, str], crew: Crew, executor: Executor
+    server: str,
+    members: Sequence[tuple[str, ...]],
+    tokens: Mapping[str, str],
+    crew: Crew,
+    executor: Executor,
 ) -> int:
     received: list[int] = []
     main = asyncio.current_task()
@@ -63,28 +78,33 @@ async def _until_stopped(
     with _handled(stop):
         try:
             async with asyncio.TaskGroup() as group:
-                members = [group.create_task(_be(name, server, tokens, crew, executor)) for name in names]
+                tasks = [group.create_task(_be(names, server, tokens, crew, executor)) for names in members]
         except asyncio.CancelledError:
             if not received:
                 raise
             return SIGNALLED + received[0]
-    return max((member.result() for member in members), default=FINISHED)
+    return max((task.result() for task in tasks), default=FINISHED)
 
 
-async def _be(name: str, server: str, tokens: Mapping[str, str], crew: Crew, executor: Executor) -> int:
-    """One worker, until its run is finished or the server will not have it."""
+async def _be(
+    names: Sequence[str], server: str, tokens: Mapping[str, str], crew: Crew, executor: Executor
+) -> int:
+    """The first of these workers that nobody else is, until its run is finished or it is not wanted."""
     loop = asyncio.get_running_loop()
 
-    async def compute(round: int, parameters: Tensor) -> Tensor:
+    async def compute(name: str, round: int, parameters: Tensor) -> Tensor:
         return await loop.run_in_executor(executor, crew.contribution, name, round, parameters)
 
     try:
-        async with Client(server, name, tokens[name], crew.layout) as client:
-            log.info("%s: %s", name, await work(client, compute))
+        for name in names:
+            async with Client(server, name, tokens[name], crew.layout) as client:
+                if len(names) == 1 or await client.claim():
+                    log.info("%s: %s", name, await work(client, partial(compute, name)))
+                    return FINISHED
+        log.error("Each of %s is another process already; there is no place left.", ", ".join(names))
     except ClientError as error:
         log.error("%s", error)
-        return FAILED
-    return FINISHED
+    return FAILED
 
 
 @contextmanager

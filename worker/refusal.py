@@ -34,7 +34,8 @@ PASSING_STATUS = frozenset(
         StatusCode.INTERNAL,
     }
 )
-PASSING_CODES = frozenset({"BUSY", "STREAMS", "IDLE", "SESSION_TAKEN"})
+TAKEN = "SESSION_TAKEN"
+PASSING_CODES = frozenset({"BUSY", "STREAMS", "IDLE", TAKEN})
 """The dead call or the dead process that is in the way will be noticed as dead."""
 ANSWERS = frozenset(
     {"STALE", "FUTURE", "EQUIVOCATION", "FAULTY", "UNSOUND", "FINISHED", "UNOFFERED"}
