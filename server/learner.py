@@ -108,16 +108,18 @@ class Learner:
         return norm
 
     def _move(self, vector: Tensor, lr: float) -> None:
+        state = self._sgd.state[self._point]
         before = self.parameters.clone()
-        velocity: Tensor | None = self._sgd.state[self._point].get("momentum_buffer")
-        velocity_before = None if velocity is None else velocity.clone()
+        # Older versions of torch keep a None where there is no momentum.
+        state_before = {key: value.clone() for key, value in state.items() if value is not None}
         self._sgd.param_groups[0]["lr"] = lr
         self._point.grad = vector
         self._sgd.step()
         self._point.grad = None
         if _norm(self.parameters) is None:
             self.parameters.copy_(before)
-            self._sgd.state[self._point]["momentum_buffer"] = velocity_before
+            state.clear()
+            state.update(state_before)
             raise AggregationError("The step would make the parameters infinite.")
 
 

@@ -267,9 +267,7 @@ def test_so_many_skips_in_a_row_end_the_run():
     play(m, Offer("w00", 0, A, 0.0))
     effects = play(m, Tick(10.0), Tick(20.0), Tick(30.0))
     assert isinstance(effects[-1], Finish)
-    assert effects[-1].reason.startswith(
-        "3 rounds in a row had no update; the last, round 2: 0 of 4"
-    )
+    assert effects[-1].reason.startswith("3 rounds in a row had no update; the last, round 2: 0 of 4")
     assert m.state.phase is Phase.FINISHED
 
 
