@@ -5,4 +5,4 @@ WORKER, TOKEN, SESSION = "varangian-worker", "varangian-token", "varangian-sessi
 CODE, ROUND = "varangian-code", "varangian-round"
 """With every refusal: its stable code, and the round that the server is in."""
 READY = "varangian-ready"
-"""In the headers of a push that the server is ready to receive; a call that is refused has other headers."""
+"""In the headers of a push that the server is ready to receive; those of a refused call lack it."""

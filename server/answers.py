@@ -34,6 +34,7 @@ STRANGER_STATUS = {
     Stranger.UNKNOWN_WORKER: StatusCode.PERMISSION_DENIED,
     Stranger.NOT_JOINED: StatusCode.FAILED_PRECONDITION,
     Stranger.SESSION_TAKEN: StatusCode.ALREADY_EXISTS,
+    Stranger.SESSION_LOST: StatusCode.ALREADY_EXISTS,
 }
 
 

@@ -39,6 +39,7 @@ class Stranger(Enum):
     BAD_TOKEN = "The token should be the one that this run made for this name."
     NOT_JOINED = "A worker should join before it pulls or pushes."
     SESSION_TAKEN = "One process at a time should speak for a worker."
+    SESSION_LOST = "A process should stop when another one has taken its worker's name over."
 
 
 class IdentityError(Exception):
@@ -124,9 +125,7 @@ class Roster:
         if claim is None:
             raise IdentityError(Stranger.NOT_JOINED, f"{name} has not.")
         if claim.session != session:
-            raise IdentityError(
-                Stranger.SESSION_TAKEN, f"Another process speaks for {name} now; stop one of them."
-            )
+            raise IdentityError(Stranger.SESSION_LOST, f"Another process speaks for {name} now.")
         claim.seen = self._clock()
         return name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -47,7 +47,7 @@ class Quota:
         self._open = Counter[str]()
 
     @contextmanager
-    def stream(self, worker: str) -> Iterator[None]:
+    def stream(self, worker: str) -> Generator[None, None, None]:
         """One stream, for as long as the context lasts.
 
         Raises:

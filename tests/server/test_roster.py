@@ -91,7 +91,7 @@ def test_a_second_process_waits_until_the_first_is_silent(roster, clock):
     clock.now += 10.5
     roster.claim(metadata(roster, session=SECOND))
     assert roster.identify(metadata(roster, session=SECOND)) == "w00"
-    assert refused(roster.identify, metadata(roster)) is Stranger.SESSION_TAKEN
+    assert refused(roster.identify, metadata(roster)) is Stranger.SESSION_LOST
 
 
 def test_joining_again_in_the_same_session_changes_nothing(roster):

@@ -406,7 +406,9 @@ def test_what_may_pass_is_tried_again(status, code):
     story()
 
 
-@pytest.mark.parametrize("code", ["PROTOCOL", "LAYOUT", "RUN", "BAD_TOKEN", "UNKNOWN_WORKER", "NOT_JOINED"])
+@pytest.mark.parametrize(
+    "code", ["PROTOCOL", "LAYOUT", "RUN", "BAD_TOKEN", "UNKNOWN_WORKER", "SESSION_LOST"]
+)
 def test_what_cannot_pass_is_not_tried_again(code):
     @scenario
     async def story():
