@@ -1,0 +1,338 @@
+import io
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from varangian.registry import ConfigError
+from varangian.worker.data import DATASETS, Cifar10, Custom, DataError, Dataset, Digits, Synthetic, cache
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+Image = pytest.importorskip("PIL.Image")
+
+CPU = torch.device("cpu")
+COLOURS = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+
+
+def encoded(pixels, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def write(path, images, labels):
+    """A file in the Hugging Face layout."""
+    img = pa.array([{"bytes": image, "path": None} for image in images])
+    pq.write_table(pa.table({"img": img, "label": pa.array(labels, pa.int64())}), path)
+
+
+def tiny(folder, train=20, test=10):
+    """Random images, the first ones for training; label i % 10."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [encoded(pixels) for pixels in COLOURS]
+    labels = [i % 10 for i in range(len(images))]
+    write(folder / "train-00000-of-00001.parquet", images[:train], labels[:train])
+    write(folder / "test-00000-of-00001.parquet", images[-test:], labels[-test:])
+    return folder
+
+
+def one_bad_row(folder, image, label=0):
+    tiny(folder)
+    write(folder / "train-00000-of-00001.parquet", [encoded(COLOURS[0]), image], [0, label])
+
+
+def test_digits():
+    digits = Digits().load()
+    assert digits.features == (1, 8, 8)
+    assert len(digits.train_y) + len(digits.test_y) == 1797
+    x = digits.prepared(digits.train_x, CPU)
+    assert x.dtype == torch.float32
+    assert (x.min(), x.max()) == (0, pytest.approx(16 / 6))
+    assert x.std() == pytest.approx(1, abs=0.01)
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    digits = Digits().load()
+    pixels = torch.cat([digits.train_x, digits.test_x]).flatten(1).double().sum(dim=0)
+    assert torch.equal(pixels, torch.from_numpy(load_digits().data).sum(dim=0))
+
+
+def test_digits_hold_out_one_fifth_of_each_class():
+    digits = Digits().load()
+    train, test = digits.train_y.bincount(), digits.test_y.bincount()
+    assert (test / (train + test) - 0.2).abs().max() < 0.003
+
+
+def test_the_second_process_reads_digits_without_scikit_learn(monkeypatch):
+    first = Digits().load()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert torch.equal(Digits().load().test_x, first.test_x)
+
+
+def test_cifar10(tmp_path):
+    data = Cifar10(str(tiny(tmp_path))).load()
+    assert data.features == (3, 32, 32)
+    assert torch.equal(data.train_x, torch.from_numpy(COLOURS[:20]).permute(0, 3, 1, 2))
+    assert torch.equal(data.test_x, torch.from_numpy(COLOURS[-10:]).permute(0, 3, 1, 2))
+    assert data.train_y.tolist() == [*range(10)] * 2
+    assert data.train_x.dtype == torch.uint8
+
+
+def test_cifar10_is_normalised_by_channel(tmp_path):
+    data = Cifar10(str(tiny(tmp_path))).load()
+    x = data.prepared(data.train_x, CPU)
+    expected = (COLOURS[3, 5, 7] / 255 - [0.4914, 0.4822, 0.4465]) / [0.2470, 0.2435, 0.2616]
+    assert torch.allclose(x[3, :, 5, 7], torch.tensor(expected, dtype=torch.float32), atol=1e-5)
+
+
+@pytest.mark.parametrize("subfolder", ["", "data", "plain_text"])
+def test_cifar10_finds_the_folders_of_the_hub(tmp_path, subfolder):
+    tiny(tmp_path / subfolder)
+    assert len(Cifar10(str(tmp_path)).load().train_y) == 20
+
+
+def test_cifar10_reads_several_files_in_order_and_jpeg(tmp_path):
+    tiny(tmp_path)
+    flat = np.full((32, 32, 3), 90, dtype=np.uint8)
+    write(tmp_path / "train-00001-of-00002.parquet", [encoded(flat, "JPEG")], [7])
+    data = Cifar10(str(tmp_path)).load()
+    assert data.train_y.tolist() == [*range(10)] * 2 + [7]
+    assert (data.train_x[-1].int() - 90).abs().max() <= 2
+
+
+def test_cifar10_limits(tmp_path):
+    data = Cifar10(str(tiny(tmp_path)), train_limit=7, test_limit=3).load()
+    assert (data.train_y.tolist(), len(data.test_y)) == ([*range(7)], 3)
+
+
+def test_cifar10_comes_from_the_cache_until_the_files_change(tmp_path, monkeypatch):
+    Cifar10(str(tiny(tmp_path))).load()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)
+        assert len(Cifar10(str(tmp_path)).load().train_y) == 20
+    tiny(tmp_path, train=25)
+    assert len(Cifar10(str(tmp_path)).load().train_y) == 25
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)
+        assert len(Cifar10(str(tmp_path)).load().train_y) == 25
+
+
+def test_cifar10_without_its_packages(tmp_path, monkeypatch):
+    for package in ("pyarrow", "PIL"):
+        folder = tiny(tmp_path / package)
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(DataError, match=r"pip install 'varangian\[cifar10\]'"):
+                Cifar10(str(folder)).load()
+
+
+def test_cifar10_without_files(tmp_path):
+    with pytest.raises(DataError, match=r"train-\*\.parquet and test-\*\.parquet"):
+        Cifar10(str(tmp_path / "nowhere")).load()
+    tiny(tmp_path).joinpath("test-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"train-\*\.parquet and test-\*\.parquet"):
+        Cifar10(str(tmp_path)).load()
+
+
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        ({"image": [b"x"], "label": [1]}, "image: binary, label: int64"),
+        ({"img": [b"x"], "label": [1]}, "img: binary, label: int64"),
+        ({"img": [{"bytes": b"x"}]}, "img: struct<bytes: binary>"),
+        ({"img": [{"bytes": b"x"}], "label": ["cat"]}, "label: string"),
+    ],
+)
+def test_cifar10_with_other_columns(tmp_path, table, found):
+    tiny(tmp_path)
+    pq.write_table(pa.table(table), tmp_path / "test-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=rf"columns `img`.*Found.*{found}"):
+        Cifar10(str(tmp_path)).load()
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "words"),
+    [
+        (b"\x89PNG no image at all", 0, "PNG or JPEG"),
+        (encoded(COLOURS[0])[:200], 0, "PNG or JPEG"),
+        (None, 0, "hold an image. Found nothing"),
+        (encoded(COLOURS[0][:30]), 0, "32x32 pixels. Found 32x30"),
+        (encoded(COLOURS[0]), 10, "label from 0 to 9. Found 10"),
+        (encoded(COLOURS[0]), -1, "label from 0 to 9. Found -1"),
+        (encoded(COLOURS[0]), None, "label from 0 to 9. Found None"),
+    ],
+)
+def test_cifar10_names_the_row_that_is_wrong(tmp_path, image, label, words):
+    one_bad_row(tmp_path, image, label)
+    with pytest.raises(DataError, match=f"row 1 of .*train-00000-of-00001.*{words}"):
+        Cifar10(str(tmp_path)).load()
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and then something else", b"PAR1" * 20])
+def test_cifar10_with_a_damaged_file(tmp_path, content):
+    tiny(tmp_path).joinpath("train-00000-of-00001.parquet").write_bytes(content)
+    with pytest.raises(DataError, match="Download it again"):
+        Cifar10(str(tmp_path)).load()
+
+
+def test_cifar10_with_an_empty_file(tmp_path):
+    tiny(tmp_path)
+    schema = pa.schema([("img", pa.struct([("bytes", pa.binary())])), ("label", pa.int64())])
+    pq.write_table(schema.empty_table(), tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"should have samples\. Found none"):
+        Cifar10(str(tmp_path)).load()
+
+
+@pytest.mark.parametrize("fields", [{"train_limit": 0}, {"test_limit": -1}])
+def test_cifar10_with_a_bad_limit(fields):
+    with pytest.raises(ConfigError, match="null for all"):
+        DATASETS.build({"cifar10": {"path": "x", **fields}}, "data")
+
+
+def rows(value=1):
+    return np.full((3, 5), value, dtype=np.uint8)
+
+
+def broken():
+    raise AssertionError("made again")
+
+
+@pytest.fixture
+def cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "varangian"
+
+
+def test_the_cache_makes_a_thing_once(cache_folder):
+    assert np.array_equal(cache.cached("a", "1", rows), rows())
+    assert np.array_equal(cache.cached("a", "1", broken), rows())
+    assert not [*cache_folder.glob("*.tmp")]
+
+
+def test_many_who_want_a_thing_at_once_make_it_once(cache_folder):
+    made = []
+
+    def make():
+        made.append(1)
+        return rows()
+
+    with ThreadPoolExecutor(8) as executor:
+        found = [*executor.map(lambda _: cache.cached("a", "1", make), range(32))]
+    assert len(made) == 1
+    assert all(np.array_equal(one, rows()) for one in found)
+
+
+def test_writing_to_cached_rows_does_not_change_the_cache(cache_folder):
+    cache.cached("a", "1", rows)[:] = 9
+    assert np.array_equal(cache.cached("a", "1", broken), rows())
+
+
+def test_a_new_key_replaces_the_old_file_of_this_name_only(cache_folder):
+    for name, key in [("a", "1"), ("b", "1"), ("a", "2")]:
+        cache.cached(name, key, rows)
+    assert sorted(path.name for path in cache_folder.glob("*.npy")) == ["a-2.npy", "b-1.npy"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-3], lambda b: b"not an array"])
+def test_a_damaged_cache_is_made_again(cache_folder, damage):
+    cache.cached("a", "1", rows)
+    path = cache_folder / "a-1.npy"
+    path.write_bytes(damage(path.read_bytes()))
+    assert np.array_equal(cache.cached("a", "1", lambda: rows(2)), rows(2))
+    assert np.array_equal(cache.cached("a", "1", broken), rows(2))
+
+
+def test_without_a_place_for_the_cache_data_is_still_read(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("this is a file, not a folder")
+    monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert np.array_equal(cache.cached("a", "1", rows), rows())
+
+
+def test_a_failure_is_not_cached(cache_folder):
+    with pytest.raises(AssertionError, match="made again"):
+        cache.cached("a", "1", broken)
+    assert np.array_equal(cache.cached("a", "1", rows), rows())
+
+
+def test_synthetic_blobs_can_be_told_apart():
+    data = Synthetic(classes=3, features=(2, 4), train=30, test=9, spread=0.01).load()
+    assert data.features == (2, 4)
+    assert data.train_y.bincount().tolist() == [10, 10, 10]
+    centres = torch.stack([data.train_x[data.train_y == label].mean(dim=0) for label in range(3)])
+    nearest = torch.cdist(data.test_x.flatten(1), centres.flatten(1)).argmin(dim=1)
+    assert torch.equal(nearest, data.test_y)
+    assert torch.equal(
+        Synthetic(classes=3, features=(2, 4), train=30, test=9, spread=0.01).load().test_x, data.test_x
+    )
+    assert not torch.equal(Synthetic(seed=1).load().train_x, Synthetic().load().train_x)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"classes": 0}, {"train": 0}, {"features": 0}, {"features": []}, {"spread": -1.0}]
+)
+def test_synthetic_with_bad_settings(fields):
+    with pytest.raises(ConfigError, match="should be"):
+        DATASETS.build({"synthetic": fields}, "data")
+
+
+X, Y = torch.rand(6, 2), torch.arange(6) % 3
+
+
+@pytest.fixture
+def mine(monkeypatch, tmp_path):
+    """A module of the user's whose function returns whatever `options` hold."""
+    (tmp_path / "my_data.py").write_text("def make(made):\n    return made\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return lambda made: Custom("my_data:make", {"made": made}).load()
+
+
+def test_custom_data_from_arrays(mine):
+    data = mine((X.numpy().astype("float64"), Y.numpy().astype("int32"), X, Y))
+    assert (data.classes, data.features, data.train_x.dtype) == (3, (2,), torch.float32)
+    images = mine((torch.full((6, 1, 2, 2), 255, dtype=torch.uint8), Y) * 2)
+    assert bool((images.prepared(images.train_x, CPU) == 1).all())
+
+
+def test_custom_data_from_a_dataset(mine):
+    made = Dataset("mine", 3, X, Y, X, Y)
+    assert mine(made) is made
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (None, "should return a Dataset"),
+        ((X, Y), "should return a Dataset"),
+        ((X, Y[:5], X, Y), "training samples should have one label each"),
+        ((X, Y, X[:0], Y[:0]), "test samples should have one label each"),
+        ((X[:0], Y[:0], X, Y), "training samples. Found none"),
+        ((X, Y, X, Y + 1), "labels from 0 to 2. Found 1 to 3"),
+        ((X, Y - 1, X, Y), "labels from 0"),
+        ((X, Y, torch.rand(6, 3), Y), r"one shape\. Found \[2\] and \[3\]"),
+        ((X / 0, Y, X, Y), "finite"),
+    ],
+)
+def test_custom_data_that_cannot_be_used(mine, made, words):
+    with pytest.raises(DataError, match=words):
+        mine(made)
+
+
+def test_a_custom_function_that_fails():
+    with pytest.raises(DataError, match=r"'json:loads' gave no data: loads"):
+        Custom("json:loads", {"made": 1}).load()
+    with pytest.raises(DataError, match="No module named"):
+        Custom("no_such_module:make").load()
+
+
+def test_importing_data_sets_imports_no_reader():
+    readers = "('sklearn', 'pyarrow', 'PIL')"
+    code = f"import sys, varangian.worker.data; print([m for m in {readers} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
