@@ -18,6 +18,8 @@ OPTIONS = (
     ("grpc.compression_enabled_algorithms_bitset", 1),
     # Otherwise a second server shares the port in silence and takes half of the workers.
     ("grpc.so_reuseport", 0),
+    # For whoever connects and then says nothing, or nothing that is HTTP/2.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

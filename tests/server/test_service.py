@@ -106,7 +106,7 @@ def framed(part):
 
 
 @contextlib.asynccontextmanager
-async def world(layout=LAYOUT, rounds=3, limits=LIMITS, f=0, **policy):
+async def world(layout=LAYOUT, rounds=9, limits=LIMITS, f=0, **policy):
     torch.set_num_threads(1)
     records = []
     rules = {"quorum": 3, "deadline": 60.0, "shortfall": "wait"} | policy
@@ -191,13 +191,8 @@ async def test_a_round_with_three_workers():
         assert parts[1].chunk.data == codec.payload(torch.full((8,), -2.0)).tobytes()
         assert parts[0].manifest.content_digest == codec.digest(parts[1].chunk.data)
         status = await a.status()
-        assert (status.round, status.rounds, status.finished, status.workers, status.present) == (
-            1,
-            3,
-            False,
-            3,
-            3,
-        )
+        assert (status.round, status.rounds, status.finished) == (1, 9, False)
+        assert (status.workers, status.present) == (3, 3)
 
 
 @scenario
@@ -521,6 +516,36 @@ async def test_a_worker_has_so_many_streams_and_no_more():
                 await call
         await other.push(0, torch.zeros(8))
         begun.cancel()
+
+
+@scenario
+async def test_many_half_open_uploads_of_one_worker_do_not_keep_others_from_pushing():
+    async with world() as this, this.raw("w00") as greedy, this.raw("w01") as honest:
+        begun = [greedy.calls["Push"](metadata=greedy.identity) for _ in range(100)]
+        writes = [asyncio.ensure_future(call.write(framed(manifest()))) for call in begun]
+        await honest.push(0, torch.zeros(8))
+        assert "w01" in this.driver.status().counted
+        for task in (*writes, *begun):
+            task.cancel()
+        await asyncio.gather(*writes, return_exceptions=True)
+
+
+@scenario
+async def test_connections_that_speak_something_else_disturb_nobody():
+    async with world() as this:
+        host, port = this.address.split(":")
+        for data in (
+            b"",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(100),
+            bytes(1000),
+        ):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(data)
+            await writer.drain()
+            await usable(this)
+            writer.close()
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
 @scenario
