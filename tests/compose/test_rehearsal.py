@@ -12,7 +12,7 @@ import time
 import pytest
 
 pytestmark = pytest.mark.slow
-PATIENCE = 90
+PATIENCE = 60
 CHANGES = {"TOTAL": "4", "F": "1", "BYZANTINE": "1", "WORKERS": "3", "ROUNDS": "4", "AGGREGATOR": "median"}
 SOURCE = pathlib.Path(__file__).parents[2] / "src"
 
@@ -50,7 +50,8 @@ def start(compose, port, tmp_path):
     yield run
     for process in running:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def command(compose, name):
@@ -61,20 +62,23 @@ def replicas(compose, name):
     return int(compose.filled(compose.services[name]["deploy"]["replicas"], **CHANGES))
 
 
-def becomes_healthy(start, port):
+def becomes_healthy(server, start, port):
+    """Ask until the server answers; an answer that never comes shows what both said."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if (
-            start("server", ["health", "--server", f"127.0.0.1:{port}", "--timeout", "5"]).wait(PATIENCE)
-            == 0
-        ):
-            return True
-    return False
+    while server.poll() is None:
+        probe = start("server", ["health", "--server", f"127.0.0.1:{port}", "--timeout", "5"])
+        answer, _ = probe.communicate(timeout=PATIENCE)
+        if probe.returncode == 0:
+            return
+        if time.monotonic() > deadline:
+            server.terminate()
+            pytest.fail(f"{answer}\n{server.communicate(timeout=PATIENCE)[0]}")
+    pytest.fail(server.communicate()[0])
 
 
 def test_the_commands_of_the_file_train_a_model(compose, start, port, tmp_path):
     server = start("server", command(compose, "server"))
-    assert becomes_healthy(start, port)
+    becomes_healthy(server, start, port)
     workers = [
         start(name, command(compose, name))
         for name in ("worker", "byzantine")

@@ -23,7 +23,8 @@ def byzantine_names(config: RunConfig) -> tuple[str, ...]:
 
 
 def task(config: RunConfig) -> Task:
-    """What every worker does, honest or not."""
+    """What every worker does, honest or not; without an attack, which a server need not know, all are honest."""
+    attack = config.byzantine.attack
     return Task(
         seed=config.seed,
         workers=names(config.workers),
@@ -31,8 +32,8 @@ def task(config: RunConfig) -> Task:
         data=config.data,
         partition=config.partition,
         f=config.f,
-        byzantine=byzantine_names(config),
-        attack=config.byzantine.attack,
+        byzantine=() if attack is None else byzantine_names(config),
+        attack=attack,
         knows=config.byzantine.knows,
         batch_size=config.worker.batch_size,
         momentum=config.worker.momentum,
