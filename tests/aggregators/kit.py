@@ -1,0 +1,145 @@
+"""What every rule must do, whatever it computes: properties, input families, and who is excused.
+
+The aggregators come from the registries: a new rule is tested without a line here, unless one of the
+properties is not meant to hold for it. Then it stands in `EXCUSED`, and a test checks that it needs to.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators import MIXINGS, RULES, Aggregator, aggregator_from
+
+DEVICE = torch.device(os.environ.get("VARANGIAN_TEST_DEVICE", "cpu"))
+F = 2
+N = 15  # enough for bucketing by two and then Krum
+D = 40
+
+FIELDS = {"clipping": {"radius": 1.0}}
+"""Of parts that cannot be named alone."""
+
+VARIANTS: dict[str, object] = {
+    "flag released": {"flag": {"final": "released"}},
+    "flag one component": {"flag": {"components": 1}},
+    "flag reweighted": {"flag": {"iterations": 5}},
+    "flag released pairs": {"flag": {"lam": 4.0, "iterations": 3}},
+    "flag paper pairs": {"flag": {"lam": 4.0, "iterations": 3, "pairs": "paper"}},
+    "krum of three": {"krum": {"select": 3}},
+    "centered_clipping in three steps": {"centered_clipping": {"iterations": 3}},
+    "clipping about the reference, median": {
+        "mix": [{"clipping": {"radius": 1.0, "about": "reference"}}],
+        "rule": "median",
+    },
+    "nnm, bucketing, krum": {"mix": ["nnm", "bucketing"], "rule": "krum"},
+}
+
+EXCUSED = {
+    ("mean", "bounded"): "one row moves it anywhere",
+    ("flag", "translation"): "directions are from the origin",
+    ("unit_mean", "translation"): "directions are from the origin",
+    ("clipping", "translation"): "lengths are from the origin",
+    ("clipping", "scale"): "its radius is in the units of the rows",
+    ("clipping", "unanimity"): "it shortens what all agree on",
+    ("flag released", "scale"): "it forgets all lengths",
+    ("flag released", "unanimity"): "it forgets all lengths",
+    ("bucketing", "permutation"): "its groups are random",
+}
+
+ILL_CONDITIONED = {"flag reweighted": 1e-4, "flag released pairs": 1e-4, "flag paper pairs": 1e-4}
+"""What the rounding of float32 products may become: a weight of 1 / sqrt(1 - v) where v is almost 1."""
+
+
+@cache
+def specs() -> dict[str, object]:
+    """Every rule alone, every mixing before every rule, and the variants, by name."""
+    found: dict[str, object] = {rule: _named(rule) for rule in RULES}
+    for mixing in MIXINGS:
+        found |= {
+            f"{mixing}, {rule}": {"mix": [_named(mixing)], "rule": _named(rule)} for rule in RULES
+        }
+    return found | VARIANTS
+
+
+def _named(name: str) -> object:
+    return {name: FIELDS[name]} if name in FIELDS else name
+
+
+def built(name: str, f: int = F) -> Aggregator:
+    return aggregator_from(specs()[name], "aggregator", f=f)
+
+
+def excused(name: str, what: str) -> bool:
+    return (name, what) in EXCUSED or any((part, what) in EXCUSED for part in parts(name))
+
+
+def parts(name: str) -> Iterator[str]:
+    """The registered names in a name of `specs`: `nnm, krum` has two."""
+    for part in name.split(", "):
+        yield part.split()[0]
+
+
+def those_with(what: str) -> list[str]:
+    return [name for name in specs() if not excused(name, what)]
+
+
+def least_n(aggregator: Aggregator) -> int:
+    return next(n for n in range(1, 100) if aggregator.requires(n) is None)
+
+
+def plain(n: int, d: int) -> Tensor:
+    """Noise about a common direction, as gradients of one batch each."""
+    return torch.randn(n, d) + torch.randn(d)
+
+
+def large(n: int, d: int) -> Tensor:
+    """Squares overflow half precision, and sums of fourth powers float32."""
+    return 1e10 * plain(n, d)
+
+
+def small(n: int, d: int) -> Tensor:
+    """Squares underflow float32."""
+    return 1e-25 * plain(n, d)
+
+
+def lopsided(n: int, d: int) -> Tensor:
+    """Lengths over six orders of magnitude."""
+    return plain(n, d) * torch.logspace(-3, 3, n)[:, None]
+
+
+def sparse(n: int, d: int) -> Tensor:
+    """Nine entries of ten are exactly zero."""
+    return plain(n, d) * (torch.rand(n, d) < 0.1)
+
+
+def low_rank(n: int, d: int) -> Tensor:
+    """All rows in one plane."""
+    return torch.randn(n, 2) @ torch.randn(2, d)
+
+
+FAMILIES: dict[str, Callable[[int, int], Tensor]] = {
+    family.__name__: family for family in (plain, large, small, lopsided, sparse, low_rank)
+}
+
+
+def rows_of(family: str, n: int = N, d: int = D, dtype: torch.dtype = torch.float64) -> Tensor:
+    return FAMILIES[family](n, d).to(DEVICE, dtype)
+
+
+def rng(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def update(aggregator: Aggregator, rows: Tensor, reference: Tensor | None = None) -> Tensor:
+    """The aggregate's vector, with the same randomness at every call."""
+    return aggregator(rows, reference, rng()).vector
+
+
+def assert_near(found: Tensor, wanted: Tensor, tolerance: float, scale: Tensor | None = None) -> None:
+    """Euclidean distance at most `tolerance` of the length of `wanted`, or of `scale`'s longest row."""
+    unit = (wanted if scale is None else scale).double()
+    length = unit.reshape(-1, unit.shape[-1]).norm(dim=1).max()
+    distance = (found.double() - wanted.double()).norm()
+    assert distance <= tolerance * length, f"off by {distance / length:.2e} of {length:.2e}"
