@@ -65,8 +65,7 @@ class Roster:
     Args:
         names: every worker that may take part.
         secret: what tokens are made with; at least 16 bytes, never sent.
-        silence: seconds without a call after which another process may take a name over. One that computes
-            for longer than this without calling can lose its name to a second holder of its token.
+        silence: seconds without a sign of life after which another process may take a name over.
         clock: seconds from any start.
     """
 
@@ -128,6 +127,10 @@ class Roster:
             raise IdentityError(Stranger.SESSION_LOST, f"Another process speaks for {name} now.")
         claim.seen = self._clock()
         return name
+
+    def seen(self, name: str) -> None:
+        """A sign of life from the process that speaks for a name, other than a new call."""
+        self._claims[name].seen = self._clock()
 
     def claim(self, metadata: Metadata) -> str:
         """The name of a caller that joins; from now on its session speaks for the name.

@@ -121,7 +121,7 @@ class Service:
                 self._told.add(worker)
                 self._heard.set()
             else:
-                await self._send(context, self._shared(snapshot))
+                await self._send(worker, self._shared(snapshot), context)
 
     @answered
     async def push(self, requests: Requests, context: Context) -> bytes:
@@ -215,6 +215,7 @@ class Service:
                         raise CodecError(Code.MALFORMED, "Found something else where a chunk should be.")
                     if self._driver.round != manifest.round:
                         raise answers.of_refusal(Refusal.STALE, self._driver.round)
+                    self._roster.seen(slot.worker)
                     assembler.add(part.chunk.offset, part.chunk.data)
                     await seat.keep()
             assembler.finish()
@@ -227,8 +228,9 @@ class Service:
             self._broadcast = Broadcast(self._contract, snapshot.round, snapshot.payload, snapshot.digest)
         return self._broadcast
 
-    async def _send(self, context: Context, broadcast: Broadcast) -> None:
+    async def _send(self, worker: str, broadcast: Broadcast, context: Context) -> None:
         for message in broadcast:
+            self._roster.seen(worker)
             # A vector computed from a round that is over would be refused: better to start again.
             if self._driver.round != broadcast.round:
                 await self._write(context, AGAIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -23,7 +24,15 @@ class Transport(Protocol):
     async def push(self, round: int, vector: Tensor) -> Receipt: ...
 
 
-async def work(client: Transport, compute: Callable[[int, Tensor], Awaitable[Tensor]]) -> str:
+SIGN_OF_LIFE = 3.0
+"""Seconds; several fit into the silence after which a server gives a worker's name to another process."""
+
+
+async def work(
+    client: Transport,
+    compute: Callable[[int, Tensor], Awaitable[Tensor]],
+    sign_of_life: float = SIGN_OF_LIFE,
+) -> str:
     """Join, then serve rounds until the run is finished; returns why it ended.
 
     `compute` gets the round and the parameters (d,), and returns the vector (d,) to send. Whatever it
@@ -39,8 +48,20 @@ async def work(client: Transport, compute: Callable[[int, Tensor], Awaitable[Ten
         pulled = await client.pull(served)
         if isinstance(pulled, Finished):
             return pulled.reason
-        receipt = await client.push(pulled.round, await compute(pulled.round, pulled.parameters))
+        job = compute(pulled.round, pulled.parameters)
+        receipt = await client.push(pulled.round, await _computed(job, client, sign_of_life))
         served = pulled.round
         if not receipt.counted and receipt.code not in codes:
             codes.add(receipt.code)
             log.warning("%s, round %d: %s %s", client.name, served, receipt.code, receipt.sentence)
+
+
+async def _computed(job: Awaitable[Tensor], client: Transport, sign_of_life: float) -> Tensor:
+    """What the job returns; until then the server hears now and then that this worker lives."""
+    task = asyncio.ensure_future(job)
+    try:
+        while not (await asyncio.wait({task}, timeout=sign_of_life))[0]:
+            await client.join()
+        return task.result()
+    finally:
+        task.cancel()

@@ -94,6 +94,14 @@ def test_a_second_process_waits_until_the_first_is_silent(roster, clock):
     assert refused(roster.identify, metadata(roster)) is Stranger.SESSION_LOST
 
 
+def test_a_message_of_an_open_stream_is_a_sign_of_life(roster, clock):
+    roster.claim(metadata(roster))
+    for _ in range(3):
+        clock.now += 9
+        roster.seen("w00")
+    assert refused(roster.claim, metadata(roster, session=SECOND)) is Stranger.SESSION_TAKEN
+
+
 def test_joining_again_in_the_same_session_changes_nothing(roster):
     roster.claim(metadata(roster))
     assert roster.claim(metadata(roster)) == "w00"
