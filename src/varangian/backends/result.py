@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +22,14 @@ class RunResult:
     """The end of a run, however it came."""
 
     accuracy: float | None
-    """On held-out data, after the last evaluation; None when there was none."""
+    """Of the final parameters on held-out data, from 0 to 1."""
     loss: float | None
     digest: str
     """blake2b-128 of the final parameters, in hexadecimal."""
     rounds: int
     """How many rounds were closed, with an update or without."""
     seconds: float
-    """From the first round to the last, without the start of processes."""
+    """From the moment that the server was ready."""
     reason: str
     """Why the run ended, as a sentence."""
     outcome: Outcome
@@ -36,4 +37,6 @@ class RunResult:
 
     def plain(self) -> dict[str, Any]:
         """The values as JSON takes them."""
-        return dataclasses.asdict(self) | {"folder": None if self.folder is None else str(self.folder)}
+        folder = None if self.folder is None else str(self.folder)
+        finite = self.loss is not None and math.isfinite(self.loss)
+        return dataclasses.asdict(self) | {"folder": folder, "loss": self.loss if finite else None}

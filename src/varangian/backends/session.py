@@ -36,6 +36,8 @@ class Session:
     machine: RoundMachine
     stop: Stop = field(default_factory=lambda: Stop())
     rounds: int = 0
+    evaluated: int = -1
+    """How many rounds were closed when loss and accuracy were taken."""
     loss: float | None = None
     accuracy: float | None = None
     began: float = field(default_factory=time.monotonic)
@@ -67,12 +69,15 @@ class Session:
 
     def result(self, reason: str) -> RunResult:
         """Close the books: the last files of the folder, and what is to be said."""
+        seconds = time.monotonic() - self.began
+        if self.evaluated != self.rounds:
+            self.loss, self.accuracy = self.crew.evaluate(self.learner.parameters)
         result = RunResult(
             accuracy=self.accuracy,
             loss=self.loss,
             digest=self.learner.digest(),
             rounds=self.rounds,
-            seconds=time.monotonic() - self.began,
+            seconds=seconds,
             reason=self.stop.reason or reason,
             outcome=self._outcome(),
             folder=self.folder.path,
@@ -96,7 +101,7 @@ class Session:
     def _record(self, record: RoundRecord) -> None:
         self.rounds += 1
         if record.accuracy is not None:
-            self.loss, self.accuracy = record.loss, record.accuracy
+            self.loss, self.accuracy, self.evaluated = record.loss, record.accuracy, self.rounds
         self.folder.observe(record)
         self.observe(record)
 

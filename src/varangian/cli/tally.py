@@ -44,7 +44,7 @@ class Tally:
             self.weighed += 1
             for worker, weight in record.weights.items():
                 self.shares[worker] = self.shares.get(worker, 0.0) + abs(weight) / total
-        self.drops.update(record.dropped)
+        self.drops.update(record.dropped.keys())
         self.reasons.update(record.dropped)
         self.missing.update(record.missing)
 
