@@ -44,7 +44,8 @@ class Refused(Exception):
     def __init__(self, status: StatusCode, code: str, sentence: str) -> None:
         self.status = status
         self.code = code
-        self.sentence = sentence[:SENTENCE_LIMIT]
+        # It may quote what the caller sent: nothing in it should grow in a header or steer a terminal.
+        self.sentence = sentence.encode("ascii", "backslashreplace").decode()[:SENTENCE_LIMIT]
         super().__init__(sentence)
 
 

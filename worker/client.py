@@ -45,6 +45,10 @@ DAMAGED = (Code.DIGEST, Code.TOO_FEW_BYTES)
 """What can happen to a download on its way; anything else is a server that speaks otherwise."""
 
 
+PATIENCE = 3
+"""Failures in a row before the log says what is being waited for."""
+
+
 class Passing(Exception):
     """A call failed in a way that may pass."""
 
@@ -179,11 +183,12 @@ class Client:
 
     async def _persistently(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call until it succeeds, cannot succeed, or has been tried often enough."""
-        for delay in self._backoff.delays():
+        for failures, delay in enumerate(self._backoff.delays(), 1):
             try:
                 return await self._once(what, call)
             except Passing as passing:
-                log.debug("%s could not %s: %s", self.name, what, passing)
+                level = logging.WARNING if failures == PATIENCE else logging.DEBUG
+                log.log(level, "%s yet; trying again. %s", self._failed(what), passing)
             await self._sleep(delay)
         try:
             return await self._once(what, call)

@@ -230,6 +230,8 @@ async def test_another_layout_is_refused_with_the_first_difference():
             await raw.join(layout=other.text)
         async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "LAYOUT"):
             await raw.join(layout="no layout")
+        async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "LAYOUT", r"Found '\U0001f600"):
+            await raw.join(layout="3 " + "\U0001f600" * 256 + "\n")
         async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "NOT_JOINED"):
             await raw.pull()
         await usable(this)

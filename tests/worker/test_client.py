@@ -383,6 +383,21 @@ async def test_passing_failures_are_tried_again_with_growing_waits():
             assert longest / 2 <= nap <= longest
 
 
+def test_the_third_failure_in_a_row_is_logged(caplog):
+    @scenario
+    async def story():
+        script = Script()
+        script.steps["Join"][:0] = [UNAVAILABLE] * 5
+        async with client_of(script, tries=6) as client:
+            await client.join()
+
+    with caplog.at_level("WARNING", "varangian.worker.client"):
+        story()
+    (message,) = caplog.messages
+    assert message.startswith("Worker w00 could not join at 127.0.0.1:")
+    assert "trying again. UNAVAILABLE: because." in message
+
+
 @pytest.mark.parametrize(
     ("status", "code"),
     [
