@@ -23,7 +23,7 @@ def byzantine_names(config: RunConfig) -> tuple[str, ...]:
 
 
 def task(config: RunConfig) -> Task:
-    """What every worker does, honest or not; without an attack, which a server need not know, all are honest."""
+    """What every worker does, honest or not; in a program that is told of no attack, all are honest."""
     attack = config.byzantine.attack
     return Task(
         seed=config.seed,
