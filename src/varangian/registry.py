@@ -142,7 +142,8 @@ class Registry(Generic[T]):
         return construct(cls, {**preset, **fields}, join(path, name), defaults or {})
 
     def _split(self, spec: object, path: str) -> tuple[str, dict[str, Any]]:
-        rule = f"should be the name of a {self.kind}, or one name with its fields"
+        article = "an" if self.kind[0] in "aeiou" else "a"
+        rule = f"should be the name of {article} {self.kind}, or one name with its fields"
         name: object
         fields: object
         if isinstance(spec, str):

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -53,6 +54,8 @@ class Crowd:
             await asyncio.sleep(POLL)
 
     def __enter__(self) -> Crowd:
+        if isinstance(_context(), ForkServerContext):
+            forkserver.ensure_running()  # it imports torch while this process loads the data
         return self
 
     def __exit__(

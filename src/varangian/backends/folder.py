@@ -58,7 +58,7 @@ class RunFolder:
             RunError: it cannot be made.
         """
         try:
-            path = _fresh(Path(config.output), f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(config)}")
+            path = fresh(Path(config.output), f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(config)}")
             write_atomically(path / "config.yaml", dump(config.resolved()).encode())
             write_atomically(path / "manifest.json", _json(manifest(config, command or sys.argv)))
             return cls(path)
@@ -143,7 +143,8 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _fresh(parent: Path, name: str) -> Path:
+def fresh(parent: Path, name: str) -> Path:
+    """A new folder of this name, or with a number after it where that is taken."""
     parent.mkdir(parents=True, exist_ok=True)
     attempt = 1
     while True:

@@ -71,8 +71,8 @@ def secret() -> bytes:
     if len(key) < SECRET_BYTES:
         found = f"Found {len(key)} bytes" if key else "It is not set"
         raise CommandError(
-            f"the environment variable {SECRET} should hold at least {SECRET_BYTES} bytes, the same for the "
-            f"server and all workers. {found}. For example: {SECRET}=$(openssl rand -hex 32)"
+            f"the environment variable {SECRET} should hold at least {SECRET_BYTES} bytes, the same for "
+            f"the server and all workers. {found}. For example: {SECRET}=$(openssl rand -hex 32)"
         )
     return key
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,14 +42,19 @@ class Group:
         return {"anyOf": [*schema["anyOf"], {"type": "null"}]} if self.none else schema
 
     def _validated(self, value: Any, info: ValidationInfo) -> Any:
-        if value is None and self.none:
-            return None
+        if (value is None and self.none) or _is_built(value):
+            return value
         # An f that failed its own check is reported once, not again by every rule.
         declared = info.data.get("f")
         return self.build(value, declared if isinstance(declared, int) else 0)
 
     def _serialised(self, value: Any) -> Any:
         return None if value is None else self.spec(value)
+
+
+def _is_built(value: Any) -> bool:
+    """Whether a program, not a file, has put an object here."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def of_registry(registry: Registry[Any], default: str | None, *, none: bool = False) -> Group:

@@ -1,0 +1,39 @@
+"""Accuracy over rounds, as a picture. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+Curve = Sequence[tuple[int, float]]
+COLOURS = {"mean": "#c1272d", "median": "#0072b2", "krum": "#e69f00", "flag": "#009e73"}
+"""Told apart by people with any colour vision."""
+DOTS_PER_INCH = 110
+
+
+def curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
+    """One panel for each attack, one line for each rule; written as PNG.
+
+    Args:
+        panels: attack to rule to (round, accuracy from 0 to 1).
+        path: the file.
+    """
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (attack, lines) in zip(axes, panels.items(), strict=True):
+        for rule, curve in lines.items():
+            rounds = [point[0] for point in curve]
+            axis.plot(
+                rounds, [100 * point[1] for point in curve], label=rule, color=COLOURS.get(rule), lw=2
+            )
+        axis.set_title("no attack" if attack == "none" else attack.replace("_", " "))
+        axis.set_xlabel("round")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("held-out accuracy, %")
+    axes[0].set_ylim(0, 100)
+    axes[-1].legend(loc="center right")
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
+    temporary.replace(path)

@@ -1,0 +1,313 @@
+import json
+
+import pytest
+
+from varangian.aggregators import NNM, Aggregator, Flag, Krum, Median
+from varangian.config import RunConfig, advice, load, loads
+from varangian.config.text import dump, parse
+from varangian.config.tree import json_schema
+from varangian.registry import ConfigError
+from varangian.worker.attacks import ATTACKS, Alie
+from varangian.worker.models import MODELS, Custom, Mlp
+
+
+def problems(*overrides, file=None):
+    with pytest.raises(ConfigError) as error:
+        load(file, overrides)
+    return {problem.path: str(problem) for problem in error.value.problems}
+
+
+def test_the_defaults_are_a_run_that_starts():
+    config = load()
+    assert (config.workers, config.f, config.quorum, config.rounds) == (15, 3, 12, 200)
+    assert config.aggregator == Aggregator(Flag(), f=3)
+    assert advice(config) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "said"),
+    [
+        ("wrokers=3", "wrokers", "there is no such setting. Found 3. Did you mean 'workers'?"),
+        ("server.prot=3", "server.prot", "Did you mean 'port'?"),
+        ("attack=alie", "attack", "Did you mean 'byzantine.attack'?"),
+        ("server.lr=1", "server.lr", "Did you mean 'optimizer.lr'?"),
+        ("zzz=1", "zzz", "Known: aggregator, backend"),
+        ("workers=15.0", "workers", "should be an integer. Found 15.0"),
+        ("workers=true", "workers", "should be an integer. Found True"),
+        ("workers='15'", "workers", "should be an integer. Found '15'"),
+        ("workers=0", "workers", "should be greater than or equal to 1. Found 0"),
+        ("f=-1", "f", "should be greater than or equal to 0. Found -1"),
+        ("optimizer.lr=fast", "optimizer.lr", "should be a number. Found 'fast'"),
+        ("optimizer.lr=.nan", "optimizer.lr", "should be a finite number"),
+        ("optimizer.nesterov=no", "optimizer.nesterov", "should be true or false. Found 'no'"),
+        ("backend=simulat", "backend", "Did you mean 'simulate'?"),
+        ("server.port=70000", "server.port", "should be less than or equal to 65535"),
+        ("server=5", "server", "should be a mapping of settings to values. Found 5"),
+        (
+            "aggregator=krun",
+            "aggregator",
+            "there is no aggregator of this name. Found 'krun'. Did you mean 'krum'?",
+        ),
+        ("aggregator.krum.F=3", "aggregator.krum.F", "there is no such field. Found 3. Did you mean 'f'?"),
+        (
+            "aggregator.krum.select=1.5",
+            "aggregator.krum.select",
+            "should be an integer or 'max'. Found 1.5",
+        ),
+        ("aggregator={mix: [nnm], rule: nnm}", "aggregator.rule", "'nnm' is a mixing"),
+        ("aggregator={mix: [nmn], rule: krum}", "aggregator.mix.0", "Did you mean 'nnm'?"),
+        ("aggregator=null", "aggregator", "should be the name of an aggregator"),
+        ("model.mlp.hidden=wide", "model.mlp.hidden", "should be an integer or a list"),
+        ("model.mlp.hidden=0", "model.mlp", "`hidden` should be one or more widths of at least 1. Found 0"),
+        ("data=mnist", "data", "there is no data set of this name"),
+        ("partition.dirichlet.alfa=1", "partition.dirichlet.alfa", "Did you mean 'alpha'?"),
+        ("optimizer.schedule.step.gamma=0.1", "optimizer.schedule.step.every", "is required (an integer)"),
+        ("optimizer.nesterov=true", "optimizer", "`momentum` should be above 0 with `nesterov`"),
+        ("byzantine.attack=sign_fip", "byzantine.attack", "Did you mean 'sign_flip'?"),
+        ("byzantine.knows=everything", "byzantine.knows", "should be 'own', 'colluders' or 'all'"),
+        ("evaluate.every=0", "evaluate.every", "should be greater than or equal to 1"),
+    ],
+)
+def test_one_mistake_is_one_problem_with_path_value_and_rule(override, path, said):
+    found = problems(override)
+    assert list(found) == [path]
+    assert said in found[path]
+
+
+def test_all_problems_are_reported_at_once(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "rouns: 3\nf: x\nserver: {port: -1, deadline: 0}\naggregator: krun\nmodel: {mlp: {hiden: 1}}\n"
+    )
+    found = problems("optimizer.lr=0", "seed=-1", file=file)
+    assert set(found) == {
+        "rouns",
+        "f",
+        "server.port",
+        "server.deadline",
+        "aggregator",
+        "model.mlp.hiden",
+        "optimizer.lr",
+        "seed",
+    }
+
+
+def test_problems_between_valid_settings_come_with_the_others():
+    found = problems("server.port=-1", "byzantine.count=2")
+    assert set(found) == {"server.port", "byzantine.attack"}
+
+
+def test_a_mistyped_name_hides_what_it_may_have_meant():
+    assert set(problems("wrokers=30", "f=10")) == {"wrokers"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "said"),
+    [
+        (["f=15"], "f", "should be below the number of workers, 15"),
+        (["workers=3"], "f", "should be below the number of workers, 3"),
+        (["server.quorum=16"], "server.quorum", "should be at most the number of workers, 15"),
+        (["server.quorum=0"], "server.quorum", "should be greater than or equal to 1"),
+        (
+            ["byzantine.count=15", "byzantine.attack=mimic"],
+            "byzantine.count",
+            "at least one of the 15 workers honest",
+        ),
+        (["byzantine.count=2"], "byzantine.attack", "is needed when there are Byzantine workers"),
+        (["byzantine.attack=mimic"], "byzantine.count", "at least 1 when there is an attack. Found 0"),
+        (
+            ["byzantine.attack=alie", "byzantine.count=2", "byzantine.knows=own"],
+            "byzantine.attack",
+            "cannot be mounted: it needs to know 'colluders'",
+        ),
+        (["aggregator=krum", "workers=10"], "aggregator", "needs n >= 2 f + 3, 9 for f = 3, and n is 7"),
+        (
+            ["aggregator=krum", "workers=10"],
+            "aggregator",
+            "It would hold with workers=12 or server.quorum=9, or with f=2.",
+        ),
+        (["aggregator=krum", "server.quorum=8"], "aggregator", "with a quorum of 8 of 15 workers, f = 3"),
+        (["aggregator=krum", "workers=4", "server.quorum=4"], "aggregator", "with 4 workers, f = 3"),
+        (["aggregator.krum.f=2"], "aggregator", "it was told f = 2, but 3 of the workers may be Byzantine"),
+        (["aggregator={mix: [{bucketing: {s: 4}}], rule: median}"], "aggregator", "bucketing"),
+    ],
+)
+def test_a_run_that_cannot_keep_its_promise_does_not_start(overrides, path, said):
+    found = problems(*overrides)
+    assert set(found) == {path}
+    assert said.lower() in found[path].lower()
+
+
+@pytest.mark.parametrize(
+    "numbers", [["workers=12"], ["server.quorum=9", "workers=10"], ["f=2", "workers=10"]]
+)
+def test_what_the_remedy_offers_does_hold(numbers):
+    assert load(None, ["aggregator=krum", *numbers]).aggregator.rule.select == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["aggregator=mean"], "aggregator: this rule promises nothing"),
+        (["byzantine.count=4", "byzantine.attack=mimic"], "byzantine.count: 4 workers attack, but f = 3"),
+    ],
+)
+def test_what_is_hardly_meant_is_said_but_allowed(overrides, said):
+    assert [said in sentence for sentence in advice(load(None, overrides))] == [True]
+
+
+def test_the_mean_alone_is_nothing_to_warn_of_when_nobody_may_be_byzantine():
+    assert advice(load(None, ["aggregator=mean", "f=0"])) == []
+
+
+def test_the_declared_f_reaches_every_part_that_is_not_told_otherwise():
+    config = load(None, ["f=2", "aggregator={mix: [nnm, {nnm: {f: 3}}], rule: {krum: {select: 2}}}"])
+    assert config.aggregator == Aggregator(Krum(f=2, select=2), (NNM(f=2), NNM(f=3)), 2)
+
+
+def test_a_name_on_the_command_line_leaves_nothing_of_the_group_in_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "aggregator: {mix: [nnm], rule: {krum: {select: 3}}}\nbyzantine: {count: 1, attack: mimic}\n"
+    )
+    config = load(file, ["aggregator=median", "byzantine.attack.alie.z=1.5", "byzantine.count=3"])
+    assert config.aggregator == Aggregator(Median(), f=3)
+    assert config.byzantine.attack == Alie(z=1.5)
+
+
+def test_the_command_line_wins_over_the_environment_which_wins_over_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 1\nrounds: 1\nworkers: 20\n")
+    config = load(file, ["seed=3"], {"VARANGIAN__SEED": "2", "VARANGIAN__ROUNDS": "2"})
+    assert (config.seed, config.rounds, config.workers) == (3, 2, 20)
+
+
+def test_an_empty_heading_is_an_empty_section(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("server:\nworker:\n")
+    assert load(file) == load()
+
+
+def test_a_function_of_the_user_is_named_like_everything_else():
+    config = load(None, ["model=my.models:small"])
+    assert config.model == Custom(target="my.models:small")
+    assert load(None, ["model={custom: {target: 'a:b', options: {width: 3}}}"]).model.options == {
+        "width": 3
+    }
+
+
+def test_one_program_of_a_cluster_need_not_know_the_attack():
+    assert load(None, ["byzantine.count=3"], whole=False).byzantine.attack is None
+
+
+@pytest.mark.parametrize("attack", ["null", *ATTACKS])
+def test_what_is_resolved_loads_equal(attack):
+    overrides = [
+        "aggregator={mix: [nnm, {clipping: {radius: 2}}], rule: multi_krum}",
+        "model.mlp.hidden=[3, 4]",
+    ]
+    if attack != "null":
+        overrides += [f"byzantine.attack={attack}", "byzantine.count=3"]
+    config = load(None, overrides)
+    text = dump(config.resolved())
+    assert loads(parse(text, "resolved")) == config
+    assert loads(json.loads(json.dumps(config.resolved()))) == config
+
+
+@pytest.mark.parametrize("model", ["softmax", "mlp", "cnn", "resnet18"])
+def test_every_model_loads_by_its_name(model):
+    config = load(None, [f"model={model}"])
+    assert type(config.model) is MODELS.entry(model)[0]
+    assert loads(config.resolved()) == config
+
+
+def test_a_configuration_does_not_change():
+    config = load()
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 2
+    assert config.model == Mlp()
+
+
+def test_objects_can_stand_where_names_do():
+    config = RunConfig(aggregator=Aggregator(Krum(f=3), f=3), model=Mlp(hidden=8))
+    assert config == load(None, ["aggregator=krum", "model.mlp.hidden=8"])
+
+
+class Schema:
+    """As much of JSON Schema as ours uses."""
+
+    def __init__(self, schema):
+        self.root = schema
+
+    def accepts(self, value, schema=None):
+        schema = self.root if schema is None else schema
+        if "$ref" in schema:
+            schema = self.root["$defs"][schema["$ref"].rpartition("/")[2]] | {"$ref": None}
+            schema.pop("$ref")
+        if "anyOf" in schema and not any(self.accepts(value, option) for option in schema["anyOf"]):
+            return False
+        if "enum" in schema and value not in schema["enum"]:
+            return False
+        if "type" in schema and not self._is(value, schema["type"]):
+            return False
+        if isinstance(value, list):
+            return all(self.accepts(item, schema.get("items", {})) for item in value)
+        return self._object(value, schema) if isinstance(value, dict) else True
+
+    def _is(self, value, kinds):
+        python = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
+        python |= {"integer": int, "number": int | float}
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        if isinstance(value, bool):
+            return "boolean" in kinds
+        return any(isinstance(value, python[kind]) for kind in kinds)
+
+    def _object(self, value, schema):
+        known = schema.get("properties", {})
+        if schema.get("additionalProperties") is False and not set(value) <= set(known):
+            return False
+        return set(schema.get("required", ())) <= set(value) and all(
+            self.accepts(item, known.get(key, {})) for key, item in value.items()
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "valid"),
+    [
+        ({}, True),
+        ({"aggregator": "krum"}, True),
+        ({"aggregator": "krun"}, False),
+        ({"aggregator": {"krum": {"select": "max"}}}, True),
+        ({"aggregator": {"krum": {"select": "min"}}}, False),
+        ({"aggregator": {"krum": {"F": 1}}}, False),
+        ({"aggregator": {"mix": ["nnm", {"bucketing": {"s": 3}}], "rule": "median"}}, True),
+        ({"aggregator": {"mix": ["krum"], "rule": "median"}}, False),
+        ({"aggregator": {"mix": ["nnm"]}}, False),
+        ({"byzantine": {"attack": None}}, True),
+        ({"byzantine": {"attack": {"alie": {"z": 1.5}}}}, True),
+        ({"server": {"port": "x"}}, False),
+        ({"serve": {}}, False),
+    ],
+)
+def test_the_schema_accepts_what_loads(settings, valid):
+    assert Schema(json_schema()).accepts(settings) is valid
+
+
+def test_the_schema_accepts_every_setting_resolved():
+    settings = load(
+        None, ["byzantine.attack=gaussian", "byzantine.count=1", "aggregator=multi_krum"]
+    ).resolved()
+    assert Schema(json_schema()).accepts(json.loads(json.dumps(settings)))
+
+
+def test_the_schema_says_what_things_are():
+    schema = json_schema()
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    krum = next(s for s in schema["properties"]["aggregator"]["anyOf"] if s.get("title") == "krum")[
+        "properties"
+    ]["krum"]
+    assert "n - f - 2" in krum["description"]
+    assert krum["properties"]["select"]["default"] == 1
+    assert "Multi-Krum" in krum["properties"]["select"]["description"]
+    assert schema["$defs"]["Server"]["properties"]["deadline"]["description"].startswith("Seconds")
+    assert schema["properties"]["f"]["default"] == 3
