@@ -166,7 +166,7 @@ def test_alie_of_one_vector_is_refused_and_never_nan():
 
 
 @pytest.mark.parametrize(
-    ("n", "f", "possible"), [(15, 3, True), (3, 2, False), (4, 3, False), (15, 8, False)]
+    ("n", "f", "possible"), [(15, 3, True), (3, 2, False), (4, 3, False), (15, 8, False), (4, 4, False)]
 )
 def test_alie_without_a_z_max_is_refused(n, f, possible):
     assert (refusal(Alie(), n, f, "colluders") is None) == possible

@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -221,6 +222,7 @@ def test_many_who_want_a_thing_at_once_make_it_once(cache_folder):
 
     def make():
         made.append(1)
+        time.sleep(0.05)  # long enough for the others to come
         return rows()
 
     with ThreadPoolExecutor(8) as executor:
@@ -253,6 +255,22 @@ def test_without_a_place_for_the_cache_data_is_still_read(tmp_path, monkeypatch)
     (tmp_path / "home").write_text("this is a file, not a folder")
     monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path / "home"))
     assert np.array_equal(cache.cached("a", "1", rows), rows())
+
+
+def test_what_is_not_rows_is_made_again(cache_folder):
+    cache.cached("a", "1", rows)
+    np.save(cache_folder / "a-1.npy", np.zeros((3, 5)))
+    assert np.array_equal(cache.cached("a", "1", lambda: rows(2)), rows(2))
+
+
+def test_a_full_disk_leaves_nothing_behind(cache_folder, monkeypatch):
+    def save(file, array):
+        file.write(b"the first bytes")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", save)
+    assert np.array_equal(cache.cached("a", "1", rows), rows())
+    assert [path.name for path in cache_folder.iterdir()] == ["a.lock"]
 
 
 def test_a_failure_is_not_cached(cache_folder):
@@ -317,11 +335,18 @@ def test_custom_data_from_a_dataset(mine):
         ((X, Y - 1, X, Y), "labels from 0"),
         ((X, Y, torch.rand(6, 3), Y), r"one shape\. Found \[2\] and \[3\]"),
         ((X / 0, Y, X, Y), "finite"),
+        (Dataset, "should return a Dataset"),
     ],
 )
 def test_custom_data_that_cannot_be_used(mine, made, words):
     with pytest.raises(DataError, match=words):
         mine(made)
+
+
+@pytest.mark.parametrize(("x", "y"), [(X.double(), Y), (X, Y.int())])
+def test_a_dataset_of_other_types(x, y):
+    with pytest.raises(DataError, match="float32 or uint8, with int64 labels"):
+        Dataset("mine", 3, x, y, X, Y)
 
 
 def test_a_custom_function_that_fails():

@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -128,6 +129,34 @@ def test_threads_do_not_mix_workers_up():
                 torch.equal(row, expected[name, round]) for name, row in zip(WORKERS, found, strict=True)
             )
             assert evaluated.result()[0] == pytest.approx(1.386, abs=1e-3)
+
+
+class OneAtATime(nn.Linear):
+    inside = 0
+
+    def forward(self, x):
+        OneAtATime.inside += 1
+        time.sleep(0.002)
+        alone = OneAtATime.inside == 1
+        OneAtATime.inside -= 1
+        if not alone:
+            raise AssertionError("two computations at once")
+        return super().forward(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exclusive:
+    def build(self, features, classes):
+        return OneAtATime(features[0], classes)
+
+
+def test_a_model_is_used_by_one_thread_at_a_time():
+    crew = Crew(but(model=Exclusive()))
+    vector = crew.initial()
+    with ThreadPoolExecutor(4) as executor:
+        sending = [executor.submit(crew.contribution, name, 0, vector) for name in WORKERS]
+        evaluating = [executor.submit(crew.evaluate, vector) for _ in range(3)]
+        assert all(work.exception() is None for work in sending + evaluating)
 
 
 def direct_gradient(crew, name, round, parameters):
