@@ -468,6 +468,19 @@ async def test_a_pull_that_goes_away_leaves_nothing_behind(time):
 
 
 @in_loop
+async def test_two_rounds_may_open_before_a_pull_wakes_up(time):
+    async with Run(time, shortfall="skip") as run:
+        await run.push("w00", 1.0)
+        pull = asyncio.create_task(run.driver.snapshot(0, 1e9))
+        await asyncio.sleep(0)
+        time.advance(10.0)
+        time.advance(10.0)
+        snapshot = await pull
+        assert snapshot is not None
+        assert snapshot.round == 2
+
+
+@in_loop
 async def test_everyone_who_waits_hears_of_the_end(time):
     async with Run(time) as run:
         pulls = [asyncio.create_task(run.driver.snapshot(0, 1e9)) for _ in range(5)]
