@@ -20,6 +20,7 @@ from varangian.protos.layout import Layout
 from varangian.server.driver import Driver
 from varangian.server.events import RoundPolicy
 from varangian.server.learner import Learner
+from varangian.server.listen import OPTIONS, bind
 from varangian.server.optimizer import Sgd
 from varangian.server.roster import Roster
 from varangian.server.round import RoundMachine
@@ -436,10 +437,11 @@ async def ended(call):
 @scenario
 async def test_a_compressed_message_is_refused():
     async with world() as this, this.raw() as raw:
-        call = raw.calls["Status"](b"\x00" * 1000, metadata=raw.identity, compression=grpc.Compression.Gzip)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call
-        assert caught.value.code() in (grpc.StatusCode.UNIMPLEMENTED, INVALID)
+        request = ps_pb2.JoinRequest(protocol=PROTOCOL, layout=LAYOUT.text, software="x" * 1000)
+        async with refusal(grpc.StatusCode.UNIMPLEMENTED, None):
+            await raw.calls["Join"](
+                request.SerializeToString(), metadata=raw.identity, compression=grpc.Compression.Gzip
+            )
         await usable(this)
 
 
@@ -623,6 +625,18 @@ async def test_two_servers_do_not_share_a_port():
         with pytest.raises(PortInUse):
             await listen(int(this.address.rpartition(":")[2]))
         await usable(this)
+
+
+def test_grpc_itself_does_not_share_a_port(monkeypatch):
+    @scenario
+    async def story():
+        async with world() as this:
+            monkeypatch.setattr("varangian.server.listen.probe", lambda host, port: None)
+            second = grpc.aio.server(options=OPTIONS)
+            with pytest.raises(PortInUse):
+                bind(second, "127.0.0.1", int(this.address.rpartition(":")[2]))
+
+    story()
 
 
 @scenario

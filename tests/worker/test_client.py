@@ -165,12 +165,16 @@ async def test_every_call_is_of_one_session():
 @scenario
 async def test_each_client_has_a_connection_of_its_own():
     script = Script()
-    async with playing(script) as address:
-        clients = [Client(address, name, "token", LAYOUT) for name in ("w00", "w01")]
-        for client in clients:
-            async with client:
-                await client.join()
+    async with (
+        playing(script) as address,
+        Client(address, "w00", "a", LAYOUT) as first,
+        Client(address, "w01", "b", LAYOUT) as second,
+    ):
+        await first.join()
+        await second.join()
+        await first.join()
     assert len(set(script.peers)) == 2
+    assert script.peers[0] == script.peers[2]
 
 
 @scenario
