@@ -201,7 +201,7 @@ def construct(cls: type[C], fields: Mapping[str, Any], path: str, defaults: Mapp
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError([Problem(path, str(error).rstrip("."), dict(fields))]) from error
+        raise ConfigError([Problem(path, str(error).rstrip("."))]) from error
 
 
 def coerced(value: Any, hint: Any, path: str) -> tuple[Any, Problem | None]:
