@@ -48,12 +48,12 @@ def spec_of(aggregator: Aggregator) -> dict[str, Any]:
     """What a user would write to get this aggregator, with every field: names and plain values only.
 
     Raises:
-        ValueError: a part of it is in no registry.
+        KeyError: a part of it is in no registry.
     """
-    rule = _spec_of_part(RULES, aggregator.rule)
+    rule = RULES.spec(aggregator.rule)
     if not aggregator.mix:
         return rule
-    return {"mix": [_spec_of_part(MIXINGS, mixing) for mixing in aggregator.mix], "rule": rule}
+    return {"mix": [MIXINGS.spec(mixing) for mixing in aggregator.mix], "rule": rule}
 
 
 def _is_chain(spec: object) -> bool:
@@ -104,13 +104,3 @@ def _collected(problems: list[Problem], build: Callable[[], T]) -> T | None:
     except ConfigError as error:
         problems.extend(error.problems)
         return None
-
-
-def _spec_of_part(registry: Registry[Any], part: Any) -> dict[str, Any]:
-    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
-    presets = {name: registry.entry(name)[1] for name in registry if registry.entry(name)[0] is type(part)}
-    names = [name for name, preset in presets.items() if preset.items() <= fields.items()]
-    if not names:
-        raise ValueError(f"{part!r} should be of a registered class. Known: {', '.join(registry)}.")
-    # The name that says most: multi_krum rather than krum with its field.
-    return {max(names, key=lambda name: len(presets[name])): fields}

@@ -21,6 +21,9 @@ D = 40
 FIELDS = {"clipping": {"radius": 1.0}}
 """Of parts that cannot be named alone."""
 
+AFTER_MIXINGS = ("flag", "krum", "median")
+"""Rules that stand for all: one that weighs, one that selects, one that goes by columns."""
+
 VARIANTS: dict[str, object] = {
     "flag released": {"flag": {"final": "released"}},
     "flag one component": {"flag": {"components": 1}},
@@ -54,12 +57,11 @@ ILL_CONDITIONED = {"flag reweighted": 1e-4, "flag released pairs": 1e-4, "flag p
 
 @cache
 def specs() -> dict[str, object]:
-    """Every rule alone, every mixing before every rule, and the variants, by name."""
+    """Every rule alone, every mixing before rules of each shape, and the variants, by name."""
     found: dict[str, object] = {rule: _named(rule) for rule in RULES}
     for mixing in MIXINGS:
-        found |= {
-            f"{mixing}, {rule}": {"mix": [_named(mixing)], "rule": _named(rule)} for rule in RULES
-        }
+        for rule in AFTER_MIXINGS:
+            found[f"{mixing}, {rule}"] = {"mix": [_named(mixing)], "rule": _named(rule)}
     return found | VARIANTS
 
 

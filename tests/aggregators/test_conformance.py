@@ -1,16 +1,15 @@
 """What every registered rule, mixing and combination must do, whatever it computes."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.aggregators import kit
 from torch import Tensor
 
-from tests.aggregators import kit
 from varangian.aggregators import MIXINGS, RULES, Aggregate, AggregationError, Aggregator
 
 EVERY = pytest.mark.parametrize("name", kit.specs())
@@ -43,8 +42,8 @@ def assert_consistent(aggregate: Aggregate, rows: Tensor, reference: Tensor | No
         rebuilt += aggregate.reference_weight * reference.double()
     scale = parts.abs().sum(dim=0).max() + 1e-300
     error = (aggregate.vector.double() - rebuilt).abs().max()
-    # The coefficient of a row near the largest float32 is subnormal, and has fewer bits.
-    coarse = 2.0**-149 * rows[kept].double().abs().max()
+    # Subnormal entries count as zero, and a coefficient that is subnormal in float32 has fewer bits.
+    coarse = torch.finfo(rows.dtype).tiny + 2.0**-149 * rows[kept].double().abs().max()
     assert error <= 4 * torch.finfo(rows.dtype).eps * scale + coarse
 
 
@@ -61,9 +60,7 @@ def test_runs(name: str, family: str) -> None:
 @pytest.mark.parametrize("family", ["plain", "lopsided"])
 def test_order_of_workers_does_not_matter(name: str, family: str) -> None:
     rows, order = kit.rows_of(family), torch.randperm(kit.N)
-    kit.assert_near(
-        kit.update(kit.built(name), rows[order]), kit.update(kit.built(name), rows), 1e-9, rows
-    )
+    kit.assert_near(kit.update(kit.built(name), rows[order]), kit.update(kit.built(name), rows), 1e-9, rows)
 
 
 @pytest.mark.parametrize("name", kit.those_with("permutation"))
@@ -141,9 +138,7 @@ def test_huge_row_counts_as_any_far_row(name: str) -> None:
     """What is left after it must be as exact as without it: 1e30 and 1e12 are both only far away."""
     rows = kit.rows_of("plain")
     far, farther = with_row(rows, 3, 1e12), with_row(rows, 3, 1e30)
-    kit.assert_near(
-        kit.update(kit.built(name), farther), kit.update(kit.built(name), far), 1e-6, rows
-    )
+    kit.assert_near(kit.update(kit.built(name), farther), kit.update(kit.built(name), far), 1e-6, rows)
 
 
 @EVERY
@@ -216,8 +211,8 @@ def test_forms_of_rows_give_the_same_bits(name: str) -> None:
         array = rows.numpy().copy()
         array.flags.writeable = False
         forms |= {"array": array, "list of arrays": list(array), "Fortran": np.asfortranarray(array)}
-    for form, given in forms.items():
-        found = kit.built(name)(given, None, kit.rng()).vector  # type: ignore[arg-type]
+    for form, form_rows in forms.items():
+        found = kit.built(name)(form_rows, None, kit.rng()).vector  # type: ignore[arg-type]
         assert same_bits(found, wanted), form
         assert not found.requires_grad
 
@@ -276,8 +271,8 @@ def test_robust_rules_are_those_that_one_row_cannot_own() -> None:
 @st.composite
 def hostile_rounds(draw: st.DrawFn) -> tuple[str, Tensor]:
     name = draw(st.sampled_from(list(kit.specs())))
-    aggregator = replace(kit.built(name), f=kit.F)
-    n = draw(st.integers(kit.least_n(aggregator), 20))
+    aggregator = kit.built(name)
+    n = draw(st.integers(max(kit.least_n(aggregator), kit.F + 1), 20))
     rows = torch.randn(n, draw(st.integers(1, 9)), generator=kit.rng(draw(st.integers(0, 99))))
     rows *= 10.0 ** draw(st.integers(-30, 30))
     values = st.sampled_from([0.0, -0.0, torch.nan, torch.inf, 1e-40, 1e30, -3e38, 1.0])
@@ -286,7 +281,7 @@ def hostile_rounds(draw: st.DrawFn) -> tuple[str, Tensor]:
     return name, rows
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(hostile_rounds())
 def test_f_rows_of_anything_leave_it_finite(round_: tuple[str, Tensor]) -> None:
     name, rows = round_

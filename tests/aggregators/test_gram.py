@@ -1,0 +1,183 @@
+"""The geometry: what the Gram says is what the vectors say, at any offset and scale."""
+
+import pytest
+import torch
+from tests.aggregators import kit
+from torch import Tensor
+
+from varangian.aggregators import NNM, Aggregator, Bucketing, Gram, Krum, Mean, Rows
+from varangian.aggregators.gram import inverses, typical
+from varangian.aggregators.kernels import blocked, reference
+
+
+def distances(points: Tensor) -> Tensor:
+    """Squared, from the differences themselves."""
+    return torch.stack([(points - p).square().sum(dim=1) for p in points.double()])
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    apart = wanted > 0
+    return float(((found - wanted).abs()[apart] / wanted[apart]).max())
+
+
+class TestGeometry:
+    @pytest.fixture
+    def rows(self) -> Tensor:
+        return kit.plain(6, 30).double()
+
+    @pytest.fixture(params=["zero", "a reference"])
+    def last(self, request: pytest.FixtureRequest) -> Tensor | None:
+        return None if request.param == "zero" else torch.randn(30).double()
+
+    def test_products(self, rows: Tensor, last: Tensor | None) -> None:
+        gram = Gram.of(Rows.of(rows), last)
+        centre = torch.zeros(30) if last is None else last
+        assert torch.allclose(gram.inner, rows @ rows.T)
+        assert torch.allclose(gram.norms, rows.norm(dim=1))
+        assert torch.allclose(gram.centered, (rows - centre) @ (rows - centre).T)
+        assert torch.allclose(gram.sqdist, distances(rows))
+        assert gram.sqdist.diagonal().eq(0).all()
+
+    def test_mixed_points(self, rows: Tensor, last: Tensor | None) -> None:
+        mixing = torch.randn(4, 7).double()
+        with_last = torch.cat([rows, torch.zeros(1, 30) if last is None else last[None]])
+        points = mixing @ with_last
+        gram = Gram.of(Rows.of(rows), last).mixed(mixing)
+        assert len(gram) == 4
+        assert torch.allclose(gram.inner, points @ points.T)
+        assert torch.allclose(gram.sqdist, distances(points))
+        weights = torch.randn(4).double()
+        assert torch.allclose(gram.sqdist_to(weights), (points - weights @ points).square().sum(dim=1))
+
+    def test_mixing_twice_is_mixing_by_the_product(self, rows: Tensor) -> None:
+        first, second = torch.randn(5, 6).double(), torch.randn(3, 5).double()
+        gram = Gram.of(Rows.of(rows))
+        assert torch.allclose(gram.mixed(first).mixed(second).inner, gram.mixed(second @ first).inner)
+
+    def test_typical_length_is_the_midpoint(self) -> None:
+        assert typical(torch.tensor([4.0, 1.0, 9.0, 2.0])) == 3
+        assert inverses(torch.tensor([0.0, 4.0])).tolist() == [0, 0.25]
+
+
+class TestOffsets:
+    """Rows that share a part much longer than what is between them: parameters, momenta, late gradients."""
+
+    @pytest.mark.parametrize("ratio", [1e3, 1e4, 1e5])
+    @pytest.mark.parametrize("n", [8, 15, 30])
+    @pytest.mark.parametrize("d", [1000, 20_000])
+    @pytest.mark.parametrize("known", [False, True])
+    def test_distances_survive(self, ratio: float, n: int, d: int, known: bool) -> None:
+        common = torch.randn(d)
+        rows = (common + 0.01 * torch.randn(n, d) * (1e2 / ratio)).to(kit.DEVICE)
+        wanted = distances(rows.double()).cpu()
+        last = rows.mean(dim=0) if known else None
+        found = Gram.of(Rows.of(rows), last).sqdist
+        assert (found >= 0).all()
+        # About the origin float64 itself has 1e-16 of squares that are 1e10 times as large.
+        assert relative_error(found, wanted) < (3e-5 if ratio == 1e5 and not known else 1e-5)
+
+    @pytest.mark.parametrize("ratio", [0.0, 1.0, 3.0, 10.0, 30.0, 100.0])
+    @pytest.mark.parametrize("d", [500, 5000, 100_000])
+    def test_distances_survive_moderate_offsets(self, ratio: float, d: int) -> None:
+        """About where float32 products begin not to do."""
+        rows = (ratio * torch.randn(d) + torch.randn(8, d)).to(kit.DEVICE)
+        wanted = distances(rows.double()).cpu()
+        assert relative_error(Gram.of(Rows.of(rows)).sqdist, wanted) < 1e-5
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-15, 1.0, 1e15, 1e30])
+    def test_distances_survive_any_scale(self, scale: float) -> None:
+        rows = scale * kit.plain(8, 2000).to(kit.DEVICE)
+        wanted = distances(rows.double()).cpu()
+        assert relative_error(Gram.of(Rows.of(rows)).sqdist, wanted) < 1e-5
+
+    def test_krum_picks_the_same_worker_in_both_precisions(self) -> None:
+        common = torch.randn(1000)
+        for _ in range(10):
+            rows = common + 1e-5 * torch.randn(8, 1000)
+            single, double = (Aggregator(Krum(f=1))(points).weights for points in (rows, rows.double()))
+            assert single is not None
+            assert double is not None
+            assert torch.equal(single, double)
+
+
+class TestHugeRows:
+    """One row at 1e30 must not touch what is known of the others."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize("mixings", [(), (NNM(f=2),), (Bucketing(),), (NNM(f=2), Bucketing())])
+    def test_distances_of_the_others(
+        self, dtype: torch.dtype, mixings: tuple[NNM | Bucketing, ...]
+    ) -> None:
+        rows = kit.plain(8, 300).to(kit.DEVICE, dtype)
+        rows[3] = 1e30
+        gram = Gram.of(Rows.of(rows))
+        for mixing in mixings:
+            gram = gram.mixed(mixing.mix(gram, kit.rng()))
+        clean = gram.coords[:, 3] == 0
+        points = gram.coords[clean, :-1] @ rows.double().cpu()
+        assert clean.sum() >= 3
+        assert distances(points).max() > 0
+        assert relative_error(gram.sqdist[clean][:, clean], distances(points)) < 1e-6
+
+    def test_longest_rows_that_stay(self) -> None:
+        """Two float64 rows in opposite directions, as long as screening allows: no infinity anywhere."""
+        rows = torch.randn(5, 4, dtype=torch.float64)
+        rows[:2] = 0
+        rows[0, 0] = 2.0**500
+        rows[1, 0] = -(2.0**500)
+        assert reference.screen(Rows.of(rows))[0].all()
+        gram = Gram.of(Rows.of(rows))
+        assert gram.sqdist.isfinite().all()
+        assert gram.inner.isfinite().all()
+
+
+class TestCost:
+    def count(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Sizes of the float64 Gram matrices that were computed."""
+        sizes: list[int] = []
+        measure = reference.gram
+
+        def counted(rows: Rows, last: Tensor | None) -> Tensor:
+            sizes.append(len(rows))
+            return measure(rows, last)
+
+        monkeypatch.setattr(reference, "gram", counted)
+        return sizes
+
+    def test_ordinary_rows_stay_in_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes = self.count(monkeypatch)
+        for family in ("plain", "lopsided", "sparse"):
+            blocked.gram(Rows.of(kit.FAMILIES[family](15, 20_000)), None)
+        assert sizes == []
+
+    def test_colluders_who_send_one_vector_buy_no_slow_round(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes = self.count(monkeypatch)
+        rows = kit.plain(15, 20_000)
+        rows[12:] = rows[3]
+        rows[5] = 0
+        found = Gram.of(Rows.of(rows)).sqdist
+        assert sizes == []
+        assert found[12:, 12:].eq(0).all()
+        assert found[3, 12:].eq(0).all()
+        assert relative_error(found, distances(rows.double())) < 1e-5
+
+    def test_replay_of_the_last_aggregate_buys_no_slow_round(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes = self.count(monkeypatch)
+        rows = kit.plain(15, 20_000)
+        last = rows.mean(0)
+        rows[4] = last
+        blocked.gram(Rows.of(rows), last)
+        assert sizes == []
+
+    def test_offset_rows_are_measured_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes = self.count(monkeypatch)
+        blocked.gram(Rows.of(100 + torch.randn(15, 5000)), None)
+        assert sizes == [15]
+
+    def test_rules_that_do_not_look_measure_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(rows: Rows, last: Tensor | None) -> Tensor:
+            raise AssertionError
+
+        monkeypatch.setattr(blocked, "gram", refuse)
+        rows = kit.plain(9, 50)
+        assert torch.allclose(Aggregator(Mean(), (Bucketing(s=3),))(rows).vector, rows.mean(0))

@@ -1,0 +1,149 @@
+"""What the aggregator does around its rule: conditions, faults, the reference, the record."""
+
+import pytest
+import torch
+from tests.aggregators import kit
+
+from varangian.aggregators import (
+    NNM,
+    AggregationError,
+    Aggregator,
+    Bucketing,
+    CenteredClipping,
+    Flag,
+    Krum,
+    Mean,
+    Median,
+    RowsError,
+    TrimmedMean,
+)
+
+
+class TestRequires:
+    def test_sentence_of_a_rule(self) -> None:
+        assert Aggregator(Krum(f=2)).requires(6) == (
+            "Krum(f=2, select=1): it needs n >= 2 f + 3, 7 for f = 2, and n is 6"
+        )
+
+    def test_mixing_changes_how_many_points_there_are(self) -> None:
+        """Twelve rows are enough for Krum with f = 2, six groups of them are not."""
+        assert Aggregator(Krum(f=2)).requires(12) is None
+        assert Aggregator(Krum(f=2), (Bucketing(s=2),)).requires(12) == (
+            "Krum(f=2, select=1): it needs n >= 2 f + 3, 7 for f = 2, and n is 6 "
+            "(after Bucketing(s=2): 6 points)"
+        )
+        assert Aggregator(Krum(f=2), (Bucketing(s=2),)).requires(13) is None
+
+    def test_sentence_of_a_mixing(self) -> None:
+        reason = Aggregator(Mean(), (Bucketing(s=5),), f=2).requires(15)
+        assert reason == (
+            "Bucketing(s=5): f = 2 Byzantine rows may spoil as many of its 3 groups: no majority is left"
+        )
+        assert "NNM(f=3): it needs n >= 2 f + 1" in str(Aggregator(Mean(), (NNM(f=3),)).requires(6))
+
+    def test_part_that_was_told_of_too_few(self) -> None:
+        assert Aggregator(TrimmedMean(f=1), f=2).requires(9) == (
+            "TrimmedMean(f=1): it was told f = 1, but 2 of the workers may be Byzantine"
+        )
+
+    def test_declared_f_is_the_largest_that_a_part_was_told(self) -> None:
+        assert Aggregator(TrimmedMean(f=1), (NNM(f=2),)).tolerance == 2
+        assert Aggregator(TrimmedMean(f=1), f=3).tolerance == 3
+        assert Aggregator(Mean()).tolerance is None
+
+    def test_median_needs_a_majority_of_the_declared(self) -> None:
+        assert Aggregator(Median(), f=3).requires(7) is None
+        assert "it needs n >= 2 f + 1, 7 for f = 3, and n is 6" in str(
+            Aggregator(Median(), f=3).requires(6)
+        )
+
+    def test_mean_needs_nothing(self) -> None:
+        assert Aggregator(Mean(), f=3).requires(3) is None
+        assert not Aggregator(Mean()).robust
+        assert Aggregator(Median()).robust
+
+
+class TestFaults:
+    def test_rows_that_are_gone_spend_f(self) -> None:
+        """Seven workers, two of whom have proved faulty: Krum runs on five rows with f = 0."""
+        rows = kit.plain(5, 20)
+        found = Aggregator(Krum(f=2, select="max"))(rows, faults=2)
+        assert found.weights is not None
+        assert (found.weights > 0).sum() == 3
+        with pytest.raises(AggregationError, match="needs n >= 2 f"):
+            Aggregator(Krum(f=2))(rows)
+
+    def test_dropped_and_gone_add_up(self) -> None:
+        rows = kit.plain(6, 20)
+        rows[2, 0] = torch.nan
+        assert Aggregator(Krum(f=2))(rows, faults=1).dropped == (2,)
+        with pytest.raises(AggregationError) as caught:
+            Aggregator(Krum(f=2))(rows, faults=2)
+        assert str(caught.value) == (
+            "3 of 8 rows are provably invalid, but only f = 2 were declared Byzantine."
+        )
+
+    def test_no_row_is_left(self) -> None:
+        with pytest.raises(AggregationError, match=r"Mean\(\): there are no rows"):
+            Aggregator(Mean())(torch.full((3, 4), torch.nan))
+
+    def test_f_is_spent_in_every_part(self) -> None:
+        """With one fault the neighbourhoods are of n - 1 - (f - 1) rows: as large as before."""
+        rows = kit.plain(9, 20)
+        rows[0] = torch.inf
+        found = Aggregator(TrimmedMean(f=2), (NNM(f=2),))(rows).vector
+        wanted = Aggregator(TrimmedMean(f=1), (NNM(f=1),))(rows[1:]).vector
+        assert torch.equal(found, wanted)
+
+
+class TestReference:
+    @pytest.mark.parametrize("reference", [torch.zeros(3), torch.zeros(1, 4), torch.tensor(0.0)])
+    def test_of_another_shape(self, reference: torch.Tensor) -> None:
+        with pytest.raises(RowsError, match=r"`reference` should be \(4,\)"):
+            Aggregator(Mean())(torch.ones(3, 4), reference)
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e300])
+    def test_not_finite_in_the_type_of_the_rows(self, value: float) -> None:
+        reference = torch.full((4,), value, dtype=torch.float64)
+        with pytest.raises(RowsError, match=r"`reference` should be finite in torch.float32"):
+            Aggregator(Mean())(torch.ones(3, 4), reference)
+
+    def test_of_another_type(self) -> None:
+        rows, reference = kit.plain(5, 4), torch.ones(4, dtype=torch.float64, requires_grad=True)
+        found = Aggregator(CenteredClipping())(rows, reference)
+        assert torch.equal(found.vector, Aggregator(CenteredClipping())(rows, torch.ones(4)).vector)
+        assert not found.vector.requires_grad
+
+    def test_does_not_change_what_does_not_use_it(self) -> None:
+        rows = kit.plain(9, 20).double()
+        for rule in (Mean(), Krum(f=2), TrimmedMean(f=2), Flag()):
+            about = Aggregator(rule)(rows, torch.randn(20).double())
+            assert torch.allclose(about.vector, Aggregator(rule)(rows).vector)
+            assert about.reference_weight == 0
+
+
+class TestRecord:
+    def test_weights_are_of_rows_even_after_mixings(self) -> None:
+        rows = kit.plain(9, 20).double()
+        found = Aggregator(Krum(f=2), (NNM(f=2), Bucketing(s=1)))(rows, None, kit.rng())
+        assert found.weights is not None
+        assert (found.weights > 0).sum() == 7
+        assert torch.allclose(found.weights @ rows, found.vector)
+
+    def test_columnwise_rules_have_no_weights(self) -> None:
+        assert Aggregator(Median())(kit.plain(5, 3)).weights is None
+
+    def test_details_are_of_rows_or_not_given(self) -> None:
+        rows = kit.plain(9, 20)
+        assert Aggregator(Flag(), (NNM(f=2),))(rows).details["explained_variance"].shape == (9,)
+        assert Aggregator(Flag(), (Bucketing(),))(rows).details == {}
+
+
+def test_without_randomness_given_it_is_fixed() -> None:
+    rows = kit.plain(9, 20)
+    one, two = (Aggregator(Median(), (Bucketing(),))(rows).vector for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_mixings_may_be_a_list() -> None:
+    assert Aggregator(Median(), [NNM(f=1)]) == Aggregator(Median(), (NNM(f=1),))  # type: ignore[arg-type]

@@ -1,0 +1,145 @@
+"""What a user writes, what comes of it, and back."""
+
+from dataclasses import dataclass
+
+import pytest
+from tests.aggregators import kit
+from torch import Tensor
+
+from varangian.aggregators import (
+    MIXINGS,
+    NNM,
+    RULES,
+    Aggregator,
+    Bucketing,
+    Gram,
+    Krum,
+    Mean,
+    Median,
+    aggregator_from,
+    spec_of,
+)
+from varangian.registry import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ("median", Aggregator(Median(), f=2)),
+        ("krum", Aggregator(Krum(f=2), f=2)),
+        ({"krum": None}, Aggregator(Krum(f=2), f=2)),
+        ({"krum": {"select": 3}}, Aggregator(Krum(f=2, select=3), f=2)),
+        ({"krum": {"f": 4}}, Aggregator(Krum(f=4), f=2)),
+        ("multi_krum", Aggregator(Krum(f=2, select="max"), f=2)),
+        ({"rule": "mean"}, Aggregator(Mean(), f=2)),
+        ({"mix": [], "rule": "mean"}, Aggregator(Mean(), f=2)),
+        (
+            {"mix": ["nnm", {"bucketing": {"s": 3}}], "rule": {"krum": {"select": 1}}},
+            Aggregator(Krum(f=2), (NNM(f=2), Bucketing(s=3)), f=2),
+        ),
+    ],
+)
+def test_read(spec: object, wanted: Aggregator) -> None:
+    assert aggregator_from(spec, "aggregator", f=2) == wanted
+
+
+def problems(spec: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        aggregator_from(spec, "aggregator", f=2)
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentences"),
+    [
+        ("krun", ["aggregator: there is no aggregator of this name. Found 'krun'. Did you mean 'krum'?"]),
+        (
+            {"krum": {"F": 3}},
+            ["aggregator.krum.F: there is no such field. Found 3. Did you mean 'f'?"],
+        ),
+        (
+            "nnm",
+            [
+                "aggregator: there is no aggregator of this name. Found 'nnm'. "
+                "'nnm' is a mixing: write {mix: [nnm], rule: ...}."
+            ],
+        ),
+        (
+            {"mix": ["median"], "rule": "mean"},
+            [
+                "aggregator.mix.0: there is no mixing of this name. Found 'median'. "
+                "'median' is an aggregator: it stands after `rule`."
+            ],
+        ),
+        (
+            {"mix": "nnm", "rule": "mean"},
+            ["aggregator.mix: should be a list of mixings. Found 'nnm'. Put it in brackets."],
+        ),
+        (
+            {"centered_clipping": {"tau": -1}},
+            ["aggregator.centered_clipping: `tau` should be positive and finite. Found -1.0."],
+        ),
+    ],
+)  # fmt: skip
+def test_refused(spec: object, sentences: list[str]) -> None:
+    assert problems(spec) == sentences
+
+
+def test_rule_is_required() -> None:
+    (sentence,) = problems({"mix": ["nnm"]})
+    assert sentence.startswith("aggregator.rule: is required (the aggregator after the mixings). Known: ")
+
+
+def test_all_problems_at_once() -> None:
+    spec = {
+        "mix": ["nmn", {"bucketing": {"s": "two"}}, {"clipping": {}}],
+        "rule": {"krum": {"select": 1.5, "k": 1}},
+        "rules": 1,
+    }
+    paths = [sentence.split(":")[0] for sentence in problems(spec)]
+    assert paths == [
+        "aggregator.rules",
+        "aggregator.mix.0",
+        "aggregator.mix.1.bucketing.s",
+        "aggregator.mix.2.clipping.radius",
+        "aggregator.rule.krum.k",
+        "aggregator.rule.krum.select",
+    ]
+
+
+@pytest.mark.parametrize(
+    "spec", [None, 3, [], {}, ["krum"], {"krum": {}, "mean": {}}, {1: {}}, {"krum": 3}]
+)
+def test_nonsense(spec: object) -> None:
+    assert len(problems(spec)) == 1
+
+
+@pytest.mark.parametrize("name", kit.specs())
+def test_there_and_back(name: str) -> None:
+    aggregator = kit.built(name)
+    assert aggregator_from(spec_of(aggregator), "aggregator", f=kit.F) == aggregator
+
+
+def test_back_with_every_field_and_the_name_that_says_most() -> None:
+    assert spec_of(Aggregator(Krum(f=2, select="max"))) == {"multi_krum": {"f": 2, "select": "max"}}
+    assert spec_of(Aggregator(Median(), (Bucketing(),))) == {
+        "mix": [{"bucketing": {"s": 2}}],
+        "rule": {"median": {}},
+    }
+
+
+def test_rule_without_a_name_cannot_be_written_down() -> None:
+    @dataclass(frozen=True)
+    class Mine:
+        def requires(self, n: int, f: int) -> None: ...
+        def __call__(self, gram: Gram) -> Tensor: ...
+
+    with pytest.raises(KeyError, match="is not a registered aggregator"):
+        spec_of(Aggregator(Mine()))
+
+
+@pytest.mark.parametrize("registry", [RULES, MIXINGS], ids=["rules", "mixings"])
+def test_every_name_has_a_summary(registry: object) -> None:
+    assert isinstance(registry, type(RULES))
+    for name in registry:
+        assert registry.summary(name).endswith("."), name
