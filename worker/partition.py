@@ -25,7 +25,7 @@ class Partition(Protocol):
     """A way to deal samples to workers."""
 
     def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
-        """Ascending indices for each worker: disjoint, together all of them, none empty.
+        """Ascending indices for each worker: none empty, together all; disjoint, except for `shared`.
 
         Raises:
             PartitionError: when there are too few samples.
@@ -34,6 +34,16 @@ class Partition(Protocol):
 
 
 PARTITIONS: Registry[Partition] = Registry("partition")
+
+
+@PARTITIONS.register("shared")
+@dataclass(frozen=True)
+class Shared:
+    """Every worker draws from all samples, as machines of one owner do; each has its own batches."""
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        check_enough(labels, 1)
+        return [torch.arange(len(labels)) for _ in range(workers)]
 
 
 @PARTITIONS.register("iid")

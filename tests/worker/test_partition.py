@@ -9,6 +9,7 @@ from varangian.worker.partition import (
     Dirichlet,
     Iid,
     PartitionError,
+    Shared,
     Shards,
     batch_indices,
 )
@@ -34,6 +35,13 @@ def test_a_partition_is_a_function_of_the_seed(kind):
     first, again, other = (kind.split(LABELS, 5, seed) for seed in (1, 1, 2))
     assert all(map(torch.equal, first, again))
     assert not all(map(torch.equal, first, other))
+
+
+def test_shared_samples_are_everybodys():
+    shards = Shared().split(LABELS, 3, 1)
+    assert [shard.tolist() for shard in shards] == [list(range(200))] * 3
+    with pytest.raises(PartitionError, match="at least 1"):
+        Shared().split(LABELS[:0], 3, 1)
 
 
 def test_iid_shares_are_equal():

@@ -83,7 +83,7 @@ class Workers(Section):
 class Optimizer(Section):
     """SGD on the aggregate, at the server."""
 
-    lr: Annotated[float, Field(gt=0)] = 0.5
+    lr: Annotated[float, Field(gt=0)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """At the server; the workers' own momentum is `worker.momentum`."""
     nesterov: bool = False
@@ -144,8 +144,8 @@ class RunConfig(Section):
     """A rule, or `{mix: [...], rule: ...}`."""
     model: Annotated[Model, of_registry(MODELS, "mlp")] = named_default("mlp")
     data: Annotated[Source, of_registry(DATASETS, "digits")] = named_default("digits")
-    partition: Annotated[Partition, of_registry(PARTITIONS, "iid")] = named_default("iid")
-    """How the training samples are dealt to the workers."""
+    partition: Annotated[Partition, of_registry(PARTITIONS, "shared")] = named_default("shared")
+    """Which training samples each worker draws from."""
     worker: Workers = Workers()
     optimizer: Optimizer = Optimizer()
     server: Server = Server()
