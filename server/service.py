@@ -165,7 +165,8 @@ class Service:
         self._logged.add((worker, code))
         log.log(level, "refused %s: %s %r", worker, code, refused.sentence)
         trailing = ((headers.CODE, code), (headers.ROUND, str(self._driver.round)))
-        await context.abort(refused.status, refused.sentence, trailing)
+        with streams.unless_gone():
+            await context.abort(refused.status, refused.sentence, trailing)
 
     async def farewell(self) -> None:
         """Wait until everyone who joined has heard that the run is finished, but not for ever."""
@@ -207,7 +208,8 @@ class Service:
         try:
             assembler = Assembler(slot.buffer, manifest.content_digest)
             async with self._gate.seat() as seat:
-                await context.send_initial_metadata(((headers.READY, "1"),))
+                with streams.unless_gone():
+                    await context.send_initial_metadata(((headers.READY, "1"),))
                 while (
                     part := await streams.received(requests, codec.MESSAGE_LIMIT, self._limits.idle)
                 ) is not None:

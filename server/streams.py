@@ -76,6 +76,20 @@ async def sent(context: Context, message: bytes, idle: float) -> None:
     """Write once the other end has taken enough of what was written before."""
     try:
         async with asyncio.timeout(idle):
-            await context.write(message)
+            with unless_gone():
+                await context.write(message)
     except TimeoutError:
         raise answers.idle(idle) from None
+
+
+@contextmanager
+def unless_gone() -> Generator[None, None, None]:
+    """For what is sent to the other end: when it has gone, the call is cancelled.
+
+    gRPC cancels the handler by itself, but a write in progress can fail before it does so, and would be
+    taken for an error of ours.
+    """
+    try:
+        yield
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None

@@ -19,6 +19,7 @@ from varangian.protos.codec import PROTOCOL, Contract
 from varangian.protos.layout import Layout
 from varangian.server.driver import Driver
 from varangian.server.events import RoundPolicy
+from varangian.server.gate import Seat
 from varangian.server.learner import Learner
 from varangian.server.listen import OPTIONS, bind
 from varangian.server.optimizer import Sgd
@@ -572,6 +573,67 @@ async def test_an_upload_ends_when_its_round_does():
             await call.write(framed(next(codec.chunks(data))))
             await call
         assert "w00" not in this.driver.status().present
+
+
+@scenario
+async def test_a_pull_ends_when_its_round_does():
+    layout = Layout((("weight", (32, 1024, 1024)),))
+    async with (
+        world(layout, shortfall="skip", deadline=0.05) as this,
+        this.raw("w00") as slow,
+        this.raw("w01") as other,
+    ):
+        request = ps_pb2.PullRequest(run_id="run-1", after=-1).SerializeToString()
+        pull = slow.calls["Pull"](request, metadata=slow.identity)
+        parts = aiter(pull)
+        assert ps_pb2.PullReply.FromString(await anext(parts)).manifest.round == 0
+        upload = other.calls["Push"](metadata=other.identity)
+        await upload.write(framed(this.contract.manifest(0, bytes(16))))
+        while this.driver.round == 0:
+            await asyncio.sleep(0.01)
+        *chunks, last = [ps_pb2.PullReply.FromString(data) async for data in parts]
+        assert last.HasField("again")
+        assert sum(len(part.chunk.data) for part in chunks) < layout.numel * 4
+        upload.cancel()
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_pull_is_no_error(caplog):
+    @scenario
+    async def story():
+        layout = Layout((("weight", (32, 1024, 1024)),))
+        async with world(layout) as this:
+            for name in NAMES:
+                async with this.raw(name) as raw:
+                    request = ps_pb2.PullRequest(run_id="run-1", after=-1).SerializeToString()
+                    pull = raw.calls["Pull"](request, metadata=raw.identity)
+                    await pull.read()
+                    if name == "w00":
+                        pull.cancel()
+            await asyncio.sleep(0.05)
+
+    with caplog.at_level("DEBUG"):
+        story()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_an_upload_asks_for_its_seat_before_every_message(monkeypatch):
+    asked, keep = [], Seat.keep
+
+    async def counted(self):
+        asked.append(self)
+        await keep(self)
+
+    monkeypatch.setattr(Seat, "keep", counted)
+
+    @scenario
+    async def story():
+        async with world(BIG) as this, this.raw() as raw:
+            await raw.push(0, torch.zeros(BIG.numel))
+
+    story()
+    # On taking it, and after each of the two chunks: the last reads the end of the stream.
+    assert len(asked) == 3
+    assert len(set(asked)) == 1
 
 
 @scenario
