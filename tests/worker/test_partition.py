@@ -9,8 +9,8 @@ from varangian.worker.partition import (
     Dirichlet,
     Iid,
     PartitionError,
-    Shared,
     Shards,
+    Shared,
     batch_indices,
 )
 
