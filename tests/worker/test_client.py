@@ -163,6 +163,27 @@ async def test_every_call_is_of_one_session():
 
 
 @scenario
+async def test_a_claim_does_not_wait_for_a_name_that_is_taken():
+    script = Script()
+    taken = refuse(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN")
+    script.steps["Join"][:0] = [taken, UNAVAILABLE]
+    async with client_of(script) as client:
+        assert not await client.claim()
+        assert client.naps == []
+        assert await client.claim()
+        assert len(client.naps) == 1
+
+
+@scenario
+async def test_a_claim_is_refused_like_a_join():
+    script = Script()
+    script.steps["Join"] = [refuse(grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN", "an old token.")]
+    async with client_of(script) as client:
+        with pytest.raises(ClientError, match="an old token"):
+            await client.claim()
+
+
+@scenario
 async def test_each_client_has_a_connection_of_its_own():
     script = Script()
     async with (
