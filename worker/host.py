@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from varangian.protos.allocator import keep_large_blocks
 from varangian.worker.client import Client, ClientError
 from varangian.worker.loop import work
 from varangian.worker.task import Crew, Task
@@ -49,6 +50,7 @@ def host(
         threads: of torch; the same number gives the same bits.
         one_of: be only one of them, the first that nobody else is.
     """
+    keep_large_blocks()
     torch.set_num_threads(threads)
     try:
         crew = Crew(task)
