@@ -117,9 +117,12 @@ class Service:
                 await self._write(context, AGAIN)
             elif snapshot.finished:
                 reply = ps_pb2.PullReply(finished=ps_pb2.Finished(reason=snapshot.reason))
-                await self._write(context, reply.SerializeToString())
-                self._told.add(worker)
-                self._heard.set()
+                try:
+                    await self._write(context, reply.SerializeToString())
+                finally:
+                    # Who has heard hangs up, often before the write is known here to have succeeded.
+                    self._told.add(worker)
+                    self._heard.set()
             else:
                 await self._send(worker, self._shared(snapshot), context)
 
