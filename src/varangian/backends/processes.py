@@ -69,7 +69,7 @@ async def _watched(
     quorum, log = session.machine.policy.quorum, session.folder.path / "workers.log"
 
     def lost(workers: tuple[str, ...], how: str, left: int) -> None:
-        if session.finished:
+        if session.over:
             return
         note(f"the process of {', '.join(workers)} {how}; see {log}")
         if left < quorum:

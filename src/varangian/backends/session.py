@@ -16,6 +16,7 @@ from varangian.backends.result import Outcome, RunError, RunResult
 from varangian.config import RunConfig
 from varangian.config.build import learner, policy, task
 from varangian.server.driver import Driver
+from varangian.server.events import Phase
 from varangian.server.learner import Learner
 from varangian.server.record import Observe, RoundRecord
 from varangian.server.round import RoundMachine
@@ -89,12 +90,12 @@ class Session:
         return result
 
     @property
-    def finished(self) -> bool:
-        """Whether all rounds were closed."""
-        return self.machine.state.round >= self.config.rounds
+    def over(self) -> bool:
+        """Whether the run has ended or is about to."""
+        return self.machine.state.phase is Phase.FINISHED or self.stop.event.is_set()
 
     def _outcome(self) -> Outcome:
-        if self.finished:
+        if self.machine.state.round >= self.config.rounds:
             return "finished"
         return "interrupted" if self.stop.interrupted else "failed"
 

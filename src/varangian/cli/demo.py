@@ -20,7 +20,7 @@ from varangian.server.record import RoundRecord
 RULES = ("mean", "median", "krum", "flag")
 ATTACKS = ("none", "uniform", "sign_flip")
 BYZANTINE = 3
-ROUNDS = 60
+ROUNDS = 80
 EVERY = 5
 """Rounds between two points of a curve."""
 

@@ -1,0 +1,113 @@
+import csv
+import json
+import os
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from varangian.backends import RunError, RunResult
+from varangian.backends.folder import RunFolder, named_tensors, short_name, write_atomically
+from varangian.config import load, loads
+from varangian.protos.layout import Layout
+from varangian.server.record import RoundRecord
+
+LAYOUT = Layout((("0.weight", (2, 3)), ("0.bias", (2,)), ("scale", ())))
+
+
+@pytest.fixture
+def folder(small):
+    made = RunFolder.create(small(), ["varangian", "run"])
+    yield made
+    made.close()
+
+
+def record(round, **fields):
+    return RoundRecord(**{"round": round, "dropped": {}, "missing": (), "seconds": {}} | fields)
+
+
+def test_a_new_folder_says_what_will_run(folder, small):
+    assert loads(yaml.safe_load((folder.path / "config.yaml").read_text())) == small()
+    manifest = json.loads((folder.path / "manifest.json").read_text())
+    assert manifest["packages"]["torch"] == torch.__version__
+    assert manifest["seed"] == 1
+    assert manifest["threads"] == {"server": 1, "worker": 1}
+    assert manifest["command"] == ["varangian", "run"]
+    assert not (folder.path / "result.json").exists()
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(small):
+    folders = [RunFolder.create(small()) for _ in range(3)]
+    assert len({made.path for made in folders}) == 3
+    for made in folders:
+        made.close()
+
+
+def test_rounds_are_on_disk_at_once(folder):
+    folder.observe(record(0, loss=1.5, accuracy=0.25, update_norm=2.0, seconds={"wait": 0.5, "step": 0.25}))
+    folder.observe(record(1, dropped={"w01": "not finite\n"}))
+    lines = (folder.path / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [0, 1]
+    first, second = csv.DictReader((folder.path / "metrics.csv").read_text().splitlines())
+    assert first == {
+        "round": "0",
+        "loss": "1.5",
+        "accuracy": "0.25",
+        "update_norm": "2.0",
+        "seconds": "0.750000",
+    }
+    assert second["loss"] == ""
+
+
+def test_the_end_of_a_run(folder):
+    parameters = torch.arange(9.0)
+    result = RunResult(0.5, float("nan"), "ab", 2, 1.0, "done", "finished", folder.path)
+    folder.finish(result, parameters, LAYOUT)
+    tensors = load_file(folder.path / "parameters.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == dict(LAYOUT.entries)
+    assert torch.equal(tensors["0.bias"], torch.tensor([6.0, 7.0]))
+    written = json.loads((folder.path / "result.json").read_text())
+    assert written == result.plain()
+    assert written["loss"] is None
+    assert written["folder"] == str(folder.path)
+    assert not [path for path in folder.path.iterdir() if path.name.startswith(".")]
+
+
+def test_tensors_do_not_share_memory():
+    tensors = named_tensors(torch.zeros(9), LAYOUT)
+    tensors["0.weight"].fill_(1)
+    assert tensors["0.bias"].tolist() == [0, 0]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_atomically(path, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"run folder in '.*file.*' cannot be written: .*output=DIR"):
+        RunFolder.create(load(None, [f"output={tmp_path / place}"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ([], "flag"),
+        (["aggregator={mix: [nnm, bucketing], rule: median}", "f=2"], "nnm-bucketing-median"),
+        (["byzantine.attack=alie", "byzantine.count=3"], "flag-alie"),
+    ],
+)
+def test_a_folder_is_named_for_what_the_run_shows(settings, name):
+    assert short_name(load(None, settings)) == name

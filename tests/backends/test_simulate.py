@@ -1,0 +1,71 @@
+import json
+
+import pytest
+
+from varangian.backends import RunError
+
+
+def test_a_run_leaves_its_numbers(carried_out):
+    result, records, notes = carried_out()
+    assert (result.outcome, result.rounds, result.reason) == ("finished", 5, "all 5 rounds are done")
+    assert [record.round for record in records] == [0, 1, 2, 3, 4]
+    assert (records[-1].accuracy, records[-1].loss) == (result.accuracy, result.loss)
+    assert notes == []
+    assert json.loads((result.folder / "result.json").read_text())["digest"] == result.digest
+    lines = (result.folder / "rounds.jsonl").read_text().splitlines()
+    assert lines == [record.json() for record in records]
+
+
+def test_the_same_seed_gives_the_same_digest_and_another_seed_another(carried_out):
+    digests = [carried_out(f"seed={seed}")[0].digest for seed in (1, 1, 2)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_training_learns(carried_out):
+    result, records, _ = carried_out("rounds=40", "evaluate.every=1")
+    assert records[0].loss > 2 * result.loss
+    assert result.accuracy > 0.9
+
+
+def test_a_worker_that_sends_nan_is_dropped_in_every_round(carried_out):
+    result, records, _ = carried_out("byzantine.attack=non_finite", "byzantine.count=1")
+    assert result.outcome == "finished"
+    assert [record.dropped for record in records] == [{"w04": "not finite"}] * 5
+
+
+def test_more_faults_than_declared_end_the_run(carried_out):
+    result, records, _ = carried_out("byzantine.attack=non_finite", "byzantine.count=2", "rounds=50")
+    assert result.outcome == "failed"
+    assert all("2 proven faulty (w03, w04)" in record.skipped for record in records)
+    assert result.rounds == len(records) < 50
+    assert "had no update" in result.reason
+    assert result.accuracy is not None, "of the parameters that are left"
+
+
+def test_a_shortfall_can_fail_at_once(carried_out):
+    result, records, _ = carried_out(
+        "byzantine.attack=non_finite", "byzantine.count=2", "server.shortfall=fail"
+    )
+    assert (result.outcome, len(records)) == ("failed", 1)
+
+
+def test_the_mean_is_lost_to_one_attacker(carried_out):
+    attack = ["byzantine.attack=sign_flip", "byzantine.count=1", "rounds=30"]
+    lost, _, _ = carried_out(*attack, "aggregator=mean")
+    kept, _, _ = carried_out(*attack, "aggregator=median")
+    assert lost.accuracy < 0.6 < 0.9 < kept.accuracy
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["data={cifar10: {path: nowhere}}"], "nowhere"),
+        (["data=synthetic", "model=cnn"], "takes images"),
+        (["model=no_such_module:build"], "cannot be imported"),
+        (["worker.device=abacus"], "Found 'abacus'"),
+    ],
+)
+def test_parts_that_are_missing_or_do_not_fit(carried_out, tmp_path, settings, said):
+    with pytest.raises(RunError, match=said):
+        carried_out(*settings)
+    assert not (tmp_path / "runs").exists(), "nothing was begun"

@@ -1,0 +1,200 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import varangian as package
+from varangian.aggregators import MIXINGS, RULES
+from varangian.config import load, loads
+from varangian.worker.attacks import ATTACKS
+
+SOURCE = str(pathlib.Path(package.__file__).parents[1])
+
+
+def fresh_python(code):
+    """What a new interpreter prints."""
+    environment = {"PYTHONPATH": SOURCE, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["--version"],
+        ["run", "--format", "html"],
+        ["health", "--server", "127.0.0.1:9"],
+    ],
+)
+def test_what_needs_no_mathematics_imports_none(argv):
+    code = f"""
+import sys
+from varangian.__main__ import main
+try:
+    main({argv!r})
+except SystemExit:
+    pass
+heavy = "torch", "numpy", "pydantic", "rich", "yaml", "sklearn"
+print("heavy:", [name for name in heavy if name in sys.modules])
+"""
+    assert fresh_python(code).rstrip().endswith("heavy: []")
+
+
+def test_a_child_process_imports_no_configuration():
+    code = "import sys, varangian.backends.child\nprint({'pydantic', 'rich', 'yaml'} & set(sys.modules))"
+    assert fresh_python(code).strip() == "set()"
+
+
+def test_version(varangian):
+    assert varangian("--version") == (0, f"varangian {package.__version__}\n", "")
+
+
+def test_help_explains_the_exit_codes(varangian):
+    code, out, _ = varangian("--help")
+    assert code == 0
+    for line in ("0  it worked", "1  the run failed", "2  the configuration", "130  interrupted"):
+        assert line in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "the following arguments are required: command"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["run", "--fromat", "json"], "unrecognized arguments: --fromat"),
+        (["run", "a.yaml", "b.yaml"], "there can be one configuration file"),
+        (["run", "a.yaml", "--backend", "simulate", "b.yaml"], "Found a.yaml, b.yaml"),
+        (["list", "rules"], "invalid choice: 'rules'"),
+        (["list", "models", "extra"], "unrecognized arguments: extra"),
+        (["worker"], "the following arguments are required: --server"),
+        (["worker", "--server", "x:1"], "one of the arguments --name --claim is required"),
+        (["worker", "--server", "x:1", "--name", "w00", "--claim", "honest"], "not allowed with argument"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense(varangian, argv, said):
+    code, out, err = varangian(*argv)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+def test_settings_may_stand_between_options(varangian, tmp_path):
+    (tmp_path / "run.yaml").write_text("rounds: 7\n")
+    _, between, _ = varangian("check", "seed=3", "run.yaml", "f=2")
+    assert loads(yaml.safe_load(between)) == load(tmp_path / "run.yaml", ["seed=3", "f=2"])
+
+
+def test_check_prints_what_loads_equal(varangian):
+    code, out, err = varangian("check", "aggregator={mix: [nnm], rule: krum}", "workers=20")
+    assert (code, err) == (0, "")
+    assert loads(yaml.safe_load(out)) == load(None, ["aggregator={mix: [nnm], rule: krum}", "workers=20"])
+    assert "# ok: what the rule asks for is met by a quorum of 17 of 20 workers" in out
+
+
+def test_check_warns_of_a_rule_that_promises_nothing(varangian):
+    code, _, err = varangian("check", "aggregator=mean")
+    assert code == 0
+    assert err.startswith("warning: aggregator: this rule promises nothing")
+
+
+def test_check_lists_every_problem(varangian):
+    code, out, err = varangian("check", "wrokers=3", "aggregator=krun", "server.port=x")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[0] == "3 problems in the configuration:"
+    assert "  wrokers: there is no such setting. Found 3. Did you mean 'workers'?" in err.splitlines()
+
+
+def test_check_says_why_a_rule_cannot_hold(varangian):
+    code, _, err = varangian("check", "aggregator=krum", "workers=10")
+    assert code == 2
+    assert "needs n >= 2 f + 3" in err
+    assert "It would hold with" in err
+
+
+def test_a_file_that_is_not_there(varangian):
+    code, _, err = varangian("run", "nowhere.yaml")
+    assert code == 2
+    assert "nowhere.yaml: the configuration cannot be read" in err
+
+
+def test_the_environment_counts(varangian, monkeypatch):
+    monkeypatch.setenv("VARANGIAN__ROUNDS", "17")
+    assert yaml.safe_load(varangian("check")[1])["rounds"] == 17
+
+
+def test_the_schema_is_json(varangian):
+    code, out, _ = varangian("schema")
+    assert code == 0
+    assert json.loads(out)["properties"]["workers"]["default"] == 15
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("aggregators", RULES), ("mixings", MIXINGS), ("attacks", ATTACKS), ("models", ["mlp", "cnn"])],
+)
+def test_everything_that_can_be_named_is_listed(varangian, kind, names):
+    code, out, _ = varangian("list", kind)
+    assert code == 0
+    assert set(names) <= set(out.splitlines())
+
+
+def test_a_listed_rule_says_what_it_takes_and_needs(varangian):
+    out = varangian("list", "aggregators")[1]
+    krum = out[out.index("\nkrum\n") : out.index("\nmean\n")]
+    assert "f: an integer; default the f of the run." in krum
+    assert (
+        "select: an integer or 'max'; default 1. How many rows to average; \"max\" is Multi-Krum's" in krum
+    )
+    assert "Holds from n = 5, 7, 9 rows for f = 1, 2, 3." in krum
+    assert (
+        "Promises nothing against Byzantine workers."
+        in out[out.index("\nmean\n") : out.index("\nmedian\n")]
+    )
+
+
+def test_health_of_nobody(varangian):
+    code, out, err = varangian("health", "--server", "127.0.0.1:9", "--timeout", "2")
+    assert (code, out) == (1, "")
+    assert err.startswith("127.0.0.1:9 does not serve: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(None, "It is not set"), ("short", "should hold at least 16 bytes, the same for")]
+)
+@pytest.mark.parametrize("command", [["server"], ["worker", "--server", "127.0.0.1:9", "--name", "w00"]])
+def test_a_cluster_needs_a_secret(varangian, monkeypatch, command, value, said):
+    monkeypatch.delenv("VARANGIAN_SECRET", raising=False)
+    if value is not None:
+        monkeypatch.setenv("VARANGIAN_SECRET", value)
+    code, _, err = varangian(*command)
+    assert code == 1
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--name", "w99"], "--name: there is no such worker. Found 'w99'. Did you mean"),
+        (["--name", "w14", "byzantine.count=2"], "byzantine.attack: is needed by a Byzantine worker"),
+        (["--claim", "byzantine"], "byzantine.count: should be at least 1 to claim a Byzantine name"),
+    ],
+)
+def test_a_worker_that_cannot_be(varangian, monkeypatch, argv, said):
+    monkeypatch.setenv("VARANGIAN_SECRET", "a secret of this test")
+    code, _, err = varangian("worker", "--server", "127.0.0.1:9", *argv)
+    assert code == 2
+    assert said in err
+
+
+def test_a_server_cannot_be_bound_to_half_an_address(varangian, monkeypatch):
+    monkeypatch.setenv("VARANGIAN_SECRET", "a secret of this test")
+    code, _, err = varangian("server", "--bind", "localhost")
+    assert code == 2
+    assert "--bind: should be HOST:PORT. Found 'localhost'" in err

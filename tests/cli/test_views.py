@@ -1,0 +1,153 @@
+import io
+import json
+import re
+
+import pytest
+
+from varangian.backends import RunResult
+from varangian.cli.live import Live
+from varangian.cli.progress import progress
+from varangian.cli.tally import Tally
+from varangian.cli.text import printable
+from varangian.server.record import RoundRecord
+
+EVIL = "\x1b[2Jw\n00\u202e"
+
+
+def record(round, **fields):
+    return RoundRecord(**{"round": round, "dropped": {}, "missing": (), "seconds": {}} | fields)
+
+
+def result(**fields):
+    values = {
+        "accuracy": 0.975,
+        "loss": 0.1,
+        "digest": "ab" * 16,
+        "rounds": 2,
+        "seconds": 1.5,
+        "reason": "all 2 rounds are done",
+        "outcome": "finished",
+    }
+    return RunResult(**values | fields)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(autouse=True)
+def a_terminal_of_some_kind(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def shown(kind, records, rounds=2, byzantine=("w01",), **fields):
+    out = Terminal() if kind == "rich" else io.StringIO()
+    with progress(kind, rounds, byzantine, out) as view:
+        for each in records:
+            view.round(each)
+    view.finish(result(**fields))
+    return out.getvalue()
+
+
+RECORDS = [
+    record(0, weights={"w00": 0.75, "w01": -0.25}, dropped={"w02": "not finite"}),
+    record(
+        1,
+        weights={"w00": 1.0, "w01": 0.0},
+        dropped={"w02": EVIL},
+        missing=("w03",),
+        loss=0.1,
+        accuracy=0.975,
+    ),
+]
+
+
+def test_a_tally_of_who_was_believed():
+    tally = Tally()
+    for each in [*RECORDS, record(2, skipped="no quorum")]:
+        tally.add(each)
+    assert (tally.rounds, tally.skipped, tally.accuracy, tally.loss) == (3, 1, 0.975, 0.1)
+    assert tally.share(["w01"]) == pytest.approx(0.125)
+    assert tally.least_believed(1) == [("w01", pytest.approx(0.125))]
+    assert dict(tally.drops) == {"w02": 2}
+    assert tally.reasons == {"w02": EVIL}
+    assert dict(tally.missing) == {"w03": 1}
+
+
+def test_a_rule_without_weights_believes_nobody_in_particular():
+    tally = Tally()
+    tally.add(record(0))
+    assert tally.share(["w00"]) is None
+    assert tally.least_believed(3) == []
+
+
+def test_json_is_one_object_a_line_and_nothing_else():
+    first, second, last = map(json.loads, shown("json", RECORDS, loss=float("inf")).splitlines())
+    assert (first["round"], second["accuracy"]) == (0, 0.975)
+    assert last["result"]["digest"] == "ab" * 16
+    assert last["result"]["loss"] is None, "JSON has no infinity"
+
+
+def test_plain_lines_end_in_a_summary():
+    lines = shown("plain", RECORDS).splitlines()
+    assert lines[0].startswith("round 2/2  loss 0.1000  accuracy 97.5 %")
+    summary = {line[:15].strip(): line[16:] for line in lines[1:]}
+    assert summary["accuracy"] == "97.5 %"
+    assert summary["byzantine mass"] == "12.5 % of the weight, 1 workers"
+    assert summary["dropped w02"].startswith("2 times, last: ")
+    assert summary["missing w03"] == "1 times"
+    assert summary["reason"] == "all 2 rounds are done"
+
+
+def test_plain_tells_of_every_round_without_an_update():
+    lines = shown("plain", [record(0, skipped="round 0: too few")]).splitlines()
+    assert lines[0] == "round 1/2: no update: round 0: too few"
+    assert "2, 1 of them without an update" in "\n".join(lines)
+
+
+def test_a_long_plain_run_says_little():
+    records = [record(i, loss=1.0, accuracy=0.5) for i in range(1000)]
+    lines = [
+        line for line in shown("plain", records, rounds=1000).splitlines() if line.startswith("round ")
+    ]
+    assert 15 <= len(lines) <= 25
+    assert lines[-1].startswith("round 1000/1000")
+
+
+def test_auto_is_live_on_a_terminal():
+    assert isinstance(progress("auto", 2, (), Terminal()), Live)
+
+
+def test_auto_is_plain_where_there_is_no_terminal():
+    assert shown("auto", RECORDS).splitlines()[0].startswith("round 2/2")
+
+
+def test_the_live_view_shows_who_is_distrusted():
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown("rich", RECORDS))
+    assert "w01 12.5 %" in text
+    assert "w02 dropped 2x" in text
+    assert "byzantine mass 12.5 % of the weight, 1 workers" in re.sub(" +", " ", text)
+
+
+@pytest.mark.parametrize("kind", ["plain", "rich"])
+def test_what_a_worker_says_cannot_steer_the_terminal(kind):
+    text = shown(kind, [record(0, skipped=EVIL), *RECORDS], reason=EVIL)
+    assert "\x1b[2J" not in text
+    assert "\u202e" not in text
+    assert "w\n00" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("plain text, ünï €", "plain text, ünï €"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("a\nb\tc\x7f", "a\\x0ab\\x09c\\x7f"),
+        ("\u202e\u2066\ud800", "\\x202e\\x2066\\xd800"),
+        ("x" * 201, "x" * 200 + "..."),
+    ],
+)
+def test_printable(text, safe):
+    assert printable(text) == safe

@@ -1,0 +1,225 @@
+"""The whole of it: a server, worker processes and attackers over loopback gRPC."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import varangian as package
+from varangian.backends import RunError, run
+from varangian.cli.main import main
+from varangian.config import load
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 60
+SMALL = ["data=synthetic", "model=softmax", "workers=5", "f=1", "rounds=5", "worker.batch_size=8"]
+
+
+@pytest.fixture
+def carried_out(tmp_path):
+    def carry_out(*settings, observe=lambda record: None):
+        notes = []
+        config = load(None, [*SMALL, f"output={tmp_path / 'runs'}", *settings])
+        return run(config, observe=observe, note=notes.append), notes
+
+    return carry_out
+
+
+def no_child_is_left():
+    return multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["aggregator=flag"],
+        ["aggregator={mix: [bucketing, nnm], rule: trimmed_mean}", "workers=8"],
+        # Attackers that see everyone, in a process of their own: they compute what the others send.
+        [
+            "aggregator=krum",
+            "workers=9",
+            "f=2",
+            "byzantine.attack=ipm",
+            "byzantine.count=2",
+            "byzantine.knows=all",
+        ],
+        ["aggregator=median", "byzantine.attack=non_finite", "byzantine.count=1", "worker.per_process=1"],
+        ["aggregator=flag", "optimizer.momentum=0.5", "optimizer.schedule=cosine", "model.mlp.hidden=8"],
+    ],
+)
+def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings):
+    apart, notes = carried_out(*settings, "backend=processes")
+    together, _ = carried_out(*settings, "backend=simulate")
+    again, _ = carried_out(*settings, "backend=processes")
+    assert apart.outcome == together.outcome == "finished"
+    assert apart.digest == together.digest == again.digest
+    assert (apart.loss, apart.accuracy) == (together.loss, together.accuracy)
+    assert notes == []
+    assert no_child_is_left()
+
+
+def test_the_command_trains_on_digits_against_a_worker_that_sends_nan(tmp_path, capsys):
+    arguments = ["workers=6", "f=1", "rounds=40", "aggregator=median", f"output={tmp_path}"]
+    attack = ["byzantine.attack=non_finite", "byzantine.count=1"]
+    assert main(["run", *arguments, *attack, "--format", "json"]) == 0
+    *rounds, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [each["round"] for each in rounds] == list(range(40))
+    assert all(each["dropped"] == {"w05": "not finite"} and each["missing"] == [] for each in rounds)
+    result = last["result"]
+    assert result["accuracy"] > 0.8
+    folder = pathlib.Path(result["folder"])
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.yaml",
+        "manifest.json",
+        "metrics.csv",
+        "parameters.safetensors",
+        "result.json",
+        "rounds.jsonl",
+    }
+    assert "w05" in (folder / "workers.log").read_text()
+
+
+def test_a_port_in_use_is_one_clear_error(carried_out, capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(RunError, match=rf"127\.0\.0\.1:{port}.*Another process listens there"):
+            carried_out(f"server.port={port}")
+        assert main(["run", *SMALL, f"server.port={port}", f"output={tmp_path}"]) == 1
+    assert f"varangian: The server should have 127.0.0.1:{port} for itself" in capsys.readouterr().err
+    assert no_child_is_left()
+
+
+def killing(worker, at):
+    """An observer that kills the process of a worker after some round."""
+
+    def observe(record):
+        if record.round == at:
+            (process,) = [p for p in multiprocessing.active_children() if worker in p.name]
+            process.kill()
+
+    return observe
+
+
+def test_a_run_goes_on_without_a_dead_worker_while_the_quorum_lives(carried_out):
+    records = []
+
+    def observe(record):
+        records.append(record)
+        killing("w00", 1)(record)
+
+    settings = ["aggregator=median", "worker.per_process=1", "server.deadline=1", "rounds=6"]
+    result, notes = carried_out(*settings, observe=observe)
+    assert result.outcome == "finished"
+    assert records[-1].missing == ("w00",)
+    assert [note.partition(";")[0] for note in notes] == ["the process of w00 was ended by SIGKILL"]
+    assert no_child_is_left()
+
+
+def test_a_run_whose_quorum_is_dead_ends_and_says_so(carried_out):
+    settings = ["aggregator=median", "worker.per_process=3", "rounds=100000"]
+    result, notes = carried_out(*settings, observe=killing("w00", 3))
+    assert result.outcome == "failed"
+    assert result.reason == "only 3 workers are left, and the quorum is 4"
+    assert result.rounds >= 4
+    assert len(notes) == 1
+    assert no_child_is_left()
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A command in a session of its own, as a terminal starts it."""
+    running = []
+
+    def start(*argv):
+        environment = os.environ | {"PYTHONPATH": str(pathlib.Path(package.__file__).parents[1])}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "varangian", *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            start_new_session=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def session_ends(leader):
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        try:
+            os.killpg(leader, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("backend", ["processes", "simulate"])
+def test_interrupting_a_run_leaves_a_valid_folder_and_no_process(started, backend):
+    command = started("run", *SMALL, "rounds=1000000", f"backend={backend}", "--format", "json")
+    first = json.loads(command.stdout.readline())
+    os.killpg(command.pid, signal.SIGINT)
+    out, err = command.communicate(timeout=PATIENCE)
+    assert command.returncode == 130, err
+    *rounds, last = map(json.loads, out.splitlines())
+    result = last["result"]
+    assert (result["outcome"], result["reason"]) == ("interrupted", "stopped by SIGINT")
+    assert result["rounds"] == len(rounds) + 1 > first["round"]
+    assert "SIGINT: stopping after the round in hand" in err
+    assert "Traceback" not in err
+    folder = pathlib.Path(command.args[0]).parent / result["folder"]
+    assert session_ends(command.pid)
+    del folder
+
+
+def test_a_second_interrupt_ends_it_at_once(started):
+    settings = ["rounds=1000000", "server.deadline=3600", "workers=5", "f=1"]
+    command = started("run", *SMALL, *settings, "--format", "json")
+    command.stdout.readline()
+    os.killpg(command.pid, signal.SIGINT)
+    os.killpg(command.pid, signal.SIGINT)
+    _, err = command.communicate(timeout=PATIENCE)
+    assert command.returncode == 130
+    assert "Traceback" not in err
+    assert session_ends(command.pid)
+
+
+def test_a_reader_that_leaves_is_no_crash(started):
+    command = started("run", *SMALL, "rounds=2000", "backend=simulate", "--format", "json")
+    command.stdout.readline()
+    command.stdout.close()
+    assert command.wait(PATIENCE) == 1
+    assert "Traceback" not in command.stderr.read()
+
+
+def test_the_demo_ends_in_a_table_and_a_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert main(["demo", "--rounds", "3", "--output", str(tmp_path), "--format", "plain"]) == 0
+    out = capsys.readouterr().out
+    assert "│ flag" in out
+    assert f"picture: {tmp_path}" in out
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
+    cases = json.loads((folder / "demo.json").read_text())
+    assert {(case["rule"], case["attack"]) for case in cases} == {
+        (rule, attack)
+        for rule in ("mean", "median", "krum", "flag")
+        for attack in ("none", "uniform", "sign_flip")
+    }
