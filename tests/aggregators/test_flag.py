@@ -103,6 +103,16 @@ def test_copies_and_zeros(lam: float, pairs: str) -> None:
     assert difference(Aggregator(flag)(rows).vector, direct.update("scaled")) < 1e-6
 
 
+def test_direction_between_almost_copies_is_not_used() -> None:
+    """Where we leave the paper: of what is left between them, float32 kept only noise."""
+    rows = attacked("nothing").double()
+    rows[1] = rows[0]
+    almost = rows.clone()
+    almost[1] += 1e-6 * torch.randn(D).to(rows)
+    flag = Aggregator(Flag(lam=4.0, pairs="paper"))
+    assert difference(flag(almost).vector, flag(rows).vector) < 1e-5
+
+
 @pytest.mark.parametrize("rank", [1, 2, 8])
 def test_rows_of_low_rank_are_explained_entirely(rank: int) -> None:
     """If the rank is at most m, the projection keeps all: the update is the unit mean."""

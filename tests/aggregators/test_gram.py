@@ -54,6 +54,15 @@ class TestGeometry:
         gram = Gram.of(Rows.of(rows))
         assert torch.allclose(gram.mixed(first).mixed(second).inner, gram.mixed(second @ first).inner)
 
+    def test_points_that_coincide_but_for_rounding_are_at_distance_zero(self) -> None:
+        """x_3 is a combination of x_1 and x_2, and so has two coordinates."""
+        for _ in range(20):
+            a, b = torch.randn(2).double()
+            rows = torch.randn(3, 1000).double()
+            rows[2] = a * rows[0] + b * rows[1]
+            gram = Gram.of(Rows.of(rows)).mixed(torch.tensor([[a, b, 0], [0, 0, 1]]).double())
+            assert gram.sqdist.eq(0).all()
+
     def test_typical_length_is_the_midpoint(self) -> None:
         assert typical(torch.tensor([4.0, 1.0, 9.0, 2.0])) == 3
         assert inverses(torch.tensor([0.0, 4.0])).tolist() == [0, 0.25]

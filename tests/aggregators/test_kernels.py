@@ -123,6 +123,12 @@ def test_finite_row_whose_sum_is_not() -> None:
     assert blocked.screen(Rows.of(rows))[0].all()
 
 
+def test_float64_row_whose_square_leaves_no_room() -> None:
+    """1e306 is a finite square, and the sum of a few hundred of them is not."""
+    rows = torch.tensor([[1e153, 1.0], [2.0**499, 1.0]], dtype=torch.float64)
+    assert reference.screen(Rows.of(rows))[0].tolist() == [False, True]
+
+
 def test_requested_backend_that_refuses_is_an_error() -> None:
     rows = Rows.of(torch.randn(2, 3, dtype=torch.float64))
     assert backend_for(rows) is reference

@@ -111,6 +111,12 @@ class TestGeometricMedian:
         pull = torch.nn.functional.normalize(apart[away], dim=1).sum(dim=0).norm()
         assert pull <= (~away).sum() + 1e-5
 
+    def test_escapes_from_a_row_that_is_not_the_median(self) -> None:
+        """Section 4: smoothing keeps Weiszfeld's weights finite. Here it starts on the second row."""
+        rows = torch.tensor([[-1, 0], [0, 0], [1, 0], [5, 100], [6, 100]]).double()
+        apart = rows - Aggregator(GeometricMedian())(rows).vector
+        assert torch.nn.functional.normalize(apart, dim=1).sum(dim=0).norm() < 1e-6
+
     @pytest.mark.parametrize("seed", range(5))
     def test_no_optimiser_does_better(self, seed: int) -> None:
         rows = kit.plain(7, 4).double() * (1 + 5 * (torch.arange(7) == seed))[:, None]

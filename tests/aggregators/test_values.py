@@ -30,6 +30,8 @@ TABLE = {
     "geometric median, a corner": ("geometric_median", 1, OBTUSE, None, [0, 0], [1, 0, 0]),
     "geometric median, copies": ("geometric_median", 1, [[3], [9], [3], [7], [3]], None, [3], None),
     "geometric median, a line": ("geometric_median", 1, [[1], [50], [2]], None, [2], [0, 0, 1]),
+    # anywhere from 2 to 4: both are medians, and so is their mean
+    "geometric median, an even line": ("geometric_median", 1, [[1], [4], [2], [9]], None, [3], None),
     "geometric median, a pair": ("geometric_median", 0, [[1], [3]], None, [2], [0.5, 0.5]),
     # distances 1, 2, 30 from zero, so tau = 2
     "clipped": ("centered_clipping", 1, [[1], [2], [30]], None, [5 / 3], [1 / 3, 1 / 3, 1 / 45]),
