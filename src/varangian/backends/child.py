@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from varangian.backends.log import logged_to
 from varangian.worker.host import host
 from varangian.worker.task import Task
 
-LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+log = logging.getLogger(__name__)
+
 CRASHED = 70
 """Exit code of a child that ended on an error nobody expected."""
 
@@ -37,13 +38,11 @@ def child(post: Post) -> None:
     """Be these workers until the run is finished; leaves with the exit code."""
     # Ctrl-C reaches the whole terminal; the launcher decides what becomes of its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(filename=post.log, format=LOG_FORMAT, level=logging.WARNING, force=True)
-    try:
-        code = host(post.server, tuple(post.tokens), post.tokens, post.task, post.threads)
-    except Exception:
-        logging.exception("the process of %s ended on an error", ", ".join(post.tokens))
-        code = CRASHED
-    logging.shutdown()
-    sys.stdout.flush()
+    with logged_to(post.log):
+        try:
+            code = host(post.server, tuple(post.tokens), post.tokens, post.task, post.threads)
+        except Exception:
+            log.exception("the process of %s ended on an error", ", ".join(post.tokens))
+            code = CRASHED
     # Threads of gRPC may still wait for a server that is gone; nothing here needs a farewell.
     os._exit(code)

@@ -4,6 +4,7 @@ config.yaml              every setting, also those left to their defaults
 manifest.json            versions, seed, threads, command, time
 rounds.jsonl             one line for each round, written as it closes
 metrics.csv              the numbers that are plotted
+*.log                    who was refused and why, in a run with processes
 parameters.safetensors   at the end
 result.json              at the end, after everything else
 """

@@ -10,6 +10,7 @@ from contextlib import closing
 from varangian.backends import Note
 from varangian.backends.child import Post
 from varangian.backends.crowd import Crowd, dealt
+from varangian.backends.log import logged_to
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
 from varangian.config import RunConfig
@@ -33,7 +34,8 @@ async def _run(config: RunConfig, crowd: Crowd, observe: Observe, note: Note) ->
     session = Session.open(config, observe)
     roster = Roster(session.machine.policy.workers, secrets.token_bytes(32))
     address = asyncio.get_running_loop().create_future()
-    with closing(session.folder), session.stop.on_signals(note):
+    log = logged_to(session.folder.path / "server.log")
+    with closing(session.folder), log, session.stop.on_signals(note):
         watching = asyncio.create_task(_watched(session, crowd, roster, address, note))
         try:
             return session.result(await served(session, roster, address.set_result))

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -121,7 +121,7 @@ class Stop:
         self.event.set()
 
     @contextmanager
-    def on_signals(self, note: Note) -> Iterator[None]:
+    def on_signals(self, note: Note) -> Generator[None]:
         """The first Ctrl-C or SIGTERM ends the run after the round in hand, a second one at once."""
         if threading.current_thread() is not threading.main_thread():
             yield

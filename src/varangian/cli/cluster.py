@@ -38,6 +38,7 @@ def server(args: argparse.Namespace) -> int:
     """Serve one run to workers elsewhere."""
     config = load(args.config, [*with_shortcuts(args), *_bound(args.bind)], os.environ, whole=False)
     key = secret()
+    log_to_stderr(logging.WARNING)
     try:
         with progress(args.format, config.rounds, ()) as shown:
             result = asyncio.run(_serve(config, key, shown))
@@ -55,10 +56,15 @@ def worker(args: argparse.Namespace) -> int:
         hint = "Add byzantine.attack=sign_flip, for example."
         raise ConfigError([Problem("byzantine.attack", "is needed by a Byzantine worker", hint=hint)])
     tokens = {name: make_token(name, secret()) for name in chosen}
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    log_to_stderr(logging.INFO)
     wait_for(args.server, PATIENCE)
     threads, one_of = config.worker.threads, args.claim is not None
     return host(args.server, chosen, tokens, task(config), threads, one_of=one_of)
+
+
+def log_to_stderr(level: int) -> None:
+    """Where whoever runs a program of a cluster looks for its log."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=level)
 
 
 def secret() -> bytes:

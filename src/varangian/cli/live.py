@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from varangian.backends import RunResult
     from varangian.server.record import RoundRecord
 
-DISTRUSTED = 5
+DISTRUSTED = 3
 """How many of the least believed workers are shown."""
 
 

@@ -33,14 +33,14 @@ class Progress(Protocol):
 
 def progress(kind: str, rounds: int, byzantine: Sequence[str], out: TextIO | None = None) -> Progress:
     """The view for `--format`; auto is rich on a terminal and plain elsewhere."""
-    out = out or sys.stdout
+    stream: TextIO = sys.stdout if out is None else out
     if kind == "json":
-        return Json(out)
-    if kind == "rich" or (kind == "auto" and out.isatty()):
+        return Json(stream)
+    if kind == "rich" or (kind == "auto" and stream.isatty()):
         from varangian.cli.live import Live
 
-        return Live(rounds, byzantine, out)
-    return Plain(rounds, byzantine, out)
+        return Live(rounds, byzantine, stream)
+    return Plain(rounds, byzantine, stream)
 
 
 class Json:

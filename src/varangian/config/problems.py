@@ -49,7 +49,7 @@ def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
 
 def _problems(details: ErrorDetails, model: type[BaseModel]) -> Iterator[Problem]:
     path = ".".join(map(str, details["loc"]))
-    inner = details.get("ctx", {}).get("error")
+    inner = _context(details).get("error")
     if isinstance(inner, ConfigError):
         for problem in inner.problems:
             yield Problem(join(path, problem.path) if problem.path else path, *_rest(problem))
@@ -69,10 +69,15 @@ def _hint(details: ErrorDetails, model: type[BaseModel]) -> str:
         return _known_setting(details["loc"], model)
     value = details["input"]
     if details["type"] == "literal_error" and isinstance(value, str):
-        names = [part.strip(" '") for part in details["ctx"]["expected"].replace(" or ", ",").split(",")]
+        expected = str(_context(details)["expected"]).replace(" or ", ",")
+        names = [part.strip(" '") for part in expected.split(",")]
         near = suggestion(value, names)
         return near if near.startswith("Did") else ""
     return ""
+
+
+def _context(details: ErrorDetails) -> dict[str, Any]:
+    return details.get("ctx", {})
 
 
 def _known_setting(loc: Sequence[str | int], model: type[BaseModel]) -> str:
