@@ -23,7 +23,7 @@ tensor([1., 2.])
 A rule is a promise about n rows of which f are Byzantine, and says when it cannot be kept.
 
 >>> Aggregator(Krum(f=1)).requires(n=4)
-'Krum(f=1, select=1): it needs n >= 2 f + 3, 5 for f = 1, and n is 4'
+"Krum(f=1, select=1, convention='paper'): it needs n >= 2 f + 3, 5 for f = 1, and n is 4"
 
 A vector that is provably invalid is dropped, named, and spends one of the f.
 
@@ -36,9 +36,9 @@ are never written to. `RULES` and `MIXINGS` hold everything that can be named in
 `aggregator_from` reads one.
 
 >>> sorted(MIXINGS)
-['bucketing', 'clipping', 'nnm']
+['arc', 'bucketing', 'clipping', 'nnm']
 >>> aggregator_from({"mix": ["nnm"], "rule": {"krum": {"select": 2}}}, "aggregator", f=1)
-Aggregator(rule=Krum(f=1, select=2), mix=(NNM(f=1),), f=1, backend=None)
+Aggregator(rule=Krum(f=1, select=2, convention='paper'), mix=(NNM(f=1),), f=1, backend=None)
 
 A new rule is a frozen dataclass of one of three shapes (`base`): a `Weighting` turns the Gram matrix into n
 weights, a `Mixing` turns it into k combinations for the rule after it, a `Columnwise` rule reduces each
@@ -56,6 +56,7 @@ coordinate. Registered under a name, it is tested by the conformance kit with al
 tensor([1.0000, 1.9000])
 """
 
+from varangian.aggregators.arc import ARC
 from varangian.aggregators.base import (
     MIXINGS,
     RULES,
@@ -64,25 +65,36 @@ from varangian.aggregators.base import (
     Columnwise,
     Explained,
     Mixing,
+    Selecting,
     Weighting,
 )
 from varangian.aggregators.bucketing import Bucketing
+from varangian.aggregators.bulyan import Bulyan
 from varangian.aggregators.centered_clipping import CenteredClipping
+from varangian.aggregators.cge import CGE
 from varangian.aggregators.clipping import Clipping
 from varangian.aggregators.flag import Flag
 from varangian.aggregators.geometric_median import GeometricMedian
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.krum import Krum
+from varangian.aggregators.mda import MDA
+from varangian.aggregators.meamed import MeaMed
 from varangian.aggregators.mean import Mean
 from varangian.aggregators.median import Median
+from varangian.aggregators.monna import MoNNA
 from varangian.aggregators.nnm import NNM
+from varangian.aggregators.phocas import Phocas
 from varangian.aggregators.pipeline import Aggregator
 from varangian.aggregators.rows import Rows, RowsError
+from varangian.aggregators.sign_majority import SignMajority
 from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.aggregators.trimmed_mean import TrimmedMean
 from varangian.aggregators.unit_mean import UnitMean
 
 __all__ = [
+    "ARC",
+    "CGE",
+    "MDA",
     "MIXINGS",
     "NNM",
     "RULES",
@@ -90,6 +102,7 @@ __all__ = [
     "AggregationError",
     "Aggregator",
     "Bucketing",
+    "Bulyan",
     "CenteredClipping",
     "Clipping",
     "Columnwise",
@@ -98,11 +111,16 @@ __all__ = [
     "GeometricMedian",
     "Gram",
     "Krum",
+    "MeaMed",
     "Mean",
     "Median",
     "Mixing",
+    "MoNNA",
+    "Phocas",
     "Rows",
     "RowsError",
+    "Selecting",
+    "SignMajority",
     "TrimmedMean",
     "UnitMean",
     "Weighting",

@@ -6,14 +6,15 @@ n  rows (workers)     f  of them Byzantine     m  points a rule sees     b  colu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from varangian.aggregators.gram import Gram
+from varangian.aggregators.order import Order
 from varangian.registry import Registry
 
 P = TypeVar("P", bound="Part")
@@ -68,6 +69,37 @@ class Columnwise(Part, Protocol):
 
     def columnwise(self, block: Tensor, /) -> Tensor:
         """(m, b) -> (b,), same dtype and device; must not write to `block`."""
+        ...
+
+
+@runtime_checkable
+class Ordered(Columnwise, Protocol):
+    """A columnwise rule that has a description, which native kernels run in its place."""
+
+    def order(self, m: int, /) -> Order:
+        """What becomes of columns of m values: `columnwise(block)` is `order(len(block))(block)`."""
+        ...
+
+
+@runtime_checkable
+class Selecting(Columnwise, Protocol):
+    """A columnwise rule that first chooses or combines points by their geometry, after all mixings."""
+
+    def select(self, gram: Gram, /) -> Tensor:
+        """A matrix (k, m), or (k, m+1) with the reference last; float64. `columnwise` sees these k."""
+        ...
+
+
+@runtime_checkable
+class Naming(Part, Protocol):
+    """A rule that names rows by their place."""
+
+    def among(self, kept: Sequence[int], /) -> Self:
+        """The same rule when only these rows are left.
+
+        Raises:
+            AggregationError: it cannot do without a row that is gone.
+        """
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from varangian.aggregators.base import RULES, check_positive, honest_majority
 from varangian.aggregators.gram import Gram
 
 
+@RULES.register("rfa", convention="rfa", smoothing=1e-5, tolerance=1e-6, iterations=4)
 @RULES.register("geometric_median")
 @dataclass(frozen=True, kw_only=True)
 class GeometricMedian:
@@ -19,13 +21,18 @@ class GeometricMedian:
     "Robust Aggregation for Federated Learning" (Pillutla et al., 2022): smoothed Weiszfeld. That paper's
     code stops after a few steps from the mean, which one distant row can hold captive. Here the iteration
     starts in the middle of the tightest majority, and rows are first tested for being the median
-    themselves, where Weiszfeld's weights are singular.
+    themselves, where Weiszfeld's weights are singular. `rfa` is the paper's code as it is released.
     """
 
+    convention: Literal["exact", "rfa"] = "exact"
+    """To convergence, or as RFA's code does: not robust, for after k steps a row at distance D still holds
+    it about D / (n - 1)^k away."""
     smoothing: float = 1e-6
-    """Distances below this share of the radius of the tightest majority count as this long."""
+    """Distances below this share of the radius of the tightest majority count as this long; for rfa, below
+    this length in the units of the rows."""
     tolerance: float = 1e-9
-    """Converged when a step is shorter than this share of the same radius."""
+    """Converged when a step is shorter than this share of the same radius; for rfa, when it lowers the sum
+    of distances by less than this share."""
     iterations: int = 1000
     """Steps after which it gives up on more accuracy."""
 
@@ -34,10 +41,17 @@ class GeometricMedian:
         check_positive("tolerance", self.tolerance)
         check_positive("iterations", self.iterations)
 
+    @property
+    def robust(self) -> bool:
+        return self.convention == "exact"
+
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, f)
 
     def __call__(self, gram: Gram) -> Tensor:
+        return self._converged(gram) if self.convention == "exact" else self._released(gram)
+
+    def _converged(self, gram: Gram) -> Tensor:
         medians = _rows_that_are_medians(gram).double()
         if bool(medians.any()):
             return medians / medians.sum()
@@ -49,6 +63,18 @@ class GeometricMedian:
             step = gram.squares(gram.combination((weights - before)[None]))
             if float(step) <= (self.tolerance * radius) ** 2:
                 break
+        return weights
+
+    def _released(self, gram: Gram) -> Tensor:
+        weights = torch.full((len(gram),), 1 / len(gram), dtype=torch.float64)
+        before = torch.inf
+        for _ in range(self.iterations):
+            distance = gram.sqdist_to(weights).sqrt()
+            cost = float(distance.sum())
+            if before - cost < self.tolerance * cost:
+                break
+            pull = 1 / distance.clamp(min=self.smoothing)
+            before, weights = cost, pull / pull.sum()
         return weights
 
 

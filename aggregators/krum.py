@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, told_enough
 from varangian.aggregators.gram import Gram
+
+
+class _Convention(NamedTuple):
+    """How a score is computed, where the field disagrees."""
+
+    others: int
+    """A row has n - f - `others` neighbours."""
+    squared: bool
+    rest: int
+    """Multi-Krum averages n - f - `rest` rows."""
+
+
+CONVENTIONS = {
+    "paper": _Convention(others=2, squared=True, rest=2),
+    "byzfl": _Convention(others=1, squared=True, rest=0),
+    "garfield": _Convention(others=1, squared=False, rest=2),
+    "torchjd": _Convention(others=2, squared=False, rest=2),
+}
 
 
 @RULES.register("multi_krum", select="max")
@@ -24,7 +42,11 @@ class Krum:
 
     f: int
     select: int | Literal["max"] = 1
-    """How many rows to average; "max" is Multi-Krum's n - f - 2."""
+    """How many rows to average; "max" is Multi-Krum's n - f - 2, or n - f for byzfl."""
+    convention: Literal["paper", "byzfl", "garfield", "torchjd"] = "paper"
+    """What a score sums: n - f - 2 squared distances in the paper, Flower and the library `krum`; n - f - 1
+    in ByzFL and ByzPy; n - f - 1 distances in Garfield and the Flag Aggregator's code; n - f - 2 distances
+    in TorchJD."""
 
     def __post_init__(self) -> None:
         check_f(self.f)
@@ -34,15 +56,17 @@ class Krum:
     def requires(self, n: int, f: int) -> str | None:
         if n < 2 * self.f + 3:
             return f"it needs n >= 2 f + 3, {2 * self.f + 3} for f = {self.f}, and n is {n}"
-        if self.select != "max" and self.select > n - self.f - 2:
-            return f"it can select at most n - f - 2 = {n - self.f - 2} rows, not {self.select}"
+        rest = CONVENTIONS[self.convention].rest
+        if self.select != "max" and self.select > n - self.f - rest:
+            most = f"n - f - {rest}" if rest else "n - f"
+            return f"it can select at most {most} = {n - self.f - rest} rows, not {self.select}"
         return told_enough(self, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        m = len(gram)
-        neighbours = m - self.f - 2
-        select = neighbours if self.select == "max" else self.select
-        others = gram.sqdist.masked_fill(torch.eye(m, dtype=torch.bool), torch.inf)
-        scores = others.sort(dim=1).values[:, :neighbours].sum(dim=1)
+        m, convention = len(gram), CONVENTIONS[self.convention]
+        distances = gram.sqdist if convention.squared else gram.sqdist.sqrt()
+        others = distances.masked_fill(torch.eye(m, dtype=torch.bool), torch.inf)
+        scores = others.sort(dim=1).values[:, : m - self.f - convention.others].sum(dim=1)
+        select = m - self.f - convention.rest if self.select == "max" else self.select
         chosen = scores.argsort(stable=True)[:select]
         return torch.zeros(m, dtype=torch.float64).index_fill(0, chosen, 1 / select)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, honest_majority
-from varangian.aggregators.order import ordered
+from varangian.aggregators.order import Window
 
 
 @RULES.register("median")
@@ -16,13 +17,18 @@ class Median:
     """The median of each coordinate; of an even number of rows, halfway between the middle two.
 
     "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates" (Yin et al., 2018).
-    `torch.median` takes the lower of the middle two, which is another rule.
     """
+
+    convention: Literal["midpoint", "lower"] = "midpoint"
+    """Of an even number of rows: halfway, as in the paper, numpy, ByzFL and Flower, or the lower of the
+    middle two, as in `torch.median`, Garfield and ByzPy."""
 
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, f)
 
+    def order(self, m: int) -> Window:
+        last = m // 2 if self.convention == "midpoint" else (m - 1) // 2
+        return Window((m - 1) // 2, last + 1)
+
     def columnwise(self, block: Tensor) -> Tensor:
-        middle = ordered(block, (len(block) - 1) // 2, len(block) // 2)
-        # Halves first: the sum of two numbers near the largest float would overflow.
-        return middle[0] if len(middle) == 1 else middle[0] / 2 + middle[1] / 2
+        return self.order(len(block))(block)

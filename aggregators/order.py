@@ -1,15 +1,86 @@
 """Order statistics of a few rows and many columns, by a network of pairwise minima and maxima.
 
 A comparison of two rows is one vectorised pass; `torch.sort` along so short a side is several times slower.
+Most columnwise rules are one of three descriptions, which native kernels take in the place of code.
+
+m  values of a column     b  columns of a block
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """The mean of the values of rank `lo` (0 is the least) to `hi` - 1."""
+
+    lo: int
+    hi: int
+
+    def __call__(self, block: Tensor) -> Tensor:
+        """(m, b) -> (b,)."""
+        return _mean(ordered(block, self.lo, self.hi - 1))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The mean of the `count` values nearest to the mean of ranks `lo` to `hi` - 1.
+
+    Of two that are equally near on either side it is the smaller.
+    """
+
+    count: int
+    lo: int
+    hi: int
+
+    def __call__(self, block: Tensor) -> Tensor:
+        """(m, b) -> (b,)."""
+        lanes = ordered(block, 0, len(block) - 1)
+        if not bool((lanes[-1] - lanes[0]).isfinite().all()):
+            return 2 * self(block / 2)  # or a distance would be more than the largest float
+        centre = _mean(lanes[self.lo : self.hi])
+        # They are neighbours in sorted order, and no value is ever subtracted from their sum: the least
+        # `count` of them, and then each makes way for the one `count` ranks above it while that is nearer.
+        kept = lanes[: self.count]
+        for i, value in enumerate(lanes[self.count :]):
+            least = kept[i % self.count]
+            kept[i % self.count] = torch.where(value - centre < centre - least, value, least)
+        return _mean(kept)
+
+
+@dataclass(frozen=True)
+class Majority:
+    """The sign that most values have, times `scale`; 0 for a tie. A value of 0 has no vote."""
+
+    scale: float
+
+    def __call__(self, block: Tensor) -> Tensor:
+        """(m, b) -> (b,)."""
+        return self.scale * block.sign().sum(dim=0).sign()
+
+
+Order: TypeAlias = Window | Nearest | Majority
+
+
+def _mean(lanes: Sequence[Tensor]) -> Tensor:
+    """The mean of each column, also where the sum is more than the largest float."""
+    if len(lanes) == 1:
+        return lanes[0]
+    total = lanes[0] + lanes[1]
+    for lane in lanes[2:]:
+        total += lane
+    if bool(total.isfinite().all()):
+        return total.div_(len(lanes))
+    largest = torch.finfo(total.dtype).max
+    shares = torch.stack([lane / len(lanes) for lane in lanes])
+    return shares.sum(dim=0).clamp(-largest, largest)
 
 
 def ordered(block: Tensor, first: int, last: int) -> list[Tensor]:

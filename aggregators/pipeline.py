@@ -16,6 +16,8 @@ from varangian.aggregators.base import (
     Columnwise,
     Explained,
     Mixing,
+    Naming,
+    Selecting,
     Weighting,
     spent,
     tolerance,
@@ -92,24 +94,27 @@ class Aggregator:
                 than were declared Byzantine.
         """
         survivors = _screened(Rows.of(rows), reference, self.backend)
-        now = self._after(survivors.n + faults, len(survivors.dropped) + faults)
-        gram = survivors.gram()
+        now = self._after(survivors, faults)
+        measured = gram = survivors.gram()
         for mixing in now.mix:
             gram = gram.mixed(mixing.mix(gram, rng or torch.Generator().manual_seed(0)))
+        if isinstance(now.rule, Selecting):
+            gram = gram.mixed(now.rule.select(gram))
         if isinstance(now.rule, Columnwise):
-            coords = _on_rows(gram.coords) if now.mix else None
-            return survivors.reduced(now.rule, coords)
+            return survivors.reduced(now.rule, None if gram is measured else _on_rows(gram.coords))
         return survivors.weighted(now.rule, gram)
 
-    def _after(self, n: int, faults: int) -> Aggregator:
+    def _after(self, survivors: _Survivors, faults: int) -> Aggregator:
         """This aggregator for the rows that are left, or the sentence why it must not run on them."""
+        n, faults = survivors.n + faults, len(survivors.dropped) + faults
         f = self.tolerance
         if f is not None and faults > f:
             raise AggregationError(
                 f"{faults} of {n} rows are provably invalid, but only f = {f} were declared Byzantine."
             )
         left = None if f is None else f - faults
-        now = Aggregator(spent(self.rule, faults), tuple(spent(m, faults) for m in self.mix), left)
+        rule = self.rule.among(survivors.kept) if isinstance(self.rule, Naming) else self.rule
+        now = Aggregator(spent(rule, faults), tuple(spent(m, faults) for m in self.mix), left)
         if reason := now.requires(n - faults, left or 0):
             raise AggregationError(f"{reason}.")
         return now
@@ -130,7 +135,10 @@ class _Survivors:
         return Gram.of(self.rows, self.reference, self.backend)
 
     def reduced(self, rule: Columnwise, coords: Tensor | None) -> Aggregate:
-        vector = self.backend.columnwise(rule.columnwise, coords, self.rows, self.reference)
+        rows = self.rows
+        if coords is not None and (chosen := _chosen(coords)):  # then nothing need be multiplied
+            rows, coords = Rows(tuple(rows.vectors[i] for i in chosen)), None
+        vector = self.backend.columnwise(rule.columnwise, coords, rows, self.reference)
         return Aggregate(vector, None, self.dropped)
 
     def weighted(self, rule: Weighting, gram: Gram) -> Aggregate:
@@ -189,3 +197,10 @@ def _on_rows(coords: Tensor) -> Tensor:
     negligible = on_rows[..., -1].abs() < 1e-12 * (1 + coords[..., :-1].abs().sum(dim=-1))
     on_rows[..., -1] = torch.where(negligible, 0.0, on_rows[..., -1])
     return on_rows
+
+
+def _chosen(coords: Tensor) -> list[int]:
+    """Which row each point is; empty when not every point is a row: (k, n+1) coefficients of (x_i, r)."""
+    alone = (coords != 0).sum(dim=1) == 1
+    largest = coords[:, :-1].max(dim=1)
+    return largest.indices.tolist() if bool((alone & (largest.values == 1)).all()) else []

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, honest_majority, told_enough
-from varangian.aggregators.order import ordered
+from varangian.aggregators.order import Window
 
 
 @RULES.register("trimmed_mean")
@@ -27,5 +26,8 @@ class TrimmedMean:
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, self.f) or told_enough(self, f)
 
+    def order(self, m: int) -> Window:
+        return Window(self.f, m - self.f)
+
     def columnwise(self, block: Tensor) -> Tensor:
-        return torch.stack(ordered(block, self.f, len(block) - self.f - 1)).mean(dim=0)
+        return self.order(len(block))(block)

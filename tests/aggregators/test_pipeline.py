@@ -22,14 +22,14 @@ from varangian.aggregators import (
 class TestRequires:
     def test_sentence_of_a_rule(self) -> None:
         assert Aggregator(Krum(f=2)).requires(6) == (
-            "Krum(f=2, select=1): it needs n >= 2 f + 3, 7 for f = 2, and n is 6"
+            "Krum(f=2, select=1, convention='paper'): it needs n >= 2 f + 3, 7 for f = 2, and n is 6"
         )
 
     def test_mixing_changes_how_many_points_there_are(self) -> None:
         """Twelve rows are enough for Krum with f = 2, six groups of them are not."""
         assert Aggregator(Krum(f=2)).requires(12) is None
         assert Aggregator(Krum(f=2), (Bucketing(s=2),)).requires(12) == (
-            "Krum(f=2, select=1): it needs n >= 2 f + 3, 7 for f = 2, and n is 6 "
+            "Krum(f=2, select=1, convention='paper'): it needs n >= 2 f + 3, 7 for f = 2, and n is 6 "
             "(after Bucketing(s=2): 6 points)"
         )
         assert Aggregator(Krum(f=2), (Bucketing(s=2),)).requires(13) is None

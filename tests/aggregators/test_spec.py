@@ -121,10 +121,12 @@ def test_there_and_back(name: str) -> None:
 
 
 def test_back_with_every_field_and_the_name_that_says_most() -> None:
-    assert spec_of(Aggregator(Krum(f=2, select="max"))) == {"multi_krum": {"f": 2, "select": "max"}}
+    assert spec_of(Aggregator(Krum(f=2, select="max"))) == {
+        "multi_krum": {"f": 2, "select": "max", "convention": "paper"}
+    }
     assert spec_of(Aggregator(Median(), (Bucketing(),))) == {
         "mix": [{"bucketing": {"s": 2}}],
-        "rule": {"median": {}},
+        "rule": {"median": {"convention": "midpoint"}},
     }
 
 

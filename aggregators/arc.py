@@ -1,0 +1,38 @@
+"""Adaptive robust clipping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.base import MIXINGS, check_f, honest_majority, told_enough
+from varangian.aggregators.gram import Gram
+
+
+@MIXINGS.register("arc")
+@dataclass(frozen=True, kw_only=True)
+class ARC:
+    """The k longest rows are scaled down to the length of the next one, for k = floor(2 f (n - f) / n).
+
+    "Adaptive Gradient Clipping for Robust Federated Learning" (Allouah et al., 2025). Unlike a fixed radius
+    it keeps a rule (f, kappa)-robust, with kappa + 2 f / (n - 2 f); lengths are from the origin.
+    """
+
+    f: int
+
+    def __post_init__(self) -> None:
+        check_f(self.f)
+
+    def requires(self, n: int, f: int) -> str | None:
+        return honest_majority(n, self.f) or told_enough(self, f)
+
+    def outputs(self, n: int) -> int:
+        return n
+
+    def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
+        m = len(gram)
+        clipped = 2 * self.f * (m - self.f) // m
+        bound = gram.norms.sort().values[m - clipped - 1]
+        return torch.diag(torch.where(gram.norms > bound, bound / gram.norms, 1.0))

@@ -1,0 +1,35 @@
+"""Comparative gradient elimination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.base import RULES, check_f, honest_majority, told_enough
+from varangian.aggregators.gram import Gram
+
+
+@RULES.register("cge")
+@dataclass(frozen=True, kw_only=True)
+class CGE:
+    """The mean of the n - f shortest rows; ties go to the lower row.
+
+    "Byzantine Fault-Tolerant Distributed Machine Learning with Norm-Based Comparative Gradient Elimination"
+    (Gupta et al., 2021), where the rows are summed. It bounds the length of what it believes and nothing
+    else: a row that points the wrong way passes if it is short.
+    """
+
+    f: int
+
+    def __post_init__(self) -> None:
+        check_f(self.f)
+
+    def requires(self, n: int, f: int) -> str | None:
+        return honest_majority(n, self.f) or told_enough(self, f)
+
+    def __call__(self, gram: Gram) -> Tensor:
+        m = len(gram)
+        shortest = gram.norms.argsort(stable=True)[: m - self.f]
+        return torch.zeros(m, dtype=torch.float64).index_fill(0, shortest, 1 / (m - self.f))

@@ -1,0 +1,53 @@
+"""The mean of the neighbours of a trusted vector."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.base import RULES, AggregationError, check_f, honest_majority, told_enough
+from varangian.aggregators.gram import Gram
+
+
+@RULES.register("monna")
+@dataclass(frozen=True, kw_only=True)
+class MoNNA:
+    """The mean of the n - f rows nearest to a trusted vector; ties go to the lower row.
+
+    "Robust Collaborative Learning with Linear Gradient Overhead" (Farhadkhani et al., 2023), where every
+    worker trusts its own vector. A server has none: it trusts the reference, the last aggregate, and in
+    the first round zero, when this is comparative gradient elimination.
+    """
+
+    f: int
+    pivot: int | None = None
+    """The row to trust in the place of the reference, counted from 0 among the rows given: for use where
+    none can be missing. ByzFL and ByzPy trust row 0."""
+
+    def __post_init__(self) -> None:
+        check_f(self.f)
+        if self.pivot is not None and self.pivot < 0:
+            raise ValueError(f"`pivot` should be a row, counted from 0. Found {self.pivot}.")
+
+    def requires(self, n: int, f: int) -> str | None:
+        if self.pivot is not None and self.pivot >= n:
+            return f"it needs row {self.pivot}, counted from 0, and n is {n}"
+        return honest_majority(n, self.f) or told_enough(self, f)
+
+    def among(self, kept: Sequence[int]) -> Self:
+        if self.pivot is None:
+            return self
+        if self.pivot not in kept:
+            raise AggregationError(f"{self!r}: it needs row {self.pivot}, which is not a valid one.")
+        return dataclasses.replace(self, pivot=kept.index(self.pivot))
+
+    def __call__(self, gram: Gram) -> Tensor:
+        m = len(gram)
+        distances = gram.centered.diagonal() if self.pivot is None else gram.sqdist[self.pivot]
+        nearest = distances.argsort(stable=True)[: m - self.f]
+        return torch.zeros(m, dtype=torch.float64).index_fill(0, nearest, 1 / (m - self.f))
