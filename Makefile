@@ -42,7 +42,7 @@ format: $(dev_ready) ## ruff, mending what it can
 
 types: $(dev_ready) ## mypy and pyright, both strict
 	$(bin)/mypy
-	$(bin)/pyright
+	$(bin)/pyright --pythonpath $(bin)/python
 
 contracts: $(dev_ready) ## the import contracts
 	$(bin)/lint-imports
