@@ -172,7 +172,7 @@ def session_ends(leader):
 
 
 @pytest.mark.parametrize("backend", ["processes", "simulate"])
-def test_interrupting_a_run_leaves_a_valid_folder_and_no_process(started, backend):
+def test_interrupting_a_run_leaves_a_valid_folder_and_no_process(started, tmp_path, backend):
     command = started("run", *SMALL, "rounds=1000000", f"backend={backend}", "--format", "json")
     first = json.loads(command.stdout.readline())
     os.killpg(command.pid, signal.SIGINT)
@@ -184,9 +184,10 @@ def test_interrupting_a_run_leaves_a_valid_folder_and_no_process(started, backen
     assert result["rounds"] == len(rounds) + 1 > first["round"]
     assert "SIGINT: stopping after the round in hand" in err
     assert "Traceback" not in err
-    folder = pathlib.Path(command.args[0]).parent / result["folder"]
+    folder = tmp_path / result["folder"]
+    assert len((folder / "rounds.jsonl").read_text().splitlines()) == result["rounds"]
+    assert json.loads((folder / "result.json").read_text()) == result
     assert session_ends(command.pid)
-    del folder
 
 
 def test_a_second_interrupt_ends_it_at_once(started):

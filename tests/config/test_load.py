@@ -124,7 +124,7 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
         (
             ["aggregator=krum", "workers=10"],
             "aggregator",
-            "It would hold with workers=12 or server.quorum=9, or with f=2.",
+            "It would hold with workers=12 or server.quorum=9 or f=2.",
         ),
         (["aggregator=krum", "server.quorum=8"], "aggregator", "with a quorum of 8 of 15 workers, f = 3"),
         (["aggregator=krum", "workers=4", "server.quorum=4"], "aggregator", "with 4 workers, f = 3"),
@@ -194,6 +194,17 @@ def test_a_function_of_the_user_is_named_like_everything_else():
     assert load(None, ["model={custom: {target: 'a:b', options: {width: 3}}}"]).model.options == {
         "width": 3
     }
+
+
+def test_what_was_chosen_is_not_offered_to_change():
+    hint = problems("aggregator=krum", "server.quorum=8")["aggregator"].partition("It would")[2]
+    assert hint == " hold with server.quorum=9 or f=2."
+
+
+def test_an_attack_that_cannot_be_mounted_is_refused_in_a_cluster_too():
+    impossible = ["byzantine.attack=alie", "byzantine.count=2", "byzantine.knows=own"]
+    with pytest.raises(ConfigError, match="cannot be mounted"):
+        load(None, impossible, whole=False)
 
 
 def test_one_program_of_a_cluster_need_not_know_the_attack():

@@ -16,11 +16,10 @@ import grpc
 from varangian.backends.processes import served
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
-from varangian.cli.health import status
+from varangian.cli.health import reason, status
 from varangian.cli.main import CommandError
 from varangian.cli.progress import Progress, progress
 from varangian.cli.run import CODES, with_shortcuts
-from varangian.cli.text import printable
 from varangian.config import RunConfig, load
 from varangian.config.build import byzantine_names, honest_names, task
 from varangian.registry import ConfigError, Problem, suggestion
@@ -95,16 +94,13 @@ def wait_for(server: str, patience: float) -> None:
         try:
             status(server, PAUSE)
         except grpc.RpcError as error:
-            reason = (
-                f"{error.code().name}: {error.details()}" if isinstance(error, grpc.Call) else str(error)
-            )
             if time.monotonic() > until:
                 raise CommandError(
-                    f"the server {server} did not answer in {patience:g} s ({printable(reason)}). "
+                    f"the server {server} did not answer in {patience:g} s ({reason(error)}). "
                     "Is it running, and can it be reached from here?"
                 ) from None
             if not told:
-                print(f"waiting for the server {server} ({printable(reason)})", file=sys.stderr)
+                print(f"waiting for the server {server} ({reason(error)})", file=sys.stderr)
             told = True
         else:
             return
@@ -116,8 +112,8 @@ async def _serve(config: RunConfig, key: bytes, shown: Progress) -> RunResult:
     session = Session.open(config, shown.round)
     roster = Roster(session.machine.policy.workers, key)
     with closing(session.folder), session.stop.on_signals(shown.note):
-        reason = await served(session, roster, lambda address: shown.note(f"serving at {address}"))
-        return session.result(reason)
+        ended = await served(session, roster, lambda address: shown.note(f"serving at {address}"))
+        return session.result(ended)
 
 
 def _bound(address: str | None) -> list[str]:

@@ -17,12 +17,18 @@ def command(args: argparse.Namespace) -> int:
     try:
         reply = status(args.server, args.timeout)
     except grpc.RpcError as error:
-        reason = f"{error.code().name}: {error.details()}" if isinstance(error, grpc.Call) else str(error)
-        print(f"{args.server} does not serve: {printable(reason)}", file=sys.stderr)
+        print(f"{args.server} does not serve: {reason(error)}", file=sys.stderr)
         return 1
     state = "finished" if reply.finished else f"round {reply.round} of {reply.rounds}"
     print(f"{args.server} serves: {state}, {reply.present} of {reply.workers} workers have joined")
     return 0
+
+
+def reason(error: grpc.RpcError) -> str:
+    """Why a call failed, safe to print: a part of it may come from the other end."""
+    return printable(
+        f"{error.code().name}: {error.details()}" if isinstance(error, grpc.Call) else str(error)
+    )
 
 
 def status(server: str, timeout: float) -> ps_pb2.StatusReply:

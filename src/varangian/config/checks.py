@@ -69,6 +69,10 @@ def _attack(config: RunConfig) -> Iterator[Problem]:
     if byzantine.attack is not None and not byzantine.count:
         hint = f"Add byzantine.count={max(1, config.f)}, or leave the attack out."
         yield Problem("byzantine.count", "should be at least 1 when there is an attack", 0, hint)
+
+
+def _mounted(config: RunConfig) -> Iterator[Problem]:
+    byzantine = config.byzantine
     if byzantine.attack is not None and 0 < byzantine.count < config.workers:
         reason = refusal(byzantine.attack, config.workers, byzantine.count, byzantine.knows)
         if reason is not None:
@@ -103,13 +107,14 @@ def _remedy(config: RunConfig) -> str:
     """What would do: more rows, or a smaller f."""
     enough = next((n for n in range(1, FAR) if config.aggregator.requires(n, config.f) is None), None)
     options: list[str] = []
-    if enough is not None:
-        waits = f" or server.quorum={enough}" if config.quorum < enough <= config.workers else ""
-        options.append(f"workers={enough + config.f}{waits}")
+    if enough is not None and config.server.quorum is None:
+        options.append(f"workers={enough + config.f}")
+    if enough is not None and config.quorum < enough <= config.workers:
+        options.append(f"server.quorum={enough}")
     fewer = next((f for f in reversed(range(config.f)) if _holds(config, f)), None)
     if fewer is not None:
         options.append(f"f={fewer}")
-    return f"It would hold with {', or with '.join(options)}." if options else ""
+    return f"It would hold with {' or '.join(options)}." if options else ""
 
 
 def _holds(config: RunConfig, f: int) -> bool:
@@ -142,6 +147,7 @@ CHECKS = (
     Check(frozenset({"workers", "f", "server"}), _quorum),
     Check(frozenset({"workers", "byzantine"}), _attackers),
     Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),
+    Check(frozenset({"workers", "byzantine"}), _mounted),
     Check(frozenset({"optimizer"}), _optimizer),
     Check(frozenset({"workers", "f", "server", "aggregator"}), _guarantee),
 )
