@@ -191,7 +191,9 @@ def decided(policy: RoundPolicy, state: RoundState, at: Seconds) -> Decision:
     tally = f"round {state.round}: {answered} of {n} workers answered ({pushes} pushed, {faults} faulty)"
     if faults > policy.f:
         guilty = f"round {state.round}: {faults} proven faulty ({_listed(sorted(state.faults))})"
-        return Decision(Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}")
+        return Decision(
+            Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}; or the model has diverged"
+        )
     if answered == n:
         return Decision(Verdict.CLOSE, f"{tally}; nobody is missing")
     if state.opened_at is None or at < state.opened_at + policy.deadline:
