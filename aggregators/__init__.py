@@ -70,10 +70,13 @@ from varangian.aggregators.base import (
 )
 from varangian.aggregators.bucketing import Bucketing
 from varangian.aggregators.bulyan import Bulyan
+from varangian.aggregators.caf import CAF
+from varangian.aggregators.cagrad import CAGrad
 from varangian.aggregators.centered_clipping import CenteredClipping
 from varangian.aggregators.cge import CGE
 from varangian.aggregators.clipping import Clipping
 from varangian.aggregators.flag import Flag
+from varangian.aggregators.fltrust import FLTrust
 from varangian.aggregators.geometric_median import GeometricMedian
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.krum import Krum
@@ -81,32 +84,41 @@ from varangian.aggregators.mda import MDA
 from varangian.aggregators.meamed import MeaMed
 from varangian.aggregators.mean import Mean
 from varangian.aggregators.median import Median
+from varangian.aggregators.mgda import MGDA
 from varangian.aggregators.monna import MoNNA
 from varangian.aggregators.nnm import NNM
 from varangian.aggregators.phocas import Phocas
 from varangian.aggregators.pipeline import Aggregator
 from varangian.aggregators.rows import Rows, RowsError
 from varangian.aggregators.sign_majority import SignMajority
+from varangian.aggregators.smea import SMEA
 from varangian.aggregators.spec import aggregator_from, spec_of
+from varangian.aggregators.spectral_filter import SpectralFilter
 from varangian.aggregators.trimmed_mean import TrimmedMean
 from varangian.aggregators.unit_mean import UnitMean
+from varangian.aggregators.upgrad import UPGrad
 
 __all__ = [
     "ARC",
+    "CAF",
     "CGE",
     "MDA",
+    "MGDA",
     "MIXINGS",
     "NNM",
     "RULES",
+    "SMEA",
     "Aggregate",
     "AggregationError",
     "Aggregator",
     "Bucketing",
     "Bulyan",
+    "CAGrad",
     "CenteredClipping",
     "Clipping",
     "Columnwise",
     "Explained",
+    "FLTrust",
     "Flag",
     "GeometricMedian",
     "Gram",
@@ -121,7 +133,9 @@ __all__ = [
     "RowsError",
     "Selecting",
     "SignMajority",
+    "SpectralFilter",
     "TrimmedMean",
+    "UPGrad",
     "UnitMean",
     "Weighting",
     "aggregator_from",

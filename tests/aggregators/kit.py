@@ -5,13 +5,14 @@ properties is not meant to hold for it. Then it stands in `EXCUSED`, and a test 
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from varangian.aggregators import MIXINGS, RULES, Aggregator, aggregator_from
+from varangian.aggregators import MIXINGS, RULES, Aggregate, Aggregator, Rows, aggregator_from
 
 DEVICE = torch.device(os.environ.get("VARANGIAN_TEST_DEVICE", "cpu"))
 F = 2
@@ -38,6 +39,9 @@ VARIANTS: dict[str, object] = {
     "bulyan trimmed": {"bulyan": {"second": "trimmed"}},
     "nnm, bulyan": {"mix": ["nnm"], "rule": "bulyan"},
     "monna about a row": {"monna": {"pivot": 4}},
+    "spectral_filter in two passes": {"spectral_filter": {"iterations": 2}},
+    "cagrad rescaled": {"cagrad": {"rescale": "1/(1+c)"}},
+    "cagrad far": {"cagrad": {"c": 1.5}},
     "centered_clipping in three steps": {"centered_clipping": {"iterations": 3}},
     "clipping about the reference, median": {
         "mix": [{"clipping": {"radius": 1.0, "about": "reference"}}],
@@ -56,6 +60,15 @@ EXCUSED = {
     ("sign_majority", "scale"): "it forgets all lengths",
     ("sign_majority", "unanimity"): "it forgets all lengths",
     ("cge", "translation"): "lengths are from the origin",
+    ("mgda", "translation"): "it looks for the origin",
+    ("upgrad", "bounded"): "one row moves it anywhere",
+    ("upgrad", "translation"): "conflicts are about the origin",
+    ("cagrad", "bounded"): "one row moves it anywhere",
+    ("cagrad", "translation"): "conflicts are about the origin",
+    ("cagrad", "unanimity"): "it goes c further than what all agree on",
+    ("fltrust", "translation"): "cosines are about the origin",
+    ("fltrust", "scale"): "its length is that of the reference",
+    ("fltrust", "unanimity"): "its length is that of the reference",
     ("monna about a row", "permutation"): "it trusts a place",
     ("arc", "translation"): "lengths are from the origin",
     ("clipping", "translation"): "lengths are from the origin",
@@ -65,6 +78,12 @@ EXCUSED = {
     ("flag released", "unanimity"): "it forgets all lengths",
     ("bucketing", "permutation"): "its groups are random",
 }
+
+VETOED = {"mgda": "one row of zeros stops it"}
+"""Rules that are bounded, and still not robust."""
+
+REFERRED = ("fltrust",)
+"""Rules that are nothing without a reference: they are given one where a test gives none."""
 
 ILL_CONDITIONED = {"flag reweighted": 1e-4, "flag released pairs": 1e-4, "flag paper pairs": 1e-4}
 """What the rounding of float32 products may become: a weight of 1 / sqrt(1 - v) where v is almost 1."""
@@ -85,7 +104,27 @@ def _named(name: str) -> object:
 
 
 def built(name: str, f: int = F) -> Aggregator:
-    return aggregator_from(specs()[name], "aggregator", f=f)
+    aggregator = aggregator_from(specs()[name], "aggregator", f=f)
+    if set(parts(name)) & set(REFERRED):
+        return Referred(aggregator.rule, aggregator.mix, aggregator.f)
+    return aggregator
+
+
+class Referred(Aggregator):
+    """An aggregator with a reference of its own."""
+
+    def __call__(
+        self,
+        rows: Rows | Tensor | Sequence[Any],
+        reference: Tensor | None = None,
+        rng: torch.Generator | None = None,
+        *,
+        faults: int = 0,
+    ) -> Aggregate:
+        rows = Rows.of(rows)
+        if reference is None:
+            reference = torch.linspace(0.01, 0.02, rows.d)
+        return super().__call__(rows, reference, rng, faults=faults)
 
 
 def excused(name: str, what: str) -> bool:

@@ -1,0 +1,47 @@
+"""Trust in what agrees with a gradient of the server's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from varangian.aggregators.base import RULES, AggregationError
+from varangian.aggregators.gram import Gram, inverses
+
+
+@RULES.register("fltrust")
+@dataclass(frozen=True, kw_only=True)
+class FLTrust:
+    """The mean of the rows as long as the reference, weighted by their cosine with it where it is positive.
+
+    "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping" (Cao et al., 2021). The reference
+    is the gradient on a small root data set that the server holds and trusts, which is why any number of
+    workers may be Byzantine. Where no row agrees with it the update is zero; without one the rule means
+    nothing and says so. The last aggregate is no substitute: a mean of vectors of one length is shorter
+    than they are, so that updates would shrink from round to round.
+    """
+
+    def requires(self, n: int, f: int) -> str | None:
+        return None if n > f else f"it needs n >= f + 1, {f + 1} for f = {f}, and n is {n}"
+
+    def __call__(self, gram: Gram) -> Tensor:
+        trust = self._trust(gram)
+        total = trust.sum()
+        length = gram.basis.products[-1, -1].sqrt()
+        return trust / (total if total > 0 else 1.0) * length * inverses(gram.norms)
+
+    def explain(self, gram: Gram) -> Mapping[str, Tensor]:
+        """The cosine of each row with the reference, from 0 to 1."""
+        return {"trust": self._trust(gram)}
+
+    def _trust(self, gram: Gram) -> Tensor:
+        towards = gram.basis.products[-1]
+        if towards[-1] <= 0:
+            raise AggregationError(
+                "FLTrust needs a reference, the gradient on root data that the server trusts, and in this "
+                "round there is none, or it is zero."
+            )
+        cosines = (gram.coords @ towards) * inverses(gram.norms) / towards[-1].sqrt()
+        return cosines.clamp(min=0, max=1)

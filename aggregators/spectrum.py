@@ -1,0 +1,36 @@
+"""The direction in which points scatter most, from their inner products.
+
+m  points
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def scaled(products: Tensor) -> Tensor:
+    """Divided by the longest squared length, so that squares of squares fit; zeros stay."""
+    largest = products.diagonal().max()
+    return products / largest if largest > 0 else products
+
+
+def leading(products: Tensor, shares: Tensor) -> tuple[float, Tensor]:
+    """The largest eigenvalue of a covariance, and how far each point lies in the eigenvector's direction.
+
+    Args:
+        products: inner products of the points (m, m).
+        shares: the weight of each point in the mean and in the covariance (m,), of sum 1.
+
+    Returns:
+        The eigenvalue, and the inner products of all points with the eigenvector (m,), not centred: what
+        lies between points with a share would be lost below the mean if one of them is very far away.
+    """
+    centring = torch.eye(len(shares)).double() - shares
+    roots = shares.sqrt()
+    spread = roots[:, None] * (centring @ products @ centring.T) * roots
+    values, vectors = torch.linalg.eigh(spread)
+    if values[-1] <= 0:
+        return 0.0, torch.zeros_like(shares)
+    direction = centring.T @ (roots * vectors[:, -1]) / values[-1].sqrt()
+    return float(values[-1]), products @ direction
