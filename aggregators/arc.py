@@ -28,6 +28,10 @@ class ARC:
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, self.f) or told_enough(self, f)
 
+    def carried(self, n: int, f: int, kappa: float) -> float:
+        """Kappa + 2 f / (n - 2 f), of the paper."""
+        return kappa + 2 * f / (n - 2 * f)
+
     def outputs(self, n: int) -> int:
         return n
 

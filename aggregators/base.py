@@ -91,6 +91,27 @@ class Selecting(Columnwise, Protocol):
 
 
 @runtime_checkable
+class Resilient(Part, Protocol):
+    """A rule whose robustness coefficient is known."""
+
+    def kappa(self, n: int, f: int, /) -> float | None:
+        """The coefficient, as `Aggregator.kappa` has it; None where it is not known.
+
+        Only asked where `requires(n, f)` is None, and with the f that the rule was told, if any.
+        """
+        ...
+
+
+@runtime_checkable
+class Conserving(Part, Protocol):
+    """A mixing that leaves a rule with a coefficient one that is known."""
+
+    def carried(self, n: int, f: int, kappa: float, /) -> float | None:
+        """The coefficient of the mixing and what follows it, which alone has `kappa`; asked alike."""
+        ...
+
+
+@runtime_checkable
 class Naming(Part, Protocol):
     """A rule that names rows by their place."""
 
@@ -116,6 +137,16 @@ class Aggregate(NamedTuple):
     """The coefficient of the reference in `vector`."""
     details: Mapping[str, Tensor] = MappingProxyType({})
     """What else the rule says of each row: (n,) float64 by name, NaN where it says nothing."""
+    spread: float | None = None
+    """Mean squared distance to `vector` of the rows that took part; None where no distance was measured."""
+
+    @property
+    def effective(self) -> float | None:
+        """How many rows, equally believed, would average as much: (sum c)^2 / sum c^2 of the weights c."""
+        if self.weights is None:
+            return None
+        shares = self.weights / self.weights.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+        return float(shares.sum().square() / shares.square().sum().clamp(min=1))
 
 
 class AggregationError(ValueError):

@@ -48,6 +48,10 @@ class GeometricMedian:
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, f)
 
+    def kappa(self, n: int, f: int) -> float | None:
+        """4 (1 + f / (n - 2 f))^2, of "Fixing by Mixing" (Allouah et al., 2023)."""
+        return 4 * (1 + f / (n - 2 * f)) ** 2 if self.robust else None
+
     def __call__(self, gram: Gram) -> Tensor:
         return self._converged(gram) if self.convention == "exact" else self._released(gram)
 

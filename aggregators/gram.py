@@ -29,6 +29,11 @@ class Basis:
 
     measure: Callable[[], Tensor]
 
+    @property
+    def measured(self) -> bool:
+        """Whether a rule has asked yet."""
+        return "products" in vars(self)
+
     @cached_property
     def products(self) -> Tensor:
         """(n+1, n+1)."""
@@ -51,8 +56,7 @@ class Gram:
     @classmethod
     def about(cls, measure: Callable[[], Tensor], n: int) -> Gram:
         """The n points of a basis, whose inner products `measure` returns: (n+1, n+1)."""
-        coords = torch.cat([torch.eye(n), torch.ones(n, 1)], dim=1).double()
-        return cls(Basis(measure), coords)
+        return cls(Basis(measure), _themselves(n))
 
     def __len__(self) -> int:
         return self.coords.shape[0]
@@ -98,9 +102,21 @@ class Gram:
         """|y_i - z|^2 for z the combination with these weights, (m,) or (m+1,) -> (m,)."""
         return self.squares(self.coords - self.combination(weights))
 
+    def spread(self, point: Tensor) -> float | None:
+        """Mean squared distance of the rows to the point with these coordinates; None if not measured."""
+        if not self.basis.measured:
+            return None
+        rows = _themselves(len(point) - 1)
+        return float(self.squares(rows - point).mean())
+
     def squares(self, coords: Tensor) -> Tensor:
         """Squared norms of the vectors with these coordinates: (k, n+1) -> (k,)."""
         return ((coords @ self.basis.products) * coords).sum(dim=1).clamp(min=0)
+
+
+def _themselves(n: int) -> Tensor:
+    """The coordinates of the n rows."""
+    return torch.cat([torch.eye(n), torch.ones(n, 1)], dim=1).double()
 
 
 def _products(coords: Tensor, basis: Basis) -> Tensor:

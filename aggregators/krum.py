@@ -62,6 +62,16 @@ class Krum:
             return f"it can select at most {most} = {n - self.f - rest} rows, not {self.select}"
         return told_enough(self, f)
 
+    def kappa(self, n: int, f: int) -> float | None:
+        """6 (1 + f / (n - 2 f)) with n - f - 1 neighbours, of "Fixing by Mixing" (Allouah et al., 2023).
+
+        Of a row and its neighbours all but f are honest. With one neighbour less the same proof gives
+        6 (n - f) / (n - 2 f - 1). The k least scores sum to no more than k times the mean score of the
+        honest rows, so it holds for the mean of k rows, too.
+        """
+        convention = CONVENTIONS[self.convention]
+        return 6 * (n - f) / (n - 2 * f + 1 - convention.others) if convention.squared else None
+
     def __call__(self, gram: Gram) -> Tensor:
         m, convention = len(gram), CONVENTIONS[self.convention]
         distances = gram.sqdist if convention.squared else gram.sqdist.sqrt()

@@ -26,6 +26,10 @@ class Median:
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, f)
 
+    def kappa(self, n: int, f: int) -> float:
+        """4 (1 + f / (n - 2 f))^2, of "Fixing by Mixing" (Allouah et al., 2023)."""
+        return 4 * (1 + f / (n - 2 * f)) ** 2
+
     def order(self, m: int) -> Window:
         last = m // 2 if self.convention == "midpoint" else (m - 1) // 2
         return Window((m - 1) // 2, last + 1)

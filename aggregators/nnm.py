@@ -27,6 +27,10 @@ class NNM:
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, self.f) or told_enough(self, f)
 
+    def carried(self, n: int, f: int, kappa: float) -> float:
+        """8 f / (n - f) (kappa + 1), of the paper."""
+        return 8 * f / (n - f) * (kappa + 1)
+
     def outputs(self, n: int) -> int:
         return n
 

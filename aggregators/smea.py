@@ -44,6 +44,10 @@ class SMEA:
             return f"it needs to search {subsets} subsets of n - f rows, and its budget is {self.budget}"
         return honest_majority(n, self.f) or told_enough(self, f)
 
+    def kappa(self, n: int, f: int) -> float:
+        """4 f / (n - f) (1 + f / (n - 2 f))^2, of the paper; there even in the spectral norm."""
+        return 4 * f / (n - f) * (1 + f / (n - 2 * f)) ** 2
+
     def __call__(self, gram: Gram) -> Tensor:
         guess = torch.ones(len(gram), dtype=torch.bool)
         if self.f:

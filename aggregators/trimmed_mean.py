@@ -26,6 +26,10 @@ class TrimmedMean:
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, self.f) or told_enough(self, f)
 
+    def kappa(self, n: int, f: int) -> float:
+        """6 f / (n - 2 f) (1 + f / (n - 2 f)), of "Fixing by Mixing" (Allouah et al., 2023)."""
+        return 6 * f / (n - 2 * f) * (1 + f / (n - 2 * f))
+
     def order(self, m: int) -> Window:
         return Window(self.f, m - self.f)
 

@@ -34,6 +34,10 @@ class Step:
     lr: float
     seconds: dict[str, float]
     """By phase: aggregate, step."""
+    effective: float | None = None
+    """How many workers, equally believed, would average as much; None for a rule without weights."""
+    spread: float | None = None
+    """Mean squared distance of the rows to the aggregate; None where no distance was measured."""
 
 
 class Learner:
@@ -152,6 +156,8 @@ def _described(
         details={name: _named(workers, values) for name, values in aggregate.details.items()},
         lr=lr,
         seconds=seconds,
+        effective=aggregate.effective,
+        spread=aggregate.spread,
     )
 
 

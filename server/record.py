@@ -28,6 +28,10 @@ class RoundRecord:
     """How much of each worker is in the update; None when the rule has no weights or there is no update."""
     reference_weight: float = 0.0
     """How much of the last update is in this one."""
+    effective: float | None = None
+    """How many workers, equally believed, would average as much; None where `weights` is."""
+    spread: float | None = None
+    """Mean squared distance of what took part to the update; None where the rule measured no distance."""
     dropped: dict[str, str]
     """Who took no part because of what it sent, and why."""
     missing: tuple[str, ...]
@@ -82,6 +86,8 @@ def of_step(
         accuracy=accuracy,
         weights=step.weights,
         reference_weight=step.reference_weight,
+        effective=step.effective,
+        spread=step.spread,
         dropped=step.dropped,
         missing=tuple(missing),
         details=step.details,

@@ -358,3 +358,13 @@ def test_impossible_values_are_refused(build, sentence: str):
     with pytest.raises(ValueError, match="should") as error:
         build()
     assert str(error.value) == sentence
+
+
+def test_a_step_says_how_many_were_believed_and_how_far_they_lie():
+    """The last two rows are 1 and 7 away from the one that Krum believes."""
+    pushed = {f"w{i:02}": torch.tensor([value, 0.0]) for i, value in enumerate([0.0, 0.0, 0.0, 1.0, 7.0])}
+    step = learner(Aggregator(Krum(f=1))).step(0, pushed, {})
+    assert step.effective == 1.0
+    assert step.spread == pytest.approx((1 + 49) / 5)
+    columns = learner(Aggregator(Columns())).step(0, pushed, {})
+    assert (columns.effective, columns.spread) == (None, None)

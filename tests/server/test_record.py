@@ -17,6 +17,8 @@ STEP = Step(
     details={"explained": {"w00": 0.9, "w01": NAN}},
     lr=0.1,
     seconds={"aggregate": 1.0, "step": 2.0},
+    effective=2.0,
+    spread=0.5,
 )
 
 
@@ -42,6 +44,8 @@ def test_a_committed_round():
         "accuracy": 0.9,
         "weights": {"w00": 0.5, "w01": 0.5},
         "reference_weight": 0.25,
+        "effective": 2.0,
+        "spread": 0.5,
         "dropped": {"w02": "not finite"},
         "missing": ["w03"],
         "details": {"explained": {"w00": 0.9, "w01": None}},
