@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,16 +15,19 @@ from varangian.aggregators.base import (
     Aggregate,
     AggregationError,
     Columnwise,
+    Conserving,
     Explained,
     Mixing,
     Naming,
+    Ordered,
+    Resilient,
     Selecting,
     Weighting,
     spent,
     tolerance,
 )
 from varangian.aggregators.gram import Gram
-from varangian.aggregators.kernels import Backend, backend_for
+from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for
 from varangian.aggregators.rows import Rows, RowsError
 
 
@@ -70,6 +74,24 @@ class Aggregator:
         after = f" (after {', '.join(map(repr, self.mix))}: {n} points)" if self.mix else ""
         return f"{self.rule!r}: {reason}{after}" if reason else None
 
+    def kappa(self, n: int, f: int | None = None) -> float | None:
+        """The known robustness coefficient for n rows of which f are Byzantine; None where none is known.
+
+        For every S of n - f rows |F(x) - mean_S|^2 is at most kappa times the mean of |x_i - mean_S|^2 over
+        S: (f, kappa)-robustness, "Fixing by Mixing" (Allouah et al., 2023). No rule has less than
+        f / (n - 2 f). One who was told of more Byzantine rows keeps to the coefficient for those.
+        """
+        f = max(self.tolerance or 0, f or 0)
+        if self.requires(n, f) or not isinstance(self.rule, Resilient):
+            return None
+        sizes = [*accumulate(self.mix, lambda m, mixing: mixing.outputs(m), initial=n)]
+        kappa = self.rule.kappa(sizes[-1], f)
+        for mixing, m in zip(reversed(self.mix), sizes[-2::-1], strict=True):
+            if kappa is None or not isinstance(mixing, Conserving):
+                return None
+            kappa = mixing.carried(m, f, kappa)
+        return kappa
+
     def __call__(
         self,
         rows: Rows | Tensor | Sequence[Any],
@@ -93,11 +115,23 @@ class Aggregator:
             AggregationError: too few rows are left for the guarantee, or more are provably invalid
                 than were declared Byzantine.
         """
-        survivors = _screened(Rows.of(rows), reference, self.backend)
+        rng = rng or torch.Generator().manual_seed(0)
+        before = rng.get_state()
+        for survivors in _attempts(Rows.of(rows), reference, self.backend):
+            rng.set_state(before)
+            try:
+                return self._aggregate(survivors, rng, faults)
+            except NotFinite:
+                continue
+        raise BackendRefused(
+            f"Backend {self.backend!r} was requested, but sums of these rows overflow in it."
+        )
+
+    def _aggregate(self, survivors: _Survivors, rng: torch.Generator, faults: int) -> Aggregate:
         now = self._after(survivors, faults)
         measured = gram = survivors.gram()
         for mixing in now.mix:
-            gram = gram.mixed(mixing.mix(gram, rng or torch.Generator().manual_seed(0)))
+            gram = gram.mixed(mixing.mix(gram, rng))
         if isinstance(now.rule, Selecting):
             gram = gram.mixed(now.rule.select(gram))
         if isinstance(now.rule, Columnwise):
@@ -138,11 +172,14 @@ class _Survivors:
         rows = self.rows
         if coords is not None and (chosen := _chosen(coords)):  # then nothing need be multiplied
             rows, coords = Rows(tuple(rows.vectors[i] for i in chosen)), None
-        vector = self.backend.columnwise(rule.columnwise, coords, rows, self.reference)
+        points = len(rows) if coords is None else len(coords)
+        reduce = rule.order(points) if isinstance(rule, Ordered) else rule.columnwise
+        vector = self.backend.columnwise(reduce, coords, rows, self.reference)
         return Aggregate(vector, None, self.dropped)
 
     def weighted(self, rule: Weighting, gram: Gram) -> Aggregate:
-        coords = _on_rows(gram.combination(rule(gram)))
+        place = gram.combination(rule(gram))
+        coords = _on_rows(place)
         vector = self.backend.combine(coords[None], self.rows, self.reference)[0]
         details = rule.explain(gram) if isinstance(rule, Explained) else {}
         # After bucketing there are fewer points than rows, and what is said of them is of no one row.
@@ -152,7 +189,8 @@ class _Survivors:
             if len(values) == len(self.kept)
         }
         weights = self._of_all(coords[:-1], 0.0)
-        return Aggregate(vector, weights, self.dropped, float(coords[-1]), of_rows)
+        spread = gram.spread(place)
+        return Aggregate(vector, weights, self.dropped, float(coords[-1]), of_rows, spread)
 
     def _of_all(self, values: Tensor, of_dropped: float) -> Tensor:
         out = torch.full((self.n,), of_dropped, dtype=torch.float64)
@@ -160,9 +198,22 @@ class _Survivors:
         return out
 
 
-def _screened(rows: Rows, reference: Tensor | None, backend: str | None) -> _Survivors:
+def _attempts(rows: Rows, reference: Tensor | None, backend: str | None) -> Iterator[_Survivors]:
+    """All rows, unscreened, where the kernels notice what they should not be given; then the sound ones.
+
+    Almost every round is sound, and a screening would read all rows once more.
+    """
+    chosen, reference = backend_for(rows, backend), _checked(reference, rows)
+    if chosen.NOTICES:
+        yield _Survivors(rows, reference, chosen, len(rows), [*range(len(rows))], ())
+    sound = _screened(rows, reference, chosen)
+    yield sound
+    if backend is None:
+        yield replace(sound, backend=after(chosen))
+
+
+def _screened(rows: Rows, reference: Tensor | None, chosen: Backend) -> _Survivors:
     """The finite rows, with subnormal numbers flushed to zero: those would slow every product down."""
-    chosen = backend_for(rows, backend)
     finite, subnormal = chosen.screen(rows)
     kept = finite.nonzero().flatten().tolist()
     dropped = tuple((~finite).nonzero().flatten().tolist())
@@ -170,7 +221,7 @@ def _screened(rows: Rows, reference: Tensor | None, backend: str | None) -> _Sur
     if bool(subnormal[kept].any()):
         flushed = zip(clean.vectors, subnormal[kept].tolist(), strict=True)
         clean = Rows(tuple(_flushed(v) if flush else v for v, flush in flushed))
-    return _Survivors(clean, _checked(reference, rows), chosen, len(rows), kept, dropped)
+    return _Survivors(clean, reference, chosen, len(rows), kept, dropped)
 
 
 def _flushed(vector: Tensor) -> Tensor:

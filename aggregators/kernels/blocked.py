@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.rows import Rows
 
 NAME = "blocked"
+NOTICES = False
 
 WIDTH = 1 << 12
 """Columns per block of the Gram matrix: short float32 sums have small errors."""
@@ -30,6 +32,8 @@ blocks are independent, so that B blocks keep 1 / sqrt(B) of it."""
 
 FLOOR = 1e-30
 """Mean square entry below which float32 products start to underflow."""
+
+Measure: TypeAlias = Callable[[Rows, Tensor | None], Tensor]
 
 INTEGERS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
@@ -76,8 +80,13 @@ def _smallest_normal(dtype: torch.dtype) -> int:
 
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
+    return verified(rows, reference, _products, exact.gram)
+
+
+def verified(rows: Rows, reference: Tensor | None, quick: Measure, slow: Measure) -> Tensor:
+    """The quick Gram matrix where it kept enough bits, else the slow one."""
     n = len(rows)
-    products = _products(rows, reference)
+    products = quick(rows, reference)
     if not bool(lost(products[:n, :n], rows.d).any()) and not _underflow(products, rows, reference):
         return products
     # Colluders who all send one vector must not buy a slow round: one of them is measured.
@@ -87,7 +96,7 @@ def gram(rows: Rows, reference: Tensor | None) -> Tensor:
     some = rows.keep(apart)
     kept = products[[*apart, n]][:, [*apart, n]]
     if bool(lost(kept[:-1, :-1], rows.d).any()) or _underflow(kept, some, reference):
-        kept = exact.gram(some, reference)
+        kept = slow(some, reference)
     return kept[index][:, index]
 
 
@@ -122,7 +131,9 @@ def _underflow(products: Tensor, rows: Rows, reference: Tensor | None) -> bool:
 
 
 def _same(row: Tensor, reference: Tensor | None) -> bool:
-    return not bool(row.any()) if reference is None else torch.equal(row, reference.to(row))
+    if reference is not None:
+        return torch.equal(row, reference.to(row))
+    return not bool((row.abs() >= torch.finfo(row.dtype).tiny).any())  # subnormal numbers count as zero
 
 
 def _first_equal(rows: Rows, maybe: Tensor) -> list[int]:

@@ -7,15 +7,23 @@ from typing import Protocol
 
 from torch import Tensor
 
-from varangian.aggregators.kernels import blocked, reference
+from varangian.aggregators.kernels import blocked, native, reference
 from varangian.aggregators.rows import Rows
 
 
 class Backend(Protocol):
-    """A module with the verbs that read d columns; `reference` defines what they mean."""
+    """A module with the verbs that read d columns; `reference` defines what they mean.
+
+    A verb may raise `NotFinite` when it meets a row that is not, or overflows.
+    """
 
     @property
     def NAME(self) -> str: ...  # read-only, so that a module's constant fits
+
+    @property
+    def NOTICES(self) -> bool:
+        """Whether rows need no screening: a verb raises `NotFinite`, and subnormal numbers cost nothing."""
+        ...
 
     def refuses(self, rows: Rows, /) -> str | None: ...
     def screen(self, rows: Rows, /) -> tuple[Tensor, Tensor]: ...
@@ -31,11 +39,16 @@ class Backend(Protocol):
     ) -> Tensor: ...
 
 
-BACKENDS: tuple[Backend, ...] = (blocked, reference)
+BACKENDS: tuple[Backend, ...] = (native, blocked, reference)
 
 
 class BackendRefused(RuntimeError):
     """A backend was asked for by name and cannot take these rows."""
+
+
+def after(backend: Backend) -> Backend:
+    """The next slower backend, for rows that were too much for this one."""
+    return BACKENDS[min(BACKENDS.index(backend) + 1, len(BACKENDS) - 1)]
 
 
 def backend_for(rows: Rows, name: str | None = None) -> Backend:

@@ -10,6 +10,7 @@ from torch import Tensor
 from varangian.aggregators.rows import Rows
 
 NAME = "reference"
+NOTICES = False
 
 LARGEST_SQUARE = 2.0**1000
 """Of the norm of a row: float64 has room for sums of millions of such squares."""

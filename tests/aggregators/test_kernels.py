@@ -6,7 +6,15 @@ from tests.aggregators import kit
 from torch import Tensor
 
 from varangian.aggregators import Aggregator, Median, Rows
-from varangian.aggregators.kernels import BACKENDS, Backend, BackendRefused, backend_for, blocked, reference
+from varangian.aggregators.kernels import (
+    BACKENDS,
+    Backend,
+    BackendRefused,
+    backend_for,
+    blocked,
+    native,
+    reference,
+)
 
 SHAPES = [(3, 63), (8, 1000), (15, 1271), (5, blocked.WIDTH), (4, 65_537)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -138,7 +146,13 @@ def test_requested_backend_that_refuses_is_an_error() -> None:
 
 def test_every_type_is_taken() -> None:
     assert {param.values[1] for param in TAKEN} == set(DTYPES)
-    assert {param.values[0] for param in TAKEN} == set(BACKENDS)
+    built = {backend for backend in BACKENDS if backend is not native or native.library()}
+    assert {param.values[0] for param in TAKEN} == built
+
+
+def test_fastest_that_is_there_is_taken() -> None:
+    rows = Rows.of(torch.randn(2, 3))
+    assert backend_for(rows) is (native if native.library() else blocked)
 
 
 def test_unknown_backend_is_an_error() -> None:
@@ -148,9 +162,11 @@ def test_unknown_backend_is_an_error() -> None:
 
 def test_products_of_less_than_float32_are_refused() -> None:
     rows = Rows.of(torch.randn(2, 3))
-    assert backend_for(rows) is blocked
+    assert blocked.refuses(rows) is None
     torch.set_float32_matmul_precision("medium")
     try:
-        assert backend_for(rows) is reference
+        assert "products of less than float32" in str(blocked.refuses(rows))
+        # The kernels in C multiply on their own.
+        assert backend_for(rows) is (native if native.library() else reference)
     finally:
         torch.set_float32_matmul_precision("highest")

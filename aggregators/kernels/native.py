@@ -1,0 +1,203 @@
+"""Kernels in C for float32 rows on a CPU, built at install time where there is a compiler.
+
+Nothing is screened in advance: a row that is not finite shows in the result, and the verb then raises
+`NotFinite`; subnormal numbers are read as zero by the processor. The columns are cut into slices of one
+width, whatever the number of threads, and partial results are added in the order of the slices: the same
+bits on one core as on many. Calls go through ctypes, which releases the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varangian.aggregators.kernels import blocked, networks
+from varangian.aggregators.kernels.blocked import screen
+from varangian.aggregators.order import Majority, Nearest, Order
+from varangian.aggregators.rows import Rows
+
+__all__ = ["NAME", "NOTICES", "NotFinite", "columnwise", "combine", "gram", "refuses", "screen"]
+
+T = TypeVar("T")
+
+NAME = "native"
+NOTICES = True
+ABI = 1
+MOST = 500
+"""Rows that the C side has room for on its stack."""
+SLICE = 1 << 16
+"""Columns of one call: a multiple of every strip of the C side."""
+
+
+class NotFinite(ArithmeticError):
+    """A row may not be finite, or a sum of finite rows overflowed: screen, and try again."""
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they were not built."""
+    found = importlib.util.find_spec("varangian.aggregators.kernels._native")
+    if found is None or found.origin is None:
+        return None
+    loaded = ctypes.CDLL(found.origin)
+    loaded.varangian_abi.restype = ctypes.c_int64
+    return loaded if loaded.varangian_abi() == ABI else None
+
+
+def refuses(rows: Rows) -> str | None:
+    if library() is None:
+        return "it was not built: there was no C compiler when varangian was installed"
+    if rows.device.type != "cpu" or rows.dtype != torch.float32:
+        return f"it takes float32 rows on the CPU, not {rows.dtype} on {rows.device}"
+    if len(rows) > MOST:
+        return f"it takes at most {MOST} rows, not {len(rows)}"
+    return None
+
+
+def gram(rows: Rows, reference: Tensor | None) -> Tensor:
+    rows = _contiguous(rows)
+    return blocked.verified(rows, reference, _quick, _exact)
+
+
+def _quick(rows: Rows, reference: Tensor | None) -> Tensor:
+    products = _measured("varangian_gram", rows, reference)
+    # The square of a finite float32 may overflow as well; then the exact form says which it was.
+    if bool(products.diagonal().isfinite().all()):
+        return products
+    return _exact(rows, reference)
+
+
+def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
+    products = _measured("varangian_gram_exact", rows, reference)
+    if not bool(products.diagonal().isfinite().all()):
+        raise NotFinite
+    return products
+
+
+def _measured(verb: str, rows: Rows, reference: Tensor | None) -> Tensor:
+    """Inner products of (x_1 - r, ..., x_n - r, r), with zeros where there is no r: (n+1, n+1)."""
+    n, given = len(rows), len(rows) + (reference is not None)
+
+    def part(start: int, stop: int) -> Tensor:
+        out = torch.empty(given, given, dtype=torch.float64)
+        at = None if reference is None else _address(reference, start)
+        if _call(verb, _pointers(rows, start), at, n, stop - start, _address(out)):
+            raise MemoryError(f"{verb} found no memory for {n} rows.")
+        return out
+
+    total = torch.zeros(n + 1, n + 1, dtype=torch.float64)
+    for products in _over_slices(rows.d, part):
+        total[:given, :given] += products
+    return total
+
+
+def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+    d = rows.d
+    rows, weights = _points(coords, rows, reference)
+    used = weights.any(dim=0).nonzero().flatten().tolist()  # Krum: the other rows need not be read
+    rows, weights = Rows(tuple(rows.vectors[i] for i in used)), weights[:, used].contiguous()
+    if not used:
+        return torch.zeros(len(coords), d)
+    out = torch.empty(len(coords), d)
+
+    def part(start: int, stop: int) -> int:
+        shape = (len(used), stop - start, len(coords), d)
+        return _call(
+            "varangian_combine", _pointers(rows, start), _address(weights), *shape, _address(out, start)
+        )
+
+    _over_slices(d, part)
+    return _checked(out)
+
+
+def columnwise(
+    rule: Callable[[Tensor], Tensor], coords: Tensor | None, rows: Rows, reference: Tensor | None
+) -> Tensor:
+    if not isinstance(rule, Order):
+        finite, subnormal = screen(rows)
+        if not bool(finite.all()) or bool(subnormal.any()):
+            raise NotFinite
+        return blocked.columnwise(rule, coords, rows, reference)
+    rows = _contiguous(rows)
+    weights = None
+    if coords is not None:
+        rows, weights = _points(coords, rows, reference)
+    points = len(rows) if weights is None else len(weights)
+    out = torch.empty(rows.d)
+    verb, details = _described(rule, points)
+
+    def part(start: int, stop: int) -> int:
+        at = None if weights is None else _address(weights)
+        shape = (len(rows), stop - start, at, points)
+        return _call(verb, _pointers(rows, start), *shape, *details, _address(out, start))
+
+    if any(_over_slices(rows.d, part)):
+        raise NotFinite
+    return out
+
+
+def _described(rule: Order, points: int) -> tuple[str, tuple[Any, ...]]:
+    """The verb of the C side that does what the rule says of this many points, and how it is told."""
+    if isinstance(rule, Majority):
+        return "varangian_majority", (ctypes.c_float(rule.scale),)
+    count = rule.count if isinstance(rule, Nearest) else 0
+    table = _merges(points, None if count else (rule.lo, rule.hi))
+    return "varangian_columns", (table.ctypes.data, len(table), rule.lo, rule.hi, count)
+
+
+@cache
+def _merges(points: int, summed: tuple[int, int] | None) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.array(networks.merges(points, summed), dtype=np.int32).reshape(-1, 3)
+
+
+def _points(coords: Tensor, rows: Rows, reference: Tensor | None) -> tuple[Rows, Tensor]:
+    """Rows, with the reference as one more where it counts, and float32 coefficients of each."""
+    vectors = _contiguous(rows).vectors
+    if reference is None or not bool(coords[:, -1].any()):
+        return Rows(vectors), coords[:, :-1].float().contiguous()
+    return Rows((*vectors, reference)), coords.float().contiguous()
+
+
+def _checked(values: Tensor) -> Tensor:
+    if not bool(values.isfinite().all()):
+        raise NotFinite
+    return values
+
+
+def _contiguous(rows: Rows) -> Rows:
+    if all(vector.is_contiguous() for vector in rows.vectors):
+        return rows
+    return Rows(tuple(vector.contiguous() for vector in rows.vectors))
+
+
+def _over_slices(d: int, part: Callable[[int, int], T]) -> list[T]:
+    """`part(start, stop)` of every slice, in order, on as many threads as torch uses."""
+    slices = [(start, min(start + SLICE, d)) for start in range(0, d, SLICE)]
+    threads = min(torch.get_num_threads(), len(slices))
+    if threads == 1:
+        return [part(*each) for each in slices]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda each: part(*each), slices))
+
+
+def _pointers(rows: Rows, start: int) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(rows))(*[_address(vector, start) for vector in rows.vectors])
+
+
+def _address(tensor: Tensor, start: int = 0) -> int:
+    return tensor.data_ptr() + start * tensor.element_size()
+
+
+def _call(verb: str, *args: Any) -> int:
+    """A call of the C side: whole numbers travel as int64, addresses as pointers, both of one register."""
+    loaded = library()
+    assert loaded is not None
+    return int(getattr(loaded, verb)(*[ctypes.c_int64(a) if isinstance(a, int) else a for a in args]))

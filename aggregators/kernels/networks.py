@@ -1,0 +1,66 @@
+"""Sorting networks: which pairs of rows to compare, in which order, for any number of rows.
+
+Batcher's odd-even merge sort ("Sorting networks and their applications", 1968). Blocks of rows are sorted
+by straight-line code (`networks.h`, which this module writes) and merged from a table, which leaves out
+every comparison that the wanted ranks do not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+NARROW, WIDE = 16, 32
+"""Rows are sorted by blocks of WIDE, and what is left by blocks of NARROW: compiling a network for every
+number up to WIDE would take a minute."""
+
+
+def comparators(n: int) -> Iterator[tuple[int, int, int]]:
+    """(run, low, high): when sorted runs of length `run` are merged, row low takes the smaller value."""
+    p = 1
+    while p < n:
+        k = p
+        while k >= 1:
+            for j in range(k % p, n - k, 2 * k):
+                for i in range(j, min(j + k, n - k)):
+                    if i // (2 * p) == (i + k) // (2 * p):
+                        yield p, i, i + k
+            k //= 2
+        p *= 2
+
+
+@cache
+def merges(n: int, summed: tuple[int, int] | None) -> tuple[tuple[int, int, int], ...]:
+    """What is left to compare once the blocks are sorted: (low, high, kind).
+
+    `summed`: ranks (first, end) of which only the sum is wanted, or None when every rank is. Kind 0 writes
+    both rows, 1 the smaller only, 2 the larger only. A comparison whose two results are only summed, or
+    both ignored, changes nothing and is left out.
+    """
+    first, end = summed or (0, n)
+    wanted = ["summed" if summed and first <= i < end else "" if summed else "rank" for i in range(n)]
+    kept: list[tuple[int, int, int]] = []
+    for run, low, high in reversed(list(comparators(n))):
+        if run < NARROW or (run < WIDE and low < n // WIDE * WIDE):
+            continue
+        if wanted[low] == wanted[high] != "rank":
+            continue
+        kept.append((low, high, 0 if wanted[low] and wanted[high] else 1 if wanted[low] else 2))
+        wanted[low] = wanted[high] = "rank"
+    return tuple(reversed(kept))
+
+
+def header() -> str:
+    """The text of networks.h: the comparators of each block size as straight-line code."""
+    sizes = (*range(1, NARROW + 1), WIDE)
+    lines = ["/* Written by networks.py. X(a, b) leaves the smaller of two rows in a, the larger in b. */"]
+    for n in sizes:
+        lines.append(f"#define NETWORK_{n} " + " ".join(f"X({a},{b})" for _, a, b in comparators(n)))
+        lines.append(f"#define EACH_{n}(F) " + " ".join(f"F({i})" for i in range(n)))
+    lines.append("#define EACH_SIZE(F) " + " ".join(f"F({n})" for n in sizes))
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("networks.h").write_text(header())
