@@ -77,11 +77,11 @@ def _members(rows: int) -> Iterator[int]:
 
 def _can_go(far: list[int], left: int, budget: int) -> bool:
     """Whether no two of the rows that are left are far from each other once `budget` of them are gone."""
-    degrees = {i: (far[i] & left).bit_count() for i in _members(left)}
-    worst = max(degrees, key=degrees.__getitem__, default=0)
-    degree = degrees.get(worst, 0)
-    if sum(degrees.values()) > 2 * budget * degree:
-        return False  # nobody settles more than `degree` pairs
+    degrees = sorted(((far[i] & left).bit_count(), i) for i in _members(left))
+    pairs = sum(degree for degree, _ in degrees) / 2
+    if sum(degree for degree, _ in degrees[len(degrees) - budget :]) < pairs:
+        return False  # not even those with the most pairs settle all
+    degree, worst = degrees[-1]
     if degree <= 2:
         return _least_cover(far, left) <= budget
     if _can_go(far, left & ~(1 << worst), budget - 1):

@@ -43,11 +43,10 @@ class Nearest:
     def __call__(self, block: Tensor) -> Tensor:
         """(m, b) -> (b,)."""
         lanes = ordered(block, 0, len(block) - 1)
-        if not bool((lanes[-1] - lanes[0]).isfinite().all()):
-            return 2 * self(block / 2)  # or a distance would be more than the largest float
         centre = _mean(lanes[self.lo : self.hi])
         # They are neighbours in sorted order, and no value is ever subtracted from their sum: the least
         # `count` of them, and then each makes way for the one `count` ranks above it while that is nearer.
+        # Of two distances on either side at most one is more than the largest float: the longer one.
         kept = lanes[: self.count]
         for i, value in enumerate(lanes[self.count :]):
             least = kept[i % self.count]
