@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from varangian.backends import run
+from varangian.cli.picture import curves
 from varangian.config import load
+from varangian.server.record import RoundRecord
 
 RULES = ["mean", "unit_mean", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "flag"]
 ATTACKS = ["none", "uniform", "sign_flip"]
@@ -29,10 +31,17 @@ def settings(rule: str, attack: str, args: argparse.Namespace) -> list[str]:
 
 def cell(rule: str, attack: str, args: argparse.Namespace) -> dict[str, Any]:
     accuracies, digests = [], []
+    seen: list[list[tuple[int, float]]] = []
+
+    def observe(record: RoundRecord) -> None:
+        if record.accuracy is not None:
+            seen[-1].append((record.round + 1, record.accuracy))
+
     for seed in args.seeds:
+        seen.append([])
         with tempfile.TemporaryDirectory() as output:
             overrides = [*settings(rule, attack, args), f"seed={seed}", f"output={output}"]
-            result = run(load(None, overrides), observe=lambda record: None, note=lambda text: None)
+            result = run(load(None, overrides), observe=observe, note=lambda text: None)
         accuracies.append(result.accuracy)
         digests.append(result.digest)
     return {
@@ -42,6 +51,7 @@ def cell(rule: str, attack: str, args: argparse.Namespace) -> dict[str, Any]:
         "accuracy": statistics.mean(accuracies),
         "accuracies": accuracies,
         "digests": digests,
+        "curves": seen,
     }
 
 
@@ -62,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="the mean over these")
     parser.add_argument("--backend", default="simulate", choices=["simulate", "processes"])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
+    parser.add_argument("--png", type=Path, help="where to draw the curves of the first seed")
     parser.add_argument("--json", type=Path, help="where to write every run")
     args = parser.parse_args()
     cells = []
@@ -71,6 +82,9 @@ def main() -> None:
             print(f"{rule} {attack} {100 * cells[-1]['accuracy']:.1f} %", flush=True)
     print(f"\naccuracy in %, {args.backend}, {' '.join(args.set)}, seeds {args.seeds}\n")
     print(table(cells, args.rules, args.attacks))
+    if args.png:
+        drawn = {a: {c["rule"]: c["curves"][0] for c in cells if c["attack"] == a} for a in args.attacks}
+        curves(drawn, args.png)
     if args.json:
         args.json.write_text(json.dumps(cells, indent=1) + "\n")
 
