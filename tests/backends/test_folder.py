@@ -7,6 +7,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from varangian.aggregators.kernels import BACKENDS
 from varangian.backends import RunError, RunResult
 from varangian.backends.folder import RunFolder, named_tensors, short_name, write_atomically
 from varangian.config import load, loads
@@ -33,6 +34,7 @@ def test_a_new_folder_says_what_will_run(folder, small):
     assert manifest["packages"]["torch"] == torch.__version__
     assert manifest["seed"] == 1
     assert manifest["threads"] == {"server": 1, "worker": 1}
+    assert manifest["kernels"] in [backend.NAME for backend in BACKENDS]
     assert manifest["command"] == ["varangian", "run"]
     assert not (folder.path / "result.json").exists()
 

@@ -29,6 +29,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 import varangian
+from varangian.aggregators import Rows
+from varangian.aggregators.kernels import backend_for
 from varangian.backends.result import RunError, RunResult
 from varangian.config import RunConfig
 from varangian.config.text import dump
@@ -108,7 +110,7 @@ def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
     """What else the numbers of a run may depend on."""
     return {
         "varangian": varangian.__version__,
-        "git": _commit(Path(varangian.__file__).parent),
+        "git": commit(Path(varangian.__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -116,6 +118,8 @@ def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
         "threads": {"server": config.server.threads, "worker": config.worker.threads},
         "cpus": os.cpu_count(),
         "backend": config.backend,
+        # Compiled kernels and plain torch round differently: the same bits need the same kernels.
+        "kernels": backend_for(Rows((torch.zeros(1),))).NAME,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
     }
@@ -176,7 +180,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit(folder: Path) -> str | None:
+def commit(folder: Path) -> str | None:
     """The commit of this code, marked when it has been changed since; None outside a checkout."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
