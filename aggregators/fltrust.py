@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, AggregationError
 from varangian.aggregators.gram import Gram, inverses
+
+SHORT = 1e-2
+"""Of the length of the reference: what float32 products keep of a shorter row is off by over a percent."""
 
 
 @RULES.register("fltrust")
@@ -20,7 +24,8 @@ class FLTrust:
     is the gradient on a small root data set that the server holds and trusts, which is why any number of
     workers may be Byzantine. Where no row agrees with it the update is zero; without one the rule means
     nothing and says so. The last aggregate is no substitute: a mean of vectors of one length is shorter
-    than they are, so that updates would shrink from round to round.
+    than they are, so that updates would shrink from round to round. Rows shorter than a hundredth of the
+    reference, from which they are measured, count as zero: too little of their direction is left.
     """
 
     def requires(self, n: int, f: int) -> str | None:
@@ -43,5 +48,6 @@ class FLTrust:
                 "FLTrust needs a reference, the gradient on root data that the server trusts, and in this "
                 "round there is none, or it is zero."
             )
-        cosines = (gram.coords @ towards) * inverses(gram.norms) / towards[-1].sqrt()
-        return cosines.clamp(min=0, max=1)
+        length = towards[-1].sqrt()
+        cosines = (gram.coords @ towards) * inverses(gram.norms) / length
+        return torch.where(gram.norms > SHORT * length, cosines, 0.0).clamp(min=0, max=1)
