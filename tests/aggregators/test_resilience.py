@@ -71,11 +71,11 @@ def two_camps(n: int, f: int) -> Tensor:
 def rounds(n: int, f: int) -> Iterator[Tensor]:
     """Honest rows from noise, from two groups and on a line; f that lie about them in every way."""
     yield two_camps(n, f)
-    for d in (1, 2, 5):
+    for d in (1, 4):
         for spread in (torch.ones(n), torch.logspace(-1, 1, n)):
             yield torch.randn(n, d).double() * spread[:, None] + torch.randn(d)
         yield torch.randn(n, d).double() + 3 * (torch.arange(n) % 2)[:, None]
-        for scale in (0.0, 0.5, 1.0, 1.5, 3.0, 30.0, 1e6):
+        for scale in (0.0, 1.0, 1.5, 30.0, 1e6):
             yield from attacked(torch.randn(n, d).double() + torch.randn(d), f, scale)
 
 

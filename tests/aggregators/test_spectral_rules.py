@@ -183,6 +183,14 @@ class TestCAF:
         assert (weights > 0).sum() >= 15 - 2 * f
 
 
+    @pytest.mark.parametrize("n", [9, 12])
+    def test_agrees_with_byzpy(self, n: int) -> None:
+        """With enough power steps for its eigenvector; by default it takes 3, and errs by 1e-3."""
+        theirs = pytest.importorskip("byzpy.aggregators.norm_wise.caf").CAF(f=3, power_iters=3000)
+        rows = rows_with("near", n, 3, 300)
+        kit.assert_near(Aggregator(CAF(f=3))(rows).vector, theirs.aggregate(list(rows)), 1e-9)
+
+
 class TestSMEA:
     def test_is_not_the_tightest_subset(self) -> None:
         """Many directions of equal spread are better than one: a diameter cannot tell."""
