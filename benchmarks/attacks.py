@@ -42,6 +42,8 @@ def cell(rule: str, attack: str, args: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as output:
             overrides = [*settings(rule, attack, args), f"seed={seed}", f"output={output}"]
             result = run(load(None, overrides), observe=observe, note=lambda text: None)
+        if result.accuracy is not None and (not seen[-1] or seen[-1][-1][0] < result.rounds):
+            seen[-1].append((result.rounds, result.accuracy))  # a run may end early
         accuracies.append(result.accuracy)
         digests.append(result.digest)
     return {

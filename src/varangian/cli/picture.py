@@ -33,7 +33,8 @@ def curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("held-out accuracy, %")
     axes[0].set_ylim(0, 100)
-    axes[-1].legend(loc="center right")
+    # Beside the panels: inside one it hides a curve sooner or later.
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
     temporary.replace(path)
