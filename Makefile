@@ -12,6 +12,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 install := $(pip) install --quiet -c constraints.txt
 demo_ready := $(VENV)/.demo-ready
 dev_ready := $(VENV)/.dev-ready
+kernels := setup.py $(wildcard aggregators/kernels/*.[ch])
 
 .PHONY: help demo test test-oldest dev lint format types contracts check proto proto-check build wheelhouse compose-demo clean
 
@@ -80,10 +81,10 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(install) pip
 
-$(demo_ready): pyproject.toml constraints.txt | $(VENV)/bin/python
+$(demo_ready): pyproject.toml constraints.txt $(kernels) | $(VENV)/bin/python
 	$(install) -e ".[report]"
 	touch $@
 
-$(dev_ready): pyproject.toml constraints.txt | $(VENV)/bin/python
+$(dev_ready): pyproject.toml constraints.txt $(kernels) | $(VENV)/bin/python
 	$(install) -e ".[all]" --group dev
 	touch $@

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 NAME = "native"
 NOTICES = True
-ABI = 1
+ABI = 2
 MOST = 500
 """Rows that the C side has room for on its stack."""
 SLICE = 1 << 16
@@ -48,8 +48,14 @@ def library() -> ctypes.CDLL | None:
     if found is None or found.origin is None:
         return None
     loaded = ctypes.CDLL(found.origin)
-    loaded.varangian_abi.restype = ctypes.c_int64
     return loaded if loaded.varangian_abi() == ABI else None
+
+
+@cache
+def level() -> int:
+    """Which of the compiled versions of every verb this processor can run: the last part of its name."""
+    loaded = library()
+    return 0 if loaded is None else int(loaded.varangian_level())
 
 
 def refuses(rows: Rows) -> str | None:
@@ -68,7 +74,7 @@ def gram(rows: Rows, reference: Tensor | None) -> Tensor:
 
 
 def _quick(rows: Rows, reference: Tensor | None) -> Tensor:
-    products = _measured("varangian_gram", rows, reference)
+    products = _measured("gram", rows, reference)
     # The square of a finite float32 may overflow as well; then the exact form says which it was.
     if bool(products.diagonal().isfinite().all()):
         return products
@@ -76,7 +82,7 @@ def _quick(rows: Rows, reference: Tensor | None) -> Tensor:
 
 
 def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
-    products = _measured("varangian_gram_exact", rows, reference)
+    products = _measured("gram_exact", rows, reference)
     if not bool(products.diagonal().isfinite().all()):
         raise NotFinite
     return products
@@ -110,12 +116,11 @@ def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
 
     def part(start: int, stop: int) -> int:
         shape = (len(used), stop - start, len(coords), d)
-        return _call(
-            "varangian_combine", _pointers(rows, start), _address(weights), *shape, _address(out, start)
-        )
+        return _call("combine", _pointers(rows, start), _address(weights), *shape, _address(out, start))
 
-    _over_slices(d, part)
-    return _checked(out)
+    if any(_over_slices(d, part)):
+        raise NotFinite
+    return out
 
 
 def columnwise(
@@ -147,10 +152,10 @@ def columnwise(
 def _described(rule: Order, points: int) -> tuple[str, tuple[Any, ...]]:
     """The verb of the C side that does what the rule says of this many points, and how it is told."""
     if isinstance(rule, Majority):
-        return "varangian_majority", (ctypes.c_float(rule.scale),)
+        return "majority", (ctypes.c_float(rule.scale),)
     count = rule.count if isinstance(rule, Nearest) else 0
     table = _merges(points, None if count else (rule.lo, rule.hi))
-    return "varangian_columns", (table.ctypes.data, len(table), rule.lo, rule.hi, count)
+    return "columns", (table.ctypes.data, len(table), rule.lo, rule.hi, count)
 
 
 @cache
@@ -164,12 +169,6 @@ def _points(coords: Tensor, rows: Rows, reference: Tensor | None) -> tuple[Rows,
     if reference is None or not bool(coords[:, -1].any()):
         return Rows(vectors), coords[:, :-1].float().contiguous()
     return Rows((*vectors, reference)), coords.float().contiguous()
-
-
-def _checked(values: Tensor) -> Tensor:
-    if not bool(values.isfinite().all()):
-        raise NotFinite
-    return values
 
 
 def _contiguous(rows: Rows) -> Rows:
@@ -200,4 +199,5 @@ def _call(verb: str, *args: Any) -> int:
     """A call of the C side: whole numbers travel as int64, addresses as pointers, both of one register."""
     loaded = library()
     assert loaded is not None
-    return int(getattr(loaded, verb)(*[ctypes.c_int64(a) if isinstance(a, int) else a for a in args]))
+    function = getattr(loaded, f"varangian_{verb}_v{level()}")
+    return int(function(*[ctypes.c_int64(a) if isinstance(a, int) else a for a in args]))

@@ -116,7 +116,7 @@ def test_nonsense(spec: object) -> None:
 
 @pytest.mark.parametrize("name", kit.specs())
 def test_there_and_back(name: str) -> None:
-    aggregator = kit.built(name)
+    aggregator = aggregator_from(kit.specs()[name], "aggregator", f=kit.F)
     assert aggregator_from(spec_of(aggregator), "aggregator", f=kit.F) == aggregator
 
 

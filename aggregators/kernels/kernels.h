@@ -1,0 +1,359 @@
+/* The verbs that read d columns, for float32 rows on a CPU. `reference.py` says what they mean.
+ *
+ *   n rows, each a pointer to its first column    d columns    W columns of one tile
+ *
+ * Included once for each kind of processor, by a file that has said which: LEVEL names the functions, BYTES
+ * is the width of a vector register, R x R of them hold sums of products.
+ *
+ * One thread does one call; the caller splits the columns and adds partial results in a fixed order, so the
+ * bits do not depend on the number of threads. What is bound by memory stays so as long as a tile stays in
+ * the first-level cache, its arithmetic in registers, and the next tile is on its way meanwhile.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "networks.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define PASTED_(name, level) name##_v##level
+#define PASTED(name, level) PASTED_(name, level)
+#define VERB(name) PASTED(varangian_##name, LEVEL)
+
+enum { W = 64, LINE = 16, LANES = BYTES / 4, NARROW = 16, WIDE = 32, MOST = 512 };
+enum { AHEAD = 2 * W }; /* Columns: a processor follows too few rows by itself. Past the end it is harmless. */
+typedef float tile[W];
+typedef float reals __attribute__((vector_size(BYTES)));
+typedef int32_t ints __attribute__((vector_size(BYTES)));
+typedef float loose __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef struct {
+  int32_t low, high, kind; /* kind 0: both results are wanted; 1: the smaller; 2: the larger */
+} comparator;
+
+/* Subnormal numbers cost a hundred times a normal one on x86 and mean nothing in a gradient: read and
+ * write them as zero. The state is the thread's own and is put back. */
+#if defined(__x86_64__)
+INLINE uint64_t flushing(void) {
+  unsigned before = __builtin_ia32_stmxcsr();
+  __builtin_ia32_ldmxcsr(before | 0x8040);
+  return before;
+}
+INLINE void restored(uint64_t before) { __builtin_ia32_ldmxcsr((unsigned)before); }
+#elif defined(__aarch64__)
+INLINE uint64_t flushing(void) {
+  uint64_t before;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+  __asm__ volatile("msr fpcr, %0" : : "r"(before | 1u << 24) : "memory");
+  return before;
+}
+INLINE void restored(uint64_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before) : "memory"); }
+#else
+INLINE uint64_t flushing(void) { return 0; }
+INLINE void restored(uint64_t before) { (void)before; }
+#endif
+
+INLINE int any(const float *bad) {
+  int found = 0;
+  for (int c = 0; c < W; c++) found |= bad[c] != 0;
+  return found;
+}
+
+/* Pointers to W columns of each row: into the rows themselves, or into a padded copy at the very end. */
+INLINE void window(const float *const *rows, int64_t n, int64_t at, int64_t d, tile *pad, const float **here) {
+  int whole = at + W <= d;
+  for (int64_t i = 0; i < n; i++) {
+    if (!whole) {
+      memset(pad[i], 0, sizeof(tile));
+      memcpy(pad[i], rows[i] + at, (size_t)(d - at) * sizeof(float));
+    }
+    here[i] = whole ? rows[i] + at : pad[i];
+  }
+}
+
+/* ---- weighted sums of the rows ------------------------------------------------------------------------ */
+
+/* GROUP points of SPAN registers at a time are all that the registers hold. */
+enum { GROUP = 5, SPAN = BYTES == 64 ? 4 : 2 };
+
+INLINE void mix_few(const float *const *rows, int64_t n, const float *coords, int points, int first,
+                    tile *restrict t) {
+  for (int at = 0; at < W; at += SPAN * LANES) {
+    reals s[GROUP][SPAN] = {{{0}}};
+    for (int64_t i = 0; i < n; i++) {
+      const float *x = rows[i] + at;
+      reals r[SPAN];
+      if (first)
+        for (int c = 0; c < SPAN * LANES; c += LINE) __builtin_prefetch(x + AHEAD + c);
+      for (int v = 0; v < SPAN; v++) r[v] = *(const loose *)(x + v * LANES);
+      for (int k = 0; k < points; k++)
+        for (int v = 0; v < SPAN; v++) s[k][v] += coords[k * n + i] * r[v];
+    }
+    for (int k = 0; k < points; k++)
+      for (int v = 0; v < SPAN; v++) *(loose *)(t[k] + at + v * LANES) = s[k][v];
+  }
+}
+
+/* t[k] = sum of coords[k, i] rows[i]. */
+INLINE void mix(const float *const *rows, int64_t n, const float *coords, int64_t points, tile *t) {
+  int64_t k = 0;
+  for (; k + GROUP <= points; k += GROUP)
+    if (k) mix_few(rows, n, coords + k * n, GROUP, 0, t + k);
+    else mix_few(rows, n, coords, GROUP, 1, t);
+#define REST(m) case m: mix_few(rows, n, coords + k * n, m, 1, t + k); break;
+  switch (points - k) { REST(1) REST(2) REST(3) REST(4) default: break; }
+}
+
+/* out[k * stride + c] = sum of weights[k, i] rows[i][c]. Returns nonzero where that is not finite. */
+int VERB(combine)(const float *const *rows, const float *weights, int64_t n, int64_t d, int64_t points,
+                  int64_t stride, float *out) {
+  uint64_t before = flushing();
+  tile pad[MOST], t[MOST];
+  const float *here[MOST];
+  float bad[W] = {0};
+  for (int64_t at = 0; at < d; at += W) {
+    window(rows, n, at, d, pad, here);
+    mix(here, n, weights, points, t);
+    for (int64_t k = 0; k < points; k++) {
+      for (int c = 0; c < W; c++) bad[c] += t[k][c] - t[k][c];
+      memcpy(out + k * stride + at, t[k], (size_t)(d - at < W ? d - at : W) * sizeof(float));
+    }
+  }
+  restored(before);
+  return any(bad);
+}
+
+/* ---- columns: sort each column, then take what the rule wants of it ----------------------------------- */
+
+#define POINT(i) const float *p##i = rows[i];
+#define FETCH(i) __builtin_prefetch(p##i + AHEAD + b);
+#define LOAD(i) float t##i = p##i[c];
+#define ADD(i) s += t##i;
+#define X(a, b) { float x = t##a, y = t##b; t##a = x < y ? x : y; t##b = x < y ? y : x; }
+#define STORE(i) t[i][c] = t##i;
+
+/* `bad` turns to NaN, for good, where a row was not finite (or a sum of finite rows overflowed). */
+#define SORT(n)                                                                                   \
+  INLINE void sort_##n(const float *const *rows, tile *restrict t, float *restrict bad) {         \
+    EACH_##n(POINT)                                                                               \
+    for (int b = 0; b < W; b += LINE) {                                                           \
+      EACH_##n(FETCH)                                                                             \
+      for (int c = b; c < b + LINE; c++) {                                                        \
+        float s = 0;                                                                              \
+        EACH_##n(LOAD) EACH_##n(ADD) NETWORK_##n EACH_##n(STORE)                                  \
+        bad[c] += s - s;                                                                          \
+      }                                                                                           \
+    }                                                                                             \
+  }
+EACH_SIZE(SORT)
+
+INLINE void sort_block(const float *const *rows, int n, tile *restrict t, float *restrict bad) {
+#define CASE(n) case n: sort_##n(rows, t, bad); break;
+  switch (n) { EACH_SIZE(CASE) default: break; }
+}
+INLINE void merge(tile *t, const comparator *net, int64_t m) {
+  for (const comparator *k = net; k < net + m; k++) {
+    float *restrict a = t[k->low], *restrict b = t[k->high];
+    if (k->kind == 0)
+      for (int c = 0; c < W; c++) { float x = a[c], y = b[c]; a[c] = x < y ? x : y; b[c] = x < y ? y : x; }
+    else if (k->kind == 1)
+      for (int c = 0; c < W; c++) a[c] = a[c] < b[c] ? a[c] : b[c];
+    else
+      for (int c = 0; c < W; c++) b[c] = a[c] < b[c] ? b[c] : a[c];
+  }
+}
+
+INLINE void sum_ranks(tile *t, int lo, int hi, float *restrict s) {
+  for (int c = 0; c < W; c++) s[c] = t[lo][c];
+  for (int i = lo + 1; i < hi; i++)
+    for (int c = 0; c < W; c++) s[c] += t[i][c];
+}
+
+/* The `count` values nearest to a centre are neighbours in rank: the least `count`, of which each makes way
+ * for the one `count` ranks above it while that is nearer. Nothing is subtracted from a sum, so that a huge
+ * value that is left out leaves no rounding behind. */
+INLINE void nearest(tile *t, int n, int count, const float *restrict centre, float *restrict s) {
+  for (int i = count; i < n; i++) {
+    float *restrict kept = t[i % count], *restrict in = t[i];
+    for (int c = 0; c < W; c++) kept[c] = in[c] - centre[c] < centre[c] - kept[c] ? in[c] : kept[c];
+  }
+  sum_ranks(t, 0, count, s);
+}
+
+typedef struct {
+  int64_t n, lo, hi, count, merges;
+  const comparator *net;
+} order;
+
+INLINE void reduce(const float *const *rows, const order *o, tile *t, float *restrict bad, float *restrict s) {
+  int64_t at = 0;
+  for (; at + WIDE <= o->n; at += WIDE) sort_block(rows + at, WIDE, t + at, bad);
+  for (; at < o->n; at += NARROW)
+    sort_block(rows + at, (int)(o->n - at < NARROW ? o->n - at : NARROW), t + at, bad);
+  merge(t, o->net, o->merges);
+  sum_ranks(t, (int)o->lo, (int)o->hi, s);
+  for (int c = 0; c < W; c++) s[c] /= (float)(o->hi - o->lo);
+  if (o->count) {
+    float centre[W];
+    memcpy(centre, s, sizeof centre);
+    for (int c = 0; c < W; c++) {
+      float range = t[o->n - 1][c] - t[0][c]; /* or a distance would overflow */
+      bad[c] += range - range;
+    }
+    nearest(t, (int)o->n, (int)o->count, centre, s);
+    for (int c = 0; c < W; c++) s[c] /= (float)o->count;
+  }
+}
+
+/* out[c] = the order statistic of column c of the rows, or of `points` mixtures of them when there are
+ * coords (points, n). Returns nonzero when a row may not be finite; `out` is then meaningless. */
+int VERB(columns)(const float *const *rows, int64_t n, int64_t d, const float *coords, int64_t points,
+                  const comparator *net, int64_t merges, int64_t lo, int64_t hi, int64_t count, float *out) {
+  uint64_t before = flushing();
+  tile t[MOST], pad[MOST], mixed[MOST];
+  const float *here[MOST], *of_mixed[MOST];
+  float bad[W] = {0}, s[W];
+  order o = {coords ? points : n, lo, hi, count, merges, net};
+  for (int64_t k = 0; k < points; k++) of_mixed[k] = mixed[k];
+  for (int64_t at = 0; at < d; at += W) {
+    window(rows, n, at, d, pad, here);
+    if (coords) mix(here, n, coords, points, mixed);
+    reduce(coords ? of_mixed : here, &o, t, bad, s);
+    memcpy(out + at, s, (size_t)(d - at < W ? d - at : W) * sizeof(float));
+  }
+  restored(before);
+  return any(bad);
+}
+
+/* The sign that most values of each column have, times `scale`. A comparison that holds is -1 in each lane. */
+INLINE void vote(const float *const *rows, int64_t n, float scale, float *restrict bad, float *restrict s) {
+  const ints plus = (ints)(scale + (reals){0}), minus = (ints)(-scale + (reals){0});
+  for (int at = 0; at < W; at += SPAN * LANES) {
+    ints votes[SPAN] = {{0}};
+    reals sum[SPAN] = {{0}};
+    for (int64_t i = 0; i < n; i++) {
+      const float *x = rows[i] + at;
+      for (int c = 0; c < SPAN * LANES; c += LINE) __builtin_prefetch(x + AHEAD + c);
+      for (int v = 0; v < SPAN; v++) {
+        reals r = *(const loose *)(x + v * LANES);
+        votes[v] += (r < 0) - (r > 0);
+        sum[v] += r;
+      }
+    }
+    for (int v = 0; v < SPAN; v++) {
+      *(loose *)(s + at + v * LANES) = (reals)(((votes[v] > 0) & plus) | ((votes[v] < 0) & minus));
+      *(loose *)(bad + at + v * LANES) += sum[v] - sum[v];
+    }
+  }
+}
+
+/* As above about `coords` and what is returned. */
+int VERB(majority)(const float *const *rows, int64_t n, int64_t d, const float *coords, int64_t points,
+                   float scale, float *out) {
+  uint64_t before = flushing();
+  tile pad[MOST], mixed[MOST];
+  const float *here[MOST], *of_mixed[MOST];
+  float bad[W] = {0}, s[W];
+  for (int64_t k = 0; k < points; k++) of_mixed[k] = mixed[k];
+  for (int64_t at = 0; at < d; at += W) {
+    window(rows, n, at, d, pad, here);
+    if (coords) mix(here, n, coords, points, mixed);
+    vote(coords ? of_mixed : here, points, scale, bad, s);
+    memcpy(out + at, s, (size_t)(d - at < W ? d - at : W) * sizeof(float));
+  }
+  restored(before);
+  return any(bad);
+}
+
+/* ---- gram: inner products of (x_1 - r, ..., x_n - r, r) ----------------------------------------------- */
+
+typedef double doubles __attribute__((vector_size(BYTES)));
+
+enum { STRIP = 256, SHORT = 8 }; /* SHORT strips are summed in float32 */
+
+/* One strip of x - r, or of x where there is no r, as float32 or as exact float64. Past the end: zeros. */
+#define STRIP_OF(NAME, REAL)                                                                      \
+  INLINE void NAME(const float *x, const float *r, int64_t w, REAL *restrict to) {                \
+    if (w == STRIP && r) for (int c = 0; c < STRIP; c++) to[c] = (REAL)x[c] - (REAL)r[c];         \
+    else if (w == STRIP) for (int c = 0; c < STRIP; c++) to[c] = (REAL)x[c];                      \
+    else for (int c = 0; c < STRIP; c++) to[c] = c < w ? (REAL)x[c] - (r ? (REAL)r[c] : 0) : 0;   \
+  }
+STRIP_OF(strip_32, float)
+STRIP_OF(strip_64, double)
+
+/* acc[i][j] += x_i . y_j over one strip, lane by lane; only j >= i where x and y are the same rows. Meanwhile
+ * the next strip of the rows `soon` is fetched. */
+#define PRODUCTS(NAME, VEC, REAL)                                                                 \
+  INLINE void NAME(const VEC *x, const VEC *y, VEC *acc, int same, const float *const *soon,      \
+                   int64_t rows, int64_t offset) {                                                \
+    enum { STEPS = STRIP * sizeof(REAL) / BYTES };                                                \
+    VEC s[R][R];                                                                                  \
+    for (int i = 0; i < R; i++)                                                                   \
+      for (int j = same ? i : 0; j < R; j++) s[i][j] = acc[i * R + j];                            \
+    for (int k = 0; k < STEPS; k++) {                                                             \
+      VEC a[R], b[R];                                                                             \
+      for (int64_t i = 0; i < rows; i++)                                                          \
+        __builtin_prefetch(soon[i] + offset + k * (STRIP / STEPS), 0, 2);                         \
+      for (int i = 0; i < R; i++) a[i] = x[i * STEPS + k];                                        \
+      for (int i = 0; i < R; i++) b[i] = same ? a[i] : y[i * STEPS + k];                          \
+      for (int i = 0; i < R; i++)                                                                 \
+        for (int j = same ? i : 0; j < R; j++) s[i][j] += a[i] * b[j];                            \
+    }                                                                                             \
+    for (int i = 0; i < R; i++)                                                                   \
+      for (int j = same ? i : 0; j < R; j++) acc[i * R + j] = s[i][j];                            \
+  }
+PRODUCTS(products_32, reals, float)
+PRODUCTS(products_64, doubles, double)
+
+/* Adds the accumulators to their totals, lane by lane, and clears them. */
+#define FLUSH(NAME, REAL)                                                                         \
+  INLINE void NAME(REAL *restrict acc, double *restrict total, size_t lanes) {                    \
+    for (size_t p = 0; p < lanes; p++) total[p] += (double)acc[p];                                \
+    memset(acc, 0, lanes * sizeof(REAL));                                                         \
+  }
+FLUSH(flush_32, float)
+FLUSH(flush_64, double)
+
+/* Row blocks I <= J in a fixed order, so that a pair's sum does not depend on which other rows there are. */
+#define GRAM(NAME, VEC, REAL, STRIP_TO, PRODUCTS_OF, FLUSHED)                                     \
+  int VERB(NAME)(const float *const *rows, const float *reference, int64_t n, int64_t d, double *out) { \
+    int64_t m = n + (reference != NULL), blocks = (m + R - 1) / R, couples = blocks * (blocks + 1) / 2; \
+    size_t lanes = (size_t)couples * R * R * (BYTES / sizeof(REAL));                              \
+    size_t strip_bytes = (size_t)(blocks * R) * STRIP * sizeof(REAL), acc_bytes = lanes * sizeof(REAL); \
+    char *memory = aligned_alloc(64, (strip_bytes + acc_bytes + lanes * sizeof(double) + 63) / 64 * 64); \
+    if (!memory) return -1;                                                                       \
+    REAL *strips = (REAL *)memory, *acc = (REAL *)(memory + strip_bytes);                         \
+    double *total = (double *)(memory + strip_bytes + acc_bytes);                                 \
+    memset(memory, 0, strip_bytes + acc_bytes + lanes * sizeof(double));                          \
+    uint64_t before = flushing();                                                                 \
+    for (int64_t at = 0, turn = 1; at < d; at += STRIP, turn++) {                                 \
+      int64_t w = d - at < STRIP ? d - at : STRIP, couple = 0;                                    \
+      for (int64_t i = 0; i < n; i++)                                                             \
+        STRIP_TO(rows[i] + at, reference ? reference + at : NULL, w, strips + i * STRIP);         \
+      if (reference) STRIP_TO(reference + at, NULL, w, strips + n * STRIP);                       \
+      for (int64_t I = 0; I < blocks; I++)                                                        \
+        for (int64_t J = I; J < blocks; J++, couple++) {                                          \
+          const VEC *x = (const VEC *)(strips + I * R * STRIP), *y = (const VEC *)(strips + J * R * STRIP); \
+          VEC *a = (VEC *)acc + couple * R * R;                                                   \
+          int64_t from = n * couple / couples, to = n * (couple + 1) / couples;                   \
+          if (I == J) PRODUCTS_OF(x, x, a, 1, rows + from, to - from, at + STRIP);                \
+          else PRODUCTS_OF(x, y, a, 0, rows + from, to - from, at + STRIP);                       \
+        }                                                                                         \
+      if (turn % SHORT == 0 || at + STRIP >= d) FLUSHED(acc, total, lanes);                       \
+    }                                                                                             \
+    restored(before);                                                                             \
+    const double *a = total;                                                                      \
+    for (int64_t I = 0; I < blocks; I++)                                                          \
+      for (int64_t J = I; J < blocks; J++)                                                        \
+        for (int64_t p = 0; p < R * R; p++, a += BYTES / sizeof(REAL)) {                          \
+          int64_t i = I * R + p / R, j = J * R + p % R;                                           \
+          if (i > j || j >= m) continue;                                                          \
+          double s = 0;                                                                           \
+          for (size_t l = 0; l < BYTES / sizeof(REAL); l++) s += a[l];                            \
+          out[i * m + j] = out[j * m + i] = s;                                                    \
+        }                                                                                         \
+    free(memory);                                                                                 \
+    return 0;                                                                                     \
+  }
+GRAM(gram, reals, float, strip_32, products_32, flush_32)
+GRAM(gram_exact, doubles, double, strip_64, products_64, flush_64)
