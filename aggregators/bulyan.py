@@ -27,8 +27,8 @@ class Bulyan:
 
     f: int
     second: Literal["paper", "trimmed"] = "paper"
-    """The values of the second stage: nearest to the median, or without the f largest and the f smallest as
-    in the library `krum`."""
+    """The values of the second stage: nearest to the median, as also in Garfield and Flower, or without the
+    f largest and the f smallest, as in the library `krum`; that one and Garfield select two rows less."""
 
     def __post_init__(self) -> None:
         check_f(self.f)
