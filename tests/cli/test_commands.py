@@ -29,6 +29,7 @@ def fresh_python(code):
     [
         ["--help"],
         ["run", "--help"],
+        ["bench", "--help"],
         ["--version"],
         ["run", "--format", "html"],
         ["health", "--server", "127.0.0.1:9"],

@@ -120,6 +120,45 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     _format(parser)
 
 
+def _bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("aggregators",))
+    parser.add_argument("--peers", action="store_true", help="other libraries beside ours, where installed")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=_rows_by_columns,
+        default=[(15, 10**6), (50, 10**6)],
+        metavar="NxD",
+        help="workers x parameters; by default 15x1000000 and 50x1000000",
+    )
+    parser.add_argument("--rules", nargs="+", metavar="RULE", help="as krum, or nnm,krum; by default all")
+    parser.add_argument("--threads", type=_count, default=1, metavar="N")
+    parser.add_argument("--repeats", type=_count, default=7, metavar="N", help="medians are reported")
+    parser.add_argument("--backend", metavar="NAME", help="kernels to insist on; by default the fastest")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers and the hardware here")
+    parser.add_argument("--png", metavar="FILE", help="write a bar chart here")
+    _format(parser)
+
+
+def _rows_by_columns(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    try:
+        n, d = int(rows), int(columns)
+    except ValueError:
+        n = d = 0
+    if n < 3 or d < 1:
+        raise argparse.ArgumentTypeError(
+            f"should be rows x columns, as 15x1000000, n >= 3. Found {text!r}."
+        )
+    return n, d
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"should be a whole number, at least 1. Found {text!r}.")
+    return int(text)
+
+
 def _nothing(parser: argparse.ArgumentParser) -> None:
     del parser
 
@@ -135,6 +174,7 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         _worker,
     ),
     "health": ("health", "Ask a server whether it is serving.", _health),
+    "bench": ("bench.aggregators", "What every rule costs, as multiples of a mean.", _bench),
     "list": ("catalogue", "The names that a configuration can use.", _list),
     "schema": ("schema", "Print the JSON Schema of a configuration file.", _nothing),
 }

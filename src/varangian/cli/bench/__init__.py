@@ -1,0 +1,1 @@
+"""Measurements: each is taken only of what has been shown to be right."""

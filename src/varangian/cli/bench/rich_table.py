@@ -1,0 +1,24 @@
+"""The table on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from varangian.cli.bench.report import Report
+from varangian.cli.bench.table import grid, remarks
+
+
+def show(report: Report) -> None:
+    cells = grid(report)
+    table = Table()
+    for i, (group, header) in enumerate(zip(cells.groups, cells.headers, strict=True)):
+        left = i in (0, len(cells.headers) - 1)
+        table.add_column(Text(f"{group}\n{header}"), justify="left" if left else "right")
+    for row in cells.rows:
+        table.add_row(*(Text(cell, style="red" if cell == "FAILED" else "") for cell in row))
+    console = Console(highlight=False)
+    console.print(table)
+    for line in remarks(report):
+        console.print(Text(line))
