@@ -81,6 +81,7 @@ from varangian.aggregators.flag import Flag
 from varangian.aggregators.fltrust import FLTrust
 from varangian.aggregators.geometric_median import GeometricMedian
 from varangian.aggregators.gram import Gram
+from varangian.aggregators.kernels import GramAccumulator
 from varangian.aggregators.krum import Krum
 from varangian.aggregators.mda import MDA
 from varangian.aggregators.meamed import MeaMed
@@ -125,6 +126,7 @@ __all__ = [
     "Flag",
     "GeometricMedian",
     "Gram",
+    "GramAccumulator",
     "Krum",
     "MeaMed",
     "Mean",

@@ -1,6 +1,7 @@
 """The verbs that read d columns: screen, gram, combine, columnwise. `reference` defines them."""
 
+from varangian.aggregators.kernels.accumulate import GramAccumulator
 from varangian.aggregators.kernels.dispatch import BACKENDS, Backend, BackendRefused, after, backend_for
 from varangian.aggregators.kernels.native import NotFinite
 
-__all__ = ["BACKENDS", "Backend", "BackendRefused", "NotFinite", "after", "backend_for"]
+__all__ = ["BACKENDS", "Backend", "BackendRefused", "GramAccumulator", "NotFinite", "after", "backend_for"]

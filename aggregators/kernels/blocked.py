@@ -80,37 +80,48 @@ def _smallest_normal(dtype: torch.dtype) -> int:
 
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
-    return verified(rows, reference, _products, exact.gram)
+    return settled(accumulated(exact.nothing(rows), rows, reference), reference, rows.d, lambda: rows)
 
 
-def verified(rows: Rows, reference: Tensor | None, quick: Measure, slow: Measure) -> Tensor:
-    """The quick Gram matrix where it kept enough bits, else the slow one."""
+def accumulated(total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
     n = len(rows)
-    products = quick(rows, reference)
-    if not bool(lost(products[:n, :n], rows.d).any()) and not _underflow(products, rows, reference):
-        return products
-    # Colluders who all send one vector must not buy a slow round: one of them is measured.
-    first = _first_equal(rows, lost(products[:n, :n], rows.d))
-    apart = sorted(set(first))
-    index = torch.tensor([apart.index(i) for i in first] + [len(apart)])
-    some = rows.keep(apart)
-    kept = products[[*apart, n]][:, [*apart, n]]
-    if bool(lost(kept[:-1, :-1], rows.d).any()) or _underflow(kept, some, reference):
-        kept = slow(some, reference)
-    return kept[index][:, index]
-
-
-def _products(rows: Rows, reference: Tensor | None) -> Tensor:
-    """Inner products of (x_1 - r, ..., x_n - r, r), or with zeros for r: (n+1, n+1)."""
-    n = len(rows)
-    total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=rows.device)
     for columns, block in rows.blocks(WIDTH):
         if reference is None:
             total[:n, :n] += block @ block.T
         else:
             points = exact.about(block, reference[columns].to(block))
             total += points @ points.T
-    return total.cpu()
+    return total
+
+
+def settled(total: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows]) -> Tensor:
+    return checked(total.cpu(), reference, d, whole, exact.gram)
+
+
+def verified(rows: Rows, reference: Tensor | None, quick: Measure, slow: Measure) -> Tensor:
+    """The quick Gram matrix where it kept enough bits, else the slow one."""
+    return checked(quick(rows, reference), reference, rows.d, lambda: rows, slow)
+
+
+def checked(
+    products: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows], slow: Measure
+) -> Tensor:
+    """The products of a quick measurement where they kept enough bits, else those of the slow one."""
+    maybe = lost(products[:-1, :-1], d)
+    if not bool(maybe.any()) and not bool(_small(products, d).any()):
+        return products
+    rows = whole()
+    if not bool(maybe.any()) and not _underflow(products, rows, reference):
+        return products
+    # Colluders who all send one vector must not buy a slow round: one of them is measured.
+    first = _first_equal(rows, maybe)
+    apart = sorted(set(first))
+    index = torch.tensor([apart.index(i) for i in first] + [len(apart)])
+    some = rows.keep(apart)
+    kept = products[[*apart, -1]][:, [*apart, -1]]
+    if bool(lost(kept[:-1, :-1], d).any()) or _underflow(kept, some, reference):
+        kept = slow(some, reference)
+    return kept[index][:, index]
 
 
 def lost(inner: Tensor, d: int) -> Tensor:
@@ -122,9 +133,13 @@ def lost(inner: Tensor, d: int) -> Tensor:
     return ~kept.fill_diagonal_(True) | ~squares.isfinite()
 
 
+def _small(products: Tensor, d: int) -> Tensor:
+    return products.diagonal() < FLOOR * d
+
+
 def _underflow(products: Tensor, rows: Rows, reference: Tensor | None) -> bool:
     """Whether a point is so small that its products vanished, and yet is not zero."""
-    small = products.diagonal() < FLOOR * rows.d
+    small = _small(products, rows.d)
     return any(
         not _same(row, reference) for row, tiny in zip(rows.vectors, small, strict=False) if tiny
     ) or (reference is not None and bool(small[-1]) and bool(reference.any()))

@@ -21,10 +21,22 @@ from torch import Tensor
 
 from varangian.aggregators.kernels import blocked, networks
 from varangian.aggregators.kernels.blocked import screen
+from varangian.aggregators.kernels.reference import nothing
 from varangian.aggregators.order import Majority, Nearest, Order
 from varangian.aggregators.rows import Rows
 
-__all__ = ["NAME", "NOTICES", "NotFinite", "columnwise", "combine", "gram", "refuses", "screen"]
+__all__ = [
+    "NAME",
+    "NOTICES",
+    "NotFinite",
+    "accumulated",
+    "columnwise",
+    "combine",
+    "gram",
+    "refuses",
+    "screen",
+    "settled",
+]
 
 T = TypeVar("T")
 
@@ -69,27 +81,31 @@ def refuses(rows: Rows) -> str | None:
 
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
-    rows = _contiguous(rows)
-    return blocked.verified(rows, reference, _quick, _exact)
+    return settled(accumulated(nothing(rows), rows, reference), reference, rows.d, lambda: rows)
 
 
-def _quick(rows: Rows, reference: Tensor | None) -> Tensor:
-    products = _measured("gram", rows, reference)
+def accumulated(total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+    """A pair's sum depends on no other row."""
+    return _measured("gram", total, rows, reference)
+
+
+def settled(total: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows]) -> Tensor:
     # The square of a finite float32 may overflow as well; then the exact form says which it was.
-    if bool(products.diagonal().isfinite().all()):
-        return products
-    return _exact(rows, reference)
+    if bool(total.diagonal().isfinite().all()):
+        return blocked.checked(total, reference, d, whole, _exact)
+    return _exact(whole(), reference)
 
 
 def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
-    products = _measured("gram_exact", rows, reference)
+    products = _measured("gram_exact", nothing(rows), rows, reference)
     if not bool(products.diagonal().isfinite().all()):
         raise NotFinite
     return products
 
 
-def _measured(verb: str, rows: Rows, reference: Tensor | None) -> Tensor:
-    """Inner products of (x_1 - r, ..., x_n - r, r), with zeros where there is no r: (n+1, n+1)."""
+def _measured(verb: str, total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+    """Adds inner products of (x_1 - r, ..., x_n - r, r), or none with r where there is none: (n+1, n+1)."""
+    rows, reference = _contiguous(rows), _float32(reference)
     n, given = len(rows), len(rows) + (reference is not None)
 
     def part(start: int, stop: int) -> Tensor:
@@ -99,7 +115,6 @@ def _measured(verb: str, rows: Rows, reference: Tensor | None) -> Tensor:
             raise MemoryError(f"{verb} found no memory for {n} rows.")
         return out
 
-    total = torch.zeros(n + 1, n + 1, dtype=torch.float64)
     for products in _over_slices(rows.d, part):
         total[:given, :given] += products
     return total
@@ -165,7 +180,7 @@ def _merges(points: int, summed: tuple[int, int] | None) -> np.ndarray[Any, np.d
 
 def _points(coords: Tensor, rows: Rows, reference: Tensor | None) -> tuple[Rows, Tensor]:
     """Rows, with the reference as one more where it counts, and float32 coefficients of each."""
-    vectors = _contiguous(rows).vectors
+    vectors, reference = _contiguous(rows).vectors, _float32(reference)
     if reference is None or not bool(coords[:, -1].any()):
         return Rows(vectors), coords[:, :-1].float().contiguous()
     return Rows((*vectors, reference)), coords.float().contiguous()
@@ -175,6 +190,10 @@ def _contiguous(rows: Rows) -> Rows:
     if all(vector.is_contiguous() for vector in rows.vectors):
         return rows
     return Rows(tuple(vector.contiguous() for vector in rows.vectors))
+
+
+def _float32(reference: Tensor | None) -> Tensor | None:
+    return None if reference is None else reference.to(torch.float32).contiguous()
 
 
 def _over_slices(d: int, part: Callable[[int, int], T]) -> list[T]:

@@ -39,12 +39,28 @@ def screen(rows: Rows) -> tuple[Tensor, Tensor]:
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
     """Inner products of (x_1 - r, ..., x_n - r, r): (n+1, n+1) float64 on the CPU."""
-    n = len(rows)
-    total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=rows.device)
+    return settled(accumulated(nothing(rows), rows, reference), reference, rows.d, lambda: rows)
+
+
+def nothing(rows: Rows) -> Tensor:
+    """What `accumulated` starts from."""
+    return torch.zeros(len(rows) + 1, len(rows) + 1, dtype=torch.float64, device=rows.device)
+
+
+def accumulated(total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+    """Adds what some of the columns have of the inner products to the total, and returns it.
+
+    Called for one slice of the columns after the other it does the same sums as for all at once.
+    """
     for columns, block in rows.blocks(dtype=torch.float64):
         r = block.new_zeros(block.shape[1]) if reference is None else reference[columns].to(block)
         points = about(block, r)
         total += points @ points.T
+    return total
+
+
+def settled(total: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows]) -> Tensor:
+    """The inner products once all d columns are in the total; `whole` is for those who must look again."""
     return total.cpu()
 
 

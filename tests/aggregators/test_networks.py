@@ -19,22 +19,34 @@ def test_zero_one_principle(n: int) -> None:
     assert (columns[1:] >= columns[:-1]).all()
 
 
+def test_zero_one_principle_of_the_widest() -> None:
+    columns = _of_sorted_blocks([networks.NARROW] * 2)
+    for run, low, high in networks.comparators(networks.WIDE):
+        if run >= networks.NARROW:
+            a, b = columns[low].clone(), columns[high].clone()
+            columns[low], columns[high] = torch.minimum(a, b), torch.maximum(a, b)
+    assert (columns[1:] >= columns[:-1]).all()
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 31, 32, 33, 50, 64, 70, 100])
 def test_merges_of_sorted_blocks(n: int) -> None:
-    """Blocks that are sorted hold ones from some rank on: those columns are few, or drawn."""
-    ones = torch.randint(0, 2, (n, 4000)) * (torch.rand(n, 4000) < torch.rand(4000))
-    wanted = ones.sort(dim=0).values
-    at = 0
-    while at < n:
-        size = networks.WIDE if at + networks.WIDE <= n else min(networks.NARROW, n - at)
-        ones[at : at + size] = ones[at : at + size].sort(dim=0).values
-        at += size
-    for summed in (None, (n // 2, n // 2 + 1), (n // 5, n - n // 5)):
-        found = _merged(ones.clone(), networks.merges(n, summed))
-        if summed is None:
-            assert torch.equal(found, wanted)
-        else:
-            assert torch.equal(found[slice(*summed)].sum(0), wanted[slice(*summed)].sum(0))
+    wide, left = divmod(n, networks.WIDE)
+    sizes = [networks.WIDE] * wide + [
+        min(networks.NARROW, left - i) for i in range(0, left, networks.NARROW)
+    ]
+    columns = _of_sorted_blocks(sizes)
+    wanted = columns.sort(dim=0).values
+    assert torch.equal(_merged(columns.clone(), networks.merges(n, None)), wanted)
+    for lo, hi in ((n // 2, n // 2 + 1), (n // 5, n - n // 5)):
+        found = _merged(columns.clone(), networks.merges(n, (lo, hi)))
+        assert torch.equal(found[lo:hi].sum(0), wanted[lo:hi].sum(0))
+
+
+def _of_sorted_blocks(sizes: Sequence[int]) -> Tensor:
+    """All columns of zeros and ones of which these blocks are sorted: (n, columns)."""
+    ones = torch.cartesian_prod(*[torch.arange(size + 1) for size in sizes]).reshape(-1, len(sizes))
+    blocks = [torch.arange(size)[:, None] >= size - ones[:, i] for i, size in enumerate(sizes)]
+    return torch.cat(blocks).byte()
 
 
 def test_header_is_what_this_module_writes() -> None:
