@@ -269,9 +269,10 @@ int VERB(majority)(const float *const *rows, int64_t n, int64_t d, const float *
 
 typedef double doubles __attribute__((vector_size(BYTES)));
 
-enum { STRIP = 256, SHORT = 8 }; /* SHORT strips are summed in float32 */
+enum { STRIP = 256, SHORT = 16 }; /* SHORT strips are summed in float32: as many columns as `blocked.WIDTH` */
 
-/* One strip of x - r, or of x where there is no r, as float32 or as exact float64. Past the end: zeros. */
+/* One strip of x - r, or of x where there is no r, as float32 or as exact float64. Past the end: zeros.
+ * What float32 takes as it is is not copied. */
 #define STRIP_OF(NAME, REAL)                                                                      \
   INLINE void NAME(const float *x, const float *r, int64_t w, REAL *restrict to) {                \
     if (w == STRIP && r) for (int c = 0; c < STRIP; c++) to[c] = (REAL)x[c] - (REAL)r[c];         \
@@ -283,27 +284,27 @@ STRIP_OF(strip_64, double)
 
 /* acc[i][j] += x_i . y_j over one strip, lane by lane; only j >= i where x and y are the same rows. Meanwhile
  * the next strip of the rows `soon` is fetched. */
-#define PRODUCTS(NAME, VEC, REAL)                                                                 \
-  INLINE void NAME(const VEC *x, const VEC *y, VEC *acc, int same, const float *const *soon,      \
-                   int64_t rows, int64_t offset) {                                                \
-    enum { STEPS = STRIP * sizeof(REAL) / BYTES };                                                \
+#define PRODUCTS(NAME, VEC, REAL, LOAD_FROM)                                                      \
+  INLINE void NAME(const REAL *const *x, const REAL *const *y, VEC *acc, int same,                \
+                   const float *const *soon, int64_t rows, int64_t offset) {                      \
+    enum { STEPS = STRIP * sizeof(REAL) / BYTES, STEP = STRIP / STEPS };                          \
     VEC s[R][R];                                                                                  \
     for (int i = 0; i < R; i++)                                                                   \
       for (int j = same ? i : 0; j < R; j++) s[i][j] = acc[i * R + j];                            \
     for (int k = 0; k < STEPS; k++) {                                                             \
       VEC a[R], b[R];                                                                             \
       for (int64_t i = 0; i < rows; i++)                                                          \
-        __builtin_prefetch(soon[i] + offset + k * (STRIP / STEPS), 0, 2);                         \
-      for (int i = 0; i < R; i++) a[i] = x[i * STEPS + k];                                        \
-      for (int i = 0; i < R; i++) b[i] = same ? a[i] : y[i * STEPS + k];                          \
+        __builtin_prefetch(soon[i] + offset + k * STEP, 0, 2);                                    \
+      for (int i = 0; i < R; i++) a[i] = *(const LOAD_FROM *)(x[i] + k * STEP);                   \
+      for (int i = 0; i < R; i++) b[i] = *(const LOAD_FROM *)((same ? x : y)[i] + k * STEP);\
       for (int i = 0; i < R; i++)                                                                 \
         for (int j = same ? i : 0; j < R; j++) s[i][j] += a[i] * b[j];                            \
     }                                                                                             \
     for (int i = 0; i < R; i++)                                                                   \
       for (int j = same ? i : 0; j < R; j++) acc[i * R + j] = s[i][j];                            \
   }
-PRODUCTS(products_32, reals, float)
-PRODUCTS(products_64, doubles, double)
+PRODUCTS(products_32, reals, float, loose)
+PRODUCTS(products_64, doubles, double, doubles)
 
 /* Adds the accumulators to their totals, lane by lane, and clears them. */
 #define FLUSH(NAME, REAL)                                                                         \
@@ -324,16 +325,20 @@ FLUSH(flush_64, double)
     if (!memory) return -1;                                                                       \
     REAL *strips = (REAL *)memory, *acc = (REAL *)(memory + strip_bytes);                         \
     double *total = (double *)(memory + strip_bytes + acc_bytes);                                 \
+    const REAL *here[MOST + R];                                                                   \
     memset(memory, 0, strip_bytes + acc_bytes + lanes * sizeof(double));                          \
     uint64_t before = flushing();                                                                 \
     for (int64_t at = 0, turn = 1; at < d; at += STRIP, turn++) {                                 \
       int64_t w = d - at < STRIP ? d - at : STRIP, couple = 0;                                    \
-      for (int64_t i = 0; i < n; i++)                                                             \
+      int in_place = sizeof(REAL) == sizeof(float) && !reference && w == STRIP;                   \
+      for (int64_t i = 0; i < blocks * R; i++)                                                    \
+        here[i] = in_place && i < n ? (const REAL *)(const void *)(rows[i] + at) : strips + i * STRIP; \
+      for (int64_t i = 0; i < n && !in_place; i++)                                                \
         STRIP_TO(rows[i] + at, reference ? reference + at : NULL, w, strips + i * STRIP);         \
       if (reference) STRIP_TO(reference + at, NULL, w, strips + n * STRIP);                       \
       for (int64_t I = 0; I < blocks; I++)                                                        \
         for (int64_t J = I; J < blocks; J++, couple++) {                                          \
-          const VEC *x = (const VEC *)(strips + I * R * STRIP), *y = (const VEC *)(strips + J * R * STRIP); \
+          const REAL *const *x = here + I * R, *const *y = here + J * R;                          \
           VEC *a = (VEC *)acc + couple * R * R;                                                   \
           int64_t from = n * couple / couples, to = n * (couple + 1) / couples;                   \
           if (I == J) PRODUCTS_OF(x, x, a, 1, rows + from, to - from, at + STRIP);                \

@@ -3,6 +3,6 @@
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 #define LEVEL 4
 #define BYTES 64
-#define R 5
+#define R 4
 #include "kernels.h"
 #endif
