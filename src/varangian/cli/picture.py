@@ -24,10 +24,9 @@ def curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (attack, lines) in zip(axes, panels.items(), strict=True):
         for rule, curve in lines.items():
-            rounds = [point[0] for point in curve]
-            axis.plot(
-                rounds, [100 * point[1] for point in curve], label=rule, color=COLOURS.get(rule), lw=2
-            )
+            rounds, shares = [point[0] for point in curve], [100 * point[1] for point in curve]
+            # Of a run that ended early there may be a single point, and a point is no line.
+            axis.plot(rounds, shares, "o-", ms=3, label=rule, color=COLOURS.get(rule), lw=2)
         axis.set_title("no attack" if attack == "none" else attack.replace("_", " "))
         axis.set_xlabel("round")
         axis.grid(alpha=0.3)
