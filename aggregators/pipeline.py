@@ -209,7 +209,7 @@ def _attempts(rows: Rows, reference: Tensor | None, backend: str | None) -> Iter
     sound = _screened(rows, reference, chosen)
     yield sound
     if backend is None:
-        yield replace(sound, backend=after(chosen))
+        yield replace(sound, backend=after(chosen, sound.rows))
 
 
 def _screened(rows: Rows, reference: Tensor | None, chosen: Backend) -> _Survivors:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from varangian.aggregators.kernels import blocked, native, reference
+from varangian.aggregators.kernels import blocked, gpu, native, reference
 from varangian.aggregators.rows import Rows
 
 
@@ -39,16 +39,17 @@ class Backend(Protocol):
     ) -> Tensor: ...
 
 
-BACKENDS: tuple[Backend, ...] = (native, blocked, reference)
+BACKENDS: tuple[Backend, ...] = (native, gpu, blocked, reference)
 
 
 class BackendRefused(RuntimeError):
     """A backend was asked for by name and cannot take these rows."""
 
 
-def after(backend: Backend) -> Backend:
-    """The next slower backend, for rows that were too much for this one."""
-    return BACKENDS[min(BACKENDS.index(backend) + 1, len(BACKENDS) - 1)]
+def after(backend: Backend, rows: Rows) -> Backend:
+    """The next slower backend that takes them, for rows that were too much for this one."""
+    slower = BACKENDS[BACKENDS.index(backend) + 1 :]
+    return next((b for b in slower if b.refuses(rows) is None), backend)
 
 
 def backend_for(rows: Rows, name: str | None = None) -> Backend:

@@ -1,0 +1,287 @@
+"""Kernels in Triton for float32, bfloat16 and float16 rows on a GPU (`tiles`).
+
+Nothing is screened in advance, as in `native`: a row that is not finite shows in the result, and the verb
+then raises `NotFinite`; subnormal numbers are read as zero. Every program writes sums of its own, and they
+are added in one order: the same bits every time, also for columns that come in pieces. The rows may lie
+anywhere on the device; nothing is copied unless a row is not contiguous. Under TRITON_INTERPRET=1 it takes
+rows on the CPU as well, slowly.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.kernels import blocked
+from varangian.aggregators.kernels import reference as exact
+from varangian.aggregators.kernels.native import SLICE, NotFinite
+from varangian.aggregators.kernels.table import Table
+from varangian.aggregators.order import Majority, Nearest, Order, Window, network
+from varangian.aggregators.rows import Rows
+
+NAME = "triton"
+NOTICES = True
+
+TAKEN = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST = (3, 3)
+"""The first Triton whose functions take tuples of blocks apart and put them together."""
+MOST = 1024
+LONGEST = 2**31 - 2**20
+"""Columns are counted in 32 bits."""
+LANES = 64
+"""Values of a column that fit the registers; more are sorted by torch, block by block."""
+PRECISION = "ieee"
+"""Of the products of `gram`: float32, never TF32."""
+SPAN = 4096
+"""Columns of one program of `gram`."""
+SCRATCH = 1 << 26
+"""Bytes of partial sums at most, where they are more than those of one slice."""
+CHUNK = 1 << 18
+"""Columns of mixed points that are made before they are sorted: few enough for the cache."""
+
+
+def refuses(rows: Rows) -> str | None:
+    if rows.device.type != "cuda" and not interpreted():
+        return f"it takes rows on a CUDA device, not on {rows.device}"
+    if rows.dtype not in TAKEN:
+        return f"{rows.dtype} rows would lose their precision in float32 products"
+    if len(rows) > MOST:
+        return f"it takes at most {MOST} rows, not {len(rows)}"
+    if rows.d > LONGEST:
+        return f"it takes at most {LONGEST} columns, not {rows.d}"
+    return missing()
+
+
+def interpreted() -> bool:
+    """Whether Triton was told to run without a device."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+@cache
+def missing() -> str | None:
+    """Why no kernel can be compiled here."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    import triton
+
+    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    wanted = ".".join(map(str, OLDEST))
+    return f"it needs triton {wanted} or newer, not {triton.__version__}" if found < OLDEST else None
+
+
+@cache
+def _tiles() -> Any:
+    """Imported when a verb is called: `varangian.aggregators` must not import triton."""
+    from varangian.aggregators.kernels import tiles
+
+    return tiles
+
+
+def screen(rows: Rows) -> tuple[Tensor, Tensor]:
+    """As `reference.screen`; of these types the square of any finite number fits float64."""
+    table, parts = Table.of(rows), ceil(rows.d / SLICE)
+    flags = torch.empty(2, len(rows), parts, dtype=torch.int32, device=rows.device)
+    with torch.cuda.device_of(table.base):
+        _tiles().screen[(len(rows), parts)](
+            table.base,
+            table.offsets,
+            *flags.unbind(),
+            rows.d,
+            SLICE,
+            table.tiny,
+            BLOCK=1024,
+            ALIGN=table.align,
+        )
+    bad, subnormal = flags.any(dim=2).cpu()
+    return ~bad, subnormal
+
+
+def gram(rows: Rows, reference: Tensor | None) -> Tensor:
+    return settled(accumulated(exact.nothing(rows), rows, reference), reference, rows.d, lambda: rows)
+
+
+def accumulated(total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+    """Sums of spans are added to sums of slices, and those to the total in turn, wherever a call begins."""
+    size = (len(rows) + 1) ** 2
+    width = SLICE * max(1, SCRATCH // (8 * size * (SLICE // SPAN)))
+    for start in range(0, rows.d, width):
+        columns = slice(start, start + width)
+        some = Rows(tuple(v[columns] for v in rows.vectors))
+        parts = _measured(some, None if reference is None else reference[columns])
+        slices = torch.empty(ceil(some.d / SLICE), size, dtype=torch.float64, device=rows.device)
+        _add(parts, slices, SLICE // SPAN, False)
+        _add(slices, total.view(1, size), len(slices), True)
+    return total
+
+
+def _measured(rows: Rows, reference: Tensor | None) -> Tensor:
+    """Inner products of (x_1 - r, ..., x_n - r, r), or zeros for r, over each span: (spans, n+1, n+1)."""
+    n, table, spans = len(rows), Table.of(rows), ceil(rows.d / SPAN)
+    tile = min(64, max(16, _power(n)))
+    tiles = ceil(n / tile)
+    parts = torch.empty(spans, n + 1, n + 1, dtype=torch.float64, device=rows.device)
+    with torch.cuda.device_of(table.base):
+        _tiles().gram[(spans, tiles, tiles)](
+            table.base,
+            table.offsets,
+            table.base if reference is None else reference.contiguous(),
+            parts,
+            n,
+            rows.d,
+            SPAN,
+            table.tiny,
+            REFERENCE=reference is not None,
+            TILE=tile,
+            TILES=tiles,
+            BLOCK=64,
+            ALIGN=table.align,
+            PRECISION=PRECISION,
+        )
+    return parts
+
+
+def _add(parts: Tensor, out: Tensor, group: int, total: bool) -> None:
+    """Adds `group` after `group` of parts (p, ...) to rows of `out` (ceil(p / group), size), in order."""
+    size = out.shape[1]
+    with torch.cuda.device_of(out):
+        _tiles().added[(ceil(size / 128), len(out))](
+            parts, out, len(parts), group, size, TOTAL=total, UNROLL=16, BLOCK=128
+        )
+
+
+def settled(total: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows]) -> Tensor:
+    products = total.cpu()
+    # The square of a finite float32 may overflow as well; then the exact form says which it was.
+    if bool(products.diagonal().isfinite().all()):
+        return blocked.checked(products, reference, d, whole, _exact)
+    return _exact(whole(), reference)
+
+
+def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
+    """In float64 on the device, with subnormal numbers as zero."""
+    n, tiny = len(rows), torch.finfo(rows.dtype).tiny
+    total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=rows.device)
+    for columns, block in rows.blocks(CHUNK, torch.float64):
+        block = block.masked_fill(block.abs() < tiny, 0)
+        r = block.new_zeros(block.shape[1]) if reference is None else reference[columns].to(block)
+        points = exact.about(block, r)
+        total += points @ points.T
+    if not bool(total.diagonal().isfinite().all()):
+        raise NotFinite
+    return total.cpu()
+
+
+def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+    out = torch.empty(len(coords), rows.d, dtype=rows.dtype, device=rows.device)
+    _checked(_mixed(coords, rows, reference, out))
+    return out
+
+
+def _mixed(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor) -> Tensor:
+    """Writes points (k, d) from coordinates (k, n+1); what comes back tells where one is not finite."""
+    used = coords[:, :-1].any(dim=0).nonzero().flatten().tolist()  # Krum: the others need not be read
+    kept = used or [0]
+    weights = coords[:, [*kept, -1]].float().contiguous().to(rows.device, non_blocking=True)
+    table, k = Table.of(rows.keep(kept)), len(coords)
+    points = min(16, _power(k))
+    width = 1024 // points
+    grid = ceil(rows.d / width), ceil(k / points)
+    bad = torch.empty(grid[0] * grid[1], dtype=torch.int32, device=rows.device)
+    added = reference is not None and bool(coords[:, -1].any())
+    with torch.cuda.device_of(table.base):
+        _tiles().combine[grid](
+            table.base,
+            table.offsets,
+            weights,
+            reference.contiguous() if reference is not None and added else weights,
+            out,
+            bad,
+            len(kept),
+            rows.d,
+            k,
+            table.tiny,
+            REFERENCE=added,
+            POINTS=points,
+            UNROLL=min(8, _power(len(kept))),
+            BLOCK=width,
+            ALIGN=table.align,
+        )
+    return bad
+
+
+def columnwise(
+    rule: Callable[[Tensor], Tensor], coords: Tensor | None, rows: Rows, reference: Tensor | None
+) -> Tensor:
+    """A columnwise rule over the rows, or over the points with the given coordinates: (d,).
+
+    A rule that is no order, or of more than 64 values, is left to torch, which needs screened rows.
+    """
+    points = len(rows) if coords is None else len(coords)
+    if not isinstance(rule, Order) or points > LANES:
+        finite, subnormal = screen(rows)
+        if not bool(finite.all()) or bool(subnormal.any()):
+            raise NotFinite
+        by = _by_sorting(rule) if isinstance(rule, Window) else rule
+        return blocked.columnwise(by, coords, rows, reference)
+    out = torch.empty(rows.d, dtype=rows.dtype, device=rows.device)
+    if coords is None:
+        _checked(_reduced(rule, rows, out))
+        return out
+    flags: list[Tensor] = []
+    for start in range(0, rows.d, CHUNK):
+        columns = slice(start, start + CHUNK)
+        some = Rows(tuple(v[columns] for v in rows.vectors))
+        about = None if reference is None else reference[columns]
+        made = torch.empty(points, some.d, dtype=torch.float32, device=rows.device)
+        flags += [_mixed(coords, some, about, made), _reduced(rule, Rows.of(made), out[columns])]
+    _checked(torch.cat(flags))
+    return out
+
+
+def _reduced(rule: Order, rows: Rows, out: Tensor) -> Tensor:
+    """Writes the rule of each column (d,); what comes back tells where one is not finite."""
+    table, m = Table.of(rows), len(rows)
+    block = 512 if m <= 16 else 256 if m <= 32 else 128
+    bad = torch.empty(ceil(rows.d / block), dtype=torch.int32, device=rows.device)
+    verb, details = _described(rule, m)
+    shape = {"M": m, "BLOCK": block, "ALIGN": table.align}
+    with torch.cuda.device_of(table.base):
+        getattr(_tiles(), verb)[(len(bad),)](
+            table.base, table.offsets, out, bad, rows.d, table.tiny, **details, **shape
+        )
+    return bad
+
+
+def _described(rule: Order, m: int) -> tuple[str, dict[str, Any]]:
+    """The kernel that does what the rule says, and how it is told."""
+    if isinstance(rule, Majority):
+        return "majority", {"scale": float(rule.scale)}
+    window = {"LO": rule.lo, "HI": rule.hi}
+    if isinstance(rule, Nearest):
+        return "nearest", {**window, "COUNT": rule.count, "NETWORK": _pairs(m, 0, m - 1)}
+    return "window", {**window, "NETWORK": _pairs(m, rule.lo, rule.hi - 1)}
+
+
+@cache
+def _pairs(m: int, first: int, last: int) -> tuple[tuple[int, int], ...]:
+    return tuple((low, high) for low, high, *_ in network(m, first, last))
+
+
+def _by_sorting(rule: Window) -> Callable[[Tensor], Tensor]:
+    return lambda block: block.sort(dim=0).values[rule.lo : rule.hi].mean(dim=0)
+
+
+def _checked(bad: Tensor) -> None:
+    if bool(bad.any()):
+        raise NotFinite
+
+
+def _power(count: int) -> int:
+    return 1 << (count - 1).bit_length()
