@@ -9,7 +9,7 @@ from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, honest_majority, told_enough
 from varangian.aggregators.gram import Gram
-from varangian.aggregators.spectrum import leading, scaled
+from varangian.aggregators.spectrum import leading
 
 
 @RULES.register("caf")
@@ -35,12 +35,11 @@ class CAF:
         return honest_majority(n, self.f) or told_enough(self, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        products = scaled(gram.centered)
         weights = best = torch.ones(len(gram), dtype=torch.float64)
         least = torch.inf
         while True:
             shares = weights / weights.sum()
-            variance, places = leading(products, shares)
+            variance, places = leading(gram.centered, shares)
             if variance < least:
                 best, least = shares, variance
             distances = (places - shares @ places).square()

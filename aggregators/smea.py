@@ -11,7 +11,6 @@ from torch import Tensor
 from varangian.aggregators.base import RULES, check_f, check_positive, honest_majority, told_enough
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.spectral_filter import SpectralFilter
-from varangian.aggregators.spectrum import scaled
 
 AT_ONCE = 4096
 """Subsets whose eigenvalues are found in one call."""
@@ -52,7 +51,7 @@ class SMEA:
         guess = torch.ones(len(gram), dtype=torch.bool)
         if self.f:
             guess = SpectralFilter(f=1, iterations=self.f)(gram) > 0
-        kept = _least(scaled(gram.centered), _remotest_first(gram.sqdist), guess)
+        kept = _least(gram.centered, _remotest_first(gram.sqdist), guess)
         return kept / kept.sum(dtype=torch.float64)
 
 
@@ -67,11 +66,11 @@ def _least(products: Tensor, order: Tensor, best: Tensor) -> Tensor:
     least = float(_scatter(products, best[None]))
     partial = torch.zeros(1, len(best), dtype=torch.bool)  # (b, n): the rows left out so far, fewer than f
     taken = torch.zeros_like(best)
-    for i, row in enumerate(order):
+    for row in order:
         taken[row] = True
         partial = torch.cat([partial, partial.index_fill(1, row, True)])
         gone = partial.sum(dim=1)
-        whole, partial = ~partial[gone == f], partial[(gone < f) & (gone >= f - (len(order) - i - 1))]
+        whole, partial = ~partial[gone == f], partial[gone < f]
         values = _scatter(products, whole)
         if len(values) and float(values.min()) < least * (1 - SAME):
             least, best = float(values.min()), whole[values.argmin()]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, check_positive, told_enough
 from varangian.aggregators.gram import Gram
-from varangian.aggregators.spectrum import leading, scaled
+from varangian.aggregators.spectrum import leading
 
 
 @RULES.register("spectral_filter")
@@ -52,11 +52,10 @@ class SpectralFilter:
         return math.ceil(round(self.c * self.f, 9))
 
     def __call__(self, gram: Gram) -> Tensor:
-        products = scaled(gram.centered)
         kept = torch.ones(len(gram), dtype=torch.bool)
         for _ in range(self.iterations):
             shares = kept / kept.sum(dtype=torch.float64)
-            _, places = leading(products, shares)
+            _, places = leading(gram.centered, shares)
             for _ in range(self._per_pass):
                 kept[_farthest(places, kept, float(shares @ places))] = False
         return kept / kept.sum(dtype=torch.float64)

@@ -9,12 +9,6 @@ import torch
 from torch import Tensor
 
 
-def scaled(products: Tensor) -> Tensor:
-    """Divided by the longest squared length, so that squares of squares fit; zeros stay."""
-    largest = products.diagonal().max()
-    return products / largest if largest > 0 else products
-
-
 def leading(products: Tensor, shares: Tensor) -> tuple[float, Tensor]:
     """The largest eigenvalue of a covariance, and how far each point lies in the eigenvector's direction.
 

@@ -238,6 +238,30 @@ class TestScale:
         assert gains[-1] < worst_off(rows, best) / float(best.norm()) * (1 + 1e-9)
 
 
+def test_mgda_sees_the_least_gain() -> None:
+    """The least (1 - 1e-7 w)^2 + w^2 is at almost 1e-7, where the slope is as small."""
+    weights = Aggregator(MGDA())(torch.tensor([[1, 0], [1 - 1e-7, 1]], dtype=torch.float64)).weights
+    assert weights is not None
+    assert weights.tolist() == pytest.approx([1 - 1e-7, 1e-7], rel=1e-5)
+
+
+class TestCancellation:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_rows_whose_mean_is_rounding(self, seed: int) -> None:
+        """The squared length of such a mean may well come out negative."""
+        rows = torch.randn(9, 50, generator=kit.rng(seed))
+        rows -= rows.mean(0)
+        assert vector(CAGrad(), rows).norm() < 1e-5
+
+    @pytest.mark.parametrize("rule", [MGDA(), UPGrad()])
+    @pytest.mark.parametrize(("dtype", "left"), [(torch.float64, 1e-6), (torch.float32, 1e-2)])
+    def test_what_should_vanish_does(self, rule: MGDA | UPGrad, dtype: torch.dtype, left: float) -> None:
+        """But for the root of what the inner products are rounded to."""
+        rows = torch.randn(9, 50, dtype=dtype)
+        rows -= rows.mean(0)
+        assert vector(rule, rows).norm() < left * rows.norm(dim=1).max()
+
+
 class TestOptions:
     def test_c_is_a_radius(self) -> None:
         with pytest.raises(ValueError, match="`c` should be non-negative"):

@@ -16,6 +16,7 @@ from varangian.aggregators import (
     MIXINGS,
     NNM,
     RULES,
+    Aggregate,
     Aggregator,
     Bucketing,
     CenteredClipping,
@@ -201,6 +202,9 @@ class TestEffective:
         """Weights 1/3 1/3 1/45, and the reference has the rest."""
         found = Aggregator(CenteredClipping())(torch.tensor([[1.0], [2.0], [30.0]]))
         assert found.effective == pytest.approx((31 / 45) ** 2 / (2 / 9 + 1 / 45**2))
+
+    def test_of_negative_weights(self) -> None:
+        assert Aggregate(torch.zeros(1), torch.tensor([2.0, -1.0]), ()).effective == pytest.approx(1 / 5)
 
     def test_of_no_weights_is_none_and_of_zeros_is_zero(self) -> None:
         assert Aggregator(Median())(torch.randn(7, 3)).effective is None

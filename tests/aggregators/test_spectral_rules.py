@@ -151,6 +151,16 @@ def test_a_large_common_part_takes_nothing_from_the_spread(rule: CAF | SMEA | Sp
     assert torch.allclose(found, alone, atol=1e-4)
 
 
+@pytest.mark.parametrize("rule", [CAF(f=3), SMEA(f=3), SpectralFilter(f=3)])
+@pytest.mark.parametrize("unit", [2.0**480, 2.0**-480])
+def test_squares_may_be_as_large_as_they_can(rule: CAF | SMEA | SpectralFilter, unit: float) -> None:
+    rows = rows_with("near", 12, 3)
+    wanted, found = Aggregator(rule)(rows).weights, Aggregator(rule)(unit * rows).weights
+    assert wanted is not None
+    assert found is not None
+    assert torch.allclose(found, wanted, rtol=1e-9)
+
+
 class TestCAF:
     def test_silences_a_row_in_every_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where we leave byzfl: a row without weight sets no scale. There all would go by 1 - 1e-60."""
@@ -182,7 +192,6 @@ class TestCAF:
         assert weights is not None
         assert (weights > 0).sum() >= 15 - 2 * f
 
-
     @pytest.mark.parametrize("n", [9, 12])
     def test_agrees_with_byzpy(self, n: int) -> None:
         """With enough power steps for its eigenvector; by default it takes 3, and errs by 1e-3."""
@@ -200,6 +209,22 @@ class TestSMEA:
         assert chosen is not None
         assert tight is not None
         assert not torch.equal(chosen > 0, tight > 0)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_prunes_nothing_that_is_better(self, seed: int) -> None:
+        """Few columns and no outliers: the first guess is seldom the best, and many are almost as good."""
+        rows = torch.randn(9, 2, generator=kit.rng(seed)).double()
+        kit.assert_near(Aggregator(SMEA(f=3))(rows).vector, smallest_eigenvalue(rows, 3), 1e-9, rows)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_needs_no_good_order_and_no_good_guess(self, seed: int) -> None:
+        rows = torch.randn(12, 6, generator=kit.rng(seed)).double()
+        gram = Gram.of(Rows.of(rows))
+        nearest_first = smea._remotest_first(gram.sqdist).flip(0)
+        guess = torch.arange(12) < 10
+        for order in (nearest_first, torch.randperm(12)):
+            kept = smea._least(gram.centered, order, guess)
+            kit.assert_near(rows[kept].mean(0), smallest_eigenvalue(rows, 2), 1e-9, rows)
 
     def test_prunes_what_holds_a_far_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
         looks = []
@@ -248,8 +273,9 @@ class TestSpectralFilter:
         assert weights[0][4] == 0
 
     def test_rounding_does_not_remove_one_more(self) -> None:
-        """1.1 * 10 is 11.000000000000002."""
-        assert SpectralFilter(f=10, c=1.1)._per_pass == 11
+        """1.1 * 50 is 55.00000000000001."""
+        assert 1.1 * 50 > 55
+        assert SpectralFilter(f=50, c=1.1).requires(106, 50) is None
 
     def test_promises_nothing_unless_f_rows_go(self) -> None:
         assert SpectralFilter(f=4).robust
