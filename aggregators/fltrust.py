@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ class FLTrust:
     than they are, so that updates would shrink from round to round. Rows shorter than a hundredth of the
     reference, from which they are measured, count as zero: too little of their direction is left.
     """
+
+    needs_root: ClassVar[bool] = True
+    """The reference must be a gradient of the server's own; no server of ours computes one yet."""
 
     def requires(self, n: int, f: int) -> str | None:
         return None if n > f else f"it needs n >= f + 1, {f + 1} for f = {f}, and n is {n}"

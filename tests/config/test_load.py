@@ -130,6 +130,7 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
         (["aggregator=krum", "workers=4", "server.quorum=4"], "aggregator", "with 4 workers, f = 3"),
         (["aggregator.krum.f=2"], "aggregator", "it was told f = 2, but 3 of the workers may be Byzantine"),
         (["aggregator={mix: [{bucketing: {s: 4}}], rule: median}"], "aggregator", "bucketing"),
+        (["aggregator=fltrust"], "aggregator", "which this server does not compute"),
     ],
 )
 def test_a_run_that_cannot_keep_its_promise_does_not_start(overrides, path, said):

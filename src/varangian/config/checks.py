@@ -97,6 +97,12 @@ def _guarantee(config: RunConfig) -> Iterator[Problem]:
             return
 
 
+def _rooted(config: RunConfig) -> Iterator[Problem]:
+    if getattr(config.aggregator.rule, "needs_root", False):
+        rule = "measures trust by a gradient of the server's own, which this server does not compute"
+        yield Problem("aggregator", rule, hint="Choose another rule; as a library this one works.")
+
+
 def _rows(config: RunConfig, n: int) -> str:
     if n == config.workers:
         return f"with {n} workers, f = {config.f}"
@@ -150,4 +156,5 @@ CHECKS = (
     Check(frozenset({"workers", "byzantine"}), _mounted),
     Check(frozenset({"optimizer"}), _optimizer),
     Check(frozenset({"workers", "f", "server", "aggregator"}), _guarantee),
+    Check(frozenset({"aggregator"}), _rooted),
 )
