@@ -102,7 +102,7 @@ def network(n: int, first: int, last: int) -> tuple[tuple[int, int, bool, bool],
     """
     needed = set(range(first, last + 1))
     kept: list[tuple[int, int, bool, bool]] = []
-    for i, j in reversed(list(_batcher(n))):
+    for _, i, j in reversed(list(comparators(n))):
         low, high = i in needed, j in needed
         if low or high:
             kept.append((i, j, low, high))
@@ -110,8 +110,11 @@ def network(n: int, first: int, last: int) -> tuple[tuple[int, int, bool, bool],
     return tuple(reversed(kept))
 
 
-def _batcher(n: int) -> Iterator[tuple[int, int]]:
-    """Knuth, The Art of Computer Programming 3, 5.2.2, algorithm M, for any n."""
+def comparators(n: int) -> Iterator[tuple[int, int, int]]:
+    """(run, low, high): when sorted runs of length `run` are merged, row low takes the smaller value.
+
+    Knuth, The Art of Computer Programming 3, 5.2.2, algorithm M, for any n.
+    """
     p = 1
     while p < n:
         k = p
@@ -119,6 +122,6 @@ def _batcher(n: int) -> Iterator[tuple[int, int]]:
             for j in range(k % p, n - k, 2 * k):
                 for i in range(j, min(j + k, n - k)):
                     if i // (2 * p) == (i + k) // (2 * p):
-                        yield i, i + k
+                        yield p, i, i + k
             k //= 2
         p *= 2

@@ -7,27 +7,14 @@ every comparison that the wanted ranks do not need.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from varangian.aggregators.order import comparators
 
 NARROW, WIDE = 16, 32
 """Rows are sorted by blocks of WIDE, and what is left by blocks of NARROW: compiling a network for every
 number up to WIDE would take a minute."""
-
-
-def comparators(n: int) -> Iterator[tuple[int, int, int]]:
-    """(run, low, high): when sorted runs of length `run` are merged, row low takes the smaller value."""
-    p = 1
-    while p < n:
-        k = p
-        while k >= 1:
-            for j in range(k % p, n - k, 2 * k):
-                for i in range(j, min(j + k, n - k)):
-                    if i // (2 * p) == (i + k) // (2 * p):
-                        yield p, i, i + k
-            k //= 2
-        p *= 2
 
 
 @cache
