@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -99,6 +99,7 @@ class Aggregator:
         rng: torch.Generator | None = None,
         *,
         faults: int = 0,
+        measured: Callable[[], Tensor] | None = None,
     ) -> Aggregate:
         """Aggregate n flat vectors.
 
@@ -109,6 +110,8 @@ class Aggregator:
             rng: randomness of the mixings that have any; the same state gives the same bits.
             faults: rows of provably Byzantine workers that the caller has removed already; like the
                 rows that are dropped here, each spends one of the f.
+            measured: what `GramAccumulator.products` is for these rows and this reference, from whoever took
+                it while they arrived; asked only if a rule needs it and while no row is dropped.
 
         Raises:
             RowsError: the rows are not n flat vectors of one kind, or the reference does not fit them.
@@ -117,7 +120,7 @@ class Aggregator:
         """
         rng = rng or torch.Generator().manual_seed(0)
         before = rng.get_state()
-        for survivors in _attempts(Rows.of(rows), reference, self.backend):
+        for survivors in _attempts(Rows.of(rows), reference, self.backend, measured):
             rng.set_state(before)
             try:
                 return self._aggregate(survivors, rng, faults)
@@ -164,8 +167,11 @@ class _Survivors:
     n: int
     kept: list[int]
     dropped: tuple[int, ...]
+    measured: Callable[[], Tensor] | None = None
 
     def gram(self) -> Gram:
+        if self.measured is not None:
+            return Gram.about(self.measured, len(self.rows))
         return Gram.of(self.rows, self.reference, self.backend)
 
     def reduced(self, rule: Columnwise, coords: Tensor | None) -> Aggregate:
@@ -198,14 +204,16 @@ class _Survivors:
         return out
 
 
-def _attempts(rows: Rows, reference: Tensor | None, backend: str | None) -> Iterator[_Survivors]:
+def _attempts(
+    rows: Rows, reference: Tensor | None, backend: str | None, measured: Callable[[], Tensor] | None
+) -> Iterator[_Survivors]:
     """All rows, unscreened, where the kernels notice what they should not be given; then the sound ones.
 
     Almost every round is sound, and a screening would read all rows once more.
     """
     chosen, reference = backend_for(rows, backend), _checked(reference, rows)
     if chosen.NOTICES:
-        yield _Survivors(rows, reference, chosen, len(rows), [*range(len(rows))], ())
+        yield _Survivors(rows, reference, chosen, len(rows), [*range(len(rows))], (), measured)
     sound = _screened(rows, reference, chosen)
     yield sound
     if backend is None:

@@ -17,6 +17,7 @@ from varangian.aggregators import (
     RowsError,
     TrimmedMean,
 )
+from varangian.aggregators.kernels import GramAccumulator
 
 
 class TestRequires:
@@ -147,3 +148,19 @@ def test_without_randomness_given_it_is_fixed() -> None:
 
 def test_mixings_may_be_a_list() -> None:
     assert Aggregator(Median(), [NNM(f=1)]) == Aggregator(Median(), (NNM(f=1),))  # type: ignore[arg-type]
+
+
+def test_products_measured_elsewhere_are_used() -> None:
+    rows = torch.randn(7, 300, generator=torch.Generator().manual_seed(3))
+    accumulator = GramAccumulator(7, 300)
+    accumulator.take(list(rows))
+    asked: list[bool] = []
+
+    def measured() -> torch.Tensor:
+        asked.append(True)
+        return accumulator.products()
+
+    aggregator = Aggregator(Krum(f=2))
+    given = aggregator(rows, measured=measured)
+    assert asked == [True]
+    assert torch.equal(given.vector, aggregator(rows).vector)
