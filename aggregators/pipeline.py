@@ -110,8 +110,8 @@ class Aggregator:
             rng: randomness of the mixings that have any; the same state gives the same bits.
             faults: rows of provably Byzantine workers that the caller has removed already; like the
                 rows that are dropped here, each spends one of the f.
-            measured: what `GramAccumulator.products` is for these rows and this reference, from whoever took
-                it while they arrived; asked only if a rule needs it and while no row is dropped.
+            measured: what `GramAccumulator.products` is for these rows and this reference, taken while they
+                arrived; asked only if a rule needs it and while no row is dropped.
 
         Raises:
             RowsError: the rows are not n flat vectors of one kind, or the reference does not fit them.
