@@ -35,6 +35,10 @@ STRANGER_STATUS = {
     Stranger.NOT_JOINED: StatusCode.FAILED_PRECONDITION,
     Stranger.SESSION_TAKEN: StatusCode.ALREADY_EXISTS,
     Stranger.SESSION_LOST: StatusCode.ALREADY_EXISTS,
+    Stranger.UNCERTIFIED: StatusCode.UNAUTHENTICATED,
+    Stranger.MISNAMED: StatusCode.PERMISSION_DENIED,
+    Stranger.ROLE: StatusCode.PERMISSION_DENIED,
+    Stranger.REVOKED: StatusCode.PERMISSION_DENIED,
 }
 
 

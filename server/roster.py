@@ -1,25 +1,26 @@
 """Who is calling.
 
-A caller is known by three pieces of call metadata - the channel - and never by anything in a message:
-its name, a token that only the holder of the run's secret can make for that name, and a session that tells
-two processes with the same name apart.
+A caller is known by its channel, never by anything in a message. With TLS its name is the one on its
+certificate. Without, it shows a token in the call metadata that only the holder of the run's secret can
+make for that name. A session, in the metadata too, tells two processes with the same name apart.
 
-What this protects against: a worker cannot speak for another worker, nor invent a name to get a second
-vote, and two processes that were given the same name by mistake do not both vote.
+What both protect against: a worker cannot speak for another worker, nor invent a name to get a second vote,
+and two processes that were given the same name by mistake do not both vote.
 
-What it does not protect against: until the channel is encrypted (TLS comes with a later release) token and
-session cross the network in clear text. Whoever can read the traffic can take a worker's place, and whoever
-can alter it can alter vectors. Run it over loopback or inside a network that you trust.
+What only TLS protects against: without it token and session cross the network in clear text. Whoever can
+read the traffic can take a worker's place, and whoever can alter it can alter vectors.
 """
 
 from __future__ import annotations
 
 import hmac
+import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol, TypeAlias
 
 from varangian.protos.headers import SESSION, TOKEN, WORKER
 
@@ -28,7 +29,13 @@ NONCE = re.compile(r"[0-9a-f]{32}")
 SECRET_BYTES = 16
 """The least length of a secret."""
 
-Metadata = Iterable[tuple[str, str | bytes]]
+Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+Peer: TypeAlias = Mapping[str, Iterable[bytes]]
+"""What the channel proves about the other end; gRPC calls it the authentication context."""
+UNPROVEN: Peer = {}
+"""A channel that proves nothing: one without TLS."""
+
+log = logging.getLogger(__name__)
 
 
 class Stranger(Enum):
@@ -40,6 +47,14 @@ class Stranger(Enum):
     NOT_JOINED = "A worker should join before it pulls or pushes."
     SESSION_TAKEN = "One process at a time should speak for a worker."
     SESSION_LOST = "A process should stop when another one has taken its worker's name over."
+    UNCERTIFIED = "A call should come over TLS 1.3 with a certificate that says who is calling."
+    MISNAMED = "A worker should call itself what its certificate does."
+    ROLE = "A call should be one that the role on the certificate allows."
+    REVOKED = "A certificate should be one that was not revoked."
+
+
+SUSPICIOUS = frozenset({Stranger.BAD_TOKEN, Stranger.MISNAMED, Stranger.ROLE, Stranger.REVOKED})
+"""What honest workers do not come by: each is a line in the log, once for each name."""
 
 
 class IdentityError(Exception):
@@ -48,6 +63,18 @@ class IdentityError(Exception):
     def __init__(self, code: Stranger, found: str) -> None:
         self.code = code
         super().__init__(f"{code.value} {found}")
+
+
+class Doorman(Protocol):
+    """Reads names off certificates."""
+
+    def worker(self, peer: Peer) -> str:
+        """The name of a worker; raises IdentityError for everyone else."""
+        ...
+
+    def admit(self, peer: Peer) -> None:
+        """Raise IdentityError unless the caller has a valid certificate of any role."""
+        ...
 
 
 @dataclass
@@ -64,7 +91,8 @@ class Roster:
 
     Args:
         names: every worker that may take part.
-        secret: what tokens are made with; at least 16 bytes, never sent.
+        secret: what tokens are made with; at least 16 bytes, never sent. None when there is a doorman.
+        doorman: who reads certificates; then tokens count for nothing.
         silence: seconds without a sign of life after which another process may take a name over.
         clock: seconds from any start.
     """
@@ -72,24 +100,29 @@ class Roster:
     def __init__(
         self,
         names: Iterable[str],
-        secret: bytes,
+        secret: bytes | None,
         *,
+        doorman: Doorman | None = None,
         silence: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if len(secret) < SECRET_BYTES:
-            raise ValueError(f"A secret should have at least {SECRET_BYTES} bytes. Found {len(secret)}.")
         self.names = tuple(sorted(names))
         for name in self.names:
             if not NAME.fullmatch(name):
                 rule = "letters, digits, '.', '_' and '-', at most 63, the first a letter or a digit"
                 raise ValueError(f"The name of a worker should be {rule}. Found {name!r:.100}.")
-        self._tokens = {name: make_token(name, secret).encode() for name in self.names}
-        if len(self._tokens) != len(self.names):
+        if len(set(self.names)) != len(self.names):
             raise ValueError(f"Worker names should be unique. Found {', '.join(self.names)}.")
+        if doorman is None and len(secret or b"") < SECRET_BYTES:
+            raise ValueError(
+                f"A secret should have at least {SECRET_BYTES} bytes. Found {len(secret or b'')}."
+            )
+        self._tokens = {name: make_token(name, secret).encode() for name in self.names} if secret else {}
+        self._doorman = doorman
         self._silence = silence
         self._clock = clock
         self._claims: dict[str, Claim] = {}
+        self._suspected = set[tuple[str, Stranger]]()
 
     def token(self, name: str) -> str:
         """What the process of this worker has to show: HMAC-SHA256 in hexadecimal."""
@@ -100,26 +133,41 @@ class Roster:
         """The names that some process has spoken for."""
         return frozenset(self._claims)
 
-    def presumed(self, metadata: Metadata) -> str:
+    def presumed(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """Who a caller says it is, for the log: believed by nobody, and safe to print."""
-        given = dict(metadata).get(WORKER)
-        return given if isinstance(given, str) and given in self._tokens else "a stranger"
+        if self._doorman is not None:
+            try:
+                given: object = self._doorman.worker(peer)
+            except IdentityError:
+                given = None
+        else:
+            given = dict(metadata).get(WORKER)
+        return given if isinstance(given, str) and given in self.names else "a stranger"
 
-    def authenticate(self, metadata: Metadata) -> str:
-        """The name of a caller that has the token for it, joined or not.
+    def admit(self, peer: Peer = UNPROVEN) -> None:
+        """Let a caller ask how the run is going: without TLS anyone, with TLS every valid certificate.
+
+        Raises:
+            IdentityError: when its certificate is not.
+        """
+        if self._doorman is not None:
+            self._doorman.admit(peer)
+
+    def authenticate(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
+        """The name of a caller that has proved it, joined or not.
 
         Raises:
             IdentityError: when it is nobody.
         """
-        return self._credentials(metadata)[0]
+        return self._credentials(metadata, peer)[0]
 
-    def identify(self, metadata: Metadata) -> str:
+    def identify(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """The name of a caller that has joined.
 
         Raises:
             IdentityError: when it is nobody, or another process speaks for this name now.
         """
-        name, session = self._credentials(metadata)
+        name, session = self._credentials(metadata, peer)
         claim = self._claims.get(name)
         if claim is None:
             raise IdentityError(Stranger.NOT_JOINED, f"{name} has not.")
@@ -132,13 +180,13 @@ class Roster:
         """A sign of life from the process that speaks for a name, other than a new call."""
         self._claims[name].seen = self._clock()
 
-    def claim(self, metadata: Metadata) -> str:
+    def claim(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """The name of a caller that joins; from now on its session speaks for the name.
 
         Raises:
             IdentityError: when it is nobody, or another process that is not silent speaks for this name.
         """
-        name, session = self._credentials(metadata)
+        name, session = self._credentials(metadata, peer)
         now, held = self._clock(), self._claims.get(name)
         if held is not None and held.session != session and now - held.seen <= self._silence:
             found = f"Another process spoke for {name} {now - held.seen:.1f} s ago; stop one of them, "
@@ -148,16 +196,20 @@ class Roster:
         self._claims[name] = Claim(session, now)
         return name
 
-    def _credentials(self, metadata: Metadata) -> tuple[str, str]:
-        """Name and session, once the token is right."""
-        found: dict[str, str] = {}
-        for key, value in metadata:
-            if key not in (WORKER, TOKEN, SESSION):
-                continue
-            if key in found or not isinstance(value, str):
-                raise IdentityError(Stranger.UNIDENTIFIED, f"Found {key} twice, or in bytes.")
-            found[key] = value
-        if len(found) < 3 or not NONCE.fullmatch(found[SESSION]):
+    def _credentials(self, metadata: Metadata, peer: Peer) -> tuple[str, str]:
+        """Name and session, once the name is proved."""
+        found = _headers(metadata)
+        try:
+            name = self._by_token(found) if self._doorman is None else self._by_certificate(found, peer)
+        except IdentityError as error:
+            self._suspect(error, metadata, peer)
+            raise
+        if not NONCE.fullmatch(found.get(SESSION, "")):
+            raise IdentityError(Stranger.UNIDENTIFIED, "Start this worker through `varangian worker`.")
+        return name, found[SESSION]
+
+    def _by_token(self, found: Mapping[str, str]) -> str:
+        if WORKER not in found or TOKEN not in found:
             raise IdentityError(Stranger.UNIDENTIFIED, "Start this worker through `varangian worker`.")
         name = found[WORKER]
         token = self._tokens.get(name)
@@ -167,7 +219,37 @@ class Roster:
             raise IdentityError(
                 Stranger.BAD_TOKEN, f"Found another for {name}; is it the token of an older run?"
             )
-        return name, found[SESSION]
+        return name
+
+    def _by_certificate(self, found: Mapping[str, str], peer: Peer) -> str:
+        assert self._doorman is not None
+        name = self._doorman.worker(peer)
+        if found.get(WORKER, name) != name:
+            raise IdentityError(
+                Stranger.MISNAMED, f"Found {found[WORKER]!r:.70} with the certificate of {name}."
+            )
+        if name not in self.names:
+            raise IdentityError(Stranger.UNKNOWN_WORKER, f"Found the certificate of {name!r:.70}.")
+        return name
+
+    def _suspect(self, error: IdentityError, metadata: Metadata, peer: Peer) -> None:
+        """One line in the log for what only somebody who pretends comes by."""
+        who = self.presumed(metadata, peer)
+        if error.code in SUSPICIOUS and (who, error.code) not in self._suspected:
+            self._suspected.add((who, error.code))
+            log.warning("security: %s from %s: %r", error.code.name, who, str(error))
+
+
+def _headers(metadata: Metadata) -> dict[str, str]:
+    """What the metadata says about the caller, each once and as text."""
+    found: dict[str, str] = {}
+    for key, value in metadata:
+        if key not in (WORKER, TOKEN, SESSION):
+            continue
+        if key in found or not isinstance(value, str):
+            raise IdentityError(Stranger.UNIDENTIFIED, f"Found {key} twice, or in bytes.")
+        found[key] = value
+    return found
 
 
 def make_token(name: str, secret: bytes) -> str:
