@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
+import grpc
 import grpc.aio
 
 from varangian.protos import codec
@@ -34,12 +35,17 @@ class PortInUse(ListenError):
     """Another process listens there."""
 
 
-def bind(server: grpc.aio.Server, host: str, port: int) -> str:
-    """Listen, and say where: `host:port`."""
+def bind(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None
+) -> str:
+    """Listen, with TLS when there are credentials, and say where: `host:port`."""
     authority = f"[{host}]" if ":" in host else host
     probe(host, port)
+    where = f"{authority}:{port}"
     try:
-        return f"{authority}:{server.add_insecure_port(f'{authority}:{port}')}"
+        if credentials is None:
+            return f"{authority}:{server.add_insecure_port(where)}"
+        return f"{authority}:{server.add_secure_port(where, credentials)}"
     except RuntimeError:
         raise PortInUse(in_use(authority, port)) from None
 

@@ -93,10 +93,10 @@ class Service:
     async def join(self, data: bytes, context: Context) -> bytes:
         request = codec.decode(ps_pb2.JoinRequest, data, codec.JOIN_LIMIT)
         codec.check_protocol(request.protocol)
-        metadata = tuple(context.invocation_metadata() or ())
-        worker = self._roster.authenticate(metadata)
+        caller = streams.caller(context)
+        worker = self._roster.authenticate(*caller)
         self._check_layout(request.layout)
-        self._roster.claim(metadata)
+        self._roster.claim(*caller)
         log.info("%s joined with %.80r", worker, request.software)
         return ps_pb2.JoinReply(
             protocol=codec.PROTOCOL,
@@ -146,6 +146,7 @@ class Service:
 
     @answered
     async def status(self, data: bytes, context: Context) -> bytes:
+        self._roster.admit(streams.caller(context)[1])
         codec.decode(ps_pb2.StatusRequest, data, codec.MANIFEST_LIMIT)
         status = self._driver.status()
         return ps_pb2.StatusReply(
@@ -163,7 +164,7 @@ class Service:
     async def refuse(self, context: Context, refused: Refused) -> Never:
         """End a call with a refusal, and log the first of each kind from each peer."""
         code = refused.code
-        worker = self._roster.presumed(tuple(context.invocation_metadata() or ()))
+        worker = self._roster.presumed(*streams.caller(context))
         level = logging.DEBUG if (worker, code) in self._logged else logging.WARNING
         self._logged.add((worker, code))
         log.log(level, "refused %s: %s %r", worker, code, refused.sentence)
@@ -180,7 +181,7 @@ class Service:
                     await self._heard.wait()
 
     def _identify(self, context: Context) -> str:
-        return self._roster.identify(context.invocation_metadata() or ())
+        return self._roster.identify(*streams.caller(context))
 
     def _check_layout(self, text: str) -> None:
         try:
@@ -257,10 +258,11 @@ async def serve(
     ready: Callable[[str], None],
     stop: asyncio.Event,
     limits: Limits = DEFAULT_LIMITS,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
-    `ready` is called once with `host:port`, when workers can connect.
+    `ready` is called once with `host:port`, when workers can connect. With credentials they do so over TLS.
 
     Raises:
         PortInUse: before anything else has happened.
@@ -270,7 +272,7 @@ async def serve(
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((service.handlers(),))
     try:
-        address = bind(server, host, port)
+        address = bind(server, host, port, credentials)
         await server.start()
         ready(address)
         reason = await driver.run(stop)

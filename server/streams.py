@@ -13,6 +13,7 @@ import grpc.aio
 
 from varangian.protos import codec, ps_pb2
 from varangian.server import answers
+from varangian.server.roster import Metadata, Peer
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Requests: TypeAlias = AsyncIterator[bytes]
@@ -37,6 +38,11 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def caller(context: Context) -> tuple[Metadata, Peer]:
+    """What a call and its channel say about who is calling."""
+    return tuple(context.invocation_metadata() or ()), context.auth_context()
 
 
 class Quota:

@@ -92,8 +92,9 @@ class Client:
     Args:
         server: `host:port`.
         name: the worker's name.
-        token: what the server made for this name.
+        token: what the server made for this name; None where a certificate says who this is.
         layout: the parameters of the worker's model.
+        credentials: for TLS; None speaks in clear text.
         backoff: how patiently calls are tried again.
         idle: seconds without any progress after which a call counts as dead. Large models on slow lines
             need no longer: only silence is measured, not the whole transfer.
@@ -104,9 +105,10 @@ class Client:
         self,
         server: str,
         name: str,
-        token: str,
+        token: str | None,
         layout: Layout,
         *,
+        credentials: grpc.ChannelCredentials | None = None,
         backoff: Backoff = DEFAULT_BACKOFF,
         idle: float = 60.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -117,8 +119,9 @@ class Client:
         self._backoff = backoff
         self._idle = idle
         self._sleep = sleep
-        self._identity = ((WORKER, name), (TOKEN, token), (SESSION, secrets.token_hex(16)))
-        self._channel = grpc.aio.insecure_channel(server, options=OPTIONS)
+        proof = () if token is None else ((TOKEN, token),)
+        self._identity = ((WORKER, name), *proof, (SESSION, secrets.token_hex(16)))
+        self._channel = _channel(server, credentials)
         self._stub: Any = ps_pb2_grpc.ParameterServerStub(self._channel)  # type: ignore[no-untyped-call]
         self._contract = Contract("", layout)
         self._chunk_bytes = codec.CHUNK_BYTES
@@ -296,3 +299,9 @@ class Client:
     async def _write(self, call: Any, part: ps_pb2.PushRequest) -> None:
         async with asyncio.timeout(self._idle):
             await call.write(part)
+
+
+def _channel(server: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(server, options=OPTIONS)
+    return grpc.aio.secure_channel(server, credentials, options=OPTIONS)
