@@ -68,6 +68,10 @@ class IdentityError(Exception):
 class Doorman(Protocol):
     """Reads names off certificates."""
 
+    def named(self, peer: Peer) -> str | None:
+        """The worker on a certificate, valid or not, if there is one."""
+        ...
+
     def worker(self, peer: Peer) -> str:
         """The name of a worker; raises IdentityError for everyone else."""
         ...
@@ -135,13 +139,7 @@ class Roster:
 
     def presumed(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """Who a caller says it is, for the log: believed by nobody, and safe to print."""
-        if self._doorman is not None:
-            try:
-                given: object = self._doorman.worker(peer)
-            except IdentityError:
-                given = None
-        else:
-            given = dict(metadata).get(WORKER)
+        given = dict(metadata).get(WORKER) if self._doorman is None else self._doorman.named(peer)
         return given if isinstance(given, str) and given in self.names else "a stranger"
 
     def admit(self, peer: Peer = UNPROVEN) -> None:

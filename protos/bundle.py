@@ -1,0 +1,210 @@
+"""What a program shows to prove who it is: a directory with its certificate, its key and the authority.
+
+ca.pem     the certificate of the authority that both ends trust
+cert.pem   the certificate of this program; a URI in it says `varangian:ROLE:NAME`
+key.pem    the private key that belongs to it
+revoked    only beside a server's: fingerprints of certificates that count no longer
+
+Only the standard library reads it, so that running with TLS needs no further package. It has no parser of
+certificates; what a certificate says is heard by shaking hands with it in memory, which checks the chain,
+the dates and the key in the way that the other end will.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+CA, CERTIFICATE, KEY, REVOKED = "ca.pem", "cert.pem", "key.pem", "revoked"
+SCHEME = "varangian"
+NO_CHECK_TIME = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the module `ssl` does not name."""
+TURNS = 8
+"""More than the messages of any handshake."""
+X509_NOT_YET, X509_EXPIRED, X509_PURPOSE = 9, 10, 26
+
+
+class Role(Enum):
+    """What the holder of a certificate may do."""
+
+    SERVER = "server"
+    """Be a server, and ask one how it is."""
+    WORKER = "worker"
+    """Take part in a run under the name on the certificate."""
+
+
+class BundleError(ValueError):
+    """A bundle cannot be used: the path, what was found, and what to do."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A certificate with its key and its authority, checked."""
+
+    path: Path
+    role: Role
+    name: str
+    hosts: tuple[str, ...]
+    """The addresses that a server may be reached under."""
+    begins: float
+    ends: float
+    """Seconds since 1970 between which the certificate is valid."""
+    ca: bytes = field(repr=False)
+    certificate: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def load(cls, path: Path, role: Role | None = None) -> Bundle:
+        """Read a bundle and make sure that the other end will take it.
+
+        Raises:
+            BundleError: it cannot be used, or not in this role.
+        """
+        bundle = cls._of(path, *_texts(path))
+        if [bundle.ca, bundle.certificate, bundle.key] != _texts(path):  # renewed meanwhile
+            bundle = cls._of(path, *_texts(path))
+        if role is not None and bundle.role is not role:
+            found = f"{path / CERTIFICATE} should be the certificate of a {role.value}. "
+            raise BundleError(f"{found}Found that of the {bundle.role.value} {bundle.name}.")
+        return bundle
+
+    @classmethod
+    def _of(cls, path: Path, ca: bytes, certificate: bytes, key: bytes) -> Bundle:
+        stated = _stated(path)
+        role, name = identity(path, stated)
+        _check_dates_and_chain(path, role)
+        hosts = tuple(value for kind, value in _alternatives(stated) if kind in ("DNS", "IP Address"))
+        begins, ends = (ssl.cert_time_to_seconds(stated[key]) for key in ("notBefore", "notAfter"))
+        return cls(path, role, name, hosts, begins, ends, ca, certificate, key)
+
+
+def find(path: Path, name: str) -> Path:
+    """The bundle of a name: the directory itself, or the one of that name in it.
+
+    Raises:
+        BundleError: there is neither.
+    """
+    for candidate in (path, path / name):
+        if (candidate / CERTIFICATE).is_file():
+            return candidate
+    raise BundleError(
+        f"{path} should hold {CERTIFICATE}, or a directory {name} that does. Found neither. "
+        "`varangian certs issue` makes it."
+    )
+
+
+def identity_uri(role: Role, name: str) -> str:
+    """How a certificate says who its holder is."""
+    return f"{SCHEME}:{role.value}:{name}"
+
+
+def parsed(uris: list[str]) -> tuple[Role, str] | None:
+    """Role and name, when exactly one of these says them."""
+    ours = [uri.split(":", 2) for uri in uris if uri.startswith(f"{SCHEME}:")]
+    if len(ours) != 1 or len(ours[0]) != 3 or not ours[0][2]:
+        return None
+    with suppress(ValueError):
+        return Role(ours[0][1]), ours[0][2]
+    return None
+
+
+def identity(path: Path, stated: Mapping[str, Any]) -> tuple[Role, str]:
+    found = parsed([value for kind, value in _alternatives(stated) if kind == "URI"])
+    if found is None:
+        raise BundleError(
+            f"{path / CERTIFICATE} should have one alternative name {SCHEME}:ROLE:NAME, its role server "
+            "or worker. Found none, or several. `varangian certs issue` makes such certificates."
+        )
+    return found
+
+
+def contexts(path: Path | None) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server and a client that show the certificate of a bundle, and as yet ask for none."""
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    for context in (server, client):
+        context.verify_mode = ssl.CERT_NONE
+        if path is not None:
+            # Without a password given here OpenSSL asks for one on the terminal.
+            context.load_cert_chain(path / CERTIFICATE, path / KEY, password=lambda: "")
+            context.load_verify_locations(path / CA)
+    return server, client
+
+
+def _texts(path: Path) -> list[bytes]:
+    return [_read(path / name) for name in (CA, CERTIFICATE, KEY)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        found = f"{path} should be readable. The system says: {error.strerror}."
+        raise BundleError(f"{found} `varangian certs issue` makes it.") from None
+    if b"-----BEGIN " not in text:
+        raise BundleError(f"{path} should be a PEM file. Found none in its {len(text)} bytes.")
+    return text
+
+
+def _alternatives(stated: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return list(stated.get("subjectAltName", ()))
+
+
+def _stated(path: Path) -> Mapping[str, Any]:
+    """What a certificate says, once key and chain are right; its dates may be over."""
+    try:
+        return _shaken(path, Role.WORKER, NO_CHECK_TIME)
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code == X509_PURPOSE:
+            found = f"{path / CERTIFICATE} should be good for clients."
+            raise BundleError(f"{found} `varangian certs issue` makes one.") from None
+        raise BundleError(
+            f"{path / CERTIFICATE} should be signed by {path / CA}. OpenSSL says: {error.verify_message}. "
+            "Copy all three files of a bundle together."
+        ) from None
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise BundleError(
+                f"{path / KEY} should be the key of {path / CERTIFICATE}. Found another key. "
+                "Copy all three files of a bundle together."
+            ) from None
+        said = error.reason or "not a usable certificate, key or authority"
+        raise BundleError(
+            f"{path} should hold a certificate, its key without a password, and its authority. "
+            f"OpenSSL says: {said}."
+        ) from None
+
+
+def _check_dates_and_chain(path: Path, role: Role) -> None:
+    try:
+        _shaken(path, role, 0)
+    except ssl.SSLCertVerificationError as error:
+        sentences = {
+            X509_EXPIRED: "should not have expired, nor should its authority. "
+            "Renew it with `varangian certs issue --force`.",
+            X509_NOT_YET: "should be valid already. Is the clock of this machine right?",
+            X509_PURPOSE: f"should be good for a {role.value}. `varangian certs issue` makes one.",
+        }
+        otherwise = f"should be valid. OpenSSL says: {error.verify_message}."
+        sentence = sentences.get(error.verify_code, otherwise)
+        raise BundleError(f"{path / CERTIFICATE} {sentence}") from None
+
+
+def _shaken(path: Path, role: Role, flags: int) -> Mapping[str, Any]:
+    """What the other end learns when it checks the certificate of a server, or of whoever calls one."""
+    server, client = contexts(path)
+    verifier = client if role is Role.SERVER else server
+    verifier.verify_mode = ssl.CERT_REQUIRED
+    verifier.verify_flags |= ssl.VerifyFlags(flags)
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True))
+    for _ in range(TURNS):
+        for end in ends:
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    return ends[0 if role is Role.SERVER else 1].getpeercert() or {}

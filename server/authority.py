@@ -1,0 +1,189 @@
+"""The authority of a cluster: who gets a certificate, and whose counts no longer.
+
+DIR/authority/cert.pem   the authority itself, which every bundle carries as ca.pem
+DIR/authority/key.pem    what it signs with; whoever has it can be anybody
+DIR/authority/issued     one line of JSON for each certificate
+DIR/authority/revoked    fingerprints of certificates that count no longer
+DIR/NAME/                a bundle for each program; see `varangian.protos.bundle`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from varangian.protos.bundle import CA, CERTIFICATE, KEY, REVOKED, Role
+from varangian.server import x509
+from varangian.server.revoked import fingerprint, fingerprints
+from varangian.server.roster import NAME
+
+HOME, ISSUED = "authority", "issued"
+PRIVATE, PUBLIC, FOLDER = 0o600, 0o644, 0o700
+SERVER = "server"
+"""The name of a server's bundle, unless it is given another."""
+DAY = 86400.0
+
+
+class AuthorityError(ValueError):
+    """A certificate cannot be made or revoked; the sentence is for the operator."""
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate in the book of the authority."""
+
+    name: str
+    role: str
+    fingerprint: str
+    """SHA-256 of the certificate."""
+    begins: float
+    ends: float
+    bundle: str
+    """Where it was put."""
+
+
+class Authority:
+    """A directory that certificates come from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.home = path / HOME
+        if not (self.home / KEY).is_file():
+            raise AuthorityError(
+                f"{path} should be an authority. Found no {HOME}/{KEY} in it. "
+                f"Make one: varangian certs init {path}"
+            )
+
+    @classmethod
+    def create(cls, path: Path, days: float) -> Authority:
+        """A new authority.
+
+        Raises:
+            AuthorityError: there is one already; its certificates would count no longer.
+        """
+        if (path / HOME / KEY).exists():
+            raise AuthorityError(
+                f"{path} should not be an authority yet. Found {HOME}/{KEY}, without which every bundle "
+                "that it signed would be worthless. Choose another directory."
+            )
+        made = x509.authority(days)
+        home = path / HOME
+        home.mkdir(mode=FOLDER, parents=True, exist_ok=True)
+        write(home / REVOKED, b"", PUBLIC)
+        write(home / CERTIFICATE, made.certificate, PUBLIC)
+        write(home / KEY, made.key, PRIVATE)
+        return cls(path)
+
+    def issue(
+        self,
+        name: str,
+        role: Role,
+        *,
+        hosts: Iterable[str] = (),
+        days: float,
+        into: Path | None = None,
+        force: bool = False,
+    ) -> Issued:
+        """Make a bundle.
+
+        Raises:
+            AuthorityError: it exists, or cannot be named so.
+        """
+        if not NAME.fullmatch(name) or name == HOME:
+            raise AuthorityError(
+                f"A name should be letters, digits, '.', '_' and '-', at most 63, and not {HOME!r}. "
+                f"Found {name!r:.100}."
+            )
+        bundle = (into or self.path) / name
+        if bundle.exists() and not force:
+            raise AuthorityError(
+                f"{bundle} should not exist yet. Add --force to replace it; the old certificate counts "
+                "until it expires or is revoked."
+            )
+        signer = x509.Pair((self.home / CERTIFICATE).read_bytes(), (self.home / KEY).read_bytes())
+        made = x509.leaf(signer, role, name, tuple(hosts), days)
+        mark, where = fingerprint(made.certificate), str(bundle.absolute())
+        issued = Issued(name, role.value, mark, *made.dates, where)
+        # First the book: a certificate that nobody knows of could never be revoked.
+        with (self.home / ISSUED).open("a", encoding="utf-8") as book:
+            book.write(json.dumps(asdict(issued)) + "\n")
+            book.flush()
+            os.fsync(book.fileno())
+        files = {CA: signer.certificate, CERTIFICATE: made.certificate, KEY: made.key}
+        if role is Role.SERVER:
+            files[REVOKED] = (self.home / REVOKED).read_bytes()
+        _replace(bundle, files)
+        return issued
+
+    def issued(self) -> list[Issued]:
+        """Every certificate that was ever made, oldest first."""
+        try:
+            lines = (self.home / ISSUED).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [Issued(**json.loads(line)) for line in lines]
+
+    def revoked(self) -> frozenset[str]:
+        """Fingerprints of those that count no longer."""
+        return fingerprints((self.home / REVOKED).read_text(encoding="utf-8"))
+
+    def revoke(self, name: str) -> tuple[list[Issued], list[Path]]:
+        """Declare every certificate of a name void; returns them, and the lists of servers that say so now.
+
+        Raises:
+            AuthorityError: no certificate of that name counts.
+        """
+        before = self.revoked()
+        found = [one for one in self.issued() if one.name == name and one.fingerprint not in before]
+        if not found:
+            raise AuthorityError(f"{name!r:.100} should have a certificate that counts. Found none.")
+        listed = (self.home / REVOKED).read_text(encoding="utf-8")
+        lines = "".join(f"{one.fingerprint}  {one.name}\n" for one in found)
+        write(self.home / REVOKED, (listed + lines).encode(), PUBLIC)
+        return found, list(self._published())
+
+    def _published(self) -> Iterator[Path]:
+        """Bring the list to every server's bundle that is on this machine."""
+        content = (self.home / REVOKED).read_bytes()
+        for bundle in {one.bundle for one in self.issued() if one.role == Role.SERVER.value}:
+            if Path(bundle).is_dir():
+                write(Path(bundle) / REVOKED, content, PUBLIC)
+                yield Path(bundle) / REVOKED
+
+
+def remaining(one: Issued) -> float:
+    """Days until a certificate expires; negative afterwards."""
+    return (one.ends - time.time()) / DAY
+
+
+def write(path: Path, content: bytes, mode: int) -> None:
+    """The whole file or none of it, never readable by more people than meant."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _replace(bundle: Path, files: Mapping[str, bytes]) -> None:
+    """A bundle appears whole: a certificate beside the key of another would be of no use."""
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=bundle.parent, prefix=f".{bundle.name}.") as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir(mode=FOLDER)
+        for name, content in files.items():
+            write(fresh / name, content, PRIVATE)
+        if bundle.exists():
+            bundle.rename(Path(scratch) / "old")
+        fresh.rename(bundle)

@@ -1,0 +1,125 @@
+"""What a user reads when a connection cannot be made, over real sockets."""
+
+import asyncio
+import socket
+
+import pytest
+
+from varangian.protos.bundle import Bundle
+from varangian.server.tls import Security
+from varangian.worker.tls import diagnosis
+
+
+def bundle(bundles, name):
+    """A bundle as it is, checked or not: this is about what the other end finds."""
+    path = bundles / name
+    texts = [(path / file).read_bytes() for file in ("ca.pem", "cert.pem", "key.pem")]
+    return Bundle(path, None, "w00", (), 0, 0, *texts)
+
+
+def at(listening, scenario, credentials, shown):
+    """The diagnosis of a server, from a client that shows this bundle."""
+
+    async def run():
+        async with listening(credentials) as (port, _):
+            return await asyncio.to_thread(diagnosis, f"127.0.0.1:{port}", shown)
+
+    return scenario(run())
+
+
+@pytest.fixture
+def secured(bundles):
+    return Security(bundles / "ours").credentials()
+
+
+def test_a_good_connection_has_no_diagnosis(listening, scenario, secured, bundles):
+    found = at(listening, scenario, secured, bundle(bundles, "ours/w00"))
+    assert (found.sentence, found.final) == ("", False)
+
+
+def test_without_tls_at_both_ends_there_is_nothing_to_say(listening, scenario):
+    assert at(listening, scenario, None, None).sentence == ""
+
+
+def test_a_client_without_tls_at_a_server_with_it(listening, scenario, secured):
+    found = at(listening, scenario, secured, None)
+    assert "speaks TLS, and this end does not. Add --certs DIR." in found.sentence
+    assert found.final
+
+
+def test_a_client_with_tls_at_a_server_without_it(listening, scenario, bundles):
+    found = at(listening, scenario, None, bundle(bundles, "ours/w00"))
+    assert "does not speak TLS. Start the server with --certs DIR too" in found.sentence
+    assert found.final
+
+
+def test_a_server_that_does_not_know_the_authority(listening, scenario, secured, bundles, tmp_path):
+    import shutil
+
+    mixed = tmp_path / "mixed"
+    shutil.copytree(bundles / "theirs/w00", mixed)
+    shutil.copy(bundles / "ours/w00/ca.pem", mixed / "ca.pem")
+    found = at(listening, scenario, secured, bundle(tmp_path, "mixed"))
+    assert f"does not take the certificate {mixed / 'cert.pem'}" in found.sentence
+    assert found.final
+
+
+def test_an_expired_certificate(listening, scenario, secured, bundles):
+    found = at(listening, scenario, secured, bundle(bundles, "ours/expired"))
+    assert "does not take the certificate" in found.sentence
+    assert "not have expired" in found.sentence
+
+
+def test_a_server_of_another_authority(listening, scenario, bundles):
+    theirs = Security(bundles / "theirs").credentials()
+    found = at(listening, scenario, theirs, bundle(bundles, "ours/w00"))
+    assert f"should be signed by {bundles / 'ours/w00/ca.pem'}" in found.sentence
+    assert "bundles of the same authority?" in found.sentence
+
+
+def test_a_server_whose_certificate_has_expired(listening, scenario, bundles):
+    import grpc
+
+    old = bundle(bundles, "expired/server")
+    credentials = grpc.ssl_server_credentials([(old.key, old.certificate)], old.ca, True)
+    found = at(listening, scenario, credentials, bundle(bundles, "ours/w00"))
+    assert "has expired. Renew it" in found.sentence
+
+
+def test_a_server_under_a_name_that_is_not_on_its_certificate(listening, scenario, secured, bundles):
+    async def run():
+        async with listening(secured, host="127.0.0.2") as (port, _):
+            return await asyncio.to_thread(diagnosis, f"127.0.0.2:{port}", bundle(bundles, "ours/w00"))
+
+    found = scenario(run())
+    assert "should name '127.0.0.2'" in found.sentence
+    assert "varangian certs issue DIR --server 127.0.0.2" in found.sentence
+
+
+def test_a_port_where_nothing_listens(bundles):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for shown in (None, bundle(bundles, "ours/w00")):
+        found = diagnosis(address, shown)
+        assert found.sentence.startswith(f"Nothing listens at {address}. ")
+        assert not found.final
+
+
+def test_a_server_that_says_nothing(bundles):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        found = diagnosis(f"127.0.0.1:{silent.getsockname()[1]}", bundle(bundles, "ours/w00"), 0.05)
+    assert "cannot be reached" in found.sentence
+    assert not found.final
+
+
+def test_a_name_that_nobody_knows():
+    found = diagnosis("no-such-host.invalid:1", None)
+    assert "'no-such-host.invalid' should be known here" in found.sentence
+    assert not found.final
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", ":50051", "host:port"])
+def test_what_is_no_address(address):
+    found = diagnosis(address, None)
+    assert "HOST:PORT" in found.sentence
+    assert found.final

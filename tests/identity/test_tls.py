@@ -1,0 +1,207 @@
+import asyncio
+import os
+import shutil
+
+import grpc.aio
+import pytest
+
+from varangian.protos.bundle import Bundle, BundleError, Role
+from varangian.server.revoked import Revoked, fingerprint, fingerprints
+from varangian.server.roster import IdentityError, Roster, Stranger
+from varangian.server.tls import Certificates, Renewal, Security
+from varangian.worker import tls
+
+SESSION = "0" * 32
+
+
+def peer(bundles, name, **changes):
+    bundle = Bundle.load(bundles / name)
+    proved = {
+        "x509_subject_alternative_name": [f"varangian:{bundle.role.value}:{bundle.name}".encode()],
+        "x509_pem_cert": [bundle.certificate],
+        "ssl_tls_version": [b"TLSv1.3"],
+    }
+    return proved | changes
+
+
+@pytest.fixture
+def roster(bundles):
+    return Roster(["w00", "w01"], None, doorman=Security(bundles / "ours").doorman)
+
+
+def metadata(name=None, session=SESSION):
+    return [("varangian-session", session), *([("varangian-worker", name)] if name else [])]
+
+
+def refused(call, *args):
+    with pytest.raises(IdentityError) as caught:
+        call(*args)
+    assert str(caught.value).startswith(caught.value.code.value)
+    return caught.value.code
+
+
+def test_the_name_is_that_of_the_certificate(roster, bundles):
+    assert roster.claim(metadata(), peer(bundles, "ours/w00")) == "w00"
+    assert roster.identify(metadata("w00"), peer(bundles, "ours/w00")) == "w00"
+    assert roster.presumed(metadata(), peer(bundles, "ours/w00")) == "w00"
+
+
+def test_another_name_in_the_call_is_refused_and_logged_once(roster, bundles, caplog):
+    for _ in range(3):
+        call = roster.claim, metadata("w01"), peer(bundles, "ours/w00")
+        assert refused(*call) is Stranger.MISNAMED
+    (record,) = caplog.records
+    assert record.getMessage().startswith("security: MISNAMED from w00: ")
+    assert roster.joined == frozenset()
+
+
+def test_with_tls_a_token_counts_for_nothing(bundles):
+    roster = Roster(["w00"], b"sixteen bytes ok", doorman=Security(bundles / "ours").doorman)
+    shown = [*metadata("w00"), ("varangian-token", roster.token("w00"))]
+    assert refused(roster.claim, shown) is Stranger.UNCERTIFIED
+    assert refused(roster.claim, shown, peer(bundles, "ours/server")) is Stranger.ROLE
+
+
+def test_a_certified_name_that_the_run_does_not_have_is_refused(bundles):
+    roster = Roster(["w00"], None, doorman=Security(bundles / "ours").doorman)
+    assert refused(roster.claim, metadata(), peer(bundles, "ours/w01")) is Stranger.UNKNOWN_WORKER
+
+
+def test_a_session_is_still_needed(roster, bundles):
+    assert refused(roster.claim, [], peer(bundles, "ours/w00")) is Stranger.UNIDENTIFIED
+
+
+def test_one_certificate_on_two_machines_is_one_vote(roster, bundles):
+    roster.claim(metadata(), peer(bundles, "ours/w00"))
+    second = metadata(session="f" * 32)
+    assert refused(roster.claim, second, peer(bundles, "ours/w00")) is Stranger.SESSION_TAKEN
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ssl_tls_version": [b"TLSv1.2"]},
+        {"ssl_tls_version": []},
+        {"x509_subject_alternative_name": [b"w00"]},
+        {"x509_subject_alternative_name": [b"varangian:worker:w00", b"varangian:worker:w01"]},
+        {"x509_pem_cert": []},
+    ],
+)
+def test_a_channel_that_proves_too_little_is_refused(roster, bundles, changes):
+    found = peer(bundles, "ours/w00", **changes)
+    assert refused(roster.claim, metadata(), found) is Stranger.UNCERTIFIED
+    assert refused(roster.admit, found) is Stranger.UNCERTIFIED
+
+
+def test_a_server_may_ask_how_the_run_is_going_and_nothing_else(roster, bundles):
+    roster.admit(peer(bundles, "ours/server"))
+    assert refused(roster.claim, metadata(), peer(bundles, "ours/server")) is Stranger.ROLE
+    assert roster.presumed([], peer(bundles, "ours/server")) == "a stranger"
+
+
+def test_a_revoked_certificate_is_refused_at_its_next_call(authority, caplog):
+    authority.issue("server", Role.SERVER, days=1)
+    authority.issue("w00", Role.WORKER, days=1)
+    roster = Roster(["w00"], None, doorman=Security(authority.path).doorman)
+    proved = peer(authority.path, "w00")
+    assert roster.claim(metadata(), proved) == "w00"
+    authority.revoke("w00")
+    assert refused(roster.identify, metadata(), proved) is Stranger.REVOKED
+    assert refused(roster.admit, proved) is Stranger.REVOKED
+    assert "security: REVOKED from w00" in caplog.text
+    authority.issue("w00", Role.WORKER, days=1, force=True)
+    assert roster.identify(metadata(), peer(authority.path, "w00")) == "w00"
+
+
+def test_a_damaged_list_brings_no_certificate_back(bundles, tmp_path, caplog):
+    pem = (bundles / "ours/w00/cert.pem").read_bytes()
+    path = tmp_path / "revoked"
+    path.write_text(f"{fingerprint(pem)}  w00  # left in May\n\n")
+    revoked = Revoked(path)
+    for change in (lambda: path.write_text("hello\n"), path.unlink):
+        change()
+        assert fingerprint(pem) in revoked
+    assert "stays in force" in caplog.text
+    path.write_text("")
+    assert fingerprint(pem) not in revoked
+
+
+@pytest.mark.parametrize("text", ["w00", "0" * 63, "0" * 63 + "G", "0" * 65])
+def test_a_list_has_fingerprints(text, tmp_path):
+    with pytest.raises(ValueError, match="line 1 should begin with 64 hexadecimal digits"):
+        fingerprints(text)
+    (tmp_path / "revoked").write_text(text)
+    with pytest.raises(ValueError, match="revoked: line 1"):
+        Revoked(tmp_path / "revoked")
+
+
+def test_a_server_does_not_start_on_a_damaged_list(copied):
+    (copied("ours/server") / "revoked").write_text("hello")
+    with pytest.raises(BundleError, match="line 1 should begin"):
+        Security(copied("ours/w00").parent / "server")
+
+
+def test_the_doorman_needs_no_secret_and_the_token_does(bundles):
+    with pytest.raises(ValueError, match="at least 16 bytes"):
+        Roster(["w00"], None)
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening, scenario):
+    authority.issue("server", Role.SERVER, days=1)
+    authority.issue("w00", Role.WORKER, days=1)
+    worker = tls.credentials(tls.bundle_of(authority.path, "w00"))
+    shown = []
+
+    async def call(port):
+        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", worker) as channel:
+            await channel.unary_unary("/x/y")(b"", timeout=10)
+        certificate = await asyncio.to_thread(_shown_at, port, authority.path / "w00")
+        shown.append(fingerprint(certificate.encode()))
+
+    async def run():
+        async with listening(Security(authority.path).credentials()) as (port, _):
+            await call(port)
+            authority.issue("server", Role.SERVER, days=1, force=True)
+            await call(port)
+
+    scenario(run())
+    assert shown == [one.fingerprint for one in authority.issued() if one.role == "server"]
+
+
+def _shown_at(port, client):
+    import socket
+    import ssl
+
+    from varangian.protos.bundle import contexts
+
+    context = contexts(client)[1]
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection(("127.0.0.1", port), 10) as line, context.wrap_socket(line) as secured:
+        return ssl.DER_cert_to_PEM_cert(secured.getpeercert(binary_form=True))
+
+
+def test_a_bad_renewal_leaves_the_old_certificate_in_use(copied, caplog):
+    path = copied("ours/server")
+    renewal = Renewal(Bundle.load(path))
+    assert renewal() is None
+    shutil.copy(copied("ours/w00") / "key.pem", path / "key.pem")
+    assert renewal() is None
+    assert renewal() is None
+    assert caplog.text.count("stays in use") == 1
+    os.replace(path / "key.pem", path / "moved")
+    assert renewal() is None
+
+
+def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario):
+    security = Security(bundles / "ours")
+
+    async def run():
+        async with listening(security.credentials()) as (port, seen):
+            credentials = tls.credentials(tls.bundle_of(bundles / "ours", "w00"))
+            async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+                await channel.unary_unary("/x/y")(b"", timeout=10)
+            return seen[0]
+
+    proved = scenario(run())
+    doorman = Certificates(Revoked(bundles / "none"))
+    assert doorman.worker(proved) == "w00"

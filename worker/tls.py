@@ -1,0 +1,121 @@
+"""TLS at the worker: what it shows, and what went wrong when a server does not answer.
+
+gRPC reports most of that as `UNAVAILABLE: Socket closed`. So after a failure the handshake is done once
+more by the standard library, which says which end was not content with what.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from varangian.protos.bundle import CERTIFICATE, X509_EXPIRED, X509_NOT_YET, Bundle, Role, contexts, find
+
+PATIENCE = 3.0
+"""Seconds for each step of a diagnosis."""
+X509_OTHER_NAME = frozenset({62, 64})
+"""Host name and address."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why there is no connection."""
+
+    sentence: str = ""
+    """Empty when nothing is wrong below the calls."""
+    final: bool = False
+    """Whether it will still be so in a moment."""
+
+
+def bundle_of(path: Path, name: str) -> Bundle:
+    """What a worker shows: `path` is its bundle, or a directory of bundles.
+
+    Raises:
+        BundleError: it cannot be used.
+    """
+    return Bundle.load(find(path, name), Role.WORKER)
+
+
+def credentials(bundle: Bundle) -> grpc.ChannelCredentials:
+    """For a channel to a server of the same authority."""
+    return grpc.ssl_channel_credentials(bundle.ca, bundle.key, bundle.certificate)
+
+
+def diagnosis(server: str, bundle: Bundle | None, patience: float = PATIENCE) -> Diagnosis:
+    """Connect to `host:port` as a client with or without TLS does, and say what is wrong. Blocks."""
+    host, _, port = server.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdecimal():
+        return Diagnosis(f"The address of a server should be HOST:PORT. Found {server!r}.", final=True)
+    try:
+        with socket.create_connection((host, int(port)), patience) as line:
+            return _shaken(line, host, server, bundle)
+    except socket.gaierror as error:
+        return Diagnosis(f"The name {host!r} should be known here. The system says: {error.strerror}.")
+    except ConnectionRefusedError:
+        return Diagnosis(f"Nothing listens at {server}. Is the server running, and is this its port?")
+    except OSError as error:
+        return Diagnosis(f"{server} cannot be reached: {error.strerror or error}.")
+
+
+def _shaken(line: socket.socket, host: str, server: str, bundle: Bundle | None) -> Diagnosis:
+    context = contexts(None if bundle is None else bundle.path)[1]
+    context.set_alpn_protocols(["h2"])
+    if bundle is not None:
+        context.check_hostname, context.verify_mode = True, ssl.CERT_REQUIRED
+    try:
+        with context.wrap_socket(line, server_hostname=host) as secured:
+            if bundle is None:
+                return Diagnosis(
+                    f"{server} speaks TLS, and this end does not. Add --certs DIR.", final=True
+                )
+            return _answered(secured, server, bundle)
+    except ssl.SSLCertVerificationError as error:
+        assert bundle is not None
+        return Diagnosis(_of_server(error, host, server, bundle), final=True)
+    except ssl.SSLError:
+        return _plain(server, bundle)
+
+
+def _answered(secured: ssl.SSLSocket, server: str, bundle: Bundle) -> Diagnosis:
+    """In TLS 1.3 a client hears only afterwards what the server thinks of its certificate."""
+    try:
+        if secured.recv(1):
+            return Diagnosis()
+    except (ssl.SSLError, ConnectionError):
+        pass
+    return Diagnosis(
+        f"{server} does not take the certificate {bundle.path / CERTIFICATE}: it should be signed by the "
+        "authority that the server trusts, and not have expired.",
+        final=True,
+    )
+
+
+def _plain(server: str, bundle: Bundle | None) -> Diagnosis:
+    if bundle is None:
+        return Diagnosis()
+    return Diagnosis(
+        f"{server} does not speak TLS. Start the server with --certs DIR too, or connect without.",
+        final=True,
+    )
+
+
+def _of_server(error: ssl.SSLCertVerificationError, host: str, server: str, bundle: Bundle) -> str:
+    """What this end has against the certificate of the server."""
+    if error.verify_code in X509_OTHER_NAME:
+        return (
+            f"The certificate of {server} should name {host!r}. It does not; issue it again with "
+            f"`varangian certs issue DIR --server {host}`, or connect to a name that it has."
+        )
+    if error.verify_code == X509_EXPIRED:
+        return f"The certificate of {server} has expired. Renew it with `varangian certs issue --force`."
+    if error.verify_code == X509_NOT_YET:
+        return f"The certificate of {server} is not valid yet. Are the clocks of both machines right?"
+    return (
+        f"The certificate of {server} should be signed by {bundle.path / 'ca.pem'}. OpenSSL says: "
+        f"{error.verify_message}. Do both ends have bundles of the same authority?"
+    )
