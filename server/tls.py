@@ -41,7 +41,7 @@ class Security:
             raise BundleError(str(error)) from None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For one port, which asks every peer for a certificate and shows a renewed one without a restart."""
+        """For one port; it asks every peer for a certificate, and shows a renewed one without a restart."""
         renewal = Renewal(self.bundle)
         # None is how gRPC wants to hear that nothing has changed; its types do not say so.
         fetch = cast(Callable[[], grpc.ServerCertificateConfiguration], renewal)
