@@ -10,8 +10,10 @@ class Dtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DTYPE_UNSPECIFIED: _ClassVar[Dtype]
     DTYPE_FLOAT32: _ClassVar[Dtype]
+    DTYPE_BFLOAT16: _ClassVar[Dtype]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
+DTYPE_BFLOAT16: Dtype
 
 class Manifest(_message.Message):
     __slots__ = ("protocol", "run_id", "round", "sequence", "layout_digest", "dtype", "numel", "content_digest")
@@ -52,26 +54,30 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., layout: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit")
+    __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit", "dtype")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_id: str
     round: int
     chunk_bytes: int
     message_limit: int
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ...) -> None: ...
+    dtype: Dtype
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("run_id", "after")
+    __slots__ = ("run_id", "after", "chunk_bytes")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     after: int
-    def __init__(self, run_id: _Optional[str] = ..., after: _Optional[int] = ...) -> None: ...
+    chunk_bytes: int
+    def __init__(self, run_id: _Optional[str] = ..., after: _Optional[int] = ..., chunk_bytes: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason",)
@@ -116,7 +122,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("protocol", "run_id", "software", "round", "rounds", "finished", "sentence", "workers", "present")
+    __slots__ = ("protocol", "run_id", "software", "round", "rounds", "finished", "sentence", "workers", "present", "refusals")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +132,7 @@ class StatusReply(_message.Message):
     SENTENCE_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_id: str
     software: str
@@ -135,4 +142,5 @@ class StatusReply(_message.Message):
     sentence: str
     workers: int
     present: int
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., software: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., finished: bool = ..., sentence: _Optional[str] = ..., workers: _Optional[int] = ..., present: _Optional[int] = ...) -> None: ...
+    refusals: str
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., software: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., finished: bool = ..., sentence: _Optional[str] = ..., workers: _Optional[int] = ..., present: _Optional[int] = ..., refusals: _Optional[str] = ...) -> None: ...

@@ -23,8 +23,8 @@ class Broadcast:
             index += 1
 
     def _make(self) -> bool:
-        chunk = next(self._rest, None)
-        if chunk is None:
+        message = next(self._rest, None)
+        if message is None:
             return False
-        self._made.append(ps_pb2.PullReply(chunk=chunk).SerializeToString())
+        self._made.append(message)
         return True

@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Never, TypeVar
 
 import grpc
@@ -19,13 +20,14 @@ import grpc.aio
 from varangian import __version__
 from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.allocator import keep_large_blocks
-from varangian.protos.codec import Assembler, Code, CodecError, Contract
+from varangian.protos.codec import FLOAT32, Assembler, Code, CodecError, Contract, Dtype
 from varangian.protos.layout import Layout, LayoutError
 from varangian.server import answers, streams
 from varangian.server.answers import Refused
 from varangian.server.broadcast import Broadcast
 from varangian.server.events import Refusal
 from varangian.server.gate import Gate
+from varangian.server.landing import Landing
 from varangian.server.listen import OPTIONS, PortInUse, bind
 from varangian.server.roster import IdentityError, Roster
 from varangian.server.streams import DEFAULT_LIMITS, Context, Limits, Requests
@@ -104,6 +106,7 @@ class Service:
             round=self._driver.round,
             chunk_bytes=codec.CHUNK_BYTES,
             message_limit=codec.MESSAGE_LIMIT,
+            dtype=codec.WIRE[self._contract.dtype][0],
         ).SerializeToString()
 
     @answered
@@ -193,8 +196,9 @@ class Service:
 
     async def _manifest(self, worker: str, requests: Requests) -> ps_pb2.Manifest:
         """The first message of a push, once it says what this run expects."""
-        part = await streams.received(requests, codec.MANIFEST_LIMIT, self._limits.idle)
-        if part is None or not part.HasField("manifest"):
+        data = await streams.received(requests, self._limits.idle)
+        part = codec.decode(ps_pb2.PushRequest, data or b"", codec.MANIFEST_LIMIT)
+        if not part.HasField("manifest"):
             raise CodecError(Code.MALFORMED, "Found a push that does not begin with a manifest.")
         try:
             self._contract.check(part.manifest)
@@ -210,19 +214,17 @@ class Service:
     ) -> None:
         """Fill the slot from the stream, or give it back."""
         try:
-            assembler = Assembler(slot.buffer, manifest.content_digest)
+            assembler = Assembler(self._contract.size, manifest.content_digest)
+            landing = Landing(slot, assembler.size)
             async with self._gate.seat() as seat:
                 with streams.unless_gone():
                     await context.send_initial_metadata(((headers.READY, "1"),))
-                while (
-                    part := await streams.received(requests, codec.MESSAGE_LIMIT, self._limits.idle)
-                ) is not None:
-                    if not part.HasField("chunk"):
-                        raise CodecError(Code.MALFORMED, "Found something else where a chunk should be.")
+                while (data := await streams.received(requests, self._limits.idle)) is not None:
+                    offset, payload = codec.chunk(data)
                     if self._driver.round != manifest.round:
                         raise answers.of_refusal(Refusal.STALE, self._driver.round)
                     self._roster.seen(slot.worker)
-                    assembler.add(part.chunk.offset, part.chunk.data)
+                    await landing.put(assembler.add(offset, payload))
                     await seat.keep()
             assembler.finish()
         except BaseException:
@@ -231,7 +233,8 @@ class Service:
 
     def _shared(self, snapshot: Snapshot) -> Broadcast:
         if self._broadcast is None or self._broadcast.round != snapshot.round:
-            self._broadcast = Broadcast(self._contract, snapshot.round, snapshot.payload, snapshot.digest)
+            contract = replace(self._contract, dtype=FLOAT32)
+            self._broadcast = Broadcast(contract, snapshot.round, snapshot.payload, snapshot.digest)
         return self._broadcast
 
     async def _send(self, worker: str, broadcast: Broadcast, context: Context) -> None:
@@ -257,18 +260,20 @@ async def serve(
     port: int,
     ready: Callable[[str], None],
     stop: asyncio.Event,
+    dtype: Dtype = FLOAT32,
     limits: Limits = DEFAULT_LIMITS,
     credentials: grpc.ServerCredentials | None = None,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
     `ready` is called once with `host:port`, when workers can connect. With credentials they do so over TLS.
+    `dtype` is how workers write the numbers that they push.
 
     Raises:
         PortInUse: before anything else has happened.
     """
     keep_large_blocks()
-    service = Service(driver, roster, Contract(run_id, layout), limits)
+    service = Service(driver, roster, Contract(run_id, layout, dtype), limits)
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((service.handlers(),))
     try:

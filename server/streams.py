@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 import grpc.aio
 
-from varangian.protos import codec, ps_pb2
 from varangian.server import answers
 from varangian.server.roster import Metadata, Peer
 
@@ -68,14 +67,13 @@ class Quota:
             self._open[worker] -= 1
 
 
-async def received(requests: Requests, limit: int, idle: float) -> ps_pb2.PushRequest | None:
-    """The next message of a push, of at most `limit` bytes; None at its end."""
+async def received(requests: Requests, idle: float) -> bytes | None:
+    """The next message of a push; None at its end."""
     try:
         async with asyncio.timeout(idle):
-            data = await anext(requests, None)
+            return await anext(requests, None)
     except TimeoutError:
         raise answers.idle(idle) from None
-    return None if data is None else codec.decode(ps_pb2.PushRequest, data, limit)
 
 
 async def sent(context: Context, message: bytes, idle: float) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from varangian.protos import codec
 from varangian.server.events import Phase, Seconds, Worker
 from varangian.server.round import RoundMachine
 
@@ -32,12 +32,11 @@ class Snapshot:
     payload: memoryview
     """Little-endian float32; read-only."""
     digest: bytes
-    """BLAKE2b-128 of the payload."""
+    """As `codec.digest` makes it of the payload."""
 
     @classmethod
     def of(cls, payload: bytes, round: int = 0) -> Snapshot:
-        digest = hashlib.blake2b(payload, digest_size=16).digest()
-        return cls(round, False, "", memoryview(payload), digest)
+        return cls(round, False, "", memoryview(payload), codec.digest(payload))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
@@ -17,30 +17,19 @@ import torch
 from torch import Tensor
 
 from varangian import __version__
-from varangian.protos import codec, ps_pb2, ps_pb2_grpc
+from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import Assembler, Code, CodecError, Contract
+from varangian.protos.frames import unframed
 from varangian.protos.headers import READY, SESSION, TOKEN, WORKER
 from varangian.protos.layout import Layout
 from varangian.worker.backoff import DEFAULT_BACKOFF, Backoff
+from varangian.worker.channel import Stub, connect
 from varangian.worker.refusal import TAKEN, Kind, Refusal
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Parts: TypeAlias = AsyncIterator[ps_pb2.PullReply]
+Parts: TypeAlias = AsyncIterator[bytes]
 
-OPTIONS = (
-    ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
-    ("grpc.max_send_message_length", codec.MESSAGE_LIMIT),
-    # Tries are counted and explained here; gRPC would repeat calls in silence.
-    ("grpc.enable_retries", 0),
-    # A connection is an identity: two workers of one process must not share it.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-)
 DAMAGED = (Code.DIGEST, Code.TOO_FEW_BYTES)
 """What can happen to a download on its way; anything else is a server that speaks otherwise."""
 
@@ -121,9 +110,11 @@ class Client:
         self._sleep = sleep
         proof = () if token is None else ((TOKEN, token),)
         self._identity = ((WORKER, name), *proof, (SESSION, secrets.token_hex(16)))
-        self._channel = _channel(server, credentials)
-        self._stub: Any = ps_pb2_grpc.ParameterServerStub(self._channel)  # type: ignore[no-untyped-call]
+        self._channel = connect(server, credentials)
+        self._stub = Stub(self._channel)
         self._contract = Contract("", layout)
+        """Of what comes. What goes may be written in another way."""
+        self._sends: codec.Dtype = codec.FLOAT32
         self._chunk_bytes = codec.CHUNK_BYTES
 
     async def __aenter__(self) -> Client:
@@ -145,7 +136,8 @@ class Client:
         """
         reply = await self._persistently("join", self._join)
         self._contract = Contract(reply.run_id, self._layout)
-        self._chunk_bytes = max(codec.CHUNK_FLOOR, min(reply.chunk_bytes, codec.CHUNK_BYTES))
+        self._sends = codec.check_dtype(reply.dtype)
+        self._chunk_bytes = max(codec.CHUNK_FLOOR, min(reply.chunk_bytes, codec.CHUNK_LIMIT))
         return reply.round
 
     async def claim(self) -> bool:
@@ -179,9 +171,10 @@ class Client:
             raise ValueError(
                 f"`vector` should have shape ({self._layout.numel},). Found {tuple(vector.shape)}."
             )
-        payload = codec.payload(vector)
+        # Both take a while for a large vector, and other workers of this process need the loop.
+        payload = await asyncio.to_thread(codec.payload, vector, self._sends)
         digest = await asyncio.to_thread(codec.digest, payload)
-        manifest = self._contract.manifest(round, digest)
+        manifest = replace(self._contract, dtype=self._sends).manifest(round, digest)
         return await self._persistently(f"push round {round}", lambda: self._push(manifest, payload))
 
     async def _persistently(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
@@ -222,9 +215,10 @@ class Client:
         request = ps_pb2.JoinRequest(
             protocol=codec.PROTOCOL, layout=self._layout.text, software=f"varangian {__version__}"
         )
-        reply: ps_pb2.JoinReply = await self._stub.Join(
-            request, metadata=self._identity, timeout=self._idle
+        data = await self._stub.join(
+            request.SerializeToString(), metadata=self._identity, timeout=self._idle
         )
+        reply = codec.decode(ps_pb2.JoinReply, data)
         codec.check_protocol(reply.protocol)
         return reply
 
@@ -240,11 +234,12 @@ class Client:
     async def _pull(self, after: int) -> Pulled | Finished | None:
         """One pull; None when the server says to ask again."""
         request = ps_pb2.PullRequest(run_id=self._contract.run_id, after=after)
-        call = self._stub.Pull(request, metadata=self._identity)
+        call = self._stub.pull(request.SerializeToString(), metadata=self._identity)
         parts = aiter(call)
         try:
-            first = await self._part(parts)
-            if first is None or first.HasField("again"):
+            data = await self._part(parts)
+            first = codec.decode(ps_pb2.PullReply, data or b"")
+            if data is None or first.HasField("again"):
                 return None
             if first.HasField("finished"):
                 return Finished(first.finished.reason)
@@ -255,21 +250,27 @@ class Client:
     async def _download(self, parts: Parts, manifest: ps_pb2.Manifest) -> Pulled | None:
         self._contract.check(manifest)
         parameters = torch.empty(self._layout.numel, dtype=torch.float32)
-        assembler = Assembler(codec.payload(parameters), manifest.content_digest)
-        while (part := await self._part(parts)) is not None:
-            if part.HasField("again"):
-                return None
-            assembler.add(part.chunk.offset, part.chunk.data)
+        row = codec.payload(parameters)
+        assembler = Assembler(len(row), manifest.content_digest)
+        while (data := await self._part(parts)) is not None:
+            found = unframed(data)
+            if found is None:
+                part = codec.decode(ps_pb2.PullReply, data)
+                if part.HasField("again"):
+                    return None
+                found = part.chunk.offset, memoryview(part.chunk.data)
+            chunk = assembler.add(*found)
+            row[assembler.passed - len(chunk) : assembler.passed] = chunk
         assembler.finish()
         return Pulled(manifest.round, parameters)
 
-    async def _part(self, parts: Parts) -> ps_pb2.PullReply | None:
+    async def _part(self, parts: Parts) -> bytes | None:
         """The next message of a pull; None at its end."""
         async with asyncio.timeout(self._idle):
             return await anext(parts, None)
 
     async def _push(self, manifest: ps_pb2.Manifest, payload: memoryview) -> Receipt:
-        call = self._stub.Push(metadata=self._identity)
+        call = self._stub.push(metadata=self._identity)
         try:
             reply = await self._upload(call, manifest, payload)
         except grpc.aio.AioRpcError as error:
@@ -285,23 +286,16 @@ class Client:
         # Writing to a call that the server has ended fails with an error of gRPC's own; what the server
         # said is the result of the call.
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._write(call, ps_pb2.PushRequest(manifest=manifest))
+            await self._write(call, ps_pb2.PushRequest(manifest=manifest).SerializeToString())
             async with asyncio.timeout(self._idle):
                 greeting = await call.initial_metadata()
             if READY in greeting:
-                for chunk in codec.chunks(payload, self._chunk_bytes):
-                    await self._write(call, ps_pb2.PushRequest(chunk=chunk))
+                for message in codec.chunks(payload, self._chunk_bytes):
+                    await self._write(call, message)
                 await call.done_writing()
         async with asyncio.timeout(self._idle):
-            reply: ps_pb2.PushReply = await call
-        return reply
+            return codec.decode(ps_pb2.PushReply, await call)
 
-    async def _write(self, call: Any, part: ps_pb2.PushRequest) -> None:
+    async def _write(self, call: Any, message: bytes) -> None:
         async with asyncio.timeout(self._idle):
-            await call.write(part)
-
-
-def _channel(server: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    if credentials is None:
-        return grpc.aio.insecure_channel(server, options=OPTIONS)
-    return grpc.aio.secure_channel(server, credentials, options=OPTIONS)
+            await call.write(message)

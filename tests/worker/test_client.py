@@ -24,14 +24,14 @@ SERVICE = "varangian.v1.ParameterServer"
 class Script:
     """A server: each call takes the next step of the list with its name; the last step is repeated."""
 
-    def __init__(self, layout=LAYOUT):
-        self.contract = Contract("run-1", layout)
+    def __init__(self, layout=LAYOUT, dtype=ps_pb2.DTYPE_FLOAT32):
+        self.contract, self.dtype = Contract("run-1", layout), dtype
         self.steps = {"Join": [self.welcome], "Pull": [self.parameters], "Push": [self.counted]}
         self.seen = {name: [] for name in self.steps}
         self.peers, self.metadata = [], []
 
     async def welcome(self, request, context):
-        return ps_pb2.JoinReply(protocol=1, run_id="run-1", round=4, chunk_bytes=1 << 16)
+        return ps_pb2.JoinReply(protocol=codec.PROTOCOL, dtype=self.dtype, run_id="run-1", round=4, chunk_bytes=1 << 16)
 
     async def parameters(self, request, context):
         await self.send(context, VECTOR)
@@ -49,7 +49,7 @@ class Script:
             setattr(manifest, field, value)
         await context.write(ps_pb2.PullReply(manifest=manifest))
         for chunk in list(codec.chunks(data))[::order]:
-            await context.write(ps_pb2.PullReply(chunk=chunk))
+            await context.write(ps_pb2.PullReply.FromString(chunk))
 
     def call(self, name):
         async def handle(request, context):
@@ -145,7 +145,7 @@ async def test_join_says_what_the_worker_has_and_who_it_is():
     async with client_of(script) as client:
         assert await client.join() == 4
     (request,), (metadata,) = script.seen["Join"], script.metadata
-    assert (request.protocol, request.layout) == (1, LAYOUT.text)
+    assert (request.protocol, request.layout) == (codec.PROTOCOL, LAYOUT.text)
     assert request.software.startswith("varangian ")
     assert (metadata["varangian-worker"], metadata["varangian-token"]) == ("w00", "token")
     assert len(bytes.fromhex(metadata["varangian-session"])) == 16
@@ -254,7 +254,7 @@ async def test_a_damaged_download_is_tried_again():
     [
         ({"numel": 9}, "Found 9 numbers"),
         ({"layout_digest": bytes(16)}, "Found layout 0000"),
-        ({"protocol": 2}, "the other end 2"),
+        ({"protocol": 1}, "the other end 1"),
         ({"run_id": "run-2"}, "Found run 'run-2'"),
     ],
 )
@@ -494,7 +494,7 @@ async def test_slow_is_not_silent():
         await context.write(ps_pb2.PullReply(manifest=script.contract.manifest(4, codec.digest(data))))
         for chunk in codec.chunks(data, 2 << 20):
             await asyncio.sleep(0.05)
-            await context.write(ps_pb2.PullReply(chunk=chunk))
+            await context.write(ps_pb2.PullReply.FromString(chunk))
 
     script.steps["Pull"] = [slowly]
     # The whole takes 16 * 0.05 s, longer than the silence that would end it.
