@@ -54,6 +54,7 @@ def no_child_is_left():
         ],
         ["aggregator=median", "byzantine.attack=non_finite", "byzantine.count=1", "worker.per_process=1"],
         ["aggregator=flag", "optimizer.momentum=0.5", "optimizer.schedule=cosine", "model.mlp.hidden=8"],
+        ["aggregator=median", "wire.dtype=bfloat16"],
     ],
 )
 def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings):

@@ -220,6 +220,7 @@ class Client:
         )
         reply = codec.decode(ps_pb2.JoinReply, data)
         codec.check_protocol(reply.protocol)
+        codec.check_dtype(reply.dtype)
         return reply
 
     async def _claim(self) -> bool:

@@ -21,6 +21,13 @@ def test_the_same_seed_gives_the_same_digest_and_another_seed_another(carried_ou
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_numbers_are_rounded_as_the_wire_rounds_them(carried_out):
+    digests = [
+        carried_out(f"wire.dtype={dtype}")[0].digest for dtype in ("bfloat16", "bfloat16", "float32")
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_training_learns(carried_out):
     result, records, _ = carried_out("rounds=40", "evaluate.every=1")
     assert records[0].loss > 2 * result.loss

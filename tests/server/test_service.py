@@ -92,7 +92,7 @@ class Raw:
         return ps_pb2.PushReply.FromString(reply)
 
     async def push(self, round, vector, **changes):
-        data = codec.payload(vector)
+        data = codec.payload(vector, self.contract.dtype)
         manifest = self.contract.manifest(round, codec.digest(data))
         for field, value in changes.items():
             setattr(manifest, field, value)
@@ -108,7 +108,7 @@ def framed(part):
 
 
 @contextlib.asynccontextmanager
-async def world(layout=LAYOUT, rounds=9, limits=LIMITS, f=0, **policy):
+async def world(layout=LAYOUT, rounds=9, limits=LIMITS, f=0, dtype="float32", **policy):
     torch.set_num_threads(1)
     records = []
     rules = {"quorum": 3, "deadline": 60.0, "shortfall": "wait"} | policy
@@ -130,13 +130,15 @@ async def world(layout=LAYOUT, rounds=9, limits=LIMITS, f=0, **policy):
             port=0,
             ready=ready.set_result,
             stop=stop,
+            dtype=dtype,
             limits=limits,
         )
     )
     await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
     if ended.done():
         ended.result()
-    this = World(ready.result(), driver, roster, records, Contract("run-1", layout), stop, ended)
+    contract = Contract("run-1", layout, dtype)
+    this = World(ready.result(), driver, roster, records, contract, stop, ended)
     try:
         yield this
     finally:
@@ -215,6 +217,42 @@ async def test_a_vector_in_several_chunks():
         (finished,) = await a.pull(0)
         assert finished.finished.reason == "all 1 rounds are done"
         assert torch.equal(this.driver._learner.parameters, -vector)
+
+
+@scenario
+async def test_a_bfloat16_run_takes_half_the_bytes_and_gives_float32():
+    async with (
+        world(BIG, dtype="bfloat16") as this,
+        this.raw("w00") as a,
+        this.raw("w01") as b,
+        this.raw("w02") as c,
+    ):
+        assert (await a.join()).dtype == ps_pb2.DTYPE_BFLOAT16
+        vector = torch.randn(BIG.numel)
+        wide = codec.payload(vector)
+        async with refusal(INVALID, "DTYPE", "in place of bfloat16"):
+            await a.send(
+                Contract("run-1", BIG).manifest(0, codec.digest(wide)),
+                *codec.chunks(wide),
+            )
+        for raw in (a, b, c):
+            await raw.push(0, vector)
+        while (parts := await a.pull(0))[0].HasField("again"):
+            pass
+        assert parts[0].manifest.dtype == ps_pb2.DTYPE_FLOAT32
+        pulled = b"".join(part.chunk.data for part in parts[1:])
+        assert pulled == codec.payload(-vector.bfloat16().float()).tobytes()
+
+
+@scenario
+async def test_a_push_in_other_words_is_understood():
+    async with world() as this, this.raw() as raw:
+        vector = torch.arange(8.0)
+        data = codec.payload(vector).tobytes()
+        # The data before the offset, which no encoder writes and every parser reads.
+        other = b"\x12\x24\x12\x20" + data + b"\x08\x00"
+        await raw.send(CONTRACT.manifest(0, codec.digest(data)), other)
+        assert this.driver.status().counted == ("w00",)
 
 
 @scenario

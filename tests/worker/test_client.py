@@ -31,7 +31,9 @@ class Script:
         self.peers, self.metadata = [], []
 
     async def welcome(self, request, context):
-        return ps_pb2.JoinReply(protocol=codec.PROTOCOL, dtype=self.dtype, run_id="run-1", round=4, chunk_bytes=1 << 16)
+        return ps_pb2.JoinReply(
+            protocol=codec.PROTOCOL, dtype=self.dtype, run_id="run-1", round=4, chunk_bytes=1 << 16
+        )
 
     async def parameters(self, request, context):
         await self.send(context, VECTOR)
@@ -302,6 +304,26 @@ async def test_push_sends_the_manifest_and_then_the_chunks_the_server_asked_for(
     assert first.manifest == script.contract.manifest(4, codec.digest(data))
     assert [part.chunk.offset for part in rest] == [0, 1 << 16]
     assert b"".join(part.chunk.data for part in rest) == data
+
+
+@scenario
+async def test_push_writes_numbers_as_the_server_wants_them():
+    script = Script(dtype=ps_pb2.DTYPE_BFLOAT16)
+    async with client_of(script) as client:
+        await client.join()
+        await client.push(4, VECTOR / 3)
+        assert torch.equal((await client.pull(-1)).parameters, VECTOR)
+    first, chunk = script.seen["Push"][0]
+    assert first.manifest.dtype == ps_pb2.DTYPE_BFLOAT16
+    sent = torch.frombuffer(bytearray(chunk.chunk.data), dtype=torch.bfloat16)
+    assert torch.equal(sent, (VECTOR / 3).bfloat16())
+
+
+@scenario
+async def test_a_server_that_wants_numbers_in_an_unknown_way_is_final():
+    async with client_of(Script(dtype=9)) as client:
+        with pytest.raises(ClientError, match="type number 9; is it newer"):
+            await client.join()
 
 
 @scenario

@@ -59,6 +59,7 @@ async def served(session: Session, roster: Roster, ready: Callable[[str], None])
             port=session.config.server.port,
             ready=ready,
             stop=session.stop.event,
+            dtype=session.config.wire.dtype,
         )
     except ListenError as error:
         raise RunError(str(error)) from error

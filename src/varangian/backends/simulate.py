@@ -14,7 +14,10 @@ from varangian.backends import Note
 from varangian.backends.result import RunResult
 from varangian.backends.session import Session
 from varangian.config import RunConfig
+from varangian.protos import codec
+from varangian.protos.codec import Dtype
 from varangian.server.driver import Driver, Slot, Snapshot
+from varangian.server.landing import Landing
 from varangian.server.record import Observe
 from varangian.server.waiting import Act, Clock, Timer
 from varangian.worker.task import Crew
@@ -49,13 +52,13 @@ def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
             driver = session.driver(STILL)
             serving = asyncio.create_task(driver.run(session.stop.event))
             with _one_thread(config.worker.threads) as executor:
-                await _work(driver, session.crew, executor)
+                await _work(driver, session.crew, config.wire.dtype, executor)
             return session.result(await serving)
 
     return asyncio.run(main())
 
 
-async def _work(driver: Driver, crew: Crew, executor: Executor) -> None:
+async def _work(driver: Driver, crew: Crew, dtype: Dtype, executor: Executor) -> None:
     """Be all workers, until the run is finished."""
     loop = asyncio.get_running_loop()
     after = -1
@@ -67,7 +70,9 @@ async def _work(driver: Driver, crew: Crew, executor: Executor) -> None:
         for name, row in rows.items():
             slot = await driver.offer(name, snapshot.round, name.encode())
             if isinstance(slot, Slot):
-                torch.frombuffer(slot.buffer, dtype=torch.float32).copy_(row)
+                # As on the wire, so that numbers are rounded where real workers round them.
+                payload = codec.payload(row, dtype)
+                await Landing(slot, len(payload)).put(payload)
                 await driver.complete(slot)
         after = snapshot.round
 

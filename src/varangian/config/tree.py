@@ -11,6 +11,7 @@ from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.config.group import Group, of_registry
 from varangian.config.problems import sections
 from varangian.config.schema import DIALECT, named
+from varangian.protos.codec import FLOAT32, Dtype
 from varangian.registry import join
 from varangian.server.optimizer import SCHEDULES, Schedule
 from varangian.worker.attacks import ATTACKS, Attack, Sight
@@ -108,6 +109,13 @@ class Server(Section):
     """Threads of torch in the server; the same number gives the same bits."""
 
 
+class Wire(Section):
+    """How vectors travel."""
+
+    dtype: Dtype = FLOAT32
+    """What workers write their vectors in; bfloat16 halves the traffic and keeps 8 bits of each number."""
+
+
 class Byzantine(Section):
     """The workers that attack; the server is never told which."""
 
@@ -149,6 +157,7 @@ class RunConfig(Section):
     worker: Workers = Workers()
     optimizer: Optimizer = Optimizer()
     server: Server = Server()
+    wire: Wire = Wire()
     byzantine: Byzantine = Byzantine()
     evaluate: Evaluation = Evaluation()
 
