@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from varangian.aggregators.base import MIXINGS, check_f, honest_majority, told_enough
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Gram, factors
 
 
 @MIXINGS.register("arc")
@@ -38,5 +39,5 @@ class ARC:
     def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
         m = len(gram)
         clipped = 2 * self.f * (m - self.f) // m
-        bound = gram.norms.sort().values[m - clipped - 1]
-        return torch.diag(torch.where(gram.norms > bound, bound / gram.norms, 1.0))
+        lengths = gram.norms.numpy()
+        return torch.from_numpy(np.diag(factors(lengths, np.sort(lengths)[m - clipped - 1])))

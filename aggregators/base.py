@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -122,6 +122,29 @@ class Naming(Part, Protocol):
             AggregationError: it cannot do without a row that is gone.
         """
         ...
+
+
+# `isinstance` looks for every method anew, for microseconds; about a class it is remembered.
+
+
+def is_columnwise(rule: object) -> TypeGuard[Columnwise]:
+    return issubclass(type(rule), Columnwise)
+
+
+def is_selecting(rule: object) -> TypeGuard[Selecting]:
+    return issubclass(type(rule), Selecting)
+
+
+def is_ordered(rule: object) -> TypeGuard[Ordered]:
+    return issubclass(type(rule), Ordered)
+
+
+def is_explained(rule: object) -> TypeGuard[Explained]:
+    return issubclass(type(rule), Explained)
+
+
+def is_naming(rule: object) -> TypeGuard[Naming]:
+    return issubclass(type(rule), Naming)
 
 
 class Aggregate(NamedTuple):

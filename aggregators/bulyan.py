@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, told_enough
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Array, Gram
 from varangian.aggregators.order import Nearest, Window
 
 
@@ -39,12 +40,9 @@ class Bulyan:
         return told_enough(self, f)
 
     def select(self, gram: Gram) -> Tensor:
-        m = len(gram)
-        distances = torch.maximum(gram.sqdist, gram.sqdist.T)
-        left, chosen = list(range(m)), list[int]()
-        for _ in range(m - 2 * self.f):
-            chosen.append(left.pop(_best(distances[left][:, left], self.f)))
-        return torch.eye(m, dtype=torch.float64)[chosen]
+        m, distances = len(gram), gram.sqdist.numpy()
+        chosen = _chosen(np.maximum(distances, distances.T), self.f)
+        return torch.from_numpy(np.eye(m)[chosen])
 
     def order(self, m: int) -> Nearest | Window:
         if self.second == "trimmed":
@@ -55,13 +53,33 @@ class Bulyan:
         return self.order(len(block))(block)
 
 
-def _best(distances: Tensor, f: int) -> int:
-    """Krum's choice, by the squared distances between the rows that are left: (m, m)."""
+def _chosen(distances: Array, f: int) -> list[int]:
+    """The m - 2 f rows that Krum chooses one after another, by squared distances (m, m)."""
     m = len(distances)
-    others = distances.masked_fill(torch.eye(m, dtype=torch.bool), torch.inf)
-    scores = others.sort(dim=1).values.cumsum(dim=1)
-    tied = torch.arange(m)
-    for neighbours in range(max(1, m - f - 2), m):
-        score = scores[tied, neighbours - 1]
-        tied = tied[score == score.min()]
+    # For each row the others, nearest first; equal rows have equal distances, in the same order.
+    order = np.argsort(distances + np.diag(np.full(m, -np.inf)), axis=1)[:, 1:]
+    ends, left, chosen = np.take_along_axis(distances, order, axis=1), np.arange(m), list[int]()
+    for _ in range(m - 2 * f):
+        best = _best(ends, f)
+        chosen.append(int(left[best]))
+        # Nobody has it as a neighbour any more: of each of the others one entry goes.
+        stay = order != chosen[-1]
+        stay[best] = False
+        left = np.delete(left, best)
+        rest = len(left), max(0, len(left) - 1)
+        ends, order = ends[stay].reshape(rest), order[stay].reshape(rest)
+    return chosen
+
+
+def _best(ends: Array, f: int) -> int:
+    """Krum's choice, by the squared distances of each row to the others in ascending order: (m, m - 1)."""
+    m = len(ends)
+    neighbours = max(1, m - f - 2)
+    scores = ends[:, :neighbours].sum(axis=1)
+    tied = np.flatnonzero(scores == scores.min())
+    for neighbour in range(neighbours, m - 1):
+        if len(tied) == 1:
+            break
+        more = ends[tied, neighbour]
+        tied = tied[more == more.min()]
     return int(tied[0])

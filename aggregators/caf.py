@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,17 +36,17 @@ class CAF:
         return honest_majority(n, self.f) or told_enough(self, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        weights = best = torch.ones(len(gram), dtype=torch.float64)
-        least = torch.inf
+        inner = gram.centered.numpy()
+        weights = best = np.ones(len(gram))
+        least = np.inf
         while True:
             shares = weights / weights.sum()
-            variance, places = leading(gram.centered, shares)
+            variance, places = leading(inner, shares)
             if variance < least:
                 best, least = shares, variance
-            distances = (places - shares @ places).square()
+            distances = np.square(places - shares @ places)
             farthest = distances[weights > 0].max()
-            if farthest <= 0:
-                return best
-            weights = (weights * (1 - distances / farthest)).clamp(min=0)
-            if weights.sum() <= len(gram) - 2 * self.f:
-                return best
+            if farthest > 0:
+                weights = np.maximum(weights * (1 - distances / farthest), 0)
+            if farthest <= 0 or weights.sum() <= len(gram) - 2 * self.f:
+                return torch.from_numpy(best)

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from varangian.aggregators import conic
 from varangian.aggregators.base import RULES
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Array, Gram
 from varangian.aggregators.simplex import nearest_to_origin, to_dual_cone
 
 CANCELLED = 1e-14
@@ -57,58 +58,62 @@ class CAGrad:
 
     def __call__(self, gram: Gram) -> Tensor:
         factor = {"none": 1.0, "1/(1+c)": 1 / (1 + self.c), "1/(1+c^2)": 1 / (1 + self.c**2)}[self.rescale]
-        largest = gram.inner.diagonal().max()
-        game = Game(gram.inner / (largest if largest > 0 else 1.0), self.c)
-        return factor * (1 / len(gram) + self._step(game))
+        inner = gram.inner.numpy()
+        largest = inner.diagonal().max()
+        game = Game(inner / (largest if largest > 0 else 1.0), self.c)
+        return torch.from_numpy(factor * (1 / len(gram) + self._step(game)))
 
-    def _step(self, game: Game) -> Tensor:
+    def _step(self, game: Game) -> Array:
         """From the mean, as weights."""
         if game.radius == 0:
-            return torch.zeros_like(game.along)
+            return np.zeros_like(game.along)
         if self.solver == "exact":
             weights, rounding = game.minimum(), CANCELLED
         else:
             weights, rounding = conic.minimum(game.products, game.along, game.radius), conic.CANCELLED
         if game.cancels(weights, rounding):
-            return to_dual_cone(game.products, game.along[None])[0]
-        return game.radius * weights / game.length(weights)
+            (steps,) = to_dual_cone(game.products, game.along[None])
+        else:
+            steps = weights * (game.radius / game.length(weights))
+        return cast("Array", steps)
 
 
 @dataclass(frozen=True, eq=False)
 class Game:
     """Minimise <Gw, g0> + radius |Gw| over the simplex, for rows of which the longest has length 1."""
 
-    products: Tensor  # K = G'G, (n, n)
+    products: Array  # K = G'G, (n, n)
     c: float
 
     @cached_property
-    def along(self) -> Tensor:
+    def along(self) -> Array:
         """Inner products of the rows with their mean, (n,)."""
-        return self.products.mean(dim=1)
+        along: Array = self.products.mean(axis=1)
+        return along
 
     @cached_property
     def mean_square(self) -> float:
         """Squared length of the mean; 0 when only rounding is left of it."""
         n = len(self.products)
-        return 0.0 if self.cancels(torch.full((n,), 1 / n).double()) else float(self.along.mean())
+        return 0.0 if self.cancels(np.full(n, 1 / n)) else float(self.along.mean())
 
     @cached_property
     def radius(self) -> float:
         return self.c * math.sqrt(self.mean_square)
 
-    def length(self, weights: Tensor) -> float:
+    def length(self, weights: Array) -> float:
         """|Gw|."""
-        return float((weights @ self.products @ weights).clamp(min=0).sqrt())
+        return math.sqrt(max(float(weights @ self.products @ weights), 0.0))
 
-    def end_to_end(self, weights: Tensor) -> float:
+    def end_to_end(self, weights: Array) -> float:
         """The length of Gw if all rows had one direction."""
-        return float(weights @ self.products.diagonal().clamp(min=0).sqrt())
+        return float(weights @ np.sqrt(np.maximum(self.products.diagonal(), 0)))
 
-    def cancels(self, weights: Tensor, rounding: float = CANCELLED) -> bool:
+    def cancels(self, weights: Array, rounding: float = CANCELLED) -> bool:
         """Whether only rounding is left of Gw."""
         return self.length(weights) ** 2 <= rounding * self.end_to_end(weights) ** 2
 
-    def minimum(self) -> Tensor:
+    def minimum(self) -> Array:
         """The minimising weights.
 
         |Gw| is the least value of |Gw|^2 / (2 t) + t / 2, taken at t = |Gw|. For a given t, completing the
@@ -121,7 +126,7 @@ class Game:
             return shortest
         return self._nearest(root(self._excess, least, 1.0))
 
-    def _nearest(self, square: float) -> Tensor:
+    def _nearest(self, square: float) -> Array:
         """Weights of the point of the hull nearest to -(t / radius) g0, for t squared."""
         shift = math.sqrt(square) / self.radius
         crossed = shift * (self.along + self.along[:, None])

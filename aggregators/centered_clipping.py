@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_positive, honest_majority
-from varangian.aggregators.gram import Gram, typical
+from varangian.aggregators.gram import Gram, factors, typical
 
 
 @RULES.register("centered_clipping")
@@ -35,13 +36,13 @@ class CenteredClipping:
         return honest_majority(n, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        m = len(gram)
-        weights = torch.zeros(m + 1, dtype=torch.float64)
-        weights[m] = 1
+        m, inner = len(gram), gram.centered.numpy()
+        weights = np.zeros(m)  # of the offsets from the reference
         for _ in range(self.iterations):
-            distance = gram.sqdist_to(weights).sqrt()
-            tau = typical(distance) if self.tau is None else self.tau
-            pull = torch.where(distance > tau, tau / distance, 1.0) / m
-            weights = weights * (1 - pull.sum())
-            weights[:m] += pull
-        return weights
+            along = inner @ weights
+            squares = inner.diagonal() - 2 * along + weights @ along
+            distances = np.sqrt(np.maximum(squares, 0))
+            tau = typical(distances) if self.tau is None else self.tau
+            pull = factors(distances, tau) / m
+            weights = weights * (1 - pull.sum()) + pull
+        return torch.from_numpy(np.append(weights, 1 - weights.sum()))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, honest_majority, told_enough
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Gram, shares
 
 
 @RULES.register("cge")
@@ -31,5 +30,4 @@ class CGE:
 
     def __call__(self, gram: Gram) -> Tensor:
         m = len(gram)
-        shortest = gram.norms.argsort(stable=True)[: m - self.f]
-        return torch.zeros(m, dtype=torch.float64).index_fill(0, shortest, 1 / (m - self.f))
+        return shares(m, gram.norms.numpy().argsort(kind="stable")[: m - self.f])

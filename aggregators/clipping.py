@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from varangian.aggregators.base import MIXINGS, check_positive
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Gram, factors
 
 
 @MIXINGS.register("clipping")
@@ -35,9 +36,8 @@ class Clipping:
         return n
 
     def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
-        squares = gram.inner if self.about == "origin" else gram.centered
-        length = squares.diagonal().clamp(min=0).sqrt()
-        kept = torch.where(length > self.radius, self.radius / length, 1.0)
+        squares = (gram.inner if self.about == "origin" else gram.centered).numpy().diagonal()
+        kept = factors(np.sqrt(np.maximum(squares, 0)), self.radius)
         if self.about == "origin":
-            return torch.diag(kept)
-        return torch.cat([torch.diag(kept), (1 - kept)[:, None]], dim=1)
+            return torch.from_numpy(np.diag(kept))
+        return torch.from_numpy(np.column_stack([np.diag(kept), 1 - kept]))

@@ -6,10 +6,10 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from varangian.aggregators.base import AggregationError
+from varangian.aggregators.gram import Array
 
 SOLVERS = ("CLARABEL", "ECOS", "SCS")
 """In the order in which they are asked; what is not installed is passed over."""
@@ -19,7 +19,7 @@ CANCELLED = 1e-10
 """Squared length of a combination over that of its parts laid end to end: a solver leaves this much."""
 
 
-def minimum(products: Tensor, along: Tensor, radius: float) -> Tensor:
+def minimum(products: Array, along: Array, radius: float) -> Array:
     """The weights in the simplex that minimise b'w + radius sqrt(w'Kw): (n, n), (n,) -> (n,).
 
     The longest row should have length 1. The objective is divided by the radius, so that a short mean does
@@ -29,15 +29,16 @@ def minimum(products: Tensor, along: Tensor, radius: float) -> Tensor:
         AggregationError: no solver came to an optimum.
     """
     cvxpy: Any = import_module("cvxpy")
-    values, vectors = torch.linalg.eigh(products)
+    values, vectors = np.linalg.eigh(products)
     kept = values > RANK * values[-1]
-    root = (vectors[:, kept] * values[kept].sqrt()).T  # R with R'R = K
+    root = (vectors[:, kept] * np.sqrt(values[kept])).T  # R with R'R = K
     weights = cvxpy.Variable(len(along), nonneg=True)
-    cost = (along / radius).numpy() @ weights + cvxpy.norm(root.numpy() @ weights, 2)
+    cost = (along / radius) @ weights + cvxpy.norm(root @ weights, 2)
     problem = cvxpy.Problem(cvxpy.Minimize(cost), [cvxpy.sum(weights) == 1])
     _solve(cvxpy, problem)
-    found = torch.from_numpy(weights.value).double().clamp(min=0)
-    return found / found.sum()
+    found: Array = np.maximum(weights.value, 0)
+    total: float = found.sum()
+    return found / total
 
 
 def _solve(cvxpy: Any, problem: Any) -> None:

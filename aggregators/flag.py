@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_positive, honest_majority
-from varangian.aggregators.gram import Gram, inverses, typical
+from varangian.aggregators.gram import Array, Gram, inverses, typical
 
 SLACK = 1e-7
 """The released code's: keeps the weight of a row that is explained entirely finite."""
@@ -69,34 +72,35 @@ class Flag:
         return honest_majority(n, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        n = len(gram)
-        shares = {
-            "scaled": (typical(gram.norms) / n).expand(n),
-            "released": torch.full((n,), 1 / self._components(n), dtype=torch.float64),
-            "paper": gram.norms / n,
-        }
-        found = self._subspace(gram)
-        projected = found.basis @ (found.shadows @ shares[self.final])
-        return projected * inverses(gram.norms)
+        n, found, lengths = len(gram), self._subspace(gram), gram.norms.numpy()
+        if self.final == "scaled":
+            shadow = found.shadows.sum(axis=1) * (typical(lengths) / n)
+        elif self.final == "released":
+            shadow = found.shadows.sum(axis=1) / self._components(n)
+        else:
+            shadow = found.shadows @ (lengths / n)
+        return torch.from_numpy(found.basis @ shadow * inverses(lengths))
 
     def explain(self, gram: Gram) -> Mapping[str, Tensor]:
         """How much of the squared length of each row lies in the subspace, from 0 to 1."""
-        return {"explained_variance": self._subspace(gram).explained}
+        return {"explained_variance": torch.from_numpy(self._subspace(gram).explained)}
 
     def _components(self, n: int) -> int:
         return (n + 2) // 2 if self.components is None else self.components
 
     def _subspace(self, gram: Gram) -> _Subspace:
+        return gram.remembered(self, lambda: self._found(gram))
+
+    def _found(self, gram: Gram) -> _Subspace:
         """Iteratively reweighted least squares for the sum of sqrt(1 - explained variance)."""
-        scale = inverses(gram.norms)
-        unit = gram.inner * scale[:, None] * scale
+        scale = inverses(gram.norms.numpy())
+        unit = gram.inner.numpy() * scale[:, None] * scale
         pairs = _Pairs.of(gram, self.lam, self.pairs)
-        components = self._components(len(gram))
-        found = _leading(unit, torch.eye(len(gram)).double() + pairs.observed(None), components)
+        found = _Subspace.leading(unit, np.ones(len(gram)), pairs, None, self._components(len(gram)))
         for _ in range(self.iterations - 1):
-            observed = torch.diag(_weight(found.explained)) + pairs.observed(found)
-            before, found = found, _leading(unit, observed, components)
-            if abs(before.objective(pairs) - found.objective(pairs)) < CONVERGED:
+            before, weights = found, _weight(found.explained)
+            found = _Subspace.leading(unit, weights, pairs, before.between, self._components(len(gram)))
+            if abs(before.objective - found.objective) < CONVERGED:
                 break
         return found
 
@@ -105,17 +109,47 @@ class Flag:
 class _Subspace:
     """r dimensions: Y = X @ basis."""
 
-    basis: Tensor  # (n, r)
-    shadows: Tensor  # (r, n): Y'X
+    basis: Array  # (n, r)
+    shadows: Array  # (r, n): Y'X
+    pairs: _Pairs
 
-    @property
-    def explained(self) -> Tensor:
-        return self.shadows.square().sum(dim=0)
+    @classmethod
+    def leading(
+        cls, unit: Array, weights: Array, pairs: _Pairs, between: Array | None, components: int
+    ) -> _Subspace:
+        """The leading eigenvectors of X B X' for X'X = `unit`; fewer if its rank is less.
 
-    def objective(self, pairs: _Pairs) -> float:
-        rest = (1 - self.explained).abs() + SLACK
-        between = (1 - pairs.explained(self)).abs() + SLACK
-        return float(rest.sqrt().sum() + (pairs.lam * pairs.there * between.sqrt()).sum())
+        B is the diagonal of the rows' weights and the pairs' part.
+        """
+        if pairs.lam:
+            root = np.linalg.cholesky(np.diag(weights) + pairs.observed(between))
+            values, vectors = np.linalg.eigh(root.T @ unit @ root)
+        else:
+            root = np.sqrt(weights)[:, None]
+            values, vectors = np.linalg.eigh(root * unit * root.T)
+        values, vectors = values[: -components - 1 : -1], vectors[:, : -components - 1 : -1]
+        kept = values > len(unit) * np.finfo(values.dtype).eps * max(values[0], 0)
+        turned = vectors[:, kept] / np.sqrt(values[kept])
+        basis = root @ turned if pairs.lam else root * turned
+        return cls(basis, basis.T @ unit, pairs)
+
+    @cached_property
+    def explained(self) -> Array:
+        """Of each row, (n,)."""
+        explained: Array = np.square(self.shadows).sum(axis=0)
+        return explained
+
+    @cached_property
+    def between(self) -> Array:
+        """As of the rows, of each difference: (n, n)."""
+        return self.pairs.explained(self.shadows)
+
+    @cached_property
+    def objective(self) -> float:
+        rows = float(np.sqrt(_rest(self.explained)).sum())
+        if not self.pairs.lam:
+            return rows
+        return rows + self.pairs.lam * float((self.pairs.there * np.sqrt(_rest(self.between))).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,48 +158,44 @@ class _Pairs:
 
     lam: float
     """Of one pair."""
-    lengths: Tensor  # s, (n,)
-    sqdist: Tensor  # D squared, (n, n)
-    there: Tensor  # (n, n) bool: not of a row with itself or with its copy
+    lengths: Array  # s, (n,)
+    sqdist: Array  # D squared, (n, n)
+    there: NDArray[np.bool_]  # (n, n): not of a row with itself or with its copy
 
     @classmethod
     def of(cls, gram: Gram, lam: float, form: Literal["released", "paper"]) -> _Pairs:
         n = len(gram)
-        apart = ~torch.eye(n, dtype=torch.bool)
-        if form == "released":
+        apart = ~np.eye(n, dtype=bool)
+        if form == "released" or not lam:
             # It scales the columns, so that its square scales their products.
             share = (lam / max(1, n * (n - 1))) ** 2
-            return cls(share, torch.ones(n).double(), torch.ones(n, n).double(), apart)
-        squares = gram.norms.square()
-        apart &= gram.sqdist > COINCIDE * torch.maximum(squares[:, None], squares)
-        return cls(lam / max(1, n - 1), gram.norms, torch.where(apart, gram.sqdist, 1.0), apart)
+            return cls(share, np.ones(n), np.ones((n, n)), apart)
+        lengths, distances = gram.norms.numpy(), gram.sqdist.numpy()
+        squares = np.square(lengths)
+        apart &= distances > COINCIDE * np.maximum(squares[:, None], squares)
+        return cls(lam / max(1, n - 1), lengths, np.where(apart, distances, 1.0), apart)
 
-    def explained(self, found: _Subspace) -> Tensor:
-        """As of the rows, of each difference: (n, n)."""
-        ends = found.shadows.T * self.lengths[:, None]
+    def explained(self, shadows: Array) -> Array:
+        """How much of the squared length of each difference lies in a subspace: (r, n) -> (n, n)."""
+        ends = torch.from_numpy(shadows.T * self.lengths[:, None])
         # Not by inner products: near rows would lose what is between them.
-        between = torch.cdist(ends, ends, compute_mode="donot_use_mm_for_euclid_dist")
-        return between.square() / self.sqdist
+        between = torch.cdist(ends, ends, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+        explained: Array = np.square(between) / self.sqdist
+        return explained
 
-    def observed(self, found: _Subspace | None) -> Tensor:
+    def observed(self, explained: Array | None) -> Array:
         """The pairs' part of B: (n, n)."""
         weight = self.there * self.lam / self.sqdist
-        if found is not None:
-            weight = weight * _weight(self.explained(found))
-        laplacian = torch.diag(weight.sum(dim=1)) - weight
+        if explained is not None:
+            weight = weight * _weight(explained)
+        laplacian = np.diag(weight.sum(axis=1)) - weight
         return 2 * laplacian * self.lengths[:, None] * self.lengths
 
 
-def _weight(explained: Tensor) -> Tensor:
-    return ((1 - explained).abs() + SLACK).rsqrt()
+def _rest(explained: Array) -> Array:
+    return np.abs(1 - explained) + SLACK
 
 
-def _leading(unit: Tensor, observed: Tensor, components: int) -> _Subspace:
-    """The leading eigenvectors of X B X' for X'X = `unit` and B = `observed`; fewer if its rank is less."""
-    root = torch.linalg.cholesky(observed)
-    values, vectors = torch.linalg.eigh(root.T @ unit @ root)
-    values, vectors = values.flip(0)[:components], vectors.flip(1)[:, :components]
-    rounding = len(unit) * torch.finfo(values.dtype).eps * values[0].clamp(min=0)
-    kept = values > rounding
-    basis = root @ (vectors[:, kept] * values[kept].rsqrt())
-    return _Subspace(basis, basis.T @ unit)
+def _weight(explained: Array) -> Array:
+    weight: Array = 1 / np.sqrt(_rest(explained))
+    return weight

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, AggregationError
-from varangian.aggregators.gram import Gram, inverses
+from varangian.aggregators.gram import Array, Gram, inverses
 
 SHORT = 1e-2
 """Of the length of the reference: what float32 products keep of a shorter row is off by over a percent."""
@@ -36,22 +37,26 @@ class FLTrust:
         return None if n > f else f"it needs n >= f + 1, {f + 1} for f = {f}, and n is {n}"
 
     def __call__(self, gram: Gram) -> Tensor:
-        trust = self._trust(gram)
+        trust, length = self._trust(gram), gram.basis.products.numpy()[-1, -1] ** 0.5
         total = trust.sum()
-        length = gram.basis.products[-1, -1].sqrt()
-        return trust / (total if total > 0 else 1.0) * length * inverses(gram.norms)
+        share = length / total if total > 0 else length
+        return torch.from_numpy(trust * share * inverses(gram.norms.numpy()))
 
     def explain(self, gram: Gram) -> Mapping[str, Tensor]:
         """The cosine of each row with the reference, from 0 to 1."""
-        return {"trust": self._trust(gram)}
+        return {"trust": torch.from_numpy(self._trust(gram))}
 
-    def _trust(self, gram: Gram) -> Tensor:
-        towards = gram.basis.products[-1]
+    def _trust(self, gram: Gram) -> Array:
+        return gram.remembered(self, lambda: self._found(gram))
+
+    def _found(self, gram: Gram) -> Array:
+        towards, lengths = gram.basis.products.numpy()[-1], gram.norms.numpy()
         if towards[-1] <= 0:
             raise AggregationError(
                 "FLTrust needs a reference, the gradient on root data that the server trusts, and in this "
                 "round there is none, or it is zero."
             )
-        length = towards[-1].sqrt()
-        cosines = (gram.coords @ towards) * inverses(gram.norms) / length
-        return torch.where(gram.norms > SHORT * length, cosines, 0.0).clamp(min=0, max=1)
+        length = np.sqrt(towards[-1])
+        cosines = (gram.coords.numpy() @ towards) * inverses(lengths) / length
+        trust: Array = np.clip(np.where(lengths > SHORT * length, cosines, 0.0), 0, 1)
+        return trust

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_positive, honest_majority
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Array, Gram
 
 
 @RULES.register("rfa", convention="rfa", smoothing=1e-5, tolerance=1e-6, iterations=4)
@@ -53,55 +56,115 @@ class GeometricMedian:
         return 4 * (1 + f / (n - 2 * f)) ** 2 if self.robust else None
 
     def __call__(self, gram: Gram) -> Tensor:
-        return self._converged(gram) if self.convention == "exact" else self._released(gram)
+        weights = self._converged(gram) if self.convention == "exact" else self._released(gram)
+        return torch.from_numpy(weights)
 
-    def _converged(self, gram: Gram) -> Tensor:
-        medians = _rows_that_are_medians(gram).double()
-        if bool(medians.any()):
-            return medians / medians.sum()
+    def _converged(self, gram: Gram) -> Array:
+        medians = _rows_that_are_medians(gram)
+        if medians.any():
+            return medians / int(medians.sum())
         weights, radius = _tightest_majority(gram)
+        inner, shortest = gram.centered.numpy(), self.smoothing * radius
         for _ in range(self.iterations):
-            distance = gram.sqdist_to(weights).sqrt().clamp(min=self.smoothing * radius)
-            pull = radius / distance
-            before, weights = weights, pull / pull.sum()
-            step = gram.squares(gram.combination((weights - before)[None]))
-            if float(step) <= (self.tolerance * radius) ** 2:
+            place = _Place.of(inner, weights, shortest)
+            before, weights = weights, place.weiszfeld()
+            step = weights - before
+            if step @ inner @ step <= (self.tolerance * radius) ** 2:
                 break
+            newton = place.newton()
+            if newton is not None and _Place.of(inner, newton, shortest).cost < place.cost:
+                weights = newton
         return weights
 
-    def _released(self, gram: Gram) -> Tensor:
-        weights = torch.full((len(gram),), 1 / len(gram), dtype=torch.float64)
-        before = torch.inf
+    def _released(self, gram: Gram) -> Array:
+        inner = gram.centered.numpy()
+        weights, before = np.full(len(gram), 1 / len(gram)), np.inf
         for _ in range(self.iterations):
-            distance = gram.sqdist_to(weights).sqrt()
-            cost = float(distance.sum())
+            place = _Place.of(inner, weights, self.smoothing)
+            cost = np.sqrt(place.squares).sum()
             if before - cost < self.tolerance * cost:
                 break
-            pull = 1 / distance.clamp(min=self.smoothing)
-            before, weights = cost, pull / pull.sum()
+            before, weights = cost, place.weiszfeld()
         return weights
 
 
-def _rows_that_are_medians(gram: Gram) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A point z = sum w_i y_i with sum w_i = 1, and how far it is from each y_i."""
+
+    inner: Array  # (m, m)
+    weights: Array  # (m,)
+    along: Array
+    """<y_i, z>, (m,)."""
+    square: float
+    """|z|^2."""
+    squares: Array
+    """|y_i - z|^2, (m,)."""
+    shortest: float
+    """Shorter distances count as this, and the cost goes on as a parabola there."""
+
+    @classmethod
+    def of(cls, inner: Array, weights: Array, shortest: float) -> _Place:
+        along = inner @ weights
+        square = float(weights @ along)
+        squares = np.maximum(inner.diagonal() - 2 * along + square, 0)
+        return cls(inner, weights, along, square, squares, shortest)
+
+    @cached_property
+    def pulls(self) -> Array:
+        """1 / |y_i - z|."""
+        return 1 / np.maximum(np.sqrt(self.squares), self.shortest)
+
+    @property
+    def cost(self) -> float:
+        """Twice the sum of distances."""
+        return float((self.squares * self.pulls + 1 / self.pulls).sum())
+
+    def weiszfeld(self) -> Array:
+        """The weights of the next point."""
+        weights: Array = self.pulls / self.pulls.sum()
+        return weights
+
+    def newton(self) -> Array | None:
+        """The same, by Newton's method: close to the median it doubles the digits.
+
+        With v_i = z - y_i and p_i = 1 / |v_i| the gradient is sum p_i v_i, the Hessian sum p_i I -
+        p_i^3 v_i v_i', and the step -sum a_i v_i, where (sum p) a_i - p_i^3 <v_i, sum a_j v_j> = p_i.
+        """
+        between = self.inner - self.along - self.along[:, None] + self.square
+        curved = np.where(self.squares > self.shortest**2, self.pulls**3, 0.0)
+        system = -curved[:, None] * between
+        system[np.diag_indices_from(system)] += self.pulls.sum()
+        try:
+            step = np.linalg.solve(system, self.pulls)
+        except np.linalg.LinAlgError:
+            return None
+        weights: Array = (1 - step.sum()) * self.weights + step
+        return weights
+
+
+def _rows_that_are_medians(gram: Gram) -> NDArray[np.bool_]:
     """Rows where zero is a subgradient of the sum of distances: (m,) bool.
 
     The unit vectors from such a row to all the others sum to no more than the number of its copies.
     """
-    near = gram.sqdist == 0
-    pulls = torch.where(near, 0.0, gram.sqdist.rsqrt())
-    sums = pulls - torch.diag(pulls.sum(dim=1))
-    force = ((sums @ gram.centered) * sums).sum(dim=1).clamp(min=0).sqrt()
-    return force <= near.sum(dim=1) * (1 + 1e-9)
+    distances = gram.sqdist.numpy()
+    near = distances == 0
+    sums = 1 / np.sqrt(np.where(near, np.inf, distances))
+    np.fill_diagonal(sums, -sums.sum(axis=1))
+    squares = ((sums @ gram.centered.numpy()) * sums).sum(axis=1)
+    found: NDArray[np.bool_] = np.sqrt(np.maximum(squares, 0)) <= near.sum(axis=1) * (1 + 1e-9)
+    return found
 
 
-def _tightest_majority(gram: Gram) -> tuple[Tensor, float]:
+def _tightest_majority(gram: Gram) -> tuple[Array, float]:
     """Weights of the mean of the smallest ball about a row that holds most rows, and its radius.
 
     Byzantine rows are no majority: the ball is no wider than the honest rows are apart, and holds one.
     """
-    majority = len(gram) // 2 + 1
-    distances, nearest = gram.sqdist.sort(dim=1, stable=True)
-    centre = int(distances[:, majority - 1].argmin())
-    weights = torch.zeros(len(gram), dtype=torch.float64)
-    weights[nearest[centre, :majority]] = 1 / majority
-    return weights, float(distances[centre, majority - 1].sqrt())
+    m, distances = len(gram), gram.sqdist.numpy()
+    squares = np.partition(distances, m // 2, axis=1)[:, m // 2]
+    centre = int(squares.argmin())
+    weights = np.zeros(m)
+    weights[distances[centre].argsort(kind="stable")[: m // 2 + 1]] = 1 / (m // 2 + 1)
+    return weights, float(np.sqrt(squares[centre]))

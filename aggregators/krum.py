@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, told_enough
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Gram, shares
 
 
 class _Convention(NamedTuple):
@@ -74,9 +74,8 @@ class Krum:
 
     def __call__(self, gram: Gram) -> Tensor:
         m, convention = len(gram), CONVENTIONS[self.convention]
-        distances = gram.sqdist if convention.squared else gram.sqdist.sqrt()
-        others = distances.masked_fill(torch.eye(m, dtype=torch.bool), torch.inf)
-        scores = others.sort(dim=1).values[:, : m - self.f - convention.others].sum(dim=1)
+        # Nobody is nearer than a row is to itself, at a distance of 0 that adds nothing.
+        nearest = np.sort(gram.sqdist.numpy(), axis=1)[:, : m - self.f - convention.others + 1]
+        scores = (nearest if convention.squared else np.sqrt(nearest)).sum(axis=1)
         select = m - self.f - convention.rest if self.select == "max" else self.select
-        chosen = scores.argsort(stable=True)[:select]
-        return torch.zeros(m, dtype=torch.float64).index_fill(0, chosen, 1 / select)
+        return shares(m, scores.argsort(kind="stable")[:select])

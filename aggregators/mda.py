@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, honest_majority, told_enough
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Array, Gram, shares
 
 EQUAL = 1e-9
 """Of a squared distance: two that differ by less are the same, so that rounding breaks no tie."""
@@ -38,18 +37,17 @@ class MDA:
         return honest_majority(n, self.f) or told_enough(self, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        m = len(gram)
-        kept = torch.tensor(_tightest(torch.maximum(gram.sqdist, gram.sqdist.T), self.f))
-        return torch.zeros(m, dtype=torch.float64).index_fill(0, kept, 1 / (m - self.f))
+        distances = gram.sqdist.numpy()
+        return shares(len(gram), _tightest(np.maximum(distances, distances.T), self.f))
 
 
-def _tightest(distances: Tensor, f: int) -> list[int]:
+def _tightest(distances: Array, f: int) -> list[int]:
     """The m - f rows of least diameter, by squared distances (m, m)."""
     m = len(distances)
-    lengths = distances.unique().tolist()
+    lengths = np.unique(distances).tolist()
     least = bisect_left(lengths, True, key=lambda length: _can_go(_far(distances, length), 2**m - 1, f))
     far = _far(distances, lengths[least])
-    scores = distances.sort(dim=1).values[:, : m - f].sum(dim=1).tolist()
+    scores = np.sort(distances, axis=1)[:, : m - f].sum(axis=1).tolist()
     left, budget = 2**m - 1, f
     for i in sorted(range(m), key=lambda i: (scores[i], i), reverse=True):
         if not left >> i & 1:
@@ -61,9 +59,9 @@ def _tightest(distances: Tensor, f: int) -> list[int]:
     return list(_members(left))
 
 
-def _far(distances: Tensor, length: float) -> list[int]:
+def _far(distances: Array, length: float) -> list[int]:
     """For each row, the set of the rows that are farther from it."""
-    far = np.packbits((distances > length * (1 + EQUAL)).numpy(), axis=1, bitorder="little")
+    far = np.packbits(distances > length * (1 + EQUAL), axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in far]
 
 

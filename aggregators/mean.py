@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,4 +24,4 @@ class Mean:
         return None
 
     def __call__(self, gram: Gram) -> Tensor:
-        return torch.full((len(gram),), 1 / len(gram), dtype=torch.float64)
+        return torch.from_numpy(np.full(len(gram), 1 / len(gram)))

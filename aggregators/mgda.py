@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES
@@ -29,4 +30,4 @@ class MGDA:
         return None
 
     def __call__(self, gram: Gram) -> Tensor:
-        return nearest_to_origin(gram.inner)
+        return torch.from_numpy(nearest_to_origin(gram.inner.numpy()))

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, AggregationError, check_f, honest_majority, told_enough
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Gram, shares
 
 
 @RULES.register("monna")
@@ -48,6 +47,6 @@ class MoNNA:
 
     def __call__(self, gram: Gram) -> Tensor:
         m = len(gram)
-        distances = gram.centered.diagonal() if self.pivot is None else gram.sqdist[self.pivot]
-        nearest = distances.argsort(stable=True)[: m - self.f]
-        return torch.zeros(m, dtype=torch.float64).index_fill(0, nearest, 1 / (m - self.f))
+        centered = self.pivot is None
+        distances = gram.centered.numpy().diagonal() if centered else gram.sqdist.numpy()[self.pivot]
+        return shares(m, distances.argsort(kind="stable")[: m - self.f])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.base import MIXINGS, check_f, honest_majority, told_enough
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Array, Gram
 
 
 @MIXINGS.register("nnm")
@@ -35,6 +37,16 @@ class NNM:
         return n
 
     def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
-        m = len(gram)
-        nearest = gram.sqdist.argsort(dim=1, stable=True)[:, : m - self.f]
-        return torch.zeros(m, m, dtype=torch.float64).scatter(1, nearest, 1 / (m - self.f))
+        kept = len(gram) - self.f
+        return torch.from_numpy(_nearest(gram.sqdist.numpy(), kept) / kept)
+
+
+def _nearest(distances: Array, count: int) -> NDArray[np.bool_]:
+    """For each row, which `count` are the nearest: (m, m)."""
+    farthest = np.partition(distances, count - 1, axis=1)[:, count - 1 : count]
+    near = distances <= farthest
+    if int(near.sum()) > count * len(near):  # ties with the farthest
+        nearer = distances < farthest
+        places = count - nearer.sum(axis=1, keepdims=True)
+        near = nearer | (near & ((near & ~nearer).cumsum(axis=1) <= places))
+    return near

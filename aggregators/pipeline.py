@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,13 +17,14 @@ from varangian.aggregators.base import (
     AggregationError,
     Columnwise,
     Conserving,
-    Explained,
     Mixing,
-    Naming,
-    Ordered,
     Resilient,
-    Selecting,
     Weighting,
+    is_columnwise,
+    is_explained,
+    is_naming,
+    is_ordered,
+    is_selecting,
     spent,
     tolerance,
 )
@@ -135,11 +137,11 @@ class Aggregator:
         measured = gram = survivors.gram()
         for mixing in now.mix:
             gram = gram.mixed(mixing.mix(gram, rng))
-        if isinstance(now.rule, Selecting):
+        if is_selecting(now.rule):
             gram = gram.mixed(now.rule.select(gram))
-        if isinstance(now.rule, Columnwise):
+        if is_columnwise(now.rule):
             return survivors.reduced(now.rule, None if gram is measured else _on_rows(gram.coords))
-        return survivors.weighted(now.rule, gram)
+        return survivors.weighted(cast("Weighting", now.rule), gram)
 
     def _after(self, survivors: _Survivors, faults: int) -> Aggregator:
         """This aggregator for the rows that are left, or the sentence why it must not run on them."""
@@ -150,7 +152,9 @@ class Aggregator:
                 f"{faults} of {n} rows are provably invalid, but only f = {f} were declared Byzantine."
             )
         left = None if f is None else f - faults
-        rule = self.rule.among(survivors.kept) if isinstance(self.rule, Naming) else self.rule
+        rule = self.rule
+        if is_naming(rule):
+            rule = cast("Weighting | Columnwise", rule.among(survivors.kept))
         now = Aggregator(spent(rule, faults), tuple(spent(m, faults) for m in self.mix), left)
         if reason := now.requires(n - faults, left or 0):
             raise AggregationError(f"{reason}.")
@@ -179,7 +183,7 @@ class _Survivors:
         if coords is not None and (chosen := _chosen(coords)):  # then nothing need be multiplied
             rows, coords = Rows(tuple(rows.vectors[i] for i in chosen)), None
         points = len(rows) if coords is None else len(coords)
-        reduce = rule.order(points) if isinstance(rule, Ordered) else rule.columnwise
+        reduce = rule.order(points) if is_ordered(rule) else rule.columnwise
         vector = self.backend.columnwise(reduce, coords, rows, self.reference)
         return Aggregate(vector, None, self.dropped)
 
@@ -187,7 +191,7 @@ class _Survivors:
         place = gram.combination(rule(gram))
         coords = _on_rows(place)
         vector = self.backend.combine(coords[None], self.rows, self.reference)[0]
-        details = rule.explain(gram) if isinstance(rule, Explained) else {}
+        details = rule.explain(gram) if is_explained(rule) else {}
         # After bucketing there are fewer points than rows, and what is said of them is of no one row.
         of_rows = {
             name: self._of_all(values, torch.nan)
@@ -199,6 +203,8 @@ class _Survivors:
         return Aggregate(vector, weights, self.dropped, float(coords[-1]), of_rows, spread)
 
     def _of_all(self, values: Tensor, of_dropped: float) -> Tensor:
+        if not self.dropped:
+            return values.double()
         out = torch.full((self.n,), of_dropped, dtype=torch.float64)
         out[self.kept] = values.double()
         return out
@@ -250,16 +256,18 @@ def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:
 
 def _on_rows(coords: Tensor) -> Tensor:
     """Coordinates in the basis (x_i - r, r) as coefficients of (x_i, r); see `kernels.combine`."""
-    on_rows = coords.clone()
-    on_rows[..., -1] -= coords[..., :-1].sum(dim=-1)
+    on_rows = coords.numpy().copy()
+    of_rows, of_reference = on_rows[..., :-1], on_rows[..., -1]
+    left = of_reference - of_rows.sum(axis=-1)
     # An affine combination has exactly nothing of r; what is left of it is rounding.
-    negligible = on_rows[..., -1].abs() < 1e-12 * (1 + coords[..., :-1].abs().sum(dim=-1))
-    on_rows[..., -1] = torch.where(negligible, 0.0, on_rows[..., -1])
-    return on_rows
+    negligible = np.abs(left) < 1e-12 * (1 + np.abs(of_rows).sum(axis=-1))
+    on_rows[..., -1] = np.where(negligible, 0.0, left)
+    return torch.from_numpy(on_rows)
 
 
 def _chosen(coords: Tensor) -> list[int]:
     """Which row each point is; empty when not every point is a row: (k, n+1) coefficients of (x_i, r)."""
-    alone = (coords != 0).sum(dim=1) == 1
-    largest = coords[:, :-1].max(dim=1)
-    return largest.indices.tolist() if bool((alone & (largest.values == 1)).all()) else []
+    given = coords.numpy()
+    ones = given[:, :-1] == 1
+    alone = ones.any(axis=1).all() and np.count_nonzero(given) == len(given)
+    return ones.argmax(axis=1).tolist() if alone else []

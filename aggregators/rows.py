@@ -44,6 +44,9 @@ class Rows:
             return rows
         # As one tensor first: rows of a matrix that stay in one storage are read without copies.
         whole = _tensor(rows, "rows") if isinstance(rows, np.ndarray) and rows.ndim == 2 else rows
+        if isinstance(whole, Tensor) and whole.dim() == 2 and len(whole):
+            _vector(whole[0], 0)  # the others are like it
+            return cls(whole.detach().unbind())
         vectors = tuple(_vector(row, i) for i, row in enumerate(whole))
         if not vectors:
             raise RowsError("`rows` should hold at least one vector. Found none.")

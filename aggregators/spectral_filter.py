@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, check_positive, told_enough
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Array, Gram
 from varangian.aggregators.spectrum import leading
 
 
@@ -52,23 +54,22 @@ class SpectralFilter:
         return math.ceil(round(self.c * self.f, 9))
 
     def __call__(self, gram: Gram) -> Tensor:
-        kept = torch.ones(len(gram), dtype=torch.bool)
+        inner, kept = gram.centered.numpy(), np.ones(len(gram), dtype=bool)
         for _ in range(self.iterations):
-            shares = kept / kept.sum(dtype=torch.float64)
-            _, places = leading(gram.centered, shares)
+            shares = kept / kept.sum()
+            _, places = leading(inner, shares)
             for _ in range(self._per_pass):
                 kept[_farthest(places, kept, float(shares @ places))] = False
-        return kept / kept.sum(dtype=torch.float64)
+        return torch.from_numpy(kept / kept.sum())
 
 
-def _farthest(places: Tensor, kept: Tensor, mean: float) -> int:
+def _farthest(places: Array, kept: NDArray[np.bool_], mean: float) -> int:
     """Of the rows still kept, the one farthest from the mean of the pass; ties go to the higher row.
 
     One of the two ends is. Their midpoint tells which: squared distances from a mean that one huge row has
     carried off would all be the same number.
     """
-    least = places.masked_fill(~kept, torch.inf)
-    most = places.masked_fill(~kept, -torch.inf)
+    least, most = np.where(kept, places, np.inf), np.where(kept, places, -np.inf)
     low, high = int(least.argmin()), int(most.argmax())
     above = float(least[low] / 2 + most[high] / 2) - mean
     if abs(above) <= 1e-12 * float(most[high] - least[low]):

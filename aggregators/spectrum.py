@@ -5,11 +5,12 @@ m  points
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from varangian.aggregators.gram import Array
 
 
-def leading(products: Tensor, shares: Tensor) -> tuple[float, Tensor]:
+def leading(products: Array, shares: Array) -> tuple[float, Array]:
     """The largest eigenvalue of a covariance, and how far each point lies in the eigenvector's direction.
 
     Args:
@@ -20,11 +21,11 @@ def leading(products: Tensor, shares: Tensor) -> tuple[float, Tensor]:
         The eigenvalue, and the inner products of all points with the eigenvector (m,), not centred: what
         lies between points with a share would be lost below the mean if one of them is very far away.
     """
-    centring = torch.eye(len(shares)).double() - shares
-    roots = shares.sqrt()
+    centring = np.eye(len(shares)) - shares
+    roots = np.sqrt(shares)
     spread = roots[:, None] * (centring @ products @ centring.T) * roots
-    values, vectors = torch.linalg.eigh(spread)
+    values, vectors = np.linalg.eigh(spread)
     if values[-1] <= 0:
-        return 0.0, torch.zeros_like(shares)
-    direction = centring.T @ (roots * vectors[:, -1]) / values[-1].sqrt()
+        return 0.0, np.zeros_like(shares)
+    direction = centring.T @ (roots * vectors[:, -1]) / np.sqrt(values[-1])
     return float(values[-1]), products @ direction

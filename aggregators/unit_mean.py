@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, honest_majority
@@ -23,4 +24,5 @@ class UnitMean:
         return honest_majority(n, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        return inverses(gram.norms) * typical(gram.norms) / len(gram)
+        lengths = gram.norms.numpy()
+        return torch.from_numpy(inverses(lengths) * (typical(lengths) / len(gram)))

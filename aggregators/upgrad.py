@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES
@@ -28,5 +29,5 @@ class UPGrad:
         return None
 
     def __call__(self, gram: Gram) -> Tensor:
-        steps = to_dual_cone(gram.inner, along=gram.inner)
-        return 1 / len(gram) + steps.mean(dim=0)
+        inner = gram.inner.numpy()
+        return torch.from_numpy(1 / len(gram) + to_dual_cone(inner, along=inner).mean(axis=0))

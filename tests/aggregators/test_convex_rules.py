@@ -1,5 +1,6 @@
 """MGDA, UPGrad and CAGrad: by hand, against solvers in d dimensions, and at their optimality conditions."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -322,12 +323,16 @@ class TestSolvers:
 
 class TestSimplex:
     @pytest.mark.parametrize("seed", range(20))
-    def test_is_least_squares_over_a_cone(self, seed: int) -> None:
+    @pytest.mark.parametrize("solve", [simplex.nonnegative, simplex._searched])
+    def test_is_least_squares_over_a_cone(
+        self, seed: int, solve: Callable[[simplex.Array, simplex.Array], simplex.Array]
+    ) -> None:
         generator = kit.rng(seed)
         n, d = (int(torch.randint(1, 20, (), generator=generator)) for _ in range(2))
         unit = torch.nn.functional.normalize(torch.randn(n, d, generator=generator).double(), dim=1)
         target = torch.randn(d, generator=generator).double()
-        found = simplex.nonnegative(simplex.positive(unit @ unit.T), unit @ target)
+        cosines, slope = simplex.positive((unit @ unit.T).numpy()), (unit @ target).numpy()
+        found = torch.from_numpy(solve(cosines, slope))
         wanted, residual = nnls(unit.T.numpy(), target.numpy())
         assert found.min() >= 0
         assert float((found @ unit - target).norm()) == pytest.approx(residual, rel=1e-9, abs=1e-7)
@@ -336,7 +341,7 @@ class TestSimplex:
 
     def test_what_rounding_makes_indefinite_still_has_a_minimum(self) -> None:
         cosines = torch.ones(3, 3).double() - 1e-9 * torch.randn(3, 3).double().abs()
-        repaired = simplex.positive(cosines)
+        repaired = torch.from_numpy(simplex.positive(cosines.numpy()))
         assert torch.linalg.eigvalsh(repaired).min() > 0
         assert torch.allclose(repaired, (cosines + cosines.T) / 2, atol=1e-8)
 
