@@ -12,6 +12,7 @@ the dates and the key in the way that the other end will.
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
@@ -78,7 +79,11 @@ class Bundle:
         stated = _stated(path)
         role, name = identity(path, stated)
         _check_dates_and_chain(path, role)
-        hosts = tuple(value for kind, value in _alternatives(stated) if kind in ("DNS", "IP Address"))
+        hosts = tuple(
+            value if kind == "DNS" else str(ipaddress.ip_address(value))
+            for kind, value in _alternatives(stated)
+            if kind in ("DNS", "IP Address")
+        )
         begins, ends = (ssl.cert_time_to_seconds(stated[key]) for key in ("notBefore", "notAfter"))
         return cls(path, role, name, hosts, begins, ends, ca, certificate, key)
 

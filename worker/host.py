@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from varangian.protos.allocator import keep_large_blocks
+from varangian.protos.bundle import Bundle
 from varangian.worker.client import Client, ClientError
 from varangian.worker.loop import work
 from varangian.worker.task import Crew, Task
+from varangian.worker.tls import Diagnosis, Proof, credentials, diagnosis
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def host(
     server: str,
     names: Sequence[str],
-    tokens: Mapping[str, str],
+    proofs: Mapping[str, Proof],
     task: Task,
     threads: int = 1,
     *,
@@ -45,7 +47,7 @@ def host(
     Args:
         server: `host:port`.
         names: which workers of the task to be.
-        tokens: worker names to what the server made for them.
+        proofs: worker names to what each shows.
         task: what the workers of the run do.
         threads: of torch; the same number gives the same bits.
         one_of: be only one of them, the first that nobody else is.
@@ -59,13 +61,13 @@ def host(
         return FAILED
     with ThreadPoolExecutor(1, "varangian-crew", torch.set_num_threads, (threads,)) as executor:
         members = [tuple(names)] if one_of else [(name,) for name in names]
-        return asyncio.run(_until_stopped(server, members, tokens, crew, executor))
+        return asyncio.run(_until_stopped(server, members, proofs, crew, executor))
 
 
 async def _until_stopped(
     server: str,
     members: Sequence[tuple[str, ...]],
-    tokens: Mapping[str, str],
+    proofs: Mapping[str, Proof],
     crew: Crew,
     executor: Executor,
 ) -> int:
@@ -80,7 +82,7 @@ async def _until_stopped(
     with _handled(stop):
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_be(names, server, tokens, crew, executor)) for names in members]
+                tasks = [group.create_task(_be(names, server, proofs, crew, executor)) for names in members]
         except asyncio.CancelledError:
             if not received:
                 raise
@@ -89,7 +91,7 @@ async def _until_stopped(
 
 
 async def _be(
-    names: Sequence[str], server: str, tokens: Mapping[str, str], crew: Crew, executor: Executor
+    names: Sequence[str], server: str, proofs: Mapping[str, Proof], crew: Crew, executor: Executor
 ) -> int:
     """The first of these workers that nobody else is, until its run is finished or it is not wanted."""
     loop = asyncio.get_running_loop()
@@ -99,14 +101,26 @@ async def _be(
 
     try:
         for name in names:
-            async with Client(server, name, tokens[name], crew.layout) as client:
+            async with _client(server, name, proofs[name], crew) as client:
                 if len(names) == 1 or await client.claim():
                     log.info("%s: %s", name, await work(client, partial(compute, name)))
                     return FINISHED
         log.error("Each of %s is another process already; there is no place left.", ", ".join(names))
     except ClientError as error:
-        log.error("%s", error)
+        log.error("%s%s", error, await _cause(server, proofs[names[0]]))
     return FAILED
+
+
+async def _cause(server: str, proof: Proof) -> str:
+    """What is wrong with the connection, if it is TLS: gRPC does not say so."""
+    found = await asyncio.to_thread(diagnosis, server, proof) if isinstance(proof, Bundle) else Diagnosis()
+    return f" {found.sentence}" if found.sentence else ""
+
+
+def _client(server: str, name: str, proof: Proof, crew: Crew) -> Client:
+    if isinstance(proof, Bundle):
+        return Client(server, name, None, crew.layout, credentials=credentials(proof))
+    return Client(server, name, proof, crew.layout)
 
 
 @contextmanager

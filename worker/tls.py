@@ -10,9 +10,11 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import grpc
 
+from varangian.protos.address import split
 from varangian.protos.bundle import CERTIFICATE, X509_EXPIRED, X509_NOT_YET, Bundle, Role, contexts, find
 
 PATIENCE = 3.0
@@ -31,6 +33,10 @@ class Diagnosis:
     """Whether it will still be so in a moment."""
 
 
+Proof: TypeAlias = str | Bundle
+"""What a worker shows: a token, or over TLS its certificate."""
+
+
 def bundle_of(path: Path, name: str) -> Bundle:
     """What a worker shows: `path` is its bundle, or a directory of bundles.
 
@@ -41,18 +47,18 @@ def bundle_of(path: Path, name: str) -> Bundle:
 
 
 def credentials(bundle: Bundle) -> grpc.ChannelCredentials:
-    """For a channel to a server of the same authority."""
+    """For channels to a server of the same authority."""
     return grpc.ssl_channel_credentials(bundle.ca, bundle.key, bundle.certificate)
 
 
 def diagnosis(server: str, bundle: Bundle | None, patience: float = PATIENCE) -> Diagnosis:
     """Connect to `host:port` as a client with or without TLS does, and say what is wrong. Blocks."""
-    host, _, port = server.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdecimal():
-        return Diagnosis(f"The address of a server should be HOST:PORT. Found {server!r}.", final=True)
+    found = split(server)
+    if found is None:
+        return Diagnosis(f"The address of a server should be HOST:PORT. Found {server!r:.100}.", final=True)
+    host = found[0]
     try:
-        with socket.create_connection((host, int(port)), patience) as line:
+        with socket.create_connection(found, patience) as line:
             return _shaken(line, host, server, bundle)
     except socket.gaierror as error:
         return Diagnosis(f"The name {host!r} should be known here. The system says: {error.strerror}.")

@@ -15,7 +15,7 @@ def refused(path, role=None):
 def test_a_bundle_says_who_its_holder_is(bundles):
     server = Bundle.load(bundles / "ours/server", Role.SERVER)
     assert (server.role, server.name) == (Role.SERVER, "server")
-    assert server.hosts == ("parameter-server.test", "localhost", "127.0.0.1", "0:0:0:0:0:0:0:1")
+    assert server.hosts == ("parameter-server.test", "localhost", "127.0.0.1", "::1")
     worker = Bundle.load(bundles / "ours/w00", Role.WORKER)
     assert (worker.role, worker.name, worker.hosts) == (Role.WORKER, "w00", ())
     assert worker.ca == server.ca

@@ -15,6 +15,7 @@ from pathlib import Path
 from varangian.backends.log import logged_to
 from varangian.worker.host import host
 from varangian.worker.task import Task
+from varangian.worker.tls import Proof
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Post:
     """Everything that a child needs; small, and it can be pickled."""
 
     server: str
-    tokens: Mapping[str, str]
+    proofs: Mapping[str, Proof]
     """Worker names to what each has to show."""
     task: Task
     threads: int
@@ -40,9 +41,9 @@ def child(post: Post) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with logged_to(post.log):
         try:
-            code = host(post.server, tuple(post.tokens), post.tokens, post.task, post.threads)
+            code = host(post.server, tuple(post.proofs), post.proofs, post.task, post.threads)
         except Exception:
-            log.exception("the process of %s ended on an error", ", ".join(post.tokens))
+            log.exception("the process of %s ended on an error", ", ".join(post.proofs))
             code = CRASHED
     # Threads of gRPC may still wait for a server that is gone; nothing here needs a farewell.
     os._exit(code)

@@ -35,11 +35,11 @@ class Crowd:
         """One process for each post; takes as long as the first import of torch in a fork server."""
         for post in posts:
             process = _context().Process(
-                target=child, args=(post,), name=f"varangian {' '.join(post.tokens)}"
+                target=child, args=(post,), name=f"varangian {' '.join(post.proofs)}"
             )
             process.daemon = True  # should this process die without a farewell
             process.start()
-            self.members[process] = tuple(post.tokens)
+            self.members[process] = tuple(post.proofs)
 
     async def watch(self, lost: Callable[[tuple[str, ...], str, int], None]) -> None:
         """Return when no process is left.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
+
+import grpc
 
 from varangian.backends import Note
 from varangian.backends.child import Post
 from varangian.backends.crowd import Crowd, dealt
+from varangian.backends.identities import identities
 from varangian.backends.log import logged_to
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
@@ -18,6 +20,7 @@ from varangian.server.listen import ListenError
 from varangian.server.record import Observe
 from varangian.server.roster import Roster
 from varangian.server.service import serve
+from varangian.worker.tls import Proof
 
 
 def processes(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
@@ -32,19 +35,24 @@ def processes(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
 
 async def _run(config: RunConfig, crowd: Crowd, observe: Observe, note: Note) -> RunResult:
     session = Session.open(config, observe)
-    roster = Roster(session.machine.policy.workers, secrets.token_bytes(32))
     address = asyncio.get_running_loop().create_future()
     log = logged_to(session.folder.path / "server.log")
-    with closing(session.folder), log, session.stop.on_signals(note):
-        watching = asyncio.create_task(_watched(session, crowd, roster, address, note))
+    with closing(session.folder), log, identities(config) as known, session.stop.on_signals(note):
+        watching = asyncio.create_task(_watched(session, crowd, known.proofs, address, note))
         try:
-            return session.result(await served(session, roster, address.set_result))
+            ended = await served(session, known.roster, address.set_result, known.credentials)
+            return session.result(ended)
         finally:
             watching.cancel()
 
 
-async def served(session: Session, roster: Roster, ready: Callable[[str], None]) -> str:
-    """Serve the run until it ends; returns why it ended.
+async def served(
+    session: Session,
+    roster: Roster,
+    ready: Callable[[str], None],
+    credentials: grpc.ServerCredentials | None,
+) -> str:
+    """Serve the run until it ends, over TLS when there are credentials; returns why it ended.
 
     Raises:
         RunError: the address is not to be had.
@@ -59,6 +67,7 @@ async def served(session: Session, roster: Roster, ready: Callable[[str], None])
             port=session.config.server.port,
             ready=ready,
             stop=session.stop.event,
+            credentials=credentials,
             dtype=session.config.wire.dtype,
         )
     except ListenError as error:
@@ -66,7 +75,11 @@ async def served(session: Session, roster: Roster, ready: Callable[[str], None])
 
 
 async def _watched(
-    session: Session, crowd: Crowd, roster: Roster, address: asyncio.Future[str], note: Note
+    session: Session,
+    crowd: Crowd,
+    proofs: Mapping[str, Proof],
+    address: asyncio.Future[str],
+    note: Note,
 ) -> None:
     """Start the workers, and end a run that can no longer have its quorum."""
     quorum, log = session.machine.policy.quorum, session.folder.path / "workers.log"
@@ -78,16 +91,16 @@ async def _watched(
         if left < quorum:
             session.stop.because(f"only {left} workers are left, and the quorum is {quorum}")
 
-    posts = _posts(session, roster, await address)
+    posts = _posts(session, proofs, await address)
     await asyncio.to_thread(crowd.start, posts)
     await crowd.watch(lost)
 
 
-def _posts(session: Session, roster: Roster, address: str) -> list[Post]:
+def _posts(session: Session, proofs: Mapping[str, Proof], address: str) -> list[Post]:
     return [
         Post(
             server=address,
-            tokens={name: roster.token(name) for name in workers},
+            proofs={name: proofs[name] for name in workers},
             task=session.crew.task,
             threads=session.config.worker.threads,
             log=session.folder.path / "workers.log",

@@ -7,25 +7,33 @@ import asyncio
 import logging
 import os
 import random
+import secrets
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 
 import grpc
 
 from varangian.backends.processes import served
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
-from varangian.cli.health import reason, status
+from varangian.cli.health import status, why
 from varangian.cli.main import CommandError
 from varangian.cli.progress import Progress, progress
 from varangian.cli.run import CODES, with_shortcuts
+from varangian.cli.security import Choice, check, check_address, choice
 from varangian.config import RunConfig, load
 from varangian.config.build import byzantine_names, honest_names, task
+from varangian.protos.address import split
+from varangian.protos.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.registry import ConfigError, Problem, suggestion
 from varangian.server.roster import SECRET_BYTES, Roster, make_token
+from varangian.server.tls import Security
 from varangian.worker.host import host
 from varangian.worker.names import names
+from varangian.worker.tls import Proof, bundle_of
 
 SECRET = "VARANGIAN_SECRET"
 PATIENCE = 300.0
@@ -35,12 +43,16 @@ PAUSE = 2.0
 
 def server(args: argparse.Namespace) -> int:
     """Serve one run to workers elsewhere."""
-    config = load(args.config, [*with_shortcuts(args), *_bound(args.bind)], os.environ, whole=False)
-    key = secret()
+    settings = [*with_shortcuts(args), *_bound(args.bind)]
+    config = with_secret_seed(load(args.config, settings, os.environ, whole=False))
+    chosen = choice(args)
+    check(chosen, config.server.host)
+    _check_setting(config, chosen)
+    identity = secret() if chosen.certs is None else _security(chosen.certs)
     log_to_stderr(logging.WARNING)
     try:
         with progress(args.format, config.rounds, ()) as shown:
-            result = asyncio.run(_serve(config, key, shown))
+            result = asyncio.run(_serve(config, identity, shown))
         shown.finish(result)
     except RunError as error:
         raise CommandError(str(error)) from error
@@ -50,15 +62,17 @@ def server(args: argparse.Namespace) -> int:
 def worker(args: argparse.Namespace) -> int:
     """Work for a server elsewhere, until its run is finished."""
     config = load(args.config, args.settings, os.environ, whole=False)
-    chosen = _chosen(args, config)
+    way = choice(args)
+    chosen = _chosen(args, config, way.certs)
+    check_address(way, args.server)
     if set(chosen) & set(byzantine_names(config)) and config.byzantine.attack is None:
         hint = "Add byzantine.attack=sign_flip, for example."
         raise ConfigError([Problem("byzantine.attack", "is needed by a Byzantine worker", hint=hint)])
-    tokens = {name: make_token(name, secret()) for name in chosen}
+    proofs = _proofs(chosen, way.certs)
     log_to_stderr(logging.INFO)
-    wait_for(args.server, PATIENCE)
+    wait_for(args.server, PATIENCE, next((p for p in proofs.values() if isinstance(p, Bundle)), None))
     threads, one_of = config.worker.threads, args.claim is not None
-    return host(args.server, chosen, tokens, task(config), threads, one_of=one_of)
+    return host(args.server, chosen, proofs, task(config), threads, one_of=one_of)
 
 
 def log_to_stderr(level: int) -> None:
@@ -82,25 +96,27 @@ def secret() -> bytes:
     return key
 
 
-def wait_for(server: str, patience: float) -> None:
+def wait_for(server: str, patience: float, bundle: Bundle | None = None) -> None:
     """Return once the server answers.
 
     Raises:
-        CommandError: it did not in `patience` seconds.
+        CommandError: it did not in `patience` seconds, or waiting would not help.
     """
     until = time.monotonic() + patience
     told = False
     while True:
         try:
-            status(server, PAUSE)
+            status(server, PAUSE, bundle)
         except grpc.RpcError as error:
+            found = why(error, server, bundle)
+            if found.final:
+                raise CommandError(found.sentence) from None
             if time.monotonic() > until:
                 raise CommandError(
-                    f"the server {server} did not answer in {patience:g} s ({reason(error)}). "
-                    "Is it running, and can it be reached from here?"
+                    f"the server {server} did not answer in {patience:g} s. {found.sentence}"
                 ) from None
             if not told:
-                print(f"waiting for the server {server} ({reason(error)})", file=sys.stderr)
+                print(f"waiting for the server {server}. {found.sentence}", file=sys.stderr)
             told = True
         else:
             return
@@ -108,30 +124,87 @@ def wait_for(server: str, patience: float) -> None:
         time.sleep(PAUSE * random.uniform(0.5, 1.0))
 
 
-async def _serve(config: RunConfig, key: bytes, shown: Progress) -> RunResult:
+def with_secret_seed(config: RunConfig) -> RunConfig:
+    """The configuration with a seed for the server's own draws that no worker knows.
+
+    The run folder has it: from there the run can be repeated once it is over.
+    """
+    if config.server.seed is not None:
+        return config
+    server = config.server.model_copy(update={"seed": secrets.randbits(63)})
+    return config.model_copy(update={"server": server})
+
+
+async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress) -> RunResult:
     session = Session.open(config, shown.round)
-    roster = Roster(session.machine.policy.workers, key)
+    workers = session.machine.policy.workers
+    if isinstance(identity, Security):
+        roster, credentials = Roster(workers, None, doorman=identity.doorman), identity.credentials()
+    else:
+        roster, credentials = Roster(workers, identity), None
+    how = "with TLS" if credentials else "without TLS"
     with closing(session.folder), session.stop.on_signals(shown.note):
-        ended = await served(session, roster, lambda address: shown.note(f"serving at {address}"))
-        return session.result(ended)
+
+        def ready(address: str) -> None:
+            shown.note(f"serving at {address}, {how}")
+
+        return session.result(await served(session, roster, ready, credentials))
+
+
+def _security(path: Path) -> Security:
+    try:
+        return Security(path)
+    except BundleError as error:
+        raise CommandError(str(error)) from error
+
+
+def _check_setting(config: RunConfig, chosen: Choice) -> None:
+    """What the configuration says about TLS must not be more than what is done."""
+    if config.server.tls and chosen.certs is None:
+        raise ConfigError(
+            [Problem("server.tls", "needs --certs DIR here; only `run` makes certificates", True)]
+        )
+
+
+def _proofs(chosen: Sequence[str], certs: Path | None) -> dict[str, Proof]:
+    """What the process shows for each of its workers.
+
+    Raises:
+        CommandError: a bundle or the secret is missing, or a bundle is that of another worker.
+    """
+    if certs is None:
+        return {name: make_token(name, secret()) for name in chosen}
+    try:
+        bundles = {name: bundle_of(certs, name) for name in chosen}
+    except BundleError as error:
+        raise CommandError(str(error)) from error
+    for name, bundle in bundles.items():
+        if bundle.name != name:
+            raise CommandError(
+                f"{bundle.path} should be the bundle of {name}. Found that of {bundle.name}. "
+                f"Use --name {bundle.name}, or the directory that has all bundles."
+            )
+    return dict(bundles)
 
 
 def _bound(address: str | None) -> list[str]:
     """`--bind HOST:PORT` as settings."""
     if address is None:
         return []
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
+    found = split(address)
+    if found is None:
         raise ConfigError([Problem("--bind", "should be HOST:PORT", address)])
-    return [f"server.host='{host.strip('[]')}'", f"server.port={port}"]
+    return [f"server.host='{found[0]}'", f"server.port={found[1]}"]
 
 
-def _chosen(args: argparse.Namespace, config: RunConfig) -> tuple[str, ...]:
+def _chosen(args: argparse.Namespace, config: RunConfig, certs: Path | None) -> tuple[str, ...]:
     """The names to work under, or of which to take one."""
     if args.claim is not None:
-        return _shuffled(honest_names(config) if args.claim == "honest" else byzantine_names(config))
+        kind = honest_names(config) if args.claim == "honest" else byzantine_names(config)
+        return _shuffled(kind if certs is None else _held(kind, certs))
     known = names(config.workers)
-    unknown = [name for name in args.name or () if name not in known]
+    named = args.name or [_certified(certs)]
+    unknown = [name for name in named if name not in known]
     if unknown:
         raise ConfigError(
             [
@@ -139,7 +212,29 @@ def _chosen(args: argparse.Namespace, config: RunConfig) -> tuple[str, ...]:
                 for name in unknown
             ]
         )
-    return tuple(sorted(set(args.name)))
+    return tuple(sorted(set(named)))
+
+
+def _held(candidates: tuple[str, ...], certs: Path) -> tuple[str, ...]:
+    """Those whose bundles are here; a program need not have everybody's."""
+    if (certs / CERTIFICATE).is_file():
+        held = tuple(name for name in candidates if name == _certified(certs))
+    else:
+        held = tuple(name for name in candidates if (certs / name / CERTIFICATE).is_file())
+    if candidates and not held:
+        raise CommandError(f"{certs} should have the bundle of one of {', '.join(candidates)}. Found none.")
+    return held
+
+
+def _certified(certs: Path | None) -> str:
+    """The name on the certificate, where there is just one."""
+    if certs is None or not (certs / CERTIFICATE).is_file():
+        hint = "Add --name w00, --claim honest, or --certs with the bundle of one worker."
+        raise ConfigError([Problem("--name", "is needed to know which worker this is", hint=hint)])
+    try:
+        return Bundle.load(certs, Role.WORKER).name
+    except BundleError as error:
+        raise CommandError(str(error)) from error
 
 
 def _shuffled(candidates: tuple[str, ...]) -> tuple[str, ...]:

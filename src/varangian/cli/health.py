@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
 
+from varangian.cli.main import FAILED, CommandError
+from varangian.cli.security import choice
 from varangian.cli.text import printable
 from varangian.protos import ps_pb2, ps_pb2_grpc
+from varangian.protos.bundle import Bundle, BundleError, Role, find
+from varangian.worker.tls import Diagnosis, credentials, diagnosis
+
+NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 
 
 def command(args: argparse.Namespace) -> int:
     """Ask the server for its status; 0 when it answers."""
     try:
-        reply = status(args.server, args.timeout)
+        bundle = bundle_for(choice(args).certs)
+    except BundleError as error:
+        raise CommandError(str(error)) from error
+    try:
+        reply = status(args.server, args.timeout, bundle)
     except grpc.RpcError as error:
-        print(f"{args.server} does not serve: {reason(error)}", file=sys.stderr)
-        return 1
+        print(f"{args.server} does not serve: {why(error, args.server, bundle).sentence}", file=sys.stderr)
+        return FAILED
     state = "finished" if reply.finished else f"round {reply.round} of {reply.rounds}"
     print(f"{args.server} serves: {state}, {reply.present} of {reply.workers} workers have joined")
     return 0
@@ -31,13 +43,37 @@ def reason(error: grpc.RpcError) -> str:
     )
 
 
-def status(server: str, timeout: float) -> ps_pb2.StatusReply:
-    """The state of the run behind an address.
+def why(error: grpc.RpcError, server: str, bundle: Bundle | None) -> Diagnosis:
+    """The same in a sentence: what is wrong with the connection, or else what gRPC says."""
+    if isinstance(error, grpc.Call) and error.code() not in NO_CONNECTION:
+        # The answer of a server, which thus can be reached; it knows better than any second attempt.
+        return Diagnosis(reason(error), final=error.code() in REFUSED)
+    found = diagnosis(server, bundle)
+    return found if found.sentence else Diagnosis(reason(error))
+
+
+def bundle_for(path: Path | None) -> Bundle | None:
+    """Any bundle may ask; in a directory of bundles it is the server's.
+
+    Raises:
+        BundleError: it cannot be used.
+    """
+    return None if path is None else Bundle.load(find(path, Role.SERVER.value))
+
+
+def status(server: str, timeout: float, bundle: Bundle | None = None) -> ps_pb2.StatusReply:
+    """The state of the run behind an address, over TLS when there is a bundle to show.
 
     Raises:
         grpc.RpcError: no answer within `timeout` seconds, or none at all.
     """
-    with grpc.insecure_channel(server) as channel:
+    with _channel(server, bundle) as channel:
         stub: Any = ps_pb2_grpc.ParameterServerStub(channel)  # type: ignore[no-untyped-call]
         reply: ps_pb2.StatusReply = stub.Status(ps_pb2.StatusRequest(), timeout=timeout)
         return reply
+
+
+def _channel(server: str, bundle: Bundle | None) -> grpc.Channel:
+    if bundle is None:
+        return grpc.insecure_channel(server)
+    return grpc.secure_channel(server, credentials(bundle))

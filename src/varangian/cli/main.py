@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ class CommandError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parse(sys.argv[1:] if argv is None else argv)
+    # Otherwise gRPC writes a line for every handshake that fails, and strangers can fail without end.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     module, _, function = args.run.partition(":")
     try:
         command = importlib.import_module(f"varangian.cli.{module}")

@@ -91,6 +91,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
 def _server(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
     parser.add_argument("--bind", metavar="HOST:PORT", help="short for server.host=... server.port=...")
+    _security(parser, "the server's bundle, made by `varangian certs`; with it everything goes over TLS")
     parser.add_argument("--output", metavar="DIR", help="where run folders are made; short for output=...")
     _format(parser)
 
@@ -98,16 +99,73 @@ def _server(parser: argparse.ArgumentParser) -> None:
 def _worker(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
     parser.add_argument("--server", metavar="HOST:PORT", required=True, help="where the server listens")
-    who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--name", action="append", help="an identity to work under, as w03; may be repeated")
+    _security(parser, "the worker's bundle, or a directory of bundles; needed when the server has one")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
+        "--name",
+        action="append",
+        help="an identity to work under, as w03; may be repeated; by default the one on the certificate",
+    )
     who.add_argument(
         "--claim", choices=("honest", "byzantine"), help="work under any free identity of this kind"
     )
 
 
+def _security(parser: argparse.ArgumentParser, certs: str) -> None:
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--certs", metavar="DIR", help=f"{certs}; also in VARANGIAN_CERTS")
+    way.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow a network without TLS, where whoever sees the traffic can be any worker; "
+        "also VARANGIAN_INSECURE=1",
+    )
+
+
 def _health(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", metavar="HOST:PORT", required=True)
+    parser.add_argument("--certs", metavar="DIR", help="a bundle, of the server or of a worker")
     parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
+
+
+def _certs(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="action", required=True)
+
+    def action(name: str, summary: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        added.add_argument("dir", metavar="DIR", help="where the authority is")
+        return added
+
+    init = action("init", "Make an authority.")
+    init.add_argument("--days", type=_days, default=1825.0, metavar="N", help="by default 1825")
+    init.add_argument("--keep", action="store_true", help="do nothing when there is one")
+    issue = action("issue", "Make a bundle for each worker, or with --server for a server.")
+    issue.add_argument("names", nargs="*", metavar="NAME", help="names of workers, as w00 w01")
+    issue.add_argument("--server", nargs="+", metavar="HOST", help="for a server, reached under these")
+    issue.add_argument(
+        "--claim", choices=("honest", "byzantine"), help="all workers of this kind; then key=value for NAME"
+    )
+    issue.add_argument("--days", type=_days, default=30.0, metavar="N", help="by default 30")
+    issue.add_argument(
+        "--into", metavar="DIR", help="where bundles are made; by default beside the authority"
+    )
+    issue.add_argument("--force", action="store_true", help="replace bundles that exist")
+    issue.add_argument(
+        "--keep", action="store_true", help="replace only those that do not last much longer"
+    )
+    action("list", "All certificates that were made, and whether they count.")
+    revoke = action("revoke", "Let all certificates of a name count no longer.")
+    revoke.add_argument("name", metavar="NAME")
+
+
+def _days(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 36500:
+        raise argparse.ArgumentTypeError(f"should be a number of days above 0. Found {text!r}.")
+    return found
 
 
 def _list(parser: argparse.ArgumentParser) -> None:
@@ -167,12 +225,9 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
     "demo": ("demo", "Four rules against two attacks, on digits, in under a minute.", _demo),
     "run": ("run", "Train with a server and workers on this machine.", _run),
     "check": ("check", "Print all settings, and whether the rule holds with them.", _settings),
-    "server": ("cluster:server", "Only the server; VARANGIAN_SECRET is shared with the workers.", _server),
-    "worker": (
-        "cluster:worker",
-        "Workers for a server elsewhere; VARANGIAN_SECRET is shared with it.",
-        _worker,
-    ),
+    "server": ("cluster:server", "Only the server, with certificates or VARANGIAN_SECRET.", _server),
+    "worker": ("cluster:worker", "Workers for a server elsewhere, identified as the server is.", _worker),
+    "certs": ("certs", "Make, list and revoke the certificates of a cluster.", _certs),
     "health": ("health", "Ask a server whether it is serving.", _health),
     "bench": ("bench.aggregators", "What every rule costs, as multiples of a mean.", _bench),
     "list": ("catalogue", "The names that a configuration can use.", _list),

@@ -71,4 +71,5 @@ def optimizer(config: RunConfig) -> Sgd:
 
 def learner(config: RunConfig, initial: Tensor) -> Learner:
     """The model's side of the server, at its start."""
-    return Learner(initial, config.aggregator, optimizer(config), rounds=config.rounds, seed=config.seed)
+    seed = config.seed if config.server.seed is None else config.server.seed
+    return Learner(initial, config.aggregator, optimizer(config), rounds=config.rounds, seed=seed)

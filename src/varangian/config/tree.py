@@ -107,6 +107,11 @@ class Server(Section):
     """At the deadline below the quorum: wait on, go to the next round without an update, or end the run."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads of torch in the server; the same number gives the same bits."""
+    tls: bool | None = None
+    """Whether `varangian run` makes certificates for the run; null does unless `host` is this machine."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    """What mixings draw from, as bucketing. null is `seed` in `varangian run`, so that an experiment can be
+    repeated, and a fresh secret in `varangian server`: a worker that knew it would know the buckets."""
 
 
 class Wire(Section):

@@ -1,0 +1,132 @@
+"""`varangian certs`: an authority, bundles for the programs of a cluster, and what no longer counts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from varangian.cli.main import OK, CommandError
+from varangian.config import load
+from varangian.config.build import byzantine_names, honest_names
+from varangian.protos.bundle import Bundle, BundleError, Role
+from varangian.server.authority import HOME, SERVER, Authority, AuthorityError, Issued, remaining
+from varangian.server.revoked import fingerprint
+from varangian.server.x509 import MissingExtra
+
+GOOD_FOR = 1 / 3
+"""A bundle that is kept has at least this part of its time left."""
+SOON = 3.0
+"""Days before the end from which a list says so."""
+
+
+def command(args: argparse.Namespace) -> int:
+    """Make, list or revoke certificates."""
+    actions = {"init": init, "issue": issue, "list": show, "revoke": revoke}
+    try:
+        actions[args.action](args)
+    except (AuthorityError, MissingExtra) as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"{error.filename or args.dir}: {error.strerror}") from error
+    return OK
+
+
+def init(args: argparse.Namespace) -> None:
+    path = Path(args.dir)
+    if args.keep and (path / HOME).exists():
+        print(f"kept the authority in {Authority(path).home}")
+        return
+    made = Authority.create(path, args.days)
+    print(f"made the authority {made.home}; keep key.pem on this machine, it can make anybody")
+    print(f"next: varangian certs issue {args.dir} --server HOST...")
+    print(f"      varangian certs issue {args.dir} w00 w01 ...")
+
+
+def issue(args: argparse.Namespace) -> None:
+    authority = Authority(Path(args.dir))
+    role = Role.WORKER if args.server is None else Role.SERVER
+    names = list(_names(args, role))
+    into = Path(args.into) if args.into else authority.path
+    for name in names:
+        if args.keep and _good(authority, into / name, role, args.server or []):
+            print(f"kept {into / name}")
+            continue
+        force = args.force or args.keep
+        made = authority.issue(name, role, hosts=args.server or (), days=args.days, into=into, force=force)
+        print(f"made {into / name}, valid until {_date(made.ends)}")
+
+
+def show(args: argparse.Namespace) -> None:
+    authority = Authority(Path(args.dir))
+    revoked = authority.revoked()
+    rows = [(one.name, one.role, _date(one.ends), _state(one, revoked)) for one in authority.issued()]
+    header = ("name", "role", "until", "state")
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def revoke(args: argparse.Namespace) -> None:
+    found, told = Authority(Path(args.dir)).revoke(args.name)
+    many = "certificate" if len(found) == 1 else f"{len(found)} certificates"
+    print(f"revoked the {many} of {args.name}")
+    for path in told:
+        print(f"wrote {path}; a server that runs with it refuses {args.name} from its next call on")
+    print(f"a server on another machine needs a copy of {Path(args.dir) / HOME / 'revoked'} in its bundle")
+
+
+def _names(args: argparse.Namespace, role: Role) -> Iterator[str]:
+    """Whom to make bundles for: names, or all workers of a kind in a configuration."""
+    names = [text for text in args.names if "=" not in text]
+    settings = [text for text in args.names if "=" in text]
+    if role is Role.SERVER:
+        if args.claim or len(names) > 1 or settings:
+            raise CommandError(
+                "a server has one name. Issue the bundles of workers in a command of their own."
+            )
+        yield names[0] if names else SERVER
+    elif args.claim and not names:
+        yield from _configured(args.claim, settings)
+    elif names and not args.claim and not settings:
+        yield from dict.fromkeys(names)
+    else:
+        raise CommandError(
+            "say who gets a certificate: names (w00 w01), or --claim honest|byzantine with the settings of "
+            "the run (workers=10), or --server HOST..."
+        )
+
+
+def _configured(kind: str, settings: list[str]) -> tuple[str, ...]:
+    config = load(None, settings, os.environ, whole=False)
+    return honest_names(config) if kind == "honest" else byzantine_names(config)
+
+
+def _good(authority: Authority, path: Path, role: Role, hosts: list[str]) -> bool:
+    """Whether a bundle need not be made again."""
+    try:
+        bundle = Bundle.load(path, role)
+    except BundleError:
+        return False
+    left = bundle.ends - time.time()
+    return (
+        left > GOOD_FOR * (bundle.ends - bundle.begins)
+        and bundle.ca == (authority.home / "cert.pem").read_bytes()
+        and set(hosts) <= set(bundle.hosts)
+        and fingerprint(bundle.certificate) not in authority.revoked()
+    )
+
+
+def _state(one: Issued, revoked: frozenset[str]) -> str:
+    days = remaining(one)
+    if one.fingerprint in revoked:
+        return "revoked"
+    if days < 0:
+        return "expired"
+    return f"expires in {days:.1f} days" if days < SOON else f"valid, {days:.0f} days left"
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
