@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from varangian.aggregators.algebra import Array
 from varangian.aggregators.base import RULES, check_f, told_enough
-from varangian.aggregators.gram import Array, Gram
+from varangian.aggregators.gram import Gram
 from varangian.aggregators.order import Nearest, Window
 
 

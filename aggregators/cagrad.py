@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators import conic
+from varangian.aggregators.algebra import Array
 from varangian.aggregators.base import RULES
-from varangian.aggregators.gram import Array, Gram
+from varangian.aggregators.gram import Gram
 from varangian.aggregators.simplex import nearest_to_origin, to_dual_cone
 
 CANCELLED = 1e-14

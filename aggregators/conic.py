@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from varangian.aggregators.algebra import Array, eigh
 from varangian.aggregators.base import AggregationError
-from varangian.aggregators.gram import Array
 
 SOLVERS = ("CLARABEL", "ECOS", "SCS")
 """In the order in which they are asked; what is not installed is passed over."""
@@ -29,7 +29,7 @@ def minimum(products: Array, along: Array, radius: float) -> Array:
         AggregationError: no solver came to an optimum.
     """
     cvxpy: Any = import_module("cvxpy")
-    values, vectors = np.linalg.eigh(products)
+    values, vectors = eigh(products)
     kept = values > RANK * values[-1]
     root = (vectors[:, kept] * np.sqrt(values[kept])).T  # R with R'R = K
     weights = cvxpy.Variable(len(along), nonneg=True)

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varangian.aggregators.algebra import Array, cholesky, eigh, product
 from varangian.aggregators.base import RULES, check_positive, honest_majority
-from varangian.aggregators.gram import Array, Gram, inverses, typical
+from varangian.aggregators.gram import Gram, inverses, typical
 
 SLACK = 1e-7
 """The released code's: keeps the weight of a row that is explained entirely finite."""
@@ -121,17 +122,12 @@ class _Subspace:
 
         B is the diagonal of the rows' weights and the pairs' part.
         """
-        if pairs.lam:
-            root = np.linalg.cholesky(np.diag(weights) + pairs.observed(between))
-            values, vectors = np.linalg.eigh(root.T @ unit @ root)
-        else:
-            root = np.sqrt(weights)[:, None]
-            values, vectors = np.linalg.eigh(root * unit * root.T)
+        root = pairs.root(weights, between)
+        values, vectors = eigh(product(product(root.T, unit), root))
         values, vectors = values[: -components - 1 : -1], vectors[:, : -components - 1 : -1]
         kept = values > len(unit) * np.finfo(values.dtype).eps * max(values[0], 0)
-        turned = vectors[:, kept] / np.sqrt(values[kept])
-        basis = root @ turned if pairs.lam else root * turned
-        return cls(basis, basis.T @ unit, pairs)
+        basis = product(root, vectors[:, kept] / np.sqrt(values[kept]))
+        return cls(basis, product(basis.T, unit), pairs)
 
     @cached_property
     def explained(self) -> Array:
@@ -182,6 +178,14 @@ class _Pairs:
         between = torch.cdist(ends, ends, compute_mode="donot_use_mm_for_euclid_dist").numpy()
         explained: Array = np.square(between) / self.sqdist
         return explained
+
+    def root(self, weights: Array, explained: Array | None) -> Array:
+        """R with R R' = B."""
+        if not self.lam:
+            return np.diag(np.sqrt(weights))
+        root = cholesky(np.diag(weights) + self.observed(explained))
+        assert root is not None  # no weight is zero, and the pairs' part is the Laplacian of a graph
+        return root
 
     def observed(self, explained: Array | None) -> Array:
         """The pairs' part of B: (n, n)."""

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from varangian.aggregators.algebra import Array
 from varangian.aggregators.base import RULES, AggregationError
-from varangian.aggregators.gram import Array, Gram, inverses
+from varangian.aggregators.gram import Gram, inverses
 
 SHORT = 1e-2
 """Of the length of the reference: what float32 products keep of a shorter row is off by over a percent."""

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varangian.aggregators.algebra import Array, product, solve
 from varangian.aggregators.base import RULES, check_positive, honest_majority
-from varangian.aggregators.gram import Array, Gram
+from varangian.aggregators.gram import Gram
 
 
 @RULES.register("rfa", convention="rfa", smoothing=1e-5, tolerance=1e-6, iterations=4)
@@ -135,9 +136,8 @@ class _Place:
         curved = np.where(self.squares > self.shortest**2, self.pulls**3, 0.0)
         system = -curved[:, None] * between
         system[np.diag_indices_from(system)] += self.pulls.sum()
-        try:
-            step = np.linalg.solve(system, self.pulls)
-        except np.linalg.LinAlgError:
+        step = solve(system, self.pulls)
+        if step is None:
             return None
         weights: Array = (1 - step.sum()) * self.weights + step
         return weights
@@ -152,7 +152,7 @@ def _rows_that_are_medians(gram: Gram) -> NDArray[np.bool_]:
     near = distances == 0
     sums = 1 / np.sqrt(np.where(near, np.inf, distances))
     np.fill_diagonal(sums, -sums.sum(axis=1))
-    squares = ((sums @ gram.centered.numpy()) * sums).sum(axis=1)
+    squares = (product(sums, gram.centered.numpy()) * sums).sum(axis=1)
     found: NDArray[np.bool_] = np.sqrt(np.maximum(squares, 0)) <= near.sum(axis=1) * (1 + 1e-9)
     return found
 

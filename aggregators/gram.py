@@ -15,19 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varangian.aggregators.algebra import Array, product
 from varangian.aggregators.kernels import Backend, backend_for
 from varangian.aggregators.rows import Rows
 
 T = TypeVar("T")
-
-Array: TypeAlias = NDArray[np.float64]
 
 ROUNDING = 1e-14
 """Of a squared distance over the sum of the squared norms: less is rounding, and the points coincide."""
@@ -125,8 +124,8 @@ class Gram:
         inner, offset = self.basis.products.numpy(), point.numpy().copy()
         offset[-1] -= 1  # from the reference
         along = inner @ offset
-        squares = inner.diagonal()[:-1] - 2 * along[:-1] + offset @ along
-        return float(np.maximum(squares, 0).mean())
+        crossed = inner.diagonal()[:-1].sum() - 2 * along[:-1].sum()
+        return max(0.0, float(crossed / (len(point) - 1) + offset @ along))
 
     def remembered(self, key: Hashable, find: Callable[[], T]) -> T:
         """What `find` returned for the key before: for what weights and their explanation both need."""
@@ -143,7 +142,7 @@ def _themselves(n: int) -> Tensor:
 
 
 def _products(coords: Array, basis: Basis) -> Tensor:
-    return torch.from_numpy(coords @ basis.products.numpy() @ coords.T)
+    return torch.from_numpy(product(product(coords, basis.products.numpy()), coords.T))
 
 
 def shares(m: int, chosen: Sequence[int] | NDArray[np.intp]) -> Tensor:

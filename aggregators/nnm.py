@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varangian.aggregators.algebra import Array
 from varangian.aggregators.base import MIXINGS, check_f, honest_majority, told_enough
-from varangian.aggregators.gram import Array, Gram
+from varangian.aggregators.gram import Gram
 
 
 @MIXINGS.register("nnm")

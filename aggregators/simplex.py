@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from varangian.aggregators.gram import Array
+from varangian.aggregators.algebra import Array, cholesky, eigh, product, solve
 
 RANK = 1e-14
 """Of the largest eigenvalue of a matrix of cosines: the least that is told from rounding."""
@@ -63,14 +63,11 @@ def to_dual_cone(products: Array, along: Array) -> Array:
 def positive(cosines: Array) -> Array:
     """The nearest positive definite matrix: what rounding took below zero would have no minimum."""
     symmetric: Array = (cosines + cosines.T) / 2
-    try:
-        if np.linalg.cholesky(symmetric).diagonal().min() ** 2 > DEFINITE:
-            return symmetric
-    except np.linalg.LinAlgError:
-        pass
-    values, vectors = np.linalg.eigh(symmetric)
-    nearest: Array = vectors * np.maximum(values, RANK * values[-1]) @ vectors.T
-    return nearest
+    factor = cholesky(symmetric)
+    if factor is not None and factor.diagonal().min() ** 2 > DEFINITE:
+        return symmetric
+    values, vectors = eigh(symmetric)
+    return product(vectors * np.maximum(values, RANK * values[-1]), vectors.T)
 
 
 def nonnegative(curvature: Array, slope: Array) -> Array:
@@ -121,7 +118,9 @@ def _searched(curvature: Array, slope: Array) -> Array:
 def _minimum(curvature: Array, slope: Array, free: Free) -> Array:
     """Over the free variables, whatever their sign; the others are zero."""
     z = np.zeros_like(slope)
-    z[free] = np.linalg.solve(curvature[np.ix_(free, free)], slope[free])
+    found = solve(curvature[np.ix_(free, free)], slope[free])
+    assert found is not None  # a principal part of a positive definite matrix
+    z[free] = found
     return z
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varangian.aggregators.algebra import Array
 from varangian.aggregators.base import RULES, check_f, check_positive, honest_majority, told_enough
-from varangian.aggregators.gram import Array, Gram, shares
+from varangian.aggregators.gram import Gram, shares
 from varangian.aggregators.spectral_filter import SpectralFilter
 from varangian.aggregators.spectrum import leading
 
@@ -33,8 +34,8 @@ class SMEA:
     """The mean of the n - f rows whose covariance has the smallest top eigenvalue.
 
     "On the Privacy-Robustness-Utility Trilemma in Distributed Learning" (Allouah et al., 2023). Exact,
-    without the eigenvalues of all subsets: in no direction does a subset scatter more than its top eigenvalue,
-    so that the top eigenvectors of the few that were looked at rule out almost all of the others.
+    without the eigenvalues of all subsets: none scatters more in any direction than its top eigenvalue, so
+    that the top eigenvectors of the few that were looked at rule out almost all of the others.
     """
 
     f: int

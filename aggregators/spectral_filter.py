@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varangian.aggregators.algebra import Array
 from varangian.aggregators.base import RULES, check_f, check_positive, told_enough
-from varangian.aggregators.gram import Array, Gram
+from varangian.aggregators.gram import Gram
 from varangian.aggregators.spectrum import leading
 
 

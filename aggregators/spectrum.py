@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from varangian.aggregators.gram import Array
+from varangian.aggregators.algebra import Array, eigh, product
 
 
 def leading(products: Array, shares: Array) -> tuple[float, Array]:
@@ -23,8 +23,8 @@ def leading(products: Array, shares: Array) -> tuple[float, Array]:
     """
     centring = np.eye(len(shares)) - shares
     roots = np.sqrt(shares)
-    spread = roots[:, None] * (centring @ products @ centring.T) * roots
-    values, vectors = np.linalg.eigh(spread)
+    spread = roots[:, None] * product(product(centring, products), centring.T) * roots
+    values, vectors = eigh(spread)
     if values[-1] <= 0:
         return 0.0, np.zeros_like(shares)
     direction = centring.T @ (roots * vectors[:, -1]) / np.sqrt(values[-1])

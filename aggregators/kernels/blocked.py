@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.kernels import reference as exact
@@ -107,11 +109,12 @@ def checked(
     products: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows], slow: Measure
 ) -> Tensor:
     """The products of a quick measurement where they kept enough bits, else those of the slow one."""
-    maybe = lost(products[:-1, :-1], d)
-    if not bool(maybe.any()) and not bool(_small(products, d).any()):
+    maybe = lost(products.numpy()[:-1, :-1], d)
+    sound = not maybe.any()
+    if sound and not any(_small(products, reference, d)):
         return products
     rows = whole()
-    if not bool(maybe.any()) and not _underflow(products, rows, reference):
+    if sound and not _underflow(products, rows, reference):
         return products
     # Colluders who all send one vector must not buy a slow round: one of them is measured.
     first = _first_equal(rows, maybe)
@@ -119,30 +122,35 @@ def checked(
     index = torch.tensor([apart.index(i) for i in first] + [len(apart)])
     some = rows.keep(apart)
     kept = products[[*apart, -1]][:, [*apart, -1]]
-    if bool(lost(kept[:-1, :-1], d).any()) or _underflow(kept, some, reference):
+    if lost(kept.numpy()[:-1, :-1], d).any() or _underflow(kept, some, reference):
         kept = slow(some, reference)
     return kept[index][:, index]
 
 
-def lost(inner: Tensor, d: int) -> Tensor:
+def lost(inner: NDArray[np.float64], d: int) -> NDArray[np.bool_]:
     """Which distances kept too few bits: (n, n) float64 inner products of vectors (d,) -> (n, n) bool."""
     squares = inner.diagonal()
-    scale = squares[:, None] + squares[None, :]
     enough = KEPT / math.sqrt(math.ceil(d / WIDTH))
-    kept = (scale - 2 * inner >= enough * scale) & inner.isfinite()
-    return ~kept.fill_diagonal_(True) | ~squares.isfinite()
+    with np.errstate(invalid="ignore"):  # what overflowed is lost
+        scale = squares[:, None] + squares
+        kept = (scale - 2 * inner >= enough * scale) & np.isfinite(inner)
+    np.fill_diagonal(kept, True)
+    return ~(kept & np.isfinite(squares))
 
 
-def _small(products: Tensor, d: int) -> Tensor:
-    return products.diagonal() < FLOOR * d
+def _small(products: Tensor, reference: Tensor | None, d: int) -> list[bool]:
+    """Of each row, and of the reference if there is one, whether float32 products began to underflow."""
+    squares = products.numpy().diagonal()
+    small: list[bool] = (squares[: len(squares) - (reference is None)] < FLOOR * d).tolist()
+    return small
 
 
 def _underflow(products: Tensor, rows: Rows, reference: Tensor | None) -> bool:
     """Whether a point is so small that its products vanished, and yet is not zero."""
-    small = _small(products, rows.d)
+    small = _small(products, reference, rows.d)
     return any(
         not _same(row, reference) for row, tiny in zip(rows.vectors, small, strict=False) if tiny
-    ) or (reference is not None and bool(small[-1]) and bool(reference.any()))
+    ) or (reference is not None and small[-1] and bool(reference.any()))
 
 
 def _same(row: Tensor, reference: Tensor | None) -> bool:
@@ -151,7 +159,7 @@ def _same(row: Tensor, reference: Tensor | None) -> bool:
     return not bool((row.abs() >= torch.finfo(row.dtype).tiny).any())  # subnormal numbers count as zero
 
 
-def _first_equal(rows: Rows, maybe: Tensor) -> list[int]:
+def _first_equal(rows: Rows, maybe: NDArray[np.bool_]) -> list[int]:
     """For each row the first that is the same, where `maybe` (n, n) says that it could be."""
     first: list[int] = []
     for i, row in enumerate(rows.vectors):
