@@ -1,7 +1,7 @@
 """Performs what the round machine decides: rows to the learner, parameters to whoever waits for them.
 
-Everything here runs on one event loop, except what is heavy: screening, aggregation, the step and the
-evaluation run in one thread of their own, one after the other, so the loop answers at all times.
+Everything here runs on one event loop, except what is heavy: aggregation, the step and the evaluation run
+in one thread of their own, one after the other, so the loop answers at all times.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from varangian.aggregators import AggregationError
+from varangian.protos.codec import FLOAT32, Dtype
 from varangian.server.events import (
     Close,
     Committed,
@@ -39,15 +40,15 @@ from varangian.server.events import (
     Tick,
     Worker,
 )
-from varangian.server.ingress import screened
+from varangian.server.ingress import NOT_FINITE
+from varangian.server.intake import Overtaken, RowStore, Slot
 from varangian.server.learner import Learner
-from varangian.server.memory import RowStore
 from varangian.server.record import Evaluate, Evaluation, Observe, RoundRecord, is_due, of_skip, of_step
 from varangian.server.round import RoundMachine
-from varangian.server.views import Slot, Snapshot, Status
+from varangian.server.views import Snapshot, Status
 from varangian.server.waiting import MONOTONIC, Alarm, Clock, News
 
-__all__ = ["Clock", "Driver", "Slot", "Snapshot", "Status"]
+__all__ = ["Clock", "Driver", "Overtaken", "Slot", "Snapshot", "Status"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -94,23 +95,35 @@ class Driver:
         self._alarm = Alarm(clock, self._tick)
         self._news = News(Snapshot.of(learner.payload()), clock)
 
-    async def offer(self, worker: Worker, round: int, digest: bytes) -> Slot | Refusal:
-        """Where the worker may put its vector; to be followed by `complete` or `release`."""
+    async def offer(
+        self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32
+    ) -> Slot | Refusal:
+        """Where the worker may put its vector, of numbers of this type; `complete` or `release` it then."""
         if refusal := self._handle(Offer(worker, round, digest, self._now())):
             return refusal
-        slot = Slot(worker, round, digest, self._memory.buffer(worker))
+        row = self._memory.row(worker)
+        slot = Slot(worker, round, digest, row, dtype, overtaken=self._overtaken, came=self._came)
         self._slots[worker] = slot
         return slot
 
     async def complete(self, slot: Slot) -> Refusal | str | None:
         """Count the vector in the slot: None, or why it does not count. A text is the proof of a fault."""
+        if not slot.full:
+            raise ValueError(f"A slot should be full. Found {slot.columns} numbers of {slot.worker}.")
         if not self._forget(slot):
             return Refusal.UNOFFERED
-        # A caller that goes away now changes nothing: all of its bytes have arrived.
-        return await asyncio.shield(self._complete(slot))
+        worker, round, now = slot.worker, slot.round, self._now()
+        reason = None if slot.sound else NOT_FINITE
+        event = (
+            Push(worker, round, slot.digest, now) if slot.sound else Fault(worker, round, NOT_FINITE, now)
+        )
+        refusal = self._handle(event)
+        if refusal is not None or reason is not None:
+            self._handle(Gone(worker, round, now))
+        return refusal or reason
 
     async def release(self, slot: Slot) -> None:
-        """Give the slot up: nobody writes to its buffer any more, and nothing was counted."""
+        """Give the slot up: nobody puts anything there any more, and nothing was counted."""
         if self._forget(slot):
             self._handle(Gone(slot.worker, slot.round, self._now()))
 
@@ -183,25 +196,23 @@ class Driver:
     def _is_open(self, round: int) -> bool:
         return self._machine.state.round == round and self._machine.state.phase is Phase.OPEN
 
+    def _overtaken(self, slot: Slot) -> Refusal | None:
+        """Why the vector in the slot would not count any more."""
+        if self._slots.get(slot.worker) is not slot:
+            return Refusal.UNOFFERED
+        if self._is_open(slot.round):
+            return None
+        return Refusal.FINISHED if self._machine.state.phase is Phase.FINISHED else Refusal.STALE
+
+    def _came(self, slot: Slot) -> None:
+        pass
+
     def _forget(self, slot: Slot) -> bool:
         """Whether the slot was still open; from now on it is not."""
         if self._slots.get(slot.worker) is not slot:
             return False
         del self._slots[slot.worker]
         return True
-
-    async def _complete(self, slot: Slot) -> Refusal | str | None:
-        worker, round = slot.worker, slot.round
-        # A push that is too late need not wait for the thread to hear so.
-        late = not self._is_open(round)
-        reason = None if late else await self._in_thread(lambda: screened(self._memory.row(worker)))
-        if reason is None:
-            refusal = self._handle(Push(worker, round, slot.digest, self._now()))
-        else:
-            refusal = self._handle(Fault(worker, round, reason, self._now()))
-        if refusal is not None or reason is not None:
-            self._handle(Gone(worker, round, self._now()))
-        return refusal or reason
 
     async def _next(self, stop: asyncio.Event) -> Close | Skip | Finish:
         """What to perform next; a stop comes after what is due already."""

@@ -1,4 +1,4 @@
-"""The last look at a vector before it can reach a rule; one function, so that all backends see the same."""
+"""The one way in for numbers, so that all backends see the same: stored and screened in one pass."""
 
 from __future__ import annotations
 
@@ -7,6 +7,29 @@ from torch import Tensor
 
 BLOCK = 1 << 15
 """Entries per step: 128 KiB of float32 and their magnitudes stay in a core's L2 cache."""
+
+
+def landed(source: memoryview, at: int, dtype: torch.dtype, row: Tensor) -> bool:
+    """Numbers as they came, into `row` (d,) from entry `at` on; whether all of them are finite there.
+
+    Args:
+        source: whole numbers, little-endian, wherever they lie in memory.
+        at: where the first of them goes.
+        dtype: of the source; float32 or bfloat16.
+        row: of either type. Subnormal numbers become zero, as in `screened`.
+    """
+    width = dtype.itemsize
+    for start in range(0, len(source), BLOCK * width):
+        piece = source[start : start + BLOCK * width]
+        begin = at + start // width
+        target = row[begin : begin + len(piece) // width]
+        numbers = target if dtype == row.dtype else torch.empty(len(target), dtype=dtype)
+        numbers.view(torch.uint8).numpy().data[:] = piece
+        if numbers is not target:
+            target.copy_(numbers)
+        if screened(target) is not None:
+            return False
+    return True
 
 
 def screened(row: Tensor) -> str | None:
@@ -21,6 +44,10 @@ def screened(row: Tensor) -> str | None:
         size = block.abs()
         # The largest magnitude is NaN if any entry is.
         if not bool(size.amax().isfinite()):
-            return "not finite"
+            return NOT_FINITE
         block.masked_fill_(size < tiny, 0.0)
     return None
+
+
+NOT_FINITE = "not finite"
+"""The proof that stands in the record."""

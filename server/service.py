@@ -27,13 +27,13 @@ from varangian.server.answers import Refused
 from varangian.server.broadcast import Broadcast
 from varangian.server.events import Refusal
 from varangian.server.gate import Gate
-from varangian.server.landing import Landing
+from varangian.server.intake import Overtaken, Slot
 from varangian.server.listen import OPTIONS, PortInUse, bind
 from varangian.server.roster import IdentityError, Roster
 from varangian.server.streams import DEFAULT_LIMITS, Context, Limits, Requests
 
 if TYPE_CHECKING:
-    from varangian.server.driver import Driver, Slot, Snapshot
+    from varangian.server.driver import Driver, Snapshot
 
 __all__ = ["Limits", "PortInUse", "Service", "serve"]
 
@@ -134,7 +134,9 @@ class Service:
         worker = self._identify(context)
         with self._quota.stream(worker):
             manifest = await self._manifest(worker, requests)
-            slot = await self._driver.offer(worker, manifest.round, manifest.content_digest)
+            slot = await self._driver.offer(
+                worker, manifest.round, manifest.content_digest, self._contract.dtype
+            )
             if slot is Refusal.DUPLICATE:
                 return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
             if isinstance(slot, Refusal):
@@ -215,18 +217,18 @@ class Service:
         """Fill the slot from the stream, or give it back."""
         try:
             assembler = Assembler(self._contract.size, manifest.content_digest)
-            landing = Landing(slot, assembler.size)
             async with self._gate.seat() as seat:
                 with streams.unless_gone():
                     await context.send_initial_metadata(((headers.READY, "1"),))
                 while (data := await streams.received(requests, self._limits.idle)) is not None:
                     offset, payload = codec.chunk(data)
-                    if self._driver.round != manifest.round:
-                        raise answers.of_refusal(Refusal.STALE, self._driver.round)
                     self._roster.seen(slot.worker)
-                    await landing.put(assembler.add(offset, payload))
+                    await slot.put(assembler.add(offset, payload))
                     await seat.keep()
             assembler.finish()
+        except Overtaken as error:
+            await self._driver.release(slot)
+            raise answers.of_refusal(error.refusal, self._driver.round) from None
         except BaseException:
             await self._driver.release(slot)
             raise

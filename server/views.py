@@ -10,17 +10,6 @@ from varangian.server.events import Phase, Seconds, Worker
 from varangian.server.round import RoundMachine
 
 
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """A worker's permission to put one vector into its row."""
-
-    worker: Worker
-    round: int
-    digest: bytes
-    buffer: memoryview
-    """d * 4 writable bytes: little-endian float32. To be filled before `complete`, left alone after it."""
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """The parameters that a round starts from, made once and shared by all who pull."""

@@ -17,7 +17,6 @@ from varangian.config import RunConfig
 from varangian.protos import codec
 from varangian.protos.codec import Dtype
 from varangian.server.driver import Driver, Slot, Snapshot
-from varangian.server.landing import Landing
 from varangian.server.record import Observe
 from varangian.server.waiting import Act, Clock, Timer
 from varangian.worker.task import Crew
@@ -68,11 +67,10 @@ async def _work(driver: Driver, crew: Crew, dtype: Dtype, executor: Executor) ->
             return
         rows = await loop.run_in_executor(executor, _contributions, crew, snapshot)
         for name, row in rows.items():
-            slot = await driver.offer(name, snapshot.round, name.encode())
+            slot = await driver.offer(name, snapshot.round, name.encode(), dtype)
             if isinstance(slot, Slot):
                 # As on the wire, so that numbers are rounded where real workers round them.
-                payload = codec.payload(row, dtype)
-                await Landing(slot, len(payload)).put(payload)
+                await slot.put(codec.payload(row, dtype))
                 await driver.complete(slot)
         after = snapshot.round
 

@@ -1,0 +1,104 @@
+"""Bytes into rows, wherever they are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from varangian.protos import codec
+from varangian.protos.codec import Dtype
+from varangian.server.events import Refusal
+from varangian.server.ingress import BLOCK, screened
+from varangian.server.intake import Overtaken, RowStore, Slot
+
+NAN = float("nan")
+
+
+def slot_of(row: Tensor, dtype: Dtype = "float32", overtaken=lambda slot: None, came=lambda slot: None):
+    return Slot("w00", 0, b"", row, dtype, overtaken=overtaken, came=came)
+
+
+def put(slot: Slot, *pieces: bytes | memoryview) -> None:
+    async def all_of_them() -> None:
+        for piece in pieces:
+            await slot.put(piece)
+
+    asyncio.run(all_of_them())
+
+
+def pieces_of(payload: memoryview, cuts: list[int]) -> list[memoryview]:
+    at = [0, *sorted(cut % (len(payload) + 1) for cut in cuts), len(payload)]
+    return [payload[a:b] for a, b in itertools.pairwise(at)]
+
+
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=9),
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+    wire=st.sampled_from(["float32", "bfloat16"]),
+    kept=st.sampled_from(["float32", "bfloat16"]),
+)
+def test_any_cut_lands_the_same(values: list[float], cuts: list[int], wire: Dtype, kept: Dtype):
+    sent = torch.tensor(values)
+    payload = codec.payload(sent, wire)
+    slot = slot_of(torch.empty(len(values), dtype=codec.WIRE[kept][1]), wire)
+    assert slot.size == len(payload)
+    put(slot, *pieces_of(payload, cuts))
+    assert slot.full
+    wanted = sent.to(codec.WIRE[wire][1]).to(codec.WIRE[kept][1])
+    assert slot.sound == (screened(wanted) is None)
+    if slot.sound:
+        assert torch.equal(slot._row.view(torch.uint8), wanted.view(torch.uint8))
+
+
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
+def test_many_blocks_at_odd_addresses(wire: Dtype):
+    sent = torch.randn(2 * BLOCK + 5)
+    shifted = memoryview(b"x" + bytes(codec.payload(sent, wire)))[1:]
+    slot = slot_of(torch.empty(len(sent)), wire)
+    put(slot, shifted)
+    assert torch.equal(slot._row, sent.to(codec.WIRE[wire][1]).float())
+
+
+@pytest.mark.parametrize("place", [0, BLOCK - 1, BLOCK, 2 * BLOCK + 4])
+def test_a_vector_that_is_not_finite_is_taken_to_its_end(place: int):
+    sent = torch.ones(2 * BLOCK + 5)
+    sent[place] = NAN
+    slot = slot_of(torch.empty(len(sent)))
+    put(slot, *pieces_of(codec.payload(sent), [4 * BLOCK]))
+    assert (slot.full, slot.sound) == (True, False)
+
+
+def test_more_than_a_vector_is_a_mistake_of_the_caller():
+    slot = slot_of(torch.zeros(2))
+    with pytest.raises(ValueError, match="should have 8 bytes"):
+        put(slot, bytes(12))
+
+
+def test_progress_is_told_after_each_piece():
+    seen = []
+    slot = slot_of(torch.zeros(4), came=lambda slot: seen.append((slot.columns, slot.full)))
+    put(slot, bytes(5), bytes(2), bytes(9))
+    assert seen == [(1, False), (1, False), (4, True)]
+
+
+def test_an_overtaken_upload_lands_nothing():
+    row = torch.zeros(2)
+    slot = slot_of(row, overtaken=lambda slot: Refusal.STALE)
+    with pytest.raises(Overtaken, match="This round is over") as error:
+        put(slot, codec.payload(torch.ones(2)))
+    assert error.value.refusal is Refusal.STALE
+    assert not row.any()
+
+
+def test_rows_are_parts_of_one_matrix():
+    store = RowStore(("a", "b"), 3)
+    store.row("a").fill_(1)
+    assert store.row("b").tolist() == [0.0] * 3
+    assert store.rows(["a"])["a"].data_ptr() == store.row("a").data_ptr()
+    assert RowStore(("a",), 3, "bfloat16").row("a").dtype == torch.bfloat16
