@@ -10,6 +10,7 @@ from varangian.aggregators import MIXINGS, RULES
 from varangian.aggregators.base import robust
 from varangian.config.schema import field_docs
 from varangian.registry import MISSING, Field, Registry, plain, words
+from varangian.server.graphs import GRAPHS
 from varangian.server.optimizer import SCHEDULES
 from varangian.worker.attacks import ATTACKS
 from varangian.worker.data import DATASETS
@@ -24,6 +25,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "models": MODELS,
     "partitions": PARTITIONS,
     "schedules": SCHEDULES,
+    "graphs": GRAPHS,
 }
 REQUIRED = "required"
 SHOWN_F = (1, 2, 3)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from varangian import __version__
+from varangian.cli import graph_arguments
 
 EPILOG = """\
 settings:
@@ -19,7 +20,7 @@ exit codes:
   2  the configuration or the command line is wrong; nothing was started
   130  interrupted; what was written until then is valid
 """
-KINDS = ("aggregators", "mixings", "attacks", "datasets", "models", "partitions", "schedules")
+KINDS = ("aggregators", "mixings", "attacks", "datasets", "models", "partitions", "schedules", "graphs")
 FORMATS = ("auto", "rich", "plain", "json")
 
 Arguments = Callable[[argparse.ArgumentParser], None]
@@ -230,6 +231,7 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
     "certs": ("certs", "Make, list and revoke the certificates of a cluster.", _certs),
     "health": ("health", "Ask a server whether it is serving.", _health),
     "bench": ("bench.aggregators", "What every rule costs, as multiples of a mean.", _bench),
+    "graph": ("graph", "What a communication graph is worth; draws it.", graph_arguments.add),
     "list": ("catalogue", "The names that a configuration can use.", _list),
     "schema": ("schema", "Print the JSON Schema of a configuration file.", _nothing),
 }

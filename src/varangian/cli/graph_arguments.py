@@ -1,0 +1,30 @@
+"""What can be typed after `varangian graph`. Only argparse is imported here."""
+
+from __future__ import annotations
+
+import argparse
+
+MOST = 1024
+"""Workers; figures of larger graphs take minutes."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", nargs="?", metavar="GRAPH", help="as ring, or '{random_regular: {degree: 3}}'; or all"
+    )
+    parser.add_argument("-n", type=_workers, default=16, metavar="N", help="workers; by default 16")
+    parser.add_argument("-f", type=_tolerance, metavar="F", help="of which so many may be Byzantine")
+    parser.add_argument("--rule", metavar="RULE", help="say whether this rule holds in every neighbourhood")
+    parser.add_argument("--png", metavar="FILE", help="draw the graph here")
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not 2 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"should be 2 to {MOST} workers. Found {text!r}.")
+    return int(text)
+
+
+def _tolerance(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"should be a whole number, at least 0. Found {text!r}.")
+    return int(text)
