@@ -15,6 +15,8 @@ Array: TypeAlias = NDArray[np.float64]
 
 ALONE = 1 << 18
 """Multiplications of a matrix product that no library shares out."""
+FEW = 24
+"""Rows of a symmetric matrix whose eigenvalues no library finds in blocks."""
 SMALL = 1 << 14
 """Entries of a system that no library shares out."""
 
@@ -30,6 +32,9 @@ def product(a: Array, b: Array) -> Array:
 
 def eigh(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues in ascending order, and eigenvectors as columns."""
+    if len(matrix) <= FEW:
+        found = np.linalg.eigh(matrix)
+        return found.eigenvalues, found.eigenvectors
     values, vectors = torch.linalg.eigh(torch.from_numpy(matrix))
     return values.numpy(), vectors.numpy()
 

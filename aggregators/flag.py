@@ -27,6 +27,7 @@ SLACK = 1e-7
 """The released code's: keeps the weight of a row that is explained entirely finite."""
 CONVERGED = 1e-10
 """The paper's: the least change of the objective that is worth another iteration."""
+EPSILON = float(np.finfo(np.float64).eps)
 COINCIDE = 1e-10
 """Squared distance over squared norm below which the direction between two rows is rounding."""
 
@@ -125,7 +126,7 @@ class _Subspace:
         root = pairs.root(weights, between)
         values, vectors = eigh(product(product(root.T, unit), root))
         values, vectors = values[: -components - 1 : -1], vectors[:, : -components - 1 : -1]
-        kept = values > len(unit) * np.finfo(values.dtype).eps * max(values[0], 0)
+        kept = values > len(unit) * EPSILON * max(values[0], 0)
         basis = product(root, vectors[:, kept] / np.sqrt(values[kept]))
         return cls(basis, product(basis.T, unit), pairs)
 

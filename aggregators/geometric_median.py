@@ -15,12 +15,15 @@ from varangian.aggregators.algebra import Array, product, solve
 from varangian.aggregators.base import RULES, check_positive, honest_majority
 from varangian.aggregators.gram import Gram
 
+SLOW = 0.1
+"""Of the square of a step that comes after another: then Newton's method is worth its price."""
+
 
 @RULES.register("rfa", convention="rfa", smoothing=1e-5, tolerance=1e-6, iterations=4)
 @RULES.register("geometric_median")
 @dataclass(frozen=True, kw_only=True)
 class GeometricMedian:
-    """The point with the least sum of distances to the rows, by Weiszfeld's iteration to convergence.
+    """The point with the least sum of distances to the rows, by Weiszfeld's iteration and Newton's.
 
     "Robust Aggregation for Federated Learning" (Pillutla et al., 2022): smoothed Weiszfeld. That paper's
     code stops after a few steps from the mean, which one distant row can hold captive. Here the iteration
@@ -66,15 +69,19 @@ class GeometricMedian:
             return medians / int(medians.sum())
         weights, radius = _tightest_majority(gram)
         inner, shortest = gram.centered.numpy(), self.smoothing * radius
+        last = np.inf
         for _ in range(self.iterations):
             place = _Place.of(inner, weights, shortest)
             before, weights = weights, place.weiszfeld()
             step = weights - before
-            if step @ inner @ step <= (self.tolerance * radius) ** 2:
+            moved = step @ inner @ step
+            if moved <= (self.tolerance * radius) ** 2:
                 break
-            newton = place.newton()
-            if newton is not None and _Place.of(inner, newton, shortest).cost < place.cost:
-                weights = newton
+            if moved > SLOW * last:
+                newton = place.newton()
+                if newton is not None and _Place.of(inner, newton, shortest).cost < place.cost:
+                    weights = newton
+            last = moved
         return weights
 
     def _released(self, gram: Gram) -> Array:

@@ -160,9 +160,9 @@ def typical(lengths: Array) -> float:
 
 def factors(lengths: Array, longest: float) -> Array:
     """What lengths are multiplied by so that none is more than `longest`: (m,), at most 1."""
-    return np.divide(longest, lengths, out=np.ones_like(lengths), where=lengths > longest)
+    return np.divide(longest, lengths, out=np.ones(len(lengths)), where=lengths > longest)
 
 
 def inverses(lengths: Array) -> Array:
     """1 / length, and 0 for what has none: (m,)."""
-    return np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return np.divide(1, lengths, out=np.zeros(len(lengths)), where=lengths > 0)

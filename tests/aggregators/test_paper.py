@@ -117,6 +117,13 @@ class TestGeometricMedian:
         apart = rows - Aggregator(GeometricMedian())(rows).vector
         assert torch.nn.functional.normalize(apart, dim=1).sum(dim=0).norm() < 1e-6
 
+    @pytest.mark.parametrize("n", [15, 40])
+    def test_newton_ends_what_weiszfeld_takes_many_steps_for(self, n: int) -> None:
+        """Weiszfeld's iteration alone takes over sixty for these rows."""
+        rows = kit.lopsided(n, 300).double()
+        soon, late = (GeometricMedian(iterations=steps) for steps in (12, 1000))
+        kit.assert_near(Aggregator(soon)(rows).vector, Aggregator(late)(rows).vector, 1e-9)
+
     @pytest.mark.parametrize("seed", range(5))
     def test_no_optimiser_does_better(self, seed: int) -> None:
         rows = kit.plain(7, 4).double() * (1 + 5 * (torch.arange(7) == seed))[:, None]
