@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -102,6 +102,7 @@ class Aggregator:
         *,
         faults: int = 0,
         measured: Callable[[], Tensor] | None = None,
+        ready: Callable[[Columnwise | Tensor], Tensor | None] | None = None,
     ) -> Aggregate:
         """Aggregate n flat vectors.
 
@@ -114,6 +115,8 @@ class Aggregator:
                 rows that are dropped here, each spends one of the f.
             measured: what `GramAccumulator.products` is for these rows and this reference, taken while they
                 arrived; asked only if a rule needs it and while no row is dropped.
+            ready: the vector for a rule that goes by columns, or for coefficients of (x_1, ..., x_n, r), if
+                it was made of these very rows while they arrived; None where it was not. Asked alike.
 
         Raises:
             RowsError: the rows are not n flat vectors of one kind, or the reference does not fit them.
@@ -122,7 +125,7 @@ class Aggregator:
         """
         rng = rng or torch.Generator().manual_seed(0)
         before = rng.get_state()
-        for survivors in _attempts(Rows.of(rows), reference, self.backend, measured):
+        for survivors in _attempts(Rows.of(rows), reference, self.backend, (measured, ready)):
             rng.set_state(before)
             try:
                 return self._aggregate(survivors, rng, faults)
@@ -133,19 +136,23 @@ class Aggregator:
         )
 
     def _aggregate(self, survivors: _Survivors, rng: torch.Generator, faults: int) -> Aggregate:
-        now = self._after(survivors, faults)
+        now = self.among(survivors.kept, len(survivors.dropped) + faults)
         measured = gram = survivors.gram()
         for mixing in now.mix:
             gram = gram.mixed(mixing.mix(gram, rng))
         if is_selecting(now.rule):
             gram = gram.mixed(now.rule.select(gram))
         if is_columnwise(now.rule):
-            return survivors.reduced(now.rule, None if gram is measured else _on_rows(gram.coords))
+            return survivors.reduced(now.rule, None if gram is measured else on_rows(gram.coords))
         return survivors.weighted(cast("Weighting", now.rule), gram)
 
-    def _after(self, survivors: _Survivors, faults: int) -> Aggregator:
-        """This aggregator for the rows that are left, or the sentence why it must not run on them."""
-        n, faults = survivors.n + faults, len(survivors.dropped) + faults
+    def among(self, kept: Sequence[int], faults: int) -> Aggregator:
+        """This aggregator for the rows that are left after those of `faults` workers are gone.
+
+        Raises:
+            AggregationError: it must not run on them.
+        """
+        n = len(kept) + faults
         f = self.tolerance
         if f is not None and faults > f:
             raise AggregationError(
@@ -154,11 +161,15 @@ class Aggregator:
         left = None if f is None else f - faults
         rule = self.rule
         if is_naming(rule):
-            rule = cast("Weighting | Columnwise", rule.among(survivors.kept))
+            rule = cast("Weighting | Columnwise", rule.among(kept))
         now = Aggregator(spent(rule, faults), tuple(spent(m, faults) for m in self.mix), left)
         if reason := now.requires(n - faults, left or 0):
             raise AggregationError(f"{reason}.")
         return now
+
+
+Early: TypeAlias = tuple[Callable[[], Tensor] | None, Callable[[Columnwise | Tensor], Tensor | None] | None]
+"""What was done while the rows arrived: `measured` and `ready` of `Aggregator.__call__`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,14 +182,21 @@ class _Survivors:
     n: int
     kept: list[int]
     dropped: tuple[int, ...]
-    measured: Callable[[], Tensor] | None = None
+    early: Early = (None, None)
 
     def gram(self) -> Gram:
-        if self.measured is not None:
-            return Gram.about(self.measured, len(self.rows))
+        measured, _ = self.early
+        if measured is not None:
+            return Gram.about(measured, len(self.rows))
         return Gram.of(self.rows, self.reference, self.backend)
 
+    def ready(self, how: Columnwise | Tensor) -> Tensor | None:
+        _, ready = self.early
+        return None if ready is None else ready(how)
+
     def reduced(self, rule: Columnwise, coords: Tensor | None) -> Aggregate:
+        if coords is None and (vector := self.ready(rule)) is not None:
+            return Aggregate(vector, None, self.dropped)
         rows = self.rows
         if coords is not None and (chosen := _chosen(coords)):  # then nothing need be multiplied
             rows, coords = Rows(tuple(rows.vectors[i] for i in chosen)), None
@@ -189,8 +207,10 @@ class _Survivors:
 
     def weighted(self, rule: Weighting, gram: Gram) -> Aggregate:
         place = gram.combination(rule(gram))
-        coords = _on_rows(place)
-        vector = self.backend.combine(coords[None], self.rows, self.reference)[0]
+        coords = on_rows(place)
+        vector = self.ready(coords)
+        if vector is None:
+            vector = self.backend.combine(coords[None], self.rows, self.reference)[0]
         details = rule.explain(gram) if is_explained(rule) else {}
         # After bucketing there are fewer points than rows, and what is said of them is of no one row.
         of_rows = {
@@ -211,7 +231,7 @@ class _Survivors:
 
 
 def _attempts(
-    rows: Rows, reference: Tensor | None, backend: str | None, measured: Callable[[], Tensor] | None
+    rows: Rows, reference: Tensor | None, backend: str | None, early: Early
 ) -> Iterator[_Survivors]:
     """All rows, unscreened, where the kernels notice what they should not be given; then the sound ones.
 
@@ -219,9 +239,12 @@ def _attempts(
     """
     chosen, reference = backend_for(rows, backend), _checked(reference, rows)
     if chosen.NOTICES:
-        yield _Survivors(rows, reference, chosen, len(rows), [*range(len(rows))], (), measured)
+        yield _Survivors(rows, reference, chosen, len(rows), [*range(len(rows))], (), early)
     sound = _screened(rows, reference, chosen)
+    if not chosen.NOTICES and sound.rows is rows:
+        sound = replace(sound, early=early)
     yield sound
+    sound = replace(sound, early=(None, None))
     if backend is None:
         yield replace(sound, backend=after(chosen, sound.rows))
 
@@ -254,7 +277,7 @@ def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:
     return reference
 
 
-def _on_rows(coords: Tensor) -> Tensor:
+def on_rows(coords: Tensor) -> Tensor:
     """Coordinates in the basis (x_i - r, r) as coefficients of (x_i, r); see `kernels.combine`."""
     on_rows = coords.numpy().copy()
     of_rows, of_reference = on_rows[..., :-1], on_rows[..., -1]

@@ -121,8 +121,11 @@ class GramAccumulator:
         backend.accumulated(total, rows, r)
         self._at += rows.d
 
-    def products(self) -> Tensor:
+    def products(self, whole: Sequence[Tensor] | None = None) -> Tensor:
         """Inner products of (x_1 - r, ..., x_m - r, r) for the m rows that are left: (m+1, m+1) float64.
+
+        Args:
+            whole: these m rows, if the caller has them in one piece each; copied together otherwise.
 
         Raises:
             RowsError: no row is left, or columns are missing.
@@ -134,7 +137,9 @@ class GramAccumulator:
             raise RowsError(f"All {self._d} columns should have been taken. Found {self._at}.")
         backend, total = self._chosen
         index = [*self._kept, -1]
-        return backend.settled(total[index][:, index], self._reference, self._d, self._whole)
+        return backend.settled(total[index][:, index], self._reference, self._d, lambda: self._whole(whole))
 
-    def _whole(self) -> Rows:
+    def _whole(self, rows: Sequence[Tensor] | None) -> Rows:
+        if rows is not None:
+            return Rows(tuple(rows))
         return Rows(tuple(torch.cat(self._pieces[i]) for i in self._kept))
