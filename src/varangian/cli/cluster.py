@@ -44,10 +44,10 @@ PAUSE = 2.0
 def server(args: argparse.Namespace) -> int:
     """Serve one run to workers elsewhere."""
     settings = [*with_shortcuts(args), *_bound(args.bind)]
-    config = with_secret_seed(load(args.config, settings, os.environ, whole=False))
+    config = load(args.config, settings, os.environ, whole=False)
     chosen = choice(args)
     check(chosen, config.server.host)
-    _check_setting(config, chosen)
+    config = as_served(config, chosen)
     identity = secret() if chosen.certs is None else _security(chosen.certs)
     log_to_stderr(logging.WARNING)
     try:
@@ -124,14 +124,19 @@ def wait_for(server: str, patience: float, bundle: Bundle | None = None) -> None
         time.sleep(PAUSE * random.uniform(0.5, 1.0))
 
 
-def with_secret_seed(config: RunConfig) -> RunConfig:
-    """The configuration with a seed for the server's own draws that no worker knows.
+def as_served(config: RunConfig, chosen: Choice) -> RunConfig:
+    """The configuration with TLS as it is, and a seed for the server's own draws that no worker knows.
 
-    The run folder has it: from there the run can be repeated once it is over.
+    The run folder has both: from there the run can be repeated once it is over.
+
+    Raises:
+        ConfigError: more was asked for than is done.
     """
-    if config.server.seed is not None:
-        return config
-    server = config.server.model_copy(update={"seed": secrets.randbits(63)})
+    if config.server.tls and chosen.certs is None:
+        rule = "needs --certs DIR here; only `varangian run` makes certificates"
+        raise ConfigError([Problem("server.tls", rule, True)])
+    seed = secrets.randbits(63) if config.server.seed is None else config.server.seed
+    server = config.server.model_copy(update={"seed": seed, "tls": chosen.certs is not None})
     return config.model_copy(update={"server": server})
 
 
@@ -156,14 +161,6 @@ def _security(path: Path) -> Security:
         return Security(path)
     except BundleError as error:
         raise CommandError(str(error)) from error
-
-
-def _check_setting(config: RunConfig, chosen: Choice) -> None:
-    """What the configuration says about TLS must not be more than what is done."""
-    if config.server.tls and chosen.certs is None:
-        raise ConfigError(
-            [Problem("server.tls", "needs --certs DIR here; only `run` makes certificates", True)]
-        )
 
 
 def _proofs(chosen: Sequence[str], certs: Path | None) -> dict[str, Proof]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from varangian import __version__
 from varangian.cli import graph_arguments
+from varangian.cli.bench import arguments as benchmarks
 
 EPILOG = """\
 settings:
@@ -30,12 +31,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command and its arguments; leaves with code 2 when they make no sense."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    # argparse takes positional arguments in one piece; settings may stand between options.
-    unknown = [text for text in rest if text.startswith("-") or "settings" not in args]
+    # argparse takes positional arguments in one piece; settings and names may stand between options.
+    takes = "settings" in args or "names" in args
+    unknown = [text for text in rest if text.startswith("-") or not takes]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if "settings" in args:
         _split_config(args, [*args.settings, *rest], parser)
+    if "names" in args:
+        args.names += rest
     return args
 
 
@@ -179,45 +183,6 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     _format(parser)
 
 
-def _bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("aggregators",))
-    parser.add_argument("--peers", action="store_true", help="other libraries beside ours, where installed")
-    parser.add_argument(
-        "--sizes",
-        nargs="+",
-        type=_rows_by_columns,
-        default=[(15, 10**6), (50, 10**6)],
-        metavar="NxD",
-        help="workers x parameters; by default 15x1000000 and 50x1000000",
-    )
-    parser.add_argument("--rules", nargs="+", metavar="RULE", help="as krum, or nnm,krum; by default all")
-    parser.add_argument("--threads", type=_count, default=1, metavar="N")
-    parser.add_argument("--repeats", type=_count, default=7, metavar="N", help="medians are reported")
-    parser.add_argument("--backend", metavar="NAME", help="kernels to insist on; by default the fastest")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers and the hardware here")
-    parser.add_argument("--png", metavar="FILE", help="write a bar chart here")
-    _format(parser)
-
-
-def _rows_by_columns(text: str) -> tuple[int, int]:
-    rows, _, columns = text.partition("x")
-    try:
-        n, d = int(rows), int(columns)
-    except ValueError:
-        n = d = 0
-    if n < 3 or d < 1:
-        raise argparse.ArgumentTypeError(
-            f"should be rows x columns, as 15x1000000, n >= 3. Found {text!r}."
-        )
-    return n, d
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"should be a whole number, at least 1. Found {text!r}.")
-    return int(text)
-
-
 def _nothing(parser: argparse.ArgumentParser) -> None:
     del parser
 
@@ -230,7 +195,7 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
     "worker": ("cluster:worker", "Workers for a server elsewhere, identified as the server is.", _worker),
     "certs": ("certs", "Make, list and revoke the certificates of a cluster.", _certs),
     "health": ("health", "Ask a server whether it is serving.", _health),
-    "bench": ("bench.aggregators", "What every rule costs, as multiples of a mean.", _bench),
+    "bench": ("bench", "What rules cost, and how fast gradients move.", benchmarks.add),
     "graph": ("graph", "What a communication graph is worth; draws it.", graph_arguments.add),
     "list": ("catalogue", "The names that a configuration can use.", _list),
     "schema": ("schema", "Print the JSON Schema of a configuration file.", _nothing),

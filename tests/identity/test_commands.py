@@ -1,0 +1,311 @@
+"""What a user types, and reads."""
+
+import argparse
+import contextlib
+import stat
+from dataclasses import replace
+
+import grpc
+import pytest
+import torch
+
+from varangian.cli.cluster import as_served
+from varangian.cli.main import main
+from varangian.cli.security import Choice, check, choice
+from varangian.config import loads
+from varangian.config.build import learner
+from varangian.protos import ps_pb2
+from varangian.protos.address import loopback, split
+from varangian.protos.bundle import Bundle
+from varangian.registry import ConfigError
+from varangian.server.tls import Security
+
+
+@pytest.fixture
+def varangian(capsys, monkeypatch, tmp_path):
+    """The command line: exit code, and both outputs together."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        try:
+            code = main(argv)
+        except SystemExit as left:
+            code = left.code
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def made(varangian):
+    pytest.importorskip("cryptography")
+    assert varangian("certs", "init", "ca")[0] == 0
+    return varangian
+
+
+def test_from_nothing_to_a_cluster(made, tmp_path):
+    code, said = made("certs", "issue", "ca", "--server", "ps.test", "10.0.0.5")
+    assert (code, said.startswith("made ca/server, valid until 20")) == (0, True)
+    assert made("certs", "issue", "ca", "w00", "w01")[0] == 0
+    assert Bundle.load(tmp_path / "ca/server").hosts[:2] == ("ps.test", "10.0.0.5")
+    code, said = made("certs", "list", "ca")
+    assert [line.split()[:2] for line in said.splitlines()] == [
+        ["name", "role"],
+        ["server", "server"],
+        ["w00", "worker"],
+        ["w01", "worker"],
+    ]
+    assert said.count("valid, 30 days left") == 3
+    code, said = made("certs", "revoke", "ca", "w01")
+    assert (code, "ca/server/revoked" in said) == (0, True)
+    code, said = made("certs", "list", "ca")
+    assert [line.split()[-1] for line in said.splitlines()] == ["state", "left", "left", "revoked"]
+
+
+def test_no_command_shows_a_key(made, tmp_path):
+    outputs = [made("certs", *words.split())[1] for words in ("issue ca w00", "list ca", "revoke ca w00")]
+    secrets = [path.read_text().splitlines()[1] for path in (tmp_path / "ca").rglob("key.pem")]
+    assert len(secrets) == 2
+    assert not [out for out in outputs for text in secrets if text in out or "PRIVATE" in out]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("init ca", "ca should not be an authority yet"),
+        ("issue ca", "say who gets a certificate"),
+        ("issue ca w00 workers=3", "say who gets a certificate"),
+        ("issue ca w00 --claim honest", "say who gets a certificate"),
+        ("issue ca w00 w01 --server host", "a server has one name"),
+        ("issue ca ../w00", "A name should be letters"),
+        ("issue nowhere w00", "varangian certs init nowhere"),
+        ("list nowhere", "varangian certs init nowhere"),
+        ("revoke ca w00", "'w00' should have a certificate that counts"),
+        ("init /proc/nowhere", "/proc/nowhere"),
+    ],
+)
+def test_a_certificate_that_cannot_be_made_is_one_line(made, words, said):
+    code, out = made("certs", *words.split())
+    assert (code, out.count("\n")) == (1, 1)
+    assert said in out
+
+
+def test_all_workers_of_a_configuration(made, tmp_path):
+    settings = ("workers=5", "f=1", "aggregator=median", "byzantine.count=2")
+    made("certs", "issue", "ca", "--claim", "honest", "--into", "honest", *settings)
+    made("certs", "issue", "ca", "--claim", "byzantine", "--into", "byzantine", *settings)
+    assert sorted(path.name for path in (tmp_path / "honest").iterdir()) == ["w00", "w01", "w02"]
+    assert sorted(path.name for path in (tmp_path / "byzantine").iterdir()) == ["w03", "w04"]
+
+
+def test_what_is_good_is_kept(made, tmp_path):
+    def certificate():
+        return (tmp_path / "ca/w00/cert.pem").read_text()
+
+    made("certs", "issue", "ca", "w00", "--keep")
+    first = certificate()
+    assert made("certs", "issue", "ca", "w00", "--keep") == (0, "kept ca/w00\n")
+    assert made("certs", "init", "ca", "--keep") == (0, "kept the authority in ca/authority\n")
+    assert certificate() == first
+    made("certs", "revoke", "ca", "w00")
+    made("certs", "issue", "ca", "w00", "--keep")
+    assert certificate() != first
+
+
+@pytest.mark.parametrize("change", ["expired", "other", "hosts"])
+def test_what_is_not_good_any_more_is_not_kept(made, change):
+    made("certs", "issue", "ca", "--server", "a.test", "--keep")
+    assert made("certs", "issue", "ca", "--server", "a.test", "--keep")[1].startswith("kept")
+    if change == "expired":
+        made("certs", "issue", "ca", "--server", "a.test", "--force", "--days", "0.0001")
+    if change == "other":
+        made("certs", "init", "ca2")
+        made("certs", "issue", "ca2", "--server", "a.test", "--into", "ca", "--force")
+    host = "b.test" if change == "hosts" else "a.test"
+    assert made("certs", "issue", "ca", "--server", host, "--keep")[1].startswith("made")
+
+
+def args(certs=None, insecure=False):
+    return argparse.Namespace(certs=certs, insecure=insecure)
+
+
+@pytest.mark.parametrize(
+    ("typed", "environment", "tls", "insecure"),
+    [
+        (args(), {}, False, False),
+        (args("c"), {}, True, False),
+        (args(insecure=True), {}, False, True),
+        (args(), {"VARANGIAN_CERTS": "c"}, True, False),
+        (args(), {"VARANGIAN_CERTS": "c", "VARANGIAN_INSECURE": "1"}, False, True),
+        (args(), {"VARANGIAN_CERTS": "c", "VARANGIAN_INSECURE": "0"}, True, False),
+        (args("c"), {"VARANGIAN_INSECURE": "1"}, True, False),
+        (args(insecure=True), {"VARANGIAN_CERTS": "c"}, False, True),
+    ],
+)
+def test_what_is_typed_counts_before_the_environment(typed, environment, tls, insecure, monkeypatch):
+    for name in ("VARANGIAN_CERTS", "VARANGIAN_INSECURE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = choice(typed)
+    assert (found.certs is not None, found.insecure) == (tls, insecure)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_this_machine_needs_no_certificates(host):
+    assert loopback(host)
+    check(Choice(None, insecure=False), host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "server", "localhost.example.test"])
+def test_a_network_without_tls_must_be_asked_for(host, tmp_path):
+    with pytest.raises(ConfigError, match=r"without TLS whoever sees the traffic.*or add --insecure"):
+        check(Choice(None, insecure=False), host)
+    check(Choice(None, insecure=True), host)
+    check(Choice(tmp_path, insecure=False), host)
+
+
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("a.test:1", ("a.test", 1)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("::1:5", None),
+        ("a:65536", None),
+        ("a:٣", None),
+        ("a", None),
+        (":1", None),
+        ("[]:1", None),
+    ],
+)
+def test_an_address_is_host_and_port(address, found):
+    assert split(address) == found
+
+
+SMALL = {"workers": 3, "f": 0, "model": "softmax", "aggregator": {"mix": ["bucketing"], "rule": "mean"}}
+
+
+def test_a_server_of_a_cluster_draws_from_a_secret_and_keeps_it():
+    first, second = (as_served(loads(SMALL), Choice(None, insecure=False)) for _ in range(2))
+    assert first.server.seed != second.server.seed
+    assert first.seed == second.seed == 1
+    assert as_served(first, Choice(None, insecure=False)).server.seed == first.server.seed
+    assert loads(first.resolved()) == first
+
+
+def test_the_seed_of_the_server_decides_what_it_draws():
+    rows = {f"w{i:02}": torch.randn(8) for i in range(3)}
+
+    def step(**server):
+        config = loads(SMALL | {"server": server, "aggregator": {"mix": ["bucketing"], "rule": "median"}})
+        built = learner(config, torch.zeros(8))
+        built.step(0, rows, {})
+        return built.digest()
+
+    assert step() == step(seed=1)
+    assert len({step(seed=seed) for seed in range(20)}) > 1
+
+
+@contextlib.contextmanager
+def answering(credentials):
+    """A server that says how its run is going to whoever may connect."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    reply = ps_pb2.StatusReply(round=2, rounds=9, present=1, workers=3).SerializeToString()
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: reply)
+    service = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Status": handler}),))
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+def health(varangian, address, *options):
+    return varangian("health", "--server", address, "--timeout", "5", *options)
+
+
+def test_health_over_tls(varangian, bundles):
+    with answering(Security(bundles / "ours").credentials()) as address:
+        for certs in ("ours", "ours/server", "ours/w00"):
+            code, said = health(varangian, address, "--certs", str(bundles / certs))
+            assert (code, said) == (0, f"{address} serves: round 2 of 9, 1 of 3 workers have joined\n")
+        code, said = health(varangian, address)
+        assert (code, "speaks TLS, and this end does not. Add --certs DIR" in said) == (1, True)
+        code, said = health(varangian, address, "--certs", str(bundles / "theirs"))
+        assert (code, "bundles of the same authority?" in said) == (1, True)
+        code, said = health(varangian, address, "--certs", str(bundles / "ours/expired"))
+        assert (code, "should not have expired" in said) == (1, True)
+
+
+def test_health_without_tls(varangian, bundles):
+    with answering(None) as address:
+        assert health(varangian, address)[0] == 0
+        code, said = health(varangian, address, "--certs", str(bundles / "ours"))
+        assert (code, "does not speak TLS" in said) == (1, True)
+
+
+def worker(varangian, address, *options):
+    settings = ("workers=3", "f=0", "aggregator=mean", "data=synthetic")
+    return varangian("worker", "--server", address, *options, *settings)
+
+
+def test_a_worker_that_cannot_connect_says_why_at_once(varangian, bundles, monkeypatch):
+    monkeypatch.setenv("VARANGIAN_SECRET", "x" * 32)
+    ours = ("--certs", str(bundles / "ours"))
+    with answering(Security(bundles / "theirs").credentials()) as address:
+        code, said = worker(varangian, address, "--name", "w00", *ours)
+        assert (code, "bundles of the same authority?" in said) == (1, True)
+        code, said = worker(varangian, address, "--name", "w00")
+        assert (code, "Add --certs DIR" in said) == (1, True)
+    code, said = worker(varangian, "127.0.0.1:1", "--name", "w02", *ours)
+    assert (code, "or a directory w02 that does. Found neither" in said) == (1, True)
+    code, said = worker(varangian, "127.0.0.1:1", "--name", "w01", "--certs", str(bundles / "ours/w00"))
+    assert (code, "should be the bundle of w01. Found that of w00" in said) == (1, True)
+    code, said = worker(varangian, "127.0.0.1:1", "--claim", "honest", "--certs", str(bundles / "expired"))
+    assert (code, "should have the bundle of one of w00, w01, w02. Found none." in said) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["ours/w00", "expired"])
+def test_a_server_does_not_start_with_a_bad_bundle(varangian, bundles, name):
+    code, said = varangian("server", "--certs", str(bundles / name), "workers=3", "f=0", "aggregator=mean")
+    assert code == 1
+    assert "should" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_run_with_tls_has_the_numbers_of_a_simulation(tmp_path):
+    pytest.importorskip("cryptography")
+    from varangian.backends import run
+
+    settings = SMALL | {"rounds": 2, "data": "synthetic", "output": str(tmp_path), "server": {"tls": True}}
+    found = {
+        backend: run(loads(settings | {"backend": backend}), observe=lambda record: None, note=print)
+        for backend in ("processes", "simulate")
+    }
+    assert found["processes"].outcome == "finished"
+    assert found["processes"].digest == found["simulate"].digest
+    assert not [
+        path for path in tmp_path.rglob("*") if stat.S_ISREG(path.stat().st_mode) and "pem" in path.name
+    ]
+
+
+def test_a_run_that_needs_certificates_says_what_to_install(tmp_path, monkeypatch):
+    from varangian.backends.identities import encrypted, identities
+    from varangian.backends.result import RunError
+    from varangian.server import x509
+
+    monkeypatch.setattr(x509, "find_spec", lambda name: None)
+    config = loads(SMALL | {"server": {"host": "0.0.0.0"}})
+    assert encrypted(config)
+    with pytest.raises(RunError, match=r"varangian\[certs\].*Or set server.tls=false"), identities(config):
+        pass
+    plain = loads(SMALL | {"server": {"host": "0.0.0.0", "tls": False}})
+    with identities(plain) as known:
+        assert known.credentials is None
+    assert replace(known, credentials=None) == known
