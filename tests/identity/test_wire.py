@@ -1,0 +1,114 @@
+"""Who may do what, asked of the real service over real connections."""
+
+import contextlib
+from types import SimpleNamespace
+
+import grpc.aio
+import pytest
+
+from varangian.protos.bundle import Bundle, Role
+from varangian.protos.codec import Contract
+from varangian.protos.layout import Layout
+from varangian.server.listen import OPTIONS, bind
+from varangian.server.roster import Roster
+from varangian.server.service import Service
+from varangian.server.streams import Limits
+from varangian.server.tls import Security
+from varangian.worker.backoff import Backoff
+from varangian.worker.client import Client, ClientError
+from varangian.worker.tls import credentials
+
+LAYOUT = Layout((("weight", (4,)),))
+
+
+@pytest.fixture
+def serving():
+    """The service behind certificates; what comes after joining is not asked here."""
+
+    @contextlib.asynccontextmanager
+    async def serve(path):
+        security = Security(path)
+        roster = Roster(["w00", "w01"], None, doorman=security.doorman)
+        driver = SimpleNamespace(round=0)
+        server = grpc.aio.server(options=OPTIONS)
+        service = Service(driver, roster, Contract("run-1", LAYOUT), Limits())
+        server.add_generic_rpc_handlers((service.handlers(),))
+        address = bind(server, "127.0.0.1", 0, security.credentials())
+        await server.start()
+        try:
+            yield address, roster
+        finally:
+            await server.stop(0)
+
+    return serve
+
+
+def client(address, name, bundle):
+    shown = credentials(Bundle.load(bundle))
+    return Client(address, name, None, LAYOUT, credentials=shown, backoff=Backoff(tries=1), idle=10)
+
+
+def joined(scenario, serving, path, name, bundle):
+    """Whether the server let it in, or the sentence it was refused with."""
+
+    async def run():
+        async with serving(path) as (address, roster), client(address, name, bundle) as caller:
+            try:
+                await caller.join()
+            except ClientError as error:
+                assert roster.joined == frozenset()
+                return str(error)
+            assert roster.joined == {name}
+            return ""
+
+    return scenario(run())
+
+
+def test_a_worker_joins_under_the_name_on_its_certificate(scenario, serving, bundles):
+    assert joined(scenario, serving, bundles / "ours", "w00", bundles / "ours/w00") == ""
+
+
+def test_a_worker_cannot_join_under_another_name(scenario, serving, bundles, caplog):
+    said = joined(scenario, serving, bundles / "ours", "w01", bundles / "ours/w00")
+    assert "A worker should call itself what its certificate does. Found 'w01'" in said
+    assert "security: MISNAMED from w00" in caplog.text
+
+
+def test_a_server_cannot_join(scenario, serving, bundles):
+    said = joined(scenario, serving, bundles / "ours", "w00", bundles / "ours/server")
+    assert "one that the role on the certificate allows" in said
+
+
+def test_a_certificate_of_no_worker_of_the_run_cannot_join(scenario, serving, authority):
+    authority.issue("server", Role.SERVER, days=1)
+    authority.issue("w77", Role.WORKER, days=1)
+    said = joined(scenario, serving, authority.path, "w77", authority.path / "w77")
+    assert "The name of a worker should be one that this run was started with" in said
+
+
+def test_a_revoked_worker_is_refused_without_a_restart(scenario, serving, authority):
+    authority.issue("server", Role.SERVER, days=1)
+    authority.issue("w00", Role.WORKER, days=1)
+    path = authority.path
+
+    async def run():
+        async with serving(path) as (address, _), client(address, "w00", path / "w00") as caller:
+            await caller.join()
+            authority.revoke("w00")
+            # The connection stands; the next call on it is refused all the same.
+            with pytest.raises(ClientError, match="should be one that was not revoked"):
+                await caller.join()
+
+    scenario(run())
+
+
+def test_nobody_joins_without_a_certificate(scenario, serving, bundles):
+    async def run():
+        async with serving(bundles / "ours") as (address, roster):
+            stranger = Client(address, "w00", "0" * 64, LAYOUT, backoff=Backoff(tries=1), idle=5)
+            async with stranger:
+                with pytest.raises(ClientError, match="could not join"):
+                    await stranger.join()
+            return roster.joined
+
+    assert scenario(run()) == frozenset()
