@@ -13,7 +13,9 @@ from varangian.registry import MISSING, Field, Registry, plain, words
 from varangian.server.graphs import GRAPHS
 from varangian.server.optimizer import SCHEDULES
 from varangian.worker.attacks import ATTACKS
+from varangian.worker.availability import AVAILABILITY
 from varangian.worker.data import DATASETS
+from varangian.worker.delays import DELAYS
 from varangian.worker.models import MODELS
 from varangian.worker.partition import PARTITIONS
 
@@ -26,6 +28,8 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "partitions": PARTITIONS,
     "schedules": SCHEDULES,
     "graphs": GRAPHS,
+    "availability": AVAILABILITY,
+    "delays": DELAYS,
 }
 REQUIRED = "required"
 SHOWN_F = (1, 2, 3)

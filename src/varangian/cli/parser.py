@@ -21,7 +21,10 @@ exit codes:
   2  the configuration or the command line is wrong; nothing was started
   130  interrupted; what was written until then is valid
 """
-KINDS = ("aggregators", "mixings", "attacks", "datasets", "models", "partitions", "schedules", "graphs")
+KINDS = (
+    *("aggregators", "mixings", "attacks", "datasets", "models", "partitions", "schedules"),
+    *("graphs", "availability", "delays"),
+)
 FORMATS = ("auto", "rich", "plain", "json")
 
 Arguments = Callable[[argparse.ArgumentParser], None]

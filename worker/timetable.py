@@ -1,0 +1,36 @@
+"""Who is there when, and how late, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from varangian.worker.availability import Always, Availability, Place
+from varangian.worker.delays import Delay, NoDelay
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timetable:
+    """The availability and the delays of all workers of a run."""
+
+    names: tuple[str, ...]
+    seed: int
+    availability: Availability = field(default_factory=Always)
+    delays: Delay = field(default_factory=NoDelay)
+
+    def available(self, worker: str, round: int) -> bool:
+        return self.availability.available(self._place(worker), round)
+
+    def delay(self, worker: str, round: int) -> float:
+        """Seconds."""
+        return self.delays.seconds(self._place(worker), round)
+
+    def present(self, round: int) -> tuple[str, ...]:
+        """Everybody who takes part in a round; it can be nobody."""
+        return tuple(worker for worker in self.names if self.available(worker, round))
+
+    def next_round(self, worker: str, round: int, rounds: int) -> int | None:
+        """The first round from this one on in which the worker takes part; None if the run ends before."""
+        return next((r for r in range(round, rounds) if self.available(worker, r)), None)
+
+    def _place(self, worker: str) -> Place:
+        return Place(self.seed, self.names.index(worker), len(self.names))
