@@ -64,7 +64,7 @@ class Lognormal:
     median: float
     """Seconds."""
     sigma: float = 1.0
-    """Standard deviation of the logarithm; with 1, five delays in a hundred are above 5 times the median."""
+    """Standard deviation of the logarithm; with 1, five in a hundred are above 5 times the median."""
     most: float = 60.0
     """Seconds; longer ones are cut."""
     workers: tuple[int, ...] = ALL
