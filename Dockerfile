@@ -17,7 +17,8 @@ COPY wheelhouse/ wheelhouse/
 COPY pyproject.toml constraints.txt ./
 RUN python3 -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb')); \
-print(*project['build-system']['requires'], *project['project']['dependencies'], sep='\n')" > requirements.txt \
+print(*project['build-system']['requires'], *project['project']['dependencies'], \
+*project['project']['optional-dependencies']['certs'], sep='\n')" > requirements.txt \
  && /opt/varangian/bin/pip install --find-links wheelhouse ${PIP_ARGS} -c constraints.txt -r requirements.txt
 
 # All of it: src/varangian holds symlinks to the directories beside it, and a copy of src/ alone would
@@ -28,7 +29,9 @@ RUN /opt/varangian/bin/pip wheel --no-deps --no-build-isolation --no-index --whe
 FROM ${BASE_IMAGE}
 RUN groupadd --gid 10001 varangian \
  && useradd --uid 10001 --gid 10001 --home-dir /runs --no-create-home --shell /usr/sbin/nologin varangian \
- && install --directory --owner=10001 --group=10001 /runs
+ && install --directory --owner=10001 --group=10001 /runs \
+ && install --directory --owner=10001 --group=10001 --mode=700 \
+    /certs /certs/authority /certs/server /certs/honest /certs/byzantine
 # Two copies for the same reason: the large one is the same for every commit.
 COPY --from=build /opt/varangian /opt/varangian
 COPY --from=build /wheel /wheel
@@ -36,6 +39,6 @@ ENV PATH=/opt/varangian/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 O
 RUN pip install --no-cache-dir --no-deps --no-index /wheel/*.whl \
  && python -c "import varangian.server, varangian.worker, varangian.aggregators, varangian.protos"
 USER 10001:10001
-# A named volume mounted here takes the owner of this directory.
+# A named volume mounted here or below /certs takes the owner of the directory.
 WORKDIR /runs
 ENTRYPOINT ["varangian"]

@@ -62,7 +62,7 @@ build: $(dev_ready) ## sdist and wheel in dist/
 	$(bin)/python -m build --quiet
 
 wheelhouse: $(VENV)/bin/python ## wheels for building the image without an index
-	$(pip) wheel --quiet -c constraints.txt --wheel-dir wheelhouse . setuptools
+	$(pip) wheel --quiet -c constraints.txt --wheel-dir wheelhouse '.[certs]' setuptools
 	rm -f wheelhouse/varangian-*.whl
 
 compose-demo: ## the cluster in containers: flag holds, the mean does not

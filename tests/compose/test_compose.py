@@ -7,11 +7,13 @@ import shlex
 import pytest
 
 from varangian.cli.parser import parse
+from varangian.cli.security import choice
 from varangian.config import load
 from varangian.server.roster import SECRET_BYTES
 
 ROOT = pathlib.Path(__file__).parents[2]
-NAMES = ("server", "worker", "byzantine")
+NAMES = ("certs", "server", "worker", "byzantine")
+TRAINING = ("server", "worker", "byzantine")
 REPLICATED = ("worker", "byzantine")
 
 
@@ -43,7 +45,71 @@ def test_who_waits_for_health_waits_for_something(compose, name):
 
 @pytest.mark.parametrize("name", REPLICATED)
 def test_a_replica_takes_nothing_that_there_is_once(compose, name):
-    assert not {"ports", "container_name", "volumes", "hostname"} & compose.services[name].keys()
+    assert not {"ports", "container_name", "hostname"} & compose.services[name].keys()
+    assert all(mount.endswith(":ro") for mount in compose.services[name]["volumes"])
+
+
+def mounts(compose, name):
+    """Volumes to the places where a service sees them."""
+    return dict(mount.removesuffix(":ro").split(":") for mount in compose.services[name].get("volumes", []))
+
+
+def test_nobody_sees_the_keys_of_others(compose):
+    """A container that attacks could otherwise be any honest worker, or the server, or make new workers."""
+    seen = {name: {volume for volume in mounts(compose, name) if volume != "runs"} for name in TRAINING}
+    assert seen == {
+        "server": {"server-certs"},
+        "worker": {"honest-certs"},
+        "byzantine": {"byzantine-certs"},
+    }
+    assert set(mounts(compose, "certs")) == {"authority"}.union(*seen.values())
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_certificates_are_where_they_are_looked_for(compose, name):
+    (mount,) = [mount for mount in compose.services[name]["volumes"] if "certs" in mount]
+    assert mount.endswith(f":{compose.settings(name)['VARANGIAN_CERTS']}:ro")
+
+
+def test_the_server_starts_when_there_are_certificates(compose):
+    condition = {"condition": "service_completed_successfully"}
+    assert compose.services["server"]["depends_on"] == {"certs": condition}
+    assert compose.services["certs"]["network_mode"] == "none"
+
+
+@pytest.mark.parametrize(("value", "tls"), [({}, True), ({"VARANGIAN_INSECURE": "1"}, False)])
+def test_tls_is_on_unless_it_is_turned_off(compose, monkeypatch, value, tls):
+    args = command(compose, "server")
+    for name, text in compose.settings("server", **value).items():
+        monkeypatch.setenv(name, text)
+    assert (choice(args).certs is not None) is tls
+    assert choice(args).insecure is not tls
+
+
+def scripted(compose, **environment):
+    """The commands of the service that makes certificates."""
+    (script,) = compose.services["certs"]["command"]
+    lines = [shlex.split(line) for line in compose.filled(script, **environment).splitlines()]
+    assert compose.services["certs"]["entrypoint"] == ["sh", "-euc"]
+    assert {line[0] for line in lines} == {"varangian"}
+    return [parse(line[1:]) for line in lines]
+
+
+def test_certificates_are_made_where_the_volumes_are(compose):
+    init, *issued = scripted(compose)
+    places = mounts(compose, "certs")
+    assert f"{init.dir}/authority" == places["authority"]
+    assert [args.into for args in issued] == [
+        places[f"{name}-certs"] for name in ("server", "honest", "byzantine")
+    ]
+    assert issued[0].server == ["server"]
+    assert [args.claim for args in issued[1:]] == ["honest", "byzantine"]
+    assert all(args.keep for args in (init, *issued))
+
+
+def test_the_settings_of_the_run_decide_who_gets_a_certificate(compose):
+    settings = {"SETTINGS": "workers=7 f=1"}
+    assert [args.names for args in scripted(compose, **settings)[2:]] == [["workers=7", "f=1"]] * 2
 
 
 def test_ports_are_open_to_this_host_only(compose):
@@ -61,7 +127,8 @@ def test_a_container_has_no_more_than_it_needs(compose, name):
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["tmpfs"] == ["/tmp"]
     assert {"pids_limit", "mem_limit", "stop_grace_period", "logging"} <= service.keys()
-    assert not {"privileged", "network_mode", "pid", "devices"} & service.keys()
+    assert not {"privileged", "pid", "devices"} & service.keys()
+    assert service.get("network_mode", "none") == "none"
 
 
 def test_every_volume_is_declared(compose):
@@ -93,7 +160,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINING)
 @pytest.mark.parametrize("environment", CHANGES, ids=lambda change: ",".join(change) or "defaults")
 def test_the_command_is_understood(compose, name, environment):
     args = command(compose, name, **environment)
@@ -103,8 +170,8 @@ def test_the_command_is_understood(compose, name, environment):
 
 
 def test_all_containers_have_one_configuration(compose):
-    server, worker, byzantine = map(compose.settings, NAMES)
-    assert server == worker
+    certs, server, worker, byzantine = map(compose.settings, NAMES)
+    assert certs == server == worker
     assert byzantine.items() - worker.items() == {("VARANGIAN__BYZANTINE__ATTACK", "sign_flip")}
 
 

@@ -35,7 +35,8 @@ def start(compose, port, tmp_path):
             "/runs": str(tmp_path),
         }
         words = [local.get(word, word) for word in words]
-        environment = os.environ | compose.settings(name, **CHANGES) | {"PYTHONPATH": str(SOURCE)}
+        own = {"VARANGIAN_CERTS": str(seen_at(compose, name, tmp_path)), "PYTHONPATH": str(SOURCE)}
+        environment = os.environ | compose.settings(name, **CHANGES) | own
         process = subprocess.Popen(
             [sys.executable, "-m", "varangian", *words],
             env=environment,
@@ -58,6 +59,25 @@ def command(compose, name):
     return shlex.split(compose.filled(compose.services[name]["command"], **CHANGES))
 
 
+def seen_at(compose, name, path):
+    """Where a service finds its certificates: its volume is a directory of the service that makes them."""
+    made = dict(mount.split(":") for mount in compose.services["certs"]["volumes"])
+    own = [mount.split(":")[0] for mount in compose.services[name]["volumes"] if mount.endswith(":ro")]
+    return path / made[own[0]].lstrip("/") if own else path
+
+
+def certificates(compose, path):
+    """The commands of the service that makes them, one after the other; what they say."""
+    (script,) = compose.services["certs"]["command"]
+    local = compose.filled(script, **CHANGES).replace("/certs", f"{path}/certs")
+    script = local.replace("varangian certs", f"{shlex.quote(sys.executable)} -m varangian certs")
+    environment = os.environ | compose.settings("certs", **CHANGES) | {"PYTHONPATH": str(SOURCE)}
+    shell = [*compose.services["certs"]["entrypoint"], script]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def replicas(compose, name):
     return int(compose.filled(compose.services[name]["deploy"]["replicas"], **CHANGES))
 
@@ -77,6 +97,10 @@ def becomes_healthy(server, start, port):
 
 
 def test_the_commands_of_the_file_train_a_model(compose, start, port, tmp_path):
+    pytest.importorskip("cryptography")
+    made = certificates(compose, tmp_path)
+    assert made.count("made ") == 6  # the authority, the server, three workers and an attacker
+    assert certificates(compose, tmp_path).count("kept ") == 6
     server = start("server", command(compose, "server"))
     becomes_healthy(server, start, port)
     workers = [
@@ -85,6 +109,7 @@ def test_the_commands_of_the_file_train_a_model(compose, start, port, tmp_path):
         for _ in range(replicas(compose, name))
     ]
     outputs = [process.communicate(timeout=PATIENCE)[0] for process in [server, *workers]]
+    assert ", with TLS" in outputs[0]
     assert [process.returncode for process in [server, *workers]] == [0] * 5, "\n".join(outputs)
     (record,) = tmp_path.rglob("rounds.jsonl")
     rounds = [json.loads(line) for line in record.read_text().splitlines()]
