@@ -71,7 +71,7 @@ class Incremental:
                 come. They are read again later. The first call decides who is expected.
             to: at most d.
         """
-        to = self._d if to >= self._d else to - to % self.step
+        to = self.until(to)
         if self._early is None and to > 0:
             self._early = self._begun([i for i, row in enumerate(rows) if row is not None])
         while self._early is not None and not self.lost and self.columns < to:
@@ -82,6 +82,10 @@ class Incremental:
                 self.lost = True
             self.columns = stop
             self.lost = self.lost or not self._early.alive
+
+    def until(self, to: int) -> int:
+        """How many columns can be done when so many have come."""
+        return self._d if to >= self._d else to - to % self.step
 
     def remove(self, i: int) -> None:
         """The row in this place will not come any more, or it will come again."""

@@ -40,9 +40,10 @@ from varangian.server.events import (
     Tick,
     Worker,
 )
+from varangian.server.headway import Headway
 from varangian.server.ingress import NOT_FINITE
 from varangian.server.intake import Overtaken, RowStore, Slot
-from varangian.server.learner import Learner
+from varangian.server.learner import Begun, Learner
 from varangian.server.record import Evaluate, Evaluation, Observe, RoundRecord, is_due, of_skip, of_step
 from varangian.server.round import RoundMachine
 from varangian.server.views import Snapshot, Status
@@ -89,6 +90,7 @@ class Driver:
         self._executor = executor or _one_thread(threads)
         self._owns_executor = executor is None
         self._memory = RowStore(machine.policy.workers, learner.parameters.numel())
+        self._headway = Headway(machine, learner, self._memory, self._in_thread)
         self._slots: dict[Worker, Slot] = {}
         self._refusals = Counter[str]()
         self._work = asyncio.Queue[Close | Skip | Finish]()
@@ -102,8 +104,9 @@ class Driver:
         if refusal := self._handle(Offer(worker, round, digest, self._now())):
             return refusal
         row = self._memory.row(worker)
-        slot = Slot(worker, round, digest, row, dtype, overtaken=self._overtaken, came=self._came)
+        slot = Slot(worker, round, digest, row, dtype, overtaken=self._overtaken, came=self._headway.came)
         self._slots[worker] = slot
+        self._headway.opened(slot)
         return slot
 
     async def complete(self, slot: Slot) -> Refusal | str | None:
@@ -114,18 +117,20 @@ class Driver:
             return Refusal.UNOFFERED
         worker, round, now = slot.worker, slot.round, self._now()
         reason = None if slot.sound else NOT_FINITE
-        event = (
-            Push(worker, round, slot.digest, now) if slot.sound else Fault(worker, round, NOT_FINITE, now)
-        )
-        refusal = self._handle(event)
+        if reason is None:
+            refusal = self._handle(Push(worker, round, slot.digest, now))
+        else:
+            refusal = self._handle(Fault(worker, round, reason, now))
         if refusal is not None or reason is not None:
             self._handle(Gone(worker, round, now))
+        self._headway.look()
         return refusal or reason
 
     async def release(self, slot: Slot) -> None:
         """Give the slot up: nobody puts anything there any more, and nothing was counted."""
         if self._forget(slot):
             self._handle(Gone(slot.worker, slot.round, self._now()))
+            self._headway.gone(slot)
 
     async def fault(self, worker: Worker, round: int, reason: str) -> Refusal | None:
         """Report something that no honest worker sends. An open slot is still to be released."""
@@ -204,9 +209,6 @@ class Driver:
             return None
         return Refusal.FINISHED if self._machine.state.phase is Phase.FINISHED else Refusal.STALE
 
-    def _came(self, slot: Slot) -> None:
-        pass
-
     def _forget(self, slot: Slot) -> bool:
         """Whether the slot was still open; from now on it is not."""
         if self._slots.get(slot.worker) is not slot:
@@ -229,7 +231,8 @@ class Driver:
     async def _commit(self, close: Close) -> None:
         log.debug("%s", close.because)
         try:
-            record, parameters = await self._in_thread(lambda: self._advance(close))
+            begun = await self._headway.claimed()
+            record, parameters = await self._in_thread(lambda: self._advance(close, begun))
         except AggregationError as error:
             self._handle(Skipped(close.round, f"round {close.round}: {error}", self._now()))
             return
@@ -242,12 +245,13 @@ class Driver:
         evaluation, _ = await self._in_thread(lambda: self._evaluation(skip.round))
         self._observe(of_skip(skip, evaluation))
 
-    def _advance(self, close: Close) -> tuple[RoundRecord, Snapshot]:
+    def _advance(self, close: Close, begun: Begun | None) -> tuple[RoundRecord, Snapshot]:
         """In the thread: the round's record, and the parameters after it.
 
         The evaluation comes before the next round opens, so that it takes nothing from its deadline.
         """
-        step = self._learner.step(close.round, self._memory.rows(close.workers), close.faults)
+        rows = self._memory.rows(close.workers)
+        step = self._learner.step(close.round, rows, close.faults, begun)
         evaluation, seconds = self._evaluation(close.round)
         seconds["wait"] = close.waited
         record = of_step(close.round, step, missing=close.missing, evaluation=evaluation, seconds=seconds)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from varangian.aggregators import Aggregate, AggregationError, Aggregator
+from varangian.aggregators.incremental import Incremental
 from varangian.server.optimizer import Sgd
 
 
@@ -40,6 +41,34 @@ class Step:
     """Mean squared distance of the rows to the aggregate; None where no distance was measured."""
 
 
+@dataclass(frozen=True)
+class Begun:
+    """An aggregate that is begun before its rows are complete, and whose place in it is which."""
+
+    work: Incremental
+    workers: tuple[str, ...]
+    """Everyone who may push, sorted."""
+
+    @property
+    def lost(self) -> bool:
+        return self.work.lost
+
+    def worth(self, columns: int) -> bool:
+        """Whether there is something to do when so many columns have come."""
+        return not self.work.lost and self.work.until(columns) > self.work.columns
+
+    def advance(self, rows: Mapping[str, Tensor], columns: int) -> None:
+        """Go on with the columns that have come of these rows; the others will not come."""
+        self.work.advance(self._placed(rows), columns)
+
+    def finish(self, rows: Mapping[str, Tensor], rng: torch.Generator, faults: int) -> Aggregate:
+        present = [i for i, worker in enumerate(self.workers) if worker in rows]
+        return self.work.finish(self._placed(rows), present, rng, faults)
+
+    def _placed(self, rows: Mapping[str, Tensor]) -> list[Tensor | None]:
+        return [rows.get(worker) for worker in self.workers]
+
+
 class Learner:
     """The parameters, the rule that aggregates and the optimizer that steps.
 
@@ -64,14 +93,32 @@ class Learner:
         """(d,) float32; a view that the next step changes, not to be written to."""
         return self._point.detach()
 
-    def step(self, round: int, rows: Mapping[str, Tensor], faults: Mapping[str, str]) -> Step:
+    def begin(self, workers: Sequence[str], faults: int) -> Begun:
+        """The next aggregate, to be gone on with while rows of these workers arrive.
+
+        Args:
+            workers: everyone who may push.
+            faults: how many of them have proved faulty so far.
+        """
+        names, d = tuple(sorted(workers)), self._point.numel()
+        work = Incremental(self._aggregator, len(names), d, self.reference, faults=faults)
+        return Begun(work, names)
+
+    def step(
+        self,
+        round: int,
+        rows: Mapping[str, Tensor],
+        faults: Mapping[str, str],
+        begun: Begun | None = None,
+    ) -> Step:
         """Aggregate the rows of a round and move the parameters.
 
         Args:
             round: for the learning rate and for the randomness of mixings.
-            rows: worker to (d,) float32; not written to, not kept.
+            rows: worker to (d,); not written to, not kept.
             faults: workers that the caller proved Byzantine in this round, and why. Each spends one of
                 the f of the rule.
+            begun: what `begin` returned since the last step, if anything; it changes no bit.
 
         Raises:
             AggregationError: the guarantee of the rule does not hold for these rows, or the step would
@@ -82,14 +129,14 @@ class Learner:
             raise AggregationError(f"No push of round {round} is left to aggregate.")
         start = time.perf_counter()
         rng = torch.Generator().manual_seed(_derived(self._seed, round))
-        vectors = [rows[worker] for worker in workers]
-        aggregate = self._aggregator(vectors, self.reference, rng, faults=len(faults))
+        begun = begun or self.begin(workers, len(faults))
+        aggregate = begun.finish(rows, rng, len(faults))
         norm = self._checked_norm(aggregate)
         aggregated = time.perf_counter()
         lr = self._optimizer.rate(round, self._rounds)
-        self._move(aggregate.vector.to(torch.float32), lr)
-        # A rule may hand a row back as it is, and rows are overwritten in the next round.
-        self.reference = aggregate.vector.detach().to(torch.float32, copy=True)
+        vector = _own(aggregate.vector.detach().to(torch.float32), rows)
+        self._move(vector, lr)
+        self.reference = vector
         seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
         return _described(aggregate, workers, faults, norm, lr, seconds)
 
@@ -125,6 +172,12 @@ class Learner:
             state.clear()
             state.update(state_before)
             raise AggregationError("The step would make the parameters infinite.")
+
+
+def _own(vector: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    """The vector, not in the memory of a row: rows are overwritten in the next round."""
+    memory = {row.untyped_storage().data_ptr() for row in rows.values()}
+    return vector.clone() if vector.untyped_storage().data_ptr() in memory else vector
 
 
 def _norm(vector: Tensor) -> float | None:
