@@ -12,7 +12,7 @@ KERNELS = "src/varangian/aggregators/kernels"
 kernels = Extension(
     "varangian.aggregators.kernels._native",
     sources=[f"{KERNELS}/{name}.c" for name in ("native", "native_v3", "native_v4")],
-    depends=[f"{KERNELS}/{name}.h" for name in ("kernels", "networks")],
+    depends=[f"{KERNELS}/{name}.h" for name in ("kernels", "networks", "ingress")],
     extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
     if sys.platform != "win32"
     else [],

@@ -6,6 +6,7 @@
 #define BYTES 16
 #define R 3
 #include "kernels.h"
+#include "ingress.h"
 
 int varangian_level(void) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -15,4 +16,4 @@ int varangian_level(void) {
   return LEVEL;
 }
 
-int varangian_abi(void) { return 2; }
+int varangian_abi(void) { return 3; }

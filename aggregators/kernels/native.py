@@ -9,7 +9,6 @@ bits on one core as on many. Calls go through ctypes, which releases the interpr
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from varangian.aggregators.kernels import blocked, networks
 from varangian.aggregators.kernels.blocked import screen
+from varangian.aggregators.kernels.library import function, level, library
 from varangian.aggregators.kernels.reference import nothing
 from varangian.aggregators.order import Majority, Nearest, Order
 from varangian.aggregators.rows import Rows
@@ -42,7 +42,6 @@ T = TypeVar("T")
 
 NAME = "native"
 NOTICES = True
-ABI = 2
 MOST = 500
 """Rows that the C side has room for on its stack."""
 SLICE = 1 << 16
@@ -51,23 +50,6 @@ SLICE = 1 << 16
 
 class NotFinite(ArithmeticError):
     """A row may not be finite, or a sum of finite rows overflowed: screen, and try again."""
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they were not built."""
-    found = importlib.util.find_spec("varangian.aggregators.kernels._native")
-    if found is None or found.origin is None:
-        return None
-    loaded = ctypes.CDLL(found.origin)
-    return loaded if loaded.varangian_abi() == ABI else None
-
-
-@cache
-def level() -> int:
-    """Which of the compiled versions of every verb this processor can run: the last part of its name."""
-    loaded = library()
-    return 0 if loaded is None else int(loaded.varangian_level())
 
 
 def refuses(rows: Rows) -> str | None:
@@ -167,7 +149,7 @@ def columnwise(
 def _described(rule: Order, points: int) -> tuple[str, tuple[Any, ...]]:
     """The verb of the C side that does what the rule says of this many points, and how it is told."""
     if isinstance(rule, Majority):
-        return "majority", (ctypes.c_float(rule.scale),)
+        return "majority", (rule.scale,)
     count = rule.count if isinstance(rule, Nearest) else 0
     table = _merges(points, None if count else (rule.lo, rule.hi))
     return "columns", (table.ctypes.data, len(table), rule.lo, rule.hi, count)
@@ -215,8 +197,4 @@ def _address(tensor: Tensor, start: int = 0) -> int:
 
 
 def _call(verb: str, *args: Any) -> int:
-    """A call of the C side: whole numbers travel as int64, addresses as pointers, both of one register."""
-    loaded = library()
-    assert loaded is not None
-    function = getattr(loaded, f"varangian_{verb}_v{level()}")
-    return int(function(*[ctypes.c_int64(a) if isinstance(a, int) else a for a in args]))
+    return function(verb, level())(*args)

@@ -5,4 +5,5 @@
 #define BYTES 32
 #define R 3
 #include "kernels.h"
+#include "ingress.h"
 #endif

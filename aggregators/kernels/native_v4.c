@@ -5,4 +5,5 @@
 #define BYTES 64
 #define R 4
 #include "kernels.h"
+#include "ingress.h"
 #endif

@@ -258,7 +258,7 @@ def test_nothing_is_written_past_the_end() -> None:
     assert VERBS["gram"](rows).isfinite().all()
     out = torch.full((d + 64,), 7.0)
     pointers = (ctypes.c_void_p * n)(*[v.data_ptr() for v in rows.vectors])
-    assert native._call("majority", pointers, n, d, None, n, ctypes.c_float(1.0), out.data_ptr()) == 0
+    assert native._call("majority", pointers, n, d, None, n, 1.0, out.data_ptr()) == 0
     assert (out[d:] == 7).all()
     assert (out[:d] != 7).all()
 
