@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from collections.abc import Generator
@@ -18,6 +17,7 @@ from varangian.cli.bench import gate, peers
 from varangian.cli.bench.cases import case_of, most, names
 from varangian.cli.bench.machine import load, machine
 from varangian.cli.bench.measure import measured
+from varangian.cli.bench.outputs import check_outputs
 from varangian.cli.bench.report import Report, Size
 from varangian.cli.bench.table import plain
 from varangian.cli.bench.timing import CLOCKS
@@ -31,10 +31,7 @@ def command(args: argparse.Namespace) -> int:
     rules = list(dict.fromkeys(names(args.rules)))
     for name in rules:
         case_of(name, args.sizes[0][0])  # what is misspelt is found before anything is timed
-    for path in (args.json, args.png):
-        _writable(path)
-    if args.png:
-        _needs_matplotlib()
+    check_outputs(args)
     with _threads(args.threads):
         report = _report(args, rules)
     _show(report, args.format)
@@ -91,20 +88,6 @@ def _show(report: Report, kind: str) -> None:
 
 def _as_json(report: Report) -> str:
     return json.dumps(report.plain(), indent=2, allow_nan=False) + "\n"
-
-
-def _writable(path: str | None) -> None:
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise CommandError(f"{path} cannot be written: there is no such folder.")
-
-
-def _needs_matplotlib() -> None:
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError as error:
-        raise CommandError(
-            "--png needs matplotlib: install the extra `report` (pip install 'varangian[report]')."
-        ) from error
 
 
 @contextmanager

@@ -1,0 +1,184 @@
+"""A server and its workers, each in a process of its own, moved by commands over pipes."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Literal, cast
+
+from varangian.cli.bench.hops.base import Hop, Job, Server, Workers
+from varangian.cli.bench.hops.usage import Usage, reset_peak
+
+PATIENCE = 120.0
+"""Seconds for any command: a benchmark that hangs should say where."""
+START = multiprocessing.get_context("spawn")
+"""Forked children would begin with the threads and the memory of the parent."""
+
+
+class BrokenHop(Exception):
+    """A way of moving gradients does not work here."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """By one process during one round."""
+
+    cpu: float
+    faults: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of one hop."""
+
+    seconds: float
+    server: Spent
+    workers: Spent
+
+    @property
+    def cpu(self) -> float:
+        return self.server.cpu + self.workers.cpu
+
+
+class Side:
+    """One process."""
+
+    def __init__(self, role: Literal["server", "workers"], where: str, job: Job, address: str = "") -> None:
+        self._role = role
+        self._where = where
+        self._pipe, theirs = START.Pipe()
+        self._process = START.Process(target=_main, args=(role, where, job, address, theirs), daemon=False)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, what: str) -> Any:
+        """Have a command performed; the answer."""
+        self._pipe.send(what)
+        return self.answer(what)
+
+    def answer(self, what: str) -> Any:
+        if not self._pipe.poll(PATIENCE):
+            raise BrokenHop(f"the {self._role} took more than {PATIENCE:g} s to {what}")
+        try:
+            kind, answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join(1)
+            raise BrokenHop(f"the {self._role} ended with {self._process.exitcode}") from None
+        if kind == "error":
+            raise BrokenHop(f"the {self._role} could not {what}: {answer}")
+        return answer
+
+    def usage(self) -> Usage:
+        return cast(Usage, self.ask("usage"))
+
+    def close(self) -> None:
+        with suppress(BrokenHop, OSError):
+            self.ask("close")
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+
+
+class Pair:
+    """A server and its workers.
+
+    Raises:
+        BrokenHop: they do not start.
+    """
+
+    def __init__(self, where: str, job: Job) -> None:
+        self.job = job
+        self.server = Side("server", where, job)
+        try:
+            address = self.server.answer("start")
+            self.workers = Side("workers", where, job, address)
+        except BaseException:
+            self.server.close()
+            raise
+        try:
+            self.workers.answer("start")
+            self.server.ask("reset")
+            self._before = self.server.usage()
+        except BaseException:
+            self.close()
+            raise
+
+    def round(self) -> Round:
+        """One round, measured."""
+        self.server.ask("ready")
+        before = self.server.usage(), self.workers.usage()
+        seconds = cast(float, self.workers.ask("round"))
+        after = self.server.usage(), self.workers.usage()
+        server, workers = (
+            Spent(b.cpu - a.cpu, b.faults - a.faults) for a, b in zip(before, after, strict=True)
+        )
+        return Round(seconds, server, workers)
+
+    def check(self, expected: list[str]) -> str | None:
+        """Why what the last round moved is not what was sent; None when it is."""
+        found = self.server.ask("digests") or self.workers.ask("digests")
+        wrong = [i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b]
+        return f"what arrived from worker {wrong[0]} is not what it sent" if wrong else None
+
+    def beyond(self) -> float:
+        """Payloads that the server held at most beyond what it held before the first round."""
+        return (self.server.usage().peak - self._before.resident) / self.job.size
+
+    def close(self) -> None:
+        self.workers.close()
+        self.server.close()
+
+
+def made(where: str) -> Hop:
+    """The hop that `module:Class` names."""
+    module, _, name = where.partition(":")
+    return cast(Hop, getattr(importlib.import_module(f"varangian.cli.bench.hops.{module}"), name)())
+
+
+def _main(role: str, where: str, job: Job, address: str, pipe: Connection) -> None:
+    """A process: start, perform commands, end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent closes both
+    side: Server | Workers
+    try:
+        hop = made(where)
+        side = hop.serve(job) if role == "server" else hop.connect(address, job)
+        pipe.send(("ok", getattr(side, "address", None)))
+    except BaseException as error:
+        pipe.send(("error", f"{type(error).__name__}: {error}"))
+        return
+    commands: dict[str, Callable[[], Any]] = {
+        "ready": lambda: cast(Server, side).ready(),
+        "round": lambda: _timed(cast(Workers, side).round),
+        "digests": side.digests,
+        "usage": Usage.now,
+        "reset": reset_peak,
+        "close": side.close,
+    }
+    what = ""
+    while what != "close":
+        try:
+            what = pipe.recv()
+        except EOFError:
+            what = "close"
+        try:
+            answer = ("ok", commands[what]())
+        except Exception as error:
+            answer = ("error", f"{type(error).__name__}: {error}")
+        try:
+            pipe.send(answer)
+        except OSError:
+            return
+
+
+def _timed(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,27 @@
+"""Where numbers and pictures are to go, looked at before anything is measured."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+from varangian.cli.main import CommandError
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raises CommandError when what was asked for could not be written at the end."""
+    for path in filter(None, (args.json, args.png)):
+        if not Path(path).absolute().parent.is_dir():
+            raise CommandError(f"{path} cannot be written: there is no such folder.")
+    if args.png:
+        _needs_matplotlib()
+
+
+def _needs_matplotlib() -> None:
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise CommandError(
+            "--png needs matplotlib: install the extra `report` (pip install 'varangian[report]')."
+        ) from error

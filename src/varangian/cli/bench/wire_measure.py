@@ -1,0 +1,137 @@
+"""One setting: check every way, and measure what moves the right bytes, by turns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from varangian.cli.bench.hops.base import Job
+from varangian.cli.bench.hops.catalogue import TCP, WAYS, Way
+from varangian.cli.bench.hops.processes import BrokenHop, Pair, Round, made
+from varangian.cli.bench.wire_report import Line, Setting, Speed
+
+SHARE = 0.6
+"""Of the free memory that may be used at once."""
+PATIENCE = 40.0
+"""Seconds after which a slow way is not repeated again."""
+WARM_UP = 2
+"""Rounds before the first that counts. The first is compared byte by byte."""
+
+
+def measured(job: Job, names: Sequence[str], repeats: int) -> Setting:
+    """All ways that there are here; raw TCP takes part in any case."""
+    others = [name for name in names if name != TCP]
+    lines: dict[str, Line] = {}
+    for name in others:
+        if reason := WAYS[name].absent():
+            lines[name] = _line(name, "absent", reason)
+    for batch in _batches(job, [name for name in others if name not in lines], lines):
+        lines |= _batch(job, batch, repeats, TCP in lines)
+    return Setting(job.workers, job.size, tuple(lines[name] for name in (TCP, *others) if name in lines))
+
+
+def _batches(job: Job, names: Sequence[str], lines: dict[str, Line]) -> Iterator[list[str]]:
+    """As many at once as the memory has room for, because a common moment is the better comparison."""
+    room = SHARE * available() - WAYS[TCP].memory(job)
+    batch, left = list[str](), room
+    for name in names:
+        need = WAYS[name].memory(job)
+        if need > room:
+            lines[name] = _line(
+                name, "absent", f"needs {need / 1e9:.1f} GB of memory, free are {room / 1e9:.1f}"
+            )
+            continue
+        if need > left:
+            yield batch
+            batch, left = [], room
+        batch.append(name)
+        left -= need
+    yield batch
+
+
+def _batch(job: Job, names: Sequence[str], repeats: int, again: bool) -> dict[str, Line]:
+    """The lines of these, and of raw TCP unless it has one."""
+    lines: dict[str, Line] = {}
+    with ExitStack() as stack:
+        pairs: dict[str, Pair] = {}
+        for name in (TCP, *names):
+            try:
+                pairs[name] = _started(stack, WAYS[name], job)
+            except BrokenHop as error:
+                lines[name] = _line(name, "failed", str(error))
+        samples = _interleaved(pairs, repeats, lines)
+        beyond = {name: pairs[name].beyond() for name in samples}
+    for name, rounds in samples.items():
+        if name != TCP or not again:
+            lines[name] = _line(name, "measured", speed=_speed(job, rounds, beyond[name]))
+    return lines
+
+
+def _started(stack: ExitStack, way: Way, job: Job) -> Pair:
+    """A pair that moves the right bytes.
+
+    Raises:
+        BrokenHop: it does not.
+    """
+    pair = Pair(way.where, job)
+    stack.callback(pair.close)
+    expected = made(way.where).expected(job)
+    for _ in range(WARM_UP):
+        pair.round()
+        if reason := pair.check(expected):
+            raise BrokenHop(reason)
+    return pair
+
+
+Sample = tuple[Round, float]
+"""A round, and the seconds that raw TCP took around it."""
+
+
+def _interleaved(
+    pairs: Mapping[str, Pair], repeats: int, lines: dict[str, Line]
+) -> dict[str, list[Sample]]:
+    samples: dict[str, list[Sample]] = {name: [] for name in pairs}
+    for _ in range(repeats):
+        before = pairs[TCP].round()
+        samples[TCP].append((before, before.seconds))
+        for name in [name for name in samples if name != TCP]:
+            if sum(round.seconds for round, _ in samples[name]) > PATIENCE:
+                continue
+            try:
+                own = pairs[name].round()
+            except BrokenHop as error:
+                lines[name] = _line(name, "failed", str(error))
+                del samples[name]
+                continue
+            after = pairs[TCP].round()
+            samples[name].append((own, (before.seconds + after.seconds) / 2))
+            before = after
+    return samples
+
+
+def _speed(job: Job, samples: Sequence[Sample], beyond: float) -> Speed:
+    gigabytes = job.total / 1e9
+    rounds = [round for round, _ in samples]
+    return Speed(
+        gigabytes_per_second=gigabytes / statistics.median(round.seconds for round in rounds),
+        x_tcp=statistics.median(tcp / round.seconds for round, tcp in samples),
+        server_cpu=statistics.median(round.server.cpu for round in rounds) / gigabytes,
+        workers_cpu=statistics.median(round.workers.cpu for round in rounds) / gigabytes,
+        server_faults=statistics.median(round.server.faults for round in rounds) / gigabytes,
+        payloads=beyond,
+        seconds=tuple(round.seconds for round in rounds),
+    )
+
+
+def _line(name: str, status: str, reason: str | None = None, speed: Speed | None = None) -> Line:
+    way = WAYS[name]
+    return Line(name, way.title, way.kind, status, reason, speed)  # type: ignore[arg-type]
+
+
+def available() -> int:
+    """Bytes of memory that are free or soon could be."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("MemAvailable:")]
+    return int(line.split()[1]) << 10

@@ -1,0 +1,61 @@
+"""The report of the wire as bars. Needs matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from varangian.cli.bench.picture import DOTS_PER_INCH
+from varangian.cli.bench.wire_report import Report, Setting
+
+COLOURS = {"measure": "#000000", "naive": "#e69f00", "ours": "#0072b2", "peer": "#cc79a7"}
+"""Told apart by people with any colour vision."""
+GROUPS = {
+    "measure": "raw TCP",
+    "naive": "gRPC as mostly used",
+    "ours": "Varangian",
+    "peer": "other systems",
+}
+
+
+def bars(report: Report, path: Path) -> None:
+    """One panel for each setting, one bar for each way; written as PNG."""
+    count = len(report.found)
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    longest = max(len(setting.lines) for setting in report.found)
+    size = (4.3 * columns, (0.9 + 0.27 * longest) * lines + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for i, axis in enumerate(panels):
+        if i < count:
+            _panel(axis, report.found[i])
+        else:
+            axis.set_axis_off()
+    kinds = dict.fromkeys(line.kind for setting in report.found for line in setting.lines)
+    handles = [Axes.bar(panels[0], 0, 0, color=COLOURS[kind], label=GROUPS[kind]) for kind in kinds]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=9)
+    cores = report.machine["cores"]
+    figure.suptitle(f"{report.machine['cpu']}, {cores} cores, loopback", fontsize=10)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
+    temporary.replace(path)
+
+
+def _panel(axis: Axes, setting: Setting) -> None:
+    lines = [(line, line.speed) for line in setting.lines if line.speed]
+    lines.reverse()
+    places = range(len(lines))
+    axis.barh(places, [speed.x_tcp for _, speed in lines], color=[COLOURS[line.kind] for line, _ in lines])
+    axis.set_yticks(places, [line.title for line, _ in lines], fontsize=7)
+    for place, (_, speed) in zip(places, lines, strict=True):
+        text = f" {speed.x_tcp:.2f}  ({speed.gigabytes_per_second:.2g} GB/s)"
+        axis.text(speed.x_tcp, place, text, va="center", fontsize=7)
+    axis.set_xlim(0, 1.45 * max(speed.x_tcp for _, speed in lines))
+    axis.set_title(setting.title, fontsize=10)
+    axis.set_xlabel("speed, as a ratio to raw TCP", fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
