@@ -80,6 +80,6 @@ class Refusal:
 
     def __str__(self) -> str:
         if self.code:
-            return self.sentence
+            return f"{self.sentence} [{self.code}]"
         hint = HINTS.get(self.status, "")
         return f"{self.status.name}: {self.sentence.rstrip('.')}. {hint}".rstrip()

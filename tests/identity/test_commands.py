@@ -106,6 +106,8 @@ def test_what_is_good_is_kept(made, tmp_path):
     first = certificate()
     assert made("certs", "issue", "ca", "w00", "--keep") == (0, "kept ca/w00\n")
     assert made("certs", "init", "ca", "--keep") == (0, "kept the authority in ca/authority\n")
+    (tmp_path / "empty/authority").mkdir(parents=True)  # as a volume is at first
+    assert made("certs", "init", "empty", "--keep")[1].startswith("made the authority empty/authority")
     assert certificate() == first
     made("certs", "revoke", "ca", "w00")
     made("certs", "issue", "ca", "w00", "--keep")

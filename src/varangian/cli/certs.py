@@ -11,7 +11,7 @@ from pathlib import Path
 from varangian.cli.main import OK, CommandError
 from varangian.config import load
 from varangian.config.build import byzantine_names, honest_names
-from varangian.protos.bundle import Bundle, BundleError, Role
+from varangian.protos.bundle import KEY, Bundle, BundleError, Role
 from varangian.server.authority import HOME, SERVER, Authority, AuthorityError, Issued, remaining
 from varangian.server.revoked import fingerprint
 from varangian.server.x509 import MissingExtra
@@ -36,7 +36,7 @@ def command(args: argparse.Namespace) -> int:
 
 def init(args: argparse.Namespace) -> None:
     path = Path(args.dir)
-    if args.keep and (path / HOME).exists():
+    if args.keep and (path / HOME / KEY).exists():
         print(f"kept the authority in {Authority(path).home}")
         return
     made = Authority.create(path, args.days)

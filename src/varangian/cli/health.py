@@ -14,6 +14,7 @@ from varangian.cli.security import choice
 from varangian.cli.text import printable
 from varangian.protos import ps_pb2, ps_pb2_grpc
 from varangian.protos.bundle import Bundle, BundleError, Role, find
+from varangian.protos.headers import CODE
 from varangian.worker.tls import Diagnosis, credentials, diagnosis
 
 NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -38,9 +39,10 @@ def command(args: argparse.Namespace) -> int:
 
 def reason(error: grpc.RpcError) -> str:
     """Why a call failed, safe to print: a part of it may come from the other end."""
-    return printable(
-        f"{error.code().name}: {error.details()}" if isinstance(error, grpc.Call) else str(error)
-    )
+    if not isinstance(error, grpc.Call):
+        return printable(str(error))
+    trailing = dict(error.trailing_metadata() or ())
+    return printable(f"{trailing.get(CODE, error.code().name)}: {error.details()}")
 
 
 def why(error: grpc.RpcError, server: str, bundle: Bundle | None) -> Diagnosis:

@@ -1,0 +1,108 @@
+"""What the pages say is what the code does."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+from grpc import StatusCode
+
+from varangian.protos.codec import Code, CodecError
+from varangian.server import answers
+from varangian.server.events import Refusal
+from varangian.server.roster import IdentityError, Stranger
+from varangian.worker.refusal import ANSWERS, PASSING_CODES, Kind
+from varangian.worker.refusal import Refusal as Heard
+
+ROOT = pathlib.Path(__file__).parents[2]
+SECTIONS = dict(
+    re.findall(
+        r"^## ([A-Z_]+)\n(.*?)(?=^## |\Z)",
+        (ROOT / "docs/REFUSALS.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+)
+
+
+def written_out():
+    """Answers that belong to no enumeration: their codes are literals where they are made."""
+    for path in sorted((ROOT / "server").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "Refused"
+                and len(node.args) == 3
+            ):
+                status, code, _ = node.args
+                if isinstance(code, ast.Constant):
+                    yield code.value, StatusCode[status.attr]
+
+
+def statuses():
+    """Every code that a call can be refused with, and its status."""
+    refused = [
+        *(answers.of_refusal(refusal, 0) for refusal in Refusal),
+        *(answers.of_error(CodecError(code, "")) for code in Code),
+        *(answers.of_error(IdentityError(code, "")) for code in Stranger),
+    ]
+    return {one.code: one.status for one in refused} | dict(written_out())
+
+
+def test_every_code_has_a_section_and_every_section_a_code():
+    assert len(list(written_out())) >= 3
+    assert statuses().keys() - SECTIONS.keys() == set(), "give each of these a section in docs/REFUSALS.md"
+    assert SECTIONS.keys() - statuses().keys() == set(), "no refusal has these codes any more"
+
+
+@pytest.mark.parametrize("code", SECTIONS)
+def test_a_section_says_what_whose_fault_and_what_to_do(code):
+    marks = re.findall(r"^- \*\*(.+?):\*\* \S", SECTIONS[code], re.MULTILINE)
+    assert marks == ["Status", "Comes from", "Spends one of the f", "What to do"]
+    assert f"- **Status:** {statuses()[code].name}\n" in SECTIONS[code]
+
+
+@pytest.mark.parametrize("code", SECTIONS)
+def test_what_is_tried_again_is_what_the_page_says(code):
+    said = re.search(r"Tried\s+again: (yes|no)", SECTIONS[code])
+    kind = Heard(statuses()[code], code, "", None).kind
+    if said:
+        assert (kind is Kind.PASSING) is (said[1] == "yes")
+    if "pulls the current round" in SECTIONS[code] or "goes on with the\n  next" in SECTIONS[code]:
+        assert kind is Kind.ANSWER
+
+
+def test_what_a_worker_expects_can_come():
+    assert statuses().keys() >= (ANSWERS | PASSING_CODES)
+
+
+@pytest.mark.parametrize("refusal", [*Refusal, *Stranger])
+def test_a_refusal_reaches_the_user_with_its_code(refusal):
+    """The sentence leads to the section, whatever it was that was refused."""
+    if isinstance(refusal, Refusal):
+        refused = answers.of_refusal(refusal, 3)
+    else:
+        refused = answers.of_error(IdentityError(refusal, "Found another."))
+    heard = str(Heard(refused.status, refused.code, refused.sentence, 3))
+    assert refusal.value in heard
+    assert refusal.name in heard
+
+
+def functions(path):
+    tree = ast.parse((ROOT / path).read_text())
+    return {
+        node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+PROMISES = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/SECURITY.md").read_text())
+
+
+@pytest.mark.parametrize(("path", "name"), PROMISES, ids=[name for _, name in PROMISES])
+def test_every_promise_of_security_has_its_test(path, name):
+    assert name in functions(path)
+
+
+def test_no_promise_is_without_a_test():
+    page = (ROOT / "docs/SECURITY.md").read_text()
+    table = page[page.index("| promise | test |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == len(PROMISES) >= 30
