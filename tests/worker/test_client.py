@@ -477,7 +477,9 @@ def test_what_cannot_pass_is_not_tried_again(code):
         script = Script()
         script.steps["Join"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, code, "the server's sentence.")]
         async with client_of(script) as client:
-            with pytest.raises(ClientError, match=rf"could not join at 127.* the server's sentence\. \[{code}\]$"):
+            with pytest.raises(
+                ClientError, match=rf"could not join at 127.* the server's sentence\. \[{code}\]$"
+            ):
                 await client.join()
             assert len(script.seen["Join"]) == 1
 
