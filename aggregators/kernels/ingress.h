@@ -12,25 +12,25 @@ static inline __attribute__((always_inline)) uint32_t widened_32(const char *wir
   memcpy(&bits, wire + i * 4, sizeof bits);
   return bits;
 }
-static inline __attribute__((always_inline)) uint16_t rounded_32(uint32_t bits) {
-  uint16_t near = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16); /* to even */
-  return (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)(bits >> 16 | 0x40) : near;
+static inline __attribute__((always_inline)) uint32_t rounded_32(uint32_t bits) {
+  uint32_t near = bits + 0x7fff + (bits >> 16 & 1); /* to even */
+  uint32_t nan = -(uint32_t)((int32_t)(bits & 0x7fffffff) > 0x7f800000); /* a mask: branches are no vectors */
+  return (nan & (bits | 0x400000)) | (~nan & near);
 }
 
 /* Nonzero if what was stored is not finite. `wire` lies anywhere. */
-#define LANDED(NAME, FROM, TO, STORED, SHIFT)                                     \
+#define LANDED(NAME, FROM, ROUNDED, TO, SHIFT)                                    \
   int VERB(NAME)(const char *wire, int64_t count, TO *restrict row) {             \
     uint32_t bad = 0;                                                             \
     for (int64_t i = 0; i < count; i++) {                                         \
       uint32_t bits = FROM(wire, i);                                              \
-      bits = (int32_t)(bits & 0x7fffffff) < 0x00800000 ? 0 : bits;                \
-      TO stored = (TO)(STORED);                                                   \
-      bad |= (int32_t)((uint32_t)stored << SHIFT & 0x7fffffff) >= 0x7f800000;     \
-      row[i] = stored;                                                            \
+      bits = ROUNDED(bits & -(uint32_t)((int32_t)(bits & 0x7fffffff) >= 0x00800000)); \
+      bad |= (int32_t)(bits & 0x7fffffff) >= 0x7f800000;                          \
+      row[i] = (TO)(bits >> SHIFT);                                               \
     }                                                                             \
     return (int)bad;                                                              \
   }
-LANDED(landed_float32_float32, widened_32, uint32_t, bits, 0)
-LANDED(landed_bfloat16_float32, widened_16, uint32_t, bits, 0)
-LANDED(landed_float32_bfloat16, widened_32, uint16_t, rounded_32(bits), 16)
-LANDED(landed_bfloat16_bfloat16, widened_16, uint16_t, bits >> 16, 16)
+LANDED(landed_float32_float32, widened_32, , uint32_t, 0)
+LANDED(landed_bfloat16_float32, widened_16, , uint32_t, 0)
+LANDED(landed_float32_bfloat16, widened_32, rounded_32, uint16_t, 16)
+LANDED(landed_bfloat16_bfloat16, widened_16, , uint16_t, 16)

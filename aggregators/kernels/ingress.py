@@ -26,11 +26,11 @@ LEAST_NORMAL, INFINITE, MAGNITUDE = 0x0080_0000, 0x7F80_0000, 0x7FFF_FFFF
 
 
 def landed(source: bytes | bytearray | memoryview, at: int, dtype: Wire, row: Tensor) -> bool:
-    """Store the little-endian numbers of `source` in `row` (d,) from column `at` on, and say if all are finite.
+    """Store the little-endian numbers of `source` in `row` (d,) from column `at` on; say if all are finite.
 
-    Subnormal numbers and zeros of either sign become +0.0. A row in float32 widens bfloat16, which is exact.
-    A row in bfloat16 rounds float32 to nearest even after that, so its largest numbers may overflow: then
-    the answer is no. What is not finite is stored as well, and NaN remains NaN. `source` may start at any byte.
+    Subnormal numbers and zeros of either sign become +0.0. A row in float32 widens bfloat16, exactly. A row
+    in bfloat16 rounds float32 to nearest even after that, so its largest numbers may overflow: then the
+    answer is no. What is not finite is stored as well, and NaN remains NaN. `source` may start at any byte.
     """
     count = _counted(source, at, dtype, row)
     if library() is None or sys.byteorder != "little":
