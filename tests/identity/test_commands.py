@@ -9,6 +9,7 @@ import grpc
 import pytest
 import torch
 
+from varangian import __version__
 from varangian.cli.cluster import as_served
 from varangian.cli.main import main
 from varangian.cli.security import Choice, check, choice
@@ -209,11 +210,12 @@ def test_the_seed_of_the_server_decides_what_it_draws():
 
 
 @contextlib.contextmanager
-def answering(credentials):
+def answering(credentials, software=__version__):
     """A server that says how its run is going to whoever may connect."""
     from concurrent.futures import ThreadPoolExecutor
 
-    reply = ps_pb2.StatusReply(round=2, rounds=9, present=1, workers=3).SerializeToString()
+    status = ps_pb2.StatusReply(round=2, rounds=9, present=1, workers=3, software=software)
+    reply = status.SerializeToString()
     handler = grpc.unary_unary_rpc_method_handler(lambda request, context: reply)
     service = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
     server = grpc.server(ThreadPoolExecutor(1))
@@ -278,6 +280,53 @@ def test_a_server_does_not_start_with_a_bad_bundle(varangian, bundles, name):
     assert code == 1
     assert "should" in said
     assert "Traceback" not in said
+
+
+def doctor(varangian, *options):
+    code, said = varangian("doctor", "--timeout", "5", *options)
+    return code, {line.split()[1]: line.split()[0] for line in said.splitlines()}, said
+
+
+def test_a_doctor_finds_nothing_wrong(varangian, bundles):
+    code, found, said = doctor(varangian)
+    assert (code, found) == (0, {"versions": "PASSED", "clock": "PASSED"})
+    with answering(Security(bundles / "ours").credentials()) as address:
+        code, found, said = doctor(varangian, "--server", address, "--certs", str(bundles / "ours/w00"))
+    names = ("versions", "clock", "certificate", "expiry", "key", "address", "server", "release")
+    assert (code, found) == (0, dict.fromkeys(names, "PASSED"))
+    assert "the worker w00" in said
+    assert "answers with TLS: round 2 of 9" in said
+
+
+def test_a_doctor_says_what_to_do(varangian, bundles, copied):
+    code, found, said = doctor(varangian, "--certs", str(bundles / "ours/expired"))
+    assert (code, found["certificate"]) == (1, "FAIL")
+    assert "varangian certs issue --force" in said
+    loose = copied("ours/w00")
+    (loose / "key.pem").chmod(0o644)
+    code, found, said = doctor(varangian, "--certs", str(loose))
+    assert (code, found["key"]) == (1, "FAIL")
+    assert f"chmod 600 {loose / 'key.pem'}" in said
+    with answering(Security(bundles / "theirs").credentials()) as address:
+        code, found, said = doctor(varangian, "--server", address, "--certs", str(bundles / "ours/w00"))
+    assert (code, found["server"]) == (1, "FAIL")
+    assert "bundles of the same authority?" in said
+    for server in ("nowhere", "no-such-host.invalid:1"):
+        assert doctor(varangian, "--server", server)[1]["address"] == "FAIL"
+
+
+def test_a_certificate_that_ends_soon_is_a_finding(made):
+    made("certs", "issue", "ca", "w00", "--days", "2")
+    code, found, said = doctor(made, "--certs", "ca/w00")
+    assert (code, found["expiry"]) == (1, "FAIL")
+    assert "in 2.0 days. Renew it" in said
+
+
+def test_two_releases_are_a_finding(varangian):
+    with answering(None, software="varangian 0.0.1") as address:
+        code, found, said = doctor(varangian, "--server", address)
+    assert (code, found["server"], found["release"]) == (1, "PASSED", "FAIL")
+    assert "'0.0.1'" in said
 
 
 @pytest.mark.slow

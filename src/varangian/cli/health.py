@@ -41,7 +41,8 @@ def reason(error: grpc.RpcError) -> str:
     """Why a call failed, safe to print: a part of it may come from the other end."""
     if not isinstance(error, grpc.Call):
         return printable(str(error))
-    codes = [str(value) for key, value in error.trailing_metadata() or () if key == CODE]
+    trailing: Any = error.trailing_metadata()
+    codes = [value for key, value in trailing or () if key == CODE]
     return printable(f"{codes[0] if codes else error.code().name}: {error.details()}")
 
 

@@ -136,6 +136,12 @@ def _health(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
 
 
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", metavar="HOST:PORT", help="try to reach it, as a worker does")
+    parser.add_argument("--certs", metavar="DIR", help="a bundle to look at, and to show to the server")
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
+
+
 def _certs(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="action", required=True)
 
@@ -197,6 +203,7 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
     "server": ("cluster:server", "Only the server, with certificates or VARANGIAN_SECRET.", _server),
     "worker": ("cluster:worker", "Workers for a server elsewhere, identified as the server is.", _worker),
     "certs": ("certs", "Make, list and revoke the certificates of a cluster.", _certs),
+    "doctor": ("doctor", "Try versions, certificates and the way to a server, before a run.", _doctor),
     "health": ("health", "Ask a server whether it is serving.", _health),
     "bench": ("bench", "What rules cost, and how fast gradients move.", benchmarks.add),
     "graph": ("graph", "What a communication graph is worth; draws it.", graph_arguments.add),

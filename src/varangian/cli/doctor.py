@@ -1,0 +1,132 @@
+"""`varangian doctor`: what a program of a cluster needs, tried one after the other before it is started."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import grpc
+
+from varangian import __version__
+from varangian.cli.health import bundle_for, status, why
+from varangian.cli.main import FAILED, OK
+from varangian.cli.security import choice
+from varangian.protos.address import loopback, split
+from varangian.protos.bundle import KEY, Bundle, BundleError
+
+PACKAGES = ("torch", "grpcio", "protobuf")
+SOON = 3.0
+"""Days before the end from which a certificate should be renewed."""
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    what: str
+    passed: bool
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{'PASSED' if self.passed else 'FAIL  '}  {self.what:<12}  {self.sentence}"
+
+
+def command(args: argparse.Namespace) -> int:
+    """Print a line for each check; 0 when all have passed."""
+    passed = True
+    for finding in examined(args.server, choice(args).certs, args.timeout):
+        print(finding, flush=True)
+        passed &= finding.passed
+    return OK if passed else FAILED
+
+
+def examined(server: str | None, certs: Path | None, timeout: float) -> Iterator[Finding]:
+    """The checks in order; what builds on one that failed is left out."""
+    yield _versions()
+    yield Finding("clock", True, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+    try:
+        bundle = bundle_for(certs)
+    except BundleError as error:
+        yield Finding("certificate", False, str(error))
+        return
+    if bundle is not None:
+        for check in CERTIFICATE:
+            yield check(bundle)
+    if server is not None:
+        yield from _reached(server, bundle, timeout)
+
+
+def _versions() -> Finding:
+    found = [f"varangian {__version__}", f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            return Finding("versions", False, f"{name} should be installed. Install varangian again.")
+    return Finding("versions", True, ", ".join(found))
+
+
+def _identity(bundle: Bundle) -> Finding:
+    hosts = f" for {', '.join(bundle.hosts)}" if bundle.hosts else ""
+    return Finding("certificate", True, f"{bundle.path}: the {bundle.role.value} {bundle.name}{hosts}")
+
+
+def _expiry(bundle: Bundle) -> Finding:
+    days = (bundle.ends - time.time()) / DAY
+    fix = " Renew it with `varangian certs issue --force`." if days < SOON else ""
+    return Finding("expiry", days >= SOON, f"in {days:.1f} days.{fix}")
+
+
+def _secrecy(bundle: Bundle) -> Finding:
+    key = bundle.path / KEY
+    mode = stat.S_IMODE(key.stat().st_mode)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        found = f"{key} should be readable by its owner only. Found mode {mode:o}; chmod 600 {key}."
+        return Finding("key", False, found)
+    return Finding("key", True, f"readable by its owner only, mode {mode:o}")
+
+
+CERTIFICATE: tuple[Callable[[Bundle], Finding], ...] = (_identity, _expiry, _secrecy)
+
+
+def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Finding]:
+    where = split(server)
+    if where is None:
+        yield Finding("address", False, f"--server should be HOST:PORT. Found {server!r}.")
+        return
+    try:
+        addresses = sorted(
+            {str(entry[4][0]) for entry in socket.getaddrinfo(*where, type=socket.SOCK_STREAM)}
+        )
+    except OSError as error:
+        yield Finding("address", False, f"{where[0]!r} should be known here. The system says: {error}.")
+        return
+    yield Finding("address", True, f"{where[0]} is {', '.join(addresses)}")
+    try:
+        reply = status(server, timeout, bundle)
+    except grpc.RpcError as error:
+        yield Finding("server", False, why(error, server, bundle).sentence)
+        return
+    safe = "with TLS" if bundle else "without TLS"
+    yield Finding("server", True, f"answers {safe}: round {reply.round} of {reply.rounds}")
+    yield _same_release(reply.software)
+    if bundle is None and not loopback(where[0]):
+        rule = "the connection should be encrypted beyond this machine. Add --certs DIR at both ends."
+        yield Finding("encryption", False, rule)
+
+
+def _same_release(software: str) -> Finding:
+    theirs = software.removeprefix("varangian ")
+    if theirs == __version__:
+        return Finding("release", True, f"both ends are {__version__}")
+    return Finding(
+        "release", False, f"both ends should be one release. Here {__version__}, there {theirs!r:.40}."
+    )
