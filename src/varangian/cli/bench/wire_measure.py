@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from varangian.cli.bench.hops.base import Job
-from varangian.cli.bench.hops.catalogue import TCP, WAYS, Way
-from varangian.cli.bench.hops.processes import BrokenHop, Pair, Round, made
+from varangian.cli.bench.hops.catalogue import TCP, WAYS
+from varangian.cli.bench.hops.processes import BrokenHop, Pair, Round
 from varangian.cli.bench.wire_report import Line, Setting, Speed
 
 SHARE = 0.6
@@ -55,12 +55,11 @@ def _batch(job: Job, names: Sequence[str], repeats: int, again: bool) -> dict[st
     """The lines of these, and of raw TCP unless it has one."""
     lines: dict[str, Line] = {}
     with ExitStack() as stack:
-        pairs: dict[str, Pair] = {}
-        for name in (TCP, *names):
-            try:
-                pairs[name] = _started(stack, WAYS[name], job)
-            except BrokenHop as error:
-                lines[name] = _line(name, "failed", str(error))
+        pairs = {name: Pair(WAYS[name].where, job) for name in (TCP, *names)}
+        for pair in pairs.values():
+            stack.callback(pair.close)
+        for step in (Pair.connect, Pair.begin, _checked):
+            _each(step, pairs, lines)
         samples = _interleaved(pairs, repeats, lines)
         beyond = {name: pairs[name].beyond() for name in samples}
     for name, rounds in samples.items():
@@ -69,20 +68,26 @@ def _batch(job: Job, names: Sequence[str], repeats: int, again: bool) -> dict[st
     return lines
 
 
-def _started(stack: ExitStack, way: Way, job: Job) -> Pair:
-    """A pair that moves the right bytes.
+def _each(step: Callable[[Pair], None], pairs: dict[str, Pair], lines: dict[str, Line]) -> None:
+    """Take a step with every pair, and none with those that fail."""
+    for name, pair in list(pairs.items()):
+        try:
+            step(pair)
+        except BrokenHop as error:
+            lines[name] = _line(name, "failed", str(error))
+            del pairs[name]
+
+
+def _checked(pair: Pair) -> None:
+    """Move the right bytes.
 
     Raises:
-        BrokenHop: it does not.
+        BrokenHop: other bytes have arrived.
     """
-    pair = Pair(way.where, job)
-    stack.callback(pair.close)
-    expected = made(way.where).expected(job)
     for _ in range(WARM_UP):
         pair.round()
-        if reason := pair.check(expected):
+        if reason := pair.check():
             raise BrokenHop(reason)
-    return pair
 
 
 Sample = tuple[Round, float]
@@ -93,6 +98,8 @@ def _interleaved(
     pairs: Mapping[str, Pair], repeats: int, lines: dict[str, Line]
 ) -> dict[str, list[Sample]]:
     samples: dict[str, list[Sample]] = {name: [] for name in pairs}
+    if TCP not in pairs:
+        raise BrokenHop(f"raw TCP: {lines[TCP].reason}")  # nothing to measure by
     for _ in range(repeats):
         before = pairs[TCP].round()
         samples[TCP].append((before, before.seconds))

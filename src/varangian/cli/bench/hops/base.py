@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 Floats = npt.NDArray[np.float32]
 SPACING = 16
@@ -84,7 +84,7 @@ class Hop(Protocol):
 
 
 def digest(vector: Floats) -> str:
-    return hashlib.blake2b(vector.data.cast("B"), digest_size=16).hexdigest()
+    return xxhash.xxh3_128_hexdigest(vector.data.cast("B"))
 
 
 def digests(vectors: Sequence[Floats] | Floats) -> list[str]:

@@ -45,6 +45,7 @@ WAYS = {
     TCP: Way("tcp:Tcp", "raw TCP", "measure"),
     "protobuf": Way("unary:Protobuf", "gRPC, one protobuf message", "naive", holds=5),
     "pickle": Way("unary:Pickle", "gRPC, one pickle", "naive", holds=4),
+    "stream": Way("stream:Stream", "gRPC, raw bytes, no checks", "naive"),
     "ours": Way("ours:Ours", "Varangian push", "ours"),
     "tls": Way("ours:Secured", "Varangian push, mTLS", "ours", needs="cryptography"),
     "bf16": Way("ours:Halved", "Varangian push, bf16", "ours"),

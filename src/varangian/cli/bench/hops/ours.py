@@ -10,16 +10,17 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from varangian.aggregators import Aggregator, Mean
+from varangian.cli.bench.hops.background import Background
 from varangian.cli.bench.hops.base import Floats, Job, digests
 from varangian.protos.bundle import Role
 from varangian.protos.codec import FLOAT32, Dtype
@@ -43,7 +44,6 @@ SECRET = b"this guards nothing but a measurement"
 MANY = 10**9
 """Rounds, and seconds of a deadline: no measurement ends by itself."""
 PIECE = 1 << 20
-T = TypeVar("T")
 
 
 class Idle(Learner):
@@ -52,7 +52,6 @@ class Idle(Learner):
     def __init__(self, numel: int) -> None:
         zeros = torch.zeros(numel)
         super().__init__(zeros, Aggregator(Mean()), Sgd(lr=1.0), rounds=MANY, seed=1)
-        self._payload = super().payload()
         self.go = threading.Semaphore(0)
         self.rows: Mapping[str, Tensor] = {}
 
@@ -71,25 +70,6 @@ class Idle(Learner):
         self.rows = rows
         self.go.acquire()
         return Step(0.0, None, 0.0, dict(faults), {}, 1.0, {"aggregate": 0.0, "step": 0.0})
-
-    def payload(self) -> bytes:
-        return self._payload
-
-
-class Background:
-    """An event loop in a thread."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="bench-loop")
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
 
 
 class Server:

@@ -88,43 +88,53 @@ class Side:
 
 
 class Pair:
-    """A server and its workers.
-
-    Raises:
-        BrokenHop: they do not start.
-    """
+    """A server and its workers. To be connected, then begun, then moved; many can start side by side."""
 
     def __init__(self, where: str, job: Job) -> None:
         self.job = job
+        self._where = where
         self.server = Side("server", where, job)
-        try:
-            address = self.server.answer("start")
-            self.workers = Side("workers", where, job, address)
-        except BaseException:
-            self.server.close()
-            raise
-        try:
-            self.workers.answer("start")
-            self.server.ask("reset")
-            self._before = self.server.usage()
-        except BaseException:
-            self.close()
-            raise
+        self.workers: Side | None = None
+
+    def connect(self) -> None:
+        """Wait for the server and start the workers.
+
+        Raises:
+            BrokenHop: it does not start.
+        """
+        address = self.server.answer("start")
+        self.workers = Side("workers", self._where, self.job, address)
+
+    def begin(self) -> None:
+        """Wait for the workers; from now on memory counts.
+
+        Raises:
+            BrokenHop: they do not start.
+        """
+        self._ours.answer("start")
+        self.server.ask("reset")
+        self._before = self.server.usage()
+
+    @property
+    def _ours(self) -> Side:
+        assert self.workers is not None
+        return self.workers
 
     def round(self) -> Round:
         """One round, measured."""
         self.server.ask("ready")
-        before = self.server.usage(), self.workers.usage()
-        seconds = cast(float, self.workers.ask("round"))
-        after = self.server.usage(), self.workers.usage()
+        before = self.server.usage(), self._ours.usage()
+        seconds = cast(float, self._ours.ask("round"))
+        after = self.server.usage(), self._ours.usage()
         server, workers = (
             Spent(b.cpu - a.cpu, b.faults - a.faults) for a, b in zip(before, after, strict=True)
         )
         return Round(seconds, server, workers)
 
-    def check(self, expected: list[str]) -> str | None:
+    def check(self) -> str | None:
         """Why what the last round moved is not what was sent; None when it is."""
-        found = self.server.ask("digests") or self.workers.ask("digests")
+        expected = made(self._where).expected(self.job)
+        found = self.server.ask("digests") or self._ours.ask("digests")
         wrong = [i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b]
         return f"what arrived from worker {wrong[0]} is not what it sent" if wrong else None
 
@@ -133,7 +143,8 @@ class Pair:
         return (self.server.usage().peak - self._before.resident) / self.job.size
 
     def close(self) -> None:
-        self.workers.close()
+        if self.workers is not None:
+            self.workers.close()
         self.server.close()
 
 
