@@ -1,0 +1,40 @@
+"""Rows that count for less than they are, each by a factor that the caller knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.base import AggregationError
+from varangian.aggregators.gram import Gram
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Row i is multiplied by factor i: y_i = s_i x_i, towards the origin.
+
+    Made for one round, where a configuration cannot know the factors: those of ages, for example. What
+    follows sees n rows as before, and is as robust about those.
+    """
+
+    factors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(0 <= factor <= 1 for factor in self.factors):
+            raise ValueError(f"`factors` should be between 0 and 1. Found {self.factors}.")
+
+    def requires(self, n: int, f: int) -> None:
+        """Nothing: it leaves every row in its place."""
+
+    def outputs(self, n: int) -> int:
+        return n
+
+    def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
+        if len(gram) != len(self.factors):
+            raise AggregationError(
+                f"There should be a factor for each of the {len(gram)} rows that are left. "
+                f"Found {len(self.factors)}."
+            )
+        return torch.diag(torch.tensor(self.factors, dtype=torch.float64))

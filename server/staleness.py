@@ -1,0 +1,70 @@
+"""How much less a vector counts for being old.
+
+A vector that was made for the model of round v and is used in round t has the age t - v. What is used in
+its place is the vector times `factor(age)`, as in "Federated Learning with Buffered Asynchronous
+Aggregation" (Nguyen et al., 2022). Ages are the server's own count: nobody is younger for saying so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from varangian.registry import Registry
+
+
+@runtime_checkable
+class Staleness(Protocol):
+    """Never more than 1, which is what a new vector counts, and never less for one that is younger."""
+
+    def factor(self, age: int, /) -> float: ...
+
+
+STALENESS: Registry[Staleness] = Registry("staleness weight")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"`{name}` should be positive and finite. Found {value}.")
+
+
+@STALENESS.register("constant")
+@dataclass(frozen=True)
+class Constant:
+    """An old vector counts as much as a new one."""
+
+    def factor(self, age: int) -> float:
+        return 1.0
+
+
+@STALENESS.register("polynomial")
+@dataclass(frozen=True)
+class Polynomial:
+    """(1 + age)^-a, of "Asynchronous Federated Optimization" (Xie et al., 2019)."""
+
+    a: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_positive("a", self.a)
+
+    def factor(self, age: int) -> float:
+        return math.pow(1 + age, -self.a)
+
+
+@STALENESS.register("hinge")
+@dataclass(frozen=True)
+class Hinge:
+    """1 up to the age of b, then 1 / (a (age - b) + 1), of the same paper."""
+
+    a: float = 10.0
+    b: int = 4
+    """In rounds."""
+
+    def __post_init__(self) -> None:
+        _check_positive("a", self.a)
+        if self.b < 0:
+            raise ValueError(f"`b` should be a number of rounds, at least 0. Found {self.b}.")
+
+    def factor(self, age: int) -> float:
+        return 1 / (self.a * max(0, age - self.b) + 1)
