@@ -25,6 +25,7 @@ from varangian.protos.layout import Layout, LayoutError
 from varangian.server import answers, streams
 from varangian.server.answers import Refused
 from varangian.server.broadcast import Broadcast
+from varangian.server.chatter import quieten
 from varangian.server.events import Refusal
 from varangian.server.gate import Gate
 from varangian.server.intake import Overtaken, Slot
@@ -275,6 +276,7 @@ async def serve(
         PortInUse: before anything else has happened.
     """
     keep_large_blocks()
+    quieten()
     service = Service(driver, roster, Contract(run_id, layout, dtype), limits)
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((service.handlers(),))

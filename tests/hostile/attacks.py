@@ -1,0 +1,355 @@
+"""What peers do to a server that means them no harm. Each attack lets go of everything when it is over.
+
+`size` scales how much of it there is; 1 is what fits into a test.
+"""
+
+import contextlib
+import gzip
+import random
+import secrets
+import socket
+import time
+
+from tests.hostile.http2 import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    HEADERS,
+    PING,
+    PREFACE,
+    PRIORITY,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    HungUp,
+    Line,
+    frame,
+)
+from tests.hostile.siege import RUN, TRAITOR
+
+from varangian.protos import codec, headers, ps_pb2
+from varangian.protos.codec import Contract
+
+MIB = 1 << 20
+
+
+def identity(siege, name=TRAITOR, session=None):
+    return (
+        (headers.WORKER, name),
+        (headers.TOKEN, siege.token(name)),
+        (headers.SESSION, session or secrets.token_hex(16)),
+    )
+
+
+class Traitor:
+    """A worker of the run on a connection of its own, who has joined."""
+
+    def __init__(self, siege):
+        self.siege = siege
+        self.line = Line(siege)
+        self.identity = identity(siege, session="7a" * 16)
+        stream = self.line.call("Join", self.identity)
+        request = ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout=siege.layout.text)
+        self.line.message(stream, request.SerializeToString(), end=True)
+        self.joined = self.line.answer(stream)
+        assert self.joined.get("grpc-status") == "0", self.joined
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.line.close()
+
+    def manifest(self, digest=bytes(16), **changes):
+        contract = Contract(RUN, self.siege.layout)
+        manifest = contract.manifest(self.round(), digest)
+        for name, value in changes.items():
+            setattr(manifest, name, value)
+        return ps_pb2.PushRequest(manifest=manifest).SerializeToString()
+
+    def round(self):
+        stream = self.line.call("Status")
+        self.line.message(stream, b"", end=True)
+        return int(_status_reply(self.line, stream).round)
+
+    def push(self, *messages, end=True):
+        """Open a push with these messages; its stream."""
+        stream = self.line.call("Push", self.identity)
+        for i, message in enumerate(messages):
+            self.line.message(stream, message, end=end and i == len(messages) - 1)
+        return stream
+
+
+def _status_reply(line, stream):
+    line.answer(stream)
+    data = b"".join(
+        event.data for event in line.events if hasattr(event, "data") and event.stream_id == stream
+    )
+    return ps_pb2.StatusReply.FromString(data[5:])
+
+
+def random_bytes(siege, size=1):
+    """No HTTP/2 at all: from nothing to 64 KiB of noise, with and without a preface before it."""
+    noise = random.Random(1)
+    for i in range(30 * size):
+        with socket.create_connection((siege.host, siege.port), 5) as line, contextlib.suppress(OSError):
+            line.sendall(PREFACE * (i % 2) + noise.randbytes(noise.randrange(1 << 16)))
+
+
+def half_open(siege, size=1):
+    """Connections that say nothing, or stop in the middle of a word."""
+    beginnings = (b"", PREFACE[:10], PREFACE, PREFACE + frame(SETTINGS, 0, 0)[:5])
+    with contextlib.ExitStack() as stack:
+        for i in range(100 * size):
+            line = stack.enter_context(socket.create_connection((siege.host, siege.port), 5))
+            line.sendall(beginnings[i % len(beginnings)])
+        yield
+
+
+def ping_flood(siege, size=1):
+    _frames(siege, [frame(PING, 0, 0, bytes(8))] * 20_000 * size)
+
+
+def settings_flood(siege, size=1):
+    """Each wants an answer, and changes what all streams may do."""
+    flood = (frame(SETTINGS, 0, 0, b"\0\x04" + (i % 2 * 65535).to_bytes(4, "big")) for i in range(20_000))
+    _frames(siege, list(flood) * size)
+
+
+def window_flood(siege, size=1):
+    _frames(siege, [frame(WINDOW_UPDATE, 0, 0, (1).to_bytes(4, "big"))] * 20_000 * size)
+
+
+def priority_flood(siege, size=1):
+    flood = (frame(PRIORITY, 0, 2 * i + 1, (2 * i + 3).to_bytes(4, "big") + b"\1") for i in range(20_000))
+    _frames(siege, list(flood) * size)
+
+
+def empty_data_flood(siege, size=1):
+    """Frames without a byte, on a stream that stays open."""
+    with Traitor(siege) as traitor, contextlib.suppress(HungUp):
+        stream = traitor.push(traitor.manifest(), end=False)
+        _pour(traitor.line, [frame(DATA, 0, stream)] * 20_000 * size)
+
+
+def rapid_reset(siege, size=1):
+    """CVE-2023-44487: open a stream and take it back at once, many times a packet."""
+    with Line(siege) as line, contextlib.suppress(HungUp):
+        line.listen(1)
+        line.listen(0.2)
+        for _ in range(40 * size):
+            burst = b""
+            for _ in range(100):
+                stream = line.http.get_next_available_stream_id()
+                block = line.http.encoder.encode(line.headers("Join"))
+                line.http.highest_outbound_stream_id = stream
+                burst += frame(HEADERS, END_HEADERS, stream, block)
+                burst += frame(RST_STREAM, 0, stream, (8).to_bytes(4, "big"))
+            line.raw(burst)
+
+
+def continuation_flood(siege, size=1):
+    """Headers that never end."""
+    with Line(siege) as line, contextlib.suppress(HungUp):
+        line.listen(1)
+        block = line.http.encoder.encode(line.headers("Status"))
+        line.raw(frame(HEADERS, 0, 1, block))
+        piece = b"\0\x01a" + b"\x7f\x81\x7d" + b"b" * 16_000  # a literal that is not kept in the table
+        _pour(line, [frame(CONTINUATION, 0, 1, piece)] * 2_000 * size)
+
+
+def header_floods(siege, size=1):
+    """Many headers, and large ones: each is refused, none is kept."""
+    many = [(f"x-{i}", "y" * 20) for i in range(2_000)]
+    large = [("x-large", "y" * 15_000)] * 20
+    for more in (many, large) * size:
+        with Line(siege) as line, contextlib.suppress(HungUp):
+            stream = line.call("Status", more, end=True)
+            line.answer(stream, 2)
+
+
+def nonsense_headers(siege, size=1):
+    """Metadata that is no text, as large as it may be."""
+    for _ in range(20 * size):
+        with Line(siege) as line, contextlib.suppress(HungUp):
+            line.listen(1)
+            block = line.http.encoder.encode(line.headers("Status"))
+            value = b"\x00\x01a" + b"\x7f\x81\x7d" + b"\x80" * 16_000
+            line.raw(frame(HEADERS, END_HEADERS | 1, 1, block + value[:16_000]))
+            line.raw(frame(HEADERS, END_HEADERS | 1, 3, block + b"\x00\x01a\x04\xff\xfe\x80\x81"))
+            line.listen(0.2)
+
+
+def hanging_up(siege, size=1):
+    """Questions whose answers nobody waits for."""
+    layout = ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout=siege.layout.text).SerializeToString()
+    for i in range(100 * size):
+        with Line(siege) as line, contextlib.suppress(HungUp):
+            stream = line.call(("Join", "Status")[i % 2], identity(siege))
+            line.message(stream, layout if i % 2 == 0 else b"", end=True)
+
+
+def table_bomb(siege, size=1):
+    """HPACK: one large header in the table, and then thousands of one-byte references to it."""
+    for _ in range(10 * size):
+        with Line(siege) as line, contextlib.suppress(HungUp):
+            line.listen(1)
+            first = line.http.encoder.encode([*line.headers("Status"), ("x-bomb", "y" * 3_900)])
+            line.raw(frame(HEADERS, END_HEADERS | 1, 1, first))
+            line.raw(frame(HEADERS, END_HEADERS | 1, 3, first[:20] + b"\xbe" * 16_000))
+            line.listen(0.5)
+
+
+def compression_bombs(siege, size=1):
+    """Half a gigabyte of zeros in half a megabyte."""
+    bomb = gzip.compress(bytes(MIB), 9) * 500
+    for encoding in ("gzip", "deflate", "br", "identity") * size:
+        with Line(siege) as line, contextlib.suppress(HungUp):
+            stream = line.call("Push", identity(siege), headers=[("grpc-encoding", encoding)])
+            line.message(stream, bomb, end=True, compressed=True)
+            answer = line.answer(stream, 5)
+            assert answer.get("grpc-status") != "0", answer
+
+
+def amplification(siege, size=1):
+    """Millions of empty parts in one message, where a parser makes an object of each."""
+    for bomb in (b"\x0a\x00", b"\x12\x00", b"\x0a\x02\x12\x00", b"\x7a\x00", b"\x0b\x0c") * size:
+        with Traitor(siege) as traitor, contextlib.suppress(HungUp):
+            stream = traitor.push(traitor.manifest(), bomb * (7 * MIB // len(bomb)))
+            answer = traitor.line.answer(stream)
+            assert answer.get("grpc-status") != "0", answer
+
+
+def oversize(siege, size=1):
+    """More than a message may have, really and as a promise."""
+    for length, body in ((9 * MIB, bytes(9 * MIB)), (0xFFFFFFFF, bytes(MIB)), (0x7FFFFFFF, b"")) * size:
+        with Traitor(siege) as traitor, contextlib.suppress(HungUp):
+            stream = traitor.push(traitor.manifest(), end=False)
+            traitor.line.message(stream, body, length=length)
+            answer = traitor.line.answer(stream, 3)
+            assert answer.get("grpc-status") != "0", answer
+
+
+def never_reading(siege, size=1):
+    """Pulls on connections whose windows are not opened again: what is written has nowhere to go."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(8 * size):
+            traitor = stack.enter_context(Traitor(siege))
+            traitor.line.reads = False
+            for _ in range(8):
+                stream = traitor.line.call("Pull", traitor.identity)
+                request = ps_pb2.PullRequest(run_id=RUN, after=-1).SerializeToString()
+                traitor.line.message(stream, request, end=True)
+        yield
+
+
+def slow_loris(siege, size=1):
+    """200 pushes at a byte now and then: some of a worker of the run, most of nobody."""
+    with contextlib.ExitStack() as stack:
+        open_streams = []
+        traitor = stack.enter_context(Traitor(siege))
+        with contextlib.suppress(HungUp):
+            pushes = (traitor.push(traitor.manifest(), end=False) for _ in range(4))
+            open_streams += [(traitor.line, stream) for stream in pushes]
+        for i in range(13 * size):
+            line = stack.enter_context(Line(siege))
+            known = identity(siege) if i % 2 else ()
+            with contextlib.suppress(HungUp):
+                open_streams += [(line, line.call("Push", known)) for _ in range(15)]
+        while True:
+            for line, stream in open_streams:
+                with contextlib.suppress(HungUp):
+                    line.raw(frame(DATA, 0, stream, b"\0"))
+            yield
+
+
+def join_flood(siege, size=1):
+    _calls(siege, "Join", ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout="x" * 50_000), 300 * size)
+
+
+def status_flood(siege, size=1):
+    _calls(siege, "Status", ps_pb2.StatusRequest(), 500 * size)
+
+
+def pull_flood(siege, size=1):
+    """A small question with a large answer, by a worker of the run, who takes back most of them."""
+    request = ps_pb2.PullRequest(run_id=RUN, after=-1).SerializeToString()
+    with Traitor(siege) as traitor, contextlib.suppress(HungUp):
+        for i in range(200 * size):
+            stream = traitor.line.call("Pull", traitor.identity)
+            traitor.line.message(stream, request, end=True)
+            if i % 4:
+                traitor.line.http.reset_stream(stream)
+                traitor.line.flush()
+            else:
+                traitor.line.answer(stream, 1)
+
+
+def random_messages(siege, size=1):
+    """Noise where messages should be, to every call, from a worker of the run."""
+    noise = random.Random(2)
+    with Traitor(siege) as traitor:
+        for i in range(60 * size):
+            method = ("Join", "Pull", "Push", "Status")[i % 4]
+            stream = traitor.line.call(method, traitor.identity)
+            traitor.line.message(stream, noise.randbytes(noise.randrange(1, 500)), end=True)
+            answer = traitor.line.answer(stream)
+            assert "grpc-status" in answer, answer
+
+
+ATTACKS = (
+    random_bytes,
+    half_open,
+    ping_flood,
+    settings_flood,
+    window_flood,
+    priority_flood,
+    empty_data_flood,
+    rapid_reset,
+    continuation_flood,
+    header_floods,
+    nonsense_headers,
+    hanging_up,
+    table_bomb,
+    compression_bombs,
+    amplification,
+    oversize,
+    never_reading,
+    slow_loris,
+    join_flood,
+    status_flood,
+    pull_flood,
+    random_messages,
+)
+
+
+def _calls(siege, method, request, count):
+    """Calls as fast as they are answered, sixteen at a time, most of them by nobody."""
+    data = request.SerializeToString()
+    with Line(siege) as line, contextlib.suppress(HungUp):
+        waiting = []
+        for i in range(count):
+            waiting.append(line.call(method, identity(siege) if i % 3 == 0 else ()))
+            line.message(waiting[-1], data, end=True)
+            if len(waiting) == 12:
+                for stream in waiting:
+                    line.answer(stream, 5)
+                waiting.clear()
+                line.events.clear()
+
+
+def _frames(siege, frames):
+    with Line(siege) as line, contextlib.suppress(HungUp):
+        _pour(line, frames)
+
+
+def _pour(line, frames):
+    """Send it all, and take in what comes back, so that both ends keep going."""
+    for at in range(0, len(frames), 500):
+        line.raw(b"".join(frames[at : at + 500]))
+        line.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            if not line.socket.recv(1 << 20):
+                raise HungUp("closed")
+        line.socket.settimeout(10)
+    time.sleep(0)

@@ -1,0 +1,145 @@
+"""A server under attack, seen from outside: what it takes, what it says, and whether it still works."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from varangian.protos.layout import Layout
+from varangian.server.roster import make_token
+from varangian.worker.backoff import Backoff
+from varangian.worker.client import Client
+
+VICTIM = Path(__file__).with_name("victim.py")
+SECRET = b"a secret that the tests may know"
+RUN = "besieged"
+HONEST = ("w00", "w01")
+TRAITOR = "w02"
+"""A worker of the run, with a token of its own: it may send what it likes."""
+
+
+class Siege:
+    """One server process."""
+
+    def __init__(self, log: Path, numel=500_000, **options):
+        self.log, self.numel = log, numel
+        self.layout = Layout((("weight", (numel,)),))
+        flags = [f"--{name}={value}" for name, value in {"numel": numel, **options}.items()]
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", str(VICTIM), *flags],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+            )
+        self.rounds = []
+        first = self.process.stdout.readline()
+        if not first:
+            raise RuntimeError(log.read_text())
+        self.address = json.loads(first)["address"]
+        self.host, _, port = self.address.rpartition(":")
+        self.port = int(port)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.rounds.append(json.loads(line))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(20)
+        self._reader.join()
+        self.process.stdout.close()
+
+    def token(self, name):
+        return make_token(name, SECRET)
+
+    def client(self, name, **options):
+        patient = {"backoff": Backoff(tries=12, first=0.02, most=0.2), "idle": 10.0}
+        return Client(self.address, name, self.token(name), self.layout, **patient | options)
+
+    # what the system says about the process
+
+    @property
+    def _proc(self):
+        return Path(f"/proc/{self.process.pid}")
+
+    def _status(self, key):
+        for line in (self._proc / "status").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) << 10
+        raise KeyError(key)
+
+    @property
+    def resident(self):
+        return self._status("VmRSS")
+
+    @property
+    def peak(self):
+        """Bytes at most, since `forget_peak`."""
+        return self._status("VmHWM")
+
+    def forget_peak(self):
+        (self._proc / "clear_refs").write_text("5")
+
+    @property
+    def files(self):
+        return len(os.listdir(self._proc / "fd"))
+
+    @property
+    def threads(self):
+        return len(os.listdir(self._proc / "task"))
+
+
+class Honest:
+    """Workers that only want their round; they keep their connections."""
+
+    def __init__(self, siege, names=HONEST):
+        self.siege, self.names = siege, names
+        self.runner = asyncio.Runner()
+        self.served = -1
+        self.clients = self.runner.run(self._join())
+
+    async def _join(self):
+        clients = [self.siege.client(name) for name in self.names]
+        await asyncio.gather(*(client.join() for client in clients))
+        return clients
+
+    def round(self):
+        """One round: seconds from the pull to the last receipt."""
+        return self.runner.run(self._round())
+
+    async def _round(self):
+        start = time.perf_counter()
+        pulled = await asyncio.gather(*(client.pull(self.served) for client in self.clients))
+        self.served = pulled[0].round
+        vectors = [torch.full((self.siege.numel,), float(i + 1)) for i in range(len(self.clients))]
+        pushes = zip(self.clients, vectors, strict=True)
+        receipts = await asyncio.gather(*(client.push(self.served, vector) for client, vector in pushes))
+        assert all(receipt.counted for receipt in receipts), receipts
+        return time.perf_counter() - start
+
+    def close(self):
+        async def leave():
+            for client in self.clients:
+                await client.close()
+
+        self.runner.run(leave())
+        self.runner.close()
+
+
+def settled(probe, wanted, patience=15.0):
+    """The last value of a probe, once it is wanted or patience is over."""
+    end = time.monotonic() + patience
+    while not wanted(value := probe()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return value

@@ -1,0 +1,82 @@
+"""A real server, alone in its process: prints where it listens, then a line for each round.
+
+It ends when nobody holds its standard input any more.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+import threading
+
+import torch
+
+from varangian.aggregators import aggregator_from
+from varangian.protos.layout import Layout
+from varangian.server.driver import Driver
+from varangian.server.events import RoundPolicy
+from varangian.server.learner import Learner
+from varangian.server.optimizer import Sgd
+from varangian.server.roster import Roster
+from varangian.server.round import RoundMachine
+from varangian.server.service import serve
+from varangian.server.streams import Limits
+
+SECRET = b"a secret that the tests may know"
+
+
+def say(**words):
+    print(json.dumps(words), flush=True)
+
+
+def arguments():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--quorum", type=int, default=2)
+    parser.add_argument("--numel", type=int, default=500_000)
+    parser.add_argument("--deadline", type=float, default=0.2)
+    parser.add_argument("--rounds", type=int, default=100_000)
+    parser.add_argument("--rule", default="mean")
+    parser.add_argument("-f", type=int, default=0)
+    parser.add_argument("--idle", type=float, default=1.0)
+    return parser.parse_args()
+
+
+async def main(args):
+    names = tuple(f"w{i:02d}" for i in range(args.workers))
+    policy = RoundPolicy(names, args.rounds, args.quorum, args.deadline, "wait", args.f)
+    rule = aggregator_from(args.rule, "--rule", f=args.f)
+    learner = Learner(torch.zeros(args.numel), rule, Sgd(lr=0.1), rounds=args.rounds, seed=1)
+    driver = Driver(
+        RoundMachine(policy),
+        learner,
+        evaluate=lambda _: (0.0, 0.0),
+        evaluate_every=10**9,
+        observe=lambda record: say(round=record.round, seconds=record.seconds, missing=record.missing),
+    )
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def wait_for_the_end():
+        sys.stdin.read()
+        loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
+    await serve(
+        driver,
+        Roster(names, SECRET),
+        Layout((("weight", (args.numel,)),)),
+        run_id="besieged",
+        host="127.0.0.1",
+        port=0,
+        ready=lambda address: say(address=address),
+        stop=stop,
+        limits=Limits(idle=args.idle, grace=0.2),
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    logging.captureWarnings(True)
+    asyncio.run(main(arguments()), debug=False)
