@@ -86,6 +86,10 @@ class Rows:
     def keep(self, chosen: Sequence[int]) -> Rows:
         return self if len(chosen) == len(self) else Rows(tuple(self.vectors[i] for i in chosen))
 
+    def columns(self, start: int, stop: int) -> Rows:
+        """The same rows, of which only these columns are left."""
+        return Rows(tuple(vector[start:stop] for vector in self.vectors))
+
     def block(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
         """Columns start to stop, (n, b); a view where the rows lie in one matrix already."""
         dtype = dtype or self.working_dtype

@@ -41,8 +41,7 @@ from varangian.server.events import (
     Worker,
 )
 from varangian.server.headway import Headway
-from varangian.server.ingress import NOT_FINITE
-from varangian.server.intake import Overtaken, RowStore, Slot
+from varangian.server.intake import NOT_FINITE, Overtaken, RowStore, Slot
 from varangian.server.learner import Begun, Learner
 from varangian.server.record import Evaluate, Evaluation, Observe, RoundRecord, is_due, of_skip, of_step
 from varangian.server.round import RoundMachine

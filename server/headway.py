@@ -1,8 +1,8 @@
 """Aggregates the columns that everyone has sent, while the rest is on its way.
 
 A block of columns is done, in the learner's thread, as soon as every upload of the round has passed it.
-Whose rows will count is not known by then, so this begins when there is reason to think so: everyone who has
-not proved faulty is uploading or has pushed; or a quorum has pushed, and the time until the deadline is free.
+Whose rows will count is not known by then, so this begins when there is reason to guess: everyone who has
+not proved faulty is uploading or has pushed; or a quorum has pushed, and there is time until the deadline.
 Someone who comes later, or comes again, is a reason to begin anew, but not for ever: a worker that comes
 and goes must not keep a core busy.
 """

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from varangian.aggregators.kernels.ingress import landed
 from varangian.protos.codec import FLOAT32, WIRE, Dtype
 from varangian.server.events import Refusal, Worker
-from varangian.server.ingress import landed
+
+NOT_FINITE = "not finite"
+"""What is proved by a number that is none, or too large for a row."""
 
 
 class Overtaken(Exception):
@@ -68,7 +71,8 @@ class Slot:
         self.sound = True
         """Whether all of them are finite; the others are not kept."""
         self._row = row
-        self._dtype = WIRE[dtype][1]
+        self._dtype: Dtype = dtype
+        self._width = WIRE[dtype][1].itemsize
         self._overtaken = overtaken
         self._came = came
         self._cut = bytearray()
@@ -76,7 +80,7 @@ class Slot:
     @property
     def size(self) -> int:
         """Bytes of the payload on the wire."""
-        return self._row.numel() * self._dtype.itemsize
+        return self._row.numel() * self._width
 
     @property
     def full(self) -> bool:
@@ -97,7 +101,7 @@ class Slot:
         self._came(self)
 
     def _take(self, data: memoryview) -> None:
-        width = self._dtype.itemsize
+        width = self._width
         if self._cut:
             rest = width - len(self._cut)
             self._cut += data[:rest]
@@ -111,7 +115,7 @@ class Slot:
         self._cut += data[whole:]
 
     def _land(self, numbers: memoryview) -> None:
-        end = self.columns + len(numbers) // self._dtype.itemsize
+        end = self.columns + len(numbers) // self._width
         if end > self._row.numel():
             raise ValueError(f"A payload should have {self.size} bytes. Found more.")
         self.sound = self.sound and landed(numbers, self.columns, self._dtype, self._row)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from varangian.aggregators import Aggregate, AggregationError, Aggregator
 from varangian.aggregators.incremental import Incremental
+from varangian.server.bounds import Bounds, norm
 from varangian.server.optimizer import Sgd
+from varangian.server.versions import Versions
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,22 @@ class Learner:
     def __init__(
         self, parameters: Tensor, aggregator: Aggregator, optimizer: Sgd, *, rounds: int, seed: int
     ) -> None:
-        self._point = nn.Parameter(parameters.detach().to(torch.float32, copy=True).contiguous())
+        self._versions = Versions(parameters)
+        self._point = nn.Parameter(self._versions.current)
         self._aggregator = aggregator
         self._optimizer = optimizer
         self._sgd = optimizer.build(self._point)
+        self._bounds = self._measured()
         self._rounds = rounds
         self._seed = seed
+        self._spare = torch.empty(self._point.numel())
         self.reference: Tensor | None = None
         """The last aggregate (d,), from which the next rows are measured."""
 
     @property
     def parameters(self) -> Tensor:
-        """(d,) float32; a view that the next step changes, not to be written to."""
-        return self._point.detach()
+        """(d,) float32; not to be written to, nor kept beyond the next step."""
+        return self._versions.current
 
     def begin(self, workers: Sequence[str], faults: int) -> Begun:
         """The next aggregate, to be gone on with while rows of these workers arrive.
@@ -101,7 +106,7 @@ class Learner:
             faults: how many of them have proved faulty so far.
         """
         names, d = tuple(sorted(workers)), self._point.numel()
-        work = Incremental(self._aggregator, len(names), d, self.reference, faults=faults)
+        work = Incremental(self._aggregator, len(names), d, self.reference, faults=faults, into=self._spare)
         return Begun(work, names)
 
     def step(
@@ -131,18 +136,18 @@ class Learner:
         rng = torch.Generator().manual_seed(_derived(self._seed, round))
         begun = begun or self.begin(workers, len(faults))
         aggregate = begun.finish(rows, rng, len(faults))
-        norm = self._checked_norm(aggregate)
+        length = self._checked_norm(aggregate)
         aggregated = time.perf_counter()
         lr = self._optimizer.rate(round, self._rounds)
         vector = _own(aggregate.vector.detach().to(torch.float32), rows)
-        self._move(vector, lr)
-        self.reference = vector
+        self._move(vector, length, lr)
+        self._refer(vector)
         seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
-        return _described(aggregate, workers, faults, norm, lr, seconds)
+        return _described(aggregate, workers, faults, length, lr, seconds)
 
-    def payload(self) -> bytes:
-        """The parameters as little-endian float32."""
-        return self.parameters.cpu().numpy().astype("<f4", copy=False).tobytes()
+    def payload(self) -> memoryview:
+        """The parameters as little-endian float32; never changed as long as somebody holds it."""
+        return self._versions.payload
 
     def digest(self) -> str:
         """BLAKE2b-128 of `payload`, in hexadecimal."""
@@ -153,37 +158,59 @@ class Learner:
         if vector.shape != (d,):
             found = f"Found shape {tuple(vector.shape)}."
             raise TypeError(f"{self._aggregator.rule!r} should return a vector of {d} entries. {found}")
-        norm = _norm(vector)
-        if norm is None:
+        length = norm(vector)
+        if length is None:
             raise AggregationError(f"The update of {self._aggregator.rule!r} is not finite.")
-        return norm
+        return length
 
-    def _move(self, vector: Tensor, lr: float) -> None:
-        state = self._sgd.state[self._point]
-        before = self.parameters.clone()
-        # Older versions of torch keep a None where there is no momentum.
-        state_before = {key: value.clone() for key, value in state.items() if value is not None}
+    def _move(self, vector: Tensor, length: float, lr: float) -> None:
+        """One step of the optimizer, beside the current parameters."""
         self._sgd.param_groups[0]["lr"] = lr
+        before = self._bounds
+        self._bounds = before.after(self._optimizer, length, lr)
+        if self._bounds.risky:
+            self._bounds = self._measured().after(self._optimizer, length, lr)
+        undo = self._saved() if self._bounds.risky else None
+        draft = self._versions.draft()
+        self._point.data = draft
         self._point.grad = vector
         self._sgd.step()
         self._point.grad = None
-        if _norm(self.parameters) is None:
-            self.parameters.copy_(before)
-            state.clear()
-            state.update(state_before)
+        if undo is not None and norm(draft) is None:
+            undo()
+            self._bounds = before
+            self._point.data = self._versions.current
+            self._versions.discard(draft)
             raise AggregationError("The step would make the parameters infinite.")
+        self._versions.publish(draft)
+
+    def _measured(self) -> Bounds:
+        velocity = self._sgd.state[self._point].get("momentum_buffer")
+        return Bounds.of(self._versions.current, velocity)
+
+    def _saved(self) -> Callable[[], None]:
+        """What brings the optimizer's state back to what it is now."""
+        state = self._sgd.state[self._point]
+        # Older versions of torch keep a None where there is no momentum.
+        saved = {key: value.clone() for key, value in state.items() if value is not None}
+
+        def undo() -> None:
+            state.clear()
+            state.update(saved)
+
+        return undo
+
+    def _refer(self, vector: Tensor) -> None:
+        """Keep the aggregate, and use the memory of the one before for the next."""
+        before, self.reference = self.reference, vector
+        if vector.data_ptr() == self._spare.data_ptr():
+            self._spare = torch.empty_like(vector) if before is None else before
 
 
 def _own(vector: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
     """The vector, not in the memory of a row: rows are overwritten in the next round."""
     memory = {row.untyped_storage().data_ptr() for row in rows.values()}
     return vector.clone() if vector.untyped_storage().data_ptr() in memory else vector
-
-
-def _norm(vector: Tensor) -> float | None:
-    """Euclidean norm; None when an entry is not finite. In float64 no finite float32 vector overflows."""
-    norm = torch.linalg.vector_norm(vector, dtype=torch.float64).item()
-    return norm if norm < float("inf") else None
 
 
 def _derived(seed: int, round: int) -> int:
@@ -196,13 +223,13 @@ def _described(
     aggregate: Aggregate,
     workers: Sequence[str],
     faults: Mapping[str, str],
-    norm: float,
+    length: float,
     lr: float,
     seconds: dict[str, float],
 ) -> Step:
     weights = None if aggregate.weights is None else _named(workers, aggregate.weights)
     return Step(
-        norm=norm,
+        norm=length,
         weights=weights,
         reference_weight=aggregate.reference_weight,
         dropped=dict(faults) | {workers[i]: "not finite" for i in aggregate.dropped},

@@ -24,7 +24,7 @@ class Snapshot:
     """As `codec.digest` makes it of the payload."""
 
     @classmethod
-    def of(cls, payload: bytes, round: int = 0) -> Snapshot:
+    def of(cls, payload: bytes | memoryview, round: int = 0) -> Snapshot:
         return cls(round, False, "", memoryview(payload), codec.digest(payload))
 
 

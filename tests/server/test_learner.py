@@ -123,9 +123,9 @@ def test_the_next_rows_are_measured_from_the_last_aggregate():
 
     @dataclass(frozen=True)
     class Spy(Aggregator):
-        def __call__(self, rows, reference=None, rng=None, *, faults=0):
+        def __call__(self, rows, reference=None, rng=None, **early):
             seen.append(reference)
-            return super().__call__(rows, reference, rng, faults=faults)
+            return super().__call__(rows, reference, rng, **early)
 
     model = learner(Spy(Mean()))
     model.step(0, rows(1.0, 3.0), {})
@@ -140,7 +140,7 @@ def test_the_reference_does_not_share_memory_with_a_row():
 
     @dataclass(frozen=True)
     class First(Aggregator):
-        def __call__(self, rows, reference=None, rng=None, *, faults=0):
+        def __call__(self, rows, reference=None, rng=None, **early):
             return Aggregate(rows[0], None, ())
 
     model = learner(First(Mean()))
@@ -294,8 +294,8 @@ def test_an_update_that_is_not_finite_blames_the_rule(value: float):
 def test_an_aggregate_of_another_shape_is_a_bug_and_no_bad_round():
     @dataclass(frozen=True)
     class Short(Aggregator):
-        def __call__(self, rows, reference=None, rng=None, *, faults=0):
-            result = super().__call__(rows, reference, rng, faults=faults)
+        def __call__(self, rows, reference=None, rng=None, **early):
+            result = super().__call__(rows, reference, rng, **early)
             return result._replace(vector=result.vector[:1])
 
     model = learner(Short(Mean()))

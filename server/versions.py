@@ -1,0 +1,49 @@
+"""The parameters, one version after the other; each is left alone as long as somebody reads it."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+
+class Versions:
+    """Memory for parameters (d,) float32: two vectors, or more while an old one is still being read.
+
+    A new version is written beside the current one, so a step that fails has changed nothing, and whoever
+    still sends the old one needs no copy of it. Memory is used again: new memory costs five times a copy.
+    """
+
+    def __init__(self, first: Tensor) -> None:
+        self._free: list[Tensor] = []
+        self._publish(first.detach().to("cpu", torch.float32, copy=True).contiguous())
+
+    @property
+    def current(self) -> Tensor:
+        """(d,); nobody writes to it."""
+        return self._current
+
+    @property
+    def payload(self) -> memoryview:
+        """The current version as little-endian float32, read-only; read as long as it is held."""
+        return self._payload
+
+    def draft(self) -> Tensor:
+        """A copy of the current version, to be changed, and then to be published or discarded."""
+        draft = self._free.pop() if self._free else torch.empty_like(self._current)
+        return draft.copy_(self._current)
+
+    def publish(self, draft: Tensor) -> None:
+        """Make it the current version."""
+        self._publish(draft)
+
+    def discard(self, draft: Tensor) -> None:
+        self._free.append(draft)
+
+    def _publish(self, version: Tensor) -> None:
+        self._current = version
+        array = version.numpy()
+        # Every view of the payload, and every part of one, keeps this array alive and no other does.
+        weakref.finalize(array, self._free.append, version).atexit = False
+        self._payload = array.data.cast("B").toreadonly()
