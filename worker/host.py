@@ -96,14 +96,23 @@ async def _be(
     """The first of these workers that nobody else is, until its run is finished or it is not wanted."""
     loop = asyncio.get_running_loop()
 
-    async def compute(name: str, round: int, parameters: Tensor) -> Tensor:
-        return await loop.run_in_executor(executor, crew.contribution, name, round, parameters)
+    task = crew.task
+
+    async def compute(name: str, round: int, parameters: Tensor) -> Tensor | None:
+        vector = await loop.run_in_executor(executor, crew.answer, name, round, parameters)
+        if vector is not None:
+            await asyncio.sleep(task.timetable.delay(name, round))
+        return vector
+
+    def turn(name: str, round: int) -> int:
+        return round if task.listens(name) else task.timetable.turn(name, round)
 
     try:
         for name in names:
             async with _client(server, name, proofs[name], crew) as client:
                 if len(names) == 1 or await client.claim():
-                    log.info("%s: %s", name, await work(client, partial(compute, name)))
+                    reason = await work(client, partial(compute, name), turn=partial(turn, name))
+                    log.info("%s: %s", name, reason)
                     return FINISHED
         log.error("Each of %s is another process already; there is no place left.", ", ".join(names))
     except ClientError as error:

@@ -28,15 +28,24 @@ SIGN_OF_LIFE = 3.0
 """Seconds; several fit into the silence after which a server gives a worker's name to another process."""
 
 
+def every(round: int) -> int:
+    return round
+
+
 async def work(
     client: Transport,
-    compute: Callable[[int, Tensor], Awaitable[Tensor]],
+    compute: Callable[[int, Tensor], Awaitable[Tensor | None]],
     sign_of_life: float = SIGN_OF_LIFE,
+    turn: Callable[[int], int] = every,
 ) -> str:
     """Join, then serve rounds until the run is finished; returns why it ended.
 
-    `compute` gets the round and the parameters (d,), and returns the vector (d,) to send. Whatever it
-    raises ends the loop. A vector that the server does not count does not: there is a next round.
+    `compute` gets the round and the parameters (d,), and returns the vector (d,) to send, or None to send
+    nothing in this round. Whatever it raises ends the loop. A vector that the server does not count does
+    not: there is a next round.
+
+    `turn` says from a round on which is the next that this worker serves. Until then it is away: its pull
+    waits at the server, and nothing is sent to it.
 
     Raises:
         ClientError: when the server cannot be worked with.
@@ -45,18 +54,21 @@ async def work(
     served = -1
     codes = set[str]()
     while True:
-        pulled = await client.pull(served)
+        pulled = await client.pull(turn(served + 1) - 1)
         if isinstance(pulled, Finished):
             return pulled.reason
         job = compute(pulled.round, pulled.parameters)
-        receipt = await client.push(pulled.round, await _computed(job, client, sign_of_life))
+        vector = await _computed(job, client, sign_of_life)
         served = pulled.round
+        if vector is None:
+            continue
+        receipt = await client.push(served, vector)
         if not receipt.counted and receipt.code not in codes:
             codes.add(receipt.code)
             log.warning("%s, round %d: %s %s", client.name, served, receipt.code, receipt.sentence)
 
 
-async def _computed(job: Awaitable[Tensor], client: Transport, sign_of_life: float) -> Tensor:
+async def _computed(job: Awaitable[Tensor | None], client: Transport, sign_of_life: float) -> Tensor | None:
     """What the job returns; until then the server hears now and then that this worker lives."""
     task = asyncio.ensure_future(job)
     try:

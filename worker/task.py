@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TypeAlias
 
 import torch
@@ -21,12 +21,15 @@ from varangian.worker.attacks import (
     corrupted,
     refusal,
 )
+from varangian.worker.availability import Always, Availability
 from varangian.worker.data import Source
+from varangian.worker.delays import Delay, NoDelay
 from varangian.worker.flat import flatten
 from varangian.worker.models import Model
 from varangian.worker.momentum import Momentum
 from varangian.worker.partition import Partition, batch_indices
 from varangian.worker.streams import generator
+from varangian.worker.timetable import Timetable
 from varangian.worker.trainer import Trainer, built
 
 Compute: TypeAlias = Callable[[str, int, Tensor], Tensor]
@@ -57,6 +60,8 @@ class Task:
     """Samples of one worker in one round."""
     momentum: float = 0.9
     """0 sends plain gradients."""
+    availability: Availability = field(default_factory=Always)
+    delays: Delay = field(default_factory=NoDelay)
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -91,6 +96,26 @@ class Task:
         needs: Sight = self.attack.needs if isinstance(self.attack, GradientAttack) else "own"
         return self.knows or needs
 
+    @cached_property
+    def timetable(self) -> Timetable:
+        """Who takes part in which round, and how late."""
+        return Timetable(
+            names=self.workers, seed=self.seed, availability=self.availability, delays=self.delays
+        )
+
+    def seen(self, round: int) -> tuple[str, ...]:
+        """Whose honest vectors of a round attackers see beyond their own: of those who take part in it."""
+        names = {"own": (), "colluders": self.byzantine, "all": self.honest}[self.sight]
+        return tuple(name for name in names if self.timetable.available(name, round))
+
+    def listens(self, worker: str) -> bool:
+        """Whether it pulls in every round, also where it takes no part: an attacker who follows others.
+
+        With their momentum it would be behind, had it missed a round of theirs.
+        """
+        follows = isinstance(self.attack, GradientAttack) and self.sight != "own" and self.momentum > 0
+        return follows and worker in self.byzantine and not isinstance(self.availability, Always)
+
     @property
     def honest(self) -> tuple[str, ...]:
         """The names of those that do not attack."""
@@ -101,8 +126,9 @@ class Crew:
     """Any of the workers of a task, in one process with one model.
 
     What a worker sends is bit for bit the same whoever else is in the crew. An attacker who may look at
-    others computes their vectors here, from the seed and the data, as long as it takes part in every round:
-    momentum of rounds that it missed is missing. Methods can be called from any thread.
+    others computes their vectors here, from the seed and the data, as long as it hears of every round:
+    momentum of rounds that it missed is missing. Who is late for a whole round misses it. Methods can be
+    called from any thread.
 
     Raises:
         ValueError: when the data is missing, too small to share out, or does not fit the model.
@@ -116,7 +142,7 @@ class Crew:
         self._trainer = Trainer(task.model, self.dataset, task.seed, device_of(task.device))
         self._momentum = Momentum(task.momentum)
         self._lock = threading.Lock()
-        self._view: tuple[int, Tensor] | None = None
+        self._view: tuple[int, Tensor | None] | None = None
         """What attackers see beyond their own vector, and in which round."""
         self._send = {name: self._sender(name) for name in task.workers}
 
@@ -140,6 +166,15 @@ class Crew:
             raise ValueError(f"There is no worker {name!r} among {len(self._send)}.")
         with self._lock:
             return self._send[name](name, round, parameters).clone()
+
+    def answer(self, name: str, round: int, parameters: Tensor) -> Tensor | None:
+        """What a worker sends in a round, as `contribution` has it; None when it takes no part."""
+        if self.task.timetable.available(name, round):
+            return self.contribution(name, round, parameters)
+        if self.task.listens(name):
+            with self._lock:
+                self._visible(round, parameters)
+        return None
 
     def evaluate(self, parameters: Tensor) -> tuple[float, float]:
         """Mean cross entropy and accuracy on the held-out samples."""
@@ -167,9 +202,9 @@ class Crew:
         return self._trainer.gradient(parameters, x, y, "forward", name, round)
 
     def _knowledge(self, own: Tensor, name: str, round: int, parameters: Tensor) -> Knowledge:
-        task = self.task
+        task, view = self.task, self._visible(round, parameters)
         return Knowledge(
-            honest=self._visible(own, round, parameters),
+            honest=own[None] if view is None else view,
             n=len(task.workers),
             f=len(task.byzantine),
             rank=task.byzantine.index(name),
@@ -177,15 +212,12 @@ class Crew:
             rng=generator(task.seed, "attack", name, round),
         )
 
-    def _visible(self, own: Tensor, round: int, parameters: Tensor) -> Tensor:
-        """The vectors (k, d) that an attacker may look at; attackers in one crew share them."""
-        if self.task.sight == "own":
-            return own[None]
+    def _visible(self, round: int, parameters: Tensor) -> Tensor | None:
+        """The vectors (k, d) that an attacker sees beyond its own, if any; shared in a crew."""
         if self._view is None or self._view[0] != round:
-            names = self.task.byzantine if self.task.sight == "colluders" else self.task.honest
             self._view = None  # frees the last one before the next is stacked
-            rows = [self._honest(name, round, parameters) for name in names]
-            self._view = (round, torch.stack(rows))
+            rows = [self._honest(name, round, parameters) for name in self.task.seen(round)]
+            self._view = (round, torch.stack(rows) if rows else None)
         return self._view[1]
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from varangian.worker.availability import Always, Availability, Place
 from varangian.worker.delays import Delay, NoDelay
 
+HORIZON = 1000
+"""Rounds to look ahead at once, however rarely somebody comes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timetable:
@@ -31,6 +34,12 @@ class Timetable:
     def next_round(self, worker: str, round: int, rounds: int) -> int | None:
         """The first round from this one on in which the worker takes part; None if the run ends before."""
         return next((r for r in range(round, rounds) if self.available(worker, r)), None)
+
+    def turn(self, worker: str, round: int) -> int:
+        """The first round from this one on that may be the worker's: it is away in all before."""
+        ahead = round + HORIZON
+        found = self.next_round(worker, round, ahead)
+        return ahead if found is None else found
 
     def _place(self, worker: str) -> Place:
         return Place(self.seed, self.names.index(worker), len(self.names))

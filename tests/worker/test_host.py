@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from varangian.worker import host as hosting
+from varangian.worker.attacks import Alie
+from varangian.worker.availability import Alternating
 from varangian.worker.client import ClientError, Finished, Pulled, Receipt
 from varangian.worker.data import Custom, Synthetic
+from varangian.worker.delays import Lognormal
 from varangian.worker.host import host
 from varangian.worker.models import Softmax
 from varangian.worker.names import names
@@ -39,7 +43,9 @@ class FakeServer:
         self.refused = ()
         self.taken = ()
         self.on_pull = lambda name, after: None
-        self.last_pull = ROUNDS
+        self.pulled = []
+        """Who pulled after which round."""
+        self.last_pull = 1000
         """Pulls after this round are never answered."""
 
     def client(self, server, name, token, layout):
@@ -68,8 +74,9 @@ class FakeClient:
 
     async def pull(self, after):
         self.server.on_pull(self.name, after)
+        self.server.pulled.append((self.name, after))
         await (asyncio.sleep(0) if after < self.server.last_pull else asyncio.Event().wait())
-        if after + 1 == ROUNDS:
+        if after + 1 >= ROUNDS:
             return Finished("all rounds done")
         return Pulled(after + 1, torch.zeros(Crew(TASK).layout.numel))
 
@@ -98,6 +105,37 @@ def test_every_worker_has_its_own_connection_and_sends_what_its_crew_says(server
     assert set(server.pushed) == {(name, round) for name in WORKERS[:3] for round in range(ROUNDS)}
     for (name, round), vector in sorted(server.pushed.items()):
         assert torch.equal(vector, crew.contribution(name, round, torch.zeros(layout.numel)))
+
+
+def test_a_worker_that_is_away_asks_for_nothing_and_sends_nothing(server):
+    task = dataclasses.replace(TASK, availability=Alternating(period=2))
+    assert run(task=task) == 0
+    assert set(server.pushed) == {("w00", 0), ("w01", 0), ("w02", 1), ("w03", 1), ("w00", 2), ("w01", 2)}
+    assert sorted(after for name, after in server.pulled if name == "w00") == [-1, 1, 3]
+    assert sorted(after for name, after in server.pulled if name == "w03") == [0, 2]
+
+
+def test_an_attacker_that_follows_others_listens_while_it_is_away(server):
+    colluding = {"byzantine": WORKERS[2:], "attack": Alie(), "f": 2}
+    task = dataclasses.replace(TASK, availability=Alternating(period=2), **colluding)
+    assert run(task=task) == 0
+    assert {round for name, round in server.pushed if name in WORKERS[2:]} == {1}
+    assert sorted(after for name, after in server.pulled if name == "w03") == [-1, 0, 1, 2]
+
+
+def test_a_late_worker_sends_later(server, monkeypatch):
+    slept, sleep = [], asyncio.sleep
+
+    async def at_once(seconds):
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(hosting.asyncio, "sleep", at_once)
+    task = dataclasses.replace(TASK, delays=Lognormal(median=100.0, workers=(2,)))
+    assert run(WORKERS[1:3], task) == 0
+    expected = [task.timetable.delay("w02", round) for round in range(ROUNDS)]
+    assert [seconds for seconds in slept if seconds] == expected
+    assert len(server.pushed) == 2 * ROUNDS
 
 
 def test_one_refused_worker_does_not_end_the_others(server, caplog):

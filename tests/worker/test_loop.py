@@ -53,6 +53,37 @@ def test_it_serves_every_round_that_it_is_given_until_the_end():
     ]
 
 
+def test_it_is_away_until_its_turn():
+    """The server has the worker wait: it is asked for a round after the last one that is another's."""
+    client = FakeClient([3, 7])
+    odd = {0: 3, 4: 7, 8: 11}
+    assert asyncio.run(work(client, doubled, turn=odd.__getitem__)) == "all done"
+    assert client.diary == [
+        "join",
+        ("pull", 2),
+        ("push", 3, [6.0, 6.0]),
+        ("pull", 6),
+        ("push", 7, [14.0, 14.0]),
+        ("pull", 10),
+    ]
+
+
+def test_it_sends_nothing_when_there_is_nothing_to_send():
+    async def only_odd(round, parameters):
+        return parameters if round % 2 else None
+
+    client = FakeClient([0, 1, 2])
+    assert asyncio.run(work(client, only_odd)) == "all done"
+    assert client.diary == [
+        "join",
+        ("pull", -1),
+        ("pull", 0),
+        ("push", 1, [1.0, 1.0]),
+        ("pull", 1),
+        ("pull", 2),
+    ]
+
+
 def test_a_vector_that_is_not_counted_is_logged_once_for_each_code(caplog):
     receipts = [
         Receipt(False, code, "a sentence", 7) for code in ("UNSOUND", "UNSOUND", "STALE", "UNSOUND")

@@ -19,6 +19,7 @@ from varangian.worker.attacks import (
     Uniform,
     z_max,
 )
+from varangian.worker.availability import Alternating, Random
 from varangian.worker.data import Cifar10, Custom, DataError, Synthetic
 from varangian.worker.flat import ModelError, load
 from varangian.worker.models import Cnn, Mlp, ResNet18, Softmax
@@ -431,3 +432,64 @@ def test_an_unknown_worker():
 def test_parameters_of_another_model():
     with pytest.raises(ModelError, match="takes a vector of"):
         Crew(TASK).contribution("w00", 0, torch.zeros(3))
+
+
+# Workers that come and go
+
+
+def played(crews, rounds=6):
+    """What is sent in each round, from parameters that change, by whoever has which names."""
+    sent = {}
+    for round in range(rounds):
+        parameters = torch.full((TASK_LAYOUT.numel,), 0.01 * round)
+        for names_, crew in crews:
+            for name in names_:
+                if crew.task.timetable.available(name, round) or crew.task.listens(name):
+                    sent[name, round] = crew.answer(name, round, parameters)
+    return sent
+
+
+TASK_LAYOUT = Crew(TASK).layout
+
+
+def test_who_is_away_sends_nothing():
+    task = but(availability=Alternating(period=2))
+    sent = played([(WORKERS, Crew(task))], rounds=2)
+    assert sorted(sent) == [(name, 0) for name in WORKERS[:3]] + [(name, 1) for name in WORKERS[3:]]
+    assert Crew(task).answer("w06", 0, torch.zeros(TASK_LAYOUT.numel)) is None
+
+
+@pytest.mark.parametrize("sight", ["colluders", "all"])
+@pytest.mark.parametrize("availability", [Alternating(period=3), Random(chance=0.4)])
+def test_what_attackers_see_of_those_who_come_and_go_is_the_same_in_any_process(sight, availability):
+    task = attacked(Alie(z=1.0), availability=availability, knows=sight)
+    together = played([(WORKERS, Crew(task))])
+    apart = played([((name,), Crew(task)) for name in WORKERS])
+    assert together.keys() == apart.keys()
+    for key, vector in together.items():
+        assert (vector is None) == (apart[key] is None)
+        assert vector is None or torch.equal(vector, apart[key]), key
+    assert any(vector is not None for (name, _), vector in together.items() if name in BYZANTINE)
+
+
+def test_attackers_see_only_those_who_take_part():
+    task = attacked(Ipm(), availability=Alternating(period=2), knows="all")
+    assert [task.seen(round) for round in (0, 1)] == [WORKERS[:3], WORKERS[3:5]]
+    alone = Crew(
+        but(byzantine=WORKERS[3:], f=4, attack=Ipm(epsilon=2.0), availability=Alternating(period=2))
+    )
+    alone = Crew(dataclasses.replace(alone.task, knows="all"))
+    parameters = torch.zeros(TASK_LAYOUT.numel)
+    own = Crew(TASK).contribution("w05", 1, parameters)
+    # Where no honest worker takes part there is nobody to look at but oneself.
+    assert torch.equal(alone.contribution("w05", 1, parameters), -2.0 * own)
+
+
+def test_who_listens():
+    away = but(availability=Alternating())
+    assert not away.listens("w06")
+    assert not dataclasses.replace(away, byzantine=BYZANTINE, attack=SignFlip()).listens("w06")
+    colluding = dataclasses.replace(away, byzantine=BYZANTINE, attack=Alie())
+    assert colluding.listens("w06")
+    assert not colluding.listens("w00")
+    assert not dataclasses.replace(colluding, momentum=0.0).listens("w06")
