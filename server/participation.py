@@ -175,7 +175,7 @@ def _complete(policy: ParticipationPolicy, state: Participation) -> str | None:
     tally = f"round {state.round}: {answered} of {wanted} answers are there"
     if answered >= wanted:
         return f"{tally}; nobody else is waited for"
-    if policy.deadline is None or state.opened_at is None or answered < min(policy.quorum, wanted):
+    if policy.deadline is None or state.opened_at is None or answered < policy.quorum:
         return None
     late = state.at >= state.opened_at + policy.deadline
     return f"{tally}; the deadline of {policy.deadline:g} s is over" if late else None

@@ -184,6 +184,24 @@ def test_faults_count_for_the_quorum():
     assert reduced(play(m, Tick(10.0))).faulty == ("w02",)
 
 
+def test_the_quorum_is_all_of_a_round_that_has_fewer():
+    m = machine(Rotating(Ring().neighbours), deadline=10.0, quorum=4)
+    ready(m, *WORKERS)
+    push(m, "w00", "w01")
+    assert play(m, Tick(10.0)) == []
+    assert reduced(push(m, "w03")).round == 0
+
+
+def test_a_round_that_is_given_up_leaves_only_what_is_young_enough():
+    for tau, left in ((0, [{}, {}]), (1, [{"w00": 0}, {}])):
+        m = machine(Buffered(size=2, tau=tau))
+        ready(m, *WORKERS)
+        push(m, "w00")
+        for round in (1, 2):
+            play(m, Opened(round, 1.0))
+            assert dict(m.state.arrived) == left[round - 1]
+
+
 # Oldest
 
 
@@ -214,6 +232,13 @@ def test_to_be_invited_is_to_participate():
         invited = play(m, Opened(round + 1, 1.0))
         chosen.append([effect.worker for effect in invited if isinstance(effect, Invite)])
     assert chosen == [["w00", "w01"], ["w02", "w03"], ["w00", "w01"], ["w02", "w03"]]
+
+
+def test_who_was_silent_in_a_round_keeps_no_seat_in_the_next():
+    m = machine(Oldest(k=1))
+    assert ready(m, "w00", "w01") == ["w00"]
+    play(m, Closed(0, 1.0))
+    assert play(m, Opened(1, 1.0)) == [Invite("w01", 1)]
 
 
 def test_the_choice_waits_for_more_to_choose_from():
