@@ -29,7 +29,7 @@ from varangian.aggregators.base import (
     tolerance,
 )
 from varangian.aggregators.gram import Gram
-from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for
+from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for, unscreened
 from varangian.aggregators.rows import Rows, RowsError
 
 
@@ -125,7 +125,10 @@ class Aggregator:
         """
         rng = rng or torch.Generator().manual_seed(0)
         before = rng.get_state()
-        for survivors in _attempts(Rows.of(rows), reference, self.backend, (measured, ready)):
+        rows = Rows.of(rows)
+        # Nothing but columns is looked at, by what kernels know by its description.
+        described = not self.mix and is_ordered(self.rule) and not is_selecting(self.rule)
+        for survivors in _attempts(rows, reference, self.backend, described, (measured, ready)):
             rng.set_state(before)
             try:
                 return self._aggregate(survivors, rng, faults)
@@ -231,17 +234,18 @@ class _Survivors:
 
 
 def _attempts(
-    rows: Rows, reference: Tensor | None, backend: str | None, early: Early
+    rows: Rows, reference: Tensor | None, backend: str | None, described: bool, early: Early
 ) -> Iterator[_Survivors]:
     """All rows, unscreened, where the kernels notice what they should not be given; then the sound ones.
 
     Almost every round is sound, and a screening would read all rows once more.
     """
     chosen, reference = backend_for(rows, backend), _checked(reference, rows)
-    if chosen.NOTICES:
+    trusted = unscreened(chosen, rows, described)
+    if trusted:
         yield _Survivors(rows, reference, chosen, len(rows), [*range(len(rows))], (), early)
     sound = _screened(rows, reference, chosen)
-    if not chosen.NOTICES and sound.rows is rows:
+    if not trusted and sound.rows is rows:
         sound = replace(sound, early=early)
     yield sound
     sound = replace(sound, early=(None, None))
@@ -272,7 +276,8 @@ def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:
     if reference.shape != (rows.d,):
         raise RowsError(f"`reference` should be ({rows.d},). Found {tuple(reference.shape)}.")
     reference = reference.detach().to(device=rows.device, dtype=rows.working_dtype)
-    if not bool(reference.isfinite().all()):
+    # The least and the largest are NaN if any entry is.
+    if not all(bool(end.isfinite()) for end in torch.aminmax(reference)):
         raise RowsError(f"`reference` should be finite in {rows.working_dtype}. Found NaN or infinity.")
     return reference
 

@@ -7,16 +7,22 @@ computed and starts again in float64 when something was lost (`lost`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varangian.aggregators.kernels import lanes
 from varangian.aggregators.kernels import reference as exact
+from varangian.aggregators.kernels.reference import NotFinite
+from varangian.aggregators.order import Order
 from varangian.aggregators.rows import Rows
+
+T = TypeVar("T")
 
 NAME = "blocked"
 NOTICES = False
@@ -37,6 +43,9 @@ FLOOR = 1e-30
 
 Measure: TypeAlias = Callable[[Rows, Tensor | None], Tensor]
 
+WIDENED = (torch.float16,)
+"""Types whose subnormal numbers are normal ones of float32."""
+
 INTEGERS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
@@ -46,6 +55,11 @@ def refuses(rows: Rows) -> str | None:
     if torch.get_float32_matmul_precision() != "highest":
         return "torch.set_float32_matmul_precision allows products of less than float32"
     return None
+
+
+def notices(rows: Rows) -> bool:
+    """Whether `columnwise` with an `Order` needs no screening of such rows."""
+    return rows.device.type == "cpu" and rows.dtype not in WIDENED
 
 
 def screen(rows: Rows) -> tuple[Tensor, Tensor]:
@@ -182,4 +196,47 @@ def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
 def columnwise(
     rule: Callable[[Tensor], Tensor], coords: Tensor | None, rows: Rows, reference: Tensor | None
 ) -> Tensor:
-    return exact.blockwise(rule, coords, rows, reference, rows.working_dtype)
+    """As `reference.columnwise`; rows for an `Order` need no screening.
+
+    Raises:
+        NotFinite: a row is not, or they hold subnormal numbers that are not read as zero.
+    """
+    if rows.device.type != "cpu" or not isinstance(rule, Order):
+        return exact.blockwise(rule, coords, rows, reference, rows.working_dtype)
+    out = torch.empty(rows.d)
+    coords = None if coords is None else coords.float()
+    strips = range(0, rows.d, lanes.WIDTH)
+
+    def part(some: range) -> None:
+        reduce = lanes.Reducer(rule, len(rows) if coords is None else len(coords))
+        with lanes.subnormals_as_zero() as able, np.errstate(over="ignore", invalid="ignore"):
+            if coords is None and (not able or rows.dtype in WIDENED):
+                _refuse_what_screening_finds(rows)
+            for start in some:
+                columns = slice(start, min(start + lanes.WIDTH, rows.d))
+                points, result = rows.block(columns.start, columns.stop), out[columns].numpy()
+                if coords is not None:
+                    points = exact.mixed(coords, points, reference, columns)
+                elif not lanes.finite([*points.numpy()], result):
+                    raise NotFinite
+                if not reduce([*points.numpy()], result):
+                    out[columns] = rule(points)
+
+    threads = torch.get_num_threads()
+    in_threads(part, [strips[i::threads] for i in range(threads)])
+    return out.to(rows.dtype)
+
+
+def _refuse_what_screening_finds(rows: Rows) -> None:
+    finite, subnormal = screen(rows)
+    if not bool(finite.all()) or bool(subnormal.any()):
+        raise NotFinite
+
+
+def in_threads(part: Callable[[T], object], given: Sequence[T]) -> None:
+    """`part` of everything, each in a thread of its own."""
+    if len(given) == 1:
+        part(given[0])
+        return
+    with ThreadPoolExecutor(len(given)) as pool:
+        list(pool.map(part, given))

@@ -46,6 +46,11 @@ class BackendRefused(RuntimeError):
     """A backend was asked for by name and cannot take these rows."""
 
 
+def unscreened(backend: Backend, rows: Rows, described: bool) -> bool:
+    """Whether rows need no screening; `described` if they only go to `columnwise`, with an `Order`."""
+    return backend.NOTICES or (described and backend is blocked and blocked.notices(rows))
+
+
 def after(backend: Backend, rows: Rows) -> Backend:
     """The next slower backend that takes them, for rows that were too much for this one."""
     slower = BACKENDS[BACKENDS.index(backend) + 1 :]

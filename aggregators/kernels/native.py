@@ -21,7 +21,7 @@ from torch import Tensor
 from varangian.aggregators.kernels import blocked, networks
 from varangian.aggregators.kernels.blocked import screen
 from varangian.aggregators.kernels.library import function, level, library
-from varangian.aggregators.kernels.reference import nothing
+from varangian.aggregators.kernels.reference import NotFinite, nothing
 from varangian.aggregators.order import Majority, Nearest, Order
 from varangian.aggregators.rows import Rows
 
@@ -46,10 +46,6 @@ MOST = 500
 """Rows that the C side has room for on its stack."""
 SLICE = 1 << 16
 """Columns of one call: a multiple of every strip of the C side."""
-
-
-class NotFinite(ArithmeticError):
-    """A row may not be finite, or a sum of finite rows overflowed: screen, and try again."""
 
 
 def refuses(rows: Rows) -> str | None:

@@ -16,6 +16,10 @@ LARGEST_SQUARE = 2.0**1000
 """Of the norm of a row: float64 has room for sums of millions of such squares."""
 
 
+class NotFinite(ArithmeticError):
+    """A row may not be finite, or a sum of finite rows overflowed: screen, and try again."""
+
+
 def refuses(rows: Rows) -> str | None:
     """Never: this backend takes anything that torch takes."""
     return None
