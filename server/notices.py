@@ -118,6 +118,8 @@ class Ack:
 
     worker: Worker
     seq: int
+    digest: bytes
+    """Without it a worker that was restarted would take this for its own first push."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ another push: a worker has at most one that is not acknowledged, and the server 
 Whatever is lost on the way is said again, with the same number and digest. `Write` of what is held answers
 `Hold`, of what was used last `Ack`: neither counts twice. A worker that has forgotten its number is told
 which is expected. One that sends another vector under a number that is taken may have been restarted, which
-is no proof of anything; the first vector stays.
+is no proof of anything; the first vector stays, and its `Ack` says by its digest which it was.
 
 A round reduces over its members (one neighbourhood of a graph after the other, say) as soon as all of them
 are held: nobody waits for those who are not members, and a fast worker may be ahead by the one vector that
@@ -122,7 +122,7 @@ def _pushed(policy: NotifyPolicy, state: NotifyState, event: Write | Notify) -> 
     if push == edge.held:
         return state, (Hold(worker, seq),)
     if push == edge.used:
-        return state, (Ack(worker, seq),)
+        return state, (Ack(worker, *push),)
     if isinstance(event, Write):
         return _with(state, worker, upload=push), (Go(worker, seq),)
     settled, effects = _settled(policy, _with(state, worker, upload=None, held=push), event.at)
@@ -161,7 +161,7 @@ def _consumed(policy: NotifyPolicy, state: NotifyState, at: Seconds) -> Moved:
         edge = edges[worker]
         assert edge.held is not None, f"the buffer of {worker!r} was emptied while it was read"
         edges[worker] = replace(edge, used=edge.held, held=None)
-        acks.append(Ack(worker, edge.held[0]))
+        acks.append(Ack(worker, *edge.held))
     return _opened(policy, replace(state, edges=edges, reducing=()), at, *acks)
 
 
