@@ -20,7 +20,7 @@ from varangian.aggregators.base import (
     is_selecting,
 )
 from varangian.aggregators.gram import Gram
-from varangian.aggregators.kernels import Backend, GramAccumulator, NotFinite, backend_for
+from varangian.aggregators.kernels import GramAccumulator, backend_for
 from varangian.aggregators.pipeline import Aggregator, on_rows
 from varangian.aggregators.rows import Rows
 
@@ -99,12 +99,9 @@ class Columns:
             self.alive = False
             return
         block = Rows.of(pieces)
-        backend = backend_for(block, self._backend)
-        if not _sound(block, backend):
-            raise NotFinite
-        if self._vector is None or self._vector.dtype != block.dtype:
+        if self._vector is None:
             self._vector = torch.empty(self._d, dtype=block.dtype, device=block.device)
-        reduce(self._how, block, self._reference, backend, self._vector, start)
+        reduce(self._how, block, self._reference, self._backend, self._vector, start)
 
     def remove(self, i: int) -> None:
         self.alive = self.alive and i not in self.members
@@ -117,16 +114,24 @@ class Columns:
 
 
 def reduce(
-    how: How, block: Rows, reference: Tensor | None, backend: Backend, vector: Tensor, start: int
+    how: How, block: Rows, reference: Tensor | None, name: str | None, vector: Tensor, start: int
 ) -> None:
-    """Columns of the update, from the same columns of the rows, which begin at `start`."""
-    stop = start + block.d
+    """Columns of the update, from the same columns of the rows, which begin at `start`.
+
+    Rows that are narrower than the vector are widened first: a mean of them needs more than they have.
+
+    Raises:
+        NotFinite: not by the kernels of this name, or by the fastest.
+    """
+    if block.dtype != vector.dtype:
+        block = Rows(tuple(row.to(vector.dtype) for row in block.vectors))
+    backend, stop = backend_for(block, name), start + block.d
     if isinstance(how, Tensor):
         part = None if reference is None else reference[start:stop]
         vector[start:stop] = backend.combine(how[None], block, part)[0]
-    else:
-        by = how.order(len(block)) if is_ordered(how) else how.columnwise
-        vector[start:stop] = backend.columnwise(by, None, block, None)
+        return
+    by = how.order(len(block)) if is_ordered(how) else how.columnwise
+    vector[start:stop] = backend.columnwise(by, None, block, None)
 
 
 def known(aggregator: Aggregator, n: int, faults: int) -> How | None:
@@ -152,16 +157,6 @@ class _Asked(Exception):
 
 def _asked() -> Tensor:
     raise _Asked
-
-
-def _sound(block: Rows, backend: Backend) -> bool:
-    """Whether the aggregator, which screens whole rows, would find nothing here."""
-    if block.dtype == torch.float64:
-        return False  # sums of squares may be too much for the whole row and not for a part
-    if backend.NOTICES:
-        return True
-    finite, subnormal = backend.screen(block)
-    return bool(finite.all()) and not bool(subnormal.any())
 
 
 def _same(a: How, b: How) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from varangian.aggregators.base import Aggregate
 from varangian.aggregators.early import Columns, Early, How, Products, known, reduce
-from varangian.aggregators.kernels import GramAccumulator, NotFinite, accumulate, backend_for
+from varangian.aggregators.kernels import GramAccumulator, NotFinite, accumulate
 from varangian.aggregators.pipeline import Aggregator
 from varangian.aggregators.rows import Rows
 
@@ -34,7 +34,7 @@ class Incremental:
         d: columns of each.
         reference: as the aggregator takes it.
         faults: rows of these workers will not come, as the aggregator takes it. A guess, too.
-        into: memory (d,) for the update; used if it is of the rows' type.
+        into: memory (d,) for the update, if it is to be in this type; at least as wide as the rows'.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Incremental:
 
         def ready(how: How) -> Tensor | None:
             vector = early.ready(how) if early is not None else None
-            return self._combined(how, whole) if vector is None else vector
+            return self._made(how, whole) if vector is None else vector
 
         return self._aggregator(
             whole.vectors,
@@ -119,15 +119,14 @@ class Incremental:
             ready=ready,
         )
 
-    def _combined(self, how: How, rows: Rows) -> Tensor | None:
+    def _made(self, how: How, rows: Rows) -> Tensor | None:
         """The update in the memory that is there for it."""
         vector = self._into
-        if vector is None or vector.dtype != rows.dtype or not isinstance(how, Tensor):
+        if vector is None or torch.promote_types(vector.dtype, rows.dtype) != vector.dtype:
             return None
-        backend = backend_for(rows, self._aggregator.backend)
         for start in range(0, self._d, self.step):
-            stop = min(start + self.step, self._d)
-            reduce(how, rows.columns(start, stop), self._reference, backend, vector, start)
+            part = rows.columns(start, min(start + self.step, self._d))
+            reduce(how, part, self._reference, self._aggregator.backend, vector, start)
         return vector
 
     def _valid(self, rows: Sequence[Tensor | None], present: Sequence[int]) -> Early | None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from varangian.aggregators import Aggregate, AggregationError, Aggregator
 from varangian.aggregators.incremental import Incremental
 from varangian.server.bounds import Bounds, norm
-from varangian.server.optimizer import Sgd
+from varangian.server.optimizer import Sgd, Stepper
 from varangian.server.versions import Versions
 
 
@@ -82,14 +82,13 @@ class Learner:
         self, parameters: Tensor, aggregator: Aggregator, optimizer: Sgd, *, rounds: int, seed: int
     ) -> None:
         self._versions = Versions(parameters)
-        self._point = nn.Parameter(self._versions.current)
         self._aggregator = aggregator
         self._optimizer = optimizer
-        self._sgd = optimizer.build(self._point)
+        self._stepper = Stepper(optimizer)
         self._bounds = self._measured()
         self._rounds = rounds
         self._seed = seed
-        self._spare = torch.empty(self._point.numel())
+        self._spare = torch.empty_like(self._versions.current)
         self.reference: Tensor | None = None
         """The last aggregate (d,), from which the next rows are measured."""
 
@@ -105,7 +104,7 @@ class Learner:
             workers: everyone who may push.
             faults: how many of them have proved faulty so far.
         """
-        names, d = tuple(sorted(workers)), self._point.numel()
+        names, d = tuple(sorted(workers)), self.parameters.numel()
         work = Incremental(self._aggregator, len(names), d, self.reference, faults=faults, into=self._spare)
         return Begun(work, names)
 
@@ -154,7 +153,7 @@ class Learner:
         return hashlib.blake2b(self.payload(), digest_size=16).hexdigest()
 
     def _checked_norm(self, aggregate: Aggregate) -> float:
-        vector, d = aggregate.vector, self._point.numel()
+        vector, d = aggregate.vector, self.parameters.numel()
         if vector.shape != (d,):
             found = f"Found shape {tuple(vector.shape)}."
             raise TypeError(f"{self._aggregator.rule!r} should return a vector of {d} entries. {found}")
@@ -165,40 +164,23 @@ class Learner:
 
     def _move(self, vector: Tensor, length: float, lr: float) -> None:
         """One step of the optimizer, beside the current parameters."""
-        self._sgd.param_groups[0]["lr"] = lr
-        before = self._bounds
-        self._bounds = before.after(self._optimizer, length, lr)
-        if self._bounds.risky:
-            self._bounds = self._measured().after(self._optimizer, length, lr)
-        undo = self._saved() if self._bounds.risky else None
+        bounds = self._bounds.after(self._optimizer, length, lr)
+        if bounds.risky:
+            bounds = self._measured().after(self._optimizer, length, lr)
+        before = self._stepper.velocity
+        if bounds.risky and before is not None:
+            before = before.clone()
         draft = self._versions.draft()
-        self._point.data = draft
-        self._point.grad = vector
-        self._sgd.step()
-        self._point.grad = None
-        if undo is not None and norm(draft) is None:
-            undo()
-            self._bounds = before
-            self._point.data = self._versions.current
+        self._stepper.step(self.parameters, vector, lr, draft)
+        if bounds.risky and norm(draft) is None:
+            self._stepper.velocity = before
             self._versions.discard(draft)
             raise AggregationError("The step would make the parameters infinite.")
+        self._bounds = bounds
         self._versions.publish(draft)
 
     def _measured(self) -> Bounds:
-        velocity = self._sgd.state[self._point].get("momentum_buffer")
-        return Bounds.of(self._versions.current, velocity)
-
-    def _saved(self) -> Callable[[], None]:
-        """What brings the optimizer's state back to what it is now."""
-        state = self._sgd.state[self._point]
-        # Older versions of torch keep a None where there is no momentum.
-        saved = {key: value.clone() for key, value in state.items() if value is not None}
-
-        def undo() -> None:
-            state.clear()
-            state.update(saved)
-
-        return undo
+        return Bounds.of(self.parameters, self._stepper.velocity)
 
     def _refer(self, vector: Tensor) -> None:
         """Keep the aggregate, and use the memory of the one before for the next."""

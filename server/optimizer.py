@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from varangian.registry import Registry
+
+BLOCK = 1 << 16
+"""Entries of one piece of a step: 256 KiB of each vector."""
 
 
 @runtime_checkable
@@ -93,11 +96,39 @@ class Sgd:
         """The learning rate of one round."""
         return self.lr * self.schedule.factor(round, rounds)
 
-    def build(self, parameters: nn.Parameter) -> torch.optim.SGD:
-        return torch.optim.SGD(
-            [parameters],
-            lr=self.lr,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-        )
+
+class Stepper:
+    """What an `Sgd` does, and the velocity that it remembers.
+
+    The same numbers as `torch.optim.SGD`, bit for bit, without what that imports and copies: block by
+    block, so that what lies between gradient and parameters stays in cache.
+    """
+
+    def __init__(self, sgd: Sgd) -> None:
+        self._sgd = sgd
+        self.velocity: Tensor | None = None
+        """(d,); None before the first step, and always without momentum."""
+
+    def step(self, point: Tensor, gradient: Tensor, lr: float, out: Tensor) -> None:
+        """Write to `out` where one step leads from `point`; all (d,) float32, and only `out` changes."""
+        started = self.velocity is not None
+        if self._sgd.momentum and not started:
+            self.velocity = torch.empty_like(gradient)
+        for start in range(0, len(point), BLOCK):
+            at = slice(start, start + BLOCK)
+            along = self._along(point[at], gradient[at], at, started)
+            torch.add(point[at], along, alpha=-lr, out=out[at])
+
+    def _along(self, point: Tensor, gradient: Tensor, at: slice, started: bool) -> Tensor:
+        """The direction of some of the entries; moves their velocity."""
+        sgd = self._sgd
+        if sgd.weight_decay:
+            gradient = gradient.add(point, alpha=sgd.weight_decay)
+        if self.velocity is None:
+            return gradient
+        velocity = self.velocity[at]
+        if started:
+            velocity.mul_(sgd.momentum).add_(gradient)
+        else:
+            velocity.copy_(gradient)
+        return gradient.add(velocity, alpha=sgd.momentum) if sgd.nesterov else velocity

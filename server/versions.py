@@ -30,9 +30,8 @@ class Versions:
         return self._payload
 
     def draft(self) -> Tensor:
-        """A copy of the current version, to be changed, and then to be published or discarded."""
-        draft = self._free.pop() if self._free else torch.empty_like(self._current)
-        return draft.copy_(self._current)
+        """Memory for the next version, with anything in it; to be published or discarded."""
+        return self._free.pop() if self._free else torch.empty_like(self._current)
 
     def publish(self, draft: Tensor) -> None:
         """Make it the current version."""

@@ -190,6 +190,30 @@ def test_half_precision_and_double(matrix: Tensor) -> None:
             check(begin(aggregator, rows, EVERYONE), aggregator, rows, EVERYONE, 0)
 
 
+@pytest.mark.parametrize("name", ["median", "mean", "krum", "flag", "trimmed_mean", "nnm, flag"])
+def test_narrow_rows_make_an_update_that_is_not(name: str, matrix: Tensor) -> None:
+    """In memory of its own type; the same whether it was begun early or not."""
+    aggregator, rows = built(name), matrix.bfloat16()
+    early = Incremental(aggregator, N, D, REFERENCE, into=torch.zeros(D))
+    early.advance(list(rows), 2 * STEP)
+    found = early.finish(list(rows), EVERYONE, rng())
+    late = Incremental(aggregator, N, D, REFERENCE, into=torch.zeros(D))
+    assert_same(late.finish(list(rows), EVERYONE, rng()), found)
+    wanted = aggregator(rows.float(), REFERENCE, rng()).vector
+    assert found.vector.dtype == torch.float32
+    assert (found.vector - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def test_memory_for_the_update(matrix: Tensor) -> None:
+    for name in ("median", "mean", "krum"):
+        aggregator, into = built(name), torch.zeros(D)
+        found = Incremental(aggregator, N, D, REFERENCE, into=into).finish(list(matrix), EVERYONE, rng())
+        assert found.vector.data_ptr() == into.data_ptr()
+        assert_same(found, aggregator(matrix, REFERENCE, rng()))
+        wide = Incremental(aggregator, N, D, into=into).finish(list(matrix.double()), EVERYONE, rng())
+        assert wide.vector.dtype == torch.float64
+
+
 def test_lost_work_is_not_gone_on_with(matrix: Tensor) -> None:
     begun = begin(built("median"), matrix, EVERYONE)
     begun.remove(2)

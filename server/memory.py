@@ -1,0 +1,149 @@
+"""What a server can take at most, in bytes: known before the first worker connects, and held.
+
+n  workers     d  parameters
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from varangian.protos.codec import FLOAT32, MESSAGE_LIMIT, WIRE, Dtype
+from varangian.server.optimizer import Sgd
+from varangian.server.streams import DEFAULT_LIMITS, Limits
+
+VERSIONS = 2
+"""The parameters, and those before or after them; what is pulled are these, not a copy."""
+AGGREGATES = 2
+"""The last one, from which the rows are measured, and the next."""
+FRAMES = 1
+"""The messages of a pull, made once for all workers."""
+SELDOM = 2
+"""What is written at the end of a run; or an update that other kernels make, after sums overflowed."""
+IN_FLIGHT = 3
+"""Messages of an upload that is received: what the transport assembles, hands over, and what lands."""
+RESERVE = 128 << 20
+"""What libraries take later on, and the kernels' blocks: no more with more workers or a larger model."""
+
+Read: TypeAlias = Callable[[str], str | None]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Bytes by what they are for."""
+
+    rows: int
+    vectors: int
+    """How many times the model."""
+    model: int
+    streams: int
+    base: int
+    """What this process takes before any of it, and what its libraries will."""
+
+    @classmethod
+    def of(
+        cls,
+        n: int,
+        d: int,
+        sgd: Sgd,
+        *,
+        rows: Dtype = FLOAT32,
+        columns: int | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        base: int | None = None,
+    ) -> Account:
+        """The account of a run.
+
+        Args:
+            n: workers.
+            d: parameters.
+            sgd: the optimizer, which keeps a vector if it has momentum.
+            rows: how the rows are kept.
+            columns: of each row at a time, if not all d.
+            limits: of the service.
+            base: bytes that are taken already; by default those of this process.
+        """
+        messages = n * limits.streams + IN_FLIGHT * limits.receiving
+        return cls(
+            rows=n * min(d, columns or d) * WIRE[rows][1].itemsize,
+            vectors=VERSIONS + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0),
+            model=4 * d,
+            streams=messages * MESSAGE_LIMIT,
+            base=RESERVE + (resident() if base is None else base),
+        )
+
+    @property
+    def total(self) -> int:
+        return self.rows + self.vectors * self.model + self.streams + self.base
+
+    @property
+    def sentence(self) -> str:
+        """One line for the start of a run."""
+        parts = (
+            f"rows {_size(self.rows)} + model {self.vectors} x {_size(self.model)} + "
+            f"streams {_size(self.streams)} + base {_size(self.base)}"
+        )
+        room = available()
+        has = "" if room is None else f"; {_size(room + resident())} are there for it"
+        return f"memory: {parts} = at most {_size(self.total)}{has}"
+
+    def refusal(self, room: int | None) -> str | None:
+        """Why a process that can have `room` more bytes should not begin; None when it may."""
+        if room is None or self.total - (self.base - RESERVE) <= room:
+            return None
+        return (
+            f"the server needs up to {_size(self.total)} of memory, and this machine or its container "
+            f"has {_size(room + self.base - RESERVE)} for it. Use fewer workers or a smaller model, or "
+            "keep the rows in half the space with server.rows=bfloat16."
+        )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{size / 1e6:.0f} MB"
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+
+
+def resident(read: Read = _read) -> int:
+    """Bytes of this process that are in memory; 0 where the system does not say."""
+    return _field(read("/proc/self/status"), "VmRSS") or 0
+
+
+def available(read: Read = _read) -> int | None:
+    """Bytes that this process can still have, on the machine and in its control groups; None if unknown."""
+    rooms = [_field(read("/proc/meminfo"), "MemAvailable"), *_groups(read)]
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def _groups(read: Read) -> Iterator[int | None]:
+    """What each limit of a control group leaves, from the innermost to the outermost."""
+    found = re.search(r"^0::(/.*)$", read("/proc/self/cgroup") or "", re.MULTILINE)
+    folder = Path("/sys/fs/cgroup") / (found[1].strip("/") if found else "")
+    while folder.is_relative_to("/sys/fs/cgroup"):
+        yield _left(read, str(folder), "memory.max", "memory.current", "inactive_file")
+        folder = folder.parent
+    old = "/sys/fs/cgroup/memory"
+    yield _left(read, old, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _left(read: Read, folder: str, limit: str, usage: str, unused: str) -> int | None:
+    most, taken = read(f"{folder}/{limit}"), read(f"{folder}/{usage}")
+    if most is None or taken is None or not most.strip().isdigit():
+        return None
+    # Pages of files that nobody has used for a while are given back when memory is short.
+    found = re.search(rf"^{unused} (\d+)$", read(f"{folder}/memory.stat") or "", re.MULTILINE)
+    return max(0, int(most) - int(taken) + (int(found[1]) if found else 0))
+
+
+def _field(text: str | None, name: str) -> int | None:
+    """Bytes in a line `name: 123 kB`."""
+    found = re.search(rf"^{name}:\s+(\d+) kB$", text or "", re.MULTILINE)
+    return int(found[1]) << 10 if found else None

@@ -1,0 +1,111 @@
+"""The account: what it adds up, what is there, and that a server keeps to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+from tests.server import within
+
+from varangian.protos.codec import MESSAGE_LIMIT
+from varangian.server.memory import RESERVE, Account, available, resident
+from varangian.server.optimizer import Sgd
+from varangian.server.streams import Limits
+
+PLAIN = Sgd(lr=0.1)
+GB = 10**9
+
+
+def account(**options) -> Account:
+    return Account.of(15, 11_200_000, **({"sgd": PLAIN, "base": 300 << 20} | options))
+
+
+def test_the_sum_by_hand():
+    found = account(limits=Limits(streams=2, receiving=4))
+    assert found.rows == 15 * 11_200_000 * 4
+    assert found.vectors == 7
+    assert found.streams == (15 * 2 + 4 * 3) * MESSAGE_LIMIT
+    assert found.base == (300 << 20) + RESERVE
+    assert found.total == found.rows + 7 * 44_800_000 + found.streams + found.base
+    parts = "rows 672 MB + model 7 x 45 MB + streams 179 MB + base 449 MB"
+    assert found.sentence.startswith(f"memory: {parts} = at most 1.6 GB")
+
+
+def test_rows_in_half_the_space_and_windows():
+    assert account(rows="bfloat16").rows == account().rows // 2
+    assert account(columns=1 << 20).rows == 15 * 4 << 20
+    assert account(columns=1 << 30).rows == account().rows
+
+
+def test_momentum_is_one_more():
+    assert account(sgd=Sgd(lr=1, momentum=0.9, nesterov=True, weight_decay=0.1)).vectors == 8
+
+
+def test_a_machine_with_less_is_refused_with_the_numbers():
+    found = account()
+    needed = found.total - (300 << 20)
+    assert found.refusal(needed) is None
+    assert found.refusal(None) is None
+    sentence = found.refusal(needed - 1)
+    assert sentence is not None
+    assert sentence.startswith("the server needs up to 1.6 GB of memory, and this machine or its ")
+    assert "server.rows=bfloat16" in sentence
+
+
+MEMINFO = "MemTotal:       100 kB\nMemAvailable:    64 kB\nSwapFree: 7 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [
+        ({}, None),
+        ({"/proc/meminfo": MEMINFO}, 64 << 10),
+        (
+            {
+                "/proc/meminfo": MEMINFO,
+                "/proc/self/cgroup": "0::/a/b\n",
+                "/sys/fs/cgroup/a/b/memory.max": "max\n",
+                "/sys/fs/cgroup/a/b/memory.current": "9\n",
+                "/sys/fs/cgroup/a/memory.max": "50000\n",
+                "/sys/fs/cgroup/a/memory.current": "20000\n",
+                "/sys/fs/cgroup/a/memory.stat": "anon 5\ninactive_file 700\n",
+            },
+            30700,
+        ),
+        (
+            {
+                "/proc/meminfo": MEMINFO,
+                "/proc/self/cgroup": "5:memory:/x\n",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes": "1000\n",
+                "/sys/fs/cgroup/memory/memory.usage_in_bytes": "2000\n",
+            },
+            0,
+        ),
+    ],
+)
+def test_what_is_there(files: dict[str, str], room: int | None):
+    assert available(files.get) == room
+
+
+def test_this_process():
+    assert resident({"/proc/self/status": "VmPeak: 9 kB\nVmRSS:\t  5 kB\n"}.get) == 5 << 10
+    assert resident(lambda _: None) == 0
+    assert resident() > 10 << 20
+
+
+@pytest.mark.slow
+def test_a_server_keeps_to_it():
+    """Two rounds over sockets, with 4 workers in this process."""
+    command = [sys.executable, within.__file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        first = json.loads(server.stdout.readline())
+        asyncio.run(asyncio.wait_for(within.workers(first["address"]), 60))
+        last = json.loads(server.stdout.readline())
+    assert last["reason"] == f"all {within.ROUNDS} rounds are done"
+    assert last["peak"] <= first["most"]
+    # The rows are most of it, so one more copy of them would have shown.
+    assert first["rows"] > first["most"] - last["peak"]

@@ -1,0 +1,80 @@
+"""A real server, alone in its process, that says what it may take and has taken; and its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+
+import torch
+
+from varangian.aggregators import Aggregator, Krum
+from varangian.protos.layout import Layout
+from varangian.server.driver import Driver
+from varangian.server.events import RoundPolicy
+from varangian.server.learner import Learner
+from varangian.server.memory import Account
+from varangian.server.optimizer import Sgd
+from varangian.server.roster import Roster
+from varangian.server.round import RoundMachine
+from varangian.server.service import serve
+from varangian.server.streams import Limits
+from varangian.worker.client import Client
+from varangian.worker.loop import work
+
+NAMES = tuple(f"w{i:02d}" for i in range(6))
+LAYOUT = Layout((("weight", (16_000_000,)),))
+ROUNDS = 2
+SECRET = b"0123456789abcdef"
+LIMITS = Limits(grace=1.0)
+SGD = Sgd(lr=0.5, momentum=0.9)
+
+
+async def workers(address: str) -> None:
+    vectors = torch.randn(len(NAMES), LAYOUT.numel)
+
+    async def one(i: int) -> None:
+        token = Roster(NAMES, SECRET).token(NAMES[i])
+
+        async def compute(round: int, parameters: torch.Tensor) -> torch.Tensor:
+            return vectors[i]
+
+        async with Client(address, NAMES[i], token, LAYOUT) as client:
+            await work(client, compute)
+
+    await asyncio.gather(*(one(i) for i in range(len(NAMES))))
+
+
+async def serving() -> None:
+    account = Account.of(len(NAMES), LAYOUT.numel, SGD, limits=LIMITS)
+    policy = RoundPolicy(NAMES, ROUNDS, len(NAMES), 60.0, "wait", 1)
+    learner = Learner(torch.zeros(LAYOUT.numel), Aggregator(Krum(f=1)), SGD, rounds=ROUNDS, seed=1)
+    driver = Driver(
+        RoundMachine(policy),
+        learner,
+        evaluate=lambda _: (0.0, 0.0),
+        evaluate_every=100,
+        observe=lambda _: None,
+    )
+
+    def ready(address: str) -> None:
+        print(json.dumps({"address": address, "most": account.total, "rows": account.rows}), flush=True)
+
+    reason = await serve(
+        driver,
+        Roster(NAMES, SECRET),
+        LAYOUT,
+        run_id="run-1",
+        host="127.0.0.1",
+        port=0,
+        ready=ready,
+        stop=asyncio.Event(),
+        limits=LIMITS,
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    print(json.dumps({"reason": reason, "peak": peak, "account": account.sentence}), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    asyncio.run(serving())
