@@ -68,6 +68,36 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
     assert no_child_is_left()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # One half after the other; the attackers, in a process of their own, follow both.
+        [
+            *("availability={alternating: {period: 2}}", "workers=8", "server.quorum=4"),
+            *("byzantine.attack={alie: {z: 1}}", "byzantine.count=2", "f=1"),
+            *("worker.per_process=8", "server.deadline=2", "rounds=3"),
+        ],
+        ["delays={lognormal: {median: 0.05, most: 0.2}}", "server.deadline=60"],
+        # Always too late.
+        [
+            *("delays={constant: {step: 3, factor: 2, workers: [0]}}", "worker.per_process=5"),
+            *("server.deadline=2", "rounds=2"),
+        ],
+    ],
+)
+def test_who_comes_and_goes_does_so_alike_in_processes_and_simulation(carried_out, settings):
+    records = {"processes": [], "simulate": []}
+    results = [
+        carried_out("aggregator=median", *settings, f"backend={backend}", observe=records[backend].append)
+        for backend in records
+    ]
+    assert [notes for _, notes in results] == [[], []]
+    assert [result.outcome for result, _ in results] == ["finished", "finished"]
+    assert len({result.digest for result, _ in results}) == 1
+    assert [r.missing for r in records["processes"]] == [r.missing for r in records["simulate"]]
+    assert no_child_is_left()
+
+
 def test_the_command_trains_on_digits_against_a_worker_that_sends_nan(tmp_path, capsys):
     arguments = ["workers=6", "f=1", "rounds=40", "aggregator=median", f"output={tmp_path}"]
     attack = ["byzantine.attack=non_finite", "byzantine.count=1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from varangian.worker.availability import Always, Availability, Place
 from varangian.worker.delays import Delay, NoDelay
@@ -42,4 +43,8 @@ class Timetable:
         return ahead if found is None else found
 
     def _place(self, worker: str) -> Place:
-        return Place(self.seed, self.names.index(worker), len(self.names))
+        return Place(self.seed, self._numbers[worker], len(self.names))
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}

@@ -4,10 +4,13 @@ import pytest
 
 from varangian.aggregators import NNM, Aggregator, Flag, Krum, Median
 from varangian.config import RunConfig, advice, load, loads
+from varangian.config.build import task, timetable
 from varangian.config.text import dump, parse
 from varangian.config.tree import json_schema
 from varangian.registry import ConfigError
 from varangian.worker.attacks import ATTACKS, Alie
+from varangian.worker.availability import AVAILABILITY, Always
+from varangian.worker.delays import DELAYS, NoDelay
 from varangian.worker.models import MODELS, Custom, Mlp
 
 
@@ -31,7 +34,7 @@ def test_the_defaults_are_a_run_that_starts():
         ("server.prot=3", "server.prot", "Did you mean 'port'?"),
         ("attack=alie", "attack", "Did you mean 'byzantine.attack'?"),
         ("server.lr=1", "server.lr", "Did you mean 'optimizer.lr'?"),
-        ("zzz=1", "zzz", "Known: aggregator, backend"),
+        ("zzz=1", "zzz", "Known: aggregator, availability, backend"),
         ("workers=15.0", "workers", "should be an integer. Found 15.0"),
         ("workers=true", "workers", "should be an integer. Found True"),
         ("workers='15'", "workers", "should be an integer. Found '15'"),
@@ -60,6 +63,10 @@ def test_the_defaults_are_a_run_that_starts():
         ("model.mlp.hidden=wide", "model.mlp.hidden", "should be an integer or a list"),
         ("model.mlp.hidden=0", "model.mlp", "`hidden` should be one or more widths of at least 1. Found 0"),
         ("data=mnist", "data", "there is no data set of this name"),
+        ("availability=sometimes", "availability", "there is no availability of this name"),
+        ("availability.alternating.period=1", "availability.alternating", "at least 2. Found 1"),
+        ("delays.constant.factor=2", "delays.constant.step", "is required (a number)"),
+        ("delays=null", "delays", "should be the name of a delay"),
         ("partition.dirichlet.alfa=1", "partition.dirichlet.alfa", "Did you mean 'alpha'?"),
         ("optimizer.schedule.step.gamma=0.1", "optimizer.schedule.step.every", "is required (an integer)"),
         ("optimizer.nesterov=true", "optimizer", "`momentum` should be above 0 with `nesterov`"),
@@ -132,6 +139,42 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
         (["aggregator.krum.f=2"], "aggregator", "it was told f = 2, but 3 of the workers may be Byzantine"),
         (["aggregator={mix: [{bucketing: {s: 4}}], rule: median}"], "aggregator", "bucketing"),
         (["aggregator=fltrust"], "aggregator", "which this server does not compute"),
+        (
+            ["availability=alternating"],
+            "availability",
+            "7 workers take part in round 0, and its quorum of 12 never comes. "
+            "Set server.quorum=7 or server.shortfall=skip.",
+        ),
+        (
+            ["availability={diurnal: {trace: [1, 0, 0]}}", "f=0", "server.quorum=1", "workers=2"],
+            "availability",
+            "0 workers take part in round 2, and its quorum of 1 never comes. Set server.shortfall=skip.",
+        ),
+        (
+            [
+                "availability={diurnal: {trace: [0, 1]}}",
+                "f=0",
+                "server.shortfall=skip",
+                "workers=1",
+                "seed=3",
+            ],
+            "availability",
+            "should have somebody there in round 0",
+        ),
+        (
+            ["delays={constant: {step: 1, workers: [3, 15]}}"],
+            "delays",
+            "has a delay for worker 15, and they are numbered from 0 to 14",
+        ),
+        (
+            [
+                "byzantine={count: 1, attack: {mimic: {target: 0}}}",
+                "availability=alternating",
+                "server.quorum=7",
+            ],
+            "byzantine.attack",
+            "mimics worker 0 in every round",
+        ),
     ],
 )
 def test_a_run_that_cannot_keep_its_promise_does_not_start(overrides, path, said):
@@ -227,6 +270,29 @@ def test_what_is_resolved_loads_equal(attack):
     assert loads(json.loads(json.dumps(config.resolved()))) == config
 
 
+@pytest.mark.parametrize(
+    ("section", "registry", "required"),
+    [
+        ("availability", AVAILABILITY, {}),
+        ("delays", DELAYS, {"constant": "step", "lognormal": "median", "pareto": "least"}),
+    ],
+)
+def test_every_way_to_come_and_go_loads_by_its_name(section, registry, required):
+    for name in registry:
+        field = f".{required[name]}=2.5" if name in required else ""
+        value = "" if field else f"={name}"
+        path = f"{section}.{name}{field}" if field else f"{section}{value}"
+        config = load(None, [path, "server.shortfall=skip"])
+        built = getattr(config, section)
+        assert type(built) is registry.entry(name)[0]
+        assert loads(json.loads(json.dumps(config.resolved()))) == config
+        assert getattr(task(config), section) == getattr(timetable(config), section) == built
+
+
+def test_everybody_is_always_there_unless_something_else_is_said():
+    assert (load().availability, load().delays) == (Always(), NoDelay())
+
+
 @pytest.mark.parametrize("model", ["softmax", "mlp", "cnn", "resnet18"])
 def test_every_model_loads_by_its_name(model):
     config = load(None, [f"model={model}"])
@@ -299,6 +365,8 @@ class Schema:
         ({"byzantine": {"attack": None}}, True),
         ({"byzantine": {"attack": {"alie": {"z": 1.5}}}}, True),
         ({"server": {"port": "x"}}, False),
+        ({"availability": "churn", "delays": {"pareto": {"least": 0.5}}}, True),
+        ({"availability": {"diurnal": {"trace": "high"}}}, False),
         ({"serve": {}}, False),
     ],
 )

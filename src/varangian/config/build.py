@@ -10,6 +10,7 @@ from varangian.server.optimizer import Sgd
 from varangian.server.round import RoundPolicy
 from varangian.worker.names import names
 from varangian.worker.task import Task
+from varangian.worker.timetable import Timetable
 
 
 def honest_names(config: RunConfig) -> tuple[str, ...]:
@@ -37,7 +38,19 @@ def task(config: RunConfig) -> Task:
         knows=config.byzantine.knows,
         batch_size=config.worker.batch_size,
         momentum=config.worker.momentum,
+        availability=config.availability,
+        delays=config.delays,
         device=config.worker.device,
+    )
+
+
+def timetable(config: RunConfig) -> Timetable:
+    """Who takes part in which round, and how late."""
+    return Timetable(
+        names=names(config.workers),
+        seed=config.seed,
+        availability=config.availability,
+        delays=config.delays,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from varangian.aggregators import Aggregator
 from varangian.aggregators.base import spent
+from varangian.config.attendance import attended, late, mimicked
 from varangian.config.build import optimizer
 from varangian.config.tree import RunConfig
 from varangian.registry import NOTHING, Problem
@@ -157,4 +158,7 @@ CHECKS = (
     Check(frozenset({"optimizer"}), _optimizer),
     Check(frozenset({"workers", "f", "server", "aggregator"}), _guarantee),
     Check(frozenset({"aggregator"}), _rooted),
+    Check(frozenset({"seed", "workers", "f", "rounds", "server", "availability"}), attended),
+    Check(frozenset({"workers", "delays"}), late),
+    Check(frozenset({"availability", "byzantine"}), mimicked),
 )

@@ -15,7 +15,9 @@ from varangian.protos.codec import FLOAT32, Dtype
 from varangian.registry import join
 from varangian.server.optimizer import SCHEDULES, Schedule
 from varangian.worker.attacks import ATTACKS, Attack, Sight
+from varangian.worker.availability import AVAILABILITY, Availability
 from varangian.worker.data import DATASETS, Source
+from varangian.worker.delays import DELAYS, Delay
 from varangian.worker.models import MODELS, Model
 from varangian.worker.partition import PARTITIONS, Partition
 
@@ -107,6 +109,8 @@ class Server(Section):
     """At the deadline below the quorum: wait on, go to the next round without an update, or end the run."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads of torch in the server; the same number gives the same bits."""
+    rows: Dtype = FLOAT32
+    """How vectors are kept until a round closes; bfloat16 takes half the memory and rounds them."""
     tls: bool | None = None
     """Whether `varangian run` makes certificates for the run; null does unless `host` is this machine."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
@@ -159,6 +163,10 @@ class RunConfig(Section):
     data: Annotated[Source, of_registry(DATASETS, "digits")] = named_default("digits")
     partition: Annotated[Partition, of_registry(PARTITIONS, "shared")] = named_default("shared")
     """Which training samples each worker draws from."""
+    availability: Annotated[Availability, of_registry(AVAILABILITY, "always")] = named_default("always")
+    """In which rounds each worker takes part; in the others it neither pulls nor pushes."""
+    delays: Annotated[Delay, of_registry(DELAYS, "none")] = named_default("none")
+    """How long each worker waits before it pushes; `simulate` lets virtual time pass instead."""
     worker: Workers = Workers()
     optimizer: Optimizer = Optimizer()
     server: Server = Server()

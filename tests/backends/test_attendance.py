@@ -1,0 +1,84 @@
+"""Simulated workers that come and go, and those who are late."""
+
+import pytest
+
+from varangian.registry import ConfigError
+
+HALVES = ["availability={alternating: {period: 2}}", "workers=6", "server.quorum=3", "server.deadline=5"]
+
+
+def wait(record):
+    return record.seconds["wait"]
+
+
+def test_a_round_closes_at_its_deadline_without_those_who_are_away(carried_out):
+    result, records, notes = carried_out(*HALVES, "rounds=4")
+    assert result.outcome == "finished"
+    halves = [("w03", "w04", "w05"), ("w00", "w01", "w02")]
+    assert [record.missing for record in records] == halves * 2
+    assert [wait(record) for record in records] == [5.0] * 4, "of virtual time"
+    assert notes == []
+
+
+def test_who_is_away_is_not_in_the_result(carried_out):
+    """The first half alone gives the same as both halves when the other is always late."""
+    late = [
+        "workers=6",
+        "server.quorum=3",
+        "server.deadline=5",
+        "delays={constant: {step: 9, workers: [5]}}",
+    ]
+    one, records, _ = carried_out(*late, "rounds=4")
+    everyone, _, _ = carried_out("workers=6", "rounds=4")
+    assert [record.missing for record in records] == [("w05",)] * 4
+    assert one.digest != everyone.digest
+
+
+def test_a_delay_below_the_deadline_costs_time_and_changes_nothing(carried_out):
+    delays = "delays={lognormal: {median: 1, most: 4}}"
+    slow, records, _ = carried_out(delays, "server.deadline=5")
+    swift, others, _ = carried_out()
+    assert slow.digest == swift.digest
+    assert all(record.missing == () and 0 < wait(record) <= 4 for record in records)
+    assert [wait(record) for record in others] == [0.0] * 5
+
+
+def test_who_is_late_for_a_round_is_missing_and_comes_back_for_a_later_one(carried_out):
+    settings = ["delays={pareto: {least: 3, alpha: 1, most: 9, workers: [0]}}", "rounds=12"]
+    _, records, _ = carried_out(*settings, "server.deadline=5")
+    assert {record.missing for record in records} == {(), ("w00",)}
+    assert all((wait(record) == pytest.approx(5)) == (record.missing != ()) for record in records)
+    _, records, _ = carried_out(*settings, "server.deadline=10")
+    assert {record.missing for record in records} == {()}
+
+
+def test_a_shortfall_that_is_skipped_lasts_until_the_deadline(carried_out):
+    settings = ["availability={diurnal: {trace: [1, 0]}}", "server.shortfall=skip", "server.deadline=2"]
+    _, records, _ = carried_out(*settings, "workers=5", "rounds=6", "seed=3")
+    assert any(record.skipped for record in records)
+    assert all(wait(record) == 2.0 for record in records if record.missing)
+
+
+def test_a_run_that_can_only_wait_says_so_and_ends(carried_out, monkeypatch):
+    """What the check before a run would have found, had it looked so far ahead."""
+    settings = ["availability={random: {chance: 0.6}}", "server.quorum=3", "seed=3"]
+    with pytest.raises(ConfigError, match="never comes"):
+        carried_out(*settings)
+    monkeypatch.setattr("varangian.config.attendance.LOOKS", 1)
+    result, records, _ = carried_out(*settings)
+    assert (result.outcome, result.rounds) == ("failed", len(records))
+    assert f"round {len(records)} would wait for ever" in result.reason
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [*HALVES, "byzantine.attack=ipm", "byzantine.count=1"],
+        ["availability={random: {chance: 0.7}}", "server.shortfall=skip", "rounds=12"],
+        ["delays={pareto: {least: 1, most: 9}}", "server.deadline=4", "server.shortfall=skip"],
+    ],
+)
+def test_the_same_seed_gives_the_same_run(carried_out, settings):
+    (one, first, _), (two, second, _) = carried_out(*settings), carried_out(*settings)
+    assert one.digest == two.digest
+    assert [(r.missing, wait(r)) for r in first] == [(r.missing, wait(r)) for r in second]
