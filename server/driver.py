@@ -66,6 +66,7 @@ class Driver:
         clock: where time comes from.
         executor: where heavy work runs, one piece at a time; by default a thread that ends with the run.
         threads: torch threads of that thread. The same number gives the same bits.
+        rows: how vectors are kept until their round closes.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Driver:
         clock: Clock = MONOTONIC,
         executor: Executor | None = None,
         threads: int = 1,
+        rows: Dtype = FLOAT32,
     ) -> None:
         self._machine = machine
         self._learner = learner
@@ -88,7 +90,7 @@ class Driver:
         self._now = clock.now
         self._executor = executor or _one_thread(threads)
         self._owns_executor = executor is None
-        self._memory = RowStore(machine.policy.workers, learner.parameters.numel())
+        self._memory = RowStore(machine.policy.workers, learner.parameters.numel(), rows)
         self._headway = Headway(machine, learner, self._memory, self._in_thread)
         self._slots: dict[Worker, Slot] = {}
         self._refusals = Counter[str]()

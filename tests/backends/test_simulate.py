@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from varangian.backends import RunError
+from varangian.backends import RunError, run
 
 
 def test_a_run_leaves_its_numbers(carried_out):
@@ -26,6 +26,18 @@ def test_numbers_are_rounded_as_the_wire_rounds_them(carried_out):
         carried_out(f"wire.dtype={dtype}")[0].digest for dtype in ("bfloat16", "bfloat16", "float32")
     ]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_rows_are_rounded_as_they_are_kept(carried_out):
+    digests = [carried_out(f"server.rows={kept}")[0].digest for kept in ("bfloat16", "bfloat16", "float32")]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_machine_without_the_memory_is_not_begun_on(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("varangian.backends.session.available", lambda: 1 << 20)
+    with pytest.raises(RunError, match="of memory, and this machine or its container has"):
+        run(small(), observe=lambda record: None, note=lambda text: None)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_training_learns(carried_out):

@@ -14,10 +14,11 @@ from varangian.backends import Note
 from varangian.backends.folder import RunFolder
 from varangian.backends.result import Outcome, RunError, RunResult
 from varangian.config import RunConfig
-from varangian.config.build import learner, policy, task
+from varangian.config.build import learner, optimizer, policy, task
 from varangian.server.driver import Driver
 from varangian.server.events import Phase
 from varangian.server.learner import Learner
+from varangian.server.memory import Account, available
 from varangian.server.record import Observe, RoundRecord
 from varangian.server.round import RoundMachine
 from varangian.server.waiting import MONOTONIC, Clock
@@ -35,6 +36,8 @@ class Session:
     folder: RunFolder
     observe: Observe
     machine: RoundMachine
+    account: Account
+    """What the server can take at most."""
     stop: Stop = field(default_factory=lambda: Stop())
     rounds: int = 0
     evaluated: int = -1
@@ -48,14 +51,18 @@ class Session:
         """Load the data, build the model and make the run folder.
 
         Raises:
-            RunError: something is missing, or the parts do not fit.
+            RunError: something is missing, the parts do not fit, or there is not enough memory.
         """
         try:
             crew = Crew(task(config))
         except ValueError as error:
             raise RunError(str(error)) from error
+        account = Account.of(config.workers, crew.layout.numel, optimizer(config), rows=config.server.rows)
+        if refusal := account.refusal(available()):
+            raise RunError(refusal)
         built = learner(config, crew.initial())
-        return cls(config, crew, built, RunFolder.create(config), observe, RoundMachine(policy(config)))
+        machine = RoundMachine(policy(config))
+        return cls(config, crew, built, RunFolder.create(config), observe, machine, account)
 
     def driver(self, clock: Clock = MONOTONIC) -> Driver:
         return Driver(
@@ -66,6 +73,7 @@ class Session:
             observe=self._record,
             clock=clock,
             threads=self.config.server.threads,
+            rows=self.config.server.rows,
         )
 
     def result(self, reason: str) -> RunResult:

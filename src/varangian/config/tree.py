@@ -111,6 +111,8 @@ class Server(Section):
     """Threads of torch in the server; the same number gives the same bits."""
     rows: Dtype = FLOAT32
     """How vectors are kept until a round closes; bfloat16 takes half the memory and rounds them."""
+    rows: Dtype = FLOAT32
+    """How vectors are kept until a round closes; bfloat16 takes half the memory and rounds them."""
     tls: bool | None = None
     """Whether `varangian run` makes certificates for the run; null does unless `host` is this machine."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
