@@ -50,6 +50,13 @@ VARIANTS: dict[str, object] = {
     "nnm, bucketing, krum": {"mix": ["nnm", "bucketing"], "rule": "krum"},
 }
 
+ROUNDING_CHOOSES = {
+    (rule, mixing): "rows that were cut are equally long, and it takes the shortest"
+    for rule in ("cge", "monna")
+    for mixing in ("arc", "clipping")
+}
+"""Rules after mixings that float32 and float64 need not agree on."""
+
 EXCUSED = {
     ("mean", "bounded"): "one row moves it anywhere",
     ("flag", "translation"): "directions are from the origin",
@@ -125,6 +132,15 @@ class Referred(Aggregator):
         if reference is None:
             reference = torch.linspace(0.01, 0.02, rows.d)
         return super().__call__(rows, reference, rng, faults=faults)
+
+
+def combined(rule: str, mixing: str | None) -> Aggregator:
+    """A rule after a mixing, for the most of F Byzantine rows that both stand among N."""
+    parts = [_named(mixing)] if mixing else []
+    aggregators = (
+        aggregator_from({"mix": parts, "rule": _named(rule)}, "aggregator", f=f) for f in range(F, -1, -1)
+    )
+    return next(aggregator for aggregator in aggregators if aggregator.requires(N) is None)
 
 
 def excused(name: str, what: str) -> bool:

@@ -365,6 +365,8 @@ class TestTorchJD:
 
     def test_upgrad(self) -> None:
         theirs = pytest.importorskip("torchjd.aggregation")
+        pytest.importorskip("quadprog")
+        pytest.importorskip("qpsolvers")
         rows = conflicting(7, 30)
         projector = pytest.importorskip("torchjd.linalg").QuadprogProjector(reg_eps=1e-12, norm_eps=1e-12)
         kit.assert_near(vector(UPGrad(), rows), theirs.UPGrad(projector=projector)(rows), 1e-6, rows)
