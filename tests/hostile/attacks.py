@@ -159,7 +159,7 @@ def continuation_flood(siege, size=1):
 
 
 def header_floods(siege, size=1):
-    """Many headers, and large ones; before the server's settings are known they are taken in, but not kept."""
+    """Many headers, and large ones: refused from the moment that the server's settings are known."""
     many = [(f"x-{i}", "y" * 20) for i in range(2_000)]
     large = [("x-large", "y" * 15_000)] * 20
     for more in (many, large) * size:
@@ -285,16 +285,28 @@ def pull_flood(siege, size=1):
                 traitor.line.answer(stream, 1)
 
 
-def random_messages(siege, size=1):
-    """Noise where messages should be, to every call, from a worker of the run."""
+def random_messages(siege, count=60):
+    """Noise and damaged messages to every call, from a worker of the run; each is answered."""
     noise = random.Random(2)
+    join = ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout=siege.layout.text).SerializeToString()
+    pull = ps_pb2.PullRequest(run_id=RUN, after=2**40).SerializeToString()
     with Traitor(siege) as traitor:
-        for i in range(60 * size):
-            method = ("Join", "Pull", "Push", "Status")[i % 4]
+        push = traitor.manifest()
+        for i in range(count):
+            method, message = (("Join", join), ("Pull", pull), ("Push", push), ("Status", b""))[i % 4]
             stream = traitor.line.call(method, traitor.identity)
-            traitor.line.message(stream, noise.randbytes(noise.randrange(1, 500)), end=True)
+            traitor.line.message(stream, _damaged(noise, message), end=True)
             answer = traitor.line.answer(stream)
             assert "grpc-status" in answer, answer
+            traitor.line.events.clear()
+
+
+def _damaged(noise, message):
+    """A message with a part replaced by noise, or nothing but noise."""
+    if noise.random() < 0.3:
+        return noise.randbytes(noise.randrange(1, 500))
+    at = noise.randrange(len(message) + 1)
+    return message[:at] + noise.randbytes(noise.randrange(1, 8)) + message[at + noise.randrange(8) :]
 
 
 ATTACKS = (

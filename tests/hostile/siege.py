@@ -43,6 +43,7 @@ class Siege:
         self.rounds = []
         first = self.process.stdout.readline()
         if not first:
+            self.process.communicate()
             raise RuntimeError(log.read_text())
         self.address = json.loads(first)["address"]
         self.host, _, port = self.address.rpartition(":")

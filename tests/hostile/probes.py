@@ -1,0 +1,89 @@
+"""What must be true of every sequence of bytes that reaches the codec. Shared by Hypothesis and atheris."""
+
+from google.protobuf.message import DecodeError
+
+from varangian.protos import codec, ps_pb2
+from varangian.protos.codec import Assembler, CodecError
+from varangian.protos.frames import frame, unframed
+from varangian.protos.layout import Layout, LayoutError
+
+MESSAGES = (
+    ps_pb2.JoinRequest,
+    ps_pb2.JoinReply,
+    ps_pb2.PullRequest,
+    ps_pb2.PullReply,
+    ps_pb2.PushRequest,
+    ps_pb2.PushReply,
+    ps_pb2.StatusRequest,
+    ps_pb2.StatusReply,
+)
+
+
+def chunk(data):
+    """What is read by hand is what protobuf reads; what is not, is left to protobuf."""
+    found = unframed(data)
+    if found is None:
+        return
+    offset, payload = found
+    for kind in (ps_pb2.PushRequest, ps_pb2.PullReply):
+        part = kind.FromString(data)
+        assert part.WhichOneof("part") == "chunk"
+        assert (part.chunk.offset, part.chunk.data) == (offset, payload)
+    if len(payload):
+        assert unframed(frame(offset, payload)) == (offset, payload)
+
+
+def message(data):
+    """Bytes are a message or a CodecError."""
+    for kind in MESSAGES:
+        try:
+            codec.decode(kind, data, codec.MANIFEST_LIMIT)
+        except CodecError:
+            assert len(data) > codec.MANIFEST_LIMIT or not _parses(kind, data)
+
+
+def layout(data):
+    """Text is a layout, written in the one way that there is, or a LayoutError."""
+    text = data.decode("utf-8", "replace")
+    try:
+        found = Layout.parse(text)
+    except LayoutError:
+        return
+    assert found.text == text
+    assert found.numel >= 1
+    assert Layout.parse(found.text) == found
+
+
+def assembly(data):
+    """Whatever comes, in whatever order: only the whole payload is right.
+
+    Two bytes of data are one chunk: where it starts and how long it is, in small units.
+    """
+    size = 40
+    payload = bytes(range(size))
+    assembler, passed = Assembler(size, codec.digest(payload)), b""
+    for start, length in zip(data[::2], data[1::2], strict=False):
+        offset = start % 64
+        piece = payload[offset : offset + length % 48] + bytes(max(0, length % 48 - size))
+        try:
+            passed += assembler.add(offset, piece)
+        except CodecError:
+            break
+        assert passed == payload[: len(passed)] or len(passed) <= size
+    try:
+        assembler.finish()
+    except CodecError:
+        assert passed != payload
+    else:
+        assert passed == payload
+
+
+def _parses(kind, data):
+    try:
+        kind.FromString(data)
+    except DecodeError:
+        return False
+    return True
+
+
+PROBES = (chunk, message, layout, assembly)
