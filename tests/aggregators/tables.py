@@ -22,7 +22,7 @@ def conformance() -> Iterator[str]:
     for mixing, errors in found.items():
         agree = sum(error <= 1e-5 for error in errors)
         rules = len(errors) // families
-        name = f"`{mixing}`" if mixing else "none"
+        name = mixing or "none"
         yield f"| {name} | {rules} | {families} | {len(errors)} | {agree} | {max(errors):.0e} |"
 
 
