@@ -59,6 +59,7 @@ def test_any_bytes(probe, data):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120 + COUNT)
 def test_a_server_takes_any_message(siege, unharmed):
     with unharmed():
         attacks.random_messages(siege, COUNT)

@@ -40,6 +40,7 @@ def arguments():
     parser.add_argument("--rule", default="mean")
     parser.add_argument("-f", type=int, default=0)
     parser.add_argument("--idle", type=float, default=1.0)
+    parser.add_argument("--patience", type=float, default=0.1)
     return parser.parse_args()
 
 
@@ -71,7 +72,7 @@ async def main(args):
         port=0,
         ready=lambda address: say(address=address),
         stop=stop,
-        limits=Limits(idle=args.idle, grace=0.2),
+        limits=Limits(idle=args.idle, patience=args.patience, grace=0.2),
     )
 
 
