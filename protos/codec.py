@@ -61,7 +61,7 @@ class Code(Enum):
     CHUNK_SIZE = "A chunk should not be empty."
     TOO_MANY_BYTES = "A vector should not have more bytes than its manifest says."
     TOO_FEW_BYTES = "A stream should carry every byte that its manifest promises."
-    DIGEST_SIZE = "A manifest should carry a digest of 16 bytes."
+    DIGEST_SIZE = "A manifest or a seal should carry a digest of 16 bytes."
     DIGEST = "The bytes of a vector should have the digest that its manifest says."
 
 
@@ -111,20 +111,25 @@ def chunks(data: memoryview, size: int = CHUNK_BYTES, offset: int = 0) -> Iterat
         yield frame(at, data[at : at + size])
 
 
-def chunk(data: bytes) -> tuple[int, memoryview]:
-    """Offset and payload of a chunk in a push, the payload where it lies.
+def pushed(data: bytes) -> tuple[int, memoryview] | bytes:
+    """What a message of a push brings after the manifest.
+
+    Offset and payload of a chunk, the payload where it lies; or the digest of a seal.
 
     Raises:
-        CodecError: when the message is no chunk.
+        CodecError: when it is neither.
     """
     found = unframed(data)
     if found is not None:
         return found
-    # Rare: another program may write the same message in another way.
+    # Rare: a seal, or another program that writes the same message in another way.
     part = decode(ps_pb2.PushRequest, data)
-    if not part.HasField("chunk"):
-        raise CodecError(Code.MALFORMED, "Found something else where a chunk should be.")
-    return part.chunk.offset, memoryview(part.chunk.data)
+    if part.HasField("chunk"):
+        return part.chunk.offset, memoryview(part.chunk.data)
+    if part.HasField("seal"):
+        check_digest(part.seal.content_digest)
+        return part.seal.content_digest
+    raise CodecError(Code.MALFORMED, "Found something else where a chunk should be.")
 
 
 @dataclass(frozen=True)
@@ -152,8 +157,8 @@ class Contract:
             content_digest=content_digest,
         )
 
-    def check(self, manifest: ps_pb2.Manifest) -> None:
-        """Compare a manifest from the other end.
+    def check(self, manifest: ps_pb2.Manifest, sealed: bool = False) -> None:
+        """Compare a manifest from the other end, which may have no digest if the payload is to be sealed.
 
         Raises:
             CodecError: for the first thing that is not as agreed.
@@ -171,8 +176,13 @@ class Contract:
             raise CodecError(
                 Code.NUMEL, f"Found {manifest.numel} numbers where the model has {self.layout.numel}."
             )
-        if len(manifest.content_digest) != DIGEST_BYTES:
-            raise CodecError(Code.DIGEST_SIZE, f"Found {len(manifest.content_digest)} bytes.")
+        if manifest.content_digest or not sealed:
+            check_digest(manifest.content_digest)
+
+
+def check_digest(found: bytes) -> None:
+    if len(found) != DIGEST_BYTES:
+        raise CodecError(Code.DIGEST_SIZE, f"Found {len(found)} bytes.")
 
 
 def check_protocol(found: int) -> None:
@@ -198,14 +208,12 @@ class Assembler:
 
     Args:
         size: bytes of the payload.
-        content_digest: what the whole payload should hash to.
     """
 
-    def __init__(self, size: int, content_digest: bytes) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
         self.passed = 0
         """Bytes so far, and where the next chunk starts."""
-        self._expected = content_digest
         self._hash = xxhash.xxh3_128()
 
     @property
@@ -230,15 +238,16 @@ class Assembler:
         self.passed = end
         return memoryview(data)
 
-    def finish(self) -> None:
-        """The stream has ended.
+    def finish(self, content_digest: bytes) -> None:
+        """There are no more chunks, and this is what the whole payload should hash to.
 
         Raises:
-            CodecError: when bytes are missing or are not those that the manifest described.
+            CodecError: when bytes are missing or are not those that were promised.
         """
         if not self.complete:
             raise CodecError(Code.TOO_FEW_BYTES, f"Found {self.passed} of {self.size}.")
-        if self._hash.digest() != self._expected:
+        check_digest(content_digest)
+        if self._hash.digest() != content_digest:
             raise CodecError(
-                Code.DIGEST, f"Found {self._hash.hexdigest()}, promised {self._expected.hex()}."
+                Code.DIGEST, f"Found {self._hash.hexdigest()}, promised {content_digest.hex()}."
             )

@@ -63,6 +63,21 @@ def too_many_streams(most: int) -> Refused:
     return Refused(StatusCode.RESOURCE_EXHAUSTED, "STREAMS", sentence)
 
 
+def too_many_uploads(most: int) -> Refused:
+    sentence = f"A worker should need at most {most} uploads in a round. This would be one more."
+    return Refused(StatusCode.RESOURCE_EXHAUSTED, "UPLOADS", sentence)
+
+
+def too_many_pulls(seconds: float) -> Refused:
+    sentence = f"A worker should need the same parameters once. It had them often; wait {seconds:g} s."
+    return Refused(StatusCode.RESOURCE_EXHAUSTED, "PULLS", sentence)
+
+
+def too_many_joins(rate: float) -> Refused:
+    sentence = f"A worker should join once, or now and then. It did more than {rate:g} times a second."
+    return Refused(StatusCode.RESOURCE_EXHAUSTED, "JOINS", sentence)
+
+
 def unsound(reason: str) -> Refused:
     """A vector that arrived whole and proves its sender faulty."""
     sentence = f"A vector should have only finite numbers. It was refused: {reason}."

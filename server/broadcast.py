@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from varangian.protos import ps_pb2
-from varangian.protos.codec import Contract, chunks
+from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT, Contract
+from varangian.protos.frames import frame
+
+SHARED = 16
+"""Messages that are kept for the next pull. Workers pull at about the same time: a few are enough for all,
+and the parameters are not in memory a second time."""
 
 
 class Broadcast:
-    """The messages of one snapshot: each is made when it is first wanted, then shared by every pull."""
+    """The messages of one snapshot: most are made once, and then shared by the pulls that come by."""
 
     def __init__(self, contract: Contract, round: int, payload: memoryview, digest: bytes) -> None:
         self.round = round
-        self._made = [ps_pb2.PullReply(manifest=contract.manifest(round, digest)).SerializeToString()]
-        self._rest = chunks(payload)
+        self._payload = payload
+        self._manifest = ps_pb2.PullReply(manifest=contract.manifest(round, digest)).SerializeToString()
+        self._shared: Callable[[int], bytes] = lru_cache(SHARED)(lambda at: self._made(at, CHUNK_BYTES))
 
-    def __iter__(self) -> Iterator[bytes]:
-        index = 0
-        while index < len(self._made) or self._make():
-            yield self._made[index]
-            index += 1
+    def messages(self, chunk_bytes: int = 0) -> Iterator[bytes]:
+        """The manifest and the chunks; of another size than the usual one they are made for one pull."""
+        size = min(max(chunk_bytes, CHUNK_FLOOR), CHUNK_LIMIT) if chunk_bytes else CHUNK_BYTES
+        yield self._manifest
+        for at in range(0, len(self._payload), size):
+            yield self._shared(at) if size == CHUNK_BYTES else self._made(at, size)
 
-    def _make(self) -> bool:
-        message = next(self._rest, None)
-        if message is None:
-            return False
-        self._made.append(message)
-        return True
+    def _made(self, at: int, size: int) -> bytes:
+        return frame(at, self._payload[at : at + size])

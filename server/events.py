@@ -54,6 +54,7 @@ class Refusal(Enum):
     FUTURE = "This round has not opened yet; pull the current one."
     STALE = "This round is over; pull the current one."
     DUPLICATE = "This very push was counted already; there is nothing to do."
+    REPEATED = "A vector of this worker counts already; push it again with its digest in the manifest."
     EQUIVOCATION = "Another vector was pushed for this round before; now neither counts."
     FAULTY = "This worker was proven faulty in this round; pull the next one."
     BUSY = "An upload of this worker is still open; finish it or give it up first."
@@ -64,7 +65,7 @@ class Refusal(Enum):
 
 @dataclass(frozen=True)
 class Offer:
-    """An upload begins."""
+    """An upload begins. Its digest is empty when only its end will tell."""
 
     worker: Worker
     round: int

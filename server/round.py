@@ -167,8 +167,8 @@ def _refused_worker(policy: RoundPolicy, state: RoundState, event: Offer | Push 
         case Offer() if upload is not None:
             return Refusal.BUSY
         case Offer() if counted is not None:
-            return Refusal.EQUIVOCATION
-        case Push() if upload != (event.round, event.digest):
+            return Refusal.EQUIVOCATION if event.digest else Refusal.REPEATED
+        case Push() if upload not in ((event.round, event.digest), (event.round, b"")):
             return Refusal.UNOFFERED
         case _:
             return None

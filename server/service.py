@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Never, TypeVar
@@ -20,9 +21,9 @@ import grpc.aio
 from varangian import __version__
 from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.allocator import keep_large_blocks
-from varangian.protos.codec import FLOAT32, Assembler, Code, CodecError, Contract, Dtype
+from varangian.protos.codec import FLOAT32, Code, CodecError, Contract, Dtype
 from varangian.protos.layout import Layout, LayoutError
-from varangian.server import answers, streams
+from varangian.server import answers, streams, uploads
 from varangian.server.answers import Refused
 from varangian.server.broadcast import Broadcast
 from varangian.server.chatter import quieten
@@ -30,8 +31,9 @@ from varangian.server.events import Refusal
 from varangian.server.gate import Gate
 from varangian.server.intake import Overtaken, Slot
 from varangian.server.listen import OPTIONS, PortInUse, bind
+from varangian.server.quotas import Quota, Rations
 from varangian.server.roster import IdentityError, Roster
-from varangian.server.streams import DEFAULT_LIMITS, Context, Limits, Requests
+from varangian.server.streams import DEFAULT_LIMITS, Context, Limits
 
 if TYPE_CHECKING:
     from varangian.server.driver import Driver, Snapshot
@@ -73,8 +75,10 @@ class Service:
         self._roster = roster
         self._contract = contract
         self._limits = limits
-        self._gate = Gate(limits.receiving, limits.turn)
-        self._quota = streams.Quota(limits.streams)
+        self._gate = Gate(limits.receiving, limits.turn, limits.share)
+        self._quota = Quota(limits.streams)
+        self._rations = Rations(limits.uploads, limits.downloads, limits.joins)
+        self._refusals = Counter[str]()
         self._broadcast: Broadcast | None = None
         self._told = set[str]()
         self._heard = asyncio.Event()
@@ -98,6 +102,7 @@ class Service:
         codec.check_protocol(request.protocol)
         caller = streams.caller(context)
         worker = self._roster.authenticate(*caller)
+        self._rations.join(worker)
         self._check_layout(request.layout)
         self._roster.claim(*caller)
         log.info("%s joined with %.80r", worker, request.software)
@@ -128,13 +133,16 @@ class Service:
                     self._told.add(worker)
                     self._heard.set()
             else:
-                await self._send(worker, self._shared(snapshot), context)
+                self._rations.download(worker, snapshot.round)
+                messages = self._shared(snapshot).messages(request.chunk_bytes)
+                await self._send(worker, snapshot.round, messages, context)
 
     @answered
-    async def push(self, requests: Requests, context: Context) -> bytes:
+    async def push(self, _: object, context: Context) -> bytes:
         worker = self._identify(context)
         with self._quota.stream(worker):
-            manifest = await self._manifest(worker, requests)
+            manifest = await self._manifest(worker, context)
+            self._rations.upload(worker, manifest.round)
             slot = await self._driver.offer(
                 worker, manifest.round, manifest.content_digest, self._contract.dtype
             )
@@ -142,7 +150,7 @@ class Service:
                 return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
             if isinstance(slot, Refusal):
                 raise answers.of_refusal(slot, self._driver.round)
-            await self._payload(slot, manifest, requests, context)
+            await self._payload(slot, context)
             outcome = await self._driver.complete(slot)
         if isinstance(outcome, Refusal):
             raise answers.of_refusal(outcome, self._driver.round)
@@ -165,11 +173,13 @@ class Service:
             sentence=status.sentence,
             workers=len(self._roster.names),
             present=len(self._roster.joined),
+            refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refusals.items())),
         ).SerializeToString()
 
     async def refuse(self, context: Context, refused: Refused) -> Never:
         """End a call with a refusal, and log the first of each kind from each peer."""
         code = refused.code
+        self._refusals[code] += 1
         worker = self._roster.presumed(*streams.caller(context))
         level = logging.DEBUG if (worker, code) in self._logged else logging.WARNING
         self._logged.add((worker, code))
@@ -190,6 +200,8 @@ class Service:
         return self._roster.identify(*streams.caller(context))
 
     def _check_layout(self, text: str) -> None:
+        if text == self._contract.layout.text:
+            return
         try:
             difference = self._contract.layout.difference(Layout.parse(text))
         except LayoutError as error:
@@ -197,36 +209,27 @@ class Service:
         if difference is not None:
             raise CodecError(Code.LAYOUT, difference)
 
-    async def _manifest(self, worker: str, requests: Requests) -> ps_pb2.Manifest:
+    async def _manifest(self, worker: str, context: Context) -> ps_pb2.Manifest:
         """The first message of a push, once it says what this run expects."""
-        data = await streams.received(requests, self._limits.idle)
-        part = codec.decode(ps_pb2.PushRequest, data or b"", codec.MANIFEST_LIMIT)
-        if not part.HasField("manifest"):
-            raise CodecError(Code.MALFORMED, "Found a push that does not begin with a manifest.")
+        manifest = await uploads.manifest(context, self._limits.idle)
         try:
-            self._contract.check(part.manifest)
+            self._contract.check(manifest, sealed=True)
         except CodecError as error:
             # It joined with the right layout, so this is no mistake of configuration.
             if error.code is Code.LAYOUT:
-                await self._driver.fault(worker, part.manifest.round, str(error))
+                await self._driver.fault(worker, manifest.round, str(error))
             raise
-        return part.manifest
+        return manifest
 
-    async def _payload(
-        self, slot: Slot, manifest: ps_pb2.Manifest, requests: Requests, context: Context
-    ) -> None:
+    async def _payload(self, slot: Slot, context: Context) -> None:
         """Fill the slot from the stream, or give it back."""
+
+        def alive() -> None:
+            self._roster.seen(slot.worker)
+
         try:
-            assembler = Assembler(self._contract.size, manifest.content_digest)
-            async with self._gate.seat() as seat:
-                with streams.unless_gone():
-                    await context.send_initial_metadata(((headers.READY, "1"),))
-                while (data := await streams.received(requests, self._limits.idle)) is not None:
-                    offset, payload = codec.chunk(data)
-                    self._roster.seen(slot.worker)
-                    await slot.put(assembler.add(offset, payload))
-                    await seat.keep()
-            assembler.finish()
+            upload = uploads.Upload(slot, context, self._gate, self._limits, alive)
+            slot.digest = await upload.received(slot.digest)
         except Overtaken as error:
             await self._driver.release(slot)
             raise answers.of_refusal(error.refusal, self._driver.round) from None
@@ -240,17 +243,21 @@ class Service:
             self._broadcast = Broadcast(contract, snapshot.round, snapshot.payload, snapshot.digest)
         return self._broadcast
 
-    async def _send(self, worker: str, broadcast: Broadcast, context: Context) -> None:
-        for message in broadcast:
-            self._roster.seen(worker)
-            # A vector computed from a round that is over would be refused: better to start again.
-            if self._driver.round != broadcast.round:
-                await self._write(context, AGAIN)
-                return
-            await self._write(context, message)
+    async def _send(self, worker: str, round: int, messages: Iterable[bytes], context: Context) -> None:
+        async with streams.silence(self._limits.idle) as silence:
+            for message in messages:
+                self._roster.seen(worker)
+                # A vector computed from a round that is over would be refused: better to start again.
+                over = self._driver.round != round
+                with streams.unless_gone():
+                    await silence.broken_by(context.write(AGAIN if over else message))
+                if over:
+                    return
 
     async def _write(self, context: Context, message: bytes) -> None:
-        await streams.sent(context, message, self._limits.idle)
+        async with streams.silence(self._limits.idle) as silence:
+            with streams.unless_gone():
+                await silence.broken_by(context.write(message))
 
 
 async def serve(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import grpc.aio
 
+from varangian.protos.silence import Silence
 from varangian.server import answers
 from varangian.server.roster import Metadata, Peer
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-Requests: TypeAlias = AsyncIterator[bytes]
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,14 @@ class Limits:
     """Uploads that receive at the same time."""
     turn: float = 0.25
     """Seconds that an upload receives while others wait."""
+    share: int = 4 << 20
+    """Bytes that it receives in a turn: about a block of columns, so that rows grow together."""
+    uploads: int = 16
+    """Uploads that one worker may begin in a round."""
+    downloads: int = 8
+    """Downloads of the same parameters that one worker may have at once; more come by and by."""
+    joins: int = 20
+    """Joins of one worker at once; more come by and by."""
     patience: float = 5.0
     """Seconds that a pull waits for a round to open before the worker has to ask again."""
     grace: float = 5.0
@@ -44,45 +51,26 @@ def caller(context: Context) -> tuple[Metadata, Peer]:
     return tuple(context.invocation_metadata() or ()), context.auth_context()
 
 
-class Quota:
-    """How many streams each worker has open."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._open = Counter[str]()
-
-    @contextmanager
-    def stream(self, worker: str) -> Generator[None, None, None]:
-        """One stream, for as long as the context lasts.
-
-        Raises:
-            Refused: when the worker has as many as it may have.
-        """
-        if self._open[worker] >= self._most:
-            raise answers.too_many_streams(self._most)
-        self._open[worker] += 1
-        try:
-            yield
-        finally:
-            self._open[worker] -= 1
+async def message(context: Context) -> bytes | None:
+    """The next message from the other end; None when there are no more."""
+    data: object = await context.read()
+    return data if isinstance(data, bytes) else None
 
 
-async def received(requests: Requests, idle: float) -> bytes | None:
-    """The next message of a push; None at its end."""
+@asynccontextmanager
+async def silence(idle: float) -> AsyncGenerator[Silence, None]:
+    """For as long as the stream is read or written.
+
+    Raises:
+        Refused: after `idle` seconds in which the other end let us wait.
+    """
+    timer = asyncio.timeout(None)
     try:
-        async with asyncio.timeout(idle):
-            return await anext(requests, None)
+        async with timer:
+            yield Silence(idle, timer)
     except TimeoutError:
-        raise answers.idle(idle) from None
-
-
-async def sent(context: Context, message: bytes, idle: float) -> None:
-    """Write once the other end has taken enough of what was written before."""
-    try:
-        async with asyncio.timeout(idle):
-            with unless_gone():
-                await context.write(message)
-    except TimeoutError:
+        if not timer.expired():
+            raise
         raise answers.idle(idle) from None
 
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import grpc
 import grpc.aio
-import torch
 from torch import Tensor
 
 from varangian import __version__
 from varangian.protos import codec, ps_pb2
-from varangian.protos.codec import Assembler, Code, CodecError, Contract
-from varangian.protos.frames import unframed
-from varangian.protos.headers import READY, SESSION, TOKEN, WORKER
+from varangian.protos.codec import Code, CodecError, Contract
+from varangian.protos.headers import SESSION, TOKEN, WORKER
 from varangian.protos.layout import Layout
+from varangian.protos.silence import silence
 from varangian.worker.backoff import DEFAULT_BACKOFF, Backoff
 from varangian.worker.channel import Stub, connect
-from varangian.worker.refusal import TAKEN, Kind, Refusal
+from varangian.worker.download import Incoming, message
+from varangian.worker.pace import Pace
+from varangian.worker.refusal import REPEATED, RUN, STRANGE, TAKEN, Kind, Refusal
+from varangian.worker.upload import Outgoing, upload
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Parts: TypeAlias = AsyncIterator[bytes]
 
 DAMAGED = (Code.DIGEST, Code.TOO_FEW_BYTES)
 """What can happen to a download on its way; anything else is a server that speaks otherwise."""
@@ -59,7 +59,7 @@ class Pulled:
 
     round: int
     parameters: Tensor
-    """(d,) float32 on the CPU; fresh memory that belongs to the caller."""
+    """(d,) float32 on the CPU; the next pull of this client writes over them."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,12 @@ class Client:
         self._contract = Contract("", layout)
         """Of what comes. What goes may be written in another way."""
         self._sends: codec.Dtype = codec.FLOAT32
-        self._chunk_bytes = codec.CHUNK_BYTES
+        self._pace = Pace()
+        self._incoming = Incoming(layout.numel)
+        self._newest = -1
+        """The last round that was pulled from this run."""
+        self._again: int | None = None
+        """The round after which to pull although later ones were pulled: the server has lost them."""
 
     async def __aenter__(self) -> Client:
         return self
@@ -134,11 +139,7 @@ class Client:
         Raises:
             ClientError: when the server cannot be reached or does not take this worker.
         """
-        reply = await self._persistently("join", self._join)
-        self._contract = Contract(reply.run_id, self._layout)
-        self._sends = codec.check_dtype(reply.dtype)
-        self._chunk_bytes = max(codec.CHUNK_FLOOR, min(reply.chunk_bytes, codec.CHUNK_LIMIT))
-        return reply.round
+        return await self._persistently("join", self._join)
 
     async def claim(self) -> bool:
         """Join, unless another process speaks for this worker: then False, without waiting for its end.
@@ -171,11 +172,19 @@ class Client:
             raise ValueError(
                 f"`vector` should have shape ({self._layout.numel},). Found {tuple(vector.shape)}."
             )
-        # Both take a while for a large vector, and other workers of this process need the loop.
-        payload = await asyncio.to_thread(codec.payload, vector, self._sends)
-        digest = await asyncio.to_thread(codec.digest, payload)
-        manifest = replace(self._contract, dtype=self._sends).manifest(round, digest)
-        return await self._persistently(f"push round {round}", lambda: self._push(manifest, payload))
+        run, outgoing, tries = self._contract.run_id, Outgoing(vector, self._sends), 0
+
+        async def attempt() -> Receipt:
+            nonlocal tries
+            if self._contract.run_id != run:
+                return Receipt(False, RUN, "The server has begun another run; pull its parameters.")
+            if tries and not outgoing.digest:
+                await asyncio.to_thread(outgoing.look)
+            tries += 1
+            receipt = await self._push(round, outgoing)
+            return await attempt() if receipt.code == REPEATED and tries == 1 else receipt
+
+        return await self._persistently(f"push round {round}", attempt)
 
     async def _persistently(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call until it succeeds, cannot succeed, or has been tried often enough."""
@@ -196,22 +205,29 @@ class Client:
         try:
             return await call()
         except TimeoutError:
-            silence = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "", f"silence for {self._idle:g} s", None)
-            raise Passing(silence) from None
+            words = f"silence for {self._idle:g} s"
+            refusal = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "", words, None)
         except grpc.aio.AioRpcError as error:
             refusal = Refusal.of(error)
-            if refusal.kind is Kind.PASSING:
-                raise Passing(refusal) from None
-            raise ClientError(f"{self._failed(what)}. {refusal}") from None
         except CodecError as error:
             if error.code in DAMAGED:
                 raise Passing(error) from None
             raise ClientError(f"{self._failed(what)}. {error}") from None
+        if refusal.status is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self._pace.stalled()
+            self._incoming.stalled()
+        if refusal.code in STRANGE and what != "join":
+            # The server was started again, with this run or another one.
+            await self._once("join", self._join)
+            raise Passing(refusal)
+        if refusal.kind is Kind.PASSING:
+            raise Passing(refusal)
+        raise ClientError(f"{self._failed(what)}. {refusal}")
 
     def _failed(self, what: str) -> str:
         return f"Worker {self.name} could not {what} at {self._server}"
 
-    async def _join(self) -> ps_pb2.JoinReply:
+    async def _join(self) -> int:
         request = ps_pb2.JoinRequest(
             protocol=codec.PROTOCOL, layout=self._layout.text, software=f"varangian {__version__}"
         )
@@ -220,8 +236,13 @@ class Client:
         )
         reply = codec.decode(ps_pb2.JoinReply, data)
         codec.check_protocol(reply.protocol)
-        codec.check_dtype(reply.dtype)
-        return reply
+        self._sends = codec.check_dtype(reply.dtype)
+        self._pace.asked(reply.chunk_bytes)
+        if self._contract.run_id not in ("", reply.run_id) or reply.round < self._newest:
+            # A server that was started again begins anew, or does the rounds once more that it has lost.
+            self._newest, self._again = -1, reply.round - 1
+        self._contract = Contract(reply.run_id, self._layout)
+        return reply.round
 
     async def _claim(self) -> bool:
         try:
@@ -234,46 +255,34 @@ class Client:
 
     async def _pull(self, after: int) -> Pulled | Finished | None:
         """One pull; None when the server says to ask again."""
-        request = ps_pb2.PullRequest(run_id=self._contract.run_id, after=after)
+        request = ps_pb2.PullRequest(
+            run_id=self._contract.run_id,
+            after=after if self._again is None else min(after, self._again),
+            chunk_bytes=self._incoming.chunk_bytes,
+        )
         call = self._stub.pull(request.SerializeToString(), metadata=self._identity)
-        parts = aiter(call)
         try:
-            data = await self._part(parts)
-            first = codec.decode(ps_pb2.PullReply, data or b"")
-            if data is None or first.HasField("again"):
-                return None
-            if first.HasField("finished"):
-                return Finished(first.finished.reason)
-            return await self._download(parts, first.manifest)
+            async with silence(self._idle) as quiet:
+                data = await message(call, quiet)
+                first = codec.decode(ps_pb2.PullReply, data or b"")
+                if data is None or first.HasField("again"):
+                    return None
+                if first.HasField("finished"):
+                    return Finished(first.finished.reason)
+                self._contract.check(first.manifest)
+                parameters = await self._incoming.received(call, first.manifest.content_digest, quiet)
         finally:
             call.cancel()
+        if parameters is None:
+            return None
+        self._newest, self._again = first.manifest.round, None
+        return Pulled(first.manifest.round, parameters)
 
-    async def _download(self, parts: Parts, manifest: ps_pb2.Manifest) -> Pulled | None:
-        self._contract.check(manifest)
-        parameters = torch.empty(self._layout.numel, dtype=torch.float32)
-        row = codec.payload(parameters)
-        assembler = Assembler(len(row), manifest.content_digest)
-        while (data := await self._part(parts)) is not None:
-            found = unframed(data)
-            if found is None:
-                part = codec.decode(ps_pb2.PullReply, data)
-                if part.HasField("again"):
-                    return None
-                found = part.chunk.offset, memoryview(part.chunk.data)
-            chunk = assembler.add(*found)
-            row[assembler.passed - len(chunk) : assembler.passed] = chunk
-        assembler.finish()
-        return Pulled(manifest.round, parameters)
-
-    async def _part(self, parts: Parts) -> bytes | None:
-        """The next message of a pull; None at its end."""
-        async with asyncio.timeout(self._idle):
-            return await anext(parts, None)
-
-    async def _push(self, manifest: ps_pb2.Manifest, payload: memoryview) -> Receipt:
+    async def _push(self, round: int, outgoing: Outgoing) -> Receipt:
+        manifest = replace(self._contract, dtype=outgoing.dtype).manifest(round, outgoing.digest)
         call = self._stub.push(metadata=self._identity)
         try:
-            reply = await self._upload(call, manifest, payload)
+            reply = await upload(call, manifest, outgoing, self._pace, self._idle)
         except grpc.aio.AioRpcError as error:
             refusal = Refusal.of(error)
             if refusal.kind is not Kind.ANSWER:
@@ -282,21 +291,3 @@ class Client:
         finally:
             call.cancel()
         return Receipt(True, round=reply.round)
-
-    async def _upload(self, call: Any, manifest: ps_pb2.Manifest, payload: memoryview) -> ps_pb2.PushReply:
-        # Writing to a call that the server has ended fails with an error of gRPC's own; what the server
-        # said is the result of the call.
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._write(call, ps_pb2.PushRequest(manifest=manifest).SerializeToString())
-            async with asyncio.timeout(self._idle):
-                greeting = await call.initial_metadata()
-            if READY in greeting:
-                for message in codec.chunks(payload, self._chunk_bytes):
-                    await self._write(call, message)
-                await call.done_writing()
-        async with asyncio.timeout(self._idle):
-            return codec.decode(ps_pb2.PushReply, await call)
-
-    async def _write(self, call: Any, message: bytes) -> None:
-        async with asyncio.timeout(self._idle):
-            await call.write(message)

@@ -34,11 +34,13 @@ PASSING_STATUS = frozenset(
         StatusCode.INTERNAL,
     }
 )
-TAKEN = "SESSION_TAKEN"
-PASSING_CODES = frozenset({"BUSY", "STREAMS", "IDLE", TAKEN})
-"""The dead call or the dead process that is in the way will be noticed as dead."""
+TAKEN, RUN, REPEATED = "SESSION_TAKEN", "RUN", "REPEATED"
+PASSING_CODES = frozenset({"BUSY", "STREAMS", "PULLS", "JOINS", "IDLE", TAKEN})
+"""The dead call or the dead process that is in the way will be noticed as dead; quotas fill up again."""
+STRANGE = frozenset({"NOT_JOINED", RUN})
+"""The server is not the one that this worker has joined: join again."""
 ANSWERS = frozenset(
-    {"STALE", "FUTURE", "EQUIVOCATION", "FAULTY", "UNSOUND", "FINISHED", "UNOFFERED"}
+    {"STALE", "FUTURE", "EQUIVOCATION", "FAULTY", "UNSOUND", "FINISHED", "UNOFFERED", "UPLOADS", REPEATED}
     | {code.name for code in Code if code not in (Code.PROTOCOL, Code.RUN, Code.LAYOUT, Code.DIGEST)}
 )
 

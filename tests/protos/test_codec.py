@@ -29,10 +29,10 @@ def code_of(call, *args):
 
 def assembled(data, messages):
     row = bytearray()
-    assembler = Assembler(len(data), codec.digest(data))
+    assembler = Assembler(len(data))
     for message in messages:
-        row += assembler.add(*codec.chunk(message))
-    assembler.finish()
+        row += assembler.add(*codec.pushed(message))
+    assembler.finish(codec.digest(data))
     return bytes(row)
 
 
@@ -120,7 +120,7 @@ TOTAL = 3 * CHUNK_FLOOR
     ],
 )
 def test_a_chunk_out_of_place_is_refused_and_passes_nothing(parts, code):
-    assembler = Assembler(TOTAL, codec.digest(bytes(TOTAL)))
+    assembler = Assembler(TOTAL)
     *good, (offset, size) = parts
     for at, length in good:
         assembler.add(at, bytes(length))
@@ -129,14 +129,14 @@ def test_a_chunk_out_of_place_is_refused_and_passes_nothing(parts, code):
     assert assembler.passed == before
     if before < TOTAL:
         assembler.add(before, bytes(TOTAL - before))
-    assembler.finish()
+    assembler.finish(codec.digest(bytes(TOTAL)))
 
 
 def test_a_stream_that_ends_early_is_refused():
-    assembler = Assembler(TOTAL, DIGEST)
+    assembler = Assembler(TOTAL)
     assembler.add(0, bytes(CHUNK_FLOOR))
     assert not assembler.complete
-    assert code_of(assembler.finish) is Code.TOO_FEW_BYTES
+    assert code_of(assembler.finish, DIGEST) is Code.TOO_FEW_BYTES
 
 
 @given(st.integers(0, 99), st.integers(1, 255))
@@ -144,9 +144,10 @@ def test_any_changed_byte_is_noticed(index, change):
     data = bytes(range(100))
     altered = bytearray(data)
     altered[index] ^= change
-    assembler = Assembler(100, codec.digest(data))
+    assembler = Assembler(100)
     assembler.add(0, bytes(altered))
-    assert code_of(assembler.finish) is Code.DIGEST
+    assert code_of(assembler.finish, codec.digest(data)) is Code.DIGEST
+    assert code_of(assembler.finish, b"") is Code.DIGEST_SIZE
 
 
 @given(
@@ -156,11 +157,11 @@ def test_any_changed_byte_is_noticed(index, change):
 )
 def test_whatever_comes_no_more_passes_than_was_promised(parts):
     passed = bytearray()
-    assembler = Assembler(64, codec.digest(b"\x01" * 64))
+    assembler = Assembler(64)
     with contextlib.suppress(CodecError):
         for offset, data in parts:
             passed += assembler.add(offset, data)
-    code_of(assembler.finish)
+    code_of(assembler.finish, codec.digest(b"\x01" * 64))
     assert len(passed) == assembler.passed <= 64
 
 
@@ -251,6 +252,21 @@ def test_a_payload_has_the_size_that_the_contract_says():
     for dtype in codec.WIRE:
         size = len(codec.payload(torch.zeros(LAYOUT.numel), dtype))
         assert size == replace(CONTRACT, dtype=dtype).size
+
+
+def test_a_manifest_without_a_digest_is_for_payloads_that_are_sealed():
+    CONTRACT.check(CONTRACT.manifest(0, b""), sealed=True)
+    CONTRACT.check(CONTRACT.manifest(0, DIGEST), sealed=True)
+    assert code_of(CONTRACT.check, CONTRACT.manifest(0, b"x")) is Code.DIGEST_SIZE
+
+
+def test_a_seal_carries_a_digest():
+    def seal(digest):
+        return ps_pb2.PushRequest(seal=ps_pb2.Seal(content_digest=digest)).SerializeToString()
+
+    assert codec.pushed(seal(DIGEST)) == DIGEST
+    for digest in (b"", bytes(15), bytes(17)):
+        assert code_of(codec.pushed, seal(digest)) is Code.DIGEST_SIZE
 
 
 def test_a_manifest_of_another_dtype_is_refused():

@@ -654,13 +654,13 @@ def test_a_worker_that_dies_in_the_middle_of_a_pull_is_no_error(caplog):
 
 
 def test_an_upload_asks_for_its_seat_before_every_message(monkeypatch):
-    asked, keep = [], Seat.keep
+    asked, listen = [], Seat.listen
 
     async def counted(self):
         asked.append(self)
-        await keep(self)
+        await listen(self)
 
-    monkeypatch.setattr(Seat, "keep", counted)
+    monkeypatch.setattr(Seat, "listen", counted)
 
     @scenario
     async def story():
@@ -668,7 +668,7 @@ def test_an_upload_asks_for_its_seat_before_every_message(monkeypatch):
             await raw.push(0, torch.zeros(BIG.numel))
 
     story()
-    # On taking it, and after each of the two chunks: the last reads the end of the stream.
+    # For each of the two chunks, and for the end of the stream.
     assert len(asked) == 3
     assert len(set(asked)) == 1
 

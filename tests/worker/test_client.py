@@ -201,15 +201,15 @@ async def test_each_client_has_a_connection_of_its_own():
 
 
 @scenario
-async def test_pull_gives_the_parameters_in_fresh_memory():
+async def test_pull_gives_the_parameters_in_memory_of_its_own():
     script = Script()
-    async with client_of(script) as client:
+    async with client_of(script) as client, client_of(script) as other:
         await client.join()
-        first, second = await client.pull(-1), await client.pull(-1)
+        await other.join()
+        first, theirs, second = await client.pull(-1), await other.pull(-1), await client.pull(-1)
     assert first.round == 4
     assert torch.equal(first.parameters, VECTOR)
-    assert torch.equal(second.parameters, VECTOR)
-    assert first.parameters.data_ptr() != second.parameters.data_ptr()
+    assert first.parameters.data_ptr() == second.parameters.data_ptr() != theirs.parameters.data_ptr()
     assert script.seen["Pull"][0].after == -1
 
 
@@ -294,16 +294,20 @@ async def test_a_download_out_of_order_is_final():
 
 @scenario
 async def test_push_sends_the_manifest_and_then_the_chunks_the_server_asked_for():
-    script = Script(Layout((("weight", (3, 10000)),)))
-    vector = torch.randn(30000)
+    script = Script(Layout((("weight", (3, 40000)),)))
+    vector = torch.randn(120000)
     async with client_of(script) as client:
         await client.join()
-        assert await client.push(4, vector) == Receipt(True, round=4)
-    first, *rest = script.seen["Push"][0]
+        for _ in range(2):
+            assert await client.push(4, vector) == Receipt(True, round=4)
+    first, *rest, seal = script.seen["Push"][0]
     data = codec.payload(vector).tobytes()
-    assert first.manifest == script.contract.manifest(4, codec.digest(data))
-    assert [part.chunk.offset for part in rest] == [0, 1 << 16]
+    assert first.manifest == script.contract.manifest(4, b"")
     assert b"".join(part.chunk.data for part in rest) == data
+    assert seal.seal.content_digest == codec.digest(data)
+    # The second push knows the line, and is as large as it may be at once.
+    first, *rest, seal = script.seen["Push"][1]
+    assert [part.chunk.offset for part in rest] == list(range(0, len(data), 1 << 16))
 
 
 @scenario
@@ -313,7 +317,8 @@ async def test_push_writes_numbers_as_the_server_wants_them():
         await client.join()
         await client.push(4, VECTOR / 3)
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
-    first, chunk = script.seen["Push"][0]
+    first, chunk, seal = script.seen["Push"][0]
+    assert seal.seal.content_digest == codec.digest(chunk.chunk.data)
     assert first.manifest.dtype == ps_pb2.DTYPE_BFLOAT16
     sent = torch.frombuffer(bytearray(chunk.chunk.data), dtype=torch.bfloat16)
     assert torch.equal(sent, (VECTOR / 3).bfloat16())

@@ -1,0 +1,99 @@
+"""One push on its way from the stream into its slot.
+
+Nothing here waits for longer than the other end may be silent, and nothing of a message is kept: it is
+looked at where the transport has put it, and what it carries goes into the slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from varangian.protos import codec, headers, ps_pb2
+from varangian.protos.codec import Assembler, Code, CodecError
+from varangian.protos.silence import Silence
+from varangian.server import streams
+from varangian.server.gate import Gate, Seat
+from varangian.server.intake import Slot
+from varangian.server.quotas import Bucket
+from varangian.server.streams import Context, Limits
+
+SMALL = 64 << 10
+"""Bytes below which a message costs more than it brings."""
+SMALL_PER_SECOND, SMALL_AT_ONCE = 50.0, 64.0
+"""How many of those a stream may bring; who sends more is read later, not refused."""
+
+
+async def manifest(context: Context, idle: float) -> ps_pb2.Manifest:
+    """The first message of a push, whatever it says.
+
+    Raises:
+        Refused, CodecError: when it is something else, or does not come.
+    """
+    async with streams.silence(idle) as silence:
+        data = await silence.broken_by(streams.message(context))
+    part = codec.decode(ps_pb2.PushRequest, data or b"", codec.MANIFEST_LIMIT)
+    if not part.HasField("manifest"):
+        raise CodecError(Code.MALFORMED, "Found a push that does not begin with a manifest.")
+    return part.manifest
+
+
+class Upload:
+    """The chunks of one push.
+
+    Args:
+        slot: where they go.
+        context: where they come from.
+        gate: who may receive.
+        limits: how long to wait.
+        alive: called at each message.
+    """
+
+    def __init__(
+        self, slot: Slot, context: Context, gate: Gate, limits: Limits, alive: Callable[[], None]
+    ) -> None:
+        self._slot = slot
+        self._context = context
+        self._gate = gate
+        self._idle = limits.idle
+        self._alive = alive
+        self._assembler = Assembler(slot.size)
+        self._small = Bucket(SMALL_PER_SECOND, SMALL_AT_ONCE)
+
+    async def received(self, digest: bytes) -> bytes:
+        """Fill the slot; returns the digest of what came.
+
+        Args:
+            digest: what the manifest promised, or nothing if a seal is to follow.
+
+        Raises:
+            Refused, CodecError: when it is not what was promised, or does not come.
+            Overtaken: when nobody waits for it any more.
+        """
+        found = digest
+        async with self._gate.seat() as seat, streams.silence(self._idle) as silence:
+            with streams.unless_gone():
+                await self._context.send_initial_metadata(((headers.READY, "1"),))
+            while (data := await self._message(seat, silence)) is not None:
+                part = codec.pushed(data)
+                if isinstance(part, tuple):
+                    await self._chunk(*part, seat)
+                elif found:
+                    raise CodecError(Code.MALFORMED, "Found a digest where the push has one already.")
+                else:
+                    self._assembler.finish(found := part)
+        self._assembler.finish(found)
+        return found
+
+    async def _message(self, seat: Seat, silence: Silence) -> bytes | None:
+        await seat.listen()
+        data = await silence.broken_by(streams.message(self._context))
+        await seat.heard(0 if data is None else len(data))
+        self._alive()
+        return data
+
+    async def _chunk(self, offset: int, payload: memoryview, seat: Seat) -> None:
+        await self._slot.put(self._assembler.add(offset, payload))
+        if len(payload) < SMALL and not self._assembler.complete and (delay := self._small.take()):
+            seat.stand()
+            await asyncio.sleep(delay)

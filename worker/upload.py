@@ -1,0 +1,94 @@
+"""A vector on its way to the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+import grpc
+import grpc.aio
+import torch
+import xxhash
+from torch import Tensor
+
+from varangian.protos import codec, ps_pb2
+from varangian.protos.codec import WIRE, Dtype
+from varangian.protos.frames import frame
+from varangian.protos.headers import READY
+from varangian.protos.silence import Silence, silence
+from varangian.worker.pace import Pace
+
+BLOCK = 1 << 20
+
+
+class Outgoing:
+    """A vector as the bytes that are sent. It must not change meanwhile.
+
+    It is looked at piece by piece: converted, put into a message and hashed while it is in cache.
+    """
+
+    def __init__(self, vector: Tensor, dtype: Dtype) -> None:
+        self.dtype = dtype
+        self.digest = b""
+        """Known once all of it has been looked at."""
+        self._flat = vector.detach().to("cpu", torch.float32).contiguous()
+        self._width = WIRE[dtype][1].itemsize
+
+    @property
+    def size(self) -> int:
+        return self._flat.numel() * self._width
+
+    def piece(self, start: int, stop: int) -> memoryview:
+        """These bytes; both ends are those of numbers."""
+        return codec.payload(self._flat[start // self._width : stop // self._width], self.dtype)
+
+    def look(self) -> None:
+        """Find the digest without sending anything."""
+        hashed = xxhash.xxh3_128()
+        for start in range(0, self.size, BLOCK):
+            hashed.update(self.piece(start, start + BLOCK))
+        self.digest = hashed.digest()
+
+    def messages(self, pace: Pace) -> Iterator[bytes]:
+        """All chunks, each as large as it should be by then, and a seal if there was no digest before."""
+        hashed, at = xxhash.xxh3_128(), 0
+        while at < self.size:
+            piece = self.piece(at, at + pace.size)
+            message = frame(at, piece)
+            if not self.digest:
+                hashed.update(memoryview(message)[-len(piece) :])
+            yield message
+            at += len(piece)
+        if not self.digest:
+            self.digest = hashed.digest()
+            yield ps_pb2.PushRequest(seal=ps_pb2.Seal(content_digest=self.digest)).SerializeToString()
+
+
+async def upload(
+    call: Any, manifest: ps_pb2.Manifest, outgoing: Outgoing, pace: Pace, idle: float
+) -> ps_pb2.PushReply:
+    """Say what comes, wait until the server is ready for it, and send it.
+
+    Raises:
+        TimeoutError: when the server takes nothing for `idle` seconds.
+        AioRpcError: when it refuses.
+    """
+    async with silence(idle) as quiet:
+        # Writing to a call that the server has ended fails with an error of gRPC's own; what the server
+        # said is the result of the call.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await quiet.broken_by(call.write(ps_pb2.PushRequest(manifest=manifest).SerializeToString()))
+            if READY in await quiet.broken_by(call.initial_metadata()):
+                await _sent(call, outgoing, pace, quiet)
+                await call.done_writing()
+        return codec.decode(ps_pb2.PushReply, await quiet.broken_by(call))
+
+
+async def _sent(call: Any, outgoing: Outgoing, pace: Pace, quiet: Silence) -> None:
+    for message in outgoing.messages(pace):
+        began = monotonic()
+        await quiet.broken_by(call.write(message))
+        pace.took(len(message), monotonic() - began)
