@@ -28,6 +28,8 @@ IN_FLIGHT = 3
 RESERVE = 128 << 20
 """What libraries take later on, and the kernels' blocks: no more with more workers or a larger model."""
 
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
 Read: TypeAlias = Callable[[str], str | None]
 
 
@@ -102,7 +104,8 @@ class Account:
 
 
 def _size(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{size / 1e6:.0f} MB"
+    unit, name = next((u, n) for u, n in UNITS if size >= u or u == 1e3)
+    return f"{size / unit:.{1 if size < 10 * unit else 0}f} {name}"
 
 
 def _read(path: str) -> str | None:
