@@ -8,7 +8,6 @@ bits on one core as on many. Calls go through ctypes, which releases the interpr
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.kernels import blocked, networks
@@ -44,6 +44,8 @@ NAME = "native"
 NOTICES = True
 MOST = 500
 """Rows that the C side has room for on its stack."""
+FLOAT = 4
+"""Bytes of a number."""
 SLICE = 1 << 16
 """Columns of one call: a multiple of every strip of the C side."""
 
@@ -84,32 +86,33 @@ def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
 def _measured(verb: str, total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
     """Adds inner products of (x_1 - r, ..., x_n - r, r), or none with r where there is none: (n+1, n+1)."""
     rows, reference = _contiguous(rows), _float32(reference)
-    n, given = len(rows), len(rows) + (reference is not None)
+    n, given, first = len(rows), len(rows) + (reference is not None), _addresses(rows)
 
-    def part(start: int, stop: int) -> Tensor:
-        out = torch.empty(given, given, dtype=torch.float64)
-        at = None if reference is None else _address(reference, start)
-        if _call(verb, _pointers(rows, start), at, n, stop - start, _address(out)):
+    def part(start: int, stop: int) -> NDArray[np.float64]:
+        out, at = np.empty((given, given)), None if reference is None else _address(reference, start)
+        pointers = first + FLOAT * start
+        if _call(verb, pointers.ctypes.data, at, n, stop - start, out.ctypes.data):
             raise MemoryError(f"{verb} found no memory for {n} rows.")
         return out
 
+    measured = total.numpy()[:given, :given]
     for products in _over_slices(rows.d, part):
-        total[:given, :given] += products
+        measured += products
     return total
 
 
 def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
     d = rows.d
     rows, weights = _points(coords, rows, reference)
-    used = weights.any(dim=0).nonzero().flatten().tolist()  # Krum: the other rows need not be read
-    rows, weights = Rows(tuple(rows.vectors[i] for i in used)), weights[:, used].contiguous()
-    if not used:
+    used = np.flatnonzero(weights.any(axis=0))  # Krum: the other rows need not be read
+    if len(used) == 0:
         return torch.zeros(len(coords), d)
-    out = torch.empty(len(coords), d)
+    first, weights = _addresses(rows)[used], np.ascontiguousarray(weights[:, used])
+    out, at = torch.empty(len(coords), d), weights.ctypes.data
 
     def part(start: int, stop: int) -> int:
-        shape = (len(used), stop - start, len(coords), d)
-        return _call("combine", _pointers(rows, start), _address(weights), *shape, _address(out, start))
+        pointers, shape = first + FLOAT * start, (len(used), stop - start, len(coords), d)
+        return _call("combine", pointers.ctypes.data, at, *shape, _address(out, start))
 
     if any(_over_slices(d, part)):
         raise NotFinite
@@ -128,14 +131,13 @@ def columnwise(
     weights = None
     if coords is not None:
         rows, weights = _points(coords, rows, reference)
-    points = len(rows) if weights is None else len(weights)
-    out = torch.empty(rows.d)
+    points, at = (len(rows), None) if weights is None else (len(weights), weights.ctypes.data)
+    out, first = torch.empty(rows.d), _addresses(rows)
     verb, details = _described(rule, points)
 
     def part(start: int, stop: int) -> int:
-        at = None if weights is None else _address(weights)
-        shape = (len(rows), stop - start, at, points)
-        return _call(verb, _pointers(rows, start), *shape, *details, _address(out, start))
+        pointers, shape = first + FLOAT * start, (len(rows), stop - start, at, points)
+        return _call(verb, pointers.ctypes.data, *shape, *details, _address(out, start))
 
     if any(_over_slices(rows.d, part)):
         raise NotFinite
@@ -156,12 +158,12 @@ def _merges(points: int, summed: tuple[int, int] | None) -> np.ndarray[Any, np.d
     return np.array(networks.merges(points, summed), dtype=np.int32).reshape(-1, 3)
 
 
-def _points(coords: Tensor, rows: Rows, reference: Tensor | None) -> tuple[Rows, Tensor]:
+def _points(coords: Tensor, rows: Rows, reference: Tensor | None) -> tuple[Rows, NDArray[np.float32]]:
     """Rows, with the reference as one more where it counts, and float32 coefficients of each."""
-    vectors, reference = _contiguous(rows).vectors, _float32(reference)
-    if reference is None or not bool(coords[:, -1].any()):
-        return Rows(vectors), coords[:, :-1].float().contiguous()
-    return Rows((*vectors, reference)), coords.float().contiguous()
+    rows, reference, weights = _contiguous(rows), _float32(reference), coords.numpy()
+    if reference is None or not weights[:, -1].any():
+        return rows, weights[:, :-1].astype(np.float32, order="C")
+    return Rows((*rows.vectors, reference)), weights.astype(np.float32, order="C")
 
 
 def _contiguous(rows: Rows) -> Rows:
@@ -184,12 +186,13 @@ def _over_slices(d: int, part: Callable[[int, int], T]) -> list[T]:
         return list(pool.map(lambda each: part(*each), slices))
 
 
-def _pointers(rows: Rows, start: int) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(rows))(*[_address(vector, start) for vector in rows.vectors])
+def _addresses(rows: Rows) -> NDArray[np.int64]:
+    """Where the rows begin; they stay there only as long as the rows themselves."""
+    return np.array([vector.data_ptr() for vector in rows.vectors], dtype=np.int64)
 
 
-def _address(tensor: Tensor, start: int = 0) -> int:
-    return tensor.data_ptr() + start * tensor.element_size()
+def _address(tensor: Tensor, start: int) -> int:
+    return tensor.data_ptr() + FLOAT * start
 
 
 def _call(verb: str, *args: Any) -> int:
