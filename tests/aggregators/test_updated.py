@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import runpy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,3 +237,13 @@ def test_it_is_for_few_of_many():
     assert worthwhile(100, 2)
     assert not worthwhile(15, 1)
     assert not worthwhile(100, 100)
+
+
+def test_the_benchmark_times_what_agrees(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    bench = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "bench_updated.py"))
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    with torch.random.fork_rng():
+        assert bench["main"](["--case", "30", "2", "500", "--repeat", "1"]) == 0
+    assert "30     2       500" in capsys.readouterr().out
