@@ -16,6 +16,7 @@ from torch import Tensor
 from varangian.aggregators import Aggregate, AggregationError, Aggregator
 from varangian.aggregators.incremental import Incremental
 from varangian.server.bounds import Bounds, norm
+from varangian.server.ema import Average, samples
 from varangian.server.optimizer import Sgd, Stepper
 from varangian.server.versions import Versions
 
@@ -75,11 +76,20 @@ class Learner:
     """The parameters, the rule that aggregates and the optimizer that steps.
 
     A step depends on the parameters, the optimizer's state, the last aggregate, the seed, the round and the
-    rows by name; not on the order in which rows came.
+    rows by name; not on the order in which rows came. An average of the parameters, if there is one,
+    follows each step; `batch` is how many samples a row was made from.
     """
 
     def __init__(
-        self, parameters: Tensor, aggregator: Aggregator, optimizer: Sgd, *, rounds: int, seed: int
+        self,
+        parameters: Tensor,
+        aggregator: Aggregator,
+        optimizer: Sgd,
+        *,
+        rounds: int,
+        seed: int,
+        average: Average | None = None,
+        batch: int = 1,
     ) -> None:
         self._versions = Versions(parameters)
         self._aggregator = aggregator
@@ -88,6 +98,8 @@ class Learner:
         self._bounds = self._measured()
         self._rounds = rounds
         self._seed = seed
+        self._batch = batch
+        self.average = average
         self._spare = torch.empty_like(self._versions.current)
         self.reference: Tensor | None = None
         """The last aggregate (d,), from which the next rows are measured."""
@@ -141,6 +153,9 @@ class Learner:
         vector = _own(aggregate.vector.detach().to(torch.float32), rows)
         self._move(vector, length, lr)
         self._refer(vector)
+        if self.average is not None:
+            counted = len(workers) - len(aggregate.dropped)
+            self.average.update(self.parameters, samples(self._batch, counted, aggregate.effective))
         seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
         return _described(aggregate, workers, faults, length, lr, seconds)
 

@@ -53,6 +53,7 @@ class Account:
         sgd: Sgd,
         *,
         rows: Dtype = FLOAT32,
+        average: bool = False,
         columns: int | None = None,
         limits: Limits = DEFAULT_LIMITS,
         base: int | None = None,
@@ -64,6 +65,7 @@ class Account:
             d: parameters.
             sgd: the optimizer, which keeps a vector if it has momentum.
             rows: how the rows are kept.
+            average: whether an average of the model is kept.
             columns: of each row at a time, if not all d.
             limits: of the service.
             base: bytes that are taken already; by default those of this process.
@@ -71,7 +73,7 @@ class Account:
         messages = n * limits.streams + IN_FLIGHT * limits.receiving
         return cls(
             rows=n * min(d, columns or d) * WIRE[rows][1].itemsize,
-            vectors=VERSIONS + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0),
+            vectors=VERSIONS + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + average,
             model=4 * d,
             streams=messages * MESSAGE_LIMIT,
             base=RESERVE + (resident() if base is None else base),

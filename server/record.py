@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
@@ -24,6 +24,9 @@ class RoundRecord:
     """On held-out data after this round; None in rounds without an evaluation."""
     accuracy: float | None = None
     """On the same data, from 0 to 1."""
+    ema_loss: float | None = None
+    """As the two before, of the average of the model; None in a run without one."""
+    ema_accuracy: float | None = None
     weights: dict[str, float] | None = None
     """How much of each worker is in the update; None when the rule has no weights or there is no update."""
     reference_weight: float = 0.0
@@ -45,16 +48,30 @@ class RoundRecord:
     seconds: dict[str, float]
     """By phase: wait (for pushes), aggregate, step, evaluate."""
 
+    @property
+    def scores(self) -> Scores:
+        return Scores(self.loss, self.accuracy, self.ema_loss, self.ema_accuracy)
+
     def json(self) -> str:
         """One line of standard JSON: ASCII only, control characters escaped, null for NaN and infinity."""
         return json.dumps(_plain(dataclasses.asdict(self)), allow_nan=False)
 
 
+class Scores(NamedTuple):
+    """What held-out data says of the model, and of its average where there is one."""
+
+    loss: float | None = None
+    accuracy: float | None = None
+    ema_loss: float | None = None
+    ema_accuracy: float | None = None
+
+
 Observe: TypeAlias = Callable[[RoundRecord], None]
 """Called once for each round, in order, skipped rounds included. Should return soon."""
-Evaluate: TypeAlias = Callable[[Tensor], tuple[float, float]]
-"""Parameters (d,) to loss and accuracy on held-out data."""
-Evaluation: TypeAlias = tuple[float, float]
+Evaluation: TypeAlias = tuple[float, float] | Scores
+"""A pair is loss and accuracy."""
+Evaluate: TypeAlias = Callable[[Tensor], Evaluation]
+"""From the parameters (d,)."""
 
 
 def is_due(round: int, rounds: int, every: int) -> bool:
@@ -76,14 +93,16 @@ def of_step(
         round: its number.
         step: what it did to the model.
         missing: who did not answer in time.
-        evaluation: loss and accuracy after it, if held-out data was looked at.
+        evaluation: after it, if held-out data was looked at.
         seconds: phases besides those of the step.
     """
-    loss, accuracy = evaluation or (None, None)
+    scores = Scores(*(evaluation or ()))
     return RoundRecord(
         round=round,
-        loss=loss,
-        accuracy=accuracy,
+        loss=scores.loss,
+        accuracy=scores.accuracy,
+        ema_loss=scores.ema_loss,
+        ema_accuracy=scores.ema_accuracy,
         weights=step.weights,
         reference_weight=step.reference_weight,
         effective=step.effective,
@@ -99,11 +118,13 @@ def of_step(
 
 def of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
     """The record of a round that became nothing."""
-    loss, accuracy = evaluation or (None, None)
+    scores = Scores(*(evaluation or ()))
     return RoundRecord(
         round=skip.round,
-        loss=loss,
-        accuracy=accuracy,
+        loss=scores.loss,
+        accuracy=scores.accuracy,
+        ema_loss=scores.ema_loss,
+        ema_accuracy=scores.ema_accuracy,
         dropped=dict(skip.faults),
         missing=skip.missing,
         skipped=skip.because,

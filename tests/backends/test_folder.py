@@ -62,6 +62,19 @@ def test_rounds_are_on_disk_at_once(folder):
     assert second["loss"] == ""
 
 
+def test_a_run_with_an_average_has_two_columns_more_and_one_file(small):
+    made = RunFolder.create(small("ema.reference_batch=8"))
+    made.observe(record(0, loss=1.5, accuracy=0.25, ema_loss=1.25, ema_accuracy=0.5))
+    result = RunResult(0.5, 1.0, "ab", 1, 1.0, "done", "finished", made.path, 0.75, float("inf"))
+    made.finish(result, torch.zeros(9), LAYOUT, torch.arange(9.0))
+    made.close()
+    (row,) = csv.DictReader((made.path / "metrics.csv").read_text().splitlines())
+    assert (row["ema_loss"], row["ema_accuracy"]) == ("1.25", "0.5")
+    assert load_file(made.path / "ema.safetensors")["scale"] == 8
+    written = json.loads((made.path / "result.json").read_text())
+    assert (written["ema_accuracy"], written["ema_loss"]) == (0.75, None)
+
+
 def test_the_end_of_a_run(folder):
     parameters = torch.arange(9.0)
     result = RunResult(0.5, float("nan"), "ab", 2, 1.0, "done", "finished", folder.path)
@@ -69,6 +82,7 @@ def test_the_end_of_a_run(folder):
     tensors = load_file(folder.path / "parameters.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == dict(LAYOUT.entries)
     assert torch.equal(tensors["0.bias"], torch.tensor([6.0, 7.0]))
+    assert not (folder.path / "ema.safetensors").exists()
     written = json.loads((folder.path / "result.json").read_text())
     assert written == result.plain()
     assert written["loss"] is None

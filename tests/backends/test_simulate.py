@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from varangian.backends import RunError, run
 
@@ -44,6 +46,34 @@ def test_training_learns(carried_out):
     result, records, _ = carried_out("rounds=40", "evaluate.every=1")
     assert records[0].loss > 2 * result.loss
     assert result.accuracy > 0.9
+
+
+def test_an_average_of_the_model_is_evaluated_and_saved_beside_it(carried_out):
+    plain, _, _ = carried_out("evaluate.every=2")
+    result, records, _ = carried_out("evaluate.every=2", "ema={decay: 0.5, reference_batch: 40}")
+    assert result.digest == plain.digest
+    evaluated = [record.ema_accuracy is not None for record in records]
+    assert (
+        evaluated == [record.accuracy is not None for record in records] == [False, True, False, True, True]
+    )
+    assert (records[-1].ema_accuracy, records[-1].ema_loss) == (result.ema_accuracy, result.ema_loss)
+    assert result.ema_loss > result.loss, "it lags behind a model that learns"
+    assert (plain.ema_loss, plain.ema_accuracy) == (None, None)
+    model, average = (load_file(result.folder / f"{n}.safetensors") for n in ("parameters", "ema"))
+    assert {name: x.shape for name, x in model.items()} == {name: x.shape for name, x in average.items()}
+    assert any(not torch.equal(model[name], average[name]) for name in model)
+
+
+def test_an_average_without_memory_is_the_model(carried_out):
+    result, _, _ = carried_out("ema={decay: 0, reference_batch: 1}")
+    assert (result.ema_loss, result.ema_accuracy) == (result.loss, result.accuracy)
+
+
+def test_rounds_without_an_update_change_no_average(carried_out):
+    faulty = ["byzantine.attack=non_finite", "byzantine.count=2", "rounds=3"]
+    result, records, _ = carried_out(*faulty, "ema={decay: 0, reference_batch: 1}", "evaluate.every=1")
+    assert all(record.skipped for record in records)
+    assert {record.ema_loss for record in records} == {result.loss}
 
 
 def test_a_worker_that_sends_nan_is_dropped_in_every_round(carried_out):

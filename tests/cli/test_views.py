@@ -101,6 +101,15 @@ def test_plain_lines_end_in_a_summary():
     assert summary["reason"] == "all 2 rounds are done"
 
 
+@pytest.mark.parametrize("kind", ["plain", "rich"])
+def test_the_average_is_shown_where_there_is_one(kind):
+    averaged = [record(1, loss=0.1, accuracy=0.975, ema_loss=0.05, ema_accuracy=0.98125)]
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(kind, averaged, ema_accuracy=0.98125, ema_loss=0.05))
+    assert re.search("average +98.1 %" if kind == "plain" else r"average[\s\S]*98\.1 %", text)
+    assert re.search("of the average +accuracy 98.1 %, loss 0.0500", text)
+    assert "average" not in shown(kind, RECORDS)
+
+
 def test_plain_tells_of_every_round_without_an_update():
     lines = shown("plain", [record(0, skipped="round 0: too few")]).splitlines()
     assert lines[0] == "round 1/2: no update: round 0: too few"

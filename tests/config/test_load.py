@@ -1,13 +1,15 @@
 import json
 
 import pytest
+import torch
 
 from varangian.aggregators import NNM, Aggregator, Flag, Krum, Median
 from varangian.config import RunConfig, advice, load, loads
-from varangian.config.build import task, timetable
+from varangian.config.build import learner, task, timetable
 from varangian.config.text import dump, parse
 from varangian.config.tree import json_schema
 from varangian.registry import ConfigError
+from varangian.server.ema import Ema
 from varangian.worker.attacks import ATTACKS, Alie
 from varangian.worker.availability import AVAILABILITY, Always
 from varangian.worker.delays import DELAYS, NoDelay
@@ -66,6 +68,14 @@ def test_the_defaults_are_a_run_that_starts():
         ("availability=sometimes", "availability", "there is no availability of this name"),
         ("availability.alternating.period=1", "availability.alternating", "at least 2. Found 1"),
         ("delays.constant.factor=2", "delays.constant.step", "is required (a number)"),
+        (
+            "ema=0.9",
+            "ema",
+            "should be null, or the settings of an average of the model: decay, reference_batch",
+        ),
+        ("ema.decay=0.9", "ema.reference_batch", "is required (an integer)"),
+        ("ema={decay: 1, reference_batch: 32}", "ema", "`decay` should be at least 0 and below 1. Found 1"),
+        ("ema={reference_batsh: 32, reference_batch: 3}", "ema.reference_batsh", "mean 'reference_batch'?"),
         ("delays=null", "delays", "should be the name of a delay"),
         ("partition.dirichlet.alfa=1", "partition.dirichlet.alfa", "Did you mean 'alpha'?"),
         ("optimizer.schedule.step.gamma=0.1", "optimizer.schedule.step.every", "is required (an integer)"),
@@ -289,6 +299,18 @@ def test_every_way_to_come_and_go_loads_by_its_name(section, registry, required)
         assert getattr(task(config), section) == getattr(timetable(config), section) == built
 
 
+def test_the_settings_of_an_average_are_set_one_by_one():
+    config = load(None, ["ema.reference_batch=480", "ema.decay=0.5"])
+    assert config.ema == Ema(decay=0.5, reference_batch=480)
+    assert loads(json.loads(json.dumps(config.resolved()))) == config
+    assert load().ema is None
+    parameters = torch.ones(3)
+    average = learner(config, parameters).average
+    assert average.parameters.tolist() == [1, 1, 1]
+    assert average.update(torch.zeros(3), 480) == 0.5
+    assert learner(load(), parameters).average is None
+
+
 def test_everybody_is_always_there_unless_something_else_is_said():
     assert (load().availability, load().delays) == (Always(), NoDelay())
 
@@ -367,6 +389,10 @@ class Schema:
         ({"server": {"port": "x"}}, False),
         ({"availability": "churn", "delays": {"pareto": {"least": 0.5}}}, True),
         ({"availability": {"diurnal": {"trace": "high"}}}, False),
+        ({"ema": None}, True),
+        ({"ema": {"decay": 0.9, "reference_batch": 32}}, True),
+        ({"ema": {"decay": 0.9, "batch": 32}}, False),
+        ({"ema": {}}, False),
         ({"serve": {}}, False),
     ],
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from varangian.aggregators import Aggregate, AggregationError, Aggregator, Gram, Krum
 from varangian.registry import ConfigError
+from varangian.server.ema import Average, Ema, samples
 from varangian.server.learner import Learner
 from varangian.server.optimizer import BLOCK, SCHEDULES, Constant, Cosine, Sgd, StepDecay, Stepper
 
@@ -388,3 +389,45 @@ def test_a_step_says_how_many_were_believed_and_how_far_they_lie():
     assert step.spread == pytest.approx((1 + 49) / 5)
     columns = learner(Aggregator(Columns())).step(0, pushed, {})
     assert (columns.effective, columns.spread) == (None, None)
+
+
+# The average of the model
+
+
+def averaged(aggregator: Aggregator) -> Learner:
+    start = torch.ones(2)
+    average = Average(Ema(decay=0.5, reference_batch=8), start)
+    return Learner(start, aggregator, Sgd(lr=0.5), rounds=10, seed=7, average=average, batch=4)
+
+
+def test_the_average_follows_each_step_by_what_it_has_learned_from():
+    """Two rows of 4 samples are the 8 for which the decay is a half."""
+    model = averaged(Aggregator(Mean()))
+    model.step(0, rows(1.0, 3.0), {})
+    assert model.parameters.tolist() == [0.0, 0.0]
+    assert model.average is not None
+    assert model.average.parameters.tolist() == [0.5, 0.5]
+
+
+def test_rows_without_weight_teach_the_average_nothing():
+    model = averaged(Aggregator(Krum(f=1)))
+    step = model.step(0, rows(1.0, 1.0, 1.0, 1.0, 50.0), {})
+    assert step.effective == pytest.approx(1.0)
+    assert model.average is not None
+    assert model.average.parameters.tolist() == pytest.approx([1 - 0.5 * (1 - 0.5**0.5)] * 2)
+    assert samples(4, 5, step.effective) == pytest.approx(4)
+
+
+def test_a_rule_without_weights_teaches_by_its_rows():
+    model = averaged(Aggregator(Columns()))
+    model.step(0, rows(1.0, 1.0), {"w02": "not finite"})
+    assert model.average is not None
+    assert model.average.parameters.tolist() == [0.75, 0.75]
+
+
+def test_a_step_that_fails_leaves_the_average():
+    model = averaged(Aggregator(Krum(f=1)))
+    with pytest.raises(AggregationError):
+        model.step(0, rows(1.0, 2.0), {})
+    assert model.average is not None
+    assert model.average.parameters.tolist() == [1.0, 1.0]

@@ -42,6 +42,7 @@ def test_rows_in_half_the_space_and_windows():
 
 def test_momentum_is_one_more():
     assert account(sgd=Sgd(lr=1, momentum=0.9, nesterov=True, weight_decay=0.1)).vectors == 8
+    assert account(average=True).vectors == 8
 
 
 def test_a_machine_with_less_is_refused_with_the_numbers():

@@ -6,7 +6,7 @@ import pytest
 
 from varangian.server.events import Skip
 from varangian.server.learner import Step
-from varangian.server.record import RoundRecord, is_due, of_skip, of_step
+from varangian.server.record import RoundRecord, Scores, is_due, of_skip, of_step
 
 NAN, INF = float("nan"), float("inf")
 STEP = Step(
@@ -42,6 +42,8 @@ def test_a_committed_round():
         "round": 7,
         "loss": 0.3,
         "accuracy": 0.9,
+        "ema_loss": None,
+        "ema_accuracy": None,
         "weights": {"w00": 0.5, "w01": 0.5},
         "reference_weight": 0.25,
         "effective": 2.0,
@@ -115,3 +117,11 @@ def test_numbers_come_back_exactly():
 )
 def test_evaluations_are_due_every_so_often_and_after_the_last_round(every: int, due: list[int]):
     assert [round for round in range(7) if is_due(round, 7, every)] == due
+
+
+def test_scores_of_the_average_are_there_where_it_is():
+    record = of_step(0, STEP, evaluation=Scores(1.0, 0.5, 0.75, 0.625))
+    assert (record.ema_loss, record.ema_accuracy) == (0.75, 0.625)
+    assert record.scores == Scores(1.0, 0.5, 0.75, 0.625)
+    assert of_step(0, STEP, evaluation=(1.0, 0.5)).scores == Scores(1.0, 0.5)
+    assert of_step(0, STEP).scores == Scores()

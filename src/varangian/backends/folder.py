@@ -6,6 +6,7 @@ rounds.jsonl             one line for each round, written as it closes
 metrics.csv              the numbers that are plotted
 *.log                    who was refused and why, in a run with processes
 parameters.safetensors   at the end
+ema.safetensors          their average, in a run that has one
 result.json              at the end, after everything else
 """
 
@@ -38,6 +39,7 @@ from varangian.protos.layout import Layout
 from varangian.server.record import RoundRecord
 
 COLUMNS = ("round", "loss", "accuracy", "update_norm", "seconds")
+AVERAGED = ("ema_loss", "ema_accuracy")
 PACKAGES = ("torch", "numpy", "grpcio", "protobuf", "pydantic", "safetensors", "scikit-learn")
 GIT_SECONDS = 5
 
@@ -45,12 +47,13 @@ GIT_SECONDS = 5
 class RunFolder:
     """Writes what a run leaves behind."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, averaged: bool = False) -> None:
         self.path = path
+        self._columns = COLUMNS + (AVERAGED if averaged else ())
         self._rounds = (path / "rounds.jsonl").open("x", encoding="utf-8")
         self._metrics = (path / "metrics.csv").open("x", encoding="utf-8", newline="")
         self._csv = csv.writer(self._metrics, lineterminator="\n")
-        self._csv.writerow(COLUMNS)
+        self._csv.writerow(self._columns)
         self._metrics.flush()
 
     @classmethod
@@ -64,7 +67,7 @@ class RunFolder:
             path = fresh(Path(config.output), f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(config)}")
             write_atomically(path / "config.yaml", dump(config.resolved()).encode())
             write_atomically(path / "manifest.json", _json(manifest(config, command or sys.argv)))
-            return cls(path)
+            return cls(path, averaged=config.ema is not None)
         except OSError as error:
             reason = f"the run folder in {config.output!r} cannot be written: {error.strerror or error}"
             raise RunError(f"{reason}. Choose another place with output=DIR.") from error
@@ -73,15 +76,19 @@ class RunFolder:
         """Append a round; on disk when this returns, as far as the process is concerned."""
         self._rounds.write(record.json() + "\n")
         self._rounds.flush()
-        seconds = sum(record.seconds.values())
-        row = (record.round, record.loss, record.accuracy, record.update_norm, f"{seconds:.6f}")
+        seconds = f"{sum(record.seconds.values()):.6f}"
+        row = [seconds if name == "seconds" else getattr(record, name) for name in self._columns]
         self._csv.writerow(["" if value is None else value for value in row])
         self._metrics.flush()
 
-    def finish(self, result: RunResult, parameters: Tensor, layout: Layout) -> None:
-        """Write the parameters, then the result; a folder with a result is complete."""
+    def finish(
+        self, result: RunResult, parameters: Tensor, layout: Layout, average: Tensor | None = None
+    ) -> None:
+        """Write the parameters and their average, then the result; a folder with a result is complete."""
         tensors = named_tensors(parameters, layout)
         write_atomically(self.path / "parameters.safetensors", save(tensors, {"digest": result.digest}))
+        if average is not None:
+            write_atomically(self.path / "ema.safetensors", save(named_tensors(average, layout)))
         write_atomically(self.path / "result.json", _json(result.plain()))
 
     def close(self) -> None:

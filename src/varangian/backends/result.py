@@ -34,9 +34,16 @@ class RunResult:
     """Why the run ended, as a sentence."""
     outcome: Outcome
     folder: Path | None = None
+    ema_accuracy: float | None = None
+    """Of the average of the model; None in a run without one."""
+    ema_loss: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """The values as JSON takes them."""
         folder = None if self.folder is None else str(self.folder)
-        finite = self.loss is not None and math.isfinite(self.loss)
-        return dataclasses.asdict(self) | {"folder": folder, "loss": self.loss if finite else None}
+        losses = {"loss": _finite(self.loss), "ema_loss": _finite(self.ema_loss)}
+        return dataclasses.asdict(self) | {"folder": folder} | losses
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -10,6 +10,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from varangian.backends import Note
 from varangian.backends.folder import RunFolder
 from varangian.backends.result import Outcome, RunError, RunResult
@@ -19,7 +21,7 @@ from varangian.server.driver import Driver
 from varangian.server.events import Phase
 from varangian.server.learner import Learner
 from varangian.server.memory import Account, available
-from varangian.server.record import Observe, RoundRecord
+from varangian.server.record import Observe, RoundRecord, Scores
 from varangian.server.round import RoundMachine
 from varangian.server.waiting import MONOTONIC, Clock
 from varangian.worker.task import Crew
@@ -41,9 +43,8 @@ class Session:
     stop: Stop = field(default_factory=lambda: Stop())
     rounds: int = 0
     evaluated: int = -1
-    """How many rounds were closed when loss and accuracy were taken."""
-    loss: float | None = None
-    accuracy: float | None = None
+    """How many rounds were closed when the scores were taken."""
+    scores: Scores = field(default_factory=Scores)
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -57,7 +58,13 @@ class Session:
             crew = Crew(task(config))
         except ValueError as error:
             raise RunError(str(error)) from error
-        account = Account.of(config.workers, crew.layout.numel, optimizer(config), rows=config.server.rows)
+        account = Account.of(
+            config.workers,
+            crew.layout.numel,
+            optimizer(config),
+            rows=config.server.rows,
+            average=config.ema is not None,
+        )
         if refusal := account.refusal(available()):
             raise RunError(refusal)
         built = learner(config, crew.initial())
@@ -68,7 +75,7 @@ class Session:
         return Driver(
             self.machine,
             self.learner,
-            evaluate=self.crew.evaluate,
+            evaluate=self.evaluate,
             evaluate_every=self.config.evaluate.every,
             observe=self._record,
             clock=clock,
@@ -76,23 +83,32 @@ class Session:
             rows=self.config.server.rows,
         )
 
+    def evaluate(self, parameters: Tensor) -> Scores:
+        """Of the parameters and, where there is one, of their average."""
+        average = self.learner.average
+        ema = (None, None) if average is None else self.crew.evaluate(average.parameters)
+        return Scores(*self.crew.evaluate(parameters), *ema)
+
     def result(self, reason: str) -> RunResult:
         """Close the books: the last files of the folder, and what is to be said."""
         seconds = time.monotonic() - self.began
         if self.evaluated != self.rounds:
-            self.loss, self.accuracy = self.crew.evaluate(self.learner.parameters)
+            self.scores = self.evaluate(self.learner.parameters)
         result = RunResult(
-            accuracy=self.accuracy,
-            loss=self.loss,
+            accuracy=self.scores.accuracy,
+            loss=self.scores.loss,
             digest=self.learner.digest(),
             rounds=self.rounds,
             seconds=seconds,
             reason=self.stop.reason or reason,
             outcome=self._outcome(),
             folder=self.folder.path,
+            ema_accuracy=self.scores.ema_accuracy,
+            ema_loss=self.scores.ema_loss,
         )
+        average = None if self.learner.average is None else self.learner.average.parameters
         try:
-            self.folder.finish(result, self.learner.parameters, self.crew.layout)
+            self.folder.finish(result, self.learner.parameters, self.crew.layout, average)
         except OSError as error:
             raise RunError(f"the result cannot be written to {self.folder.path}: {error}") from error
         return result
@@ -110,7 +126,7 @@ class Session:
     def _record(self, record: RoundRecord) -> None:
         self.rounds += 1
         if record.accuracy is not None:
-            self.loss, self.accuracy, self.evaluated = record.loss, record.accuracy, self.rounds
+            self.scores, self.evaluated = record.scores, self.rounds
         self.folder.observe(record)
         self.observe(record)
 

@@ -59,16 +59,19 @@ class Live:
 
     def _view(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for heading in ("round", "loss", "accuracy", "rounds/s"):
+        tally = self._tally
+        cells = {
+            "round": f"{tally.rounds}/{self._rounds}",
+            "loss": number(tally.loss),
+            "accuracy": percent(tally.accuracy),
+        }
+        if tally.ema_accuracy is not None:
+            cells["average"] = percent(tally.ema_accuracy)
+        cells["rounds/s"] = f"{tally.rate:.1f}"
+        for heading in cells:
             table.add_column(heading, justify="right", min_width=9)
         table.add_column("least believed")
-        table.add_row(
-            f"{self._tally.rounds}/{self._rounds}",
-            number(self._tally.loss),
-            percent(self._tally.accuracy),
-            f"{self._tally.rate:.1f}",
-            self._distrusted(),
-        )
+        table.add_row(*cells.values(), self._distrusted())
         return Group(ProgressBar(total=self._rounds, completed=self._tally.rounds, width=60), table)
 
     def _distrusted(self) -> Text:

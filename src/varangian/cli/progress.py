@@ -98,7 +98,9 @@ class Plain:
 
     def _state(self) -> str:
         tally = self._tally
-        return f"loss {number(tally.loss)}  accuracy {percent(tally.accuracy)}  {tally.rate:.1f} rounds/s"
+        ema = "" if tally.ema_accuracy is None else f"  average {percent(tally.ema_accuracy)}"
+        scores = f"loss {number(tally.loss)}  accuracy {percent(tally.accuracy)}{ema}"
+        return f"{scores}  {tally.rate:.1f} rounds/s"
 
 
 def number(value: float | None) -> str:
@@ -118,6 +120,9 @@ def summary(result: RunResult, tally: Tally, byzantine: Sequence[str]) -> list[t
         ("seconds", f"{result.seconds:.1f}"),
         ("digest", result.digest),
     ]
+    if result.ema_accuracy is not None:
+        average = f"accuracy {percent(result.ema_accuracy)}, loss {number(result.ema_loss)}"
+        lines.insert(2, ("of the average", average))
     mass = tally.share(byzantine) if byzantine else None
     if mass is not None:
         lines.append(("byzantine mass", f"{percent(mass)} of the weight, {len(byzantine)} workers"))

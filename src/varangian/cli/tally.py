@@ -20,6 +20,8 @@ class Tally:
     skipped: int = 0
     loss: float | None = None
     accuracy: float | None = None
+    ema_accuracy: float | None = None
+    """Of the average of the model, where there is one."""
     shares: dict[str, float] = field(default_factory=dict)
     """Sum over rounds of each worker's share of the absolute weights."""
     weighed: int = 0
@@ -39,6 +41,7 @@ class Tally:
         self.skipped += record.skipped is not None
         if record.accuracy is not None:
             self.loss, self.accuracy = record.loss, record.accuracy
+            self.ema_accuracy = record.ema_accuracy
         total = sum(map(abs, record.weights.values())) if record.weights else 0.0
         if record.weights and total > 0:
             self.weighed += 1

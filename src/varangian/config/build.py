@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from varangian.config.tree import RunConfig
+from varangian.server.ema import Average
 from varangian.server.learner import Learner
 from varangian.server.optimizer import Sgd
 from varangian.server.round import RoundPolicy
@@ -85,4 +86,12 @@ def optimizer(config: RunConfig) -> Sgd:
 def learner(config: RunConfig, initial: Tensor) -> Learner:
     """The model's side of the server, at its start."""
     seed = config.seed if config.server.seed is None else config.server.seed
-    return Learner(initial, config.aggregator, optimizer(config), rounds=config.rounds, seed=seed)
+    return Learner(
+        initial,
+        config.aggregator,
+        optimizer(config),
+        rounds=config.rounds,
+        seed=seed,
+        average=None if config.ema is None else Average(config.ema, initial),
+        batch=config.worker.batch_size,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from varangian.registry import Registry
+from varangian.registry import ConfigError, Problem, Registry, construct, fields_of, plain
 
 Build = Callable[[Any, int], Any]
 """From what the user wrote and the declared f."""
@@ -28,6 +28,8 @@ class Group:
     """The name that stands there when the user says nothing, if any."""
     none: bool = False
     """Whether null is a value."""
+    named: bool = True
+    """Whether a name chooses among several; otherwise the fields stand there by themselves."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -67,3 +69,23 @@ def of_registry(registry: Registry[Any], default: str | None, *, none: bool = Fa
         return registry.build(value, "", {"f": f})
 
     return Group(build, registry.spec, lambda: {"anyOf": named(registry)}, default, none)
+
+
+def of_fields(cls: type[Any], kind: str) -> Group:
+    """The group of one class, or of null: there is nothing to choose."""
+    from varangian.config.schema import with_fields
+
+    names = [field.name for field in fields_of(cls)]
+
+    def build(value: Any, f: int) -> Any:
+        if not isinstance(value, Mapping):
+            rule = f"should be null, or the settings of {kind}: {', '.join(names)}"
+            raise ConfigError([Problem("", rule, value)])
+        return construct(cls, value, "", {})
+
+    def spec(built: Any) -> dict[str, Any]:
+        return {name: plain(getattr(built, name)) for name in names}
+
+    return Group(
+        build, spec, lambda: {"anyOf": [with_fields(cls, fields_of(cls))]}, None, none=True, named=False
+    )

@@ -11,6 +11,7 @@ import math
 import textwrap
 import types
 import typing
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -55,14 +56,27 @@ def of_type(hint: Any) -> JsonSchema:
     return {"type": _PLAIN[hint]} if hint in _PLAIN else {}
 
 
+def with_fields(cls: type[Any], fields: Sequence[Field]) -> JsonSchema:
+    """An object with the fields of a class."""
+    docs = field_docs(cls)
+    return {
+        "type": "object",
+        "description": (cls.__doc__ or "").partition("\n")[0],
+        "properties": {field.name: _field(field, docs) for field in fields},
+        "required": [field.name for field in fields if field.default is MISSING],
+        "additionalProperties": False,
+    }
+
+
 def _with_fields(registry: Registry[Any], name: str) -> JsonSchema:
     cls, _ = registry.entry(name)
-    docs = field_docs(cls)
+    fields = with_fields(cls, registry.fields(name))
+    # A mixing or a rule need not be told the f of the run.
     inside: JsonSchema = {
+        **fields,
+        "required": [],
         "type": ["object", "null"],
         "description": registry.summary(name),
-        "properties": {field.name: _field(field, docs) for field in registry.fields(name)},
-        "additionalProperties": False,
     }
     return {
         "type": "object",

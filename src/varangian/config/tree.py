@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from varangian.aggregators import MIXINGS, RULES, Aggregator
 from varangian.aggregators.spec import aggregator_from, spec_of
-from varangian.config.group import Group, of_registry
+from varangian.config.group import Group, of_fields, of_registry
 from varangian.config.problems import sections
 from varangian.config.schema import DIALECT, named
 from varangian.protos.codec import FLOAT32, Dtype
 from varangian.registry import join
+from varangian.server.ema import Ema
 from varangian.server.optimizer import SCHEDULES, Schedule
 from varangian.worker.attacks import ATTACKS, Attack, Sight
 from varangian.worker.availability import AVAILABILITY, Availability
@@ -111,8 +112,6 @@ class Server(Section):
     """Threads of torch in the server; the same number gives the same bits."""
     rows: Dtype = FLOAT32
     """How vectors are kept until a round closes; bfloat16 takes half the memory and rounds them."""
-    rows: Dtype = FLOAT32
-    """How vectors are kept until a round closes; bfloat16 takes half the memory and rounds them."""
     tls: bool | None = None
     """Whether `varangian run` makes certificates for the run; null does unless `host` is this machine."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
@@ -175,6 +174,8 @@ class RunConfig(Section):
     wire: Wire = Wire()
     byzantine: Byzantine = Byzantine()
     evaluate: Evaluation = Evaluation()
+    ema: Annotated[Ema | None, of_fields(Ema, "an average of the model")] = None
+    """An average of the model over rounds, at the server; it is evaluated and saved beside the model."""
 
     @property
     def quorum(self) -> int:
@@ -191,7 +192,7 @@ def groups(model: type[BaseModel] = RunConfig, path: str = "") -> dict[str, str 
     found: dict[str, str | None] = {}
     for name, field in model.model_fields.items():
         for mark in field.metadata:
-            if isinstance(mark, Group):
+            if isinstance(mark, Group) and mark.named:
                 found[join(path, name)] = mark.default
     for name, section in sections(model).items():
         found |= groups(section, join(path, name))
