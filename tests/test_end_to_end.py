@@ -58,6 +58,7 @@ def no_child_is_left():
         ["aggregator=median", "byzantine.attack=non_finite", "byzantine.count=1", "worker.per_process=1"],
         ["aggregator=flag", "optimizer.momentum=0.5", "optimizer.schedule=cosine", "model.mlp.hidden=8"],
         ["aggregator=median", "wire.dtype=bfloat16"],
+        ["aggregator=flag", "ema={decay: 0.9, reference_batch: 40}"],
         # So many columns that they are aggregated while the rest is on its way.
         ["aggregator=flag", "model.mlp.hidden=8000", "rounds=2"],
         ["aggregator=trimmed_mean", "model.mlp.hidden=8000", "rounds=2", "server.rows=bfloat16"],
@@ -70,6 +71,7 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
     assert apart.outcome == together.outcome == "finished"
     assert apart.digest == together.digest == again.digest
     assert (apart.loss, apart.accuracy) == (together.loss, together.accuracy)
+    assert (apart.ema_loss, apart.ema_accuracy) == (together.ema_loss, together.ema_accuracy)
     assert notes == []
     assert no_child_is_left()
 
