@@ -46,7 +46,7 @@ class RoundRecord:
     skipped: str | None = None
     """Why there is no update; None when there is one."""
     seconds: dict[str, float]
-    """By phase: wait (for pushes), aggregate, step, evaluate."""
+    """By phase: wait (for pushes; of virtual time in a simulation), aggregate, step, evaluate."""
 
     @property
     def scores(self) -> Scores:
