@@ -2,6 +2,7 @@
 
 import pytest
 
+from varangian.config.build import timetable
 from varangian.registry import ConfigError
 
 HALVES = ["availability={alternating: {period: 2}}", "workers=6", "server.quorum=3", "server.deadline=5"]
@@ -50,6 +51,29 @@ def test_who_is_late_for_a_round_is_missing_and_comes_back_for_a_later_one(carri
     assert all((wait(record) == pytest.approx(5)) == (record.missing != ()) for record in records)
     _, records, _ = carried_out(*settings, "server.deadline=10")
     assert {record.missing for record in records} == {()}
+
+
+def missed(table, rounds, deadline):
+    """By hand: in which rounds w00 is missing, when nobody else is ever late."""
+    opened = free = 0.0
+    for round in range(rounds):
+        closes, begins = opened + deadline, max(opened, free)
+        if begins < closes:
+            free = begins + table.delay("w00", round)
+        if closes <= free:
+            yield round
+        opened = min(closes, free)
+
+
+def test_who_is_busy_with_one_round_does_not_begin_another(carried_out, small):
+    settings = ["delays={pareto: {least: 1, alpha: 0.7, most: 40, workers: [0]}}", "rounds=40"]
+    table = timetable(small(*settings))
+    _, records, _ = carried_out(*settings, "server.deadline=5")
+    expected = [*missed(table, 40, 5.0)]
+    assert [record.round for record in records if record.missing] == expected
+    # What it began in the middle of a round it sometimes ends in that round.
+    assert expected != [round for round in range(40) if table.delay("w00", round) >= 5.0]
+    assert 5 < len(expected) < 35
 
 
 def test_a_shortfall_that_is_skipped_lasts_until_the_deadline(carried_out):
