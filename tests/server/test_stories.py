@@ -5,7 +5,8 @@ shows what happens; correct what should have happened, and it is a regression te
 
     policy n=3 rounds=2 quorum=2 deadline=10 shortfall=wait f=1 [max_skips=10]
     at 3.5                      set the time
-    offer|push|send w00 0 aa    an upload begins, is complete, or both; aa stands for the digest
+    offer|push|send w00 0 aa    an upload begins, is complete, or both; aa stands for the digest,
+                                and - for one that comes at the end of the upload
     fault w00 0 not finite      the worker proves faulty
     gone w00 0                  the upload is over without a push
     tick                        time has passed
@@ -50,7 +51,8 @@ class Storyteller:
         words = rest.split(maxsplit=2)
         match verb:
             case "offer" | "push":
-                yield getattr(events, verb.title())(words[0], int(words[1]), words[2].encode(), self.now)
+                digest = b"" if words[2] == "-" else words[2].encode()
+                yield getattr(events, verb.title())(words[0], int(words[1]), digest, self.now)
             case "send":
                 yield from self.events("offer", rest)
                 yield from self.events("push", rest)
