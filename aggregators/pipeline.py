@@ -32,6 +32,9 @@ from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for, unscreened
 from varangian.aggregators.rows import Rows, RowsError
 
+_UNUSED = torch.Generator()
+"""For rules without a mixing, of which none is random."""
+
 
 @dataclass(frozen=True)
 class Aggregator:
@@ -123,13 +126,13 @@ class Aggregator:
             AggregationError: too few rows are left for the guarantee, or more are provably invalid
                 than were declared Byzantine.
         """
-        rng = rng or torch.Generator().manual_seed(0)
-        before = rng.get_state()
-        rows = Rows.of(rows)
+        rng = rng or (torch.Generator().manual_seed(0) if self.mix else _UNUSED)
+        before = rng.get_state() if self.mix else None
         # Nothing but columns is looked at, by what kernels know by its description.
         described = not self.mix and is_ordered(self.rule) and not is_selecting(self.rule)
-        for survivors in _attempts(rows, reference, self.backend, described, (measured, ready)):
-            rng.set_state(before)
+        for survivors in _attempts(Rows.of(rows), reference, self.backend, described, (measured, ready)):
+            if before is not None:
+                rng.set_state(before)
             try:
                 return self._aggregate(survivors, rng, faults)
             except NotFinite:
@@ -165,7 +168,9 @@ class Aggregator:
         rule = self.rule
         if is_naming(rule):
             rule = cast("Weighting | Columnwise", rule.among(kept))
-        now = Aggregator(spent(rule, faults), tuple(spent(m, faults) for m in self.mix), left)
+        now = self
+        if faults or rule is not self.rule:
+            now = Aggregator(spent(rule, faults), tuple(spent(m, faults) for m in self.mix), left)
         if reason := now.requires(n - faults, left or 0):
             raise AggregationError(f"{reason}.")
         return now

@@ -9,7 +9,7 @@ import torch
 from varangian.aggregators import RULES, Rows, aggregator_from
 from varangian.aggregators.kernels import backend_for
 from varangian.cli.bench import measure, peers
-from varangian.cli.bench.cases import MIXED, Input, Pipeline, case_of, most
+from varangian.cli.bench.cases import MIXED, WITH_FIELDS, Input, Pipeline, case_of, most
 from varangian.cli.bench.gate import checked, compared, difference
 from varangian.cli.bench.timing import Sample, Taken, interleaved, timing
 
@@ -43,7 +43,7 @@ def numbers(bench, *argv):
 def test_the_table_is_complete(bench):
     code, out, err = bench("--sizes", "7x2000", "11x2000", "--repeats", "1", "--format", "plain")
     assert code == 0
-    for name in ("gram", *RULES, *MIXED):
+    for name in ("gram", *RULES, *WITH_FIELDS, *MIXED):
         cells = row_of(out, name)[1:]
         assert len([float(cell) for cell in cells[:7]]) == 7, name  # three of each size, and the error
     assert "7 x 2e3, f = 1" in out

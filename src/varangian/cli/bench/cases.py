@@ -13,8 +13,12 @@ from torch import Tensor
 from varangian.aggregators import RULES, Aggregator, Gram, Rows, Selecting, aggregator_from
 from varangian.aggregators.kernels import backend_for
 
-MIXED = ("nnm,median", "nnm,krum")
+MIXED = ("nnm,median", "nnm,krum", "nnm,geometric_median", "nnm,flag")
 """What is measured besides every rule alone."""
+WITH_FIELDS: dict[str, object] = {
+    "flag lam=4": {"flag": {"lam": 4.0}},
+}
+"""Rules whose price depends on their fields."""
 GRAM = "gram"
 """The inner products of all rows, which most rules start from, and no rule."""
 REFERRED = ("fltrust",)
@@ -111,11 +115,13 @@ def most(n: int) -> int:
 
 def names(wanted: Sequence[str] | None) -> list[str]:
     """Everything, or what was asked for."""
-    return list(wanted) if wanted else [GRAM, *RULES, *MIXED]
+    return list(wanted) if wanted else [GRAM, *RULES, *WITH_FIELDS, *MIXED]
 
 
 def specified(name: str) -> object:
     """`nnm,krum` as a configuration has it: mixings, and then a rule."""
+    if name in WITH_FIELDS:
+        return WITH_FIELDS[name]
     *mixings, rule = (part.strip() for part in name.split(","))
     return {"mix": mixings, "rule": rule} if mixings else rule
 
