@@ -16,7 +16,7 @@ from varangian.aggregators.kernels import backend_for
 MIXED = ("nnm,median", "nnm,krum", "nnm,geometric_median", "nnm,flag")
 """What is measured besides every rule alone."""
 WITH_FIELDS: dict[str, object] = {
-    "flag lam=4": {"flag": {"lam": 4.0}},
+    "flag:lam=4": {"flag": {"lam": 4.0}},
 }
 """Rules whose price depends on their fields."""
 GRAM = "gram"
