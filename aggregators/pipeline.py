@@ -263,15 +263,8 @@ def _screened(rows: Rows, reference: Tensor | None, chosen: Backend) -> _Survivo
     finite, subnormal = chosen.screen(rows)
     kept = finite.nonzero().flatten().tolist()
     dropped = tuple((~finite).nonzero().flatten().tolist())
-    clean = rows.keep(kept)
-    if bool(subnormal[kept].any()):
-        flushed = zip(clean.vectors, subnormal[kept].tolist(), strict=True)
-        clean = Rows(tuple(_flushed(v) if flush else v for v, flush in flushed))
+    clean = rows.keep(kept).flushed(subnormal[kept])
     return _Survivors(clean, reference, chosen, len(rows), kept, dropped)
-
-
-def _flushed(vector: Tensor) -> Tensor:
-    return vector.masked_fill(vector.abs() < torch.finfo(vector.dtype).tiny, 0)
 
 
 def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:

@@ -90,6 +90,13 @@ class Rows:
         """The same rows, of which only these columns are left."""
         return Rows(tuple(vector[start:stop] for vector in self.vectors))
 
+    def flushed(self, subnormal: Tensor) -> Rows:
+        """With zeros for the subnormal numbers of those rows that have any: (n,) says which."""
+        if not bool(subnormal.any()):
+            return self
+        each = zip(self.vectors, subnormal.tolist(), strict=True)
+        return Rows(tuple(_flushed(vector) if flush else vector for vector, flush in each))
+
     def block(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
         """Columns start to stop, (n, b); a view where the rows lie in one matrix already."""
         dtype = dtype or self.working_dtype
@@ -143,3 +150,7 @@ def _vector(row: Any, i: int) -> Tensor:
     if vector.numel() == 0:
         raise RowsError(f"`rows[{i}]` should have at least one entry. Found none.")
     return vector.detach()
+
+
+def _flushed(vector: Tensor) -> Tensor:
+    return vector.masked_fill(vector.abs() < torch.finfo(vector.dtype).tiny, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT
 
 WINDOW = 128 << 10
-"""Bytes that may be on their way before the first has arrived: how fast they go says nothing of the line."""
+"""Bytes that may be on their way before the first has arrived: their speed says nothing of the line."""
 BRISK, SLOW = 0.25, 1.0
 """Seconds for a message: below the first a larger one is tried, above the second a smaller one."""
 GROWTH = 4
