@@ -17,7 +17,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(run=module)
         arguments(sub)
         sub.add_argument("--json", metavar="FILE", help="write the numbers and the hardware here")
-        sub.add_argument("--png", metavar="FILE", help="write a bar chart here")
+        if name != "round":
+            sub.add_argument("--png", metavar="FILE", help="write a bar chart here")
         sub.add_argument(
             "--format", choices=FORMATS, default="auto", help="auto: rich on a terminal, plain elsewhere"
         )
@@ -55,6 +56,28 @@ def _wire(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="medians are reported")
 
 
+def _round(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--workers", type=_count, default=15, metavar="N", help="by default 15")
+    parser.add_argument(
+        "-d", "--parameters", type=_count, default=11_200_000, metavar="D", help="by default 11200000"
+    )
+    parser.add_argument(
+        "--pace",
+        type=_rate,
+        default=600 * 10**6,
+        metavar="SPEED",
+        help="of all workers together, as 600MB/s (the default); rounds without one are measured, too",
+    )
+    parser.add_argument(
+        "--rules", nargs="+", default=["multi_krum", "median", "flag"], metavar="RULE", help="as krum"
+    )
+    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="medians are reported")
+
+
+def _rate(text: str) -> int:
+    return _bytes(text.removesuffix("/s"))
+
+
 def _rows_by_columns(text: str) -> tuple[int, int]:
     rows, _, columns = text.partition("x")
     try:
@@ -86,4 +109,5 @@ def _count(text: str) -> int:
 BENCHMARKS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
     "aggregators": ("bench.aggregators", "What every rule costs, as multiples of a mean.", _aggregators),
     "wire": ("bench.wire", "How fast gradients move, as ratios to raw TCP.", _wire),
+    "round": ("bench.rounds", "What a rule adds to the time in which gradients arrive.", _round),
 }

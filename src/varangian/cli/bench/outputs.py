@@ -11,10 +11,11 @@ from varangian.cli.main import CommandError
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Raises CommandError when what was asked for could not be written at the end."""
-    for path in filter(None, (args.json, args.png)):
+    png = getattr(args, "png", None)
+    for path in filter(None, (args.json, png)):
         if not Path(path).absolute().parent.is_dir():
             raise CommandError(f"{path} cannot be written: there is no such folder.")
-    if args.png:
+    if png:
         _needs_matplotlib()
 
 

@@ -38,6 +38,9 @@ class Round:
     """One round of one hop."""
 
     seconds: float
+    """Until the last worker knew that its vector had arrived."""
+    whole: float
+    """Until the server was done with the vectors."""
     server: Spent
     workers: Spent
 
@@ -57,9 +60,9 @@ class Side:
         self._process.start()
         theirs.close()
 
-    def ask(self, what: str) -> Any:
+    def ask(self, what: str, *arguments: object) -> Any:
         """Have a command performed; the answer."""
-        self._pipe.send(what)
+        self._pipe.send((what, arguments))
         return self.answer(what)
 
     def answer(self, what: str) -> Any:
@@ -124,12 +127,17 @@ class Pair:
         """One round, measured."""
         self.server.ask("ready")
         before = self.server.usage(), self._ours.usage()
-        seconds = cast(float, self._ours.ask("round"))
+        start, end = cast(tuple[float, float], self._ours.ask("round"))
+        over = cast(float, self.server.ask("done") or end)
         after = self.server.usage(), self._ours.usage()
         server, workers = (
             Spent(b.cpu - a.cpu, b.faults - a.faults) for a, b in zip(before, after, strict=True)
         )
-        return Round(seconds, server, workers)
+        return Round(end - start, over - start, server, workers)
+
+    def pace(self, rate: float | None) -> None:
+        """Bytes a second that all workers together may send."""
+        self._ours.ask("pace", rate)
 
     def check(self) -> str | None:
         """Why what the last round moved is not what was sent; None when it is."""
@@ -149,9 +157,10 @@ class Pair:
 
 
 def made(where: str) -> Hop:
-    """The hop that `module:Class` names."""
-    module, _, name = where.partition(":")
-    return cast(Hop, getattr(importlib.import_module(f"varangian.cli.bench.hops.{module}"), name)())
+    """The hop that `module:Class` names; after another colon there may be arguments."""
+    module, name, *arguments = where.split(":")
+    kind = getattr(importlib.import_module(f"varangian.cli.bench.hops.{module}"), name)
+    return cast(Hop, kind(*arguments))
 
 
 def _main(role: str, where: str, job: Job, address: str, pipe: Connection) -> None:
@@ -165,8 +174,10 @@ def _main(role: str, where: str, job: Job, address: str, pipe: Connection) -> No
     except BaseException as error:
         pipe.send(("error", f"{type(error).__name__}: {error}"))
         return
-    commands: dict[str, Callable[[], Any]] = {
+    commands: dict[str, Callable[..., Any]] = {
         "ready": lambda: cast(Server, side).ready(),
+        "done": getattr(side, "done", lambda: None),
+        "pace": getattr(side, "pace", lambda _: None),
         "round": lambda: _timed(cast(Workers, side).round),
         "digests": side.digests,
         "usage": Usage.now,
@@ -176,11 +187,11 @@ def _main(role: str, where: str, job: Job, address: str, pipe: Connection) -> No
     what = ""
     while what != "close":
         try:
-            what = pipe.recv()
+            what, arguments = pipe.recv()
         except EOFError:
-            what = "close"
+            what, arguments = "close", ()
         try:
-            answer = ("ok", commands[what]())
+            answer = ("ok", commands[what](*arguments))
         except Exception as error:
             answer = ("error", f"{type(error).__name__}: {error}")
         try:
@@ -189,7 +200,8 @@ def _main(role: str, where: str, job: Job, address: str, pipe: Connection) -> No
             return
 
 
-def _timed(work: Callable[[], None]) -> float:
+def _timed(work: Callable[[], None]) -> tuple[float, float]:
+    """When it began and ended, by a clock that all processes share."""
     start = time.perf_counter()
     work()
-    return time.perf_counter() - start
+    return start, time.perf_counter()

@@ -1,0 +1,122 @@
+"""The benchmarks of the wire measure what has arrived, and nothing else. No test here looks at a time."""
+
+import json
+
+import pytest
+
+from varangian.cli.bench.hops import processes
+from varangian.cli.bench.hops.base import Job, digests
+from varangian.cli.bench.hops.catalogue import WAYS
+from varangian.cli.bench.hops.processes import BrokenHop, Pair
+
+SMALL = Job(2, 300_001)
+"""More than a message, no round number, and an odd one."""
+
+
+@pytest.fixture
+def pair():
+    pairs = []
+
+    def started(where, job=SMALL):
+        pairs.append(Pair(where, job))
+        pairs[-1].connect()
+        pairs[-1].begin()
+        return pairs[-1]
+
+    yield started
+    for pair in pairs:
+        pair.close()
+
+
+def test_vectors_are_all_different_and_never_change():
+    first, second = SMALL.vectors(), SMALL.vectors()
+    assert digests(first) == digests(second)
+    assert len(set(digests(first))) == 2
+    assert all((vector >= 0.5).all() and (vector < 1.5).all() for vector in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.kind != "peer"])
+def test_every_way_moves_the_right_bytes(name, pair):
+    if reason := WAYS[name].absent():
+        pytest.skip(reason)
+    moved = pair(WAYS[name].where)
+    for _ in range(2):
+        found = moved.round()
+        assert moved.check() is None
+    assert found.seconds > 0
+    assert found.cpu >= 0
+
+
+def test_wrong_bytes_are_noticed(pair, monkeypatch):
+    moved = pair("tcp:Tcp")
+    moved.round()
+    hop = processes.made("tcp:Tcp")
+    expected = ["of something else" if i else entry for i, entry in enumerate(hop.expected(SMALL))]
+    monkeypatch.setattr(type(hop), "expected", lambda self, job: expected)
+    assert moved.check() == "what arrived from worker 1 is not what it sent"
+
+
+def test_rows_from_an_earlier_round_are_not_taken_for_new_ones(pair):
+    moved = pair("tcp:Tcp")
+    moved.round()
+    assert moved.check() is None
+    assert moved.check() == "what arrived from worker 0 is not what it sent"
+
+
+def test_what_does_not_start_says_why():
+    broken = Pair("tcp:NoSuchThing", SMALL)
+    try:
+        with pytest.raises(BrokenHop, match="the server could not start: AttributeError"):
+            broken.connect()
+    finally:
+        broken.close()
+
+
+@pytest.mark.slow
+def test_the_command_prints_and_writes(varangian, tmp_path):
+    code, out, err = varangian(
+        *("bench", "wire", "--sizes", "300KB", "--workers", "2", "--repeats", "2", "--only", "ours"),
+        *("--json", "wire.json", "--png", "wire.png"),
+    )
+    assert (code, err) == (0, "2 x 0.3 MB: 1 ways ...\n")
+    assert out.startswith("2 x 0.3 MB")
+    assert (tmp_path / "wire.png").read_bytes().startswith(b"\x89PNG")
+    (setting,) = json.loads((tmp_path / "wire.json").read_text())["found"]
+    tcp, ours = setting["lines"]
+    assert (tcp["name"], ours["name"], ours["status"]) == ("tcp", "ours", "measured")
+    assert tcp["speed"]["x_tcp"] == 1.0
+    assert len(ours["speed"]["seconds"]) == 2
+
+
+def test_an_unknown_way(varangian):
+    code, _, err = varangian("bench", "wire", "--only", "pigeon")
+    assert code == 1
+    assert err.startswith("varangian: There is no way 'pigeon' of moving gradients, but tcp,")
+
+
+@pytest.mark.parametrize("size", ["45", "0MB", "xMB", "-1MB", "MB"])
+def test_a_size_that_is_none(varangian, size):
+    code, _, err = varangian("bench", "wire", f"--sizes={size}")
+    assert code == 2
+    assert f"should be a whole number of KB, MB or GB, as 45MB. Found '{size}'" in err
+
+
+@pytest.mark.slow
+def test_a_round_is_measured_with_and_without_a_pace(varangian, tmp_path):
+    code, out, _ = varangian(
+        *("bench", "round", "-n", "7", "-d", "70000", "--rules", "median", "--repeats", "1"),
+        *("--pace", "20MB/s", "--json", "round.json"),
+    )
+    assert code == 0
+    paced, free = json.loads((tmp_path / "round.json").read_text())["timings"]
+    assert (paced["pace"], free["pace"]) == (20_000_000, None)
+    assert paced["receive"] > 7 * 280_000 / 20e6 * 0.9  # the bucket is no decoration
+    assert paced["round"] >= paced["tail"] > 0
+    assert "median" in out
+
+
+def test_a_rule_that_takes_no_such_rows(varangian):
+    code, _, err = varangian("bench", "round", "-n", "2", "--rules", "krum")
+    assert code == 1
+    assert "krum takes no 2 rows" in err
