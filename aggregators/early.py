@@ -110,7 +110,7 @@ class Columns:
         raise AssertionError("a rule that never looks at distances asked for them")
 
     def ready(self, how: How) -> Tensor | None:
-        return self._vector if self._vector is not None and _same(how, self._how) else None
+        return self._vector if self._vector is not None and same(how, self._how) else None
 
 
 def reduce(
@@ -159,7 +159,8 @@ def _asked() -> Tensor:
     raise _Asked
 
 
-def _same(a: How, b: How) -> bool:
+def same(a: How, b: How) -> bool:
+    """Whether both make the same of the same columns."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
     return a == b

@@ -25,6 +25,11 @@ SLICES = 4
 """Slices of one step: so long that starting it costs nothing, so short that little is left for the end."""
 
 
+def block() -> int:
+    """Columns of one step."""
+    return SLICES * accumulate.SLICE
+
+
 class Incremental:
     """One attempt at one round. Any thread may use it, but only one at a time.
 
@@ -54,7 +59,7 @@ class Incremental:
         self._faults = faults
         self._into = into
         self._early: Early | None = None
-        self.step = SLICES * accumulate.SLICE
+        self.step = block()
         """Columns that are worth an `advance`; every one but the last ends at a multiple of it."""
         self.columns = 0
         """Columns that are done."""

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
-from typing import TypeVar
-
-import torch
 
 from varangian.aggregators import AggregationError
 from varangian.protos.codec import FLOAT32, Dtype
@@ -34,6 +30,7 @@ from varangian.server.events import (
     Refusal,
     Reject,
     Seconds,
+    Settled,
     Skip,
     Skipped,
     Stop,
@@ -41,17 +38,18 @@ from varangian.server.events import (
     Worker,
 )
 from varangian.server.headway import Headway
+from varangian.server.heavy import Heavy
 from varangian.server.intake import NOT_FINITE, Overtaken, RowStore, Slot
-from varangian.server.learner import Begun, Learner
-from varangian.server.record import Evaluate, Evaluation, Observe, RoundRecord, is_due, of_skip, of_step
+from varangian.server.learner import Learner
+from varangian.server.record import Evaluate, Observe, of_skip
 from varangian.server.round import RoundMachine
 from varangian.server.views import Snapshot, Status
 from varangian.server.waiting import MONOTONIC, Alarm, Clock, News
+from varangian.server.windowed import Report, Windowed
 
 __all__ = ["Clock", "Driver", "Overtaken", "Slot", "Snapshot", "Status"]
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class Driver:
@@ -67,6 +65,7 @@ class Driver:
         executor: where heavy work runs, one piece at a time; by default a thread that ends with the run.
         threads: torch threads of that thread. The same number gives the same bits.
         rows: how vectors are kept until their round closes.
+        window: keep only a few blocks of columns of each, for rules that see no column twice.
     """
 
     def __init__(
@@ -81,39 +80,47 @@ class Driver:
         executor: Executor | None = None,
         threads: int = 1,
         rows: Dtype = FLOAT32,
+        window: bool = False,
     ) -> None:
         self._machine = machine
         self._learner = learner
-        self._evaluate = evaluate
-        self._evaluate_every = evaluate_every
         self._observe = observe
         self._now = clock.now
-        self._executor = executor or _one_thread(threads)
-        self._owns_executor = executor is None
-        self._memory = RowStore(machine.policy.workers, learner.parameters.numel(), rows)
-        self._headway = Headway(machine, learner, self._memory, self._in_thread)
+        self._heavy = Heavy(learner, machine.policy.rounds, evaluate, evaluate_every, executor, threads)
+        report = Report(self._standing, self._unsound, self._settled, self._failed)
+        self._d = learner.parameters.numel()
+        self._intake: Headway | Windowed
+        if window:
+            self._intake = Windowed(machine, learner, self._heavy.run, clock, report, rows)
+        else:
+            store = RowStore(machine.policy.workers, self._d, rows)
+            self._intake = Headway(machine, learner, store, self._heavy.run, self._standing)
         self._slots: dict[Worker, Slot] = {}
         self._refusals = Counter[str]()
-        self._work = asyncio.Queue[Close | Skip | Finish]()
+        self._work = asyncio.Queue[Close | Skip | Finish | Exception]()
         self._alarm = Alarm(clock, self._tick)
-        self._news = News(Snapshot.of(learner.payload()), clock)
+        self._news = News(Snapshot.of(self._learner.payload()), clock)
 
     async def offer(
         self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32
     ) -> Slot | Refusal:
         """Where the worker may put its vector, of numbers of this type; `complete` or `release` it then."""
+        if refusal := self._intake.refuses(worker, round):
+            return self._refused(refusal)
         if refusal := self._handle(Offer(worker, round, digest, self._now())):
             return refusal
-        row = self._memory.row(worker)
-        slot = Slot(worker, round, digest, row, dtype, overtaken=self._overtaken, came=self._headway.came)
+        slot = Slot(worker, round, digest, self._d, dtype, self._intake)
         self._slots[worker] = slot
-        self._headway.opened(slot)
+        self._intake.opened(slot)
         return slot
 
     async def complete(self, slot: Slot) -> Refusal | str | None:
         """Count the vector in the slot: None, or why it does not count. A text is the proof of a fault."""
         if not slot.full:
             raise ValueError(f"A slot should be full. Found {slot.columns} numbers of {slot.worker}.")
+        if isinstance(self._intake, Windowed):
+            # A caller that goes away now changes nothing: all of its bytes have arrived.
+            return await asyncio.shield(self._together(slot, self._intake))
         if not self._forget(slot):
             return Refusal.UNOFFERED
         worker, round, now = slot.worker, slot.round, self._now()
@@ -124,14 +131,22 @@ class Driver:
             refusal = self._handle(Fault(worker, round, reason, now))
         if refusal is not None or reason is not None:
             self._handle(Gone(worker, round, now))
-        self._headway.look()
         return refusal or reason
+
+    async def _together(self, slot: Slot, windowed: Windowed) -> Refusal | str | None:
+        """Wait for the others: a vector counts with all of them, or not at all."""
+        refusal = self._standing(slot)
+        if refusal is None:
+            refusal = await windowed.counted(slot)
+        if refusal is not None:
+            await self.release(slot)
+        return refusal if slot.sound else NOT_FINITE
 
     async def release(self, slot: Slot) -> None:
         """Give the slot up: nobody puts anything there any more, and nothing was counted."""
         if self._forget(slot):
             self._handle(Gone(slot.worker, slot.round, self._now()))
-            self._headway.gone(slot)
+            self._intake.gone(slot)
 
     async def fault(self, worker: Worker, round: int, reason: str) -> Refusal | None:
         """Report something that no honest worker sends. An open slot is still to be released."""
@@ -163,14 +178,19 @@ class Driver:
         """
         try:
             while not isinstance(work := await self._next(stop), Finish):
-                await (self._commit(work) if isinstance(work, Close) else self._skip(work))
+                match work:
+                    case Close():
+                        await self._commit(work)
+                    case Skip():
+                        await self._skip(work)
+                    case error:
+                        raise error
             return work.reason
         except BaseException as error:
             self._handle(Stop(f"the server ended on an error ({type(error).__name__})", self._now()))
             raise
         finally:
-            if self._owns_executor:
-                self._executor.shutdown(wait=False)
+            self._heavy.close()
 
     def _handle(self, event: Event) -> Refusal | None:
         """Move the machine, set in motion what follows, and return its refusal."""
@@ -178,8 +198,8 @@ class Driver:
         for effect in self._machine.handle(event):
             match effect:
                 case Reject() | Duplicate():
-                    refusal = effect.refusal if isinstance(effect, Reject) else Refusal.DUPLICATE
-                    self._refusals[refusal.name] += 1
+                    found = effect.refusal if isinstance(effect, Reject) else Refusal.DUPLICATE
+                    refusal = self._refused(found)
                     log.debug("%s: %r", refusal.name, event)
                 case Close() | Skip() | Finish():
                     self._work.put_nowait(effect)
@@ -188,6 +208,11 @@ class Driver:
             if isinstance(effect, Open | Finish):
                 self._publish()
         self._alarm.set(self._machine.wake_at)
+        self._intake.look()
+        return refusal
+
+    def _refused(self, refusal: Refusal) -> Refusal:
+        self._refusals[refusal.name] += 1
         return refusal
 
     def _publish(self) -> None:
@@ -202,12 +227,12 @@ class Driver:
     def _is_open(self, round: int) -> bool:
         return self._machine.state.round == round and self._machine.state.phase is Phase.OPEN
 
-    def _overtaken(self, slot: Slot) -> Refusal | None:
+    def _standing(self, slot: Slot) -> Refusal | None:
         """Why the vector in the slot would not count any more."""
         if self._slots.get(slot.worker) is not slot:
             return Refusal.UNOFFERED
         if self._is_open(slot.round):
-            return None
+            return Refusal.FAULTY if slot.worker in self._machine.state.faults else None
         return Refusal.FINISHED if self._machine.state.phase is Phase.FINISHED else Refusal.STALE
 
     def _forget(self, slot: Slot) -> bool:
@@ -217,7 +242,17 @@ class Driver:
         del self._slots[slot.worker]
         return True
 
-    async def _next(self, stop: asyncio.Event) -> Close | Skip | Finish:
+    def _unsound(self, slot: Slot) -> None:
+        self._handle(Fault(slot.worker, slot.round, NOT_FINITE, self._now()))
+
+    def _settled(self, slots: Sequence[Slot]) -> Refusal | None:
+        digests = {slot.worker: slot.digest for slot in slots if self._forget(slot)}
+        return self._handle(Settled(slots[0].round, digests, self._now()))
+
+    def _failed(self, error: Exception) -> None:
+        self._work.put_nowait(error)
+
+    async def _next(self, stop: asyncio.Event) -> Close | Skip | Finish | Exception:
         """What to perform next; a stop comes after what is due already."""
         if self._work.empty():
             due, stopped = asyncio.create_task(self._work.get()), asyncio.create_task(stop.wait())
@@ -232,8 +267,9 @@ class Driver:
     async def _commit(self, close: Close) -> None:
         log.debug("%s", close.because)
         try:
-            begun = await self._headway.claimed()
-            record, parameters = await self._in_thread(lambda: self._advance(close, begun))
+            begun = await self._intake.claimed()
+            rows = self._intake.rows(close.workers)
+            record, parameters = await self._heavy.advance(close, rows, begun)
         except AggregationError as error:
             self._handle(Skipped(close.round, f"round {close.round}: {error}", self._now()))
             return
@@ -243,31 +279,4 @@ class Driver:
 
     async def _skip(self, skip: Skip) -> None:
         log.debug("%s", skip.because)
-        evaluation, _ = await self._in_thread(lambda: self._evaluation(skip.round))
-        self._observe(of_skip(skip, evaluation))
-
-    def _advance(self, close: Close, begun: Begun | None) -> tuple[RoundRecord, Snapshot]:
-        """In the thread: the round's record, and the parameters after it.
-
-        The evaluation comes before the next round opens, so that it takes nothing from its deadline.
-        """
-        rows = self._memory.rows(close.workers)
-        step = self._learner.step(close.round, rows, close.faults, begun)
-        evaluation, seconds = self._evaluation(close.round)
-        seconds["wait"] = close.waited
-        record = of_step(close.round, step, missing=close.missing, evaluation=evaluation, seconds=seconds)
-        return record, Snapshot.of(self._learner.payload())
-
-    def _evaluation(self, round: int) -> tuple[Evaluation | None, dict[str, Seconds]]:
-        if not is_due(round, self._machine.policy.rounds, self._evaluate_every):
-            return None, {}
-        start = time.perf_counter()
-        evaluation = self._evaluate(self._learner.parameters)
-        return evaluation, {"evaluate": time.perf_counter() - start}
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
-
-def _one_thread(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "varangian-learner", torch.set_num_threads, (threads,))
+        self._observe(of_skip(skip, await self._heavy.evaluation(skip.round)))

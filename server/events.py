@@ -57,6 +57,7 @@ class Refusal(Enum):
     REPEATED = "A vector of this worker counts already; push it again with its digest in the manifest."
     EQUIVOCATION = "Another vector was pushed for this round before; now neither counts."
     FAULTY = "This worker was proven faulty in this round; pull the next one."
+    RESTARTED = "The round began anew because a vector that was counted on has failed; push again."
     BUSY = "An upload of this worker is still open; finish it or give it up first."
     UNOFFERED = "No upload of this worker for this round and digest is open; offer it first."
     NOT_CLOSED = "This round is still open, so nothing of it can be committed or skipped."
@@ -80,6 +81,15 @@ class Push:
     worker: Worker
     round: int
     digest: bytes
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Settled:
+    """These uploads are complete and sound, all at once; no other can count in this round any more."""
+
+    round: int
+    digests: Mapping[Worker, bytes]
     at: Seconds
 
 
@@ -134,7 +144,7 @@ class Stop:
     at: Seconds
 
 
-Event: TypeAlias = Offer | Push | Fault | Gone | Tick | Committed | Skipped | Stop
+Event: TypeAlias = Offer | Push | Settled | Fault | Gone | Tick | Committed | Skipped | Stop
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from torch import Tensor
 
-from varangian.server.events import Phase, Worker
+from varangian.server.events import Phase, Refusal, Worker
 from varangian.server.intake import RowStore, Slot
 from varangian.server.learner import Begun, Learner
 from varangian.server.round import RoundMachine
@@ -35,16 +35,23 @@ class Headway:
         learner: says how to begin; not touched otherwise.
         rows: where uploads land.
         in_thread: runs something in the learner's thread.
+        standing: why an upload would not count any more, if so.
     """
 
     def __init__(
-        self, machine: RoundMachine, learner: Learner, rows: RowStore, in_thread: InThread
+        self,
+        machine: RoundMachine,
+        learner: Learner,
+        rows: RowStore,
+        in_thread: InThread,
+        standing: Callable[[Slot], Refusal | None],
     ) -> None:
         self._machine = machine
         self._learner = learner
         self._rows = rows
         self._in_thread = in_thread
-        self._block = learner.begin((), 0).work.step
+        self.overtaken = standing
+        self._block = learner.block
         self._pays = learner.parameters.numel() > self._block
         self._sources: dict[Worker, Slot] = {}
         self._seen: dict[Worker, int] = {}
@@ -53,6 +60,22 @@ class Headway:
         self._attempt: Begun | None = None
         self._members: dict[Worker, Slot] = {}
         self._task: asyncio.Task[None] | None = None
+
+    def refuses(self, worker: Worker, round: int) -> None:
+        """Nobody: that is for the machine to do."""
+
+    def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
+        return self._rows.rows(workers)
+
+    def free(self, slot: Slot) -> int:
+        return len(self._rows) - slot.columns
+
+    def place(self, slot: Slot) -> tuple[Tensor, int, int]:
+        row = self._rows.row(slot.worker)
+        return row, slot.columns, self.free(slot)
+
+    async def room(self, slot: Slot) -> None:
+        """There always is."""
 
     def opened(self, slot: Slot) -> None:
         """An upload begins."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,12 +32,37 @@ class RowStore:
         self._matrix = torch.zeros(len(workers), d, dtype=WIRE[dtype][1]).fill_(0)
         self._index = {worker: i for i, worker in enumerate(workers)}
 
+    def __len__(self) -> int:
+        """Columns of each row."""
+        return self._matrix.shape[1]
+
     def row(self, worker: Worker) -> Tensor:
         """(d,), a view."""
         return self._matrix[self._index[worker]]
 
     def rows(self, workers: Iterable[Worker]) -> dict[Worker, Tensor]:
         return {worker: self.row(worker) for worker in workers}
+
+
+class Way(Protocol):
+    """From slots to where their numbers go, and who should know."""
+
+    def overtaken(self, slot: Slot, /) -> Refusal | None: ...
+    def free(self, slot: Slot, /) -> int:
+        """How many more numbers there is room for."""
+        ...
+
+    def place(self, slot: Slot, /) -> tuple[Tensor, int, int]:
+        """A row, the entry of the next number, and how many of them can follow it there."""
+        ...
+
+    async def room(self, slot: Slot, /) -> None:
+        """Return when there is any."""
+        ...
+
+    def came(self, slot: Slot, /) -> None:
+        """There is more of it."""
+        ...
 
 
 class Slot:
@@ -46,10 +72,9 @@ class Slot:
         worker: whose.
         round: for which the vector is.
         digest: what its bytes should hash to; not checked here.
-        row: (d,), where the numbers go.
-        dtype: how the numbers come.
-        overtaken: why the round does not wait for this vector any more, if it does not.
-        came: called after each piece.
+        d: how many numbers.
+        dtype: how they come.
+        way: where they go.
     """
 
     def __init__(
@@ -57,11 +82,9 @@ class Slot:
         worker: Worker,
         round: int,
         digest: bytes,
-        row: Tensor,
+        d: int,
         dtype: Dtype,
-        *,
-        overtaken: Callable[[Slot], Refusal | None],
-        came: Callable[[Slot], None],
+        way: Way,
     ) -> None:
         self.worker = worker
         self.round = round
@@ -70,37 +93,51 @@ class Slot:
         """How many numbers have landed."""
         self.sound = True
         """Whether all of them are finite; the others are not kept."""
-        self._row = row
+        self._d = d
         self._dtype: Dtype = dtype
         self._width = WIRE[dtype][1].itemsize
-        self._overtaken = overtaken
-        self._came = came
+        self._way = way
         self._cut = bytearray()
 
     @property
     def size(self) -> int:
         """Bytes of the payload on the wire."""
-        return self._row.numel() * self._width
+        return self._d * self._width
 
     @property
     def full(self) -> bool:
         """Whether every byte has arrived."""
-        return self.columns == self._row.numel()
+        return self.columns == self._d
+
+    @property
+    def overtaken(self) -> Refusal | None:
+        """Why the round does not wait for this vector any more, if it does not."""
+        return self._way.overtaken(self)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the next number has to wait for others."""
+        return self.waits(self._width)
+
+    def waits(self, size: int) -> bool:
+        """Whether so many bytes more, or all that are left, have to wait for others."""
+        columns = min(self._d - self.columns, -(-size // self._width))
+        return self.sound and columns > self._way.free(self)
 
     async def put(self, data: bytes | memoryview) -> None:
         """The next bytes of the payload, wherever they are cut; never more than `size` in all.
 
-        They are converted, screened and stored while they are in cache: 4 MiB take a millisecond.
+        They are converted, screened and stored while they are in cache: 4 MiB take a millisecond. In a
+        windowed round this waits until the others are so far.
 
         Raises:
             Overtaken: the round has gone on meanwhile. The slot is still to be released.
         """
-        if refusal := self._overtaken(self):
+        if refusal := self.overtaken:
             raise Overtaken(refusal)
-        self._take(memoryview(data).cast("B"))
-        self._came(self)
+        await self._take(memoryview(data).cast("B"))
 
-    def _take(self, data: memoryview) -> None:
+    async def _take(self, data: memoryview) -> None:
         width = self._width
         if self._cut:
             rest = width - len(self._cut)
@@ -108,15 +145,21 @@ class Slot:
             data = data[rest:]
             if len(self._cut) < width:
                 return
-            self._land(memoryview(bytes(self._cut)))
+            await self._land(memoryview(bytes(self._cut)))
             self._cut.clear()
         whole = len(data) - len(data) % width
-        self._land(data[:whole])
+        await self._land(data[:whole])
         self._cut += data[whole:]
 
-    def _land(self, numbers: memoryview) -> None:
-        end = self.columns + len(numbers) // self._width
-        if end > self._row.numel():
+    async def _land(self, numbers: memoryview) -> None:
+        if self.columns + len(numbers) // self._width > self._d:
             raise ValueError(f"A payload should have {self.size} bytes. Found more.")
-        self.sound = self.sound and landed(numbers, self.columns, self._dtype, self._row)
-        self.columns = end
+        while numbers:
+            if self.crowded:
+                await self._way.room(self)
+            row, at, most = self._way.place(self)
+            piece = numbers[: most * self._width] if self.sound else numbers
+            self.sound = self.sound and landed(piece, at, self._dtype, row)
+            self.columns += len(piece) // self._width
+            numbers = numbers[len(piece) :]
+            self._way.came(self)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from varangian.aggregators import Aggregate, AggregationError, Aggregator
-from varangian.aggregators.incremental import Incremental
+from varangian.aggregators.incremental import Incremental, block
+from varangian.aggregators.stream import Stream
 from varangian.server.bounds import Bounds, norm
 from varangian.server.ema import Average, samples
 from varangian.server.optimizer import Sgd, Stepper
@@ -72,6 +74,36 @@ class Begun:
         return [rows.get(worker) for worker in self.workers]
 
 
+class Finished(Protocol):
+    """An aggregate that was begun early."""
+
+    def finish(self, rows: Mapping[str, Tensor], rng: torch.Generator, faults: int, /) -> Aggregate: ...
+
+
+@dataclass(frozen=True)
+class Flow:
+    """An aggregate of rows that are forgotten as they come, and whose they are."""
+
+    work: Stream
+    workers: tuple[str, ...]
+    """Whose rows they are, sorted."""
+    attempt: int
+    """At the round: another one has nothing to do with it."""
+
+    def holds(self, rows: int, faults: int) -> bool:
+        """Whether it is still the right one when so many rows come, and so many workers are faulty."""
+        return self.work.holds(rows, faults)
+
+    def advance(self, rows: Mapping[str, Tensor], start: int) -> None:
+        """Columns from `start` on of every row, which are forgotten after it."""
+        self.work.advance([rows[worker] for worker in self.workers], start)
+
+    def finish(self, rows: Mapping[str, Tensor], rng: torch.Generator, faults: int) -> Aggregate:
+        if tuple(sorted(rows)) != self.workers:
+            raise AggregationError("Columns were forgotten before it was known whose rows count.")
+        return self.work.finish(len(rows), faults)
+
+
 class Learner:
     """The parameters, the rule that aggregates and the optimizer that steps.
 
@@ -109,6 +141,17 @@ class Learner:
         """(d,) float32; not to be written to, nor kept beyond the next step."""
         return self._versions.current
 
+    @property
+    def block(self) -> int:
+        """Columns that are worth a start of their own."""
+        return block()
+
+    def flow(self, workers: Iterable[str], faults: int, attempt: int) -> Flow:
+        """The next aggregate, of rows of exactly these workers; as `begin`, and in its place."""
+        names, d = tuple(sorted(workers)), self.parameters.numel()
+        work = Stream(self._aggregator, len(names), d, self.reference, faults=faults, into=self._spare)
+        return Flow(work, names, attempt)
+
     def begin(self, workers: Sequence[str], faults: int) -> Begun:
         """The next aggregate, to be gone on with while rows of these workers arrive.
 
@@ -125,7 +168,7 @@ class Learner:
         round: int,
         rows: Mapping[str, Tensor],
         faults: Mapping[str, str],
-        begun: Begun | None = None,
+        begun: Finished | None = None,
     ) -> Step:
         """Aggregate the rows of a round and move the parameters.
 
@@ -134,7 +177,7 @@ class Learner:
             rows: worker to (d,); not written to, not kept.
             faults: workers that the caller proved Byzantine in this round, and why. Each spends one of
                 the f of the rule.
-            begun: what `begin` returned since the last step, if anything; it changes no bit.
+            begun: what `begin` or `flow` returned since the last step, if anything; it changes no bit.
 
         Raises:
             AggregationError: the guarantee of the rule does not hold for these rows, or the step would
@@ -145,8 +188,7 @@ class Learner:
             raise AggregationError(f"No push of round {round} is left to aggregate.")
         start = time.perf_counter()
         rng = torch.Generator().manual_seed(_derived(self._seed, round))
-        begun = begun or self.begin(workers, len(faults))
-        aggregate = begun.finish(rows, rng, len(faults))
+        aggregate = (begun or self.begin(workers, len(faults))).finish(rows, rng, len(faults))
         length = self._checked_norm(aggregate)
         aggregated = time.perf_counter()
         lr = self._optimizer.rate(round, self._rounds)

@@ -31,10 +31,9 @@ the server; the clock of every other round starts when it opens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias
 
 from varangian.server.events import (
     Accept,
@@ -52,21 +51,20 @@ from varangian.server.events import (
     Push,
     Refusal,
     Reject,
-    RollCall,
     RoundPolicy,
     RoundState,
     Seconds,
+    Settled,
     Skip,
     Skipped,
     Stop,
     Tick,
     Worker,
 )
+from varangian.server.rollcall import ended, listed, missing, tallied, without
 
 __all__ = ["Refusal", "RoundMachine", "RoundPolicy"]
 
-V = TypeVar("V")
-R = TypeVar("R", bound=RollCall)
 Moved: TypeAlias = tuple[RoundState, tuple[Effect, ...]]
 
 
@@ -120,10 +118,12 @@ def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
             return replace(_started(state, event.at), uploads=uploads), (Accept(worker, round),)
         case Push():
             return _pushed(policy, state, event)
+        case Settled():
+            return _all_pushed(policy, state, event)
         case Fault(worker, _, reason):
             return _settled(policy, _faulted(_started(state, event.at), worker, reason), event.at)
         case Gone(worker):
-            return replace(state, uploads=_without(state.uploads, worker)), ()
+            return replace(state, uploads=without(state.uploads, worker)), ()
         case Tick():
             return _settled(policy, state, event.at)
         case Committed():
@@ -146,6 +146,10 @@ def refused(policy: RoundPolicy, state: RoundState, event: Event) -> Refusal | N
             return Refusal.FINISHED
         case Stop():
             return None
+        case Settled(round, digests):
+            sound = not state.faults.keys() & digests.keys()
+            offered = sound and all(_offered(state, w, round, digest) for w, digest in digests.items())
+            return _misdated(state, round, Phase.OPEN) or (None if offered else Refusal.UNOFFERED)
         case Committed() | Skipped():
             return _misdated(state, event.round, Phase.CLOSED)
         case Offer() | Push() | Fault():
@@ -168,10 +172,15 @@ def _refused_worker(policy: RoundPolicy, state: RoundState, event: Offer | Push 
             return Refusal.BUSY
         case Offer() if counted is not None:
             return Refusal.EQUIVOCATION if event.digest else Refusal.REPEATED
-        case Push() if upload not in ((event.round, event.digest), (event.round, b"")):
+        case Push() if not _offered(state, event.worker, event.round, event.digest):
             return Refusal.UNOFFERED
         case _:
             return None
+
+
+def _offered(state: RoundState, worker: Worker, round: int, digest: bytes) -> bool:
+    """Whether such an upload of the worker is open; the digest may have come at its end."""
+    return state.uploads.get(worker) in ((round, digest), (round, b""))
 
 
 def _misdated(state: RoundState, round: int, phase: Phase) -> Refusal | None:
@@ -186,22 +195,22 @@ def _misdated(state: RoundState, round: int, phase: Phase) -> Refusal | None:
 
 def decided(policy: RoundPolicy, state: RoundState, at: Seconds) -> Decision:
     """Whether the open round can close, and the sentence why or why not."""
-    n, pushes, faults = len(policy.workers), len(state.pushed), len(state.faults)
-    answered = pushes + faults
-    tally = f"round {state.round}: {answered} of {n} workers answered ({pushes} pushed, {faults} faulty)"
+    n, faults = len(policy.workers), len(state.faults)
+    answered = len(state.pushed) + faults
+    said = tallied(policy, state)
     if faults > policy.f:
-        guilty = f"round {state.round}: {faults} proven faulty ({_listed(sorted(state.faults))})"
+        guilty = f"round {state.round}: {faults} proven faulty ({listed(sorted(state.faults))})"
         return Decision(
             Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}; or the model has diverged"
         )
     if answered == n:
-        return Decision(Verdict.CLOSE, f"{tally}; nobody is missing")
+        return Decision(Verdict.CLOSE, f"{said}; nobody is missing")
     if state.opened_at is None or at < state.opened_at + policy.deadline:
-        return Decision(Verdict.WAIT, f"{tally}; the deadline is still to come")
-    tally += f", missing {_listed(_missing(policy, state))}; the deadline of {policy.deadline:g} s is over"
+        return Decision(Verdict.WAIT, f"{said}; the deadline is still to come")
+    said += f", missing {listed(missing(policy, state))}; the deadline of {policy.deadline:g} s is over"
     if answered >= policy.quorum:
-        return Decision(Verdict.CLOSE, f"{tally} and the quorum of {policy.quorum} is met")
-    return Decision(Verdict.SHORT, f"{tally} and the quorum of {policy.quorum} is not met")
+        return Decision(Verdict.CLOSE, f"{said} and the quorum of {policy.quorum} is met")
+    return Decision(Verdict.SHORT, f"{said} and the quorum of {policy.quorum} is not met")
 
 
 def _settled(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
@@ -210,8 +219,7 @@ def _settled(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
         return state, ()
     verdict, because = decided(policy, state, at)
     if verdict is Verdict.CLOSE:
-        closed = replace(state, phase=Phase.CLOSED, closed_at=at, overdue=False)
-        return closed, (_ended(Close, policy, closed, at, because),)
+        return _closed(policy, state, at, because)
     if verdict is Verdict.WAIT:
         return state, ()
     # More faults than f: no push that is still to come can mend this round.
@@ -220,8 +228,13 @@ def _settled(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
     return _skipped(policy, state, at, because)
 
 
+def _closed(policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> Moved:
+    closed = replace(state, phase=Phase.CLOSED, closed_at=at, overdue=False)
+    return closed, (ended(Close, policy, closed, at, because),)
+
+
 def _skipped(policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> Moved:
-    skip = _ended(Skip, policy, state, at, because)
+    skip = ended(Skip, policy, state, at, because)
     state = replace(state, skips=state.skips + 1)
     if policy.shortfall == "fail":
         state, effects = _finished(state, because)
@@ -252,11 +265,21 @@ def _started(state: RoundState, at: Seconds) -> RoundState:
 def _pushed(policy: RoundPolicy, state: RoundState, push: Push) -> Moved:
     counted = replace(
         state,
-        uploads=_without(state.uploads, push.worker),
+        uploads=without(state.uploads, push.worker),
         pushed={**state.pushed, push.worker: push.digest},
     )
     settled, effects = _settled(policy, counted, push.at)
     return settled, (Accept(push.worker, push.round), *effects)
+
+
+def _all_pushed(policy: RoundPolicy, state: RoundState, event: Settled) -> Moved:
+    uploads = {w: upload for w, upload in state.uploads.items() if w not in event.digests}
+    pushed = {**state.pushed, **event.digests}
+    counted = replace(state, uploads=uploads, pushed=pushed)
+    if len(pushed) + len(state.faults) < policy.quorum or len(state.faults) > policy.f:
+        return _settled(policy, counted, event.at)
+    because = f"{tallied(policy, counted)}; nobody else can take part any more"
+    return _closed(policy, counted, event.at, because)
 
 
 def _equivocated(policy: RoundPolicy, state: RoundState, offer: Offer) -> Moved:
@@ -266,31 +289,5 @@ def _equivocated(policy: RoundPolicy, state: RoundState, offer: Offer) -> Moved:
 
 
 def _faulted(state: RoundState, worker: Worker, reason: str) -> RoundState:
-    pushed = _without(state.pushed, worker)
+    pushed = without(state.pushed, worker)
     return replace(state, pushed=pushed, faults={**state.faults, worker: reason})
-
-
-def _ended(kind: type[R], policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> R:
-    ended_at = at if state.closed_at is None else state.closed_at
-    return kind(
-        round=state.round,
-        workers=tuple(sorted(state.pushed)),
-        faults={worker: state.faults[worker] for worker in sorted(state.faults)},
-        missing=_missing(policy, state),
-        waited=0.0 if state.opened_at is None else ended_at - state.opened_at,
-        because=because,
-    )
-
-
-def _missing(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
-    return tuple(w for w in policy.workers if w not in state.pushed and w not in state.faults)
-
-
-def _without(mapping: Mapping[Worker, V], worker: Worker) -> dict[Worker, V]:
-    return {key: value for key, value in mapping.items() if key != worker}
-
-
-def _listed(workers: Sequence[Worker], most: int = 5) -> str:
-    """The first few names; a sentence must stay readable with a thousand workers."""
-    more = f" and {len(workers) - most} more" if len(workers) > most else ""
-    return ", ".join(workers[:most]) + more

@@ -93,7 +93,10 @@ class Upload:
         return data
 
     async def _chunk(self, offset: int, payload: memoryview, seat: Seat) -> None:
-        await self._slot.put(self._assembler.add(offset, payload))
+        piece = self._assembler.add(offset, payload)
+        if self._slot.waits(len(piece)):
+            seat.stand()  # those for whom it waits may have none
+        await self._slot.put(piece)
         if len(payload) < SMALL and not self._assembler.complete and (delay := self._small.take()):
             seat.stand()
             await asyncio.sleep(delay)

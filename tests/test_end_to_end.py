@@ -62,6 +62,16 @@ def no_child_is_left():
         # So many columns that they are aggregated while the rest is on its way.
         ["aggregator=flag", "model.mlp.hidden=8000", "rounds=2"],
         ["aggregator=trimmed_mean", "model.mlp.hidden=8000", "rounds=2", "server.rows=bfloat16"],
+        # And so many that they do not fit into the window; one worker is left out on the way.
+        ["aggregator=median", "model.mlp.hidden=60000", "rounds=2", "server.memory=window"],
+        [
+            "aggregator=trimmed_mean",
+            "model.mlp.hidden=60000",
+            "rounds=2",
+            "server.memory=window",
+            "byzantine.attack=non_finite",
+            "byzantine.count=1",
+        ],
     ],
 )
 def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings):

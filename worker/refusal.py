@@ -35,7 +35,7 @@ PASSING_STATUS = frozenset(
     }
 )
 TAKEN, RUN, REPEATED = "SESSION_TAKEN", "RUN", "REPEATED"
-PASSING_CODES = frozenset({"BUSY", "STREAMS", "PULLS", "JOINS", "IDLE", TAKEN})
+PASSING_CODES = frozenset({"BUSY", "RESTARTED", "STREAMS", "PULLS", "JOINS", "IDLE", TAKEN})
 """The dead call or the dead process that is in the way will be noticed as dead; quotas fill up again."""
 STRANGE = frozenset({"NOT_JOINED", RUN})
 """The server is not the one that this worker has joined: join again."""

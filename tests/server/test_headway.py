@@ -106,7 +106,7 @@ class Run:
 
     async def idle(self) -> None:
         """Until the thread has done all that was asked of it."""
-        while (task := self.driver._headway._task) is not None and not task.done():
+        while (task := self.driver._intake._task) is not None and not task.done():
             await asyncio.sleep(0)
 
 

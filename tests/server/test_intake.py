@@ -21,8 +21,33 @@ BLOCK = 1 << 15
 TINY = torch.finfo(torch.float32).tiny
 
 
-def slot_of(row: Tensor, dtype: Dtype = "float32", overtaken=lambda slot: None, came=lambda slot: None):
-    return Slot("w00", 0, b"", row, dtype, overtaken=overtaken, came=came)
+class Row:
+    """One row of its own, of which nobody else hears."""
+
+    def __init__(self, row: Tensor, most: int | None = None):
+        self.row, self.most = row, most or len(row)
+        self.refusal: Refusal | None = None
+        self.seen: list[tuple[int, bool]] = []
+
+    def overtaken(self, slot: Slot) -> Refusal | None:
+        return self.refusal
+
+    def free(self, slot: Slot) -> int:
+        return self.most - slot.columns
+
+    def place(self, slot: Slot) -> tuple[Tensor, int, int]:
+        return self.row, slot.columns, self.free(slot)
+
+    async def room(self, slot: Slot) -> None:
+        self.most += 3
+
+    def came(self, slot: Slot) -> None:
+        self.seen.append((slot.columns, slot.full))
+
+
+def slot_of(way: Row | Tensor, dtype: Dtype = "float32") -> Slot:
+    way = way if isinstance(way, Row) else Row(way)
+    return Slot("w00", 0, b"", len(way.row), dtype, way)
 
 
 def put(slot: Slot, *pieces: bytes | memoryview) -> None:
@@ -47,7 +72,8 @@ def pieces_of(payload: memoryview, cuts: list[int]) -> list[memoryview]:
 def test_any_cut_lands_the_same(values: list[float], cuts: list[int], wire: Dtype, kept: Dtype):
     sent = torch.tensor(values)
     payload = codec.payload(sent, wire)
-    slot = slot_of(torch.empty(len(values), dtype=codec.WIRE[kept][1]), wire)
+    row = torch.empty(len(values), dtype=codec.WIRE[kept][1])
+    slot = slot_of(row, wire)
     assert slot.size == len(payload)
     put(slot, *pieces_of(payload, cuts))
     assert slot.full
@@ -56,16 +82,16 @@ def test_any_cut_lands_the_same(values: list[float], cuts: list[int], wire: Dtyp
     wanted = wanted.to(codec.WIRE[kept][1])
     assert slot.sound == bool(wanted.isfinite().all())
     if slot.sound:
-        assert torch.equal(slot._row.view(torch.uint8), wanted.view(torch.uint8))
+        assert torch.equal(row.view(torch.uint8), wanted.view(torch.uint8))
 
 
 @pytest.mark.parametrize("wire", ["float32", "bfloat16"])
 def test_many_blocks_at_odd_addresses(wire: Dtype):
     sent = torch.randn(2 * BLOCK + 5)
     shifted = memoryview(b"x" + bytes(codec.payload(sent, wire)))[1:]
-    slot = slot_of(torch.empty(len(sent)), wire)
-    put(slot, shifted)
-    assert torch.equal(slot._row, sent.to(codec.WIRE[wire][1]).float())
+    row = torch.empty(len(sent))
+    put(slot_of(row, wire), shifted)
+    assert torch.equal(row, sent.to(codec.WIRE[wire][1]).float())
 
 
 @pytest.mark.parametrize("place", [0, BLOCK - 1, BLOCK, 2 * BLOCK + 4])
@@ -84,19 +110,41 @@ def test_more_than_a_vector_is_a_mistake_of_the_caller():
 
 
 def test_progress_is_told_after_each_piece():
-    seen = []
-    slot = slot_of(torch.zeros(4), came=lambda slot: seen.append((slot.columns, slot.full)))
-    put(slot, bytes(5), bytes(2), bytes(9))
-    assert seen == [(1, False), (1, False), (4, True)]
+    way = Row(torch.zeros(4))
+    put(slot_of(way), bytes(5), bytes(2), bytes(9))
+    assert way.seen == [(1, False), (2, False), (4, True)]
 
 
 def test_an_overtaken_upload_lands_nothing():
-    row = torch.zeros(2)
-    slot = slot_of(row, overtaken=lambda slot: Refusal.STALE)
+    way = Row(torch.zeros(2))
+    way.refusal = Refusal.STALE
     with pytest.raises(Overtaken, match="This round is over") as error:
-        put(slot, codec.payload(torch.ones(2)))
+        put(slot_of(way), codec.payload(torch.ones(2)))
     assert error.value.refusal is Refusal.STALE
-    assert not row.any()
+    assert not way.row.any()
+
+
+def test_what_has_no_room_waits_for_it():
+    sent = torch.randn(20)
+    way = Row(torch.zeros(20), most=4)
+    slot = slot_of(way)
+    assert not slot.crowded
+    assert (slot.waits(16), slot.waits(17)) == (False, True)
+    put(slot, codec.payload(sent)[:16])
+    assert slot.crowded
+    put(slot, codec.payload(sent)[16:])
+    assert [columns for columns, _ in way.seen] == [4, 7, 10, 13, 16, 19, 20]
+    assert torch.equal(way.row, sent)
+    assert not slot.crowded
+
+
+def test_what_is_not_finite_needs_no_room():
+    sent = torch.full((20,), NAN)
+    way = Row(torch.zeros(20), most=4)
+    slot = slot_of(way)
+    put(slot, codec.payload(sent))
+    assert (slot.full, slot.sound, slot.crowded) == (True, False, False)
+    assert way.seen == [(4, False), (20, True)]
 
 
 def test_rows_are_parts_of_one_matrix():

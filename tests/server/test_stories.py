@@ -7,6 +7,7 @@ shows what happens; correct what should have happened, and it is a regression te
     at 3.5                      set the time
     offer|push|send w00 0 aa    an upload begins, is complete, or both; aa stands for the digest,
                                 and - for one that comes at the end of the upload
+    settled 0 w00=aa w01=bb     these uploads are complete, and nobody else's can count
     fault w00 0 not finite      the worker proves faulty
     gone w00 0                  the upload is over without a push
     tick                        time has passed
@@ -56,6 +57,10 @@ class Storyteller:
             case "send":
                 yield from self.events("offer", rest)
                 yield from self.events("push", rest)
+            case "settled":
+                round, *pairs = rest.split()
+                digests = {w: d.encode() for w, _, d in (pair.partition("=") for pair in pairs)}
+                yield events.Settled(int(round), digests, self.now)
             case "fault":
                 yield events.Fault(words[0], int(words[1]), words[2], self.now)
             case "gone":
@@ -141,6 +146,6 @@ def test_story(path: Path):
 def test_every_refusal_has_its_place_in_a_story():
     text = "".join(path.read_text() for path in STORIES)
     untold = {refusal for refusal in Refusal if f"reject: {refusal.name}," not in text}
-    # A duplicate has an effect of its own.
-    assert untold == {Refusal.DUPLICATE}
+    # A duplicate has an effect of its own, and to begin anew is not for this machine to decide.
+    assert untold == {Refusal.DUPLICATE, Refusal.RESTARTED}
     assert "duplicate of" in text

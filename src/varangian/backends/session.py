@@ -24,6 +24,7 @@ from varangian.server.memory import Account, available
 from varangian.server.record import Observe, RoundRecord, Scores
 from varangian.server.round import RoundMachine
 from varangian.server.waiting import MONOTONIC, Clock
+from varangian.server.windowed import kept
 from varangian.worker.task import Crew
 
 
@@ -64,6 +65,7 @@ class Session:
             optimizer(config),
             rows=config.server.rows,
             average=config.ema is not None,
+            columns=kept(crew.layout.numel) if windowed(config) else None,
         )
         if refusal := account.refusal(available()):
             raise RunError(refusal)
@@ -81,6 +83,7 @@ class Session:
             clock=clock,
             threads=self.config.server.threads,
             rows=self.config.server.rows,
+            window=windowed(self.config),
         )
 
     def evaluate(self, parameters: Tensor) -> Scores:
@@ -129,6 +132,11 @@ class Session:
             self.scores, self.evaluated = record.scores, self.rounds
         self.folder.observe(record)
         self.observe(record)
+
+
+def windowed(config: RunConfig) -> bool:
+    """Whether rows are forgotten as they come. In a simulation all of them are there anyway."""
+    return config.server.memory == "window" and config.backend != "simulate"
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from varangian.aggregators import Aggregator
 from varangian.aggregators.base import spent
+from varangian.aggregators.stream import streams
 from varangian.config.attendance import attended, late, mimicked
 from varangian.config.build import optimizer
 from varangian.config.tree import RunConfig
@@ -98,6 +99,17 @@ def _guarantee(config: RunConfig) -> Iterator[Problem]:
             return
 
 
+def _windowed(config: RunConfig) -> Iterator[Problem]:
+    if config.server.memory != "window" or config.aggregator.requires(config.workers, config.f):
+        return
+    if not streams(config.aggregator, config.workers):
+        rule = "should be `rows` with this aggregator, which looks at whole rows before it weighs them"
+        hint = (
+            "Only the mean and rules that go by columns, as median, do without, and only without mixings."
+        )
+        yield Problem("server.memory", rule, "window", hint)
+
+
 def _rooted(config: RunConfig) -> Iterator[Problem]:
     if getattr(config.aggregator.rule, "needs_root", False):
         rule = "measures trust by a gradient of the server's own, which this server does not compute"
@@ -158,6 +170,7 @@ CHECKS = (
     Check(frozenset({"optimizer"}), _optimizer),
     Check(frozenset({"workers", "f", "server", "aggregator"}), _guarantee),
     Check(frozenset({"aggregator"}), _rooted),
+    Check(frozenset({"workers", "f", "server", "aggregator"}), _windowed),
     Check(frozenset({"seed", "workers", "f", "rounds", "server", "availability"}), attended),
     Check(frozenset({"workers", "delays"}), late),
     Check(frozenset({"availability", "byzantine"}), mimicked),

@@ -112,6 +112,9 @@ class Server(Section):
     """Threads of torch in the server; the same number gives the same bits."""
     rows: Dtype = FLOAT32
     """How vectors are kept until a round closes; bfloat16 takes half the memory and rounds them."""
+    memory: Literal["rows", "window"] = "rows"
+    """Whole rows, or a few blocks of columns of each: then the slowest worker sets the pace, and only rules
+    that go by columns and the mean will do. `simulate` has whole rows, and the same numbers."""
     tls: bool | None = None
     """Whether `varangian run` makes certificates for the run; null does unless `host` is this machine."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None

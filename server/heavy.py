@@ -1,0 +1,89 @@
+"""Everything that takes long: the aggregate, the step and the evaluation, in one thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from varangian.server.events import Close, Seconds
+from varangian.server.learner import Finished, Learner
+from varangian.server.record import Evaluate, Evaluation, RoundRecord, is_due, of_step
+from varangian.server.views import Snapshot
+
+T = TypeVar("T")
+
+
+class Heavy:
+    """One piece after the other, so that the loop answers at all times.
+
+    Args:
+        learner: holds the parameters.
+        rounds: of the run.
+        evaluate: parameters to scores.
+        every: in rounds; the last one is always evaluated.
+        executor: where it runs, one piece at a time; by default a thread that ends with the run.
+        threads: torch threads of that thread. The same number gives the same bits.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        rounds: int,
+        evaluate: Evaluate,
+        every: int,
+        executor: Executor | None,
+        threads: int,
+    ) -> None:
+        self._learner = learner
+        self._rounds = rounds
+        self._evaluate = evaluate
+        self._every = every
+        self._executor = executor or _one_thread(threads)
+        self._owned = executor is None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def advance(
+        self, close: Close, rows: Mapping[str, Tensor], begun: Finished | None
+    ) -> tuple[RoundRecord, Snapshot]:
+        """The record of a round, and the parameters after it.
+
+        The evaluation comes before the next round opens, so that it takes nothing from its deadline.
+        """
+
+        def step() -> tuple[RoundRecord, Snapshot]:
+            done = self._learner.step(close.round, rows, close.faults, begun)
+            evaluation, seconds = self._evaluation(close.round)
+            seconds["wait"] = close.waited
+            missing = close.missing
+            record = of_step(close.round, done, missing=missing, evaluation=evaluation, seconds=seconds)
+            return record, Snapshot.of(self._learner.payload())
+
+        return await self.run(step)
+
+    async def evaluation(self, round: int) -> Evaluation | None:
+        """Of a round without an update, if it is due."""
+        evaluation, _ = await self.run(lambda: self._evaluation(round))
+        return evaluation
+
+    def close(self) -> None:
+        if self._owned:
+            self._executor.shutdown(wait=False)
+
+    def _evaluation(self, round: int) -> tuple[Evaluation | None, dict[str, Seconds]]:
+        if not is_due(round, self._rounds, self._every):
+            return None, {}
+        start = time.perf_counter()
+        evaluation = self._evaluate(self._learner.parameters)
+        return evaluation, {"evaluate": time.perf_counter() - start}
+
+
+def _one_thread(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "varangian-learner", torch.set_num_threads, (threads,))
