@@ -89,20 +89,22 @@ class Service:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Join": grpc.unary_unary_rpc_method_handler(self.join),
-                "Pull": grpc.unary_stream_rpc_method_handler(self.pull),
+                # All of them as streams: gRPC would wait without end for the one message of a unary call.
+                "Join": grpc.stream_unary_rpc_method_handler(self.join),
+                "Pull": grpc.stream_stream_rpc_method_handler(self.pull),
                 "Push": grpc.stream_unary_rpc_method_handler(self.push),
-                "Status": grpc.unary_unary_rpc_method_handler(self.status),
+                "Status": grpc.stream_unary_rpc_method_handler(self.status),
             },
         )
 
     @answered
-    async def join(self, data: bytes, context: Context) -> bytes:
-        request = codec.decode(ps_pb2.JoinRequest, data, codec.JOIN_LIMIT)
-        codec.check_protocol(request.protocol)
+    async def join(self, _: object, context: Context) -> bytes:
         caller = streams.caller(context)
         worker = self._roster.authenticate(*caller)
         self._rations.join(worker)
+        limit, seconds = codec.JOIN_LIMIT, self._limits.joining
+        request = await streams.request(ps_pb2.JoinRequest, context, limit, seconds)
+        codec.check_protocol(request.protocol)
         self._check_layout(request.layout)
         self._roster.claim(*caller)
         log.info("%s joined with %.80r", worker, request.software)
@@ -116,9 +118,9 @@ class Service:
         ).SerializeToString()
 
     @answered
-    async def pull(self, data: bytes, context: Context) -> None:
+    async def pull(self, _: object, context: Context) -> None:
         worker = self._identify(context)
-        request = codec.decode(ps_pb2.PullRequest, data, codec.MANIFEST_LIMIT)
+        request = await streams.request(ps_pb2.PullRequest, context, codec.MANIFEST_LIMIT, self._limits.idle)
         codec.check_run(self._contract.run_id, request.run_id)
         with self._quota.stream(worker):
             snapshot = await self._driver.snapshot(request.after, self._limits.patience)
@@ -142,7 +144,6 @@ class Service:
         worker = self._identify(context)
         with self._quota.stream(worker):
             manifest = await self._manifest(worker, context)
-            self._rations.upload(worker, manifest.round)
             slot = await self._driver.offer(
                 worker, manifest.round, manifest.content_digest, self._contract.dtype
             )
@@ -159,9 +160,9 @@ class Service:
         return ps_pb2.PushReply(round=manifest.round).SerializeToString()
 
     @answered
-    async def status(self, data: bytes, context: Context) -> bytes:
+    async def status(self, _: object, context: Context) -> bytes:
         self._roster.admit(streams.caller(context)[1])
-        codec.decode(ps_pb2.StatusRequest, data, codec.MANIFEST_LIMIT)
+        await streams.request(ps_pb2.StatusRequest, context, codec.MANIFEST_LIMIT, self._limits.idle)
         status = self._driver.status()
         return ps_pb2.StatusReply(
             protocol=codec.PROTOCOL,
@@ -228,6 +229,7 @@ class Service:
             self._roster.seen(slot.worker)
 
         try:
+            self._rations.upload(slot.worker, slot.round)
             upload = uploads.Upload(slot, context, self._gate, self._limits, alive)
             slot.digest = await upload.received(slot.digest)
         except Overtaken as error:

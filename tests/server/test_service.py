@@ -5,6 +5,7 @@ import contextlib
 import logging
 import socket
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -23,6 +24,7 @@ from varangian.server.gate import Seat
 from varangian.server.learner import Learner
 from varangian.server.listen import OPTIONS, bind
 from varangian.server.optimizer import Sgd
+from varangian.server.quotas import Bucket
 from varangian.server.roster import Roster
 from varangian.server.round import RoundMachine
 from varangian.server.service import PortInUse, serve
@@ -78,8 +80,10 @@ class Raw:
         data = ps_pb2.JoinRequest(**request).SerializeToString()
         return ps_pb2.JoinReply.FromString(await self.calls["Join"](data, metadata=self.identity))
 
-    async def pull(self, after=-1, run_id=None):
-        request = ps_pb2.PullRequest(run_id=run_id or self.contract.run_id, after=after)
+    async def pull(self, after=-1, run_id=None, chunk_bytes=0):
+        request = ps_pb2.PullRequest(
+            run_id=run_id or self.contract.run_id, after=after, chunk_bytes=chunk_bytes
+        )
         call = self.calls["Pull"](request.SerializeToString(), metadata=self.identity)
         return [ps_pb2.PullReply.FromString(data) async for data in call]
 
@@ -102,8 +106,11 @@ class Raw:
         return ps_pb2.StatusReply.FromString(await self.calls["Status"](b""))
 
 
+FIELDS = {ps_pb2.Manifest: "manifest", ps_pb2.Chunk: "chunk", ps_pb2.Seal: "seal"}
+
+
 def framed(part):
-    field = "manifest" if isinstance(part, ps_pb2.Manifest) else "chunk"
+    field = FIELDS[type(part)]
     return ps_pb2.PushRequest(**{field: part}).SerializeToString()
 
 
@@ -242,6 +249,138 @@ async def test_a_bfloat16_run_takes_half_the_bytes_and_gives_float32():
         assert parts[0].manifest.dtype == ps_pb2.DTYPE_FLOAT32
         pulled = b"".join(part.chunk.data for part in parts[1:])
         assert pulled == codec.payload(-vector.bfloat16().float()).tobytes()
+
+
+def sealed(data, digest=None):
+    """A push without a digest in its manifest."""
+    seal = ps_pb2.Seal(content_digest=codec.digest(data) if digest is None else digest)
+    return [CONTRACT.manifest(0, b""), *codec.chunks(data), seal]
+
+
+@scenario
+async def test_a_push_may_be_sealed_at_its_end():
+    async with world() as this, this.raw() as raw:
+        data = codec.payload(torch.arange(8.0))
+        assert not (await raw.send(*sealed(data))).duplicate
+        assert this.driver.status().counted == ("w00",)
+        # Whoever has said it by then has nothing to send again.
+        assert (await raw.send(CONTRACT.manifest(0, codec.digest(data)))).duplicate
+        async with refusal(FAILED, "REPEATED", "with its digest"):
+            await raw.send(*sealed(data))
+        async with refusal(grpc.StatusCode.ALREADY_EXISTS, "EQUIVOCATION"):
+            await raw.send(CONTRACT.manifest(0, bytes(16)))
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        pytest.param(lambda parts: parts[:-1], "INVALID_ARGUMENT", "DIGEST_SIZE", id="no seal"),
+        pytest.param(lambda parts: parts[:1] + parts[2:], "INVALID_ARGUMENT", "TOO_FEW_BYTES", id="early"),
+        pytest.param(lambda parts: [*parts, parts[-1]], "INVALID_ARGUMENT", "MALFORMED", id="twice"),
+        pytest.param(lambda parts: [*parts, parts[1]], "INVALID_ARGUMENT", "ORDER", id="in the middle"),
+        pytest.param(
+            lambda parts: [manifest(), *parts[1:]], "INVALID_ARGUMENT", "MALFORMED", id="and a digest"
+        ),
+    ],
+)
+def test_a_seal_is_the_last_word_and_the_only_one(change, status, code):
+    @scenario
+    async def story():
+        async with world() as this, this.raw() as raw:
+            async with refusal(grpc.StatusCode[status], code):
+                await raw.send(*change(sealed(ZEROS)))
+            assert this.driver.status().present == ()
+            await usable(this)
+
+    story()
+
+
+@scenario
+async def test_a_wrong_seal_is_a_wrong_digest():
+    async with world() as this, this.raw() as raw:
+        async with refusal(grpc.StatusCode.DATA_LOSS, "DIGEST"):
+            await raw.send(*sealed(ZEROS, digest=bytes(16)))
+        await usable(this)
+
+
+@scenario
+async def test_a_pull_may_ask_for_small_chunks():
+    async with world(BIG) as this, this.raw() as raw:
+        _, *chunks = await raw.pull(chunk_bytes=300_000)
+        assert [part.chunk.offset for part in chunks] == list(range(0, BIG.numel * 4, 300_000))
+
+
+@scenario
+async def test_an_upload_can_be_begun_so_often_in_a_round():
+    async with world(limits=replace(LIMITS, uploads=2)) as this, this.raw() as raw:
+        for _ in range(2):
+            async with refusal(INVALID, "TOO_FEW_BYTES"):
+                await raw.send(manifest())
+            # What is refused at its manifest has cost nothing, and does not begin the count anew.
+            async with refusal(grpc.StatusCode.OUT_OF_RANGE, "FUTURE"):
+                await raw.send(manifest(round=1))
+        async with refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "UPLOADS", "at most 2"):
+            await raw.push(0, torch.zeros(8))
+        assert this.driver.status().present == ()
+        async with this.raw("w01") as other:
+            await other.push(0, torch.zeros(8))
+
+
+@scenario
+async def test_the_same_parameters_can_be_had_so_often():
+    async with world(limits=replace(LIMITS, downloads=3)) as this, this.raw() as raw:
+        for _ in range(3):
+            await raw.pull()
+        async with refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "PULLS"):
+            await raw.pull()
+        async with this.raw("w01") as other:
+            await other.pull()
+
+
+@scenario
+async def test_a_worker_can_join_so_often():
+    async with world(limits=replace(LIMITS, joins=3)) as this, this.raw(join=False) as raw:
+        for _ in range(3):
+            await raw.join()
+        async with refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "JOINS"):
+            await raw.join()
+        await raw.pull()
+
+
+@scenario
+async def test_the_status_counts_refusals_by_code():
+    async with world() as this, this.raw() as raw:
+        assert (await raw.status()).refusals == ""
+        for _ in range(2):
+            async with refusal(INVALID, "ORDER"):
+                await raw.send(manifest(), chunk(4, ZEROS[4:]))
+        async with refusal(grpc.StatusCode.OUT_OF_RANGE, "FUTURE"):
+            await raw.push(1, torch.zeros(8))
+        assert (await raw.status()).refusals == "FUTURE 1\nORDER 2\n"
+
+
+def test_tiny_chunks_are_taken_slowly_and_without_a_seat(monkeypatch):
+    slept, stood = [], []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr("varangian.server.uploads.asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("varangian.server.uploads.Bucket", lambda rate, most: Bucket(rate, 3, lambda: 0.0))
+    stand = Seat.stand
+    monkeypatch.setattr(Seat, "stand", lambda seat: (stood.append(seat), stand(seat)))
+
+    @scenario
+    async def story():
+        async with world() as this, this.raw() as raw:
+            data = codec.payload(torch.arange(8.0))
+            await raw.send(CONTRACT.manifest(0, codec.digest(data)), *codec.chunks(data, 4))
+            assert this.driver.status().counted == ("w00",)
+
+    story()
+    # Eight chunks: three are free, the last one is the last.
+    assert slept == pytest.approx([0.02, 0.04, 0.06, 0.08])
+    assert len(stood) == 5
 
 
 @scenario
@@ -488,7 +627,7 @@ async def test_a_compressed_message_is_refused():
 def test_garbage_never_stops_the_server(garbage):
     @scenario
     async def story():
-        async with world() as this, this.raw() as raw:
+        async with world(limits=replace(LIMITS, joins=100)) as this, this.raw() as raw:
             for data in garbage:
                 for name, kind in RPCS.items():
                     request = iter([data]) if kind.startswith("stream") else data

@@ -1,0 +1,73 @@
+import pytest
+
+from varangian.server.answers import Refused
+from varangian.server.quotas import JOINS_PER_SECOND, RELIEF, Bucket, Quota, Rations
+
+
+@pytest.fixture
+def rations(time):
+    return Rations(uploads=3, downloads=2, joins=4, clock=lambda: time.now)
+
+
+def code(call, *args):
+    with pytest.raises(Refused) as caught:
+        call(*args)
+    return caught.value.code
+
+
+def test_a_bucket_holds_so_much_and_fills_at_its_rate(time):
+    bucket = Bucket(rate=2.0, most=3.0, clock=lambda: time.now)
+    assert [bucket.try_to_take() for _ in range(4)] == [True, True, True, False]
+    time.advance(0.4)
+    assert not bucket.try_to_take()
+    time.advance(0.1)
+    assert bucket.try_to_take()
+    time.advance(1000.0)
+    assert [bucket.try_to_take() for _ in range(4)] == [True, True, True, False]
+
+
+def test_what_is_taken_before_it_is_there_is_waited_for(time):
+    bucket = Bucket(rate=50.0, most=2.0, clock=lambda: time.now)
+    assert [round(bucket.take(), 6) for _ in range(4)] == [0.0, 0.0, 0.02, 0.04]
+    time.advance(0.04)
+    assert round(bucket.take(), 6) == 0.02
+
+
+def test_uploads_are_counted_by_worker_and_round(rations):
+    for _ in range(3):
+        rations.upload("w00", 7)
+    assert code(rations.upload, "w00", 7) == "UPLOADS"
+    rations.upload("w01", 7)
+    rations.upload("w00", 8)
+
+
+def test_downloads_of_the_same_parameters_come_by_and_by(rations, time):
+    for _ in range(2):
+        rations.download("w00", 7)
+    assert code(rations.download, "w00", 7) == "PULLS"
+    rations.download("w00", 8)
+    rations.download("w00", 8)
+    assert code(rations.download, "w00", 8) == "PULLS"
+    time.advance(RELIEF)
+    rations.download("w00", 8)
+    assert code(rations.download, "w00", 8) == "PULLS"
+
+
+def test_joins_come_by_and_by(rations, time):
+    for _ in range(4):
+        rations.join("w00")
+    assert code(rations.join, "w00") == "JOINS"
+    rations.join("w01")
+    time.advance(1 / JOINS_PER_SECOND)
+    rations.join("w00")
+
+
+def test_a_stream_makes_room_when_it_ends(rations):
+    quota = Quota(1)
+    with quota.stream("w00"):
+        with pytest.raises(Refused), quota.stream("w00"):
+            pass
+        with quota.stream("w01"):
+            pass
+    with quota.stream("w00"):
+        pass
