@@ -120,7 +120,9 @@ class Service:
     @answered
     async def pull(self, _: object, context: Context) -> None:
         worker = self._identify(context)
-        request = await streams.request(ps_pb2.PullRequest, context, codec.MANIFEST_LIMIT, self._limits.idle)
+        request = await streams.request(
+            ps_pb2.PullRequest, context, codec.MANIFEST_LIMIT, self._limits.idle
+        )
         codec.check_run(self._contract.run_id, request.run_id)
         with self._quota.stream(worker):
             snapshot = await self._driver.snapshot(request.after, self._limits.patience)

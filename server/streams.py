@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import grpc.aio
+from google.protobuf.message import Message
 
+from varangian.protos import codec
 from varangian.protos.silence import Silence
 from varangian.server import answers
 from varangian.server.roster import Metadata, Peer
 
+M = TypeVar("M", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
@@ -23,6 +26,8 @@ class Limits:
 
     idle: float = 10.0
     """Seconds without a message after which a stream is given up."""
+    joining: float = 60.0
+    """Seconds for the message of a join: a large model has a long layout, and a line may be slow."""
     streams: int = 2
     """Streams that one worker may have open: a second one, so that a retry need not wait for a dead one."""
     receiving: int = 4
@@ -55,6 +60,18 @@ async def message(context: Context) -> bytes | None:
     """The next message from the other end; None when there are no more."""
     data: object = await context.read()
     return data if isinstance(data, bytes) else None
+
+
+async def request(kind: type[M], context: Context, limit: int, seconds: float) -> M:
+    """The message of a call that has only one.
+
+    Raises:
+        Refused: when it is not there in time.
+        CodecError: when it has more than `limit` bytes, or is another one.
+    """
+    async with silence(seconds) as quiet:
+        data = await quiet.broken_by(message(context))
+    return codec.decode(kind, data or b"", limit)
 
 
 @asynccontextmanager
