@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varangian.aggregators.algebra import Array
+from varangian.aggregators.algebra import Array, product
 from varangian.aggregators.base import RULES, check_f, check_positive, honest_majority, told_enough
 from varangian.aggregators.gram import Gram, shares
 from varangian.aggregators.spectral_filter import SpectralFilter
@@ -22,6 +22,9 @@ Out = NDArray[np.intp]
 """Rows that are left out: (f,), or (b, f) for b subsets."""
 AT_ONCE = 1 << 17
 """Subsets that are held at once."""
+FEW = 1 << 12
+"""Subsets that are given a direction each."""
+TINY = float(np.finfo(np.float64).tiny)
 FAR = 10
 """Times the root of the scatter: a row that far out is in no subset of less."""
 SAME = 1e-12
@@ -71,6 +74,7 @@ def _least(products: Array, gone: Out) -> Out:
     cuts = [_near(places, least)]
     for subsets in _subsets(len(products), len(gone)):
         bounds = np.max([_along(cut, subsets) for cut in cuts], axis=0)
+        own: Array | None = None  # for each subset a direction in which it scatters much
         while True:
             better = bounds < least * (1 - SAME)
             subsets, bounds = subsets[better], bounds[better]
@@ -82,6 +86,10 @@ def _least(products: Array, gone: Out) -> Out:
                 least, gone = found, subsets[first]
             cuts.append(_near(places, least))
             bounds = np.maximum(bounds, _along(cuts[-1], subsets))
+            if len(subsets) <= FEW:
+                own = np.tile(cuts[-1], (len(subsets), 1)) if own is None else own[better]
+                own, scatter = _turned(products, own, subsets)
+                bounds = np.maximum(bounds, scatter)
             bounds[first] = np.inf
     return gone
 
@@ -114,6 +122,26 @@ def _along(places: Array, subsets: Out) -> Array:
     sums, squares = places.sum() - gone.sum(axis=1), places @ places - np.square(gone).sum(axis=1)
     scatter: Array = squares - np.square(sums) / count
     return scatter
+
+
+def _turned(products: Array, places: Array, subsets: Out) -> tuple[Array, Array]:
+    """Each direction a step nearer to the top eigenvector of its subset: (b, m) places, (b,) scatters."""
+    kept = np.ones_like(places)
+    np.put_along_axis(kept, subsets, 0, axis=1)
+    weights = _centred(places, kept)
+    weights /= np.maximum(np.abs(weights).max(axis=1, keepdims=True), TINY)
+    along = product(weights, products)
+    lengths = np.sqrt(np.maximum((along * weights).sum(axis=1, keepdims=True), 0))
+    turned = np.divide(along, lengths, out=np.zeros_like(along), where=lengths > 0)
+    scatter: Array = np.square(_centred(turned, kept)).sum(axis=1)
+    return turned, scatter
+
+
+def _centred(places: Array, kept: Array) -> Array:
+    """About the mean of those that are kept, and 0 for the others: (b, m)."""
+    means = (places * kept).sum(axis=1, keepdims=True) / kept.sum(axis=1, keepdims=True)
+    centred: Array = (places - means) * kept
+    return centred
 
 
 def _subsets(n: int, f: int) -> Iterator[Out]:
