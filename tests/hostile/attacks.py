@@ -255,7 +255,7 @@ def never_reading(siege, size=1):
 
 
 def slow_loris(siege, size=1):
-    """200 pushes at a byte now and then: some of a worker of the run, most of nobody."""
+    """200 calls at a byte now and then: pushes of a worker of the run, and messages of nobody."""
     with contextlib.ExitStack() as stack:
         open_streams = []
         traitor = stack.enter_context(Traitor(siege))
@@ -264,9 +264,12 @@ def slow_loris(siege, size=1):
             open_streams += [(traitor.line, stream) for stream in pushes]
         for i in range(13 * size):
             line = stack.enter_context(Line(siege))
-            known = identity(siege) if i % 2 else ()
             with contextlib.suppress(HungUp):
-                open_streams += [(line, line.call("Push", known)) for _ in range(15)]
+                for method in ("Join", "Status", "Pull") * 5:
+                    stream = line.call(method, identity(siege) if i % 2 else ())
+                    # The length of a message that is never complete: who calls is only asked after it.
+                    line.raw(frame(DATA, 0, stream, (1000).to_bytes(5, "big")))
+                    open_streams.append((line, stream))
         while True:
             for line, stream in open_streams:
                 with contextlib.suppress(HungUp):

@@ -24,12 +24,28 @@ TRAITOR = "w02"
 """A worker of the run, with a token of its own: it may send what it likes."""
 
 
-class Siege:
+class Target:
+    """Where a server listens, and what a worker of its run knows."""
+
+    def __init__(self, address, numel):
+        self.address, self.numel = address, numel
+        self.layout = Layout((("weight", (numel,)),))
+        self.host, _, port = address.rpartition(":")
+        self.port = int(port)
+
+    def token(self, name):
+        return make_token(name, SECRET)
+
+    def client(self, name, kind=Client, **options):
+        patient = {"backoff": Backoff(tries=12, first=0.02, most=0.2), "idle": 10.0}
+        return kind(self.address, name, self.token(name), self.layout, **patient | options)
+
+
+class Siege(Target):
     """One server process."""
 
     def __init__(self, log: Path, numel=500_000, **options):
-        self.log, self.numel = log, numel
-        self.layout = Layout((("weight", (numel,)),))
+        self.log = log
         flags = [f"--{name}={value}" for name, value in {"numel": numel, **options}.items()]
         with log.open("w") as errors:
             self.process = subprocess.Popen(
@@ -45,9 +61,7 @@ class Siege:
         if not first:
             self.process.communicate()
             raise RuntimeError(log.read_text())
-        self.address = json.loads(first)["address"]
-        self.host, _, port = self.address.rpartition(":")
-        self.port = int(port)
+        super().__init__(json.loads(first)["address"], numel)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -60,13 +74,6 @@ class Siege:
         self.process.wait(20)
         self._reader.join()
         self.process.stdout.close()
-
-    def token(self, name):
-        return make_token(name, SECRET)
-
-    def client(self, name, **options):
-        patient = {"backoff": Backoff(tries=12, first=0.02, most=0.2), "idle": 10.0}
-        return Client(self.address, name, self.token(name), self.layout, **patient | options)
 
     # what the system says about the process
 
@@ -104,30 +111,31 @@ class Siege:
 class Honest:
     """Workers that only want their round; they keep their connections."""
 
-    def __init__(self, siege, names=HONEST):
-        self.siege, self.names = siege, names
+    def __init__(self, target, names=HONEST, vectors=None, **options):
+        self.target, self.names = target, names
+        self.vectors = vectors or [torch.full((target.numel,), float(i + 1)) for i in range(len(names))]
         self.runner = asyncio.Runner()
         self.served = -1
-        self.clients = self.runner.run(self._join())
+        self.clients = self.runner.run(self._join(options))
 
-    async def _join(self):
-        clients = [self.siege.client(name) for name in self.names]
+    async def _join(self, options):
+        clients = [self.target.client(name, **options) for name in self.names]
         await asyncio.gather(*(client.join() for client in clients))
         return clients
 
     def round(self):
-        """One round: seconds from the pull to the last receipt."""
+        """One round: seconds of the pull, and of the pushes after it."""
         return self.runner.run(self._round())
 
     async def _round(self):
         start = time.perf_counter()
         pulled = await asyncio.gather(*(client.pull(self.served) for client in self.clients))
         self.served = pulled[0].round
-        vectors = [torch.full((self.siege.numel,), float(i + 1)) for i in range(len(self.clients))]
-        pushes = zip(self.clients, vectors, strict=True)
+        begun = time.perf_counter()
+        pushes = zip(self.clients, self.vectors, strict=True)
         receipts = await asyncio.gather(*(client.push(self.served, vector) for client, vector in pushes))
         assert all(receipt.counted for receipt in receipts), receipts
-        return time.perf_counter() - start
+        return begun - start, time.perf_counter() - begun
 
     def close(self):
         async def leave():

@@ -38,7 +38,7 @@ def arguments():
     parser.add_argument("--deadline", type=float, default=0.2)
     parser.add_argument("--rounds", type=int, default=100_000)
     parser.add_argument("--rule", default="mean")
-    parser.add_argument("-f", type=int, default=0)
+    parser.add_argument("--f", type=int, default=0)
     parser.add_argument("--idle", type=float, default=1.0)
     parser.add_argument("--patience", type=float, default=0.1)
     return parser.parse_args()
