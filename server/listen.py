@@ -21,6 +21,8 @@ OPTIONS = (
     ("grpc.so_reuseport", 0),
     # For whoever connects and then says nothing, or nothing that is HTTP/2.
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # For whoever connects and then calls nothing: a process has only so many files.
+    ("grpc.max_connection_idle_ms", 60_000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
