@@ -102,8 +102,7 @@ class Service:
         caller = streams.caller(context)
         worker = self._roster.authenticate(*caller)
         self._rations.join(worker)
-        limit, seconds = codec.JOIN_LIMIT, self._limits.joining
-        request = await streams.request(ps_pb2.JoinRequest, context, limit, seconds)
+        request = await streams.request(ps_pb2.JoinRequest, context, self._limits.joining, codec.JOIN_LIMIT)
         codec.check_protocol(request.protocol)
         self._check_layout(request.layout)
         self._roster.claim(*caller)
@@ -120,11 +119,9 @@ class Service:
     @answered
     async def pull(self, _: object, context: Context) -> None:
         worker = self._identify(context)
-        request = await streams.request(
-            ps_pb2.PullRequest, context, codec.MANIFEST_LIMIT, self._limits.idle
-        )
-        codec.check_run(self._contract.run_id, request.run_id)
         with self._quota.stream(worker):
+            request = await streams.request(ps_pb2.PullRequest, context, self._limits.idle)
+            codec.check_run(self._contract.run_id, request.run_id)
             snapshot = await self._driver.snapshot(request.after, self._limits.patience)
             if snapshot is None:
                 await self._write(context, AGAIN)
@@ -164,7 +161,7 @@ class Service:
     @answered
     async def status(self, _: object, context: Context) -> bytes:
         self._roster.admit(streams.caller(context)[1])
-        await streams.request(ps_pb2.StatusRequest, context, codec.MANIFEST_LIMIT, self._limits.idle)
+        await streams.request(ps_pb2.StatusRequest, context, self._limits.idle)
         status = self._driver.status()
         return ps_pb2.StatusReply(
             protocol=codec.PROTOCOL,

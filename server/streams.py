@@ -62,7 +62,9 @@ async def message(context: Context) -> bytes | None:
     return data if isinstance(data, bytes) else None
 
 
-async def request(kind: type[M], context: Context, limit: int, seconds: float) -> M:
+async def request(
+    kind: type[M], context: Context, seconds: float, limit: int = codec.MANIFEST_LIMIT
+) -> M:
     """The message of a call that has only one.
 
     Raises:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from varangian.protos import codec, ps_pb2
+from varangian.protos.address import split
 
 SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
 
@@ -40,3 +42,17 @@ class Stub:
         self.join: Any = channel.unary_unary(f"/{SERVICE}/Join")
         self.pull: Any = channel.unary_stream(f"/{SERVICE}/Pull")
         self.push: Any = channel.stream_unary(f"/{SERVICE}/Push")
+
+
+def described(server: str, secure: bool) -> str:
+    """What `host:port` stands for just now, and how it is spoken to. May block for seconds."""
+    how = "over TLS" if secure else "in clear text"
+    where = split(server)
+    if where is None:
+        return f"{server} is no HOST:PORT."
+    try:
+        found = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return f"The name {where[0]!r:.100} stands for no address here ({error.strerror})."
+    addresses = dict.fromkeys(str(address[0]) for *_, address in found)
+    return f"It was called {how} at {', '.join(addresses)}, port {where[1]}."

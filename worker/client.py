@@ -21,7 +21,7 @@ from varangian.protos.headers import SESSION, TOKEN, WORKER
 from varangian.protos.layout import Layout
 from varangian.protos.silence import silence
 from varangian.worker.backoff import DEFAULT_BACKOFF, Backoff
-from varangian.worker.channel import Stub, connect
+from varangian.worker.channel import Stub, connect, described
 from varangian.worker.download import Incoming, message
 from varangian.worker.pace import Pace
 from varangian.worker.refusal import REPEATED, RUN, STRANGE, TAKEN, Kind, Refusal
@@ -110,6 +110,7 @@ class Client:
         self._sleep = sleep
         proof = () if token is None else ((TOKEN, token),)
         self._identity = ((WORKER, name), *proof, (SESSION, secrets.token_hex(16)))
+        self._secure = credentials is not None
         self._channel = connect(server, credentials)
         self._stub = Stub(self._channel)
         self._contract = Contract("", layout)
@@ -192,8 +193,9 @@ class Client:
             try:
                 return await self._once(what, call)
             except Passing as passing:
-                level = logging.WARNING if failures == PATIENCE else logging.DEBUG
-                log.log(level, "%s yet; trying again. %s", self._failed(what), passing)
+                if failures == PATIENCE:
+                    where = await asyncio.to_thread(described, self._server, self._secure)
+                    log.warning("%s yet; trying again. %s %s", self._failed(what), passing, where)
             await self._sleep(delay)
         try:
             return await self._once(what, call)

@@ -13,6 +13,7 @@ from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import Contract
 from varangian.protos.layout import Layout
 from varangian.worker.backoff import Backoff
+from varangian.worker.channel import described
 from varangian.worker.client import Client, ClientError, Finished, Receipt
 
 LAYOUT = Layout((("weight", (3, 2)), ("bias", (2,))))
@@ -25,14 +26,18 @@ class Script:
     """A server: each call takes the next step of the list with its name; the last step is repeated."""
 
     def __init__(self, layout=LAYOUT, dtype=ps_pb2.DTYPE_FLOAT32):
-        self.contract, self.dtype = Contract("run-1", layout), dtype
+        self.contract, self.dtype, self.round = Contract("run-1", layout), dtype, 4
         self.steps = {"Join": [self.welcome], "Pull": [self.parameters], "Push": [self.counted]}
         self.seen = {name: [] for name in self.steps}
         self.peers, self.metadata = [], []
 
     async def welcome(self, request, context):
         return ps_pb2.JoinReply(
-            protocol=codec.PROTOCOL, dtype=self.dtype, run_id="run-1", round=4, chunk_bytes=1 << 16
+            protocol=codec.PROTOCOL,
+            dtype=self.dtype,
+            run_id=self.contract.run_id,
+            round=self.round,
+            chunk_bytes=1 << 16,
         )
 
     async def parameters(self, request, context):
@@ -448,6 +453,7 @@ def test_the_third_failure_in_a_row_is_logged(caplog):
     (message,) = caplog.messages
     assert message.startswith("Worker w00 could not join at 127.0.0.1:")
     assert "trying again. UNAVAILABLE: because." in message
+    assert "It was called in clear text at 127.0.0.1, port " in message
 
 
 @pytest.mark.parametrize(
@@ -500,6 +506,135 @@ async def test_an_unreachable_server_is_named_with_what_was_tried():
     sentence = str(caught.value)
     assert sentence.startswith("Worker w00 could not join at 127.0.0.1:9 after 3 tries. UNAVAILABLE: ")
     assert sentence.endswith("Is the server running, and can it be reached from here?")
+
+
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [
+        ("localhost:7", "over TLS at "),
+        ("[::1]:7", "over TLS at ::1, port 7."),
+        ("no-such-host.invalid:7", "The name 'no-such-host.invalid' stands for no address here"),
+        ("nowhere", "nowhere is no HOST:PORT."),
+    ],
+)
+def test_an_address_is_what_it_stands_for(server, said):
+    assert said in described(server, secure=True)
+
+
+STALE_SESSION = refuse(grpc.StatusCode.FAILED_PRECONDITION, "NOT_JOINED")
+OTHER_RUN = refuse(grpc.StatusCode.FAILED_PRECONDITION, "RUN")
+
+
+@scenario
+async def test_a_worker_joins_again_when_its_server_was_restarted():
+    script = Script()
+    script.steps["Pull"].insert(0, STALE_SESSION)
+    script.steps["Push"].insert(0, STALE_SESSION)
+    async with client_of(script) as client:
+        await client.join()
+        assert torch.equal((await client.pull(3)).parameters, VECTOR)
+        assert (await client.push(4, VECTOR)).counted
+    assert len(script.seen["Join"]) == 3
+    assert [request.after for request in script.seen["Pull"]] == [3, 3]
+
+
+@scenario
+async def test_rounds_that_a_server_has_lost_are_pulled_again():
+    script = Script()
+    async with client_of(script) as client:
+        await client.join()
+        await client.pull(3)
+        script.round = 2
+        script.steps["Pull"] = [STALE_SESSION, script.parameters]
+        await client.pull(4)
+        await client.pull(4)
+    assert [request.after for request in script.seen["Pull"]] == [3, 4, 1, 4]
+
+
+@scenario
+async def test_a_sign_of_life_while_others_go_on_changes_nothing():
+    script = Script()
+    async with client_of(script) as client:
+        await client.join()
+        await client.pull(3)
+        for script.round in (4, 5):
+            await client.join()
+        await client.pull(4)
+    assert [request.after for request in script.seen["Pull"]] == [3, 4]
+
+
+@scenario
+async def test_another_run_begins_anew_and_takes_no_vector_of_the_old_one():
+    script = Script()
+    async with client_of(script) as client:
+        await client.join()
+        await client.pull(3)
+        script.contract, script.round = Contract("run-2", LAYOUT), 0
+        script.steps["Push"] = [OTHER_RUN, script.counted]
+        receipt = await client.push(4, VECTOR)
+        assert (receipt.counted, receipt.code) == (False, "RUN")
+        assert len(script.seen["Push"]) == 1
+        await client.pull(4)
+        assert script.seen["Pull"][-1].run_id == "run-2"
+        assert script.seen["Pull"][-1].after == -1
+        assert (await client.push(4, VECTOR)).counted
+
+
+@scenario
+async def test_another_run_of_another_model_is_final():
+    script = Script()
+    async with client_of(script) as client:
+        await client.join()
+        script.steps["Pull"] = [OTHER_RUN]
+        script.steps["Join"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, "LAYOUT", "another model.")]
+        with pytest.raises(ClientError, match=r"could not join at .* another model"):
+            await client.pull(-1)
+
+
+@scenario
+async def test_a_vector_that_counts_already_is_pushed_with_its_digest_first():
+    script = Script()
+
+    async def known(requests, context):
+        first = await anext(requests)
+        script.seen["Push"][-1] = [first]
+        return ps_pb2.PushReply(round=4, duplicate=True)
+
+    script.steps["Push"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, "REPEATED"), known]
+    async with client_of(script) as client:
+        await client.join()
+        assert (await client.push(4, VECTOR)).counted
+        assert client.naps == []
+    (first,) = script.seen["Push"][-1]
+    assert first.manifest.content_digest == codec.digest(codec.payload(VECTOR))
+
+
+@scenario
+async def test_a_second_try_gives_the_digest_first():
+    script = Script()
+    script.steps["Push"].insert(0, UNAVAILABLE)
+    async with client_of(script) as client:
+        await client.join()
+        assert (await client.push(4, VECTOR)).counted
+    manifest, *chunks = script.seen["Push"][-1]
+    assert manifest.manifest.content_digest == codec.digest(codec.payload(VECTOR))
+    assert [part.WhichOneof("part") for part in chunks] == ["chunk"]
+
+
+@scenario
+async def test_after_a_silence_the_parameters_come_in_small_pieces_until_they_are_fast():
+    script = Script(BIG)
+    idle = refuse(grpc.StatusCode.DEADLINE_EXCEEDED, "IDLE")
+
+    async def whole(request, context):
+        await script.send(context, torch.zeros(BIG.numel))
+
+    script.steps["Pull"] = [idle, whole]
+    async with client_of(script) as client:
+        await client.join()
+        await client.pull(-1)
+        await client.pull(-1)
+    assert [request.chunk_bytes for request in script.seen["Pull"]] == [0, codec.CHUNK_FLOOR, 0]
 
 
 @scenario
