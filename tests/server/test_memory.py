@@ -14,6 +14,7 @@ from varangian.protos.codec import MESSAGE_LIMIT
 from varangian.server.memory import RESERVE, Account, available, resident
 from varangian.server.optimizer import Sgd
 from varangian.server.streams import Limits
+from varangian.server.windowed import kept
 
 PLAIN = Sgd(lr=0.1)
 GB = 10**9
@@ -98,9 +99,10 @@ def test_this_process():
 
 
 @pytest.mark.slow
-def test_a_server_keeps_to_it():
-    """Two rounds over sockets, with 4 workers in this process."""
-    command = [sys.executable, within.__file__]
+@pytest.mark.parametrize("memory", ["rows", "window"])
+def test_a_server_keeps_to_it(memory: str):
+    """Two rounds over sockets, with the workers in this process."""
+    command = [sys.executable, within.__file__, memory]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         first = json.loads(server.stdout.readline())
@@ -108,5 +110,9 @@ def test_a_server_keeps_to_it():
         last = json.loads(server.stdout.readline())
     assert last["reason"] == f"all {within.ROUNDS} rounds are done"
     assert last["peak"] <= first["most"]
-    # The rows are most of it, so one more copy of them would have shown.
-    assert first["rows"] > first["most"] - last["peak"]
+    whole = 4 * len(within.NAMES) * within.LAYOUT.numel
+    assert first["rows"] == (
+        whole if memory == "rows" else 4 * len(within.NAMES) * kept(within.LAYOUT.numel)
+    )
+    # A copy of all rows would have shown.
+    assert whole > first["most"] - last["peak"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
+import re
+import sys
+from pathlib import Path
 
 import torch
 
-from varangian.aggregators import Aggregator, Krum
+from varangian.aggregators import Aggregator, Krum, Median
 from varangian.protos.layout import Layout
 from varangian.server.driver import Driver
 from varangian.server.events import RoundPolicy
@@ -19,6 +21,7 @@ from varangian.server.roster import Roster
 from varangian.server.round import RoundMachine
 from varangian.server.service import serve
 from varangian.server.streams import Limits
+from varangian.server.windowed import kept
 from varangian.worker.client import Client
 from varangian.worker.loop import work
 
@@ -28,6 +31,13 @@ ROUNDS = 2
 SECRET = b"0123456789abcdef"
 LIMITS = Limits(grace=1.0)
 SGD = Sgd(lr=0.5, momentum=0.9)
+
+
+def peak() -> int:
+    """Bytes. What `getrusage` says can be that of the process which started this one."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) << 10
 
 
 async def workers(address: str) -> None:
@@ -45,16 +55,19 @@ async def workers(address: str) -> None:
     await asyncio.gather(*(one(i) for i in range(len(NAMES))))
 
 
-async def serving() -> None:
-    account = Account.of(len(NAMES), LAYOUT.numel, SGD, limits=LIMITS)
+async def serving(window: bool) -> None:
+    columns = kept(LAYOUT.numel) if window else None
+    account = Account.of(len(NAMES), LAYOUT.numel, SGD, limits=LIMITS, columns=columns)
+    rule = Aggregator(Median() if window else Krum(f=1))
     policy = RoundPolicy(NAMES, ROUNDS, len(NAMES), 60.0, "wait", 1)
-    learner = Learner(torch.zeros(LAYOUT.numel), Aggregator(Krum(f=1)), SGD, rounds=ROUNDS, seed=1)
+    learner = Learner(torch.zeros(LAYOUT.numel), rule, SGD, rounds=ROUNDS, seed=1)
     driver = Driver(
         RoundMachine(policy),
         learner,
         evaluate=lambda _: (0.0, 0.0),
         evaluate_every=100,
         observe=lambda _: None,
+        window=window,
     )
 
     def ready(address: str) -> None:
@@ -71,10 +84,9 @@ async def serving() -> None:
         stop=asyncio.Event(),
         limits=LIMITS,
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    print(json.dumps({"reason": reason, "peak": peak, "account": account.sentence}), flush=True)
+    print(json.dumps({"reason": reason, "peak": peak(), "account": account.sentence}), flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    asyncio.run(serving())
+    asyncio.run(serving("window" in sys.argv))
