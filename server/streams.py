@@ -62,9 +62,7 @@ async def message(context: Context) -> bytes | None:
     return data if isinstance(data, bytes) else None
 
 
-async def request(
-    kind: type[M], context: Context, seconds: float, limit: int = codec.MANIFEST_LIMIT
-) -> M:
+async def request(kind: type[M], context: Context, seconds: float, limit: int = codec.MANIFEST_LIMIT) -> M:
     """The message of a call that has only one.
 
     Raises:
