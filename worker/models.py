@@ -85,6 +85,29 @@ class Cnn:
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, classes))
 
 
+@MODELS.register("lenet")
+@dataclass(frozen=True)
+class LeNet:
+    """LeNet-5 with ReLU and max pooling: two 5x5 convolutions and three linear layers.
+
+    "Gradient-Based Learning Applied to Document Recognition" (LeCun et al., 1998), as it is used for images
+    of 32x32 pixels: 6 and 16 channels, then 120 and 84 units.
+    """
+
+    def build(self, features: tuple[int, ...], classes: int) -> nn.Module:
+        channels, height, width = image("lenet", features)
+        rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
+        if min(rows, columns) < 1:
+            found = f"{height}x{width}"
+            raise ModelError(f"The model 'lenet' takes images of at least 16x16 pixels. Found {found}.")
+        return nn.Sequential(
+            *(nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(16 * rows * columns, 120), nn.ReLU()),
+            *(nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)),
+        )
+
+
 @MODELS.register("resnet18")
 @dataclass(frozen=True)
 class ResNet18:

@@ -112,6 +112,35 @@ class Shards:
         return ascending([torch.cat([shards[i] for i in hand]) for hand in dealt])
 
 
+@PARTITIONS.register("halves")
+@dataclass(frozen=True)
+class Halves:
+    """The first half of the workers holds the first half of the classes, the others the rest.
+
+    The halves are those of `availability: alternating`, so that classes come and go with the workers. Each
+    half is dealt in equal parts.
+    """
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        classes = labels.unique()
+        if workers < 2 or len(classes) < 2:
+            raise PartitionError(
+                "There should be at least two workers and two classes, for two halves. "
+                f"Found {workers} and {len(classes)}."
+            )
+        middle = len(classes) // 2
+        return [
+            *self._dealt(labels, classes[:middle], workers // 2, seed),
+            *self._dealt(labels, classes[middle:], workers - workers // 2, seed),
+        ]
+
+    def _dealt(self, labels: Tensor, classes: Tensor, workers: int, seed: int) -> list[Tensor]:
+        members = torch.isin(labels, classes).nonzero().flatten()
+        check_enough(members, workers)
+        order = torch.randperm(len(members), generator=generator(seed, "partition", int(classes[0])))
+        return ascending(members[order].tensor_split(workers))
+
+
 def batch_indices(shard: Tensor, batch_size: int, seed: int, worker: str, round: int) -> Tensor:
     """The samples of a worker's batch in a round.
 

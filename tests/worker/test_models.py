@@ -5,7 +5,7 @@ import torch
 
 from varangian.registry import ConfigError
 from varangian.worker.flat import ModelError, check_model, flatten
-from varangian.worker.models import MODELS, Cnn, Custom, Mlp, ResNet18, Softmax
+from varangian.worker.models import MODELS, Cnn, Custom, LeNet, Mlp, ResNet18, Softmax
 from varangian.worker.streams import globally_seeded
 
 
@@ -22,6 +22,8 @@ def count(module):
         (Mlp(hidden=5), (7,), 7 * 5 + 5 + 5 * 10 + 10),
         (Cnn(), (3, 32, 32), 448 + 4_640 + 18_496 + 10_250),
         (Cnn(), (1, 8, 8), 160 + 4_640 + 18_496 + 650),
+        (LeNet(), (3, 32, 32), 62_006),  # 456 + 2 416 + 48 120 + 10 164 + 850
+        (LeNet(), (1, 28, 28), 156 + 2_416 + 30_840 + 10_164 + 850),
         (
             ResNet18(),
             (3, 32, 32),
@@ -42,6 +44,8 @@ def test_parameter_counts(model, features, parameters):
         (Cnn(), (3, 32, 32)),
         (Cnn(), (1, 5, 7)),
         (Cnn(), (1, 1, 1)),
+        (LeNet(), (3, 32, 32)),
+        (LeNet(), (1, 16, 19)),
         (ResNet18(width=8, groups=4), (3, 32, 32)),
         (ResNet18(width=8, norm="batch", groups=1), (1, 8, 8)),
     ],
@@ -74,7 +78,12 @@ def test_initial_parameters_follow_the_seed():
     assert not torch.equal(build(1), build(2))
 
 
-@pytest.mark.parametrize("model", [Cnn(), ResNet18(width=8, groups=4)])
+def test_lenet_refuses_images_of_which_nothing_is_left():
+    with pytest.raises(ModelError, match=r"at least 16x16 pixels\. Found 16x15"):
+        LeNet().build((1, 16, 15), 10)
+
+
+@pytest.mark.parametrize("model", [Cnn(), LeNet(), ResNet18(width=8, groups=4)])
 def test_image_models_refuse_other_data(model):
     with pytest.raises(ModelError, match=r"channels, height, width.*\(64,\)"):
         model.build((64,), 10)

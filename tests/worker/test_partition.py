@@ -4,9 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from varangian.registry import ConfigError
+from varangian.worker.availability import Alternating, Place
 from varangian.worker.partition import (
     PARTITIONS,
     Dirichlet,
+    Halves,
     Iid,
     PartitionError,
     Shards,
@@ -30,7 +32,7 @@ def test_every_sample_goes_to_one_worker_and_every_worker_has_one(kind, workers,
     assert all(torch.equal(shard, shard.sort().values) for shard in shards)
 
 
-@pytest.mark.parametrize("kind", [Iid(), Dirichlet(), Shards()])
+@pytest.mark.parametrize("kind", [Iid(), Dirichlet(), Halves(), Shards()])
 def test_a_partition_is_a_function_of_the_seed(kind):
     first, again, other = (kind.split(LABELS, 5, seed) for seed in (1, 1, 2))
     assert all(map(torch.equal, first, again))
@@ -53,6 +55,31 @@ def test_shards_hold_few_classes():
     shards = Shards(per_worker=2).split(LABELS, 10, 1)
     assert [len(shard) for shard in shards] == [20] * 10
     assert all(len(LABELS[shard].unique()) <= 2 for shard in shards)
+
+
+@pytest.mark.parametrize("workers", [2, 7, 12])
+def test_halves_of_the_classes_come_and_go_with_the_halves_of_the_workers(workers):
+    shards = Halves().split(LABELS, workers, 1)
+    assert torch.equal(torch.cat(shards).sort().values, torch.arange(len(LABELS)))
+    availability = Alternating(period=4)
+    for round in range(8):
+        there = [w for w in range(workers) if availability.available(Place(1, w, workers), round)]
+        seen = {int(label) for w in there for label in LABELS[shards[w]]}
+        assert seen == ({0, 1, 2, 3, 4} if round % 4 < 2 else {5, 6, 7, 8, 9})
+
+
+def test_halves_are_dealt_in_equal_parts():
+    sizes = [len(shard) for shard in Halves().split(LABELS, 12, 1)]
+    assert set(sizes) == {16, 17}
+
+
+@pytest.mark.parametrize(
+    ("labels", "workers", "words"),
+    [([0, 1], 1, "1 and 2"), ([3, 3], 2, "2 and 1"), ([0, 1], 4, "at least 2.*Found 1")],
+)
+def test_halves_that_cannot_be_made(labels, workers, words):
+    with pytest.raises(PartitionError, match=words):
+        Halves().split(torch.tensor(labels), workers, 1)
 
 
 def distance_from_even(shards):
