@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeGuard, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -113,10 +113,10 @@ class Conserving(Part, Protocol):
 
 @runtime_checkable
 class Naming(Part, Protocol):
-    """A rule that names rows by their place."""
+    """A rule or a mixing that names rows by their place."""
 
     def among(self, kept: Sequence[int], /) -> Self:
-        """The same rule when only these rows are left.
+        """The same when only these rows are left.
 
         Raises:
             AggregationError: it cannot do without a row that is gone.
@@ -184,6 +184,11 @@ def tolerance(part: Part) -> int | None:
     """How many Byzantine rows a part was told of; None when it has no such field."""
     f: Any = getattr(part, "f", None)
     return f if isinstance(f, int) else None
+
+
+def among(part: P, kept: Sequence[int]) -> P:
+    """The same part when only these rows are left."""
+    return cast("P", part.among(kept)) if is_naming(part) else part
 
 
 def spent(part: P, faults: int) -> P:

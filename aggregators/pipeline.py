@@ -20,6 +20,7 @@ from varangian.aggregators.base import (
     Mixing,
     Resilient,
     Weighting,
+    among,
     is_columnwise,
     is_explained,
     is_naming,
@@ -165,12 +166,12 @@ class Aggregator:
                 f"{faults} of {n} rows are provably invalid, but only f = {f} were declared Byzantine."
             )
         left = None if f is None else f - faults
-        rule = self.rule
-        if is_naming(rule):
-            rule = cast("Weighting | Columnwise", rule.among(kept))
         now = self
-        if faults or rule is not self.rule:
-            now = Aggregator(spent(rule, faults), tuple(spent(m, faults) for m in self.mix), left)
+        if faults or any(map(is_naming, (*self.mix, self.rule))):
+            rule, *mix = (spent(among(part, kept), faults) for part in (self.rule, *self.mix))
+            now = Aggregator(
+                cast("Weighting | Columnwise", rule), tuple(cast("Mixing", m) for m in mix), left
+            )
         if reason := now.requires(n - faults, left or 0):
             raise AggregationError(f"{reason}.")
         return now

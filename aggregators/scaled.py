@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +32,19 @@ class Scaled:
     def outputs(self, n: int) -> int:
         return n
 
+    def among(self, kept: Sequence[int]) -> Scaled:
+        """The factors of the rows that are left."""
+        if kept and max(kept) >= len(self.factors):
+            raise self._error(len(kept))
+        return Scaled(tuple(self.factors[i] for i in kept))
+
     def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
         if len(gram) != len(self.factors):
-            raise AggregationError(
-                f"There should be a factor for each of the {len(gram)} rows that are left. "
-                f"Found {len(self.factors)}."
-            )
+            raise self._error(len(gram))
         return torch.diag(torch.tensor(self.factors, dtype=torch.float64))
+
+    def _error(self, rows: int) -> AggregationError:
+        found = f"Found {len(self.factors)}."
+        return AggregationError(
+            f"There should be a factor for each of the {rows} rows that are left. {found}"
+        )

@@ -18,6 +18,7 @@ from varangian.aggregators import (
     TrimmedMean,
 )
 from varangian.aggregators.kernels import GramAccumulator
+from varangian.aggregators.scaled import Scaled
 
 
 class TestRequires:
@@ -164,3 +165,20 @@ def test_products_measured_elsewhere_are_used() -> None:
     given = aggregator(rows, measured=measured)
     assert asked == [True]
     assert torch.equal(given.vector, aggregator(rows).vector)
+
+
+class TestScaled:
+    """Rows that count for less, each by its own factor."""
+
+    ROWS = torch.tensor([[4.0, 0.0], [float("nan"), 1.0], [2.0, 6.0], [8.0, 2.0]])
+
+    def test_rows_that_are_dropped_take_their_factors_along(self) -> None:
+        scaled = Aggregator(Median(), (Scaled((0.5, 1.0, 1.0, 0.25)),), f=1)(self.ROWS)
+        assert scaled.dropped == (1,)
+        assert scaled.vector.tolist() == [2.0, 0.5]
+
+    def test_what_follows_sees_scaled_rows(self) -> None:
+        factors = (0.5, 1.0, 1.0, 0.25)
+        mixed = Aggregator(Mean(), (Scaled(factors), NNM(f=1)), f=1)(self.ROWS)
+        rows = self.ROWS * torch.tensor(factors)[:, None]
+        assert torch.allclose(mixed.vector, Aggregator(Mean(), (NNM(f=1),), f=1)(rows).vector)
