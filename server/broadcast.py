@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from varangian.protos import ps_pb2
 from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT, Contract
@@ -21,14 +21,17 @@ class Broadcast:
         self.round = round
         self._payload = payload
         self._manifest = ps_pb2.PullReply(manifest=contract.manifest(round, digest)).SerializeToString()
-        self._shared: Callable[[int], bytes] = lru_cache(SHARED)(lambda at: self._made(at, CHUNK_BYTES))
+        # Not a method of this object: that would be a circle, and what nobody needs any more would stay in
+        # memory until the garbage collector finds it, many rounds later.
+        self._shared: Callable[[int], bytes] = lru_cache(SHARED)(partial(_made, payload, CHUNK_BYTES))
 
     def messages(self, chunk_bytes: int = 0) -> Iterator[bytes]:
         """The manifest and the chunks; of another size than the usual one they are made for one pull."""
         size = min(max(chunk_bytes, CHUNK_FLOOR), CHUNK_LIMIT) if chunk_bytes else CHUNK_BYTES
         yield self._manifest
         for at in range(0, len(self._payload), size):
-            yield self._shared(at) if size == CHUNK_BYTES else self._made(at, size)
+            yield self._shared(at) if size == CHUNK_BYTES else _made(self._payload, size, at)
 
-    def _made(self, at: int, size: int) -> bytes:
-        return frame(at, self._payload[at : at + size])
+
+def _made(payload: memoryview, size: int, at: int) -> bytes:
+    return frame(at, payload[at : at + size])

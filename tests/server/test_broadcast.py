@@ -1,4 +1,6 @@
+import gc
 import itertools
+import weakref
 
 from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT, Contract
@@ -44,3 +46,15 @@ def test_no_more_than_a_few_messages_are_kept():
     _, again, *_ = shared.messages()
     assert again == first
     assert again is not first
+
+
+def test_who_needs_it_no_more_frees_it_at_once():
+    gc.disable()
+    try:
+        shared = broadcast()
+        assert len(list(shared.messages())) == 3
+        gone = weakref.ref(shared)
+        del shared
+        assert gone() is None
+    finally:
+        gc.enable()
