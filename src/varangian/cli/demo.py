@@ -21,6 +21,8 @@ RULES = ("mean", "median", "krum", "flag")
 ATTACKS = ("none", "uniform", "sign_flip")
 BYZANTINE = 3
 ROUNDS = 80
+ACCOUNT = "memory: "
+"""How the note on the memory of a run begins."""
 EVERY = 5
 """Rounds between two points of a curve."""
 
@@ -87,8 +89,13 @@ def _carried_out(case: Case, rounds: int, folder: Path, shown: Board) -> bool:
         case.add(record)
         shown.advance(case, record)
 
+    def note(text: str) -> None:
+        # Twelve accounts of a few hundred kilobytes would bury the accuracies.
+        if not text.startswith(ACCOUNT):
+            shown.note(text)
+
     try:
-        case.close(run(config, observe=observe, note=shown.note))
+        case.close(run(config, observe=observe, note=note))
     except RunError as error:
         raise CommandError(str(error)) from error
     shown.done(case)
