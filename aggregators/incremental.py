@@ -9,7 +9,7 @@ n  rows that may come     d  columns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -102,8 +102,11 @@ class Incremental:
         present: Sequence[int],
         rng: torch.Generator | None = None,
         faults: int = 0,
+        measured: Callable[[], Tensor] | None = None,
     ) -> Aggregate:
         """What the aggregator makes of the rows in these places, in their order; the same bits.
+
+        `measured` is as the aggregator takes it, for rows of which nothing was done early.
 
         Raises:
             As the aggregator.
@@ -120,7 +123,7 @@ class Incremental:
             self._reference,
             rng,
             faults=faults,
-            measured=None if early is None else lambda: early.measured(whole.vectors),
+            measured=measured if early is None else lambda: early.measured(whole.vectors),
             ready=ready,
         )
 

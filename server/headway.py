@@ -16,9 +16,10 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from varangian.server.begun import Begun
 from varangian.server.events import Phase, Refusal, Worker
 from varangian.server.intake import RowStore, Slot
-from varangian.server.learner import Begun, Learner
+from varangian.server.learner import Learner
 from varangian.server.round import RoundMachine
 
 InThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]

@@ -11,8 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from varangian.server.begun import Finished
 from varangian.server.events import Close, Seconds
-from varangian.server.learner import Finished, Learner
+from varangian.server.learner import Learner
 from varangian.server.record import Evaluate, Evaluation, RoundRecord, is_due, of_step
 from varangian.server.views import Snapshot
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -138,7 +138,11 @@ class Latest:
 
     def expire(self, older_than: int) -> tuple[Worker, ...]:
         """Forget the vectors of rounds before this one: they are zero from here on. Whose they were."""
-        forgotten = tuple(w for w in self.workers if self._stamps.get(w, older_than) < older_than)
+        return self.forget(w for w in self.workers if self._stamps.get(w, older_than) < older_than)
+
+    def forget(self, workers: Iterable[Worker]) -> tuple[Worker, ...]:
+        """The vectors of these workers are zero from here on. Whose there were any of."""
+        forgotten = tuple(worker for worker in workers if worker in self._rows)
         for worker in forgotten:
             self._free.append(self._rows.pop(worker))
             del self._stamps[worker]

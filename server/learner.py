@@ -8,19 +8,21 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from varangian.aggregators import Aggregate, AggregationError, Aggregator
+from varangian.aggregators import Aggregate, AggregationError, Aggregator, Mixing
 from varangian.aggregators.incremental import Incremental, block
 from varangian.aggregators.stream import Stream
+from varangian.server.begun import Begun, Finished, Flow, Measured
 from varangian.server.bounds import Bounds, norm
 from varangian.server.ema import Average, samples
 from varangian.server.optimizer import Sgd, Stepper
 from varangian.server.versions import Versions
+
+__all__ = ["Begun", "Finished", "Flow", "Learner", "Step"]
 
 
 @dataclass(frozen=True)
@@ -44,64 +46,6 @@ class Step:
     """How many workers, equally believed, would average as much; None for a rule without weights."""
     spread: float | None = None
     """Mean squared distance of the rows to the aggregate; None where no distance was measured."""
-
-
-@dataclass(frozen=True)
-class Begun:
-    """An aggregate that is begun before its rows are complete, and whose place in it is which."""
-
-    work: Incremental
-    workers: tuple[str, ...]
-    """Everyone who may push, sorted."""
-
-    @property
-    def lost(self) -> bool:
-        return self.work.lost
-
-    def worth(self, columns: int) -> bool:
-        """Whether there is something to do when so many columns have come."""
-        return not self.work.lost and self.work.until(columns) > self.work.columns
-
-    def advance(self, rows: Mapping[str, Tensor], columns: int) -> None:
-        """Go on with the columns that have come of these rows; the others will not come."""
-        self.work.advance(self._placed(rows), columns)
-
-    def finish(self, rows: Mapping[str, Tensor], rng: torch.Generator, faults: int) -> Aggregate:
-        present = [i for i, worker in enumerate(self.workers) if worker in rows]
-        return self.work.finish(self._placed(rows), present, rng, faults)
-
-    def _placed(self, rows: Mapping[str, Tensor]) -> list[Tensor | None]:
-        return [rows.get(worker) for worker in self.workers]
-
-
-class Finished(Protocol):
-    """An aggregate that was begun early."""
-
-    def finish(self, rows: Mapping[str, Tensor], rng: torch.Generator, faults: int, /) -> Aggregate: ...
-
-
-@dataclass(frozen=True)
-class Flow:
-    """An aggregate of rows that are forgotten as they come, and whose they are."""
-
-    work: Stream
-    workers: tuple[str, ...]
-    """Whose rows they are, sorted."""
-    attempt: int
-    """At the round: another one has nothing to do with it."""
-
-    def holds(self, rows: int, faults: int) -> bool:
-        """Whether it is still the right one when so many rows come, and so many workers are faulty."""
-        return self.work.holds(rows, faults)
-
-    def advance(self, rows: Mapping[str, Tensor], start: int) -> None:
-        """Columns from `start` on of every row, which are forgotten after it."""
-        self.work.advance([rows[worker] for worker in self.workers], start)
-
-    def finish(self, rows: Mapping[str, Tensor], rng: torch.Generator, faults: int) -> Aggregate:
-        if tuple(sorted(rows)) != self.workers:
-            raise AggregationError("Columns were forgotten before it was known whose rows count.")
-        return self.work.finish(len(rows), faults)
 
 
 class Learner:
@@ -159,9 +103,28 @@ class Learner:
             workers: everyone who may push.
             faults: how many of them have proved faulty so far.
         """
+        return self.prepared(workers, faults)
+
+    def prepared(
+        self,
+        workers: Iterable[str],
+        faults: int,
+        *,
+        mix: tuple[Mixing, ...] = (),
+        gram: Measured | None = None,
+    ) -> Begun:
+        """As `begin`, for a round that is unlike the others.
+
+        Args:
+            workers: everyone who may push.
+            faults: how many of them have proved faulty so far.
+            mix: mixings of this round alone, before those of the rule.
+            gram: measures the rows, where that need not be done anew.
+        """
         names, d = tuple(sorted(workers)), self.parameters.numel()
-        work = Incremental(self._aggregator, len(names), d, self.reference, faults=faults, into=self._spare)
-        return Begun(work, names)
+        rule = replace(self._aggregator, mix=(*mix, *self._aggregator.mix)) if mix else self._aggregator
+        work = Incremental(rule, len(names), d, self.reference, faults=faults, into=self._spare)
+        return Begun(work, names, gram)
 
     def step(
         self,

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from varangian.aggregators.incremental import block
 from varangian.protos.codec import FLOAT32, Dtype
+from varangian.server.begun import Flow
 from varangian.server.events import Phase, Refusal, Seconds, Worker
 from varangian.server.intake import Overtaken, RowStore, Slot
-from varangian.server.learner import Flow, Learner
+from varangian.server.learner import Learner
 from varangian.server.round import RoundMachine
 from varangian.server.waiting import Alarm, Clock
 from varangian.server.window import Window

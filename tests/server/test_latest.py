@@ -210,3 +210,15 @@ def test_any_history_keeps_what_a_dictionary_would(steps: list[tuple[int, int, b
         assert held(store) == wanted
         assert store.ages(round) == {worker: round - kept[worker][0] for worker in sorted(kept)}
     store.close()
+
+
+def test_what_is_forgotten_is_zero_and_its_memory_is_used_again():
+    latest = Latest(("a", "b"), 2)
+    for worker in ("a", "b"):
+        latest.replace(worker, torch.ones(2), 3)
+    assert latest.forget(["b", "a", "nobody"]) == ("b", "a")
+    assert [row.tolist() for row in latest.rows().values()] == [[0.0, 0.0]] * 2
+    assert latest.ages(3) == {}
+    latest.replace("b", torch.full((2,), 5.0), 0)
+    latest.replace("a", torch.full((2,), 4.0), 1)
+    assert {w: row.tolist() for w, row in latest.rows().items()} == {"a": [4.0, 4.0], "b": [5.0, 5.0]}
