@@ -10,7 +10,10 @@ MOST = 1024
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "name", nargs="?", metavar="GRAPH", help="as ring, or '{random_regular: {degree: 3}}'; by default all"
+        "name",
+        nargs="?",
+        metavar="GRAPH",
+        help="as ring, or '{random_regular: {degree: 3}}'; by default all",
     )
     parser.add_argument("-n", type=_workers, default=16, metavar="N", help="workers; by default 16")
     parser.add_argument("-f", type=_tolerance, metavar="F", help="of which so many may be Byzantine")
