@@ -68,9 +68,20 @@ class Field:
 
     name: str
     hint: Any
-    """The type as annotated."""
+    """The type as annotated; `Annotated[Graph, GRAPHS]` says that a name of that registry stands here."""
     default: Any
     """MISSING when the user must give it."""
+
+    def written(self, value: Any) -> Any:
+        """A value of this field as a configuration file holds it."""
+        registry = named_in(self.hint)
+        return plain(value) if registry is None else registry.spec(value)
+
+    @property
+    def shown(self) -> Any:
+        """The default, in short: of an object its name."""
+        written = self.default if self.default is MISSING else self.written(self.default)
+        return written if named_in(self.hint) is None or written is MISSING else next(iter(written))
 
 
 class Registry(Generic[T]):
@@ -90,6 +101,11 @@ class Registry(Generic[T]):
             return cls
 
         return add
+
+    @property
+    def wanted(self) -> str:
+        """What should stand where a name is expected."""
+        return f"the name of {'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
 
     def __iter__(self) -> typing.Iterator[str]:
         return iter(sorted(self._entries))
@@ -120,7 +136,9 @@ class Registry(Generic[T]):
         if not names:
             raise KeyError(f"{built!r} is not a registered {self.kind}")
         _, name = max(names, key=lambda entry: entry[0])
-        return {name: {field.name: plain(getattr(built, field.name)) for field in self.fields(name)}}
+        return {
+            name: {field.name: field.written(getattr(built, field.name)) for field in self.fields(name)}
+        }
 
     def summary(self, name: str) -> str:
         """First line of the docstring of the class behind `name`."""
@@ -142,8 +160,7 @@ class Registry(Generic[T]):
         return construct(cls, {**preset, **fields}, join(path, name), defaults or {})
 
     def _split(self, spec: object, path: str) -> tuple[str, dict[str, Any]]:
-        article = "an" if self.kind[0] in "aeiou" else "a"
-        rule = f"should be the name of {article} {self.kind}, or one name with its fields"
+        rule = f"should be {self.wanted}, or one name with its fields"
         name: object
         fields: object
         if isinstance(spec, str):
@@ -164,7 +181,7 @@ class Registry(Generic[T]):
 
 def fields_of(cls: type[Any], preset: Mapping[str, Any] | None = None) -> tuple[Field, ...]:
     """The fields of a dataclass that its constructor takes."""
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
 
     def default(field: dataclasses.Field[Any]) -> Any:
         if preset and field.name in preset:
@@ -190,8 +207,8 @@ def construct(cls: type[C], fields: Mapping[str, Any], path: str, defaults: Mapp
     ]
     for name, field in known.items():
         if name in values:
-            values[name], problem = coerced(values[name], field.hint, join(path, name))
-            problems += [problem] if problem else []
+            values[name], found = _filled(values[name], field, join(path, name))
+            problems += found
         elif field.default is MISSING:
             problems.append(Problem(join(path, name), f"is required ({words(field.hint)})"))
     if problems:
@@ -202,6 +219,26 @@ def construct(cls: type[C], fields: Mapping[str, Any], path: str, defaults: Mapp
         raise
     except ValueError as error:
         raise ConfigError([Problem(path, str(error).rstrip("."))]) from error
+
+
+def _filled(value: Any, field: Field, path: str) -> tuple[Any, list[Problem]]:
+    """What becomes of a value in a field, and what is wrong with it."""
+    registry = named_in(field.hint)
+    if registry is None:
+        value, problem = coerced(value, field.hint, path)
+        return value, [problem] if problem else []
+    if fits(value, typing.get_args(field.hint)[0]):
+        return value, []
+    try:
+        return registry.build(value, path), []
+    except ConfigError as error:
+        return value, [*error.problems]
+
+
+def named_in(hint: Any) -> Registry[Any] | None:
+    """The registry whose names stand in a field, if it is one of objects."""
+    marks: tuple[Any, ...] = getattr(hint, "__metadata__", ())
+    return next((mark for mark in marks if isinstance(mark, Registry)), None)
 
 
 def coerced(value: Any, hint: Any, path: str) -> tuple[Any, Problem | None]:
@@ -238,6 +275,8 @@ def fits(value: Any, hint: Any) -> bool:
 def words(hint: Any) -> str:
     """A type as a user would say it: `an integer or null`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if registry := named_in(hint):
+        return registry.wanted
     if origin in (typing.Union, types.UnionType):
         return " or ".join(words(arg) for arg in args)
     if origin is Literal:

@@ -9,9 +9,11 @@ from typing import Any
 from varangian.aggregators import MIXINGS, RULES
 from varangian.aggregators.base import robust
 from varangian.config.schema import field_docs
-from varangian.registry import MISSING, Field, Registry, plain, words
+from varangian.registry import MISSING, Field, Registry, words
 from varangian.server.graphs import GRAPHS
 from varangian.server.optimizer import SCHEDULES
+from varangian.server.policies import PARTICIPATION
+from varangian.server.staleness import STALENESS
 from varangian.worker.attacks import ATTACKS
 from varangian.worker.availability import AVAILABILITY
 from varangian.worker.data import DATASETS
@@ -30,6 +32,8 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "graphs": GRAPHS,
     "availability": AVAILABILITY,
     "delays": DELAYS,
+    "participations": PARTICIPATION,
+    "staleness": STALENESS,
 }
 REQUIRED = "required"
 SHOWN_F = (1, 2, 3)
@@ -76,5 +80,5 @@ def _least_rows(registry: Registry[Any], name: str, f: int) -> int | None:
 def _default(field: Field) -> str:
     if field.default is MISSING:
         return "default the f of the run" if field.name == "f" else REQUIRED
-    value = plain(field.default)
+    value = field.shown
     return f"default {'null' if value is None else value}"

@@ -23,7 +23,7 @@ exit codes:
 """
 KINDS = (
     *("aggregators", "mixings", "attacks", "datasets", "models", "partitions", "schedules"),
-    *("graphs", "availability", "delays"),
+    *("graphs", "availability", "delays", "participations", "staleness"),
 )
 FORMATS = ("auto", "rich", "plain", "json")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
@@ -30,6 +30,8 @@ class Group:
     """Whether null is a value."""
     named: bool = True
     """Whether a name chooses among several; otherwise the fields stand there by themselves."""
+    below: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    """Paths further down where a name stands for an object, with the name by default."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -61,14 +63,15 @@ def _is_built(value: Any) -> bool:
 
 def of_registry(registry: Registry[Any], default: str | None, *, none: bool = False) -> Group:
     """The group of everything in one registry."""
-    from varangian.config.schema import named
+    from varangian.config.schema import below, named
 
     def build(value: Any, f: int) -> Any:
         if isinstance(value, str) and ":" in value and "custom" in registry:
             value = {"custom": {"target": value}}
         return registry.build(value, "", {"f": f})
 
-    return Group(build, registry.spec, lambda: {"anyOf": named(registry)}, default, none)
+    schema: Callable[[], JsonSchemaValue] = lambda: {"anyOf": named(registry)}  # noqa: E731
+    return Group(build, registry.spec, schema, default, none, below=below(registry))
 
 
 def of_fields(cls: type[Any], kind: str) -> Group:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from varangian.config.checks import checked
 from varangian.config.overrides import applied, from_command_line, from_environment
 from varangian.config.problems import problems_of
+from varangian.config.spelling import Spelling, spelled
 from varangian.config.text import read
 from varangian.config.tree import RunConfig, groups
 from varangian.registry import ConfigError, Problem
@@ -45,22 +46,25 @@ def loads(settings: Mapping[str, Any], *, whole: bool = True) -> RunConfig:
     Raises:
         ConfigError: with every problem found.
     """
+    meant = spelled(settings)
     try:
-        config = RunConfig.model_validate(settings)
+        config = RunConfig.model_validate(meant.settings)
     except ValidationError as error:
-        problems = problems_of(error, RunConfig)
-        raise ConfigError([*problems, *_between_valid(settings, error, whole)]) from error
-    if problems := checked(config, whole=whole):
+        found = [*problems_of(error, RunConfig), *_between_valid(meant, error, whole)]
+        raise ConfigError([*meant.problems, *map(meant.as_written, found)]) from error
+    found = checked(config, whole=whole, invalid=meant.invalid)
+    if problems := [*meant.problems, *map(meant.as_written, found)]:
         raise ConfigError(problems)
     return config
 
 
-def _between_valid(settings: Mapping[str, Any], error: ValidationError, whole: bool) -> list[Problem]:
+def _between_valid(meant: Spelling, error: ValidationError, whole: bool) -> list[Problem]:
     """The problems between those settings that are valid themselves."""
-    invalid = frozenset(str(details["loc"][0]) for details in error.errors() if details["loc"])
+    wrong = frozenset(str(details["loc"][0]) for details in error.errors() if details["loc"])
+    invalid = wrong | meant.invalid
     if any(details["type"] == "extra_forbidden" for details in error.errors()):
         return []  # a mistyped name may have been any of the settings
-    rest = {name: value for name, value in settings.items() if name not in invalid}
+    rest = {name: value for name, value in meant.settings.items() if name not in invalid}
     try:
         return checked(RunConfig.model_validate(rest), whole=whole, invalid=invalid)
     except ValidationError:

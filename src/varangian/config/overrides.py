@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from varangian.config.spelling import PIPELINE, TOGETHER
 from varangian.config.text import parse
 from varangian.registry import ConfigError, Problem, join
 
 PREFIX = "VARANGIAN__"
-PIPELINE = ("mix", "rule")
-"""The keys of an aggregator that is more than one rule."""
+_MIXING = re.compile(r"aggregator\.(\w+\.)?mix\.\d+")
 _PATH = re.compile(r"\w+(\.\w+)*")
 
 
@@ -98,7 +98,7 @@ def _assigned(old: Any, keys: Sequence[str], value: Any, at: str, groups: Mappin
     if not keys:
         return value
     key, rest = keys[0], keys[1:]
-    if at in groups or at.startswith("aggregator.mix."):
+    if at in groups or _MIXING.fullmatch(at):
         old = _opened(old or groups.get(at), key, at)
     old = {} if old is None else old
     here = join(at, key)
@@ -117,13 +117,20 @@ def _opened(group: Any, key: str, at: str) -> Any:
         return named
     is_pipeline = any(part in named for part in PIPELINE)
     if at == "aggregator" and key in PIPELINE:
+        if together := next((name for name in named if name in TOGETHER), None):
+            rule = f"the aggregator is {together}, with `mix` and `rule` among its fields"
+            raise ConfigError([Problem(join(at, key), rule, hint=f"Write {at}.{together}.{key}.")])
         return named if is_pipeline else {"rule": named}
     if at == "aggregator" and is_pipeline:
-        hint = f"Write {at}.rule.{key} for the rule after the mixings, or {at}={key} for it alone."
-        raise ConfigError(
-            [Problem(join(at, key), "the aggregator is a pipeline of `mix` and `rule`", hint=hint)]
-        )
+        raise ConfigError([_beside(join(at, key), key)])
     return named if key in named else {}
+
+
+def _beside(path: str, key: str) -> Problem:
+    hint = f"Write aggregator.rule.{key} for the rule after the mixings, or aggregator={key} for it alone."
+    if key in TOGETHER:
+        hint = f"Write participation.{key} beside them."
+    return Problem(path, "the aggregator is a pipeline of `mix` and `rule`", hint=hint)
 
 
 def _index(items: Sequence[Any], key: str, at: str) -> int:

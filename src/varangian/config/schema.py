@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
-from varangian.registry import MISSING, Field, Registry, plain
+from varangian.registry import MISSING, Field, Registry, named_in
 
 JsonSchema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -26,6 +26,16 @@ def named(registry: Registry[Any]) -> list[JsonSchema]:
     """What may stand where a name of `registry` is expected: the name, or the name with its fields."""
     names = {"enum": list(registry), "description": f"The name of a {registry.kind}."}
     return [names, *(_with_fields(registry, name) for name in registry)]
+
+
+def below(registry: Registry[Any]) -> dict[str, str | None]:
+    """The fields of its classes where a name stands for an object, as paths, with the name by default."""
+    return {
+        f"{name}.{field.name}": None if field.default is MISSING else field.shown
+        for name in registry
+        for field in registry.fields(name)
+        if named_in(field.hint) is not None
+    }
 
 
 def field_docs(cls: type[Any]) -> dict[str, str]:
@@ -47,6 +57,8 @@ def field_docs(cls: type[Any]) -> dict[str, str]:
 def of_type(hint: Any) -> JsonSchema:
     """The schema of an annotation."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if registry := named_in(hint):
+        return {"anyOf": named(registry)}
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [of_type(arg) for arg in args]}
     if origin is Literal:
@@ -91,7 +103,7 @@ def _field(field: Field, docs: dict[str, str]) -> JsonSchema:
     schema = of_type(field.hint)
     if field.name in docs:
         schema["description"] = docs[field.name]
-    default = plain(field.default)
+    default = field.shown
     representable = not (isinstance(default, float) and not math.isfinite(default))
     if field.default is not MISSING and representable:
         schema["default"] = default

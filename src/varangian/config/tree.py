@@ -10,11 +10,14 @@ from varangian.aggregators import MIXINGS, RULES, Aggregator
 from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.config.group import Group, of_fields, of_registry
 from varangian.config.problems import sections
-from varangian.config.schema import DIALECT, named
+from varangian.config.schema import DIALECT, JsonSchema, named
+from varangian.config.spelling import groups as together
+from varangian.config.spelling import schemas
 from varangian.protos.codec import FLOAT32, Dtype
 from varangian.registry import join
 from varangian.server.ema import Ema
 from varangian.server.optimizer import SCHEDULES, Schedule
+from varangian.server.policies import PARTICIPATION, Regime
 from varangian.worker.attacks import ATTACKS, Attack, Sight
 from varangian.worker.availability import AVAILABILITY, Availability
 from varangian.worker.data import DATASETS, Source
@@ -34,14 +37,15 @@ def _aggregator_schema() -> dict[str, Any]:
         "items": {"anyOf": mixings},
         "description": "Mixings before the rule, in order.",
     }
+    properties: JsonSchema = {"mix": mix, "rule": {"anyOf": rules}}
     pipeline = {
         "type": "object",
         "title": "pipeline",
-        "properties": {"mix": mix, "rule": {"anyOf": rules}},
+        "properties": properties,
         "required": ["rule"],
         "additionalProperties": False,
     }
-    return {"anyOf": [*rules, pipeline]}
+    return {"anyOf": [*rules, pipeline, *schemas(properties)]}
 
 
 def named_default(name: str) -> Any:
@@ -103,7 +107,9 @@ class Server(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """0 takes any free port."""
     quorum: Annotated[int, Field(ge=1)] | None = None
-    """Pushes without which no round closes; null is workers - f."""
+    """Pushes without which no round closes. null is, by `participation`: workers - f for sync, buffer - f
+    for async, participants - f for fedavg, the smallest neighbourhood - f for asap, and 1 for fedlaavg,
+    where who is missing has a row all the same."""
     deadline: Annotated[float, Field(gt=0)] = 60.0
     """Seconds after which a round closes without the missing workers, if the quorum is met."""
     shortfall: Literal["wait", "skip", "fail"] = "wait"
@@ -162,7 +168,10 @@ class RunConfig(Section):
     aggregator: Annotated[
         Aggregator, Group(_aggregator, lambda built: spec_of(built), _aggregator_schema, "flag")
     ] = named_default("flag")
-    """A rule, or `{mix: [...], rule: ...}`."""
+    """A rule, or `{mix: [...], rule: ...}`; `fedlaavg`, `fedavg` and `asap`, with a rule among their
+    fields, stand for that participation."""
+    participation: Annotated[Regime, of_registry(PARTICIPATION, "sync")] = named_default("sync")
+    """Whose vectors make a round: everybody's, those of some who are there, or whoever's come."""
     model: Annotated[Model, of_registry(MODELS, "mlp")] = named_default("mlp")
     data: Annotated[Source, of_registry(DATASETS, "digits")] = named_default("digits")
     partition: Annotated[Partition, of_registry(PARTITIONS, "shared")] = named_default("shared")
@@ -183,7 +192,8 @@ class RunConfig(Section):
     @property
     def quorum(self) -> int:
         """Pushes without which no round closes."""
-        return self.workers - self.f if self.server.quorum is None else self.server.quorum
+        given = self.server.quorum
+        return self.participation.quorum(self.workers, self.f) if given is None else given
 
     def resolved(self) -> dict[str, Any]:
         """Every setting with its value, in plain types; `loads` makes an equal configuration of it."""
@@ -197,9 +207,10 @@ def groups(model: type[BaseModel] = RunConfig, path: str = "") -> dict[str, str 
         for mark in field.metadata:
             if isinstance(mark, Group) and mark.named:
                 found[join(path, name)] = mark.default
+                found |= {join(join(path, name), inner): default for inner, default in mark.below.items()}
     for name, section in sections(model).items():
         found |= groups(section, join(path, name))
-    return found | ({"aggregator.rule": None} if not path else {})
+    return found if path else found | {"aggregator.rule": None} | together()
 
 
 def json_schema() -> dict[str, Any]:
