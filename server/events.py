@@ -61,6 +61,8 @@ class Refusal(Enum):
     BUSY = "An upload of this worker is still open; finish it or give it up first."
     UNOFFERED = "No upload of this worker for this round and digest is open; offer it first."
     NOT_CLOSED = "This round is still open, so nothing of it can be committed or skipped."
+    NOT_INVITED = "This worker was not invited to push for this round; pull, and wait to be."
+    TOO_OLD = "The model that this vector was made for is too old by now; pull the current one."
     FINISHED = "The run is finished."
 
 
@@ -144,7 +146,25 @@ class Stop:
     at: Seconds
 
 
-Event: TypeAlias = Offer | Push | Settled | Fault | Gone | Tick | Committed | Skipped | Stop
+@dataclass(frozen=True)
+class Ready:
+    """A worker asks for a model, and waits: its pull is parked."""
+
+    worker: Worker
+    round: int
+    """The first that it would answer."""
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Left:
+    """Nobody is there any more whose pull could be answered."""
+
+    worker: Worker
+    at: Seconds
+
+
+Event: TypeAlias = Offer | Push | Settled | Fault | Gone | Tick | Committed | Skipped | Stop | Ready | Left
 
 
 @dataclass(frozen=True)
@@ -189,6 +209,11 @@ class RollCall:
 class Close(RollCall):
     """Aggregate these pushes, then report `Committed` or `Skipped`."""
 
+    ages: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
+    """In rounds, of the models that the vectors were made for; empty where all are made for this one."""
+    factors: Mapping[Worker, float] = field(default_factory=dict[Worker, float])
+    """What each vector counts at its age; empty where all count alike."""
+
 
 @dataclass(frozen=True)
 class Skip(RollCall):
@@ -201,11 +226,19 @@ class Open:
 
 
 @dataclass(frozen=True)
+class Invite:
+    """Answer the worker's pull with the model of this round, which is the open one."""
+
+    worker: Worker
+    round: int
+
+
+@dataclass(frozen=True)
 class Finish:
     reason: str
 
 
-Effect: TypeAlias = Accept | Duplicate | Reject | Close | Skip | Open | Finish
+Effect: TypeAlias = Accept | Duplicate | Reject | Close | Skip | Open | Invite | Finish
 
 
 class Phase(Enum):

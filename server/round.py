@@ -32,8 +32,7 @@ the server; the clock of every other round starts when it opens.
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import Enum, auto
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from varangian.server.events import (
     Accept,
@@ -45,10 +44,12 @@ from varangian.server.events import (
     Fault,
     Finish,
     Gone,
+    Left,
     Offer,
     Open,
     Phase,
     Push,
+    Ready,
     Refusal,
     Reject,
     RoundPolicy,
@@ -61,26 +62,18 @@ from varangian.server.events import (
     Tick,
     Worker,
 )
+from varangian.server.machine import Decision, Verdict
 from varangian.server.rollcall import ended, listed, missing, tallied, without
 
-__all__ = ["Refusal", "RoundMachine", "RoundPolicy"]
+__all__ = ["Decision", "Refusal", "RoundMachine", "RoundPolicy", "Verdict"]
 
 Moved: TypeAlias = tuple[RoundState, tuple[Effect, ...]]
 
 
-class Verdict(Enum):
-    WAIT = auto()
-    CLOSE = auto()
-    SHORT = auto()
-
-
-class Decision(NamedTuple):
-    verdict: Verdict
-    because: str
-
-
 class RoundMachine:
     """The protocol of one run. `handle` is the only way to change it."""
+
+    invites: ClassVar[bool] = False
 
     def __init__(self, policy: RoundPolicy) -> None:
         self.policy = policy
@@ -101,6 +94,13 @@ class RoundMachine:
     def decision(self, at: Seconds) -> Decision:
         """What the open round is waiting for, as a sentence."""
         return decided(self.policy, self.state, at)
+
+    def standing(self, worker: Worker, round: int) -> Refusal | None:
+        """Why a vector of this worker would not count in this round any more."""
+        if self.state.phase is Phase.FINISHED:
+            return Refusal.FINISHED
+        faulty = Refusal.FAULTY if worker in self.state.faults else None
+        return _misdated(self.state, round, Phase.OPEN) or faulty
 
 
 def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
@@ -124,6 +124,8 @@ def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
             return _settled(policy, _faulted(_started(state, event.at), worker, reason), event.at)
         case Gone(worker):
             return replace(state, uploads=without(state.uploads, worker)), ()
+        case Ready() | Left():  # everybody may pull at any time
+            return state, ()
         case Tick():
             return _settled(policy, state, event.at)
         case Committed():
@@ -137,7 +139,7 @@ def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
 def refused(policy: RoundPolicy, state: RoundState, event: Event) -> Refusal | None:
     """Why this is not the moment for an event, or not the one to bring it; None when it is."""
     match event:
-        case Tick():
+        case Tick() | Ready() | Left():
             return None
         case Gone(worker, round):
             upload = state.uploads.get(worker)

@@ -19,10 +19,12 @@ from varangian.server.events import (
     Fault,
     Finish,
     Gone,
+    Left,
     Offer,
     Open,
     Phase,
     Push,
+    Ready,
     Refusal,
     Reject,
     RollCall,
@@ -366,6 +368,25 @@ def test_one_upload_at_a_time():
     assert refusal(m, Offer("w00", 0, B, 1.0)) is Refusal.BUSY
     play(m, Gone("w00", 0, 2.0))
     assert play(m, Offer("w00", 0, B, 3.0)) == [Accept("w00", 0)]
+
+
+def test_a_vector_stands_until_its_round_is_over():
+    m = machine()
+    assert (m.standing("w00", 0), m.standing("w00", 1)) == (None, Refusal.FUTURE)
+    play(m, Fault("w00", 0, "x", 0.0))
+    send(m, "w01", "w02", "w03")
+    assert (m.standing("w00", 0), m.standing("w01", 0)) == (Refusal.STALE, Refusal.STALE)
+    play(m, Committed(0, 1.0), Fault("w01", 1, "x", 1.0))
+    assert (m.standing("w00", 1), m.standing("w01", 1)) == (None, Refusal.FAULTY)
+    play(m, Stop("stopped on request", 1.0))
+    assert m.standing("w00", 1) is Refusal.FINISHED
+
+
+def test_everybody_may_pull_at_any_time():
+    m = machine()
+    before = m.state
+    assert play(m, Ready("w00", 0, 0.0), Left("w00", 0.0)) == []
+    assert (m.state, m.invites) == (before, False)
 
 
 def test_an_upload_that_outlives_its_round_keeps_its_worker_busy():
