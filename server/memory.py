@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from varangian.protos.codec import FLOAT32, MESSAGE_LIMIT, WIRE, Dtype
+from varangian.server.latest import LatestPlan
 from varangian.server.optimizer import Sgd
 from varangian.server.streams import DEFAULT_LIMITS, Limits
 
@@ -44,6 +45,8 @@ class Account:
     streams: int
     base: int
     """What this process takes before any of it, and what its libraries will."""
+    latest: int = 0
+    """The last vectors of all workers, where those count in later rounds too."""
 
     @classmethod
     def of(
@@ -55,6 +58,9 @@ class Account:
         rows: Dtype = FLOAT32,
         average: bool = False,
         columns: int | None = None,
+        seats: int | None = None,
+        older: int = 0,
+        latest: LatestPlan | None = None,
         limits: Limits = DEFAULT_LIMITS,
         base: int | None = None,
     ) -> Account:
@@ -67,27 +73,32 @@ class Account:
             rows: how the rows are kept.
             average: whether an average of the model is kept.
             columns: of each row at a time, if not all d.
+            seats: rows that are kept at a time, if not all n.
+            older: models of rounds that are over and may still be sent.
+            latest: how the last vectors of all workers are kept, if they are.
             limits: of the service.
             base: bytes that are taken already; by default those of this process.
         """
         messages = n * limits.streams + IN_FLIGHT * limits.receiving
         return cls(
-            rows=n * min(d, columns or d) * WIRE[rows][1].itemsize,
-            vectors=VERSIONS + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + average,
+            rows=min(n, seats or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
+            vectors=VERSIONS + older + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + average,
             model=4 * d,
             streams=messages * MESSAGE_LIMIT,
             base=RESERVE + (resident() if base is None else base),
+            latest=0 if latest is None or latest.folder is not None else latest.bytes,
         )
 
     @property
     def total(self) -> int:
-        return self.rows + self.vectors * self.model + self.streams + self.base
+        return self.rows + self.latest + self.vectors * self.model + self.streams + self.base
 
     @property
     def sentence(self) -> str:
         """One line for the start of a run."""
+        latest = f"latest vectors {_size(self.latest)} + " if self.latest else ""
         parts = (
-            f"rows {_size(self.rows)} + model {self.vectors} x {_size(self.model)} + "
+            f"rows {_size(self.rows)} + {latest}model {self.vectors} x {_size(self.model)} + "
             f"streams {_size(self.streams)} + base {_size(self.base)}"
         )
         room = available()
@@ -98,10 +109,13 @@ class Account:
         """Why a process that can have `room` more bytes should not begin; None when it may."""
         if room is None or self.total - (self.base - RESERVE) <= room:
             return None
+        save = "keep the rows in half the space with server.rows=bfloat16"
+        if self.latest:
+            save = "keep the latest vectors in a `folder` on disk, or with `store: bfloat16` in half the space"
         return (
             f"the server needs up to {_size(self.total)} of memory, and this machine or its container "
             f"has {_size(room + self.base - RESERVE)} for it. Use fewer workers or a smaller model, or "
-            "keep the rows in half the space with server.rows=bfloat16."
+            f"{save}."
         )
 
 

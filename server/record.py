@@ -39,6 +39,8 @@ class RoundRecord:
     """Who took no part because of what it sent, and why."""
     missing: tuple[str, ...]
     """Who did not answer in time."""
+    ages: dict[str, int] | None = None
+    """How many rounds old the model was that each vector was made for; None where all are of this round."""
     details: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     """What else the rule says of each worker, by name of the value."""
     update_norm: float | None = None
@@ -84,6 +86,7 @@ def of_step(
     step: Step,
     *,
     missing: Sequence[str] = (),
+    ages: Mapping[str, int] | None = None,
     evaluation: Evaluation | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> RoundRecord:
@@ -93,6 +96,7 @@ def of_step(
         round: its number.
         step: what it did to the model.
         missing: who did not answer in time.
+        ages: how old the vectors are, where some are.
         evaluation: after it, if held-out data was looked at.
         seconds: phases besides those of the step.
     """
@@ -109,6 +113,7 @@ def of_step(
         spread=step.spread,
         dropped=step.dropped,
         missing=tuple(missing),
+        ages=None if ages is None else dict(sorted(ages.items())),
         details=step.details,
         update_norm=step.norm,
         lr=step.lr,

@@ -6,11 +6,13 @@ import asyncio
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.server import within
 
 from varangian.protos.codec import MESSAGE_LIMIT
+from varangian.server.latest import LatestPlan
 from varangian.server.memory import RESERVE, Account, available, resident
 from varangian.server.optimizer import Sgd
 from varangian.server.streams import Limits
@@ -39,6 +41,18 @@ def test_rows_in_half_the_space_and_windows():
     assert account(rows="bfloat16").rows == account().rows // 2
     assert account(columns=1 << 20).rows == 15 * 4 << 20
     assert account(columns=1 << 30).rows == account().rows
+
+
+def test_latest_vectors_and_the_seats_of_those_who_push(tmp_path: Path):
+    plan = LatestPlan(15, 11_200_000, "bfloat16")
+    found = account(seats=6, latest=plan)
+    assert found.rows == 6 * 11_200_000 * 4
+    assert found.total == account(seats=6).total + 16 * 11_200_000 * 2
+    assert " + latest vectors 358 MB + model 7 x " in found.sentence
+    assert "a `folder` on disk, or with `store: bfloat16`" in str(found.refusal(0))
+    assert account(latest=LatestPlan(15, 11_200_000, folder=tmp_path)).total == account().total
+    assert account(seats=99).rows == account().rows
+    assert account(older=3).vectors == account().vectors + 3
 
 
 def test_momentum_is_one_more():

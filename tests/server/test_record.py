@@ -36,7 +36,12 @@ def parsed(record: RoundRecord):
 
 def test_a_committed_round():
     record = of_step(
-        7, STEP, missing=["w03"], evaluation=(0.3, 0.9), seconds={"wait": 3.0, "evaluate": 4.0}
+        7,
+        STEP,
+        missing=["w03"],
+        ages={"w01": 0, "w00": 2},
+        evaluation=(0.3, 0.9),
+        seconds={"wait": 3.0, "evaluate": 4.0},
     )
     assert parsed(record) == {
         "round": 7,
@@ -50,6 +55,7 @@ def test_a_committed_round():
         "spread": 0.5,
         "dropped": {"w02": "not finite"},
         "missing": ["w03"],
+        "ages": {"w00": 2, "w01": 0},
         "details": {"explained": {"w00": 0.9, "w01": None}},
         "update_norm": 2.5,
         "lr": 0.1,
