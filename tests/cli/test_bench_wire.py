@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from varangian.cli.bench.hops import processes
+from varangian.cli.bench import wire_measure
+from varangian.cli.bench.hops import catalogue, processes
 from varangian.cli.bench.hops.base import Job, digests
 from varangian.cli.bench.hops.catalogue import WAYS
 from varangian.cli.bench.hops.processes import BrokenHop, Pair
@@ -36,7 +37,7 @@ def test_vectors_are_all_different_and_never_change():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.kind != "peer"])
+@pytest.mark.parametrize("name", [name for name in WAYS if name not in ("flower", "ray")])
 def test_every_way_moves_the_right_bytes(name, pair):
     if reason := WAYS[name].absent():
         pytest.skip(reason)
@@ -83,10 +84,23 @@ def test_the_command_prints_and_writes(varangian, tmp_path):
     assert out.startswith("2 x 0.3 MB")
     assert (tmp_path / "wire.png").read_bytes().startswith(b"\x89PNG")
     (setting,) = json.loads((tmp_path / "wire.json").read_text())["found"]
-    tcp, ours = setting["lines"]
-    assert (tcp["name"], ours["name"], ours["status"]) == ("tcp", "ours", "measured")
-    assert tcp["speed"]["x_tcp"] == 1.0
+    tcp, grpc, ours = setting["lines"]
+    assert (tcp["name"], grpc["name"], ours["name"]) == ("tcp", "grpc", "ours")
+    assert ours["status"] == "measured"
+    assert tcp["speed"]["x_tcp"] == grpc["speed"]["x_grpc"] == 1.0
+    assert ours["speed"]["x_grpc"] > 0
     assert len(ours["speed"]["seconds"]) == 2
+
+
+@pytest.mark.slow
+def test_what_is_too_large_or_not_installed_says_so(varangian, monkeypatch):
+    monkeypatch.setattr(wire_measure, "available", lambda: 2 * WAYS["tcp"].memory(Job(1, 1000)))
+    monkeypatch.setattr(catalogue, "find_spec", lambda name: None)
+    code, out, _ = varangian("bench", "wire", "--sizes", "4KB", "--workers", "1", "--only", "ours", "ray")
+    assert code == 0
+    told = [line for line in out.splitlines() if "not measured" in line]
+    assert ["Varangian push" in line and "GB of memory" in line for line in told].count(True) == 1
+    assert any("ray is not installed" in line for line in told)
 
 
 def test_an_unknown_way(varangian):

@@ -11,10 +11,10 @@ import grpc
 
 from varangian.backends.folder import write_atomically
 from varangian.cli.bench.hops.base import Job
-from varangian.cli.bench.hops.catalogue import TCP, WAYS
+from varangian.cli.bench.hops.catalogue import WAYS
 from varangian.cli.bench.machine import load, machine
 from varangian.cli.bench.outputs import check_outputs
-from varangian.cli.bench.wire_measure import measured
+from varangian.cli.bench.wire_measure import MEASURES, measured
 from varangian.cli.bench.wire_report import Report, Setting, title
 from varangian.cli.bench.wire_table import plain
 from varangian.cli.main import FAILED, OK, CommandError
@@ -46,7 +46,7 @@ def _report(args: argparse.Namespace, names: list[str]) -> Report:
     settings = {
         "sizes": args.sizes,
         "workers": args.workers,
-        "ways": [TCP, *(name for name in names if name != TCP)],
+        "ways": list(dict.fromkeys((*MEASURES, *names))),
         "repeats": args.repeats,
     }
     versions = {

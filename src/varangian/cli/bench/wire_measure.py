@@ -6,14 +6,17 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from varangian.cli.bench.hops.base import Job
-from varangian.cli.bench.hops.catalogue import TCP, WAYS
+from varangian.cli.bench.hops.catalogue import GRPC, TCP, WAYS
 from varangian.cli.bench.hops.processes import BrokenHop, Pair, Round
 from varangian.cli.bench.wire_report import Line, Setting, Speed
 
 SHARE = 0.6
 """Of the free memory that may be used at once."""
+MEASURES = (TCP, GRPC)
+"""What the others are measured by, in the order of a turn."""
 PATIENCE = 40.0
 """Seconds after which a slow way is not repeated again."""
 WARM_UP = 2
@@ -21,27 +24,33 @@ WARM_UP = 2
 
 
 def measured(job: Job, names: Sequence[str], repeats: int) -> Setting:
-    """All ways that there are here; raw TCP takes part in any case."""
-    others = [name for name in names if name != TCP]
+    """All ways that there are here; what the others are measured by takes part in any case."""
+    others = [name for name in names if name not in MEASURES]
     lines: dict[str, Line] = {}
     for name in others:
         if reason := WAYS[name].absent():
             lines[name] = _line(name, "absent", reason)
-    for batch in _batches(job, [name for name in others if name not in lines], lines):
-        lines |= _batch(job, batch, repeats, TCP in lines)
-    return Setting(job.workers, job.size, tuple(lines[name] for name in (TCP, *others) if name in lines))
-
-
-def _batches(job: Job, names: Sequence[str], lines: dict[str, Line]) -> Iterator[list[str]]:
-    """As many at once as the memory has room for, because a common moment is the better comparison."""
     room = SHARE * available() - WAYS[TCP].memory(job)
+    measures = [TCP]
+    if WAYS[GRPC].memory(job) <= room:
+        room -= WAYS[GRPC].memory(job)
+        measures.append(GRPC)
+    else:
+        lines[GRPC] = _too_large(GRPC, job, room)
+    for batch in _batches(job, room, [name for name in others if name not in lines], lines):
+        found = _batch(job, [*measures, *batch], repeats)
+        lines |= {name: line for name, line in found.items() if name not in lines}
+    order = (*MEASURES, *others)
+    return Setting(job.workers, job.size, tuple(lines[name] for name in order if name in lines))
+
+
+def _batches(job: Job, room: float, names: Sequence[str], lines: dict[str, Line]) -> Iterator[list[str]]:
+    """As many at once as the memory has room for, because a common moment is the better comparison."""
     batch, left = list[str](), room
     for name in names:
         need = WAYS[name].memory(job)
         if need > room:
-            lines[name] = _line(
-                name, "absent", f"needs {need / 1e9:.1f} GB of memory, free are {room / 1e9:.1f}"
-            )
+            lines[name] = _too_large(name, job, room)
             continue
         if need > left:
             yield batch
@@ -51,11 +60,16 @@ def _batches(job: Job, names: Sequence[str], lines: dict[str, Line]) -> Iterator
     yield batch
 
 
-def _batch(job: Job, names: Sequence[str], repeats: int, again: bool) -> dict[str, Line]:
-    """The lines of these, and of raw TCP unless it has one."""
+def _too_large(name: str, job: Job, room: float) -> Line:
+    need = WAYS[name].memory(job)
+    return _line(name, "absent", f"needs {need / 1e9:.1f} GB of memory, free are {max(room, 0) / 1e9:.1f}")
+
+
+def _batch(job: Job, names: Sequence[str], repeats: int) -> dict[str, Line]:
+    """The lines of these."""
     lines: dict[str, Line] = {}
     with ExitStack() as stack:
-        pairs = {name: Pair(WAYS[name].where, job) for name in (TCP, *names)}
+        pairs = {name: Pair(WAYS[name].where, job) for name in names}
         for pair in pairs.values():
             stack.callback(pair.close)
         for step in (Pair.connect, Pair.begin, _checked):
@@ -63,8 +77,7 @@ def _batch(job: Job, names: Sequence[str], repeats: int, again: bool) -> dict[st
         samples = _interleaved(pairs, repeats, lines)
         beyond = {name: pairs[name].beyond() for name in samples}
     for name, rounds in samples.items():
-        if name != TCP or not again:
-            lines[name] = _line(name, "measured", speed=_speed(job, rounds, beyond[name]))
+        lines[name] = _line(name, "measured", speed=_speed(job, rounds, beyond[name]))
     return lines
 
 
@@ -90,8 +103,14 @@ def _checked(pair: Pair) -> None:
             raise BrokenHop(reason)
 
 
-Sample = tuple[Round, float]
-"""A round, and the seconds that raw TCP took around it."""
+class Sample(NamedTuple):
+    """A round, and what it is to be compared with."""
+
+    own: Round
+    tcp: float
+    """Seconds of raw TCP around it."""
+    grpc: float | None
+    """Seconds of raw bytes over gRPC in the same turn."""
 
 
 def _interleaved(
@@ -101,10 +120,10 @@ def _interleaved(
     if TCP not in pairs:
         raise BrokenHop(f"raw TCP: {lines[TCP].reason}")  # nothing to measure by
     for _ in range(repeats):
-        before = pairs[TCP].round()
-        samples[TCP].append((before, before.seconds))
+        first = before = pairs[TCP].round()
+        grpc: float | None = None
         for name in [name for name in samples if name != TCP]:
-            if sum(round.seconds for round, _ in samples[name]) > PATIENCE:
+            if sum(sample.own.seconds for sample in samples[name]) > PATIENCE:
                 continue
             try:
                 own = pairs[name].round()
@@ -113,17 +132,21 @@ def _interleaved(
                 del samples[name]
                 continue
             after = pairs[TCP].round()
-            samples[name].append((own, (before.seconds + after.seconds) / 2))
+            grpc = own.seconds if name == GRPC else grpc
+            samples[name].append(Sample(own, (before.seconds + after.seconds) / 2, grpc))
             before = after
+        samples[TCP].append(Sample(first, first.seconds, grpc))
     return samples
 
 
 def _speed(job: Job, samples: Sequence[Sample], beyond: float) -> Speed:
     gigabytes = job.total / 1e9
-    rounds = [round for round, _ in samples]
+    rounds = [sample.own for sample in samples]
+    by_grpc = [sample.grpc / sample.own.seconds for sample in samples if sample.grpc]
     return Speed(
         gigabytes_per_second=gigabytes / statistics.median(round.seconds for round in rounds),
-        x_tcp=statistics.median(tcp / round.seconds for round, tcp in samples),
+        x_tcp=statistics.median(sample.tcp / sample.own.seconds for sample in samples),
+        x_grpc=statistics.median(by_grpc) if by_grpc else None,
         server_cpu=statistics.median(round.server.cpu for round in rounds) / gigabytes,
         workers_cpu=statistics.median(round.workers.cpu for round in rounds) / gigabytes,
         server_faults=statistics.median(round.server.faults for round in rounds) / gigabytes,

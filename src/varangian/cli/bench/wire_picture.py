@@ -10,10 +10,17 @@ from matplotlib.figure import Figure
 from varangian.cli.bench.picture import DOTS_PER_INCH
 from varangian.cli.bench.wire_report import Report, Setting
 
-COLOURS = {"measure": "#000000", "naive": "#e69f00", "ours": "#0072b2", "peer": "#cc79a7"}
+COLOURS = {
+    "measure": "#000000",
+    "ceiling": "#999999",
+    "naive": "#e69f00",
+    "ours": "#0072b2",
+    "peer": "#cc79a7",
+}
 """Told apart by people with any colour vision."""
 GROUPS = {
     "measure": "raw TCP",
+    "ceiling": "gRPC at best: raw bytes, no checks",
     "naive": "gRPC as mostly used",
     "ours": "Varangian",
     "peer": "other systems",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-SCHEMA = 1
+SCHEMA = 2
 
 Status = Literal["measured", "failed", "absent"]
 
@@ -17,13 +17,16 @@ class Speed:
     gigabytes_per_second: float
     x_tcp: float
     """Median of the ratios to the raw TCP rounds just before and just after."""
+    x_grpc: float | None
+    """The same for raw bytes over gRPC in the same turn; None where those were not measured."""
     server_cpu: float
     """Seconds for each gigabyte, of all threads."""
     workers_cpu: float
     server_faults: float
     """Pages for each gigabyte that the kernel had to find."""
     payloads: float
-    """Memory of the server at most, beyond what it held with its rows before the first round."""
+    """Memory of the server at most, beyond what it held with its rows before the first round; in gradients
+    of one worker, for all workers together."""
     seconds: tuple[float, ...]
     """Each round."""
 

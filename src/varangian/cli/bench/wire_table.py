@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from varangian.cli.bench.wire_report import Line, Report, Setting
 
-HEADERS = ("GB/s", "x TCP", "CPU s/GB", "server", "workers", "payloads", "faults/GB")
+HEADERS = ("GB/s", "x TCP", "x gRPC", "CPU s/GB", "server", "workers", "payloads", "faults/GB")
 GAP = "   "
 LEGEND = (
     "GB/s: 1e9 bytes of float32, whatever was on the wire. x TCP: ratio to raw TCP just before and after.\n"
+    "x gRPC: ratio to raw bytes over gRPC in the same turn, with nothing checked, stored or counted.\n"
     "CPU s/GB: of the server and of the one process with all workers. payloads: memory of the server at\n"
-    "most, beyond what it held with its rows before the first round. faults/GB: pages that the kernel had\n"
-    "to find for the server. Medians of the rounds."
+    "most, beyond what it held with its rows before the first round, as a multiple of one gradient and\n"
+    "for all workers together. faults/GB: pages that the kernel had to find for the server. Medians of\n"
+    "the rounds."
 )
 
 
@@ -40,6 +42,7 @@ def cells(line: Line) -> tuple[str, ...]:
     return (
         f"{speed.gigabytes_per_second:.2f}",
         f"{speed.x_tcp:.2f}",
+        "-" if speed.x_grpc is None else f"{speed.x_grpc:.2f}",
         f"{speed.cpu:.2f}",
         f"{speed.server_cpu:.2f}",
         f"{speed.workers_cpu:.2f}",

@@ -9,7 +9,8 @@ from typing import Literal
 
 from varangian.cli.bench.hops.base import Job
 
-TCP = "tcp"
+TCP, GRPC = "tcp", "grpc"
+"""What the others are measured by: what the machine can do, and what gRPC can do there."""
 OWN = 300_000_000
 """Bytes that a server and its workers take before they hold a vector, roughly."""
 
@@ -21,7 +22,7 @@ class Way:
     where: str
     """`module:Class` in this package."""
     title: str
-    kind: Literal["measure", "naive", "ours", "peer"]
+    kind: Literal["measure", "ceiling", "naive", "ours", "peer"]
     needs: str | None = None
     """A package without which there is nothing to measure."""
     holds: float = 1.2
@@ -43,11 +44,14 @@ class Way:
 
 WAYS = {
     TCP: Way("tcp:Tcp", "raw TCP", "measure"),
+    GRPC: Way("stream:Stream", "gRPC at best: raw bytes, no checks", "ceiling"),
     "protobuf": Way("unary:Protobuf", "gRPC, one protobuf message", "naive", holds=5),
     "pickle": Way("unary:Pickle", "gRPC, one pickle", "naive", holds=4),
-    "stream": Way("stream:Stream", "gRPC, raw bytes, no checks", "naive"),
     "ours": Way("ours:Ours", "Varangian push", "ours"),
     "tls": Way("ours:Secured", "Varangian push, mTLS", "ours", needs="cryptography"),
     "bf16": Way("ours:Halved", "Varangian push, bf16", "ours"),
     "pull": Way("ours:Pull", "Varangian pull", "ours"),
+    "gloo": Way("gloo:Gloo", "torch.distributed, gloo", "peer", needs="torch"),
+    "flower": Way("flower:Flower", "Flower, its hop alone", "peer", needs="flwr", holds=8),
+    "ray": Way("ray:Ray", "Ray, shared memory", "peer", needs="ray", holds=5),
 }
