@@ -1,4 +1,4 @@
-"""Performs what the round machine decides: rows to the learner, parameters to whoever waits for them.
+"""Performs what the machine of a run decides: rows to the learner, parameters to whoever waits for them.
 
 Everything here runs on one event loop, except what is heavy: aggregation, the step and the evaluation run
 in one thread of their own, one after the other, so the loop answers at all times.
@@ -23,6 +23,7 @@ from varangian.server.events import (
     Fault,
     Finish,
     Gone,
+    Invite,
     Offer,
     Open,
     Phase,
@@ -41,6 +42,10 @@ from varangian.server.headway import Headway
 from varangian.server.heavy import Heavy
 from varangian.server.intake import NOT_FINITE, Overtaken, RowStore, Slot
 from varangian.server.learner import Learner
+from varangian.server.machine import Machine
+from varangian.server.merge import AsTheyAre, Merge
+from varangian.server.pool import Pool
+from varangian.server.pulls import Pulls
 from varangian.server.record import Evaluate, Observe, of_skip
 from varangian.server.round import RoundMachine
 from varangian.server.views import Snapshot, Status
@@ -53,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 class Driver:
-    """One run of a round machine and a learner.
+    """One run of a machine and a learner.
 
     Args:
         machine: decides; nobody else may move it.
@@ -65,12 +70,15 @@ class Driver:
         executor: where heavy work runs, one piece at a time; by default a thread that ends with the run.
         threads: torch threads of that thread. The same number gives the same bits.
         rows: how vectors are kept until their round closes.
-        window: keep only a few blocks of columns of each, for rules that see no column twice.
+        window: keep only a few blocks of columns of each, for rules that see no column twice; only with a
+            round machine.
+        merge: from what was pushed to what the rule sees; by default the same.
+        seats: how many vectors there can be at once, if not one of each worker; not with a round machine.
     """
 
     def __init__(
         self,
-        machine: RoundMachine,
+        machine: Machine,
         learner: Learner,
         *,
         evaluate: Evaluate,
@@ -81,16 +89,22 @@ class Driver:
         threads: int = 1,
         rows: Dtype = FLOAT32,
         window: bool = False,
+        merge: Merge | None = None,
+        seats: int | None = None,
     ) -> None:
         self._machine = machine
         self._learner = learner
         self._observe = observe
         self._now = clock.now
-        self._heavy = Heavy(learner, machine.policy.rounds, evaluate, evaluate_every, executor, threads)
-        report = Report(self._standing, self._unsound, self._settled, self._failed)
+        rounds, merge = machine.policy.rounds, merge or AsTheyAre()
+        self._heavy = Heavy(learner, merge, rounds, evaluate, evaluate_every, executor, threads)
         self._d = learner.parameters.numel()
-        self._intake: Headway | Windowed
-        if window:
+        self._intake: Headway | Windowed | Pool
+        if not isinstance(machine, RoundMachine):
+            places = seats or len(machine.policy.workers)
+            self._intake = Pool(places, self._d, rows, self._standing, self._needed)
+        elif window:
+            report = Report(self._standing, self._unsound, self._settled, self._failed)
             self._intake = Windowed(machine, learner, self._heavy.run, clock, report, rows)
         else:
             store = RowStore(machine.policy.workers, self._d, rows)
@@ -100,6 +114,7 @@ class Driver:
         self._work = asyncio.Queue[Close | Skip | Finish | Exception]()
         self._alarm = Alarm(clock, self._tick)
         self._news = News(Snapshot.of(self._learner.payload()), clock)
+        self.pulls = Pulls(machine, self._handle, self._news, clock)
 
     async def offer(
         self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32
@@ -153,15 +168,12 @@ class Driver:
         return self._handle(Fault(worker, round, reason, self._now()))
 
     async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
-        """The parameters of the open round, once that is a later one than `after` or the run is finished.
+        """As `Pulls.snapshot`."""
+        return await self.pulls.snapshot(after, patience)
 
-        None when patience, in seconds, ran out first. A round that is being aggregated is not open.
-        """
-
-        def ready(latest: Snapshot) -> bool:
-            return latest.finished or (latest.round > after and self._is_open(latest.round))
-
-        return await self._news.when(ready, patience)
+    def standing(self, worker: Worker, round: int) -> Refusal | None:
+        """Why a vector of this worker for the model of this round would not count any more."""
+        return self._machine.standing(worker, round)
 
     @property
     def round(self) -> int:
@@ -203,6 +215,8 @@ class Driver:
                     log.debug("%s: %r", refusal.name, event)
                 case Close() | Skip() | Finish():
                     self._work.put_nowait(effect)
+                case Invite(worker, round):
+                    self.pulls.invite(worker, round)
                 case _:
                     pass
             if isinstance(effect, Open | Finish):
@@ -220,20 +234,21 @@ class Driver:
         finished = state.phase is Phase.FINISHED
         latest = replace(self._news.latest, round=state.round, finished=finished, reason=state.reason)
         self._news.publish(latest)
+        if finished:
+            self.pulls.finish()
 
     def _tick(self) -> None:
         self._handle(Tick(self._now()))
-
-    def _is_open(self, round: int) -> bool:
-        return self._machine.state.round == round and self._machine.state.phase is Phase.OPEN
 
     def _standing(self, slot: Slot) -> Refusal | None:
         """Why the vector in the slot would not count any more."""
         if self._slots.get(slot.worker) is not slot:
             return Refusal.UNOFFERED
-        if self._is_open(slot.round):
-            return Refusal.FAULTY if slot.worker in self._machine.state.faults else None
-        return Refusal.FINISHED if self._machine.state.phase is Phase.FINISHED else Refusal.STALE
+        return self._machine.standing(slot.worker, slot.round)
+
+    def _needed(self, worker: Worker) -> bool:
+        """Whether its row is being written to, or has something in it that counts."""
+        return worker in self._slots or worker in self._machine.state.pushed
 
     def _forget(self, slot: Slot) -> bool:
         """Whether the slot was still open; from now on it is not."""
@@ -279,4 +294,4 @@ class Driver:
 
     async def _skip(self, skip: Skip) -> None:
         log.debug("%s", skip.because)
-        self._observe(of_skip(skip, await self._heavy.evaluation(skip.round)))
+        self._observe(of_skip(skip, await self._heavy.skipped(skip)))

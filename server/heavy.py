@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from varangian.server.begun import Finished
-from varangian.server.events import Close, Seconds
+from varangian.server.events import Close, Seconds, Skip
 from varangian.server.learner import Learner
+from varangian.server.merge import Merge
 from varangian.server.record import Evaluate, Evaluation, RoundRecord, is_due, of_step
 from varangian.server.views import Snapshot
 
@@ -25,6 +26,7 @@ class Heavy:
 
     Args:
         learner: holds the parameters.
+        merge: from what was pushed to what the rule sees.
         rounds: of the run.
         evaluate: parameters to scores.
         every: in rounds; the last one is always evaluated.
@@ -35,6 +37,7 @@ class Heavy:
     def __init__(
         self,
         learner: Learner,
+        merge: Merge,
         rounds: int,
         evaluate: Evaluate,
         every: int,
@@ -42,6 +45,7 @@ class Heavy:
         threads: int,
     ) -> None:
         self._learner = learner
+        self._merge = merge
         self._rounds = rounds
         self._evaluate = evaluate
         self._every = every
@@ -60,19 +64,31 @@ class Heavy:
         """
 
         def step() -> tuple[RoundRecord, Snapshot]:
-            done = self._learner.step(close.round, rows, close.faults, begun)
+            given = self._merge.given(close, rows, self._learner)
+            done = self._learner.step(close.round, given.rows, close.faults, given.begun or begun)
             evaluation, seconds = self._evaluation(close.round)
             seconds["wait"] = close.waited
-            missing = close.missing
-            record = of_step(close.round, done, missing=missing, evaluation=evaluation, seconds=seconds)
+            record = of_step(
+                close.round,
+                done,
+                missing=close.missing,
+                ages=given.ages,
+                evaluation=evaluation,
+                seconds=seconds,
+            )
             return record, Snapshot.of(self._learner.payload())
 
         return await self.run(step)
 
-    async def evaluation(self, round: int) -> Evaluation | None:
-        """Of a round without an update, if it is due."""
-        evaluation, _ = await self.run(lambda: self._evaluation(round))
-        return evaluation
+    async def skipped(self, skip: Skip) -> Evaluation | None:
+        """What a round without an update leaves: an evaluation, if it is due."""
+
+        def passed() -> Evaluation | None:
+            self._merge.skipped(skip)
+            evaluation, _ = self._evaluation(skip.round)
+            return evaluation
+
+        return await self.run(passed)
 
     def close(self) -> None:
         if self._owned:

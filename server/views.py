@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from varangian.protos import codec
 from varangian.server.events import Phase, Seconds, Worker
-from varangian.server.round import RoundMachine
+from varangian.server.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Status:
     """By code, since the start."""
 
     @classmethod
-    def of(cls, machine: RoundMachine, at: Seconds, refusals: Mapping[str, int]) -> Status:
+    def of(cls, machine: Machine, at: Seconds, refusals: Mapping[str, int]) -> Status:
         state, workers = machine.state, machine.policy.workers
         here = state.pushed.keys() | state.faults.keys()
         return cls(

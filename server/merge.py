@@ -1,0 +1,153 @@
+"""From the vectors that were pushed for a round to the rows that the rule is given.
+
+n  registered workers     d  parameters     K  how many push in a round at most
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from varangian.aggregators import Rows
+from varangian.aggregators.scaled import Scaled
+from varangian.aggregators.updated import UpdatedGram, worthwhile
+from varangian.server.begun import Finished
+from varangian.server.events import Close, Skip, Worker
+from varangian.server.latest import Kept, Latest
+from varangian.server.learner import Learner
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step is made of."""
+
+    rows: Mapping[Worker, Tensor]
+    """(d,) each; of the workers whose names the record speaks of."""
+    begun: Finished | None = None
+    """Makes the aggregate of them; None where the learner does so by itself."""
+    ages: Mapping[Worker, int] | None = None
+    """How many rounds old the model was that a row was made for; None where all are of this round."""
+
+
+class Merge(Protocol):
+    """All of it is called in the learner's thread, one after the other."""
+
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner, /) -> Given:
+        """The rows of a closed round. `rows` are those that were pushed; they last for the step."""
+        ...
+
+    def skipped(self, skip: Skip, /) -> None:
+        """A round had no update."""
+        ...
+
+    def close(self) -> None:
+        """Give back what was kept."""
+        ...
+
+
+class AsTheyAre:
+    """The rule sees what was pushed."""
+
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+        return Given(rows, ages=close.ages or None)
+
+    def skipped(self, skip: Skip) -> None:
+        """Nothing was kept."""
+
+    def close(self) -> None:
+        """Nothing was kept."""
+
+
+class Weighed(AsTheyAre):
+    """What was pushed, each row times what it counts at its age, before anything else looks at it."""
+
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+        factors = tuple(close.factors[worker] for worker in sorted(rows))
+        if all(factor == 1 for factor in factors):
+            return super().given(close, rows, learner)
+        begun = learner.prepared(rows, len(close.faults), mix=(Scaled(factors),))
+        return Given(rows, begun, close.ages)
+
+
+@dataclass
+class LatestOfAll:
+    """The latest vectors of all registered workers: of those who pushed, and of those who are away.
+
+    Whoever proved faulty is left out of the round, and what it sent before is forgotten. A worker that was
+    never heard of, or not for so long that its vector has expired, counts as zero.
+    """
+
+    latest: Latest
+    participants: int
+    """K."""
+    expire: int | None = None
+    """Rounds after which a vector is forgotten."""
+    _gram: _Measured | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.latest.workers)
+        self._gram = _Measured(self.latest.workers) if worthwhile(n, self.participants) else None
+
+    @classmethod
+    def of(
+        cls,
+        workers: Sequence[Worker],
+        d: int,
+        participants: int,
+        *,
+        store: Kept = "float32",
+        folder: str | None = None,
+        expire: int | None = None,
+    ) -> LatestOfAll:
+        """With nothing in it.
+
+        Raises:
+            OSError: the disk has no room, or there is no such folder.
+        """
+        latest = Latest(workers, d, dtype=store, folder=None if folder is None else Path(folder))
+        return cls(latest, participants, expire)
+
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+        for worker in sorted(rows):
+            self.latest.replace(worker, rows[worker], close.round - close.ages.get(worker, 0))
+        self._changed(rows)
+        if self.expire is not None:
+            self._changed(self.latest.expire(close.round - self.expire))
+        self._forget(close.faults)
+        kept = {worker: row for worker, row in self.latest.rows().items() if worker not in close.faults}
+        gram = None if self._gram is None else self._gram.about(learner.reference)
+        begun = learner.prepared(self.latest.workers, len(close.faults), gram=gram)
+        return Given(kept, begun, self.latest.ages(close.round))
+
+    def skipped(self, skip: Skip) -> None:
+        self._forget(skip.faults)
+
+    def close(self) -> None:
+        self.latest.close()
+
+    def _forget(self, workers: Iterable[Worker]) -> None:
+        self._changed(self.latest.forget(sorted(workers)))
+
+    def _changed(self, workers: Iterable[Worker]) -> None:
+        if self._gram is not None:
+            self._gram.changed(workers)
+
+
+class _Measured:
+    """The Gram matrix of all latest vectors, of which only a few change in a round."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._gram = UpdatedGram(len(workers))
+        self._place = {worker: i for i, worker in enumerate(workers)}
+
+    def changed(self, workers: Iterable[Worker]) -> None:
+        for worker in workers:
+            self._gram.replaced(self._place[worker])
+
+    def about(self, reference: Tensor | None) -> Callable[[Sequence[Tensor]], Tensor]:
+        """Measures the rows of all workers from this point."""
+        return lambda rows: self._gram.products(Rows.of(list(rows)), reference)
