@@ -111,9 +111,7 @@ class Account:
             return None
         save = "keep the rows in half the space with server.rows=bfloat16"
         if self.latest:
-            save = (
-                "keep the latest vectors in a `folder` on disk, or with `store: bfloat16` in half the space"
-            )
+            save = "keep the latest vectors in a `folder` on disk, or half as large with `store: bfloat16`"
         return (
             f"the server needs up to {_size(self.total)} of memory, and this machine or its container "
             f"has {_size(room + self.base - RESERVE)} for it. Use fewer workers or a smaller model, or "
