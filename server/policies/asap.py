@@ -37,8 +37,11 @@ class Asap:
         if reason := problem(self.graph, n):
             yield Problem("graph", reason.rstrip("."))
 
+    def answers(self, n: int, f: int) -> int:
+        return min(sizes(self.graph, n), default=1)
+
     def quorum(self, n: int, f: int) -> int:
-        return max(1, min(sizes(self.graph, n), default=1) - f)
+        return max(1, self.answers(n, f) - f)
 
     def rows(self, n: int, quorum: int) -> tuple[int, ...]:
         return tuple(sorted({quorum, *sizes(self.graph, n)}))

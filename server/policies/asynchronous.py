@@ -34,17 +34,16 @@ class Async:
         if self.tau < 0:
             raise ValueError(f"`tau` should be a number of rounds, at least 0. Found {self.tau}.")
 
-    def size(self, n: int, f: int) -> int:
-        """How many vectors make a round."""
-        return max(1, n - f) if self.buffer is None else self.buffer
-
     def problems(self, n: int, f: int) -> Iterator[Problem]:
         if self.buffer is not None and self.buffer > n:
             rule = f"should be at most the number of workers, {n}: each has one place in it"
             yield Problem("buffer", rule, self.buffer)
 
+    def answers(self, n: int, f: int) -> int:
+        return max(1, n - f) if self.buffer is None else self.buffer
+
     def quorum(self, n: int, f: int) -> int:
-        return max(1, self.size(n, f) - f)
+        return max(1, self.answers(n, f) - f)
 
     def rows(self, n: int, quorum: int) -> tuple[int, ...]:
         # What comes while a round is aggregated is held for the next, which so may begin with more than

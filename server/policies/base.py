@@ -19,6 +19,10 @@ class Regime(Protocol):
         """What is wrong with it for so many workers; the paths are names of its fields."""
         ...
 
+    def answers(self, n: int, f: int, /) -> int:
+        """How many a round waits for until its deadline; where rounds differ, the one with the fewest."""
+        ...
+
     def quorum(self, n: int, f: int, /) -> int:
         """What `server.quorum: null` stands for: answers, at least 1, without which no deadline closes."""
         ...

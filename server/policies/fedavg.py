@@ -30,15 +30,14 @@ class FedAvg:
         check_participants(self.participants)
         check_gather(self.gather)
 
-    def seats(self, n: int) -> int:
-        """How many take part in a round at most."""
-        return n if self.participants is None else self.participants
-
     def problems(self, n: int, f: int) -> Iterator[Problem]:
         yield from too_many(self.participants, n)
 
+    def answers(self, n: int, f: int) -> int:
+        return n if self.participants is None else self.participants
+
     def quorum(self, n: int, f: int) -> int:
-        return max(1, self.seats(n) - f)
+        return max(1, self.answers(n, f) - f)
 
     def rows(self, n: int, quorum: int) -> tuple[int, ...]:
-        return tuple(sorted({quorum, self.seats(n)}))
+        return tuple(sorted({quorum, self.answers(n, 0)}))

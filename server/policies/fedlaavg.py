@@ -51,10 +51,6 @@ class FedLaAvg:
                 "vectors of workers"
             )
 
-    def seats(self, n: int) -> int:
-        """How many take part in a round at most."""
-        return n if self.participants is None else self.participants
-
     def problems(self, n: int, f: int) -> Iterator[Problem]:
         yield from too_many(self.participants, n)
         if self.form == "delta" and f > 0:
@@ -63,6 +59,9 @@ class FedLaAvg:
                 "and what a Byzantine one adds to it stays for ever"
             )
             yield Problem("form", rule, self.form, "Set form to latest, or f=0 if every worker is trusted.")
+
+    def answers(self, n: int, f: int) -> int:
+        return n if self.participants is None else self.participants
 
     def quorum(self, n: int, f: int) -> int:
         # Silent workers have rows too, so what the rule promises does not hang on how many answer.

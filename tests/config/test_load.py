@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from tests.config.kit import accepted, problems
 
 from varangian.aggregators import NNM, Aggregator, Flag, Krum, Median
 from varangian.config import RunConfig, advice, load, loads
@@ -14,12 +15,6 @@ from varangian.worker.attacks import ATTACKS, Alie
 from varangian.worker.availability import AVAILABILITY, Always
 from varangian.worker.delays import DELAYS, NoDelay
 from varangian.worker.models import MODELS, Custom, Mlp
-
-
-def problems(*overrides, file=None):
-    with pytest.raises(ConfigError) as error:
-        load(file, overrides)
-    return {problem.path: str(problem) for problem in error.value.problems}
 
 
 def test_the_defaults_are_a_run_that_starts():
@@ -334,44 +329,6 @@ def test_objects_can_stand_where_names_do():
     assert config == load(None, ["aggregator=krum", "model.mlp.hidden=8"])
 
 
-class Schema:
-    """As much of JSON Schema as ours uses."""
-
-    def __init__(self, schema):
-        self.root = schema
-
-    def accepts(self, value, schema=None):
-        schema = self.root if schema is None else schema
-        if "$ref" in schema:
-            schema = self.root["$defs"][schema["$ref"].rpartition("/")[2]] | {"$ref": None}
-            schema.pop("$ref")
-        if "anyOf" in schema and not any(self.accepts(value, option) for option in schema["anyOf"]):
-            return False
-        if "enum" in schema and value not in schema["enum"]:
-            return False
-        if "type" in schema and not self._is(value, schema["type"]):
-            return False
-        if isinstance(value, list):
-            return all(self.accepts(item, schema.get("items", {})) for item in value)
-        return self._object(value, schema) if isinstance(value, dict) else True
-
-    def _is(self, value, kinds):
-        python = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
-        python |= {"integer": int, "number": int | float}
-        kinds = [kinds] if isinstance(kinds, str) else kinds
-        if isinstance(value, bool):
-            return "boolean" in kinds
-        return any(isinstance(value, python[kind]) for kind in kinds)
-
-    def _object(self, value, schema):
-        known = schema.get("properties", {})
-        if schema.get("additionalProperties") is False and not set(value) <= set(known):
-            return False
-        return set(schema.get("required", ())) <= set(value) and all(
-            self.accepts(item, known.get(key, {})) for key, item in value.items()
-        )
-
-
 @pytest.mark.parametrize(
     ("settings", "valid"),
     [
@@ -397,14 +354,14 @@ class Schema:
     ],
 )
 def test_the_schema_accepts_what_loads(settings, valid):
-    assert Schema(json_schema()).accepts(settings) is valid
+    assert accepted().accepts(settings) is valid
 
 
 def test_the_schema_accepts_every_setting_resolved():
     settings = load(
         None, ["byzantine.attack=gaussian", "byzantine.count=1", "aggregator=multi_krum"]
     ).resolved()
-    assert Schema(json_schema()).accepts(json.loads(json.dumps(settings)))
+    assert accepted().accepts(json.loads(json.dumps(settings)))
 
 
 def test_the_schema_says_what_things_are():

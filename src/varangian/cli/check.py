@@ -8,6 +8,7 @@ import sys
 
 from varangian.config import RunConfig, advice, load
 from varangian.config.text import dump
+from varangian.server.policies import FedLaAvg, Sync
 
 
 def command(args: argparse.Namespace) -> int:
@@ -22,5 +23,12 @@ def command(args: argparse.Namespace) -> int:
 
 def verdict(config: RunConfig) -> str:
     """What holds, as a sentence; `load` has refused a rule whose condition fails."""
-    rows = f"{config.quorum} of {config.workers} workers, of which f = {config.f} may be Byzantine"
-    return f"ok: what the rule asks for is met by a quorum of {rows}."
+    n, may = config.workers, f"of which f = {config.f} may be Byzantine"
+    match config.participation:
+        case Sync():
+            rows = f"a quorum of {config.quorum} of {n} workers, {may}"
+        case FedLaAvg():
+            rows = f"the latest vectors of {n} workers, {may}"
+        case way:
+            rows = f"{way.rows(n, config.quorum)[0]} vectors, the fewest that make a round, {may}"
+    return f"ok: what the rule asks for is met by {rows}."

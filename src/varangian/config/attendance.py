@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from varangian.config.build import timetable
 from varangian.config.tree import RunConfig
 from varangian.registry import Problem
+from varangian.server.policies import Sync
 from varangian.worker.attacks import Mimic
 from varangian.worker.availability import Always
 
@@ -15,8 +16,9 @@ LOOKS = 50_000
 
 
 def attended(config: RunConfig) -> Iterator[Problem]:
-    """A round without a quorum waits for workers who themselves wait for a later round."""
-    if isinstance(config.availability, Always) or config.quorum > config.workers:
+    """A round of everybody without a quorum waits for workers who themselves wait for a later round."""
+    everybody = isinstance(config.participation, Sync) and config.quorum <= config.workers
+    if isinstance(config.availability, Always) or not everybody:
         return
     table = timetable(config)
     present = [len(table.present(round)) for round in range(_looked_at(config))]

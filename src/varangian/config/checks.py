@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from varangian.aggregators import Aggregator
-from varangian.aggregators.base import spent
 from varangian.aggregators.stream import streams
 from varangian.config.attendance import attended, late, mimicked
 from varangian.config.build import optimizer
+from varangian.config.rounds import answered, followed, guaranteed, possible, summed, windowed
 from varangian.config.tree import RunConfig
-from varangian.registry import NOTHING, Problem
+from varangian.registry import Problem
 from varangian.worker.attacks import refusal
-
-FAR = 1000
-"""How far to look for numbers that would do."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +41,6 @@ def checked(
 def advice(config: RunConfig) -> list[str]:
     """What is allowed, but hardly meant."""
     return [sentence for sentence in (_unprotected(config), _more_than_declared(config)) if sentence]
-
-
-def _quorum(config: RunConfig) -> Iterator[Problem]:
-    if config.f >= config.workers:
-        rule = f"should be below the number of workers, {config.workers}"
-        yield Problem("f", rule, config.f)
-    elif config.quorum > config.workers:
-        rule = f"should be at most the number of workers, {config.workers}"
-        yield Problem("server.quorum", rule, config.quorum)
 
 
 def _attackers(config: RunConfig) -> Iterator[Problem]:
@@ -88,17 +75,6 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optimizer", str(error).rstrip("."))
 
 
-def _guarantee(config: RunConfig) -> Iterator[Problem]:
-    """A missing worker never lowers f, so the rule must keep its promise for the quorum."""
-    if config.f >= config.workers or config.quorum > config.workers:
-        return
-    for n in sorted({config.quorum, config.workers}):
-        if reason := config.aggregator.requires(n, config.f):
-            rule = f"{_rows(config, n)} the rule promises nothing: {reason}"
-            yield Problem("aggregator", rule, NOTHING, _remedy(config))
-            return
-
-
 def _windowed(config: RunConfig) -> Iterator[Problem]:
     if config.server.memory != "window" or config.aggregator.requires(config.workers, config.f):
         return
@@ -114,34 +90,6 @@ def _rooted(config: RunConfig) -> Iterator[Problem]:
     if getattr(config.aggregator.rule, "needs_root", False):
         rule = "measures trust by a gradient of the server's own, which this server does not compute"
         yield Problem("aggregator", rule, hint="Choose another rule; as a library this one works.")
-
-
-def _rows(config: RunConfig, n: int) -> str:
-    if n == config.workers:
-        return f"with {n} workers, f = {config.f}"
-    return f"with a quorum of {n} of {config.workers} workers, f = {config.f}"
-
-
-def _remedy(config: RunConfig) -> str:
-    """What would do: more rows, or a smaller f."""
-    enough = next((n for n in range(1, FAR) if config.aggregator.requires(n, config.f) is None), None)
-    options: list[str] = []
-    if enough is not None and config.server.quorum is None:
-        options.append(f"workers={enough + config.f}")
-    if enough is not None and config.quorum < enough <= config.workers:
-        options.append(f"server.quorum={enough}")
-    fewer = next((f for f in reversed(range(config.f)) if _holds(config, f)), None)
-    if fewer is not None:
-        options.append(f"f={fewer}")
-    return f"It would hold with {' or '.join(options)}." if options else ""
-
-
-def _holds(config: RunConfig, f: int) -> bool:
-    less = config.f - f
-    rule, mix = config.aggregator.rule, config.aggregator.mix
-    lowered = Aggregator(spent(rule, less), tuple(spent(part, less) for part in mix), f)
-    quorum = config.server.quorum or config.workers - f
-    return all(lowered.requires(n, f) is None for n in (quorum, config.workers))
 
 
 def _unprotected(config: RunConfig) -> str:
@@ -163,15 +111,21 @@ def _more_than_declared(config: RunConfig) -> str:
 
 
 CHECKS = (
-    Check(frozenset({"workers", "f", "server"}), _quorum),
+    Check(frozenset({"workers", "f", "server", "participation"}), answered),
+    Check(frozenset({"workers", "f", "participation"}), possible),
+    Check(frozenset({"aggregator", "participation"}), summed),
     Check(frozenset({"workers", "byzantine"}), _attackers),
     Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),
     Check(frozenset({"workers", "byzantine"}), _mounted),
     Check(frozenset({"optimizer"}), _optimizer),
-    Check(frozenset({"workers", "f", "server", "aggregator"}), _guarantee),
+    Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), guaranteed),
     Check(frozenset({"aggregator"}), _rooted),
     Check(frozenset({"workers", "f", "server", "aggregator"}), _windowed),
-    Check(frozenset({"seed", "workers", "f", "rounds", "server", "availability"}), attended),
+    Check(frozenset({"server", "participation"}), windowed),
+    Check(frozenset({"byzantine", "worker", "participation"}), followed),
+    Check(
+        frozenset({"seed", "workers", "f", "rounds", "server", "availability", "participation"}), attended
+    ),
     Check(frozenset({"workers", "delays"}), late),
     Check(frozenset({"availability", "byzantine"}), mimicked),
 )

@@ -77,9 +77,14 @@ class Workers(Section):
     """What every worker does in a round."""
 
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Samples per worker and round."""
+    """Samples per worker and step."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """m <- momentum m + (1 - momentum) g, at the worker; 0 sends plain gradients."""
+    local_steps: Annotated[int, Field(ge=1)] = 1
+    """C, the steps that a worker takes by itself before it pushes: y <- y - gamma g(y), from the model x.
+    What it sends is (x - y) / gamma: with one step the gradient, with more the sum of those on the way."""
+    local_lr: Annotated[float, Field(gt=0)] | None = None
+    """gamma, the learning rate of these steps; null is `optimizer.lr`, without its schedule."""
     per_process: Annotated[int, Field(ge=1)] | None = None
     """Worker identities that one process hosts; null spreads them over the cores."""
     threads: Annotated[int, Field(ge=1)] = 1
