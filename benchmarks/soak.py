@@ -131,7 +131,16 @@ def soak(args: argparse.Namespace, log: Path) -> dict[str, Any]:
                 seconds.append(sum(honest.round()))
         text = log.read_text()
     assert "Traceback" not in text, text[-3000:]
-    return {"n": args.n, "d": args.d, "rule": args.rule, "looks": looks, "seconds": seconds}
+    bound = siege.bound / 1e6
+    return {
+        "n": args.n,
+        "d": args.d,
+        "rule": args.rule,
+        "bound_mb": bound,
+        "within_bound": looks[-1]["peak_mb"] <= bound,
+        "looks": looks,
+        "seconds": seconds,
+    }
 
 
 def hostile(args: argparse.Namespace, log: Path) -> dict[str, Any]:
@@ -178,6 +187,8 @@ def hostile(args: argparse.Namespace, log: Path) -> dict[str, Any]:
         "health_ms": {kind: _quantiles(found) for kind, found in asked.items()},
         "before": before,
         "after": after,
+        "bound_mb": siege.bound / 1e6,
+        "within_bound": after["peak_mb"] <= siege.bound / 1e6,
         "growth_of_peak_mb": after["peak_mb"] - before["resident_mb"],
     }
 
@@ -198,7 +209,8 @@ def large(args: argparse.Namespace, log: Path) -> dict[str, Any]:
         assert torch.equal(parameters[:: d // 1000], torch.full((len(parameters[:: d // 1000]),), -0.1))
         assert int(parameters.count_nonzero()) == int(vector.count_nonzero())
         after = look(siege, 1)
-    return {"bytes": 4 * d, "pull_s": pull, "push_s": push, "before": before, "after": after}
+    times = {"pull_s": pull, "push_s": push}
+    return {"bytes": 4 * d, **times, "before": before, "after": after, "bound_mb": siege.bound / 1e6}
 
 
 def _quantiles(seconds: list[float]) -> dict[str, float]:

@@ -61,7 +61,10 @@ class Siege(Target):
         if not first:
             self.process.communicate()
             raise RuntimeError(log.read_text())
-        super().__init__(json.loads(first)["address"], numel)
+        said = json.loads(first)
+        self.bound = said["bound"]
+        """Bytes that it may have at most, by its own account before anything was allocated."""
+        super().__init__(said["address"], numel)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -17,6 +17,7 @@ from varangian.protos.layout import Layout
 from varangian.server.driver import Driver
 from varangian.server.events import RoundPolicy
 from varangian.server.learner import Learner
+from varangian.server.memory import Account
 from varangian.server.optimizer import Sgd
 from varangian.server.roster import Roster
 from varangian.server.round import RoundMachine
@@ -48,7 +49,9 @@ async def main(args):
     names = tuple(f"w{i:02d}" for i in range(args.workers))
     policy = RoundPolicy(names, args.rounds, args.quorum, args.deadline, "wait", args.f)
     rule = aggregator_from(args.rule, "--rule", f=args.f)
-    learner = Learner(torch.zeros(args.numel), rule, Sgd(lr=0.1), rounds=args.rounds, seed=1)
+    sgd, limits = Sgd(lr=0.1), Limits(idle=args.idle, patience=args.patience, grace=0.2)
+    bound = Account.of(args.workers, args.numel, sgd, limits=limits).total
+    learner = Learner(torch.zeros(args.numel), rule, sgd, rounds=args.rounds, seed=1)
     driver = Driver(
         RoundMachine(policy),
         learner,
@@ -70,9 +73,9 @@ async def main(args):
         run_id="besieged",
         host="127.0.0.1",
         port=0,
-        ready=lambda address: say(address=address),
+        ready=lambda address: say(address=address, bound=bound),
         stop=stop,
-        limits=Limits(idle=args.idle, patience=args.patience, grace=0.2),
+        limits=limits,
     )
 
 
