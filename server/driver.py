@@ -171,10 +171,6 @@ class Driver:
         """As `Pulls.snapshot`."""
         return await self.pulls.snapshot(after, patience)
 
-    def standing(self, worker: Worker, round: int) -> Refusal | None:
-        """Why a vector of this worker for the model of this round would not count any more."""
-        return self._machine.standing(worker, round)
-
     @property
     def round(self) -> int:
         return self._machine.state.round

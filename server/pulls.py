@@ -102,6 +102,12 @@ class Pulls:
 
         return await self._news.when(ready, patience)
 
+    def over(self, worker: Worker, round: int) -> bool:
+        """Whether a vector for the model of this round would be refused by now: better to begin anew."""
+        if self._machine.invites:
+            return self._machine.standing(worker, round) is not None
+        return self._machine.state.round != round
+
     def ask(self, worker: Worker, after: int) -> Ticket:
         """Ask for the model of a round later than `after`, without waiting; `leave` or be answered."""
         if (before := self._tickets.get(worker)) is not None:

@@ -10,9 +10,8 @@ import asyncio
 import functools
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Never, TypeVar
 
 import grpc
@@ -25,8 +24,8 @@ from varangian.protos.codec import FLOAT32, Code, CodecError, Contract, Dtype
 from varangian.protos.layout import Layout, LayoutError
 from varangian.server import answers, streams, uploads
 from varangian.server.answers import Refused
-from varangian.server.broadcast import Broadcast
 from varangian.server.chatter import quieten
+from varangian.server.downloads import AGAIN, Downloads
 from varangian.server.events import Refusal
 from varangian.server.gate import Gate
 from varangian.server.intake import Overtaken, Slot
@@ -36,7 +35,8 @@ from varangian.server.roster import IdentityError, Roster
 from varangian.server.streams import DEFAULT_LIMITS, Context, Limits
 
 if TYPE_CHECKING:
-    from varangian.server.driver import Driver, Snapshot
+    from varangian.server.driver import Driver
+    from varangian.server.pulls import Pull
 
 __all__ = ["Limits", "PortInUse", "Service", "serve"]
 
@@ -46,7 +46,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
-AGAIN = ps_pb2.PullReply(again=ps_pb2.Again()).SerializeToString()
 
 
 def answered(
@@ -79,7 +78,7 @@ class Service:
         self._quota = Quota(limits.streams)
         self._rations = Rations(limits.uploads, limits.downloads, limits.joins)
         self._refusals = Counter[str]()
-        self._broadcast: Broadcast | None = None
+        self._downloads = Downloads(contract, driver.pulls, limits.idle, roster.seen)
         self._told = set[str]()
         self._heard = asyncio.Event()
         self._logged = set[tuple[str, str]]()
@@ -122,21 +121,25 @@ class Service:
         with self._quota.stream(worker):
             request = await streams.request(ps_pb2.PullRequest, context, self._limits.idle)
             codec.check_run(self._contract.run_id, request.run_id)
-            snapshot = await self._driver.snapshot(request.after, self._limits.patience)
-            if snapshot is None:
-                await self._write(context, AGAIN)
-            elif snapshot.finished:
-                reply = ps_pb2.PullReply(finished=ps_pb2.Finished(reason=snapshot.reason))
-                try:
-                    await self._write(context, reply.SerializeToString())
-                finally:
-                    # Who has heard hangs up, often before the write is known here to have succeeded.
-                    self._told.add(worker)
-                    self._heard.set()
-            else:
-                self._rations.download(worker, snapshot.round)
-                messages = self._shared(snapshot).messages(request.chunk_bytes)
-                await self._send(worker, snapshot.round, messages, context)
+            pulls, patience = self._driver.pulls, self._limits.patience
+            async with pulls.answered(worker, request.after, patience) as pull:
+                await self._answer(worker, pull, request.chunk_bytes, context)
+
+    async def _answer(self, worker: str, pull: Pull, chunk_bytes: int, context: Context) -> None:
+        snapshot = pull.snapshot
+        if snapshot is None:
+            await self._downloads.message(AGAIN, context)
+        elif snapshot.finished:
+            reply = ps_pb2.PullReply(finished=ps_pb2.Finished(reason=snapshot.reason))
+            try:
+                await self._downloads.message(reply.SerializeToString(), context)
+            finally:
+                # Who has heard hangs up, often before the write is known here to have succeeded.
+                self._told.add(worker)
+                self._heard.set()
+        else:
+            self._rations.download(worker, snapshot.round)
+            await self._downloads.model(worker, pull, chunk_bytes, context)
 
     @answered
     async def push(self, _: object, context: Context) -> bytes:
@@ -237,28 +240,6 @@ class Service:
         except BaseException:
             await self._driver.release(slot)
             raise
-
-    def _shared(self, snapshot: Snapshot) -> Broadcast:
-        if self._broadcast is None or self._broadcast.round != snapshot.round:
-            contract = replace(self._contract, dtype=FLOAT32)
-            self._broadcast = Broadcast(contract, snapshot.round, snapshot.payload, snapshot.digest)
-        return self._broadcast
-
-    async def _send(self, worker: str, round: int, messages: Iterable[bytes], context: Context) -> None:
-        async with streams.silence(self._limits.idle) as silence:
-            for message in messages:
-                self._roster.seen(worker)
-                # A vector computed from a round that is over would be refused: better to start again.
-                over = self._driver.round != round
-                with streams.unless_gone():
-                    await silence.broken_by(context.write(AGAIN if over else message))
-                if over:
-                    return
-
-    async def _write(self, context: Context, message: bytes) -> None:
-        async with streams.silence(self._limits.idle) as silence:
-            with streams.unless_gone():
-                await silence.broken_by(context.write(message))
 
 
 async def serve(
