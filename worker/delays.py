@@ -47,13 +47,33 @@ class Constant:
     """Numbers from 0; all when empty."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.factor < math.inf:
-            raise ValueError(f"`factor` should be at least 1. Found {self.factor}.")
+        check_factor(self.factor)
         check_seconds("step", self.step)
         check_workers(self.workers)
 
     def seconds(self, place: Place, round: int) -> float:
         return (self.factor - 1) * self.step if chosen(self.workers, place) else 0.0
+
+
+@DELAYS.register("steps")
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """As if a step took everybody so long, and chosen workers a multiple: one machine stands for many."""
+
+    step: float
+    """Seconds, besides what computing really takes."""
+    factor: float = 10.0
+    """A step of the chosen takes so many times as long."""
+    workers: tuple[int, ...] = (0,)
+    """Numbers from 0; all when empty."""
+
+    def __post_init__(self) -> None:
+        check_seconds("step", self.step)
+        check_factor(self.factor)
+        check_workers(self.workers)
+
+    def seconds(self, place: Place, round: int) -> float:
+        return self.factor * self.step if chosen(self.workers, place) else self.step
 
 
 @DELAYS.register("lognormal")
@@ -120,6 +140,11 @@ def chosen(workers: tuple[int, ...], place: Place) -> bool:
 def check_seconds(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(f"`{name}` should be a positive number of seconds. Found {value}.")
+
+
+def check_factor(factor: float) -> None:
+    if not 1 <= factor < math.inf:
+        raise ValueError(f"`factor` should be at least 1. Found {factor}.")
 
 
 def check_workers(workers: tuple[int, ...]) -> None:

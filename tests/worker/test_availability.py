@@ -16,13 +16,13 @@ from varangian.worker.availability import (
     Place,
     Random,
 )
-from varangian.worker.delays import DELAYS, Constant, Lognormal, NoDelay, Pareto
+from varangian.worker.delays import DELAYS, Constant, Lognormal, NoDelay, Pareto, Steps
 from varangian.worker.names import names
 from varangian.worker.timetable import Timetable
 
 MODELS = [Always(), Alternating(), Random(), Diurnal(), Churn()]
 RANDOM = [Random(), Diurnal(), Churn()]
-LATE = [NoDelay(), Constant(step=0.1), Lognormal(median=0.2), Pareto(least=0.1)]
+LATE = [NoDelay(), Constant(step=0.1), Steps(step=0.1), Lognormal(median=0.2), Pareto(least=0.1)]
 
 
 def presence(model, worker, rounds, n=10, seed=1):
@@ -138,6 +138,11 @@ def test_chosen_workers_are_ten_times_as_slow():
     assert [delay.seconds(Place(1, worker, 5), 7) for worker in range(5)] == [0, 1.8, 0, 1.8, 0]
 
 
+def test_everybody_takes_a_step_and_a_slow_worker_ten():
+    delay = Steps(step=0.05, workers=(1,))
+    assert [delay.seconds(Place(1, worker, 3), 7) for worker in range(3)] == [0.05, 0.5, 0.05]
+
+
 @pytest.mark.parametrize(
     ("delay", "quantiles"),
     [
@@ -182,6 +187,8 @@ def test_only_chosen_workers_are_late(make):
         (AVAILABILITY, {"churn": {"away": float("nan")}}, "`away` should be at least 1 round. Found nan"),
         (AVAILABILITY, "allways", "Did you mean 'always'?"),
         (DELAYS, "constant", "delay.constant.step: is required"),
+        (DELAYS, {"steps": {"step": 0}}, "`step` should be a positive number of seconds. Found 0"),
+        (DELAYS, {"steps": {"step": 1, "factor": 0}}, "`factor` should be at least 1. Found 0"),
         (DELAYS, {"constant": {"step": 0}}, "`step` should be a positive number of seconds. Found 0"),
         (DELAYS, {"constant": {"step": 1, "factor": 0.5}}, "`factor` should be at least 1. Found 0.5"),
         (
@@ -202,7 +209,12 @@ def test_a_model_that_cannot_be(registry, spec, said):
 
 @pytest.mark.parametrize("registry", [AVAILABILITY, DELAYS])
 def test_every_model_is_written_as_it_is_read(registry):
-    needed = {"constant": {"step": 1.0}, "lognormal": {"median": 1.0}, "pareto": {"least": 1.0}}
+    needed = {
+        "constant": {"step": 1.0},
+        "steps": {"step": 1.0},
+        "lognormal": {"median": 1.0},
+        "pareto": {"least": 1.0},
+    }
     for name in registry:
         built = registry.build({name: needed.get(name, {})}, name)
         assert registry.build(registry.spec(built), name) == built
