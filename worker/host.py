@@ -111,7 +111,12 @@ async def _be(
         for name in names:
             async with _client(server, name, proofs[name], crew) as client:
                 if len(names) == 1 or await client.claim():
-                    reason = await work(client, partial(compute, name), turn=partial(turn, name))
+                    reason = await work(
+                        client,
+                        partial(compute, name),
+                        turn=partial(turn, name),
+                        counted=partial(crew.counted, name),
+                    )
                     log.info("%s: %s", name, reason)
                     return FINISHED
         log.error("Each of %s is another process already; there is no place left.", ", ".join(names))

@@ -37,12 +37,15 @@ async def work(
     compute: Callable[[int, Tensor], Awaitable[Tensor | None]],
     sign_of_life: float = SIGN_OF_LIFE,
     turn: Callable[[int], int] = every,
+    counted: Callable[[int], None] = lambda round: None,
 ) -> str:
     """Join, then serve rounds until the run is finished; returns why it ended.
 
     `compute` gets the round and the parameters (d,), and returns the vector (d,) to send, or None to send
     nothing in this round. Whatever it raises ends the loop. A vector that the server does not count does
     not: there is a next round.
+
+    `counted` hears of each round whose vector the server has counted.
 
     `turn` says from a round on which is the next that this worker serves. Until then it is away: its pull
     waits at the server, and nothing is sent to it.
@@ -63,7 +66,9 @@ async def work(
         if vector is None:
             continue
         receipt = await client.push(served, vector)
-        if not receipt.counted and receipt.code not in codes:
+        if receipt.counted:
+            counted(served)
+        elif receipt.code not in codes:
             codes.add(receipt.code)
             log.warning("%s, round %d: %s %s", client.name, served, receipt.code, receipt.sentence)
 

@@ -29,10 +29,10 @@ class Momentum:
         """The vector of a worker in a round; must not be written to.
 
         A round that is asked for again gives the same vector and changes nothing, so that a push can be
-        repeated.
+        repeated. Without momentum rounds may come in any order.
         """
         last = self._last.get(name)
-        if last is not None and round <= last.round:
+        if last is not None and (round == last.round or (round < last.round and self._beta > 0)):
             return again(last, name, round)
         vector = (1 - self._beta) * gradient()
         if last is not None and self._beta > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,11 +25,12 @@ from varangian.worker.attacks import (
 from varangian.worker.availability import Always, Availability
 from varangian.worker.data import Source
 from varangian.worker.delays import Delay, NoDelay
+from varangian.worker.deltas import Deltas
 from varangian.worker.flat import flatten
 from varangian.worker.models import Model
 from varangian.worker.momentum import Momentum
 from varangian.worker.partition import Partition, batch_indices
-from varangian.worker.streams import generator
+from varangian.worker.streams import generator, stream
 from varangian.worker.timetable import Timetable
 from varangian.worker.trainer import Trainer, built
 
@@ -57,9 +59,15 @@ class Task:
     knows: Sight | None = None
     """Whose honest vectors an attacker sees; None is what the attack needs."""
     batch_size: int = 32
-    """Samples of one worker in one round."""
+    """Samples of one worker in one step."""
     momentum: float = 0.9
     """0 sends plain gradients."""
+    local_steps: int = 1
+    """C, as many steps as a worker takes by itself before it pushes."""
+    local_lr: float = 1.0
+    """gamma, the learning rate of these steps; with one of them it does not matter."""
+    deltas: bool = False
+    """Whether workers push what is new in a vector since the last of theirs that counted."""
     availability: Availability = field(default_factory=Always)
     delays: Delay = field(default_factory=NoDelay)
     device: str = "cpu"
@@ -80,6 +88,10 @@ class Task:
             yield f"`batch_size` should be at least 1. Found {self.batch_size}."
         if not 0 <= self.momentum < 1:
             yield f"`momentum` should be at least 0 and less than 1. Found {self.momentum}."
+        if self.local_steps < 1:
+            yield f"`local_steps` should be at least 1. Found {self.local_steps}."
+        if not 0 < self.local_lr < math.inf:
+            yield f"`local_lr` should be a positive number. Found {self.local_lr}."
         yield from self._attack_problems()
 
     def _attack_problems(self) -> Iterator[str]:
@@ -141,6 +153,7 @@ class Crew:
         self._shards = dict(zip(task.workers, shards, strict=True))
         self._trainer = Trainer(task.model, self.dataset, task.seed, device_of(task.device))
         self._momentum = Momentum(task.momentum)
+        self._deltas = Deltas()
         self._lock = threading.Lock()
         self._view: tuple[int, Tensor | None] | None = None
         """What attackers see beyond their own vector, and in which round."""
@@ -165,7 +178,13 @@ class Crew:
         if name not in self._send:
             raise ValueError(f"There is no worker {name!r} among {len(self._send)}.")
         with self._lock:
-            return self._send[name](name, round, parameters).clone()
+            vector = self._send[name](name, round, parameters)
+            return (self._deltas.of(name, round, vector) if self.task.deltas else vector).clone()
+
+    def counted(self, name: str, round: int) -> None:
+        """The server counted what this worker sent in this round: the next delta starts from there."""
+        with self._lock:
+            self._deltas.counted(name, round)
 
     def answer(self, name: str, round: int, parameters: Tensor) -> Tensor | None:
         """What a worker sends in a round, as `contribution` has it; None when it takes no part."""
@@ -194,12 +213,24 @@ class Crew:
         return self._momentum(name, round, lambda: self._gradient(poison, name, round, parameters))
 
     def _gradient(self, poison: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
-        seed = self.task.seed
-        indices = batch_indices(self._shards[name], self.task.batch_size, seed, name, round)
+        """(x - y) / gamma after C steps y <- y - gamma g(y) from y = x: the sum of the g."""
+        total = self._step(poison, name, round, 0, parameters)
+        for step in range(1, self.task.local_steps):
+            there = torch.sub(parameters, total, alpha=self.task.local_lr)
+            total = total.add_(self._step(poison, name, round, step, there))
+        return total
+
+    def _step(
+        self, poison: DataAttack | None, name: str, round: int, step: int, parameters: Tensor
+    ) -> Tensor:
+        """The gradient of one local step; each has batches and random numbers of its own."""
+        seed, purpose = self.task.seed, (name, round, step) if step else (name, round)
+        batches = stream(seed, "step", step) if step else seed
+        indices = batch_indices(self._shards[name], self.task.batch_size, batches, name, round)
         x, y = self._trainer.batch(indices)
         if poison is not None:
-            x, y = poison.poisons(x, y, self.dataset.classes, generator(seed, "poison", name, round))
-        return self._trainer.gradient(parameters, x, y, "forward", name, round)
+            x, y = poison.poisons(x, y, self.dataset.classes, generator(seed, "poison", *purpose))
+        return self._trainer.gradient(parameters, x, y, "forward", *purpose)
 
     def _knowledge(self, own: Tensor, name: str, round: int, parameters: Tensor) -> Knowledge:
         task, view = self.task, self._visible(round, parameters)

@@ -145,3 +145,12 @@ def test_a_computation_ends_when_its_worker_is_cancelled():
         await asyncio.wait_for(cancelled.wait(), 5)
 
     asyncio.run(asyncio.wait_for(story(), 20))
+
+
+def test_it_says_which_of_its_vectors_counted():
+    refused = [Receipt(False, code, "no", 1) for code in ("NOT_INVITED", "TOO_OLD")]
+    client = FakeClient([0, 1, 2, 3], [Receipt(True, round=0), *refused])
+    counted = []
+    assert asyncio.run(work(client, doubled, counted=counted.append)) == "all done"
+    assert counted == [0, 3]
+    assert [entry[1] for entry in client.diary if entry[0] == "pull"] == [-1, 0, 1, 2, 3]

@@ -8,6 +8,7 @@ from varangian.config.tree import RunConfig
 from varangian.server.ema import Average
 from varangian.server.learner import Learner
 from varangian.server.optimizer import Sgd
+from varangian.server.policies import FedLaAvg
 from varangian.server.round import RoundPolicy
 from varangian.worker.names import names
 from varangian.worker.task import Task
@@ -26,7 +27,7 @@ def byzantine_names(config: RunConfig) -> tuple[str, ...]:
 
 def task(config: RunConfig) -> Task:
     """What every worker does, honest or not; in a program that is told of no attack, all are honest."""
-    attack = config.byzantine.attack
+    attack, way = config.byzantine.attack, config.participation
     return Task(
         seed=config.seed,
         workers=names(config.workers),
@@ -39,6 +40,9 @@ def task(config: RunConfig) -> Task:
         knows=config.byzantine.knows,
         batch_size=config.worker.batch_size,
         momentum=config.worker.momentum,
+        local_steps=config.worker.local_steps,
+        local_lr=config.worker.local_lr or config.optimizer.lr,
+        deltas=isinstance(way, FedLaAvg) and way.form == "delta",
         availability=config.availability,
         delays=config.delays,
         device=config.worker.device,
