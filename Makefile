@@ -9,7 +9,10 @@ SHELL := /bin/bash
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check
-install := $(pip) install --quiet -c constraints.txt
+# Compiling every module of every package takes as long as installing them; Python compiles what it imports.
+install := $(pip) install --quiet --no-compile -c constraints.txt
+# One test process for each core, but not for each of many: every one imports torch.
+share := -n logical --maxprocesses 4 --dist worksteal
 demo_ready := $(VENV)/.demo-ready
 dev_ready := $(VENV)/.dev-ready
 kernels := setup.py $(wildcard aggregators/kernels/*.[ch])
@@ -23,13 +26,13 @@ demo: $(demo_ready) ## 15 workers, 3 Byzantine: four aggregators against two att
 	$(bin)/varangian demo
 
 test: $(dev_ready) ## the whole test suite
-	$(bin)/pytest
+	$(bin)/pytest $(share)
 
 test-oldest: $(VENV)/bin/python ## the test suite with the oldest dependencies that pyproject.toml allows
 	$(PYTHON) -m venv --clear $(VENV)-oldest
 	$(install) uv
 	$(bin)/uv pip install --quiet --python $(VENV)-oldest --resolution lowest-direct -e ".[all]" --group test
-	$(VENV)-oldest/bin/pytest
+	$(VENV)-oldest/bin/pytest $(share)
 
 dev: $(dev_ready) ## .venv with every extra and the tools for development
 
