@@ -41,6 +41,8 @@ from varangian.protos.allocator import keep_large_blocks  # noqa: E402
 
 Attack = Callable[[Target], None]
 SPACING = 16
+LARGE = 4 << 20
+"""Bytes of a message of the very large model."""
 FLOODS = (
     attacks.ping_flood,
     attacks.settings_flood,
@@ -203,14 +205,18 @@ def large(args: argparse.Namespace, log: Path) -> dict[str, Any]:
         stack.enter_context(closing(siege))
         before = look(siege, 0)
         honest = stack.enter_context(closing(Honest(siege, ("w00",), [vector], idle=120.0)))
+        client = honest.clients[0]
+        client._pace.asked(LARGE)
+        client._incoming.chunk_bytes = LARGE
         pull, push = honest.round()
         # What comes back is what was sent, times the learning rate, and the other way round.
-        parameters = honest.runner.run(honest.clients[0].pull(honest.served)).parameters
+        client._incoming.chunk_bytes = LARGE
+        parameters = honest.runner.run(client.pull(honest.served)).parameters
         assert torch.equal(parameters[:: d // 1000], torch.full((len(parameters[:: d // 1000]),), -0.1))
         assert int(parameters.count_nonzero()) == int(vector.count_nonzero())
         after = look(siege, 1)
-    times = {"pull_s": pull, "push_s": push}
-    return {"bytes": 4 * d, **times, "before": before, "after": after, "bound_mb": siege.bound / 1e6}
+    found = {"bytes": 4 * d, "message_bytes": LARGE, "pull_s": pull, "push_s": push}
+    return found | {"before": before, "after": after, "bound_mb": siege.bound / 1e6}
 
 
 def _quantiles(seconds: list[float]) -> dict[str, float]:
