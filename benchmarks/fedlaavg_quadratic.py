@@ -21,19 +21,15 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregator, Mean
 from varangian.server.choices import Oldest
-from varangian.server.invitations import (
-    Arrived,
-    Event,
-    Invite,
-    Opened,
-    ParticipationPolicy,
-    Ready,
-    Reduce,
-)
+from varangian.server.events import Close, Committed, Event, Invite, Offer, Push, Ready
+from varangian.server.invitations import ParticipationPolicy
 from varangian.server.latest import Latest
 from varangian.server.participation import ParticipationMachine
 
 OPTIMA: Mapping[str, float] = {"w00": 0.0, "w01": 1.0}
+POLICY = ParticipationPolicy(
+    tuple(OPTIMA), rounds=10**9, quorum=1, deadline=60.0, shortfall="wait", f=0, choice=Oldest(k=1)
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,7 +56,7 @@ class Simulation:
     """A server and its workers, without what lies between them."""
 
     def __init__(self, lr: float, *, latest: bool) -> None:
-        self.machine = ParticipationMachine(ParticipationPolicy(tuple(OPTIMA), Oldest(k=1)))
+        self.machine = ParticipationMachine(POLICY)
         self.kept = Latest([*OPTIMA], d=1)
         self.x = torch.zeros(1, dtype=torch.float64)
         self.lr = lr
@@ -69,20 +65,20 @@ class Simulation:
 
     def round(self, worker: str) -> None:
         """One round in which only this worker is there."""
-        round = self.machine.state.round
-        self._handle(Ready(worker, round, at=round))
-        self._handle(Opened(round + 1, at=round + 1))
+        self._handle(Ready(worker, self.machine.state.round, at=0.0))
 
     def _handle(self, event: Event) -> None:
         for effect in self.machine.handle(event):
             match effect:
                 case Invite(worker, round):
                     self.kept.replace(worker, (self.x - OPTIMA[worker]).float(), round)
-                    self._handle(Arrived(worker, round, event.at))
-                case Reduce(arrivals=arrivals):
-                    self._step(self._rows([arrival.worker for arrival in arrivals]))
+                    self._handle(Offer(worker, round, b"", event.at))
+                    self._handle(Push(worker, round, b"its digest", event.at))
+                case Close(workers=workers):
+                    self._step(self._rows([*workers]))
+                    self._handle(Committed(effect.round, event.at))
                 case _:
-                    raise AssertionError(effect)
+                    pass
 
     def _rows(self, workers: list[str]) -> list[Tensor]:
         rows = self.kept.rows()

@@ -1,20 +1,19 @@
 """Four ways to choose who takes part in a round. Time and availability come in; nothing else is known.
 
-n  workers     t  round     K  seats
+n  workers     t  round     k  seats
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 from varangian.server.events import Seconds, Worker
+from varangian.server.graphs.base import Graph, GraphError
+from varangian.server.graphs.turns import cycle, group
 from varangian.server.invitations import Participation
 from varangian.server.staleness import Constant, Staleness
-
-Neighbours: TypeAlias = Callable[[int, int, int], Sequence[int]]
-"""(n, i, t): whom worker i hears from when the graph is in its round t, itself not among them."""
 
 NEVER = -1
 """The round of the last participation of a worker that never took part."""
@@ -36,10 +35,22 @@ def staleness_bound(n: int, k: int, every: int) -> int:
     return -(-n // k) * every - 1
 
 
-class _Synchronous:
-    """Every round has its own model, and its vectors are as old as each other."""
+class _Whoever:
+    """Whoever is ready is invited at once, and a round reduces over all that is there."""
 
-    tau: ClassVar[int] = 0
+    def members(self, workers: tuple[Worker, ...], round: int) -> tuple[Worker, ...]:
+        return workers
+
+    def expected(self, workers: tuple[Worker, ...], state: Participation) -> Collection[Worker]:
+        return state.invited.keys()
+
+    def quorum(self, declared: int, seats: int, there: int) -> int:
+        return min(declared, seats)
+
+    def next(
+        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...]
+    ) -> tuple[Worker, ...]:
+        return ready
 
     def wake_at(self, state: Participation) -> Seconds | None:
         return None
@@ -49,95 +60,80 @@ class _Synchronous:
 
 
 @dataclass(frozen=True)
-class Everyone(_Synchronous):
-    """All who are there, every round."""
+class Everyone(_Whoever):
+    """All n, every round: what the round machine does, for those who ask."""
 
-    def problem(self, n: int) -> str | None:
+    tau: ClassVar[int] = 0
+
+    def problem(self, n: int, deadline: Seconds) -> str | None:
         return None
 
-    def wanted(self, workers: tuple[Worker, ...], round: int) -> int:
-        return len(workers)
+    def seats(self, n: int, round: int) -> int:
+        return n
 
-    def next(
-        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...], at: Seconds
-    ) -> tuple[Worker, ...]:
-        return ready
+    def wanted(self, workers: tuple[Worker, ...], state: Participation, ready: int) -> int:
+        return len(workers)
 
 
 @dataclass(frozen=True)
-class Oldest(_Synchronous):
-    """K of those who are there: whose last participation is the longest ago.
+class Oldest(_Whoever):
+    """k of those who are there: whose last participation is the longest ago.
 
     To be invited is to participate, whatever comes of it: who never answers does not keep a seat for ever.
+    The choice waits until each of the n workers asks or has said for which later round it will, since then
+    it does not depend on who is faster; but only for a while, and no longer than until the first is seated.
     """
 
     k: int
     gather: Seconds = 0.0
-    """How long to wait after a round has opened for more to choose from; no longer once all are there."""
+    """How long to wait after a round has opened for more to choose from."""
 
-    def problem(self, n: int) -> str | None:
+    tau: ClassVar[int] = 0
+
+    def problem(self, n: int, deadline: Seconds) -> str | None:
         if not 1 <= self.k <= n:
             return f"`k` should be between 1 and n = {n}, as many as are chosen in a round. Found {self.k}."
-        if not self.gather >= 0:
-            return f"`gather` should be a number of seconds, at least 0. Found {self.gather}."
+        if not 0 <= self.gather < deadline:
+            span = f"at least 0 and less than the deadline of {deadline:g}"
+            return f"`gather` should be a number of seconds, {span}. Found {self.gather}."
         return None
 
-    def wanted(self, workers: tuple[Worker, ...], round: int) -> int:
+    def seats(self, n: int, round: int) -> int:
         return self.k
 
+    def wanted(self, workers: tuple[Worker, ...], state: Participation, ready: int) -> int:
+        if self._gathers(workers, state):
+            return self.k
+        return max(1, min(self.k, len(_seated(state)) + ready))
+
+    def quorum(self, declared: int, seats: int, there: int) -> int:
+        """As many may be silent as in a full round: a seat that nobody took is nobody's silence."""
+        return max(1, min(declared, seats) - max(0, seats - there))
+
     def next(
-        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...], at: Seconds
+        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...]
     ) -> tuple[Worker, ...]:
-        seated = len(_seated(state))
-        early = state.opened_at is None or at < state.opened_at + self.gather
-        if early and seated + len(ready) < len(workers):
+        if self._gathers(workers, state):
             return ()
-        return oldest(ready, state.last, max(0, self.k - seated))
+        # Those who have a seat were silent until the deadline: whoever else is there may answer for them.
+        free = len(ready) if state.overdue else self.k - len(_seated(state))
+        return oldest(ready, state.last, max(0, free))
 
     def wake_at(self, state: Participation) -> Seconds | None:
         return None if state.opened_at is None else state.opened_at + self.gather
 
+    def _gathers(self, workers: tuple[Worker, ...], state: Participation) -> bool:
+        early = state.opened_at is None or state.at < state.opened_at + self.gather
+        return early and not _seated(state) and len(state.parked) < len(workers)
+
 
 def _seated(state: Participation) -> set[Worker]:
     """Who was invited to this round and may still answer, or has."""
-    invited = {worker for worker, round in state.invited.items() if round == state.round}
-    return invited | set(state.arrived) | state.faulty
+    return {*state.invited, *state.held, *state.faults}
 
 
 @dataclass(frozen=True)
-class Rotating(_Synchronous):
-    """One neighbourhood of a graph after the other: in round t worker t mod n and those whom it hears from.
-
-    The stochastic reduce of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and Kruus,
-    2016) on a server. A graph that changes does so once all n workers had their turn: so with a regular
-    one everybody takes part equally often in any n rounds from a multiple of n.
-    """
-
-    neighbours: Neighbours
-
-    def problem(self, n: int) -> str | None:
-        return None
-
-    def members(self, n: int, t: int) -> tuple[int, ...]:
-        """Who takes part in round t, ascending."""
-        centre = t % n
-        return tuple(sorted({centre, *self.neighbours(n, centre, t // n)}))
-
-    def names(self, workers: tuple[Worker, ...], t: int) -> tuple[Worker, ...]:
-        return tuple(workers[i] for i in self.members(len(workers), t))
-
-    def wanted(self, workers: tuple[Worker, ...], round: int) -> int:
-        return len(self.members(len(workers), round))
-
-    def next(
-        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...], at: Seconds
-    ) -> tuple[Worker, ...]:
-        members = self.names(workers, state.round)
-        return tuple(worker for worker in ready if worker in members)
-
-
-@dataclass(frozen=True)
-class Buffered:
+class Buffered(_Whoever):
     """Whoever is ready gets the current model; as soon as `size` vectors are there they are aggregated.
 
     "Federated Learning with Buffered Asynchronous Aggregation" (Nguyen et al., 2022), with one place in the
@@ -149,23 +145,73 @@ class Buffered:
     """How many rounds old a vector may be when it is used."""
     staleness: Staleness = field(default_factory=Constant)
 
-    def problem(self, n: int) -> str | None:
+    def problem(self, n: int, deadline: Seconds) -> str | None:
         if not 1 <= self.size <= n:
             return f"`size` should be between 1 and n = {n}: a worker has one place. Found {self.size}."
         if self.tau < 0:
             return f"`tau` should be a number of rounds, at least 0. Found {self.tau}."
         return None
 
-    def wanted(self, workers: tuple[Worker, ...], round: int) -> int:
+    def seats(self, n: int, round: int) -> int:
         return self.size
 
-    def next(
-        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...], at: Seconds
-    ) -> tuple[Worker, ...]:
-        return ready
-
-    def wake_at(self, state: Participation) -> Seconds | None:
-        return None
+    def wanted(self, workers: tuple[Worker, ...], state: Participation, ready: int) -> int:
+        return self.size
 
     def factor(self, age: int) -> float:
         return self.staleness.factor(age)
+
+
+@dataclass(frozen=True)
+class Neighbourhoods(_Whoever):
+    """One neighbourhood of a graph after the other: in round t worker t mod n and those whom it hears from.
+
+    The stochastic reduce of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and Kruus,
+    2016) on a server. Whoever is ready gets the current model, and its vector waits until its turn comes:
+    nobody waits for those who are not members, and a fast worker is ahead by one vector.
+    """
+
+    graph: Graph
+    tau: int | None = None
+    """How many rounds old a vector may be when it is used; None for as long as its turn takes to come."""
+    _known: dict[tuple[int, int], tuple[int, ...]] = field(
+        default_factory=dict[tuple[int, int], tuple[int, ...]], init=False, repr=False, compare=False
+    )
+
+    def problem(self, n: int, deadline: Seconds) -> str | None:
+        if self.tau is not None and self.tau < 0:
+            return f"`tau` should be a number of rounds, at least 0, or null. Found {self.tau}."
+        try:
+            group(self.graph, n, 0)
+        except GraphError as error:
+            return str(error)
+        return None
+
+    def group(self, n: int, t: int) -> tuple[int, ...]:
+        """The workers of round t, ascending."""
+        turn = n, t % cycle(self.graph, n)
+        if turn not in self._known:
+            self._known[turn] = group(self.graph, *turn)
+        return self._known[turn]
+
+    def members(self, workers: tuple[Worker, ...], round: int) -> tuple[Worker, ...]:
+        return tuple(workers[i] for i in self.group(len(workers), round))
+
+    def expected(self, workers: tuple[Worker, ...], state: Participation) -> Collection[Worker]:
+        return self.members(workers, state.round)
+
+    def seats(self, n: int, round: int) -> int:
+        return len(self.group(n, round))
+
+    def wanted(self, workers: tuple[Worker, ...], state: Participation, ready: int) -> int:
+        return self.seats(len(workers), state.round)
+
+    def next(
+        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...]
+    ) -> tuple[Worker, ...]:
+        """All of them, if their turn comes before a vector for this model is too old."""
+        if self.tau is None:
+            return ready
+        rounds = range(state.round, state.round + min(self.tau + 1, cycle(self.graph, len(workers))))
+        due = {worker for round in rounds for worker in self.members(workers, round)}
+        return tuple(worker for worker in ready if worker in due)

@@ -1,16 +1,18 @@
-"""The vocabulary of participation: who may push for which model, what can happen, what follows.
+"""What was agreed on about who takes part in a run, and what is remembered of those who do.
 
 `participation` says how these fit together. All of it is plain data: no clock, no tensor, no wire.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Protocol, TypeAlias
 
-from varangian.server.events import Seconds, Tick, Worker
+from varangian.server.events import Close, Phase, RoundPolicy, Seconds, Worker
+
+Vector: TypeAlias = tuple[int, bytes]
+"""The round whose model it was made for, and its digest: the number of a push, exactly once."""
 
 
 @dataclass(frozen=True)
@@ -18,53 +20,86 @@ class Participation:
     """All that is remembered."""
 
     round: int = 0
+    phase: Phase = Phase.OPEN
     at: Seconds = float("-inf")
     """When the last event was."""
     opened_at: Seconds | None = None
     """None until the first worker of round 0 shows up."""
-    reducing: bool = False
-    """Whether the round is closed, and somebody aggregates."""
+    overdue: bool = False
+    """Whether the deadline has passed and the policy is to wait."""
+    skips: int = 0
+    """Rounds in a row, up to this one, that had no update."""
+    reason: str = ""
+    """Why the run is finished."""
     parked: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
     """Workers that wait for an invitation, and the first round that they would answer."""
     invited: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
-    """Workers that were invited and have not answered, and the round whose model they were given.
-
-    Also those who are too late by now: they are told so.
-    """
-    arrived: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
-    """Whose vector waits to be aggregated, one for each, and the round whose model it was made for."""
-    faulty: frozenset[Worker] = frozenset()
-    """Who answered the open round with what no honest worker sends."""
-    taken: frozenset[Worker] = frozenset()
-    """Whose vector is being aggregated."""
+    """Workers that have a model, of this round, and whose vector for it may still come and count."""
+    uploads: Mapping[Worker, Vector] = field(default_factory=dict[Worker, Vector])
+    """Open ones, also those that are too old to count; of some the digest comes at the end."""
+    held: Mapping[Worker, Vector] = field(default_factory=dict[Worker, Vector])
+    """Vectors that are there and not used yet, one of each worker."""
+    closed: Close | None = None
+    """How the round was closed that is being aggregated."""
+    used: Mapping[Worker, Vector] = field(default_factory=dict[Worker, Vector])
+    """The last vector of each worker that was used."""
+    faults: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
+    """Who proved faulty in this round, and by what."""
+    accused: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
+    """Who proved faulty while the round was being aggregated: it counts in the next."""
     last: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
     """The round of the latest invitation of each worker."""
 
-
-class Choice(Protocol):
-    """Who is invited to a round."""
+    @property
+    def taken(self) -> tuple[Worker, ...]:
+        """Whose held vector is being aggregated."""
+        return () if self.closed is None else self.closed.workers
 
     @property
-    def tau(self) -> int:
-        """How many rounds an invitation outlives its own: 0 where every round has its own model."""
+    def pushed(self) -> dict[Worker, bytes]:
+        return {worker: digest for worker, (_, digest) in self.held.items()}
+
+
+class Choice(Protocol):
+    """Who is invited, whose vectors a round reduces over, and how old they may be."""
+
+    @property
+    def tau(self) -> int | None:
+        """How many rounds a vector may be old when it is used; None for any age."""
         ...
 
-    def problem(self, n: int, /) -> str | None:
+    def problem(self, n: int, deadline: Seconds, /) -> str | None:
         """Why n workers cannot be chosen from like this; None when they can."""
         ...
 
-    def wanted(self, workers: tuple[Worker, ...], round: int, /) -> int:
-        """After how many answers the round is complete."""
+    def members(self, workers: tuple[Worker, ...], round: int, /) -> tuple[Worker, ...]:
+        """Whose vectors the round reduces over, as far as they are there; sorted."""
+        ...
+
+    def expected(self, workers: tuple[Worker, ...], state: Participation, /) -> Collection[Worker]:
+        """Who is missing from the open round, unless it has answered."""
+        ...
+
+    def seats(self, n: int, round: int, /) -> int:
+        """How many answers a full round has."""
+        ...
+
+    def wanted(self, workers: tuple[Worker, ...], state: Participation, ready: int, /) -> int:
+        """After how many answers the round is complete: fewer than its seats if nobody takes them."""
+        ...
+
+    def quorum(self, declared: int, seats: int, there: int, /) -> int:
+        """The fewest answers to close at the deadline with, where so many could answer at the most."""
         ...
 
     def next(
-        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...], at: Seconds, /
+        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...], /
     ) -> tuple[Worker, ...]:
         """Whom of those that are ready to invite now; their names are sorted."""
         ...
 
     def wake_at(self, state: Participation, /) -> Seconds | None:
-        """When time alone makes a difference to `next`, or made one."""
+        """When time alone makes a difference to `next` or `wanted`, or made one."""
         ...
 
     def factor(self, age: int, /) -> float:
@@ -73,148 +108,16 @@ class Choice(Protocol):
 
 
 @dataclass(frozen=True)
-class ParticipationPolicy:
-    """What a run agreed on before its first round."""
+class ParticipationPolicy(RoundPolicy):
+    """What a run agreed on before its first round.
 
-    workers: tuple[Worker, ...]
-    choice: Choice
-    deadline: Seconds | None = None
-    """After how long a round closes with the answers that there are; None to wait until all are there."""
-    quorum: int = 1
-    """The fewest answers with which a round closes at its deadline."""
+    `quorum` is how many must have answered for a full round to close at its deadline: all of a round that
+    has fewer seats, and one less for each seat that nobody was there to take, but at least one.
+    """
+
+    choice: Choice = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "workers", tuple(sorted(self.workers)))
-        n = len(self.workers)
-        if n == 0 or len(set(self.workers)) < n:
-            raise ValueError(f"`workers` should be different names, at least one. Found {self.workers}.")
-        if problem := self.choice.problem(n):
+        super().__post_init__()
+        if problem := self.choice.problem(len(self.workers), self.deadline):
             raise ValueError(problem)
-        if self.deadline is not None and not self.deadline > 0:
-            raise ValueError(f"`deadline` should be a positive number of seconds. Found {self.deadline}.")
-        if not 1 <= self.quorum <= n:
-            raise ValueError(f"`quorum` should be between 1 and n = {n}. Found {self.quorum}.")
-
-
-class Unwelcome(Enum):
-    """Why a push was turned away. The name is the stable code, the value the sentence sent back."""
-
-    UNKNOWN_WORKER = "This name is not one of the workers of the run."
-    NOT_INVITED = "This worker was not invited to push for this round; pull, and wait to be."
-    TOO_OLD = "The model that this vector was made for is too old by now; pull the current one."
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A worker asks for a model, and waits: its pull is parked."""
-
-    worker: Worker
-    round: int
-    """The first that it would answer."""
-    at: Seconds
-
-
-@dataclass(frozen=True)
-class Left:
-    """Nobody is there any more who could answer, or whose pull could be answered."""
-
-    worker: Worker
-    at: Seconds
-
-
-@dataclass(frozen=True)
-class Began:
-    """A push begins."""
-
-    worker: Worker
-    round: int
-    """Whose model it was made for; as in the following two."""
-    at: Seconds
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """A push is complete, and its vector is sound."""
-
-    worker: Worker
-    round: int
-    at: Seconds
-
-
-@dataclass(frozen=True)
-class Faulty:
-    """A push that no honest worker makes."""
-
-    worker: Worker
-    round: int
-    at: Seconds
-
-
-@dataclass(frozen=True)
-class Closed:
-    """Somebody else decided that the open round is over."""
-
-    round: int
-    at: Seconds
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The round before is aggregated, or given up, and there is a model for this one."""
-
-    round: int
-    at: Seconds
-
-
-Event: TypeAlias = Ready | Left | Began | Arrived | Faulty | Closed | Opened | Tick
-
-
-@dataclass(frozen=True)
-class Invite:
-    """Answer the worker's pull with the model of this round."""
-
-    worker: Worker
-    round: int
-
-
-@dataclass(frozen=True)
-class Admit:
-    """The push may go on."""
-
-    worker: Worker
-    round: int
-
-
-@dataclass(frozen=True)
-class TurnAway:
-    """The push is refused; nothing has changed."""
-
-    worker: Worker
-    code: Unwelcome
-    round: int
-    """The open one."""
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A vector that takes part."""
-
-    worker: Worker
-    age: int
-    """In rounds, of the model that it was made for."""
-    factor: float
-    """What it counts at this age."""
-
-
-@dataclass(frozen=True)
-class Reduce:
-    """Aggregate these, then report `Opened` of the next round."""
-
-    round: int
-    arrivals: tuple[Arrival, ...]
-    """Sorted by name."""
-    faulty: tuple[Worker, ...]
-    because: str
-
-
-Effect: TypeAlias = Invite | Admit | TurnAway | Reduce

@@ -1,64 +1,79 @@
-"""Who may push for which model: how workers that come and go take part in a run, without any I/O.
+"""Who may push for which model: the protocol of a run whose workers come and go, without any I/O.
 
-Beside the round machine, which decides whose push of a round counts, this one decides who is asked for one.
-The same rules hold: no clock, no tensor, no thread and no wire; time comes in with each event; an event
-that is refused changes nothing; one pure function, `moved`, is the whole protocol.
+Beside `round`, for runs in which not everybody pushes in every round. Its rules hold here, too: no clock,
+no tensor, no thread and no wire; time comes in with each event; an event that is refused changes nothing;
+every decision has its sentence; one pure function, `moved`, is the whole protocol. Its events and effects
+mean the same, except that the round of a vector is the round whose model it was made for.
 
 Theory of operation. A worker asks for a model (`Ready`) and is parked until the choice of the run takes it:
-everyone, the K that were away longest, one neighbourhood of a graph after the other, or whoever comes
-(`choices`). Then it is invited: its pull is answered with the model of the open round, and for that model
-it may push. Nobody else may.
+the k that were away longest, whoever comes, whose turn it is (`choices`). Then it is invited: its pull is
+answered with the model of the open round, and for that model it may push, once. Nobody else may.
 
-    parked  --Invite-->  invited  --Arrived-->  arrived  --Reduce or Closed-->  taken  --Opened-->  free
-                                  --Left-->  free     --Faulty-->  out until the next round opens
+    parked  --Invite-->  invited  --Offer, Push-->  held  --Close-->  taken  --Committed, Skipped-->  free
+                         invited  --Left-->  free          too old  -->  free
+    Fault: out until the next round opens
 
-The round is complete when as many as the choice wants have answered, or at the deadline once a quorum has.
-`Reduce` says whose vectors to aggregate; whoever decides that by other rules says `Closed` instead. Between
-that and `Opened` nobody is invited, because the next model is about to come.
+That is NOTIFY-ACK of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and Kruus, 2016),
+in its strong form: the push is the notification, and the answer to the next pull is the acknowledgement,
+which comes after the vector was used. A worker has one place from its invitation until then. So there is
+at most one vector of it that was not used; its row is written by one upload at a time, only while no vector
+is held there, and read only while one is: what is aggregated is never torn or mixed, and fills nothing
+twice. Whatever is lost on the way is said again: an invitation is given again, and a push with the round
+and the digest of the one that is held, or was used last, is a duplicate.
 
-An invitation holds for its own round, or for `tau` rounds more: a vector is as old as the model it was made
-for, counted to the round in which it is used. A worker has one place, from its invitation until its vector
-is used; so it can fill nothing twice, however fast it is.
+A round is complete when as many have answered as the choice wants, or nobody is left who could; or at the
+deadline, if the quorum has. Below the quorum the policy decides, as in `round`; but nobody waits for those
+who have said that they are away until a later round, since that round has to come. While a round is being
+aggregated nobody is invited, because the next model is about to come; vectors may arrive, for the next.
 
-There is no state in which a run waits for a worker that is gone: who leaves frees its seat, and with a
-deadline a round closes without those who are silent. Below the quorum it waits, as it was told to.
+A vector may be `tau` rounds old when it is used. One that is too old while it waits for its turn is
+dropped, and its worker is free for the current model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeAlias, TypeVar
+from typing import ClassVar, TypeAlias
 
-from varangian.server.events import Seconds, Tick, Worker
-from varangian.server.invitations import (
-    Admit,
-    Arrival,
-    Arrived,
-    Began,
-    Closed,
+from varangian.server.admission import refused, standing
+from varangian.server.attendance import closed, decided, ended, in_vain, ready, tallied, uploads_of_use
+from varangian.server.events import (
+    Accept,
+    Committed,
+    Duplicate,
     Effect,
     Event,
-    Faulty,
+    Fault,
+    Finish,
+    Gone,
     Invite,
     Left,
-    Opened,
-    Participation,
-    ParticipationPolicy,
+    Offer,
+    Open,
+    Phase,
+    Push,
     Ready,
-    Reduce,
-    TurnAway,
-    Unwelcome,
+    Refusal,
+    Reject,
+    Seconds,
+    Skip,
+    Skipped,
+    Stop,
+    Worker,
 )
+from varangian.server.invitations import Participation, ParticipationPolicy
+from varangian.server.machine import Decision, Verdict
+from varangian.server.rollcall import without
 
 __all__ = ["ParticipationMachine", "moved"]
 
-V = TypeVar("V")
 Moved: TypeAlias = tuple[Participation, tuple[Effect, ...]]
 
 
 class ParticipationMachine:
-    """The participation of one run. `handle` is the only way to change it."""
+    """The protocol of one run. `handle` is the only way to change it."""
+
+    invites: ClassVar[bool] = True
 
     def __init__(self, policy: ParticipationPolicy) -> None:
         self.policy = policy
@@ -74,119 +89,97 @@ class ParticipationMachine:
         """When the next `Tick` is due; None when nothing depends on time."""
         return wake_at(self.policy, self.state)
 
+    def decision(self, at: Seconds) -> Decision:
+        """What the open round is waiting for, as a sentence."""
+        return decided(self.policy, self.state, tallied(self.policy, self.state), at)
+
+    def standing(self, worker: Worker, round: int) -> Refusal | None:
+        """Why a vector of this worker, made for the model of this round, would not count any more."""
+        return standing(self.policy, self.state, worker, round)
+
 
 def moved(policy: ParticipationPolicy, state: Participation, event: Event) -> Moved:
     """The whole protocol: a pure function of state and event."""
-    if not isinstance(event, Tick | Closed | Opened):
-        code = refused(policy, state, event)
-        if code is not None:
-            return state, (TurnAway(event.worker, code, state.round),)
-    state = replace(state, at=max(state.at, event.at))
-    match event:
-        case Ready(worker, round) if _again(state, worker, round):
-            return state, (Invite(worker, state.round),)
-        case Began(worker, round):
-            return state, (Admit(worker, round),)
-        case Opened():
-            return _settled(policy, _opened(policy, state, event))
-        case Closed(round):
-            assert round == state.round, f"round {round} was closed in round {state.round}"
-            return _closed(state), ()
-        case _:
-            return _settled(policy, _changed(state, event))
-
-
-def refused(
-    policy: ParticipationPolicy, state: Participation, event: Ready | Left | Began | Arrived | Faulty
-) -> Unwelcome | None:
-    """Why a worker may not do this now; None when it may."""
-    if event.worker not in policy.workers:
-        return Unwelcome.UNKNOWN_WORKER
-    if isinstance(event, Ready | Left):
-        return None
-    # The retry of a push that counts is the round machine's to answer, as is a second, different one.
-    counted = state.arrived.get(event.worker) == event.round and event.worker not in state.taken
-    if counted and not isinstance(event, Arrived):
-        return None
-    if state.invited.get(event.worker) != event.round:
-        return Unwelcome.NOT_INVITED
-    return Unwelcome.TOO_OLD if _target(state) - event.round > policy.choice.tau else None
+    refusal = refused(policy, state, event)
+    if refusal is Refusal.DUPLICATE and isinstance(event, Offer):
+        return state, (Duplicate(event.worker, event.round),)
+    if refusal is not None and refusal is not Refusal.EQUIVOCATION:
+        return state, (Reject(refusal, state.round),)
+    now = replace(state, at=max(state.at, event.at))
+    if refusal is not None:
+        return _equivocated(policy, now, event)
+    changed, effects = _changed(policy, now, event)
+    settled, following = _settled(policy, changed)
+    return settled, (*effects, *following)
 
 
 def wake_at(policy: ParticipationPolicy, state: Participation) -> Seconds | None:
     """When time alone changes something; None if it never does."""
-    if state.reducing or state.opened_at is None:
+    if state.phase is not Phase.OPEN or state.opened_at is None:
         return None
-    deadline = None if policy.deadline is None else state.opened_at + policy.deadline
+    deadline = None if state.overdue else state.opened_at + policy.deadline
     moments = (deadline, policy.choice.wake_at(state))
     return min((moment for moment in moments if moment is not None and moment > state.at), default=None)
 
 
-def _target(state: Participation) -> int:
-    """The round in which a vector that arrives now will be used."""
-    return state.round + state.reducing
-
-
-def _again(state: Participation, worker: Worker, round: int) -> bool:
-    """Whether the answer to a pull got lost: the same invitation is given again."""
-    return not state.reducing and state.invited.get(worker) == state.round and round <= state.round
-
-
-def _changed(state: Participation, event: Event) -> Participation:
-    """What an event that is in order does to the lists."""
+def _changed(policy: ParticipationPolicy, state: Participation, event: Event) -> Moved:
+    """What an event that is in order does by itself."""
     match event:
-        case Ready(worker, round, at):
-            opened_at = at if state.opened_at is None else state.opened_at
-            parked = {**state.parked, worker: round}
-            return replace(
-                state, opened_at=opened_at, parked=parked, invited=_without(state.invited, worker)
-            )
+        case Ready(worker, round):
+            return _asked(_started(state), worker, round)
         case Left(worker):
-            parked, invited = _without(state.parked, worker), _without(state.invited, worker)
-            return replace(state, parked=parked, invited=invited)
-        case Arrived(worker, round):
-            arrived = {**state.arrived, worker: round}
-            return replace(state, arrived=arrived, invited=_without(state.invited, worker))
-        case Faulty(worker):
-            arrived, invited = _without(state.arrived, worker), _without(state.invited, worker)
-            return replace(state, arrived=arrived, invited=invited, faulty=state.faulty | {worker})
+            return _left(state, worker), ()
+        case Offer(worker, round, digest):
+            uploads = {**state.uploads, worker: (round, digest)}
+            return replace(state, uploads=uploads), (Accept(worker, round),)
+        case Push(worker, round, digest):
+            held = {**state.held, worker: (round, digest)}
+            arrived = replace(_uninvited(state, worker), held=held)
+            return replace(arrived, uploads=without(state.uploads, worker)), (Accept(worker, round),)
+        case Fault(worker, _, reason):
+            return _faulted(state, worker, reason), ()
+        case Gone(worker):
+            return _gone(state, worker)
+        case Committed():
+            return _opened(policy, replace(state, skips=0))
+        case Skipped(_, reason):
+            return _given_up(policy, state, reason)
+        case Stop(reason):
+            return _finished(state, reason)
         case _:
-            return state
+            return state, ()
 
 
 def _settled(policy: ParticipationPolicy, state: Participation) -> Moved:
-    """Close the round if it is time to; else invite whom there is a place for."""
-    because = None if state.reducing else _complete(policy, state)
-    if because is None:
-        return _invited(policy, state)
-    arrivals = (
-        Arrival(worker, age, policy.choice.factor(age))
-        for worker, round in sorted(state.arrived.items())
-        for age in (state.round - round,)
-    )
-    reduce = Reduce(state.round, tuple(arrivals), tuple(sorted(state.faulty)), because)
-    return _closed(state), (reduce,)
+    """Close the round, or give it up, if it is time to; else invite whom there is a place for."""
+    effects: tuple[Effect, ...] = ()
+    over = True
+    while over and state.phase is Phase.OPEN and state.opened_at is not None:
+        round = state.round
+        state, following = _judged(policy, state)
+        effects += following
+        over = state.round > round
+    return state, effects
 
 
-def _complete(policy: ParticipationPolicy, state: Participation) -> str | None:
-    """Why the open round need not wait any longer; None while it should."""
-    answered = len(state.arrived) + len(state.faulty)
-    wanted = policy.choice.wanted(policy.workers, state.round)
-    tally = f"round {state.round}: {answered} of {wanted} answers are there"
-    if answered >= wanted:
-        return f"{tally}; nobody else is waited for"
-    if policy.deadline is None or state.opened_at is None or answered < policy.quorum:
-        return None
-    late = state.at >= state.opened_at + policy.deadline
-    return f"{tally}; the deadline of {policy.deadline:g} s is over" if late else None
+def _judged(policy: ParticipationPolicy, state: Participation) -> Moved:
+    tally = tallied(policy, state)
+    verdict, because = decided(policy, state, tally, state.at)
+    if verdict is Verdict.CLOSE:
+        close = closed(policy, state, tally, because)
+        return replace(state, phase=Phase.CLOSED, closed=close, overdue=False), (close,)
+    if verdict is Verdict.SHORT:
+        if policy.shortfall != "wait" or in_vain(policy, state, tally):
+            return _skipped(policy, state, ended(Skip, state, tally, because))
+        state = replace(state, overdue=True)
+    return _invited(policy, state)
 
 
 def _invited(policy: ParticipationPolicy, state: Participation) -> Moved:
-    if state.reducing:
+    there = ready(policy, state)
+    chosen = policy.choice.next(policy.workers, state, there) if there else ()
+    if not chosen:
         return state, ()
-    busy = state.arrived.keys() | state.faulty
-    ready = (w for w, round in sorted(state.parked.items()) if round <= state.round and w not in busy)
-    chosen = policy.choice.next(policy.workers, state, tuple(ready), state.at)
     now = dict.fromkeys(chosen, state.round)
     state = replace(
         state,
@@ -197,27 +190,91 @@ def _invited(policy: ParticipationPolicy, state: Participation) -> Moved:
     return state, tuple(Invite(worker, state.round) for worker in chosen)
 
 
-def _closed(state: Participation) -> Participation:
-    return replace(state, reducing=True, taken=frozenset(state.arrived))
+def _asked(state: Participation, worker: Worker, round: int) -> Moved:
+    """The worker waits; if it has the model of this round, its answer was lost, and it is given again."""
+    state = replace(state, parked={**state.parked, worker: round})
+    if worker in uploads_of_use(state):
+        return state, ()  # it may be heard of before the end of an upload that is long dead
+    again = state.phase is Phase.OPEN and state.invited.get(worker) == state.round >= round
+    if again:
+        return replace(state, parked=without(state.parked, worker)), (Invite(worker, state.round),)
+    return _uninvited(state, worker), ()
 
 
-def _opened(policy: ParticipationPolicy, state: Participation, event: Opened) -> Participation:
-    assert event.round == state.round + 1, f"round {event.round} was opened after round {state.round}"
-    left = {
-        worker: round
-        for worker, round in state.arrived.items()
-        if worker not in state.taken and event.round - round <= policy.choice.tau
-    }
-    return replace(
+def _gone(state: Participation, worker: Worker) -> Moved:
+    state = replace(state, uploads=without(state.uploads, worker))
+    if worker in state.parked and worker in state.invited:
+        return _asked(state, worker, state.parked[worker])
+    return state, ()
+
+
+def _left(state: Participation, worker: Worker) -> Participation:
+    state = replace(state, parked=without(state.parked, worker))
+    return state if worker in uploads_of_use(state) else _uninvited(state, worker)
+
+
+def _equivocated(policy: ParticipationPolicy, state: Participation, event: Event) -> Moved:
+    assert isinstance(event, Offer)
+    guilty = _faulted(state, event.worker, "pushed two different vectors")
+    settled, effects = _settled(policy, guilty)
+    return settled, (Reject(Refusal.EQUIVOCATION, state.round), *effects)
+
+
+def _faulted(state: Participation, worker: Worker, reason: str) -> Participation:
+    state = replace(_uninvited(state, worker), held=without(state.held, worker))
+    if state.phase is Phase.CLOSED:
+        return replace(state, accused={**state.accused, worker: reason})
+    return replace(state, faults={**state.faults, worker: reason})
+
+
+def _given_up(policy: ParticipationPolicy, state: Participation, because: str) -> Moved:
+    close = state.closed
+    assert close is not None, f"round {state.round} was not closed"
+    skip = Skip(close.round, close.workers, close.faults, close.missing, close.waited, because)
+    return _skipped(policy, state, skip)
+
+
+def _skipped(policy: ParticipationPolicy, state: Participation, skip: Skip) -> Moved:
+    state = replace(state, skips=state.skips + 1)
+    if policy.shortfall == "fail":
+        state, effects = _finished(state, skip.because)
+    elif state.skips == policy.max_skips:
+        reason = f"{state.skips} rounds in a row had no update; the last, {skip.because}"
+        state, effects = _finished(state, reason)
+    else:
+        state, effects = _opened(policy, state)
+    return state, (skip, *effects)
+
+
+def _opened(policy: ParticipationPolicy, state: Participation) -> Moved:
+    """The next round; what was aggregated is used, and what is too old by now is dropped."""
+    round, tau, taken = state.round + 1, policy.choice.tau, state.taken
+    oldest = 0 if tau is None else round - tau
+    following = replace(
         state,
-        round=event.round,
-        opened_at=event.at,
-        reducing=False,
-        arrived=left,
-        faulty=frozenset(),
-        taken=frozenset(),
+        round=round,
+        phase=Phase.OPEN,
+        opened_at=state.at,
+        overdue=False,
+        invited={w: made_for for w, made_for in state.invited.items() if made_for >= oldest},
+        held={w: vector for w, vector in state.held.items() if w not in taken and vector[0] >= oldest},
+        used={**state.used, **{worker: state.held[worker] for worker in taken}},
+        closed=None,
+        faults=state.accused,
+        accused={},
     )
+    if round == policy.rounds:
+        return _finished(following, f"all {policy.rounds} rounds are done")
+    return following, (Open(round),)
 
 
-def _without(mapping: Mapping[Worker, V], worker: Worker) -> dict[Worker, V]:
-    return {key: value for key, value in mapping.items() if key != worker}
+def _finished(state: Participation, reason: str) -> Moved:
+    return replace(state, phase=Phase.FINISHED, reason=reason), (Finish(reason),)
+
+
+def _started(state: Participation) -> Participation:
+    return state if state.opened_at is not None else replace(state, opened_at=state.at)
+
+
+def _uninvited(state: Participation, worker: Worker) -> Participation:
+    return replace(state, invited=without(state.invited, worker))

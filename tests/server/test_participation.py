@@ -1,50 +1,66 @@
-"""Who is invited: each way to choose by itself, then histories that nobody thought of."""
+"""Who may push for which model: each rule of the protocol and each way to choose by itself."""
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from varangian.aggregators import AggregationError, Aggregator, Mean
-from varangian.aggregators.scaled import Scaled
-from varangian.registry import ConfigError
-from varangian.server.choices import Buffered, Everyone, Oldest, Rotating, oldest, staleness_bound
-from varangian.server.events import Tick
-from varangian.server.graphs import GRAPHS, Exponential, OnePeer, RandomRegular, Ring
-from varangian.server.invitations import (
-    Admit,
-    Arrival,
-    Arrived,
-    Began,
-    Choice,
-    Closed,
+from varangian.server.choices import Buffered, Everyone, Neighbourhoods, Oldest, oldest, staleness_bound
+from varangian.server.events import (
+    Accept,
+    Close,
+    Committed,
+    Duplicate,
     Effect,
     Event,
-    Faulty,
+    Fault,
+    Finish,
+    Gone,
     Invite,
     Left,
-    Opened,
-    ParticipationPolicy,
+    Offer,
+    Open,
+    Phase,
+    Push,
     Ready,
-    Reduce,
-    TurnAway,
-    Unwelcome,
+    Refusal,
+    Reject,
+    Settled,
+    Skip,
+    Skipped,
+    Stop,
+    Tick,
 )
+from varangian.server.graphs import (
+    Chord,
+    Complete,
+    Exponential,
+    Graph,
+    Halton,
+    OnePeer,
+    RandomRegular,
+    Ring,
+)
+from varangian.server.invitations import Choice, ParticipationPolicy
+from varangian.server.machine import Verdict
 from varangian.server.participation import ParticipationMachine
-from varangian.server.staleness import STALENESS, Constant, Hinge, Polynomial
+from varangian.server.staleness import Polynomial
 
+A, B = b"a" * 16, b"b" * 16
 WORKERS = ("w00", "w01", "w02", "w03")
 
 
-def machine(choice: Choice, workers: tuple[str, ...] = WORKERS, **fields: object) -> ParticipationMachine:
-    return ParticipationMachine(ParticipationPolicy(workers, choice, **fields))
+def policy(choice: Choice, **fields: object) -> ParticipationPolicy:
+    usual = {"workers": WORKERS, "rounds": 100, "quorum": 1, "deadline": 10.0, "shortfall": "wait", "f": 1}
+    return ParticipationPolicy(**usual | fields, choice=choice)
+
+
+def machine(choice: Choice, **fields: object) -> ParticipationMachine:
+    return ParticipationMachine(policy(choice, **fields))
 
 
 def play(machine: ParticipationMachine, *events: Event) -> list[Effect]:
@@ -53,46 +69,60 @@ def play(machine: ParticipationMachine, *events: Event) -> list[Effect]:
 
 def ready(machine: ParticipationMachine, *workers: str, at: float = 0.0) -> list[str]:
     """Who is invited when these ask, one after the other, for the open round."""
-    effects = play(machine, *(Ready(worker, machine.state.round, at) for worker in workers))
+    return invited(play(machine, *(Ready(worker, machine.state.round, at) for worker in workers)))
+
+
+def invited(effects: list[Effect]) -> list[str]:
     return [effect.worker for effect in effects if isinstance(effect, Invite)]
 
 
 def push(machine: ParticipationMachine, *workers: str, round: int | None = None) -> list[Effect]:
+    """Whole uploads; what follows them, without the answers to those who push."""
     round = machine.state.round if round is None else round
-    at = machine.state.at
-    return play(machine, *(e for w in workers for e in (Began(w, round, at), Arrived(w, round, at))))
+    at, effects = machine.state.at, list[Effect]()
+    for worker in workers:
+        answer = Accept(worker, round)
+        offered = play(machine, Offer(worker, round, A, at))
+        pushed = play(machine, Push(worker, round, A, at))
+        assert (offered, pushed[0]) == ([answer], answer)
+        effects += pushed[1:]
+    return effects
 
 
-def reduced(effects: list[Effect]) -> Reduce:
-    (found,) = (effect for effect in effects if isinstance(effect, Reduce))
+def the(kind: type[Close] | type[Skip], effects: list[Effect]) -> Close | Skip:
+    (found,) = (effect for effect in effects if isinstance(effect, Close | Skip))
+    assert isinstance(found, kind)
     return found
 
 
-def turned_away(machine: ParticipationMachine, event: Event) -> Unwelcome:
-    """The code of an event that must change nothing."""
+def refusal(machine: ParticipationMachine, event: Event) -> Refusal:
+    """The refusal of an event that must change nothing."""
     before = machine.state
     (effect,) = machine.handle(event)
     assert machine.state == before
-    assert isinstance(effect, TurnAway)
+    assert isinstance(effect, Reject)
     assert effect.round == before.round
-    return effect.code
+    return effect.refusal
 
 
-# Everyone
+# A round
 
 
 def test_everyone_is_invited_and_the_round_ends_with_the_last_answer():
     m = machine(Everyone())
     assert ready(m, *WORKERS) == [*WORKERS]
     push(m, "w02", "w00")
-    play(m, Faulty("w03", 0, 1.0))
-    reduce = reduced(push(m, "w01"))
-    assert reduce.arrivals == tuple(Arrival(w, 0, 1.0) for w in ("w00", "w01", "w02"))
-    assert reduce.faulty == ("w03",)
-    assert reduce.because == "round 0: 4 of 4 answers are there; nobody else is waited for"
+    play(m, Fault("w03", 0, "not finite", 1.0))
+    close = the(Close, push(m, "w01"))
+    assert (close.workers, close.missing, close.waited) == (("w00", "w01", "w02"), (), 1.0)
+    assert (close.ages, close.factors) == (dict.fromkeys(WORKERS[:3], 0), dict.fromkeys(WORKERS[:3], 1.0))
+    assert close.faults == {"w03": "not finite"}
+    assert (
+        close.because == "round 0: 4 of 4 answers are there (3 pushed, 1 faulty); nobody else is waited for"
+    )
     assert ready(m, "w00", "w01") == []  # the next model is about to come
-    assert play(m, Opened(1, 2.0)) == [Invite("w00", 1), Invite("w01", 1)]
-    assert m.state.faulty == frozenset()
+    assert play(m, Committed(0, 2.0)) == [Open(1), Invite("w00", 1), Invite("w01", 1)]
+    assert m.state.faults == {}
 
 
 def test_who_asks_again_because_the_answer_was_lost_gets_the_same_answer():
@@ -105,101 +135,257 @@ def test_who_asks_again_because_the_answer_was_lost_gets_the_same_answer():
 
 def test_who_has_answered_waits_for_the_next_round():
     m = machine(Everyone())
-    ready(m, "w00")
+    ready(m, "w00", "w01")
     push(m, "w00")
     assert play(m, Ready("w00", 1, 0.0)) == []
-    assert play(m, Closed(0, 1.0)) == []
-    assert play(m, Opened(1, 1.0)) == [Invite("w00", 1)]
+    assert m.wake_at == 10.0
+    assert the(Close, play(m, Tick(10.0))).missing == ("w01",)  # of the others nobody has asked
+    assert play(m, Committed(0, 11.0)) == [Open(1), Invite("w00", 1)]
 
 
-def test_a_worker_that_wants_a_later_round_is_not_invited_before():
-    m = machine(Everyone())
-    assert play(m, Ready("w00", 2, 0.0), Opened(1, 1.0)) == []
-    assert play(m, Opened(2, 2.0)) == [Invite("w00", 2)]
+def test_the_run_ends_after_its_rounds_or_when_it_is_stopped():
+    m = machine(Oldest(k=1), rounds=1)
+    ready(m, "w00")
+    push(m, "w00")
+    assert play(m, Committed(0, 1.0)) == [Finish("all 1 rounds are done")]
+    m = machine(Oldest(k=1))
+    ready(m, "w00")
+    play(m, Offer("w00", 0, A, 0.0))
+    assert play(m, Stop("stopped on request", 1.0)) == [Finish("stopped on request")]
+    assert (m.state.phase, m.wake_at) == (Phase.FINISHED, None)
+    for event in (Ready("w01", 0, 2.0), Push("w00", 0, A, 2.0), Stop("again", 2.0)):
+        assert refusal(m, event) is Refusal.FINISHED
+    assert m.standing("w00", 0) is Refusal.FINISHED
+    assert play(m, Gone("w00", 0, 2.0), Left("w00", 2.0), Tick(99.0)) == []
 
 
-# Turning away
+# Vectors
 
 
-def test_a_push_without_an_invitation_is_turned_away():
+def test_a_push_without_an_invitation_is_refused():
     m = machine(Oldest(k=1))
     assert ready(m, "w00", "w01") == ["w00"]
-    for event in (
-        Began("w01", 0, 0.0),
-        Arrived("w01", 0, 0.0),
-        Faulty("w01", 0, 0.0),
-        Began("w00", 1, 0.0),
-    ):
-        assert turned_away(m, event) is Unwelcome.NOT_INVITED
-    assert turned_away(m, Began("mallory", 0, 0.0)) is Unwelcome.UNKNOWN_WORKER
-    assert turned_away(m, Ready("mallory", 0, 0.0)) is Unwelcome.UNKNOWN_WORKER
-    assert play(m, Began("w00", 0, 0.0)) == [Admit("w00", 0)]
+    for event in (Offer("w01", 0, A, 0.0), Fault("w01", 0, "x", 0.0)):
+        assert refusal(m, event) is Refusal.NOT_INVITED
+    for event in (Push("w01", 0, A, 0.0), Push("w00", 0, A, 0.0), Gone("w00", 0, 0.0)):
+        assert refusal(m, event) is Refusal.UNOFFERED
+    assert refusal(m, Offer("w00", 1, A, 0.0)) is Refusal.FUTURE
+    for event in (Offer("mallory", 0, A, 0.0), Ready("mallory", 0, 0.0), Fault("mallory", 0, "x", 0.0)):
+        assert refusal(m, event) is Refusal.UNKNOWN_WORKER
+    assert [m.standing(w, 0) for w in ("w00", "w01")] == [None, Refusal.NOT_INVITED]
+    assert play(m, Offer("w00", 0, A, 0.0)) == [Accept("w00", 0)]
 
 
-def test_a_push_that_counts_is_not_counted_again_but_may_be_retried():
+def test_columns_as_they_come_are_not_for_vectors_of_several_rounds():
+    m = machine(Everyone())
+    ready(m, *WORKERS)
+    play(m, Offer("w00", 0, A, 0.0))
+    assert refusal(m, Settled(0, {"w00": A}, 0.0)) is Refusal.UNOFFERED
+
+
+def test_a_retry_counts_once_while_it_waits_while_it_is_read_and_after_it_was_used():
+    m = machine(Oldest(k=2))
+    ready(m, *WORKERS)
+
+    def retried() -> None:
+        assert play(m, Offer("w00", 0, A, 0.0)) == [Duplicate("w00", 0)]
+        assert refusal(m, Offer("w00", 0, b"", 0.0)) is Refusal.REPEATED
+
+    push(m, "w00")
+    retried()
+    the(Close, push(m, "w01"))
+    retried()
+    play(m, Ready("w00", 1, 1.0), Committed(0, 1.0))
+    retried()
+    assert refusal(m, Offer("w00", 0, B, 1.0)) is Refusal.TOO_OLD
+
+
+def test_two_different_vectors_for_one_model_are_a_fault():
     m = machine(Everyone())
     ready(m, *WORKERS)
     push(m, "w00")
-    assert play(m, Began("w00", 0, 0.0)) == [Admit("w00", 0)]  # the round machine knows duplicates
-    assert turned_away(m, Arrived("w00", 0, 0.0)) is Unwelcome.NOT_INVITED
-    play(m, Faulty("w00", 0, 0.0))  # a second, different one withdraws the first
-    assert (dict(m.state.arrived), m.state.faulty) == ({}, {"w00"})
-    assert ready(m, "w00") == []
+    assert play(m, Offer("w00", 0, B, 0.0)) == [Reject(Refusal.EQUIVOCATION, 0)]
+    assert (m.state.held, m.state.faults) == ({}, {"w00": "pushed two different vectors"})
+    assert refusal(m, Offer("w00", 0, A, 0.0)) is Refusal.FAULTY
+    assert m.standing("w00", 0) is Refusal.FAULTY
+    assert ready(m, "w00") == []  # out until the next round
+    assert the(Close, push(m, "w01", "w02", "w03")).workers == WORKERS[1:]
+    assert play(m, Committed(0, 1.0)) == [Open(1), Invite("w00", 1)]
 
 
-def test_a_push_for_a_round_that_is_over_is_too_old():
+def test_a_fault_withdraws_a_vector_that_waits():
     m = machine(Everyone())
-    ready(m, "w00", "w01")
+    ready(m, *WORKERS)
     push(m, "w00")
-    play(m, Closed(0, 1.0))
-    assert turned_away(m, Began("w01", 0, 1.0)) is Unwelcome.TOO_OLD
-    play(m, Opened(1, 1.0))
-    assert turned_away(m, Arrived("w01", 0, 1.0)) is Unwelcome.TOO_OLD
-    assert turned_away(m, Began("w00", 0, 1.0)) is Unwelcome.NOT_INVITED
+    play(m, Fault("w00", 0, "x", 0.0))
+    assert the(Close, push(m, "w01", "w02", "w03")).workers == WORKERS[1:]
+
+
+def test_one_upload_at_a_time_also_when_it_outlives_its_round():
+    m = machine(Everyone(), quorum=3)
+    ready(m, *WORKERS)
+    play(m, Offer("w03", 0, A, 0.0))
+    assert refusal(m, Offer("w03", 0, A, 0.0)) is Refusal.BUSY
+    push(m, "w00", "w01", "w02")
+    assert the(Close, play(m, Tick(10.0))).missing == ("w03",)
+    assert m.standing("w03", 0) is Refusal.TOO_OLD
+    assert play(m, Committed(0, 11.0)) == [Open(1)]
+    assert ready(m, "w03") == ["w03"]
+    assert refusal(m, Offer("w03", 1, A, 12.0)) is Refusal.BUSY
+    assert refusal(m, Push("w03", 0, A, 12.0)) is Refusal.TOO_OLD
+    assert play(m, Gone("w03", 0, 12.0)) == []
+    assert play(m, Offer("w03", 1, A, 12.0)) == [Accept("w03", 1)]
+
+
+def test_a_digest_may_come_at_the_end():
+    m = machine(Oldest(k=1))
+    ready(m, "w00")
+    assert play(m, Offer("w00", 0, b"", 0.0))[0] == Accept("w00", 0)
+    assert play(m, Push("w00", 0, A, 0.0))[0] == Accept("w00", 0)
+    assert play(m, Offer("w00", 0, A, 0.0)) == [Duplicate("w00", 0)]
+
+
+def test_who_is_heard_of_before_its_dead_upload_ends_is_answered_then():
+    m = machine(Oldest(k=1))
+    ready(m, "w00", "w01")
+    play(m, Offer("w00", 0, A, 0.0))
+    assert ready(m, "w00") == []
+    assert play(m, Left("w01", 0.0), Gone("w00", 0, 1.0)) == [Invite("w00", 0)]
+    assert m.state.parked == {}
+    play(m, Offer("w00", 0, A, 2.0))
+    assert ready(m, "w00") == []
+    assert the(Close, play(m, Push("w00", 0, A, 2.0))).workers == ("w00",)  # it was not dead
+    assert play(m, Committed(0, 3.0)) == [Open(1), Invite("w00", 1)]
+
+
+def test_who_leaves_while_its_upload_is_open_keeps_its_place():
+    m = machine(Oldest(k=1))
+    ready(m, "w00", "w01")
+    play(m, Offer("w00", 0, A, 0.0))
+    assert play(m, Left("w00", 0.0)) == []
+    assert the(Close, play(m, Push("w00", 0, A, 0.0))).workers == ("w00",)
 
 
 # Time
 
 
 def test_at_the_deadline_a_quorum_is_enough():
-    m = machine(Everyone(), deadline=10.0, quorum=2)
+    m = machine(Everyone(), quorum=2)
     assert m.wake_at is None
     ready(m, *WORKERS, at=5.0)
     push(m, "w01")
     assert m.wake_at == 15.0
     assert play(m, Tick(15.0)) == []  # one is not enough
     assert m.wake_at is None
-    reduce = reduced(push(m, "w03"))
-    assert [a.worker for a in reduce.arrivals] == ["w01", "w03"]
-    assert reduce.because == "round 0: 2 of 4 answers are there; the deadline of 10 s is over"
+    assert m.decision(15.0) == (
+        Verdict.SHORT,
+        "round 0: 1 of 4 answers are there (1 pushed, 0 faulty), missing w00, w02, w03; "
+        "the deadline of 10 s is over and the quorum of 2 is not met",
+    )
+    close = the(Close, push(m, "w03"))
+    assert (close.workers, close.missing) == (("w01", "w03"), ("w00", "w02"))
+    assert close.because.endswith(
+        "missing w00, w02; the deadline of 10 s is over and the quorum of 2 is met"
+    )
     assert m.wake_at is None
 
 
-def test_faults_count_for_the_quorum():
-    m = machine(Everyone(), deadline=10.0, quorum=2)
+def test_below_the_quorum_the_round_is_skipped_or_the_run_fails():
+    m = machine(Oldest(k=2), quorum=2, shortfall="skip", max_skips=2)
+    ready(m, "w00", "w01")
+    push(m, "w00")
+    skip, opened = play(m, Tick(10.0))
+    assert (skip.workers, skip.missing, opened) == (("w00",), ("w01",), Open(1))
+    assert m.state.held == {}
+    ready(m, "w00", "w01")
+    *_, finish = play(m, Tick(20.0))
+    assert isinstance(finish, Finish)
+    assert finish.reason.startswith("2 rounds in a row had no update; the last, round 1: 0 of 2 answers")
+    m = machine(Oldest(k=2), quorum=2, shortfall="fail")
+    ready(m, "w00", "w01")
+    skip, finish = play(m, Tick(10.0))
+    assert finish == Finish(skip.because)
+
+
+def test_an_update_in_between_starts_the_count_of_skips_again():
+    m = machine(Oldest(k=1), shortfall="skip", max_skips=2)
+    ready(m, "w00")
+    play(m, Tick(10.0))
+    ready(m, "w00")
+    push(m, "w00")
+    play(m, Committed(1, 11.0))
+    ready(m, "w00")
+    play(m, Tick(21.0))
+    assert m.state.phase is Phase.OPEN
+
+
+def test_more_faults_than_f_skip_the_round():
+    m = machine(Everyone(), f=1)
     ready(m, *WORKERS)
-    push(m, "w01")
-    play(m, Faulty("w02", 0, 0.0))
-    assert play(m, Tick(9.9)) == []
-    assert reduced(play(m, Tick(10.0))).faulty == ("w02",)
+    push(m, "w00")
+    skip, opened = play(m, Fault("w01", 0, "x", 0.0), Fault("w02", 0, "y", 0.0))
+    assert (skip.faults, opened) == ({"w01": "x", "w02": "y"}, Open(1))
+    assert skip.because == (
+        "round 0: 2 proven faulty (w01, w02), more than the declared f = 1; or the model has diverged"
+    )
 
 
-def test_the_quorum_is_all_of_a_round_that_has_fewer():
-    m = machine(Rotating(Ring().neighbours), deadline=10.0, quorum=4)
-    ready(m, *WORKERS)
-    push(m, "w00", "w01")
-    assert play(m, Tick(10.0)) == []
-    assert reduced(push(m, "w03")).round == 0
+def test_a_closed_round_that_came_to_nothing_has_used_its_vectors():
+    m = machine(Oldest(k=1))
+    ready(m, "w00")
+    close = the(Close, push(m, "w00"))
+    ready(m, "w01")
+    skip, opened, *invites = play(m, Ready("w00", 1, 1.0), Skipped(0, "no guarantee", 1.0))
+    assert skip == Skip(0, close.workers, {}, (), close.waited, "no guarantee")
+    assert [opened, *invites] == [Open(1), Invite("w01", 1)]
+    assert play(m, Offer("w00", 0, A, 1.0)) == [Duplicate("w00", 0)]
+    assert refusal(m, Skipped(1, "x", 1.0)) is Refusal.NOT_CLOSED
+    assert refusal(m, Committed(0, 1.0)) is Refusal.STALE
 
 
-def test_a_round_that_is_given_up_leaves_only_what_is_young_enough():
-    for tau, left in ((0, [{}, {}]), (1, [{"w00": 0}, {}])):
-        m = machine(Buffered(size=2, tau=tau))
-        ready(m, *WORKERS)
-        push(m, "w00")
-        for round in (1, 2):
-            play(m, Opened(round, 1.0))
-            assert dict(m.state.arrived) == left[round - 1]
+# Away
+
+
+def test_a_worker_that_wants_a_later_round_is_away_until_then():
+    m = machine(Oldest(k=2), workers=WORKERS[:2])
+    assert play(m, Ready("w01", 2, 0.0), Ready("w00", 0, 0.0)) == [Invite("w00", 0)]
+    for round in range(2):  # and nobody waits for it
+        close = the(Close, push(m, "w00"))
+        assert close.because == (
+            f"round {round}: 1 of 1 answers are there (1 pushed, 0 faulty); nobody else is waited for"
+        )
+        effects = play(m, Ready("w00", round + 1, 0.0), Committed(round, 0.0))
+    assert effects == [Open(2), Invite("w00", 2), Invite("w01", 2)]
+
+
+def test_rounds_in_which_all_are_away_pass_at_once():
+    m = machine(Oldest(k=1), workers=WORKERS[:2])
+    assert play(m, Ready("w00", 3, 0.0)) == []  # the other may come
+    skips = play(m, Ready("w01", 2, 0.0))
+    assert [type(effect) for effect in skips] == [Skip, Open, Skip, Open, Invite]
+    assert skips[0].because == (
+        "round 0: 0 of 1 answers are there (0 pushed, 0 faulty); the others (w00, w01) are away "
+        "and the quorum of 1 is not met"
+    )
+    assert skips[-1] == Invite("w01", 2)
+
+
+def test_a_run_whose_workers_are_all_away_for_too_long_ends():
+    m = machine(Oldest(k=1), workers=WORKERS[:2], max_skips=3)
+    effects = play(m, Ready("w00", 9, 0.0), Ready("w01", 9, 0.0))
+    assert effects[-1].reason.startswith("3 rounds in a row had no update")
+
+
+def test_nobody_waits_longer_than_the_deadline_for_the_silent_while_others_wait_for_the_next_round():
+    """With `wait`, too: w01 gave up what it was invited to, and the next round is one that it can do."""
+    m = machine(Everyone(), quorum=2, workers=WORKERS[:3])
+    ready(m, *WORKERS[:3])
+    push(m, "w00")
+    play(m, Ready("w00", 1, 0.0), Ready("w01", 1, 0.0))
+    skip, *following = play(m, Tick(10.0))
+    assert isinstance(skip, Skip)
+    assert following == [Open(1), Invite("w00", 1), Invite("w01", 1)]
+    assert m.state.overdue is False
 
 
 # Oldest
@@ -220,25 +406,45 @@ def test_a_seat_that_is_left_goes_to_the_next_but_one_that_is_kept_does_not():
     assert play(m, Left("w00", 0.0)) == [Invite("w02", 0)]
     push(m, "w01")
     assert play(m, Left("w01", 0.0)) == []  # its vector stays
-    assert [a.worker for a in reduced(push(m, "w02")).arrivals] == ["w01", "w02"]
+    assert the(Close, push(m, "w02")).workers == ("w01", "w02")
+
+
+def test_a_seat_that_nobody_takes_is_not_waited_for():
+    m = machine(Oldest(k=3), quorum=3)
+    assert ready(m, "w00", "w01") == ["w00", "w01"]
+    push(m, "w00")
+    close = the(Close, play(m, Left("w01", 0.0)))
+    assert (close.workers, close.missing) == (("w00",), ())
+
+
+def test_a_quorum_tolerates_as_many_silent_ones_whether_or_not_all_seats_are_taken():
+    for there in (4, 3, 2):
+        m = machine(Oldest(k=4), quorum=3)
+        ready(m, *WORKERS[:there])
+        push(m, *WORKERS[2:there])
+        assert play(m, Tick(10.0)) == []
+        close = the(Close, push(m, "w00"))
+        assert close.missing == ("w01",)
+        assert close.because.endswith(f"and the quorum of {there - 1} is met")
 
 
 def test_to_be_invited_is_to_participate():
     """Two workers that never answer do not keep the two seats for ever."""
-    m = machine(Oldest(k=2), deadline=1.0)
+    m = machine(Oldest(k=2), shortfall="skip")
     chosen = [ready(m, *WORKERS)]
     for round in range(3):
-        play(m, Closed(round, 0.0), *(Ready(worker, round, 0.0) for worker in WORKERS))
-        invited = play(m, Opened(round + 1, 1.0))
-        chosen.append([effect.worker for effect in invited if isinstance(effect, Invite)])
+        chosen.append(invited(play(m, Tick(10.0 * (round + 1)))))
+        assert ready(m, *chosen[-2]) == []
     assert chosen == [["w00", "w01"], ["w02", "w03"], ["w00", "w01"], ["w02", "w03"]]
 
 
-def test_who_was_silent_in_a_round_keeps_no_seat_in_the_next():
-    m = machine(Oldest(k=1))
-    assert ready(m, "w00", "w01") == ["w00"]
-    play(m, Closed(0, 1.0))
-    assert play(m, Opened(1, 1.0)) == [Invite("w01", 1)]
+def test_after_the_deadline_others_may_answer_for_those_who_are_silent():
+    m = machine(Oldest(k=2), quorum=2)
+    assert ready(m, "w00", "w01", "w02") == ["w00", "w01"]
+    assert play(m, Tick(10.0)) == [Invite("w02", 0)]
+    assert ready(m, "w03", at=11.0) == ["w03"]
+    push(m, "w02")
+    assert the(Close, push(m, "w03")).missing == ("w00", "w01")
 
 
 def test_the_choice_waits_for_more_to_choose_from():
@@ -247,11 +453,17 @@ def test_the_choice_waits_for_more_to_choose_from():
     assert m.wake_at == 4.0
     assert ready(m, "w02", at=2.0) == []
     assert play(m, Tick(4.0)) == [Invite("w02", 0)]
-    assert m.wake_at is None
-    play(m, Closed(0, 5.0))
-    assert play(m, Opened(1, 5.0)) == []  # again some time to come
+    assert m.wake_at == 11.0
+    the(Close, push(m, "w02"))
+    assert play(m, Committed(0, 5.0)) == [Open(1)]  # again some time to come
     assert ready(m, "w00", "w01", at=6.0) == []
-    assert play(m, Ready("w02", 1, 6.5)) == [Invite("w00", 1)]  # and now all are there
+    assert play(m, Ready("w02", 2, 6.5)) == [Invite("w00", 1)]  # and now all are accounted for
+
+
+def test_an_event_after_the_time_to_choose_does_what_the_tick_would_have_done():
+    m = machine(Oldest(k=1, gather=3.0))
+    ready(m, "w01")
+    assert play(m, Left("w03", 3.5)) == [Invite("w01", 0)]
 
 
 @st.composite
@@ -268,24 +480,31 @@ def availability(draw: st.DrawFn) -> tuple[int, int, int, list[list[int]]]:
 
 
 @settings(deadline=None, max_examples=150)
-@given(availability())
-def test_lemma_1_no_participation_is_longer_ago_than_its_bound(case: tuple[int, int, int, list[list[int]]]):
+@given(availability(), st.randoms(use_true_random=False))
+def test_lemma_1_no_participation_is_longer_ago_than_its_bound(
+    case: tuple[int, int, int, list[list[int]]], order: object
+):
+    """Who is away says until when; in which order they ask makes no difference."""
     n, k, every, rounds = case
     workers = tuple(f"w{i:02}" for i in range(n))
-    m = machine(Oldest(k), workers)
+    back = {worker: [t for t, here in enumerate(rounds) if i in here] for i, worker in enumerate(workers)}
+    m = machine(Oldest(k, gather=5.0), workers=workers, rounds=len(rounds) + 9, max_skips=99, f=0)
     last = dict.fromkeys(workers, -1)
-    for t, here in enumerate(rounds):
-        # All who are here have asked before the round opens.
-        effects = play(m, *(Ready(workers[i], t, t) for i in here)) if t == 0 else []
-        if t > 0:
-            play(m, Closed(t - 1, t), *(Left(w, t) for w in workers))
-            play(m, *(Ready(workers[i], t, t) for i in here))
-            effects = play(m, Opened(t, t))
-        invited = [e.worker for e in effects if isinstance(e, Invite)]
-        if t > 0:  # in round 0 they come one after the other
-            assert invited == [*oldest([workers[i] for i in here], last, k)]
-        last |= dict.fromkeys(invited, t)
+
+    def asking(t: int) -> list[Effect]:
+        order.shuffle(asked := [*workers])
+        back_at = {w: next((r for r in back[w] if r >= t), 10**6) for w in asked}
+        return play(m, *(Ready(worker, back_at[worker], 0.0) for worker in asked))
+
+    effects = asking(0)
+    for t in range(len(rounds)):
+        chosen = oldest([worker for worker in workers if t in back[worker]], last, k)
+        assert [e.worker for e in effects if isinstance(e, Invite) and e.round == t] == [*chosen]
+        last |= dict.fromkeys(chosen, t)
         assert max(t - participation for participation in last.values()) <= staleness_bound(n, k, every)
+        if chosen:  # a round in which all are away has passed by itself
+            push(m, *chosen, round=t)
+            effects = asking(t + 1) + play(m, Committed(t, 0.0))
 
 
 def test_the_bound_of_lemma_1_is_reached():
@@ -300,39 +519,6 @@ def test_the_bound_of_lemma_1_is_reached():
     assert worst == staleness_bound(n, k, every) == 8
 
 
-# Rotating
-
-
-def test_a_round_is_one_neighbourhood():
-    m = machine(Rotating(Ring().neighbours))
-    assert ready(m, *WORKERS) == ["w00", "w01", "w03"]
-    assert turned_away(m, Began("w02", 0, 0.0)) is Unwelcome.NOT_INVITED
-    push(m, "w03", "w00")
-    assert reduced(push(m, "w01")).because == "round 0: 3 of 3 answers are there; nobody else is waited for"
-    assert play(m, Opened(1, 1.0)) == [Invite("w02", 1)]  # the others have not asked again yet
-    assert ready(m, "w03", "w00", "w01") == ["w00", "w01"]
-
-
-@pytest.mark.parametrize("n", [6, 8, 16])
-@pytest.mark.parametrize("graph", [Ring(), Exponential(), OnePeer(), RandomRegular(degree=3)], ids=repr)
-def test_everybody_takes_part_equally_often(graph: Ring, n: int):
-    rotating = Rotating(graph.neighbours)
-    for start in range(0, 5 * n, n):
-        counts = [0] * n
-        for t in range(start, start + n):
-            for i in rotating.members(n, t):
-                counts[i] += 1
-        assert len(set(counts)) == 1, (start, counts)
-
-
-def test_a_graph_that_changes_goes_on_once_all_had_their_turn():
-    rotating = Rotating(OnePeer().neighbours)
-    assert [rotating.members(4, t) for t in range(8)] == [
-        (0, 3), (0, 1), (1, 2), (2, 3), (0, 2), (1, 3), (0, 2), (1, 3),
-    ]  # fmt: skip
-    assert GRAPHS  # the registry is where a configuration finds them
-
-
 # Buffered
 
 
@@ -341,94 +527,206 @@ def test_whoever_comes_gets_the_model_and_the_buffer_is_used_when_it_is_full():
     assert ready(m, *WORKERS) == [*WORKERS]
     push(m, "w02")
     assert ready(m, "w02") == []  # one place each: not before its vector is used
-    assert turned_away(m, Began("w02", 1, 0.0)) is Unwelcome.NOT_INVITED
-    assert [a.age for a in reduced(push(m, "w00")).arrivals] == [0, 0]
-    assert play(m, Opened(1, 1.0)) == [Invite("w02", 1)]
+    close = the(Close, push(m, "w00"))
+    assert (close.ages, close.missing) == ({"w00": 0, "w02": 0}, ("w01", "w03"))
+    assert play(m, Committed(0, 1.0)) == [Open(1), Invite("w02", 1)]
     push(m, "w01", round=0)
-    reduce = reduced(push(m, "w02", round=1))
-    assert reduce.arrivals == (Arrival("w01", 1, 0.5), Arrival("w02", 0, 1.0))
+    close = the(Close, push(m, "w02", round=1))
+    assert (close.ages, close.factors) == ({"w01": 1, "w02": 0}, {"w01": 0.5, "w02": 1.0})
 
 
 def test_what_arrives_while_others_are_aggregated_waits_for_the_next_time():
     m = machine(Buffered(size=2, tau=1))
     ready(m, *WORKERS)
-    reduced(push(m, "w00", "w01"))
-    assert push(m, "w02", "w03") == [Admit("w02", 0), Admit("w03", 0)]
-    (reduce,) = play(m, Opened(1, 1.0))
-    assert isinstance(reduce, Reduce)
-    assert reduce.arrivals == (Arrival("w02", 1, 1.0), Arrival("w03", 1, 1.0))
+    the(Close, push(m, "w00", "w01"))
+    assert refusal(m, Offer("w00", 0, B, 0.0)) is Refusal.NOT_INVITED  # its row is being read
+    assert push(m, "w02", "w03") == []
+    opened, close = play(m, Committed(0, 1.0))
+    assert (opened, close.ages) == (Open(1), {"w02": 1, "w03": 1})
 
 
-def test_what_would_be_older_than_tau_is_turned_away():
+def test_a_fault_while_others_are_aggregated_counts_in_the_next_round():
+    m = machine(Buffered(size=2, tau=1), f=1)
+    ready(m, *WORKERS)
+    assert the(Close, push(m, "w00", "w01")).faults == {}
+    play(m, Fault("w02", 0, "x", 0.0))
+    assert m.state.faults == {}
+    assert refusal(m, Offer("w02", 0, A, 0.0)) is Refusal.FAULTY
+    play(m, Ready("w02", 1, 0.0), Committed(0, 1.0))
+    assert m.state.faults == {"w02": "x"}
+    assert the(Close, push(m, "w03", round=0)).faults == {"w02": "x"}
+    assert play(m, Committed(1, 1.0)) == [Open(2), Invite("w02", 2)]
+
+
+def test_what_would_be_older_than_tau_is_refused():
     m = machine(Buffered(size=1, tau=1))
     ready(m, "w00", "w01")
     for round in range(2):
-        reduced(push(m, "w00", round=round))
+        the(Close, push(m, "w00", round=round))
         if round == 0:
-            assert play(m, Ready("w00", 1, 0.0), Opened(1, 1.0)) == [Invite("w00", 1)]
+            assert play(m, Ready("w00", 1, 0.0), Committed(0, 1.0)) == [Open(1), Invite("w00", 1)]
     # Round 1 is being aggregated, so this would be used in round 2.
-    assert turned_away(m, Arrived("w01", 0, 1.0)) is Unwelcome.TOO_OLD
-    assert play(m, Ready("w01", 0, 1.0), Opened(2, 2.0)) == [Invite("w01", 2)]
+    assert refusal(m, Offer("w01", 0, A, 1.0)) is Refusal.TOO_OLD
+    assert m.standing("w01", 0) is Refusal.TOO_OLD
+    assert play(m, Ready("w01", 0, 1.0), Committed(1, 2.0)) == [Open(2), Invite("w01", 2)]
+
+
+@pytest.mark.parametrize(("tau", "left"), [(0, [{}, {}]), (1, [{"w00": (0, A)}, {}])])
+def test_a_round_that_is_skipped_leaves_only_what_is_young_enough(tau: int, left: list[object]):
+    m = machine(Buffered(size=2, tau=tau), quorum=2, shortfall="skip")
+    ready(m, *WORKERS)
+    push(m, "w00")
+    assert invited(play(m, Ready("w00", 1, 0.0), Tick(10.0))) == (["w00"] if tau == 0 else [])
+    assert m.state.held == left[0]
+    assert invited(play(m, Tick(20.0))) == (["w00"] if tau == 1 else [])
+    assert m.state.held == left[1]
 
 
 def test_who_asks_for_a_newer_model_gives_the_old_one_up():
     m = machine(Buffered(size=1, tau=5))
     ready(m, "w00", "w01")
     push(m, "w00")
-    play(m, Opened(1, 1.0))
+    play(m, Committed(0, 1.0))
     assert ready(m, "w01") == ["w01"]
-    assert turned_away(m, Arrived("w01", 0, 1.0)) is Unwelcome.NOT_INVITED
+    assert refusal(m, Offer("w01", 0, A, 1.0)) is Refusal.NOT_INVITED
 
 
 def test_a_buffer_that_does_not_fill_is_used_at_the_deadline():
-    m = machine(Buffered(size=4, tau=1), deadline=10.0, quorum=1)
+    m = machine(Buffered(size=4, tau=1))
     ready(m, *WORKERS)
     push(m, "w01")
     play(m, *(Left(worker, 1.0) for worker in WORKERS))
-    assert [a.worker for a in reduced(play(m, Tick(10.0))).arrivals] == ["w01"]
+    assert the(Close, play(m, Tick(10.0))).workers == ("w01",)
 
 
-# Staleness weights
+# Neighbourhoods
 
 
-def test_weights_by_age():
-    assert [Constant().factor(age) for age in (0, 9)] == [1, 1]
-    assert [Polynomial().factor(age) for age in (0, 3)] == [1, 0.5]
-    assert [Hinge(a=2, b=4).factor(age) for age in (0, 4, 5, 6)] == [1, 1, 1 / 3, 1 / 5]
-    assert [*STALENESS] == ["constant", "hinge", "polynomial"]
+def test_a_round_is_one_neighbourhood_and_the_others_are_ahead_by_one_vector():
+    m = machine(Neighbourhoods(Ring()))
+    assert ready(m, *WORKERS) == [*WORKERS]
+    assert push(m, "w02", "w03", "w00") == []
+    play(m, *(Ready(worker, 1, 0.0) for worker in ("w00", "w02", "w03")))
+    close = the(Close, push(m, "w01"))
+    assert close.workers == ("w00", "w01", "w03")
+    assert close.because.startswith("round 0: 3 of 3 answers are there")
+    # The next group is w00, w01, w02: it lacks those who were used just now.
+    assert play(m, Committed(0, 1.0)) == [Open(1), Invite("w00", 1), Invite("w03", 1)]
+    push(m, "w00")
+    assert ready(m, "w01") == ["w01"]
+    assert the(Close, push(m, "w01")).ages == {"w00": 0, "w01": 0, "w02": 1}
 
 
-@pytest.mark.parametrize("name", [*STALENESS])
-def test_nothing_counts_more_for_being_older(name: str):
-    factors = [STALENESS.build(name, "weight").factor(age) for age in range(30)]
-    assert factors[0] == 1
-    assert factors == sorted(factors, reverse=True)
-    assert factors[-1] > 0
+def test_a_round_whose_members_are_all_there_closes_as_soon_as_it_opens():
+    m = machine(Neighbourhoods(OnePeer()))  # the first groups: w00 w03, w00 w01, w01 w02, w02 w03
+    ready(m, *WORKERS)
+    the(Close, push(m, "w01", "w02", "w00", "w03"))
+    assert play(m, Ready("w00", 1, 0.0), Committed(0, 1.0)) == [Open(1), Invite("w00", 1)]
+    the(Close, push(m, "w00"))
+    ready(m, "w03", "w00", at=2.0)
+    opened, close, *_ = play(m, Committed(1, 2.0), Ready("w03", 1, 2.0))
+    assert opened == Open(2)
+    assert isinstance(close, Invite)  # w01 was used in round 1, so round 2 waits for it
 
 
-@pytest.mark.parametrize(
-    ("spec", "sentence"),
-    [
-        ({"polynomial": {"a": 0.0}}, "`a` should be positive"),
-        ({"hinge": {"a": math.inf}}, "`a` should be positive and finite"),
-        ({"hinge": {"b": -1}}, "`b` should be a number of rounds, at least 0. Found -1"),
-    ],
-)
-def test_bad_weights(spec: object, sentence: str):
-    with pytest.raises(ConfigError) as error:
-        STALENESS.build(spec, "staleness")
-    assert sentence in str(error.value)
+def test_a_dead_member_is_waited_for_until_the_deadline():
+    m = machine(Neighbourhoods(Ring()), quorum=2)
+    ready(m, "w00", "w02", "w03")
+    push(m, "w00", "w02", "w03")
+    close = the(Close, play(m, Tick(10.0)))
+    assert (close.workers, close.missing) == (("w00", "w03"), ("w01",))
+    assert m.state.held.keys() == {"w00", "w02", "w03"}
+    play(m, Committed(0, 10.0))
+    assert m.state.held.keys() == {"w02"}
 
 
-def test_rows_are_scaled_by_their_factors_before_any_rule():
-    rows, r = torch.tensor([[2.0, 4.0], [6.0, 8.0]]), torch.tensor([5.0, -3.0])
-    scaled = Aggregator(Mean(), mix=(Scaled((0.5, 1.0)),))(rows, r)
-    assert torch.allclose(scaled.vector, torch.tensor([3.5, 5.0]))
-    assert Scaled((0.5, 1.0)).outputs(2) == 2
-    with pytest.raises(AggregationError, match=r"each of the 2 rows that are left\. Found 1"):
-        Aggregator(Mean(), mix=(Scaled((0.5,)),))(rows)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        Scaled((1.5,))
+def test_the_quorum_is_all_of_a_neighbourhood_that_has_fewer():
+    m = machine(Neighbourhoods(Ring()), quorum=4)
+    ready(m, *WORKERS)
+    push(m, "w00", "w01")
+    assert play(m, Tick(10.0)) == []
+    assert the(Close, push(m, "w03")).round == 0
+
+
+def test_a_neighbourhood_that_is_passed_over_keeps_its_vectors():
+    m = machine(Neighbourhoods(Ring()), quorum=3, shortfall="skip")
+    ready(m, "w00", "w01", "w02")
+    push(m, "w00", "w01")
+    skip, opened = play(m, Tick(10.0))
+    assert (skip.workers, skip.missing, opened) == (("w00", "w01"), ("w03",), Open(1))
+    close = the(Close, push(m, "w02", round=0))
+    assert (close.round, close.ages) == (1, {"w00": 1, "w01": 1, "w02": 1})
+
+
+def test_the_fault_of_one_who_is_no_member_is_no_answer():
+    m = machine(Neighbourhoods(Ring()))
+    ready(m, *WORKERS)
+    play(m, Fault("w02", 0, "x", 0.0))
+    assert push(m, "w00", "w01") == []
+    close = the(Close, push(m, "w03"))
+    assert (close.workers, close.faults) == (("w00", "w01", "w03"), {"w02": "x"})
+
+
+def test_a_vector_that_is_too_old_for_its_turn_is_dropped_and_its_worker_free():
+    m = machine(Neighbourhoods(Ring(), tau=1), workers=tuple(f"w{i:02}" for i in range(8)))
+    # Groups: 7 0 1, then 0 1 2, 1 2 3. Whose turn comes later than in the next round is not asked yet.
+    asked = ready(m, *m.policy.workers)
+    assert asked == ["w00", "w01", "w02", "w07"]
+    push(m, "w02")
+    play(m, Ready("w02", 1, 0.0))
+    the(Close, push(m, "w00", "w01", "w07"))
+    assert invited(play(m, Committed(0, 1.0))) == ["w03"]
+    assert m.state.held == {"w02": (0, A)}
+    the(Close, play(m, Tick(11.0)))
+    play(m, Committed(1, 12.0))
+    m = machine(Neighbourhoods(Ring(), tau=0), shortfall="skip", quorum=3)
+    assert ready(m, *WORKERS) == ["w00", "w01", "w03"]
+    push(m, "w03")
+    assert invited(play(m, Ready("w03", 1, 0.0), Tick(10.0))) == ["w02"]  # w03 is no member of round 1
+    assert (m.state.held, m.state.parked) == ({}, {"w03": 1})
+
+
+GRAPHS = [Complete(), Ring(), Exponential(), OnePeer(), Chord(), Halton(), RandomRegular(degree=4)]
+
+
+@pytest.mark.parametrize("n", [6, 8, 13])
+@pytest.mark.parametrize("graph", GRAPHS, ids=repr)
+@pytest.mark.parametrize("tau", [None, 2])
+def test_everybody_takes_part_equally_often(graph: Graph, n: int, tau: int | None):
+    """In any n rounds from a multiple of n, although some are three times as fast as others."""
+    workers = tuple(f"w{i:02}" for i in range(n))
+    m = machine(Neighbourhoods(graph, tau), workers=workers, rounds=10**6)
+    computing: dict[str, int] = {}
+    ages, counts = list[int](), dict.fromkeys(workers, 0)
+    effects = play(m, *(Ready(worker, 0, 0.0) for worker in workers))
+    for step in range(10**6):
+        computing |= {e.worker: e.round for e in effects if isinstance(e, Invite)}
+        if close := next((e for e in effects if isinstance(e, Close)), None):
+            for worker in close.workers:
+                counts[worker] += 1
+            ages += close.ages.values()
+            effects = play(m, Committed(close.round, 0.0))
+            if (close.round + 1) % n == 0:
+                assert len(set(counts.values())) == 1, counts
+                if close.round + 1 == 5 * n:
+                    break
+            continue
+        effects = []
+        for i, worker in enumerate(workers):
+            if worker in computing and step % (1 + i % 3) == 0:
+                round = computing.pop(worker)
+                if m.standing(worker, round) is None:
+                    effects += push(m, worker, round=round)
+                effects += play(m, Ready(worker, round + 1, 0.0))
+                break
+    assert tau is None or max(ages) <= tau
+
+
+def test_a_graph_that_changes_goes_on_once_all_had_their_turn():
+    turns = Neighbourhoods(OnePeer())
+    assert [turns.group(4, t) for t in range(8)] == [
+        (0, 3), (0, 1), (1, 2), (2, 3), (0, 2), (1, 3), (0, 2), (1, 3),
+    ]  # fmt: skip
 
 
 # Policies
@@ -439,13 +737,24 @@ def test_rows_are_scaled_by_their_factors_before_any_rule():
     [
         (Oldest(k=0), {}, "`k` should be between 1 and n = 4, as many as are chosen in a round. Found 0."),
         (Oldest(k=5), {}, "`k` should be between 1 and n = 4, as many as are chosen in a round. Found 5."),
-        (Oldest(k=1, gather=-1.0), {}, "`gather` should be a number of seconds, at least 0. Found -1.0."),
+        (
+            Oldest(k=1, gather=-1.0),
+            {},
+            "`gather` should be a number of seconds, at least 0 and less than the deadline of 10. Found -1",
+        ),
+        (Oldest(k=1, gather=10.0), {}, "less than the deadline of 10. Found 10.0."),
         (
             Buffered(size=5, tau=1),
             {},
             "`size` should be between 1 and n = 4: a worker has one place. Found 5.",
         ),
         (Buffered(size=1, tau=-1), {}, "`tau` should be a number of rounds, at least 0. Found -1."),
+        (
+            Neighbourhoods(Ring(), -1),
+            {},
+            "`tau` should be a number of rounds, at least 0, or null. Found -1.",
+        ),
+        (Neighbourhoods(RandomRegular(degree=4)), {}, "needs at least 5 workers. Found 4."),
         (Everyone(), {"quorum": 5}, "`quorum` should be between 1 and n = 4. Found 5."),
         (Everyone(), {"deadline": 0.0}, "`deadline` should be a positive number of seconds. Found 0.0."),
         (Everyone(), {"workers": ("w00", "w00")}, "`workers` should be different names, at least one."),
@@ -453,135 +762,10 @@ def test_rows_are_scaled_by_their_factors_before_any_rule():
 )
 def test_bad_policies(choice: Choice, fields: dict[str, object], sentence: str):
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        ParticipationPolicy(**{"workers": WORKERS, "choice": choice} | fields)
-
-
-# Histories
-
-
-CHOICES = (
-    Everyone(),
-    Oldest(k=2),
-    Oldest(k=3, gather=2.0),
-    Rotating(Ring().neighbours),
-    Buffered(size=2, tau=0),
-    Buffered(size=3, tau=2, staleness=Polynomial()),
-)
-names = st.sampled_from(WORKERS)
-
-
-class Histories(RuleBasedStateMachine):
-    """Workers that ask, push, fail, leave and return in any order, with or without being invited."""
-
-    @initialize(choice=st.sampled_from(CHOICES))
-    def start(self, choice: Choice) -> None:
-        self.machine = machine(choice, deadline=5.0, quorum=2)
-        self.now = 0.0
-        self.open = True
-        self.invitations: set[tuple[str, int]] = set()
-        self.waiting: dict[str, int] = {}
-        """Whose vector has arrived and was not used, and the round of its model."""
-
-    def say(self, event: Event) -> tuple[Effect, ...]:
-        before = self.machine.state
-        effects = self.machine.handle(event)
-        if any(isinstance(effect, TurnAway) for effect in effects):
-            assert (self.machine.state, len(effects)) == (before, 1)
-        for effect in effects:
-            self.see(effect)
-        return effects
-
-    def see(self, effect: Effect) -> None:
-        if isinstance(effect, Invite):
-            assert effect.round == self.machine.state.round
-            assert self.open
-            assert effect.worker not in self.waiting  # one place each
-            self.invitations.add((effect.worker, effect.round))
-        if isinstance(effect, Reduce):
-            assert self.open
-            self.open = False
-            for arrival in effect.arrivals:
-                age = effect.round - self.waiting.pop(arrival.worker)
-                assert age == arrival.age <= self.machine.policy.choice.tau
-            assert not self.waiting
-
-    @rule(worker=names, later=st.sampled_from([0, 0, 0, 1]))
-    def ask(self, worker: str, later: int) -> None:
-        self.say(Ready(worker, self.machine.state.round + later, self.now))
-
-    @rule(worker=names, back=st.integers(0, 3))
-    def push(self, worker: str, back: int) -> None:
-        round = self.machine.state.round - back
-        admitted = self.say(Began(worker, round, self.now)) == (Admit(worker, round),)
-        if worker in self.waiting or not admitted:
-            return
-        assert (worker, round) in self.invitations
-        self.waiting[worker] = round
-        effects = self.say(Arrived(worker, round, self.now))
-        assert not any(isinstance(effect, TurnAway) for effect in effects)
-
-    @rule(worker=names, back=st.integers(0, 3))
-    def fail(self, worker: str, back: int) -> None:
-        state = self.machine.state
-        round = state.round - back
-        counted = state.arrived.get(worker) == round and worker not in state.taken
-        before = self.waiting.pop(worker, None) if counted else None
-        effects = self.say(Faulty(worker, round, self.now))
-        assert before is None or not any(isinstance(effect, TurnAway) for effect in effects)
-
-    @rule(worker=names)
-    def leave(self, worker: str) -> None:
-        self.say(Left(worker, self.now))
-
-    @rule(seconds=st.sampled_from([0.5, 2.0, 7.0]))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.say(Tick(self.now))
-
-    @rule()
-    def open_next(self) -> None:
-        if not self.open:
-            self.open = True
-            round = self.machine.state.round + 1
-            tau = self.machine.policy.choice.tau
-            self.waiting = {w: v for w, v in self.waiting.items() if round - v <= tau}
-            self.say(Opened(round, self.now))
-
-    @invariant()
-    def seats_are_not_given_twice(self) -> None:
-        state = self.machine.state
-        current = [w for w, round in state.invited.items() if round == state.round]
-        if isinstance(choice := self.machine.policy.choice, Oldest):
-            assert len(current) + len(state.arrived) + len(state.faulty) <= max(choice.k, len(state.taken))
-        assert not state.invited.keys() & state.arrived.keys()
-        assert not state.parked.keys() & set(current)
-        assert self.open != state.reducing
-        assert self.machine.wake_at is None or self.machine.wake_at > state.at
-
-    def teardown(self) -> None:
-        """Whatever has happened: if all come back and do their work, the next rounds come to an end."""
-        if not hasattr(self, "machine"):
-            return
-        for _ in range(3):
-            self.open_next()
-            round = self.machine.state.round
-            for worker in WORKERS:
-                self.ask(worker, 0)
-            for worker in WORKERS:
-                self.push(worker, 0)
-            while self.open and (moment := self.machine.wake_at) is not None:
-                self.wait(moment - self.now)
-                for worker in WORKERS:
-                    self.push(worker, 0)
-            assert not self.open, self.machine.state
-            assert self.machine.state.round in (round, round + 1)
-
-
-Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestHistories = Histories.TestCase
+        policy(choice, **fields)
 
 
 def test_a_policy_keeps_names_in_order():
-    policy = ParticipationPolicy(tuple(reversed(WORKERS)), Everyone())
-    assert policy.workers == WORKERS
-    assert replace(policy, quorum=4).quorum == 4
+    found = policy(Everyone(), workers=tuple(reversed(WORKERS)))
+    assert found.workers == WORKERS
+    assert replace(found, quorum=4).quorum == 4

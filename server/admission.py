@@ -1,0 +1,122 @@
+"""Whether an event comes at its moment, and from whom it may: what participation refuses, and why.
+
+As `participation` it knows no clock, no tensor, no thread and no wire.
+"""
+
+from __future__ import annotations
+
+from varangian.server.attendance import young
+from varangian.server.events import (
+    Committed,
+    Event,
+    Fault,
+    Gone,
+    Left,
+    Offer,
+    Phase,
+    Push,
+    Ready,
+    Refusal,
+    Settled,
+    Skipped,
+    Stop,
+    Tick,
+    Worker,
+)
+from varangian.server.invitations import Participation, ParticipationPolicy
+
+
+def refused(policy: ParticipationPolicy, state: Participation, event: Event) -> Refusal | None:
+    """Why this is not the moment for an event, or not the one to bring it; None when it is."""
+    match event:
+        case Tick() | Left():
+            return None
+        case Gone(worker, round):
+            upload = state.uploads.get(worker)
+            return None if upload is not None and upload[0] == round else Refusal.UNOFFERED
+        case _ if state.phase is Phase.FINISHED:
+            return Refusal.FINISHED
+        case Stop():
+            return None
+        case Ready(worker):
+            return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
+        case Committed() | Skipped():
+            return _unclosed(state, event.round)
+        case Settled():  # columns of vectors of several rounds cannot be aggregated as they come
+            return Refusal.UNOFFERED
+        case Offer() | Push() | Fault():
+            return _refused_vector(policy, state, event)
+
+
+def standing(
+    policy: ParticipationPolicy, state: Participation, worker: Worker, round: int
+) -> Refusal | None:
+    """Why a vector of this worker, made for the model of this round, would not count any more."""
+    if state.phase is Phase.FINISHED:
+        return Refusal.FINISHED
+    if misfit := _misfit(policy, state, worker, round):
+        return misfit
+    counts = state.invited.get(worker) == round or is_held(state, worker, round)
+    return None if counts else Refusal.NOT_INVITED
+
+
+def is_held(state: Participation, worker: Worker, round: int) -> bool:
+    """Whether a vector of the worker for this model waits to be used, and could still be withdrawn."""
+    vector = state.held.get(worker)
+    return vector is not None and vector[0] == round and worker not in state.taken
+
+
+def _refused_vector(
+    policy: ParticipationPolicy, state: Participation, event: Offer | Push | Fault
+) -> Refusal | None:
+    worker, round = event.worker, event.round
+    if worker not in policy.workers:
+        return Refusal.UNKNOWN_WORKER
+    if isinstance(event, Offer) and (repeated := _repeated(state, event)):
+        return repeated
+    if misfit := _misfit(policy, state, worker, round):
+        return misfit
+    counts = is_held(state, worker, round)
+    match event:
+        case Fault() if counts:
+            return None
+        case Offer() if worker in state.uploads:
+            return Refusal.BUSY
+        case Offer() if counts:
+            return Refusal.EQUIVOCATION
+        case Push() if not _offered(state, event):
+            return Refusal.UNOFFERED
+        case _:
+            return None if state.invited.get(worker) == round else Refusal.NOT_INVITED
+
+
+def _repeated(state: Participation, offer: Offer) -> Refusal | None:
+    """How to answer the retry of a push that counts, or was used last; None for any other."""
+    for round, digest in (v for of in (state.held, state.used) if (v := of.get(offer.worker))):
+        if (round, digest) == (offer.round, offer.digest):
+            return Refusal.DUPLICATE
+        if (round, b"") == (offer.round, offer.digest):
+            return Refusal.REPEATED
+    return None
+
+
+def _misfit(
+    policy: ParticipationPolicy, state: Participation, worker: Worker, round: int
+) -> Refusal | None:
+    """Why nothing that this worker made for the model of this round fits now."""
+    if round > state.round:
+        return Refusal.FUTURE
+    if not young(policy, state, round):
+        return Refusal.TOO_OLD
+    return Refusal.FAULTY if worker in state.faults or worker in state.accused else None
+
+
+def _offered(state: Participation, push: Push) -> bool:
+    """Whether such an upload of the worker is open; the digest may have come at its end."""
+    return state.uploads.get(push.worker) in ((push.round, push.digest), (push.round, b""))
+
+
+def _unclosed(state: Participation, round: int) -> Refusal | None:
+    if round != state.round:
+        return Refusal.FUTURE if round > state.round else Refusal.STALE
+    return None if state.phase is Phase.CLOSED else Refusal.NOT_CLOSED
