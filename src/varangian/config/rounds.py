@@ -9,6 +9,7 @@ from typing import Any
 from varangian.aggregators import Aggregator, Mean
 from varangian.aggregators.base import spent
 from varangian.config.tree import RunConfig
+from varangian.protos.codec import FLOAT32
 from varangian.registry import NOTHING, Problem
 from varangian.server.graphs import requires
 from varangian.server.policies import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Regime, Sync
@@ -43,11 +44,17 @@ def possible(config: RunConfig) -> Iterator[Problem]:
 
 
 def summed(config: RunConfig) -> Iterator[Problem]:
-    """Deltas with something else than the mean."""
-    way, aggregator = config.participation, config.aggregator
-    if isinstance(way, FedLaAvg) and way.form == "delta" and not _is_mean(aggregator):
+    """Deltas with something else than the mean, or with numbers that are rounded on their way."""
+    way = config.participation
+    if not isinstance(way, FedLaAvg) or way.form != "delta":
+        return
+    if not _is_mean(config.aggregator):
         rule = "should be `latest` with this aggregator: of deltas only their sum is kept, for the mean"
         yield Problem(here(config, "form"), rule, way.form, "Set form to latest, or take the mean.")
+    for path, dtype in (("wire.dtype", config.wire.dtype), ("server.rows", config.server.rows)):
+        if dtype != FLOAT32:
+            rule = f"should be {FLOAT32} with {here(config, 'form')} = delta: a sum never loses a rounding"
+            yield Problem(path, rule, dtype)
 
 
 def guaranteed(config: RunConfig) -> Iterator[Problem]:

@@ -48,7 +48,11 @@ class Spelling:
         else:
             path = problem.path
         hint = _of_another_kind(problem) if top == "aggregator" else problem.hint
-        return dataclasses.replace(problem, path=path, hint=hint)
+        return dataclasses.replace(problem, path=path, rule=self._said(problem.rule), hint=self._said(hint))
+
+    def _said(self, sentence: str) -> str:
+        written = f"participation.{self.name}", f"aggregator.{self.name}"
+        return sentence if self.name is None else sentence.replace(*written)
 
 
 def spelled(settings: Mapping[str, Any]) -> Spelling:
