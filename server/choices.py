@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from varangian.server.events import Seconds, Worker
 from varangian.server.graphs.base import Graph, GraphError
@@ -59,11 +58,17 @@ class _Whoever:
         return 1.0
 
 
-@dataclass(frozen=True)
-class Everyone(_Whoever):
-    """All n, every round: what the round machine does, for those who ask."""
+class _Prompt(_Whoever):
+    """Every round has its own vectors."""
 
-    tau: ClassVar[int] = 0
+    @property
+    def tau(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Everyone(_Prompt):
+    """All n, every round: what the round machine does, for those who ask."""
 
     def problem(self, n: int, deadline: Seconds) -> str | None:
         return None
@@ -76,7 +81,7 @@ class Everyone(_Whoever):
 
 
 @dataclass(frozen=True)
-class Oldest(_Whoever):
+class Oldest(_Prompt):
     """k of those who are there: whose last participation is the longest ago.
 
     To be invited is to participate, whatever comes of it: who never answers does not keep a seat for ever.
@@ -87,8 +92,6 @@ class Oldest(_Whoever):
     k: int
     gather: Seconds = 0.0
     """How long to wait after a round has opened for more to choose from."""
-
-    tau: ClassVar[int] = 0
 
     def problem(self, n: int, deadline: Seconds) -> str | None:
         if not 1 <= self.k <= n:

@@ -33,7 +33,7 @@ dropped, and its worker is free for the current model.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 from varangian.server.admission import refused, standing
 from varangian.server.attendance import closed, decided, ended, in_vain, ready, tallied, uploads_of_use
@@ -73,7 +73,7 @@ Moved: TypeAlias = tuple[Participation, tuple[Effect, ...]]
 class ParticipationMachine:
     """The protocol of one run. `handle` is the only way to change it."""
 
-    invites: ClassVar[bool] = True
+    invites = True
 
     def __init__(self, policy: ParticipationPolicy) -> None:
         self.policy = policy

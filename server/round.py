@@ -32,7 +32,7 @@ the server; the clock of every other round starts when it opens.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 from varangian.server.events import (
     Accept,
@@ -73,7 +73,7 @@ Moved: TypeAlias = tuple[RoundState, tuple[Effect, ...]]
 class RoundMachine:
     """The protocol of one run. `handle` is the only way to change it."""
 
-    invites: ClassVar[bool] = False
+    invites = False
 
     def __init__(self, policy: RoundPolicy) -> None:
         self.policy = policy
