@@ -6,10 +6,13 @@ from tests.config.kit import accepted, problems
 from varangian.aggregators import NNM, Aggregator, Flag, Krum, Mean, Median
 from varangian.cli.check import verdict
 from varangian.config import load, loads
+from varangian.config.build import machine
 from varangian.config.tree import json_schema
 from varangian.registry import ConfigError
+from varangian.server.choices import Buffered, Neighbourhoods, Oldest
 from varangian.server.graphs import Exponential, RandomRegular, Ring
 from varangian.server.policies import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Sync
+from varangian.server.round import RoundMachine
 from varangian.server.staleness import Constant, Hinge, Polynomial
 
 
@@ -247,6 +250,11 @@ FOLLOWS = ["byzantine={attack: alie, count: 2}", "f=2"]
             "aggregator.fedlaavg",
             "hold with workers=9 or f=2.",
         ),
+        (
+            ["aggregator=fedlaavg", "server.deadline=0.5"],
+            "aggregator.fedlaavg.gather",
+            "should be less than server.deadline, 0.5 seconds. Found 1.0",
+        ),
         ([DELTA], "aggregator.fedlaavg.form", "a sum hides the part of each worker"),
         (
             [DELTA, "f=0", "aggregator.fedlaavg.rule=median"],
@@ -352,3 +360,29 @@ def test_the_schema_says_what_the_parts_are():
 
 def test_the_polynomial_weight_is_the_one_by_default():
     assert load(None, ["participation=async"]).participation.staleness == Polynomial()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "choice"),
+    [
+        (["participation.async.tau=3"], Buffered(12, 3, Polynomial())),
+        (["participation.async={buffer: 11, staleness: constant}"], Buffered(11, 10, Constant())),
+        (["aggregator.fedlaavg.participants=5"], Oldest(5, 1.0)),
+        (["aggregator.fedlaavg.gather=0"], Oldest(15, 0.0)),
+        (["aggregator.fedavg.participants=6"], Oldest(6, 1.0)),
+        (["aggregator={asap: {graph: ring, tau: 2}}"], Neighbourhoods(Ring(), 2)),
+    ],
+)
+def test_the_machine_is_told_what_the_configuration_says(overrides, choice):
+    config = load(None, [*overrides, "rounds=7", "server.shortfall=skip"])
+    built = machine(config)
+    assert built.invites
+    assert built.policy.choice == choice
+    assert built.policy.quorum == config.quorum
+    assert (built.policy.rounds, built.policy.shortfall, built.policy.f) == (7, "skip", 3)
+
+
+def test_everybody_in_step_needs_no_invitations():
+    built = machine(load(None, ["server.quorum=13"]))
+    assert isinstance(built, RoundMachine)
+    assert (built.invites, built.policy.quorum) == (False, 13)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from torch import Tensor
 
 from varangian.config.tree import RunConfig
+from varangian.server.choices import Buffered, Neighbourhoods, Oldest
 from varangian.server.ema import Average
+from varangian.server.invitations import Choice, ParticipationPolicy
 from varangian.server.learner import Learner
+from varangian.server.machine import Machine
 from varangian.server.optimizer import Sgd
-from varangian.server.policies import FedLaAvg
-from varangian.server.round import RoundPolicy
+from varangian.server.participation import ParticipationMachine
+from varangian.server.policies import Asap, Async, FedAvg, FedLaAvg, Sync
+from varangian.server.round import RoundMachine, RoundPolicy
 from varangian.worker.names import names
 from varangian.worker.task import Task
 from varangian.worker.timetable import Timetable
@@ -69,6 +75,32 @@ def policy(config: RunConfig) -> RoundPolicy:
         shortfall=config.server.shortfall,
         f=config.f,
     )
+
+
+def machine(config: RunConfig) -> Machine:
+    """What decides whose push counts, at the start of a run."""
+    agreed, choice = policy(config), _choice(config)
+    if choice is None:
+        return RoundMachine(agreed)
+    shared = {field.name: getattr(agreed, field.name) for field in fields(agreed)}
+    return ParticipationMachine(ParticipationPolicy(**shared, choice=choice))
+
+
+def _choice(config: RunConfig) -> Choice | None:
+    """Who is invited to a round; None where nobody has to be."""
+    way = config.participation
+    size = way.answers(config.workers, config.f)
+    match way:
+        case Sync():
+            return None
+        case FedAvg() | FedLaAvg():
+            return Oldest(size, way.gather)
+        case Async():
+            return Buffered(size, way.tau, way.staleness)
+        case Asap():
+            return Neighbourhoods(way.graph, way.tau)
+        case _:
+            raise TypeError(f"there is no machine for {way!r}")
 
 
 def optimizer(config: RunConfig) -> Sgd:

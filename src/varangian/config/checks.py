@@ -112,7 +112,7 @@ def _more_than_declared(config: RunConfig) -> str:
 
 CHECKS = (
     Check(frozenset({"workers", "f", "server", "participation"}), answered),
-    Check(frozenset({"workers", "f", "participation"}), possible),
+    Check(frozenset({"workers", "f", "server", "participation"}), possible),
     Check(frozenset({"aggregator", "participation", "wire", "server"}), summed),
     Check(frozenset({"workers", "byzantine"}), _attackers),
     Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),

@@ -41,6 +41,10 @@ def possible(config: RunConfig) -> Iterator[Problem]:
     if config.f < config.workers:
         for problem in config.participation.problems(config.workers, config.f):
             yield dataclasses.replace(problem, path=here(config, problem.path))
+    gather, deadline = getattr(config.participation, "gather", 0.0), config.server.deadline
+    if gather >= deadline:
+        rule = f"should be less than server.deadline, {deadline:g} seconds"
+        yield Problem(here(config, "gather"), rule, gather)
 
 
 def summed(config: RunConfig) -> Iterator[Problem]:
