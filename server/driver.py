@@ -211,6 +211,8 @@ class Driver:
                     log.debug("%s: %r", refusal.name, event)
                 case Close() | Skip() | Finish():
                     self._work.put_nowait(effect)
+                    if isinstance(effect, Skip) and isinstance(self._intake, Pool):
+                        self._intake.pin(effect.workers)
                 case Invite(worker, round):
                     self.pulls.invite(worker, round)
                 case _:
@@ -290,4 +292,8 @@ class Driver:
 
     async def _skip(self, skip: Skip) -> None:
         log.debug("%s", skip.because)
-        self._observe(of_skip(skip, await self._heavy.skipped(skip)))
+        rows = self._intake.rows(skip.workers) if isinstance(self._intake, Pool) else {}
+        evaluation = await self._heavy.skipped(skip, rows)
+        if isinstance(self._intake, Pool):
+            self._intake.unpin(skip.workers)
+        self._observe(of_skip(skip, evaluation))

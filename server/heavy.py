@@ -49,6 +49,8 @@ class Heavy:
         self._rounds = rounds
         self._evaluate = evaluate
         self._every = every
+        self._given = -1
+        """The last round whose rows were given to the rule, whatever came of it."""
         self._executor = executor or _one_thread(threads)
         self._owned = executor is None
 
@@ -64,6 +66,7 @@ class Heavy:
         """
 
         def step() -> tuple[RoundRecord, Snapshot]:
+            self._given = close.round
             given = self._merge.given(close, rows, self._learner)
             done = self._learner.step(close.round, given.rows, close.faults, given.begun or begun)
             evaluation, seconds = self._evaluation(close.round)
@@ -80,11 +83,11 @@ class Heavy:
 
         return await self.run(step)
 
-    async def skipped(self, skip: Skip) -> Evaluation | None:
+    async def skipped(self, skip: Skip, rows: Mapping[str, Tensor]) -> Evaluation | None:
         """What a round without an update leaves: an evaluation, if it is due."""
 
         def passed() -> Evaluation | None:
-            self._merge.skipped(skip)
+            self._merge.skipped(skip, {} if self._given == skip.round else rows)
             evaluation, _ = self._evaluation(skip.round)
             return evaluation
 

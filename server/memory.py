@@ -59,7 +59,7 @@ class Account:
         average: bool = False,
         columns: int | None = None,
         seats: int | None = None,
-        older: int = 0,
+        more: int = 0,
         latest: LatestPlan | None = None,
         limits: Limits = DEFAULT_LIMITS,
         base: int | None = None,
@@ -74,7 +74,7 @@ class Account:
             average: whether an average of the model is kept.
             columns: of each row at a time, if not all d.
             seats: rows that are kept at a time, if not all n.
-            older: models of rounds that are over and may still be sent.
+            more: vectors as long as the model that the participation keeps.
             latest: how the last vectors of all workers are kept, if they are.
             limits: of the service.
             base: bytes that are taken already; by default those of this process.
@@ -82,7 +82,7 @@ class Account:
         messages = n * limits.streams + IN_FLIGHT * limits.receiving
         return cls(
             rows=min(n, seats or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
-            vectors=VERSIONS + older + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + average,
+            vectors=VERSIONS + more + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + average,
             model=4 * d,
             streams=messages * MESSAGE_LIMIT,
             base=RESERVE + (resident() if base is None else base),

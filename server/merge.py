@@ -16,7 +16,7 @@ from varangian.aggregators import Rows
 from varangian.aggregators.scaled import Scaled
 from varangian.aggregators.updated import UpdatedGram, worthwhile
 from varangian.server.begun import Finished
-from varangian.server.events import Close, Skip, Worker
+from varangian.server.events import Close, RollCall, Skip, Worker
 from varangian.server.latest import Kept, Latest
 from varangian.server.learner import Learner
 
@@ -40,8 +40,8 @@ class Merge(Protocol):
         """The rows of a closed round. `rows` are those that were pushed; they last for the step."""
         ...
 
-    def skipped(self, skip: Skip, /) -> None:
-        """A round had no update."""
+    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor], /) -> None:
+        """A round had no update. `rows` are those that were pushed for it, if they were not `given`."""
         ...
 
     def close(self) -> None:
@@ -55,8 +55,8 @@ class AsTheyAre:
     def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
         return Given(rows, ages=close.ages or None)
 
-    def skipped(self, skip: Skip) -> None:
-        """Nothing was kept."""
+    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+        """Nothing is kept."""
 
     def close(self) -> None:
         """Nothing was kept."""
@@ -112,25 +112,26 @@ class LatestOfAll:
         return cls(latest, participants, expire)
 
     def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
-        for worker in sorted(rows):
-            self.latest.replace(worker, rows[worker], close.round - close.ages.get(worker, 0))
-        self._changed(rows)
-        if self.expire is not None:
-            self._changed(self.latest.expire(close.round - self.expire))
-        self._forget(close.faults)
+        self._keep(close, rows)
         kept = {worker: row for worker, row in self.latest.rows().items() if worker not in close.faults}
         gram = None if self._gram is None else self._gram.about(learner.reference)
         begun = learner.prepared(self.latest.workers, len(close.faults), gram=gram)
         return Given(kept, begun, self.latest.ages(close.round))
 
-    def skipped(self, skip: Skip) -> None:
-        self._forget(skip.faults)
+    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+        self._keep(skip, rows)
 
     def close(self) -> None:
         self.latest.close()
 
-    def _forget(self, workers: Iterable[Worker]) -> None:
-        self._changed(self.latest.forget(sorted(workers)))
+    def _keep(self, ended: RollCall, rows: Mapping[Worker, Tensor]) -> None:
+        """Vectors of this round, and none of those who proved faulty in it."""
+        for worker in sorted(rows):
+            self.latest.replace(worker, rows[worker], ended.round)
+        self._changed(rows)
+        if self.expire is not None:
+            self._changed(self.latest.expire(ended.round - self.expire))
+        self._changed(self.latest.forget(sorted(ended.faults)))
 
     def _changed(self, workers: Iterable[Worker]) -> None:
         if self._gram is not None:

@@ -38,12 +38,21 @@ class Pool:
         self._needed = needed
         self._free = [*range(seats)]
         self._lent: dict[Worker, int] = {}
+        self._pinned = set[Worker]()
 
     def refuses(self, worker: Worker, round: int) -> Refusal | None:
         """BUSY while there is no row: those who have one will be done with it, or be given up."""
         if not self._free and worker not in self._lent:
             self._collect()
-        return None if self._free or worker in self._lent else Refusal.BUSY
+        there = worker in self._lent or self._free
+        return None if there and worker not in self._pinned else Refusal.BUSY
+
+    def pin(self, workers: Iterable[Worker]) -> None:
+        """The rows of these workers are read, though their round is over."""
+        self._pinned.update(workers)
+
+    def unpin(self, workers: Iterable[Worker]) -> None:
+        self._pinned.difference_update(workers)
 
     def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
         return {worker: self._matrix[self._lent[worker]] for worker in workers}
@@ -75,5 +84,6 @@ class Pool:
         return None
 
     def _collect(self) -> None:
-        for worker in [worker for worker in self._lent if not self._needed(worker)]:
+        used = [worker for worker in self._lent if self._needed(worker) or worker in self._pinned]
+        for worker in self._lent.keys() - used:
             heapq.heappush(self._free, self._lent.pop(worker))

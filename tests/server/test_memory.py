@@ -52,7 +52,7 @@ def test_latest_vectors_and_the_seats_of_those_who_push(tmp_path: Path):
     assert "a `folder` on disk, or half as large with `store: bfloat16`" in str(found.refusal(0))
     assert account(latest=LatestPlan(15, 11_200_000, folder=tmp_path)).total == account().total
     assert account(seats=99).rows == account().rows
-    assert account(older=3).vectors == account().vectors + 3
+    assert account(more=3).vectors == account().vectors + 3
 
 
 def test_momentum_is_one_more():

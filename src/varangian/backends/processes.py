@@ -35,7 +35,8 @@ def processes(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
 
 async def _run(config: RunConfig, crowd: Crowd, observe: Observe, note: Note) -> RunResult:
     session = Session.open(config, observe)
-    note(session.account.sentence)
+    for sentence in session.sentences:
+        note(sentence)
     address = asyncio.get_running_loop().create_future()
     log = logged_to(session.folder.path / "server.log")
     with closing(session.folder), log, identities(config) as known, session.stop.on_signals(note):

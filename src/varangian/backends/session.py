@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from varangian.backends import Note
+from varangian.backends import Note, parts
 from varangian.backends.folder import RunFolder
 from varangian.backends.result import Outcome, RunError, RunResult
 from varangian.config import RunConfig
-from varangian.config.build import learner, optimizer, policy, task
+from varangian.config.build import learner, optimizer, task
 from varangian.server.driver import Driver
 from varangian.server.events import Phase
 from varangian.server.learner import Learner
+from varangian.server.machine import Machine
 from varangian.server.memory import Account, available
+from varangian.server.merge import Merge
 from varangian.server.record import Observe, RoundRecord, Scores
-from varangian.server.round import RoundMachine
 from varangian.server.waiting import MONOTONIC, Clock
 from varangian.server.windowed import kept
 from varangian.worker.task import Crew
@@ -38,9 +39,10 @@ class Session:
     learner: Learner
     folder: RunFolder
     observe: Observe
-    machine: RoundMachine
+    machine: Machine
     account: Account
     """What the server can take at most."""
+    merge: Merge
     stop: Stop = field(default_factory=lambda: Stop())
     rounds: int = 0
     evaluated: int = -1
@@ -59,19 +61,28 @@ class Session:
             crew = Crew(task(config))
         except ValueError as error:
             raise RunError(str(error)) from error
-        account = Account.of(
-            config.workers,
-            crew.layout.numel,
-            optimizer(config),
-            rows=config.server.rows,
-            average=config.ema is not None,
-            columns=kept(crew.layout.numel) if windowed(config) else None,
-        )
+        account = accounted(config, crew.layout.numel)
         if refusal := account.refusal(available()):
             raise RunError(refusal)
+        try:
+            merge = parts.merge(config, crew.layout.numel)
+        except OSError as error:
+            raise RunError(str(error)) from error
         built = learner(config, crew.initial())
-        machine = RoundMachine(policy(config))
-        return cls(config, crew, built, RunFolder.create(config), observe, machine, account)
+        return cls(
+            config, crew, built, RunFolder.create(config), observe, parts.machine(config), account, merge
+        )
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What to say of memory and disk before the run."""
+        return (self.account.sentence, *self.storage)
+
+    @property
+    def storage(self) -> tuple[str, ...]:
+        """Of what is kept beyond a round."""
+        plan = parts.plan(self.config, self.crew.layout.numel)
+        return () if plan is None else (plan.sentence(),)
 
     def driver(self, clock: Clock = MONOTONIC) -> Driver:
         return Driver(
@@ -82,8 +93,10 @@ class Session:
             observe=self._record,
             clock=clock,
             threads=self.config.server.threads,
-            rows=self.config.server.rows,
+            rows=parts.rows(self.config),
             window=windowed(self.config),
+            merge=self.merge,
+            seats=parts.seats(self.config),
         )
 
     def evaluate(self, parameters: Tensor) -> Scores:
@@ -114,6 +127,7 @@ class Session:
             self.folder.finish(result, self.learner.parameters, self.crew.layout, average)
         except OSError as error:
             raise RunError(f"the result cannot be written to {self.folder.path}: {error}") from error
+        self.merge.close()
         return result
 
     @property
@@ -137,6 +151,21 @@ class Session:
 def windowed(config: RunConfig) -> bool:
     """Whether rows are forgotten as they come. In a simulation all of them are there anyway."""
     return config.server.memory == "window" and config.backend != "simulate"
+
+
+def accounted(config: RunConfig, d: int) -> Account:
+    """What the server of a run can take."""
+    return Account.of(
+        config.workers,
+        d,
+        optimizer(config),
+        rows=parts.rows(config),
+        average=config.ema is not None,
+        columns=kept(d) if windowed(config) else None,
+        seats=parts.seats(config),
+        more=parts.more(config),
+        latest=parts.plan(config, d),
+    )
 
 
 @dataclass

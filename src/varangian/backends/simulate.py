@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,21 +17,14 @@ import torch
 from torch import Tensor
 
 from varangian.backends import Note
+from varangian.backends.invited import Invited
 from varangian.backends.result import RunResult
 from varangian.backends.session import Session
+from varangian.backends.travel import PATIENCE, answers, hand_over, stalled
 from varangian.backends.virtual import VirtualTime
 from varangian.config import RunConfig
-from varangian.protos import codec
-from varangian.server.driver import Driver, Slot, Snapshot
+from varangian.server.driver import Driver, Snapshot
 from varangian.server.record import Observe
-from varangian.worker.task import Crew
-
-PATIENCE = 3600.0
-"""Seconds of a clock that stands still meanwhile."""
-STALLED = (
-    "round {round} would wait for ever: nobody is on the way who could complete its quorum of {quorum}. "
-    "Lower server.quorum, or set server.shortfall=skip"
-)
 
 
 def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
@@ -47,8 +40,11 @@ def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
             time = VirtualTime()
             driver = session.driver(time.clock)
             serving = asyncio.create_task(driver.run(session.stop.event))
+            for sentence in session.storage:
+                note(sentence)
+            kind = Invited if session.machine.invites else _Workers
             with _one_thread(config.worker.threads) as executor:
-                await _Workers(session, driver, time, executor).work()
+                await kind(session, driver, time, executor).work()
             return session.result(await serving)
 
     return asyncio.run(main())
@@ -102,10 +98,9 @@ class _Workers:
         workers = [w for w in free if self._served[w] < round and self._table.available(w, round)]
         if not workers:
             return
-        loop = asyncio.get_running_loop()
-        crew = self._session.crew
-        rows = await loop.run_in_executor(self._executor, _contributions, crew, snapshot, workers)
+        rows = await answers(self._session.crew, snapshot, workers, self._executor)
         for worker, row in rows.items():
+            assert row is not None
             self._served[worker] = round
             push = _Push(self._time.now + self._table.delay(worker, round), worker, round, row)
             heapq.heappush(self._pushes, push)
@@ -116,28 +111,14 @@ class _Workers:
         if push is not None and (ring is None or push.at < ring):
             self._time.advance(push.at)
             heapq.heappop(self._pushes)
-            await self._push(push)
+            await hand_over(self._session, self._driver, push.worker, push.round, push.row)
             return (push.worker,)
         if ring is not None:
             self._time.advance(ring)
         else:
-            quorum = self._session.machine.policy.quorum
-            self._session.stop.because(STALLED.format(round=round, quorum=quorum))
+            stalled(self._session, round)
         await asyncio.sleep(0)  # the driver may have something to do
         return ()
-
-    async def _push(self, push: _Push) -> None:
-        dtype = self._session.config.wire.dtype
-        slot = await self._driver.offer(push.worker, push.round, push.worker.encode(), dtype)
-        if isinstance(slot, Slot):
-            # As on the wire, so that numbers are rounded where real workers round them.
-            await slot.put(codec.payload(push.row, dtype))
-            await self._driver.complete(slot)
-
-
-def _contributions(crew: Crew, snapshot: Snapshot, workers: Iterable[str]) -> Mapping[str, Tensor]:
-    parameters = torch.frombuffer(bytearray(snapshot.payload), dtype=torch.float32)
-    return {worker: crew.contribution(worker, snapshot.round, parameters) for worker in workers}
 
 
 def _one_thread(threads: int) -> ThreadPoolExecutor:

@@ -142,7 +142,8 @@ def as_served(config: RunConfig, chosen: Choice) -> RunConfig:
 
 async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress) -> RunResult:
     session = Session.open(config, shown.round)
-    shown.note(session.account.sentence)
+    for sentence in session.sentences:
+        shown.note(sentence)
     workers = session.machine.policy.workers
     if isinstance(identity, Security):
         roster, credentials = Roster(workers, None, doorman=identity.doorman), identity.credentials()

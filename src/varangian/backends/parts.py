@@ -1,0 +1,98 @@
+"""What the participation of a run needs besides its machine."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from varangian.config import RunConfig
+from varangian.config.build import policy
+from varangian.protos.codec import Dtype
+from varangian.server.choices import Buffered, Everyone, Neighbourhoods, Oldest
+from varangian.server.deltas import Deltas
+from varangian.server.invitations import Choice, ParticipationPolicy
+from varangian.server.latest import LatestPlan
+from varangian.server.machine import Machine
+from varangian.server.merge import AsTheyAre, LatestOfAll, Merge, Weighed
+from varangian.server.participation import ParticipationMachine
+from varangian.server.policies import Asap, Async, FedAvg, FedLaAvg, Sync
+from varangian.server.round import RoundMachine
+from varangian.worker.names import names
+
+
+def machine(config: RunConfig) -> Machine:
+    """What decides who takes part, and when a round is over."""
+    agreed = policy(config)
+    if isinstance(config.participation, Sync):
+        return RoundMachine(agreed)
+    shared = {field.name: getattr(agreed, field.name) for field in fields(agreed)}
+    return ParticipationMachine(ParticipationPolicy(**shared, choice=_choice(config)))
+
+
+def _choice(config: RunConfig) -> Choice:
+    way, answers = config.participation, config.participation.answers(config.workers, config.f)
+    match way:
+        case FedAvg() | FedLaAvg():
+            return Oldest(answers, way.gather)
+        case Async():
+            return Buffered(answers, way.tau, way.staleness)
+        case Asap():
+            return Neighbourhoods(way.graph, way.tau)
+        case _:
+            return Everyone()
+
+
+def merge(config: RunConfig, d: int) -> Merge:
+    """From what is pushed to what the rule sees.
+
+    Raises:
+        OSError: there is no room for what is to be kept.
+    """
+    way = config.participation
+    if isinstance(way, FedLaAvg) and way.form == "delta":
+        return Deltas(names(config.workers), d)
+    if isinstance(way, FedLaAvg):
+        return LatestOfAll.of(
+            names(config.workers),
+            d,
+            way.answers(config.workers, config.f),
+            store=way.store,
+            folder=way.folder,
+            expire=way.expire,
+        )
+    return Weighed() if isinstance(way, Async) else AsTheyAre()
+
+
+def plan(config: RunConfig, d: int) -> LatestPlan | None:
+    """What the latest vectors take; None where none are kept."""
+    way = config.participation
+    if not isinstance(way, FedLaAvg) or way.form == "delta":
+        return None
+    return LatestPlan(config.workers, d, way.store, None if way.folder is None else Path(way.folder))
+
+
+def seats(config: RunConfig) -> int:
+    """How many vectors can be on their way, or wait to be used, at once.
+
+    An upload may outlive its round, until its silence is noticed: so there are as many places again.
+    """
+    way, n = config.participation, config.workers
+    return min(n, 2 * way.answers(n, config.f)) if isinstance(way, FedAvg | FedLaAvg) else n
+
+
+def rows(config: RunConfig) -> Dtype:
+    """How vectors are kept until they are used: no wider than they are kept after it."""
+    way = config.participation
+    return way.store if isinstance(way, FedLaAvg) and way.store != "float32" else config.server.rows
+
+
+def more(config: RunConfig) -> int:
+    """How many more vectors are kept, as long as the model."""
+    way, n = config.participation, config.workers
+    match way:
+        case FedLaAvg(form="delta"):
+            return 2  # a sum in twice the precision
+        case Asap() | Async():  # models of rounds that are over, on their way to somebody
+            return n if way.tau is None else min(n, way.tau)
+        case _:
+            return 0
