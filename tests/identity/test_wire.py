@@ -29,7 +29,7 @@ def serving():
     async def serve(path):
         security = Security(path)
         roster = Roster(["w00", "w01"], None, doorman=security.doorman)
-        driver = SimpleNamespace(round=0)
+        driver = SimpleNamespace(round=0, pulls=None)
         server = grpc.aio.server(options=OPTIONS)
         service = Service(driver, roster, Contract("run-1", LAYOUT), Limits())
         server.add_generic_rpc_handlers((service.handlers(),))

@@ -642,11 +642,12 @@ async def test_silence_ends_a_call_and_is_tried_again():
     script = Script()
     for name in script.steps:
         script.steps[name].insert(0, hang)
-    async with client_of(script, idle=0.05) as client:
+    # On a machine with other things to do, an answer may be taken for silence too.
+    async with client_of(script, tries=20, idle=0.1) as client:
         await client.join()
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
         assert (await client.push(4, VECTOR)).counted
-        assert len(client.naps) == 3
+        assert len(client.naps) >= 3
 
 
 @scenario
@@ -657,12 +658,12 @@ async def test_slow_is_not_silent():
         data = codec.payload(torch.ones(BIG.numel))
         await context.write(ps_pb2.PullReply(manifest=script.contract.manifest(4, codec.digest(data))))
         for chunk in codec.chunks(data, 2 << 20):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.13)
             await context.write(ps_pb2.PullReply.FromString(chunk))
 
     script.steps["Pull"] = [slowly]
-    # The whole takes 16 * 0.05 s, longer than the silence that would end it.
-    async with client_of(script, idle=0.7) as client:
+    # The whole takes 16 * 0.13 s, longer than the silence that would end it.
+    async with client_of(script, idle=2.0) as client:
         await client.join()
         assert (await client.pull(-1)).parameters.sum() == BIG.numel
         assert client.naps == []
