@@ -123,6 +123,8 @@ def test_a_folder_that_cannot_be_made(tmp_path, place):
         ([], "flag"),
         (["aggregator={mix: [nnm, bucketing], rule: median}", "f=2"], "nnm-bucketing-median"),
         (["byzantine.attack=alie", "byzantine.count=3"], "flag-alie"),
+        (["aggregator={fedlaavg: {rule: median}}"], "fedlaavg-median"),
+        (["participation=async", "aggregator=mean"], "async-mean"),
     ],
 )
 def test_a_folder_is_named_for_what_the_run_shows(settings, name):

@@ -116,6 +116,21 @@ def test_plain_tells_of_every_round_without_an_update():
     assert "2, 1 of them without an update" in "\n".join(lines)
 
 
+def test_the_end_says_how_old_vectors_were():
+    aged = [record(0, ages={"w00": 0, "w01": 3}), record(1, ages={"w00": 0, "w02": 1}), record(2)]
+    lines = shown("plain", aged).splitlines()
+    assert "ages            mean 1.0 rounds, at most 3" in lines
+    assert "ages" not in shown("plain", RECORDS)
+
+
+def test_many_who_are_missing_are_counted_together():
+    lines = shown("plain", [record(i, missing=("w01", "w02", "w03", "w04", "w05")) for i in range(2)])
+    assert "missing w05     2 times" in lines
+    several = ("w00", "w01", "w02", "w03", "w04", "w05")
+    lines = shown("plain", [record(0, missing=("w05",)), record(1, missing=several)])
+    assert "missing         6 workers, 7 times in all, most of them w05, 2 times" in lines
+
+
 def test_a_long_plain_run_says_little():
     records = [record(i, loss=1.0, accuracy=0.5) for i in range(1000)]
     lines = [

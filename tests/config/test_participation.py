@@ -5,6 +5,7 @@ from tests.config.kit import accepted, problems
 
 from varangian.aggregators import NNM, Aggregator, Flag, Krum, Mean, Median
 from varangian.cli.check import verdict
+from varangian.cli.run import taking_part
 from varangian.config import load, loads
 from varangian.config.build import machine
 from varangian.config.tree import json_schema
@@ -386,3 +387,19 @@ def test_everybody_in_step_needs_no_invitations():
     built = machine(load(None, ["server.quorum=13"]))
     assert isinstance(built, RoundMachine)
     assert (built.invites, built.policy.quorum) == (False, 13)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["participation=async"], "async"),
+        (
+            ["aggregator={fedlaavg: {participants: 5, store: bfloat16}}"],
+            "fedlaavg, participants 5, store bfloat16",
+        ),
+        (["participation.async.staleness.hinge.b=3"], "async, staleness hinge (a 10.0, b 3)"),
+        (["aggregator.asap.graph=ring"], "asap, graph ring"),
+    ],
+)
+def test_a_run_says_who_takes_part(overrides, said):
+    assert taking_part(load(None, overrides)) == said

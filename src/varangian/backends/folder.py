@@ -36,6 +36,7 @@ from varangian.backends.result import RunError, RunResult
 from varangian.config import RunConfig
 from varangian.config.text import dump
 from varangian.protos.layout import Layout
+from varangian.server.policies import Sync
 from varangian.server.record import RoundRecord
 
 COLUMNS = ("round", "loss", "accuracy", "update_norm", "seconds")
@@ -99,7 +100,8 @@ class RunFolder:
 def short_name(config: RunConfig) -> str:
     """`nnm-krum-alie`: what distinguishes this run from its neighbours, safe as a file name."""
     spec = config.resolved()
-    parts = [*_names(spec["aggregator"]), *_names(spec["byzantine"]["attack"])]
+    way = [] if isinstance(config.participation, Sync) else [*spec["participation"]]
+    parts = [*way, *_names(spec["aggregator"]), *_names(spec["byzantine"]["attack"])]
     return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join(parts))[:60]
 
 

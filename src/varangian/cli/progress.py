@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from varangian.backends import RunResult
     from varangian.server.record import RoundRecord
 
+FEW = 5
+"""So many workers are named one by one."""
 PLAIN_LINES = 20
 """How many lines a plain run prints, whatever its rounds."""
 
@@ -128,9 +130,20 @@ def summary(result: RunResult, tally: Tally, byzantine: Sequence[str]) -> list[t
         lines.append(("byzantine mass", f"{percent(mass)} of the weight, {len(byzantine)} workers"))
     for worker, times in sorted(tally.drops.items()):
         lines.append((f"dropped {worker}", f"{times} times, last: {tally.reasons[worker]}"))
-    for worker, times in sorted(tally.missing.items()):
-        lines.append((f"missing {worker}", f"{times} times"))
+    lines += _missing(tally)
+    if tally.ages:
+        mean = sum(age * count for age, count in tally.ages.items()) / tally.ages.total()
+        lines.append(("ages", f"mean {mean:.1f} rounds, at most {max(tally.ages)}"))
     return [*lines, ("reason", result.reason), ("folder", str(result.folder or "-"))]
+
+
+def _missing(tally: Tally) -> list[tuple[str, str]]:
+    """Who did not answer in time, one by one if they are few."""
+    if len(tally.missing) <= FEW:
+        return [(f"missing {worker}", f"{times} times") for worker, times in sorted(tally.missing.items())]
+    (worker, times), *_ = tally.missing.most_common(1)
+    total = f"{len(tally.missing)} workers, {tally.missing.total()} times in all"
+    return [("missing", f"{total}, most of them {worker}, {times} times")]
 
 
 def _rounds(result: RunResult, tally: Tally) -> str:

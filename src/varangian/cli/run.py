@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any
 
 from varangian.backends import RunError, RunResult, run
 from varangian.cli.main import FAILED, INTERRUPTED, OK, CommandError
 from varangian.cli.progress import progress
 from varangian.config import RunConfig, advice, load
 from varangian.config.build import byzantine_names
+from varangian.server.policies import PARTICIPATION, Sync
 
 CODES = {"finished": OK, "failed": FAILED, "interrupted": INTERRUPTED}
 
@@ -26,11 +28,29 @@ def watched(config: RunConfig, view: str) -> RunResult:
     """Carry a run out and show it."""
     try:
         with progress(view, config.rounds, byzantine_names(config)) as shown:
+            if not isinstance(config.participation, Sync):
+                shown.note(f"participation: {taking_part(config)}")
             result = run(config, observe=shown.round, note=shown.note)
         shown.finish(result)
     except RunError as error:
         raise CommandError(str(error)) from error
     return result
+
+
+def taking_part(config: RunConfig) -> str:
+    """`fedlaavg, participants 5`: the name, and what is not as it is by default."""
+    ((name, given),) = config.resolved()["participation"].items()
+    usual = {field.name: field.written(field.default) for field in PARTICIPATION.fields(name)}
+    changed = {field: value for field, value in given.items() if value != usual[field]}
+    return ", ".join([name, *(f"{field} {_short(value)}" for field, value in changed.items())])
+
+
+def _short(value: Any) -> str:
+    """`hinge (a 10.0, b 3)` of what a file holds."""
+    if not isinstance(value, dict):
+        return str(value)
+    ((name, fields),) = value.items()
+    return f"{name} ({', '.join(f'{key} {item}' for key, item in fields.items())})" if fields else name
 
 
 def with_shortcuts(args: argparse.Namespace) -> list[str]:

@@ -30,6 +30,8 @@ class Tally:
     reasons: dict[str, str] = field(default_factory=dict)
     """Why a worker was dropped, the last time."""
     missing: Counter[str] = field(default_factory=Counter)
+    ages: Counter[int] = field(default_factory=Counter)
+    """How many vectors were how many rounds old, where that is known."""
     first: float = 0.0
     """When the first round was added, by a clock that never goes back."""
     last: float = 0.0
@@ -50,6 +52,7 @@ class Tally:
         self.drops.update(record.dropped.keys())
         self.reasons.update(record.dropped)
         self.missing.update(record.missing)
+        self.ages.update((record.ages or {}).values())
 
     @property
     def rate(self) -> float:
