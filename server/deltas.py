@@ -6,7 +6,6 @@ n  workers     d  parameters
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from varangian.server.events import Close, Skip, Worker
 from varangian.server.learner import Learner
 from varangian.server.merge import Given
 
-NOTHING: Mapping[Worker, Tensor] = MappingProxyType({})
 STRIP = 1 << 18
 """Numbers that are widened at once."""
 
@@ -44,7 +42,7 @@ class Deltas:
         self._add(rows[worker] for worker in sorted(rows))
         return Given(rows, self, close.ages or None)
 
-    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor] = NOTHING) -> None:
+    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
         """A round without a step; its workers were told that their deltas count."""
         self._add(rows[worker] for worker in sorted(rows))
 

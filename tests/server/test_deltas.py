@@ -66,7 +66,7 @@ def test_who_was_never_heard_of_counts_as_zero() -> None:
 def test_a_round_without_a_step_keeps_what_its_workers_sent() -> None:
     server = Deltas(NAMES, D)
     server.skipped(skipped(0), {"w01": torch.full((D,), 8.0)})
-    server.skipped(skipped(1))
+    server.skipped(skipped(1), {})
     assert server.mean.tolist() == [2.0] * D
     assert step(server, learner(), 2, {"w01": torch.zeros(D)}).tolist() == [2.0] * D
 
