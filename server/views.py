@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from varangian.protos import codec
 from varangian.server.events import Phase, Seconds, Worker
+from varangian.server.invitations import Participation
 from varangian.server.machine import Machine
 
 
@@ -42,7 +43,7 @@ class Status:
     counted: tuple[Worker, ...]
     faulty: Mapping[Worker, str]
     missing: tuple[Worker, ...]
-    """Who has not answered yet."""
+    """Who was asked and has not answered yet."""
     refusals: Mapping[str, int]
     """By code, since the start."""
 
@@ -50,6 +51,7 @@ class Status:
     def of(cls, machine: Machine, at: Seconds, refusals: Mapping[str, int]) -> Status:
         state, workers = machine.state, machine.policy.workers
         here = state.pushed.keys() | state.faults.keys()
+        asked = state.invited.keys() if isinstance(state, Participation) else set(workers)
         return cls(
             round=state.round,
             rounds=machine.policy.rounds,
@@ -58,6 +60,6 @@ class Status:
             present=tuple(w for w in workers if w in here or w in state.uploads),
             counted=tuple(w for w in workers if w in state.pushed),
             faulty=dict(state.faults),
-            missing=tuple(w for w in workers if w not in here),
+            missing=tuple(w for w in workers if w in asked and w not in here),
             refusals=dict(refusals),
         )

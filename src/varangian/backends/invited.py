@@ -59,7 +59,8 @@ class Invited:
                 await self._happen(latest.round)
 
     def _ask(self, worker: str, served: int) -> None:
-        turn = self._task.timetable.turn(worker, served + 1)
+        task, turn = self._task, served + 1
+        turn = turn if task.listens(worker) else task.timetable.turn(worker, turn)
         self._tickets[worker] = self._driver.pulls.ask(worker, turn - 1)
 
     async def _begin(self) -> bool:
