@@ -131,7 +131,7 @@ def summary(result: RunResult, tally: Tally, byzantine: Sequence[str]) -> list[t
     for worker, times in sorted(tally.drops.items()):
         lines.append((f"dropped {worker}", f"{times} times, last: {tally.reasons[worker]}"))
     lines += _missing(tally)
-    if tally.ages:
+    if any(tally.ages):
         mean = sum(age * count for age, count in tally.ages.items()) / tally.ages.total()
         lines.append(("ages", f"mean {mean:.1f} rounds, at most {max(tally.ages)}"))
     return [*lines, ("reason", result.reason), ("folder", str(result.folder or "-"))]
