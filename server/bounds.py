@@ -18,8 +18,13 @@ BLOCK = 1 << 15
 
 def norm(vector: Tensor) -> float | None:
     """Euclidean norm; None when an entry is not finite. In float64 no finite float32 vector overflows."""
-    parts = [torch.linalg.vector_norm(block, dtype=torch.float64) for block in vector.split(BLOCK)]
-    length = torch.linalg.vector_norm(torch.stack(parts)).item()
+    blocks = vector.split(BLOCK)
+    # Not a result of its own for each: such crumbs between the widened blocks keep their memory from being
+    # used again, and it comes to half of the vector.
+    parts = torch.empty(len(blocks), dtype=torch.float64)
+    for block, part in zip(blocks, parts, strict=True):
+        torch.linalg.vector_norm(block, dtype=torch.float64, out=part)
+    length = torch.linalg.vector_norm(parts).item()
     return length if length < float("inf") else None
 
 

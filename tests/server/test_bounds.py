@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from varangian.server.bounds import BLOCK, LARGEST, Bounds, norm
+from varangian.server.memory import resident
 from varangian.server.optimizer import Sgd, Stepper
 
 
@@ -59,3 +60,12 @@ def test_norms():
         vector[BLOCK + 3] = bad
         assert norm(vector) is None
         assert Bounds.of(vector, None).point == math.inf
+
+
+@pytest.mark.skipif(not resident(), reason="the system does not say how much memory is taken")
+def test_a_norm_takes_no_memory_to_speak_of():
+    vector = torch.ones(40_000_000)
+    norm(vector[:BLOCK])
+    before = resident()
+    assert norm(vector) == pytest.approx(math.sqrt(len(vector)))
+    assert resident() - before < 20_000_000  # 160 MB of it were 70 to 150 more, in crumbs
