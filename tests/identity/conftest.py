@@ -81,4 +81,4 @@ def listening():
 @pytest.fixture
 def scenario():
     """Run a coroutine to its end, but not for ever."""
-    return lambda coroutine: asyncio.run(asyncio.wait_for(coroutine, 30))
+    return lambda coroutine: asyncio.run(asyncio.wait_for(coroutine, 100))

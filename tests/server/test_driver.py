@@ -107,13 +107,13 @@ class Run:
         return snapshot
 
     async def ended(self) -> str:
-        return await asyncio.wait_for(asyncio.shield(self.task), 20)
+        return await asyncio.wait_for(asyncio.shield(self.task), 100)
 
 
 def in_loop(test: Callable[..., Awaitable[None]]):
     @functools.wraps(test)
     def wrapped(*args, **kwargs):
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 30))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
 
     return wrapped
 

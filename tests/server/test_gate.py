@@ -7,7 +7,7 @@ from varangian.server.gate import Gate
 
 def scenario(test):
     def run():
-        asyncio.run(asyncio.wait_for(test(), 20))
+        asyncio.run(asyncio.wait_for(test(), 100))
 
     run.__name__ = test.__name__
     return run

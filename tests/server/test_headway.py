@@ -102,7 +102,7 @@ class Run:
         return [await self.driver.complete(slot) for slot in slots.values()]
 
     async def ended(self) -> str:
-        return await asyncio.wait_for(asyncio.shield(self.task), 20)
+        return await asyncio.wait_for(asyncio.shield(self.task), 100)
 
     async def idle(self) -> None:
         """Until the thread has done all that was asked of it."""
@@ -120,7 +120,7 @@ def plain(aggregator: Aggregator, sent: dict[str, Tensor], faults: dict[str, str
 def in_loop(test: Callable[..., Awaitable[None]]):
     @functools.wraps(test)
     def wrapped(*args, **kwargs):
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 30))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
 
     return wrapped
 

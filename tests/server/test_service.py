@@ -35,7 +35,7 @@ BIG = Layout((("weight", (300, 1000)), ("bias", (7,))))
 """Two chunks, the second a short one."""
 LAYOUT = Layout((("weight", (3, 2)), ("bias", (2,))))
 CONTRACT = Contract("run-1", LAYOUT)
-LIMITS = Limits(idle=5.0, patience=0.05, grace=0.05, turn=0.02)
+LIMITS = Limits(idle=20.0, patience=0.05, grace=0.05, turn=0.02)
 RPCS = {"Join": "unary_unary", "Pull": "unary_stream", "Push": "stream_unary", "Status": "unary_unary"}
 
 
@@ -154,10 +154,10 @@ async def world(layout=LAYOUT, rounds=9, limits=LIMITS, f=0, dtype="float32", **
 
 
 def scenario(test):
-    """Run a coroutine as a test, never for longer than half a minute."""
+    """Run a coroutine as a test, but not for ever."""
 
     def run():
-        asyncio.run(asyncio.wait_for(test(), 30))
+        asyncio.run(asyncio.wait_for(test(), 100))
 
     run.__name__ = test.__name__
     return run
@@ -174,13 +174,23 @@ async def refusal(status, code, *words):
         assert word in error.details()
 
 
+async def persistent(call, *arguments):
+    """A call that is made again as long as a busy machine lets it pause for too long."""
+    while True:
+        try:
+            return await call(*arguments)
+        except grpc.aio.AioRpcError as error:
+            if dict(error.trailing_metadata()).get("varangian-code") != "IDLE":
+                raise
+
+
 async def usable(this):
     """The server lives on: a full round still works for everyone."""
     before = this.driver.round
     async with this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
         vector = torch.ones(this.contract.layout.numel)
-        await asyncio.gather(*(worker.push(before, vector) for worker in (a, b, c)))
-        while (await a.pull(before))[0].HasField("again"):
+        await asyncio.gather(*(persistent(worker.push, before, vector) for worker in (a, b, c)))
+        while (await persistent(a.pull, before))[0].HasField("again"):
             pass
     assert this.driver.round == before + 1
     assert this.records[-1].missing == ()
@@ -209,7 +219,7 @@ async def test_a_round_with_three_workers():
 @scenario
 async def test_a_vector_in_several_chunks():
     async with (
-        world(BIG, rounds=1) as this,
+        world(BIG, rounds=1, limits=replace(LIMITS, grace=20.0)) as this,
         this.raw("w00") as a,
         this.raw("w01") as b,
         this.raw("w02") as c,
@@ -221,8 +231,8 @@ async def test_a_vector_in_several_chunks():
         ]
         vector = torch.arange(BIG.numel, dtype=torch.float32)
         await asyncio.gather(*(worker.push(0, vector) for worker in (a, b, c)))
-        (finished,) = await a.pull(0)
-        assert finished.finished.reason == "all 1 rounds are done"
+        for (part,) in await asyncio.gather(*(worker.pull(0) for worker in (a, b, c))):
+            assert part.finished.reason == "all 1 rounds are done"
         assert torch.equal(this.driver._learner.parameters, -vector)
 
 
@@ -839,7 +849,7 @@ async def test_everyone_who_joined_hears_of_the_end():
 
 @scenario
 async def test_a_stop_is_heard_too():
-    async with world(limits=replace(LIMITS, patience=20.0)) as this, this.raw() as raw:
+    async with world(limits=replace(LIMITS, patience=20.0, grace=20.0)) as this, this.raw() as raw:
         pull = asyncio.create_task(raw.pull(0))
         this.stop.set()
         (part,) = await pull

@@ -100,7 +100,7 @@ class Run:
         return {worker: asyncio.create_task(self.push(worker)) for worker in workers}
 
     async def ended(self) -> str:
-        return await asyncio.wait_for(asyncio.shield(self.task), 20)
+        return await asyncio.wait_for(asyncio.shield(self.task), 100)
 
 
 async def quiet() -> None:
@@ -121,7 +121,7 @@ def plain(spec: object, workers=NAMES, faults: dict[str, str] | None = None, rou
 def in_loop(test: Callable[..., Awaitable[None]]):
     @functools.wraps(test)
     def wrapped(*args, **kwargs):
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 30))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
 
     return wrapped
 

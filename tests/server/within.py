@@ -29,7 +29,7 @@ NAMES = tuple(f"w{i:02d}" for i in range(6))
 LAYOUT = Layout((("weight", (16_000_000,)),))
 ROUNDS = 2
 SECRET = b"0123456789abcdef"
-LIMITS = Limits(grace=1.0)
+LIMITS = Limits(grace=20.0)
 SGD = Sgd(lr=0.5, momentum=0.9)
 
 

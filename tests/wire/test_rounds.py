@@ -23,7 +23,9 @@ from varangian.worker.loop import work
 NAMES = tuple(f"w{i:02d}" for i in range(5))
 LAYOUT = Layout((("weight", (500, 1000)), ("bias", (3,))))
 """Two chunks."""
-PATIENT = Backoff(tries=12, first=0.01, most=0.05)
+PATIENT = Backoff(tries=100, first=0.01, most=0.05)
+UNHEARD = Limits(grace=0.1)
+"""For who is not there any more at the end of the run."""
 
 
 class Run:
@@ -43,7 +45,7 @@ class Run:
             observe=self.records.append,
         )
         self.roster = Roster(NAMES, b"0123456789abcdef", silence=0.05)
-        self.limits = limits or Limits(idle=5.0, grace=0.1)
+        self.limits = limits or Limits(idle=20.0, grace=20.0)
         self.stop = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -75,7 +77,7 @@ class Run:
             name,
             self.roster.token(name),
             self.layout,
-            **{"backoff": PATIENT, "idle": 5.0} | options,
+            **{"backoff": PATIENT, "idle": 20.0} | options,
         )
 
 
@@ -96,7 +98,7 @@ async def served_by(run, address, names=NAMES, delays=(), compute=gradient):
 
 def scenario(test):
     def run():
-        asyncio.run(asyncio.wait_for(test(), 60))
+        asyncio.run(asyncio.wait_for(test(), 100))
 
     run.__name__ = test.__name__
     return run
@@ -168,7 +170,7 @@ async def test_a_worker_may_come_before_its_server():
 
 @scenario
 async def test_a_worker_whose_server_has_gone_says_so():
-    run = Run()
+    run = Run(limits=UNHEARD)
     async with run.served() as address, run.client(address, "w00", backoff=Backoff(2, 0.01)) as client:
         await client.join()
         run.stop.set()
@@ -188,7 +190,7 @@ async def test_a_worker_of_another_model_hears_which_parameter_differs():
 
 @scenario
 async def test_a_restarted_worker_takes_its_name_over_once_the_old_one_is_silent():
-    run = Run()
+    run = Run(limits=UNHEARD)
     async with (
         run.served() as address,
         run.client(address, "w00") as old,
@@ -261,7 +263,7 @@ async def test_a_line_that_breaks_in_the_middle_of_a_push_costs_a_repetition():
 @scenario
 async def test_workers_share_the_seats():
     layout = Layout((("weight", (2, 1024, 1024)),))
-    run = Run(rounds=1, layout=layout, limits=Limits(receiving=1, turn=0.005, grace=0.1))
+    run = Run(rounds=1, layout=layout, limits=Limits(receiving=1, turn=0.005, grace=20.0))
     async with run.served() as address:
         await served_by(run, address)
     assert run.records[0].missing == ()
