@@ -22,7 +22,7 @@ class Tally(NamedTuple):
     pushed: tuple[Worker, ...]
     faulty: tuple[Worker, ...]
     missing: tuple[Worker, ...]
-    """Who was asked and has not answered."""
+    """Who was asked and has not answered; nobody once the round is complete without them."""
     away: tuple[Worker, ...]
     """Who has not answered, and will not: it wants a later round."""
     others: int
@@ -43,8 +43,9 @@ def tallied(policy: ParticipationPolicy, state: Participation) -> Tally:
     members = choice.members(workers, state.round)
     seats = choice.seats(len(workers), state.round)
     wanted = choice.wanted(workers, state, len(ready(policy, state)))
-    expected = choice.expected(workers, state)
     silent = [w for w in members if w not in state.held and w not in state.faults]
+    complete = len(members) - len(silent) >= wanted
+    expected = () if complete else choice.expected(workers, state)
     away = tuple(w for w in silent if w not in state.invited and state.parked.get(w, 0) > state.round)
     return Tally(
         pushed=tuple(w for w in members if w in state.held),

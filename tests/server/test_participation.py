@@ -444,7 +444,7 @@ def test_after_the_deadline_others_may_answer_for_those_who_are_silent():
     assert play(m, Tick(10.0)) == [Invite("w02", 0)]
     assert ready(m, "w03", at=11.0) == ["w03"]
     push(m, "w02")
-    assert the(Close, push(m, "w03")).missing == ("w00", "w01")
+    assert the(Close, push(m, "w03")).workers == ("w02", "w03")
 
 
 def test_the_choice_waits_for_more_to_choose_from():
@@ -528,7 +528,7 @@ def test_whoever_comes_gets_the_model_and_the_buffer_is_used_when_it_is_full():
     push(m, "w02")
     assert ready(m, "w02") == []  # one place each: not before its vector is used
     close = the(Close, push(m, "w00"))
-    assert (close.ages, close.missing) == ({"w00": 0, "w02": 0}, ("w01", "w03"))
+    assert (close.ages, close.missing) == ({"w00": 0, "w02": 0}, ())  # nobody waits for the other two
     assert play(m, Committed(0, 1.0)) == [Open(1), Invite("w02", 1)]
     push(m, "w01", round=0)
     close = the(Close, push(m, "w02", round=1))
@@ -592,11 +592,12 @@ def test_who_asks_for_a_newer_model_gives_the_old_one_up():
 
 
 def test_a_buffer_that_does_not_fill_is_used_at_the_deadline():
-    m = machine(Buffered(size=4, tau=1))
+    m = machine(Buffered(size=3, tau=1))
     ready(m, *WORKERS)
     push(m, "w01")
-    play(m, *(Left(worker, 1.0) for worker in WORKERS))
-    assert the(Close, play(m, Tick(10.0))).workers == ("w01",)
+    play(m, Left("w00", 1.0), Left("w01", 1.0))
+    close = the(Close, play(m, Tick(10.0)))
+    assert (close.workers, close.missing) == (("w01",), ("w02", "w03"))
 
 
 # Neighbourhoods
@@ -618,15 +619,19 @@ def test_a_round_is_one_neighbourhood_and_the_others_are_ahead_by_one_vector():
 
 
 def test_a_round_whose_members_are_all_there_closes_as_soon_as_it_opens():
-    m = machine(Neighbourhoods(OnePeer()))  # the first groups: w00 w03, w00 w01, w01 w02, w02 w03
+    m = machine(Neighbourhoods(OnePeer()))
+    assert [m.policy.choice.members(WORKERS, t) for t in (0, 1)] == [("w00", "w03"), ("w00", "w01")]
     ready(m, *WORKERS)
-    the(Close, push(m, "w01", "w02", "w00", "w03"))
+    push(m, "w01", "w03")
+    the(Close, push(m, "w00"))
     assert play(m, Ready("w00", 1, 0.0), Committed(0, 1.0)) == [Open(1), Invite("w00", 1)]
     the(Close, push(m, "w00"))
-    ready(m, "w03", "w00", at=2.0)
-    opened, close, *_ = play(m, Committed(1, 2.0), Ready("w03", 1, 2.0))
-    assert opened == Open(2)
-    assert isinstance(close, Invite)  # w01 was used in round 1, so round 2 waits for it
+    m = machine(Neighbourhoods(OnePeer()), quorum=2, shortfall="skip")
+    ready(m, *WORKERS)
+    push(m, "w00", "w01")
+    skip, opened, close = play(m, Tick(10.0))
+    assert (skip.round, opened, close.round) == (0, Open(1), 1)
+    assert close.ages == {"w00": 1, "w01": 1}
 
 
 def test_a_dead_member_is_waited_for_until_the_deadline():
@@ -667,22 +672,21 @@ def test_the_fault_of_one_who_is_no_member_is_no_answer():
     assert (close.workers, close.faults) == (("w00", "w01", "w03"), {"w02": "x"})
 
 
-def test_a_vector_that_is_too_old_for_its_turn_is_dropped_and_its_worker_free():
+def test_whose_turn_comes_too_late_for_this_model_is_not_asked_for_it():
     m = machine(Neighbourhoods(Ring(), tau=1), workers=tuple(f"w{i:02}" for i in range(8)))
-    # Groups: 7 0 1, then 0 1 2, 1 2 3. Whose turn comes later than in the next round is not asked yet.
-    asked = ready(m, *m.policy.workers)
-    assert asked == ["w00", "w01", "w02", "w07"]
-    push(m, "w02")
-    play(m, Ready("w02", 1, 0.0))
+    # The groups are 7 0 1, then 0 1 2, then 1 2 3.
+    assert ready(m, *m.policy.workers) == ["w00", "w01", "w02", "w07"]
     the(Close, push(m, "w00", "w01", "w07"))
-    assert invited(play(m, Committed(0, 1.0))) == ["w03"]
-    assert m.state.held == {"w02": (0, A)}
-    the(Close, play(m, Tick(11.0)))
-    play(m, Committed(1, 12.0))
+    assert play(m, Committed(0, 1.0)) == [Open(1), Invite("w03", 1)]
+
+
+def test_a_vector_that_is_too_old_for_its_turn_is_dropped_and_its_worker_free():
     m = machine(Neighbourhoods(Ring(), tau=0), shortfall="skip", quorum=3)
     assert ready(m, *WORKERS) == ["w00", "w01", "w03"]
-    push(m, "w03")
-    assert invited(play(m, Ready("w03", 1, 0.0), Tick(10.0))) == ["w02"]  # w03 is no member of round 1
+    push(m, "w00", "w03")
+    play(m, Ready("w00", 1, 0.0), Ready("w03", 1, 0.0))
+    # w03 is no member of round 1.
+    assert play(m, Tick(10.0))[1:] == [Open(1), Invite("w00", 1), Invite("w02", 1)]
     assert (m.state.held, m.state.parked) == ({}, {"w03": 1})
 
 
