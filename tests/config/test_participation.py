@@ -403,3 +403,11 @@ def test_everybody_in_step_needs_no_invitations():
 )
 def test_a_run_says_who_takes_part(overrides, said):
     assert taking_part(load(None, overrides)) == said
+
+
+def test_the_folder_for_vectors_is_one_of_the_server(tmp_path):
+    found = problems(f"aggregator.fedlaavg.folder={tmp_path}/none")
+    assert list(found) == ["aggregator.fedlaavg.folder"]
+    assert "should be a folder that exists" in found["aggregator.fedlaavg.folder"]
+    load(None, [f"aggregator.fedlaavg.folder={tmp_path}"])
+    load(None, [f"aggregator.fedlaavg.folder={tmp_path}/none"], whole=False)  # on the machine of a worker

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from varangian.aggregators.stream import streams
 from varangian.config.attendance import attended, late, mimicked
 from varangian.config.build import optimizer
-from varangian.config.rounds import answered, followed, guaranteed, possible, summed, windowed
+from varangian.config.rounds import answered, followed, guaranteed, kept, possible, summed, windowed
 from varangian.config.tree import RunConfig
 from varangian.registry import Problem
 from varangian.worker.attacks import refusal
@@ -114,6 +114,7 @@ CHECKS = (
     Check(frozenset({"workers", "f", "server", "participation"}), answered),
     Check(frozenset({"workers", "f", "server", "participation"}), possible),
     Check(frozenset({"aggregator", "participation", "wire", "server"}), summed),
+    Check(frozenset({"participation"}), kept, whole=True),
     Check(frozenset({"workers", "byzantine"}), _attackers),
     Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),
     Check(frozenset({"workers", "byzantine"}), _mounted),

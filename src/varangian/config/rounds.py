@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from varangian.aggregators import Aggregator, Mean
@@ -59,6 +60,13 @@ def summed(config: RunConfig) -> Iterator[Problem]:
         if dtype != FLOAT32:
             rule = f"should be {FLOAT32} with {here(config, 'form')} = delta: a sum never loses a rounding"
             yield Problem(path, rule, dtype)
+
+
+def kept(config: RunConfig) -> Iterator[Problem]:
+    """A place for latest vectors that is not there."""
+    folder = getattr(config.participation, "folder", None)
+    if folder is not None and not Path(folder).is_dir():
+        yield Problem(here(config, "folder"), "should be a folder that exists", folder)
 
 
 def guaranteed(config: RunConfig) -> Iterator[Problem]:
