@@ -18,6 +18,8 @@ COLOURS = {
     "peer": "#cc79a7",
 }
 """Told apart by people with any colour vision."""
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+"""Under a number, so that no line crosses it."""
 GROUPS = {
     "measure": "raw TCP",
     "ceiling": "gRPC at best: raw bytes, no checks",
@@ -45,7 +47,8 @@ def bars(report: Report, path: Path) -> None:
     handles = [Axes.bar(panels[0], 0, 0, color=COLOURS[kind], label=GROUPS[kind]) for kind in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=9)
     cores = report.machine["cores"]
-    figure.suptitle(f"{report.machine['cpu']}, {cores} cores, loopback", fontsize=10)
+    where = f"{report.machine['cpu']}, {cores} cores, server and workers on it, loopback"
+    figure.suptitle(f"From the workers' vectors to the server's rows: {where}", fontsize=10)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
     temporary.replace(path)
@@ -58,10 +61,20 @@ def _panel(axis: Axes, setting: Setting) -> None:
     axis.barh(places, [speed.x_tcp for _, speed in lines], color=[COLOURS[line.kind] for line, _ in lines])
     axis.set_yticks(places, [line.title for line, _ in lines], fontsize=7)
     for place, (_, speed) in zip(places, lines, strict=True):
-        text = f" {speed.x_tcp:.2f}  ({speed.gigabytes_per_second:.2g} GB/s)"
-        axis.text(speed.x_tcp, place, text, va="center", fontsize=7)
-    axis.set_xlim(0, 1.45 * max(speed.x_tcp for _, speed in lines))
-    axis.set_title(setting.title, fontsize=10)
+        text = f"{speed.x_tcp:.2f}  ({speed.gigabytes_per_second:.1f} GB/s)"
+        at = (speed.x_tcp, place)
+        axis.annotate(
+            text, at, (4, 0), textcoords="offset points", va="center", fontsize=7, bbox=PAPER, zorder=3
+        )
+    for line, speed in lines:
+        if line.kind == "ceiling":
+            axis.axvline(speed.x_tcp, color=COLOURS["ceiling"], lw=0.8, ls="--", zorder=0)
+    axis.set_xlim(0, 1.7 * max(speed.x_tcp for _, speed in lines))
+    size = f"{setting.size / 1e6:g} MB"
+    title = (
+        f"{setting.workers} workers at once, {size} each" if setting.workers > 1 else f"1 worker, {size}"
+    )
+    axis.set_title(title, fontsize=10)
     axis.set_xlabel("speed, as a ratio to raw TCP", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
     axis.grid(axis="x", alpha=0.3)
