@@ -1,0 +1,252 @@
+"""Workers that come and go, over loopback: each way to take part, and NOTIFY-ACK on the wire."""
+
+import asyncio
+import contextlib
+
+import grpc
+import pytest
+import torch
+
+from varangian.aggregators import Aggregator, Mean, Median
+from varangian.protos.layout import Layout
+from varangian.server.choices import Buffered, Neighbourhoods, Oldest
+from varangian.server.driver import Driver
+from varangian.server.graphs import Exponential
+from varangian.server.invitations import ParticipationPolicy
+from varangian.server.learner import Learner
+from varangian.server.merge import AsTheyAre, LatestOfAll, Weighed
+from varangian.server.optimizer import Sgd
+from varangian.server.participation import ParticipationMachine
+from varangian.server.roster import Roster
+from varangian.server.service import Service, serve
+from varangian.server.staleness import Polynomial
+from varangian.server.streams import Limits
+from varangian.worker.backoff import Backoff
+from varangian.worker.client import Client, Finished
+from varangian.worker.loop import work
+
+NAMES = tuple(f"w{i:02d}" for i in range(5))
+LAYOUT = Layout((("weight", (20, 10)), ("bias", (3,))))
+D = LAYOUT.numel
+PATIENT = Backoff(tries=20, first=0.01, most=0.05)
+
+
+class Run:
+    """One server, and what came of it."""
+
+    def __init__(self, choice, merge=None, rule=None, names=NAMES, f=0, **policy):
+        torch.set_num_threads(1)
+        agreed = {"rounds": 4, "quorum": 1, "deadline": 60.0, "shortfall": "wait", "f": f} | policy
+        self.names, self.records = names, []
+        self.machine = ParticipationMachine(ParticipationPolicy(names, **agreed, choice=choice))
+        self.learner = Learner(
+            torch.ones(D), Aggregator(rule or Mean(), f=f), Sgd(lr=1.0), rounds=agreed["rounds"], seed=1
+        )
+        self.driver = Driver(
+            self.machine,
+            self.learner,
+            evaluate=lambda _: (0.0, 0.0),
+            evaluate_every=100,
+            observe=self.records.append,
+            merge=merge,
+        )
+        self.roster = Roster(names, b"0123456789abcdef", silence=0.05)
+        self.stop = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def served(self):
+        ready = asyncio.get_running_loop().create_future()
+        serving = serve(
+            self.driver,
+            self.roster,
+            LAYOUT,
+            run_id="run-1",
+            host="127.0.0.1",
+            port=0,
+            ready=ready.set_result,
+            stop=self.stop,
+            limits=Limits(idle=5.0, patience=0.2, grace=0.1),
+        )
+        ended = asyncio.create_task(serving)
+        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            yield ready.result()
+        finally:
+            self.stop.set()
+            await ended
+
+    def client(self, address, name):
+        return Client(address, name, self.roster.token(name), LAYOUT, backoff=PATIENT, idle=5.0)
+
+    async def worked(self, address, name, compute, turn=lambda round: round):
+        async with self.client(address, name) as client:
+            return await work(client, lambda *given: compute(name, *given), turn=turn)
+
+    async def with_all(self, address, compute, turns=None):
+        turns = turns or {}
+        each = (self.worked(address, name, compute, **turns.get(name, {})) for name in self.names)
+        return await asyncio.gather(*each)
+
+
+def scenario(test):
+    def run(**fixtures):
+        asyncio.run(asyncio.wait_for(test(**fixtures), 60))
+
+    run.__name__ = test.__name__
+    return run
+
+
+async def towards_zero(name, round, parameters):
+    return parameters / 2
+
+
+@scenario
+async def test_fedlaavg_with_a_byzantine_worker_and_workers_that_take_turns():
+    async def compute(name, round, parameters):
+        return torch.full((D,), 1e6) if name == "w04" else parameters / 2
+
+    run = Run(Oldest(3, gather=30.0), LatestOfAll.of(NAMES, D, 3), Median(), f=1)
+    even = {"turn": lambda round: round + round % 2}
+    odd = {"turn": lambda round: round + 1 - round % 2}
+    turns = {"w00": even, "w01": even, "w02": odd, "w03": odd, "w04": even}
+    async with run.served() as address:
+        assert set(await run.with_all(address, compute, turns)) == {"all 4 rounds are done"}
+    first = {"w00": 0, "w01": 0, "w04": 0}
+    evens, odds = first | {"w02": 1, "w03": 1}, {"w00": 1, "w01": 1, "w02": 0, "w03": 0, "w04": 1}
+    assert [record.ages for record in run.records] == [first, odds, evens, odds]
+    # Of w00 and w01, w02 and w03, which send half of what they are given, and w04.
+    rows, x = [0.0, 0.0, 1e6], 1.0
+    for sent in range(4):
+        rows[sent % 2] = x / 2
+        x -= sorted((*rows[:2], *rows))[2]
+    assert run.learner.parameters.tolist() == pytest.approx([x] * D)
+
+
+@scenario
+async def test_async_does_not_wait_for_a_straggler_and_takes_its_vector_when_it_comes():
+    late = asyncio.Event()
+
+    async def compute(name, round, parameters):
+        if name == "w00" and round == 0:
+            await late.wait()
+        if round >= 3:
+            late.set()
+        return parameters / 2
+
+    run = Run(Buffered(4, tau=40, staleness=Polynomial()), Weighed(), rounds=30)
+    async with run.served() as address:
+        await run.with_all(address, compute)
+    stale = [record.ages["w00"] for record in run.records if "w00" in record.ages]
+    assert stale[0] >= 3
+    assert all(len(record.ages) >= 4 for record in run.records)
+
+
+@scenario
+async def test_asap_goes_on_when_a_worker_dies():
+    async def compute(name, round, parameters):
+        if name == "w03" and round >= 2:
+            raise RuntimeError("dies here")
+        return parameters / 2
+
+    names = tuple(f"w{i:02d}" for i in range(8))
+    run = Run(Neighbourhoods(Exponential()), AsTheyAre(), names=names, rounds=6, deadline=0.7)
+    async with run.served() as address:
+        workers = [run.worked(address, name, compute) for name in names]
+        ended = await asyncio.gather(*workers, return_exceptions=True)
+    assert [str(end) for end in ended].count("all 6 rounds are done") == 7
+    groups = [run.machine.policy.choice.members(names, round) for round in range(6)]
+    assert [tuple(record.ages) for record in run.records[:4]] == groups[:4]
+    assert "w03" in groups[3], "its first vector waits for its turn"
+    for record, group in zip(run.records[4:], groups[4:], strict=True):
+        assert record.missing == ("w03",)
+        assert {*record.ages, "w03"} == set(group)
+
+
+@scenario
+async def test_who_was_not_invited_hears_so_and_goes_on():
+    run = Run(Oldest(1, gather=0.05), names=NAMES[:2], rounds=2)
+    async with (
+        run.served() as address,
+        run.client(address, "w00") as first,
+        run.client(address, "w01") as second,
+    ):
+        await first.join()
+        await second.join()
+        pulled = await first.pull(-1)
+        receipt = await second.push(0, torch.ones(D))
+        assert (receipt.counted, receipt.code, receipt.round) == (False, "NOT_INVITED", 0)
+        waiting = asyncio.create_task(second.pull(-1))
+        assert (await first.push(pulled.round, torch.ones(D))).counted
+        assert (await waiting).round == 1
+        receipt = await first.push(0, torch.zeros(D))
+        assert (receipt.counted, receipt.code) == (False, "TOO_OLD")
+        assert (await second.push(1, torch.ones(D))).counted
+        assert isinstance(await second.pull(1), Finished)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_push_whose_reply_was_lost_counts_once(monkeypatch, used):
+    """The client says it again, while its vector is held, and after it was used."""
+    lost = []
+    counted = Service.push
+
+    async def forgetful(self, request, context):
+        reply = await counted(self, request, context)
+        if not lost:
+            lost.append(reply)
+            await gate.wait()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the line broke")
+        return reply
+
+    monkeypatch.setattr(Service, "push", forgetful)
+    gate = asyncio.Event()
+
+    @scenario
+    async def lossy():
+        run = Run(Oldest(2, gather=30.0), names=NAMES[:2], rounds=2)
+        async with (
+            run.served() as address,
+            run.client(address, "w00") as a,
+            run.client(address, "w01") as b,
+        ):
+            for client in (a, b):
+                await client.join()
+            await asyncio.gather(a.pull(-1), b.pull(-1))
+            pushing = asyncio.create_task(a.push(0, torch.full((D,), 3.0)))
+            while not lost:
+                await asyncio.sleep(0.01)
+            if not used:
+                gate.set()
+                assert (await pushing).counted
+            assert (await b.push(0, torch.ones(D))).counted
+            while run.driver.round == 0:
+                await asyncio.sleep(0.01)
+            gate.set()
+            assert (await pushing).counted
+            assert run.driver.status().refusals == {"DUPLICATE": 1}
+            # The answer to the next pull is the acknowledgement: the vector was used.
+            models = await asyncio.gather(a.pull(0), b.pull(0))
+            assert [model.round for model in models] == [1, 1]
+            assert models[0].parameters[0].item() == 1 - (3 + 1) / 2
+        assert len(run.records) == 1
+
+    lossy()
+
+
+@scenario
+async def test_a_worker_that_is_started_again_is_given_its_place_back():
+    run = Run(Oldest(2, gather=30.0), names=NAMES[:2], rounds=2)
+    async with run.served() as address, run.client(address, "w01") as other:
+        await other.join()
+        waiting = asyncio.create_task(other.pull(-1))
+        async with run.client(address, "w00") as dying:
+            await dying.join()
+            assert (await dying.pull(-1)).round == 0
+        async with run.client(address, "w00") as again:
+            await again.join()
+            assert (await again.pull(-1)).round == 0, "the same model once more"
+            assert (await again.push(0, torch.ones(D))).counted
+            await waiting
+            assert (await other.push(0, torch.ones(D))).counted
+            assert (await asyncio.gather(again.pull(-1), other.pull(0)))[0].round == 1
+    assert (run.records[0].missing, run.records[0].ages) == ((), {"w00": 0, "w01": 0})
