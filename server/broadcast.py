@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from time import monotonic
 
 from varangian.protos import ps_pb2
-from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT, Contract
+from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, Contract
 from varangian.protos.frames import frame
+from varangian.protos.pace import Pace
 
 SHARED = 16
 """Messages that are kept for the next pull. Workers pull at about the same time: a few are enough for all,
@@ -26,11 +28,21 @@ class Broadcast:
         self._shared: Callable[[int], bytes] = lru_cache(SHARED)(partial(_made, payload, CHUNK_BYTES))
 
     def messages(self, chunk_bytes: int = 0) -> Iterator[bytes]:
-        """The manifest and the chunks; of another size than the usual one they are made for one pull."""
-        size = min(max(chunk_bytes, CHUNK_FLOOR), CHUNK_LIMIT) if chunk_bytes else CHUNK_BYTES
+        """The manifest and the chunks.
+
+        With another size than 0 they begin with it, are made for this pull, and grow on a line that is fast
+        enough: how long it takes until each is asked for is how long the one before it took.
+        """
         yield self._manifest
-        for at in range(0, len(self._payload), size):
+        pace, at = Pace(), 0
+        pace.size = min(max(chunk_bytes or CHUNK_BYTES, CHUNK_FLOOR), CHUNK_BYTES)
+        while at < len(self._payload):
+            # Back to where the shared ones begin.
+            size = min(pace.size, CHUNK_BYTES - at % CHUNK_BYTES)
+            began = monotonic()
             yield self._shared(at) if size == CHUNK_BYTES else _made(self._payload, size, at)
+            pace.took(size, monotonic() - began)
+            at += size
 
 
 def _made(payload: memoryview, size: int, at: int) -> bytes:

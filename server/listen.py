@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from varangian.protos import codec
+from varangian.protos.flow import SIGNS_OF_LIFE, WINDOWS
 
 OPTIONS = (
     ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
@@ -23,8 +24,8 @@ OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     # For whoever connects and then calls nothing: a process has only so many files.
     ("grpc.max_connection_idle_ms", 60_000),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    *WINDOWS,
+    *SIGNS_OF_LIFE,
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 

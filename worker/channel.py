@@ -10,6 +10,7 @@ import grpc.aio
 
 from varangian.protos import codec, ps_pb2
 from varangian.protos.address import split
+from varangian.protos.flow import SIGNS_OF_LIFE, WINDOWS
 
 SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
 
@@ -23,8 +24,8 @@ OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    *WINDOWS,
+    *SIGNS_OF_LIFE,
 )
 
 

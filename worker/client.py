@@ -19,11 +19,11 @@ from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import Code, CodecError, Contract
 from varangian.protos.headers import SESSION, TOKEN, WORKER
 from varangian.protos.layout import Layout
+from varangian.protos.pace import Pace
 from varangian.protos.silence import silence
 from varangian.worker.backoff import DEFAULT_BACKOFF, Backoff
 from varangian.worker.channel import Stub, connect, described
 from varangian.worker.download import Incoming, message
-from varangian.worker.pace import Pace
 from varangian.worker.refusal import REPEATED, RUN, STRANGE, TAKEN, Kind, Refusal
 from varangian.worker.upload import Outgoing, upload
 

@@ -20,8 +20,8 @@ class Incoming:
     def __init__(self, numel: int) -> None:
         self._numel = numel
         self._parameters: Tensor | None = None
-        self.chunk_bytes = 0
-        """How large chunks should be, for a line on which those of the server take too long; or 0."""
+        self.chunk_bytes = CHUNK_FLOOR
+        """How large the first chunks should be; 0 on a line that has proved fast enough for any."""
 
     async def received(self, call: Any, digest: bytes, quiet: Silence) -> Tensor | None:
         """The payload of a download; None when the server says to ask again.
@@ -53,9 +53,8 @@ class Incoming:
 
     def _took(self, size: int, seconds: float) -> None:
         """What arrives in a second should be one message, or several."""
-        if self.chunk_bytes:
-            rate = int(size / max(seconds, 1e-3))
-            self.chunk_bytes = 0 if rate >= CHUNK_BYTES else max(CHUNK_FLOOR, rate)
+        rate = int(size / max(seconds, 1e-3))
+        self.chunk_bytes = 0 if rate >= CHUNK_BYTES else max(CHUNK_FLOOR, rate)
 
 
 async def message(call: Any, quiet: Silence) -> bytes | None:

@@ -18,8 +18,8 @@ from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import WIRE, Dtype
 from varangian.protos.frames import frame
 from varangian.protos.headers import READY
+from varangian.protos.pace import Pace
 from varangian.protos.silence import Silence, silence
-from varangian.worker.pace import Pace
 
 BLOCK = 1 << 20
 

@@ -1,7 +1,7 @@
 import itertools
 
 from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT
-from varangian.worker.pace import WINDOW, Pace
+from varangian.protos.pace import WINDOW, Pace
 
 
 def sent(pace, rate, total):
@@ -42,6 +42,16 @@ def test_messages_shrink_on_a_line_that_gets_worse():
     sizes, _ = sent(pace, 1e5, 4 << 20)
     assert sizes[0] == CHUNK_BYTES
     assert sizes[-1] <= 1e5
+
+
+def test_what_a_buffer_swallows_at_once_says_nothing():
+    """A window opens by 32 KB after half a minute in which nothing could be sent."""
+    pace, behind = Pace(), 0
+    for _ in range(200):
+        behind += pace.size
+        pace.took(pace.size, behind // (32 << 10) * 32.0)
+        behind %= 32 << 10
+        assert pace.size == CHUNK_FLOOR
 
 
 def test_who_was_silent_begins_anew():
