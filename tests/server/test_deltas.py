@@ -45,8 +45,10 @@ def step(server: Deltas, model: Learner, round: int, rows: dict[str, Tensor]) ->
 
 def test_the_sum_of_what_is_new_is_the_mean_of_the_latest_vectors() -> None:
     server, latest, sender, model = Deltas(NAMES, D), Latest(NAMES, D), Sender(), learner()
-    for round in range(8):
+    for round in range(12):
         there = [name for i, name in enumerate(NAMES[:3]) if (round + i) % 3]
+        if round % 4 == 1:  # refused, or lost for good
+            sender.of(there[0], round, vectors(round)[there.pop(0)])
         for name in there:
             latest.replace(name, vectors(round)[name], round)
         rows = {name: sender.of(name, round, vectors(round)[name]) for name in there}

@@ -133,7 +133,7 @@ def _rows(config: RunConfig, rows: int) -> str:
     if rows == config.quorum < of:
         kind = "workers" if of == config.workers else "vectors of a round"
         return f"with a quorum of {rows} of {of} {kind}, f = {config.f}"
-    return f"with {rows} vectors in a round, f = {config.f}"
+    return f"with {rows} vector{'s' if rows > 1 else ''} in a round, f = {config.f}"
 
 
 def _remedy(config: RunConfig) -> str:
