@@ -136,7 +136,7 @@ class Line:
             for event in self.events
         )
 
-    def answer(self, stream, patience=10.0):
+    def answer(self, stream, patience=60.0):
         """What became of a call: its headers and trailers as one dictionary, or how it was cut off."""
         end = time.monotonic() + patience
         while not self.ended(stream) and time.monotonic() < end:

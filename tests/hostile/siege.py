@@ -37,7 +37,7 @@ class Target:
         return make_token(name, SECRET)
 
     def client(self, name, kind=Client, **options):
-        patient = {"backoff": Backoff(tries=12, first=0.02, most=0.2), "idle": 10.0}
+        patient = {"backoff": Backoff(tries=100, first=0.02, most=0.2), "idle": 20.0}
         return kind(self.address, name, self.token(name), self.layout, **patient | options)
 
 
@@ -128,15 +128,20 @@ class Honest:
 
     def round(self):
         """One round: seconds of the pull, and of the pushes after it."""
-        return self.runner.run(self._round())
+        while (took := self.runner.run(self._round())) is None:
+            pass
+        return took
 
     async def _round(self):
+        """The same; None when a proven fault has closed the round before all of them were there."""
         start = time.perf_counter()
         pulled = await asyncio.gather(*(client.pull(self.served) for client in self.clients))
         self.served = pulled[0].round
         begun = time.perf_counter()
         pushes = zip(self.clients, self.vectors, strict=True)
         receipts = await asyncio.gather(*(client.push(self.served, vector) for client, vector in pushes))
+        if {receipt.code for receipt in receipts if not receipt.counted} == {"STALE"}:
+            return None
         assert all(receipt.counted for receipt in receipts), receipts
         return begun - start, time.perf_counter() - begun
 
@@ -149,7 +154,7 @@ class Honest:
         self.runner.close()
 
 
-def settled(probe, wanted, patience=15.0):
+def settled(probe, wanted, patience=60.0):
     """The last value of a probe, once it is wanted or patience is over."""
     end = time.monotonic() + patience
     while not wanted(value := probe()) and time.monotonic() < end:

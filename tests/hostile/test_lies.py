@@ -36,7 +36,10 @@ MANIFESTS = {
 
 
 def code(traitor, *messages):
-    return traitor.line.answer(traitor.push(*messages)).get("varangian-code")
+    found = "IDLE"
+    while found == "IDLE":  # a busy machine may let the traitor pause for too long
+        found = traitor.line.answer(traitor.push(*messages)).get("varangian-code")
+    return found
 
 
 @pytest.mark.slow
