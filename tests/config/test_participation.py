@@ -305,6 +305,7 @@ def test_a_run_that_cannot_keep_its_promise_does_not_start(overrides, path, said
         [DELTA, "f=0"],
         ["participation=async", *FOLLOWS, "worker.momentum=0"],
         ["aggregator=fedlaavg", *FOLLOWS],
+        ["aggregator.fedlaavg.participants=15", *FOLLOWS],
         ["aggregator=fedlaavg", "availability=alternating"],
         ["participation=async", "byzantine={attack: sign_flip, count: 2}"],
     ],

@@ -98,7 +98,8 @@ def followed(config: RunConfig) -> Iterator[Problem]:
     attack, way = config.byzantine.attack, config.participation
     if not isinstance(attack, GradientAttack) or config.worker.momentum == 0:
         return
-    together = isinstance(way, Sync) or getattr(way, "participants", NOTHING) is None
+    size = way.answers(config.workers, config.f)
+    together = isinstance(way, Sync | FedAvg | FedLaAvg) and size == config.workers
     if (config.byzantine.knows or attack.needs) != "own" and not together:
         rule = (
             f"looks at the momentum of other workers, and with {here(config)} each has its own rounds, of "
