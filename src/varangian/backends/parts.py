@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 from varangian.config import RunConfig
-from varangian.config.build import policy
 from varangian.protos.codec import Dtype
-from varangian.server.choices import Buffered, Everyone, Neighbourhoods, Oldest
 from varangian.server.deltas import Deltas
-from varangian.server.invitations import Choice, ParticipationPolicy
 from varangian.server.latest import LatestPlan
-from varangian.server.machine import Machine
 from varangian.server.merge import AsTheyAre, LatestOfAll, Merge, Weighed
-from varangian.server.participation import ParticipationMachine
-from varangian.server.policies import Asap, Async, FedAvg, FedLaAvg, Sync
-from varangian.server.round import RoundMachine
+from varangian.server.policies import Asap, Async, FedAvg, FedLaAvg
 from varangian.worker.names import names
-
-
-def machine(config: RunConfig) -> Machine:
-    """What decides who takes part, and when a round is over."""
-    agreed = policy(config)
-    if isinstance(config.participation, Sync):
-        return RoundMachine(agreed)
-    shared = {field.name: getattr(agreed, field.name) for field in fields(agreed)}
-    return ParticipationMachine(ParticipationPolicy(**shared, choice=_choice(config)))
-
-
-def _choice(config: RunConfig) -> Choice:
-    way, answers = config.participation, config.participation.answers(config.workers, config.f)
-    match way:
-        case FedAvg() | FedLaAvg():
-            return Oldest(answers, way.gather)
-        case Async():
-            return Buffered(answers, way.tau, way.staleness)
-        case Asap():
-            return Neighbourhoods(way.graph, way.tau)
-        case _:
-            return Everyone()
 
 
 def merge(config: RunConfig, d: int) -> Merge:

@@ -16,7 +16,7 @@ from varangian.backends import Note, parts
 from varangian.backends.folder import RunFolder
 from varangian.backends.result import Outcome, RunError, RunResult
 from varangian.config import RunConfig
-from varangian.config.build import learner, optimizer, task
+from varangian.config.build import learner, machine, optimizer, task
 from varangian.server.driver import Driver
 from varangian.server.events import Phase
 from varangian.server.learner import Learner
@@ -69,9 +69,7 @@ class Session:
         except OSError as error:
             raise RunError(str(error)) from error
         built = learner(config, crew.initial())
-        return cls(
-            config, crew, built, RunFolder.create(config), observe, parts.machine(config), account, merge
-        )
+        return cls(config, crew, built, RunFolder.create(config), observe, machine(config), account, merge)
 
     @property
     def sentences(self) -> tuple[str, ...]:
