@@ -1,0 +1,77 @@
+"""Workers in processes of their own that come and go, are slow, attack, and die."""
+
+import multiprocessing
+
+import pytest
+
+from varangian.backends import run
+from varangian.config import load
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["data=synthetic", "model=softmax", "worker.batch_size=8", "f=1", "aggregator=median"]
+
+
+@pytest.fixture
+def carried_out(tmp_path):
+    def carry_out(*settings, observe=lambda record: None):
+        records, notes = [], []
+
+        def both(record):
+            records.append(record)
+            observe(record)
+
+        config = load(None, [*SMALL, f"output={tmp_path / 'runs'}", *settings])
+        result = run(config, observe=both, note=notes.append)
+        assert multiprocessing.active_children() == []
+        return result, records, [note for note in notes if not note.startswith(("memory:", "The latest"))]
+
+    return carry_out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # Two of one half, then of the other; of four who are there, two wait for a later round.
+        [
+            *("participation={fedlaavg: {participants: 2, store: bfloat16}}", "workers=8"),
+            *("byzantine.attack=sign_flip", "byzantine.count=1"),
+        ],
+        [
+            *("participation={fedlaavg: {participants: 3, form: delta}}", "workers=6"),
+            *("f=0", "aggregator=mean", "worker.local_steps=2"),
+        ],
+    ],
+)
+def test_when_everybody_is_accounted_for_processes_and_simulation_agree(carried_out, settings):
+    shared = ["availability={alternating: {period: 4}}", "rounds=8", *settings]
+    # Longer than a busy machine takes to be heard of, and never waited for.
+    shared += ["participation.fedlaavg.gather=50"]
+    apart, there, notes = carried_out(*shared, "backend=processes")
+    together, here, _ = carried_out(*shared, "backend=simulate")
+    assert (apart.outcome, notes) == ("finished", [])
+    assert [record.ages for record in there] == [record.ages for record in here]
+    assert apart.digest == together.digest
+
+
+def test_async_is_not_held_up_by_a_straggler(carried_out):
+    slow = ["delays={constant: {step: 0.1, factor: 11, workers: [0]}}", "worker.per_process=5"]
+    result, records, notes = carried_out(*slow, "workers=5", "rounds=40", "participation=async")
+    assert (result.outcome, notes) == ("finished", [])
+    without = [record for record in records if "w00" not in record.ages]
+    assert len(without) > 20
+    assert all(len(record.ages) >= 4 for record in records)
+
+
+def test_asap_goes_on_without_a_worker_that_is_killed(carried_out):
+    def kill(record):
+        if record.round == 1:
+            (process,) = [p for p in multiprocessing.active_children() if "w03" in p.name]
+            process.kill()
+
+    settings = ["participation=asap", "workers=6", "worker.per_process=1", "server.deadline=1", "rounds=6"]
+    result, records, notes = carried_out(*settings, observe=kill)
+    assert result.outcome == "finished"
+    assert [note.partition(";")[0] for note in notes] == ["the process of w03 was ended by SIGKILL"]
+    assert records[-1].missing == ("w03",)
+    assert all(len(record.ages) >= 3 for record in records)
