@@ -85,10 +85,12 @@ class Pulls:
             if not pull.delivered:
                 self.leave(ticket)
             raise
+        else:
+            if pull.snapshot is None:
+                self.leave(ticket)
         finally:
             timer.cancel()
-        if pull.snapshot is None:
-            self.leave(ticket)
+            self.forget(ticket)
 
     async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
         """The parameters of the open round, once that is a later one than `after` or the run is finished.
@@ -109,7 +111,10 @@ class Pulls:
         return self._machine.state.round != round
 
     def ask(self, worker: Worker, after: int) -> Ticket:
-        """Ask for the model of a round later than `after`, without waiting; `leave` or be answered."""
+        """Ask for the model of a round later than `after`, without waiting.
+
+        In the end say `leave`, or `forget` when the answer was taken.
+        """
         if (before := self._tickets.get(worker)) is not None:
             before.settle(None)
         ticket = self._tickets[worker] = Ticket(worker)
@@ -122,6 +127,11 @@ class Pulls:
         if self._tickets.get(ticket.worker) is ticket:
             del self._tickets[ticket.worker]
             self._handle(Left(ticket.worker, self._clock.now()))
+
+    def forget(self, ticket: Ticket) -> None:
+        """The answer was taken: nothing keeps the model in memory for its sake."""
+        if self._tickets.get(ticket.worker) is ticket:
+            del self._tickets[ticket.worker]
 
     def invite(self, worker: Worker, round: int) -> None:
         """It is this worker's turn."""

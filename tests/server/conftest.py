@@ -15,7 +15,7 @@ class Timer:
         self.at, self.act, self.cancelled = at, act, False
 
     def cancel(self):
-        self.cancelled = True
+        self.cancelled, self.act = True, None
 
 
 class FakeTime:

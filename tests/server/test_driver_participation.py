@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -351,8 +353,22 @@ async def test_who_hangs_up_before_the_model_is_sent_was_not_invited(time, deliv
         with pytest.raises(ConnectionError):
             await hang_up()
         assert run.driver.pulls.over("w00", 0) is not delivered
+        assert run.driver.pulls._tickets == {}
         run.ask("w01")
         assert await run.push("w00", 1.0, 0) is (None if delivered else Refusal.NOT_INVITED)
+
+
+@in_loop
+async def test_a_model_is_not_kept_for_who_has_it(time):
+    async with Run(time, Buffered(1, tau=9), n=2) as run:
+        models = [weakref.ref((await asked(run, "w00")).payload.obj)]
+        for round in range(4):
+            await run.opened(round)
+            await run.push("w01" if round else "w00", 1.0, round)
+            await run.recorded(round + 1)
+            models.append(weakref.ref((await asked(run, "w01", after=round)).payload.obj))
+        gc.collect()
+        assert [model() is not None for model in models] == [False] * 4 + [True]
 
 
 @in_loop

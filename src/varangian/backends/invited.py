@@ -77,7 +77,7 @@ class Invited:
     async def _compute(self, model: Snapshot, workers: Iterable[str]) -> None:
         rows = await answers(self._session.crew, model, workers, self._executor)
         for worker, row in sorted(rows.items()):
-            del self._tickets[worker]
+            self._driver.pulls.forget(self._tickets.pop(worker))
             if row is None:
                 self._ask(worker, model.round)
                 continue
