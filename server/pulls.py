@@ -23,14 +23,19 @@ class Ticket:
     @property
     def answer(self) -> Snapshot | None:
         """None as long as there is none."""
-        return self._answer.result() if self._answer.done() else None
+        return self._answer.result() if self.settled else None
 
     def settle(self, answer: Snapshot | None) -> None:
         """The first answer counts; None says that there will be none."""
-        if not self._answer.done():
+        if not self.settled:
             self._answer.set_result(answer)
 
-    async def settled(self) -> Snapshot | None:
+    @property
+    def settled(self) -> bool:
+        """Whether there is an answer, or will never be one."""
+        return self._answer.done()
+
+    async def wait(self) -> Snapshot | None:
         return await asyncio.shield(self._answer)
 
 
@@ -77,20 +82,27 @@ class Pulls:
             yield Pull(await self.snapshot(after, patience))
             return
         ticket, pull = self.ask(worker, after), Pull(None)
-        timer = self._clock.call_later(patience, lambda: ticket.settle(None))
         try:
-            pull.snapshot = await ticket.settled()
+            pull.snapshot = await self._settled(ticket, patience)
             yield pull
         except BaseException:
             if not pull.delivered:
                 self.leave(ticket)
             raise
-        else:
-            if pull.snapshot is None:
+        finally:
+            self.forget(ticket)
+
+    async def _settled(self, ticket: Ticket, patience: Seconds) -> Snapshot | None:
+        def run_out() -> None:
+            # At once, so that no invitation comes to somebody who has given up.
+            if not ticket.settled:
                 self.leave(ticket)
+
+        timer = self._clock.call_later(patience, run_out)
+        try:
+            return await ticket.wait()
         finally:
             timer.cancel()
-            self.forget(ticket)
 
     async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
         """The parameters of the open round, once that is a later one than `after` or the run is finished.
@@ -124,6 +136,7 @@ class Pulls:
 
     def leave(self, ticket: Ticket) -> None:
         """Nobody waits for the answer, or has it; unless the worker has come again since."""
+        ticket.settle(None)
         if self._tickets.get(ticket.worker) is ticket:
             del self._tickets[ticket.worker]
             self._handle(Left(ticket.worker, self._clock.now()))

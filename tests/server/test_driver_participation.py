@@ -359,6 +359,17 @@ async def test_who_hangs_up_before_the_model_is_sent_was_not_invited(time, deliv
 
 
 @in_loop
+async def test_patience_is_for_the_answer_and_not_for_its_way(time):
+    async with (
+        Run(time, Oldest(1), n=2, deadline=99.0) as run,
+        run.driver.pulls.answered("w00", -1, 5.0) as pull,
+    ):
+        time.advance(50.0)
+        assert pull.snapshot is not None
+        assert dict(run.machine.state.invited) == {"w00": 0}
+
+
+@in_loop
 async def test_a_model_is_not_kept_for_who_has_it(time):
     async with Run(time, Buffered(1, tau=9), n=2) as run:
         models = [weakref.ref((await asked(run, "w00")).payload.obj)]
