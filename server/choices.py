@@ -11,11 +11,8 @@ from dataclasses import dataclass, field
 from varangian.server.events import Seconds, Worker
 from varangian.server.graphs.base import Graph, GraphError
 from varangian.server.graphs.turns import cycle, group
-from varangian.server.invitations import Participation
+from varangian.server.invitations import NEVER, Participation
 from varangian.server.staleness import Constant, Staleness
-
-NEVER = -1
-"""The round of the last participation of a worker that never took part."""
 
 
 def oldest(available: Sequence[Worker], last: Mapping[Worker, int], k: int) -> tuple[Worker, ...]:
@@ -85,8 +82,10 @@ class Oldest(_Prompt):
     """k of those who are there: whose last participation is the longest ago.
 
     To be invited is to participate, whatever comes of it: who never answers does not keep a seat for ever.
+    Only who declines, because it is away by now, has not taken part.
+
     The choice waits until each of the n workers asks or has said for which later round it will, since then
-    it does not depend on who is faster; but only for a while, and no longer than until the first is seated.
+    it does not depend on who is faster; but only for a while, and the next time not for who was too late.
     """
 
     k: int
@@ -127,7 +126,7 @@ class Oldest(_Prompt):
 
     def _gathers(self, workers: tuple[Worker, ...], state: Participation) -> bool:
         early = state.opened_at is None or state.at < state.opened_at + self.gather
-        return early and not _seated(state) and len(state.parked) < len(workers)
+        return early and not _seated(state) and len(state.parked.keys() | state.given_up) < len(workers)
 
 
 def _seated(state: Participation) -> set[Worker]:

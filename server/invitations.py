@@ -14,6 +14,9 @@ from varangian.server.events import Close, Phase, RoundPolicy, Seconds, Worker
 Vector: TypeAlias = tuple[int, bytes]
 """The round whose model it was made for, and its digest: the number of a push, exactly once."""
 
+NEVER = -1
+"""The round of the last participation of a worker that never took part."""
+
 
 @dataclass(frozen=True)
 class Participation:
@@ -48,7 +51,11 @@ class Participation:
     accused: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
     """Who proved faulty while the round was being aggregated: it counts in the next."""
     last: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
-    """The round of the latest invitation of each worker."""
+    """The round of the latest invitation of each worker that it did not decline."""
+    before: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
+    """What `last` was before, of each worker that may still decline."""
+    given_up: frozenset[Worker] = frozenset()
+    """Who had not asked when those who had were chosen from: not waited for until it asks again."""
 
     @property
     def taken(self) -> tuple[Worker, ...]:

@@ -61,7 +61,7 @@ from varangian.server.events import (
     Stop,
     Worker,
 )
-from varangian.server.invitations import Participation, ParticipationPolicy
+from varangian.server.invitations import NEVER, Participation, ParticipationPolicy
 from varangian.server.machine import Decision, Verdict
 from varangian.server.rollcall import without
 
@@ -180,24 +180,30 @@ def _invited(policy: ParticipationPolicy, state: Participation) -> Moved:
     chosen = policy.choice.next(policy.workers, state, there) if there else ()
     if not chosen:
         return state, ()
+    first = not (state.invited or state.held or state.faults)
+    late = frozenset(worker for worker in policy.workers if worker not in state.parked)
     now = dict.fromkeys(chosen, state.round)
     state = replace(
         state,
         parked={worker: round for worker, round in state.parked.items() if worker not in now},
         invited={**state.invited, **now},
         last={**state.last, **now},
+        before={**state.before, **{worker: state.last.get(worker, NEVER) for worker in chosen}},
+        given_up=late if first else state.given_up,
     )
     return state, tuple(Invite(worker, state.round) for worker in chosen)
 
 
 def _asked(state: Participation, worker: Worker, round: int) -> Moved:
     """The worker waits; if it has the model of this round, its answer was lost, and it is given again."""
-    state = replace(state, parked={**state.parked, worker: round})
+    state = replace(state, parked={**state.parked, worker: round}, given_up=state.given_up - {worker})
     if worker in uploads_of_use(state):
         return state, ()  # it may be heard of before the end of an upload that is long dead
-    again = state.phase is Phase.OPEN and state.invited.get(worker) == state.round >= round
-    if again:
+    model = state.invited.get(worker)
+    if state.phase is Phase.OPEN and model == state.round >= round:
         return replace(state, parked=without(state.parked, worker)), (Invite(worker, state.round),)
+    if model is not None and round > model:  # it declines
+        state = replace(state, last={**state.last, worker: state.before[worker]})
     return _uninvited(state, worker), ()
 
 
@@ -250,13 +256,15 @@ def _opened(policy: ParticipationPolicy, state: Participation) -> Moved:
     """The next round; what was aggregated is used, and what is too old by now is dropped."""
     round, tau, taken = state.round + 1, policy.choice.tau, state.taken
     oldest = 0 if tau is None else round - tau
+    invited = {worker: model for worker, model in state.invited.items() if model >= oldest}
     following = replace(
         state,
         round=round,
         phase=Phase.OPEN,
         opened_at=state.at,
         overdue=False,
-        invited={w: made_for for w, made_for in state.invited.items() if made_for >= oldest},
+        invited=invited,
+        before={worker: state.before[worker] for worker in invited},
         held={w: vector for w, vector in state.held.items() if w not in taken and vector[0] >= oldest},
         used={**state.used, **{worker: state.held[worker] for worker in taken}},
         closed=None,
@@ -277,4 +285,4 @@ def _started(state: Participation) -> Participation:
 
 
 def _uninvited(state: Participation, worker: Worker) -> Participation:
-    return replace(state, invited=without(state.invited, worker))
+    return replace(state, invited=without(state.invited, worker), before=without(state.before, worker))

@@ -460,6 +460,36 @@ def test_the_choice_waits_for_more_to_choose_from():
     assert play(m, Ready("w02", 2, 6.5)) == [Invite("w00", 1)]  # and now all are accounted for
 
 
+def test_who_was_too_late_to_be_chosen_is_not_waited_for_until_it_asks_again():
+    m = machine(Oldest(k=1, gather=3.0), rounds=100)
+    ready(m, "w00", "w01", "w02")
+    assert play(m, Tick(3.0)) == [Invite("w00", 0)]
+    for round in range(2):  # w03 is dead
+        close = the(Close, push(m, f"w0{round}"))
+        assert close.round == round
+        play(m, Ready(f"w0{round}", round + 1, 4.0))
+        assert play(m, Committed(round, 4.0)) == [Open(round + 1), Invite(f"w0{round + 1}", round + 1)]
+    assert ready(m, "w03", at=5.0) == []  # it lives, and has to wait for the next round
+    the(Close, push(m, "w02"))
+    play(m, Left("w03", 5.0))
+    assert play(m, Ready("w02", 3, 6.0), Committed(2, 6.0)) == [Open(3)]
+    assert play(m, Ready("w03", 3, 6.5)) == [Invite("w03", 3)]
+
+
+def test_who_declines_has_not_taken_part():
+    """It was away when its turn came, and is the next when it is back."""
+    m = machine(Oldest(k=1), quorum=1)
+    assert ready(m, "w00", "w01") == ["w00"]
+    assert play(m, Ready("w00", 1, 0.0)) == [Invite("w01", 0)]
+    the(Close, push(m, "w01"))
+    assert play(m, Ready("w01", 1, 1.0), Committed(0, 1.0)) == [Open(1), Invite("w00", 1)]
+    push(m, "w00")
+    play(m, Ready("w00", 2, 1.0), Committed(1, 1.0))
+    assert m.state.invited == {"w01": 2}
+    assert play(m, Ready("w01", 4, 1.0)) == [Invite("w00", 2)]
+    assert m.state.last == {"w00": 2, "w01": 0}
+
+
 def test_an_event_after_the_time_to_choose_does_what_the_tick_would_have_done():
     m = machine(Oldest(k=1, gather=3.0))
     ready(m, "w01")
