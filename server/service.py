@@ -27,6 +27,7 @@ from varangian.server.answers import Refused
 from varangian.server.chatter import quieten
 from varangian.server.downloads import AGAIN, Downloads
 from varangian.server.events import Refusal
+from varangian.server.garbage import left_alone
 from varangian.server.gate import Gate
 from varangian.server.intake import Overtaken, Slot
 from varangian.server.listen import OPTIONS, PortInUse, bind
@@ -273,8 +274,9 @@ async def serve(
         address = bind(server, host, port, credentials)
         await server.start()
         ready(address)
-        reason = await driver.run(stop)
-        await service.farewell()
+        with left_alone():
+            reason = await driver.run(stop)
+            await service.farewell()
         return reason
     finally:
         await server.stop(min(limits.grace, 1.0))
