@@ -45,7 +45,7 @@ class Participation:
     closed: Close | None = None
     """How the round was closed that is being aggregated."""
     used: Mapping[Worker, Vector] = field(default_factory=dict[Worker, Vector])
-    """The last vector of each worker that was used."""
+    """The last vector of each worker that is held no more: it was used, or is too old by now."""
     faults: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
     """Who proved faulty in this round, and by what."""
     accused: Mapping[Worker, str] = field(default_factory=dict[Worker, str])

@@ -257,6 +257,7 @@ def _opened(policy: ParticipationPolicy, state: Participation) -> Moved:
     round, tau, taken = state.round + 1, policy.choice.tau, state.taken
     oldest = 0 if tau is None else round - tau
     invited = {worker: model for worker, model in state.invited.items() if model >= oldest}
+    held = {w: vector for w, vector in state.held.items() if w not in taken and vector[0] >= oldest}
     following = replace(
         state,
         round=round,
@@ -265,8 +266,9 @@ def _opened(policy: ParticipationPolicy, state: Participation) -> Moved:
         overdue=False,
         invited=invited,
         before={worker: state.before[worker] for worker in invited},
-        held={w: vector for w, vector in state.held.items() if w not in taken and vector[0] >= oldest},
-        used={**state.used, **{worker: state.held[worker] for worker in taken}},
+        held=held,
+        # Who pushed it was told that it counts, and hears the same when the reply was lost.
+        used={**state.used, **{w: vector for w, vector in state.held.items() if w not in held}},
         closed=None,
         faults=state.accused,
         accused={},

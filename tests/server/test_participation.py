@@ -200,6 +200,18 @@ def test_a_retry_counts_once_while_it_waits_while_it_is_read_and_after_it_was_us
     assert refusal(m, Offer("w00", 0, B, 1.0)) is Refusal.TOO_OLD
 
 
+def test_a_retry_hears_the_same_when_the_round_of_its_vector_came_to_nothing():
+    """Who sends deltas would send what was taken of this one once more."""
+    m = machine(Oldest(k=2), quorum=2, shortfall="skip")
+    ready(m, "w00", "w01")
+    push(m, "w00")
+    the(Skip, play(m, Tick(10.0)))
+    assert m.state.held == {}
+    assert play(m, Offer("w00", 0, A, 10.0)) == [Duplicate("w00", 0)]
+    assert refusal(m, Offer("w00", 0, B, 10.0)) is Refusal.TOO_OLD
+    assert refusal(m, Offer("w01", 0, A, 10.0)) is Refusal.TOO_OLD
+
+
 def test_two_different_vectors_for_one_model_are_a_fault():
     m = machine(Everyone())
     ready(m, *WORKERS)
