@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -275,11 +276,15 @@ async def test_whoever_leaves_after_its_last_byte_still_counts(time):
 
 
 @in_loop
-async def test_a_lost_answer_is_given_again(time):
+async def test_a_lost_answer_is_given_again(time, monkeypatch):
     async with Run(time, rounds=2) as run:
+        asked = threading.Event()
+        step = run.learner.step
+        monkeypatch.setattr(run.learner, "step", lambda *given: asked.wait(20) and step(*given))
         await asyncio.gather(*run.all().values())
         assert await run.driver.offer("w00", 0, b"w00") is Refusal.DUPLICATE
         assert await run.driver.offer("w00", 0, b"other") is Refusal.STALE
+        asked.set()
 
 
 @in_loop
