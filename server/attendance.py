@@ -42,7 +42,7 @@ def tallied(policy: ParticipationPolicy, state: Participation) -> Tally:
     workers, choice = policy.workers, policy.choice
     members = choice.members(workers, state.round)
     seats = choice.seats(len(workers), state.round)
-    wanted = choice.wanted(workers, state, len(ready(policy, state)))
+    wanted = choice.wanted(workers, state, len(ready(state)))
     silent = [w for w in members if w not in state.held and w not in state.faults]
     complete = len(members) - len(silent) >= wanted
     expected = () if complete else choice.expected(workers, state)
@@ -105,12 +105,11 @@ def uploads_of_use(state: Participation) -> set[Worker]:
     return {w for w, (round, _) in state.uploads.items() if state.invited.get(w) == round}
 
 
-def ready(policy: ParticipationPolicy, state: Participation) -> tuple[Worker, ...]:
+def ready(state: Participation) -> tuple[Worker, ...]:
     """Who waits for an invitation and could have one now; sorted."""
     busy = uploads_of_use(state) | state.held.keys() | state.faults.keys()
-    return tuple(
-        w for w in policy.workers if w not in busy and state.parked.get(w, state.round + 1) <= state.round
-    )
+    there = (w for w, round in state.parked.items() if round <= state.round and w not in busy)
+    return tuple(sorted(there))
 
 
 def closed(policy: ParticipationPolicy, state: Participation, tally: Tally, because: str) -> Close:

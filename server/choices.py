@@ -122,7 +122,7 @@ class Oldest(_Prompt):
         return oldest(ready, state.last, max(0, free))
 
     def wake_at(self, state: Participation) -> Seconds | None:
-        return None if state.opened_at is None else state.opened_at + self.gather
+        return None if state.opened_at is None or _seated(state) else state.opened_at + self.gather
 
     def _gathers(self, workers: tuple[Worker, ...], state: Participation) -> bool:
         early = state.opened_at is None or state.at < state.opened_at + self.gather

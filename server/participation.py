@@ -176,7 +176,7 @@ def _judged(policy: ParticipationPolicy, state: Participation) -> Moved:
 
 
 def _invited(policy: ParticipationPolicy, state: Participation) -> Moved:
-    there = ready(policy, state)
+    there = ready(state)
     chosen = policy.choice.next(policy.workers, state, there) if there else ()
     if not chosen:
         return state, ()
@@ -199,10 +199,10 @@ def _asked(state: Participation, worker: Worker, round: int) -> Moved:
     state = replace(state, parked={**state.parked, worker: round}, given_up=state.given_up - {worker})
     if worker in uploads_of_use(state):
         return state, ()  # it may be heard of before the end of an upload that is long dead
-    model = state.invited.get(worker)
-    if state.phase is Phase.OPEN and model == state.round >= round:
-        return replace(state, parked=without(state.parked, worker)), (Invite(worker, state.round),)
-    if model is not None and round > model:  # it declines
+    if state.phase is Phase.OPEN and state.invited.get(worker) == state.round:
+        if round <= state.round:
+            return replace(state, parked=without(state.parked, worker)), (Invite(worker, state.round),)
+        # It declines in time for others, so this was no participation.
         state = replace(state, last={**state.last, worker: state.before[worker]})
     return _uninvited(state, worker), ()
 

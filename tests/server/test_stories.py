@@ -1,13 +1,16 @@
-"""Scenarios as text: commands, a line of dashes, and what the round machine said.
+"""Scenarios as text: commands, a line of dashes, and what the machine of the run said.
 
 A story reads like a bug report and is one: paste the commands, run with VARANGIAN_REWRITE=1, and the file
 shows what happens; correct what should have happened, and it is a regression test.
 
     policy n=3 rounds=2 quorum=2 deadline=10 shortfall=wait f=1 [max_skips=10]
+    policy (the same) choice=oldest:2,1.5       or buffered:SIZE,TAU or neighbourhoods:GRAPH
     at 3.5                      set the time
     offer|push|send w00 0 aa    an upload begins, is complete, or both; aa stands for the digest,
                                 and - for one that comes at the end of the upload
     settled 0 w00=aa w01=bb     these uploads are complete, and nobody else's can count
+    ready w00 0                 a worker asks for a model, of this round or a later one
+    left w00                    its pull is over
     fault w00 0 not finite      the worker proves faulty
     gone w00 0                  the upload is over without a push
     tick                        time has passed
@@ -25,22 +28,27 @@ from pathlib import Path
 import pytest
 
 from varangian.server import events
+from varangian.server.choices import Buffered, Neighbourhoods, Oldest
 from varangian.server.events import Close, Effect, Event, Refusal, RollCall, RoundPolicy
+from varangian.server.graphs import GRAPHS
+from varangian.server.invitations import Choice, ParticipationPolicy
+from varangian.server.participation import ParticipationMachine
 from varangian.server.round import RoundMachine
+from varangian.server.staleness import Polynomial
 
 STORIES = sorted((Path(__file__).parent / "stories").glob("*.txt"))
 REWRITE = os.environ.get("VARANGIAN_REWRITE") == "1"
 
 
 class Storyteller:
-    machine: RoundMachine
+    machine: RoundMachine | ParticipationMachine
     now = 0.0
 
     def tell(self, command: str) -> Iterator[str]:
         """The lines that a command adds to the transcript."""
         verb, _, rest = command.partition(" ")
         if verb == "policy":
-            self.machine = RoundMachine(policy(rest))
+            self.machine = machine(rest)
         elif verb == "at":
             self.now = float(rest)
         else:
@@ -63,6 +71,10 @@ class Storyteller:
                 yield events.Settled(int(round), digests, self.now)
             case "fault":
                 yield events.Fault(words[0], int(words[1]), words[2], self.now)
+            case "ready":
+                yield events.Ready(words[0], int(words[1]), self.now)
+            case "left":
+                yield events.Left(words[0], self.now)
             case "gone":
                 yield events.Gone(words[0], int(words[1]), self.now)
             case "tick":
@@ -78,14 +90,31 @@ class Storyteller:
                 raise ValueError(f"A story has no command {verb!r}.")
 
 
-def policy(text: str) -> RoundPolicy:
+def machine(text: str) -> RoundMachine | ParticipationMachine:
     given = dict(word.split("=") for word in text.split())
-    return RoundPolicy(
+    choice = given.pop("choice", "")
+    policy = RoundPolicy(
         workers=tuple(f"w{i:02}" for i in range(int(given.pop("n")))),
         deadline=float(given.pop("deadline")),
         shortfall=given.pop("shortfall"),
         **{name: int(value) for name, value in given.items()},
     )
+    if not choice:
+        return RoundMachine(policy)
+    return ParticipationMachine(ParticipationPolicy(**vars(policy), choice=choice_of(choice)))
+
+
+def choice_of(text: str) -> Choice:
+    name, _, rest = text.partition(":")
+    match name, rest.split(","):
+        case "oldest", [k, gather]:
+            return Oldest(int(k), float(gather))
+        case "buffered", [size, tau]:
+            return Buffered(int(size), int(tau), Polynomial(a=1.0))
+        case "neighbourhoods", [graph]:
+            return Neighbourhoods(GRAPHS.build(graph, "graph"))
+        case _:
+            raise ValueError(f"A story has no choice {text!r}.")
 
 
 def line(effect: Effect, event: Event) -> str:
@@ -101,19 +130,27 @@ def line(effect: Effect, event: Event) -> str:
             return roll_call(effect)
         case events.Open(round):
             return f"open round {round}"
+        case events.Invite(worker, round):
+            return f"invite {worker} to round {round}"
         case events.Finish(reason):
             return f"finish: {reason}"
 
 
 def roll_call(ended: RollCall) -> str:
     parts = {
-        "pushed": ", ".join(ended.workers),
+        "pushed": ", ".join(aged(ended, worker) for worker in ended.workers),
         "faulty": ", ".join(f"{worker} ({reason})" for worker, reason in ended.faults.items()),
         "missing": ", ".join(ended.missing),
     }
     who = "".join(f"\n  {name}: {value}" for name, value in parts.items() if value)
     verb = "close" if isinstance(ended, Close) else "skip"
     return f"{verb} round {ended.round} after {ended.waited:g} s{who}\n  because {ended.because}"
+
+
+def aged(ended: RollCall, worker: str) -> str:
+    if not isinstance(ended, Close) or not ended.ages.get(worker):
+        return worker
+    return f"{worker} (of round {ended.round - ended.ages[worker]}, times {ended.factors[worker]:g})"
 
 
 def told(text: str) -> str:
@@ -147,5 +184,5 @@ def test_every_refusal_has_its_place_in_a_story():
     text = "".join(path.read_text() for path in STORIES)
     untold = {refusal for refusal in Refusal if f"reject: {refusal.name}," not in text}
     # A duplicate has an effect of its own, and to begin anew is not for this machine to decide.
-    assert untold == {Refusal.DUPLICATE, Refusal.RESTARTED, Refusal.NOT_INVITED, Refusal.TOO_OLD}
+    assert untold == {Refusal.DUPLICATE, Refusal.RESTARTED}
     assert "duplicate of" in text
