@@ -65,6 +65,21 @@ def test_fedlaavg_takes_turns_and_keeps_the_latest_of_all(carried_out):
     assert note.startswith("The latest vectors of 5 workers take up to ")
 
 
+def test_who_is_away_when_its_turn_comes_loses_nothing(carried_out):
+    """Three of four are chosen; the fourth still asks when its half goes, and is first when it is back."""
+    settings = ["workers=8", "f=0", "availability={alternating: {period: 4}}", "rounds=12"]
+    _, records, _ = carried_out(*settings, "participation={fedavg: {participants: 3}}")
+    chosen = [set(record.ages) for record in records]
+    assert chosen[:2] == [{"w00", "w01", "w02"}, {"w00", "w01", "w03"}]
+    assert all(len(names) == 3 for names in chosen)
+    last = dict.fromkeys((f"w{i:02}" for i in range(8)), -1)
+    for round, names in enumerate(chosen):
+        there = range(4) if round % 4 < 2 else range(4, 8)
+        oldest = sorted((last[f"w{i:02}"], f"w{i:02}") for i in there)[:3]
+        assert names == {name for _, name in oldest}
+        last |= dict.fromkeys(names, round)
+
+
 @pytest.mark.parametrize("kept", ["store: bfloat16", "folder: {folder}"])
 def test_a_store_on_disk_changes_no_bit_and_one_of_half_the_size_does(carried_out, tmp_path, kept):
     disk = tmp_path / "disk"
