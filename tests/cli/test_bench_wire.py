@@ -125,8 +125,9 @@ def test_a_round_is_measured_with_and_without_a_pace(varangian, tmp_path):
     assert code == 0
     paced, free = json.loads((tmp_path / "round.json").read_text())["timings"]
     assert (paced["pace"], free["pace"]) == (20_000_000, None)
-    assert paced["receive"] > 7 * 280_000 / 20e6 * 0.9  # the bucket is no decoration
-    assert paced["round"] >= paced["receive"] * 0.5
+    least = 7 * 280_000 / 20e6 * 0.9  # the bucket is no decoration
+    assert paced["receive"] > least
+    assert paced["round"] > least
     assert paced["round"] >= paced["tail"]
     assert "median" in out
 
