@@ -91,7 +91,7 @@ def _refused_vector(
 
 
 def _repeated(state: Participation, offer: Offer) -> Refusal | None:
-    """How to answer the retry of a push that counts, or was used last; None for any other."""
+    """How to answer the retry of the last push that counted; None for any other."""
     for round, digest in (v for of in (state.held, state.used) if (v := of.get(offer.worker))):
         if (round, digest) == (offer.round, offer.digest):
             return Refusal.DUPLICATE

@@ -19,7 +19,7 @@ which comes after the vector was used. A worker has one place from its invitatio
 at most one vector of it that was not used; its row is written by one upload at a time, only while no vector
 is held there, and read only while one is: what is aggregated is never torn or mixed, and fills nothing
 twice. Whatever is lost on the way is said again: an invitation is given again, and a push with the round
-and the digest of the one that is held, or was used last, is a duplicate.
+and the digest of the one that is held, or was the last one, is a duplicate.
 
 A round is complete when as many have answered as the choice wants, or nobody is left who could; or at the
 deadline, if the quorum has. Below the quorum the policy decides, as in `round`; but nobody waits for those

@@ -521,7 +521,7 @@ def availability(draw: st.DrawFn) -> tuple[int, int, int, list[list[int]]]:
     return n, k, every, rounds
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(availability(), st.randoms(use_true_random=False))
 def test_lemma_1_no_participation_is_longer_ago_than_its_bound(
     case: tuple[int, int, int, list[list[int]]], order: object

@@ -112,12 +112,14 @@ class Histories(RuleBasedStateMachine):
         self.clients = {worker: Client() for worker in WORKERS}
         self.streams: list[Stream] = []
         self.rows: dict[str, list[Vector | None]] = {worker: [None] * PIECES for worker in WORKERS}
-        self.phase, self.round, self.opened_at = Phase.OPEN, 0, 0.0
+        self.phase, self.round = Phase.OPEN, 0
         self.held: dict[str, Vector] = {}
         """Those that were accepted, and may still be used."""
         self.reading: dict[str, Vector] = {}
         self.used = set[tuple[str, int]]()
         """Worker and round of the model of each vector that was used."""
+        self.told = set[tuple[str, int, bytes]]()
+        """The same and the digest of each push that was accepted."""
         self.guilty: dict[str, int] = {}
         """In which round a fault counts, at the latest."""
 
@@ -127,8 +129,6 @@ class Histories(RuleBasedStateMachine):
         before = self.machine.state
         effects = self.machine.handle(event)
         self.history.append((event, effects))
-        if isinstance(event, Ready) and self.round == self.machine.state.round == 0 and not before.parked:
-            self.opened_at = event.at if before.opened_at is None else self.opened_at
         if effects and isinstance(effects[0], Reject | Duplicate):
             self.refused(event, effects)
             if effects[0] != Reject(Refusal.EQUIVOCATION, before.round):
@@ -140,9 +140,7 @@ class Histories(RuleBasedStateMachine):
     def refused(self, event: Event, effects: tuple[Effect, ...]) -> None:
         if isinstance(effects[0], Duplicate):
             assert isinstance(event, Offer)
-            known = self.held.get(event.worker), self.reading.get(event.worker)
-            told = [(v.round, v.digest) for v in known if v is not None]
-            assert (event.round, event.digest) in told or (event.worker, event.round) in self.used
+            assert (event.worker, event.round, event.digest) in self.told
         elif effects[0].refusal is Refusal.EQUIVOCATION:
             assert isinstance(event, Offer)
             assert self.held[event.worker].round == event.round
@@ -166,7 +164,7 @@ class Histories(RuleBasedStateMachine):
                 self.reading = {}
             case Open(round):
                 assert round == self.round + 1
-                self.round, self.phase, self.opened_at = round, Phase.OPEN, self.now
+                self.round, self.phase = round, Phase.OPEN
                 tau = self.machine.policy.choice.tau
                 self.held = {w: v for w, v in self.held.items() if tau is None or round - v.round <= tau}
             case Finish():
@@ -206,7 +204,7 @@ class Histories(RuleBasedStateMachine):
 
     # What workers do
 
-    def deliver(self, invite: Invite, lost: bool = False) -> None:
+    def deliver(self, invite: Invite) -> None:
         client = self.clients[invite.worker]
         if client.asks and not self.losing:
             client.asks = False
@@ -271,6 +269,7 @@ class Histories(RuleBasedStateMachine):
         self.held |= {worker: vector} if counts else {}
         answer, *_ = self.say(Push(worker, round, vector.digest, self.now))
         assert counts == (answer == Accept(worker, round))
+        self.told |= {(worker, round, vector.digest)} if counts else set()
         if not counts:
             self.say(Gone(worker, round, self.now))
         self.answered(vector, answer)
