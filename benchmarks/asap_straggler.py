@@ -4,9 +4,10 @@
     python benchmarks/asap_straggler.py --ways sync asap --rule trimmed_mean -f 1 --attack sign_flip
 
 Every way is `varangian run` with real processes over gRPC and the settings that it prints; a step takes
-every worker 50 ms and the slow one 500 ms, by `delays`. The clock starts when the server opens round 0 to
-all workers. Bytes are parameters and vectors: four for each number of every pull and every push; with
---loopback also all that this machine sent to itself meanwhile, so run it where nothing else does:
+every worker 50 ms and the slow one 500 ms, by `delays`. The clock starts when round 0 does. With --backend
+simulate time is virtual: only those steps take any, as if everything else were fast enough. Bytes are
+parameters and vectors: four for each number of every pull and every push; with --loopback also all that
+this machine sent to itself meanwhile, so run it where nothing else does:
 
     unshare -rn sh -c 'ip link set lo up; exec python benchmarks/asap_straggler.py --loopback'
 """
@@ -39,12 +40,16 @@ class Way:
     settings: tuple[str, ...]
 
 
+HURRIED = "server.deadline=0.1"
+"""Two steps."""
 WAYS = {
-    "sync": Way(100, ("participation=sync", "server.quorum=16")),
-    "sync, 150 ms": Way(300, ("participation=sync", "server.quorum=12", "server.deadline=0.15")),
-    "async": Way(600, ("participation={async: {buffer: 8, tau: 40}}",)),
-    "asap": Way(600, ("participation={asap: {graph: exponential}}", "server.deadline=0.15")),
-    "asap, one peer": Way(1200, ("participation={asap: {graph: one_peer}}", "server.deadline=0.15")),
+    "sync": Way(200, ("participation=sync", "server.quorum=16")),
+    "sync, 100 ms": Way(240, ("participation=sync", "server.quorum=12", HURRIED)),
+    "async": Way(400, ("participation={async: {buffer: 8, tau: 40}}",)),
+    "asap": Way(320, ("participation={asap: {graph: exponential, tau: 2}}", "server.quorum=4", HURRIED)),
+    "asap, one peer": Way(
+        320, ("participation={asap: {graph: one_peer, tau: 0}}", "server.quorum=1", HURRIED)
+    ),
 }
 
 
@@ -64,18 +69,20 @@ class Watch:
     """Looks at the clock after each round of a run."""
 
     workers: int
+    virtual: bool
+    now: float = 0.0
     began: float | None = None
     loopback: int = 0
     points: list[Point] = field(default_factory=list[Point])
 
     def __call__(self, record: RoundRecord) -> None:
-        now = time.monotonic()
+        self.now = self.now + record.seconds["wait"] if self.virtual else time.monotonic()
         if self.began is None:
-            self.began, self.loopback = now - record.seconds["wait"], sent()
+            self.began, self.loopback = self.now - record.seconds["wait"], sent()
         answered = self.workers - len(record.missing) if record.ages is None else len(record.ages)
         before = self.points[-1].answers if self.points else 0
         accuracy = 0.0 if record.accuracy is None else record.accuracy
-        seen = Point(now - self.began, accuracy, before + answered, sent() - self.loopback)
+        seen = Point(self.now - self.began, accuracy, before + answered, sent() - self.loopback)
         self.points.append(seen)
 
 
@@ -106,7 +113,7 @@ def carried_out(name: str, seed: int, args: argparse.Namespace) -> Run:
     settings = [*common(args), f"rounds={way.rounds}", *way.settings, *args.set]
     with tempfile.TemporaryDirectory() as output:
         config = load(None, [*settings, f"seed={seed}", f"output={output}"])
-        watch = Watch(config.workers)
+        watch = Watch(config.workers, virtual=config.backend == "simulate")
         backends.run(config, observe=watch, note=lambda text: None)
     tail = [point.accuracy for point in watch.points[-max(1, way.rounds // 10) :]]
     return Run(name, seed, settings, parameters(config), statistics.mean(tail), watch.points)
@@ -115,7 +122,7 @@ def carried_out(name: str, seed: int, args: argparse.Namespace) -> Run:
 def common(args: argparse.Namespace) -> list[str]:
     attack = [] if args.attack is None else [f"byzantine.attack={args.attack}", f"byzantine.count={args.f}"]
     return [
-        "backend=processes",
+        f"backend={args.backend}",
         "workers=16",
         f"f={args.f}",
         f"aggregator={args.rule}",
@@ -135,6 +142,14 @@ def sent() -> int:
     """Bytes that this machine has sent to itself."""
     lines = Path("/proc/net/dev").read_text().splitlines()
     return next((int(line.split(":")[1].split()[8]) for line in lines if line.strip().startswith("lo:")), 0)
+
+
+def kept(path: Path | None) -> list[Run]:
+    """What another call has found already."""
+    if path is None or not path.exists():
+        return []
+    runs = json.loads(path.read_text())
+    return [Run(**run | {"points": [Point(*point) for point in run["points"]]}) for run in runs]
 
 
 def table(runs: Sequence[Run], target: float, loopback: bool) -> str:
@@ -190,6 +205,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=[*WAYS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="the mean over these")
+    parser.add_argument("--backend", default="processes", choices=["simulate", "processes"])
     parser.add_argument("--target", type=float, default=0.95, help="accuracy; by default 0.95")
     parser.add_argument("--step", type=float, default=0.05, help="seconds of a worker's step")
     parser.add_argument("--factor", type=float, default=10.0, help="of the slow worker")
@@ -199,20 +215,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--attack", help="as `byzantine.attack=` takes it")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
     parser.add_argument("--loopback", action="store_true", help="also show what the loopback sent")
-    parser.add_argument("--json", type=Path, help="where to write every run")
+    parser.add_argument("--json", type=Path, help="where to add every run")
     parser.add_argument("--png", type=Path, help="where to draw the first seed")
     return parser.parse_args()
 
 
 def main() -> None:
     args = arguments()
-    runs: list[Run] = []
+    runs = kept(args.json)
     for seed in args.seeds:
         for way in args.ways:
             runs.append(carried_out(way, seed, args))
             end = runs[-1].points[-1]
             print(f"{way}, seed {seed}: {100 * runs[-1].final:.1f} % after {end.seconds:.1f} s", flush=True)
-    print(f"\n{' '.join(common(args))} {' '.join(args.set)}, seeds {args.seeds}\n")
+    print(f"\n{' '.join(common(args))} {' '.join(args.set)}\n")
     print(table(runs, args.target, args.loopback))
     if args.png:
         draw(runs, args.target, args.png)

@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from varangian import backends
 from varangian.config import load
@@ -175,31 +176,48 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--byzantine", type=int, default=1, help="how many attack, if any; by default 1")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time; by default 2")
-    parser.add_argument("--json", type=Path, help="where to write every run")
+    parser.add_argument("--json", type=Path, help="where to add every run")
     parser.add_argument("--png", type=Path, help="where to draw the accuracies")
     return parser.parse_args()
 
 
 def main() -> None:
     args = arguments()
-    order = [*jobs(args)]
-    done: dict[Job, Result] = {}
+    wanted = [*jobs(args)]
+    known = kept(args.json, args.path)
+    done = {result.job: result for result in known}
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(carried_out, job, 2 * args.period) for job in order]):
+        missing = [job for job in wanted if job not in done]
+        for future in as_completed([pool.submit(carried_out, job, 2 * args.period) for job in missing]):
             result = future.result()
             done[result.job] = result
             scores = f"best {100 * result.best:.2f} %, end {100 * result.final:.2f} %"
             print(f"{result.job.label}: {scores}, {result.seconds:.0f} s", flush=True)
-    results = [done[job] for job in order]
+            if args.json:
+                lines = [json.dumps(plain(each, args.path)) for each in done.values()]
+                args.json.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    results = [done[job] for job in wanted]
     hidden = [value for value in settings("WAY", "RULE", args) if not value.startswith("data=")]
     print(f"\n{' '.join(hidden)}\n\n{table(results)}")
     if args.png:
         draw(results, args.png)
-    if args.json:
-        args.json.write_text(json.dumps([plain(result, args.path) for result in results]) + "\n")
 
 
-def plain(result: Result, path: str) -> dict[str, object]:
+def kept(path: Path | None, data: str) -> list[Result]:
+    """What another call has found already."""
+    if path is None or not path.exists():
+        return []
+    return [restored(values, data) for values in json.loads(path.read_text())]
+
+
+def restored(values: dict[str, Any], data: str) -> Result:
+    job = values["job"]
+    job["settings"] = tuple(setting.replace("PATH", data) for setting in job["settings"])
+    curve = [(rounds, share) for rounds, share in values["curve"]]
+    return Result(**values | {"job": Job(**job), "curve": curve})
+
+
+def plain(result: Result, path: str) -> dict[str, Any]:
     """As JSON takes it, without the path of the data."""
     values = asdict(result)
     values["job"]["settings"] = [value.replace(path, "PATH") for value in result.job.settings]
