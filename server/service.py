@@ -111,7 +111,7 @@ class Service:
             protocol=codec.PROTOCOL,
             run_id=self._contract.run_id,
             round=self._driver.round,
-            chunk_bytes=codec.CHUNK_BYTES,
+            chunk_bytes=uploads.message_bytes(self._contract.size, len(self._roster.names)),
             message_limit=codec.MESSAGE_LIMIT,
             dtype=codec.WIRE[self._contract.dtype][0],
         ).SerializeToString()

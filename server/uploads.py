@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from varangian.protos import codec, headers, ps_pb2
-from varangian.protos.codec import Assembler, Code, CodecError
+from varangian.protos.codec import CHUNK_LIMIT, Assembler, Code, CodecError
 from varangian.protos.silence import Silence
 from varangian.server import streams
 from varangian.server.gate import Gate, Seat
@@ -18,10 +18,21 @@ from varangian.server.intake import Slot
 from varangian.server.quotas import Bucket
 from varangian.server.streams import Context, Limits
 
+LARGE, LARGEST = 2 << 20, CHUNK_LIMIT
+"""What messages of a push should have, in bytes: each costs some 0.3 ms of both ends."""
 SMALL = 64 << 10
 """Bytes below which a message costs more than it brings."""
 SMALL_PER_SECOND, SMALL_AT_ONCE = 50.0, 64.0
 """How many of those a stream may bring; who sends more is read later, not refused."""
+
+
+def message_bytes(payload: int, workers: int) -> int:
+    """How large the messages of a push should be.
+
+    gRPC keeps memory to read into for every connection, about twice what it has seen come at once. For a
+    few workers that is little beside their rows; for many it is not, and their messages are smaller.
+    """
+    return LARGEST if 4 * workers * LARGEST <= payload else LARGE
 
 
 async def manifest(context: Context, idle: float) -> ps_pb2.Manifest:
@@ -76,12 +87,15 @@ class Upload:
                 await self._context.send_initial_metadata(((headers.READY, "1"),))
             while (data := await self._message(seat, silence)) is not None:
                 part = codec.pushed(data)
+                # Both would live on until the next message is here, and that may be many turns later.
+                del data
                 if isinstance(part, tuple):
                     await self._chunk(*part, seat)
                 elif found:
                     raise CodecError(Code.MALFORMED, "Found a digest where the push has one already.")
                 else:
                     self._assembler.finish(found := part)
+                del part
         self._assembler.finish(found)
         return found
 

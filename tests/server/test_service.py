@@ -29,6 +29,7 @@ from varangian.server.roster import Roster
 from varangian.server.round import RoundMachine
 from varangian.server.service import PortInUse, serve
 from varangian.server.streams import Limits
+from varangian.server.uploads import message_bytes
 
 NAMES = ("w00", "w01", "w02")
 BIG = Layout((("weight", (300, 1000)), ("bias", (7,))))
@@ -308,6 +309,20 @@ async def test_a_wrong_seal_is_a_wrong_digest():
         async with refusal(grpc.StatusCode.DATA_LOSS, "DIGEST"):
             await raw.send(*sealed(ZEROS, digest=bytes(16)))
         await usable(this)
+
+
+@pytest.mark.parametrize(
+    ("payload", "workers", "size"),
+    [(400 << 20, 15, 4 << 20), (45_000_000, 1, 4 << 20), (45_000_000, 15, 2 << 20), (4, 1, 2 << 20)],
+)
+def test_messages_are_as_large_as_the_memory_of_their_connections_allows(payload, workers, size):
+    assert message_bytes(payload, workers) == size
+
+
+@scenario
+async def test_whoever_joins_hears_how_large_messages_should_be():
+    async with world(BIG) as this, this.raw() as raw:
+        assert (await raw.join()).chunk_bytes == message_bytes(BIG.numel * 4, 3)
 
 
 @scenario

@@ -18,6 +18,7 @@ import torch
 from varangian.cli.bench.hops.base import Floats, Job, digests
 from varangian.cli.bench.hops.learners import Idle
 from varangian.cli.bench.hops.service import SECRET, Service, layout
+from varangian.protos.allocator import keep_large_blocks
 from varangian.protos.codec import FLOAT32, Dtype
 from varangian.server.roster import make_token
 from varangian.worker.client import Client, Pulled
@@ -128,6 +129,7 @@ class Ours:
         return Server(job, self.direction, self.dtype, self.tls)
 
     def connect(self, address: str, job: Job) -> Workers:
+        keep_large_blocks()  # as every process that hosts workers does
         torch.set_num_threads(1)
         return Workers(address, job, self.direction)
 
