@@ -502,6 +502,16 @@ def test_who_declines_has_not_taken_part():
     assert m.state.last == {"w00": 2, "w01": 0}
 
 
+def test_who_was_too_slow_has_taken_part():
+    """To ask for the next round when this one is closed gives no seat to anybody else."""
+    m = machine(Oldest(k=2))
+    ready(m, "w00", "w01", "w02")
+    push(m, "w00")
+    the(Close, play(m, Tick(10.0)))
+    assert play(m, Ready("w01", 1, 11.0), Ready("w00", 1, 11.0)) == []
+    assert play(m, Committed(0, 12.0)) == [Open(1), Invite("w00", 1), Invite("w02", 1)]
+
+
 def test_an_event_after_the_time_to_choose_does_what_the_tick_would_have_done():
     m = machine(Oldest(k=1, gather=3.0))
     ready(m, "w01")
