@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -10,7 +13,11 @@ import grpc.aio
 
 from varangian.protos import codec, ps_pb2
 from varangian.protos.address import split
+from varangian.protos.bundle import Bundle, BundleError, Role
 from varangian.protos.flow import SIGNS_OF_LIFE, WINDOWS
+from varangian.worker.tls import Diagnosis, Proof, credentials, diagnosis
+
+log = logging.getLogger(__name__)
 
 SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
 
@@ -29,12 +36,6 @@ OPTIONS = (
 )
 
 
-def connect(server: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    if credentials is None:
-        return grpc.aio.insecure_channel(server, options=OPTIONS)
-    return grpc.aio.secure_channel(server, credentials, options=OPTIONS)
-
-
 class Stub:
     """The calls of a worker. No message object ever holds a payload."""
 
@@ -43,6 +44,59 @@ class Stub:
         self.join: Any = channel.unary_unary(f"/{SERVICE}/Join")
         self.pull: Any = channel.unary_stream(f"/{SERVICE}/Pull")
         self.push: Any = channel.stream_unary(f"/{SERVICE}/Push")
+
+
+class Connection:
+    """A worker's way to the server. Made anew, it shows its certificate as it is by then.
+
+    gRPC for Python reads the certificate of a client once for each channel. A connection that stands goes
+    on with it, also past its last day: TLS looks at it only when a connection begins.
+
+    Args:
+        server: `host:port`.
+        proof: a token, or the bundle that is shown over TLS.
+    """
+
+    def __init__(self, server: str, proof: Proof) -> None:
+        self._server = server
+        self._bundle = proof if isinstance(proof, Bundle) else None
+        self._open()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def anew(self) -> None:
+        """Leave this connection, which may be dead or show what is no longer valid, for another one."""
+        before = self._channel
+        if self._bundle is not None:
+            self._bundle = await asyncio.to_thread(_renewed, self._bundle)
+        self._open()
+        await before.close()
+
+    async def fault(self, hint: str) -> Diagnosis:
+        """What is wrong below the calls, or else a hint; and what the address stands for."""
+        secure = self._bundle is not None
+        found = await asyncio.to_thread(diagnosis, self._server, self._bundle)
+        where = await asyncio.to_thread(described, self._server, secure)
+        return replace(found, sentence=f"{found.sentence or hint} {where}".lstrip())
+
+    def _open(self) -> None:
+        if self._bundle is None:
+            self._channel = grpc.aio.insecure_channel(self._server, options=OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(
+                self._server, credentials(self._bundle), options=OPTIONS
+            )
+        self.calls = Stub(self._channel)
+
+
+def _renewed(bundle: Bundle) -> Bundle:
+    """As it lies on the disk now; as it was when that cannot be used."""
+    try:
+        return Bundle.load(bundle.path, Role.WORKER)
+    except BundleError as error:
+        log.warning("security: the old certificate stays in use: %s", error)
+        return bundle
 
 
 def described(server: str, secure: bool) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import TypeVar
 
@@ -22,10 +22,14 @@ from varangian.protos.layout import Layout
 from varangian.protos.pace import Pace
 from varangian.protos.silence import silence
 from varangian.worker.backoff import DEFAULT_BACKOFF, Backoff
-from varangian.worker.channel import Stub, connect, described
+from varangian.worker.channel import Connection
 from varangian.worker.download import Incoming, message
+from varangian.worker.outcomes import Finished, Pulled, Receipt
 from varangian.worker.refusal import REPEATED, RUN, STRANGE, TAKEN, Kind, Refusal
+from varangian.worker.tls import Proof
 from varangian.worker.upload import Outgoing, upload
+
+__all__ = ["Client", "ClientError", "Finished", "Pulled", "Receipt"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,44 +50,14 @@ class ClientError(Exception):
     """The server cannot be worked with. Says which, what was tried, and what to do."""
 
 
-@dataclass(frozen=True)
-class Finished:
-    """The run is over."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """The parameters of an open round."""
-
-    round: int
-    parameters: Tensor
-    """(d,) float32 on the CPU; the next pull of this client writes over them."""
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What became of a push."""
-
-    counted: bool
-    code: str = ""
-    """Why not, as a stable code."""
-    sentence: str = ""
-    """Why not, in the server's words."""
-    round: int | None = None
-    """The round that the server was in."""
-
-
 class Client:
     """The calls of one worker, over a channel of its own. Every call may be repeated without harm.
 
     Args:
         server: `host:port`.
         name: the worker's name.
-        token: what the server made for this name; None where a certificate says who this is.
+        proof: the token that the server made for this name; or, over TLS, the bundle of this name.
         layout: the parameters of the worker's model.
-        credentials: for TLS; None speaks in clear text.
         backoff: how patiently calls are tried again.
         idle: seconds without any progress after which a call counts as dead. Large models on slow lines
             need no longer: only silence is measured, not the whole transfer.
@@ -94,10 +68,9 @@ class Client:
         self,
         server: str,
         name: str,
-        token: str | None,
+        proof: Proof,
         layout: Layout,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
         backoff: Backoff = DEFAULT_BACKOFF,
         idle: float = 60.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -108,11 +81,9 @@ class Client:
         self._backoff = backoff
         self._idle = idle
         self._sleep = sleep
-        proof = () if token is None else ((TOKEN, token),)
-        self._identity = ((WORKER, name), *proof, (SESSION, secrets.token_hex(16)))
-        self._secure = credentials is not None
-        self._channel = connect(server, credentials)
-        self._stub = Stub(self._channel)
+        token = ((TOKEN, proof),) if isinstance(proof, str) else ()
+        self._identity = ((WORKER, name), *token, (SESSION, secrets.token_hex(16)))
+        self._connection = Connection(server, proof)
         self._contract = Contract("", layout)
         """Of what comes. What goes may be written in another way."""
         self._sends: codec.Dtype = codec.FLOAT32
@@ -132,7 +103,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._connection.close()
 
     async def join(self) -> int:
         """Agree on protocol, run and layout; returns the round that the server is in.
@@ -194,19 +165,37 @@ class Client:
                 return await self._once(what, call)
             except Passing as passing:
                 if failures == PATIENCE:
-                    where = await asyncio.to_thread(described, self._server, self._secure)
-                    log.warning("%s yet; trying again. %s %s", self._failed(what), passing, where)
+                    await self._look(what, passing)
             await self._sleep(delay)
         try:
             return await self._once(what, call)
         except Passing as passing:
             tries = f"{self._backoff.tries} tries" if self._backoff.tries > 1 else "1 try"
-            raise ClientError(f"{self._failed(what)} after {tries}. {passing}") from None
+            why, _ = await self._why(passing)
+            raise ClientError(f"{self._failed(what)} after {tries}. {why}") from None
+
+    async def _look(self, what: str, passing: Passing) -> None:
+        """Say why nothing works, begin with another connection, and go on unless that cannot help."""
+        await self._connection.anew()
+        why, final = await self._why(passing)
+        if final:
+            raise ClientError(f"{self._failed(what)}. {why}") from None
+        log.warning("%s yet; trying again. %s", self._failed(what), why)
+
+    async def _why(self, passing: Passing) -> tuple[str, bool]:
+        """What is known about a failure, and whether it will still be so in a moment."""
+        (cause,) = passing.args
+        if not isinstance(cause, Refusal) or cause.code:
+            return str(cause), False  # the answer of a server that can be reached
+        found = await self._connection.fault(cause.hint)
+        return f"{cause.words} {found.sentence}", found.final
 
     async def _once(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         try:
             return await call()
         except TimeoutError:
+            # The next try must not wait behind what is still on its way.
+            await self._connection.anew()
             words = f"silence for {self._idle:g} s"
             refusal = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "", words, None)
         except grpc.aio.AioRpcError as error:
@@ -233,7 +222,7 @@ class Client:
         request = ps_pb2.JoinRequest(
             protocol=codec.PROTOCOL, layout=self._layout.text, software=f"varangian {__version__}"
         )
-        data = await self._stub.join(
+        data = await self._connection.calls.join(
             request.SerializeToString(), metadata=self._identity, timeout=self._idle
         )
         reply = codec.decode(ps_pb2.JoinReply, data)
@@ -262,7 +251,7 @@ class Client:
             after=after if self._again is None else min(after, self._again),
             chunk_bytes=self._incoming.chunk_bytes,
         )
-        call = self._stub.pull(request.SerializeToString(), metadata=self._identity)
+        call = self._connection.calls.pull(request.SerializeToString(), metadata=self._identity)
         try:
             async with silence(self._idle) as quiet:
                 data = await message(call, quiet)
@@ -282,7 +271,7 @@ class Client:
 
     async def _push(self, round: int, outgoing: Outgoing) -> Receipt:
         manifest = replace(self._contract, dtype=outgoing.dtype).manifest(round, outgoing.digest)
-        call = self._stub.push(metadata=self._identity)
+        call = self._connection.calls.push(metadata=self._identity)
         try:
             reply = await upload(call, manifest, outgoing, self._pace, self._idle)
         except grpc.aio.AioRpcError as error:

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from varangian.protos.allocator import keep_large_blocks
-from varangian.protos.bundle import Bundle
 from varangian.worker.client import Client, ClientError
 from varangian.worker.loop import work
 from varangian.worker.task import Crew, Task
-from varangian.worker.tls import Diagnosis, Proof, credentials, diagnosis
+from varangian.worker.tls import Proof
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ async def _be(
 
     try:
         for name in names:
-            async with _client(server, name, proofs[name], crew) as client:
+            async with Client(server, name, proofs[name], crew.layout) as client:
                 if len(names) == 1 or await client.claim():
                     reason = await work(
                         client,
@@ -121,20 +120,8 @@ async def _be(
                     return FINISHED
         log.error("Each of %s is another process already; there is no place left.", ", ".join(names))
     except ClientError as error:
-        log.error("%s%s", error, await _cause(server, proofs[names[0]]))
+        log.error("%s", error)
     return FAILED
-
-
-async def _cause(server: str, proof: Proof) -> str:
-    """What is wrong with the connection, if it is TLS: gRPC does not say so."""
-    found = await asyncio.to_thread(diagnosis, server, proof) if isinstance(proof, Bundle) else Diagnosis()
-    return f" {found.sentence}" if found.sentence else ""
-
-
-def _client(server: str, name: str, proof: Proof, crew: Crew) -> Client:
-    if isinstance(proof, Bundle):
-        return Client(server, name, None, crew.layout, credentials=credentials(proof))
-    return Client(server, name, proof, crew.layout)
 
 
 @contextmanager

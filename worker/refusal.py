@@ -81,8 +81,17 @@ class Refusal:
             return Kind.PASSING
         return Kind.ANSWER if self.code in ANSWERS else Kind.FINAL
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> str:
+        """Whose they are and what they say."""
         if self.code:
             return f"{self.sentence} [{self.code}]"
-        hint = HINTS.get(self.status, "")
-        return f"{self.status.name}: {self.sentence.rstrip('.')}. {hint}".rstrip()
+        return f"{self.status.name}: {self.sentence.rstrip('.')}."
+
+    @property
+    def hint(self) -> str:
+        """What to look at, when the failure did not come from a Varangian server."""
+        return "" if self.code else HINTS.get(self.status, "")
+
+    def __str__(self) -> str:
+        return f"{self.words} {self.hint}".rstrip()

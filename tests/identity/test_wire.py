@@ -1,6 +1,8 @@
 """Who may do what, asked of the real service over real connections."""
 
 import contextlib
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import grpc.aio
@@ -16,7 +18,6 @@ from varangian.server.streams import Limits
 from varangian.server.tls import Security
 from varangian.worker.backoff import Backoff
 from varangian.worker.client import Client, ClientError
-from varangian.worker.tls import credentials
 
 LAYOUT = Layout((("weight", (4,)),))
 
@@ -44,8 +45,7 @@ def serving():
 
 
 def client(address, name, bundle):
-    shown = credentials(Bundle.load(bundle))
-    return Client(address, name, None, LAYOUT, credentials=shown, backoff=Backoff(tries=1), idle=10)
+    return Client(address, name, Bundle.load(bundle), LAYOUT, backoff=Backoff(tries=1), idle=10)
 
 
 def joined(scenario, serving, path, name, bundle):
@@ -112,3 +112,56 @@ def test_nobody_joins_without_a_certificate(scenario, serving, bundles):
             return roster.joined
 
     assert scenario(run()) == frozenset()
+
+
+def expired(authority, name):
+    """The bundle of a name as it was read before its last day had passed; the disk has a newer one."""
+    path = authority.path
+    authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1)
+    authority.issue(name, Role.WORKER, days=1)
+    authority.issue("old", Role.WORKER, days=-1)
+    old = [(path / "old" / file).read_bytes() for file in ("cert.pem", "key.pem")]
+    return replace(Bundle.load(path / name), certificate=old[0], key=old[1])
+
+
+async def at_once(seconds):
+    """Instead of sleeping."""
+
+
+def test_a_worker_shows_its_renewed_certificate_after_a_few_failures(scenario, serving, authority):
+    shown = expired(authority, "w00")
+
+    async def run():
+        async with serving(authority.path) as (address, roster):
+            caller = Client(address, "w00", shown, LAYOUT, backoff=Backoff(tries=5), sleep=at_once)
+            async with caller:
+                await caller.join()
+            return roster.joined
+
+    assert scenario(run()) == {"w00"}
+
+
+def test_a_worker_whose_certificate_was_not_renewed_gives_up_and_says_so(
+    scenario, serving, authority, caplog
+):
+    shown = expired(authority, "w00")
+    for file in ("cert.pem", "key.pem"):
+        shutil.copy(authority.path / "old" / file, authority.path / "w00" / file)
+    naps = []
+
+    async def nap(seconds):
+        naps.append(seconds)
+
+    async def run():
+        async with serving(authority.path) as (address, _):
+            caller = Client(address, "w00", shown, LAYOUT, backoff=Backoff(tries=10), sleep=nap)
+            async with caller:
+                with pytest.raises(ClientError) as caught:
+                    await caller.join()
+            return str(caught.value)
+
+    said = scenario(run())
+    assert f"does not take the certificate {authority.path / 'w00' / 'cert.pem'}" in said
+    assert "It was called over TLS at 127.0.0.1, port " in said
+    assert len(naps) == 2  # the third failure is looked into
+    assert "security: the old certificate stays in use: " in caplog.text

@@ -505,7 +505,10 @@ async def test_an_unreachable_server_is_named_with_what_was_tried():
             await client.join()
     sentence = str(caught.value)
     assert sentence.startswith("Worker w00 could not join at 127.0.0.1:9 after 3 tries. UNAVAILABLE: ")
-    assert sentence.endswith("Is the server running, and can it be reached from here?")
+    assert sentence.endswith(
+        " Nothing listens at 127.0.0.1:9. Is the server running, and is this its port? "
+        "It was called in clear text at 127.0.0.1, port 9."
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from varangian.protos.codec import FLOAT32, Dtype
 from varangian.server.roster import make_token
 from varangian.worker.client import Client, Pulled
 from varangian.worker.names import names
-from varangian.worker.tls import bundle_of, credentials
+from varangian.worker.tls import bundle_of
 
 Direction = Literal["push", "pull"]
 
@@ -85,10 +85,8 @@ class Workers:
 
     def _client(self, name: str, folder: Path | None) -> Client:
         model = layout(self._job.numel)
-        if folder is None:
-            return self._connect(self._address, name, make_token(name, SECRET), model)
-        shown = credentials(bundle_of(folder, name))
-        return self._connect(self._address, name, None, model, credentials=shown)
+        proof = make_token(name, SECRET) if folder is None else bundle_of(folder, name)
+        return self._connect(self._address, name, proof, model)
 
     def round(self) -> None:
         self._runner.run(self._pushed() if self._direction == "push" else self._all_pulled())

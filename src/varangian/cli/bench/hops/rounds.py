@@ -90,8 +90,8 @@ class Paced(Client):
 
     def __init__(self, bucket: Bucket, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        push = self._stub.push
-        self._stub.push = lambda **options: PacedCall(push(**options), bucket)
+        push = self._connection.calls.push
+        self._connection.calls.push = lambda **options: PacedCall(push(**options), bucket)
 
 
 class PacedCall:
