@@ -27,6 +27,7 @@ SPARE = 1
 """Rows that belong to nobody: the next vector is written there."""
 NOTHING = 1
 """Rows of zeros, of workers that were never heard of. Never written to, so it takes no memory."""
+SPACE = "Free some space, use another folder, or keep bfloat16."
 STRIP = 1 << 16
 """Numbers that are converted at once."""
 
@@ -83,7 +84,7 @@ class LatestPlan:
         if free < self.bytes:
             raise NoRoom(
                 f"The disk of {self.folder} should have {_size(self.bytes)} free for the latest vectors of "
-                f"{self.n} workers. Found {_size(free)}. Free some, use another folder, or keep bfloat16."
+                f"{self.n} workers. Found {_size(free)}. {SPACE}"
             )
 
 
@@ -127,11 +128,15 @@ class Latest:
         Raises:
             KeyError: the worker is not registered.
             ValueError: not (d,), out of order, or too large for bfloat16. Nothing has changed then.
-            OSError: the disk is full. Nothing has changed then either.
+            NoRoom: the disk is full. Nothing has changed then either.
         """
         self._check(worker, vector, round)
         free = self._free[-1]
-        self._place.write(free, vector.detach())
+        try:
+            self._place.write(free, vector.detach())
+        except OSError as error:
+            where = f"The latest vector of {worker} cannot be written to {self.plan.folder}"
+            raise NoRoom(f"{where}: {error.strerror}. {SPACE}") from error
         before = self._rows.get(worker)
         self._free[-1:] = [] if before is None else [before]
         self._rows[worker], self._stamps[worker] = free, round

@@ -1,5 +1,7 @@
 """Simulations of workers that come and go: exact, in virtual time."""
 
+import errno
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -120,6 +122,20 @@ def test_a_disk_without_room_is_refused_before_the_run(small, tmp_path, monkeypa
     with pytest.raises(RunError, match=r"free for the latest vectors of 5 workers\. Found 7 bytes"):
         run(config, observe=lambda record: None, note=lambda text: None)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(carried_out, tmp_path, monkeypatch):
+    writes, write = [], os.pwrite
+
+    def pwrite(fd, data, at):
+        writes.append(at)
+        if len(writes) > 7:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(RunError, match=r"vector of w02 cannot be written to .*: No space left on device"):
+        carried_out(f"participation={{fedlaavg: {{folder: {tmp_path}}}}}")
 
 
 def test_latest_vectors_that_do_not_fit_are_refused_before_the_run(small, monkeypatch):

@@ -136,7 +136,7 @@ def test_a_disk_that_fills_up_is_an_error_and_tears_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", none)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(NoRoom, match=r"vector of w00 cannot be written to .*: No space left"):
         store.replace("w00", full(2), 1)
     assert held(store)["w00"] == [1] * D
     monkeypatch.setattr(os, "pwrite", half)  # a call may write less than it was given
@@ -179,7 +179,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
         Latest(WORKERS, D, folder=tmp_path)
     assert str(error.value) == (
         f"The disk of {tmp_path} should have 80 bytes free for the latest vectors of 3 workers. "
-        "Found 79 bytes. Free some, use another folder, or keep bfloat16."
+        "Found 79 bytes. Free some space, use another folder, or keep bfloat16."
     )
     with pytest.raises(NotADirectoryError, match="should be a folder that exists"):
         Latest(WORKERS, D, folder=tmp_path / "missing")

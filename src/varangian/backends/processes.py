@@ -16,6 +16,7 @@ from varangian.backends.log import logged_to
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
 from varangian.config import RunConfig
+from varangian.server.latest import NoRoom
 from varangian.server.listen import ListenError
 from varangian.server.record import Observe
 from varangian.server.roster import Roster
@@ -39,7 +40,7 @@ async def _run(config: RunConfig, crowd: Crowd, observe: Observe, note: Note) ->
         note(sentence)
     address = asyncio.get_running_loop().create_future()
     log = logged_to(session.folder.path / "server.log")
-    with closing(session.folder), log, identities(config) as known, session.stop.on_signals(note):
+    with closing(session), log, identities(config) as known, session.stop.on_signals(note):
         watching = asyncio.create_task(_watched(session, crowd, known.proofs, address, note))
         try:
             ended = await served(session, known.roster, address.set_result, known.credentials)
@@ -57,7 +58,7 @@ async def served(
     """Serve the run until it ends, over TLS when there are credentials; returns why it ended.
 
     Raises:
-        RunError: the address is not to be had.
+        RunError: the address is not to be had, or the disk is full.
     """
     try:
         return await serve(
@@ -72,7 +73,7 @@ async def served(
             credentials=credentials,
             dtype=session.config.wire.dtype,
         )
-    except ListenError as error:
+    except (ListenError, NoRoom) as error:
         raise RunError(str(error)) from error
 
 

@@ -125,8 +125,12 @@ class Session:
             self.folder.finish(result, self.learner.parameters, self.crew.layout, average)
         except OSError as error:
             raise RunError(f"the result cannot be written to {self.folder.path}: {error}") from error
-        self.merge.close()
         return result
+
+    def close(self) -> None:
+        """Whatever came of the run."""
+        self.folder.close()
+        self.merge.close()
 
     @property
     def over(self) -> bool:

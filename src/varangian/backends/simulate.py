@@ -18,12 +18,13 @@ from torch import Tensor
 
 from varangian.backends import Note
 from varangian.backends.invited import Invited
-from varangian.backends.result import RunResult
+from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
 from varangian.backends.travel import PATIENCE, answers, hand_over, stalled
 from varangian.backends.virtual import VirtualTime
 from varangian.config import RunConfig
 from varangian.server.driver import Driver, Snapshot
+from varangian.server.latest import NoRoom
 from varangian.server.record import Observe
 
 
@@ -31,12 +32,12 @@ def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
     """Carry a run out in this process.
 
     Raises:
-        RunError: it cannot be started.
+        RunError: it cannot be started, or the disk is full.
     """
 
     async def main() -> RunResult:
         session = Session.open(config, observe)
-        with closing(session.folder), session.stop.on_signals(note):
+        with closing(session), session.stop.on_signals(note):
             time = VirtualTime()
             driver = session.driver(time.clock)
             serving = asyncio.create_task(driver.run(session.stop.event))
@@ -47,7 +48,10 @@ def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
                 await kind(session, driver, time, executor).work()
             return session.result(await serving)
 
-    return asyncio.run(main())
+    try:
+        return asyncio.run(main())
+    except NoRoom as error:
+        raise RunError(str(error)) from error
 
 
 @dataclass(order=True)

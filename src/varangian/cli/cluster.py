@@ -150,7 +150,7 @@ async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress)
     else:
         roster, credentials = Roster(workers, identity), None
     how = "with TLS" if credentials else "without TLS"
-    with closing(session.folder), session.stop.on_signals(shown.note):
+    with closing(session), session.stop.on_signals(shown.note):
 
         def ready(address: str) -> None:
             shown.note(f"serving at {address}, {how}")
