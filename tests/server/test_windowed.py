@@ -6,6 +6,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -43,6 +44,18 @@ def vector(worker: str, round: int = 0) -> Tensor:
     return torch.randn(D, generator=generator)
 
 
+class Thread(ThreadPoolExecutor):
+    """Knows how often it was asked for something."""
+
+    def __init__(self):
+        super().__init__(1, initializer=torch.set_num_threads, initargs=(1,))
+        self.asked = 0
+
+    def submit(self, *args, **kwargs):
+        self.asked += 1
+        return super().submit(*args, **kwargs)
+
+
 class Run:
     """A driver with a window, and workers that push in pieces, all at the same time."""
 
@@ -54,6 +67,7 @@ class Run:
         self.learner = Learner(torch.ones(D), aggregator, Sgd(lr=1.0), rounds=rounds, seed=1)
         self.records: list[RoundRecord] = []
         self.stop = asyncio.Event()
+        self.thread = Thread()
         self.driver = Driver(
             self.machine,
             self.learner,
@@ -61,6 +75,7 @@ class Run:
             evaluate_every=100,
             observe=self.records.append,
             clock=time.clock,
+            executor=self.thread,
             window=True,
             rows=rows,
         )
@@ -73,6 +88,7 @@ class Run:
         self.stop.set()
         if error[0] is None:
             await self.task
+        self.thread.shutdown()
 
     async def offer(self, worker: str) -> Slot:
         slot = await self.driver.offer(worker, self.driver.round, worker.encode())
@@ -100,14 +116,17 @@ class Run:
     def all(self, workers=NAMES) -> dict[str, asyncio.Task[object]]:
         return {worker: asyncio.create_task(self.push(worker)) for worker in workers}
 
+    async def quiet(self) -> None:
+        """Until everything waits for a clock or a worker: the thread has done all that was asked."""
+        asked = -1
+        while asked != self.thread.asked:
+            await asyncio.get_running_loop().run_in_executor(self.thread, int)
+            asked = self.thread.asked
+            for _ in range(100):
+                await asyncio.sleep(0)
+
     async def ended(self) -> str:
         return await asyncio.wait_for(asyncio.shield(self.task), 100)
-
-
-async def quiet() -> None:
-    """Long enough for everything that does not wait for a clock or a worker."""
-    for _ in range(40):
-        await asyncio.sleep(0.001)
 
 
 def plain(spec: object, workers=NAMES, faults: dict[str, str] | None = None, rounds=1) -> str:
@@ -145,9 +164,9 @@ async def test_the_same_bits_as_with_all_rows(time, spec):
 async def test_nobody_runs_ahead_of_the_window(time):
     async with Run(time) as run:
         ahead = {worker: asyncio.create_task(run.push(worker)) for worker in HONEST}
-        await quiet()
+        await run.quiet()
         slot = await run.offer(NAMES[-1])
-        await quiet()
+        await run.quiet()
         taken = {worker: run.driver._slots[worker].columns for worker in HONEST}
         assert set(taken.values()) == {BLOCKS * BLOCK}
         assert all(run.driver._slots[worker].crowded for worker in HONEST)
@@ -163,7 +182,7 @@ async def test_nobody_counts_before_all_do(time):
         pushes = run.all(HONEST)
         last = await run.offer(NAMES[-1])
         assert await run.send(last, until=D - 1) == D - 1
-        await quiet()
+        await run.quiet()
         assert not any(push.done() for push in pushes.values())
         assert run.driver.status().counted == ()
         assert await run.send(last) is None
@@ -177,7 +196,7 @@ async def test_an_upload_that_dies_makes_the_others_push_again(time, spec):
         pushes = run.all(HONEST)
         dying = await run.offer(NAMES[-1])
         await run.send(dying, until=4 * BLOCK)
-        await quiet()
+        await run.quiet()
         await run.driver.release(dying)
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
         assert await run.driver.offer(NAMES[-1], 0, b"again") in {Refusal.STALE, Refusal.FINISHED}
@@ -192,7 +211,7 @@ async def test_whoever_dies_at_the_very_end_costs_an_attempt_as_well(time):
         pushes = run.all(HONEST)
         dying = await run.offer(NAMES[-1])
         await run.send(dying, until=D - 1)
-        await quiet()
+        await run.quiet()
         await run.driver.release(dying)
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
         await run.ended()
@@ -220,7 +239,7 @@ async def test_a_fault_of_someone_who_never_came_changes_the_rule(time):
         pushes = run.all(HONEST[1:])
         first = await run.offer(HONEST[0])
         nearly = asyncio.create_task(run.send(first, until=D - 1))
-        await quiet()
+        await run.quiet()
         time.advance(10.0)  # a quorum is enough from now on
         assert await nearly == D - 1
         assert await run.driver.fault(NAMES[-1], 0, "wrong layout") is None
@@ -235,7 +254,7 @@ async def test_a_fault_of_someone_who_never_came_changes_the_rule(time):
 async def test_a_missing_worker_is_waited_for_for_a_while_only(time):
     async with Run(time) as run:
         pushes = run.all(HONEST)
-        await quiet()
+        await run.quiet()
         assert not any(push.done() for push in pushes.values())
         time.advance(10.0)
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
@@ -250,7 +269,7 @@ async def test_a_slow_worker_is_left_behind(time):
         pushes = run.all(HONEST)
         slow = await run.offer(NAMES[-1])
         await run.send(slow, until=100)
-        await quiet()
+        await run.quiet()
         time.advance(10.0)
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
         with pytest.raises(Overtaken):
@@ -267,7 +286,7 @@ async def test_whoever_leaves_after_its_last_byte_still_counts(time):
         leaving = asyncio.create_task(run.push(HONEST[0]))
         last = await run.offer(NAMES[-1])
         await run.send(last, until=D - 1)
-        await quiet()
+        await run.quiet()
         leaving.cancel()
         assert await run.send(last) is None
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST[1:])
@@ -291,7 +310,7 @@ async def test_a_lost_answer_is_given_again(time, monkeypatch):
 async def test_who_waits_hears_of_the_end(time):
     async with Run(time) as run:
         pushes = run.all(HONEST)
-        await quiet()
+        await run.quiet()
         run.stop.set()
         assert set(await asyncio.gather(*pushes.values())) == {Refusal.FINISHED}
         assert await run.ended() == "stopped on request"
