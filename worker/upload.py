@@ -31,7 +31,7 @@ class Outgoing:
     """
 
     def __init__(self, vector: Tensor, dtype: Dtype) -> None:
-        self.dtype = dtype
+        self.dtype: Dtype = dtype
         self.digest = b""
         """Known once all of it has been looked at."""
         self._flat = vector.detach().to("cpu", torch.float32).contiguous()
