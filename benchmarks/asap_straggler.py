@@ -82,7 +82,7 @@ class Watch:
         answered = self.workers - len(record.missing) if record.ages is None else len(record.ages)
         before = self.points[-1].answers if self.points else 0
         accuracy = 0.0 if record.accuracy is None else record.accuracy
-        seen = Point(self.now - self.began, accuracy, before + answered, sent() - self.loopback)
+        seen = Point(round(self.now - self.began, 3), accuracy, before + answered, sent() - self.loopback)
         self.points.append(seen)
 
 
@@ -176,8 +176,13 @@ def table(runs: Sequence[Run], target: float, loopback: bool) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def smooth(values: Sequence[float], reach: int = 4) -> list[float]:
+    """Of each the mean with its neighbours."""
+    return [statistics.mean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
+
+
 def draw(runs: Sequence[Run], target: float, path: Path) -> None:
-    """Accuracy over seconds and over megabytes, of the first seed."""
+    """Accuracy over seconds and over megabytes, of the first seed; means of nine rounds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
@@ -185,7 +190,7 @@ def draw(runs: Sequence[Run], target: float, path: Path) -> None:
     for run in runs:
         if run.seed != runs[0].seed:
             continue
-        shares = [100 * point.accuracy for point in run.points]
+        shares = [100 * share for share in smooth([point.accuracy for point in run.points])]
         axes[0].plot([point.seconds for point in run.points], shares, lw=1.6, label=run.way)
         axes[1].plot([run.megabytes(point) for point in run.points], shares, lw=1.6)
     for axis, what in zip(axes, ("seconds", "megabytes pulled and pushed"), strict=True):
@@ -194,7 +199,7 @@ def draw(runs: Sequence[Run], target: float, path: Path) -> None:
         axis.set_xlabel(what)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("held-out accuracy, %")
-    axes[0].set_ylim(50, 100)
+    axes[0].set_ylim(60, 100)
     figure.legend(loc="outside right center", frameon=False)
     figure.savefig(path, dpi=110)
 
@@ -203,7 +208,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=[*WAYS])
+    parser.add_argument("--ways", nargs="*", default=[*WAYS], help=f"of: {'; '.join(WAYS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="the mean over these")
     parser.add_argument("--backend", default="processes", choices=["simulate", "processes"])
     parser.add_argument("--target", type=float, default=0.95, help="accuracy; by default 0.95")
@@ -233,7 +238,8 @@ def main() -> None:
     if args.png:
         draw(runs, args.target, args.png)
     if args.json:
-        args.json.write_text(json.dumps([asdict(run) for run in runs], indent=None) + "\n")
+        lines = [json.dumps(asdict(run)) for run in runs]
+        args.json.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":
