@@ -96,7 +96,7 @@ def settings(way: str, rule: str, args: argparse.Namespace) -> list[str]:
         f"availability={{alternating: {{period: {args.period}}}}}",
         f"workers={args.workers}",
         f"f={args.byzantine if args.attack else 0}",
-        f"aggregator={{{way}: {{participants: {args.participants}, rule: {rule}}}}}",
+        f"aggregator={{{way}: {{participants: {args.participants}, {inner(rule)}}}}}",
         f"rounds={args.rounds}",
         f"worker.local_steps={args.steps}",
         f"worker.batch_size={args.batch}",
@@ -106,6 +106,11 @@ def settings(way: str, rule: str, args: argparse.Namespace) -> list[str]:
         *attack,
         *args.set,
     ]
+
+
+def inner(rule: str) -> str:
+    """A rule, or a pipeline in braces, as it stands in the settings of a way."""
+    return rule.removeprefix("{").removesuffix("}") if rule.startswith("{mix") else f"rule: {rule}"
 
 
 def table(results: Sequence[Result]) -> str:
