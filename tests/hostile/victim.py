@@ -13,6 +13,8 @@ import threading
 import torch
 
 from varangian.aggregators import aggregator_from
+from varangian.backends import parts
+from varangian.config import build, load
 from varangian.protos.layout import Layout
 from varangian.server.driver import Driver
 from varangian.server.events import RoundPolicy
@@ -42,23 +44,40 @@ def arguments():
     parser.add_argument("--f", type=int, default=0)
     parser.add_argument("--idle", type=float, default=1.0)
     parser.add_argument("--patience", type=float, default=0.1)
+    parser.add_argument("--silence", type=float, default=10.0)
+    parser.add_argument("--settings", type=json.loads, help="key=value, of a run whose workers are invited")
     return parser.parse_args()
+
+
+def synchronous(args, names):
+    """A driver, by numbers."""
+    policy = RoundPolicy(names, args.rounds, args.quorum, args.deadline, "wait", args.f)
+    rule = aggregator_from(args.rule, "--rule", f=args.f)
+    learner = Learner(torch.zeros(args.numel), rule, Sgd(lr=0.1), rounds=args.rounds, seed=1)
+    return Driver(RoundMachine(policy), learner, **OBSERVED)
+
+
+def configured(args, settings):
+    """A driver, as `varangian server` would make it."""
+    config = load(None, [f"workers={args.workers}", f"f={args.f}", f"rounds={args.rounds}", *settings])
+    learner = build.learner(config, torch.zeros(args.numel))
+    more = {"merge": parts.merge(config, args.numel), "seats": parts.seats(config)}
+    return Driver(build.machine(config), learner, rows=parts.rows(config), **more, **OBSERVED)
+
+
+def observed(record):
+    fields = ("round", "seconds", "missing", "dropped", "skipped", "ages", "weights", "update_norm")
+    say(**{field: getattr(record, field) for field in fields})
+
+
+OBSERVED = {"evaluate": lambda _: (0.0, 0.0), "evaluate_every": 10**9, "observe": observed}
 
 
 async def main(args):
     names = tuple(f"w{i:02d}" for i in range(args.workers))
-    policy = RoundPolicy(names, args.rounds, args.quorum, args.deadline, "wait", args.f)
-    rule = aggregator_from(args.rule, "--rule", f=args.f)
-    sgd, limits = Sgd(lr=0.1), Limits(idle=args.idle, patience=args.patience, grace=0.2)
-    bound = Account.of(args.workers, args.numel, sgd, limits=limits).total
-    learner = Learner(torch.zeros(args.numel), rule, sgd, rounds=args.rounds, seed=1)
-    driver = Driver(
-        RoundMachine(policy),
-        learner,
-        evaluate=lambda _: (0.0, 0.0),
-        evaluate_every=10**9,
-        observe=lambda record: say(round=record.round, seconds=record.seconds, missing=record.missing),
-    )
+    limits = Limits(idle=args.idle, patience=args.patience, grace=0.2)
+    bound = Account.of(args.workers, args.numel, Sgd(lr=0.1), limits=limits).total
+    driver = synchronous(args, names) if args.settings is None else configured(args, args.settings)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def wait_for_the_end():
@@ -68,7 +87,7 @@ async def main(args):
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     await serve(
         driver,
-        Roster(names, SECRET),
+        Roster(names, SECRET, silence=args.silence),
         Layout((("weight", (args.numel,)),)),
         run_id="besieged",
         host="127.0.0.1",

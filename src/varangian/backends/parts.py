@@ -45,10 +45,13 @@ def plan(config: RunConfig, d: int) -> LatestPlan | None:
 def seats(config: RunConfig) -> int:
     """How many vectors can be on their way, or wait to be used, at once.
 
-    An upload may outlive its round, until its silence is noticed: so there are as many places again.
+    An upload may outlive its round, until its silence is noticed: so there are as many places again. A
+    Byzantine worker may hold its place for as long as a round waits, however many are invited instead.
     """
     way, n = config.participation, config.workers
-    return min(n, 2 * way.answers(n, config.f)) if isinstance(way, FedAvg | FedLaAvg) else n
+    if not isinstance(way, FedAvg | FedLaAvg):
+        return n
+    return min(n, 2 * way.answers(n, config.f) + config.f)
 
 
 def rows(config: RunConfig) -> Dtype:

@@ -1,0 +1,251 @@
+"""A worker that keeps to no rule of an invitation: whatever it does, the others go on, and nothing is left.
+
+Each way to take part, over loopback: three honest workers, and one that is declared with f = 1.
+"""
+
+import asyncio
+import contextlib
+import json
+
+import grpc
+import pytest
+import torch
+from tests.hostile.crew import Crew, Renegade, code
+from tests.hostile.siege import Siege, settled
+
+from varangian.protos.frames import frame
+from varangian.worker.backoff import Backoff
+
+pytestmark = pytest.mark.slow
+
+NUMEL = 200_000
+HONEST, TRAITOR = ("w00", "w01", "w02"), "w03"
+DEADLINE = 0.4
+SLACK = 4
+"""Files that gRPC may keep for later."""
+GROWTH = 48 << 20
+SHARED = ["aggregator=median", "optimizer.lr=0.1", f"server.deadline={DEADLINE}"]
+WAYS = {
+    "async": ["participation={async: {tau: 3}}", "server.quorum=3"],
+    "fedlaavg": ["participation={fedlaavg: {participants: 2, gather: 0.1}}"],
+    "asap": ["participation={asap: {graph: complete}}", "server.quorum=3"],
+}
+OLD = {"asap": "NOT_INVITED"}
+"""There any age is young enough, for who was invited."""
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def besieged(request, tmp_path_factory):
+    log = tmp_path_factory.mktemp("siege") / "server.log"
+    settings = json.dumps([*SHARED, *WAYS[request.param]])
+    siege = Siege(log, NUMEL, workers=4, f=1, settings=settings, silence=0.2, patience=0.3)
+    crew = Crew(siege, HONEST)
+    try:
+        yield request.param, siege, crew
+        said = log.read_text()
+        assert "Traceback" not in said, said[-3000:]
+    finally:
+        crew.close()
+        siege.close()
+    assert siege.process.returncode == 0, log.read_text()[-3000:]
+
+
+@contextlib.asynccontextmanager
+async def renegade(siege, name=TRAITOR):
+    client = siege.client(name, Renegade, backoff=Backoff(tries=50, first=0.05, most=0.2))
+    client.address = siege.address
+    async with client:
+        await client.join()
+        yield client
+
+
+async def still(siege):
+    """The round that is open, and stays so because the others do nothing."""
+    count = -1
+    while count != len(siege.rounds):
+        count = len(siege.rounds)
+        await asyncio.sleep(2 * DEADLINE)
+
+
+def told(records):
+    """What the traitor was dropped for."""
+    return {record["dropped"][TRAITOR] for record in records if TRAITOR in record["dropped"]}
+
+
+def test_who_was_not_invited_does_not_count(besieged):
+    way, siege, crew = besieged
+
+    async def push_all_the_same():
+        async with renegade(siege) as traitor:
+            with crew.paused():
+                await still(siege)
+                now, vector = await traitor.join(), torch.full((NUMEL,), 1e6)
+                receipts = [await traitor.push(round, vector) for round in (now, now + 1, max(0, now - 9))]
+            return now, [(receipt.counted, receipt.code) for receipt in receipts]
+
+    crew.goes_on()
+    now, found = asyncio.run(push_all_the_same())
+    assert now >= 5
+    assert found == [(False, "NOT_INVITED"), (False, "FUTURE"), (False, OLD.get(way, "TOO_OLD"))]
+    assert not told(crew.goes_on(3))
+
+
+def test_one_vector_counts_once_and_two_do_not(besieged):
+    """The second is even none: but that is not looked at any more."""
+    way, siege, crew = besieged
+    ones, nan = torch.ones(NUMEL), torch.full((NUMEL,), torch.nan)
+
+    async def push_twice(codes):
+        async with renegade(siege) as traitor:
+            with crew.paused():
+                await still(siege)
+                for _ in range(3):
+                    round = (await traitor.pull(-1)).round
+                    receipts = [await traitor.push(round, vector) for vector in (ones, ones, nan, ones)]
+                    assert [receipt.counted for receipt in receipts[:3]] == [True, True, False]
+                    codes.append(tuple(receipt.code for receipt in receipts[2:]))
+                    if receipts[-1].code == "FAULTY":
+                        break  # it is out until this round is over
+        return codes
+
+    codes = asyncio.run(push_twice([]))
+    # Where the vector was all that the round had waited for, it was used, and the retry was one of it.
+    used = {("TOO_OLD", ""), ("NOT_INVITED", "")}
+    found = told(crew.goes_on(3))
+    if way == "fedlaavg":
+        assert set(codes) <= used
+    else:
+        assert set(codes) - used == {("EQUIVOCATION", "FAULTY")}
+        assert found == {"pushed two different vectors"}
+
+
+def test_what_is_no_number_proves_a_fault_and_costs_nobody_else_anything(besieged):
+    _, siege, crew = besieged
+    nan = torch.full((NUMEL,), torch.nan)
+
+    async def push_nothing():
+        codes = set()
+        async with renegade(siege) as traitor:
+            for _ in range(5):
+                round = (await traitor.pull(-1)).round
+                codes.add((await traitor.push(round, nan)).code)
+        return codes
+
+    before = len(siege.rounds)
+    assert "UNSOUND" in asyncio.run(push_nothing())
+    crew.goes_on(2)
+    found = siege.rounds[before:]
+    assert told(found) == {"not finite"}
+    assert not [record for record in found if record["skipped"]]
+
+
+def test_silence_and_half_vectors_cost_a_deadline_and_no_more(besieged):
+    """Invited again and again: it takes every model that it can get, and never answers, or stops midway."""
+    _, siege, crew = besieged
+
+    async def stall():
+        async with renegade(siege) as traitor:
+            calls = []
+            for half in (False, True, True, False, True):
+                round = (await traitor.pull(-1)).round
+                if half:
+                    calls.append(await traitor.half(round))
+                await asyncio.sleep(DEADLINE / 2)
+            return calls
+
+    before = len(siege.rounds)
+    calls = asyncio.run(stall())
+    assert any(ready for _, ready in calls), "something was uploaded"
+    crew.goes_on(3)
+    found = siege.rounds[before:]
+    assert not told(found)
+    assert not [record for record in found if record["skipped"]]
+    assert max(record["seconds"]["wait"] for record in found) < DEADLINE + 3
+
+
+def test_who_leaves_after_its_vector_was_taken_is_counted_once(besieged):
+    way, siege, crew = besieged
+
+    async def push_and_leave():
+        async with renegade(siege) as traitor:
+            with crew.paused():
+                round = (await traitor.pull(-1)).round
+                assert (await traitor.push(round, torch.ones(NUMEL))).counted
+
+    before = len(siege.rounds)
+    asyncio.run(push_and_leave())
+    crew.goes_on(4)
+    used = [record for record in siege.rounds[before:] if record["ages"].get(TRAITOR) is not None]
+    if way == "fedlaavg":
+        assert used[0]["ages"][TRAITOR] == 0
+        assert [record["ages"][TRAITOR] for record in used] == [*range(len(used))]
+    else:
+        assert len(used) == 1
+
+
+def test_pulls_that_are_dropped_or_parked_leave_nothing_behind(besieged):
+    _, siege, crew = besieged
+
+    async def ask():
+        async with renegade(siege) as traitor:
+            for i in range(120):
+                call = traitor.asks(after=-1 if i % 2 else 10**9)
+                if i % 3:
+                    await asyncio.sleep(0.01)
+                call.cancel()
+            parked = [traitor.asks(after=2**62) for _ in range(100)]
+            codes = await asyncio.gather(*(code(call) for call in parked))
+            for i in range(3):
+                traitor.another()
+                await asyncio.sleep(0.3)
+                if i < 2:
+                    await traitor.join()
+                traitor.asks().cancel()
+            return codes
+
+    crew.goes_on(2)
+    files, threads, resident = siege.files, siege.threads, siege.resident
+    codes = asyncio.run(ask())
+    assert set(codes) == {"STREAMS", ""}, "two of them wait, and the next takes the place of one"
+    crew.goes_on(5)
+    assert siege.resident - resident < GROWTH
+    assert settled(lambda: siege.files, lambda count: count <= files + SLACK) <= files + SLACK
+    assert settled(lambda: siege.threads, lambda count: count <= threads + SLACK) <= threads + SLACK
+
+
+def test_uploads_that_never_end_take_no_place_from_others(tmp_path):
+    """f are invited, and bring a number now and then: there is room for f more than for others."""
+    traitors = ("w04", "w05", "w06")
+    way = ["participation={fedlaavg: {participants: 1, gather: 0.1}}", *SHARED]
+    siege = Siege(tmp_path / "log", NUMEL, workers=7, f=3, settings=json.dumps(way), silence=0.2)
+    crew = Crew(siege, ("w00", "w01", "w02", "w03"))
+
+    async def trickle():
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(renegade(siege, name)) for name in traitors]
+            with crew.paused():
+                await still(siege)
+                models = await asyncio.gather(*(client.pull(-1) for client in clients))
+                assert len({model.round for model in models}) == 1
+                calls = [
+                    await client.half(model.round) for client, model in zip(clients, models, strict=True)
+                ]
+                assert all(ready for _, ready in calls)
+            going = asyncio.create_task(asyncio.to_thread(crew.goes_on, 1))
+            for at in range(2 * NUMEL, 4 * NUMEL, 4):
+                over = going.done()
+                for call, _ in calls:
+                    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                        await call.write(frame(at, bytes(4)))
+                if over:
+                    break
+                await asyncio.wait({going}, timeout=0.3)
+            await going
+            return [await code(call) for call, _ in calls]
+
+    try:
+        crew.goes_on(2)
+        assert set(asyncio.run(trickle())) == {"TOO_OLD"}
+    finally:
+        crew.close()
+        siege.close()
