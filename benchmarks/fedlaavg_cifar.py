@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def difference(best: dict[str, list[float]]) -> str:
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Accuracy over rounds, a panel for each rule and a line for each run."""
+    """Accuracy over rounds, a panel for each rule: thin each run, thick the mean of the best until then."""
     from matplotlib.figure import Figure
 
     rules = list(dict.fromkeys(result.job.rule for result in results))
@@ -148,16 +149,22 @@ def draw(results: Sequence[Result], path: Path) -> None:
     for axis, rule in zip(axes, rules, strict=True):
         for way, colour in zip(WAYS, ("#e69f00", "#0072b2"), strict=True):
             mine = [result for result in results if (result.job.rule, result.job.way) == (rule, way)]
-            for i, result in enumerate(mine):
+            for result in mine:
                 rounds, shares = zip(*result.curve, strict=True)
-                label = way if i == 0 else None
-                axis.plot(rounds, [100 * s for s in shares], color=colour, lw=0.8, alpha=0.7, label=label)
+                axis.plot(rounds, [100 * s for s in shares], color=colour, lw=0.5, alpha=0.5)
+            if mine:
+                best = [statistics.mean(found) for found in zip(*map(best_so_far, mine), strict=True)]
+                axis.plot([done for done, _ in mine[0].curve], best, color=colour, lw=2.5, label=way)
         axis.set_title(rule)
         axis.set_xlabel("round")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("held-out accuracy, %")
     axes[0].legend(loc="lower right")
     figure.savefig(path, dpi=110)
+
+
+def best_so_far(result: Result) -> list[float]:
+    return [100 * share for share in accumulate((share for _, share in result.curve), max)]
 
 
 def arguments() -> argparse.Namespace:
