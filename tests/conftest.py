@@ -1,10 +1,15 @@
-"""What every test has: one thread, a fixed seed, and scratch memory that is not zero by luck."""
+"""What every test has: one thread, a fixed seed, time enough, and scratch memory not zero by luck."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# Both are measured by the clock on the wall: on a busy machine they say nothing about a test.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
