@@ -31,16 +31,18 @@ GROUPS = {
 
 def bars(report: Report, path: Path) -> None:
     """One panel for each setting, one bar for each way; written as PNG."""
-    count = len(report.found)
+    # One bar alone would be raw TCP, where no other way had room in memory.
+    shown = [setting for setting in report.found if _measured(setting) > 1] or list(report.found)
+    count = len(shown)
     columns = min(count, 3)
     lines = -(-count // columns)
-    longest = max(len(setting.lines) for setting in report.found)
+    longest = max(map(_measured, shown))
     size = (4.3 * columns, (0.9 + 0.27 * longest) * lines + 0.8)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for i, axis in enumerate(panels):
         if i < count:
-            _panel(axis, report.found[i])
+            _panel(axis, shown[i])
         else:
             axis.set_axis_off()
     kinds = dict.fromkeys(line.kind for setting in report.found for line in setting.lines)
@@ -48,10 +50,14 @@ def bars(report: Report, path: Path) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=9)
     cores = report.machine["cores"]
     where = f"{report.machine['cpu']}, {cores} cores, server and workers on it, loopback"
-    figure.suptitle(f"From the workers' vectors to the server's rows: {where}", fontsize=10)
+    figure.suptitle(f"Vectors between workers and server: {where}", fontsize=10)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
     temporary.replace(path)
+
+
+def _measured(setting: Setting) -> int:
+    return sum(line.speed is not None for line in setting.lines)
 
 
 def _panel(axis: Axes, setting: Setting) -> None:
