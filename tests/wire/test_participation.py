@@ -28,7 +28,7 @@ from varangian.worker.loop import work
 NAMES = tuple(f"w{i:02d}" for i in range(5))
 LAYOUT = Layout((("weight", (20, 10)), ("bias", (3,))))
 D = LAYOUT.numel
-PATIENT = Backoff(tries=20, first=0.01, most=0.05)
+PATIENT = Backoff(tries=100, first=0.01, most=0.05)
 
 
 class Run:
@@ -51,7 +51,7 @@ class Run:
             merge=merge,
         )
         self.roster = Roster(names, b"0123456789abcdef", silence=0.05)
-        self.limits = Limits(idle=5.0, patience=0.2, grace=grace)
+        self.limits = Limits(idle=20.0, patience=0.2, grace=grace)
         self.stop = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -77,7 +77,7 @@ class Run:
             await ended
 
     def client(self, address, name):
-        return Client(address, name, self.roster.token(name), LAYOUT, backoff=PATIENT, idle=5.0)
+        return Client(address, name, self.roster.token(name), LAYOUT, backoff=PATIENT, idle=20.0)
 
     async def worked(self, address, name, compute, turn=lambda round: round):
         async with self.client(address, name) as client:
@@ -91,7 +91,7 @@ class Run:
 
 def scenario(test):
     def run(**fixtures):
-        asyncio.run(asyncio.wait_for(test(**fixtures), 60))
+        asyncio.run(asyncio.wait_for(test(**fixtures), 100))
 
     run.__name__ = test.__name__
     return run
@@ -150,7 +150,7 @@ async def test_asap_goes_on_when_a_worker_dies():
         return parameters / 2
 
     names = tuple(f"w{i:02d}" for i in range(8))
-    run = Run(Neighbourhoods(Exponential()), AsTheyAre(), names=names, rounds=6, deadline=0.7, grace=1.0)
+    run = Run(Neighbourhoods(Exponential()), AsTheyAre(), names=names, rounds=6, deadline=2.0, grace=1.0)
     async with run.served() as address:
         workers = [run.worked(address, name, compute) for name in names]
         ended = await asyncio.gather(*workers, return_exceptions=True)
