@@ -37,6 +37,11 @@ class Deltas:
             sent = self._sent[name] = Sent(round, delta)
         return sent.delta
 
+    def anew(self, name: str) -> None:
+        """The server has nothing of this worker."""
+        self._counted.pop(name, None)
+        self._sent.pop(name, None)
+
     def counted(self, name: str, round: int) -> None:
         """The server has this worker's delta of this round; saying so twice is saying so once."""
         sent = self._sent.get(name)

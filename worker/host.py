@@ -115,6 +115,7 @@ async def _be(
                         partial(compute, name),
                         turn=partial(turn, name),
                         counted=partial(crew.counted, name),
+                        anew=partial(crew.anew, name),
                     )
                     log.info("%s: %s", name, reason)
                     return FINISHED

@@ -38,6 +38,7 @@ async def work(
     sign_of_life: float = SIGN_OF_LIFE,
     turn: Callable[[int], int] = every,
     counted: Callable[[int], None] = lambda round: None,
+    anew: Callable[[int], None] = lambda round: None,
 ) -> str:
     """Join, then serve rounds until the run is finished; returns why it ended.
 
@@ -45,7 +46,8 @@ async def work(
     nothing in this round. Whatever it raises ends the loop. A vector that the server does not count does
     not: there is a next round.
 
-    `counted` hears of each round whose vector the server has counted.
+    `counted` hears of each round whose vector the server has counted, and `anew` of one that was served
+    before: the server was started again, and knows nothing of what this worker did.
 
     `turn` says from a round on which is the next that this worker serves. Until then it is away: its pull
     waits at the server, and nothing is sent to it.
@@ -60,6 +62,9 @@ async def work(
         pulled = await client.pull(turn(served + 1) - 1)
         if isinstance(pulled, Finished):
             return pulled.reason
+        if pulled.round <= served:
+            log.warning("%s goes back to round %d: the server was started again", client.name, pulled.round)
+            anew(pulled.round)
         job = compute(pulled.round, pulled.parameters)
         vector = await _computed(job, client, sign_of_life)
         served = pulled.round

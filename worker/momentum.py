@@ -40,6 +40,10 @@ class Momentum:
         self._last[name] = Last(round, vector)
         return vector
 
+    def anew(self, name: str, round: int) -> None:
+        """Forget the history of this worker, and of all that were further: the run has begun once more."""
+        self._last = {w: last for w, last in self._last.items() if w != name and last.round <= round}
+
 
 def again(last: Last, name: str, round: int) -> Tensor:
     if round < last.round:

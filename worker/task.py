@@ -186,6 +186,13 @@ class Crew:
         with self._lock:
             self._deltas.counted(name, round)
 
+    def anew(self, name: str, round: int) -> None:
+        """The server was started again and is in this round, which this worker had done, or was past."""
+        with self._lock:
+            self._momentum.anew(name, round)
+            self._deltas.anew(name)
+            self._view = None
+
     def answer(self, name: str, round: int, parameters: Tensor) -> Tensor | None:
         """What a worker sends in a round, as `contribution` has it; None when it takes no part."""
         if self.task.timetable.available(name, round):

@@ -68,6 +68,13 @@ def test_it_is_away_until_its_turn():
     ]
 
 
+def test_it_says_when_the_server_was_started_again(caplog):
+    heard, client = [], FakeClient([3, 4, 0, 1, 1])
+    assert asyncio.run(work(client, doubled, anew=heard.append)) == "all done"
+    assert heard == [0, 1]
+    assert "goes back to round 0: the server was started again" in caplog.text
+
+
 def test_it_sends_nothing_when_there_is_nothing_to_send():
     async def only_odd(round, parameters):
         return parameters if round % 2 else None

@@ -212,6 +212,19 @@ def test_rounds_may_be_missed_but_not_go_back():
     crew.contribution("w00", 9, vector)
 
 
+@pytest.mark.parametrize("name", ["w00", WORKERS[-1]])
+def test_a_server_that_was_started_again_gets_what_it_got_at_first(name):
+    """An attacker, too, who follows the others: they have begun anew with it."""
+    crew, fresh = (Crew(attacked(Ipm(epsilon=0.5))) for _ in range(2))
+    vector = crew.initial()
+    for round in range(3):
+        crew.contribution(name, round, vector)
+    crew.anew(name, 0)
+    for round in range(2):
+        again, first = (each.contribution(name, round, vector) for each in (crew, fresh))
+        assert torch.equal(again, first)
+
+
 def honest_rows(task, workers, parameters):
     """What these workers send in the last round when all are honest."""
     table = sent(
