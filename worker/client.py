@@ -94,6 +94,11 @@ class Client:
         self._again: int | None = None
         """The round after which to pull although later ones were pulled: the server has lost them."""
 
+    @property
+    def run(self) -> str:
+        """The run that it has joined last."""
+        return self._contract.run_id
+
     async def __aenter__(self) -> Client:
         return self
 

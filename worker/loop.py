@@ -19,6 +19,8 @@ class Transport(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def run(self) -> str: ...
     async def join(self) -> int: ...
     async def pull(self, after: int) -> Pulled | Finished: ...
     async def push(self, round: int, vector: Tensor) -> Receipt: ...
@@ -46,8 +48,8 @@ async def work(
     nothing in this round. Whatever it raises ends the loop. A vector that the server does not count does
     not: there is a next round.
 
-    `counted` hears of each round whose vector the server has counted, and `anew` of one that was served
-    before: the server was started again, and knows nothing of what this worker did.
+    `counted` hears of each round whose vector the server has counted, and `anew` of the first one after the
+    server was started again: it knows nothing of what this worker did.
 
     `turn` says from a round on which is the next that this worker serves. Until then it is away: its pull
     waits at the server, and nothing is sent to it.
@@ -56,14 +58,17 @@ async def work(
         ClientError: when the server cannot be worked with.
     """
     await client.join()
-    served = -1
+    served, run = -1, client.run
     codes = set[str]()
     while True:
         pulled = await client.pull(turn(served + 1) - 1)
         if isinstance(pulled, Finished):
             return pulled.reason
-        if pulled.round <= served:
-            log.warning("%s goes back to round %d: the server was started again", client.name, pulled.round)
+        if pulled.round <= served or client.run != run:
+            log.warning(
+                "%s begins anew with round %d: its server was started again", client.name, pulled.round
+            )
+            run = client.run
             anew(pulled.round)
         job = compute(pulled.round, pulled.parameters)
         vector = await _computed(job, client, sign_of_life)

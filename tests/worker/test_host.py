@@ -54,6 +54,8 @@ class FakeServer:
 
 
 class FakeClient:
+    run = "run-1"
+
     def __init__(self, server, name):
         self.server, self.name, self.open = server, name, False
 

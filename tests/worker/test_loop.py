@@ -11,7 +11,7 @@ from varangian.worker.loop import work
 class FakeClient:
     """Rounds to hand out, receipts to hand back, and a diary."""
 
-    name = "w00"
+    name, run = "w00", "run-1"
 
     def __init__(self, rounds, receipts=()):
         self.rounds, self.receipts, self.diary = list(rounds), list(receipts), []
@@ -69,10 +69,17 @@ def test_it_is_away_until_its_turn():
 
 
 def test_it_says_when_the_server_was_started_again(caplog):
-    heard, client = [], FakeClient([3, 4, 0, 1, 1])
+    heard, client = [], FakeClient([3, 4, 0, 1, 7, 8])
+    pull = client.pull
+
+    async def pull_of_another_run(after):
+        client.run = "run-2" if after >= 1 and not client.rounds[1:] else "run-1"
+        return await pull(after)
+
+    client.pull = pull_of_another_run
     assert asyncio.run(work(client, doubled, anew=heard.append)) == "all done"
-    assert heard == [0, 1]
-    assert "goes back to round 0: the server was started again" in caplog.text
+    assert heard == [0, 8], "a round that was served, and one of another run"
+    assert "w00 begins anew with round 0: its server was started again" in caplog.text
 
 
 def test_it_sends_nothing_when_there_is_nothing_to_send():
