@@ -87,7 +87,7 @@ def main() -> None:
     problem = Quadratic(decay=args.decay, steps=args.steps, lr=args.lr, dimensions=args.dimensions)
     print(f"|z - z_base|, rho = {problem.decay}, {problem.steps} base steps, seeds {args.seeds}\n")
     print("| kappa | " + " | ".join(RATES) + " |", "|---|" + "---|" * len(RATES), sep="\n")
-    runs: list[dict[str, object]] = []
+    runs: list[dict[str, float]] = []
     for kappa in args.kappas:
         found = [errors(problem, kappa, seed) for seed in args.seeds]
         runs += [

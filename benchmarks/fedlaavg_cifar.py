@@ -225,8 +225,9 @@ def kept(path: Path | None, data: str) -> list[Result]:
 def restored(values: dict[str, Any], data: str) -> Result:
     job = values["job"]
     job["settings"] = tuple(setting.replace("PATH", data) for setting in job["settings"])
-    curve = [(rounds, share) for rounds, share in values["curve"]]
-    return Result(**values | {"job": Job(**job), "curve": curve})
+    values["job"] = Job(**job)
+    values["curve"] = [(rounds, share) for rounds, share in values["curve"]]
+    return Result(**values)
 
 
 def plain(result: Result, path: str) -> dict[str, Any]:
