@@ -63,6 +63,18 @@ def test_async_is_not_held_up_by_a_straggler(carried_out):
     assert all(len(record.ages) >= 4 for record in records)
 
 
+def test_asap_ends_when_a_neighbourhood_can_never_have_its_quorum_again(carried_out):
+    def kill(record):
+        if record.round == 1:
+            (process,) = [p for p in multiprocessing.active_children() if "w03" in p.name]
+            process.kill()
+
+    settings = ["participation=asap", "workers=6", "worker.per_process=1", "rounds=1000", "f=0"]
+    result, _, _ = carried_out(*settings, "aggregator=mean", observe=kill)
+    assert result.outcome != "finished"
+    assert result.reason == "only 3 workers are left of w00, w01, w03, w05, and their quorum is 4"
+
+
 def test_asap_goes_on_without_a_worker_that_is_killed(carried_out):
     def kill(record):
         if record.round == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import closing
 
 import grpc
@@ -16,10 +16,14 @@ from varangian.backends.log import logged_to
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
 from varangian.config import RunConfig
+from varangian.server.choices import Neighbourhoods
+from varangian.server.graphs.turns import cycle
+from varangian.server.invitations import ParticipationPolicy
 from varangian.server.latest import NoRoom
 from varangian.server.listen import ListenError
 from varangian.server.record import Observe
 from varangian.server.roster import Roster
+from varangian.server.round import RoundPolicy
 from varangian.server.service import serve
 from varangian.worker.tls import Proof
 
@@ -85,18 +89,35 @@ async def _watched(
     note: Note,
 ) -> None:
     """Start the workers, and end a run that can no longer have its quorum."""
-    quorum, log = session.machine.policy.quorum, session.folder.path / "workers.log"
+    policy, log = session.machine.policy, session.folder.path / "workers.log"
+    gone = set[str]()
 
     def lost(workers: tuple[str, ...], how: str, left: int) -> None:
         if session.over:
             return
         note(f"the process of {', '.join(workers)} {how}; see {log}")
-        if left < quorum:
-            session.stop.because(f"only {left} workers are left, and the quorum is {quorum}")
+        gone.update(workers)
+        if left < policy.quorum:
+            session.stop.because(f"only {left} workers are left, and the quorum is {policy.quorum}")
+        elif orphaned := _orphaned(policy, gone):
+            session.stop.because(orphaned)
 
     posts = _posts(session, proofs, await address)
     await asyncio.to_thread(crowd.start, posts)
     await crowd.watch(lost)
+
+
+def _orphaned(policy: RoundPolicy, gone: Set[str]) -> str:
+    """Why the rounds of a neighbourhood would wait for ever; empty when none would."""
+    choice = policy.choice if isinstance(policy, ParticipationPolicy) else None
+    if not isinstance(choice, Neighbourhoods) or policy.shortfall != "wait":
+        return ""
+    for round in range(cycle(choice.graph, len(policy.workers))):
+        members = choice.members(policy.workers, round)
+        there, quorum = len(set(members) - gone), min(policy.quorum, len(members))
+        if there < quorum:
+            return f"only {there} workers are left of {', '.join(members)}, and their quorum is {quorum}"
+    return ""
 
 
 def _posts(session: Session, proofs: Mapping[str, Proof], address: str) -> list[Post]:
