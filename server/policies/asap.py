@@ -26,7 +26,7 @@ class Asap:
 
     graph: Annotated[Graph, GRAPHS] = field(default_factory=Exponential)
     """Who hears whom; `varangian graph` shows what one is worth."""
-    tau: int | None = None
+    tau: int | None = 2
     """How many rounds old the model of a vector may be when it is used; null uses it however old it is."""
 
     def __post_init__(self) -> None:
