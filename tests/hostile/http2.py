@@ -87,8 +87,8 @@ class Line:
         while data or end:
             room = min(self.http.local_flow_control_window(stream), self.http.max_outbound_frame_size)
             if data and room <= 0:
-                self.listen(1.0)
-                if self.ended(stream) or self.http.local_flow_control_window(stream) <= 0:
+                # Anything may come before there is room. A message in half would be waited for.
+                if not self.listen(1.0) or self.ended(stream):
                     return False
                 continue
             piece, data = data[:room], data[room:]
