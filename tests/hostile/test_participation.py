@@ -28,7 +28,7 @@ SHARED = ["aggregator=median", "optimizer.lr=0.1", f"server.deadline={DEADLINE}"
 WAYS = {
     "async": ["participation={async: {tau: 3}}", "server.quorum=3"],
     "fedlaavg": ["participation={fedlaavg: {participants: 2, gather: 0.1}}"],
-    "asap": ["participation={asap: {graph: complete}}", "server.quorum=3"],
+    "asap": ["participation={asap: {graph: complete, tau: null}}", "server.quorum=3"],
 }
 OLD = {"asap": "NOT_INVITED"}
 """There any age is young enough, for who was invited."""
