@@ -89,3 +89,10 @@ def digest(vector: Floats) -> str:
 
 def digests(vectors: Sequence[Floats] | Floats) -> list[str]:
     return [digest(vector) for vector in vectors]
+
+
+class Pushing:
+    """Of a way on which the server ends up with the vector of each worker."""
+
+    def expected(self, job: Job) -> list[str]:
+        return digests(job.vectors())

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from varangian.cli.bench.hops.base import Floats, Job, digests
+from varangian.cli.bench.hops.base import Floats, Job, Pushing, digests
 from varangian.cli.bench.hops.unary import OPTIONS, SERVICE, THREADS
 
 METHOD, LAST, WORKER = "Object", "Last", "worker"
@@ -103,7 +103,7 @@ class Workers:
             channel.close()
 
 
-class Flower:
+class Flower(Pushing):
     """An array record from each worker."""
 
     def serve(self, job: Job) -> Server:
@@ -111,9 +111,6 @@ class Flower:
 
     def connect(self, address: str, job: Job) -> Workers:
         return Workers(address, job)
-
-    def expected(self, job: Job) -> list[str]:
-        return digests(job.vectors())
 
 
 def _worker(context: grpc.ServicerContext) -> int:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from varangian.cli.bench.hops.base import Job, digests
+from varangian.cli.bench.hops.base import Job, Pushing, digests
 
 GLOO: Any = torch.distributed  # its annotations know little of what is used here
 HOST = "127.0.0.1"
@@ -78,7 +78,7 @@ class Workers:
         self._groups.clear()
 
 
-class Gloo:
+class Gloo(Pushing):
     """`send` of each worker, `recv` of the server."""
 
     def serve(self, job: Job) -> Server:
@@ -86,9 +86,6 @@ class Gloo:
 
     def connect(self, address: str, job: Job) -> Workers:
         return Workers(address, job)
-
-    def expected(self, job: Job) -> list[str]:
-        return digests(job.vectors())
 
 
 def _group(store: Any, rank: int, job: Job) -> Any:

@@ -10,7 +10,7 @@ import importlib
 import threading
 from typing import Any
 
-from varangian.cli.bench.hops.base import Job, digests
+from varangian.cli.bench.hops.base import Job, Pushing, digests
 
 BOX = "varangian-bench"
 
@@ -89,7 +89,7 @@ class Workers:
         self._ray.shutdown()
 
 
-class Ray:
+class Ray(Pushing):
     """`put` of each worker, `get` of the server."""
 
     def serve(self, job: Job) -> Server:
@@ -97,6 +97,3 @@ class Ray:
 
     def connect(self, address: str, job: Job) -> Workers:
         return Workers(address, job)
-
-    def expected(self, job: Job) -> list[str]:
-        return digests(job.vectors())

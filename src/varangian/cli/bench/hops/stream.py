@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from varangian.cli.bench.hops.background import Background
-from varangian.cli.bench.hops.base import Floats, Job, digests
+from varangian.cli.bench.hops.base import Floats, Job, Pushing, digests
 from varangian.cli.bench.hops.unary import OPTIONS, SERVICE
 from varangian.protos.allocator import keep_large_blocks
 from varangian.protos.codec import CHUNK_BYTES
@@ -102,7 +102,7 @@ class Workers:
             await channel.close()
 
 
-class Stream:
+class Stream(Pushing):
     """Raw bytes over `grpc.aio`."""
 
     def serve(self, job: Job) -> Server:
@@ -110,6 +110,3 @@ class Stream:
 
     def connect(self, address: str, job: Job) -> Workers:
         return Workers(address, job)
-
-    def expected(self, job: Job) -> list[str]:
-        return digests(job.vectors())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
-from varangian.cli.bench.hops.base import Floats, Job, digests
+from varangian.cli.bench.hops.base import Floats, Job, Pushing, digests
 
 BUFFER = 4 << 20
 ACKNOWLEDGED = b"!"
@@ -87,7 +87,7 @@ class Workers:
             raise ConnectionError("The server hung up.")
 
 
-class Tcp:
+class Tcp(Pushing):
     """Raw TCP."""
 
     def serve(self, job: Job) -> Server:
@@ -95,6 +95,3 @@ class Tcp:
 
     def connect(self, address: str, job: Job) -> Workers:
         return Workers(address, job)
-
-    def expected(self, job: Job) -> list[str]:
-        return digests(job.vectors())

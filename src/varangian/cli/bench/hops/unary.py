@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 
-from varangian.cli.bench.hops.base import Floats, Job, digests
+from varangian.cli.bench.hops.base import Floats, Job, Pushing, digests
 from varangian.protos import ps_pb2
 
 METHOD = "Push"
@@ -80,7 +80,7 @@ class Workers:
         self._calls[i](self._pack(i, self._vectors[i]))
 
 
-class Protobuf:
+class Protobuf(Pushing):
     """A `bytes` field in a message that the protobuf library writes and reads."""
 
     def serve(self, job: Job) -> Server:
@@ -89,11 +89,8 @@ class Protobuf:
     def connect(self, address: str, job: Job) -> Workers:
         return Workers(address, job, _written)
 
-    def expected(self, job: Job) -> list[str]:
-        return digests(job.vectors())
 
-
-class Pickle:
+class Pickle(Pushing):
     """A pickled array: what a server can be taken over with."""
 
     def serve(self, job: Job) -> Server:
@@ -101,9 +98,6 @@ class Pickle:
 
     def connect(self, address: str, job: Job) -> Workers:
         return Workers(address, job, lambda i, vector: pickle.dumps((i, vector)))
-
-    def expected(self, job: Job) -> list[str]:
-        return digests(job.vectors())
 
 
 def _call(channel: grpc.Channel) -> Callable[[bytes], bytes]:
