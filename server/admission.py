@@ -24,6 +24,7 @@ from varangian.server.events import (
     Worker,
 )
 from varangian.server.invitations import Participation, ParticipationPolicy
+from varangian.server.rollcall import misdated, offered
 
 
 def refused(policy: ParticipationPolicy, state: Participation, event: Event) -> Refusal | None:
@@ -41,7 +42,7 @@ def refused(policy: ParticipationPolicy, state: Participation, event: Event) -> 
         case Ready(worker):
             return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
         case Committed() | Skipped():
-            return _unclosed(state, event.round)
+            return misdated(state, event.round, Phase.CLOSED)
         case Settled():  # columns of vectors of several rounds cannot be aggregated as they come
             return Refusal.UNOFFERED
         case Offer() | Push() | Fault():
@@ -84,7 +85,7 @@ def _refused_vector(
             return Refusal.BUSY
         case Offer() if counts:
             return Refusal.EQUIVOCATION
-        case Push() if not _offered(state, event):
+        case Push() if not offered(state, worker, round, event.digest):
             return Refusal.UNOFFERED
         case _:
             return None if state.invited.get(worker) == round else Refusal.NOT_INVITED
@@ -109,14 +110,3 @@ def _misfit(
     if not young(policy, state, round):
         return Refusal.TOO_OLD
     return Refusal.FAULTY if worker in state.faults or worker in state.accused else None
-
-
-def _offered(state: Participation, push: Push) -> bool:
-    """Whether such an upload of the worker is open; the digest may have come at its end."""
-    return state.uploads.get(push.worker) in ((push.round, push.digest), (push.round, b""))
-
-
-def _unclosed(state: Participation, round: int) -> Refusal | None:
-    if round != state.round:
-        return Refusal.FUTURE if round > state.round else Refusal.STALE
-    return None if state.phase is Phase.CLOSED else Refusal.NOT_CLOSED

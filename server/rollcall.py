@@ -1,4 +1,4 @@
-"""What is said of a round: who answered, who did not, how many; for the machine's sentences and effects.
+"""What both machines say of a round: who answered, who did not, how many, and what does not fit it.
 
 As `round` it knows no clock, no tensor, no thread and no wire.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from varangian.server.events import RollCall, RoundPolicy, RoundState, Seconds, Worker
+from varangian.server.events import Phase, Refusal, RollCall, RoundPolicy, RoundState, Seconds, Worker
+from varangian.server.machine import State
 
 V = TypeVar("V")
 R = TypeVar("R", bound=RollCall)
@@ -44,3 +45,19 @@ def listed(workers: Sequence[Worker], most: int = 5) -> str:
     """The first few names; a sentence must stay readable with a thousand workers."""
     more = f" and {len(workers) - most} more" if len(workers) > most else ""
     return ", ".join(workers[:most]) + more
+
+
+def offered(state: State, worker: Worker, round: int, digest: bytes) -> bool:
+    """Whether such an upload of the worker is open; the digest may have come at its end."""
+    return state.uploads.get(worker) in ((round, digest), (round, b""))
+
+
+def misdated(state: State, round: int, phase: Phase) -> Refusal | None:
+    """Why something about this round does not fit now, if it belongs to this phase of it."""
+    if round > state.round:
+        return Refusal.FUTURE
+    if round < state.round:
+        return Refusal.STALE
+    if state.phase is phase:
+        return None
+    return Refusal.STALE if phase is Phase.OPEN else Refusal.NOT_CLOSED

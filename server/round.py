@@ -63,7 +63,7 @@ from varangian.server.events import (
     Worker,
 )
 from varangian.server.machine import Decision, Verdict
-from varangian.server.rollcall import ended, listed, missing, tallied, without
+from varangian.server.rollcall import ended, listed, misdated, missing, offered, tallied, without
 
 __all__ = ["Decision", "Refusal", "RoundMachine", "RoundPolicy", "Verdict"]
 
@@ -100,7 +100,7 @@ class RoundMachine:
         if self.state.phase is Phase.FINISHED:
             return Refusal.FINISHED
         faulty = Refusal.FAULTY if worker in self.state.faults else None
-        return _misdated(self.state, round, Phase.OPEN) or faulty
+        return misdated(self.state, round, Phase.OPEN) or faulty
 
 
 def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
@@ -150,10 +150,10 @@ def refused(policy: RoundPolicy, state: RoundState, event: Event) -> Refusal | N
             return None
         case Settled(round, digests):
             sound = not state.faults.keys() & digests.keys()
-            offered = sound and all(_offered(state, w, round, digest) for w, digest in digests.items())
-            return _misdated(state, round, Phase.OPEN) or (None if offered else Refusal.UNOFFERED)
+            known = sound and all(offered(state, w, round, digest) for w, digest in digests.items())
+            return misdated(state, round, Phase.OPEN) or (None if known else Refusal.UNOFFERED)
         case Committed() | Skipped():
-            return _misdated(state, event.round, Phase.CLOSED)
+            return misdated(state, event.round, Phase.CLOSED)
         case Offer() | Push() | Fault():
             return _refused_worker(policy, state, event)
 
@@ -164,8 +164,8 @@ def _refused_worker(policy: RoundPolicy, state: RoundState, event: Offer | Push 
     counted = state.pushed.get(event.worker) if event.round == state.round else None
     if isinstance(event, Offer) and counted == event.digest:
         return Refusal.DUPLICATE
-    if misdated := _misdated(state, event.round, Phase.OPEN):
-        return misdated
+    if reason := misdated(state, event.round, Phase.OPEN):
+        return reason
     if event.worker in state.faults:
         return Refusal.FAULTY
     upload = state.uploads.get(event.worker)
@@ -174,25 +174,10 @@ def _refused_worker(policy: RoundPolicy, state: RoundState, event: Offer | Push 
             return Refusal.BUSY
         case Offer() if counted is not None:
             return Refusal.EQUIVOCATION if event.digest else Refusal.REPEATED
-        case Push() if not _offered(state, event.worker, event.round, event.digest):
+        case Push() if not offered(state, event.worker, event.round, event.digest):
             return Refusal.UNOFFERED
         case _:
             return None
-
-
-def _offered(state: RoundState, worker: Worker, round: int, digest: bytes) -> bool:
-    """Whether such an upload of the worker is open; the digest may have come at its end."""
-    return state.uploads.get(worker) in ((round, digest), (round, b""))
-
-
-def _misdated(state: RoundState, round: int, phase: Phase) -> Refusal | None:
-    if round > state.round:
-        return Refusal.FUTURE
-    if round < state.round:
-        return Refusal.STALE
-    if state.phase is phase:
-        return None
-    return Refusal.STALE if phase is Phase.OPEN else Refusal.NOT_CLOSED
 
 
 def decided(policy: RoundPolicy, state: RoundState, at: Seconds) -> Decision:
