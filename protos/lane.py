@@ -1,0 +1,267 @@
+"""Payloads beside gRPC: a TCP connection that carries nothing but tickets and flat bytes.
+
+gRPC for Python copies every byte several times and wakes the event loop for each message. Here bytes go from
+the socket into a buffer that stays in cache, and from there to where they belong. That happens in threads,
+a turn at a time: a turn moves what can be moved now, so no thread ever waits long for the other end, and
+the event loop decides between turns who goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from typing import Literal, TypeAlias, TypeVar
+
+__all__ = ["SHARE", "TICKET", "Cargo", "Line", "LineError"]
+
+TICKET = 16
+"""Bytes that say which call a payload belongs to."""
+SHARE = 4 << 20
+"""Bytes in a turn."""
+BLOCK = 256 << 10
+"""Bytes at once: few system calls, and still in cache when they are looked at."""
+LINGER = 2
+"""Milliseconds that a turn waits for more: to come back to it costs as much."""
+
+Sink: TypeAlias = Callable[[memoryview], None]
+T = TypeVar("T")
+
+WAIT_TO_READ = (BlockingIOError, ssl.SSLWantReadError)
+WAIT_TO_WRITE = (BlockingIOError, ssl.SSLWantWriteError)
+_buffers = threading.local()
+
+
+class LineError(ConnectionError):
+    """The connection has ended, or is of no use any more."""
+
+
+class Cargo:
+    """What is to be sent. The pieces are made in the thread that sends them, one at a time.
+
+    Args:
+        pieces: none of them empty, and none changed before the next is asked for.
+    """
+
+    def __init__(self, pieces: Iterable[memoryview]) -> None:
+        self._pieces = iter(pieces)
+        self._rest = next(self._pieces, None)
+
+    @property
+    def done(self) -> bool:
+        return self._rest is None
+
+    def step(self, connection: socket.socket) -> int:
+        """Send what can be sent of one piece; how much that was."""
+        if self._rest is None:
+            return 0
+        sent = connection.send(self._rest)
+        self._rest = self._rest[sent:] if sent < len(self._rest) else next(self._pieces, None)
+        return sent
+
+
+class Line:
+    """One connection. Its methods are for the event loop; one of them at a time.
+
+    Args:
+        connection: connected, plain or TLS; belongs to this object from now on.
+        threads: where bytes are moved.
+    """
+
+    def __init__(self, connection: socket.socket, threads: Executor) -> None:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection = connection
+        self._threads = threads
+        self._loop = asyncio.get_running_loop()
+        self._turn: asyncio.Future[object] | None = None
+        self._waits: Literal["read", "write"] | None = None
+        """What the last turn could not do."""
+        self.closed = False
+
+    @property
+    def peer(self) -> Mapping[str, Iterable[bytes]]:
+        """What TLS has verified, under the names that gRPC has for it; nothing without TLS."""
+        if not isinstance(self._connection, ssl.SSLSocket):
+            return {}
+        certificate = self._connection.getpeercert(binary_form=True)
+        named = self._connection.getpeercert() or {}
+        pem = ssl.DER_cert_to_PEM_cert(certificate).encode() if certificate else b""
+        names = (str(value).encode() for _, value in named.get("subjectAltName", ()))
+        return {
+            "x509_subject_alternative_name": [*names],
+            "x509_pem_cert": [pem] if pem else [],
+            "ssl_tls_version": [(self._connection.version() or "").encode()],
+        }
+
+    async def shake(self) -> None:
+        """The handshake, where there is TLS.
+
+        Raises:
+            OSError: it has failed; ssl.SSLError is one.
+        """
+        if isinstance(self._connection, ssl.SSLSocket):
+            await self._persistently(self._connection.do_handshake)
+
+    async def exactly(self, size: int) -> bytes:
+        """The next few bytes."""
+        found = b""
+        while len(found) < size:
+            more = await self._persistently(lambda: self._connection.recv(size - len(found)))
+            if not more:
+                raise LineError("The other end has hung up.")
+            found += more
+        return found
+
+    async def write(self, data: bytes) -> None:
+        """These few bytes."""
+        while data:
+            data = data[await self._persistently(lambda: self._connection.send(data)) :]
+
+    async def readable(self) -> None:
+        """Return when the next turn may receive something; at once when the last one came back in mid-flow."""
+        if self._waits is not None:
+            await self._ready(self._waits)
+
+    async def writable(self) -> None:
+        """Return when the next turn may send something."""
+        await self.readable()
+
+    async def receive(self, size: int, sink: Sink) -> int:
+        """One turn: pass on what is there, up to `size` bytes, and say how many they were.
+
+        Args:
+            size: at most so many.
+            sink: gets them piece by piece, in a thread; the memory is used again for the next piece.
+
+        Raises:
+            LineError: the connection has ended.
+        """
+        return await self._in_thread(lambda: self._received(size, sink))
+
+    async def send(self, cargo: Cargo, share: int = SHARE) -> int:
+        """One turn: send what can be sent, up to about `share` bytes, and say how many they were.
+
+        Raises:
+            LineError: the connection has ended.
+        """
+        return await self._in_thread(lambda: self._sent(cargo, share))
+
+    def close(self) -> None:
+        """End the connection, also in the middle of a turn."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._turn is None or self._turn.done():
+            self._connection.close()
+            return
+        # The number of a closed socket may be another's in the next moment: not while a thread uses it.
+        self._turn.add_done_callback(lambda _: self._connection.close())
+        try:
+            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended by itself
+
+    def _received(self, size: int, sink: Sink) -> int:
+        buffer, got, self._waits = _buffer(), 0, None
+        while got < size and not self.closed:
+            try:
+                count = self._connection.recv_into(buffer[: min(BLOCK, size - got)])
+            except WAIT_TO_READ:
+                if _soon(self._connection, select.POLLIN):
+                    continue
+                self._waits = "read"
+                break
+            except ssl.SSLWantWriteError:
+                self._waits = "write"
+                break
+            if not count:
+                raise LineError("The other end has hung up.")
+            got += count
+            sink(buffer[:count])
+        return got
+
+    def _sent(self, cargo: Cargo, share: int) -> int:
+        sent, self._waits = 0, None
+        while sent < share and not cargo.done and not self.closed:
+            try:
+                sent += cargo.step(self._connection)
+            except WAIT_TO_WRITE:
+                if _soon(self._connection, select.POLLOUT):
+                    continue
+                self._waits = "write"
+                break
+            except ssl.SSLWantReadError:
+                self._waits = "read"
+                break
+        return sent
+
+    async def _in_thread(self, turn: Callable[[], int]) -> int:
+        if self.closed:
+            raise LineError("The connection was closed.")
+        running = self._loop.run_in_executor(self._threads, turn)
+        self._turn = running
+        try:
+            # Not ended with who waits for it: what it uses must stay until it is through.
+            moved = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        except OSError as error:
+            raise _ended(error) from None
+        if self.closed:
+            raise LineError("The connection was closed.")
+        return moved
+
+    async def _persistently(self, step: Callable[[], T]) -> T:
+        """Do it as soon as the other end lets us."""
+        while not self.closed:
+            try:
+                return step()
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await self._ready("read")
+            except ssl.SSLWantWriteError:
+                await self._ready("write")
+            except OSError as error:
+                raise _ended(error) from None
+        raise LineError("The connection was closed.")
+
+    async def _ready(self, to: Literal["read", "write"]) -> None:
+        """Wait until the socket is."""
+        ready: asyncio.Future[None] = self._loop.create_future()
+        number = self._connection.fileno()
+        add, remove = (
+            (self._loop.add_reader, self._loop.remove_reader)
+            if to == "read"
+            else (self._loop.add_writer, self._loop.remove_writer)
+        )
+        add(number, lambda: ready.done() or ready.set_result(None))
+        try:
+            await ready
+        finally:
+            remove(number)
+
+
+def _ended(error: OSError) -> OSError:
+    """As a LineError, unless TLS or the owner of a sink has more to say."""
+    if isinstance(error, LineError | ssl.SSLCertVerificationError):
+        return error
+    return LineError(f"The connection broke: {error.strerror or error}")
+
+
+def _soon(connection: socket.socket, event: int) -> bool:
+    poll = select.poll()
+    poll.register(connection, event)
+    return bool(poll.poll(LINGER))
+
+
+def _buffer() -> memoryview:
+    """One for each thread, always the same."""
+    found: memoryview | None = getattr(_buffers, "memory", None)
+    if found is None:
+        found = _buffers.memory = memoryview(bytearray(BLOCK))
+    return found
