@@ -1,9 +1,9 @@
 """Payloads beside gRPC: a TCP connection that carries nothing but tickets and flat bytes.
 
-gRPC for Python copies every byte several times and wakes the event loop for each message. Here bytes go from
-the socket into a buffer that stays in cache, and from there to where they belong. That happens in threads,
-a turn at a time: a turn moves what can be moved now, so no thread ever waits long for the other end, and
-the event loop decides between turns who goes on.
+gRPC for Python copies every byte several times and wakes the event loop for each message. Here bytes go
+from the socket into a buffer that stays in cache, and from there to where they belong. That happens in
+threads, a turn at a time: a turn moves what can be moved now, so no thread ever waits long for the other
+end, and the event loop decides between turns who goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from typing import Literal, TypeAlias, TypeVar
+from contextlib import suppress
+from functools import partial
+from typing import Literal, TypeAlias, TypeVar, cast
 
 __all__ = ["SHARE", "TICKET", "Cargo", "Line", "LineError"]
 
@@ -29,6 +31,7 @@ LINGER = 2
 """Milliseconds that a turn waits for more: to come back to it costs as much."""
 
 Sink: TypeAlias = Callable[[memoryview], None]
+Way: TypeAlias = Literal["read", "write"]
 T = TypeVar("T")
 
 WAIT_TO_READ = (BlockingIOError, ssl.SSLWantReadError)
@@ -78,9 +81,11 @@ class Line:
         self._connection = connection
         self._threads = threads
         self._loop = asyncio.get_running_loop()
-        self._turn: asyncio.Future[object] | None = None
-        self._waits: Literal["read", "write"] | None = None
+        self._turn: asyncio.Future[int] | None = None
+        self._waits: Way | None = None
         """What the last turn could not do."""
+        self._awake: Callable[[], None] | None = None
+        """Ends the waiting for the socket, if somebody waits."""
         self.closed = False
 
     @property
@@ -91,7 +96,8 @@ class Line:
         certificate = self._connection.getpeercert(binary_form=True)
         named = self._connection.getpeercert() or {}
         pem = ssl.DER_cert_to_PEM_cert(certificate).encode() if certificate else b""
-        names = (str(value).encode() for _, value in named.get("subjectAltName", ()))
+        pairs = cast(Iterable[tuple[str, str]], named.get("subjectAltName", ()))
+        names = (value.encode() for _, value in pairs)
         return {
             "x509_subject_alternative_name": [*names],
             "x509_pem_cert": [pem] if pem else [],
@@ -109,26 +115,31 @@ class Line:
 
     async def exactly(self, size: int) -> bytes:
         """The next few bytes."""
-        found = b""
-        while len(found) < size:
-            more = await self._persistently(lambda: self._connection.recv(size - len(found)))
-            if not more:
+        found = bytearray(size)
+        rest = memoryview(found)
+        while rest:
+            count = await self._persistently(partial(self._connection.recv_into, rest))
+            if not count:
                 raise LineError("The other end has hung up.")
-            found += more
-        return found
+            rest = rest[count:]
+        return bytes(found)
 
     async def write(self, data: bytes) -> None:
         """These few bytes."""
         while data:
-            data = data[await self._persistently(lambda: self._connection.send(data)) :]
+            data = data[await self._persistently(partial(self._connection.send, data)) :]
 
     async def readable(self) -> None:
-        """Return when the next turn may receive something; at once when the last one came back in mid-flow."""
+        """Return when the next turn may move something; at once when the last one came back in mid-flow.
+
+        Raises:
+            LineError: the connection was closed meanwhile.
+        """
         if self._waits is not None:
             await self._ready(self._waits)
 
     async def writable(self) -> None:
-        """Return when the next turn may send something."""
+        """The same: TLS may have to read before it can write."""
         await self.readable()
 
     async def receive(self, size: int, sink: Sink) -> int:
@@ -156,15 +167,16 @@ class Line:
         if self.closed:
             return
         self.closed = True
+        if self._awake is not None:
+            self._awake()
         if self._turn is None or self._turn.done():
             self._connection.close()
             return
         # The number of a closed socket may be another's in the next moment: not while a thread uses it.
         self._turn.add_done_callback(lambda _: self._connection.close())
-        try:
+        with suppress(OSError):
+            # Not the method of TLS, which would forget its state under the thread.
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has ended by itself
 
     def _received(self, size: int, sink: Sink) -> int:
         buffer, got, self._waits = _buffer(), 0, None
@@ -230,20 +242,33 @@ class Line:
                 raise _ended(error) from None
         raise LineError("The connection was closed.")
 
-    async def _ready(self, to: Literal["read", "write"]) -> None:
+    async def _ready(self, to: Way) -> None:
         """Wait until the socket is."""
+        if self.closed:
+            raise LineError("The connection was closed.")
         ready: asyncio.Future[None] = self._loop.create_future()
-        number = self._connection.fileno()
-        add, remove = (
-            (self._loop.add_reader, self._loop.remove_reader)
-            if to == "read"
-            else (self._loop.add_writer, self._loop.remove_writer)
-        )
-        add(number, lambda: ready.done() or ready.set_result(None))
+        number, loop = self._connection.fileno(), self._loop
+        add, remove = {
+            "read": (loop.add_reader, loop.remove_reader),
+            "write": (loop.add_writer, loop.remove_writer),
+        }[to]
+
+        def awake() -> None:
+            # At once: after the socket is closed its number may be that of another one.
+            remove(number)
+            self._awake = None
+            if not ready.done():
+                ready.set_result(None)
+
+        add(number, awake)
+        self._awake = awake
         try:
             await ready
         finally:
-            remove(number)
+            if self._awake is awake:
+                awake()
+        if self.closed:
+            raise LineError("The connection was closed.")
 
 
 def _ended(error: OSError) -> OSError:
