@@ -42,6 +42,10 @@ def test_the_defaults_are_a_run_that_starts():
         ("optimizer.nesterov=no", "optimizer.nesterov", "should be true or false. Found 'no'"),
         ("backend=simulat", "backend", "Did you mean 'simulate'?"),
         ("server.port=70000", "server.port", "should be less than or equal to 65535"),
+        ("server.data_port=70000", "server.data_port", "should be less than or equal to 65535. Found 70000"),
+        ("server.data_port=-1", "server.data_port", "should be greater than or equal to 0. Found -1"),
+        ("server.data_port=any", "server.data_port", "should be an integer. Found 'any'"),
+        ("server.dataport=1", "server.dataport", "Did you mean 'data_port'?"),
         ("server=5", "server", "should be a mapping of settings to values. Found 5"),
         (
             "aggregator=krun",
@@ -121,6 +125,11 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
         (["workers=3"], "f", "should be below the number of workers, 3"),
         (["server.quorum=16"], "server.quorum", "should be at most the number of workers, 15"),
         (["server.quorum=0"], "server.quorum", "should be greater than or equal to 1"),
+        (
+            ["server.port=5000", "server.data_port=5000"],
+            "server.data_port",
+            "should not be `server.port`. Found 5000. Set another one, 0 for any free port, or null",
+        ),
         (
             ["byzantine.count=15", "byzantine.attack=mimic"],
             "byzantine.count",
@@ -232,6 +241,22 @@ def test_the_command_line_wins_over_the_environment_which_wins_over_the_file(tmp
     assert (config.seed, config.rounds, config.workers) == (3, 2, 20)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "port"),
+    [
+        ([], 0),
+        (["server.data_port=0", "server.port=0"], 0),
+        (["server.port=5000"], 0),
+        (["server.port=5000", "server.data_port=5001"], 5001),
+        (["server.port=5000", "server.data_port=null"], None),
+    ],
+)
+def test_payloads_have_any_port_or_one_or_none(overrides, port):
+    config = load(None, overrides)
+    assert config.server.data_port == port
+    assert loads(json.loads(json.dumps(config.resolved()))) == config
+
+
 def test_an_empty_heading_is_an_empty_section(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("server:\nworker:\n")
@@ -336,6 +361,8 @@ def test_objects_can_stand_where_names_do():
         ({"byzantine": {"attack": None}}, True),
         ({"byzantine": {"attack": {"alie": {"z": 1.5}}}}, True),
         ({"server": {"port": "x"}}, False),
+        ({"server": {"data_port": None}}, True),
+        ({"server": {"data_port": "x"}}, False),
         ({"availability": "churn", "delays": {"pareto": {"least": 0.5}}}, True),
         ({"availability": {"diurnal": {"trace": "high"}}}, False),
         ({"ema": None}, True),

@@ -75,6 +75,13 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optimizer", str(error).rstrip("."))
 
 
+def _ports(config: RunConfig) -> Iterator[Problem]:
+    server = config.server
+    if server.data_port and server.data_port == server.port:
+        hint = "Set another one, 0 for any free port, or null to send payloads over gRPC."
+        yield Problem("server.data_port", "should not be `server.port`", server.data_port, hint)
+
+
 def _windowed(config: RunConfig) -> Iterator[Problem]:
     if config.server.memory != "window" or config.aggregator.requires(config.workers, config.f):
         return
@@ -119,6 +126,7 @@ CHECKS = (
     Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),
     Check(frozenset({"workers", "byzantine"}), _mounted),
     Check(frozenset({"optimizer"}), _optimizer),
+    Check(frozenset({"server"}), _ports),
     Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), guaranteed),
     Check(frozenset({"aggregator"}), _rooted),
     Check(frozenset({"workers", "f", "server", "aggregator"}), _windowed),

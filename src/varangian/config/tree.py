@@ -111,6 +111,9 @@ class Server(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """0 takes any free port."""
+    data_port: Annotated[int, Field(ge=0, le=65535)] | None = 0
+    """Where payloads come and go beside gRPC, on the same `host`: 0 takes any free port, null sends them over
+    gRPC. Workers that cannot reach it use gRPC, with the same results."""
     quorum: Annotated[int, Field(ge=1)] | None = None
     """Pushes without which no round closes. null is, by `participation`: workers - f for sync, buffer - f
     for async, participants - f for fedavg, the smallest neighbourhood - f for asap, and 1 for fedlaavg,
