@@ -124,6 +124,8 @@ class Driver:
             return self._refused(refusal)
         if refusal := self._handle(Offer(worker, round, digest, self._now())):
             return refusal
+        if before := self._slots.get(worker):
+            before.close()
         slot = Slot(worker, round, digest, self._d, dtype, self._intake)
         self._slots[worker] = slot
         self._intake.opened(slot)
@@ -211,7 +213,7 @@ class Driver:
                     log.debug("%s: %r", refusal.name, event)
                 case Close() | Skip() | Finish():
                     self._work.put_nowait(effect)
-                    if isinstance(effect, Skip) and isinstance(self._intake, Pool):
+                    if isinstance(effect, Skip):
                         self._intake.pin(effect.workers)
                 case Invite(worker, round):
                     self.pulls.invite(worker, round)
@@ -253,6 +255,7 @@ class Driver:
         if self._slots.get(slot.worker) is not slot:
             return False
         del self._slots[slot.worker]
+        slot.close()
         return True
 
     def _unsound(self, slot: Slot) -> None:
@@ -292,8 +295,6 @@ class Driver:
 
     async def _skip(self, skip: Skip) -> None:
         log.debug("%s", skip.because)
-        rows = self._intake.rows(skip.workers) if isinstance(self._intake, Pool) else {}
-        evaluation = await self._heavy.skipped(skip, rows)
-        if isinstance(self._intake, Pool):
-            self._intake.unpin(skip.workers)
+        evaluation = await self._heavy.skipped(skip, self._intake.rows(skip.workers))
+        self._intake.unpin(skip.workers)
         self._observe(of_skip(skip, evaluation))

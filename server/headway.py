@@ -68,6 +68,11 @@ class Headway:
     def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
         return self._rows.rows(workers)
 
+    def pin(self, workers: Iterable[Worker]) -> None:
+        """A round that was skipped leaves nothing to be read."""
+
+    unpin = pin
+
     def free(self, slot: Slot) -> int:
         return len(self._rows) - slot.columns
 

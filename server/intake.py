@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -98,6 +99,9 @@ class Slot:
         self._width = WIRE[dtype][1].itemsize
         self._way = way
         self._cut = bytearray()
+        self._lock = threading.Lock()
+        """Held while numbers land: a row has one writer, and none once its slot is closed."""
+        self._closed = False
 
     @property
     def size(self) -> int:
@@ -119,6 +123,12 @@ class Slot:
         """Whether the next number has to wait for others."""
         return self.waits(self._width)
 
+    @property
+    def room(self) -> int:
+        """Bytes that may come now; fewer than a number when it is crowded."""
+        left = self.size - self._bytes
+        return min(left, self._way.free(self) * self._width - len(self._cut)) if self.sound else left
+
     def waits(self, size: int) -> bool:
         """Whether so many bytes more, or all that are left, have to wait for others."""
         columns = min(self._d - self.columns, -(-size // self._width))
@@ -133,33 +143,81 @@ class Slot:
         Raises:
             Overtaken: the round has gone on meanwhile. The slot is still to be released.
         """
+        self.stand()
+        for numbers in self._whole(memoryview(data).cast("B")):
+            while numbers:
+                if self.crowded:
+                    await self._way.room(self)
+                numbers = numbers[self._some(numbers) :]
+                self.came()
+
+    def take(self, data: memoryview) -> None:
+        """The same in a thread, for at most `room` bytes, without waiting; `came` is to be called after it.
+
+        Raises:
+            Overtaken: the slot was closed.
+        """
+        for numbers in self._whole(data):
+            while numbers:
+                numbers = numbers[self._some(numbers) :]
+
+    def stand(self) -> None:
+        """Go on only while the vector can count.
+
+        Raises:
+            Overtaken: it cannot. The slot is still to be released.
+        """
         if refusal := self.overtaken:
             raise Overtaken(refusal)
-        await self._take(memoryview(data).cast("B"))
 
-    async def _take(self, data: memoryview) -> None:
+    async def uncrowded(self) -> None:
+        """Return when the next number need not wait.
+
+        Raises:
+            Overtaken: the round has gone on meanwhile. The slot is still to be released.
+        """
+        while self.crowded:
+            await self._way.room(self)
+
+    def came(self) -> None:
+        """Tell who should know that there is more."""
+        self._way.came(self)
+
+    def close(self) -> None:
+        """Nothing lands any more, from no thread."""
+        with self._lock:
+            self._closed = True
+
+    @property
+    def _bytes(self) -> int:
+        """That have come."""
+        return self.columns * self._width + len(self._cut)
+
+    def _whole(self, data: memoryview) -> Iterator[memoryview]:
+        """Whole numbers, in at most two pieces; the bytes of a cut one are kept."""
         width = self._width
+        if self._bytes + len(data) > self.size:
+            raise ValueError(f"A payload should have {self.size} bytes. Found more.")
         if self._cut:
             rest = width - len(self._cut)
             self._cut += data[:rest]
             data = data[rest:]
             if len(self._cut) < width:
                 return
-            await self._land(memoryview(bytes(self._cut)))
+            number = memoryview(bytes(self._cut))
             self._cut.clear()
+            yield number
         whole = len(data) - len(data) % width
-        await self._land(data[:whole])
+        yield data[:whole]
         self._cut += data[whole:]
 
-    async def _land(self, numbers: memoryview) -> None:
-        if self.columns + len(numbers) // self._width > self._d:
-            raise ValueError(f"A payload should have {self.size} bytes. Found more.")
-        while numbers:
-            if self.crowded:
-                await self._way.room(self)
+    def _some(self, numbers: memoryview) -> int:
+        """Land as many as there is a place for; how many bytes they had."""
+        with self._lock:
+            if self._closed:
+                raise Overtaken(Refusal.UNOFFERED)
             row, at, most = self._way.place(self)
             piece = numbers[: most * self._width] if self.sound else numbers
             self.sound = self.sound and landed(piece, at, self._dtype, row)
             self.columns += len(piece) // self._width
-            numbers = numbers[len(piece) :]
-            self._way.came(self)
+        return len(piece)

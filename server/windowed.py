@@ -95,6 +95,11 @@ class Windowed:
         """What is left of their rows."""
         return self._store.rows(workers)
 
+    def pin(self, workers: Iterable[Worker]) -> None:
+        """A round that was skipped leaves nothing to be read."""
+
+    unpin = pin
+
     def opened(self, slot: Slot) -> None:
         self._follow()
         self._slots[slot.worker] = slot
