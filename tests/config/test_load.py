@@ -42,7 +42,11 @@ def test_the_defaults_are_a_run_that_starts():
         ("optimizer.nesterov=no", "optimizer.nesterov", "should be true or false. Found 'no'"),
         ("backend=simulat", "backend", "Did you mean 'simulate'?"),
         ("server.port=70000", "server.port", "should be less than or equal to 65535"),
-        ("server.data_port=70000", "server.data_port", "should be less than or equal to 65535. Found 70000"),
+        (
+            "server.data_port=70000",
+            "server.data_port",
+            "should be less than or equal to 65535. Found 70000",
+        ),
         ("server.data_port=-1", "server.data_port", "should be greater than or equal to 0. Found -1"),
         ("server.data_port=any", "server.data_port", "should be an integer. Found 'any'"),
         ("server.dataport=1", "server.dataport", "Did you mean 'data_port'?"),
