@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeAlias, TypeVar, cast
@@ -81,7 +81,7 @@ class Line:
         self._connection = connection
         self._threads = threads
         self._loop = asyncio.get_running_loop()
-        self._turn: asyncio.Future[int] | None = None
+        self._turn: Future[int] | None = None
         self._waits: Way | None = None
         """What the last turn could not do."""
         self._awake: Callable[[], None] | None = None
@@ -215,11 +215,10 @@ class Line:
     async def _in_thread(self, turn: Callable[[], int]) -> int:
         if self.closed:
             raise LineError("The connection was closed.")
-        running = self._loop.run_in_executor(self._threads, turn)
-        self._turn = running
+        self._turn = self._threads.submit(turn)
         try:
             # Not ended with who waits for it: what it uses must stay until it is through.
-            moved = await asyncio.shield(running)
+            moved = await asyncio.shield(asyncio.wrap_future(self._turn))
         except asyncio.CancelledError:
             self.close()
             raise
