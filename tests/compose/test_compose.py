@@ -178,9 +178,11 @@ def test_all_containers_have_one_configuration(compose):
 def test_everybody_finds_the_server(compose):
     server = compose.services["server"]
     port = command(compose, "server").bind.rpartition(":")[2]
+    data_port = compose.settings("server")["VARANGIAN__SERVER__DATA_PORT"]
     health = parse(server["healthcheck"]["test"][2:])
     assert (health.command, health.server) == ("health", f"127.0.0.1:{port}")
-    assert [mapping.rpartition(":")[2] for mapping in server["ports"]] == [port]
+    published = [compose.filled(mapping).split(":") for mapping in server["ports"]]
+    assert published == [["127.0.0.1", port, port], ["127.0.0.1", data_port, data_port]]
     assert {command(compose, name).server for name in REPLICATED} == {f"server:{port}"}
 
 
