@@ -112,8 +112,8 @@ class Server(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """0 takes any free port."""
     data_port: Annotated[int, Field(ge=0, le=65535)] | None = 0
-    """Where payloads come and go beside gRPC, on the same `host`: 0 takes any free port, null sends them over
-    gRPC, as do workers that cannot reach the port. The results are the same."""
+    """Where payloads come and go beside gRPC, on the same `host`. 0 takes any free port; with null they go
+    over gRPC, as they do for a worker that cannot reach the port. The results are the same."""
     quorum: Annotated[int, Field(ge=1)] | None = None
     """Pushes without which no round closes. null is, by `participation`: workers - f for sync, buffer - f
     for async, participants - f for fedavg, the smallest neighbourhood - f for asap, and 1 for fedlaavg,
