@@ -59,6 +59,12 @@ def idle(seconds: float) -> Refused:
     return Refused(StatusCode.DEADLINE_EXCEEDED, "IDLE", sentence)
 
 
+def cut(found: str) -> Refused:
+    """The worker may try again, and may send chunks."""
+    sentence = f"A data connection should last until the payload is through. {found}"
+    return Refused(StatusCode.UNAVAILABLE, "LANE", sentence)
+
+
 def too_many_streams(most: int) -> Refused:
     sentence = f"A worker should have at most {most} streams open. This would be one more."
     return Refused(StatusCode.RESOURCE_EXHAUSTED, "STREAMS", sentence)

@@ -22,7 +22,7 @@ class Broadcast:
     def __init__(self, contract: Contract, round: int, payload: memoryview, digest: bytes) -> None:
         self.round = round
         self._payload = payload
-        self._manifest = ps_pb2.PullReply(manifest=contract.manifest(round, digest)).SerializeToString()
+        self.manifest = ps_pb2.PullReply(manifest=contract.manifest(round, digest)).SerializeToString()
         # Not a method of this object: that would be a circle, and what nobody needs any more would stay in
         # memory until the garbage collector finds it, many rounds later.
         self._shared: Callable[[int], bytes] = lru_cache(SHARED)(partial(_made, payload, CHUNK_BYTES))
@@ -33,7 +33,7 @@ class Broadcast:
         With another size than 0 they begin with it, are made for this pull, and grow on a line that is fast
         enough: how long it takes until each is asked for is how long the one before it took.
         """
-        yield self._manifest
+        yield self.manifest
         pace, at = Pace(), 0
         pace.size = min(max(chunk_bytes or CHUNK_BYTES, CHUNK_FLOOR), CHUNK_BYTES)
         while at < len(self._payload):

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from varangian.protos import ps_pb2
-from varangian.protos.codec import FLOAT32, Contract
+from varangian.server.lane import Ticket
+
+from varangian.protos import headers, ps_pb2
+from varangian.protos.codec import CHUNK_BYTES, FLOAT32, Contract
+from varangian.protos.lane import Cargo
 from varangian.server import streams
 from varangian.server.broadcast import Broadcast
 from varangian.server.pulls import Pull, Pulls
@@ -51,6 +54,30 @@ class Downloads:
                 if over:
                     return
 
+    async def beside(self, worker: str, pull: Pull, ticket: Ticket, context: Context) -> None:
+        """The same, with the payload on the line whose other end has the ticket.
+
+        Raises:
+            Refused: the other end lets us wait, or hangs up.
+        """
+        snapshot = pull.snapshot
+        assert snapshot is not None
+        await context.send_initial_metadata(((headers.READY, ticket.text),))
+        await self.message(self._shared(snapshot).manifest, context)
+        async with streams.silence(self._idle) as silence:
+            with streams.unless_cut():
+                line, cargo = await silence.broken_by(ticket.line()), Cargo(pieces(snapshot.payload))
+                while not cargo.done and not self._pulls.over(worker, snapshot.round):
+                    await silence.broken_by(line.writable())
+                    await line.send(cargo)
+                    self._alive(worker)
+        if cargo.done:
+            pull.delivered = True
+            ticket.complete()
+        else:
+            # A vector for a model that is too old by now would be refused.
+            await self.message(AGAIN, context)
+
     async def message(self, message: bytes, context: Context) -> None:
         """Send this alone."""
         async with streams.silence(self._idle) as silence:
@@ -65,6 +92,11 @@ class Downloads:
         if self._broadcast is None or self._broadcast.round < snapshot.round:
             self._broadcast = made
         return made
+
+
+def pieces(payload: memoryview) -> Iterator[memoryview]:
+    for at in range(0, len(payload), CHUNK_BYTES):
+        yield payload[at : at + CHUNK_BYTES]
 
 
 def marked(messages: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:

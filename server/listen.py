@@ -55,20 +55,39 @@ def bind(
 
 def probe(host: str, port: int) -> None:
     """Ask the operating system first: gRPC does not say why it could not bind."""
+    bound(host, port).close()
+
+
+def bound(host: str, port: int, setting: str = "server.port") -> socket.socket:
+    """A socket that can listen there.
+
+    Args:
+        host: name or address.
+        port: 0 for any free one.
+        setting: what the port is called in the configuration, for whoever reads an error.
+
+    Raises:
+        ListenError: it cannot; PortInUse when another process does.
+    """
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, number) as listener:
+        listener = socket.socket(family, kind, number)
+        try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise PortInUse(in_use(host, port)) from None
+            raise PortInUse(in_use(host, port, setting)) from None
         what = f"The server should be able to listen on {host}:{port}. The system says: {error.strerror}."
         raise ListenError(
-            f"{what} Set `server.host` and `server.port` to an address of this machine."
+            f"{what} Set `server.host` and `{setting}` to an address of this machine."
         ) from None
 
 
-def in_use(host: str, port: int) -> str:
-    todo = "Stop that process, or set `server.port` to another port (0 takes any free one)."
+def in_use(host: str, port: int, setting: str = "server.port") -> str:
+    todo = f"Stop that process, or set `{setting}` to another port (0 takes any free one)."
     return f"The server should have {host}:{port} for itself. Another process listens there. {todo}"

@@ -11,7 +11,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Never, TypeVar
 
 import grpc
@@ -19,27 +19,24 @@ import grpc.aio
 
 from varangian import __version__
 from varangian.protos import codec, headers, ps_pb2
-from varangian.protos.allocator import keep_large_blocks
-from varangian.protos.codec import FLOAT32, Code, CodecError, Contract, Dtype
+from varangian.protos.codec import Code, CodecError, Contract
 from varangian.protos.layout import Layout, LayoutError
 from varangian.server import answers, streams, uploads
 from varangian.server.answers import Refused
-from varangian.server.chatter import quieten
 from varangian.server.downloads import AGAIN, Downloads
 from varangian.server.events import Refusal
-from varangian.server.garbage import left_alone
 from varangian.server.gate import Gate
 from varangian.server.intake import Overtaken, Slot
-from varangian.server.listen import OPTIONS, PortInUse, bind
+from varangian.server.lane import Lane, Ticket
 from varangian.server.quotas import Quota, Rations
 from varangian.server.roster import IdentityError, Roster
-from varangian.server.streams import DEFAULT_LIMITS, Context, Limits
+from varangian.server.streams import Context, Limits
 
 if TYPE_CHECKING:
     from varangian.server.driver import Driver
     from varangian.server.pulls import Pull
 
-__all__ = ["Limits", "PortInUse", "Service", "serve"]
+__all__ = ["Limits", "Service"]
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +67,14 @@ def answered(
 class Service:
     """The four calls of one run."""
 
-    def __init__(self, driver: Driver, roster: Roster, contract: Contract, limits: Limits) -> None:
+    def __init__(
+        self, driver: Driver, roster: Roster, contract: Contract, limits: Limits, lane: Lane | None = None
+    ) -> None:
         self._driver = driver
         self._roster = roster
         self._contract = contract
         self._limits = limits
+        self._lane = lane
         self._gate = Gate(limits.receiving, limits.turn, limits.share)
         self._quota = Quota(limits.streams)
         self._rations = Rations(limits.uploads, limits.downloads, limits.joins)
@@ -114,6 +114,7 @@ class Service:
             chunk_bytes=uploads.message_bytes(self._contract.size, len(self._roster.names)),
             message_limit=codec.MESSAGE_LIMIT,
             dtype=codec.WIRE[self._contract.dtype][0],
+            data_port=self._data_port,
         ).SerializeToString()
 
     @answered
@@ -140,7 +141,11 @@ class Service:
                 self._heard.set()
         else:
             self._rations.download(worker, snapshot.round)
-            await self._downloads.model(worker, pull, chunk_bytes, context)
+            with self._ticket(worker, context) as ticket:
+                if ticket is None:
+                    await self._downloads.model(worker, pull, chunk_bytes, context)
+                else:
+                    await self._downloads.beside(worker, pull, ticket, context)
 
     @answered
     async def push(self, _: object, context: Context) -> bytes:
@@ -178,6 +183,7 @@ class Service:
             workers=len(self._roster.names),
             present=len(self._roster.joined),
             refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refusals.items())),
+            data_port=self._data_port,
         ).SerializeToString()
 
     async def refuse(self, context: Context, refused: Refused) -> Never:
@@ -202,6 +208,15 @@ class Service:
 
     def _identify(self, context: Context) -> str:
         return self._roster.identify(*streams.caller(context))
+
+    @property
+    def _data_port(self) -> int:
+        return self._lane.port if self._lane else 0
+
+    def _ticket(self, worker: str, context: Context) -> AbstractContextManager[Ticket | None]:
+        """With which the payload of a call may travel beside it, if its caller can do that."""
+        asked = any(key == headers.LANE for key, _ in streams.caller(context)[0])
+        return self._lane.ticket(worker) if self._lane and asked else nullcontext()
 
     def _check_layout(self, text: str) -> None:
         if text == self._contract.layout.text:
@@ -233,50 +248,12 @@ class Service:
 
         try:
             self._rations.upload(slot.worker, slot.round)
-            upload = uploads.Upload(slot, context, self._gate, self._limits, alive)
-            slot.digest = await upload.received(slot.digest)
+            with self._ticket(slot.worker, context) as ticket:
+                upload = uploads.Upload(slot, context, self._gate, self._limits, alive, ticket)
+                slot.digest = await upload.received(slot.digest)
         except Overtaken as error:
             await self._driver.release(slot)
             raise answers.of_refusal(error.refusal, self._driver.round) from None
         except BaseException:
             await self._driver.release(slot)
             raise
-
-
-async def serve(
-    driver: Driver,
-    roster: Roster,
-    layout: Layout,
-    *,
-    run_id: str,
-    host: str,
-    port: int,
-    ready: Callable[[str], None],
-    stop: asyncio.Event,
-    dtype: Dtype = FLOAT32,
-    limits: Limits = DEFAULT_LIMITS,
-    credentials: grpc.ServerCredentials | None = None,
-) -> str:
-    """Serve one run until it is finished or `stop` is set; returns why it ended.
-
-    `ready` is called once with `host:port`, when workers can connect. With credentials they do so over TLS.
-    `dtype` is how workers write the numbers that they push.
-
-    Raises:
-        PortInUse: before anything else has happened.
-    """
-    keep_large_blocks()
-    quieten()
-    service = Service(driver, roster, Contract(run_id, layout, dtype), limits)
-    server = grpc.aio.server(options=OPTIONS)
-    server.add_generic_rpc_handlers((service.handlers(),))
-    try:
-        address = bind(server, host, port, credentials)
-        await server.start()
-        ready(address)
-        with left_alone():
-            reason = await driver.run(stop)
-            await service.farewell()
-        return reason
-    finally:
-        await server.stop(min(limits.grace, 1.0))

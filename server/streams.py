@@ -12,6 +12,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from varangian.protos import codec
+from varangian.protos.lane import LineError
 from varangian.protos.silence import Silence
 from varangian.server import answers
 from varangian.server.roster import Metadata, Peer
@@ -102,3 +103,16 @@ def unless_gone() -> Generator[None, None, None]:
         yield
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from None
+
+
+@contextmanager
+def unless_cut() -> Generator[None, None, None]:
+    """For what travels beside gRPC.
+
+    Raises:
+        Refused: the connection has ended before the payload did.
+    """
+    try:
+        yield
+    except LineError as error:
+        raise answers.cut(str(error)) from None

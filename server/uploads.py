@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from varangian.server.lane import Ticket
+
 from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.codec import CHUNK_LIMIT, Assembler, Code, CodecError
+from varangian.protos.lane import SHARE
 from varangian.protos.silence import Silence
 from varangian.server import streams
 from varangian.server.gate import Gate, Seat
@@ -58,12 +61,20 @@ class Upload:
         gate: who may receive.
         limits: how long to wait.
         alive: called at each message.
+        ticket: for a payload that comes beside the call.
     """
 
     def __init__(
-        self, slot: Slot, context: Context, gate: Gate, limits: Limits, alive: Callable[[], None]
+        self,
+        slot: Slot,
+        context: Context,
+        gate: Gate,
+        limits: Limits,
+        alive: Callable[[], None],
+        ticket: Ticket | None = None,
     ) -> None:
         self._slot = slot
+        self._ticket = ticket
         self._context = context
         self._gate = gate
         self._idle = limits.idle
@@ -83,8 +94,12 @@ class Upload:
         """
         found = digest
         async with self._gate.seat() as seat, streams.silence(self._idle) as silence:
+            ready = self._ticket.text if self._ticket else headers.CHUNKS
             with streams.unless_gone():
-                await self._context.send_initial_metadata(((headers.READY, "1"),))
+                await self._context.send_initial_metadata(((headers.READY, ready),))
+            if self._ticket:
+                with streams.unless_cut():
+                    await self._beside(self._ticket, seat, silence)
             while (data := await self._message(seat, silence)) is not None:
                 part = codec.pushed(data)
                 # Both would live on until the next message is here, and that may be many turns later.
@@ -111,6 +126,32 @@ class Upload:
         if self._slot.waits(len(piece)):
             seat.stand()  # those for whom it waits may have none
         await self._slot.put(piece)
-        if len(payload) < SMALL and not self._assembler.complete and (delay := self._small.take()):
+        await self._slowed(len(payload), seat)
+
+    async def _beside(self, ticket: Ticket, seat: Seat, silence: Silence) -> None:
+        """All of the payload, from the line whose other end has the ticket."""
+        await seat.listen()
+        line = await silence.broken_by(ticket.line())
+        while not self._assembler.complete:
+            await seat.listen()
+            await silence.broken_by(line.readable())
+            if self._slot.crowded:
+                seat.stand()  # those for whom it waits may have none
+                await self._slot.uncrowded()
+            await seat.heard(0)
+            self._slot.stand()
+            came = await line.receive(min(self._slot.room, SHARE), self._land)
+            await seat.heard(came)
+            self._slot.came()
+            self._alive()
+            await self._slowed(came, seat)
+        ticket.complete()
+
+    def _land(self, piece: memoryview) -> None:
+        self._slot.take(self._assembler.add(self._assembler.passed, piece))
+
+    async def _slowed(self, size: int, seat: Seat) -> None:
+        """Let others go on first when so little has come."""
+        if size < SMALL and not self._assembler.complete and (delay := self._small.take()):
             seat.stand()
             await asyncio.sleep(delay)

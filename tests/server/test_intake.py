@@ -154,3 +154,56 @@ def test_rows_are_parts_of_one_matrix():
     assert store.row("b").tolist() == [0.0] * 3
     assert store.rows(["a"])["a"].data_ptr() == store.row("a").data_ptr()
     assert RowStore(("a",), 3, "bfloat16").row("a").dtype == torch.bfloat16
+
+
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=9),
+    most=st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    wire=st.sampled_from(["float32", "bfloat16"]),
+)
+@settings(deadline=None)
+def test_turns_of_a_thread_land_the_same(values: list[float], most: list[int], wire: Dtype):
+    """Each as large as it may be by then, with a row that has room for three numbers at first."""
+    payload = codec.payload(torch.tensor(values), wire)
+    whole, parts = torch.empty(len(values)), torch.empty(len(values))
+    put(slot_of(whole, wire), payload)
+    way = Row(parts, 3)
+    slot, at, turns = slot_of(way, wire), 0, itertools.cycle(most)
+    while at < len(payload):
+        asyncio.run(slot.uncrowded())
+        count = min(slot.room, next(turns))
+        assert count > 0
+        slot.take(payload[at : at + count])
+        slot.came()
+        at += count
+    assert slot.full
+    assert slot.room == 0
+    if slot.sound:
+        assert torch.equal(whole.view(torch.int32), parts.view(torch.int32))
+    assert way.seen[-1] == (len(values), True)
+
+
+def test_nothing_lands_in_a_slot_that_is_closed():
+    row = torch.zeros(4)
+    slot = slot_of(row)
+    slot.take(codec.payload(torch.ones(2)))
+    slot.close()
+    with pytest.raises(Overtaken) as error:
+        slot.take(codec.payload(torch.ones(1)))
+    assert error.value.refusal is Refusal.UNOFFERED
+    assert row.tolist() == [1, 1, 0, 0]
+
+
+def test_an_unsound_vector_needs_no_room():
+    slot = slot_of(Row(torch.zeros(4), 1))
+    slot.take(codec.payload(torch.tensor([NAN])))
+    assert not slot.crowded
+    assert slot.room == 12
+    slot.take(codec.payload(torch.ones(3)))
+    assert slot.full
+
+
+def test_more_than_was_promised_is_an_error_in_a_thread_too():
+    slot = slot_of(torch.zeros(2))
+    with pytest.raises(ValueError, match="Found more"):
+        slot.take(codec.payload(torch.ones(3)))

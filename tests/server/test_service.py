@@ -22,12 +22,12 @@ from varangian.server.driver import Driver
 from varangian.server.events import RoundPolicy
 from varangian.server.gate import Seat
 from varangian.server.learner import Learner
-from varangian.server.listen import OPTIONS, bind
+from varangian.server.listen import OPTIONS, PortInUse, bind
 from varangian.server.optimizer import Sgd
 from varangian.server.quotas import Bucket
 from varangian.server.roster import Roster
 from varangian.server.round import RoundMachine
-from varangian.server.service import PortInUse, serve
+from varangian.server.serving import serve
 from varangian.server.streams import Limits
 from varangian.server.uploads import message_bytes
 
@@ -116,7 +116,7 @@ def framed(part):
 
 
 @contextlib.asynccontextmanager
-async def world(layout=LAYOUT, rounds=9, limits=LIMITS, f=0, dtype="float32", **policy):
+async def world(layout=LAYOUT, rounds=9, limits=LIMITS, f=0, dtype="float32", data_port=0, **policy):
     torch.set_num_threads(1)
     records = []
     rules = {"quorum": 3, "deadline": 60.0, "shortfall": "wait"} | policy
@@ -140,6 +140,7 @@ async def world(layout=LAYOUT, rounds=9, limits=LIMITS, f=0, dtype="float32", **
             stop=stop,
             dtype=dtype,
             limits=limits,
+            data_port=data_port,
         )
     )
     await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)

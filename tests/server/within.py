@@ -19,7 +19,7 @@ from varangian.server.memory import Account
 from varangian.server.optimizer import Sgd
 from varangian.server.roster import Roster
 from varangian.server.round import RoundMachine
-from varangian.server.service import serve
+from varangian.server.serving import serve
 from varangian.server.streams import Limits
 from varangian.server.windowed import kept
 from varangian.worker.client import Client

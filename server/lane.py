@@ -1,0 +1,312 @@
+"""Where payloads come in and go out beside gRPC.
+
+A call that wants its payload here makes a ticket: random bytes that it tells its caller over gRPC, and that
+the caller then writes on a connection of its own. So a connection is worth nothing to whoever has no call
+under way, and nothing that comes over it is understood except tickets. What is refused here is a closed
+connection; the call says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import secrets
+import socket
+import ssl
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+from varangian.protos.lane import TICKET, Line, LineError
+from varangian.server.listen import bound
+from varangian.server.roster import IdentityError
+from varangian.server.streams import Limits
+from varangian.server.tls import Certificates
+
+__all__ = ["Lane", "Patience", "Ticket"]
+
+log = logging.getLogger(__name__)
+
+THREADS = 4
+BACKLOG = 128
+PAUSE = 0.1
+"""Seconds before the next connection is taken after the system could not give us one."""
+STRANGER = "a stranger"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """What connections without a payload may cost."""
+
+    strangers: int = 64
+    """Connections that have shown nothing yet; one more ends the oldest of them."""
+    showing: float = 5.0
+    """Seconds in which they have to: over TLS the certificate of a worker, otherwise a ticket."""
+    idle: float = 60.0
+    """Seconds until the next ticket."""
+
+
+PATIENCE = Patience()
+
+
+class Unwelcome(Exception):
+    """A connection that has to end: who it is, a stable code and a sentence for the log."""
+
+    def __init__(self, who: str, code: str, sentence: str) -> None:
+        self.who, self.code, self.sentence = who, code, sentence
+        super().__init__(sentence)
+
+
+class Ticket:
+    """What one call may be found by. Valid in its context, and there once."""
+
+    def __init__(self, worker: str, valid: dict[bytes, Ticket]) -> None:
+        self.worker = worker
+        self._secret = secrets.token_bytes(TICKET)
+        self.text = self._secret.hex()
+        self._valid = valid
+        self._line: Line | None = None
+        self._complete = False
+        self._answered = asyncio.Event()
+        """There is a line, or will never be one."""
+        self._over = asyncio.Event()
+
+    def __enter__(self) -> Ticket:
+        if self._over.is_set() or self._secret in self._valid:
+            raise RuntimeError("A ticket is used once.")
+        self._valid[self._secret] = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._line is not None and not self._complete:
+            self._line.close()
+        self._over.set()
+        self.void()
+
+    async def line(self) -> Line:
+        """The connection on which it was shown, as soon as it is.
+
+        Raises:
+            LineError: nobody can show it any more.
+        """
+        await self._answered.wait()
+        if self._line is None:
+            raise LineError("The lane is closed.")
+        return self._line
+
+    def complete(self) -> None:
+        """The payload is through, so the connection can serve the next ticket after this context."""
+        self._complete = True
+
+    def void(self) -> None:
+        """Nobody can show it from now on."""
+        self._valid.pop(self._secret, None)
+        self._answered.set()
+
+    async def served(self, line: Line) -> bool:
+        """Lend a line to the call until that ends; whether it can be used again."""
+        self._line = line
+        self.void()
+        await self._over.wait()
+        return not line.closed
+
+
+class Few:
+    """Tasks of which there may be only so many: one more ends the oldest."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._tasks: dict[asyncio.Task[object], None] = {}
+
+    @contextmanager
+    def one_more(self) -> Generator[None, None, None]:
+        """The current task is one of them in this context."""
+        task = asyncio.current_task()
+        assert task is not None
+        while len(self._tasks) >= self._most:
+            oldest = next(iter(self._tasks))
+            del self._tasks[oldest]
+            oldest.cancel()
+        self._tasks[task] = None
+        try:
+            yield
+        finally:
+            self._tasks.pop(task, None)
+
+
+class Lane:
+    """Takes connections, and brings each to the call whose ticket it shows.
+
+    Args:
+        limits: what one worker may cost.
+        doorman: reads names off certificates; without one every connection may show every ticket.
+        tls: what a new connection is secured with, when it is.
+        patience: what connections without a payload may cost.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        doorman: Certificates | None,
+        tls: Callable[[], ssl.SSLContext] | None,
+        patience: Patience = PATIENCE,
+    ) -> None:
+        self.port = 0
+        self._doorman = doorman
+        self._tls = tls
+        self._patience = patience
+        self._streams = limits.streams
+        self._threads = ThreadPoolExecutor(THREADS, "varangian-lane")
+        self._listener: socket.socket | None = None
+        self._pause: asyncio.TimerHandle | None = None
+        self._tasks = set[asyncio.Task[None]]()
+        self._tickets: dict[bytes, Ticket] = {}
+        self._strangers = Few(patience.strangers)
+        self._idle: dict[str, Few] = {}
+        self._logged = set[tuple[str, str]]()
+
+    async def listen(self, host: str, port: int) -> int:
+        """Take connections from now on; at which port.
+
+        Raises:
+            ListenError: that cannot be done there; PortInUse is one.
+        """
+        self._listener = bound(host, port, "server.data_port")
+        self._listener.setblocking(False)
+        self._listener.listen(BACKLOG)
+        self.port = int(self._listener.getsockname()[1])
+        self._resume(self._listener)
+        return self.port
+
+    def ticket(self, worker: str) -> Ticket:
+        """For one call of a worker."""
+        return Ticket(worker, self._tickets)
+
+    async def close(self) -> None:
+        """End every connection, also those that are in use, and take no more."""
+        if self._listener is not None:
+            self._suspend(self._listener)
+            self._listener.close()
+            self._listener = None
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for ticket in [*self._tickets.values()]:
+            ticket.void()
+        await asyncio.to_thread(self._threads.shutdown)
+
+    def _resume(self, listener: socket.socket) -> None:
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _suspend(self, listener: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(listener)
+        if self._pause is not None:
+            self._pause.cancel()
+
+    def _accept(self, listener: socket.socket) -> None:
+        """One connection at a time, so that those before it come to say something."""
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return  # it has gone again
+        except OSError as error:
+            self._pause_for(listener, error)
+            return
+        try:
+            if self._tls is not None:
+                connection = self._tls().wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                )
+            line = Line(connection, self._threads)
+        except OSError:
+            connection.close()
+            return
+        task = asyncio.create_task(self._attend(line))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._ended, line))
+
+    def _pause_for(self, listener: socket.socket, error: OSError) -> None:
+        """The connection still waits, so to look again at once would be to do nothing else."""
+        self._suspend(listener)
+        self._pause = asyncio.get_running_loop().call_later(PAUSE, self._resume, listener)
+        code = errno.errorcode.get(error.errno or 0, "OSError")
+        self._log(Unwelcome("new connections", code, error.strerror or str(error)))
+
+    def _ended(self, line: Line, task: asyncio.Task[None]) -> None:
+        """Also of a task that was cancelled before it began."""
+        self._tasks.discard(task)
+        line.close()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("lane: a connection was given up", exc_info=error)
+
+    async def _attend(self, line: Line) -> None:
+        try:
+            await self._serve(line)
+        except Unwelcome as refused:
+            self._log(refused)
+
+    async def _serve(self, line: Line) -> None:
+        """One ticket after the other."""
+        with self._strangers.one_more():
+            who, ticket = await self._introduced(line)
+        while ticket is None or await ticket.served(line):
+            with self._idle.setdefault(who, Few(self._streams)).one_more(), suppress(OSError):
+                ticket = None
+                async with asyncio.timeout(self._patience.idle):
+                    ticket = await self._shown(line)
+            if ticket is None:
+                return
+            who = ticket.worker
+
+    async def _introduced(self, line: Line) -> tuple[str, Ticket | None]:
+        """Whose connection it is: over TLS that of a certificate, otherwise of whoever has a ticket."""
+        try:
+            async with asyncio.timeout(self._patience.showing):
+                await self._shaken(line)
+                holder = self._holder(line)
+                if holder is not None:
+                    return holder, None
+                ticket = await self._shown(line)
+                return ticket.worker, ticket
+        except TimeoutError:
+            raise Unwelcome(STRANGER, "SILENT", "It should have shown something by now.") from None
+        except OSError as error:
+            raise Unwelcome(STRANGER, "GONE", str(error)) from None
+
+    async def _shaken(self, line: Line) -> None:
+        try:
+            await line.shake()
+        except OSError as error:
+            raise Unwelcome(STRANGER, "TLS", str(error)) from None
+
+    def _holder(self, line: Line) -> str | None:
+        """The worker on the certificate of the other end, which counts at this moment; None without TLS."""
+        if self._doorman is None:
+            return None
+        peer = line.peer
+        try:
+            return self._doorman.worker(peer)
+        except IdentityError as error:
+            raise Unwelcome(self._doorman.named(peer) or STRANGER, error.code.name, str(error)) from None
+
+    async def _shown(self, line: Line) -> Ticket:
+        """The ticket that comes next."""
+        secret = await line.exactly(TICKET)
+        holder = self._holder(line)
+        ticket = self._tickets.get(secret)
+        if ticket is None or holder not in (None, ticket.worker):
+            raise Unwelcome(holder or STRANGER, "TICKET", "A ticket should be one of its own, and new.")
+        return ticket
+
+    def _log(self, refused: Unwelcome) -> None:
+        """The first of each kind from each end; not what honest workers come by."""
+        key = refused.who, refused.code
+        quiet = key in self._logged or refused.code in ("SILENT", "GONE")
+        self._logged.add(key)
+        level = logging.DEBUG if quiet else logging.WARNING
+        log.log(level, "lane: refused %.70s: %s %r", *key, refused.sentence)

@@ -1,0 +1,85 @@
+"""A run behind a port: the calls of the protocol, and beside them the lane for payloads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from varangian.protos.allocator import keep_large_blocks
+from varangian.protos.codec import FLOAT32, Contract, Dtype
+from varangian.protos.layout import Layout
+from varangian.server.chatter import quieten
+from varangian.server.garbage import left_alone
+from varangian.server.lane import Lane
+from varangian.server.listen import OPTIONS, bind
+from varangian.server.roster import Roster
+from varangian.server.service import Service
+from varangian.server.streams import DEFAULT_LIMITS, Limits
+from varangian.server.tls import Security
+
+if TYPE_CHECKING:
+    from varangian.server.driver import Driver
+
+__all__ = ["serve"]
+
+
+async def serve(
+    driver: Driver,
+    roster: Roster,
+    layout: Layout,
+    *,
+    run_id: str,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    stop: asyncio.Event,
+    dtype: Dtype = FLOAT32,
+    limits: Limits = DEFAULT_LIMITS,
+    security: Security | None = None,
+    data_port: int | None = 0,
+) -> str:
+    """Serve one run until it is finished or `stop` is set; returns why it ended.
+
+    `ready` is called once with `host:port`, when workers can connect. With `security` they do so over TLS.
+    `dtype` is how workers write the numbers that they push. Payloads may travel over `data_port`, or over
+    gRPC alone when it is None.
+
+    Raises:
+        PortInUse: before anything else has happened.
+    """
+    keep_large_blocks()
+    quieten()
+    server = grpc.aio.server(options=OPTIONS)
+    async with _lane(host, data_port, limits, security) as lane:
+        service = Service(driver, roster, Contract(run_id, layout, dtype), limits, lane)
+        server.add_generic_rpc_handlers((service.handlers(),))
+        try:
+            address = bind(server, host, port, security.credentials() if security else None)
+            await server.start()
+            ready(address)
+            with left_alone():
+                reason = await driver.run(stop)
+                await service.farewell()
+            return reason
+        finally:
+            await server.stop(min(limits.grace, 1.0))
+
+
+@asynccontextmanager
+async def _lane(
+    host: str, port: int | None, limits: Limits, security: Security | None
+) -> AsyncGenerator[Lane | None, None]:
+    """Open for as long as the run is served; None where there should be none."""
+    if port is None:
+        yield None
+        return
+    lane = Lane(limits, security.doorman, security.context) if security else Lane(limits, None, None)
+    try:
+        await lane.listen(host, port)
+        yield lane
+    finally:
+        await lane.close()
