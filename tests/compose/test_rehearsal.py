@@ -106,6 +106,8 @@ def test_the_commands_of_the_file_train_a_model(compose, start, port, tmp_path):
     assert certificates(compose, tmp_path).count("kept ") == 6
     server = start("server", command(compose, "server"))
     becomes_healthy(server, start, port)
+    doctor = start("server", ["doctor", "--server", f"127.0.0.1:{port}"])
+    assert "PASSED  payloads      beside gRPC, over port " in doctor.communicate(timeout=PATIENCE)[0]
     workers = [
         start(name, command(compose, name))
         for name in ("worker", "byzantine")

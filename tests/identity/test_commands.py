@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import socket
 import stat
+import threading
 from dataclasses import replace
 
 import grpc
@@ -210,11 +212,12 @@ def test_the_seed_of_the_server_decides_what_it_draws():
 
 
 @contextlib.contextmanager
-def answering(credentials, software=__version__):
+def answering(credentials, software=__version__, data_port=0):
     """A server that says how its run is going to whoever may connect."""
     from concurrent.futures import ThreadPoolExecutor
 
     status = ps_pb2.StatusReply(round=2, rounds=9, present=1, workers=3, software=software)
+    status.data_port = data_port
     reply = status.SerializeToString()
     handler = grpc.unary_unary_rpc_method_handler(lambda request, context: reply)
     service = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
@@ -292,10 +295,21 @@ def test_a_doctor_finds_nothing_wrong(varangian, bundles):
     assert (code, found) == (0, {"versions": "PASSED", "clock": "PASSED"})
     with answering(Security(bundles / "ours").credentials()) as address:
         code, found, said = doctor(varangian, "--server", address, "--certs", str(bundles / "ours/w00"))
-    names = ("versions", "clock", "certificate", "expiry", "key", "address", "server", "release")
+    names = (
+        "versions",
+        "clock",
+        "certificate",
+        "expiry",
+        "key",
+        "address",
+        "server",
+        "release",
+        "payloads",
+    )
     assert (code, found) == (0, dict.fromkeys(names, "PASSED"))
     assert "the worker w00" in said
     assert "answers with TLS: round 2 of 9" in said
+    assert "over gRPC, as the server has no data port" in said
 
 
 def test_a_doctor_says_what_to_do(varangian, bundles, copied):
@@ -329,6 +343,48 @@ def test_two_releases_are_a_finding(varangian):
     assert "'0.0.1'" in said
 
 
+@contextlib.contextmanager
+def data_port(bundle=None):
+    """One that takes connections, with TLS where there is a bundle."""
+    from varangian.protos.bundle import contexts
+
+    context = contexts(bundle)[0]
+
+    def serve(listener):
+        with contextlib.suppress(OSError):
+            line = listener.accept()[0]
+            with line if bundle is None else context.wrap_socket(line, server_side=True) as shaken:
+                shaken.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def test_a_doctor_tries_the_port_for_payloads(varangian, bundles):
+    with data_port() as port, answering(None, data_port=port) as address:
+        code, found, said = doctor(varangian, "--server", address)
+    assert (code, found["payloads"]) == (0, "PASSED")
+    assert f"beside gRPC, over port {port}" in said
+    ours = Security(bundles / "ours").credentials()
+    shown = ("--certs", str(bundles / "ours/w00"))
+    with data_port(bundles / "ours/server") as port, answering(ours, data_port=port) as address:
+        assert doctor(varangian, "--server", address, *shown)[1]["payloads"] == "PASSED"
+
+
+@pytest.mark.parametrize("there", ["nothing", "theirs", "no TLS"])
+def test_without_a_port_for_payloads_a_doctor_finds_no_fault(varangian, bundles, there):
+    bundle = bundles / "theirs/server" if there == "theirs" else None
+    with contextlib.ExitStack() as stack:
+        port = 70_000 if there == "nothing" else stack.enter_context(data_port(bundle))
+        ours = Security(bundles / "ours").credentials()
+        address = stack.enter_context(answering(ours, data_port=port))
+        code, found, said = doctor(varangian, "--server", address, "--certs", str(bundles / "ours/w00"))
+    assert (code, found["payloads"], found["server"]) == (0, "NOTE", "PASSED")
+    assert f"The data port {port} of 127.0.0.1 should be reachable from here" in said
+    assert "Payloads will travel over gRPC" in said
+
+
 @pytest.mark.slow
 def test_a_run_with_tls_has_the_numbers_of_a_simulation(tmp_path):
     pytest.importorskip("cryptography")
@@ -358,5 +414,5 @@ def test_a_run_that_needs_certificates_says_what_to_install(tmp_path, monkeypatc
         pass
     plain = loads(SMALL | {"server": {"host": "0.0.0.0", "tls": False}})
     with identities(plain) as known:
-        assert known.credentials is None
-    assert replace(known, credentials=None) == known
+        assert known.security is None
+    assert replace(known, security=None) == known

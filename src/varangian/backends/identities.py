@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import grpc
-
 from varangian.backends.result import RunError
 from varangian.config import RunConfig
 from varangian.protos.address import loopback
@@ -32,7 +30,8 @@ class Identities:
 
     roster: Roster
     proofs: Mapping[str, Proof]
-    credentials: grpc.ServerCredentials | None
+    security: Security | None
+    """None is without TLS."""
 
 
 @contextmanager
@@ -51,7 +50,7 @@ def identities(config: RunConfig) -> Generator[Identities]:
         security = _security(Path(path), config.server.host, workers)
         roster = Roster(workers, None, doorman=security.doorman)
         proofs = {name: bundle_of(Path(path), name) for name in workers}
-        yield Identities(roster, proofs, security.credentials())
+        yield Identities(roster, proofs, security)
 
 
 def encrypted(config: RunConfig) -> bool:

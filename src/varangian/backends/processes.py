@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable, Mapping, Set
 from contextlib import closing
 
-import grpc
-
 from varangian.backends import Note
 from varangian.backends.child import Post
 from varangian.backends.crowd import Crowd, dealt
@@ -24,7 +22,8 @@ from varangian.server.listen import ListenError
 from varangian.server.record import Observe
 from varangian.server.roster import Roster
 from varangian.server.round import RoundPolicy
-from varangian.server.service import serve
+from varangian.server.serving import serve
+from varangian.server.tls import Security
 from varangian.worker.tls import Proof
 
 
@@ -47,7 +46,7 @@ async def _run(config: RunConfig, crowd: Crowd, observe: Observe, note: Note) ->
     with closing(session), log, identities(config) as known, session.stop.on_signals(note):
         watching = asyncio.create_task(_watched(session, crowd, known.proofs, address, note))
         try:
-            ended = await served(session, known.roster, address.set_result, known.credentials)
+            ended = await served(session, known.roster, address.set_result, known.security)
             return session.result(ended)
         finally:
             watching.cancel()
@@ -57,9 +56,9 @@ async def served(
     session: Session,
     roster: Roster,
     ready: Callable[[str], None],
-    credentials: grpc.ServerCredentials | None,
+    security: Security | None,
 ) -> str:
-    """Serve the run until it ends, over TLS when there are credentials; returns why it ended.
+    """Serve the run until it ends, over TLS when there is security; returns why it ended.
 
     Raises:
         RunError: the address is not to be had, or the disk is full.
@@ -72,9 +71,10 @@ async def served(
             run_id=session.folder.path.name,
             host=session.config.server.host,
             port=session.config.server.port,
+            data_port=session.config.server.data_port,
             ready=ready,
             stop=session.stop.event,
-            credentials=credentials,
+            security=security,
             dtype=session.config.wire.dtype,
         )
     except (ListenError, NoRoom) as error:

@@ -146,16 +146,16 @@ async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress)
         shown.note(sentence)
     workers = session.machine.policy.workers
     if isinstance(identity, Security):
-        roster, credentials = Roster(workers, None, doorman=identity.doorman), identity.credentials()
+        roster, security = Roster(workers, None, doorman=identity.doorman), identity
     else:
-        roster, credentials = Roster(workers, identity), None
-    how = "with TLS" if credentials else "without TLS"
+        roster, security = Roster(workers, identity), None
+    how = "with TLS" if security else "without TLS"
     with closing(session), session.stop.on_signals(shown.note):
 
         def ready(address: str) -> None:
             shown.note(f"serving at {address}, {how}")
 
-        return session.result(await served(session, roster, ready, credentials))
+        return session.result(await served(session, roster, ready, security))
 
 
 def _security(path: Path) -> Security:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import socket
+import ssl
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from varangian.cli.health import bundle_for, status, why
 from varangian.cli.main import FAILED, OK
 from varangian.cli.security import choice
 from varangian.protos.address import loopback, split
-from varangian.protos.bundle import KEY, Bundle, BundleError
+from varangian.protos.bundle import KEY, Bundle, BundleError, contexts
 
 PACKAGES = ("torch", "grpcio", "protobuf")
 SOON = 3.0
@@ -34,17 +35,20 @@ class Finding:
     what: str
     passed: bool
     sentence: str
+    vital: bool = True
+    """Whether a run needs it."""
 
     def __str__(self) -> str:
-        return f"{'PASSED' if self.passed else 'FAIL  '}  {self.what:<12}  {self.sentence}"
+        mark = "PASSED" if self.passed else "FAIL" if self.vital else "NOTE"
+        return f"{mark:<6}  {self.what:<12}  {self.sentence}"
 
 
 def command(args: argparse.Namespace) -> int:
-    """Print a line for each check; 0 when all have passed."""
+    """Print a line for each check; 0 when all have passed that a run needs."""
     passed = True
     for finding in examined(args.server, choice(args).certs, args.timeout):
         print(finding, flush=True)
-        passed &= finding.passed
+        passed &= finding.passed or not finding.vital
     return OK if passed else FAILED
 
 
@@ -118,9 +122,38 @@ def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Fin
     safe = "with TLS" if bundle else "without TLS"
     yield Finding("server", True, f"answers {safe}: round {reply.round} of {reply.rounds}")
     yield _same_release(reply.software)
+    yield _payloads(where[0], reply.data_port, bundle, timeout)
     if bundle is None and not loopback(where[0]):
         rule = "the connection should be encrypted beyond this machine. Add --certs DIR at both ends."
         yield Finding("encryption", False, rule)
+
+
+def _payloads(host: str, port: int, bundle: Bundle | None, timeout: float) -> Finding:
+    """Where payloads can travel from here."""
+    if not port:
+        return Finding("payloads", True, "over gRPC, as the server has no data port")
+    try:
+        with socket.create_connection((host, port), timeout) as line:
+            _shake(line, host, bundle)
+    except (OSError, OverflowError) as error:
+        found = f"The data port {port} of {host} should be reachable from here. The system says: {error}."
+        meanwhile = (
+            "Payloads will travel over gRPC, which is slower. `server.data_port` can fix the number."
+        )
+        return Finding("payloads", False, f"{found} {meanwhile}", vital=False)
+    return Finding("payloads", True, f"beside gRPC, over port {port}")
+
+
+def _shake(line: socket.socket, host: str, bundle: Bundle | None) -> None:
+    """As a worker does where there is TLS.
+
+    Raises:
+        OSError: it has failed; ssl.SSLError is one.
+    """
+    if bundle is not None:
+        context = contexts(bundle.path)[1]
+        context.check_hostname, context.verify_mode = True, ssl.CERT_REQUIRED
+        context.wrap_socket(line, server_hostname=host).close()
 
 
 def _same_release(software: str) -> Finding:
