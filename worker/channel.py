@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from varangian.protos import codec, ps_pb2
 from varangian.protos.address import split
 from varangian.protos.bundle import Bundle, BundleError, Role
 from varangian.protos.flow import SIGNS_OF_LIFE, WINDOWS
+from varangian.worker.lane import Lane, Use
 from varangian.worker.tls import Diagnosis, Proof, credentials, diagnosis
 
 log = logging.getLogger(__name__)
@@ -60,9 +63,11 @@ class Connection:
     def __init__(self, server: str, proof: Proof) -> None:
         self._server = server
         self._bundle = proof if isinstance(proof, Bundle) else None
+        self.lane = Lane(server, proof)
         self._open()
 
     async def close(self) -> None:
+        self.lane.close()
         await self._channel.close()
 
     async def anew(self) -> None:
@@ -70,8 +75,21 @@ class Connection:
         before = self._channel
         if self._bundle is not None:
             self._bundle = await asyncio.to_thread(_renewed, self._bundle)
+        self.lane.anew(self._bundle)
         self._open()
         await before.close()
+
+    @asynccontextmanager
+    async def calling(
+        self, begin: Callable[..., Any], identity: tuple[tuple[str, str], ...]
+    ) -> AsyncGenerator[tuple[Any, Use], None]:
+        """A call whose payload may travel beside it. It is cancelled if it has not ended by itself."""
+        async with self.lane.use() as use:
+            call = begin(metadata=(*identity, *use.headers))
+            try:
+                yield call, use
+            finally:
+                call.cancel()
 
     async def fault(self, hint: str) -> Diagnosis:
         """What is wrong below the calls, or else a hint; and what the address stands for."""

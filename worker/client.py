@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from varangian import __version__
 from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import Code, CodecError, Contract
 from varangian.protos.headers import SESSION, TOKEN, WORKER
+from varangian.protos.lane import LineError
 from varangian.protos.layout import Layout
 from varangian.protos.pace import Pace
 from varangian.protos.silence import silence
@@ -205,6 +207,8 @@ class Client:
             refusal = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "", words, None)
         except grpc.aio.AioRpcError as error:
             refusal = Refusal.of(error)
+        except LineError as error:
+            raise Passing(error) from None
         except CodecError as error:
             if error.code in DAMAGED:
                 raise Passing(error) from None
@@ -234,6 +238,7 @@ class Client:
         codec.check_protocol(reply.protocol)
         self._sends = codec.check_dtype(reply.dtype)
         self._pace.asked(reply.chunk_bytes)
+        self._connection.lane.at(reply.data_port)
         if self._contract.run_id not in ("", reply.run_id) or reply.round < self._newest:
             # A server that was started again begins anew, or does the rounds once more that it has lost.
             self._newest, self._again = -1, reply.round - 1
@@ -256,19 +261,19 @@ class Client:
             after=after if self._again is None else min(after, self._again),
             chunk_bytes=self._incoming.chunk_bytes,
         )
-        call = self._connection.calls.pull(request.SerializeToString(), metadata=self._identity)
-        try:
-            async with silence(self._idle) as quiet:
-                data = await message(call, quiet)
-                first = codec.decode(ps_pb2.PullReply, data or b"")
-                if data is None or first.HasField("again"):
-                    return None
-                if first.HasField("finished"):
-                    return Finished(first.finished.reason)
-                self._contract.check(first.manifest)
-                parameters = await self._incoming.received(call, first.manifest.content_digest, quiet)
-        finally:
-            call.cancel()
+        begin = partial(self._connection.calls.pull, request.SerializeToString())
+        async with (
+            self._connection.calling(begin, self._identity) as (call, use),
+            silence(self._idle) as quiet,
+        ):
+            data = await message(call, quiet)
+            first = codec.decode(ps_pb2.PullReply, data or b"")
+            if data is None or first.HasField("again"):
+                return None
+            if first.HasField("finished"):
+                return Finished(first.finished.reason)
+            self._contract.check(first.manifest)
+            parameters = await self._incoming.received(call, first.manifest.content_digest, quiet, use)
         if parameters is None:
             return None
         self._newest, self._again = first.manifest.round, None
@@ -276,14 +281,12 @@ class Client:
 
     async def _push(self, round: int, outgoing: Outgoing) -> Receipt:
         manifest = replace(self._contract, dtype=outgoing.dtype).manifest(round, outgoing.digest)
-        call = self._connection.calls.push(metadata=self._identity)
-        try:
-            reply = await upload(call, manifest, outgoing, self._pace, self._idle)
-        except grpc.aio.AioRpcError as error:
-            refusal = Refusal.of(error)
-            if refusal.kind is not Kind.ANSWER:
-                raise
-            return Receipt(False, refusal.code, refusal.sentence, refusal.round)
-        finally:
-            call.cancel()
+        async with self._connection.calling(self._connection.calls.push, self._identity) as (call, use):
+            try:
+                reply = await upload(call, manifest, outgoing, self._pace, self._idle, use)
+            except grpc.aio.AioRpcError as error:
+                refusal = Refusal.of(error)
+                if refusal.kind is not Kind.ANSWER:
+                    raise
+                return Receipt(False, refusal.code, refusal.sentence, refusal.round)
         return Receipt(True, round=reply.round)

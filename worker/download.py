@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from time import monotonic
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, Assembler
+from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, Assembler, Code, CodecError
 from varangian.protos.frames import unframed
+from varangian.protos.headers import READY
+from varangian.protos.lane import SHARE, Line
 from varangian.protos.silence import Silence
+from varangian.worker.lane import Use, ended
 
 
 class Incoming:
@@ -23,28 +27,30 @@ class Incoming:
         self.chunk_bytes = CHUNK_FLOOR
         """How large the first chunks should be; 0 on a line that has proved fast enough for any."""
 
-    async def received(self, call: Any, digest: bytes, quiet: Silence) -> Tensor | None:
+    async def received(self, call: Any, digest: bytes, quiet: Silence, use: Use) -> Tensor | None:
         """The payload of a download; None when the server says to ask again.
 
         Raises:
             CodecError: when it is not what the manifest said.
             TimeoutError: when it does not come.
+            LineError: when the line failed and the call did not.
         """
         if self._parameters is None:
             self._parameters = torch.empty(self._numel, dtype=torch.float32)
-        row, began = codec.payload(self._parameters), monotonic()
-        assembler = Assembler(len(row))
-        while (data := await message(call, quiet)) is not None:
-            found = unframed(data)
-            if found is None:
-                part = codec.decode(ps_pb2.PullReply, data)
-                if part.HasField("again"):
-                    return None
-                found = part.chunk.offset, memoryview(part.chunk.data)
-            chunk = assembler.add(*found)
-            row[assembler.passed - len(chunk) : assembler.passed] = chunk
-        assembler.finish(digest)
-        self._took(len(row), monotonic() - began)
+        began, ticket = monotonic(), None
+        if use.headers:
+            ticket = use.ticket((await quiet.broken_by(call.initial_metadata())).get(READY))
+        # A thread that is still busy with a line that was given up writes nothing there any more.
+        with codec.payload(self._parameters) as row:
+            landing = Landing(row)
+            if ticket is None:
+                came = await landing.chunks(call, quiet)
+            else:
+                came = await landing.carried(call, ticket, quiet, use)
+        if not came:
+            return None
+        landing.assembler.finish(digest)
+        self._took(self._numel * 4, monotonic() - began)
         return self._parameters
 
     def stalled(self) -> None:
@@ -57,7 +63,66 @@ class Incoming:
         self.chunk_bytes = 0 if rate >= CHUNK_BYTES else max(CHUNK_FLOOR, rate)
 
 
+class Landing:
+    """Where one payload is put, whichever way it comes. False when the server says to ask again."""
+
+    def __init__(self, row: memoryview) -> None:
+        self.assembler = Assembler(len(row))
+        self._row = row
+
+    async def chunks(self, call: Any, quiet: Silence) -> bool:
+        """Over gRPC."""
+        while (data := await message(call, quiet)) is not None:
+            found = unframed(data)
+            if found is None:
+                part = codec.decode(ps_pb2.PullReply, data)
+                if part.HasField("again"):
+                    return False
+                found = part.chunk.offset, memoryview(part.chunk.data)
+            self._put(*found)
+        return True
+
+    async def carried(self, call: Any, ticket: bytes, quiet: Silence, use: Use) -> bool:
+        """On a line beside the call."""
+
+        async def carry(line: Line) -> None:
+            await quiet.broken_by(line.write(ticket))
+            while not self.assembler.complete:
+                await quiet.broken_by(line.readable())
+                await line.receive(min(self._missing, SHARE), self._follow)
+
+        again = asyncio.ensure_future(_again(call))
+        try:
+            return await use.carry(carry, again) and not await quiet.broken_by(again)
+        finally:
+            await ended(again)
+
+    @property
+    def _missing(self) -> int:
+        return self.assembler.size - self.assembler.passed
+
+    def _follow(self, data: memoryview) -> None:
+        self._put(self.assembler.passed, data)
+
+    def _put(self, offset: int, data: memoryview) -> None:
+        data = self.assembler.add(offset, data)
+        end = self.assembler.passed
+        self._row[end - len(data) : end] = data
+
+
 async def message(call: Any, quiet: Silence) -> bytes | None:
     """The next message of a pull; None at its end."""
-    data: object = await quiet.broken_by(call.read())
+    return await quiet.broken_by(_message(call))
+
+
+async def _message(call: Any) -> bytes | None:
+    data: object = await call.read()
     return data if isinstance(data, bytes) else None
+
+
+async def _again(call: Any) -> bool:
+    """What a call says whose payload travels beside it: its end, or first that there is a newer one."""
+    data = await _message(call)
+    if data is not None and not codec.decode(ps_pb2.PullReply, data).HasField("again"):
+        raise CodecError(Code.MALFORMED, "Found a message where a download has none.")
+    return data is not None

@@ -18,10 +18,14 @@ from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import WIRE, Dtype
 from varangian.protos.frames import frame
 from varangian.protos.headers import READY
+from varangian.protos.lane import Cargo, Line
 from varangian.protos.pace import Pace
 from varangian.protos.silence import Silence, silence
+from varangian.worker.lane import Use
 
 BLOCK = 1 << 20
+PIECE = 256 << 10
+"""Small enough to be still in cache when it is sent."""
 
 
 class Outgoing:
@@ -64,25 +68,46 @@ class Outgoing:
             at += len(piece)
         if not self.digest:
             self.digest = hashed.digest()
-            yield ps_pb2.PushRequest(seal=ps_pb2.Seal(content_digest=self.digest)).SerializeToString()
+            yield self.seal()
+
+    def pieces(self) -> Iterator[memoryview]:
+        """All of it without messages. Afterwards the digest is known."""
+        hashed, at = xxhash.xxh3_128(), 0
+        while at < self.size:
+            piece = self.piece(at, at + PIECE)
+            if not self.digest:
+                hashed.update(piece)
+            yield piece
+            at += len(piece)
+        self.digest = self.digest or hashed.digest()
+
+    def seal(self) -> bytes:
+        """The last message of a push whose manifest had no digest."""
+        return ps_pb2.PushRequest(seal=ps_pb2.Seal(content_digest=self.digest)).SerializeToString()
 
 
 async def upload(
-    call: Any, manifest: ps_pb2.Manifest, outgoing: Outgoing, pace: Pace, idle: float
+    call: Any, manifest: ps_pb2.Manifest, outgoing: Outgoing, pace: Pace, idle: float, use: Use
 ) -> ps_pb2.PushReply:
-    """Say what comes, wait until the server is ready for it, and send it.
+    """Say what comes, wait until the server is ready for it, and send it where it wants it.
 
     Raises:
         TimeoutError: when the server takes nothing for `idle` seconds.
         AioRpcError: when it refuses.
+        LineError: when the line failed and the call did not.
+        CodecError: when the server speaks otherwise.
     """
     async with silence(idle) as quiet:
         # Writing to a call that the server has ended fails with an error of gRPC's own; what the server
         # said is the result of the call.
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await quiet.broken_by(call.write(ps_pb2.PushRequest(manifest=manifest).SerializeToString()))
-            if READY in await quiet.broken_by(call.initial_metadata()):
-                await _sent(call, outgoing, pace, quiet)
+            ready = (await quiet.broken_by(call.initial_metadata())).get(READY)
+            if ready is not None:
+                if (ticket := use.ticket(ready)) is None:
+                    await _sent(call, outgoing, pace, quiet)
+                elif await _carried(call, outgoing, ticket, quiet, use) and not manifest.content_digest:
+                    await quiet.broken_by(call.write(outgoing.seal()))
                 await call.done_writing()
         return codec.decode(ps_pb2.PushReply, await quiet.broken_by(call))
 
@@ -92,3 +117,18 @@ async def _sent(call: Any, outgoing: Outgoing, pace: Pace, quiet: Silence) -> No
         began = monotonic()
         await quiet.broken_by(call.write(message))
         pace.took(len(message), monotonic() - began)
+
+
+async def _carried(call: Any, outgoing: Outgoing, ticket: bytes, quiet: Silence, use: Use) -> bool:
+    """Send all of it beside the call; False when the call has ended meanwhile."""
+
+    async def carry(line: Line) -> None:
+        await quiet.broken_by(line.write(ticket))
+        cargo = Cargo(outgoing.pieces())
+        while not cargo.done:
+            await quiet.broken_by(line.writable())
+            await line.send(cargo)
+
+    over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    call.add_done_callback(lambda _: None if over.done() else over.set_result(True))
+    return await use.carry(carry, over)

@@ -1,0 +1,219 @@
+"""A worker's connections beside gRPC, for payloads, and when to do without.
+
+They are never needed: where the port of the server cannot be reached, payloads travel as chunks over gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+from typing import Any, TypeAlias
+
+from varangian.protos.address import split
+from varangian.protos.bundle import Bundle
+from varangian.protos.codec import Code, CodecError
+from varangian.protos.headers import CHUNKS, LANE
+from varangian.protos.lane import TICKET, Line, LineError
+from varangian.worker.line import Connected, opened
+from varangian.worker.tls import Proof, context
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Unused lines; a server keeps no more either."""
+PAUSE = 60.0
+"""Seconds of chunks after which lines are tried again."""
+ENOUGH = 2
+"""Calls in a row whose line failed."""
+GRACE = 5.0
+"""Seconds in which a server that has hung up says why."""
+SILENT = "it does not answer"
+PORTS = 65535
+HEX = re.compile(f"[0-9a-f]{{{2 * TICKET}}}")
+
+Payload: TypeAlias = Callable[[Line], Coroutine[Any, Any, None]]
+"""Shows the ticket on a line, and then moves all bytes."""
+
+
+class Use:
+    """What one call has of the lane: a line, or none."""
+
+    def __init__(self, connected: Connected | None, another: Callable[[], Awaitable[Connected]]) -> None:
+        self.connected = connected
+        self._another = another
+        self.begun = self.complete = False
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What the call says about it."""
+        return () if self.connected is None else ((LANE, "1"),)
+
+    def ticket(self, ready: str | bytes | None) -> bytes | None:
+        """What the server has made of it; None when it wants chunks.
+
+        Raises:
+            CodecError: it wants something else.
+        """
+        if ready is None or ready == CHUNKS:
+            return None
+        if self.connected is None or not isinstance(ready, str) or not HEX.fullmatch(ready):
+            found = f"Found {ready!r:.80} where a ticket of {TICKET} bytes should be."
+            raise CodecError(Code.MALFORMED, found)
+        return bytes.fromhex(ready)
+
+    async def carry(self, payload: Payload, over: asyncio.Future[bool]) -> bool:
+        """Move a payload; False when the call says that nothing comes of it.
+
+        Args:
+            payload: does that.
+            over: done when the call is, and whether that was before its time.
+
+        Raises:
+            LineError: the line has failed, and the call knows of nothing.
+        """
+        self.begun = True
+        moving: asyncio.Future[Any] = asyncio.ensure_future(self._moved(payload))
+        try:
+            await asyncio.wait([moving, over], return_when=asyncio.FIRST_COMPLETED)
+            if not moving.done() and not over.result():
+                await asyncio.wait({moving})
+            if moving.done() and isinstance(moving.exception(), LineError):
+                # Either it broke, or the server hung up: then it says why.
+                await asyncio.wait({over}, timeout=GRACE)
+            if over.done() and over.result():
+                return False
+            moving.result()
+            self.complete = True
+            return True
+        finally:
+            await ended(moving)
+
+    async def _moved(self, payload: Payload) -> None:
+        assert self.connected is not None
+        if not self.connected.usable:
+            # The call has waited for long; a server ends lines that nobody uses.
+            self.connected.close()
+            try:
+                self.connected = await self._another()
+            except OSError as error:
+                raise LineError(str(error) or SILENT) from None
+        await payload(self.connected.line)
+        self.connected.used = monotonic()
+
+
+class Lane:
+    """All lines of a worker. One is taken for each call, and kept for the next.
+
+    Args:
+        server: `host:port` of gRPC; the host is the same.
+        proof: a bundle is shown over TLS.
+    """
+
+    def __init__(self, server: str, proof: Proof) -> None:
+        where = split(server)
+        self._host = where[0] if where else ""
+        self._port = 0
+        self._bundle = proof if isinstance(proof, Bundle) else None
+        self._context: ssl.SSLContext | None = None
+        self._unused: list[Connected] = []
+        self._failures = 0
+        self._paused = float("-inf")
+        """Until then there are only chunks."""
+        self._told = False
+
+    def at(self, port: int) -> None:
+        """Where the server listens; 0 for nowhere."""
+        if port != self._port:
+            self.close()
+            self._port = port if self._host and port <= PORTS else 0
+            self._paused, self._told = float("-inf"), False
+
+    def anew(self, bundle: Bundle | None) -> None:
+        """Leave all lines, and show this from now on."""
+        self.close()
+        self._bundle, self._context = bundle, None
+
+    def close(self) -> None:
+        """Lines in use are closed when their calls end."""
+        for connected in self._unused:
+            connected.close()
+        self._unused = []
+
+    @asynccontextmanager
+    async def use(self) -> AsyncGenerator[Use, None]:
+        """For one call."""
+        use, kept = Use(await self._taken(), self._opened), self._unused
+        try:
+            yield use
+            if use.complete:
+                self._failures, self._told = 0, False
+        except Exception as error:
+            use.complete = False
+            if use.begun:
+                self._failed(error)
+            raise
+        finally:
+            if use.connected is not None:
+                # All lines may have been left meanwhile.
+                if (use.complete or not use.begun) and kept is self._unused:
+                    self._keep(use.connected)
+                else:
+                    use.connected.close()
+
+    async def _taken(self) -> Connected | None:
+        for connected in [connected for connected in self._unused if not connected.usable]:
+            self._unused.remove(connected)
+            connected.close()
+        if self._unused:
+            return self._unused.pop()
+        if not self._port or monotonic() < self._paused:
+            return None
+        with suppress(OSError):
+            return await self._opened()
+        return None
+
+    def _keep(self, connected: Connected) -> None:
+        self._unused.append(connected)
+        for old in self._unused[:-KEPT]:
+            old.close()
+        del self._unused[:-KEPT]
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures == ENOUGH:
+            self._failures = 0
+            self._pause(error)
+
+    def _pause(self, error: Exception) -> None:
+        self._paused = monotonic() + PAUSE
+        if not self._told:
+            self._told = True
+            found = str(error) or SILENT
+            log.info("payloads travel over gRPC: data port %d of %s: %s", self._port, self._host, found)
+
+    async def _opened(self) -> Connected:
+        """A new line.
+
+        Raises:
+            OSError: there is none, nor will it be tried again soon.
+        """
+        try:
+            if self._bundle is not None and self._context is None:
+                self._context = await asyncio.to_thread(context, self._bundle)
+            return await opened(self._host, self._port, self._context)
+        except OSError as error:
+            self._pause(error)
+            raise
+
+
+async def ended(task: asyncio.Future[Any]) -> None:
+    """Wait until it uses nothing any more; what it raised is known or of no interest."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,120 @@
+"""One line of a worker: a connection beside gRPC, opened by this end."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import ssl
+import threading
+from concurrent.futures import Executor, ThreadPoolExecutor
+from time import monotonic
+from typing import Any
+
+from varangian.protos.lane import Line
+
+PATIENCE = 2.0
+"""Seconds to connect, and as many to shake hands."""
+FRESH = 30.0
+"""Seconds for which an unused line is kept; somebody on the way may forget it later."""
+THREADS = 4
+
+
+class Threads:
+    """Where all lanes of a process move bytes: it may be many workers. Gone when there is no line."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    def enter(self) -> Executor:
+        """For one more line."""
+        with self._lock:
+            self._users += 1
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(THREADS, "varangian-line")
+            return self._pool
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._pool is not None:
+                self._pool.shutdown(wait=False)
+                self._pool = None
+
+
+THE_THREADS = Threads()
+
+
+class Connected:
+    """An open line, of which its socket can be looked at."""
+
+    def __init__(self, found: socket.socket) -> None:
+        try:
+            self.line = Line(found, THE_THREADS.enter())
+        except OSError:  # broken already
+            THE_THREADS.leave()
+            found.close()
+            raise
+        self.used = monotonic()
+        self._socket: socket.socket | None = found
+
+    @property
+    def usable(self) -> bool:
+        """Used a moment ago, and nothing has come since: neither its end nor what nobody asked for."""
+        if self._socket is None or self.line.closed or monotonic() - self.used > FRESH:
+            return False
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        self.line.close()
+        if self._socket is not None:
+            self._socket = None
+            THE_THREADS.leave()
+
+
+async def opened(host: str, port: int, context: ssl.SSLContext | None) -> Connected:
+    """A new line.
+
+    Raises:
+        OSError: there is none.
+    """
+    found = await _called(host, port)
+    if context is not None:
+        found = context.wrap_socket(found, server_hostname=host, do_handshake_on_connect=False)
+    connected = Connected(found)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await connected.line.shake()
+    except BaseException:
+        connected.close()
+        raise
+    return connected
+
+
+async def _called(host: str, port: int) -> socket.socket:
+    """Connected to the first address of a host that answers."""
+    failure: OSError = TimeoutError()
+    async with asyncio.timeout(PATIENCE):
+        addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, _, _, _, address in addresses:
+            try:
+                async with asyncio.timeout(PATIENCE / len(addresses)):
+                    return await _reached(family, address)
+            except OSError as error:
+                failure = error
+    raise failure
+
+
+async def _reached(family: int, address: Any) -> socket.socket:
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(found, address)
+    except BaseException:
+        found.close()
+        raise
+    return found
