@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import secrets
 import socket
 import ssl
 from collections.abc import Callable, Generator
@@ -20,10 +19,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from varangian.protos.lane import TICKET, Line, LineError
+from varangian.protos.lane import TICKET, Line
 from varangian.server.listen import bound
 from varangian.server.roster import IdentityError
 from varangian.server.streams import Limits
+from varangian.server.tickets import Ticket
 from varangian.server.tls import Certificates
 
 __all__ = ["Lane", "Patience", "Ticket"]
@@ -58,60 +58,6 @@ class Unwelcome(Exception):
     def __init__(self, who: str, code: str, sentence: str) -> None:
         self.who, self.code, self.sentence = who, code, sentence
         super().__init__(sentence)
-
-
-class Ticket:
-    """What one call may be found by. Valid in its context, and there once."""
-
-    def __init__(self, worker: str, valid: dict[bytes, Ticket]) -> None:
-        self.worker = worker
-        self._secret = secrets.token_bytes(TICKET)
-        self.text = self._secret.hex()
-        self._valid = valid
-        self._line: Line | None = None
-        self._complete = False
-        self._answered = asyncio.Event()
-        """There is a line, or will never be one."""
-        self._over = asyncio.Event()
-
-    def __enter__(self) -> Ticket:
-        if self._over.is_set() or self._secret in self._valid:
-            raise RuntimeError("A ticket is used once.")
-        self._valid[self._secret] = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._line is not None and not self._complete:
-            self._line.close()
-        self._over.set()
-        self.void()
-
-    async def line(self) -> Line:
-        """The connection on which it was shown, as soon as it is.
-
-        Raises:
-            LineError: nobody can show it any more.
-        """
-        await self._answered.wait()
-        if self._line is None:
-            raise LineError("The lane is closed.")
-        return self._line
-
-    def complete(self) -> None:
-        """The payload is through, so the connection can serve the next ticket after this context."""
-        self._complete = True
-
-    def void(self) -> None:
-        """Nobody can show it from now on."""
-        self._valid.pop(self._secret, None)
-        self._answered.set()
-
-    async def served(self, line: Line) -> bool:
-        """Lend a line to the call until that ends; whether it can be used again."""
-        self._line = line
-        self.void()
-        await self._over.wait()
-        return not line.closed
 
 
 class Few:

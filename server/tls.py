@@ -165,7 +165,7 @@ class Renewal(Kept[grpc.ServerCertificateConfiguration]):
 
 
 def _context(bundle: Bundle) -> ssl.SSLContext:
-    """TLS 1.3 for those who have a certificate, and no tickets to come back with: each connection shows it."""
+    """TLS 1.3 and nothing to come back with: each connection shows its certificate."""
     try:
         context, _ = contexts(bundle.path)
     except (OSError, ssl.SSLError) as error:
