@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from varangian.cli.bench import wire_measure
-from varangian.cli.bench.hops import catalogue, processes
+from varangian.cli.bench import wire_measure, wire_picture
+from varangian.cli.bench.hops import catalogue, ours, processes
 from varangian.cli.bench.hops.base import Job, digests
 from varangian.cli.bench.hops.catalogue import WAYS
 from varangian.cli.bench.hops.processes import BrokenHop, Pair
@@ -47,6 +47,30 @@ def test_every_way_moves_the_right_bytes(name, pair):
         assert moved.check() is None
     assert found.seconds > 0
     assert found.cpu >= 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", [(ours.Chunks, ours.Ours), (ours.Pull, ours.PullChunks)])
+def test_a_payload_that_goes_another_way_is_not_measured(direction):
+    serving, connecting = (way() for way in direction)
+    server = serving.serve(SMALL)
+    try:
+        workers = connecting.connect(server.address, SMALL)
+        try:
+            server.ready()
+            with pytest.raises(ConnectionError, match="payloads went another way"):
+                workers.round()
+        finally:
+            workers.close()
+    finally:
+        server.close()
+
+
+def test_what_goes_over_grpc_alone_is_told_apart():
+    whole = {name: way for name, way in WAYS.items() if way.kind == "chunks"}
+    assert [*whole] == ["chunks", "chunks-tls", "chunks-pull"]
+    assert all(way.title.endswith("over gRPC") for way in whole.values())
+    assert {way.kind for way in WAYS.values()} == wire_picture.COLOURS.keys() == wire_picture.GROUPS.keys()
 
 
 def test_wrong_bytes_are_noticed(pair, monkeypatch):

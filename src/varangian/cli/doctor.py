@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import platform
 import socket
-import ssl
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,8 @@ from varangian.cli.health import bundle_for, status, why
 from varangian.cli.main import FAILED, OK
 from varangian.cli.security import choice
 from varangian.protos.address import loopback, split
-from varangian.protos.bundle import KEY, Bundle, BundleError, contexts
+from varangian.protos.bundle import KEY, Bundle, BundleError
+from varangian.worker.tls import context
 
 PACKAGES = ("torch", "grpcio", "protobuf")
 SOON = 3.0
@@ -151,9 +151,7 @@ def _shake(line: socket.socket, host: str, bundle: Bundle | None) -> None:
         OSError: it has failed; ssl.SSLError is one.
     """
     if bundle is not None:
-        context = contexts(bundle.path)[1]
-        context.check_hostname, context.verify_mode = True, ssl.CERT_REQUIRED
-        context.wrap_socket(line, server_hostname=host).close()
+        context(bundle).wrap_socket(line, server_hostname=host).close()
 
 
 def _same_release(software: str) -> Finding:

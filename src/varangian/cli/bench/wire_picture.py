@@ -15,6 +15,7 @@ COLOURS = {
     "ceiling": "#999999",
     "naive": "#e69f00",
     "ours": "#0072b2",
+    "chunks": "#56b4e9",
     "peer": "#cc79a7",
 }
 """Told apart by people with any colour vision."""
@@ -25,6 +26,7 @@ GROUPS = {
     "ceiling": "gRPC at best: raw bytes, no checks",
     "naive": "gRPC as mostly used",
     "ours": "Varangian",
+    "chunks": "Varangian, all over gRPC",
     "peer": "other systems",
 }
 

@@ -22,7 +22,7 @@ class Way:
     where: str
     """`module:Class` in this package."""
     title: str
-    kind: Literal["measure", "ceiling", "naive", "ours", "peer"]
+    kind: Literal["measure", "ceiling", "naive", "ours", "chunks", "peer"]
     needs: str | None = None
     """A package without which there is nothing to measure."""
     holds: float = 1.2
@@ -51,6 +51,11 @@ WAYS = {
     "tls": Way("ours:Secured", "Varangian push, mTLS", "ours", needs="cryptography"),
     "bf16": Way("ours:Halved", "Varangian push, bf16", "ours"),
     "pull": Way("ours:Pull", "Varangian pull", "ours"),
+    "chunks": Way("ours:Chunks", "Varangian push, over gRPC", "chunks"),
+    "chunks-tls": Way(
+        "ours:SecuredChunks", "Varangian push, mTLS, over gRPC", "chunks", needs="cryptography"
+    ),
+    "chunks-pull": Way("ours:PullChunks", "Varangian pull, over gRPC", "chunks"),
     "gloo": Way("gloo:Gloo", "torch.distributed, gloo", "peer", needs="torch"),
     "flower": Way("flower:Flower", "Flower, its hop alone", "peer", needs="flwr", holds=8),
     "ray": Way("ray:Ray", "Ray, shared memory", "peer", needs="ray", holds=5),

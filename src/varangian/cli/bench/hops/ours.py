@@ -7,8 +7,8 @@ is the way of the bytes: from the worker's vector to the server's row, checked, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +20,12 @@ from varangian.cli.bench.hops.learners import Idle
 from varangian.cli.bench.hops.service import SECRET, Service, layout
 from varangian.protos.allocator import keep_large_blocks
 from varangian.protos.codec import FLOAT32, Dtype
+from varangian.protos.layout import Layout
 from varangian.server.roster import make_token
 from varangian.worker.client import Client, Pulled
+from varangian.worker.lane import Lane, Use
 from varangian.worker.names import names
-from varangian.worker.tls import bundle_of
+from varangian.worker.tls import Proof, bundle_of
 
 Direction = Literal["push", "pull"]
 
@@ -31,9 +33,9 @@ Direction = Literal["push", "pull"]
 class Server:
     """The service, and the learner that holds it between two rounds."""
 
-    def __init__(self, job: Job, direction: Direction, dtype: Dtype, tls: bool) -> None:
+    def __init__(self, job: Job, direction: Direction, dtype: Dtype, tls: bool, lane: bool) -> None:
         self._learner = Idle(job.numel)
-        self._service = Service(job.workers, self._learner, dtype=dtype, tls=tls)
+        self._service = Service(job.workers, self._learner, dtype=dtype, tls=tls, lane=lane)
         self.address = self._service.address
         self._round, self._direction = 0, direction
         if direction == "push":
@@ -61,38 +63,68 @@ class Server:
         self._service.close()
 
 
-Connect = Callable[..., Client]
+class Counted(Lane):
+    """Knows how many payloads it has carried."""
+
+    carried = 0
+
+    @asynccontextmanager
+    async def use(self) -> AsyncGenerator[Use, None]:
+        async with super().use() as use:
+            yield use
+        self.carried += use.complete
+
+
+class Watched(Client):
+    """A client of which one can see which way its payloads go."""
+
+    def __init__(self, server: str, name: str, proof: Proof, layout: Layout) -> None:
+        super().__init__(server, name, proof, layout)
+        self.lane = self._connection.lane = self.counted(server, proof)
+
+    def counted(self, server: str, proof: Proof) -> Counted:
+        return Counted(server, proof)
+
+
+Connect = Callable[[str, str, Proof, Layout], Watched]
 
 
 class Workers:
     """A client for each worker, all on one event loop."""
 
     def __init__(
-        self, address: str, job: Job, direction: Direction = "push", connect: Connect = Client
+        self,
+        address: str,
+        job: Job,
+        direction: Direction = "push",
+        lane: bool = True,
+        connect: Connect = Watched,
     ) -> None:
         self._address, _, folder = address.partition(" ")
         self._job, self._direction, self._round = job, direction, 0
-        self._connect = connect
+        self._lane, self._connect = lane, connect
         self._vectors = [torch.from_numpy(vector) for vector in job.vectors()]
         self._pulled: list[Floats] = []
         self._runner = asyncio.Runner()
         self._clients = self._runner.run(self._joined(Path(folder) if folder else None))
 
-    async def _joined(self, folder: Path | None) -> list[Client]:
+    async def _joined(self, folder: Path | None) -> list[Watched]:
         clients = [self._client(name, folder) for name in names(self._job.workers)]
         await asyncio.gather(*(client.join() for client in clients))
         return clients
 
-    def _client(self, name: str, folder: Path | None) -> Client:
+    def _client(self, name: str, folder: Path | None) -> Watched:
         model = layout(self._job.numel)
         proof = make_token(name, SECRET) if folder is None else bundle_of(folder, name)
         return self._connect(self._address, name, proof, model)
 
     def round(self) -> None:
+        self._round += 1
         self._runner.run(self._pushed() if self._direction == "push" else self._all_pulled())
+        if {client.lane.carried for client in self._clients} != {self._round * self._lane}:
+            raise ConnectionError("payloads went another way than the one that is measured")
 
     async def _pushed(self) -> None:
-        self._round += 1
         sent = zip(self._clients, self._vectors, strict=True)
         receipts = await asyncio.gather(*(client.push(self._round, vector) for client, vector in sent))
         if refused := [receipt for receipt in receipts if not receipt.counted]:
@@ -121,15 +153,17 @@ class Ours:
     direction: Direction = "push"
     dtype: Dtype = FLOAT32
     tls = False
+    lane = True
+    """Payloads on connections beside gRPC."""
 
     def serve(self, job: Job) -> Server:
         torch.set_num_threads(1)
-        return Server(job, self.direction, self.dtype, self.tls)
+        return Server(job, self.direction, self.dtype, self.tls, self.lane)
 
     def connect(self, address: str, job: Job) -> Workers:
         keep_large_blocks()  # as every process that hosts workers does
         torch.set_num_threads(1)
-        return Workers(address, job, self.direction)
+        return Workers(address, job, self.direction, self.lane)
 
     def expected(self, job: Job) -> list[str]:
         if self.direction == "pull":
@@ -156,3 +190,21 @@ class Pull(Ours):
     """One snapshot to all workers at once."""
 
     direction = "pull"
+
+
+class Chunks(Ours):
+    """Push with everything over gRPC, as where nothing else gets through."""
+
+    lane = False
+
+
+class SecuredChunks(Secured):
+    """The same over mutual TLS."""
+
+    lane = False
+
+
+class PullChunks(Pull):
+    """Pull with everything over gRPC."""
+
+    lane = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import torch
@@ -14,9 +15,15 @@ from varangian.cli.bench.hops import ours
 from varangian.cli.bench.hops.base import Job
 from varangian.cli.bench.hops.learners import MANY, Late
 from varangian.cli.bench.hops.service import Service
+from varangian.protos.lane import Cargo, Line
+from varangian.protos.layout import Layout
 from varangian.server.learner import Learner
 from varangian.server.optimizer import Sgd
-from varangian.worker.client import Client
+from varangian.worker.lane import Use
+from varangian.worker.tls import Proof
+
+PIECE = 256 << 10
+"""Bytes that are waited for at a time."""
 
 
 class Server:
@@ -71,8 +78,8 @@ class Workers(ours.Workers):
         self._bucket = Bucket()
         super().__init__(address, job, connect=self._paced)
 
-    def _paced(self, *args: Any, **kwargs: Any) -> Client:
-        return Paced(self._bucket, *args, **kwargs)
+    def _paced(self, server: str, name: str, proof: Proof, layout: Layout) -> Paced:
+        return Paced(self._bucket, server, name, proof, layout)
 
     def pace(self, rate: float | None) -> None:
         """Bytes a second, of all senders together."""
@@ -85,32 +92,55 @@ class Workers(ours.Workers):
             raise RuntimeError("not everything went through the bucket")
 
 
-class Paced(Client):
+class Paced(ours.Watched):
     """A client on a line that others use, too."""
 
-    def __init__(self, bucket: Bucket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        push = self._connection.calls.push
-        self._connection.calls.push = lambda **options: PacedCall(push(**options), bucket)
+    def __init__(self, bucket: Bucket, server: str, name: str, proof: Proof, layout: Layout) -> None:
+        self._bucket, self._size = bucket, 4 * layout.numel
+        super().__init__(server, name, proof, layout)
+
+    def counted(self, server: str, proof: Proof) -> ours.Counted:
+        return PacedLane(self._bucket, self._size, server, proof)
 
 
-class PacedCall:
-    """A call that writes when there is room on the line."""
+class PacedLane(ours.Counted):
+    """Its lines write when there is room for it."""
 
-    def __init__(self, call: Any, bucket: Bucket) -> None:
-        self._call = call
-        self._bucket = bucket
+    def __init__(self, bucket: Bucket, size: int, server: str, proof: Proof) -> None:
+        super().__init__(server, proof)
+        self._bucket, self._size = bucket, size
 
-    async def write(self, message: bytes) -> None:
-        await self._bucket.take(len(message))
-        await self._call.write(message)
+    @asynccontextmanager
+    async def use(self) -> AsyncGenerator[Use, None]:
+        async with super().use() as use:
+            connected = use.connected
+            if connected is None:
+                raise ConnectionError("there is no data connection to be paced")
+            line = connected.line
+            connected.line = PacedLine(line, self._bucket, self._size)  # type: ignore[assignment]
+            try:
+                yield use
+            finally:
+                connected.line = line
+
+
+class PacedLine:
+    """Waits before it writes."""
+
+    def __init__(self, line: Line, bucket: Bucket, size: int) -> None:
+        self._line, self._bucket = line, bucket
+        self._left, self._paid = size, 0
+
+    async def send(self, cargo: Cargo) -> int:
+        due = min(PIECE, self._left) - self._paid
+        await self._bucket.take(due)
+        moved = await self._line.send(cargo, PIECE)
+        self._paid += due - moved
+        self._left -= moved
+        return moved
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._call, name)
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        found: Generator[Any, None, Any] = self._call.__await__()
-        return found
+        return getattr(self._line, name)
 
 
 class Round:

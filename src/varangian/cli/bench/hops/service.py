@@ -20,7 +20,7 @@ from varangian.server.learner import Learner
 from varangian.server.record import RoundRecord
 from varangian.server.roster import Roster
 from varangian.server.round import RoundMachine
-from varangian.server.service import serve
+from varangian.server.serving import serve
 from varangian.server.streams import Limits
 from varangian.server.tls import Security
 from varangian.worker.names import names
@@ -34,15 +34,32 @@ def layout(numel: int) -> Layout:
 
 
 class Service:
-    """Serves rounds without end, each closed when every worker has pushed."""
+    """Serves rounds without end, each closed when every worker has pushed.
+
+    Args:
+        workers: how many.
+        learner: what their vectors come to.
+        f: of a rule, if there is one.
+        dtype: how vectors travel.
+        tls: with certificates.
+        lane: payloads beside gRPC, as by default; otherwise as chunks.
+    """
 
     def __init__(
-        self, workers: int, learner: Learner, f: int = 0, dtype: Dtype = FLOAT32, tls: bool = False
+        self,
+        workers: int,
+        learner: Learner,
+        f: int = 0,
+        *,
+        dtype: Dtype = FLOAT32,
+        tls: bool = False,
+        lane: bool = True,
     ) -> None:
         self.names = names(workers)
         self.numel = learner.parameters.numel()
         self._folder = tempfile.TemporaryDirectory(prefix="varangian-bench-") if tls else None
         self._security = _security(Path(self._folder.name), self.names) if self._folder else None
+        self._data_port = 0 if lane else None
         self._committed: dict[int, float] = {}
         self._background = Background()
         policy = RoundPolicy(self.names, MANY, quorum=workers, deadline=MANY, shortfall="wait", f=f)
@@ -70,7 +87,8 @@ class Service:
                 stop=self._stop,
                 dtype=dtype,
                 limits=Limits(downloads=MANY, grace=0.1),
-                credentials=self._security.credentials() if self._security else None,
+                security=self._security,
+                data_port=self._data_port,
             )
         )
         await asyncio.wait({ready, self._served}, return_when=asyncio.FIRST_COMPLETED)
