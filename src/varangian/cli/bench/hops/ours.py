@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,8 +78,8 @@ class Counted(Lane):
 class Watched(Client):
     """A client of which one can see which way its payloads go."""
 
-    def __init__(self, server: str, name: str, proof: Proof, layout: Layout) -> None:
-        super().__init__(server, name, proof, layout)
+    def __init__(self, server: str, name: str, proof: Proof, layout: Layout, **options: Any) -> None:
+        super().__init__(server, name, proof, layout, **options)
         self.lane = self._connection.lane = self.counted(server, proof)
 
     def counted(self, server: str, proof: Proof) -> Counted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -95,16 +95,39 @@ class Workers(ours.Workers):
 class Paced(ours.Watched):
     """A client on a line that others use, too."""
 
-    def __init__(self, bucket: Bucket, server: str, name: str, proof: Proof, layout: Layout) -> None:
+    def __init__(
+        self, bucket: Bucket, server: str, name: str, proof: Proof, layout: Layout, **options: Any
+    ) -> None:
         self._bucket, self._size = bucket, 4 * layout.numel
-        super().__init__(server, name, proof, layout)
+        super().__init__(server, name, proof, layout, **options)
+        push = self._connection.calls.push
+        self._connection.calls.push = lambda **given: PacedCall(push(**given), bucket)
 
     def counted(self, server: str, proof: Proof) -> ours.Counted:
         return PacedLane(self._bucket, self._size, server, proof)
 
 
+class PacedCall:
+    """A call that writes when there is room on the line."""
+
+    def __init__(self, call: Any, bucket: Bucket) -> None:
+        self._call = call
+        self._bucket = bucket
+
+    async def write(self, message: bytes) -> None:
+        await self._bucket.take(len(message))
+        await self._call.write(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        found: Generator[Any, None, Any] = self._call.__await__()
+        return found
+
+
 class PacedLane(ours.Counted):
-    """Its lines write when there is room for it."""
+    """The same beside gRPC."""
 
     def __init__(self, bucket: Bucket, size: int, server: str, proof: Proof) -> None:
         super().__init__(server, proof)
@@ -115,7 +138,8 @@ class PacedLane(ours.Counted):
         async with super().use() as use:
             connected = use.connected
             if connected is None:
-                raise ConnectionError("there is no data connection to be paced")
+                yield use
+                return
             line = connected.line
             connected.line = PacedLine(line, self._bucket, self._size)  # type: ignore[assignment]
             try:
@@ -125,13 +149,17 @@ class PacedLane(ours.Counted):
 
 
 class PacedLine:
-    """Waits before it writes."""
+    """Writes a little at a time."""
 
     def __init__(self, line: Line, bucket: Bucket, size: int) -> None:
         self._line, self._bucket = line, bucket
         self._left, self._paid = size, 0
 
     async def send(self, cargo: Cargo) -> int:
+        if self._bucket.rate is None:
+            moved = await self._line.send(cargo)
+            await self._bucket.take(moved)
+            return moved
         due = min(PIECE, self._left) - self._paid
         await self._bucket.take(due)
         moved = await self._line.send(cargo, PIECE)
