@@ -12,12 +12,13 @@ import asyncio
 import select
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeAlias, TypeVar, cast
+
+from varangian.protos.cargo import BLOCK, Cargo, Fill, Linger, Sink, staged
 
 __all__ = ["SHARE", "TICKET", "Cargo", "Line", "LineError"]
 
@@ -25,46 +26,15 @@ TICKET = 16
 """Bytes that say which call a payload belongs to."""
 SHARE = 4 << 20
 """Bytes in a turn."""
-BLOCK = 256 << 10
-"""Bytes at once: few system calls, and still in cache when they are looked at."""
-LINGER = 2
-"""Milliseconds that a turn waits for more: to come back to it costs as much."""
-
-Sink: TypeAlias = Callable[[memoryview], None]
 Way: TypeAlias = Literal["read", "write"]
 T = TypeVar("T")
 
 WAIT_TO_READ = (BlockingIOError, ssl.SSLWantReadError)
 WAIT_TO_WRITE = (BlockingIOError, ssl.SSLWantWriteError)
-_buffers = threading.local()
 
 
 class LineError(ConnectionError):
     """The connection has ended, or is of no use any more."""
-
-
-class Cargo:
-    """What is to be sent. The pieces are made in the thread that sends them, one at a time.
-
-    Args:
-        pieces: none of them empty, and none changed before the next is asked for.
-    """
-
-    def __init__(self, pieces: Iterable[memoryview]) -> None:
-        self._pieces = iter(pieces)
-        self._rest = next(self._pieces, None)
-
-    @property
-    def done(self) -> bool:
-        return self._rest is None
-
-    def step(self, connection: socket.socket) -> int:
-        """Send what can be sent of one piece; how much that was."""
-        if self._rest is None:
-            return 0
-        sent = connection.send(self._rest)
-        self._rest = self._rest[sent:] if sent < len(self._rest) else next(self._pieces, None)
-        return sent
 
 
 class Line:
@@ -152,7 +122,11 @@ class Line:
         Raises:
             LineError: the connection has ended.
         """
-        return await self._in_thread(lambda: self._received(size, sink))
+        return await self.pour(size, staged(sink))
+
+    async def pour(self, size: int, fill: Fill) -> int:
+        """The same, into memory that `fill` has."""
+        return await self._in_thread(lambda: self._received(size, fill))
 
     async def send(self, cargo: Cargo, share: int = SHARE) -> int:
         """One turn: send what can be sent, up to about `share` bytes, and say how many they were.
@@ -178,13 +152,13 @@ class Line:
             # Not the method of TLS, which would forget its state under the thread.
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
 
-    def _received(self, size: int, sink: Sink) -> int:
-        buffer, got, self._waits = _buffer(), 0, None
+    def _received(self, size: int, fill: Fill) -> int:
+        got, self._waits, linger = 0, None, Linger(self._connection, select.POLLIN)
         while got < size and not self.closed:
             try:
-                count = self._connection.recv_into(buffer[: min(BLOCK, size - got)])
+                count = fill(self._connection.recv_into, min(BLOCK, size - got))
             except WAIT_TO_READ:
-                if _soon(self._connection, select.POLLIN):
+                if linger():
                     continue
                 self._waits = "read"
                 break
@@ -194,16 +168,15 @@ class Line:
             if not count:
                 raise LineError("The other end has hung up.")
             got += count
-            sink(buffer[:count])
         return got
 
     def _sent(self, cargo: Cargo, share: int) -> int:
-        sent, self._waits = 0, None
+        sent, self._waits, linger = 0, None, Linger(self._connection, select.POLLOUT)
         while sent < share and not cargo.done and not self.closed:
             try:
                 sent += cargo.step(self._connection)
             except WAIT_TO_WRITE:
-                if _soon(self._connection, select.POLLOUT):
+                if linger():
                     continue
                 self._waits = "write"
                 break
@@ -216,10 +189,13 @@ class Line:
         if self.closed:
             raise LineError("The connection was closed.")
         self._turn = self._threads.submit(turn)
+        running = asyncio.wrap_future(self._turn)
         try:
             # Not ended with who waits for it: what it uses must stay until it is through.
-            moved = await asyncio.shield(asyncio.wrap_future(self._turn))
+            await asyncio.wait([running])
+            moved = running.result()
         except asyncio.CancelledError:
+            running.add_done_callback(_over)
             self.close()
             raise
         except OSError as error:
@@ -270,22 +246,14 @@ class Line:
             raise LineError("The connection was closed.")
 
 
+def _over(turn: asyncio.Future[int]) -> None:
+    """Nobody asks any more what came of it."""
+    if not turn.cancelled():
+        turn.exception()
+
+
 def _ended(error: OSError) -> OSError:
     """As a LineError, unless TLS or the owner of a sink has more to say."""
     if isinstance(error, LineError | ssl.SSLCertVerificationError):
         return error
     return LineError(f"The connection broke: {error.strerror or error}")
-
-
-def _soon(connection: socket.socket, event: int) -> bool:
-    poll = select.poll()
-    poll.register(connection, event)
-    return bool(poll.poll(LINGER))
-
-
-def _buffer() -> memoryview:
-    """One for each thread, always the same."""
-    found: memoryview | None = getattr(_buffers, "memory", None)
-    if found is None:
-        found = _buffers.memory = memoryview(bytearray(BLOCK))
-    return found

@@ -30,7 +30,8 @@ def landed(source: bytes | bytearray | memoryview, at: int, dtype: Wire, row: Te
 
     Subnormal numbers and zeros of either sign become +0.0. A row in float32 widens bfloat16, exactly. A row
     in bfloat16 rounds float32 to nearest even after that, so its largest numbers may overflow: then the
-    answer is no. What is not finite is stored as well, and NaN remains NaN. `source` may start at any byte.
+    answer is no. What is not finite is stored as well, and NaN remains NaN. `source` may start at any
+    byte; it may also be the very numbers of the row, if those have its type.
     """
     count = _counted(source, at, dtype, row)
     if library() is None or sys.byteorder != "little":

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from varangian.protos import lane
+from varangian.protos import cargo, lane
 from varangian.protos.lane import Cargo, Line, LineError
 
 
@@ -64,7 +64,7 @@ async def given(line, data, pieces=100_000, share=lane.SHARE):
     return sent
 
 
-@pytest.mark.parametrize("size", [1, 15, lane.BLOCK, lane.BLOCK + 1, 9_999_999])
+@pytest.mark.parametrize("size", [1, 15, cargo.BLOCK, cargo.BLOCK + 1, 9_999_999])
 @pytest.mark.parametrize("share", [1 << 10, lane.SHARE])
 def test_what_goes_in_comes_out(joined, size, share):
     if size // share > 2000:
