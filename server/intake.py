@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import landed
-from varangian.protos.codec import FLOAT32, WIRE, Dtype
+from varangian.protos.cargo import Receive, Sink, buffer
+from varangian.protos.codec import FLOAT32, WIRE, Dtype, payload
 from varangian.server.events import Refusal, Worker
 
 NOT_FINITE = "not finite"
@@ -161,6 +162,30 @@ class Slot:
             while numbers:
                 numbers = numbers[self._some(numbers) :]
 
+    def fill(self, receive: Receive, most: int, look: Sink) -> int:
+        """Receive once, at most so many bytes, of at most `room`; for threads. `came` is to be called then.
+
+        Into the row itself, where the numbers are written as they are kept; `look` sees them as they came.
+
+        Raises:
+            Overtaken: the slot was closed.
+        """
+        if self._cut or not self.sound:
+            # A number in two parts is put together; then the next bytes begin with a number again.
+            memory = buffer()[: min(most, self._width - len(self._cut)) if self._cut else most]
+            if count := receive(memory):
+                look(memory[:count])
+                self.take(memory[:count])
+            return count
+        with self._lock:
+            memory = self._ahead()[:most]
+            if count := receive(memory):
+                look(memory[:count])
+                whole = count - count % self._width
+                self._landed(memory[:whole])
+                self._cut += memory[whole:count]
+        return count
+
     def stand(self) -> None:
         """Go on only while the vector can count.
 
@@ -214,10 +239,22 @@ class Slot:
     def _some(self, numbers: memoryview) -> int:
         """Land as many as there is a place for; how many bytes they had."""
         with self._lock:
-            if self._closed:
-                raise Overtaken(Refusal.UNOFFERED)
-            row, at, most = self._way.place(self)
-            piece = numbers[: most * self._width] if self.sound else numbers
-            self.sound = self.sound and landed(piece, at, self._dtype, row)
-            self.columns += len(piece) // self._width
+            return self._landed(numbers)
+
+    def _landed(self, numbers: memoryview) -> int:
+        if self._closed:
+            raise Overtaken(Refusal.UNOFFERED)
+        row, at, most = self._way.place(self)
+        piece = numbers[: most * self._width] if self.sound else numbers
+        self.sound = self.sound and landed(piece, at, self._dtype, row)
+        self.columns += len(piece) // self._width
         return len(piece)
+
+    def _ahead(self) -> memoryview:
+        """Memory for the next bytes: the row, or a buffer where numbers have to be converted."""
+        if self._closed:
+            raise Overtaken(Refusal.UNOFFERED)
+        row, at, most = self._way.place(self)
+        if row.dtype != WIRE[self._dtype][1]:
+            return buffer()[: most * self._width]
+        return payload(row[at : at + most], self._dtype)

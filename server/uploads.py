@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from varangian.server.lane import Ticket
-
 from varangian.protos import codec, headers, ps_pb2
+from varangian.protos.cargo import Receive
 from varangian.protos.codec import CHUNK_LIMIT, Assembler, Code, CodecError
 from varangian.protos.lane import SHARE
 from varangian.protos.silence import Silence
 from varangian.server import streams
 from varangian.server.gate import Gate, Seat
 from varangian.server.intake import Slot
+from varangian.server.lane import Ticket
 from varangian.server.quotas import Bucket
 from varangian.server.streams import Context, Limits
 
@@ -140,15 +140,18 @@ class Upload:
                 await self._slot.uncrowded()
             await seat.heard(0)
             self._slot.stand()
-            came = await line.receive(min(self._slot.room, SHARE), self._land)
+            came = await line.pour(min(self._slot.room, SHARE), self._fill)
             await seat.heard(came)
             self._slot.came()
             self._alive()
             await self._slowed(came, seat)
         ticket.complete()
 
-    def _land(self, piece: memoryview) -> None:
-        self._slot.take(self._assembler.add(self._assembler.passed, piece))
+    def _fill(self, receive: Receive, most: int) -> int:
+        return self._slot.fill(receive, most, self._look)
+
+    def _look(self, piece: memoryview) -> None:
+        self._assembler.add(self._assembler.passed, piece)
 
     async def _slowed(self, size: int, seat: Seat) -> None:
         """Let others go on first when so little has come."""

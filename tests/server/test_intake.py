@@ -58,6 +58,20 @@ def put(slot: Slot, *pieces: bytes | memoryview) -> None:
     asyncio.run(all_of_them())
 
 
+def fill(slot: Slot, payload: memoryview, most: int) -> int:
+    """What a connection does that has these bytes; it shows them as they are on the wire."""
+    seen = bytearray()
+
+    def receive(memory: memoryview) -> int:
+        count = min(len(memory), len(payload))
+        memory[:count] = payload[:count]
+        return count
+
+    count = slot.fill(receive, most, seen.extend)
+    assert seen == payload[:count]
+    return count
+
+
 def pieces_of(payload: memoryview, cuts: list[int]) -> list[memoryview]:
     at = [0, *sorted(cut % (len(payload) + 1) for cut in cuts), len(payload)]
     return [payload[a:b] for a, b in itertools.pairwise(at)]
@@ -160,12 +174,17 @@ def test_rows_are_parts_of_one_matrix():
     values=st.lists(st.floats(width=32), min_size=1, max_size=9),
     most=st.lists(st.integers(1, 40), min_size=1, max_size=40),
     wire=st.sampled_from(["float32", "bfloat16"]),
+    kept=st.sampled_from(["float32", "bfloat16"]),
+    direct=st.booleans(),
 )
 @settings(deadline=None)
-def test_turns_of_a_thread_land_the_same(values: list[float], most: list[int], wire: Dtype):
+def test_turns_of_a_thread_land_the_same(
+    values: list[float], most: list[int], wire: Dtype, kept: Dtype, direct: bool
+):
     """Each as large as it may be by then, with a row that has room for three numbers at first."""
     payload = codec.payload(torch.tensor(values), wire)
-    whole, parts = torch.empty(len(values)), torch.empty(len(values))
+    whole = torch.empty(len(values), dtype=codec.WIRE[kept][1])
+    parts = torch.empty_like(whole)
     put(slot_of(whole, wire), payload)
     way = Row(parts, 3)
     slot, at, turns = slot_of(way, wire), 0, itertools.cycle(most)
@@ -173,13 +192,16 @@ def test_turns_of_a_thread_land_the_same(values: list[float], most: list[int], w
         asyncio.run(slot.uncrowded())
         count = min(slot.room, next(turns))
         assert count > 0
-        slot.take(payload[at : at + count])
+        if direct:
+            count = fill(slot, payload[at:], count)
+        else:
+            slot.take(payload[at : at + count])
         slot.came()
         at += count
     assert slot.full
     assert slot.room == 0
     if slot.sound:
-        assert torch.equal(whole.view(torch.int32), parts.view(torch.int32))
+        assert torch.equal(whole.view(torch.uint8), parts.view(torch.uint8))
     assert way.seen[-1] == (len(values), True)
 
 
@@ -188,9 +210,10 @@ def test_nothing_lands_in_a_slot_that_is_closed():
     slot = slot_of(row)
     slot.take(codec.payload(torch.ones(2)))
     slot.close()
-    with pytest.raises(Overtaken) as error:
-        slot.take(codec.payload(torch.ones(1)))
-    assert error.value.refusal is Refusal.UNOFFERED
+    for land in (slot.take, lambda data: fill(slot, data, 4)):
+        with pytest.raises(Overtaken) as error:
+            land(codec.payload(torch.ones(1)))
+        assert error.value.refusal is Refusal.UNOFFERED
     assert row.tolist() == [1, 1, 0, 0]
 
 
