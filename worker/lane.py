@@ -103,7 +103,7 @@ class Use:
             except OSError as error:
                 raise LineError(str(error) or SILENT) from None
         await payload(self.connected.line)
-        self.connected.used = monotonic()
+        self.connected.served()
 
 
 class Lane:
