@@ -2,9 +2,10 @@
 
     python benchmarks/slow_line.py --rate 1000 --seconds 75
 
-A relay between real sockets paces both directions. The limits are those of a run: 10 s of silence at the
-server, 60 s at the worker, and gRPC's own keepalive. Prints how long each transfer took, and over how many
-connections: one, if nothing was taken for dead.
+Relays between real sockets pace both directions, with the payload beside gRPC and then as chunks. The
+limits are those of a run: 10 s of silence at the server, 60 s at the worker, and gRPC's own keepalive.
+Prints how long each transfer took, and over how many connections: one for each way, if nothing was taken
+for dead.
 """
 
 from __future__ import annotations
@@ -14,73 +15,55 @@ import asyncio
 import logging
 import sys
 import time
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 import torch  # noqa: E402
-from tests.wire.relay import Relay  # noqa: E402
+from tests.wire.kit import Run, far  # noqa: E402
 
-from varangian.aggregators import Aggregator, Mean  # noqa: E402
+from varangian.aggregators import Mean  # noqa: E402
 from varangian.protos.layout import Layout  # noqa: E402
-from varangian.server.driver import Driver  # noqa: E402
-from varangian.server.events import RoundPolicy  # noqa: E402
-from varangian.server.learner import Learner  # noqa: E402
-from varangian.server.optimizer import Sgd  # noqa: E402
-from varangian.server.roster import Roster  # noqa: E402
-from varangian.server.round import RoundMachine  # noqa: E402
-from varangian.server.service import serve  # noqa: E402
-from varangian.worker.client import Client, Pulled  # noqa: E402
+from varangian.server.streams import Limits  # noqa: E402
+from varangian.worker.client import Pulled  # noqa: E402
 
 DAY = 86_400.0
+T = TypeVar("T")
 
 
-async def measured(rate: float, seconds: float) -> bool:
-    """Whether everything went over one connection."""
+async def measured(rate: float, seconds: float, lane: bool) -> bool:
+    """Whether everything went over one connection of each kind."""
     layout = Layout((("weight", (int(rate * seconds) // 4,)),))
-    roster = Roster(["w00"], b"this guards nothing but a measurement")
-    learner = Learner(torch.zeros(layout.numel), Aggregator(Mean()), Sgd(lr=1.0), rounds=2, seed=1)
-    policy = RoundPolicy(("w00",), 2, quorum=1, deadline=DAY, shortfall="wait", f=0)
-    driver = Driver(
-        RoundMachine(policy),
-        learner,
-        evaluate=lambda _: (0.0, 0.0),
-        evaluate_every=9,
-        observe=lambda _: None,
-    )
-    ready, stop = asyncio.get_running_loop().create_future(), asyncio.Event()
-    served = asyncio.create_task(
-        serve(
-            driver,
-            roster,
-            layout,
-            run_id="slow",
-            host="127.0.0.1",
-            port=0,
-            ready=ready.set_result,
-            stop=stop,
-        )
-    )
-    relay = Relay(await ready, rate)
-    async with relay.laid() as address, Client(address, "w00", roster.token("w00"), layout) as client:
-        began = time.monotonic()
-        await client.join()
-        print(f"join: {time.monotonic() - began:.1f} s")
+    run = Run(2, layout, f=0, deadline=DAY, limits=Limits(), rule=Mean(), names=("w00",))
+    async with (
+        run.placed() as place,
+        far(place, rate, lane=() if lane else None) as lines,
+        run.client(lines.address, "w00", idle=60.0) as client,
+    ):
+        await timed("join", client.join())
         for round in range(2):
-            began = time.monotonic()
-            pulled = await client.pull(round - 1)
-            print(f"pull of {4 * layout.numel} bytes: {time.monotonic() - began:.1f} s", flush=True)
+            pulled = await timed(f"pull of {4 * layout.numel} bytes", client.pull(round - 1))
             assert isinstance(pulled, Pulled)
             assert pulled.round == round
-            began = time.monotonic()
-            receipt = await client.push(round, torch.rand(layout.numel))
-            print(f"push of {4 * layout.numel} bytes: {time.monotonic() - began:.1f} s", flush=True)
+            vector = torch.rand(layout.numel)
+            receipt = await timed(f"push of {4 * layout.numel} bytes", client.push(round, vector))
             assert receipt.counted, receipt
-    stop.set()
-    await served
-    print(f"connections: {relay.connections}; up {relay.up.moved}, down {relay.down.moved} bytes")
-    return relay.connections == 1
+    relays = {"calls": lines.calls, "lane": lines.lane}
+    for name, relay in relays.items():
+        if relay is not None:
+            moved = f"up {relay.up.moved}, down {relay.down.moved} bytes"
+            print(f"{name}: connections {relay.connections}; {moved}", flush=True)
+    return all(relay is None or relay.connections == 1 for relay in relays.values())
+
+
+async def timed(what: str, call: Awaitable[T]) -> T:
+    began = time.monotonic()
+    result = await call
+    print(f"{what}: {time.monotonic() - began:.1f} s", flush=True)
+    return result
 
 
 def main() -> int:
@@ -89,7 +72,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=75.0, help="how long a transfer should take")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    return 0 if asyncio.run(measured(args.rate, args.seconds)) else 1
+    return 0 if all(asyncio.run(measured(args.rate, args.seconds, lane)) for lane in (True, False)) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Workers that come and go, over loopback: each way to take part, and NOTIFY-ACK on the wire."""
+"""Workers that come and go, over loopback: each way to take part, and NOTIFY-ACK on the wire.
+
+Each test runs with payloads beside gRPC and with chunks alone.
+"""
 
 import asyncio
 import contextlib
@@ -6,6 +9,7 @@ import contextlib
 import grpc
 import pytest
 import torch
+from tests.wire.kit import PATIENT, scenario, serving
 
 from varangian.aggregators import Aggregator, Mean, Median
 from varangian.protos.layout import Layout
@@ -18,21 +22,21 @@ from varangian.server.merge import AsTheyAre, LatestOfAll, Weighed
 from varangian.server.optimizer import Sgd
 from varangian.server.participation import ParticipationMachine
 from varangian.server.roster import Roster
-from varangian.server.service import Service, serve
+from varangian.server.service import Service
 from varangian.server.staleness import Polynomial
 from varangian.server.streams import Limits
-from varangian.worker.backoff import Backoff
 from varangian.worker.client import Client, Finished
 from varangian.worker.loop import work
 
 NAMES = tuple(f"w{i:02d}" for i in range(5))
 LAYOUT = Layout((("weight", (20, 10)), ("bias", (3,))))
 D = LAYOUT.numel
-PATIENT = Backoff(tries=100, first=0.01, most=0.05)
 
 
 class Run:
     """One server, and what came of it."""
+
+    data_port: int | None = 0
 
     def __init__(self, choice, merge=None, rule=None, names=NAMES, f=0, grace=20.0, **policy):
         torch.set_num_threads(1)
@@ -56,25 +60,9 @@ class Run:
 
     @contextlib.asynccontextmanager
     async def served(self):
-        ready = asyncio.get_running_loop().create_future()
-        serving = serve(
-            self.driver,
-            self.roster,
-            LAYOUT,
-            run_id="run-1",
-            host="127.0.0.1",
-            port=0,
-            ready=ready.set_result,
-            stop=self.stop,
-            limits=self.limits,
-        )
-        ended = asyncio.create_task(serving)
-        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-        try:
-            yield ready.result()
-        finally:
-            self.stop.set()
-            await ended
+        options = {"stop": self.stop, "limits": self.limits, "data_port": self.data_port}
+        async with serving(self.driver, self.roster, LAYOUT, **options) as (place, _):
+            yield place.address
 
     def client(self, address, name):
         return Client(address, name, self.roster.token(name), LAYOUT, backoff=PATIENT, idle=20.0)
@@ -89,12 +77,9 @@ class Run:
         return await asyncio.gather(*each)
 
 
-def scenario(test):
-    def run(**fixtures):
-        asyncio.run(asyncio.wait_for(test(**fixtures), 100))
-
-    run.__name__ = test.__name__
-    return run
+@pytest.fixture(autouse=True, params=[0, None], ids=["lane", "chunks"])
+def _ways(request, monkeypatch):
+    monkeypatch.setattr(Run, "data_port", request.param)
 
 
 async def towards_zero(name, round, parameters):

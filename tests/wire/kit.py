@@ -1,0 +1,182 @@
+"""A server as it runs, where it can be reached, and the lines to it."""
+
+import asyncio
+import contextlib
+import functools
+from dataclasses import dataclass
+from math import inf
+from unittest import mock
+
+import torch
+from tests.wire.relay import FAR, NEAR, Relay
+
+from varangian.aggregators import Aggregator, Krum
+from varangian.protos.layout import Layout
+from varangian.server.driver import Driver
+from varangian.server.events import RoundPolicy
+from varangian.server.lane import Lane
+from varangian.server.learner import Learner
+from varangian.server.optimizer import Sgd
+from varangian.server.roster import Roster
+from varangian.server.round import RoundMachine
+from varangian.server.serving import serve
+from varangian.server.streams import Limits
+from varangian.worker.backoff import Backoff
+from varangian.worker.client import Client
+from varangian.worker.loop import work
+
+NAMES = tuple(f"w{i:02d}" for i in range(5))
+LAYOUT = Layout((("weight", (500, 1000)), ("bias", (3,))))
+"""Two chunks."""
+PATIENT = Backoff(tries=100, first=0.01, most=0.05)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens."""
+
+    address: str
+    lane: int | None
+    """The port of its lane, if it has one."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Relays to a server."""
+
+    address: str | None
+    """For workers."""
+    calls: Relay | None
+    lane: Relay | None
+
+
+@contextlib.asynccontextmanager
+async def serving(driver, roster, layout, *, stop, port=0, data_port=0, **options):
+    """A server at NEAR; yields its place and its task."""
+    ready, lanes, listen = asyncio.get_running_loop().create_future(), [], Lane.listen
+
+    async def noted(lane, host, port):
+        lanes.append(await listen(lane, host, port))
+        return lanes[0]
+
+    running = serve(
+        driver,
+        roster,
+        layout,
+        host=NEAR,
+        port=port,
+        ready=ready.set_result,
+        stop=stop,
+        data_port=data_port,
+        **{"run_id": "run-1"} | options,
+    )
+    with mock.patch.object(Lane, "listen", noted):
+        ended = asyncio.create_task(running)
+        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+    if ended.done():
+        ended.result()
+    try:
+        yield Place(ready.result(), lanes[0] if lanes else None), ended
+    finally:
+        stop.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ended
+
+
+@contextlib.asynccontextmanager
+async def far(place, rate=inf, *, calls=(), lane=()):
+    """Relays to a server at FAR, with the fates of their connections; None in their place is no relay."""
+    targets = (place.address, calls), (f"{NEAR}:{place.lane}", None if place.lane is None else lane)
+    relays = [None if fates is None else Relay(target, rate, fates) for target, fates in targets]
+    async with contextlib.AsyncExitStack() as stack:
+        laid = [relay and await stack.enter_async_context(relay.laid(FAR)) for relay in relays]
+        yield Lines(laid[0], *relays)
+
+
+class Run:
+    """One server of rounds, and what came of it."""
+
+    data_port: int | None = 0
+
+    def __init__(
+        self, rounds=3, layout=LAYOUT, f=1, deadline=60.0, limits=None, rule=None, names=NAMES, **options
+    ):
+        torch.set_num_threads(1)
+        self.layout, self.names, self.records = layout, names, []
+        policy = RoundPolicy(names, rounds, quorum=len(names) - f, deadline=deadline, shortfall="wait", f=f)
+        aggregator = Aggregator(rule or Krum(f=f), f=f)
+        self.learner = Learner(torch.ones(layout.numel), aggregator, Sgd(lr=0.5), rounds=rounds, seed=1)
+        self.service = {key: options.pop(key) for key in ("dtype", "security", "run_id") if key in options}
+        self.driver = Driver(
+            RoundMachine(policy),
+            self.learner,
+            evaluate=lambda _: (0.0, 0.0),
+            evaluate_every=100,
+            observe=self.records.append,
+            **options,
+        )
+        security = self.service.get("security")
+        secret, doorman = (None, security.doorman) if security else (b"0123456789abcdef", None)
+        self.roster = Roster(names, secret, silence=0.05, doorman=doorman)
+        self.limits = limits or Limits(idle=20.0, grace=20.0)
+        self.stop = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def placed(self, port=0):
+        """Yields the place; `self.ended` is the task of the server."""
+        place = serving(
+            self.driver,
+            self.roster,
+            self.layout,
+            stop=self.stop,
+            port=port,
+            data_port=self.data_port,
+            limits=self.limits,
+            **self.service,
+        )
+        async with place as (where, self.ended):
+            yield where
+
+    @contextlib.asynccontextmanager
+    async def served(self, port=0):
+        """Yields the address alone."""
+        async with self.placed(port) as place:
+            yield place.address
+
+    def client(self, address, name, proof=None, **options):
+        return Client(
+            address,
+            name,
+            proof or self.roster.token(name),
+            self.layout,
+            **{"backoff": PATIENT, "idle": 20.0} | options,
+        )
+
+
+async def gradient(name, round, parameters):
+    """A little different for each worker and round; every operation exact in float32."""
+    return parameters / 2 + (NAMES.index(name) + round) / 8
+
+
+async def worked(run, address, name, compute=gradient, **options):
+    """One worker until the end of the run; returns how it ended."""
+    async with run.client(address, name, **options) as client:
+        return await work(client, lambda *given: compute(name, *given))
+
+
+async def all_worked(run, addresses, compute=gradient, **options):
+    """All workers, each at its own address or all at one."""
+    if isinstance(addresses, str):
+        addresses = dict.fromkeys(run.names, addresses)
+    works = (worked(run, address, name, compute, **options) for name, address in addresses.items())
+    return await asyncio.gather(*works)
+
+
+def scenario(test):
+    """Run a coroutine as a test, but not for ever."""
+
+    @functools.wraps(test)
+    def run(**fixtures):
+        asyncio.run(asyncio.wait_for(test(**fixtures), 100))
+
+    return run

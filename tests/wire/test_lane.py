@@ -1,0 +1,257 @@
+"""Payloads beside gRPC, over loopback: the same runs as with chunks, whatever becomes of the lane."""
+
+import asyncio
+import contextlib
+import logging
+
+import grpc
+import pytest
+import torch
+from tests.wire.kit import LAYOUT, NAMES, Place, Run, all_worked, far, scenario, worked
+from tests.wire.relay import FAR, Fate
+
+from varangian.aggregators import Median
+from varangian.aggregators.kernels import accumulate, native
+from varangian.protos.bundle import Bundle, Role
+from varangian.protos.layout import Layout
+from varangian.server.service import Service
+from varangian.server.streams import Limits
+from varangian.worker.client import Pulled
+
+SIZE = LAYOUT.numel * 4
+SLICE = 1 << 12
+LONG = Layout((("weight", (SLICE * 4 * 20 + 77,)),))
+"""Many blocks of columns, when they are of `SLICE`."""
+HASTY = Limits(idle=0.4, patience=0.1, grace=20.0)
+
+
+async def varied(name, round, parameters):
+    """No two numbers alike."""
+    generator = torch.Generator().manual_seed(100 * round + NAMES.index(name))
+    return parameters / 2 + torch.randn(parameters.numel(), generator=generator)
+
+
+async def outcome(ways, rounds=2, compute=varied, options=None, **given):
+    """The digest of a run whose workers go these ways: beside gRPC, or with chunks."""
+    run = Run(rounds, **given)
+    async with run.placed() as place, far(place, lane=None) as lines:
+        addresses = {"lane": place.address, "chunks": lines.address}
+        places = {name: addresses[way] for name, way in zip(run.names, ways, strict=True)}
+        ended = await all_worked(run, places, compute, **options or {})
+    assert set(ended) == {f"all {rounds} rounds are done"}
+    assert all(record.missing == () for record in run.records)
+    return run.learner.digest()
+
+
+LANE, CHUNKS, MIXED = ["lane"] * 5, ["chunks"] * 5, ["lane", "chunks", "lane", "chunks", "lane"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({}, id="rows"),
+        pytest.param({"dtype": "bfloat16"}, id="sent as bfloat16"),
+        pytest.param({"rows": "bfloat16"}, id="kept as bfloat16"),
+        pytest.param({"limits": Limits(receiving=1, turn=0.005, grace=20.0)}, id="one seat"),
+    ],
+)
+@scenario
+async def test_payloads_may_go_either_way_and_no_bit_changes(given):
+    assert len({await outcome(ways, **given) for ways in (LANE, CHUNKS, MIXED)}) == 1
+
+
+@pytest.mark.parametrize("rows", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rounds_in_a_window_end_alike_whichever_way_rows_come(monkeypatch, rows, dtype):
+    monkeypatch.setattr(accumulate, "SLICE", SLICE)
+    monkeypatch.setattr(native, "SLICE", SLICE)
+
+    @scenario
+    async def story():
+        given = {"layout": LONG, "rule": Median(), "rows": rows, "dtype": dtype}
+        whole = await outcome(CHUNKS, **given)
+        for ways in (LANE, MIXED):
+            assert await outcome(ways, **given, window=True) == whole
+        seats = Limits(receiving=2, turn=0.005, grace=20.0)
+        assert await outcome(MIXED, **given, window=True, limits=seats) == whole
+
+    story()
+
+
+@scenario
+async def test_payloads_are_on_the_lane_and_on_nothing_else():
+    run = Run(rounds=2)
+    async with run.placed() as place, far(place) as lines:
+        await all_worked(run, lines.address)
+    assert lines.lane.connections == len(NAMES)
+    for beside, calls in ((lines.lane.up, lines.calls.up), (lines.lane.down, lines.calls.down)):
+        assert SIZE * len(NAMES) * 2 <= beside.moved <= (SIZE + 64) * len(NAMES) * 2
+        assert calls.moved < SIZE / 4
+
+
+@scenario
+async def test_bfloat16_is_half_as_much():
+    run = Run(rounds=1, dtype="bfloat16")
+    async with run.placed() as place, far(place) as lines:
+        await all_worked(run, lines.address)
+    assert SIZE / 2 * len(NAMES) <= lines.lane.up.moved <= (SIZE / 2 + 64) * len(NAMES)
+
+
+def test_a_lane_that_cannot_be_reached_is_named_once_and_done_without(caplog):
+    """A firewall that lets only the port of gRPC through."""
+
+    @scenario
+    async def story():
+        run = Run()
+        async with run.placed() as place, far(place, lane=None) as lines:
+            await all_worked(run, lines.address)
+            said = [
+                record.getMessage() for record in caplog.records if str(place.lane) in record.getMessage()
+            ]
+        assert lines.calls.up.moved > SIZE * len(NAMES) * 3
+        said = [line for line in said if FAR in line]
+        assert len(said) == len(NAMES), said
+
+    with caplog.at_level(logging.INFO, "varangian.worker"):
+        story()
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+async def disturbed(*fates, rounds=1, server=None, **options):
+    """A run of which one worker's lane has these fates, one connection after the other."""
+    run = Run(rounds, **{"limits": server} if server else {})
+    async with run.placed() as place, far(place, lane=fates) as lines:
+        near = all_worked(run, dict.fromkeys(NAMES[1:], place.address))
+        await asyncio.gather(worked(run, lines.address, "w00", **options), near)
+    assert all((record.missing, record.dropped) == ((), {}) for record in run.records)
+    assert all(len(record.weights) == len(NAMES) for record in run.records)
+    calm = Run(rounds)
+    async with calm.served() as address:
+        await all_worked(calm, address)
+    assert run.learner.digest() == calm.learner.digest()
+    return run, lines
+
+
+@pytest.mark.parametrize(
+    "fate",
+    [
+        pytest.param(Fate(down=0), id="at once"),
+        pytest.param(Fate(up=7), id="in a ticket"),
+        pytest.param(Fate(down=300_000), id="in a pull"),
+        pytest.param(Fate(down=SIZE - 1), id="before the end of a pull"),
+        pytest.param(Fate(up=300_000), id="in a push"),
+        pytest.param(Fate(up=SIZE), id="before the end of a push"),
+    ],
+)
+@scenario
+async def test_a_lane_that_is_cut_costs_a_repetition(fate, monkeypatch):
+    monkeypatch.setattr("varangian.worker.lane.GRACE", 0.2)
+    _, lines = await disturbed(fate)
+    assert lines.lane.connections == 2
+    assert lines.lane.up.moved >= SIZE
+    assert lines.lane.down.moved >= SIZE
+
+
+@scenario
+async def test_a_lane_that_is_cut_again_and_again_is_done_without():
+    _, lines = await disturbed(*[Fate(down=300_000)] * 9)
+    assert lines.lane.connections == 2
+    assert lines.calls.up.moved > SIZE
+    assert lines.calls.down.moved > SIZE
+
+
+@pytest.mark.parametrize(
+    ("hasty", "fate"),
+    [
+        ("server", Fate(up=300_000, silent=True)),
+        ("worker", Fate(up=300_000, silent=True)),
+        # The server has done its part when all of it is in buffers on the way.
+        ("worker", Fate(down=300_000, silent=True)),
+    ],
+)
+@scenario
+async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
+    options = {"idle": 0.4} if hasty == "worker" else {}
+    server = HASTY if hasty == "server" else Limits(patience=0.1, grace=20.0)
+    _, lines = await disturbed(fate, server=server, **options)
+    assert lines.lane.connections >= 2
+
+
+@scenario
+async def test_a_push_whose_reply_was_lost_needs_no_second_payload():
+    lost, push = [], Service.push
+
+    async def forgetful(self, request, context):
+        reply = await push(self, request, context)
+        if not lost:
+            lost.append(reply)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the line broke")
+        return reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Service, "push", forgetful)
+        _, lines = await disturbed()
+    assert SIZE <= lines.lane.up.moved < SIZE + 1000
+
+
+@scenario
+async def test_a_server_that_is_started_again_is_found_at_its_new_port():
+    first = Run(run_id="run-1", limits=Limits(grace=0.05))
+    second = Run(rounds=1, run_id="run-2", names=NAMES[:1], f=0)
+    async with contextlib.AsyncExitStack() as stack:
+        place = await stack.enter_async_context(first.placed())
+        port = int(place.address.rpartition(":")[2])
+        lines = await stack.enter_async_context(far(place))
+        client = await stack.enter_async_context(second.client(lines.address, "w00"))
+        await client.join()
+        assert isinstance(await client.pull(-1), Pulled)
+        await killed(first)
+        again = await stack.enter_async_context(second.placed(port))
+        assert again.lane != place.lane
+        elsewhere = Place(f"127.0.0.1:{port}", again.lane)
+        async with far(elsewhere, calls=None) as later:
+            pulled = await client.pull(0)
+            assert (client.run, pulled.round) == ("run-2", 0)
+            assert (await client.push(0, pulled.parameters)).counted
+            await client.pull(0)
+            assert later.lane.up.moved > SIZE
+            assert later.lane.down.moved >= SIZE
+
+
+async def killed(run):
+    run.ended.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await run.ended
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory):
+    """A server that is called FAR too, and the workers."""
+    pytest.importorskip("cryptography")
+    from varangian.server.authority import Authority
+
+    authority = Authority.create(tmp_path_factory.mktemp("lane") / "authority", days=30)
+    authority.issue("server", Role.SERVER, hosts=[FAR], days=10)
+    for name in NAMES:
+        authority.issue(name, Role.WORKER, days=10)
+    return authority.path
+
+
+@scenario
+async def test_over_tls_the_lane_is_one_too(certified):
+    from varangian.server.tls import Security
+
+    digests = set()
+    for lane in ((), None):
+        run = Run(rounds=2, security=Security(certified))
+        async with run.placed() as place, far(place, lane=lane) as lines:
+            works = (
+                worked(run, lines.address, name, proof=Bundle.load(certified / name)) for name in NAMES
+            )
+            assert set(await asyncio.gather(*works)) == {"all 2 rounds are done"}
+        digests.add(run.learner.digest())
+        carried = lines.calls if lane is None else lines.lane
+        assert carried.up.moved > SIZE * len(NAMES) * 2
+    async with (run := Run(rounds=2)).served() as address:
+        await all_worked(run, address)
+    assert digests == {run.learner.digest()}
