@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from varangian.protos.codec import FLOAT32, MESSAGE_LIMIT, WIRE, Dtype
+from varangian.server.lane import PATIENCE, THREADS
 from varangian.server.latest import LatestPlan
 from varangian.server.optimizer import Sgd
 from varangian.server.streams import DEFAULT_LIMITS, Limits
@@ -26,6 +27,10 @@ SELDOM = 2
 """What is written at the end of a run; or an update that other kernels make, after sums overflowed."""
 IN_FLIGHT = 3
 """Messages of an upload that is received: what the transport assembles, hands over, and what lands."""
+BESIDE = 64 << 10
+"""A connection beside gRPC: its two ends of TLS, mostly. Its payload is never there as a whole."""
+BUFFER = 256 << 10
+"""Of each thread that moves bytes there."""
 RESERVE = 128 << 20
 """What libraries take later on, and the kernels' blocks: no more with more workers or a larger model."""
 
@@ -43,6 +48,8 @@ class Account:
     """How many times the model."""
     model: int
     streams: int
+    """What transports hold: messages of gRPC for everybody, as any worker may send chunks at any time, and
+    what connections beside it take."""
     base: int
     """What this process takes before any of it, and what its libraries will."""
     latest: int = 0
@@ -61,6 +68,7 @@ class Account:
         seats: int | None = None,
         more: int = 0,
         latest: LatestPlan | None = None,
+        lane: bool = True,
         limits: Limits = DEFAULT_LIMITS,
         base: int | None = None,
     ) -> Account:
@@ -76,6 +84,7 @@ class Account:
             seats: rows that are kept at a time, if not all n.
             more: vectors as long as the model that the participation keeps.
             latest: how the last vectors of all workers are kept, if they are.
+            lane: whether payloads may travel beside gRPC.
             limits: of the service.
             base: bytes that are taken already; by default those of this process.
         """
@@ -84,7 +93,7 @@ class Account:
             rows=min(n, seats or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
             vectors=VERSIONS + more + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + average,
             model=4 * d,
-            streams=messages * MESSAGE_LIMIT,
+            streams=messages * MESSAGE_LIMIT + lane * _beside(n, limits),
             base=RESERVE + (resident() if base is None else base),
             latest=0 if latest is None or latest.folder is not None else latest.bytes,
         )
@@ -117,6 +126,11 @@ class Account:
             f"has {_size(room + self.base - RESERVE)} for it. Use fewer workers or a smaller model, or "
             f"{save}."
         )
+
+
+def _beside(n: int, limits: Limits) -> int:
+    """Connections with a call and without one, those of strangers, and a buffer for each thread."""
+    return (2 * n * limits.streams + PATIENCE.strangers) * BESIDE + THREADS * BUFFER
 
 
 def _size(size: int) -> str:

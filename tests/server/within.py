@@ -55,9 +55,9 @@ async def workers(address: str) -> None:
     await asyncio.gather(*(one(i) for i in range(len(NAMES))))
 
 
-async def serving(window: bool) -> None:
+async def serving(window: bool, lane: bool) -> None:
     columns = kept(LAYOUT.numel) if window else None
-    account = Account.of(len(NAMES), LAYOUT.numel, SGD, limits=LIMITS, columns=columns)
+    account = Account.of(len(NAMES), LAYOUT.numel, SGD, limits=LIMITS, columns=columns, lane=lane)
     rule = Aggregator(Median() if window else Krum(f=1))
     policy = RoundPolicy(NAMES, ROUNDS, len(NAMES), 60.0, "wait", 1)
     learner = Learner(torch.zeros(LAYOUT.numel), rule, SGD, rounds=ROUNDS, seed=1)
@@ -71,7 +71,10 @@ async def serving(window: bool) -> None:
     )
 
     def ready(address: str) -> None:
-        print(json.dumps({"address": address, "most": account.total, "rows": account.rows}), flush=True)
+        # With all payloads beside gRPC there are no messages of it.
+        spare = account.streams + account.model if lane else 0
+        first = {"address": address, "most": account.total, "rows": account.rows, "spare": spare}
+        print(json.dumps(first), flush=True)
 
     reason = await serve(
         driver,
@@ -83,10 +86,11 @@ async def serving(window: bool) -> None:
         ready=ready,
         stop=asyncio.Event(),
         limits=LIMITS,
+        data_port=0 if lane else None,
     )
     print(json.dumps({"reason": reason, "peak": peak(), "account": account.sentence}), flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    asyncio.run(serving("window" in sys.argv))
+    asyncio.run(serving("window" in sys.argv, "lane" in sys.argv))

@@ -167,6 +167,7 @@ def accounted(config: RunConfig, d: int) -> Account:
         seats=parts.seats(config),
         more=parts.more(config),
         latest=parts.plan(config, d),
+        lane=config.server.data_port is not None,
     )
 
 
