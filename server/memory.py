@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from varangian.protos.cargo import BLOCK
 from varangian.protos.codec import FLOAT32, MESSAGE_LIMIT, WIRE, Dtype
 from varangian.server.lane import PATIENCE, THREADS
 from varangian.server.latest import LatestPlan
@@ -29,8 +30,6 @@ IN_FLIGHT = 3
 """Messages of an upload that is received: what the transport assembles, hands over, and what lands."""
 BESIDE = 64 << 10
 """A connection beside gRPC: its two ends of TLS, mostly. Its payload is never there as a whole."""
-BUFFER = 256 << 10
-"""Of each thread that moves bytes there."""
 RESERVE = 128 << 20
 """What libraries take later on, and the kernels' blocks: no more with more workers or a larger model."""
 
@@ -130,7 +129,7 @@ class Account:
 
 def _beside(n: int, limits: Limits) -> int:
     """Connections with a call and without one, those of strangers, and a buffer for each thread."""
-    return (2 * n * limits.streams + PATIENCE.strangers) * BESIDE + THREADS * BUFFER
+    return (2 * n * limits.streams + PATIENCE.strangers) * BESIDE + THREADS * BLOCK
 
 
 def _size(size: int) -> str:

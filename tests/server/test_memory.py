@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from tests.server import within
 
-from varangian.protos import lane
 from varangian.protos.codec import MESSAGE_LIMIT
 from varangian.server.latest import LatestPlan
-from varangian.server.memory import BUFFER, RESERVE, Account, available, resident
+from varangian.server.memory import RESERVE, Account, available, resident
 from varangian.server.optimizer import Sgd
 from varangian.server.streams import Limits
 from varangian.server.windowed import kept
@@ -41,7 +40,6 @@ def test_the_sum_by_hand():
 
 def test_whoever_may_send_chunks_is_counted_with_them():
     """Beside gRPC a payload needs less, but a worker that cannot reach that port need not say so before."""
-    assert lane.BLOCK == BUFFER
     only = account(lane=False)
     assert only.streams == (15 * 2 + 4 * 3) * MESSAGE_LIMIT
     assert only.total < account().total < only.total + (16 << 20)
