@@ -25,12 +25,10 @@ from tests.hostile.http2 import (
     Line,
     frame,
 )
-from tests.hostile.siege import RUN, TRAITOR
+from tests.hostile.siege import MIB, RUN, TRAITOR
 
 from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.codec import Contract
-
-MIB = 1 << 20
 
 
 def identity(siege, name=None, session=None):
@@ -45,10 +43,11 @@ def identity(siege, name=None, session=None):
 class Traitor:
     """A worker of the run on a connection of its own, who has joined."""
 
-    def __init__(self, siege):
+    def __init__(self, siege, name=None):
         self.siege = siege
-        self.line = Line(siege)
-        self.identity = identity(siege, session="7a" * 16)
+        self.name = name or TRAITOR
+        self.line = Line(siege, self.name)
+        self.identity = identity(siege, self.name, session="7a" * 16)
         try:
             self._join()
         except BaseException:
@@ -67,6 +66,7 @@ class Traitor:
                 break
             time.sleep(0.5)
         assert joined.get("grpc-status") == "0", joined
+        self.joined = ps_pb2.JoinReply.FromString(body(self.line, stream))
 
     def __enter__(self):
         return self
@@ -96,10 +96,13 @@ class Traitor:
 
 def _status_reply(line, stream):
     line.answer(stream)
-    data = b"".join(
-        event.data for event in line.events if hasattr(event, "data") and event.stream_id == stream
-    )
-    return ps_pb2.StatusReply.FromString(data[5:])
+    return ps_pb2.StatusReply.FromString(body(line, stream))
+
+
+def body(line, stream):
+    """What has come on a stream, as one message."""
+    events = (event for event in line.events if getattr(event, "stream_id", None) == stream)
+    return b"".join(event.data for event in events if hasattr(event, "data"))[5:]
 
 
 def random_bytes(siege, size=1):

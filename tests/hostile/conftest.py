@@ -1,19 +1,12 @@
 """A server that everyone attacks, and what must be true of it after every attack."""
 
-import contextlib
+import functools
 
 import pytest
-from tests.hostile.siege import Honest, Siege, settled
+from tests.hostile.siege import Honest, Siege
+from tests.hostile.siege import unharmed as left_unharmed
 
 pytest.importorskip("h2")
-
-MIB = 1 << 20
-GROWTH = 64 * MIB
-"""What an attack may take while it lasts: a few messages of 8 MiB on their way, and some slack."""
-TALK = 10_000
-"""Characters that an attack may have the server say."""
-SLACK = 4
-"""Files and threads that gRPC may keep for later."""
 
 
 @pytest.fixture(scope="session")
@@ -36,23 +29,4 @@ def honest(siege):
 @pytest.fixture
 def unharmed(siege, honest):
     """A context in which the server may be attacked, and after which it has to be as before."""
-
-    @contextlib.contextmanager
-    def during():
-        honest.round()
-        settled(lambda: siege.rounds and siege.rounds[-1]["round"], lambda last: last == honest.served)
-        files, threads, resident = siege.files, siege.threads, siege.resident
-        said = siege.log.stat().st_size
-        siege.forget_peak()
-        yield
-        honest.round()
-        assert siege.process.poll() is None
-        assert siege.peak - resident < GROWTH
-        log = siege.log.read_bytes()[said:].decode()
-        assert len(log) < TALK
-        assert "Traceback" not in log
-        assert not [line for line in log.splitlines() if line.startswith(("ERROR", "CRITICAL"))]
-        assert settled(lambda: siege.files, lambda count: count <= files + SLACK) <= files + SLACK
-        assert settled(lambda: siege.threads, lambda count: count <= threads + SLACK) <= threads + SLACK
-
-    return during
+    return functools.partial(left_unharmed, siege, honest)

@@ -1,7 +1,6 @@
 """A peer that speaks HTTP/2 by hand, well enough to be understood and badly enough to hurt."""
 
 import contextlib
-import socket
 import struct
 import time
 
@@ -22,12 +21,11 @@ class HungUp(Exception):
 class Line:
     """One connection."""
 
-    def __init__(self, siege):
+    def __init__(self, siege, name="w02"):
         self.siege = siege
         self.reads = True
         """Whether the server may send more than 64 KiB."""
-        self.socket = socket.create_connection((siege.host, siege.port), 10)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = siege.dial(name)
         config = h2.config.H2Configuration(
             client_side=True,
             header_encoding="utf-8",

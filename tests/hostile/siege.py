@@ -1,8 +1,10 @@
 """A server under attack, seen from outside: what it takes, what it says, and whether it still works."""
 
 import asyncio
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from varangian.protos.bundle import Bundle, contexts
 from varangian.protos.layout import Layout
 from varangian.server.roster import make_token
 from varangian.worker.backoff import Backoff
@@ -22,13 +25,22 @@ RUN = "besieged"
 HONEST = ("w00", "w01")
 TRAITOR = "w02"
 """A worker of the run, with a token of its own: it may send what it likes."""
+MIB = 1 << 20
+GROWTH = 64 * MIB
+"""What an attack may take while it lasts: a few messages of 8 MiB on their way, and some slack."""
+TALK = 10_000
+"""Characters that an attack may have the server say."""
+SLACK = 4
+"""Files and threads that gRPC may keep for later."""
 
 
 class Target:
     """Where a server listens, and what a worker of its run knows."""
 
-    def __init__(self, address, numel):
+    def __init__(self, address, numel, certs=None):
         self.address, self.numel = address, numel
+        self.certs = certs
+        """A directory of bundles, where all connections are TLS."""
         self.layout = Layout((("weight", (numel,)),))
         self.host, _, port = address.rpartition(":")
         self.port = int(port)
@@ -38,14 +50,36 @@ class Target:
 
     def client(self, name, kind=Client, **options):
         patient = {"backoff": Backoff(tries=100, first=0.02, most=0.2), "idle": 20.0}
-        return kind(self.address, name, self.token(name), self.layout, **patient | options)
+        proof = Bundle.load(self.certs / name) if self.certs else self.token(name)
+        return kind(self.address, name, proof, self.layout, **patient | options)
+
+    def dial(self, name, port=None, room=None):
+        """A connection that holds `room` bytes; over TLS with the certificate of this name if any."""
+        line = socket.socket()
+        try:
+            line.settimeout(10)
+            if room is not None:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+            line.connect((self.host, port or self.port))
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.certs:
+                tls = contexts(self.certs / name)[1]
+                if port is None:
+                    tls.set_alpn_protocols(["h2"])
+                line = tls.wrap_socket(line)
+        except BaseException:
+            line.close()
+            raise
+        return line
 
 
 class Siege(Target):
     """One server process."""
 
-    def __init__(self, log: Path, numel=500_000, **options):
+    def __init__(self, log: Path, numel=500_000, certs=None, **options):
         self.log = log
+        if certs:
+            options["certs"] = certs / "server"
         flags = [f"--{name}={value}" for name, value in {"numel": numel, **options}.items()]
         with log.open("w") as errors:
             self.process = subprocess.Popen(
@@ -64,7 +98,7 @@ class Siege(Target):
         said = json.loads(first)
         self.bound = said["bound"]
         """Bytes that it may have at most, by its own account before anything was allocated."""
-        super().__init__(said["address"], numel)
+        super().__init__(said["address"], numel, certs)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -160,3 +194,23 @@ def settled(probe, wanted, patience=60.0):
     while not wanted(value := probe()) and time.monotonic() < end:
         time.sleep(0.05)
     return value
+
+
+@contextlib.contextmanager
+def unharmed(siege, honest):
+    """The server may be attacked here, and has to be as before when it is over."""
+    honest.round()
+    settled(lambda: siege.rounds and siege.rounds[-1]["round"], lambda last: last == honest.served)
+    files, threads, resident = siege.files, siege.threads, siege.resident
+    said = siege.log.stat().st_size
+    siege.forget_peak()
+    yield
+    honest.round()
+    assert siege.process.poll() is None
+    assert siege.peak - resident < GROWTH
+    log = siege.log.read_bytes()[said:].decode()
+    assert len(log) < TALK
+    assert "Traceback" not in log
+    assert not [line for line in log.splitlines() if line.startswith(("ERROR", "CRITICAL"))]
+    assert settled(lambda: siege.files, lambda count: count <= files + SLACK) <= files + SLACK
+    assert settled(lambda: siege.threads, lambda count: count <= threads + SLACK) <= threads + SLACK

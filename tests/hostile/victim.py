@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import threading
+from pathlib import Path
 
 import torch
 
@@ -23,8 +24,9 @@ from varangian.server.memory import Account
 from varangian.server.optimizer import Sgd
 from varangian.server.roster import Roster
 from varangian.server.round import RoundMachine
-from varangian.server.service import serve
+from varangian.server.serving import serve
 from varangian.server.streams import Limits
+from varangian.server.tls import Security
 
 SECRET = b"a secret that the tests may know"
 
@@ -45,6 +47,7 @@ def arguments():
     parser.add_argument("--idle", type=float, default=1.0)
     parser.add_argument("--patience", type=float, default=0.1)
     parser.add_argument("--silence", type=float, default=10.0)
+    parser.add_argument("--certs", type=Path, help="the bundle of a server whose workers have certificates")
     parser.add_argument("--settings", type=json.loads, help="key=value, of a run whose workers are invited")
     return parser.parse_args()
 
@@ -85,9 +88,11 @@ async def main(args):
         loop.call_soon_threadsafe(stop.set)
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
+    security = Security(args.certs) if args.certs else None
+    secret, doorman = (None, security.doorman) if security else (SECRET, None)
     await serve(
         driver,
-        Roster(names, SECRET, silence=args.silence),
+        Roster(names, secret, doorman=doorman, silence=args.silence),
         Layout((("weight", (args.numel,)),)),
         run_id="besieged",
         host="127.0.0.1",
@@ -95,6 +100,7 @@ async def main(args):
         ready=lambda address: say(address=address, bound=bound),
         stop=stop,
         limits=limits,
+        security=security,
     )
 
 

@@ -1,0 +1,456 @@
+"""What peers do to the lane beside gRPC. Each attack lets go of everything when it is over.
+
+`siege` is a server with several workers, of which w02 and those after it are nobody's friends.
+"""
+
+import contextlib
+import random
+import secrets
+import socket
+import ssl
+import threading
+import time
+
+from tests.hostile.http2 import HungUp
+from tests.hostile.rogue import BAD, GOOD, Rogue, hung_up, received, reset, sent
+from tests.hostile.siege import settled
+
+from varangian.protos import codec
+from varangian.protos.bundle import contexts
+from varangian.protos.frames import frame
+from varangian.protos.lane import TICKET
+
+STRANGERS = 64
+"""Connections without a ticket that the server puts up with."""
+CROWD = 200
+OTHERS = ("w03", "w04")
+"""More workers of the run that may send what they like."""
+CUT = ("IDLE", "LANE", "TOO_FEW_BYTES")
+"""Where less came than was promised."""
+
+
+def crowd(stack, rogue, count=CROWD, first=b""):
+    """So many connections that have said this; those that the server has ended at once are left out."""
+    lines = []
+    for _ in range(count):
+        with contextlib.suppress(OSError):
+            lines.append(stack.enter_context(rogue.dial()))
+            lines[-1].sendall(first)
+    return lines
+
+
+def alive(lines):
+    """Those that the server has not ended yet."""
+    return [line for line in lines if not hung_up(line, 0.001)]
+
+
+# strangers
+
+
+def silent(siege):
+    yield from _strangers(siege, b"")
+
+
+def tickets_in_part(siege):
+    yield from _strangers(siege, bytes(TICKET - 1))
+
+
+def _strangers(siege, first):
+    with Rogue(siege) as rogue, contextlib.ExitStack() as stack:
+        lines = crowd(stack, rogue, first=first)
+        yield
+        assert len(alive(lines)) <= STRANGERS
+        yield
+        # Over TLS they are of one worker, who may have two that it does not use just now.
+        known = 2 if siege.certs else 0
+        assert settled(lambda: len(alive(lines)), lambda count: count <= known, 20) <= known
+
+
+def tickets_a_byte_at_a_time(siege):
+    """Bytes that come now and then are no sign of life."""
+    with Rogue(siege) as rogue, contextlib.ExitStack() as stack:
+        lines = crowd(stack, rogue)
+        for _ in range(3):
+            for line in lines:
+                sent(line, b"\0")
+            yield
+        assert len(alive(lines)) <= STRANGERS
+        for _ in range(TICKET):
+            lines = [line for line in alive(lines) if sent(line, b"\0")]
+            time.sleep(0.5)
+        assert not lines
+
+
+def noise(siege):
+    """What is no ticket ends the connection, however much there is of it."""
+    source = random.Random(3)
+    with Rogue(siege) as rogue:
+        for _ in range(40):
+            line = rogue.dial()
+            sent(line, source.randbytes(source.randrange(TICKET, 1 << 16)))
+            assert hung_up(line)
+
+
+def guesses(siege):
+    """With a push that waits for its payload, and near to its ticket."""
+    with Rogue(siege) as rogue:
+        stream, ticket = rogue.offers()
+        tries = [bytes(16), ticket[:-1] + bytes([ticket[-1] ^ 1]), ticket.hex()[:16].encode(), ticket[::-1]]
+        for guess in (*tries, *(secrets.token_bytes(TICKET) for _ in range(20))):
+            line = rogue.dial()
+            sent(line, guess)
+            assert hung_up(line)
+        data = rogue.payload(GOOD)
+        assert sent(rogue.dial(), ticket + data)
+        rogue.seal(stream, codec.digest(data))
+        assert rogue.code(stream) in ("", "IDLE"), "a wrong ticket takes nothing from who has the right one"
+
+
+def connection_flood(siege):
+    """2000 connections, with and without good manners."""
+    with Rogue(siege) as rogue:
+        for i in range(2000):
+            line = socket.create_connection((siege.host, rogue.port), 10)
+            (reset if i % 2 else socket.socket.close)(line)
+
+
+# tickets
+
+
+def old_tickets(siege):
+    """A ticket is good for one connection, and for one time; also while its call lasts."""
+    with Rogue(siege) as rogue:
+        stream, ticket = rogue.offers()
+        line, data = rogue.dial(), rogue.payload(GOOD)
+        assert sent(line, ticket + data[:1000])
+        _refused(rogue, ticket)
+        assert sent(line, data[1000:])
+        _refused(rogue, ticket)
+        rogue.seal(stream, codec.digest(data))
+        assert rogue.code(stream) in ("", "IDLE")
+        _refused(rogue, ticket)
+        assert sent(line, ticket)
+        assert hung_up(line)
+
+
+def _refused(rogue, ticket, name=None):
+    line = rogue.dial(name)
+    sent(line, ticket)
+    assert hung_up(line)
+
+
+def crossed_tickets(siege):
+    """Each of two workers shows the ticket of the other one: without TLS nothing else says who it is."""
+    with Rogue(siege) as one, Rogue(siege, OTHERS[0]) as two:
+        calls = [rogue.offers() for rogue in (one, two)]
+        lines = [one.dial(), two.dial()]
+        for line, (_, ticket) in zip(lines, reversed(calls), strict=True):
+            sent(line, ticket)
+        if siege.certs:
+            assert all(hung_up(line) for line in lines)
+            lines = [two.dial(), one.dial()]
+            assert all(sent(line, ticket) for line, (_, ticket) in zip(lines, reversed(calls), strict=True))
+        for line, value in zip(lines, (5.0, 4.0), strict=True):
+            sent(line, one.payload(value))
+        for rogue, (stream, _), value in zip((one, two), calls, (4.0, 5.0), strict=True):
+            rogue.seal(stream, codec.digest(rogue.payload(value)))
+            assert rogue.code(stream) in ("", "IDLE")
+
+
+def one_ticket_behind_another(siege):
+    """Two calls of one worker, whose payloads come on one line, and whose tickets on two."""
+    with Rogue(siege) as rogue:
+        push, first = rogue.offers()
+        pull, second = rogue.wants()
+        line, other, data = rogue.dial(), rogue.dial(), rogue.payload(GOOD)
+        assert sent(line, first + data + second)
+        sent(other, second)
+        rogue.seal(push, codec.digest(data))
+        assert rogue.code(push) in ("", "IDLE")
+        found = [len(received(line, len(data))), len(received(other, len(data)))]
+        assert found.count(0) >= 1
+        rogue.end(pull)
+
+
+def shown_and_cancelled(siege):
+    """Calls that end in the moment in which their line has come."""
+    with Rogue(siege) as rogue:
+        for i in range(14):
+            stream, ticket = (rogue.wants if i % 5 == 4 else rogue.offers)()
+            line = rogue.dial()
+            sent(line, ticket + bytes(i % 3 * 100_000))
+            rogue.cancel(stream)
+            assert hung_up(line) or i % 5 == 4  # what a pull has sent by then is read by nobody
+
+
+def never_shown(siege):
+    """Two calls with tickets that nobody shows."""
+    with Rogue(siege) as rogue:
+        push, _ = rogue.offers()
+        pull, _ = rogue.wants()
+        yield
+        assert rogue.code(push) in CUT
+        assert rogue.code(pull) in CUT
+
+
+# payloads that are less, more or other than what was promised
+
+
+def midway(siege):
+    """It stops, and the line stays open."""
+    with Rogue(siege) as rogue:
+        for part in (0, 3, 1 << 20, 4 * siege.numel - 1):
+            stream, ticket = rogue.offers()
+            line = rogue.dial()
+            sent(line, ticket + rogue.payload(BAD)[:part])
+            assert rogue.code(stream) in CUT
+            assert hung_up(line)
+
+
+def cut(siege):
+    """It stops, and the line ends: well or not, and with a seal before that or without."""
+    with Rogue(siege) as rogue:
+        data = rogue.payload(BAD)
+        for i in range(8):
+            stream, ticket = rogue.offers()
+            line = rogue.dial()
+            sent(line, ticket + data[: (0, 5, 1 << 20, len(data) - 1)[i % 4]])
+            if i % 3 == 0:
+                rogue.seal(stream, codec.digest(data))
+            (reset if i % 2 else socket.socket.close)(line)
+            assert rogue.code(stream) in CUT
+
+
+def too_little_and_a_seal(siege):
+    with Rogue(siege) as rogue:
+        data = rogue.payload(BAD)[:-4]
+        stream, ticket = rogue.offers()
+        line = rogue.dial()
+        sent(line, ticket + data)
+        rogue.seal(stream, codec.digest(data))
+        assert rogue.code(stream) in CUT
+        assert hung_up(line)
+
+
+def too_much(siege):
+    """What follows a payload is another ticket, and a bad one; the payload was good."""
+    with Rogue(siege) as rogue:
+        data = rogue.payload(GOOD)
+        for more in (1, TICKET, 1 << 20):
+            stream, ticket = rogue.offers()
+            line = rogue.dial()
+            sent(line, ticket + data + bytes(more))
+            rogue.seal(stream, codec.digest(data))
+            assert rogue.code(stream) in ("", "IDLE")
+            assert more < TICKET or hung_up(line)
+            yield
+
+
+def wrong_digests(siege):
+    with Rogue(siege) as rogue:
+        data = rogue.payload(BAD)
+        for digest in (bytes(16), codec.digest(data[:-1])):
+            stream, ticket = rogue.offers()
+            sent(rogue.dial(), ticket + data)
+            rogue.seal(stream, digest)
+            assert rogue.code(stream) in ("DIGEST", "IDLE")
+            stream, ticket = rogue.offers(digest)
+            sent(rogue.dial(), ticket + data)
+            rogue.line.data(stream, b"", end=True)
+            assert rogue.code(stream) in ("DIGEST", "IDLE")
+
+
+def no_seal(siege):
+    """It is said neither before nor after the payload what that should hash to; or twice."""
+    with Rogue(siege) as rogue:
+        data = rogue.payload(BAD)
+        stream, ticket = rogue.offers()
+        sent(rogue.dial(), ticket + data)
+        rogue.line.data(stream, b"", end=True)
+        assert rogue.code(stream) in ("DIGEST_SIZE", "IDLE")
+        stream, ticket = rogue.offers(codec.digest(data))
+        sent(rogue.dial(), ticket + data)
+        rogue.seal(stream, codec.digest(data))
+        assert rogue.code(stream) in ("MALFORMED", "IDLE")
+
+
+def chunks_all_the_same(siege):
+    """Chunks over gRPC in a call that has a ticket: before the payload, beside it and after it."""
+    with Rogue(siege) as rogue:
+        data = rogue.payload(BAD)
+        chunk = frame(0, data[: 1 << 20])
+        for shown in (b"", data[: 1 << 20], data):
+            stream, ticket = rogue.offers()
+            line = rogue.dial()
+            with contextlib.suppress(HungUp):
+                for _ in range(2):
+                    rogue.line.message(stream, chunk)
+                sent(line, ticket + shown if shown else b"")
+                for _ in range(6):
+                    rogue.line.message(stream, chunk)
+            assert rogue.code(stream) in (*CUT, "TOO_MANY_BYTES", "ORDER", "MALFORMED")
+            assert shown != data[: 1 << 20] or hung_up(line)
+
+
+# slow and stubborn ones
+
+
+def slow_loris(siege):
+    """Every worker that is no friend sends a few bytes now and then, on as many calls as it may have."""
+    with contextlib.ExitStack() as stack:
+        rogues = [stack.enter_context(Rogue(siege, name)) for name in (None, *OTHERS)]
+        lines = []
+        for rogue in rogues:
+            (_, push), (_, pull) = rogue.offers(), rogue.wants()
+            lines += [rogue.dial(), rogue.dial(room=4096)]
+            sent(lines[-2], push)
+            sent(lines[-1], pull)
+        crowd(stack, rogues[0])
+        for _ in range(3):
+            for _ in range(10):
+                for line in lines:
+                    sent(line, b"\0")
+                time.sleep(0.02)
+            yield
+
+
+def drip(siege):
+    """A byte each millisecond: just enough for something to be there all the time."""
+    over = threading.Event()
+
+    def dripping(lines):
+        while not over.wait(0.001):
+            for push, pull in lines:
+                sent(push, b"\0")
+                received(pull, 1)
+
+    with contextlib.ExitStack() as stack:
+        lines = []
+        for name in (None, *OTHERS):
+            rogue = stack.enter_context(Rogue(siege, name))
+            (_, push), (_, pull) = rogue.offers(), rogue.wants()
+            lines.append((rogue.dial(), rogue.dial(room=4096)))
+            for line, ticket in zip(lines[-1], (push, pull), strict=True):
+                sent(line, ticket)
+        thread = threading.Thread(target=dripping, args=(lines,))
+        thread.start()
+        try:
+            for _ in range(3):
+                yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def never_read(siege):
+    """Models that are asked for and not taken in; others are taken in a byte at a time."""
+    with contextlib.ExitStack() as stack:
+        rogues = [stack.enter_context(Rogue(siege, name)) for name in (None, *OTHERS)]
+        calls, slow = [], []
+        for rogue in rogues:
+            for _ in range(2):
+                stream, ticket = rogue.wants()
+                line = rogue.dial(room=4096)
+                sent(line, ticket)
+                calls.append((rogue, stream))
+                slow.append(line)
+        for _ in range(2):
+            for line in slow[::2]:
+                with contextlib.suppress(OSError):
+                    line.recv(1)
+            yield
+        for rogue, stream in calls:
+            assert rogue.code(stream) in CUT
+
+
+def overlapping(siege):
+    """A push is given up while its bytes land, and another one of the same worker takes its place."""
+    with Rogue(siege) as rogue:
+        bad, good = rogue.payload(BAD), rogue.payload(GOOD)
+        for i in range(5):
+            senders = []
+            for pause in (0.001 * i, 0.01):
+                stream, ticket = rogue.offers()
+                senders.append(threading.Thread(target=sent, args=(rogue.dial(), ticket + bad[:-1])))
+                senders[-1].start()
+                time.sleep(pause)
+                rogue.cancel(stream)
+            assert rogue.gives(good) == ""
+            for sender in senders:
+                sender.join()
+            yield
+
+
+# handshakes
+
+
+def bad_handshakes(siege):
+    """Noise, silence, an old version, no certificate: nobody gets as far as a ticket."""
+    with Rogue(siege) as rogue, contextlib.ExitStack() as stack:
+        source, where = random.Random(4), (siege.host, rogue.port)
+        half = [stack.enter_context(socket.create_connection(where, 10)) for _ in range(100)]
+        for i, line in enumerate(half):
+            sent(line, (b"", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")[i % 3])
+        yield
+        for i in range(20):
+            with socket.create_connection(where, 10) as line:
+                sent(line, source.randbytes(i * i * 100 + 1) + bytes(20_000))
+                assert hung_up(line)
+        old = contexts(siege.certs / rogue.name)[1]
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        for tls in (old, contexts(None)[1]):
+            assert _kept_out(where, tls)
+        yield
+        assert all(hung_up(line) for line in half)
+
+
+def wrong_certificates(siege):
+    """Of a server, revoked, of another worker, of no worker of the run; each with a ticket that is good."""
+    with Rogue(siege) as rogue:
+        stream, ticket = rogue.offers()
+        for name in ("server", "revoked", OTHERS[0], "w77"):
+            with contextlib.suppress(OSError):
+                _refused(rogue, ticket, name)
+        foreign = contexts(siege.certs / "theirs" / rogue.name)[1]
+        assert _kept_out((siege.host, rogue.port), foreign, ticket)
+        assert sent(rogue.dial(), ticket + rogue.payload(GOOD))
+        rogue.seal(stream, codec.digest(rogue.payload(GOOD)))
+        assert rogue.code(stream) in ("", "IDLE")
+
+
+def _kept_out(where, tls, ticket=bytes(TICKET)):
+    """Whether the server ends the connection without having sent a byte."""
+    with socket.create_connection(where, 10) as line:
+        try:
+            with tls.wrap_socket(line) as secured:
+                sent(secured, ticket)
+                return hung_up(secured)
+        except OSError:
+            return True
+
+
+ATTACKS = (
+    silent,
+    tickets_in_part,
+    tickets_a_byte_at_a_time,
+    noise,
+    guesses,
+    connection_flood,
+    old_tickets,
+    crossed_tickets,
+    one_ticket_behind_another,
+    shown_and_cancelled,
+    never_shown,
+    midway,
+    cut,
+    too_little_and_a_seal,
+    too_much,
+    wrong_digests,
+    no_seal,
+    chunks_all_the_same,
+    slow_loris,
+    drip,
+    never_read,
+    overlapping,
+)
+OF_TLS = (bad_handshakes, wrong_certificates)

@@ -1,0 +1,187 @@
+"""A worker of the run that makes its calls as it should, and does with the lane beside them as it likes."""
+
+import contextlib
+import itertools
+import socket
+import struct
+import time
+
+import torch
+from tests.hostile.attacks import Traitor
+from tests.hostile.http2 import HungUp
+
+from varangian.protos import codec, headers, ps_pb2
+from varangian.protos.frames import frame
+from varangian.protos.lane import TICKET
+
+GOOD, BAD = 1.5, 99.0
+"""What a rogue pushes when it should count: between what honest workers push; and when it should not."""
+PASSING = ("BUSY", "STREAMS", "PULLS", "UPLOADS", "STALE", "REPEATED", "FAULTY")
+"""What is over once the server has noticed the end of another call, or the others have closed the round."""
+
+BUSY = ("IDLE", "STALE")
+"""Where the machine or the rogue was slow: for a second, or until the others had closed the round."""
+
+
+class Rogue(Traitor):
+    """Joined, on a connection of its own; its lines close with it."""
+
+    def __init__(self, siege, name=None):
+        self.stack = contextlib.ExitStack()
+        super().__init__(siege, name)
+        self.port = self.joined.data_port
+        assert self.port, "the server has a lane"
+
+    def __exit__(self, *error):
+        self.stack.close()
+        super().__exit__(*error)
+
+    def dial(self, name=None, room=None):
+        """A line on the lane, with its own certificate or that of another worker."""
+        line = self.siege.dial(name or self.name, self.port, room)
+        return self.stack.enter_context(line)
+
+    def payload(self, value):
+        """A vector, as long as it should be, of this number."""
+        return bytes(codec.payload(torch.full((self.siege.numel,), value)))
+
+    def offers(self, digest=b"", lane=True):
+        """A push that begins, now or when nothing is in its way any more: its stream, and its ticket."""
+        return self._begins("Push", lambda: self.manifest(digest), lane)
+
+    def wants(self, after=-1):
+        """The same for a pull."""
+        request = ps_pb2.PullRequest(run_id=self.joined.run_id, after=after).SerializeToString()
+        return self._begins("Pull", lambda: request, True)
+
+    def _begins(self, method, message, lane):
+        asks = ((headers.LANE, "1"),) if lane else ()
+        for _ in range(200):
+            stream = self.line.call(method, (*self.identity, *asks))
+            self.line.message(stream, message(), end=method == "Pull")
+            if ready := self._headers(stream).get(headers.READY):
+                assert len(ready) == (2 * TICKET if lane else 1), ready
+                return stream, bytes.fromhex(ready) if lane else None
+            found = self.end(stream)
+            assert found.get(headers.CODE) in PASSING, found
+            time.sleep(0.05)
+        raise AssertionError(found)
+
+    def _headers(self, stream):
+        """The first ones, which are the only ones when the call was refused."""
+        while True:
+            for event in self.line.events:
+                if getattr(event, "stream_id", None) == stream and hasattr(event, "headers"):
+                    return dict(event.headers)
+            if self.line.ended(stream):
+                return {}
+            self.line.listen(1)
+
+    def seal(self, stream, digest):
+        message = ps_pb2.PushRequest(seal=ps_pb2.Seal(content_digest=digest)).SerializeToString()
+        with contextlib.suppress(HungUp):  # the call may have been refused meanwhile
+            self.line.message(stream, message, end=True)
+
+    def end(self, stream):
+        """What became of a call."""
+        return self.line.answer(stream)
+
+    def code(self, stream):
+        """The code of its refusal; empty when it was none."""
+        found = self.end(stream)
+        return "" if found.get("grpc-status") == "0" else found.get(headers.CODE, str(found))
+
+    def cancel(self, stream):
+        with contextlib.suppress(HungUp):
+            self.line.http.reset_stream(stream, 8)
+            self.line.flush()
+
+    # as it should be
+
+    def gives(self, data, cuts=(), pauses=(0,)):
+        """A whole push on the lane, in these segments; the code of its refusal, if there is one."""
+        found, waits = "IDLE", itertools.cycle(pauses)
+        while found in BUSY:
+            stream, ticket = self.offers()
+            line, said = self.dial(), ticket + data
+            for at, end in itertools.pairwise(sorted({0, *cuts, len(said)})):
+                if not sent(line, said[at:end]):
+                    break
+                time.sleep(next(waits) / 1000)
+            self.seal(stream, codec.digest(data))
+            found = self.code(stream)
+        return found
+
+    def gives_chunks(self, data, cuts=()):
+        """The same over gRPC."""
+        found = "IDLE"
+        while found in BUSY:
+            stream, _ = self.offers(lane=False)
+            with contextlib.suppress(HungUp):
+                for at, end in itertools.pairwise(
+                    sorted({*range(0, len(data), 1 << 20), *cuts, len(data)})
+                ):
+                    self.line.message(stream, frame(at, data[at:end]))
+            self.seal(stream, codec.digest(data))
+            found = self.code(stream)
+        return found
+
+    def takes(self, after=-1):
+        """A whole pull on the lane: its vector, which is the one that was promised."""
+        line = self.dial()
+        stream, ticket = self.wants(after)
+        assert sent(line, ticket)
+        data = received(line, 4 * self.siege.numel)
+        assert self.end(stream).get("grpc-status") == "0"
+        assert codec.digest(data) == self._promised(stream).content_digest
+        return torch.frombuffer(data, dtype=torch.float32)
+
+    def _promised(self, stream):
+        events = (event for event in self.line.events if getattr(event, "stream_id", None) == stream)
+        data = b"".join(event.data for event in events if hasattr(event, "data"))
+        _, length = struct.unpack(">BI", data[:5])
+        return ps_pb2.PullReply.FromString(data[5 : 5 + length]).manifest
+
+    def works(self):
+        """What is true of a worker of the run after whatever it has done: it takes part again."""
+        assert self.gives(self.payload(GOOD)) == ""
+        found = self.takes()
+        assert torch.isfinite(found).all()
+        # All push one number many times over: a row that was torn would show.
+        torch.testing.assert_close(found, found[:1].expand_as(found), rtol=1e-5, atol=1e-5)
+
+
+def sent(line, data):
+    """Send as much as the other end takes; whether that was all."""
+    line.settimeout(10)
+    try:
+        line.sendall(data)
+    except OSError:
+        return False
+    return True
+
+
+def received(line, size):
+    """So many bytes, or those before the end."""
+    data = bytearray()
+    with contextlib.suppress(OSError):
+        while len(data) < size and (more := line.recv(min(1 << 18, size - len(data)))):
+            data += more
+    return data
+
+
+def hung_up(line, patience=20.0):
+    """Whether the other end closes the connection before patience is over; it has nothing more to say."""
+    line.settimeout(patience)
+    try:
+        return line.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def reset(line):
+    """Hang up without a word of TCP's good manners."""
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    line.close()

@@ -1,0 +1,158 @@
+"""The lane beside gRPC under attack: those who use it as they should go on, and nothing is left behind."""
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.hostile import lane_attacks
+from tests.hostile.rogue import GOOD, Rogue
+from tests.hostile.siege import TRAITOR, Honest, Siege, settled
+
+from varangian.protos import codec
+from varangian.protos.bundle import Role
+
+pytestmark = pytest.mark.slow
+
+NUMEL = 2_000_003
+"""More than fits into a line that nobody reads, and than moves in a turn."""
+WORKERS, HONEST = 6, ("w00", "w01", "w05")
+MODES = ("plain", "tls")
+
+
+@pytest.fixture(scope="session")
+def certs(tmp_path_factory):
+    """Bundles of a server, its workers, and some that it should not let in."""
+    pytest.importorskip("cryptography")
+    from varangian.server.authority import Authority
+
+    path = tmp_path_factory.mktemp("certs") / "ours"
+    ours, theirs = Authority.create(path, days=2), Authority.create(path / "theirs", days=2)
+    for name in ("revoked", "w77", *(f"w{i:02d}" for i in range(WORKERS))):
+        ours.issue(name, Role.WORKER, days=1)
+    ours.revoke("revoked")
+    ours.issue("server", Role.SERVER, days=1)
+    theirs.issue(TRAITOR, Role.WORKER, days=1)
+    return path
+
+
+@pytest.fixture(scope="session", params=MODES)
+def siege(request, tmp_path_factory):
+    log = tmp_path_factory.mktemp("siege") / "server.log"
+    certs = request.getfixturevalue("certs") if request.param == "tls" else None
+    siege = Siege(log, NUMEL, certs, workers=WORKERS, quorum=len(HONEST), rule="median", f=1)
+    yield siege
+    siege.close()
+    assert siege.process.returncode == 0, log.read_text()[-3000:]
+
+
+@pytest.fixture(scope="session")
+def honest(siege):
+    honest = Honest(siege, HONEST)
+    for _ in range(3):
+        honest.round()
+    yield honest
+    honest.close()
+
+
+def attacked(attack, siege, honest):
+    """From its beginning to its end, and those who have joined for nothing else go on meanwhile."""
+    running = attack(siege)
+    for _ in running if inspect.isgenerator(running) else ():
+        honest.round()
+    honest.round()
+    with Rogue(siege) as rogue:
+        rogue.works()
+
+
+@pytest.mark.parametrize("attack", lane_attacks.ATTACKS, ids=lambda attack: attack.__name__)
+def test_the_lane_survives(attack, siege, honest, unharmed):
+    with unharmed():
+        attacked(attack, siege, honest)
+
+
+@pytest.mark.parametrize("attack", lane_attacks.OF_TLS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize("siege", ["tls"], indirect=True)
+def test_nobody_gets_in_without_a_certificate(attack, siege, honest, unharmed):
+    with unharmed():
+        attacked(attack, siege, honest)
+
+
+@pytest.mark.parametrize("at", [0, NUMEL // 2, NUMEL - 1])
+@pytest.mark.parametrize("number", [torch.nan, -torch.inf])
+def test_what_is_no_number_proves_a_fault_on_the_lane_too(number, at, siege, honest, unharmed):
+    vector = torch.full((NUMEL,), GOOD)
+    vector[at] = number
+    with unharmed(), Rogue(siege) as rogue:
+        for push in (rogue.gives, rogue.gives_chunks):
+            honest.round()
+            before = len(siege.rounds)
+            assert push(bytes(codec.payload(vector))) == "UNSOUND"
+            honest.round()
+            honest.round()
+            dropped = settled(lambda before=before: [r["dropped"] for r in siege.rounds[before:]], any)
+            assert {TRAITOR: "not finite"} in dropped
+        honest.round()
+        rogue.works()
+
+
+@pytest.mark.parametrize("number", [-0.0, 1e-42, -1e-45, 3e38])
+def test_any_other_number_counts(number, siege, honest, unharmed):
+    with unharmed(), Rogue(siege) as rogue:
+        assert rogue.gives(rogue.payload(number)) == ""
+        honest.round()
+        rogue.works()
+
+
+# however bytes are cut
+
+
+SMALL = 70_001
+"""Numbers of a vector that is a little more than what is looked at at once."""
+
+
+@pytest.fixture(scope="module", params=MODES)
+def pair(request, tmp_path_factory):
+    """Two workers alone with their server: when one takes back what the other one says, nothing changes."""
+    certs = request.getfixturevalue("certs") if request.param == "tls" else None
+    log = tmp_path_factory.mktemp("pair") / "server.log"
+    siege = Siege(log, SMALL, certs, workers=2, quorum=2, deadline=600, idle=20)
+    try:
+        with Rogue(siege, "w00") as one, Rogue(siege, "w01") as two:
+            data = bytes(codec.payload(torch.randn(SMALL, generator=torch.Generator().manual_seed(1))))
+            assert [one.gives(data), two.gives_chunks(data)] == ["", ""]
+            yield one, two
+    finally:
+        siege.close()
+    assert "Traceback" not in log.read_text()
+
+
+def vector(seed):
+    """Numbers of every size, from the least there is."""
+    source = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(SMALL, generator=source) * 10.0 ** torch.randint(
+        -44, 15, (SMALL,), generator=source
+    )
+    numbers[::97] = -0.0
+    return numbers
+
+
+cuts = st.lists(st.integers(1, 4 * SMALL - 1), max_size=12)
+ways = st.tuples(st.booleans(), cuts, st.lists(st.integers(0, 3), min_size=1, max_size=4))
+
+
+def pushed(rogue, data, way):
+    lane, cuts, pauses = way
+    return rogue.gives(data, cuts, pauses) if lane else rogue.gives_chunks(data, cuts)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32), first=ways, second=ways)
+def test_no_cut_changes_a_bit(pair, seed, first, second):
+    one, two = pair
+    model, round = one.takes(), one.round()
+    numbers = vector(seed)
+    for rogue, sign, way in ((one, 1, first), (two, -1, second)):
+        assert pushed(rogue, bytes(codec.payload(sign * numbers)), way) == ""
+    assert torch.equal(two.takes(after=round), model)
