@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from time import monotonic
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from varangian.protos import codec, ps_pb2
+from varangian.protos.cargo import Receive
 from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, Assembler, Code, CodecError
 from varangian.protos.frames import unframed
 from varangian.protos.headers import READY
-from varangian.protos.lane import SHARE, Line
+from varangian.protos.lane import SHARE, Line, LineError
 from varangian.protos.silence import Silence
 from varangian.worker.lane import Use, ended
 
@@ -40,13 +42,11 @@ class Incoming:
         began, ticket = monotonic(), None
         if use.headers:
             ticket = use.ticket((await quiet.broken_by(call.initial_metadata())).get(READY))
-        # A thread that is still busy with a line that was given up writes nothing there any more.
-        with codec.payload(self._parameters) as row:
-            landing = Landing(row)
-            if ticket is None:
-                came = await landing.chunks(call, quiet)
-            else:
-                came = await landing.carried(call, ticket, quiet, use)
+        landing = Landing(codec.payload(self._parameters))
+        if ticket is None:
+            came = await landing.chunks(call, quiet)
+        else:
+            came = await landing.carried(call, ticket, quiet, use)
         if not came:
             return None
         landing.assembler.finish(digest)
@@ -69,6 +69,9 @@ class Landing:
     def __init__(self, row: memoryview) -> None:
         self.assembler = Assembler(len(row))
         self._row = row
+        self._lock = threading.Lock()
+        """Held while bytes land from a line: none does once it was given up."""
+        self._closed = False
 
     async def chunks(self, call: Any, quiet: Silence) -> bool:
         """Over gRPC."""
@@ -79,7 +82,9 @@ class Landing:
                 if part.HasField("again"):
                     return False
                 found = part.chunk.offset, memoryview(part.chunk.data)
-            self._put(*found)
+            chunk = self.assembler.add(*found)
+            end = self.assembler.passed
+            self._row[end - len(chunk) : end] = chunk
         return True
 
     async def carried(self, call: Any, ticket: bytes, quiet: Silence, use: Use) -> bool:
@@ -89,25 +94,26 @@ class Landing:
             await quiet.broken_by(line.write(ticket))
             while not self.assembler.complete:
                 await quiet.broken_by(line.readable())
-                await line.receive(min(self._missing, SHARE), self._follow)
+                await line.pour(min(self.assembler.size - self.assembler.passed, SHARE), self._fill)
 
         again = asyncio.ensure_future(_again(call))
         try:
             return await use.carry(carry, again) and not await quiet.broken_by(again)
         finally:
+            # A thread may still be busy for a moment with a line that was given up.
+            with self._lock:
+                self._closed = True
             await ended(again)
 
-    @property
-    def _missing(self) -> int:
-        return self.assembler.size - self.assembler.passed
-
-    def _follow(self, data: memoryview) -> None:
-        self._put(self.assembler.passed, data)
-
-    def _put(self, offset: int, data: memoryview) -> None:
-        data = self.assembler.add(offset, data)
-        end = self.assembler.passed
-        self._row[end - len(data) : end] = data
+    def _fill(self, receive: Receive, most: int) -> int:
+        with self._lock:
+            if self._closed:
+                raise LineError("It was given up.")
+            at = self.assembler.passed
+            memory = self._row[at : at + most]
+            if count := receive(memory):
+                self.assembler.add(at, memory[:count])
+            return count
 
 
 async def message(call: Any, quiet: Silence) -> bytes | None:
