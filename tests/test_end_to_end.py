@@ -138,12 +138,15 @@ def test_the_command_trains_on_digits_against_a_worker_that_sends_nan(tmp_path, 
     assert "w05" in (folder / "workers.log").read_text()
 
 
-def test_a_port_in_use_is_one_clear_error(carried_out, capsys, tmp_path):
+@pytest.mark.parametrize("setting", ["server.port", "server.data_port"])
+def test_a_port_in_use_is_one_clear_error(carried_out, capsys, tmp_path, setting):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(RunError, match=rf"127\.0\.0\.1:{port}.*Another process listens there"):
-            carried_out(f"server.port={port}")
-        assert main(["run", *SMALL, f"server.port={port}", f"output={tmp_path}"]) == 1
+        with pytest.raises(
+            RunError, match=rf"127\.0\.0\.1:{port}.*Another process.*set `{setting}` to another"
+        ):
+            carried_out(f"{setting}={port}")
+        assert main(["run", *SMALL, f"{setting}={port}", f"output={tmp_path}"]) == 1
     assert f"varangian: The server should have 127.0.0.1:{port} for itself" in capsys.readouterr().err
     assert no_child_is_left()
 
