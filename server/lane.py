@@ -163,17 +163,19 @@ class Lane:
             self._pause_for(listener, error)
             return
         try:
-            if self._tls is not None:
-                connection = self._tls().wrap_socket(
-                    connection, server_side=True, do_handshake_on_connect=False
-                )
-            line = Line(connection, self._threads)
+            line = Line(self._secured(connection), self._threads)
         except OSError:
             connection.close()
             return
         task = asyncio.create_task(self._attend(line))
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, line))
+
+    def _secured(self, connection: socket.socket) -> socket.socket:
+        if self._tls is None:
+            return connection
+        connection.getpeername()  # when it has gone that is an error, which TLS would lose the socket over
+        return self._tls().wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
     def _pause_for(self, listener: socket.socket, error: OSError) -> None:
         """The connection still waits, so to look again at once would be to do nothing else."""
