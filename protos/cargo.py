@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TypeAlias
 
-BLOCK = 256 << 10
-"""Bytes at once: few system calls, and still in cache when they are looked at."""
+BLOCK = 1 << 20
+"""Bytes at once: few calls, and still in cache when they are looked at."""
 LINGER = 0.002
 """Seconds that a turn waits for more, in all: to come back to it costs as much."""
 

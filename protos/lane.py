@@ -189,13 +189,10 @@ class Line:
         if self.closed:
             raise LineError("The connection was closed.")
         self._turn = self._threads.submit(turn)
-        running = asyncio.wrap_future(self._turn)
         try:
-            # Not ended with who waits for it: what it uses must stay until it is through.
-            await asyncio.wait([running])
-            moved = running.result()
+            # A turn that has begun does not end with who waits for it, and keeps the socket until it is through.
+            moved = await asyncio.wrap_future(self._turn)
         except asyncio.CancelledError:
-            running.add_done_callback(_over)
             self.close()
             raise
         except OSError as error:
@@ -244,12 +241,6 @@ class Line:
                 awake()
         if self.closed:
             raise LineError("The connection was closed.")
-
-
-def _over(turn: asyncio.Future[int]) -> None:
-    """Nobody asks any more what came of it."""
-    if not turn.cancelled():
-        turn.exception()
 
 
 def _ended(error: OSError) -> OSError:

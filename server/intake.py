@@ -100,6 +100,7 @@ class Slot:
         self._width = WIRE[dtype][1].itemsize
         self._way = way
         self._cut = bytearray()
+        self._row: memoryview | None = None
         self._lock = threading.Lock()
         """Held while numbers land: a row has one writer, and none once its slot is closed."""
         self._closed = False
@@ -257,4 +258,6 @@ class Slot:
         row, at, most = self._way.place(self)
         if row.dtype != WIRE[self._dtype][1]:
             return buffer()[: most * self._width]
-        return payload(row[at : at + most], self._dtype)
+        if self._row is None:
+            self._row = payload(row, self._dtype)
+        return self._row[at * self._width : (at + most) * self._width]

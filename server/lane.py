@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable, Generator
@@ -30,7 +31,8 @@ __all__ = ["Lane", "Patience", "Ticket"]
 
 log = logging.getLogger(__name__)
 
-THREADS = 4
+THREADS = max(2, min(4, os.cpu_count() or 2))
+"""More would stand in each other's way."""
 BACKLOG = 128
 PAUSE = 0.1
 """Seconds before the next connection is taken after the system could not give us one."""
