@@ -49,7 +49,7 @@ def bars(report: Report, path: Path) -> None:
             axis.set_axis_off()
     kinds = dict.fromkeys(line.kind for setting in report.found for line in setting.lines)
     handles = [Axes.bar(panels[0], 0, 0, color=COLOURS[kind], label=GROUPS[kind]) for kind in kinds]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     cores = report.machine["cores"]
     where = f"{report.machine['cpu']}, {cores} cores, server and workers on it, loopback"
     figure.suptitle(f"Vectors between workers and server: {where}", fontsize=10)
