@@ -19,6 +19,7 @@ from varangian.protos.bundle import Bundle
 from varangian.protos.codec import Code, CodecError
 from varangian.protos.headers import CHUNKS, LANE
 from varangian.protos.lane import TICKET, Line, LineError
+from varangian.protos.silence import Silence
 from varangian.worker.line import Connected, opened
 from varangian.worker.tls import Proof, context
 
@@ -32,6 +33,8 @@ ENOUGH = 2
 """Calls in a row whose line failed."""
 GRACE = 5.0
 """Seconds in which a server that has hung up says why."""
+LOOK = 0.1
+"""Seconds between two looks at what has arrived."""
 SILENT = "it does not answer"
 PORTS = 65535
 HEX = re.compile(f"[0-9a-f]{{{2 * TICKET}}}")
@@ -92,6 +95,15 @@ class Use:
             return True
         finally:
             await ended(moving)
+
+    async def sunk(self, over: asyncio.Future[bool], quiet: Silence) -> None:
+        """Return when nothing of the payload is under way any more, or the call is done.
+
+        The system takes megabytes at once, and a slow line may need longer for them than any silence lasts.
+        """
+        connected = self.connected
+        while connected and (left := connected.unsent) and not over.done():
+            await quiet.broken_by(_less(connected, left, over))
 
     async def _moved(self, payload: Payload) -> None:
         assert self.connected is not None
@@ -217,3 +229,9 @@ async def ended(task: asyncio.Future[Any]) -> None:
     await asyncio.wait({task})
     if not task.cancelled():
         task.exception()
+
+
+async def _less(connected: Connected, left: int, over: asyncio.Future[bool]) -> None:
+    """Return when some of it has arrived."""
+    while connected.unsent >= left and not over.done():
+        await asyncio.wait({over}, timeout=LOOK)

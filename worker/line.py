@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import select
 import socket
 import ssl
+import sys
+import termios
 import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from time import monotonic
@@ -70,6 +73,16 @@ class Connected:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were sent and have not arrived, as far as the system says."""
+        if self._socket is None or self.line.closed:
+            return 0
+        try:
+            return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:
+            return 0
 
     def served(self) -> None:
         """A payload has come through."""

@@ -106,9 +106,9 @@ async def upload(
             if ready is not None:
                 if (ticket := use.ticket(ready)) is None:
                     await _sent(call, outgoing, pace, quiet)
-                elif await _carried(call, outgoing, ticket, quiet, use) and not manifest.content_digest:
-                    await quiet.broken_by(call.write(outgoing.seal()))
-                await call.done_writing()
+                    await call.done_writing()
+                else:
+                    await _beside(call, outgoing, ticket, quiet, use)
         return codec.decode(ps_pb2.PushReply, await quiet.broken_by(call))
 
 
@@ -119,8 +119,9 @@ async def _sent(call: Any, outgoing: Outgoing, pace: Pace, quiet: Silence) -> No
         pace.took(len(message), monotonic() - began)
 
 
-async def _carried(call: Any, outgoing: Outgoing, ticket: bytes, quiet: Silence, use: Use) -> bool:
-    """Send all of it beside the call; False when the call has ended meanwhile."""
+async def _beside(call: Any, outgoing: Outgoing, ticket: bytes, quiet: Silence, use: Use) -> None:
+    """Send all of it beside the call, and say its digest if the manifest has not."""
+    sealed = bool(outgoing.digest)
 
     async def carry(line: Line) -> None:
         await quiet.broken_by(line.write(ticket))
@@ -131,4 +132,8 @@ async def _carried(call: Any, outgoing: Outgoing, ticket: bytes, quiet: Silence,
 
     over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     call.add_done_callback(lambda _: None if over.done() else over.set_result(True))
-    return await use.carry(carry, over)
+    if await use.carry(carry, over):
+        if not sealed:
+            await quiet.broken_by(call.write(outgoing.seal()))
+        await call.done_writing()
+        await use.sunk(over, quiet)

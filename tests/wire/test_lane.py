@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import socket
 
 import grpc
 import pytest
 import torch
 from tests.wire.kit import LAYOUT, NAMES, Place, Run, all_worked, far, scenario, worked
-from tests.wire.relay import FAR, Fate
+from tests.wire.relay import FAR, WHOLE, Fate
 
 from varangian.aggregators import Median
 from varangian.aggregators.kernels import accumulate, native
@@ -97,20 +98,41 @@ async def test_bfloat16_is_half_as_much():
     assert SIZE / 2 * len(NAMES) <= lines.lane.up.moved <= (SIZE / 2 + 64) * len(NAMES)
 
 
-def test_a_lane_that_cannot_be_reached_is_named_once_and_done_without(caplog):
+@contextlib.contextmanager
+def refusing(port):
+    """Nobody listens there, and the system says so."""
+    yield
+
+
+@contextlib.contextmanager
+def dropping(port):
+    """A listener that never accepts, with as many before the door as fit: who connects hears nothing."""
+    with contextlib.ExitStack() as stack:
+        closed = stack.enter_context(contextlib.closing(socket.socket()))
+        closed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        closed.bind((FAR, port))
+        closed.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(contextlib.closing(socket.socket()))
+            waiting.setblocking(False)
+            waiting.connect_ex((FAR, port))
+        yield
+
+
+@pytest.mark.parametrize("wall", [refusing, dropping])
+def test_a_lane_that_cannot_be_reached_is_named_once_and_done_without(wall, caplog, monkeypatch):
     """A firewall that lets only the port of gRPC through."""
+    monkeypatch.setattr("varangian.worker.line.PATIENCE", 0.2)
 
     @scenario
     async def story():
         run = Run()
         async with run.placed() as place, far(place, lane=None) as lines:
-            await all_worked(run, lines.address)
-            said = [
-                record.getMessage() for record in caplog.records if str(place.lane) in record.getMessage()
-            ]
+            with wall(place.lane):
+                await all_worked(run, lines.address)
         assert lines.calls.up.moved > SIZE * len(NAMES) * 3
-        said = [line for line in said if FAR in line]
-        assert len(said) == len(NAMES), said
+        heard = [record.getMessage() for record in caplog.records]
+        assert sum(f"data port {place.lane} of {FAR}" in line for line in heard) == len(NAMES), heard
 
     with caplog.at_level(logging.INFO, "varangian.worker"):
         story()
@@ -237,21 +259,42 @@ def certified(tmp_path_factory):
     return authority.path
 
 
-@scenario
-async def test_over_tls_the_lane_is_one_too(certified):
+async def secured(path, lane):
+    """The digest of a run over TLS whose lanes have these fates, and the lines."""
     from varangian.server.tls import Security
 
-    digests = set()
-    for lane in ((), None):
-        run = Run(rounds=2, security=Security(certified))
-        async with run.placed() as place, far(place, lane=lane) as lines:
-            works = (
-                worked(run, lines.address, name, proof=Bundle.load(certified / name)) for name in NAMES
-            )
-            assert set(await asyncio.gather(*works)) == {"all 2 rounds are done"}
-        digests.add(run.learner.digest())
-        carried = lines.calls if lane is None else lines.lane
-        assert carried.up.moved > SIZE * len(NAMES) * 2
+    run = Run(rounds=2, security=Security(path))
+    async with run.placed() as place, far(place, lane=lane) as lines:
+        works = (worked(run, lines.address, name, proof=Bundle.load(path / name)) for name in NAMES)
+        assert set(await asyncio.gather(*works)) == {"all 2 rounds are done"}
+    assert all((record.missing, record.dropped) == ((), {}) for record in run.records)
+    return run.learner.digest(), lines
+
+
+@pytest.mark.parametrize(
+    "fate",
+    [
+        pytest.param(WHOLE, id="whole"),
+        pytest.param(Fate(up=100), id="cut in the handshake"),
+        pytest.param(Fate(down=100), id="cut in its answer"),
+        pytest.param(Fate(down=300_000), id="cut in a pull"),
+        pytest.param(Fate(up=300_000), id="cut in a push"),
+    ],
+)
+@scenario
+async def test_over_tls_the_lane_is_one_too(certified, fate):
     async with (run := Run(rounds=2)).served() as address:
         await all_worked(run, address)
-    assert digests == {run.learner.digest()}
+    digest, lines = await secured(certified, [fate] * len(NAMES))
+    assert digest == run.learner.digest()
+    used = lines.calls if min(fate.up, fate.down) == 100 else lines.lane
+    assert used.up.moved > SIZE * len(NAMES) * 2
+
+
+@scenario
+async def test_over_tls_there_may_be_no_lane(certified):
+    async with (run := Run(rounds=2)).served() as address:
+        await all_worked(run, address)
+    digest, lines = await secured(certified, None)
+    assert digest == run.learner.digest()
+    assert lines.calls.up.moved > SIZE * len(NAMES) * 2
