@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from time import monotonic
 from typing import TypeAlias
 
@@ -59,6 +61,15 @@ class Linger:
         ready = bool(self._left > 0 and self._poll.poll(self._left * 1000))
         self._left -= monotonic() - began
         return ready
+
+
+def gathered(receive: Receive, memory: memoryview) -> int:
+    """As much as there is, for TLS, where a call brings no more than a record."""
+    got = receive(memory)
+    with suppress(ssl.SSLWantReadError):
+        while 0 < got < len(memory) and (more := receive(memory[got:])):
+            got += more
+    return got
 
 
 def staged(sink: Sink) -> Fill:

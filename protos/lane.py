@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeAlias, TypeVar, cast
 
-from varangian.protos.cargo import BLOCK, Cargo, Fill, Linger, Sink, staged
+from varangian.protos.cargo import BLOCK, Cargo, Fill, Linger, Sink, gathered, staged
 
 __all__ = ["SHARE", "TICKET", "Cargo", "Line", "LineError"]
 
@@ -50,6 +50,8 @@ class Line:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
         self._threads = threads
+        secured = isinstance(connection, ssl.SSLSocket)
+        self._receive = partial(gathered, connection.recv_into) if secured else connection.recv_into
         self._loop = asyncio.get_running_loop()
         self._turn: Future[int] | None = None
         self._waits: Way | None = None
@@ -156,7 +158,7 @@ class Line:
         got, self._waits, linger = 0, None, Linger(self._connection, select.POLLIN)
         while got < size and not self.closed:
             try:
-                count = fill(self._connection.recv_into, min(BLOCK, size - got))
+                count = fill(self._receive, min(BLOCK, size - got))
             except WAIT_TO_READ:
                 if linger():
                     continue
@@ -190,7 +192,7 @@ class Line:
             raise LineError("The connection was closed.")
         self._turn = self._threads.submit(turn)
         try:
-            # A turn that has begun does not end with who waits for it, and keeps the socket until it is through.
+            # A turn that has begun does not end with who waits for it; until then it keeps the socket.
             moved = await asyncio.wrap_future(self._turn)
         except asyncio.CancelledError:
             self.close()
