@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from tests.server import within
 
+from varangian.protos.cargo import BLOCK
 from varangian.protos.codec import MESSAGE_LIMIT
+from varangian.server.lane import THREADS
 from varangian.server.latest import LatestPlan
 from varangian.server.memory import RESERVE, Account, available, resident
 from varangian.server.optimizer import Sgd
@@ -30,11 +32,12 @@ def test_the_sum_by_hand():
     found = account(limits=Limits(streams=2, receiving=4))
     assert found.rows == 15 * 11_200_000 * 4
     assert found.vectors == 7
-    beside = (15 * 2 * 2 + 64) * (64 << 10) + 4 * (256 << 10)
+    beside = (15 * 2 * 2 + 64) * (64 << 10) + THREADS * BLOCK  # by cores
     assert found.streams == (15 * 2 + 4 * 3) * MESSAGE_LIMIT + beside
     assert found.base == (300 << 20) + RESERVE
     assert found.total == found.rows + 7 * 44_800_000 + found.streams + found.base
-    parts = "rows 672 MB + model 7 x 45 MB + streams 188 MB + base 449 MB"
+    streams = f"{found.streams / 1e6:.0f} MB"
+    parts = f"rows 672 MB + model 7 x 45 MB + streams {streams} + base 449 MB"
     assert found.sentence.startswith(f"memory: {parts} = at most 1.6 GB")
 
 
