@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import socket
 import ssl
 import threading
 
@@ -13,8 +14,11 @@ from tests.worker.script import AGAIN, BIG, LAYOUT, VECTOR, Script, client_of, p
 
 from varangian.protos import codec, ps_pb2
 from varangian.protos.bundle import Bundle, Role, contexts
+from varangian.protos.lane import LineError
 from varangian.worker import lane, line
 from varangian.worker.client import ClientError, Receipt
+from varangian.worker.download import Landing
+from varangian.worker.tls import context
 
 STALE = refuse(grpc.StatusCode.FAILED_PRECONDITION, "STALE")
 LARGE = torch.arange(BIG.numel, dtype=torch.float32)
@@ -28,7 +32,7 @@ class Wharf(Script):
         self.vector, self.berths, self.payloads, self._tickets = vector, [], [], {}
         self.steps["Pull"], self.steps["Push"] = [self.carried], [self.taken]
 
-    async def _landed(self, reader, writer):
+    async def landed(self, reader, writer):
         self.berths.append(writer)
         self.secured = writer.get_extra_info("ssl_object")
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -92,7 +96,7 @@ class Wharf(Script):
 @contextlib.asynccontextmanager
 async def client_at(wharf, secured=None, **more):
     """A worker that has joined."""
-    server = await asyncio.start_server(wharf._landed, "127.0.0.1", 0, ssl=secured)
+    server = await asyncio.start_server(wharf.landed, "127.0.0.1", 0, ssl=secured)
     wharf.data_port = server.sockets[0].getsockname()[1]
     try:
         async with client_of(wharf, **more) as client:
@@ -503,6 +507,78 @@ async def test_a_call_that_is_given_up_leaves_no_line_and_no_thread():
             assert not thread.is_alive()
 
 
+@contextlib.asynccontextmanager
+async def listening(host="127.0.0.1", **options):
+    """A port where nothing is said; yields its number."""
+    writers = []
+    server = await asyncio.start_server(lambda _, writer: writers.append(writer), host, 0, **options)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await asyncio.sleep(0.01)
+        for writer in writers:
+            writer.transport.abort()
+
+
+def stand_in(monkeypatch, *addresses):
+    """What each name stands for."""
+
+    async def getaddrinfo(*_, **__):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_first_address_that_answers_is_taken(silent, monkeypatch):
+    monkeypatch.setattr(line, "PATIENCE", 1.0)
+
+    @scenario
+    async def story():
+        with socket.socket() as other, contextlib.ExitStack() as stack:
+            other.bind(("127.0.0.1", 0))
+            if silent:
+                # Whoever comes after these is not even refused.
+                other.listen(0)
+                for _ in range(2):
+                    early = stack.enter_context(socket.socket())
+                    early.setblocking(False)
+                    early.connect_ex(other.getsockname())
+            async with listening() as port:
+                stand_in(monkeypatch, other.getsockname(), ("127.0.0.1", port))
+                connected = await line.opened("parameter-server.test", port, None)
+                assert connected.usable
+                connected.close()
+                assert not connected.usable
+            stand_in(monkeypatch, other.getsockname())
+            with pytest.raises(TimeoutError if silent else ConnectionRefusedError):
+                await line.opened("parameter-server.test", port, None)
+
+    story()
+
+
+def test_a_port_that_is_silent_on_tls_is_given_up(monkeypatch, bundles):
+    monkeypatch.setattr(line, "PATIENCE", 0.1)
+
+    @scenario
+    async def story():
+        async with listening() as port:
+            with pytest.raises(TimeoutError):
+                await line.opened("127.0.0.1", port, context(Bundle.load(bundles / "ours/w00")))
+
+    story()
+
+
+def test_a_download_that_was_given_up_takes_nothing_any_more():
+    memory = bytearray(8)
+    landing = Landing(memoryview(memory))
+    landing._closed = True
+    with pytest.raises(LineError):
+        landing._fill(lambda found: found.__setitem__(0, 1) or 1, 8)
+    assert memory == bytes(8)
+
+
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     pytest.importorskip("cryptography")
@@ -513,16 +589,14 @@ def bundles(tmp_path_factory):
         authority = Authority.create(path / name, days=30)
         authority.issue("server", Role.SERVER, days=10)
         authority.issue("w00", Role.WORKER, days=10)
-    elsewhere = Authority.create(path / "elsewhere", days=30)
-    elsewhere.issue("server", Role.SERVER, hosts=["parameter-server.test"], days=10)
     return path
 
 
 def secured(path):
     """As a server asks for certificates."""
-    context = contexts(path)[0]
-    context.verify_mode, context.num_tickets = ssl.CERT_REQUIRED, 0
-    return context
+    asking = contexts(path)[0]
+    asking.verify_mode, asking.num_tickets = ssl.CERT_REQUIRED, 0
+    return asking
 
 
 def shown(path):
@@ -551,16 +625,28 @@ def test_over_tls_both_ends_show_their_certificates(bundles):
     story()
 
 
+def test_a_lane_must_have_the_name_that_was_called(bundles):
+    @scenario
+    async def story():
+        tls = context(Bundle.load(bundles / "ours/w00"))
+        async with listening("0.0.0.0", ssl=secured(bundles / "ours/server")) as port:
+            (await line.opened("127.0.0.1", port, tls)).close()
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await line.opened("127.0.0.2", port, tls)
+
+    story()
+
+
 @pytest.mark.parametrize("impostor", ["theirs", None])
 def test_a_lane_that_is_not_the_servers_gets_nothing(impostor, bundles, caplog):
     @scenario
     async def story():
         wharf, path = Wharf(), bundles / "ours/server"
         wharf.steps["Push"] = [wharf.counted]
-        context = secured(bundles / impostor / "server") if impostor else None
-        if context is not None:
-            context.verify_mode = ssl.CERT_NONE
-        async with client_at(wharf, context, **shown(path)) as client:
+        theirs = secured(bundles / impostor / "server") if impostor else None
+        if theirs is not None:
+            theirs.verify_mode = ssl.CERT_NONE
+        async with client_at(wharf, theirs, **shown(path)) as client:
             assert (await client.push(4, VECTOR)).counted
         assert not any(lanes(wharf))
 
@@ -574,9 +660,9 @@ def test_a_lane_needs_tls_1_3(bundles):
     async def story():
         wharf, path = Wharf(), bundles / "ours/server"
         wharf.steps["Push"] = [wharf.counted]
-        context = secured(path)
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-        async with client_at(wharf, context, **shown(path)) as client:
+        old = secured(path)
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        async with client_at(wharf, old, **shown(path)) as client:
             assert (await client.push(4, VECTOR)).counted
         assert not any(lanes(wharf))
 
