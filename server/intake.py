@@ -243,9 +243,7 @@ class Slot:
             return self._landed(numbers)
 
     def _landed(self, numbers: memoryview) -> int:
-        if self._closed:
-            raise Overtaken(Refusal.UNOFFERED)
-        row, at, most = self._way.place(self)
+        row, at, most = self._place()
         piece = numbers[: most * self._width] if self.sound else numbers
         self.sound = self.sound and landed(piece, at, self._dtype, row)
         self.columns += len(piece) // self._width
@@ -253,11 +251,18 @@ class Slot:
 
     def _ahead(self) -> memoryview:
         """Memory for the next bytes: the row, or a buffer where numbers have to be converted."""
-        if self._closed:
-            raise Overtaken(Refusal.UNOFFERED)
-        row, at, most = self._way.place(self)
+        row, at, most = self._place()
         if row.dtype != WIRE[self._dtype][1]:
             return buffer()[: most * self._width]
         if self._row is None:
             self._row = payload(row, self._dtype)
         return self._row[at * self._width : (at + most) * self._width]
+
+    def _place(self) -> tuple[Tensor, int, int]:
+        """As that of the way. While a thread is busy, the others may begin anew and take the room away."""
+        if self._closed:
+            raise Overtaken(Refusal.UNOFFERED)
+        row, at, most = self._way.place(self)
+        if most < 1 and self.sound:
+            raise Overtaken(Refusal.RESTARTED)
+        return row, at, most

@@ -217,6 +217,21 @@ def test_nothing_lands_in_a_slot_that_is_closed():
     assert row.tolist() == [1, 1, 0, 0]
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("most", [3, 2])
+@pytest.mark.parametrize("begun", [12, 14])
+def test_room_that_is_taken_away_while_a_thread_is_busy_ends_the_upload(most: int, begun: int):
+    way = Row(torch.zeros(8), 6)
+    slot = slot_of(way)
+    slot.take(codec.payload(torch.ones(8))[:begun])
+    way.most = most
+    for land in (slot.take, lambda data: fill(slot, data, 4)):
+        with pytest.raises(Overtaken) as error:
+            land(codec.payload(torch.ones(1)))
+        assert error.value.refusal is Refusal.RESTARTED
+    assert way.row.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
 def test_an_unsound_vector_needs_no_room():
     slot = slot_of(Row(torch.zeros(4), 1))
     slot.take(codec.payload(torch.tensor([NAN])))
