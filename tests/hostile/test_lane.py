@@ -79,8 +79,9 @@ def test_nobody_gets_in_without_a_certificate(attack, siege, honest, unharmed):
         attacked(attack, siege, honest)
 
 
-@pytest.mark.parametrize("at", [0, NUMEL // 2, NUMEL - 1])
-@pytest.mark.parametrize("number", [torch.nan, -torch.inf])
+@pytest.mark.parametrize(
+    ("number", "at"), [(torch.nan, 0), (torch.nan, NUMEL - 1), (-torch.inf, NUMEL // 2)]
+)
 def test_what_is_no_number_proves_a_fault_on_the_lane_too(number, at, siege, honest, unharmed):
     vector = torch.full((NUMEL,), GOOD)
     vector[at] = number
@@ -97,7 +98,7 @@ def test_what_is_no_number_proves_a_fault_on_the_lane_too(number, at, siege, hon
         rogue.works()
 
 
-@pytest.mark.parametrize("number", [-0.0, 1e-42, -1e-45, 3e38])
+@pytest.mark.parametrize("number", [-0.0, 1e-42, 3e38])
 def test_any_other_number_counts(number, siege, honest, unharmed):
     with unharmed(), Rogue(siege) as rogue:
         assert rogue.gives(rogue.payload(number)) == ""
