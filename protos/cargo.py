@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import select
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from time import monotonic
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 BLOCK = 1 << 20
 """Bytes at once: few calls, and still in cache when they are looked at."""
@@ -21,6 +19,12 @@ Receive: TypeAlias = Callable[[memoryview], int]
 Fill: TypeAlias = Callable[[Receive, int], int]
 """Calls the first once, with at most so many bytes of memory, and returns what it returned."""
 _buffers = threading.local()
+
+
+class Sends(Protocol):
+    """A socket, or what secures one."""
+
+    def send(self, data: memoryview, /) -> int: ...
 
 
 class Cargo:
@@ -38,7 +42,7 @@ class Cargo:
     def done(self) -> bool:
         return self._rest is None
 
-    def step(self, connection: socket.socket) -> int:
+    def step(self, connection: Sends) -> int:
         """Send what can be sent of one piece; how much that was."""
         if self._rest is None:
             return 0
@@ -63,15 +67,6 @@ class Linger:
         return ready
 
 
-def gathered(receive: Receive, memory: memoryview) -> int:
-    """As much as there is, for TLS, where a call brings no more than a record."""
-    got = receive(memory)
-    with suppress(ssl.SSLWantReadError):
-        while 0 < got < len(memory) and (more := receive(memory[got:])):
-            got += more
-    return got
-
-
 def staged(sink: Sink) -> Fill:
     """Through a buffer of the thread."""
 
@@ -85,9 +80,10 @@ def staged(sink: Sink) -> Fill:
     return fill
 
 
-def buffer() -> memoryview:
-    """BLOCK bytes, always the same for each thread."""
-    found: memoryview | None = getattr(_buffers, "memory", None)
+def buffer(purpose: str = "plain", size: int = BLOCK) -> memoryview:
+    """Memory that is always the same for each thread and purpose."""
+    found: memoryview | None = getattr(_buffers, purpose, None)
     if found is None:
-        found = _buffers.memory = memoryview(bytearray(BLOCK))
+        found = memoryview(bytearray(size))
+        setattr(_buffers, purpose, found)
     return found

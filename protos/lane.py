@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
-from typing import Literal, TypeAlias, TypeVar, cast
+from typing import Literal, TypeAlias, TypeVar
 
-from varangian.protos.cargo import BLOCK, Cargo, Fill, Linger, Sink, gathered, staged
+from varangian.protos.cargo import BLOCK, Cargo, Fill, Linger, Sink, staged
+from varangian.protos.secured import Secured
 
 __all__ = ["SHARE", "TICKET", "Cargo", "Line", "LineError"]
 
@@ -41,17 +42,20 @@ class Line:
     """One connection. Its methods are for the event loop; one of them at a time.
 
     Args:
-        connection: connected, plain or TLS; belongs to this object from now on.
+        connection: connected; belongs to this object from now on.
         threads: where bytes are moved.
+        secured: the same connection over TLS.
     """
 
-    def __init__(self, connection: socket.socket, threads: Executor) -> None:
+    def __init__(
+        self, connection: socket.socket, threads: Executor, secured: Secured | None = None
+    ) -> None:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
         self._threads = threads
-        secured = isinstance(connection, ssl.SSLSocket)
-        self._receive = partial(gathered, connection.recv_into) if secured else connection.recv_into
+        self._secured = secured
+        self._bytes = secured or connection
         self._loop = asyncio.get_running_loop()
         self._turn: Future[int] | None = None
         self._waits: Way | None = None
@@ -63,18 +67,7 @@ class Line:
     @property
     def peer(self) -> Mapping[str, Iterable[bytes]]:
         """What TLS has verified, under the names that gRPC has for it; nothing without TLS."""
-        if not isinstance(self._connection, ssl.SSLSocket):
-            return {}
-        certificate = self._connection.getpeercert(binary_form=True)
-        named = self._connection.getpeercert() or {}
-        pem = ssl.DER_cert_to_PEM_cert(certificate).encode() if certificate else b""
-        pairs = cast(Iterable[tuple[str, str]], named.get("subjectAltName", ()))
-        names = (value.encode() for _, value in pairs)
-        return {
-            "x509_subject_alternative_name": [*names],
-            "x509_pem_cert": [pem] if pem else [],
-            "ssl_tls_version": [(self._connection.version() or "").encode()],
-        }
+        return self._secured.peer if self._secured else {}
 
     async def shake(self) -> None:
         """The handshake, where there is TLS.
@@ -82,15 +75,15 @@ class Line:
         Raises:
             OSError: it has failed; ssl.SSLError is one.
         """
-        if isinstance(self._connection, ssl.SSLSocket):
-            await self._persistently(self._connection.do_handshake)
+        if self._secured:
+            await self._persistently(self._secured.do_handshake)
 
     async def exactly(self, size: int) -> bytes:
         """The next few bytes."""
         found = bytearray(size)
         rest = memoryview(found)
         while rest:
-            count = await self._persistently(partial(self._connection.recv_into, rest))
+            count = await self._persistently(partial(self._bytes.recv_into, rest))
             if not count:
                 raise LineError("The other end has hung up.")
             rest = rest[count:]
@@ -99,7 +92,7 @@ class Line:
     async def write(self, data: bytes) -> None:
         """These few bytes."""
         while data:
-            data = data[await self._persistently(partial(self._connection.send, data)) :]
+            data = data[await self._persistently(partial(self._bytes.send, data)) :]
 
     async def readable(self) -> None:
         """Return when the next turn may move something; at once when the last one came back in mid-flow.
@@ -151,14 +144,13 @@ class Line:
         # The number of a closed socket may be another's in the next moment: not while a thread uses it.
         self._turn.add_done_callback(lambda _: self._connection.close())
         with suppress(OSError):
-            # Not the method of TLS, which would forget its state under the thread.
-            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def _received(self, size: int, fill: Fill) -> int:
         got, self._waits, linger = 0, None, Linger(self._connection, select.POLLIN)
         while got < size and not self.closed:
             try:
-                count = fill(self._receive, min(BLOCK, size - got))
+                count = fill(self._bytes.recv_into, min(BLOCK, size - got))
             except WAIT_TO_READ:
                 if linger():
                     continue
@@ -176,7 +168,7 @@ class Line:
         sent, self._waits, linger = 0, None, Linger(self._connection, select.POLLOUT)
         while sent < share and not cargo.done and not self.closed:
             try:
-                sent += cargo.step(self._connection)
+                sent += cargo.step(self._bytes)
             except WAIT_TO_WRITE:
                 if linger():
                     continue

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from varangian.protos.lane import TICKET, Line
+from varangian.protos.secured import Secured
 from varangian.server.listen import bound
 from varangian.server.roster import IdentityError
 from varangian.server.streams import Limits
@@ -165,7 +166,7 @@ class Lane:
             self._pause_for(listener, error)
             return
         try:
-            line = Line(self._secured(connection), self._threads)
+            line = Line(connection, self._threads, self._secured(connection))
         except OSError:
             connection.close()
             return
@@ -173,11 +174,11 @@ class Lane:
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, line))
 
-    def _secured(self, connection: socket.socket) -> socket.socket:
+    def _secured(self, connection: socket.socket) -> Secured | None:
         if self._tls is None:
-            return connection
-        connection.getpeername()  # when it has gone that is an error, which TLS would lose the socket over
-        return self._tls().wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            return None
+        connection.setblocking(False)
+        return Secured(self._tls(), connection)
 
     def _pause_for(self, listener: socket.socket, error: OSError) -> None:
         """The connection still waits, so to look again at once would be to do nothing else."""

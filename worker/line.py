@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import select
 import socket
 import ssl
@@ -15,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from varangian.protos.lane import Line
+from varangian.protos.secured import Secured
 
 PATIENCE = 2.0
 """Seconds to connect, and as many to shake hands."""
@@ -22,7 +24,8 @@ FRESH, NEW = 30.0, 3.0
 """Seconds for which an unused line is kept; somebody on the way may forget it later. A server takes less
 trouble with one that it has seen no ticket on.
 """
-THREADS = 4
+THREADS = max(2, min(4, os.cpu_count() or 2))
+"""More would stand in each other's way."""
 
 
 class Threads:
@@ -55,9 +58,9 @@ THE_THREADS = Threads()
 class Connected:
     """An open line, of which its socket can be looked at."""
 
-    def __init__(self, found: socket.socket) -> None:
+    def __init__(self, found: socket.socket, secured: Secured | None = None) -> None:
         try:
-            self.line = Line(found, THE_THREADS.enter())
+            self.line = Line(found, THE_THREADS.enter(), secured)
         except OSError:  # broken already
             THE_THREADS.leave()
             found.close()
@@ -102,9 +105,7 @@ async def opened(host: str, port: int, context: ssl.SSLContext | None) -> Connec
         OSError: there is none.
     """
     found = await _called(host, port)
-    if context is not None:
-        found = context.wrap_socket(found, server_hostname=host, do_handshake_on_connect=False)
-    connected = Connected(found)
+    connected = Connected(found, Secured(context, found, host) if context else None)
     try:
         async with asyncio.timeout(PATIENCE):
             await connected.line.shake()

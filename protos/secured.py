@@ -1,0 +1,120 @@
+"""TLS over a socket that never blocks, with few system calls.
+
+A socket of the standard library's `ssl` reads and writes record by record, 16 KiB each: two calls for each
+record that comes and one for each that goes. Here records pass through memory, many at a time, and the
+library does to them exactly what it does for its own sockets.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from socket import socket
+from typing import cast
+
+from varangian.protos.cargo import buffer
+
+RECORDS = 256 << 10
+"""Bytes that are encrypted or decrypted at once."""
+
+
+class Secured:
+    """What a line needs of a socket, over TLS.
+
+    Every method may raise `ssl.SSLWantReadError` or `ssl.SSLWantWriteError` when the socket is not ready,
+    and is then to be called again with the same arguments.
+
+    Args:
+        context: who is trusted, and what is shown.
+        connection: connected, never blocking.
+        host: whom the other end has to be certified as; None at a server.
+    """
+
+    def __init__(self, context: ssl.SSLContext, connection: socket, host: str | None = None) -> None:
+        self._connection = connection
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_side=host is None, server_hostname=host)
+        self._rest = memoryview(b"")
+        """Encrypted, and not sent yet."""
+        self._owed = 0
+        """Bytes that were encrypted by a call that has to be repeated."""
+
+    @property
+    def peer(self) -> Mapping[str, Iterable[bytes]]:
+        """What was verified, under the names that gRPC has for it."""
+        certificate = self._tls.getpeercert(binary_form=True)
+        named = self._tls.getpeercert() or {}
+        pairs = cast(Iterable[tuple[str, str]], named.get("subjectAltName", ()))
+        return {
+            "x509_subject_alternative_name": [value.encode() for _, value in pairs],
+            "x509_pem_cert": [ssl.DER_cert_to_PEM_cert(certificate).encode()] if certificate else [],
+            "ssl_tls_version": [(self._tls.version() or "").encode()],
+        }
+
+    def do_handshake(self) -> None:
+        """Go on with it."""
+        self._flush()
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                if not self._fed():
+                    raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "hung up during the handshake") from None
+            except ssl.SSLError:
+                # The other end should hear why, if it is still there.
+                with suppress(OSError):
+                    self._flush()
+                raise
+            else:
+                break
+        self._flush()
+
+    def recv_into(self, memory: memoryview) -> int:
+        """As much as there is; 0 at the end of the connection."""
+        got = 0
+        while got < len(memory):
+            try:
+                got += cast(int, self._tls.read(len(memory) - got, cast(bytearray, memory[got:])))
+            except ssl.SSLWantReadError:
+                if not self._more(got):
+                    break
+        return got
+
+    def _more(self, got: int) -> bool:
+        """Whether there is more; nothing yet is an answer for who has something."""
+        try:
+            return self._fed()
+        except ssl.SSLWantReadError:
+            if got:
+                return False
+            raise
+
+    def send(self, data: memoryview | bytes) -> int:
+        """As much as is encrypted at once; how much that was."""
+        if not self._owed:
+            self._owed = self._tls.write(memoryview(data)[:RECORDS])
+        self._flush()
+        sent, self._owed = self._owed, 0
+        return sent
+
+    def _flush(self) -> None:
+        """Send what is encrypted."""
+        while self._rest or self._out.pending:
+            if not self._rest:
+                self._rest = memoryview(self._out.read())
+            try:
+                self._rest = self._rest[self._connection.send(self._rest) :]
+            except BlockingIOError:
+                raise ssl.SSLWantWriteError from None
+
+    def _fed(self) -> bool:
+        """Take what has come; False at the end of the connection."""
+        memory = buffer("encrypted", RECORDS)
+        try:
+            count = self._connection.recv_into(memory)
+        except BlockingIOError:
+            raise ssl.SSLWantReadError from None
+        self._in.write(memory[:count])
+        return count > 0
