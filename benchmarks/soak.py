@@ -5,8 +5,9 @@
     python benchmarks/soak.py --large --json benchmarks/results/large-HARDWARE.json
 
 The first looks at memory, files and threads of the server every few rounds. The second compares rounds of
-honest workers with and without 200 stalled streams, floods and bombs at the same time, by turns; attackers
-are another process of the lowest priority, since on one machine they would take the processor itself away.
+honest workers with and without 200 stalled streams, as many stalled lines beside gRPC, floods and bombs at
+the same time, by turns; attackers are another process of the lowest priority, since on one machine they
+would take the processor itself away.
 The third moves a vector of 3 GB there and back.
 """
 
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 import torch  # noqa: E402
-from tests.hostile import attacks  # noqa: E402
+from tests.hostile import attacks, lane_attacks  # noqa: E402
 from tests.hostile.http2 import HungUp, Line  # noqa: E402
 from tests.hostile.siege import Honest, Siege, Target  # noqa: E402
 
@@ -59,6 +60,14 @@ BOMBS = (
     attacks.oversize,
     attacks.table_bomb,
     attacks.random_bytes,
+)
+LANE = (
+    lane_attacks.noise,
+    lane_attacks.connection_flood,
+    lane_attacks.shown_and_cancelled,
+    lane_attacks.cut,
+    lane_attacks.chunks_all_the_same,
+    lane_attacks.wrong_digests,
 )
 
 
@@ -307,7 +316,7 @@ class Attackers:
 def besiege(target: Target) -> None:
     """The process of the attackers."""
     os.nice(19)
-    attacks.TRAITOR = os.environ["VARANGIAN_TRAITOR"]
+    attacks.TRAITOR, lane_attacks.OTHERS = os.environ["VARANGIAN_TRAITOR"], ()
     counts: dict[str, int] = {}
     over, threads = threading.Event(), list[threading.Thread]()
     print(json.dumps({}), flush=True)
@@ -319,6 +328,7 @@ def besiege(target: Target) -> None:
                 partial(stalling, target, over, counts),
                 partial(repeating, FLOODS, target, over, counts),
                 partial(repeating, BOMBS, target, over, counts),
+                partial(repeating, LANE, target, over, counts),
             ]
             threads = [threading.Thread(target=kind) for kind in kinds]
             for thread in threads:
@@ -333,9 +343,13 @@ def besiege(target: Target) -> None:
 
 
 def stalling(target: Target, over: threading.Event, counts: dict[str, int]) -> None:
-    """200 streams at a byte now and then, and pulls that nobody reads, for as long as it goes."""
+    """200 streams and as many lines at a byte now and then, and pulls that nobody reads."""
     while not over.is_set():
-        kinds: list[Iterator[None]] = [attacks.slow_loris(target), attacks.never_reading(target)]
+        kinds: list[Iterator[None]] = [
+            attacks.slow_loris(target),
+            attacks.never_reading(target),
+            lane_attacks.slow_loris(target),
+        ]
         with suppress(HungUp, OSError, AssertionError):
             for _ in range(25):
                 for kind in kinds:

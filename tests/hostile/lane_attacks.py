@@ -23,7 +23,7 @@ STRANGERS = 64
 """Connections without a ticket that the server puts up with."""
 CROWD = 200
 OTHERS = ("w03", "w04")
-"""More workers of the run that may send what they like."""
+"""More workers of the run that may send what they like, if there are any."""
 CUT = ("IDLE", "LANE", "TOO_FEW_BYTES")
 """Where less came than was promised."""
 
@@ -287,7 +287,7 @@ def slow_loris(siege):
             sent(lines[-2], push)
             sent(lines[-1], pull)
         crowd(stack, rogues[0])
-        for _ in range(3):
+        while True:
             for _ in range(10):
                 for line in lines:
                     sent(line, b"\0")
