@@ -14,6 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from varangian.aggregators.kernels.ingress import landed
 from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import WIRE, Dtype
 from varangian.protos.frames import frame
@@ -40,14 +41,23 @@ class Outgoing:
         """Known once all of it has been looked at."""
         self._flat = vector.detach().to("cpu", torch.float32).contiguous()
         self._width = WIRE[dtype][1].itemsize
+        self._rounded = torch.empty(0, dtype=WIRE[dtype][1])
 
     @property
     def size(self) -> int:
         return self._flat.numel() * self._width
 
     def piece(self, start: int, stop: int) -> memoryview:
-        """These bytes; both ends are those of numbers."""
-        return codec.payload(self._flat[start // self._width : stop // self._width], self.dtype)
+        """These bytes; both ends are those of numbers. Rounded ones last until the next piece is made."""
+        numbers = self._flat[start // self._width : stop // self._width]
+        if self.dtype == codec.FLOAT32:
+            return codec.payload(numbers)
+        if len(self._rounded) < len(numbers):
+            self._rounded = torch.empty(len(numbers), dtype=WIRE[self.dtype][1])
+        rounded = self._rounded[: len(numbers)]
+        # Faster than torch. The server would make zeros of subnormal numbers anyway.
+        landed(codec.payload(numbers), 0, codec.FLOAT32, rounded)
+        return codec.payload(rounded, self.dtype)
 
     def look(self) -> None:
         """Find the digest without sending anything."""
