@@ -87,6 +87,7 @@ class Line:
             if not count:
                 raise LineError("The other end has hung up.")
             rest = rest[count:]
+        self._waits = None  # more may have come already, and lie where the socket does not know of it
         return bytes(found)
 
     async def write(self, data: bytes) -> None:

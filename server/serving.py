@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -54,19 +54,22 @@ async def serve(
     keep_large_blocks()
     quieten()
     server = grpc.aio.server(options=OPTIONS)
-    async with _lane(host, data_port, limits, security) as lane:
+    async with AsyncExitStack() as stack:
+        # First the port that may have a number: any free one could be that.
+        address = bind(server, host, port, security.credentials() if security else None)
+        try:
+            lane = await stack.enter_async_context(_lane(host, data_port, limits, security))
+        finally:
+            # Before the lane closes: calls end with their own answers.
+            stack.push_async_callback(server.stop, min(limits.grace, 1.0))
         service = Service(driver, roster, Contract(run_id, layout, dtype), limits, lane)
         server.add_generic_rpc_handlers((service.handlers(),))
-        try:
-            address = bind(server, host, port, security.credentials() if security else None)
-            await server.start()
-            ready(address)
-            with left_alone():
-                reason = await driver.run(stop)
-                await service.farewell()
-            return reason
-        finally:
-            await server.stop(min(limits.grace, 1.0))
+        await server.start()
+        ready(address)
+        with left_alone():
+            reason = await driver.run(stop)
+            await service.farewell()
+        return reason
 
 
 @asynccontextmanager
