@@ -72,23 +72,30 @@ class Secured:
         self._flush()
 
     def recv_into(self, memory: memoryview) -> int:
-        """As much as there is; 0 at the end of the connection."""
-        got = 0
+        """As much as there is; 0 at the end of the connection.
+
+        What comes may be records without a byte for us, and no end of them: then it is nothing yet.
+        """
+        got, most = 0, len(memory) + 2 * RECORDS
         while got < len(memory):
             try:
                 got += cast(int, self._tls.read(len(memory) - got, cast(bytearray, memory[got:])))
             except ssl.SSLWantReadError:
-                if not self._more(got):
+                count = self._more(got, most)
+                if not count:
                     break
+                most -= count
         return got
 
-    def _more(self, got: int) -> bool:
-        """Whether there is more; nothing yet is an answer for who has something."""
+    def _more(self, got: int, most: int) -> int:
+        """How much more there is; nothing yet is an answer for who has something."""
         try:
-            return self._fed()
+            if most > 0:
+                return self._fed()
+            raise ssl.SSLWantReadError
         except ssl.SSLWantReadError:
             if got:
-                return False
+                return 0
             raise
 
     def send(self, data: memoryview | bytes) -> int:
@@ -109,12 +116,20 @@ class Secured:
             except BlockingIOError:
                 raise ssl.SSLWantWriteError from None
 
-    def _fed(self) -> bool:
-        """Take what has come; False at the end of the connection."""
+    def _fed(self) -> int:
+        """Take what has come, and say how much it was; 0 at the end of the connection."""
+        self._answer()
         memory = buffer("encrypted", RECORDS)
         try:
             count = self._connection.recv_into(memory)
         except BlockingIOError:
             raise ssl.SSLWantReadError from None
         self._in.write(memory[:count])
-        return count > 0
+        return count
+
+    def _answer(self) -> None:
+        """TLS answers some records by itself: who sends them has to take the answers."""
+        with suppress(ssl.SSLWantWriteError):
+            self._flush()
+        if len(self._rest) + self._out.pending > 2 * RECORDS:
+            raise ssl.SSLError("The other end asks for answers, and takes none.")
