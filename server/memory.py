@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from varangian.protos.cargo import BLOCK
 from varangian.protos.codec import FLOAT32, MESSAGE_LIMIT, WIRE, Dtype
+from varangian.protos.secured import RECORDS
 from varangian.server.lane import PATIENCE, THREADS
 from varangian.server.latest import LatestPlan
 from varangian.server.optimizer import Sgd
@@ -128,8 +129,13 @@ class Account:
 
 
 def _beside(n: int, limits: Limits) -> int:
-    """Connections with a call and without one, those of strangers, and a buffer for each thread."""
-    return (2 * n * limits.streams + PATIENCE.strangers) * BESIDE + THREADS * BLOCK
+    """Connections with a call and without one, those of strangers, and the buffers of each thread.
+
+    Over TLS each that carried a payload keeps what its records passed through. With a call it takes the
+    place of chunks.
+    """
+    kept = n * limits.streams * 2 * RECORDS
+    return (2 * n * limits.streams + PATIENCE.strangers) * BESIDE + kept + THREADS * (BLOCK + RECORDS)
 
 
 def _size(size: int) -> str:
