@@ -83,6 +83,7 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
     assert apart.digest == together.digest == again.digest
     assert (apart.loss, apart.accuracy) == (together.loss, together.accuracy)
     assert (apart.ema_loss, apart.ema_accuracy) == (together.ema_loss, together.ema_accuracy)
+    assert "payloads travel over gRPC" not in (apart.folder / "workers.log").read_text()
     assert notes == []
     assert no_child_is_left()
 

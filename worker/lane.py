@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any, TypeAlias
 
+import grpc.aio
+
 from varangian.protos.address import split
 from varangian.protos.bundle import Bundle
 from varangian.protos.codec import Code, CodecError
@@ -21,6 +23,7 @@ from varangian.protos.headers import CHUNKS, LANE
 from varangian.protos.lane import TICKET, Line, LineError
 from varangian.protos.silence import Silence
 from varangian.worker.line import Connected, opened
+from varangian.worker.refusal import Refusal
 from varangian.worker.tls import Proof, context
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ GRACE = 5.0
 """Seconds in which a server that has hung up says why."""
 LOOK = 0.1
 """Seconds between two looks at what has arrived."""
+BLAMED = frozenset({"LANE", "IDLE", "DIGEST"})
+"""Refusals of a call whose payload did not come through beside it."""
 SILENT = "it does not answer"
 PORTS = 65535
 HEX = re.compile(f"[0-9a-f]{{{2 * TICKET}}}")
@@ -165,9 +170,9 @@ class Lane:
             if use.complete:
                 self._failures, self._told = 0, False
         except Exception as error:
-            use.complete = False
-            if use.begun:
-                self._failed(error)
+            if use.begun and (found := against(error)):
+                use.complete = False
+                self._failed(found)
             raise
         finally:
             if use.connected is not None:
@@ -195,17 +200,16 @@ class Lane:
             old.close()
         del self._unused[:-KEPT]
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, found: str) -> None:
         self._failures += 1
         if self._failures == ENOUGH:
             self._failures = 0
-            self._pause(error)
+            self._pause(found)
 
-    def _pause(self, error: Exception) -> None:
+    def _pause(self, found: str) -> None:
         self._paused = monotonic() + PAUSE
         if not self._told:
             self._told = True
-            found = str(error) or SILENT
             log.info("payloads travel over gRPC: data port %d of %s: %s", self._port, self._host, found)
 
     async def _opened(self) -> Connected:
@@ -219,8 +223,16 @@ class Lane:
                 self._context = await asyncio.to_thread(context, self._bundle)
             return await opened(self._host, self._port, self._context)
         except OSError as error:
-            self._pause(error)
+            self._pause(against(error))
             raise
+
+
+def against(error: Exception) -> str:
+    """What an error says of the lane; nothing where the server, or another worker, is to blame."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return str(error) or SILENT
+    refusal = Refusal.of(error)
+    return refusal.sentence if refusal.code in BLAMED else ""
 
 
 async def ended(task: asyncio.Future[Any]) -> None:

@@ -199,6 +199,25 @@ async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
     assert lines.lane.connections >= 2
 
 
+def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeypatch, caplog):
+    """In a window all begin anew when one of them fails."""
+    monkeypatch.setattr(accumulate, "SLICE", SLICE)
+    monkeypatch.setattr(native, "SLICE", SLICE)
+
+    @scenario
+    async def story():
+        run = Run(rounds=2, layout=LONG, rule=Median(), f=0, window=True)
+        async with run.placed() as place, far(place, lane=[Fate(up=700_000)] * 2) as lines:
+            near = all_worked(run, dict.fromkeys(NAMES[1:], place.address), varied)
+            await asyncio.gather(worked(run, lines.address, "w00", varied), near)
+
+    with caplog.at_level(logging.DEBUG, "varangian"):
+        story()
+    assert sum("RESTARTED" in record.getMessage() for record in caplog.records) >= 8
+    said = [record.getMessage() for record in caplog.records if record.name == "varangian.worker.lane"]
+    assert [FAR in line for line in said] == [True]
+
+
 @scenario
 async def test_a_push_whose_reply_was_lost_needs_no_second_payload():
     lost, push = [], Service.push
