@@ -3,6 +3,9 @@
 A socket of the standard library's `ssl` reads and writes record by record, 16 KiB each: two calls for each
 record that comes and one for each that goes. Here records pass through memory, many at a time, and the
 library does to them exactly what it does for its own sockets.
+
+Nor does a call look at more than a little: OpenSSL reads from a socket until there is something to return,
+so whoever sends records that carry nothing, a new key each, would keep it there for as long as they like.
 """
 
 from __future__ import annotations
@@ -17,6 +20,14 @@ from varangian.protos.cargo import buffer
 
 RECORDS = 256 << 10
 """Bytes that are encrypted or decrypted at once."""
+AROUND = 1 << 10
+"""Bytes that may come with a few bytes of payload."""
+EMPTY = 40 << 10
+"""Bytes in which there may be none, more than two records that have come in part, and on top of that"""
+SPARE = 16
+"""this part of the payload; an honest end takes a thousandth."""
+HELLO, SHAKEN = 4 << 10, 256 << 10
+"""Bytes of a handshake that are looked at at once, and in all."""
 
 
 class Secured:
@@ -39,6 +50,8 @@ class Secured:
         """Encrypted, and not sent yet."""
         self._owed = 0
         """Bytes that were encrypted by a call that has to be repeated."""
+        self._empty = 0
+        """Bytes that have come and carried nothing, as far as is known."""
 
     @property
     def peer(self) -> Mapping[str, Iterable[bytes]]:
@@ -60,7 +73,7 @@ class Secured:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 self._flush()
-                if not self._fed():
+                if not self._fed(HELLO, SHAKEN):
                     raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "hung up during the handshake") from None
             except ssl.SSLError:
                 # The other end should hear why, if it is still there.
@@ -69,34 +82,42 @@ class Secured:
                 raise
             else:
                 break
+        self._empty = 0
         self._flush()
 
     def recv_into(self, memory: memoryview) -> int:
         """As much as there is; 0 at the end of the connection.
 
-        What comes may be records without a byte for us, and no end of them: then it is nothing yet.
+        What has come may have been records without a byte for us: then it is nothing yet.
         """
-        got, most = 0, len(memory) + 2 * RECORDS
+        got = self._read(memory)
         while got < len(memory):
             try:
-                got += cast(int, self._tls.read(len(memory) - got, cast(bytearray, memory[got:])))
-            except ssl.SSLWantReadError:
-                count = self._more(got, most)
-                if not count:
+                if not self._fed(len(memory) - got + AROUND, EMPTY):
                     break
-                most -= count
+            except ssl.SSLWantReadError:
+                if got:
+                    break
+                raise
+            more = self._read(memory[got:])
+            if not more:
+                if got:
+                    break
+                raise ssl.SSLWantReadError
+            got += more
         return got
 
-    def _more(self, got: int, most: int) -> int:
-        """How much more there is; nothing yet is an answer for who has something."""
-        try:
-            if most > 0:
-                return self._fed()
-            raise ssl.SSLWantReadError
-        except ssl.SSLWantReadError:
-            if got:
-                return 0
-            raise
+    def _read(self, memory: memoryview) -> int:
+        """What is there already, decrypted."""
+        got = 0
+        with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            # Nothing, and no wish to wait: the other end has said its farewell.
+            while got < len(memory) and (
+                count := self._tls.read(len(memory) - got, _writable(memory[got:]))
+            ):
+                got += cast(int, count)
+        self._empty = max(0, self._empty - got - got // SPARE)
+        return got
 
     def send(self, data: memoryview | bytes) -> int:
         """As much as is encrypted at once; how much that was."""
@@ -116,20 +137,26 @@ class Secured:
             except BlockingIOError:
                 raise ssl.SSLWantWriteError from None
 
-    def _fed(self) -> int:
-        """Take what has come, and say how much it was; 0 at the end of the connection."""
-        self._answer()
-        memory = buffer("encrypted", RECORDS)
+    def _fed(self, most: int, limit: int) -> int:
+        """Take what has come, and say how much it was; 0 at the end of the connection.
+
+        Raises:
+            ssl.SSLError: more than the limit has come to nothing.
+        """
+        if self._empty > limit:
+            raise ssl.SSLError("The other end sends what carries nothing.")
+        with suppress(ssl.SSLWantWriteError):
+            self._flush()  # TLS answers some records by itself
+        memory = buffer("encrypted", RECORDS)[:most]
         try:
             count = self._connection.recv_into(memory)
         except BlockingIOError:
             raise ssl.SSLWantReadError from None
         self._in.write(memory[:count])
+        self._empty += count
         return count
 
-    def _answer(self) -> None:
-        """TLS answers some records by itself: who sends them has to take the answers."""
-        with suppress(ssl.SSLWantWriteError):
-            self._flush()
-        if len(self._rest) + self._out.pending > 2 * RECORDS:
-            raise ssl.SSLError("The other end asks for answers, and takes none.")
+
+def _writable(memory: memoryview) -> bytearray:
+    """What the types of the standard library call it."""
+    return cast(bytearray, memory)
