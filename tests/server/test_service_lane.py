@@ -257,3 +257,22 @@ async def test_a_pull_beside_its_call_ends_when_its_round_does():
         assert ps_pb2.PullReply.FromString(await pull.read()).HasField("again")
         assert await pull.read() is grpc.aio.EOF
         upload.cancel()
+
+
+@scenario
+async def test_more_stalled_payloads_than_seats_do_not_keep_others_from_pushing():
+    limits = replace(LIMITS, receiving=1)
+    async with world(BIG, limits=limits) as this, beside(this) as stalled, beside(this, "w01") as slow:
+        first, ticket = await stalled.pushing()
+        await stalled.send(ticket, DATA[:1000])
+        second, ready = await slow.pushing()  # and its ticket is never shown
+        assert len(ready) == len(ticket)
+        async with beside(this, "w02") as honest:
+            third, ticket = await honest.pushing()
+            await honest.send(ticket, DATA)
+            await third.write(framed(SEAL))
+            assert not (await answer(third)).duplicate
+        assert this.driver.status().counted == ("w02",)
+        for call in (first, second):
+            assert not call.done()
+            call.cancel()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import random
 import socket
 
 import grpc
@@ -197,6 +198,34 @@ async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
     server = HASTY if hasty == "server" else Limits(patience=0.1, grace=20.0)
     _, lines = await disturbed(fate, server=server, **options)
     assert lines.lane.connections >= 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
+    """Relays that pass odd pieces on, and cut connections of both kinds wherever chance has it."""
+    monkeypatch.setattr("varangian.worker.lane.GRACE", 0.2)
+    draw = random.Random(seed)
+    monkeypatch.setattr("tests.wire.relay.AT_ONCE", draw.choice([997, 4099]))
+    for kernels in (accumulate, native):
+        monkeypatch.setattr(kernels, "SLICE", SLICE)
+    given = {"layout": LONG, "rule": Median(), "f": 0, "dtype": draw.choice(["float32", "bfloat16"])}
+
+    def fates(most):
+        size = 6 * LONG.numel
+        return [Fate(**{draw.choice(["up", "down"]): draw.randrange(size)}) for _ in range(most)]
+
+    @scenario
+    async def story():
+        whole = await outcome(CHUNKS, **given)
+        limits = Limits(receiving=draw.choice([1, 4]), turn=0.005, grace=20.0, uploads=1000, downloads=1000)
+        run = Run(2, **given, window=draw.random() < 0.5, limits=limits)
+        async with run.placed() as place, far(place, calls=fates(3), lane=fates(12)) as lines:
+            addresses = dict.fromkeys(NAMES, lines.address) | {"w04": place.address}
+            await all_worked(run, addresses, varied)
+        assert all((record.missing, record.dropped) == ((), {}) for record in run.records)
+        assert run.learner.digest() == whole
+
+    story()
 
 
 def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeypatch, caplog):
