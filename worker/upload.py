@@ -84,7 +84,7 @@ class Outgoing:
         """All of it without messages. Afterwards the digest is known."""
         hashed, at = xxhash.xxh3_128(), 0
         while at < self.size:
-            piece = self.piece(at, at + PIECE)
+            piece = self.piece(at, at + BLOCK)
             if not self.digest:
                 hashed.update(piece)
             yield piece
