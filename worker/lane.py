@@ -38,8 +38,8 @@ GRACE = 5.0
 """Seconds in which a server that has hung up says why."""
 LOOK = 0.1
 """Seconds between two looks at what has arrived."""
-BLAMED = frozenset({"LANE", "IDLE", "DIGEST"})
-"""Refusals of a call whose payload did not come through beside it."""
+BLAMED = frozenset({"LANE", "IDLE", "DIGEST", ""})
+"""Codes of a call whose payload did not come through beside it; without one nobody has answered."""
 SILENT = "it does not answer"
 PORTS = 65535
 HEX = re.compile(f"[0-9a-f]{{{2 * TICKET}}}")
@@ -228,11 +228,14 @@ class Lane:
 
 
 def against(error: Exception) -> str:
-    """What an error says of the lane; nothing where the server, or another worker, is to blame."""
+    """What an error says of the lane; nothing where the server, or another worker, is to blame.
+
+    Both connections may break because the payload leaves no room for anything else on their way.
+    """
     if not isinstance(error, grpc.aio.AioRpcError):
         return str(error) or SILENT
     refusal = Refusal.of(error)
-    return refusal.sentence if refusal.code in BLAMED else ""
+    return refusal.sentence or SILENT if refusal.code in BLAMED else ""
 
 
 async def ended(task: asyncio.Future[Any]) -> None:

@@ -248,6 +248,22 @@ def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeypatch, 
 
 
 @scenario
+async def test_a_lane_whose_calls_break_again_and_again_is_done_without():
+    """On a narrow line with much room for what waits, nothing else arrives while a payload is under way."""
+    run = Run(rounds=1, f=0, names=NAMES[:1], rule=Median())
+    async with run.placed() as place, far(place, rate=4e6) as lines:
+        working = asyncio.create_task(worked(run, lines.address, "w00"))
+        for _ in range(2):
+            before = lines.lane.up.moved
+            while lines.lane.up.moved <= before + SIZE / 10:
+                await asyncio.sleep(0.01)
+            await lines.calls.cut()
+            before = lines.lane.up.moved
+        assert await working == "all 1 rounds are done"
+    assert lines.lane.up.moved < SIZE < lines.calls.up.moved
+
+
+@scenario
 async def test_a_push_whose_reply_was_lost_needs_no_second_payload():
     lost, push = [], Service.push
 
