@@ -25,8 +25,7 @@ from varangian.protos.silence import Silence, silence
 from varangian.worker.lane import Use
 
 BLOCK = 1 << 20
-PIECE = 256 << 10
-"""Small enough to be still in cache when it is sent."""
+"""Bytes at once: few calls, and still in cache when they are sent."""
 
 
 class Outgoing:
