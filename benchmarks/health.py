@@ -2,8 +2,9 @@
 
     python benchmarks/health.py --json benchmarks/results/health-HARDWARE.json
 
-Rounds of 15 workers with 1 GB in all, at 600 MB/s and as fast as they go, aggregated while they arrive. Who
-asks is a process of its own, on a connection of its own, and asks again 5 ms after each answer.
+Rounds of 15 workers with 1 GB in all, at 600 MB/s and as fast as they go, beside gRPC and as chunks,
+aggregated while they arrive. Who asks is a process of its own, on a connection of its own, and asks again
+5 ms after each answer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
@@ -35,6 +36,18 @@ from varangian.protos.allocator import keep_large_blocks  # noqa: E402
 
 PAUSE = 0.005
 WARM_UP = 2
+Way: TypeAlias = Literal["lane", "chunks"]
+
+
+class Chunked(Paced):
+    """A worker that never hears of the lane."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._connection.lane.at = lambda port: None  # type: ignore[method-assign]
+
+
+KINDS: dict[Way, type[Paced]] = {"lane": Paced, "chunks": Chunked}
 
 
 def arguments() -> argparse.Namespace:
@@ -48,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--paces", nargs="+", type=float, default=[600, 0], help="MB/s in all; 0 is no limit"
     )
+    parser.add_argument("--ways", nargs="+", choices=KINDS, default=[*KINDS], help="by default both")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too")
     parser.add_argument("--ask", metavar="ADDRESS", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -61,30 +75,31 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_large_blocks()
     where = machine()
-    found = [line for rule in args.rules for line in of_rule(args, rule)]
+    found = [line for rule in args.rules for way in args.ways for line in of_rule(args, rule, way)]
     result = {"machine": where | {"load_at_end": load()}, "n": args.n, "d": args.d, "found": found}
     print(json.dumps(result, indent=2))
     if args.json:
         args.json.write_text(f"{json.dumps(result, indent=2)}\n")
 
 
-def of_rule(args: argparse.Namespace, rule: str) -> list[dict[str, Any]]:
+def of_rule(args: argparse.Namespace, rule: str, way: Way) -> list[dict[str, Any]]:
     """One line for each pace."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         options = {"workers": args.n, "quorum": args.n, "rule": rule, "f": 3, "deadline": 600}
         siege = Siege(Path(folder) / "server.log", args.d, idle=10, patience=5, **options)
         stack.enter_context(closing(siege))
         bucket = Bucket()
-        honest = Honest(siege, names(args.n), vectors(args.n, args.d), kind=partial(Paced, bucket))
+        honest = Honest(siege, names(args.n), vectors(args.n, args.d), kind=partial(KINDS[way], bucket))
         stack.enter_context(closing(honest))
         for _ in range(WARM_UP):
             honest.round()
-        return [measured(siege, honest, bucket, rule, pace, args.rounds) for pace in args.paces]
+        return [
+            {"rule": rule, "way": way} | measured(siege, honest, bucket, pace, args.rounds)
+            for pace in args.paces
+        ]
 
 
-def measured(
-    siege: Siege, honest: Honest, bucket: Bucket, rule: str, pace: float, rounds: int
-) -> dict[str, Any]:
+def measured(siege: Siege, honest: Honest, bucket: Bucket, pace: float, rounds: int) -> dict[str, Any]:
     bucket.rate = pace * 1e6 or None
     pushes = list[tuple[float, float]]()
     with closing(Asker(siege)) as asker:
@@ -95,7 +110,6 @@ def measured(
         asked = asker.finished()
     during = [took for at, took in asked if any(start <= at <= end for start, end in pushes)]
     line = {
-        "rule": rule,
         "pace_mb_s": pace,
         "push_s": [end - start for start, end in pushes],
         "vectors_arrive": quantiles(during),
