@@ -1,5 +1,6 @@
 """TLS records without a byte of payload, and questions that TLS answers by itself: neither has an end."""
 
+import contextlib
 import ssl
 
 import pytest
@@ -60,8 +61,11 @@ def test_what_was_found_before_them_is_passed_on():
     assert memory[:7] == b"payload"
 
 
-def test_who_asks_and_takes_no_answer_is_left():
+def test_who_asks_without_end_is_left():
     made, connection = secured(answers=True)
-    with pytest.raises(ssl.SSLError, match="takes none"):
-        made.recv_into(memoryview(bytearray(1 << 20)))
+    memory = memoryview(bytearray(1 << 20))
+    with contextlib.suppress(ssl.SSLWantReadError):
+        made.recv_into(memory)
+    with pytest.raises(ssl.SSLError, match="carries nothing"):
+        made.recv_into(memory)
     assert connection.came <= 4 << 20

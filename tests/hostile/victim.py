@@ -48,6 +48,7 @@ def arguments():
     parser.add_argument("--patience", type=float, default=0.1)
     parser.add_argument("--silence", type=float, default=10.0)
     parser.add_argument("--certs", type=Path, help="the bundle of a server whose workers have certificates")
+    parser.add_argument("--window", type=int, default=0, help="1: keep a few blocks of each vector only")
     parser.add_argument("--settings", type=json.loads, help="key=value, of a run whose workers are invited")
     return parser.parse_args()
 
@@ -57,7 +58,7 @@ def synchronous(args, names):
     policy = RoundPolicy(names, args.rounds, args.quorum, args.deadline, "wait", args.f)
     rule = aggregator_from(args.rule, "--rule", f=args.f)
     learner = Learner(torch.zeros(args.numel), rule, Sgd(lr=0.1), rounds=args.rounds, seed=1)
-    return Driver(RoundMachine(policy), learner, **OBSERVED)
+    return Driver(RoundMachine(policy), learner, window=bool(args.window), **OBSERVED)
 
 
 def configured(args, settings):
