@@ -147,6 +147,8 @@ class Secured:
             raise ssl.SSLError("The other end sends what carries nothing.")
         with suppress(ssl.SSLWantWriteError):
             self._flush()  # TLS answers some records by itself
+        if self._out.pending > EMPTY:
+            raise ssl.SSLError("The other end asks, and takes none of the answers.")
         memory = buffer("encrypted", RECORDS)[:most]
         try:
             count = self._connection.recv_into(memory)

@@ -165,6 +165,9 @@ class PacedLine:
         moved = await self._line.send(cargo, PIECE)
         self._paid += due - moved
         self._left -= moved
+        if self._paid < 0:  # a piece of a vector may be larger
+            await self._bucket.take(-self._paid)
+            self._paid = 0
         return moved
 
     def __getattr__(self, name: str) -> Any:
