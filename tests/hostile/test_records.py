@@ -1,7 +1,6 @@
 """TLS records without a byte of payload, and questions that TLS answers by itself: neither has an end."""
 
 import contextlib
-import contextlib
 import ssl
 
 import pytest
