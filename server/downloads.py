@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from varangian.server.lane import Ticket
-
 from varangian.protos import headers, ps_pb2
 from varangian.protos.codec import CHUNK_BYTES, FLOAT32, Contract
 from varangian.protos.lane import Cargo
 from varangian.server import streams
 from varangian.server.broadcast import Broadcast
+from varangian.server.lane import Ticket
 from varangian.server.pulls import Pull, Pulls
 from varangian.server.streams import Context
 from varangian.server.views import Snapshot
