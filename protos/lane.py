@@ -12,6 +12,7 @@ import asyncio
 import select
 import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -30,6 +31,8 @@ SHARE = 4 << 20
 Way: TypeAlias = Literal["read", "write"]
 T = TypeVar("T")
 
+AT_ONCE = struct.pack("ii", 1, 0)
+"""Neither a farewell nor time to say it."""
 WAIT_TO_READ = (BlockingIOError, ssl.SSLWantReadError)
 WAIT_TO_WRITE = (BlockingIOError, ssl.SSLWantWriteError)
 
@@ -131,6 +134,16 @@ class Line:
             LineError: the connection has ended.
         """
         return await self._in_thread(lambda: self._sent(cargo, share))
+
+    def abort(self) -> None:
+        """As `close`, and the other end hears of it at once; what is on its way to it is lost.
+
+        A connection that is closed while its other end waits for room may leave it waiting for a minute: what
+        is left of it in the system goes on saying that there is none.
+        """
+        with suppress(OSError):
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+        self.close()
 
     def close(self) -> None:
         """End the connection, also in the middle of a turn."""

@@ -30,7 +30,7 @@ class Ticket:
 
     def __exit__(self, *_: object) -> None:
         if self._line is not None and not self._complete:
-            self._line.close()
+            self._line.abort()
         self._over.set()
         self.void()
 

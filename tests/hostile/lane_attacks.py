@@ -89,9 +89,9 @@ def guesses(siege):
 
 
 def connection_flood(siege):
-    """600 connections, with and without good manners."""
+    """Hundreds of connections, with and without good manners."""
     with Rogue(siege) as rogue:
-        for i in range(600):
+        for i in range(300):
             line = socket.create_connection((siege.host, rogue.port), 10)
             (reset if i % 2 else socket.socket.close)(line)
 
@@ -179,12 +179,16 @@ def never_shown(siege):
 
 
 def midway(siege):
-    """It stops, and the line stays open."""
-    with Rogue(siege) as rogue:
-        for part in (0, 3, 1 << 20, 4 * siege.numel - 1):
+    """They stop, and their lines stay open."""
+    with contextlib.ExitStack() as stack:
+        rogues = [stack.enter_context(Rogue(siege, name)) for name in (None, *OTHERS)]
+        calls = []
+        for rogue, part in zip(rogues, (3, 1 << 20, 4 * siege.numel - 1), strict=True):
             stream, ticket = rogue.offers()
             line = rogue.dial()
             sent(line, ticket + rogue.payload(BAD)[:part])
+            calls.append((rogue, stream, line))
+        for rogue, stream, line in calls:
             assert rogue.code(stream) in CUT
             assert hung_up(line)
 
@@ -258,10 +262,11 @@ def no_seal(siege):
 
 def chunks_all_the_same(siege):
     """Chunks over gRPC in a call that has a ticket: before the payload, beside it and after it."""
-    with Rogue(siege) as rogue:
-        data = rogue.payload(BAD)
+    with contextlib.ExitStack() as stack:
+        rogues = [stack.enter_context(Rogue(siege, name)) for name in (None, *OTHERS)]
+        data = rogues[0].payload(BAD)
         chunk = frame(0, data[: 1 << 20])
-        for shown in (b"", data[: 1 << 20], data):
+        for rogue, shown in zip(rogues, (b"", data[: 1 << 20], data), strict=True):
             stream, ticket = rogue.offers()
             line = rogue.dial()
             with contextlib.suppress(HungUp):

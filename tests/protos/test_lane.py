@@ -215,3 +215,33 @@ def test_clear_text_proves_nothing(joined):
         return dict(one.peer)
 
     assert joined(work) == {}
+
+
+def test_who_waits_for_room_hears_at_once_of_an_end(joined):
+    """Left to the system, that may take a minute: it goes on saying that there is no room."""
+
+    async def work(one, other):
+        sending = asyncio.create_task(given(one, bytes(50_000_000)))
+        await taken(other, 1000)
+        await asyncio.sleep(0.05)
+        assert not sending.done()
+        other.abort()
+        with pytest.raises(LineError, match="reset"):
+            async with asyncio.timeout(5):
+                await sending
+
+    joined(work)
+
+
+def test_an_abrupt_end_is_none_in_the_eyes_of_the_owner(joined):
+    async def work(one, other):
+        one.abort()
+        one.abort()
+        assert one.closed
+        with pytest.raises(LineError):
+            await one.readable()
+            await one.receive(10, bytes)
+        with pytest.raises(LineError, match="reset"):
+            await other.exactly(1)
+
+    joined(work)
