@@ -138,8 +138,8 @@ class Line:
     def abort(self) -> None:
         """As `close`, and the other end hears of it at once; what is on its way to it is lost.
 
-        A connection that is closed while its other end waits for room may leave it waiting for a minute: what
-        is left of it in the system goes on saying that there is none.
+        A connection that is closed while its other end waits for room may leave it waiting for a minute:
+        what is left of it in the system goes on saying that there is none.
         """
         with suppress(OSError):
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)

@@ -238,8 +238,7 @@ def test_an_abrupt_end_is_none_in_the_eyes_of_the_owner(joined):
         one.abort()
         one.abort()
         assert one.closed
-        with pytest.raises(LineError):
-            await one.readable()
+        with pytest.raises(LineError, match="closed"):
             await one.receive(10, bytes)
         with pytest.raises(LineError, match="reset"):
             await other.exactly(1)
