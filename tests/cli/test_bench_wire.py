@@ -1,6 +1,7 @@
 """The benchmarks of the wire measure what has arrived, and nothing else. No test here looks at a time."""
 
 import json
+import multiprocessing
 
 import pytest
 
@@ -14,8 +15,21 @@ SMALL = Job(2, 300_001)
 """More than a message, no round number, and an odd one."""
 
 
+@pytest.fixture(scope="module")
+def prepared():
+    """Processes that begin with torch and gRPC loaded: most of the time to start one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([ours.__name__])
+    return context
+
+
 @pytest.fixture
-def pair():
+def quickly(prepared, monkeypatch):
+    monkeypatch.setattr(processes, "START", prepared)
+
+
+@pytest.fixture
+def pair(quickly):
     pairs = []
 
     def started(where, job=SMALL):
@@ -89,7 +103,7 @@ def test_rows_from_an_earlier_round_are_not_taken_for_new_ones(pair):
     assert moved.check() == "what arrived from worker 0 is not what it sent"
 
 
-def test_what_does_not_start_says_why():
+def test_what_does_not_start_says_why(quickly):
     broken = Pair("tcp:NoSuchThing", SMALL)
     try:
         with pytest.raises(BrokenHop, match="the server could not start: AttributeError"):
@@ -141,7 +155,7 @@ def test_a_size_that_is_none(varangian, size):
 
 
 @pytest.mark.slow
-def test_a_round_is_measured_with_and_without_a_pace(varangian, tmp_path):
+def test_a_round_is_measured_with_and_without_a_pace(quickly, varangian, tmp_path):
     code, out, _ = varangian(
         *("bench", "round", "-n", "7", "-d", "70000", "--rules", "median", "--repeats", "1"),
         *("--pace", "20MB/s", "--json", "round.json"),

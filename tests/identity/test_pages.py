@@ -1,6 +1,7 @@
 """What the pages say is what the code does."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -38,6 +39,7 @@ def written_out():
                     yield code.value, StatusCode[status.attr]
 
 
+@functools.cache
 def statuses():
     """Every code that a call can be refused with, and its status."""
     refused = [
