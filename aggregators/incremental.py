@@ -17,7 +17,7 @@ from torch import Tensor
 
 from varangian.aggregators.base import Aggregate
 from varangian.aggregators.early import Columns, Early, How, Products, known, reduce
-from varangian.aggregators.kernels import GramAccumulator, NotFinite, accumulate
+from varangian.aggregators.kernels import GramAccumulator, NotFinite, accumulate, backend_for, native
 from varangian.aggregators.pipeline import Aggregator
 from varangian.aggregators.rows import Rows
 
@@ -132,9 +132,12 @@ class Incremental:
         vector = self._into
         if vector is None or torch.promote_types(vector.dtype, rows.dtype) != vector.dtype:
             return None
-        for start in range(0, self._d, self.step):
-            part = rows.columns(start, min(start + self.step, self._d))
-            reduce(how, part, self._reference, self._aggregator.backend, vector, start)
+        backend = self._aggregator.backend
+        # What others return has to be copied; the less of it at once the better.
+        width = self._d if backend_for(rows, backend) is native else self.step
+        for start in range(0, self._d, width):
+            part = rows.columns(start, min(start + width, self._d))
+            reduce(how, part, self._reference, backend, vector, start)
         return vector
 
     def _valid(self, rows: Sequence[Tensor | None], present: Sequence[int]) -> Early | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregate, AggregationError, Aggregator, Mixing
 from varangian.aggregators.incremental import Incremental, block
+from varangian.aggregators.kernels.cores import every_core
 from varangian.aggregators.stream import Stream
 from varangian.server.begun import Begun, Finished, Flow, Measured
 from varangian.server.bounds import Bounds, norm
@@ -151,7 +152,8 @@ class Learner:
             raise AggregationError(f"No push of round {round} is left to aggregate.")
         start = time.perf_counter()
         rng = torch.Generator().manual_seed(_derived(self._seed, round))
-        aggregate = (begun or self.begin(workers, len(faults))).finish(rows, rng, len(faults))
+        with every_core():
+            aggregate = (begun or self.begin(workers, len(faults))).finish(rows, rng, len(faults))
         length = self._checked_norm(aggregate)
         aggregated = time.perf_counter()
         lr = self._optimizer.rate(round, self._rounds)

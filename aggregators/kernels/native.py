@@ -9,7 +9,6 @@ bits on one core as on many. Calls go through ctypes, which releases the interpr
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from varangian.aggregators.kernels import blocked, networks
 from varangian.aggregators.kernels.blocked import screen
+from varangian.aggregators.kernels.cores import cores, pool
 from varangian.aggregators.kernels.library import function, level, library
 from varangian.aggregators.kernels.reference import NotFinite, nothing
 from varangian.aggregators.order import Majority, Nearest, Order
@@ -101,14 +101,16 @@ def _measured(verb: str, total: Tensor, rows: Rows, reference: Tensor | None) ->
     return total
 
 
-def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """Into `out` if there is one: float32, contiguous, and no part of a row."""
     d = rows.d
     rows, weights = _points(coords, rows, reference)
     used = np.flatnonzero(weights.any(axis=0))  # Krum: the other rows need not be read
     if len(used) == 0:
-        return torch.zeros(len(coords), d)
+        return torch.zeros(len(coords), d) if out is None else out.zero_()
     first, weights = _addresses(rows)[used], np.ascontiguousarray(weights[:, used])
-    out, at = torch.empty(len(coords), d), weights.ctypes.data
+    at = weights.ctypes.data
+    out = torch.empty(len(coords), d) if out is None else out
 
     def part(start: int, stop: int) -> int:
         pointers, shape = first + FLOAT * start, (len(used), stop - start, len(coords), d)
@@ -177,13 +179,12 @@ def _float32(reference: Tensor | None) -> Tensor | None:
 
 
 def _over_slices(d: int, part: Callable[[int, int], T]) -> list[T]:
-    """`part(start, stop)` of every slice, in order, on as many threads as torch uses."""
+    """`part(start, stop)` of every slice, in order, on as many threads as there may be."""
     slices = [(start, min(start + SLICE, d)) for start in range(0, d, SLICE)]
-    threads = min(torch.get_num_threads(), len(slices))
+    threads = min(cores(), len(slices))
     if threads == 1:
         return [part(*each) for each in slices]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda each: part(*each), slices))
+    return list(pool(threads).map(lambda each: part(*each), slices))
 
 
 def _addresses(rows: Rows) -> NDArray[np.int64]:
