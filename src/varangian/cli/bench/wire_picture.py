@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from varangian.cli.bench.hops.catalogue import GRPC
 from varangian.cli.bench.picture import DOTS_PER_INCH
 from varangian.cli.bench.wire_report import Report, Setting
 
@@ -23,7 +24,7 @@ PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 """Under a number, so that no line crosses it."""
 GROUPS = {
     "measure": "raw TCP",
-    "ceiling": "gRPC at best: raw bytes, no checks",
+    "ceiling": "raw bytes, no checks: gRPC, TLS",
     "naive": "gRPC as mostly used",
     "ours": "Varangian",
     "chunks": "Varangian, all over gRPC",
@@ -75,7 +76,7 @@ def _panel(axis: Axes, setting: Setting) -> None:
             text, at, (4, 0), textcoords="offset points", va="center", fontsize=7, bbox=PAPER, zorder=3
         )
     for line, speed in lines:
-        if line.kind == "ceiling":
+        if line.name == GRPC:
             axis.axvline(speed.x_tcp, color=COLOURS["ceiling"], lw=0.8, ls="--", zorder=0)
     axis.set_xlim(0, 1.7 * max(speed.x_tcp for _, speed in lines))
     size = f"{setting.size / 1e6:g} MB"

@@ -45,6 +45,7 @@ class Way:
 WAYS = {
     TCP: Way("tcp:Tcp", "raw TCP", "measure"),
     GRPC: Way("stream:Stream", "gRPC at best: raw bytes, no checks", "ceiling"),
+    "ssl": Way("tls:Tls", "Python's TLS sockets, no checks", "ceiling", needs="cryptography"),
     "protobuf": Way("unary:Protobuf", "gRPC, one protobuf message", "naive", holds=5),
     "pickle": Way("unary:Pickle", "gRPC, one pickle", "naive", holds=4),
     "ours": Way("ours:Ours", "Varangian push", "ours"),

@@ -37,10 +37,13 @@ class Server:
     def close(self) -> None:
         self._listener.close()
 
+    def accepted(self) -> socket.socket:
+        """The next connection."""
+        return self._listener.accept()[0]
+
     def _served(self) -> None:
-        connection, _ = self._listener.accept()
-        with connection:
-            worker = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "little")
+        with self.accepted() as connection:
+            worker = int.from_bytes(connection.recv(4), "little")
             row = self._rows[worker].data.cast("B")
             while received(connection, row):
                 connection.sendall(ACKNOWLEDGED)
@@ -63,12 +66,16 @@ class Workers:
     def __init__(self, address: str, job: Job) -> None:
         host, _, port = address.rpartition(":")
         self._vectors = job.vectors()
-        self._lines = [socket.socket() for _ in range(job.workers)]
+        self._lines = [self.connected(host, int(port)) for _ in range(job.workers)]
         for i, line in enumerate(self._lines):
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-            line.connect((host, int(port)))
             line.sendall(i.to_bytes(4, "little"))
         self._pool = ThreadPoolExecutor(job.workers)
+
+    def connected(self, host: str, port: int) -> socket.socket:
+        line = socket.socket()
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        line.connect((host, port))
+        return line
 
     def round(self) -> None:
         for _ in self._pool.map(self._sent, self._lines, self._vectors):
