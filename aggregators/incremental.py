@@ -54,7 +54,8 @@ class Incremental:
     ) -> None:
         self._aggregator = aggregator
         self._n = n
-        self._d = d
+        self.d = d
+        """Columns in all."""
         self._reference = reference
         self._faults = faults
         self._into = into
@@ -88,7 +89,7 @@ class Incremental:
 
     def until(self, to: int) -> int:
         """How many columns can be done when so many have come."""
-        return self._d if to >= self._d else to - to % self.step
+        return self.d if to >= self.d else to - to % self.step
 
     def remove(self, i: int) -> None:
         """The row in this place will not come any more, or it will come again."""
@@ -134,9 +135,9 @@ class Incremental:
             return None
         backend = self._aggregator.backend
         # What others return has to be copied; the less of it at once the better.
-        width = self._d if backend_for(rows, backend) is native else self.step
-        for start in range(0, self._d, width):
-            part = rows.columns(start, min(start + width, self._d))
+        width = self.d if backend_for(rows, backend) is native else self.step
+        for start in range(0, self.d, width):
+            part = rows.columns(start, min(start + width, self.d))
             reduce(how, part, self._reference, backend, vector, start)
         return vector
 
@@ -150,12 +151,12 @@ class Incremental:
                 self.remove(i)
         if self.lost or set(self._early.members) != here:
             return None
-        self.advance([row if i in here else None for i, row in enumerate(rows)], self._d)
+        self.advance([row if i in here else None for i, row in enumerate(rows)], self.d)
         return None if self.lost else self._early
 
     def _begun(self, members: list[int]) -> Early | None:
         how = known(self._aggregator, len(members), self._faults)
         if how is not None:
-            return Columns(how, members, self._d, self._reference, self._aggregator.backend, self._into)
-        products = GramAccumulator(self._n, self._d, self._reference, backend=self._aggregator.backend)
+            return Columns(how, members, self.d, self._reference, self._aggregator.backend, self._into)
+        products = GramAccumulator(self._n, self.d, self._reference, backend=self._aggregator.backend)
         return Products(products, members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregate, AggregationError
 from varangian.aggregators.incremental import Incremental
+from varangian.aggregators.kernels.cores import every_core
 from varangian.aggregators.stream import Stream
 
 Measured: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
@@ -37,7 +39,9 @@ class Begun:
 
     def advance(self, rows: Mapping[str, Tensor], columns: int) -> None:
         """Go on with the columns that have come of these rows; the others will not come."""
-        self.work.advance(self._placed(rows), columns)
+        # What is left when all have come keeps everybody waiting.
+        with every_core() if columns == self.work.d else nullcontext():
+            self.work.advance(self._placed(rows), columns)
 
     def finish(self, rows: Mapping[str, Tensor], rng: torch.Generator, faults: int) -> Aggregate:
         present = [i for i, worker in enumerate(self.workers) if worker in rows]
