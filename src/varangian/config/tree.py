@@ -123,8 +123,8 @@ class Server(Section):
     shortfall: Literal["wait", "skip", "fail"] = "wait"
     """At the deadline below the quorum: wait on, go to the next round without an update, or end the run."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """Threads of torch in the server; the same number gives the same bits. Once a round has all its vectors,
-    kernels whose bits do not depend on the number use every core."""
+    """Threads of torch in the server; the same number gives the same bits. Once all vectors of a round have
+    come, kernels whose bits do not depend on the number use every core."""
     rows: Dtype = FLOAT32
     """How vectors are kept until a round closes; bfloat16 takes half the memory and rounds them."""
     memory: Literal["rows", "window"] = "rows"
