@@ -153,7 +153,7 @@ def pushed(rogue, data, way):
     return rogue.gives(data, cuts, pauses) if lane else rogue.gives_chunks(data, cuts)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), first=ways, second=ways)
 def test_no_cut_changes_a_bit(pair, seed, first, second):
     one, two = pair

@@ -124,8 +124,7 @@ def test_this_process():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["lane", "chunks"])
-@pytest.mark.parametrize("memory", ["rows", "window"])
+@pytest.mark.parametrize(("memory", "way"), [("rows", "lane"), ("rows", "chunks"), ("window", "lane")])
 def test_a_server_keeps_to_it(memory: str, way: str):
     """Two rounds over sockets, with the workers in this process."""
     command = [sys.executable, within.__file__, memory, way]
