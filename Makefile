@@ -11,9 +11,9 @@ bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check
 # Compiling every module of every package takes as long as installing them; Python compiles what it imports.
 install := $(pip) install --quiet --no-compile -c constraints.txt
-# Two test processes more than there are cores, since many tests wait for other processes; but only a few,
+# One test process more than there are cores, since many tests wait for other processes; but only a few,
 # since every one of them imports torch.
-share = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 2))") --dist worksteal
+share = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist worksteal
 demo_ready := $(VENV)/.demo-ready
 dev_ready := $(VENV)/.dev-ready
 kernels := setup.py $(wildcard aggregators/kernels/*.[ch])
