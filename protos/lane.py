@@ -11,16 +11,15 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-import ssl
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeAlias, TypeVar
 
 from varangian.protos.cargo import BLOCK, Cargo, Fill, Linger, Sink, staged
-from varangian.protos.secured import Secured
+from varangian.protos.seal import Sealed
 
 __all__ = ["SHARE", "TICKET", "Cargo", "Line", "LineError"]
 
@@ -33,8 +32,6 @@ T = TypeVar("T")
 
 AT_ONCE = struct.pack("ii", 1, 0)
 """Neither a farewell nor time to say it."""
-WAIT_TO_READ = (BlockingIOError, ssl.SSLWantReadError)
-WAIT_TO_WRITE = (BlockingIOError, ssl.SSLWantWriteError)
 
 
 class LineError(ConnectionError):
@@ -47,18 +44,14 @@ class Line:
     Args:
         connection: connected; belongs to this object from now on.
         threads: where bytes are moved.
-        secured: the same connection over TLS.
     """
 
-    def __init__(
-        self, connection: socket.socket, threads: Executor, secured: Secured | None = None
-    ) -> None:
+    def __init__(self, connection: socket.socket, threads: Executor) -> None:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
         self._threads = threads
-        self._secured = secured
-        self._bytes = secured or connection
+        self._payload: socket.socket | Sealed = connection
         self._loop = asyncio.get_running_loop()
         self._turn: Future[int] | None = None
         self._waits: Way | None = None
@@ -67,49 +60,39 @@ class Line:
         """Ends the waiting for the socket, if somebody waits."""
         self.closed = False
 
-    @property
-    def peer(self) -> Mapping[str, Iterable[bytes]]:
-        """What TLS has verified, under the names that gRPC has for it; nothing without TLS."""
-        return self._secured.peer if self._secured else {}
-
-    async def shake(self) -> None:
-        """The handshake, where there is TLS.
-
-        Raises:
-            OSError: it has failed; ssl.SSLError is one.
-        """
-        if self._secured:
-            await self._persistently(self._secured.do_handshake)
-
     async def exactly(self, size: int) -> bytes:
         """The next few bytes."""
         found = bytearray(size)
         rest = memoryview(found)
         while rest:
-            count = await self._persistently(partial(self._bytes.recv_into, rest))
+            count = await self._persistently("read", partial(self._connection.recv_into, rest))
             if not count:
                 raise LineError("The other end has hung up.")
             rest = rest[count:]
-        self._waits = None  # more may have come already, and lie where the socket does not know of it
+        self._waits = None
         return bytes(found)
 
     async def write(self, data: bytes) -> None:
         """These few bytes."""
         while data:
-            data = data[await self._persistently(partial(self._bytes.send, data)) :]
+            data = data[await self._persistently("write", partial(self._connection.send, data)) :]
 
-    async def readable(self) -> None:
+    def begin(self, key: bytes, size: int) -> None:
+        """A payload of so many bytes comes next, in one direction, and sealed if there is a key."""
+        self._payload = Sealed(self._connection, key, size) if key else self._connection
+
+    def end(self) -> None:
+        """The payload is through."""
+        self._payload = self._connection
+
+    async def ready(self) -> None:
         """Return when the next turn may move something; at once when the last one came back in mid-flow.
 
         Raises:
             LineError: the connection was closed meanwhile.
         """
         if self._waits is not None:
-            await self._ready(self._waits)
-
-    async def writable(self) -> None:
-        """The same: TLS may have to read before it can write."""
-        await self.readable()
+            await self._until(self._waits)
 
     async def receive(self, size: int, sink: Sink) -> int:
         """One turn: pass on what is there, up to `size` bytes, and say how many they were.
@@ -164,14 +147,11 @@ class Line:
         got, self._waits, linger = 0, None, Linger(self._connection, select.POLLIN)
         while got < size and not self.closed:
             try:
-                count = fill(self._bytes.recv_into, min(BLOCK, size - got))
-            except WAIT_TO_READ:
+                count = fill(self._payload.recv_into, min(BLOCK, size - got))
+            except BlockingIOError:
                 if linger():
                     continue
                 self._waits = "read"
-                break
-            except ssl.SSLWantWriteError:
-                self._waits = "write"
                 break
             if not count:
                 raise LineError("The other end has hung up.")
@@ -182,14 +162,11 @@ class Line:
         sent, self._waits, linger = 0, None, Linger(self._connection, select.POLLOUT)
         while sent < share and not cargo.done and not self.closed:
             try:
-                sent += cargo.step(self._bytes)
-            except WAIT_TO_WRITE:
+                sent += cargo.step(self._payload)
+            except BlockingIOError:
                 if linger():
                     continue
                 self._waits = "write"
-                break
-            except ssl.SSLWantReadError:
-                self._waits = "read"
                 break
         return sent
 
@@ -209,20 +186,18 @@ class Line:
             raise LineError("The connection was closed.")
         return moved
 
-    async def _persistently(self, step: Callable[[], T]) -> T:
+    async def _persistently(self, way: Way, step: Callable[[], T]) -> T:
         """Do it as soon as the other end lets us."""
         while not self.closed:
             try:
                 return step()
-            except (BlockingIOError, ssl.SSLWantReadError):
-                await self._ready("read")
-            except ssl.SSLWantWriteError:
-                await self._ready("write")
+            except BlockingIOError:
+                await self._until(way)
             except OSError as error:
                 raise _ended(error) from None
         raise LineError("The connection was closed.")
 
-    async def _ready(self, to: Way) -> None:
+    async def _until(self, to: Way) -> None:
         """Wait until the socket is."""
         if self.closed:
             raise LineError("The connection was closed.")
@@ -252,7 +227,7 @@ class Line:
 
 
 def _ended(error: OSError) -> OSError:
-    """As a LineError, unless TLS or the owner of a sink has more to say."""
-    if isinstance(error, LineError | ssl.SSLCertVerificationError):
+    """As a LineError."""
+    if isinstance(error, LineError):
         return error
     return LineError(f"The connection broke: {error.strerror or error}")

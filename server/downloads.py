@@ -65,9 +65,10 @@ class Downloads:
         await self.message(self._shared(snapshot).manifest, context)
         async with streams.silence(self._idle) as silence:
             with streams.unless_cut():
-                line, cargo = await silence.broken_by(ticket.line()), Cargo(pieces(snapshot.payload))
+                line = await silence.broken_by(ticket.line(len(snapshot.payload)))
+                cargo = Cargo(pieces(snapshot.payload))
                 while not cargo.done and not self._pulls.over(worker, snapshot.round):
-                    await silence.broken_by(line.writable())
+                    await silence.broken_by(line.ready())
                     await line.send(cargo)
                     self._alive(worker)
         if cargo.done:

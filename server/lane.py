@@ -13,20 +13,16 @@ import errno
 import logging
 import os
 import socket
-import ssl
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
 from varangian.protos.lane import TICKET, Line
-from varangian.protos.secured import Secured
 from varangian.server.listen import bound
-from varangian.server.roster import IdentityError
 from varangian.server.streams import Limits
 from varangian.server.tickets import Ticket
-from varangian.server.tls import Certificates
 
 __all__ = ["Lane", "Patience", "Ticket"]
 
@@ -47,7 +43,7 @@ class Patience:
     strangers: int = 64
     """Connections that have shown nothing yet; one more ends the oldest of them."""
     showing: float = 5.0
-    """Seconds in which they have to: over TLS the certificate of a worker, otherwise a ticket."""
+    """Seconds in which they have to."""
     idle: float = 60.0
     """Seconds until the next ticket."""
 
@@ -91,21 +87,13 @@ class Lane:
 
     Args:
         limits: what one worker may cost.
-        doorman: reads names off certificates; without one every connection may show every ticket.
-        tls: what a new connection is secured with, when it is.
+        sealed: whether payloads are; so they should be where calls go over TLS.
         patience: what connections without a payload may cost.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        doorman: Certificates | None,
-        tls: Callable[[], ssl.SSLContext] | None,
-        patience: Patience = PATIENCE,
-    ) -> None:
+    def __init__(self, limits: Limits, sealed: bool, patience: Patience = PATIENCE) -> None:
         self.port = 0
-        self._doorman = doorman
-        self._tls = tls
+        self._sealed = sealed
         self._patience = patience
         self._streams = limits.streams
         self._threads = ThreadPoolExecutor(THREADS, "varangian-lane")
@@ -132,7 +120,7 @@ class Lane:
 
     def ticket(self, worker: str) -> Ticket:
         """For one call of a worker."""
-        return Ticket(worker, self._tickets)
+        return Ticket(worker, self._sealed, self._tickets)
 
     async def close(self) -> None:
         """End every connection, also those that are in use, and take no more."""
@@ -166,19 +154,13 @@ class Lane:
             self._pause_for(listener, error)
             return
         try:
-            line = Line(connection, self._threads, self._secured(connection))
+            line = Line(connection, self._threads)
         except OSError:
             connection.close()
             return
         task = asyncio.create_task(self._attend(line))
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, line))
-
-    def _secured(self, connection: socket.socket) -> Secured | None:
-        if self._tls is None:
-            return None
-        connection.setblocking(False)
-        return Secured(self._tls(), connection)
 
     def _pause_for(self, listener: socket.socket, error: OSError) -> None:
         """The connection still waits, so to look again at once would be to do nothing else."""
@@ -204,54 +186,28 @@ class Lane:
     async def _serve(self, line: Line) -> None:
         """One ticket after the other."""
         with self._strangers.one_more():
-            who, ticket = await self._introduced(line)
-        while ticket is None or await ticket.served(line):
-            with self._idle.setdefault(who, Few(self._streams)).one_more(), suppress(OSError):
-                ticket = None
+            ticket: Ticket | None = await self._introduced(line)
+        while ticket is not None and await ticket.served(line):
+            holder, ticket = ticket.worker, None
+            with self._idle.setdefault(holder, Few(self._streams)).one_more(), suppress(OSError):
                 async with asyncio.timeout(self._patience.idle):
-                    ticket = await self._shown(line)
-            if ticket is None:
-                return
-            who = ticket.worker
+                    ticket = await self._shown(line, holder)
 
-    async def _introduced(self, line: Line) -> tuple[str, Ticket | None]:
-        """Whose connection it is: over TLS that of a certificate, otherwise of whoever has a ticket."""
+    async def _introduced(self, line: Line) -> Ticket:
+        """The first ticket, which also says whose connection it is."""
         try:
             async with asyncio.timeout(self._patience.showing):
-                await self._shaken(line)
-                holder = self._holder(line)
-                if holder is not None:
-                    return holder, None
-                ticket = await self._shown(line)
-                return ticket.worker, ticket
+                return await self._shown(line, STRANGER)
         except TimeoutError:
             raise Unwelcome(STRANGER, "SILENT", "It should have shown something by now.") from None
         except OSError as error:
             raise Unwelcome(STRANGER, "GONE", str(error)) from None
 
-    async def _shaken(self, line: Line) -> None:
-        try:
-            await line.shake()
-        except OSError as error:
-            raise Unwelcome(STRANGER, "TLS", str(error)) from None
-
-    def _holder(self, line: Line) -> str | None:
-        """The worker on the certificate of the other end, which counts at this moment; None without TLS."""
-        if self._doorman is None:
-            return None
-        peer = line.peer
-        try:
-            return self._doorman.worker(peer)
-        except IdentityError as error:
-            raise Unwelcome(self._doorman.named(peer) or STRANGER, error.code.name, str(error)) from None
-
-    async def _shown(self, line: Line) -> Ticket:
+    async def _shown(self, line: Line, who: str) -> Ticket:
         """The ticket that comes next."""
-        secret = await line.exactly(TICKET)
-        holder = self._holder(line)
-        ticket = self._tickets.get(secret)
-        if ticket is None or holder not in (None, ticket.worker):
-            raise Unwelcome(holder or STRANGER, "TICKET", "A ticket should be one of its own, and new.")
+        ticket = self._tickets.get(await line.exactly(TICKET))
+        if ticket is None:
+            raise Unwelcome(who, "TICKET", "A ticket should be valid, and new.")
         return ticket
 
     def _log(self, refused: Unwelcome) -> None:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from varangian.protos.cargo import BLOCK
 from varangian.protos.codec import FLOAT32, MESSAGE_LIMIT, WIRE, Dtype
-from varangian.protos.secured import RECORDS
+from varangian.protos.seal import RECORD
 from varangian.server.lane import PATIENCE, THREADS
 from varangian.server.latest import LatestPlan
 from varangian.server.optimizer import Sgd
@@ -131,11 +131,11 @@ class Account:
 def _beside(n: int, limits: Limits) -> int:
     """Connections with a call and without one, those of strangers, and the buffers of each thread.
 
-    Over TLS each that carried a payload keeps what its records passed through. With a call it takes the
-    place of chunks.
+    Sealed payloads pass through a record, and some of them through another. With a call it takes the place
+    of chunks.
     """
-    kept = n * limits.streams * 2 * RECORDS
-    return (2 * n * limits.streams + PATIENCE.strangers) * BESIDE + kept + THREADS * (BLOCK + RECORDS)
+    records = n * limits.streams * 2 * RECORD
+    return (2 * n * limits.streams + PATIENCE.strangers) * BESIDE + records + THREADS * BLOCK
 
 
 def _size(size: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import grpc.aio
 from varangian.protos.allocator import keep_large_blocks
 from varangian.protos.codec import FLOAT32, Contract, Dtype
 from varangian.protos.layout import Layout
+from varangian.protos.seal import missing
 from varangian.server.chatter import quieten
 from varangian.server.garbage import left_alone
 from varangian.server.lane import Lane
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from varangian.server.driver import Driver
 
 __all__ = ["serve"]
+
+log = logging.getLogger(__name__)
 
 
 async def serve(
@@ -76,11 +80,14 @@ async def serve(
 async def _lane(
     host: str, port: int | None, limits: Limits, security: Security | None
 ) -> AsyncGenerator[Lane | None, None]:
-    """Open for as long as the run is served; None where there should be none."""
-    if port is None:
+    """Open for as long as the run is served; None where there should or can be none."""
+    lacking = missing() if security and port is not None else ""
+    if lacking:
+        log.warning("payloads travel over gRPC, several times slower: %s", lacking)
+    if port is None or lacking:
         yield None
         return
-    lane = Lane(limits, security.doorman, security.context) if security else Lane(limits, None, None)
+    lane = Lane(limits, sealed=security is not None)
     try:
         await lane.listen(host, port)
         yield lane

@@ -6,15 +6,24 @@ import asyncio
 import secrets
 
 from varangian.protos.lane import TICKET, Line, LineError
+from varangian.protos.seal import KEY
 
 
 class Ticket:
-    """What one call may be found by. Valid in its context, and there once."""
+    """What one call may be found by. Valid in its context, and there once.
 
-    def __init__(self, worker: str, valid: dict[bytes, Ticket]) -> None:
+    Args:
+        worker: whose call it is.
+        sealed: whether its payload is to be sealed, with a key that only the caller is told.
+        valid: where it can be found.
+    """
+
+    def __init__(self, worker: str, sealed: bool, valid: dict[bytes, Ticket]) -> None:
         self.worker = worker
         self._secret = secrets.token_bytes(TICKET)
-        self.text = self._secret.hex()
+        self._key = secrets.token_bytes(KEY) if sealed else b""
+        self.text = (self._secret + self._key).hex()
+        """What the caller is told."""
         self._valid = valid
         self._line: Line | None = None
         self._complete = False
@@ -34,8 +43,8 @@ class Ticket:
         self._over.set()
         self.void()
 
-    async def line(self) -> Line:
-        """The connection on which it was shown, as soon as it is.
+    async def line(self, size: int) -> Line:
+        """The connection on which it was shown, as soon as it is; a payload of `size` bytes is next on it.
 
         Raises:
             LineError: nobody can show it any more.
@@ -43,10 +52,13 @@ class Ticket:
         await self._answered.wait()
         if self._line is None:
             raise LineError("The lane is closed.")
+        self._line.begin(self._key, size)
         return self._line
 
     def complete(self) -> None:
         """The payload is through, so the connection can serve the next ticket after this context."""
+        assert self._line is not None
+        self._line.end()
         self._complete = True
 
     def void(self) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import cast
 
 import grpc
 
@@ -23,7 +22,6 @@ from varangian.protos.bundle import (
     Bundle,
     BundleError,
     Role,
-    contexts,
     find,
     parsed,
 )
@@ -33,8 +31,6 @@ from varangian.server.roster import IdentityError, Peer, Stranger
 log = logging.getLogger(__name__)
 
 VERSION = "TLSv1.3"
-
-T = TypeVar("T")
 
 
 class Security:
@@ -53,12 +49,6 @@ class Security:
             self.doorman = Certificates(Revoked(self.bundle.path / REVOKED))
         except (OSError, ValueError) as error:
             raise BundleError(str(error)) from None
-        self._beside = Kept(self.bundle, _context, "payloads")
-
-    def context(self) -> ssl.SSLContext:
-        """For a new connection beside gRPC, on the same terms."""
-        self._beside.renewed()
-        return self._beside.made
 
     def credentials(self) -> grpc.ServerCredentials:
         """For one port; it asks every peer for a certificate, and shows a renewed one without a restart."""
@@ -115,65 +105,31 @@ class Certificates:
         return found
 
 
-class Kept(Generic[T]):
-    """What is made of a bundle, and made again when its files have changed.
-
-    Args:
-        bundle: as it is now.
-        make: raises BundleError when that cannot be done.
-        purpose: what it is for, for the log.
-
-    Raises:
-        BundleError: the bundle cannot be used.
-    """
-
-    def __init__(self, bundle: Bundle, make: Callable[[Bundle], T], purpose: str) -> None:
-        self._path = bundle.path
-        self._make = make
-        self._purpose = purpose
-        self._seen = self._version()
-        self.made = make(bundle)
-
-    def renewed(self) -> bool:
-        """Whether there is another one since the last time; a bad one does not count."""
-        version = self._version()
-        if version == self._seen:
-            return False
-        # A bundle that is being replaced is looked at again, a bad one only once it changes.
-        self._seen = version
-        try:
-            self.made = self._make(Bundle.load(self._path, Role.SERVER))
-        except BundleError as error:
-            log.error("security: the old certificate of the server stays in use: %s", error)
-            return False
-        log.info("security: the certificate of the server was renewed for %s", self._purpose)
-        return True
-
-    def _version(self) -> tuple[tuple[int, int], ...]:
-        return tuple(_stamp(self._path / name) for name in (CA, CERTIFICATE, KEY))
-
-
-class Renewal(Kept[grpc.ServerCertificateConfiguration]):
-    """For gRPC, which asks at every handshake."""
+class Renewal:
+    """The bundle as gRPC wants it, which asks at every handshake, and again when its files have changed."""
 
     def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle, _configuration, "calls")
+        self._path = bundle.path
+        self._seen = self._version()
+        self.made = _configuration(bundle)
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
         """The new certificate once it has changed; None as long as nothing has."""
-        return self.made if self.renewed() else None
+        version = self._version()
+        if version == self._seen:
+            return None
+        # A bundle that is being replaced is looked at again, a bad one only once it changes.
+        self._seen = version
+        try:
+            self.made = _configuration(Bundle.load(self._path, Role.SERVER))
+        except BundleError as error:
+            log.error("security: the old certificate of the server stays in use: %s", error)
+            return None
+        log.info("security: the certificate of the server was renewed")
+        return self.made
 
-
-def _context(bundle: Bundle) -> ssl.SSLContext:
-    """TLS 1.3 and nothing to come back with: each connection shows its certificate."""
-    try:
-        context, _ = contexts(bundle.path)
-    except (OSError, ssl.SSLError) as error:
-        raise BundleError(f"{bundle.path} should not change while it is read: {error}") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.num_tickets = 0
-    return context
+    def _version(self) -> tuple[tuple[int, int], ...]:
+        return tuple(_stamp(self._path / name) for name in (CA, CERTIFICATE, KEY))
 
 
 def _configuration(bundle: Bundle) -> grpc.ServerCertificateConfiguration:

@@ -131,10 +131,10 @@ class Upload:
     async def _beside(self, ticket: Ticket, seat: Seat, silence: Silence) -> None:
         """All of the payload, from the line whose other end has the ticket."""
         await seat.listen()
-        line = await silence.broken_by(ticket.line())
+        line = await silence.broken_by(ticket.line(self._slot.size))
         while not self._assembler.complete:
             await seat.listen()
-            await silence.broken_by(line.readable())
+            await silence.broken_by(line.ready())
             if self._slot.crowded:
                 seat.stand()  # those for whom it waits may have none
                 await self._slot.uncrowded()

@@ -63,7 +63,7 @@ class Connection:
     def __init__(self, server: str, proof: Proof) -> None:
         self._server = server
         self._bundle = proof if isinstance(proof, Bundle) else None
-        self.lane = Lane(server, proof)
+        self.lane = Lane(server, sealed=self._bundle is not None)
         self._open()
 
     async def close(self) -> None:
@@ -75,7 +75,7 @@ class Connection:
         before = self._channel
         if self._bundle is not None:
             self._bundle = await asyncio.to_thread(_renewed, self._bundle)
-        self.lane.anew(self._bundle)
+        self.lane.close()
         self._open()
         await before.close()
 

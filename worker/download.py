@@ -17,7 +17,7 @@ from varangian.protos.frames import unframed
 from varangian.protos.headers import READY
 from varangian.protos.lane import SHARE, Line, LineError
 from varangian.protos.silence import Silence
-from varangian.worker.lane import Use, ended
+from varangian.worker.lane import Shown, Use, ended
 
 
 class Incoming:
@@ -39,14 +39,14 @@ class Incoming:
         """
         if self._parameters is None:
             self._parameters = torch.empty(self._numel, dtype=torch.float32)
-        began, ticket = monotonic(), None
+        began, shown = monotonic(), None
         if use.headers:
-            ticket = use.ticket((await quiet.broken_by(call.initial_metadata())).get(READY))
+            shown = use.shown((await quiet.broken_by(call.initial_metadata())).get(READY))
         landing = Landing(codec.payload(self._parameters))
-        if ticket is None:
+        if shown is None:
             came = await landing.chunks(call, quiet)
         else:
-            came = await landing.carried(call, ticket, quiet, use)
+            came = await landing.carried(call, shown, quiet, use)
         if not came:
             return None
         landing.assembler.finish(digest)
@@ -87,13 +87,13 @@ class Landing:
             self._row[end - len(chunk) : end] = chunk
         return True
 
-    async def carried(self, call: Any, ticket: bytes, quiet: Silence, use: Use) -> bool:
+    async def carried(self, call: Any, shown: Shown, quiet: Silence, use: Use) -> bool:
         """On a line beside the call."""
 
         async def carry(line: Line) -> None:
-            await quiet.broken_by(line.write(ticket))
+            await quiet.broken_by(shown.on(line, self.assembler.size))
             while not self.assembler.complete:
-                await quiet.broken_by(line.readable())
+                await quiet.broken_by(line.ready())
                 await line.pour(min(self.assembler.size - self.assembler.passed, SHARE), self._fill)
 
         again = asyncio.ensure_future(_again(call))

@@ -8,23 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeAlias
 
 import grpc.aio
 
 from varangian.protos.address import split
-from varangian.protos.bundle import Bundle
 from varangian.protos.codec import Code, CodecError
 from varangian.protos.headers import CHUNKS, LANE
 from varangian.protos.lane import TICKET, Line, LineError
+from varangian.protos.seal import KEY, missing
 from varangian.protos.silence import Silence
 from varangian.worker.line import Connected, opened
 from varangian.worker.refusal import Refusal
-from varangian.worker.tls import Proof, context
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +41,33 @@ BLAMED = frozenset({"LANE", "IDLE", "DIGEST", ""})
 """Codes of a call whose payload did not come through beside it; without one nobody has answered."""
 SILENT = "it does not answer"
 PORTS = 65535
-HEX = re.compile(f"[0-9a-f]{{{2 * TICKET}}}")
+HEX = re.compile("[0-9a-f]+")
 
 Payload: TypeAlias = Callable[[Line], Coroutine[Any, Any, None]]
 """Shows the ticket on a line, and then moves all bytes."""
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a call was told: the ticket of its payload, and the key that seals it if it is to be sealed."""
+
+    ticket: bytes
+    key: bytes = field(repr=False)
+
+    async def on(self, line: Line, size: int) -> None:
+        """Show the ticket; a payload of so many bytes is next."""
+        await line.write(self.ticket)
+        line.begin(self.key, size)
+
+
 class Use:
     """What one call has of the lane: a line, or none."""
 
-    def __init__(self, connected: Connected | None, another: Callable[[], Awaitable[Connected]]) -> None:
+    def __init__(
+        self, connected: Connected | None, sealed: bool, another: Callable[[], Awaitable[Connected]]
+    ) -> None:
         self.connected = connected
+        self._size = TICKET + KEY * sealed
         self._another = another
         self.begun = self.complete = False
 
@@ -61,7 +76,7 @@ class Use:
         """What the call says about it."""
         return () if self.connected is None else ((LANE, "1"),)
 
-    def ticket(self, ready: str | bytes | None) -> bytes | None:
+    def shown(self, ready: str | bytes | None) -> Shown | None:
         """What the server has made of it; None when it wants chunks.
 
         Raises:
@@ -69,10 +84,13 @@ class Use:
         """
         if ready is None or ready == CHUNKS:
             return None
-        if self.connected is None or not isinstance(ready, str) or not HEX.fullmatch(ready):
-            found = f"Found {ready!r:.80} where a ticket of {TICKET} bytes should be."
+        asked = self.connected is not None
+        if not (asked and isinstance(ready, str) and len(ready) == 2 * self._size and HEX.fullmatch(ready)):
+            # Nothing of a key is shown.
+            found = f"Found {ready!r:.33} where a ticket of {self._size} bytes should be."
             raise CodecError(Code.MALFORMED, found)
-        return bytes.fromhex(ready)
+        told = bytes.fromhex(ready)
+        return Shown(told[:TICKET], told[TICKET:])
 
     async def carry(self, payload: Payload, over: asyncio.Future[bool]) -> bool:
         """Move a payload; False when the call says that nothing comes of it.
@@ -128,15 +146,14 @@ class Lane:
 
     Args:
         server: `host:port` of gRPC; the host is the same.
-        proof: a bundle is shown over TLS.
+        sealed: whether payloads have to be; so they have where calls go over TLS.
     """
 
-    def __init__(self, server: str, proof: Proof) -> None:
+    def __init__(self, server: str, sealed: bool) -> None:
         where = split(server)
         self._host = where[0] if where else ""
         self._port = 0
-        self._bundle = proof if isinstance(proof, Bundle) else None
-        self._context: ssl.SSLContext | None = None
+        self._sealed = sealed
         self._unused: list[Connected] = []
         self._failures = 0
         self._paused = float("-inf")
@@ -150,11 +167,6 @@ class Lane:
             self._port = port if self._host and port <= PORTS else 0
             self._paused, self._told = float("-inf"), False
 
-    def anew(self, bundle: Bundle | None) -> None:
-        """Leave all lines, and show this from now on."""
-        self.close()
-        self._bundle, self._context = bundle, None
-
     def close(self) -> None:
         """Lines in use are closed when their calls end."""
         for connected in self._unused:
@@ -164,7 +176,7 @@ class Lane:
     @asynccontextmanager
     async def use(self) -> AsyncGenerator[Use, None]:
         """For one call."""
-        use, kept = Use(await self._taken(), self._opened), self._unused
+        use, kept = Use(await self._taken(), self._sealed, self._opened), self._unused
         try:
             yield use
             if use.complete:
@@ -219,9 +231,9 @@ class Lane:
             OSError: there is none, nor will it be tried again soon.
         """
         try:
-            if self._bundle is not None and self._context is None:
-                self._context = await asyncio.to_thread(context, self._bundle)
-            return await opened(self._host, self._port, self._context)
+            if self._sealed and (lacking := missing()):
+                raise OSError(lacking)
+            return await opened(self._host, self._port)
         except OSError as error:
             self._pause(against(error))
             raise

@@ -7,7 +7,6 @@ import fcntl
 import os
 import select
 import socket
-import ssl
 import sys
 import termios
 import threading
@@ -16,10 +15,9 @@ from time import monotonic
 from typing import Any
 
 from varangian.protos.lane import Line
-from varangian.protos.secured import Secured
 
 PATIENCE = 2.0
-"""Seconds to connect, and as many to shake hands."""
+"""Seconds to connect."""
 FRESH, NEW = 30.0, 3.0
 """Seconds for which an unused line is kept; somebody on the way may forget it later. A server takes less
 trouble with one that it has seen no ticket on.
@@ -58,9 +56,9 @@ THE_THREADS = Threads()
 class Connected:
     """An open line, of which its socket can be looked at."""
 
-    def __init__(self, found: socket.socket, secured: Secured | None = None) -> None:
+    def __init__(self, found: socket.socket) -> None:
         try:
-            self.line = Line(found, THE_THREADS.enter(), secured)
+            self.line = Line(found, THE_THREADS.enter())
         except OSError:  # broken already
             THE_THREADS.leave()
             found.close()
@@ -89,6 +87,7 @@ class Connected:
 
     def served(self) -> None:
         """A payload has come through."""
+        self.line.end()
         self._until = monotonic() + FRESH
 
     def close(self) -> None:
@@ -98,21 +97,13 @@ class Connected:
             THE_THREADS.leave()
 
 
-async def opened(host: str, port: int, context: ssl.SSLContext | None) -> Connected:
+async def opened(host: str, port: int) -> Connected:
     """A new line.
 
     Raises:
         OSError: there is none.
     """
-    found = await _called(host, port)
-    connected = Connected(found, Secured(context, found, host) if context else None)
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await connected.line.shake()
-    except BaseException:
-        connected.close()
-        raise
-    return connected
+    return Connected(await _called(host, port))
 
 
 async def _called(host: str, port: int) -> socket.socket:

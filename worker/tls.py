@@ -51,18 +51,6 @@ def credentials(bundle: Bundle) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(bundle.ca, bundle.key, bundle.certificate)
 
 
-def context(bundle: Bundle) -> ssl.SSLContext:
-    """For what travels to such a server beside gRPC. Reads the files of the bundle.
-
-    Raises:
-        OSError: they cannot be used just now.
-    """
-    found = contexts(bundle.path)[1]
-    found.minimum_version = ssl.TLSVersion.TLSv1_3
-    found.check_hostname, found.verify_mode = True, ssl.CERT_REQUIRED
-    return found
-
-
 def diagnosis(server: str, bundle: Bundle | None, patience: float = PATIENCE) -> Diagnosis:
     """Connect to `host:port` as a client with or without TLS does, and say what is wrong. Blocks."""
     found = split(server)

@@ -22,7 +22,7 @@ from varangian.protos.headers import READY
 from varangian.protos.lane import Cargo, Line
 from varangian.protos.pace import Pace
 from varangian.protos.silence import Silence, silence
-from varangian.worker.lane import Use
+from varangian.worker.lane import Shown, Use
 
 BLOCK = 1 << 20
 """Bytes at once: few calls, and still in cache when they are sent."""
@@ -113,11 +113,11 @@ async def upload(
             await quiet.broken_by(call.write(ps_pb2.PushRequest(manifest=manifest).SerializeToString()))
             ready = (await quiet.broken_by(call.initial_metadata())).get(READY)
             if ready is not None:
-                if (ticket := use.ticket(ready)) is None:
+                if (shown := use.shown(ready)) is None:
                     await _sent(call, outgoing, pace, quiet)
                     await call.done_writing()
                 else:
-                    await _beside(call, outgoing, ticket, quiet, use)
+                    await _beside(call, outgoing, shown, quiet, use)
         return codec.decode(ps_pb2.PushReply, await quiet.broken_by(call))
 
 
@@ -128,21 +128,21 @@ async def _sent(call: Any, outgoing: Outgoing, pace: Pace, quiet: Silence) -> No
         pace.took(len(message), monotonic() - began)
 
 
-async def _beside(call: Any, outgoing: Outgoing, ticket: bytes, quiet: Silence, use: Use) -> None:
+async def _beside(call: Any, outgoing: Outgoing, shown: Shown, quiet: Silence, use: Use) -> None:
     """Send all of it beside the call, and say its digest if the manifest has not."""
-    sealed = bool(outgoing.digest)
+    promised = bool(outgoing.digest)
 
     async def carry(line: Line) -> None:
-        await quiet.broken_by(line.write(ticket))
+        await quiet.broken_by(shown.on(line, outgoing.size))
         cargo = Cargo(outgoing.pieces())
         while not cargo.done:
-            await quiet.broken_by(line.writable())
+            await quiet.broken_by(line.ready())
             await line.send(cargo)
 
     over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     call.add_done_callback(lambda _: None if over.done() else over.set_result(True))
     if await use.carry(carry, over):
-        if not sealed:
+        if not promised:
             await quiet.broken_by(call.write(outgoing.seal()))
         await call.done_writing()
         await use.sunk(over, quiet)

@@ -1,4 +1,4 @@
-"""One connection beside gRPC, over real sockets: plain here, TLS with the listener's tests."""
+"""One connection beside gRPC, over real sockets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def joined(threads):
 async def taken(line, size, share=lane.SHARE):
     found = bytearray()
     while len(found) < size:
-        await line.readable()
+        await line.ready()
         await line.receive(min(share, size - len(found)), lambda piece: found.extend(piece))
     return bytes(found)
 
@@ -59,7 +59,7 @@ async def given(line, data, pieces=100_000, share=lane.SHARE):
     view = memoryview(data)
     cargo, sent = Cargo(view[at : at + pieces] for at in range(0, len(view), pieces)), 0
     while not cargo.done:
-        await line.writable()
+        await line.ready()
         sent += await line.send(cargo, share)
     return sent
 
@@ -90,7 +90,7 @@ def test_a_turn_ends_when_nothing_comes(joined):
     async def work(one, other):
         await one.write(b"abc")
         found = []
-        await other.readable()
+        await other.ready()
         while not found:
             await other.receive(100, lambda piece: found.append(bytes(piece)))
         return found, await other.receive(100, lambda piece: found.append(bytes(piece)))
@@ -209,12 +209,37 @@ def test_what_a_sink_raises_is_raised(joined):
     joined(work)
 
 
-def test_clear_text_proves_nothing(joined):
-    async def work(one, other):
-        await one.shake()
-        return dict(one.peer)
+def test_payloads_are_sealed_one_by_one_and_what_is_between_them_is_not(joined):
+    pytest.importorskip("cryptography")
+    data, keys = random.Random(2).randbytes(3_000_001), [bytes([number]) * 32 for number in range(2)]
 
-    assert joined(work) == {}
+    async def sealed(one, other, key):
+        await one.write(b"ticket")
+        assert await other.exactly(6) == b"ticket"
+        one.begin(key, len(data))
+        other.begin(key, len(data))
+        _, found = await asyncio.gather(given(one, data), taken(other, len(data)))
+        one.end()
+        other.end()
+        return found
+
+    async def work(one, other):
+        return [await sealed(one, other, keys[0]), await sealed(other, one, keys[1])]
+
+    assert joined(work) == [data, data]
+
+
+@pytest.mark.parametrize("theirs", [b"", b"y" * 32])
+def test_a_line_ends_with_what_is_not_sealed(joined, theirs):
+    pytest.importorskip("cryptography")
+
+    async def work(one, other):
+        one.begin(theirs, 1_000_000)
+        other.begin(b"x" * 32, 1_000_000)
+        with pytest.raises(LineError, match="not sealed"):
+            await asyncio.gather(given(one, bytes(1_000_000)), taken(other, 1_000_000))
+
+    joined(work)
 
 
 def test_who_waits_for_room_hears_at_once_of_an_end(joined):

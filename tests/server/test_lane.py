@@ -9,53 +9,20 @@ import logging
 import os
 import resource
 import socket
-import ssl
 import struct
 import threading
 
 import pytest
 
-from varangian.protos.bundle import Role, contexts
 from varangian.protos.lane import Cargo, LineError
 from varangian.server import lane as lanes
 from varangian.server.lane import Lane, Patience
 from varangian.server.listen import ListenError, PortInUse
-from varangian.server.revoked import fingerprint
 from varangian.server.streams import Limits
-from varangian.server.tls import Security
 
 HOST = "127.0.0.1"
 LIMITS = Limits()
 HELLO = b"hello"
-
-
-def authority_in(path):
-    pytest.importorskip("cryptography")
-    from varangian.server.authority import Authority
-
-    made = Authority.create(path, days=30)
-    made.issue("server", Role.SERVER, hosts=[HOST], days=10)
-    for name in ("w00", "w01"):
-        made.issue(name, Role.WORKER, days=10)
-    return made
-
-
-@pytest.fixture(scope="module")
-def certified(tmp_path_factory):
-    """An authority with a server and two workers; nothing may be changed in it."""
-    return authority_in(tmp_path_factory.mktemp("lane") / "ours").path
-
-
-@pytest.fixture
-def authority(tmp_path):
-    """One that a test may change."""
-    return authority_in(tmp_path / "ours")
-
-
-@pytest.fixture(params=["plain", "TLS"])
-def folder(request):
-    """Bundles, or None for connections without TLS."""
-    return None if request.param == "plain" else request.getfixturevalue("certified")
 
 
 @pytest.fixture(autouse=True)
@@ -70,17 +37,10 @@ def _nothing_is_left(caplog):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def lane_of(folder, patience, limits=LIMITS):
-    if folder is None:
-        return Lane(limits, None, None, patience)
-    security = Security(folder)
-    return Lane(limits, security.doorman, security.context, patience)
-
-
 @contextlib.asynccontextmanager
-async def opened(folder=None, lane=None, **patience):
+async def opened(sealed=False, **patience):
     """A lane that listens."""
-    lane = lane or lane_of(folder, Patience(**patience))
+    lane = Lane(LIMITS, sealed, Patience(**patience))
     try:
         await lane.listen(HOST, 0)
         yield lane
@@ -98,27 +58,19 @@ class Caller:
         self.writer.write(data)
 
     def show(self, ticket, payload=b""):
-        self.say(bytes.fromhex(ticket.text) + payload)
+        self.say(bytes.fromhex(ticket.text)[:16] + payload)
 
     async def ended(self):
         """Wait for the end of the connection; what came before it."""
         try:
             return await self.reader.read()
-        except (ConnectionError, ssl.SSLError):
+        except ConnectionError:
             return b""
-
-    @property
-    def certificate(self):
-        return self.writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-
-
-def client(folder, name="w00"):
-    return None if folder is None else contexts(folder / name)[1]
 
 
 @contextlib.asynccontextmanager
-async def calling(lane, context=None):
-    reader, writer = await asyncio.open_connection(HOST, lane.port, ssl=context)
+async def calling(lane):
+    reader, writer = await asyncio.open_connection(HOST, lane.port)
     try:
         yield Caller(reader, writer)
     finally:
@@ -132,7 +84,7 @@ async def use(lane, caller, worker="w00", payload=HELLO):
     """One call from its ticket to its end."""
     with lane.ticket(worker) as ticket:
         caller.show(ticket, payload)
-        line = await ticket.line()
+        line = await ticket.line(5)
         assert await line.exactly(len(payload)) == payload
         ticket.complete()
 
@@ -152,15 +104,15 @@ def said(caplog, level=logging.WARNING):
     return [one.getMessage() for one in ours if one.levelno == level]
 
 
-def test_a_connection_serves_one_call_after_the_other_both_ways(folder, caplog):
+def test_a_connection_serves_one_call_after_the_other_both_ways(caplog):
     async def scenario():
-        async with opened(folder) as lane, calling(lane, client(folder)) as caller:
+        async with opened() as lane, calling(lane) as caller:
             await use(lane, caller)
             with lane.ticket("w00") as ticket:
                 caller.show(ticket)
-                line, cargo = await ticket.line(), Cargo([memoryview(bytes(100_000))])
+                line, cargo = await ticket.line(100_000), Cargo([memoryview(bytes(100_000))])
                 while not cargo.done:
-                    await line.writable()
+                    await line.ready()
                     await line.send(cargo)
                 assert await caller.reader.readexactly(100_000) == bytes(100_000)
                 ticket.complete()
@@ -170,59 +122,58 @@ def test_a_connection_serves_one_call_after_the_other_both_ways(folder, caplog):
     assert said(caplog) == []
 
 
-def test_two_workers_find_their_own_calls(folder):
+def test_two_workers_find_their_own_calls():
     async def scenario():
         async with (
-            opened(folder) as lane,
-            calling(lane, client(folder)) as one,
-            calling(lane, client(folder, "w01")) as other,
+            opened() as lane,
+            calling(lane) as one,
+            calling(lane) as other,
         ):
             with lane.ticket("w00") as first, lane.ticket("w01") as second:
                 other.show(second, b"w01")
                 one.show(first, b"w00")
-                assert await (await first.line()).exactly(3) == b"w00"
-                assert await (await second.line()).exactly(3) == b"w01"
+                assert await (await first.line(3)).exactly(3) == b"w00"
+                assert await (await second.line(3)).exactly(3) == b"w01"
 
     run(scenario())
 
 
-def test_a_ticket_may_come_in_pieces(folder):
+def test_a_ticket_may_come_in_pieces():
     async def scenario():
-        async with opened(folder) as lane, calling(lane, client(folder)) as caller:
+        async with opened() as lane, calling(lane) as caller:
             with lane.ticket("w00") as ticket:
                 for byte in bytes.fromhex(ticket.text):
                     caller.say(bytes([byte]))
                     await asyncio.sleep(0)
-                await ticket.line()
+                await ticket.line(5)
 
     run(scenario())
 
 
-def test_an_unknown_ticket_ends_the_connection_and_is_logged_once(folder, caplog):
+def test_an_unknown_ticket_ends_the_connection_and_is_logged_once(caplog):
     async def scenario():
-        async with opened(folder) as lane:
+        async with opened() as lane:
             for _ in range(3):
-                async with calling(lane, client(folder)) as caller:
+                async with calling(lane) as caller:
                     caller.say(bytes(16) + HELLO)
                     assert await caller.ended() == b""
 
     run(scenario())
-    who = "w00" if folder else "a stranger"
     (line,) = said(caplog)
-    assert line.startswith(f"lane: refused {who}: TICKET ")
+    assert line.startswith("lane: refused a stranger: TICKET ")
     assert len(said(caplog, logging.DEBUG)) == 2
 
 
-def test_a_ticket_counts_once(folder):
+def test_a_ticket_counts_once():
     async def scenario():
         async with (
-            opened(folder) as lane,
-            calling(lane, client(folder)) as caller,
-            calling(lane, client(folder)) as copy,
+            opened() as lane,
+            calling(lane) as caller,
+            calling(lane) as copy,
         ):
             with lane.ticket("w00") as ticket:
                 caller.show(ticket)
-                line = await ticket.line()
+                line = await ticket.line(5)
                 copy.show(ticket)
                 await copy.ended()
                 caller.say(HELLO)
@@ -231,77 +182,63 @@ def test_a_ticket_counts_once(folder):
     run(scenario())
 
 
-def test_a_ticket_counts_until_its_call_has_ended(folder):
+def test_a_ticket_counts_until_its_call_has_ended():
     async def scenario():
-        async with opened(folder) as lane, calling(lane, client(folder)) as caller:
+        async with opened() as lane, calling(lane) as caller:
             with lane.ticket("w00") as ticket:
                 pass
             caller.show(ticket)
             await caller.ended()
             with pytest.raises(LineError):
-                await ticket.line()
+                await ticket.line(5)
             with pytest.raises(RuntimeError), ticket:
                 pass
 
     run(scenario())
 
 
-def test_a_call_that_ends_halfway_ends_its_connection(folder):
+def test_a_call_that_ends_halfway_ends_its_connection():
     async def scenario():
-        async with opened(folder) as lane, calling(lane, client(folder)) as caller:
+        async with opened() as lane, calling(lane) as caller:
             with contextlib.suppress(ZeroDivisionError), lane.ticket("w00") as ticket:
                 caller.show(ticket, HELLO)
-                await ticket.line()
+                await ticket.line(5)
                 raise ZeroDivisionError
             await caller.ended()
 
     run(scenario())
 
 
-def test_whoever_hangs_up_ends_only_its_own_call(folder):
+def test_whoever_hangs_up_ends_only_its_own_call():
     async def scenario():
-        async with opened(folder) as lane:
+        async with opened() as lane:
             with lane.ticket("w00") as ticket:
-                async with calling(lane, client(folder)) as caller:
+                async with calling(lane) as caller:
                     caller.show(ticket)
-                    line = await ticket.line()
+                    line = await ticket.line(5)
                 with pytest.raises(LineError):
                     await line.exactly(1)
-            async with calling(lane, client(folder)) as caller:
+            async with calling(lane) as caller:
                 caller.say(b"half")
-            async with calling(lane, client(folder)) as caller:
+            async with calling(lane) as caller:
                 await use(lane, caller)
 
     run(scenario())
 
 
-def test_more_than_the_payload_ends_the_connection_after_it(folder):
+def test_more_than_the_payload_ends_the_connection_after_it():
     async def scenario():
-        async with opened(folder) as lane, calling(lane, client(folder)) as caller:
+        async with opened() as lane, calling(lane) as caller:
             with lane.ticket("w00") as ticket:
                 caller.show(ticket, HELLO + bytes(1000))
-                assert await (await ticket.line()).exactly(5) == HELLO
+                assert await (await ticket.line(5)).exactly(5) == HELLO
                 ticket.complete()
             await caller.ended()
 
     run(scenario())
 
 
-def test_the_ticket_of_another_worker_ends_the_connection_and_stays_good(certified, caplog):
-    async def scenario():
-        async with opened(certified) as lane, calling(lane, client(certified)) as owner:
-            with lane.ticket("w00") as ticket:
-                async with calling(lane, client(certified, "w01")) as thief:
-                    thief.show(ticket)
-                    await thief.ended()
-                owner.show(ticket)
-                await ticket.line()
-
-    run(scenario())
-    assert said(caplog)[0].startswith("lane: refused w01: TICKET ")
-
-
-def test_without_tls_whoever_has_the_ticket_is_its_worker():
+def test_whoever_shows_the_ticket_is_its_worker():
     async def scenario():
         async with opened() as lane, calling(lane) as caller:
             await use(lane, caller, "w00")
@@ -310,106 +247,9 @@ def test_without_tls_whoever_has_the_ticket_is_its_worker():
     run(scenario())
 
 
-def refused_at_the_door(folder, name, context=None):
-    """Whose certificate is worth nothing is not asked for a ticket."""
-
+def test_who_says_nothing_is_not_waited_for(caplog):
     async def scenario():
-        async with opened(folder) as lane, calling(lane, context or client(folder, name)) as caller:
-            await caller.ended()
-
-    run(scenario())
-
-
-def test_a_certificate_of_another_role_is_refused(certified, caplog):
-    refused_at_the_door(certified, "server")
-    assert said(caplog)[0].startswith("lane: refused a stranger: ROLE ")
-
-
-def test_a_revoked_certificate_is_refused(authority, caplog):
-    authority.revoke("w00")
-    refused_at_the_door(authority.path, "w00")
-    assert said(caplog)[0].startswith("lane: refused w00: REVOKED ")
-
-
-def test_a_certificate_that_is_revoked_later_shows_no_more_tickets(authority):
-    async def scenario():
-        async with opened(authority.path) as lane, calling(lane, client(authority.path)) as caller:
-            await use(lane, caller)
-            authority.revoke("w00")
-            with lane.ticket("w00") as ticket:
-                caller.show(ticket)
-                await caller.ended()
-
-    run(scenario())
-
-
-def test_a_certificate_of_another_authority_is_refused(certified, tmp_path, caplog):
-    refused_at_the_door(certified, "w00", client(authority_in(tmp_path / "theirs").path))
-    assert said(caplog)[0].startswith("lane: refused a stranger: TLS ")
-
-
-def test_who_shows_no_certificate_is_refused(certified, caplog):
-    refused_at_the_door(certified, "w00", contexts(None)[1])
-    assert said(caplog)[0].startswith("lane: refused a stranger: TLS ")
-
-
-def test_an_older_tls_is_refused(certified, caplog):
-    context = client(certified)
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-
-    async def scenario():
-        async with opened(certified) as lane:
-            with pytest.raises(ssl.SSLError):
-                async with calling(lane, context):
-                    pass
-            # What the lane has to say about it may come a moment later.
-            while not said(caplog):
-                await asyncio.sleep(0.01)
-
-    run(scenario())
-    assert said(caplog)[0].startswith("lane: refused a stranger: TLS ")
-
-
-def test_no_connection_is_taken_up_again_without_its_certificate(certified):
-    async def scenario():
-        context = client(certified)
-        async with opened(certified) as lane, calling(lane, context) as caller:
-            await use(lane, caller)
-            secured = caller.writer.get_extra_info("ssl_object")
-            assert secured.version() == "TLSv1.3"
-            assert secured.session is None or not secured.session.has_ticket
-
-    run(scenario())
-
-
-@pytest.mark.parametrize(
-    "data", [b"GET / HTTP/1.1\r\n\r\n", bytes(16), b"\x16\x03\x01\xff\xff" + bytes(1 << 17)]
-)
-def test_what_is_no_tls_ends_the_connection(certified, data):
-    async def scenario():
-        async with opened(certified) as lane:
-            async with calling(lane) as caller:
-                caller.say(data)
-                await caller.ended()
-            async with calling(lane, client(certified)) as caller:
-                await use(lane, caller)
-
-    run(scenario())
-
-
-def test_tls_where_there_is_none_ends_the_connection(certified):
-    async def scenario():
-        async with opened() as lane:
-            with pytest.raises(OSError, match=r".*"):
-                async with calling(lane, client(certified)):
-                    pass
-
-    run(scenario())
-
-
-def test_who_says_nothing_is_not_waited_for(folder, caplog):
-    async def scenario():
-        async with opened(folder, showing=0.01) as lane, calling(lane) as stranger:
+        async with opened(showing=0.01) as lane, calling(lane) as stranger:
             await stranger.ended()
 
     run(scenario())
@@ -417,11 +257,11 @@ def test_who_says_nothing_is_not_waited_for(folder, caplog):
     assert said(caplog, logging.DEBUG)[0].startswith("lane: refused a stranger: SILENT ")
 
 
-def test_strangers_do_not_keep_out_who_shows_its_ticket(folder):
+def test_strangers_do_not_keep_out_who_shows_its_ticket():
     async def scenario():
-        async with opened(folder, showing=1000) as lane, contextlib.AsyncExitStack() as stack:
+        async with opened(showing=1000) as lane, contextlib.AsyncExitStack() as stack:
             strangers = [await stack.enter_async_context(calling(lane)) for _ in range(64)]
-            async with calling(lane, client(folder)) as caller:
+            async with calling(lane) as caller:
                 await use(lane, caller)
                 await strangers[0].ended()
                 more = [await stack.enter_async_context(calling(lane)) for _ in range(64)]
@@ -433,41 +273,12 @@ def test_strangers_do_not_keep_out_who_shows_its_ticket(folder):
     run(scenario())
 
 
-class Watched:
-    """A doorman that says when somebody has come in."""
-
-    def __init__(self, doorman):
-        self._doorman = doorman
-        self.came = asyncio.Event()
-
-    def named(self, peer):
-        return self._doorman.named(peer)
-
-    def worker(self, peer):
-        self.came.set()
-        return self._doorman.worker(peer)
-
-
-def test_a_worker_with_a_certificate_is_no_stranger_before_its_first_ticket(certified):
-    async def scenario():
-        security = Security(certified)
-        doorman = Watched(security.doorman)
-        lane = Lane(LIMITS, doorman, security.context, Patience(strangers=1, showing=1000))
-        async with opened(lane=lane), calling(lane, client(certified)) as worker:
-            await doorman.came.wait()
-            async with calling(lane) as one, calling(lane):
-                await one.ended()
-                await use(lane, worker)
-
-    run(scenario())
-
-
 def test_a_connection_that_is_not_used_is_ended_however_long_its_call_took(caplog):
     async def scenario():
         async with opened(idle=0.02) as lane, calling(lane) as caller:
             with lane.ticket("w00") as ticket:
                 caller.show(ticket)
-                line = await ticket.line()
+                line = await ticket.line(5)
                 await asyncio.sleep(0.1)
                 caller.say(HELLO)
                 assert await line.exactly(5) == HELLO
@@ -478,21 +289,12 @@ def test_a_connection_that_is_not_used_is_ended_however_long_its_call_took(caplo
     assert said(caplog) == []
 
 
-def test_a_certificate_alone_keeps_no_connection_for_ever(certified, caplog):
+def test_the_oldest_of_three_idle_connections_of_a_worker_is_ended():
     async def scenario():
-        async with opened(certified, idle=0.02) as lane, calling(lane, client(certified)) as caller:
-            await caller.ended()
-
-    run(scenario())
-    assert said(caplog) == []
-
-
-def test_the_oldest_of_three_idle_connections_of_a_worker_is_ended(folder):
-    async def scenario():
-        async with opened(folder) as lane, contextlib.AsyncExitStack() as stack:
+        async with opened() as lane, contextlib.AsyncExitStack() as stack:
 
             async def used(name):
-                caller = await stack.enter_async_context(calling(lane, client(folder, name)))
+                caller = await stack.enter_async_context(calling(lane))
                 await use(lane, caller, name)
                 return caller
 
@@ -506,21 +308,83 @@ def test_the_oldest_of_three_idle_connections_of_a_worker_is_ended(folder):
     run(scenario())
 
 
-def test_closing_ends_what_is_under_way(folder):
+def cipher(ticket):
+    """As the caller of a ticket seals a payload of one record, and how it reads one."""
+    aead = pytest.importorskip("cryptography.hazmat.primitives.ciphers.aead")
+    return aead.AESGCM(bytes.fromhex(ticket.text)[16:])
+
+
+async def taken(line, size):
+    found = bytearray()
+    while len(found) < size:
+        await line.ready()
+        await line.receive(size - len(found), found.extend)
+    return bytes(found)
+
+
+def test_payloads_are_sealed_with_the_key_of_their_ticket():
     async def scenario():
-        async with opened(folder) as lane, contextlib.AsyncExitStack() as stack:
-            contexts = [client(folder, name) for name in ("w00", "w00", "w01")]
-            callers = [await stack.enter_async_context(calling(lane, context)) for context in contexts]
+        async with opened(sealed=True) as lane, calling(lane) as caller:
+            for _ in range(2):
+                with lane.ticket("w00") as ticket:
+                    caller.show(ticket, cipher(ticket).encrypt(bytes(12), HELLO, None))
+                    assert await taken(await ticket.line(5), 5) == HELLO
+                    ticket.complete()
+                with lane.ticket("w00") as ticket:
+                    caller.show(ticket)
+                    await (await ticket.line(5)).send(Cargo([memoryview(HELLO)]))
+                    found = await caller.reader.readexactly(5 + 16)
+                    assert cipher(ticket).decrypt(bytes(12), found, None) == HELLO
+                    ticket.complete()
+
+    run(scenario())
+
+
+def test_each_ticket_has_a_key_of_its_own_and_only_where_payloads_are_sealed():
+    async def scenario():
+        async with opened(sealed=True) as lane:
+            keys = {bytes.fromhex(lane.ticket("w00").text)[16:] for _ in range(100)}
+        assert len(keys) == 100
+        assert {len(key) for key in keys} == {32}
+        async with opened() as lane:
+            assert len(bytes.fromhex(lane.ticket("w00").text)) == 16
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("payload", [HELLO + bytes(16), bytes(1000)])
+def test_who_has_a_ticket_without_its_key_ends_that_call_and_no_other(payload):
+    pytest.importorskip("cryptography")
+
+    async def scenario():
+        async with opened(sealed=True) as lane, calling(lane) as thief, calling(lane) as owner:
+            with lane.ticket("w00") as stolen:
+                thief.show(stolen, payload)
+                line = await stolen.line(5)
+                with pytest.raises(LineError, match="not sealed"):
+                    await taken(line, 5)
+            await thief.ended()
+            with lane.ticket("w00") as ticket:
+                owner.show(ticket, cipher(ticket).encrypt(bytes(12), HELLO, None))
+                assert await taken(await ticket.line(5), 5) == HELLO
+
+    run(scenario())
+
+
+def test_closing_ends_what_is_under_way():
+    async def scenario():
+        async with opened() as lane, contextlib.AsyncExitStack() as stack:
+            callers = [await stack.enter_async_context(calling(lane)) for _ in range(3)]
             shown, waiting = (stack.enter_context(lane.ticket("w00")) for _ in range(2))
             callers[0].show(shown, bytes(1 << 20))
-            line = await shown.line()
+            line = await shown.line(1 << 20)
 
             async def receive():
                 while True:
-                    await line.readable()
+                    await line.ready()
                     await line.receive(1 << 16, lambda piece: None)
 
-            receiving, expecting = asyncio.create_task(receive()), asyncio.create_task(waiting.line())
+            receiving, expecting = asyncio.create_task(receive()), asyncio.create_task(waiting.line(5))
             await asyncio.sleep(0.01)
             await lane.close()
             for task in (receiving, expecting):
@@ -535,9 +399,9 @@ def test_closing_ends_what_is_under_way(folder):
     run(scenario())
 
 
-def test_closing_ends_connections_that_have_just_come(folder):
+def test_closing_ends_connections_that_have_just_come():
     async def scenario():
-        async with opened(folder) as lane:
+        async with opened() as lane:
             sockets = [socket.create_connection((HOST, lane.port)) for _ in range(20)]
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -549,7 +413,7 @@ def test_closing_ends_connections_that_have_just_come(folder):
 
 def test_a_lane_that_never_listened_can_be_closed():
     async def scenario():
-        lane = Lane(LIMITS, None, None)
+        lane = Lane(LIMITS, sealed=False)
         assert lane.port == 0
         await lane.close()
         await lane.close()
@@ -557,36 +421,14 @@ def test_a_lane_that_never_listened_can_be_closed():
     run(scenario())
 
 
-def test_a_renewed_certificate_is_shown_on_new_connections(authority, caplog):
-    shown = []
-
+def test_connections_that_break_at_once_do_no_harm():
     async def scenario():
-        async with opened(authority.path) as lane, contextlib.AsyncExitStack() as stack:
-
-            async def used():
-                caller = await stack.enter_async_context(calling(lane, client(authority.path)))
-                await use(lane, caller)
-                shown.append(fingerprint(ssl.DER_cert_to_PEM_cert(caller.certificate).encode()))
-                return caller
-
-            old = await used()
-            authority.issue("server", Role.SERVER, days=1, force=True)
-            await used()
-            await use(lane, old)
-
-    run(scenario())
-    assert shown == [one.fingerprint for one in authority.issued() if one.role == "server"]
-    assert "the certificate of the server was renewed for payloads" in caplog.text
-
-
-def test_connections_that_break_at_once_do_no_harm(folder):
-    async def scenario():
-        async with opened(folder) as lane:
+        async with opened() as lane:
             for _ in range(100):
                 with socket.create_connection((HOST, lane.port)) as connection:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 await asyncio.sleep(0)
-            async with calling(lane, client(folder)) as caller:
+            async with calling(lane) as caller:
                 await use(lane, caller)
 
     run(scenario())
@@ -612,8 +454,8 @@ def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, 
                 for number in spare:
                     os.close(number)
                 with lane.ticket("w00") as ticket:
-                    connection.send(bytes.fromhex(ticket.text))
-                    await ticket.line()
+                    connection.send(bytes.fromhex(ticket.text)[:16])
+                    await ticket.line(5)
 
     try:
         run(scenario())
@@ -626,7 +468,7 @@ def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, 
 def test_a_port_that_is_taken_is_named_as_in_the_configuration():
     async def scenario():
         async with opened() as lane:
-            second = Lane(LIMITS, None, None)
+            second = Lane(LIMITS, sealed=False)
             with pytest.raises(PortInUse, match=r"127\.0\.0\.1:\d+ for itself.*`server\.data_port`"):
                 await second.listen(HOST, lane.port)
             with pytest.raises(ListenError, match=r"Set `server\.host` and `server\.data_port`"):
@@ -638,7 +480,7 @@ def test_a_port_that_is_taken_is_named_as_in_the_configuration():
 
 def test_a_lane_may_have_an_address_of_version_6():
     async def scenario():
-        lane = Lane(LIMITS, None, None)
+        lane = Lane(LIMITS, sealed=False)
         try:
             port = await lane.listen("::1", 0)
         except ListenError:

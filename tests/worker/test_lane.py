@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import secrets
 import socket
-import ssl
 import threading
 
 import grpc
@@ -13,12 +12,11 @@ import torch
 from tests.worker.script import AGAIN, BIG, LAYOUT, VECTOR, Script, client_of, pulls, refuse, scenario
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.bundle import Bundle, Role, contexts
+from varangian.protos.bundle import Bundle, Role
 from varangian.protos.lane import LineError
 from varangian.worker import lane, line
 from varangian.worker.client import ClientError, Receipt
 from varangian.worker.download import Landing
-from varangian.worker.tls import context
 
 STALE = refuse(grpc.StatusCode.FAILED_PRECONDITION, "STALE")
 LARGE = torch.arange(BIG.numel, dtype=torch.float32)
@@ -34,7 +32,6 @@ class Wharf(Script):
 
     async def landed(self, reader, writer):
         self.berths.append(writer)
-        self.secured = writer.get_extra_info("ssl_object")
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 found = self._tickets.pop((await reader.readexactly(16)).hex())
@@ -44,11 +41,11 @@ class Wharf(Script):
         writer.close()
 
     @contextlib.asynccontextmanager
-    async def line(self, context, ready=None):
+    async def line(self, context, key=b""):
         """The connection that shows the ticket of this call."""
-        ready = ready or secrets.token_hex(16)
-        found = self._tickets[ready] = asyncio.get_running_loop().create_future()
-        await context.send_initial_metadata((("varangian-ready", ready),))
+        ticket = secrets.token_hex(16)
+        found = self._tickets[ticket] = asyncio.get_running_loop().create_future()
+        await context.send_initial_metadata((("varangian-ready", ticket + key.hex()),))
 
         async def berth():
             found_now = await found
@@ -94,9 +91,9 @@ class Wharf(Script):
 
 
 @contextlib.asynccontextmanager
-async def client_at(wharf, secured=None, **more):
+async def client_at(wharf, **more):
     """A worker that has joined."""
-    server = await asyncio.start_server(wharf.landed, "127.0.0.1", 0, ssl=secured)
+    server = await asyncio.start_server(wharf.landed, "127.0.0.1", 0)
     wharf.data_port = server.sockets[0].getsockname()[1]
     try:
         async with client_of(wharf, **more) as client:
@@ -170,7 +167,7 @@ def test_something_else_than_a_ticket_is_final(ready):
 
         wharf.steps["Push"], wharf.steps["Pull"] = [push], [pull]
         async with client_at(wharf) as client:
-            with pytest.raises(ClientError, match=f"Found '{ready}' where a ticket of 16 bytes"):
+            with pytest.raises(ClientError, match=f"Found '{ready[:32]}'? where a ticket of 16 bytes"):
                 await client.push(4, VECTOR)
             with pytest.raises(ClientError, match="where a ticket of 16 bytes"):
                 await client.pull(-1)
@@ -361,7 +358,7 @@ def test_a_port_that_is_closed_is_tried_once_and_then_left_for_a_while(monkeypat
             for _ in range(2):
                 assert torch.equal((await client.pull(3)).parameters, VECTOR)
                 assert (await client.push(4, VECTOR)).counted
-            assert tried == [("127.0.0.1", 9, None)]
+            assert tried == [("127.0.0.1", 9)]
             monkeypatch.setattr(lane, "monotonic", lambda: line.monotonic() + 61)
             assert (await client.push(4, VECTOR)).counted
             assert len(tried) == 2
@@ -551,25 +548,13 @@ def test_the_first_address_that_answers_is_taken(silent, monkeypatch):
                     early.connect_ex(other.getsockname())
             async with listening() as port:
                 stand_in(monkeypatch, other.getsockname(), ("127.0.0.1", port))
-                connected = await line.opened("parameter-server.test", port, None)
+                connected = await line.opened("parameter-server.test", port)
                 assert connected.usable
                 connected.close()
                 assert not connected.usable
             stand_in(monkeypatch, other.getsockname())
             with pytest.raises(TimeoutError if silent else ConnectionRefusedError):
-                await line.opened("parameter-server.test", port, None)
-
-    story()
-
-
-def test_a_port_that_is_silent_on_tls_is_given_up(monkeypatch, bundles):
-    monkeypatch.setattr(line, "PATIENCE", 0.1)
-
-    @scenario
-    async def story():
-        async with listening() as port:
-            with pytest.raises(TimeoutError):
-                await line.opened("127.0.0.1", port, context(Bundle.load(bundles / "ours/w00")))
+                await line.opened("parameter-server.test", port)
 
     story()
 
@@ -589,85 +574,152 @@ def bundles(tmp_path_factory):
     from varangian.server.authority import Authority
 
     path = tmp_path_factory.mktemp("bundles")
-    for name in ("ours", "theirs"):
-        authority = Authority.create(path / name, days=30)
-        authority.issue("server", Role.SERVER, days=10)
-        authority.issue("w00", Role.WORKER, days=10)
+    authority = Authority.create(path / "ours", days=30)
+    authority.issue("server", Role.SERVER, days=10)
+    authority.issue("w00", Role.WORKER, days=10)
     return path
 
 
-def secured(path):
-    """As a server asks for certificates."""
-    asking = contexts(path)[0]
-    asking.verify_mode, asking.num_tickets = ssl.CERT_REQUIRED, 0
-    return asking
-
-
 def shown(path):
-    bundle = Bundle.load(path)
+    bundle = Bundle.load(path / "server")
     return {
-        "proof": Bundle.load(path.parent / "w00"),
+        "proof": Bundle.load(path / "w00"),
         "credentials": grpc.ssl_server_credentials([(bundle.key, bundle.certificate)], bundle.ca, True),
     }
 
 
-def test_over_tls_both_ends_show_their_certificates(bundles):
+class Records:
+    """Sealed payloads by the book: records of 256 KiB, each with a tag, and numbered from 0."""
+
+    def __init__(self, key):
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        self.cipher = AESGCM(key)
+
+    def sealed(self, data):
+        pieces = (data[at : at + RECORD] for at in range(0, len(data), RECORD))
+        return b"".join(self.cipher.encrypt(nonce(at), piece, None) for at, piece in enumerate(pieces))
+
+    def opened(self, data):
+        pieces = (data[at : at + RECORD + 16] for at in range(0, len(data), RECORD + 16))
+        return b"".join(self.cipher.decrypt(nonce(at), piece, None) for at, piece in enumerate(pieces))
+
+
+RECORD = 256 << 10
+
+
+def nonce(number):
+    return number.to_bytes(12, "big")
+
+
+class Sealing(Wharf):
+    """A server that seals. `raw` has what came over its lane, and `changed` changes what leaves."""
+
+    def __init__(self, *layout, changed=lambda data: data):
+        super().__init__(*layout)
+        self.raw, self.changed = [], changed
+
+    async def taken(self, requests, context):
+        first, key = await anext(requests), secrets.token_bytes(32)
+        size = first.manifest.numel * 4
+        async with self.line(context, key=key) as berth:
+            reader, _ = await berth()
+            self.raw.append(await reader.readexactly(size + -(-size // RECORD) * 16))
+        self.payloads.append(Records(key).opened(self.raw[-1]))
+        self.seen["Push"][-1] = [first, *[part async for part in requests]]
+        return ps_pb2.PushReply(round=first.manifest.round)
+
+    async def carried(self, request, context):
+        key, data = secrets.token_bytes(32), codec.payload(self.vector).tobytes()
+        async with self.line(context, key=key) as berth:
+            await context.write(ps_pb2.PullReply(manifest=self.contract.manifest(4, codec.digest(data))))
+            _, writer = await berth()
+            writer.write(self.changed(Records(key).sealed(data)))
+            await writer.drain()
+
+
+def test_over_tls_payloads_are_sealed(bundles):
     @scenario
     async def story():
-        wharf, path = Wharf(BIG, LARGE), bundles / "ours/server"
-        async with client_at(wharf, secured(path), **shown(path)) as client:
+        wharf, path = Sealing(BIG, LARGE), bundles / "ours"
+        async with client_at(wharf, **shown(path)) as client:
             for _ in range(2):
                 assert torch.equal((await client.pull(3)).parameters, LARGE)
                 assert (await client.push(4, LARGE)).counted
-            names = wharf.secured.getpeercert()["subjectAltName"]
-            assert ("URI", "varangian:worker:w00") in names
-            assert wharf.secured.version() == "TLSv1.3"
+            assert len(wharf.berths) == 1
             await client._connection.anew()
             assert (await client.push(4, LARGE)).counted
-        assert len(wharf.berths) == 2
+            assert len(wharf.berths) == 2
+            assert client.naps == []
+        plain = codec.payload(LARGE).tobytes()
+        assert wharf.payloads == [plain] * 3
+        assert not any(
+            plain[at : at + 64] in raw for raw in wharf.raw for at in (1 << 10, 1 << 20, 5 << 20)
+        )
+        assert len(set(wharf.raw)) == 3
 
     story()
 
 
-def test_a_lane_must_have_the_name_that_was_called(bundles):
+def test_over_tls_a_ticket_without_a_key_is_final_and_nothing_is_sent(bundles):
     @scenario
     async def story():
-        tls = context(Bundle.load(bundles / "ours/w00"))
-        async with listening("0.0.0.0", ssl=secured(bundles / "ours/server")) as port:
-            (await line.opened("127.0.0.1", port, tls)).close()
-            with pytest.raises(ssl.SSLCertVerificationError):
-                await line.opened("127.0.0.2", port, tls)
+        wharf, path = Wharf(), bundles / "ours"
+        async with client_at(wharf, **shown(path)) as client:
+            with pytest.raises(ClientError, match="where a ticket of 48 bytes should be"):
+                await client.push(4, VECTOR)
+        assert wharf.payloads == []
 
     story()
 
 
-@pytest.mark.parametrize("impostor", ["theirs", None])
-def test_a_lane_that_is_not_the_servers_gets_nothing(impostor, bundles, caplog):
+def test_no_error_shows_a_key():
+    use = lane.Use(object(), True, None)
+    with pytest.raises(codec.CodecError) as found:
+        use.shown("f" * 32 + "E" * 64)
+    assert "E" not in str(found.value)
+    assert "b'k" not in repr(use.shown("6b" * 48)).partition("ticket=")[2][20:]
+
+
+def flipped(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_a_model_that_was_changed_on_its_way_is_pulled_again(bundles):
+    def late(data):
+        return data[RECORD + 16 :] + bytes(RECORD + 16)
+
+    def whole(data):
+        return data
+
     @scenario
     async def story():
-        wharf, path = Wharf(), bundles / "ours/server"
+        changes = iter([flipped, whole, late, whole])
+        wharf = Sealing(BIG, LARGE, changed=lambda data: next(changes)(data))
+        async with client_at(wharf, **shown(bundles / "ours")) as client:
+            for naps in (1, 2):
+                assert torch.equal((await client.pull(3)).parameters, LARGE)
+                assert len(client.naps) == naps
+        # A line is of no use after that.
+        assert len(wharf.berths) == 3
+
+    story()
+
+
+def test_where_payloads_cannot_be_sealed_they_travel_over_grpc(bundles, monkeypatch, caplog):
+    monkeypatch.setattr(lane, "missing", lambda: "this is the reason")
+
+    @scenario
+    async def story():
+        wharf = Sealing()
         wharf.steps["Push"] = [wharf.counted]
-        theirs = secured(bundles / impostor / "server") if impostor else None
-        if theirs is not None:
-            theirs.verify_mode = ssl.CERT_NONE
-        async with client_at(wharf, theirs, **shown(path)) as client:
-            assert (await client.push(4, VECTOR)).counted
+        async with client_at(wharf, **shown(bundles / "ours")) as client:
+            for _ in range(2):
+                assert (await client.push(4, VECTOR)).counted
         assert not any(lanes(wharf))
+        assert wharf.berths == []
 
     with caplog.at_level("INFO", "varangian.worker.lane"):
         story()
-    assert len([message for message in caplog.messages if "payloads travel over gRPC" in message]) == 1
-
-
-def test_a_lane_needs_tls_1_3(bundles):
-    @scenario
-    async def story():
-        wharf, path = Wharf(), bundles / "ours/server"
-        wharf.steps["Push"] = [wharf.counted]
-        old = secured(path)
-        old.maximum_version = ssl.TLSVersion.TLSv1_2
-        async with client_at(wharf, old, **shown(path)) as client:
-            assert (await client.push(4, VECTOR)).counted
-        assert not any(lanes(wharf))
-
-    story()
+    (said,) = [message for message in caplog.messages if "payloads travel over gRPC" in message]
+    assert "this is the reason" in said

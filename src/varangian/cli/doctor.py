@@ -20,12 +20,13 @@ from varangian.cli.main import FAILED, OK
 from varangian.cli.security import choice
 from varangian.protos.address import loopback, split
 from varangian.protos.bundle import KEY, Bundle, BundleError
-from varangian.worker.tls import context
+from varangian.protos.seal import missing
 
 PACKAGES = ("torch", "grpcio", "protobuf")
 SOON = 3.0
 """Days before the end from which a certificate should be renewed."""
 DAY = 86400.0
+MEANWHILE = "Payloads will travel over gRPC, which is slower."
 
 
 @dataclass(frozen=True)
@@ -133,25 +134,15 @@ def _payloads(host: str, port: int, bundle: Bundle | None, timeout: float) -> Fi
     if not port:
         return Finding("payloads", True, "over gRPC, as the server has no data port")
     try:
-        with socket.create_connection((host, port), timeout) as line:
-            _shake(line, host, bundle)
+        socket.create_connection((host, port), timeout).close()
     except (OSError, OverflowError) as error:
         found = f"The data port {port} of {host} should be reachable from here. The system says: {error}."
-        meanwhile = (
-            "Payloads will travel over gRPC, which is slower. `server.data_port` can fix the number."
-        )
-        return Finding("payloads", False, f"{found} {meanwhile}", vital=False)
+        fix = "`server.data_port` can fix the number."
+        return Finding("payloads", False, f"{found} {MEANWHILE} {fix}", vital=False)
+    if bundle and (lacking := missing()):
+        found = f"It should be possible to seal what travels beside gRPC, and {lacking}."
+        return Finding("payloads", False, f"{found} {MEANWHILE}", vital=False)
     return Finding("payloads", True, f"beside gRPC, over port {port}")
-
-
-def _shake(line: socket.socket, host: str, bundle: Bundle | None) -> None:
-    """As a worker does where there is TLS.
-
-    Raises:
-        OSError: it has failed; ssl.SSLError is one.
-    """
-    if bundle is not None:
-        context(bundle).wrap_socket(line, server_hostname=host).close()
 
 
 def _same_release(software: str) -> Finding:

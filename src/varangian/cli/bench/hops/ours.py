@@ -19,6 +19,7 @@ from varangian.cli.bench.hops.base import Floats, Job, digests
 from varangian.cli.bench.hops.learners import Idle
 from varangian.cli.bench.hops.service import SECRET, Service, layout
 from varangian.protos.allocator import keep_large_blocks
+from varangian.protos.bundle import Bundle
 from varangian.protos.codec import FLOAT32, Dtype
 from varangian.protos.layout import Layout
 from varangian.server.roster import make_token
@@ -80,10 +81,10 @@ class Watched(Client):
 
     def __init__(self, server: str, name: str, proof: Proof, layout: Layout, **options: Any) -> None:
         super().__init__(server, name, proof, layout, **options)
-        self.lane = self._connection.lane = self.counted(server, proof)
+        self.lane = self._connection.lane = self.counted(server, sealed=isinstance(proof, Bundle))
 
-    def counted(self, server: str, proof: Proof) -> Counted:
-        return Counted(server, proof)
+    def counted(self, server: str, sealed: bool) -> Counted:
+        return Counted(server, sealed)
 
 
 Connect = Callable[[str, str, Proof, Layout], Watched]

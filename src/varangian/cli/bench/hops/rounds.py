@@ -103,8 +103,8 @@ class Paced(ours.Watched):
         push = self._connection.calls.push
         self._connection.calls.push = lambda **given: PacedCall(push(**given), bucket)
 
-    def counted(self, server: str, proof: Proof) -> ours.Counted:
-        return PacedLane(self._bucket, self._size, server, proof)
+    def counted(self, server: str, sealed: bool) -> ours.Counted:
+        return PacedLane(self._bucket, self._size, server, sealed)
 
 
 class PacedCall:
@@ -129,8 +129,8 @@ class PacedCall:
 class PacedLane(ours.Counted):
     """The same beside gRPC."""
 
-    def __init__(self, bucket: Bucket, size: int, server: str, proof: Proof) -> None:
-        super().__init__(server, proof)
+    def __init__(self, bucket: Bucket, size: int, server: str, sealed: bool) -> None:
+        super().__init__(server, sealed)
         self._bucket, self._size = bucket, size
 
     @asynccontextmanager
