@@ -13,6 +13,7 @@ from tests.hostile.http2 import HungUp
 from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.frames import frame
 from varangian.protos.lane import TICKET
+from varangian.protos.seal import KEY, RECORD, TAG
 
 GOOD, BAD = 1.5, 99.0
 """What a rogue pushes when it should count: between what honest workers push; and when it should not."""
@@ -21,6 +22,45 @@ PASSING = ("BUSY", "STREAMS", "PULLS", "UPLOADS", "STALE", "REPEATED", "FAULTY")
 
 BUSY = ("IDLE", "STALE")
 """Where the machine or the rogue was slow: for a second, or until the others had closed the round."""
+
+
+class Shown(bytes):
+    """A ticket. What is added to it is sealed with its key where it has one, up to the size of a payload.
+
+    Less than a payload is sealed as if the rest were to come, and then cut.
+    """
+
+    def __new__(cls, told, size):
+        made = super().__new__(cls, told[:TICKET])
+        made.key, made.size = told[TICKET:], size
+        return made
+
+    def __add__(self, data):
+        if not self.key:
+            return bytes(self) + data
+        sealed = b"".join(self.records(data[: self.size].ljust(self.size, b"\0")))
+        return bytes(self) + (sealed[: len(data)] if len(data) < self.size else sealed + data[self.size :])
+
+    def records(self, data):
+        """As they should be."""
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        for number, at in enumerate(range(0, len(data), RECORD)):
+            yield AESGCM(self.key).encrypt(number.to_bytes(12, "big"), data[at : at + RECORD], None)
+
+    def taken(self, line):
+        """The payload that comes on a line."""
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        if not self.key:
+            return received(line, self.size)
+        data = received(line, self.size + -(-self.size // RECORD) * TAG)
+        found = bytearray()
+        for number, at in enumerate(range(0, len(data), RECORD + TAG)):
+            found += AESGCM(self.key).decrypt(
+                number.to_bytes(12, "big"), data[at : at + RECORD + TAG], None
+            )
+        return found
 
 
 class Rogue(Traitor):
@@ -36,10 +76,9 @@ class Rogue(Traitor):
         self.stack.close()
         super().__exit__(*error)
 
-    def dial(self, name=None, room=None):
-        """A line on the lane, with its own certificate or that of another worker."""
-        line = self.siege.dial(name or self.name, self.port, room)
-        return self.stack.enter_context(line)
+    def dial(self, room=None):
+        """A line on the lane."""
+        return self.stack.enter_context(self.siege.dial(self.name, self.port, room))
 
     def payload(self, value):
         """A vector, as long as it should be, of this number."""
@@ -60,8 +99,9 @@ class Rogue(Traitor):
             stream = self.line.call(method, (*self.identity, *asks))
             self.line.message(stream, message(), end=method == "Pull")
             if ready := self._headers(stream).get(headers.READY):
-                assert len(ready) == (2 * TICKET if lane else 1), ready
-                return stream, bytes.fromhex(ready) if lane else None
+                told = TICKET + KEY * bool(self.siege.certs)
+                assert len(ready) == (2 * told if lane else 1), ready
+                return stream, Shown(bytes.fromhex(ready), 4 * self.siege.numel) if lane else None
             found = self.end(stream)
             assert found.get(headers.CODE) in PASSING, found
             time.sleep(0.05)
@@ -131,7 +171,7 @@ class Rogue(Traitor):
         line = self.dial()
         stream, ticket = self.wants(after)
         assert sent(line, ticket)
-        data = received(line, 4 * self.siege.numel)
+        data = ticket.taken(line)
         assert self.end(stream).get("grpc-status") == "0"
         assert codec.digest(data) == self._promised(stream).content_digest
         return torch.frombuffer(data, dtype=torch.float32)

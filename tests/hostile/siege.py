@@ -54,7 +54,7 @@ class Target:
         return kind(self.address, name, proof, self.layout, **patient | options)
 
     def dial(self, name, port=None, room=None):
-        """A connection that holds `room` bytes; over TLS with the certificate of this name if any."""
+        """A connection that holds `room` bytes; calls go over TLS, with the certificate of this name."""
         line = socket.socket()
         try:
             line.settimeout(10)
@@ -62,10 +62,9 @@ class Target:
                 line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
             line.connect((self.host, port or self.port))
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self.certs:
+            if self.certs and port is None:
                 tls = contexts(self.certs / name)[1]
-                if port is None:
-                    tls.set_alpn_protocols(["h2"])
+                tls.set_alpn_protocols(["h2"])
                 line = tls.wrap_socket(line)
         except BaseException:
             line.close()

@@ -28,6 +28,8 @@ class Fate:
     down: float = inf
     silent: bool = False
     """Nothing moves any more, and neither end is told; otherwise the connection breaks for both."""
+    changed: bool = False
+    """Or else it goes on, with another bit in its last byte."""
 
 
 WHOLE = Fate()
@@ -45,10 +47,14 @@ class Way:
         self._lock = asyncio.Lock()
         self._free = 0.0
 
-    async def move(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: float) -> None:
+    async def move(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: float, changed: bool = False
+    ) -> None:
         """Until one end hangs up, or so many bytes have gone through."""
         while left > 0 and (data := await reader.read(int(min(self._at_once, left)))):
             left -= len(data)
+            if changed and not left:
+                data, left = data[:-1] + bytes([data[-1] ^ 1]), inf
             if isfinite(self.rate):
                 await self._paced(len(data))
             self.moved += len(data)
@@ -118,8 +124,8 @@ class Relay:
                 ends.append(far_writer)
                 await self._moved(
                     fate,
-                    self.up.move(reader, far_writer, fate.up),
-                    self.down.move(far_reader, writer, fate.down),
+                    self.up.move(reader, far_writer, fate.up, fate.changed),
+                    self.down.move(far_reader, writer, fate.down, fate.changed),
                 )
         finally:
             for end in ends:

@@ -10,11 +10,11 @@ import grpc
 import pytest
 import torch
 from tests.wire.kit import LAYOUT, NAMES, Place, Run, all_worked, far, scenario, worked
-from tests.wire.relay import FAR, WHOLE, Fate
+from tests.wire.relay import FAR, WHOLE, Fate, Way
 
 from varangian.aggregators import Median
 from varangian.aggregators.kernels import accumulate, native
-from varangian.protos.bundle import Bundle, Role
+from varangian.protos.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.server.service import Service
 from varangian.server.streams import Limits
@@ -310,19 +310,6 @@ async def killed(run):
         await run.ended
 
 
-@pytest.fixture(scope="module")
-def certified(tmp_path_factory):
-    """A server that is called FAR too, and the workers."""
-    pytest.importorskip("cryptography")
-    from varangian.server.authority import Authority
-
-    authority = Authority.create(tmp_path_factory.mktemp("lane") / "authority", days=30)
-    authority.issue("server", Role.SERVER, hosts=[FAR], days=10)
-    for name in NAMES:
-        authority.issue(name, Role.WORKER, days=10)
-    return authority.path
-
-
 async def secured(path, lane):
     """The digest of a run over TLS whose lanes have these fates, and the lines."""
     from varangian.server.tls import Security
@@ -339,10 +326,11 @@ async def secured(path, lane):
     "fate",
     [
         pytest.param(WHOLE, id="whole"),
-        pytest.param(Fate(up=100), id="cut in the handshake"),
-        pytest.param(Fate(down=100), id="cut in its answer"),
         pytest.param(Fate(down=300_000), id="cut in a pull"),
         pytest.param(Fate(up=300_000), id="cut in a push"),
+        pytest.param(Fate(up=3, changed=True), id="changed in a ticket"),
+        pytest.param(Fate(down=300_000, changed=True), id="changed in a pull"),
+        pytest.param(Fate(up=16 + SIZE, changed=True), id="changed in a tag"),
     ],
 )
 @scenario
@@ -351,8 +339,31 @@ async def test_over_tls_the_lane_is_one_too(certified, fate):
         await all_worked(run, address)
     digest, lines = await secured(certified, [fate] * len(NAMES))
     assert digest == run.learner.digest()
-    used = lines.calls if min(fate.up, fate.down) == 100 else lines.lane
-    assert used.up.moved > SIZE * len(NAMES) * 2
+    assert lines.lane.up.moved > SIZE * len(NAMES) * 2
+    assert lines.lane.connections == len(NAMES) * (1 + (fate is not WHOLE))
+
+
+@scenario
+async def test_what_is_sealed_is_a_little_more_and_no_one_else_can_read_it(certified, monkeypatch):
+    seen = bytearray()
+    move = Way.move
+
+    async def watched(way, reader, writer, left, changed=False):
+        write = writer.write
+        monkeypatch.setattr(writer, "write", lambda data: seen.extend(data) or write(data), raising=False)
+        await move(way, reader, writer, left, changed)
+
+    monkeypatch.setattr(Way, "move", watched)
+    _, lines = await secured(certified, [])
+    ones = torch.ones(64).numpy().tobytes()
+    assert len(seen) > SIZE * len(NAMES) * 4
+    assert ones not in seen
+    for beside in (lines.lane.up, lines.lane.down):
+        assert SIZE * len(NAMES) * 2 <= beside.moved <= (SIZE * 1.001 + 64) * len(NAMES) * 2
+    seen.clear()
+    async with (run := Run(rounds=1)).placed() as place, far(place) as lines:
+        await all_worked(run, lines.address)
+    assert ones in seen
 
 
 @scenario

@@ -11,8 +11,10 @@ from tests.wire.kit import Run, far, scenario
 from tests.wire.relay import NEAR
 
 from varangian.aggregators import Mean
+from varangian.protos.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.server.streams import Limits
+from varangian.server.tls import Security
 from varangian.worker.backoff import Backoff
 from varangian.worker.client import Pulled
 
@@ -23,17 +25,23 @@ LAYOUT = Layout((("weight", (int(1.25 * SILENCE_AT_WORKER * RATE) // 4,)),))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lane", [False, True], ids=["chunks", "lane"])
-@scenario
-async def test_what_takes_longer_than_every_silence_arrives_at_the_first_try(lane):
+@pytest.mark.parametrize("way", ["chunks", "lane", "sealed"])
+def test_what_takes_longer_than_every_silence_arrives_at_the_first_try(way, request):
+    path = request.getfixturevalue("certified") if way == "sealed" else None
+    scenario(arrives)(lane=way != "chunks", path=path)
+
+
+async def arrives(lane, path):
+    proof = path and Bundle.load(path / "w00")
+    secured = {"security": Security(path)} if path else {}
     limits = Limits(idle=SILENCE_AT_SERVER, grace=0.05)
-    run = Run(2, LAYOUT, f=0, limits=limits, rule=Mean(), names=("w00",))
+    run = Run(2, LAYOUT, f=0, limits=limits, rule=Mean(), names=("w00",), **secured)
     impatient = {"idle": SILENCE_AT_WORKER, "backoff": Backoff(tries=1)}
     async with (
         run.placed() as place,
         far(place, RATE, lane=() if lane else None) as lines,
-        run.client(lines.address, "w00", **impatient) as client,
-        run.client(place.address, "w00") as near,
+        run.client(lines.address, "w00", proof, **impatient) as client,
+        run.client(place.address, "w00", proof) as near,
     ):
         assert place.address.startswith(NEAR)
         await client.join()
