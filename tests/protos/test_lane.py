@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import struct
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -153,12 +154,12 @@ def test_a_turn_in_flight_keeps_its_socket(joined):
     """The number of the socket is free for others only when no thread uses it any more."""
 
     async def work(one, other):
-        hold, inside = asyncio.Event(), asyncio.Event()
+        hold, inside = threading.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def sink(_):
             loop.call_soon_threadsafe(inside.set)
-            asyncio.run_coroutine_threadsafe(hold.wait(), loop).result()
+            hold.wait(10)
 
         await one.write(b"x" * 10)
         turn = asyncio.create_task(other.receive(10, sink))
@@ -177,12 +178,12 @@ def test_a_turn_in_flight_keeps_its_socket(joined):
 
 def test_who_is_cancelled_leaves_no_line(joined):
     async def work(one, other):
-        hold, inside = asyncio.Event(), asyncio.Event()
+        hold, inside = threading.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def sink(_):
             loop.call_soon_threadsafe(inside.set)
-            asyncio.run_coroutine_threadsafe(hold.wait(), loop).result()
+            hold.wait(10)
 
         await one.write(b"x" * 10)
         turn = asyncio.create_task(other.receive(10, sink))

@@ -18,6 +18,7 @@ from varangian.protos.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.server.service import Service
 from varangian.server.streams import Limits
+from varangian.server.tls import Security
 from varangian.worker.client import Pulled
 
 SIZE = LAYOUT.numel * 4
@@ -312,8 +313,6 @@ async def killed(run):
 
 async def secured(path, lane):
     """The digest of a run over TLS whose lanes have these fates, and the lines."""
-    from varangian.server.tls import Security
-
     run = Run(rounds=2, security=Security(path))
     async with run.placed() as place, far(place, lane=lane) as lines:
         works = (worked(run, lines.address, name, proof=Bundle.load(path / name)) for name in NAMES)
@@ -364,6 +363,19 @@ async def test_what_is_sealed_is_a_little_more_and_no_one_else_can_read_it(certi
     async with (run := Run(rounds=1)).placed() as place, far(place) as lines:
         await all_worked(run, lines.address)
     assert ones in seen
+
+
+@scenario
+async def test_a_server_that_cannot_seal_says_so_and_has_no_lane(certified, monkeypatch, caplog):
+    monkeypatch.setattr("varangian.server.serving.missing", lambda: "this is the reason")
+    run = Run(rounds=1, security=Security(certified))
+    async with run.placed() as place:
+        assert place.lane is None
+        works = (worked(run, place.address, name, proof=Bundle.load(certified / name)) for name in NAMES)
+        assert set(await asyncio.gather(*works)) == {"all 1 rounds are done"}
+    assert "payloads travel over gRPC, several times slower: this is the reason" in caplog.text
+    async with Run(rounds=1).placed() as place:
+        assert place.lane, "in clear text there is nothing to seal"
 
 
 @scenario
