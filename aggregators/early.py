@@ -20,7 +20,7 @@ from varangian.aggregators.base import (
     is_selecting,
 )
 from varangian.aggregators.gram import Gram
-from varangian.aggregators.kernels import GramAccumulator, backend_for, native
+from varangian.aggregators.kernels import GramAccumulator, backend_for
 from varangian.aggregators.pipeline import Aggregator, on_rows
 from varangian.aggregators.rows import Rows
 
@@ -127,11 +127,8 @@ def reduce(
         block = Rows(tuple(row.to(vector.dtype) for row in block.vectors))
     backend, stop = backend_for(block, name), start + block.d
     if isinstance(how, Tensor):
-        part, into = None if reference is None else reference[start:stop], vector[None, start:stop]
-        if backend is native:
-            native.combine(how[None], block, part, into)
-        else:
-            into.copy_(backend.combine(how[None], block, part))
+        part = None if reference is None else reference[start:stop]
+        backend.combine(how[None], block, part, vector[None, start:stop])
         return
     by = how.order(len(block)) if is_ordered(how) else how.columnwise
     vector[start:stop] = backend.columnwise(by, None, block, None)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from varangian.aggregators.base import Aggregate
 from varangian.aggregators.early import Columns, Early, How, Products, known, reduce
-from varangian.aggregators.kernels import GramAccumulator, NotFinite, accumulate, backend_for, native
+from varangian.aggregators.kernels import GramAccumulator, NotFinite, accumulate
 from varangian.aggregators.pipeline import Aggregator
 from varangian.aggregators.rows import Rows
 
@@ -134,8 +134,8 @@ class Incremental:
         if vector is None or torch.promote_types(vector.dtype, rows.dtype) != vector.dtype:
             return None
         backend = self._aggregator.backend
-        # What others return has to be copied; the less of it at once the better.
-        width = self.d if backend_for(rows, backend) is native else self.step
+        # Rows that have to be widened are so a few columns at a time.
+        width = self.d if rows.dtype == vector.dtype else self.step
         for start in range(0, self.d, width):
             part = rows.columns(start, min(start + width, self.d))
             reduce(how, part, self._reference, backend, vector, start)

@@ -69,7 +69,6 @@ class Line:
             if not count:
                 raise LineError("The other end has hung up.")
             rest = rest[count:]
-        self._waits = None
         return bytes(found)
 
     async def write(self, data: bytes) -> None:
@@ -80,6 +79,7 @@ class Line:
     def begin(self, key: bytes, size: int) -> None:
         """A payload of so many bytes comes next, in one direction, and sealed if there is a key."""
         self._payload = Sealed(self._connection, key, size) if key else self._connection
+        self._waits = None  # the last one may have gone the other way
 
     def end(self) -> None:
         """The payload is through."""

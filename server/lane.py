@@ -13,7 +13,8 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -60,10 +61,11 @@ class Unwelcome(Exception):
 
 
 class Few:
-    """Tasks of which there may be only so many: one more ends the oldest."""
+    """Tasks of which there may be only so many: one more ends the oldest, of which `ended` hears."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, ended: Callable[[], None]) -> None:
         self._most = most
+        self._ended = ended
         self._tasks: dict[asyncio.Task[object], None] = {}
 
     @contextmanager
@@ -75,6 +77,7 @@ class Few:
             oldest = next(iter(self._tasks))
             del self._tasks[oldest]
             oldest.cancel()
+            self._ended()
         self._tasks[task] = None
         try:
             yield
@@ -101,9 +104,11 @@ class Lane:
         self._pause: asyncio.TimerHandle | None = None
         self._tasks = set[asyncio.Task[None]]()
         self._tickets: dict[bytes, Ticket] = {}
-        self._strangers = Few(patience.strangers)
+        self._strangers = Few(patience.strangers, partial(self._crowded, STRANGER))
         self._idle: dict[str, Few] = {}
         self._logged = set[tuple[str, str]]()
+        self.refusals = Counter[str]()
+        """How many connections were closed for each reason but that the other end had gone."""
 
     async def listen(self, host: str, port: int) -> int:
         """Take connections from now on; at which port.
@@ -189,9 +194,13 @@ class Lane:
             ticket: Ticket | None = await self._introduced(line)
         while ticket is not None and await ticket.served(line):
             holder, ticket = ticket.worker, None
-            with self._idle.setdefault(holder, Few(self._streams)).one_more(), suppress(OSError):
+            with self._few(holder).one_more(), suppress(OSError):
                 async with asyncio.timeout(self._patience.idle):
                     ticket = await self._shown(line, holder)
+
+    def _few(self, holder: str) -> Few:
+        """The connections that a worker does not use just now."""
+        return self._idle.setdefault(holder, Few(self._streams, partial(self._crowded, holder)))
 
     async def _introduced(self, line: Line) -> Ticket:
         """The first ticket, which also says whose connection it is."""
@@ -210,10 +219,14 @@ class Lane:
             raise Unwelcome(who, "TICKET", "A ticket should be valid, and new.")
         return ticket
 
+    def _crowded(self, who: str) -> None:
+        self._log(Unwelcome(who, "CROWD", "There should be fewer connections that are not used."))
+
     def _log(self, refused: Unwelcome) -> None:
         """The first of each kind from each end; not what honest workers come by."""
         key = refused.who, refused.code
-        quiet = key in self._logged or refused.code in ("SILENT", "GONE")
+        quiet = key in self._logged or refused.code in ("SILENT", "GONE", "CROWD")
+        self.refusals[refused.code] += refused.code != "GONE"
         self._logged.add(key)
         level = logging.DEBUG if quiet else logging.WARNING
         log.log(level, "lane: refused %.70s: %s %r", *key, refused.sentence)

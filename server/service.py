@@ -182,7 +182,7 @@ class Service:
             sentence=status.sentence,
             workers=len(self._roster.names),
             present=len(self._roster.joined),
-            refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refusals.items())),
+            refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refused.items())),
             data_port=self._data_port,
         ).SerializeToString()
 
@@ -208,6 +208,11 @@ class Service:
 
     def _identify(self, context: Context) -> str:
         return self._roster.identify(*streams.caller(context))
+
+    @property
+    def _refused(self) -> Counter[str]:
+        """Calls, and connections beside them."""
+        return self._refusals + (self._lane.refusals if self._lane else Counter())
 
     @property
     def _data_port(self) -> int:

@@ -182,11 +182,12 @@ def _first_equal(rows: Rows, maybe: NDArray[np.bool_]) -> list[int]:
     return first
 
 
-def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | None = None) -> Tensor:
     used = coords[:, :-1].any(dim=0).nonzero().flatten().tolist()
     if len(used) == 1:  # Krum: the other rows need not be read
         rows, coords = rows.keep(used), coords[:, [*used, -1]]
-    out = torch.empty(coords.shape[0], rows.d, dtype=rows.dtype, device=rows.device)
+    if out is None:
+        out = torch.empty(coords.shape[0], rows.d, dtype=rows.dtype, device=rows.device)
     coords = coords.to(device=rows.device, dtype=rows.working_dtype)
     for columns, block in rows.blocks():
         out[:, columns] = exact.mixed(coords, block, reference, columns).to(rows.dtype)

@@ -178,8 +178,9 @@ def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
     return total.cpu()
 
 
-def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
-    out = torch.empty(len(coords), rows.d, dtype=rows.dtype, device=rows.device)
+def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | None = None) -> Tensor:
+    if out is None:
+        out = torch.empty(len(coords), rows.d, dtype=rows.dtype, device=rows.device)
     _checked(_mixed(coords, rows, reference, out))
     return out
 

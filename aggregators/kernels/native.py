@@ -102,7 +102,6 @@ def _measured(verb: str, total: Tensor, rows: Rows, reference: Tensor | None) ->
 
 
 def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """Into `out` if there is one: float32, contiguous, and no part of a row."""
     d = rows.d
     rows, weights = _points(coords, rows, reference)
     used = np.flatnonzero(weights.any(axis=0))  # Krum: the other rows need not be read

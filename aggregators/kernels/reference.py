@@ -76,12 +76,13 @@ def about(block: Tensor, r: Tensor) -> Tensor:
     return points
 
 
-def combine(coords: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
+def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | None = None) -> Tensor:
     """Points from coordinates: (k, n+1) @ (x_1, ..., x_n, r) -> (k, d) in the rows' dtype.
 
     Mind the difference to `gram`: here the coordinates multiply the rows themselves.
     """
-    out = torch.empty(coords.shape[0], rows.d, dtype=rows.dtype, device=rows.device)
+    if out is None:
+        out = torch.empty(coords.shape[0], rows.d, dtype=rows.dtype, device=rows.device)
     coords = coords.to(device=rows.device, dtype=torch.float64)
     for columns, block in rows.blocks(dtype=torch.float64):
         out[:, columns] = mixed(coords, block, reference, columns).to(rows.dtype)

@@ -68,6 +68,9 @@ def test_combine(
     found, wanted = backend.combine(coords, rows, r), reference.combine(coords, rows, r)
     assert (found.shape, found.dtype) == ((2, shape[1]), dtype)
     assert torch.allclose(found.double(), wanted.double(), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    into = torch.full_like(found, torch.nan)
+    assert backend.combine(coords, rows, r, into) is into
+    assert torch.equal(into, found)
 
 
 @BACKEND

@@ -38,6 +38,14 @@ def crowd(stack, rogue, count=CROWD, first=b""):
     return lines
 
 
+def heard(attempt):
+    """What becomes of a call, tried again while the server says that it was too slow, or too late."""
+    for _ in range(10):
+        if (found := attempt()) not in BUSY:
+            break
+    return found
+
+
 def alive(lines):
     """Those that the server has not ended yet."""
     return [line for line in lines if not hung_up(line, 0.001)]
@@ -216,41 +224,46 @@ def too_much(siege):
     with Rogue(siege) as rogue:
         data = rogue.payload(GOOD)
         for more in (1, TICKET, 1 << 20):
-            stream, ticket = rogue.offers()
-            line = rogue.dial()
-            sent(line, ticket + data + bytes(more))
-            rogue.seal(stream, codec.digest(data))
-            assert rogue.code(stream) in TAKEN
-            assert more < TICKET or hung_up(line)
+
+            def pushed(more=more):
+                stream, ticket = rogue.offers()
+                line = rogue.dial()
+                sent(line, ticket + data + bytes(more))
+                rogue.seal(stream, codec.digest(data))
+                found = rogue.code(stream)
+                assert more < TICKET or hung_up(line)
+                return found
+
+            assert heard(pushed) == ""
             yield
+
+
+def _pushed(rogue, data, before=b"", after=None):
+    """What becomes of a push with these digests in its manifest and its seal."""
+    stream, ticket = rogue.offers(before)
+    sent(rogue.dial(), ticket + data)
+    if after is None:
+        rogue.line.data(stream, b"", end=True)
+    else:
+        rogue.seal(stream, after)
+    return rogue.code(stream)
 
 
 def wrong_digests(siege):
     with Rogue(siege) as rogue:
         data = rogue.payload(BAD)
         for digest in (bytes(16), codec.digest(data[:-1])):
-            stream, ticket = rogue.offers()
-            sent(rogue.dial(), ticket + data)
-            rogue.seal(stream, digest)
-            assert rogue.code(stream) in ("DIGEST", *BUSY)
-            stream, ticket = rogue.offers(digest)
-            sent(rogue.dial(), ticket + data)
-            rogue.line.data(stream, b"", end=True)
-            assert rogue.code(stream) in ("DIGEST", *BUSY)
+            assert heard(lambda digest=digest: _pushed(rogue, data, after=digest)) == "DIGEST"
+            assert heard(lambda digest=digest: _pushed(rogue, data, before=digest)) == "DIGEST"
 
 
 def no_seal(siege):
     """It is said neither before nor after the payload what that should hash to; or twice."""
     with Rogue(siege) as rogue:
         data = rogue.payload(BAD)
-        stream, ticket = rogue.offers()
-        sent(rogue.dial(), ticket + data)
-        rogue.line.data(stream, b"", end=True)
-        assert rogue.code(stream) in ("DIGEST_SIZE", *BUSY)
-        stream, ticket = rogue.offers(codec.digest(data))
-        sent(rogue.dial(), ticket + data)
-        rogue.seal(stream, codec.digest(data))
-        assert rogue.code(stream) in ("MALFORMED", *BUSY)
+        digest = codec.digest(data)
+        assert heard(lambda: _pushed(rogue, data)) == "DIGEST_SIZE"
+        assert heard(lambda: _pushed(rogue, data, digest, digest)) == "MALFORMED"
 
 
 def chunks_all_the_same(siege):
@@ -354,8 +367,7 @@ def overlapping(siege):
                 senders[-1].start()
                 time.sleep(pause)
                 rogue.cancel(stream)
-            # With three connections at once, one too many, the server may have ended that one.
-            assert rogue.gives(good) == "" or rogue.gives(good) == ""
+            assert rogue.gives(good) == ""
             for sender in senders:
                 sender.join()
             yield
@@ -366,12 +378,17 @@ def overlapping(siege):
 
 def _not_taken(rogue, forged):
     """What `forged` makes of a ticket ends its line and its call, and proves nothing about anybody."""
-    stream, ticket = rogue.offers()
-    line, data = rogue.dial(), rogue.payload(BAD)
-    sent(line, bytes(ticket) + forged(ticket, data))
-    rogue.seal(stream, codec.digest(data))
-    assert rogue.code(stream) in ("LANE", *BUSY)
-    assert hung_up(line)
+
+    def pushed():
+        stream, ticket = rogue.offers()
+        line, data = rogue.dial(), rogue.payload(BAD)
+        sent(line, bytes(ticket) + forged(ticket, data))
+        rogue.seal(stream, codec.digest(data))
+        found = rogue.code(stream)
+        assert hung_up(line)
+        return found
+
+    assert heard(pushed) == "LANE"
 
 
 def _other(records, at):

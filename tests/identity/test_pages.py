@@ -39,6 +39,14 @@ def written_out():
                     yield code.value, StatusCode[status.attr]
 
 
+def of_connections():
+    """The codes with which a connection to the data port is closed."""
+    for node in ast.walk(ast.parse((ROOT / "server/lane.py").read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Unwelcome":
+            code = node.args[1]
+            yield code.value if isinstance(code, ast.Constant) else "EMFILE"
+
+
 @functools.cache
 def statuses():
     """Every code that a call can be refused with, and its status."""
@@ -54,6 +62,12 @@ def test_every_code_has_a_section_and_every_section_a_code():
     assert len(list(written_out())) >= 3
     assert statuses().keys() - SECTIONS.keys() == set(), "give each of these a section in docs/REFUSALS.md"
     assert SECTIONS.keys() - statuses().keys() == set(), "no refusal has these codes any more"
+
+
+def test_every_code_of_a_closed_connection_is_on_the_page():
+    page = (ROOT / "docs/REFUSALS.md").read_text().partition("## Connections to the data port")[2]
+    # Who has gone was not refused.
+    assert set(re.findall(r"^\| `([A-Z]+)`", page, re.MULTILINE)) == {*of_connections()} - {"GONE"}
 
 
 @pytest.mark.parametrize("code", SECTIONS)

@@ -230,6 +230,23 @@ def test_payloads_are_sealed_one_by_one_and_what_is_between_them_is_not(joined):
     assert joined(work) == [data, data]
 
 
+def test_the_next_payload_may_go_the_other_way(joined):
+    """Nothing that the last one waited for is waited for again."""
+
+    async def work(one, other):
+        await one.write(b"abc")
+        await other.ready()
+        while not await other.receive(100, bytes):
+            await other.ready()
+        assert not await other.receive(100, bytes), "it waits for more"
+        other.begin(b"", 5)
+        async with asyncio.timeout(5):
+            await given(other, b"there")
+            return await one.exactly(5)
+
+    assert joined(work) == b"there"
+
+
 @pytest.mark.parametrize("theirs", [b"", b"y" * 32])
 def test_a_line_ends_with_what_is_not_sealed(joined, theirs):
     pytest.importorskip("cryptography")

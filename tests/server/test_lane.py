@@ -157,6 +157,7 @@ def test_an_unknown_ticket_ends_the_connection_and_is_logged_once(caplog):
                 async with calling(lane) as caller:
                     caller.say(bytes(16) + HELLO)
                     assert await caller.ended() == b""
+            assert lane.refusals == {"TICKET": 3}
 
     run(scenario())
     (line,) = said(caplog)
@@ -251,6 +252,7 @@ def test_who_says_nothing_is_not_waited_for(caplog):
     async def scenario():
         async with opened(showing=0.01) as lane, calling(lane) as stranger:
             await stranger.ended()
+            assert lane.refusals == {"SILENT": 1}
 
     run(scenario())
     assert said(caplog) == []
@@ -269,6 +271,7 @@ def test_strangers_do_not_keep_out_who_shows_its_ticket():
                     await stranger.ended()
                 assert not any(stranger.reader.at_eof() for stranger in more[1:])
                 await use(lane, caller)
+                assert lane.refusals == {"CROWD": 64}
 
     run(scenario())
 
@@ -301,6 +304,7 @@ def test_the_oldest_of_three_idle_connections_of_a_worker_is_ended():
             oldest, other = await used("w00"), await used("w01")
             rest = [await used("w00") for _ in range(2)]
             await oldest.ended()
+            assert lane.refusals == {"CROWD": 1}
             for caller in rest:
                 await use(lane, caller)
             await use(lane, other, "w01")

@@ -276,3 +276,11 @@ async def test_more_stalled_payloads_than_seats_do_not_keep_others_from_pushing(
         for call in (first, second):
             assert not call.done()
             call.cancel()
+
+
+@scenario
+async def test_the_status_counts_connections_that_were_closed():
+    async with world() as this, beside(this) as worker:
+        await worker.send(bytes(16))
+        assert await worker.closed()
+        assert (await worker.raw.status()).refusals == "TICKET 1\n"
