@@ -211,12 +211,12 @@ def test_the_seed_of_the_server_decides_what_it_draws():
 
 
 @contextlib.contextmanager
-def answering(credentials, software=__version__, data_port=0):
+def answering(credentials, software=__version__, data_port=0, refusals=""):
     """A server that says how its run is going to whoever may connect."""
     from concurrent.futures import ThreadPoolExecutor
 
     status = ps_pb2.StatusReply(round=2, rounds=9, present=1, workers=3, software=software)
-    status.data_port = data_port
+    status.data_port, status.refusals = data_port, refusals
     reply = status.SerializeToString()
     handler = grpc.unary_unary_rpc_method_handler(lambda request, context: reply)
     service = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
@@ -246,6 +246,13 @@ def test_health_over_tls(varangian, bundles):
         assert (code, "bundles of the same authority?" in said) == (1, True)
         code, said = health(varangian, address, "--certs", str(bundles / "ours/expired"))
         assert (code, "should not have expired" in said) == (1, True)
+
+
+def test_health_shows_what_was_refused(varangian):
+    with answering(None, refusals="FUTURE 1\nTICKET 3\x1b[2J\n") as address:
+        code, said = health(varangian, address)
+    assert code == 0
+    assert said.endswith("workers have joined\nrefused so far: FUTURE 1, TICKET 3\\x1b[2J\n")
 
 
 def test_health_without_tls(varangian, bundles):

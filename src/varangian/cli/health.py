@@ -34,6 +34,8 @@ def command(args: argparse.Namespace) -> int:
         return FAILED
     state = "finished" if reply.finished else f"round {reply.round} of {reply.rounds}"
     print(f"{args.server} serves: {state}, {reply.present} of {reply.workers} workers have joined")
+    if reply.refusals:
+        print(f"refused so far: {printable(', '.join(reply.refusals.splitlines()))}")
     return 0
 
 
