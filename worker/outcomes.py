@@ -1,4 +1,4 @@
-"""What came of a pull or a push."""
+"""What came of a pull, a computation or a push."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ class Receipt:
     """Why not, in the server's words."""
     round: int | None = None
     """The round that the server was in."""
+
+
+class Declined(Exception):
+    """A worker has nothing to send in this round; it goes on with the next one.
+
+    Raised by the computation of a worker. It proves nothing: the worker counts as missing.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        """Why, in one sentence."""
+        super().__init__(reason)
