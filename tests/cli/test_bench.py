@@ -1,5 +1,6 @@
 """The benchmark measures all there is, and nothing that is wrong. No test here looks at a time."""
 
+import dataclasses
 import json
 import sys
 
@@ -11,6 +12,9 @@ from varangian.aggregators.kernels import backend_for
 from varangian.cli.bench import measure, peers
 from varangian.cli.bench.cases import MIXED, WITH_FIELDS, Input, Pipeline, case_of, most
 from varangian.cli.bench.gate import checked, compared, difference
+from varangian.cli.bench.report import Copy, Line, Report, Size, Timing
+from varangian.cli.bench.rich_table import show
+from varangian.cli.bench.table import grid, remarks
 from varangian.cli.bench.timing import Sample, Taken, interleaved, timing
 
 SMALL = ["--sizes", "7x2000", "--repeats", "1"]
@@ -115,12 +119,22 @@ def test_a_picture(bench, tmp_path):
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_rich_table_has_the_same_cells(bench):
-    pytest.importorskip("rich")
-    code, out, _ = bench(*SMALL, "--rules", "krum", "--format", "rich")
-    assert code == 0
-    assert "krum" in out
-    assert "load average" in out
+@pytest.mark.parametrize("cpu", [f"{'x' * length} processor" for length in (1, 20, 37)])
+@pytest.mark.parametrize("columns", ["30", "80"])
+def test_the_rich_table_has_the_same_cells(cpu, columns, monkeypatch, capsys):
+    # The name of the processor decides where a line of a fixed width would be broken.
+    monkeypatch.setenv("COLUMNS", columns)
+    timing = Timing(wall_ms=1.0, cpu_ms=1.0, wall_x_mean=2.345, cpu_x_mean=2.5, repeats=1)
+    line = Line(
+        "geometric_median", "varangian", 1, "timed", error=1e-7, timing=timing, passes=2.0, x_floor=1.25
+    )
+    where = {"cpu": cpu, "threads": 1, "cores": 2, "torch": "2", "load_at_start": 1.5, "load_at_end": 1.6}
+    size = Size(7, 2000, 1, "blocked", Copy(1.0, 8, 5.0), timing, (line,))
+    report = Report(where, {}, (size, dataclasses.replace(size, n=50)), {"flwr": "not installed"})
+    show(report)
+    out = capsys.readouterr().out
+    for text in (*(cell for row in grid(report).rows for cell in row), *remarks(report)):
+        assert text in out
 
 
 @pytest.mark.parametrize(

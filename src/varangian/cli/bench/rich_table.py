@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from varangian.cli.bench.report import Report
 from varangian.cli.bench.table import grid, remarks
+
+WIDEST = 10_000
+"""Columns of a terminal that no table needs."""
 
 
 def show(report: Report) -> None:
@@ -19,6 +23,8 @@ def show(report: Report) -> None:
     for row in cells.rows:
         table.add_row(*(Text(cell, style="red" if cell == "FAILED" else "") for cell in row))
     console = Console(highlight=False)
-    console.print(table)
+    # Nothing is cut or broken to fit: a cell that is cut is a wrong number, and a remark is one sentence.
+    width = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
+    console.print(table, width=max(width, console.width), crop=False)
     for line in remarks(report):
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
