@@ -129,7 +129,7 @@ def test_the_rich_table_has_the_same_cells(cpu, columns, monkeypatch, capsys):
         "geometric_median", "varangian", 1, "timed", error=1e-7, timing=timing, passes=2.0, x_floor=1.25
     )
     where = {"cpu": cpu, "threads": 1, "cores": 2, "torch": "2", "load_at_start": 1.5, "load_at_end": 1.6}
-    size = Size(7, 2000, 1, "blocked", Copy(1.0, 8, 5.0), timing, (line,))
+    size = Size(7, 2000, 1, "blocked", timing, Copy(1.0, 8, 5.0), (line,))
     report = Report(where, {}, (size, dataclasses.replace(size, n=50)), {"flwr": "not installed"})
     show(report)
     out = capsys.readouterr().out

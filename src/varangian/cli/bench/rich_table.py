@@ -24,7 +24,8 @@ def show(report: Report) -> None:
         table.add_row(*(Text(cell, style="red" if cell == "FAILED" else "") for cell in row))
     console = Console(highlight=False)
     # Nothing is cut or broken to fit: a cell that is cut is a wrong number, and a remark is one sentence.
-    width = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
-    console.print(table, width=max(width, console.width), crop=False)
+    needed = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
     for line in remarks(report):
         console.print(Text(line), soft_wrap=True)
