@@ -41,9 +41,7 @@ class Bulyan:
         return told_enough(self, f)
 
     def select(self, gram: Gram) -> Tensor:
-        m, distances = len(gram), gram.sqdist.numpy()
-        chosen = _chosen(np.maximum(distances, distances.T), self.f)
-        return torch.from_numpy(np.eye(m)[chosen])
+        return torch.from_numpy(np.eye(len(gram))[_chosen(gram.sqdist.numpy(), self.f)])
 
     def order(self, m: int) -> Nearest | Window:
         if self.second == "trimmed":

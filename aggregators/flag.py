@@ -184,9 +184,14 @@ class _Pairs:
         """R with R R' = B."""
         if not self.lam:
             return np.diag(np.sqrt(weights))
-        root = cholesky(np.diag(weights) + self.observed(explained))
-        assert root is not None  # no weight is zero, and the pairs' part is the Laplacian of a graph
-        return root
+        whole = np.diag(weights) + self.observed(explained)
+        root = cholesky(whole)
+        if root is not None:
+            return root
+        # The pairs' part is a graph's Laplacian: without rounding nothing is below the least weight.
+        values, vectors = eigh(whole)
+        repaired: Array = vectors * np.sqrt(np.maximum(values, weights.min()))
+        return repaired
 
     def observed(self, explained: Array | None) -> Array:
         """The pairs' part of B: (n, n)."""

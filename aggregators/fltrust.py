@@ -38,7 +38,7 @@ class FLTrust:
         return None if n > f else f"it needs n >= f + 1, {f + 1} for f = {f}, and n is {n}"
 
     def __call__(self, gram: Gram) -> Tensor:
-        trust, length = self._trust(gram), gram.basis.products.numpy()[-1, -1] ** 0.5
+        trust, length = self._trust(gram), gram.reference_norm
         total = trust.sum()
         share = length / total if total > 0 else length
         return torch.from_numpy(trust * share * inverses(gram.norms.numpy()))
@@ -51,13 +51,12 @@ class FLTrust:
         return gram.remembered(self, lambda: self._found(gram))
 
     def _found(self, gram: Gram) -> Array:
-        towards, lengths = gram.basis.products.numpy()[-1], gram.norms.numpy()
-        if towards[-1] <= 0:
+        lengths, length = gram.norms.numpy(), gram.reference_norm
+        if length <= 0:
             raise AggregationError(
                 "FLTrust needs a reference, the gradient on root data that the server trusts, and in this "
                 "round there is none, or it is zero."
             )
-        length = np.sqrt(towards[-1])
-        cosines = (gram.coords.numpy() @ towards) * inverses(lengths) / length
+        cosines = gram.towards.numpy() * inverses(lengths) / length
         trust: Array = np.clip(np.where(lengths > SHORT * length, cosines, 0.0), 0, 1)
         return trust

@@ -1,10 +1,12 @@
-"""The geometry of n vectors about a reference: all that a rule needs to know of them.
+"""The geometry of n vectors: all that a rule needs to know of them.
 
     n  vectors in the basis      m  points expressed in it
 
-Everything is float64 on the CPU. The basis holds the inner products of (x_1 - r, ..., x_n - r, r); a point
-is a row of n+1 coordinates, so x_i = [e_i | 1] and r = [0 | 1]. A mixing multiplies coordinates and
-never touches the d columns again.
+Everything is float64 on the CPU. The basis holds the inner products of (x_1, ..., x_n, r, 0), each taken
+from one centre, which may lie anywhere: the nearer to the rows, the more digits distances have. A point is
+an affine combination of them, a row of n+2 coordinates whose sum is 1: differences of points have
+coordinates of sum 0, and the centre cancels. A mixing multiplies coordinates and never touches the d
+columns again.
 
 What a rule sees are tensors. Inside they are arrays: a call on so few numbers is all overhead, and numpy
 has a third of torch's.
@@ -29,14 +31,24 @@ from varangian.aggregators.rows import Rows
 T = TypeVar("T")
 
 ROUNDING = 1e-14
-"""Of a squared distance over the sum of the squared norms: less is rounding, and the points coincide."""
+"""Of a squared distance over the sum of the two squared distances to the centre: less is rounding, and the
+points coincide."""
+ORIGIN = -1
+"""The place of zero in the basis."""
+REFERENCE = -2
+"""The place of the reference in the basis."""
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """The inner products of (x_1 - r, ..., x_n - r, r), measured when the first rule asks for them."""
+    """The inner products of the rows, the reference and the origin, measured when the first rule asks.
+
+    `measure` returns those of (x_1 - c, ..., x_n - c, r - c, -c) for some centre c, (n+2, n+2), or those of
+    (x_1 - r, ..., x_n - r, r), (n+1, n+1), where the reference is the centre.
+    """
 
     measure: Callable[[], Tensor]
+    n: int
 
     @property
     def measured(self) -> bool:
@@ -45,16 +57,17 @@ class Basis:
 
     @cached_property
     def products(self) -> Tensor:
-        """(n+1, n+1)."""
-        return self.measure()
+        """(n+2, n+2)."""
+        found = self.measure()
+        return found if len(found) == self.n + 2 else _with_origin(found)
 
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """m points, known by their inner products."""
+    """m points, known by their inner products. All matrices are symmetric to the last bit."""
 
     basis: Basis
-    coords: Tensor  # (m, n+1)
+    coords: Tensor  # (m, n+2)
     _known: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], init=False, repr=False)
 
     @classmethod
@@ -65,8 +78,8 @@ class Gram:
 
     @classmethod
     def about(cls, measure: Callable[[], Tensor], n: int) -> Gram:
-        """The n points of a basis, whose inner products `measure` returns: (n+1, n+1)."""
-        return cls(Basis(measure), _themselves(n))
+        """The n rows of a basis, whose inner products `measure` returns."""
+        return cls(Basis(measure, n), torch.eye(n, n + 2, dtype=torch.float64))
 
     def __len__(self) -> int:
         return self.coords.shape[0]
@@ -76,17 +89,21 @@ class Gram:
         return Gram(self.basis, self.combination(mixing))
 
     def combination(self, weights: Tensor) -> Tensor:
-        """Coordinates of weighted sums of the points: (..., m) or (..., m+1) -> (..., n+1)."""
+        """Coordinates of weighted sums of the points: (..., m) or (..., m+1) -> (..., n+2)."""
         m, given = len(self), weights.numpy()
         coords = given[..., :m] @ self.coords.numpy()
         if given.shape[-1] == m + 1:
-            coords[..., -1] += given[..., m]
+            coords[..., REFERENCE] += given[..., m]
+        rest = 1 - coords[..., :ORIGIN].sum(axis=-1)
+        # Of an affine combination nothing is left for the origin but rounding.
+        negligible = np.abs(rest) < 1e-12 * (1 + np.abs(coords[..., :ORIGIN]).sum(axis=-1))
+        coords[..., ORIGIN] = np.where(negligible, 0.0, rest)
         return torch.from_numpy(coords)
 
     @cached_property
     def inner(self) -> Tensor:
         """<y_i, y_j> about the origin, (m, m)."""
-        return _products(self.coords.numpy(), self.basis)
+        return torch.from_numpy(self._products(ORIGIN))
 
     @cached_property
     def norms(self) -> Tensor:
@@ -96,14 +113,23 @@ class Gram:
     @cached_property
     def centered(self) -> Tensor:
         """<y_i - r, y_j - r> about the reference, (m, m)."""
-        offsets = self.coords.numpy().copy()
-        offsets[:, -1] -= 1
-        return _products(offsets, self.basis)
+        return torch.from_numpy(self._products(REFERENCE))
+
+    @cached_property
+    def towards(self) -> Tensor:
+        """<y_i, r> about the origin, (m,)."""
+        return torch.from_numpy(self._from(ORIGIN) @ self.basis.products.numpy() @ self._reference())
+
+    @property
+    def reference_norm(self) -> float:
+        """|r|; 0 where there is no reference."""
+        along = self._reference()
+        return float(np.sqrt(max(0.0, along @ self.basis.products.numpy() @ along)))
 
     @cached_property
     def sqdist(self) -> Tensor:
-        """|y_i - y_j|^2, (m, m): about the reference, so that a large common part cancels first."""
-        inner = self.centered.numpy()
+        """|y_i - y_j|^2, (m, m): about the centre of the basis, where a large common part has cancelled."""
+        inner = self._products(None)
         squares = inner.diagonal()
         scale = squares[:, None] + squares
         distances = scale - 2 * inner
@@ -121,11 +147,31 @@ class Gram:
         """Mean squared distance of the rows to the point with these coordinates; None if not measured."""
         if not self.basis.measured:
             return None
-        inner, offset = self.basis.products.numpy(), point.numpy().copy()
-        offset[-1] -= 1  # from the reference
-        along = inner @ offset
-        crossed = inner.diagonal()[:-1].sum() - 2 * along[:-1].sum()
-        return max(0.0, float(crossed / (len(point) - 1) + offset @ along))
+        n, inner, place = self.basis.n, self.basis.products.numpy(), point.numpy()
+        along = inner @ place
+        crossed = inner.diagonal()[:n].sum() - 2 * along[:n].sum()
+        return max(0.0, float(crossed / n + place @ along))
+
+    def _from(self, place: int | None) -> Array:
+        """Coordinates of the points as seen from a point of the basis, or from its centre."""
+        offsets = self.coords.numpy()
+        if place is not None:
+            offsets = offsets.copy()
+            offsets[:, place] -= 1
+        return offsets
+
+    def _products(self, place: int | None) -> Array:
+        """Inner products of the points as seen from there, (m, m)."""
+        offsets = self._from(place)
+        products = product(product(offsets, self.basis.products.numpy()), offsets.T)
+        symmetric: Array = (products + products.T) / 2
+        return symmetric
+
+    def _reference(self) -> Array:
+        """Coordinates of the reference as seen from the origin, (n+2,)."""
+        along = np.zeros(self.basis.n + 2)
+        along[[REFERENCE, ORIGIN]] = 1, -1
+        return along
 
     def remembered(self, key: Hashable, find: Callable[[], T]) -> T:
         """What `find` returned for the key before: for what weights and their explanation both need."""
@@ -134,15 +180,14 @@ class Gram:
         return cast("T", self._known[key])
 
 
-def _themselves(n: int) -> Tensor:
-    """The coordinates of the n rows."""
-    coords = np.eye(n, n + 1)
-    coords[:, -1] = 1
-    return torch.from_numpy(coords)
-
-
-def _products(coords: Array, basis: Basis) -> Tensor:
-    return torch.from_numpy(product(product(coords, basis.products.numpy()), coords.T))
+def _with_origin(products: Tensor) -> Tensor:
+    """From products of (x_1 - r, ..., x_n - r, r) to those of (x_1 - r, ..., x_n - r, r - r, -r)."""
+    n = len(products) - 1
+    found = torch.zeros(n + 2, n + 2, dtype=torch.float64)
+    found[:n, :n] = products[:n, :n]
+    found[:n, ORIGIN] = found[ORIGIN, :n] = -products[:n, n]
+    found[ORIGIN, ORIGIN] = products[n, n]
+    return found
 
 
 def shares(m: int, chosen: Sequence[int] | NDArray[np.intp]) -> Tensor:

@@ -39,8 +39,7 @@ class MDA:
         return honest_majority(n, self.f) or told_enough(self, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        distances = gram.sqdist.numpy()
-        return shares(len(gram), _tightest(np.maximum(distances, distances.T), self.f))
+        return shares(len(gram), _tightest(gram.sqdist.numpy(), self.f))
 
 
 def _tightest(distances: Array, f: int) -> list[int]:

@@ -282,14 +282,8 @@ def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:
 
 
 def on_rows(coords: Tensor) -> Tensor:
-    """Coordinates in the basis (x_i - r, r) as coefficients of (x_i, r); see `kernels.combine`."""
-    on_rows = coords.numpy().copy()
-    of_rows, of_reference = on_rows[..., :-1], on_rows[..., -1]
-    left = of_reference - of_rows.sum(axis=-1)
-    # An affine combination has exactly nothing of r; what is left of it is rounding.
-    negligible = np.abs(left) < 1e-12 * (1 + np.abs(of_rows).sum(axis=-1))
-    on_rows[..., -1] = np.where(negligible, 0.0, left)
-    return torch.from_numpy(on_rows)
+    """Coordinates in the basis (x_i, r, 0) as coefficients of (x_i, r); see `kernels.combine`."""
+    return coords[..., :-1]
 
 
 def _chosen(coords: Tensor) -> list[int]:

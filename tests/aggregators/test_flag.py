@@ -8,7 +8,7 @@ from tests.aggregators.direct import Direct
 from tests.aggregators.kit import DEVICE
 from torch import Tensor
 
-from varangian.aggregators import Aggregator, Flag
+from varangian.aggregators import NNM, Aggregator, Flag
 
 N, BYZANTINE, D = 15, 3, 400
 
@@ -101,6 +101,28 @@ def test_copies_and_zeros(lam: float, pairs: str) -> None:
     flag = Flag(lam=lam, pairs=pairs, iterations=3)  # type: ignore[arg-type]
     direct = Direct(rows, lam=lam, pairs=pairs, iterations=3)
     assert difference(Aggregator(flag)(rows).vector, direct.update("scaled")) < 1e-6
+
+
+def test_pairs_of_mixed_rows_with_a_long_common_part() -> None:
+    """Rows that are means of nearest neighbours lie close together, far from the origin."""
+    aggregator = Aggregator(Flag(lam=2.0, pairs="paper", iterations=5), (NNM(f=2),))
+    for seed in range(20):
+        rng = torch.Generator().manual_seed(seed)
+        rows = torch.randn(15, 23, generator=rng).double() + 100 * torch.randn(23, generator=rng).double()
+        nearest = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").argsort(dim=1)
+        mixed = torch.stack([rows[near[:13]].mean(dim=0) for near in nearest])
+        wanted = Direct(mixed, lam=2.0, iterations=5, pairs="paper").update("scaled")
+        spread = (mixed - mixed.mean(dim=0)).square().sum(dim=1).mean().sqrt()
+        assert (aggregator(rows).vector - wanted).norm() < 1e-6 * spread
+
+
+def test_weight_of_pairs_beyond_the_digits_of_a_number() -> None:
+    """Rounding may leave no room for the rows beside the pairs; the update stays finite."""
+    rows = torch.randn(9, 6, generator=torch.Generator().manual_seed(0)).double()
+    rows[1:5] = rows[0] * (1 + 2e-5 * torch.arange(1, 5)[:, None])
+    found = Aggregator(Flag(lam=1e12, pairs="paper", iterations=5))(rows).vector
+    assert found.isfinite().all()
+    assert found.norm() <= rows.norm(dim=1).max()
 
 
 def test_direction_between_almost_copies_is_not_used() -> None:

@@ -6,7 +6,18 @@ import torch
 from tests.aggregators import kit
 from torch import Tensor
 
-from varangian.aggregators import NNM, Aggregator, Bucketing, Gram, Krum, Mean, Rows
+from varangian.aggregators import (
+    ARC,
+    NNM,
+    Aggregator,
+    Bucketing,
+    Clipping,
+    GeometricMedian,
+    Gram,
+    Krum,
+    Mean,
+    Rows,
+)
 from varangian.aggregators.gram import inverses, typical
 from varangian.aggregators.kernels import blocked, reference
 
@@ -49,6 +60,40 @@ class TestGeometry:
         assert torch.allclose(gram.sqdist, distances(points))
         weights = torch.randn(4).double()
         assert torch.allclose(gram.sqdist_to(weights), (points - weights @ points).square().sum(dim=1))
+
+    @pytest.mark.parametrize("mixing", [NNM(f=2), ARC(f=2), Clipping(radius=300.0), Bucketing()])
+    def test_symmetric_to_the_last_bit(self, mixing: NNM | ARC | Clipping | Bucketing) -> None:
+        """Also of mixed rows whose common part is far longer than what is between them."""
+        rows = Rows.of(torch.randn(15, 23).double() + 100 * torch.randn(23).double())
+        gram = Gram.of(rows)
+        gram = gram.mixed(mixing.mix(gram, kit.rng()))
+        for matrix in (gram.sqdist, gram.inner, gram.centered):
+            assert torch.equal(matrix, matrix.T)
+        assert (gram.sqdist >= 0).all()
+        assert gram.sqdist.diagonal().eq(0).all()
+
+    def test_about_any_centre(self, rows: Tensor, last: Tensor | None) -> None:
+        """Products from a centre near the rows mean the same as those from the reference."""
+        zero = torch.zeros(1, 30).double()
+        points = torch.cat([rows, zero if last is None else last[None], zero]) - rows[2]
+        near, plain = Gram.about(lambda: points @ points.T, 6), Gram.of(Rows.of(rows), last)
+        mixing = torch.randn(4, 7).double()
+        for found, wanted in ((near, plain), (near.mixed(mixing), plain.mixed(mixing))):
+            assert torch.allclose(found.inner, wanted.inner)
+            assert torch.allclose(found.centered, wanted.centered)
+            assert torch.allclose(found.sqdist, wanted.sqdist)
+            assert torch.allclose(found.towards, wanted.towards)
+            assert found.reference_norm == pytest.approx(wanted.reference_norm)
+            place = wanted.combination(torch.randn(len(wanted)).double())
+            assert found.spread(place) == pytest.approx(wanted.spread(place))
+
+    def test_centre_near_the_rows_keeps_their_distances(self) -> None:
+        """Rows of 0 and .1 beside a common part of a million are apart, and equal ones are not."""
+        rows = torch.tensor([[0.0], [0.1], [0.1]]).double() + 1e6
+        points = torch.cat([rows, torch.zeros(2, 1).double()]) - rows[1]
+        found = Gram.about(lambda: points @ points.T, 3)
+        assert torch.allclose(found.sqdist, distances(rows), rtol=1e-12)
+        assert GeometricMedian()(found).tolist() == [0, 0.5, 0.5]
 
     def test_mixing_twice_is_mixing_by_the_product(self, rows: Tensor) -> None:
         first, second = torch.randn(5, 6).double(), torch.randn(3, 5).double()
@@ -124,7 +169,7 @@ class TestHugeRows:
         for mixing in mixings:
             gram = gram.mixed(mixing.mix(gram, kit.rng()))
         clean = gram.coords[:, 3] == 0
-        points = gram.coords[clean, :-1] @ rows.double().cpu()
+        points = gram.coords[clean, :8] @ rows.double().cpu()
         assert clean.sum() >= 3
         assert distances(points).max() > 0
         assert relative_error(gram.sqdist[clean][:, clean], distances(points)) < 1e-6

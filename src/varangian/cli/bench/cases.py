@@ -72,7 +72,7 @@ class GramAlone:
 
     def __call__(self, given: Input, backend: str | None, /) -> Tensor:
         rows = Rows.of(given.rows)
-        return Gram.of(rows, None, backend_for(rows, backend)).basis.products
+        return Gram.of(rows, None, backend_for(rows, backend)).inner
 
     def passes(self, given: Input, backend: str | None, /) -> float:
         return 1.0
