@@ -100,8 +100,8 @@ class Lane:
         self._patience = patience
         self._streams = limits.streams
         self._threads = ThreadPoolExecutor(THREADS, "varangian-lane")
-        self._listener: socket.socket | None = None
-        self._pause: asyncio.TimerHandle | None = None
+        self._listeners: list[socket.socket] = []
+        self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._tasks = set[asyncio.Task[None]]()
         self._tickets: dict[bytes, Ticket] = {}
         self._strangers = Few(patience.strangers, partial(self._crowded, STRANGER))
@@ -116,11 +116,12 @@ class Lane:
         Raises:
             ListenError: that cannot be done there; PortInUse is one.
         """
-        self._listener = bound(host, port, "server.data_port")
-        self._listener.setblocking(False)
-        self._listener.listen(BACKLOG)
-        self.port = int(self._listener.getsockname()[1])
-        self._resume(self._listener)
+        self._listeners = bound(host, port, "server.data_port")
+        self.port = int(self._listeners[0].getsockname()[1])
+        for listener in self._listeners:
+            listener.setblocking(False)
+            listener.listen(BACKLOG)
+            self._resume(listener)
         return self.port
 
     def ticket(self, worker: str) -> Ticket:
@@ -129,10 +130,10 @@ class Lane:
 
     async def close(self) -> None:
         """End every connection, also those that are in use, and take no more."""
-        if self._listener is not None:
-            self._suspend(self._listener)
-            self._listener.close()
-            self._listener = None
+        for listener in self._listeners:
+            self._suspend(listener)
+            listener.close()
+        self._listeners = []
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -146,8 +147,8 @@ class Lane:
 
     def _suspend(self, listener: socket.socket) -> None:
         asyncio.get_running_loop().remove_reader(listener)
-        if self._pause is not None:
-            self._pause.cancel()
+        if pause := self._pauses.pop(listener, None):
+            pause.cancel()
 
     def _accept(self, listener: socket.socket) -> None:
         """One connection at a time, so that those before it come to say something."""
@@ -170,7 +171,7 @@ class Lane:
     def _pause_for(self, listener: socket.socket, error: OSError) -> None:
         """The connection still waits, so to look again at once would be to do nothing else."""
         self._suspend(listener)
-        self._pause = asyncio.get_running_loop().call_later(PAUSE, self._resume, listener)
+        self._pauses[listener] = asyncio.get_running_loop().call_later(PAUSE, self._resume, listener)
         code = errno.errorcode.get(error.errno or 0, "OSError")
         self._log(Unwelcome("new connections", code, error.strerror or str(error)))
 

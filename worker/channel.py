@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import grpc
 import grpc.aio
 
 from varangian.protos import codec, ps_pb2
 from varangian.protos.address import split
 from varangian.protos.bundle import Bundle, BundleError, Role
+from varangian.protos.dial import open_aio_channel, proxy
 from varangian.protos.flow import SIGNS_OF_LIFE, WINDOWS
 from varangian.worker.lane import Lane, Use
 from varangian.worker.tls import Diagnosis, Proof, credentials, diagnosis
@@ -100,11 +100,9 @@ class Connection:
 
     def _open(self) -> None:
         if self._bundle is None:
-            self._channel = grpc.aio.insecure_channel(self._server, options=OPTIONS)
+            self._channel = open_aio_channel(self._server, None, OPTIONS)
         else:
-            self._channel = grpc.aio.secure_channel(
-                self._server, credentials(self._bundle), options=OPTIONS
-            )
+            self._channel = open_aio_channel(self._server, credentials(self._bundle), OPTIONS)
         self.calls = Stub(self._channel)
 
 
@@ -128,4 +126,6 @@ def described(server: str, secure: bool) -> str:
     except OSError as error:
         return f"The name {where[0]!r:.100} stands for no address here ({error.strerror})."
     addresses = dict.fromkeys(str(address[0]) for *_, address in found)
-    return f"It was called {how} at {', '.join(addresses)}, port {where[1]}."
+    through = proxy(server)
+    way = f" through the proxy {through}" if through else ""
+    return f"It was called {how} at {', '.join(addresses)}, port {where[1]}{way}."

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import grpc
 
-from varangian.protos.address import split
+from varangian.protos.address import AddressError, parse
 from varangian.protos.bundle import CERTIFICATE, X509_EXPIRED, X509_NOT_YET, Bundle, Role, contexts, find
 
 PATIENCE = 3.0
@@ -53,9 +53,10 @@ def credentials(bundle: Bundle) -> grpc.ChannelCredentials:
 
 def diagnosis(server: str, bundle: Bundle | None, patience: float = PATIENCE) -> Diagnosis:
     """Connect to `host:port` as a client with or without TLS does, and say what is wrong. Blocks."""
-    found = split(server)
-    if found is None:
-        return Diagnosis(f"The address of a server should be HOST:PORT. Found {server!r:.100}.", final=True)
+    try:
+        found = parse(server)
+    except AddressError as error:
+        return Diagnosis(f"The address of a server {error}", final=True)
     host = found[0]
     try:
         with socket.create_connection(found, patience) as line:

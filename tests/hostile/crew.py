@@ -6,10 +6,12 @@ import secrets
 import threading
 
 import grpc
+import grpc.aio
 import torch
 from tests.hostile.siege import settled
 
 from varangian.protos import codec, ps_pb2
+from varangian.protos.dial import open_aio_channel
 from varangian.protos.frames import frame
 from varangian.protos.headers import CODE, READY, SESSION
 from varangian.worker.channel import Stub
@@ -83,7 +85,7 @@ class Renegade(Client):
     """A worker of the run, with a token of its own, that keeps to no order."""
 
     async def __aenter__(self):
-        self.channel = grpc.aio.insecure_channel(self.address)
+        self.channel = open_aio_channel(self.address)
         self.calls = Stub(self.channel)
         return await super().__aenter__()
 

@@ -2,10 +2,10 @@ import asyncio
 import os
 import shutil
 
-import grpc.aio
 import pytest
 
 from varangian.protos.bundle import Bundle, BundleError, Role
+from varangian.protos.dial import open_aio_channel
 from varangian.server.revoked import Revoked, fingerprint, fingerprints
 from varangian.server.roster import IdentityError, Roster, Stranger
 from varangian.server.tls import Certificates, Renewal, Security
@@ -153,7 +153,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening, 
     shown = []
 
     async def call(port):
-        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", worker) as channel:
+        async with open_aio_channel(f"127.0.0.1:{port}", worker) as channel:
             await channel.unary_unary("/x/y")(b"", timeout=10)
         certificate = await asyncio.to_thread(_shown_at, port, authority.path / "w00")
         shown.append(fingerprint(certificate.encode()))
@@ -198,7 +198,7 @@ def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario
     async def run():
         async with listening(security.credentials()) as (port, seen):
             credentials = tls.credentials(tls.bundle_of(bundles / "ours", "w00"))
-            async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+            async with open_aio_channel(f"127.0.0.1:{port}", credentials) as channel:
                 await channel.unary_unary("/x/y")(b"", timeout=10)
             return seen[0]
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import PROTOCOL, Contract
+from varangian.protos.dial import open_aio_channel
 from varangian.protos.layout import Layout
 from varangian.server.driver import Driver
 from varangian.server.events import RoundPolicy
@@ -54,7 +55,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def raw(self, name="w00", join=True, **changes):
-        async with grpc.aio.insecure_channel(
+        async with open_aio_channel(
             self.address,
             options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)],
         ) as channel:

@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 
 from varangian.backends.result import RunError
 from varangian.config import RunConfig
-from varangian.protos.address import loopback
+from varangian.protos.address import EVERYWHERE, loopback
 from varangian.protos.bundle import Role
 from varangian.server.authority import SERVER, Authority
+from varangian.server.listen import everywhere
 from varangian.server.roster import Roster
 from varangian.server.tls import Security
 from varangian.server.x509 import MissingExtra
@@ -65,7 +66,7 @@ def _security(path: Path, host: str, workers: tuple[str, ...]) -> Security:
         raise RunError(
             f"{error}. Or set server.tls=false, if you trust everyone on that network"
         ) from error
-    authority.issue(SERVER, Role.SERVER, hosts=(host,), days=DAYS)
+    authority.issue(SERVER, Role.SERVER, hosts=(everywhere() if host == EVERYWHERE else host,), days=DAYS)
     for name in workers:
         authority.issue(name, Role.WORKER, days=DAYS)
     return Security(path)

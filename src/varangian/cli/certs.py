@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from varangian.cli.main import OK, CommandError
 from varangian.config import load
 from varangian.config.build import byzantine_names, honest_names
+from varangian.protos.address import AddressError, certified
 from varangian.protos.bundle import KEY, Bundle, BundleError, Role
 from varangian.server.authority import HOME, SERVER, Authority, AuthorityError, Issued, remaining
 from varangian.server.revoked import fingerprint
@@ -49,13 +50,14 @@ def issue(args: argparse.Namespace) -> None:
     authority = Authority(Path(args.dir))
     role = Role.WORKER if args.server is None else Role.SERVER
     names = list(_names(args, role))
+    hosts = list(_hosts(args.server or ()))
     into = Path(args.into) if args.into else authority.path
     for name in names:
-        if args.keep and _good(authority, into / name, role, args.server or []):
+        if args.keep and _good(authority, into / name, role, hosts):
             print(f"kept {into / name}")
             continue
         force = args.force or args.keep
-        made = authority.issue(name, role, hosts=args.server or (), days=args.days, into=into, force=force)
+        made = authority.issue(name, role, hosts=hosts, days=args.days, into=into, force=force)
         print(f"made {into / name}, valid until {_date(made.ends)}")
 
 
@@ -97,6 +99,19 @@ def _names(args: argparse.Namespace, role: Role) -> Iterator[str]:
             "say who gets a certificate: names (w00 w01), or --claim honest|byzantine with the settings of "
             "the run (workers=10), or --server HOST..."
         )
+
+
+def _hosts(names: Iterable[str]) -> Iterator[str]:
+    """The names of a server, as a certificate spells them.
+
+    Raises:
+        CommandError: one is an address with a port, or no name at all.
+    """
+    for name in names:
+        try:
+            yield certified(name)
+        except AddressError as error:
+            raise CommandError(f"--server {error}") from None
 
 
 def _configured(kind: str, settings: list[str]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from varangian.cli.run import CODES, with_shortcuts
 from varangian.cli.security import Choice, check, check_address, choice
 from varangian.config import RunConfig, load
 from varangian.config.build import byzantine_names, honest_names, task
-from varangian.protos.address import split
+from varangian.protos.address import EVERYWHERE, AddressError, parse
 from varangian.protos.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.registry import ConfigError, Problem, suggestion
 from varangian.server.roster import SECRET_BYTES, Roster, make_token
@@ -187,13 +187,15 @@ def _proofs(chosen: Sequence[str], certs: Path | None) -> dict[str, Proof]:
 
 
 def _bound(address: str | None) -> list[str]:
-    """`--bind HOST:PORT` as settings."""
+    """`--bind HOST:PORT` as settings; `*` is every address of this machine."""
     if address is None:
         return []
-    found = split(address)
-    if found is None:
-        raise ConfigError([Problem("--bind", "should be HOST:PORT", address)])
-    return [f"server.host='{found[0]}'", f"server.port={found[1]}"]
+    anywhere = address.removeprefix(f"{EVERYWHERE}:")
+    try:
+        host, port = parse(address if anywhere == address else f"localhost:{anywhere}")
+    except AddressError as error:
+        raise ConfigError([Problem("--bind", error.rule, address, error.hint)]) from None
+    return [f"server.host='{host if anywhere == address else EVERYWHERE}'", f"server.port={port}"]
 
 
 def _chosen(args: argparse.Namespace, config: RunConfig, certs: Path | None) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import platform
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +18,9 @@ from varangian import __version__
 from varangian.cli.health import bundle_for, status, why
 from varangian.cli.main import FAILED, OK
 from varangian.cli.security import choice
-from varangian.protos.address import loopback, split
+from varangian.protos.address import AddressError, loopback, parse
 from varangian.protos.bundle import KEY, Bundle, BundleError
+from varangian.protos.dial import PROXY, ignored, proxy
 from varangian.protos.seal import missing
 
 PACKAGES = ("torch", "grpcio", "protobuf")
@@ -103,10 +104,13 @@ CERTIFICATE: tuple[Callable[[Bundle], Finding], ...] = (_identity, _expiry, _sec
 
 
 def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Finding]:
-    where = split(server)
-    if where is None:
-        yield Finding("address", False, f"--server should be HOST:PORT. Found {server!r}.")
+    try:
+        where = parse(server)
+    except AddressError as error:
+        yield Finding("address", False, f"--server {error}")
         return
+    if variables := ignored():
+        yield Finding("proxy", proxy(server) is not None, _proxies(server, variables), vital=False)
     try:
         addresses = sorted(
             {str(entry[4][0]) for entry in socket.getaddrinfo(*where, type=socket.SOCK_STREAM)}
@@ -127,6 +131,16 @@ def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Fin
     if bundle is None and not loopback(where[0]):
         rule = "the connection should be encrypted beyond this machine. Add --certs DIR at both ends."
         yield Finding("encryption", False, rule)
+
+
+def _proxies(server: str, variables: Mapping[str, str]) -> str:
+    """Which variables name a proxy, and what is made of them."""
+    named = ", ".join(f"{name}={value}" for name, value in variables.items())
+    if through := proxy(server):
+        return f"calls go through {through}, as {PROXY} says"
+    if loopback(parse(server)[0]):
+        return f"{named} has no effect: no call to this machine goes through a proxy."
+    return f"{named} has no effect on Varangian. If only a proxy leads to the server, set {PROXY} to it."
 
 
 def _payloads(host: str, port: int, bundle: Bundle | None, timeout: float) -> Finding:

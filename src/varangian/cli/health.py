@@ -14,6 +14,7 @@ from varangian.cli.security import choice
 from varangian.cli.text import printable
 from varangian.protos import ps_pb2, ps_pb2_grpc
 from varangian.protos.bundle import Bundle, BundleError, Role, find
+from varangian.protos.dial import open_channel
 from varangian.protos.headers import CODE
 from varangian.worker.tls import Diagnosis, credentials, diagnosis
 
@@ -72,13 +73,7 @@ def status(server: str, timeout: float, bundle: Bundle | None = None) -> ps_pb2.
     Raises:
         grpc.RpcError: no answer within `timeout` seconds, or none at all.
     """
-    with _channel(server, bundle) as channel:
-        stub: Any = ps_pb2_grpc.ParameterServerStub(channel)  # type: ignore[no-untyped-call]
+    with open_channel(server, None if bundle is None else credentials(bundle)) as opened:
+        stub: Any = ps_pb2_grpc.ParameterServerStub(opened)  # type: ignore[no-untyped-call]
         reply: ps_pb2.StatusReply = stub.Status(ps_pb2.StatusRequest(), timeout=timeout)
         return reply
-
-
-def _channel(server: str, bundle: Bundle | None) -> grpc.Channel:
-    if bundle is None:
-        return grpc.insecure_channel(server)
-    return grpc.secure_channel(server, credentials(bundle))

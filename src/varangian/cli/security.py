@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from varangian.protos.address import loopback, split
+from varangian.protos.address import AddressError, loopback, parse
 from varangian.registry import ConfigError, Problem
 
 CERTS, INSECURE = "VARANGIAN_CERTS", "VARANGIAN_INSECURE"
@@ -53,7 +53,8 @@ def check_address(chosen: Choice, address: str) -> None:
     Raises:
         ConfigError: it is no address, or nobody said that TLS is not wanted.
     """
-    found = split(address)
-    if found is None:
-        raise ConfigError([Problem("--server", "should be HOST:PORT", address)])
-    check(chosen, found[0])
+    try:
+        host, _ = parse(address)
+    except AddressError as error:
+        raise ConfigError([Problem("--server", error.rule, error.found, error.hint)]) from None
+    check(chosen, host)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from varangian.aggregators import MIXINGS, RULES, Aggregator
 from varangian.aggregators.spec import aggregator_from, spec_of
@@ -13,6 +13,7 @@ from varangian.config.problems import sections
 from varangian.config.schema import DIALECT, JsonSchema, named
 from varangian.config.spelling import groups as together
 from varangian.config.spelling import schemas
+from varangian.protos.address import listening
 from varangian.protos.codec import FLOAT32, Dtype
 from varangian.registry import join
 from varangian.server.ema import Ema
@@ -108,7 +109,8 @@ class Optimizer(Section):
 class Server(Section):
     """Where the server listens, and when it closes a round."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(listening)] = "127.0.0.1"
+    """A name or an address of this machine; `*` is every address that it has."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """0 takes any free port."""
     data_port: Annotated[int, Field(ge=0, le=65535)] | None = 0

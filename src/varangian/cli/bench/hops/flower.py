@@ -14,6 +14,7 @@ import grpc
 
 from varangian.cli.bench.hops.base import Floats, Job, Pushing, digests
 from varangian.cli.bench.hops.unary import OPTIONS, SERVICE, THREADS
+from varangian.protos.dial import open_channel
 
 METHOD, LAST, WORKER = "Object", "Last", "worker"
 OBJECTS = ("flwr.supercore.inflatable.inflatable_object", "flwr.common.inflatable")
@@ -72,7 +73,7 @@ class Workers:
         self._objects, self._ways = _first(OBJECTS), _first(WAYS)
         self._request = importlib.import_module("flwr.proto.message_pb2").PushObjectRequest
         own = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
-        self._channels = [grpc.insecure_channel(address, own) for _ in self._vectors]
+        self._channels = [open_channel(address, options=own) for _ in self._vectors]
         self._pool = ThreadPoolExecutor(job.workers)
 
     def round(self) -> None:

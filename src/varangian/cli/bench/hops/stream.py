@@ -17,6 +17,7 @@ from varangian.cli.bench.hops.base import Floats, Job, Pushing, digests
 from varangian.cli.bench.hops.unary import OPTIONS, SERVICE
 from varangian.protos.allocator import keep_large_blocks
 from varangian.protos.codec import CHUNK_BYTES
+from varangian.protos.dial import open_aio_channel
 
 METHOD = "Stream"
 LOCAL = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
@@ -71,7 +72,7 @@ class Workers:
         self._runner.run(self._connect(address))
 
     async def _connect(self, address: str) -> None:
-        self._channels = [grpc.aio.insecure_channel(address, options=LOCAL) for _ in self._vectors]
+        self._channels = [open_aio_channel(address, options=LOCAL) for _ in self._vectors]
         self._calls: list[Any] = [
             channel.stream_unary(f"/{SERVICE}/{METHOD}") for channel in self._channels
         ]

@@ -11,6 +11,7 @@ import numpy as np
 
 from varangian.cli.bench.hops.base import Floats, Job, Pushing, digests
 from varangian.protos import ps_pb2
+from varangian.protos.dial import open_channel
 
 METHOD = "Push"
 SERVICE = "bench.Unary"
@@ -61,7 +62,7 @@ class Workers:
         self._pack = pack
         # Channels with the same options would share one connection.
         own = [(*OPTIONS, ("grpc.use_local_subchannel_pool", 1)) for _ in self._vectors]
-        self._channels = [grpc.insecure_channel(address, options) for options in own]
+        self._channels = [open_channel(address, options=options) for options in own]
         self._calls = [_call(channel) for channel in self._channels]
         self._pool = ThreadPoolExecutor(job.workers)
 

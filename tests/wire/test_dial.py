@@ -1,0 +1,94 @@
+"""Proxies that the environment names: calls go through one only where it was asked for."""
+
+import asyncio
+import contextlib
+import pathlib
+import re
+
+import pytest
+from tests.wire.kit import Run, all_worked, scenario
+
+from varangian.cli.doctor import examined
+from varangian.cli.health import status
+from varangian.protos.dial import IGNORED, PROXY
+
+NOBODY = "http://127.0.0.1:9"
+"""A proxy that does not answer."""
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Tunnel:
+    """An HTTP proxy that connects everyone who asks to one target, whatever the name."""
+
+    def __init__(self, target):
+        self.host, _, self.port = target.rpartition(":")
+        self.asked = []
+
+    async def serve(self, reader, writer):
+        self.asked.append((await reader.readuntil(b"\r\n\r\n")).split()[:2])
+        far_reader, far_writer = await asyncio.open_connection(self.host, int(self.port))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        try:
+            with contextlib.suppress(OSError):
+                await asyncio.gather(_copied(reader, far_writer), _copied(far_reader, writer))
+        finally:
+            far_writer.close()
+            writer.close()
+
+
+async def _copied(reader, writer):
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_a_run_on_this_machine_needs_no_proxy(name, monkeypatch):
+    monkeypatch.setenv(name, NOBODY)
+    monkeypatch.setenv(PROXY, NOBODY)
+    monkeypatch.delenv("no_proxy", raising=False)
+    found = {}
+
+    @scenario
+    async def played():
+        run = Run(rounds=1)
+        async with run.served() as address:
+            found["round"] = (await asyncio.to_thread(status, address, 10)).round
+            await all_worked(run, address)
+            run.stop.set()
+
+    played()
+    assert found["round"] == 0
+
+
+def test_a_proxy_that_was_asked_for_leads_to_a_server_elsewhere(monkeypatch):
+    @scenario
+    async def played():
+        run = Run(rounds=1)
+        async with run.served() as address:
+            tunnel = Tunnel(address)
+            async with await asyncio.start_server(tunnel.serve, "127.0.0.1", 0) as server:
+                monkeypatch.setenv(PROXY, "http://127.0.0.1:{1}".format(*server.sockets[0].getsockname()))
+                reply = await asyncio.to_thread(status, "server.example:50051", 10)
+                assert (reply.round, tunnel.asked) == (0, [[b"CONNECT", b"server.example:50051"]])
+            run.stop.set()
+
+    played()
+
+
+def test_doctor_names_the_variable(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", NOBODY)
+    monkeypatch.delenv(PROXY, raising=False)
+    lines = {finding.what: str(finding) for finding in examined("127.0.0.1:9", None, 1)}
+    assert lines["proxy"].startswith(f"NOTE    proxy         HTTPS_PROXY={NOBODY} has no effect")
+    monkeypatch.setenv(PROXY, NOBODY)
+    lines = {finding.what: finding for finding in examined("no-such-host.invalid:9", None, 1)}
+    assert lines["proxy"].passed
+
+
+def test_channels_are_opened_in_one_place():
+    opened = re.compile(r"\b(in)?secure_channel\(")
+    folders = ("protos", "server", "worker", "src/varangian/cli", "src/varangian/backends", "benchmarks")
+    files = [path for folder in (*folders, "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert [p.name for p in files if opened.search(p.read_text())] == ["dial.py"]
