@@ -29,9 +29,9 @@ class ARC:
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, self.f) or told_enough(self, f)
 
-    def carried(self, n: int, f: int, kappa: float) -> float:
-        """Kappa + 2 f / (n - 2 f), of the paper."""
-        return kappa + 2 * f / (n - 2 * f)
+    def carried(self, n: int, f: int, kappa: float) -> float | None:
+        """Kappa + 2 f / (n - 2 f), of the paper; not known where it was told of more than f rows."""
+        return kappa + 2 * f / (n - 2 * f) if f == self.f else None
 
     def outputs(self, n: int) -> int:
         return n

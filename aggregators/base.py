@@ -97,7 +97,8 @@ class Resilient(Part, Protocol):
     def kappa(self, n: int, f: int, /) -> float | None:
         """The coefficient, as `Aggregator.kappa` has it; None where it is not known.
 
-        Only asked where `requires(n, f)` is None, and with the f that the rule was told, if any.
+        Only asked where `requires(n, f)` is None, and with the f that the rule was told, if any: it may be
+        more than there are Byzantine rows.
         """
         ...
 
@@ -107,7 +108,11 @@ class Conserving(Part, Protocol):
     """A mixing that leaves a rule with a coefficient one that is known."""
 
     def carried(self, n: int, f: int, kappa: float, /) -> float | None:
-        """The coefficient of the mixing and what follows it, which alone has `kappa`; asked alike."""
+        """The coefficient of the mixing and what follows it, which alone has `kappa`; None if not known.
+
+        Only asked where `requires(n, f)` is None. The mixing may have been told of more than f Byzantine
+        rows; the coefficient holds for f.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +32,15 @@ class NNM:
         return honest_majority(n, self.f) or told_enough(self, f)
 
     def carried(self, n: int, f: int, kappa: float) -> float:
-        """8 f / (n - f) (kappa + 1), of the paper."""
-        return 8 * f / (n - f) * (kappa + 1)
+        """8 f / (n - f) (kappa + 1), of the paper, and never more than (3 + sqrt 8) (kappa + 1).
+
+        The second needs no more than n - f neighbours, so that it holds for a mixing that was told of more
+        than f rows, too. Of a row at distance a from the mean over S, of variance v, the nearest rows have a
+        mean square distance no larger than all of S: v + a^2. So their mean lies no farther than
+        sqrt(v + a^2) + a from that of S, whose square is at most (3 + sqrt 8) v on average over S.
+        """
+        always = 3 + math.sqrt(8)
+        return (min(8 * f / (n - f), always) if f == self.f else always) * (kappa + 1)
 
     def outputs(self, n: int) -> int:
         return n

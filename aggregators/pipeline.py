@@ -85,13 +85,22 @@ class Aggregator:
 
         For every S of n - f rows |F(x) - mean_S|^2 is at most kappa times the mean of |x_i - mean_S|^2 over
         S: (f, kappa)-robustness, "Fixing by Mixing" (Allouah et al., 2023). No rule has less than
-        f / (n - 2 f). One who was told of more Byzantine rows keeps to the coefficient for those.
+        f / (n - 2 f). It holds for this very object, whatever f its parts were told.
+
+        What is robust against g Byzantine rows is so against f < g with the same coefficient: the mean over
+        S, of n - f rows, is the mean of those over its subsets of n - g, which have no more variance.
         """
-        f = max(self.tolerance or 0, f or 0)
+        f = (self.tolerance or 0) if f is None else f
+        told = {g for g in map(tolerance, (*self.mix, self.rule)) if g is not None and g > f}
+        known = [kappa for g in (f, *told) if (kappa := self._kappa(n, g)) is not None]
+        return min(known, default=None)
+
+    def _kappa(self, n: int, f: int) -> float | None:
+        """The coefficient that is put together from those of the parts for the same f."""
         if self.requires(n, f) or not isinstance(self.rule, Resilient):
             return None
         sizes = [*accumulate(self.mix, lambda m, mixing: mixing.outputs(m), initial=n)]
-        kappa = self.rule.kappa(sizes[-1], f)
+        kappa = self.rule.kappa(sizes[-1], max(f, tolerance(self.rule) or 0))
         for mixing, m in zip(reversed(self.mix), sizes[-2::-1], strict=True):
             if kappa is None or not isinstance(mixing, Conserving):
                 return None

@@ -3,6 +3,7 @@
 |F(x) - mean_S|^2 <= kappa / |S| sum_S |x_i - mean_S|^2 for every S of n - f rows.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import combinations, product
 
@@ -44,6 +45,17 @@ EVERY: dict[str, object] = {
     mix + name: {"mix": parts, "rule": rule}
     for (mix, parts), (name, rule) in product(MIX.items(), VARIANTS.items())
 }
+
+
+MISMATCHED: dict[str, object] = {
+    "smea": {"smea": {"f": 3}},
+    "trimmed_mean": {"trimmed_mean": {"f": 3}},
+    "krum": {"krum": {"f": 3}},
+    "nnm, trimmed_mean": {"mix": [{"nnm": {"f": 3}}], "rule": "trimmed_mean"},
+    "nnm, trimmed_mean of more": {"mix": ["nnm"], "rule": {"trimmed_mean": {"f": 3}}},
+    "arc, median": {"mix": [{"arc": {"f": 3}}], "rule": "median"},
+}
+"""Parts that were told a larger f than the aggregator."""
 
 
 def subsets(n: int, f: int) -> Tensor:
@@ -182,6 +194,32 @@ class TestCoefficients:
         kappa = aggregator.kappa(9)
         assert kappa is not None
         assert max(ratio(aggregator, rows, 1) for rows in rounds(9, 1)) <= kappa
+
+    def test_parts_that_were_told_more(self) -> None:
+        """The coefficient is that of the object, not of the f that the aggregator was told."""
+        assert aggregator_from({"smea": {"f": 3}}, "a", f=1).kappa(7) == pytest.approx(48)
+        assert Aggregator(TrimmedMean(f=3), f=0).kappa(15) == pytest.approx(8 / 3)
+        assert Aggregator(TrimmedMean(f=2), (NNM(f=3),), f=1).kappa(15) == pytest.approx(
+            (3 + math.sqrt(8)) * (1 + 12 / 11 * 13 / 11)
+        )
+        assert Aggregator(TrimmedMean(f=1), (ARC(f=3),), f=1).kappa(15) is None
+        assert Aggregator(TrimmedMean(f=1), (NNM(f=3),)).kappa(15) is None
+
+    @pytest.mark.parametrize("f", [0, 1])
+    @pytest.mark.parametrize("name", MISMATCHED)
+    def test_no_search_exceeds_it_where_parts_were_told_more(self, name: str, f: int) -> None:
+        aggregator = aggregator_from(MISMATCHED[name], "a", f=f)
+        kappa = aggregator.kappa(9)
+        assert kappa is not None
+        assert searched(aggregator, 9, f) <= kappa
+        assert max(ratio(aggregator, rows, f) for rows in rounds(9, 3)) <= kappa
+
+    def test_the_coefficient_of_the_smaller_f_is_exceeded(self) -> None:
+        """Why a rule that was told 3 cannot have the coefficient for the 1 that the aggregator was told."""
+        aggregator = aggregator_from({"smea": {"f": 3}}, "a", f=1)
+        small = aggregator_from("smea", "a", f=1).kappa(9)
+        assert small is not None
+        assert max(ratio(aggregator, rows, 1) for rows in rounds(9, 3)) > small
 
     def test_who_has_one(self) -> None:
         """Rules that are added with a coefficient are found, and so tested, here."""
