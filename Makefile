@@ -12,13 +12,15 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 # Compiling every module of every package takes as long as installing them; Python compiles what it imports.
 install := $(pip) install --quiet --no-compile -c constraints.txt
 # One test process more than there are cores, since many tests wait for other processes; but only a few,
-# since every one of them imports torch.
-share = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist worksteal
+# since every one of them imports torch. Files stay together: their tests share servers and other fixtures.
+share = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") \
+  --dist loadfile --no-loadscope-reorder
 demo_ready := $(VENV)/.demo-ready
+test_ready := $(VENV)/.test-ready
 dev_ready := $(VENV)/.dev-ready
 kernels := setup.py $(wildcard aggregators/kernels/*.[ch])
 
-.PHONY: help demo test test-oldest dev lint format types contracts check proto proto-check build wheelhouse compose-demo clean
+.PHONY: help demo test test-all test-oldest dev lint format types contracts check proto proto-check build wheelhouse compose-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -26,14 +28,17 @@ help: ## this list
 demo: $(demo_ready) ## 15 workers, 3 Byzantine: four aggregators against two attacks over real gRPC
 	$(bin)/varangian demo
 
-test: $(dev_ready) ## the whole test suite
+test: $(test_ready) ## the tests: of large products of parameters a sample in which every value occurs
 	$(bin)/pytest $(share)
+
+test-all: $(dev_ready) ## the whole test suite: every combination, and property tests with all their examples
+	$(bin)/pytest $(share) --all
 
 test-oldest: $(VENV)/bin/python ## the test suite with the oldest dependencies that pyproject.toml allows
 	$(PYTHON) -m venv --clear $(VENV)-oldest
 	$(install) uv
 	$(bin)/uv pip install --quiet --python $(VENV)-oldest --resolution lowest-direct -e ".[all]" --group test
-	$(VENV)-oldest/bin/pytest $(share)
+	$(VENV)-oldest/bin/pytest $(share) --all
 
 dev: $(dev_ready) ## .venv with every extra and the tools for development
 
@@ -52,7 +57,7 @@ types: $(dev_ready) ## mypy and pyright, both strict
 contracts: $(dev_ready) ## the import contracts
 	$(bin)/lint-imports
 
-check: lint types contracts proto-check test ## everything a change must pass
+check: lint types contracts proto-check test-all ## everything a change must pass
 
 proto: $(dev_ready) ## regenerate protos/ps_pb2*
 	$(bin)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src --grpc_python_out=src \
@@ -87,6 +92,10 @@ $(VENV)/bin/python:
 
 $(demo_ready): pyproject.toml constraints.txt $(kernels) | $(VENV)/bin/python
 	$(install) -e ".[report]"
+	touch $@
+
+$(test_ready): pyproject.toml constraints.txt $(kernels) | $(VENV)/bin/python
+	$(install) -e ".[all]" --group test
 	touch $@
 
 $(dev_ready): pyproject.toml constraints.txt $(kernels) | $(VENV)/bin/python
