@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from tests.extent import patience
 
 import varangian as package
 from varangian.backends import RunError, run
@@ -20,7 +21,7 @@ from varangian.config import load
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 60
+PATIENCE = patience(60)
 SMALL = ["data=synthetic", "model=softmax", "workers=5", "f=1", "rounds=5", "worker.batch_size=8"]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.extent import patience
 from torch import Tensor
 
 from varangian.aggregators import Aggregator, Krum, Median, Rows
@@ -75,14 +76,23 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(patience(600))
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 @pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")
 def test_under_the_interpreter() -> None:
     here = Path(__file__)
     run = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=300"),
+            *(
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                f"--timeout={patience(300)}",
+            ),
             str(here),
         ],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import yaml
+from tests.extent import patience
 
 import varangian as package
 from varangian.aggregators import MIXINGS, RULES
@@ -18,7 +19,7 @@ def fresh_python(code):
     """What a new interpreter prints."""
     environment = {"PYTHONPATH": SOURCE, "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=patience(60)
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -10,9 +10,10 @@ import sys
 import time
 
 import pytest
+from tests.extent import patience
 
 pytestmark = pytest.mark.slow
-PATIENCE = 120
+PATIENCE = patience(120)
 CHANGES = {"TOTAL": "4", "F": "1", "BYZANTINE": "1", "WORKERS": "3", "ROUNDS": "4", "AGGREGATOR": "median"}
 CHANGES["DATA_PORT"] = "0"
 CHANGES["DEADLINE"] = str(PATIENCE)  # on a machine with other things to do, workers start far apart

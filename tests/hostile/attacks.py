@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 
+from tests.extent import patience
 from tests.hostile.http2 import (
     CONTINUATION,
     DATA,
@@ -392,5 +393,5 @@ def _pour(line, frames):
         with contextlib.suppress(BlockingIOError):
             if not line.socket.recv(1 << 20):
                 raise HungUp("closed")
-        line.socket.settimeout(10)
+        line.socket.settimeout(patience(10))
     time.sleep(0)

@@ -9,6 +9,7 @@ import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
+from tests.extent import patience
 
 PATH = "/varangian.v1.ParameterServer/"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -134,9 +135,9 @@ class Line:
             for event in self.events
         )
 
-    def answer(self, stream, patience=60.0):
+    def answer(self, stream, limit=60.0):
         """What became of a call: its headers and trailers as one dictionary, or how it was cut off."""
-        end = time.monotonic() + patience
+        end = time.monotonic() + patience(limit)
         while not self.ended(stream) and time.monotonic() < end:
             try:
                 self.listen(0.2)

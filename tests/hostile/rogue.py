@@ -7,6 +7,7 @@ import struct
 import time
 
 import torch
+from tests.extent import patience
 from tests.hostile.attacks import Traitor
 from tests.hostile.http2 import HungUp
 
@@ -193,7 +194,7 @@ class Rogue(Traitor):
 
 def sent(line, data):
     """Send as much as the other end takes; whether that was all."""
-    line.settimeout(10)
+    line.settimeout(patience(10))
     try:
         line.sendall(data)
     except OSError:
@@ -210,9 +211,9 @@ def received(line, size):
     return data
 
 
-def hung_up(line, patience=20.0):
-    """Whether the other end closes the connection before patience is over; it has nothing more to say."""
-    line.settimeout(patience)
+def hung_up(line, limit=20.0):
+    """Whether the other end closes the connection in time; it has nothing more to say."""
+    line.settimeout(patience(limit))
     try:
         return line.recv(1) == b""
     except TimeoutError:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from tests.extent import patience
 
 from varangian.protos.bundle import Bundle, contexts
 from varangian.protos.layout import Layout
@@ -57,7 +58,7 @@ class Target:
         """A connection that holds `room` bytes; calls go over TLS, with the certificate of this name."""
         line = socket.socket()
         try:
-            line.settimeout(10)
+            line.settimeout(patience(10))
             if room is not None:
                 line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
             line.connect((self.host, port or self.port))
@@ -107,7 +108,7 @@ class Siege(Target):
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(20)
+        self.process.wait(patience(20))
         self._reader.join()
         self.process.stdout.close()
 
@@ -187,9 +188,9 @@ class Honest:
         self.runner.close()
 
 
-def settled(probe, wanted, patience=60.0):
-    """The last value of a probe, once it is wanted or patience is over."""
-    end = time.monotonic() + patience
+def settled(probe, wanted, limit=60.0):
+    """The last value of a probe, once it is wanted or the time is over."""
+    end = time.monotonic() + patience(limit)
     while not wanted(value := probe()) and time.monotonic() < end:
         time.sleep(0.05)
     return value

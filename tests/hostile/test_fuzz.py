@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.extent import patience
 from tests.hostile import attacks, probes
 
 from varangian.protos import ps_pb2
@@ -59,7 +60,7 @@ def test_any_bytes(probe, data):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + COUNT)
+@pytest.mark.timeout(patience(120 + COUNT))
 def test_a_server_takes_any_message(siege, unharmed):
     with unharmed():
         attacks.random_messages(siege, COUNT)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
+from tests.extent import patience
 
 from varangian.protos.bundle import Role
 
@@ -81,4 +82,4 @@ def listening():
 @pytest.fixture
 def scenario():
     """Run a coroutine to its end, but not for ever."""
-    return lambda coroutine: asyncio.run(asyncio.wait_for(coroutine, 100))
+    return lambda coroutine: asyncio.run(asyncio.wait_for(coroutine, patience(100)))

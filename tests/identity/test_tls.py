@@ -3,6 +3,7 @@ import os
 import shutil
 
 import pytest
+from tests.extent import patience
 
 from varangian.protos.bundle import Bundle, BundleError, Role
 from varangian.protos.dial import open_aio_channel
@@ -154,7 +155,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening, 
 
     async def call(port):
         async with open_aio_channel(f"127.0.0.1:{port}", worker) as channel:
-            await channel.unary_unary("/x/y")(b"", timeout=10)
+            await channel.unary_unary("/x/y")(b"", timeout=patience(10))
         certificate = await asyncio.to_thread(_shown_at, port, authority.path / "w00")
         shown.append(fingerprint(certificate.encode()))
 
@@ -199,7 +200,7 @@ def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario
         async with listening(security.credentials()) as (port, seen):
             credentials = tls.credentials(tls.bundle_of(bundles / "ours", "w00"))
             async with open_aio_channel(f"127.0.0.1:{port}", credentials) as channel:
-                await channel.unary_unary("/x/y")(b"", timeout=10)
+                await channel.unary_unary("/x/y")(b"", timeout=patience(10))
             return seen[0]
 
     proved = scenario(run())

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tests.extent import patience
 
 from varangian.protos import cargo, lane
 from varangian.protos.lane import Cargo, Line, LineError
@@ -37,7 +38,7 @@ def joined(threads):
             one, other = pair()
             ends = Line(one, threads), Line(other, threads)
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(patience(30)):
                     return await work(*ends)
             finally:
                 for end in ends:
@@ -159,7 +160,7 @@ def test_a_turn_in_flight_keeps_its_socket(joined):
 
         def sink(_):
             loop.call_soon_threadsafe(inside.set)
-            hold.wait(10)
+            hold.wait(patience(10))
 
         await one.write(b"x" * 10)
         turn = asyncio.create_task(other.receive(10, sink))
@@ -183,7 +184,7 @@ def test_who_is_cancelled_leaves_no_line(joined):
 
         def sink(_):
             loop.call_soon_threadsafe(inside.set)
-            hold.wait(10)
+            hold.wait(patience(10))
 
         await one.write(b"x" * 10)
         turn = asyncio.create_task(other.receive(10, sink))
@@ -240,7 +241,7 @@ def test_the_next_payload_may_go_the_other_way(joined):
             await other.ready()
         assert not await other.receive(100, bytes), "it waits for more"
         other.begin(b"", 5)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patience(20)):
             await given(other, b"there")
             return await one.exactly(5)
 
@@ -270,7 +271,7 @@ def test_who_waits_for_room_hears_at_once_of_an_end(joined):
         assert not sending.done()
         other.abort()
         with pytest.raises(LineError, match="reset"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(patience(20)):
                 await sending
 
     joined(work)

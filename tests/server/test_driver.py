@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from tests.extent import patience
 from torch import Tensor
 
 from varangian.aggregators import AggregationError, Aggregator, Gram, Krum
@@ -43,7 +44,7 @@ class Slow(Mean):
 
     def __call__(self, gram: Gram) -> Tensor:
         self.began.set()
-        assert self.allowed.wait(20), "never allowed to aggregate"
+        assert self.allowed.wait(patience(20)), "never allowed to aggregate"
         return super().__call__(gram)
 
 
@@ -107,13 +108,13 @@ class Run:
         return snapshot
 
     async def ended(self) -> str:
-        return await asyncio.wait_for(asyncio.shield(self.task), 100)
+        return await asyncio.wait_for(asyncio.shield(self.task), patience(100))
 
 
 def in_loop(test: Callable[..., Awaitable[None]]):
     @functools.wraps(test)
     def wrapped(*args, **kwargs):
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), patience(100)))
 
     return wrapped
 
@@ -528,7 +529,7 @@ async def test_a_round_opens_only_after_the_evaluation(time):
 
     def evaluate(parameters: Tensor) -> tuple[float, float]:
         evaluating.set()
-        assert allowed.wait(20)
+        assert allowed.wait(patience(20))
         return 0.0, 0.0
 
     async with Run(time, evaluate=evaluate, every=1) as run:

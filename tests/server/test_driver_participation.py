@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.extent import patience
 
 from varangian.aggregators import Aggregator, Krum, Mean, Median, TrimmedMean
 from varangian.protos.codec import digest
@@ -95,7 +96,7 @@ class Run:
 def in_loop(test: Callable[..., Awaitable[None]]):
     @functools.wraps(test)
     def wrapped(*args, **kwargs):
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), patience(100)))
 
     return wrapped
 

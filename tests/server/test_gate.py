@@ -1,13 +1,14 @@
 import asyncio
 
 import pytest
+from tests.extent import patience
 
 from varangian.server.gate import Gate
 
 
 def scenario(test):
     def run():
-        asyncio.run(asyncio.wait_for(test(), 100))
+        asyncio.run(asyncio.wait_for(test(), patience(100)))
 
     run.__name__ = test.__name__
     return run
@@ -105,8 +106,8 @@ async def test_nobody_gives_way_to_nobody():
     async with gate.seat() as seat:
         await asyncio.sleep(0.03)
         assert gate.waiting == 0
-        await asyncio.wait_for(seat.listen(), 1)
-    async with asyncio.timeout(1), gate.seat():
+        await asyncio.wait_for(seat.listen(), patience(20))
+    async with asyncio.timeout(patience(20)), gate.seat():
         pass
 
 
@@ -126,7 +127,7 @@ def test_a_seat_is_free_again_however_its_upload_ends(seated):
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         assert gate.waiting == 0
-        async with asyncio.timeout(1), gate.seat():
+        async with asyncio.timeout(patience(20)), gate.seat():
             pass
 
     story()

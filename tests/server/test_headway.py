@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import torch
+from tests.extent import patience
 from torch import Tensor
 
 from varangian.aggregators import Aggregator, Krum, Mean, aggregator_from
@@ -102,7 +103,7 @@ class Run:
         return [await self.driver.complete(slot) for slot in slots.values()]
 
     async def ended(self) -> str:
-        return await asyncio.wait_for(asyncio.shield(self.task), 100)
+        return await asyncio.wait_for(asyncio.shield(self.task), patience(100))
 
     async def idle(self) -> None:
         """Until the thread has done all that was asked of it."""
@@ -120,7 +121,7 @@ def plain(aggregator: Aggregator, sent: dict[str, Tensor], faults: dict[str, str
 def in_loop(test: Callable[..., Awaitable[None]]):
     @functools.wraps(test)
     def wrapped(*args, **kwargs):
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), patience(100)))
 
     return wrapped
 
@@ -304,7 +305,7 @@ async def test_the_loop_answers_while_blocks_are_done(time, monkeypatch):
 
     def slow(self: Incremental, rows, to: int) -> None:
         began.set()
-        assert allowed.wait(20)
+        assert allowed.wait(patience(20))
         advance(self, rows, to)
 
     monkeypatch.setattr(Incremental, "advance", slow)

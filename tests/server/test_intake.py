@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.extent import patience
 from torch import Tensor
 
 from varangian.protos import codec
@@ -217,7 +218,7 @@ def test_nothing_lands_in_a_slot_that_is_closed():
     assert row.tolist() == [1, 1, 0, 0]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(patience(20))
 @pytest.mark.parametrize("most", [3, 2])
 @pytest.mark.parametrize("begun", [12, 14])
 def test_room_that_is_taken_away_while_a_thread_is_busy_ends_the_upload(most: int, begun: int):

@@ -13,6 +13,7 @@ import struct
 import threading
 
 import pytest
+from tests.extent import patience
 
 from varangian.protos.lane import Cargo, LineError
 from varangian.server import lane as lanes
@@ -94,7 +95,7 @@ def run(scenario):
     """To its end, but not for ever."""
 
     async def limited():
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(patience(100)):
             return await scenario
 
     return asyncio.run(limited())

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.extent import patience
 from tests.server import within
 
 from varangian.protos.cargo import BLOCK
@@ -132,7 +133,7 @@ def test_a_server_keeps_to_it(memory: str, way: str):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         first = json.loads(server.stdout.readline())
-        asyncio.run(asyncio.wait_for(within.workers(first["address"]), 120))
+        asyncio.run(asyncio.wait_for(within.workers(first["address"]), patience(120)))
         last = json.loads(server.stdout.readline())
     assert last["reason"] == f"all {within.ROUNDS} rounds are done"
     assert last["peak"] <= first["most"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.extent import patience
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import codec, ps_pb2
@@ -160,7 +161,7 @@ def scenario(test):
     """Run a coroutine as a test, but not for ever."""
 
     def run():
-        asyncio.run(asyncio.wait_for(test(), 100))
+        asyncio.run(asyncio.wait_for(test(), patience(100)))
 
     run.__name__ = test.__name__
     return run

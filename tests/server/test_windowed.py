@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tests.extent import patience
 from torch import Tensor
 
 from varangian.aggregators import aggregator_from
@@ -126,7 +127,7 @@ class Run:
                 await asyncio.sleep(0)
 
     async def ended(self) -> str:
-        return await asyncio.wait_for(asyncio.shield(self.task), 100)
+        return await asyncio.wait_for(asyncio.shield(self.task), patience(100))
 
 
 def plain(spec: object, workers=NAMES, faults: dict[str, str] | None = None, rounds=1) -> str:
@@ -141,7 +142,7 @@ def plain(spec: object, workers=NAMES, faults: dict[str, str] | None = None, rou
 def in_loop(test: Callable[..., Awaitable[None]]):
     @functools.wraps(test)
     def wrapped(*args, **kwargs):
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), patience(100)))
 
     return wrapped
 
@@ -299,7 +300,7 @@ async def test_a_lost_answer_is_given_again(time, monkeypatch):
     async with Run(time, rounds=2) as run:
         asked = threading.Event()
         step = run.learner.step
-        monkeypatch.setattr(run.learner, "step", lambda *given: asked.wait(20) and step(*given))
+        monkeypatch.setattr(run.learner, "step", lambda *given: asked.wait(patience(20)) and step(*given))
         await asyncio.gather(*run.all().values())
         assert await run.driver.offer("w00", 0, b"w00") is Refusal.DUPLICATE
         assert await run.driver.offer("w00", 0, b"other") is Refusal.STALE

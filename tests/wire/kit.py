@@ -8,6 +8,7 @@ from math import inf
 from unittest import mock
 
 import torch
+from tests.extent import patience
 from tests.wire.relay import FAR, NEAR, Relay
 
 from varangian.aggregators import Aggregator, Krum
@@ -177,6 +178,6 @@ def scenario(test):
 
     @functools.wraps(test)
     def run(**fixtures):
-        asyncio.run(asyncio.wait_for(test(**fixtures), 100))
+        asyncio.run(asyncio.wait_for(test(**fixtures), patience(100)))
 
     return run

@@ -6,6 +6,7 @@ import contextlib
 import grpc
 import grpc.aio
 import torch
+from tests.extent import patience
 
 from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import Contract
@@ -142,7 +143,7 @@ async def client_of(script, tries=4, idle=5.0, proof="token", credentials=None):
 
 def scenario(test):
     def run():
-        asyncio.run(asyncio.wait_for(test(), 30))
+        asyncio.run(asyncio.wait_for(test(), patience(30)))
 
     run.__name__ = test.__name__
     return run

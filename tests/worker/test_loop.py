@@ -3,6 +3,7 @@ import logging
 
 import pytest
 import torch
+from tests.extent import patience
 
 from varangian.worker.client import ClientError, Finished, Pulled, Receipt
 from varangian.worker.loop import work
@@ -138,7 +139,7 @@ def test_a_long_computation_shows_signs_of_life():
         assert joined.is_set()
         assert client.diary[-2] == ("push", 0, [0.0, 0.0])
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), patience(20)))
 
 
 def test_a_computation_ends_when_its_worker_is_cancelled():
@@ -156,9 +157,9 @@ def test_a_computation_ends_when_its_worker_is_cancelled():
         await begun.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await asyncio.wait_for(cancelled.wait(), 5)
+        await asyncio.wait_for(cancelled.wait(), patience(20))
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), patience(20)))
 
 
 def test_it_says_which_of_its_vectors_counted():
