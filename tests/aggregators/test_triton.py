@@ -83,16 +83,8 @@ def test_under_the_interpreter() -> None:
     here = Path(__file__)
     run = subprocess.run(
         [
-            *(
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-x",
-                "-p",
-                "no:cacheprovider",
-                f"--timeout={patience(300)}",
-            ),
+            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+            f"--timeout={patience(300)}",
             str(here),
         ],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
