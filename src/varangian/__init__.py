@@ -1,3 +1,25 @@
-"""Varangian: a Byzantine-robust parameter server for PyTorch."""
+"""Varangian: a Byzantine-robust parameter server for PyTorch.
+
+`varangian.run(config)` trains as a configuration says; nothing heavy is imported before it is asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from varangian.backends import run as run
 
 __version__ = "0.1.0"
+
+_LAZY = {"run": "varangian.backends"}
+"""Names that are imported on first use, and the module of each."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

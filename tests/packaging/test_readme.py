@@ -39,7 +39,8 @@ def commands(program):
 
 
 @pytest.mark.parametrize("source", blocks("python"))
-def test_the_example_runs(source, monkeypatch):
+def test_the_example_runs(source, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(RULES, "_entries", dict(RULES._entries))  # what an example registers goes again
     exec(compile(source, "example", "exec"), {"__name__": "example"})
 

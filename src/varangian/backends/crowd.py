@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 from varangian.backends.child import Post, child
 from varangian.config import RunConfig
@@ -38,7 +41,8 @@ class Crowd:
                 target=child, args=(post,), name=f"varangian {' '.join(post.proofs)}"
             )
             process.daemon = True  # should this process die without a farewell
-            process.start()
+            with _without_main(post):
+                process.start()
             self.members[process] = tuple(post.proofs)
 
     async def watch(self, lost: Callable[[tuple[str, ...], str, int], None]) -> None:
@@ -55,7 +59,8 @@ class Crowd:
 
     def __enter__(self) -> Crowd:
         if isinstance(_context(), ForkServerContext):
-            forkserver.ensure_running()  # it imports torch while this process loads the data
+            with _without_main():
+                forkserver.ensure_running()  # it imports torch while this process loads the data
         return self
 
     def __exit__(
@@ -108,6 +113,21 @@ def _shared(workers: tuple[str, ...], parts: int) -> Iterator[tuple[str, ...]]:
     parts = min(parts, len(workers))
     for i in range(parts):
         yield workers[i * len(workers) // parts : (i + 1) * len(workers) // parts]
+
+
+@contextmanager
+def _without_main(post: Post | None = None) -> Generator[None]:
+    """Start children that do not run the main script of this process again, unless they need a part of it.
+
+    So a script may start a run without `if __name__ == "__main__"`, unless it defines a part of the task.
+    """
+    main = sys.modules["__main__"]
+    if post is None or b"__main__" not in pickle.dumps(post):
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _context() -> SpawnContext | ForkServerContext:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Set
 from contextlib import closing
 
 from varangian.backends import Note
+from varangian.backends.beside import complete
 from varangian.backends.child import Post
 from varangian.backends.crowd import Crowd, dealt
 from varangian.backends.identities import identities
@@ -34,7 +35,7 @@ def processes(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
         RunError: it cannot be started.
     """
     with Crowd() as crowd:
-        return asyncio.run(_run(config, crowd, observe, note))
+        return complete(lambda: _run(config, crowd, observe, note))
 
 
 async def _run(config: RunConfig, crowd: Crowd, observe: Observe, note: Note) -> RunResult:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from varangian.backends import Note, parts
+from varangian.backends.beside import SIGNALS, interruptible
 from varangian.backends.folder import RunFolder
 from varangian.backends.result import Outcome, RunError, RunResult
 from varangian.config import RunConfig
@@ -187,23 +188,23 @@ class Stop:
     @contextmanager
     def on_signals(self, note: Note) -> Generator[None]:
         """The first Ctrl-C or SIGTERM ends the run after the round in hand, a second one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
 
         def interrupt(name: str) -> None:
             self.interrupted = True
-            for number in signals:
+            for number in SIGNALS:
                 loop.remove_signal_handler(number)
             note(f"{name}: stopping after the round in hand; once more to stop at once")
             self.because(f"stopped by {name}")
 
-        for number in signals:
+        if threading.current_thread() is not threading.main_thread():
+            with interruptible(interrupt):
+                yield
+            return
+        for number in SIGNALS:
             loop.add_signal_handler(number, interrupt, signal.Signals(number).name)
         try:
             yield
         finally:
-            for number in signals:
+            for number in SIGNALS:
                 loop.remove_signal_handler(number)

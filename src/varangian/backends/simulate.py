@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from varangian.backends import Note
+from varangian.backends.beside import complete
 from varangian.backends.invited import Invited
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
@@ -49,7 +50,7 @@ def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
             return session.result(await serving)
 
     try:
-        return asyncio.run(main())
+        return complete(main)
     except NoRoom as error:
         raise RunError(str(error)) from error
 
