@@ -35,9 +35,9 @@ class NNM:
         """8 f / (n - f) (kappa + 1), of the paper, and never more than (3 + sqrt 8) (kappa + 1).
 
         The second needs no more than n - f neighbours, so that it holds for a mixing that was told of more
-        than f rows, too. Of a row at distance a from the mean over S, of variance v, the nearest rows have a
-        mean square distance no larger than all of S: v + a^2. So their mean lies no farther than
-        sqrt(v + a^2) + a from that of S, whose square is at most (3 + sqrt 8) v on average over S.
+        than f rows, too. Of a row at distance a from the mean over S, of variance v, the nearest rows have
+        a mean square distance no larger than all of S: v + a^2. So their mean is at most sqrt(v + a^2) + a
+        from that of S; the square of this is at most (3 + sqrt 8) v on average over S.
         """
         always = 3 + math.sqrt(8)
         return (min(8 * f / (n - f), always) if f == self.f else always) * (kappa + 1)

@@ -90,12 +90,18 @@ class Rows:
         """The same rows, of which only these columns are left."""
         return Rows(tuple(vector[start:stop] for vector in self.vectors))
 
+    @property
+    def least_normal(self) -> float:
+        """The least magnitude that does not count as zero: subnormal numbers of the working type do."""
+        return torch.finfo(self.working_dtype).tiny
+
     def flushed(self, subnormal: Tensor) -> Rows:
         """With zeros for the subnormal numbers of those rows that have any: (n,) says which."""
         if not bool(subnormal.any()):
             return self
         each = zip(self.vectors, subnormal.tolist(), strict=True)
-        return Rows(tuple(_flushed(vector) if flush else vector for vector, flush in each))
+        least = self.least_normal
+        return Rows(tuple(v.masked_fill(v.abs() < least, 0) if flush else v for v, flush in each))
 
     def block(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
         """Columns start to stop, (n, b); a view where the rows lie in one matrix already."""
@@ -150,7 +156,3 @@ def _vector(row: Any, i: int) -> Tensor:
     if vector.numel() == 0:
         raise RowsError(f"`rows[{i}]` should have at least one entry. Found none.")
     return vector.detach()
-
-
-def _flushed(vector: Tensor) -> Tensor:
-    return vector.masked_fill(vector.abs() < torch.finfo(vector.dtype).tiny, 0)

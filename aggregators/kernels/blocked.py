@@ -43,9 +43,6 @@ FLOOR = 1e-30
 
 Measure: TypeAlias = Callable[[Rows, Tensor | None], Tensor]
 
-WIDENED = (torch.float16,)
-"""Types whose subnormal numbers are normal ones of float32."""
-
 INTEGERS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
@@ -59,7 +56,7 @@ def refuses(rows: Rows) -> str | None:
 
 def notices(rows: Rows) -> bool:
     """Whether `columnwise` with an `Order` needs no screening of such rows."""
-    return rows.device.type == "cpu" and rows.dtype not in WIDENED
+    return rows.device.type == "cpu"
 
 
 def screen(rows: Rows) -> tuple[Tensor, Tensor]:
@@ -70,7 +67,7 @@ def screen(rows: Rows) -> tuple[Tensor, Tensor]:
     finite = [
         bool(s.isfinite()) or bool(v.isfinite().all()) for s, v in zip(sums, rows.vectors, strict=True)
     ]
-    return torch.tensor(finite), least < _smallest_normal(rows.dtype)
+    return torch.tensor(finite), least < _smallest_normal(rows)
 
 
 def _look(vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,10 +86,11 @@ def _look(vector: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(sums).sum(), torch.stack(least).amin()
 
 
-def _smallest_normal(dtype: torch.dtype) -> int:
-    """What the smallest normal number looks like in `_look`."""
-    bits = int(torch.tensor(torch.finfo(dtype).tiny, dtype=dtype).view(INTEGERS[dtype]))
-    return torch.iinfo(INTEGERS[dtype]).min - 1 + 2 * bits
+def _smallest_normal(rows: Rows) -> int:
+    """What the least number that does not count as zero looks like in `_look`; no float16 counts so."""
+    integer = INTEGERS[rows.dtype]
+    bits = int(torch.tensor(rows.least_normal, dtype=rows.dtype).view(integer))
+    return max(torch.iinfo(integer).min, torch.iinfo(integer).min - 1 + 2 * bits)
 
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
@@ -163,14 +161,16 @@ def _underflow(products: Tensor, rows: Rows, reference: Tensor | None) -> bool:
     """Whether a point is so small that its products vanished, and yet is not zero."""
     small = _small(products, reference, rows.d)
     return any(
-        not _same(row, reference) for row, tiny in zip(rows.vectors, small, strict=False) if tiny
+        not _same(row, reference, rows.least_normal)
+        for row, tiny in zip(rows.vectors, small, strict=False)
+        if tiny
     ) or (reference is not None and small[-1] and bool(reference.any()))
 
 
-def _same(row: Tensor, reference: Tensor | None) -> bool:
+def _same(row: Tensor, reference: Tensor | None, least: float) -> bool:
     if reference is not None:
         return torch.equal(row, reference.to(row))
-    return not bool((row.abs() >= torch.finfo(row.dtype).tiny).any())  # subnormal numbers count as zero
+    return not bool((row.abs() >= least).any())  # subnormal numbers count as zero
 
 
 def _first_equal(rows: Rows, maybe: NDArray[np.bool_]) -> list[int]:
@@ -211,7 +211,7 @@ def columnwise(
     def part(some: range) -> None:
         reduce = lanes.Reducer(rule, len(rows) if coords is None else len(coords))
         with lanes.subnormals_as_zero() as able, np.errstate(over="ignore", invalid="ignore"):
-            if coords is None and (not able or rows.dtype in WIDENED):
+            if coords is None and not able:
                 _refuse_what_screening_finds(rows)
             for start in some:
                 columns = slice(start, min(start + lanes.WIDTH, rows.d))

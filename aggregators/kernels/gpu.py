@@ -166,7 +166,7 @@ def settled(total: Tensor, reference: Tensor | None, d: int, whole: Callable[[],
 
 def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
     """In float64 on the device, with subnormal numbers as zero."""
-    n, tiny = len(rows), torch.finfo(rows.dtype).tiny
+    n, tiny = len(rows), rows.least_normal
     total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=rows.device)
     for columns, block in rows.blocks(CHUNK, torch.float64):
         block = block.masked_fill(block.abs() < tiny, 0)

@@ -31,7 +31,7 @@ def screen(rows: Rows) -> tuple[Tensor, Tensor]:
     A row is finite when float64 has room for its squared norm, so that one huge entry of a float64 row
     cannot turn the Gram matrix into infinities.
     """
-    tiny = torch.finfo(rows.dtype).tiny
+    tiny = rows.least_normal
     squares = torch.zeros(len(rows), dtype=torch.float64)
     subnormal = torch.zeros(len(rows), dtype=torch.bool)
     for _, block in rows.blocks(dtype=torch.float64):

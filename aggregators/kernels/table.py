@@ -34,4 +34,4 @@ class Table:
 
     @property
     def tiny(self) -> float:
-        return torch.finfo(self.rows.dtype).tiny
+        return self.rows.least_normal
