@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ class ARC:
     """
 
     f: int
+
+    in_place: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_f(self.f)

@@ -52,7 +52,11 @@ class Explained(Protocol):
 
 @runtime_checkable
 class Mixing(Part, Protocol):
-    """A step before the rule that replaces m points by k combinations of them."""
+    """A step before the rule that replaces m points by k combinations of them.
+
+    One whose point i always stands for row i says so with an attribute `in_place = True`. What names rows
+    by their place can follow no other.
+    """
 
     def mix(self, gram: Gram, rng: torch.Generator, /) -> Tensor:
         """A matrix (k, m), or (k, m+1) with the reference last; float64."""
@@ -118,7 +122,10 @@ class Conserving(Part, Protocol):
 
 @runtime_checkable
 class Naming(Part, Protocol):
-    """A rule or a mixing that names rows by their place."""
+    """A rule or a mixing that names rows by their place.
+
+    One that can, but is not configured to, says so with an attribute `by_place = False`.
+    """
 
     def among(self, kept: Sequence[int], /) -> Self:
         """The same when only these rows are left.
@@ -164,7 +171,8 @@ class Aggregate(NamedTuple):
     reference_weight: float = 0.0
     """The coefficient of the reference in `vector`."""
     details: Mapping[str, Tensor] = MappingProxyType({})
-    """What else the rule says of each row: (n,) float64 by name, NaN where it says nothing."""
+    """What else the rule says of each row: (n,) float64 by name, NaN where it says nothing. Behind a mixing
+    it speaks of points; what it says of a point that is made of several rows is left out."""
     spread: float | None = None
     """Mean squared distance to `vector` of the rows that took part; None where no distance was measured."""
 
@@ -189,6 +197,16 @@ def tolerance(part: Part) -> int | None:
     """How many Byzantine rows a part was told of; None when it has no such field."""
     f: Any = getattr(part, "f", None)
     return f if isinstance(f, int) else None
+
+
+def by_place(part: Part) -> bool:
+    """Whether a part names rows by their place."""
+    return is_naming(part) and bool(getattr(part, "by_place", True))
+
+
+def in_place(mixing: Mixing) -> bool:
+    """Whether every point that comes out stands for the row in its place."""
+    return bool(getattr(mixing, "in_place", False))
 
 
 def among(part: P, kept: Sequence[int]) -> P:

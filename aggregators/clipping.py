@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ class Clipping:
     radius: float
     """In the units of the rows."""
     about: Literal["origin", "reference"] = "origin"
+
+    in_place: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_positive("radius", self.radius)

@@ -26,7 +26,8 @@ class MoNNA:
     f: int
     pivot: int | None = None
     """The row to trust in the place of the reference, counted from 0 among the rows given: for use where
-    none can be missing. ByzFL and ByzPy trust row 0."""
+    none can be missing, so not in a run, and not behind a mixing that moves rows, as bucketing. ByzFL and
+    ByzPy trust row 0."""
 
     def __post_init__(self) -> None:
         check_f(self.f)
@@ -37,6 +38,10 @@ class MoNNA:
         if self.pivot is not None and self.pivot >= n:
             return f"it needs row {self.pivot}, counted from 0, and n is {n}"
         return honest_majority(n, self.f) or told_enough(self, f)
+
+    @property
+    def by_place(self) -> bool:
+        return self.pivot is not None
 
     def among(self, kept: Sequence[int]) -> Self:
         if self.pivot is None:

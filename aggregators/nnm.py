@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ class NNM:
     """
 
     f: int
+
+    in_place: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_f(self.f)

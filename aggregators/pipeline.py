@@ -18,9 +18,12 @@ from varangian.aggregators.base import (
     Columnwise,
     Conserving,
     Mixing,
+    Part,
     Resilient,
     Weighting,
     among,
+    by_place,
+    in_place,
     is_columnwise,
     is_explained,
     is_naming,
@@ -72,10 +75,14 @@ class Aggregator:
         f = (self.tolerance or 0) if f is None else f
         if n < 1:
             return f"{self.rule!r}: there are no rows"
+        moved: Mixing | None = None
         for mixing in self.mix:
-            if reason := mixing.requires(n, f):
+            if reason := _displaced(mixing, moved) or mixing.requires(n, f):
                 return f"{mixing!r}: {reason}"
             n = mixing.outputs(n)
+            moved = moved or (None if in_place(mixing) else mixing)
+        if reason := _displaced(self.rule, moved):
+            return f"{self.rule!r}: {reason}"
         reason = self.rule.requires(n, f)
         after = f" (after {', '.join(map(repr, self.mix))}: {n} points)" if self.mix else ""
         return f"{self.rule!r}: {reason}{after}" if reason else None
@@ -229,16 +236,17 @@ class _Survivors:
         vector = self.ready(coords)
         if vector is None:
             vector = self.backend.combine(coords[None], self.rows, self.reference)[0]
-        details = rule.explain(gram) if is_explained(rule) else {}
-        # After bucketing there are fewer points than rows, and what is said of them is of no one row.
-        of_rows = {
-            name: self._of_all(values, torch.nan)
-            for name, values in details.items()
-            if len(values) == len(self.kept)
-        }
+        said = rule.explain(gram) if is_explained(rule) else {}
+        points, rows = _alone(gram.coords)
+        details = {name: self._placed(values[points], rows) for name, values in said.items() if len(rows)}
         weights = self._of_all(coords[:-1], 0.0)
         spread = gram.spread(place)
-        return Aggregate(vector, weights, self.dropped, float(coords[-1]), of_rows, spread)
+        return Aggregate(vector, weights, self.dropped, float(coords[-1]), details, spread)
+
+    def _placed(self, values: Tensor, rows: Tensor) -> Tensor:
+        """What is said of these rows, and of the others nothing: (n,)."""
+        blank = torch.full((len(self.kept),), torch.nan, dtype=torch.float64)
+        return self._of_all(blank.index_copy(0, rows, values.double()), torch.nan)
 
     def _of_all(self, values: Tensor, of_dropped: float) -> Tensor:
         if not self.dropped:
@@ -293,6 +301,20 @@ def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:
 def on_rows(coords: Tensor) -> Tensor:
     """Coordinates in the basis (x_i, r, 0) as coefficients of (x_i, r); see `kernels.combine`."""
     return coords[..., :-1]
+
+
+def _displaced(part: Part, moved: Mixing | None) -> str | None:
+    """Why a part that names rows by their place cannot stand behind a mixing that moved them."""
+    if moved is None or not by_place(part):
+        return None
+    return f"it names a row by its place, and behind {moved!r} another point may stand there"
+
+
+def _alone(coords: Tensor) -> tuple[Tensor, Tensor]:
+    """Points that are a multiple of one row each, and of which: what is said of others is of no one row."""
+    there = coords[:, :-1] != 0
+    points = (there.sum(dim=1) == 1) & ~there[:, -1]
+    return points.nonzero().flatten(), there[points].int().argmax(dim=1)
 
 
 def _chosen(coords: Tensor) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class Scaled:
     """
 
     factors: tuple[float, ...]
+
+    in_place: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not all(0 <= factor <= 1 for factor in self.factors):

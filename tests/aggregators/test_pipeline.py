@@ -5,15 +5,18 @@ import torch
 from tests.aggregators import kit
 
 from varangian.aggregators import (
+    ARC,
     NNM,
     AggregationError,
     Aggregator,
     Bucketing,
     CenteredClipping,
+    Clipping,
     Flag,
     Krum,
     Mean,
     Median,
+    MoNNA,
     RowsError,
     TrimmedMean,
 )
@@ -63,6 +66,27 @@ class TestRequires:
         assert Aggregator(Mean(), f=3).requires(3) is None
         assert not Aggregator(Mean()).robust
         assert Aggregator(Median()).robust
+
+
+class TestPlaces:
+    """What names a row by its place cannot stand where another point may be in it."""
+
+    def test_pivot_behind_bucketing_is_refused(self) -> None:
+        trusting = MoNNA(f=1, pivot=0)
+        reason = Aggregator(trusting, (Bucketing(),)).requires(15)
+        assert reason == (
+            "MoNNA(f=1, pivot=0): it names a row by its place, and behind Bucketing(s=2) another point may "
+            "stand there"
+        )
+        with pytest.raises(AggregationError, match="names a row by its place"):
+            Aggregator(trusting, (NNM(f=1), Bucketing()))(kit.plain(15, 4))
+        assert Aggregator(MoNNA(f=1), (Bucketing(),)).requires(15) is None
+        assert Aggregator(trusting, (ARC(f=1), NNM(f=1), Clipping(radius=1.0))).requires(15) is None
+
+    def test_factors_behind_bucketing_are_refused(self) -> None:
+        scaled = Scaled((0.5,) * 8)
+        assert "names a row by its place" in str(Aggregator(Mean(), (Bucketing(), scaled)).requires(15))
+        assert Aggregator(Mean(), (scaled, Bucketing())).requires(8) is None
 
 
 class TestFaults:
@@ -136,9 +160,17 @@ class TestRecord:
         assert Aggregator(Median())(kit.plain(5, 3)).weights is None
 
     def test_details_are_of_rows_or_not_given(self) -> None:
-        rows = kit.plain(9, 20)
-        assert Aggregator(Flag(), (NNM(f=2),))(rows).details["explained_variance"].shape == (9,)
-        assert Aggregator(Flag(), (Bucketing(),))(rows).details == {}
+        """A point of several rows says nothing of any one of them; one of a single row goes back to it."""
+        rows = kit.plain(9, 20).double()
+        rows[2] = torch.nan
+        alone = Aggregator(Flag(), f=1)(rows).details["explained_variance"]
+        shuffled = Aggregator(Flag(), (Bucketing(s=1),), f=1)(rows, None, kit.rng())
+        assert torch.allclose(shuffled.details["explained_variance"], alone, equal_nan=True)
+        cut = Aggregator(Flag(), (ARC(f=2),))(rows).details["explained_variance"]
+        assert torch.allclose(cut, alone, equal_nan=True)
+        assert Aggregator(Flag(), (NNM(f=2),))(rows).details == {}
+        grouped = Aggregator(Flag(), (Bucketing(s=3),), f=1)(rows[:8], None, kit.rng()).details
+        assert grouped["explained_variance"].isfinite().sum() == 1
 
 
 def test_without_randomness_given_it_is_fixed() -> None:

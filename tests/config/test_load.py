@@ -157,6 +157,7 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
         (["aggregator.krum.f=2"], "aggregator", "it was told f = 2, but 3 of the workers may be Byzantine"),
         (["aggregator={mix: [{bucketing: {s: 4}}], rule: median}"], "aggregator", "bucketing"),
         (["aggregator=fltrust"], "aggregator", "which this server does not compute"),
+        (["aggregator={monna: {pivot: 0}}"], "aggregator", "names a row by its place, and in a run"),
         (
             ["availability=alternating"],
             "availability",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from varangian.aggregators.base import by_place
 from varangian.aggregators.stream import streams
 from varangian.config.attendance import attended, late, mimicked
 from varangian.config.build import optimizer
@@ -99,6 +100,12 @@ def _rooted(config: RunConfig) -> Iterator[Problem]:
         yield Problem("aggregator", rule, hint="Choose another rule; as a library this one works.")
 
 
+def _placed(config: RunConfig) -> Iterator[Problem]:
+    if any(map(by_place, (*config.aggregator.mix, config.aggregator.rule))):
+        rule = "names a row by its place, and in a run other rows are there when a worker is missing"
+        yield Problem("aggregator", rule, hint="Leave `pivot` null; as a library this one works.")
+
+
 def _unprotected(config: RunConfig) -> str:
     if config.f and not config.aggregator.robust:
         return (
@@ -129,6 +136,7 @@ CHECKS = (
     Check(frozenset({"server"}), _ports),
     Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), guaranteed),
     Check(frozenset({"aggregator"}), _rooted),
+    Check(frozenset({"aggregator"}), _placed),
     Check(frozenset({"workers", "f", "server", "aggregator"}), _windowed),
     Check(frozenset({"server", "participation"}), windowed),
     Check(frozenset({"byzantine", "worker", "participation"}), followed),
