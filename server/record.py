@@ -23,10 +23,13 @@ class RoundRecord:
     loss: float | None = None
     """On held-out data after this round; None in rounds without an evaluation."""
     accuracy: float | None = None
-    """On the same data, from 0 to 1."""
+    """On the same data, from 0 to 1; None where samples have no classes."""
     ema_loss: float | None = None
     """As the two before, of the average of the model; None in a run without one."""
     ema_accuracy: float | None = None
+    metrics: dict[str, float] | None = None
+    """Other metrics on held-out data, by name, those of the average with `ema_` before it; None where there
+    are none."""
     weights: dict[str, float] | None = None
     """How much of each worker is in the update; None when the rule has no weights or there is no update."""
     reference_weight: float = 0.0
@@ -52,7 +55,7 @@ class RoundRecord:
 
     @property
     def scores(self) -> Scores:
-        return Scores(self.loss, self.accuracy, self.ema_loss, self.ema_accuracy)
+        return Scores(self.loss, self.accuracy, self.ema_loss, self.ema_accuracy, self.metrics)
 
     def json(self) -> str:
         """One line of standard JSON: ASCII only, control characters escaped, null for NaN and infinity."""
@@ -66,6 +69,15 @@ class Scores(NamedTuple):
     accuracy: float | None = None
     ema_loss: float | None = None
     ema_accuracy: float | None = None
+    metrics: dict[str, float] | None = None
+    """The others by name, those of the average with `ema_` before it."""
+
+    @classmethod
+    def of(cls, model: Mapping[str, float], average: Mapping[str, float] | None = None) -> Scores:
+        """From metrics by name, of which `loss` and `accuracy` have fields of their own."""
+        found = {**model, **{f"ema_{name}": value for name, value in (average or {}).items()}}
+        own = {name: found.pop(name, None) for name in ("loss", "accuracy", "ema_loss", "ema_accuracy")}
+        return cls(**own, metrics=found or None)
 
 
 Observe: TypeAlias = Callable[[RoundRecord], None]
@@ -107,6 +119,7 @@ def of_step(
         accuracy=scores.accuracy,
         ema_loss=scores.ema_loss,
         ema_accuracy=scores.ema_accuracy,
+        metrics=scores.metrics,
         weights=step.weights,
         reference_weight=step.reference_weight,
         effective=step.effective,
@@ -130,6 +143,7 @@ def of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
         accuracy=scores.accuracy,
         ema_loss=scores.ema_loss,
         ema_accuracy=scores.ema_accuracy,
+        metrics=scores.metrics,
         dropped=dict(skip.faults),
         missing=skip.missing,
         skipped=skip.because,

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 
 from varangian.registry import Registry
-from varangian.worker.custom import resolve
+from varangian.worker.custom import call
 from varangian.worker.flat import ModelError
 
 Norm = Literal["group", "batch"]
@@ -20,7 +20,9 @@ class Model(Protocol):
     """How to build a model for some data."""
 
     def build(self, features: tuple[int, ...], classes: int) -> nn.Module:
-        """A module from (batch, *features) to scores (batch, classes), initialised at random.
+        """A module from (batch, *features) to (batch, classes), initialised at random.
+
+        Without classes the second number is how many numbers a target has.
 
         Raises:
             ModelError: when it cannot take inputs of this shape.
@@ -37,7 +39,7 @@ class Softmax:
     """Softmax regression: one linear layer."""
 
     def build(self, features: tuple[int, ...], classes: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(features), classes))
+        return nn.Sequential(nn.Flatten(), nn.Linear(numbers("softmax", features), classes))
 
 
 @MODELS.register("mlp")
@@ -58,7 +60,7 @@ class Mlp:
 
     def build(self, features: tuple[int, ...], classes: int) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
-        width = math.prod(features)
+        width = numbers("mlp", features)
         for hidden in self.widths:
             layers += [nn.Linear(width, hidden), nn.ReLU()]
             width = hidden
@@ -172,15 +174,21 @@ class Residual(nn.Module):
 @MODELS.register("custom")
 @dataclass(frozen=True)
 class Custom:
-    """A model of your own: `target: module:function`, called with (features, classes, **options)."""
+    """A model of your own: `target: module:function`, called with (features, classes, **options).
+
+    `features` is the shape of one sample; of several inputs a tuple or a mapping of shapes. `classes` is
+    how many numbers the model is to give: classes, or the numbers of one target.
+    """
 
     target: str
     options: Mapping[str, object] = field(default_factory=dict)
 
     def build(self, features: tuple[int, ...], classes: int) -> nn.Module:
-        built = resolve(self.target)(features, classes, **self.options)
+        given = {"features": features, "classes": classes}
+        built = call("model", self.target, given, self.options, ModelError)
         if not isinstance(built, nn.Module):
-            raise ModelError(f"{self.target!r} should return an nn.Module. Found {type(built).__name__}.")
+            found = type(built).__name__
+            raise ModelError(f"`model` {self.target!r} should return an nn.Module. Found {found}.")
         return built
 
 
@@ -193,9 +201,24 @@ def check_width(width: int) -> None:
         raise ValueError(f"`width` should be at least 1. Found {width}.")
 
 
+def numbers(model: str, features: tuple[int, ...]) -> int:
+    """How many numbers a sample has."""
+    if isinstance(features, tuple) and all(isinstance(size, int) for size in features):
+        return math.prod(features)
+    raise ModelError(
+        f"The model {model!r} takes one tensor for each sample. Found several, of shapes {features}. Name "
+        "a model of your own as model.custom.target."
+    )
+
+
 def image(model: str, features: tuple[int, ...]) -> tuple[int, int, int]:
     if len(features) != 3:
         raise ModelError(
             f"The model {model!r} takes images (channels, height, width). Found inputs of shape {features}."
+        )
+    if features[2] in (1, 3, 4) and min(features[:2]) > 4:
+        raise ModelError(
+            f"The model {model!r} takes images (channels, height, width). Found shape {features}: "
+            "they look like images with the channels last. Permute them to have the channels first."
         )
     return features[0], features[1], features[2]

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from varangian.registry import Registry
+from varangian.worker.custom import InputError
+from varangian.worker.data.base import Dataset
 from varangian.worker.streams import generator, stream
 
 
-class PartitionError(ValueError):
+class PartitionError(InputError):
     """A partition that cannot be made of this data."""
 
 
 class Partition(Protocol):
     """A way to deal samples to workers."""
+
+    by_label: ClassVar[bool]
+    """Whether it goes by the classes of the samples; otherwise by their number alone."""
 
     def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
         """Ascending indices for each worker: none empty, together all; disjoint, except for `shared`.
@@ -41,6 +46,8 @@ PARTITIONS: Registry[Partition] = Registry("partition")
 class Shared:
     """Every worker draws from all samples, as machines of one owner do; each has its own batches."""
 
+    by_label: ClassVar[bool] = False
+
     def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
         check_enough(labels, 1)
         return [torch.arange(len(labels)) for _ in range(workers)]
@@ -50,6 +57,8 @@ class Shared:
 @dataclass(frozen=True)
 class Iid:
     """Shuffled and dealt in equal parts: every worker has the same distribution."""
+
+    by_label: ClassVar[bool] = False
 
     def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
         check_enough(labels, workers)
@@ -66,6 +75,8 @@ class Dirichlet:
     al., 2019), but with proportions of workers within a class, not of classes within a worker, so that
     every sample is used once. A worker that would get nothing takes one sample from the one with most.
     """
+
+    by_label: ClassVar[bool] = True
 
     alpha: float = 0.5
 
@@ -98,6 +109,8 @@ class Shards:
     "Communication-Efficient Learning of Deep Networks from Decentralized Data" (McMahan et al., 2017).
     """
 
+    by_label: ClassVar[bool] = True
+
     per_worker: int = 2
 
     def __post_init__(self) -> None:
@@ -121,6 +134,8 @@ class Halves:
     half is dealt in equal parts.
     """
 
+    by_label: ClassVar[bool] = True
+
     def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
         classes = labels.unique()
         if workers < 2 or len(classes) < 2:
@@ -139,6 +154,22 @@ class Halves:
         check_enough(members, workers)
         order = torch.randperm(len(members), generator=generator(seed, "partition", int(classes[0])))
         return ascending(members[order].tensor_split(workers))
+
+
+def dealt(partition: Partition, dataset: Dataset, workers: int, seed: int) -> list[Tensor]:
+    """The samples of each worker, as indices; never none.
+
+    Raises:
+        PartitionError: when there are too few samples, or no classes to go by.
+    """
+    labels = dataset.labels
+    if labels is None and partition.by_label:
+        name = next(iter(PARTITIONS.spec(partition)))
+        raise PartitionError(
+            f"`partition` {name} deals samples by their class, and {dataset.name} has no class for each "
+            "sample. Choose partition=iid or partition=shared."
+        )
+    return partition.split(torch.zeros(dataset.size) if labels is None else labels, workers, seed)
 
 
 def batch_indices(shard: Tensor, batch_size: int, seed: int, worker: str, round: int) -> Tensor:

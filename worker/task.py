@@ -1,13 +1,14 @@
-"""What the workers of a run do, and some of them doing it."""
+"""The task of a run's workers, and the computation of some of them in one process."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,19 +24,31 @@ from varangian.worker.attacks import (
     refusal,
 )
 from varangian.worker.availability import Always, Availability
+from varangian.worker.custom import InputError
 from varangian.worker.data import Source
 from varangian.worker.delays import Delay, NoDelay
 from varangian.worker.deltas import Deltas
+from varangian.worker.device import device_of
 from varangian.worker.flat import flatten
+from varangian.worker.losses import CrossEntropy, Loss, fitted
+from varangian.worker.losses import name_of as name_of_loss
+from varangian.worker.metrics import Metric, chosen
 from varangian.worker.models import Model
 from varangian.worker.momentum import Momentum
-from varangian.worker.partition import Partition, batch_indices
+from varangian.worker.outcomes import Declined
+from varangian.worker.partition import Partition, batch_indices, dealt
 from varangian.worker.streams import generator, stream
 from varangian.worker.timetable import Timetable
-from varangian.worker.trainer import Trainer, built
+from varangian.worker.trainer import Goal, Trainer, built
 
 Compute: TypeAlias = Callable[[str, int, Tensor], Tensor]
 """From a worker, a round and the parameters (d,) to a vector (d,)."""
+
+
+class Rates(Protocol):
+    """A learning rate that depends on the round, as an optimizer has it."""
+
+    def rate(self, round: int, rounds: int, /) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +79,15 @@ class Task:
     """C, as many steps as a worker takes by itself before it pushes."""
     local_lr: float = 1.0
     """gamma, the learning rate of these steps; with one of them it does not matter."""
+    local_rates: Rates | None = None
+    """gamma by round, in place of `local_lr`: so the local rate follows a schedule."""
+    rounds: int = 1
+    """How many rounds the run has, for `local_rates`."""
+    loss: Loss = field(default_factory=CrossEntropy)
+    metrics: tuple[Metric, ...] | None = None
+    """What is reported of held-out data beside the loss; None is the accuracy where there are classes."""
+    classes: int | None = None
+    """The number of classes of the run, for data that does not say: the server's, where that is known."""
     deltas: bool = False
     """Whether workers push what is new in a vector since the last of theirs that counted."""
     availability: Availability = field(default_factory=Always)
@@ -101,6 +123,10 @@ class Task:
             yield f"`attack` should be given when workers are Byzantine. Found none for {self.byzantine}."
         elif reason := refusal(self.attack, len(self.workers), len(self.byzantine), self.knows):
             yield f"`attack` {self.attack} cannot be mounted: {reason}."
+
+    def gamma(self, round: int) -> float:
+        """The learning rate of the local steps of a round."""
+        return self.local_lr if self.local_rates is None else self.local_rates.rate(round, self.rounds)
 
     @property
     def sight(self) -> Sight:
@@ -143,15 +169,24 @@ class Crew:
     called from any thread.
 
     Raises:
-        ValueError: when the data is missing, too small to share out, or does not fit the model.
+        InputError: when the data is missing, too small to share out, or does not fit the model or the loss.
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.dataset = task.data.load()
-        shards = task.partition.split(self.dataset.train_y, len(task.workers), task.seed)
+        device = device_of(task.device)
+        self.dataset = fitted(task.data.load(), task.loss, task.classes)
+        self.metrics = chosen(task.metrics, name_of_loss(task.loss), self.dataset.classes)
+        """What is reported beside the loss, by name."""
+        if task.byzantine and isinstance(task.attack, DataAttack) and self.dataset.classes is None:
+            raise InputError(
+                f"`byzantine.attack` {task.attack} needs class labels, and with `loss` "
+                f"{name_of_loss(task.loss)} this data has none. Choose an attack on vectors, as sign_flip."
+            )
+        shards = dealt(task.partition, self.dataset, len(task.workers), task.seed)
         self._shards = dict(zip(task.workers, shards, strict=True))
-        self._trainer = Trainer(task.model, self.dataset, task.seed, device_of(task.device))
+        goal = Goal(task.loss, self.metrics)
+        self._trainer = Trainer(task.model, self.dataset, goal, task.seed, device)
         self._momentum = Momentum(task.momentum)
         self._deltas = Deltas()
         self._lock = threading.Lock()
@@ -173,12 +208,16 @@ class Crew:
         The same round again gives the same bits.
 
         Raises:
+            Declined: when the model or the loss fails for the samples of this worker.
             ValueError: when there is no such worker, or the round is before the last one.
         """
         if name not in self._send:
             raise ValueError(f"There is no worker {name!r} among {len(self._send)}.")
         with self._lock:
-            vector = self._send[name](name, round, parameters)
+            try:
+                vector = self._send[name](name, round, parameters)
+            except InputError as error:
+                raise Declined(str(error)) from error
             return (self._deltas.of(name, round, vector) if self.task.deltas else vector).clone()
 
     def counted(self, name: str, round: int) -> None:
@@ -202,10 +241,36 @@ class Crew:
                 self._visible(round, parameters)
         return None
 
-    def evaluate(self, parameters: Tensor) -> tuple[float, float]:
-        """Mean cross entropy and accuracy on the held-out samples."""
+    def evaluate(self, parameters: Tensor) -> dict[str, float]:
+        """The mean loss and the metrics on the held-out samples, by name."""
         with self._lock:
             return self._trainer.evaluate(parameters)
+
+    def rehearse(self, parameters: Tensor) -> dict[str, str]:
+        """Try what the run will do: an evaluation, and a gradient of the smallest batches.
+
+        Returns:
+            The workers whose batches are too small for the model, and why it cannot take them.
+
+        Raises:
+            InputError: when nobody's batch will do, or the evaluation fails.
+        """
+        unable = dict[str, str]()
+        sizes = {name: min(self.task.batch_size, len(shard)) for name, shard in self._shards.items()}
+        with self._lock:
+            self._trainer.rehearse()
+            for size in sorted(set(sizes.values())):
+                names = [name for name, own in sizes.items() if own == size]
+                try:
+                    x, y = self._trainer.batch(self._shards[names[0]][:size])
+                    self._trainer.gradient(parameters, x, y, "trial")
+                except InputError as error:
+                    unable |= dict.fromkeys(names, str(error))
+                    if len(unable) == len(sizes):
+                        raise
+                else:
+                    break
+        return unable
 
     def _sender(self, name: str) -> Compute:
         attack = self.task.attack if name in self.task.byzantine else None
@@ -221,9 +286,10 @@ class Crew:
 
     def _gradient(self, poison: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
         """(x - y) / gamma after C steps y <- y - gamma g(y) from y = x: the sum of the g."""
+        gamma = self.task.gamma(round)
         total = self._step(poison, name, round, 0, parameters)
         for step in range(1, self.task.local_steps):
-            there = torch.sub(parameters, total, alpha=self.task.local_lr)
+            there = torch.sub(parameters, total, alpha=gamma)
             total = total.add_(self._step(poison, name, round, step, there))
         return total
 
@@ -236,6 +302,7 @@ class Crew:
         indices = batch_indices(self._shards[name], self.task.batch_size, batches, name, round)
         x, y = self._trainer.batch(indices)
         if poison is not None:
+            assert self.dataset.classes is not None
             x, y = poison.poisons(x, y, self.dataset.classes, generator(seed, "poison", *purpose))
         return self._trainer.gradient(parameters, x, y, "forward", *purpose)
 
@@ -254,23 +321,25 @@ class Crew:
         """The vectors (k, d) that an attacker sees beyond its own, if any; shared in a crew."""
         if self._view is None or self._view[0] != round:
             self._view = None  # frees the last one before the next is stacked
-            rows = [self._honest(name, round, parameters) for name in self.task.seen(round)]
+            rows = [*self._shown(round, parameters)]
             self._view = (round, torch.stack(rows) if rows else None)
         return self._view[1]
 
+    def _shown(self, round: int, parameters: Tensor) -> Iterator[Tensor]:
+        """The vectors of those who are seen, but for those who cannot compute one."""
+        for name in self.task.seen(round):
+            with suppress(InputError):
+                yield self._honest(name, round, parameters)
 
-def device_of(name: str) -> torch.device:
-    """A device that is there.
+
+def rehearse(task: Task) -> dict[str, str]:
+    """Load the data, build the model, compute a first gradient and evaluate on a few samples.
+
+    Returns:
+        The workers whose batches are too small for the model, and why it cannot take them.
 
     Raises:
-        ValueError: when it is not.
+        InputError: something does not work; the text is a sentence that says what.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(
-            f"`device` should be one that torch knows, as cpu or cuda:0. Found {name!r}."
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`device` should be one of this machine. Found {name!r}, and torch sees no GPU.")
-    return device
+    crew = Crew(task)
+    return crew.rehearse(crew.initial())

@@ -1,18 +1,44 @@
-"""A model and a data set: gradients and held-out accuracy for whatever parameters it is given."""
+"""A model, a data set and a loss: gradients and held-out scores for whatever parameters it is given."""
 
 from __future__ import annotations
 
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.parameter import is_lazy
 
-from varangian.protos.layout import Layout
+from varangian.protos.layout import Layout, LayoutError
+from varangian.worker.custom import InputError, guarded, named
 from varangian.worker.data import Dataset
-from varangian.worker.flat import check_model, joined, layout_of, load, trainable
-from varangian.worker.models import Model
+from varangian.worker.data.base import listed
+from varangian.worker.data.samples import count, mapped, shapes
+from varangian.worker.flat import ModelError, check_model, joined, layout_of, load, trainable
+from varangian.worker.losses import CrossEntropy, Loss, LossError, by_place
+from varangian.worker.losses import name_of as name_of_loss
+from varangian.worker.metrics import Accuracy, Metric
+from varangian.worker.models import MODELS, Model
 from varangian.worker.streams import globally_seeded
 
+log = logging.getLogger(__name__)
+
 EVALUATION_BATCH = 1000
+TRIAL = 2
+"""Samples with which a model is tried before a run."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is made small, and what is reported beside it."""
+
+    loss: Loss = field(default_factory=CrossEntropy)
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": Accuracy()})
+    """By name."""
 
 
 class Trainer:
@@ -21,51 +47,227 @@ class Trainer:
     Args:
         model: what to build.
         dataset: what to train on.
+        goal: loss and metrics.
         seed: of the run.
         device: where to compute; vectors that come and go are on the CPU.
+
+    Raises:
+        InputError: when the model cannot be built, or a first gradient cannot be computed.
     """
 
-    def __init__(self, model: Model, dataset: Dataset, seed: int, device: torch.device) -> None:
+    def __init__(self, model: Model, dataset: Dataset, goal: Goal, seed: int, device: torch.device) -> None:
         self._dataset = dataset
+        self._goal = goal
         self._seed = seed
         self._device = device
-        self._module = built(model, dataset, seed).to(device)
-        self.layout: Layout = layout_of(self._module)
-        sample = dataset.prepared(dataset.train_x[:2], device)
-        with globally_seeded(seed, "trial", device=device):
-            check_model(self._module, sample, dataset.classes)
+        self._target = str(getattr(model, "target", ""))
+        self._name = named_model(model)
+        self._numeric = built_in(model)
+        self._told = set[str]()
+        module = built(model, dataset, seed)
+        with guarded(f"{self._name}: moving it to {device}", "Choose another `worker.device`."):
+            self._module = module.to(device)
+        try:
+            self.layout: Layout = layout_of(self._module)
+        except LayoutError as error:
+            raise ModelError(f"{self._name} cannot be sent: {error}") from error
+        self._try()
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Training samples as the model takes them, on the device."""
-        x = self._dataset.prepared(self._dataset.train_x[indices], self._device)
-        return x, self._dataset.train_y[indices].to(self._device)
+    def _try(self) -> None:
+        """A first gradient, of two samples."""
+        x, y = self.batch(torch.arange(min(TRIAL, self._dataset.size)))
+        with globally_seeded(self._seed, "trial", device=self._device):
+            check_model(self._module, lambda: self._scored(self._outputs(x), y))
+            self._slopes(x, y)
 
-    def gradient(self, parameters: Tensor, x: Tensor, y: Tensor, *purpose: str | int) -> Tensor:
-        """Of the mean cross entropy, (d,) on the CPU; dropout draws from the stream `purpose`."""
+    def _scored(self, outputs: Any, y: Any) -> None:
+        """See that there is a score for each class; a sequence model may have more, for tokens not seen."""
+        classes = self._dataset.classes
+        if not isinstance(self._goal.loss, CrossEntropy) or classes is None:
+            return
+        scores, _ = by_place(outputs, y)
+        if scores.shape[1] < classes or (y.dim() == 1 and scores.shape[1] > classes):
+            shape, found = [*y.shape, classes], list(outputs.shape)
+            raise ModelError(
+                f"{self._name} should return scores of shape {shape}, one for each class. Found {found}."
+            )
+
+    def batch(self, indices: Tensor) -> tuple[Any, Any]:
+        """Training samples as the model takes them, and their targets, on the device."""
+        x, y = (
+            mapped(part, lambda t: t[indices]) for part in (self._dataset.train_x, self._dataset.train_y)
+        )
+        return self._dataset.prepared(x, self._device), mapped(y, lambda t: t.to(self._device))
+
+    def gradient(self, parameters: Tensor, x: Any, y: Any, *purpose: str | int) -> Tensor:
+        """Of the mean loss, (d,) on the CPU; dropout draws from the stream `purpose`.
+
+        Raises:
+            InputError: when the model or the loss fails for this batch.
+        """
         load(self._module, parameters)
         self._module.train()
-        weights = [p for _, p in trainable(self._module)]
         with globally_seeded(self._seed, *purpose, device=self._device):
-            loss = cross_entropy(self._module(x), y)
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        return joined([*gradients])
+            return joined(self._slopes(x, y))
+
+    def _slopes(self, x: Any, y: Any) -> list[Tensor]:
+        """The gradient of each parameter: dense, and 0 where it is not used."""
+        weights = [p for _, p in trainable(self._module)]
+        advice = "See that the loss is computed from the parameters, by operations that torch can derive."
+        with torch.enable_grad():
+            loss = self._loss(self._outputs(x), y)
+            with guarded(f"{self._name}: the gradient of `loss` {name_of_loss(self._goal.loss)}", advice):
+                found = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        return [slope.to_dense() if slope.is_sparse else slope for slope in found]
+
+    def _outputs(self, x: Any) -> Any:
+        """What the model gives for a batch."""
+        size, shape = count(x), listed(shapes(x))
+        samples = "a batch of one sample" if size == 1 else f"a batch of {size} samples"
+        with guarded(f"{self._name} with {samples} of shape {shape}", "", self._target, ModelError):
+            if isinstance(x, Tensor):
+                return self._module(x.float() if self._numeric else x)
+            return self._module(**x) if isinstance(x, dict) else self._module(*x)
+
+    def _loss(self, outputs: Any, y: Any) -> Tensor:
+        loss = self._goal.loss
+        name, advice = name_of_loss(loss), "See that outputs and targets are what it takes."
+        with guarded(f"`loss` {name}", advice, str(getattr(loss, "target", "")), LossError):
+            return loss(outputs, y)
 
     @torch.no_grad()
-    def evaluate(self, parameters: Tensor) -> tuple[float, float]:
-        """Mean cross entropy and accuracy on the held-out samples."""
+    def evaluate(self, parameters: Tensor) -> dict[str, float]:
+        """The mean loss and the metrics on the held-out samples, by name.
+
+        What fails is NaN, and said once: a run does not end for it.
+        """
         load(self._module, parameters)
         self._module.eval()
-        x, y = self._dataset.test_x, self._dataset.test_y
-        loss, correct = 0.0, 0
-        for x_part, y_part in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
-            scores = self._module(self._dataset.prepared(x_part, self._device))
-            labels = y_part.to(self._device)
-            loss += float(cross_entropy(scores, labels, reduction="sum"))
-            correct += int((scores.argmax(dim=1) == labels).sum())
-        return loss / len(y), correct / len(y)
+        try:
+            return self._scores(count(self._dataset.test_x))
+        except InputError as error:
+            self._tell(error)
+            return {"loss": math.nan, **dict.fromkeys(self._goal.metrics, math.nan)}
+
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """Evaluate on a few samples.
+
+        Raises:
+            InputError: when the model, the loss or a metric fails.
+        """
+        self._module.eval()
+        self._scores(TRIAL, strict=True)
+
+    def _scores(self, size: int, *, strict: bool = False) -> dict[str, float]:
+        data, metrics, loss = self._dataset, self._goal.metrics, 0.0
+        totals = dict.fromkeys(metrics, (0.0, 0.0))
+        kept: list[Any] = []
+        size = min(size, count(data.test_x))
+        for start in range(0, size, EVALUATION_BATCH):
+            part = slice(start, min(start + EVALUATION_BATCH, size))
+            x = data.prepared(mapped(data.test_x, lambda t, part=part: t[part]), self._device)  # type: ignore[misc]
+            y: Any = mapped(data.test_y, lambda t, part=part: t[part].to(self._device))  # type: ignore[misc]
+            outputs = self._outputs(x)
+            loss += float(self._loss(outputs, y)) * count(x)
+            for name, metric in metrics.items():
+                if not metric.whole:
+                    value, divisor = metric.total(outputs, y)
+                    totals[name] = totals[name][0] + value, totals[name][1] + divisor
+            if any(metric.whole for metric in metrics.values()):
+                kept.append(on_cpu(outputs))
+        for name, metric in metrics.items():
+            if metric.whole:
+                totals[name] = self._whole(metric, kept, size, strict)
+        return {"loss": loss / size} | {name: a / b if b else math.nan for name, (a, b) in totals.items()}
+
+    def _whole(self, metric: Metric, outputs: list[Any], size: int, strict: bool) -> tuple[float, float]:
+        """A metric of all held-out samples at once; NaN when it fails."""
+        target = str(getattr(metric, "target", ""))
+        try:
+            with guarded(f"`metrics` {target}", "See that it takes what the model gives.", target):
+                targets = mapped(self._dataset.test_y, lambda t: t[:size])
+                return metric.total(together(outputs), targets)
+        except InputError as error:
+            if strict:
+                raise
+            self._tell(error)
+            return math.nan, 1
+
+    def _tell(self, error: InputError) -> None:
+        """Each message once."""
+        if str(error) not in self._told:
+            self._told.add(str(error))
+            log.warning("An evaluation failed: %s", error)
 
 
 def built(model: Model, dataset: Dataset, seed: int) -> nn.Module:
-    """A model with its initial parameters, on the CPU so that they are the same for every device."""
-    with globally_seeded(seed, "initial", device=torch.device("cpu")):
-        return model.build(dataset.features, dataset.classes)
+    """A model with its initial parameters, on the CPU so that they are the same for every device.
+
+    Lazy layers take their sizes from a first pass over two samples.
+
+    Raises:
+        ModelError: when it cannot be built for this data.
+    """
+    cpu = torch.device("cpu")
+    with globally_seeded(seed, "initial", device=cpu), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Lazy modules are a new feature")
+        module = made(model, dataset)
+        if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+            initialise(module, named_model(model), dataset)
+    return module
+
+
+def made(model: Model, dataset: Dataset) -> nn.Module:
+    target = getattr(model, "target", None)
+    if target is not None:
+        return model.build(dataset.features, dataset.outputs)
+    advice = "A model of your own can be named as model.custom.target."
+    with guarded(
+        f"{named_model(model)} for samples of shape {listed(dataset.features)}", advice, "", ModelError
+    ):
+        return model.build(dataset.features, dataset.outputs)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, name: str, dataset: Dataset) -> None:
+    """Give lazy layers their sizes and their first values."""
+    x = dataset.prepared(mapped(dataset.train_x, lambda t: t[:TRIAL]), torch.device("cpu"))
+    module.eval()
+    with guarded(f"{name}: the first pass, which gives lazy layers their sizes,", "", "", ModelError):
+        module(**x) if isinstance(x, dict) else module(*x) if isinstance(x, tuple) else module(x)
+    module.train()
+    left = [key for key, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
+    if left:
+        raise ModelError(
+            f"{name}: lazy layers should get their sizes in a first pass. Found none for "
+            f"{', '.join(left[:4])}, which it does not use. Give these layers their sizes."
+        )
+
+
+def built_in(model: Model) -> bool:
+    """Whether a model is one of those here, which take integers as numbers: none has an embedding."""
+    return any(type(model) is MODELS.entry(name)[0] for name in MODELS) and not hasattr(model, "target")
+
+
+def named_model(model: Model) -> str:
+    known = {MODELS.entry(name)[0]: name for name in MODELS}
+    return f"`model` {named(model, known.get(type(model), type(model).__name__))}"
+
+
+def on_cpu(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.cpu()
+    return mapped(outputs, Tensor.cpu) if isinstance(outputs, tuple | dict) else outputs
+
+
+def together(parts: list[Any]) -> Any:
+    """Outputs of several batches as those of one."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, dict):
+        return {key: torch.cat([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple):
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return parts[0] if len(parts) == 1 else parts

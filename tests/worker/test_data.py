@@ -11,6 +11,7 @@ import torch
 
 from varangian.registry import ConfigError
 from varangian.worker.data import DATASETS, Cifar10, Custom, DataError, Dataset, Digits, Synthetic, cache
+from varangian.worker.losses import LOSSES, CrossEntropy, fitted
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -301,14 +302,17 @@ def test_synthetic_with_bad_settings(fields):
 
 
 X, Y = torch.rand(6, 2), torch.arange(6) % 3
+CROSS_ENTROPY = CrossEntropy()
 
 
 @pytest.fixture
 def mine(monkeypatch, tmp_path):
-    """A module of the user's whose function returns whatever `options` hold."""
+    """A module of the user's whose function returns whatever `options` hold; read for a loss of classes."""
     (tmp_path / "my_data.py").write_text("def make(made):\n    return made\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    return lambda made: Custom("my_data:make", {"made": made}).load()
+    return lambda made, loss=CROSS_ENTROPY, **fields: fitted(
+        Custom("my_data:make", {"made": made}, **fields).load(), loss
+    )
 
 
 def test_custom_data_from_arrays(mine):
@@ -319,8 +323,8 @@ def test_custom_data_from_arrays(mine):
 
 
 def test_custom_data_from_a_dataset(mine):
-    made = Dataset("mine", 3, X, Y, X, Y)
-    assert mine(made) is made
+    made = mine(Dataset("mine", 4, X, Y, X, Y))
+    assert (made.name, made.classes) == ("mine", 4)
 
 
 @pytest.mark.parametrize(
@@ -328,9 +332,9 @@ def test_custom_data_from_a_dataset(mine):
     [
         (None, "should return a Dataset"),
         ((X, Y), "should return a Dataset"),
-        ((X, Y[:5], X, Y), "training samples should have one label each"),
-        ((X, Y, X[:0], Y[:0]), "test samples should have one label each"),
-        ((X[:0], Y[:0], X, Y), "training samples. Found none"),
+        ((X, Y[:5], X, Y), r"training samples should have one label each.*\[6, 2\].*\[5\]"),
+        ((X, Y, X[:0], Y[:0]), "test samples should have one label each, and be at least one"),
+        ((X[:0], Y[:0], X, Y), "training samples should have one label each, and be at least one"),
         ((X, Y, X, Y + 1), "labels from 0 to 2. Found 1 to 3"),
         ((X, Y - 1, X, Y), "labels from 0"),
         ((X, Y, torch.rand(6, 3), Y), r"one shape\. Found \[2\] and \[3\]"),
@@ -343,17 +347,113 @@ def test_custom_data_that_cannot_be_used(mine, made, words):
         mine(made)
 
 
-@pytest.mark.parametrize(("x", "y"), [(X.double(), Y), (X, Y.int())])
-def test_a_dataset_of_other_types(x, y):
-    with pytest.raises(DataError, match="float32 or uint8, with int64 labels"):
-        Dataset("mine", 3, x, y, X, Y)
+NUMBERS = torch.tensor([0.0, 0.7, 1.0, 2.5, 0.1, 3.0])
+TOKENS = torch.arange(12).view(6, 2)
 
 
-def test_a_custom_function_that_fails():
-    with pytest.raises(DataError, match=r"'json:loads' gave no data: loads"):
-        Custom("json:loads", {"made": 1}).load()
-    with pytest.raises(DataError, match="No module named"):
-        Custom("no_such_module:make").load()
+def test_integers_stay_integers_and_labels_may_be_whole_floats(mine):
+    data = mine((TOKENS.int(), Y.double(), TOKENS.int(), Y.double()))
+    assert data.prepared(data.train_x, CPU).dtype == torch.int32
+    assert (data.train_y.dtype, data.classes, data.outputs) == (torch.int64, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (NUMBERS, r"whole numbers as class labels.*Found 0\.7.*loss=mse"),
+        (torch.eye(6), r"one label each.*\[6, 6\].*argmax"),
+        (Y[:, None], r"one label each.*\[6, 1\].*squeeze"),
+        ({"a": Y}, "one tensor of labels"),
+    ],
+)
+def test_targets_that_are_no_class_labels(mine, y, words):
+    with pytest.raises(DataError, match=words):
+        mine((X, y, X, y))
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce_with_logits", {"custom": {"target": "torch:dist"}}])
+def test_numbers_are_targets_of_other_losses(mine, loss):
+    data = mine(
+        (X, torch.stack([NUMBERS] * 3, dim=1).double(), X, torch.zeros(6, 3)), LOSSES.build(loss, "")
+    )
+    assert (data.classes, data.outputs, data.train_y.dtype) == (None, 3, torch.float32)
+    assert data.labels is None
+
+
+def test_a_label_for_each_token(mine):
+    labels = TOKENS.clone()
+    labels[:, 1] = -100
+    data = mine((TOKENS, labels, TOKENS, labels))
+    assert (data.classes, data.labels) == (11, None)
+
+
+def test_the_number_of_classes_can_be_stated(mine):
+    assert mine((X, Y, X, Y), classes=7).classes == 7
+    with pytest.raises(DataError, match=r"labels from 0 to 1\. Found 0 to 2.*data\.custom\.classes"):
+        mine((X, Y, X, Y), classes=2)
+
+
+def test_samples_of_several_tensors(mine):
+    both = {"ids": TOKENS, "weights": X.double()}
+    data = mine((both, Y, both, Y))
+    assert data.features == {"ids": (2,), "weights": (2,)}
+    assert [tensor.dtype for tensor in data.prepared(both, CPU).values()] == [torch.int64, torch.float32]
+    assert mine(((X, X), Y, (X, X), Y)).features == ((2,), (2,))
+    with pytest.raises(DataError, match=r"\['weights'\] \[5, 2\]"):
+        mine(({"ids": TOKENS, "weights": X[:5]}, Y, both, Y))
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((32, 32, 3), "channels last"),
+        ((8, 8, 1), "channels last"),
+        ((28, 28), "images or token ids"),
+        ((12,), "images or token ids"),
+    ],
+)
+def test_bytes_that_may_be_something_else_are_asked_for(mine, shape, words):
+    x = torch.randint(0, 255, (6, *shape), dtype=torch.uint8)
+    with pytest.raises(DataError, match=f"{words}.*data.custom.uint8: images, images_last"):
+        mine((x, Y, x, Y))
+    tokens = mine((x, Y, x, Y), uint8="integers")
+    assert torch.equal(tokens.prepared(tokens.train_x, CPU), x.long())
+    if len(shape) == 3:
+        images = mine((x, Y, x, Y), uint8="images_last")
+        assert torch.equal(images.prepared(images.train_x, CPU), x.permute(0, 3, 1, 2) / 255)
+
+
+def test_a_dataset_of_bytes_says_what_they_are():
+    x = torch.zeros(6, 4, dtype=torch.uint8)
+    with pytest.raises(DataError, match=r"scale=\(255\.0,\)"):
+        Dataset("mine", 3, x, Y, x, Y)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("json:loads", r"`data` 'json:loads' is called with \(made=\), which it does not take"),
+        ("no_such_module:make", "'no_such_module:make' cannot be imported.*No module named"),
+        ("broken:make", r"'broken:make' cannot be imported.*SyntaxError.*broken.py, line 2"),
+        ("failing:make", r"`data` 'failing:make' failed: KeyError: 'img' \(.*failing.py, line 4\)"),
+        ("failing:leave", r"'failing:leave' failed: it called sys.exit\(3\)"),
+        ("failing:mkae", r"no 'mkae'\. Did you mean 'make'"),
+    ],
+)
+def test_a_custom_function_that_fails(tmp_path, monkeypatch, target, words):
+    (tmp_path / "broken.py").write_text("def make(made):\n    return (\n")
+    (tmp_path / "failing.py").write_text(
+        "import sys\n\ndef make(made):\n    return {}['img']\n\ndef leave(made):\n    sys.exit(3)\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(DataError, match=words):
+        Custom(target, {"made": 1}).load()
+
+
+@pytest.mark.parametrize("made", [[["a"], Y, X, Y], (X, object(), X, Y), ([[1], [1, 2]], Y, X, Y)])
+def test_custom_data_that_is_no_tensor(mine, made):
+    with pytest.raises(DataError, match=r"my_data:make.*as tensors failed"):
+        mine(made)
 
 
 def test_importing_data_sets_imports_no_reader():

@@ -33,7 +33,7 @@ def test_neither_shares_memory_with_the_vector():
 
 @pytest.mark.parametrize("shape", [(15,), (17,), (1, 16), ()])
 def test_load_refuses_another_length(shape):
-    with pytest.raises(ModelError, match="16 numbers"):
+    with pytest.raises(ValueError, match="16 numbers"):
         load(small(), torch.zeros(shape))
 
 
@@ -64,10 +64,8 @@ def test_layout_refuses_a_model_without_parameters():
 
 def test_statistics_are_refused_by_name():
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with pytest.raises(ModelError, match=r"1\.running_mean.*Use GroupNorm"):
-        check_model(module, torch.randn(5, 3), 4)
-    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+        check_model(module, lambda: module(torch.randn(5, 3)))
 
 
 class Positions(nn.Module):
@@ -85,15 +83,4 @@ class Positions(nn.Module):
     [small(), Positions(), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False))],
 )
 def test_constant_buffers_and_batch_statistics_are_welcome(module):
-    classes = 3 if isinstance(module, Positions) else 4
-    check_model(module, torch.ones(5, 3), classes)
-
-
-def test_a_model_that_cannot_take_the_data_is_refused():
-    with pytest.raises(ModelError, match=r"samples of shape \[7\]"):
-        check_model(small(), torch.ones(5, 7), 4)
-
-
-def test_a_model_with_other_classes_is_refused():
-    with pytest.raises(ModelError, match=r"\[5, 10\]. Found \[5, 4\]"):
-        check_model(small(), torch.ones(5, 3), 10)
+    check_model(module, lambda: module(torch.ones(5, 3)))

@@ -15,8 +15,9 @@ from varangian.worker.attacks.base import ATTACKS
 class LabelFlip:
     """An honest gradient of wrong labels: class y becomes C - 1 - y of C classes.
 
-    With an odd number of classes the middle one keeps its label.
+    With an odd number of classes the middle one keeps its label. Negative labels, which no loss looks at,
+    stay.
     """
 
     def poisons(self, x: Tensor, y: Tensor, classes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        return x, classes - 1 - y
+        return x, torch.where(y < 0, y, classes - 1 - y)

@@ -1,73 +1,155 @@
-"""What a data set is: labelled samples in memory, split into training and held-out ones.
+"""What a data set is: samples in memory with their targets, split into training and held-out ones.
 
 N  samples     C  classes     features  the shape of one sample, as (channels, height, width)
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from varangian.registry import Registry
+from varangian.worker.custom import InputError
+from varangian.worker.data.samples import Samples, count, mapped, shapes, tensors, usual
+
+IGNORED = -100
+"""The label of a place in a sequence or an image that no loss looks at, as torch has it."""
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data that is missing or cannot be used; its text says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples as they are kept: images stay bytes, because several processes of one machine hold them."""
+    """Samples as they are kept: images stay bytes, because several processes of one machine hold them.
+
+    Inputs and targets are tensors with samples along axis 0, or tuples or mappings of such tensors.
+    """
 
     name: str
-    classes: int
-    train_x: Tensor
-    """(N, *features), float32 or uint8."""
-    train_y: Tensor
-    """(N,), int64, 0 to classes - 1."""
-    test_x: Tensor
-    test_y: Tensor
+    classes: int | None
+    """How many classes there are: labels are 0 to classes - 1. None: found from the labels of the training
+    samples if the loss is one of classes; a data set of numbers has none."""
+    train_x: Samples
+    """(N, *features). Floats reach the model as float32, integers as integers (tokens), uint8 as float32
+    after `shift` and `scale`."""
+    train_y: Samples
+    """(N,) labels; or (N, ...) numbers, or a label for each token."""
+    test_x: Samples
+    test_y: Samples
     shift: tuple[float, ...] = (0.0,)
     """Subtracted from each channel of uint8 samples."""
-    scale: tuple[float, ...] = (1.0,)
-    """Divides each channel of uint8 samples, after `shift`."""
+    scale: tuple[float, ...] | None = None
+    """Divides each channel of uint8 samples, after `shift`; (255.0,) for images. None without uint8."""
 
     def __post_init__(self) -> None:
         self._check("training", self.train_x, self.train_y)
         self._check("test", self.test_x, self.test_y)
-        if self.train_x.shape[1:] != self.test_x.shape[1:]:
-            found = f"{list(self.train_x.shape[1:])} and {list(self.test_x.shape[1:])}"
-            raise DataError(f"{self.name}: training and test samples should have one shape. Found {found}.")
+        for what in ("_x", "_y"):
+            train, test = (shapes(getattr(self, part + what)) for part in ("train", "test"))
+            if train != test:
+                found = f"{listed(train)} and {listed(test)}"
+                raise DataError(
+                    f"{self.name}: training and test samples should have one shape. Found {found}."
+                )
 
-    def _check(self, part: str, x: Tensor, y: Tensor) -> None:
+    def _check(self, part: str, x: Samples, y: Samples) -> None:
         here = f"{self.name}: the {part} samples"
-        if len(x) == 0 or y.shape != (len(x),):
-            raise DataError(f"{here} should have one label each. Found {len(x)} and {list(y.shape)}.")
-        if x.dtype not in (torch.float32, torch.uint8) or y.dtype != torch.int64:
-            found = f"{x.dtype} and {y.dtype}"
-            raise DataError(f"{here} should be float32 or uint8, with int64 labels. Found {found}.")
-        if not 0 <= int(y.min()) <= int(y.max()) < self.classes:
-            found = f"{int(y.min())} to {int(y.max())}"
-            raise DataError(f"{here} should have labels from 0 to {self.classes - 1}. Found {found}.")
-        if x.is_floating_point() and not bool(x.isfinite().all()):
-            raise DataError(f"{here} should be finite. Found NaN or infinity.")
+        counts = {len(tensor) if tensor.dim() else 0 for both in (x, y) for _, tensor in tensors(both)}
+        if len(counts) != 1 or 0 in counts:
+            found = f"inputs of shape {whole(x)} and targets of shape {whole(y)}"
+            raise DataError(f"{here} should have one label each, and be at least one. Found {found}.")
+        if self.scale is None and any(tensor.dtype == torch.uint8 for _, tensor in tensors(x)):
+            raise DataError(
+                f"{here} are uint8, which may be images or token ids. For images say Dataset(..., "
+                "scale=(255.0,)); for token ids make them int64, as x.long()."
+            )
+        for what, both in (("", x), (" as targets", y)):
+            for place, tensor in tensors(both):
+                if tensor.is_complex():
+                    raise DataError(f"{here}{place} should be real{what}. Found {tensor.dtype}.")
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise DataError(f"{here}{place} should be finite{what}. Found NaN or infinity.")
+        if self.classes is not None:
+            check_labels(here, y, self.classes)
 
     @property
-    def features(self) -> tuple[int, ...]:
-        return tuple(self.train_x.shape[1:])
+    def features(self) -> Any:
+        """The shape of one sample, or a tuple or a mapping of shapes."""
+        return shapes(self.train_x)
 
-    def prepared(self, x: Tensor, device: torch.device) -> Tensor:
-        """Some of the samples as a model takes them: normalised float32, on the device."""
-        x = x.to(device)
-        if x.dtype != torch.uint8:
-            return x
+    @property
+    def outputs(self) -> int:
+        """How many numbers the model is to give for a sample: classes, or as many as its target has."""
+        if self.classes is not None:
+            return self.classes
+        shape = self.train_y.shape[1:] if isinstance(self.train_y, Tensor) else ()
+        return shape[-1] if shape else 1
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) the class of each training sample; None where samples do not have one class each."""
+        y = self.train_y
+        return y if self.classes is not None and isinstance(y, Tensor) and y.dim() == 1 else None
+
+    @property
+    def size(self) -> int:
+        """How many training samples there are."""
+        return count(self.train_x)
+
+    def prepared(self, x: Samples, device: torch.device) -> Any:
+        """Some of the samples as a model takes them, on the device: float32 or integers."""
+        return mapped(x, lambda tensor: self._prepared(tensor.to(device)))
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.uint8 or self.scale is None:
+            return usual(x)
         per_channel = (-1, *[1] * (x.dim() - 2))
-        shift = torch.tensor(self.shift, device=device).view(per_channel)
-        scale = torch.tensor(self.scale, device=device).view(per_channel)
+        shift = torch.tensor(self.shift, device=x.device).view(per_channel)
+        scale = torch.tensor(self.scale, device=x.device).view(per_channel)
         return (x.float() - shift) / scale
+
+
+def check_labels(here: str, y: Samples, classes: int) -> None:
+    """Class labels: one for each sample, or one for each of its places.
+
+    Raises:
+        DataError: labels of another kind, or out of range.
+    """
+    if not isinstance(y, Tensor):
+        raise DataError(f"{here} should have one tensor of class labels. Found {type(y).__name__}.")
+    if y.is_floating_point() or y.is_complex():
+        raise DataError(f"{here} should have integers as class labels. Found {y.dtype}.")
+    counted = y[y != IGNORED] if y.dim() > 1 else y
+    if not counted.numel():
+        raise DataError(f"{here} should have labels. Found only {IGNORED}, which stands for none.")
+    low, high = int(counted.min()), int(counted.max())
+    if not 0 <= low <= high < classes:
+        raise DataError(
+            f"{here} should have labels from 0 to {classes - 1}. Found {low} to {high}. The number of "
+            "classes can be stated, as data.custom.classes."
+        )
+
+
+def listed(shape: Any) -> str:
+    """A shape as torch prints it."""
+    if isinstance(shape, dict):
+        return f"{{{', '.join(f'{key}: {listed(one)}' for key, one in shape.items())}}}"
+    if shape and isinstance(shape[0], tuple):
+        return f"({', '.join(map(listed, shape))})"
+    return str(list(shape))
+
+
+def whole(samples: Samples) -> str:
+    """The shape of all samples, for messages."""
+    if isinstance(samples, Tensor):
+        return str(list(samples.shape))
+    return ", ".join(f"{place} {list(tensor.shape)}" for place, tensor in tensors(samples)) or "nothing"
 
 
 class Source(Protocol):
@@ -90,3 +172,9 @@ def check_limits(**limits: int | None) -> None:
     for name, limit in limits.items():
         if limit is not None and limit < 1:
             raise ValueError(f"`{name}` should be at least 1, or null for all. Found {limit}.")
+
+
+def check_classes(classes: int | None) -> None:
+    """For `__post_init__`: a stated number of classes."""
+    if classes is not None and not 1 <= classes < math.inf:
+        raise ValueError(f"`classes` should be at least 1, or null. Found {classes}.")

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
-from varangian.worker.custom import resolve
-from varangian.worker.data.base import DATASETS, DataError, Dataset
+from varangian.worker.custom import call, guarded
+from varangian.worker.data.base import DATASETS, DataError, Dataset, check_classes
+from varangian.worker.data.samples import Samples, converted, mapped, tensors
+
+Bytes: TypeAlias = Literal["images", "images_last", "integers"]
+PARTS = ("train_x", "train_y", "test_x", "test_y")
+COLOURS = (1, 3, 4)
+"""How many channels an image may have: grey, RGB, RGBA."""
+ADVICE = "Return tensors, arrays of numbers, or tuples or mappings of them."
+SAY = "data.custom.uint8: images, images_last (channels last) or integers (token ids)"
 
 
 @DATASETS.register("custom")
@@ -17,34 +27,70 @@ from varangian.worker.data.base import DATASETS, DataError, Dataset
 class Custom:
     """A data set of your own: `target: module:function`, called with (**options).
 
-    The function returns a `Dataset`, or (train_x, train_y, test_x, test_y) as tensors or arrays. It must
-    return the same samples in every process.
+    The function returns a `Dataset`, or (train_x, train_y, test_x, test_y) as tensors or arrays, or as
+    tuples or mappings of them. Where `partition` deals samples out, it must return the same everywhere.
     """
 
     target: str
     options: Mapping[str, object] = field(default_factory=dict)
+    classes: int | None = None
+    """How many classes there are; null is the largest label of the training samples and one. A worker whose
+    own data has fewer takes the number of the server."""
+    uint8: Bytes | None = None
+    """What uint8 inputs are: `images` (channels first) and `images_last` (channels last) are scaled from
+    0..255 to 0..1, `integers` stay integers. null takes what is clearly an image and refuses the rest."""
+
+    def __post_init__(self) -> None:
+        check_classes(self.classes)
 
     def load(self) -> Dataset:
-        try:
-            made = resolve(self.target)(**self.options)
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"custom: {self.target!r} gave no data: {error}") from error
-        if isinstance(made, Dataset):
-            return made
-        if not isinstance(made, tuple) or len(made) != 4:
-            found = type(made).__name__
-            raise DataError(
-                f"custom: {self.target!r} should return a Dataset, or (train_x, train_y, test_x, test_y)."
-                f" Found {found}."
-            )
-        return dataset(self.target, *made)
+        made = call("data", self.target, {}, self.options, DataError)
+        if not isinstance(made, Dataset):
+            if not isinstance(made, tuple | list) or len(made) != len(PARTS):
+                raise DataError(
+                    f"custom: {self.target!r} should return a Dataset, or (train_x, train_y, test_x, "
+                    f"test_y). Found {described(made)}."
+                )
+            train_x, train_y, test_x, test_y = made
+            made = dataset(self.target, train_x, train_y, test_x, test_y, self.uint8)
+        return made if self.classes is None else replace(made, classes=self.classes)
 
 
-def dataset(name: str, train_x: Any, train_y: Any, test_x: Any, test_y: Any) -> Dataset:
-    """From four arrays: samples become float32, except bytes, which are scaled from 0..255 to 0..1."""
-    xs = [torch.as_tensor(x) for x in (train_x, test_x)]
-    xs = [x if x.dtype == torch.uint8 else x.float() for x in xs]
-    ys = [torch.as_tensor(y).long() for y in (train_y, test_y)]
-    if not ys[0].numel():
-        raise DataError(f"custom: {name!r} should return training samples. Found none.")
-    return Dataset(name, int(ys[0].max()) + 1, xs[0], ys[0], xs[1], ys[1], scale=(255.0,))
+def described(made: Any) -> str:
+    counted = f" of {len(made)}" if isinstance(made, tuple | list) else ""
+    return f"{type(made).__name__}{counted}"
+
+
+def dataset(
+    name: str, train_x: Any, train_y: Any, test_x: Any, test_y: Any, uint8: Bytes | None = None
+) -> Dataset:
+    """From four arrays, or tuples or mappings of arrays."""
+    found = dict[str, Samples]()
+    for part, value in zip(PARTS, (train_x, train_y, test_x, test_y), strict=True):
+        with guarded(f"custom: {name!r}: reading {part} as tensors", ADVICE, name, DataError):
+            found[part] = converted(value)
+        if part.endswith("x"):
+            found[part] = mapped(found[part], partial(read, f"custom: {name!r}: {part}", uint8))
+    inputs = [tensor for part in ("train_x", "test_x") for _, tensor in tensors(found[part])]
+    scaled = any(tensor.dtype == torch.uint8 for tensor in inputs)
+    x, y, held_x, held_y = (found[part] for part in PARTS)
+    return Dataset(f"custom: {name!r}", None, x, y, held_x, held_y, scale=(255.0,) if scaled else None)
+
+
+def read(here: str, uint8: Bytes | None, x: Tensor) -> Tensor:
+    """What uint8 inputs are meant to be; other inputs stay."""
+    if x.dtype != torch.uint8:
+        return x
+    shape = list(x.shape[1:])
+    last = x.dim() == 4 and shape[-1] in COLOURS
+    clear = x.dim() == 4 and shape[0] in COLOURS and (not last or shape[1] == shape[2])
+    if uint8 == "integers":
+        return x.long()
+    if uint8 == "images_last":
+        if x.dim() != 4:
+            raise DataError(f"{here} should be images (height, width, channels). Found {shape}.")
+        return x.permute(0, 3, 1, 2).contiguous()
+    if uint8 is None and not clear:
+        guess = "looks like images with the channels last" if last else "may be images or token ids"
+        raise DataError(f"{here} holds uint8 samples of shape {shape}, which {guess}. Say which in {SAY}.")
+    return x

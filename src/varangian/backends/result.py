@@ -22,7 +22,7 @@ class RunResult:
     """The end of a run, however it came."""
 
     accuracy: float | None
-    """Of the final parameters on held-out data, from 0 to 1."""
+    """Of the final parameters on held-out data, from 0 to 1; None where samples have no classes."""
     loss: float | None
     digest: str
     """blake2b-128 of the final parameters, in hexadecimal."""
@@ -37,12 +37,16 @@ class RunResult:
     ema_accuracy: float | None = None
     """Of the average of the model; None in a run without one."""
     ema_loss: float | None = None
+    metrics: dict[str, float] | None = None
+    """Other metrics of the final parameters, by name."""
 
     def plain(self) -> dict[str, Any]:
         """The values as JSON takes them."""
         folder = None if self.folder is None else str(self.folder)
         losses = {"loss": _finite(self.loss), "ema_loss": _finite(self.ema_loss)}
-        return dataclasses.asdict(self) | {"folder": folder} | losses
+        own = self.metrics
+        metrics = None if own is None else {name: _finite(value) for name, value in own.items()}
+        return dataclasses.asdict(self) | {"folder": folder, "metrics": metrics} | losses
 
 
 def _finite(value: float | None) -> float | None:

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ from varangian.backends.folder import RunFolder
 from varangian.backends.result import Outcome, RunError, RunResult
 from varangian.config import RunConfig
 from varangian.config.build import learner, machine, optimizer, task
+from varangian.registry import ConfigError, Problem
 from varangian.server.driver import Driver
 from varangian.server.events import Phase
 from varangian.server.learner import Learner
@@ -44,6 +45,8 @@ class Session:
     account: Account
     """What the server can take at most."""
     merge: Merge
+    notes: tuple[str, ...] = ()
+    """What to say of the task before the run."""
     stop: Stop = field(default_factory=lambda: Stop())
     rounds: int = 0
     evaluated: int = -1
@@ -60,6 +63,10 @@ class Session:
         """
         try:
             crew = Crew(task(config))
+            initial = crew.initial()
+            notes = unable(config, crew.rehearse(initial))
+        except ConfigError:
+            raise
         except ValueError as error:
             raise RunError(str(error)) from error
         account = accounted(config, crew.layout.numel)
@@ -69,13 +76,13 @@ class Session:
             merge = parts.merge(config, crew.layout.numel)
         except OSError as error:
             raise RunError(str(error)) from error
-        built = learner(config, crew.initial())
-        return cls(config, crew, built, RunFolder.create(config), observe, machine(config), account, merge)
+        built, folder = learner(config, initial), RunFolder.create(config)
+        return cls(config, crew, built, folder, observe, machine(config), account, merge, notes)
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """What to say of memory and disk before the run."""
-        return (self.account.sentence, *self.storage)
+        return (self.account.sentence, *self.notes, *self.storage)
 
     @property
     def storage(self) -> tuple[str, ...]:
@@ -101,8 +108,8 @@ class Session:
     def evaluate(self, parameters: Tensor) -> Scores:
         """Of the parameters and, where there is one, of their average."""
         average = self.learner.average
-        ema = (None, None) if average is None else self.crew.evaluate(average.parameters)
-        return Scores(*self.crew.evaluate(parameters), *ema)
+        ema = None if average is None else self.crew.evaluate(average.parameters)
+        return Scores.of(self.crew.evaluate(parameters), ema)
 
     def result(self, reason: str) -> RunResult:
         """Close the books: the last files of the folder, and what is to be said."""
@@ -120,6 +127,7 @@ class Session:
             folder=self.folder.path,
             ema_accuracy=self.scores.ema_accuracy,
             ema_loss=self.scores.ema_loss,
+            metrics=self.scores.metrics,
         )
         average = None if self.learner.average is None else self.learner.average.parameters
         try:
@@ -145,7 +153,7 @@ class Session:
 
     def _record(self, record: RoundRecord) -> None:
         self.rounds += 1
-        if record.accuracy is not None:
+        if record.loss is not None:
             self.scores, self.evaluated = record.scores, self.rounds
         self.folder.observe(record)
         self.observe(record)
@@ -154,6 +162,22 @@ class Session:
 def windowed(config: RunConfig) -> bool:
     """Whether rows are forgotten as they come. In a simulation all of them are there anyway."""
     return config.server.memory == "window" and config.backend != "simulate"
+
+
+def unable(config: RunConfig, found: Mapping[str, str]) -> tuple[str, ...]:
+    """What to say of workers whose batches the model cannot take.
+
+    Raises:
+        ConfigError: too few are left for a quorum.
+    """
+    if not found:
+        return ()
+    reason, left = next(iter(found.values())), config.workers - len(found)
+    who = f"{len(found)} of {config.workers} workers have batches that the model cannot take"
+    if left < config.quorum:
+        rule = f"leaves too few workers for the quorum of {config.quorum}: {who}. {reason.rstrip('.')}"
+        raise ConfigError([Problem("partition", rule)])
+    return (f"{who}, and will decline each round: {', '.join(found)}. {reason}",)
 
 
 def accounted(config: RunConfig, d: int) -> Account:

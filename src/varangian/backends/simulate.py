@@ -42,7 +42,7 @@ def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
             time = VirtualTime()
             driver = session.driver(time.clock)
             serving = asyncio.create_task(driver.run(session.stop.event))
-            for sentence in session.storage:
+            for sentence in (*session.notes, *session.storage):
                 note(sentence)
             kind = Invited if session.machine.invites else _Workers
             with _one_thread(config.worker.threads) as executor:

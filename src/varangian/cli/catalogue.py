@@ -18,6 +18,8 @@ from varangian.worker.attacks import ATTACKS
 from varangian.worker.availability import AVAILABILITY
 from varangian.worker.data import DATASETS
 from varangian.worker.delays import DELAYS
+from varangian.worker.losses import LOSSES
+from varangian.worker.metrics import METRICS
 from varangian.worker.models import MODELS
 from varangian.worker.partition import PARTITIONS
 
@@ -27,6 +29,8 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "attacks": ATTACKS,
     "datasets": DATASETS,
     "models": MODELS,
+    "losses": LOSSES,
+    "metrics": METRICS,
     "partitions": PARTITIONS,
     "schedules": SCHEDULES,
     "graphs": GRAPHS,

@@ -22,7 +22,8 @@ exit codes:
   130  interrupted; what was written until then is valid
 """
 KINDS = (
-    *("aggregators", "mixings", "attacks", "datasets", "models", "partitions", "schedules"),
+    *("aggregators", "mixings", "attacks", "datasets", "models", "losses", "metrics"),
+    *("partitions", "schedules"),
     *("graphs", "availability", "delays", "participations", "staleness"),
 )
 FORMATS = ("auto", "rich", "plain", "json")

@@ -12,7 +12,9 @@ from varangian.config.build import optimizer
 from varangian.config.rounds import answered, followed, guaranteed, kept, possible, summed, windowed
 from varangian.config.tree import RunConfig
 from varangian.registry import Problem
-from varangian.worker.attacks import refusal
+from varangian.worker.attacks import DataAttack, refusal
+from varangian.worker.losses import name_of
+from varangian.worker.metrics import MetricError, chosen
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,28 @@ def _mounted(config: RunConfig) -> Iterator[Problem]:
         reason = refusal(byzantine.attack, config.workers, byzantine.count, byzantine.knows)
         if reason is not None:
             yield Problem("byzantine.attack", f"cannot be mounted: {reason}")
+
+
+def _labelled(config: RunConfig) -> Iterator[Problem]:
+    """Without class labels nothing that needs them will do."""
+    if config.loss.by_class is not False:
+        return
+    name = name_of(config.loss)
+    if isinstance(config.byzantine.attack, DataAttack):
+        hint = "Choose an attack on vectors, as byzantine.attack=sign_flip."
+        yield Problem("byzantine.attack", f"needs class labels, which loss={name} has not", hint=hint)
+    if config.partition.by_label:
+        hint = "Choose partition=iid or partition=shared."
+        yield Problem("partition", f"goes by class labels, which loss={name} has not", hint=hint)
+
+
+def _measured(config: RunConfig) -> Iterator[Problem]:
+    by_class = config.loss.by_class
+    if by_class is not None:
+        try:
+            chosen(config.metrics, name_of(config.loss), 1 if by_class else None)
+        except MetricError as error:
+            yield Problem("metrics", str(error).rstrip("."))
 
 
 def _optimizer(config: RunConfig) -> Iterator[Problem]:
@@ -132,6 +156,8 @@ CHECKS = (
     Check(frozenset({"workers", "byzantine"}), _attackers),
     Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),
     Check(frozenset({"workers", "byzantine"}), _mounted),
+    Check(frozenset({"loss", "byzantine", "partition"}), _labelled),
+    Check(frozenset({"loss", "metrics"}), _measured),
     Check(frozenset({"optimizer"}), _optimizer),
     Check(frozenset({"server"}), _ports),
     Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), guaranteed),

@@ -48,6 +48,8 @@ class Group:
     def _validated(self, value: Any, info: ValidationInfo) -> Any:
         if (value is None and self.none) or _is_built(value):
             return value
+        if isinstance(value, tuple) and all(map(_is_built, value)):
+            return value
         # An f that failed its own check is reported once, not again by every rule.
         declared = info.data.get("f")
         return self.build(value, declared if isinstance(declared, int) else 0)
@@ -72,6 +74,33 @@ def of_registry(registry: Registry[Any], default: str | None, *, none: bool = Fa
 
     schema: Callable[[], JsonSchemaValue] = lambda: {"anyOf": named(registry)}  # noqa: E731
     return Group(build, registry.spec, schema, default, none, below=below(registry))
+
+
+def many_of(registry: Registry[Any]) -> Group:
+    """The group of a list of things in one registry, or of null."""
+    from varangian.config.schema import named
+
+    def build(value: Any, f: int) -> Any:
+        given = [*value] if isinstance(value, list | tuple) else [value]
+        built, problems = [], list[Problem]()
+        for place, item in enumerate(given):
+            named = {"custom": {"target": item}} if isinstance(item, str) and ":" in item else item
+            try:
+                built.append(registry.build(named, str(place)))
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+        return tuple(built)
+
+    def spec(built: Any) -> list[Any]:
+        return [registry.spec(one) for one in built]
+
+    def schema() -> JsonSchemaValue:
+        items = {"anyOf": named(registry)}
+        return {"anyOf": [{"type": "array", "items": items}, *items["anyOf"]]}
+
+    return Group(build, spec, schema, None, none=True, named=False)
 
 
 def of_fields(cls: type[Any], kind: str) -> Group:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from varangian.aggregators import MIXINGS, RULES, Aggregator
 from varangian.aggregators.spec import aggregator_from, spec_of
-from varangian.config.group import Group, of_fields, of_registry
+from varangian.config.group import Group, many_of, of_fields, of_registry
 from varangian.config.problems import sections
 from varangian.config.schema import DIALECT, JsonSchema, named
 from varangian.config.spelling import groups as together
@@ -23,6 +23,8 @@ from varangian.worker.attacks import ATTACKS, Attack, Sight
 from varangian.worker.availability import AVAILABILITY, Availability
 from varangian.worker.data import DATASETS, Source
 from varangian.worker.delays import DELAYS, Delay
+from varangian.worker.losses import LOSSES, Loss
+from varangian.worker.metrics import METRICS, Metric
 from varangian.worker.models import MODELS, Model
 from varangian.worker.partition import PARTITIONS, Partition
 
@@ -85,7 +87,8 @@ class Workers(Section):
     """C, the steps that a worker takes by itself before it pushes: y <- y - gamma g(y), from the model x.
     What it sends is (x - y) / gamma: with one step the gradient, with more the sum of those on the way."""
     local_lr: Annotated[float, Field(gt=0)] | None = None
-    """gamma, the learning rate of these steps; null is `optimizer.lr`, without its schedule."""
+    """gamma, the learning rate of these steps in every round; null is the server's of that round, which
+    follows `optimizer.schedule`."""
     per_process: Annotated[int, Field(ge=1)] | None = None
     """Worker identities that one process hosts; null spreads them over the cores."""
     threads: Annotated[int, Field(ge=1)] = 1
@@ -185,6 +188,11 @@ class RunConfig(Section):
     """Whose vectors make a round: everybody's, those of some who are there, or whoever's come."""
     model: Annotated[Model, of_registry(MODELS, "mlp")] = named_default("mlp")
     data: Annotated[Source, of_registry(DATASETS, "digits")] = named_default("digits")
+    loss: Annotated[Loss, of_registry(LOSSES, "cross_entropy")] = named_default("cross_entropy")
+    """What training makes small; your own as `module:function`."""
+    metrics: Annotated[tuple[Metric, ...] | None, many_of(METRICS)] = None
+    """What is reported of held-out data beside the loss, as [accuracy, "module:function"]; null is the
+    accuracy where samples have classes."""
     partition: Annotated[Partition, of_registry(PARTITIONS, "shared")] = named_default("shared")
     """Which training samples each worker draws from."""
     availability: Annotated[Availability, of_registry(AVAILABILITY, "always")] = named_default("always")
