@@ -1,6 +1,7 @@
 """An aggregator as a user writes it, and back.
 
-`krum`, `{krum: {select: 3}}`, or `{mix: [nnm, {bucketing: {s: 2}}], rule: krum}`.
+A rule is `krum`, or with fields `{krum: {select: 3}}`. Mixings stand before it: `bucketing+nnm+krum`, or
+with fields `{mix: [{bucketing: {s: 2}}, nnm], rule: krum}`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from varangian.registry import ConfigError, Problem, Registry, join, suggestion
 
 T = TypeVar("T")
 CHAIN = ("mix", "rule")
+JOINT = "+"
+"""Between the names of mixings and of the rule after them."""
+USUAL = "trimmed_mean"
+"""The rule in suggestions to somebody who wrote a mixing alone; nothing but n >= 2 f + 1 is asked of n."""
 
 
 def aggregator_from(spec: object, path: str, *, f: int) -> Aggregator:
@@ -29,6 +34,9 @@ def aggregator_from(spec: object, path: str, *, f: int) -> Aggregator:
     Raises:
         ConfigError: with every problem found.
     """
+    if isinstance(spec, str):
+        return _from_names(spec, path, f)
+    spec = expanded(spec)
     if not _is_chain(spec):
         return Aggregator(_part(RULES, spec, path, f), f=f)
     chain = cast("Mapping[str, object]", spec)
@@ -42,6 +50,53 @@ def aggregator_from(spec: object, path: str, *, f: int) -> Aggregator:
     if problems or mix is None or rule is None:
         raise ConfigError(problems)
     return Aggregator(rule, mix, f)
+
+
+def expanded(spec: Any) -> Any:
+    """The long form of an aggregator: `nnm+krum` becomes `{mix: [nnm], rule: krum}`, also as a `rule`.
+
+    What has no long form is returned as it is.
+    """
+    if isinstance(spec, str):
+        *mixings, rule = map(str.strip, spec.split(JOINT))
+        well = mixings and rule in RULES and all(mixing in MIXINGS for mixing in mixings)
+        return {"mix": mixings, "rule": rule} if well else spec
+    inner = expanded(spec["rule"]) if _is_chain(spec) and isinstance(spec.get("rule"), str) else ""
+    before = spec.get("mix") or [] if _is_chain(inner) else None
+    if isinstance(before, list | tuple):
+        return {**spec, "mix": [*before, *inner["mix"]], "rule": inner["rule"]}
+    return spec
+
+
+def misordered(text: str, path: str) -> Problem | None:
+    """The problem with known names in the wrong order, as a mixing without a rule; None if all is well."""
+    names = [name for name in map(str.strip, text.split(JOINT)) if name]
+    if not names or not all(name in RULES or name in MIXINGS for name in names):
+        return None
+    mixings, rules = [n for n in names if n in MIXINGS], [n for n in names if n in RULES]
+    if names == [*mixings, *rules] and len(rules) == 1 and len(names) == len(text.split(JOINT)):
+        return None
+    better = JOINT.join([*mixings, *(rules or [USUAL])])
+    if len(rules) > 1:
+        hint = f"{' and '.join(map(repr, rules))} are rules, and there is one, which stands last."
+    elif not rules:
+        hint = f"{mixings[-1]!r} is a mixing, a step before a rule: write {better}."
+    else:
+        hint = f"The rule stands last: write {better}."
+    return Problem(path, f"should be a rule, or mixings and then a rule, joined by {JOINT}", text, hint)
+
+
+def _from_names(text: str, path: str, f: int) -> Aggregator:
+    """An aggregator from names alone."""
+    if problem := misordered(text, path):
+        raise ConfigError([problem])
+    *mixings, rule = map(str.strip, text.split(JOINT))
+    problems: list[Problem] = []
+    mix = [_collected(problems, partial(_part, MIXINGS, name, path, f)) for name in mixings]
+    last = _collected(problems, partial(_part, RULES, rule, path, f))
+    if problems or last is None:
+        raise ConfigError(problems)
+    return Aggregator(last, tuple(part for part in mix if part is not None), f)
 
 
 def spec_of(aggregator: Aggregator) -> dict[str, Any]:
@@ -76,7 +131,10 @@ def _rule(chain: Mapping[str, object], path: str, f: int) -> Weighting | Columnw
     if "rule" not in chain:
         known = f"Known: {', '.join(RULES)}."
         raise ConfigError([Problem(path, "is required (the aggregator after the mixings)", hint=known)])
-    return _part(RULES, chain["rule"], path, f)
+    rule = chain["rule"]
+    if isinstance(rule, str) and (problem := misordered(rule, path)):
+        raise ConfigError([problem])
+    return _part(RULES, rule, path, f)
 
 
 def _part(registry: Registry[T], spec: object, path: str, f: int) -> T:
@@ -94,8 +152,8 @@ def _wrong_kind(registry: Registry[Any], spec: object) -> str:
     if not isinstance(name, str) or name in registry:
         return ""
     if name in MIXINGS:
-        return f"{name!r} is a mixing: write {{mix: [{name}], rule: ...}}."
-    return f"{name!r} is an aggregator: it stands after `rule`." if name in RULES else ""
+        return f"{name!r} is a mixing, a step before a rule: write {{mix: [{name}], rule: {USUAL}}}."
+    return f"{name!r} is a rule, and stands after `rule`." if name in RULES else ""
 
 
 def _collected(problems: list[Problem], build: Callable[[], T]) -> T | None:

@@ -1,7 +1,7 @@
 """CIFAR-10 with half of the workers, and of the classes, away at any time: FedAvg beside FedLaAvg.
 
     python benchmarks/fedlaavg_cifar.py PATH --seeds 1 2 3 --json fedlaavg.json --png fedlaavg.png
-    python benchmarks/fedlaavg_cifar.py PATH --rules median '{mix: [nnm], rule: trimmed_mean}' \
+    python benchmarks/fedlaavg_cifar.py PATH --rules median nnm+trimmed_mean \
       --attack sign_flip --byzantine 1 --rounds 1000
 
 The first half of the workers holds classes 0 to 4 and is there in the first half of every period, the other

@@ -1,8 +1,10 @@
 """What a user writes, what comes of it, and back."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
+import yaml
 from tests.aggregators import kit
 from torch import Tensor
 
@@ -60,15 +62,20 @@ def problems(spec: object) -> list[str]:
         (
             "nnm",
             [
-                "aggregator: there is no aggregator of this name. Found 'nnm'. "
-                "'nnm' is a mixing: write {mix: [nnm], rule: ...}."
+                "aggregator: should be a rule, or mixings and then a rule, joined by +. Found 'nnm'. "
+                "'nnm' is a mixing, a step before a rule: write nnm+trimmed_mean."
             ],
         ),
+        (
+            "nnm+krun",
+            ["aggregator: there is no aggregator of this name. Found 'krun'. Did you mean 'krum'?"],
+        ),
+        ("nmn+krum", ["aggregator: there is no mixing of this name. Found 'nmn'. Did you mean 'nnm'?"]),
         (
             {"mix": ["median"], "rule": "mean"},
             [
                 "aggregator.mix.0: there is no mixing of this name. Found 'median'. "
-                "'median' is an aggregator: it stands after `rule`."
+                "'median' is a rule, and stands after `rule`."
             ],
         ),
         (
@@ -83,6 +90,43 @@ def problems(spec: object) -> list[str]:
 )  # fmt: skip
 def test_refused(spec: object, sentences: list[str]) -> None:
     assert problems(spec) == sentences
+
+
+@pytest.mark.parametrize(
+    ("spec", "better"),
+    [
+        ("nnm", "nnm+trimmed_mean"),
+        ("bucketing + nnm", "bucketing+nnm+trimmed_mean"),
+        ("krum+nnm", "nnm+krum"),
+        ("nnm+", "nnm+trimmed_mean"),
+        ("+krum", "krum"),
+        ({"mix": ["nnm"], "rule": "bucketing"}, "bucketing+trimmed_mean"),
+        ({"nnm": {"f": 2}}, "{mix: [nnm], rule: trimmed_mean}"),
+        ("krum+median", None),
+    ],
+)
+def test_what_is_suggested_is_an_aggregator(spec: object, better: str | None) -> None:
+    (sentence,) = problems(spec)
+    assert better is None or sentence.endswith(f"write {better}.")
+    found = re.search(r"write (.*)\.$", sentence)
+    assert (found is None) is (better is None)
+    if found is not None:
+        aggregator_from(yaml.safe_load(found[1]), "aggregator", f=1)
+
+
+# clipping has a field without default
+@pytest.mark.parametrize(
+    "mixings", [[], *([name] for name in MIXINGS if name != "clipping"), ["arc", "nnm"]]
+)
+@pytest.mark.parametrize("rule", ["krum", "median"])
+def test_names_joined_by_plus_are_mixings_and_a_rule(mixings: list[str], rule: str) -> None:
+    wanted = aggregator_from({"mix": mixings, "rule": rule}, "aggregator", f=2)
+    spec = "+".join([*mixings, rule])
+    for written in (spec, spec.replace("+", " + "), {"rule": spec}, {"mix": [], "rule": spec}):
+        assert aggregator_from(written, "aggregator", f=2) == wanted
+    if mixings:
+        behind = {"mix": mixings[:1], "rule": "+".join([*mixings[1:], rule])}
+        assert aggregator_from(behind, "aggregator", f=2) == wanted
 
 
 def test_rule_is_required() -> None:

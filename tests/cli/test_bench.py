@@ -83,7 +83,7 @@ def test_a_backend_that_raises_is_wrong(bench, monkeypatch):
 
 
 def test_json(bench, tmp_path):
-    code, found = numbers(bench, *SMALL, "--rules", "krum", "nnm,median", "--json", "out.json")
+    code, found = numbers(bench, *SMALL, "--rules", "krum,nnm + median", "--json", "out.json")
     assert code == 0
     assert json.loads((tmp_path / "out.json").read_text()) == found
     assert set(found) == {"schema", "machine", "settings", "sizes", "peers"}
@@ -92,7 +92,7 @@ def test_json(bench, tmp_path):
         *("cpu", "cores", "threads", "torch", "commit", "load_at_start", "load_at_end")
     }
     assert found["machine"]["threads"] == 1
-    assert found["settings"]["rules"] == ["krum", "nnm,median"]
+    assert found["settings"]["rules"] == ["krum", "nnm+median"]
     (size,) = found["sizes"]
     assert (size["n"], size["d"], size["f"]) == (7, 2000, 1)
     assert size["copy"]["bytes_moved"] == 2 * 7 * 2000 * 4
@@ -144,7 +144,8 @@ def test_the_rich_table_has_the_same_cells(cpu, columns, monkeypatch, capsys):
         (["--sizes", "2x100"], 2, "n >= 3. Found '2x100'."),
         (["--repeats", "0"], 2, "should be a whole number, at least 1. Found '0'."),
         (["--rules", "krun"], 2, "Did you mean 'krum'?"),
-        (["--rules", "krum,nnm"], 2, "--rules"),
+        (["--rules", "krum,nnm"], 2, "write nnm+trimmed_mean"),
+        (["--rules", "krum+nnm"], 2, "write nnm+krum"),
         ([*SMALL, "--backend", "abacus"], 1, "There is no backend 'abacus'."),
         (["--json", "nowhere/out.json"], 1, "nowhere/out.json cannot be written: there is no such folder."),
     ],
@@ -255,7 +256,7 @@ def test_rows_are_the_same_each_time():
 @pytest.mark.parametrize(
     ("name", "passes"),
     [
-        *(("gram", 1), ("median", 1), ("mean", 1), ("geometric_median", 2), ("nnm,median", 2)),
+        *(("gram", 1), ("median", 1), ("mean", 1), ("geometric_median", 2), ("nnm+median", 2)),
         *(("krum", 1 + 1 / 11), ("bulyan", 1 + 7 / 11)),
     ],
 )

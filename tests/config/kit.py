@@ -1,5 +1,6 @@
 """What the tests of configurations share."""
 
+import re
 from functools import cache
 
 import pytest
@@ -31,6 +32,8 @@ class Schema:
         if "enum" in schema and value not in schema["enum"]:
             return False
         if "type" in schema and not self._is(value, schema["type"]):
+            return False
+        if isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
             return False
         if isinstance(value, list):
             return all(self.accepts(item, schema.get("items", {})) for item in value)

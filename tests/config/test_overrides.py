@@ -53,6 +53,21 @@ def overridden(settings, *texts):
             "aggregator.mix.0.nnm.f=2",
             {"aggregator": {"mix": [{"nnm": {"f": 2}}], "rule": KRUM}},
         ),
+        (
+            {"aggregator": "nnm+krum"},
+            "aggregator.rule=median",
+            {"aggregator": {"mix": ["nnm"], "rule": "median"}},
+        ),
+        (
+            {},
+            "aggregator.fedavg.rule=nnm+krum; aggregator.fedavg.mix.0.nnm.f=2",
+            {"aggregator": {"fedavg": {"mix": [{"nnm": {"f": 2}}], "rule": "krum"}}},
+        ),
+        (
+            {"aggregator": PIPELINE},
+            "aggregator.rule=bucketing+krum",
+            {"aggregator": {"mix": ["nnm", "bucketing"], "rule": "krum"}},
+        ),
         # Ordinary sections.
         ({"server": {"port": 1}}, "server.host=::1", {"server": {"port": 1, "host": "::1"}}),
         ({"server": None}, "server.port=5", {"server": {"port": 5}}),
@@ -62,7 +77,7 @@ def overridden(settings, *texts):
     ],
 )
 def test_an_assignment_replaces(settings, text, expected):
-    assert overridden(settings, text) == expected
+    assert overridden(settings, *text.split("; ")) == expected
 
 
 def test_assignments_apply_in_order():

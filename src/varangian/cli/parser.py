@@ -11,8 +11,9 @@ from varangian.cli.bench import arguments as benchmarks
 
 EPILOG = """\
 settings:
-  Every key=value replaces one setting of the configuration: aggregator=krum, optimizer.lr=0.1,
-  'aggregator={mix: [nnm], rule: krum}'. The same in the environment: VARANGIAN__OPTIMIZER__LR=0.1.
+  Every key=value replaces one setting of the configuration: aggregator=krum, aggregator=nnm+krum,
+  'aggregator={krum: {select: 3}}', optimizer.lr=0.1. The same in the environment:
+  VARANGIAN__OPTIMIZER__LR=0.1.
   `varangian check` prints all settings, `varangian list aggregators` the names.
 
 exit codes:

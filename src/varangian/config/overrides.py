@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from varangian.config.spelling import PIPELINE, TOGETHER
+from varangian.config.spelling import PIPELINE, TOGETHER, long_form
 from varangian.config.text import parse
 from varangian.registry import ConfigError, Problem, join
 
@@ -76,16 +76,22 @@ def applied(
     Raises:
         ConfigError: a path leads through something that has no parts.
     """
-    result: Any = dict(settings)
+    result: Any = _long(settings)
     problems: list[Problem] = []
     for assignment in assignments:
         try:
-            result = _assigned(result, assignment.path.split("."), assignment.value, "", groups)
+            result = _long(_assigned(result, assignment.path.split("."), assignment.value, "", groups))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
     return dict(result)
+
+
+def _long(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with an aggregator whose parts have paths."""
+    aggregator = long_form(settings.get("aggregator"))
+    return {**settings, "aggregator": aggregator} if "aggregator" in settings else dict(settings)
 
 
 def _value(text: str, path: str) -> Any:

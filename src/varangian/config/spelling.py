@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from varangian.aggregators import RULES
+from varangian.aggregators import MIXINGS, RULES
+from varangian.aggregators.spec import USUAL, expanded
 from varangian.config.schema import JsonSchema, below, with_fields
 from varangian.registry import Problem, join, suggestion
 from varangian.server.policies import PARTICIPATION
@@ -70,6 +71,14 @@ def spelled(settings: Mapping[str, Any]) -> Spelling:
     rest = {key: value for key, value in fields.items() if key not in PIPELINE}
     meant = {"aggregator": {"rule": RULE} | inner, "participation": {name: rest}}
     return Spelling({**settings, **meant}, name, tuple(problems))
+
+
+def long_form(aggregator: Any) -> Any:
+    """An aggregator without `+`, so that its parts can be changed one by one."""
+    name = _name(aggregator)
+    if name is None or isinstance(aggregator, str) or not isinstance(aggregator[name], Mapping):
+        return expanded(aggregator)
+    return {**aggregator, name: expanded(aggregator[name])}
 
 
 def groups() -> dict[str, str | None]:
@@ -136,10 +145,13 @@ def _twice(value: Any, name: str) -> Problem:
 def _of_another_kind(problem: Problem) -> str:
     """The hint when the name of a participation stands where one of a rule should."""
     name = problem.value
-    if not isinstance(name, str) or not problem.rule.startswith("there is no aggregator"):
+    no_rule = problem.rule.startswith("there is no aggregator")
+    if not isinstance(name, str) or not (no_rule or problem.rule.startswith("there is no mixing")):
         return problem.hint
     if name in TOGETHER:
-        return f"{name!r} is a participation: write {{{name}: {{mix: ..., rule: ...}}}}."
+        return f"{name!r} is a participation: write aggregator={{{name}: {{rule: {USUAL}}}}}."
     if name in PARTICIPATION:
-        return f"{name!r} is a participation: write participation={name}."
-    return suggestion(name, [*RULES, *TOGETHER]) if problem.path == "aggregator" else problem.hint
+        return f"{name!r} is a participation: write participation={name}, and a rule as aggregator."
+    if no_rule and problem.path == "aggregator" and name not in MIXINGS:
+        return suggestion(name, [*RULES, *TOGETHER])
+    return problem.hint

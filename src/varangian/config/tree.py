@@ -40,7 +40,8 @@ def _aggregator_schema() -> dict[str, Any]:
         "items": {"anyOf": mixings},
         "description": "Mixings before the rule, in order.",
     }
-    properties: JsonSchema = {"mix": mix, "rule": {"anyOf": rules}}
+    joined = _joined_schema()
+    properties: JsonSchema = {"mix": mix, "rule": {"anyOf": [*rules, joined]}}
     pipeline = {
         "type": "object",
         "title": "pipeline",
@@ -48,7 +49,17 @@ def _aggregator_schema() -> dict[str, Any]:
         "required": ["rule"],
         "additionalProperties": False,
     }
-    return {"anyOf": [*rules, pipeline, *schemas(properties)]}
+    return {"anyOf": [*rules, joined, pipeline, *schemas(properties)]}
+
+
+def _joined_schema() -> JsonSchema:
+    """The schema of `nnm+krum`."""
+    mixing, rule = "|".join(MIXINGS), "|".join(RULES)
+    return {
+        "type": "string",
+        "pattern": rf"^\s*(({mixing})\s*\+\s*)+({rule})\s*$",
+        "description": "Mixings and then a rule, by name, joined by +.",
+    }
 
 
 def named_default(name: str) -> Any:
@@ -182,8 +193,8 @@ class RunConfig(Section):
     aggregator: Annotated[
         Aggregator, Group(_aggregator, lambda built: spec_of(built), _aggregator_schema, "flag")
     ] = named_default("flag")
-    """A rule, or `{mix: [...], rule: ...}`; `fedlaavg`, `fedavg` and `asap`, with a rule among their
-    fields, stand for that participation."""
+    """A rule; or mixings and a rule, as `nnm+krum` or, with fields, `{mix: [...], rule: ...}`. `fedlaavg`,
+    `fedavg` and `asap`, with a rule among their fields, stand for that participation."""
     participation: Annotated[Regime, of_registry(PARTICIPATION, "sync")] = named_default("sync")
     """Whose vectors make a round: everybody's, those of some who are there, or whoever's come."""
     model: Annotated[Model, of_registry(MODELS, "mlp")] = named_default("mlp")

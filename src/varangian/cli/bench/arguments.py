@@ -34,7 +34,9 @@ def _aggregators(parser: argparse.ArgumentParser) -> None:
         metavar="NxD",
         help="workers x parameters; by default 15x1000000 and 50x1000000",
     )
-    parser.add_argument("--rules", nargs="+", metavar="RULE", help="as krum, or nnm,krum; by default all")
+    parser.add_argument(
+        "--rules", nargs="+", metavar="RULE", help="as krum median, or nnm+krum; by default all"
+    )
     parser.add_argument("--threads", type=_count, default=1, metavar="N")
     parser.add_argument("--repeats", type=_count, default=7, metavar="N", help="medians are reported")
     parser.add_argument("--backend", metavar="NAME", help="kernels to insist on; by default the fastest")
@@ -69,7 +71,11 @@ def _round(parser: argparse.ArgumentParser) -> None:
         help="of all workers together, as 600MB/s (the default); rounds without one are measured, too",
     )
     parser.add_argument(
-        "--rules", nargs="+", default=["multi_krum", "median", "flag"], metavar="RULE", help="as krum"
+        "--rules",
+        nargs="+",
+        default=["multi_krum", "median", "flag"],
+        metavar="RULE",
+        help="as krum or nnm+krum",
     )
     parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="medians are reported")
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from varangian.aggregators import RULES, Aggregator, Gram, Rows, Selecting, aggregator_from
 from varangian.aggregators.kernels import backend_for
+from varangian.aggregators.spec import JOINT
 
-MIXED = ("nnm,median", "nnm,krum", "nnm,geometric_median", "nnm,flag")
+MIXED = ("nnm+median", "nnm+krum", "nnm+geometric_median", "nnm+flag")
 """What is measured besides every rule alone."""
 WITH_FIELDS: dict[str, object] = {
     "flag:lam=4": {"flag": {"lam": 4.0}},
@@ -114,16 +115,15 @@ def most(n: int) -> int:
 
 
 def names(wanted: Sequence[str] | None) -> list[str]:
-    """Everything, or what was asked for."""
-    return list(wanted) if wanted else [GRAM, *RULES, *WITH_FIELDS, *MIXED]
+    """Everything, or what was asked for; commas between names do as well as spaces."""
+    if not wanted:
+        return [GRAM, *RULES, *WITH_FIELDS, *MIXED]
+    return [name for text in wanted for part in text.split(",") if (name := part.replace(" ", ""))]
 
 
 def specified(name: str) -> object:
-    """`nnm,krum` as a configuration has it: mixings, and then a rule."""
-    if name in WITH_FIELDS:
-        return WITH_FIELDS[name]
-    *mixings, rule = (part.strip() for part in name.split(","))
-    return {"mix": mixings, "rule": rule} if mixings else rule
+    """What a configuration has for a name of the table."""
+    return WITH_FIELDS.get(name, name)
 
 
 def case_of(name: str, n: int) -> Case | str:
@@ -139,5 +139,5 @@ def case_of(name: str, n: int) -> Case | str:
         aggregator = aggregator_from(spec, "--rules", f=f)
         reason = aggregator.requires(n)
         if reason is None:
-            return Pipeline(name, aggregator, bool(set(name.split(",")) & set(REFERRED)))
+            return Pipeline(name, aggregator, bool(set(name.split(JOINT)) & set(REFERRED)))
     return reason or f"there are no {n} rows"

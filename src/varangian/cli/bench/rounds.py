@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from varangian.backends.folder import write_atomically
-from varangian.cli.bench.cases import case_of, most
+from varangian.cli.bench.cases import case_of, most, names
 from varangian.cli.bench.hops.base import Job
 from varangian.cli.bench.hops.processes import BrokenHop, Pair, Round
 from varangian.cli.bench.machine import load, machine
@@ -65,6 +65,7 @@ class Report:
 def command(args: argparse.Namespace) -> int:
     """Measure and print."""
     check_outputs(args)
+    args.rules = names(args.rules)
     for rule in args.rules:
         if isinstance(reason := case_of(rule, args.workers), str):
             raise CommandError(f"{rule} takes no {args.workers} rows: {reason}")
