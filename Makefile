@@ -9,7 +9,9 @@ SHELL := /bin/bash
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check
-# Compiling every module of every package takes as long as installing them; Python compiles what it imports.
+# Compiling every module of every package takes as long as installing them; Python compiles what it imports,
+# and keeps it whatever the shell says: the tests start a hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
 install := $(pip) install --quiet --no-compile -c constraints.txt
 # One test process more than there are cores, since many tests wait for other processes; but only a few,
 # since every one of them imports torch. Files stay together: their tests share servers and other fixtures.

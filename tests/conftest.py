@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.timeout is None:
         config.option.timeout = patience(LIMIT)
     settings.load_profile("patient")
-    settings.register_profile("extent", max_examples=examples(100))
+    settings.register_profile("extent", max_examples=examples(100), derandomize=not everything())
     settings.load_profile("extent")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Reporter(config), "names-of-failures")

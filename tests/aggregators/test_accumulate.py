@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.extent import examples
 from torch import Tensor
 
 from varangian.aggregators import Rows, RowsError
@@ -42,7 +43,7 @@ def matrix() -> Tensor:
 
 
 @BACKEND
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8, few=3), deadline=None)
 @given(cuts=CUTS, with_reference=st.booleans())
 def test_same_bits_however_it_is_cut(backend: Backend, cuts: list[bool], with_reference: bool) -> None:
     rows, r = matrix(), torch.linspace(-1, 1, D) if with_reference else None
@@ -54,7 +55,7 @@ def test_same_bits_however_it_is_cut(backend: Backend, cuts: list[bool], with_re
 
 
 @BACKEND
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8, few=3), deadline=None)
 @given(
     cuts=CUTS,
     gone=st.dictionaries(st.integers(0, N - 1), st.integers(0, SLICES), max_size=N - 1),

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.aggregators import kit
+from tests.extent import examples
 from torch import Tensor
 
 from varangian.aggregators import MIXINGS, RULES, Aggregate, AggregationError, Aggregator, Rows
@@ -297,7 +298,7 @@ def hostile_rounds(draw: st.DrawFn) -> tuple[str, Tensor]:
     return name, rows
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=examples(150, few=55), deadline=None, derandomize=True)
 @given(hostile_rounds())
 def test_f_rows_of_anything_leave_it_finite(round_: tuple[str, Tensor]) -> None:
     name, rows = round_

@@ -76,6 +76,7 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # takes longer than all other rules together; `make test` does not install Triton
 @pytest.mark.timeout(patience(600))
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 @pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.extent import patience
+from tests.extent import examples, patience
 from tests.hostile import attacks, probes
 
 from varangian.protos import ps_pb2
 from varangian.protos.frames import frame, varint
 
-COUNT = int(os.environ.get("VARANGIAN_FUZZ", "300"))
+COUNT = int(os.environ.get("VARANGIAN_FUZZ", examples(300)))
 
 whole = st.builds(
     lambda offset, data: frame(offset, data), st.integers(0, 2**64 - 1), st.binary(max_size=40)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.extent import examples
 from tests.hostile import lane_attacks
 from tests.hostile.rogue import GOOD, Rogue
 from tests.hostile.siege import TRAITOR, Honest, Siege, settled
@@ -114,8 +115,15 @@ def test_any_other_number_counts(number, siege, honest, unharmed):
 SIZES = (37, 70_001)
 """Numbers of a vector that is here as soon as its ticket is, and of one that is looked at twice."""
 
+PAIRS = [
+    ("plain", SIZES[0]),
+    pytest.param(("plain", SIZES[1]), marks=pytest.mark.exhaustive),
+    pytest.param(("tls", SIZES[0]), marks=pytest.mark.exhaustive),
+    ("tls", SIZES[1]),
+]
 
-@pytest.fixture(scope="module", params=[(mode, size) for mode in MODES for size in SIZES], ids=str)
+
+@pytest.fixture(scope="module", params=PAIRS, ids=str)
 def pair(request, tmp_path_factory):
     """Two workers alone with their server: when one takes back what the other one says, nothing changes."""
     mode, size = request.param
@@ -151,7 +159,7 @@ def pushed(rogue, data, way):
     return rogue.gives(data, cuts, pauses) if lane else rogue.gives_chunks(data, cuts)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(12), deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), first=ways, second=ways)
 def test_no_cut_changes_a_bit(pair, seed, first, second):
     one, two = pair

@@ -8,6 +8,7 @@ from collections import deque
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.extent import examples
 
 from varangian.protos import seal
 
@@ -105,7 +106,7 @@ def test_what_was_sealed_by_the_book_is_read(size, pieces):
 COUNTS = st.lists(st.none() | st.integers(1, 3 * seal.RECORD), max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(COUNTS, COUNTS, st.integers(1, 4 * seal.RECORD), st.integers(1, 2 * seal.RECORD), st.integers(1, 9))
 def test_whatever_a_socket_takes_and_gives_at_a_time_no_bit_changes(sends, receives, size, piece, seed):
     data = random.Random(seed).randbytes(size)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.extent import examples
 from torch import Tensor
 
 from varangian.server import latest
@@ -194,7 +195,7 @@ def test_bad_plans():
         Latest(("w00", "w00"), D)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.booleans()), max_size=30))
 def test_any_history_keeps_what_a_dictionary_would(steps: list[tuple[int, int, bool]]):
     store, kept = Latest(WORKERS, D), dict[str, tuple[int, float]]()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.extent import examples
 
 from varangian.server.choices import Buffered, Everyone, Neighbourhoods, Oldest, oldest, staleness_bound
 from varangian.server.events import (
@@ -531,7 +532,7 @@ def availability(draw: st.DrawFn) -> tuple[int, int, int, list[list[int]]]:
     return n, k, every, rounds
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(availability(), st.randoms(use_true_random=False))
 def test_lemma_1_no_participation_is_longer_ago_than_its_bound(
     case: tuple[int, int, int, list[list[int]]], order: object

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.extent import examples
 
 from varangian.server.choices import Everyone
 from varangian.server.events import (
@@ -163,5 +164,5 @@ class Alike(RuleBasedStateMachine):
             self.say(Stop("stopped on request", self.now))
 
 
-Alike.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+Alike.TestCase.settings = settings(max_examples=examples(120), stateful_step_count=40, deadline=None)
 TestAlike = Alike.TestCase

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.extent import examples
 
 from varangian.server.choices import Buffered, Everyone, Neighbourhoods, Oldest
 from varangian.server.events import (
@@ -399,5 +400,5 @@ class Histories(RuleBasedStateMachine):
         return moment is not None
 
 
-Histories.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+Histories.TestCase.settings = settings(max_examples=examples(200), stateful_step_count=50, deadline=None)
 TestHistories = Histories.TestCase

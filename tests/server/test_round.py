@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.extent import examples
 
 from varangian.server.events import (
     Accept,
@@ -656,7 +657,7 @@ class FailingHistory(History):
     shortfall = "fail"
 
 
-LONG = settings(max_examples=60, stateful_step_count=40, deadline=None)
+LONG = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 TestHistory = History.TestCase
 TestSkippingHistory = SkippingHistory.TestCase
 TestFailingHistory = FailingHistory.TestCase

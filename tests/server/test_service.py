@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.extent import patience
+from tests.extent import examples, patience
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import codec, ps_pb2
@@ -648,7 +648,7 @@ async def test_a_compressed_message_is_refused():
         await usable(this)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=20))
 def test_garbage_never_stops_the_server(garbage):
     @scenario

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.extent import examples
 
 from varangian.server.events import Refusal, RoundPolicy
 from varangian.server.window import Window
@@ -238,7 +239,7 @@ class Anything(RuleBasedStateMachine):
 
 
 TestAnything = Anything.TestCase
-TestAnything.settings = settings(max_examples=60, deadline=None)
+TestAnything.settings = settings(max_examples=examples(60), deadline=None)
 
 
 @pytest.mark.parametrize("columns", [0, 9, 10, 64, 65])

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.extent import examples
 
 from varangian.registry import ConfigError
 from varangian.worker.availability import Alternating, Place
@@ -22,7 +23,7 @@ LABELS = torch.arange(200) % 10
 KINDS = st.sampled_from([Iid(), Dirichlet(), Dirichlet(0.01), Dirichlet(100.0), Shards(1), Shards(3)])
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(KINDS, st.integers(1, 12), st.integers(0, 5), st.lists(st.integers(0, 4), min_size=36, max_size=60))
 def test_every_sample_goes_to_one_worker_and_every_worker_has_one(kind, workers, seed, labels):
     shards = kind.split(torch.tensor(labels), workers, seed)

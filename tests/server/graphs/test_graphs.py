@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.extent import examples
 
 from varangian.registry import ConfigError
 from varangian.server.graphs import (
@@ -136,7 +137,7 @@ def test_halton_as_it_was_falls_apart():
     assert gap(Halton("original").weights(12, 0)) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.integers(2, 12), st.integers(3, 40), st.integers(0, 10))
 def test_random_regular_graphs_are_regular_connected_and_go_both_ways(degree, n, seed):
     graph = RandomRegular(degree, seed)
