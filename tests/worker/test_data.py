@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from varangian.registry import ConfigError
-from varangian.worker.data import DATASETS, Cifar10, Custom, DataError, Dataset, Digits, Synthetic, cache
+from varangian.worker.data import (
+    DATASETS,
+    Cifar10,
+    Custom,
+    DataError,
+    Dataset,
+    Digits,
+    Parquet,
+    Synthetic,
+    cache,
+)
 from varangian.worker.losses import LOSSES, CrossEntropy, fitted
 
 pa = pytest.importorskip("pyarrow")
@@ -27,10 +37,11 @@ def encoded(pixels, kind="PNG"):
     return file.getvalue()
 
 
-def write(path, images, labels):
+def write(path, images, labels, image="img", label="label"):
     """A file in the Hugging Face layout."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     img = pa.array([{"bytes": image, "path": None} for image in images])
-    pq.write_table(pa.table({"img": img, "label": pa.array(labels, pa.int64())}), path)
+    pq.write_table(pa.table({image: img, label: pa.array(labels, pa.int64())}), path)
 
 
 def tiny(folder, train=20, test=10):
@@ -102,6 +113,7 @@ def test_cifar10_finds_the_folders_of_the_hub(tmp_path, subfolder):
 
 def test_cifar10_reads_several_files_in_order_and_jpeg(tmp_path):
     tiny(tmp_path)
+    (tmp_path / "train-00000-of-00001.parquet").rename(tmp_path / "train-00000-of-00002.parquet")
     flat = np.full((32, 32, 3), 90, dtype=np.uint8)
     write(tmp_path / "train-00001-of-00002.parquet", [encoded(flat, "JPEG")], [7])
     data = Cifar10(str(tmp_path)).load()
@@ -146,8 +158,8 @@ def test_cifar10_without_files(tmp_path):
 @pytest.mark.parametrize(
     ("table", "found"),
     [
-        ({"image": [b"x"], "label": [1]}, "image: binary, label: int64"),
-        ({"img": [b"x"], "label": [1]}, "img: binary, label: int64"),
+        ({"picture": [b"x"], "label": [1]}, "picture: binary, label: int64"),
+        ({"img": ["x"], "label": [1]}, "img: string, label: int64"),
         ({"img": [{"bytes": b"x"}]}, "img: struct<bytes: binary>"),
         ({"img": [{"bytes": b"x"}], "label": ["cat"]}, "label: string"),
     ],
@@ -190,6 +202,66 @@ def test_cifar10_with_an_empty_file(tmp_path):
     pq.write_table(schema.empty_table(), tmp_path / "train-00000-of-00001.parquet")
     with pytest.raises(DataError, match=r"should have samples\. Found none"):
         Cifar10(str(tmp_path)).load()
+
+
+def bare(folder, train, test, count=4, side=6, mode="L", **columns):
+    """Random images of another kind in files of these names."""
+    kind = Image.fromarray(COLOURS[0][:side, :side]).convert(mode)
+    for name in (*train, *test):
+        write(folder / name, [encoded(np.asarray(kind))] * count, [*range(count)], **columns)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (["train.parquet"], ["test.parquet"]),
+        (["train/0000.parquet", "train/0001.parquet"], ["test/0000.parquet"]),
+        (["mnist/train-00000-of-00001.parquet"], ["mnist/validation-00000-of-00001.parquet"]),
+        (["plain_text/train/0000.parquet"], ["plain_text/test/0000.parquet"]),
+    ],
+)
+def test_parquet_reads_the_layouts_in_use(tmp_path, train, test):
+    path = bare(tmp_path, train, test, image="image", label="labels")
+    data = Parquet(path, mean=0.5, std=0.5).load()
+    assert data.features == (1, 6, 6)
+    assert data.train_y.tolist() == [0, 1, 2, 3] * len(train)
+    assert -1 <= data.prepared(data.train_x, CPU).min() < data.prepared(data.train_x, CPU).max() <= 1
+
+
+def test_parquet_takes_columns_by_name_and_other_sizes(tmp_path):
+    path = bare(tmp_path, ["train.parquet"], ["test.parquet"], 300, 5, "RGB", image="photo", label="kind")
+    with pytest.raises(DataError, match=r"columns `img` or `image`.*Found photo.*data\.parquet\.image"):
+        Parquet(path).load()
+    data = Parquet(path, image="photo", label="kind", train_limit=290, classes=300).load()
+    assert (data.features, data.classes, data.train_y[-1]) == ((3, 5, 5), 300, 289)
+    with pytest.raises(DataError, match=r"cifar10.*32x32 pixels\. Found 5x5"):
+        Cifar10(path, image="photo", label="kind").load()
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        (["train-00000-of-00002.parquet"], "Found 1; missing: 00001-of-00002"),
+        (
+            ["train-00001-of-00003-8f0.parquet", "train-00002-of-00003-9c1.parquet"],
+            "missing: 00000-of-00003",
+        ),
+        (["train-00000-of-00001.parquet", "train-00001-of-00002.parquet"], "of one set"),
+        (["train/0000.parquet", "train/0002.parquet"], r"missing: 0001\.parquet"),
+    ],
+)
+def test_missing_parts_of_a_set_are_refused(tmp_path, train, words):
+    path = bare(tmp_path, train, ["test.parquet"])
+    with pytest.raises(DataError, match=words):
+        Parquet(path).load()
+
+
+def test_several_data_sets_in_one_folder_are_asked_for(tmp_path):
+    for name in ("cats", "dogs"):
+        bare(tmp_path / name, ["train.parquet"], ["test.parquet"])
+    with pytest.raises(DataError, match="Found several: cats, dogs"):
+        Parquet(str(tmp_path)).load()
 
 
 @pytest.mark.parametrize("fields", [{"train_limit": 0}, {"test_limit": -1}])
