@@ -98,8 +98,7 @@ class Reporter:
         if report.failed and terminal is not None:
             crash = getattr(report.longrepr, "reprcrash", None)
             reason = crash.message.partition("\n")[0] if crash else ""
-            terminal.ensure_newline()
-            terminal.write_line(f"FAILED {report.nodeid} ({report.when}) {reason}".rstrip(), red=True)
+            terminal.write(f"\nFAILED {report.nodeid} ({report.when}) {reason}".rstrip() + "\n", red=True)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,9 @@
 """The benchmarks of the wire measure what has arrived, and nothing else. No test here looks at a time."""
 
+import itertools
 import json
 import multiprocessing
+import os
 
 import pytest
 
@@ -10,6 +12,7 @@ from varangian.cli.bench.hops import catalogue, ours, processes
 from varangian.cli.bench.hops.base import Job, digests
 from varangian.cli.bench.hops.catalogue import WAYS
 from varangian.cli.bench.hops.processes import BrokenHop, Pair
+from varangian.cli.bench.hops.usage import processor_time
 
 SMALL = Job(2, 300_001)
 """More than a message, no round number, and an odd one."""
@@ -112,6 +115,47 @@ def test_what_does_not_start_says_why(quickly):
             broken.connect()
     finally:
         broken.close()
+
+
+class Slow:
+    """A pipe whose other end answers at the last of so many looks."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    def poll(self, seconds):
+        self.looks -= 1
+        return self.looks == 0
+
+    def recv(self):
+        return "ok", "an address"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "moves", "words"),
+    [
+        (3000, True, None),
+        (100, False, None),
+        (3000, False, "the server could not start in 120 s, and has done nothing for 120 s"),
+        (4000, True, "the server could not start in 3600 s"),
+    ],
+)
+def test_a_process_may_be_slow_but_not_stand_still(monkeypatch, seconds, moves, words):
+    side = object.__new__(processes.Side)
+    side._role, side._process = "server", multiprocessing.current_process()
+    side._pipe = Slow(int(seconds / processes.LOOK))
+    ticks = itertools.count() if moves else itertools.repeat(7)
+    monkeypatch.setattr(processes, "processor_time", lambda process: next(ticks))
+    if words is None:
+        assert side.answer("start") == "an address"
+    else:
+        with pytest.raises(BrokenHop, match=f"^{words}$"):
+            side.answer("start")
+
+
+def test_processor_time_is_read_from_the_system():
+    assert processor_time(os.getpid()) > 0
+    assert processor_time(None) is None
 
 
 @pytest.mark.slow

@@ -13,10 +13,14 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal, cast
 
 from varangian.cli.bench.hops.base import Hop, Job, Server, Workers
-from varangian.cli.bench.hops.usage import Usage, reset_peak
+from varangian.cli.bench.hops.usage import Usage, processor_time, reset_peak
 
-PATIENCE = 120.0
-"""Seconds for any command: a benchmark that hangs should say where."""
+STILL = 120.0
+"""Seconds without processor time after which a process has hung: a benchmark should say where it does."""
+LONGEST = 3600.0
+"""Seconds for any command. On a busy machine a process may be slow, but it does not stand still."""
+LOOK = 0.5
+"""Seconds between two looks at the processor time of a process."""
 START = multiprocessing.get_context("spawn")
 """Forked children would begin with the threads and the memory of the parent."""
 
@@ -66,8 +70,7 @@ class Side:
         return self.answer(what)
 
     def answer(self, what: str) -> Any:
-        if not self._pipe.poll(PATIENCE):
-            raise BrokenHop(f"the {self._role} took more than {PATIENCE:g} s to {what}")
+        self._wait(what)
         try:
             kind, answer = self._pipe.recv()
         except (EOFError, OSError):
@@ -76,6 +79,16 @@ class Side:
         if kind == "error":
             raise BrokenHop(f"the {self._role} could not {what}: {answer}")
         return answer
+
+    def _wait(self, what: str) -> None:
+        """Until there is an answer, for as long as the process moves."""
+        whole, still, before = 0.0, 0.0, processor_time(self._process.pid)
+        while not self._pipe.poll(LOOK):
+            now = processor_time(self._process.pid)
+            whole, still, before = whole + LOOK, still + LOOK if now == before else 0.0, now
+            if still >= STILL or whole >= LONGEST:
+                idle = f", and has done nothing for {still:g} s" if still >= STILL else ""
+                raise BrokenHop(f"the {self._role} could not {what} in {whole:g} s{idle}")
 
     def usage(self) -> Usage:
         return cast(Usage, self.ask("usage"))

@@ -33,6 +33,15 @@ class Usage:
         return cls(taken.ru_utime + taken.ru_stime, taken.ru_minflt, memory["VmRSS"], memory["VmHWM"])
 
 
+def processor_time(process: int | None) -> int | None:
+    """Ticks that another process has taken; None where the system does not say."""
+    try:
+        words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(words[11]) + int(words[12])
+
+
 def reset_peak() -> None:
     """Forget what was in memory at most.
 
