@@ -61,7 +61,7 @@ def expanded(spec: Any) -> Any:
         *mixings, rule = map(str.strip, spec.split(JOINT))
         well = mixings and rule in RULES and all(mixing in MIXINGS for mixing in mixings)
         return {"mix": mixings, "rule": rule} if well else spec
-    inner = expanded(spec["rule"]) if _is_chain(spec) and isinstance(spec.get("rule"), str) else ""
+    inner: Any = expanded(spec["rule"]) if _is_chain(spec) and isinstance(spec.get("rule"), str) else ""
     before = spec.get("mix") or [] if _is_chain(inner) else None
     if isinstance(before, list | tuple):
         return {**spec, "mix": [*before, *inner["mix"]], "rule": inner["rule"]}
