@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
+from varangian.paths import user_path
 from varangian.server.graphs.base import GRAPHS, GraphError, Links
 from varangian.server.graphs.links import Static
 
@@ -97,7 +98,7 @@ def read(path: str) -> tuple[int | None, tuple[Link, ...]]:
 
 def _text(path: str) -> str:
     try:
-        with Path(path).open("rb") as file:
+        with user_path(path).open("rb") as file:
             data = file.read(BYTES + 1)
         if len(data) > BYTES:
             raise GraphError(f"{path} should hold at most {BYTES} bytes.")

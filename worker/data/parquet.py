@@ -103,7 +103,7 @@ def loaded(
     path: str, columns: Columns, train_limit: int | None, test_limit: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (N, channels, height, width) as bytes and labels (N,), for training and held out."""
-    files = parquet_files(columns.name, Path(path).expanduser().resolve())
+    files = parquet_files(columns.name, user_path(path).resolve())
     found = [decoded(part, paths, columns) for part, paths in files.items()]
     (train_x, train_y), (test_x, test_y) = (
         split(rows[:limit]) for rows, limit in zip(found, (train_limit, test_limit), strict=True)

@@ -1,4 +1,4 @@
-"""`varangian check`."""
+"""`varangian check`: a dry run."""
 
 from __future__ import annotations
 
@@ -6,19 +6,44 @@ import argparse
 import os
 import sys
 
+from varangian.cli.main import OK, USAGE
 from varangian.config import RunConfig, advice, load
 from varangian.config.text import dump
 from varangian.server.policies import FedLaAvg, Sync
 
+STATIC = "# not tried: data, model, device, memory, output folder and ports (leave out --static)"
+
 
 def command(args: argparse.Namespace) -> int:
-    """Print every setting of the run, and what the rule says about its numbers."""
+    """Print every setting of the run, what the rule says about its numbers, and whether it would start."""
     config = load(args.config, args.settings, os.environ)
     print(dump(config.resolved()), end="")
     print(f"\n# {verdict(config)}")
     for sentence in advice(config):
         print(f"warning: {sentence}", file=sys.stderr)
-    return 0
+    if args.static:
+        print(STATIC)
+        return OK
+    return _rehearsed(config)
+
+
+def _rehearsed(config: RunConfig) -> int:
+    from varangian.backends.rehearsal import rehearse
+
+    found = rehearse(config)
+    for sentence in found.worked:
+        print(f"# ok: {sentence}")
+    for sentence in found.untried:
+        print(f"# not tried: {sentence}")
+    for sentence in found.notes:
+        print(f"warning: {sentence}", file=sys.stderr)
+    if not found.problems:
+        return OK
+    many = "Problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
+    print(f"{many} that would stop this run:", file=sys.stderr)
+    for problem in found.problems:
+        print(f"  {problem}", file=sys.stderr)
+    return USAGE
 
 
 def verdict(config: RunConfig) -> str:

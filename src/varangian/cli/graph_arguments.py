@@ -1,8 +1,10 @@
-"""What can be typed after `varangian graph`. Only argparse is imported here."""
+"""What can be typed after `varangian graph`. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
 import argparse
+
+from varangian.paths import expanded
 
 MOST = 1024
 """Workers; figures of larger graphs take minutes."""
@@ -18,7 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=_workers, default=16, metavar="N", help="workers; by default 16")
     parser.add_argument("-f", type=_tolerance, metavar="F", help="of which so many may be Byzantine")
     parser.add_argument("--rule", metavar="RULE", help="say whether this rule holds in every neighbourhood")
-    parser.add_argument("--png", metavar="FILE", help="draw the graph here")
+    parser.add_argument("--png", type=expanded, metavar="FILE", help="draw the graph here")
 
 
 def _workers(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What can be typed. Only argparse is imported here."""
+"""What can be typed. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from varangian import __version__
 from varangian.cli import graph_arguments
 from varangian.cli.bench import arguments as benchmarks
+from varangian.paths import expanded
 
 EPILOG = """\
 settings:
@@ -94,15 +95,28 @@ def _format(parser: argparse.ArgumentParser) -> None:
 def _run(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
     parser.add_argument("--backend", choices=("processes", "simulate"), help="short for backend=...")
-    parser.add_argument("--output", metavar="DIR", help="where run folders are made; short for output=...")
+    parser.add_argument(
+        "--output", type=expanded, metavar="DIR", help="where run folders are made; short for output=..."
+    )
     _format(parser)
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    _settings(parser)
+    parser.add_argument(
+        "--static",
+        action="store_true",
+        help="only the settings: build no model, load no data, look at no disk and no port",
+    )
 
 
 def _server(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
     parser.add_argument("--bind", metavar="HOST:PORT", help="short for server.host=... server.port=...")
     _security(parser, "the server's bundle, made by `varangian certs`; with it everything goes over TLS")
-    parser.add_argument("--output", metavar="DIR", help="where run folders are made; short for output=...")
+    parser.add_argument(
+        "--output", type=expanded, metavar="DIR", help="where run folders are made; short for output=..."
+    )
     _format(parser)
 
 
@@ -123,7 +137,7 @@ def _worker(parser: argparse.ArgumentParser) -> None:
 
 def _security(parser: argparse.ArgumentParser, certs: str) -> None:
     way = parser.add_mutually_exclusive_group()
-    way.add_argument("--certs", metavar="DIR", help=f"{certs}; also in VARANGIAN_CERTS")
+    way.add_argument("--certs", type=expanded, metavar="DIR", help=f"{certs}; also in VARANGIAN_CERTS")
     way.add_argument(
         "--insecure",
         action="store_true",
@@ -134,13 +148,17 @@ def _security(parser: argparse.ArgumentParser, certs: str) -> None:
 
 def _health(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", metavar="HOST:PORT", required=True)
-    parser.add_argument("--certs", metavar="DIR", help="a bundle, of the server or of a worker")
+    parser.add_argument(
+        "--certs", type=expanded, metavar="DIR", help="a bundle, of the server or of a worker"
+    )
     parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", metavar="HOST:PORT", help="try to reach it, as a worker does")
-    parser.add_argument("--certs", metavar="DIR", help="a bundle to look at, and to show to the server")
+    parser.add_argument(
+        "--certs", type=expanded, metavar="DIR", help="a bundle to look at, and to show to the server"
+    )
     parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
 
 
@@ -149,7 +167,7 @@ def _certs(parser: argparse.ArgumentParser) -> None:
 
     def action(name: str, summary: str) -> argparse.ArgumentParser:
         added = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        added.add_argument("dir", metavar="DIR", help="where the authority is")
+        added.add_argument("dir", type=expanded, metavar="DIR", help="where the authority is")
         return added
 
     init = action("init", "Make an authority.")
@@ -163,7 +181,10 @@ def _certs(parser: argparse.ArgumentParser) -> None:
     )
     issue.add_argument("--days", type=_days, default=30.0, metavar="N", help="by default 30")
     issue.add_argument(
-        "--into", metavar="DIR", help="where bundles are made; by default beside the authority"
+        "--into",
+        type=expanded,
+        metavar="DIR",
+        help="where bundles are made; by default beside the authority",
     )
     issue.add_argument("--force", action="store_true", help="replace bundles that exist")
     issue.add_argument(
@@ -190,7 +211,7 @@ def _list(parser: argparse.ArgumentParser) -> None:
 
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=None, metavar="N", help="rounds of every run")
-    parser.add_argument("--output", default="runs", metavar="DIR")
+    parser.add_argument("--output", default="runs", type=expanded, metavar="DIR")
     _format(parser)
 
 
@@ -201,7 +222,7 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[str, str, Arguments]] = {
     "demo": ("demo", "Four rules against two attacks, on digits, in under a minute.", _demo),
     "run": ("run", "Train with a server and workers on this machine.", _run),
-    "check": ("check", "Print all settings, and whether the rule holds with them.", _settings),
+    "check": ("check", "Print all settings, and try what a run does before its first round.", _check),
     "server": ("cluster:server", "Only the server, with certificates or VARANGIAN_SECRET.", _server),
     "worker": ("cluster:worker", "Workers for a server elsewhere, identified as the server is.", _worker),
     "certs": ("certs", "Make, list and revoke the certificates of a cluster.", _certs),

@@ -14,6 +14,7 @@ from varangian.config.problems import problems_of
 from varangian.config.spelling import Spelling, spelled
 from varangian.config.text import read
 from varangian.config.tree import RunConfig, groups
+from varangian.paths import user_path
 from varangian.registry import ConfigError, Problem
 
 
@@ -35,7 +36,7 @@ def load(
     Raises:
         ConfigError: with every problem found.
     """
-    settings = read(Path(path)) if path is not None else {}
+    settings = read(user_path(path)) if path is not None else {}
     assignments = [*from_environment(environ or {}), *from_command_line(overrides)]
     return loads(applied(settings, assignments, groups()), whole=whole)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from varangian.aggregators import Aggregator, Mean
 from varangian.aggregators.base import spent
 from varangian.config.tree import RunConfig
+from varangian.paths import user_path
 from varangian.protos.codec import FLOAT32
 from varangian.registry import NOTHING, Problem
 from varangian.server.graphs import requires
@@ -65,7 +65,7 @@ def summed(config: RunConfig) -> Iterator[Problem]:
 def kept(config: RunConfig) -> Iterator[Problem]:
     """A place for latest vectors that is not there."""
     folder = getattr(config.participation, "folder", None)
-    if folder is not None and not Path(folder).is_dir():
+    if folder is not None and not user_path(folder).is_dir():
         yield Problem(here(config, "folder"), "should be a folder that exists", folder)
 
 

@@ -1,9 +1,11 @@
-"""What can be typed after `varangian bench`. Only argparse is imported here."""
+"""What can be typed after `varangian bench`. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+
+from varangian.paths import expanded
 
 FORMATS = ("auto", "rich", "plain", "json")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -16,9 +18,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         sub.set_defaults(run=module)
         arguments(sub)
-        sub.add_argument("--json", metavar="FILE", help="write the numbers and the hardware here")
+        sub.add_argument(
+            "--json", type=expanded, metavar="FILE", help="write the numbers and the hardware here"
+        )
         if name != "round":
-            sub.add_argument("--png", metavar="FILE", help="write a bar chart here")
+            sub.add_argument("--png", type=expanded, metavar="FILE", help="write a bar chart here")
         sub.add_argument(
             "--format", choices=FORMATS, default="auto", help="auto: rich on a terminal, plain elsewhere"
         )
