@@ -244,7 +244,7 @@ def honest_majority(n: int, f: int) -> str | None:
 
 def check_f(f: int) -> None:
     """For `__post_init__`: f is a count."""
-    if f < 0:
+    if isinstance(f, bool) or not isinstance(f, int) or f < 0:
         raise ValueError(f"`f` should be a non-negative integer. Found {f}.")
 
 

@@ -23,6 +23,7 @@ from varangian.aggregators.base import (
     Weighting,
     among,
     by_place,
+    check_f,
     in_place,
     is_columnwise,
     is_explained,
@@ -34,7 +35,7 @@ from varangian.aggregators.base import (
 )
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for, unscreened
-from varangian.aggregators.rows import Rows, RowsError
+from varangian.aggregators.rows import Rows, RowsError, tensor_of
 
 _UNUSED = torch.Generator()
 """For rules without a mixing, of which none is random."""
@@ -56,6 +57,9 @@ class Aggregator:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mix", tuple(self.mix))
+        for f in (self.f, *(getattr(part, "f", None) for part in (*self.mix, self.rule))):
+            if f is not None:
+                check_f(f)
 
     @property
     def tolerance(self) -> int | None:
@@ -73,6 +77,7 @@ class Aggregator:
     def requires(self, n: int, f: int | None = None) -> str | None:
         """Why the guarantee does not hold for n rows of which f are Byzantine; None when it does."""
         f = (self.tolerance or 0) if f is None else f
+        check_f(f)
         if n < 1:
             return f"{self.rule!r}: there are no rows"
         moved: Mixing | None = None
@@ -98,6 +103,7 @@ class Aggregator:
         S, of n - f rows, is the mean of those over its subsets of n - g, which have no more variance.
         """
         f = (self.tolerance or 0) if f is None else f
+        check_f(f)
         told = {g for g in map(tolerance, (*self.mix, self.rule)) if g is not None and g > f}
         known = [kappa for g in (f, *told) if (kappa := self._kappa(n, g)) is not None]
         return min(known, default=None)
@@ -128,9 +134,10 @@ class Aggregator:
 
         Args:
             rows: (n, d) tensor or array, or n vectors (d,); any float dtype, one device; not written to.
-            reference: (d,) point to measure from: the last aggregate, or nothing (zero). Never a row
-                that a worker chose.
-            rng: randomness of the mixings that have any; the same state gives the same bits.
+            reference: (d,) tensor or array, the point to measure from: the last aggregate, or nothing
+                (zero). Never a row that a worker chose.
+            rng: randomness of the mixings that have any; the same state gives the same bits. By default
+                torch's own, so that every call draws anew, and `torch.manual_seed` makes it come again.
             faults: rows of provably Byzantine workers that the caller has removed already; like the
                 rows that are dropped here, each spends one of the f.
             measured: what `GramAccumulator.products` is for these rows and this reference, taken while they
@@ -143,7 +150,7 @@ class Aggregator:
             AggregationError: too few rows are left for the guarantee, or more are provably invalid
                 than were declared Byzantine.
         """
-        rng = rng or (torch.Generator().manual_seed(0) if self.mix else _UNUSED)
+        rng = rng or (torch.default_generator if self.mix else _UNUSED)
         before = rng.get_state() if self.mix else None
         # Nothing but columns is looked at, by what kernels know by its description.
         described = not self.mix and is_ordered(self.rule) and not is_selecting(self.rule)
@@ -175,6 +182,8 @@ class Aggregator:
         Raises:
             AggregationError: it must not run on them.
         """
+        if faults < 0:
+            raise ValueError(f"`faults` should be a non-negative integer. Found {faults}.")
         n = len(kept) + faults
         f = self.tolerance
         if f is not None and faults > f:
@@ -289,6 +298,7 @@ def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:
     """The reference as the kernels take it: beside the rows, in the type that they compute in."""
     if reference is None:
         return None
+    reference = tensor_of(reference, "reference")
     if reference.shape != (rows.d,):
         raise RowsError(f"`reference` should be ({rows.d},). Found {tuple(reference.shape)}.")
     reference = reference.detach().to(device=rows.device, dtype=rows.working_dtype)

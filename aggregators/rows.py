@@ -43,7 +43,7 @@ class Rows:
         if isinstance(rows, Rows):
             return rows
         # As one tensor first: rows of a matrix that stay in one storage are read without copies.
-        whole = _tensor(rows, "rows") if isinstance(rows, np.ndarray) and rows.ndim == 2 else rows
+        whole = tensor_of(rows, "rows") if isinstance(rows, np.ndarray) and rows.ndim == 2 else rows
         if isinstance(whole, Tensor) and whole.dim() == 2 and len(whole):
             _vector(whole[0], 0)  # the others are like it
             return cls(whole.detach().unbind())
@@ -134,20 +134,32 @@ class Rows:
         return first.as_strided((len(self), self.d), (step // item, 1))
 
 
-def _tensor(values: Any, name: str) -> Tensor:
+def tensor_of(values: Any, name: str) -> Tensor:
+    """As a tensor, without a copy where torch can read it as it is.
+
+    Raises:
+        RowsError: these are no numbers.
+    """
     if isinstance(values, Tensor):
         return values
     try:
         with warnings.catch_warnings():
             # A read-only array is exactly what we want: nothing here writes to a row.
             warnings.filterwarnings("ignore", message=".*not writable.*")
-            return torch.as_tensor(values)
+            return torch.as_tensor(_readable(values) if isinstance(values, np.ndarray) else values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RowsError(f"`{name}` should be a tensor or an array of numbers. {error}") from error
 
 
+def _readable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As torch can read it: a copy where it runs backwards or has another machine's byte order."""
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array.copy() if any(stride < 0 for stride in array.strides) else array
+
+
 def _vector(row: Any, i: int) -> Tensor:
-    vector = _tensor(row, f"rows[{i}]")
+    vector = tensor_of(row, f"rows[{i}]")
     if vector.dim() != 1:
         raise RowsError(f"`rows[{i}]` should be a flat vector. Found shape {tuple(vector.shape)}.")
     if vector.dtype not in FLOATS:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+STRIP = 1 << 16
+"""Parameters that are updated at once, in float64."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ema:
@@ -52,16 +55,25 @@ def samples(batch: int, counted: int, effective: float | None = None) -> float:
 
 
 class Average:
-    """The averaged parameters."""
+    """The averaged parameters, in two float32 numbers each: the nearest, and what it leaves out.
+
+    Alone, a float32 average would stop where a step is less than half of its last digit.
+    """
 
     def __init__(self, ema: Ema, parameters: Tensor) -> None:
         self._ema = ema
         self._point = parameters.detach().to("cpu", torch.float32, copy=True).contiguous()
+        self._rest = torch.zeros_like(self._point)
 
     @property
     def parameters(self) -> Tensor:
         """(d,) float32 on the CPU; a view that the next update changes, not to be written to."""
         return self._point
+
+    @property
+    def rest(self) -> Tensor:
+        """What `parameters` leaves out; saved beside it, the average can go on with the same bits."""
+        return self._rest
 
     def update(self, parameters: Tensor, samples: float) -> float:
         """Move towards the parameters after a step, in place; returns rho.
@@ -71,17 +83,24 @@ class Average:
             samples: what the step has learned from; 0 for one that was rejected, which changes nothing.
         """
         if samples > 0:
-            latest = parameters.detach().to("cpu", torch.float32)
-            self._point.lerp_(latest, self._ema.share(samples))
+            latest, share = parameters.detach().to("cpu"), self._ema.share(samples)
+            for point, rest, target in zip(
+                self._point.split(STRIP), self._rest.split(STRIP), latest.split(STRIP), strict=True
+            ):
+                exact = (point.double() + rest).lerp_(target.double(), share)
+                point.copy_(exact)
+                rest.copy_(exact - point)
         return self._ema.rate(samples)
 
-    def restore(self, parameters: Tensor) -> None:
-        """Go on from an average that was saved.
+    def restore(self, parameters: Tensor, rest: Tensor | None = None) -> None:
+        """Go on from an average that was saved; without its `rest`, from the nearest float32 numbers.
 
         Raises:
             ValueError: it is of another model.
         """
-        if parameters.shape != self._point.shape:
-            expected, found = tuple(self._point.shape), tuple(parameters.shape)
-            raise ValueError(f"The average should have the shape {expected}. Found {found}.")
+        for saved in (parameters, *([] if rest is None else [rest])):
+            if saved.shape != self._point.shape:
+                expected, found = tuple(self._point.shape), tuple(saved.shape)
+                raise ValueError(f"The average should have the shape {expected}. Found {found}.")
         self._point.copy_(parameters)
+        self._rest.copy_(torch.zeros_like(self._rest) if rest is None else rest)

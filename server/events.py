@@ -36,6 +36,8 @@ class RoundPolicy:
         n = len(self.workers)
         if n == 0 or len(set(self.workers)) < n:
             raise ValueError(f"`workers` should be different names, at least one. Found {self.workers}.")
+        if self.f < 0:
+            raise ValueError(f"`f` should be a non-negative integer. Found {self.f}.")
         if not 1 <= self.quorum <= n:
             raise ValueError(f"`quorum` should be between 1 and n = {n}. Found {self.quorum}.")
         if not 0 <= self.f < n:

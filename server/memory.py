@@ -91,7 +91,7 @@ class Account:
         messages = n * limits.streams + IN_FLIGHT * limits.receiving
         return cls(
             rows=min(n, seats or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
-            vectors=VERSIONS + more + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + average,
+            vectors=VERSIONS + more + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + 2 * average,
             model=4 * d,
             streams=messages * MESSAGE_LIMIT + lane * _beside(n, limits),
             base=RESERVE + (resident() if base is None else base),

@@ -19,6 +19,7 @@ from varangian.aggregators import (
     MoNNA,
     RowsError,
     TrimmedMean,
+    aggregator_from,
 )
 from varangian.aggregators.kernels import GramAccumulator
 from varangian.aggregators.scaled import Scaled
@@ -173,10 +174,41 @@ class TestRecord:
         assert grouped["explained_variance"].isfinite().sum() == 1
 
 
-def test_without_randomness_given_it_is_fixed() -> None:
-    rows = kit.plain(9, 20)
-    one, two = (Aggregator(Median(), (Bucketing(),))(rows).vector for _ in range(2))
-    assert torch.equal(one, two)
+class TestRandomness:
+    def test_without_any_given_every_call_draws_anew(self) -> None:
+        """One permutation for ever would let an attacker choose its group."""
+        aggregator, rows = Aggregator(Krum(f=1), (Bucketing(),)), kit.plain(13, 20)
+        groups = {str(aggregator(rows).weights) for _ in range(20)}
+        assert len(groups) > 10
+
+    def test_the_seed_of_torch_or_the_one_given_make_it_come_again(self) -> None:
+        aggregator, rows = Aggregator(Median(), (Bucketing(),)), kit.plain(9, 20)
+        found = []
+        for _ in range(2):
+            torch.manual_seed(5)
+            found += [aggregator(rows).vector, aggregator(rows, rng=kit.rng()).vector]
+        assert torch.equal(found[0], found[2])
+        assert torch.equal(found[1], found[3])
+
+
+@pytest.mark.parametrize("f", [-1, 1.5, True])
+def test_f_is_a_count(f: int) -> None:
+    class Custom(Median):
+        pass
+
+    object.__setattr__(custom := Custom(), "f", f)
+    rows = kit.plain(9, 4)
+    for build in (
+        lambda: Aggregator(Median(), f=f),
+        lambda: Aggregator(custom),
+        lambda: Aggregator(Median()).requires(9, f),
+        lambda: Aggregator(Median()).kappa(9, f),
+        lambda: aggregator_from("median", "aggregator", f=f),
+    ):
+        with pytest.raises(ValueError, match=f"`f` should be a non-negative integer. Found {f}"):
+            build()
+    with pytest.raises(ValueError, match="`faults` should be"):
+        Aggregator(Median())(rows, faults=-1)
 
 
 def test_mixings_may_be_a_list() -> None:

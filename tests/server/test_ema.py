@@ -67,6 +67,16 @@ def test_the_average_is_its_own_memory_and_stays_in_it():
     assert held.tolist() == pytest.approx([0.9] * 3)
 
 
+@pytest.mark.parametrize(("decay", "start", "target"), [(0.9999, 1.0, 1.0004), (0.99999, 3.0, -2e-6)])
+def test_no_step_is_too_small_to_count(decay, start, target):
+    """A float32 average stops near where it began: its last digit is more than such a step."""
+    average = Average(Ema(decay=decay, reference_batch=1), torch.tensor([start]))
+    for _ in range(5000):
+        average.update(torch.tensor([target]), 1)
+    wanted = target + (start - target) * decay**5000
+    assert average.parameters.item() == torch.tensor(wanted).item()
+
+
 def test_restored_it_goes_on_alike():
     ema, points = Ema(decay=0.9, reference_batch=1), torch.randn(6, 5)
     straight, before, after = (Average(ema, points[0]) for _ in range(3))
@@ -74,7 +84,7 @@ def test_restored_it_goes_on_alike():
         straight.update(point, 1)
     for point in points[1:3]:
         before.update(point, 1)
-    after.restore(before.parameters)
+    after.restore(before.parameters.clone(), before.rest.clone())
     for point in points[3:]:
         after.update(point, 1)
     assert torch.equal(straight.parameters, after.parameters)

@@ -70,7 +70,7 @@ def test_latest_vectors_and_the_seats_of_those_who_push(tmp_path: Path):
 
 def test_momentum_is_one_more():
     assert account(sgd=Sgd(lr=1, momentum=0.9, nesterov=True, weight_decay=0.1)).vectors == 8
-    assert account(average=True).vectors == 8
+    assert account(average=True).vectors == 9  # two numbers for each parameter
 
 
 def test_a_machine_with_less_is_refused_with_the_numbers():

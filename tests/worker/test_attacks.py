@@ -157,6 +157,13 @@ def test_alie_takes_z_max_of_all_workers_and_attackers():
     assert not torch.equal(Alie()(ROWS[0], knows(n=25, f=11)), expected)
 
 
+@pytest.mark.parametrize(("n", "f"), [(10, 2), (14, 2), (15, 1), (10, 1)])
+def test_alie_never_sends_the_honest_mean(n, f):
+    """Where the paper's formula sees no room it steps 1.5, as the authors' code does."""
+    assert z_max(n, f) <= 0
+    assert torch.equal(Alie()(ROWS[0], knows(n=n, f=f)), Alie(z=1.5)(ROWS[0], knows()))
+
+
 def test_alie_of_one_vector_is_refused_and_never_nan():
     """The attack of some released code takes the deviation of one sample divided by 0, and sends NaN."""
     assert bool(Alie(z=1.5)(ROWS[0], knows(ROWS[:1])).isfinite().all())

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
 
+USUAL = 1.5
+"""The step of the authors' code and of ByzFL where none is chosen."""
+
 
 @ATTACKS.register("alie")
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Alie:
 
     needs: ClassVar[Sight] = "colluders"
     z: float | None = None
-    """Standard deviations to step; negative steps the other way. Null is the paper's z_max for n and f."""
+    """Standard deviations to step; negative steps the other way. Null is the paper's z_max for n and f, or
+    1.5 where that is not positive: with one attacker, or two among an even number of workers."""
 
     def __post_init__(self) -> None:
         if self.z is not None and not math.isfinite(self.z):
@@ -39,8 +43,14 @@ class Alie:
         return None
 
     def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
-        z = z_max(knows.n, knows.f) if self.z is None else self.z
+        z = step(knows.n, knows.f) if self.z is None else self.z
         return knows.honest.mean(dim=0) - z * knows.honest.std(dim=0, correction=0)
+
+
+def step(n: int, f: int) -> float:
+    """The z of an attack that was not given one; never 0, which would send the honest mean."""
+    most = z_max(n, f)
+    return most if most > 0 else USUAL
 
 
 def z_max(n: int, f: int) -> float:

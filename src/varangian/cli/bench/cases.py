@@ -51,6 +51,11 @@ class Input:
         return Input(self.rows.double(), self.root.double(), self.byzantine)
 
 
+def _same_groups() -> torch.Generator:
+    """Randomness of mixings that is the same for every backend."""
+    return torch.Generator().manual_seed(0)
+
+
 class Case(Protocol):
     """Something that reads rows."""
 
@@ -93,12 +98,12 @@ class Pipeline:
 
     def __call__(self, given: Input, backend: str | None, /) -> Tensor:
         aggregator = dataclasses.replace(self.aggregator, backend=backend)
-        return aggregator(given.rows, given.root if self.reference else None).vector
+        return aggregator(given.rows, given.root if self.reference else None, _same_groups()).vector
 
     def passes(self, given: Input, backend: str | None, /) -> float:
         """One for the inner products where the rule wants them, and one for the rows that it uses."""
         aggregator = dataclasses.replace(self.aggregator, backend=backend)
-        found = aggregator(given.rows, given.root if self.reference else None)
+        found = aggregator(given.rows, given.root if self.reference else None, _same_groups())
         if found.weights is not None:
             used = int(found.weights.count_nonzero()) / len(given.rows)
             return used + (found.spread is not None)
