@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from varangian.paths import user_path
 from varangian.worker.data.base import DATASETS, DataError, Dataset, check_classes, check_limits
 from varangian.worker.data.cache import Rows, cached
 
@@ -123,8 +124,8 @@ def parquet_files(name: str, folder: Path) -> dict[str, list[Path]]:
     if not found:
         raise DataError(
             f"{name}: `path` should be a folder with train-*.parquet and test-*.parquet (or"
-            f" train.parquet, train/*.parquet, and so on). Found {folder}, {content(folder)}. Download the data set in its"
-            " parquet form and point `path` to it."
+            f" train.parquet, train/*.parquet, and so on). Found {folder}, {content(folder)}. Download the"
+            " data set in its parquet form and point `path` to it."
         )
     for paths in found[0].values():
         check_complete(name, paths)
