@@ -127,6 +127,30 @@ class PushReply(_message.Message):
     duplicate: bool
     def __init__(self, round: _Optional[int] = ..., duplicate: bool = ...) -> None: ...
 
+class DeclineRequest(_message.Message):
+    __slots__ = ("run_id", "round", "reason")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    round: int
+    reason: str
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DeclineReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AttendRequest(_message.Message):
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+
+class AttendReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

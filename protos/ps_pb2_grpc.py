@@ -49,6 +49,16 @@ class ParameterServerStub(object):
                 request_serializer=varangian_dot_protos_dot_ps__pb2.PushRequest.SerializeToString,
                 response_deserializer=varangian_dot_protos_dot_ps__pb2.PushReply.FromString,
                 _registered_method=True)
+        self.Decline = channel.unary_unary(
+                '/varangian.v1.ParameterServer/Decline',
+                request_serializer=varangian_dot_protos_dot_ps__pb2.DeclineRequest.SerializeToString,
+                response_deserializer=varangian_dot_protos_dot_ps__pb2.DeclineReply.FromString,
+                _registered_method=True)
+        self.Attend = channel.unary_stream(
+                '/varangian.v1.ParameterServer/Attend',
+                request_serializer=varangian_dot_protos_dot_ps__pb2.AttendRequest.SerializeToString,
+                response_deserializer=varangian_dot_protos_dot_ps__pb2.AttendReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/varangian.v1.ParameterServer/Status',
                 request_serializer=varangian_dot_protos_dot_ps__pb2.StatusRequest.SerializeToString,
@@ -81,6 +91,21 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Decline(self, request, context):
+        """A worker has nothing to send in this round; it counts as missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attend(self, request, context):
+        """Stays open, in silence, for as long as the process of a worker lives: when the call ends without another one the
+        server knows that the worker is gone, and does not wait for it. It is sent headers once it is noted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """Needs no identity: a health check has none, and nothing here helps to be taken for a worker.
         """
@@ -105,6 +130,16 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     servicer.Push,
                     request_deserializer=varangian_dot_protos_dot_ps__pb2.PushRequest.FromString,
                     response_serializer=varangian_dot_protos_dot_ps__pb2.PushReply.SerializeToString,
+            ),
+            'Decline': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decline,
+                    request_deserializer=varangian_dot_protos_dot_ps__pb2.DeclineRequest.FromString,
+                    response_serializer=varangian_dot_protos_dot_ps__pb2.DeclineReply.SerializeToString,
+            ),
+            'Attend': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attend,
+                    request_deserializer=varangian_dot_protos_dot_ps__pb2.AttendRequest.FromString,
+                    response_serializer=varangian_dot_protos_dot_ps__pb2.AttendReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -193,6 +228,60 @@ class ParameterServer(object):
             '/varangian.v1.ParameterServer/Push',
             varangian_dot_protos_dot_ps__pb2.PushRequest.SerializeToString,
             varangian_dot_protos_dot_ps__pb2.PushReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/varangian.v1.ParameterServer/Decline',
+            varangian_dot_protos_dot_ps__pb2.DeclineRequest.SerializeToString,
+            varangian_dot_protos_dot_ps__pb2.DeclineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/varangian.v1.ParameterServer/Attend',
+            varangian_dot_protos_dot_ps__pb2.AttendRequest.SerializeToString,
+            varangian_dot_protos_dot_ps__pb2.AttendReply.FromString,
             options,
             channel_credentials,
             insecure,

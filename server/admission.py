@@ -1,4 +1,4 @@
-"""Whether an event comes at its moment, and from whom it may: what participation refuses, and why.
+"""Admission of events in partial participation: which are refused, and why.
 
 As `participation` it knows no clock, no tensor, no thread and no wire.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from varangian.server.attendance import young
 from varangian.server.events import (
+    Absent,
     Committed,
+    Decline,
     Event,
     Fault,
     Gone,
     Left,
     Offer,
     Phase,
+    Present,
     Push,
     Ready,
     Refusal,
@@ -32,6 +35,8 @@ def refused(policy: ParticipationPolicy, state: Participation, event: Event) -> 
     match event:
         case Tick() | Left():
             return None
+        case Absent(worker):
+            return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
         case Gone(worker, round):
             upload = state.uploads.get(worker)
             return None if upload is not None and upload[0] == round else Refusal.UNOFFERED
@@ -39,13 +44,13 @@ def refused(policy: ParticipationPolicy, state: Participation, event: Event) -> 
             return Refusal.FINISHED
         case Stop():
             return None
-        case Ready(worker):
+        case Ready(worker) | Present(worker):
             return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
         case Committed() | Skipped():
             return misdated(state, event.round, Phase.CLOSED)
         case Settled():  # columns of vectors of several rounds cannot be aggregated as they come
             return Refusal.UNOFFERED
-        case Offer() | Push() | Fault():
+        case Offer() | Push() | Fault() | Decline():
             return _refused_vector(policy, state, event)
 
 
@@ -68,12 +73,12 @@ def is_held(state: Participation, worker: Worker, round: int) -> bool:
 
 
 def _refused_vector(
-    policy: ParticipationPolicy, state: Participation, event: Offer | Push | Fault
+    policy: ParticipationPolicy, state: Participation, event: Offer | Push | Fault | Decline
 ) -> Refusal | None:
     worker, round = event.worker, event.round
     if worker not in policy.workers:
         return Refusal.UNKNOWN_WORKER
-    if isinstance(event, Offer) and (repeated := _repeated(state, event)):
+    if isinstance(event, Offer) and (repeated := _repeated(policy, state, event)):
         return repeated
     if misfit := _misfit(policy, state, worker, round):
         return misfit
@@ -83,21 +88,22 @@ def _refused_vector(
             return None
         case Offer() if worker in state.uploads:
             return Refusal.BUSY
-        case Offer() if counts:
-            return Refusal.EQUIVOCATION
+        case Decline() if counts:
+            return Refusal.COUNTED
         case Push() if not offered(state, worker, round, event.digest):
             return Refusal.UNOFFERED
         case _:
             return None if state.invited.get(worker) == round else Refusal.NOT_INVITED
 
 
-def _repeated(state: Participation, offer: Offer) -> Refusal | None:
-    """How to answer the retry of the last push that counted; None for any other."""
+def _repeated(policy: ParticipationPolicy, state: Participation, offer: Offer) -> Refusal | None:
+    """How to answer an offer for the round of a vector that counts, or did; None for any other."""
+    if _misfit(policy, state, offer.worker, offer.round) is Refusal.FAULTY:
+        return None
     for round, digest in (v for of in (state.held, state.used) if (v := of.get(offer.worker))):
-        if (round, digest) == (offer.round, offer.digest):
-            return Refusal.DUPLICATE
-        if (round, b"") == (offer.round, offer.digest):
-            return Refusal.REPEATED
+        if round == offer.round:
+            known = {digest: Refusal.DUPLICATE, b"": Refusal.REPEATED}
+            return known.get(offer.digest, Refusal.COUNTED)
     return None
 
 

@@ -22,7 +22,7 @@ CODEC_STATUS = {
 REFUSAL_STATUS = {
     Refusal.UNKNOWN_WORKER: StatusCode.PERMISSION_DENIED,
     Refusal.FUTURE: StatusCode.OUT_OF_RANGE,
-    Refusal.EQUIVOCATION: StatusCode.ALREADY_EXISTS,
+    Refusal.COUNTED: StatusCode.ALREADY_EXISTS,
     Refusal.RESTARTED: StatusCode.ABORTED,
     # The upload it collides with may be a dead one of the same worker: trying again is right.
     Refusal.BUSY: StatusCode.UNAVAILABLE,

@@ -1,4 +1,4 @@
-"""Who has answered a round, who may still, and whether it is over: what participation is decided by.
+"""Attendance in partial participation: who has answered a round, who still may, and whether it is over.
 
 As `participation` it knows no clock, no tensor, no thread and no wire.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from varangian.server.events import Close, Phase, RollCall, Seconds, Worker
+from varangian.server.events import Close, Phase, RollCall, Worker
 from varangian.server.invitations import Participation, ParticipationPolicy
 from varangian.server.machine import Decision, Verdict
-from varangian.server.rollcall import listed
+from varangian.server.rollcall import listed, reasons
 
 R = TypeVar("R", bound=RollCall)
 
@@ -24,9 +24,11 @@ class Tally(NamedTuple):
     missing: tuple[Worker, ...]
     """Who was asked and has not answered; nobody once the round is complete without them."""
     away: tuple[Worker, ...]
-    """Who has not answered, and will not: it wants a later round."""
+    """Who has not answered, and will not: it wants a later round, or has declined this one."""
+    absent: tuple[Worker, ...]
+    """Who has not answered, and has no process that is connected."""
     others: int
-    """How many of the members have neither answered nor are away."""
+    """How many of the members have neither answered nor are away or absent."""
     wanted: int
     """After how many answers the round is complete."""
     quorum: int
@@ -44,21 +46,43 @@ def tallied(policy: ParticipationPolicy, state: Participation) -> Tally:
     seats = choice.seats(len(workers), state.round)
     wanted = choice.wanted(workers, state, len(ready(state)))
     silent = [w for w in members if w not in state.held and w not in state.faults]
+    uploading = uploads_of_use(state)
     complete = len(members) - len(silent) >= wanted
     expected = () if complete else choice.expected(workers, state)
-    away = tuple(w for w in silent if w not in state.invited and state.parked.get(w, 0) > state.round)
+    away = tuple(w for w in silent if w not in uploading and is_away(state, w))
+    absent = tuple(w for w in silent if w in state.absent and w not in uploading and w not in away)
+    early = not is_late(policy, state)
     return Tally(
         pushed=tuple(w for w in members if w in state.held),
         faulty=tuple(w for w in members if w in state.faults),
-        missing=tuple(w for w in silent if w in expected),
+        missing=tuple(
+            w for w in silent if w in expected and w not in state.declined and (w in absent or not early)
+        ),
         away=away,
-        others=len(silent) - len(away),
+        absent=absent,
+        others=len(silent) - len(away) - len(absent),
         wanted=wanted,
-        quorum=choice.quorum(policy.quorum, seats, wanted),
+        quorum=quorum(policy, seats, wanted),
     )
 
 
-def decided(policy: ParticipationPolicy, state: Participation, tally: Tally, at: Seconds) -> Decision:
+def is_late(policy: ParticipationPolicy, state: Participation) -> bool:
+    """Whether the deadline of the round has passed."""
+    return state.opened_at is not None and state.at >= state.opened_at + policy.deadline
+
+
+def is_away(state: Participation, worker: Worker) -> bool:
+    """Whether it will not answer this round, although it is there."""
+    later = worker not in state.invited and state.parked.get(worker, 0) > state.round
+    return later or worker in state.declined
+
+
+def quorum(policy: ParticipationPolicy, seats: int, there: int) -> int:
+    """The fewest answers with which a round closes, where so many could answer at the most."""
+    return policy.quorum if policy.fixed else policy.choice.quorum(policy.quorum, seats, there)
+
+
+def decided(policy: ParticipationPolicy, state: Participation, tally: Tally) -> Decision:
     """Whether the open round can close, and the sentence why or why not."""
     if len(state.faults) > policy.f:
         guilty = f"round {state.round}: {len(state.faults)} proven faulty ({listed(sorted(state.faults))})"
@@ -66,32 +90,47 @@ def decided(policy: ParticipationPolicy, state: Participation, tally: Tally, at:
             Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}; or the model has diverged"
         )
     said = _said(state, tally)
-    met = tally.answers >= tally.quorum
-    if met and tally.answers >= tally.wanted:
+    full, late = tally.answers >= tally.wanted, is_late(policy, state)
+    if not (full or late or tally.others == 0):
+        return Decision(Verdict.WAIT, f"{said}; the deadline is still to come")
+    lacking = policy.shortage(tally.pushed, tally.faulty, tally.quorum)
+    if full and not lacking:
         return Decision(Verdict.CLOSE, f"{said}; nobody else is waited for")
-    if tally.others == 0:
-        said += f"; the others ({listed(tally.away)}) are away"
-    elif state.opened_at is None or at < state.opened_at + policy.deadline:
+    if tally.others == 0 and not (tally.absent and lacking):
+        said += _without(tally)
+    elif not late:
         return Decision(Verdict.WAIT, f"{said}; the deadline is still to come")
     else:
         missing = f", missing {listed(tally.missing)}" if tally.missing else ""
         said += f"{missing}; the deadline of {policy.deadline:g} s is over"
-    if met:
-        return Decision(Verdict.CLOSE, f"{said} and the quorum of {tally.quorum} is met")
-    return Decision(Verdict.SHORT, f"{said} and the quorum of {tally.quorum} is not met")
+    if lacking:
+        return Decision(Verdict.SHORT, f"{said} and {lacking}")
+    return Decision(Verdict.CLOSE, f"{said} and the quorum of {tally.quorum} is met")
+
+
+def _without(tally: Tally) -> str:
+    """Who is not waited for."""
+    verb = "is" if len(tally.absent) == 1 else "are"
+    absent = f"; {listed(tally.absent)} {verb} absent" if tally.absent else ""
+    return f"{absent}; the others ({listed(tally.away)}) are away" if tally.away else absent
 
 
 def in_vain(policy: ParticipationPolicy, state: Participation, tally: Tally) -> bool:
-    """Whether waiting longer is no use, since those who are away could be a quorum in a later round."""
-    there = tally.answers + len(tally.away)
+    """Whether waiting longer is no use.
+
+    Nobody is left who could answer; or those who are away could make up the quorum in a later round.
+    """
+    there = {*tally.pushed, *tally.away}
     seats = policy.choice.seats(len(policy.workers), state.round)
-    enough = bool(tally.away) and there >= policy.choice.quorum(policy.quorum, seats, there)
-    return enough or len(state.faults) > policy.f
+    least = quorum(policy, seats, len(there) + len(tally.faulty))
+    enough = bool(tally.away) and not policy.shortage(there, tally.faulty, least)
+    return enough or tally.others + len(tally.absent) == 0 or len(state.faults) > policy.f
 
 
 def _said(state: Participation, tally: Tally) -> str:
     parts = f"{len(tally.pushed)} pushed, {len(tally.faulty)} faulty"
-    return f"round {state.round}: {tally.answers} of {tally.wanted} answers are there ({parts})"
+    declined = f", {len(state.declined)} declined ({reasons(state.declined)})" if state.declined else ""
+    return f"round {state.round}: {tally.answers} of {tally.wanted} answers are there ({parts}){declined}"
 
 
 def young(policy: ParticipationPolicy, state: Participation, round: int) -> bool:
@@ -126,4 +165,5 @@ def ended(kind: type[R], state: Participation, tally: Tally, because: str) -> R:
         missing=tally.missing,
         waited=0.0 if state.opened_at is None else state.at - state.opened_at,
         because=because,
+        declined=dict(sorted(state.declined.items())),
     )

@@ -1,4 +1,4 @@
-"""Four ways to choose who takes part in a round. Time and availability come in; nothing else is known.
+"""Choices of participants: everyone, the longest away, whoever comes first, neighbourhoods of a graph.
 
 n  workers     t  round     k  seats
 """
@@ -126,7 +126,8 @@ class Oldest(_Prompt):
 
     def _gathers(self, workers: tuple[Worker, ...], state: Participation) -> bool:
         early = state.opened_at is None or state.at < state.opened_at + self.gather
-        return early and not _seated(state) and len(state.parked.keys() | state.given_up) < len(workers)
+        known = state.parked.keys() | state.given_up | state.absent
+        return early and not _seated(state) and len(known) < len(workers)
 
 
 def _seated(state: Participation) -> set[Worker]:

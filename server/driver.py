@@ -16,8 +16,10 @@ from dataclasses import replace
 from varangian.aggregators import AggregationError
 from varangian.protos.codec import FLOAT32, Dtype
 from varangian.server.events import (
+    Absent,
     Close,
     Committed,
+    Decline,
     Duplicate,
     Event,
     Fault,
@@ -27,6 +29,7 @@ from varangian.server.events import (
     Offer,
     Open,
     Phase,
+    Present,
     Push,
     Refusal,
     Reject,
@@ -46,7 +49,7 @@ from varangian.server.machine import Machine
 from varangian.server.merge import AsTheyAre, Merge
 from varangian.server.pool import Pool
 from varangian.server.pulls import Pulls
-from varangian.server.record import Evaluate, Observe, of_skip
+from varangian.server.record import Evaluate, Observe, of_skip, quoted
 from varangian.server.round import RoundMachine
 from varangian.server.views import Snapshot, Status
 from varangian.server.waiting import MONOTONIC, Alarm, Clock, News
@@ -168,6 +171,18 @@ class Driver:
     async def fault(self, worker: Worker, round: int, reason: str) -> Refusal | None:
         """Report something that no honest worker sends. An open slot is still to be released."""
         return self._handle(Fault(worker, round, reason, self._now()))
+
+    async def decline(self, worker: Worker, round: int, reason: str) -> Refusal | None:
+        """The worker has nothing to send in this round."""
+        return self._handle(Decline(worker, round, quoted(reason), self._now()))
+
+    def absent(self, worker: Worker) -> None:
+        """No process of this worker is connected any more."""
+        self._handle(Absent(worker, self._now()))
+
+    def present(self, worker: Worker) -> None:
+        """A process of this worker is connected again."""
+        self._handle(Present(worker, self._now()))
 
     async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
         """As `Pulls.snapshot`."""

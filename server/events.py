@@ -1,17 +1,25 @@
-"""The vocabulary of a run: what was agreed on, what can happen, what follows, and what is remembered.
+"""Policy, events, effects and state of a run, as plain data: no clock, no tensor, no wire.
 
-`round` says how these fit together. All of it is plain data: no clock, no tensor, no wire.
+`round` says how these fit together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal, TypeAlias
 
 Worker: TypeAlias = str
 Seconds: TypeAlias = float
+Condition: TypeAlias = Callable[[Collection[Worker], Collection[Worker]], str | None]
+"""Of the workers whose vectors would count and of those that are proven faulty: why the aggregation rule
+promises nothing for these rows; None when its condition holds."""
+
+
+def unconditional(pushed: Collection[Worker], faulty: Collection[Worker]) -> str | None:
+    """The condition of a rule that takes any rows."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class RoundPolicy:
     """How many workers may be Byzantine."""
     max_skips: int = 10
     """After so many rounds in a row without an update the run is over: nothing loops for ever."""
+    requires: Condition = unconditional
+    """What the rule asks of the rows of a round. No round closes that does not meet it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workers", tuple(sorted(self.workers)))
@@ -48,6 +58,21 @@ class RoundPolicy:
         if not self.deadline > 0:
             raise ValueError(f"`deadline` should be a positive number of seconds. Found {self.deadline}.")
 
+    def shortage(
+        self, pushed: Collection[Worker], faulty: Collection[Worker], quorum: int | None = None
+    ) -> str:
+        """What keeps a round from being aggregated, as the end of a sentence; empty if nothing does.
+
+        A proven fault counts for the quorum: the rule has one row less, and one Byzantine row less.
+        """
+        quorum = self.quorum if quorum is None else quorum
+        if len(pushed) + len(faulty) < quorum:
+            return f"the quorum of {quorum} is not met"
+        if not pushed:
+            return "there is no vector to aggregate"
+        reason = self.requires(pushed, faulty)
+        return f"the rule promises nothing for these rows: {reason.rstrip('.')}" if reason else ""
+
 
 class Refusal(Enum):
     """Why an event was refused. The name is the stable code, the value the sentence sent back."""
@@ -56,8 +81,8 @@ class Refusal(Enum):
     FUTURE = "This round has not opened yet; pull the current one."
     STALE = "This round is over; pull the current one."
     DUPLICATE = "This very push was counted already; there is nothing to do."
+    COUNTED = "Another vector of this worker counts for this round: the first complete one does."
     REPEATED = "A vector of this worker counts already; push it again with its digest in the manifest."
-    EQUIVOCATION = "Another vector was pushed for this round before; now neither counts."
     FAULTY = "This worker was proven faulty in this round; pull the next one."
     RESTARTED = "The round began anew because a vector that was counted on has failed; push again."
     BUSY = "An upload of this worker is still open; finish it or give it up first."
@@ -100,6 +125,16 @@ class Settled:
 @dataclass(frozen=True)
 class Fault:
     """The worker sent what no honest worker sends."""
+
+    worker: Worker
+    round: int
+    reason: str
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Decline:
+    """The worker has nothing to send in this round. It proves nothing."""
 
     worker: Worker
     round: int
@@ -166,7 +201,38 @@ class Left:
     at: Seconds
 
 
-Event: TypeAlias = Offer | Push | Settled | Fault | Gone | Tick | Committed | Skipped | Stop | Ready | Left
+@dataclass(frozen=True)
+class Absent:
+    """No process of this worker is connected: a round whose quorum is met does not wait for it."""
+
+    worker: Worker
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Present:
+    """A process of this worker has connected: rounds wait for it as for the others."""
+
+    worker: Worker
+    at: Seconds
+
+
+Event: TypeAlias = (
+    Offer
+    | Push
+    | Settled
+    | Fault
+    | Decline
+    | Gone
+    | Tick
+    | Committed
+    | Skipped
+    | Stop
+    | Ready
+    | Left
+    | Absent
+    | Present
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +271,8 @@ class RollCall:
     waited: Seconds
     """How long the round was open."""
     because: str
+    declined: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
+    """Who had nothing to send, and why."""
 
 
 @dataclass(frozen=True)
@@ -266,5 +334,8 @@ class RoundState:
     """Why the run is finished."""
     uploads: Mapping[Worker, tuple[int, bytes]] = field(default_factory=dict[Worker, tuple[int, bytes]])
     """Open uploads, also those of rounds that are over: (round, digest)."""
+    absent: frozenset[Worker] = frozenset()
+    """Workers without a process that is connected."""
     pushed: Mapping[Worker, bytes] = field(default_factory=dict[Worker, bytes])
     faults: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
+    declined: Mapping[Worker, str] = field(default_factory=dict[Worker, str])

@@ -75,6 +75,7 @@ class Heavy:
                 close.round,
                 done,
                 missing=close.missing,
+                declined=close.declined,
                 ages=given.ages,
                 evaluation=evaluation,
                 seconds=seconds,

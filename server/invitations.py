@@ -1,4 +1,4 @@
-"""What was agreed on about who takes part in a run, and what is remembered of those who do.
+"""Policy and state of partial participation, and what a choice of participants has to offer.
 
 `participation` says how these fit together. All of it is plain data: no clock, no tensor, no wire.
 """
@@ -48,6 +48,10 @@ class Participation:
     """The last vector of each worker that is held no more: it was used, or is too old by now."""
     faults: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
     """Who proved faulty in this round, and by what."""
+    declined: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
+    """Who had nothing to send in this round, and why; while it is being aggregated, in the next."""
+    absent: frozenset[Worker] = frozenset()
+    """Workers without a process that is connected."""
     accused: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
     """Who proved faulty while the round was being aggregated: it counts in the next."""
     last: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
@@ -96,7 +100,10 @@ class Choice(Protocol):
         ...
 
     def quorum(self, declared: int, seats: int, there: int, /) -> int:
-        """The fewest answers to close at the deadline with, where so many could answer at the most."""
+        """The fewest answers to close at the deadline with, where so many could answer at the most.
+
+        Asked only for a quorum that nobody set.
+        """
         ...
 
     def next(
@@ -118,11 +125,14 @@ class Choice(Protocol):
 class ParticipationPolicy(RoundPolicy):
     """What a run agreed on before its first round.
 
-    `quorum` is how many must have answered for a full round to close at its deadline: all of a round that
-    has fewer seats, and one less for each seat that nobody was there to take, but at least one.
+    `quorum` is how many must have answered for a full round to close at its deadline. Unless it is `fixed`,
+    that is all of a round that has fewer seats, and one less for each seat that nobody was there to take,
+    but at least one; and whatever the quorum, no round closes that `requires` has a word against.
     """
 
     choice: Choice = field(kw_only=True)
+    fixed: bool = field(default=False, kw_only=True)
+    """Whether the quorum was asked for: then it is the same in every round."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

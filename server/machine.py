@@ -1,4 +1,4 @@
-"""What a driver needs of the machine that decides about a run, whichever of them it is."""
+"""Interface of the two machines that decide about a run, as a driver sees them."""
 
 from __future__ import annotations
 
@@ -52,6 +52,16 @@ class State(Protocol):
     @property
     def faults(self) -> Mapping[Worker, str]:
         """Who proved faulty in this round, and by what."""
+        ...
+
+    @property
+    def declined(self) -> Mapping[Worker, str]:
+        """Who has nothing to send in this round, and why."""
+        ...
+
+    @property
+    def absent(self) -> frozenset[Worker]:
+        """Who has no process that is connected."""
         ...
 
 

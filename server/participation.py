@@ -1,4 +1,4 @@
-"""Who may push for which model: the protocol of a run whose workers come and go, without any I/O.
+"""Partial participation: the protocol of a run in which some workers push in each round, without any I/O.
 
 Beside `round`, for runs in which not everybody pushes in every round. Its rules hold here, too: no clock,
 no tensor, no thread and no wire; time comes in with each event; an event that is refused changes nothing;
@@ -19,11 +19,13 @@ which comes after the vector was used. A worker has one place from its invitatio
 at most one vector of it that was not used; its row is written by one upload at a time, only while no vector
 is held there, and read only while one is: what is aggregated is never torn or mixed, and fills nothing
 twice. Whatever is lost on the way is said again: an invitation is given again, and a push with the round
-and the digest of the one that is held, or was the last one, is a duplicate.
+and the digest of the one that is held, or was the last one, is a duplicate. Another vector for the same
+model is refused (`COUNTED`): the first complete one counts.
 
 A round is complete when as many have answered as the choice wants, or nobody is left who could; or at the
-deadline, if the quorum has. Below the quorum the policy decides, as in `round`; but nobody waits for those
-who have said that they are away until a later round, since that round has to come. While a round is being
+deadline, if the quorum has. None closes whose rows do not meet the condition of the rule. Otherwise the
+policy decides, as in `round`; but nobody waits for those who have declined (`Decline`) or said that they
+are away until a later round, since that round has to come. While a round is being
 aggregated nobody is invited, because the next model is about to come; vectors may arrive, for the next.
 
 A vector may be `tau` rounds old when it is used. One that is too old while it waits for its turn is
@@ -32,14 +34,16 @@ dropped, and its worker is free for the current model.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TypeAlias
 
 from varangian.server.admission import refused, standing
 from varangian.server.attendance import closed, decided, ended, in_vain, ready, tallied, uploads_of_use
 from varangian.server.events import (
+    Absent,
     Accept,
     Committed,
+    Decline,
     Duplicate,
     Effect,
     Event,
@@ -51,10 +55,12 @@ from varangian.server.events import (
     Offer,
     Open,
     Phase,
+    Present,
     Push,
     Ready,
     Refusal,
     Reject,
+    RollCall,
     Seconds,
     Skip,
     Skipped,
@@ -91,7 +97,8 @@ class ParticipationMachine:
 
     def decision(self, at: Seconds) -> Decision:
         """What the open round is waiting for, as a sentence."""
-        return decided(self.policy, self.state, tallied(self.policy, self.state), at)
+        now = replace(self.state, at=max(self.state.at, at))
+        return decided(self.policy, now, tallied(self.policy, now))
 
     def standing(self, worker: Worker, round: int) -> Refusal | None:
         """Why a vector of this worker, made for the model of this round, would not count any more."""
@@ -103,12 +110,9 @@ def moved(policy: ParticipationPolicy, state: Participation, event: Event) -> Mo
     refusal = refused(policy, state, event)
     if refusal is Refusal.DUPLICATE and isinstance(event, Offer):
         return state, (Duplicate(event.worker, event.round),)
-    if refusal is not None and refusal is not Refusal.EQUIVOCATION:
-        return state, (Reject(refusal, state.round),)
-    now = replace(state, at=max(state.at, event.at))
     if refusal is not None:
-        return _equivocated(policy, now, event)
-    changed, effects = _changed(policy, now, event)
+        return state, (Reject(refusal, state.round),)
+    changed, effects = _changed(policy, replace(state, at=max(state.at, event.at)), event)
     settled, following = _settled(policy, changed)
     return settled, (*effects, *following)
 
@@ -127,15 +131,24 @@ def _changed(policy: ParticipationPolicy, state: Participation, event: Event) ->
     match event:
         case Ready(worker, round):
             return _asked(_started(state), worker, round)
+        case Present(worker):
+            return replace(state, absent=state.absent - {worker}), ()
+        case Absent(worker):
+            gone = replace(state, absent=state.absent | {worker})
+            return _left(gone, worker), ()
+        case Decline(worker, _, reason):
+            declined = {worker: reason, **state.declined}
+            return replace(_uninvited(state, worker), declined=declined), ()
         case Left(worker):
             return _left(state, worker), ()
         case Offer(worker, round, digest):
-            uploads = {**state.uploads, worker: (round, digest)}
-            return replace(state, uploads=uploads), (Accept(worker, round),)
+            uploads, absent = {**state.uploads, worker: (round, digest)}, state.absent - {worker}
+            return replace(state, uploads=uploads, absent=absent), (Accept(worker, round),)
         case Push(worker, round, digest):
             held = {**state.held, worker: (round, digest)}
+            uploads, declined = without(state.uploads, worker), without(state.declined, worker)
             arrived = replace(_uninvited(state, worker), held=held)
-            return replace(arrived, uploads=without(state.uploads, worker)), (Accept(worker, round),)
+            return replace(arrived, uploads=uploads, declined=declined), (Accept(worker, round),)
         case Fault(worker, _, reason):
             return _faulted(state, worker, reason), ()
         case Gone(worker):
@@ -164,13 +177,13 @@ def _settled(policy: ParticipationPolicy, state: Participation) -> Moved:
 
 def _judged(policy: ParticipationPolicy, state: Participation) -> Moved:
     tally = tallied(policy, state)
-    verdict, because = decided(policy, state, tally, state.at)
+    verdict, because = decided(policy, state, tally)
     if verdict is Verdict.CLOSE:
         close = closed(policy, state, tally, because)
-        return replace(state, phase=Phase.CLOSED, closed=close, overdue=False), (close,)
+        return replace(state, phase=Phase.CLOSED, closed=close, overdue=False, declined={}), (close,)
     if verdict is Verdict.SHORT:
         if policy.shortfall != "wait" or in_vain(policy, state, tally):
-            return _skipped(policy, state, ended(Skip, state, tally, because))
+            return _skipped(policy, replace(state, declined={}), ended(Skip, state, tally, because))
         state = replace(state, overdue=True)
     return _invited(policy, state)
 
@@ -196,7 +209,12 @@ def _invited(policy: ParticipationPolicy, state: Participation) -> Moved:
 
 def _asked(state: Participation, worker: Worker, round: int) -> Moved:
     """The worker waits; if it has the model of this round, its answer was lost, and it is given again."""
-    state = replace(state, parked={**state.parked, worker: round}, given_up=state.given_up - {worker})
+    state = replace(
+        state,
+        parked={**state.parked, worker: round},
+        given_up=state.given_up - {worker},
+        absent=state.absent - {worker},
+    )
     if worker in uploads_of_use(state):
         return state, ()  # it may be heard of before the end of an upload that is long dead
     if state.phase is Phase.OPEN and state.invited.get(worker) == state.round:
@@ -219,15 +237,9 @@ def _left(state: Participation, worker: Worker) -> Participation:
     return state if worker in uploads_of_use(state) else _uninvited(state, worker)
 
 
-def _equivocated(policy: ParticipationPolicy, state: Participation, event: Event) -> Moved:
-    assert isinstance(event, Offer)
-    guilty = _faulted(state, event.worker, "pushed two different vectors")
-    settled, effects = _settled(policy, guilty)
-    return settled, (Reject(Refusal.EQUIVOCATION, state.round), *effects)
-
-
 def _faulted(state: Participation, worker: Worker, reason: str) -> Participation:
-    state = replace(_uninvited(state, worker), held=without(state.held, worker))
+    held, declined = without(state.held, worker), without(state.declined, worker)
+    state = replace(_uninvited(state, worker), held=held, declined=declined)
     if state.phase is Phase.CLOSED:
         return replace(state, accused={**state.accused, worker: reason})
     return replace(state, faults={**state.faults, worker: reason})
@@ -236,7 +248,8 @@ def _faulted(state: Participation, worker: Worker, reason: str) -> Participation
 def _given_up(policy: ParticipationPolicy, state: Participation, because: str) -> Moved:
     close = state.closed
     assert close is not None, f"round {state.round} was not closed"
-    skip = Skip(close.round, close.workers, close.faults, close.missing, close.waited, because)
+    shared = {field.name: getattr(close, field.name) for field in fields(RollCall)}
+    skip = Skip(**{**shared, "because": because})
     return _skipped(policy, state, skip)
 
 

@@ -41,7 +41,9 @@ class RoundRecord:
     dropped: dict[str, str]
     """Who took no part because of what it sent, and why."""
     missing: tuple[str, ...]
-    """Who did not answer in time."""
+    """Who did not answer in time; of a round that was given up before its deadline, who was not there."""
+    declined: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    """Who had nothing to send in this round, and why."""
     ages: dict[str, int] | None = None
     """How many rounds old the model was that each vector was made for; None where all are of this round."""
     details: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
@@ -88,6 +90,16 @@ Evaluate: TypeAlias = Callable[[Tensor], Evaluation]
 """From the parameters (d,)."""
 
 
+REASON = 200
+"""Characters of what a worker gives as its reason."""
+
+
+def quoted(reason: str) -> str:
+    """What a worker says, on one line and without anything that steers a terminal."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in reason[:REASON])
+    return plain if len(plain) <= REASON else f"{plain[: REASON - 3]}..."
+
+
 def is_due(round: int, rounds: int, every: int) -> bool:
     """Whether held-out data is looked at after this round: every so often, and after the last."""
     return (round + 1) % every == 0 or round + 1 == rounds
@@ -98,6 +110,7 @@ def of_step(
     step: Step,
     *,
     missing: Sequence[str] = (),
+    declined: Mapping[str, str] | None = None,
     ages: Mapping[str, int] | None = None,
     evaluation: Evaluation | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -108,6 +121,7 @@ def of_step(
         round: its number.
         step: what it did to the model.
         missing: who did not answer in time.
+        declined: who had nothing to send, and why.
         ages: how old the vectors are, where some are.
         evaluation: after it, if held-out data was looked at.
         seconds: phases besides those of the step.
@@ -126,6 +140,7 @@ def of_step(
         spread=step.spread,
         dropped=step.dropped,
         missing=tuple(missing),
+        declined=dict(declined or {}),
         ages=None if ages is None else dict(sorted(ages.items())),
         details=step.details,
         update_norm=step.norm,
@@ -146,6 +161,7 @@ def of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
         metrics=scores.metrics,
         dropped=dict(skip.faults),
         missing=skip.missing,
+        declined=dict(skip.declined),
         skipped=skip.because,
         seconds={"wait": skip.waited},
     )

@@ -1,4 +1,4 @@
-"""What both machines say of a round: who answered, who did not, how many, and what does not fit it.
+"""Roll call of a round, for both machines: who answered, who is missing, and what does not fit the round.
 
 As `round` it knows no clock, no tensor, no thread and no wire.
 """
@@ -18,7 +18,14 @@ R = TypeVar("R", bound=RollCall)
 def tallied(policy: RoundPolicy, state: RoundState) -> str:
     n, pushes, faults = len(policy.workers), len(state.pushed), len(state.faults)
     answered = f"{pushes + faults} of {n} workers answered ({pushes} pushed, {faults} faulty)"
-    return f"round {state.round}: {answered}"
+    declined = f", {len(state.declined)} declined ({reasons(state.declined)})" if state.declined else ""
+    return f"round {state.round}: {answered}{declined}"
+
+
+def reasons(declined: Mapping[Worker, str]) -> str:
+    """Who declined first, by name, and why."""
+    worker = min(declined)
+    return f"{worker}: {declined[worker].rstrip('.')}"
 
 
 def ended(kind: type[R], policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> R:
@@ -27,14 +34,35 @@ def ended(kind: type[R], policy: RoundPolicy, state: RoundState, at: Seconds, be
         round=state.round,
         workers=tuple(sorted(state.pushed)),
         faults={worker: state.faults[worker] for worker in sorted(state.faults)},
-        missing=missing(policy, state),
+        missing=missing(policy, state, at),
         waited=0.0 if state.opened_at is None else ended_at - state.opened_at,
         because=because,
+        declined=dict(sorted(state.declined.items())),
     )
 
 
-def missing(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
-    return tuple(w for w in policy.workers if w not in state.pushed and w not in state.faults)
+def unanswered(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
+    """Who has neither pushed nor declined nor proved faulty."""
+    answered = state.pushed.keys() | state.faults.keys() | state.declined.keys()
+    return tuple(w for w in policy.workers if w not in answered)
+
+
+def awaited(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
+    """Who has not answered and is there, or is uploading."""
+    uploading = {w for w, (round, _) in state.uploads.items() if round == state.round}
+    silent = (w for w in policy.workers if w not in state.pushed and w not in state.faults)
+    return tuple(w for w in silent if w in uploading or w not in state.absent | state.declined.keys())
+
+
+def missing(policy: RoundPolicy, state: RoundState, at: Seconds) -> tuple[Worker, ...]:
+    """Who did not answer in time. In a round that is given up before its deadline, only who is absent."""
+    early = state.closed_at is None and not is_late(policy, state, at)
+    return tuple(w for w in unanswered(policy, state) if not early or w in state.absent)
+
+
+def is_late(policy: RoundPolicy, state: RoundState, at: Seconds) -> bool:
+    """Whether the deadline of the round has passed."""
+    return state.opened_at is not None and at >= state.opened_at + policy.deadline
 
 
 def without(mapping: Mapping[Worker, V], worker: Worker) -> dict[Worker, V]:

@@ -1,10 +1,9 @@
-"""Who may push, for which round, until when: the protocol of a run, without any I/O.
+"""Synchronous rounds: the protocol of a run in which every worker pushes in every round, without any I/O.
 
 Rule 1: everything that decides about a round lives in this file.
 Rule 2: this file knows no clock, no tensor, no thread and no wire. Time comes in with each event (`at`,
         seconds of one monotonic clock), and `wake_at` says when the next `Tick` is due.
-Rule 3: an event that is refused changes nothing. (A second, different push is refused and is at the same
-        time a proof; the proof is what changes the state.)
+Rule 3: an event that is refused changes nothing.
 Rule 4: every decision carries the sentence that explains it.
 
 Theory of operation. A run is a sequence of rounds, and a round has two phases:
@@ -13,14 +12,19 @@ Theory of operation. A run is a sequence of rounds, and a round has two phases:
     OPEN    --Skip-->   the next round, or the end
 
 A worker answers a round in one of two ways. Either it pushes: `Offer` when its upload begins, `Push` when
-the whole vector has arrived and is sound. Or it proves itself faulty: `Fault` for something that no honest
-worker sends, or an offer with another digest after its push was counted (equivocation), which withdraws
-that push. A worker that does neither is missing: silence proves nothing, so it never spends one of the f.
+the whole vector has arrived and is sound. The first complete vector counts; another one for the same round
+is refused (`COUNTED`) and changes nothing, because a worker that was started again may well compute another
+one. Or it proves itself faulty: `Fault`, for something that no honest program sends, whatever crashed or
+was tried again. A worker that does neither is missing, or has declined: `Decline`. Neither proves anything,
+so neither spends one of the f.
 
-A round closes when every worker has answered, or at its deadline when the quorum has. A quorum counts
-pushes and proven faults alike, because a rule that holds for q rows of which f are Byzantine also holds
-for q - 1 of which f - 1 are. Below the quorum the policy decides: wait until it is met, skip the round, or
-fail. With more than f faults waiting cannot help, so `wait` skips as well.
+A round closes when nobody is waited for any more, or at its deadline, and only if enough is there: the
+quorum has answered, and the condition of the rule (`requires`) holds for the rows that came. A quorum
+counts pushes and proven faults alike, because a rule that holds for q rows of which f are Byzantine also
+holds for q - 1 of which f - 1 are. Workers that declined and workers that are absent (`Absent`: no process
+of theirs is connected) are not waited for. Without enough the policy decides at the deadline: wait, skip
+the round, or fail. `wait` skips as well where waiting cannot help: with more than f faults, or when those
+who could still answer would not be enough.
 
 An upload outlives its round: it is open until `Push` or `Gone`, and its worker is BUSY until then. So
 nobody writes to the memory of a round that is being aggregated, and a stalled upload delays its owner only.
@@ -35,9 +39,11 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from varangian.server.events import (
+    Absent,
     Accept,
     Close,
     Committed,
+    Decline,
     Duplicate,
     Effect,
     Event,
@@ -48,6 +54,7 @@ from varangian.server.events import (
     Offer,
     Open,
     Phase,
+    Present,
     Push,
     Ready,
     Refusal,
@@ -63,7 +70,18 @@ from varangian.server.events import (
     Worker,
 )
 from varangian.server.machine import Decision, Verdict
-from varangian.server.rollcall import ended, listed, misdated, missing, offered, tallied, without
+from varangian.server.rollcall import (
+    awaited,
+    ended,
+    is_late,
+    listed,
+    misdated,
+    missing,
+    offered,
+    tallied,
+    unanswered,
+    without,
+)
 
 __all__ = ["Decision", "Refusal", "RoundMachine", "RoundPolicy", "Verdict"]
 
@@ -106,24 +124,32 @@ class RoundMachine:
 def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
     """The whole protocol: a pure function of state and event."""
     refusal = refused(policy, state, event)
-    if refusal is Refusal.EQUIVOCATION and isinstance(event, Offer):
-        return _equivocated(policy, state, event)
     if refusal is Refusal.DUPLICATE and isinstance(event, Offer):
         return state, (Duplicate(event.worker, event.round),)
     if refusal is not None:
         return state, (Reject(refusal, state.round),)
     match event:
         case Offer(worker, round, digest):
-            uploads = {**state.uploads, worker: (round, digest)}
-            return replace(_started(state, event.at), uploads=uploads), (Accept(worker, round),)
+            state = replace(_started(state, event.at), absent=state.absent - {worker})
+            return replace(state, uploads={**state.uploads, worker: (round, digest)}), (
+                Accept(worker, round),
+            )
         case Push():
             return _pushed(policy, state, event)
         case Settled():
             return _all_pushed(policy, state, event)
         case Fault(worker, _, reason):
             return _settled(policy, _faulted(_started(state, event.at), worker, reason), event.at)
+        case Decline(worker, _, reason):
+            declined = {worker: reason, **state.declined}
+            return _settled(policy, replace(_started(state, event.at), declined=declined), event.at)
+        case Absent(worker):
+            return _settled(policy, replace(state, absent=state.absent | {worker}), event.at)
+        case Present(worker):
+            return replace(state, absent=state.absent - {worker}), ()
         case Gone(worker):
-            return replace(state, uploads=without(state.uploads, worker)), ()
+            state = replace(state, uploads=without(state.uploads, worker))
+            return _settled(policy, state, event.at)
         case Ready() | Left():  # everybody may pull at any time
             return state, ()
         case Tick():
@@ -141,6 +167,8 @@ def refused(policy: RoundPolicy, state: RoundState, event: Event) -> Refusal | N
     match event:
         case Tick() | Ready() | Left():
             return None
+        case Absent(worker) | Present(worker):
+            return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
         case Gone(worker, round):
             upload = state.uploads.get(worker)
             return None if upload is not None and upload[0] == round else Refusal.UNOFFERED
@@ -154,16 +182,18 @@ def refused(policy: RoundPolicy, state: RoundState, event: Event) -> Refusal | N
             return misdated(state, round, Phase.OPEN) or (None if known else Refusal.UNOFFERED)
         case Committed() | Skipped():
             return misdated(state, event.round, Phase.CLOSED)
-        case Offer() | Push() | Fault():
+        case Offer() | Push() | Fault() | Decline():
             return _refused_worker(policy, state, event)
 
 
-def _refused_worker(policy: RoundPolicy, state: RoundState, event: Offer | Push | Fault) -> Refusal | None:
+def _refused_worker(
+    policy: RoundPolicy, state: RoundState, event: Offer | Push | Fault | Decline
+) -> Refusal | None:
     if event.worker not in policy.workers:
         return Refusal.UNKNOWN_WORKER
     counted = state.pushed.get(event.worker) if event.round == state.round else None
-    if isinstance(event, Offer) and counted == event.digest:
-        return Refusal.DUPLICATE
+    if isinstance(event, Offer) and counted is not None:
+        return {counted: Refusal.DUPLICATE, b"": Refusal.REPEATED}.get(event.digest, Refusal.COUNTED)
     if reason := misdated(state, event.round, Phase.OPEN):
         return reason
     if event.worker in state.faults:
@@ -172,8 +202,8 @@ def _refused_worker(policy: RoundPolicy, state: RoundState, event: Offer | Push 
     match event:
         case Offer() if upload is not None:
             return Refusal.BUSY
-        case Offer() if counted is not None:
-            return Refusal.EQUIVOCATION if event.digest else Refusal.REPEATED
+        case Decline() if counted is not None:
+            return Refusal.COUNTED
         case Push() if not offered(state, event.worker, event.round, event.digest):
             return Refusal.UNOFFERED
         case _:
@@ -182,22 +212,44 @@ def _refused_worker(policy: RoundPolicy, state: RoundState, event: Offer | Push 
 
 def decided(policy: RoundPolicy, state: RoundState, at: Seconds) -> Decision:
     """Whether the open round can close, and the sentence why or why not."""
-    n, faults = len(policy.workers), len(state.faults)
-    answered = len(state.pushed) + faults
-    said = tallied(policy, state)
+    faults = len(state.faults)
     if faults > policy.f:
         guilty = f"round {state.round}: {faults} proven faulty ({listed(sorted(state.faults))})"
         return Decision(
             Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}; or the model has diverged"
         )
-    if answered == n:
-        return Decision(Verdict.CLOSE, f"{said}; nobody is missing")
-    if state.opened_at is None or at < state.opened_at + policy.deadline:
+    said, late = tallied(policy, state), is_late(policy, state, at)
+    expected = awaited(policy, state)
+    if expected and not late:
         return Decision(Verdict.WAIT, f"{said}; the deadline is still to come")
-    said += f", missing {listed(missing(policy, state))}; the deadline of {policy.deadline:g} s is over"
-    if answered >= policy.quorum:
-        return Decision(Verdict.CLOSE, f"{said} and the quorum of {policy.quorum} is met")
-    return Decision(Verdict.SHORT, f"{said} and the quorum of {policy.quorum} is not met")
+    lacking = policy.shortage(state.pushed, state.faults)
+    if not expected and not lacking:
+        return Decision(Verdict.CLOSE, f"{said}; {_without(unanswered(policy, state), state)}")
+    if not late and unanswered(policy, state):
+        absent = listed(unanswered(policy, state))
+        return Decision(Verdict.WAIT, f"{said}, absent {absent}; the deadline is still to come")
+    if late:
+        absent = listed(missing(policy, state, at))
+        said += f", missing {absent}" if absent else ""
+        said += f"; the deadline of {policy.deadline:g} s is over"
+    else:
+        said += "; nobody else can answer"
+    if lacking:
+        return Decision(Verdict.SHORT, f"{said} and {lacking}")
+    return Decision(Verdict.CLOSE, f"{said} and the quorum of {policy.quorum} is met")
+
+
+def _without(absent: tuple[Worker, ...], state: RoundState) -> str:
+    """Why nobody else is waited for."""
+    if absent:
+        return f"only {listed(absent)} {'is' if len(absent) == 1 else 'are'} absent"
+    return "nobody else is waited for" if state.declined else "nobody is missing"
+
+
+def in_vain(policy: RoundPolicy, state: RoundState) -> bool:
+    """Whether waiting longer is no use: even with all who could still answer, too little would be there."""
+    most = {*state.pushed, *unanswered(policy, state)}
+    return len(state.faults) > policy.f or bool(policy.shortage(most, state.faults))
 
 
 def _settled(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
@@ -209,8 +261,7 @@ def _settled(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
         return _closed(policy, state, at, because)
     if verdict is Verdict.WAIT:
         return state, ()
-    # More faults than f: no push that is still to come can mend this round.
-    if policy.shortfall == "wait" and len(state.faults) <= policy.f:
+    if policy.shortfall == "wait" and not in_vain(policy, state):
         return replace(state, overdue=True), ()
     return _skipped(policy, state, at, because)
 
@@ -235,7 +286,9 @@ def _skipped(policy: RoundPolicy, state: RoundState, at: Seconds, because: str) 
 
 def _opened(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
     round = state.round + 1
-    following = RoundState(round, opened_at=at, skips=state.skips, uploads=state.uploads)
+    following = RoundState(
+        round, opened_at=at, skips=state.skips, uploads=state.uploads, absent=state.absent
+    )
     if round == policy.rounds:
         return _finished(following, f"all {policy.rounds} rounds are done")
     return following, (Open(round),)
@@ -254,6 +307,7 @@ def _pushed(policy: RoundPolicy, state: RoundState, push: Push) -> Moved:
         state,
         uploads=without(state.uploads, push.worker),
         pushed={**state.pushed, push.worker: push.digest},
+        declined=without(state.declined, push.worker),
     )
     settled, effects = _settled(policy, counted, push.at)
     return settled, (Accept(push.worker, push.round), *effects)
@@ -263,18 +317,13 @@ def _all_pushed(policy: RoundPolicy, state: RoundState, event: Settled) -> Moved
     uploads = {w: upload for w, upload in state.uploads.items() if w not in event.digests}
     pushed = {**state.pushed, **event.digests}
     counted = replace(state, uploads=uploads, pushed=pushed)
-    if len(pushed) + len(state.faults) < policy.quorum or len(state.faults) > policy.f:
+    if len(state.faults) > policy.f or policy.shortage(pushed, state.faults):
         return _settled(policy, counted, event.at)
     because = f"{tallied(policy, counted)}; nobody else can take part any more"
     return _closed(policy, counted, event.at, because)
 
 
-def _equivocated(policy: RoundPolicy, state: RoundState, offer: Offer) -> Moved:
-    guilty = _faulted(state, offer.worker, "pushed two different vectors")
-    settled, effects = _settled(policy, guilty, offer.at)
-    return settled, (Reject(Refusal.EQUIVOCATION, state.round), *effects)
-
-
 def _faulted(state: RoundState, worker: Worker, reason: str) -> RoundState:
-    pushed = without(state.pushed, worker)
-    return replace(state, pushed=pushed, faults={**state.faults, worker: reason})
+    faults = {**state.faults, worker: reason}
+    pushed, declined = without(state.pushed, worker), without(state.declined, worker)
+    return replace(state, pushed=pushed, declined=declined, faults=faults)

@@ -65,7 +65,7 @@ def answered(
 
 
 class Service:
-    """The four calls of one run."""
+    """The calls of one run."""
 
     def __init__(
         self, driver: Driver, roster: Roster, contract: Contract, limits: Limits, lane: Lane | None = None
@@ -93,6 +93,7 @@ class Service:
                 "Join": grpc.stream_unary_rpc_method_handler(self.join),
                 "Pull": grpc.stream_stream_rpc_method_handler(self.pull),
                 "Push": grpc.stream_unary_rpc_method_handler(self.push),
+                "Decline": grpc.stream_unary_rpc_method_handler(self.decline),
                 "Status": grpc.stream_unary_rpc_method_handler(self.status),
             },
         )
@@ -166,6 +167,17 @@ class Service:
         if outcome is not None:
             raise answers.unsound(outcome)
         return ps_pb2.PushReply(round=manifest.round).SerializeToString()
+
+    @answered
+    async def decline(self, _: object, context: Context) -> bytes:
+        worker = self._identify(context)
+        with self._quota.stream(worker):
+            request = await streams.request(ps_pb2.DeclineRequest, context, self._limits.idle)
+            codec.check_run(self._contract.run_id, request.run_id)
+            refusal = await self._driver.decline(worker, request.round, request.reason)
+        if refusal is not None:
+            raise answers.of_refusal(refusal, self._driver.round)
+        return ps_pb2.DeclineReply().SerializeToString()
 
     @answered
     async def status(self, _: object, context: Context) -> bytes:

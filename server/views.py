@@ -44,6 +44,8 @@ class Status:
     faulty: Mapping[Worker, str]
     missing: tuple[Worker, ...]
     """Who was asked and has not answered yet."""
+    declined: Mapping[Worker, str]
+    """Who has nothing to send in this round."""
     refusals: Mapping[str, int]
     """By code, since the start."""
 
@@ -60,6 +62,7 @@ class Status:
             present=tuple(w for w in workers if w in here or w in state.uploads),
             counted=tuple(w for w in workers if w in state.pushed),
             faulty=dict(state.faults),
-            missing=tuple(w for w in workers if w in asked and w not in here),
+            missing=tuple(w for w in workers if w in asked and w not in here and w not in state.declined),
+            declined=dict(state.declined),
             refusals=dict(refusals),
         )

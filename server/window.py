@@ -1,4 +1,4 @@
-"""Who takes part in a round whose rows are forgotten as they come: a protocol without any I/O.
+"""Members of a round whose rows are forgotten as they come: a protocol without any I/O.
 
 The rules of `round` hold here as well: no clock, no tensor, no thread and no wire; time comes in with each
 event, and `wake_at` says when the next `tick` is due.
@@ -6,7 +6,8 @@ event, and `wake_at` says when the next `tick` is due.
 Theory of operation. Only the next few blocks of columns of each row are kept. A block is reduced to columns
 of the update as soon as everyone has sent it, and then forgotten, so whoever is ahead has to wait. Since
 nothing can be taken back from what is forgotten, the members of a round are fixed before the first block is
-reduced: when everyone who may come is there, or after a while when a quorum is. From then on
+reduced: when everyone who may come is there, or after a while when a quorum is; and only if the condition
+of the rule holds for them. From then on
 
     all of them complete    -> the round is settled, and all of them count at once
     one of them fails       -> what was done is thrown away, and the others send all again, without it
@@ -49,6 +50,8 @@ class Window:
         """Another round."""
         self.round = round
         self.faulty: Set[Worker] = frozenset()
+        self.aside: Set[Worker] = frozenset()
+        """Who has declined, or is absent: nobody waits for these."""
         self._excluded = set[Worker]()
         self._anew()
 
@@ -127,6 +130,11 @@ class Window:
             self.lost(worker, at)
         self._fix(at)
 
+    def stands(self, aside: Set[Worker], at: Seconds) -> None:
+        """These have declined, or are absent."""
+        self.aside = frozenset(aside)
+        self._fix(at)
+
     def reduced(self, to: int, at: Seconds) -> None:
         """The columns before this one have become columns of the update."""
         self.base, self._since = to, at
@@ -148,17 +156,17 @@ class Window:
     def restart(self, failed: Set[Worker], at: Seconds) -> None:
         """Throw away what was done, and leave these out."""
         self._excluded |= failed
-        left = len(self._policy.workers) - len(self._excluded - self.faulty)
-        if left < self._policy.quorum:
+        left = {*self._policy.workers} - self._excluded - self.faulty
+        if self._policy.shortage(left, self.faulty):
             self._excluded.clear()
         self._anew()
 
     def _fix(self, at: Seconds) -> None:
-        answered = len(self.columns) + len(self.faulty)
-        everyone = len(self.columns.keys() | self.faulty | self._excluded) == len(self._policy.workers)
-        if self.fixed or not self.columns or answered < self._policy.quorum:
+        known = self.columns.keys() | self.faulty | self._excluded | self.aside
+        everyone = len(known) == len(self._policy.workers)
+        if self.fixed or not self.columns or not (everyone or self._overdue):
             return
-        if everyone or self._overdue:
+        if not self._policy.shortage(self.columns, self.faulty):
             self.fixed, self._since, self._overdue = True, at, False
 
     def _settle(self) -> None:

@@ -1,4 +1,4 @@
-"""A round in a window: performs what `window` decides, with a few blocks of each row and never all."""
+"""Rounds with `memory: window`: carries out what `window` decides, with a few blocks of each row."""
 
 from __future__ import annotations
 
@@ -185,6 +185,9 @@ class Windowed:
             window.proved(state.faults, self._clock.now())
             if window.fixed and not self._begun().holds(len(window.columns), len(window.faulty)):
                 window.restart(frozenset(), self._clock.now())
+        aside = state.declined.keys() | state.absent
+        if aside != window.aside and state.round == window.round:
+            window.stands(aside, self._clock.now())
 
     def _settle(self) -> None:
         slots = [self._slots[worker] for worker in self._window.columns]

@@ -44,6 +44,10 @@ PATIENCE = 3
 """Failures in a row before the log says what is being waited for."""
 
 
+REASON = 1000
+"""Characters of why a round is declined that are sent."""
+
+
 class Passing(Exception):
     """A call failed in a way that may pass."""
 
@@ -165,6 +169,20 @@ class Client:
 
         return await self._persistently(f"push round {round}", attempt)
 
+    async def decline(self, round: int, reason: str) -> None:
+        """Say that nothing comes in a round, and why, in one sentence.
+
+        Raises:
+            ClientError: when the server cannot be reached or does not take this worker.
+        """
+        run = self._contract.run_id
+
+        async def attempt() -> None:
+            if self._contract.run_id == run:
+                await self._decline(round, reason)
+
+        await self._persistently(f"decline round {round}", attempt)
+
     async def _persistently(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call until it succeeds, cannot succeed, or has been tried often enough."""
         for failures, delay in enumerate(self._backoff.delays(), 1):
@@ -278,6 +296,20 @@ class Client:
             return None
         self._newest, self._again = first.manifest.round, None
         return Pulled(first.manifest.round, parameters)
+
+    async def _decline(self, round: int, reason: str) -> None:
+        request = ps_pb2.DeclineRequest(run_id=self._contract.run_id, round=round, reason=reason[:REASON])
+        try:
+            data = await self._connection.calls.decline(
+                request.SerializeToString(), metadata=self._identity, timeout=self._idle
+            )
+        except grpc.aio.AioRpcError as error:
+            refusal = Refusal.of(error)
+            # The round is over, or does without this worker for another reason; or the server is older.
+            if refusal.kind is not Kind.ANSWER and refusal.status is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+        else:
+            codec.decode(ps_pb2.DeclineReply, data)
 
     async def _push(self, round: int, outgoing: Outgoing) -> Receipt:
         manifest = replace(self._contract, dtype=outgoing.dtype).manifest(round, outgoing.digest)

@@ -1,4 +1,4 @@
-"""What a worker does all day: pull, compute, push."""
+"""Loop of a worker: pull, compute, push."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from varangian.worker.client import Finished, Pulled, Receipt
+from varangian.worker.outcomes import Declined
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class Transport(Protocol):
     async def join(self) -> int: ...
     async def pull(self, after: int) -> Pulled | Finished: ...
     async def push(self, round: int, vector: Tensor) -> Receipt: ...
+    async def decline(self, round: int, reason: str) -> None: ...
 
 
 SIGN_OF_LIFE = 3.0
@@ -45,8 +47,9 @@ async def work(
     """Join, then serve rounds until the run is finished; returns why it ended.
 
     `compute` gets the round and the parameters (d,), and returns the vector (d,) to send, or None to send
-    nothing in this round. Whatever it raises ends the loop. A vector that the server does not count does
-    not: there is a next round.
+    nothing in this round. With `Declined` it says why it has nothing to send: the server hears of it and
+    does not wait, and the loop goes on with the next round. Whatever else it raises ends the loop. A vector
+    that the server does not count does not: there is a next round.
 
     `counted` hears of each round whose vector the server has counted, and `anew` of the first one after the
     server was started again: it knows nothing of what this worker did.
@@ -59,7 +62,7 @@ async def work(
     """
     await client.join()
     served, run = -1, client.run
-    codes = set[str]()
+    codes, reasons = set[str](), set[str]()
     while True:
         pulled = await client.pull(turn(served + 1) - 1)
         if isinstance(pulled, Finished):
@@ -71,8 +74,15 @@ async def work(
             run = client.run
             anew(pulled.round)
         job = compute(pulled.round, pulled.parameters)
-        vector = await _computed(job, client, sign_of_life)
         served = pulled.round
+        try:
+            vector = await _computed(job, client, sign_of_life)
+        except Declined as declined:
+            if declined.reason not in reasons:
+                reasons.add(declined.reason)
+                log.warning("%s sends nothing in round %d: %s", client.name, served, declined.reason)
+            await client.decline(served, declined.reason)
+            continue
         if vector is None:
             continue
         receipt = await client.push(served, vector)

@@ -40,7 +40,7 @@ PASSING_CODES = frozenset({"BUSY", "RESTARTED", "STREAMS", "PULLS", "JOINS", "ID
 STRANGE = frozenset({"NOT_JOINED", RUN})
 """The server is not the one that this worker has joined: join again."""
 ANSWERS = frozenset(
-    {"STALE", "FUTURE", "EQUIVOCATION", "FAULTY", "UNSOUND", "FINISHED", "UNOFFERED", "UPLOADS", REPEATED}
+    {"STALE", "FUTURE", "COUNTED", "FAULTY", "UNSOUND", "FINISHED", "UNOFFERED", "UPLOADS", REPEATED}
     | {"NOT_INVITED", "TOO_OLD"}
     | {code.name for code in Code if code not in (Code.PROTOCOL, Code.RUN, Code.LAYOUT, Code.DIGEST)}
 )

@@ -297,17 +297,29 @@ async def test_subnormal_numbers_are_flushed_before_they_count(time):
 
 
 @in_loop
-async def test_equivocation_withdraws_the_push(time):
+async def test_the_first_complete_vector_of_a_worker_counts(time):
     async with Run(time) as run:
-        assert await run.push("w00", 100.0) is None
-        assert await run.push("w00", -100.0) is Refusal.EQUIVOCATION
-        assert await run.push("w00", 100.0) is Refusal.FAULTY
-        assert run.driver.status().faulty == {"w00": "pushed two different vectors"}
+        assert await run.push("w00", 1.0) is None
+        assert await run.push("w00", -100.0) is Refusal.COUNTED
+        assert await run.push("w00", 1.0) is Refusal.DUPLICATE
         for worker in ("w01", "w02", "w03"):
             await run.push(worker, 1.0)
         await run.opened(1)
-    assert run.records[0].dropped == {"w00": "pushed two different vectors"}
+    assert run.records[0].dropped == {}
     assert run.learner.parameters.tolist() == [0.0] * D
+
+
+@in_loop
+async def test_why_a_round_was_declined_is_in_its_record(time):
+    async with Run(time) as run:
+        assert await run.driver.decline("w03", 0, "no\x1b[31m memory\n" + "!" * 300) is None
+        for worker in ("w00", "w01", "w02"):
+            await run.push(worker, 1.0)
+        await run.opened(1)
+        assert await run.driver.decline("w03", 0, "too late") is Refusal.STALE
+    (reason,) = run.records[0].declined.values()
+    assert (reason[:19], len(reason)) == ("no\\x1b[31m memory\\n", 200)
+    assert (run.records[0].missing, run.records[0].dropped) == ((), {})
 
 
 @in_loop
@@ -483,7 +495,7 @@ async def test_the_loop_answers_while_a_slow_rule_aggregates(time):
         status = run.driver.status()
         assert (status.round, status.finished, status.counted) == (0, False, run.machine.policy.workers)
         assert await run.push("w00", 1.0) is Refusal.DUPLICATE
-        assert await run.push("w00", 2.0) is Refusal.STALE
+        assert await run.push("w00", 2.0) is Refusal.COUNTED
         assert await run.push("w00", 2.0, round=1) is Refusal.FUTURE
         assert await run.driver.snapshot(-1, 0.0) is None, "a round that is being aggregated is not open"
         time.advance(3600)

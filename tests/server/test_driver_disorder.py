@@ -15,7 +15,7 @@ from varangian.aggregators import Aggregator, Mean
 from varangian.protos.codec import digest
 from varangian.server.choices import Buffered, Neighbourhoods, Oldest
 from varangian.server.driver import Driver, Overtaken, Slot
-from varangian.server.events import Close, Refusal
+from varangian.server.events import Close
 from varangian.server.graphs import Exponential
 from varangian.server.invitations import ParticipationPolicy
 from varangian.server.learner import Learner
@@ -79,8 +79,6 @@ class Disorderly:
             slot = await self.driver.offer(self.name, round, digest(payload))
             if isinstance(slot, Slot):
                 await self._fill(slot, payload, (self.name, round, value))
-            elif slot is Refusal.EQUIVOCATION:  # two vectors for one model: neither counts
-                self.counted = [push for push in self.counted if push[1] != round]
 
     async def _fill(self, slot: Slot, payload: bytes, push: tuple[str, int, float]) -> None:
         stops_at = self.chance.choice((5, len(payload), len(payload), len(payload)))

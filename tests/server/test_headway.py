@@ -22,7 +22,7 @@ from varangian.server.headway import STARTS
 from varangian.server.learner import Learner
 from varangian.server.optimizer import Sgd
 from varangian.server.record import RoundRecord
-from varangian.server.round import Refusal, RoundMachine
+from varangian.server.round import RoundMachine
 
 SLICE = 1 << 14
 BLOCK = SLICE * 4
@@ -249,7 +249,7 @@ async def test_whoever_comes_and_goes_does_not_keep_the_thread_busy(time, attemp
 
 
 @in_loop
-async def test_equivocation_after_the_work_was_done(time, attempts):
+async def test_a_fault_after_the_work_was_done(time, attempts):
     aggregator = Aggregator(Mean())
     async with Run(time, aggregator) as run:
         slots = await run.offers()
@@ -257,11 +257,11 @@ async def test_equivocation_after_the_work_was_done(time, attempts):
         await run.complete(first)
         await run.put(slots, BLOCK)
         await run.idle()
-        assert await run.driver.offer("w01", 0, b"other") is Refusal.EQUIVOCATION
+        assert await run.driver.fault("w01", 0, "wrong layout") is None
         await run.complete(slots)
         await run.ended()
     honest = {worker: vector(worker) for worker in NAMES if worker != "w01"}
-    assert run.learner.digest() == plain(aggregator, honest, {"w01": "pushed two different vectors"})
+    assert run.learner.digest() == plain(aggregator, honest, {"w01": "wrong layout"})
 
 
 @in_loop

@@ -12,9 +12,12 @@ from tests.extent import examples
 
 from varangian.server.choices import Buffered, Everyone, Neighbourhoods, Oldest, oldest, staleness_bound
 from varangian.server.events import (
+    Absent,
     Accept,
     Close,
     Committed,
+    Condition,
+    Decline,
     Duplicate,
     Effect,
     Event,
@@ -198,7 +201,7 @@ def test_a_retry_counts_once_while_it_waits_while_it_is_read_and_after_it_was_us
     retried()
     play(m, Ready("w00", 1, 1.0), Committed(0, 1.0))
     retried()
-    assert refusal(m, Offer("w00", 0, B, 1.0)) is Refusal.TOO_OLD
+    assert refusal(m, Offer("w00", 0, B, 1.0)) is Refusal.COUNTED
 
 
 def test_a_retry_hears_the_same_when_the_round_of_its_vector_came_to_nothing():
@@ -209,21 +212,112 @@ def test_a_retry_hears_the_same_when_the_round_of_its_vector_came_to_nothing():
     the(Skip, play(m, Tick(10.0)))
     assert m.state.held == {}
     assert play(m, Offer("w00", 0, A, 10.0)) == [Duplicate("w00", 0)]
-    assert refusal(m, Offer("w00", 0, B, 10.0)) is Refusal.TOO_OLD
+    assert refusal(m, Offer("w00", 0, B, 10.0)) is Refusal.COUNTED
     assert refusal(m, Offer("w01", 0, A, 10.0)) is Refusal.TOO_OLD
 
 
-def test_two_different_vectors_for_one_model_are_a_fault():
+def test_the_first_complete_vector_counts_and_another_one_changes_nothing():
     m = machine(Everyone())
     ready(m, *WORKERS)
     push(m, "w00")
-    assert play(m, Offer("w00", 0, B, 0.0)) == [Reject(Refusal.EQUIVOCATION, 0)]
-    assert (m.state.held, m.state.faults) == ({}, {"w00": "pushed two different vectors"})
+    assert refusal(m, Offer("w00", 0, B, 0.0)) is Refusal.COUNTED
+    assert refusal(m, Decline("w00", 0, "no memory left", 0.0)) is Refusal.COUNTED
+    assert the(Close, push(m, "w01", "w02", "w03")).workers == WORKERS
+
+
+def test_a_faulty_worker_is_out_for_the_round_and_back_in_the_next():
+    m = machine(Everyone())
+    ready(m, *WORKERS)
+    play(m, Fault("w00", 0, "x", 0.0))
     assert refusal(m, Offer("w00", 0, A, 0.0)) is Refusal.FAULTY
     assert m.standing("w00", 0) is Refusal.FAULTY
     assert ready(m, "w00") == []  # out until the next round
     assert the(Close, push(m, "w01", "w02", "w03")).workers == WORKERS[1:]
     assert play(m, Committed(0, 1.0)) == [Open(1), Invite("w00", 1)]
+
+
+# Declined, absent
+
+
+def test_who_declines_is_not_waited_for_and_asks_for_the_next_round():
+    m = machine(Everyone(), quorum=3)
+    ready(m, *WORKERS)
+    push(m, "w00", "w01", "w02")
+    close = the(Close, play(m, Decline("w03", 0, "no memory left", 1.0)))
+    assert (close.missing, close.faults, close.declined) == ((), {}, {"w03": "no memory left"})
+    assert play(m, Ready("w03", 1, 1.0), Committed(0, 1.0)) == [Open(1), Invite("w03", 1)]
+
+
+def test_a_round_that_too_many_decline_is_skipped_at_once():
+    m = machine(Oldest(k=2), quorum=2, fixed=True, workers=WORKERS[:2])
+    ready(m, "w00", "w01")
+    push(m, "w00")
+    skip = the(Skip, play(m, Decline("w01", 0, "x", 1.0)))
+    assert (skip.workers, skip.missing, skip.declined) == (("w00",), (), {"w01": "x"})
+
+
+def test_who_declines_while_others_are_aggregated_has_declined_the_next_round():
+    m = machine(Buffered(size=2, tau=2))
+    ready(m, *WORKERS)
+    the(Close, push(m, "w00", "w01"))
+    assert play(m, Decline("w02", 0, "x", 1.0), Committed(0, 1.0)) == [Open(1)]
+    assert m.state.declined == {"w02": "x"}
+
+
+@pytest.mark.parametrize("choice", [Oldest(k=4), Neighbourhoods(Complete())])
+def test_an_absent_worker_costs_no_deadline_until_it_is_back(choice: Choice):
+    m = machine(choice, quorum=3)
+    ready(m, *WORKERS)
+    push(m, "w00", "w01", "w02")
+    the(Close, play(m, Absent("w03", 1.0)))
+    play(m, Committed(0, 1.0))
+    ready(m, "w00", "w01", "w02")
+    the(Close, push(m, "w00", "w01", "w02"))
+    play(m, Committed(1, 1.0))
+    ready(m, *WORKERS)
+    assert push(m, "w00", "w01", "w02") == []
+    assert the(Close, push(m, "w03")).workers == WORKERS
+
+
+# The condition of the rule
+
+
+def at_least(least: int) -> Condition:
+    return lambda pushed, faulty: f"it needs {least}" if len(pushed) + len(faulty) < least else None
+
+
+def test_a_round_below_what_the_rule_asks_for_waits_for_workers_that_start_late():
+    m = machine(Oldest(k=4), quorum=3, requires=at_least(3), workers=tuple(f"w{i:02}" for i in range(6)))
+    assert ready(m, "w00", "w01") == ["w00", "w01"]
+    assert push(m, "w00", "w01") == []
+    assert play(m, Tick(10.0)) == []  # and it still waits
+    assert m.state.round == 0
+    assert ready(m, "w04", at=30.0) == ["w04"]
+    assert the(Close, push(m, "w04")).workers == ("w00", "w01", "w04")
+
+
+@pytest.mark.parametrize(
+    "choice", [Everyone(), Oldest(k=4), Buffered(size=4, tau=9), Neighbourhoods(Complete())], ids=repr
+)
+@pytest.mark.parametrize("shortfall", ["wait", "skip", "fail"])
+def test_no_participation_closes_a_round_that_the_rule_has_a_word_against(choice: Choice, shortfall: str):
+    m = machine(choice, quorum=1, shortfall=shortfall, requires=at_least(3))
+    ready(m, *WORKERS)
+    push(m, "w00", "w01")
+    effects = play(m, Tick(10.0))
+    if shortfall == "wait":
+        assert effects == []
+        assert len(the(Close, play(m, Fault("w02", 0, "x", 11.0))).workers) == 2
+    else:
+        assert the(Skip, effects).because.endswith("for these rows: it needs 3")
+
+
+def test_a_quorum_that_was_asked_for_is_never_lowered():
+    m = machine(Oldest(k=4), quorum=3, fixed=True)
+    ready(m, "w00", "w01")
+    assert push(m, "w00", "w01") == []
+    assert play(m, Tick(10.0)) == []
+    assert m.state.overdue
 
 
 def test_a_fault_withdraws_a_vector_that_waits():
@@ -592,7 +686,7 @@ def test_what_arrives_while_others_are_aggregated_waits_for_the_next_time():
     m = machine(Buffered(size=2, tau=1))
     ready(m, *WORKERS)
     the(Close, push(m, "w00", "w01"))
-    assert refusal(m, Offer("w00", 0, B, 0.0)) is Refusal.NOT_INVITED  # its row is being read
+    assert refusal(m, Offer("w00", 0, B, 0.0)) is Refusal.COUNTED  # its row is being read
     assert push(m, "w02", "w03") == []
     opened, close = play(m, Committed(0, 1.0))
     assert (opened, close.ages) == (Open(1), {"w02": 1, "w03": 1})

@@ -59,7 +59,7 @@ def _plain(effect: Effect) -> object:
 
 def late(effects: tuple[Effect, ...]) -> bool:
     """Whether this answers a push for a round that is over; one machine also knows if it was counted."""
-    stale = {Refusal.STALE, Refusal.TOO_OLD, Refusal.REPEATED}
+    stale = {Refusal.STALE, Refusal.TOO_OLD, Refusal.REPEATED, Refusal.COUNTED}
     return all(isinstance(e, Duplicate) or (isinstance(e, Reject) and e.refusal in stale) for e in effects)
 
 

@@ -15,9 +15,11 @@ from tests.extent import examples
 
 from varangian.server.choices import Buffered, Everyone, Neighbourhoods, Oldest
 from varangian.server.events import (
+    Absent,
     Accept,
     Close,
     Committed,
+    Decline,
     Duplicate,
     Effect,
     Event,
@@ -29,6 +31,7 @@ from varangian.server.events import (
     Offer,
     Open,
     Phase,
+    Present,
     Push,
     Ready,
     Refusal,
@@ -132,8 +135,7 @@ class Histories(RuleBasedStateMachine):
         self.history.append((event, effects))
         if effects and isinstance(effects[0], Reject | Duplicate):
             self.refused(event, effects)
-            if effects[0] != Reject(Refusal.EQUIVOCATION, before.round):
-                assert (self.machine.state, len(effects)) == (before, 1)
+            assert (self.machine.state, len(effects)) == (before, 1)
         for effect in effects:
             self.see(effect)
         return effects
@@ -142,10 +144,8 @@ class Histories(RuleBasedStateMachine):
         if isinstance(effects[0], Duplicate):
             assert isinstance(event, Offer)
             assert (event.worker, event.round, event.digest) in self.told
-        elif effects[0].refusal is Refusal.EQUIVOCATION:
-            assert isinstance(event, Offer)
-            assert self.held[event.worker].round == event.round
-            self.convict(event.worker)
+        elif effects[0].refusal is Refusal.COUNTED:
+            assert (event.worker, event.round) in {(worker, round) for worker, round, _ in self.told}
 
     def convict(self, worker: str) -> None:
         self.held.pop(worker, None)
@@ -319,6 +319,24 @@ class Histories(RuleBasedStateMachine):
     def die(self, worker: str, alike: bool) -> None:
         """And start again, with or without the same result; what it has sent may still be under way."""
         self.clients[worker] = Client(life=self.clients[worker].life + (not alike))
+
+    @rule(worker=NAMES, kind=st.sampled_from([Absent, Present]))
+    def come_or_go(self, worker: str, kind: type[Absent] | type[Present]) -> None:
+        """The connections of a worker are closed, with its pull; or there is one again."""
+        if kind is Absent:
+            self.clients[worker].asks = False
+        self.say(kind(worker, self.now))
+
+    @precondition(lambda self: any(client.vector for client in self.clients.values()))
+    @rule(data=st.data())
+    def decline(self, data: st.DataObject) -> None:
+        """A worker cannot make anything of the model that it has."""
+        busy = [worker for worker, client in self.clients.items() if client.vector]
+        worker = data.draw(st.sampled_from(busy))
+        client = self.clients[worker]
+        assert client.vector is not None
+        self.say(Decline(worker, client.vector.round, "no memory left", self.now))
+        client.served, client.vector = client.vector.round, None
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 6.0]))
     def wait(self, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.extent import examples
 
 from varangian.server.events import (
+    Absent,
     Accept,
     Close,
     Committed,
+    Decline,
     Duplicate,
     Effect,
     Event,
@@ -24,6 +27,7 @@ from varangian.server.events import (
     Offer,
     Open,
     Phase,
+    Present,
     Push,
     Ready,
     Refusal,
@@ -73,6 +77,11 @@ def refusal(machine: RoundMachine, event: Event) -> Refusal:
 def the(kind: type[RollCall], effects: list[Effect]) -> RollCall:
     (found,) = (effect for effect in effects if isinstance(effect, kind))
     return found
+
+
+def the_rest(effects: list[Effect]) -> list[Effect]:
+    """What follows besides the answers to those who push."""
+    return [effect for effect in effects if not isinstance(effect, Accept)]
 
 
 # Closing
@@ -173,24 +182,92 @@ def test_a_missing_worker_never_counts():
     assert m.state.overdue
 
 
-def test_a_second_digest_is_equivocation_and_withdraws_the_push():
-    m = machine()
+def test_the_first_complete_vector_counts_and_another_one_changes_nothing():
+    m = machine(f=0, shortfall="fail")
     send(m, "w00", digest=A)
-    assert play(m, Offer("w00", 0, B, 1.0)) == [Reject(Refusal.EQUIVOCATION, 0)]
-    effects = send(m, "w01", "w02", "w03")
-    close = the(Close, effects)
-    assert close.workers == ("w01", "w02", "w03")
-    assert close.faults == {"w00": "pushed two different vectors"}
+    assert refusal(m, Offer("w00", 0, B, 1.0)) is Refusal.COUNTED
+    assert refusal(m, Decline("w00", 0, "no memory left", 1.0)) is Refusal.COUNTED
+    close = the(Close, send(m, "w01", "w02", "w03"))
+    assert (close.workers, close.faults) == (WORKERS, {})
 
 
-def test_equivocation_beyond_f_ends_the_round():
+# Declined, absent
+
+
+def test_a_worker_that_declines_is_not_waited_for_and_spends_nothing():
     m = machine(f=0)
-    send(m, "w00", "w01", "w02")
-    rejected, skip, following = play(m, Offer("w02", 0, B, 1.0))
-    assert rejected == Reject(Refusal.EQUIVOCATION, 0)
+    send(m, "w00", "w01", "w02", at=1.0)
+    close = the(Close, play(m, Decline("w03", 0, "no memory left", 2.0)))
+    assert (close.workers, close.missing, close.faults) == (("w00", "w01", "w02"), (), {})
+    assert (close.declined, close.waited) == ({"w03": "no memory left"}, 1.0)
+    play(m, Committed(0, 3.0))
+    assert m.state.declined == {}
+
+
+def test_who_has_declined_may_still_push():
+    m = machine()
+    play(m, Decline("w03", 0, "no memory left", 0.0))
+    close = the(Close, send(m, *reversed(WORKERS)))
+    assert (close.workers, close.declined) == (WORKERS, {})
+
+
+@pytest.mark.parametrize("shortfall", ["wait", "skip"])
+def test_a_round_that_too_many_decline_is_skipped_at_once(shortfall: str):
+    m = machine(shortfall=shortfall)
+    send(m, "w00", "w01")
+    play(m, Decline("w03", 0, "x", 1.0))
+    skip, opened = play(m, Decline("w02", 0, "y", 1.0))
     assert isinstance(skip, Skip)
-    assert (skip.workers, list(skip.faults)) == (("w00", "w01"), ["w02"])
-    assert following == Open(1)
+    assert (skip.missing, skip.declined, opened) == ((), {"w02": "y", "w03": "x"}, Open(1))
+    assert "2 declined (w02: y); nobody else can answer and the quorum of 3 is not met" in skip.because
+
+
+def test_an_absent_worker_costs_no_deadline_until_it_is_back():
+    m = machine()
+    send(m, "w00", "w01", "w02", at=1.0)
+    close = the(Close, play(m, Absent("w03", 2.0)))
+    assert (close.missing, close.waited) == (("w03",), 1.0)
+    play(m, Committed(0, 2.0))
+    assert the(Close, send(m, "w00", "w01", "w02", at=3.0)).missing == ("w03",)
+    play(m, Committed(1, 3.0), Present("w03", 3.0))
+    assert the_rest(send(m, "w00", "w01", "w02", at=4.0)) == []
+    assert the(Close, send(m, "w03", at=5.0)).workers == WORKERS
+
+
+def test_below_the_quorum_absent_workers_are_waited_for():
+    m = machine()
+    play(m, Absent("w02", 0.0), Absent("w03", 0.0))
+    assert the_rest(send(m, "w00", "w01", at=1.0)) == []
+    assert play(m, Tick(11.0)) == []
+    assert m.state.overdue
+    assert the(Close, send(m, "w03", at=99.0)).missing == ("w02",)
+
+
+def test_a_round_given_up_early_calls_nobody_missing_who_is_there():
+    m = machine()
+    play(m, Absent("w03", 0.0))
+    skip = the(Skip, play(m, Fault("w00", 0, "x", 1.0), Fault("w01", 0, "y", 1.0)))
+    assert skip.missing == ("w03",)
+
+
+# The condition of the rule
+
+
+@pytest.mark.parametrize("shortfall", ["wait", "skip", "fail"])
+def test_a_round_that_the_rule_has_a_word_against_is_never_closed(shortfall: str):
+    def three(pushed: Collection[str], faulty: Collection[str]) -> str | None:
+        return None if len(pushed) + len(faulty) >= 3 else "it needs three"
+
+    m = machine(quorum=1, shortfall=shortfall, requires=three)
+    send(m, "w00", "w01")
+    effects = play(m, Tick(10.0))
+    if shortfall == "wait":
+        assert effects == []
+        assert the(Close, play(m, Fault("w02", 0, "x", 11.0))).workers == ("w00", "w01")
+    else:
+        assert the(Skip, effects).because.endswith(
+            "the rule promises nothing for these rows: it needs three"
+        )
 
 
 def test_a_fault_withdraws_a_push_that_was_counted():
@@ -220,7 +297,7 @@ def test_more_faults_than_f_skip_the_round_since_waiting_cannot_help(shortfall: 
             0,
             ("w00",),
             {"w01": "x", "w02": "y"},
-            ("w03",),
+            (),
             2.0,
             "round 0: 2 proven faulty (w01, w02), more than the declared f = 1; or the model has diverged",
         ),
@@ -350,7 +427,8 @@ def test_a_round_that_is_being_aggregated_is_over():
     play(m, Offer("w03", 0, A, 0.0), Tick(10.0))
     assert refusal(m, Push("w03", 0, A, 11.0)) is Refusal.STALE
     assert refusal(m, Fault("w03", 0, "x", 11.0)) is Refusal.STALE
-    assert refusal(m, Offer("w00", 0, B, 11.0)) is Refusal.STALE
+    assert refusal(m, Offer("w03", 0, B, 11.0)) is Refusal.STALE
+    assert refusal(m, Offer("w00", 0, B, 11.0)) is Refusal.COUNTED
     assert play(m, Offer("w00", 0, A, 11.0)) == [Duplicate("w00", 0)]
 
 
@@ -479,6 +557,8 @@ class History(RuleBasedStateMachine):
         self.leases: dict[str, tuple[int, bytes]] = {}
         self.counted: set[str] = set()
         self.guilty: set[str] = set()
+        self.declined: set[str] = set()
+        self.absent: set[str] = set()
 
     def handle(self, event: Event) -> tuple[Effect, ...]:
         before = self.machine.state
@@ -493,20 +573,15 @@ class History(RuleBasedStateMachine):
         return effects
 
     def refused(self, event: Event, effects: tuple[Effect, ...], before: object) -> None:
-        if effects[0] == Reject(Refusal.EQUIVOCATION, self.round):
-            assert isinstance(event, Offer)
-            assert event.worker in self.counted
-            self.convict(event.worker)
-        else:
-            assert len(effects) == 1
-            assert self.machine.state == before
-            assert not isinstance(effects[0], Duplicate) or self.is_counted(event)
+        assert len(effects) == 1
+        assert self.machine.state == before
+        assert not isinstance(effects[0], Duplicate) or self.is_counted(event)
 
     def is_counted(self, event: Event) -> bool:
         return isinstance(event, Offer) and event.round == self.round and event.worker in self.counted
 
     def admitted(self, event: Event) -> None:
-        if isinstance(event, Offer | Push | Fault):
+        if isinstance(event, Offer | Push | Fault | Decline):
             assert event.worker in WORKERS
             assert (event.round, Phase.OPEN) == (self.round, self.phase)
             assert event.worker not in self.guilty
@@ -515,10 +590,19 @@ class History(RuleBasedStateMachine):
                 assert worker not in self.leases, "two uploads into one row"
                 assert worker not in self.counted
                 self.leases[worker] = round, digest
+                self.absent.discard(worker)
+            case Decline(worker):
+                assert worker not in self.counted
+                self.declined.add(worker)
+            case Absent(worker):
+                self.absent.add(worker)
+            case Present(worker):
+                self.absent.discard(worker)
             case Push(worker, round, digest):
                 assert worker not in self.counted, "counted twice"
                 assert self.leases.pop(worker) == (round, digest)
                 self.counted.add(worker)
+                self.declined.discard(worker)
             case Fault(worker):
                 self.convict(worker)
             case Gone(worker, round):
@@ -532,6 +616,7 @@ class History(RuleBasedStateMachine):
     def convict(self, worker: str) -> None:
         self.guilty.add(worker)
         self.counted.discard(worker)
+        self.declined.discard(worker)
 
     def follow(self, effect: Effect) -> None:
         match effect:
@@ -540,7 +625,8 @@ class History(RuleBasedStateMachine):
                 self.check(effect)
                 assert len(effect.workers) + len(effect.faults) >= POLICY.quorum
                 assert len(effect.faults) <= POLICY.f
-                assert not effect.missing or self.now >= effect.waited >= POLICY.deadline
+                late = self.now >= effect.waited >= POLICY.deadline
+                assert late or set(effect.missing) <= self.absent
                 self.phase = Phase.CLOSED
             case Skip():
                 assert self.phase is not Phase.FINISHED
@@ -550,7 +636,7 @@ class History(RuleBasedStateMachine):
                 assert round == self.round + 1 < 6
                 assert self.skips < 2
                 self.round, self.phase = round, Phase.OPEN
-                self.counted, self.guilty = set(), set()
+                self.counted, self.guilty, self.declined = set(), set(), set()
             case Finish():
                 assert self.phase is not Phase.FINISHED
                 self.phase = Phase.FINISHED
@@ -561,7 +647,10 @@ class History(RuleBasedStateMachine):
         assert ended.round == self.round
         assert list(ended.workers) == sorted(self.counted)
         assert list(ended.faults) == sorted(self.guilty)
-        assert sorted([*ended.workers, *ended.faults, *ended.missing]) == list(WORKERS)
+        assert list(ended.declined) == sorted(self.declined)
+        named = [*ended.workers, *ended.faults, *ended.missing, *ended.declined]
+        rest = set() if isinstance(ended, Close) else set(WORKERS) - set(named) - self.absent
+        assert sorted([*named, *rest]) == list(WORKERS)
 
     @rule(worker=NAMES, shift=ROUNDS, digest=DIGESTS)
     def offer(self, worker: str, shift: int, digest: bytes) -> None:
@@ -589,7 +678,15 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     def lose_upload(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(sorted(self.leases)))
-        assert self.handle(Gone(worker, self.leases[worker][0], self.now)) == ()
+        self.handle(Gone(worker, self.leases[worker][0], self.now))
+
+    @rule(worker=NAMES, shift=ROUNDS)
+    def decline(self, worker: str, shift: int) -> None:
+        self.handle(Decline(worker, self.round + shift, "x", self.now))
+
+    @rule(worker=NAMES, kind=st.sampled_from([Absent, Present]))
+    def come_or_go(self, worker: str, kind: type[Absent] | type[Present]) -> None:
+        self.handle(kind(worker, self.now))
 
     @rule(worker=NAMES, shift=ROUNDS, digest=DIGESTS)
     def push(self, worker: str, shift: int, digest: bytes) -> None:
@@ -638,7 +735,7 @@ class History(RuleBasedStateMachine):
         assert state.phase is self.phase
         assert state.round == self.round + (state.reason == "all 6 rounds are done")
         assert state.uploads == self.leases
-        assert state.opened_at is not None or not (self.leases or self.guilty)
+        assert state.opened_at is not None or not (self.leases or self.guilty or self.declined)
 
     def teardown(self) -> None:
         """The same events lead to the same effects and the same state."""

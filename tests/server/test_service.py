@@ -32,6 +32,7 @@ from varangian.server.round import RoundMachine
 from varangian.server.serving import serve
 from varangian.server.streams import Limits
 from varangian.server.uploads import message_bytes
+from varangian.worker.client import Client
 
 NAMES = ("w00", "w01", "w02")
 BIG = Layout((("weight", (300, 1000)), ("bias", (7,))))
@@ -278,7 +279,7 @@ async def test_a_push_may_be_sealed_at_its_end():
         assert (await raw.send(CONTRACT.manifest(0, codec.digest(data)))).duplicate
         async with refusal(FAILED, "REPEATED", "with its digest"):
             await raw.send(*sealed(data))
-        async with refusal(grpc.StatusCode.ALREADY_EXISTS, "EQUIVOCATION"):
+        async with refusal(grpc.StatusCode.ALREADY_EXISTS, "COUNTED"):
             await raw.send(CONTRACT.manifest(0, bytes(16)))
 
 
@@ -593,13 +594,21 @@ async def test_the_same_push_again_is_a_duplicate():
 
 
 @scenario
-async def test_a_second_vector_for_the_same_round_is_equivocation():
+async def test_of_two_vectors_for_the_same_round_the_first_counts():
     async with world(f=1) as this, this.raw() as raw:
         await raw.push(0, torch.ones(8))
-        async with refusal(grpc.StatusCode.ALREADY_EXISTS, "EQUIVOCATION"):
+        async with refusal(grpc.StatusCode.ALREADY_EXISTS, "COUNTED"):
             await raw.push(0, torch.zeros(8))
-        assert this.driver.status().counted == ()
-        assert set(this.driver.status().faulty) == {"w00"}
+        assert (this.driver.status().counted, this.driver.status().faulty) == (("w00",), {})
+
+
+@scenario
+async def test_a_worker_may_decline_a_round():
+    async with world() as this, Client(this.address, "w00", this.roster.token("w00"), LAYOUT) as client:
+        await client.join()
+        await client.decline(0, "no memory left")
+        assert this.driver.status().declined == {"w00": "no memory left"}
+        await client.decline(7, "a round that is not open: no error")
 
 
 @scenario

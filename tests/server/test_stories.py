@@ -12,6 +12,8 @@ shows what happens; correct what should have happened, and it is a regression te
     ready w00 0                 a worker asks for a model, of this round or a later one
     left w00                    its pull is over
     fault w00 0 not finite      the worker proves faulty
+    decline w00 0 no memory     the worker has nothing to send in this round
+    absent|present w00          no process of the worker is connected, or one is again
     gone w00 0                  the upload is over without a push
     tick                        time has passed
     committed 0                 the closed round has become an update
@@ -69,8 +71,10 @@ class Storyteller:
                 round, *pairs = rest.split()
                 digests = {w: d.encode() for w, _, d in (pair.partition("=") for pair in pairs)}
                 yield events.Settled(int(round), digests, self.now)
-            case "fault":
-                yield events.Fault(words[0], int(words[1]), words[2], self.now)
+            case "fault" | "decline":
+                yield getattr(events, verb.title())(words[0], int(words[1]), words[2], self.now)
+            case "absent" | "present":
+                yield getattr(events, verb.title())(words[0], self.now)
             case "ready":
                 yield events.Ready(words[0], int(words[1]), self.now)
             case "left":
@@ -140,6 +144,7 @@ def roll_call(ended: RollCall) -> str:
     parts = {
         "pushed": ", ".join(aged(ended, worker) for worker in ended.workers),
         "faulty": ", ".join(f"{worker} ({reason})" for worker, reason in ended.faults.items()),
+        "declined": ", ".join(f"{worker} ({reason})" for worker, reason in ended.declined.items()),
         "missing": ", ".join(ended.missing),
     }
     who = "".join(f"\n  {name}: {value}" for name, value in parts.items() if value)

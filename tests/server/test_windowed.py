@@ -303,7 +303,7 @@ async def test_a_lost_answer_is_given_again(time, monkeypatch):
         monkeypatch.setattr(run.learner, "step", lambda *given: asked.wait(patience(20)) and step(*given))
         await asyncio.gather(*run.all().values())
         assert await run.driver.offer("w00", 0, b"w00") is Refusal.DUPLICATE
-        assert await run.driver.offer("w00", 0, b"other") is Refusal.STALE
+        assert await run.driver.offer("w00", 0, b"other") is Refusal.COUNTED
         asked.set()
 
 

@@ -240,7 +240,7 @@ async def test_a_duplicate_is_counted():
         (grpc.StatusCode.FAILED_PRECONDITION, "STALE"),
         (grpc.StatusCode.OUT_OF_RANGE, "FUTURE"),
         (grpc.StatusCode.INVALID_ARGUMENT, "UNSOUND"),
-        (grpc.StatusCode.ALREADY_EXISTS, "EQUIVOCATION"),
+        (grpc.StatusCode.ALREADY_EXISTS, "COUNTED"),
         (grpc.StatusCode.FAILED_PRECONDITION, "FAULTY"),
         (grpc.StatusCode.FAILED_PRECONDITION, "FINISHED"),
         (grpc.StatusCode.INVALID_ARGUMENT, "NUMEL"),

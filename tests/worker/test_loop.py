@@ -7,6 +7,7 @@ from tests.extent import patience
 
 from varangian.worker.client import ClientError, Finished, Pulled, Receipt
 from varangian.worker.loop import work
+from varangian.worker.outcomes import Declined
 
 
 class FakeClient:
@@ -33,6 +34,9 @@ class FakeClient:
     async def push(self, round, vector):
         self.diary.append(("push", round, vector.tolist()))
         return self.receipts.pop(0) if self.receipts else Receipt(True, round=round)
+
+    async def decline(self, round, reason):
+        self.diary.append(("decline", round, reason))
 
 
 async def doubled(round, parameters):
@@ -108,6 +112,23 @@ def test_a_vector_that_is_not_counted_is_logged_once_for_each_code(caplog):
         assert asyncio.run(work(client, doubled)) == "all done"
     assert caplog.messages == ["w00, round 0: UNSOUND a sentence", "w00, round 2: STALE a sentence"]
     assert [entry[1] for entry in client.diary if entry[0] == "push"] == [0, 1, 2, 3]
+
+
+def test_a_round_that_is_declined_is_over_for_this_worker_and_each_reason_a_warning_once(caplog):
+    async def failing(round, parameters):
+        if round < 2:
+            raise Declined("data:load raised KeyError")
+        return parameters
+
+    client = FakeClient([0, 1, 2])
+    with caplog.at_level(logging.WARNING, "varangian.worker.loop"):
+        assert asyncio.run(work(client, failing)) == "all done"
+    assert caplog.messages == ["w00 sends nothing in round 0: data:load raised KeyError"]
+    assert [entry for entry in client.diary if entry[0] in ("decline", "push")] == [
+        ("decline", 0, "data:load raised KeyError"),
+        ("decline", 1, "data:load raised KeyError"),
+        ("push", 2, [2.0, 2.0]),
+    ]
 
 
 def test_what_cannot_be_mended_ends_it():

@@ -18,11 +18,12 @@ from itertools import count
 from torch import Tensor
 
 from varangian.backends.session import Session
-from varangian.backends.travel import PATIENCE, answers, hand_over, stalled
+from varangian.backends.travel import PATIENCE, answers, decline, hand_over, stalled
 from varangian.backends.virtual import VirtualTime
 from varangian.server.driver import Driver
 from varangian.server.pulls import Ticket
 from varangian.server.views import Snapshot
+from varangian.worker.outcomes import Declined
 
 
 @dataclass(order=True)
@@ -49,6 +50,8 @@ class Invited:
         self._pushes: list[_Push] = []
         self._tickets: dict[str, Ticket] = {}
         """Who waits for an invitation."""
+        self._told = set[str]()
+        """Why rounds were declined, as far as it was said."""
 
     async def work(self) -> None:
         """Until the run is finished."""
@@ -78,7 +81,9 @@ class Invited:
         rows = await answers(self._session.crew, model, workers, self._executor)
         for worker, row in sorted(rows.items()):
             self._driver.pulls.forget(self._tickets.pop(worker))
-            if row is None:
+            if isinstance(row, Declined):
+                await decline(self._driver, worker, model.round, row, self._told)
+            if row is None or isinstance(row, Declined):
                 self._ask(worker, model.round)
                 continue
             at = self._time.now + self._task.timetable.delay(worker, model.round)

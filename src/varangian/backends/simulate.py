@@ -21,12 +21,13 @@ from varangian.backends.beside import complete
 from varangian.backends.invited import Invited
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
-from varangian.backends.travel import PATIENCE, answers, hand_over, stalled
+from varangian.backends.travel import PATIENCE, answers, decline, hand_over, stalled
 from varangian.backends.virtual import VirtualTime
 from varangian.config import RunConfig
 from varangian.server.driver import Driver, Snapshot
 from varangian.server.latest import NoRoom
 from varangian.server.record import Observe
+from varangian.worker.outcomes import Declined
 
 
 def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
@@ -78,6 +79,8 @@ class _Workers:
         """By time, then by name; a worker that is in here is busy."""
         self._served = dict.fromkeys(session.crew.task.workers, -1)
         """The last round for which each has computed."""
+        self._told = set[str]()
+        """Why rounds were declined, as far as it was said."""
 
     async def work(self) -> None:
         """Until the run is finished."""
@@ -107,6 +110,9 @@ class _Workers:
         for worker, row in rows.items():
             assert row is not None
             self._served[worker] = round
+            if isinstance(row, Declined):
+                await decline(self._driver, worker, round, row, self._told)
+                continue
             push = _Push(self._time.now + self._table.delay(worker, round), worker, round, row)
             heapq.heappush(self._pushes, push)
 

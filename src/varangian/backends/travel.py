@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 
@@ -13,7 +14,10 @@ from varangian.backends.session import Session
 from varangian.protos import codec
 from varangian.server.driver import Driver, Slot
 from varangian.server.views import Snapshot
+from varangian.worker.outcomes import Declined
 from varangian.worker.task import Crew
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 3600.0
 """Seconds of a clock that stands still meanwhile."""
@@ -25,14 +29,29 @@ STALLED = (
 
 async def answers(
     crew: Crew, model: Snapshot, workers: Iterable[str], executor: Executor
-) -> Mapping[str, Tensor | None]:
-    """What these workers make of a model; None of one that takes no part."""
+) -> Mapping[str, Tensor | Declined | None]:
+    """The vectors that these workers compute for a model; None of one that takes no part."""
 
-    def computed() -> Mapping[str, Tensor | None]:
+    def computed() -> Mapping[str, Tensor | Declined | None]:
         parameters = torch.frombuffer(bytearray(model.payload), dtype=torch.float32)
-        return {worker: crew.answer(worker, model.round, parameters) for worker in workers}
+        return {worker: _answer(crew, worker, model.round, parameters) for worker in workers}
 
     return await asyncio.get_running_loop().run_in_executor(executor, computed)
+
+
+def _answer(crew: Crew, worker: str, round: int, parameters: Tensor) -> Tensor | Declined | None:
+    try:
+        return crew.answer(worker, round, parameters)
+    except Declined as declined:
+        return declined
+
+
+async def decline(driver: Driver, worker: str, round: int, declined: Declined, told: set[str]) -> None:
+    """Let the server know that nothing comes; each reason is a warning once."""
+    if declined.reason not in told:
+        told.add(declined.reason)
+        log.warning("%s sends nothing in round %d: %s", worker, round, declined.reason)
+    await driver.decline(worker, round, declined.reason)
 
 
 async def hand_over(session: Session, driver: Driver, worker: str, round: int, row: Tensor) -> None:
