@@ -210,7 +210,8 @@ class _Memory:
 class _File:
     """A sparse file without a name, so that nothing is left of it however the process ends.
 
-    It is read through memory, but written by calls: a disk that is full is then an error, not the end.
+    It is read through memory, but written by calls: a disk that is full is then an error, not the end. What
+    was never written is not read from it, as some file systems need room even for that.
     """
 
     def __init__(self, plan: LatestPlan, folder: Path) -> None:
@@ -220,9 +221,10 @@ class _File:
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
         self._file.truncate(shape[0] * shape[1])
         self._matrix = _typed(np.memmap(self._file, np.uint8, "r+", shape=shape), self._dtype)
+        self._nothing = _typed(np.zeros((NOTHING, plan.row_bytes), np.uint8), self._dtype)
 
     def row(self, i: int) -> Tensor:
-        return self._matrix[i]
+        return self._nothing[0] if i == len(self._matrix) - NOTHING else self._matrix[i]
 
     def write(self, i: int, vector: Tensor) -> None:
         at = i * self._row_bytes

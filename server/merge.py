@@ -5,6 +5,7 @@ n  registered workers     d  parameters     K  how many push in a round at most
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,10 @@ from varangian.aggregators.scaled import Scaled
 from varangian.aggregators.updated import UpdatedGram, worthwhile
 from varangian.server.begun import Finished
 from varangian.server.events import Close, RollCall, Skip, Worker
-from varangian.server.latest import Kept, Latest
+from varangian.server.latest import Kept, Latest, NoRoom
 from varangian.server.learner import Learner
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class LatestOfAll:
     """The latest vectors of all registered workers: of those who pushed, and of those who are away.
 
     Whoever proved faulty is left out of the round, and what it sent before is forgotten. A worker that was
-    never heard of, or not for so long that its vector has expired, counts as zero.
+    never heard of, or not for so long that its vector has expired, counts as zero. On a full disk a vector
+    counts in its own round; after it the one before counts on. `warn` is told once.
     """
 
     latest: Latest
@@ -86,6 +90,10 @@ class LatestOfAll:
     """K."""
     expire: int | None = None
     """Rounds after which a vector is forgotten."""
+    warn: Callable[[str], None] = log.warning
+    _warned: bool = field(init=False, default=False, repr=False)
+    _passing: dict[Worker, Tensor] = field(init=False, default_factory=dict, repr=False)
+    """Vectors of the round in hand that could not be kept."""
     _gram: _Measured | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,21 +110,26 @@ class LatestOfAll:
         store: Kept = "float32",
         folder: str | None = None,
         expire: int | None = None,
+        warn: Callable[[str], None] = log.warning,
     ) -> LatestOfAll:
         """With nothing in it.
 
         Raises:
             OSError: the disk has no room, or there is no such folder.
         """
-        latest = Latest(workers, d, dtype=store, folder=None if folder is None else Path(folder))
-        return cls(latest, participants, expire)
+        latest = Latest(
+            workers, d, dtype=store, folder=None if folder is None else Path(folder).expanduser()
+        )
+        return cls(latest, participants, expire, warn)
 
     def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
         self._keep(close, rows)
-        kept = {worker: row for worker, row in self.latest.rows().items() if worker not in close.faults}
+        latest = {**self.latest.rows(), **self._passing}
+        kept = {worker: row for worker, row in latest.items() if worker not in close.faults}
         gram = None if self._gram is None else self._gram.about(learner.reference)
         begun = learner.prepared(self.latest.workers, len(close.faults), gram=gram)
-        return Given(kept, begun, self.latest.ages(close.round))
+        ages = {**self.latest.ages(close.round), **dict.fromkeys(self._passing, 0)}
+        return Given(kept, begun, ages)
 
     def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
         self._keep(skip, rows)
@@ -126,12 +139,23 @@ class LatestOfAll:
 
     def _keep(self, ended: RollCall, rows: Mapping[Worker, Tensor]) -> None:
         """Vectors of this round, and none of those who proved faulty in it."""
-        for worker in sorted(rows):
-            self.latest.replace(worker, rows[worker], ended.round)
+        self._changed(self._passing)
+        self._passing = {w: rows[w] for w in sorted(rows) if not self._kept(w, rows[w], ended.round)}
         self._changed(rows)
         if self.expire is not None:
             self._changed(self.latest.expire(ended.round - self.expire))
         self._changed(self.latest.forget(sorted(ended.faults)))
+
+    def _kept(self, worker: Worker, row: Tensor, round: int) -> bool:
+        """Keep a vector; whether there was room for it."""
+        try:
+            self.latest.replace(worker, row, round)
+        except NoRoom as error:
+            if not self._warned:
+                self.warn(f"{error} The run goes on; such vectors count in their own round only")
+            self._warned = True
+            return False
+        return True
 
     def _changed(self, workers: Iterable[Worker]) -> None:
         if self._gram is not None:

@@ -31,8 +31,8 @@ def carried_out(tmp_path):
         notes = []
         config = load(None, [*SMALL, f"output={tmp_path / 'runs'}", *settings])
         result = run(config, observe=observe, note=notes.append)
-        if config.backend == "processes":
-            assert notes.pop(0).startswith("memory: rows ")
+        manifest = json.loads((result.folder / "manifest.json").read_text())
+        assert manifest["memory"].startswith("memory: rows ")
         return result, notes
 
     return carry_out
@@ -226,6 +226,13 @@ def session_ends(leader):
     return False
 
 
+def eventually(holds):
+    until = time.monotonic() + PATIENCE
+    while not (held := holds()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return held
+
+
 @pytest.mark.parametrize("backend", ["processes", "simulate"])
 def test_interrupting_a_run_leaves_a_valid_folder_and_no_process(started, tmp_path, backend):
     command = started("run", *SMALL, "rounds=1000000", f"backend={backend}", "--format", "json")
@@ -258,12 +265,32 @@ def test_a_second_interrupt_ends_it_at_once(started):
     assert session_ends(command.pid)
 
 
-def test_a_reader_that_leaves_is_no_crash(started):
-    command = started("run", *SMALL, "rounds=2000", "backend=simulate", "--format", "json")
+def test_a_reader_that_leaves_costs_a_warning_and_not_the_run(started, tmp_path):
+    command = started("run", *SMALL, "rounds=500", "backend=simulate", "--format", "json")
     command.stdout.readline()
     command.stdout.close()
-    assert command.wait(PATIENCE) == 1
-    assert "Traceback" not in command.stderr.read()
+    err = command.stderr.read()
+    assert command.wait(PATIENCE) == 0, err
+    assert err.count("warning: standard output cannot be written (its reader has gone)") == 1
+    assert "Traceback" not in err
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "result.json").read_text())["rounds"] == 500
+    assert (folder / "parameters.safetensors").exists()
+
+
+def test_an_output_that_nobody_reads_stops_neither_rounds_nor_signals(started, tmp_path):
+    command = started("run", *SMALL, "rounds=1000000", "backend=simulate", "--format", "json")
+    unread = 2 * 65536  # twice what a pipe holds
+
+    def written():
+        return sum(record.stat().st_size for record in (tmp_path / "runs").glob("*/rounds.jsonl"))
+
+    assert eventually(lambda: written() > unread)
+    os.killpg(command.pid, signal.SIGTERM)
+    command.wait(PATIENCE)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "result.json").read_text())["reason"] == "stopped by SIGTERM"
+    assert session_ends(command.pid)
 
 
 def test_the_demo_ends_in_a_table_and_a_picture(tmp_path, capsys):

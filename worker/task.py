@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -271,6 +271,12 @@ class Crew:
                 else:
                     break
         return unable
+
+    @contextmanager
+    def state(self, parameters: Tensor) -> Generator[dict[str, Any]]:
+        """The whole state of the model with these parameters, for as long as nothing else is computed."""
+        with self._lock:
+            yield self._trainer.state(parameters)
 
     def _sender(self, name: str) -> Compute:
         attack = self.task.attack if name in self.task.byzantine else None

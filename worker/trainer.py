@@ -200,6 +200,12 @@ class Trainer:
             self._told.add(str(error))
             log.warning("An evaluation failed: %s", error)
 
+    def state(self, parameters: Tensor) -> dict[str, Any]:
+        """The whole state of the module with these parameters, on the CPU; of use until the next call."""
+        load(self._module, parameters)
+        state = self._module.state_dict()
+        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in state.items()}
+
 
 def built(model: Model, dataset: Dataset, seed: int) -> nn.Module:
     """A model with its initial parameters, on the CPU so that they are the same for every device.

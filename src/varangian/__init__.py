@@ -1,6 +1,7 @@
 """Varangian: a Byzantine-robust parameter server for PyTorch.
 
-`varangian.run(config)` trains as a configuration says; nothing heavy is imported before it is asked for.
+`varangian.run(config)` trains as a configuration says, `varangian.load(folder)` gives the model of a run
+back; nothing heavy is imported before it is asked for.
 """
 
 import importlib
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from varangian.backends import run as run
+    from varangian.backends.saved import load as load
 
 __version__ = "0.1.0"
 
-_LAZY = {"run": "varangian.backends"}
+_LAZY = {"run": "varangian.backends", "load": "varangian.backends.saved"}
 """Names that are imported on first use, and the module of each."""
 
 

@@ -1,20 +1,20 @@
 import csv
 import json
 import os
+import shutil
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from varangian.aggregators.kernels import BACKENDS
 from varangian.backends import RunError, RunResult
-from varangian.backends.folder import RunFolder, named_tensors, short_name, write_atomically
+from varangian.backends.files import write_atomically
+from varangian.backends.folder import RunFolder, short_name
 from varangian.config import load, loads
-from varangian.protos.layout import Layout
 from varangian.server.record import RoundRecord
 
-LAYOUT = Layout((("0.weight", (2, 3)), ("0.bias", (2,)), ("scale", ())))
+MODELS = {"parameters.safetensors": b"model", "ema.safetensors": b"average"}
 
 
 @pytest.fixture
@@ -46,9 +46,10 @@ def test_runs_of_the_same_second_have_folders_of_their_own(small):
         made.close()
 
 
-def test_rounds_are_on_disk_at_once(folder):
+def test_rounds_are_on_disk_soon(folder):
     folder.observe(record(0, loss=1.5, accuracy=0.25, update_norm=2.0, seconds={"wait": 0.5, "step": 0.25}))
     folder.observe(record(1, dropped={"w01": "not finite\n"}))
+    folder.flush()
     lines = (folder.path / "rounds.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [0, 1]
     first, second = csv.DictReader((folder.path / "metrics.csv").read_text().splitlines())
@@ -62,27 +63,23 @@ def test_rounds_are_on_disk_at_once(folder):
     assert second["loss"] == ""
 
 
-def test_a_run_with_an_average_has_two_columns_more_and_one_file(small):
+def test_a_run_with_an_average_has_two_columns_more(small):
     made = RunFolder.create(small("ema.reference_batch=8"))
     made.observe(record(0, loss=1.5, accuracy=0.25, ema_loss=1.25, ema_accuracy=0.5))
     result = RunResult(0.5, 1.0, "ab", 1, 1.0, "done", "finished", made.path, 0.75, float("inf"))
-    made.finish(result, torch.zeros(9), LAYOUT, torch.arange(9.0))
+    made.finish(result, MODELS)
     made.close()
     (row,) = csv.DictReader((made.path / "metrics.csv").read_text().splitlines())
     assert (row["ema_loss"], row["ema_accuracy"]) == ("1.25", "0.5")
-    assert load_file(made.path / "ema.safetensors")["scale"] == 8
     written = json.loads((made.path / "result.json").read_text())
     assert (written["ema_accuracy"], written["ema_loss"]) == (0.75, None)
 
 
 def test_the_end_of_a_run(folder):
-    parameters = torch.arange(9.0)
     result = RunResult(0.5, float("nan"), "ab", 2, 1.0, "done", "finished", folder.path)
-    folder.finish(result, parameters, LAYOUT)
-    tensors = load_file(folder.path / "parameters.safetensors")
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == dict(LAYOUT.entries)
-    assert torch.equal(tensors["0.bias"], torch.tensor([6.0, 7.0]))
-    assert not (folder.path / "ema.safetensors").exists()
+    assert folder.finish(result, MODELS).folder == folder.path
+    for name, content in MODELS.items():
+        assert (folder.path / name).read_bytes() == content
     written = json.loads((folder.path / "result.json").read_text())
     assert written == result.plain()
     assert written["loss"] is None
@@ -90,10 +87,56 @@ def test_the_end_of_a_run(folder):
     assert not [path for path in folder.path.iterdir() if path.name.startswith(".")]
 
 
-def test_tensors_do_not_share_memory():
-    tensors = named_tensors(torch.zeros(9), LAYOUT)
-    tensors["0.weight"].fill_(1)
-    assert tensors["0.bias"].tolist() == [0, 0]
+def test_what_a_run_leaves_is_saved_elsewhere_when_its_folder_cannot_be_written(
+    small, tmp_path, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    warnings = []
+    made = RunFolder.create(small(), warn=warnings.append)
+    made.observe(record(0))
+    made.flush()
+    shutil.rmtree(made.path)
+    made.path.write_text("in the place of the folder")
+    made.observe(record(1))
+    ended = made.finish(RunResult(0.5, 1.0, "ab", 2, 1.0, "done", "finished", made.path), MODELS)
+    made.close()
+    assert ended.folder == tmp_path / "here" / made.path.name
+    assert {path.name for path in ended.folder.iterdir()} == {
+        *MODELS,
+        "config.yaml",
+        "manifest.json",
+        "metrics.csv",
+        "result.json",
+        "rounds.jsonl",
+    }
+    assert len((ended.folder / "rounds.jsonl").read_text().splitlines()) == 2
+    assert json.loads((ended.folder / "result.json").read_text())["folder"] == str(ended.folder)
+    assert any(f"the parameters are in {ended.folder}" in text for text in warnings)
+
+
+def test_a_folder_that_was_deleted_is_made_again(folder):
+    folder.observe(record(0))
+    folder.flush()
+    shutil.rmtree(folder.path)
+    folder.save(MODELS)
+    assert (folder.path / "parameters.safetensors").read_bytes() == b"model"
+    assert len((folder.path / "rounds.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_that_did_not_begin_leaves_no_folder(folder):
+    folder.close()
+    folder.discard()
+    assert not folder.path.exists()
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    made = RunFolder.create(load(None, ["output=~/runs"]))
+    made.close()
+    assert made.path.parent == tmp_path / "runs"
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -108,6 +151,15 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="this system has no files without a name")
+def test_a_file_that_is_being_written_has_no_name(tmp_path, monkeypatch):
+    during = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: during.append([*tmp_path.iterdir()]))
+    write_atomically(tmp_path / "result.json", b"new")
+    assert during[0] == []
+    assert (tmp_path / "result.json").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

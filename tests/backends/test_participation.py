@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -124,7 +125,7 @@ def test_a_disk_without_room_is_refused_before_the_run(small, tmp_path, monkeypa
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(carried_out, tmp_path, monkeypatch):
+def test_on_a_full_disk_vectors_count_in_their_own_round(carried_out, tmp_path, monkeypatch):
     writes, write = [], os.pwrite
 
     def pwrite(fd, data, at):
@@ -134,8 +135,16 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(carried_out, tmp_path
         return write(fd, data, at)
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    with pytest.raises(RunError, match=r"vector of w02 cannot be written to .*: No space left on device"):
-        carried_out(f"participation={{fedlaavg: {{folder: {tmp_path}}}}}")
+    settings = "participants: 2, gather: 5.0, rule: mean"
+    result, records, notes = carried_out(
+        f"aggregator={{fedlaavg: {{{settings}, folder: {tmp_path}}}}}", "f=0", "rounds=8"
+    )
+    assert result.outcome == "finished"
+    (warning,) = [note for note in notes if note.startswith("warning:")]
+    assert re.search(r"vector of w02 cannot be written to .*: No space left on device", warning)
+    for record in records:
+        assert sorted(record.ages.values())[:2] == [0, 0], "those who pushed count, kept or not"
+    assert max(records[-1].ages.values()) > 2, "and of those who are away the last that was kept"
 
 
 def test_latest_vectors_that_do_not_fit_are_refused_before_the_run(small, monkeypatch):

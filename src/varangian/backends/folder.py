@@ -1,41 +1,47 @@
 """The folder of a run: valid at every moment, also when the run is killed.
 
 config.yaml              every setting, also those left to their defaults
-manifest.json            versions, seed, threads, command, time
+manifest.json            versions, seed, threads, command, time, memory
 rounds.jsonl             one line for each round, written as it closes
 metrics.csv              the numbers that are plotted
 *.log                    who was refused and why, in a run with processes
-parameters.safetensors   at the end
-ema.safetensors          their average, in a run that has one
+parameters.safetensors   at the end, or when the run fails: the whole state of the model
+ema.safetensors          the same of its average, in a run that has one
 result.json              at the end, after everything else
+
+Lines are written by threads, so neither a full nor a slow disk holds a round up. What cannot be written
+when the run ends is written elsewhere, and its place is told.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
+import io
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor
 
 import varangian
 from varangian.aggregators import Rows
 from varangian.aggregators.kernels import backend_for
+from varangian.backends.files import Record, fresh, recorder, write_atomically
 from varangian.backends.result import RunError, RunResult
+from varangian.backends.writer import Warn, complain
 from varangian.config import RunConfig
 from varangian.config.text import dump
-from varangian.protos.layout import Layout
 from varangian.server.policies import Sync
 from varangian.server.record import RoundRecord
 
@@ -46,55 +52,159 @@ GIT_SECONDS = 5
 
 
 class RunFolder:
-    """Writes what a run leaves behind."""
+    """Writes what a run leaves behind.
 
-    def __init__(self, path: Path, *, averaged: bool = False) -> None:
+    Args:
+        path: an empty folder.
+        documents: small files that say what the run is, by name.
+        warn: takes a sentence when something cannot be written; called from any thread.
+        averaged: whether the run has an average of its model.
+    """
+
+    def __init__(
+        self, path: Path, documents: Mapping[str, bytes], warn: Warn = complain, *, averaged: bool = False
+    ) -> None:
         self.path = path
+        self._documents, self.warn = dict(documents), warn
         self._columns = COLUMNS + (AVERAGED if averaged else ())
-        self._rounds = (path / "rounds.jsonl").open("x", encoding="utf-8")
-        self._metrics = (path / "metrics.csv").open("x", encoding="utf-8", newline="")
-        self._csv = csv.writer(self._metrics, lineterminator="\n")
-        self._csv.writerow(self._columns)
-        self._metrics.flush()
+        for name, content in documents.items():
+            write_atomically(path / name, content)
+        self._records = {name: Record(path / name, warn) for name in ("rounds.jsonl", "metrics.csv")}
+        self._writers = [recorder(record, str(path / name), warn) for name, record in self._records.items()]
+        self._rounds, self._metrics = self._writers
+        self._elsewhere = set[str]()
+        """Records that are complete in another place."""
+        self._metrics.write(_line(self._columns))
 
     @classmethod
-    def create(cls, config: RunConfig, command: list[str] | None = None) -> RunFolder:
+    def create(
+        cls,
+        config: RunConfig,
+        command: list[str] | None = None,
+        *,
+        facts: Mapping[str, Any] | None = None,
+        warn: Warn = complain,
+    ) -> RunFolder:
         """A new folder below `config.output`, named for the time and for what the run shows.
+
+        Args:
+            config: of the run.
+            command: that started it; by default that of this process.
+            facts: more for the manifest.
+            warn: as above.
 
         Raises:
             RunError: it cannot be made.
         """
+        known = manifest(config, command or sys.argv) | dict(facts or {})
+        documents = {"config.yaml": dump(config.resolved()).encode(), "manifest.json": _json(known)}
+        output = Path(config.output).expanduser()
+        path = None
         try:
-            path = fresh(Path(config.output), f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(config)}")
-            write_atomically(path / "config.yaml", dump(config.resolved()).encode())
-            write_atomically(path / "manifest.json", _json(manifest(config, command or sys.argv)))
-            return cls(path, averaged=config.ema is not None)
+            path = fresh(output, f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(config)}")
+            return cls(path, documents, warn, averaged=config.ema is not None)
         except OSError as error:
+            if path is not None:
+                _removed(path, [*documents, "rounds.jsonl", "metrics.csv"])
             reason = f"the run folder in {config.output!r} cannot be written: {error.strerror or error}"
             raise RunError(f"{reason}. Choose another place with output=DIR.") from error
 
     def observe(self, record: RoundRecord) -> None:
-        """Append a round; on disk when this returns, as far as the process is concerned."""
+        """Queue the lines of a round; returns at once, and they are on disk soon after."""
         self._rounds.write(record.json() + "\n")
-        self._rounds.flush()
         seconds = f"{sum(record.seconds.values()):.6f}"
         row = [seconds if name == "seconds" else getattr(record, name) for name in self._columns]
-        self._csv.writerow(["" if value is None else value for value in row])
-        self._metrics.flush()
+        self._metrics.write(_line(row))
 
-    def finish(
-        self, result: RunResult, parameters: Tensor, layout: Layout, average: Tensor | None = None
-    ) -> None:
-        """Write the parameters and their average, then the result; a folder with a result is complete."""
-        tensors = named_tensors(parameters, layout)
-        write_atomically(self.path / "parameters.safetensors", save(tensors, {"digest": result.digest}))
-        if average is not None:
-            write_atomically(self.path / "ema.safetensors", save(named_tensors(average, layout)))
-        write_atomically(self.path / "result.json", _json(result.plain()))
+    def save(self, models: Mapping[str, bytes]) -> Path:
+        """Write the files of the model, in the run folder or else in another; returns which.
+
+        Raises:
+            RunError: no place takes them.
+        """
+        return self._somewhere(models)
+
+    def finish(self, result: RunResult, models: Mapping[str, bytes]) -> RunResult:
+        """Write the files of the model, then the result; a folder with a result is complete.
+
+        Returns:
+            The result with the folder that has these files.
+
+        Raises:
+            RunError: no place takes them.
+        """
+        self.flush()
+
+        def ended(path: Path) -> bytes:
+            return _json(dataclasses.replace(result, folder=path).plain())
+
+        path = self._somewhere(models, {"result.json": ended})
+        return dataclasses.replace(result, folder=path)
+
+    def flush(self) -> None:
+        """Wait until the lines are on disk; not for long."""
+        for writer in self._writers:
+            writer.drain()
 
     def close(self) -> None:
-        self._rounds.close()
-        self._metrics.close()
+        """Write what is queued, and say what could not be."""
+        for writer, (name, record) in zip(self._writers, self._records.items(), strict=True):
+            if writer.close():
+                record.close()
+            if writer.lost and name not in self._elsewhere:
+                self.warn(f"{writer.lost} lines of {writer.name} are lost: they could not be written")
+
+    def discard(self) -> None:
+        """Remove the folder of a run that did not begin."""
+        _removed(self.path, [*self._documents, *self._records, "server.log"])
+
+    def _somewhere(
+        self, models: Mapping[str, bytes], last: Mapping[str, Callable[[Path], bytes]] | None = None
+    ) -> Path:
+        failures: list[str] = []
+        for place in self._places():
+            path = None
+            try:
+                path = place()
+                for name, content in models.items():
+                    write_atomically(path / name, content)
+                self._accompany(path)
+                for name, make in (last or {}).items():
+                    write_atomically(path / name, make(path))
+            except OSError as error:
+                failures.append(f"{error.filename or path or 'a folder'}: {error.strerror or error}")
+                if path is not None and path != self.path:
+                    _removed(path, [*models, *self._documents, *self._records, *(last or {})])
+                continue
+            if failures:
+                self.warn(
+                    f"the parameters are in {path}, as the run folder cannot be written ({failures[0]})"
+                )
+            return path
+        raise RunError(f"the parameters cannot be saved. {'; '.join(failures)}")
+
+    def _places(self) -> Iterator[Callable[[], Path]]:
+        """The run folder, made again if it has gone; then where others may have room."""
+
+        def itself() -> Path:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return self.path
+
+        yield itself
+        for parent in (Path.cwd, lambda: Path(tempfile.gettempdir()), Path.home):
+            yield lambda parent=parent: fresh(parent(), self.path.name)  # type: ignore[misc]
+
+    def _accompany(self, path: Path) -> None:
+        """What the run is and what its rounds were, where that is missing; as far as there is room."""
+        for name, content in self._documents.items():
+            if not (path / name).exists():
+                with contextlib.suppress(OSError):
+                    write_atomically(path / name, content)
+        for writer, (name, record) in zip(self._writers, self._records.items(), strict=True):
+            if not (path / name).exists():
+                with contextlib.suppress(OSError):
+                    write_atomically(path / name, record.content() + writer.waiting())
+                    self._elsewhere.add(name)
 
 
 def short_name(config: RunConfig) -> str:
@@ -103,16 +213,6 @@ def short_name(config: RunConfig) -> str:
     way = [] if isinstance(config.participation, Sync) else [*spec["participation"]]
     parts = [*way, *_names(spec["aggregator"]), *_names(spec["byzantine"]["attack"])]
     return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join(parts))[:60]
-
-
-def named_tensors(parameters: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """The flat vector cut into the tensors of the model."""
-    sizes = [torch.Size(shape).numel() for _, shape in layout.entries]
-    pieces = parameters.detach().cpu().split(sizes)
-    return {
-        name: piece.reshape(shape).clone()
-        for (name, shape), piece in zip(layout.entries, pieces, strict=True)
-    }
 
 
 def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
@@ -132,43 +232,6 @@ def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
     }
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The whole file or none of it, also when the machine stops half way."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    """Without this a new name may be lost although its content is safe."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fresh(parent: Path, name: str) -> Path:
-    """A new folder of this name, or with a number after it where that is taken."""
-    parent.mkdir(parents=True, exist_ok=True)
-    attempt = 1
-    while True:
-        path = parent / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            attempt += 1
-        else:
-            return path
 
 
 def _names(spec: Mapping[str, Any] | str | None) -> list[str]:
@@ -201,3 +264,18 @@ def commit(folder: Path) -> str | None:
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _line(values: Iterable[Any]) -> str:
+    """Values as a line of CSV; nothing for None."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(["" if value is None else value for value in values])
+    return line.getvalue()
+
+
+def _removed(path: Path, names: Iterable[str]) -> None:
+    """Remove these files, and the folder if nothing else is in it."""
+    with contextlib.suppress(OSError):
+        for name in names:
+            (path / name).unlink(missing_ok=True)
+        path.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from varangian.config import RunConfig
@@ -13,8 +14,10 @@ from varangian.server.policies import Asap, Async, FedAvg, FedLaAvg
 from varangian.worker.names import names
 
 
-def merge(config: RunConfig, d: int) -> Merge:
+def merge(config: RunConfig, d: int, warn: Callable[[str], None]) -> Merge:
     """From what is pushed to what the rule sees.
+
+    `warn` takes a sentence when the disk has no more room; it is called from any thread.
 
     Raises:
         OSError: there is no room for what is to be kept.
@@ -30,6 +33,7 @@ def merge(config: RunConfig, d: int) -> Merge:
             store=way.store,
             folder=way.folder,
             expire=way.expire,
+            warn=warn,
         )
     return Weighed() if isinstance(way, Async) else AsTheyAre()
 
@@ -39,7 +43,9 @@ def plan(config: RunConfig, d: int) -> LatestPlan | None:
     way = config.participation
     if not isinstance(way, FedLaAvg) or way.form == "delta":
         return None
-    return LatestPlan(config.workers, d, way.store, None if way.folder is None else Path(way.folder))
+    return LatestPlan(
+        config.workers, d, way.store, None if way.folder is None else Path(way.folder).expanduser()
+    )
 
 
 def seats(config: RunConfig) -> int:

@@ -19,7 +19,7 @@ from varangian.server.choices import Neighbourhoods
 from varangian.server.graphs.turns import cycle
 from varangian.server.invitations import ParticipationPolicy
 from varangian.server.latest import NoRoom
-from varangian.server.listen import ListenError
+from varangian.server.listen import ListenError, probe
 from varangian.server.record import Observe
 from varangian.server.roster import Roster
 from varangian.server.round import RoundPolicy
@@ -39,11 +39,12 @@ def processes(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
 
 
 async def _run(config: RunConfig, crowd: Crowd, observe: Observe, note: Note) -> RunResult:
-    session = Session.open(config, observe)
+    listenable(config)
+    session = Session.open(config, observe, note)
     for sentence in session.sentences:
         note(sentence)
     address = asyncio.get_running_loop().create_future()
-    log = logged_to(session.folder.path / "server.log")
+    log = logged_to(session.folder.path / "server.log", warn=session.folder.warn)
     with closing(session), log, identities(config) as known, session.stop.on_signals(note):
         watching = asyncio.create_task(_watched(session, crowd, known.proofs, address, note))
         try:
@@ -78,7 +79,22 @@ async def served(
             security=security,
             dtype=session.config.wire.dtype,
         )
-    except (ListenError, NoRoom) as error:
+    except ListenError as error:
+        session.folder.discard()
+        raise RunError(str(error)) from error
+    except NoRoom as error:
+        raise RunError(str(error)) from error
+
+
+def listenable(config: RunConfig) -> None:
+    """See that the server can listen where it should, before data is loaded and a folder is made.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        probe(config.server.host, config.server.port)
+    except ListenError as error:
         raise RunError(str(error)) from error
 
 

@@ -16,6 +16,7 @@ from varangian.backends import Note, parts
 from varangian.backends.beside import SIGNALS, interruptible
 from varangian.backends.folder import RunFolder
 from varangian.backends.result import Outcome, RunError, RunResult
+from varangian.backends.saved import AVERAGE, PARAMETERS, packed
 from varangian.config import RunConfig
 from varangian.config.build import learner, machine, optimizer, task
 from varangian.registry import ConfigError, Problem
@@ -45,6 +46,8 @@ class Session:
     account: Account
     """What the server can take at most."""
     merge: Merge
+    note: Note
+    """Takes what a user should know besides the rounds; called from any thread."""
     notes: tuple[str, ...] = ()
     """What to say of the task before the run."""
     stop: Stop = field(default_factory=lambda: Stop())
@@ -53,14 +56,19 @@ class Session:
     """How many rounds were closed when the scores were taken."""
     scores: Scores = field(default_factory=Scores)
     began: float = field(default_factory=time.monotonic)
+    saved: bool = False
 
     @classmethod
-    def open(cls, config: RunConfig, observe: Observe) -> Session:
+    def open(cls, config: RunConfig, observe: Observe, note: Note) -> Session:
         """Load the data, build the model and make the run folder.
 
         Raises:
             RunError: something is missing, the parts do not fit, or there is not enough memory.
         """
+
+        def warn(text: str) -> None:
+            note(f"warning: {text}")
+
         try:
             crew = Crew(task(config))
             initial = crew.initial()
@@ -73,16 +81,17 @@ class Session:
         if refusal := account.refusal(available()):
             raise RunError(refusal)
         try:
-            merge = parts.merge(config, crew.layout.numel)
+            merge = parts.merge(config, crew.layout.numel, warn)
         except OSError as error:
             raise RunError(str(error)) from error
-        built, folder = learner(config, initial), RunFolder.create(config)
-        return cls(config, crew, built, folder, observe, machine(config), account, merge, notes)
+        facts = {"memory": account.sentence}
+        built, folder = learner(config, initial), RunFolder.create(config, facts=facts, warn=warn)
+        return cls(config, crew, built, folder, observe, machine(config), account, merge, note, notes)
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What to say of memory and disk before the run."""
-        return (self.account.sentence, *self.notes, *self.storage)
+        """What to say of the task and of the disk before the run."""
+        return (*self.notes, *self.storage)
 
     @property
     def storage(self) -> tuple[str, ...]:
@@ -129,17 +138,27 @@ class Session:
             ema_loss=self.scores.ema_loss,
             metrics=self.scores.metrics,
         )
-        average = None if self.learner.average is None else self.learner.average.parameters
-        try:
-            self.folder.finish(result, self.learner.parameters, self.crew.layout, average)
-        except OSError as error:
-            raise RunError(f"the result cannot be written to {self.folder.path}: {error}") from error
+        result = self.folder.finish(result, self._models())
+        self.saved = True
         return result
 
     def close(self) -> None:
-        """Whatever came of the run."""
-        self.folder.close()
-        self.merge.close()
+        """Whatever came of the run; of one that ended on an error the parameters are saved, too."""
+        try:
+            if self.rounds and not self.saved:
+                path = self.folder.save(self._models())
+                self.note(f"the parameters after {self.rounds} rounds are in {path}")
+        finally:
+            self.folder.close()
+            self.merge.close()
+
+    def _models(self) -> dict[str, bytes]:
+        """The files of the model and, where there is one, of its average."""
+        learner = self.learner
+        models = {PARAMETERS: packed(self.crew, learner.parameters)}
+        if learner.average is not None:
+            models[AVERAGE] = packed(self.crew, learner.average.parameters)
+        return models
 
     @property
     def over(self) -> bool:

@@ -38,12 +38,12 @@ def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
     """
 
     async def main() -> RunResult:
-        session = Session.open(config, observe)
+        session = Session.open(config, observe, note)
         with closing(session), session.stop.on_signals(note):
             time = VirtualTime()
             driver = session.driver(time.clock)
             serving = asyncio.create_task(driver.run(session.stop.event))
-            for sentence in (*session.notes, *session.storage):
+            for sentence in session.sentences:
                 note(sentence)
             kind = Invited if session.machine.invites else _Workers
             with _one_thread(config.worker.threads) as executor:

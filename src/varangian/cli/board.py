@@ -6,15 +6,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from varangian.cli.progress import percent
-from varangian.cli.text import printable
+from varangian.cli.progress import as_json, output, percent
+from varangian.cli.text import NOTE, printable
 
 if TYPE_CHECKING:
     from varangian.cli.demo import Case
@@ -79,7 +79,8 @@ class LiveBoard:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._console = Console()
+        self._out = output(sys.stdout, None)
+        self._console = Console(file=cast("TextIO", self._out))
         self._live = Live(grid.table(), console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> LiveBoard:
@@ -89,9 +90,10 @@ class LiveBoard:
 
     def __exit__(self, *error: object) -> None:
         self._live.stop()
+        self._out.drain()
 
     def note(self, text: str) -> None:
-        self._console.print(Text(printable(text)))
+        self._console.print(Text(printable(text, NOTE)))
 
     def advance(self, case: Case, record: RoundRecord) -> None:
         if record.accuracy is not None:
@@ -102,6 +104,7 @@ class LiveBoard:
 
     def finish(self, folder: Path, picture: str) -> None:
         self._console.print(Text(f"runs: {folder}\n{picture}"))
+        self._out.close()
 
 
 class PlainBoard:
@@ -109,16 +112,17 @@ class PlainBoard:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        self._out = output(sys.stdout)
 
     def __enter__(self) -> PlainBoard:
         self.note(TITLE)
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        self._out.drain()
 
     def note(self, text: str) -> None:
-        print(printable(text), flush=True)
+        self._out.write(printable(text, NOTE) + "\n")
 
     def advance(self, case: Case, record: RoundRecord) -> None:
         pass
@@ -128,29 +132,35 @@ class PlainBoard:
         self.note(f"{case.rule:<8} {case.attack:<10} {percent(case.accuracy):>8}  {seconds}")
 
     def finish(self, folder: Path, picture: str) -> None:
-        Console(color_system=None).print(self._grid.table())
+        Console(file=cast("TextIO", self._out), color_system=None).print(self._grid.table())
         self.note(f"runs: {folder}")
         self.note(picture)
+        self._out.close()
 
 
 class JsonBoard:
     """One object for each case, then one that says where everything is."""
 
+    def __init__(self) -> None:
+        self._out, self._notes = output(sys.stdout, as_json), output(sys.stderr)
+
     def __enter__(self) -> JsonBoard:
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        self._notes.drain()
+        self._out.drain()
 
     def note(self, text: str) -> None:
-        print(printable(text), file=sys.stderr)
+        self._notes.write(printable(text, NOTE) + "\n")
 
     def advance(self, case: Case, record: RoundRecord) -> None:
         pass
 
     def done(self, case: Case) -> None:
         result = case.result.plain() if case.result else None
-        print(json.dumps({"rule": case.rule, "attack": case.attack, "result": result}), flush=True)
+        self._out.write(json.dumps({"rule": case.rule, "attack": case.attack, "result": result}) + "\n")
 
     def finish(self, folder: Path, picture: str) -> None:
-        print(json.dumps({"folder": str(folder), "picture": picture}), flush=True)
+        self._out.write(json.dumps({"folder": str(folder), "picture": picture}) + "\n")
+        self._out.close()

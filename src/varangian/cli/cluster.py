@@ -16,7 +16,8 @@ from pathlib import Path
 
 import grpc
 
-from varangian.backends.processes import served
+from varangian.backends.log import log_to_stderr
+from varangian.backends.processes import listenable, served
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
 from varangian.cli.health import status, why
@@ -73,11 +74,6 @@ def worker(args: argparse.Namespace) -> int:
     wait_for(args.server, PATIENCE, next((p for p in proofs.values() if isinstance(p, Bundle)), None))
     threads, one_of = config.worker.threads, args.claim is not None
     return host(args.server, chosen, proofs, task(config), threads, one_of=one_of)
-
-
-def log_to_stderr(level: int) -> None:
-    """Where whoever runs a program of a cluster looks for its log."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=level)
 
 
 def secret() -> bytes:
@@ -141,7 +137,8 @@ def as_served(config: RunConfig, chosen: Choice) -> RunConfig:
 
 
 async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress) -> RunResult:
-    session = Session.open(config, shown.round)
+    listenable(config)
+    session = Session.open(config, shown.round, shown.note)
     for sentence in session.sentences:
         shown.note(sentence)
     workers = session.machine.policy.workers

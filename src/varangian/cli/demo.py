@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from varangian.backends import RunError, RunResult, run
-from varangian.backends.folder import fresh, write_atomically
+from varangian.backends.files import fresh, write_atomically
 from varangian.cli.board import Board, board
 from varangian.cli.main import INTERRUPTED, OK, CommandError
 from varangian.cli.run import quoted
@@ -21,8 +21,6 @@ RULES = ("mean", "median", "krum", "flag")
 ATTACKS = ("none", "uniform", "sign_flip")
 BYZANTINE = 3
 ROUNDS = 80
-ACCOUNT = "memory: "
-"""How the note on the memory of a run begins."""
 EVERY = 5
 """Rounds between two points of a curve."""
 
@@ -68,7 +66,7 @@ def command(args: argparse.Namespace) -> int:
         raise CommandError(f"--rounds should be at least 1. Found {args.rounds}.")
     rounds = args.rounds or ROUNDS
     try:
-        folder = fresh(Path(args.output), f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = fresh(Path(args.output).expanduser(), f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
     except OSError as error:
         raise CommandError(f"{args.output} cannot be written to: {error.strerror}") from error
     cases = [Case(rule, attack) for attack in ATTACKS for rule in RULES]
@@ -89,13 +87,8 @@ def _carried_out(case: Case, rounds: int, folder: Path, shown: Board) -> bool:
         case.add(record)
         shown.advance(case, record)
 
-    def note(text: str) -> None:
-        # Twelve accounts of a few hundred kilobytes would bury the accuracies.
-        if not text.startswith(ACCOUNT):
-            shown.note(text)
-
     try:
-        case.close(run(config, observe=observe, note=note))
+        case.close(run(config, observe=observe, note=shown.note))
     except RunError as error:
         raise CommandError(str(error)) from error
     shown.done(case)

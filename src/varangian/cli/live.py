@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live as Screen
@@ -13,10 +13,11 @@ from rich.text import Text
 
 from varangian.cli.progress import number, percent, summary
 from varangian.cli.tally import Tally
-from varangian.cli.text import printable
+from varangian.cli.text import NOTE, printable
 
 if TYPE_CHECKING:
     from varangian.backends import RunResult
+    from varangian.backends.writer import QueuedWriter
     from varangian.server.record import RoundRecord
 
 DISTRUSTED = 3
@@ -26,10 +27,11 @@ DISTRUSTED = 3
 class Live:
     """A table that is redrawn four times a second."""
 
-    def __init__(self, rounds: int, byzantine: Sequence[str], out: TextIO) -> None:
+    def __init__(self, rounds: int, byzantine: Sequence[str], out: QueuedWriter) -> None:
         self._rounds, self._byzantine = rounds, byzantine
         self._tally = Tally()
-        self._console = Console(file=out)
+        self._out = out
+        self._console = Console(file=cast("TextIO", out))
         self._screen = Screen(self._view(), console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Live:
@@ -38,9 +40,11 @@ class Live:
 
     def __exit__(self, *error: object) -> None:
         self._screen.stop()
+        if any(error):
+            self._out.close()
 
     def note(self, text: str) -> None:
-        self._console.print(Text(printable(text)))
+        self._console.print(Text(printable(text, NOTE)))
 
     def round(self, record: RoundRecord) -> None:
         self._tally.add(record)
@@ -56,6 +60,7 @@ class Live:
         for name, value in summary(result, self._tally, self._byzantine):
             table.add_row(Text(printable(name)), Text(printable(value)))
         self._console.print(table)
+        self._out.close()
 
     def _view(self) -> Group:
         table = Table(box=None, pad_edge=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ class CommandError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _escape(sys.stdout)
     args = parse(sys.argv[1:] if argv is None else argv)
     # Otherwise gRPC writes a line for every handshake that fails, and strangers can fail without end.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -42,3 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, a pager) has left; nothing else may be written to it.
         sys.stderr.close()
         return FAILED
+
+
+def _escape(stream: object) -> None:
+    """Characters that the encoding of a stream lacks are escaped, as on standard error; not an error."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")

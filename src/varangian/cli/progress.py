@@ -1,14 +1,19 @@
-"""What a user sees while a run goes on: a live table, plain lines, or JSON for programs."""
+"""Progress of a run on standard output: a live table, plain lines, or JSON for programs.
+
+Output goes through a queue (`varangian.backends.writer`), so an unread one never holds the run up: when its
+queue is full the oldest lines are dropped, and a line says how many. The record in the run folder has all.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from varangian.backends.writer import QueuedWriter, writer
 from varangian.cli.tally import Tally
-from varangian.cli.text import printable
+from varangian.cli.text import NOTE, printable
 
 if TYPE_CHECKING:
     from varangian.backends import RunResult
@@ -26,51 +31,74 @@ class Progress(Protocol):
     def __enter__(self) -> Progress: ...
     def __exit__(self, *error: object) -> None: ...
     def note(self, text: str) -> None:
-        """Something worth saying besides the rounds."""
+        """Something worth saying besides the rounds. May be called from any thread."""
         ...
 
     def round(self, record: RoundRecord) -> None: ...
-    def finish(self, result: RunResult) -> None: ...
+    def finish(self, result: RunResult) -> None:
+        """The end of a run; waits for the output to be written, but not for long."""
+        ...
 
 
 def progress(kind: str, rounds: int, byzantine: Sequence[str], out: TextIO | None = None) -> Progress:
     """The view for `--format`; auto is rich on a terminal and plain elsewhere."""
     stream: TextIO = sys.stdout if out is None else out
     if kind == "json":
-        return Json(stream)
+        return Json(output(stream, as_json), output(sys.stderr))
     if kind == "rich" or (kind == "auto" and stream.isatty()):
         from varangian.cli.live import Live
 
-        return Live(rounds, byzantine, stream)
-    return Plain(rounds, byzantine, stream)
+        return Live(rounds, byzantine, output(stream, None))
+    return Plain(rounds, byzantine, output(stream))
+
+
+def as_text(lost: int) -> str:
+    """In the place of lines that were dropped."""
+    return f"... {lost} lines were dropped, as nobody read this output\n"
+
+
+def as_json(lost: int) -> str:
+    """The same for programs."""
+    return json.dumps({"dropped_lines": lost}) + "\n"
+
+
+def output(stream: TextIO, gap: Callable[[int], str] | None = as_text) -> QueuedWriter:
+    """A stream of this process, written to without waiting for it."""
+    return writer(stream, "standard error" if stream is sys.stderr else "standard output", gap)
 
 
 class Json:
     """One object a line: every round, then the result; nothing else on this stream."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self, out: QueuedWriter, notes: QueuedWriter) -> None:
+        self._out, self._notes = out, notes
 
     def __enter__(self) -> Json:
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        if any(error):
+            self._close()
 
     def note(self, text: str) -> None:
-        print(printable(text), file=sys.stderr)
+        self._notes.write(printable(text, NOTE) + "\n")
 
     def round(self, record: RoundRecord) -> None:
-        print(record.json(), file=self._out, flush=True)
+        self._out.write(record.json() + "\n")
 
     def finish(self, result: RunResult) -> None:
-        print(json.dumps({"result": result.plain()}), file=self._out, flush=True)
+        self._out.write(json.dumps({"result": result.plain()}) + "\n")
+        self._close()
+
+    def _close(self) -> None:
+        self._notes.close()
+        self._out.close()
 
 
 class Plain:
     """Some twenty lines for a log file, and a summary."""
 
-    def __init__(self, rounds: int, byzantine: Sequence[str], out: TextIO) -> None:
+    def __init__(self, rounds: int, byzantine: Sequence[str], out: QueuedWriter) -> None:
         self._rounds, self._byzantine, self._out = rounds, byzantine, out
         self._every = rounds / PLAIN_LINES
         self._next = 0.0
@@ -80,10 +108,11 @@ class Plain:
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        if any(error):
+            self._out.close()
 
     def note(self, text: str) -> None:
-        print(printable(text), file=self._out, flush=True)
+        self._out.write(printable(text, NOTE) + "\n")
 
     def round(self, record: RoundRecord) -> None:
         self._tally.add(record)
@@ -97,6 +126,7 @@ class Plain:
     def finish(self, result: RunResult) -> None:
         for name, value in summary(result, self._tally, self._byzantine):
             self.note(f"{name:<15} {value}")
+        self._out.close()
 
     def _state(self) -> str:
         tally = self._tally

@@ -8,6 +8,9 @@ _UNPRINTABLE = re.compile(
     r"[^\x20-\x7e\u00a0-\uffff]|[\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+NOTE = 1000
+"""Characters of a sentence of our own, which may have a path and a reason in it."""
+
 
 def printable(text: str, limit: int = 200) -> str:
     """Text from elsewhere without what would move a terminal's cursor, and not too long."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from varangian.aggregators.kernels import BackendRefused
-from varangian.backends.folder import write_atomically
+from varangian.backends.files import write_atomically
 from varangian.cli.bench import gate, peers
 from varangian.cli.bench.cases import case_of, most, names
 from varangian.cli.bench.machine import load, machine

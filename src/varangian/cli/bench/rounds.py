@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from varangian.backends.folder import write_atomically
+from varangian.backends.files import write_atomically
 from varangian.cli.bench.cases import case_of, most, names
 from varangian.cli.bench.hops.base import Job
 from varangian.cli.bench.hops.processes import BrokenHop, Pair, Round

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from varangian.backends.folder import write_atomically
+from varangian.backends.files import write_atomically
 from varangian.cli.bench.hops.base import Job
 from varangian.cli.bench.hops.catalogue import WAYS
 from varangian.cli.bench.machine import load, machine
