@@ -27,7 +27,7 @@ kernels := setup.py $(wildcard aggregators/kernels/*.[ch])
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-demo: $(demo_ready) ## 15 workers, 3 Byzantine: four aggregators against two attacks over real gRPC
+demo: $(demo_ready) ## 15 workers, 3 Byzantine: four rules against two attacks over gRPC, 1 to 2 minutes on two cores
 	$(bin)/varangian demo
 
 test: $(test_ready) ## the tests: of large products of parameters a sample in which every value occurs

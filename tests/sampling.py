@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from zlib import crc32
 
-FEWEST = 24
+FEWEST = 16
 """Combinations that a test has at least; one with no more of them runs whole."""
 
 

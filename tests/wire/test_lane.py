@@ -63,8 +63,15 @@ async def test_payloads_may_go_either_way_and_no_bit_changes(given):
     assert len({await outcome(ways, **given) for ways in (LANE, CHUNKS, MIXED)}) == 1
 
 
-@pytest.mark.parametrize("rows", ["float32", "bfloat16"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "rows"),
+    [
+        ("float32", "bfloat16"),
+        ("bfloat16", "float32"),
+        pytest.param("float32", "float32", marks=pytest.mark.exhaustive),
+        pytest.param("bfloat16", "bfloat16", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_rounds_in_a_window_end_alike_whichever_way_rows_come(monkeypatch, rows, dtype):
     monkeypatch.setattr(accumulate, "SLICE", SLICE)
     monkeypatch.setattr(native, "SLICE", SLICE)
@@ -201,7 +208,9 @@ async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
     assert lines.lane.connections >= 2
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(2, 10))]
+)
 def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
     """Relays that pass odd pieces on, and cut connections of both kinds wherever chance has it."""
     monkeypatch.setattr("varangian.worker.lane.GRACE", 0.2)

@@ -220,7 +220,7 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS: dict[str, tuple[str, str, Arguments]] = {
-    "demo": ("demo", "Four rules against two attacks, on digits, in under a minute.", _demo),
+    "demo": ("demo", "Four rules against two attacks, on digits: one to two minutes on two cores.", _demo),
     "run": ("run", "Train with a server and workers on this machine.", _run),
     "check": ("check", "Print all settings, and try what a run does before its first round.", _check),
     "server": ("cluster:server", "Only the server, with certificates or VARANGIAN_SECRET.", _server),
