@@ -34,7 +34,11 @@ class Part(Protocol):
 
 @runtime_checkable
 class Weighting(Part, Protocol):
-    """A rule that weighs points by their geometry alone."""
+    """A rule that weighs points by their geometry alone.
+
+    One that needs the lengths and directions of rows that are far shorter than others says so with an
+    attribute `from_origin = True`; its rows are measured in float64.
+    """
 
     def __call__(self, gram: Gram, /) -> Tensor:
         """Weights (m,), or (m+1,) with the reference last; float64."""

@@ -14,8 +14,8 @@ from varangian.aggregators.algebra import Array
 from varangian.aggregators.base import RULES, AggregationError
 from varangian.aggregators.gram import Gram, inverses
 
-SHORT = 1e-2
-"""Of the length of the reference: what float32 products keep of a shorter row is off by over a percent."""
+SHORT = 1e-30
+"""Of the length of the reference: float32 has no room for the factor of a shorter row."""
 
 
 @RULES.register("fltrust")
@@ -27,9 +27,11 @@ class FLTrust:
     is the gradient on a small root data set that the server holds and trusts, which is why any number of
     workers may be Byzantine. Where no row agrees with it the update is zero; without one the rule means
     nothing and says so. The last aggregate is no substitute: a mean of vectors of one length is shorter
-    than they are, so that updates would shrink from round to round. Rows shorter than a hundredth of the
-    reference, from which they are measured, count as zero: too little of their direction is left.
+    than they are, so that updates would shrink from round to round. A row counts by its direction, however
+    short it is: only one of zeros, or shorter than 1e-30 of the reference, has none.
     """
+
+    from_origin: ClassVar[bool] = True
 
     needs_root: ClassVar[bool] = True
     """The reference must be a gradient of the server's own; no server of ours computes one yet."""

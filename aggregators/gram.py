@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.algebra import Array, product
-from varangian.aggregators.kernels import Backend, backend_for
+from varangian.aggregators.kernels import Backend, NotFinite, backend_for
 from varangian.aggregators.rows import Rows
 
 T = TypeVar("T")
@@ -80,6 +80,11 @@ class Gram:
     def about(cls, measure: Callable[[], Tensor], n: int) -> Gram:
         """The n rows of a basis, whose inner products `measure` returns."""
         return cls(Basis(measure, n), torch.eye(n, n + 2, dtype=torch.float64))
+
+    @classmethod
+    def from_origin(cls, rows: Rows, reference: Tensor | None = None) -> Gram:
+        """The rows, measured from the origin in float64: the shortest keep their lengths and directions."""
+        return cls.about(lambda: _from_origin(rows, reference), len(rows))
 
     def __len__(self) -> int:
         return self.coords.shape[0]
@@ -188,6 +193,21 @@ def _with_origin(products: Tensor) -> Tensor:
     found[:n, ORIGIN] = found[ORIGIN, :n] = -products[:n, n]
     found[ORIGIN, ORIGIN] = products[n, n]
     return found
+
+
+def _from_origin(rows: Rows, reference: Tensor | None) -> Tensor:
+    """Inner products of (x_1, ..., x_n, r, 0), with subnormal numbers as zero: (n+2, n+2)."""
+    n, least = len(rows), rows.least_normal
+    total = torch.zeros(n + 2, n + 2, dtype=torch.float64, device=rows.device)
+    for columns, block in rows.blocks(dtype=torch.float64):
+        points = block.new_zeros(n + 2, block.shape[1])
+        points[:n] = block.masked_fill(block.abs() < least, 0)
+        if reference is not None:
+            points[REFERENCE] = reference[columns].to(block)
+        total += points @ points.T
+    if not bool(total.isfinite().all()):
+        raise NotFinite
+    return total.cpu()
 
 
 def shares(m: int, chosen: Sequence[int] | NDArray[np.intp]) -> Tensor:

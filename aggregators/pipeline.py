@@ -35,8 +35,11 @@ from varangian.aggregators.base import (
 )
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for, unscreened
+from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.rows import Rows, RowsError, tensor_of
 
+CONVEX = 1 + 1e-9
+"""Sum of the magnitudes of coefficients up to which a sum of finite rows is finite."""
 _UNUSED = torch.Generator()
 """For rules without a mixing, of which none is random."""
 
@@ -167,7 +170,7 @@ class Aggregator:
 
     def _aggregate(self, survivors: _Survivors, rng: torch.Generator, faults: int) -> Aggregate:
         now = self.among(survivors.kept, len(survivors.dropped) + faults)
-        measured = gram = survivors.gram()
+        measured = gram = survivors.gram(now.rule)
         for mixing in now.mix:
             gram = gram.mixed(mixing.mix(gram, rng))
         if is_selecting(now.rule):
@@ -218,7 +221,9 @@ class _Survivors:
     dropped: tuple[int, ...]
     early: Early = (None, None)
 
-    def gram(self) -> Gram:
+    def gram(self, rule: Part) -> Gram:
+        if getattr(rule, "from_origin", False):
+            return Gram.from_origin(self.rows, self.reference)
         measured, _ = self.early
         if measured is not None:
             return Gram.about(measured, len(self.rows))
@@ -244,13 +249,31 @@ class _Survivors:
         coords = on_rows(place)
         vector = self.ready(coords)
         if vector is None:
-            vector = self.backend.combine(coords[None], self.rows, self.reference)[0]
+            vector = self._combined(rule, coords)
         said = rule.explain(gram) if is_explained(rule) else {}
         points, rows = _alone(gram.coords)
         details = {name: self._placed(values[points], rows) for name, values in said.items() if len(rows)}
         weights = self._of_all(coords[:-1], 0.0)
         spread = gram.spread(place)
         return Aggregate(vector, weights, self.dropped, float(coords[-1]), details, spread)
+
+    def _combined(self, rule: Weighting, coords: Tensor) -> Tensor:
+        """The update from coefficients of (x_1, ..., x_n, r).
+
+        Raises:
+            AggregationError: it is not convex, and numbers of this type have no room for it.
+        """
+        vector = self.backend.combine(coords[None], self.rows, self.reference)[0]
+        if float(coords.abs().sum()) <= CONVEX or bool(vector.isfinite().all()):
+            return vector
+        vector = exact.combine(coords[None], self.rows, self.reference)[0]
+        if not bool(vector.isfinite().all()):
+            most = torch.finfo(vector.dtype).max
+            raise AggregationError(
+                f"{rule!r}: the update has numbers above {most:.3g}, the largest of {vector.dtype}. "
+                "Scale the rows down, or give them in a wider type."
+            )
+        return vector
 
     def _placed(self, values: Tensor, rows: Tensor) -> Tensor:
         """What is said of these rows, and of the others nothing: (n,)."""

@@ -246,6 +246,17 @@ def test_mgda_sees_the_least_gain() -> None:
     assert weights.tolist() == pytest.approx([1 - 1e-7, 1e-7], rel=1e-5)
 
 
+class TestOverflow:
+    """An update that is longer than the rows may be more than their type holds."""
+
+    @pytest.mark.parametrize(("dtype", "large"), [(torch.float32, 3e38), (torch.float16, 6e4)])
+    def test_is_reported(self, dtype: torch.dtype, large: float) -> None:
+        rows = torch.full((4, 3), large, dtype=dtype)
+        with pytest.raises(AggregationError, match=f"CAGrad.*the largest of {dtype}"):
+            vector(CAGrad(c=0.9), rows)
+        assert vector(CAGrad(c=0.9), rows / 4).isfinite().all()
+
+
 class TestCancellation:
     @pytest.mark.parametrize("seed", range(5))
     def test_rows_whose_mean_is_rounding(self, seed: int) -> None:
