@@ -152,11 +152,12 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
             "byzantine.attack",
             "cannot be mounted: it needs to know 'colluders'",
         ),
-        (["aggregator=krum", "workers=10"], "aggregator", "needs n >= 2 f + 3, 9 for f = 3, and n is 7"),
+        (["aggregator=krum", "workers=8"], "aggregator", "needs n >= 2 f + 3, 9 for f = 3, and n is 8"),
+        (["aggregator=krum", "workers=8"], "aggregator", "It would hold with workers=9 or f=2."),
         (
-            ["aggregator=krum", "workers=10"],
+            ["aggregator=krum", "server.quorum=8"],
             "aggregator",
-            "It would hold with workers=12 or server.quorum=9 or f=2.",
+            "A missing worker is a row less and does not lower f. It would hold with server.quorum=9",
         ),
         (["aggregator=krum", "server.quorum=8"], "aggregator", "with a quorum of 8 of 15 workers, f = 3"),
         (["aggregator=krum", "workers=4", "server.quorum=4"], "aggregator", "with 4 workers, f = 3"),
@@ -209,7 +210,7 @@ def test_a_run_that_cannot_keep_its_promise_does_not_start(overrides, path, said
 
 
 @pytest.mark.parametrize(
-    "numbers", [["workers=12"], ["server.quorum=9", "workers=10"], ["f=2", "workers=10"]]
+    "numbers", [["workers=9"], ["server.quorum=9", "workers=10"], ["f=2", "workers=8"]]
 )
 def test_what_the_remedy_offers_does_hold(numbers):
     assert load(None, ["aggregator=krum", *numbers]).aggregator.rule.select == 1
@@ -410,3 +411,21 @@ def test_the_schema_says_what_things_are():
     assert "Multi-Krum" in krum["properties"]["select"]["description"]
     assert schema["$defs"]["Server"]["properties"]["deadline"]["description"].startswith("Seconds")
     assert schema["properties"]["f"]["default"] == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "f", "workers", "quorum"),
+    [
+        ("krum", 2, 7, 7),
+        ("krum", 2, 8, 7),
+        ("krum", 2, 9, 7),
+        ("krum", 2, 10, 8),
+        ("bulyan", 2, 11, 11),
+        ("median", 2, 5, 5),
+        ("median", 2, 7, 5),
+        ("mean", 0, 5, 5),
+    ],
+)
+def test_the_default_quorum_is_what_the_rule_needs_and_leaves_room_for_f(rule, f, workers, quorum):
+    """Each rule runs with the n of its paper; then nobody may be missing."""
+    assert load(None, [f"aggregator={rule}", f"f={f}", f"workers={workers}"]).quorum == quorum

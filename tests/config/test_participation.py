@@ -197,12 +197,12 @@ FOLLOWS = ["byzantine={attack: alie, count: 2}", "f=2"]
             "with a quorum of 8 of 15 workers, f = 3 the rule promises nothing",
         ),
         (
-            ["aggregator={asap: {rule: median}}", "f=2"],
+            ["aggregator={asap: {rule: median}}", "f=2", "server.quorum=3"],
             "aggregator.asap",
             "with a quorum of 3 of 5 vectors of a round, f = 2 the rule promises nothing",
         ),
         (
-            ["aggregator={asap: {rule: median}}", "f=2"],
+            ["aggregator={asap: {rule: median}}", "f=2", "server.quorum=3"],
             "aggregator.asap",
             "hold with server.quorum=5 or f=1.",
         ),
@@ -224,22 +224,22 @@ FOLLOWS = ["byzantine={attack: alie, count: 2}", "f=2"]
         (
             ["participation.async.buffer=8", "aggregator=krum"],
             "aggregator",
-            "with a quorum of 5 of 8 vectors of a round, f = 3 the rule promises nothing",
+            "with 8 vectors in a round, f = 3 the rule promises nothing",
         ),
         (
             ["participation.async.buffer=8", "aggregator=krum"],
             "aggregator",
-            "It would hold with participation.async.buffer=12 or f=1.",
+            "It would hold with participation.async.buffer=9 or f=2.",
         ),
         (
-            ["participation=async", "workers=14", "aggregator=krum"],
+            ["participation=async", "workers=11", "aggregator=krum"],
             "aggregator",
-            "hold with workers=15 or server.quorum=9",
+            "hold with workers=12 or f=2",
         ),
         (
             ["aggregator={fedavg: {participants: 8, rule: krum}}"],
             "aggregator.fedavg",
-            "participants=12 or f=1.",
+            "participants=9 or f=2.",
         ),
         (
             ["aggregator={fedlaavg: {rule: krum}}", "workers=8"],
@@ -382,6 +382,29 @@ def test_the_machine_is_told_what_the_configuration_says(overrides, choice):
     assert built.policy.choice == choice
     assert built.policy.quorum == config.quorum
     assert (built.policy.rounds, built.policy.shortfall, built.policy.f) == (7, "skip", 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "enough", "faulty", "too_few"),
+    [
+        (["aggregator=krum", "workers=10"], 8, 1, 7),
+        (["participation.fedavg.participants=9", "aggregator=krum"], 9, 0, 8),
+        (["participation.async.buffer=9", "aggregator=krum"], 7, 2, 6),
+        (["aggregator={asap: {graph: complete, rule: krum}}"], 9, 0, 8),
+        (["aggregator={fedlaavg: {participants: 4, rule: krum}}"], 1, 3, 0),
+    ],
+)
+def test_the_machine_knows_what_the_rule_asks_of_a_round(overrides, enough, faulty, too_few):
+    policy = machine(load(None, overrides)).policy
+    names, guilty = policy.workers[3:], policy.workers[:faulty]
+    assert policy.shortage(names[:enough], guilty, 1) == ""
+    assert policy.shortage(names[:too_few], guilty, 1) != ""
+
+
+def test_a_quorum_that_is_set_is_fixed():
+    settings = ["participation.fedavg.participants=5", "f=1", "aggregator=median"]
+    assert not machine(load(None, settings)).policy.fixed
+    assert machine(load(None, [*settings, "server.quorum=3"])).policy.fixed
 
 
 def test_everybody_in_step_needs_no_invitations():

@@ -51,7 +51,9 @@ def verdict(config: RunConfig) -> str:
     n, may = config.workers, f"of which f = {config.f} may be Byzantine"
     match config.participation:
         case Sync():
-            rows = f"a quorum of {config.quorum} of {n} workers, {may}"
+            spare = n - config.quorum
+            rows = f"a quorum of {config.quorum} of {n} workers, {may}; "
+            rows += f"a round can do without {spare}" if spare else "every round waits for all of them"
         case FedLaAvg():
             rows = f"the latest vectors of {n} workers, {may}"
         case way:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import fields
 
 from torch import Tensor
 
+from varangian.aggregators import AggregationError
 from varangian.config.tree import RunConfig
 from varangian.server.choices import Buffered, Neighbourhoods, Oldest
 from varangian.server.ema import Average
+from varangian.server.events import Condition
 from varangian.server.invitations import Choice, ParticipationPolicy
 from varangian.server.learner import Learner
 from varangian.server.machine import Machine
@@ -78,7 +81,29 @@ def policy(config: RunConfig) -> RoundPolicy:
         deadline=config.server.deadline,
         shortfall=config.server.shortfall,
         f=config.f,
+        requires=condition(config),
     )
+
+
+def condition(config: RunConfig) -> Condition:
+    """What the rule asks of the rows that it is given at the end of a round."""
+    workers, way, aggregator = names(config.workers), config.participation, config.aggregator
+
+    def requires(pushed: Collection[str], faulty: Collection[str]) -> str | None:
+        match way:
+            case FedLaAvg():  # who has not pushed has a row, too
+                kept = [i for i, worker in enumerate(workers) if worker not in faulty]
+            case Sync():
+                kept = [i for i, worker in enumerate(workers) if worker in pushed]
+            case _:  # the rows of a round have no place among all workers
+                kept = [*range(len(pushed))]
+        try:
+            aggregator.among(kept, len(faulty))
+        except AggregationError as error:
+            return str(error)
+        return None
+
+    return requires
 
 
 def machine(config: RunConfig) -> Machine:
@@ -87,7 +112,8 @@ def machine(config: RunConfig) -> Machine:
     if choice is None:
         return RoundMachine(agreed)
     shared = {field.name: getattr(agreed, field.name) for field in fields(agreed)}
-    return ParticipationMachine(ParticipationPolicy(**shared, choice=choice))
+    fixed = config.server.quorum is not None
+    return ParticipationMachine(ParticipationPolicy(**shared, choice=choice, fixed=fixed))
 
 
 def _choice(config: RunConfig) -> Choice | None:

@@ -81,7 +81,7 @@ def guaranteed(config: RunConfig) -> Iterator[Problem]:
     elif found := _unkept(config):
         rows, reason = found
         rule = f"{_rows(config, rows)} the rule promises nothing: {reason}"
-        yield Problem("aggregator", rule, NOTHING, _remedy(config))
+        yield Problem("aggregator", rule, NOTHING, f"{_cost(config, rows)}{_remedy(config)}".rstrip())
 
 
 def windowed(config: RunConfig) -> Iterator[Problem]:
@@ -135,6 +135,13 @@ def _rows(config: RunConfig, rows: int) -> str:
         kind = "workers" if of == config.workers else "vectors of a round"
         return f"with a quorum of {rows} of {of} {kind}, f = {config.f}"
     return f"with {rows} vector{'s' if rows > 1 else ''} in a round, f = {config.f}"
+
+
+def _cost(config: RunConfig, rows: int) -> str:
+    """What a missing worker costs, where it is that which breaks the promise."""
+    if rows == config.quorum < config.participation.answers(config.workers, config.f):
+        return "A missing worker is a row less and does not lower f. "
+    return ""
 
 
 def _remedy(config: RunConfig) -> str:

@@ -132,8 +132,8 @@ class Server(Section):
     over gRPC, as they do for a worker that cannot reach the port. The results are the same."""
     quorum: Annotated[int, Field(ge=1)] | None = None
     """Pushes without which no round closes. null is, by `participation`: workers - f for sync, buffer - f
-    for async, participants - f for fedavg, the smallest neighbourhood - f for asap, and 1 for fedlaavg,
-    where who is missing has a row all the same."""
+    for async, participants - f for fedavg, the smallest neighbourhood - f for asap, or as many more as the
+    rule needs, up to all of them; and 1 for fedlaavg, where who is missing has a row all the same."""
     deadline: Annotated[float, Field(gt=0)] = 60.0
     """Seconds after which a round closes without the missing workers, if the quorum is met."""
     shortfall: Literal["wait", "skip", "fail"] = "wait"
@@ -221,9 +221,21 @@ class RunConfig(Section):
 
     @property
     def quorum(self) -> int:
-        """Pushes without which no round closes."""
-        given = self.server.quorum
-        return self.participation.quorum(self.workers, self.f) if given is None else given
+        """Pushes without which no round closes.
+
+        Unless it is set: as many as leave room for f silent workers, or the fewest more with which the
+        condition of the rule holds; all that a round can have where it holds with none.
+        """
+        if self.server.quorum is not None:
+            return self.server.quorum
+        least = self.participation.quorum(self.workers, self.f)
+        most = self.participation.answers(self.workers, self.f)
+        return next((quorum for quorum in range(least, most) if self._keeps(quorum)), max(least, most))
+
+    def _keeps(self, quorum: int) -> bool:
+        """Whether the condition of the rule holds for all numbers of rows that this quorum allows."""
+        rows = self.participation.rows(self.workers, quorum)
+        return all(self.aggregator.requires(n, self.f) is None for n in rows)
 
     def resolved(self) -> dict[str, Any]:
         """Every setting with its value, in plain types; `loads` makes an equal configuration of it."""
