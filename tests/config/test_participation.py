@@ -387,9 +387,9 @@ def test_the_machine_is_told_what_the_configuration_says(overrides, choice):
 @pytest.mark.parametrize(
     ("overrides", "enough", "faulty", "too_few"),
     [
-        (["aggregator=krum", "workers=10"], 8, 1, 7),
+        (["aggregator=krum", "workers=10"], 7, 1, 6),
         (["participation.fedavg.participants=9", "aggregator=krum"], 9, 0, 8),
-        (["participation.async.buffer=9", "aggregator=krum"], 7, 2, 6),
+        (["participation.async.buffer=9", "aggregator=krum"], 5, 2, 4),
         (["aggregator={asap: {graph: complete, rule: krum}}"], 9, 0, 8),
         (["aggregator={fedlaavg: {participants: 4, rule: krum}}"], 1, 3, 0),
     ],
