@@ -248,8 +248,19 @@ def honest_majority(n: int, f: int) -> str | None:
 
 def check_f(f: int) -> None:
     """For `__post_init__`: f is a count."""
-    if isinstance(f, bool) or not isinstance(f, int) or f < 0:
+    if not is_count(f):
         raise ValueError(f"`f` should be a non-negative integer. Found {f}.")
+
+
+def is_count(value: object) -> bool:
+    """A whole number of things, 0 among them."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_count(name: str, value: int) -> None:
+    """For `__post_init__`: a count of at least 1."""
+    if not is_count(value) or value == 0:
+        raise ValueError(f"`{name}` should be a positive integer. Found {value}.")
 
 
 def check_positive(name: str, value: float) -> None:

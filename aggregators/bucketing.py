@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from varangian.aggregators.base import MIXINGS, check_positive
+from varangian.aggregators.base import MIXINGS, check_count
 from varangian.aggregators.gram import Gram
 
 
@@ -26,7 +26,7 @@ class Bucketing:
     """Rows per group."""
 
     def __post_init__(self) -> None:
-        check_positive("s", self.s)
+        check_count("s", self.s)
 
     def requires(self, n: int, f: int) -> str | None:
         groups = self.outputs(n)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.aggregators.base import RULES, check_positive, honest_majority
+from varangian.aggregators.base import RULES, check_count, check_positive, honest_majority
 from varangian.aggregators.gram import Gram, factors, typical
 
 
@@ -30,7 +30,7 @@ class CenteredClipping:
     def __post_init__(self) -> None:
         if self.tau is not None:
             check_positive("tau", self.tau)
-        check_positive("iterations", self.iterations)
+        check_count("iterations", self.iterations)
 
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, f)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.algebra import Array, cholesky, eigh, product
-from varangian.aggregators.base import RULES, check_positive, honest_majority
+from varangian.aggregators.base import RULES, check_count, honest_majority
 from varangian.aggregators.gram import Gram, inverses, typical
 
 SLACK = 1e-7
@@ -59,8 +59,8 @@ class Flag:
 
     def __post_init__(self) -> None:
         if self.components is not None:
-            check_positive("components", self.components)
-        check_positive("iterations", self.iterations)
+            check_count("components", self.components)
+        check_count("iterations", self.iterations)
         if not 0 <= self.lam < float("inf"):
             raise ValueError(f"`lam` should be non-negative and finite. Found {self.lam}.")
 

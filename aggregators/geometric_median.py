@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.algebra import Array, product, solve
-from varangian.aggregators.base import RULES, check_positive, honest_majority
+from varangian.aggregators.base import RULES, check_count, check_positive, honest_majority
 from varangian.aggregators.gram import Gram
 
 SLOW = 0.1
@@ -46,7 +46,7 @@ class GeometricMedian:
     def __post_init__(self) -> None:
         check_positive("smoothing", self.smoothing)
         check_positive("tolerance", self.tolerance)
-        check_positive("iterations", self.iterations)
+        check_count("iterations", self.iterations)
 
     @property
     def robust(self) -> bool:

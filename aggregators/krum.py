@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from varangian.aggregators.base import RULES, check_f, told_enough
+from varangian.aggregators.base import RULES, check_count, check_f, told_enough
 from varangian.aggregators.gram import Gram, shares
 
 
@@ -50,8 +50,8 @@ class Krum:
 
     def __post_init__(self) -> None:
         check_f(self.f)
-        if self.select != "max" and self.select < 1:
-            raise ValueError(f"`select` should be at least 1. Found {self.select}.")
+        if self.select != "max":
+            check_count("select", self.select)
 
     def requires(self, n: int, f: int) -> str | None:
         if n < 2 * self.f + 3:

@@ -9,7 +9,14 @@ from typing import Self
 
 from torch import Tensor
 
-from varangian.aggregators.base import RULES, AggregationError, check_f, honest_majority, told_enough
+from varangian.aggregators.base import (
+    RULES,
+    AggregationError,
+    check_f,
+    honest_majority,
+    is_count,
+    told_enough,
+)
 from varangian.aggregators.gram import Gram, shares
 
 
@@ -31,7 +38,7 @@ class MoNNA:
 
     def __post_init__(self) -> None:
         check_f(self.f)
-        if self.pivot is not None and self.pivot < 0:
+        if self.pivot is not None and not is_count(self.pivot):
             raise ValueError(f"`pivot` should be a row, counted from 0. Found {self.pivot}.")
 
     def requires(self, n: int, f: int) -> str | None:

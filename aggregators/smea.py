@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.algebra import Array, product
-from varangian.aggregators.base import RULES, check_f, check_positive, honest_majority, told_enough
+from varangian.aggregators.base import RULES, check_count, check_f, honest_majority, told_enough
 from varangian.aggregators.gram import Gram, shares
 from varangian.aggregators.spectral_filter import SpectralFilter
 from varangian.aggregators.spectrum import leading
@@ -48,7 +48,7 @@ class SMEA:
 
     def __post_init__(self) -> None:
         check_f(self.f)
-        check_positive("budget", self.budget)
+        check_count("budget", self.budget)
 
     def requires(self, n: int, f: int) -> str | None:
         subsets = math.comb(n, self.f)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.algebra import Array
-from varangian.aggregators.base import RULES, check_f, check_positive, told_enough
+from varangian.aggregators.base import RULES, check_count, check_f, check_positive, told_enough
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.spectrum import leading
 
@@ -37,7 +37,7 @@ class SpectralFilter:
     def __post_init__(self) -> None:
         check_f(self.f)
         check_positive("c", self.c)
-        check_positive("iterations", self.iterations)
+        check_count("iterations", self.iterations)
 
     @property
     def robust(self) -> bool:

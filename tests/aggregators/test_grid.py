@@ -14,7 +14,7 @@ D = 300
 
 
 def difference(rule: str, mixing: str | None, family: str) -> float:
-    """Between both updates, over the longest of the rows and the update; 0 where rounding may choose a row."""
+    """Between both updates, over the longest row or update; 0 where rounding may choose a row."""
     aggregator, rows = kit.combined(rule, mixing), kit.FAMILIES[family](kit.N, D).to(kit.DEVICE)
     reference = torch.linspace(0.01, 0.02, D).to(kit.DEVICE) if rule in kit.REFERRED else None
     found = aggregator(rows, reference, kit.rng())

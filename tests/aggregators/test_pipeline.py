@@ -1,5 +1,8 @@
 """What the aggregator does around its rule: conditions, faults, the reference, the record."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from tests.aggregators import kit
@@ -7,17 +10,20 @@ from tests.aggregators import kit
 from varangian.aggregators import (
     ARC,
     NNM,
+    SMEA,
     AggregationError,
     Aggregator,
     Bucketing,
     CenteredClipping,
     Clipping,
     Flag,
+    GeometricMedian,
     Krum,
     Mean,
     Median,
     MoNNA,
     RowsError,
+    SpectralFilter,
     TrimmedMean,
     aggregator_from,
 )
@@ -189,6 +195,24 @@ class TestRandomness:
             found += [aggregator(rows).vector, aggregator(rows, rng=kit.rng()).vector]
         assert torch.equal(found[0], found[2])
         assert torch.equal(found[1], found[3])
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        (Bucketing, "s"),
+        (CenteredClipping, "iterations"),
+        (Flag, "components"),
+        (GeometricMedian, "iterations"),
+        (partial(Krum, f=1), "select"),
+        (partial(SMEA, f=1), "budget"),
+        (partial(SpectralFilter, f=1), "iterations"),
+    ],
+)
+def test_a_count_is_a_positive_integer(part: Callable[..., object], field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"`{field}` should be a positive integer. Found {value}"):
+        part(**{field: value})
 
 
 @pytest.mark.parametrize("f", [-1, 1.5, True])
