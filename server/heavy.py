@@ -68,7 +68,9 @@ class Heavy:
         def step() -> tuple[RoundRecord, Snapshot]:
             self._given = close.round
             given = self._merge.given(close, rows, self._learner)
-            done = self._learner.step(close.round, given.rows, close.faults, given.begun or begun)
+            done = self._learner.step(
+                close.round, given.rows, close.faults, given.begun or begun, fresh=given.fresh
+            )
             evaluation, seconds = self._evaluation(close.round)
             seconds["wait"] = close.waited
             record = of_step(

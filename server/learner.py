@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -133,6 +133,8 @@ class Learner:
         rows: Mapping[str, Tensor],
         faults: Mapping[str, str],
         begun: Finished | None = None,
+        *,
+        fresh: Collection[str] | None = None,
     ) -> Step:
         """Aggregate the rows of a round and move the parameters.
 
@@ -142,6 +144,7 @@ class Learner:
             faults: workers that the caller proved Byzantine in this round, and why. Each spends one of
                 the f of the rule.
             begun: what `begin` or `flow` returned since the last step, if anything; it changes no bit.
+            fresh: workers whose rows no step before has seen; None for all of them.
 
         Raises:
             AggregationError: the guarantee of the rule does not hold for these rows, or the step would
@@ -161,8 +164,7 @@ class Learner:
         self._move(vector, length, lr)
         self._refer(vector)
         if self.average is not None:
-            counted = len(workers) - len(aggregate.dropped)
-            self.average.update(self.parameters, samples(self._batch, counted, aggregate.effective))
+            self.average.update(self.parameters, self._batch * _learned(aggregate, workers, fresh))
         seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
         return _described(aggregate, workers, faults, length, lr, seconds)
 
@@ -209,6 +211,18 @@ class Learner:
         before, self.reference = self.reference, vector
         if vector.data_ptr() == self._spare.data_ptr():
             self._spare = torch.empty_like(vector) if before is None else before
+
+
+def _learned(aggregate: Aggregate, workers: Sequence[str], fresh: Collection[str] | None) -> float:
+    """From how many new rows, equally believed, a step has learned."""
+    new = [
+        i
+        for i, worker in enumerate(workers)
+        if i not in aggregate.dropped and (fresh is None or worker in fresh)
+    ]
+    if aggregate.weights is None or not new:
+        return len(new)
+    return samples(1, len(new), aggregate._replace(weights=aggregate.weights[new]).effective)
 
 
 def _own(vector: Tensor, rows: Mapping[str, Tensor]) -> Tensor:

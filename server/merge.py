@@ -1,4 +1,4 @@
-"""From the vectors that were pushed for a round to the rows that the rule is given.
+"""Merging: from the vectors that were pushed for a round to the rows that the rule is given.
 
 n  registered workers     d  parameters     K  how many push in a round at most
 """
@@ -6,7 +6,7 @@ n  registered workers     d  parameters     K  how many push in a round at most
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +34,8 @@ class Given:
     """Makes the aggregate of them; None where the learner does so by itself."""
     ages: Mapping[Worker, int] | None = None
     """How many rounds old the model was that a row was made for; None where all are of this round."""
+    fresh: Collection[Worker] | None = None
+    """Whose rows no step before has seen; None for all of them."""
 
 
 class Merge(Protocol):
@@ -95,6 +97,10 @@ class LatestOfAll:
     _passing: dict[Worker, Tensor] = field(init=False, default_factory=dict, repr=False)
     """Vectors of the round in hand that could not be kept."""
     _gram: _Measured | None = field(init=False, repr=False)
+    _new: set[Worker] = field(default_factory=set[Worker], init=False, repr=False)
+    """Whose latest vectors no step has seen."""
+    _given: int | None = field(default=None, init=False, repr=False)
+    """The last round whose rows were given, unless it was skipped all the same."""
 
     def __post_init__(self) -> None:
         n = len(self.latest.workers)
@@ -123,15 +129,20 @@ class LatestOfAll:
         return cls(latest, participants, expire, warn)
 
     def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+        if self._given is not None:
+            self._new.clear()
+        self._given = close.round
         self._keep(close, rows)
         latest = {**self.latest.rows(), **self._passing}
         kept = {worker: row for worker, row in latest.items() if worker not in close.faults}
         gram = None if self._gram is None else self._gram.about(learner.reference)
         begun = learner.prepared(self.latest.workers, len(close.faults), gram=gram)
         ages = {**self.latest.ages(close.round), **dict.fromkeys(self._passing, 0)}
-        return Given(kept, begun, ages)
+        return Given(kept, begun, ages, fresh=frozenset(self._new))
 
     def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+        if self._given == skip.round:
+            self._given = None
         self._keep(skip, rows)
 
     def close(self) -> None:
@@ -142,6 +153,7 @@ class LatestOfAll:
         self._changed(self._passing)
         self._passing = {w: rows[w] for w in sorted(rows) if not self._kept(w, rows[w], ended.round)}
         self._changed(rows)
+        self._new.update(rows)
         if self.expire is not None:
             self._changed(self.latest.expire(ended.round - self.expire))
         self._changed(self.latest.forget(sorted(ended.faults)))

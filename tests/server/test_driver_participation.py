@@ -18,7 +18,7 @@ from varangian.protos.codec import digest
 from varangian.server.choices import Buffered, Neighbourhoods, Oldest
 from varangian.server.deltas import Deltas
 from varangian.server.driver import Driver, Overtaken, Slot
-from varangian.server.events import Refusal
+from varangian.server.events import Close, Refusal, Skip
 from varangian.server.graphs import Ring
 from varangian.server.invitations import ParticipationPolicy
 from varangian.server.learner import Learner
@@ -135,6 +135,25 @@ async def test_who_is_away_still_counts_with_its_latest_vector(time, tmp_path: P
     assert second.ages == {"w00": 1, "w01": 1, "w02": 0, "w03": 0}
     assert [*tmp_path.iterdir()] == []
     store.close()
+
+
+def test_vectors_of_a_round_that_was_skipped_are_new_in_the_next_step():
+    store, rows = latest(), {"w00": torch.ones(D), "w01": torch.ones(D)}
+    learner = Learner(torch.zeros(D), Aggregator(Mean()), Sgd(lr=1.0), rounds=9, seed=1)
+
+    def fresh(round: int, *workers: str) -> set[str]:
+        close = Close(round, workers, {}, (), 0.0, "")
+        return {*store.given(close, {worker: rows[worker] for worker in workers}, learner).fresh}
+
+    def skip(round: int, *workers: str) -> None:
+        store.skipped(Skip(round, workers, {}, (), 0.0, ""), {worker: rows[worker] for worker in workers})
+
+    assert fresh(0, "w00") == {"w00"}
+    skip(1, "w01")
+    assert fresh(2) == {"w01"}
+    skip(2)  # the step came to nothing
+    assert fresh(3, "w00") == {"w00", "w01"}
+    assert fresh(4, "w00") == {"w00"}
 
 
 @in_loop

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varangian.aggregators import Aggregator, Krum, Mean
+from varangian.aggregators import Aggregator, Krum, Mean, Median
 from varangian.registry import ConfigError, construct
 from varangian.server.ema import Average, Ema, samples
 from varangian.server.learner import Learner
@@ -105,6 +105,22 @@ def test_a_rule_that_believes_one_worker_averages_as_slowly_as_one(rule, expecte
     learner = Learner(torch.zeros(20), Aggregator(rule), Sgd(lr=0.1), rounds=1, seed=1)
     step = learner.step(0, {f"w{i:02d}": torch.randn(20) for i in range(7)}, {})
     assert samples(1, 7, step.effective) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("rule", "expected"), [(Mean(), 1.0), (Median(), 1.0), (Krum(f=1), 0.0)])
+def test_only_rows_that_are_new_are_samples(rule, expected):
+    """FedLaAvg: of ten latest vectors one was pushed in this round, far from the others."""
+    names = [f"w{i:02d}" for i in range(10)]
+    rows = {name: torch.full((20,), float(name == "w03")) for name in names}
+    average = Average(Ema(decay=0.9, reference_batch=10), torch.zeros(20))
+    learner = Learner(
+        torch.zeros(20), Aggregator(rule), Sgd(lr=0.1), rounds=9, seed=1, batch=10, average=average
+    )
+    told, update = [], average.update
+    average.update = lambda parameters, samples: told.append(samples) or update(parameters, samples)
+    learner.step(0, rows, {}, fresh={"w03"})
+    assert told == [pytest.approx(10 * expected)]
+    assert average._ema.share(told[0]) == pytest.approx(0.1 * expected)
 
 
 @pytest.mark.parametrize(

@@ -159,5 +159,5 @@ def learner(config: RunConfig, initial: Tensor) -> Learner:
         rounds=config.rounds,
         seed=seed,
         average=None if config.ema is None else Average(config.ema, initial),
-        batch=config.worker.batch_size,
+        batch=config.worker.batch_size * config.worker.local_steps,
     )
