@@ -7,6 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 import torch
+from tests.extent import patience
 from tests.worker.script import (
     AGAIN,
     BIG,
@@ -547,12 +548,12 @@ async def test_slow_is_not_silent():
         data = codec.payload(torch.ones(BIG.numel))
         await context.write(ps_pb2.PullReply(manifest=script.contract.manifest(4, codec.digest(data))))
         for chunk in codec.chunks(data, 2 << 20):
-            await asyncio.sleep(0.13)
+            await asyncio.sleep(patience(0.13))
             await context.write(ps_pb2.PullReply.FromString(chunk))
 
     script.steps["Pull"] = [slowly]
     # The whole takes 16 * 0.13 s, longer than the silence that would end it.
-    async with client_of(script, idle=2.0) as client:
+    async with client_of(script, idle=patience(2.0)) as client:
         await client.join()
         assert (await client.pull(-1)).parameters.sum() == BIG.numel
         assert client.naps == []

@@ -9,6 +9,7 @@ import threading
 import grpc
 import pytest
 import torch
+from tests.extent import patience
 from tests.worker.script import AGAIN, BIG, LAYOUT, VECTOR, Script, client_of, pulls, refuse, scenario
 
 from varangian.protos import codec, ps_pb2
@@ -468,14 +469,14 @@ async def test_slow_is_not_silent():
         async with wharf.line(context) as berth:
             reader, _ = await berth()
             for _ in range(16):
-                await asyncio.sleep(0.13)
+                await asyncio.sleep(patience(0.13))
                 await reader.readexactly(2 << 20)
         async for _ in requests:
             pass
         return ps_pb2.PushReply(round=first.manifest.round)
 
     wharf.steps["Push"] = [slowly]
-    async with client_at(wharf, idle=1.5) as client:
+    async with client_at(wharf, idle=patience(1.5)) as client:
         assert (await client.push(4, LARGE)).counted
         assert client.naps == []
 
