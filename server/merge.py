@@ -100,7 +100,7 @@ class LatestOfAll:
     _new: set[Worker] = field(default_factory=set[Worker], init=False, repr=False)
     """Whose latest vectors no step has seen."""
     _given: int | None = field(default=None, init=False, repr=False)
-    """The last round whose rows were given, unless it was skipped all the same."""
+    """The last round whose rows were given to a step, unless that came to nothing."""
 
     def __post_init__(self) -> None:
         n = len(self.latest.workers)
@@ -129,10 +129,8 @@ class LatestOfAll:
         return cls(latest, participants, expire, warn)
 
     def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
-        if self._given is not None:
-            self._new.clear()
-        self._given = close.round
         self._keep(close, rows)
+        self._given = close.round
         latest = {**self.latest.rows(), **self._passing}
         kept = {worker: row for worker, row in latest.items() if worker not in close.faults}
         gram = None if self._gram is None else self._gram.about(learner.reference)
@@ -141,8 +139,6 @@ class LatestOfAll:
         return Given(kept, begun, ages, fresh=frozenset(self._new))
 
     def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
-        if self._given == skip.round:
-            self._given = None
         self._keep(skip, rows)
 
     def close(self) -> None:
@@ -150,6 +146,9 @@ class LatestOfAll:
 
     def _keep(self, ended: RollCall, rows: Mapping[Worker, Tensor]) -> None:
         """Vectors of this round, and none of those who proved faulty in it."""
+        if self._given not in (None, ended.round):
+            self._new.clear()
+        self._given = None
         self._changed(self._passing)
         self._passing = {w: rows[w] for w in sorted(rows) if not self._kept(w, rows[w], ended.round)}
         self._changed(rows)

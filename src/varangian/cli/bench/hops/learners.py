@@ -41,6 +41,8 @@ class Idle(Late):
         rows: Mapping[str, Tensor],
         faults: Mapping[str, str],
         begun: object = None,
+        *,
+        fresh: object = None,
     ) -> Step:
         self.rows = rows
         self.go.acquire()
