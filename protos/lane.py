@@ -30,6 +30,8 @@ SHARE = 4 << 20
 Way: TypeAlias = Literal["read", "write"]
 T = TypeVar("T")
 
+PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+"""When the system asks a silent peer whether it is there: one that is gone is known to be after 25 s."""
 AT_ONCE = struct.pack("ii", 1, 0)
 """Neither a farewell nor time to say it."""
 
@@ -49,6 +51,10 @@ class Line:
     def __init__(self, connection: socket.socket, threads: Executor) -> None:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in PROBES.items():
+            if (number := getattr(socket, option, None)) is not None:
+                connection.setsockopt(socket.IPPROTO_TCP, number, value)
         self._connection = connection
         self._threads = threads
         self._payload: socket.socket | Sealed = connection
@@ -93,6 +99,11 @@ class Line:
         """
         if self._waits is not None:
             await self._until(self._waits)
+
+    async def heard(self) -> None:
+        """Return when the other end has said something, or the connection has ended."""
+        with suppress(LineError):
+            await self._until("read")
 
     async def receive(self, size: int, sink: Sink) -> int:
         """One turn: pass on what is there, up to `size` bytes, and say how many they were.

@@ -65,6 +65,18 @@ def cut(found: str) -> Refused:
     return Refused(StatusCode.UNAVAILABLE, "LANE", sentence)
 
 
+def stopping() -> Refused:
+    sentence = (
+        "A worker should wait for the next server at this address. This one stops before its run is over."
+    )
+    return Refused(StatusCode.UNAVAILABLE, "STOPPING", sentence)
+
+
+def replaced() -> Refused:
+    sentence = "A worker should send one vector at a time. Another push of it has begun after this one."
+    return Refused(StatusCode.UNAVAILABLE, "REPLACED", sentence)
+
+
 def too_many_streams(most: int) -> Refused:
     sentence = f"A worker should have at most {most} streams open. This would be one more."
     return Refused(StatusCode.RESOURCE_EXHAUSTED, "STREAMS", sentence)

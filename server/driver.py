@@ -192,6 +192,11 @@ class Driver:
     def round(self) -> int:
         return self._machine.state.round
 
+    @property
+    def rounds(self) -> int:
+        """How many rounds the run is meant to have."""
+        return self._machine.policy.rounds
+
     def status(self) -> Status:
         return Status.of(self._machine, self._now(), self._refusals)
 

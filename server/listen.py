@@ -29,7 +29,7 @@ OPTIONS = (
     ("grpc.max_connection_idle_ms", 60_000),
     *WINDOWS,
     *SIGNS_OF_LIFE,
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
 )
 
 

@@ -28,6 +28,7 @@ from varangian.server.events import Refusal
 from varangian.server.gate import Gate
 from varangian.server.intake import Overtaken, Slot
 from varangian.server.lane import Lane, Ticket
+from varangian.server.newest import Newest
 from varangian.server.quotas import Quota, Rations
 from varangian.server.roster import IdentityError, Roster
 from varangian.server.streams import Context, Limits
@@ -68,16 +69,25 @@ class Service:
     """The calls of one run."""
 
     def __init__(
-        self, driver: Driver, roster: Roster, contract: Contract, limits: Limits, lane: Lane | None = None
+        self,
+        driver: Driver,
+        roster: Roster,
+        contract: Contract,
+        limits: Limits,
+        lane: Lane | None = None,
+        leaves: Callable[[], bool] = bool,
     ) -> None:
         self._driver = driver
         self._roster = roster
         self._contract = contract
         self._limits = limits
         self._lane = lane
+        self._leaves = leaves
+        """Whether this server stops, and another one takes its place: then nothing is finished."""
         self._gate = Gate(limits.receiving, limits.turn, limits.share)
         self._quota = Quota(limits.streams)
         self._rations = Rations(limits.uploads, limits.downloads, limits.joins)
+        self._newest = Newest()
         self._refusals = Counter[str]()
         self._downloads = Downloads(contract, driver.pulls, limits.idle, roster.seen)
         self._told = set[str]()
@@ -132,6 +142,8 @@ class Service:
         snapshot = pull.snapshot
         if snapshot is None:
             await self._downloads.message(AGAIN, context)
+        elif snapshot.finished and self._leaves():
+            raise answers.stopping()
         elif snapshot.finished:
             reply = ps_pb2.PullReply(finished=ps_pb2.Finished(reason=snapshot.reason))
             try:
@@ -153,14 +165,15 @@ class Service:
         worker = self._identify(context)
         with self._quota.stream(worker):
             manifest = await self._manifest(worker, context)
-            slot = await self._driver.offer(
-                worker, manifest.round, manifest.content_digest, self._contract.dtype
-            )
-            if slot is Refusal.DUPLICATE:
-                return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
-            if isinstance(slot, Refusal):
-                raise answers.of_refusal(slot, self._driver.round)
-            await self._payload(slot, context)
+            async with self._newest.upload(worker):
+                slot = await self._driver.offer(
+                    worker, manifest.round, manifest.content_digest, self._contract.dtype
+                )
+                if slot is Refusal.DUPLICATE:
+                    return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
+                if isinstance(slot, Refusal):
+                    raise answers.of_refusal(slot, self._driver.round)
+                await self._payload(slot, context)
             outcome = await self._driver.complete(slot)
         if isinstance(outcome, Refusal):
             raise answers.of_refusal(outcome, self._driver.round)

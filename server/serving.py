@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -16,6 +18,7 @@ from varangian.protos.layout import Layout
 from varangian.protos.seal import missing
 from varangian.server.chatter import quieten
 from varangian.server.garbage import left_alone
+from varangian.server.heartbeat import beating
 from varangian.server.lane import Lane
 from varangian.server.listen import OPTIONS, bind
 from varangian.server.roster import Roster
@@ -45,12 +48,16 @@ async def serve(
     limits: Limits = DEFAULT_LIMITS,
     security: Security | None = None,
     data_port: int | None = 0,
+    heartbeat: Path | None = None,
+    returns: bool = False,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
     `ready` is called once with `host:port`, when workers can connect. With `security` they do so over TLS.
     `dtype` is how workers write the numbers that they push. Payloads may travel over `data_port`, or over
-    gRPC alone when it is None.
+    gRPC alone when it is None. `heartbeat` is touched every second. If the server `returns` after a stop,
+    as one in a container that is restarted, its workers are told to wait for the next one: only a run that
+    is over ends them.
 
     Raises:
         PortInUse: before anything else has happened.
@@ -66,14 +73,22 @@ async def serve(
         finally:
             # Before the lane closes: calls end with their own answers.
             stack.push_async_callback(server.stop, min(limits.grace, 1.0))
-        service = Service(driver, roster, Contract(run_id, layout, dtype), limits, lane)
+        leaves = partial(_leaves, driver, stop) if returns else bool
+        service = Service(driver, roster, Contract(run_id, layout, dtype), limits, lane, leaves)
         server.add_generic_rpc_handlers((service.handlers(),))
         await server.start()
         ready(address)
-        with left_alone():
-            reason = await driver.run(stop)
+        async with beating(heartbeat):
+            with left_alone():
+                reason = await driver.run(stop)
+        if not leaves():
             await service.farewell()
         return reason
+
+
+def _leaves(driver: Driver, stop: asyncio.Event) -> bool:
+    """Whether the server stops before its run is over."""
+    return stop.is_set() and driver.round < driver.rounds
 
 
 @asynccontextmanager

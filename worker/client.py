@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import TypeVar
 
@@ -40,8 +42,12 @@ DAMAGED = (Code.DIGEST, Code.TOO_FEW_BYTES)
 """What can happen to a download on its way; anything else is a server that speaks otherwise."""
 
 
-PATIENCE = 3
-"""Failures in a row before the log says what is being waited for."""
+LOOK = 3
+"""Failures in a row before the cause is looked for, and the log says what is being waited for."""
+REMINDER = 60.0
+"""Seconds between two lines of the log about one wait."""
+DISPLACED = 60.0
+"""Seconds after which a name that another process holds is taken to be that of a process which is alive."""
 
 
 REASON = 1000
@@ -64,10 +70,11 @@ class Client:
         name: the worker's name.
         proof: the token that the server made for this name; or, over TLS, the bundle of this name.
         layout: the parameters of the worker's model.
-        backoff: how patiently calls are tried again.
+        backoff: how patiently calls are tried again. A server that is gone is waited for, by default
+            without a limit: only what no repetition can change is an error.
         idle: seconds without any progress after which a call counts as dead. Large models on slow lines
             need no longer: only silence is measured, not the whole transfer.
-        sleep: for tests.
+        sleep, now: for tests.
     """
 
     def __init__(
@@ -80,6 +87,7 @@ class Client:
         backoff: Backoff = DEFAULT_BACKOFF,
         idle: float = 60.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self._server = server
@@ -87,6 +95,7 @@ class Client:
         self._backoff = backoff
         self._idle = idle
         self._sleep = sleep
+        self._now = now
         token = ((TOKEN, proof),) if isinstance(proof, str) else ()
         self._identity = ((WORKER, name), *token, (SESSION, secrets.token_hex(16)))
         self._connection = Connection(server, proof)
@@ -184,28 +193,41 @@ class Client:
         await self._persistently(f"decline round {round}", attempt)
 
     async def _persistently(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call until it succeeds, cannot succeed, or has been tried often enough."""
-        for failures, delay in enumerate(self._backoff.delays(), 1):
+        """Repeat a call until it succeeds, cannot succeed, or patience is at its end."""
+        delays, failures, began, told = self._backoff.delays(), 0, self._now(), -inf
+        while True:
             try:
                 return await self._once(what, call)
-            except Passing as passing:
-                if failures == PATIENCE:
-                    await self._look(what, passing)
+            except Passing as error:
+                passing = error
+            failures, waited = failures + 1, self._now() - began
+            delay = next(delays, None)
+            if delay is None or waited >= self._patience(passing):
+                raise await self._given_up(what, failures, waited, passing)
+            if failures >= LOOK and waited >= told + REMINDER:
+                await self._look(what, waited, passing)
+                told = waited
             await self._sleep(delay)
-        try:
-            return await self._once(what, call)
-        except Passing as passing:
-            tries = f"{self._backoff.tries} tries" if self._backoff.tries > 1 else "1 try"
-            why, _ = await self._why(passing)
-            raise ClientError(f"{self._failed(what)} after {tries}. {why}") from None
 
-    async def _look(self, what: str, passing: Passing) -> None:
+    def _patience(self, passing: Passing) -> float:
+        """Seconds. A process that is dead gives its name up soon; one that is alive keeps it."""
+        (cause,) = passing.args
+        taken = isinstance(cause, Refusal) and cause.code == TAKEN
+        return min(self._backoff.patience, DISPLACED) if taken else self._backoff.patience
+
+    async def _given_up(self, what: str, failures: int, waited: float, passing: Passing) -> ClientError:
+        tries = "1 try" if failures == 1 else f"{failures} tries in {waited:.0f} s"
+        why, _ = await self._why(passing)
+        return ClientError(f"{self._failed(what)} after {tries}. {why}")
+
+    async def _look(self, what: str, waited: float, passing: Passing) -> None:
         """Say why nothing works, begin with another connection, and go on unless that cannot help."""
         await self._connection.anew()
         why, final = await self._why(passing)
         if final:
             raise ClientError(f"{self._failed(what)}. {why}") from None
-        log.warning("%s yet; trying again. %s", self._failed(what), why)
+        since = time.strftime("%H:%M:%S", time.localtime(time.time() - waited))
+        log.warning("%s yet, since %s; trying again. %s", self._failed(what), since, why)
 
     async def _why(self, passing: Passing) -> tuple[str, bool]:
         """What is known about a failure, and whether it will still be so in a moment."""
@@ -218,6 +240,12 @@ class Client:
     async def _once(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         try:
             return await call()
+        except asyncio.CancelledError:
+            # Also raised by a call that ended with its channel: then nobody has cancelled this task.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            refusal = Refusal(grpc.StatusCode.CANCELLED, "", "the call was cancelled", None)
         except TimeoutError:
             # The next try must not wait behind what is still on its way.
             await self._connection.anew()

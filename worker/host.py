@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
+from math import inf
 
 import torch
 from torch import Tensor
 
 from varangian.protos.allocator import keep_large_blocks
+from varangian.worker.backoff import Backoff
 from varangian.worker.client import Client, ClientError
+from varangian.worker.ending import Ending
 from varangian.worker.loop import work
 from varangian.worker.task import Crew, Task
 from varangian.worker.tls import Proof
@@ -24,9 +24,6 @@ log = logging.getLogger(__name__)
 
 FINISHED = 0
 FAILED = 1
-SIGNALLED = 128
-"""Plus the number of the signal, as shells have it."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def host(
@@ -37,11 +34,13 @@ def host(
     threads: int = 1,
     *,
     one_of: bool = False,
+    patience: float = inf,
 ) -> int:
     """Be these workers until the run is finished; returns the exit code of the process.
 
     A worker that the server refuses ends alone. What it was is in the log, in one line. After a signal this
-    returns as soon as the computation at hand is done. A second computation never runs beside it.
+    returns as soon as the computation at hand is done; if that takes seconds, or at a second signal, the
+    process ends in the middle of it. A second computation never runs beside it.
 
     Args:
         server: `host:port`.
@@ -50,6 +49,7 @@ def host(
         task: what the workers of the run do.
         threads: of torch; the same number gives the same bits.
         one_of: be only one of them, the first that nobody else is.
+        patience: seconds to wait for a server that cannot be reached; by default as long as it takes.
     """
     keep_large_blocks()
     torch.set_num_threads(threads)
@@ -58,9 +58,13 @@ def host(
     except ValueError as error:
         log.error("%s", error)
         return FAILED
-    with ThreadPoolExecutor(1, "varangian-crew", torch.set_num_threads, (threads,)) as executor:
-        members = [tuple(names)] if one_of else [(name,) for name in names]
-        return asyncio.run(_until_stopped(server, members, proofs, crew, executor))
+    members = [tuple(names)] if one_of else [(name,) for name in names]
+    backoff = Backoff(patience=patience)
+    with (
+        Ending() as ending,
+        ThreadPoolExecutor(1, "varangian-crew", torch.set_num_threads, (threads,)) as executor,
+    ):
+        return asyncio.run(_until_stopped(server, members, proofs, crew, executor, ending, backoff))
 
 
 async def _until_stopped(
@@ -69,28 +73,34 @@ async def _until_stopped(
     proofs: Mapping[str, Proof],
     crew: Crew,
     executor: Executor,
+    ending: Ending,
+    backoff: Backoff,
 ) -> int:
-    received: list[int] = []
+    tasks: list[asyncio.Task[int]] = []
     main = asyncio.current_task()
     assert main is not None
-
-    def stop(number: int) -> None:
-        received.append(number)
-        main.cancel()
-
-    with _handled(stop):
+    with ending.of(lambda: (main, *tasks)):
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_be(names, server, proofs, crew, executor)) for names in members]
+                tasks += [
+                    group.create_task(_be(names, server, proofs, crew, executor, backoff))
+                    for names in members
+                ]
         except asyncio.CancelledError:
-            if not received:
+            if ending.code is None:
                 raise
-            return SIGNALLED + received[0]
+    if ending.code is not None:
+        return ending.code
     return max((task.result() for task in tasks), default=FINISHED)
 
 
 async def _be(
-    names: Sequence[str], server: str, proofs: Mapping[str, Proof], crew: Crew, executor: Executor
+    names: Sequence[str],
+    server: str,
+    proofs: Mapping[str, Proof],
+    crew: Crew,
+    executor: Executor,
+    backoff: Backoff,
 ) -> int:
     """The first of these workers that nobody else is, until its run is finished or it is not wanted."""
     loop = asyncio.get_running_loop()
@@ -108,7 +118,7 @@ async def _be(
 
     try:
         for name in names:
-            async with Client(server, name, proofs[name], crew.layout) as client:
+            async with Client(server, name, proofs[name], crew.layout, backoff=backoff) as client:
                 if len(names) == 1 or await client.claim():
                     reason = await work(
                         client,
@@ -122,19 +132,10 @@ async def _be(
         log.error("Each of %s is another process already; there is no place left.", ", ".join(names))
     except ClientError as error:
         log.error("%s", error)
+    except asyncio.CancelledError:
+        task_of_this = asyncio.current_task()
+        if task_of_this is None or task_of_this.cancelling():
+            raise
+        # A group of tasks would take it for the end of this worker, and say nothing.
+        log.exception("%s ended although nobody had asked it to", ", ".join(names))
     return FAILED
-
-
-@contextmanager
-def _handled(stop: Callable[[int], None]) -> Generator[None]:
-    """Send signals to `stop`, except those that the process was told to ignore."""
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = [n for n in SIGNALS if on_main_thread and signal.getsignal(n) is not signal.SIG_IGN]
-    loop = asyncio.get_running_loop()
-    for number in numbers:
-        loop.add_signal_handler(number, stop, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

@@ -33,7 +33,7 @@ PAUSE = 60.0
 """Seconds of chunks after which lines are tried again."""
 ENOUGH = 2
 """Calls in a row whose line failed."""
-GRACE = 5.0
+GRACE = 1.0
 """Seconds in which a server that has hung up says why."""
 LOOK = 0.1
 """Seconds between two looks at what has arrived."""
@@ -120,13 +120,31 @@ class Use:
             await ended(moving)
 
     async def sunk(self, over: asyncio.Future[bool], quiet: Silence) -> None:
-        """Return when nothing of the payload is under way any more, or the call is done.
+        """Return when nothing of the payload is under way any more, the line broke, or the call is done.
 
         The system takes megabytes at once, and a slow line may need longer for them than any silence lasts.
         """
         connected = self.connected
-        while connected and (left := connected.unsent) and not over.done():
+        while connected and (left := connected.unsent) and not (over.done() or connected.broken):
             await quiet.broken_by(_less(connected, left, over))
+
+    async def answered(self, over: asyncio.Future[bool], quiet: Silence) -> None:
+        """Return when the call has its answer.
+
+        Raises:
+            LineError: the line broke after all was sent, perhaps before it arrived, and nobody says so.
+        """
+        assert self.connected is not None
+        heard: asyncio.Future[Any] = asyncio.ensure_future(self.connected.line.heard())
+        try:
+            await quiet.broken_by(asyncio.wait([heard, over], return_when=asyncio.FIRST_COMPLETED))
+            if not over.done() and self.connected.broken:
+                await asyncio.wait({over}, timeout=GRACE)
+                if not over.done():
+                    raise LineError("The connection broke before all that was sent had arrived.")
+            await quiet.broken_by(asyncio.wait({over}))
+        finally:
+            await ended(heard)
 
     async def _moved(self, payload: Payload) -> None:
         assert self.connected is not None
@@ -260,5 +278,5 @@ async def ended(task: asyncio.Future[Any]) -> None:
 
 async def _less(connected: Connected, left: int, over: asyncio.Future[bool]) -> None:
     """Return when some of it has arrived."""
-    while connected.unsent >= left and not over.done():
+    while connected.unsent >= left and not (over.done() or connected.broken):
         await asyncio.wait({over}, timeout=LOOK)

@@ -18,9 +18,9 @@ from varangian.protos.lane import Line
 
 PATIENCE = 2.0
 """Seconds to connect."""
-FRESH, NEW = 30.0, 3.0
-"""Seconds for which an unused line is kept; somebody on the way may forget it later. A server takes less
-trouble with one that it has seen no ticket on.
+FRESH, NEW = 5.0, 3.0
+"""Seconds for which an unused line is kept: routers on the way may forget a connection that is silent for
+longer, without telling either end. A server takes less trouble with one that it has seen no ticket on.
 """
 THREADS = max(2, min(4, os.cpu_count() or 2))
 """More would stand in each other's way."""
@@ -74,6 +74,19 @@ class Connected:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
+
+    @property
+    def broken(self) -> bool:
+        """Whether it has ended in a way that may have lost what was sent; not if it was closed in order."""
+        if self._socket is None or self.line.closed:
+            return True
+        try:
+            # Nothing is ever said to who has sent a payload; the end of the connection is nothing as well.
+            return bool(self._socket.recv(1, socket.MSG_PEEK)) or self.unsent > 0
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     @property
     def unsent(self) -> int:

@@ -34,8 +34,16 @@ PASSING_STATUS = frozenset(
         StatusCode.INTERNAL,
     }
 )
+SILENT_STATUS = PASSING_STATUS | {
+    StatusCode.CANCELLED,
+    StatusCode.UNKNOWN,
+    StatusCode.RESOURCE_EXHAUSTED,
+}
+"""The same where no Varangian server has answered, but gRPC or something on the way."""
 TAKEN, RUN, REPEATED = "SESSION_TAKEN", "RUN", "REPEATED"
-PASSING_CODES = frozenset({"BUSY", "RESTARTED", "STREAMS", "PULLS", "JOINS", "IDLE", TAKEN})
+PASSING_CODES = frozenset(
+    {"BUSY", "RESTARTED", "STREAMS", "PULLS", "JOINS", "IDLE", "REPLACED", "STOPPING", TAKEN}
+)
 """The dead call or the dead process that is in the way will be noticed as dead; quotas fill up again."""
 STRANGE = frozenset({"NOT_JOINED", RUN})
 """The server is not the one that this worker has joined: join again."""
@@ -77,7 +85,7 @@ class Refusal:
 
     @property
     def kind(self) -> Kind:
-        if self.code in PASSING_CODES or self.status in PASSING_STATUS:
+        if self.code in PASSING_CODES or self.status in (PASSING_STATUS if self.code else SILENT_STATUS):
             return Kind.PASSING
         return Kind.ANSWER if self.code in ANSWERS else Kind.FINAL
 

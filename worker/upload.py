@@ -146,3 +146,4 @@ async def _beside(call: Any, outgoing: Outgoing, shown: Shown, quiet: Silence, u
             await quiet.broken_by(call.write(outgoing.seal()))
         await call.done_writing()
         await use.sunk(over, quiet)
+        await use.answered(over, quiet)

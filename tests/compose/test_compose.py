@@ -1,8 +1,11 @@
 """What no validator of compose files looks at: replicas, health, hardening, and our own command line."""
 
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import time
 
 import pytest
 
@@ -40,7 +43,7 @@ def test_who_waits_for_health_waits_for_something(compose, name):
     (other, condition), *others = compose.services[name]["depends_on"].items()
     assert not others
     assert condition == {"condition": "service_healthy"}
-    assert compose.services[other]["healthcheck"]["test"][0] == "CMD"
+    assert compose.services[other]["healthcheck"]["test"][0] == "CMD-SHELL"
 
 
 @pytest.mark.parametrize("name", REPLICATED)
@@ -175,12 +178,29 @@ def test_all_containers_have_one_configuration(compose):
     assert byzantine.items() - worker.items() == {("VARANGIAN__BYZANTINE__ATTACK", "sign_flip")}
 
 
+def test_health_is_the_age_of_the_file_that_the_server_touches(compose, tmp_path):
+    """No program that takes seconds to start: the check is run as it stands, on a file of this machine."""
+    args = command(compose, "server")
+    heartbeat = load(None, args.settings, compose.settings("server"), whole=False).server.heartbeat
+    kind, text = compose.services["server"]["healthcheck"]["test"]
+    assert (kind, "varangian" in text, heartbeat in text) == ("CMD-SHELL", False, True)
+    file = tmp_path / "serving"
+    check = text.replace("$$", "$").replace(heartbeat, str(file))
+
+    def healthy():
+        return subprocess.run(["sh", "-c", check], capture_output=True).returncode == 0
+
+    assert not healthy()
+    file.touch()
+    assert healthy()
+    os.utime(file, (time.time() - 60,) * 2)
+    assert not healthy()
+
+
 def test_everybody_finds_the_server(compose):
     server = compose.services["server"]
     port = command(compose, "server").bind.rpartition(":")[2]
     data_port = compose.settings("server")["VARANGIAN__SERVER__DATA_PORT"]
-    health = parse(server["healthcheck"]["test"][2:])
-    assert (health.command, health.server) == ("health", f"127.0.0.1:{port}")
     published = [compose.filled(mapping).split(":") for mapping in server["ports"]]
     assert published == [["127.0.0.1", port, port], ["127.0.0.1", data_port, data_port]]
     assert {command(compose, name).server for name in REPLICATED} == {f"server:{port}"}

@@ -50,12 +50,15 @@ class Shown(bytes):
             yield AESGCM(self.key).encrypt(number.to_bytes(12, "big"), data[at : at + RECORD], None)
 
     def taken(self, line):
-        """The payload that comes on a line."""
+        """The payload that comes on a line; None when the line ended before all of it had come."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+        size = self.size + -(-self.size // RECORD) * TAG if self.key else self.size
+        data = received(line, size)
+        if len(data) < size:
+            return None
         if not self.key:
-            return received(line, self.size)
-        data = received(line, self.size + -(-self.size // RECORD) * TAG)
+            return data
         found = bytearray()
         for number, at in enumerate(range(0, len(data), RECORD + TAG)):
             found += AESGCM(self.key).decrypt(
@@ -168,20 +171,30 @@ class Rogue(Traitor):
         return found
 
     def takes(self, after=-1):
-        """A whole pull on the lane: its vector, which is the one that was promised."""
-        line = self.dial()
-        stream, ticket = self.wants(after)
-        assert sent(line, ticket)
-        data = ticket.taken(line)
-        assert self.end(stream).get("grpc-status") == "0"
-        assert codec.digest(data) == self._promised(stream).content_digest
+        """A whole pull on the lane: its vector, which is the one that was promised.
+
+        When the others close the round meanwhile, the server ends the payload and says to ask again.
+        """
+        while True:
+            line = self.dial()
+            stream, ticket = self.wants(after)
+            assert sent(line, ticket)
+            data = ticket.taken(line)
+            code = self.code(stream)
+            promised, *more = self._replies(stream)
+            if not (code in BUSY or any(reply.HasField("again") for reply in more)):
+                break
+        assert (code, data is None) == ("", False)
+        assert codec.digest(data) == promised.manifest.content_digest
         return torch.frombuffer(data, dtype=torch.float32)
 
-    def _promised(self, stream):
+    def _replies(self, stream):
         events = (event for event in self.line.events if getattr(event, "stream_id", None) == stream)
         data = b"".join(event.data for event in events if hasattr(event, "data"))
-        _, length = struct.unpack(">BI", data[:5])
-        return ps_pb2.PullReply.FromString(data[5 : 5 + length]).manifest
+        while data:
+            _, length = struct.unpack(">BI", data[:5])
+            yield ps_pb2.PullReply.FromString(data[5 : 5 + length])
+            data = data[5 + length :]
 
     def works(self):
         """What is true of a worker of the run after whatever it has done: it takes part again."""

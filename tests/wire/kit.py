@@ -29,6 +29,8 @@ from varangian.worker.loop import work
 NAMES = tuple(f"w{i:02d}" for i in range(5))
 LAYOUT = Layout((("weight", (500, 1000)), ("bias", (3,))))
 """Two chunks."""
+SERVICE = ("dtype", "security", "run_id", "returns")
+"""Options that are for `serve`."""
 PATIENT = Backoff(tries=100, first=0.01, most=0.05)
 
 
@@ -107,7 +109,7 @@ class Run:
         policy = RoundPolicy(names, rounds, quorum=len(names) - f, deadline=deadline, shortfall="wait", f=f)
         aggregator = Aggregator(rule or Krum(f=f), f=f)
         self.learner = Learner(torch.ones(layout.numel), aggregator, Sgd(lr=0.5), rounds=rounds, seed=1)
-        self.service = {key: options.pop(key) for key in ("dtype", "security", "run_id") if key in options}
+        self.service = {key: options.pop(key) for key in SERVICE if key in options}
         self.driver = Driver(
             RoundMachine(policy),
             self.learner,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from math import inf
 
 import grpc
 import grpc.aio
@@ -123,19 +124,21 @@ async def playing(script, credentials=None):
 
 
 class Naps(list):
-    """Instead of sleeping."""
+    """Instead of sleeping: so many seconds have passed at once."""
 
     async def __call__(self, seconds):
         self.append(seconds)
 
+    def now(self):
+        return sum(self)
+
 
 @contextlib.asynccontextmanager
-async def client_of(script, tries=4, idle=5.0, proof="token", credentials=None):
+async def client_of(script, tries=4, idle=5.0, proof="token", credentials=None, patience=inf):
     async with playing(script, credentials) as address:
-        naps = Naps()
-        client = Client(
-            address, "w00", proof, script.contract.layout, backoff=Backoff(tries), idle=idle, sleep=naps
-        )
+        naps, backoff = Naps(), Backoff(tries, patience=patience)
+        again = {"backoff": backoff, "idle": idle, "sleep": naps, "now": naps.now}
+        client = Client(address, "w00", proof, script.contract.layout, **again)
         client.naps = naps
         async with client:
             yield client

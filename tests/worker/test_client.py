@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import re
+from math import inf
 
 import grpc
 import grpc.aio
@@ -339,6 +341,7 @@ def test_the_third_failure_in_a_row_is_logged(caplog):
     (message,) = caplog.messages
     assert message.startswith("Worker w00 could not join at 127.0.0.1:")
     assert "trying again. UNAVAILABLE: because." in message
+    assert re.search(r" yet, since [0-9]{2}:[0-9]{2}:[0-9]{2}; ", message)
     assert "It was called in clear text at 127.0.0.1, port " in message
 
 
@@ -361,6 +364,73 @@ def test_what_may_pass_is_tried_again(status, code):
             await client.join()
             assert (await client.push(4, VECTOR)).counted
             assert len(client.naps) == 1
+
+    story()
+
+
+@pytest.mark.parametrize("status", ["CANCELLED", "UNKNOWN", "RESOURCE_EXHAUSTED", "INTERNAL", "ABORTED"])
+def test_what_no_server_of_ours_has_said_may_pass(status):
+    @scenario
+    async def story():
+        script = Script()
+        for name in ("Join", "Pull", "Push"):
+            script.steps[name].insert(0, refuse(grpc.StatusCode[status]))
+        async with client_of(script) as client:
+            await client.join()
+            await client.pull(-1)
+            assert (await client.push(4, VECTOR)).counted
+            assert len(client.naps) == 3
+
+    story()
+
+
+@scenario
+async def test_a_call_that_ends_with_its_channel_is_tried_again():
+    script = Script()
+    script.steps["Pull"].insert(0, hang)
+    async with client_of(script) as client:
+        await client.join()
+        pulling = asyncio.create_task(client.pull(-1))
+        while not script.seen["Pull"]:
+            await asyncio.sleep(0.01)
+        before = client._connection._channel
+        client._connection._open()
+        await before.close()
+        assert torch.equal((await pulling).parameters, VECTOR)
+
+
+def test_a_server_that_is_gone_is_waited_for_and_the_log_says_so_once_a_minute(caplog):
+    @scenario
+    async def story():
+        script = Script()
+        script.steps["Join"][:0] = [UNAVAILABLE] * 100
+        async with client_of(script, tries=inf) as client:
+            await client.join()
+            assert sum(client.naps) > 240
+
+    with caplog.at_level("WARNING", "varangian.worker.client"):
+        story()
+    assert 4 <= len(caplog.messages) <= 9
+    assert all("could not join" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("refused", "patience", "waited"),
+    [
+        (UNAVAILABLE, 1000.0, 1000.0),
+        (refuse(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN"), inf, 60.0),
+        (refuse(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN"), 20.0, 20.0),
+    ],
+)
+def test_patience_has_an_end(refused, patience, waited):
+    @scenario
+    async def story():
+        script = Script()
+        script.steps["Join"] = [refused]
+        async with client_of(script, tries=inf, patience=patience) as client:
+            with pytest.raises(ClientError, match=r"could not join at .* after \d+ tries in \d+ s\. "):
+                await client.join()
+            assert waited <= sum(client.naps) <= waited + 5
 
     story()
 
@@ -390,7 +460,9 @@ async def test_an_unreachable_server_is_named_with_what_was_tried():
         with pytest.raises(ClientError) as caught:
             await client.join()
     sentence = str(caught.value)
-    assert sentence.startswith("Worker w00 could not join at 127.0.0.1:9 after 3 tries. UNAVAILABLE: ")
+    assert sentence.startswith(
+        "Worker w00 could not join at 127.0.0.1:9 after 3 tries in 0 s. UNAVAILABLE: "
+    )
     assert sentence.endswith(
         " Nothing listens at 127.0.0.1:9. Is the server running, and is this its port? "
         "It was called in clear text at 127.0.0.1, port 9."

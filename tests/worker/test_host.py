@@ -12,9 +12,11 @@ import torch
 from varangian.worker import host as hosting
 from varangian.worker.attacks import Alie
 from varangian.worker.availability import Alternating
+from varangian.worker.backoff import Backoff
 from varangian.worker.client import ClientError, Finished, Pulled, Receipt
 from varangian.worker.data import Custom, Synthetic
 from varangian.worker.delays import Lognormal
+from varangian.worker.ending import Ending
 from varangian.worker.host import host
 from varangian.worker.models import Softmax
 from varangian.worker.names import names
@@ -48,7 +50,7 @@ class FakeServer:
         self.last_pull = 1000
         """Pulls after this round are never answered."""
 
-    def client(self, server, name, token, layout):
+    def client(self, server, name, token, layout, backoff):
         self.clients.append((server, name, token, layout))
         return FakeClient(self, name)
 
@@ -210,7 +212,9 @@ def test_being_cancelled_by_anyone_else_is_not_taken_for_a_signal(server):
     async def main():
         executor = hosting.ThreadPoolExecutor(1)
         serving = asyncio.create_task(
-            hosting._until_stopped("nowhere:1", [WORKERS[:1]], TOKENS, Crew(TASK), executor)
+            hosting._until_stopped(
+                "nowhere:1", [WORKERS[:1]], TOKENS, Crew(TASK), executor, Ending(), Backoff()
+            )
         )
         await asyncio.sleep(0)
         serving.cancel()

@@ -6,10 +6,13 @@ This module is loaded into the fork server, so that children start with torch an
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from varangian.backends.log import logged_to
@@ -33,17 +36,28 @@ class Post:
     task: Task
     threads: int
     log: Path
+    patience: float = inf
+    """Seconds to wait for a server that cannot be reached."""
 
 
 def child(post: Post) -> None:
     """Be these workers until the run is finished; leaves with the exit code."""
     # Ctrl-C reaches the whole terminal; the launcher decides what becomes of its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with logged_to(post.log):
         try:
-            code = host(post.server, tuple(post.proofs), post.proofs, post.task, post.threads)
+            names, proofs = tuple(post.proofs), post.proofs
+            code = host(post.server, names, proofs, post.task, post.threads, patience=post.patience)
         except Exception:
             log.exception("the process of %s ended on an error", ", ".join(post.proofs))
             code = CRASHED
     # Threads of gRPC may still wait for a server that is gone; nothing here needs a farewell.
     os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """Ask this process to end when the one that made it has died: nobody else would."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

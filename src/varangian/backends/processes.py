@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Set
 from contextlib import closing
+from math import inf
+from pathlib import Path
 
 from varangian.backends import Note
 from varangian.backends.beside import complete
@@ -59,12 +61,17 @@ async def served(
     roster: Roster,
     ready: Callable[[str], None],
     security: Security | None,
+    *,
+    returns: bool = False,
 ) -> str:
     """Serve the run until it ends, over TLS when there is security; returns why it ended.
+
+    If the server `returns` after a stop, its workers wait for it.
 
     Raises:
         RunError: the address is not to be had, or the disk is full.
     """
+    heartbeat = session.config.server.heartbeat
     try:
         return await serve(
             session.driver(),
@@ -78,6 +85,8 @@ async def served(
             stop=session.stop.event,
             security=security,
             dtype=session.config.wire.dtype,
+            heartbeat=None if heartbeat is None else Path(heartbeat),
+            returns=returns,
         )
     except ListenError as error:
         session.folder.discard()
@@ -145,6 +154,7 @@ def _posts(session: Session, proofs: Mapping[str, Proof], address: str) -> list[
             task=session.crew.task,
             threads=session.config.worker.threads,
             log=session.folder.path / "workers.log",
+            patience=session.config.worker.patience or inf,
         )
         for workers in dealt(session.config)
     ]

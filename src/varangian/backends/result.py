@@ -39,6 +39,8 @@ class RunResult:
     ema_loss: float | None = None
     metrics: dict[str, float] | None = None
     """Other metrics of the final parameters, by name."""
+    signal: int | None = None
+    """The number of the signal that stopped the run, if one did."""
 
     def plain(self) -> dict[str, Any]:
         """The values as JSON takes them."""

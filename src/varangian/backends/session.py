@@ -137,6 +137,7 @@ class Session:
             ema_accuracy=self.scores.ema_accuracy,
             ema_loss=self.scores.ema_loss,
             metrics=self.scores.metrics,
+            signal=self.stop.signal,
         )
         result = self.folder.finish(result, self._models())
         self.saved = True
@@ -168,7 +169,7 @@ class Session:
     def _outcome(self) -> Outcome:
         if self.machine.state.round >= self.config.rounds:
             return "finished"
-        return "interrupted" if self.stop.interrupted else "failed"
+        return "failed" if self.stop.signal is None else "interrupted"
 
     def _record(self, record: RoundRecord) -> None:
         self.rounds += 1
@@ -220,7 +221,8 @@ class Stop:
     """Why a run should end before its last round, once somebody wants that."""
 
     event: asyncio.Event = field(default_factory=asyncio.Event)
-    interrupted: bool = False
+    signal: int | None = None
+    """The number of the signal that asked for it."""
     reason: str = ""
 
     def because(self, reason: str) -> None:
@@ -232,11 +234,16 @@ class Stop:
     def on_signals(self, note: Note) -> Generator[None]:
         """The first Ctrl-C or SIGTERM ends the run after the round in hand, a second one at once."""
         loop = asyncio.get_running_loop()
+        on_terminate = signal.getsignal(signal.SIGTERM)
+
+        def give_back() -> None:
+            for number in SIGNALS:
+                if loop.remove_signal_handler(number) and number is signal.SIGTERM and on_terminate:
+                    signal.signal(number, on_terminate)
 
         def interrupt(name: str) -> None:
-            self.interrupted = True
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
+            self.signal = int(signal.Signals[name])
+            give_back()
             note(f"{name}: stopping after the round in hand; once more to stop at once")
             self.because(f"stopped by {name}")
 
@@ -249,5 +256,4 @@ class Stop:
         try:
             yield
         finally:
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
+            give_back()

@@ -8,22 +8,18 @@ import logging
 import os
 import random
 import secrets
-import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing
+from math import inf
 from pathlib import Path
-
-import grpc
 
 from varangian.backends.log import log_to_stderr
 from varangian.backends.processes import listenable, served
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
-from varangian.cli.health import status, why
 from varangian.cli.main import CommandError
 from varangian.cli.progress import Progress, progress
-from varangian.cli.run import CODES, with_shortcuts
+from varangian.cli.run import exit_code, with_shortcuts
 from varangian.cli.security import Choice, check, check_address, choice
 from varangian.config import RunConfig, load
 from varangian.config.build import byzantine_names, honest_names, task
@@ -32,14 +28,12 @@ from varangian.protos.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.registry import ConfigError, Problem, suggestion
 from varangian.server.roster import SECRET_BYTES, Roster, make_token
 from varangian.server.tls import Security
+from varangian.worker.ending import SIGNALLED
 from varangian.worker.host import host
 from varangian.worker.names import names
 from varangian.worker.tls import Proof, bundle_of
 
 SECRET = "VARANGIAN_SECRET"
-PATIENCE = 300.0
-"""Seconds that a worker waits for its server to come up."""
-PAUSE = 2.0
 
 
 def server(args: argparse.Namespace) -> int:
@@ -57,7 +51,7 @@ def server(args: argparse.Namespace) -> int:
         shown.finish(result)
     except RunError as error:
         raise CommandError(str(error)) from error
-    return CODES[result.outcome]
+    return exit_code(result)
 
 
 def worker(args: argparse.Namespace) -> int:
@@ -71,9 +65,17 @@ def worker(args: argparse.Namespace) -> int:
         raise ConfigError([Problem("byzantine.attack", "is needed by a Byzantine worker", hint=hint)])
     proofs = _proofs(chosen, way.certs)
     log_to_stderr(logging.INFO)
-    wait_for(args.server, PATIENCE, next((p for p in proofs.values() if isinstance(p, Bundle)), None))
-    threads, one_of = config.worker.threads, args.claim is not None
-    return host(args.server, chosen, proofs, task(config), threads, one_of=one_of)
+    threads, one_of, patience = config.worker.threads, args.claim is not None, config.worker.patience
+    code = host(args.server, chosen, proofs, task(config), threads, one_of=one_of, patience=patience or inf)
+    if code > SIGNALLED:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End at once: after a signal nobody waits for threads that may still wait for a server."""
+    logging.shutdown()
+    os._exit(code)
 
 
 def secret() -> bytes:
@@ -90,34 +92,6 @@ def secret() -> bytes:
             f"the server and all workers. {found}. For example: {SECRET}=$(openssl rand -hex 32)"
         )
     return key
-
-
-def wait_for(server: str, patience: float, bundle: Bundle | None = None) -> None:
-    """Return once the server answers.
-
-    Raises:
-        CommandError: it did not in `patience` seconds, or waiting would not help.
-    """
-    until = time.monotonic() + patience
-    told = False
-    while True:
-        try:
-            status(server, PAUSE, bundle)
-        except grpc.RpcError as error:
-            found = why(error, server, bundle)
-            if found.final:
-                raise CommandError(found.sentence) from None
-            if time.monotonic() > until:
-                raise CommandError(
-                    f"the server {server} did not answer in {patience:g} s. {found.sentence}"
-                ) from None
-            if not told:
-                print(f"waiting for the server {server}. {found.sentence}", file=sys.stderr)
-            told = True
-        else:
-            return
-        # Workers that start together should not all ask together.
-        time.sleep(PAUSE * random.uniform(0.5, 1.0))
 
 
 def as_served(config: RunConfig, chosen: Choice) -> RunConfig:
@@ -152,7 +126,7 @@ async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress)
         def ready(address: str) -> None:
             shown.note(f"serving at {address}, {how}")
 
-        return session.result(await served(session, roster, ready, security))
+        return session.result(await served(session, roster, ready, security, returns=True))
 
 
 def _security(path: Path) -> Security:

@@ -12,8 +12,8 @@ from pathlib import Path
 from varangian.backends import RunError, RunResult, run
 from varangian.backends.files import fresh, write_atomically
 from varangian.cli.board import Board, board
-from varangian.cli.main import INTERRUPTED, OK, CommandError
-from varangian.cli.run import quoted
+from varangian.cli.main import OK, CommandError
+from varangian.cli.run import exit_code, quoted
 from varangian.config import load
 from varangian.server.record import RoundRecord
 
@@ -73,7 +73,7 @@ def command(args: argparse.Namespace) -> int:
     with board(args.format, cases, RULES, ATTACKS, rounds) as shown:
         interrupted = not all(_carried_out(case, rounds, folder, shown) for case in cases)
     if interrupted:
-        return INTERRUPTED
+        return max(exit_code(case.result) for case in cases if case.result)
     write_atomically(folder / "demo.json", json.dumps([*_plain(cases)], indent=2).encode() + b"\n")
     shown.finish(folder, _picture(cases, folder / "demo.png"))
     return OK

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from varangian.cli.parser import parse
 from varangian.registry import ConfigError
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come: as Ctrl-C, so that whatever was begun is put in order."""
 
 
 class CommandError(Exception):
@@ -26,6 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     module, _, function = args.run.partition(":")
     try:
+        with _terminable():
+            return _carried_out(module, function, args)
+    except Terminated:
+        print("varangian: terminated", file=sys.stderr)
+        return TERMINATED
+    except KeyboardInterrupt:
+        print("varangian: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _carried_out(module: str, function: str, args: argparse.Namespace) -> int:
+    try:
         command = importlib.import_module(f"varangian.cli.{module}")
         return int(getattr(command, function or "command")(args))
     except ConfigError as error:
@@ -37,9 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         print(f"varangian: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print("varangian: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, a pager) has left; nothing else may be written to it.
         sys.stderr.close()
@@ -50,3 +68,24 @@ def _escape(stream: object) -> None:
     """Characters that the encoding of a stream lacks are escaped, as on standard error; not an error."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _terminable() -> Generator[None]:
+    """Let SIGTERM raise an error here, unless the process was told what to do with it.
+
+    By default it ends a process between two instructions, and the first one of a container not at all.
+    """
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if not on_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -21,7 +21,7 @@ exit codes:
   0  it worked
   1  the run failed, or the server is not healthy
   2  the configuration or the command line is wrong; nothing was started
-  130  interrupted; what was written until then is valid
+  130  interrupted by Ctrl-C, 143 by SIGTERM; what was written until then is valid
 """
 KINDS = (
     *("aggregators", "mixings", "attacks", "datasets", "models", "losses", "metrics"),

@@ -14,6 +14,7 @@ from varangian.config import RunConfig, advice, load
 from varangian.config.build import byzantine_names
 from varangian.server.policies import PARTICIPATION, Sync
 
+SIGNALLED = 128
 CODES = {"finished": OK, "failed": FAILED, "interrupted": INTERRUPTED}
 
 
@@ -21,7 +22,12 @@ def command(args: argparse.Namespace) -> int:
     """Train with everything on this machine."""
     config = load(args.config, with_shortcuts(args), os.environ)
     warn(config)
-    return CODES[watched(config, args.format).outcome]
+    return exit_code(watched(config, args.format))
+
+
+def exit_code(result: RunResult) -> int:
+    """0 or 1 by how the run ended; after a signal 128 and its number, as shells have it."""
+    return SIGNALLED + result.signal if result.signal else CODES[result.outcome]
 
 
 def watched(config: RunConfig, view: str) -> RunResult:

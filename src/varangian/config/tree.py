@@ -106,6 +106,9 @@ class Workers(Section):
     """Threads of torch in each worker process."""
     device: str = "cpu"
     """Where workers compute, as torch names it."""
+    patience: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that a worker waits for a server that cannot be reached before it gives up; null is as long
+    as it takes. Meanwhile its log says once a minute what it waits for."""
 
 
 class Optimizer(Section):
@@ -130,6 +133,9 @@ class Server(Section):
     data_port: Annotated[int, Field(ge=0, le=65535)] | None = 0
     """Where payloads come and go beside gRPC, on the same `host`. 0 takes any free port; with null they go
     over gRPC, as they do for a worker that cannot reach the port. The results are the same."""
+    heartbeat: str | None = None
+    """A file that the server touches every second while it answers, for health checks: its age says whether
+    it does, without a program that asks."""
     quorum: Annotated[int, Field(ge=1)] | None = None
     """Pushes without which no round closes. null is, by `participation`: workers - f for sync, buffer - f
     for async, participants - f for fedavg, the smallest neighbourhood - f for asap, or as many more as the

@@ -1,0 +1,132 @@
+"""Servers that are started again, and connections that end at one of their ends only."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from math import inf
+
+import pytest
+from tests.wire.kit import Run, all_worked, scenario
+from tests.wire.relay import FAR, NEAR
+
+from varangian.aggregators import Mean
+from varangian.protos import flow
+from varangian.server import listen
+from varangian.server.streams import Limits
+from varangian.worker import line
+
+FORGETFUL = 8.0
+"""Seconds after which a router may forget a connection that is silent."""
+
+
+@scenario
+async def test_workers_wait_for_a_server_that_is_started_again_and_join_its_run():
+    with socket.create_server((NEAR, 0)) as free:
+        port = free.getsockname()[1]
+    first, second = Run(rounds=1000, returns=True, run_id="run-1"), Run(rounds=2, run_id="run-2")
+    async with first.served(port):
+        workers = asyncio.create_task(all_worked(first, f"{NEAR}:{port}"))
+        while len(first.records) < 2:
+            await asyncio.sleep(0.01)
+        first.stop.set()
+        assert await first.ended == "stopped on request"
+    assert not workers.done()
+    async with second.served(port):
+        assert set(await workers) == {"all 2 rounds are done"}
+    assert [record.missing for record in second.records] == [(), ()]
+
+
+@scenario
+async def test_a_server_that_ends_its_run_before_its_last_round_ends_its_workers():
+    run = Run(rounds=1000)
+    async with run.served() as address:
+        workers = asyncio.create_task(all_worked(run, address))
+        while not run.records:
+            await asyncio.sleep(0.01)
+        run.stop.set()
+        assert set(await workers) == {"stopped on request"}
+
+
+class OneSided:
+    """Passes everything on; after so many bytes it resets the near end once; the far end hears nothing."""
+
+    def __init__(self, target, after):
+        self.target, self.after = target.rpartition(":")[::2], after
+        self.moved, self.resets = 0, 0
+
+    @contextlib.asynccontextmanager
+    async def laid(self):
+        """At FAR, with the port of the target."""
+        async with contextlib.AsyncExitStack() as stack:
+            self._stack, self._tasks = stack, set()
+            server = await asyncio.start_server(self._relay, FAR, int(self.target[1]))
+            try:
+                yield f"{FAR}:{self.target[1]}"
+            finally:
+                server.close()
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _relay(self, reader, writer):
+        self._tasks.add(asyncio.current_task())
+        far_reader, far_writer = await asyncio.open_connection(*self.target)
+        down = asyncio.create_task(self._copied(far_reader, writer))
+        try:
+            with contextlib.suppress(OSError):
+                await self._copied(reader, far_writer, writer)
+        finally:
+            down.cancel()
+            await asyncio.gather(down, return_exceptions=True)
+            far_writer.close()
+            writer.close()
+
+    async def _copied(self, reader, writer, near=None):
+        while data := await reader.read(1 << 14):
+            writer.write(data)
+            await writer.drain()
+            self.moved += len(data) if near else 0
+            if near and self.moved >= self.after and not self.resets:
+                self.resets += 1
+                end = near.get_extra_info("socket")
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                near.transport.abort()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                return
+
+
+@pytest.mark.parametrize("way", ["chunks", "lane"])
+def test_a_push_that_breaks_at_the_worker_only_begins_anew_at_once(way, monkeypatch):
+    """No limit of either end plays a part: all of them are longer than this test may be."""
+
+    @scenario
+    async def story():
+        limits = Limits(idle=1000.0, grace=0.05)
+        run = Run(rounds=1, limits=limits, f=0, rule=Mean(), names=("w00",), returns=True)
+        monkeypatch.setattr(run, "data_port", None if way == "chunks" else 0)
+        async with run.placed() as place, contextlib.AsyncExitStack() as stack:
+            calls = OneSided(place.address, inf if way == "lane" else 400_000)
+            address = await stack.enter_async_context(calls.laid())
+            broken = calls
+            if way == "lane":
+                broken = OneSided(f"{NEAR}:{place.lane}", 400_000)
+                await stack.enter_async_context(broken.laid())
+            async with run.client(address, "w00", idle=1000.0) as client:
+                await client.join()
+                pulled = await client.pull(-1)
+                assert (await client.push(0, pulled.parameters / 2)).counted
+            assert broken.resets == 1
+            await run.ended
+
+    story()
+
+
+def test_silent_connections_are_left_or_kept_alive_before_routers_forget_them():
+    options = dict(flow.SIGNS_OF_LIFE)
+    assert options["grpc.keepalive_time_ms"] < FORGETFUL * 1000
+    assert dict(listen.OPTIONS)["grpc.http2.min_recv_ping_interval_without_data_ms"] <= (
+        options["grpc.keepalive_time_ms"] / 2
+    )
+    assert line.FRESH < FORGETFUL
