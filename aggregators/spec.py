@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from varangian.aggregators.base import MIXINGS, RULES, Columnwise, Mixing, Weighting
 from varangian.aggregators.pipeline import Aggregator
-from varangian.registry import ConfigError, Problem, Registry, join, suggestion
+from varangian.registry import FIXES, ConfigError, Fix, Problem, Registry, join, suggestion
 
 T = TypeVar("T")
 CHAIN = ("mix", "rule")
@@ -80,10 +80,12 @@ def misordered(text: str, path: str) -> Problem | None:
     if len(rules) > 1:
         hint = f"{' and '.join(map(repr, rules))} are rules, and there is one, which stands last."
     elif not rules:
-        hint = f"{mixings[-1]!r} is a mixing, a step before a rule: write {better}."
+        hint = f"{mixings[-1]!r} is a mixing, a step before a rule: write {FIXES}."
     else:
-        hint = f"The rule stands last: write {better}."
-    return Problem(path, f"should be a rule, or mixings and then a rule, joined by {JOINT}", text, hint)
+        hint = f"The rule stands last: write {FIXES}."
+    fixes = () if len(rules) > 1 else (Fix(path, (better,), bare=True),)
+    rule = f"should be a rule, or mixings and then a rule, joined by {JOINT}"
+    return Problem(path, rule, text, hint, fixes)
 
 
 def _from_names(text: str, path: str, f: int) -> Aggregator:

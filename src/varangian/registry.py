@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
@@ -19,6 +19,28 @@ C = TypeVar("C")
 MISSING: Any = dataclasses.MISSING
 NOTHING: Any = object()
 """Stands for a value that was not there; None is a value."""
+
+
+FIXES = "{fixes}"
+"""Where the fixes of a problem go in its hint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fix:
+    """A change of one setting that may solve a problem."""
+
+    path: str
+    values: tuple[Any, ...]
+    """Those to try, in order; the first that works is suggested."""
+    name: str = ""
+    """What the user has to type for the path, if it is not the path."""
+    bare: bool = False
+    """Whether the value alone is shown, because it goes where the problem is."""
+
+    def shown(self, value: Any) -> str:
+        """The change as it is typed."""
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        return text if self.bare else f"{self.name or self.path}={text}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +54,30 @@ class Problem:
     value: Any = NOTHING
     """What was found; NOTHING when it is something missing."""
     hint: str = ""
-    """What to do about it, as a sentence."""
+    """What to do about it, as a sentence; `FIXES` stands for the fixes."""
+    fixes: tuple[Fix, ...] = ()
+    """Suggestions; whoever reads a configuration keeps those that work (`solved`)."""
 
     def __str__(self) -> str:
         found = "" if self.value is NOTHING else f" Found {self.value!r}."
-        hint = f" {self.hint}" if self.hint else ""
-        return f"{self.path or '(top level)'}: {self.rule}.{found}{hint}"
+        hint = self.solved([fix.shown(fix.values[0]) for fix in self.fixes if fix.values]).hint
+        return f"{self.path or '(top level)'}: {self.rule}.{found}{f' {hint}' if hint else ''}"
+
+    def solved(self, by: Sequence[str]) -> Problem:
+        """The problem with these fixes in its hint; without the clause where none is left."""
+        if FIXES not in self.hint:
+            return dataclasses.replace(self, fixes=())
+        hint = self.hint.replace(FIXES, " or ".join(by))
+        if not by:
+            before = self.hint[: self.hint.index(FIXES)]
+            kept = before[: max(before.rfind(": "), before.rfind(". "), 0)]
+            hint = f"{kept.rstrip('.')}." if kept else ""
+        return dataclasses.replace(self, hint=hint, fixes=())
+
+
+def fixes(**values: Any) -> tuple[Fix, ...]:
+    """One value for each setting; `__` in a name stands for the dot."""
+    return tuple(Fix(path.replace("__", "."), (value,)) for path, value in values.items())
 
 
 class ConfigError(ValueError):

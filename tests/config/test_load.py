@@ -138,7 +138,7 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
         (
             ["server.port=5000", "server.data_port=5000"],
             "server.data_port",
-            "should not be `server.port`. Found 5000. Set another one, 0 for any free port, or null",
+            "should not be `server.port`. Found 5000. Set server.data_port=0 or server.data_port=null",
         ),
         (
             ["byzantine.count=15", "byzantine.attack=mimic"],

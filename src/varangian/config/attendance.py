@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from varangian.config.build import timetable
 from varangian.config.tree import RunConfig
-from varangian.registry import Problem
+from varangian.registry import FIXES, Problem, fixes
 from varangian.server.policies import Sync
 from varangian.worker.attacks import Mimic
 from varangian.worker.availability import Always
@@ -33,8 +33,8 @@ def _unattended(config: RunConfig, present: list[int]) -> Problem:
     round = next(i for i, count in enumerate(present) if count < config.quorum)
     quorum, least = config.quorum, min(present)
     rule = f"{present[round]} workers take part in round {round}, and its quorum of {quorum} never comes"
-    lower = f"server.quorum={least} or " if least else ""
-    return Problem("availability", rule, hint=f"Set {lower}server.shortfall=skip.")
+    offers = fixes(server__quorum=max(1, least), server__shortfall="skip")
+    return Problem("availability", rule, hint=f"Set {FIXES}.", fixes=offers)
 
 
 def _looked_at(config: RunConfig) -> int:
@@ -57,4 +57,5 @@ def mimicked(config: RunConfig) -> Iterator[Problem]:
         and attack.target is not None
     ):
         rule = f"mimics worker {attack.target} in every round, and `availability` lets it be away"
-        yield Problem("byzantine.attack", rule, hint="Leave `target` out, or set availability=always.")
+        offers = fixes(byzantine__attack="mimic", availability="always")
+        yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)

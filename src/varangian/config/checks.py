@@ -11,7 +11,7 @@ from varangian.config.attendance import attended, late, mimicked
 from varangian.config.build import optimizer
 from varangian.config.rounds import answered, followed, guaranteed, kept, possible, summed, windowed
 from varangian.config.tree import RunConfig
-from varangian.registry import Problem
+from varangian.registry import FIXES, Problem, fixes
 from varangian.worker.attacks import DataAttack, refusal
 from varangian.worker.losses import name_of
 from varangian.worker.metrics import MetricError, chosen
@@ -56,11 +56,13 @@ def _attackers(config: RunConfig) -> Iterator[Problem]:
 def _attack(config: RunConfig) -> Iterator[Problem]:
     byzantine = config.byzantine
     if byzantine.count and byzantine.attack is None:
-        hint = f"Add byzantine.attack=sign_flip, or set byzantine.count=0 instead of {byzantine.count}."
-        yield Problem("byzantine.attack", "is needed when there are Byzantine workers", hint=hint)
+        offers = fixes(byzantine__attack="sign_flip", byzantine__count=0)
+        rule = f"is needed when there are Byzantine workers, and byzantine.count is {byzantine.count}"
+        yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)
     if byzantine.attack is not None and not byzantine.count:
-        hint = f"Add byzantine.count={max(1, config.f)}, or leave the attack out."
-        yield Problem("byzantine.count", "should be at least 1 when there is an attack", 0, hint)
+        offers = fixes(byzantine__count=max(1, config.f), byzantine__attack=None)
+        rule = "should be at least 1 when there is an attack"
+        yield Problem("byzantine.count", rule, 0, f"Set {FIXES}.", offers)
 
 
 def _mounted(config: RunConfig) -> Iterator[Problem]:
@@ -77,11 +79,13 @@ def _labelled(config: RunConfig) -> Iterator[Problem]:
         return
     name = name_of(config.loss)
     if isinstance(config.byzantine.attack, DataAttack):
-        hint = "Choose an attack on vectors, as byzantine.attack=sign_flip."
-        yield Problem("byzantine.attack", f"needs class labels, which loss={name} has not", hint=hint)
+        hint, offers = f"Choose an attack on vectors, as {FIXES}.", fixes(byzantine__attack="sign_flip")
+        rule = f"needs class labels, which loss={name} has not"
+        yield Problem("byzantine.attack", rule, hint=hint, fixes=offers)
     if config.partition.by_label:
-        hint = "Choose partition=iid or partition=shared."
-        yield Problem("partition", f"goes by class labels, which loss={name} has not", hint=hint)
+        offers = (*fixes(partition="iid"), *fixes(partition="shared"))
+        rule = f"goes by class labels, which loss={name} has not"
+        yield Problem("partition", rule, hint=f"Set {FIXES}.", fixes=offers)
 
 
 def _measured(config: RunConfig) -> Iterator[Problem]:
@@ -103,8 +107,9 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
 def _ports(config: RunConfig) -> Iterator[Problem]:
     server = config.server
     if server.data_port and server.data_port == server.port:
-        hint = "Set another one, 0 for any free port, or null to send payloads over gRPC."
-        yield Problem("server.data_port", "should not be `server.port`", server.data_port, hint)
+        offers = (*fixes(server__data_port=0), *fixes(server__data_port=None))
+        hint = f"Set {FIXES}: 0 is any free port, and with null payloads go over gRPC."
+        yield Problem("server.data_port", "should not be `server.port`", server.data_port, hint, offers)
 
 
 def _windowed(config: RunConfig) -> Iterator[Problem]:

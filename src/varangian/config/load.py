@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from varangian.config.checks import checked
+from varangian.config.fixes import tried
 from varangian.config.overrides import applied, from_command_line, from_environment
 from varangian.config.problems import problems_of
 from varangian.config.spelling import Spelling, spelled
@@ -37,7 +38,10 @@ def load(
         ConfigError: with every problem found.
     """
     settings = read(user_path(path)) if path is not None else {}
-    assignments = [*from_environment(environ or {}), *from_command_line(overrides)]
+    try:
+        assignments = [*from_environment(environ or {}), *from_command_line(overrides)]
+    except ConfigError as error:
+        raise ConfigError(_tried(error.problems, settings, whole)) from error
     return loads(applied(settings, assignments, groups()), whole=whole)
 
 
@@ -47,16 +51,27 @@ def loads(settings: Mapping[str, Any], *, whole: bool = True) -> RunConfig:
     Raises:
         ConfigError: with every problem found.
     """
+    config, problems = _looked_at(settings, whole)
+    if config is None or problems:
+        raise ConfigError(_tried(problems, settings, whole))
+    return config
+
+
+def _tried(problems: Sequence[Problem], settings: Mapping[str, Any], whole: bool) -> list[Problem]:
+    """The problems with suggestions that work."""
+    return tried(problems, settings, lambda changed: _looked_at(changed, whole)[1], groups())
+
+
+def _looked_at(settings: Mapping[str, Any], whole: bool) -> tuple[RunConfig | None, list[Problem]]:
+    """The configuration, and what is wrong with it; None when its parts are not even valid alone."""
     meant = spelled(settings)
+    config = None
     try:
         config = RunConfig.model_validate(meant.settings)
+        found = checked(config, whole=whole, invalid=meant.invalid)
     except ValidationError as error:
         found = [*problems_of(error, RunConfig), *_between_valid(meant, error, whole)]
-        raise ConfigError([*meant.problems, *map(meant.as_written, found)]) from error
-    found = checked(config, whole=whole, invalid=meant.invalid)
-    if problems := [*meant.problems, *map(meant.as_written, found)]:
-        raise ConfigError(problems)
-    return config
+    return config, [*meant.problems, *map(meant.as_written, found)]
 
 
 def _between_valid(meant: Spelling, error: ValidationError, whole: bool) -> list[Problem]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from varangian.config.spelling import PIPELINE, TOGETHER, long_form
 from varangian.config.text import parse
-from varangian.registry import ConfigError, Problem, join
+from varangian.registry import FIXES, ConfigError, Fix, Problem, join
 
 PREFIX = "VARANGIAN__"
 _MIXING = re.compile(r"aggregator\.(\w+\.)?mix\.\d+")
@@ -96,7 +96,9 @@ def _long(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _value(text: str, path: str) -> Any:
     if not text.strip():
-        raise ConfigError([Problem(path, "is given no value", hint=f"Write {path}=null for nothing.")])
+        setting = path.removeprefix(PREFIX).lower().replace("__", ".")
+        null = Fix(setting, (None,), name=path)
+        raise ConfigError([Problem(path, "is given no value", hint=f"Write {FIXES}.", fixes=(null,))])
     return parse(text, path)
 
 

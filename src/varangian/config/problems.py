@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def _problems(details: ErrorDetails, model: type[BaseModel]) -> Iterator[Problem
     inner = _context(details).get("error")
     if isinstance(inner, ConfigError):
         for problem in inner.problems:
-            yield Problem(join(path, problem.path) if problem.path else path, *_rest(problem))
+            yield _below(path, problem)
         return
     kind = details["type"]
     rule = _RULES.get(kind) or (str(inner) if inner else details["msg"]).removeprefix("Input ")
@@ -60,8 +61,14 @@ def _problems(details: ErrorDetails, model: type[BaseModel]) -> Iterator[Problem
     yield Problem(path, rule.rstrip("."), value, _hint(details, model))
 
 
-def _rest(problem: Problem) -> tuple[str, Any, str]:
-    return problem.rule, problem.value, problem.hint
+def _below(path: str, problem: Problem) -> Problem:
+    """A problem of an object, where the object stands."""
+
+    def here(inner: str) -> str:
+        return join(path, inner) if inner else path
+
+    fixes = tuple(dataclasses.replace(fix, path=here(fix.path)) for fix in problem.fixes)
+    return dataclasses.replace(problem, path=here(problem.path), fixes=fixes)
 
 
 def _hint(details: ErrorDetails, model: type[BaseModel]) -> str:

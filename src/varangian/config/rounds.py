@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
-from varangian.aggregators import Aggregator, Mean
-from varangian.aggregators.base import spent
+from varangian.aggregators import MIXINGS, RULES, Aggregator, Mean
+from varangian.aggregators.base import spent, tolerance
 from varangian.config.tree import RunConfig
 from varangian.paths import user_path
 from varangian.protos.codec import FLOAT32
-from varangian.registry import NOTHING, Problem
+from varangian.registry import FIXES, NOTHING, Fix, Problem, Registry, fixes
 from varangian.server.graphs import requires
 from varangian.server.policies import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Regime, Sync
 from varangian.worker.attacks import GradientAttack
 
 FAR = 1000
 """How far to look for numbers that would do."""
+TRIES = 4
+"""How many numbers to try of those that look well."""
 SIZES: Mapping[type[Regime], str] = {Async: "buffer", FedAvg: "participants"}
 """The setting that says how many vectors make a round."""
 
@@ -55,7 +58,8 @@ def summed(config: RunConfig) -> Iterator[Problem]:
         return
     if not _is_mean(config.aggregator):
         rule = "should be `latest` with this aggregator: of deltas only their sum is kept, for the mean"
-        yield Problem(here(config, "form"), rule, way.form, "Set form to latest, or take the mean.")
+        offers = Fix(here(config, "form"), ("latest",)), Fix("aggregator.rule", ("mean",))
+        yield Problem(here(config, "form"), rule, way.form, f"Set {FIXES}.", offers)
     for path, dtype in (("wire.dtype", config.wire.dtype), ("server.rows", config.server.rows)):
         if dtype != FLOAT32:
             rule = f"should be {FLOAT32} with {here(config, 'form')} = delta: a sum never loses a rounding"
@@ -81,7 +85,8 @@ def guaranteed(config: RunConfig) -> Iterator[Problem]:
     elif found := _unkept(config):
         rows, reason = found
         rule = f"{_rows(config, rows)} the rule promises nothing: {reason}"
-        yield Problem("aggregator", rule, NOTHING, f"{_cost(config, rows)}{_remedy(config)}".rstrip())
+        hint = f"{_cost(config, rows)}It would hold with {FIXES}."
+        yield Problem("aggregator", rule, NOTHING, hint, _remedies(config))
 
 
 def windowed(config: RunConfig) -> Iterator[Problem]:
@@ -105,8 +110,8 @@ def followed(config: RunConfig) -> Iterator[Problem]:
             f"looks at the momentum of other workers, and with {here(config)} each has its own rounds, of "
             "which an attacker does not know"
         )
-        hint = "Set worker.momentum=0, or take an attack that looks at nobody, as sign_flip."
-        yield Problem("byzantine.attack", rule, hint=hint)
+        offers = fixes(worker__momentum=0, byzantine__attack="sign_flip")
+        yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)
 
 
 def _is_mean(aggregator: Aggregator) -> bool:
@@ -144,8 +149,8 @@ def _cost(config: RunConfig, rows: int) -> str:
     return ""
 
 
-def _remedy(config: RunConfig) -> str:
-    """What would do: more rows, or a smaller f."""
+def _remedies(config: RunConfig) -> tuple[Fix, ...]:
+    """What may do: more rows, or a smaller f; a few values of each setting that look well from here."""
     tried: dict[str, Iterable[int]] = {}
     if not isinstance(config.participation, Asap):
         tried["workers"] = range(config.workers + 1, FAR)
@@ -156,13 +161,23 @@ def _remedy(config: RunConfig) -> str:
     most = config.participation.answers(config.workers, config.f)
     tried["server.quorum"] = range(config.quorum + 1, most + 1)
     tried["f"] = reversed(range(config.f))
-    options = [
-        f"{path}={value}"
-        for path, values in tried.items()
-        for value in [next((v for v in values if _unkept(_changed(config, path, v)) is None), None)]
-        if value is not None
-    ]
-    return f"It would hold with {' or '.join(options)}." if options else ""
+
+    def good(path: str, values: Iterable[int]) -> tuple[int, ...]:
+        return tuple(islice((v for v in values if _unkept(_changed(config, path, v)) is None), TRIES))
+
+    counts = (Fix(path, good(path, values)) for path, values in tried.items())
+    return (*counts, *(Fix(path, (config.f,)) for path in _told_more(config.aggregator, config.f)))
+
+
+def _told_more(aggregator: Aggregator, f: int) -> Iterator[str]:
+    """The paths of an f of a rule or a mixing that is larger than that of the run."""
+    before = "aggregator.rule" if aggregator.mix else "aggregator"
+    parts: dict[str, tuple[Registry[Any], Any]] = {before: (RULES, aggregator.rule)}
+    parts |= {f"aggregator.mix.{i}": (MIXINGS, mixing) for i, mixing in enumerate(aggregator.mix)}
+    for path, (registry, part) in parts.items():
+        told = tolerance(part)
+        if told is not None and told > f:
+            yield f"{path}.{next(iter(registry.spec(part)))}.f"
 
 
 def _changed(config: RunConfig, path: str, value: int) -> RunConfig:

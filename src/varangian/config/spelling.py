@@ -41,15 +41,22 @@ class Spelling:
 
     def as_written(self, problem: Problem) -> Problem:
         """The problem where the user has it."""
-        top, _, below = problem.path.partition(".")
+        hint = _of_another_kind(problem) if problem.path.partition(".")[0] == "aggregator" else problem.hint
+        return dataclasses.replace(
+            problem,
+            path=self._path(problem.path),
+            rule=self._said(problem.rule),
+            hint=self._said(hint),
+            fixes=tuple(dataclasses.replace(fix, path=self._path(fix.path)) for fix in problem.fixes),
+        )
+
+    def _path(self, path: str) -> str:
+        top, _, below = path.partition(".")
         if top == "aggregator" and self.name is not None:
-            path = join(f"aggregator.{self.name}", below) if below else f"aggregator.{self.name}"
-        elif top == "participation" and self.name is not None:
-            path = f"aggregator.{below or self.name}"
-        else:
-            path = problem.path
-        hint = _of_another_kind(problem) if top == "aggregator" else problem.hint
-        return dataclasses.replace(problem, path=path, rule=self._said(problem.rule), hint=self._said(hint))
+            return join(f"aggregator.{self.name}", below) if below else f"aggregator.{self.name}"
+        if top == "participation" and self.name is not None:
+            return f"aggregator.{below or self.name}"
+        return path
 
     def _said(self, sentence: str) -> str:
         written = f"participation.{self.name}", f"aggregator.{self.name}"

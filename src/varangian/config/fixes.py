@@ -1,0 +1,41 @@
+"""Suggestions that are tried before they are made: one is given only if the configuration is valid with it.
+
+A check offers changes of single settings as `Problem.fixes`, with `{fixes}` in its hint where they go. Here
+each is applied to what the user wrote, and everything is checked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from varangian.config.overrides import Assignment, applied
+from varangian.registry import ConfigError, Problem
+
+Settings: TypeAlias = Mapping[str, Any]
+Check: TypeAlias = Callable[[Settings], Iterable[Problem]]
+"""From settings to everything that is wrong with them."""
+
+
+def tried(
+    problems: Sequence[Problem], settings: Settings, check: Check, groups: Mapping[str, str | None]
+) -> list[Problem]:
+    """The problems, with those suggestions in their hints that solve them and cause no others."""
+    known = {(problem.path, problem.rule) for problem in problems}
+
+    def works(problem: Problem, path: str, value: Any) -> bool:
+        try:
+            changed = applied(settings, [Assignment(path, value, "")], groups)
+        except ConfigError:
+            return False
+        left = {(after.path, after.rule) for after in check(changed)}
+        return left <= known - {(problem.path, problem.rule)}
+
+    def working(problem: Problem) -> Iterator[str]:
+        for fix in problem.fixes:
+            for value in fix.values:
+                if works(problem, fix.path, value):
+                    yield fix.shown(value)
+                    break
+
+    return [problem.solved([*working(problem)]) for problem in problems]
