@@ -77,5 +77,5 @@ def suggestions(sentence):
 
 def test_there_are_suggestions_to_try():
     found = {path: text for (path, _), text in refused(["aggregator={krum: {f: 7}}"]).items()}
-    assert found["aggregator"].endswith("It would hold with workers=20 or aggregator.krum.f=3.")
+    assert found["aggregator"].endswith("It would hold with workers=17 or aggregator.krum.f=3.")
     assert sum(bool(suggestions(text)) for settings in SINGLE for text in refused(settings).values()) >= 14
