@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, Self, TypeGuard, TypeVar, cast, runtime_checkable
 
@@ -200,7 +201,7 @@ MIXINGS: Registry[Mixing] = Registry("mixing")
 def tolerance(part: Part) -> int | None:
     """How many Byzantine rows a part was told of; None when it has no such field."""
     f: Any = getattr(part, "f", None)
-    return f if isinstance(f, int) else None
+    return int(f) if isinstance(f, Integral) else None
 
 
 def by_place(part: Part) -> bool:
@@ -254,7 +255,7 @@ def check_f(f: int) -> None:
 
 def is_count(value: object) -> bool:
     """A whole number of things, 0 among them."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
 
 
 def check_count(name: str, value: int) -> None:

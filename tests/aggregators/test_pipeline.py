@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from tests.aggregators import kit
@@ -57,6 +58,11 @@ class TestRequires:
         assert Aggregator(TrimmedMean(f=1), f=2).requires(9) == (
             "TrimmedMean(f=1): it was told f = 1, but 2 of the workers may be Byzantine"
         )
+
+    def test_f_may_be_a_number_of_numpy(self) -> None:
+        rule = Krum(f=np.int64(2))  # type: ignore[arg-type]
+        assert Aggregator(rule).tolerance == 2
+        assert Aggregator(rule, f=2).requires(7) is None
 
     def test_declared_f_is_the_largest_that_a_part_was_told(self) -> None:
         assert Aggregator(TrimmedMean(f=1), (NNM(f=2),)).tolerance == 2
