@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Literal, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from torch import Tensor
 
 from varangian.protos import ps_pb2
+from varangian.protos.common import Common
 from varangian.protos.frames import frame, unframed
 from varangian.protos.layout import DIGEST_BYTES, TEXT_LIMIT, Layout
 
@@ -54,6 +55,7 @@ class Code(Enum):
     PROTOCOL = "Both ends should speak the same protocol version."
     RUN = "A message should belong to the run that the server holds."
     LAYOUT = "The model of a worker should have the parameters of the server's model."
+    COMMON = "Machines of a run should agree."
     SEQUENCE = "A worker should send one vector in a round, with sequence 0."
     DTYPE = "The numbers of a vector should be written as both ends agreed."
     NUMEL = "A vector should have one number for each number in the model."
@@ -140,6 +142,10 @@ class Contract:
     layout: Layout
     dtype: Dtype = FLOAT32
     """Of what this manifest announces."""
+    common: Common = field(default_factory=Common)
+    """What else is compared, at Join alone."""
+    classes: int | None = None
+    """How many classes the samples have, for workers whose own data has fewer."""
 
     @property
     def size(self) -> int:

@@ -50,14 +50,16 @@ class Seal(_message.Message):
     def __init__(self, content_digest: _Optional[bytes] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol", "layout", "software")
+    __slots__ = ("protocol", "layout", "software", "common")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    COMMON_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     layout: str
     software: str
-    def __init__(self, protocol: _Optional[int] = ..., layout: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
+    common: str
+    def __init__(self, protocol: _Optional[int] = ..., layout: _Optional[str] = ..., software: _Optional[str] = ..., common: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit", "dtype", "data_port")
@@ -156,7 +158,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("protocol", "run_id", "software", "round", "rounds", "finished", "sentence", "workers", "present", "refusals", "data_port")
+    __slots__ = ("protocol", "run_id", "software", "round", "rounds", "finished", "sentence", "workers", "present", "refusals", "data_port", "classes")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +170,7 @@ class StatusReply(_message.Message):
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
     DATA_PORT_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_id: str
     software: str
@@ -179,4 +182,5 @@ class StatusReply(_message.Message):
     present: int
     refusals: str
     data_port: int
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., software: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., finished: bool = ..., sentence: _Optional[str] = ..., workers: _Optional[int] = ..., present: _Optional[int] = ..., refusals: _Optional[str] = ..., data_port: _Optional[int] = ...) -> None: ...
+    classes: int
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., software: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., finished: bool = ..., sentence: _Optional[str] = ..., workers: _Optional[int] = ..., present: _Optional[int] = ..., refusals: _Optional[str] = ..., data_port: _Optional[int] = ..., classes: _Optional[int] = ...) -> None: ...

@@ -15,6 +15,7 @@ CODEC_STATUS = {
     Code.PROTOCOL: StatusCode.FAILED_PRECONDITION,
     Code.RUN: StatusCode.FAILED_PRECONDITION,
     Code.LAYOUT: StatusCode.FAILED_PRECONDITION,
+    Code.COMMON: StatusCode.FAILED_PRECONDITION,
     Code.DIGEST: StatusCode.DATA_LOSS,
 }
 """Those that are not INVALID_ARGUMENT."""

@@ -115,6 +115,7 @@ class Service:
         self._rations.join(worker)
         request = await streams.request(ps_pb2.JoinRequest, context, self._limits.joining, codec.JOIN_LIMIT)
         codec.check_protocol(request.protocol)
+        self._check_common(worker, request.common)
         self._check_layout(request.layout)
         self._roster.claim(*caller)
         log.info("%s joined with %.80r", worker, request.software)
@@ -209,6 +210,7 @@ class Service:
             present=len(self._roster.joined),
             refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refused.items())),
             data_port=self._data_port,
+            classes=self._contract.classes or 0,
         ).SerializeToString()
 
     async def refuse(self, context: Context, refused: Refused) -> Never:
@@ -247,6 +249,14 @@ class Service:
         """With which the payload of a call may travel beside it, if its caller can do that."""
         asked = any(key == headers.LANE for key, _ in streams.caller(context)[0])
         return self._lane.ticket(worker) if self._lane and asked else nullcontext()
+
+    def _check_common(self, worker: str, text: str) -> None:
+        for name, sentence in self._contract.common.differences(text):
+            if name not in self._contract.common.loose:
+                raise CodecError(Code.COMMON, sentence)
+            if (worker, name) not in self._logged:
+                self._logged.add((worker, name))
+                log.warning("%s has other data than the server: %s", worker, sentence)
 
     def _check_layout(self, text: str) -> None:
         if text == self._contract.layout.text:

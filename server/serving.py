@@ -14,6 +14,7 @@ import grpc.aio
 
 from varangian.protos.allocator import keep_large_blocks
 from varangian.protos.codec import FLOAT32, Contract, Dtype
+from varangian.protos.common import Common
 from varangian.protos.layout import Layout
 from varangian.protos.seal import missing
 from varangian.server.chatter import quieten
@@ -50,6 +51,8 @@ async def serve(
     data_port: int | None = 0,
     heartbeat: Path | None = None,
     returns: bool = False,
+    common: Common | None = None,
+    classes: int | None = None,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
@@ -58,6 +61,8 @@ async def serve(
     gRPC alone when it is None. `heartbeat` is touched every second. If the server `returns` after a stop,
     as one in a container that is restarted, its workers are told to wait for the next one: only a run that
     is over ends them.
+    `common` is compared with what workers say at Join, and `classes` is told to workers whose own data has
+    fewer.
 
     Raises:
         PortInUse: before anything else has happened.
@@ -74,7 +79,8 @@ async def serve(
             # Before the lane closes: calls end with their own answers.
             stack.push_async_callback(server.stop, min(limits.grace, 1.0))
         leaves = partial(_leaves, driver, stop) if returns else bool
-        service = Service(driver, roster, Contract(run_id, layout, dtype), limits, lane, leaves)
+        contract = Contract(run_id, layout, dtype, common or Common(), classes)
+        service = Service(driver, roster, contract, limits, lane, leaves)
         server.add_generic_rpc_handlers((service.handlers(),))
         await server.start()
         ready(address)

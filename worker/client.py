@@ -70,6 +70,7 @@ class Client:
         name: the worker's name.
         proof: the token that the server made for this name; or, over TLS, the bundle of this name.
         layout: the parameters of the worker's model.
+        common: the text of what this machine should have in common with the server.
         backoff: how patiently calls are tried again. A server that is gone is waited for, by default
             without a limit: only what no repetition can change is an error.
         idle: seconds without any progress after which a call counts as dead. Large models on slow lines
@@ -84,6 +85,7 @@ class Client:
         proof: Proof,
         layout: Layout,
         *,
+        common: str = "",
         backoff: Backoff = DEFAULT_BACKOFF,
         idle: float = 60.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -92,6 +94,7 @@ class Client:
         self.name = name
         self._server = server
         self._layout = layout
+        self._common = common
         self._backoff = backoff
         self._idle = idle
         self._sleep = sleep
@@ -275,7 +278,10 @@ class Client:
 
     async def _join(self) -> int:
         request = ps_pb2.JoinRequest(
-            protocol=codec.PROTOCOL, layout=self._layout.text, software=f"varangian {__version__}"
+            protocol=codec.PROTOCOL,
+            layout=self._layout.text,
+            software=f"varangian {__version__}",
+            common=self._common,
         )
         data = await self._connection.calls.join(
             request.SerializeToString(), metadata=self._identity, timeout=self._idle

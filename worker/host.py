@@ -118,7 +118,10 @@ async def _be(
 
     try:
         for name in names:
-            async with Client(server, name, proofs[name], crew.layout, backoff=backoff) as client:
+            text = crew.common.text
+            async with Client(
+                server, name, proofs[name], crew.layout, common=text, backoff=backoff
+            ) as client:
                 if len(names) == 1 or await client.claim():
                     reason = await work(
                         client,

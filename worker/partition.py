@@ -53,6 +53,15 @@ class Shared:
         return [torch.arange(len(labels)) for _ in range(workers)]
 
 
+@PARTITIONS.register("private")
+@dataclass(frozen=True)
+class Private(Shared):
+    """Every worker draws from all samples that its own machine has; nobody's data is compared.
+
+    So it is with sites that keep their data. `shared` is the same, with a warning where data differs.
+    """
+
+
 @PARTITIONS.register("iid")
 @dataclass(frozen=True)
 class Iid:

@@ -47,10 +47,11 @@ PASSING_CODES = frozenset(
 """The dead call or the dead process that is in the way will be noticed as dead; quotas fill up again."""
 STRANGE = frozenset({"NOT_JOINED", RUN})
 """The server is not the one that this worker has joined: join again."""
+FINAL_CODES = (Code.PROTOCOL, Code.RUN, Code.LAYOUT, Code.COMMON, Code.DIGEST)
 ANSWERS = frozenset(
     {"STALE", "FUTURE", "COUNTED", "FAULTY", "UNSOUND", "FINISHED", "UNOFFERED", "UPLOADS", REPEATED}
     | {"NOT_INVITED", "TOO_OLD"}
-    | {code.name for code in Code if code not in (Code.PROTOCOL, Code.RUN, Code.LAYOUT, Code.DIGEST)}
+    | {code.name for code in Code if code not in FINAL_CODES}
 )
 
 HINTS = {

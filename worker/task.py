@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from varangian.protos.common import Common
 from varangian.protos.layout import Layout
 from varangian.worker.attacks import (
     Attack,
@@ -24,6 +25,7 @@ from varangian.worker.attacks import (
     refusal,
 )
 from varangian.worker.availability import Always, Availability
+from varangian.worker.common import common
 from varangian.worker.custom import InputError
 from varangian.worker.data import Source
 from varangian.worker.delays import Delay, NoDelay
@@ -197,6 +199,11 @@ class Crew:
     @property
     def layout(self) -> Layout:
         return self._trainer.layout
+
+    @cached_property
+    def common(self) -> Common:
+        """What this machine should have in common with the others of the run."""
+        return common(self.task, self.dataset)
 
     def initial(self) -> Tensor:
         """The parameters that a run starts from, (d,) on the CPU: a function of the seed."""

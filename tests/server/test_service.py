@@ -18,6 +18,7 @@ from tests.extent import examples, patience
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import PROTOCOL, Contract
+from varangian.protos.common import Common
 from varangian.protos.dial import open_aio_channel
 from varangian.protos.layout import Layout
 from varangian.server.driver import Driver
@@ -119,7 +120,9 @@ def framed(part):
 
 
 @contextlib.asynccontextmanager
-async def world(layout=LAYOUT, rounds=9, limits=LIMITS, f=0, dtype="float32", data_port=0, **policy):
+async def world(
+    layout=LAYOUT, rounds=9, limits=LIMITS, f=0, dtype="float32", data_port=0, common=None, **policy
+):
     torch.set_num_threads(1)
     records = []
     rules = {"quorum": 3, "deadline": 60.0, "shortfall": "wait"} | policy
@@ -144,6 +147,8 @@ async def world(layout=LAYOUT, rounds=9, limits=LIMITS, f=0, dtype="float32", da
             dtype=dtype,
             limits=limits,
             data_port=data_port,
+            common=common,
+            classes=7,
         )
     )
     await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -166,6 +171,18 @@ def scenario(test):
 
     run.__name__ = test.__name__
     return run
+
+
+@contextlib.contextmanager
+def heard(name):
+    """The warnings of a logger."""
+    lines, handler = [], logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger(name).addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logging.getLogger(name).removeHandler(handler)
 
 
 @contextlib.asynccontextmanager
@@ -426,6 +443,23 @@ async def test_pulls_of_a_round_share_their_messages():
     async with world(BIG) as this, this.raw("w00") as a, this.raw("w01") as b:
         first, second = await asyncio.gather(a.pull(), b.pull())
         assert first == second
+
+
+@scenario
+async def test_what_is_not_in_common_is_refused_at_join_or_said_in_the_log():
+    common = Common({"loss": "mse", "data": "[1, 2]"}, {"loss": "Give both one."}, frozenset({"data"}))
+    async with world(common=common) as this, this.raw(join=False) as raw:
+        other = Common({"loss": "l1"}).text
+        said = "`loss` should be mse, as at the server. Found l1. Give both one."
+        async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "COMMON", said):
+            await raw.join(common=other)
+        with heard("varangian.server.service") as lines:
+            for _ in range(2):
+                await raw.join(common=Common({"loss": "mse", "data": "[1, 3]"}).text)
+        assert lines == [
+            "w00 has other data than the server: `data` should be as at the server. Found others."
+        ]
+        assert (await raw.status()).classes == 7
 
 
 @scenario

@@ -50,7 +50,7 @@ class FakeServer:
         self.last_pull = 1000
         """Pulls after this round are never answered."""
 
-    def client(self, server, name, token, layout, backoff):
+    def client(self, server, name, token, layout, backoff, common=""):
         self.clients.append((server, name, token, layout))
         return FakeClient(self, name)
 

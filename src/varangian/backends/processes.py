@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Set
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -28,6 +30,10 @@ from varangian.server.round import RoundPolicy
 from varangian.server.serving import serve
 from varangian.server.tls import Security
 from varangian.worker.tls import Proof
+
+PREFIX = re.compile(r"^.{,60}? (ERROR|WARNING|INFO) [\w.]+: ")
+LOOKED_AT, LONGEST = 10_000, 500
+"""Characters: how far back in a log its last line is looked for, and how much of it is repeated."""
 
 
 def processes(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
@@ -87,6 +93,8 @@ async def served(
             dtype=session.config.wire.dtype,
             heartbeat=None if heartbeat is None else Path(heartbeat),
             returns=returns,
+            common=session.crew.common,
+            classes=session.crew.dataset.classes,
         )
     except ListenError as error:
         session.folder.discard()
@@ -122,6 +130,8 @@ async def _watched(
         if session.over:
             return
         note(f"the process of {', '.join(workers)} {how}; see {log}")
+        if said := last_words(log, workers):
+            note(said)
         gone.update(workers)
         if left < policy.quorum:
             session.stop.because(f"only {left} workers are left, and the quorum is {policy.quorum}")
@@ -131,6 +141,17 @@ async def _watched(
     posts = _posts(session, proofs, await address)
     await asyncio.to_thread(crowd.start, posts)
     await crowd.watch(lost)
+
+
+def last_words(log: Path, workers: Sequence[str]) -> str:
+    """The last line of a log that names one of these workers; empty if there is none."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace")[-LOOKED_AT:].split("\n")
+    except OSError:
+        return ""
+    said = [line for line in lines if any(worker in line for worker in workers)]
+    # Without time, process and logger, which stand before the sentence.
+    return PREFIX.sub("", said[-1])[:LONGEST] if said else ""
 
 
 def _orphaned(policy: RoundPolicy, gone: Set[str]) -> str:
@@ -147,11 +168,13 @@ def _orphaned(policy: RoundPolicy, gone: Set[str]) -> str:
 
 
 def _posts(session: Session, proofs: Mapping[str, Proof], address: str) -> list[Post]:
+    # Workers take the number of classes from here, as those elsewhere take it from the server.
+    told = replace(session.crew.task, classes=session.crew.dataset.classes)
     return [
         Post(
             server=address,
             proofs={name: proofs[name] for name in workers},
-            task=session.crew.task,
+            task=told,
             threads=session.config.worker.threads,
             log=session.folder.path / "workers.log",
             patience=session.config.worker.patience or inf,

@@ -10,6 +10,7 @@ import random
 import secrets
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from varangian.backends.log import log_to_stderr
 from varangian.backends.processes import listenable, served
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
+from varangian.cli.classes import asks_for_classes, classes_at
 from varangian.cli.main import CommandError
 from varangian.cli.progress import Progress, progress
 from varangian.cli.run import exit_code, with_shortcuts
@@ -66,7 +68,12 @@ def worker(args: argparse.Namespace) -> int:
     proofs = _proofs(chosen, way.certs)
     log_to_stderr(logging.INFO)
     threads, one_of, patience = config.worker.threads, args.claim is not None, config.worker.patience
-    code = host(args.server, chosen, proofs, task(config), threads, one_of=one_of, patience=patience or inf)
+    todo = task(config)
+    if asks_for_classes(config):
+        bundle = next((p for p in proofs.values() if isinstance(p, Bundle)), None)
+        # Data here may have fewer classes than that of the server, and the model is the same.
+        todo = replace(todo, classes=classes_at(args.server, bundle, patience or inf))
+    code = host(args.server, chosen, proofs, todo, threads, one_of=one_of, patience=patience or inf)
     if code > SIGNALLED:
         _leave(code)
     return code
