@@ -159,7 +159,8 @@ class Headway:
 
     def _timely(self, here: Mapping[Worker, Slot]) -> bool:
         state, policy = self._machine.state, self._machine.policy
-        everyone = len(here) + self._faults == len(policy.workers)
+        aside = (state.absent | state.declined.keys()) - here.keys() - state.faults.keys()
+        everyone = len(here) + self._faults + len(aside) == len(policy.workers)
         return everyone or len(state.pushed) + len(state.faults) >= policy.quorum
 
     @property

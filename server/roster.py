@@ -1,4 +1,4 @@
-"""Who is calling.
+"""Identity of callers, and which workers are there.
 
 A caller is known by its channel, never by anything in a message. With TLS its name is the one on its
 certificate. Without, it shows a token in the call metadata that only the holder of the run's secret can
@@ -17,7 +17,8 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeAlias
@@ -26,6 +27,8 @@ from varangian.protos.headers import SESSION, TOKEN, WORKER
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NONCE = re.compile(r"[0-9a-f]{32}")
+GRACE = 2.0
+"""Seconds in which a worker whose connections have closed may come back before it counts as gone."""
 SECRET_BYTES = 16
 """The least length of a secret."""
 
@@ -88,6 +91,16 @@ class Claim:
     session: str
     seen: float
     """When it last called, in seconds of the roster's clock."""
+    calls: int = 0
+    """How many of its calls are open."""
+    stays: bool = False
+    """Whether it keeps one open for as long as it lives: without any, it has gone."""
+    left: float = float("-inf")
+    """When the last of its calls ended."""
+
+    def gone(self, now: float) -> bool:
+        """Whether its connections are known to be closed, and not only broken for a moment."""
+        return self.stays and not self.calls and now - max(self.left, self.seen) > GRACE
 
 
 class Roster:
@@ -137,6 +150,15 @@ class Roster:
         """The names that some process has spoken for."""
         return frozenset(self._claims)
 
+    @property
+    def present(self) -> frozenset[str]:
+        """The names whose process is there now: it has a call open, or was heard of a moment ago."""
+        now = self._clock()
+        return frozenset(name for name, claim in self._claims.items() if self._is_there(claim, now))
+
+    def _is_there(self, claim: Claim, now: float) -> bool:
+        return not claim.gone(now) and (claim.calls > 0 or now - claim.seen <= self._silence)
+
     def presumed(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """Who a caller says it is, for the log: believed by nobody, and safe to print."""
         given = dict(metadata).get(WORKER) if self._doorman is None else self._doorman.named(peer)
@@ -178,15 +200,38 @@ class Roster:
         """A sign of life from the process that speaks for a name, other than a new call."""
         self._claims[name].seen = self._clock()
 
+    @contextmanager
+    def calling(self, name: str, *, stays: bool = False) -> Generator[None]:
+        """For as long as a call of the process that speaks for a name is open.
+
+        Args:
+            name: of the caller.
+            stays: whether the call is to be open for as long as the process lives.
+        """
+        claim = self._claims[name]
+        claim.calls += 1
+        claim.stays = claim.stays or stays
+        try:
+            yield
+        finally:
+            claim.calls -= 1
+            claim.left = self._clock()
+
     def claim(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """The name of a caller that joins; from now on its session speaks for the name.
 
+        Another session keeps the name while it lives: until all its connections are closed, or it was
+        silent for a while.
+
         Raises:
-            IdentityError: when it is nobody, or another process that is not silent speaks for this name.
+            IdentityError: when it is nobody, or another process speaks for this name.
         """
         name, session = self._credentials(metadata, peer)
         now, held = self._clock(), self._claims.get(name)
-        if held is not None and held.session != session and now - held.seen <= self._silence:
+        if held is not None and held.session == session:
+            held.seen = now
+            return name
+        if held is not None and now - held.seen <= self._silence and not held.gone(now):
             found = f"Another process spoke for {name} {now - held.seen:.1f} s ago; stop one of them, "
             raise IdentityError(
                 Stranger.SESSION_TAKEN, f"{found}or wait {self._silence:g} s after it has ended."

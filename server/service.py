@@ -29,6 +29,7 @@ from varangian.server.gate import Gate
 from varangian.server.intake import Overtaken, Slot
 from varangian.server.lane import Lane, Ticket
 from varangian.server.newest import Newest
+from varangian.server.presence import PAUSE, Presence
 from varangian.server.quotas import Quota, Rations
 from varangian.server.roster import IdentityError, Roster
 from varangian.server.streams import Context, Limits
@@ -92,6 +93,9 @@ class Service:
         self._downloads = Downloads(contract, driver.pulls, limits.idle, roster.seen)
         self._told = set[str]()
         self._heard = asyncio.Event()
+        self._attending = Quota(limits.streams)
+        self._dismissed = asyncio.Event()
+        self.presence = Presence(roster, driver)
         self._logged = set[tuple[str, str]]()
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -103,6 +107,7 @@ class Service:
                 "Join": grpc.stream_unary_rpc_method_handler(self.join),
                 "Pull": grpc.stream_stream_rpc_method_handler(self.pull),
                 "Push": grpc.stream_unary_rpc_method_handler(self.push),
+                "Attend": grpc.stream_stream_rpc_method_handler(self.attend),
                 "Decline": grpc.stream_unary_rpc_method_handler(self.decline),
                 "Status": grpc.stream_unary_rpc_method_handler(self.status),
             },
@@ -118,6 +123,7 @@ class Service:
         self._check_common(worker, request.common)
         self._check_layout(request.layout)
         self._roster.claim(*caller)
+        self.presence.look()
         log.info("%s joined with %.80r", worker, request.software)
         return ps_pb2.JoinReply(
             protocol=codec.PROTOCOL,
@@ -132,7 +138,7 @@ class Service:
     @answered
     async def pull(self, _: object, context: Context) -> None:
         worker = self._identify(context)
-        with self._quota.stream(worker):
+        with self._quota.stream(worker), self._roster.calling(worker):
             request = await streams.request(ps_pb2.PullRequest, context, self._limits.idle)
             codec.check_run(self._contract.run_id, request.run_id)
             pulls, patience = self._driver.pulls, self._limits.patience
@@ -164,7 +170,7 @@ class Service:
     @answered
     async def push(self, _: object, context: Context) -> bytes:
         worker = self._identify(context)
-        with self._quota.stream(worker):
+        with self._quota.stream(worker), self._roster.calling(worker):
             manifest = await self._manifest(worker, context)
             async with self._newest.upload(worker):
                 slot = await self._driver.offer(
@@ -183,9 +189,20 @@ class Service:
         return ps_pb2.PushReply(round=manifest.round).SerializeToString()
 
     @answered
+    async def attend(self, _: object, context: Context) -> None:
+        worker = self._identify(context)
+        with self._attending.stream(worker), self._roster.calling(worker, stays=True):
+            request = await streams.request(ps_pb2.AttendRequest, context, self._limits.idle)
+            codec.check_run(self._contract.run_id, request.run_id)
+            self.presence.look()
+            with streams.unless_gone():
+                await context.send_initial_metadata(())
+            await self._dismissed.wait()
+
+    @answered
     async def decline(self, _: object, context: Context) -> bytes:
         worker = self._identify(context)
-        with self._quota.stream(worker):
+        with self._quota.stream(worker), self._roster.calling(worker):
             request = await streams.request(ps_pb2.DeclineRequest, context, self._limits.idle)
             codec.check_run(self._contract.run_id, request.run_id)
             refusal = await self._driver.decline(worker, request.round, request.reason)
@@ -207,7 +224,7 @@ class Service:
             finished=status.finished,
             sentence=status.sentence,
             workers=len(self._roster.names),
-            present=len(self._roster.joined),
+            present=len(self._roster.present),
             refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refused.items())),
             data_port=self._data_port,
             classes=self._contract.classes or 0,
@@ -226,12 +243,17 @@ class Service:
             await context.abort(refused.status, refused.sentence, trailing)
 
     async def farewell(self) -> None:
-        """Wait until everyone who joined has heard that the run is finished, but not for ever."""
+        """Wait until everyone who is there has heard that the run is finished, but not for ever."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.grace):
-                while not self._roster.joined <= self._told:
+                while not self._roster.present <= self._told:
                     self._heard.clear()
-                    await self._heard.wait()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._heard.wait(), PAUSE)
+
+    def dismiss(self) -> None:
+        """End the calls that were to stay open."""
+        self._dismissed.set()
 
     def _identify(self, context: Context) -> str:
         return self._roster.identify(*streams.caller(context))

@@ -81,10 +81,11 @@ async def serve(
         leaves = partial(_leaves, driver, stop) if returns else bool
         contract = Contract(run_id, layout, dtype, common or Common(), classes)
         service = Service(driver, roster, contract, limits, lane, leaves)
+        stack.callback(service.dismiss)
         server.add_generic_rpc_handlers((service.handlers(),))
         await server.start()
         ready(address)
-        async with beating(heartbeat):
+        async with beating(heartbeat), service.presence.watched():
             with left_alone():
                 reason = await driver.run(stop)
         if not leaves():

@@ -46,6 +46,8 @@ class Status:
     """Who was asked and has not answered yet."""
     declined: Mapping[Worker, str]
     """Who has nothing to send in this round."""
+    absent: tuple[Worker, ...]
+    """Who has no process that is connected."""
     refusals: Mapping[str, int]
     """By code, since the start."""
 
@@ -64,5 +66,6 @@ class Status:
             faulty=dict(state.faults),
             missing=tuple(w for w in workers if w in asked and w not in here and w not in state.declined),
             declined=dict(state.declined),
+            absent=tuple(sorted(state.absent)),
             refusals=dict(refusals),
         )

@@ -47,6 +47,7 @@ class Stub:
         self.join: Any = channel.unary_unary(f"/{SERVICE}/Join")
         self.pull: Any = channel.unary_stream(f"/{SERVICE}/Pull")
         self.push: Any = channel.stream_unary(f"/{SERVICE}/Push")
+        self.attend: Any = channel.unary_stream(f"/{SERVICE}/Attend")
         self.decline: Any = channel.unary_unary(f"/{SERVICE}/Decline")
 
 

@@ -25,6 +25,7 @@ from varangian.protos.lane import LineError
 from varangian.protos.layout import Layout
 from varangian.protos.pace import Pace
 from varangian.protos.silence import silence
+from varangian.worker.attendance import Attendance
 from varangian.worker.backoff import DEFAULT_BACKOFF, Backoff
 from varangian.worker.channel import Connection
 from varangian.worker.download import Incoming, message
@@ -102,6 +103,7 @@ class Client:
         token = ((TOKEN, proof),) if isinstance(proof, str) else ()
         self._identity = ((WORKER, name), *token, (SESSION, secrets.token_hex(16)))
         self._connection = Connection(server, proof)
+        self._attendance = Attendance(self._connection, self._identity)
         self._contract = Contract("", layout)
         """Of what comes. What goes may be written in another way."""
         self._sends: codec.Dtype = codec.FLOAT32
@@ -126,6 +128,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
+        await self._attendance.end()
         await self._connection.close()
 
     async def join(self) -> int:
@@ -295,6 +298,7 @@ class Client:
             # A server that was started again begins anew, or does the rounds once more that it has lost.
             self._newest, self._again = -1, reply.round - 1
         self._contract = Contract(reply.run_id, self._layout)
+        self._attendance.begin(reply.run_id)
         return reply.round
 
     async def _claim(self) -> bool:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varangian.server.roster import IdentityError, Roster, Stranger
+from varangian.server.presence import Presence
+from varangian.server.roster import GRACE, IdentityError, Roster, Stranger
 
 SECRET = b"sixteen bytes ok"
 FIRST, SECOND = "0" * 32, "f" * 32
@@ -144,3 +145,74 @@ def test_names_are_unique():
 def test_a_short_secret_is_refused():
     with pytest.raises(ValueError, match=r"at least 16 bytes\. Found 5"):
         Roster(["a"], b"short")
+
+
+def test_a_name_is_free_once_all_connections_of_its_process_are_closed(roster, clock):
+    roster.claim(metadata(roster))
+    with roster.calling("w00", stays=True), roster.calling("w00"):
+        clock.now += 1000
+        # Its connection lives, however busy it is: it is there. The name goes by signs of life.
+        assert roster.present == {"w00"}
+        roster.seen("w00")
+        assert refused(roster.claim, metadata(roster, session=SECOND)) is Stranger.SESSION_TAKEN
+    clock.now += GRACE
+    assert roster.present == {"w00"}
+    assert refused(roster.claim, metadata(roster, session=SECOND)) is Stranger.SESSION_TAKEN
+    clock.now += 0.1
+    assert roster.present == frozenset()
+    roster.claim(metadata(roster, session=SECOND))
+    assert roster.present == {"w00"}
+    assert refused(roster.identify, metadata(roster)) is Stranger.SESSION_LOST
+
+
+def test_a_line_that_breaks_for_a_moment_makes_nobody_absent(roster, clock):
+    roster.claim(metadata(roster))
+    with roster.calling("w00", stays=True):
+        pass
+    clock.now += GRACE
+    with roster.calling("w00", stays=True):
+        clock.now += 1000
+        assert roster.present == {"w00"}
+    roster.identify(metadata(roster))
+    clock.now += GRACE
+    assert roster.present == {"w00"}
+
+
+def test_a_process_that_holds_no_call_open_is_there_until_it_is_silent(roster, clock):
+    roster.claim(metadata(roster))
+    with roster.calling("w00"):
+        pass
+    clock.now += 10
+    assert roster.present == {"w00"}
+    clock.now += 0.1
+    assert roster.present == frozenset()
+
+
+class Told:
+    """A run, as far as it hears who is there."""
+
+    def __init__(self):
+        self.round, self.heard = 0, []
+
+    def absent(self, worker):
+        self.heard.append(f"{worker} absent")
+
+    def present(self, worker):
+        self.heard.append(f"{worker} present")
+
+
+def test_a_run_hears_once_who_is_gone_and_who_is_back(roster, clock):
+    told = Told()
+    presence = Presence(roster, told)
+    roster.claim(metadata(roster))
+    presence.look()
+    assert told.heard == [], "w01 may be started late"
+    told.round = 1
+    presence.look()
+    presence.look()
+    assert told.heard == ["w01 absent"]
+    clock.now += 11
+    roster.claim(metadata(roster, "w01", session=SECOND))
+    presence.look()
+    presence.look()
+    assert told.heard == ["w01 absent", "w00 absent", "w01 present"]

@@ -21,6 +21,7 @@ from varangian.protos.codec import PROTOCOL, Contract
 from varangian.protos.common import Common
 from varangian.protos.dial import open_aio_channel
 from varangian.protos.layout import Layout
+from varangian.server import roster
 from varangian.server.driver import Driver
 from varangian.server.events import RoundPolicy
 from varangian.server.gate import Seat
@@ -33,7 +34,8 @@ from varangian.server.round import RoundMachine
 from varangian.server.serving import serve
 from varangian.server.streams import Limits
 from varangian.server.uploads import message_bytes
-from varangian.worker.client import Client
+from varangian.worker.backoff import Backoff
+from varangian.worker.client import Client, ClientError
 
 NAMES = ("w00", "w01", "w02")
 BIG = Layout((("weight", (300, 1000)), ("bias", (7,))))
@@ -133,11 +135,11 @@ async def world(
         evaluate_every=100,
         observe=records.append,
     )
-    roster, stop, ready = Roster(NAMES, b"0123456789abcdef"), asyncio.Event(), asyncio.Future()
+    known, stop, ready = Roster(NAMES, b"0123456789abcdef"), asyncio.Event(), asyncio.Future()
     ended = asyncio.create_task(
         serve(
             driver,
-            roster,
+            known,
             layout,
             run_id="run-1",
             host="127.0.0.1",
@@ -155,7 +157,7 @@ async def world(
     if ended.done():
         ended.result()
     contract = Contract("run-1", layout, dtype)
-    this = World(ready.result(), driver, roster, records, contract, stop, ended)
+    this = World(ready.result(), driver, known, records, contract, stop, ended)
     try:
         yield this
     finally:
@@ -636,9 +638,43 @@ async def test_of_two_vectors_for_the_same_round_the_first_counts():
         assert (this.driver.status().counted, this.driver.status().faulty) == (("w00",), {})
 
 
+async def until(happened):
+    while not happened():
+        await asyncio.sleep(0.01)
+
+
+def client_of(this, name="w00", tries=10):
+    return Client(this.address, name, this.roster.token(name), LAYOUT, backoff=Backoff(tries=tries))
+
+
+def test_the_name_of_a_process_that_has_ended_is_free_at_once(monkeypatch):
+    """Without waiting for its silence: all of its connections are closed."""
+    monkeypatch.setattr(roster, "GRACE", 0.0)
+
+    @scenario
+    async def story():
+        async with world() as this:
+            first, impatient, second = client_of(this), client_of(this, tries=1), client_of(this)
+            await first.join()
+            await until(lambda: this.roster._claims["w00"].stays)
+            async with impatient:
+                with pytest.raises(ClientError, match="SESSION_TAKEN"):
+                    await impatient.join()
+            assert this.roster.present == {"w00"}
+            await first.close()
+            await until(lambda: this.driver.status().absent == ("w00",))
+            assert this.roster.present == frozenset()
+            async with second:
+                await second.join()
+                assert this.roster.present == {"w00"}
+                assert this.driver.status().absent == ()
+
+    story()
+
+
 @scenario
 async def test_a_worker_may_decline_a_round():
-    async with world() as this, Client(this.address, "w00", this.roster.token("w00"), LAYOUT) as client:
+    async with world() as this, client_of(this) as client:
         await client.join()
         await client.decline(0, "no memory left")
         assert this.driver.status().declined == {"w00": "no memory left"}

@@ -34,7 +34,7 @@ def command(args: argparse.Namespace) -> int:
         print(f"{args.server} does not serve: {why(error, args.server, bundle).sentence}", file=sys.stderr)
         return FAILED
     state = "finished" if reply.finished else f"round {reply.round} of {reply.rounds}"
-    print(f"{args.server} serves: {state}, {reply.present} of {reply.workers} workers have joined")
+    print(f"{args.server} serves: {state}, {reply.present} of {reply.workers} workers are there")
     if reply.refusals:
         print(f"refused so far: {printable(', '.join(reply.refusals.splitlines()))}")
     return 0
