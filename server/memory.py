@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from varangian.protos.cargo import BLOCK
@@ -54,6 +54,10 @@ class Account:
     """What this process takes before any of it, and what its libraries will."""
     latest: int = 0
     """The last vectors of all workers, where those count in later rounds too."""
+    evaluation: int = 0
+    """Activations of an evaluation, which goes by batches of bounded memory."""
+    rest: int = 0
+    """What is saved of the model besides what trains."""
 
     @classmethod
     def of(
@@ -69,6 +73,8 @@ class Account:
         more: int = 0,
         latest: LatestPlan | None = None,
         lane: bool = True,
+        evaluation: int = 0,
+        rest: int = 0,
         limits: Limits = DEFAULT_LIMITS,
         base: int | None = None,
     ) -> Account:
@@ -85,6 +91,8 @@ class Account:
             more: vectors as long as the model that the participation keeps.
             latest: how the last vectors of all workers are kept, if they are.
             lane: whether payloads may travel beside gRPC.
+            evaluation: bytes of its activations, at most.
+            rest: bytes of the state of the model that does not train.
             limits: of the service.
             base: bytes that are taken already; by default those of this process.
         """
@@ -96,18 +104,30 @@ class Account:
             streams=messages * MESSAGE_LIMIT + lane * _beside(n, limits),
             base=RESERVE + (resident() if base is None else base),
             latest=0 if latest is None or latest.folder is not None else latest.bytes,
+            evaluation=evaluation,
+            rest=SELDOM * rest,
         )
 
     @property
     def total(self) -> int:
-        return self.rows + self.latest + self.vectors * self.model + self.streams + self.base
+        parts = (
+            self.rows,
+            self.latest,
+            self.vectors * self.model,
+            self.rest,
+            self.evaluation,
+            self.streams,
+        )
+        return sum(parts) + self.base
 
     @property
     def sentence(self) -> str:
         """One line for the start of a run."""
         latest = f"latest vectors {_size(self.latest)} + " if self.latest else ""
+        rest = f"frozen {_size(self.rest)} + " if self.rest else ""
+        rest += f"evaluation {_size(self.evaluation)} + " if self.evaluation else ""
         parts = (
-            f"rows {_size(self.rows)} + {latest}model {self.vectors} x {_size(self.model)} + "
+            f"rows {_size(self.rows)} + {latest}model {self.vectors} x {_size(self.model)} + {rest}"
             f"streams {_size(self.streams)} + base {_size(self.base)}"
         )
         room = available()
@@ -162,23 +182,61 @@ def available(read: Read = _read) -> int | None:
 
 
 def _groups(read: Read) -> Iterator[int | None]:
-    """What each limit of a control group leaves, from the innermost to the outermost."""
-    found = re.search(r"^0::(/.*)$", read("/proc/self/cgroup") or "", re.MULTILINE)
-    folder = Path("/sys/fs/cgroup") / (found[1].strip("/") if found else "")
-    while folder.is_relative_to("/sys/fs/cgroup"):
-        yield _left(read, str(folder), "memory.max", "memory.current", "inactive_file")
-        folder = folder.parent
-    old = "/sys/fs/cgroup/memory"
-    yield _left(read, old, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    """What each limit of a control group leaves, from the innermost to the outermost, of both versions."""
+    mounts = read("/proc/self/mountinfo") or ""
+    for hierarchy, controllers, path in _memberships(read("/proc/self/cgroup") or ""):
+        if hierarchy != "0" and "memory" not in controllers.split(","):
+            continue
+        second = hierarchy == "0"
+        for root, mount in _mounted(mounts, second):
+            below = _below(path, root)
+            folder = Path(mount) / below
+            for _ in range(len(below.parts) + 1):
+                yield _left(read, str(folder), *(SECOND if second else FIRST))
+                folder = folder.parent
 
 
-def _left(read: Read, folder: str, limit: str, usage: str, unused: str) -> int | None:
-    most, taken = read(f"{folder}/{limit}"), read(f"{folder}/{usage}")
-    if most is None or taken is None or not most.strip().isdigit():
+FIRST = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+SECOND = (("memory.max", "memory.high"), "memory.current", "inactive_file")
+"""Files of a group: limits, what is taken, and the part of it that files have and nobody uses."""
+
+
+def _memberships(text: str) -> Iterator[tuple[str, str, str]]:
+    """Of each line `hierarchy:controllers:path`."""
+    for line in text.splitlines():
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        yield hierarchy, controllers, path
+
+
+def _mounted(text: str, second: bool) -> list[tuple[str, str]]:
+    """Where the groups of memory are mounted, and which group is the topmost that can be seen there."""
+    found: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        kind, *_, options = after.split() or [""]
+        wanted = kind == "cgroup2" if second else kind == "cgroup" and "memory" in options.split(",")
+        if wanted:
+            found.append((before.split()[3], before.split()[4]))
+    return found or [("/", "/sys/fs/cgroup" if second else "/sys/fs/cgroup/memory")]
+
+
+def _below(path: str, root: str) -> PurePosixPath:
+    """The path of a group as it is seen below the mount of another."""
+    found, top = PurePosixPath(path), PurePosixPath(root)
+    if ".." in found.parts or not found.is_relative_to(top):
+        return PurePosixPath()  # outside of what this process can see
+    return found.relative_to(top)
+
+
+def _left(read: Read, folder: str, limits: tuple[str, ...], usage: str, unused: str) -> int | None:
+    texts, taken = [read(f"{folder}/{limit}") for limit in limits], read(f"{folder}/{usage}")
+    most = [int(text) for text in texts if text is not None and text.strip().isdigit()]
+    if not most or taken is None:
         return None
     # Pages of files that nobody has used for a while are given back when memory is short.
     found = re.search(rf"^{unused} (\d+)$", read(f"{folder}/memory.stat") or "", re.MULTILINE)
-    return max(0, int(most) - int(taken) + (int(found[1]) if found else 0))
+    return max(0, min(most) - int(taken) + (int(found[1]) if found else 0))
 
 
 def _field(text: str | None, name: str) -> int | None:

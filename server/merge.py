@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from varangian.aggregators import Rows
 from varangian.aggregators.scaled import Scaled
 from varangian.aggregators.updated import UpdatedGram, worthwhile
+from varangian.paths import user_path
 from varangian.server.begun import Finished
 from varangian.server.events import Close, RollCall, Skip, Worker
 from varangian.server.latest import Kept, Latest, NoRoom
@@ -123,9 +123,7 @@ class LatestOfAll:
         Raises:
             OSError: the disk has no room, or there is no such folder.
         """
-        latest = Latest(
-            workers, d, dtype=store, folder=None if folder is None else Path(folder).expanduser()
-        )
+        latest = Latest(workers, d, dtype=store, folder=None if folder is None else user_path(folder))
         return cls(latest, participants, expire, warn)
 
     def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:

@@ -30,6 +30,8 @@ class RoundRecord:
     metrics: dict[str, float] | None = None
     """Other metrics on held-out data, by name, those of the average with `ema_` before it; None where there
     are none."""
+    train_loss: float | None = None
+    """As `loss`, on a fixed sample of the training data that the server has; no worker is asked for it."""
     weights: dict[str, float] | None = None
     """How much of each worker is in the update; None when the rule has no weights or there is no update."""
     reference_weight: float = 0.0
@@ -57,7 +59,9 @@ class RoundRecord:
 
     @property
     def scores(self) -> Scores:
-        return Scores(self.loss, self.accuracy, self.ema_loss, self.ema_accuracy, self.metrics)
+        return Scores(
+            self.loss, self.accuracy, self.ema_loss, self.ema_accuracy, self.metrics, self.train_loss
+        )
 
     def json(self) -> str:
         """One line of standard JSON: ASCII only, control characters escaped, null for NaN and infinity."""
@@ -73,13 +77,19 @@ class Scores(NamedTuple):
     ema_accuracy: float | None = None
     metrics: dict[str, float] | None = None
     """The others by name, those of the average with `ema_` before it."""
+    train_loss: float | None = None
 
     @classmethod
-    def of(cls, model: Mapping[str, float], average: Mapping[str, float] | None = None) -> Scores:
+    def of(
+        cls,
+        model: Mapping[str, float],
+        average: Mapping[str, float] | None = None,
+        train_loss: float | None = None,
+    ) -> Scores:
         """From metrics by name, of which `loss` and `accuracy` have fields of their own."""
         found = {**model, **{f"ema_{name}": value for name, value in (average or {}).items()}}
         own = {name: found.pop(name, None) for name in ("loss", "accuracy", "ema_loss", "ema_accuracy")}
-        return cls(**own, metrics=found or None)
+        return cls(**own, metrics=found or None, train_loss=train_loss)
 
 
 Observe: TypeAlias = Callable[[RoundRecord], None]
@@ -134,6 +144,7 @@ def of_step(
         ema_loss=scores.ema_loss,
         ema_accuracy=scores.ema_accuracy,
         metrics=scores.metrics,
+        train_loss=scores.train_loss,
         weights=step.weights,
         reference_weight=step.reference_weight,
         effective=step.effective,
@@ -159,6 +170,7 @@ def of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
         ema_loss=scores.ema_loss,
         ema_accuracy=scores.ema_accuracy,
         metrics=scores.metrics,
+        train_loss=scores.train_loss,
         dropped=dict(skip.faults),
         missing=skip.missing,
         declined=dict(skip.declined),

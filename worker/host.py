@@ -12,6 +12,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from varangian.protos import descriptors
 from varangian.protos.allocator import keep_large_blocks
 from varangian.worker.backoff import Backoff
 from varangian.worker.client import Client, ClientError
@@ -53,6 +54,12 @@ def host(
     """
     keep_large_blocks()
     torch.set_num_threads(threads)
+    hosted = 1 if one_of else len(names)
+    descriptors.raised(descriptors.needed(hosted, lane=True))
+    # Where payloads cannot have connections of their own, they travel with the calls.
+    if refusal := descriptors.refusal("the process of the workers", hosted, lane=False):
+        log.error("%s", refusal)
+        return FAILED
     try:
         crew = Crew(task)
     except ValueError as error:

@@ -253,6 +253,17 @@ class Crew:
         with self._lock:
             return self._trainer.evaluate(parameters)
 
+    def training_loss(self, parameters: Tensor) -> float:
+        """The mean loss on some of the training samples that are here."""
+        with self._lock:
+            return self._trainer.training_loss(parameters)
+
+    @property
+    def evaluation_bytes(self) -> int:
+        """Memory that an evaluation takes at most."""
+        with self._lock:
+            return self._trainer.evaluation_bytes
+
     def rehearse(self, parameters: Tensor) -> dict[str, str]:
         """Try what the run will do: an evaluation, and a gradient of the smallest batches.
 
@@ -278,6 +289,11 @@ class Crew:
                 else:
                     break
         return unable
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the whole state of the model."""
+        return self._trainer.state_bytes
 
     @contextmanager
     def state(self, parameters: Tensor) -> Generator[dict[str, Any]]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from varangian.protos.layout import Layout, LayoutError
 from varangian.worker.custom import InputError, guarded, named
@@ -19,15 +22,23 @@ from varangian.worker.data import Dataset
 from varangian.worker.data.base import listed
 from varangian.worker.data.samples import count, mapped, shapes
 from varangian.worker.flat import ModelError, check_model, joined, layout_of, load, trainable
+from varangian.worker.footprint import Footprint
 from varangian.worker.losses import CrossEntropy, Loss, LossError, by_place
 from varangian.worker.losses import name_of as name_of_loss
 from varangian.worker.metrics import Accuracy, Metric
 from varangian.worker.models import MODELS, Model
-from varangian.worker.streams import globally_seeded
+from varangian.worker.streams import generator, globally_seeded
 
 log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 1000
+"""Samples that are evaluated at once, or fewer where they would take more memory than is meant for it."""
+EVALUATION_BYTES = 128 << 20
+"""Bytes of activations in an evaluation, however large the model; more only for a single sample."""
+WORKSPACE = 2
+"""A factor for what libraries take while they compute, as inputs and outputs in another layout."""
+TRAINING_SAMPLES = 1000
+"""Samples of which the training loss is computed."""
 TRIAL = 2
 """Samples with which a model is tried before a run."""
 
@@ -164,8 +175,7 @@ class Trainer:
         totals = dict.fromkeys(metrics, (0.0, 0.0))
         kept: list[Any] = []
         size = min(size, count(data.test_x))
-        for start in range(0, size, EVALUATION_BATCH):
-            part = slice(start, min(start + EVALUATION_BATCH, size))
+        for part in batches(size, self._evaluated_at_once):
             x = data.prepared(mapped(data.test_x, lambda t, part=part: t[part]), self._device)  # type: ignore[misc]
             y: Any = mapped(data.test_y, lambda t, part=part: t[part].to(self._device))  # type: ignore[misc]
             outputs = self._outputs(x)
@@ -180,6 +190,55 @@ class Trainer:
             if metric.whole:
                 totals[name] = self._whole(metric, kept, size, strict)
         return {"loss": loss / size} | {name: a / b if b else math.nan for name, (a, b) in totals.items()}
+
+    @torch.no_grad()
+    def training_loss(self, parameters: Tensor) -> float:
+        """The mean loss on training samples that are here, always the same ones; NaN where it fails."""
+        load(self._module, parameters)
+        self._module.eval()
+        size = self._dataset.size
+        chosen = torch.randperm(size, generator=generator(self._seed, "training loss"))[:TRAINING_SAMPLES]
+        loss = 0.0
+        try:
+            for part in batches(len(chosen), self._evaluated_at_once):
+                x, y = self.batch(chosen[part])
+                loss += float(self._loss(self._outputs(x), y)) * count(x)
+        except InputError as error:
+            self._tell(error)
+            return math.nan
+        return loss / len(chosen)
+
+    @property
+    def evaluation_bytes(self) -> int:
+        """Memory of an evaluation at most: activations, and outputs that a metric needs all at once."""
+        size = count(self._dataset.test_x)
+        activations, outputs = self._footprint
+        whole = size if any(metric.whole for metric in self._goal.metrics.values()) else 0
+        return activations * min(self._evaluated_at_once, size) + 2 * outputs * whole
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the whole state of the module; tied tensors count once for each name."""
+        state = self._module.state_dict().values()
+        return sum(value.nbytes for value in state if isinstance(value, Tensor))
+
+    @cached_property
+    def _evaluated_at_once(self) -> int:
+        activations, _ = self._footprint
+        return max(1, min(EVALUATION_BATCH, EVALUATION_BYTES // max(1, activations)))
+
+    @cached_property
+    def _footprint(self) -> tuple[int, int]:
+        """Bytes for one sample, measured: of activations, and of outputs."""
+        size = min(TRIAL, self._dataset.size)
+        x, y = self.batch(torch.arange(size))
+        known = [*self._module.parameters(), *self._module.buffers(), *leaves(x), *leaves(y)]
+        with torch.no_grad(), Footprint(known) as footprint, suppress(InputError):
+            outputs = self._outputs(x)
+            self._loss(outputs, y)
+            bytes = sum(tensor.nbytes for tensor in leaves(outputs))
+            return -(-WORKSPACE * footprint.peak // size), -(-bytes // size)
+        return 0, 0
 
     def _whole(self, metric: Metric, outputs: list[Any], size: int, strict: bool) -> tuple[float, float]:
         """A metric of all held-out samples at once; NaN when it fails."""
@@ -259,6 +318,17 @@ def built_in(model: Model) -> bool:
 def named_model(model: Model) -> str:
     known = {MODELS.entry(name)[0]: name for name in MODELS}
     return f"`model` {named(model, known.get(type(model), type(model).__name__))}"
+
+
+def batches(size: int, at_once: int) -> Iterator[slice]:
+    """Samples in parts of so many, the last one smaller."""
+    for start in range(0, size, at_once):
+        yield slice(start, min(start + at_once, size))
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """The tensors in inputs, targets or outputs."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def on_cpu(outputs: Any) -> Any:

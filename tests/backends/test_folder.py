@@ -47,20 +47,43 @@ def test_runs_of_the_same_second_have_folders_of_their_own(small):
 
 
 def test_rounds_are_on_disk_soon(folder):
-    folder.observe(record(0, loss=1.5, accuracy=0.25, update_norm=2.0, seconds={"wait": 0.5, "step": 0.25}))
+    folder.observe(
+        record(
+            0,
+            loss=1.5,
+            train_loss=1.25,
+            lr=0.5,
+            accuracy=0.25,
+            update_norm=2.0,
+            seconds={"wait": 0.5, "step": 0.25},
+        )
+    )
     folder.observe(record(1, dropped={"w01": "not finite\n"}))
     folder.flush()
     lines = (folder.path / "rounds.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [0, 1]
     first, second = csv.DictReader((folder.path / "metrics.csv").read_text().splitlines())
+    assert float(first.pop("time")) >= 0
     assert first == {
         "round": "0",
+        "lr": "0.5",
+        "train_loss": "1.25",
         "loss": "1.5",
         "accuracy": "0.25",
         "update_norm": "2.0",
         "seconds": "0.750000",
     }
     assert second["loss"] == ""
+
+
+def test_metrics_are_columns_by_name(small):
+    made = RunFolder.create(small("ema.reference_batch=8"), metrics=("mae", "mine"))
+    made.observe(record(0, loss=1.5, ema_loss=1.25, metrics={"mae": 0.5, "mine": 2.0, "ema_mae": 0.25}))
+    made.close()
+    (row,) = csv.DictReader((made.path / "metrics.csv").read_text().splitlines())
+    names = ["round", "time", "lr", "train_loss", "loss", "mae", "mine"]
+    assert [*row] == [*names, "ema_loss", "ema_mae", "ema_mine", "update_norm", "seconds"]
+    assert (row["mae"], row["mine"], row["ema_mae"], row["ema_mine"]) == ("0.5", "2.0", "0.25", "")
 
 
 def test_a_run_with_an_average_has_two_columns_more(small):

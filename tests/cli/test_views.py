@@ -3,13 +3,14 @@ import json
 import re
 
 import pytest
+from rich.console import Console
 
 from varangian.backends import RunResult
 from varangian.cli.live import Live
-from varangian.cli.progress import progress
+from varangian.cli.progress import output, progress
 from varangian.cli.tally import Tally
 from varangian.cli.text import printable
-from varangian.server.record import RoundRecord
+from varangian.server.record import RoundRecord, Scores
 
 EVIL = "\x1b[2Jw\n00\u202e"
 
@@ -68,7 +69,7 @@ def test_a_tally_of_who_was_believed():
     tally = Tally()
     for each in [*RECORDS, record(2, skipped="no quorum")]:
         tally.add(each)
-    assert (tally.rounds, tally.skipped, tally.accuracy, tally.loss) == (3, 1, 0.975, 0.1)
+    assert (tally.rounds, tally.skipped, tally.scores) == (3, 1, Scores(0.1, 0.975))
     assert tally.share(["w01"]) == pytest.approx(0.125)
     assert tally.least_believed(1) == [("w01", pytest.approx(0.125))]
     assert dict(tally.drops) == {"w02": 2}
@@ -99,6 +100,41 @@ def test_plain_lines_end_in_a_summary():
     assert summary["dropped w02"].startswith("2 times, last: ")
     assert summary["missing w03"] == "1 times"
     assert summary["reason"] == "all 2 rounds are done"
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_the_live_view_cuts_nothing_at_any_width(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    scored = record(
+        0,
+        loss=0.1,
+        accuracy=0.975,
+        ema_loss=0.05,
+        ema_accuracy=0.98,
+        weights={f"w{i:02}": 0.25 for i in range(4)},
+        dropped={"w05": "not finite", "w06": "not finite", "w07": "not finite"},
+    )
+    live = Live(2, ("w01",), output(Terminal()))
+    live.round(scored)
+    console = Console(width=columns, file=io.StringIO())
+    console.print(live._view())
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert lines[0].endswith("  round 1/2  0.0 rounds/s")
+    assert lines[1] == "loss 0.1000   accuracy 97.5 %   average 98.0 %"
+    assert lines[2].startswith("least believed  w00 25.0 %")
+    assert max(map(len, lines)) <= columns
+    text = " ".join(lines)
+    assert all(word in text for word in ("w05 dropped 1x", "w06 dropped 1x", "w07 dropped 1x"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "rich"])
+def test_a_run_without_an_accuracy_has_its_metrics(kind):
+    regression = [record(1, loss=0.1, metrics={"mae": 0.25})]
+    text = shown(kind, regression, accuracy=None, metrics={"mae": 0.25, "r2": float("nan")})
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    assert "accuracy" not in text
+    assert "mae 0.2500" in text
+    assert re.search("^mae +0.2500", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("kind", ["plain", "rich"])

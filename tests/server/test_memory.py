@@ -73,6 +73,12 @@ def test_momentum_is_one_more():
     assert account(average=True).vectors == 9  # two numbers for each parameter
 
 
+def test_evaluations_and_what_does_not_train_are_counted():
+    found = account(evaluation=50_000_000, rest=10_000_000)
+    assert found.total == account().total + 50_000_000 + 2 * 10_000_000
+    assert " + frozen 20 MB + evaluation 50 MB + streams " in found.sentence
+
+
 def test_a_machine_with_less_is_refused_with_the_numbers():
     found = account()
     needed = found.total - (300 << 20)
@@ -84,6 +90,7 @@ def test_a_machine_with_less_is_refused_with_the_numbers():
     assert "server.rows=bfloat16" in sentence
 
 
+V1 = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
 MEMINFO = "MemTotal:       100 kB\nMemAvailable:    64 kB\nSwapFree: 7 kB\n"
 
 
@@ -103,6 +110,32 @@ MEMINFO = "MemTotal:       100 kB\nMemAvailable:    64 kB\nSwapFree: 7 kB\n"
                 "/sys/fs/cgroup/a/memory.stat": "anon 5\ninactive_file 700\n",
             },
             30700,
+        ),
+        (  # a group within a group of version 1, beside an empty hierarchy of version 2
+            {
+                "/proc/meminfo": MEMINFO,
+                "/proc/self/mountinfo": V1,
+                "/proc/self/cgroup": "5:cpu,memory:/x/y\n0::/\n",
+                "/sys/fs/cgroup/memory/x/y/memory.limit_in_bytes": "9223372036854771712\n",
+                "/sys/fs/cgroup/memory/x/y/memory.usage_in_bytes": "500\n",
+                "/sys/fs/cgroup/memory/x/memory.limit_in_bytes": "4000\n",
+                "/sys/fs/cgroup/memory/x/memory.usage_in_bytes": "900\n",
+                "/sys/fs/cgroup/memory/x/memory.stat": "total_inactive_file 10\n",
+            },
+            3110,
+        ),
+        (  # a container sees its group as the topmost, though its path begins above it
+            {
+                "/proc/meminfo": MEMINFO,
+                "/proc/self/mountinfo": "36 31 0:33 /docker/a /cg rw - cgroup2 cgroup rw\n",
+                "/proc/self/cgroup": "0::/docker/a/b\n",
+                "/cg/b/memory.max": "max\n",
+                "/cg/b/memory.high": "3000\n",
+                "/cg/b/memory.current": "1000\n",
+                "/cg/memory.max": "1500\n",
+                "/cg/memory.current": "1000\n",
+            },
+            500,
         ),
         (
             {

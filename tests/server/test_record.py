@@ -51,6 +51,7 @@ def test_a_committed_round():
         "ema_loss": None,
         "ema_accuracy": None,
         "metrics": None,
+        "train_loss": None,
         "weights": {"w00": 0.5, "w01": 0.5},
         "reference_weight": 0.25,
         "effective": 2.0,

@@ -3,7 +3,8 @@
 config.yaml              every setting, also those left to their defaults
 manifest.json            versions, seed, threads, command, time, memory
 rounds.jsonl             one line for each round, written as it closes
-metrics.csv              the numbers that are plotted
+metrics.csv              the numbers that are plotted: time (seconds since the folder was made), learning
+                         rate, the loss on training and on held-out data, and all metrics by name
 *.log                    who was refused and why, in a run with processes
 parameters.safetensors   at the end, or when the run fails: the whole state of the model
 ema.safetensors          the same of its average, in a run that has one
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,12 @@ from varangian.backends.result import RunError, RunResult
 from varangian.backends.writer import Warn, complain
 from varangian.config import RunConfig
 from varangian.config.text import dump
+from varangian.paths import user_path
 from varangian.server.policies import Sync
 from varangian.server.record import RoundRecord
 
-COLUMNS = ("round", "loss", "accuracy", "update_norm", "seconds")
-AVERAGED = ("ema_loss", "ema_accuracy")
+BEFORE, AFTER = ("round", "time", "lr", "train_loss", "loss"), ("update_norm", "seconds")
+"""Columns before and after the metrics of the run."""
 PACKAGES = ("torch", "numpy", "grpcio", "protobuf", "pydantic", "safetensors", "scikit-learn")
 GIT_SECONDS = 5
 
@@ -58,15 +60,24 @@ class RunFolder:
         path: an empty folder.
         documents: small files that say what the run is, by name.
         warn: takes a sentence when something cannot be written; called from any thread.
+        metrics: the names of what held-out data is asked besides the loss.
         averaged: whether the run has an average of its model.
     """
 
     def __init__(
-        self, path: Path, documents: Mapping[str, bytes], warn: Warn = complain, *, averaged: bool = False
+        self,
+        path: Path,
+        documents: Mapping[str, bytes],
+        warn: Warn = complain,
+        *,
+        metrics: Sequence[str] = ("accuracy",),
+        averaged: bool = False,
     ) -> None:
         self.path = path
         self._documents, self.warn = dict(documents), warn
-        self._columns = COLUMNS + (AVERAGED if averaged else ())
+        average = [f"ema_{name}" for name in ("loss", *metrics)] if averaged else []
+        self._columns = (*BEFORE, *metrics, *average, *AFTER)
+        self._began = time.monotonic()
         for name, content in documents.items():
             write_atomically(path / name, content)
         self._records = {name: Record(path / name, warn) for name in ("rounds.jsonl", "metrics.csv")}
@@ -82,6 +93,7 @@ class RunFolder:
         config: RunConfig,
         command: list[str] | None = None,
         *,
+        metrics: Sequence[str] = ("accuracy",),
         facts: Mapping[str, Any] | None = None,
         warn: Warn = complain,
     ) -> RunFolder:
@@ -90,6 +102,7 @@ class RunFolder:
         Args:
             config: of the run.
             command: that started it; by default that of this process.
+            metrics: as above.
             facts: more for the manifest.
             warn: as above.
 
@@ -98,11 +111,11 @@ class RunFolder:
         """
         known = manifest(config, command or sys.argv) | dict(facts or {})
         documents = {"config.yaml": dump(config.resolved()).encode(), "manifest.json": _json(known)}
-        output = Path(config.output).expanduser()
+        output = user_path(config.output)
         path = None
         try:
             path = fresh(output, f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(config)}")
-            return cls(path, documents, warn, averaged=config.ema is not None)
+            return cls(path, documents, warn, metrics=metrics, averaged=config.ema is not None)
         except OSError as error:
             if path is not None:
                 _removed(path, [*documents, "rounds.jsonl", "metrics.csv"])
@@ -112,9 +125,13 @@ class RunFolder:
     def observe(self, record: RoundRecord) -> None:
         """Queue the lines of a round; returns at once, and they are on disk soon after."""
         self._rounds.write(record.json() + "\n")
-        seconds = f"{sum(record.seconds.values()):.6f}"
-        row = [seconds if name == "seconds" else getattr(record, name) for name in self._columns]
-        self._metrics.write(_line(row))
+        values = {
+            **{name: getattr(record, name, None) for name in self._columns},
+            **(record.metrics or {}),
+            "time": f"{time.monotonic() - self._began:.3f}",
+            "seconds": f"{sum(record.seconds.values()):.6f}",
+        }
+        self._metrics.write(_line(values[name] for name in self._columns))
 
     def save(self, models: Mapping[str, bytes]) -> Path:
         """Write the files of the model, in the run folder or else in another; returns which.

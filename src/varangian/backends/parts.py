@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from varangian.config import RunConfig
+from varangian.paths import user_path
 from varangian.protos.codec import Dtype
 from varangian.server.deltas import Deltas
 from varangian.server.latest import LatestPlan
@@ -43,9 +43,7 @@ def plan(config: RunConfig, d: int) -> LatestPlan | None:
     way = config.participation
     if not isinstance(way, FedLaAvg) or way.form == "delta":
         return None
-    return LatestPlan(
-        config.workers, d, way.store, None if way.folder is None else Path(way.folder).expanduser()
-    )
+    return LatestPlan(config.workers, d, way.store, None if way.folder is None else user_path(way.folder))
 
 
 def seats(config: RunConfig) -> int:

@@ -11,7 +11,7 @@ from varangian.backends import parts
 from varangian.backends.crowd import dealt
 from varangian.backends.identities import encrypted, identities
 from varangian.backends.result import RunError
-from varangian.backends.session import accounted, unable
+from varangian.backends.session import accounted, openable, unable
 from varangian.config import RunConfig
 from varangian.config.build import task
 from varangian.paths import user_path
@@ -56,8 +56,8 @@ def rehearse(config: RunConfig) -> Rehearsal:
         worked.append(_computed(config, crew))
     if crew is not None:
         with tried("memory"):
-            account = accounted(config, crew.layout.numel)
-            if refusal := account.refusal(available()):
+            account = accounted(config, crew)
+            if refusal := account.refusal(available()) or openable(config):
                 raise RunError(refusal)
             worked.append(account.sentence)
         with tried("participation"):

@@ -41,11 +41,13 @@ class RunResult:
     """Other metrics of the final parameters, by name."""
     signal: int | None = None
     """The number of the signal that stopped the run, if one did."""
+    train_loss: float | None = None
+    """On a fixed sample of the training data that the server has."""
 
     def plain(self) -> dict[str, Any]:
         """The values as JSON takes them."""
         folder = None if self.folder is None else str(self.folder)
-        losses = {"loss": _finite(self.loss), "ema_loss": _finite(self.ema_loss)}
+        losses = {name: _finite(getattr(self, name)) for name in ("loss", "ema_loss", "train_loss")}
         own = self.metrics
         metrics = None if own is None else {name: _finite(value) for name, value in own.items()}
         return dataclasses.asdict(self) | {"folder": folder, "metrics": metrics} | losses

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from varangian.backends.result import RunError
 from varangian.config import load as load_config
+from varangian.paths import user_path
 from varangian.worker.task import Crew
 
 PARAMETERS = "parameters.safetensors"
@@ -60,7 +61,7 @@ def load(run: str | os.PathLike[str], *, ema: bool = False, state: bool = False)
     Raises:
         RunError: there is no such file, or it does not fit the model.
     """
-    folder = Path(run).expanduser()
+    folder = user_path(run)
     path = folder / (AVERAGE if ema else PARAMETERS)
     with _opened(path) as (tensors, known):
         if state:

@@ -19,6 +19,7 @@ from varangian.backends.result import Outcome, RunError, RunResult
 from varangian.backends.saved import AVERAGE, PARAMETERS, packed
 from varangian.config import RunConfig
 from varangian.config.build import learner, machine, optimizer, task
+from varangian.protos import descriptors
 from varangian.registry import ConfigError, Problem
 from varangian.server.driver import Driver
 from varangian.server.events import Phase
@@ -77,15 +78,17 @@ class Session:
             raise
         except ValueError as error:
             raise RunError(str(error)) from error
-        account = accounted(config, crew.layout.numel)
-        if refusal := account.refusal(available()):
+        account = accounted(config, crew)
+        if refusal := account.refusal(available()) or openable(config):
             raise RunError(refusal)
         try:
             merge = parts.merge(config, crew.layout.numel, warn)
         except OSError as error:
             raise RunError(str(error)) from error
-        facts = {"memory": account.sentence}
-        built, folder = learner(config, initial), RunFolder.create(config, facts=facts, warn=warn)
+        built = learner(config, initial)
+        folder = RunFolder.create(
+            config, metrics=tuple(crew.metrics), facts={"memory": account.sentence}, warn=warn
+        )
         return cls(config, crew, built, folder, observe, machine(config), account, merge, note, notes)
 
     @property
@@ -118,7 +121,7 @@ class Session:
         """Of the parameters and, where there is one, of their average."""
         average = self.learner.average
         ema = None if average is None else self.crew.evaluate(average.parameters)
-        return Scores.of(self.crew.evaluate(parameters), ema)
+        return Scores.of(self.crew.evaluate(parameters), ema, self.crew.training_loss(parameters))
 
     def result(self, reason: str) -> RunResult:
         """Close the books: the last files of the folder, and what is to be said."""
@@ -138,6 +141,7 @@ class Session:
             ema_loss=self.scores.ema_loss,
             metrics=self.scores.metrics,
             signal=self.stop.signal,
+            train_loss=self.scores.train_loss,
         )
         result = self.folder.finish(result, self._models())
         self.saved = True
@@ -200,8 +204,19 @@ def unable(config: RunConfig, found: Mapping[str, str]) -> tuple[str, ...]:
     return (f"{who}, and will decline each round: {', '.join(found)}. {reason}",)
 
 
-def accounted(config: RunConfig, d: int) -> Account:
+def openable(config: RunConfig) -> str | None:
+    """Why this machine lets too few files be open for the run; None when there are enough.
+
+    Raises the limit of this process, and of those that it starts, as far as is needed and allowed.
+    """
+    if config.backend == "simulate":
+        return None
+    return descriptors.refusal("the server", config.workers, config.server.data_port is not None)
+
+
+def accounted(config: RunConfig, crew: Crew) -> Account:
     """What the server of a run can take."""
+    d = crew.layout.numel
     return Account.of(
         config.workers,
         d,
@@ -213,6 +228,8 @@ def accounted(config: RunConfig, d: int) -> Account:
         more=parts.more(config),
         latest=parts.plan(config, d),
         lane=config.server.data_port is not None,
+        evaluation=crew.evaluation_bytes,
+        rest=crew.state_bytes - 4 * d,
     )
 
 

@@ -61,7 +61,9 @@ class Descriptor:
             try:
                 done += os.write(self.descriptor, data[done:])
             except BlockingIOError:  # whoever gave us this descriptor made it non-blocking
-                select.select((), (self.descriptor,), (), RETRY)
+                poll = select.poll()
+                poll.register(self.descriptor, select.POLLOUT)
+                poll.poll(1000 * RETRY)
             except OSError as error:
                 return (data if self._undone(done) else data[done:]), error
         return b"", None

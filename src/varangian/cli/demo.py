@@ -15,6 +15,7 @@ from varangian.cli.board import Board, board
 from varangian.cli.main import OK, CommandError
 from varangian.cli.run import exit_code, quoted
 from varangian.config import load
+from varangian.paths import user_path
 from varangian.server.record import RoundRecord
 
 RULES = ("mean", "median", "krum", "flag")
@@ -66,7 +67,7 @@ def command(args: argparse.Namespace) -> int:
         raise CommandError(f"--rounds should be at least 1. Found {args.rounds}.")
     rounds = args.rounds or ROUNDS
     try:
-        folder = fresh(Path(args.output).expanduser(), f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = fresh(user_path(args.output), f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
     except OSError as error:
         raise CommandError(f"{args.output} cannot be written to: {error.strerror}") from error
     cases = [Case(rule, attack) for attack in ATTACKS for rule in RULES]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO, cast
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live as Screen
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from varangian.cli.progress import number, percent, summary
+from varangian.cli.progress import described, percent, summary
 from varangian.cli.tally import Tally
 from varangian.cli.text import NOTE, printable
 
@@ -63,26 +64,23 @@ class Live:
         self._out.close()
 
     def _view(self) -> Group:
-        table = Table(box=None, pad_edge=False)
+        """A bar, the scores, and who stands out; each on lines of its own, whatever the width."""
         tally = self._tally
-        cells = {
-            "round": f"{tally.rounds}/{self._rounds}",
-            "loss": number(tally.loss),
-            "accuracy": percent(tally.accuracy),
-        }
-        if tally.ema_accuracy is not None:
-            cells["average"] = percent(tally.ema_accuracy)
-        cells["rounds/s"] = f"{tally.rate:.1f}"
-        for heading in cells:
-            table.add_column(heading, justify="right", min_width=9)
-        table.add_column("least believed")
-        table.add_row(*cells.values(), self._distrusted())
-        return Group(ProgressBar(total=self._rounds, completed=self._tally.rounds, width=60), table)
+        bar = Table.grid(padding=(0, 2))
+        bar.add_column(max_width=60)
+        bar.add_column(no_wrap=True)
+        bar.add_column(no_wrap=True)
+        total = Text(f"round {tally.rounds}/{self._rounds}")
+        rate = Text(f"{tally.rate:.1f} rounds/s")
+        bar.add_row(ProgressBar(total=self._rounds, completed=tally.rounds), total, rate)
+        scores = [Text.assemble((f"{printable(n)} ", "bold"), v) for n, v in described(tally.scores)]
+        return Group(bar, Columns(scores, padding=(0, 3)), self._distrusted())
 
     def _distrusted(self) -> Text:
         """Byzantine workers in red: the server does not know them, but this screen may."""
-        text = Text()
-        for worker, share in self._tally.least_believed(DISTRUSTED):
+        believed = self._tally.least_believed(DISTRUSTED)
+        text = Text("least believed  " if believed else "")
+        for worker, share in believed:
             text.append(
                 f"{printable(worker)} {percent(share)}  ", "red" if worker in self._byzantine else ""
             )

@@ -205,6 +205,13 @@ def _days(text: str) -> float:
     return found
 
 
+def _plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="the folder of a run; several are drawn together"
+    )
+    parser.add_argument("--out", metavar="FILE", help="by default plot.png in the folder of the first run")
+
+
 def _list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=KINDS)
 
@@ -225,6 +232,7 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
     "check": ("check", "Print all settings, and try what a run does before its first round.", _check),
     "server": ("cluster:server", "Only the server, with certificates or VARANGIAN_SECRET.", _server),
     "worker": ("cluster:worker", "Workers for a server elsewhere, identified as the server is.", _worker),
+    "plot": ("plot", "Draw accuracy and loss of runs over their rounds, as a picture.", _plot),
     "certs": ("certs", "Make, list and revoke the certificates of a cluster.", _certs),
     "doctor": ("doctor", "Try versions, certificates and the way to a server, before a run.", _doctor),
     "health": ("health", "Ask a server whether it is serving.", _health),

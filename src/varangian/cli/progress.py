@@ -17,7 +17,7 @@ from varangian.cli.text import NOTE, printable
 
 if TYPE_CHECKING:
     from varangian.backends import RunResult
-    from varangian.server.record import RoundRecord
+    from varangian.server.record import RoundRecord, Scores
 
 FEW = 5
 """So many workers are named one by one."""
@@ -119,7 +119,7 @@ class Plain:
         done = record.round + 1
         if record.skipped is not None:
             self.note(f"round {done}/{self._rounds}: no update: {record.skipped}")
-        elif record.accuracy is not None and (done >= self._next or done == self._rounds):
+        elif record.loss is not None and (done >= self._next or done == self._rounds):
             self._next = done + self._every
             self.note(f"round {done}/{self._rounds}  {self._state()}")
 
@@ -129,32 +129,48 @@ class Plain:
         self._out.close()
 
     def _state(self) -> str:
-        tally = self._tally
-        ema = "" if tally.ema_accuracy is None else f"  average {percent(tally.ema_accuracy)}"
-        scores = f"loss {number(tally.loss)}  accuracy {percent(tally.accuracy)}{ema}"
-        return f"{scores}  {tally.rate:.1f} rounds/s"
+        scores = [f"{name} {value}" for name, value in described(self._tally.scores)]
+        return "  ".join([*scores, f"{self._tally.rate:.1f} rounds/s"])
 
 
 def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if 0.001 <= abs(value) < 10_000 or value == 0 else f"{value:.4g}"
 
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def described(scores: Scores | None) -> list[tuple[str, str]]:
+    """What held-out data says of the model, as names and values; of an average one number."""
+    if scores is None:
+        return []
+    found = [("loss", number(scores.loss))]
+    if scores.accuracy is not None:
+        found.append(("accuracy", percent(scores.accuracy)))
+    others = scores.metrics or {}
+    found += [(name, number(value)) for name, value in others.items() if not name.startswith("ema_")]
+    if scores.ema_accuracy is not None:
+        found.append(("average", percent(scores.ema_accuracy)))
+    elif scores.ema_loss is not None:
+        found.append(("average", number(scores.ema_loss)))
+    return found
+
+
 def summary(result: RunResult, tally: Tally, byzantine: Sequence[str]) -> list[tuple[str, str]]:
     """The end of a run, as names and values."""
-    lines = [
-        ("accuracy", percent(result.accuracy)),
+    others = result.metrics or {}
+    lines = [] if result.accuracy is None else [("accuracy", percent(result.accuracy))]
+    lines += [
         ("loss", number(result.loss)),
+        *((name, number(value)) for name, value in others.items() if not name.startswith("ema_")),
+        *_average(result),
         ("rounds", _rounds(result, tally)),
         ("seconds", f"{result.seconds:.1f}"),
         ("digest", result.digest),
     ]
-    if result.ema_accuracy is not None:
-        average = f"accuracy {percent(result.ema_accuracy)}, loss {number(result.ema_loss)}"
-        lines.insert(2, ("of the average", average))
     mass = tally.share(byzantine) if byzantine else None
     if mass is not None:
         lines.append(("byzantine mass", f"{percent(mass)} of the weight, {len(byzantine)} workers"))
@@ -165,6 +181,17 @@ def summary(result: RunResult, tally: Tally, byzantine: Sequence[str]) -> list[t
         mean = sum(age * count for age, count in tally.ages.items()) / tally.ages.total()
         lines.append(("ages", f"mean {mean:.1f} rounds, at most {max(tally.ages)}"))
     return [*lines, ("reason", result.reason), ("folder", str(result.folder or "-"))]
+
+
+def _average(result: RunResult) -> list[tuple[str, str]]:
+    """The scores of the average of the model, where there is one."""
+    if result.ema_loss is None:
+        return []
+    parts = [] if result.ema_accuracy is None else [f"accuracy {percent(result.ema_accuracy)}"]
+    parts.append(f"loss {number(result.ema_loss)}")
+    others = result.metrics or {}
+    parts += [f"{n.removeprefix('ema_')} {number(v)}" for n, v in others.items() if n.startswith("ema_")]
+    return [("of the average", ", ".join(parts))]
 
 
 def _missing(tally: Tally) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from varangian.server.record import RoundRecord
+    from varangian.server.record import RoundRecord, Scores
 
 
 @dataclass
@@ -18,10 +18,8 @@ class Tally:
 
     rounds: int = 0
     skipped: int = 0
-    loss: float | None = None
-    accuracy: float | None = None
-    ema_accuracy: float | None = None
-    """Of the average of the model, where there is one."""
+    scores: Scores | None = None
+    """Of the last evaluation."""
     shares: dict[str, float] = field(default_factory=dict)
     """Sum over rounds of each worker's share of the absolute weights."""
     weighed: int = 0
@@ -41,9 +39,8 @@ class Tally:
         self.last = time.monotonic()
         self.first = self.first or self.last
         self.skipped += record.skipped is not None
-        if record.accuracy is not None:
-            self.loss, self.accuracy = record.loss, record.accuracy
-            self.ema_accuracy = record.ema_accuracy
+        if record.loss is not None:
+            self.scores = record.scores
         total = sum(map(abs, record.weights.values())) if record.weights else 0.0
         if record.weights and total > 0:
             self.weighed += 1
