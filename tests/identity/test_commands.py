@@ -267,14 +267,14 @@ def worker(varangian, address, *options):
     return varangian("worker", "--server", address, *options, *settings)
 
 
-def test_a_worker_that_cannot_connect_says_why_at_once(varangian, bundles, monkeypatch):
+def test_a_worker_that_cannot_connect_says_why_at_once(varangian, bundles, monkeypatch, caplog):
     monkeypatch.setenv("VARANGIAN_SECRET", "x" * 32)
     ours = ("--certs", str(bundles / "ours"))
     with answering(Security(bundles / "theirs").credentials()) as address:
-        code, said = worker(varangian, address, "--name", "w00", *ours)
-        assert (code, "bundles of the same authority?" in said) == (1, True)
-        code, said = worker(varangian, address, "--name", "w00")
-        assert (code, "Add --certs DIR" in said) == (1, True)
+        assert worker(varangian, address, "--name", "w00", *ours)[0] == 1
+        assert "bundles of the same authority?" in caplog.text
+        assert worker(varangian, address, "--name", "w00")[0] == 1
+        assert "Add --certs DIR" in caplog.text
     code, said = worker(varangian, "127.0.0.1:1", "--name", "w02", *ours)
     assert (code, "or a directory w02 that does. Found neither" in said) == (1, True)
     code, said = worker(varangian, "127.0.0.1:1", "--name", "w01", "--certs", str(bundles / "ours/w00"))
@@ -306,6 +306,7 @@ def test_a_doctor_finds_nothing_wrong(varangian, bundles):
         "clock",
         "certificate",
         "expiry",
+        "revocation",
         "key",
         "address",
         "server",
@@ -333,6 +334,32 @@ def test_a_doctor_says_what_to_do(varangian, bundles, copied):
     assert "bundles of the same authority?" in said
     for server in ("nowhere", "no-such-host.invalid:1"):
         assert doctor(varangian, "--server", server)[1]["address"] == "FAIL"
+
+
+def test_a_doctor_finds_a_revoked_certificate_whose_list_lies_beside_it(made, tmp_path):
+    made("certs", "issue", "ca", "--server", "localhost")
+    made("certs", "issue", "ca", "alice", "bob")
+    made("certs", "revoke", "ca", "alice")
+    code, found, said = doctor(made, "--certs", "ca/alice")
+    assert (code, found["revocation"]) == (1, "FAIL")
+    assert "varangian certs issue DIR alice --force" in said
+    assert doctor(made, "--certs", "ca/bob")[1]["revocation"] == "PASSED"
+    made("certs", "issue", "ca", "alice", "--force")
+    assert doctor(made, "--certs", "ca/alice")[1]["revocation"] == "PASSED"
+    made("certs", "revoke", "ca", "server")
+    assert doctor(made, "--certs", "ca/server")[1]["revocation"] == "FAIL"
+    (tmp_path / "ca/bob/revoked").write_text("hello")
+    assert doctor(made, "--certs", "ca/bob")[1]["revocation"] == "FAIL"
+
+
+def test_workers_have_names_of_their_own(made, tmp_path):
+    settings = ("workers=[carol, alice, bob]", "byzantine.count=1", "f=1", "aggregator=median")
+    assert made("certs", "issue", "ca", "--claim", "honest", *settings)[0] == 0
+    assert made("certs", "issue", "ca", "--claim", "byzantine", *settings)[0] == 0
+    assert Bundle.load(tmp_path / "ca/carol").name == "carol"
+    assert {path.name for path in (tmp_path / "ca").iterdir()} == {"authority", "alice", "bob", "carol"}
+    code, said = made("worker", "--server", "127.0.0.1:1", "--name", "dave", "--certs", "ca", *settings)
+    assert (code, "there is no such worker. Found 'dave'" in said) == (2, True)
 
 
 def test_a_certificate_that_ends_soon_is_a_finding(made):

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from varangian.backends.result import RunError
 from varangian.config import RunConfig
+from varangian.config.build import worker_names
 from varangian.protos.address import EVERYWHERE, loopback
 from varangian.protos.bundle import Role
 from varangian.server.authority import SERVER, Authority
@@ -18,7 +19,6 @@ from varangian.server.listen import everywhere
 from varangian.server.roster import Roster
 from varangian.server.tls import Security
 from varangian.server.x509 import MissingExtra
-from varangian.worker.names import names
 from varangian.worker.tls import Proof, bundle_of
 
 DAYS = 365.0
@@ -42,7 +42,7 @@ def identities(config: RunConfig) -> Generator[Identities]:
     Raises:
         RunError: certificates are needed and cannot be made.
     """
-    workers = names(config.workers)
+    workers = worker_names(config)
     if not encrypted(config):
         roster = Roster(workers, secrets.token_bytes(32))
         yield Identities(roster, {name: roster.token(name) for name in workers}, None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from varangian.config import RunConfig
+from varangian.config.build import worker_names
 from varangian.paths import user_path
 from varangian.protos.codec import Dtype
 from varangian.server.deltas import Deltas
 from varangian.server.latest import LatestPlan
 from varangian.server.merge import AsTheyAre, LatestOfAll, Merge, Weighed
 from varangian.server.policies import Asap, Async, FedAvg, FedLaAvg
-from varangian.worker.names import names
 
 
 def merge(config: RunConfig, d: int, warn: Callable[[str], None]) -> Merge:
@@ -24,10 +24,10 @@ def merge(config: RunConfig, d: int, warn: Callable[[str], None]) -> Merge:
     """
     way = config.participation
     if isinstance(way, FedLaAvg) and way.form == "delta":
-        return Deltas(names(config.workers), d)
+        return Deltas(worker_names(config), d)
     if isinstance(way, FedLaAvg):
         return LatestOfAll.of(
-            names(config.workers),
+            worker_names(config),
             d,
             way.answers(config.workers, config.f),
             store=way.store,

@@ -24,7 +24,7 @@ from varangian.cli.progress import Progress, progress
 from varangian.cli.run import exit_code, with_shortcuts
 from varangian.cli.security import Choice, check, check_address, choice
 from varangian.config import RunConfig, load
-from varangian.config.build import byzantine_names, honest_names, task
+from varangian.config.build import byzantine_names, honest_names, task, worker_names
 from varangian.protos.address import EVERYWHERE, AddressError, parse
 from varangian.protos.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.registry import ConfigError, Problem, suggestion
@@ -32,7 +32,6 @@ from varangian.server.roster import SECRET_BYTES, Roster, make_token
 from varangian.server.tls import Security
 from varangian.worker.ending import SIGNALLED
 from varangian.worker.host import host
-from varangian.worker.names import names
 from varangian.worker.tls import Proof, bundle_of
 
 SECRET = "VARANGIAN_SECRET"
@@ -181,7 +180,7 @@ def _chosen(args: argparse.Namespace, config: RunConfig, certs: Path | None) -> 
     if args.claim is not None:
         kind = honest_names(config) if args.claim == "honest" else byzantine_names(config)
         return _shuffled(kind if certs is None else _held(kind, certs))
-    known = names(config.workers)
+    known = worker_names(config)
     named = args.name or [_certified(certs)]
     unknown = [name for name in named if name not in known]
     if unknown:

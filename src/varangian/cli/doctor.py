@@ -19,14 +19,18 @@ from varangian.cli.health import bundle_for, status, why
 from varangian.cli.main import FAILED, OK
 from varangian.cli.security import choice
 from varangian.protos.address import AddressError, loopback, parse
-from varangian.protos.bundle import KEY, Bundle, BundleError
+from varangian.protos.bundle import KEY, REVOKED, Bundle, BundleError
 from varangian.protos.dial import PROXY, ignored, proxy
 from varangian.protos.seal import missing
+from varangian.server.authority import HOME, SERVER
+from varangian.server.revoked import fingerprint, fingerprints
 
 PACKAGES = ("torch", "grpcio", "protobuf")
 SOON = 3.0
 """Days before the end from which a certificate should be renewed."""
 DAY = 86400.0
+LISTS = (REVOKED, f"../{SERVER}/{REVOKED}", f"../{HOME}/{REVOKED}")
+"""Where lists of revoked certificates lie, seen from a bundle."""
 MEANWHILE = "Payloads will travel over gRPC, which is slower."
 
 
@@ -100,7 +104,25 @@ def _secrecy(bundle: Bundle) -> Finding:
     return Finding("key", True, f"readable by its owner only, mode {mode:o}")
 
 
-CERTIFICATE: tuple[Callable[[Bundle], Finding], ...] = (_identity, _expiry, _secrecy)
+def _standing(bundle: Bundle) -> Finding:
+    """Whether a list of revoked certificates that lies here has this one on it."""
+    mark, read = fingerprint(bundle.certificate), list[str]()
+    for path in dict.fromkeys(bundle.path / place for place in LISTS):
+        try:
+            listed = mark in fingerprints(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            return Finding("revocation", False, f"{path} should be a list of revoked certificates: {error}")
+        if listed:
+            fix = f"Issue it again: varangian certs issue DIR {bundle.name} --force."
+            return Finding("revocation", False, f"{path} says that this certificate is revoked. {fix}")
+        read.append(str(path))
+    found = f"not on {' or '.join(read)}" if read else "no list of revoked certificates lies here"
+    return Finding("revocation", True, found)
+
+
+CERTIFICATE: tuple[Callable[[Bundle], Finding], ...] = (_identity, _expiry, _standing, _secrecy)
 
 
 def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Finding]:

@@ -24,14 +24,19 @@ from varangian.worker.task import Task
 from varangian.worker.timetable import Timetable
 
 
+def worker_names(config: RunConfig) -> tuple[str, ...]:
+    """What the workers of a run are called, sorted: everybody else asks here."""
+    return names(config.workers) if config.names is None else tuple(config.names)
+
+
 def honest_names(config: RunConfig) -> tuple[str, ...]:
     """The workers that do as they should: the first ones."""
-    return names(config.workers)[: config.workers - config.byzantine.count]
+    return worker_names(config)[: config.workers - config.byzantine.count]
 
 
 def byzantine_names(config: RunConfig) -> tuple[str, ...]:
     """The workers that attack: the last ones."""
-    return names(config.workers)[config.workers - config.byzantine.count :]
+    return worker_names(config)[config.workers - config.byzantine.count :]
 
 
 def task(config: RunConfig) -> Task:
@@ -39,7 +44,7 @@ def task(config: RunConfig) -> Task:
     attack, way = config.byzantine.attack, config.participation
     return Task(
         seed=config.seed,
-        workers=names(config.workers),
+        workers=worker_names(config),
         model=config.model,
         data=config.data,
         partition=config.partition,
@@ -65,7 +70,7 @@ def task(config: RunConfig) -> Task:
 def timetable(config: RunConfig) -> Timetable:
     """Who takes part in which round, and how late."""
     return Timetable(
-        names=names(config.workers),
+        names=worker_names(config),
         seed=config.seed,
         availability=config.availability,
         delays=config.delays,
@@ -75,7 +80,7 @@ def timetable(config: RunConfig) -> Timetable:
 def policy(config: RunConfig) -> RoundPolicy:
     """When a round closes."""
     return RoundPolicy(
-        workers=names(config.workers),
+        workers=worker_names(config),
         rounds=config.rounds,
         quorum=config.quorum,
         deadline=config.server.deadline,
@@ -87,7 +92,7 @@ def policy(config: RunConfig) -> RoundPolicy:
 
 def condition(config: RunConfig) -> Condition:
     """What the rule asks of the rows that it is given at the end of a round."""
-    workers, way, aggregator = names(config.workers), config.participation, config.aggregator
+    workers, way, aggregator = worker_names(config), config.participation, config.aggregator
 
     def requires(pushed: Collection[str], faulty: Collection[str]) -> str | None:
         match way:

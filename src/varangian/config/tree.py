@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from varangian.aggregators import MIXINGS, RULES, Aggregator
 from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.config.group import Group, many_of, of_fields, of_registry
+from varangian.config.names import named_workers
 from varangian.config.problems import sections
 from varangian.config.schema import DIALECT, JsonSchema, named
 from varangian.config.spelling import groups as together
@@ -183,12 +185,25 @@ class Evaluation(Section):
     """In rounds; the last round is always evaluated."""
 
 
+MOST = 10_000
+"""Workers of a run."""
+NUMBER_OR_NAMES: JsonSchema = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1, "maximum": MOST},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
+    ]
+}
+
+
 class RunConfig(Section):
     """Everything that a run depends on."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
     """Every random stream of the run comes from it."""
-    workers: Annotated[int, Field(ge=1, le=10_000)] = 15
+    workers: Annotated[int, Field(ge=1, le=MOST), WithJsonSchema(NUMBER_OR_NAMES)] = 15
+    """How many workers take part; or a list of what they are called, as [alice, bob]."""
+    names: list[str] | None = None
+    """What the workers are called, sorted; null is w00, w01 and so on. A list in `workers` sets both."""
     f: Annotated[int, Field(ge=0)] = 3
     """How many workers may be Byzantine; every rule and mixing is told, unless given its own."""
     rounds: Annotated[int, Field(ge=1)] = 200
@@ -224,6 +239,12 @@ class RunConfig(Section):
     evaluate: Evaluation = Evaluation()
     ema: Annotated[Ema | None, of_fields(Ema, "an average of the model")] = None
     """An average of the model over rounds, at the server; it is evaluated and saved beside the model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """Take a list of names in the place of a number."""
+        return named_workers(value, MOST) if isinstance(value, Mapping) else value
 
     @property
     def quorum(self) -> int:

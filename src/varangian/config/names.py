@@ -1,0 +1,51 @@
+"""Workers by name: `workers: [alice, bob]` in the place of their number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from varangian.registry import ConfigError, Problem
+from varangian.server.roster import NAME
+
+RULE = "should be letters, digits, '.', '_' and '-', at most 63, the first a letter or a digit"
+
+
+def named_workers(settings: Mapping[str, Any], most: int) -> Mapping[str, Any]:
+    """The settings with a number in `workers`, and sorted names where there are any.
+
+    Args:
+        settings: of a run, as they were written.
+        most: how many workers there may be.
+
+    Raises:
+        ConfigError: they cannot be called so.
+    """
+    given: Any = settings.get("workers")
+    path = "workers" if isinstance(given, list) else "names"
+    names: Any = settings.get(path)
+    if not isinstance(names, list):
+        return settings
+    if problems := [*_problems(names, path, most), *_differing(given, names)]:
+        raise ConfigError(problems)
+    return {**settings, "workers": len(names), "names": sorted(names)}
+
+
+def _problems(names: list[Any], path: str, most: int) -> list[Problem]:
+    if not 1 <= len(names) <= most:
+        return [Problem(path, f"should be 1 to {most} names", len(names))]
+    if wrong := [name for name in names if not (isinstance(name, str) and NAME.fullmatch(name))]:
+        hint = "" if isinstance(wrong[0], str) else f"Quote it: '{wrong[0]}'."
+        return [Problem(path, RULE, wrong[0], hint)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        return [Problem(path, "should have each name once", twice[0])]
+    return []
+
+
+def _differing(given: Any, names: list[Any]) -> list[Problem]:
+    """When the number of workers was changed and their names were not."""
+    if not isinstance(given, int) or given == len(names):
+        return []
+    rule = f"should be as many as `workers` says, {given}"
+    return [Problem("names", rule, len(names), "Give `workers` a list of names, or set names=null.")]
