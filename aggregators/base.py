@@ -255,7 +255,7 @@ def check_f(f: int) -> None:
 
 def is_count(value: object) -> bool:
     """A whole number of things, 0 among them."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 def check_count(name: str, value: int) -> None:
