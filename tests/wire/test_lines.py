@@ -2,7 +2,7 @@
 
 A kilobyte a second and a worker that bears 60 s of silence, both `FASTER` times as fast. At the server
 silence may last a second and more, not a half: the machine pauses, too. What is sent ahead and the smallest
-message stay as they are. `benchmarks/slow_line.py` takes the real time: there each transfer lasts over a minute.
+message stay as they are. `benchmarks/slow_line.py` takes the real time: each transfer lasts over a minute.
 """
 
 import pytest
