@@ -65,7 +65,7 @@ def configured(args, settings):
     """A driver, as `varangian server` would make it."""
     config = load(None, [f"workers={args.workers}", f"f={args.f}", f"rounds={args.rounds}", *settings])
     learner = build.learner(config, torch.zeros(args.numel))
-    more = {"merge": parts.merge(config, args.numel), "seats": parts.seats(config)}
+    more = {"merge": parts.merge(config, args.numel, logging.warning), "seats": parts.seats(config)}
     return Driver(build.machine(config), learner, rows=parts.rows(config), **more, **OBSERVED)
 
 
