@@ -151,6 +151,7 @@ def test_a_port_in_use_is_one_clear_error(carried_out, capsys, tmp_path, setting
         assert main(["run", *SMALL, f"{setting}={port}", f"output={tmp_path}"]) == 1
     assert f"varangian: The server should have 127.0.0.1:{port} for itself" in capsys.readouterr().err
     assert no_child_is_left()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [], "no run began"
 
 
 def killing(worker, at):

@@ -56,7 +56,9 @@ def made_once(path: Path, name: str, make: Callable[[], Rows]) -> Rows:
         found = mapped(path)
         if found is not None:
             return found
-        save(path, make())
+        for left in path.parent.glob(f"{name}-*.tmp"):  # by a process that was killed: we hold the lock
+            left.unlink(missing_ok=True)
+        save(path, name, make())
         for old in path.parent.glob(f"{name}-*.npy"):
             if old != path:
                 old.unlink(missing_ok=True)
@@ -74,9 +76,11 @@ def locked(path: Path) -> Generator[None]:
         yield
 
 
-def save(path: Path, rows: Rows) -> None:
+def save(path: Path, name: str, rows: Rows) -> None:
     """Whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f"{name}-", suffix=".tmp", delete=False
+    ) as file:
         try:
             np.save(file, rows)
             file.close()

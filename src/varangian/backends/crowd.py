@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType, TracebackType
 
 from varangian.backends.child import Post, child
+from varangian.backends.scratch import hold_sockets
 from varangian.config import RunConfig
 from varangian.config.build import byzantine_names, honest_names
 
@@ -59,6 +60,7 @@ class Crowd:
 
     def __enter__(self) -> Crowd:
         if isinstance(_context(), ForkServerContext):
+            hold_sockets()
             with _without_main():
                 forkserver.ensure_running()  # it imports torch while this process loads the data
         return self

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from varangian.backends.result import RunError
+from varangian.backends.scratch import scratch
 from varangian.config import RunConfig
 from varangian.config.build import worker_names
 from varangian.protos.address import EVERYWHERE, loopback
@@ -47,7 +48,7 @@ def identities(config: RunConfig) -> Generator[Identities]:
         roster = Roster(workers, secrets.token_bytes(32))
         yield Identities(roster, {name: roster.token(name) for name in workers}, None)
         return
-    with TemporaryDirectory(prefix="varangian-certificates-") as path:
+    with TemporaryDirectory(dir=scratch()) as path:
         security = _security(Path(path), config.server.host, workers)
         roster = Roster(workers, None, doorman=security.doorman)
         proofs = {name: bundle_of(Path(path), name) for name in workers}

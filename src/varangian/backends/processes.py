@@ -19,6 +19,7 @@ from varangian.backends.log import logged_to
 from varangian.backends.result import RunError, RunResult
 from varangian.backends.session import Session
 from varangian.config import RunConfig
+from varangian.paths import user_path
 from varangian.server.choices import Neighbourhoods
 from varangian.server.graphs.turns import cycle
 from varangian.server.invitations import ParticipationPolicy
@@ -91,7 +92,7 @@ async def served(
             stop=session.stop.event,
             security=security,
             dtype=session.config.wire.dtype,
-            heartbeat=None if heartbeat is None else Path(heartbeat),
+            heartbeat=None if heartbeat is None else user_path(heartbeat),
             returns=returns,
             common=session.crew.common,
             classes=session.crew.dataset.classes,

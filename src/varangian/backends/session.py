@@ -153,6 +153,8 @@ class Session:
             if self.rounds and not self.saved:
                 path = self.folder.save(self._models())
                 self.note(f"the parameters after {self.rounds} rounds are in {path}")
+        except RunError as error:  # beside the one that ended the run
+            self.note(f"warning: {error}")
         finally:
             self.folder.close()
             self.merge.close()
