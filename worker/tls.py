@@ -19,6 +19,7 @@ from varangian.protos.bundle import CERTIFICATE, X509_EXPIRED, X509_NOT_YET, Bun
 
 PATIENCE = 3.0
 """Seconds for each step of a diagnosis."""
+BEHIND = "Is the server running, behind what forwards its port?"
 X509_OTHER_NAME = frozenset({62, 64})
 """Host name and address."""
 
@@ -84,6 +85,8 @@ def _shaken(line: socket.socket, host: str, server: str, bundle: Bundle | None) 
     except ssl.SSLCertVerificationError as error:
         assert bundle is not None
         return Diagnosis(_of_server(error, host, server, bundle), final=True)
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
+        return Diagnosis(f"{server} takes connections and ends them without a word. {BEHIND}")
     except ssl.SSLError:
         return _plain(server, bundle)
 

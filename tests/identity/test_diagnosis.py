@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import struct
+import threading
 
 import pytest
 
@@ -110,6 +112,28 @@ def test_a_server_that_says_nothing(bundles):
         found = diagnosis(f"127.0.0.1:{silent.getsockname()[1]}", bundle(bundles, "ours/w00"), 0.05)
     assert "cannot be reached" in found.sentence
     assert not found.final
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_forwarded_port_with_no_server_behind_it_may_pass(bundles, reset, tls):
+    """As a published port of a container that is being restarted: whoever connects is hung up on."""
+    with socket.create_server(("127.0.0.1", 0)) as forwarder:
+
+        def hang_up():
+            line, _ = forwarder.accept()
+            line.recv(1 << 16)
+            if reset:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            line.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        address = f"127.0.0.1:{forwarder.getsockname()[1]}"
+        found = diagnosis(address, bundle(bundles, "ours/w00") if tls else None)
+        thread.join()
+    assert not found.final
+    assert found.sentence
 
 
 def test_a_name_that_nobody_knows():
