@@ -5,7 +5,7 @@ Only parameters that train are in the vector, in the order of `named_parameters`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,12 @@ def load(module: nn.Module, flat: Tensor) -> None:
     Copies: parameters that were views into `flat` would be aligned differently from model to model, and
     vectorised code may then sum in another order.
     """
-    parameters = [p for _, p in trainable(module)]
+    filled([p for _, p in trainable(module)], flat)
+
+
+@torch.no_grad()
+def filled(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
+    """The same for the parameters of a model that are known already: to list them takes a while."""
     sizes = [p.numel() for p in parameters]
     if flat.shape != (sum(sizes),):
         raise ValueError(f"The model takes a vector of {sum(sizes)} numbers. Found {list(flat.shape)}.")

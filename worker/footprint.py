@@ -25,6 +25,11 @@ class Footprint(TorchDispatchMode):
         self._now = 0
         self._alive = {tensor.untyped_storage()._cdata for tensor in known}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """For torch: yes would import its compiler, which takes seconds, and nothing is compiled here."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

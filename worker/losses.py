@@ -116,7 +116,7 @@ class Custom:
 
 def name_of(loss: Loss) -> str:
     """As a user would write it."""
-    return named(loss, next(iter(LOSSES.spec(loss)))) if type(loss) in registered() else type(loss).__name__
+    return named(loss, LOSSES.name(loss)) if type(loss) in registered() else type(loss).__name__
 
 
 def registered() -> set[type[Any]]:

@@ -5,6 +5,7 @@ Every process computes the whole partition for itself and takes its own share.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -189,8 +190,14 @@ def batch_indices(shard: Tensor, batch_size: int, seed: int, worker: str, round:
     """
     size = min(batch_size, len(shard))
     epoch, batch = divmod(round, len(shard) // size)
-    order = torch.randperm(len(shard), generator=generator(seed, "batch", worker, epoch))
+    order = _permutation(len(shard), seed, worker, epoch)
     return shard[order[batch * size : (batch + 1) * size]]
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(size: int, seed: int, worker: str, epoch: int) -> Tensor:
+    """The order of an epoch, which is that of many rounds; must not be written to."""
+    return torch.randperm(size, generator=generator(seed, "batch", worker, epoch))
 
 
 def ascending(shards: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:

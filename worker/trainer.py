@@ -21,7 +21,7 @@ from varangian.worker.custom import InputError, guarded, named
 from varangian.worker.data import Dataset
 from varangian.worker.data.base import listed
 from varangian.worker.data.samples import count, mapped, shapes
-from varangian.worker.flat import ModelError, check_model, joined, layout_of, load, trainable
+from varangian.worker.flat import ModelError, check_model, filled, joined, layout_of, load, trainable
 from varangian.worker.footprint import Footprint
 from varangian.worker.losses import CrossEntropy, Loss, LossError, by_place
 from varangian.worker.losses import name_of as name_of_loss
@@ -78,6 +78,7 @@ class Trainer:
         module = built(model, dataset, seed)
         with guarded(f"{self._name}: moving it to {device}", "Choose another `worker.device`."):
             self._module = module.to(device)
+        self._weights = [p for _, p in trainable(self._module)]
         try:
             self.layout: Layout = layout_of(self._module)
         except LayoutError as error:
@@ -116,19 +117,19 @@ class Trainer:
         Raises:
             InputError: when the model or the loss fails for this batch.
         """
-        load(self._module, parameters)
-        self._module.train()
+        filled(self._weights, parameters)
+        if not self._module.training:
+            self._module.train()
         with globally_seeded(self._seed, *purpose, device=self._device):
             return joined(self._slopes(x, y))
 
     def _slopes(self, x: Any, y: Any) -> list[Tensor]:
         """The gradient of each parameter: dense, and 0 where it is not used."""
-        weights = [p for _, p in trainable(self._module)]
         advice = "See that the loss is computed from the parameters, by operations that torch can derive."
         with torch.enable_grad():
             loss = self._loss(self._outputs(x), y)
             with guarded(f"{self._name}: the gradient of `loss` {name_of_loss(self._goal.loss)}", advice):
-                found = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+                found = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
         return [slope.to_dense() if slope.is_sparse else slope for slope in found]
 
     def _outputs(self, x: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -162,8 +163,8 @@ class Registry(Generic[T]):
         cls, preset = self._entries[name]
         return fields_of(cls, preset)
 
-    def spec(self, built: object) -> dict[str, dict[str, Any]]:
-        """The `{name: {field: value}}` that builds an equal object.
+    def name(self, built: object) -> str:
+        """The name that says most about an object.
 
         Raises:
             KeyError: no name stands for an object of this class.
@@ -175,7 +176,15 @@ class Registry(Generic[T]):
         ]
         if not names:
             raise KeyError(f"{built!r} is not a registered {self.kind}")
-        _, name = max(names, key=lambda entry: entry[0])
+        return max(names, key=lambda entry: entry[0])[1]
+
+    def spec(self, built: object) -> dict[str, dict[str, Any]]:
+        """The `{name: {field: value}}` that builds an equal object.
+
+        Raises:
+            KeyError: no name stands for an object of this class.
+        """
+        name = self.name(built)
         return {
             name: {field.name: field.written(getattr(built, field.name)) for field in self.fields(name)}
         }
@@ -221,7 +230,7 @@ class Registry(Generic[T]):
 
 def fields_of(cls: type[Any], preset: Mapping[str, Any] | None = None) -> tuple[Field, ...]:
     """The fields of a dataclass that its constructor takes."""
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
 
     def default(field: dataclasses.Field[Any]) -> Any:
         if preset and field.name in preset:
@@ -229,6 +238,11 @@ def fields_of(cls: type[Any], preset: Mapping[str, Any] | None = None) -> tuple[
         return field.default_factory() if callable(field.default_factory) else field.default
 
     return tuple(Field(f.name, hints[f.name], default(f)) for f in dataclasses.fields(cls) if f.init)
+
+
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def plain(value: Any) -> Any:

@@ -50,6 +50,26 @@ print("heavy:", [name for name in heavy if name in sys.modules])
     assert fresh_python(code).rstrip().endswith("heavy: []")
 
 
+def test_a_run_imports_no_more_of_its_libraries_than_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing is cached: the digits are read
+    code = f"""
+import sys
+from varangian.__main__ import main
+small = ["workers=3", "f=0", "aggregator=nnm+median", "rounds=2", "output={tmp_path}", "--format", "plain"]
+assert main(["run", "backend=simulate", *small]) == 0
+heavy = "torch._dynamo", "sympy", "sklearn", "scipy", "matplotlib", "rich", "cryptography"
+print("heavy:", [name for name in heavy if name in sys.modules])
+"""
+    assert fresh_python(code).rstrip().endswith("heavy: []")
+
+
+def test_certificates_need_no_mathematics():
+    code = (
+        "import sys, varangian.cli.certs\nprint({'torch', 'numpy', 'pydantic', 'yaml'} & set(sys.modules))"
+    )
+    assert fresh_python(code).strip() == "set()"
+
+
 def test_a_child_process_imports_no_configuration():
     code = "import sys, varangian.backends.child\nprint({'pydantic', 'rich', 'yaml'} & set(sys.modules))"
     assert fresh_python(code).strip() == "set()"

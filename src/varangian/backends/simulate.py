@@ -25,6 +25,7 @@ from varangian.backends.travel import PATIENCE, answers, decline, hand_over, sta
 from varangian.backends.virtual import VirtualTime
 from varangian.config import RunConfig
 from varangian.server.driver import Driver, Snapshot
+from varangian.server.events import Phase
 from varangian.server.latest import NoRoom
 from varangian.server.record import Observe
 from varangian.worker.outcomes import Declined
@@ -96,6 +97,14 @@ class _Workers:
                 free = [worker for worker in self._served if worker not in busy]
             await self._pull(snapshot, free)
             free = await self._happen(round)
+            while self._unchanged(round, free):
+                free = await self._happen(round)
+
+    def _unchanged(self, round: int, free: Iterable[str]) -> bool:
+        """Whether the round is still open, and nobody has become free who could begin it."""
+        state = self._session.machine.state
+        opened = state.round == round and state.phase is Phase.OPEN
+        return opened and all(self._served[worker] == round for worker in free)
 
     async def _pull(self, snapshot: Snapshot, free: Iterable[str]) -> None:
         """Those who are free and take part in the round begin it.

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from varangian.cli.main import OK, CommandError
-from varangian.config import load
-from varangian.config.build import byzantine_names, honest_names
 from varangian.protos.address import AddressError, certified
 from varangian.protos.bundle import KEY, Bundle, BundleError, Role
 from varangian.server.authority import HOME, SERVER, Authority, AuthorityError, Issued, remaining
@@ -115,6 +113,10 @@ def _hosts(names: Iterable[str]) -> Iterator[str]:
 
 
 def _configured(kind: str, settings: list[str]) -> tuple[str, ...]:
+    # The names are all that is wanted from the configuration, which takes torch to read.
+    from varangian.config import load
+    from varangian.config.build import byzantine_names, honest_names
+
     config = load(None, settings, os.environ, whole=False)
     return honest_names(config) if kind == "honest" else byzantine_names(config)
 
