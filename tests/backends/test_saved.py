@@ -30,18 +30,24 @@ class Tied(nn.Module):
 
 def build(features, classes):
     return Tied(features[0], classes)
+
+def lazy(features, classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.LazyLinear(classes))
 """
 
 
-@pytest.fixture
-def run(carried_out, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def mine(tmp_path, monkeypatch):
     (tmp_path / "tied_model.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    result, _, _ = carried_out(
-        "model={custom: {target: 'tied_model:build'}}", "ema.reference_batch=8", "server.threads=1"
-    )
-    yield result
+    yield
     sys.modules.pop("tied_model", None)
+
+
+@pytest.fixture
+def run(carried_out):
+    result, _, _ = carried_out("model={custom: {target: 'tied_model:build'}}", "ema.reference_batch=8")
+    return result
 
 
 def test_the_state_fits_the_users_own_module(run):
@@ -63,6 +69,28 @@ def test_the_model_comes_back_with_its_names_tied(run):
     average = varangian.load(run.folder, ema=True)
     assert not torch.equal(average.out.weight, model.out.weight)
     assert torch.equal(average.frozen.weight, model.frozen.weight)
+
+
+def test_lazy_layers_come_back(carried_out):
+    result, _, _ = carried_out("model={custom: {target: 'tied_model:lazy'}}")
+    state = varangian.load(result.folder, state=True)
+    model = varangian.load(result.folder)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_run_that_ends_on_an_error_saves_its_parameters(small, tmp_path):
+    notes = []
+
+    def observe(record):
+        if record.round == 2:
+            raise RuntimeError("a bug of the caller")
+
+    with pytest.raises(RuntimeError, match="a bug of the caller"):
+        varangian.run(small(), observe=observe, note=notes.append)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert notes[-1] == f"the parameters after 3 rounds are in {folder}"
+    assert isinstance(varangian.load(folder), nn.Module)
+    assert not (folder / "result.json").exists()
 
 
 def test_what_is_not_there_is_said(run, tmp_path):
