@@ -230,7 +230,7 @@ class Registry(Generic[T]):
 
 def fields_of(cls: type[Any], preset: Mapping[str, Any] | None = None) -> tuple[Field, ...]:
     """The fields of a dataclass that its constructor takes."""
-    hints = _hints(cls)
+    hints: dict[str, Any] = _hints(typing.cast("typing.Hashable", cls))
 
     def default(field: dataclasses.Field[Any]) -> Any:
         if preset and field.name in preset:
@@ -241,7 +241,7 @@ def fields_of(cls: type[Any], preset: Mapping[str, Any] | None = None) -> tuple[
 
 
 @functools.cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
