@@ -1,0 +1,34 @@
+"""The examples work as their first lines say."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+from varangian.backends import run
+from varangian.config import load
+
+BRIEF = ["backend=simulate", "rounds=2", "evaluate.every=1", "worker.batch_size=8"]
+
+
+@pytest.mark.parametrize(
+    ("example", "metrics", "settings"),
+    [
+        ("text", ["accuracy", "perplexity"], ["data.custom.options={train: 40, test: 8}"]),
+        ("regression", ["median_error"], []),
+    ],
+)
+def test_an_example_runs_and_reports_its_metrics(tmp_path, monkeypatch, example, metrics, settings):
+    monkeypatch.chdir(Path(__file__).parents[1] / "examples" / example)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    records = []
+    config = load("run.yaml", [*BRIEF, f"output={tmp_path}", *settings])
+    result = run(config, observe=records.append, note=lambda text: None)
+    assert result.outcome == "finished"
+    found = {"accuracy": result.accuracy} if result.accuracy is not None else {}
+    assert [*(found | (result.metrics or {}))] == metrics
+    assert records[-1].loss == result.loss
+    (table,) = tmp_path.glob("*/metrics.csv")
+    with table.open() as lines:
+        assert {*metrics, "loss"} <= {*next(csv.reader(lines))}
