@@ -22,7 +22,7 @@ test_ready := $(VENV)/.test-ready
 dev_ready := $(VENV)/.dev-ready
 kernels := setup.py $(wildcard aggregators/kernels/*.[ch])
 
-.PHONY: help demo test test-all test-oldest dev lint format types contracts check proto proto-check build wheelhouse compose-demo clean
+.PHONY: help demo test test-all test-isa test-oldest dev lint format types contracts check proto proto-check build wheelhouse compose-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -35,6 +35,9 @@ test: $(test_ready) ## the tests: of large products of parameters a sample in wh
 
 test-all: $(dev_ready) ## the whole test suite: every combination, and property tests with all their examples
 	$(bin)/pytest $(share) --all
+
+test-isa: $(dev_ready) ## the numerical tests under each instruction set that this processor has
+	PYTHON=$(bin)/python .ci/isa
 
 test-oldest: $(VENV)/bin/python ## the test suite with the oldest dependencies that pyproject.toml allows
 	$(PYTHON) -m venv --clear $(VENV)-oldest

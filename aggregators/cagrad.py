@@ -62,9 +62,9 @@ class CAGrad:
         inner = gram.inner.numpy()
         largest = inner.diagonal().max()
         game = Game(inner / (largest if largest > 0 else 1.0), self.c)
-        return torch.from_numpy(factor * (1 / len(gram) + self._step(game)))
+        return torch.from_numpy(factor * (1 / len(gram) + self._step(game, gram.basis.precision)))
 
-    def _step(self, game: Game) -> Array:
+    def _step(self, game: Game, precision: float) -> Array:
         """From the mean, as weights."""
         if game.radius == 0:
             return np.zeros_like(game.along)
@@ -73,7 +73,7 @@ class CAGrad:
         else:
             weights, rounding = conic.minimum(game.products, game.along, game.radius), conic.CANCELLED
         if game.cancels(weights, rounding):
-            (steps,) = to_dual_cone(game.products, game.along[None])
+            (steps,) = to_dual_cone(game.products, game.along[None], precision)
         else:
             steps = weights * (game.radius / game.length(weights))
         return cast("Array", steps)

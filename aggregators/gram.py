@@ -33,6 +33,8 @@ T = TypeVar("T")
 ROUNDING = 1e-14
 """Of a squared distance over the sum of the two squared distances to the centre: less is rounding, and the
 points coincide."""
+DOUBLE, SINGLE = 1e-14, 1e-7
+"""What inner products of float64 rows and of narrower ones are rounded to, of the lengths of both rows."""
 ORIGIN = -1
 """The place of zero in the basis."""
 REFERENCE = -2
@@ -49,6 +51,8 @@ class Basis:
 
     measure: Callable[[], Tensor]
     n: int
+    precision: float = DOUBLE
+    """What the inner products are rounded to, of the lengths of both vectors."""
 
     @property
     def measured(self) -> bool:
@@ -74,12 +78,12 @@ class Gram:
     def of(cls, rows: Rows, reference: Tensor | None = None, backend: Backend | None = None) -> Gram:
         """The rows themselves; they are measured once, the only O(n^2 d) work of a round."""
         measure = (backend or backend_for(rows)).gram
-        return cls.about(lambda: measure(rows, reference), len(rows))
+        return cls.about(lambda: measure(rows, reference), len(rows), precision_of(rows))
 
     @classmethod
-    def about(cls, measure: Callable[[], Tensor], n: int) -> Gram:
+    def about(cls, measure: Callable[[], Tensor], n: int, precision: float = DOUBLE) -> Gram:
         """The n rows of a basis, whose inner products `measure` returns."""
-        return cls(Basis(measure, n), torch.eye(n, n + 2, dtype=torch.float64))
+        return cls(Basis(measure, n, precision), torch.eye(n, n + 2, dtype=torch.float64))
 
     @classmethod
     def from_origin(cls, rows: Rows, reference: Tensor | None = None) -> Gram:
@@ -208,6 +212,11 @@ def _from_origin(rows: Rows, reference: Tensor | None) -> Tensor:
     if not bool(total.isfinite().all()):
         raise NotFinite
     return total.cpu()
+
+
+def precision_of(rows: Rows) -> float:
+    """What inner products of such rows are rounded to, of the lengths of both."""
+    return DOUBLE if rows.working_dtype == torch.float64 else SINGLE
 
 
 def shares(m: int, chosen: Sequence[int] | NDArray[np.intp]) -> Tensor:

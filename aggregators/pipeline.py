@@ -33,7 +33,7 @@ from varangian.aggregators.base import (
     spent,
     tolerance,
 )
-from varangian.aggregators.gram import Gram
+from varangian.aggregators.gram import Gram, precision_of
 from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for, unscreened
 from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.rows import Rows, RowsError, tensor_of
@@ -226,7 +226,7 @@ class _Survivors:
             return Gram.from_origin(self.rows, self.reference)
         measured, _ = self.early
         if measured is not None:
-            return Gram.about(measured, len(self.rows))
+            return Gram.about(measured, len(self.rows), precision_of(self.rows))
         return Gram.of(self.rows, self.reference, self.backend)
 
     def ready(self, how: Columnwise | Tensor) -> Tensor | None:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from varangian.aggregators.algebra import Array, cholesky, eigh, product, solve
 
 RANK = 1e-14
-"""Of the largest eigenvalue of a matrix of cosines: the least that is told from rounding."""
-DEFINITE = 1e-10
-"""Squared pivot of a matrix of cosines that rounding does not reach."""
+"""Of the largest eigenvalue of a matrix of cosines in float64: the least that is told from rounding."""
+DEFINITE = 1e4
+"""Squared pivot of a matrix of cosines, over that share, that rounding does not reach."""
 SLOPE = 1e-13
 """Cosine below which a point is perpendicular to what is left."""
 PATIENCE = 16
@@ -42,7 +42,7 @@ def nearest_to_origin(products: Array) -> Array:
     return weights
 
 
-def to_dual_cone(products: Array, along: Array) -> Array:
+def to_dual_cone(products: Array, along: Array, precision: float = RANK) -> Array:
     """Weights of the shortest steps after which vectors conflict with no point: (n, n), (k, n) -> (k, n).
 
     For a vector v with inner products `along` with the points X, v + X'u is its projection on the dual
@@ -54,20 +54,20 @@ def to_dual_cone(products: Array, along: Array) -> Array:
     if len(there) == 0:
         return steps
     kept = lengths[there]
-    cosines = positive(products[np.ix_(there, there)] / kept / kept[:, None])
+    cosines = positive(products[np.ix_(there, there)] / kept / kept[:, None], precision)
     for i, slope in enumerate(-along[:, there] / kept):
         steps[i, there] = nonnegative(cosines, slope) / kept
     return steps
 
 
-def positive(cosines: Array) -> Array:
+def positive(cosines: Array, rank: float = RANK) -> Array:
     """The nearest positive definite matrix: what rounding took below zero would have no minimum."""
     symmetric: Array = (cosines + cosines.T) / 2
     factor = cholesky(symmetric)
-    if factor is not None and factor.diagonal().min() ** 2 > DEFINITE:
+    if factor is not None and factor.diagonal().min() ** 2 > DEFINITE * rank:
         return symmetric
     values, vectors = eigh(symmetric)
-    return product(vectors * np.maximum(values, RANK * values[-1]), vectors.T)
+    return product(vectors * np.maximum(values, rank * values[-1]), vectors.T)
 
 
 def nonnegative(curvature: Array, slope: Array) -> Array:

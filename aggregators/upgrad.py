@@ -30,4 +30,5 @@ class UPGrad:
 
     def __call__(self, gram: Gram) -> Tensor:
         inner = gram.inner.numpy()
-        return torch.from_numpy(1 / len(gram) + to_dual_cone(inner, along=inner).mean(axis=0))
+        steps = to_dual_cone(inner, inner, gram.basis.precision)
+        return torch.from_numpy(1 / len(gram) + steps.mean(axis=0))

@@ -1,14 +1,22 @@
-"""The compiled kernels: where they are, which version of them this processor runs, how each is called."""
+"""The compiled kernels: where they are, which version of them runs, how each is called.
+
+The environment variable VARANGIAN_KERNELS chooses a version other than the best for this processor: "v1",
+"v3" (AVX2), "v4" (AVX-512), or "none" for plain torch. With it one machine gives another one's bits, and the
+tests try each version.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections.abc import Callable
 from ctypes import c_float, c_int64, c_void_p
 from functools import cache
 
 ABI = 3
+VARIABLE = "VARANGIAN_KERNELS"
+VERSIONS = {"": None, "none": 0, "v1": 1, "v3": 3, "v4": 4}
 
 VERBS: dict[str, tuple[type, ...]] = {
     "gram": (c_void_p, c_void_p, c_int64, c_int64, c_void_p),
@@ -28,9 +36,15 @@ VERBS: dict[str, tuple[type, ...]] = {
 """Arguments of each verb, as the C side declares them."""
 
 
+class KernelsRefused(RuntimeError):
+    """VARANGIAN_KERNELS asks for kernels that cannot run here."""
+
+
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they were not built."""
+    """The compiled kernels; None where they were not built or are not wanted."""
+    if _wanted() == 0:
+        return None
     found = importlib.util.find_spec("varangian.aggregators.kernels._native")
     if found is None or found.origin is None:
         return None
@@ -40,9 +54,27 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def level() -> int:
-    """Which of the compiled versions of every verb this processor can run: the last part of its name."""
+    """Which of the compiled versions of every verb runs: the last part of its name."""
     loaded = library()
-    return 0 if loaded is None else int(loaded.varangian_level())
+    if loaded is None:
+        return 0
+    best, wanted = int(loaded.varangian_level()), _wanted()
+    if wanted is None or wanted == best:
+        return best
+    if wanted > best or not hasattr(loaded, f"varangian_gram_v{wanted}"):
+        raise KernelsRefused(
+            f"VARANGIAN_KERNELS=v{wanted} cannot run here: the best version for this processor is v{best}."
+        )
+    return wanted
+
+
+def _wanted() -> int | None:
+    """The version that the environment asks for: 0 for none, and None for the best."""
+    value = os.environ.get(VARIABLE, "")
+    if value not in VERSIONS:
+        known = ", ".join(filter(None, VERSIONS))
+        raise KernelsRefused(f"{VARIABLE} should be one of {known}. Found {value!r}.")
+    return VERSIONS[value]
 
 
 @cache

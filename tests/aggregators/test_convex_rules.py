@@ -68,7 +68,7 @@ def test_value(case: str, dtype: torch.dtype) -> None:
     spec, rows, vector, weights = TABLE[case]
     given = torch.tensor(rows, dtype=dtype, device=kit.DEVICE)
     found = aggregator_from(spec, "aggregator", f=0)(given)
-    assert found.vector.tolist() == pytest.approx(vector, rel=1e-6, abs=1e-7)
+    assert found.vector.tolist() == pytest.approx(vector, rel=1e-6, abs=1e-6 if dtype == torch.float32 else 1e-7)
     if weights is not None:
         assert found.weights is not None
         assert found.weights.tolist() == pytest.approx(weights, rel=1e-6, abs=1e-7)
@@ -266,10 +266,13 @@ class TestCancellation:
         assert vector(CAGrad(), rows).norm() < 1e-5
 
     @pytest.mark.parametrize("rule", [MGDA(), UPGrad()])
-    @pytest.mark.parametrize(("dtype", "left"), [(torch.float64, 1e-6), (torch.float32, 1e-2)])
-    def test_what_should_vanish_does(self, rule: MGDA | UPGrad, dtype: torch.dtype, left: float) -> None:
-        """But for the root of what the inner products are rounded to."""
-        rows = torch.randn(9, 50, dtype=dtype)
+    @pytest.mark.parametrize(("dtype", "left"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
+    @pytest.mark.parametrize("seed", range(5))
+    def test_what_should_vanish_does(
+        self, rule: MGDA | UPGrad, dtype: torch.dtype, left: float, seed: int
+    ) -> None:
+        """Rounding of the products must not become weights of any size."""
+        rows = torch.randn(9, 50, dtype=dtype, generator=kit.rng(seed))
         rows -= rows.mean(0)
         assert vector(rule, rows).norm() < left * rows.norm(dim=1).max()
 
