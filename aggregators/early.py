@@ -67,7 +67,7 @@ class Products:
         self._accumulator.remove(i)
 
     def measured(self, vectors: Sequence[Tensor]) -> Tensor:
-        return self._accumulator.products(vectors)
+        return self._accumulator.centred(vectors)
 
     def ready(self, how: How) -> Tensor | None:
         return None

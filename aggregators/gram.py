@@ -77,7 +77,7 @@ class Gram:
     @classmethod
     def of(cls, rows: Rows, reference: Tensor | None = None, backend: Backend | None = None) -> Gram:
         """The rows themselves; they are measured once, the only O(n^2 d) work of a round."""
-        measure = (backend or backend_for(rows)).gram
+        measure = (backend or backend_for(rows)).centred
         return cls.about(lambda: measure(rows, reference), len(rows), precision_of(rows))
 
     @classmethod

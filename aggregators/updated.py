@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators.gram import typical
-from varangian.aggregators.kernels import NotFinite, backend_for, blocked
+from varangian.aggregators.kernels import NotFinite, backend_for, blocked, centres
 from varangian.aggregators.rows import Rows, RowsError
 
 FAR = 1e-9
@@ -36,6 +36,8 @@ MARGIN = 2
 """How much more than the least that float32 keeps is expected of rows before it is tried."""
 ENTRIES = 1 << 20
 """Of a block that is converted to float64: it stays in cache."""
+WIDTH = 1 << 12
+"""Columns of one float32 product, for which `centres.KEPT` is enough; errors of several are independent."""
 STRIP = 1 << 15
 """Entries of one row whose squares are added up at once."""
 
@@ -127,7 +129,7 @@ class _Points:
     @property
     def least(self) -> float:
         """Of a squared distance over the sum of the squared norms, what float32 products have to leave."""
-        return blocked.KEPT / math.sqrt(math.ceil(self.rows.d / blocked.WIDTH))
+        return centres.KEPT / math.sqrt(math.ceil(self.rows.d / WIDTH))
 
     @cached_property
     def _lying(self) -> tuple[Tensor, list[int]] | None:
@@ -149,9 +151,8 @@ class _Points:
         return total[:, places].cpu()
 
     def _columns(self, points: int, dtype: torch.dtype) -> list[slice]:
-        # The bound on errors of float32 is one for the blocks of `blocked`.
         wide = max(1 << 10, min(1 << 13, ENTRIES // max(points, 1)))
-        width = wide if dtype is torch.float64 else blocked.WIDTH
+        width = wide if dtype is torch.float64 else WIDTH
         return [slice(start, start + width) for start in range(0, self.rows.d, width)]
 
     def _block(self, chosen: Sequence[int], columns: slice, dtype: torch.dtype) -> Tensor:

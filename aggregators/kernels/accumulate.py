@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from varangian.aggregators.kernels import native, reference
+from varangian.aggregators.kernels import native
+from varangian.aggregators.kernels.centres import Sums, about_reference
 from varangian.aggregators.kernels.dispatch import BACKENDS, Backend, BackendRefused, backend_for
 from varangian.aggregators.rows import Rows, RowsError
 
@@ -20,9 +21,9 @@ SLICE = native.SLICE
 class Accumulating(Backend, Protocol):
     """A backend that measures some of the columns at a time; `reference` says what its verbs mean."""
 
-    def accumulated(self, total: Tensor, rows: Rows, reference: Tensor | None, /) -> Tensor: ...
+    def accumulated(self, sums: Sums, rows: Rows, reference: Tensor | None, /) -> Sums: ...
     def settled(
-        self, total: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows], /
+        self, sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None, /
     ) -> Tensor: ...
 
 
@@ -37,10 +38,11 @@ def _accumulating(rows: Rows, name: str | None) -> Accumulating:
 
 
 class GramAccumulator:
-    """Takes n rows (d,) as blocks of columns, in order; gives the bits of `backend.gram` of the whole.
+    """Takes n rows (d,) as blocks of columns, in order; gives the bits of `backend.centred` of the whole.
 
-    Rows that are removed leave no trace in what is between the others. The blocks are held, not copied, and
-    not to be written to: where float32 kept too few bits the rows are read once more.
+    Rows that are removed leave no trace: the bits are those of the rows that are left. Where the sum of a pair
+    may depend on other rows, as in libraries and where rows share a long common part, what was measured with
+    the removed rows is measured again. The blocks are held, not copied, and not to be written to.
     """
 
     def __init__(
@@ -54,7 +56,12 @@ class GramAccumulator:
         self._kept = list(range(n))
         self._pieces: list[list[Tensor]] = [[] for _ in range(n)]
         self._at = 0
-        self._chosen: tuple[Accumulating, Tensor] | None = None
+        self._backend: Accumulating | None = None
+        self._sums: Sums | None = None
+        self._of: list[int] = []
+        """The rows of which something was measured."""
+        self._measured = 0
+        """How many of their pieces were."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -94,9 +101,8 @@ class GramAccumulator:
         self._check(present)
         for i, piece in zip(self._kept, present.vectors, strict=True):
             self._pieces[i].append(piece)
-        blank = torch.zeros_like(present.vectors[0])
-        taken = dict(zip(self._kept, present.vectors, strict=True))
-        self._add(Rows(tuple(taken.get(i, blank) for i in range(n))))
+        self._at += present.d
+        self._measure()
 
     def _check(self, block: Rows) -> None:
         width, left = block.d, self._d - self._at
@@ -111,18 +117,39 @@ class GramAccumulator:
                 f"A block should be {before[0].dtype}, as those before it. Found {block.dtype}."
             )
 
-    def _add(self, rows: Rows) -> None:
-        if self._chosen is None:
-            self._chosen = _accumulating(rows, self._name), reference.nothing(rows)
-        backend, total = self._chosen
-        r = self._reference
-        if r is not None:
-            r = r[self._at : self._at + rows.d].to(device=rows.device, dtype=rows.working_dtype)
-        backend.accumulated(total, rows, r)
-        self._at += rows.d
+    def _measure(self) -> tuple[Accumulating, Sums]:
+        """All that was taken of the rows that are left: what came since the last time, or everything again."""
+        kept = list(self._kept)
+        if self._sums is not None and self._of != kept:
+            self._sums = (
+                self._sums.among([self._of.index(i) for i in kept]) if self._sums.alone else None
+            )
+        pieces = list(zip(*(self._pieces[i] for i in kept), strict=True))
+        if self._backend is None:
+            self._backend = _accumulating(Rows(pieces[0]), self._name)
+        if self._sums is None:
+            self._sums, self._measured = Sums.nothing(Rows(pieces[0])), 0
+        self._of = kept
+        at = sum(len(block[0]) for block in pieces[: self._measured])
+        for block in pieces[self._measured :]:
+            rows = Rows(block)
+            r = self._reference
+            if r is not None:
+                r = r[at : at + rows.d].to(device=rows.device, dtype=rows.working_dtype)
+            self._backend.accumulated(self._sums, rows, r)
+            at += rows.d
+        self._measured = len(pieces)
+        return self._backend, self._sums
 
     def products(self, whole: Sequence[Tensor] | None = None) -> Tensor:
         """Inner products of (x_1 - r, ..., x_m - r, r) for the m rows that are left: (m+1, m+1) float64.
+
+        Args and errors as those of `centred`.
+        """
+        return about_reference(self.centred(whole))
+
+    def centred(self, whole: Sequence[Tensor] | None = None) -> Tensor:
+        """Those of (x_1 - c, ..., x_m - c, r - c, -c) for some centre c: (m+2, m+2) float64.
 
         Args:
             whole: these m rows, if the caller has them in one piece each; copied together otherwise.
@@ -133,11 +160,10 @@ class GramAccumulator:
         """
         if not self._kept:
             raise RowsError("`rows` should hold at least one vector. Found none that was not removed.")
-        if self._chosen is None or self._at < self._d:
+        if self._at < self._d:
             raise RowsError(f"All {self._d} columns should have been taken. Found {self._at}.")
-        backend, total = self._chosen
-        index = [*self._kept, -1]
-        return backend.settled(total[index][:, index], self._reference, self._d, lambda: self._whole(whole))
+        backend, sums = self._measure()
+        return backend.settled(sums, self._d, lambda: self._whole(whole), self._reference)
 
     def _whole(self, rows: Sequence[Tensor] | None) -> Rows:
         if rows is not None:

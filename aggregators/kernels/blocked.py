@@ -1,12 +1,11 @@
 """Fast enough without a compiler: float32 blocks that fit the cache, summed in float64 between blocks.
 
-The float32 products lose distances that are tiny beside the norms, so `gram` looks at what it
-computed and starts again in float64 when something was lost (`lost`).
+Float32 products lose distances that are tiny beside the norms, so every block is measured from where they are
+not (`centres`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
@@ -16,27 +15,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varangian.aggregators.kernels import lanes
+from varangian.aggregators.algebra import Array
+from varangian.aggregators.kernels import centres, lanes
 from varangian.aggregators.kernels import reference as exact
+from varangian.aggregators.kernels.centres import Parents, Sums
 from varangian.aggregators.kernels.reference import NotFinite
 from varangian.aggregators.order import Order
-from varangian.aggregators.rows import Rows
+from varangian.aggregators.rows import BLOCK, Rows
 
 T = TypeVar("T")
 
 NAME = "blocked"
 NOTICES = False
 
-WIDTH = 1 << 12
-"""Columns per block of the Gram matrix: short float32 sums have small errors."""
+WIDTH = 1 << 9
+"""Columns of one float32 sum of the Gram matrix: short sums have small errors."""
 
 STRIP = 1 << 17
 """Entries of one row that are screened at once: few calls, and still in cache."""
-
-KEPT = 0.1
-"""Of a squared distance over the sum of the two squared norms: the least that float32 products in a
-single block keep to about 1e-5 (measured: they err by up to 4e-7 of the norms). Errors of several
-blocks are independent, so that B blocks keep 1 / sqrt(B) of it."""
 
 FLOOR = 1e-30
 """Mean square entry below which float32 products start to underflow."""
@@ -94,72 +90,57 @@ def _smallest_normal(rows: Rows) -> int:
 
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
-    return settled(accumulated(exact.nothing(rows), rows, reference), reference, rows.d, lambda: rows)
+    return centres.about_reference(centred(rows, reference))
 
 
-def accumulated(total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
-    n = len(rows)
-    for columns, block in rows.blocks(WIDTH):
-        if reference is None:
-            total[:n, :n] += block @ block.T
-        else:
-            points = exact.about(block, reference[columns].to(block))
-            total += points @ points.T
-    return total
+def centred(rows: Rows, reference: Tensor | None) -> Tensor:
+    return settled(accumulated(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
 
 
-def settled(total: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows]) -> Tensor:
-    return checked(total.cpu(), reference, d, whole, exact.gram)
+def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
+    sums.alone = False  # libraries multiply as they like
+    points = torch.zeros(len(rows) + 1, BLOCK, dtype=torch.float32, device=rows.device)
+    for columns, block in rows.blocks():
+        # In the same memory and of one shape, wherever the columns are cut: the bits may depend on both.
+        points[:, block.shape[1] :] = 0
+        points[:-1, : block.shape[1]] = block
+        if reference is not None:
+            points[-1, : block.shape[1]] = reference[columns]
+        b, parents = centres.measured(
+            lambda parents: _products(points, parents, reference is None), centres.none(len(rows))
+        )
+        sums.add(b, parents)
+    return sums
 
 
-def verified(rows: Rows, reference: Tensor | None, quick: Measure, slow: Measure) -> Tensor:
-    """The quick Gram matrix where it kept enough bits, else the slow one."""
-    return checked(quick(rows, reference), reference, rows.d, lambda: rows, slow)
+def _products(points: Tensor, parents: Parents, plain: bool) -> Array:
+    """Inner products of (z_1, ..., z_n, r), in float32 over WIDTH columns each."""
+    z = points if plain and (parents < 0).all() else exact.from_parents(points, parents)
+    short = z.view(len(z), -1, WIDTH).transpose(0, 1)
+    products: Array = torch.bmm(short, short.transpose(1, 2)).sum(dim=0, dtype=torch.float64).cpu().numpy()
+    return products
+
+
+def settled(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
+    products = sums.products()
+    if bool(products.diagonal().isfinite().all()):
+        return checked(products, d, whole, reference, exact.centred)
+    return exact.centred(whole(), reference)  # squares of finite numbers may overflow
 
 
 def checked(
-    products: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows], slow: Measure
+    products: Tensor, d: int, whole: Callable[[], Rows], reference: Tensor | None, slow: Measure
 ) -> Tensor:
-    """The products of a quick measurement where they kept enough bits, else those of the slow one."""
-    maybe = lost(products.numpy()[:-1, :-1], d)
-    sound = not maybe.any()
-    if sound and not any(_small(products, reference, d)):
+    """The products (n+2, n+2) of a quick measurement unless some underflowed; else those of the slow one."""
+    small = (centres.about_reference(products).diagonal() < FLOOR * d).tolist()
+    if not any(small[: len(small) - (reference is None)]):
         return products
     rows = whole()
-    if sound and not _underflow(products, rows, reference):
-        return products
-    # Colluders who all send one vector must not buy a slow round: one of them is measured.
-    first = _first_equal(rows, maybe)
-    apart = sorted(set(first))
-    index = torch.tensor([apart.index(i) for i in first] + [len(apart)])
-    some = rows.keep(apart)
-    kept = products[[*apart, -1]][:, [*apart, -1]]
-    if lost(kept.numpy()[:-1, :-1], d).any() or _underflow(kept, some, reference):
-        kept = slow(some, reference)
-    return kept[index][:, index]
+    return slow(rows, reference) if _underflow(small, rows, reference) else products
 
 
-def lost(inner: NDArray[np.float64], d: int) -> NDArray[np.bool_]:
-    """Which distances kept too few bits: (n, n) float64 inner products of vectors (d,) -> (n, n) bool."""
-    squares = inner.diagonal()
-    enough = KEPT / math.sqrt(math.ceil(d / WIDTH))
-    with np.errstate(invalid="ignore"):  # what overflowed is lost
-        scale = squares[:, None] + squares
-        kept = (scale - 2 * inner >= enough * scale) & np.isfinite(inner)
-    np.fill_diagonal(kept, True)
-    return ~(kept & np.isfinite(squares))
-
-
-def _small(products: Tensor, reference: Tensor | None, d: int) -> list[bool]:
-    """Of each row, and of the reference if there is one, whether float32 products began to underflow."""
-    squares = products.numpy().diagonal()
-    small: list[bool] = (squares[: len(squares) - (reference is None)] < FLOOR * d).tolist()
-    return small
-
-
-def _underflow(products: Tensor, rows: Rows, reference: Tensor | None) -> bool:
-    """Whether a point is so small that its products vanished, and yet is not zero."""
-    small = _small(products, reference, rows.d)
+def _underflow(small: Sequence[bool], rows: Rows, reference: Tensor | None) -> bool:
+    """Whether one of the points that are small is not zero."""
     return any(
         not _same(row, reference, rows.least_normal)
         for row, tiny in zip(rows.vectors, small, strict=False)
@@ -171,15 +152,6 @@ def _same(row: Tensor, reference: Tensor | None, least: float) -> bool:
     if reference is not None:
         return torch.equal(row, reference.to(row))
     return not bool((row.abs() >= least).any())  # subnormal numbers count as zero
-
-
-def _first_equal(rows: Rows, maybe: NDArray[np.bool_]) -> list[int]:
-    """For each row the first that is the same, where `maybe` (n, n) says that it could be."""
-    first: list[int] = []
-    for i, row in enumerate(rows.vectors):
-        same = (j for j in range(i) if maybe[i, j] and first[j] == j and row.equal(rows.vectors[j]))
-        first.append(next(same, i))
-    return first
 
 
 def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | None = None) -> Tensor:

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varangian.aggregators.kernels import blocked
+from varangian.aggregators.kernels import blocked, centres
 from varangian.aggregators.kernels import reference as exact
+from varangian.aggregators.kernels.centres import Sums, about_reference
 from varangian.aggregators.kernels.native import SLICE, NotFinite
 from varangian.aggregators.kernels.table import Table
 from varangian.aggregators.order import Majority, Nearest, Order, Window, network
@@ -104,26 +105,43 @@ def screen(rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
-    return settled(accumulated(exact.nothing(rows), rows, reference), reference, rows.d, lambda: rows)
+    return about_reference(centred(rows, reference))
 
 
-def accumulated(total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
-    """Sums of spans are added to sums of slices, and those to the total in turn, wherever a call begins."""
+def centred(rows: Rows, reference: Tensor | None) -> Tensor:
+    return settled(accumulated(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
+
+
+def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
+    """Sums of spans are added to sums of slices, and those to the total in turn, wherever a call begins.
+
+    Nothing waits for the device: for every slice it chooses, by the first span, the row from which those are
+    measured whose distances float32 would lose, and remembers where that was not enough.
+    """
+    sums.alone = False  # products of tiles depend on how many rows there are
     size = (len(rows) + 1) ** 2
     width = SLICE * max(1, SCRATCH // (8 * size * (SLICE // SPAN)))
     for start in range(0, rows.d, width):
         columns = slice(start, start + width)
         some = Rows(tuple(v[columns] for v in rows.vectors))
-        parts = _measured(some, None if reference is None else reference[columns])
-        slices = torch.empty(ceil(some.d / SLICE), size, dtype=torch.float64, device=rows.device)
+        about = None if reference is None else reference[columns]
+        first = _measured(some, about, None, SLICE)
+        parents = centres.adopted(first)
+        parts = _measured(some, about, parents, SPAN)
+        slices = torch.empty(len(first), size, dtype=torch.float64, device=rows.device)
         _add(parts, slices, SLICE // SPAN, False)
-        _add(slices, total.view(1, size), len(slices), True)
-    return total
+        found, lost = centres.about_parents(slices.view_as(first), parents)
+        _add(found, sums.on_device(len(rows)).view(1, -1), len(found), True)
+        sums.lost = lost if sums.lost is None else sums.lost | lost
+    return sums
 
 
-def _measured(rows: Rows, reference: Tensor | None) -> Tensor:
-    """Inner products of (x_1 - r, ..., x_n - r, r), or zeros for r, over each span: (spans, n+1, n+1)."""
-    n, table, spans = len(rows), Table.of(rows), ceil(rows.d / SPAN)
+def _measured(rows: Rows, reference: Tensor | None, parents: Tensor | None, step: int) -> Tensor:
+    """Inner products of (z_1, ..., z_n, r), or zeros for r, over one span every `step` columns.
+
+    `parents` (slices, n) are as in `centres`, and no parent has a parent; (spans, n+1, n+1).
+    """
+    n, table, spans = len(rows), Table.of(rows), ceil(rows.d / step)
     tile = min(64, max(16, _power(n)))
     tiles = ceil(n / tile)
     parts = torch.empty(spans, n + 1, n + 1, dtype=torch.float64, device=rows.device)
@@ -132,12 +150,16 @@ def _measured(rows: Rows, reference: Tensor | None) -> Tensor:
             table.base,
             table.offsets,
             table.base if reference is None else reference.contiguous(),
+            table.offsets if parents is None else parents,
             parts,
             n,
             rows.d,
+            step,
             SPAN,
+            SLICE,
             table.tiny,
             REFERENCE=reference is not None,
+            PARENTS=parents is not None,
             TILE=tile,
             TILES=tiles,
             BLOCK=64,
@@ -156,26 +178,23 @@ def _add(parts: Tensor, out: Tensor, group: int, total: bool) -> None:
         )
 
 
-def settled(total: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows]) -> Tensor:
-    products = total.cpu()
+def settled(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
+    products = sums.products()
     # The square of a finite float32 may overflow as well; then the exact form says which it was.
-    if bool(products.diagonal().isfinite().all()):
-        return blocked.checked(products, reference, d, whole, _exact)
+    kept = sums.lost is None or not bool(sums.lost)
+    if kept and bool(products.diagonal().isfinite().all()):
+        return blocked.checked(products, d, whole, reference, _exact)
     return _exact(whole(), reference)
 
 
 def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
     """In float64 on the device, with subnormal numbers as zero."""
-    n, tiny = len(rows), rows.least_normal
-    total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=rows.device)
-    for columns, block in rows.blocks(CHUNK, torch.float64):
-        block = block.masked_fill(block.abs() < tiny, 0)
-        r = block.new_zeros(block.shape[1]) if reference is None else reference[columns].to(block)
-        points = exact.about(block, r)
-        total += points @ points.T
-    if not bool(total.diagonal().isfinite().all()):
+    tiny = rows.least_normal
+    flushed = Rows(tuple(v.masked_fill(v.abs() < tiny, 0) for v in rows.vectors))
+    found = exact.centred(flushed, reference)
+    if not bool(found.diagonal().isfinite().all()):
         raise NotFinite
-    return total.cpu()
+    return found
 
 
 def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | None = None) -> Tensor:

@@ -265,7 +265,12 @@ int VERB(majority)(const float *const *rows, int64_t n, int64_t d, const float *
   return any(bad);
 }
 
-/* ---- gram: inner products of (x_1 - r, ..., x_n - r, r) ----------------------------------------------- */
+/* ---- gram: inner products of (z_1, ..., z_n, r) -------------------------------------------------------- *
+ *
+ * z_i = x_i - x_p for the parent p of row i, or x_i - r where it has none. Parents are chosen by what the first
+ * columns show: where rows share a part that is long beside their distances, one of them is the parent of the
+ * others, and the common part is gone before anything is multiplied.
+ */
 
 typedef double doubles __attribute__((vector_size(BYTES)));
 
@@ -315,38 +320,86 @@ PRODUCTS(products_64, doubles, double, doubles)
 FLUSH(flush_32, float)
 FLUSH(flush_64, double)
 
-/* Row blocks I <= J in a fixed order, so that a pair's sum does not depend on which other rows there are. */
-#define GRAM(NAME, VEC, REAL, STRIP_TO, PRODUCTS_OF, FLUSHED)                                     \
-  int VERB(NAME)(const float *const *rows, const float *reference, int64_t n, int64_t d, double *out) { \
-    int64_t m = n + (reference != NULL), blocks = (m + R - 1) / R, couples = blocks * (blocks + 1) / 2; \
-    size_t lanes = (size_t)couples * R * R * (BYTES / sizeof(REAL));                              \
-    size_t strip_bytes = (size_t)(blocks * R) * STRIP * sizeof(REAL), acc_bytes = lanes * sizeof(REAL); \
-    char *memory = aligned_alloc(64, (strip_bytes + acc_bytes + lanes * sizeof(double) + 63) / 64 * 64); \
-    if (!memory) return -1;                                                                       \
-    REAL *strips = (REAL *)memory, *acc = (REAL *)(memory + strip_bytes);                         \
-    double *total = (double *)(memory + strip_bytes + acc_bytes);                                 \
-    const REAL *here[MOST + R];                                                                   \
-    memset(memory, 0, strip_bytes + acc_bytes + lanes * sizeof(double));                          \
-    uint64_t before = flushing();                                                                 \
-    for (int64_t at = 0, turn = 1; at < d; at += STRIP, turn++) {                                 \
-      int64_t w = d - at < STRIP ? d - at : STRIP, couple = 0;                                    \
-      int in_place = sizeof(REAL) == sizeof(float) && !reference && w == STRIP;                   \
-      for (int64_t i = 0; i < blocks * R; i++)                                                    \
-        here[i] = in_place && i < n ? (const REAL *)(const void *)(rows[i] + at) : strips + i * STRIP; \
-      for (int64_t i = 0; i < n && !in_place; i++)                                                \
-        STRIP_TO(rows[i] + at, reference ? reference + at : NULL, w, strips + i * STRIP);         \
-      if (reference) STRIP_TO(reference + at, NULL, w, strips + n * STRIP);                       \
-      for (int64_t I = 0; I < blocks; I++)                                                        \
-        for (int64_t J = I; J < blocks; J++, couple++) {                                          \
-          const REAL *const *x = here + I * R, *const *y = here + J * R;                          \
-          VEC *a = (VEC *)acc + couple * R * R;                                                   \
-          int64_t from = n * couple / couples, to = n * (couple + 1) / couples;                   \
-          if (I == J) PRODUCTS_OF(x, x, a, 1, rows + from, to - from, at + STRIP);                \
-          else PRODUCTS_OF(x, y, a, 0, rows + from, to - from, at + STRIP);                       \
-        }                                                                                         \
-      if (turn % SHORT == 0 || at + STRIP >= d) FLUSHED(acc, total, lanes);                       \
-    }                                                                                             \
-    restored(before);                                                                             \
+/* Squared distances of less than KEPT of the squares that they are the difference of have too few bits left. */
+#define KEPT 0.1
+
+/* |x_i - x_j|^2 from the products b (m, m) of the z, and whether it kept enough bits. No parent has a parent. */
+INLINE double apart(const double *b, int64_t m, const int32_t *parent, int64_t i, int64_t j, int *kept) {
+  int64_t at[4] = {i, j, parent[i], parent[j]};
+  double sign[4] = {1, -1, parent[i] >= 0, -(double)(parent[j] >= 0)}, square = 0, scale = 0;
+  if (parent[i] == parent[j]) sign[2] = sign[3] = 0;
+  if (parent[i] == j) sign[1] = sign[2] = 0;
+  if (parent[j] == i) sign[0] = sign[3] = 0;
+  for (int k = 0; k < 4; k++) {
+    if (sign[k] == 0) continue;
+    scale += b[at[k] * m + at[k]];
+    for (int l = 0; l < 4; l++)
+      if (sign[l] != 0) square += sign[k] * sign[l] * b[at[k] * m + at[l]];
+  }
+  *kept = !(square < KEPT * scale); /* also where something is not finite */
+  return square;
+}
+
+/* Whether a distance is lost. Rows whose products are the same to the last bit are taken to be equal. */
+INLINE int any_lost(const double *b, int64_t m, int64_t n, const int32_t *parent) {
+  for (int64_t i = 0; i < n; i++) {
+    int64_t p = parent[i];
+    if (p >= 0 && b[i * m + i] + b[p * m + p] + 2 * b[i * m + p] < KEPT * (b[i * m + i] + b[p * m + p]))
+      return 1; /* it is nearer to r */
+    for (int64_t j = i + 1; j < n; j++) {
+      int kept;
+      if (apart(b, m, parent, i, j, &kept) != 0 && !kept) return 1;
+    }
+  }
+  return 0;
+}
+
+/* The same after all d columns, where equal rows have to be equal indeed. */
+INLINE int any_lost_of(const double *b, int64_t m, int64_t n, const int32_t *parent, const float *const *rows,
+                       int64_t d) {
+  if (any_lost(b, m, n, parent)) return 1;
+  for (int64_t j = 1; j < n; j++)
+    for (int64_t i = 0; i < j; i++) {
+      int kept;
+      if (apart(b, m, parent, i, j, &kept) != 0 || kept) continue;
+      if (memcmp(rows[i], rows[j], (size_t)d * sizeof(float))) return 1;
+      break; /* the others that are equal to it were compared with the first */
+    }
+  return 0;
+}
+
+/* Row by row: the one with the most lost distances, and of these the one nearest to those rows, becomes the
+ * parent of them all. Nobody had a parent before. `centres.refined` does the same. */
+INLINE void adopt(const double *b, int64_t m, int64_t n, int32_t *parent) {
+  char lost[MOST * MOST / 8] = {0}, done[MOST] = {0};
+#define AT(i, j) ((i) * MOST + (j))
+#define LOST(i, j) (lost[AT(i, j) / 8] >> (AT(i, j) % 8) & 1)
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t j = 0; j < n; j++) {
+      double scale = b[i * m + i] + b[j * m + j], square = scale - 2 * b[i * m + j];
+      if (i != j && square < KEPT * scale) lost[AT(i, j) / 8] |= (char)(1 << AT(i, j) % 8);
+    }
+  for (;;) {
+    int64_t best = -1, most = 0;
+    double least = 0;
+    for (int64_t i = 0; i < n; i++) {
+      if (done[i]) continue;
+      int64_t count = 0;
+      double sum = 0;
+      for (int64_t j = 0; j < n; j++)
+        if (LOST(i, j) && !done[j]) count++, sum += b[i * m + i] + b[j * m + j] - 2 * b[i * m + j];
+      if (count > most || (count == most && count && sum < least)) best = i, most = count, least = sum;
+    }
+    if (best < 0) return;
+    done[best] = 1;
+    for (int64_t j = 0; j < n; j++)
+      if (LOST(best, j) && !done[j]) parent[j] = (int32_t)best, done[j] = 1;
+  }
+}
+
+#define SUMMED(NAME, REAL)                                                                        \
+  INLINE void NAME(const double *total, int64_t m, double *out) {                                 \
+    int64_t blocks = (m + R - 1) / R;                                                             \
     const double *a = total;                                                                      \
     for (int64_t I = 0; I < blocks; I++)                                                          \
       for (int64_t J = I; J < blocks; J++)                                                        \
@@ -357,8 +410,62 @@ FLUSH(flush_64, double)
           for (size_t l = 0; l < BYTES / sizeof(REAL); l++) s += a[l];                            \
           out[i * m + j] = out[j * m + i] = s;                                                    \
         }                                                                                         \
-    free(memory);                                                                                 \
-    return 0;                                                                                     \
   }
-GRAM(gram, reals, float, strip_32, products_32, flush_32)
-GRAM(gram_exact, doubles, double, strip_64, products_64, flush_64)
+SUMMED(summed_32, float)
+SUMMED(summed_64, double)
+
+/* Row blocks I <= J in a fixed order, so that a pair's sum does not depend on which other rows there are, as
+ * long as none has a parent. `parent` (n) is -1 where a row has none. If none has, the first SHORT strips may
+ * give some one, and the sums begin again. Returns 1 where distances were lost all the same, -1 without memory. */
+#define GRAM(NAME, VEC, REAL, STRIP_TO, PRODUCTS_OF, FLUSHED, SUMMED_UP, LOOKS)                   \
+  int VERB(NAME)(const float *const *rows, const float *reference, int64_t n, int64_t d, int32_t *parent, \
+                 double *out) {                                                                   \
+    int64_t m = n + (reference != NULL), blocks = (m + R - 1) / R, couples = blocks * (blocks + 1) / 2; \
+    size_t lanes = (size_t)couples * R * R * (BYTES / sizeof(REAL));                              \
+    size_t strip_bytes = (size_t)(blocks * R) * STRIP * sizeof(REAL), acc_bytes = lanes * sizeof(REAL); \
+    char *memory = aligned_alloc(64, (strip_bytes + acc_bytes + lanes * sizeof(double) + 63) / 64 * 64); \
+    if (!memory) return -1;                                                                       \
+    REAL *strips = (REAL *)memory, *acc = (REAL *)(memory + strip_bytes);                         \
+    double *total = (double *)(memory + strip_bytes + acc_bytes);                                 \
+    const REAL *here[MOST + R];                                                                   \
+    memset(memory, 0, strip_bytes + acc_bytes + lanes * sizeof(double));                          \
+    uint64_t before = flushing();                                                                 \
+    int given = 0, lost = 0;                                                                      \
+    for (int64_t i = 0; i < n; i++) given |= parent[i] >= 0;                                      \
+    for (int64_t at = 0, turn = 1; at < d; at += STRIP, turn++) {                                 \
+      int64_t w = d - at < STRIP ? d - at : STRIP, couple = 0;                                    \
+      for (int64_t i = 0; i < blocks * R; i++) {                                                  \
+        const float *from = i >= n ? NULL : parent[i] >= 0 ? rows[parent[i]] : reference;         \
+        here[i] = strips + i * STRIP;                                                             \
+        if (i >= n) continue;                                                                     \
+        if (sizeof(REAL) == sizeof(float) && !from && w == STRIP)                                 \
+          here[i] = (const REAL *)(const void *)(rows[i] + at);                                   \
+        else STRIP_TO(rows[i] + at, from ? from + at : NULL, w, strips + i * STRIP);              \
+      }                                                                                           \
+      if (reference) STRIP_TO(reference + at, NULL, w, strips + n * STRIP);                       \
+      for (int64_t I = 0; I < blocks; I++)                                                        \
+        for (int64_t J = I; J < blocks; J++, couple++) {                                          \
+          const REAL *const *x = here + I * R, *const *y = here + J * R;                          \
+          VEC *a = (VEC *)acc + couple * R * R;                                                   \
+          int64_t from = n * couple / couples, to = n * (couple + 1) / couples;                   \
+          if (I == J) PRODUCTS_OF(x, x, a, 1, rows + from, to - from, at + STRIP);                \
+          else PRODUCTS_OF(x, y, a, 0, rows + from, to - from, at + STRIP);                       \
+        }                                                                                         \
+      if (turn % SHORT == 0 || at + STRIP >= d) FLUSHED(acc, total, lanes);                       \
+      if (LOOKS && !given && (turn == SHORT || at + STRIP >= d)) {                                \
+        SUMMED_UP(total, m, out);                                                                 \
+        if (!any_lost(out, m, n, parent)) { given = turn == SHORT; continue; }                    \
+        given = 1;                                                                                \
+        adopt(out, m, n, parent);                                                                 \
+        memset(total, 0, lanes * sizeof(double));                                                 \
+        at = -STRIP, turn = 0;                                                                    \
+      }                                                                                           \
+    }                                                                                             \
+    SUMMED_UP(total, m, out);                                                                     \
+    if (LOOKS) lost = any_lost_of(out, m, n, parent, rows, d);                                    \
+    restored(before);                                                                             \
+    free(memory);                                                                                 \
+    return lost;                                                                                  \
+  }
+GRAM(gram, reals, float, strip_32, products_32, flush_32, summed_32, 1)
+GRAM(gram_exact, doubles, double, strip_64, products_64, flush_64, summed_64, 0)

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from ctypes import c_float, c_int64, c_void_p
 from functools import cache
 
-ABI = 3
+ABI = 4
 VARIABLE = "VARANGIAN_KERNELS"
 VERSIONS = {"": None, "none": 0, "v1": 1, "v3": 3, "v4": 4}
 
 VERBS: dict[str, tuple[type, ...]] = {
-    "gram": (c_void_p, c_void_p, c_int64, c_int64, c_void_p),
-    "gram_exact": (c_void_p, c_void_p, c_int64, c_int64, c_void_p),
+    "gram": (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p),
+    "gram_exact": (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p),
     "combine": (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p),
     "columns": (
         *(c_void_p, c_int64, c_int64, c_void_p, c_int64),

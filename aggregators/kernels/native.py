@@ -17,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varangian.aggregators.kernels import blocked, networks
+from varangian.aggregators.algebra import Array
+from varangian.aggregators.kernels import blocked, centres, networks
 from varangian.aggregators.kernels.blocked import screen
+from varangian.aggregators.kernels.centres import Parents, Sums
 from varangian.aggregators.kernels.cores import cores, pool
 from varangian.aggregators.kernels.library import function, level, library
-from varangian.aggregators.kernels.reference import NotFinite, nothing
+from varangian.aggregators.kernels.reference import NotFinite
 from varangian.aggregators.order import Majority, Nearest, Order
 from varangian.aggregators.rows import Rows
 
@@ -30,6 +32,7 @@ __all__ = [
     "NOTICES",
     "NotFinite",
     "accumulated",
+    "centred",
     "columnwise",
     "combine",
     "gram",
@@ -61,44 +64,79 @@ def refuses(rows: Rows) -> str | None:
 
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
-    return settled(accumulated(nothing(rows), rows, reference), reference, rows.d, lambda: rows)
+    return centres.about_reference(centred(rows, reference))
 
 
-def accumulated(total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
-    """A pair's sum depends on no other row."""
-    return _measured("gram", total, rows, reference)
+def centred(rows: Rows, reference: Tensor | None) -> Tensor:
+    return settled(accumulated(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
 
 
-def settled(total: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows]) -> Tensor:
+def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
+    """The sum of a pair depends on no other row, except in slices whose rows have parents."""
+    rows, reference = _contiguous(rows), _float32(reference)
+    addresses = _addresses(rows)
+
+    def part(start: int, stop: int) -> tuple[Array, Parents]:
+        def measure(parents: Parents) -> Array:
+            return _products("gram", addresses, reference, start, stop, parents)[0]
+
+        first, parents, lost = _first(addresses, reference, start, stop)
+        return centres.measured(measure, parents, first) if lost else (first, parents)
+
+    for products, parents in _over_slices(rows.d, part):
+        sums.add(products, parents)
+    return sums
+
+
+def settled(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
     # The square of a finite float32 may overflow as well; then the exact form says which it was.
-    if bool(total.diagonal().isfinite().all()):
-        return blocked.checked(total, reference, d, whole, _exact)
+    products = sums.products()
+    if bool(products.diagonal().isfinite().all()):
+        return blocked.checked(products, d, whole, reference, _exact)
     return _exact(whole(), reference)
 
 
 def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
-    products = _measured("gram_exact", nothing(rows), rows, reference)
-    if not bool(products.diagonal().isfinite().all()):
-        raise NotFinite
-    return products
-
-
-def _measured(verb: str, total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
-    """Adds inner products of (x_1 - r, ..., x_n - r, r), or none with r where there is none: (n+1, n+1)."""
     rows, reference = _contiguous(rows), _float32(reference)
-    n, given, first = len(rows), len(rows) + (reference is not None), _addresses(rows)
+    addresses, sums = _addresses(rows), Sums.nothing(rows)
 
-    def part(start: int, stop: int) -> NDArray[np.float64]:
-        out, at = np.empty((given, given)), None if reference is None else _address(reference, start)
-        pointers = first + FLOAT * start
-        if _call(verb, pointers.ctypes.data, at, n, stop - start, out.ctypes.data):
-            raise MemoryError(f"{verb} found no memory for {n} rows.")
-        return out
+    def part(start: int, stop: int) -> Array:
+        return _products("gram_exact", addresses, reference, start, stop, centres.none(len(rows)))[0]
 
-    measured = total.numpy()[:given, :given]
     for products in _over_slices(rows.d, part):
-        measured += products
-    return total
+        sums.plain += torch.from_numpy(products)
+    if not bool(sums.plain.diagonal().isfinite().all()):
+        raise NotFinite
+    return sums.products()
+
+
+def _first(
+    addresses: NDArray[np.int64], reference: Tensor | None, start: int, stop: int
+) -> tuple[Array, Parents, bool]:
+    """Products about parents that the C side chose, if need be, and whether that was not enough."""
+    parents = centres.none(len(addresses))
+    products, lost = _products("gram", addresses, reference, start, stop, parents)
+    return products, parents, lost
+
+
+def _products(
+    verb: str, addresses: NDArray[np.int64], reference: Tensor | None, start: int, stop: int, parents: Parents
+) -> tuple[Array, bool]:
+    """Inner products of (z_1, ..., z_n, r), zeros where there is no r, and whether distances were lost.
+
+    Where no row has a parent the C side may write some into `parents`.
+    """
+    n, at = len(addresses), None if reference is None else _address(reference, start)
+    given = n + (reference is not None)
+    out, pointers = np.zeros((given, given)), addresses + FLOAT * start
+    found = _call(verb, pointers.ctypes.data, at, n, stop - start, parents.ctypes.data, out.ctypes.data)
+    if found < 0:
+        raise MemoryError(f"{verb} found no memory for {n} rows.")
+    if reference is not None:
+        return out, bool(found)
+    products = np.zeros((n + 1, n + 1))
+    products[:n, :n] = out
+    return products, bool(found)
 
 
 def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | None = None) -> Tensor:

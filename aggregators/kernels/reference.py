@@ -7,7 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from varangian.aggregators.rows import Rows
+from varangian.aggregators.algebra import Array
+from varangian.aggregators.kernels import centres
+from varangian.aggregators.kernels.centres import Sums
+from varangian.aggregators.rows import BLOCK, Rows
 
 NAME = "reference"
 NOTICES = False
@@ -43,37 +46,49 @@ def screen(rows: Rows) -> tuple[Tensor, Tensor]:
 
 def gram(rows: Rows, reference: Tensor | None) -> Tensor:
     """Inner products of (x_1 - r, ..., x_n - r, r): (n+1, n+1) float64 on the CPU."""
-    return settled(accumulated(nothing(rows), rows, reference), reference, rows.d, lambda: rows)
+    return centres.about_reference(centred(rows, reference))
 
 
-def nothing(rows: Rows) -> Tensor:
-    """What `accumulated` starts from."""
-    return torch.zeros(len(rows) + 1, len(rows) + 1, dtype=torch.float64, device=rows.device)
+def centred(rows: Rows, reference: Tensor | None) -> Tensor:
+    """Inner products of (x_1 - c, ..., x_n - c, r - c, -c): (n+2, n+2) float64 on the CPU.
+
+    The centre c may be anything: the nearer to the rows, the more digits their distances have.
+    """
+    return settled(accumulated(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
 
 
-def accumulated(total: Tensor, rows: Rows, reference: Tensor | None) -> Tensor:
-    """Adds what some of the columns have of the inner products to the total, and returns it.
+def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
+    """Adds what some of the columns have of the inner products, and returns the sums.
 
     Called for one slice of the columns after the other it does the same sums as for all at once.
     """
+    sums.alone = False  # libraries multiply as they like
     for columns, block in rows.blocks(dtype=torch.float64):
-        r = block.new_zeros(block.shape[1]) if reference is None else reference[columns].to(block)
-        points = about(block, r)
-        total += points @ points.T
-    return total
+        points = block.new_zeros(len(block) + 1, BLOCK)  # of one shape, wherever the columns are cut
+        points[:-1, : block.shape[1]] = block
+        if reference is not None:
+            points[-1, : block.shape[1]] = reference[columns]
+        b, parents = centres.measured(lambda parents: _products(points, parents), centres.none(len(rows)))
+        sums.add(b, parents)
+    return sums
 
 
-def settled(total: Tensor, reference: Tensor | None, d: int, whole: Callable[[], Rows]) -> Tensor:
-    """The inner products once all d columns are in the total; `whole` is for those who must look again."""
-    return total.cpu()
+def _products(points: Tensor, parents: centres.Parents) -> Array:
+    z = from_parents(points, parents)
+    return (z @ z.T).cpu().numpy()
 
 
-def about(block: Tensor, r: Tensor) -> Tensor:
-    """(x_1 - r, ..., x_n - r, r) for one block: (n, b), (b,) -> (n+1, b)."""
-    points = torch.empty(len(block) + 1, block.shape[1], dtype=block.dtype, device=block.device)
-    torch.sub(block, r, out=points[:-1])
-    points[-1] = r
-    return points
+def from_parents(points: Tensor, parents: centres.Parents) -> Tensor:
+    """(z_1, ..., z_n, r) of one block (x_1, ..., x_n, r): (n+1, b)."""
+    where = [int(p) if p >= 0 else len(parents) for p in parents]
+    z = points.clone()
+    z[:-1] -= points[where]
+    return z
+
+
+def settled(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
+    """The inner products once all d columns are in the sums; `whole` is for those who must look again."""
+    return sums.products()
 
 
 def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | None = None) -> Tensor:

@@ -53,26 +53,41 @@ def screen(base, offsets, bad, subnormal, d, span, tiny, BLOCK: tl.constexpr, AL
 
 
 @triton.jit
+def _origins(base, offsets, parents, about, i, n, c, d, tiny, ALIGN: tl.constexpr):
+    """What rows i are measured from, columns c: their parents, or the reference where they have none."""
+    p = tl.load(parents + i, mask=i < n, other=-1)
+    own = p >= 0
+    start = tl.multiple_of(tl.load(offsets + p, mask=own, other=0), ALIGN)
+    inside = own[:, None] & (c < d)[None, :]
+    x = tl.load(base + start[:, None] + c[None, :], mask=inside, other=0.0)
+    return tl.where(own[:, None], _flushed(x.to(tl.float32), tiny), about[None, :])
+
+
+@triton.jit
 def gram(
     base,
     offsets,
     r,
+    parents,
     out,
     n,
     d,
+    step,
     span,
+    slice,
     tiny,
     REFERENCE: tl.constexpr,
+    PARENTS: tl.constexpr,
     TILE: tl.constexpr,
     TILES: tl.constexpr,
     BLOCK: tl.constexpr,
     ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Products of (x_i - r, r) over one span of columns: (n+1, n+1) of its own for every program.
+    """Products of (z_i, r) over one span of columns: (n+1, n+1) of its own for every program.
 
-    Tiles of BLOCK columns are multiplied in float32 and added in float64. What is below the diagonal is
-    the mirror of what is above.
+    z_i is x_i - r, or x_i - x_p if row i has a parent p in this slice. Tiles of BLOCK columns are multiplied in
+    float32 and added in float64. What is below the diagonal is the mirror of what is above.
     """
     part = tl.program_id(0)
     first = tl.program_id(1)
@@ -83,31 +98,45 @@ def gram(
         products = tl.zeros((TILE, TILE), tl.float64)
         cross = tl.zeros((TILE,), tl.float64)
         squares = tl.zeros((BLOCK,), tl.float64)
-        for start in range(part * span, tl.minimum(part * span + span, d), BLOCK):
+        begin = part * step
+        own = parents
+        if PARENTS:
+            own = parents + (begin // slice).to(tl.int64) * n
+        for start in range(begin, tl.minimum(begin + span, d), BLOCK):
             c = start + tl.arange(0, BLOCK)
             x = _tile(base, offsets, i, n, c, d, tiny, ALIGN)
+            about = tl.zeros((BLOCK,), tl.float32)
             if REFERENCE:
                 about = tl.load(r + c, mask=c < d, other=0.0)
-                x = tl.where((i < n)[:, None], x - about[None, :], 0.0)
+            if PARENTS:
+                x = x - _origins(base, offsets, own, about, i, n, c, d, tiny, ALIGN)
+            elif REFERENCE:
+                x = x - about[None, :]
+            if REFERENCE:
+                x = tl.where((i < n)[:, None], x, 0.0)
                 cross += tl.sum(x * about[None, :], axis=1).to(tl.float64)
                 squares += (about * about).to(tl.float64)
             if TILES == 1:
                 y = x
             else:
                 y = _tile(base, offsets, j, n, c, d, tiny, ALIGN)
+                if PARENTS:
+                    y = y - _origins(base, offsets, own, about, j, n, c, d, tiny, ALIGN)
+                elif REFERENCE:
+                    y = y - about[None, :]
                 if REFERENCE:
-                    y = tl.where((j < n)[:, None], y - about[None, :], 0.0)
+                    y = tl.where((j < n)[:, None], y, 0.0)
             products += tl.dot(x, tl.trans(y), input_precision=PRECISION).to(tl.float64)
-        own = out + part.to(tl.int64) * (n + 1) * (n + 1)
+        mine = out + part.to(tl.int64) * (n + 1) * (n + 1)
         inside = (i < n)[:, None] & (j < n)[None, :]
-        tl.store(own + i[:, None] * (n + 1) + j[None, :], products, mask=inside)
+        tl.store(mine + i[:, None] * (n + 1) + j[None, :], products, mask=inside)
         if first == second:
-            tl.store(own + i * (n + 1) + n, cross, mask=i < n)
-            tl.store(own + n * (n + 1) + i, cross, mask=i < n)
+            tl.store(mine + i * (n + 1) + n, cross, mask=i < n)
+            tl.store(mine + n * (n + 1) + i, cross, mask=i < n)
         else:
-            tl.store(own + j[None, :] * (n + 1) + i[:, None], products, mask=inside)
+            tl.store(mine + j[None, :] * (n + 1) + i[:, None], products, mask=inside)
         if second == 0:
-            tl.store(own + n * (n + 1) + n, tl.sum(squares, axis=0))
+            tl.store(mine + n * (n + 1) + n, tl.sum(squares, axis=0))
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from varangian.aggregators import (
     Rows,
 )
 from varangian.aggregators.gram import inverses, typical
-from varangian.aggregators.kernels import blocked, reference
+from varangian.aggregators.kernels import Backend, blocked, native, reference
 
 
 def distances(points: Tensor) -> Tensor:
@@ -156,6 +156,46 @@ class TestOffsets:
             assert torch.equal(single, double)
 
 
+CENTRING = [b for b in (native, blocked, reference) if b is not native or native.library()]
+
+
+@pytest.mark.parametrize("backend", CENTRING, ids=lambda b: b.NAME)
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("ratio", [10, 1e3, 1e6])
+class TestCommonPart:
+    """Rows are measured from where they are, also when others among them are somewhere else."""
+
+    def rows(self, ratio: float, n: int = 15, d: int = 3 * 4096 + 77) -> Tensor:
+        rows = ratio * torch.randn(d) + torch.randn(n, d)
+        rows[0] = 0
+        rows[1] *= 1e-3
+        rows[2] *= 3
+        rows[4] = rows[3] + 1e-2 * torch.randn(d)
+        rows[6] = rows[5]
+        rows[7] = -1e3 * rows[7]
+        return rows
+
+    def test_all_distances_and_lengths(self, backend: Backend, known: bool, ratio: float) -> None:
+        rows = self.rows(ratio)
+        last = torch.randn(rows.shape[1]) if known else None
+        gram, wanted = Gram.of(Rows.of(rows), last, backend), distances(rows)
+        assert relative_error(gram.sqdist, wanted) < 1e-5
+        assert gram.sqdist[5, 6] == 0
+        assert torch.allclose(gram.norms, rows.double().norm(dim=1), rtol=1e-5, atol=1e-4)
+
+    def test_common_part_of_some_columns(self, backend: Backend, known: bool, ratio: float) -> None:
+        """It begins in the middle of a slice, where other rows were the nearest."""
+        d = 40_000
+        rows = torch.randn(7, d)
+        rows[:3] += ratio * torch.randn(d)
+        rows[3:, 20_000:] = rows[3, 20_000:] + 1e-3 * torch.randn(4, 20_000)
+        rows[2, 30_000:] *= 1e4
+        last = torch.randn(d) if known else None
+        # Float64 itself has 1e-16 of squares that are 1e12 times as large.
+        allowed = 1e-5 if ratio < 1e6 else 1e-3
+        assert relative_error(Gram.of(Rows.of(rows), last, backend).sqdist, distances(rows)) < allowed
+
+
 class TestHugeRows:
     """One row at 1e30 must not touch what is known of the others."""
 
@@ -191,13 +231,13 @@ class TestCost:
     def count(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """Sizes of the float64 Gram matrices that were computed."""
         sizes: list[int] = []
-        measure = reference.gram
+        measure = reference.centred
 
         def counted(rows: Rows, last: Tensor | None) -> Tensor:
             sizes.append(len(rows))
             return measure(rows, last)
 
-        monkeypatch.setattr(reference, "gram", counted)
+        monkeypatch.setattr(reference, "centred", counted)
         return sizes
 
     def test_ordinary_rows_stay_in_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,15 +265,16 @@ class TestCost:
         blocked.gram(Rows.of(rows), last)
         assert sizes == []
 
-    def test_offset_rows_are_measured_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("ratio", [10, 1e3, 1e6])
+    def test_offset_rows_stay_in_float32(self, monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
         sizes = self.count(monkeypatch)
-        blocked.gram(Rows.of(100 + torch.randn(15, 5000)), None)
-        assert sizes == [15]
+        blocked.gram(Rows.of(ratio * torch.randn(5000) + torch.randn(15, 5000)), None)
+        assert sizes == []
 
     def test_rules_that_do_not_look_measure_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(rows: Rows, last: Tensor | None) -> Tensor:
             raise AssertionError
 
-        monkeypatch.setattr(blocked, "gram", refuse)
+        monkeypatch.setattr(blocked, "centred", refuse)
         rows = kit.plain(9, 50)
         assert torch.allclose(Aggregator(Mean(), (Bucketing(s=3),))(rows).vector, rows.mean(0))

@@ -16,7 +16,7 @@ from varangian.aggregators.kernels import (
     reference,
 )
 
-SHAPES = [(3, 63), (8, 1000), (15, 1271), (5, blocked.WIDTH), (4, 65_537)]
+SHAPES = [(3, 63), (8, 1000), (15, 1271), (5, 4096), (4, 65_537)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 TAKEN = [
