@@ -40,9 +40,9 @@ def _accumulating(rows: Rows, name: str | None) -> Accumulating:
 class GramAccumulator:
     """Takes n rows (d,) as blocks of columns, in order; gives the bits of `backend.centred` of the whole.
 
-    Rows that are removed leave no trace: the bits are those of the rows that are left. Where the sum of a pair
-    may depend on other rows, as in libraries and where rows share a long common part, what was measured with
-    the removed rows is measured again. The blocks are held, not copied, and not to be written to.
+    Rows that are removed leave no trace: the bits are those of the rows that are left. Where the sum of a
+    pair may depend on other rows, as in libraries and where rows share a long common part, what was
+    measured with the removed rows is measured again. The blocks are held, not copied; do not write to them.
     """
 
     def __init__(
@@ -118,12 +118,10 @@ class GramAccumulator:
             )
 
     def _measure(self) -> tuple[Accumulating, Sums]:
-        """All that was taken of the rows that are left: what came since the last time, or everything again."""
+        """Measure what was taken of the rows that are left, all of it again if need be."""
         kept = list(self._kept)
         if self._sums is not None and self._of != kept:
-            self._sums = (
-                self._sums.among([self._of.index(i) for i in kept]) if self._sums.alone else None
-            )
+            self._sums = self._sums.among([self._of.index(i) for i in kept]) if self._sums.alone else None
         pieces = list(zip(*(self._pieces[i] for i in kept), strict=True))
         if self._backend is None:
             self._backend = _accumulating(Rows(pieces[0]), self._name)

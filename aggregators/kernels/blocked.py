@@ -1,18 +1,18 @@
 """Fast enough without a compiler: float32 blocks that fit the cache, summed in float64 between blocks.
 
-Float32 products lose distances that are tiny beside the norms, so every block is measured from where they are
-not (`centres`).
+Float32 products lose distances that are tiny beside the norms, so every block is measured from where they
+are not (`centres`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.algebra import Array
@@ -106,14 +106,12 @@ def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
         points[:-1, : block.shape[1]] = block
         if reference is not None:
             points[-1, : block.shape[1]] = reference[columns]
-        b, parents = centres.measured(
-            lambda parents: _products(points, parents, reference is None), centres.none(len(rows))
-        )
-        sums.add(b, parents)
+        measure = partial(_products, points, reference is None)
+        sums.add(*centres.measured(measure, centres.none(len(rows))))
     return sums
 
 
-def _products(points: Tensor, parents: Parents, plain: bool) -> Array:
+def _products(points: Tensor, plain: bool, parents: Parents) -> Array:
     """Inner products of (z_1, ..., z_n, r), in float32 over WIDTH columns each."""
     z = points if plain and (parents < 0).all() else exact.from_parents(points, parents)
     short = z.view(len(z), -1, WIDTH).transpose(0, 1)
@@ -131,7 +129,7 @@ def settled(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | N
 def checked(
     products: Tensor, d: int, whole: Callable[[], Rows], reference: Tensor | None, slow: Measure
 ) -> Tensor:
-    """The products (n+2, n+2) of a quick measurement unless some underflowed; else those of the slow one."""
+    """The products (n+2, n+2) of a quick measurement, or of the slow one if some underflowed."""
     small = (centres.about_reference(products).diagonal() < FLOOR * d).tolist()
     if not any(small[: len(small) - (reference is None)]):
         return products

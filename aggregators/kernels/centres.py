@@ -1,12 +1,13 @@
-"""Where rows are measured from, slice by slice, so that a common part cancels before anything is multiplied.
+"""Where rows are measured from, slice by slice: a common part cancels before anything is multiplied.
 
     n  rows     r  the reference, or zero     b  inner products of (z_1, ..., z_n, r), (n+1, n+1)
 
-z_i is x_i - x_p for the parent p of row i, or x_i - r where it has none (-1). Parents form a forest, so every
-difference of rows is a sum of some z with signs. Where rows share a part that is long beside their distances
-one of them becomes the parent of the others; where two of those lie closer still, one may become the parent
-of the other. Which rows that concerns is seen from their products, so it takes no second pass over memory:
-only the first columns of a slice, or a slice that turned out to be of two kinds, are multiplied again.
+z_i is x_i - x_p for the parent p of row i, or x_i - r where it has none (-1). Parents form a forest, so
+every difference of rows is a sum of some z with signs. Where rows share a part that is long beside their
+distances one of them becomes the parent of the others; where two of those lie closer still, one may become
+the parent of the other. Which rows that concerns is seen from their products, so it takes no second pass
+over memory: only the first columns of a slice, or a slice that turned out to be of two kinds, are
+multiplied again.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Sums:
     """What is known so far of the inner products."""
 
     plain: Tensor
-    """Of (x_1 - r, ..., x_n - r, r), over the slices where no row has a parent: (n+1, n+1) float64 on the device
-    of the rows."""
+    """Of (x_1 - r, ..., x_n - r, r), over the slices where no row has a parent: (n+1, n+1) float64 on the
+    device of the rows."""
     moved: dict[bytes, Array] = field(default_factory=dict[bytes, Array])
     """Of (z_1, ..., z_n, r), over the slices with these parents."""
     alone: bool = True
@@ -111,7 +112,7 @@ def measured(
 
 
 def lost(b: Array, parents: Parents) -> NDArray[np.bool_]:
-    """Which distances of (x_1, ..., x_n, r) kept too few bits, (n+1, n+1); not those that are not finite."""
+    """Which finite distances of (x_1, ..., x_n, r) kept too few bits: (n+1, n+1)."""
     squares, scale = _distances(b, parents)
     with np.errstate(invalid="ignore"):
         gone: NDArray[np.bool_] = squares < KEPT * scale
@@ -145,7 +146,7 @@ def refined(b: Array, parents: Parents, gone: NDArray[np.bool_]) -> Parents:
 
 
 def adopted(b: Tensor) -> Tensor:
-    """`refined` for many slices at once, about r, with parents that have none: (s, n+1, n+1) -> (s, n) int32.
+    """`refined` for s slices at once, where no row has a parent yet: (s, n+1, n+1) -> (s, n) int32.
 
     Rows that are near each other in up to CLUSTERS places, whatever the others do.
     """
@@ -172,8 +173,8 @@ def adopted(b: Tensor) -> Tensor:
 def about_parents(b: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
     """Products about a centre, of every slice, and whether distances were lost in one, where the rows are.
 
-    Of (z_1, ..., z_n, r), (s, n+1, n+1), no parent having one, to (x_1 - c, ..., x_n - c, r - c, -c) for c the
-    parent of most rows, (s, n+2, n+2).
+    Of (z_1, ..., z_n, r), (s, n+1, n+1), no parent having one, to (x_1 - c, ..., x_n - c, r - c, -c) for
+    c the parent of most rows, (s, n+2, n+2).
     """
     n = parents.shape[1]
     nodes = torch.arange(n, device=b.device)
@@ -184,12 +185,15 @@ def about_parents(b: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
     sound = b.diagonal(dim1=1, dim2=2).isfinite()
     clean = torch.where(sound[:, :, None] & sound[:, None, :], b, 0)
     inner = (paths @ clean @ paths.transpose(1, 2))[:, : n + 1, : n + 1]
-    shared = ((paths * clean.diagonal(dim1=1, dim2=2)[:, None, :]) @ paths.transpose(1, 2))[:, : n + 1, : n + 1]
+    shared = ((paths * clean.diagonal(dim1=1, dim2=2)[:, None, :]) @ paths.transpose(1, 2))[
+        :, : n + 1, : n + 1
+    ]
     squares, sums = inner.diagonal(dim1=1, dim2=2), shared.diagonal(dim1=1, dim2=2)
     distances = squares[:, :, None] + squares[:, None, :] - 2 * inner
     scale = sums[:, :, None] + sums[:, None, :] - 2 * shared
-    # What is left between equal rows, and of ancestors that two rows share, is rounding of float64.
-    lost = ((distances < KEPT * scale) & (scale > 1e-12 * (sums[:, :, None] + sums[:, None, :]))).any()
+    # Between rows that are equal nothing is left but rounding of float64.
+    rounding = 1e-12 * (sums[:, :, None] + sums[:, None, :])
+    lost = ((distances < KEPT * scale) & (distances.abs() > rounding)).any()
     counts = chosen.sum(dim=1)
     centre = paths[torch.arange(len(b), device=b.device), counts.argmax(dim=1)]
     centre = torch.where(counts.amax(dim=1)[:, None] > 0, centre, 0)
@@ -230,7 +234,7 @@ def _paths(parents: Parents) -> Array:
 
 
 def _distances(b: Array, parents: Parents) -> tuple[Array, Array]:
-    """Squared distances of (x_1, ..., x_n, r), and the sums of the squares that each is the difference of."""
+    """Squared distances of (x_1, ..., x_n, r), and the sums of the squares that make each of them."""
     n = len(parents)
     if (parents < 0).all():
         inner = np.zeros((n + 1, n + 1))

@@ -115,8 +115,8 @@ def centred(rows: Rows, reference: Tensor | None) -> Tensor:
 def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
     """Sums of spans are added to sums of slices, and those to the total in turn, wherever a call begins.
 
-    Nothing waits for the device: for every slice it chooses, by the first span, the row from which those are
-    measured whose distances float32 would lose, and remembers where that was not enough.
+    Nothing waits for the device: for every slice it chooses, by the first span, the row from which those
+    are measured whose distances float32 would lose, and remembers where that was not enough.
     """
     sums.alone = False  # products of tiles depend on how many rows there are
     size = (len(rows) + 1) ** 2

@@ -1,8 +1,8 @@
 """The compiled kernels: where they are, which version of them runs, how each is called.
 
 The environment variable VARANGIAN_KERNELS chooses a version other than the best for this processor: "v1",
-"v3" (AVX2), "v4" (AVX-512), or "none" for plain torch. With it one machine gives another one's bits, and the
-tests try each version.
+"v3" (AVX2), "v4" (AVX-512), or "none" for plain torch. With it one machine gives another one's bits, and
+the tests try each version.
 """
 
 from __future__ import annotations

@@ -120,7 +120,12 @@ def _first(
 
 
 def _products(
-    verb: str, addresses: NDArray[np.int64], reference: Tensor | None, start: int, stop: int, parents: Parents
+    verb: str,
+    addresses: NDArray[np.int64],
+    reference: Tensor | None,
+    start: int,
+    stop: int,
+    parents: Parents,
 ) -> tuple[Array, bool]:
     """Inner products of (z_1, ..., z_n, r), zeros where there is no r, and whether distances were lost.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
         points[:-1, : block.shape[1]] = block
         if reference is not None:
             points[-1, : block.shape[1]] = reference[columns]
-        b, parents = centres.measured(lambda parents: _products(points, parents), centres.none(len(rows)))
+        b, parents = centres.measured(partial(_products, points), centres.none(len(rows)))
         sums.add(b, parents)
     return sums
 

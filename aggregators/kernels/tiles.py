@@ -86,8 +86,8 @@ def gram(
 ):
     """Products of (z_i, r) over one span of columns: (n+1, n+1) of its own for every program.
 
-    z_i is x_i - r, or x_i - x_p if row i has a parent p in this slice. Tiles of BLOCK columns are multiplied in
-    float32 and added in float64. What is below the diagonal is the mirror of what is above.
+    z_i is x_i - r, or x_i - x_p if row i has a parent p in this slice. Tiles of BLOCK columns are
+    multiplied in float32 and added in float64. What is below the diagonal is the mirror of what is above.
     """
     part = tl.program_id(0)
     first = tl.program_id(1)

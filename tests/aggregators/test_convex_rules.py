@@ -68,7 +68,9 @@ def test_value(case: str, dtype: torch.dtype) -> None:
     spec, rows, vector, weights = TABLE[case]
     given = torch.tensor(rows, dtype=dtype, device=kit.DEVICE)
     found = aggregator_from(spec, "aggregator", f=0)(given)
-    assert found.vector.tolist() == pytest.approx(vector, rel=1e-6, abs=1e-6 if dtype == torch.float32 else 1e-7)
+    assert found.vector.tolist() == pytest.approx(
+        vector, rel=1e-6, abs=1e-6 if dtype == torch.float32 else 1e-7
+    )
     if weights is not None:
         assert found.weights is not None
         assert found.weights.tolist() == pytest.approx(weights, rel=1e-6, abs=1e-7)

@@ -16,7 +16,7 @@ import torch
 from tests.extent import patience
 from torch import Tensor
 
-from varangian.aggregators import Aggregator, Krum, Median, Rows
+from varangian.aggregators import Aggregator, Gram, Krum, Median, Rows
 from varangian.aggregators.kernels import (
     BACKENDS,
     BackendRefused,
@@ -24,6 +24,7 @@ from varangian.aggregators.kernels import (
     after,
     backend_for,
     blocked,
+    centres,
     gpu,
     native,
     reference,
@@ -160,15 +161,28 @@ def test_gram(shape: tuple[int, int], dtype: torch.dtype, with_reference: bool) 
 @ON_DEVICE
 @KERNELS
 def test_distances_far_from_the_origin() -> None:
-    """The common part is 1e4 times the spread: float32 loses them, and they are measured again."""
-    rows = Rows.of((1e4 * torch.randn(1271) + torch.randn(5, 1271)).to(DEVICE))
-    found, wanted = (_distances(products(rows, None)) for products in (gpu.gram, reference.gram))
+    """The common part is 1e4 times the spread, and gone before anything is multiplied."""
+    for with_reference in (False, True):
+        matrix = 1e4 * torch.randn(1271) + torch.randn(7, 1271)
+        matrix[0], matrix[1], matrix[3] = 0, 1e-3 * matrix[1], matrix[2]
+        rows = Rows.of(matrix.to(DEVICE))
+        r = last(rows, with_reference)
+        sums = gpu.accumulated(centres.Sums.nothing(rows), rows, r)
+        assert not sums.lost
+        found, wanted = (Gram.of(rows, r, backend).sqdist for backend in (gpu, reference))
+        assert torch.allclose(found, wanted, rtol=1e-5)
+
+
+@ON_DEVICE
+@KERNELS
+def test_distances_that_the_first_columns_do_not_tell() -> None:
+    """Then all rows are read once more."""
+    matrix = torch.randn(4, 5000)
+    matrix[:, 4500:] += 1e4
+    rows = Rows.of(matrix.to(DEVICE))
+    assert gpu.accumulated(centres.Sums.nothing(rows), rows, None).lost
+    found, wanted = (Gram.of(rows, None, backend).sqdist for backend in (gpu, reference))
     assert torch.allclose(found, wanted, rtol=1e-5)
-
-
-def _distances(products: Tensor) -> Tensor:
-    squares = products.diagonal()
-    return (squares[:, None] + squares - 2 * products)[:-1, :-1]
 
 
 @ON_DEVICE
@@ -180,14 +194,15 @@ def test_sums_are_the_same_bits_again_and_in_pieces(
     monkeypatch.setattr(gpu, "SLICE", 512)
     monkeypatch.setattr(gpu, "SPAN", 128)
     matrix = plain(7, 2 * gpu.SLICE + 77)
-    rows, total = Rows.of(matrix), reference.nothing(Rows.of(matrix))
+    rows = Rows.of(matrix)
+    sums = centres.Sums.nothing(rows)
     r = last(rows, with_reference)
     whole = gpu.gram(rows, r)
     assert torch.equal(gpu.gram(rows, r), whole)
     for start in range(0, rows.d, gpu.SLICE):
         columns = slice(start, start + gpu.SLICE)
-        gpu.accumulated(total, Rows.of(matrix[:, columns]), None if r is None else r[columns])
-    assert torch.equal(total.cpu(), whole)
+        gpu.accumulated(sums, Rows.of(matrix[:, columns]), None if r is None else r[columns])
+    assert torch.equal(centres.about_reference(sums.products()), whole)
 
 
 @ON_DEVICE
