@@ -5,6 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from varangian.backends import RunError, run
+from varangian.worker.outcomes import Declined
+from varangian.worker.task import Crew
 
 
 def test_a_run_leaves_its_numbers(carried_out):
@@ -118,3 +120,20 @@ def test_parts_that_are_missing_or_do_not_fit(carried_out, tmp_path, settings, s
     with pytest.raises(RunError, match=said):
         carried_out(*settings)
     assert not (tmp_path / "runs").exists(), "nothing was begun"
+
+
+@pytest.mark.parametrize("way", ["sync", "fedavg", "fedlaavg", "async", {"asap": {"graph": "complete"}}])
+def test_a_worker_that_declines_costs_one_round_of_one_worker(carried_out, monkeypatch, way):
+    answer = Crew.answer
+
+    def failing(crew, name, round, parameters):
+        if (name, round) == ("w01", 2):
+            raise Declined("data:load raised KeyError")
+        return answer(crew, name, round, parameters)
+
+    monkeypatch.setattr(Crew, "answer", failing)
+    result, records, _ = carried_out(f"participation={json.dumps(way)}", "rounds=5")
+    assert (result.outcome, result.rounds) == ("finished", 5)
+    declined = [record.declined for record in records if record.declined]
+    assert declined == [{"w01": "data:load raised KeyError"}]
+    assert all(record.dropped == {} and record.missing == () for record in records)
