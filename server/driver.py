@@ -107,7 +107,7 @@ class Driver:
             places = seats or len(machine.policy.workers)
             self._intake = Pool(places, self._d, rows, self._standing, self._needed)
         elif window:
-            report = Report(self._standing, self._unsound, self._settled, self._failed)
+            report = Report(self._standing, self._settled, self._failed)
             self._intake = Windowed(machine, learner, self._heavy.run, clock, report, rows)
         else:
             store = RowStore(machine.policy.workers, self._d, rows)
@@ -155,12 +155,16 @@ class Driver:
 
     async def _together(self, slot: Slot, windowed: Windowed) -> Refusal | str | None:
         """Wait for the others: a vector counts with all of them, or not at all."""
+        if not slot.sound:
+            self._handle(Fault(slot.worker, slot.round, NOT_FINITE, self._now()))
+            await self.release(slot)
+            return NOT_FINITE
         refusal = self._standing(slot)
         if refusal is None:
             refusal = await windowed.counted(slot)
         if refusal is not None:
             await self.release(slot)
-        return refusal if slot.sound else NOT_FINITE
+        return refusal
 
     async def release(self, slot: Slot) -> None:
         """Give the slot up: nobody puts anything there any more, and nothing was counted."""
@@ -277,9 +281,6 @@ class Driver:
         del self._slots[slot.worker]
         slot.close()
         return True
-
-    def _unsound(self, slot: Slot) -> None:
-        self._handle(Fault(slot.worker, slot.round, NOT_FINITE, self._now()))
 
     def _settled(self, slots: Sequence[Slot]) -> Refusal | None:
         digests = {slot.worker: slot.digest for slot in slots if self._forget(slot)}

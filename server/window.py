@@ -123,6 +123,17 @@ class Window:
         else:
             del self.columns[worker]
 
+    def failed(self, worker: Worker, at: Seconds) -> None:
+        """What has come of it cannot count, though the rest may still come."""
+        if worker not in self.columns or self.settled:
+            return
+        if self.fixed:
+            self.restart({worker}, at)
+        else:
+            del self.columns[worker]
+            self._excluded.add(worker)
+            self._fix(at)
+
     def proved(self, faulty: Iterable[Worker], at: Seconds) -> None:
         """These have proved faulty in this round."""
         self.faulty = frozenset(faulty)

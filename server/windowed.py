@@ -40,8 +40,6 @@ class Report:
 
     standing: Callable[[Slot], Refusal | None]
     """Why an upload would not count any more, whatever the window says."""
-    unsound: Callable[[Slot], None]
-    """It has a number that is none."""
     settled: Callable[[Sequence[Slot]], Refusal | None]
     """All of these count; or why none does."""
     failed: Callable[[Exception], None]
@@ -110,6 +108,8 @@ class Windowed:
     def overtaken(self, slot: Slot) -> Refusal | None:
         if refusal := self._report.standing(slot):
             return refusal
+        if not slot.sound:
+            return None  # only its digest says whether the worker or the line is to blame
         return None if self._attempts.get(slot) == self._window.attempt else Refusal.RESTARTED
 
     def free(self, slot: Slot) -> int:
@@ -133,7 +133,9 @@ class Windowed:
 
     def came(self, slot: Slot) -> None:
         if not slot.sound:
-            self._report.unsound(slot)
+            if self._attempts.pop(slot, None) is not None:
+                self._window.failed(slot.worker, self._clock.now())
+                self.look()
             return
         before = self._window.ready
         self._window.came(slot.worker, slot.columns)

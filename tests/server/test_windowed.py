@@ -220,18 +220,33 @@ async def test_whoever_dies_at_the_very_end_costs_an_attempt_as_well(time):
 
 
 @in_loop
-async def test_a_number_that_is_none_is_proof_at_once_and_spends_one_of_the_f(time):
+async def test_a_number_that_is_none_is_proof_once_its_digest_is_right(time):
     bad = vector(NAMES[-1])
     bad[5 * BLOCK + 3] = torch.nan
     async with Run(time, "trimmed_mean") as run:
         pushes = run.all(HONEST)
         answer = await run.send(await run.offer(NAMES[-1]), sent=bad)
-        assert answer is Refusal.FAULTY
+        assert answer == "not finite"
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
         await run.ended()
     assert run.records[0].dropped == {NAMES[-1]: "not finite"}
     wanted = plain("trimmed_mean", HONEST, {NAMES[-1]: "not finite"})
     assert run.learner.digest() == wanted
+
+
+@in_loop
+async def test_a_number_that_the_line_has_spoilt_spends_nothing(time):
+    bad = vector(NAMES[-1])
+    bad[5 * BLOCK + 3] = torch.nan
+    async with Run(time, "trimmed_mean") as run:
+        pushes = run.all(HONEST)
+        slot = await run.offer(NAMES[-1])
+        assert await run.send(slot, until=D - 1, sent=bad) == D - 1
+        await run.driver.release(slot)  # the digest is wrong
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        await run.ended()
+    assert (run.records[0].dropped, run.records[0].missing) == ({}, (NAMES[-1],))
+    assert run.learner.digest() == plain("trimmed_mean", HONEST)
 
 
 @in_loop
@@ -300,7 +315,12 @@ async def test_a_lost_answer_is_given_again(time, monkeypatch):
     async with Run(time, rounds=2) as run:
         asked = threading.Event()
         step = run.learner.step
-        monkeypatch.setattr(run.learner, "step", lambda *given: asked.wait(patience(20)) and step(*given))
+
+        def late(*given, **more):
+            assert asked.wait(patience(20))
+            return step(*given, **more)
+
+        monkeypatch.setattr(run.learner, "step", late)
         await asyncio.gather(*run.all().values())
         assert await run.driver.offer("w00", 0, b"w00") is Refusal.DUPLICATE
         assert await run.driver.offer("w00", 0, b"other") is Refusal.COUNTED
