@@ -9,7 +9,7 @@ FACTOR = "VARANGIAN_PATIENCE"
 """How many times longer than on a quiet machine a test may wait; measured when it is not set."""
 REFERENCE = 0.025
 """Seconds of `_work` on a slow but quiet core."""
-MOST = 20.0
+MOST = 10.0
 
 
 def everything() -> bool:

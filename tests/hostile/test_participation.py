@@ -90,14 +90,16 @@ def test_who_was_not_invited_does_not_count(besieged):
 
 def test_the_first_of_two_vectors_counts_and_spends_nothing(besieged):
     """The second is even none: but that is not looked at any more."""
-    _, siege, crew = besieged
+    way, siege, crew = besieged
+    # Where the round waits for others too, there is no model for who has already pushed.
+    rounds = 3 if way == "fedlaavg" else 1
     ones, nan = torch.ones(NUMEL), torch.full((NUMEL,), torch.nan)
 
     async def push_twice(codes):
         async with renegade(siege) as traitor:
             with crew.paused():
                 await still(siege)
-                for _ in range(3):
+                for _ in range(rounds):
                     round = (await traitor.pull(-1)).round
                     receipts = [await traitor.push(round, vector) for vector in (ones, ones, nan, ones)]
                     assert [receipt.counted for receipt in receipts[:3]] == [True, True, False]
