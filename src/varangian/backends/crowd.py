@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from types import ModuleType, TracebackType
 
 from varangian.backends.child import Post, child
@@ -124,7 +124,7 @@ def _without_main(post: Post | None = None) -> Generator[None]:
     So a script may start a run without `if __name__ == "__main__"`, unless it defines a part of the task.
     """
     main = sys.modules["__main__"]
-    if post is None or b"__main__" not in pickle.dumps(post):
+    if post is None or b"__main__" not in bytes(ForkingPickler.dumps(post)):
         sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
