@@ -54,13 +54,18 @@ def guarded(
         if target in str(found):
             raise
         raise type(found)(f"{what} failed: {found}") from found
-    except (Exception, SystemExit) as found:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as found:  # libraries in other languages panic with some that are no Exception
         raise error(f"{what} failed: {cause(found, target)}. {advice}".rstrip()) from found
 
 
 def cause(error: BaseException, target: str = "") -> str:
     """`KeyError: 'depth' (mine.py, line 6)`: the type, the message, and the user's line."""
-    text = " ".join(str(error).split()).rstrip(".")
+    try:
+        text = " ".join(str(error).split()).rstrip(".")
+    except Exception:
+        text = ""
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}..."
     if isinstance(error, SyntaxError):
@@ -107,6 +112,9 @@ def resolve(target: str, error: type[InputError] = UserCodeError) -> Callable[..
     module_name, colon, function_name = target.partition(":")
     if not (colon and module_name and function_name):
         raise error(f"`target` should look like `package.module:function`. Found {target!r}.")
+    if module_name.endswith(".py"):
+        meant = f"{module_name.removesuffix('.py').replace('/', '.')}:{function_name}"
+        raise error(f"`target` should name a module, not its file. Found {target!r}. Write {meant!r}.")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that a file here never hides a library
     advice = f"Check that `import {module_name}` works in Python, in this folder."
@@ -117,13 +125,21 @@ def resolve(target: str, error: type[InputError] = UserCodeError) -> Callable[..
         if not hasattr(found, part):
             known = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
             hint = suggestion(part, known[:MANY])
-            raise error(
-                f"`target` {target!r} cannot be imported: {module_name} has no {part!r}. {hint}".rstrip()
-            )
+            said = f"`target` {target!r} cannot be imported: {module_name} has no {part!r}"
+            raise error(f"{said}{hidden(module)}. {hint}".rstrip())
         found = getattr(found, part)
     if not callable(found):
         raise error(f"`target` {target!r} should be a function. Found {type(found).__name__}.")
     return found  # type: ignore[no-any-return]
+
+
+def hidden(module: Any) -> str:
+    """Where a module was found, if a file of its name in the current folder was not taken."""
+    name, file = str(module.__name__), getattr(module, "__file__", None)
+    here = Path.cwd() / f"{name.replace('.', '/')}.py"
+    if here.exists() and (file is None or not here.samefile(file)):
+        return f" (it is {file or 'part of Python'}; {here.name} in this folder needs another name)"
+    return ""
 
 
 def call(

@@ -9,7 +9,7 @@ from torch import nn
 
 from varangian.server.optimizer import Cosine, Sgd
 from varangian.worker.attacks import Alie, LabelFlip
-from varangian.worker.custom import InputError
+from varangian.worker.custom import InputError, guarded, resolve
 from varangian.worker.data import Custom as CustomData
 from varangian.worker.data import Synthetic
 from varangian.worker.losses import LOSSES, CrossEntropy, MeanSquaredError
@@ -291,3 +291,31 @@ def test_scores_of_places_may_come_before_or_after_them():
     expected = nn.functional.cross_entropy(scores.transpose(1, 2), labels)
     assert torch.allclose(CrossEntropy()(scores, labels), expected)
     assert torch.allclose(CrossEntropy()(scores.transpose(1, 2), labels), expected)
+
+
+class Panic(BaseException):
+    """As libraries in other languages raise them."""
+
+    def __str__(self):
+        raise ValueError
+
+
+def test_whatever_is_raised_is_one_sentence_but_for_ctrl_c():
+    with pytest.raises(InputError, match=r"it failed: Panic"), guarded("it"):
+        raise Panic
+    with pytest.raises(InputError, match="it failed: StopIteration"), guarded("it"):
+        raise StopIteration
+    with pytest.raises(KeyboardInterrupt), guarded("it"):
+        raise KeyboardInterrupt
+
+
+def test_a_file_that_a_library_hides_and_one_with_its_ending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "queue.py").write_text("def build():\n    pass\n")
+    with pytest.raises(
+        InputError, match=r"queue has no 'build' \(it is .*; queue\.py in this folder needs"
+    ):
+        resolve("queue:build")
+    with pytest.raises(InputError, match=r"Write 'parts\.mine:build'"):
+        resolve("parts/mine.py:build")

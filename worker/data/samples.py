@@ -58,7 +58,10 @@ def converted(value: Any) -> Samples:
 
 
 def one(value: Any) -> Tensor:
-    if hasattr(value, "dtype") and not isinstance(value, Tensor):
+    if not isinstance(value, Tensor | list | tuple) and not hasattr(value, "__array__"):
+        # Not tried: what only looks like a list, as a Dataset of torch, may go on for ever.
+        raise TypeError(f"it is of type {type(value).__name__}")
+    if not isinstance(value, Tensor | list | tuple):
         import numpy as np
 
         value = np.ascontiguousarray(value)  # torch takes no negative strides
