@@ -8,6 +8,7 @@ from torch import Tensor
 
 from varangian.aggregators import (
     ARC,
+    MDA,
     NNM,
     Aggregator,
     Bucketing,
@@ -145,6 +146,14 @@ class TestOffsets:
         rows = scale * kit.plain(8, 2000).to(kit.DEVICE)
         wanted = distances(rows.double()).cpu()
         assert relative_error(Gram.of(Rows.of(rows)).sqdist, wanted) < 1e-5
+
+    @pytest.mark.parametrize("backend", [None, "reference"])
+    def test_a_common_part_of_a_million_leaves_rows_apart(self, backend: str | None) -> None:
+        """Of 0, .1 and .1 beside it the majority is at .1; float64 about the origin would see one point."""
+        rows = (torch.tensor([[0.0], [0.1], [0.1]]).double() + 1e6).to(kit.DEVICE)
+        for rule in (GeometricMedian(), MDA(f=1)):
+            found = Aggregator(rule, backend=backend)(rows).vector.item() - 1e6
+            assert found == pytest.approx(0.1, abs=1e-6)
 
     def test_krum_picks_the_same_worker_in_both_precisions(self) -> None:
         common = torch.randn(1000)
