@@ -58,13 +58,19 @@ def no_child_is_left():
         ],
         ["aggregator=median", "byzantine.attack=non_finite", "byzantine.count=1", "worker.per_process=1"],
         ["aggregator=flag", "optimizer.momentum=0.5", "optimizer.schedule=cosine", "model.mlp.hidden=8"],
-        ["aggregator=median", "wire.dtype=bfloat16"],
+        pytest.param(["aggregator=median", "wire.dtype=bfloat16"], marks=pytest.mark.exhaustive),
         ["aggregator=flag", "ema={decay: 0.9, reference_batch: 40}"],
         # So many columns that they are aggregated while the rest is on its way.
         ["aggregator=flag", "model.mlp.hidden=8000", "rounds=2"],
-        ["aggregator=trimmed_mean", "model.mlp.hidden=8000", "rounds=2", "server.rows=bfloat16"],
+        pytest.param(
+            ["aggregator=trimmed_mean", "model.mlp.hidden=8000", "rounds=2", "server.rows=bfloat16"],
+            marks=pytest.mark.exhaustive,
+        ),
         # And so many that they do not fit into the window; one worker is left out on the way.
-        ["aggregator=median", "model.mlp.hidden=60000", "rounds=2", "server.memory=window"],
+        pytest.param(
+            ["aggregator=median", "model.mlp.hidden=60000", "rounds=2", "server.memory=window"],
+            marks=pytest.mark.exhaustive,
+        ),
         [
             "aggregator=trimmed_mean",
             "model.mlp.hidden=60000",

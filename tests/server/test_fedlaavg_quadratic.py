@@ -36,6 +36,7 @@ def test_the_bias_follows_the_turns(bench: dict[str, Any], rounds: list[int]):
     assert bench["end"]("FedLaAvg", rounds, 0.05, cycles) == pytest.approx(0.5, abs=1e-4)
 
 
+@pytest.mark.exhaustive  # the same numbers as those of nine to one
 def test_it_prints_all(bench: dict[str, Any], capsys: pytest.CaptureFixture[str]):
     assert bench["main"](["--cycles", "45"]) == 0
     told = capsys.readouterr().out.splitlines()
