@@ -105,3 +105,24 @@ def test_a_script_needs_no_guard(tmp_path):
     )
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "finished\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_a_script_with_a_guard_may_define_a_part_of_the_task(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dataclasses import dataclass\n"
+        "import varangian\n"
+        "from varangian.config import load\n"
+        "from varangian.worker.data import DATASETS\n"
+        "from varangian.worker.data.digits import Digits\n"
+        "@DATASETS.register('mine')\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(Digits):\n"
+        "    'Digits by another name.'\n"
+        "if __name__ == '__main__':\n"
+        "    settings = ['workers=2', 'f=0', 'aggregator=mean', 'model=softmax', 'rounds=2', 'data=mine']\n"
+        "    print(varangian.run(load(None, settings)).outcome)\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "finished\n"), done.stderr
