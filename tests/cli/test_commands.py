@@ -227,3 +227,14 @@ def test_a_server_cannot_be_bound_to_half_an_address(varangian, monkeypatch):
     code, _, err = varangian("server", "--bind", "localhost")
     assert code == 2
     assert "--bind: should be HOST:PORT. Found 'localhost'" in err
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="this system has no full disk to try")
+@pytest.mark.parametrize("command", [["list", "attacks"], ["check", "--static"]])
+def test_an_output_that_takes_nothing_is_one_sentence(command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "varangian", *command], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "varangian: the output cannot be written: No space left on device\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import importlib
 import io
 import os
@@ -17,6 +19,10 @@ from varangian.cli.parser import parse
 from varangian.registry import ConfigError
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of a disk that takes no more."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -48,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _carried_out(module: str, function: str, args: argparse.Namespace) -> int:
     try:
         command = importlib.import_module(f"varangian.cli.{module}")
-        return int(getattr(command, function or "command")(args))
+        code = int(getattr(command, function or "command")(args))
+        sys.stdout.flush()  # a full disk should be told of here, not by the interpreter as it leaves
+        return code
     except ConfigError as error:
         many = "Problem" if len(error.problems) == 1 else f"{len(error.problems)} problems"
         print(f"{many} in the configuration:", file=sys.stderr)
@@ -59,9 +67,21 @@ def _carried_out(module: str, function: str, args: argparse.Namespace) -> int:
         print(f"varangian: {error}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:
-        # The reader of our output (head, a pager) has left; nothing else may be written to it.
-        sys.stderr.close()
+        _discard_output()  # its reader (head, a pager) has left
         return FAILED
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _discard_output()
+        what = error.filename or "the output"
+        print(f"varangian: {what} cannot be written: {error.strerror}", file=sys.stderr)
+        return FAILED
+
+
+def _discard_output() -> None:
+    """What is still to be written goes nowhere, so that the interpreter need not complain as it leaves."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _escape(stream: object) -> None:
