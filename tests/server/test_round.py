@@ -518,7 +518,7 @@ def test_a_sentence_stays_short_with_many_workers():
         ({"quorum": 0}, "`quorum` should be between 1 and n = 4. Found 0."),
         ({"quorum": 5}, "`quorum` should be between 1 and n = 4. Found 5."),
         ({"f": 4}, "`f` should be between 0 and n - 1 = 3. Found 4."),
-        ({"f": -1}, "`f` should be between 0 and n - 1 = 3. Found -1."),
+        ({"f": -1}, "`f` should be a non-negative integer. Found -1."),
         ({"rounds": 0}, "`rounds` and `max_skips` should be at least 1. Found 0 and 10."),
         ({"max_skips": 0}, "`rounds` and `max_skips` should be at least 1. Found 3 and 0."),
         ({"deadline": 0.0}, "`deadline` should be a positive number of seconds. Found 0.0."),
