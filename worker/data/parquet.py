@@ -292,9 +292,11 @@ def pixels(encoded: bytes, shape: Shape | None, here: str) -> Rows:
         raise
     except (OSError, SyntaxError, ValueError) as error:  # what pillow raises for damaged files
         raise DataError(f"{here} should hold a PNG or JPEG image: {error}. Download it again.") from error
+    advice = "All images should have one size: resize them first."
+    if here.startswith("cifar10"):
+        advice = "Images of another size are for data=parquet."
     raise DataError(
-        f"{here} should hold an image of {shape[2]}x{shape[1]} pixels. Found {width}x{height}. All images"
-        " should have one size: resize them first."
+        f"{here} should hold an image of {shape[2]}x{shape[1]} pixels. Found {width}x{height}. {advice}"
     )
 
 
