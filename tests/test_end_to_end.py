@@ -240,19 +240,21 @@ def eventually(holds):
     return held
 
 
-@pytest.mark.parametrize("backend", ["processes", "simulate"])
-def test_interrupting_a_run_leaves_a_valid_folder_and_no_process(started, tmp_path, backend):
+@pytest.mark.parametrize(
+    ("backend", "number"), [("processes", signal.SIGTERM), ("simulate", signal.SIGINT)]
+)
+def test_interrupting_a_run_leaves_a_valid_folder_and_no_process(started, tmp_path, backend, number):
     command = started("run", *SMALL, "rounds=1000000", f"backend={backend}", "--format", "json")
     first = json.loads(command.stdout.readline())
-    os.killpg(command.pid, signal.SIGINT)
+    command.send_signal(number)
     # Not `communicate`: it does not know what `readline` has taken beyond the first line.
     *rounds, last = map(json.loads, command.stdout)
     err = command.stderr.read()
-    assert command.wait(PATIENCE) == 130, err
+    assert command.wait(PATIENCE) == 128 + number, err
     result = last["result"]
-    assert (result["outcome"], result["reason"]) == ("interrupted", "stopped by SIGINT")
+    assert (result["outcome"], result["reason"]) == ("interrupted", f"stopped by {number.name}")
     assert result["rounds"] == len(rounds) + 1 > first["round"]
-    assert "SIGINT: stopping after the round in hand" in err
+    assert f"{number.name}: stopping after the round in hand" in err
     assert "Traceback" not in err
     folder = tmp_path / result["folder"]
     assert len((folder / "rounds.jsonl").read_text().splitlines()) == result["rounds"]
