@@ -76,7 +76,7 @@ def test_a_backend_that_raises_is_wrong(bench, monkeypatch):
     def broken(*args):
         raise ZeroDivisionError("in the kernel")
 
-    monkeypatch.setattr(backend_for(Rows.of(torch.ones(2, 2))), "gram", broken)
+    monkeypatch.setattr(backend_for(Rows.of(torch.ones(2, 2))), "centred", broken)
     code, out, err = bench(*SMALL, "--rules", "gram", "median", "--format", "plain")
     assert (code, row_of(out, "gram")[1]) == (1, "FAILED")
     assert "ZeroDivisionError: in the kernel" in err
