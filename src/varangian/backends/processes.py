@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 
 from varangian.backends import Note
 from varangian.backends.beside import complete
