@@ -147,6 +147,28 @@ int VERB(combine)(const float *const *rows, const float *weights, int64_t n, int
   }
 EACH_SIZE(SORT)
 
+/* The mean of the middle one or two of up to NARROW rows, which need not be sorted for that. */
+#define MIN(a, b) t##a = t##a < t##b ? t##a : t##b;
+#define MAX(a, b) t##b = t##a < t##b ? t##b : t##a;
+#define MIDDLE(n, lo, hi)                                                                         \
+  INLINE void middle_##n(const float *const *rows, float *restrict bad, float *restrict out) {    \
+    EACH_##n(POINT)                                                                               \
+    for (int b = 0; b < W; b += LINE) {                                                           \
+      EACH_##n(FETCH)                                                                             \
+      for (int c = b; c < b + LINE; c++) {                                                        \
+        float s = 0;                                                                              \
+        EACH_##n(LOAD) EACH_##n(ADD) MIDDLE_##n                                                   \
+        bad[c] += s - s;                                                                          \
+        out[c] = lo == hi ? t##lo : (t##lo + t##hi) / 2;                                          \
+      }                                                                                           \
+    }                                                                                             \
+  }
+EACH_MIDDLE(MIDDLE)
+INLINE void middle(const float *const *rows, int n, float *restrict bad, float *restrict out) {
+#define MIDDLE_CASE(n, lo, hi) case n: middle_##n(rows, bad, out); break;
+  switch (n) { EACH_MIDDLE(MIDDLE_CASE) default: break; }
+}
+
 INLINE void sort_block(const float *const *rows, int n, tile *restrict t, float *restrict bad) {
 #define CASE(n) case n: sort_##n(rows, t, bad); break;
   switch (n) { EACH_SIZE(CASE) default: break; }
@@ -187,6 +209,10 @@ typedef struct {
 
 INLINE void reduce(const float *const *rows, const order *o, tile *t, float *restrict bad, float *restrict s) {
   int64_t at = 0;
+  if (o->n > 1 && o->n <= NARROW && !o->count && o->lo == (o->n - 1) / 2 && o->hi == o->n / 2 + 1) {
+    middle(rows, (int)o->n, bad, s);
+    return;
+  }
   for (; at + WIDE <= o->n; at += WIDE) sort_block(rows + at, WIDE, t + at, bad);
   for (; at < o->n; at += NARROW)
     sort_block(rows + at, (int)(o->n - at < NARROW ? o->n - at : NARROW), t + at, bad);
@@ -325,6 +351,11 @@ FLUSH(flush_64, double)
 
 /* |x_i - x_j|^2 from the products b (m, m) of the z, and whether it kept enough bits. No parent has a parent. */
 INLINE double apart(const double *b, int64_t m, const int32_t *parent, int64_t i, int64_t j, int *kept) {
+  if (parent[i] < 0 && parent[j] < 0) {
+    double sum = b[i * m + i] + b[j * m + j], apart = sum - 2 * b[i * m + j];
+    *kept = !(apart < KEPT * sum);
+    return apart;
+  }
   int64_t at[4] = {i, j, parent[i], parent[j]};
   double sign[4] = {1, -1, parent[i] >= 0, -(double)(parent[j] >= 0)}, square = 0, scale = 0;
   if (parent[i] == parent[j]) sign[2] = sign[3] = 0;

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from varangian.aggregators.order import comparators
+from varangian.aggregators.order import comparators, network
 
 NARROW, WIDE = 16, 32
 """Rows are sorted by blocks of WIDE, and what is left by blocks of NARROW: compiling a network for every
@@ -46,7 +46,16 @@ def header() -> str:
         lines.append(f"#define NETWORK_{n} " + " ".join(f"X({a},{b})" for _, a, b in comparators(n)))
         lines.append(f"#define EACH_{n}(F) " + " ".join(f"F({i})" for i in range(n)))
     lines.append("#define EACH_SIZE(F) " + " ".join(f"F({n})" for n in sizes))
+    lines.append("/* What the middle one or two need of it. MIN and MAX write to one of the rows only. */")
+    few = range(2, NARROW + 1)
+    lines += [f"#define MIDDLE_{n} " + _text(network(n, (n - 1) // 2, n // 2)) for n in few]
+    lines.append("#define EACH_MIDDLE(F) " + " ".join(f"F({n}, {(n - 1) // 2}, {n // 2})" for n in few))
     return "\n".join(lines) + "\n"
+
+
+def _text(steps: tuple[tuple[int, int, bool, bool], ...]) -> str:
+    names = {(True, True): "X", (True, False): "MIN", (False, True): "MAX"}
+    return " ".join(f"{names[low, high]}({a},{b})" for a, b, low, high in steps)
 
 
 if __name__ == "__main__":
