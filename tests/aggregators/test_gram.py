@@ -190,7 +190,9 @@ class TestCommonPart:
         gram, wanted = Gram.of(Rows.of(rows), last, backend), distances(rows)
         assert relative_error(gram.sqdist, wanted) < 1e-5
         assert gram.sqdist[5, 6] == 0
-        assert torch.allclose(gram.norms, rows.double().norm(dim=1), rtol=1e-5, atol=1e-4)
+        # From the origin a row far shorter than the reference keeps the root of what is kept of its square.
+        unsure = 1e-3 * float(last.norm()) if last is not None else 1e-4
+        assert torch.allclose(gram.norms, rows.double().norm(dim=1), rtol=1e-5, atol=unsure)
 
     def test_common_part_of_some_columns(self, backend: Backend, known: bool, ratio: float) -> None:
         """It begins in the middle of a slice, where other rows were the nearest."""
