@@ -46,7 +46,7 @@ class Stranger(Enum):
 
     UNIDENTIFIED = f"A call should carry {WORKER}, {TOKEN} and {SESSION}, each once."
     UNKNOWN_WORKER = "The name of a worker should be one that this run was started with."
-    BAD_TOKEN = "The token should be the one that this run made for this name."
+    BAD_TOKEN = "The token should be the one that the secret of the server makes for this name."
     NOT_JOINED = "A worker should join before it pulls or pushes."
     SESSION_TAKEN = "One process at a time should speak for a worker."
     SESSION_LOST = "A process should stop when another one has taken its worker's name over."
@@ -260,7 +260,7 @@ class Roster:
             raise IdentityError(Stranger.UNKNOWN_WORKER, f"Found {name!r:.70}.")
         if not hmac.compare_digest(token, found[TOKEN].encode()):
             raise IdentityError(
-                Stranger.BAD_TOKEN, f"Found another for {name}; is it the token of an older run?"
+                Stranger.BAD_TOKEN, f"Found another for {name}; was it made with another secret?"
             )
         return name
 

@@ -195,19 +195,6 @@ def test_health_of_nobody(varangian):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(None, "It is not set"), ("short", "should hold at least 16 bytes, the same for")]
-)
-@pytest.mark.parametrize("command", [["server"], ["worker", "--server", "127.0.0.1:9", "--name", "w00"]])
-def test_a_cluster_needs_a_secret(varangian, monkeypatch, command, value, said):
-    monkeypatch.delenv("VARANGIAN_SECRET", raising=False)
-    if value is not None:
-        monkeypatch.setenv("VARANGIAN_SECRET", value)
-    code, _, err = varangian(*command)
-    assert code == 1
-    assert said in err
-
-
-@pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["--name", "w99"], "--name: there is no such worker. Found 'w99'. Did you mean"),

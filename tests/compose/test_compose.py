@@ -12,7 +12,6 @@ import pytest
 from varangian.cli.parser import parse
 from varangian.cli.security import choice
 from varangian.config import load
-from varangian.server.roster import SECRET_BYTES
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ("certs", "server", "worker", "byzantine")
@@ -99,7 +98,7 @@ def scripted(compose, **environment):
 
 
 def test_certificates_are_made_where_the_volumes_are(compose):
-    init, *issued = scripted(compose)
+    init, *issued = [args for args in scripted(compose) if args.command == "certs"]
     places = mounts(compose, "certs")
     assert f"{init.dir}/authority" == places["authority"]
     assert [args.into for args in issued] == [
@@ -112,7 +111,7 @@ def test_certificates_are_made_where_the_volumes_are(compose):
 
 def test_the_settings_of_the_run_decide_who_gets_a_certificate(compose):
     settings = {"SETTINGS": "workers=7 f=1"}
-    assert [args.names for args in scripted(compose, **settings)[2:]] == [["workers=7", "f=1"]] * 2
+    assert [args.names for args in scripted(compose, **settings)[2:]] == [["workers=7", "f=1"]] * 4
 
 
 def test_ports_are_open_to_this_host_only(compose):
@@ -174,7 +173,8 @@ def test_the_command_is_understood(compose, name, environment):
 
 def test_all_containers_have_one_configuration(compose):
     certs, server, worker, byzantine = map(compose.settings, NAMES)
-    assert certs == server == worker
+    assert certs == worker
+    assert server.items() - worker.items() == {("VARANGIAN_SECRET_FILE", "/certs/secret")}
     assert byzantine.items() - worker.items() == {("VARANGIAN__BYZANTINE__ATTACK", "sign_flip")}
 
 
@@ -206,8 +206,17 @@ def test_everybody_finds_the_server(compose):
     assert {command(compose, name).server for name in REPLICATED} == {f"server:{port}"}
 
 
-def test_the_secret_is_long_enough(compose):
-    assert len(compose.settings("server")["VARANGIAN_SECRET"].encode()) >= SECRET_BYTES
+def test_the_secret_of_tokens_is_drawn_and_only_the_server_has_it(compose):
+    *_, honest, byzantine = scripted(compose)
+    volumes = mounts(compose, "certs")
+    assert {args.secret for args in (honest, byzantine)} == {f"{volumes['server-certs']}/secret"}
+    for kind, args in (("honest", honest), ("byzantine", byzantine)):
+        assert (args.claim, args.out) == (kind, f"{volumes[f'{kind}-certs']}/tokens")
+    assert compose.settings("server")["VARANGIAN_SECRET_FILE"] == "/certs/secret"
+    for name in REPLICATED:
+        assert not [key for key in compose.settings(name) if "SECRET" in key]
+        assert compose.settings(name)["VARANGIAN_TOKEN_FILE"] == "/certs/tokens"
+    assert "change-this-secret" not in compose.text
 
 
 def instructions():

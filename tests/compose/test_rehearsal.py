@@ -27,7 +27,7 @@ def port():
 
 
 @pytest.fixture
-def start(compose, port, tmp_path):
+def start(compose, port, tmp_path, insecure):
     """Start a service of the file, with the names of a container network and its paths made local."""
     running = []
 
@@ -38,8 +38,10 @@ def start(compose, port, tmp_path):
             "/runs": str(tmp_path),
         }
         words = [local.get(word, word) for word in words]
-        own = {"VARANGIAN_CERTS": str(seen_at(compose, name, tmp_path)), "PYTHONPATH": str(SOURCE)}
-        environment = os.environ | compose.settings(name, **CHANGES) | own
+        place = str(seen_at(compose, name, tmp_path))
+        settings = compose.settings(name, **CHANGES, VARANGIAN_INSECURE=insecure)
+        settings = {key: value.replace("/certs", place) for key, value in settings.items()}
+        environment = os.environ | settings | {"PYTHONPATH": str(SOURCE)}
         process = subprocess.Popen(
             [sys.executable, "-m", "varangian", *words],
             env=environment,
@@ -73,7 +75,7 @@ def certificates(compose, path):
     """The commands of the service that makes them, one after the other; what they say."""
     (script,) = compose.services["certs"]["command"]
     local = compose.filled(script, **CHANGES).replace("/certs", f"{path}/certs")
-    script = local.replace("varangian certs", f"{shlex.quote(sys.executable)} -m varangian certs")
+    script = local.replace("varangian ", f"{shlex.quote(sys.executable)} -m varangian ")
     environment = os.environ | compose.settings("certs", **CHANGES) | {"PYTHONPATH": str(SOURCE)}
     shell = [*compose.services["certs"]["entrypoint"], script]
     done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=PATIENCE)
@@ -100,7 +102,8 @@ def becomes_healthy(server, start, port):
     pytest.fail(server.communicate()[0])
 
 
-def test_the_commands_of_the_file_train_a_model(compose, start, port, tmp_path):
+@pytest.mark.parametrize(("insecure", "how"), [("0", ", with TLS"), ("1", ", without TLS")])
+def test_the_commands_of_the_file_train_a_model(compose, start, port, tmp_path, how):
     pytest.importorskip("cryptography")
     made = certificates(compose, tmp_path)
     assert made.count("made ") == 5  # the authority, the server, two workers and an attacker
@@ -115,7 +118,7 @@ def test_the_commands_of_the_file_train_a_model(compose, start, port, tmp_path):
         for _ in range(replicas(compose, name))
     ]
     outputs = [process.communicate(timeout=PATIENCE)[0] for process in [server, *workers]]
-    assert ", with TLS" in outputs[0]
+    assert how in outputs[0]
     assert [process.returncode for process in [server, *workers]] == [0] * 4, "\n".join(outputs)
     (record,) = tmp_path.rglob("rounds.jsonl")
     rounds = [json.loads(line) for line in record.read_text().splitlines()]

@@ -89,7 +89,7 @@ def _names(args: argparse.Namespace, role: Role) -> Iterator[str]:
             )
         yield names[0] if names else SERVER
     elif args.claim and not names:
-        yield from _configured(args.claim, settings)
+        yield from configured(args.claim, settings)
     elif names and not args.claim and not settings:
         yield from dict.fromkeys(names)
     else:
@@ -112,7 +112,8 @@ def _hosts(names: Iterable[str]) -> Iterator[str]:
             raise CommandError(f"--server {error}") from None
 
 
-def _configured(kind: str, settings: list[str]) -> tuple[str, ...]:
+def configured(kind: str, settings: list[str]) -> tuple[str, ...]:
+    """The names of all honest, or all Byzantine, workers of a configuration."""
     # The names are all that is wanted from the configuration, which takes torch to read.
     from varangian.config import load
     from varangian.config.build import byzantine_names, honest_names

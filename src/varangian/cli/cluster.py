@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from math import inf
@@ -23,18 +23,17 @@ from varangian.cli.main import CommandError
 from varangian.cli.progress import Progress, progress
 from varangian.cli.run import exit_code, with_shortcuts
 from varangian.cli.security import Choice, check, check_address, choice
+from varangian.cli.tokens import held, proofs, secret
 from varangian.config import RunConfig, load
 from varangian.config.build import byzantine_names, honest_names, task, worker_names
 from varangian.protos.address import EVERYWHERE, AddressError, parse
 from varangian.protos.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.registry import ConfigError, Problem, suggestion
-from varangian.server.roster import SECRET_BYTES, Roster, make_token
+from varangian.server.roster import Roster
 from varangian.server.tls import Security
 from varangian.worker.ending import SIGNALLED
 from varangian.worker.host import host
-from varangian.worker.tls import Proof, bundle_of
-
-SECRET = "VARANGIAN_SECRET"
+from varangian.worker.tls import bundle_of
 
 
 def server(args: argparse.Namespace) -> int:
@@ -59,20 +58,21 @@ def worker(args: argparse.Namespace) -> int:
     """Work for a server elsewhere, until its run is finished."""
     config = load(args.config, args.settings, os.environ, whole=False)
     way = choice(args)
-    chosen = _chosen(args, config, way.certs)
+    tokens = held() if way.certs is None else {}
+    chosen = _chosen(args, config, way.certs, tokens)
     check_address(way, args.server)
     if set(chosen) & set(byzantine_names(config)) and config.byzantine.attack is None:
         hint = "Add byzantine.attack=sign_flip, for example."
         raise ConfigError([Problem("byzantine.attack", "is needed by a Byzantine worker", hint=hint)])
-    proofs = _proofs(chosen, way.certs)
+    shown = proofs(chosen, args.server, tokens) if way.certs is None else _bundles(chosen, way.certs)
     log_to_stderr(logging.INFO)
     threads, one_of, patience = config.worker.threads, args.claim is not None, config.worker.patience
     todo = task(config)
     if asks_for_classes(config):
-        bundle = next((p for p in proofs.values() if isinstance(p, Bundle)), None)
+        bundle = next((proof for proof in shown.values() if isinstance(proof, Bundle)), None)
         # Data here may have fewer classes than that of the server, and the model is the same.
         todo = replace(todo, classes=classes_at(args.server, bundle, patience or inf))
-    code = host(args.server, chosen, proofs, todo, threads, one_of=one_of, patience=patience or inf)
+    code = host(args.server, chosen, shown, todo, threads, one_of=one_of, patience=patience or inf)
     if code > SIGNALLED:
         _leave(code)
     return code
@@ -82,22 +82,6 @@ def _leave(code: int) -> None:
     """End at once: after a signal nobody waits for threads that may still wait for a server."""
     logging.shutdown()
     os._exit(code)
-
-
-def secret() -> bytes:
-    """What server and workers share, from the environment: arguments can be seen by every user.
-
-    Raises:
-        CommandError: it is missing, or too short.
-    """
-    key = os.environ.get(SECRET, "").encode()
-    if len(key) < SECRET_BYTES:
-        found = f"Found {len(key)} bytes" if key else "It is not set"
-        raise CommandError(
-            f"the environment variable {SECRET} should hold at least {SECRET_BYTES} bytes, the same for "
-            f"the server and all workers. {found}. For example: {SECRET}=$(openssl rand -hex 32)"
-        )
-    return key
 
 
 def as_served(config: RunConfig, chosen: Choice) -> RunConfig:
@@ -142,14 +126,12 @@ def _security(path: Path) -> Security:
         raise CommandError(str(error)) from error
 
 
-def _proofs(chosen: Sequence[str], certs: Path | None) -> dict[str, Proof]:
-    """What the process shows for each of its workers.
+def _bundles(chosen: Sequence[str], certs: Path) -> dict[str, Bundle]:
+    """The bundle that the process shows for each of its workers.
 
     Raises:
-        CommandError: a bundle or the secret is missing, or a bundle is that of another worker.
+        CommandError: a bundle is missing, or it is that of another worker.
     """
-    if certs is None:
-        return {name: make_token(name, secret()) for name in chosen}
     try:
         bundles = {name: bundle_of(certs, name) for name in chosen}
     except BundleError as error:
@@ -160,7 +142,7 @@ def _proofs(chosen: Sequence[str], certs: Path | None) -> dict[str, Proof]:
                 f"{bundle.path} should be the bundle of {name}. Found that of {bundle.name}. "
                 f"Use --name {bundle.name}, or the directory that has all bundles."
             )
-    return dict(bundles)
+    return bundles
 
 
 def _bound(address: str | None) -> list[str]:
@@ -175,13 +157,16 @@ def _bound(address: str | None) -> list[str]:
     return [f"server.host='{host if anywhere == address else EVERYWHERE}'", f"server.port={port}"]
 
 
-def _chosen(args: argparse.Namespace, config: RunConfig, certs: Path | None) -> tuple[str, ...]:
+def _chosen(
+    args: argparse.Namespace, config: RunConfig, certs: Path | None, tokens: Mapping[str, str]
+) -> tuple[str, ...]:
     """The names to work under, or of which to take one."""
     if args.claim is not None:
         kind = honest_names(config) if args.claim == "honest" else byzantine_names(config)
-        return _shuffled(kind if certs is None else _held(kind, certs))
+        return _shuffled(_with_token(kind, tokens) if certs is None else _held(kind, certs))
     known = worker_names(config)
-    named = args.name or [_certified(certs)]
+    only = list(tokens) if len(tokens) == 1 else None
+    named = args.name or only or [_certified(certs)]
     unknown = [name for name in named if name not in known]
     if unknown:
         raise ConfigError(
@@ -191,6 +176,15 @@ def _chosen(args: argparse.Namespace, config: RunConfig, certs: Path | None) -> 
             ]
         )
     return tuple(sorted(set(named)))
+
+
+def _with_token(candidates: tuple[str, ...], tokens: Mapping[str, str]) -> tuple[str, ...]:
+    """Those whose tokens are here; all of them where it is the secret that is here."""
+    having = tuple(name for name in candidates if name in tokens) if tokens else candidates
+    if candidates and not having:
+        found = f"Found tokens of {', '.join(tokens)}"
+        raise CommandError(f"there should be a token of one of {', '.join(candidates)}. {found}")
+    return having
 
 
 def _held(candidates: tuple[str, ...], certs: Path) -> tuple[str, ...]:
@@ -207,7 +201,7 @@ def _held(candidates: tuple[str, ...], certs: Path) -> tuple[str, ...]:
 def _certified(certs: Path | None) -> str:
     """The name on the certificate, where there is just one."""
     if certs is None or not (certs / CERTIFICATE).is_file():
-        hint = "Add --name w00, --claim honest, or --certs with the bundle of one worker."
+        hint = "Add --name w00, --claim honest, or --certs with the bundle of one worker, or its token."
         raise ConfigError([Problem("--name", "is needed to know which worker this is", hint=hint)])
     try:
         return Bundle.load(certs, Role.WORKER).name

@@ -146,6 +146,22 @@ def _security(parser: argparse.ArgumentParser, certs: str) -> None:
     )
 
 
+def _token(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of workers, as w03")
+    parser.add_argument(
+        "--claim", choices=("honest", "byzantine"), help="all workers of this kind; then key=value for NAME"
+    )
+    parser.add_argument(
+        "--secret",
+        type=expanded,
+        metavar="FILE",
+        help="the server's secret; made if there is no such file. By default VARANGIAN_SECRET[_FILE]",
+    )
+    parser.add_argument(
+        "--out", type=expanded, metavar="FILE", help="write the tokens to a file of mode 0600"
+    )
+
+
 def _health(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", metavar="HOST:PORT", required=True)
     parser.add_argument(
@@ -230,10 +246,15 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
     "demo": ("demo", "Four rules against two attacks, on digits: one to two minutes on two cores.", _demo),
     "run": ("run", "Train with a server and workers on this machine.", _run),
     "check": ("check", "Print all settings, and try what a run does before its first round.", _check),
-    "server": ("cluster:server", "Only the server, with certificates or VARANGIAN_SECRET.", _server),
-    "worker": ("cluster:worker", "Workers for a server elsewhere, identified as the server is.", _worker),
+    "server": ("cluster:server", "Only the server, with certificates or VARANGIAN_SECRET[_FILE].", _server),
+    "worker": (
+        "cluster:worker",
+        "Workers for a server elsewhere, with certificates or VARANGIAN_TOKEN[_FILE].",
+        _worker,
+    ),
     "plot": ("plot", "Draw accuracy and loss of runs over their rounds, as a picture.", _plot),
     "certs": ("certs", "Make, list and revoke the certificates of a cluster.", _certs),
+    "token": ("tokens", "At the server: make the token of a worker, for a run without TLS.", _token),
     "doctor": ("doctor", "Try versions, certificates and the way to a server, before a run.", _doctor),
     "health": ("health", "Ask a server whether it is serving.", _health),
     "bench": ("bench", "What rules cost, and how fast gradients move.", benchmarks.add),
