@@ -23,5 +23,7 @@ SIGNS_OF_LIFE: Final = (
     # Also how long the kernel waits for a peer that takes nothing (TCP_USER_TIMEOUT). The 12 KB that may be
     # on their way take 12 s on a line of 1 kB a second.
     ("grpc.keepalive_timeout_ms", 20_000),
+    # A minute by default, for which a process that is stopped, or one behind a proxy, would seem to live.
+    ("grpc.http2.ping_timeout_ms", 20_000),
 )
 """A connection that is dead is known to be after 25 s, and one that is idle is kept alive on its way."""

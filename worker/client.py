@@ -49,6 +49,8 @@ REMINDER = 60.0
 """Seconds between two lines of the log about one wait."""
 DISPLACED = 60.0
 """Seconds after which a name that another process holds is taken to be that of a process which is alive."""
+TAKEN_MOST = 1.0
+"""Seconds at most between two tries to have a name that another process holds: a round may wait for it."""
 
 
 REASON = 1000
@@ -213,13 +215,11 @@ class Client:
             if failures >= LOOK and waited >= told + REMINDER:
                 await self._look(what, waited, passing)
                 told = waited
-            await self._sleep(delay)
+            await self._sleep(min(delay, TAKEN_MOST) if _is_taken(passing) else delay)
 
     def _patience(self, passing: Passing) -> float:
         """Seconds. A process that is dead gives its name up soon; one that is alive keeps it."""
-        (cause,) = passing.args
-        taken = isinstance(cause, Refusal) and cause.code == TAKEN
-        return min(self._backoff.patience, DISPLACED) if taken else self._backoff.patience
+        return min(self._backoff.patience, DISPLACED) if _is_taken(passing) else self._backoff.patience
 
     async def _given_up(self, what: str, failures: int, waited: float, passing: Passing) -> ClientError:
         tries = "1 try" if failures == 1 else f"{failures} tries in {waited:.0f} s"
@@ -360,3 +360,9 @@ class Client:
                     raise
                 return Receipt(False, refusal.code, refusal.sentence, refusal.round)
         return Receipt(True, round=reply.round)
+
+
+def _is_taken(passing: Passing) -> bool:
+    """Whether another process has the name."""
+    (cause,) = passing.args
+    return isinstance(cause, Refusal) and cause.code == TAKEN

@@ -14,7 +14,7 @@ from varangian.aggregators import Mean
 from varangian.protos import flow
 from varangian.server import listen
 from varangian.server.streams import Limits
-from varangian.worker import line
+from varangian.worker import channel, line
 
 FORGETFUL = 8.0
 """Seconds after which a router may forget a connection that is silent."""
@@ -130,3 +130,11 @@ def test_silent_connections_are_left_or_kept_alive_before_routers_forget_them():
         options["grpc.keepalive_time_ms"] / 2
     )
     assert line.FRESH < FORGETFUL
+
+
+def test_a_ping_is_waited_for_no_longer_than_a_connection_may_be_silent():
+    # A machine or a proxy that is stopped may still acknowledge what it does not read: then only the
+    # answer to a ping is missing, for which gRPC waits a minute unless it is told otherwise.
+    for end in (listen.OPTIONS, channel.OPTIONS):
+        options = dict(end)
+        assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"]

@@ -435,6 +435,16 @@ def test_patience_has_an_end(refused, patience, waited):
     story()
 
 
+@scenario
+async def test_a_name_that_becomes_free_is_had_within_a_second():
+    script = Script()
+    script.steps["Join"][:0] = [refuse(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN")] * 20
+    async with client_of(script, tries=inf) as client:
+        await client.join()
+        assert len(client.naps) == 20
+        assert max(client.naps) <= 1.0
+
+
 @pytest.mark.parametrize(
     "code", ["PROTOCOL", "LAYOUT", "RUN", "BAD_TOKEN", "UNKNOWN_WORKER", "SESSION_LOST"]
 )
