@@ -1,7 +1,7 @@
 """What a program shows to prove who it is: a directory with its certificate, its key and the authority.
 
 ca.pem     the certificate of the authority that both ends trust
-cert.pem   the certificate of this program; a URI in it says `varangian:ROLE:NAME`
+cert.pem   the certificate of this program; a URI in it says `varangian:CLUSTER:ROLE:NAME`
 key.pem    the private key that belongs to it
 revoked    only beside a server's: fingerprints of certificates that count no longer
 
@@ -13,8 +13,9 @@ the dates and the key in the way that the other end will.
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -22,7 +23,11 @@ from pathlib import Path
 from typing import Any
 
 CA, CERTIFICATE, KEY, REVOKED = "ca.pem", "cert.pem", "key.pem", "revoked"
+REQUEST = "request.pem"
+"""Beside a key that was made where it is used: what the authority is asked to sign."""
 SCHEME = "varangian"
+HOLDER = re.compile(rf"{SCHEME}:([0-9a-f]{{32}}):(server|worker):([A-Za-z0-9][A-Za-z0-9._-]{{0,62}})")
+"""The URI that says whose a certificate is; the cluster is the id of its authority."""
 NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the module `ssl` does not name."""
 TURNS = 8
@@ -39,6 +44,16 @@ class Role(Enum):
     """Take part in a run under the name on the certificate."""
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Whom a certificate was made for."""
+
+    cluster: str
+    """The id of the authority, 32 hexadecimal digits."""
+    role: Role
+    name: str
+
+
 class BundleError(ValueError):
     """A bundle cannot be used: the path, what was found, and what to do."""
 
@@ -50,6 +65,8 @@ class Bundle:
     path: Path
     role: Role
     name: str
+    cluster: str
+    """The id of the authority that made it."""
     hosts: tuple[str, ...]
     """The addresses that a server may be reached under."""
     begins: float
@@ -77,15 +94,17 @@ class Bundle:
     @classmethod
     def _of(cls, path: Path, ca: bytes, certificate: bytes, key: bytes) -> Bundle:
         stated = _stated(path)
-        role, name = identity(path, stated)
-        _check_dates_and_chain(path, role)
+        holder = identity(path, stated)
+        _check_dates_and_chain(path, holder.role)
         hosts = tuple(
             value if kind == "DNS" else str(ipaddress.ip_address(value))
             for kind, value in _alternatives(stated)
             if kind in ("DNS", "IP Address")
         )
         begins, ends = (ssl.cert_time_to_seconds(stated[key]) for key in ("notBefore", "notAfter"))
-        return cls(path, role, name, hosts, begins, ends, ca, certificate, key)
+        return cls(
+            path, holder.role, holder.name, holder.cluster, hosts, begins, ends, ca, certificate, key
+        )
 
 
 def find(path: Path, name: str) -> Path:
@@ -103,27 +122,35 @@ def find(path: Path, name: str) -> Path:
     )
 
 
-def identity_uri(role: Role, name: str) -> str:
+def identity_uri(cluster: str, role: Role, name: str) -> str:
     """How a certificate says who its holder is."""
-    return f"{SCHEME}:{role.value}:{name}"
+    return f"{SCHEME}:{cluster}:{role.value}:{name}"
 
 
-def parsed(uris: list[str]) -> tuple[Role, str] | None:
-    """Role and name, when exactly one of these says them."""
-    ours = [uri.split(":", 2) for uri in uris if uri.startswith(f"{SCHEME}:")]
-    if len(ours) != 1 or len(ours[0]) != 3 or not ours[0][2]:
+def holder(uris: Iterable[str], others: Iterable[str] = ()) -> Holder | None:
+    """The holder, when exactly one of these URIs says who that is.
+
+    Args:
+        uris: the alternative names of a certificate that are URIs. One of another type never counts.
+        others: its alternative names of other types. A NUL in any name makes all of them suspect: programs
+            differ in whether they read on after it.
+    """
+    uris = list(uris)
+    ours = [uri for uri in uris if uri.startswith(f"{SCHEME}:")]
+    found = HOLDER.fullmatch(ours[0]) if len(ours) == 1 else None
+    if found is None or any("\0" in text for text in (*uris, *others)):
         return None
-    with suppress(ValueError):
-        return Role(ours[0][1]), ours[0][2]
-    return None
+    return Holder(found[1], Role(found[2]), found[3])
 
 
-def identity(path: Path, stated: Mapping[str, Any]) -> tuple[Role, str]:
-    found = parsed([value for kind, value in _alternatives(stated) if kind == "URI"])
+def identity(path: Path, stated: Mapping[str, Any]) -> Holder:
+    names = _alternatives(stated)
+    found = holder([value for kind, value in names if kind == "URI"], [value for _, value in names])
     if found is None:
         raise BundleError(
-            f"{path / CERTIFICATE} should have one alternative name {SCHEME}:ROLE:NAME, its role server "
-            "or worker. Found none, or several. `varangian certs issue` makes such certificates."
+            f"{path / CERTIFICATE} should have one URI {SCHEME}:CLUSTER:ROLE:NAME among its alternative "
+            "names, its role server or worker. Found none, or several; certificates of earlier releases do "
+            "not name their cluster. `varangian certs issue` makes such certificates."
         )
     return found
 

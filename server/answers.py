@@ -40,6 +40,7 @@ STRANGER_STATUS = {
     Stranger.UNCERTIFIED: StatusCode.UNAUTHENTICATED,
     Stranger.MISNAMED: StatusCode.PERMISSION_DENIED,
     Stranger.ROLE: StatusCode.PERMISSION_DENIED,
+    Stranger.OTHER_CLUSTER: StatusCode.PERMISSION_DENIED,
     Stranger.REVOKED: StatusCode.PERMISSION_DENIED,
 }
 

@@ -4,20 +4,22 @@ DIR/authority/cert.pem   the authority itself, which every bundle carries as ca.
 DIR/authority/key.pem    what it signs with; whoever has it can be anybody
 DIR/authority/issued     one line of JSON for each certificate
 DIR/authority/revoked    fingerprints of certificates that count no longer
-DIR/NAME/                a bundle for each program; see `varangian.protos.bundle`
+DIR/NAME/                a bundle for each program; see `varangian.protos.bundle`. Without key.pem where the
+                         key was made on the machine that uses it
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from varangian.protos.bundle import CA, CERTIFICATE, KEY, REVOKED, Role
+from varangian.protos.bundle import CA, CERTIFICATE, KEY, REQUEST, REVOKED, Role
 from varangian.server import x509
 from varangian.server.revoked import fingerprint, fingerprints
 from varangian.server.roster import NAME
@@ -27,6 +29,9 @@ PRIVATE, PUBLIC, FOLDER = 0o600, 0o644, 0o700
 SERVER = "server"
 """The name of a server's bundle, unless it is given another."""
 DAY = 86400.0
+PREFIX = 16
+"""The fewest digits of a fingerprint that stand for all of them."""
+DIGITS = re.compile(r"[0-9a-f]{1,64}")
 
 
 class AuthorityError(ValueError):
@@ -88,17 +93,25 @@ class Authority:
         days: float,
         into: Path | None = None,
         force: bool = False,
+        request: bytes | None = None,
+        revoke_old: bool = False,
     ) -> Issued:
         """Make a bundle.
 
+        Args:
+            name: of its holder.
+            role: what its holder may do.
+            hosts: where a server is reached.
+            days: until it expires.
+            into: the folder of the bundle's folder.
+            force: replace a bundle that exists.
+            request: from a holder that keeps its key; the bundle is made without one.
+            revoke_old: once it is made, every other certificate of that name counts no longer.
+
         Raises:
-            AuthorityError: it exists, or cannot be named so.
+            AuthorityError: it exists, cannot be named so, or the request cannot be signed.
         """
-        if not NAME.fullmatch(name) or name == HOME:
-            raise AuthorityError(
-                f"A name should be letters, digits, '.', '_' and '-', at most 63, and not {HOME!r}. "
-                f"Found {name!r:.100}."
-            )
+        check_name(name)
         bundle = (into or self.path) / name
         if bundle.exists() and not force:
             raise AuthorityError(
@@ -106,7 +119,10 @@ class Authority:
                 "until it expires or is revoked."
             )
         signer = x509.Pair((self.home / CERTIFICATE).read_bytes(), (self.home / KEY).read_bytes())
-        made = x509.leaf(signer, role, name, tuple(hosts), days)
+        try:
+            made = x509.leaf(signer, role, name, tuple(hosts), days, request)
+        except x509.RequestError as error:
+            raise AuthorityError(f"The request {error}.") from None
         mark, where = fingerprint(made.certificate), str(bundle.absolute())
         issued = Issued(name, role.value, mark, *made.dates, where)
         # First the book: a certificate that nobody knows of could never be revoked.
@@ -114,11 +130,19 @@ class Authority:
             book.write(json.dumps(asdict(issued)) + "\n")
             book.flush()
             os.fsync(book.fileno())
-        files = {CA: signer.certificate, CERTIFICATE: made.certificate, KEY: made.key}
+        files = {CA: signer.certificate, CERTIFICATE: made.certificate}
+        if made.key:
+            files[KEY] = made.key
         if role is Role.SERVER:
             files[REVOKED] = (self.home / REVOKED).read_bytes()
         _replace(bundle, files)
+        if revoke_old:
+            self._revoke([one for one in self._counting(name) if one.fingerprint != mark])
         return issued
+
+    def cluster(self) -> str:
+        """Its id, which every certificate names."""
+        return x509.cluster((self.home / CERTIFICATE).read_bytes())
 
     def issued(self) -> list[Issued]:
         """Every certificate that was ever made, oldest first."""
@@ -138,14 +162,45 @@ class Authority:
         Raises:
             AuthorityError: no certificate of that name counts.
         """
-        before = self.revoked()
-        found = [one for one in self.issued() if one.name == name and one.fingerprint not in before]
+        found = self._counting(name)
         if not found:
             raise AuthorityError(f"{name!r:.100} should have a certificate that counts. Found none.")
+        return found, self._revoke(found)
+
+    def revoke_one(self, digits: str) -> tuple[Issued, list[Path]]:
+        """Declare one certificate void, by its fingerprint or the first digits of it.
+
+        Raises:
+            AuthorityError: there is no such certificate, or it counts no longer, or there are several.
+        """
+        wanted = digits.replace(":", "").lower()
+        if not DIGITS.fullmatch(wanted) or len(wanted) < PREFIX:
+            raise AuthorityError(
+                f"A fingerprint should be {PREFIX} to 64 hexadecimal digits, as `varangian certs list` "
+                f"shows it. Found {digits!r:.100}."
+            )
+        found = [one for one in self._counting() if one.fingerprint.startswith(wanted)]
+        if len(found) != 1:
+            many = f"{len(found)} of them" if found else "none"
+            raise AuthorityError(
+                f"One certificate that counts should have the fingerprint {digits:.100}. Found {many}."
+            )
+        return found[0], self._revoke(found)
+
+    def _counting(self, name: str | None = None) -> list[Issued]:
+        """Certificates, of everybody or of one name, that were not revoked."""
+        revoked = self.revoked()
+        return [
+            one
+            for one in self.issued()
+            if one.fingerprint not in revoked and (name is None or one.name == name)
+        ]
+
+    def _revoke(self, found: Iterable[Issued]) -> list[Path]:
         listed = (self.home / REVOKED).read_text(encoding="utf-8")
         lines = "".join(f"{one.fingerprint}  {one.name}\n" for one in found)
         write(self.home / REVOKED, (listed + lines).encode(), PUBLIC)
-        return found, list(self._published())
+        return list(self._published())
 
     def _published(self) -> Iterator[Path]:
         """Bring the list to every server's bundle that is on this machine."""
@@ -154,6 +209,41 @@ class Authority:
             if Path(bundle).is_dir():
                 write(Path(bundle) / REVOKED, content, PUBLIC)
                 yield Path(bundle) / REVOKED
+
+
+def check_name(name: str) -> None:
+    """Raise AuthorityError unless a certificate may have this name, which is that of a folder, too."""
+    if not NAME.fullmatch(name) or name == HOME:
+        raise AuthorityError(
+            f"A name should be letters, digits, '.', '_' and '-', at most 63, and not {HOME!r}. "
+            f"Found {name!r:.100}."
+        )
+
+
+def ask(folder: Path, name: str) -> tuple[bool, str]:
+    """Make a key where it is used, and a request for the authority beside it. A key that is there is kept.
+
+    Returns:
+        Whether there is a new key, and the fingerprint of its public part.
+
+    Raises:
+        AuthorityError: it cannot be named so, or the key that is there cannot be used.
+    """
+    check_name(name)
+    x509.require()
+    folder.mkdir(mode=FOLDER, parents=True, exist_ok=True)
+    try:
+        key, fresh = (folder / KEY).read_bytes(), False
+    except FileNotFoundError:
+        key, fresh = x509.new_key(), True
+    try:
+        request = x509.request(key, name)
+    except x509.RequestError as error:
+        raise AuthorityError(f"{folder / KEY} {error}.") from None
+    if fresh:
+        write(folder / KEY, key, PRIVATE)
+    write(folder / REQUEST, request, PUBLIC)
+    return fresh, x509.key_mark(request)
 
 
 def remaining(one: Issued) -> float:

@@ -53,8 +53,12 @@ class Revoked:
 
 def fingerprint(pem: bytes) -> str:
     """SHA-256 of a certificate, in hexadecimal; of the first when there are several."""
-    first = pem.decode("ascii", "replace").partition(END)[0] + END
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()
+    return hashlib.sha256(der(pem)).hexdigest()
+
+
+def der(pem: bytes) -> bytes:
+    """A certificate in binary form; the first when there are several."""
+    return ssl.PEM_cert_to_DER_cert(pem.decode("ascii", "replace").partition(END)[0] + END)
 
 
 def fingerprints(text: str) -> frozenset[str]:

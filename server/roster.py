@@ -53,10 +53,13 @@ class Stranger(Enum):
     UNCERTIFIED = "A call should come over TLS 1.3 with a certificate that says who is calling."
     MISNAMED = "A worker should call itself what its certificate does."
     ROLE = "A call should be one that the role on the certificate allows."
+    OTHER_CLUSTER = "A certificate should be one of the cluster that the server is in."
     REVOKED = "A certificate should be one that was not revoked."
 
 
-SUSPICIOUS = frozenset({Stranger.BAD_TOKEN, Stranger.MISNAMED, Stranger.ROLE, Stranger.REVOKED})
+SUSPICIOUS = frozenset(
+    {Stranger.BAD_TOKEN, Stranger.MISNAMED, Stranger.ROLE, Stranger.OTHER_CLUSTER, Stranger.REVOKED}
+)
 """What honest workers do not come by: each is a line in the log, once for each name."""
 
 

@@ -21,16 +21,20 @@ from varangian.protos.bundle import (
     REVOKED,
     Bundle,
     BundleError,
+    Holder,
     Role,
     find,
-    parsed,
+    holder,
+    identity_uri,
 )
-from varangian.server.revoked import Revoked, fingerprint
+from varangian.server.revoked import Revoked, der, fingerprint
 from varangian.server.roster import IdentityError, Peer, Stranger
 
 log = logging.getLogger(__name__)
 
 VERSION = "TLSv1.3"
+URI_TAG = 0x86
+"""What a URI among alternative names begins with in DER, before a length that is below 128 for ours."""
 
 
 class Security:
@@ -46,7 +50,7 @@ class Security:
     def __init__(self, path: Path) -> None:
         self.bundle = Bundle.load(find(path, Role.SERVER.value), Role.SERVER)
         try:
-            self.doorman = Certificates(Revoked(self.bundle.path / REVOKED))
+            self.doorman = Certificates(self.bundle.cluster, Revoked(self.bundle.path / REVOKED))
         except (OSError, ValueError) as error:
             raise BundleError(str(error)) from None
 
@@ -59,15 +63,23 @@ class Security:
 
 
 class Certificates:
-    """Reads role and name off a certificate that TLS has verified."""
+    """Reads role and name off a certificate that TLS has verified.
 
-    def __init__(self, revoked: Revoked) -> None:
+    Args:
+        cluster: the id of the authority whose certificates count. TLS alone takes those of every authority
+            in `ca.pem`.
+        revoked: which of them count no longer.
+    """
+
+    def __init__(self, cluster: str, revoked: Revoked) -> None:
+        self._cluster = cluster
         self._revoked = revoked
 
     def named(self, peer: Peer) -> str | None:
-        """The worker on a certificate, revoked or not, if there is one."""
-        found = parsed(_texts(peer, "x509_subject_alternative_name"))
-        return found[1] if found is not None and found[0] is Role.WORKER else None
+        """The worker of this cluster on a certificate, revoked or not, if there is one."""
+        found = _stated(peer)
+        ours = found is not None and (found.cluster, found.role) == (self._cluster, Role.WORKER)
+        return found.name if found is not None and ours else None
 
     def admit(self, peer: Peer) -> None:
         """Any role will do.
@@ -83,25 +95,34 @@ class Certificates:
         Raises:
             IdentityError: there is no certificate of ours, it was revoked, or it has another role.
         """
-        role, name = self._holder(peer)
-        if role is not Role.WORKER:
-            raise IdentityError(Stranger.ROLE, f"Found the certificate of the {role.value} {name!r:.70}.")
-        return name
+        found = self._holder(peer)
+        if found.role is not Role.WORKER:
+            raise IdentityError(
+                Stranger.ROLE, f"Found the certificate of the {found.role.value} {found.name!r:.70}."
+            )
+        return found.name
 
-    def _holder(self, peer: Peer) -> tuple[Role, str]:
+    def _holder(self, peer: Peer) -> Holder:
         versions = _texts(peer, "ssl_tls_version")
         if versions != [VERSION]:
             raise IdentityError(
                 Stranger.UNCERTIFIED, f"Found {versions[0] if versions else 'no TLS'!s:.20}."
             )
-        found = parsed(_texts(peer, "x509_subject_alternative_name"))
-        certificates = list(peer.get("x509_pem_cert", ()))
-        if found is None or len(certificates) != 1:
+        found = _stated(peer)
+        if found is None:
             raise IdentityError(
-                Stranger.UNCERTIFIED, "Found one without varangian:ROLE:NAME among its alternative names."
+                Stranger.UNCERTIFIED, "Found one without a URI varangian:CLUSTER:ROLE:NAME of ours."
             )
-        if fingerprint(certificates[0]) in self._revoked:
-            raise IdentityError(Stranger.REVOKED, f"Found that of the {found[0].value} {found[1]!r:.70}.")
+        if found.cluster != self._cluster:
+            raise IdentityError(
+                Stranger.OTHER_CLUSTER,
+                f"Found that of the {found.role.value} {found.name!r:.70} of cluster {found.cluster}; "
+                f"this server is in {self._cluster}.",
+            )
+        if fingerprint(next(iter(peer["x509_pem_cert"]))) in self._revoked:
+            raise IdentityError(
+                Stranger.REVOKED, f"Found that of the {found.role.value} {found.name!r:.70}."
+            )
         return found
 
 
@@ -109,7 +130,7 @@ class Renewal:
     """The bundle as gRPC wants it, which asks at every handshake, and again when its files have changed."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._path = bundle.path
+        self._path, self._cluster = bundle.path, bundle.cluster
         self._seen = self._version()
         self.made = _configuration(bundle)
 
@@ -121,12 +142,20 @@ class Renewal:
         # A bundle that is being replaced is looked at again, a bad one only once it changes.
         self._seen = version
         try:
-            self.made = _configuration(Bundle.load(self._path, Role.SERVER))
+            self.made = _configuration(self._same_cluster(Bundle.load(self._path, Role.SERVER)))
         except BundleError as error:
             log.error("security: the old certificate of the server stays in use: %s", error)
             return None
         log.info("security: the certificate of the server was renewed")
         return self.made
+
+    def _same_cluster(self, bundle: Bundle) -> Bundle:
+        if bundle.cluster != self._cluster:
+            raise BundleError(
+                f"{self._path / CERTIFICATE} should be of the cluster {self._cluster}. "
+                f"Found {bundle.cluster}. Start the server again to serve another cluster."
+            )
+        return bundle
 
     def _version(self) -> tuple[tuple[int, int], ...]:
         return tuple(_stamp(self._path / name) for name in (CA, CERTIFICATE, KEY))
@@ -142,6 +171,17 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_ino, found.st_mtime_ns
+
+
+def _stated(peer: Peer) -> Holder | None:
+    """Whom a certificate names; only URIs count, which gRPC lists apart from names of other types."""
+    found = holder(_texts(peer, "peer_uri"), _texts(peer, "x509_subject_alternative_name"))
+    certificates = list(peer.get("x509_pem_cert", ()))
+    if found is None or len(certificates) != 1:
+        return None
+    # gRPC ends a name at its first NUL. The certificate itself has the whole name, after type and length.
+    uri = identity_uri(found.cluster, found.role, found.name).encode()
+    return found if bytes((URI_TAG, len(uri))) + uri in der(certificates[0]) else None
 
 
 def _texts(peer: Peer, key: str) -> list[str]:

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+import stat
 
 import pytest
 import torch
@@ -37,6 +38,13 @@ def test_a_new_folder_says_what_will_run(folder, small):
     assert manifest["kernels"] in [backend.NAME for backend in BACKENDS]
     assert manifest["command"] == ["varangian", "run"]
     assert not (folder.path / "result.json").exists()
+
+
+def test_a_run_folder_is_readable_by_its_owner_only(folder):
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    shutil.rmtree(folder.path)
+    saved = folder.save(MODELS)
+    assert (saved, stat.S_IMODE(saved.stat().st_mode)) == (folder.path, 0o700)
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own(small):

@@ -47,6 +47,7 @@ def copied(bundles, tmp_path):
     def copy(name: str) -> Path:
         return Path(shutil.copytree(bundles / name, tmp_path / name))
 
+    copy.path = tmp_path
     return copy
 
 

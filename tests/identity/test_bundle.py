@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from varangian.protos.bundle import Bundle, BundleError, Role, find, parsed
+from varangian.protos.bundle import Bundle, BundleError, Holder, Role, find, holder
 
 
 def refused(path, role=None):
@@ -86,21 +86,35 @@ def test_a_bundle_of_another_role_is_refused(bundles, name, role):
     assert f"should be the certificate of a {role.value}" in refused(bundles / "ours" / name, role)
 
 
+ID = "0123456789abcdef" * 2
+
+
 @pytest.mark.parametrize(
     ("uris", "found"),
     [
-        (["varangian:worker:w00"], (Role.WORKER, "w00")),
-        (["https://example.test", "varangian:server:s"], (Role.SERVER, "s")),
+        ([f"varangian:{ID}:worker:w00"], Holder(ID, Role.WORKER, "w00")),
+        (["https://example.test", f"varangian:{ID}:server:s"], Holder(ID, Role.SERVER, "s")),
         ([], None),
         (["w00"], None),
-        (["varangian:admin:w00"], None),
-        (["varangian:worker:"], None),
-        (["varangian:worker"], None),
-        (["varangian:worker:w00", "varangian:worker:w01"], None),
+        (["varangian:worker:w00"], None),
+        ([f"varangian:{ID}:admin:w00"], None),
+        ([f"varangian:{ID}:worker:"], None),
+        ([f"varangian:{ID}:worker"], None),
+        ([f"varangian:{ID[1:]}:worker:w00"], None),
+        ([f"varangian:{ID}:worker:w00\0"], None),
+        ([f"varangian:{ID}:worker:w00\n"], None),
+        ([f"varangian:{ID}:worker:w00", "https://example.test\0"], None),
+        ([f"varangian:{ID}:worker:w00", f"varangian:{ID}:worker:w01"], None),
+        ([f"varangian:{ID}:worker:w00", "varangian:worker:w01"], None),
     ],
 )
 def test_a_certificate_names_one_holder(uris, found):
-    assert parsed(uris) == found
+    assert holder(uris) == found
+
+
+def test_a_bundle_names_its_cluster(bundles):
+    ours, theirs = (Bundle.load(bundles / name).cluster for name in ("ours/w00", "theirs/w00"))
+    assert ours == Bundle.load(bundles / "ours/server").cluster != theirs
 
 
 def test_a_directory_of_bundles_will_do(bundles, tmp_path):

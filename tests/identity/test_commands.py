@@ -1,7 +1,9 @@
 """What a user types, and reads."""
 
 import argparse
+import base64
 import contextlib
+import shutil
 import socket
 import stat
 from dataclasses import replace
@@ -18,8 +20,9 @@ from varangian.config import loads
 from varangian.config.build import learner
 from varangian.protos import ps_pb2
 from varangian.protos.address import loopback, split
-from varangian.protos.bundle import Bundle
+from varangian.protos.bundle import Bundle, Role
 from varangian.registry import ConfigError
+from varangian.server.revoked import fingerprint
 from varangian.server.tls import Security
 
 
@@ -83,6 +86,13 @@ def test_no_command_shows_a_key(made, tmp_path):
         ("issue nowhere w00", "varangian certs init nowhere"),
         ("list nowhere", "varangian certs init nowhere"),
         ("revoke ca w00", "'w00' should have a certificate that counts"),
+        ("revoke ca", "say what to revoke"),
+        ("revoke ca w00 --fingerprint 0123", "say what to revoke"),
+        ("revoke ca --fingerprint 0123", "A fingerprint should be 16 to 64 hexadecimal digits"),
+        ("issue ca w00 --revoke-old", "Add --force"),
+        ("sign ca w00 request.pem --revoke-old", "Add --force"),
+        ("sign ca w00 nowhere.pem", "nowhere.pem: No such file"),
+        ("request ../w00", "A name should be letters"),
         ("init /proc/nowhere", "/proc/nowhere"),
     ],
 )
@@ -90,6 +100,96 @@ def test_a_certificate_that_cannot_be_made_is_one_line(made, words, said):
     code, out = made("certs", *words.split())
     assert (code, out.count("\n")) == (1, 1)
     assert said in out
+
+
+def test_a_key_stays_where_it_was_made(made, tmp_path):
+    code, said = made("certs", "request", "w03", "--into", "site")
+    assert (code, said.startswith("made the key site/w03/key.pem; it stays on this machine")) == (0, True)
+    key = tmp_path / "site/w03/key.pem"
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (key, key.parent)] == [0o600, 0o700]
+    before = key.read_bytes()
+    code, signed = made("certs", "sign", "ca", "w03", "site/w03/request.pem")
+    assert code == 0
+    assert said.split("public key ")[1].split()[0] == signed.split("public key ")[1].split()[0]
+    assert {path.name for path in (tmp_path / "ca/w03").iterdir()} == {"ca.pem", "cert.pem"}
+    for name in ("ca.pem", "cert.pem"):
+        shutil.copy(tmp_path / "ca/w03" / name, tmp_path / "site/w03" / name)
+    assert Bundle.load(tmp_path / "site/w03", Role.WORKER).name == "w03"
+    # For a renewal the key stays, and the bundle can be used meanwhile.
+    assert made("certs", "request", "w03", "--into", "site")[1].startswith("kept the key")
+    assert (key.read_bytes(), Bundle.load(key.parent).name) == (before, "w03")
+    code, said = made("certs", "sign", "ca", "w03", "site/w03/request.pem")
+    assert (code, "Add --force" in said) == (1, True)
+    assert made("certs", "sign", "ca", "w03", "site/w03/request.pem", "--force", "--revoke-old")[0] == 0
+    states = [line.split()[-1] for line in made("certs", "list", "ca")[1].splitlines()[1:]]
+    assert states == ["revoked", "left"]
+
+
+def test_the_name_of_a_certificate_is_what_was_typed_and_never_what_was_asked_for(made, tmp_path):
+    made("certs", "request", "server", "--into", "site")
+    assert made("certs", "sign", "ca", "w01", "site/server/request.pem")[0] == 0
+    shutil.copy(tmp_path / "site/server/key.pem", tmp_path / "ca/w01/key.pem")
+    bundle = Bundle.load(tmp_path / "ca/w01")
+    assert (bundle.role, bundle.name, bundle.hosts) == (Role.WORKER, "w01", ())
+    assert made("certs", "sign", "ca", "ps", "site/server/request.pem", "--server", "ps.test")[0] == 0
+    shutil.copy(tmp_path / "site/server/key.pem", tmp_path / "ca/ps/key.pem")
+    assert Bundle.load(tmp_path / "ca/ps", Role.SERVER).hosts[0] == "ps.test"
+    assert (tmp_path / "ca/ps/revoked").is_file()
+
+
+def forged(request):
+    """The same request with the last byte of its signature changed."""
+    lines = request.decode().split("-----")
+    der = bytearray(base64.b64decode(lines[2]))
+    der[-1] ^= 1
+    return f"-----{lines[1]}-----\n{base64.encodebytes(der).decode()}-----{lines[3]}-----\n".encode()
+
+
+def of_another_curve():
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    asked = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    signed = asked.sign(ec.generate_private_key(ec.SECP384R1()), hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (forged, "The request should be signed with the key that it is for"),
+        (lambda request: b"hello", "The request should be a request for a certificate"),
+        (lambda request: request * 1000, "The request should have at most 65536 bytes"),
+        (lambda request: of_another_curve(), "The request should be for a key on the curve P-256"),
+    ],
+)
+def test_a_request_that_is_none_is_not_signed(made, tmp_path, change, said):
+    made("certs", "request", "w03")
+    path = tmp_path / "w03/request.pem"
+    path.write_bytes(change(path.read_bytes()))
+    code, out = made("certs", "sign", "ca", "w03", "w03/request.pem")
+    assert (code, out.count("\n")) == (1, 1)
+    assert said in out
+    assert not (tmp_path / "ca/w03").exists()
+    assert made("certs", "list", "ca")[1].count("\n") == 1
+
+
+def test_one_certificate_of_several_is_revoked_by_its_fingerprint(made, tmp_path):
+    made("certs", "issue", "ca", "--server", "localhost")
+    made("certs", "issue", "ca", "w00")
+    old = fingerprint((tmp_path / "ca/w00/cert.pem").read_bytes())
+    made("certs", "issue", "ca", "w00", "--force")
+    new = fingerprint((tmp_path / "ca/w00/cert.pem").read_bytes())
+    typed = ":".join(old[i : i + 2] for i in range(0, 32, 2)).upper()
+    code, said = made("certs", "revoke", "ca", "--fingerprint", typed)
+    assert (code, said.startswith(f"revoked the certificate {old[:16]} of w00")) == (0, True)
+    listed = (tmp_path / "ca/server/revoked").read_text()
+    assert (old in listed, new in listed) == (True, False)
+    code, said = made("certs", "revoke", "ca", "--fingerprint", typed)
+    assert (code, "Found none" in said) == (1, True)
+    assert made("certs", "issue", "ca", "w00", "--force", "--revoke-old")[0] == 0
+    assert new in (tmp_path / "ca/server/revoked").read_text()
 
 
 def test_all_workers_of_a_configuration(made, tmp_path):

@@ -16,7 +16,7 @@ def bundle(bundles, name):
     """A bundle as it is, checked or not: this is about what the other end finds."""
     path = bundles / name
     texts = [(path / file).read_bytes() for file in ("ca.pem", "cert.pem", "key.pem")]
-    return Bundle(path, None, "w00", (), 0, 0, *texts)
+    return Bundle(path, None, "w00", "", (), 0, 0, *texts)
 
 
 def at(listening, scenario, credentials, shown):

@@ -2,10 +2,11 @@ import asyncio
 import os
 import shutil
 
+import grpc
 import pytest
 from tests.extent import patience
 
-from varangian.protos.bundle import Bundle, BundleError, Role
+from varangian.protos.bundle import Bundle, BundleError, Role, identity_uri
 from varangian.protos.dial import open_aio_channel
 from varangian.server.revoked import Revoked, fingerprint, fingerprints
 from varangian.server.roster import IdentityError, Roster, Stranger
@@ -18,7 +19,7 @@ SESSION = "0" * 32
 def peer(bundles, name, **changes):
     bundle = Bundle.load(bundles / name)
     proved = {
-        "x509_subject_alternative_name": [f"varangian:{bundle.role.value}:{bundle.name}".encode()],
+        "peer_uri": [identity_uri(bundle.cluster, bundle.role, bundle.name).encode()],
         "x509_pem_cert": [bundle.certificate],
         "ssl_tls_version": [b"TLSv1.3"],
     }
@@ -83,8 +84,11 @@ def test_one_certificate_on_two_machines_is_one_vote(roster, bundles):
     [
         {"ssl_tls_version": [b"TLSv1.2"]},
         {"ssl_tls_version": []},
-        {"x509_subject_alternative_name": [b"w00"]},
-        {"x509_subject_alternative_name": [b"varangian:worker:w00", b"varangian:worker:w01"]},
+        {"peer_uri": [b"w00"]},
+        {"peer_uri": [b"varangian:worker:w00"]},
+        {"peer_uri": [f"varangian:{'0' * 32}:worker:{name}".encode() for name in ("w00", "w01")]},
+        {"peer_uri": [], "x509_subject_alternative_name": [f"varangian:{'0' * 32}:worker:w00".encode()]},
+        {"x509_subject_alternative_name": [b"a.test\0.b.test"]},
         {"x509_pem_cert": []},
     ],
 )
@@ -204,5 +208,48 @@ def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario
             return seen[0]
 
     proved = scenario(run())
-    doorman = Certificates(Revoked(bundles / "none"))
-    assert doorman.worker(proved) == "w00"
+    cluster = Bundle.load(bundles / "ours/w00").cluster
+    assert Certificates(cluster, Revoked(bundles / "none")).worker(proved) == "w00"
+    other = Certificates(Bundle.load(bundles / "theirs/w00").cluster, Revoked(bundles / "none"))
+    assert refused(other.worker, proved) is Stranger.OTHER_CLUSTER
+    assert other.named(proved) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"),
+    [("DNSName", ""), ("RFC822Name", ""), ("UniformResourceIdentifier", "\0.test")],
+)
+def test_a_name_of_another_type_or_with_a_nul_names_nobody(
+    authority, listening, scenario, monkeypatch, kind, ending
+):
+    from cryptography import x509
+
+    authority.issue("server", Role.SERVER, days=1)
+    with monkeypatch.context() as patch:
+        named = getattr(x509, kind)
+        patch.setattr(x509, "UniformResourceIdentifier", lambda uri: named(uri + ending))
+        authority.issue("w00", Role.WORKER, days=1)
+    path = authority.path / "w00"
+    with pytest.raises(BundleError, match="should have one URI varangian:CLUSTER:ROLE:NAME"):
+        Bundle.load(path)
+    security, files = Security(authority.path), [path / name for name in ("ca.pem", "key.pem", "cert.pem")]
+
+    async def run():
+        async with listening(security.credentials()) as (port, seen):
+            credentials = grpc.ssl_channel_credentials(*[file.read_bytes() for file in files])
+            async with open_aio_channel(f"127.0.0.1:{port}", credentials) as channel:
+                await channel.unary_unary("/x/y")(b"", timeout=patience(10))
+            return seen[0]
+
+    proved = scenario(run())
+    assert refused(security.doorman.worker, proved) is Stranger.UNCERTIFIED
+    assert security.doorman.named(proved) is None
+
+
+def test_a_renewal_for_another_cluster_leaves_the_old_certificate_in_use(copied, bundles, caplog):
+    path = copied("ours/server")
+    renewal = Renewal(Bundle.load(path))
+    for name in ("ca.pem", "cert.pem", "key.pem"):
+        shutil.copy(bundles / "theirs/server" / name, path / name)
+    assert renewal() is None
+    assert f"should be of the cluster {Bundle.load(bundles / 'ours/server').cluster}. Found" in caplog.text

@@ -74,6 +74,22 @@ def test_a_worker_cannot_join_under_another_name(scenario, serving, bundles, cap
     assert "security: MISNAMED from w00" in caplog.text
 
 
+def test_a_certificate_of_another_cluster_is_refused_where_its_authority_is_trusted(
+    scenario, serving, bundles, copied, caplog
+):
+    """With both authorities in `ca.pem`, TLS takes the certificates of both."""
+    both = b"".join((bundles / name / "server/ca.pem").read_bytes() for name in ("ours", "theirs"))
+    (copied("ours/server") / "ca.pem").write_bytes(both)
+    (copied("theirs/w00") / "ca.pem").write_bytes(both)
+    server = copied.path / "ours"
+    said = joined(scenario, serving, server, "w00", copied.path / "theirs/w00")
+    assert (
+        "A certificate should be one of the cluster that the server is in. Found that of the worker" in said
+    )
+    assert Bundle.load(server / "server").cluster in said
+    assert "security: OTHER_CLUSTER from a stranger" in caplog.text
+
+
 def test_a_server_cannot_join(scenario, serving, bundles):
     said = joined(scenario, serving, bundles / "ours", "w00", bundles / "ours/server")
     assert "one that the role on the certificate allows" in said

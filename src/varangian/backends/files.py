@@ -77,13 +77,13 @@ def _nameless(folder: Path, temporary: Path) -> tuple[int, bool]:
 
 
 def fresh(parent: Path, name: str) -> Path:
-    """A new folder of this name, or with a number after it where that is taken."""
+    """A new folder of this name, for its owner only; with a number after it where the name is taken."""
     parent.mkdir(parents=True, exist_ok=True)
     attempt = 1
     while True:
         path = parent / (name if attempt == 1 else f"{name}-{attempt}")
         try:
-            path.mkdir()
+            path.mkdir(mode=0o700)
         except FileExistsError:
             attempt += 1
         else:

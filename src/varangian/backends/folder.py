@@ -204,7 +204,7 @@ class RunFolder:
         """The run folder, made again if it has gone; then where others may have room."""
 
         def itself() -> Path:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             return self.path
 
         yield itself

@@ -10,10 +10,19 @@ from pathlib import Path
 
 from varangian.cli.main import OK, CommandError
 from varangian.protos.address import AddressError, certified
-from varangian.protos.bundle import KEY, Bundle, BundleError, Role
-from varangian.server.authority import HOME, SERVER, Authority, AuthorityError, Issued, remaining
+from varangian.protos.bundle import KEY, REQUEST, Bundle, BundleError, Role
+from varangian.server.authority import (
+    HOME,
+    PREFIX,
+    SERVER,
+    Authority,
+    AuthorityError,
+    Issued,
+    ask,
+    remaining,
+)
 from varangian.server.revoked import fingerprint
-from varangian.server.x509 import MissingExtra
+from varangian.server.x509 import LARGEST_REQUEST, MissingExtra, key_mark
 
 GOOD_FOR = 1 / 3
 """A bundle that is kept has at least this part of its time left."""
@@ -23,13 +32,21 @@ SOON = 3.0
 
 def command(args: argparse.Namespace) -> int:
     """Make, list or revoke certificates."""
-    actions = {"init": init, "issue": issue, "list": show, "revoke": revoke}
+    actions = {
+        "init": init,
+        "issue": issue,
+        "request": request,
+        "sign": sign,
+        "list": show,
+        "revoke": revoke,
+    }
     try:
         actions[args.action](args)
     except (AuthorityError, MissingExtra) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
-        raise CommandError(f"{error.filename or args.dir}: {error.strerror}") from error
+        where = error.filename or getattr(args, "dir", args.action)
+        raise CommandError(f"{where}: {error.strerror}") from error
     return OK
 
 
@@ -40,6 +57,7 @@ def init(args: argparse.Namespace) -> None:
         return
     made = Authority.create(path, args.days)
     print(f"made the authority {made.home}; keep key.pem on this machine, it can make anybody")
+    print(f"its cluster is {made.cluster()}, as every certificate says")
     print(f"next: varangian certs issue {args.dir} --server HOST...")
     print(f"      varangian certs issue {args.dir} w00 w01 ...")
 
@@ -50,31 +68,76 @@ def issue(args: argparse.Namespace) -> None:
     names = list(_names(args, role))
     hosts = list(_hosts(args.server or ()))
     into = Path(args.into) if args.into else authority.path
+    if args.revoke_old and not (args.force or args.keep):
+        raise CommandError("--revoke-old is for a bundle that is replaced. Add --force")
     for name in names:
         if args.keep and _good(authority, into / name, role, hosts):
             print(f"kept {into / name}")
             continue
         force = args.force or args.keep
-        made = authority.issue(name, role, hosts=hosts, days=args.days, into=into, force=force)
+        made = authority.issue(
+            name, role, hosts=hosts, days=args.days, into=into, force=force, revoke_old=args.revoke_old
+        )
         print(f"made {into / name}, valid until {_date(made.ends)}")
+
+
+def request(args: argparse.Namespace) -> None:
+    folder = Path(args.into or ".") / args.name
+    fresh, mark = ask(folder, args.name)
+    print(f"{'made' if fresh else 'kept'} the key {folder / KEY}; it stays on this machine")
+    print(f"made the request {folder / REQUEST} for the public key {mark}")
+    print(f"next: bring it to the authority, varangian certs sign DIR {args.name} {REQUEST}")
+
+
+def sign(args: argparse.Namespace) -> None:
+    authority = Authority(Path(args.dir))
+    role = Role.WORKER if args.server is None else Role.SERVER
+    if args.revoke_old and not args.force:
+        raise CommandError("--revoke-old is for a certificate that is replaced. Add --force")
+    with Path(args.request).open("rb") as stream:
+        asked = stream.read(LARGEST_REQUEST + 1)
+    into = Path(args.into) if args.into else authority.path
+    made = authority.issue(
+        args.name,
+        role,
+        hosts=list(_hosts(args.server or ())),
+        days=args.days,
+        into=into,
+        force=args.force,
+        request=asked,
+        revoke_old=args.revoke_old,
+    )
+    print(f"signed for the {role.value} {args.name} the public key {key_mark(asked)}")
+    print(f"made {into / args.name}, valid until {_date(made.ends)}")
+    print(f"next: copy the files in it beside {KEY}, on the machine that made the request")
 
 
 def show(args: argparse.Namespace) -> None:
     authority = Authority(Path(args.dir))
     revoked = authority.revoked()
-    rows = [(one.name, one.role, _date(one.ends), _state(one, revoked)) for one in authority.issued()]
-    header = ("name", "role", "until", "state")
+    rows = [
+        (one.name, one.role, one.fingerprint[:PREFIX], _date(one.ends), _state(one, revoked))
+        for one in authority.issued()
+    ]
+    header = ("name", "role", "fingerprint", "until", "state")
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     for row in [header, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def revoke(args: argparse.Namespace) -> None:
-    found, told = Authority(Path(args.dir)).revoke(args.name)
-    many = "certificate" if len(found) == 1 else f"{len(found)} certificates"
-    print(f"revoked the {many} of {args.name}")
+    authority = Authority(Path(args.dir))
+    if (args.name is None) is (args.fingerprint is None):
+        raise CommandError("say what to revoke: a name, for all its certificates, or --fingerprint DIGITS")
+    if args.name is None:
+        one, told = authority.revoke_one(args.fingerprint)
+        print(f"revoked the certificate {one.fingerprint[:PREFIX]} of {one.name}")
+    else:
+        found, told = authority.revoke(args.name)
+        many = "certificate" if len(found) == 1 else f"{len(found)} certificates"
+        print(f"revoked the {many} of {args.name}")
     for path in told:
-        print(f"wrote {path}; a server that runs with it refuses {args.name} from its next call on")
+        print(f"wrote {path}; a server that runs with it refuses what was revoked from the next call on")
     print(f"a server on another machine needs a copy of {Path(args.dir) / HOME / 'revoked'} in its bundle")
 
 

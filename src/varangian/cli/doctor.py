@@ -86,7 +86,8 @@ def _versions() -> Finding:
 
 def _identity(bundle: Bundle) -> Finding:
     hosts = f" for {', '.join(bundle.hosts)}" if bundle.hosts else ""
-    return Finding("certificate", True, f"{bundle.path}: the {bundle.role.value} {bundle.name}{hosts}")
+    who = f"the {bundle.role.value} {bundle.name}{hosts}, of cluster {bundle.cluster}"
+    return Finding("certificate", True, f"{bundle.path}: {who}")
 
 
 def _expiry(bundle: Bundle) -> Finding:

@@ -191,24 +191,45 @@ def _certs(parser: argparse.ArgumentParser) -> None:
     init.add_argument("--keep", action="store_true", help="do nothing when there is one")
     issue = action("issue", "Make a bundle for each worker, or with --server for a server.")
     issue.add_argument("names", nargs="*", metavar="NAME", help="names of workers, as w00 w01")
-    issue.add_argument("--server", nargs="+", metavar="HOST", help="for a server, reached under these")
     issue.add_argument(
         "--claim", choices=("honest", "byzantine"), help="all workers of this kind; then key=value for NAME"
     )
-    issue.add_argument("--days", type=_days, default=30.0, metavar="N", help="by default 30")
+    _issuing(issue)
     issue.add_argument(
+        "--keep", action="store_true", help="replace only those that do not last much longer"
+    )
+    action("list", "All certificates that were made, and whether they count.")
+    revoke = action("revoke", "Let all certificates of a name, or a single one, count no longer.")
+    revoke.add_argument("name", nargs="?", metavar="NAME")
+    revoke.add_argument(
+        "--fingerprint", metavar="DIGITS", help="of one certificate, as `certs list` shows it"
+    )
+    summary = "At the machine that will use it: make a key, and a request for the authority to sign."
+    request = actions.add_parser("request", help=summary, description=summary, allow_abbrev=False)
+    request.add_argument("name", metavar="NAME", help="of a worker, as w03, or of a server")
+    request.add_argument(
+        "--into", type=expanded, metavar="DIR", help="where the folder NAME is made; by default here"
+    )
+    sign = action("sign", "Make the certificate that a request asks for; the key stays where it is.")
+    sign.add_argument("name", metavar="NAME", help="whose certificate it is, whatever the request says")
+    sign.add_argument("request", type=expanded, metavar="REQUEST", help="the file of `certs request`")
+    _issuing(sign)
+
+
+def _issuing(parser: argparse.ArgumentParser) -> None:
+    """What can be said of a certificate, whoever has made its key."""
+    parser.add_argument("--server", nargs="+", metavar="HOST", help="for a server, reached under these")
+    parser.add_argument("--days", type=_days, default=30.0, metavar="N", help="by default 30")
+    parser.add_argument(
         "--into",
         type=expanded,
         metavar="DIR",
         help="where bundles are made; by default beside the authority",
     )
-    issue.add_argument("--force", action="store_true", help="replace bundles that exist")
-    issue.add_argument(
-        "--keep", action="store_true", help="replace only those that do not last much longer"
+    parser.add_argument("--force", action="store_true", help="replace bundles that exist")
+    parser.add_argument(
+        "--revoke-old", action="store_true", help="with --force: all earlier ones of the name are revoked"
     )
-    action("list", "All certificates that were made, and whether they count.")
-    revoke = action("revoke", "Let all certificates of a name count no longer.")
-    revoke.add_argument("name", metavar="NAME")
 
 
 def _days(text: str) -> float:
