@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from tests.extent import patience
 
 import varangian as package
 from varangian.aggregators import MIXINGS, RULES
+from varangian.cli.main import main
 from varangian.config import load, loads
 from varangian.worker.attacks import ATTACKS
 
@@ -225,3 +227,23 @@ def test_an_output_that_takes_nothing_is_one_sentence(command):
         )
     assert done.returncode == 1
     assert done.stderr == "varangian: the output cannot be written: No space left on device\n"
+
+
+def test_standard_streams_that_are_closed_are_opened_on_the_null_device(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["list", "mixings"]) == 0
+    assert main(["run", "workers=0"]) == 2
+    for stream in (sys.stdout, sys.stderr):
+        # A child has it, too: otherwise the first socket of the child would have its number.
+        assert os.get_inheritable(stream.fileno())
+        stream.close()
+
+
+def test_ctrl_c_before_the_command_is_known_is_an_exit_code_like_any_other(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("varangian.cli.main.parse", interrupted)
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "varangian: interrupted\n"

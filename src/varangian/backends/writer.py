@@ -250,7 +250,8 @@ def writer(stream: TextIO, name: str, gap: Callable[[int], str] | None = None) -
 
 def complain(text: str) -> None:
     """A warning to standard error, or to nobody if that cannot take it either."""
-    _sink(sys.stderr).write(f"warning: {text}\n".encode("ascii", "backslashreplace"))
+    if sys.stderr is not None:  # None: it was closed when the process began
+        _sink(sys.stderr).write(f"warning: {text}\n".encode("ascii", "backslashreplace"))
 
 
 def _sink(stream: TextIO) -> Sink:

@@ -35,13 +35,14 @@ class CommandError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _open_closed_streams()
     _escape(sys.stdout)
-    args = parse(sys.argv[1:] if argv is None else argv)
     # Otherwise gRPC writes a line for every handshake that fails, and strangers can fail without end.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    module, _, function = args.run.partition(":")
     try:
         with _terminable():
+            args = parse(sys.argv[1:] if argv is None else argv)
+            module, _, function = args.run.partition(":")
             return _carried_out(module, function, args)
     except Terminated:
         print("varangian: terminated", file=sys.stderr)
@@ -82,6 +83,19 @@ def _discard_output() -> None:
     """What is still to be written goes nowhere, so that the interpreter need not complain as it leaves."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_closed_streams() -> None:
+    """Open standard streams that were closed when the process began, on the null device.
+
+    Otherwise the next files or sockets would have their numbers, and take what is printed here or in a
+    child.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _escape(stream: object) -> None:
