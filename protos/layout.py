@@ -38,10 +38,11 @@ class Layout:
         if not self.entries:
             raise LayoutError("A layout should have at least one parameter. Found none.")
         names: set[str] = set()
-        for line, (name, _) in zip(self._lines(), self.entries, strict=True):
+        for line, (name, shape) in zip(self._lines(), self.entries, strict=True):
             if not LINE.fullmatch(line):
                 raise LayoutError(
-                    f"A parameter should have a name without spaces and sizes >= 1. Found {line!r:.300}."
+                    "A parameter should have a name without spaces and sizes >= 1. Found "
+                    f"{described((name, shape))}."
                 )
             if name in names:
                 raise LayoutError(f"Parameter names should be unique. Found {name!r} twice.")

@@ -163,6 +163,10 @@ def call(
     """
     function = resolve(target, error)
     here = f"`{setting}` {target!r}"
+    if setting in ("loss", "metrics") and inspect.isclass(function):
+        raise error(
+            f"{here} should be a function. Found a class. Name an instance of it, as `loss = Loss()`."
+        )
     try:
         inspect.signature(function).bind(*arguments.values(), **options)
     except TypeError as found:

@@ -6,6 +6,7 @@ Only parameters that train are in the vector, in the order of `named_parameters`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,37 @@ def layout_of(module: nn.Module) -> Layout:
         raise ModelError("The model should have parameters that train. Found none.")
     for name, p in parameters:
         if p.dtype != torch.float32:
-            raise ModelError(f"Every parameter of the model should be float32. Found {name!r}: {p.dtype}.")
+            raise ModelError(
+                f"Every parameter of the model should be float32. Found {name!r}: {p.dtype}. Return "
+                "model.float()."
+            )
     return Layout(tuple((name, tuple(p.shape)) for name, p in parameters))
+
+
+def check_apart(module: nn.Module) -> None:
+    """See that no two parameters, nor two numbers of one, share memory: one would overwrite the other.
+
+    Raises:
+        ModelError: with their names.
+    """
+    ends = list[tuple[int, int, str]]()
+    for name, p in trainable(module):
+        start = p.data_ptr()
+        reach = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True)) + 1
+        if reach < p.numel():
+            raise ModelError(
+                f"Every number of a parameter should have memory of its own. Found {name!r} expanded. Make "
+                "a copy of it, with clone()."
+            )
+        if start and p.numel():
+            ends.append((start, start + reach * p.element_size(), name))
+    ends.sort()
+    for (_, end, name), (start, _, other) in pairwise(ends):
+        if start < end:
+            raise ModelError(
+                f"Parameters {name!r} and {other!r} should not share memory. To tie them use one parameter "
+                "under both names, as `self.b.weight = self.a.weight`."
+            )
 
 
 def flatten(module: nn.Module) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from varangian.registry import Registry
 from varangian.worker.custom import InputError, call, named
 from varangian.worker.data.base import IGNORED, DataError, Dataset, check_labels, whole
-from varangian.worker.data.samples import Samples, mapped
+from varangian.worker.data.samples import Samples, few, mapped, tensors
 
 
 class LossError(InputError):
@@ -123,8 +123,13 @@ def registered() -> set[type[Any]]:
     return {LOSSES.entry(name)[0] for name in LOSSES}
 
 
-def by_place(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+def by_place(outputs: Any, targets: Any, what: str = "With `loss` cross_entropy") -> tuple[Tensor, Tensor]:
     """Class scores and labels as torch's cross entropy takes them.
+
+    Args:
+        outputs: of the model.
+        targets: labels.
+        what: what needs them, to begin a message with.
 
     Raises:
         LossError: when there are not as many of one as of the other.
@@ -134,10 +139,12 @@ def by_place(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
             return outputs.flatten(0, -2), targets.flatten()
         if (outputs.shape[0], *outputs.shape[2:]) == targets.shape:
             return outputs, targets
+    advice = "One-hot targets become labels with argmax(1)."
+    if not isinstance(outputs, Tensor):
+        advice = "Return the scores alone, or name a loss and metrics of your own."
     raise LossError(
-        "With `loss` cross_entropy the model should return scores of each class. Found "
-        f"{found_in(outputs)} for targets of shape {found_in(targets)}. One-hot targets become labels with "
-        "argmax(1)."
+        f"{what} the model should return scores of each class. Found {found_in(outputs)} for targets of "
+        f"shape {found_in(targets)}. {advice}"
     )
 
 
@@ -160,9 +167,14 @@ def shaped(outputs: Any, targets: Any) -> Tensor:
 
 
 def found_in(value: Any) -> str:
+    """The shape of what a model gives, or of targets: of several, the first ones."""
     if isinstance(value, Tensor):
         return str(list(value.shape))
-    return whole(value) if isinstance(value, tuple | dict) else type(value).__name__
+    if isinstance(value, Mapping):
+        return f"{{{few([f'{key!r}: {found_in(item)}' for key, item in value.items()])}}}"
+    if isinstance(value, tuple):
+        return f"({few([found_in(item) for item in value])})"
+    return type(value).__name__
 
 
 def fitted(dataset: Dataset, loss: Loss, classes: int | None = None) -> Dataset:
@@ -180,6 +192,9 @@ def fitted(dataset: Dataset, loss: Loss, classes: int | None = None) -> Dataset:
     integers = isinstance(y, Tensor) and not y.is_floating_point()
     by_class = integers if loss.by_class is None else loss.by_class
     if not by_class:
+        if isinstance(loss, BinaryCrossEntropy):
+            for part, targets in (("training", y), ("test", dataset.test_y)):
+                check_shares(f"{dataset.name}: the {part} samples", targets)
         same = loss.by_class is None  # a loss of one's own takes integers as they are
         train, test = ((part if same else mapped(part, Tensor.float)) for part in (y, dataset.test_y))
         return replace(dataset, classes=None, train_y=train, test_y=test)
@@ -193,6 +208,17 @@ def fitted(dataset: Dataset, loss: Loss, classes: int | None = None) -> Dataset:
         check_labels(f"{here}: the training samples", train, 1 << 31)
         classes = int(train.max()) + 1
     return replace(dataset, classes=classes, train_y=train, test_y=test)
+
+
+def check_shares(here: str, y: Samples) -> None:
+    """Targets of a binary cross entropy are from 0 to 1; it has no minimum for others."""
+    for place, tensor in tensors(y):
+        low, high = float(tensor.min()), float(tensor.max())
+        if not 0 <= low <= high <= 1:
+            raise DataError(
+                f"{here}{place} should have targets from 0 to 1 with `loss` bce_with_logits. Found {low:g} "
+                f"to {high:g}. For other numbers choose another loss, as loss=mse."
+            )
 
 
 def labels(here: str, y: Samples, loss: str) -> Tensor:

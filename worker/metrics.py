@@ -13,6 +13,9 @@ from varangian.worker.custom import InputError, call
 from varangian.worker.data.base import IGNORED
 from varangian.worker.losses import by_place, shaped
 
+TAKEN = ("round", "time", "lr", "train_loss", "update_norm", "seconds")
+"""Names of what else is reported of a round."""
+
 
 class MetricError(InputError):
     """A metric that does not fit the model or the data; its text says what to do."""
@@ -43,7 +46,7 @@ class Accuracy:
     whole: ClassVar[bool] = False
 
     def total(self, outputs: Any, targets: Any) -> tuple[float, float]:
-        scores, labels = by_place(outputs, targets)
+        scores, labels = by_place(outputs, targets, "With `metrics` accuracy")
         counted = labels != IGNORED
         right = (scores.argmax(dim=1) == labels) & counted
         return int(right.sum()), int(counted.sum())
@@ -114,6 +117,13 @@ def chosen(metrics: tuple[Metric, ...] | None, loss: str, classes: int | None) -
     if len({*named, "loss"}) <= len(named):
         found = ", ".join(named)
         raise MetricError(f"`metrics` should have different names, none of them 'loss'. Found {found}.")
+    for name in named:
+        if name in TAKEN or name.startswith("ema_"):
+            raise MetricError(
+                f"`metrics` {name} has the name of another column of metrics.csv. Set `name`."
+            )
+        if not name.strip() or not name.isprintable():
+            raise MetricError(f"`metrics` should have names that can be printed. Found {name!r}.")
     for metric in metrics:
         if metric.by_class is not None and metric.by_class != (classes is not None):
             kind = "class labels" if metric.by_class else "numbers as targets"

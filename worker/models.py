@@ -204,6 +204,13 @@ def check_width(width: int) -> None:
 def numbers(model: str, features: tuple[int, ...]) -> int:
     """How many numbers a sample has."""
     if isinstance(features, tuple) and all(isinstance(size, int) for size in features):
+        if not features:
+            raise ModelError(
+                f"The model {model!r} takes samples of shape (N, numbers). Found (N,). Make it (N, 1), as "
+                "x[:, None]."
+            )
+        if not math.prod(features):
+            raise ModelError(f"The model {model!r} takes at least one number a sample. Found {features}.")
         return math.prod(features)
     raise ModelError(
         f"The model {model!r} takes one tensor for each sample. Found several, of shapes {features}. Name "

@@ -178,8 +178,7 @@ class Crew:
         self.task = task
         device = device_of(task.device)
         self.dataset = fitted(task.data.load(), task.loss, task.classes)
-        self.metrics = chosen(task.metrics, name_of_loss(task.loss), self.dataset.classes)
-        """What is reported beside the loss, by name."""
+        metrics = chosen(task.metrics, name_of_loss(task.loss), self.dataset.classes)
         if task.byzantine and isinstance(task.attack, DataAttack) and self.dataset.classes is None:
             raise InputError(
                 f"`byzantine.attack` {task.attack} needs class labels, and with `loss` "
@@ -187,8 +186,10 @@ class Crew:
             )
         shards = dealt(task.partition, self.dataset, len(task.workers), task.seed)
         self._shards = dict(zip(task.workers, shards, strict=True))
-        goal = Goal(task.loss, self.metrics)
+        goal = Goal(task.loss, metrics, asked=task.metrics is not None)
         self._trainer = Trainer(task.model, self.dataset, goal, task.seed, device)
+        self.metrics = self._trainer.metrics
+        """What is reported beside the loss, by name."""
         self._momentum = Momentum(task.momentum)
         self._deltas = Deltas()
         self._lock = threading.Lock()

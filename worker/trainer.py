@@ -7,21 +7,30 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from varangian.protos.layout import Layout, LayoutError
 from varangian.worker.custom import InputError, guarded, named
 from varangian.worker.data import Dataset
 from varangian.worker.data.base import listed
 from varangian.worker.data.samples import count, mapped, shapes
-from varangian.worker.flat import ModelError, check_model, filled, joined, layout_of, load, trainable
+from varangian.worker.flat import (
+    ModelError,
+    check_apart,
+    check_model,
+    filled,
+    joined,
+    layout_of,
+    load,
+    trainable,
+)
 from varangian.worker.footprint import Footprint
 from varangian.worker.losses import CrossEntropy, Loss, LossError, by_place
 from varangian.worker.losses import name_of as name_of_loss
@@ -50,6 +59,8 @@ class Goal:
     loss: Loss = field(default_factory=CrossEntropy)
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": Accuracy()})
     """By name."""
+    asked: bool = True
+    """Whether the metrics were asked for; otherwise they are left out where the model gives no tensor."""
 
 
 class Trainer:
@@ -91,9 +102,21 @@ class Trainer:
         with globally_seeded(self._seed, "trial", device=self._device):
             check_model(self._module, lambda: self._scored(self._outputs(x), y))
             self._slopes(x, y)
+            if [id(p) for _, p in trainable(self._module)] != [id(p) for p in self._weights]:
+                raise ModelError(
+                    f"{self._name} should keep its parameters. Found others after a first pass. Make all "
+                    "of them in __init__, and change their values in place."
+                )
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What is reported beside the loss, by name."""
+        return self._goal.metrics
 
     def _scored(self, outputs: Any, y: Any) -> None:
         """See that there is a score for each class; a sequence model may have more, for tokens not seen."""
+        if not self._goal.asked and not isinstance(outputs, Tensor):
+            self._goal = replace(self._goal, metrics={})
         classes = self._dataset.classes
         if not isinstance(self._goal.loss, CrossEntropy) or classes is None:
             return
@@ -177,8 +200,9 @@ class Trainer:
         kept: list[Any] = []
         size = min(size, count(data.test_x))
         for part in batches(size, self._evaluated_at_once):
-            x = data.prepared(mapped(data.test_x, lambda t, part=part: t[part]), self._device)  # type: ignore[misc]
-            y: Any = mapped(data.test_y, lambda t, part=part: t[part].to(self._device))  # type: ignore[misc]
+            # Copies: a model or a loss may write to what it is given.
+            x = data.prepared(mapped(data.test_x, lambda t, part=part: t[part].clone()), self._device)  # type: ignore[misc]
+            y: Any = mapped(data.test_y, lambda t, part=part: t[part].clone().to(self._device))  # type: ignore[misc]
             outputs = self._outputs(x)
             loss += float(self._loss(outputs, y)) * count(x)
             for name, metric in metrics.items():
@@ -246,7 +270,7 @@ class Trainer:
         target = str(getattr(metric, "target", ""))
         try:
             with guarded(f"`metrics` {target}", "See that it takes what the model gives.", target):
-                targets = mapped(self._dataset.test_y, lambda t: t[:size])
+                targets = mapped(self._dataset.test_y, lambda t: t[:size].clone())
                 return metric.total(together(outputs), targets)
         except InputError as error:
             if strict:
@@ -281,6 +305,7 @@ def built(model: Model, dataset: Dataset, seed: int) -> nn.Module:
         module = made(model, dataset)
         if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
             initialise(module, named_model(model), dataset)
+    check_apart(module)
     return module
 
 
@@ -298,7 +323,7 @@ def made(model: Model, dataset: Dataset) -> nn.Module:
 @torch.no_grad()
 def initialise(module: nn.Module, name: str, dataset: Dataset) -> None:
     """Give lazy layers their sizes and their first values."""
-    x = dataset.prepared(mapped(dataset.train_x, lambda t: t[:TRIAL]), torch.device("cpu"))
+    x = dataset.prepared(mapped(dataset.train_x, lambda t: t[:TRIAL].clone()), torch.device("cpu"))
     module.eval()
     with guarded(f"{name}: the first pass, which gives lazy layers their sizes,", "", "", ModelError):
         module(**x) if isinstance(x, dict) else module(*x) if isinstance(x, tuple) else module(x)
@@ -333,18 +358,16 @@ def leaves(value: Any) -> list[Tensor]:
 
 
 def on_cpu(outputs: Any) -> Any:
-    if isinstance(outputs, Tensor):
-        return outputs.cpu()
-    return mapped(outputs, Tensor.cpu) if isinstance(outputs, tuple | dict) else outputs
+    """The same structure, with copies of the tensors on the CPU."""
+    return tree_map(lambda leaf: leaf.cpu().clone() if isinstance(leaf, Tensor) else leaf, outputs)
 
 
 def together(parts: list[Any]) -> Any:
-    """Outputs of several batches as those of one."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(parts)
-    if isinstance(first, dict):
-        return {key: torch.cat([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-    return parts[0] if len(parts) == 1 else parts
+    """Outputs of several batches as those of one: tensors one after the other, the rest as in the first."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*(tree_leaves(part) for part in parts), strict=True)
+    _, structure = tree_flatten(parts[0])
+    return tree_unflatten(
+        [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns], structure
+    )

@@ -90,6 +90,8 @@ def test_more_faults_than_declared_end_the_run(carried_out):
     assert all("2 proven faulty (w03, w04)" in record.skipped for record in records)
     assert result.rounds == len(records) < 50
     assert "had no update" in result.reason
+    short, *_ = carried_out("byzantine.attack=non_finite", "byzantine.count=2", "rounds=3")
+    assert (short.outcome, short.reason) == ("failed", "no round had an update")
     assert result.accuracy is not None, "of the parameters that are left"
 
 

@@ -408,7 +408,10 @@ def test_custom_data_from_a_dataset(mine):
         ((X, Y, X[:0], Y[:0]), "test samples should have one label each, and be at least one"),
         ((X[:0], Y[:0], X, Y), "training samples should have one label each, and be at least one"),
         ((X, Y, X, Y + 1), "labels from 0 to 2. Found 1 to 3"),
-        ((X, Y - 1, X, Y), "labels from 0"),
+        (
+            (X, Y - 1, X, Y),
+            r"labels from 0 on\. Found -1 to 1\. Others become such labels with torch.unique",
+        ),
         ((X, Y, torch.rand(6, 3), Y), r"one shape\. Found \[2\] and \[3\]"),
         ((X / 0, Y, X, Y), "finite"),
         (Dataset, "should return a Dataset"),
@@ -446,10 +449,21 @@ def test_targets_that_are_no_class_labels(mine, y, words):
 @pytest.mark.parametrize("loss", ["mse", "bce_with_logits", {"custom": {"target": "torch:dist"}}])
 def test_numbers_are_targets_of_other_losses(mine, loss):
     data = mine(
-        (X, torch.stack([NUMBERS] * 3, dim=1).double(), X, torch.zeros(6, 3)), LOSSES.build(loss, "")
+        (X, torch.stack([NUMBERS / 3] * 3, dim=1).double(), X, torch.zeros(6, 3)), LOSSES.build(loss, "")
     )
     assert (data.classes, data.outputs, data.train_y.dtype) == (None, 3, torch.float32)
     assert data.labels is None
+
+
+def test_a_binary_cross_entropy_takes_numbers_from_0_to_1(mine):
+    with pytest.raises(DataError, match=r"from 0 to 1 with `loss` bce_with_logits\. Found 0 to 3"):
+        mine((X, NUMBERS, X, NUMBERS), LOSSES.build("bce_with_logits", ""))
+
+
+def test_arrays_of_other_kinds_and_lists_of_tensors(mine):
+    numbers = X.numpy()
+    for other in (numbers.astype(">f4"), numbers.astype("longdouble"), [*X]):
+        assert torch.equal(mine((other, [*Y], X, Y)).train_x, X)
 
 
 def test_a_label_for_each_token(mine):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from varangian.server.optimizer import Cosine, Sgd
+from varangian.worker import trainer
 from varangian.worker.attacks import Alie, LabelFlip
 from varangian.worker.custom import InputError, guarded, resolve
 from varangian.worker.data import Custom as CustomData
@@ -67,6 +68,34 @@ class Next(nn.Module):
 def next_token(features, classes):
     assert features == {"ids": (5,), "scale": (1,)}, features
     return Next(classes)
+
+class Odd(nn.Module):
+    def __init__(self, classes, odd):
+        super().__init__()
+        self.odd, self.a, self.b = odd, nn.Linear(6, 6), nn.Linear(6, classes)
+        if odd == "shared":
+            self.c = nn.Linear(6, 6)
+            self.c.weight.data = self.a.weight.data
+        if odd == "expanded":
+            self.d = nn.Parameter(torch.zeros(1, 3).expand(4, 3))
+    def forward(self, x):
+        if self.odd == "grows" and not hasattr(self, "e"):
+            self.e = nn.Linear(2, 2)
+        if self.odd == "rebinds":
+            self.a.weight = nn.Parameter(self.a.weight.detach().clone())
+        if self.odd == "writes":
+            x += 1
+        y = self.b(self.a(x))
+        return {"scores": y, "pair": (y, 3)} if self.odd == "several" else y
+
+def odd(features, classes, odd):
+    return Odd(classes, odd)
+
+def of_several(outputs, targets):
+    return nn.functional.cross_entropy(outputs["scores"], targets)
+
+def places(outputs, targets):
+    return len(outputs["pair"][0]) + outputs["pair"][1]
 
 def too_few(features):
     return nn.Linear(6, 4)
@@ -186,6 +215,47 @@ def test_what_does_not_work_is_one_sentence_before_the_run(task, words):
     with pytest.raises(InputError, match=words) as found:
         rehearse(but(**task))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("shared", "'a.weight' and 'c.weight' should not share memory"),
+        ("expanded", "Found 'd' expanded"),
+        ("grows", "should keep its parameters"),
+        ("rebinds", "should keep its parameters"),
+        ("several", r"Found \{'scores': \[2, 4\], 'pair': \(\[2, 4\], int\)\}.*Return the scores alone"),
+    ],
+)
+def test_models_that_would_train_otherwise_than_meant(kind, words):
+    with pytest.raises(InputError, match=words):
+        rehearse(but(model=Custom("user_parts:odd", {"odd": kind})))
+
+
+def test_a_model_that_gives_several_things_goes_with_a_loss_of_its_own(monkeypatch):
+    task = but(model=Custom("user_parts:odd", {"odd": "several"}), loss=loss("of_several"))
+    assert Crew(task).metrics == {}
+    monkeypatch.setattr(trainer, "EVALUATION_BATCH", 20)
+    crew = Crew(dataclasses.replace(task, metrics=(metric("places"),)))
+    assert crew.evaluate(crew.initial())["places"] == 53
+
+
+def test_a_model_that_writes_to_its_inputs_changes_no_data():
+    crew = Crew(but(model=Custom("user_parts:odd", {"odd": "writes"})))
+    before = crew.dataset.test_x.clone()
+    first = crew.evaluate(crew.initial())
+    assert crew.evaluate(crew.initial()) == first
+    assert torch.equal(crew.dataset.test_x, before)
+
+
+def test_metrics_have_names_of_their_own():
+    for name in ("lr", "ema_loss", " "):
+        with pytest.raises(InputError, match="`metrics`"):
+            Crew(
+                but(
+                    metrics=(METRICS.build({"custom": {"target": "user_parts:largest", "name": name}}, ""),)
+                )
+            )
 
 
 def test_lazy_layers_begin_with_the_same_bits_everywhere():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from varangian.registry import Registry
 from varangian.worker.custom import InputError
-from varangian.worker.data.samples import Samples, count, mapped, shapes, tensors, usual
+from varangian.worker.data.samples import Samples, count, few, mapped, shapes, tensors, usual
 
 IGNORED = -100
 """The label of a place in a sequence or an image that no loss looks at, as torch has it."""
@@ -60,6 +60,15 @@ class Dataset:
 
     def _check(self, part: str, x: Samples, y: Samples) -> None:
         here = f"{self.name}: the {part} samples"
+        for both in (x, y):
+            members = (
+                both.values() if isinstance(both, dict) else both if isinstance(both, tuple) else (both,)
+            )
+            for other in (type(member) for member in members if not isinstance(member, Tensor)):
+                raise DataError(
+                    f"{here} should be tensors in a Dataset. Found {other.__name__}. Use torch.as_tensor, "
+                    "or return (train_x, train_y, test_x, test_y), which may be arrays."
+                )
         counts = {len(tensor) if tensor.dim() else 0 for both in (x, y) for _, tensor in tensors(both)}
         if len(counts) != 1 or 0 in counts:
             found = f"inputs of shape {whole(x)} and targets of shape {whole(y)}"
@@ -129,6 +138,11 @@ def check_labels(here: str, y: Samples, classes: int) -> None:
     if not counted.numel():
         raise DataError(f"{here} should have labels. Found only {IGNORED}, which stands for none.")
     low, high = int(counted.min()), int(counted.max())
+    if low < 0:
+        raise DataError(
+            f"{here} should have labels from 0 on. Found {low} to {high}. Others become such labels with "
+            "torch.unique(y, return_inverse=True)[1]."
+        )
     if not 0 <= low <= high < classes:
         raise DataError(
             f"{here} should have labels from 0 to {classes - 1}. Found {low} to {high}. The number of "
@@ -149,7 +163,7 @@ def whole(samples: Samples) -> str:
     """The shape of all samples, for messages."""
     if isinstance(samples, Tensor):
         return str(list(samples.shape))
-    return ", ".join(f"{place} {list(tensor.shape)}" for place, tensor in tensors(samples)) or "nothing"
+    return few([f"{place} {list(tensor.shape)}" for place, tensor in tensors(samples)]) or "nothing"
 
 
 class Source(Protocol):

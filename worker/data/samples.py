@@ -13,6 +13,10 @@ Samples: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 of a mapping by name."""
 
 
+FEW = 4
+"""Members of a tuple or a mapping that a message names."""
+
+
 def tensors(samples: Samples) -> Iterator[tuple[str, Tensor]]:
     """Each tensor, with what follows the name of the whole in messages: nothing, `[0]` or `['ids']`."""
     if isinstance(samples, Tensor):
@@ -34,6 +38,12 @@ def mapped(samples: Samples, function: Callable[[Tensor], Tensor]) -> Samples:
 def count(samples: Samples) -> int:
     """How many samples there are; of several tensors the shortest counts."""
     return min((len(tensor) if tensor.dim() else 0 for _, tensor in tensors(samples)), default=0)
+
+
+def few(texts: list[str]) -> str:
+    """Some of a list, for messages."""
+    more = f", and {len(texts) - FEW} more" if len(texts) > FEW else ""
+    return ", ".join(texts[:FEW]) + more
 
 
 def shapes(samples: Samples) -> Any:
@@ -65,8 +75,12 @@ def one(value: Any) -> Tensor:
         import numpy as np
 
         value = np.ascontiguousarray(value)  # torch takes no negative strides
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)
+        value = value.astype(np.float64) if value.dtype == np.longdouble else value
         value = value if value.flags.writeable else value.copy()
         value = value.astype(np.int64) if value.dtype.kind == "u" and value.dtype.itemsize > 1 else value
+    if isinstance(value, list | tuple) and value and all(isinstance(item, Tensor) for item in value):
+        value = torch.stack([*value])
     tensor = torch.as_tensor(value).detach().cpu()
     return usual(tensor)
 

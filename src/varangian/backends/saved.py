@@ -109,6 +109,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     apart: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         memory = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if memory in seen and tensor.numel() else tensor.contiguous()
+        dense = tensor.contiguous()
+        apart[name] = dense.clone() if memory in seen and dense is tensor and tensor.numel() else dense
         seen.add(memory)
     return apart

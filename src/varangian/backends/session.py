@@ -53,6 +53,8 @@ class Session:
     """What to say of the task before the run."""
     stop: Stop = field(default_factory=lambda: Stop())
     rounds: int = 0
+    updates: int = 0
+    """How many of the rounds had an update."""
     evaluated: int = -1
     """How many rounds were closed when the scores were taken."""
     scores: Scores = field(default_factory=Scores)
@@ -134,7 +136,7 @@ class Session:
             digest=self.learner.digest(),
             rounds=self.rounds,
             seconds=seconds,
-            reason=self.stop.reason or reason,
+            reason=self.stop.reason or (self._nothing_learned or reason),
             outcome=self._outcome(),
             folder=self.folder.path,
             ema_accuracy=self.scores.ema_accuracy,
@@ -174,11 +176,18 @@ class Session:
 
     def _outcome(self) -> Outcome:
         if self.machine.state.round >= self.config.rounds:
-            return "finished"
+            return "failed" if self._nothing_learned else "finished"
         return "failed" if self.stop.signal is None else "interrupted"
+
+    @property
+    def _nothing_learned(self) -> str:
+        """That all rounds are done and none had an update, as a reason; otherwise empty."""
+        all_done = self.machine.state.round >= self.config.rounds
+        return "" if self.updates or not (all_done and self.rounds) else "no round had an update"
 
     def _record(self, record: RoundRecord) -> None:
         self.rounds += 1
+        self.updates += record.skipped is None
         if record.loss is not None:
             self.scores, self.evaluated = record.scores, self.rounds
         self.folder.observe(record)
