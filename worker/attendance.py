@@ -13,11 +13,13 @@ import grpc
 import grpc.aio
 
 from varangian.protos import ps_pb2
-from varangian.protos.headers import CODE
 from varangian.worker.channel import Connection
+from varangian.worker.refusal import Kind, Refusal
 
 AGAIN = 0.2
 """Seconds before the call is made again after its connection broke."""
+LATER = 1.0
+"""The same after the server refused it in a way that may pass, as when it still has calls that are dead."""
 
 
 class Attendance:
@@ -50,23 +52,25 @@ class Attendance:
 
     async def _attend(self, run: str) -> None:
         request = ps_pb2.AttendRequest(run_id=run).SerializeToString()
-        while await self._broke(request):
-            await asyncio.sleep(AGAIN)
+        while (wait := await self._stayed(request)) is not None:
+            await asyncio.sleep(wait)
 
-    async def _broke(self, request: bytes) -> bool:
-        """Stay until the call ends; whether it should be made again: not when the server has ended it."""
+    async def _stayed(self, request: bytes) -> float | None:
+        """Until the call ends; after how many seconds to make it again. Never when the server ended it."""
         call = self._connection.calls.attend(request, metadata=self._identity)
         try:
             await call.read()
         except grpc.aio.AioRpcError as error:
-            answered = any(key == CODE for key, _ in error.trailing_metadata() or ())
-            return not answered and error.code() is not grpc.StatusCode.UNIMPLEMENTED
+            refusal = Refusal.of(error)
+            if refusal.code:
+                return LATER if refusal.kind is Kind.PASSING else None
+            return None if refusal.status is grpc.StatusCode.UNIMPLEMENTED else AGAIN
         except asyncio.CancelledError:
             # Also raised by a call that ended with its channel: then nobody has cancelled this task.
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            return True
+            return AGAIN
         finally:
             call.cancel()
-        return False
+        return None
