@@ -36,7 +36,7 @@ class CAF:
         return honest_majority(n, self.f) or told_enough(self, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        inner = gram.centered.numpy()
+        inner = gram.relative.numpy()
         weights = best = np.ones(len(gram))
         least = np.inf
         while True:

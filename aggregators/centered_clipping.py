@@ -36,12 +36,11 @@ class CenteredClipping:
         return honest_majority(n, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        m, inner = len(gram), gram.centered.numpy()
+        m = len(gram)
         weights = np.zeros(m)  # of the offsets from the reference
         for _ in range(self.iterations):
-            along = inner @ weights
-            squares = inner.diagonal() - 2 * along + weights @ along
-            distances = np.sqrt(np.maximum(squares, 0))
+            centre = torch.from_numpy(np.append(weights, 1 - weights.sum()))
+            distances = np.sqrt(gram.sqdist_to(centre).numpy())
             tau = typical(distances) if self.tau is None else self.tau
             pull = factors(distances, tau) / m
             weights = weights * (1 - pull.sum()) + pull

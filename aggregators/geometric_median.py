@@ -68,7 +68,7 @@ class GeometricMedian:
         if medians.any():
             return medians / int(medians.sum())
         weights, radius = _tightest_majority(gram)
-        inner, shortest = gram.centered.numpy(), self.smoothing * radius
+        inner, shortest = gram.relative.numpy(), self.smoothing * radius
         last = np.inf
         for _ in range(self.iterations):
             place = _Place.of(inner, weights, shortest)
@@ -85,7 +85,7 @@ class GeometricMedian:
         return weights
 
     def _released(self, gram: Gram) -> Array:
-        inner = gram.centered.numpy()
+        inner = gram.relative.numpy()
         weights, before = np.full(len(gram), 1 / len(gram)), np.inf
         for _ in range(self.iterations):
             place = _Place.of(inner, weights, self.smoothing)
@@ -159,7 +159,7 @@ def _rows_that_are_medians(gram: Gram) -> NDArray[np.bool_]:
     near = distances == 0
     sums = 1 / np.sqrt(np.where(near, np.inf, distances))
     np.fill_diagonal(sums, -sums.sum(axis=1))
-    squares = (product(sums, gram.centered.numpy()) * sums).sum(axis=1)
+    squares = (product(sums, gram.relative.numpy()) * sums).sum(axis=1)
     found: NDArray[np.bool_] = np.sqrt(np.maximum(squares, 0)) <= near.sum(axis=1) * (1 + 1e-9)
     return found
 

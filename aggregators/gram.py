@@ -125,6 +125,15 @@ class Gram:
         return torch.from_numpy(self._products(REFERENCE))
 
     @cached_property
+    def relative(self) -> Tensor:
+        """<y_i - c, y_j - c> about a centre c close to the points, (m, m): for what no translation changes.
+
+        A reference or an origin that is far away takes no digits from what lies between the points, and
+        neither does a step towards it that most of them have made.
+        """
+        return torch.from_numpy(self._products(None))
+
+    @cached_property
     def towards(self) -> Tensor:
         """<y_i, r> about the origin, (m,)."""
         return torch.from_numpy(self._from(ORIGIN) @ self.basis.products.numpy() @ self._reference())
@@ -138,7 +147,7 @@ class Gram:
     @cached_property
     def sqdist(self) -> Tensor:
         """|y_i - y_j|^2, (m, m): about the centre of the basis, where a large common part has cancelled."""
-        inner = self._products(None)
+        inner = self.relative.numpy()
         squares = inner.diagonal()
         scale = squares[:, None] + squares
         distances = scale - 2 * inner
@@ -162,11 +171,14 @@ class Gram:
         return max(0.0, float(crossed / n + place @ along))
 
     def _from(self, place: int | None) -> Array:
-        """Coordinates of the points as seen from a point of the basis, or from its centre."""
-        offsets = self.coords.numpy()
+        """Coordinates of the points as seen from a point of the basis, or from a centre close to them."""
+        offsets = self.coords.numpy().copy()
         if place is not None:
-            offsets = offsets.copy()
             offsets[:, place] -= 1
+            return offsets
+        # From the centre of the basis, where a typical point is no nearer to the reference or the origin.
+        for far in (REFERENCE, ORIGIN):
+            offsets[:, far] -= typical(offsets[:, far])
         return offsets
 
     def _products(self, place: int | None) -> Array:

@@ -64,7 +64,7 @@ class SMEA:
         guess = np.arange(0)
         if self.f:
             guess = np.flatnonzero(SpectralFilter(f=1, iterations=self.f)(gram).numpy() == 0)
-        gone = _least(gram.centered.numpy(), guess)
+        gone = _least(gram.relative.numpy(), guess)
         return shares(len(gram), np.delete(np.arange(len(gram)), gone))
 
 

@@ -55,7 +55,7 @@ class SpectralFilter:
         return math.ceil(round(self.c * self.f, 9))
 
     def __call__(self, gram: Gram) -> Tensor:
-        inner, kept = gram.centered.numpy(), np.ones(len(gram), dtype=bool)
+        inner, kept = gram.relative.numpy(), np.ones(len(gram), dtype=bool)
         for _ in range(self.iterations):
             shares = kept / kept.sum()
             _, places = leading(inner, shares)
