@@ -61,17 +61,19 @@ class CAGrad:
         factor = {"none": 1.0, "1/(1+c)": 1 / (1 + self.c), "1/(1+c^2)": 1 / (1 + self.c**2)}[self.rescale]
         inner = gram.inner.numpy()
         largest = inner.diagonal().max()
-        game = Game(inner / (largest if largest > 0 else 1.0), self.c)
-        return torch.from_numpy(factor * (1 / len(gram) + self._step(game, gram.basis.precision)))
+        precision = gram.basis.precision
+        game = Game(inner / (largest if largest > 0 else 1.0), self.c, precision)
+        return torch.from_numpy(factor * (1 / len(gram) + self._step(game, precision)))
 
     def _step(self, game: Game, precision: float) -> Array:
         """From the mean, as weights."""
         if game.radius == 0:
             return np.zeros_like(game.along)
         if self.solver == "exact":
-            weights, rounding = game.minimum(), CANCELLED
+            weights, rounding = game.minimum(), precision
         else:
-            weights, rounding = conic.minimum(game.products, game.along, game.radius), conic.CANCELLED
+            weights = conic.minimum(game.products, game.along, game.radius)
+            rounding = max(conic.CANCELLED, precision)
         if game.cancels(weights, rounding):
             (steps,) = to_dual_cone(game.products, game.along[None], precision)
         else:
@@ -85,6 +87,8 @@ class Game:
 
     products: Array  # K = G'G, (n, n)
     c: float
+    precision: float = CANCELLED
+    """What the products are rounded to, of the lengths of both rows."""
 
     @cached_property
     def along(self) -> Array:
@@ -110,8 +114,9 @@ class Game:
         """The length of Gw if all rows had one direction."""
         return float(weights @ np.sqrt(np.maximum(self.products.diagonal(), 0)))
 
-    def cancels(self, weights: Array, rounding: float = CANCELLED) -> bool:
+    def cancels(self, weights: Array, rounding: float | None = None) -> bool:
         """Whether only rounding is left of Gw."""
+        rounding = self.precision if rounding is None else rounding
         return self.length(weights) ** 2 <= rounding * self.end_to_end(weights) ** 2
 
     def minimum(self) -> Array:
@@ -122,7 +127,7 @@ class Game:
         falling function of one variable: a line, as long as the nearest point stays on one face.
         """
         shortest = self._nearest(0.0)
-        least = max(self.length(shortest) ** 2, CANCELLED * self.end_to_end(shortest) ** 2)
+        least = max(self.length(shortest) ** 2, self.precision * self.end_to_end(shortest) ** 2)
         if self.cancels(shortest) and self._excess(least) <= 0:
             return shortest
         return self._nearest(root(self._excess, least, 1.0))

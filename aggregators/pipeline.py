@@ -261,10 +261,12 @@ class _Survivors:
         """The update from coefficients of (x_1, ..., x_n, r).
 
         Raises:
-            AggregationError: it is not convex, and numbers of this type have no room for it.
+            AggregationError: it lies outside of the rows, and numbers of this type have no room for it.
         """
         vector = self.backend.combine(coords[None], self.rows, self.reference)[0]
-        if float(coords.abs().sum()) <= CONVEX or bool(vector.isfinite().all()):
+        # The reference may be wider than the rows.
+        convex = float(coords.abs().sum()) <= CONVEX and (not coords[-1] or vector.itemsize >= 4)
+        if convex or bool(vector.isfinite().all()):
             return vector
         vector = exact.combine(coords[None], self.rows, self.reference)[0]
         if not bool(vector.isfinite().all()):

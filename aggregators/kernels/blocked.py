@@ -37,6 +37,9 @@ STRIP = 1 << 17
 FLOOR = 1e-30
 """Mean square entry below which float32 products start to underflow."""
 
+SHORT = 1e-3
+"""Squared length of a typical row over that of the reference below which it is measured without it."""
+
 Measure: TypeAlias = Callable[[Rows, Tensor | None], Tensor]
 
 INTEGERS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
@@ -129,12 +132,29 @@ def settled(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | N
 def checked(
     products: Tensor, d: int, whole: Callable[[], Rows], reference: Tensor | None, slow: Measure
 ) -> Tensor:
-    """The products (n+2, n+2) of a quick measurement, or of the slow one if some underflowed."""
+    """The products (n+2, n+2) of a quick measurement, or of a slow one if digits were lost in it."""
+    if reference is not None and _far(products):
+        return _with_far(whole(), reference)
     small = (centres.about_reference(products).diagonal() < FLOOR * d).tolist()
     if not any(small[: len(small) - (reference is None)]):
         return products
     rows = whole()
     return slow(rows, reference) if _underflow(small, rows, reference) else products
+
+
+def _far(products: Tensor) -> bool:
+    """Whether a typical row is so much shorter than the reference that its length is rounding."""
+    inner = products.numpy()
+    squares = inner.diagonal() - 2 * inner[:, -1] + inner[-1, -1]  # about the origin
+    return bool(np.median(squares[:-2]) < SHORT * squares[-2])
+
+
+def _with_far(rows: Rows, reference: Tensor) -> Tensor:
+    """The products of `centred`, from a measurement about the origin: the reference is one more row."""
+    dtype, last = rows.working_dtype, len(rows) + 2
+    points = Rows((*(v.to(dtype) for v in rows.vectors), reference.to(rows.device, dtype)))
+    index = [*range(len(rows) + 1), last]
+    return exact.centred(points, None)[index][:, index]
 
 
 def _underflow(small: Sequence[bool], rows: Rows, reference: Tensor | None) -> bool:

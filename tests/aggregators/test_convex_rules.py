@@ -17,6 +17,7 @@ from varangian.aggregators import (
     AggregationError,
     Aggregator,
     CAGrad,
+    CenteredClipping,
     Mean,
     UPGrad,
     aggregator_from,
@@ -258,6 +259,11 @@ class TestOverflow:
             vector(CAGrad(c=0.9), rows)
         assert vector(CAGrad(c=0.9), rows / 4).isfinite().all()
 
+    def test_a_reference_that_is_wider_than_the_rows(self) -> None:
+        rows = torch.randn(5, 3, dtype=torch.float16)
+        with pytest.raises(AggregationError, match="the largest of .*float16"):
+            Aggregator(CenteredClipping(tau=1.0))(rows, torch.full((3,), 1e5))
+
 
 class TestCancellation:
     @pytest.mark.parametrize("seed", range(5))
@@ -277,6 +283,14 @@ class TestCancellation:
         rows = torch.randn(9, 50, dtype=dtype, generator=kit.rng(seed))
         rows -= rows.mean(0)
         assert vector(rule, rows).norm() < left * rows.norm(dim=1).max()
+
+    def test_cagrad_on_a_line_with_both_directions(self) -> None:
+        """No vector helps all rows; float32 products leave no more than rounding of the one that would."""
+        noise = torch.Generator().manual_seed(16)
+        rows = torch.randn(43, 1, generator=noise) + torch.randn(1, generator=noise)
+        rows = (rows * torch.logspace(-3, 3, 43)[:, None]).bfloat16()
+        found = Aggregator(CAGrad(c=0.5), f=0)(rows).vector.double()
+        assert found.abs() < 2 * rows.double().mean().abs()
 
 
 class TestOptions:

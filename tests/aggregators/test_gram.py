@@ -8,16 +8,22 @@ from torch import Tensor
 
 from varangian.aggregators import (
     ARC,
+    CAF,
+    CGE,
     MDA,
     NNM,
+    SMEA,
     Aggregator,
     Bucketing,
+    CenteredClipping,
     Clipping,
     GeometricMedian,
     Gram,
     Krum,
     Mean,
     Rows,
+    SpectralFilter,
+    Weighting,
 )
 from varangian.aggregators.gram import inverses, typical
 from varangian.aggregators.kernels import Backend, blocked, native, reference
@@ -154,6 +160,46 @@ class TestOffsets:
         for rule in (GeometricMedian(), MDA(f=1)):
             found = Aggregator(rule, backend=backend)(rows).vector.item() - 1e6
             assert found == pytest.approx(0.1, abs=1e-6)
+
+    @pytest.mark.parametrize(
+        "rule",
+        [GeometricMedian(), CAF(f=2), SMEA(f=2), SpectralFilter(f=2)],
+        ids=lambda r: type(r).__name__,
+    )
+    def test_a_reference_far_away_takes_no_digits(self, rule: Weighting) -> None:
+        """What no translation changes is measured where the rows are."""
+        rows = torch.randn(11, 7).double()
+        near, far = (Aggregator(rule)(rows, at).weights for at in (None, torch.full((7,), 1e7).double()))
+        assert near is not None
+        assert far is not None
+        assert torch.allclose(near, far, rtol=1e-8, atol=1e-12)
+
+    def test_clipped_rows_are_measured_where_they_went(self) -> None:
+        """To a sphere that is a thousandth as far out as the rows were."""
+        rows = 1e6 + torch.randn(9, 7).double()
+        gram = Gram.of(Rows.of(rows))
+        clipped = Clipping(radius=1000.0).mix(gram, kit.rng())
+        wanted = distances(1000 * rows / rows.norm(dim=1, keepdim=True))
+        assert relative_error(gram.mixed(clipped).sqdist, wanted) < 1e-6
+
+    def test_centered_clipping_comes_near(self) -> None:
+        """From zero to rows a million away; once there it still tells their distances apart."""
+        rows, centre = 1e6 + torch.randn(9, 7).double(), torch.zeros(7).double()
+        for _ in range(3):
+            offsets = rows - centre
+            lengths = offsets.norm(dim=1, keepdim=True)
+            centre = centre + (offsets * (lengths.quantile(0.5) / lengths).clamp(max=1)).mean(dim=0)
+        found = Aggregator(CenteredClipping(iterations=3))(rows).vector
+        assert torch.allclose(found - 1e6, centre - 1e6, atol=1e-5)
+
+    @pytest.mark.parametrize("backend", [None, "blocked"])
+    def test_rows_far_shorter_than_the_reference_keep_their_lengths(self, backend: str | None) -> None:
+        rows = torch.randn(9, 5000) * torch.logspace(-4, -3, 9)[:, None]
+        chosen = Aggregator(CGE(f=4), backend=backend)(rows.to(kit.DEVICE), torch.randn(5000)).weights
+        assert chosen is not None
+        assert chosen.nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
+        gram = Gram.of(Rows.of(rows), torch.randn(5000))
+        assert torch.allclose(gram.norms, rows.double().norm(dim=1), rtol=1e-5)
 
     def test_krum_picks_the_same_worker_in_both_precisions(self) -> None:
         common = torch.randn(1000)
