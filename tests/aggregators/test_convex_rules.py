@@ -261,7 +261,7 @@ class TestOverflow:
 
     def test_a_reference_that_is_wider_than_the_rows(self) -> None:
         rows = torch.randn(5, 3, dtype=torch.float16)
-        with pytest.raises(AggregationError, match="the largest of .*float16"):
+        with pytest.raises(AggregationError, match=r"the largest of torch\.float16"):
             Aggregator(CenteredClipping(tau=1.0))(rows, torch.full((3,), 1e5))
 
 

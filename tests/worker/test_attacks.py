@@ -142,6 +142,11 @@ def test_alie_z_max(n, f, z):
     assert z_max(n, f) == pytest.approx(statistics.NormalDist().inv_cdf((n - f - s) / (n - f)), abs=1e-12)
 
 
+@pytest.mark.parametrize(("n", "f"), [(4, 4), (4, 3), (5, 4)])
+def test_alie_z_max_of_a_majority_is_infinite(n: int, f: int) -> None:
+    assert z_max(n, f) == float("inf")
+
+
 def test_alie_steps_z_deviations_of_the_population():
     root = math.sqrt(8 / 3)  # of 1, 3, 5
     mean, last = [3.0, -2.0, 1.5], math.sqrt((1 + 2.25 + 6.25) / 3)  # of 0.5, 0, 4
