@@ -3,6 +3,7 @@
 import argparse
 import base64
 import contextlib
+import importlib
 import shutil
 import socket
 import stat
@@ -15,6 +16,7 @@ import torch
 from varangian import __version__
 from varangian.cli.cluster import as_served
 from varangian.cli.main import main
+from varangian.cli.parser import parse
 from varangian.cli.security import Choice, check, choice
 from varangian.config import loads
 from varangian.config.build import learner
@@ -100,6 +102,18 @@ def test_a_certificate_that_cannot_be_made_is_one_line(made, words, said):
     code, out = made("certs", *words.split())
     assert (code, out.count("\n")) == (1, 1)
     assert said in out
+
+
+@pytest.mark.parametrize("command", ["certs", "tokens"])
+def test_a_reader_that_leaves_is_no_failure_of_a_file(monkeypatch, tmp_path, command):
+    def leave(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setenv("VARANGIAN_SECRET", "a secret of this test")
+    monkeypatch.setattr("builtins.print", leave)
+    argv = ["token", "w00"] if command == "tokens" else ["certs", "request", "w00", "--into", str(tmp_path)]
+    with pytest.raises(BrokenPipeError):
+        importlib.import_module(f"varangian.cli.{command}").command(parse(argv))
 
 
 def test_a_key_stays_where_it_was_made(made, tmp_path):

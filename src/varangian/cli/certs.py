@@ -44,6 +44,8 @@ def command(args: argparse.Namespace) -> int:
         actions[args.action](args)
     except (AuthorityError, MissingExtra) as error:
         raise CommandError(str(error)) from error
+    except BrokenPipeError:
+        raise  # the reader of the output has left: that is for `main` to end quietly
     except OSError as error:
         where = error.filename or getattr(args, "dir", args.action)
         raise CommandError(f"{where}: {error.strerror}") from error
