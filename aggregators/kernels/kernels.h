@@ -313,29 +313,53 @@ enum { STRIP = 256, SHORT = 16 }; /* SHORT strips are summed in float32: as many
 STRIP_OF(strip_32, float)
 STRIP_OF(strip_64, double)
 
-/* acc[i][j] += x_i . y_j over one strip, lane by lane; only j >= i where x and y are the same rows. Meanwhile
- * the next strip of the rows `soon` is fetched. */
-#define PRODUCTS(NAME, VEC, REAL, LOAD_FROM)                                                      \
-  INLINE void NAME(const REAL *const *x, const REAL *const *y, VEC *acc, int same,                \
-                   const float *const *soon, int64_t rows, int64_t offset) {                      \
-    enum { STEPS = STRIP * sizeof(REAL) / BYTES, STEP = STRIP / STEPS };                          \
+/* acc[i][j] += x_i . y_j over one strip, lane by lane; only j >= i where x and y are the same rows. Two such
+ * blocks are taken at once: one alone has too few sums for multiply-adds that wait for each other. Meanwhile
+ * the strip `soon` is fetched. None of this is inlined, or sums would be kept on the stack. */
+#define EACH_STEP(REAL) /* `at` is the first column of a register */                              \
+  for (int line = 0; line < STRIP; line += LINE)                                                  \
+    for (int at = (__builtin_prefetch(soon + line, 0, 2), line); at < line + LINE; at += BYTES / sizeof(REAL))
+#define APART static __attribute__((noinline))
+#define EACH_SUM for (int i = 0; i < R; i++) for (int j = same ? i : 0; j < R; j++)
+#define PRODUCTS(NAME, ONE, TWO, VEC, REAL, LOAD_FROM)                                            \
+  APART void NAME(const REAL *const *x, const REAL *const *y, VEC *acc, const float *soon) {      \
+    enum { same = 0 };                                                                            \
     VEC s[R][R];                                                                                  \
-    for (int i = 0; i < R; i++)                                                                   \
-      for (int j = same ? i : 0; j < R; j++) s[i][j] = acc[i * R + j];                            \
-    for (int k = 0; k < STEPS; k++) {                                                             \
+    EACH_SUM s[i][j] = acc[i * R + j];                                                            \
+    EACH_STEP(REAL) {                                                                             \
       VEC a[R], b[R];                                                                             \
-      for (int64_t i = 0; i < rows; i++)                                                          \
-        __builtin_prefetch(soon[i] + offset + k * STEP, 0, 2);                                    \
-      for (int i = 0; i < R; i++) a[i] = *(const LOAD_FROM *)(x[i] + k * STEP);                   \
-      for (int i = 0; i < R; i++) b[i] = *(const LOAD_FROM *)((same ? x : y)[i] + k * STEP);\
-      for (int i = 0; i < R; i++)                                                                 \
-        for (int j = same ? i : 0; j < R; j++) s[i][j] += a[i] * b[j];                            \
+      for (int i = 0; i < R; i++) a[i] = *(const LOAD_FROM *)(x[i] + at);                         \
+      for (int i = 0; i < R; i++) b[i] = *(const LOAD_FROM *)(y[i] + at);                         \
+      EACH_SUM s[i][j] += a[i] * b[j];                                                            \
     }                                                                                             \
-    for (int i = 0; i < R; i++)                                                                   \
-      for (int j = same ? i : 0; j < R; j++) acc[i * R + j] = s[i][j];                            \
+    EACH_SUM acc[i * R + j] = s[i][j];                                                            \
+  }                                                                                               \
+  APART void ONE(const REAL *const *x, VEC *acc, const float *soon) {                             \
+    enum { same = 1 };                                                                            \
+    VEC s[R][R];                                                                                  \
+    EACH_SUM s[i][j] = acc[i * R + j];                                                            \
+    EACH_STEP(REAL) {                                                                             \
+      VEC a[R];                                                                                   \
+      for (int i = 0; i < R; i++) a[i] = *(const LOAD_FROM *)(x[i] + at);                         \
+      EACH_SUM s[i][j] += a[i] * a[j];                                                            \
+    }                                                                                             \
+    EACH_SUM acc[i * R + j] = s[i][j];                                                            \
+  }                                                                                               \
+  APART void TWO(const REAL *const *x, VEC *acc, VEC *next, const float *soon) {                  \
+    enum { same = 1 };                                                                            \
+    VEC s[R][R], t[R][R];                                                                         \
+    EACH_SUM s[i][j] = acc[i * R + j], t[i][j] = next[i * R + j];                                 \
+    EACH_STEP(REAL) {                                                                             \
+      VEC a[R];                                                                                   \
+      for (int i = 0; i < R; i++) a[i] = *(const LOAD_FROM *)(x[i] + at);                         \
+      EACH_SUM s[i][j] += a[i] * a[j];                                                            \
+      for (int i = 0; i < R; i++) a[i] = *(const LOAD_FROM *)(x[R + i] + at);                     \
+      EACH_SUM t[i][j] += a[i] * a[j];                                                            \
+    }                                                                                             \
+    EACH_SUM acc[i * R + j] = s[i][j], next[i * R + j] = t[i][j];                                 \
   }
-PRODUCTS(products_32, reals, float, loose)
-PRODUCTS(products_64, doubles, double, doubles)
+PRODUCTS(products_32, block_32, blocks_32, reals, float, loose)
+PRODUCTS(products_64, block_64, blocks_64, doubles, double, doubles)
 
 /* Adds the accumulators to their totals, lane by lane, and clears them. */
 #define FLUSH(NAME, REAL)                                                                         \
@@ -448,10 +472,11 @@ SUMMED(summed_64, double)
 /* Row blocks I <= J in a fixed order, so that a pair's sum does not depend on which other rows there are, as
  * long as none has a parent. `parent` (n) is -1 where a row has none. If none has, the first SHORT strips may
  * give some one, and the sums begin again. Returns 1 where distances were lost all the same, -1 without memory. */
-#define GRAM(NAME, VEC, REAL, STRIP_TO, PRODUCTS_OF, FLUSHED, SUMMED_UP, LOOKS)                   \
+#define GRAM(NAME, VEC, REAL, STRIP_TO, PRODUCTS_OF, BLOCK_OF, BLOCKS_OF, FLUSHED, SUMMED_UP, LOOKS) \
   int VERB(NAME)(const float *const *rows, const float *reference, int64_t n, int64_t d, int32_t *parent, \
                  double *out) {                                                                   \
     int64_t m = n + (reference != NULL), blocks = (m + R - 1) / R, couples = blocks * (blocks + 1) / 2; \
+    int64_t calls = couples - blocks / 2;                                                         \
     size_t lanes = (size_t)couples * R * R * (BYTES / sizeof(REAL));                              \
     size_t strip_bytes = (size_t)(blocks * R) * STRIP * sizeof(REAL), acc_bytes = lanes * sizeof(REAL); \
     char *memory = aligned_alloc(64, (strip_bytes + acc_bytes + lanes * sizeof(double) + 63) / 64 * 64); \
@@ -464,7 +489,7 @@ SUMMED(summed_64, double)
     int given = 0, lost = 0;                                                                      \
     for (int64_t i = 0; i < n; i++) given |= parent[i] >= 0;                                      \
     for (int64_t at = 0, turn = 1; at < d; at += STRIP, turn++) {                                 \
-      int64_t w = d - at < STRIP ? d - at : STRIP, couple = 0;                                    \
+      int64_t w = d - at < STRIP ? d - at : STRIP, couple = 0, call = 0;                          \
       for (int64_t i = 0; i < blocks * R; i++) {                                                  \
         const float *from = i >= n ? NULL : parent[i] >= 0 ? rows[parent[i]] : reference;         \
         here[i] = strips + i * STRIP;                                                             \
@@ -474,13 +499,18 @@ SUMMED(summed_64, double)
         else STRIP_TO(rows[i] + at, from ? from + at : NULL, w, strips + i * STRIP);              \
       }                                                                                           \
       if (reference) STRIP_TO(reference + at, NULL, w, strips + n * STRIP);                       \
-      for (int64_t I = 0; I < blocks; I++)                                                        \
-        for (int64_t J = I; J < blocks; J++, couple++) {                                          \
+      for (int64_t i = calls; i < n; i++)                                                         \
+        for (int c = 0; c < STRIP; c += LINE) __builtin_prefetch(rows[i] + at + STRIP + c, 0, 2); \
+      for (int64_t I = 0; I < blocks; couple += blocks - I, I++)                                  \
+        for (int64_t J = I; J < blocks; J++) {                                                    \
+          if (I == J && I % 2) continue; /* with the one before */                                \
           const REAL *const *x = here + I * R, *const *y = here + J * R;                          \
-          VEC *a = (VEC *)acc + couple * R * R;                                                   \
-          int64_t from = n * couple / couples, to = n * (couple + 1) / couples;                   \
-          if (I == J) PRODUCTS_OF(x, x, a, 1, rows + from, to - from, at + STRIP);                \
-          else PRODUCTS_OF(x, y, a, 0, rows + from, to - from, at + STRIP);                       \
+          VEC *a = (VEC *)acc + (couple + J - I) * R * R;                                         \
+          const float *soon = rows[call < n ? call : n - 1] + at + STRIP;                         \
+          call++;                                                                                 \
+          if (I != J) PRODUCTS_OF(x, y, a, soon);                                                 \
+          else if (I + 1 == blocks) BLOCK_OF(x, a, soon);                                         \
+          else BLOCKS_OF(x, a, a + (blocks - I) * R * R, soon);                                   \
         }                                                                                         \
       if (turn % SHORT == 0 || at + STRIP >= d) FLUSHED(acc, total, lanes);                       \
       if (LOOKS && !given && (turn == SHORT || at + STRIP >= d)) {                                \
@@ -498,5 +528,5 @@ SUMMED(summed_64, double)
     free(memory);                                                                                 \
     return lost;                                                                                  \
   }
-GRAM(gram, reals, float, strip_32, products_32, flush_32, summed_32, 1)
-GRAM(gram_exact, doubles, double, strip_64, products_64, flush_64, summed_64, 0)
+GRAM(gram, reals, float, strip_32, products_32, block_32, blocks_32, flush_32, summed_32, 1)
+GRAM(gram_exact, doubles, double, strip_64, products_64, block_64, blocks_64, flush_64, summed_64, 0)
