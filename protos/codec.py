@@ -23,7 +23,7 @@ from varangian.protos.common import Common
 from varangian.protos.frames import frame, unframed
 from varangian.protos.layout import DIGEST_BYTES, TEXT_LIMIT, Layout
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Both ends must speak the same version."""
 CHUNK_BYTES = 1 << 20
 """Payload in one chunk: smaller costs calls, larger costs memory when many workers send at once."""
@@ -193,7 +193,10 @@ def check_digest(found: bytes) -> None:
 
 def check_protocol(found: int) -> None:
     if found != PROTOCOL:
-        raise CodecError(Code.PROTOCOL, f"This end speaks version {PROTOCOL}, the other end {found}.")
+        sentence = (
+            f"This end speaks version {PROTOCOL}, the other end {found}. Install one release at both."
+        )
+        raise CodecError(Code.PROTOCOL, sentence)
 
 
 def check_dtype(found: int) -> Dtype:

@@ -6,7 +6,7 @@ CODE, ROUND = "varangian-code", "varangian-round"
 """With every refusal: its stable code, and the round that the server is in."""
 READY = "varangian-ready"
 """In the headers of a push that the server is ready to receive; those of a refused call lack it. Its value
-is `CHUNKS`, or the ticket with which the payload travels beside the call, and the key that seals it."""
+is `CHUNKS`, or the ticket with which the payload travels beside the call, and the key that encrypts it."""
 CHUNKS = "1"
 LANE = "varangian-lane"
 """With a pull or a push of a worker that has a connection beside gRPC, and would use it."""

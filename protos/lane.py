@@ -20,6 +20,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from varangian.protos.cargo import BLOCK, Cargo, Fill, Linger, Sink, staged
 from varangian.protos.seal import Sealed
+from varangian.protos.transfer import Transfer
 
 __all__ = ["SHARE", "TICKET", "Cargo", "Line", "LineError"]
 
@@ -82,9 +83,11 @@ class Line:
         while data:
             data = data[await self._persistently("write", partial(self._connection.send, data)) :]
 
-    def begin(self, key: bytes, size: int) -> None:
-        """A payload of so many bytes comes next, in one direction, and sealed if there is a key."""
-        self._payload = Sealed(self._connection, key, size) if key else self._connection
+    def begin(self, key: bytes, transfer: Transfer) -> None:
+        """This payload comes next, encrypted if there is a key, which no other payload has."""
+        self._payload = self._connection
+        if key:
+            self._payload = Sealed(self._connection, key, transfer.associated(), transfer.size)
         self._waits = None  # the last one may have gone the other way
 
     def end(self) -> None:

@@ -1,42 +1,17 @@
-"""Payloads under AES-256-GCM, for connections beside calls that go over TLS.
+"""Encrypted payloads on a socket, by AES-GCM-HKDF streaming AEAD, beside calls that go over TLS.
 
 TLS cuts what it carries into records of 16 KiB, and each costs calls, copies and time of its own. Here each
 payload has a key that is used for nothing else, and that both ends know from their call; so it needs no
-handshake, no certificate and no identity but that of the call. A record has 256 KiB, the last one what is
-left, and a tag after it. Its nonce is its number. As the size of a payload is known before it comes,
-nothing says where a record ends: none can be left out, added, repeated, moved or cut short.
+handshake, no certificate and no identity but that of the call.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
 from socket import socket
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from varangian.protos.streaming import KEY, PAYLOADS, TAG, DecryptionError, Parameters, Segments, missing
 
-__all__ = ["KEY", "RECORD", "TAG", "Sealed", "missing"]
-
-KEY, TAG = 32, 16
-"""Bytes."""
-NONCE = 12
-RECORD = 256 << 10
-"""Bytes of payload: few calls, and still in cache when they are looked at."""
-
-
-@cache
-def missing() -> str:
-    """Why payloads cannot be sealed here; nothing when they can."""
-    advice = "pip install --upgrade 'varangian[certs]'"
-    if find_spec("cryptography") is None:
-        return f"the package `cryptography` is not installed: {advice}"
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-    if not hasattr(AESGCM, "decrypt_into"):
-        return f"the package `cryptography` is too old: {advice}"
-    return ""
+__all__ = ["KEY", "PAYLOADS", "TAG", "Sealed", "missing"]
 
 
 class Sealed:
@@ -47,33 +22,50 @@ class Sealed:
 
     Args:
         connection: carries nothing else meanwhile.
-        key: for this payload alone. With another one its nonces would be used twice, and all is lost.
-        size: bytes of the payload.
+        key: for this payload alone.
+        associated: what this payload is; both ends have to say the same.
+        size: bytes of the payload, at least one.
+        parameters: of the encryption.
     """
 
-    def __init__(self, connection: socket, key: bytes, size: int) -> None:
+    def __init__(
+        self,
+        connection: socket,
+        key: bytes,
+        associated: bytes,
+        size: int,
+        parameters: Parameters = PAYLOADS,
+    ) -> None:
         self._connection = connection
-        self._cipher = _cipher(key)
-        self._left = size
-        self._number = 0
-        self._record = memoryview(bytearray(min(RECORD, size) + TAG))
+        self._key, self._associated = key, associated
+        self._size, self._parameters = size, parameters
+        self._segments: Segments | None = None
+        """Known with the header."""
+        self._lost = False
+        """Something else has come than what was sent."""
+        self._memory = memoryview(bytearray(min(parameters.segment, parameters.ciphertext(size))))
+        """A segment of ciphertext, the first one with the header before it."""
         self._came = 0
-        """Bytes of the next record that are there."""
+        """Bytes of the next segment that are there."""
         self._rest = memoryview(b"")
-        """What was opened and not taken, or sealed and not sent."""
+        """What was decrypted and not taken, or encrypted and not sent."""
         self._begun = bytearray()
-        """Of a record that is to be sent: pieces that do not fill it yet."""
+        """Of a segment that is to be sent: pieces that do not fill it yet."""
         self._owed = 0
-        """Bytes that were sealed by a call that has to be repeated."""
+        """Bytes that were encrypted by a call that has to be repeated."""
 
     def recv_into(self, memory: memoryview) -> int:
-        """As much as there is; 0 at the end of the connection.
+        """Whole segments, as many as are there and fit, or a part of one; 0 at the end of the connection.
 
         Raises:
-            ConnectionError: it is not what was sealed with this key.
+            ConnectionError: it is not what was encrypted with this key for this transfer.
         """
+        if self._lost:
+            raise self._error()
         got = self._taken(memory)
         while got < len(memory) and self._left:
+            if got and self._next > len(memory) - got:
+                break  # it will fit into the memory of the next call, without a copy
             try:
                 if not self._arrived():
                     break
@@ -85,7 +77,7 @@ class Sealed:
         return got
 
     def send(self, data: memoryview) -> int:
-        """As much as is sealed at once; how much that was.
+        """As much as is encrypted at once; how much that was.
 
         Raises:
             ValueError: it is more than the payload.
@@ -97,43 +89,61 @@ class Sealed:
         sent, self._owed = self._owed, 0
         return sent
 
+    @property
+    def _left(self) -> int:
+        """Bytes of the payload that were not encrypted or decrypted yet."""
+        return self._size if self._segments is None else self._segments.left
+
+    @property
+    def _next(self) -> int:
+        """Bytes of the payload in the next segment."""
+        return min(self._parameters.room(0), self._size) if self._segments is None else self._segments.next
+
+    @property
+    def _head(self) -> int:
+        """Bytes of the header that stand before the next segment."""
+        return self._parameters.header if self._segments is None else 0
+
     def _arrived(self) -> bool:
-        """Whether the next record is there, as it should be unless the connection has ended."""
-        whole = min(RECORD, self._left) + TAG
+        """Whether the next segment is there, as it should be unless the connection has ended."""
+        whole = self._head + self._next + TAG
         while self._came < whole:
-            count = self._connection.recv_into(self._record[self._came : whole])
+            count = self._connection.recv_into(self._memory[self._came : whole])
             if not count:
                 return False
             self._came += count
         return True
 
     def _opened(self, memory: memoryview) -> int:
-        """What is in the record, or as much of it as there is room for."""
-        from cryptography.exceptions import InvalidTag
-
-        record, nonce = self._record[: self._came], self._next(self._came - TAG)
-        size, self._came = self._came - TAG, 0
+        """What is in the segment, or as much of it as there is room for."""
+        segment, size = self._memory[self._head : self._came], self._next
+        self._came = 0
         try:
+            if self._segments is None:
+                self._segments = self._begin(bytes(self._memory[: self._head]))
             if len(memory) >= size:
-                self._cipher.decrypt_into(nonce, record, None, memory[:size])
+                self._segments.decrypt_into(segment, memory[:size])
                 return size
-            self._rest = memoryview(self._cipher.decrypt(nonce, record, None))
-        except InvalidTag:
-            raise ConnectionError("What has come was not sealed with the key of its call.") from None
+            plain = memoryview(bytearray(size))
+            self._segments.decrypt_into(segment, plain)
+        except DecryptionError:
+            self._lost = True
+            raise self._error() from None
+        self._rest = plain
         return self._taken(memory)
 
     def _taken(self, memory: memoryview) -> int:
-        """Of what was opened before."""
+        """Of what was decrypted before."""
         count = min(len(memory), len(self._rest))
         memory[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
 
     def _enclosed(self, data: memoryview) -> int:
-        """Begin a record, or go on with it, and close it when it is full."""
+        """Begin a segment, or go on with it, and close it when it is full."""
         if len(self._begun) + len(data) > self._left:
             raise ValueError(f"A payload should end with its last {self._left} bytes.")
-        whole = min(RECORD, self._left)
+        whole = self._next
         piece = data[: whole - len(self._begun)]
         if len(piece) == whole:
             self._closed(piece)
@@ -145,18 +155,18 @@ class Sealed:
         return len(piece)
 
     def _closed(self, plain: memoryview | bytearray) -> None:
-        self._rest = self._record[: len(plain) + TAG]
-        self._cipher.encrypt_into(self._next(len(plain)), plain, None, self._rest)
+        head = self._head
+        if self._segments is None:
+            header = self._parameters.new_header()
+            self._memory[:head] = header
+            self._segments = self._begin(header)
+        self._rest = self._memory[: head + len(plain) + TAG]
+        self._segments.encrypt_into(plain, self._rest[head:])
 
-    def _next(self, size: int) -> bytes:
-        """The nonce of a record of so many bytes."""
-        nonce = self._number.to_bytes(NONCE, "big")
-        self._number += 1
-        self._left -= size
-        return nonce
+    def _begin(self, header: bytes) -> Segments:
+        return Segments(self._key, header, self._associated, self._size, self._parameters)
 
-
-def _cipher(key: bytes) -> AESGCM:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-    return AESGCM(key)
+    def _error(self) -> ConnectionError:
+        return ConnectionError(
+            "What has come was not encrypted with the key of its call, for its transfer."
+        )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from varangian.protos import headers, ps_pb2
 from varangian.protos.codec import CHUNK_BYTES, FLOAT32, Contract
 from varangian.protos.lane import Cargo
+from varangian.protos.seal import PAYLOADS
 from varangian.server import streams
 from varangian.server.broadcast import Broadcast
 from varangian.server.lane import Ticket
@@ -65,7 +66,7 @@ class Downloads:
         await self.message(self._shared(snapshot).manifest, context)
         async with streams.silence(self._idle) as silence:
             with streams.unless_cut():
-                line = await silence.broken_by(ticket.line(len(snapshot.payload)))
+                line = await silence.broken_by(ticket.line())
                 cargo = Cargo(pieces(snapshot.payload))
                 while not cargo.done and not self._pulls.over(worker, snapshot.round):
                     await silence.broken_by(line.ready())
@@ -95,8 +96,8 @@ class Downloads:
 
 
 def pieces(payload: memoryview) -> Iterator[memoryview]:
-    for at in range(0, len(payload), CHUNK_BYTES):
-        yield payload[at : at + CHUNK_BYTES]
+    for start, stop in PAYLOADS.pieces(len(payload), CHUNK_BYTES):
+        yield payload[start:stop]
 
 
 def marked(messages: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from varangian.protos.lane import TICKET, Line
+from varangian.protos.transfer import Transfer
 from varangian.server.listen import bound
 from varangian.server.streams import Limits
 from varangian.server.tickets import Ticket
@@ -90,7 +91,7 @@ class Lane:
 
     Args:
         limits: what one worker may cost.
-        sealed: whether payloads are; so they should be where calls go over TLS.
+        sealed: whether payloads are encrypted; so they should be where calls go over TLS.
         patience: what connections without a payload may cost.
     """
 
@@ -124,9 +125,9 @@ class Lane:
             self._resume(listener)
         return self.port
 
-    def ticket(self, worker: str) -> Ticket:
-        """For one call of a worker."""
-        return Ticket(worker, self._sealed, self._tickets)
+    def ticket(self, transfer: Transfer) -> Ticket:
+        """For the payload of one call."""
+        return Ticket(transfer, self._sealed, self._tickets)
 
     async def close(self) -> None:
         """End every connection, also those that are in use, and take no more."""

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from varangian.protos.cargo import BLOCK
 from varangian.protos.codec import FLOAT32, MESSAGE_LIMIT, WIRE, Dtype
-from varangian.protos.seal import RECORD
+from varangian.protos.seal import PAYLOADS
 from varangian.server.lane import PATIENCE, THREADS
 from varangian.server.latest import LatestPlan
 from varangian.server.optimizer import Sgd
@@ -151,11 +151,11 @@ class Account:
 def _beside(n: int, limits: Limits) -> int:
     """Connections with a call and without one, those of strangers, and the buffers of each thread.
 
-    Sealed payloads pass through a record, and some of them through another. With a call it takes the place
-    of chunks.
+    Encrypted payloads pass through a segment, and some of them through another. With a call it takes the
+    place of chunks.
     """
-    records = n * limits.streams * 2 * RECORD
-    return (2 * n * limits.streams + PATIENCE.strangers) * BESIDE + records + THREADS * BLOCK
+    segments = n * limits.streams * 2 * PAYLOADS.segment
+    return (2 * n * limits.streams + PATIENCE.strangers) * BESIDE + segments + THREADS * BLOCK
 
 
 def _size(size: int) -> str:

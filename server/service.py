@@ -21,6 +21,7 @@ from varangian import __version__
 from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.codec import Code, CodecError, Contract
 from varangian.protos.layout import Layout, LayoutError
+from varangian.protos.transfer import Transfer
 from varangian.server import answers, streams, uploads
 from varangian.server.answers import Refused
 from varangian.server.downloads import AGAIN, Downloads
@@ -161,7 +162,9 @@ class Service:
                 self._heard.set()
         else:
             self._rations.download(worker, snapshot.round)
-            with self._ticket(worker, context) as ticket:
+            size = len(snapshot.payload)
+            transfer = Transfer(codec.PROTOCOL, "pull", self._contract.run_id, snapshot.round, worker, size)
+            with self._ticket(transfer, context) as ticket:
                 if ticket is None:
                     await self._downloads.model(worker, pull, chunk_bytes, context)
                 else:
@@ -180,7 +183,7 @@ class Service:
                     return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
                 if isinstance(slot, Refusal):
                     raise answers.of_refusal(slot, self._driver.round)
-                await self._payload(slot, context)
+                await self._payload(manifest, slot, context)
             outcome = await self._driver.complete(slot)
         if isinstance(outcome, Refusal):
             raise answers.of_refusal(outcome, self._driver.round)
@@ -267,10 +270,10 @@ class Service:
     def _data_port(self) -> int:
         return self._lane.port if self._lane else 0
 
-    def _ticket(self, worker: str, context: Context) -> AbstractContextManager[Ticket | None]:
+    def _ticket(self, transfer: Transfer, context: Context) -> AbstractContextManager[Ticket | None]:
         """With which the payload of a call may travel beside it, if its caller can do that."""
         asked = any(key == headers.LANE for key, _ in streams.caller(context)[0])
-        return self._lane.ticket(worker) if self._lane and asked else nullcontext()
+        return self._lane.ticket(transfer) if self._lane and asked else nullcontext()
 
     def _check_common(self, worker: str, text: str) -> None:
         for name, sentence in self._contract.common.differences(text):
@@ -302,7 +305,7 @@ class Service:
             raise
         return manifest
 
-    async def _payload(self, slot: Slot, context: Context) -> None:
+    async def _payload(self, manifest: ps_pb2.Manifest, slot: Slot, context: Context) -> None:
         """Fill the slot from the stream, or give it back."""
 
         def alive() -> None:
@@ -310,7 +313,8 @@ class Service:
 
         try:
             self._rations.upload(slot.worker, slot.round)
-            with self._ticket(slot.worker, context) as ticket:
+            transfer = Transfer.of("push", manifest, slot.worker, slot.size)
+            with self._ticket(transfer, context) as ticket:
                 upload = uploads.Upload(slot, context, self._gate, self._limits, alive, ticket)
                 slot.digest = await upload.received(slot.digest)
         except Overtaken as error:

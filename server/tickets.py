@@ -7,19 +7,21 @@ import secrets
 
 from varangian.protos.lane import TICKET, Line, LineError
 from varangian.protos.seal import KEY
+from varangian.protos.transfer import Transfer
 
 
 class Ticket:
     """What one call may be found by. Valid in its context, and there once.
 
     Args:
-        worker: whose call it is.
-        sealed: whether its payload is to be sealed, with a key that only the caller is told.
+        transfer: the payload of the call.
+        sealed: whether it is to be encrypted, with a key that only the caller is told.
         valid: where it can be found.
     """
 
-    def __init__(self, worker: str, sealed: bool, valid: dict[bytes, Ticket]) -> None:
-        self.worker = worker
+    def __init__(self, transfer: Transfer, sealed: bool, valid: dict[bytes, Ticket]) -> None:
+        self.worker = transfer.worker
+        self._transfer = transfer
         self._secret = secrets.token_bytes(TICKET)
         self._key = secrets.token_bytes(KEY) if sealed else b""
         self.text = (self._secret + self._key).hex()
@@ -43,8 +45,8 @@ class Ticket:
         self._over.set()
         self.void()
 
-    async def line(self, size: int) -> Line:
-        """The connection on which it was shown, as soon as it is; a payload of `size` bytes is next on it.
+    async def line(self) -> Line:
+        """The connection on which it was shown, as soon as it is; the payload is next on it.
 
         Raises:
             LineError: nobody can show it any more.
@@ -52,7 +54,7 @@ class Ticket:
         await self._answered.wait()
         if self._line is None:
             raise LineError("The lane is closed.")
-        self._line.begin(self._key, size)
+        self._line.begin(self._key, self._transfer)
         return self._line
 
     def complete(self) -> None:

@@ -131,7 +131,7 @@ class Upload:
     async def _beside(self, ticket: Ticket, seat: Seat, silence: Silence) -> None:
         """All of the payload, from the line whose other end has the ticket."""
         await seat.listen()
-        line = await silence.broken_by(ticket.line(self._slot.size))
+        line = await silence.broken_by(ticket.line())
         while not self._assembler.complete:
             await seat.listen()
             await silence.broken_by(line.ready())

@@ -329,7 +329,7 @@ class Client:
             if first.HasField("finished"):
                 return Finished(first.finished.reason)
             self._contract.check(first.manifest)
-            parameters = await self._incoming.received(call, first.manifest.content_digest, quiet, use)
+            parameters = await self._incoming.received(call, self.name, first.manifest, quiet, use)
         if parameters is None:
             return None
         self._newest, self._again = first.manifest.round, None
@@ -353,7 +353,7 @@ class Client:
         manifest = replace(self._contract, dtype=outgoing.dtype).manifest(round, outgoing.digest)
         async with self._connection.calling(self._connection.calls.push, self._identity) as (call, use):
             try:
-                reply = await upload(call, manifest, outgoing, self._pace, self._idle, use)
+                reply = await upload(call, self.name, manifest, outgoing, self._pace, self._idle, use)
             except grpc.aio.AioRpcError as error:
                 refusal = Refusal.of(error)
                 if refusal.kind is not Kind.ANSWER:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -17,7 +19,8 @@ from varangian.protos.frames import unframed
 from varangian.protos.headers import READY
 from varangian.protos.lane import SHARE, Line, LineError
 from varangian.protos.silence import Silence
-from varangian.worker.lane import Shown, Use, ended
+from varangian.protos.transfer import Transfer
+from varangian.worker.lane import Use, ended
 
 
 class Incoming:
@@ -29,7 +32,9 @@ class Incoming:
         self.chunk_bytes = CHUNK_FLOOR
         """How large the first chunks should be; 0 on a line that has proved fast enough for any."""
 
-    async def received(self, call: Any, digest: bytes, quiet: Silence, use: Use) -> Tensor | None:
+    async def received(
+        self, call: Any, worker: str, manifest: ps_pb2.Manifest, quiet: Silence, use: Use
+    ) -> Tensor | None:
         """The payload of a download; None when the server says to ask again.
 
         Raises:
@@ -46,10 +51,11 @@ class Incoming:
         if shown is None:
             came = await landing.chunks(call, quiet)
         else:
-            came = await landing.carried(call, shown, quiet, use)
+            transfer = Transfer.of("pull", manifest, worker, landing.assembler.size)
+            came = await landing.carried(call, partial(shown.on, transfer=transfer), quiet, use)
         if not came:
             return None
-        landing.assembler.finish(digest)
+        landing.assembler.finish(manifest.content_digest)
         self._took(self._numel * 4, monotonic() - began)
         return self._parameters
 
@@ -87,11 +93,13 @@ class Landing:
             self._row[end - len(chunk) : end] = chunk
         return True
 
-    async def carried(self, call: Any, shown: Shown, quiet: Silence, use: Use) -> bool:
+    async def carried(
+        self, call: Any, show: Callable[[Line], Awaitable[None]], quiet: Silence, use: Use
+    ) -> bool:
         """On a line beside the call."""
 
         async def carry(line: Line) -> None:
-            await quiet.broken_by(shown.on(line, self.assembler.size))
+            await quiet.broken_by(show(line))
             while not self.assembler.complete:
                 await quiet.broken_by(line.ready())
                 await line.pour(min(self.assembler.size - self.assembler.passed, SHARE), self._fill)

@@ -22,6 +22,7 @@ from varangian.protos.headers import CHUNKS, LANE
 from varangian.protos.lane import TICKET, Line, LineError
 from varangian.protos.seal import KEY, missing
 from varangian.protos.silence import Silence
+from varangian.protos.transfer import Transfer
 from varangian.worker.line import Connected, opened
 from varangian.worker.refusal import Refusal
 
@@ -49,15 +50,15 @@ Payload: TypeAlias = Callable[[Line], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True)
 class Shown:
-    """What a call was told: the ticket of its payload, and the key that seals it if it is to be sealed."""
+    """What a call was told: the ticket of its payload, and its key if it is to be encrypted."""
 
     ticket: bytes
     key: bytes = field(repr=False)
 
-    async def on(self, line: Line, size: int) -> None:
-        """Show the ticket; a payload of so many bytes is next."""
+    async def on(self, line: Line, transfer: Transfer) -> None:
+        """Show the ticket; this payload is next."""
         await line.write(self.ticket)
-        line.begin(self.key, size)
+        line.begin(self.key, transfer)
 
 
 class Use:
@@ -164,7 +165,7 @@ class Lane:
 
     Args:
         server: `host:port` of gRPC; the host is the same.
-        sealed: whether payloads have to be; so they have where calls go over TLS.
+        sealed: whether payloads have to be encrypted; so they have where calls go over TLS.
     """
 
     def __init__(self, server: str, sealed: bool) -> None:

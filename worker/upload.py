@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -21,8 +22,10 @@ from varangian.protos.frames import frame
 from varangian.protos.headers import READY
 from varangian.protos.lane import Cargo, Line
 from varangian.protos.pace import Pace
+from varangian.protos.seal import PAYLOADS
 from varangian.protos.silence import Silence, silence
-from varangian.worker.lane import Shown, Use
+from varangian.protos.transfer import Transfer
+from varangian.worker.lane import Use
 
 BLOCK = 1 << 20
 """Bytes at once: few calls, and still in cache when they are sent."""
@@ -81,13 +84,12 @@ class Outgoing:
 
     def pieces(self) -> Iterator[memoryview]:
         """All of it without messages. Afterwards the digest is known."""
-        hashed, at = xxhash.xxh3_128(), 0
-        while at < self.size:
-            piece = self.piece(at, at + BLOCK)
+        hashed = xxhash.xxh3_128()
+        for start, stop in PAYLOADS.pieces(self.size, BLOCK):
+            piece = self.piece(start, stop)
             if not self.digest:
                 hashed.update(piece)
             yield piece
-            at += len(piece)
         self.digest = self.digest or hashed.digest()
 
     def seal(self) -> bytes:
@@ -96,7 +98,13 @@ class Outgoing:
 
 
 async def upload(
-    call: Any, manifest: ps_pb2.Manifest, outgoing: Outgoing, pace: Pace, idle: float, use: Use
+    call: Any,
+    worker: str,
+    manifest: ps_pb2.Manifest,
+    outgoing: Outgoing,
+    pace: Pace,
+    idle: float,
+    use: Use,
 ) -> ps_pb2.PushReply:
     """Say what comes, wait until the server is ready for it, and send it where it wants it.
 
@@ -117,7 +125,8 @@ async def upload(
                     await _sent(call, outgoing, pace, quiet)
                     await call.done_writing()
                 else:
-                    await _beside(call, outgoing, shown, quiet, use)
+                    transfer = Transfer.of("push", manifest, worker, outgoing.size)
+                    await _beside(call, outgoing, partial(shown.on, transfer=transfer), quiet, use)
         return codec.decode(ps_pb2.PushReply, await quiet.broken_by(call))
 
 
@@ -128,12 +137,14 @@ async def _sent(call: Any, outgoing: Outgoing, pace: Pace, quiet: Silence) -> No
         pace.took(len(message), monotonic() - began)
 
 
-async def _beside(call: Any, outgoing: Outgoing, shown: Shown, quiet: Silence, use: Use) -> None:
+async def _beside(
+    call: Any, outgoing: Outgoing, show: Callable[[Line], Awaitable[None]], quiet: Silence, use: Use
+) -> None:
     """Send all of it beside the call, and say its digest if the manifest has not."""
     promised = bool(outgoing.digest)
 
     async def carry(line: Line) -> None:
-        await quiet.broken_by(shown.on(line, outgoing.size))
+        await quiet.broken_by(show(line))
         cargo = Cargo(outgoing.pieces())
         while not cargo.done:
             await quiet.broken_by(line.ready())

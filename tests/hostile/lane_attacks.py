@@ -373,7 +373,7 @@ def overlapping(siege):
             yield
 
 
-# what was not sealed with the key of its call
+# what was not encrypted with the key of its call, for its transfer
 
 
 def _not_taken(rogue, forged):
@@ -397,17 +397,20 @@ def _other(records, at):
 
 
 def unsealed(siege):
-    """In clear text, with the key of another call, changed, moved, repeated or left out."""
+    """In clear text, with the key of another call, for another transfer, changed, moved, repeated or left out."""
     with Rogue(siege) as rogue, Rogue(siege, OTHERS[0]) as other:
         stream, theirs = other.offers()
         forgeries = (
             lambda ticket, data: data,
             lambda ticket, data: b"".join(theirs.records(data)),
-            lambda ticket, data: _other([*ticket.records(data)], 0),
-            lambda ticket, data: _other([*ticket.records(data)], -(-len(data) // (256 << 10)) - 1),
-            lambda ticket, data: b"".join(reversed([*ticket.records(data)])),
-            lambda ticket, data: next(ticket.records(data)) * 99,
-            lambda ticket, data: b"".join([*ticket.records(data)][1:]) + bytes(1 << 20),
+            lambda ticket, data: _other(ticket.records(data), 0),
+            lambda ticket, data: _other(ticket.records(data), len(ticket.records(data)) - 1),
+            lambda ticket, data: b"".join(reversed(ticket.records(data))),
+            lambda ticket, data: ticket.records(data)[0] * 99,
+            lambda ticket, data: b"".join(ticket.records(data)[1:]) + bytes(1 << 20),
+            lambda ticket, data: b"".join(ticket.records(data, direction="pull")),
+            lambda ticket, data: b"".join(ticket.records(data, round=ticket.transfer.round + 1)),
+            lambda ticket, data: b"".join(ticket.records(data, worker=OTHERS[0])),
         )
         for forged in forgeries:
             _not_taken(rogue, forged)

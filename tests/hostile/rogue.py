@@ -5,16 +5,19 @@ import itertools
 import socket
 import struct
 import time
+from dataclasses import replace
 
 import torch
 from tests.extent import patience
 from tests.hostile.attacks import Traitor
 from tests.hostile.http2 import HungUp
+from tests.protos.book import Book, encrypted_size
 
 from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.frames import frame
 from varangian.protos.lane import TICKET
-from varangian.protos.seal import KEY, RECORD, TAG
+from varangian.protos.seal import KEY
+from varangian.protos.transfer import Transfer
 
 GOOD, BAD = 1.5, 99.0
 """What a rogue pushes when it should count: between what honest workers push; and when it should not."""
@@ -26,14 +29,14 @@ BUSY = ("IDLE", "STALE")
 
 
 class Shown(bytes):
-    """A ticket. What is added to it is sealed with its key where it has one, up to the size of a payload.
+    """A ticket. What is added to it is encrypted with its key if it has one, up to the size of a payload.
 
-    Less than a payload is sealed as if the rest were to come, and then cut.
+    Less than a payload is encrypted as if the rest were to come, and then cut.
     """
 
-    def __new__(cls, told, size):
+    def __new__(cls, told, size, transfer):
         made = super().__new__(cls, told[:TICKET])
-        made.key, made.size = told[TICKET:], size
+        made.key, made.size, made.transfer = told[TICKET:], size, transfer
         return made
 
     def __add__(self, data):
@@ -42,29 +45,22 @@ class Shown(bytes):
         sealed = b"".join(self.records(data[: self.size].ljust(self.size, b"\0")))
         return bytes(self) + (sealed[: len(data)] if len(data) < self.size else sealed + data[self.size :])
 
-    def records(self, data):
-        """As they should be."""
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-        for number, at in enumerate(range(0, len(data), RECORD)):
-            yield AESGCM(self.key).encrypt(number.to_bytes(12, "big"), data[at : at + RECORD], None)
+    def records(self, data, **changes):
+        """Segments as they should be, but for these changes of what they are said to be."""
+        return Book(self.key, replace(self.transfer, **changes).associated()).segments(data)
 
     def taken(self, line):
-        """The payload that comes on a line; None when the line ended before all of it had come."""
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-        size = self.size + -(-self.size // RECORD) * TAG if self.key else self.size
+        """What comes on a line for a payload; None when the line ended before all of it had come."""
+        size = encrypted_size(self.size) if self.key else self.size
         data = received(line, size)
-        if len(data) < size:
-            return None
+        return None if len(data) < size else data
+
+    def opened(self, data, manifest, worker):
+        """The payload of a pull."""
         if not self.key:
             return data
-        found = bytearray()
-        for number, at in enumerate(range(0, len(data), RECORD + TAG)):
-            found += AESGCM(self.key).decrypt(
-                number.to_bytes(12, "big"), data[at : at + RECORD + TAG], None
-            )
-        return found
+        transfer = Transfer.of("pull", manifest, worker, self.size)
+        return bytearray(Book(self.key, transfer.associated()).decrypted(bytes(data)))
 
 
 class Rogue(Traitor):
@@ -101,15 +97,23 @@ class Rogue(Traitor):
         asks = ((headers.LANE, "1"),) if lane else ()
         for _ in range(200):
             stream = self.line.call(method, (*self.identity, *asks))
-            self.line.message(stream, message(), end=method == "Pull")
+            said = message()
+            self.line.message(stream, said, end=method == "Pull")
             if ready := self._headers(stream).get(headers.READY):
                 told = TICKET + KEY * bool(self.siege.certs)
                 assert len(ready) == (2 * told if lane else 1), ready
-                return stream, Shown(bytes.fromhex(ready), 4 * self.siege.numel) if lane else None
+                return stream, self._shown(ready, method, said) if lane else None
             found = self.end(stream)
             assert found.get(headers.CODE) in PASSING, found
             time.sleep(0.05)
         raise AssertionError(found)
+
+    def _shown(self, ready, method, said):
+        size, transfer = 4 * self.siege.numel, None
+        if method == "Push":
+            manifest = ps_pb2.PushRequest.FromString(said).manifest
+            transfer = Transfer.of("push", manifest, self.name, size)
+        return Shown(bytes.fromhex(ready), size, transfer)
 
     def _headers(self, stream):
         """The first ones, which are the only ones when the call was refused."""
@@ -185,6 +189,7 @@ class Rogue(Traitor):
             if not (code in BUSY or any(reply.HasField("again") for reply in more)):
                 break
         assert (code, data is None) == ("", False)
+        data = ticket.opened(data, promised.manifest, self.name)
         assert codec.digest(data) == promised.manifest.content_digest
         return torch.frombuffer(data, dtype=torch.float32)
 

@@ -14,6 +14,7 @@ from tests.extent import patience
 
 from varangian.protos import cargo, lane
 from varangian.protos.lane import Cargo, Line, LineError
+from varangian.protos.transfer import Transfer
 
 
 def pair():
@@ -47,6 +48,10 @@ def joined(threads):
         return asyncio.run(both())
 
     return run
+
+
+def transfer(size):
+    return Transfer(3, "push", "run-1", 0, "w00", size)
 
 
 async def taken(line, size, share=lane.SHARE):
@@ -218,8 +223,8 @@ def test_payloads_are_sealed_one_by_one_and_what_is_between_them_is_not(joined):
     async def sealed(one, other, key):
         await one.write(b"ticket")
         assert await other.exactly(6) == b"ticket"
-        one.begin(key, len(data))
-        other.begin(key, len(data))
+        one.begin(key, transfer(len(data)))
+        other.begin(key, transfer(len(data)))
         _, found = await asyncio.gather(given(one, data), taken(other, len(data)))
         one.end()
         other.end()
@@ -240,7 +245,7 @@ def test_the_next_payload_may_go_the_other_way(joined):
         while not await other.receive(100, bytes):
             await other.ready()
         assert not await other.receive(100, bytes), "it waits for more"
-        other.begin(b"", 5)
+        other.begin(b"", transfer(5))
         async with asyncio.timeout(patience(20)):
             await given(other, b"there")
             return await one.exactly(5)
@@ -253,9 +258,9 @@ def test_a_line_ends_with_what_is_not_sealed(joined, theirs):
     pytest.importorskip("cryptography")
 
     async def work(one, other):
-        one.begin(theirs, 1_000_000)
-        other.begin(b"x" * 32, 1_000_000)
-        with pytest.raises(LineError, match="not sealed"):
+        one.begin(theirs, transfer(1_000_000))
+        other.begin(b"x" * 32, transfer(1_000_000))
+        with pytest.raises(LineError, match="not encrypted"):
             await asyncio.gather(given(one, bytes(1_000_000)), taken(other, 1_000_000))
 
     joined(work)

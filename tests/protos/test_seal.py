@@ -1,4 +1,4 @@
-"""Sealed payloads, against AES-GCM by the book, over sockets that take and give as little as they like."""
+"""Encrypted payloads, against the specification, over sockets that take and give as little as they like."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.extent import examples
+from tests.protos.book import Book
 
-from varangian.protos import seal
+from varangian.protos import seal, streaming
+from varangian.protos.seal import PAYLOADS
 
 pytest.importorskip("cryptography")
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-KEY = bytes(range(32))
-SIZES = (1, 16, seal.RECORD - 1, seal.RECORD, seal.RECORD + 1, 3 * seal.RECORD + 5)
+KEY, THIS = bytes(range(32)), b"associated data"
+SEGMENT = PAYLOADS.segment
+FIRST, MORE = PAYLOADS.room(0), PAYLOADS.room(1)
+SIZES = (1, 16, FIRST - 1, FIRST, FIRST + 1, FIRST + 3 * MORE + 5)
+BOOK = Book(KEY, THIS)
 
 
 def by_the_book(data, key=KEY):
-    """Each record, as the documentation says it is."""
-    pieces = [data[at : at + 262_144] for at in range(0, len(data), 262_144)]
-    return [
-        AESGCM(key).encrypt(number.to_bytes(12, "big"), piece, None) for number, piece in enumerate(pieces)
-    ]
+    """Each segment, as the specification says it is."""
+    return Book(key, THIS).segments(data)
+
+
+def sealing(socket, size, associated=THIS, key=KEY):
+    return seal.Sealed(socket, key, associated, size)
 
 
 class Socket:
@@ -88,45 +93,45 @@ def written(sealed, data, pieces=100_000):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("pieces", [99_991, seal.RECORD, 1 << 30])
+@pytest.mark.parametrize("pieces", [99_991, SEGMENT, 1 << 30])
 def test_what_is_sent_is_sealed_by_the_book(size, pieces):
     data, socket = random.Random(size).randbytes(size), Socket()
-    written(seal.Sealed(socket, KEY, size), data, pieces)
-    assert bytes(socket.taken) == b"".join(by_the_book(data))
+    written(sealing(socket, size), data, pieces)
+    assert BOOK.encrypted(data, bytes(socket.taken[:40])) == bytes(socket.taken)
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("pieces", [(99_991,), (seal.RECORD,), (1 << 20,), (7, seal.RECORD + 3)])
+@pytest.mark.parametrize("pieces", [(99_991,), (SEGMENT,), (1 << 20,), (7, SEGMENT + 3)])
 def test_what_was_sealed_by_the_book_is_read(size, pieces):
     data = random.Random(size).randbytes(size)
-    sealed = seal.Sealed(Socket(b"".join(by_the_book(data))), KEY, size)
+    sealed = sealing(Socket(b"".join(by_the_book(data))), size)
     assert read(sealed, size, pieces) == data
 
 
-COUNTS = st.lists(st.none() | st.integers(1, 3 * seal.RECORD), max_size=40)
+COUNTS = st.lists(st.none() | st.integers(1, 3 * SEGMENT), max_size=40)
 
 
 @settings(max_examples=examples(60), deadline=None)
-@given(COUNTS, COUNTS, st.integers(1, 4 * seal.RECORD), st.integers(1, 2 * seal.RECORD), st.integers(1, 9))
+@given(COUNTS, COUNTS, st.integers(1, 4 * SEGMENT), st.integers(1, 2 * SEGMENT), st.integers(1, 9))
 def test_whatever_a_socket_takes_and_gives_at_a_time_no_bit_changes(sends, receives, size, piece, seed):
     data = random.Random(seed).randbytes(size)
     out = Socket(counts=sends)
-    written(seal.Sealed(out, KEY, size), data, piece)
-    assert bytes(out.taken) == b"".join(by_the_book(data))
-    assert read(seal.Sealed(Socket(bytes(out.taken), receives), KEY, size), size, (piece,)) == data
+    written(sealing(out, size), data, piece)
+    assert BOOK.encrypted(data, bytes(out.taken[:40])) == bytes(out.taken)
+    assert read(sealing(Socket(bytes(out.taken), receives), size), size, (piece,)) == data
 
 
 def test_nothing_after_the_payload_is_read():
-    data = bytes(seal.RECORD + 9)
+    data = bytes(SEGMENT + 9)
     socket = Socket(b"".join(by_the_book(data)) + b"the next ticket")
-    assert read(seal.Sealed(socket, KEY, len(data)), len(data)) == data
+    assert read(sealing(socket, len(data)), len(data)) == data
     assert b"".join(socket.given) == b"the next ticket"
 
 
-def test_nothing_is_passed_on_of_a_record_that_has_not_come_whole():
-    data = bytes(seal.RECORD)
+def test_nothing_is_passed_on_of_a_segment_that_has_not_come_whole():
+    data = bytes(SEGMENT)
     socket = Socket(by_the_book(data)[0][:-1])
-    sealed, memory = seal.Sealed(socket, KEY, len(data)), memoryview(bytearray(b"x" * len(data)))
+    sealed, memory = sealing(socket, len(data)), memoryview(bytearray(b"x" * len(data)))
     with pytest.raises(BlockingIOError):
         sealed.recv_into(memory)
     assert memory == b"x" * len(data)
@@ -134,51 +139,81 @@ def test_nothing_is_passed_on_of_a_record_that_has_not_come_whole():
     assert sealed.recv_into(memory) == 0
 
 
-def flipped(records, at=-1, bit=1):
-    return [*records[:at], bytes([*records[at][:5], records[at][5] ^ bit, *records[at][6:]])]
+def test_what_does_not_fit_whole_waits_for_the_next_call():
+    """So nothing is copied when there is room for several segments at a time."""
+    data = random.Random(3).randbytes(FIRST + 2 * MORE)
+    sealed, memory = (
+        sealing(Socket(b"".join(by_the_book(data))), len(data)),
+        memoryview(bytearray(len(data))),
+    )
+    assert sealed.recv_into(memory[: FIRST + MORE + 100]) == FIRST + MORE
+    assert sealed.recv_into(memory[FIRST + MORE :]) == MORE
+    assert memory == data
 
 
-DATA = random.Random(1).randbytes(2 * seal.RECORD + 100)
+def flipped(segments, at, byte):
+    """Another bit in one of them."""
+    changed = bytearray(segments[at])
+    changed[byte] ^= 1
+    return [*segments[:at], bytes(changed), *segments[at + 1 :]]
+
+
+DATA = random.Random(1).randbytes(2 * SEGMENT + 100)
+WHOLE = by_the_book(DATA)
 WRONG = {
     "another key": by_the_book(DATA, KEY[::-1]),
-    "a bit": flipped(by_the_book(DATA)),
-    "its tag": [*by_the_book(DATA)[:-1], by_the_book(DATA)[-1][:-1] + b"\0"],
-    "in another order": [by_the_book(DATA)[at] for at in (1, 0, 2)],
-    "one twice": [by_the_book(DATA)[at] for at in (0, 0, 2)],
-    "one left out": [*by_the_book(DATA)[1:], bytes(seal.RECORD)],
-    "cut shorter": [*by_the_book(DATA[:-1]), b"x"],
-    "longer": by_the_book(DATA + b"x"),
-    "not at all": [DATA + bytes(48)],
+    "other associated data": Book(KEY, b"that").segments(DATA),
+    "the header's length": flipped(WHOLE, 0, 0),
+    "the salt": flipped(WHOLE, 0, 1),
+    "the nonce prefix": flipped(WHOLE, 0, 39),
+    "a bit": flipped(WHOLE, 2, 5),
+    "its tag": flipped(WHOLE, 2, -1),
+    "in another order": [WHOLE[at] for at in (0, 2, 1)],
+    "one twice": [WHOLE[at] for at in (0, 1, 1)],
+    "one left out": [WHOLE[0], WHOLE[2], bytes(SEGMENT)],
+    "cut shorter": [*BOOK.segments(DATA[:-1], WHOLE[0][:40]), b"x"],
+    "longer": BOOK.segments(DATA + b"x", WHOLE[0][:40]),
+    "one of another payload": [WHOLE[0], by_the_book(DATA)[1], WHOLE[2]],
+    "not at all": [DATA + bytes(88)],
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_was_changed_on_its_way_is_not_read(what):
-    sealed, found = seal.Sealed(Socket(b"".join(WRONG[what])), KEY, len(DATA)), bytearray()
+    sealed, found = sealing(Socket(b"".join(WRONG[what])), len(DATA)), bytearray()
+    memory = memoryview(bytearray(SEGMENT))
 
     def all_of_it():
-        memory = memoryview(bytearray(seal.RECORD))
         while len(found) < len(DATA):
             found.extend(memory[: sealed.recv_into(memory[: len(DATA) - len(found)])])
 
-    with pytest.raises(ConnectionError, match="not sealed with the key of its call"):
+    with pytest.raises(ConnectionError, match="not encrypted with the key of its call"):
         all_of_it()
-    good = next((at for at, record in enumerate(WRONG[what]) if record != by_the_book(DATA)[at]), 0)
-    assert found == DATA[: good * seal.RECORD]
+    assert DATA.startswith(found), "what was passed on before is right"
+    assert len(found) in (0, FIRST, FIRST + MORE)
+    with pytest.raises(ConnectionError):
+        sealed.recv_into(memory)
+
+
+def test_the_end_of_a_connection_is_not_the_end_of_a_payload():
+    for most in (0, 39, 40, SEGMENT, SEGMENT + 7, len(b"".join(WHOLE)) - 1):
+        socket = Socket(b"".join(WHOLE)[:most])
+        socket.ended = True
+        assert len(read(sealing(socket, len(DATA)), len(DATA))) < len(DATA)
 
 
 def test_more_than_the_payload_is_not_sent():
     socket = Socket()
-    sealed = seal.Sealed(socket, KEY, 10)
+    sealed = sealing(socket, 10)
     with pytest.raises(ValueError, match="last 10 bytes"):
         sealed.send(memoryview(bytes(11)))
     assert sealed.send(memoryview(b"0123456789")) == 10
     with pytest.raises(ValueError, match="last 0 bytes"):
         sealed.send(memoryview(b"0"))
-    assert bytes(socket.taken) == by_the_book(b"0123456789")[0]
+    assert BOOK.decrypted(bytes(socket.taken)) == b"0123456789"
 
 
-def test_no_two_records_have_one_nonce():
+def test_no_two_segments_have_one_nonce(monkeypatch):
     """With one key: whoever sees two of them can read and forge both."""
     nonces = []
 
@@ -186,28 +221,18 @@ def test_no_two_records_have_one_nonce():
         def encrypt_into(self, nonce, data, more, into):
             nonces.append(nonce)
 
-    size, counts = 5 * seal.RECORD, [None, 1, None, 70_000, None] * 3
-    sealed = seal.Sealed(Socket(counts=counts), KEY, size)
-    sealed._cipher = Cipher()
-    written(sealed, bytes(size))
-    assert len(nonces) == len(set(nonces)) == 5
+    monkeypatch.setattr("varangian.protos.streaming._cipher", lambda key: Cipher())
+    size, counts = 5 * SEGMENT, [None, 1, None, 70_000, None] * 3
+    written(sealing(Socket(counts=counts), size), bytes(size))
+    assert len(nonces) == len(set(nonces)) == 6
+    assert [nonce[-5:] for nonce in nonces] == [bytes([0, 0, 0, at, at == 5]) for at in range(6)]
 
 
-@pytest.fixture
-def _asked_anew():
-    seal.missing.cache_clear()
-    yield
-    seal.missing.cache_clear()
-
-
-@pytest.mark.usefixtures("_asked_anew")
-def test_what_is_missing_is_said(monkeypatch):
-    assert seal.missing() == ""
-    seal.missing.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(seal, "find_spec", lambda name: None)
-        assert "`cryptography` is not installed: pip install" in seal.missing()
-    seal.missing.cache_clear()
-    old = type("AESGCM", (), {"encrypt": None})
-    monkeypatch.setattr("cryptography.hazmat.primitives.ciphers.aead.AESGCM", old)
-    assert "too old" in seal.missing()
+def test_a_payload_that_is_sent_again_has_another_derived_key(monkeypatch):
+    """Also if the key of its call were the same, which it is not."""
+    keys = []
+    cipher = streaming._cipher
+    monkeypatch.setattr(streaming, "_cipher", lambda key: keys.append(key) or cipher(key))
+    for _ in range(3):
+        written(sealing(Socket(), 10), bytes(10))
+    assert len(set(keys)) == 3

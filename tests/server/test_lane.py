@@ -11,11 +11,15 @@ import resource
 import socket
 import struct
 import threading
+from dataclasses import replace
 
 import pytest
 from tests.extent import patience
+from tests.protos.book import Book, encrypted_size
 
+from varangian.protos.codec import PROTOCOL
 from varangian.protos.lane import Cargo, LineError
+from varangian.protos.transfer import Transfer
 from varangian.server import lane as lanes
 from varangian.server.lane import Lane, Patience
 from varangian.server.listen import ListenError, PortInUse
@@ -47,6 +51,10 @@ async def opened(sealed=False, **patience):
         yield lane
     finally:
         await lane.close()
+
+
+def transfer(worker, direction="push"):
+    return Transfer(PROTOCOL, direction, "run-1", 0, worker, len(HELLO))
 
 
 class Caller:
@@ -83,9 +91,9 @@ async def calling(lane):
 
 async def use(lane, caller, worker="w00", payload=HELLO):
     """One call from its ticket to its end."""
-    with lane.ticket(worker) as ticket:
+    with lane.ticket(transfer(worker)) as ticket:
         caller.show(ticket, payload)
-        line = await ticket.line(5)
+        line = await ticket.line()
         assert await line.exactly(len(payload)) == payload
         ticket.complete()
 
@@ -109,9 +117,9 @@ def test_a_connection_serves_one_call_after_the_other_both_ways(caplog):
     async def scenario():
         async with opened() as lane, calling(lane) as caller:
             await use(lane, caller)
-            with lane.ticket("w00") as ticket:
+            with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket)
-                line, cargo = await ticket.line(100_000), Cargo([memoryview(bytes(100_000))])
+                line, cargo = await ticket.line(), Cargo([memoryview(bytes(100_000))])
                 while not cargo.done:
                     await line.ready()
                     await line.send(cargo)
@@ -130,11 +138,11 @@ def test_two_workers_find_their_own_calls():
             calling(lane) as one,
             calling(lane) as other,
         ):
-            with lane.ticket("w00") as first, lane.ticket("w01") as second:
+            with lane.ticket(transfer("w00")) as first, lane.ticket(transfer("w01")) as second:
                 other.show(second, b"w01")
                 one.show(first, b"w00")
-                assert await (await first.line(3)).exactly(3) == b"w00"
-                assert await (await second.line(3)).exactly(3) == b"w01"
+                assert await (await first.line()).exactly(3) == b"w00"
+                assert await (await second.line()).exactly(3) == b"w01"
 
     run(scenario())
 
@@ -142,11 +150,11 @@ def test_two_workers_find_their_own_calls():
 def test_a_ticket_may_come_in_pieces():
     async def scenario():
         async with opened() as lane, calling(lane) as caller:
-            with lane.ticket("w00") as ticket:
+            with lane.ticket(transfer("w00")) as ticket:
                 for byte in bytes.fromhex(ticket.text):
                     caller.say(bytes([byte]))
                     await asyncio.sleep(0)
-                await ticket.line(5)
+                await ticket.line()
 
     run(scenario())
 
@@ -173,9 +181,9 @@ def test_a_ticket_counts_once():
             calling(lane) as caller,
             calling(lane) as copy,
         ):
-            with lane.ticket("w00") as ticket:
+            with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket)
-                line = await ticket.line(5)
+                line = await ticket.line()
                 copy.show(ticket)
                 await copy.ended()
                 caller.say(HELLO)
@@ -187,12 +195,12 @@ def test_a_ticket_counts_once():
 def test_a_ticket_counts_until_its_call_has_ended():
     async def scenario():
         async with opened() as lane, calling(lane) as caller:
-            with lane.ticket("w00") as ticket:
+            with lane.ticket(transfer("w00")) as ticket:
                 pass
             caller.show(ticket)
             await caller.ended()
             with pytest.raises(LineError):
-                await ticket.line(5)
+                await ticket.line()
             with pytest.raises(RuntimeError), ticket:
                 pass
 
@@ -202,9 +210,9 @@ def test_a_ticket_counts_until_its_call_has_ended():
 def test_a_call_that_ends_halfway_ends_its_connection():
     async def scenario():
         async with opened() as lane, calling(lane) as caller:
-            with contextlib.suppress(ZeroDivisionError), lane.ticket("w00") as ticket:
+            with contextlib.suppress(ZeroDivisionError), lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket, HELLO)
-                await ticket.line(5)
+                await ticket.line()
                 raise ZeroDivisionError
             await caller.ended()
 
@@ -214,10 +222,10 @@ def test_a_call_that_ends_halfway_ends_its_connection():
 def test_whoever_hangs_up_ends_only_its_own_call():
     async def scenario():
         async with opened() as lane:
-            with lane.ticket("w00") as ticket:
+            with lane.ticket(transfer("w00")) as ticket:
                 async with calling(lane) as caller:
                     caller.show(ticket)
-                    line = await ticket.line(5)
+                    line = await ticket.line()
                 with pytest.raises(LineError):
                     await line.exactly(1)
             async with calling(lane) as caller:
@@ -231,9 +239,9 @@ def test_whoever_hangs_up_ends_only_its_own_call():
 def test_more_than_the_payload_ends_the_connection_after_it():
     async def scenario():
         async with opened() as lane, calling(lane) as caller:
-            with lane.ticket("w00") as ticket:
+            with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket, HELLO + bytes(1000))
-                assert await (await ticket.line(5)).exactly(5) == HELLO
+                assert await (await ticket.line()).exactly(5) == HELLO
                 ticket.complete()
             await caller.ended()
 
@@ -280,9 +288,9 @@ def test_strangers_do_not_keep_out_who_shows_its_ticket():
 def test_a_connection_that_is_not_used_is_ended_however_long_its_call_took(caplog):
     async def scenario():
         async with opened(idle=0.02) as lane, calling(lane) as caller:
-            with lane.ticket("w00") as ticket:
+            with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket)
-                line = await ticket.line(5)
+                line = await ticket.line()
                 await asyncio.sleep(0.1)
                 caller.say(HELLO)
                 assert await line.exactly(5) == HELLO
@@ -313,10 +321,11 @@ def test_the_oldest_of_three_idle_connections_of_a_worker_is_ended():
     run(scenario())
 
 
-def cipher(ticket):
-    """As the caller of a ticket seals a payload of one record, and how it reads one."""
-    aead = pytest.importorskip("cryptography.hazmat.primitives.ciphers.aead")
-    return aead.AESGCM(bytes.fromhex(ticket.text)[16:])
+def book(ticket, **changes):
+    """As the caller of a ticket encrypts a payload, and how it reads one."""
+    pytest.importorskip("cryptography")
+    named = replace(ticket._transfer, **changes)
+    return Book(bytes.fromhex(ticket.text)[16:], named.associated())
 
 
 async def taken(line, size):
@@ -331,15 +340,15 @@ def test_payloads_are_sealed_with_the_key_of_their_ticket():
     async def scenario():
         async with opened(sealed=True) as lane, calling(lane) as caller:
             for _ in range(2):
-                with lane.ticket("w00") as ticket:
-                    caller.show(ticket, cipher(ticket).encrypt(bytes(12), HELLO, None))
-                    assert await taken(await ticket.line(5), 5) == HELLO
+                with lane.ticket(transfer("w00")) as ticket:
+                    caller.show(ticket, book(ticket).encrypted(HELLO))
+                    assert await taken(await ticket.line(), 5) == HELLO
                     ticket.complete()
-                with lane.ticket("w00") as ticket:
+                with lane.ticket(transfer("w00")) as ticket:
                     caller.show(ticket)
-                    await (await ticket.line(5)).send(Cargo([memoryview(HELLO)]))
-                    found = await caller.reader.readexactly(5 + 16)
-                    assert cipher(ticket).decrypt(bytes(12), found, None) == HELLO
+                    await (await ticket.line()).send(Cargo([memoryview(HELLO)]))
+                    found = await caller.reader.readexactly(encrypted_size(len(HELLO)))
+                    assert book(ticket).decrypted(found) == HELLO
                     ticket.complete()
 
     run(scenario())
@@ -348,30 +357,55 @@ def test_payloads_are_sealed_with_the_key_of_their_ticket():
 def test_each_ticket_has_a_key_of_its_own_and_only_where_payloads_are_sealed():
     async def scenario():
         async with opened(sealed=True) as lane:
-            keys = {bytes.fromhex(lane.ticket("w00").text)[16:] for _ in range(100)}
+            keys = {bytes.fromhex(lane.ticket(transfer("w00")).text)[16:] for _ in range(100)}
         assert len(keys) == 100
         assert {len(key) for key in keys} == {32}
         async with opened() as lane:
-            assert len(bytes.fromhex(lane.ticket("w00").text)) == 16
+            assert len(bytes.fromhex(lane.ticket(transfer("w00")).text)) == 16
 
     run(scenario())
 
 
-@pytest.mark.parametrize("payload", [HELLO + bytes(16), bytes(1000)])
+@pytest.mark.parametrize("payload", [HELLO + bytes(56), b"\x28" + bytes(1000)])
 def test_who_has_a_ticket_without_its_key_ends_that_call_and_no_other(payload):
     pytest.importorskip("cryptography")
 
     async def scenario():
         async with opened(sealed=True) as lane, calling(lane) as thief, calling(lane) as owner:
-            with lane.ticket("w00") as stolen:
+            with lane.ticket(transfer("w00")) as stolen:
                 thief.show(stolen, payload)
-                line = await stolen.line(5)
-                with pytest.raises(LineError, match="not sealed"):
+                line = await stolen.line()
+                with pytest.raises(LineError, match="not encrypted"):
                     await taken(line, 5)
             await thief.ended()
-            with lane.ticket("w00") as ticket:
-                owner.show(ticket, cipher(ticket).encrypt(bytes(12), HELLO, None))
-                assert await taken(await ticket.line(5), 5) == HELLO
+            with lane.ticket(transfer("w00")) as ticket:
+                owner.show(ticket, book(ticket).encrypted(HELLO))
+                assert await taken(await ticket.line(), 5) == HELLO
+
+    run(scenario())
+
+
+OTHERS = [
+    {"direction": "pull"},
+    {"run": "run-2"},
+    {"round": 1},
+    {"worker": "w01"},
+    {"size": 6},
+    {"protocol": PROTOCOL - 1},
+]
+
+
+@pytest.mark.parametrize("changes", OTHERS, ids=lambda changes: "".join(changes))
+def test_the_right_key_does_not_open_a_payload_of_another_transfer(changes):
+    """Whoever mixes up two payloads, whatever the reason, ends with nothing."""
+
+    async def scenario():
+        async with opened(sealed=True) as lane, calling(lane) as caller:
+            with lane.ticket(transfer("w00")) as ticket:
+                caller.show(ticket, book(ticket, **changes).encrypted(HELLO))
+                line = await ticket.line()
+                with pytest.raises(LineError, match="not encrypted"):
+                    await taken(line, 5)
 
     run(scenario())
 
@@ -380,16 +414,16 @@ def test_closing_ends_what_is_under_way():
     async def scenario():
         async with opened() as lane, contextlib.AsyncExitStack() as stack:
             callers = [await stack.enter_async_context(calling(lane)) for _ in range(3)]
-            shown, waiting = (stack.enter_context(lane.ticket("w00")) for _ in range(2))
+            shown, waiting = (stack.enter_context(lane.ticket(transfer("w00"))) for _ in range(2))
             callers[0].show(shown, bytes(1 << 20))
-            line = await shown.line(1 << 20)
+            line = await shown.line()
 
             async def receive():
                 while True:
                     await line.ready()
                     await line.receive(1 << 16, lambda piece: None)
 
-            receiving, expecting = asyncio.create_task(receive()), asyncio.create_task(waiting.line(5))
+            receiving, expecting = asyncio.create_task(receive()), asyncio.create_task(waiting.line())
             await asyncio.sleep(0.01)
             await lane.close()
             for task in (receiving, expecting):
@@ -458,9 +492,9 @@ def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, 
                 resource.setrlimit(resource.RLIMIT_NOFILE, before)
                 for number in spare:
                     os.close(number)
-                with lane.ticket("w00") as ticket:
+                with lane.ticket(transfer("w00")) as ticket:
                     connection.send(bytes.fromhex(ticket.text)[:16])
-                    await ticket.line(5)
+                    await ticket.line()
 
     try:
         run(scenario())

@@ -14,7 +14,7 @@ from tests.server import within
 
 from varangian.protos.cargo import BLOCK
 from varangian.protos.codec import MESSAGE_LIMIT
-from varangian.protos.seal import RECORD
+from varangian.protos.seal import PAYLOADS
 from varangian.server.lane import THREADS
 from varangian.server.latest import LatestPlan
 from varangian.server.memory import RESERVE, Account, available, resident
@@ -34,7 +34,7 @@ def test_the_sum_by_hand():
     found = account(limits=Limits(streams=2, receiving=4))
     assert found.rows == 15 * 11_200_000 * 4
     assert found.vectors == 7
-    beside = (15 * 2 * 2 + 64) * (64 << 10) + 15 * 2 * 2 * RECORD + THREADS * BLOCK
+    beside = (15 * 2 * 2 + 64) * (64 << 10) + 15 * 2 * 2 * PAYLOADS.segment + THREADS * BLOCK
     assert found.streams == (15 * 2 + 4 * 3) * MESSAGE_LIMIT + beside
     assert found.base == (300 << 20) + RESERVE
     assert found.total == found.rows + 7 * 44_800_000 + found.streams + found.base

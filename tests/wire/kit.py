@@ -180,6 +180,6 @@ def scenario(test):
 
     @functools.wraps(test)
     def run(**fixtures):
-        asyncio.run(asyncio.wait_for(test(**fixtures), patience(100)))
+        return asyncio.run(asyncio.wait_for(test(**fixtures), patience(100)))
 
     return run

@@ -14,6 +14,7 @@ from tests.wire.relay import FAR, WHOLE, Fate, Way
 
 from varangian.aggregators import Median
 from varangian.aggregators.kernels import accumulate, native
+from varangian.protos import streaming
 from varangian.protos.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.server.service import Service
@@ -337,6 +338,7 @@ async def secured(path, lane):
         pytest.param(Fate(down=300_000), id="cut in a pull"),
         pytest.param(Fate(up=300_000), id="cut in a push"),
         pytest.param(Fate(up=3, changed=True), id="changed in a ticket"),
+        pytest.param(Fate(up=20, changed=True), id="changed in a header"),
         pytest.param(Fate(down=300_000, changed=True), id="changed in a pull"),
         pytest.param(Fate(up=16 + SIZE, changed=True), id="changed in a tag"),
     ],
@@ -372,6 +374,57 @@ async def test_what_is_sealed_is_a_little_more_and_no_one_else_can_read_it(certi
     async with (run := Run(rounds=1)).placed() as place, far(place) as lines:
         await all_worked(run, lines.address)
     assert ones in seen
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, 6))]
+)
+def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
+    """Also of payloads that are sent again, on lines that are cut, changed and opened anew."""
+    monkeypatch.setattr("varangian.worker.lane.GRACE", 0.2)
+    monkeypatch.setattr("varangian.worker.lane.ENOUGH", 100)
+    used, cipher = [], streaming._cipher
+
+    class Recording:
+        """Of all ends: they are in this process."""
+
+        def __init__(self, key):
+            self.key, self.cipher = key, cipher(key)
+
+        def encrypt_into(self, nonce, *given):
+            used.append((self.key, nonce))
+            return self.cipher.encrypt_into(nonce, *given)
+
+        def decrypt_into(self, *given):
+            return self.cipher.decrypt_into(*given)
+
+    monkeypatch.setattr(streaming, "_cipher", Recording)
+    draw = random.Random(seed)
+
+    def fates(most):
+        ways = ("up", "down")
+        return [
+            Fate(**{draw.choice(ways): draw.randrange(2 * SIZE)}, changed=draw.random() < 0.3)
+            for _ in range(most)
+        ]
+
+    @scenario
+    async def story():
+        limits = Limits(grace=20.0, uploads=1000, downloads=1000)
+        run = Run(3, limits=limits, security=Security(certified))
+        async with run.placed() as place, far(place, calls=fates(3), lane=fates(15)) as lines:
+            works = (
+                worked(run, lines.address, name, proof=Bundle.load(certified / name)) for name in NAMES
+            )
+            assert set(await asyncio.gather(*works)) == {"all 3 rounds are done"}
+        assert all((record.missing, record.dropped) == ((), {}) for record in run.records)
+        return lines
+
+    lines = story()
+    payloads = len({key for key, _ in used})
+    assert len(set(used)) == len(used)
+    assert lines.lane.connections > 2 * len(NAMES), "lines were opened anew"
+    assert payloads > 2 * 3 * len(NAMES), "payloads were sent again"
 
 
 @scenario

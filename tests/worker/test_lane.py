@@ -5,16 +5,19 @@ import contextlib
 import secrets
 import socket
 import threading
+from dataclasses import replace
 
 import grpc
 import pytest
 import torch
 from tests.extent import patience
+from tests.protos.book import SEGMENT, Book, encrypted_size
 from tests.worker.script import AGAIN, BIG, LAYOUT, VECTOR, Script, client_of, pulls, refuse, scenario
 
 from varangian.protos import codec, ps_pb2
 from varangian.protos.bundle import Bundle, Role
 from varangian.protos.lane import LineError
+from varangian.protos.transfer import Transfer
 from varangian.worker import lane, line
 from varangian.worker.client import ClientError, Receipt
 from varangian.worker.download import Landing
@@ -589,53 +592,34 @@ def shown(path):
     }
 
 
-class Records:
-    """Sealed payloads by the book: records of 256 KiB, each with a tag, and numbered from 0."""
-
-    def __init__(self, key):
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-        self.cipher = AESGCM(key)
-
-    def sealed(self, data):
-        pieces = (data[at : at + RECORD] for at in range(0, len(data), RECORD))
-        return b"".join(self.cipher.encrypt(nonce(at), piece, None) for at, piece in enumerate(pieces))
-
-    def opened(self, data):
-        pieces = (data[at : at + RECORD + 16] for at in range(0, len(data), RECORD + 16))
-        return b"".join(self.cipher.decrypt(nonce(at), piece, None) for at, piece in enumerate(pieces))
-
-
-RECORD = 256 << 10
-
-
-def nonce(number):
-    return number.to_bytes(12, "big")
-
-
 class Sealing(Wharf):
-    """A server that seals. `raw` has what came over its lane, and `changed` changes what leaves."""
+    """A server that encrypts. `raw` has what came over its lane. `changed` changes what leaves, and `said` what
+    that is said to be.
+    """
 
-    def __init__(self, *layout, changed=lambda data: data):
+    def __init__(self, *layout, changed=lambda data: data, **said):
         super().__init__(*layout)
-        self.raw, self.changed = [], changed
+        self.raw, self.changed, self.said = [], changed, said
 
     async def taken(self, requests, context):
         first, key = await anext(requests), secrets.token_bytes(32)
         size = first.manifest.numel * 4
         async with self.line(context, key=key) as berth:
             reader, _ = await berth()
-            self.raw.append(await reader.readexactly(size + -(-size // RECORD) * 16))
-        self.payloads.append(Records(key).opened(self.raw[-1]))
+            self.raw.append(await reader.readexactly(encrypted_size(size)))
+        transfer = Transfer.of("push", first.manifest, "w00", size)
+        self.payloads.append(Book(key, transfer.associated()).decrypted(self.raw[-1]))
         self.seen["Push"][-1] = [first, *[part async for part in requests]]
         return ps_pb2.PushReply(round=first.manifest.round)
 
     async def carried(self, request, context):
         key, data = secrets.token_bytes(32), codec.payload(self.vector).tobytes()
         async with self.line(context, key=key) as berth:
-            await context.write(ps_pb2.PullReply(manifest=self.contract.manifest(4, codec.digest(data))))
+            manifest = self.contract.manifest(4, codec.digest(data))
+            await context.write(ps_pb2.PullReply(manifest=manifest))
             _, writer = await berth()
-            writer.write(self.changed(Records(key).sealed(data)))
+            transfer = replace(Transfer.of("pull", manifest, "w00", len(data)), **self.said)
+            writer.write(self.changed(Book(key, transfer.associated()).encrypted(data)))
             await writer.drain()
 
 
@@ -688,7 +672,7 @@ def flipped(data):
 
 def test_a_model_that_was_changed_on_its_way_is_pulled_again(bundles):
     def late(data):
-        return data[RECORD + 16 :] + bytes(RECORD + 16)
+        return data[SEGMENT:] + bytes(SEGMENT)
 
     def whole(data):
         return data
@@ -703,6 +687,25 @@ def test_a_model_that_was_changed_on_its_way_is_pulled_again(bundles):
                 assert len(client.naps) == naps
         # A line is of no use after that.
         assert len(wharf.berths) == 3
+
+    story()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"direction": "push"}, {"round": 5}, {"worker": "w01"}, {"run": "run-2"}],
+    ids=lambda said: "".join(said),
+)
+def test_a_model_of_another_transfer_is_not_taken(bundles, said, monkeypatch):
+    """Though it has the right key, and is the right model."""
+    monkeypatch.setattr(lane, "ENOUGH", 100)
+
+    @scenario
+    async def story():
+        wharf = Sealing(LAYOUT, VECTOR, **said)
+        async with client_at(wharf, **shown(bundles / "ours")) as client:
+            with pytest.raises(ClientError, match="not encrypted with the key of its call"):
+                await client.pull(3)
 
     story()
 
