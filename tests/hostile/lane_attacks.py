@@ -397,7 +397,7 @@ def _other(records, at):
 
 
 def unsealed(siege):
-    """In clear text, with the key of another call, for another transfer, changed, moved, repeated or left out."""
+    """In clear text, with another key, for another transfer, changed, moved, repeated or left out."""
     with Rogue(siege) as rogue, Rogue(siege, OTHERS[0]) as other:
         stream, theirs = other.offers()
         forgeries = (

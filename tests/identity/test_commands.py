@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 from dataclasses import replace
+from unittest import mock
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 from varangian import __version__
 from varangian.cli.cluster import as_served
+from varangian.cli.doctor import _payloads
 from varangian.cli.main import main
 from varangian.cli.parser import parse
 from varangian.cli.security import Choice, check, choice
@@ -430,7 +432,7 @@ def test_a_doctor_finds_nothing_wrong(varangian, bundles):
     assert (code, found) == (0, dict.fromkeys(names, "PASSED"))
     assert "the worker w00" in said
     assert "answers with TLS: round 2 of 9" in said
-    assert "over gRPC, as the server has no data port" in said
+    assert "over gRPC, as the server has no data port, under TLS 1.3 like every call" in said
 
 
 def test_a_doctor_says_what_to_do(varangian, bundles, copied):
@@ -501,11 +503,25 @@ def test_a_doctor_tries_the_port_for_payloads(varangian, bundles):
     with data_port() as port, answering(None, data_port=port) as address:
         code, found, said = doctor(varangian, "--server", address)
     assert (code, found["payloads"]) == (0, "PASSED")
-    assert f"beside gRPC, over port {port}" in said
+    assert f"beside gRPC, over port {port}, in clear text" in said
     ours = Security(bundles / "ours").credentials()
     shown = ("--certs", str(bundles / "ours/w00"))
     with data_port() as port, answering(ours, data_port=port) as address:
-        assert doctor(varangian, "--server", address, *shown)[1]["payloads"] == "PASSED"
+        code, found, said = doctor(varangian, "--server", address, *shown)
+    assert found["payloads"] == "PASSED"
+    assert f"over port {port}, encrypted by AES256_GCM_HKDF (streaming AEAD)" in said
+    assert "data_port: null" not in said
+
+
+@pytest.mark.parametrize(
+    ("address", "far"), [("10.0.0.5", False), ("fe80::1%eth0", False), ("9.9.9.9", True)]
+)
+def test_beyond_a_local_network_a_doctor_advises_tls_for_everything(address, far):
+    bundle = mock.Mock()
+    with data_port() as port:
+        finding = _payloads("127.0.0.1", ["127.0.0.1", address], port, bundle, 5)
+    assert finding.passed
+    assert ("server.data_port: null" in finding.sentence) is far
 
 
 @pytest.mark.parametrize("port", [1, 70_000])

@@ -110,10 +110,15 @@ def functions(path):
     }
 
 
-PROMISES = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/SECURITY.md").read_text())
+def named(page):
+    """The tests that a page names."""
+    return re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / page).read_text())
 
 
-@pytest.mark.parametrize(("path", "name"), PROMISES, ids=[name for _, name in PROMISES])
+PROMISES, CLAIMS = named("docs/SECURITY.md"), named("docs/ENCRYPTION.md")
+
+
+@pytest.mark.parametrize(("path", "name"), sorted({*PROMISES, *CLAIMS}))
 def test_every_promise_of_security_has_its_test(path, name):
     assert name in functions(path)
 

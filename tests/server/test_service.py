@@ -482,8 +482,9 @@ async def test_another_layout_is_refused_with_the_first_difference():
 @scenario
 async def test_another_protocol_is_refused_with_both_versions():
     async with world() as this, this.raw(join=False) as raw:
-        async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "PROTOCOL", "version 2", "the other end 1"):
-            await raw.join(protocol=1)
+        found = "version 3", "the other end 2", "Install one release"
+        async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "PROTOCOL", *found):
+            await raw.join(protocol=2)
         await usable(this)
 
 

@@ -593,9 +593,7 @@ def shown(path):
 
 
 class Sealing(Wharf):
-    """A server that encrypts. `raw` has what came over its lane. `changed` changes what leaves, and `said` what
-    that is said to be.
-    """
+    """It encrypts. `raw` came over its lane, `changed` changes what leaves, `said` lies about it."""
 
     def __init__(self, *layout, changed=lambda data: data, **said):
         super().__init__(*layout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import platform
 import socket
 import stat
@@ -31,6 +32,8 @@ SOON = 3.0
 DAY = 86400.0
 LISTS = (REVOKED, f"../{SERVER}/{REVOKED}", f"../{HOME}/{REVOKED}")
 """Where lists of revoked certificates lie, seen from a bundle."""
+ENCRYPTION = "AES256_GCM_HKDF (streaming AEAD)"
+FAR = ". Beyond a local network the advice is `server.data_port: null`: then TLS protects payloads, too"
 MEANWHILE = "Payloads will travel over gRPC, which is slower."
 
 
@@ -150,7 +153,7 @@ def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Fin
     safe = "with TLS" if bundle else "without TLS"
     yield Finding("server", True, f"answers {safe}: round {reply.round} of {reply.rounds}")
     yield _same_release(reply.software)
-    yield _payloads(where[0], reply.data_port, bundle, timeout)
+    yield _payloads(where[0], addresses, reply.data_port, bundle, timeout)
     if bundle is None and not loopback(where[0]):
         rule = "the connection should be encrypted beyond this machine. Add --certs DIR at both ends."
         yield Finding("encryption", False, rule)
@@ -166,10 +169,11 @@ def _proxies(server: str, variables: Mapping[str, str]) -> str:
     return f"{named} has no effect on Varangian. If only a proxy leads to the server, set {PROXY} to it."
 
 
-def _payloads(host: str, port: int, bundle: Bundle | None, timeout: float) -> Finding:
-    """Where payloads can travel from here."""
+def _payloads(host: str, addresses: list[str], port: int, bundle: Bundle | None, timeout: float) -> Finding:
+    """Where payloads can travel from here, and what protects them there."""
     if not port:
-        return Finding("payloads", True, "over gRPC, as the server has no data port")
+        how = "under TLS 1.3 like every call" if bundle else "in clear text"
+        return Finding("payloads", True, f"over gRPC, as the server has no data port, {how}")
     try:
         socket.create_connection((host, port), timeout).close()
     except (OSError, OverflowError) as error:
@@ -177,9 +181,13 @@ def _payloads(host: str, port: int, bundle: Bundle | None, timeout: float) -> Fi
         fix = "`server.data_port` can fix the number."
         return Finding("payloads", False, f"{found} {MEANWHILE} {fix}", vital=False)
     if bundle and (lacking := missing()):
-        found = f"It should be possible to seal what travels beside gRPC, and {lacking}."
+        found = f"It should be possible to encrypt what travels beside gRPC, and {lacking}."
         return Finding("payloads", False, f"{found} {MEANWHILE}", vital=False)
-    return Finding("payloads", True, f"beside gRPC, over port {port}")
+    if bundle is None:
+        return Finding("payloads", True, f"beside gRPC, over port {port}, in clear text")
+    found = f"beside gRPC, over port {port}, encrypted by {ENCRYPTION} with keys that come over TLS 1.3"
+    far = any(ipaddress.ip_address(address).is_global for address in addresses)
+    return Finding("payloads", True, f"{found}{FAR if far else ''}")
 
 
 def _same_release(software: str) -> Finding:

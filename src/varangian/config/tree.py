@@ -134,7 +134,8 @@ class Server(Section):
     """0 takes any free port."""
     data_port: Annotated[int, Field(ge=0, le=65535)] | None = 0
     """Where payloads come and go beside gRPC, on the same `host`. 0 takes any free port; with null they go
-    over gRPC, as they do for a worker that cannot reach the port. The results are the same."""
+    over gRPC, as they do for a worker that cannot reach the port: the advice beyond a local network. The
+    results are the same."""
     heartbeat: str | None = None
     """A file that the server touches every second while it answers, for health checks: its age says whether
     it does, without a program that asks."""
