@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Never, TypeVar
 
 import grpc
-import grpc.aio
 
 from varangian import __version__
 from varangian.protos import codec, headers, ps_pb2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
     worked, notes, problems = list[str](), list[str](), list[Problem]()
 
     @contextmanager
-    def tried(path: str) -> Iterator[None]:
+    def tried(path: str) -> Generator[None]:
         try:
             yield
         except ConfigError as error:
@@ -49,12 +49,13 @@ def rehearse(config: RunConfig) -> Rehearsal:
         except (ValueError, OSError, RunError) as error:
             problems.append(Problem(path, _sentence(error)))
 
-    crew: Crew | None = None
+    crews = list[Crew]()
     with tried("data or model"):
         crew = Crew(task(config))
+        crews.append(crew)
         notes += unable(config, crew.rehearse(crew.initial()))
         worked.append(_computed(config, crew))
-    if crew is not None:
+    for crew in crews:  # none, if it could not be made
         with tried("memory"):
             account = accounted(config, crew)
             if refusal := account.refusal(available()) or openable(config):
