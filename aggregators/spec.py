@@ -36,6 +36,8 @@ def aggregator_from(spec: object, path: str, *, f: int) -> Aggregator:
     """
     if isinstance(spec, str):
         return _from_names(spec, path, f)
+    if isinstance(spec, list) and spec and (problem := misordered(_names(spec), path)):
+        raise ConfigError([dataclasses.replace(problem, value=spec)])
     spec = expanded(spec)
     if not _is_chain(spec):
         return Aggregator(_part(RULES, spec, path, f), f=f)
@@ -70,7 +72,7 @@ def expanded(spec: Any) -> Any:
 
 def misordered(text: str, path: str) -> Problem | None:
     """The problem with known names in the wrong order, as a mixing without a rule; None if all is well."""
-    names = [name for name in map(str.strip, text.split(JOINT)) if name]
+    names = [name for name in map(str.strip, text.replace(",", JOINT).split(JOINT)) if name]
     if not names or not all(name in RULES or name in MIXINGS for name in names):
         return None
     mixings, rules = [n for n in names if n in MIXINGS], [n for n in names if n in RULES]
@@ -81,11 +83,18 @@ def misordered(text: str, path: str) -> Problem | None:
         hint = f"{' and '.join(map(repr, rules))} are rules, and there is one, which stands last."
     elif not rules:
         hint = f"{mixings[-1]!r} is a mixing, a step before a rule: write {FIXES}."
+    elif "," in text and names == [*mixings, *rules]:
+        hint = f"Between names stands {JOINT}: write {FIXES}."
     else:
         hint = f"The rule stands last: write {FIXES}."
     fixes = () if len(rules) > 1 else (Fix(path, (better,), bare=True),)
     rule = f"should be a rule, or mixings and then a rule, joined by {JOINT}"
     return Problem(path, rule, text, hint, fixes)
+
+
+def _names(spec: Sequence[object]) -> str:
+    """A list of names as one text, in which they are no pipeline yet."""
+    return ",".join(map(str, spec))
 
 
 def _from_names(text: str, path: str, f: int) -> Aggregator:

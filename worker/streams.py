@@ -7,11 +7,15 @@ and no choice of process can change what a worker draws, and nothing ever touche
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from hashlib import blake2b
 
 import torch
+
+_GLOBAL = threading.RLock()
+"""Held while the global generators are in use: runs in several threads would draw from each other's."""
 
 
 def stream(seed: int, *purpose: str | int) -> int:
@@ -28,6 +32,12 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 @contextmanager
 def globally_seeded(seed: int, *purpose: str | int, device: torch.device) -> Generator[None]:
     """For code that knows only the global generators (initialisation, dropout); restores them after."""
+    with _GLOBAL, _seeded(seed, purpose, device):
+        yield
+
+
+@contextmanager
+def _seeded(seed: int, purpose: tuple[str | int, ...], device: torch.device) -> Generator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         # torch.manual_seed would queue a call with a traceback for devices not in use, every time.

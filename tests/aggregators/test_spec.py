@@ -100,6 +100,8 @@ def test_refused(spec: object, sentences: list[str]) -> None:
         ("krum+nnm", "nnm+krum"),
         ("nnm+", "nnm+trimmed_mean"),
         ("+krum", "krum"),
+        ("krum, nnm", "nnm+krum"),
+        (["krum", "nnm"], "nnm+krum"),
         ({"mix": ["nnm"], "rule": "bucketing"}, "bucketing+trimmed_mean"),
         ({"nnm": {"f": 2}}, "{mix: [nnm], rule: trimmed_mean}"),
         ("krum+median", None),

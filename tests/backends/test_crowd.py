@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from varangian.backends.crowd import dealt, described
+from varangian import run
+from varangian.backends.crowd import Crowd, dealt, described
 
 
 @pytest.fixture
@@ -37,3 +38,13 @@ def test_workers_share_processes_but_never_with_an_attacker(dealt_among, cores, 
 )
 def test_how_a_process_ended(code, words):
     assert described(code) == words
+
+
+def test_a_run_whose_workers_cannot_be_started_ends(small, monkeypatch, tmp_path):
+    def start(crowd, posts):
+        raise EOFError("no fork server")
+
+    monkeypatch.setattr(Crowd, "start", start)
+    result = run(small("backend=processes", f"output={tmp_path}"))
+    assert result.outcome == "failed"
+    assert "cannot be started: EOFError: no fork server" in result.reason

@@ -1,4 +1,5 @@
 import itertools
+import threading
 
 import pytest
 import torch
@@ -56,3 +57,23 @@ def test_names(n, first, last):
 
 def test_names_sort_as_numbers_do():
     assert all(a < b for a, b in itertools.pairwise(names(1234)))
+
+
+def test_threads_do_not_draw_from_each_other():
+    inside, drawn = threading.Event(), list[torch.Tensor]()
+
+    def other():
+        with globally_seeded(1, "b", device=torch.device("cpu")):
+            inside.set()
+            drawn.append(torch.rand(2))
+
+    thread = threading.Thread(target=other)
+    with globally_seeded(1, "a", device=torch.device("cpu")):
+        whole = torch.rand(4)
+    with globally_seeded(1, "a", device=torch.device("cpu")):
+        first = torch.rand(2)
+        thread.start()
+        assert not inside.wait(0.01)
+        assert torch.equal(torch.cat([first, torch.rand(2)]), whole)
+    thread.join()
+    assert len(drawn) == 1

@@ -36,6 +36,11 @@ def run(config: RunConfig, *, observe: Observe | None = None, note: Note | None 
     Raises:
         RunError: the run cannot be started, or cannot go on.
     """
+    if not hasattr(config, "backend"):
+        found = type(config).__name__
+        raise TypeError(
+            f"`config` should be what varangian.config.load(FILE, ['key=value']) returns. Found {found}."
+        )
     observe, note = observe or _nothing, note or logging.getLogger("varangian").warning
     if config.backend == "simulate":
         from varangian.backends.simulate import simulate

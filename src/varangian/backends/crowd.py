@@ -22,6 +22,8 @@ from varangian.backends.scratch import hold_sockets
 from varangian.config import RunConfig
 from varangian.config.build import byzantine_names, honest_names
 
+SAFE_PATH = "PYTHONSAFEPATH"
+"""The variable that keeps the current folder from the front of Python's path."""
 POLL = 0.2
 """Seconds between looks at the children."""
 FAREWELL = 5.0
@@ -42,7 +44,7 @@ class Crowd:
                 target=child, args=(post,), name=f"varangian {' '.join(post.proofs)}"
             )
             process.daemon = True  # should this process die without a farewell
-            with _without_main(post):
+            with _without_main(post), _libraries_first():
                 process.start()
             self.members[process] = tuple(post.proofs)
 
@@ -61,7 +63,7 @@ class Crowd:
     def __enter__(self) -> Crowd:
         if isinstance(_context(), ForkServerContext):
             hold_sockets()
-            with _without_main():
+            with _without_main(), _libraries_first():
                 forkserver.ensure_running()  # it imports torch while this process loads the data
         return self
 
@@ -130,6 +132,20 @@ def _without_main(post: Post | None = None) -> Generator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _libraries_first() -> Generator[None]:
+    """Start a fork server in which no file of the current folder hides a library that it imports."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def _context() -> SpawnContext | ForkServerContext:

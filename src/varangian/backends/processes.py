@@ -30,6 +30,7 @@ from varangian.server.roster import Roster
 from varangian.server.round import RoundPolicy
 from varangian.server.serving import serve
 from varangian.server.tls import Security
+from varangian.worker.custom import cause
 from varangian.worker.tls import Proof
 
 PREFIX = re.compile(r"^.{,60}? (ERROR|WARNING|INFO) [\w.]+: ")
@@ -140,7 +141,11 @@ async def _watched(
             session.stop.because(orphaned)
 
     posts = _posts(session, proofs, await address)
-    await asyncio.to_thread(crowd.start, posts)
+    try:
+        await asyncio.to_thread(crowd.start, posts)
+    except Exception as error:
+        session.stop.because(f"the processes of the workers cannot be started: {cause(error)}")
+        return
     await crowd.watch(lost)
 
 

@@ -21,7 +21,7 @@ from varangian.registry import ConfigError, Problem
 
 def load(
     path: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | str = (),
     environ: Mapping[str, str] | None = None,
     *,
     whole: bool = True,
@@ -37,6 +37,7 @@ def load(
     Raises:
         ConfigError: with every problem found.
     """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     settings = read(user_path(path)) if path is not None else {}
     try:
         assignments = [*from_environment(environ or {}), *from_command_line(overrides)]
