@@ -158,6 +158,7 @@ def test_processor_time_is_read_from_the_system():
     assert processor_time(None) is None
 
 
+@pytest.mark.exhaustive  # its parts are tested above
 @pytest.mark.slow
 def test_the_command_prints_and_writes(varangian, tmp_path):
     code, out, err = varangian(

@@ -102,7 +102,10 @@ def becomes_healthy(server, start, port):
     pytest.fail(server.communicate()[0])
 
 
-@pytest.mark.parametrize(("insecure", "how"), [("0", ", with TLS"), ("1", ", without TLS")])
+@pytest.mark.parametrize(
+    ("insecure", "how"),
+    [("0", ", with TLS"), pytest.param("1", ", without TLS", marks=pytest.mark.exhaustive)],
+)
 def test_the_commands_of_the_file_train_a_model(compose, start, port, tmp_path, how):
     pytest.importorskip("cryptography")
     made = certificates(compose, tmp_path)

@@ -29,7 +29,7 @@ BUSY = ("IDLE", "STALE")
 
 
 class Shown(bytes):
-    """A ticket. What is added to it is encrypted with its key if it has one, up to the size of a payload.
+    """A ticket. What is added to that of a push is encrypted with its key, if it has one, up to the size of it.
 
     Less than a payload is encrypted as if the rest were to come, and then cut.
     """
@@ -40,7 +40,7 @@ class Shown(bytes):
         return made
 
     def __add__(self, data):
-        if not self.key:
+        if not (self.key and self.transfer):  # in clear text, or of a pull: nothing belongs behind it
             return bytes(self) + data
         sealed = b"".join(self.records(data[: self.size].ljust(self.size, b"\0")))
         return bytes(self) + (sealed[: len(data)] if len(data) < self.size else sealed + data[self.size :])

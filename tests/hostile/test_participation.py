@@ -32,7 +32,9 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(
+    scope="module", params=["async", "fedlaavg", pytest.param("asap", marks=pytest.mark.exhaustive)]
+)
 def besieged(request, tmp_path_factory):
     log = tmp_path_factory.mktemp("siege") / "server.log"
     settings = json.dumps([*SHARED, *WAYS[request.param]])
