@@ -75,7 +75,8 @@ def test_examples_are_fewer_by_default(monkeypatch):
 def test_a_run_that_is_stopped_has_named_its_failures(tmp_path, number):
     (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
     (tmp_path / "test_it.py").write_text(
-        "import os\n"
+        "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it\n"
         "def test_fails():\n    assert 1 == 2\n"
         f"def test_stops():\n    os.kill(os.getpid(), {int(number)})\n    __import__('time').sleep(600)\n"
     )

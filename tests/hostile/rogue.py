@@ -29,7 +29,7 @@ BUSY = ("IDLE", "STALE")
 
 
 class Shown(bytes):
-    """A ticket. What is added to that of a push is encrypted with its key, if it has one, up to the size of it.
+    """A ticket. What is added to that of a push is encrypted with its key, if it has one, up to its size.
 
     Less than a payload is encrypted as if the rest were to come, and then cut.
     """
