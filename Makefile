@@ -13,9 +13,9 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 # and keeps it whatever the shell says: the tests start a hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
 install := $(pip) install --quiet --no-compile -c constraints.txt
-# Two test processes more than there are cores, since many tests wait for other processes; but only a few,
+# One test process more than there are cores, since many tests wait for other processes; but only a few,
 # since every one of them imports torch. Files stay together: their tests share servers and other fixtures.
-share = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 2))") \
+share = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") \
   --dist loadfile --no-loadscope-reorder
 demo_ready := $(VENV)/.demo-ready
 test_ready := $(VENV)/.test-ready

@@ -31,7 +31,7 @@ LAYOUT = Layout((("weight", (500, 1000)), ("bias", (3,))))
 """Two chunks."""
 SERVICE = ("dtype", "security", "run_id", "returns")
 """Options that are for `serve`."""
-PATIENT = Backoff(tries=100, first=0.01, most=0.05)
+PATIENT = Backoff(tries=1000, first=0.01, most=0.05)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import socket
 import grpc
 import pytest
 import torch
+from tests.extent import patience
 from tests.wire.kit import LAYOUT, NAMES, Place, Run, all_worked, far, scenario, worked
 from tests.wire.relay import FAR, WHOLE, Fate, Way
 
@@ -203,7 +204,7 @@ async def test_a_lane_that_is_cut_again_and_again_is_done_without():
 )
 @scenario
 async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
-    options = {"idle": 0.4} if hasty == "worker" else {}
+    options = {"idle": patience(0.4)} if hasty == "worker" else {}
     server = HASTY if hasty == "server" else Limits(patience=0.1, grace=20.0)
     _, lines = await disturbed(fate, server=server, **options)
     assert lines.lane.connections >= 2

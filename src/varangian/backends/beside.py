@@ -18,6 +18,9 @@ T = TypeVar("T")
 Interrupt = Callable[[str], None]
 """Called with the name of a signal, on the loop that should stop."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LOOK = 0.1
+"""Seconds between two looks of the main thread at signals: one that comes just before it waits would not
+wake it."""
 
 
 def complete(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -76,7 +79,7 @@ class _Beside(threading.Thread, Generic[T]):
         """Until the coroutine is over; an interruption of the caller cancels it."""
         while self.is_alive():
             try:
-                self.join()
+                self.join(LOOK)
             except KeyboardInterrupt:
                 self.cancel()
 
