@@ -1,4 +1,4 @@
-"""What the machines of a run should have in common, as both ends compare it at Join.
+"""Settings and data that the machines of a run share, as both ends compare them at Join.
 
 Each entry is a name and a text. Texts that are lists of numbers are equal when the numbers are nearly so:
 machines round differently, and decoders of images too.

@@ -1,4 +1,4 @@
-"""Where rows are measured from, slice by slice: a common part cancels before anything is multiplied.
+"""Centres of the rows, slice by slice: a common part cancels before anything is multiplied.
 
     n  rows     r  the reference, or zero     b  inner products of (z_1, ..., z_n, r), (n+1, n+1)
 
