@@ -49,6 +49,7 @@ def draw(runs: Mapping[str, Series], path: Path) -> None:
                 )
         axis.set_title(f"{title}, %" if title == "accuracy" else title)
         axis.set_xlabel("round")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         if title == "accuracy":
             axis.set_ylim(0, 100)
