@@ -86,9 +86,7 @@ def decided(policy: ParticipationPolicy, state: Participation, tally: Tally) -> 
     """Whether the open round can close, and the sentence why or why not."""
     if len(state.faults) > policy.f:
         guilty = f"round {state.round}: {len(state.faults)} proven faulty ({listed(sorted(state.faults))})"
-        return Decision(
-            Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}; or the model has diverged"
-        )
+        return Decision(Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}")
     said = _said(state, tally)
     full, late = tally.answers >= tally.wanted, is_late(policy, state)
     if not (full or late or tally.others == 0):

@@ -172,10 +172,6 @@ class Driver:
             self._handle(Gone(slot.worker, slot.round, self._now()))
             self._intake.gone(slot)
 
-    async def fault(self, worker: Worker, round: int, reason: str) -> Refusal | None:
-        """Report something that no honest worker sends. An open slot is still to be released."""
-        return self._handle(Fault(worker, round, reason, self._now()))
-
     async def decline(self, worker: Worker, round: int, reason: str) -> Refusal | None:
         """The worker has nothing to send in this round."""
         return self._handle(Decline(worker, round, quoted(reason), self._now()))

@@ -215,9 +215,7 @@ def decided(policy: RoundPolicy, state: RoundState, at: Seconds) -> Decision:
     faults = len(state.faults)
     if faults > policy.f:
         guilty = f"round {state.round}: {faults} proven faulty ({listed(sorted(state.faults))})"
-        return Decision(
-            Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}; or the model has diverged"
-        )
+        return Decision(Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}")
     said, late = tallied(policy, state), is_late(policy, state, at)
     expected = awaited(policy, state)
     if expected and not late:

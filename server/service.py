@@ -173,7 +173,9 @@ class Service:
     async def push(self, _: object, context: Context) -> bytes:
         worker = self._identify(context)
         with self._quota.stream(worker), self._roster.calling(worker):
-            manifest = await self._manifest(worker, context)
+            manifest = await uploads.manifest(context, self._limits.idle)
+            # It proves nothing, whatever it says: no digest covers it, so the line may have changed it.
+            self._contract.check(manifest, sealed=True)
             async with self._newest.upload(worker):
                 slot = await self._driver.offer(
                     worker, manifest.round, manifest.content_digest, self._contract.dtype
@@ -291,18 +293,6 @@ class Service:
             raise CodecError(Code.LAYOUT, str(error)) from None
         if difference is not None:
             raise CodecError(Code.LAYOUT, difference)
-
-    async def _manifest(self, worker: str, context: Context) -> ps_pb2.Manifest:
-        """The first message of a push, once it says what this run expects."""
-        manifest = await uploads.manifest(context, self._limits.idle)
-        try:
-            self._contract.check(manifest, sealed=True)
-        except CodecError as error:
-            # It joined with the right layout, so this is no mistake of configuration.
-            if error.code is Code.LAYOUT:
-                await self._driver.fault(worker, manifest.round, str(error))
-            raise
-        return manifest
 
     async def _payload(self, manifest: ps_pb2.Manifest, slot: Slot, context: Context) -> None:
         """Fill the slot from the stream, or give it back."""

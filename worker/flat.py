@@ -14,9 +14,29 @@ from torch import Tensor, nn
 from varangian.protos.layout import Layout
 from varangian.worker.custom import InputError
 
+LARGEST = torch.finfo(torch.bfloat16).max
+"""The largest magnitude that every format of the wire and of the server's rows can hold."""
+
 
 class ModelError(InputError):
     """A model that cannot be trained by this server, or cannot take this data."""
+
+
+class DivergedError(InputError):
+    """A vector that must not be sent: the server takes such a vector as proof of a faulty worker."""
+
+
+def check_finite(vector: Tensor) -> None:
+    """See that every number of a vector can be sent.
+
+    Raises:
+        DivergedError: a number is NaN or infinite, or too large for bfloat16.
+    """
+    if vector.numel() and not float(torch.stack(torch.aminmax(vector)).abs().max()) <= LARGEST:
+        raise DivergedError(
+            "Every number of a gradient should be finite. Found NaN or infinity: the model has diverged, "
+            "or the data has bad samples. Lower `optimizer.lr`, or mend the data."
+        )
 
 
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

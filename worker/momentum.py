@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from varangian.worker.flat import check_finite
+
 
 @dataclass(frozen=True, eq=False)
 class Last:
@@ -30,6 +32,9 @@ class Momentum:
 
         A round that is asked for again gives the same vector and changes nothing, so that a push can be
         repeated. Without momentum rounds may come in any order.
+
+        Raises:
+            DivergedError: the gradient is not finite. The momentum stays what it was.
         """
         last = self._last.get(name)
         if last is not None and (round == last.round or (round < last.round and self._beta > 0)):
@@ -37,6 +42,7 @@ class Momentum:
         vector = (1 - self._beta) * gradient()
         if last is not None and self._beta > 0:
             vector.add_(last.vector, alpha=self._beta)
+        check_finite(vector)
         self._last[name] = Last(round, vector)
         return vector
 

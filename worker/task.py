@@ -31,7 +31,7 @@ from varangian.worker.data import Source
 from varangian.worker.delays import Delay, NoDelay
 from varangian.worker.deltas import Deltas
 from varangian.worker.device import device_of
-from varangian.worker.flat import flatten
+from varangian.worker.flat import check_finite, flatten
 from varangian.worker.losses import CrossEntropy, Loss, fitted
 from varangian.worker.losses import name_of as name_of_loss
 from varangian.worker.metrics import Metric, chosen
@@ -216,7 +216,8 @@ class Crew:
         The same round again gives the same bits.
 
         Raises:
-            Declined: when the model or the loss fails for the samples of this worker.
+            Declined: when the model or the loss fails for the samples of this worker, or what it would send
+                is not finite. Only an attack sends that, so the server may take it as proof of a fault.
             ValueError: when there is no such worker, or the round is before the last one.
         """
         if name not in self._send:
@@ -224,9 +225,13 @@ class Crew:
         with self._lock:
             try:
                 vector = self._send[name](name, round, parameters)
+                if self.task.deltas:
+                    vector = self._deltas.of(name, round, vector)
+                    if name not in self.task.byzantine:
+                        check_finite(vector)
             except InputError as error:
                 raise Declined(str(error)) from error
-            return (self._deltas.of(name, round, vector) if self.task.deltas else vector).clone()
+            return vector.clone()
 
     def counted(self, name: str, round: int) -> None:
         """The server counted what this worker sent in this round: the next delta starts from there."""

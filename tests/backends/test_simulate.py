@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from varangian.backends import RunError, run
 from varangian.worker.outcomes import Declined
 from varangian.worker.task import Crew
+from varangian.worker.trainer import Trainer
 
 
 def test_a_run_leaves_its_numbers(carried_out):
@@ -139,3 +140,28 @@ def test_a_worker_that_declines_costs_one_round_of_one_worker(carried_out, monke
     declined = [record.declined for record in records if record.declined]
     assert declined == [{"w01": "data:load raised KeyError"}]
     assert all(record.dropped == {} and record.missing == () for record in records)
+
+
+@pytest.mark.parametrize("way", ["sync", "fedavg", "fedlaavg", "async"])
+def test_a_model_that_diverges_convicts_nobody(carried_out, way):
+    result, records, _ = carried_out(
+        f"participation={way}", "optimizer.lr=3e38", "rounds=20", "worker.momentum=0"
+    )
+    assert all(record.dropped == {} and record.missing == () for record in records)
+    assert "the model has diverged" in result.reason
+
+
+def test_an_honest_worker_declines_what_would_convict_it(carried_out, monkeypatch):
+    gradient = Trainer.gradient
+
+    def spoilt(trainer, parameters, x, y, *purpose):
+        found = gradient(trainer, parameters, x, y, *purpose)
+        return found * torch.inf if purpose[1:] == ("w01", 2) else found
+
+    monkeypatch.setattr(Trainer, "gradient", spoilt)
+    attack = ("byzantine.attack.non_finite.value=inf", "byzantine.count=1")
+    result, records, _ = carried_out(*attack)
+    assert result.outcome == "finished"
+    assert [set(record.dropped) for record in records] == [{"w04"}] * 5
+    assert [list(record.declined) for record in records] == [[], [], ["w01"], [], []]
+    assert records[-1].weights is None or set(records[-1].weights) >= {"w01"}

@@ -249,22 +249,6 @@ async def test_whoever_comes_and_goes_does_not_keep_the_thread_busy(time, attemp
 
 
 @in_loop
-async def test_a_fault_after_the_work_was_done(time, attempts):
-    aggregator = Aggregator(Mean())
-    async with Run(time, aggregator) as run:
-        slots = await run.offers()
-        first = {worker: slots.pop(worker) for worker in ("w00", "w01")}
-        await run.complete(first)
-        await run.put(slots, BLOCK)
-        await run.idle()
-        assert await run.driver.fault("w01", 0, "wrong layout") is None
-        await run.complete(slots)
-        await run.ended()
-    honest = {worker: vector(worker) for worker in NAMES if worker != "w01"}
-    assert run.learner.digest() == plain(aggregator, honest, {"w01": "wrong layout"})
-
-
-@in_loop
 async def test_every_round_begins_from_nothing(time, attempts):
     async with Run(time, rounds=3) as run:
         for round in range(3):

@@ -299,7 +299,7 @@ def test_more_faults_than_f_skip_the_round_since_waiting_cannot_help(shortfall: 
             {"w01": "x", "w02": "y"},
             (),
             2.0,
-            "round 0: 2 proven faulty (w01, w02), more than the declared f = 1; or the model has diverged",
+            "round 0: 2 proven faulty (w01, w02), more than the declared f = 1",
         ),
         Open(1),
     ]

@@ -250,20 +250,23 @@ async def test_a_number_that_the_line_has_spoilt_spends_nothing(time):
 
 
 @in_loop
-async def test_a_fault_of_someone_who_never_came_changes_the_rule(time):
+async def test_a_fault_that_is_proved_after_the_members_are_fixed_changes_the_rule(time):
+    bad = torch.full((D,), torch.nan)
     async with Run(time, "trimmed_mean") as run:
+        last = await run.offer(NAMES[-1])
+        assert await run.send(last, until=D - 1, sent=bad) == D - 1
         pushes = run.all(HONEST[1:])
         first = await run.offer(HONEST[0])
         nearly = asyncio.create_task(run.send(first, until=D - 1))
         await run.quiet()
         time.advance(10.0)  # a quorum is enough from now on
         assert await nearly == D - 1
-        assert await run.driver.fault(NAMES[-1], 0, "wrong layout") is None
+        assert await run.send(last, sent=bad) == "not finite"
         assert await run.send(first) is Refusal.RESTARTED
         assert await run.push(HONEST[0]) is None
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST[1:])
         await run.ended()
-    assert run.learner.digest() == plain("trimmed_mean", HONEST, {NAMES[-1]: "wrong layout"})
+    assert run.learner.digest() == plain("trimmed_mean", HONEST, {NAMES[-1]: "not finite"})
 
 
 @in_loop

@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from varangian.worker.flat import ModelError, check_model, flatten, layout_of, load
+from varangian.worker.flat import (
+    LARGEST,
+    DivergedError,
+    ModelError,
+    check_finite,
+    check_model,
+    flatten,
+    layout_of,
+    load,
+)
 
 
 def small():
@@ -84,3 +93,19 @@ class Positions(nn.Module):
 )
 def test_constant_buffers_and_batch_statistics_are_welcome(module):
     check_model(module, lambda: module(torch.ones(5, 3)))
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf, 3.4e38, -3.4e38])
+def test_what_the_server_could_not_keep_is_not_sent(number):
+    vector = torch.zeros(1001)
+    check_finite(vector)
+    vector[1000] = number
+    with pytest.raises(DivergedError, match="the model has diverged"):
+        check_finite(vector)
+
+
+def test_the_largest_numbers_survive_every_format():
+    vector = torch.tensor([LARGEST, -LARGEST])
+    check_finite(vector)
+    assert vector.bfloat16().isfinite().all()
+    check_finite(torch.empty(0))

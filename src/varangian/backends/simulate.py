@@ -96,15 +96,20 @@ class _Workers:
                 busy = {push.worker for push in self._pushes}
                 free = [worker for worker in self._served if worker not in busy]
             await self._pull(snapshot, free)
+            if not self._opened(round):
+                continue  # so many declined that it was given up before any time had passed
             free = await self._happen(round)
             while self._unchanged(round, free):
                 free = await self._happen(round)
 
     def _unchanged(self, round: int, free: Iterable[str]) -> bool:
         """Whether the round is still open, and nobody has become free who could begin it."""
+        return self._opened(round) and all(self._served[worker] == round for worker in free)
+
+    def _opened(self, round: int) -> bool:
+        """Whether the round is still open."""
         state = self._session.machine.state
-        opened = state.round == round and state.phase is Phase.OPEN
-        return opened and all(self._served[worker] == round for worker in free)
+        return state.round == round and state.phase is Phase.OPEN
 
     async def _pull(self, snapshot: Snapshot, free: Iterable[str]) -> None:
         """Those who are free and take part in the round begin it.
