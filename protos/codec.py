@@ -20,8 +20,9 @@ from torch import Tensor
 
 from varangian.protos import ps_pb2
 from varangian.protos.common import Common
-from varangian.protos.frames import frame, unframed
+from varangian.protos.frames import frame, has_few_fields, unframed
 from varangian.protos.layout import DIGEST_BYTES, TEXT_LIMIT, Layout
+from varangian.protos.text import quoted
 
 PROTOCOL = 3
 """Both ends must speak the same version."""
@@ -31,6 +32,10 @@ CHUNK_FLOOR, CHUNK_LIMIT = 4 << 10, 4 << 20
 """The sizes of chunk that one end may ask the other for."""
 MANIFEST_LIMIT = 64 << 10
 """Bytes in a message that should hold a manifest."""
+FIELDS = 64
+"""Fields at the top of a message of more than 4 KiB; ours have a third of that."""
+SMALL = 4 << 10
+"""Bytes of a message that may have any number of fields: so few are parsed at once."""
 MESSAGE_LIMIT = CHUNK_LIMIT + MANIFEST_LIMIT
 """Bytes in any message; the transport refuses larger ones before they are parsed."""
 JOIN_LIMIT = TEXT_LIMIT + MANIFEST_LIMIT
@@ -82,10 +87,14 @@ def decode(message: type[M], data: bytes, limit: int = MESSAGE_LIMIT) -> M:
     """A message from bytes.
 
     Raises:
-        CodecError: when there are more than `limit` bytes, or they are not such a message.
+        CodecError: when there are more than `limit` bytes, or more fields than any message of ours has, or
+            they are not such a message.
     """
     if len(data) > limit:
         raise CodecError(Code.MALFORMED, f"Found {len(data)} bytes where at most {limit} are read.")
+    if len(data) > SMALL and not has_few_fields(data, FIELDS):
+        # A field takes two bytes to send, and much longer and more memory than that to parse.
+        raise CodecError(Code.MALFORMED, f"Found {len(data)} bytes that are not at most {FIELDS} fields.")
     try:
         return message.FromString(data)
     except DecodeError:
@@ -125,7 +134,7 @@ def pushed(data: bytes) -> tuple[int, memoryview] | bytes:
     if found is not None:
         return found
     # Rare: a seal, or another program that writes the same message in another way.
-    part = decode(ps_pb2.PushRequest, data)
+    part = decode(ps_pb2.PushRequest, data, MANIFEST_LIMIT)
     if part.HasField("chunk"):
         return part.chunk.offset, memoryview(part.chunk.data)
     if part.HasField("seal"):
@@ -172,8 +181,8 @@ class Contract:
         check_protocol(manifest.protocol)
         check_run(self.run_id, manifest.run_id)
         if manifest.layout_digest != self.layout.digest:
-            theirs, ours = manifest.layout_digest.hex(), self.layout.digest.hex()
-            raise CodecError(Code.LAYOUT, f"Found layout {theirs:.64} where this run has {ours}.")
+            theirs, ours = manifest.layout_digest[: 2 * DIGEST_BYTES].hex(), self.layout.digest.hex()
+            raise CodecError(Code.LAYOUT, f"Found layout {theirs} where this run has {ours}.")
         if manifest.sequence != 0:
             raise CodecError(Code.SEQUENCE, f"Found {manifest.sequence}.")
         if manifest.dtype != WIRE[self.dtype][0]:
@@ -209,7 +218,9 @@ def check_dtype(found: int) -> Dtype:
 
 def check_run(run_id: str, found: str) -> None:
     if found != run_id:
-        raise CodecError(Code.RUN, f"Found run {found!r:.80} where the server holds {run_id!r}.")
+        raise CodecError(
+            Code.RUN, f"Found run {quoted(found, 80)} where the server holds {quoted(run_id, 80)}."
+        )
 
 
 class Assembler:

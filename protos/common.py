@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
-TEXT_LIMIT = 32 << 10
-"""Bytes of text that are looked at."""
+from varangian.protos.text import escaped
+
+MIDDLE: Final = '", "'
+END: Final = '"]'
+"""What stands between the name and the value of an entry in its line, and after the value."""
+LIST = re.compile(r'\[-?[0-9.e+-]{1,24}(?:, -?[0-9.e+-]{1,24})*\]"\]')
+"""The value of an entry that is a list of numbers."""
+DIGITS = 32
+"""Characters for each number of a list, with what is around it."""
+OTHERS = 64
+"""Entries that the other end may have beside ours."""
+SLACK = 8 << 10
+"""Characters of text that are looked at beside twice our own."""
 SHOWN = 120
 """Characters of a value that a sentence repeats."""
 NEAR = 1e-3
@@ -33,60 +46,57 @@ class Common:
     @cached_property
     def text(self) -> str:
         """One line for each entry: a JSON list of name and text."""
-        return "".join(f"{json.dumps([name, value])}\n" for name, value in self.entries.items())
+        return "".join(f"{written(name, value)}\n" for name, value in self.entries.items())
 
     def differences(self, text: str) -> Iterator[tuple[str, str]]:
         """The names of entries that differ from those that the other end sent, each with a sentence.
 
-        Who sends nothing is not compared.
+        Who sends nothing is not compared. What was sent is compared with our text and never parsed; only
+        as much of it is looked at as an honest end could have sent.
         """
-        if not text or not self.entries:
+        if not text or not self.entries or text == self.text:
             return
-        theirs = parsed(text)
+        # What is left behind the last line feed is the rest of a longer text, or nothing.
+        lines = text[: 2 * len(self.text) + SLACK].split("\n", len(self.entries) + OTHERS)[:-1]
+        theirs = dict(map(head_and_rest, lines))
         for name, ours in self.entries.items():
-            found = theirs.get(name)
-            if found is not None and not alike(ours, found):
-                says = f"`{name}` should be {shown(ours)}, as at the server. Found {shown(found)}."
-                if numbers(ours) is not None:
+            head, mine = head_and_rest(written(name, ours))
+            found = theirs.get(head)
+            if found is not None and found != mine and not near(mine, found):
+                said = escaped(found.removesuffix(END).replace('\\"', '"'), SHOWN)
+                says = f"`{name}` should be {escaped(ours, SHOWN)}, as at the server. Found {said}."
+                if numbers(mine, len(mine)) is not None:
                     says = f"`{name}` should be as at the server. Found others."
                 yield name, f"{says} {self.advice.get(name, '')}".rstrip()
 
 
-def parsed(text: str) -> dict[str, str]:
-    """Entries from a text of the other end's, as far as they are any."""
-    entries = dict[str, str]()
-    for line in text[:TEXT_LIMIT].split("\n"):
-        try:
-            name, value = json.loads(line)
-        except (ValueError, TypeError, RecursionError):
-            continue
-        if isinstance(name, str) and isinstance(value, str):
-            entries[name] = value
-    return entries
+def written(name: str, value: str) -> str:
+    """The line of an entry."""
+    return json.dumps([name, value])
 
 
-def alike(ours: str, theirs: str) -> bool:
-    """Whether two texts say the same."""
-    if ours == theirs:
-        return True
-    one, other = numbers(ours), numbers(theirs)
+def head_and_rest(line: str) -> tuple[str, str]:
+    """A line up to the value, which says whose value it is, and the value as it is written."""
+    head, middle, rest = line.partition(MIDDLE)
+    return head + middle, rest
+
+
+def near(ours: str, theirs: str) -> bool:
+    """Whether two values are lists of as many numbers, and these are nearly the same."""
+    one = numbers(ours, len(ours))
+    other = None if one is None else numbers(theirs, len(one) * DIGITS)
     if one is None or other is None or len(one) != len(other):
         return False
     room = NEAR * max(map(abs, one), default=0.0)
     return all(abs(a - b) <= room for a, b in zip(one, other, strict=True))
 
 
-def numbers(text: str) -> list[float] | None:
-    """The finite numbers in a JSON list; None when it is no such list."""
+def numbers(value: str, most: int) -> list[float] | None:
+    """The finite numbers of a list in at most so many characters; None for anything else."""
+    if len(value) > most or not LIST.fullmatch(value):
+        return None
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = [float(number) for number in value[1 : -len("]" + END)].split(", ")]
+    except ValueError:
         return None
-    if not isinstance(found, list):
-        return None
-    good = [item for item in found if isinstance(item, int | float) and math.isfinite(item)]
-    return [float(item) for item in good] if len(good) == len(found) and found else None
-
-
-def shown(text: str) -> str:
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return found if all(map(math.isfinite, found)) else None

@@ -13,6 +13,10 @@ CHUNK, OFFSET, DATA = b"\x12", b"\x08", b"\x12"
 """Tags of `PushRequest.chunk` and `PullReply.chunk`, of `Chunk.offset` and of `Chunk.data`."""
 VARINT_BYTES: Final = 9
 """63 bits: more than any offset or length that is taken."""
+LONGEST: Final = 10
+"""Bytes of the longest number that protobuf writes."""
+FIXED: Final = {1: 8, 5: 4}
+"""Bytes of a field by its wire type, where these are always as many."""
 
 
 def frame(offset: int, data: bytes | memoryview) -> bytes:
@@ -44,6 +48,28 @@ def unframed(message: bytes) -> tuple[int, memoryview] | None:
     return offset, memoryview(message)[at:]
 
 
+def has_few_fields(message: bytes, most: int) -> bool:
+    """Whether the message is at most so many fields in a row. What is in them is not looked at."""
+    at = 0
+    for _ in range(most):
+        if at == len(message):
+            return True
+        tag, at = _varint_at(message, at)
+        kind = tag & 7 if tag >= 0 else -1
+        if kind == 0:
+            at = _after_varint(message, at)
+        elif kind == 2:
+            length, at = _varint_at(message, at)
+            at = at + length if length >= 0 else -1
+        elif kind in FIXED:
+            at += FIXED[kind]
+        else:  # groups, which no message of ours has
+            return False
+        if not 0 <= at <= len(message):
+            return False
+    return at == len(message)
+
+
 def varint(number: int) -> bytes:
     """Seven bits in each byte, the lowest first; the top bit says that more follow."""
     written = bytearray()
@@ -62,3 +88,11 @@ def _varint_at(message: bytes, start: int) -> tuple[int, int]:
         if message[at] < 0x80:
             return number, at + 1
     return -1, start
+
+
+def _after_varint(message: bytes, start: int) -> int:
+    """Where the number that starts there ends; -1 when it does not."""
+    for at in range(start, min(start + LONGEST, len(message))):
+        if message[at] < 0x80:
+            return at + 1
+    return -1

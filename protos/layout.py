@@ -12,10 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from typing import Final
+
+from varangian.protos.text import quoted
 
 DIGEST_BYTES = 16
 TEXT_LIMIT = 1 << 20
-"""Bytes of text that `parse` looks at: some ten thousand parameters."""
+"""Bytes of text: some ten thousand parameters."""
+SHOWN = 300
+"""Characters of a line that a sentence repeats."""
+LINE_FEED: Final = "\n"
 NUMEL_LIMIT = 1 << 40
 """Numbers in one vector: far above any model, far below where 64-bit sizes in bytes overflow."""
 
@@ -70,46 +76,54 @@ class Layout:
     def _lines(self) -> Iterator[str]:
         return (f"{shape_text(shape)} {name}" for name, shape in self.entries)
 
-    @classmethod
-    def parse(cls, text: str) -> Layout:
-        """The layout whose `text` this is.
+    def difference(self, text: str) -> str | None:
+        """None when this is our text; otherwise a sentence about the first line that differs.
 
-        Raises:
-            LayoutError: when it is no layout, or not written as `text` would write it.
+        The text of the other end is compared and never parsed, so its cost is that of comparing bytes.
         """
-        if len(text) > TEXT_LIMIT:
-            raise LayoutError(
-                f"The text of a layout should have at most {TEXT_LIMIT} bytes. Found {len(text)}."
-            )
-        if not text.endswith("\n"):
-            raise LayoutError("The text of a layout should end with a line feed.")
-        # Not splitlines: it also splits at characters that are not line feeds.
-        return cls(tuple(map(entry, text[:-1].split("\n"))))
-
-    def difference(self, other: Layout) -> str | None:
-        """None when `other` is the same; otherwise a sentence about the first parameter that differs."""
-        if self.entries == other.entries:
+        ours = self.text
+        if text == ours:
             return None
-        for index, (mine, theirs) in enumerate(zip(self.entries, other.entries, strict=False)):
-            if mine != theirs:
-                return f"Parameter {index} should be {described(mine)}. Found {described(theirs)}."
-        index = min(len(self.entries), len(other.entries))
-        counts = f"The model should have {len(self.entries)} parameters. Found {len(other.entries)}"
-        if len(self.entries) > index:
-            return f"{counts}: {described(self.entries[index])} is missing."
-        return f"{counts}: {described(other.entries[index])} is one too many."
+        at = first_difference(ours, text)
+        start = ours.rfind("\n", 0, at) + 1
+        counts = f"The model should have {len(self.entries)} parameters."
+        if at == start == len(ours):
+            line = quoted(line_at(text, start), SHOWN)
+            return f"{counts} Found {text.count(LINE_FEED)}: {line} is one too many."
+        if at == start == len(text):
+            line = quoted(line_at(ours, start), SHOWN)
+            return f"{counts} Found {text.count(LINE_FEED)}: {line} is missing."
+        # Of a line that is too long to be shown, the part that differs.
+        start = max(start, at - SHOWN // 2)
+        mine, theirs = line_at(ours, start), line_at(text, start)
+        if mine == theirs:
+            return "The text of a layout should end with a line feed."
+        index = ours.count(LINE_FEED, 0, at)
+        return (
+            f"Parameter {index} should be {quoted(mine, SHOWN)}, its shape and its name. "
+            f"Found {quoted(theirs, SHOWN)}."
+        )
+
+
+def first_difference(one: str, other: str) -> int:
+    """Where two texts begin to differ: the length of what they have in common at the start."""
+    same, end = 0, min(len(one), len(other))
+    while same < end:
+        middle = (same + end + 1) // 2
+        if one[same:middle] == other[same:middle]:
+            same = middle
+        else:
+            end = middle - 1
+    return same
+
+
+def line_at(text: str, start: int) -> str:
+    """What stands there up to the end of the line, not much more of it than is shown."""
+    return text[start : start + SHOWN + 1].partition(LINE_FEED)[0]
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def entry(line: str) -> tuple[str, tuple[int, ...]]:
-    match = LINE.fullmatch(line)
-    if match is None:
-        raise LayoutError(f"A line of a layout should be a shape, a space and a name. Found {line!r:.300}.")
-    shape = match["shape"]
-    return match["name"], () if shape == "scalar" else tuple(map(int, shape.split("x")))
 
 
 def described(item: tuple[str, tuple[int, ...]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from grpc import StatusCode
 
 from varangian.protos.codec import Code, CodecError
+from varangian.protos.text import escaped
 from varangian.server.events import Refusal
 from varangian.server.roster import IdentityError, Stranger
 
@@ -52,7 +53,8 @@ class Refused(Exception):
         self.status = status
         self.code = code
         # It may quote what the caller sent: nothing in it should grow in a header or steer a terminal.
-        self.sentence = sentence.encode("ascii", "backslashreplace").decode()[:SENTENCE_LIMIT]
+        plain = escaped(sentence, SENTENCE_LIMIT)
+        self.sentence = plain.encode("ascii", "backslashreplace").decode()[:SENTENCE_LIMIT]
         super().__init__(sentence)
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from varangian.aggregators import AggregationError
 from varangian.protos.codec import FLOAT32, Dtype
+from varangian.protos.text import escaped
 from varangian.server.events import (
     Absent,
     Close,
@@ -49,7 +50,7 @@ from varangian.server.machine import Machine
 from varangian.server.merge import AsTheyAre, Merge
 from varangian.server.pool import Pool
 from varangian.server.pulls import Pulls
-from varangian.server.record import Evaluate, Observe, of_skip, quoted
+from varangian.server.record import Evaluate, Observe, of_skip
 from varangian.server.round import RoundMachine
 from varangian.server.views import Snapshot, Status
 from varangian.server.waiting import MONOTONIC, Alarm, Clock, News
@@ -58,6 +59,9 @@ from varangian.server.windowed import Report, Windowed
 __all__ = ["Clock", "Driver", "Overtaken", "Slot", "Snapshot", "Status"]
 
 log = logging.getLogger(__name__)
+
+REASON = 200
+"""Characters of what a worker gives as its reason."""
 
 
 class Driver:
@@ -174,7 +178,7 @@ class Driver:
 
     async def decline(self, worker: Worker, round: int, reason: str) -> Refusal | None:
         """The worker has nothing to send in this round."""
-        return self._handle(Decline(worker, round, quoted(reason), self._now()))
+        return self._handle(Decline(worker, round, escaped(reason, REASON), self._now()))
 
     def absent(self, worker: Worker) -> None:
         """No process of this worker is connected any more."""

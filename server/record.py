@@ -100,16 +100,6 @@ Evaluate: TypeAlias = Callable[[Tensor], Evaluation]
 """From the parameters (d,)."""
 
 
-REASON = 200
-"""Characters of what a worker gives as its reason."""
-
-
-def quoted(reason: str) -> str:
-    """What a worker says, on one line and without anything that steers a terminal."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in reason[:REASON])
-    return plain if len(plain) <= REASON else f"{plain[: REASON - 3]}..."
-
-
 def is_due(round: int, rounds: int, every: int) -> bool:
     """Whether held-out data is looked at after this round: every so often, and after the last."""
     return (round + 1) % every == 0 or round + 1 == rounds

@@ -24,11 +24,14 @@ from enum import Enum
 from typing import Protocol, TypeAlias
 
 from varangian.protos.headers import SESSION, TOKEN, WORKER
+from varangian.protos.text import quoted
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NONCE = re.compile(r"[0-9a-f]{32}")
 GRACE = 2.0
 """Seconds in which a worker whose connections have closed may come back before it counts as gone."""
+LOGGED = 300
+"""Characters of the sentence in the log about a caller that pretends to be another."""
 SECRET_BYTES = 16
 """The least length of a secret."""
 
@@ -260,7 +263,7 @@ class Roster:
         name = found[WORKER]
         token = self._tokens.get(name)
         if token is None:
-            raise IdentityError(Stranger.UNKNOWN_WORKER, f"Found {name!r:.70}.")
+            raise IdentityError(Stranger.UNKNOWN_WORKER, f"Found {quoted(name, 70)}.")
         if not hmac.compare_digest(token, found[TOKEN].encode()):
             raise IdentityError(
                 Stranger.BAD_TOKEN, f"Found another for {name}; was it made with another secret?"
@@ -272,10 +275,10 @@ class Roster:
         name = self._doorman.worker(peer)
         if found.get(WORKER, name) != name:
             raise IdentityError(
-                Stranger.MISNAMED, f"Found {found[WORKER]!r:.70} with the certificate of {name}."
+                Stranger.MISNAMED, f"Found {quoted(found[WORKER], 70)} with the certificate of {name}."
             )
         if name not in self.names:
-            raise IdentityError(Stranger.UNKNOWN_WORKER, f"Found the certificate of {name!r:.70}.")
+            raise IdentityError(Stranger.UNKNOWN_WORKER, f"Found the certificate of {quoted(name, 70)}.")
         return name
 
     def _suspect(self, error: IdentityError, metadata: Metadata, peer: Peer) -> None:
@@ -283,7 +286,7 @@ class Roster:
         who = self.presumed(metadata, peer)
         if error.code in SUSPICIOUS and (who, error.code) not in self._suspected:
             self._suspected.add((who, error.code))
-            log.warning("security: %s from %s: %r", error.code.name, who, str(error))
+            log.warning("security: %s from %s: %s", error.code.name, who, quoted(str(error), LOGGED))
 
 
 def _headers(metadata: Metadata) -> dict[str, str]:

@@ -19,7 +19,7 @@ import grpc
 from varangian import __version__
 from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.codec import Code, CodecError, Contract
-from varangian.protos.layout import Layout, LayoutError
+from varangian.protos.text import escaped
 from varangian.protos.transfer import Transfer
 from varangian.server import answers, streams, uploads
 from varangian.server.answers import Refused
@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+SOFTWARE = 80
+"""Characters of what a worker says of its software that are logged."""
 SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
 
 
@@ -124,7 +126,7 @@ class Service:
         self._check_layout(request.layout)
         self._roster.claim(*caller)
         self.presence.look()
-        log.info("%s joined with %.80r", worker, request.software)
+        log.info("%s joined with %s", worker, escaped(request.software, SOFTWARE))
         return ps_pb2.JoinReply(
             protocol=codec.PROTOCOL,
             run_id=self._contract.run_id,
@@ -285,13 +287,7 @@ class Service:
                 log.warning("%s has other data than the server: %s", worker, sentence)
 
     def _check_layout(self, text: str) -> None:
-        if text == self._contract.layout.text:
-            return
-        try:
-            difference = self._contract.layout.difference(Layout.parse(text))
-        except LayoutError as error:
-            raise CodecError(Code.LAYOUT, str(error)) from None
-        if difference is not None:
+        if difference := self._contract.layout.difference(text):
             raise CodecError(Code.LAYOUT, difference)
 
     async def _payload(self, manifest: ps_pb2.Manifest, slot: Slot, context: Context) -> None:

@@ -27,6 +27,7 @@ from varangian.protos.bundle import (
     holder,
     identity_uri,
 )
+from varangian.protos.text import escaped, quoted
 from varangian.server.revoked import Revoked, der, fingerprint
 from varangian.server.roster import IdentityError, Peer, Stranger
 
@@ -98,7 +99,7 @@ class Certificates:
         found = self._holder(peer)
         if found.role is not Role.WORKER:
             raise IdentityError(
-                Stranger.ROLE, f"Found the certificate of the {found.role.value} {found.name!r:.70}."
+                Stranger.ROLE, f"Found the certificate of the {found.role.value} {quoted(found.name, 70)}."
             )
         return found.name
 
@@ -106,7 +107,7 @@ class Certificates:
         versions = _texts(peer, "ssl_tls_version")
         if versions != [VERSION]:
             raise IdentityError(
-                Stranger.UNCERTIFIED, f"Found {versions[0] if versions else 'no TLS'!s:.20}."
+                Stranger.UNCERTIFIED, f"Found {escaped(versions[0], 20) if versions else 'no TLS'}."
             )
         found = _stated(peer)
         if found is None:
@@ -116,12 +117,12 @@ class Certificates:
         if found.cluster != self._cluster:
             raise IdentityError(
                 Stranger.OTHER_CLUSTER,
-                f"Found that of the {found.role.value} {found.name!r:.70} of cluster {found.cluster}; "
-                f"this server is in {self._cluster}.",
+                f"Found that of the {found.role.value} {quoted(found.name, 70)} of cluster "
+                f"{found.cluster}; this server is in {self._cluster}.",
             )
         if fingerprint(next(iter(peer["x509_pem_cert"]))) in self._revoked:
             raise IdentityError(
-                Stranger.REVOKED, f"Found that of the {found.role.value} {found.name!r:.70}."
+                Stranger.REVOKED, f"Found that of the {found.role.value} {quoted(found.name, 70)}."
             )
         return found
 

@@ -204,9 +204,10 @@ def test_what_a_worker_says_cannot_steer_the_terminal(kind):
     [
         ("plain text, ünï €", "plain text, ünï €"),
         ("\x1b[31m", "\\x1b[31m"),
-        ("a\nb\tc\x7f", "a\\x0ab\\x09c\\x7f"),
-        ("\u202e\u2066\ud800", "\\x202e\\x2066\\xd800"),
-        ("x" * 201, "x" * 200 + "..."),
+        ("a\nb\tc\x7f", "a\\nb\\tc\\x7f"),
+        ("\u202e\u2066\ud800", "\\u202e\\u2066\\ud800"),
+        ("x" * 201, "x" * 197 + "..."),
+        ("\x00" * 10**6, "\\x00" * 49 + "\\..."),
     ],
 )
 def test_printable(text, safe):

@@ -468,11 +468,12 @@ async def test_what_is_not_in_common_is_refused_at_join_or_said_in_the_log():
 async def test_another_layout_is_refused_with_the_first_difference():
     other = Layout((("weight", (3, 2)), ("bias", (3,))))
     async with world() as this, this.raw(join=False) as raw:
-        async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "LAYOUT", "'bias' of shape [2]", "[3]"):
+        found = "should be '2 bias'", "Found '3 bias'"
+        async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "LAYOUT", *found):
             await raw.join(layout=other.text)
         async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "LAYOUT"):
             await raw.join(layout="no layout")
-        async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "LAYOUT", r"Found '\U0001f600"):
+        async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "LAYOUT", r"Found '3 \U0001f600"):
             await raw.join(layout="3 " + "\U0001f600" * 256 + "\n")
         async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "NOT_JOINED"):
             await raw.pull()
