@@ -24,10 +24,11 @@ from varangian.server.events import (
     Skipped,
     Stop,
     Tick,
+    Withdraw,
     Worker,
 )
 from varangian.server.invitations import Participation, ParticipationPolicy
-from varangian.server.rollcall import misdated, offered
+from varangian.server.rollcall import misdated, offered, voided
 
 
 def refused(policy: ParticipationPolicy, state: Participation, event: Event) -> Refusal | None:
@@ -35,7 +36,7 @@ def refused(policy: ParticipationPolicy, state: Participation, event: Event) -> 
     match event:
         case Tick() | Left():
             return None
-        case Absent(worker):
+        case Absent(worker) | Withdraw(worker):
             return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
         case Gone(worker, round):
             upload = state.uploads.get(worker)
@@ -62,6 +63,8 @@ def standing(
         return Refusal.FINISHED
     if misfit := _misfit(policy, state, worker, round):
         return misfit
+    if voided(state, worker):
+        return Refusal.UNOFFERED
     counts = state.invited.get(worker) == round or is_held(state, worker, round)
     return None if counts else Refusal.NOT_INVITED
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from varangian.server.events import Close, Phase, RollCall, Worker
 from varangian.server.invitations import Participation, ParticipationPolicy
 from varangian.server.machine import Decision, Verdict
-from varangian.server.rollcall import listed, reasons
+from varangian.server.rollcall import listed, set_aside
 
 R = TypeVar("R", bound=RollCall)
 
@@ -56,7 +56,11 @@ def tallied(policy: ParticipationPolicy, state: Participation) -> Tally:
         pushed=tuple(w for w in members if w in state.held),
         faulty=tuple(w for w in members if w in state.faults),
         missing=tuple(
-            w for w in silent if w in expected and w not in state.declined and (w in absent or not early)
+            w
+            for w in silent
+            if w in expected
+            and w not in state.declined.keys() | state.revoked.keys()
+            and (w in absent or not early)
         ),
         away=away,
         absent=absent,
@@ -95,7 +99,7 @@ def decided(policy: ParticipationPolicy, state: Participation, tally: Tally) -> 
     if full and not lacking:
         return Decision(Verdict.CLOSE, f"{said}; nobody else is waited for")
     if tally.others == 0 and not (tally.absent and lacking):
-        said += _without(tally)
+        said += _without(state, tally)
     elif not late:
         return Decision(Verdict.WAIT, f"{said}; the deadline is still to come")
     else:
@@ -106,10 +110,10 @@ def decided(policy: ParticipationPolicy, state: Participation, tally: Tally) -> 
     return Decision(Verdict.CLOSE, f"{said} and the quorum of {tally.quorum} is met")
 
 
-def _without(tally: Tally) -> str:
+def _without(state: Participation, tally: Tally) -> str:
     """Who is not waited for."""
-    verb = "is" if len(tally.absent) == 1 else "are"
-    absent = f"; {listed(tally.absent)} {verb} absent" if tally.absent else ""
+    gone = tuple(worker for worker in tally.absent if worker not in state.revoked)
+    absent = f"; {listed(gone)} {'is' if len(gone) == 1 else 'are'} absent" if gone else ""
     return f"{absent}; the others ({listed(tally.away)}) are away" if tally.away else absent
 
 
@@ -127,8 +131,8 @@ def in_vain(policy: ParticipationPolicy, state: Participation, tally: Tally) -> 
 
 def _said(state: Participation, tally: Tally) -> str:
     parts = f"{len(tally.pushed)} pushed, {len(tally.faulty)} faulty"
-    declined = f", {len(state.declined)} declined ({reasons(state.declined)})" if state.declined else ""
-    return f"round {state.round}: {tally.answers} of {tally.wanted} answers are there ({parts}){declined}"
+    there = f"{tally.answers} of {tally.wanted} answers are there ({parts})"
+    return f"round {state.round}: {there}{set_aside(state)}"
 
 
 def young(policy: ParticipationPolicy, state: Participation, round: int) -> bool:
@@ -164,4 +168,5 @@ def ended(kind: type[R], state: Participation, tally: Tally, because: str) -> R:
         waited=0.0 if state.opened_at is None else state.at - state.opened_at,
         because=because,
         declined=dict(sorted(state.declined.items())),
+        revoked=tuple(sorted(state.revoked)),
     )

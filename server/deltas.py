@@ -5,6 +5,7 @@ n  workers     d  parameters
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -14,6 +15,8 @@ from varangian.aggregators import Aggregate
 from varangian.server.events import Close, Skip, Worker
 from varangian.server.learner import Learner
 from varangian.server.merge import Given
+
+log = logging.getLogger(__name__)
 
 STRIP = 1 << 18
 """Numbers that are widened at once."""
@@ -49,6 +52,10 @@ class Deltas:
     def finish(self, rows: Mapping[str, Tensor], rng: torch.Generator, faults: int) -> Aggregate:
         """The mean of the latest vectors of all n workers, of which `rows` are only what is new."""
         return Aggregate(vector=self._mean.to(torch.float32), weights=None, dropped=())
+
+    def forget(self, worker: Worker) -> None:
+        """Its deltas are in a sum, and cannot be taken out of it."""
+        log.warning("what %s has sent before stays in the update: of deltas only their sum is kept", worker)
 
     def close(self) -> None:
         self._mean = torch.empty(0, dtype=torch.float64)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from typing import TypeAlias
 
 from varangian.aggregators import AggregationError
 from varangian.protos.codec import FLOAT32, Dtype
@@ -25,6 +26,7 @@ from varangian.server.events import (
     Event,
     Fault,
     Finish,
+    Forget,
     Gone,
     Invite,
     Offer,
@@ -40,6 +42,7 @@ from varangian.server.events import (
     Skipped,
     Stop,
     Tick,
+    Withdraw,
     Worker,
 )
 from varangian.server.headway import Headway
@@ -62,6 +65,8 @@ log = logging.getLogger(__name__)
 
 REASON = 200
 """Characters of what a worker gives as its reason."""
+Work: TypeAlias = Close | Skip | Forget | Finish | Exception
+"""What is performed one after the other, in the order in which the machine decided it."""
 
 
 class Driver:
@@ -118,7 +123,7 @@ class Driver:
             self._intake = Headway(machine, learner, store, self._heavy.run, self._standing)
         self._slots: dict[Worker, Slot] = {}
         self._refusals = Counter[str]()
-        self._work = asyncio.Queue[Close | Skip | Finish | Exception]()
+        self._work = asyncio.Queue[Work]()
         self._alarm = Alarm(clock, self._tick)
         self._news = News(Snapshot.of(self._learner.payload()), clock)
         self.pulls = Pulls(machine, self._handle, self._news, clock)
@@ -188,6 +193,13 @@ class Driver:
         """A process of this worker is connected again."""
         self._handle(Present(worker, self._now()))
 
+    def withdraw(self, worker: Worker, reason: str) -> None:
+        """The certificate of this worker was revoked: nothing of it counts that is not used yet.
+
+        That is its vector in the open round, an upload of it, and what is kept of it for later rounds.
+        """
+        self._handle(Withdraw(worker, reason, self._now()))
+
     async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
         """As `Pulls.snapshot`."""
         return await self.pulls.snapshot(after, patience)
@@ -217,6 +229,8 @@ class Driver:
                         await self._commit(work)
                     case Skip():
                         await self._skip(work)
+                    case Forget(worker):
+                        await self._heavy.forget(worker)
                     case error:
                         raise error
             return work.reason
@@ -239,6 +253,9 @@ class Driver:
                     self._work.put_nowait(effect)
                     if isinstance(effect, Skip):
                         self._intake.pin(effect.workers)
+                case Forget(worker):
+                    self._intake.withdrawn(worker)
+                    self._work.put_nowait(effect)
                 case Invite(worker, round):
                     self.pulls.invite(worker, round)
                 case _:
@@ -289,7 +306,7 @@ class Driver:
     def _failed(self, error: Exception) -> None:
         self._work.put_nowait(error)
 
-    async def _next(self, stop: asyncio.Event) -> Close | Skip | Finish | Exception:
+    async def _next(self, stop: asyncio.Event) -> Work:
         """What to perform next; a stop comes after what is due already."""
         if self._work.empty():
             due, stopped = asyncio.create_task(self._work.get()), asyncio.create_task(stop.wait())

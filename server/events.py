@@ -217,6 +217,15 @@ class Present:
     at: Seconds
 
 
+@dataclass(frozen=True)
+class Withdraw:
+    """The certificate of this worker was revoked: nothing that it sent and that is not used yet counts."""
+
+    worker: Worker
+    reason: str
+    at: Seconds
+
+
 Event: TypeAlias = (
     Offer
     | Push
@@ -232,6 +241,7 @@ Event: TypeAlias = (
     | Left
     | Absent
     | Present
+    | Withdraw
 )
 
 
@@ -273,6 +283,8 @@ class RollCall:
     because: str
     declined: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
     """Who had nothing to send, and why."""
+    revoked: tuple[Worker, ...] = ()
+    """Who takes no part because its certificate was revoked; not among the missing."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +320,14 @@ class Finish:
     reason: str
 
 
-Effect: TypeAlias = Accept | Duplicate | Reject | Close | Skip | Open | Invite | Finish
+@dataclass(frozen=True)
+class Forget:
+    """Forget every vector of this worker that is kept for later rounds, after the rounds closed so far."""
+
+    worker: Worker
+
+
+Effect: TypeAlias = Accept | Duplicate | Reject | Close | Skip | Open | Invite | Finish | Forget
 
 
 class Phase(Enum):
@@ -339,3 +358,5 @@ class RoundState:
     pushed: Mapping[Worker, bytes] = field(default_factory=dict[Worker, bytes])
     faults: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
     declined: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
+    revoked: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
+    """Workers whose certificate was revoked and that have not come back with another one, and why."""

@@ -104,6 +104,11 @@ class Headway:
             del self._sources[slot.worker]
             self.look()
 
+    def withdrawn(self, worker: Worker) -> None:
+        """Its vector does not count any more, and another one might: what is begun is of no use."""
+        self._sources.pop(worker, None)
+        self._attempt, self._members = None, {}
+
     def look(self) -> None:
         """Begin, begin anew or go on, if it is time to."""
         if self._pays and self._open and self._task is None and self._next() is not None:

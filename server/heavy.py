@@ -78,6 +78,7 @@ class Heavy:
                 done,
                 missing=close.missing,
                 declined=close.declined,
+                revoked=close.revoked,
                 ages=given.ages,
                 evaluation=evaluation,
                 seconds=seconds,
@@ -95,6 +96,10 @@ class Heavy:
             return evaluation
 
         return await self.run(passed)
+
+    async def forget(self, worker: str) -> None:
+        """Nothing that this worker has sent so far is in a later round."""
+        await self.run(lambda: self._merge.forget(worker))
 
     def close(self) -> None:
         if self._owned:

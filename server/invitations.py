@@ -52,6 +52,8 @@ class Participation:
     """Who had nothing to send in this round, and why; while it is being aggregated, in the next."""
     absent: frozenset[Worker] = frozenset()
     """Workers without a process that is connected."""
+    revoked: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
+    """Workers whose certificate was revoked and that have not come back with another one, and why."""
     accused: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
     """Who proved faulty while the round was being aggregated: it counts in the next."""
     last: Mapping[Worker, int] = field(default_factory=dict[Worker, int])

@@ -60,6 +60,11 @@ class State(Protocol):
         ...
 
     @property
+    def revoked(self) -> Mapping[Worker, str]:
+        """Whose certificate was revoked and who has not come back with another one, and why."""
+        ...
+
+    @property
     def absent(self) -> frozenset[Worker]:
         """Who has no process that is connected."""
         ...

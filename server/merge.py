@@ -49,6 +49,10 @@ class Merge(Protocol):
         """A round had no update. `rows` are those that were pushed for it, if they were not `given`."""
         ...
 
+    def forget(self, worker: Worker, /) -> None:
+        """What this worker has sent so far is in no later round: its certificate was revoked."""
+        ...
+
     def close(self) -> None:
         """Give back what was kept."""
         ...
@@ -61,6 +65,9 @@ class AsTheyAre:
         return Given(rows, ages=close.ages or None)
 
     def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+        """Nothing is kept."""
+
+    def forget(self, worker: Worker) -> None:
         """Nothing is kept."""
 
     def close(self) -> None:
@@ -138,6 +145,13 @@ class LatestOfAll:
 
     def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
         self._keep(skip, rows)
+
+    def forget(self, worker: Worker) -> None:
+        """As if the worker had never been heard of."""
+        self._passing.pop(worker, None)
+        self._new.discard(worker)
+        self.latest.forget([worker])
+        self._changed([worker])
 
     def close(self) -> None:
         self.latest.close()

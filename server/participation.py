@@ -28,6 +28,9 @@ policy decides, as in `round`; but nobody waits for those who have declined (`De
 are away until a later round, since that round has to come. While a round is being
 aggregated nobody is invited, because the next model is about to come; vectors may arrive, for the next.
 
+A worker whose certificate was revoked is withdrawn (`Withdraw`), as in `round`: its pull, its invitation
+and the vector of it that waits are gone, and its open upload cannot count any more.
+
 A vector may be `tau` rounds old when it is used. One that is too old while it waits for its turn is
 dropped, and its worker is free for the current model.
 """
@@ -49,6 +52,7 @@ from varangian.server.events import (
     Event,
     Fault,
     Finish,
+    Forget,
     Gone,
     Invite,
     Left,
@@ -65,11 +69,12 @@ from varangian.server.events import (
     Skip,
     Skipped,
     Stop,
+    Withdraw,
     Worker,
 )
 from varangian.server.invitations import NEVER, Participation, ParticipationPolicy
 from varangian.server.machine import Decision, Verdict
-from varangian.server.rollcall import without
+from varangian.server.rollcall import withdrawn, without
 
 __all__ = ["ParticipationMachine", "moved"]
 
@@ -136,14 +141,17 @@ def _changed(policy: ParticipationPolicy, state: Participation, event: Event) ->
         case Absent(worker):
             gone = replace(state, absent=state.absent | {worker})
             return _left(gone, worker), ()
+        case Withdraw(worker, reason):
+            return _withdrawn(state, worker, reason), (Forget(worker),)
         case Decline(worker, _, reason):
-            declined = {worker: reason, **state.declined}
-            return replace(_uninvited(state, worker), declined=declined), ()
+            declined, revoked = {worker: reason, **state.declined}, without(state.revoked, worker)
+            return replace(_uninvited(state, worker), declined=declined, revoked=revoked), ()
         case Left(worker):
             return _left(state, worker), ()
         case Offer(worker, round, digest):
             uploads, absent = {**state.uploads, worker: (round, digest)}, state.absent - {worker}
-            return replace(state, uploads=uploads, absent=absent), (Accept(worker, round),)
+            revoked = without(state.revoked, worker)
+            return replace(state, uploads=uploads, absent=absent, revoked=revoked), (Accept(worker, round),)
         case Push(worker, round, digest):
             held = {**state.held, worker: (round, digest)}
             uploads, declined = without(state.uploads, worker), without(state.declined, worker)
@@ -237,6 +245,12 @@ def _left(state: Participation, worker: Worker) -> Participation:
     return state if worker in uploads_of_use(state) else _uninvited(state, worker)
 
 
+def _withdrawn(state: Participation, worker: Worker, reason: str) -> Participation:
+    held = state.held if worker in state.taken else without(state.held, worker)
+    state = replace(_uninvited(state, worker), held=held, parked=without(state.parked, worker))
+    return replace(state, **withdrawn(state, worker, reason))
+
+
 def _faulted(state: Participation, worker: Worker, reason: str) -> Participation:
     held, declined = without(state.held, worker), without(state.declined, worker)
     state = replace(_uninvited(state, worker), held=held, declined=declined)
@@ -285,6 +299,7 @@ def _opened(policy: ParticipationPolicy, state: Participation) -> Moved:
         closed=None,
         faults=state.accused,
         accused={},
+        revoked={worker: why for worker, why in state.revoked.items() if worker in state.absent},
     )
     if round == policy.rounds:
         return _finished(following, f"all {policy.rounds} rounds are done")

@@ -76,6 +76,9 @@ class Pool:
     def gone(self, slot: Slot) -> None:
         """Its row is found when it is looked for."""
 
+    def withdrawn(self, worker: Worker) -> None:
+        """As `gone`."""
+
     def look(self) -> None:
         """There is nothing to begin early."""
 

@@ -46,6 +46,8 @@ class RoundRecord:
     """Who did not answer in time; of a round that was given up before its deadline, who was not there."""
     declined: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Who had nothing to send in this round, and why."""
+    revoked: tuple[str, ...] = ()
+    """Who took no part because its certificate was revoked; not among the missing."""
     ages: dict[str, int] | None = None
     """How many rounds old the model was that each vector was made for; None where all are of this round."""
     details: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
@@ -111,6 +113,7 @@ def of_step(
     *,
     missing: Sequence[str] = (),
     declined: Mapping[str, str] | None = None,
+    revoked: Sequence[str] = (),
     ages: Mapping[str, int] | None = None,
     evaluation: Evaluation | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -122,6 +125,7 @@ def of_step(
         step: what it did to the model.
         missing: who did not answer in time.
         declined: who had nothing to send, and why.
+        revoked: whose certificate was revoked.
         ages: how old the vectors are, where some are.
         evaluation: after it, if held-out data was looked at.
         seconds: phases besides those of the step.
@@ -142,6 +146,7 @@ def of_step(
         dropped=step.dropped,
         missing=tuple(missing),
         declined=dict(declined or {}),
+        revoked=tuple(revoked),
         ages=None if ages is None else dict(sorted(ages.items())),
         details=step.details,
         update_norm=step.norm,
@@ -164,6 +169,7 @@ def of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
         dropped=dict(skip.faults),
         missing=skip.missing,
         declined=dict(skip.declined),
+        revoked=skip.revoked,
         skipped=skip.because,
         seconds={"wait": skip.waited},
     )

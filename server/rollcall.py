@@ -6,7 +6,7 @@ As `round` it knows no clock, no tensor, no thread and no wire.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Final, TypedDict, TypeVar
 
 from varangian.server.events import Phase, Refusal, RollCall, RoundPolicy, RoundState, Seconds, Worker
 from varangian.server.machine import State
@@ -14,16 +14,33 @@ from varangian.server.machine import State
 V = TypeVar("V")
 R = TypeVar("R", bound=RollCall)
 
+VOID: Final = b"void"
+"""In the place of the digest of an upload that was withdrawn. No digest is that short."""
+
+
+class Withdrawn(TypedDict):
+    """What of the state of a machine changes when a worker is withdrawn."""
+
+    uploads: Mapping[Worker, tuple[int, bytes]]
+    absent: frozenset[Worker]
+    declined: Mapping[Worker, str]
+    revoked: Mapping[Worker, str]
+
 
 def tallied(policy: RoundPolicy, state: RoundState) -> str:
     n, pushes, faults = len(policy.workers), len(state.pushed), len(state.faults)
     answered = f"{pushes + faults} of {n} workers answered ({pushes} pushed, {faults} faulty)"
-    declined = f", {len(state.declined)} declined ({reasons(state.declined)})" if state.declined else ""
-    return f"round {state.round}: {answered}{declined}"
+    return f"round {state.round}: {answered}{set_aside(state)}"
+
+
+def set_aside(state: State) -> str:
+    """How many declined, and how many were revoked, with the first reason of each; nothing if nobody."""
+    kinds = {"declined": state.declined, "revoked": state.revoked}
+    return "".join(f", {len(who)} {kind} ({reasons(who)})" for kind, who in kinds.items() if who)
 
 
 def reasons(declined: Mapping[Worker, str]) -> str:
-    """Who declined first, by name, and why."""
+    """The first worker, by name, and its reason."""
     worker = min(declined)
     return f"{worker}: {declined[worker].rstrip('.')}"
 
@@ -38,7 +55,29 @@ def ended(kind: type[R], policy: RoundPolicy, state: RoundState, at: Seconds, be
         waited=0.0 if state.opened_at is None else ended_at - state.opened_at,
         because=because,
         declined=dict(sorted(state.declined.items())),
+        revoked=tuple(sorted(state.revoked)),
     )
+
+
+def withdrawn(state: State, worker: Worker, reason: str) -> Withdrawn:
+    """The part of a withdrawal that both machines share, as changes of the state.
+
+    An open upload stays open until its end is reported, since its row may be written to until then; but
+    with a digest that no push has, so that it cannot count.
+    """
+    upload = state.uploads.get(worker)
+    uploads = state.uploads if upload is None else {**state.uploads, worker: (upload[0], VOID)}
+    return Withdrawn(
+        uploads=uploads,
+        absent=state.absent | {worker},
+        declined=without(state.declined, worker),
+        revoked={**state.revoked, worker: reason},
+    )
+
+
+def voided(state: State, worker: Worker) -> bool:
+    """Whether an upload of this worker is open that was withdrawn."""
+    return state.uploads.get(worker, (0, b""))[1] == VOID
 
 
 def unanswered(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
@@ -49,15 +88,19 @@ def unanswered(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
 
 def awaited(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
     """Who has not answered and is there, or is uploading."""
-    uploading = {w for w, (round, _) in state.uploads.items() if round == state.round}
+    uploading = {
+        w for w, (round, _) in state.uploads.items() if round == state.round and not voided(state, w)
+    }
     silent = (w for w in policy.workers if w not in state.pushed and w not in state.faults)
-    return tuple(w for w in silent if w in uploading or w not in state.absent | state.declined.keys())
+    aside = state.absent | state.declined.keys() | state.revoked.keys()
+    return tuple(w for w in silent if w in uploading or w not in aside)
 
 
 def missing(policy: RoundPolicy, state: RoundState, at: Seconds) -> tuple[Worker, ...]:
     """Who did not answer in time. In a round that is given up before its deadline, only who is absent."""
     early = state.closed_at is None and not is_late(policy, state, at)
-    return tuple(w for w in unanswered(policy, state) if not early or w in state.absent)
+    silent = (w for w in unanswered(policy, state) if w not in state.revoked)
+    return tuple(w for w in silent if not early or w in state.absent)
 
 
 def is_late(policy: RoundPolicy, state: RoundState, at: Seconds) -> bool:
@@ -77,7 +120,8 @@ def listed(workers: Sequence[Worker], most: int = 5) -> str:
 
 def offered(state: State, worker: Worker, round: int, digest: bytes) -> bool:
     """Whether such an upload of the worker is open; the digest may have come at its end."""
-    return state.uploads.get(worker) in ((round, digest), (round, b""))
+    open = state.uploads.get(worker)
+    return open in ((round, digest), (round, b"")) and not voided(state, worker)
 
 
 def misdated(state: State, round: int, phase: Phase) -> Refusal | None:

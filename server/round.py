@@ -26,6 +26,11 @@ of theirs is connected) are not waited for. Without enough the policy decides at
 the round, or fail. `wait` skips as well where waiting cannot help: with more than f faults, or when those
 who could still answer would not be enough.
 
+A worker whose certificate was revoked is withdrawn (`Withdraw`): its vector leaves the open round, its
+upload cannot count any more, and it is treated as absent until it comes back with another certificate. It
+is not waited for in the round in which that happened. It proves nothing and spends none of the f. A round
+that is being aggregated already is completed with its vector.
+
 An upload outlives its round: it is open until `Push` or `Gone`, and its worker is BUSY until then. So
 nobody writes to the memory of a round that is being aggregated, and a stalled upload delays its owner only.
 
@@ -49,6 +54,7 @@ from varangian.server.events import (
     Event,
     Fault,
     Finish,
+    Forget,
     Gone,
     Left,
     Offer,
@@ -67,6 +73,7 @@ from varangian.server.events import (
     Skipped,
     Stop,
     Tick,
+    Withdraw,
     Worker,
 )
 from varangian.server.machine import Decision, Verdict
@@ -80,6 +87,8 @@ from varangian.server.rollcall import (
     offered,
     tallied,
     unanswered,
+    voided,
+    withdrawn,
     without,
 )
 
@@ -117,6 +126,8 @@ class RoundMachine:
         """Why a vector of this worker would not count in this round any more."""
         if self.state.phase is Phase.FINISHED:
             return Refusal.FINISHED
+        if voided(self.state, worker):
+            return Refusal.UNOFFERED
         faulty = Refusal.FAULTY if worker in self.state.faults else None
         return misdated(self.state, round, Phase.OPEN) or faulty
 
@@ -130,10 +141,10 @@ def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
         return state, (Reject(refusal, state.round),)
     match event:
         case Offer(worker, round, digest):
-            state = replace(_started(state, event.at), absent=state.absent - {worker})
-            return replace(state, uploads={**state.uploads, worker: (round, digest)}), (
-                Accept(worker, round),
-            )
+            uploads, absent = {**state.uploads, worker: (round, digest)}, state.absent - {worker}
+            revoked = without(state.revoked, worker)
+            state = replace(_started(state, event.at), uploads=uploads, absent=absent, revoked=revoked)
+            return state, (Accept(worker, round),)
         case Push():
             return _pushed(policy, state, event)
         case Settled():
@@ -141,12 +152,16 @@ def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
         case Fault(worker, _, reason):
             return _settled(policy, _faulted(_started(state, event.at), worker, reason), event.at)
         case Decline(worker, _, reason):
-            declined = {worker: reason, **state.declined}
-            return _settled(policy, replace(_started(state, event.at), declined=declined), event.at)
+            declined, revoked = {worker: reason, **state.declined}, without(state.revoked, worker)
+            state = replace(_started(state, event.at), declined=declined, revoked=revoked)
+            return _settled(policy, state, event.at)
         case Absent(worker):
             return _settled(policy, replace(state, absent=state.absent | {worker}), event.at)
         case Present(worker):
             return replace(state, absent=state.absent - {worker}), ()
+        case Withdraw(worker, reason):
+            settled, effects = _settled(policy, _withdrawn(state, worker, reason), event.at)
+            return settled, (Forget(worker), *effects)
         case Gone(worker):
             state = replace(state, uploads=without(state.uploads, worker))
             return _settled(policy, state, event.at)
@@ -167,7 +182,7 @@ def refused(policy: RoundPolicy, state: RoundState, event: Event) -> Refusal | N
     match event:
         case Tick() | Ready() | Left():
             return None
-        case Absent(worker) | Present(worker):
+        case Absent(worker) | Present(worker) | Withdraw(worker):
             return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
         case Gone(worker, round):
             upload = state.uploads.get(worker)
@@ -206,6 +221,8 @@ def _refused_worker(
             return Refusal.COUNTED
         case Push() if not offered(state, event.worker, event.round, event.digest):
             return Refusal.UNOFFERED
+        case Fault() if event.worker in state.revoked:
+            return Refusal.UNOFFERED  # what it sent was withdrawn, and proves nothing any more
         case _:
             return None
 
@@ -222,10 +239,11 @@ def decided(policy: RoundPolicy, state: RoundState, at: Seconds) -> Decision:
         return Decision(Verdict.WAIT, f"{said}; the deadline is still to come")
     lacking = policy.shortage(state.pushed, state.faults)
     if not expected and not lacking:
-        return Decision(Verdict.CLOSE, f"{said}; {_without(unanswered(policy, state), state)}")
+        return Decision(Verdict.CLOSE, f"{said}; {_without(missing(policy, state, at), state)}")
     if not late and unanswered(policy, state):
-        absent = listed(unanswered(policy, state))
-        return Decision(Verdict.WAIT, f"{said}, absent {absent}; the deadline is still to come")
+        absent = listed(missing(policy, state, at))
+        absent = f", absent {absent}" if absent else ""
+        return Decision(Verdict.WAIT, f"{said}{absent}; the deadline is still to come")
     if late:
         absent = listed(missing(policy, state, at))
         said += f", missing {absent}" if absent else ""
@@ -241,7 +259,7 @@ def _without(absent: tuple[Worker, ...], state: RoundState) -> str:
     """Why nobody else is waited for."""
     if absent:
         return f"only {listed(absent)} {'is' if len(absent) == 1 else 'are'} absent"
-    return "nobody else is waited for" if state.declined else "nobody is missing"
+    return "nobody else is waited for" if state.declined or state.revoked else "nobody is missing"
 
 
 def in_vain(policy: RoundPolicy, state: RoundState) -> bool:
@@ -285,7 +303,12 @@ def _skipped(policy: RoundPolicy, state: RoundState, at: Seconds, because: str) 
 def _opened(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
     round = state.round + 1
     following = RoundState(
-        round, opened_at=at, skips=state.skips, uploads=state.uploads, absent=state.absent
+        round,
+        opened_at=at,
+        skips=state.skips,
+        uploads=state.uploads,
+        absent=state.absent,
+        revoked={worker: why for worker, why in state.revoked.items() if worker in state.absent},
     )
     if round == policy.rounds:
         return _finished(following, f"all {policy.rounds} rounds are done")
@@ -319,6 +342,12 @@ def _all_pushed(policy: RoundPolicy, state: RoundState, event: Settled) -> Moved
         return _settled(policy, counted, event.at)
     because = f"{tallied(policy, counted)}; nobody else can take part any more"
     return _closed(policy, counted, event.at, because)
+
+
+def _withdrawn(state: RoundState, worker: Worker, reason: str) -> RoundState:
+    # A round that is closed has counted its vector: an aggregate on its way is not taken back.
+    pushed = without(state.pushed, worker) if state.phase is Phase.OPEN else state.pushed
+    return replace(state, pushed=pushed, **withdrawn(state, worker, reason))
 
 
 def _faulted(state: RoundState, worker: Worker, reason: str) -> RoundState:

@@ -147,6 +147,13 @@ class Windowed:
             self._window.lost(slot.worker, self._clock.now())
         self.look()
 
+    def withdrawn(self, worker: Worker) -> None:
+        """Its upload cannot count any more; if the members are settled on, the others begin anew."""
+        self._follow()
+        if (slot := self._slots.pop(worker, None)) is not None:
+            self._attempts.pop(slot, None)
+            self._window.lost(worker, self._clock.now())
+
     async def counted(self, slot: Slot) -> Refusal | None:
         """Return when all of them count, or why this one does not."""
         self._window.completed(slot.worker)
@@ -187,7 +194,7 @@ class Windowed:
             window.proved(state.faults, self._clock.now())
             if window.fixed and not self._begun().holds(len(window.columns), len(window.faulty)):
                 window.restart(frozenset(), self._clock.now())
-        aside = state.declined.keys() | state.absent
+        aside = state.declined.keys() | state.absent | state.revoked.keys()
         if aside != window.aside and state.round == window.round:
             window.stands(aside, self._clock.now())
 

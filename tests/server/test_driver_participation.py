@@ -181,6 +181,35 @@ async def test_who_proves_faulty_is_left_out_and_its_vectors_are_forgotten(time)
 
 
 @in_loop
+@pytest.mark.parametrize("when", ["open", "aggregating"])
+async def test_what_is_kept_of_a_worker_is_forgotten_when_it_is_revoked(time, when):
+    async with Run(time, Oldest(2), latest(n=3), n=3) as run:
+        run.ask("w00", "w01")
+        run.ask("w02", after=0)
+        await run.push("w00", 6.0, 0)
+        await run.push("w01", 900.0, 0)
+        if when == "aggregating":
+            run.driver.withdraw("w01", "certificate revoked")
+        await run.opened(1)
+        assert run.model() == -906.0 / 3
+        if when == "open":
+            run.driver.withdraw("w01", "certificate revoked")
+        run.ask("w00", after=0)
+        await run.push("w00", 6.0, 1)
+        await run.push("w02", 3.0, 1)
+        await run.opened(2)
+        assert run.model() == -906.0 / 3 - (6.0 + 3.0) / 3
+        # With another certificate it is a worker like the others.
+        run.ask("w00", "w01", after=1)
+        await run.push("w00", 6.0, 2)
+        await run.push("w01", 9.0, 2)
+        await run.opened(3)
+        assert run.model() == -906.0 / 3 - 9.0 / 3 - (6.0 + 9.0 + 3.0) / 3
+    assert [record.revoked for record in run.records] == [(), ("w01",), ()]
+    assert run.records[1].ages == {"w00": 0, "w02": 0}
+
+
+@in_loop
 async def test_a_vector_expires(time):
     async with Run(time, Oldest(1), latest(n=2, k=1, expire=1), n=2) as run:
         run.ask("w00", after=-1)

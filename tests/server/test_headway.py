@@ -249,6 +249,35 @@ async def test_whoever_comes_and_goes_does_not_keep_the_thread_busy(time, attemp
 
 
 @in_loop
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_vector_that_is_withdrawn_leaves_what_was_begun(time, attempts, again):
+    """It was a part of all columns; another one of the same worker must not be taken for it."""
+    aggregator, bad = Aggregator(Mean()), torch.full((D,), 1e4)
+    sent = {worker: vector(worker) for worker in NAMES if again or worker != "w05"}
+    async with Run(time, aggregator) as run:
+        slots = await run.offers()
+        for _ in range(STARTS - 1):
+            await run.put(slots, BLOCK, {"w05": bad})
+            await run.idle()
+            await run.driver.release(slots["w04"])
+            slots["w04"] = await run.offer("w04")
+        await run.put(slots, 2 * BLOCK, {"w05": bad})
+        await run.put({worker: slots[worker] for worker in NAMES[:-1]}, D, {"w05": bad})
+        await run.idle()
+        last = {"w06": slots.pop("w06")}
+        assert await run.complete(slots) == [None] * (N - 1)
+        assert (len(attempts), attempts[-1].columns) == (STARTS, 2 * BLOCK)
+        run.driver.withdraw("w05", "certificate revoked")
+        if again:
+            assert await run.complete(await run.offers(["w05"])) == [None]
+        assert await run.complete(last) == [None]
+        await run.ended()
+    assert run.learner.digest() == plain(aggregator, sent)
+    (record,) = run.records
+    assert (record.revoked, record.dropped, record.missing) == (() if again else ("w05",), {}, ())
+
+
+@in_loop
 async def test_every_round_begins_from_nothing(time, attempts):
     async with Run(time, rounds=3) as run:
         for round in range(3):

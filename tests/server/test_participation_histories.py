@@ -39,6 +39,7 @@ from varangian.server.events import (
     Skip,
     Skipped,
     Tick,
+    Withdraw,
 )
 from varangian.server.graphs import OnePeer, Ring
 from varangian.server.invitations import Choice, ParticipationPolicy
@@ -319,6 +320,13 @@ class Histories(RuleBasedStateMachine):
     def die(self, worker: str, alike: bool) -> None:
         """And start again, with or without the same result; what it has sent may still be under way."""
         self.clients[worker] = Client(life=self.clients[worker].life + (not alike))
+
+    @rule(worker=NAMES)
+    def revoke(self, worker: str) -> None:
+        """The certificate of a worker is revoked; its process may go on, or come back with another one."""
+        self.held.pop(worker, None)
+        self.clients[worker].asks = False
+        self.say(Withdraw(worker, "certificate revoked", self.now))
 
     @rule(worker=NAMES, kind=st.sampled_from([Absent, Present]))
     def come_or_go(self, worker: str, kind: type[Absent] | type[Present]) -> None:

@@ -38,7 +38,9 @@ from varangian.server.events import (
     Skipped,
     Stop,
     Tick,
+    Withdraw,
 )
+from varangian.server.rollcall import VOID
 from varangian.server.round import RoundMachine, Verdict
 
 A, B = b"a" * 16, b"b" * 16
@@ -559,6 +561,7 @@ class History(RuleBasedStateMachine):
         self.guilty: set[str] = set()
         self.declined: set[str] = set()
         self.absent: set[str] = set()
+        self.revoked: set[str] = set()
 
     def handle(self, event: Event) -> tuple[Effect, ...]:
         before = self.machine.state
@@ -591,19 +594,25 @@ class History(RuleBasedStateMachine):
                 assert worker not in self.counted
                 self.leases[worker] = round, digest
                 self.absent.discard(worker)
+                self.revoked.discard(worker)
             case Decline(worker):
                 assert worker not in self.counted
                 self.declined.add(worker)
+                self.revoked.discard(worker)
+            case Withdraw(worker):
+                self.withdraw(worker)
             case Absent(worker):
                 self.absent.add(worker)
             case Present(worker):
                 self.absent.discard(worker)
             case Push(worker, round, digest):
                 assert worker not in self.counted, "counted twice"
+                assert worker not in self.revoked, "counted although it was revoked"
                 assert self.leases.pop(worker) == (round, digest)
                 self.counted.add(worker)
                 self.declined.discard(worker)
             case Fault(worker):
+                assert worker not in self.revoked, "convicted of what was withdrawn"
                 self.convict(worker)
             case Gone(worker, round):
                 assert self.leases.pop(worker)[0] == round
@@ -617,6 +626,15 @@ class History(RuleBasedStateMachine):
         self.guilty.add(worker)
         self.counted.discard(worker)
         self.declined.discard(worker)
+
+    def withdraw(self, worker: str) -> None:
+        if worker in self.leases:
+            self.leases[worker] = self.leases[worker][0], VOID
+        if self.phase is Phase.OPEN:
+            self.counted.discard(worker)
+        self.declined.discard(worker)
+        self.absent.add(worker)
+        self.revoked.add(worker)
 
     def follow(self, effect: Effect) -> None:
         match effect:
@@ -637,6 +655,7 @@ class History(RuleBasedStateMachine):
                 assert self.skips < 2
                 self.round, self.phase = round, Phase.OPEN
                 self.counted, self.guilty, self.declined = set(), set(), set()
+                self.revoked &= self.absent
             case Finish():
                 assert self.phase is not Phase.FINISHED
                 self.phase = Phase.FINISHED
@@ -648,7 +667,10 @@ class History(RuleBasedStateMachine):
         assert list(ended.workers) == sorted(self.counted)
         assert list(ended.faults) == sorted(self.guilty)
         assert list(ended.declined) == sorted(self.declined)
+        assert list(ended.revoked) == sorted(self.revoked)
+        assert not self.revoked.intersection(ended.missing)
         named = [*ended.workers, *ended.faults, *ended.missing, *ended.declined]
+        named += self.revoked.difference(named)
         rest = set() if isinstance(ended, Close) else set(WORKERS) - set(named) - self.absent
         assert sorted([*named, *rest]) == list(WORKERS)
 
@@ -687,6 +709,10 @@ class History(RuleBasedStateMachine):
     @rule(worker=NAMES, kind=st.sampled_from([Absent, Present]))
     def come_or_go(self, worker: str, kind: type[Absent] | type[Present]) -> None:
         self.handle(kind(worker, self.now))
+
+    @rule(worker=NAMES)
+    def revoke(self, worker: str) -> None:
+        self.handle(Withdraw(worker, "x", self.now))
 
     @rule(worker=NAMES, shift=ROUNDS, digest=DIGESTS)
     def push(self, worker: str, shift: int, digest: bytes) -> None:

@@ -14,6 +14,7 @@ shows what happens; correct what should have happened, and it is a regression te
     fault w00 0 not finite      the worker proves faulty
     decline w00 0 no memory     the worker has nothing to send in this round
     absent|present w00          no process of the worker is connected, or one is again
+    withdraw w00 its certificate was revoked
     gone w00 0                  the upload is over without a push
     tick                        time has passed
     committed 0                 the closed round has become an update
@@ -75,6 +76,8 @@ class Storyteller:
                 yield getattr(events, verb.title())(words[0], int(words[1]), words[2], self.now)
             case "absent" | "present":
                 yield getattr(events, verb.title())(words[0], self.now)
+            case "withdraw":
+                yield events.Withdraw(words[0], rest.partition(" ")[2], self.now)
             case "ready":
                 yield events.Ready(words[0], int(words[1]), self.now)
             case "left":
@@ -138,6 +141,8 @@ def line(effect: Effect, event: Event) -> str:
             return f"invite {worker} to round {round}"
         case events.Finish(reason):
             return f"finish: {reason}"
+        case events.Forget(worker):
+            return f"forget what is kept of {worker}"
 
 
 def roll_call(ended: RollCall) -> str:
@@ -146,6 +151,7 @@ def roll_call(ended: RollCall) -> str:
         "faulty": ", ".join(f"{worker} ({reason})" for worker, reason in ended.faults.items()),
         "declined": ", ".join(f"{worker} ({reason})" for worker, reason in ended.declined.items()),
         "missing": ", ".join(ended.missing),
+        "revoked": ", ".join(ended.revoked),
     }
     who = "".join(f"\n  {name}: {value}" for name, value in parts.items() if value)
     verb = "close" if isinstance(ended, Close) else "skip"

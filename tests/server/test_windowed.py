@@ -207,6 +207,22 @@ async def test_an_upload_that_dies_makes_the_others_push_again(time, spec):
 
 
 @in_loop
+@pytest.mark.parametrize("sent", [4 * BLOCK, D])
+async def test_an_upload_that_is_withdrawn_makes_the_others_push_again(time, sent):
+    async with Run(time) as run:
+        pushes = run.all(HONEST)
+        bad = asyncio.create_task(run.send(await run.offer(NAMES[-1]), sent, torch.full((D,), 1e4)))
+        while run.driver._slots[NAMES[-1]].columns < min(sent, 4 * BLOCK):
+            await asyncio.sleep(0)
+        run.driver.withdraw(NAMES[-1], "certificate revoked")
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        assert await bad in (sent, Refusal.UNOFFERED)
+        await run.ended()
+    assert (run.records[0].revoked, run.records[0].missing) == ((NAMES[-1],), ())
+    assert run.learner.digest() == plain("median", HONEST)
+
+
+@in_loop
 async def test_whoever_dies_at_the_very_end_costs_an_attempt_as_well(time):
     async with Run(time) as run:
         pushes = run.all(HONEST)
