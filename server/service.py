@@ -243,7 +243,7 @@ class Service:
         worker = self._roster.presumed(*streams.caller(context))
         level = logging.DEBUG if (worker, code) in self._logged else logging.WARNING
         self._logged.add((worker, code))
-        log.log(level, "refused %s: %s %r", worker, code, refused.sentence)
+        log.log(level, "refused %s: %s %s", worker, code, refused.sentence)
         trailing = ((headers.CODE, code), (headers.ROUND, str(self._driver.round)))
         with streams.unless_gone():
             await context.abort(refused.status, refused.sentence, trailing)

@@ -25,12 +25,13 @@ from varangian.protos.lane import LineError
 from varangian.protos.layout import Layout
 from varangian.protos.pace import Pace
 from varangian.protos.silence import silence
+from varangian.protos.text import escaped
 from varangian.worker.attendance import Attendance
 from varangian.worker.backoff import DEFAULT_BACKOFF, Backoff
 from varangian.worker.channel import Connection
 from varangian.worker.download import Incoming, message
 from varangian.worker.outcomes import Finished, Pulled, Receipt
-from varangian.worker.refusal import REPEATED, RUN, STRANGE, TAKEN, Kind, Refusal
+from varangian.worker.refusal import REPEATED, RUN, SENTENCE_LIMIT, STRANGE, TAKEN, Kind, Refusal
 from varangian.worker.tls import Proof
 from varangian.worker.upload import Outgoing, upload
 
@@ -289,7 +290,7 @@ class Client:
         data = await self._connection.calls.join(
             request.SerializeToString(), metadata=self._identity, timeout=self._idle
         )
-        reply = codec.decode(ps_pb2.JoinReply, data)
+        reply = codec.decode(ps_pb2.JoinReply, data, codec.MANIFEST_LIMIT)
         codec.check_protocol(reply.protocol)
         self._sends = codec.check_dtype(reply.dtype)
         self._pace.asked(reply.chunk_bytes)
@@ -323,11 +324,11 @@ class Client:
             silence(self._idle) as quiet,
         ):
             data = await message(call, quiet)
-            first = codec.decode(ps_pb2.PullReply, data or b"")
+            first = codec.decode(ps_pb2.PullReply, data or b"", codec.MANIFEST_LIMIT)
             if data is None or first.HasField("again"):
                 return None
             if first.HasField("finished"):
-                return Finished(first.finished.reason)
+                return Finished(escaped(first.finished.reason, SENTENCE_LIMIT))
             self._contract.check(first.manifest)
             parameters = await self._incoming.received(call, self.name, first.manifest, quiet, use)
         if parameters is None:
@@ -347,7 +348,7 @@ class Client:
             if refusal.kind is not Kind.ANSWER and refusal.status is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
         else:
-            codec.decode(ps_pb2.DeclineReply, data)
+            codec.decode(ps_pb2.DeclineReply, data, codec.MANIFEST_LIMIT)
 
     async def _push(self, round: int, outgoing: Outgoing) -> Receipt:
         manifest = replace(self._contract, dtype=outgoing.dtype).manifest(round, outgoing.digest)

@@ -84,7 +84,7 @@ class Landing:
         while (data := await message(call, quiet)) is not None:
             found = unframed(data)
             if found is None:
-                part = codec.decode(ps_pb2.PullReply, data)
+                part = codec.decode(ps_pb2.PullReply, data, codec.MANIFEST_LIMIT)
                 if part.HasField("again"):
                     return False
                 found = part.chunk.offset, memoryview(part.chunk.data)
@@ -137,6 +137,8 @@ async def _message(call: Any) -> bytes | None:
 async def _again(call: Any) -> bool:
     """What a call says whose payload travels beside it: its end, or first that there is a newer one."""
     data = await _message(call)
-    if data is not None and not codec.decode(ps_pb2.PullReply, data).HasField("again"):
+    if data is not None and not codec.decode(ps_pb2.PullReply, data, codec.MANIFEST_LIMIT).HasField(
+        "again"
+    ):
         raise CodecError(Code.MALFORMED, "Found a message where a download has none.")
     return data is not None

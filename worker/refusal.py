@@ -11,6 +11,12 @@ from grpc import StatusCode
 
 from varangian.protos.codec import Code
 from varangian.protos.headers import CODE, ROUND
+from varangian.protos.text import escaped
+
+CODE_LIMIT, SENTENCE_LIMIT = 40, 1000
+"""Characters of what a server says that reach a log or a terminal, with control characters escaped."""
+DIGITS = 20
+"""Of the number of a round, which has 64 bits."""
 
 
 class Kind(Enum):
@@ -64,7 +70,7 @@ HINTS = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """A failed call, without gRPC."""
+    """A failed call, without gRPC; what the other end said is safe to print."""
 
     status: StatusCode
     code: str
@@ -79,9 +85,9 @@ class Refusal:
         round = trailing.get(ROUND, "")
         return cls(
             error.code(),
-            trailing.get(CODE, ""),
-            error.details() or "",
-            int(round) if round.isascii() and round.isdigit() else None,
+            escaped(trailing.get(CODE, ""), CODE_LIMIT),
+            escaped(error.details() or "", SENTENCE_LIMIT),
+            int(round) if len(round) <= DIGITS and round.isascii() and round.isdigit() else None,
         )
 
     @property

@@ -127,7 +127,7 @@ async def upload(
                 else:
                     transfer = Transfer.of("push", manifest, worker, outgoing.size)
                     await _beside(call, outgoing, partial(shown.on, transfer=transfer), quiet, use)
-        return codec.decode(ps_pb2.PushReply, await quiet.broken_by(call))
+        return codec.decode(ps_pb2.PushReply, await quiet.broken_by(call), codec.MANIFEST_LIMIT)
 
 
 async def _sent(call: Any, outgoing: Outgoing, pace: Pace, quiet: Silence) -> None:

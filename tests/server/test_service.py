@@ -1003,6 +1003,32 @@ async def listen(port, host="127.0.0.1"):
         )
 
 
+EVIL = "\x1b[2J\x1b]0;owned\x07\r\nINFO all is well\u202e" + "x" * 5000
+
+
+def test_what_a_worker_says_is_one_printable_line_of_the_log_and_of_the_record(caplog):
+    caplog.set_level("INFO", "varangian")
+
+    @scenario
+    async def story():
+        async with world() as this, this.raw() as raw, this.raw("w01") as other:
+            await raw.join(software=EVIL)
+            async with refusal(FAILED, "LAYOUT"):
+                await raw.join(layout=EVIL)
+            async with refusal(FAILED, "RUN"):
+                await other.send(manifest(run_id=EVIL), chunk(0, ZEROS))
+            await this.driver.decline("w00", 0, EVIL)
+            said = this.driver.status()
+            assert said.declined["w00"].isprintable()
+            assert said.sentence.isprintable()
+            assert len(said.declined["w00"]) <= 200
+
+    story()
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("varangian")]
+    assert sum("owned" in line for line in lines) == 3
+    assert all(line.isprintable() and len(line) < 1200 for line in lines)
+
+
 @scenario
 async def test_a_refusal_is_logged_once_for_each_worker_and_code():
     heard = []

@@ -32,6 +32,7 @@ from varangian.protos.layout import Layout
 from varangian.worker.backoff import Backoff
 from varangian.worker.channel import described
 from varangian.worker.client import Client, ClientError, Finished, Receipt
+from varangian.worker.loop import work
 
 
 @scenario
@@ -67,6 +68,73 @@ async def test_a_claim_does_not_wait_for_a_name_that_is_taken():
         assert client.naps == []
         assert await client.claim()
         assert len(client.naps) == 1
+
+
+EVIL = "\x1b[2J\x1b]0;owned\x07\r\n12:00:00 INFO all is well\u202e\u2066" + "x" * 1500
+
+
+def of_server(step):
+    """A step of a script whose server wants to steer the terminal of a worker."""
+    return {
+        "Join": lambda: ("Join", refuse(grpc.StatusCode.PERMISSION_DENIED, "UNKNOWN_WORKER", EVIL)),
+        "join without a code": lambda: ("Join", refuse(grpc.StatusCode.UNIMPLEMENTED, None, EVIL)),
+        "a round without end": lambda: ("Join", refuse(INTERNAL, "X" * 999, EVIL, round="9" * 5000)),
+        "silence": lambda: ("Pull", refuse(grpc.StatusCode.UNAVAILABLE, None, EVIL)),
+        "Pull": lambda: ("Pull", refuse(grpc.StatusCode.FAILED_PRECONDITION, "LAYOUT", EVIL)),
+        "the run": lambda: ("Pull", run_of(EVIL)),
+        "Push": lambda: ("Push", refuse(grpc.StatusCode.FAILED_PRECONDITION, "STALE", EVIL)),
+        "Finished": lambda: ("Pull", pulls({"finished": ps_pb2.Finished(reason=EVIL)})),
+    }[step]()
+
+
+INTERNAL = grpc.StatusCode.INTERNAL
+
+
+def run_of(run_id):
+    manifest = Contract(run_id, LAYOUT).manifest(4, bytes(16))
+    return pulls({"manifest": manifest})
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "Join",
+        "join without a code",
+        "a round without end",
+        "silence",
+        "Pull",
+        "the run",
+        "Push",
+        "Finished",
+    ],
+)
+def test_what_a_server_says_steers_no_terminal_and_is_cut(step, caplog):
+    """All that a worker logs, raises or returns is printable, on one line, and not long."""
+    caplog.set_level("DEBUG", "varangian")
+    said = []
+
+    @scenario
+    async def story():
+        script = Script()
+        name, answer = of_server(step)
+        script.steps[name] = [answer]
+        if name == "Push":
+            script.steps["Pull"] = [script.parameters, pulls({"finished": ps_pb2.Finished(reason="done")})]
+        async with client_of(script, tries=4) as client:
+            try:
+                said.append(await work(client, vector))
+            except ClientError as error:
+                said.append(str(error))
+
+    async def vector(round, parameters):
+        return VECTOR
+
+    story()
+    said += [record.getMessage() for record in caplog.records if record.name.startswith("varangian")]
+    assert any("all is well" in line for line in said)
+    for line in said:
+        assert line.isprintable()
+        assert len(line) < 2000
 
 
 @scenario

@@ -23,6 +23,7 @@ from varangian.protos.address import AddressError, loopback, parse
 from varangian.protos.bundle import KEY, REVOKED, Bundle, BundleError
 from varangian.protos.dial import PROXY, ignored, proxy
 from varangian.protos.seal import missing
+from varangian.protos.text import quoted
 from varangian.server.authority import HOME, SERVER
 from varangian.server.revoked import fingerprint, fingerprints
 
@@ -195,5 +196,7 @@ def _same_release(software: str) -> Finding:
     if theirs == __version__:
         return Finding("release", True, f"both ends are {__version__}")
     return Finding(
-        "release", False, f"both ends should be one release. Here {__version__}, there {theirs!r:.40}."
+        "release",
+        False,
+        f"both ends should be one release. Here {__version__}, there {quoted(theirs, 40)}.",
     )
