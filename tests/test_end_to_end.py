@@ -5,10 +5,12 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -22,6 +24,7 @@ from varangian.config import load
 pytestmark = pytest.mark.slow
 
 PATIENCE = patience(60)
+ADDRESS = re.compile(r"127\.0\.0\.1:\d+")
 SMALL = ["data=synthetic", "model=softmax", "workers=5", "f=1", "rounds=5", "worker.batch_size=8"]
 
 
@@ -300,6 +303,40 @@ def test_an_output_that_nobody_reads_stops_neither_rounds_nor_signals(started, t
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "result.json").read_text())["reason"] == "stopped by SIGTERM"
     assert session_ends(command.pid)
+
+
+@pytest.mark.exhaustive
+def test_a_worker_that_is_killed_again_and_again_is_never_faulty(started, tmp_path, monkeypatch):
+    monkeypatch.setenv("VARANGIAN_SECRET", "a secret of sixteen bytes")
+    settings = [*SMALL, "rounds=1000000", "aggregator=median", "model.mlp.hidden=8000"]
+    server = started("server", *settings, "--bind", "127.0.0.1:0", "--format", "json")
+    place = []
+    watch = threading.Thread(target=lambda: place.extend(ADDRESS.findall(line) for line in server.stderr))
+    watch.start()
+    assert eventually(lambda: any(place)), place
+    (address,) = next(filter(None, place))
+    names = [f"--name=w0{i}" for i in range(1, 5)]
+    started("worker", *settings, "--server", address, *names)
+    records = []
+
+    def took_part(times):
+        """Read records until w00 was in so many of them."""
+        while times:
+            records.append(json.loads(server.stdout.readline()))
+            times -= records[-1].get("skipped", "") is None and "w00" not in records[-1]["missing"]
+
+    for life in range(3):
+        worker = started("worker", *settings, "--server", address, "--name=w00")
+        took_part(2)
+        time.sleep(0.013 * life)  # at another place of its round each time
+        worker.kill()
+    started("worker", *settings, "--server", address, "--name=w00")
+    took_part(2)
+    server.send_signal(signal.SIGTERM)
+    records += map(json.loads, server.stdout)
+    assert server.wait(PATIENCE) == 128 + signal.SIGTERM
+    watch.join()
+    assert not [record["round"] for record in records if record.get("dropped")]
 
 
 def test_the_demo_ends_in_a_table_and_a_picture(tmp_path, capsys):

@@ -111,7 +111,7 @@ class Run:
         self.learner = Learner(torch.ones(layout.numel), aggregator, Sgd(lr=0.5), rounds=rounds, seed=1)
         self.service = {key: options.pop(key) for key in SERVICE if key in options}
         self.driver = Driver(
-            RoundMachine(policy),
+            options.pop("machine", None) or RoundMachine(policy),
             self.learner,
             evaluate=lambda _: (0.0, 0.0),
             evaluate_every=100,
@@ -151,7 +151,7 @@ class Run:
             address,
             name,
             proof or self.roster.token(name),
-            self.layout,
+            options.pop("layout", self.layout),
             **{"backoff": PATIENT, "idle": 20.0} | options,
         )
 

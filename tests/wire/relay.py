@@ -84,7 +84,7 @@ class Relay:
         self.target = host, int(port)
         self.up, self.down = Way(rate), Way(rate)
         self.fates = list(fates)
-        self.connections = 0
+        self.connections, self.broken = 0, 0
         self._small = isfinite(rate)
         self._relays = set[asyncio.Task[None]]()
 
@@ -130,6 +130,7 @@ class Relay:
         finally:
             for end in ends:
                 end.transport.abort()
+            self.broken += fate is not WHOLE
 
     async def _moved(self, fate: Fate, *ways) -> None:
         """Both ways until one of them ends, or for ever after it."""
