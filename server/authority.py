@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from varangian.protos.bundle import CA, CERTIFICATE, KEY, REQUEST, REVOKED, Role
+from varangian.protos.text import escaped
 from varangian.server import x509
 from varangian.server.revoked import fingerprint, fingerprints
 from varangian.server.roster import NAME
@@ -145,12 +146,22 @@ class Authority:
         return x509.cluster((self.home / CERTIFICATE).read_bytes())
 
     def issued(self) -> list[Issued]:
-        """Every certificate that was ever made, oldest first."""
+        """Every certificate that was ever made, oldest first.
+
+        Raises:
+            AuthorityError: the list of them is damaged.
+        """
         try:
             lines = (self.home / ISSUED).read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
-        return [Issued(**json.loads(line)) for line in lines]
+        try:
+            return [Issued(**json.loads(line)) for line in lines]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AuthorityError(
+                f"{self.home / ISSUED} should have one certificate in each line, as JSON. "
+                f"Reading it says: {escaped(str(error))}."
+            ) from None
 
     def revoked(self) -> frozenset[str]:
         """Fingerprints of those that count no longer."""

@@ -22,6 +22,8 @@ NOTHING: Any = object()
 """Stands for a value that was not there; None is a value."""
 
 
+SHOWN = 300
+"""Characters of a value that a message repeats."""
 FIXES = "{fixes}"
 """Where the fixes of a problem go in its hint."""
 
@@ -60,7 +62,7 @@ class Problem:
     """Suggestions; whoever reads a configuration keeps those that work (`solved`)."""
 
     def __str__(self) -> str:
-        found = "" if self.value is NOTHING else f" Found {self.value!r}."
+        found = "" if self.value is NOTHING else f" Found {shown(self.value)}."
         hint = self.solved([fix.shown(fix.values[0]) for fix in self.fixes if fix.values]).hint
         return f"{self.path or '(top level)'}: {self.rule}.{found}{f' {hint}' if hint else ''}"
 
@@ -74,6 +76,12 @@ class Problem:
             kept = before[: max(before.rfind(": "), before.rfind(". "), 0)]
             hint = f"{kept.rstrip('.')}." if kept else ""
         return dataclasses.replace(self, hint=hint, fixes=())
+
+
+def shown(value: Any) -> str:
+    """A value as a message repeats it, in at most so many characters."""
+    text = repr(value[:SHOWN] if isinstance(value, str | bytes | list | tuple) else value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def fixes(**values: Any) -> tuple[Fix, ...]:

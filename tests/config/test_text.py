@@ -1,7 +1,11 @@
+import contextlib
 import math
+from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from varangian.config.text import dump, parse, read
 from varangian.registry import ConfigError
@@ -39,6 +43,13 @@ def test_not_a_number_is_a_number():
     assert math.isnan(parse(".nan", "here"))
 
 
+TAGS = [f"!!{kind} " for kind in ("int", "float", "bool", "null", "str", "seq", "map", "set", "binary")]
+PARTS = [*"[]{},:&*!?-<|>'\\\"\n #x9~", "&a", "*a", "<<", "!!", "- ", ": ", *TAGS]
+WIDE = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+BOMB = WIDE + "".join(f"a{i + 1}: &a{i + 1} [{f'*a{i}, ' * 9}]\n" for i in range(200))
+"""Nine times as many values in each line: without a bound there is no memory for the tenth."""
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -57,13 +68,43 @@ def test_not_a_number_is_a_number():
         ("1: x", "keys should be text. Found 1"),
         ("[" * 40 + "]" * 40, "should nest at most 32 levels"),
         ("[" * 20_000, "should nest at most 32 levels"),
-        ("a: &a [*a]", "should nest at most 32 levels"),
+        ("{a: " * 40, "column 130: is not valid YAML: should nest at most 32 levels"),
+        ("a: &a [*a]", "line 1, column 8: is not valid YAML: an alias should not stand inside"),
+        ("".join(f"- &{i} [*{i - 1}]\n" if i else "- &0 x\n" for i in range(40)), "line 33, column 8"),
+        (BOMB, "line 5, column 5: is not valid YAML: should have at most 50000 values, those that"),
+        (BOMB.replace("[", "{<<: [").replace("]", "]}"), "should have at most 50000 values"),
+        ("[" + "*a, " * 9 + "]", "found undefined alias"),
+        ("x" * 600_000, "run.yaml: should have at most 524288 characters."),
+        ("a: " + "9" * 5000, "line 1, column 4: is not valid YAML: should be a whole number of at most 40"),
+        ("a: 0x" + "f" * 5000, "should be a whole number of at most 40 digits"),
+        ("a: ." + "9" * 5000, "should be a number of at most 40 digits"),
+        ("!!float 1:1:1", "should be a number"),
+        ("!!bool x", "should be true or false"),
+        ("!!timestamp x", "could not determine a constructor"),
+        ("!!binary eA==", "could not determine a constructor"),
+        ("!!map x", "expected a mapping node"),
     ],
 )
 def test_what_is_not_a_configuration_is_one_error(text, said):
     with pytest.raises(ConfigError, match=r"\A.*\Z") as error:
         parse(text, "run.yaml")
     assert said in str(error.value)
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=25))
+def test_any_text_is_a_value_or_one_error(parts):
+    with contextlib.suppress(ConfigError):
+        parse("".join(parts), "run.yaml")
+
+
+def test_anchors_and_merges_work():
+    text = "a: &a {x: 1, y: 3}\np: {q: &b {<<: *a, x: 2}}\nc: {<<: *b, z: *a}"
+    assert parse(text, "here")["c"] == {"x": 2, "y": 3, "z": {"x": 1, "y": 3}}
+
+
+def test_an_endless_file_is_one_error():
+    with pytest.raises(ConfigError, match="at most 524288 characters"):
+        read(Path("/dev/zero"))
 
 
 def test_an_alias_is_a_copy():

@@ -77,6 +77,14 @@ def test_the_book_names_every_certificate(authority):
     assert "PRIVATE" not in line
 
 
+@pytest.mark.parametrize("line", ["no json", "[1]", '{"name": 1}', "3", "[" * 100_000, "9" * 9999])
+def test_a_damaged_book_is_one_sentence(authority, line):
+    with (authority.home / "issued").open("a") as book:
+        book.write(f"{line}\n")
+    with pytest.raises(AuthorityError, match="issued should have one certificate in each line"):
+        authority.issued()
+
+
 def test_revoking_a_name_reaches_all_its_certificates_and_every_server(authority, tmp_path):
     authority.issue("server", Role.SERVER, days=1, into=tmp_path / "elsewhere")
     first = authority.issue("w00", Role.WORKER, days=1)

@@ -91,7 +91,7 @@ def _built(folder: Path, tensors: Mapping[str, Tensor], known: Mapping[str, str]
         module = config.model.build(features, outputs)
         # What could not be saved is as the model makes it.
         module.load_state_dict(tensors, strict=not json.loads(known["left_out"]))
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # a RecursionError is a RuntimeError
         raise RunError(f"the model of {folder} does not take what was saved: {error}") from error
     return module.eval()
 

@@ -48,7 +48,10 @@ def series(folder: Path) -> Series:
     """
     found: Series = {}
     for record in records(folder):
-        numbers = {name: record.get(name) for name in SCORES} | (record.get("metrics") or {})
+        metrics = record.get("metrics")
+        numbers = {name: record.get(name) for name in SCORES} | (
+            metrics if isinstance(metrics, dict) else {}
+        )
         for name, value in numbers.items():
             if isinstance(value, int | float):
                 found.setdefault(name, []).append((record["round"] + 1, value))
@@ -64,8 +67,11 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
                 if line.endswith("\n"):  # another line may be on its way
-                    yield json.loads(line)
+                    record = json.loads(line)
+                    if not isinstance(record, dict) or not isinstance(record.get("round"), int):
+                        raise ValueError("Found something else than the record of a round.")
+                    yield record
     except OSError as error:
         raise CommandError(f"{folder} should be the folder of a run. {RECORD}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CommandError(f"{path} should have a JSON object in each line: {error}") from error
