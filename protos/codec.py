@@ -103,7 +103,11 @@ def decode(message: type[M], data: bytes, limit: int = MESSAGE_LIMIT) -> M:
 
 
 def digest(payload: bytes | memoryview) -> bytes:
-    """xxh3 of a payload, 128 bits: it finds damage, at the speed of memory, and does not stop a forger."""
+    """xxh3 of a payload, 128 bits: it finds damage, at the speed of memory, and does not stop a forger.
+
+    Under TLS nobody else can change what is sent. In clear text whoever can change a payload can change its
+    digest as well, or read the token that a keyed digest would be made with.
+    """
     return xxhash.xxh3_128_digest(payload)
 
 

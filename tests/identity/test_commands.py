@@ -19,7 +19,7 @@ from varangian.cli.cluster import as_served
 from varangian.cli.doctor import _payloads
 from varangian.cli.main import main
 from varangian.cli.parser import parse
-from varangian.cli.security import Choice, check, choice
+from varangian.cli.security import Choice, check, choice, warn
 from varangian.config import loads
 from varangian.config.build import learner
 from varangian.protos import ps_pb2
@@ -283,6 +283,15 @@ def test_a_network_without_tls_must_be_asked_for(host, tmp_path):
         check(Choice(None, insecure=False), host)
     check(Choice(None, insecure=True), host)
     check(Choice(tmp_path, insecure=False), host)
+
+
+@pytest.mark.parametrize(("host", "certs", "said"), [("a.test", 0, 1), ("::1", 0, 0), ("a.test", 1, 0)])
+def test_a_network_without_tls_is_a_warning(host, certs, said, caplog, tmp_path):
+    warn(Choice(tmp_path if certs else None, insecure=not certs), host)
+    assert len(caplog.messages) == said
+    assert all(
+        "without TLS tokens and digests protect against accidents only" in m for m in caplog.messages
+    )
 
 
 @pytest.mark.parametrize(

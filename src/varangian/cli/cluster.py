@@ -22,7 +22,7 @@ from varangian.cli.classes import asks_for_classes, classes_at
 from varangian.cli.main import CommandError
 from varangian.cli.progress import Progress, progress
 from varangian.cli.run import exit_code, with_shortcuts
-from varangian.cli.security import Choice, check, check_address, choice
+from varangian.cli.security import Choice, check, check_address, choice, warn
 from varangian.cli.tokens import held, proofs, secret
 from varangian.config import RunConfig, load
 from varangian.config.build import byzantine_names, honest_names, task, worker_names
@@ -45,6 +45,7 @@ def server(args: argparse.Namespace) -> int:
     config = as_served(config, chosen)
     identity = secret() if chosen.certs is None else _security(chosen.certs)
     log_to_stderr(logging.WARNING)
+    warn(chosen, config.server.host)
     try:
         with progress(args.format, config.rounds, ()) as shown:
             result = asyncio.run(_serve(config, identity, shown))
@@ -66,6 +67,7 @@ def worker(args: argparse.Namespace) -> int:
         raise ConfigError([Problem("byzantine.attack", "is needed by a Byzantine worker", hint=hint)])
     shown = proofs(chosen, args.server, tokens) if way.certs is None else _bundles(chosen, way.certs)
     log_to_stderr(logging.INFO)
+    warn(way, parse(args.server)[0])
     threads, one_of, patience = config.worker.threads, args.claim is not None, config.worker.patience
     todo = task(config)
     if asks_for_classes(config):

@@ -18,7 +18,7 @@ import grpc
 from varangian import __version__
 from varangian.cli.health import bundle_for, status, why
 from varangian.cli.main import FAILED, OK
-from varangian.cli.security import choice
+from varangian.cli.security import CLEAR_TEXT, choice
 from varangian.protos.address import AddressError, loopback, parse
 from varangian.protos.bundle import KEY, REVOKED, Bundle, BundleError
 from varangian.protos.dial import PROXY, ignored, proxy
@@ -156,8 +156,8 @@ def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Fin
     yield _same_release(reply.software)
     yield _payloads(where[0], addresses, reply.data_port, bundle, timeout)
     if bundle is None and not loopback(where[0]):
-        rule = "the connection should be encrypted beyond this machine. Add --certs DIR at both ends."
-        yield Finding("encryption", False, rule)
+        rule = f"the connection should be encrypted beyond this machine: {CLEAR_TEXT}."
+        yield Finding("encryption", False, f"{rule} Add --certs DIR at both ends.")
 
 
 def _proxies(server: str, variables: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,12 @@ from varangian.registry import ConfigError, Problem
 
 CERTS, INSECURE = "VARANGIAN_CERTS", "VARANGIAN_INSECURE"
 OFF = ("", "0", "false", "no")
+CLEAR_TEXT = (
+    "without TLS tokens and digests protect against accidents only: whoever is on the way can read a "
+    "token, speak for its worker, and change vectors, models and answers unnoticed"
+)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,3 +65,9 @@ def check_address(chosen: Choice, address: str) -> None:
     except AddressError as error:
         raise ConfigError([Problem("--server", error.rule, error.found, error.hint)]) from None
     check(chosen, host)
+
+
+def warn(chosen: Choice, host: str) -> None:
+    """Say in the log what a network without TLS does not protect against, where one is used."""
+    if chosen.certs is None and not loopback(host):
+        log.warning("security: %s", CLEAR_TEXT)
