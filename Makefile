@@ -3,6 +3,7 @@
 #   VENV=/elsewhere make test      another place
 PYTHON ?= python3
 VENV ?= .venv
+LOCK ?= requirements.lock
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -22,7 +23,7 @@ test_ready := $(VENV)/.test-ready
 dev_ready := $(VENV)/.dev-ready
 kernels := setup.py $(wildcard aggregators/kernels/*.[ch])
 
-.PHONY: help demo test test-all test-isa test-oldest dev lint format types contracts check proto proto-check build wheelhouse compose-demo clean
+.PHONY: help demo test test-all test-isa test-oldest dev lint format types contracts check proto proto-check build wheelhouse lock compose-demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -75,9 +76,12 @@ build: $(dev_ready) ## sdist and wheel in dist/
 	rm -rf dist build
 	$(bin)/python -m build --quiet
 
-wheelhouse: $(VENV)/bin/python ## wheels for building the image without an index
-	$(pip) wheel --quiet -c constraints.txt --wheel-dir wheelhouse '.[certs]' setuptools
-	rm -f wheelhouse/varangian-*.whl
+wheelhouse: $(VENV)/bin/python ## wheels for building the image without an index; LOCK as in .env.example
+	$(pip) download --quiet --require-hashes --only-binary :all: --dest wheelhouse -r $(LOCK)
+
+lock: $(VENV)/bin/python ## requirements*.lock: the hashes of everything that the image installs
+	$(install) uv
+	.ci/lock $(bin)/uv
 
 compose-demo: ## the cluster in containers: flag holds, the mean does not
 	.ci/compose

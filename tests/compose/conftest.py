@@ -9,10 +9,10 @@ REFERENCE = re.compile(r"\$\{(\w+):?-?([^}]*)\}")
 
 
 class ComposeFile:
-    """docker-compose.yml with its variables not yet replaced."""
+    """A compose file with its variables not yet replaced."""
 
-    def __init__(self):
-        self.text = (ROOT / "docker-compose.yml").read_text()
+    def __init__(self, name="docker-compose.yml"):
+        self.text = (ROOT / name).read_text()
         self.content = yaml.safe_load(self.text)
         self.services = self.content["services"]
         self.variables = dict(REFERENCE.findall(self.text))
@@ -30,3 +30,9 @@ class ComposeFile:
 @pytest.fixture(scope="session")
 def compose():
     return ComposeFile()
+
+
+@pytest.fixture(scope="session")
+def apart():
+    """What gives each honest worker a volume of its own."""
+    return ComposeFile("docker-compose.apart.yml")

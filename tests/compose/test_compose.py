@@ -9,9 +9,13 @@ import time
 
 import pytest
 
+from varangian.cli.main import CommandError
 from varangian.cli.parser import parse
+from varangian.cli.provision import provide
 from varangian.cli.security import choice
 from varangian.config import load
+from varangian.protos.bundle import Bundle, Role
+from varangian.registry import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ("certs", "server", "worker", "byzantine")
@@ -88,30 +92,98 @@ def test_tls_is_on_unless_it_is_turned_off(compose, monkeypatch, value, tls):
     assert choice(args).insecure is not tls
 
 
-def scripted(compose, **environment):
-    """The commands of the service that makes certificates."""
-    (script,) = compose.services["certs"]["command"]
-    lines = [shlex.split(line) for line in compose.filled(script, **environment).splitlines()]
-    assert compose.services["certs"]["entrypoint"] == ["sh", "-euc"]
-    assert {line[0] for line in lines} == {"varangian"}
-    return [parse(line[1:]) for line in lines]
+def provision(compose, **environment):
+    """The command of the service that makes certificates and tokens."""
+    words = compose.services["certs"]["command"]
+    assert isinstance(words, list)
+    return parse([compose.filled(word, **environment) for word in words])
 
 
-def test_certificates_are_made_where_the_volumes_are(compose):
-    init, *issued = [args for args in scripted(compose) if args.command == "certs"]
-    places = mounts(compose, "certs")
-    assert f"{init.dir}/authority" == places["authority"]
-    assert [args.into for args in issued] == [
-        places[f"{name}-certs"] for name in ("server", "honest", "byzantine")
-    ]
-    assert issued[0].server == ["server"]
-    assert [args.claim for args in issued[1:]] == ["honest", "byzantine"]
-    assert all(args.keep for args in (init, *issued))
+HARMFUL = "x; touch harm $(touch harm) `touch harm` --force --apart"
 
 
-def test_the_settings_of_the_run_decide_who_gets_a_certificate(compose):
-    settings = {"SETTINGS": "workers=7 f=1"}
-    assert [args.names for args in scripted(compose, **settings)[2:]] == [["workers=7", "f=1"]] * 4
+def test_no_setting_reaches_a_shell_or_the_words_of_a_command(compose, apart):
+    """What a user sets is the value of one variable, or one argument of the command."""
+    for file in (compose, apart):
+        for service in file.services.values():
+            assert not {"sh", "-c", "bash"} & set(service.get("entrypoint", []))
+            assert isinstance(service.get("command", []), list) or "$" not in service["command"]
+    assert provision(compose, TLS_HOSTS=HARMFUL).hosts == HARMFUL
+    assert provision(compose, SETTINGS=HARMFUL) == provision(compose)
+    for name in NAMES:
+        assert compose.settings(name, SETTINGS=HARMFUL)["VARANGIAN_SETTINGS"] == HARMFUL
+
+
+def test_what_is_harmful_in_settings_or_hosts_is_refused(compose, tmp_path):
+    settings = compose.settings("certs", SETTINGS=HARMFUL)
+    with pytest.raises(ConfigError, match="VARANGIAN_SETTINGS: should be key=value"):
+        load(None, [], settings, whole=False)
+    args = provision(compose, TLS_HOSTS=HARMFUL)
+    args.dir = str(tmp_path / "certs")
+    with pytest.raises(CommandError, match="--hosts should be a host name or an IP address"):
+        provide(args)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def provided(compose, tmp_path, monkeypatch):
+    """Run the service `certs` with other values of its variables; the folder that it fills."""
+    pytest.importorskip("cryptography")
+
+    def run(file=compose, **environment):
+        for name, value in compose.settings("certs", **environment).items():
+            monkeypatch.setenv(name, value)
+        args = provision(file, **environment)
+        args.dir = args.dir.replace("/certs", str(tmp_path))
+        provide(args)
+        return tmp_path
+
+    return run
+
+
+SMALL = {"TOTAL": "4", "BYZANTINE": "1", "F": "1", "SETTINGS": "aggregator=median"}
+SMALL["TLS_HOSTS"] = "server, a.b"
+
+
+def test_certificates_are_made_where_the_volumes_are(compose, provided):
+    folder = provided(**SMALL)
+    volumes = {
+        name: place.replace("/certs", str(folder)) for name, place in mounts(compose, "certs").items()
+    }
+    found = {name: sorted(os.listdir(place)) for name, place in volumes.items()}
+    assert found == {
+        "authority": ["cert.pem", "issued", "key.pem", "revoked"],
+        "server-certs": ["secret", "server"],
+        "honest-certs": ["tokens", "w00", "w01", "w02"],
+        "byzantine-certs": ["tokens", "w03"],
+    }
+    assert {"server", "a.b"} <= set(Bundle.load(folder / "server" / "server", Role.SERVER).hosts)
+
+
+def test_what_is_good_is_kept_at_the_next_start(provided, capsys):
+    provided(**SMALL)
+    capsys.readouterr()
+    provided(**SMALL)
+    assert "made" not in "".join(capsys.readouterr())
+
+
+def test_apart_each_honest_worker_has_a_volume_of_its_own(compose, apart, provided):
+    honest = [name for name in apart.services if name not in NAMES]
+    places = mounts(apart, "certs")
+    assert [places[f"{name}-certs"] for name in honest] == [f"/certs/apart/{name}" for name in honest]
+    assert len(honest) == int(documented()["WORKERS"])
+    assert apart.services["worker"]["deploy"]["replicas"] == 0
+    usual = compose.services["worker"]
+    for name in honest:
+        service = apart.services[name]
+        assert mounts(apart, name) == {f"{name}-certs": "/certs"}
+        own = service | {"volumes": usual["volumes"], "deploy": usual["deploy"]}
+        assert own == {key: value for key, value in usual.items() if key != "build"}
+    folder = provided(apart, **SMALL)
+    assert sorted(os.listdir(folder / "apart")) == ["w00", "w01", "w02"]
+    assert sorted(os.listdir(folder / "apart" / "w01")) == ["tokens", "w01"]
+    assert (folder / "apart" / "w01" / "tokens").read_text().startswith("w01:")
+    assert not (folder / "honest").exists()
 
 
 def test_ports_are_open_to_this_host_only(compose):
@@ -128,7 +200,9 @@ def test_a_container_has_no_more_than_it_needs(compose, name):
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["tmpfs"] == ["/tmp"]
-    assert {"pids_limit", "mem_limit", "stop_grace_period", "logging"} <= service.keys()
+    assert {"pids_limit", "mem_limit", "cpus", "stop_grace_period", "logging"} <= service.keys()
+    assert service["ulimits"]["core"] == 0
+    assert 1024 < service["ulimits"]["nofile"]["soft"] <= service["ulimits"]["nofile"]["hard"]
     assert not {"privileged", "pid", "devices"} & service.keys()
     assert service.get("network_mode", "none") == "none"
 
@@ -206,12 +280,10 @@ def test_everybody_finds_the_server(compose):
     assert {command(compose, name).server for name in REPLICATED} == {f"server:{port}"}
 
 
-def test_the_secret_of_tokens_is_drawn_and_only_the_server_has_it(compose):
-    *_, honest, byzantine = scripted(compose)
-    volumes = mounts(compose, "certs")
-    assert {args.secret for args in (honest, byzantine)} == {f"{volumes['server-certs']}/secret"}
-    for kind, args in (("honest", honest), ("byzantine", byzantine)):
-        assert (args.claim, args.out) == (kind, f"{volumes[f'{kind}-certs']}/tokens")
+def test_the_secret_of_tokens_is_drawn_and_only_the_server_has_it(compose, provided):
+    folder = provided(**SMALL)
+    assert len((folder / "server" / "secret").read_text()) > 32
+    assert [file.name for file in folder.rglob("secret")] == ["secret"]
     assert compose.settings("server")["VARANGIAN_SECRET_FILE"] == "/certs/secret"
     for name in REPLICATED:
         assert not [key for key in compose.settings(name) if "SECRET" in key]
@@ -234,6 +306,34 @@ def test_the_image_runs_as_nobody_in_particular():
     found = dict(instructions())
     assert found["USER"] == "10001:10001"
     assert found["ENTRYPOINT"] == '["varangian"]'
+
+
+def test_the_base_image_is_pinned_by_digest(compose):
+    """The same one everywhere, and written once more where Dependabot reads it."""
+    (pinned,) = [line[1].partition("=")[2] for line in instructions() if line[1].startswith("BASE_IMAGE=")]
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+@sha256:[0-9a-f]{64}", pinned)
+    (renewed,) = re.findall(r"^FROM (.*)$", (ROOT / ".ci/base/Dockerfile").read_text(), re.MULTILINE)
+    assert {compose.variables["BASE_IMAGE"], documented()["BASE_IMAGE"], renewed} == {pinned}
+    bases = {line[1].split()[0] for line in instructions() if line[0] == "FROM"}
+    assert bases == {"${BASE_IMAGE}", "dependencies"}
+
+
+def test_the_image_installs_only_what_has_a_hash():
+    commands = [part for line in instructions() for part in line[1].split("&&")]
+    calls = [shlex.split(part) for part in commands if " -m pip " in part and "pip uninstall" not in part]
+    online = [words for words in calls if "--no-index" not in words]
+    assert len(calls) == 3
+    assert len(online) == 1
+    assert {"--require-hashes", "--only-binary", "-r"} <= set(online[0])
+    assert "--no-deps" not in online[0]
+
+
+def test_the_image_holds_no_installer_and_no_setuid_program():
+    commands = [part.strip() for line in instructions() for part in line[1].split("&&")]
+    last = max(number for number, line in enumerate(instructions()) if line[0] == "FROM")
+    assert [line for line in instructions()[last:] if "pip install" in line[1]] == []
+    assert any("pip uninstall" in part for part in commands)
+    assert "find / -xdev -type f -perm /6000 -exec chmod ug-s {} +" in commands
 
 
 def test_the_image_is_built_from_everything():

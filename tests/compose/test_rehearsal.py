@@ -72,13 +72,12 @@ def seen_at(compose, name, path):
 
 
 def certificates(compose, path):
-    """The commands of the service that makes them, one after the other; what they say."""
-    (script,) = compose.services["certs"]["command"]
-    local = compose.filled(script, **CHANGES).replace("/certs", f"{path}/certs")
-    script = local.replace("varangian ", f"{shlex.quote(sys.executable)} -m varangian ")
+    """The command of the service that makes them; what it says."""
+    words = [compose.filled(word, **CHANGES) for word in compose.services["certs"]["command"]]
+    words = [word.replace("/certs", f"{path}/certs") for word in words]
     environment = os.environ | compose.settings("certs", **CHANGES) | {"PYTHONPATH": str(SOURCE)}
-    shell = [*compose.services["certs"]["entrypoint"], script]
-    done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    program = [sys.executable, "-m", "varangian", *words]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

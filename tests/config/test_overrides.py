@@ -134,3 +134,23 @@ def test_the_environment_spells_dots_as_double_underscores():
         "VARANGIAN__F": "1",
     }
     assert applied({}, from_environment(environ), GROUPS) == {"f": 1, "server": {"port": 5000}}
+
+
+def test_one_variable_can_hold_several_settings_which_win_over_others():
+    environ = {"VARANGIAN__F": "1", "VARANGIAN_SETTINGS": "f=2 model='{cnn: {}}' seed=3"}
+    assert applied({}, from_environment(environ), GROUPS) == {"f": 2, "model": {"cnn": {}}, "seed": 3}
+    assert from_environment({"VARANGIAN_SETTINGS": " "}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("f=1 'seed=2", "no closing quotation"),
+        ("f=1 --insecure", "no options"),
+        ("run.yaml", "no configuration file"),
+        ("--output=x", "no options"),
+    ],
+)
+def test_what_else_stands_in_that_variable_is_refused(text, rule):
+    with pytest.raises(ConfigError, match=f"VARANGIAN_SETTINGS: should be key=value.*{rule}"):
+        from_environment({"VARANGIAN_SETTINGS": text})

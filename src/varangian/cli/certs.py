@@ -34,6 +34,7 @@ def command(args: argparse.Namespace) -> int:
     """Make, list or revoke certificates."""
     actions = {
         "init": init,
+        "cluster": cluster,
         "issue": issue,
         "request": request,
         "sign": sign,
@@ -60,6 +61,8 @@ def init(args: argparse.Namespace) -> None:
     made = Authority.create(path, args.days)
     print(f"made the authority {made.home}; keep key.pem on this machine, it can make anybody")
     print(f"its cluster is {made.cluster()}, as every certificate says")
+    if args.keep:
+        return  # a script goes on by itself
     print(f"next: varangian certs issue {args.dir} --server HOST...")
     print(f"      varangian certs issue {args.dir} w00 w01 ...")
 
@@ -68,7 +71,7 @@ def issue(args: argparse.Namespace) -> None:
     authority = Authority(Path(args.dir))
     role = Role.WORKER if args.server is None else Role.SERVER
     names = list(_names(args, role))
-    hosts = list(_hosts(args.server or ()))
+    hosts = hosts_of(args.server or ())
     into = Path(args.into) if args.into else authority.path
     if args.revoke_old and not (args.force or args.keep):
         raise CommandError("--revoke-old is for a bundle that is replaced. Add --force")
@@ -81,6 +84,13 @@ def issue(args: argparse.Namespace) -> None:
             name, role, hosts=hosts, days=args.days, into=into, force=force, revoke_old=args.revoke_old
         )
         print(f"made {into / name}, valid until {_date(made.ends)}")
+
+
+def cluster(args: argparse.Namespace) -> None:
+    # The settings take torch to read, and the other actions need none.
+    from varangian.cli.provision import provide
+
+    provide(args)
 
 
 def request(args: argparse.Namespace) -> None:
@@ -102,7 +112,7 @@ def sign(args: argparse.Namespace) -> None:
     made = authority.issue(
         args.name,
         role,
-        hosts=list(_hosts(args.server or ())),
+        hosts=hosts_of(args.server or ()),
         days=args.days,
         into=into,
         force=args.force,
@@ -164,17 +174,16 @@ def _names(args: argparse.Namespace, role: Role) -> Iterator[str]:
         )
 
 
-def _hosts(names: Iterable[str]) -> Iterator[str]:
+def hosts_of(names: Iterable[str], option: str = "--server") -> list[str]:
     """The names of a server, as a certificate spells them.
 
     Raises:
         CommandError: one is an address with a port, or no name at all.
     """
-    for name in names:
-        try:
-            yield certified(name)
-        except AddressError as error:
-            raise CommandError(f"--server {error}") from None
+    try:
+        return [certified(name) for name in names]
+    except AddressError as error:
+        raise CommandError(f"{option} {error}") from None
 
 
 def configured(kind: str, settings: list[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ EPILOG = """\
 settings:
   Every key=value replaces one setting of the configuration: aggregator=krum, aggregator=nnm+krum,
   'aggregator={krum: {select: 3}}', optimizer.lr=0.1. The same in the environment:
-  VARANGIAN__OPTIMIZER__LR=0.1.
+  VARANGIAN__OPTIMIZER__LR=0.1, or several at once: VARANGIAN_SETTINGS='optimizer.lr=0.1 model=cnn'.
   `varangian check` prints all settings, `varangian list aggregators` the names.
 
 exit codes:
@@ -198,6 +198,12 @@ def _certs(parser: argparse.ArgumentParser) -> None:
     issue.add_argument(
         "--keep", action="store_true", help="replace only those that do not last much longer"
     )
+    cluster = action("cluster", "Make whatever a cluster lacks: authority, bundles, secret and tokens.")
+    _settings(cluster)
+    cluster.add_argument(
+        "--hosts", default="localhost", metavar="HOSTS", help="of the server; by default localhost alone"
+    )
+    cluster.add_argument("--apart", action="store_true", help="a folder for each honest worker")
     action("list", "All certificates that were made, and whether they count.")
     revoke = action("revoke", "Let all certificates of a name, or a single one, count no longer.")
     revoke.add_argument("name", nargs="?", metavar="NAME")

@@ -37,15 +37,11 @@ def command(args: argparse.Namespace) -> int:
     """Print the tokens of some workers, or write them to a file that only its owner can read."""
     names = _names(args)
     try:
-        key = secret() if args.secret is None else _kept(Path(args.secret))
-        lines = "".join(f"{name}:{make_token(name, key)}\n" for name in names)
+        key = secret() if args.secret is None else kept(Path(args.secret))
         if args.out is None:
-            print(lines, end="")
+            print(_lines(names, key), end="")
         else:
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            write(Path(args.out), lines.encode(), PRIVATE)
-            many = "the token" if len(names) == 1 else f"{len(names)} tokens"
-            print(f"wrote {many} to {args.out}")
+            write_tokens(names, key, Path(args.out))
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -159,7 +155,7 @@ def _checked(key: bytes, where: str) -> bytes:
     return key
 
 
-def _kept(path: Path) -> bytes:
+def kept(path: Path) -> bytes:
     """The secret in a file; a new one where there is no such file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -173,6 +169,18 @@ def _kept(path: Path) -> bytes:
         os.fsync(stream.fileno())
     print(f"made a new secret in {path}; it stays at the server", file=sys.stderr)
     return key
+
+
+def write_tokens(names: Sequence[str], key: bytes, path: Path) -> None:
+    """Write the tokens of these workers to a file that only its owner can read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, _lines(names, key).encode(), PRIVATE)
+    many = "the token" if len(names) == 1 else f"{len(names)} tokens"
+    print(f"wrote {many} to {path}")
+
+
+def _lines(names: Sequence[str], key: bytes) -> str:
+    return "".join(f"{name}:{make_token(name, key)}\n" for name in names)
 
 
 def _names(args: argparse.Namespace) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ def load(
     Args:
         path: a YAML file; without one every setting has its default.
         overrides: `a.b=c`, in order; they win over `environ`, which wins over the file.
-        environ: variables, of which those named `VARANGIAN__A__B` count.
+        environ: variables, of which those named `VARANGIAN__A__B` count, and `VARANGIAN_SETTINGS`.
         whole: False for one program of a cluster, which need not be told everything.
 
     Raises:

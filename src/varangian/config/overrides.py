@@ -1,4 +1,4 @@
-"""`a.b=c` on the command line, and `VARANGIAN__A__B=c` in the environment.
+"""`a.b=c` on the command line; `VARANGIAN__A__B=c` and `VARANGIAN_SETTINGS` in the environment.
 
 An assignment replaces what stood there; it never merges. So `aggregator=flag` leaves nothing of the
 aggregator in the file. A path through a group (`aggregator.krum.select=3`) chooses that name: its fields
@@ -8,6 +8,7 @@ are kept when it is the present one, and another one is replaced.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from varangian.config.text import parse
 from varangian.registry import FIXES, ConfigError, Fix, Problem, join
 
 PREFIX = "VARANGIAN__"
+SETTINGS = "VARANGIAN_SETTINGS"
+"""The variable with several `a.b=c` in one, for what starts programs from a file, such as Compose."""
 _MIXING = re.compile(r"aggregator\.(\w+\.)?mix\.\d+")
 _PATH = re.compile(r"\w+(\.\w+)*")
 
@@ -43,10 +46,26 @@ class Assignment:
 
 
 def from_environment(environ: Mapping[str, str]) -> list[Assignment]:
-    """The variables `VARANGIAN__SERVER__PORT=5000`, in the order of their names."""
+    """`VARANGIAN__SERVER__PORT=5000` and others, in the order of their names; then VARANGIAN_SETTINGS."""
     found = sorted((key, value) for key, value in environ.items() if key.startswith(PREFIX))
     paths = [(key, key.removeprefix(PREFIX).lower().replace("__", "."), value) for key, value in found]
-    return [Assignment(path, _value(value, key), key) for key, path, value in paths]
+    single = [Assignment(path, _value(value, key), key) for key, path, value in paths]
+    return [*single, *_from_one_variable(environ.get(SETTINGS, ""))]
+
+
+def _from_one_variable(text: str) -> list[Assignment]:
+    """The assignments in VARANGIAN_SETTINGS: split at spaces and quotes as a shell does, and no more."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        rule = f"should be key=value settings, separated by spaces: {str(error).lower()}"
+        raise ConfigError([Problem(SETTINGS, rule, text)]) from None
+    wrong = [word for word in words if "=" not in word or not _PATH.fullmatch(word.partition("=")[0])]
+    if wrong:
+        rule = "should be key=value settings, separated by spaces; no options, and no configuration file"
+        hint = "Put a value with spaces into quotes."
+        raise ConfigError([Problem(SETTINGS, rule, word, hint) for word in wrong])
+    return from_command_line(words)
 
 
 def from_command_line(texts: Iterable[str]) -> list[Assignment]:
