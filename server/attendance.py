@@ -48,20 +48,17 @@ def tallied(policy: ParticipationPolicy, state: Participation) -> Tally:
     silent = [w for w in members if w not in state.held and w not in state.faults]
     uploading = uploads_of_use(state)
     complete = len(members) - len(silent) >= wanted
-    expected = () if complete else choice.expected(workers, state)
+    expected = set[Worker]() if complete else set(choice.expected(workers, state))
     away = tuple(w for w in silent if w not in uploading and is_away(state, w))
-    absent = tuple(w for w in silent if w in state.absent and w not in uploading and w not in away)
+    # Sets, because each event asks this of all workers: n lookups, and not n squared.
+    aside = uploading | set(away)
+    absent = tuple(w for w in silent if w in state.absent and w not in aside)
+    gone, excused = set(absent), state.declined.keys() | state.revoked.keys()
     early = not is_late(policy, state)
     return Tally(
         pushed=tuple(w for w in members if w in state.held),
         faulty=tuple(w for w in members if w in state.faults),
-        missing=tuple(
-            w
-            for w in silent
-            if w in expected
-            and w not in state.declined.keys() | state.revoked.keys()
-            and (w in absent or not early)
-        ),
+        missing=tuple(w for w in silent if w in expected and w not in excused and (w in gone or not early)),
         away=away,
         absent=absent,
         others=len(silent) - len(away) - len(absent),

@@ -156,6 +156,11 @@ class Roster:
         """The names that some process has spoken for."""
         return frozenset(self._claims)
 
+    def session(self, name: str) -> str | None:
+        """That of the process that speaks for a name, if there is one."""
+        claim = self._claims.get(name)
+        return None if claim is None else claim.session
+
     @property
     def present(self) -> frozenset[str]:
         """The names whose process is there now: it has a call open, or was heard of a moment ago."""

@@ -124,9 +124,11 @@ class Service:
         codec.check_protocol(request.protocol)
         self._check_common(worker, request.common)
         self._check_layout(request.layout)
+        before = self._roster.session(worker)
         self._roster.claim(*caller)
         self.presence.look()
-        log.info("%s joined with %s", worker, escaped(request.software, SOFTWARE))
+        if self._roster.session(worker) != before:  # not a sign of life of the same process
+            log.info("%s joined with %s", worker, escaped(request.software, SOFTWARE))
         return ps_pb2.JoinReply(
             protocol=codec.PROTOCOL,
             run_id=self._contract.run_id,

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from varangian.aggregators import Aggregator, Krum
+from varangian.config import load
+from varangian.config.build import machine
 from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import JOIN_LIMIT, MANIFEST_LIMIT, MESSAGE_LIMIT, PROTOCOL, Contract
 from varangian.protos.common import Common
 from varangian.protos.layout import TEXT_LIMIT, Layout
 from varangian.server.driver import Driver
-from varangian.server.events import RoundPolicy
+from varangian.server.events import Absent, Decline, Gone, Offer, Push, Ready, RoundPolicy, Tick
 from varangian.server.learner import Learner
 from varangian.server.optimizer import Sgd
 from varangian.server.roster import Roster
@@ -223,8 +225,8 @@ def test_no_other_message_costs_more_either(case):
     assert peak < 5 * size + BYTES
 
 
-def test_nothing_grows_with_the_number_of_messages():
-    """What is remembered is remembered for each worker, entry and code, not for each message."""
+def test_nothing_grows_with_the_number_of_messages(caplog):
+    """What is remembered and logged is so once for each worker, entry and code, not for each message."""
     world = World(Layout((("weight", (8,)),)))
 
     async def story(numbers):
@@ -247,10 +249,13 @@ def test_nothing_grows_with_the_number_of_messages():
             await world.call("push", world.push(round=i, content_digest=text[:16].encode()))
             await world.call("push", world.push(run_id=text))
 
+    caplog.set_level("INFO", "varangian")
     asyncio.run(story(range(20)))
+    caplog.clear()
     before = held(world.service)
     asyncio.run(story(range(20, 60)))
     assert held(world.service) == before
+    assert not caplog.records
 
 
 def held(root):
@@ -276,3 +281,37 @@ def held(root):
 def test_a_message_of_many_fields_is_not_parsed(size):
     with pytest.raises(codec.CodecError, match="at most 64 fields"):
         codec.decode(ps_pb2.JoinRequest, fields(UNKNOWN, size), JOIN_LIMIT)
+
+
+class Name(str):
+    """A name that counts how often it is compared with another one."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        Name.compared += 1
+        return str.__eq__(self, other)
+
+
+@pytest.mark.parametrize("way", ["sync", "async", "fedavg"])
+def test_an_event_compares_names_as_often_as_there_are_workers(way):
+    """And not as often as there are pairs of workers, whoever is absent, has declined or has pushed."""
+    config = load(None, ["workers=150", f"participation={way}", "aggregator=krum", "rounds=3", "f=0"])
+    made = machine(config)
+    workers = tuple(Name(name) for name in made.policy.workers)
+    object.__setattr__(made.policy, "workers", workers)
+    third = len(workers) // 3
+    events = [Ready(w, 0, 0.0) for w in workers if made.invites]
+    events += [Tick(5.0), *(Offer(w, 0, b"x" * 16, 5.0) for w in workers)]
+    events += [Gone(w, 0, 5.0) for w in workers[: 2 * third]]
+    events += [Decline(w, 0, "no", 5.0) for w in workers[:third]]
+    events += [Absent(w, 5.0) for w in workers[third : 2 * third]]
+    events += [Push(w, 0, b"x" * 16, 5.0) for w in workers[2 * third :]]
+    most = 0
+    for event in events:
+        Name.compared = 0
+        made.handle(event)
+        made.decision(5.0)
+        most = max(most, Name.compared)
+    assert most < 30 * len(workers)

@@ -1011,7 +1011,7 @@ def test_what_a_worker_says_is_one_printable_line_of_the_log_and_of_the_record(c
 
     @scenario
     async def story():
-        async with world() as this, this.raw() as raw, this.raw("w01") as other:
+        async with world() as this, this.raw(join=False) as raw, this.raw("w01") as other:
             await raw.join(software=EVIL)
             async with refusal(FAILED, "LAYOUT"):
                 await raw.join(layout=EVIL)
