@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import resource
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 BASE = 32
 """What a process with gRPC has open besides connections: libraries, logs, pipes, a file now and then."""
@@ -40,3 +47,52 @@ def refusal(what: str, workers: int, lane: bool) -> str | None:
         f"{what} needs up to {least} open files for {workers} workers, and this process may have {limit}. "
         f"Raise the limit with `ulimit -n {least}` in the shell that starts it,{save} or use fewer workers."
     )
+
+
+class Spare:
+    """A file descriptor that is kept for the moment at which the process has no other left.
+
+    `reading` gives it up for one read, and takes it again. Another thread may be faster at either; then the
+    read fails as it would have, and the next call tries to have a spare one again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = _taken()
+
+    def reading(self, read: Callable[[], T]) -> T:
+        """What `read` returns, also where all descriptors of the process are in use."""
+        try:
+            return read()
+        except Exception as error:
+            if not exhausted(error):
+                raise
+        with self._lock:
+            if self._held is not None:
+                os.close(self._held)
+            try:
+                return read()
+            finally:
+                self._held = _taken()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._held is not None:
+                os.close(self._held)
+            self._held = None
+
+
+def exhausted(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised for, says that there are no more file descriptors."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _taken() -> int | None:
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None

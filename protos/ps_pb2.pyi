@@ -158,7 +158,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("protocol", "run_id", "software", "round", "rounds", "finished", "sentence", "workers", "present", "refusals", "data_port", "classes")
+    __slots__ = ("protocol", "run_id", "software", "round", "rounds", "finished", "sentence", "workers", "present", "refusals", "data_port", "classes", "revoked", "warnings")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +171,8 @@ class StatusReply(_message.Message):
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
     DATA_PORT_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_id: str
     software: str
@@ -183,4 +185,6 @@ class StatusReply(_message.Message):
     refusals: str
     data_port: int
     classes: int
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., software: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., finished: bool = ..., sentence: _Optional[str] = ..., workers: _Optional[int] = ..., present: _Optional[int] = ..., refusals: _Optional[str] = ..., data_port: _Optional[int] = ..., classes: _Optional[int] = ...) -> None: ...
+    revoked: int
+    warnings: str
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., software: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., finished: bool = ..., sentence: _Optional[str] = ..., workers: _Optional[int] = ..., present: _Optional[int] = ..., refusals: _Optional[str] = ..., data_port: _Optional[int] = ..., classes: _Optional[int] = ..., revoked: _Optional[int] = ..., warnings: _Optional[str] = ...) -> None: ...

@@ -12,6 +12,9 @@ from varangian.server.roster import IdentityError, Stranger
 SENTENCE_LIMIT = 1000
 """Characters: a status travels in a header, and headers are small."""
 
+AGE = "AGE"
+"""The code of a call that stays open and ends because it did so for long enough."""
+
 CODEC_STATUS = {
     Code.PROTOCOL: StatusCode.FAILED_PRECONDITION,
     Code.RUN: StatusCode.FAILED_PRECONDITION,
@@ -43,6 +46,7 @@ STRANGER_STATUS = {
     Stranger.ROLE: StatusCode.PERMISSION_DENIED,
     Stranger.OTHER_CLUSTER: StatusCode.PERMISSION_DENIED,
     Stranger.REVOKED: StatusCode.PERMISSION_DENIED,
+    Stranger.EXPIRED: StatusCode.UNAUTHENTICATED,
 }
 
 
@@ -74,6 +78,13 @@ def stopping() -> Refused:
         "A worker should wait for the next server at this address. This one stops before its run is over."
     )
     return Refused(StatusCode.UNAVAILABLE, "STOPPING", sentence)
+
+
+def aged() -> Refused:
+    sentence = (
+        "A call that stays open should be made anew now and then, on a new connection. Make it again."
+    )
+    return Refused(StatusCode.UNAVAILABLE, "AGE", sentence)
 
 
 def replaced() -> Refused:

@@ -48,6 +48,8 @@ class Patience:
     """Seconds in which they have to."""
     idle: float = 60.0
     """Seconds until the next ticket."""
+    age: float = 3600.0
+    """Seconds after which a connection takes no further ticket."""
 
 
 PATIENCE = Patience()
@@ -192,12 +194,14 @@ class Lane:
 
     async def _serve(self, line: Line) -> None:
         """One ticket after the other."""
+        oldest = asyncio.get_running_loop().time() + self._patience.age
         with self._strangers.one_more():
             ticket: Ticket | None = await self._introduced(line)
         while ticket is not None and await ticket.served(line):
             holder, ticket = ticket.worker, None
             with self._few(holder).one_more(), suppress(OSError):
-                async with asyncio.timeout(self._patience.idle):
+                left = oldest - asyncio.get_running_loop().time()
+                async with asyncio.timeout(min(self._patience.idle, left)):
                     ticket = await self._shown(line, holder)
 
     def _few(self, holder: str) -> Few:

@@ -14,6 +14,11 @@ from varangian.protos import codec
 from varangian.protos.address import EVERYWHERE, joined
 from varangian.protos.flow import SIGNS_OF_LIFE, WINDOWS
 
+AGE = 3600
+"""Seconds for which a connection takes new calls: who goes on has to connect anew, and is verified anew."""
+LONGEST = 24 * 3600
+"""Seconds after that in which its open calls may end: longer than any transfer takes on a slow line."""
+
 OPTIONS = (
     ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
     ("grpc.max_send_message_length", codec.MESSAGE_LIMIT),
@@ -27,6 +32,8 @@ OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     # For whoever connects and then calls nothing: a process has only so many files.
     ("grpc.max_connection_idle_ms", 60_000),
+    ("grpc.max_connection_age_ms", AGE * 1000),
+    ("grpc.max_connection_age_grace_ms", LONGEST * 1000),
     *WINDOWS,
     *SIGNS_OF_LIFE,
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),

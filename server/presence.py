@@ -50,6 +50,10 @@ class Presence:
                 log.info("%s %s", name, "is gone" if name in known else "has not come yet")
                 self._told.absent(name)
 
+    def expel(self, name: str) -> None:
+        """Nobody speaks for this worker any more, and the run knows it."""
+        self._absent.add(name)
+
     @asynccontextmanager
     async def watched(self) -> AsyncGenerator[None]:
         """Look now and then in this context."""

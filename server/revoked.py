@@ -1,12 +1,16 @@
-"""Certificates that count no longer: one fingerprint a line, read again whenever the file changes."""
+"""Certificate revocation list: one fingerprint a line, read again within a second of a change."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+from varangian.protos.descriptors import Spare
+from varangian.protos.watched import Failure, News, Watched
 
 log = logging.getLogger(__name__)
 
@@ -18,35 +22,60 @@ class Revoked:
     """The fingerprints in a file.
 
     A list that cannot be read later on leaves the last good one in force: no certificate comes back to life
-    because a file is damaged.
+    because a file is damaged or gone, or because the process has no file descriptor left.
+
+    Args:
+        path: of the list. Every bundle of a server has one, also where nothing was ever revoked.
+        spare: a file descriptor for when the process has no other left.
+        clock: seconds from any start.
 
     Raises:
-        ValueError: the file is there and is no such list; without a file nothing is revoked.
+        ValueError: the file is no such list, or is not there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, spare: Spare | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.path = path
-        self._seen = _version(path)
-        self._fingerprints = frozenset[str]() if self._seen is None else self._read()
+        self._watched = Watched((path,), self._read, spare or Spare(), clock=clock)
 
     def __contains__(self, mark: str) -> bool:
-        version = _version(self.path)
-        if version != self._seen:
-            self._seen = version
-            self._renew()
-        return mark in self._fingerprints
+        self.look()
+        return mark in self._watched.value
 
-    def _renew(self) -> None:
-        try:
-            self._fingerprints = self._read()
-        except (OSError, ValueError) as error:
+    def __len__(self) -> int:
+        return len(self._watched.value)
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why the list cannot be read; None while it can."""
+        return self._watched.failure
+
+    @property
+    def missing_for(self) -> float:
+        """For how many seconds there has been no list."""
+        return self._watched.missing_for
+
+    def look(self) -> None:
+        """Read the list again if it has changed; at most once a second."""
+        news = self._watched.look()
+        if news is News.CHANGED:
+            log.warning("security: %d certificates are revoked now", len(self))
+        elif news is News.RECOVERED:
+            log.warning("security: the list of revoked certificates can be read again")
+        elif news is News.FAILED and self.failure is not None:
+            error = self.failure.error
             log.error("security: the last list of revoked certificates stays in force: %s", error)
-        else:
-            log.warning("security: %d certificates are revoked now", len(self._fingerprints))
 
     def _read(self) -> frozenset[str]:
         try:
             return fingerprints(self.path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(
+                f"{self.path} should be the list of revoked certificates, which every bundle of a server "
+                "has. Found none. Copy it from the bundle at the authority; it is an empty file there if "
+                "nothing was ever revoked."
+            ) from None
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
@@ -76,12 +105,3 @@ def fingerprints(text: str) -> frozenset[str]:
             )
         found.update(words[:1])
     return frozenset(found)
-
-
-def _version(path: Path) -> tuple[int, int, int] | None:
-    """Changes whenever the file does."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

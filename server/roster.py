@@ -25,6 +25,7 @@ from typing import Protocol, TypeAlias
 
 from varangian.protos.headers import SESSION, TOKEN, WORKER
 from varangian.protos.text import quoted
+from varangian.server.shown import Shown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NONCE = re.compile(r"[0-9a-f]{32}")
@@ -58,6 +59,7 @@ class Stranger(Enum):
     ROLE = "A call should be one that the role on the certificate allows."
     OTHER_CLUSTER = "A certificate should be one of the cluster that the server is in."
     REVOKED = "A certificate should be one that was not revoked."
+    EXPIRED = "A certificate should be one that has not expired."
 
 
 SUSPICIOUS = frozenset(
@@ -89,6 +91,14 @@ class Doorman(Protocol):
         """Raise IdentityError unless the caller has a valid certificate of any role."""
         ...
 
+    def shown(self, peer: Peer) -> Shown | None:
+        """The certificate of a caller, if there is one that says who it is."""
+        ...
+
+    def outdated(self, shown: Shown) -> IdentityError | None:
+        """Why a certificate that was taken counts no longer; None while it does."""
+        ...
+
 
 @dataclass
 class Claim:
@@ -103,6 +113,8 @@ class Claim:
     """Whether it keeps one open for as long as it lives: without any, it has gone."""
     left: float = float("-inf")
     """When the last of its calls ended."""
+    shown: Shown | None = None
+    """The certificate that its last call came with; None without TLS."""
 
     def gone(self, now: float) -> bool:
         """Whether its connections are known to be closed, and not only broken for a moment."""
@@ -204,12 +216,33 @@ class Roster:
             raise IdentityError(Stranger.NOT_JOINED, f"{name} has not.")
         if claim.session != session:
             raise IdentityError(Stranger.SESSION_LOST, f"Another process speaks for {name} now.")
-        claim.seen = self._clock()
+        claim.seen, claim.shown = self._clock(), self.shown(peer)
         return name
 
     def seen(self, name: str) -> None:
         """A sign of life from the process that speaks for a name, other than a new call."""
-        self._claims[name].seen = self._clock()
+        if (claim := self._claims.get(name)) is not None:
+            claim.seen = self._clock()
+
+    def shown(self, peer: Peer) -> Shown | None:
+        """The certificate of a caller; None without TLS."""
+        return None if self._doorman is None else self._doorman.shown(peer)
+
+    def outdated(self, shown: Shown | None) -> IdentityError | None:
+        """Why what a caller has shown counts no longer; None while it does."""
+        return None if self._doorman is None or shown is None else self._doorman.outdated(shown)
+
+    def expel(self) -> list[str]:
+        """Workers whose process showed a certificate that is revoked by now: nobody speaks for them."""
+        found = [name for name, claim in self._claims.items() if self.is_revoked(claim.shown)]
+        for name in found:
+            del self._claims[name]
+        return found
+
+    def is_revoked(self, shown: Shown | None) -> bool:
+        """Whether a certificate was revoked. One that has expired was not."""
+        error = self.outdated(shown)
+        return error is not None and error.code is Stranger.REVOKED
 
     @contextmanager
     def calling(self, name: str, *, stays: bool = False) -> Generator[None]:
@@ -240,14 +273,14 @@ class Roster:
         name, session = self._credentials(metadata, peer)
         now, held = self._clock(), self._claims.get(name)
         if held is not None and held.session == session:
-            held.seen = now
+            held.seen, held.shown = now, self.shown(peer)
             return name
         if held is not None and now - held.seen <= self._silence and not held.gone(now):
             found = f"Another process spoke for {name} {now - held.seen:.1f} s ago; stop one of them, "
             raise IdentityError(
                 Stranger.SESSION_TAKEN, f"{found}or wait {self._silence:g} s after it has ended."
             )
-        self._claims[name] = Claim(session, now)
+        self._claims[name] = Claim(session, now, shown=self.shown(peer))
         return name
 
     def _credentials(self, metadata: Metadata, peer: Peer) -> tuple[str, str]:

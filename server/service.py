@@ -31,12 +31,15 @@ from varangian.server.lane import Lane, Ticket
 from varangian.server.newest import Newest
 from varangian.server.presence import PAUSE, Presence
 from varangian.server.quotas import Quota, Rations
+from varangian.server.revocation import Revocation
 from varangian.server.roster import IdentityError, Roster
+from varangian.server.shown import Shown
 from varangian.server.streams import Context, Limits
 
 if TYPE_CHECKING:
     from varangian.server.driver import Driver
     from varangian.server.pulls import Pull
+    from varangian.server.tls import Security
 
 __all__ = ["Limits", "Service"]
 
@@ -58,7 +61,8 @@ def answered(
     @functools.wraps(handler)
     async def answer(self: Service, request: T, context: Context) -> R:
         try:
-            return await handler(self, request, context)
+            with self.revocation.standing.call(streams.caller(context)[1]):
+                return await handler(self, request, context)
         except (CodecError, IdentityError) as error:
             refused = answers.of_error(error)
         except Refused as error:
@@ -79,6 +83,8 @@ class Service:
         limits: Limits,
         lane: Lane | None = None,
         leaves: Callable[[], bool] = bool,
+        security: Security | None = None,
+        end: Callable[[str], None] = log.error,
     ) -> None:
         self._driver = driver
         self._roster = roster
@@ -98,6 +104,7 @@ class Service:
         self._attending = Quota(limits.streams)
         self._dismissed = asyncio.Event()
         self.presence = Presence(roster, driver)
+        self.revocation = Revocation(roster, driver, self.presence.expel, security, end)
         self._logged = set[tuple[str, str]]()
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -189,7 +196,10 @@ class Service:
                 if isinstance(slot, Refusal):
                     raise answers.of_refusal(slot, self._driver.round)
                 await self._payload(manifest, slot, context)
+            shown = await self._still_valid(slot, context)
             outcome = await self._driver.complete(slot)
+            if outcome is None:
+                self.revocation.counted(worker, shown)
         if isinstance(outcome, Refusal):
             raise answers.of_refusal(outcome, self._driver.round)
         if outcome is not None:
@@ -205,7 +215,11 @@ class Service:
             self.presence.look()
             with streams.unless_gone():
                 await context.send_initial_metadata(())
-            await self._dismissed.wait()
+            with suppress(TimeoutError):
+                # One that stays for ever would keep its connection for ever.
+                await asyncio.wait_for(self._dismissed.wait(), self._limits.age)
+                return
+        raise answers.aged()
 
     @answered
     async def decline(self, _: object, context: Context) -> bytes:
@@ -236,14 +250,18 @@ class Service:
             refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refused.items())),
             data_port=self._data_port,
             classes=self._contract.classes or 0,
+            revoked=self.revocation.revoked(),
+            warnings="".join(f"{sentence}\n" for sentence in self.revocation.warnings()),
         ).SerializeToString()
 
     async def refuse(self, context: Context, refused: Refused) -> Never:
         """End a call with a refusal, and log the first of each kind from each peer."""
         code = refused.code
-        self._refusals[code] += 1
+        if code != answers.AGE:  # which is no refusal, but how such a call ends
+            self._refusals[code] += 1
         worker = self._roster.presumed(*streams.caller(context))
-        level = logging.DEBUG if (worker, code) in self._logged else logging.WARNING
+        quiet = code == answers.AGE or (worker, code) in self._logged
+        level = logging.DEBUG if quiet else logging.WARNING
         self._logged.add((worker, code))
         log.log(level, "refused %s: %s %s", worker, code, refused.sentence)
         trailing = ((headers.CODE, code), (headers.ROUND, str(self._driver.round)))
@@ -291,6 +309,18 @@ class Service:
     def _check_layout(self, text: str) -> None:
         if difference := self._contract.layout.difference(text):
             raise CodecError(Code.LAYOUT, difference)
+
+    async def _still_valid(self, slot: Slot, context: Context) -> Shown | None:
+        """The certificate of a push whose payload is there; it may have been revoked on the way.
+
+        Raises:
+            IdentityError: it was, or has expired. The slot is released.
+        """
+        shown = self._roster.shown(streams.caller(context)[1])
+        if error := self._roster.outdated(shown):
+            await self._driver.release(slot)
+            raise error
+        return shown
 
     async def _payload(self, manifest: ps_pb2.Manifest, slot: Slot, context: Context) -> None:
         """Fill the slot from the stream, or give it back."""

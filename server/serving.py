@@ -53,6 +53,7 @@ async def serve(
     returns: bool = False,
     common: Common | None = None,
     classes: int | None = None,
+    end: Callable[[str], None] = log.error,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
@@ -61,6 +62,7 @@ async def serve(
     gRPC alone when it is None. `heartbeat` is touched every second. If the server `returns` after a stop,
     as one in a container that is restarted, its workers are told to wait for the next one: only a run that
     is over ends them.
+    `end` is called with the reason for which the run should not go on, and is to set `stop`.
     `common` is compared with what workers say at Join, and `classes` is told to workers whose own data has
     fewer.
 
@@ -80,12 +82,12 @@ async def serve(
             stack.push_async_callback(server.stop, min(limits.grace, 1.0))
         leaves = partial(_leaves, driver, stop) if returns else bool
         contract = Contract(run_id, layout, dtype, common or Common(), classes)
-        service = Service(driver, roster, contract, limits, lane, leaves)
+        service = Service(driver, roster, contract, limits, lane, leaves, security, end)
         stack.callback(service.dismiss)
         server.add_generic_rpc_handlers((service.handlers(),))
         await server.start()
         ready(address)
-        async with beating(heartbeat), service.presence.watched():
+        async with beating(heartbeat), service.presence.watched(), service.revocation.watched():
             with left_alone():
                 reason = await driver.run(stop)
         if not leaves():

@@ -47,6 +47,8 @@ class Limits:
     """Seconds that a pull waits for a round to open before the worker has to ask again."""
     grace: float = 5.0
     """Seconds for the workers to hear that the run is finished."""
+    age: float = 3600.0
+    """Seconds for which a call that is to stay open does so; then it is made anew."""
 
 
 DEFAULT_LIMITS = Limits()

@@ -2,15 +2,17 @@
 
 Every connection is mutual TLS. gRPC for Python has no setting for the least version of TLS; both ends offer
 1.3, and a call that came over an older version is refused here, before a byte of it is read.
+
+TLS looks at a certificate when a connection begins, and a session that is resumed skips even that. So
+neither is relied on: dates and revocation are looked at for every call, and no session is resumed.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import cast
 
 import grpc
 
@@ -27,13 +29,18 @@ from varangian.protos.bundle import (
     holder,
     identity_uri,
 )
+from varangian.protos.descriptors import Spare
 from varangian.protos.text import escaped, quoted
-from varangian.server.revoked import Revoked, der, fingerprint
+from varangian.protos.watched import Failure, News, Watched
+from varangian.server.revoked import Revoked, der
 from varangian.server.roster import IdentityError, Peer, Stranger
+from varangian.server.shown import Shown, dated
 
 log = logging.getLogger(__name__)
 
 VERSION = "TLSv1.3"
+SOON = 3 * 86400.0
+"""Seconds before the end of the server's certificate from which `varangian health` says so."""
 URI_TAG = 0x86
 """What a URI among alternative names begins with in DER, before a length that is below 128 for ours."""
 
@@ -43,24 +50,48 @@ class Security:
 
     Args:
         path: the server's bundle, or a directory that holds it under the name `server`.
+        clock: seconds from any start.
+        now: seconds since 1970.
 
     Raises:
-        BundleError: the bundle cannot be used.
+        BundleError: the bundle cannot be used, or has no list of revoked certificates.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.bundle = Bundle.load(find(path, Role.SERVER.value), Role.SERVER)
+        spare = Spare()
         try:
-            self.doorman = Certificates(self.bundle.cluster, Revoked(self.bundle.path / REVOKED))
+            self.revoked = Revoked(self.bundle.path / REVOKED, spare, clock=clock)
+            self.renewal = Renewal(self.bundle, spare, clock=clock, now=now)
         except (OSError, ValueError) as error:
             raise BundleError(str(error)) from None
+        self.doorman = Certificates(self.bundle.cluster, self.revoked, now)
 
     def credentials(self) -> grpc.ServerCredentials:
         """For one port; it asks every peer for a certificate, and shows a renewed one without a restart."""
-        renewal = Renewal(self.bundle)
-        # None is how gRPC wants to hear that nothing has changed; its types do not say so.
-        fetch = cast(Callable[[], grpc.ServerCertificateConfiguration], renewal)
-        return grpc.dynamic_ssl_server_credentials(renewal.made, fetch, require_client_authentication=True)
+        renewal = self.renewal
+        return grpc.dynamic_ssl_server_credentials(
+            renewal.configuration(), renewal.configuration, require_client_authentication=True
+        )
+
+    def look(self) -> None:
+        """Read again what has changed of the bundle; at most once a second. May take some milliseconds."""
+        self.revoked.look()
+        self.renewal.look()
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with the bundle just now, a sentence each; for everyone, so without paths."""
+        return (
+            *_failing(self.revoked.failure, "The list of revoked certificates", "the last good one"),
+            *_failing(self.renewal.failure, "The certificate of the server", "the one before"),
+            *self.renewal.ending(),
+        )
 
 
 class Certificates:
@@ -70,11 +101,13 @@ class Certificates:
         cluster: the id of the authority whose certificates count. TLS alone takes those of every authority
             in `ca.pem`.
         revoked: which of them count no longer.
+        now: seconds since 1970.
     """
 
-    def __init__(self, cluster: str, revoked: Revoked) -> None:
+    def __init__(self, cluster: str, revoked: Revoked, now: Callable[[], float] = time.time) -> None:
         self._cluster = cluster
         self._revoked = revoked
+        self._now = now
 
     def named(self, peer: Peer) -> str | None:
         """The worker of this cluster on a certificate, revoked or not, if there is one."""
@@ -103,6 +136,27 @@ class Certificates:
             )
         return found.name
 
+    def shown(self, peer: Peer) -> Shown | None:
+        """The certificate of a caller; None where there is none of ours."""
+        found = _stated(peer)
+        if found is None:
+            return None
+        holder = f"the {found.role.value} {quoted(found.name, 70)}"
+        try:
+            return Shown(*dated(next(iter(peer["x509_pem_cert"]))), holder)
+        except ValueError:
+            return None
+
+    def outdated(self, shown: Shown) -> IdentityError | None:
+        """Why a certificate that was taken counts no longer; None while it does."""
+        if shown.fingerprint in self._revoked:
+            return IdentityError(Stranger.REVOKED, f"Found that of {shown.holder}.")
+        if self._now() > shown.ends:
+            return IdentityError(
+                Stranger.EXPIRED, f"Found that of {shown.holder}, valid until {_date(shown.ends)}."
+            )
+        return None
+
     def _holder(self, peer: Peer) -> Holder:
         versions = _texts(peer, "ssl_tls_version")
         if versions != [VERSION]:
@@ -120,35 +174,66 @@ class Certificates:
                 f"Found that of the {found.role.value} {quoted(found.name, 70)} of cluster "
                 f"{found.cluster}; this server is in {self._cluster}.",
             )
-        if fingerprint(next(iter(peer["x509_pem_cert"]))) in self._revoked:
-            raise IdentityError(
-                Stranger.REVOKED, f"Found that of the {found.role.value} {quoted(found.name, 70)}."
-            )
+        shown = self.shown(peer)
+        if shown is None:
+            raise IdentityError(Stranger.UNCERTIFIED, "Found one whose dates cannot be read.")
+        if error := self.outdated(shown):
+            raise error
         return found
 
 
 class Renewal:
-    """The bundle as gRPC wants it, which asks at every handshake, and again when its files have changed."""
+    """The bundle as gRPC wants it, which asks at every handshake; read again when its files change."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._path, self._cluster = bundle.path, bundle.cluster
-        self._seen = self._version()
-        self.made = _configuration(bundle)
+    def __init__(
+        self,
+        bundle: Bundle,
+        spare: Spare | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._path, self._cluster, self._now = bundle.path, bundle.cluster, now
+        paths = [bundle.path / name for name in (CA, CERTIFICATE, KEY)]
+        self._watched = Watched(paths, self._read, spare or Spare(), clock=clock, wall=now)
 
-    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new certificate once it has changed; None as long as nothing has."""
-        version = self._version()
-        if version == self._seen:
-            return None
-        # A bundle that is being replaced is looked at again, a bad one only once it changes.
-        self._seen = version
-        try:
-            self.made = _configuration(self._same_cluster(Bundle.load(self._path, Role.SERVER)))
-        except BundleError as error:
-            log.error("security: the old certificate of the server stays in use: %s", error)
-            return None
-        log.info("security: the certificate of the server was renewed")
-        return self.made
+    @property
+    def bundle(self) -> Bundle:
+        """What is shown now."""
+        return self._watched.value
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why the files on the disk are not what is shown; None while they are."""
+        return self._watched.failure
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """What to show in a handshake.
+
+        Made anew for each: a session belongs to one such object, so that none can be resumed, and a
+        certificate is verified for every connection.
+        """
+        self.look()
+        return _configuration(self.bundle)
+
+    def look(self) -> None:
+        """Read the bundle again if it has changed; at most once a second."""
+        news = self._watched.look()
+        if news is News.CHANGED:
+            log.info("security: the certificate of the server was renewed")
+        elif news is News.FAILED and self.failure is not None:
+            log.error("security: the old certificate of the server stays in use: %s", self.failure.error)
+
+    def ending(self) -> tuple[str, ...]:
+        """That the certificate is about to end, where it is."""
+        left = self.bundle.ends - self._now()
+        if left > SOON:
+            return ()
+        until = _date(self.bundle.ends)
+        return (f"The certificate of the server is valid until {until} only: renew it.",)
+
+    def _read(self) -> Bundle:
+        return self._same_cluster(Bundle.load(self._path, Role.SERVER))
 
     def _same_cluster(self, bundle: Bundle) -> Bundle:
         if bundle.cluster != self._cluster:
@@ -158,20 +243,21 @@ class Renewal:
             )
         return bundle
 
-    def _version(self) -> tuple[tuple[int, int], ...]:
-        return tuple(_stamp(self._path / name) for name in (CA, CERTIFICATE, KEY))
+
+def _failing(failure: Failure | None, what: str, instead: str) -> tuple[str, ...]:
+    if failure is None:
+        return ()
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(failure.since))
+    state = "is missing" if failure.missing else "cannot be read"
+    return (f"{what} {state} since {since} UTC; {instead} stays in force. The log of the server says why.",)
+
+
+def _date(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
 
 
 def _configuration(bundle: Bundle) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(bundle.key, bundle.certificate)], bundle.ca)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return 0, 0
-    return found.st_ino, found.st_mtime_ns
 
 
 def _stated(peer: Peer) -> Holder | None:

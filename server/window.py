@@ -122,6 +122,7 @@ class Window:
             self.restart({worker}, at)
         else:
             del self.columns[worker]
+            self._complete.discard(worker)
 
     def failed(self, worker: Worker, at: Seconds) -> None:
         """What has come of it cannot count, though the rest may still come."""

@@ -14,7 +14,7 @@ import grpc.aio
 
 from varangian.protos import ps_pb2
 from varangian.worker.channel import Connection
-from varangian.worker.refusal import Kind, Refusal
+from varangian.worker.refusal import AGE, RENEWABLE, Kind, Refusal
 
 AGAIN = 0.2
 """Seconds before the call is made again after its connection broke."""
@@ -62,6 +62,10 @@ class Attendance:
             await call.read()
         except grpc.aio.AioRpcError as error:
             refusal = Refusal.of(error)
+            if refusal.code in RENEWABLE:
+                return LATER  # the other calls look for another certificate, or give up
+            if refusal.code == AGE:
+                return AGAIN
             if refusal.code:
                 return LATER if refusal.kind is Kind.PASSING else None
             return None if refusal.status is grpc.StatusCode.UNIMPLEMENTED else AGAIN

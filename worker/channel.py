@@ -17,8 +17,9 @@ from varangian.protos.address import split
 from varangian.protos.bundle import Bundle, BundleError, Role
 from varangian.protos.dial import open_aio_channel, proxy
 from varangian.protos.flow import SIGNS_OF_LIFE, WINDOWS
+from varangian.protos.watched import News
 from varangian.worker.lane import Lane, Use
-from varangian.worker.tls import Diagnosis, Proof, credentials, diagnosis
+from varangian.worker.tls import Diagnosis, Proof, credentials, diagnosis, differs, watched
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,8 @@ class Stub:
 class Connection:
     """A worker's way to the server. Made anew, it shows its certificate as it is by then.
 
-    gRPC for Python reads the certificate of a client once for each channel. A connection that stands goes
-    on with it, also past its last day: TLS looks at it only when a connection begins.
+    gRPC for Python reads the certificate of a client once for each channel. So when there is another one on
+    the disk, the connection is made anew between two calls.
 
     Args:
         server: `host:port`.
@@ -65,6 +66,7 @@ class Connection:
     def __init__(self, server: str, proof: Proof) -> None:
         self._server = server
         self._bundle = proof if isinstance(proof, Bundle) else None
+        self._watched = None if self._bundle is None else watched(self._bundle)
         self.lane = Lane(server, sealed=self._bundle is not None)
         self._open()
 
@@ -74,9 +76,43 @@ class Connection:
 
     async def anew(self) -> None:
         """Leave this connection, which may be dead or show what is no longer valid, for another one."""
-        before = self._channel
         if self._bundle is not None:
             self._bundle = await asyncio.to_thread(_renewed, self._bundle)
+        await self._again()
+
+    async def refresh(self) -> None:
+        """Show another certificate from now on if there is one on the disk; looks at most once a second."""
+        if self._watched is None:
+            return
+        news = self._watched.look()
+        if news is News.CHANGED and self._watched.value != self._bundle:
+            self._bundle = self._watched.value
+            log.info("security: the certificate of %s was renewed", self._bundle.name)
+            await self._again()
+        elif news is News.FAILED and self._watched.failure is not None:
+            log.warning("security: the old certificate stays in use: %s", self._watched.failure.error)
+
+    async def renewed(self) -> bool:
+        """Whether there is, or may soon be, another certificate than the one that was refused.
+
+        If there is, it is shown from now on. A bundle that is being replaced cannot be used for a moment.
+        """
+        shown = self._bundle
+        if shown is None:
+            return False
+        try:
+            found = await asyncio.to_thread(Bundle.load, shown.path, Role.WORKER)
+        except (BundleError, OSError) as error:
+            log.warning("security: there is no other certificate yet: %s", error)
+            return await asyncio.to_thread(differs, shown)
+        if found == shown:
+            return False
+        self._bundle = found
+        await self._again()
+        return True
+
+    async def _again(self) -> None:
+        before = self._channel
         self.lane.close()
         self._open()
         await before.close()

@@ -31,7 +31,16 @@ from varangian.worker.backoff import DEFAULT_BACKOFF, Backoff
 from varangian.worker.channel import Connection
 from varangian.worker.download import Incoming, message
 from varangian.worker.outcomes import Finished, Pulled, Receipt
-from varangian.worker.refusal import REPEATED, RUN, SENTENCE_LIMIT, STRANGE, TAKEN, Kind, Refusal
+from varangian.worker.refusal import (
+    RENEWABLE,
+    REPEATED,
+    RUN,
+    SENTENCE_LIMIT,
+    STRANGE,
+    TAKEN,
+    Kind,
+    Refusal,
+)
 from varangian.worker.tls import Proof
 from varangian.worker.upload import Outgoing, upload
 
@@ -219,8 +228,14 @@ class Client:
             await self._sleep(min(delay, TAKEN_MOST) if _is_taken(passing) else delay)
 
     def _patience(self, passing: Passing) -> float:
-        """Seconds. A process that is dead gives its name up soon; one that is alive keeps it."""
-        return min(self._backoff.patience, DISPLACED) if _is_taken(passing) else self._backoff.patience
+        """Seconds. A process that is dead gives its name up soon; one that is alive keeps it.
+
+        A bundle is replaced soon, too, or not at all.
+        """
+        (cause,) = passing.args
+        renewable = isinstance(cause, Refusal) and cause.code in RENEWABLE
+        brief = renewable or _is_taken(passing)
+        return min(self._backoff.patience, DISPLACED) if brief else self._backoff.patience
 
     async def _given_up(self, what: str, failures: int, waited: float, passing: Passing) -> ClientError:
         tries = "1 try" if failures == 1 else f"{failures} tries in {waited:.0f} s"
@@ -246,6 +261,7 @@ class Client:
 
     async def _once(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         try:
+            await self._connection.refresh()
             return await call()
         except asyncio.CancelledError:
             # Also raised by a call that ended with its channel: then nobody has cancelled this task.
@@ -269,6 +285,8 @@ class Client:
         if refusal.status is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._pace.stalled()
             self._incoming.stalled()
+        if refusal.code in RENEWABLE and await self._connection.renewed():
+            raise Passing(refusal)
         if refusal.code in STRANGE and what != "join":
             # The server was started again, with this run or another one.
             await self._once("join", self._join)

@@ -51,6 +51,10 @@ PASSING_CODES = frozenset(
     {"BUSY", "RESTARTED", "STREAMS", "PULLS", "JOINS", "IDLE", "REPLACED", "STOPPING", TAKEN}
 )
 """The dead call or the dead process that is in the way will be noticed as dead; quotas fill up again."""
+AGE = "AGE"
+"""A call that stays open has done so for long enough; nothing is wrong."""
+RENEWABLE = frozenset({"REVOKED", "EXPIRED"})
+"""The certificate counts no longer; there may be another one by now."""
 STRANGE = frozenset({"NOT_JOINED", RUN})
 """The server is not the one that this worker has joined: join again."""
 FINAL_CODES = (Code.PROTOCOL, Code.RUN, Code.LAYOUT, Code.COMMON, Code.DIGEST)

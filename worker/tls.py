@@ -15,11 +15,26 @@ from typing import TypeAlias
 import grpc
 
 from varangian.protos.address import AddressError, parse
-from varangian.protos.bundle import CERTIFICATE, X509_EXPIRED, X509_NOT_YET, Bundle, Role, contexts, find
+from varangian.protos.bundle import (
+    CA,
+    CERTIFICATE,
+    KEY,
+    X509_EXPIRED,
+    X509_NOT_YET,
+    Bundle,
+    BundleError,
+    Role,
+    contexts,
+    find,
+)
+from varangian.protos.descriptors import Spare
+from varangian.protos.watched import Watched
 
 PATIENCE = 3.0
 """Seconds for each step of a diagnosis."""
 BEHIND = "Is the server running, behind what forwards its port?"
+SPARE = Spare()
+"""One for all workers of a process."""
 X509_OTHER_NAME = frozenset({62, 64})
 """Host name and address."""
 
@@ -45,6 +60,31 @@ def bundle_of(path: Path, name: str) -> Bundle:
         BundleError: it cannot be used.
     """
     return Bundle.load(find(path, name), Role.WORKER)
+
+
+def watched(bundle: Bundle) -> Watched[Bundle]:
+    """The same bundle, for as long as the one on the disk is the same or no use."""
+
+    def read() -> Bundle:
+        found = Bundle.load(bundle.path, Role.WORKER)
+        if (found.name, found.cluster) != (bundle.name, bundle.cluster):
+            raise BundleError(
+                f"{bundle.path / CERTIFICATE} should be the certificate of {bundle.name} in the cluster "
+                f"{bundle.cluster}. Found that of {found.name} in {found.cluster}."
+            )
+        return found
+
+    paths = [bundle.path / name for name in (CA, CERTIFICATE, KEY)]
+    return Watched(paths, read, SPARE, value=bundle)
+
+
+def differs(bundle: Bundle) -> bool:
+    """Whether the files of a bundle are not those that it was read from; also when they cannot be read."""
+    try:
+        files = [(bundle.path / name).read_bytes() for name in (CA, CERTIFICATE, KEY)]
+    except OSError:
+        return True
+    return files != [bundle.ca, bundle.certificate, bundle.key]
 
 
 def credentials(bundle: Bundle) -> grpc.ChannelCredentials:

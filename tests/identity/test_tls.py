@@ -1,15 +1,20 @@
 import asyncio
-import os
+import itertools
 import shutil
+import socket
+import ssl
+import time
 
 import grpc
 import pytest
+from tests.exhausted import no_descriptors
 from tests.extent import patience
 
-from varangian.protos.bundle import Bundle, BundleError, Role, identity_uri
+from varangian.protos.bundle import Bundle, BundleError, Role, contexts, identity_uri
 from varangian.protos.dial import open_aio_channel
-from varangian.server.revoked import Revoked, fingerprint, fingerprints
+from varangian.server.revoked import Revoked, der, fingerprint, fingerprints
 from varangian.server.roster import IdentityError, Roster, Stranger
+from varangian.server.shown import validity
 from varangian.server.tls import Certificates, Renewal, Security
 from varangian.worker import tls
 
@@ -29,6 +34,11 @@ def peer(bundles, name, **changes):
 @pytest.fixture
 def roster(bundles):
     return Roster(["w00", "w01"], None, doorman=Security(bundles / "ours").doorman)
+
+
+def impatient():
+    """A clock by which every look is due: two seconds pass whenever it is read."""
+    return itertools.count(0.0, 2.0).__next__
 
 
 def metadata(name=None, session=SESSION):
@@ -107,7 +117,7 @@ def test_a_server_may_ask_how_the_run_is_going_and_nothing_else(roster, bundles)
 def test_a_revoked_certificate_is_refused_at_its_next_call(authority, caplog):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w00", Role.WORKER, days=1)
-    roster = Roster(["w00"], None, doorman=Security(authority.path).doorman)
+    roster = Roster(["w00"], None, doorman=Security(authority.path, clock=impatient()).doorman)
     proved = peer(authority.path, "w00")
     assert roster.claim(metadata(), proved) == "w00"
     authority.revoke("w00")
@@ -122,7 +132,7 @@ def test_a_damaged_list_brings_no_certificate_back(bundles, tmp_path, caplog):
     pem = (bundles / "ours/w00/cert.pem").read_bytes()
     path = tmp_path / "revoked"
     path.write_text(f"{fingerprint(pem)}  w00  # left in May\n\n")
-    revoked = Revoked(path)
+    revoked = Revoked(path, clock=impatient())
     for change in (lambda: path.write_text("hello\n"), path.unlink):
         change()
         assert fingerprint(pem) in revoked
@@ -146,6 +156,64 @@ def test_a_server_does_not_start_on_a_damaged_list(copied):
         Security(copied("ours/w00").parent / "server")
 
 
+def test_revocation_and_renewal_come_through_where_files_have_run_out(authority):
+    path = authority.path
+    authority.issue("server", Role.SERVER, days=9)
+    mark = authority.issue("w00", Role.WORKER, days=9).fingerprint
+    security = Security(path, clock=impatient())
+    old = security.bundle.certificate
+    (path / "server").rename(path / "old")
+    authority.issue("server", Role.SERVER, days=9)
+    authority.revoke("w00")
+    (path / "server").rename(path / "new")
+    (path / "old").rename(path / "server")
+    security.look()
+    with no_descriptors():
+        (path / "server").rename(path / "old")
+        (path / "new").rename(path / "server")
+        security.look()
+    assert security.warnings() == ()
+    assert mark in security.revoked
+    assert security.renewal.bundle.certificate != old
+
+
+def test_a_server_does_not_start_without_its_list(copied):
+    path = copied("ours/server")
+    (path / "revoked").unlink()
+    with pytest.raises(
+        BundleError, match="revoked should be the list of revoked certificates, which every"
+    ):
+        Security(path)
+
+
+def test_a_certificate_is_refused_from_the_moment_it_expires(authority):
+    authority.issue("server", Role.SERVER, days=3)
+    ends = authority.issue("w00", Role.WORKER, days=2).ends
+    now = [time.time()]
+    roster = Roster(["w00"], None, doorman=Security(authority.path, now=lambda: now[0]).doorman)
+    proved = peer(authority.path, "w00")
+    assert roster.claim(metadata(), proved) == "w00"
+    assert roster.shown(proved).ends == int(ends)
+    now[0] = ends - 1
+    assert roster.identify(metadata(), proved) == "w00"
+    now[0] = ends + 1
+    for call in (roster.identify, roster.claim):
+        assert refused(call, metadata(), proved) is Stranger.EXPIRED
+    assert refused(roster.admit, proved) is Stranger.EXPIRED
+    assert (roster.expel(), roster.joined) == ([], {"w00"})  # nobody has revoked it
+
+
+@pytest.mark.parametrize("days", [1, 9000, 40000])
+def test_the_end_of_a_certificate_is_read_as_openssl_reads_it(authority, days):
+    """In both forms: two digits of a year until 2049, four after it."""
+    issued = authority.issue("w00", Role.WORKER, days=days)
+    pem = (authority.path / "w00/cert.pem").read_bytes()
+    assert validity(der(pem)) == (int(issued.begins), int(issued.ends))
+    for length in range(len(der(pem))):
+        with pytest.raises(ValueError, match="A certificate should"):
+            validity(der(pem)[:length])
+
+
 def test_the_doorman_needs_no_secret_and_the_token_does(bundles):
     with pytest.raises(ValueError, match="at least 16 bytes"):
         Roster(["w00"], None)
@@ -164,7 +232,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening, 
         shown.append(fingerprint(certificate.encode()))
 
     async def run():
-        async with listening(Security(authority.path).credentials()) as (port, _):
+        async with listening(Security(authority.path, clock=impatient()).credentials()) as (port, _):
             await call(port)
             authority.issue("server", Role.SERVER, days=1, force=True)
             await call(port)
@@ -174,11 +242,6 @@ def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening, 
 
 
 def _shown_at(port, client):
-    import socket
-    import ssl
-
-    from varangian.protos.bundle import contexts
-
     context = contexts(client)[1]
     context.set_alpn_protocols(["h2"])
     with socket.create_connection(("127.0.0.1", port), 10) as line, context.wrap_socket(line) as secured:
@@ -187,14 +250,20 @@ def _shown_at(port, client):
 
 def test_a_bad_renewal_leaves_the_old_certificate_in_use(copied, caplog):
     path = copied("ours/server")
-    renewal = Renewal(Bundle.load(path))
-    assert renewal() is None
+    before = Bundle.load(path)
+    renewal = Renewal(before, clock=impatient())
+    shutil.copy(path / "key.pem", path / "moved")
     shutil.copy(copied("ours/w00") / "key.pem", path / "key.pem")
-    assert renewal() is None
-    assert renewal() is None
+    for _ in range(3):
+        renewal.look()
     assert caplog.text.count("stays in use") == 1
-    os.replace(path / "key.pem", path / "moved")
-    assert renewal() is None
+    assert (renewal.bundle, renewal.failure.missing) == (before, False)
+    (path / "key.pem").unlink()
+    renewal.look()
+    assert (renewal.bundle, renewal.failure.missing) == (before, True)
+    (path / "moved").replace(path / "key.pem")
+    renewal.look()
+    assert (renewal.bundle, renewal.failure) == (before, None)
 
 
 def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario):
@@ -209,8 +278,9 @@ def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario
 
     proved = scenario(run())
     cluster = Bundle.load(bundles / "ours/w00").cluster
-    assert Certificates(cluster, Revoked(bundles / "none")).worker(proved) == "w00"
-    other = Certificates(Bundle.load(bundles / "theirs/w00").cluster, Revoked(bundles / "none"))
+    revoked = Revoked(bundles / "ours/server/revoked")
+    assert Certificates(cluster, revoked).worker(proved) == "w00"
+    other = Certificates(Bundle.load(bundles / "theirs/w00").cluster, revoked)
     assert refused(other.worker, proved) is Stranger.OTHER_CLUSTER
     assert other.named(proved) is None
 
@@ -248,8 +318,32 @@ def test_a_name_of_another_type_or_with_a_nul_names_nobody(
 
 def test_a_renewal_for_another_cluster_leaves_the_old_certificate_in_use(copied, bundles, caplog):
     path = copied("ours/server")
-    renewal = Renewal(Bundle.load(path))
+    renewal = Renewal(Bundle.load(path), clock=impatient())
     for name in ("ca.pem", "cert.pem", "key.pem"):
         shutil.copy(bundles / "theirs/server" / name, path / name)
-    assert renewal() is None
+    renewal.look()
     assert f"should be of the cluster {Bundle.load(bundles / 'ours/server').cluster}. Found" in caplog.text
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_no_session_is_resumed(bundles, listening, scenario, version):
+    """With a session of before, a certificate would not be verified again."""
+    context = contexts(bundles / "ours/w00")[1]
+    context.set_alpn_protocols(["h2"])
+    context.minimum_version = context.maximum_version = version
+
+    def again(port, session):
+        with (
+            socket.create_connection(("127.0.0.1", port), patience(10)) as line,
+            context.wrap_socket(line, session=session) as secured,
+        ):
+            assert secured.recv(1)  # in TLS 1.3 tickets come before the first byte
+            return secured.session, secured.session_reused
+
+    async def run():
+        async with listening(Security(bundles / "ours").credentials()) as (port, _):
+            session, _ = await asyncio.to_thread(again, port, None)
+            assert session.has_ticket
+            return [(await asyncio.to_thread(again, port, session))[1] for _ in range(3)]
+
+    assert scenario(run()) == [False, False, False]

@@ -63,6 +63,22 @@ def test_nothing_is_reduced_before_the_members_are_fixed():
     assert (w.fixed, w.ready) == (True, 10)
 
 
+def test_a_member_that_was_complete_and_is_withdrawn_is_not_waited_for():
+    """A small vector is whole before the members are fixed."""
+    w = offered(window(), "w03")
+    came(w, 30, "w03")
+    w.completed("w03")
+    w.lost("w03", 1.0)
+    w.stands({"w03"}, 1.0)
+    offered(w, *NAMES[:3], at=2.0)
+    assert w.fixed
+    came(w, D)
+    w.reduced(D, 3.0)
+    for worker in NAMES[:3]:
+        w.completed(worker)
+    assert w.settled
+
+
 def test_after_a_while_a_quorum_is_enough_and_who_comes_later_is_too_late():
     w = offered(window(), *NAMES[:3], at=1.0)
     assert w.wake_at == 6.0

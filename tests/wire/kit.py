@@ -29,7 +29,7 @@ from varangian.worker.loop import work
 NAMES = tuple(f"w{i:02d}" for i in range(5))
 LAYOUT = Layout((("weight", (500, 1000)), ("bias", (3,))))
 """Two chunks."""
-SERVICE = ("dtype", "security", "run_id", "returns")
+SERVICE = ("dtype", "security", "run_id", "returns", "end")
 """Options that are for `serve`."""
 PATIENT = Backoff(tries=1000, first=0.01, most=0.05)
 

@@ -97,6 +97,7 @@ async def served(
             returns=returns,
             common=session.crew.common,
             classes=session.crew.dataset.classes,
+            end=session.stop.because,
         )
     except ListenError as error:
         session.folder.discard()

@@ -37,6 +37,10 @@ def command(args: argparse.Namespace) -> int:
     print(f"{args.server} serves: {state}, {reply.present} of {reply.workers} workers are there")
     if reply.refusals:
         print(f"refused so far: {printable(', '.join(reply.refusals.splitlines()))}")
+    if reply.revoked:
+        print(f"{reply.revoked} {'certificate is' if reply.revoked == 1 else 'certificates are'} revoked")
+    for sentence in reply.warnings.splitlines():
+        print(f"error: {printable(sentence)}", file=sys.stderr)
     return 0
 
 

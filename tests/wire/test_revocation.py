@@ -1,0 +1,254 @@
+"""Certificates that are revoked, renewed, or expire while a run goes on, over real connections with TLS."""
+
+import asyncio
+import time
+
+import pytest
+import torch
+from tests.wire.kit import NAMES, Run, far, gradient, scenario, worked
+
+from varangian.aggregators import Aggregator, TrimmedMean
+from varangian.cli.main import main
+from varangian.protos import watched
+from varangian.protos.bundle import Bundle, Role
+from varangian.protos.layout import Layout
+from varangian.server import listen, revocation
+from varangian.server.learner import Learner
+from varangian.server.optimizer import Sgd
+from varangian.server.streams import Limits
+from varangian.server.tls import Security
+from varangian.worker import tls
+from varangian.worker.client import ClientError
+
+SMALL = Layout((("weight", (50, 100)),))
+LAST = NAMES[-1]
+HONEST = NAMES[:-1]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """What is looked at every second is so twenty times a second."""
+    monkeypatch.setattr(watched, "PAUSE", 0.05)
+    monkeypatch.setattr(revocation, "PAUSE", 0.05)
+
+
+@pytest.fixture
+def authority(tmp_path):
+    pytest.importorskip("cryptography")
+    from varangian.server.authority import Authority
+
+    made = Authority.create(tmp_path / "authority", days=30)
+    made.issue("server", Role.SERVER, hosts=["127.0.0.1", "127.0.0.2"], days=10)
+    for name in NAMES:
+        made.issue(name, Role.WORKER, days=10)
+    return made
+
+
+def proof(authority, name):
+    return tls.bundle_of(authority.path, name)
+
+
+def works(run, address, authority, names, compute=gradient):
+    return [
+        asyncio.create_task(worked(run, address, name, compute, proof=proof(authority, name)))
+        for name in names
+    ]
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def after(rows, layout, f=1):
+    """The digest of the parameters after one round of these rows, with nothing else in it."""
+    learner = Learner(
+        torch.ones(layout.numel), Aggregator(TrimmedMean(f=f), f=f), Sgd(lr=0.5), rounds=1, seed=1
+    )
+    learner.step(0, rows, {})
+    return learner.digest()
+
+
+async def rows(names, layout):
+    return {name: await gradient(name, 0, torch.ones(layout.numel)) for name in names}
+
+
+@pytest.mark.parametrize("window", [False, True])
+def test_a_worker_that_is_revoked_in_the_middle_of_a_round_is_not_in_its_update(authority, window):
+    @scenario
+    async def story():
+        run = Run(
+            rounds=1, layout=SMALL, rule=TrimmedMean(f=1), security=Security(authority.path), window=window
+        )
+        revoked = asyncio.Event()
+
+        async def late(name, round, parameters):
+            if name == HONEST[0]:
+                await revoked.wait()
+            return await gradient(name, round, parameters)
+
+        async def bad(name, round, parameters):
+            return torch.full_like(parameters, 1e4)
+
+        async with run.served() as address:
+            first = works(run, address, authority, HONEST[:1], late)
+            others = works(run, address, authority, HONEST[1:])
+            (attacker,) = works(run, address, authority, [LAST], bad)
+            # With a window nobody is counted before all are; there it is enough that the upload is open.
+            await until(lambda: LAST in run.driver.status().present)
+            if not window:
+                await until(lambda: LAST in run.driver.status().counted)
+            authority.revoke(LAST)
+            with pytest.raises(ClientError, match="should be one that was not revoked"):
+                await attacker
+            await until(lambda: LAST not in run.driver.status().present)
+            revoked.set()
+            await asyncio.gather(*first, *others)
+        (record,) = run.records
+        assert (record.revoked, record.missing, record.dropped) == ((LAST,), (), {})
+        assert run.learner.digest() == after(await rows(HONEST, run.layout), run.layout)
+
+    story()
+
+
+@scenario
+async def test_an_upload_that_is_under_way_when_it_is_revoked_ends_and_does_not_count(authority):
+    run = Run(rounds=2, rule=TrimmedMean(f=1), security=Security(authority.path))
+    async with run.placed() as place, far(place, rate=1.5e6) as lines:
+        (slow,) = works(run, lines.address, authority, [LAST])
+        await until(lambda: LAST in run.driver.status().present)
+        authority.revoke(LAST)
+        with pytest.raises(ClientError, match="should be one that was not revoked"):
+            await slow
+        await asyncio.gather(*works(run, place.address, authority, HONEST))
+    assert [(record.revoked, record.missing) for record in run.records] == [((LAST,), ())] * 2
+
+
+@scenario
+async def test_standing_calls_of_a_revoked_certificate_end_and_nobody_waits_for_it(authority):
+    """It has pulled, and says nothing more; only the call that tells that it lives is open."""
+    run = Run(rounds=1, layout=SMALL, rule=TrimmedMean(f=1), security=Security(authority.path))
+    async with run.served() as address, run.client(address, LAST, proof(authority, LAST)) as silent:
+        await silent.join()
+        await silent.pull(-1)
+        await until(lambda: LAST in run.roster.present)
+        authority.revoke(LAST)
+        await until(lambda: LAST not in run.roster.joined)
+        await asyncio.gather(*works(run, address, authority, HONEST))
+    assert run.records[0].revoked == (LAST,)
+
+
+@scenario
+async def test_a_worker_goes_on_with_its_new_certificate_where_the_old_one_was_revoked(authority):
+    run = Run(rounds=30, layout=SMALL, rule=TrimmedMean(f=1), security=Security(authority.path))
+    async with run.served() as address:
+        tasks = works(run, address, authority, NAMES)
+        await until(lambda: len(run.records) >= 3)
+        authority.issue(LAST, Role.WORKER, days=10, force=True, revoke_old=True)
+        await asyncio.gather(*tasks)
+    # The certificate may be replaced in the middle of a round: that one is lost to it, and no other.
+    assert sum(LAST in (*record.missing, *record.revoked) for record in run.records) <= 2
+    assert all(record.dropped == {} for record in run.records)
+    assert run.records[-1].weights is None
+    assert run.records[-1].missing == run.records[-1].revoked == ()
+
+
+@scenario
+async def test_a_worker_goes_on_with_its_renewed_certificate_when_the_old_one_expires(authority):
+    """The connection stands; by the clock of the server the certificate has come to its end."""
+    now = [time.time()]
+    authority.issue(LAST, Role.WORKER, days=2, force=True)
+    run = Run(
+        rounds=30,
+        layout=SMALL,
+        rule=TrimmedMean(f=1),
+        security=Security(authority.path, now=lambda: now[0]),
+    )
+    async with run.served() as address:
+        old = proof(authority, LAST)
+        tasks = works(run, address, authority, HONEST)
+        async with run.client(address, LAST, old) as client:
+            await client.join()
+            first = await client.pull(-1)
+            now[0] += 3 * 86400
+            with pytest.raises(ClientError, match="one that has not expired") as caught:
+                await client.push(first.round, first.parameters)
+            assert "[EXPIRED]" in str(caught.value)
+            authority.issue(LAST, Role.WORKER, days=9, force=True)
+            assert (await client.push(first.round, first.parameters)).counted
+            assert client._connection._bundle == Bundle.load(authority.path / LAST)
+        tasks += works(run, address, authority, [LAST])
+        await asyncio.gather(*tasks)
+    assert run.records[0].missing == ()
+
+
+@scenario
+async def test_connections_that_are_replaced_by_their_age_cost_nothing(authority, monkeypatch):
+    """Each second instead of each hour, in the middle of uploads and of calls that stay open."""
+    options = [
+        (key, 1000 if key == "grpc.max_connection_age_ms" else value) for key, value in listen.OPTIONS
+    ]
+    monkeypatch.setattr("varangian.server.serving.OPTIONS", options)
+    run = Run(
+        rounds=60,
+        layout=SMALL,
+        rule=TrimmedMean(f=1),
+        security=Security(authority.path),
+        limits=Limits(idle=20.0, grace=20.0, age=0.7),
+    )
+    run.data_port, run.roster._silence = None, 10.0
+    start, gone = time.monotonic(), []
+    run.driver.absent = gone.append
+
+    async def paced(name, round, parameters):
+        await asyncio.sleep(0.05)
+        return await gradient(name, round, parameters)
+
+    async with run.served() as address:
+        await asyncio.gather(*works(run, address, authority, NAMES, paced))
+    assert time.monotonic() - start > 2.5  # some connections have come to their age
+    assert gone == []
+    assert run.driver.status().refusals == {}
+    assert all(record.missing == () for record in run.records)
+
+
+@scenario
+async def test_health_says_what_is_wrong_with_the_list_and_a_missing_one_ends_the_run(authority, capsys):
+    clock, reasons = [0.0], []
+    security = Security(authority.path, clock=lambda: clock[0])
+    run = Run(layout=SMALL, security=security, end=reasons.append)
+    listed = authority.path / "server/revoked"
+
+    async def healthy():
+        """What the command prints, on both streams."""
+        args = ["health", "--server", address, "--certs", str(authority.path)]
+        assert await asyncio.to_thread(main, args) == 0
+        return capsys.readouterr()
+
+    async with run.served() as address:
+        authority.revoke(LAST)
+        clock[0] += 1
+        await until(lambda: len(security.revoked) == 1)
+        out, errors = await healthy()
+        assert "1 certificate is revoked" in out
+        assert errors == ""
+        listed.rename(listed.with_suffix(".gone"))
+        clock[0] += 1
+        await until(lambda: security.revoked.failure)
+        out, errors = await healthy()
+        assert "1 certificate is revoked" in out
+        assert "error: The list of revoked certificates is missing since 20" in errors
+        listed.with_suffix(".gone").rename(listed)
+        clock[0] += 1
+        await until(lambda: security.revoked.failure is None)
+        assert (await healthy()).err == ""
+        listed.unlink()
+        clock[0] += 1
+        await until(lambda: security.revoked.failure)
+        clock[0] += revocation.GRACE - 1
+        await asyncio.sleep(0.2)
+        assert reasons == []
+        clock[0] += 1
+        await until(lambda: reasons)
+    assert reasons[0].startswith("the list of revoked certificates has been missing for 60 s. ")
+    assert f"{listed} should be the list" in reasons[0]
