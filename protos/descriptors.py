@@ -20,6 +20,29 @@ CALLS = 1
 """For each worker where payloads travel with the calls."""
 
 
+LOOP = 16
+"""What an event loop, and gRPC in it, open as they are made, and some more."""
+
+
+def check_free(count: int = LOOP) -> None:
+    """See that so many more can be opened.
+
+    An event loop that cannot be made complains by tracebacks, and gRPC may then end the process.
+
+    Raises:
+        OSError: they cannot.
+    """
+    found = list[int]()
+    try:
+        while len(found) < count:
+            found.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror) from None
+    finally:
+        for descriptor in found:
+            os.close(descriptor)
+
+
 def raised(needed: int) -> int:
     """Raise the soft limit of this process as far as is needed and allowed; returns what it is then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -170,19 +170,26 @@ class Authority:
     def revoke(self, name: str) -> tuple[list[Issued], list[Path]]:
         """Declare every certificate of a name void; returns them, and the lists of servers that say so now.
 
+        Where that was done before, and did not reach every server, it does so now.
+
         Raises:
-            AuthorityError: no certificate of that name counts.
+            AuthorityError: no certificate of that name counts, or a list could not be written.
         """
         found = self._counting(name)
-        if not found:
+        if found:
+            return found, self._revoke(found)
+        known = [one for one in self.issued() if one.name == name]
+        told = self._published() if known else []
+        if not told:
             raise AuthorityError(f"{name!r:.100} should have a certificate that counts. Found none.")
-        return found, self._revoke(found)
+        return known, told
 
     def revoke_one(self, digits: str) -> tuple[Issued, list[Path]]:
         """Declare one certificate void, by its fingerprint or the first digits of it.
 
         Raises:
-            AuthorityError: there is no such certificate, or it counts no longer, or there are several.
+            AuthorityError: there is no such certificate, or it counts no longer, or there are several; or a
+                list could not be written.
         """
         wanted = digits.replace(":", "").lower()
         if not DIGITS.fullmatch(wanted) or len(wanted) < PREFIX:
@@ -191,6 +198,9 @@ class Authority:
                 f"shows it. Found {digits!r:.100}."
             )
         found = [one for one in self._counting() if one.fingerprint.startswith(wanted)]
+        known = [one for one in self.issued() if one.fingerprint.startswith(wanted)]
+        if not found and len(known) == 1 and (told := self._published()):
+            return known[0], told
         if len(found) != 1:
             many = f"{len(found)} of them" if found else "none"
             raise AuthorityError(
@@ -211,15 +221,30 @@ class Authority:
         listed = (self.home / REVOKED).read_text(encoding="utf-8")
         lines = "".join(f"{one.fingerprint}  {one.name}\n" for one in found)
         write(self.home / REVOKED, (listed + lines).encode(), PUBLIC)
-        return list(self._published())
+        return self._published()
 
-    def _published(self) -> Iterator[Path]:
-        """Bring the list to every server's bundle that is on this machine."""
+    def _published(self) -> list[Path]:
+        """Bring the list to every server's bundle on this machine that has another one; returns which.
+
+        Raises:
+            AuthorityError: one of them could not be written, and the others were.
+        """
         content = (self.home / REVOKED).read_bytes()
-        for bundle in {one.bundle for one in self.issued() if one.role == Role.SERVER.value}:
-            if Path(bundle).is_dir():
-                write(Path(bundle) / REVOKED, content, PUBLIC)
-                yield Path(bundle) / REVOKED
+        told, failures = list[Path](), list[str]()
+        for bundle in sorted({one.bundle for one in self.issued() if one.role == Role.SERVER.value}):
+            path = Path(bundle) / REVOKED
+            try:
+                if path.parent.is_dir() and not (path.exists() and path.read_bytes() == content):
+                    write(path, content, PUBLIC)
+                    told.append(path)
+            except OSError as error:
+                failures.append(f"{path}: {error.strerror}")
+        if failures:
+            raise AuthorityError(
+                f"The list of revoked certificates should reach every server. Found {'; '.join(failures)}. "
+                f"It is complete in {self.home / REVOKED}; give the same command again."
+            )
+        return told
 
 
 def check_name(name: str) -> None:
@@ -280,7 +305,10 @@ def write(path: Path, content: bytes, mode: int) -> None:
 def _replace(bundle: Path, files: Mapping[str, bytes]) -> None:
     """A bundle appears whole: a certificate beside the key of another would be of no use."""
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=bundle.parent, prefix=f".{bundle.name}.") as scratch:
+    place = tempfile.TemporaryDirectory(
+        dir=bundle.parent, prefix=f".{bundle.name}.", ignore_cleanup_errors=True
+    )
+    with place as scratch:
         fresh = Path(scratch) / "new"
         fresh.mkdir(mode=FOLDER)
         for name, content in files.items():

@@ -15,6 +15,7 @@ import grpc.aio
 from varangian.protos.allocator import keep_large_blocks
 from varangian.protos.codec import FLOAT32, Contract, Dtype
 from varangian.protos.common import Common
+from varangian.protos.descriptors import check_free
 from varangian.protos.layout import Layout
 from varangian.protos.seal import missing
 from varangian.server.chatter import quieten
@@ -67,10 +68,11 @@ async def serve(
     fewer.
 
     Raises:
-        PortInUse: before anything else has happened.
+        PortInUse: before anything else has happened; or another OSError where no files can be opened.
     """
     keep_large_blocks()
     quieten()
+    check_free()
     server = grpc.aio.server(options=OPTIONS)
     async with AsyncExitStack() as stack:
         # First the port that may have a number: any free one could be that.

@@ -71,6 +71,7 @@ def host(
         Ending() as ending,
         ThreadPoolExecutor(1, "varangian-crew", torch.set_num_threads, (threads,)) as executor,
     ):
+        descriptors.check_free()
         return asyncio.run(_until_stopped(server, members, proofs, crew, executor, ending, backoff))
 
 

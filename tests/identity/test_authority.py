@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import ssl
 import stat
 from contextlib import suppress
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from varangian.protos.bundle import Bundle, Role, contexts
+from varangian.server import authority as module
 from varangian.server.authority import Authority, AuthorityError
 from varangian.server.revoked import fingerprint
 
@@ -143,3 +146,39 @@ def test_without_the_package_the_sentence_says_what_to_install(tmp_path, monkeyp
     with pytest.raises(ImportError, match=r"pip install 'varangian\[certs\]'"):
         Authority.create(tmp_path / "new", days=1)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("which", ["a name", "a fingerprint"])
+def test_a_revocation_that_did_not_reach_every_server_is_completed_by_the_same_command(
+    which, tmp_path, monkeypatch
+):
+    authority = Authority.create(tmp_path / "ca", days=1)
+    for name in ("one", "two"):
+        authority.issue(name, Role.SERVER, hosts=["127.0.0.1"], days=1)
+    mark = authority.issue("w00", Role.WORKER, days=1).fingerprint
+    written = module.write
+
+    def full(path, *given):
+        if path == authority.path.absolute() / "one" / "revoked":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        written(path, *given)
+
+    def revoke():
+        return authority.revoke("w00") if which == "a name" else authority.revoke_one(mark)
+
+    def lists():
+        return [mark in (authority.path / name / "revoked").read_text() for name in ("one", "two")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write", full)
+        with pytest.raises(
+            AuthorityError, match=r"one/revoked: Too many open files.*give the same command"
+        ):
+            revoke()
+    assert mark in authority.revoked()
+    assert lists() == [False, True]
+    _, told = revoke()
+    assert [path.parent.name for path in told] == ["one"]
+    assert lists() == [True, True]
+    with pytest.raises(AuthorityError, match="Found none"):
+        revoke()

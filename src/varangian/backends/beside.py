@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
+from varangian.protos.descriptors import check_free
+
 T = TypeVar("T")
 Interrupt = Callable[[str], None]
 """Called with the name of a signal, on the loop that should stop."""
@@ -24,11 +26,17 @@ wake it."""
 
 
 def complete(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """The result of a coroutine function, as `asyncio.run(main())` gives it, whether a loop runs or not."""
+    """The result of a coroutine function, as `asyncio.run(main())` gives it, whether a loop runs or not.
+
+    Raises:
+        OSError: there are not enough file descriptors for an event loop.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
+        check_free()
         return asyncio.run(main())
+    check_free()
     thread = _Beside(main)
     with _passed_on(thread):
         thread.start()

@@ -51,6 +51,8 @@ BEFORE, AFTER = ("round", "time", "lr", "train_loss", "loss"), ("update_norm", "
 """Columns before and after the metrics of the run."""
 PACKAGES = ("torch", "numpy", "grpcio", "protobuf", "pydantic", "safetensors", "scikit-learn")
 GIT_SECONDS = 5
+SPARE = 3
+"""File descriptors that are kept for saving the model, should there be no others when the run ends."""
 
 
 class RunFolder:
@@ -83,6 +85,7 @@ class RunFolder:
         self._records = {name: Record(path / name, warn) for name in ("rounds.jsonl", "metrics.csv")}
         self._writers = [recorder(record, str(path / name), warn) for name, record in self._records.items()]
         self._rounds, self._metrics = self._writers
+        self._spare = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(SPARE)]
         self._elsewhere = set[str]()
         """Records that are complete in another place."""
         self._metrics.write(_line(self._columns))
@@ -165,6 +168,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Write what is queued, and say what could not be."""
+        self._release()
         for writer, (name, record) in zip(self._writers, self._records.items(), strict=True):
             if writer.close():
                 record.close()
@@ -175,9 +179,15 @@ class RunFolder:
         """Remove the folder of a run that did not begin."""
         _removed(self.path, [*self._documents, *self._records, "server.log"])
 
+    def _release(self) -> None:
+        """Give the spare descriptors back."""
+        while self._spare:
+            os.close(self._spare.pop())
+
     def _somewhere(
         self, models: Mapping[str, bytes], last: Mapping[str, Callable[[Path], bytes]] | None = None
     ) -> Path:
+        self._release()
         failures: list[str] = []
         for place in self._places():
             path = None

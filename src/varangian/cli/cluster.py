@@ -28,6 +28,7 @@ from varangian.config import RunConfig, load
 from varangian.config.build import byzantine_names, honest_names, task, worker_names
 from varangian.protos.address import EVERYWHERE, AddressError, parse
 from varangian.protos.bundle import CERTIFICATE, Bundle, BundleError, Role
+from varangian.protos.descriptors import check_free
 from varangian.registry import ConfigError, Problem, suggestion
 from varangian.server.roster import Roster
 from varangian.server.tls import Security
@@ -48,6 +49,7 @@ def server(args: argparse.Namespace) -> int:
     warn(chosen, config.server.host)
     try:
         with progress(args.format, config.rounds, ()) as shown:
+            check_free()
             result = asyncio.run(_serve(config, identity, shown))
         shown.finish(result)
     except RunError as error:

@@ -23,6 +23,8 @@ OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Errors of a disk that takes no more."""
+EXHAUSTED = (errno.EMFILE, errno.ENFILE)
+"""Errors of a process, or a machine, that has no more file descriptors."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -71,6 +73,11 @@ def _carried_out(module: str, function: str, args: argparse.Namespace) -> int:
         _discard_output()  # its reader (head, a pager) has left
         return FAILED
     except OSError as error:
+        if error.errno in EXHAUSTED:
+            what = f"{error.filename} cannot be opened" if error.filename else "nothing more can be opened"
+            todo = "Raise the limit with `ulimit -n 4096` in the shell that starts this command"
+            print(f"varangian: {what}: {error.strerror}. {todo}", file=sys.stderr)
+            return FAILED
         if error.errno not in FULL:
             raise
         _discard_output()
