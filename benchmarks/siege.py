@@ -15,7 +15,6 @@ long; refusals by code; and what the attackers have sent.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import re
@@ -26,7 +25,6 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from tests.hostile import storms  # noqa: E402
 from tests.hostile.http2 import Line  # noqa: E402
+from tests.hostile.raiders import Raiders  # noqa: E402
 from tests.hostile.siege import Target  # noqa: E402
 from tests.hostile.wire import Mark  # noqa: E402
 
@@ -67,10 +66,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10, help="of each attack")
     parser.add_argument("--hidden", type=int, default=64, help="the width of the model")
     parser.add_argument("--deadline", type=float, default=1, help="of a round")
+    parser.add_argument("--files", type=int, help="the limit of open files of the server, hard and soft")
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="kill an honest worker when the attack begins, and start it anew",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too")
     parser.add_argument("--log", type=Path, metavar="DIR", help="keep what server and workers wrote")
     parser.add_argument("--list", action="store_true", help="the attacks, and nothing else")
-    parser.add_argument("--attacker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -79,9 +83,6 @@ def main() -> int:
     if args.list:
         for name, found in storms.STORMS.items():
             print(f"{name:22}{found.about}")
-        return 0
-    if args.attacker:
-        attack()
         return 0
     where, rows = machine(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +95,7 @@ def main() -> int:
                     print(line(rows[-1]), flush=True)
         finally:
             ends = camp.close()
-            camp.dismiss()
+            camp.raiders.close()
     print(f"server: exit status {ends}; bound {camp.bound / 1e6:.0f} MB", flush=True)
     found = {"machine": where | {"load_at_end": load()}, "bound_mb": camp.bound / 1e6, "rows": rows}
     if args.json:
@@ -104,7 +105,7 @@ def main() -> int:
 
 HEAD = (
     "| attack | who | rounds/s before, while, after | health ms p50, p99 (lost) | MB before, peak, after | "
-    "lost (back after s) | refusals | sent |\n|---|---|---|---|---|---|---|---|"
+    "lost (back after s) | log kB | refusals | sent |\n|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -155,13 +156,7 @@ class Camp:
         self.size = 4 * crew.layout.numel
         if self.certs:
             self._certify()
-        command = [sys.executable, __file__, "--attacker"]
-        self.attackers = [
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment()
-            )
-            for _ in range(args.processes)
-        ]
+        self.raiders = Raiders(args.processes)
         self.open()
 
     def _certify(self) -> None:
@@ -186,7 +181,9 @@ class Camp:
         words = ["server", *self.settings, "--bind", "127.0.0.1:0", *secure, "--format", "json"]
         number = len(self.ends)
         self.errors = self.folder / f"server-{number}.log"
-        self.server = self._process(words, self.errors, VARANGIAN_SECRET=SECRET, output=subprocess.PIPE)
+        self.server = self._process(
+            words, self.errors, subprocess.PIPE, self.args.files, VARANGIAN_SECRET=SECRET
+        )
         self._reader = threading.Thread(target=self._read, args=(self.server,), daemon=True)
         self._reader.start()
         self.address = self._said(r"serving at ([^,]*),")
@@ -196,9 +193,10 @@ class Camp:
         self._until(lambda: len(self.records) > 5 and not self._missing(), 120)
 
     def _process(
-        self, words: list[str], log: Path, output: int | None = None, **more: str
+        self, words: list[str], log: Path, output: int | None = None, files: int | None = None, **more: str
     ) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "varangian", *words]
+        limit = ["prlimit", f"--nofile={files}:{files}"] if files else []
+        command = [*limit, sys.executable, "-m", "varangian", *words]
         with log.open("w") as errors:
             return subprocess.Popen(
                 command, env=self._environment(**more), stdout=output or errors, stderr=errors, text=True
@@ -225,17 +223,6 @@ class Camp:
         self._reader.join(5)
         self.ends.append(self.server.returncode)
         return self.ends
-
-    def dismiss(self) -> None:
-        """End the attackers."""
-        for attacker in self.attackers:
-            assert attacker.stdin
-            attacker.stdin.close()
-            try:
-                attacker.wait(20)
-            except subprocess.TimeoutExpired:
-                attacker.kill()
-                attacker.wait()
 
     def _read(self, server: subprocess.Popen[str]) -> None:
         assert server.stdout
@@ -320,6 +307,12 @@ class Camp:
                 return {code: int(count) for code, count in pairs}
         return {}
 
+    def _restart(self) -> None:
+        """Kill the last process of honest workers, and start it anew."""
+        self.workers[-1].kill()
+        self.workers[-1].wait()
+        self.workers[-1] = self._worker(PROCESSES[-1], len(self.ends))
+
     @staticmethod
     def _until(wanted: Any, limit: float) -> float:
         """Wait for something, but not for ever; how long it took."""
@@ -337,13 +330,17 @@ class Camp:
         time.sleep(CALM)
         row: dict[str, Any] = {"attack": name, "who": who, "before": self._rate(began, time.monotonic())}
         earlier, first = self._refusals(), len(self.records)
+        said = self.errors.stat().st_size
         row["mb_before"] = self._memory("VmRSS")
         Path(f"/proc/{self.server.pid}/clear_refs").write_text("5")
         began = time.monotonic()
         with Health(self) as health:
-            row["sent"] = self._storm(name, who)
-            ended = time.monotonic()
-            row["during"] = self._rate(began, ended)
+            self.raiders.begin(name, self.mark(who), self.args.connections)
+            if self.args.restart:
+                self._restart()
+            time.sleep(self.args.seconds)
+            row["during"] = self._rate(began, time.monotonic())
+            row["sent"] = self.raiders.end()
         row |= health.found
         row["mb_peak"] = 0.0
         if self.server.poll() is None:
@@ -362,6 +359,7 @@ class Camp:
         else:
             row |= {"back": PATIENCE, "after": 0.0, "mb_after": 0.0, "refusals": {}}
         row["dead"] = self.server.poll()
+        row["log_kb"] = (self.errors.stat().st_size - said) / 1e3
         row["over"] = row["mb_peak"] * 1e6 > self.bound
         left = [process.poll() for process in self.workers]
         row["lost"] = sorted(self._missing()) if row["dead"] is None else []
@@ -371,24 +369,6 @@ class Camp:
             self.close()
             self.open()
         return row
-
-    def _storm(self, name: str, who: str) -> dict[str, int]:
-        """Attack from other processes; what they say that they did."""
-        mark = json.dumps(asdict(self.mark(who)), default=str)
-        connections = max(1, self.args.connections // self.args.processes)
-        order = json.dumps(
-            {"name": name, "mark": mark, "connections": connections, "seconds": self.args.seconds}
-        )
-        sent: dict[str, int] = {}
-        for attacker in self.attackers:
-            assert attacker.stdin
-            attacker.stdin.write(f"{order}\n")
-            attacker.stdin.flush()
-        for attacker in self.attackers:
-            assert attacker.stdout
-            for key, count in json.loads(attacker.stdout.readline()).items():
-                sent[key] = sent.get(key, 0) + count
-        return sent
 
 
 class Health:
@@ -427,20 +407,6 @@ class Health:
             "asked": len(self._seconds),
             "unanswered": self._unanswered,
         }
-
-
-def attack() -> None:
-    """The process of an attacker, which does what it is told."""
-    os.nice(10)
-    for text in sys.stdin:
-        order = json.loads(text)
-        known = json.loads(order["mark"])
-        known |= {
-            "certs": Path(known["certs"]) if known["certs"] else None,
-            "others": tuple(known["others"]),
-        }
-        storm = storms.storm(order["name"], Mark(**known), order["connections"], order["seconds"])
-        print(json.dumps(asyncio.run(storm)), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from tests.hostile.siege import unharmed as left_unharmed
 
 pytest.importorskip("h2")
 
+WORKERS = 6
+"""Of whom there are certificates."""
+
 
 @pytest.fixture(scope="session")
 def siege(tmp_path_factory):
@@ -30,3 +33,18 @@ def honest(siege):
 def unharmed(siege, honest):
     """A context in which the server may be attacked, and after which it has to be as before."""
     return functools.partial(left_unharmed, siege, honest)
+
+
+@pytest.fixture(scope="session")
+def certs(tmp_path_factory):
+    """Bundles of a server and its workers."""
+    pytest.importorskip("cryptography")
+    from varangian.protos.bundle import Role
+    from varangian.server.authority import Authority
+
+    path = tmp_path_factory.mktemp("certs") / "ours"
+    ours = Authority.create(path, days=2)
+    for i in range(WORKERS):
+        ours.issue(f"w{i:02d}", Role.WORKER, days=1)
+    ours.issue("server", Role.SERVER, days=1)
+    return path

@@ -87,18 +87,13 @@ def storms(about, **options):
     return add
 
 
-async def storm(name, mark, connections, seconds):
-    """Attack with so many connections for so long; what was done."""
-    found, count = STORMS[name], Count()
+async def storm(name, mark, connections, count):
+    """Attack with so many connections until cancelled, and count what is done."""
+    found = STORMS[name]
     if mark.name is not None and found.joins:
         with contextlib.suppress(OSError):
-            await join(mark, count)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await asyncio.gather(
-                *(_again(found.attack, mark, count) for _ in range(connections * found.per))
-            )
-    return dict(count)
+            await join(mark, Count())
+    await asyncio.gather(*(_again(found.attack, mark, count) for _ in range(connections * found.per)))
 
 
 async def _again(attack, mark, count):
@@ -161,6 +156,7 @@ async def _all(*calls):
 
 @storms("nothing at all: what the measurement itself costs")
 async def nothing(mark, count):
+    count["nothing"] = 1
     await asyncio.sleep(3600)
 
 
@@ -169,6 +165,7 @@ async def silent_member(mark, count):
     async with Wire.to(mark) as wire:
         stream = wire.open("Attend", mark.identity())
         await wire.message(stream, ps_pb2.AttendRequest(run_id=mark.run).SerializeToString(), end=True)
+        count["Attend"] += 1
         await wire.closed
 
 

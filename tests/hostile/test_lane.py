@@ -12,7 +12,6 @@ from tests.hostile.rogue import GOOD, Rogue
 from tests.hostile.siege import TRAITOR, Honest, Siege, settled
 
 from varangian.protos import codec
-from varangian.protos.bundle import Role
 
 pytestmark = pytest.mark.slow
 
@@ -22,20 +21,6 @@ WORKERS, HONEST = 6, ("w00", "w01", "w05")
 MODES = ("plain", "tls")
 ROUNDS = 6
 """More than most attacks last; some have no end."""
-
-
-@pytest.fixture(scope="session")
-def certs(tmp_path_factory):
-    """Bundles of a server and its workers."""
-    pytest.importorskip("cryptography")
-    from varangian.server.authority import Authority
-
-    path = tmp_path_factory.mktemp("certs") / "ours"
-    ours = Authority.create(path, days=2)
-    for i in range(WORKERS):
-        ours.issue(f"w{i:02d}", Role.WORKER, days=1)
-    ours.issue("server", Role.SERVER, days=1)
-    return path
 
 
 @pytest.fixture(scope="session", params=MODES)
