@@ -7,6 +7,7 @@ it is told, and begins again whenever one ends.
 import asyncio
 import contextlib
 import functools
+import hashlib
 import itertools
 import os
 import random
@@ -35,7 +36,7 @@ from tests.hostile.wire import Closed, Mark, Wire, block, literal
 from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.frames import frame as chunk
 from varangian.protos.lane import TICKET
-from varangian.protos.layout import Layout
+from varangian.protos.layout import DIGEST_BYTES
 
 STREAMS = 16
 """Calls at a time on each connection: as many as the server allows."""
@@ -136,6 +137,14 @@ async def calls(mark, count, method, message, identity=None, streams=STREAMS):
 
     async with Wire.to(mark) as wire:
         await _all(*(one(wire) for _ in range(streams)))
+
+
+async def _within(seconds, waiting):
+    """What comes of it, or None after so many seconds. `asyncio.wait_for` may lose a cancellation."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await waiting
+    return None
 
 
 async def _all(*calls):
@@ -251,8 +260,7 @@ async def session_fight(mark, count):
             if joined.headers.get("grpc-status") == "0":
                 stays = wire.open("Attend", mark.identity(session))
                 await wire.message(stays, attend, end=True)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stays.ended.wait(), 1)
+                await _within(1, stays.ended.wait())
                 return
 
 
@@ -475,8 +483,7 @@ async def deaf(mark, count):
         for _ in range(STREAMS):
             await wire.message(wire.open("Status", mark.identity()), b"", end=True)
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wire.raw(frame(PING, 0, 0, bytes(8)) * 100), 1)
+            await _within(1, wire.raw(frame(PING, 0, 0, bytes(8)) * 100))
             count["pings"] += 100
             await asyncio.sleep(0.1)
 
@@ -486,15 +493,15 @@ async def deaf(mark, count):
 
 async def _mute(host, port, count, first=b"", drip=b""):
     """A connection that says `first`, then a byte of `drip` a second, then nothing until it is closed."""
-    reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 30)
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection(host, port)
     count["connections"] += 1
     try:
         writer.write(first)
         for i in range(len(drip)):
             writer.write(drip[i : i + 1])
-            with contextlib.suppress(TimeoutError):
-                if not await asyncio.wait_for(reader.read(1), 1):
-                    raise Closed
+            if await _within(1, reader.read(1)) == b"":
+                raise Closed
         while await reader.read(1 << 16):
             pass
         raise Closed
@@ -587,7 +594,15 @@ async def _offered(mark, wire, method, count):
 
 
 def _manifest(mark, round, digest=b""):
-    manifest = codec.Contract(mark.run, Layout.parse(mark.layout)).manifest(round, digest)
+    manifest = ps_pb2.Manifest(
+        protocol=codec.PROTOCOL,
+        run_id=mark.run,
+        round=round,
+        layout_digest=hashlib.blake2b(mark.layout.encode(), digest_size=DIGEST_BYTES).digest(),
+        dtype=codec.WIRE[codec.FLOAT32][0],
+        numel=mark.size // 4,
+        content_digest=digest,
+    )
     return ps_pb2.PushRequest(manifest=manifest).SerializeToString()
 
 
@@ -656,8 +671,9 @@ async def stalled_pushes(mark, count):
             await wire.message(stream, _manifest(mark, await round_of(wire)))
             await stream.answered.wait()
             wire._check()
-            count[stream.headers.get(headers.CODE, "begun")] += 1
-            if headers.READY in stream.headers:
+            ready = headers.READY in stream.headers
+            count["begun" if ready else stream.headers.get(headers.CODE, "refused")] += 1
+            if ready:
                 await wire.message(stream, chunk(0, bytes(4)))
             await stream.ended.wait()
 

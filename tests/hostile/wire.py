@@ -109,7 +109,8 @@ class Wire(asyncio.Protocol):
         """
         loop = asyncio.get_running_loop()
         made = loop.create_connection(lambda: cls(mark, **options), mark.host, mark.port, ssl=mark.tls)
-        transport, wire = await asyncio.wait_for(made, 30)
+        async with asyncio.timeout(30):
+            transport, wire = await made
         try:
             yield wire
         finally:
