@@ -36,6 +36,8 @@ FIELDS = 64
 """Fields at the top of a message of more than 4 KiB; ours have a third of that."""
 SMALL = 4 << 10
 """Bytes of a message that may have any number of fields: so few are parsed at once."""
+ROUND_LIMIT = 1 << 53
+"""The largest number of a round."""
 MESSAGE_LIMIT = CHUNK_LIMIT + MANIFEST_LIMIT
 """Bytes in any message; the transport refuses larger ones before they are parsed."""
 JOIN_LIMIT = TEXT_LIMIT + MANIFEST_LIMIT
@@ -210,6 +212,12 @@ def check_protocol(found: int) -> None:
             f"This end speaks version {PROTOCOL}, the other end {found}. Install one release at both."
         )
         raise CodecError(Code.PROTOCOL, sentence)
+
+
+def check_round(found: int) -> None:
+    """Of a round that a server says it is in: a worker answers with the number before it or after it."""
+    if found > ROUND_LIMIT:
+        raise CodecError(Code.MALFORMED, f"Found round {found}, which no run has.")
 
 
 def check_dtype(found: int) -> Dtype:

@@ -310,6 +310,7 @@ class Client:
         )
         reply = codec.decode(ps_pb2.JoinReply, data, codec.MANIFEST_LIMIT)
         codec.check_protocol(reply.protocol)
+        codec.check_round(reply.round)
         self._sends = codec.check_dtype(reply.dtype)
         self._pace.asked(reply.chunk_bytes)
         self._connection.lane.at(reply.data_port)
@@ -348,6 +349,7 @@ class Client:
             if first.HasField("finished"):
                 return Finished(escaped(first.finished.reason, SENTENCE_LIMIT))
             self._contract.check(first.manifest)
+            codec.check_round(first.manifest.round)
             parameters = await self._incoming.received(call, self.name, first.manifest, quiet, use)
         if parameters is None:
             return None

@@ -137,6 +137,23 @@ def test_what_a_server_says_steers_no_terminal_and_is_cut(step, caplog):
         assert len(line) < 2000
 
 
+@pytest.mark.parametrize("round", [2**63, 2**64 - 1])
+@pytest.mark.parametrize("name", ["Join", "Pull"])
+def test_a_round_that_no_run_has_is_one_sentence(name, round):
+    @scenario
+    async def story():
+        script = Script()
+        script.round = round if name == "Join" else 4
+        script.steps["Pull"] = [lambda request, context: script.send(context, VECTOR, round=round)]
+        async with client_of(script) as client:
+            if name == "Pull":
+                await client.join()
+            with pytest.raises(ClientError, match=f"Found round {round}, which no run has"):
+                await (client.join() if name == "Join" else client.pull(-1))
+
+    story()
+
+
 @scenario
 async def test_a_claim_is_refused_like_a_join():
     script = Script()
