@@ -18,6 +18,10 @@ BESIDE = 3
 """For each worker, at either end: its calls, and payloads up and down beside them."""
 CALLS = 1
 """For each worker where payloads travel with the calls."""
+STRANGERS, LINES = 64, 4
+"""Connections to the data port of a server: of those who have shown nothing yet, and of each worker."""
+ENOUGH = 1 << 16
+"""Files where the system sets no limit."""
 
 
 LOOP = 16
@@ -54,14 +58,38 @@ def raised(needed: int) -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def connections(workers: int) -> int:
+    """How many connections to its gRPC port a server keeps: four for each worker, and some for others."""
+    return 4 * workers + 32
+
+
 def needed(workers: int, lane: bool) -> int:
-    """For a process that serves, or hosts, this many workers."""
+    """For a process that hosts this many workers."""
     return BASE + workers * (BESIDE if lane else CALLS)
 
 
-def refusal(what: str, workers: int, lane: bool) -> str | None:
-    """Why a process should not begin, after its limit was raised as far as it goes; None when it may."""
-    least = needed(workers, lane)
+def served(workers: int, lane: bool) -> int:
+    """For a server with this many workers, when both of its ports have as many connections as they may."""
+    beside = STRANGERS + LINES * workers if lane else 0
+    return BASE + connections(workers) + beside
+
+
+def limit() -> int:
+    """How many files this process may have open, once its limit was raised as far as it goes."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return raised(ENOUGH if hard == resource.RLIM_INFINITY else hard)
+
+
+def refusal(what: str, workers: int, lane: bool, least: int | None = None) -> str | None:
+    """Why a process should not begin, after its limit was raised as far as it goes; None when it may.
+
+    Args:
+        what: the process.
+        workers: that it serves or hosts.
+        lane: whether payloads have connections of their own.
+        least: files that it needs; by default those of a process that hosts workers.
+    """
+    least = needed(workers, lane) if least is None else least
     limit = raised(least)
     if limit >= least:
         return None

@@ -112,6 +112,13 @@ def too_many_joins(rate: float) -> Refused:
     return Refused(StatusCode.RESOURCE_EXHAUSTED, "JOINS", sentence)
 
 
+def too_many_calls(rate: float) -> Refused:
+    sentence = (
+        f"A caller should make at most {rate:g} calls a second beside those of its rounds. It made more."
+    )
+    return Refused(StatusCode.RESOURCE_EXHAUSTED, "CALLS", sentence)
+
+
 def unsound(reason: str) -> Refused:
     """A vector that arrived whole and proves its sender faulty."""
     sentence = f"A vector should have only finite numbers. It was refused: {reason}."

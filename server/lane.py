@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
+from varangian.protos.descriptors import STRANGERS
 from varangian.protos.lane import TICKET, Line
 from varangian.protos.transfer import Transfer
 from varangian.server.listen import bound
@@ -42,7 +43,7 @@ STRANGER = "a stranger"
 class Patience:
     """What connections without a payload may cost."""
 
-    strangers: int = 64
+    strangers: int = STRANGERS
     """Connections that have shown nothing yet; one more ends the oldest of them."""
     showing: float = 5.0
     """Seconds in which they have to."""

@@ -12,6 +12,7 @@ import grpc.aio
 
 from varangian.protos import codec
 from varangian.protos.address import EVERYWHERE, joined
+from varangian.protos.descriptors import connections
 from varangian.protos.flow import SIGNS_OF_LIFE, WINDOWS
 
 AGE = 3600
@@ -19,25 +20,40 @@ AGE = 3600
 LONGEST = 24 * 3600
 """Seconds after that in which its open calls may end: longer than any transfer takes on a slow line."""
 
-OPTIONS = (
-    ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
-    ("grpc.max_send_message_length", codec.MESSAGE_LIMIT),
-    ("grpc.max_metadata_size", 16 << 10),
-    ("grpc.max_concurrent_streams", 16),
-    # Identity only: a small compressed message can unpack into a large one.
-    ("grpc.compression_enabled_algorithms_bitset", 1),
-    # Otherwise a second server shares the port in silence and takes half of the workers.
-    ("grpc.so_reuseport", 0),
-    # For whoever connects and then says nothing, or nothing that is HTTP/2.
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    # For whoever connects and then calls nothing: a process has only so many files.
-    ("grpc.max_connection_idle_ms", 60_000),
-    ("grpc.max_connection_age_ms", AGE * 1000),
-    ("grpc.max_connection_age_grace_ms", LONGEST * 1000),
-    *WINDOWS,
-    *SIGNS_OF_LIFE,
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
-)
+STREAMS = 8
+"""Calls that one connection may have open. A worker has at most six, and one connection."""
+METADATA = 16 << 10
+"""Bytes of the headers of one call."""
+
+
+def options(workers: int) -> tuple[tuple[str, int], ...]:
+    """How gRPC serves a run with so many workers."""
+    places = connections(workers)
+    return (
+        ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
+        ("grpc.max_send_message_length", codec.MESSAGE_LIMIT),
+        ("grpc.max_metadata_size", METADATA),
+        ("grpc.max_concurrent_streams", STREAMS),
+        # One more is closed as soon as it is accepted: no handshake, and no memory.
+        ("grpc.max_allowed_incoming_connections", places),
+        # Calls that wait for the event loop. Beyond these numbers gRPC drops calls by chance, whoever makes
+        # them: here that is more than all connections together can have.
+        ("grpc.server.max_pending_requests", places * STREAMS + 1),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * places * STREAMS + 1),
+        # Identity only: a small compressed message can unpack into a large one.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        # Otherwise a second server shares the port in silence and takes half of the workers.
+        ("grpc.so_reuseport", 0),
+        # For whoever connects and then says nothing, or nothing that is HTTP/2.
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # For whoever connects and then calls nothing. A worker has a call open for as long as it is there.
+        ("grpc.max_connection_idle_ms", 20_000),
+        ("grpc.max_connection_age_ms", AGE * 1000),
+        ("grpc.max_connection_age_grace_ms", LONGEST * 1000),
+        *WINDOWS,
+        *SIGNS_OF_LIFE,
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
+    )
 
 
 ATTEMPTS = 20

@@ -50,6 +50,16 @@ class Bucket:
         self._left = most
         self._at = clock()
 
+    @property
+    def full(self) -> bool:
+        """Whether it is as if nobody had ever taken anything."""
+        self._refill()
+        return self._left >= self._most
+
+    def give(self) -> None:
+        """Put one back."""
+        self._left = min(self._most, self._left + 1)
+
     def take(self) -> float:
         """Take one, if need be before it is there: in how many seconds it will be."""
         self._refill()
@@ -68,6 +78,55 @@ class Bucket:
         now = self._clock()
         self._left = min(self._most, self._left + self._rate * (now - self._at))
         self._at = now
+
+
+class Calls:
+    """Token bucket of calls for each caller: who makes too many is slowed down, refused, then cut off.
+
+    What a round needs is given back, so that fast rounds are no offence.
+
+    Args:
+        rate: calls in a second.
+        most: calls at once.
+        clock: seconds from any start.
+    """
+
+    def __init__(
+        self, rate: float = 25.0, most: float = 100.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.rate, self._most, self._clock = rate, most, clock
+        self._callers: dict[str, tuple[Bucket, Bucket]] = {}
+
+    def take(self, who: str) -> tuple[float, bool]:
+        """One more call: in how many seconds to answer it, and whether to refuse it then.
+
+        Raises:
+            CutOffError: it goes on although it was refused so often.
+        """
+        if len(self._callers) >= CALLERS:
+            self._callers = {name: pair for name, pair in self._callers.items() if not pair[0].full}
+            if len(self._callers) >= CALLERS:
+                who = "callers that are too many to be told apart"
+        if who not in self._callers:
+            allowed = Bucket(self.rate, self._most, self._clock)
+            self._callers[who] = allowed, Bucket(self.rate, 2 * self._most, self._clock)
+        calls, refusals = self._callers[who]
+        delay = calls.take()
+        if delay <= LATE:
+            return delay, False
+        calls.give()
+        if not refusals.try_to_take():
+            raise CutOffError
+        return LATE, True
+
+    def give(self, who: str) -> None:
+        """The call was one that a round needs: it does not count."""
+        if who in self._callers:
+            self._callers[who][0].give()
+
+
+class CutOffError(Exception):
+    """A caller that no refusal slows down."""
 
 
 @dataclass
@@ -128,3 +187,7 @@ class Rations:
 
 RELIEF = 5.0
 JOINS_PER_SECOND = 2.0
+LATE = 1.0
+"""Seconds that a call is delayed at most; one that would have to wait longer is refused after them."""
+CALLERS = 4096
+"""Callers that are told apart; without TLS anyone may be one, under each address that he has."""

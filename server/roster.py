@@ -87,8 +87,8 @@ class Doorman(Protocol):
         """The name of a worker; raises IdentityError for everyone else."""
         ...
 
-    def admit(self, peer: Peer) -> None:
-        """Raise IdentityError unless the caller has a valid certificate of any role."""
+    def admit(self, peer: Peer) -> str:
+        """Whose valid certificate, of any role, this is; raises IdentityError when it is none."""
         ...
 
     def shown(self, peer: Peer) -> Shown | None:
@@ -195,6 +195,15 @@ class Roster:
         """
         if self._doorman is not None:
             self._doorman.admit(peer)
+
+    def holder(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str | None:
+        """Who a caller has proved to be, of this run or not; None when it has proved nothing."""
+        try:
+            if self._doorman is None:
+                return self._by_token(_headers(metadata))
+            return self._doorman.admit(peer)
+        except IdentityError:
+            return None
 
     def authenticate(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """The name of a caller that has proved it, joined or not.

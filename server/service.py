@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Never, TypeVar
 
 import grpc
 
-from varangian import __version__
 from varangian.protos import codec, headers, ps_pb2
 from varangian.protos.codec import Code, CodecError, Contract
 from varangian.protos.text import escaped
 from varangian.protos.transfer import Transfer
 from varangian.server import answers, streams, uploads
 from varangian.server.answers import Refused
+from varangian.server.connections import Connections
+from varangian.server.door import Door
 from varangian.server.downloads import AGAIN, Downloads
 from varangian.server.events import Refusal
 from varangian.server.gate import Gate
@@ -30,10 +31,12 @@ from varangian.server.intake import Overtaken, Slot
 from varangian.server.lane import Lane, Ticket
 from varangian.server.newest import Newest
 from varangian.server.presence import PAUSE, Presence
-from varangian.server.quotas import Quota, Rations
+from varangian.server.quotas import Calls, Quota, Rations
+from varangian.server.requests import Requests
 from varangian.server.revocation import Revocation
 from varangian.server.roster import IdentityError, Roster
 from varangian.server.shown import Shown
+from varangian.server.status import Replies
 from varangian.server.streams import Context, Limits
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ def answered(
     async def answer(self: Service, request: T, context: Context) -> R:
         try:
             with self.revocation.standing.call(streams.caller(context)[1]):
+                await self._door.admit(context)
                 return await handler(self, request, context)
         except (CodecError, IdentityError) as error:
             refused = answers.of_error(error)
@@ -96,7 +100,10 @@ class Service:
         self._gate = Gate(limits.receiving, limits.turn, limits.share)
         self._quota = Quota(limits.streams)
         self._rations = Rations(limits.uploads, limits.downloads, limits.joins)
-        self._newest = Newest()
+        self._newest, self._joining = Newest(), Newest()
+        self.connections = Connections(len(roster.names))
+        self._door = Door(roster, self.connections, Calls(limits.calls, limits.calls_at_once))
+        self._requests = Requests(len(roster.names))
         self._refusals = Counter[str]()
         self._downloads = Downloads(contract, driver.pulls, limits.idle, roster.seen)
         self._told = set[str]()
@@ -105,6 +112,9 @@ class Service:
         self._dismissed = asyncio.Event()
         self.presence = Presence(roster, driver)
         self.revocation = Revocation(roster, driver, self.presence.expel, security, end)
+        self._status = Replies(
+            driver, roster, contract, lambda: self._refused, self.revocation, self._data_port, limits.status
+        )
         self._logged = set[tuple[str, str]]()
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -127,7 +137,11 @@ class Service:
         caller = streams.caller(context)
         worker = self._roster.authenticate(*caller)
         self._rations.join(worker)
-        request = await streams.request(ps_pb2.JoinRequest, context, self._limits.joining, codec.JOIN_LIMIT)
+        # The last process of this name whose message never came, or comes slowly, keeps nobody waiting.
+        async with self._joining.upload(worker), self._requests.reading(worker):
+            request = await streams.request(
+                ps_pb2.JoinRequest, context, self._limits.joining, codec.JOIN_LIMIT
+            )
         codec.check_protocol(request.protocol)
         self._check_common(worker, request.common)
         self._check_layout(request.layout)
@@ -150,7 +164,8 @@ class Service:
     async def pull(self, _: object, context: Context) -> None:
         worker = self._identify(context)
         with self._quota.stream(worker), self._roster.calling(worker):
-            request = await streams.request(ps_pb2.PullRequest, context, self._limits.idle)
+            async with self._requests.reading(worker):
+                request = await streams.request(ps_pb2.PullRequest, context, self._limits.idle)
             codec.check_run(self._contract.run_id, request.run_id)
             pulls, patience = self._driver.pulls, self._limits.patience
             async with pulls.answered(worker, request.after, patience) as pull:
@@ -179,12 +194,15 @@ class Service:
                     await self._downloads.model(worker, pull, chunk_bytes, context)
                 else:
                     await self._downloads.beside(worker, pull, ticket, context)
+            if pull.delivered:
+                self._door.calls.give(worker)
 
     @answered
     async def push(self, _: object, context: Context) -> bytes:
         worker = self._identify(context)
         with self._quota.stream(worker), self._roster.calling(worker):
-            manifest = await uploads.manifest(context, self._limits.idle)
+            async with self._requests.reading(worker):
+                manifest = await uploads.manifest(context, self._limits.idle)
             # It proves nothing, whatever it says: no digest covers it, so the line may have changed it.
             self._contract.check(manifest, sealed=True)
             async with self._newest.upload(worker):
@@ -204,13 +222,15 @@ class Service:
             raise answers.of_refusal(outcome, self._driver.round)
         if outcome is not None:
             raise answers.unsound(outcome)
+        self._door.calls.give(worker)
         return ps_pb2.PushReply(round=manifest.round).SerializeToString()
 
     @answered
     async def attend(self, _: object, context: Context) -> None:
         worker = self._identify(context)
         with self._attending.stream(worker), self._roster.calling(worker, stays=True):
-            request = await streams.request(ps_pb2.AttendRequest, context, self._limits.idle)
+            async with self._requests.reading(worker):
+                request = await streams.request(ps_pb2.AttendRequest, context, self._limits.idle)
             codec.check_run(self._contract.run_id, request.run_id)
             self.presence.look()
             with streams.unless_gone():
@@ -225,7 +245,8 @@ class Service:
     async def decline(self, _: object, context: Context) -> bytes:
         worker = self._identify(context)
         with self._quota.stream(worker), self._roster.calling(worker):
-            request = await streams.request(ps_pb2.DeclineRequest, context, self._limits.idle)
+            async with self._requests.reading(worker):
+                request = await streams.request(ps_pb2.DeclineRequest, context, self._limits.idle)
             codec.check_run(self._contract.run_id, request.run_id)
             refusal = await self._driver.decline(worker, request.round, request.reason)
         if refusal is not None:
@@ -235,24 +256,7 @@ class Service:
     @answered
     async def status(self, _: object, context: Context) -> bytes:
         self._roster.admit(streams.caller(context)[1])
-        await streams.request(ps_pb2.StatusRequest, context, self._limits.idle)
-        status = self._driver.status()
-        return ps_pb2.StatusReply(
-            protocol=codec.PROTOCOL,
-            run_id=self._contract.run_id,
-            software=__version__,
-            round=status.round,
-            rounds=status.rounds,
-            finished=status.finished,
-            sentence=status.sentence,
-            workers=len(self._roster.names),
-            present=len(self._roster.present),
-            refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refused.items())),
-            data_port=self._data_port,
-            classes=self._contract.classes or 0,
-            revoked=self.revocation.revoked(),
-            warnings="".join(f"{sentence}\n" for sentence in self.revocation.warnings()),
-        ).SerializeToString()
+        return self._status.latest()  # whatever the message says, and whether it comes or not
 
     async def refuse(self, context: Context, refused: Refused) -> Never:
         """End a call with a refusal, and log the first of each kind from each peer."""
@@ -286,8 +290,9 @@ class Service:
 
     @property
     def _refused(self) -> Counter[str]:
-        """Calls, and connections beside them."""
-        return self._refusals + (self._lane.refusals if self._lane else Counter())
+        """Calls, and connections of either port."""
+        beside = self._lane.refusals if self._lane else Counter[str]()
+        return self._refusals + self.connections.closed + beside
 
     @property
     def _data_port(self) -> int:

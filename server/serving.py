@@ -22,7 +22,7 @@ from varangian.server.chatter import quieten
 from varangian.server.garbage import left_alone
 from varangian.server.heartbeat import beating
 from varangian.server.lane import Lane
-from varangian.server.listen import OPTIONS, bind
+from varangian.server.listen import bind, options
 from varangian.server.roster import Roster
 from varangian.server.service import Service
 from varangian.server.streams import DEFAULT_LIMITS, Limits
@@ -73,7 +73,7 @@ async def serve(
     keep_large_blocks()
     quieten()
     check_free()
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=options(len(roster.names)))
     async with AsyncExitStack() as stack:
         # First the port that may have a number: any free one could be that.
         address = bind(server, host, port, security.credentials() if security else None)
@@ -89,7 +89,9 @@ async def serve(
         server.add_generic_rpc_handlers((service.handlers(),))
         await server.start()
         ready(address)
-        async with beating(heartbeat), service.presence.watched(), service.revocation.watched():
+        its_port = int(address.rpartition(":")[2])
+        watched = service.connections.watched(its_port)
+        async with beating(heartbeat), service.presence.watched(), service.revocation.watched(), watched:
             with left_alone():
                 reason = await driver.run(stop)
         if not leaves():

@@ -43,6 +43,12 @@ class Limits:
     """Downloads of the same parameters that one worker may have at once; more come by and by."""
     joins: int = 20
     """Joins of one worker at once; more come by and by."""
+    calls: float = 25.0
+    """Calls of one caller in a second; those that a round needs are given back."""
+    calls_at_once: int = 100
+    """The same after a while without any."""
+    status: float = 0.25
+    """Seconds for which one reply to Status is sent to everybody who asks."""
     patience: float = 5.0
     """Seconds that a pull waits for a round to open before the worker has to ask again."""
     grace: float = 5.0

@@ -115,13 +115,14 @@ class Certificates:
         ours = found is not None and (found.cluster, found.role) == (self._cluster, Role.WORKER)
         return found.name if found is not None and ours else None
 
-    def admit(self, peer: Peer) -> None:
-        """Any role will do.
+    def admit(self, peer: Peer) -> str:
+        """The name of a worker, or role and name of another holder: any role will do.
 
         Raises:
             IdentityError: there is no certificate of ours, or it was revoked.
         """
-        self._holder(peer)
+        found = self._holder(peer)
+        return found.name if found.role is Role.WORKER else f"the {found.role.value} {found.name}"
 
     def worker(self, peer: Peer) -> str:
         """The name of a worker.

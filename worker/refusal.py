@@ -48,7 +48,7 @@ SILENT_STATUS = PASSING_STATUS | {
 """The same where no Varangian server has answered, but gRPC or something on the way."""
 TAKEN, RUN, REPEATED = "SESSION_TAKEN", "RUN", "REPEATED"
 PASSING_CODES = frozenset(
-    {"BUSY", "RESTARTED", "STREAMS", "PULLS", "JOINS", "IDLE", "REPLACED", "STOPPING", TAKEN}
+    {"BUSY", "RESTARTED", "STREAMS", "PULLS", "JOINS", "CALLS", "IDLE", "REPLACED", "STOPPING", TAKEN}
 )
 """The dead call or the dead process that is in the way will be noticed as dead; quotas fill up again."""
 AGE = "AGE"

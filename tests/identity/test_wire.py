@@ -12,7 +12,7 @@ import pytest
 from varangian.protos.bundle import Bundle, Role
 from varangian.protos.codec import Contract
 from varangian.protos.layout import Layout
-from varangian.server.listen import OPTIONS, bind
+from varangian.server.listen import bind, options
 from varangian.server.roster import Roster
 from varangian.server.service import Service
 from varangian.server.streams import Limits
@@ -33,7 +33,7 @@ def serving():
         security = Security(path, clock=itertools.count(0.0, 2.0).__next__)
         roster = Roster(["w00", "w01"], None, doorman=security.doorman)
         driver = SimpleNamespace(round=0, pulls=None)
-        server = grpc.aio.server(options=OPTIONS)
+        server = grpc.aio.server(options=options(3))
         service = Service(driver, roster, Contract("run-1", LAYOUT), Limits())
         server.add_generic_rpc_handlers((service.handlers(),))
         address = bind(server, "127.0.0.1", 0, security.credentials())

@@ -90,7 +90,7 @@ class World:
         )
         self.contract = Contract("run-1", layout, common=COMMON)
         self.roster = Roster(NAMES, b"0123456789abcdef")
-        many = Limits(joins=10**6, uploads=10**6, downloads=10**6, patience=0.0)
+        many = Limits(joins=10**6, uploads=10**6, downloads=10**6, calls=1e9, patience=0.0)
         self.service = Service(self.driver, self.roster, self.contract, many)
 
     def metadata(self, **changes):
@@ -157,7 +157,7 @@ OTHERS = {
         (lambda w: ps_pb2.DeclineRequest(run_id="run-1", round=2**64 - 1).SerializeToString(),),
         "FUTURE",
     ),
-    "status": ("status", (lambda w: fields(UNKNOWN, MANIFEST_LIMIT),), "MALFORMED"),
+    "status": ("status", (lambda w: fields(UNKNOWN, MANIFEST_LIMIT),), ""),
     "digest of a layout": ("push", (lambda w: w.push(layout_digest=b"x" * 60_000),), "LAYOUT"),
     "run of a push": ("push", (lambda w: w.push(run_id=TALL),), "RUN"),
     "digest": ("push", (lambda w: w.push(content_digest=b"x" * 60_000),), "DIGEST_SIZE"),

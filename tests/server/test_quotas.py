@@ -1,7 +1,16 @@
 import pytest
 
 from varangian.server.answers import Refused
-from varangian.server.quotas import JOINS_PER_SECOND, RELIEF, Bucket, Quota, Rations
+from varangian.server.quotas import (
+    JOINS_PER_SECOND,
+    LATE,
+    RELIEF,
+    Bucket,
+    Calls,
+    CutOffError,
+    Quota,
+    Rations,
+)
 
 
 @pytest.fixture
@@ -71,3 +80,30 @@ def test_a_stream_makes_room_when_it_ends(rations):
             pass
     with quota.stream("w00"):
         pass
+
+
+def test_a_caller_is_slowed_down_then_refused_and_then_cut_off(time):
+    calls = Calls(rate=2.0, most=2.0, clock=lambda: time.now)
+    assert [calls.take("w00") for _ in range(4)] == [(0.0, False), (0.0, False), (0.5, False), (1.0, False)]
+    assert [calls.take("w00") for _ in range(4)] == [(LATE, True)] * 4
+    with pytest.raises(CutOffError):
+        calls.take("w00")
+    assert calls.take("w01") == (0.0, False)
+    time.advance(3.0)
+    assert calls.take("w00") == (0.0, False)
+
+
+def test_what_a_round_needs_is_given_back(time):
+    calls = Calls(rate=1.0, most=1.0, clock=lambda: time.now)
+    for _ in range(100):
+        assert calls.take("w00") == (0.0, False)
+        calls.give("w00")
+
+
+def test_callers_that_are_too_many_share_a_bucket(time, monkeypatch):
+    monkeypatch.setattr("varangian.server.quotas.CALLERS", 3)
+    calls = Calls(rate=1.0, most=1.0, clock=lambda: time.now)
+    assert [calls.take(f"address {i}")[0] for i in range(4)] == [0.0] * 4
+    assert calls.take("address 4")[0] == 1.0
+    time.advance(9.0)
+    assert calls.take("address 5") == (0.0, False)

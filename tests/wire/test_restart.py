@@ -126,7 +126,7 @@ def test_a_push_that_breaks_at_the_worker_only_begins_anew_at_once(way, monkeypa
 def test_silent_connections_are_left_or_kept_alive_before_routers_forget_them():
     options = dict(flow.SIGNS_OF_LIFE)
     assert options["grpc.keepalive_time_ms"] < FORGETFUL * 1000
-    assert dict(listen.OPTIONS)["grpc.http2.min_recv_ping_interval_without_data_ms"] <= (
+    assert dict(listen.options(3))["grpc.http2.min_recv_ping_interval_without_data_ms"] <= (
         options["grpc.keepalive_time_ms"] / 2
     )
     assert line.FRESH < FORGETFUL
@@ -135,6 +135,6 @@ def test_silent_connections_are_left_or_kept_alive_before_routers_forget_them():
 def test_a_ping_is_waited_for_no_longer_than_a_connection_may_be_silent():
     # A machine or a proxy that is stopped may still acknowledge what it does not read: then only the
     # answer to a ping is missing, for which gRPC waits a minute unless it is told otherwise.
-    for end in (listen.OPTIONS, channel.OPTIONS):
+    for end in (listen.options(3), channel.OPTIONS):
         options = dict(end)
         assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"]

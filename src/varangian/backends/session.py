@@ -222,7 +222,9 @@ def openable(config: RunConfig) -> str | None:
     """
     if config.backend == "simulate":
         return None
-    return descriptors.refusal("the server", config.workers, config.server.data_port is not None)
+    lane = config.server.data_port is not None
+    least = descriptors.served(config.workers, lane)
+    return descriptors.refusal("the server", config.workers, lane, least)
 
 
 def accounted(config: RunConfig, crew: Crew) -> Account:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ from varangian.protos.headers import CODE
 from varangian.worker.tls import Diagnosis, credentials, diagnosis
 
 NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+DROPPED = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.RESOURCE_EXHAUSTED)
+"""What gRPC says of a call that it has dropped by itself."""
+CROWDED = "CALLS"
+"""The code of a server that has had too many calls from here."""
+PAUSE = 0.2
+"""Seconds before another try."""
 REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 
 
@@ -79,5 +86,22 @@ def status(server: str, timeout: float, bundle: Bundle | None = None) -> ps_pb2.
     """
     with open_channel(server, None if bundle is None else credentials(bundle)) as opened:
         stub: Any = ps_pb2_grpc.ParameterServerStub(opened)  # type: ignore[no-untyped-call]
-        reply: ps_pb2.StatusReply = stub.Status(ps_pb2.StatusRequest(), timeout=timeout)
-        return reply
+        until = time.monotonic() + timeout
+        while True:
+            left = max(until - time.monotonic(), 0.1)
+            try:
+                reply: ps_pb2.StatusReply = stub.Status(ps_pb2.StatusRequest(), timeout=left)
+                return reply
+            except grpc.RpcError as error:
+                if not _passing(error) or time.monotonic() + PAUSE >= until:
+                    raise
+            time.sleep(PAUSE)
+
+
+def _passing(error: grpc.RpcError) -> bool:
+    """Whether a server that can be reached has just too much to do."""
+    if not isinstance(error, grpc.Call):
+        return False
+    trailing: Any = error.trailing_metadata()
+    code = dict(trailing or ()).get(CODE)
+    return code == CROWDED if code else error.code() in DROPPED
