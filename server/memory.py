@@ -13,10 +13,14 @@ from typing import TypeAlias
 
 from varangian.protos.cargo import BLOCK
 from varangian.protos.codec import FLOAT32, MESSAGE_LIMIT, WIRE, Dtype
+from varangian.protos.descriptors import connections
+from varangian.protos.flow import AHEAD
 from varangian.protos.seal import PAYLOADS
 from varangian.server.lane import PATIENCE, THREADS
 from varangian.server.latest import LatestPlan
+from varangian.server.listen import METADATA, STREAMS
 from varangian.server.optimizer import Sgd
+from varangian.server.requests import readers
 from varangian.server.streams import DEFAULT_LIMITS, Limits
 
 VERSIONS = 2
@@ -29,6 +33,8 @@ SELDOM = 2
 """What is written at the end of a run; or an update that other kernels make, after sums overflowed."""
 IN_FLIGHT = 3
 """Messages of an upload that is received: what the transport assembles, hands over, and what lands."""
+CONNECTION, CALL = 64 << 10, 16 << 10
+"""A connection to the gRPC port, and a call on it that waits, beside its headers and what is sent ahead."""
 BESIDE = 64 << 10
 """A connection beside gRPC: its two ends of TLS, mostly. Its payload is never there as a whole."""
 RESERVE = 128 << 20
@@ -48,8 +54,8 @@ class Account:
     """How many times the model."""
     model: int
     streams: int
-    """What transports hold: messages of gRPC for everybody, as any worker may send chunks at any time, and
-    what connections beside it take."""
+    """What transports hold: messages of gRPC for everybody, as any worker may send chunks at any time;
+    others as large that never end, of half of them; connections of anybody; and those beside it."""
     base: int
     """What this process takes before any of it, and what its libraries will."""
     latest: int = 0
@@ -96,12 +102,12 @@ class Account:
             limits: of the service.
             base: bytes that are taken already; by default those of this process.
         """
-        messages = n * limits.streams + IN_FLIGHT * limits.receiving
+        messages = n * limits.streams + readers(n) + IN_FLIGHT * limits.receiving
         return cls(
             rows=min(n, seats or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
             vectors=VERSIONS + more + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + 2 * average,
             model=4 * d,
-            streams=messages * MESSAGE_LIMIT + lane * _beside(n, limits),
+            streams=messages * MESSAGE_LIMIT + _calls(n) + lane * _beside(n, limits),
             base=RESERVE + (resident() if base is None else base),
             latest=0 if latest is None or latest.folder is not None else latest.bytes,
             evaluation=evaluation,
@@ -146,6 +152,11 @@ class Account:
             f"has {_size(room + self.base - RESERVE)} for it. Use fewer workers or a smaller model, or "
             f"{save}."
         )
+
+
+def _calls(n: int) -> int:
+    """Connections to the gRPC port, of anybody, each with all the calls that it may have, unread."""
+    return connections(n) * (CONNECTION + STREAMS * (CALL + METADATA + AHEAD))
 
 
 def _beside(n: int, limits: Limits) -> int:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 
-def seats(workers: int) -> int:
+def readers(workers: int) -> int:
     """How many small messages may be read at once: more than bad workers have, as each has one."""
     return workers // 2 + 1
 
@@ -26,7 +26,7 @@ class Requests:
     """
 
     def __init__(self, workers: int) -> None:
-        self._seats = asyncio.Semaphore(seats(workers))
+        self._seats = asyncio.Semaphore(readers(workers))
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @asynccontextmanager
