@@ -121,7 +121,7 @@ class Run:
         security = self.service.get("security")
         secret, doorman = (None, security.doorman) if security else (b"0123456789abcdef", None)
         self.roster = Roster(names, secret, silence=0.05, doorman=doorman)
-        self.limits = limits or Limits(idle=20.0, grace=20.0)
+        self.limits = limits or Limits(idle=20.0, status=0.0, grace=20.0)
         self.stop = asyncio.Event()
 
     @contextlib.asynccontextmanager

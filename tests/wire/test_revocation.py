@@ -12,7 +12,7 @@ from varangian.cli.main import main
 from varangian.protos import watched
 from varangian.protos.bundle import Bundle, Role
 from varangian.protos.layout import Layout
-from varangian.server import listen, revocation
+from varangian.server import revocation
 from varangian.server.learner import Learner
 from varangian.server.optimizer import Sgd
 from varangian.server.streams import Limits
@@ -185,10 +185,7 @@ async def test_a_worker_goes_on_with_its_renewed_certificate_when_the_old_one_ex
 @scenario
 async def test_connections_that_are_replaced_by_their_age_cost_nothing(authority, monkeypatch):
     """Each second instead of each hour, in the middle of uploads and of calls that stay open."""
-    options = [
-        (key, 1000 if key == "grpc.max_connection_age_ms" else value) for key, value in listen.OPTIONS
-    ]
-    monkeypatch.setattr("varangian.server.serving.OPTIONS", options)
+    monkeypatch.setattr("varangian.server.listen.AGE", 1)
     run = Run(
         rounds=60,
         layout=SMALL,
