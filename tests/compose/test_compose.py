@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from varangian.cli.main import CommandError
+from varangian.cli.main import CommandError, main
 from varangian.cli.parser import parse
 from varangian.cli.provision import provide
 from varangian.cli.security import choice
@@ -165,6 +165,19 @@ def test_what_is_good_is_kept_at_the_next_start(provided, capsys):
     capsys.readouterr()
     provided(**SMALL)
     assert "made" not in "".join(capsys.readouterr())
+
+
+def test_who_was_revoked_gets_no_certificate_at_the_next_start(provided, capsys):
+    folder = provided(**SMALL)
+    assert main(["certs", "revoke", str(folder), "w01"]) == 0
+    listed = (folder / "server" / "server" / "revoked").read_text()
+    before = (folder / "honest" / "w01" / "cert.pem").read_bytes()
+    capsys.readouterr()
+    provided(**SMALL)
+    assert "w01, which is revoked. To take w01 in again: varangian certs issue" in capsys.readouterr().out
+    assert (folder / "honest" / "w01" / "cert.pem").read_bytes() == before
+    assert "w01" in listed
+    assert (folder / "server" / "server" / "revoked").read_text() == listed
 
 
 def test_apart_each_honest_worker_has_a_volume_of_its_own(compose, apart, provided):

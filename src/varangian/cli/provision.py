@@ -6,8 +6,8 @@ DIR/honest      bundles and tokens of the honest workers
 DIR/byzantine   bundles and tokens of the Byzantine workers
 DIR/apart/w00   with --apart, in the place of DIR/honest: bundle and token of one honest worker
 
-What is there and does not end soon is kept, so the command can run before each start of the cluster. Each
-folder can be a volume of its own.
+What is there and does not end soon is kept, and who was revoked gets no new certificate, so the command can
+run before each start of the cluster. Each folder can be a volume of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from varangian.cli.main import CommandError
 from varangian.cli.tokens import kept, write_tokens
 from varangian.config import load
 from varangian.config.build import byzantine_names, honest_names
-from varangian.server.authority import SERVER
+from varangian.protos.bundle import Bundle, BundleError, Role
+from varangian.server.authority import SERVER, Authority
+from varangian.server.revoked import fingerprint
 
 DAYS, AUTHORITY_DAYS = 30.0, 1825.0
 BETWEEN = re.compile(r"[\s,]+")
@@ -46,12 +48,26 @@ def provide(args: argparse.Namespace) -> None:
     folders = {**(apart if args.apart else {"honest": honest}), "byzantine": byzantine_names(config)}
     init(argparse.Namespace(dir=args.dir, days=AUTHORITY_DAYS, keep=True))
     _issue(args.dir, path / SERVER, [], hosts)
+    authority = Authority(path)
     for folder, names in folders.items():
-        if names:
-            _issue(args.dir, path / folder, list(names), None)
+        counting = [name for name in names if not _revoked(authority, path / folder / name)]
+        if counting:
+            _issue(args.dir, path / folder, counting, None)
     key = kept(path / SERVER / "secret")
     for folder, names in folders.items():
         write_tokens(names, key, path / folder / "tokens")
+
+
+def _revoked(authority: Authority, bundle: Path) -> bool:
+    """Whether a worker was taken out. A start of the cluster brings nobody back; the operator can."""
+    try:
+        found = fingerprint(Bundle.load(bundle, Role.WORKER).certificate) in authority.revoked()
+    except BundleError:
+        return False
+    if found:
+        again = f"varangian certs issue {authority.path} {bundle.name} --force --into {bundle.parent}"
+        print(f"left {bundle}, which is revoked. To take {bundle.name} in again: {again}")
+    return found
 
 
 def _issue(authority: str, into: Path, names: list[str], hosts: list[str] | None) -> None:
