@@ -34,6 +34,8 @@ def staleness_bound(n: int, k: int, every: int) -> int:
 class _Whoever:
     """Whoever is ready is invited at once, and a round reduces over all that is there."""
 
+    prompt = False
+
     def members(self, workers: tuple[Worker, ...], round: int) -> tuple[Worker, ...]:
         return workers
 
@@ -57,6 +59,8 @@ class _Whoever:
 
 class _Prompt(_Whoever):
     """Every round has its own vectors."""
+
+    prompt = True
 
     @property
     def tau(self) -> int:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal, TypeAlias
 
+from varangian.server.pace import Pace, Waiting
+
 Worker: TypeAlias = str
 Seconds: TypeAlias = float
 Condition: TypeAlias = Callable[[Collection[Worker], Collection[Worker]], str | None]
@@ -40,6 +42,8 @@ class RoundPolicy:
     """After so many rounds in a row without an update the run is over: nothing loops for ever."""
     requires: Condition = unconditional
     """What the rule asks of the rows of a round. No round closes that does not meet it."""
+    waiting: Waiting | None = None
+    """When a round closes before its deadline without those who are late; None: never."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workers", tuple(sorted(self.workers)))
@@ -57,6 +61,15 @@ class RoundPolicy:
             raise ValueError(f"`rounds` and `max_skips` should be at least 1. Found {found}.")
         if not self.deadline > 0:
             raise ValueError(f"`deadline` should be a positive number of seconds. Found {self.deadline}.")
+
+    def spare(self, asked: int, quorum: int) -> int:
+        """How many of those asked may be missing from a round that ends before its deadline.
+
+        As many as the quorum leaves, but never more than f: so the first answers alone decide nothing. With
+        f = 0 nobody is Byzantine, and the quorum alone says.
+        """
+        left = max(0, asked - quorum)
+        return min(left, self.f) if self.f else left
 
     def shortage(
         self, pushed: Collection[Worker], faulty: Collection[Worker], quorum: int | None = None
@@ -285,6 +298,8 @@ class RollCall:
     """Who had nothing to send, and why."""
     revoked: tuple[Worker, ...] = ()
     """Who takes no part because its certificate was revoked; not among the missing."""
+    not_waited_for: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
+    """Who of the missing was not waited for, and why; the round waited for the others in vain."""
 
 
 @dataclass(frozen=True)
@@ -351,6 +366,12 @@ class RoundState:
     """Rounds in a row, up to this one, that had no update."""
     reason: str = ""
     """Why the run is finished."""
+    not_waited_for: Mapping[Worker, str] | None = None
+    """Who was not waited for in the round that is being aggregated, and why."""
+    quorum_took: Seconds | None = None
+    """Until enough had answered this round for the adaptive wait to begin."""
+    pace: Pace = field(default_factory=Pace)
+    """What is remembered of the rounds before."""
     uploads: Mapping[Worker, tuple[int, bytes]] = field(default_factory=dict[Worker, tuple[int, bytes]])
     """Open uploads, also those of rounds that are over: (round, digest)."""
     absent: frozenset[Worker] = frozenset()

@@ -20,6 +20,7 @@ from varangian.server.begun import Begun
 from varangian.server.events import Phase, Refusal, Worker
 from varangian.server.intake import RowStore, Slot
 from varangian.server.learner import Learner
+from varangian.server.rollcall import passed_over
 from varangian.server.round import RoundMachine
 
 InThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
@@ -164,7 +165,8 @@ class Headway:
 
     def _timely(self, here: Mapping[Worker, Slot]) -> bool:
         state, policy = self._machine.state, self._machine.policy
-        aside = (state.absent | state.declined.keys()) - here.keys() - state.faults.keys()
+        aside = state.absent | state.declined.keys() | passed_over(policy, state)
+        aside -= here.keys() | state.faults.keys()
         everyone = len(here) + self._faults + len(aside) == len(policy.workers)
         return everyone or len(state.pushed) + len(state.faults) >= policy.quorum
 

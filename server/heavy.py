@@ -77,6 +77,8 @@ class Heavy:
                 close.round,
                 done,
                 missing=close.missing,
+                not_waited_for=close.not_waited_for,
+                because=close.because,
                 declined=close.declined,
                 revoked=close.revoked,
                 ages=given.ages,

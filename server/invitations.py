@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from varangian.server.events import Close, Phase, RoundPolicy, Seconds, Worker
+from varangian.server.pace import Pace
 
 Vector: TypeAlias = tuple[int, bytes]
 """The round whose model it was made for, and its digest: the number of a push, exactly once."""
@@ -34,6 +35,14 @@ class Participation:
     """Rounds in a row, up to this one, that had no update."""
     reason: str = ""
     """Why the run is finished."""
+    quorum_took: Seconds | None = None
+    """Until enough had answered this round for the adaptive wait to begin."""
+    pace: Pace = field(default_factory=Pace)
+    """What is remembered of the rounds before."""
+    asked: Mapping[Worker, tuple[int, Seconds]] = field(default_factory=dict[Worker, tuple[int, Seconds]])
+    """The last invitation of each worker: its round, and when it was."""
+    took: Mapping[Worker, Seconds] = field(default_factory=dict[Worker, Seconds])
+    """From its invitation to its vector, of each worker whose vector is held."""
     parked: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
     """Workers that wait for an invitation, and the first round that they would answer."""
     invited: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
@@ -79,6 +88,11 @@ class Choice(Protocol):
     @property
     def tau(self) -> int | None:
         """How many rounds a vector may be old when it is used; None for any age."""
+        ...
+
+    @property
+    def prompt(self) -> bool:
+        """Whether nobody can answer a round but those whom it has invited itself."""
         ...
 
     def problem(self, n: int, deadline: Seconds, /) -> str | None:

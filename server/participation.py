@@ -41,10 +41,23 @@ from dataclasses import fields, replace
 from typing import TypeAlias
 
 from varangian.server.admission import refused, standing
-from varangian.server.attendance import closed, decided, ended, in_vain, ready, tallied, uploads_of_use
+from varangian.server.attendance import (
+    closed,
+    decided,
+    due,
+    ended,
+    has_enough,
+    in_vain,
+    paced,
+    ready,
+    tallied,
+    took,
+    uploads_of_use,
+)
 from varangian.server.events import (
     Absent,
     Accept,
+    Close,
     Committed,
     Decline,
     Duplicate,
@@ -116,7 +129,7 @@ def moved(policy: ParticipationPolicy, state: Participation, event: Event) -> Mo
     if refusal is Refusal.DUPLICATE and isinstance(event, Offer):
         return state, (Duplicate(event.worker, event.round),)
     if refusal is not None:
-        return state, (Reject(refusal, state.round),)
+        return _noticed(policy, state, event, refusal), (Reject(refusal, state.round),)
     changed, effects = _changed(policy, replace(state, at=max(state.at, event.at)), event)
     settled, following = _settled(policy, changed)
     return settled, (*effects, *following)
@@ -127,7 +140,8 @@ def wake_at(policy: ParticipationPolicy, state: Participation) -> Seconds | None
     if state.phase is not Phase.OPEN or state.opened_at is None:
         return None
     deadline = None if state.overdue else state.opened_at + policy.deadline
-    moments = (deadline, policy.choice.wake_at(state))
+    late = None if state.quorum_took is None else due(policy, state, tallied(policy, state))
+    moments = (deadline, late, policy.choice.wake_at(state))
     return min((moment for moment in moments if moment is not None and moment > state.at), default=None)
 
 
@@ -137,7 +151,8 @@ def _changed(policy: ParticipationPolicy, state: Participation, event: Event) ->
         case Ready(worker, round):
             return _asked(_started(state), worker, round)
         case Present(worker):
-            return replace(state, absent=state.absent - {worker}), ()
+            pace = state.pace.forgiving(worker)
+            return replace(state, absent=state.absent - {worker}, pace=pace), ()
         case Absent(worker):
             gone = replace(state, absent=state.absent | {worker})
             return _left(gone, worker), ()
@@ -154,6 +169,8 @@ def _changed(policy: ParticipationPolicy, state: Participation, event: Event) ->
             return replace(state, uploads=uploads, absent=absent, revoked=revoked), (Accept(worker, round),)
         case Push(worker, round, digest):
             held = {**state.held, worker: (round, digest)}
+            asked_at = state.asked.get(worker, (round, state.at))[1]
+            state = replace(state, took={**state.took, worker: state.at - asked_at})
             uploads, declined = without(state.uploads, worker), without(state.declined, worker)
             arrived = replace(_uninvited(state, worker), held=held)
             return replace(arrived, uploads=uploads, declined=declined), (Accept(worker, round),)
@@ -185,13 +202,17 @@ def _settled(policy: ParticipationPolicy, state: Participation) -> Moved:
 
 def _judged(policy: ParticipationPolicy, state: Participation) -> Moved:
     tally = tallied(policy, state)
+    if policy.waiting is not None and state.quorum_took is None and has_enough(policy, tally):
+        state = replace(state, quorum_took=took(policy, state, tally))
     verdict, because = decided(policy, state, tally)
     if verdict is Verdict.CLOSE:
-        close = closed(policy, state, tally, because)
-        return replace(state, phase=Phase.CLOSED, closed=close, overdue=False, declined={}), (close,)
+        close, pace = closed(policy, state, tally, because), paced(Close, policy, state, tally)
+        state = replace(state, phase=Phase.CLOSED, closed=close, overdue=False, declined={}, pace=pace)
+        return state, (close,)
     if verdict is Verdict.SHORT:
         if policy.shortfall != "wait" or in_vain(policy, state, tally):
-            return _skipped(policy, replace(state, declined={}), ended(Skip, state, tally, because))
+            skip, pace = ended(Skip, policy, state, tally, because), paced(Skip, policy, state, tally)
+            return _skipped(policy, replace(state, declined={}, pace=pace), skip)
         state = replace(state, overdue=True)
     return _invited(policy, state)
 
@@ -209,10 +230,25 @@ def _invited(policy: ParticipationPolicy, state: Participation) -> Moved:
         parked={worker: round for worker, round in state.parked.items() if worker not in now},
         invited={**state.invited, **now},
         last={**state.last, **now},
+        asked={**state.asked, **dict.fromkeys(chosen, (state.round, state.at))},
         before={**state.before, **{worker: state.last.get(worker, NEVER) for worker in chosen}},
         given_up=late if first else state.given_up,
     )
     return state, tuple(Invite(worker, state.round) for worker in chosen)
+
+
+def _noticed(
+    policy: ParticipationPolicy, state: Participation, event: Event, refusal: Refusal
+) -> Participation:
+    """A vector that is refused for being late shows that its worker is there, and how fast it is."""
+    late = isinstance(event, Offer) and refusal in (Refusal.TOO_OLD, Refusal.NOT_INVITED)
+    if policy.waiting is None or not isinstance(event, Offer) or not late:
+        return state
+    round, asked_at = state.asked.get(event.worker, (NEVER, 0.0))
+    if round != event.round:
+        return state
+    pace = state.pace.noticed(policy.waiting, event.worker, event.at - asked_at, policy.deadline)
+    return replace(state, pace=pace)
 
 
 def _asked(state: Participation, worker: Worker, round: int) -> Moved:
@@ -291,6 +327,7 @@ def _opened(policy: ParticipationPolicy, state: Participation) -> Moved:
         phase=Phase.OPEN,
         opened_at=state.at,
         overdue=False,
+        quorum_took=None,
         invited=invited,
         before={worker: state.before[worker] for worker in invited},
         held=held,

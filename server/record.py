@@ -44,6 +44,12 @@ class RoundRecord:
     """Who took no part because of what it sent, and why."""
     missing: tuple[str, ...]
     """Who did not answer in time; of a round that was given up before its deadline, who was not there."""
+    waited_for: tuple[str, ...] = ()
+    """Who of the missing the round waited for, in vain: up to `seconds.wait` after its start."""
+    not_waited_for: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    """Who of the missing it did not wait for, and why: absent, or how many rounds it missed in a row."""
+    because: str | None = None
+    """Why the round was closed when it was; None when there is no update."""
     declined: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Who had nothing to send in this round, and why."""
     revoked: tuple[str, ...] = ()
@@ -112,6 +118,8 @@ def of_step(
     step: Step,
     *,
     missing: Sequence[str] = (),
+    not_waited_for: Mapping[str, str] | None = None,
+    because: str | None = None,
     declined: Mapping[str, str] | None = None,
     revoked: Sequence[str] = (),
     ages: Mapping[str, int] | None = None,
@@ -124,6 +132,8 @@ def of_step(
         round: its number.
         step: what it did to the model.
         missing: who did not answer in time.
+        not_waited_for: who of these was not waited for, and why.
+        because: why the round was closed when it was.
         declined: who had nothing to send, and why.
         revoked: whose certificate was revoked.
         ages: how old the vectors are, where some are.
@@ -145,6 +155,9 @@ def of_step(
         spread=step.spread,
         dropped=step.dropped,
         missing=tuple(missing),
+        waited_for=tuple(worker for worker in missing if worker not in (not_waited_for or {})),
+        not_waited_for=dict(not_waited_for or {}),
+        because=because,
         declined=dict(declined or {}),
         revoked=tuple(revoked),
         ages=None if ages is None else dict(sorted(ages.items())),
@@ -168,6 +181,8 @@ def of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
         train_loss=scores.train_loss,
         dropped=dict(skip.faults),
         missing=skip.missing,
+        waited_for=tuple(worker for worker in skip.missing if worker not in skip.not_waited_for),
+        not_waited_for=dict(skip.not_waited_for),
         declined=dict(skip.declined),
         revoked=skip.revoked,
         skipped=skip.because,

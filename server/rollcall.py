@@ -10,6 +10,7 @@ from typing import Final, TypedDict, TypeVar
 
 from varangian.server.events import Phase, Refusal, RollCall, RoundPolicy, RoundState, Seconds, Worker
 from varangian.server.machine import State
+from varangian.server.pace import Pace, is_patient
 
 V = TypeVar("V")
 R = TypeVar("R", bound=RollCall)
@@ -56,6 +57,7 @@ def ended(kind: type[R], policy: RoundPolicy, state: RoundState, at: Seconds, be
         because=because,
         declined=dict(sorted(state.declined.items())),
         revoked=tuple(sorted(state.revoked)),
+        not_waited_for=unwaited(policy, state, missing(policy, state, at)),
     )
 
 
@@ -87,20 +89,104 @@ def unanswered(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
 
 
 def awaited(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
+    """Who has not answered and is waited for."""
+    there = connected(policy, state)
+    if policy.waiting is None or is_patient(
+        state.pace, state.round, state.opened_at, policy.deadline, there
+    ):
+        return there
+    aside = state.absent | state.declined.keys() | state.revoked.keys()
+    often = {w for w in state.pace.missed if state.pace.passed_over(policy.waiting, w) and w not in aside}
+    few = len(often) <= policy.spare(len(policy.workers), policy.quorum)
+    return tuple(w for w in there if w not in often) if few else there
+
+
+def passed_over(policy: RoundPolicy, state: RoundState) -> frozenset[Worker]:
+    """Who could still answer and is not waited for, having missed too many rounds in a row."""
+    if not state.pace.missed:
+        return frozenset()
+    return frozenset(connected(policy, state)) - frozenset(awaited(policy, state))
+
+
+def connected(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
     """Who has not answered and is there, or is uploading."""
     uploading = {
         w for w, (round, _) in state.uploads.items() if round == state.round and not voided(state, w)
     }
-    silent = (w for w in policy.workers if w not in state.pushed and w not in state.faults)
+    unheard = (w for w in policy.workers if w not in state.pushed and w not in state.faults)
     aside = state.absent | state.declined.keys() | state.revoked.keys()
-    return tuple(w for w in silent if w in uploading or w not in aside)
+    return tuple(w for w in unheard if w in uploading or w not in aside)
 
 
 def missing(policy: RoundPolicy, state: RoundState, at: Seconds) -> tuple[Worker, ...]:
     """Who did not answer in time. In a round that is given up before its deadline, only who is absent."""
     early = state.closed_at is None and not is_late(policy, state, at)
-    silent = (w for w in unanswered(policy, state) if w not in state.revoked)
-    return tuple(w for w in silent if not early or w in state.absent)
+    return tuple(w for w in silent(policy, state) if not early or w in state.absent)
+
+
+def silent(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
+    """Who has not answered, and whose vector would count."""
+    return tuple(w for w in unanswered(policy, state) if w not in state.revoked)
+
+
+def unwaited(policy: RoundPolicy, state: RoundState, missing: Sequence[Worker]) -> dict[Worker, str]:
+    """Of those who are missing: who was not waited for, and why."""
+    if state.not_waited_for is not None:
+        return dict(state.not_waited_for)
+    expected = set(awaited(policy, state))
+    return {w: _reason(state, w) for w in missing if w not in expected}
+
+
+def _reason(state: RoundState, worker: Worker) -> str:
+    return "absent" if worker in state.absent else missed(state.pace.missed.get(worker, 0))
+
+
+def missed(count: int) -> str:
+    return f"missed the last {count} rounds"
+
+
+def waited(took: Seconds, span: Seconds) -> str:
+    """Why a round is over before its deadline, although somebody was waited for."""
+    return f"enough had answered after {took:.3g} s, and the others had {span:.3g} s from its start"
+
+
+def has_enough(policy: RoundPolicy, state: RoundState) -> bool:
+    """Whether so many have answered that the adaptive wait may begin, and the round could be closed."""
+    answers = len(state.pushed) + len(state.faults)
+    n = len(policy.workers)
+    return answers >= n - policy.spare(n, policy.quorum) and not policy.shortage(state.pushed, state.faults)
+
+
+def span(policy: RoundPolicy, state: RoundState) -> Seconds:
+    """How long the open round waits for those who are late, as far as is known by now."""
+    if policy.waiting is None or state.quorum_took is None:
+        return policy.deadline
+    there = connected(policy, state)
+    if is_patient(state.pace, state.round, state.opened_at, policy.deadline, there):
+        return policy.deadline
+    return state.pace.span(policy.waiting, state.quorum_took, policy.deadline)
+
+
+def is_over(policy: RoundPolicy, state: RoundState, at: Seconds) -> bool:
+    """Whether those who are late have been waited for long enough, and the others are enough."""
+    if state.opened_at is None or state.quorum_took is None:
+        return False
+    return at >= state.opened_at + span(policy, state) and has_enough(policy, state)
+
+
+def paced(policy: RoundPolicy, state: RoundState, at: Seconds) -> Pace:
+    """What is remembered once the open or closed round is over."""
+    if policy.waiting is None:
+        return state.pace
+    return state.pace.over(
+        round=state.round,
+        opened_at=state.opened_at,
+        at=at if state.closed_at is None else state.closed_at,
+        took=state.quorum_took,
+        deadline=policy.deadline,
+        answered=state.pushed.keys() | state.faults.keys() | state.declined.keys(),
+        missing=set(missing(policy, state, at)) - state.absent,
+    )
 
 
 def is_late(policy: RoundPolicy, state: RoundState, at: Seconds) -> bool:

@@ -1,9 +1,10 @@
 """Synchronous rounds: the protocol of a run in which every worker pushes in every round, without any I/O.
 
-Rule 1: everything that decides about a round lives in this file.
+Rule 1: everything that decides about a round lives in this file and in `verdict`, `rollcall` and `pace`.
 Rule 2: this file knows no clock, no tensor, no thread and no wire. Time comes in with each event (`at`,
         seconds of one monotonic clock), and `wake_at` says when the next `Tick` is due.
-Rule 3: an event that is refused changes nothing.
+Rule 3: an event that is refused changes nothing, but for what `pace` remembers: that a vector which came
+        a little too late would have been in time if its round had waited.
 Rule 4: every decision carries the sentence that explains it.
 
 Theory of operation. A run is a sequence of rounds, and a round has two phases:
@@ -18,7 +19,8 @@ one. Or it proves itself faulty: `Fault`, for something that no honest program s
 was tried again. A worker that does neither is missing, or has declined: `Decline`. Neither proves anything,
 so neither spends one of the f.
 
-A round closes when nobody is waited for any more, or at its deadline, and only if enough is there: the
+A round closes when nobody is waited for any more, once those who are late were waited for long enough
+(`pace`), or at its deadline, and only if enough is there: the
 quorum has answered, and the condition of the rule (`requires`) holds for the rows that came. A quorum
 counts pushes and proven faults alike, because a rule that holds for q rows of which f are Byzantine also
 holds for q - 1 of which f - 1 are. Workers that declined and workers that are absent (`Absent`: no process
@@ -78,19 +80,18 @@ from varangian.server.events import (
 )
 from varangian.server.machine import Decision, Verdict
 from varangian.server.rollcall import (
-    awaited,
     ended,
-    is_late,
-    listed,
+    has_enough,
     misdated,
-    missing,
     offered,
+    paced,
+    span,
     tallied,
-    unanswered,
     voided,
     withdrawn,
     without,
 )
+from varangian.server.verdict import decided, in_vain
 
 __all__ = ["Decision", "Refusal", "RoundMachine", "RoundPolicy", "Verdict"]
 
@@ -116,7 +117,7 @@ class RoundMachine:
         """When the next `Tick` is due; None when nothing depends on time."""
         if self.state.phase is not Phase.OPEN or self.state.overdue or self.state.opened_at is None:
             return None
-        return self.state.opened_at + self.policy.deadline
+        return self.state.opened_at + span(self.policy, self.state)
 
     def decision(self, at: Seconds) -> Decision:
         """What the open round is waiting for, as a sentence."""
@@ -138,7 +139,7 @@ def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
     if refusal is Refusal.DUPLICATE and isinstance(event, Offer):
         return state, (Duplicate(event.worker, event.round),)
     if refusal is not None:
-        return state, (Reject(refusal, state.round),)
+        return _noticed(policy, state, event, refusal), (Reject(refusal, state.round),)
     match event:
         case Offer(worker, round, digest):
             uploads, absent = {**state.uploads, worker: (round, digest)}, state.absent - {worker}
@@ -162,6 +163,8 @@ def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
         case Withdraw(worker, reason):
             settled, effects = _settled(policy, _withdrawn(state, worker, reason), event.at)
             return settled, (Forget(worker), *effects)
+            pace = state.pace.forgiving(worker)
+            return replace(state, absent=state.absent - {worker}, pace=pace), ()
         case Gone(worker):
             state = replace(state, uploads=without(state.uploads, worker))
             return _settled(policy, state, event.at)
@@ -227,51 +230,13 @@ def _refused_worker(
             return None
 
 
-def decided(policy: RoundPolicy, state: RoundState, at: Seconds) -> Decision:
-    """Whether the open round can close, and the sentence why or why not."""
-    faults = len(state.faults)
-    if faults > policy.f:
-        guilty = f"round {state.round}: {faults} proven faulty ({listed(sorted(state.faults))})"
-        return Decision(Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}")
-    said, late = tallied(policy, state), is_late(policy, state, at)
-    expected = awaited(policy, state)
-    if expected and not late:
-        return Decision(Verdict.WAIT, f"{said}; the deadline is still to come")
-    lacking = policy.shortage(state.pushed, state.faults)
-    if not expected and not lacking:
-        return Decision(Verdict.CLOSE, f"{said}; {_without(missing(policy, state, at), state)}")
-    if not late and unanswered(policy, state):
-        absent = listed(missing(policy, state, at))
-        absent = f", absent {absent}" if absent else ""
-        return Decision(Verdict.WAIT, f"{said}{absent}; the deadline is still to come")
-    if late:
-        absent = listed(missing(policy, state, at))
-        said += f", missing {absent}" if absent else ""
-        said += f"; the deadline of {policy.deadline:g} s is over"
-    else:
-        said += "; nobody else can answer"
-    if lacking:
-        return Decision(Verdict.SHORT, f"{said} and {lacking}")
-    return Decision(Verdict.CLOSE, f"{said} and the quorum of {policy.quorum} is met")
-
-
-def _without(absent: tuple[Worker, ...], state: RoundState) -> str:
-    """Why nobody else is waited for."""
-    if absent:
-        return f"only {listed(absent)} {'is' if len(absent) == 1 else 'are'} absent"
-    return "nobody else is waited for" if state.declined or state.revoked else "nobody is missing"
-
-
-def in_vain(policy: RoundPolicy, state: RoundState) -> bool:
-    """Whether waiting longer is no use: even with all who could still answer, too little would be there."""
-    most = {*state.pushed, *unanswered(policy, state)}
-    return len(state.faults) > policy.f or bool(policy.shortage(most, state.faults))
-
-
 def _settled(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
     """Close the round, or give it up, if it is time to."""
     if state.phase is not Phase.OPEN:
         return state, ()
+    timed = policy.waiting is not None and state.opened_at is not None and state.quorum_took is None
+    if timed and has_enough(policy, state):
+        state = replace(state, quorum_took=at - (state.opened_at or 0.0))
     verdict, because = decided(policy, state, at)
     if verdict is Verdict.CLOSE:
         return _closed(policy, state, at, because)
@@ -284,12 +249,26 @@ def _settled(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
 
 def _closed(policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> Moved:
     closed = replace(state, phase=Phase.CLOSED, closed_at=at, overdue=False)
-    return closed, (ended(Close, policy, closed, at, because),)
+    close = ended(Close, policy, closed, at, because)
+    pace = paced(policy, closed, at)
+    return replace(closed, not_waited_for=close.not_waited_for, pace=pace), (close,)
+
+
+def _noticed(policy: RoundPolicy, state: RoundState, event: Event, refusal: Refusal) -> RoundState:
+    """A vector for the round that has just closed shows that its worker is there, and how fast it is."""
+    if policy.waiting is None or refusal is not Refusal.STALE or not isinstance(event, Offer):
+        return state
+    just, opened_at = state.round - (state.phase is not Phase.CLOSED), state.pace.opened_at
+    if event.round != just or opened_at is None:
+        return state
+    pace = state.pace.noticed(policy.waiting, event.worker, event.at - opened_at, policy.deadline)
+    return replace(state, pace=pace)
 
 
 def _skipped(policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> Moved:
     skip = ended(Skip, policy, state, at, because)
-    state = replace(state, skips=state.skips + 1)
+    pace = paced(policy, state, at) if state.phase is Phase.OPEN else state.pace
+    state = replace(state, skips=state.skips + 1, pace=pace)
     if policy.shortfall == "fail":
         state, effects = _finished(state, because)
     elif state.skips == policy.max_skips:
@@ -306,6 +285,7 @@ def _opened(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
         round,
         opened_at=at,
         skips=state.skips,
+        pace=state.pace,
         uploads=state.uploads,
         absent=state.absent,
         revoked={worker: why for worker, why in state.revoked.items() if worker in state.absent},

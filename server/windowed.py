@@ -16,6 +16,7 @@ from varangian.server.begun import Flow
 from varangian.server.events import Phase, Refusal, Seconds, Worker
 from varangian.server.intake import Overtaken, RowStore, Slot
 from varangian.server.learner import Learner
+from varangian.server.rollcall import passed_over
 from varangian.server.round import RoundMachine
 from varangian.server.waiting import Alarm, Clock
 from varangian.server.window import Window
@@ -195,6 +196,7 @@ class Windowed:
             if window.fixed and not self._begun().holds(len(window.columns), len(window.faulty)):
                 window.restart(frozenset(), self._clock.now())
         aside = state.declined.keys() | state.absent | state.revoked.keys()
+        aside |= passed_over(self._machine.policy, state)
         if aside != window.aside and state.round == window.round:
             window.stands(aside, self._clock.now())
 

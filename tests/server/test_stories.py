@@ -35,6 +35,7 @@ from varangian.server.choices import Buffered, Neighbourhoods, Oldest
 from varangian.server.events import Close, Effect, Event, Refusal, RollCall, RoundPolicy
 from varangian.server.graphs import GRAPHS
 from varangian.server.invitations import Choice, ParticipationPolicy
+from varangian.server.pace import Waiting
 from varangian.server.participation import ParticipationMachine
 from varangian.server.round import RoundMachine
 from varangian.server.staleness import Polynomial
@@ -100,15 +101,22 @@ class Storyteller:
 def machine(text: str) -> RoundMachine | ParticipationMachine:
     given = dict(word.split("=") for word in text.split())
     choice = given.pop("choice", "")
+    waiting = given.pop("waiting", None)
     policy = RoundPolicy(
         workers=tuple(f"w{i:02}" for i in range(int(given.pop("n")))),
         deadline=float(given.pop("deadline")),
         shortfall=given.pop("shortfall"),
+        waiting=None if waiting is None else waiting_of(waiting),
         **{name: int(value) for name, value in given.items()},
     )
     if not choice:
         return RoundMachine(policy)
     return ParticipationMachine(ParticipationPolicy(**vars(policy), choice=choice_of(choice)))
+
+
+def waiting_of(text: str) -> Waiting:
+    factor, floor, rounds = text.split(",")
+    return Waiting(float(factor), float(floor), int(rounds))
 
 
 def choice_of(text: str) -> Choice:
@@ -151,11 +159,17 @@ def roll_call(ended: RollCall) -> str:
         "faulty": ", ".join(f"{worker} ({reason})" for worker, reason in ended.faults.items()),
         "declined": ", ".join(f"{worker} ({reason})" for worker, reason in ended.declined.items()),
         "missing": ", ".join(ended.missing),
+        "not waited for": ", ".join(f"{worker} ({why})" for worker, why in spared(ended).items()),
         "revoked": ", ".join(ended.revoked),
     }
     who = "".join(f"\n  {name}: {value}" for name, value in parts.items() if value)
     verb = "close" if isinstance(ended, Close) else "skip"
     return f"{verb} round {ended.round} after {ended.waited:g} s{who}\n  because {ended.because}"
+
+
+def spared(ended: RollCall) -> dict[str, str]:
+    """Who was not waited for although it was there."""
+    return {worker: why for worker, why in ended.not_waited_for.items() if why != "absent"}
 
 
 def aged(ended: RollCall, worker: str) -> str:

@@ -16,9 +16,11 @@ from varangian.server.invitations import Choice, ParticipationPolicy
 from varangian.server.learner import Learner
 from varangian.server.machine import Machine
 from varangian.server.optimizer import Sgd
+from varangian.server.pace import Waiting
 from varangian.server.participation import ParticipationMachine
 from varangian.server.policies import Asap, Async, FedAvg, FedLaAvg, Sync
 from varangian.server.round import RoundMachine, RoundPolicy
+from varangian.worker.availability import Always
 from varangian.worker.names import names
 from varangian.worker.task import Task
 from varangian.worker.timetable import Timetable
@@ -87,7 +89,19 @@ def policy(config: RunConfig) -> RoundPolicy:
         shortfall=config.server.shortfall,
         f=config.f,
         requires=condition(config),
+        waiting=waiting(config),
     )
+
+
+def waiting(config: RunConfig) -> Waiting | None:
+    """How long a round waits for those who are late; None for as long as its deadline allows."""
+    server, way = config.server, config.participation
+    # The buffer of `async` says itself how many a round does without.
+    factor = None if isinstance(way, Async) else server.wait_factor
+    # Who is away by plan comes back unannounced in `sync`: whether it was in time should not be a race.
+    planned = isinstance(way, Sync) and not isinstance(config.availability, Always)
+    rounds = None if planned else server.wait_rounds
+    return None if factor is None and rounds is None else Waiting(factor, server.wait_floor, rounds)
 
 
 def condition(config: RunConfig) -> Condition:

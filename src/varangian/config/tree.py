@@ -145,6 +145,16 @@ class Server(Section):
     rule needs, up to all of them; and 1 for fedlaavg, where who is missing has a row all the same."""
     deadline: Annotated[float, Field(gt=0)] = 60.0
     """Seconds after which a round closes without the missing workers, if the quorum is met."""
+    wait_factor: Annotated[float, Field(ge=1)] | None = 3.0
+    """Once the quorum has answered, and no fewer than all but f, a round waits for the others until this
+    many times as long as that took, counted from its start. null waits until the deadline; async always
+    does, since its `buffer` says how many it waits for."""
+    wait_floor: Annotated[float, Field(ge=0)] = 10.0
+    """Seconds after the start of a round before which `wait_factor` closes none."""
+    wait_rounds: Annotated[int, Field(ge=1)] | None = 3
+    """Rounds in a row that a connected worker may miss. After that only one round in ten deadlines waits
+    for it, until it is in time again; its vectors count whenever they are in time. null always waits, as
+    sync does with `availability`, where workers are away by plan."""
     shortfall: Literal["wait", "skip", "fail"] = "wait"
     """At the deadline below the quorum: wait on, go to the next round without an update, or end the run."""
     threads: Annotated[int, Field(ge=1)] = 1
