@@ -124,7 +124,9 @@ def _shaken(line: socket.socket, host: str, server: str, bundle: Bundle | None) 
             return _answered(secured, server, bundle)
     except ssl.SSLCertVerificationError as error:
         assert bundle is not None
-        return Diagnosis(_of_server(error, host, server, bundle), final=True)
+        # The server takes up a renewed certificate while it runs, and clocks are set: that may pass.
+        final = error.verify_code not in (X509_EXPIRED, X509_NOT_YET)
+        return Diagnosis(_of_server(error, host, server, bundle), final)
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
         return Diagnosis(f"{server} takes connections and ends them without a word. {BEHIND}")
     except ssl.SSLError:
@@ -140,7 +142,7 @@ def _answered(secured: ssl.SSLSocket, server: str, bundle: Bundle) -> Diagnosis:
         pass
     return Diagnosis(
         f"{server} does not take the certificate {bundle.path / CERTIFICATE}: it should be signed by the "
-        "authority that the server trusts, and not have expired.",
+        "authority that the server trusts, not have expired, and be valid by the clock of the server.",
         final=True,
     )
 
@@ -162,7 +164,10 @@ def _of_server(error: ssl.SSLCertVerificationError, host: str, server: str, bund
             f"`varangian certs issue DIR --server {host}`, or connect to a name that it has."
         )
     if error.verify_code == X509_EXPIRED:
-        return f"The certificate of {server} has expired. Renew it with `varangian certs issue --force`."
+        return (
+            f"The certificate of {server} has expired. Renew it with `varangian certs issue --force`; if "
+            "it is good, set the clock of this machine."
+        )
     if error.verify_code == X509_NOT_YET:
         return f"The certificate of {server} is not valid yet. Are the clocks of both machines right?"
     return (

@@ -4,10 +4,13 @@ import asyncio
 import socket
 import struct
 import threading
+from datetime import timedelta
 
+import grpc
 import pytest
 
-from varangian.protos.bundle import Bundle
+from varangian.protos.bundle import Bundle, Role
+from varangian.server import x509
 from varangian.server.tls import Security
 from varangian.worker.tls import diagnosis
 
@@ -27,6 +30,11 @@ def at(listening, scenario, credentials, shown):
             return await asyncio.to_thread(diagnosis, f"127.0.0.1:{port}", shown)
 
     return scenario(run())
+
+
+def showing(bundle):
+    """A server that shows a certificate whatever its dates are."""
+    return grpc.ssl_server_credentials([(bundle.key, bundle.certificate)], bundle.ca, True)
 
 
 @pytest.fixture
@@ -80,12 +88,25 @@ def test_a_server_of_another_authority(listening, scenario, bundles):
 
 
 def test_a_server_whose_certificate_has_expired(listening, scenario, bundles):
-    import grpc
-
-    old = bundle(bundles, "expired/server")
-    credentials = grpc.ssl_server_credentials([(old.key, old.certificate)], old.ca, True)
+    credentials = showing(bundle(bundles, "expired/server"))
     found = at(listening, scenario, credentials, bundle(bundles, "ours/w00"))
     assert "has expired. Renew it" in found.sentence
+    assert not found.final, "the server may have another one soon"
+
+
+def test_a_certificate_that_is_not_valid_yet(listening, scenario, authority, tmp_path, monkeypatch):
+    """Or a clock that is behind by more than the five minutes for which certificates allow."""
+    authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1)
+    authority.issue("w00", Role.WORKER, days=1)
+    monkeypatch.setattr(x509, "LEEWAY", -timedelta(minutes=1))
+    authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1, into=tmp_path)
+    early = bundle(tmp_path, "server")
+    found = at(listening, scenario, showing(early), bundle(authority.path, "w00"))
+    assert "is not valid yet. Are the clocks of both machines right?" in found.sentence
+    assert not found.final
+    # Shown by a worker, as to a server whose clock is behind.
+    found = at(listening, scenario, Security(authority.path).credentials(), early)
+    assert "be valid by the clock of the server" in found.sentence
 
 
 def test_a_server_under_a_name_that_is_not_on_its_certificate(listening, scenario, secured, bundles):

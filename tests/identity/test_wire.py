@@ -16,7 +16,7 @@ from varangian.server.listen import bind, options
 from varangian.server.roster import Roster
 from varangian.server.service import Service
 from varangian.server.streams import Limits
-from varangian.server.tls import Security
+from varangian.server.tls import Renewal, Security
 from varangian.worker.backoff import Backoff
 from varangian.worker.client import Client, ClientError
 
@@ -153,6 +153,31 @@ def test_a_worker_shows_its_renewed_certificate_after_a_few_failures(scenario, s
         async with serving(authority.path) as (address, roster):
             caller = Client(address, "w00", shown, LAYOUT, backoff=Backoff(tries=5), sleep=at_once)
             async with caller:
+                await caller.join()
+            return roster.joined
+
+    assert scenario(run()) == {"w00"}
+
+
+def test_a_worker_waits_for_a_server_whose_certificate_has_expired_until_it_is_renewed(
+    scenario, serving, authority, tmp_path, monkeypatch, caplog
+):
+    authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1)
+    authority.issue("w00", Role.WORKER, days=1)
+    authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=-1, into=tmp_path)
+    old = [(tmp_path / "server" / file).read_bytes() for file in ("key.pem", "cert.pem", "ca.pem")]
+    renewed = Renewal.configuration
+
+    def shown(renewal):
+        if "has expired. Renew it" in caplog.text:
+            return renewed(renewal)
+        return grpc.ssl_server_certificate_configuration([(old[0], old[1])], old[2])
+
+    async def run():
+        monkeypatch.setattr(Renewal, "configuration", shown)
+        async with serving(authority.path) as (address, roster):
+            bundle = Bundle.load(authority.path / "w00")
+            async with Client(address, "w00", bundle, LAYOUT, backoff=Backoff(), sleep=at_once) as caller:
                 await caller.join()
             return roster.joined
 

@@ -1,16 +1,19 @@
 """Certificates that are revoked, renewed, or expire while a run goes on, over real connections with TLS."""
 
 import asyncio
+import socket
+import ssl
 import time
 
 import pytest
 import torch
+from tests.extent import patience
 from tests.wire.kit import NAMES, Run, far, gradient, scenario, worked
 
 from varangian.aggregators import Aggregator, TrimmedMean
 from varangian.cli.main import main
 from varangian.protos import watched
-from varangian.protos.bundle import Bundle, Role
+from varangian.protos.bundle import Bundle, Role, contexts
 from varangian.protos.layout import Layout
 from varangian.server import revocation
 from varangian.server.learner import Learner
@@ -180,6 +183,91 @@ async def test_a_worker_goes_on_with_its_renewed_certificate_when_the_old_one_ex
         tasks += works(run, address, authority, [LAST])
         await asyncio.gather(*tasks)
     assert run.records[0].missing == ()
+
+
+@pytest.mark.parametrize("data_port", [0, None], ids=["lane", "chunks"])
+def test_an_upload_that_is_under_way_when_its_certificate_expires_counts_once_it_is_renewed(
+    authority, data_port
+):
+    @scenario
+    async def story():
+        now = [time.time()]
+        authority.issue(LAST, Role.WORKER, days=2, force=True)
+        security = Security(authority.path, now=lambda: now[0])
+        run = Run(rounds=1, rule=TrimmedMean(f=1), security=security)
+        run.data_port = data_port
+        async with run.placed() as place:
+            async with far(place, rate=1.5e6, lane=None if data_port is None else ()) as lines:
+                (slow,) = works(run, lines.address, authority, [LAST])
+                await until(lambda: LAST in run.driver.status().present)
+                now[0] += 3 * 86400
+                await until(lambda: LAST not in run.driver.status().present)
+                with pytest.raises(ClientError, match="one that has not expired"):
+                    await slow
+            authority.issue(LAST, Role.WORKER, days=9, force=True)
+            await asyncio.gather(*works(run, place.address, authority, NAMES))
+        (record,) = run.records
+        assert (record.dropped, record.missing, record.revoked) == ({}, (), ())
+        assert run.learner.digest() == after(await rows(NAMES, run.layout), run.layout)
+
+    story()
+
+
+class Raw:
+    """Connections by hand with the certificate of a worker, for `http2.Line`."""
+
+    def __init__(self, address, path):
+        self.address, self.path = address, path
+
+    def dial(self, name):
+        context = contexts(self.path / name)[1]
+        context.set_alpn_protocols(["h2"])
+        line = socket.create_connection(("127.0.0.1", int(self.address.rpartition(":")[2])), patience(10))
+        self.line, self.context = context.wrap_socket(line), context
+        return self.line
+
+
+@pytest.mark.exhaustive
+def test_by_hand_a_certificate_that_expires_gets_no_answer_on_a_line_that_stands_or_a_new_one(authority):
+    """By the clock of TLS, too, which no test can set; with the session of before, and without."""
+    http2 = pytest.importorskip("tests.hostile.http2")
+
+    def asked(line):
+        stream = line.call("Status")
+        line.message(stream, b"", end=True)
+        return line.answer(stream)
+
+    def taken(address, context, session):
+        """Whether the server says anything; in TLS 1.3 a refusal comes after the handshake."""
+        target = "127.0.0.1", int(address.rpartition(":")[2])
+        try:
+            with (
+                socket.create_connection(target, patience(10)) as line,
+                context.wrap_socket(line, session=session) as secured,
+            ):
+                return secured.recv(1)
+        except (ssl.SSLError, ConnectionError):
+            return b""
+
+    def story(address, ends):
+        raw = Raw(address, authority.path)
+        with http2.Line(raw, LAST) as standing:
+            assert asked(standing)["grpc-status"] == "0"
+            session, context = raw.line.session, raw.context
+            time.sleep(max(0.0, ends + 1 - time.time()))
+            found = asked(standing)
+            assert (found["grpc-status"], found["varangian-code"]) == ("16", "EXPIRED")
+        for known in (session, None):
+            assert not taken(address, context, known)
+
+    @scenario
+    async def served():
+        run = Run(rounds=1, layout=SMALL, security=Security(authority.path))
+        async with run.served() as address:
+            made = authority.issue(LAST, Role.WORKER, days=10 / 86400, force=True)
+            await asyncio.to_thread(story, address, made.ends)
+
+    served()
 
 
 @scenario
