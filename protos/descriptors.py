@@ -74,10 +74,21 @@ def served(workers: int, lane: bool) -> int:
     return BASE + connections(workers) + beside
 
 
+def workers(limit: int) -> int:
+    """How many workers a server can have with so many files."""
+    return max(0, (limit - served(0, lane=True)) // (served(1, lane=True) - served(0, lane=True)))
+
+
 def limit() -> int:
     """How many files this process may have open, once its limit was raised as far as it goes."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return raised(ENOUGH if hard == resource.RLIM_INFINITY else hard)
+
+
+def sentence(workers: int, lane: bool) -> str:
+    """One line for the start of a server."""
+    needs = f"at most {connections(workers)} connections for calls, {served(workers, lane)} open files"
+    return f"{needs}; {limit()} are allowed"
 
 
 def refusal(what: str, workers: int, lane: bool, least: int | None = None) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from varangian.protos import descriptors
 from varangian.protos.allocator import keep_large_blocks
 from varangian.protos.codec import FLOAT32, Contract, Dtype
 from varangian.protos.common import Common
@@ -88,6 +89,7 @@ async def serve(
         stack.callback(service.dismiss)
         server.add_generic_rpc_handlers((service.handlers(),))
         await server.start()
+        log.info("%s", descriptors.sentence(len(roster.names), lane is not None))
         ready(address)
         its_port = int(address.rpartition(":")[2])
         watched = service.connections.watched(its_port)

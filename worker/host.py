@@ -90,16 +90,38 @@ async def _until_stopped(
     with ending.of(lambda: (main, *tasks)):
         try:
             async with asyncio.TaskGroup() as group:
-                tasks += [
-                    group.create_task(_be(names, server, proofs, crew, executor, backoff))
-                    for names in members
-                ]
+                for names in members:
+                    task = group.create_task(_be(names, server, proofs, crew, executor, backoff))
+                    tasks.append(task)
+                    task.add_done_callback(partial(_say_who_is_left, names, members, tasks))
         except asyncio.CancelledError:
             if ending.code is None:
                 raise
     if ending.code is not None:
         return ending.code
+    lost = [member for member, task in zip(members, tasks, strict=True) if task.result() != FINISHED]
+    if lost and len(members) > 1:
+        log.error("This process ends with an error: %s ended before the run did.", listed(lost))
     return max((task.result() for task in tasks), default=FINISHED)
+
+
+def _say_who_is_left(
+    names: Sequence[str],
+    members: Sequence[Sequence[str]],
+    tasks: Sequence[asyncio.Task[int]],
+    ended: asyncio.Task[int],
+) -> None:
+    """Tell when a worker has ended for good although others of this process go on."""
+    if ended.cancelled() or ended.exception() is not None or ended.result() == FINISHED:
+        return
+    left = [member for member, task in zip(members, tasks, strict=False) if not task.done()]
+    if left:
+        log.error("%s has ended for good. This process goes on with %s.", listed([names]), listed(left))
+
+
+def listed(members: Sequence[Sequence[str]]) -> str:
+    """Names, where each member is one of several that it may be."""
+    return ", ".join("/".join(names) for names in members)
 
 
 async def _be(

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from varangian.protos import descriptors
+
 TRIAL = """
 import resource, sys
 from varangian.protos import descriptors
@@ -33,3 +35,11 @@ def test_a_limit_is_raised_or_told_of(hard, sentence, soft):
     assert told.startswith(sentence)
     assert ("`ulimit -n 152`" in told) == (hard == 64)
     assert int(limit) == soft
+
+
+def test_a_server_may_need_a_file_for_each_connection_that_it_takes():
+    assert descriptors.served(10, lane=False) == descriptors.BASE + 4 * 10 + 32
+    assert descriptors.served(10, lane=True) == descriptors.BASE + 4 * 10 + 32 + 4 * 10 + 64
+    assert descriptors.workers(descriptors.served(10, lane=True)) == 10
+    assert descriptors.workers(3) == 0
+    assert str(descriptors.connections(10)) in descriptors.sentence(10, lane=True)

@@ -146,7 +146,11 @@ def test_one_refused_worker_does_not_end_the_others(server, caplog):
     server.refused = ("w01",)
     assert run() == 1
     assert {name for name, _ in server.pushed} == {"w00", "w02", "w03"}
-    assert [record.message for record in caplog.records] == ["Worker w01 could not join at nowhere:1."]
+    assert [record.message for record in caplog.records] == [
+        "Worker w01 could not join at nowhere:1.",
+        "w01 has ended for good. This process goes on with w00, w02, w03.",
+        "This process ends with an error: w01 ended before the run did.",
+    ]
 
 
 def test_a_process_can_be_the_first_worker_that_nobody_else_is(server):

@@ -26,6 +26,7 @@ from varangian.cli.security import Choice, check, check_address, choice, warn
 from varangian.cli.tokens import held, proofs, secret
 from varangian.config import RunConfig, load
 from varangian.config.build import byzantine_names, honest_names, task, worker_names
+from varangian.protos import descriptors
 from varangian.protos.address import EVERYWHERE, AddressError, parse
 from varangian.protos.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.protos.descriptors import check_free
@@ -115,10 +116,11 @@ async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress)
     else:
         roster, security = Roster(workers, identity), None
     how = "with TLS" if security else "without TLS"
+    files = descriptors.sentence(len(workers), config.server.data_port is not None)
     with closing(session), session.stop.on_signals(shown.note):
 
         def ready(address: str) -> None:
-            shown.note(f"serving at {address}, {how}")
+            shown.note(f"serving at {address}, {how}; {files}")
 
         return session.result(await served(session, roster, ready, security, returns=True))
 

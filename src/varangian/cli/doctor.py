@@ -19,6 +19,7 @@ from varangian import __version__
 from varangian.cli.health import bundle_for, status, why
 from varangian.cli.main import FAILED, OK
 from varangian.cli.security import CLEAR_TEXT, choice
+from varangian.protos import descriptors
 from varangian.protos.address import AddressError, loopback, parse
 from varangian.protos.bundle import KEY, REVOKED, Bundle, BundleError
 from varangian.protos.dial import PROXY, ignored, proxy
@@ -35,6 +36,9 @@ LISTS = (REVOKED, f"../{SERVER}/{REVOKED}", f"../{HOME}/{REVOKED}")
 """Where lists of revoked certificates lie, seen from a bundle."""
 ENCRYPTION = "AES256_GCM_HKDF (streaming AEAD)"
 FAR = ". Beyond a local network the advice is `server.data_port: null`: then TLS protects payloads, too"
+FEW = 10
+"""Workers of a server that should be possible everywhere."""
+RAISE = "Raise the limit with `ulimit -n` in the shell that starts it"
 MEANWHILE = "Payloads will travel over gRPC, which is slower."
 
 
@@ -65,6 +69,7 @@ def command(args: argparse.Namespace) -> int:
 def examined(server: str | None, certs: Path | None, timeout: float) -> Iterator[Finding]:
     """The checks in order; what builds on one that failed is left out."""
     yield _versions()
+    yield _files()
     yield Finding("clock", True, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
     try:
         bundle = bundle_for(certs)
@@ -86,6 +91,14 @@ def _versions() -> Finding:
         except PackageNotFoundError:
             return Finding("versions", False, f"{name} should be installed. Install varangian again.")
     return Finding("versions", True, ", ".join(found))
+
+
+def _files() -> Finding:
+    """How many files a process may have open here, and for how many workers a server can be started."""
+    limit = descriptors.limit()
+    workers = descriptors.workers(limit)
+    found = f"{limit} may be open, enough for a server with {workers} workers"
+    return Finding("files", workers >= FEW, found if workers >= FEW else f"{found}. {RAISE}", vital=False)
 
 
 def _identity(bundle: Bundle) -> Finding:
