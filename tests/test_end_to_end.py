@@ -41,6 +41,35 @@ def carried_out(tmp_path):
     return carry_out
 
 
+def test_a_worker_that_is_stopped_is_waited_for_in_a_few_rounds_only(carried_out):
+    """It is connected for a while and silent, as one that hangs; afterwards it is gone."""
+    records, stopped = [], []
+
+    def observe(record):
+        records.append(record)
+        if record.round == 1:
+            last = [child for child in multiprocessing.active_children() if child.name.endswith(" w04")]
+            stopped.extend(child.pid for child in last)
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+        if record.round == 23:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+
+    try:
+        settings = ["rounds=25", "worker.per_process=1", "server.wait_floor=1"]
+        carried_out("aggregator=trimmed_mean", *settings, observe=observe)
+    finally:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    silent = [record for record in records if "w04" in record.missing]
+    assert len(stopped) == 1
+    assert len(silent) >= 20
+    assert sum("w04" in record.waited_for for record in silent) <= 3
+    assert all(record.skipped is None for record in records)
+
+
 def no_child_is_left():
     return multiprocessing.active_children() == []
 

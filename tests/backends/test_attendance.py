@@ -8,6 +8,9 @@ from varangian.registry import ConfigError
 HALVES = ["availability={alternating: {period: 2}}", "workers=6", "server.quorum=3", "server.deadline=5"]
 
 
+DEADLINE_ONLY = ["server.wait_factor=null", "server.wait_rounds=null"]
+
+
 def wait(record):
     return record.seconds["wait"]
 
@@ -45,7 +48,7 @@ def test_a_delay_below_the_deadline_costs_time_and_changes_nothing(carried_out):
 
 
 def test_who_is_late_for_a_round_is_missing_and_comes_back_for_a_later_one(carried_out):
-    settings = ["delays={pareto: {least: 3, alpha: 1, most: 9, workers: [0]}}", "rounds=12"]
+    settings = ["delays={pareto: {least: 3, alpha: 1, most: 9, workers: [0]}}", "rounds=12", *DEADLINE_ONLY]
     _, records, _ = carried_out(*settings, "server.deadline=5")
     assert {record.missing for record in records} == {(), ("w00",)}
     assert all((wait(record) == pytest.approx(5)) == (record.missing != ()) for record in records)
@@ -66,7 +69,8 @@ def missed(table, rounds, deadline):
 
 
 def test_who_is_busy_with_one_round_does_not_begin_another(carried_out, small):
-    settings = ["delays={pareto: {least: 1, alpha: 0.7, most: 40, workers: [0]}}", "rounds=40"]
+    pareto = "delays={pareto: {least: 1, alpha: 0.7, most: 40, workers: [0]}}"
+    settings = [pareto, "rounds=40", *DEADLINE_ONLY]
     table = timetable(small(*settings))
     _, records, _ = carried_out(*settings, "server.deadline=5")
     expected = [*missed(table, 40, 5.0)]
@@ -74,6 +78,29 @@ def test_who_is_busy_with_one_round_does_not_begin_another(carried_out, small):
     # What it began in the middle of a round it sometimes ends in that round.
     assert expected != [round for round in range(40) if table.delay("w00", round) >= 5.0]
     assert 5 < len(expected) < 35
+
+
+def test_a_worker_that_is_late_for_every_round_sets_the_pace_of_a_few_only(carried_out):
+    slow = "delays={steps: {step: 1, factor: 40, workers: [0]}}"
+    _, records, _ = carried_out(slow, "rounds=30")
+    assert [wait(record) for record in records[:5]] == pytest.approx([39, 10, 10, 10, 1])
+    assert [record.waited_for for record in records[:5]] == [(), *[("w00",)] * 3, ()]
+    assert records[4].not_waited_for == {"w00": "missed the last 3 rounds"}
+    assert records[4].because is not None
+    assert "only w00 missed the last 3 rounds" in records[4].because
+    _, records, _ = carried_out(slow, "rounds=3", *DEADLINE_ONLY)
+    assert [wait(record) for record in records] == pytest.approx([39, 40, 40])
+
+
+@pytest.mark.parametrize("way", ["fedavg", "fedlaavg", "asap", "async"])
+def test_so_it_is_with_the_other_ways(carried_out, way):
+    slow = "delays={steps: {step: 1, factor: 1000, workers: [0]}}"
+    settings = [f"participation={way}", slow, "rounds=60", "workers=6", "f=1", "aggregator=trimmed_mean"]
+    settings += ["participation.asap.graph=complete"] if way == "asap" else []
+    _, now, _ = carried_out(*settings)
+    _, before, _ = carried_out(*settings, *DEADLINE_ONLY)
+    assert sum(map(wait, now)) <= sum(map(wait, before))
+    assert sum("w00" in record.waited_for for record in now) <= 5
 
 
 def test_a_shortfall_that_is_skipped_lasts_until_the_deadline(carried_out):

@@ -21,7 +21,7 @@ EVERY = {
 
 @pytest.mark.parametrize("way", EVERY)
 def test_every_way_learns_and_repeats_itself_to_the_last_bit(carried_out, way):
-    settings = [*EVERY[way], STRAGGLER, "rounds=30", "server.deadline=60"]
+    settings = [*EVERY[way], STRAGGLER, "rounds=30", "server.deadline=60", "server.wait_floor=20"]
     (first, records, _), (again, _, _) = carried_out(*settings), carried_out(*settings)
     other, _, _ = carried_out(*settings, "seed=2")
     assert (first.outcome, first.rounds) == ("finished", 30)
