@@ -285,6 +285,16 @@ def test_strangers_do_not_keep_out_who_shows_its_ticket():
     run(scenario())
 
 
+def test_a_connection_takes_no_ticket_once_it_is_old(caplog):
+    async def scenario():
+        async with opened(age=0.0) as lane, calling(lane) as caller:
+            await use(lane, caller)
+            await caller.ended()
+
+    run(scenario())
+    assert said(caplog) == []
+
+
 def test_a_connection_that_is_not_used_is_ended_however_long_its_call_took(caplog):
     async def scenario():
         async with opened(idle=0.02) as lane, calling(lane) as caller:

@@ -149,7 +149,7 @@ def revoke(args: argparse.Namespace) -> None:
         many = "certificate" if len(found) == 1 else f"{len(found)} certificates"
         print(f"revoked the {many} of {args.name}")
     for path in told:
-        print(f"wrote {path}; a server that runs with it refuses what was revoked from the next call on")
+        print(f"wrote {path}; a server that runs with it refuses what was revoked within two seconds")
     print(f"a server on another machine needs a copy of {Path(args.dir) / HOME / 'revoked'} in its bundle")
 
 
