@@ -14,12 +14,12 @@ import grpc.aio
 
 from varangian.protos import descriptors
 from varangian.protos.allocator import keep_large_blocks
+from varangian.protos.chatter import quieten
 from varangian.protos.codec import FLOAT32, Contract, Dtype
 from varangian.protos.common import Common
 from varangian.protos.descriptors import check_free
 from varangian.protos.layout import Layout
 from varangian.protos.seal import missing
-from varangian.server.chatter import quieten
 from varangian.server.garbage import left_alone
 from varangian.server.heartbeat import beating
 from varangian.server.lane import Lane

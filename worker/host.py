@@ -14,6 +14,7 @@ from torch import Tensor
 
 from varangian.protos import descriptors
 from varangian.protos.allocator import keep_large_blocks
+from varangian.protos.chatter import quieten
 from varangian.worker.backoff import Backoff
 from varangian.worker.client import Client, ClientError
 from varangian.worker.ending import Ending
@@ -53,6 +54,7 @@ def host(
         patience: seconds to wait for a server that cannot be reached; by default as long as it takes.
     """
     keep_large_blocks()
+    quieten()
     torch.set_num_threads(threads)
     hosted = 1 if one_of else len(names)
     descriptors.raised(descriptors.needed(hosted, lane=True))

@@ -27,7 +27,7 @@ from varangian.protos.bundle import (
     contexts,
     find,
 )
-from varangian.protos.descriptors import Spare
+from varangian.protos.descriptors import Spare, exhausted
 from varangian.protos.watched import Watched
 
 PATIENCE = 3.0
@@ -107,6 +107,11 @@ def diagnosis(server: str, bundle: Bundle | None, patience: float = PATIENCE) ->
     except ConnectionRefusedError:
         return Diagnosis(f"Nothing listens at {server}. Is the server running, and is this its port?")
     except OSError as error:
+        if exhausted(error):
+            return Diagnosis(
+                "This process can open no more files, and so no connection. Raise the limit with "
+                "`ulimit -n` in the shell that starts it, or close what it has open."
+            )
         return Diagnosis(f"{server} cannot be reached: {error.strerror or error}.")
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 
 import pytest
+from tests.exhausted import no_descriptors
 
 from varangian.backends.folder import RunFolder
 from varangian.cli.main import main
@@ -49,30 +50,6 @@ def faults():
     return Faults()
 
 
-@contextlib.contextmanager
-def exhausted():
-    """No file can be opened in this context."""
-    held = []
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(os.open(os.devnull, os.O_RDONLY))
-        yield
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
-
-
-@pytest.fixture
-def few_files():
-    """A low limit, that is soon reached."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOSPC], ids=errno.errorcode.get)
 @pytest.mark.parametrize(
     "k", [pytest.param(k, marks=[pytest.mark.exhaustive] * (k % 4 > 0)) for k in PLACES]
@@ -98,12 +75,12 @@ def test_whatever_file_operation_fails_a_run_says_so_or_goes_on(
     assert faults.seen < PLACES[-1], "there are more operations than are tried"
 
 
-def test_the_model_is_saved_when_all_files_are_used_up(carried_out, few_files, monkeypatch):
+def test_the_model_is_saved_when_all_files_are_used_up(carried_out, monkeypatch):
     finish = RunFolder.finish
     with contextlib.ExitStack() as stack:
 
         def with_nothing_left(*given):
-            stack.enter_context(exhausted())
+            stack.enter_context(no_descriptors())
             return finish(*given)
 
         monkeypatch.setattr(RunFolder, "finish", with_nothing_left)
@@ -112,10 +89,10 @@ def test_the_model_is_saved_when_all_files_are_used_up(carried_out, few_files, m
     assert {"parameters.safetensors", "result.json"} <= {path.name for path in result.folder.iterdir()}
 
 
-def test_a_process_without_files_says_so_in_one_sentence(few_files, tmp_path, capsys):
+def test_a_process_without_files_says_so_in_one_sentence(tmp_path, capsys):
     main(["check", *RUN])  # so that whatever is imported is
     capsys.readouterr()
-    with exhausted():
+    with no_descriptors():
         with pytest.raises(OSError, match="Too many open files"):
             check_free()
         assert main(["run", *RUN, "backend=simulate", f"output={tmp_path}"]) == 1

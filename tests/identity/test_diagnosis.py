@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import grpc
 import pytest
+from tests.exhausted import no_descriptors
 
 from varangian.protos.bundle import Bundle, Role
 from varangian.server import x509
@@ -126,6 +127,14 @@ def test_a_port_where_nothing_listens(bundles):
         found = diagnosis(address, shown)
         assert found.sentence.startswith(f"Nothing listens at {address}. ")
         assert not found.final
+
+
+def test_a_process_that_can_open_nothing(bundles):
+    shown = bundle(bundles, "ours/w00")
+    with no_descriptors():
+        found = diagnosis("127.0.0.1:1", shown)
+    assert found.sentence.startswith("This process can open no more files")
+    assert not found.final
 
 
 def test_a_server_that_says_nothing(bundles):

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 import torch
 
+from varangian.protos.chatter import SOURCE, quieten
 from varangian.worker import host as hosting
 from varangian.worker.attacks import Alie
 from varangian.worker.availability import Alternating
@@ -227,3 +228,13 @@ def test_being_cancelled_by_anyone_else_is_not_taken_for_a_signal(server):
         return serving.cancelled()
 
     assert asyncio.run(main())
+
+
+def test_attempts_without_a_free_file_fill_no_log(caplog):
+    """gRPC cannot decode its own message then, and would log a traceback for each."""
+    quieten()
+    try:
+        b"socket: Too many open files\x87".decode()
+    except UnicodeDecodeError:
+        logging.getLogger(SOURCE).exception("Invalid encoding")
+    assert caplog.text == ""

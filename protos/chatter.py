@@ -1,8 +1,8 @@
-"""gRPC's own log, without what any caller could fill it with.
+"""gRPC's own log, without what the other end, or a lack of files, could fill it with.
 
 A caller that hangs up before its answer, or whose metadata is no text, is no error of the server. gRPC logs
 either one as an error, with a traceback and up to 16 KB of what was sent: a disk is full of that before a
-quota is noticed.
+quota is noticed. At a worker it does so for each attempt to connect without a free file descriptor.
 """
 
 from __future__ import annotations
