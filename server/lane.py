@@ -44,7 +44,7 @@ class Patience:
     """What connections without a payload may cost."""
 
     strangers: int = STRANGERS
-    """Connections that have shown nothing yet; one more ends the oldest of them."""
+    """Connections that have shown nothing yet; one more ends the oldest of the address that has most."""
     showing: float = 5.0
     """Seconds in which they have to."""
     idle: float = 60.0
@@ -65,24 +65,31 @@ class Unwelcome(Exception):
 
 
 class Few:
-    """Tasks of which there may be only so many: one more ends the oldest, of which `ended` hears."""
+    """Tasks of which there may be only so many: one more ends the oldest of the largest group.
+
+    Args:
+        most: how many.
+        ended: called for each that is ended.
+    """
 
     def __init__(self, most: int, ended: Callable[[], None]) -> None:
         self._most = most
         self._ended = ended
-        self._tasks: dict[asyncio.Task[object], None] = {}
+        self._tasks: dict[asyncio.Task[object], str] = {}
+        """The group of each, the oldest first."""
 
     @contextmanager
-    def one_more(self) -> Generator[None, None, None]:
-        """The current task is one of them in this context."""
+    def one_more(self, group: str = "") -> Generator[None, None, None]:
+        """The current task is one of them, of this group, in this context."""
         task = asyncio.current_task()
         assert task is not None
         while len(self._tasks) >= self._most:
-            oldest = next(iter(self._tasks))
+            (largest, _), *_ = Counter(self._tasks.values()).most_common(1)
+            oldest = next(task for task, its in self._tasks.items() if its == largest)
             del self._tasks[oldest]
             oldest.cancel()
             self._ended()
-        self._tasks[task] = None
+        self._tasks[task] = group
         try:
             yield
         finally:
@@ -157,7 +164,7 @@ class Lane:
     def _accept(self, listener: socket.socket) -> None:
         """One connection at a time, so that those before it come to say something."""
         try:
-            connection, _ = listener.accept()
+            connection, (host, *_) = listener.accept()
         except (BlockingIOError, ConnectionError):
             return  # it has gone again
         except OSError as error:
@@ -168,7 +175,7 @@ class Lane:
         except OSError:
             connection.close()
             return
-        task = asyncio.create_task(self._attend(line))
+        task = asyncio.create_task(self._attend(line, str(host)))
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, line))
 
@@ -187,16 +194,16 @@ class Lane:
         if error is not None:
             log.error("lane: a connection was given up", exc_info=error)
 
-    async def _attend(self, line: Line) -> None:
+    async def _attend(self, line: Line, host: str) -> None:
         try:
-            await self._serve(line)
+            await self._serve(line, host)
         except Unwelcome as refused:
             self._log(refused)
 
-    async def _serve(self, line: Line) -> None:
+    async def _serve(self, line: Line, host: str) -> None:
         """One ticket after the other."""
         oldest = asyncio.get_running_loop().time() + self._patience.age
-        with self._strangers.one_more():
+        with self._strangers.one_more(host):
             ticket: Ticket | None = await self._introduced(line)
         while ticket is not None and await ticket.served(line):
             holder, ticket = ticket.worker, None

@@ -21,7 +21,7 @@ from varangian.protos.codec import PROTOCOL
 from varangian.protos.lane import Cargo, LineError
 from varangian.protos.transfer import Transfer
 from varangian.server import lane as lanes
-from varangian.server.lane import Lane, Patience
+from varangian.server.lane import Few, Lane, Patience
 from varangian.server.listen import ListenError, PortInUse
 from varangian.server.streams import Limits
 
@@ -540,3 +540,26 @@ def test_a_lane_may_have_an_address_of_version_6():
         writer.close()
 
     run(scenario())
+
+
+def test_of_a_crowd_the_largest_group_pays_and_its_oldest_first():
+    async def story():
+        ended, few = [], Few(3, lambda: ended.append(1))
+
+        async def member(group):
+            with few.one_more(group):
+                await asyncio.Event().wait()
+
+        tasks = {}
+        for name in ("few 1", "many 1", "many 2", "few 2", "many 3"):
+            tasks[name] = asyncio.create_task(member(name.partition(" ")[0]))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        gone = [name for name, task in tasks.items() if task.cancelled()]
+        for task in tasks.values():
+            task.cancel()
+        return gone, len(ended)
+
+    gone, told = asyncio.run(story())
+    # By the time that the last one comes, there are two of the few.
+    assert (gone, told) == (["few 1", "many 1"], 2)
