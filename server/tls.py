@@ -4,15 +4,18 @@ Every connection is mutual TLS. gRPC for Python has no setting for the least ver
 1.3, and a call that came over an older version is refused here, before a byte of it is read.
 
 TLS looks at a certificate when a connection begins, and a session that is resumed skips even that. So
-neither is relied on: dates and revocation are looked at for every call, and no session is resumed.
+neither is relied on: dates and revocation are looked at for every call, also on a resumed session, which
+shows the certificate that it began with.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 import grpc
 
@@ -76,8 +79,10 @@ class Security:
     def credentials(self) -> grpc.ServerCredentials:
         """For one port; it asks every peer for a certificate, and shows a renewed one without a restart."""
         renewal = self.renewal
+        # None is how gRPC wants to hear that nothing has changed; its types do not say so.
+        changed = cast("Callable[[], grpc.ServerCertificateConfiguration]", renewal.changed)
         return grpc.dynamic_ssl_server_credentials(
-            renewal.configuration(), renewal.configuration, require_client_authentication=True
+            renewal.configuration(), changed, require_client_authentication=True
         )
 
     def look(self) -> None:
@@ -197,6 +202,8 @@ class Renewal:
         self._path, self._cluster, self._now = bundle.path, bundle.cluster, now
         paths = [bundle.path / name for name in (CA, CERTIFICATE, KEY)]
         self._watched = Watched(paths, self._read, spare or Spare(), clock=clock, wall=now)
+        self._lock = threading.Lock()
+        self._shown: Bundle | None = None
 
     @property
     def bundle(self) -> Bundle:
@@ -209,13 +216,19 @@ class Renewal:
         return self._watched.failure
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """What to show in a handshake.
+        """What to show in handshakes from now on."""
+        self._shown = self.bundle
+        return _configuration(self._shown)
 
-        Made anew for each: a session belongs to one such object, so that none can be resumed, and a
-        certificate is verified for every connection.
+    def changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What to show from this handshake on; None, for gRPC, where that is as before.
+
+        gRPC puts a new one in the place of the old without a lock, while other handshakes may use the old
+        one, so it must be given as seldom as possible: never for each handshake.
         """
         self.look()
-        return _configuration(self.bundle)
+        with self._lock:
+            return None if self.bundle is self._shown else self.configuration()
 
     def look(self) -> None:
         """Read the bundle again if it has changed; at most once a second."""

@@ -4,6 +4,7 @@ import shutil
 import socket
 import ssl
 import time
+from typing import NamedTuple
 
 import grpc
 import pytest
@@ -325,25 +326,65 @@ def test_a_renewal_for_another_cluster_leaves_the_old_certificate_in_use(copied,
     assert f"should be of the cluster {Bundle.load(bundles / 'ours/server').cluster}. Found" in caplog.text
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_no_session_is_resumed(bundles, listening, scenario, version):
-    """With a session of before, a certificate would not be verified again."""
+def handshake(bundles, port, session=None, call=b"", seen=(True,)):
+    """Connect with the certificate of a worker; the session, and whether it is one of before.
+
+    Then call, and stay until the call was seen.
+    """
     context = contexts(bundles / "ours/w00")[1]
     context.set_alpn_protocols(["h2"])
-    context.minimum_version = context.maximum_version = version
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if session is not None:
+        context = session.context
+    with (
+        socket.create_connection(("127.0.0.1", port), patience(10)) as line,
+        context.wrap_socket(line, session=session and session.of) as secured,
+    ):
+        secured.sendall(call)
+        assert secured.recv(1)  # tickets come before the first byte
+        while not seen:
+            assert secured.recv(1 << 16)
+        return Session(context, secured.session), secured.session_reused
 
-    def again(port, session):
-        with (
-            socket.create_connection(("127.0.0.1", port), patience(10)) as line,
-            context.wrap_socket(line, session=session) as secured,
-        ):
-            assert secured.recv(1)  # in TLS 1.3 tickets come before the first byte
-            return secured.session, secured.session_reused
+
+class Session(NamedTuple):
+    """A session of TLS, which can only be resumed in its own context."""
+
+    context: ssl.SSLContext
+    of: ssl.SSLSession
+
+
+def one_call():
+    """A call of `/x/y` in HTTP/2."""
+    http2 = pytest.importorskip("h2.connection")
+    connection = http2.H2Connection()
+    connection.initiate_connection()
+    fields = {":method": "POST", ":scheme": "https", ":path": "/x/y", ":authority": "localhost"}
+    connection.send_headers(1, [*fields.items(), ("te", "trailers"), ("content-type", "application/grpc")])
+    connection.send_data(1, bytes(5), end_stream=True)
+    return connection.data_to_send()
+
+
+def test_a_call_on_a_resumed_session_shows_the_certificate_that_it_began_with(bundles, listening, scenario):
+    """So dates and revocation are looked at there, too."""
 
     async def run():
-        async with listening(Security(bundles / "ours").credentials()) as (port, _):
-            session, _ = await asyncio.to_thread(again, port, None)
-            assert session.has_ticket
-            return [(await asyncio.to_thread(again, port, session))[1] for _ in range(3)]
+        async with listening(Security(bundles / "ours").credentials()) as (port, seen):
+            session, _ = await asyncio.to_thread(handshake, bundles, port)
+            _, resumed = await asyncio.to_thread(handshake, bundles, port, session, one_call(), seen)
+            return resumed, seen
 
-    assert scenario(run()) == [False, False, False]
+    resumed, (proved,) = scenario(run())
+    assert resumed
+    assert Security(bundles / "ours").doorman.worker(proved) == "w00"
+
+
+def test_handshakes_are_told_of_a_certificate_only_when_there_is_another_one(authority):
+    """gRPC swaps them without a lock: two for two handshakes at once end the server."""
+    authority.issue("server", Role.SERVER, days=1)
+    renewal = Renewal(Bundle.load(authority.path / "server"), clock=impatient())
+    renewal.configuration()
+    assert [renewal.changed() for _ in range(3)] == [None] * 3
+    authority.issue("server", Role.SERVER, days=1)
+    told = [renewal.changed() for _ in range(3)]
+    assert [configuration is None for configuration in told] == [False, True, True]

@@ -169,12 +169,14 @@ def test_a_worker_waits_for_a_server_whose_certificate_has_expired_until_it_is_r
     renewed = Renewal.configuration
 
     def shown(renewal):
-        if "has expired. Renew it" in caplog.text:
-            return renewed(renewal)
         return grpc.ssl_server_certificate_configuration([(old[0], old[1])], old[2])
+
+    def changed(renewal):
+        return renewed(renewal) if "has expired. Renew it" in caplog.text else None
 
     async def run():
         monkeypatch.setattr(Renewal, "configuration", shown)
+        monkeypatch.setattr(Renewal, "changed", changed)
         async with serving(authority.path) as (address, roster):
             bundle = Bundle.load(authority.path / "w00")
             async with Client(address, "w00", bundle, LAYOUT, backoff=Backoff(), sleep=at_once) as caller:
