@@ -228,7 +228,7 @@ class Renewal:
         """
         self.look()
         with self._lock:
-            return None if self.bundle is self._shown else self.configuration()
+            return None if self.bundle == self._shown else self.configuration()
 
     def look(self) -> None:
         """Read the bundle again if it has changed; at most once a second."""

@@ -385,6 +385,6 @@ def test_handshakes_are_told_of_a_certificate_only_when_there_is_another_one(aut
     renewal = Renewal(Bundle.load(authority.path / "server"), clock=impatient())
     renewal.configuration()
     assert [renewal.changed() for _ in range(3)] == [None] * 3
-    authority.issue("server", Role.SERVER, days=1)
+    authority.issue("server", Role.SERVER, days=1, force=True)
     told = [renewal.changed() for _ in range(3)]
     assert [configuration is None for configuration in told] == [False, True, True]
