@@ -17,6 +17,7 @@ import torch
 from varangian import __version__
 from varangian.cli.cluster import as_served
 from varangian.cli.doctor import _payloads
+from varangian.cli.health import status as asking
 from varangian.cli.main import main
 from varangian.cli.parser import parse
 from varangian.cli.security import Choice, check, choice, warn
@@ -25,6 +26,7 @@ from varangian.config.build import learner
 from varangian.protos import ps_pb2
 from varangian.protos.address import loopback, split
 from varangian.protos.bundle import Bundle, Role
+from varangian.protos.headers import CODE
 from varangian.registry import ConfigError
 from varangian.server.revoked import fingerprint
 from varangian.server.tls import Security
@@ -378,6 +380,36 @@ def test_health_shows_what_was_refused(varangian):
         code, said = health(varangian, address)
     assert code == 0
     assert said.endswith("workers are there\nrefused so far: FUTURE 1, TICKET 3\\x1b[2J\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "trailing"),
+    [
+        (grpc.StatusCode.CANCELLED, ()),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, ((CODE, "CALLS"),)),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, ((CODE, "STREAMS"),)),
+    ],
+)
+def test_health_tries_again_when_the_server_has_too_much_to_do(monkeypatch, status, trailing):
+    asked = []
+
+    class Dropped(grpc.RpcError, grpc.Call):
+        code, details, trailing_metadata = (lambda _: status), (lambda _: ""), (lambda _: trailing)
+        initial_metadata = is_active = time_remaining = cancel = add_callback = None
+
+    def once(server, timeout, bundle):
+        asked.append(timeout)
+        if len(asked) < 3:
+            raise Dropped
+        return ps_pb2.StatusReply(round=4)
+
+    monkeypatch.setattr("varangian.cli.health._asked", once)
+    monkeypatch.setattr("varangian.cli.health.PAUSE", 0.0)
+    if dict(trailing).get(CODE) == "STREAMS":
+        with pytest.raises(grpc.RpcError):
+            asking("nowhere:1", 1000.0)
+    else:
+        assert asking("nowhere:1", 1000.0).round == 4
 
 
 def test_health_without_tls(varangian, bundles):

@@ -22,6 +22,8 @@ from varangian.worker.tls import Diagnosis, credentials, diagnosis
 NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 DROPPED = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.RESOURCE_EXHAUSTED)
 """What gRPC says of a call that it has dropped by itself."""
+ENDED = ("Socket closed", "reset by peer")
+"""What it says of a connection that the server has ended."""
 CROWDED = "CALLS"
 """The code of a server that has had too many calls from here."""
 PAUSE = 0.2
@@ -84,24 +86,33 @@ def status(server: str, timeout: float, bundle: Bundle | None = None) -> ps_pb2.
     Raises:
         grpc.RpcError: no answer within `timeout` seconds, or none at all.
     """
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            return _asked(server, max(until - time.monotonic(), PAUSE), bundle)
+        except grpc.RpcError as error:
+            if not _passing(error, server, bundle) or time.monotonic() + PAUSE >= until:
+                raise
+        time.sleep(PAUSE)
+
+
+def _asked(server: str, timeout: float, bundle: Bundle | None) -> ps_pb2.StatusReply:
+    """Once, on a connection of its own."""
     with open_channel(server, None if bundle is None else credentials(bundle)) as opened:
         stub: Any = ps_pb2_grpc.ParameterServerStub(opened)  # type: ignore[no-untyped-call]
-        until = time.monotonic() + timeout
-        while True:
-            left = max(until - time.monotonic(), 0.1)
-            try:
-                reply: ps_pb2.StatusReply = stub.Status(ps_pb2.StatusRequest(), timeout=left)
-                return reply
-            except grpc.RpcError as error:
-                if not _passing(error) or time.monotonic() + PAUSE >= until:
-                    raise
-            time.sleep(PAUSE)
+        reply: ps_pb2.StatusReply = stub.Status(ps_pb2.StatusRequest(), timeout=timeout)
+        return reply
 
 
-def _passing(error: grpc.RpcError) -> bool:
+def _passing(error: grpc.RpcError, server: str, bundle: Bundle | None) -> bool:
     """Whether a server that can be reached has just too much to do."""
     if not isinstance(error, grpc.Call):
         return False
     trailing: Any = error.trailing_metadata()
-    code = dict(trailing or ()).get(CODE)
-    return code == CROWDED if code else error.code() in DROPPED
+    if code := dict(trailing or ()).get(CODE):
+        return bool(code == CROWDED)
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        # Where nobody listens, a connection is refused. One that is closed may have been one too many.
+        ended = any(word in str(error.details()) for word in ENDED)
+        return ended and not diagnosis(server, bundle).final
+    return error.code() in DROPPED
