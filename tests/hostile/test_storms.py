@@ -22,10 +22,13 @@ ROUNDS = 3
 ATTACKS = {
     "tls": (
         "status_storm",
+        "half_status",
         "half_push",
         "join_storm",
         "session_fight",
         "rapid_reset",
+        "silent_connections",
+        "pull_storm",
         "stalled_pushes",
         "ticket_race",
         "replays",
@@ -36,7 +39,7 @@ ATTACKS = {
 """Of a worker of the run, who has what strangers have and more."""
 STRANGERS = {
     "tls": ("begun_handshakes",),
-    "plain": ("status_storm", "silent_lines", "everything"),
+    "plain": ("status_storm", "half_status", "silent_lines", "everything"),
 }
 CASES = [
     pytest.param(mode, name, attacker, id=f"{mode}-{'worker' if attacker else 'stranger'}-{name}")
