@@ -697,7 +697,8 @@ async def replays(mark, count):
                 await wire.message(stream, chunks[-1], end=True)
                 await stream.ended.wait()
                 wire._check()
-                count[stream.headers.get(headers.CODE, "counted")] += 1
+                counted = stream.headers.get("grpc-status") == "0"
+                count["counted" if counted else stream.headers.get(headers.CODE, "refused")] += 1
 
     async with Wire.to(mark, heads=True) as wire:
         await _all(*(one(wire) for _ in range(STREAMS)))
