@@ -115,7 +115,7 @@ def named(page):
     return re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / page).read_text())
 
 
-PROMISES, CLAIMS = named("docs/SECURITY.md"), named("docs/ENCRYPTION.md")
+PROMISES, CLAIMS = named("docs/DEFENCES.md"), named("docs/ENCRYPTION.md")
 
 
 @pytest.mark.parametrize(("path", "name"), sorted({*PROMISES, *CLAIMS}))
@@ -124,6 +124,6 @@ def test_every_promise_of_security_has_its_test(path, name):
 
 
 def test_no_promise_is_without_a_test():
-    page = (ROOT / "docs/SECURITY.md").read_text()
+    page = (ROOT / "docs/DEFENCES.md").read_text()
     table = page[page.index("| promise | test |") :].split("\n\n")[0].splitlines()[2:]
     assert len(table) == len(PROMISES) >= 30
