@@ -138,10 +138,13 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
         ],
         ["delays={lognormal: {median: 0.05, most: 0.2}}", "server.deadline=60"],
         # Always too late.
-        [
-            *("delays={constant: {step: 3, factor: 2, workers: [0]}}", "worker.per_process=5"),
-            *("server.deadline=2", "rounds=2"),
-        ],
+        pytest.param(
+            [
+                *("delays={constant: {step: 3, factor: 2, workers: [0]}}", "worker.per_process=5"),
+                *("server.deadline=2", "rounds=2"),
+            ],
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_who_comes_and_goes_does_so_alike_in_processes_and_simulation(carried_out, settings):

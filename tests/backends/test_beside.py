@@ -107,6 +107,7 @@ def test_a_script_needs_no_guard(tmp_path):
     assert (done.returncode, done.stdout) == (0, "finished\n"), done.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_script_with_a_guard_may_define_a_part_of_the_task(tmp_path):
     script = tmp_path / "script.py"

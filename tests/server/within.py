@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 
 from varangian.aggregators import Aggregator, Krum, Median
+from varangian.protos.descriptors import connections
+from varangian.protos.flow import AHEAD
 from varangian.protos.layout import Layout
 from varangian.server.driver import Driver
 from varangian.server.events import RoundPolicy
 from varangian.server.learner import Learner
-from varangian.server.memory import Account
+from varangian.server.listen import METADATA, STREAMS
+from varangian.server.memory import CALL, CONNECTION, Account
 from varangian.server.optimizer import Sgd
 from varangian.server.roster import Roster
 from varangian.server.round import RoundMachine
@@ -71,8 +74,9 @@ async def serving(window: bool, lane: bool) -> None:
     )
 
     def ready(address: str) -> None:
-        # With all payloads beside gRPC there are no messages of it.
-        spare = account.streams + account.model if lane else 0
+        # With all payloads beside gRPC there are no messages of it; and nobody else connects.
+        others = connections(len(NAMES)) * (CONNECTION + STREAMS * (CALL + METADATA + AHEAD))
+        spare = account.streams + account.model if lane else others
         first = {"address": address, "most": account.total, "rows": account.rows, "spare": spare}
         print(json.dumps(first), flush=True)
 

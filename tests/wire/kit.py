@@ -102,11 +102,21 @@ class Run:
     data_port: int | None = 0
 
     def __init__(
-        self, rounds=3, layout=LAYOUT, f=1, deadline=60.0, limits=None, rule=None, names=NAMES, **options
+        self,
+        rounds=3,
+        layout=LAYOUT,
+        f=1,
+        deadline=60.0,
+        limits=None,
+        rule=None,
+        names=NAMES,
+        quorum=None,
+        **options,
     ):
         torch.set_num_threads(1)
         self.layout, self.names, self.records = layout, names, []
-        policy = RoundPolicy(names, rounds, quorum=len(names) - f, deadline=deadline, shortfall="wait", f=f)
+        quorum = quorum or len(names) - f
+        policy = RoundPolicy(names, rounds, quorum=quorum, deadline=deadline, shortfall="wait", f=f)
         aggregator = Aggregator(rule or Krum(f=f), f=f)
         self.learner = Learner(torch.ones(layout.numel), aggregator, Sgd(lr=0.5), rounds=rounds, seed=1)
         self.service = {key: options.pop(key) for key in SERVICE if key in options}

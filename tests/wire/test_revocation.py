@@ -185,7 +185,9 @@ async def test_a_worker_goes_on_with_its_renewed_certificate_when_the_old_one_ex
     assert run.records[0].missing == ()
 
 
-@pytest.mark.parametrize("data_port", [0, None], ids=["lane", "chunks"])
+@pytest.mark.parametrize(
+    "data_port", [0, pytest.param(None, marks=pytest.mark.exhaustive)], ids=["lane", "chunks"]
+)
 def test_an_upload_that_is_under_way_when_its_certificate_expires_counts_once_it_is_renewed(
     authority, data_port
 ):
@@ -265,6 +267,7 @@ def test_by_hand_a_certificate_that_expires_gets_no_answer_on_a_line_that_stands
     served()
 
 
+@pytest.mark.exhaustive
 @scenario
 async def test_connections_that_are_replaced_by_their_age_cost_nothing(authority, monkeypatch):
     """Each second instead of each hour, in the middle of uploads and of calls that stay open."""
