@@ -70,6 +70,12 @@ def test_a_worker_that_is_stopped_is_waited_for_in_a_few_rounds_only(carried_out
     assert all(record.skipped is None for record in records)
 
 
+def members(result):
+    """Who was missing and who was faulty, round by round."""
+    records = map(json.loads, (result.folder / "rounds.jsonl").read_text().splitlines())
+    return [(record["round"], record["missing"], record["dropped"]) for record in records]
+
+
 def no_child_is_left():
     return multiprocessing.active_children() == []
 
@@ -119,6 +125,7 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
     # All payloads over gRPC; before, they went beside it.
     again, _ = carried_out(*settings, "backend=processes", "server.data_port=null")
     assert apart.outcome == together.outcome == "finished"
+    assert members(apart) == members(together) == members(again)
     assert apart.digest == together.digest == again.digest
     assert (apart.loss, apart.accuracy) == (together.loss, together.accuracy)
     assert (apart.ema_loss, apart.ema_accuracy) == (together.ema_loss, together.ema_accuracy)
@@ -276,7 +283,11 @@ def eventually(holds):
 
 
 @pytest.mark.parametrize(
-    ("backend", "number"), [("processes", signal.SIGTERM), ("simulate", signal.SIGINT)]
+    ("backend", "number"),
+    [
+        pytest.param("processes", signal.SIGTERM, marks=pytest.mark.exhaustive),
+        ("simulate", signal.SIGINT),
+    ],
 )
 def test_interrupting_a_run_leaves_a_valid_folder_and_no_process(started, tmp_path, backend, number):
     command = started("run", *SMALL, "rounds=1000000", f"backend={backend}", "--format", "json")
@@ -371,6 +382,7 @@ def test_a_worker_that_is_killed_again_and_again_is_never_faulty(started, tmp_pa
     assert not [record["round"] for record in records if record.get("dropped")]
 
 
+@pytest.mark.exhaustive
 def test_the_demo_ends_in_a_table_and_a_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert main(["demo", "--rounds", "3", "--output", str(tmp_path), "--format", "plain"]) == 0

@@ -54,7 +54,23 @@ def attacked(attack, siege, honest):
         rogue.works()
 
 
-@pytest.mark.parametrize("attack", lane_attacks.ATTACKS, ids=lambda attack: attack.__name__)
+LONG = (
+    lane_attacks.strangers,
+    lane_attacks.noise,
+    lane_attacks.slow_loris,
+    lane_attacks.chunks_all_the_same,
+)
+"""Attacks of several seconds."""
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(attack, marks=[pytest.mark.exhaustive] * (attack in LONG))
+        for attack in lane_attacks.ATTACKS
+    ],
+    ids=lambda attack: attack.__name__,
+)
 def test_the_lane_survives(attack, siege, honest, unharmed):
     with unharmed():
         attacked(attack, siege, honest)
@@ -68,7 +84,12 @@ def test_nobody_gets_in_without_the_key(attack, siege, honest, unharmed):
 
 
 @pytest.mark.parametrize(
-    ("number", "at"), [(torch.nan, 0), (torch.nan, NUMEL - 1), (-torch.inf, NUMEL // 2)]
+    ("number", "at"),
+    [
+        pytest.param(torch.nan, 0, marks=pytest.mark.exhaustive),
+        (torch.nan, NUMEL - 1),
+        pytest.param(-torch.inf, NUMEL // 2, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_what_is_no_number_proves_a_fault_on_the_lane_too(number, at, siege, honest, unharmed):
     vector = torch.full((NUMEL,), GOOD)

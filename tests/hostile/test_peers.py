@@ -5,9 +5,16 @@ import inspect
 import pytest
 from tests.hostile import attacks
 
+LONG = (attacks.join_flood, attacks.pull_flood, attacks.never_reading, attacks.amplification)
+"""Attacks of several seconds."""
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", attacks.ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize(
+    "attack",
+    [pytest.param(attack, marks=[pytest.mark.exhaustive] * (attack in LONG)) for attack in attacks.ATTACKS],
+    ids=lambda attack: attack.__name__,
+)
 def test_a_server_survives(attack, siege, honest, unharmed):
     with unharmed():
         running = attack(siege)
