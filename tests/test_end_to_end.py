@@ -308,6 +308,7 @@ def test_interrupting_a_run_leaves_a_valid_folder_and_no_process(started, tmp_pa
     assert session_ends(command.pid)
 
 
+@pytest.mark.exhaustive
 def test_a_second_interrupt_ends_it_at_once(started):
     settings = ["rounds=1000000", "server.deadline=3600", "workers=5", "f=1"]
     command = started("run", *SMALL, *settings, "--format", "json")

@@ -33,7 +33,8 @@ WAYS = {
 
 
 @pytest.fixture(
-    scope="module", params=["async", "fedlaavg", pytest.param("asap", marks=pytest.mark.exhaustive)]
+    scope="module",
+    params=[*(pytest.param(way, marks=pytest.mark.exhaustive) for way in ("async", "asap")), "fedlaavg"],
 )
 def besieged(request, tmp_path_factory):
     log = tmp_path_factory.mktemp("siege") / "server.log"

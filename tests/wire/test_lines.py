@@ -27,9 +27,8 @@ LAYOUT = Layout((("weight", (int(1.25 * SILENCE_AT_WORKER * RATE) // 4,)),))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "way", [*(pytest.param(way, marks=pytest.mark.exhaustive) for way in ("chunks", "lane")), "sealed"]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("way", ["chunks", "lane", "sealed"])
 def test_what_takes_longer_than_every_silence_arrives_at_the_first_try(way, request):
     path = request.getfixturevalue("certified") if way == "sealed" else None
     scenario(arrives)(lane=way != "chunks", path=path)
