@@ -60,7 +60,7 @@ class Revoked:
         """Read the list again if it has changed; at most once a second."""
         news = self._watched.look()
         if news is News.CHANGED:
-            log.warning("security: %d certificates are revoked now", len(self))
+            log.warning("security: the list of revoked certificates was read again: %d on it", len(self))
         elif news is News.RECOVERED:
             log.warning("security: the list of revoked certificates can be read again")
         elif news is News.FAILED and self.failure is not None:

