@@ -56,7 +56,6 @@ coordinate. Registered under a name, it is tested by the conformance kit with al
 tensor([1.0000, 1.9000])
 """
 
-from varangian.aggregators.arc import ARC
 from varangian.aggregators.base import (
     MIXINGS,
     RULES,
@@ -70,36 +69,37 @@ from varangian.aggregators.base import (
     Selecting,
     Weighting,
 )
-from varangian.aggregators.bucketing import Bucketing
-from varangian.aggregators.bulyan import Bulyan
-from varangian.aggregators.caf import CAF
-from varangian.aggregators.cagrad import CAGrad
-from varangian.aggregators.centered_clipping import CenteredClipping
-from varangian.aggregators.cge import CGE
-from varangian.aggregators.clipping import Clipping
-from varangian.aggregators.flag import Flag
-from varangian.aggregators.fltrust import FLTrust
-from varangian.aggregators.geometric_median import GeometricMedian
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import GramAccumulator
-from varangian.aggregators.krum import Krum
-from varangian.aggregators.mda import MDA
-from varangian.aggregators.meamed import MeaMed
-from varangian.aggregators.mean import Mean
-from varangian.aggregators.median import Median
-from varangian.aggregators.mgda import MGDA
-from varangian.aggregators.monna import MoNNA
-from varangian.aggregators.nnm import NNM
-from varangian.aggregators.phocas import Phocas
+from varangian.aggregators.mixings.arc import ARC
+from varangian.aggregators.mixings.bucketing import Bucketing
+from varangian.aggregators.mixings.clipping import Clipping
+from varangian.aggregators.mixings.nnm import NNM
 from varangian.aggregators.pipeline import Aggregator
 from varangian.aggregators.rows import Rows, RowsError
-from varangian.aggregators.sign_majority import SignMajority
-from varangian.aggregators.smea import SMEA
+from varangian.aggregators.rules.bulyan import Bulyan
+from varangian.aggregators.rules.caf import CAF
+from varangian.aggregators.rules.cagrad import CAGrad
+from varangian.aggregators.rules.centered_clipping import CenteredClipping
+from varangian.aggregators.rules.cge import CGE
+from varangian.aggregators.rules.flag import Flag
+from varangian.aggregators.rules.fltrust import FLTrust
+from varangian.aggregators.rules.geometric_median import GeometricMedian
+from varangian.aggregators.rules.krum import Krum
+from varangian.aggregators.rules.mda import MDA
+from varangian.aggregators.rules.meamed import MeaMed
+from varangian.aggregators.rules.mean import Mean
+from varangian.aggregators.rules.median import Median
+from varangian.aggregators.rules.mgda import MGDA
+from varangian.aggregators.rules.monna import MoNNA
+from varangian.aggregators.rules.phocas import Phocas
+from varangian.aggregators.rules.sign_majority import SignMajority
+from varangian.aggregators.rules.smea import SMEA
+from varangian.aggregators.rules.spectral_filter import SpectralFilter
+from varangian.aggregators.rules.trimmed_mean import TrimmedMean
+from varangian.aggregators.rules.unit_mean import UnitMean
+from varangian.aggregators.rules.upgrad import UPGrad
 from varangian.aggregators.spec import aggregator_from, spec_of
-from varangian.aggregators.spectral_filter import SpectralFilter
-from varangian.aggregators.trimmed_mean import TrimmedMean
-from varangian.aggregators.unit_mean import UnitMean
-from varangian.aggregators.upgrad import UPGrad
 
 __all__ = [
     "ARC",

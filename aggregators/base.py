@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators.gram import Gram
-from varangian.aggregators.order import Order
+from varangian.aggregators.numeric.order import Order
 from varangian.registry import Registry
 
 P = TypeVar("P", bound="Part")

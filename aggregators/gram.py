@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varangian.aggregators.algebra import Array, product
 from varangian.aggregators.kernels import Backend, NotFinite, backend_for
+from varangian.aggregators.numeric.algebra import Array, product
 from varangian.aggregators.rows import Rows
 
 T = TypeVar("T")

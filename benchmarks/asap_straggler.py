@@ -24,11 +24,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from varangian import backends
+from varangian import launch
 from varangian.config import RunConfig, load
 from varangian.config.build import task
-from varangian.server.record import RoundRecord
-from varangian.worker.task import Crew
+from varangian.server.observability.record import RoundRecord
+from varangian.worker.training.task import Crew
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def carried_out(name: str, seed: int, args: argparse.Namespace) -> Run:
     with tempfile.TemporaryDirectory() as output:
         config = load(None, [*settings, f"seed={seed}", f"output={output}"])
         watch = Watch(config.workers, virtual=config.backend == "simulate")
-        backends.run(config, observe=watch, note=lambda text: None)
+        launch.run(config, observe=watch, note=lambda text: None)
     tail = [point.accuracy for point in watch.points[-max(1, way.rounds // 10) :]]
     return Run(name, seed, settings, parameters(config), statistics.mean(tail), watch.points)
 

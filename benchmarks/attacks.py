@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from varangian.backends import run
-from varangian.cli.picture import curves
+from varangian.cli.views.accuracy_plot import curves
 from varangian.config import load
-from varangian.server.record import RoundRecord
+from varangian.launch import run
+from varangian.server.observability.record import RoundRecord
 
 RULES = ["mean", "unit_mean", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "flag"]
 ATTACKS = ["none", "uniform", "sign_flip"]

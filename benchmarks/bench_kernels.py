@@ -25,7 +25,7 @@ from torch import Tensor
 
 from varangian.aggregators import Rows
 from varangian.aggregators.kernels import BACKENDS, Backend, reference
-from varangian.aggregators.order import Majority, Nearest, Window
+from varangian.aggregators.numeric.order import Majority, Nearest, Window
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GATED = 1 << 16

@@ -20,7 +20,7 @@ from torch import Tensor
 from varangian.aggregators import Rows
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import backend_for
-from varangian.aggregators.updated import UpdatedGram, worthwhile
+from varangian.aggregators.streaming.updated import UpdatedGram, worthwhile
 
 CASES = [(15, 2, 1_000_000), (100, 2, 1_000_000), (100, 10, 1_000_000), (400, 40, 200_000)] + [
     (1000, k, 62_006) for k in (10, 100)

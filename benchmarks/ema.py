@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from varangian.server.ema import Average, Ema
+from varangian.server.training.ema import Average, Ema
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from varangian import backends
+from varangian import launch
 from varangian.config import load
-from varangian.server.record import RoundRecord
+from varangian.server.observability.record import RoundRecord
 
 WAYS = ("fedavg", "fedlaavg")
 
@@ -73,7 +73,7 @@ def carried_out(job: Job, last: int) -> Result:
     began = time.process_time()
     with tempfile.TemporaryDirectory() as output:
         config = load(None, [*job.settings, f"seed={job.seed}", f"output={output}"])
-        result = backends.run(config, observe=observe, note=lambda text: None)
+        result = launch.run(config, observe=observe, note=lambda text: None)
     tail = [share for done, share in curve if done > curve[-1][0] - last]
     best = max(share for _, share in curve)
     seconds = time.process_time() - began

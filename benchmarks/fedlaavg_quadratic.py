@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from varangian import backends
+from varangian import launch
 from varangian.config import load
 from varangian.worker.data import Dataset
 
@@ -80,7 +80,7 @@ def end(way: str, rounds: Sequence[int], lr: float, cycles: int, backend: str = 
     ]
     with tempfile.TemporaryDirectory() as output:
         config = load(None, [*settings, f"output={output}"])
-        result = backends.run(config, observe=lambda record: None, note=lambda text: None)
+        result = launch.run(config, observe=lambda record: None, note=lambda text: None)
         assert result.folder is not None
         return float(load_file(result.folder / "parameters.safetensors")["x"])
 

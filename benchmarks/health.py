@@ -30,9 +30,9 @@ from benchmarks.soak import names, vectors  # noqa: E402
 from tests.hostile.http2 import Line  # noqa: E402
 from tests.hostile.siege import Honest, Siege, Target  # noqa: E402
 
-from varangian.cli.bench.hops.rounds import Bucket, Paced  # noqa: E402
-from varangian.cli.bench.machine import load, machine  # noqa: E402
-from varangian.protos.allocator import keep_large_blocks  # noqa: E402
+from varangian.bench.machine import load, machine  # noqa: E402
+from varangian.bench.wire.ways.rounds import Bucket, Paced  # noqa: E402
+from varangian.protos.network.malloc import keep_large_blocks  # noqa: E402
 
 PAUSE = 0.005
 WARM_UP = 2

@@ -17,15 +17,15 @@ from collections.abc import Sequence
 import torch
 
 from varangian.aggregators import Aggregator, aggregator_from
+from varangian.config.default_names import names
 from varangian.protos import codec
-from varangian.protos.allocator import keep_large_blocks
-from varangian.server.driver import Driver, Slot
-from varangian.server.events import RoundPolicy
-from varangian.server.learner import Begun, Learner
-from varangian.server.optimizer import Sgd
-from varangian.server.record import RoundRecord
-from varangian.server.round import RoundMachine
-from varangian.worker.names import names
+from varangian.protos.network.malloc import keep_large_blocks
+from varangian.server.observability.record import RoundRecord
+from varangian.server.protocol.events import RoundPolicy
+from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.rounds.coordinator import Driver, Slot
+from varangian.server.training.learner import Begun, Learner
+from varangian.server.training.optimizer import Sgd
 
 TURN = 4 << 20
 """Bytes of one worker before it is another's turn, as at the gate."""

@@ -37,12 +37,12 @@ from tests.hostile.raiders import Raiders  # noqa: E402
 from tests.hostile.siege import Target  # noqa: E402
 from tests.hostile.wire import Mark  # noqa: E402
 
-from varangian.cli.bench.machine import load, machine  # noqa: E402
+from varangian.bench.machine import load, machine  # noqa: E402
 from varangian.config import build  # noqa: E402
 from varangian.config import load as load_config  # noqa: E402
 from varangian.protos import ps_pb2  # noqa: E402
-from varangian.server.roster import make_token  # noqa: E402
-from varangian.worker.task import Crew  # noqa: E402
+from varangian.server.identity.sessions import make_token  # noqa: E402
+from varangian.worker.training.task import Crew  # noqa: E402
 
 WORKERS, TRAITOR = 8, "w07"
 HONEST = tuple(f"w{i:02d}" for i in range(WORKERS - 1))

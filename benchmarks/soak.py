@@ -36,9 +36,9 @@ from tests.hostile import attacks, lane_attacks  # noqa: E402
 from tests.hostile.http2 import HungUp, Line  # noqa: E402
 from tests.hostile.siege import Honest, Siege, Target  # noqa: E402
 
-from varangian.cli.bench.hops.rounds import Bucket, Paced  # noqa: E402
-from varangian.cli.bench.machine import load, machine  # noqa: E402
-from varangian.protos.allocator import keep_large_blocks  # noqa: E402
+from varangian.bench.machine import load, machine  # noqa: E402
+from varangian.bench.wire.ways.rounds import Bucket, Paced  # noqa: E402
+from varangian.protos.network.malloc import keep_large_blocks  # noqa: E402
 
 Attack = Callable[[Target], None]
 SPACING = 16

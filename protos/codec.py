@@ -19,9 +19,9 @@ from google.protobuf.message import DecodeError, Message
 from torch import Tensor
 
 from varangian.protos import ps_pb2
-from varangian.protos.common import Common
-from varangian.protos.frames import frame, has_few_fields, unframed
+from varangian.protos.chunks import frame, has_few_fields, unframed
 from varangian.protos.layout import DIGEST_BYTES, TEXT_LIMIT, Layout
+from varangian.protos.shared_settings import Common
 from varangian.protos.text import quoted
 
 PROTOCOL = 3

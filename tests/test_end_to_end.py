@@ -17,9 +17,9 @@ import pytest
 from tests.extent import patience
 
 import varangian as package
-from varangian.backends import RunError, run
 from varangian.cli.main import main
 from varangian.config import load
+from varangian.launch import RunError, run
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from varangian.backends import run
 from varangian.config import load
+from varangian.launch import run
 
 BRIEF = ["backend=simulate", "rounds=2", "evaluate.every=1", "worker.batch_size=8"]
 

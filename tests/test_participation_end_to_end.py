@@ -4,8 +4,8 @@ import multiprocessing
 
 import pytest
 
-from varangian.backends import run
 from varangian.config import load
+from varangian.launch import run
 
 pytestmark = pytest.mark.slow
 

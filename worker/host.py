@@ -12,15 +12,15 @@ from math import inf
 import torch
 from torch import Tensor
 
-from varangian.protos import descriptors
-from varangian.protos.allocator import keep_large_blocks
-from varangian.protos.chatter import quieten
-from varangian.worker.backoff import Backoff
-from varangian.worker.client import Client, ClientError
-from varangian.worker.ending import Ending
+from varangian.protos.network import descriptors
+from varangian.protos.network.grpc_log import quieten
+from varangian.protos.network.malloc import keep_large_blocks
 from varangian.worker.loop import work
-from varangian.worker.task import Crew, Task
-from varangian.worker.tls import Proof
+from varangian.worker.signals import Ending
+from varangian.worker.training.task import Crew, Task
+from varangian.worker.transport.client import Client, ClientError
+from varangian.worker.transport.retry import Backoff
+from varangian.worker.transport.tls import Proof
 
 log = logging.getLogger(__name__)
 

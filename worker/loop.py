@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from varangian.worker.client import Finished, Pulled, Receipt
-from varangian.worker.outcomes import Declined
+from varangian.worker.transport.client import Finished, Pulled, Receipt
+from varangian.worker.transport.results import Declined
 
 log = logging.getLogger(__name__)
 

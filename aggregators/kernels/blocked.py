@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.aggregators.algebra import Array
 from varangian.aggregators.kernels import centres, lanes
 from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.kernels.centres import Parents, Sums
 from varangian.aggregators.kernels.reference import NotFinite
-from varangian.aggregators.order import Order
+from varangian.aggregators.numeric.algebra import Array
+from varangian.aggregators.numeric.order import Order
 from varangian.aggregators.rows import BLOCK, Rows
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varangian.aggregators.algebra import Array, product
+from varangian.aggregators.numeric.algebra import Array, product
 from varangian.aggregators.rows import Rows
 
 Parents = NDArray[np.int32]

@@ -24,7 +24,7 @@ from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.kernels.centres import Sums, about_reference
 from varangian.aggregators.kernels.native import SLICE, NotFinite
 from varangian.aggregators.kernels.table import Table
-from varangian.aggregators.order import Majority, Nearest, Order, Window, network
+from varangian.aggregators.numeric.order import Majority, Nearest, Order, Window, network
 from varangian.aggregators.rows import Rows
 
 NAME = "triton"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from varangian.aggregators.order import Majority, Nearest, Order, Window, comparators
+from varangian.aggregators.numeric.order import Majority, Nearest, Order, Window, comparators
 
 Lane: TypeAlias = NDArray[np.float32]
 Wish: TypeAlias = Literal["alone", "summed", "nothing"]

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varangian.aggregators.algebra import Array
 from varangian.aggregators.kernels import blocked, centres, networks
 from varangian.aggregators.kernels.blocked import screen
 from varangian.aggregators.kernels.centres import Parents, Sums
 from varangian.aggregators.kernels.cores import cores, pool
 from varangian.aggregators.kernels.library import function, level, library
 from varangian.aggregators.kernels.reference import NotFinite
-from varangian.aggregators.order import Majority, Nearest, Order
+from varangian.aggregators.numeric.algebra import Array
+from varangian.aggregators.numeric.order import Majority, Nearest, Order
 from varangian.aggregators.rows import Rows
 
 __all__ = [

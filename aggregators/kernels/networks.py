@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from varangian.aggregators.order import comparators, network
+from varangian.aggregators.numeric.order import comparators, network
 
 NARROW, WIDE = 16, 32
 """Rows are sorted by blocks of WIDE, and what is left by blocks of NARROW: compiling a network for every

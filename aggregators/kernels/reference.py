@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from varangian.aggregators.algebra import Array
 from varangian.aggregators.kernels import centres
 from varangian.aggregators.kernels.centres import Sums
+from varangian.aggregators.numeric.algebra import Array
 from varangian.aggregators.rows import BLOCK, Rows
 
 NAME = "reference"

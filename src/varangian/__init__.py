@@ -8,12 +8,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from varangian.backends import run as run
-    from varangian.backends.saved import load as load
+    from varangian.launch import run as run
+    from varangian.launch.output.saved_model import load as load
 
 __version__ = "0.1.0"
 
-_LAZY = {"run": "varangian.backends", "load": "varangian.backends.saved"}
+_LAZY = {"run": "varangian.launch", "load": "varangian.launch.output.saved_model"}
 """Names that are imported on first use, and the module of each."""
 
 

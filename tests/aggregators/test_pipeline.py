@@ -29,7 +29,7 @@ from varangian.aggregators import (
     aggregator_from,
 )
 from varangian.aggregators.kernels import GramAccumulator
-from varangian.aggregators.scaled import Scaled
+from varangian.aggregators.mixings.scaled import Scaled
 
 
 class TestRequires:

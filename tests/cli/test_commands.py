@@ -67,13 +67,14 @@ print("heavy:", [name for name in heavy if name in sys.modules])
 
 def test_certificates_need_no_mathematics():
     code = (
-        "import sys, varangian.cli.certs\nprint({'torch', 'numpy', 'pydantic', 'yaml'} & set(sys.modules))"
+        "import sys, varangian.cli.commands.certs\n"
+        "print({'torch', 'numpy', 'pydantic', 'yaml'} & set(sys.modules))"
     )
     assert fresh_python(code).strip() == "set()"
 
 
 def test_a_child_process_imports_no_configuration():
-    code = "import sys, varangian.backends.child\nprint({'pydantic', 'rich', 'yaml'} & set(sys.modules))"
+    code = "import sys, varangian.launch.child\nprint({'pydantic', 'rich', 'yaml'} & set(sys.modules))"
     assert fresh_python(code).strip() == "set()"
 
 

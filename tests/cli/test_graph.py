@@ -3,8 +3,8 @@ import sys
 import numpy as np
 import pytest
 
-from varangian.cli.graph_picture import groups
-from varangian.server.graphs import Complete, Exponential, OnePeer, RandomRegular
+from varangian.aggregators.graphs import Complete, Exponential, OnePeer, RandomRegular
+from varangian.cli.views.graph_plot import groups
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -123,7 +123,7 @@ def test_a_picture(varangian, tmp_path, name):
 
 
 def test_a_picture_needs_matplotlib(varangian, monkeypatch):
-    monkeypatch.setitem(sys.modules, "varangian.cli.graph_picture", None)
+    monkeypatch.setitem(sys.modules, "varangian.cli.views.graph_plot", None)
     code, _, err = varangian("graph", "ring", "--png", "graph.png")
     assert code == 1
     assert "--png needs matplotlib: install the extra `report`" in err

@@ -5,12 +5,12 @@ import re
 import pytest
 from rich.console import Console
 
-from varangian.backends import RunResult
-from varangian.cli.live import Live
-from varangian.cli.progress import output, progress
-from varangian.cli.tally import Tally
-from varangian.cli.text import printable
-from varangian.server.record import RoundRecord, Scores
+from varangian.cli.views.live import Live
+from varangian.cli.views.progress import output, progress
+from varangian.cli.views.summary import Tally
+from varangian.cli.views.terminal import printable
+from varangian.launch import RunResult
+from varangian.server.observability.record import RoundRecord, Scores
 
 EVIL = "\x1b[2Jw\n00\u202e"
 

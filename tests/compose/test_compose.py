@@ -9,12 +9,12 @@ import time
 
 import pytest
 
+from varangian.cli.arguments.main import parse
+from varangian.cli.commands.provision import provide
+from varangian.cli.credentials import choice
 from varangian.cli.main import CommandError, main
-from varangian.cli.parser import parse
-from varangian.cli.provision import provide
-from varangian.cli.security import choice
 from varangian.config import load
-from varangian.protos.bundle import Bundle, Role
+from varangian.protos.identity.bundle import Bundle, Role
 from varangian.registry import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]

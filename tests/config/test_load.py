@@ -7,14 +7,14 @@ from tests.config.kit import accepted, problems
 from varangian.aggregators import NNM, Aggregator, Flag, Krum, Median
 from varangian.config import RunConfig, advice, load, loads
 from varangian.config.build import learner, task, timetable
-from varangian.config.text import dump, parse
 from varangian.config.tree import json_schema
+from varangian.config.yaml_text import dump, parse
 from varangian.registry import MISSING, ConfigError
-from varangian.server.ema import Ema
+from varangian.server.training.ema import Ema
 from varangian.worker.attacks import ATTACKS, Alie
-from varangian.worker.availability import AVAILABILITY, Always
-from varangian.worker.delays import DELAYS, NoDelay
-from varangian.worker.models import MODELS, Custom, Mlp
+from varangian.worker.simulation.availability import AVAILABILITY, Always
+from varangian.worker.simulation.delays import DELAYS, NoDelay
+from varangian.worker.training.models import MODELS, Custom, Mlp
 
 
 def test_the_defaults_are_a_run_that_starts():

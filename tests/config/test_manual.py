@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from varangian.config import RunConfig, load, loads
-from varangian.config.rounds import here
-from varangian.config.text import parse
+from varangian.config.checks.rounds import here
+from varangian.config.yaml_text import parse
 from varangian.registry import plain
-from varangian.server.events import Refusal
-from varangian.server.policies import PARTICIPATION
-from varangian.server.staleness import STALENESS
+from varangian.server.participation import PARTICIPATION
+from varangian.server.participation.staleness import STALENESS
+from varangian.server.protocol.events import Refusal
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "PARTICIPATION.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"\n## `(\w+)`\n(.*?)(?=\n## )", DOCUMENT, re.DOTALL))

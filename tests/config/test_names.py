@@ -2,10 +2,10 @@
 
 import pytest
 
-from varangian.backends import run
 from varangian.config import load
 from varangian.config.build import byzantine_names, honest_names, worker_names
 from varangian.config.load import loads
+from varangian.launch import run
 from varangian.registry import ConfigError
 
 SMALL = ["f=1", "aggregator=median", "model=softmax", "data={synthetic: {train: 60, test: 20}}"]

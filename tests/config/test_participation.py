@@ -4,17 +4,17 @@ import pytest
 from tests.config.kit import accepted, problems
 
 from varangian.aggregators import NNM, Aggregator, Flag, Krum, Mean, Median
-from varangian.cli.check import verdict
-from varangian.cli.run import taking_part
+from varangian.aggregators.graphs import Exponential, RandomRegular, Ring
+from varangian.cli.commands.check import verdict
+from varangian.cli.commands.run import taking_part
 from varangian.config import load, loads
 from varangian.config.build import machine
 from varangian.config.tree import json_schema
 from varangian.registry import ConfigError
-from varangian.server.choices import Buffered, Neighbourhoods, Oldest
-from varangian.server.graphs import Exponential, RandomRegular, Ring
-from varangian.server.policies import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Sync
-from varangian.server.round import RoundMachine
-from varangian.server.staleness import Constant, Hinge, Polynomial
+from varangian.server.participation import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Sync
+from varangian.server.participation.selection import Buffered, Neighbourhoods, Oldest
+from varangian.server.participation.staleness import Constant, Hinge, Polynomial
+from varangian.server.protocol.synchronous import RoundMachine
 
 
 @pytest.mark.parametrize(

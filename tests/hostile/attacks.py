@@ -28,16 +28,16 @@ from tests.hostile.http2 import (
 )
 from tests.hostile.siege import MIB, RUN, TRAITOR
 
-from varangian.protos import codec, headers, ps_pb2
+from varangian.protos import codec, metadata_keys, ps_pb2
 from varangian.protos.codec import Contract
 
 
 def identity(siege, name=None, session=None):
     name = name or TRAITOR  # asked for now: a benchmark has another one
     return (
-        (headers.WORKER, name),
-        (headers.TOKEN, siege.token(name)),
-        (headers.SESSION, session or secrets.token_hex(16)),
+        (metadata_keys.WORKER, name),
+        (metadata_keys.TOKEN, siege.token(name)),
+        (metadata_keys.SESSION, session or secrets.token_hex(16)),
     )
 
 

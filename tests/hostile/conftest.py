@@ -39,8 +39,8 @@ def unharmed(siege, honest):
 def certs(tmp_path_factory):
     """Bundles of a server and its workers."""
     pytest.importorskip("cryptography")
-    from varangian.protos.bundle import Role
-    from varangian.server.authority import Authority
+    from varangian.pki.authority import Authority
+    from varangian.protos.identity.bundle import Role
 
     path = tmp_path_factory.mktemp("certs") / "ours"
     ours = Authority.create(path, days=2)

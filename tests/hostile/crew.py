@@ -11,12 +11,12 @@ import torch
 from tests.hostile.siege import settled
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.dial import open_aio_channel
-from varangian.protos.frames import frame
-from varangian.protos.headers import CODE, READY, SESSION
-from varangian.worker.channel import Stub
-from varangian.worker.client import Client
+from varangian.protos.chunks import frame
+from varangian.protos.metadata_keys import CODE, READY, SESSION
+from varangian.protos.network.dial import open_aio_channel
 from varangian.worker.loop import work
+from varangian.worker.transport.channel import Stub
+from varangian.worker.transport.client import Client
 
 THINKING = 0.02
 """Seconds: a machine with two cores has other things to do."""

@@ -14,8 +14,8 @@ from tests.hostile.http2 import HungUp
 from tests.hostile.rogue import BAD, BUSY, GOOD, Rogue, hung_up, received, reset, sent
 
 from varangian.protos import codec
-from varangian.protos.frames import frame
-from varangian.protos.lane import TICKET
+from varangian.protos.chunks import frame
+from varangian.protos.data_channel.connection import TICKET
 
 STRANGERS = 64
 """Connections without a ticket that the server puts up with."""

@@ -3,8 +3,8 @@
 from google.protobuf.message import DecodeError
 
 from varangian.protos import codec, ps_pb2
+from varangian.protos.chunks import frame, has_few_fields, unframed
 from varangian.protos.codec import Assembler, CodecError
-from varangian.protos.frames import frame, has_few_fields, unframed
 from varangian.protos.layout import Layout
 
 OURS = Layout((("weight", (3, 2)), ("bias", (2,))))

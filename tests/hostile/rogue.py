@@ -11,13 +11,13 @@ import torch
 from tests.extent import patience
 from tests.hostile.attacks import Traitor
 from tests.hostile.http2 import HungUp
-from tests.protos.book import Book, encrypted_size
+from tests.protos.data_channel.book import Book, encrypted_size
 
-from varangian.protos import codec, headers, ps_pb2
-from varangian.protos.frames import frame
-from varangian.protos.lane import TICKET
-from varangian.protos.seal import KEY
-from varangian.protos.transfer import Transfer
+from varangian.protos import codec, metadata_keys, ps_pb2
+from varangian.protos.chunks import frame
+from varangian.protos.data_channel.associated_data import Transfer
+from varangian.protos.data_channel.connection import TICKET
+from varangian.protos.data_channel.sealing import KEY
 
 GOOD, BAD = 1.5, 99.0
 """What a rogue pushes when it should count: between what honest workers push; and when it should not."""
@@ -94,17 +94,17 @@ class Rogue(Traitor):
         return self._begins("Pull", lambda: request, True)
 
     def _begins(self, method, message, lane):
-        asks = ((headers.LANE, "1"),) if lane else ()
+        asks = ((metadata_keys.LANE, "1"),) if lane else ()
         for _ in range(200):
             stream = self.line.call(method, (*self.identity, *asks))
             said = message()
             self.line.message(stream, said, end=method == "Pull")
-            if ready := self._headers(stream).get(headers.READY):
+            if ready := self._headers(stream).get(metadata_keys.READY):
                 told = TICKET + KEY * bool(self.siege.certs)
                 assert len(ready) == (2 * told if lane else 1), ready
                 return stream, self._shown(ready, method, said) if lane else None
             found = self.end(stream)
-            assert found.get(headers.CODE) in PASSING, found
+            assert found.get(metadata_keys.CODE) in PASSING, found
             time.sleep(0.05)
         raise AssertionError(found)
 
@@ -137,7 +137,7 @@ class Rogue(Traitor):
     def code(self, stream):
         """The code of its refusal; empty when it was none."""
         found = self.end(stream)
-        return "" if found.get("grpc-status") == "0" else found.get(headers.CODE, str(found))
+        return "" if found.get("grpc-status") == "0" else found.get(metadata_keys.CODE, str(found))
 
     def cancel(self, stream):
         with contextlib.suppress(HungUp):

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from tests.extent import patience
 
-from varangian.protos.bundle import Bundle, contexts
+from varangian.protos.identity.bundle import Bundle, contexts
 from varangian.protos.layout import Layout
-from varangian.server.roster import make_token
-from varangian.worker.backoff import Backoff
-from varangian.worker.client import Client
+from varangian.server.identity.sessions import make_token
+from varangian.worker.transport.client import Client
+from varangian.worker.transport.retry import Backoff
 
 VICTIM = Path(__file__).with_name("victim.py")
 SECRET = b"a secret that the tests may know"

@@ -33,9 +33,9 @@ from tests.hostile.http2 import (
 )
 from tests.hostile.wire import Closed, Mark, Wire, block, literal
 
-from varangian.protos import codec, headers, ps_pb2
-from varangian.protos.frames import frame as chunk
-from varangian.protos.lane import TICKET
+from varangian.protos import codec, metadata_keys, ps_pb2
+from varangian.protos.chunks import frame as chunk
+from varangian.protos.data_channel.connection import TICKET
 from varangian.protos.layout import DIGEST_BYTES
 
 STREAMS = 16
@@ -116,7 +116,7 @@ async def join(mark, count):
             stream = await wire.unary("Join", request.SerializeToString(), mark.identity())
             if stream.headers.get("grpc-status") == "0":
                 return
-            count[stream.headers.get(headers.CODE, "no code")] += 1
+            count[stream.headers.get(metadata_keys.CODE, "no code")] += 1
             await asyncio.sleep(0.3)
 
 
@@ -242,8 +242,8 @@ async def unknown_methods(mark, count):
 async def token_guessing(mark, count):
     def guess():
         name = random.choice(mark.others)
-        token = (headers.TOKEN, secrets.token_hex(32))
-        return ((headers.WORKER, name), token, (headers.SESSION, secrets.token_hex(16)))
+        token = (metadata_keys.TOKEN, secrets.token_hex(32))
+        return ((metadata_keys.WORKER, name), token, (metadata_keys.SESSION, secrets.token_hex(16)))
 
     await calls(mark, count, "Pull", ps_pb2.PullRequest(run_id=mark.run).SerializeToString(), guess)
 
@@ -256,7 +256,7 @@ async def session_fight(mark, count):
     async with Wire.to(mark, heads=True) as wire:
         while True:
             joined = await wire.unary("Join", data, mark.identity(session))
-            count[joined.headers.get(headers.CODE, "joined")] += 1
+            count[joined.headers.get(metadata_keys.CODE, "joined")] += 1
             if joined.headers.get("grpc-status") == "0":
                 stays = wire.open("Attend", mark.identity(session))
                 await wire.message(stays, attend, end=True)
@@ -580,7 +580,7 @@ async def wrong_tickets(mark, count):
 
 async def _offered(mark, wire, method, count):
     """A call whose payload may go beside it: its stream, and its ticket; None when it was refused."""
-    stream = wire.open(method, (*mark.identity(), (headers.LANE, "1")))
+    stream = wire.open(method, (*mark.identity(), (metadata_keys.LANE, "1")))
     if method == "Push":
         await wire.message(stream, _manifest(mark, await round_of(wire)))
     else:
@@ -588,8 +588,8 @@ async def _offered(mark, wire, method, count):
         await wire.message(stream, request.SerializeToString(), end=True)
     await stream.answered.wait()
     wire._check()
-    ready = stream.headers.get(headers.READY)
-    count[stream.headers.get(headers.CODE, "tickets" if ready else "again")] += 1
+    ready = stream.headers.get(metadata_keys.READY)
+    count[stream.headers.get(metadata_keys.CODE, "tickets" if ready else "again")] += 1
     return stream, bytes.fromhex(ready)[:TICKET] if ready and len(ready) > 1 else None
 
 
@@ -671,8 +671,8 @@ async def stalled_pushes(mark, count):
             await wire.message(stream, _manifest(mark, await round_of(wire)))
             await stream.answered.wait()
             wire._check()
-            ready = headers.READY in stream.headers
-            count["begun" if ready else stream.headers.get(headers.CODE, "refused")] += 1
+            ready = metadata_keys.READY in stream.headers
+            count["begun" if ready else stream.headers.get(metadata_keys.CODE, "refused")] += 1
             if ready:
                 await wire.message(stream, chunk(0, bytes(4)))
             await stream.ended.wait()
@@ -698,7 +698,7 @@ async def replays(mark, count):
                 await stream.ended.wait()
                 wire._check()
                 counted = stream.headers.get("grpc-status") == "0"
-                count["counted" if counted else stream.headers.get(headers.CODE, "refused")] += 1
+                count["counted" if counted else stream.headers.get(metadata_keys.CODE, "refused")] += 1
 
     async with Wire.to(mark, heads=True) as wire:
         await _all(*(one(wire) for _ in range(STREAMS)))

@@ -13,7 +13,7 @@ from tests.extent import examples, patience
 from tests.hostile import attacks, probes
 
 from varangian.protos import ps_pb2
-from varangian.protos.frames import frame, varint
+from varangian.protos.chunks import frame, varint
 
 COUNT = int(os.environ.get("VARANGIAN_FUZZ", examples(300)))
 

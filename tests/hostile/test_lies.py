@@ -5,7 +5,7 @@ import torch
 from tests.hostile.attacks import MIB, Traitor
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.frames import frame
+from varangian.protos.chunks import frame
 
 CODES = {
     "gap": ("ORDER", [(0, MIB // 2), (MIB, MIB // 2)]),

@@ -13,8 +13,8 @@ import torch
 from tests.hostile.crew import Crew, Renegade, code
 from tests.hostile.siege import Siege, settled
 
-from varangian.protos.frames import frame
-from varangian.worker.backoff import Backoff
+from varangian.protos.chunks import frame
+from varangian.worker.transport.retry import Backoff
 
 pytestmark = pytest.mark.slow
 

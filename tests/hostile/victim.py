@@ -14,19 +14,19 @@ from pathlib import Path
 import torch
 
 from varangian.aggregators import aggregator_from
-from varangian.backends import parts
 from varangian.config import build, load
+from varangian.launch import participation_parts
+from varangian.launch.memory_budget import Account
 from varangian.protos.layout import Layout
-from varangian.server.driver import Driver
-from varangian.server.events import RoundPolicy
-from varangian.server.learner import Learner
-from varangian.server.memory import Account
-from varangian.server.optimizer import Sgd
-from varangian.server.roster import Roster
-from varangian.server.round import RoundMachine
-from varangian.server.serving import serve
-from varangian.server.streams import Limits
-from varangian.server.tls import Security
+from varangian.server.app import serve
+from varangian.server.identity.sessions import Roster
+from varangian.server.identity.tls import Security
+from varangian.server.protocol.events import RoundPolicy
+from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.rounds.coordinator import Driver
+from varangian.server.training.learner import Learner
+from varangian.server.training.optimizer import Sgd
+from varangian.server.transport.calls import Limits
 
 SECRET = b"a secret that the tests may know"
 
@@ -65,8 +65,11 @@ def configured(args, settings):
     """A driver, as `varangian server` would make it."""
     config = load(None, [f"workers={args.workers}", f"f={args.f}", f"rounds={args.rounds}", *settings])
     learner = build.learner(config, torch.zeros(args.numel))
-    more = {"merge": parts.merge(config, args.numel, logging.warning), "seats": parts.seats(config)}
-    return Driver(build.machine(config), learner, rows=parts.rows(config), **more, **OBSERVED)
+    more = {
+        "merge": participation_parts.merge(config, args.numel, logging.warning),
+        "seats": participation_parts.seats(config),
+    }
+    return Driver(build.machine(config), learner, rows=participation_parts.rows(config), **more, **OBSERVED)
 
 
 def observed(record):

@@ -26,8 +26,8 @@ from tests.hostile.http2 import (
     frame,
 )
 
-from varangian.protos.bundle import contexts
-from varangian.protos.headers import SESSION, TOKEN, WORKER
+from varangian.protos.identity.bundle import contexts
+from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
 
 END_STREAM = ACK = 1
 INITIAL_WINDOW, MAX_FRAME = 4, 5

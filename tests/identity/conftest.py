@@ -9,14 +9,14 @@ import grpc.aio
 import pytest
 from tests.extent import patience
 
-from varangian.protos.bundle import Role
+from varangian.protos.identity.bundle import Role
 
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory):
     """Directories by what they are; nothing may be changed in them."""
     pytest.importorskip("cryptography")
-    from varangian.server.authority import Authority
+    from varangian.pki.authority import Authority
 
     path = tmp_path_factory.mktemp("bundles")
     ours = Authority.create(path / "ours", days=30)
@@ -35,7 +35,7 @@ def bundles(tmp_path_factory):
 def authority(tmp_path):
     """One that a test may change."""
     pytest.importorskip("cryptography")
-    from varangian.server.authority import Authority
+    from varangian.pki.authority import Authority
 
     return Authority.create(tmp_path / "authority", days=30)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from varangian.protos.bundle import Bundle, Role, contexts
-from varangian.server import authority as module
-from varangian.server.authority import Authority, AuthorityError
-from varangian.server.revoked import fingerprint
+from varangian.pki import authority as module
+from varangian.pki.authority import Authority, AuthorityError
+from varangian.protos.identity.bundle import Bundle, Role, contexts
+from varangian.protos.identity.revocation import fingerprint
 
 
 def mode(path):
@@ -140,7 +140,7 @@ def test_a_worker_cannot_pose_as_the_server(bundles):
 
 
 def test_without_the_package_the_sentence_says_what_to_install(tmp_path, monkeypatch):
-    from varangian.server import x509
+    from varangian.pki import x509
 
     monkeypatch.setattr(x509, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'varangian\[certs\]'"):

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from varangian.protos.bundle import Bundle, BundleError, Holder, Role, find, holder
+from varangian.protos.identity.bundle import Bundle, BundleError, Holder, Role, find, holder
 
 
 def refused(path, role=None):
@@ -74,7 +74,7 @@ def test_an_expired_certificate_is_refused(bundles, name):
 def test_a_certificate_of_the_future_asks_about_the_clock(authority, monkeypatch):
     from datetime import timedelta
 
-    from varangian.server import x509
+    from varangian.pki import x509
 
     monkeypatch.setattr(x509, "LEEWAY", timedelta(days=-1))
     authority.issue("w00", Role.WORKER, days=10)

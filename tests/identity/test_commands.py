@@ -15,21 +15,21 @@ import pytest
 import torch
 
 from varangian import __version__
-from varangian.cli.cluster import as_served
-from varangian.cli.doctor import _payloads
-from varangian.cli.health import status as asking
+from varangian.cli.arguments.main import parse
+from varangian.cli.commands.cluster import as_served
+from varangian.cli.commands.doctor import _payloads
+from varangian.cli.commands.health import status as asking
+from varangian.cli.credentials import Choice, check, choice, warn
 from varangian.cli.main import main
-from varangian.cli.parser import parse
-from varangian.cli.security import Choice, check, choice, warn
 from varangian.config import loads
 from varangian.config.build import learner
 from varangian.protos import ps_pb2
-from varangian.protos.address import loopback, split
-from varangian.protos.bundle import Bundle, Role
-from varangian.protos.headers import CODE
+from varangian.protos.identity.bundle import Bundle, Role
+from varangian.protos.identity.revocation import fingerprint
+from varangian.protos.metadata_keys import CODE
+from varangian.protos.network.address import loopback, split
 from varangian.registry import ConfigError
-from varangian.server.revoked import fingerprint
-from varangian.server.tls import Security
+from varangian.server.identity.tls import Security
 
 
 @pytest.fixture
@@ -108,16 +108,16 @@ def test_a_certificate_that_cannot_be_made_is_one_line(made, words, said):
     assert said in out
 
 
-@pytest.mark.parametrize("command", ["certs", "tokens"])
+@pytest.mark.parametrize("command", ["certs", "token"])
 def test_a_reader_that_leaves_is_no_failure_of_a_file(monkeypatch, tmp_path, command):
     def leave(*_, **__):
         raise BrokenPipeError
 
     monkeypatch.setenv("VARANGIAN_SECRET", "a secret of this test")
     monkeypatch.setattr("builtins.print", leave)
-    argv = ["token", "w00"] if command == "tokens" else ["certs", "request", "w00", "--into", str(tmp_path)]
+    argv = ["token", "w00"] if command == "token" else ["certs", "request", "w00", "--into", str(tmp_path)]
     with pytest.raises(BrokenPipeError):
-        importlib.import_module(f"varangian.cli.{command}").command(parse(argv))
+        importlib.import_module(f"varangian.cli.commands.{command}").command(parse(argv))
 
 
 def test_a_key_stays_where_it_was_made(made, tmp_path):
@@ -403,8 +403,8 @@ def test_health_tries_again_when_the_server_has_too_much_to_do(monkeypatch, stat
             raise Dropped
         return ps_pb2.StatusReply(round=4)
 
-    monkeypatch.setattr("varangian.cli.health._asked", once)
-    monkeypatch.setattr("varangian.cli.health.PAUSE", 0.0)
+    monkeypatch.setattr("varangian.cli.commands.health._asked", once)
+    monkeypatch.setattr("varangian.cli.commands.health.PAUSE", 0.0)
     if dict(trailing).get(CODE) == "STREAMS":
         with pytest.raises(grpc.RpcError):
             asking("nowhere:1", 1000.0)
@@ -577,7 +577,7 @@ def test_without_a_port_for_payloads_a_doctor_finds_no_fault(varangian, bundles,
 
 
 def test_a_doctor_says_why_payloads_cannot_be_sealed(varangian, bundles, monkeypatch):
-    monkeypatch.setattr("varangian.cli.doctor.missing", lambda: "the package is too old: do this")
+    monkeypatch.setattr("varangian.cli.commands.doctor.missing", lambda: "the package is too old: do this")
     ours = Security(bundles / "ours").credentials()
     with data_port() as port, answering(ours, data_port=port) as address:
         code, found, said = doctor(varangian, "--server", address, "--certs", str(bundles / "ours/w00"))
@@ -588,7 +588,7 @@ def test_a_doctor_says_why_payloads_cannot_be_sealed(varangian, bundles, monkeyp
 @pytest.mark.slow
 def test_a_run_with_tls_has_the_numbers_of_a_simulation(tmp_path):
     pytest.importorskip("cryptography")
-    from varangian.backends import run
+    from varangian.launch import run
 
     settings = SMALL | {"rounds": 2, "data": "synthetic", "output": str(tmp_path), "server": {"tls": True}}
     found = {
@@ -603,9 +603,9 @@ def test_a_run_with_tls_has_the_numbers_of_a_simulation(tmp_path):
 
 
 def test_a_run_that_needs_certificates_says_what_to_install(tmp_path, monkeypatch):
-    from varangian.backends.identities import encrypted, identities
-    from varangian.backends.result import RunError
-    from varangian.server import x509
+    from varangian.launch.identities import encrypted, identities
+    from varangian.launch.result import RunError
+    from varangian.pki import x509
 
     monkeypatch.setattr(x509, "find_spec", lambda name: None)
     config = loads(SMALL | {"server": {"host": "0.0.0.0"}})

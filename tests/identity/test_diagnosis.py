@@ -10,10 +10,10 @@ import grpc
 import pytest
 from tests.exhausted import no_descriptors
 
-from varangian.protos.bundle import Bundle, Role
-from varangian.server import x509
-from varangian.server.tls import Security
-from varangian.worker.tls import diagnosis
+from varangian.pki import x509
+from varangian.protos.identity.bundle import Bundle, Role
+from varangian.server.identity.tls import Security
+from varangian.worker.transport.tls import diagnosis
 
 
 def bundle(bundles, name):

@@ -9,11 +9,11 @@ import pytest
 from grpc import StatusCode
 
 from varangian.protos.codec import Code, CodecError
-from varangian.server import answers
-from varangian.server.events import Refusal
-from varangian.server.roster import IdentityError, Stranger
-from varangian.worker.refusal import ANSWERS, PASSING_CODES, Kind
-from varangian.worker.refusal import Refusal as Heard
+from varangian.server import errors
+from varangian.server.identity.sessions import IdentityError, Stranger
+from varangian.server.protocol.events import Refusal
+from varangian.worker.transport.errors import ANSWERS, PASSING_CODES, Kind
+from varangian.worker.transport.errors import Refusal as Heard
 
 ROOT = pathlib.Path(__file__).parents[2]
 SECTIONS = dict(
@@ -27,7 +27,7 @@ SECTIONS = dict(
 
 def written_out():
     """Answers that belong to no enumeration: their codes are literals where they are made."""
-    for path in sorted((ROOT / "server").glob("*.py")):
+    for path in sorted((ROOT / "server").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Call)
@@ -41,7 +41,7 @@ def written_out():
 
 def of_connections():
     """The codes with which a connection to the data port is closed."""
-    for node in ast.walk(ast.parse((ROOT / "server/lane.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / "server/transport/data_listener.py").read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Unwelcome":
             code = node.args[1]
             yield code.value if isinstance(code, ast.Constant) else "EMFILE"
@@ -51,9 +51,9 @@ def of_connections():
 def statuses():
     """Every code that a call can be refused with, and its status."""
     refused = [
-        *(answers.of_refusal(refusal, 0) for refusal in Refusal),
-        *(answers.of_error(CodecError(code, "")) for code in Code),
-        *(answers.of_error(IdentityError(code, "")) for code in Stranger),
+        *(errors.of_refusal(refusal, 0) for refusal in Refusal),
+        *(errors.of_error(CodecError(code, "")) for code in Code),
+        *(errors.of_error(IdentityError(code, "")) for code in Stranger),
     ]
     return {one.code: one.status for one in refused} | dict(written_out())
 
@@ -95,9 +95,9 @@ def test_what_a_worker_expects_can_come():
 def test_a_refusal_reaches_the_user_with_its_code(refusal):
     """The sentence leads to the section, whatever it was that was refused."""
     if isinstance(refusal, Refusal):
-        refused = answers.of_refusal(refusal, 3)
+        refused = errors.of_refusal(refusal, 3)
     else:
-        refused = answers.of_error(IdentityError(refusal, "Found another."))
+        refused = errors.of_error(IdentityError(refusal, "Found another."))
     heard = str(Heard(refused.status, refused.code, refused.sentence, 3))
     assert refusal.value in heard
     assert refusal.name in heard

@@ -11,13 +11,13 @@ import pytest
 from tests.exhausted import no_descriptors
 from tests.extent import patience
 
-from varangian.protos.bundle import Bundle, BundleError, Role, contexts, identity_uri
-from varangian.protos.dial import open_aio_channel
-from varangian.server.revoked import Revoked, der, fingerprint, fingerprints
-from varangian.server.roster import IdentityError, Roster, Stranger
-from varangian.server.shown import validity
-from varangian.server.tls import Certificates, Renewal, Security
-from varangian.worker import tls
+from varangian.protos.identity.bundle import Bundle, BundleError, Role, contexts, identity_uri
+from varangian.protos.identity.certificate import validity
+from varangian.protos.identity.revocation import Revoked, der, fingerprint, fingerprints
+from varangian.protos.network.dial import open_aio_channel
+from varangian.server.identity.sessions import IdentityError, Roster, Stranger
+from varangian.server.identity.tls import Certificates, Renewal, Security
+from varangian.worker.transport import tls
 
 SESSION = "0" * 32
 

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from varangian.cli import cluster, tokens
+from varangian.cli.commands import cluster
+from varangian.cli.commands import token as tokens
 from varangian.cli.main import CommandError, main
-from varangian.server.roster import IdentityError, Roster, Stranger
+from varangian.server.identity.sessions import IdentityError, Roster, Stranger
 
 SECRET = "a secret of this test"
 ELSEWHERE = "ps.test:50051"

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 import grpc.aio
 import pytest
 
-from varangian.protos.bundle import Bundle, Role
 from varangian.protos.codec import Contract
+from varangian.protos.identity.bundle import Bundle, Role
 from varangian.protos.layout import Layout
-from varangian.server.listen import bind, options
-from varangian.server.roster import Roster
-from varangian.server.service import Service
-from varangian.server.streams import Limits
-from varangian.server.tls import Renewal, Security
-from varangian.worker.backoff import Backoff
-from varangian.worker.client import Client, ClientError
+from varangian.server.identity.sessions import Roster
+from varangian.server.identity.tls import Renewal, Security
+from varangian.server.transport.calls import Limits
+from varangian.server.transport.grpc_server import bind, options
+from varangian.server.transport.service import Service
+from varangian.worker.transport.client import Client, ClientError
+from varangian.worker.transport.retry import Backoff
 
 LAYOUT = Layout((("weight", (4,)),))
 

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from varangian.aggregators import RULES
-from varangian.cli.parser import parse
+from varangian.cli.arguments.main import parse
 from varangian.config import load
 
 ROOT = pathlib.Path(__file__).parents[2]

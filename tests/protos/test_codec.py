@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varangian.protos import codec, ps_pb2
+from varangian.protos.chunks import frame
 from varangian.protos.codec import CHUNK_FLOOR, PROTOCOL, Assembler, Code, CodecError, Contract
-from varangian.protos.frames import frame
 from varangian.protos.layout import Layout
 
 LAYOUT = Layout((("weight", (5, 3)), ("bias", (3,))))

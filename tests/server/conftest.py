@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from varangian.server.waiting import Clock
+from varangian.server.rounds.clock import Clock
 
 
 class Timer:

@@ -4,14 +4,14 @@ import pytest
 from tests.wire.kit import NAMES
 from tests.wire.relay import FAR, NEAR
 
-from varangian.protos.bundle import Role
+from varangian.protos.identity.bundle import Role
 
 
 @pytest.fixture(scope="session")
 def certified(tmp_path_factory):
     """A server that is called FAR too, and the workers."""
     pytest.importorskip("cryptography")
-    from varangian.server.authority import Authority
+    from varangian.pki.authority import Authority
 
     authority = Authority.create(tmp_path_factory.mktemp("wire") / "authority", days=30)
     authority.issue("server", Role.SERVER, hosts=[FAR, NEAR], days=10)

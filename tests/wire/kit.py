@@ -13,18 +13,18 @@ from tests.wire.relay import FAR, NEAR, Relay
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos.layout import Layout
-from varangian.server.driver import Driver
-from varangian.server.events import RoundPolicy
-from varangian.server.lane import Lane
-from varangian.server.learner import Learner
-from varangian.server.optimizer import Sgd
-from varangian.server.roster import Roster
-from varangian.server.round import RoundMachine
-from varangian.server.serving import serve
-from varangian.server.streams import Limits
-from varangian.worker.backoff import Backoff
-from varangian.worker.client import Client
+from varangian.server.app import serve
+from varangian.server.identity.sessions import Roster
+from varangian.server.protocol.events import RoundPolicy
+from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.rounds.coordinator import Driver
+from varangian.server.training.learner import Learner
+from varangian.server.training.optimizer import Sgd
+from varangian.server.transport.calls import Limits
+from varangian.server.transport.data_listener import Lane
 from varangian.worker.loop import work
+from varangian.worker.transport.client import Client
+from varangian.worker.transport.retry import Backoff
 
 NAMES = tuple(f"w{i:02d}" for i in range(5))
 LAYOUT = Layout((("weight", (500, 1000)), ("bias", (3,))))

@@ -8,9 +8,9 @@ import re
 import pytest
 from tests.wire.kit import Run, all_worked, scenario
 
-from varangian.cli.doctor import examined
-from varangian.cli.health import status
-from varangian.protos.dial import IGNORED, PROXY
+from varangian.cli.commands.doctor import examined
+from varangian.cli.commands.health import status
+from varangian.protos.network.dial import IGNORED, PROXY
 
 NOBODY = "http://127.0.0.1:9"
 """A proxy that does not answer."""
@@ -89,6 +89,6 @@ def test_doctor_names_the_variable(monkeypatch):
 
 def test_channels_are_opened_in_one_place():
     opened = re.compile(r"\b(in)?secure_channel\(")
-    folders = ("protos", "server", "worker", "src/varangian/cli", "src/varangian/backends", "benchmarks")
+    folders = ("protos", "server", "worker", "src/varangian/cli", "src/varangian/launch", "benchmarks")
     files = [path for folder in (*folders, "tests") for path in (ROOT / folder).rglob("*.py")]
     assert [p.name for p in files if opened.search(p.read_text())] == ["dial.py"]

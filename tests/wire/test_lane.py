@@ -15,13 +15,13 @@ from tests.wire.relay import FAR, WHOLE, Fate, Way
 
 from varangian.aggregators import Median
 from varangian.aggregators.kernels import accumulate, native
-from varangian.protos import streaming
-from varangian.protos.bundle import Bundle
+from varangian.protos.data_channel import streaming_aead
+from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
-from varangian.server.service import Service
-from varangian.server.streams import Limits
-from varangian.server.tls import Security
-from varangian.worker.client import Pulled
+from varangian.server.identity.tls import Security
+from varangian.server.transport.calls import Limits
+from varangian.server.transport.service import Service
+from varangian.worker.transport.client import Pulled
 
 SIZE = LAYOUT.numel * 4
 SLICE = 1 << 12
@@ -133,7 +133,7 @@ def dropping(port):
 @pytest.mark.parametrize("wall", [refusing, dropping])
 def test_a_lane_that_cannot_be_reached_is_named_once_and_done_without(wall, caplog, monkeypatch):
     """A firewall that lets only the port of gRPC through."""
-    monkeypatch.setattr("varangian.worker.line.PATIENCE", 0.2)
+    monkeypatch.setattr("varangian.worker.transport.data_connection.PATIENCE", 0.2)
 
     @scenario
     async def story():
@@ -179,7 +179,7 @@ async def disturbed(*fates, rounds=1, server=None, **options):
 )
 @scenario
 async def test_a_lane_that_is_cut_costs_a_repetition(fate, monkeypatch):
-    monkeypatch.setattr("varangian.worker.lane.GRACE", 0.2)
+    monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
     _, lines = await disturbed(fate)
     assert lines.lane.connections == 2
     assert lines.lane.up.moved >= SIZE
@@ -216,7 +216,7 @@ async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
 )
 def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
     """Relays that pass odd pieces on, and cut connections of both kinds wherever chance has it."""
-    monkeypatch.setattr("varangian.worker.lane.GRACE", 0.2)
+    monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
     draw = random.Random(seed)
     monkeypatch.setattr("tests.wire.relay.AT_ONCE", draw.choice([997, 4099]))
     for kernels in (accumulate, native):
@@ -256,7 +256,11 @@ def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeypatch, 
     with caplog.at_level(logging.DEBUG, "varangian"):
         story()
     assert sum("RESTARTED" in record.getMessage() for record in caplog.records) >= 8
-    said = [record.getMessage() for record in caplog.records if record.name == "varangian.worker.lane"]
+    said = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "varangian.worker.transport.data_channel"
+    ]
     assert [FAR in line for line in said] == [True]
 
 
@@ -383,9 +387,9 @@ async def test_what_is_sealed_is_a_little_more_and_no_one_else_can_read_it(certi
 )
 def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
     """Also of payloads that are sent again, on lines that are cut, changed and opened anew."""
-    monkeypatch.setattr("varangian.worker.lane.GRACE", 0.2)
-    monkeypatch.setattr("varangian.worker.lane.ENOUGH", 100)
-    used, cipher = [], streaming._cipher
+    monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
+    monkeypatch.setattr("varangian.worker.transport.data_channel.ENOUGH", 100)
+    used, cipher = [], streaming_aead._cipher
 
     class Recording:
         """Of all ends: they are in this process."""
@@ -400,7 +404,7 @@ def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
         def decrypt_into(self, *given):
             return self.cipher.decrypt_into(*given)
 
-    monkeypatch.setattr(streaming, "_cipher", Recording)
+    monkeypatch.setattr(streaming_aead, "_cipher", Recording)
     draw = random.Random(seed)
 
     def fates(most):
@@ -431,7 +435,7 @@ def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
 
 @scenario
 async def test_a_server_that_cannot_seal_says_so_and_has_no_lane(certified, monkeypatch, caplog):
-    monkeypatch.setattr("varangian.server.serving.missing", lambda: "this is the reason")
+    monkeypatch.setattr("varangian.server.app.missing", lambda: "this is the reason")
     run = Run(rounds=1, security=Security(certified))
     async with run.placed() as place:
         assert place.lane is None

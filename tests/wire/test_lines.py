@@ -12,12 +12,12 @@ from tests.wire.kit import Run, far, scenario
 from tests.wire.relay import NEAR
 
 from varangian.aggregators import Mean
-from varangian.protos.bundle import Bundle
+from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
-from varangian.server.streams import Limits
-from varangian.server.tls import Security
-from varangian.worker.backoff import Backoff
-from varangian.worker.client import Pulled
+from varangian.server.identity.tls import Security
+from varangian.server.transport.calls import Limits
+from varangian.worker.transport.client import Pulled
+from varangian.worker.transport.retry import Backoff
 
 FASTER = 20
 RATE = 1000 * FASTER

@@ -12,21 +12,21 @@ import torch
 from tests.wire.kit import PATIENT, scenario, serving
 
 from varangian.aggregators import Aggregator, Mean, Median
+from varangian.aggregators.graphs import Exponential
 from varangian.protos.layout import Layout
-from varangian.server.choices import Buffered, Neighbourhoods, Oldest
-from varangian.server.driver import Driver
-from varangian.server.graphs import Exponential
-from varangian.server.invitations import ParticipationPolicy
-from varangian.server.learner import Learner
-from varangian.server.merge import AsTheyAre, LatestOfAll, Weighed
-from varangian.server.optimizer import Sgd
-from varangian.server.participation import ParticipationMachine
-from varangian.server.roster import Roster
-from varangian.server.service import Service
-from varangian.server.staleness import Polynomial
-from varangian.server.streams import Limits
-from varangian.worker.client import Client, Finished
+from varangian.server.identity.sessions import Roster
+from varangian.server.participation.selection import Buffered, Neighbourhoods, Oldest
+from varangian.server.participation.staleness import Polynomial
+from varangian.server.protocol.machine import ParticipationMachine
+from varangian.server.protocol.state import ParticipationPolicy
+from varangian.server.rounds.coordinator import Driver
+from varangian.server.rows.source import AsTheyAre, LatestOfAll, Weighed
+from varangian.server.training.learner import Learner
+from varangian.server.training.optimizer import Sgd
+from varangian.server.transport.calls import Limits
+from varangian.server.transport.service import Service
 from varangian.worker.loop import work
+from varangian.worker.transport.client import Client, Finished
 
 NAMES = tuple(f"w{i:02d}" for i in range(5))
 LAYOUT = Layout((("weight", (20, 10)), ("bias", (3,))))

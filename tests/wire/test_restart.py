@@ -11,10 +11,10 @@ from tests.wire.kit import Run, all_worked, scenario
 from tests.wire.relay import FAR, NEAR
 
 from varangian.aggregators import Mean
-from varangian.protos import flow
-from varangian.server import listen
-from varangian.server.streams import Limits
-from varangian.worker import channel, line
+from varangian.protos.network import grpc_options
+from varangian.server.transport import grpc_server
+from varangian.server.transport.calls import Limits
+from varangian.worker.transport import channel, data_connection
 
 FORGETFUL = 8.0
 """Seconds after which a router may forget a connection that is silent."""
@@ -124,17 +124,17 @@ def test_a_push_that_breaks_at_the_worker_only_begins_anew_at_once(way, monkeypa
 
 
 def test_silent_connections_are_left_or_kept_alive_before_routers_forget_them():
-    options = dict(flow.SIGNS_OF_LIFE)
+    options = dict(grpc_options.SIGNS_OF_LIFE)
     assert options["grpc.keepalive_time_ms"] < FORGETFUL * 1000
-    assert dict(listen.options(3))["grpc.http2.min_recv_ping_interval_without_data_ms"] <= (
+    assert dict(grpc_server.options(3))["grpc.http2.min_recv_ping_interval_without_data_ms"] <= (
         options["grpc.keepalive_time_ms"] / 2
     )
-    assert line.FRESH < FORGETFUL
+    assert data_connection.FRESH < FORGETFUL
 
 
 def test_a_ping_is_waited_for_no_longer_than_a_connection_may_be_silent():
     # A machine or a proxy that is stopped may still acknowledge what it does not read: then only the
     # answer to a ping is missing, for which gRPC waits a minute unless it is told otherwise.
-    for end in (listen.options(3), channel.OPTIONS):
+    for end in (grpc_server.options(3), channel.OPTIONS):
         options = dict(end)
         assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"]

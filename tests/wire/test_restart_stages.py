@@ -11,22 +11,22 @@ from tests.wire.kit import LAYOUT, NAMES, Run, far, scenario, worked
 from tests.wire.relay import Fate
 
 from varangian.aggregators import Median
-from varangian.protos.bundle import Bundle
-from varangian.protos.headers import WORKER
+from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
-from varangian.server import streams
-from varangian.server.choices import Oldest
-from varangian.server.driver import Driver
-from varangian.server.invitations import ParticipationPolicy
-from varangian.server.merge import LatestOfAll
-from varangian.server.participation import ParticipationMachine
-from varangian.server.service import Service
-from varangian.server.streams import Limits
-from varangian.server.tls import Security
-from varangian.server.uploads import Upload
-from varangian.worker.client import ClientError
+from varangian.protos.metadata_keys import WORKER
+from varangian.server.identity.tls import Security
+from varangian.server.participation.selection import Oldest
+from varangian.server.protocol.machine import ParticipationMachine
+from varangian.server.protocol.state import ParticipationPolicy
+from varangian.server.rounds.coordinator import Driver
+from varangian.server.rows.source import LatestOfAll
+from varangian.server.transport import calls
+from varangian.server.transport.calls import Limits
+from varangian.server.transport.service import Service
+from varangian.server.transport.uploads import Upload
 from varangian.worker.loop import work
-from varangian.worker.outcomes import Declined
+from varangian.worker.transport.client import ClientError
+from varangian.worker.transport.results import Declined
 
 VICTIM, *OTHERS = NAMES
 ROUNDS = 3
@@ -34,7 +34,7 @@ HALF = LAYOUT.numel * 2
 
 
 def by_call(_, __, context):
-    return dict(streams.caller(context)[0])[WORKER]
+    return dict(calls.caller(context)[0])[WORKER]
 
 
 def by_name(_, worker, *__):

@@ -12,16 +12,16 @@ from tests.wire.kit import NAMES, Run, far, gradient, scenario, worked
 
 from varangian.aggregators import Aggregator, TrimmedMean
 from varangian.cli.main import main
-from varangian.protos import watched
-from varangian.protos.bundle import Bundle, Role, contexts
+from varangian.protos.identity import watched_files
+from varangian.protos.identity.bundle import Bundle, Role, contexts
 from varangian.protos.layout import Layout
-from varangian.server import revocation
-from varangian.server.learner import Learner
-from varangian.server.optimizer import Sgd
-from varangian.server.streams import Limits
-from varangian.server.tls import Security
-from varangian.worker import tls
-from varangian.worker.client import ClientError
+from varangian.server.identity import revocation
+from varangian.server.identity.tls import Security
+from varangian.server.training.learner import Learner
+from varangian.server.training.optimizer import Sgd
+from varangian.server.transport.calls import Limits
+from varangian.worker.transport import tls
+from varangian.worker.transport.client import ClientError
 
 SMALL = Layout((("weight", (50, 100)),))
 LAST = NAMES[-1]
@@ -31,14 +31,14 @@ HONEST = NAMES[:-1]
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """What is looked at every second is so twenty times a second."""
-    monkeypatch.setattr(watched, "PAUSE", 0.05)
+    monkeypatch.setattr(watched_files, "PAUSE", 0.05)
     monkeypatch.setattr(revocation, "PAUSE", 0.05)
 
 
 @pytest.fixture
 def authority(tmp_path):
     pytest.importorskip("cryptography")
-    from varangian.server.authority import Authority
+    from varangian.pki.authority import Authority
 
     made = Authority.create(tmp_path / "authority", days=30)
     made.issue("server", Role.SERVER, hosts=["127.0.0.1", "127.0.0.2"], days=10)
@@ -271,7 +271,7 @@ def test_by_hand_a_certificate_that_expires_gets_no_answer_on_a_line_that_stands
 @scenario
 async def test_connections_that_are_replaced_by_their_age_cost_nothing(authority, monkeypatch):
     """Each second instead of each hour, in the middle of uploads and of calls that stay open."""
-    monkeypatch.setattr("varangian.server.listen.AGE", 1)
+    monkeypatch.setattr("varangian.server.transport.grpc_server.AGE", 1)
     run = Run(
         rounds=60,
         layout=SMALL,

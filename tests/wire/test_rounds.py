@@ -11,9 +11,9 @@ from tests.wire.kit import LAYOUT, NAMES, Run, all_worked, gradient, scenario, w
 from tests.wire.relay import Fate, Relay
 
 from varangian.protos.layout import Layout
-from varangian.server.streams import Limits
-from varangian.worker.backoff import Backoff
-from varangian.worker.client import Client, ClientError
+from varangian.server.transport.calls import Limits
+from varangian.worker.transport.client import Client, ClientError
+from varangian.worker.transport.retry import Backoff
 
 UNHEARD = Limits(grace=0.1)
 """For who is not there any more at the end of the run."""

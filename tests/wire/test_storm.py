@@ -12,14 +12,14 @@ import pytest
 from tests.extent import patience
 from tests.wire.kit import NAMES, Run, all_worked, scenario
 
-from varangian.protos import headers, ps_pb2
+from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.codec import MESSAGE_LIMIT
-from varangian.protos.descriptors import connections
-from varangian.protos.dial import open_aio_channel
-from varangian.protos.flow import AHEAD
 from varangian.protos.layout import Layout
-from varangian.server.listen import STREAMS
-from varangian.server.streams import Limits
+from varangian.protos.network.descriptors import connections
+from varangian.protos.network.dial import open_aio_channel
+from varangian.protos.network.grpc_options import AHEAD
+from varangian.server.transport.calls import Limits
+from varangian.server.transport.grpc_server import STREAMS
 
 STATUS = "/varangian.v1.ParameterServer/Status"
 LOCAL = (("grpc.use_local_subchannel_pool", 1),)
@@ -35,7 +35,7 @@ async def storming(address, connections_, count):
                 await channel.unary_unary(STATUS)(b"", timeout=patience(20))
                 count["answered"] = count.get("answered", 0) + 1
             except grpc.aio.AioRpcError as error:
-                code = dict(error.trailing_metadata() or ()).get(headers.CODE, error.code().name)
+                code = dict(error.trailing_metadata() or ()).get(metadata_keys.CODE, error.code().name)
                 count[code] = count.get(code, 0) + 1
                 await asyncio.sleep(0.02)
 
@@ -149,7 +149,7 @@ class Half:
     def refused(self):
         """Codes of the calls that have ended."""
         found = (dict(event.headers) for event in self.line.events if hasattr(event, "headers"))
-        return [found[headers.CODE] for found in found if headers.CODE in found]
+        return [found[metadata_keys.CODE] for found in found if metadata_keys.CODE in found]
 
 
 @scenario
@@ -182,7 +182,7 @@ async def test_who_calls_too_often_is_refused_by_code_and_nobody_else_is():
             call = channel.unary_unary(STATUS)
             results = await asyncio.gather(*(call(b"") for _ in range(8)), return_exceptions=True)
             refused = [error for error in results if isinstance(error, grpc.aio.AioRpcError)]
-            assert {dict(error.trailing_metadata())[headers.CODE] for error in refused} == {"CALLS"}
+            assert {dict(error.trailing_metadata())[metadata_keys.CODE] for error in refused} == {"CALLS"}
             assert 1 <= len(refused) < 4
             reply = ps_pb2.StatusReply.FromString(next(r for r in results if isinstance(r, bytes)))
             assert not any(name in reply.sentence for name in NAMES)

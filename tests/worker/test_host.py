@@ -9,20 +9,20 @@ from contextlib import suppress
 import pytest
 import torch
 
-from varangian.protos.chatter import SOURCE, quieten
+from varangian.config.default_names import names
+from varangian.protos.network.grpc_log import SOURCE, quieten
 from varangian.worker import host as hosting
 from varangian.worker.attacks import Alie
-from varangian.worker.availability import Alternating
-from varangian.worker.backoff import Backoff
-from varangian.worker.client import ClientError, Finished, Pulled, Receipt
 from varangian.worker.data import Custom, Synthetic
-from varangian.worker.delays import Lognormal
-from varangian.worker.ending import Ending
+from varangian.worker.data.partition import Iid
 from varangian.worker.host import host
-from varangian.worker.models import Softmax
-from varangian.worker.names import names
-from varangian.worker.partition import Iid
-from varangian.worker.task import Crew, Task
+from varangian.worker.signals import Ending
+from varangian.worker.simulation.availability import Alternating
+from varangian.worker.simulation.delays import Lognormal
+from varangian.worker.training.models import Softmax
+from varangian.worker.training.task import Crew, Task
+from varangian.worker.transport.client import ClientError, Finished, Pulled, Receipt
+from varangian.worker.transport.retry import Backoff
 
 WORKERS = names(4)
 TASK = Task(

@@ -5,9 +5,9 @@ import pytest
 import torch
 from tests.extent import patience
 
-from varangian.worker.client import ClientError, Finished, Pulled, Receipt
 from varangian.worker.loop import work
-from varangian.worker.outcomes import Declined
+from varangian.worker.transport.client import ClientError, Finished, Pulled, Receipt
+from varangian.worker.transport.results import Declined
 
 
 class FakeClient:

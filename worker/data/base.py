@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from varangian.plugins import InputError
 from varangian.registry import Registry
-from varangian.worker.custom import InputError
 from varangian.worker.data.samples import Samples, count, few, mapped, shapes, tensors, usual
 
 IGNORED = -100

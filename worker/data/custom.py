@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from varangian.worker.custom import call, guarded
+from varangian.plugins import call, guarded
 from varangian.worker.data.base import DATASETS, DataError, Dataset, check_classes
 from varangian.worker.data.samples import Samples, converted, mapped, tensors
 

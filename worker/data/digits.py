@@ -13,7 +13,7 @@ from torch import Tensor
 
 from varangian.worker.data.base import DATASETS, Dataset
 from varangian.worker.data.cache import Rows, cached, split
-from varangian.worker.streams import generator
+from varangian.worker.seeds import generator
 
 TEST_SHARE = 0.2
 FILE = ("datasets", "data", "digits.csv.gz")

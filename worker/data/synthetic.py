@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from varangian.worker.data.base import DATASETS, Dataset, check_limits
-from varangian.worker.streams import generator
+from varangian.worker.seeds import generator
 
 
 @DATASETS.register("synthetic")

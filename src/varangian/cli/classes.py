@@ -8,10 +8,10 @@ import time
 
 import grpc
 
-from varangian.cli.health import status, why
+from varangian.cli.commands.health import status, why
 from varangian.cli.main import CommandError
 from varangian.config import RunConfig
-from varangian.protos.bundle import Bundle
+from varangian.protos.identity.bundle import Bundle
 
 log = logging.getLogger(__name__)
 

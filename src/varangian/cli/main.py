@@ -15,7 +15,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from varangian.cli.parser import parse
+from varangian.cli.arguments.main import parse
 from varangian.registry import ConfigError
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carried_out(module: str, function: str, args: argparse.Namespace) -> int:
     try:
-        command = importlib.import_module(f"varangian.cli.{module}")
+        command = importlib.import_module(module)
         code = int(getattr(command, function or "command")(args))
         sys.stdout.flush()  # a full disk should be told of here, not by the interpreter as it leaves
         return code

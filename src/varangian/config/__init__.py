@@ -3,7 +3,7 @@
 `load` reads a file and overrides into a frozen `RunConfig`, or raises a ConfigError with every problem.
 """
 
-from varangian.config.checks import advice
+from varangian.config.checks.table import advice
 from varangian.config.load import load, loads
 from varangian.config.tree import RunConfig
 

@@ -8,22 +8,22 @@ from dataclasses import fields
 from torch import Tensor
 
 from varangian.aggregators import AggregationError
+from varangian.config.default_names import names
 from varangian.config.tree import RunConfig
-from varangian.server.choices import Buffered, Neighbourhoods, Oldest
-from varangian.server.ema import Average
-from varangian.server.events import Condition
-from varangian.server.invitations import Choice, ParticipationPolicy
-from varangian.server.learner import Learner
-from varangian.server.machine import Machine
-from varangian.server.optimizer import Sgd
-from varangian.server.pace import Waiting
-from varangian.server.participation import ParticipationMachine
-from varangian.server.policies import Asap, Async, FedAvg, FedLaAvg, Sync
-from varangian.server.round import RoundMachine, RoundPolicy
-from varangian.worker.availability import Always
-from varangian.worker.names import names
-from varangian.worker.task import Task
-from varangian.worker.timetable import Timetable
+from varangian.server.participation import Asap, Async, FedAvg, FedLaAvg, Sync
+from varangian.server.participation.selection import Buffered, Neighbourhoods, Oldest
+from varangian.server.protocol.adaptive_waiting import Waiting
+from varangian.server.protocol.decisions import Machine
+from varangian.server.protocol.events import Condition
+from varangian.server.protocol.machine import ParticipationMachine
+from varangian.server.protocol.state import Choice, ParticipationPolicy
+from varangian.server.protocol.synchronous import RoundMachine, RoundPolicy
+from varangian.server.training.ema import Average
+from varangian.server.training.learner import Learner
+from varangian.server.training.optimizer import Sgd
+from varangian.worker.simulation.availability import Always
+from varangian.worker.simulation.timetable import Timetable
+from varangian.worker.training.task import Task
 
 
 def worker_names(config: RunConfig) -> tuple[str, ...]:

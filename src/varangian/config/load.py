@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from varangian.config.checks import checked
+from varangian.config.checks.table import checked
+from varangian.config.errors import problems_of
 from varangian.config.fixes import tried
 from varangian.config.overrides import applied, from_command_line, from_environment
-from varangian.config.problems import problems_of
-from varangian.config.spelling import Spelling, spelled
-from varangian.config.text import read
+from varangian.config.shorthand import Spelling, spelled
 from varangian.config.tree import RunConfig, groups
+from varangian.config.yaml_text import read
 from varangian.paths import user_path
 from varangian.registry import ConfigError, Problem
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from varangian.registry import ConfigError, Problem
-from varangian.server.roster import NAME
+from varangian.server.identity.sessions import NAME
 
 RULE = "should be letters, digits, '.', '_' and '-', at most 63, the first a letter or a digit"
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from varangian.config.spelling import PIPELINE, TOGETHER, long_form
-from varangian.config.text import parse
+from varangian.config.shorthand import PIPELINE, TOGETHER, long_form
+from varangian.config.yaml_text import parse
 from varangian.registry import FIXES, ConfigError, Fix, Problem, join
 
 PREFIX = "VARANGIAN__"

@@ -9,26 +9,26 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 
 from varangian.aggregators import MIXINGS, RULES, Aggregator
 from varangian.aggregators.spec import aggregator_from, spec_of
-from varangian.config.group import Group, many_of, of_fields, of_registry
+from varangian.config.errors import sections
+from varangian.config.fields import Group, many_of, of_fields, of_registry
 from varangian.config.names import named_workers
-from varangian.config.problems import sections
 from varangian.config.schema import DIALECT, JsonSchema, named
-from varangian.config.spelling import groups as together
-from varangian.config.spelling import schemas
-from varangian.protos.address import listening
+from varangian.config.shorthand import groups as together
+from varangian.config.shorthand import schemas
 from varangian.protos.codec import FLOAT32, Dtype
+from varangian.protos.network.address import listening
 from varangian.registry import join
-from varangian.server.ema import Ema
-from varangian.server.optimizer import SCHEDULES, Schedule
-from varangian.server.policies import PARTICIPATION, Regime
+from varangian.server.participation import PARTICIPATION, Regime
+from varangian.server.training.ema import Ema
+from varangian.server.training.optimizer import SCHEDULES, Schedule
 from varangian.worker.attacks import ATTACKS, Attack, Sight
-from varangian.worker.availability import AVAILABILITY, Availability
 from varangian.worker.data import DATASETS, Source
-from varangian.worker.delays import DELAYS, Delay
-from varangian.worker.losses import LOSSES, Loss
-from varangian.worker.metrics import METRICS, Metric
-from varangian.worker.models import MODELS, Model
-from varangian.worker.partition import PARTITIONS, Partition
+from varangian.worker.data.partition import PARTITIONS, Partition
+from varangian.worker.simulation.availability import AVAILABILITY, Availability
+from varangian.worker.simulation.delays import DELAYS, Delay
+from varangian.worker.training.losses import LOSSES, Loss
+from varangian.worker.training.metrics import METRICS, Metric
+from varangian.worker.training.models import MODELS, Model
 
 
 def _aggregator(value: Any, f: int) -> Aggregator:

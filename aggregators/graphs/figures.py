@@ -1,0 +1,140 @@
+"""What a graph is worth, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varangian.aggregators.graphs.base import Graph, Links, Matrix, reached
+
+ROUNDING = 1e-12
+DIGITS = 12
+"""Of eigenvalues; what follows is rounding."""
+APPROACH = 1e-6
+"""An average that comes this close and not closer in one round is approached, and never reached."""
+PATIENCE = 64
+"""Rounds in which an exact average is looked for, when the period is shorter."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of a graph on n workers; the gaps of a periodic one are those of the product of W over a period."""
+
+    n: int
+    period: int
+    degree: tuple[int, int]
+    """The fewest and the most that a worker hears from in one round."""
+    messages: float
+    """Per round, on average."""
+    gap: float
+    """1 - rho."""
+    gap_per_round: float
+    """1 - rho^(1 / period): what a graph that stays would have."""
+    singular_gap: float
+    """1 - sigma_2."""
+    doubly_stochastic: bool
+    """In every round. Without it some workers count for more than others in the end."""
+    connected: bool
+    exact: int | None
+    """After how many rounds everybody has exactly the average; None for a graph that only comes near."""
+
+
+def figures(graph: Graph, n: int) -> Figures:
+    """All figures of a graph on n workers.
+
+    Raises:
+        GraphError: there is no such graph on n workers.
+    """
+    rounds = weights_of_period(graph, n)
+    whole = product(rounds)
+    heard = [links_of(weights).sum(axis=1) for weights in rounds]
+    rho = 1 - gap(whole)
+    return Figures(
+        n=n,
+        period=len(rounds),
+        degree=(min(int(row.min()) for row in heard), max(int(row.max()) for row in heard)),
+        messages=sum(int(row.sum()) for row in heard) / len(rounds),
+        gap=1 - rho,
+        gap_per_round=1 - rho ** (1 / len(rounds)),
+        singular_gap=singular_gap(whole),
+        doubly_stochastic=all(map(doubly_stochastic, rounds)),
+        connected=stranger(graph, n) is None,
+        exact=exact_period(graph, n),
+    )
+
+
+def gap(weights: Matrix) -> float:
+    """1 - rho, with rho the second largest absolute value among the eigenvalues; 0 when disconnected."""
+    symmetric = np.array_equal(weights, weights.T)
+    values = np.linalg.eigvalsh(weights) if symmetric else np.linalg.eigvals(weights)
+    return _below_one(np.sort(np.abs(values))[::-1])
+
+
+def singular_gap(weights: Matrix) -> float:
+    """1 - sigma_2, with sigma_2 the second largest singular value; equals `gap` for a normal matrix."""
+    return _below_one(np.linalg.svd(weights, compute_uv=False))
+
+
+def _below_one(descending: NDArray[np.floating[Any]]) -> float:
+    second = float(descending[1]) if len(descending) > 1 else 0.0
+    return max(0.0, round(1 - second, DIGITS))
+
+
+def doubly_stochastic(weights: Matrix) -> bool:
+    """Whether no weight is negative and all rows and all columns sum to 1, to rounding."""
+    sums = np.concatenate([weights.sum(axis=0), weights.sum(axis=1)])
+    return bool((weights >= 0).all() and np.allclose(sums, 1, rtol=0, atol=ROUNDING))
+
+
+def stranger(graph: Graph, n: int) -> tuple[int, int] | None:
+    """(j, i) such that i never hears of what j sends, however long; None in a connected graph."""
+    links = np.logical_or.reduce([links_of(weights) for weights in weights_of_period(graph, n)])
+    heard_of_first, heard_by_first = reached(links, 0), reached(links.T, 0)
+    if not heard_of_first.all():
+        return 0, int(heard_of_first.argmin())
+    return None if heard_by_first.all() else (int(heard_by_first.argmin()), 0)
+
+
+def exact_period(graph: Graph, n: int) -> int | None:
+    """The least t for which W of round t - 1 times ... times W of round 0 is 1/n everywhere, to rounding.
+
+    None when there is none within a period, or within 64 rounds where that is longer. An error that falls
+    by a factor each round gets below any bound; exact is only what gets there in one step.
+    """
+    for t, error in enumerate(disagreement(graph, n, max(graph.period(n), PATIENCE)), 1):
+        if error < ROUNDING:
+            return t
+        if error < APPROACH:
+            return None
+    return None
+
+
+def disagreement(graph: Graph, n: int, rounds: int) -> Iterator[float]:
+    """After each round, the largest difference between an entry of the product so far and 1/n, times n."""
+    cycle = weights_of_period(graph, n)
+    mixed = np.eye(n)
+    for t in range(rounds):
+        mixed = cycle[t % len(cycle)] @ mixed
+        yield float(np.abs(n * mixed - 1).max())
+
+
+def product(rounds: list[Matrix]) -> Matrix:
+    """What the rounds do together; the last one acts last."""
+    mixed = rounds[0]
+    for weights in rounds[1:]:
+        mixed = weights @ mixed
+    return mixed
+
+
+def weights_of_period(graph: Graph, n: int) -> list[Matrix]:
+    return [graph.weights(n, t) for t in range(graph.period(n))]
+
+
+def links_of(weights: Matrix) -> Links:
+    links = weights > 0
+    np.fill_diagonal(links, False)
+    return links

@@ -1,0 +1,177 @@
+"""The geometric median."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from varangian.aggregators.base import RULES, check_count, check_positive, honest_majority
+from varangian.aggregators.gram import Gram
+from varangian.aggregators.numeric.algebra import Array, product, solve
+
+SLOW = 0.1
+"""Of the square of a step that comes after another: then Newton's method is worth its price."""
+
+
+@RULES.register("rfa", convention="rfa", smoothing=1e-5, tolerance=1e-6, iterations=4)
+@RULES.register("geometric_median")
+@dataclass(frozen=True, kw_only=True)
+class GeometricMedian:
+    """The point with the least sum of distances to the rows, by Weiszfeld's iteration and Newton's.
+
+    "Robust Aggregation for Federated Learning" (Pillutla et al., 2022): smoothed Weiszfeld. That paper's
+    code stops after a few steps from the mean, which one distant row can hold captive. Here the iteration
+    starts in the middle of the tightest majority, and rows are first tested for being the median
+    themselves, where Weiszfeld's weights are singular. `rfa` is the paper's code as it is released.
+    """
+
+    convention: Literal["exact", "rfa"] = "exact"
+    """To convergence, or as RFA's code does: not robust, for after k steps a row at distance D still holds
+    it about D / (n - 1)^k away."""
+    smoothing: float = 1e-6
+    """Distances below this share of the radius of the tightest majority count as this long; for rfa, below
+    this length in the units of the rows."""
+    tolerance: float = 1e-9
+    """Converged when a step is shorter than this share of the same radius; for rfa, when it lowers the sum
+    of distances by less than this share."""
+    iterations: int = 1000
+    """Steps after which it gives up on more accuracy."""
+
+    def __post_init__(self) -> None:
+        check_positive("smoothing", self.smoothing)
+        check_positive("tolerance", self.tolerance)
+        check_count("iterations", self.iterations)
+
+    @property
+    def robust(self) -> bool:
+        return self.convention == "exact"
+
+    def requires(self, n: int, f: int) -> str | None:
+        return honest_majority(n, f)
+
+    def kappa(self, n: int, f: int) -> float | None:
+        """4 (1 + f / (n - 2 f))^2, of "Fixing by Mixing" (Allouah et al., 2023)."""
+        return 4 * (1 + f / (n - 2 * f)) ** 2 if self.robust else None
+
+    def __call__(self, gram: Gram) -> Tensor:
+        weights = self._converged(gram) if self.convention == "exact" else self._released(gram)
+        return torch.from_numpy(weights)
+
+    def _converged(self, gram: Gram) -> Array:
+        medians = _rows_that_are_medians(gram)
+        if medians.any():
+            return medians / int(medians.sum())
+        weights, radius = _tightest_majority(gram)
+        inner, shortest = gram.relative.numpy(), self.smoothing * radius
+        last = np.inf
+        for _ in range(self.iterations):
+            place = _Place.of(inner, weights, shortest)
+            before, weights = weights, place.weiszfeld()
+            step = weights - before
+            moved = step @ inner @ step
+            if moved <= (self.tolerance * radius) ** 2:
+                break
+            if moved > SLOW * last:
+                newton = place.newton()
+                if newton is not None and _Place.of(inner, newton, shortest).cost < place.cost:
+                    weights = newton
+            last = moved
+        return weights
+
+    def _released(self, gram: Gram) -> Array:
+        inner = gram.relative.numpy()
+        weights, before = np.full(len(gram), 1 / len(gram)), np.inf
+        for _ in range(self.iterations):
+            place = _Place.of(inner, weights, self.smoothing)
+            cost = np.sqrt(place.squares).sum()
+            if before - cost < self.tolerance * cost:
+                break
+            before, weights = cost, place.weiszfeld()
+        return weights
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A point z = sum w_i y_i with sum w_i = 1, and how far it is from each y_i."""
+
+    inner: Array  # (m, m)
+    weights: Array  # (m,)
+    along: Array
+    """<y_i, z>, (m,)."""
+    square: float
+    """|z|^2."""
+    squares: Array
+    """|y_i - z|^2, (m,)."""
+    shortest: float
+    """Shorter distances count as this, and the cost goes on as a parabola there."""
+
+    @classmethod
+    def of(cls, inner: Array, weights: Array, shortest: float) -> _Place:
+        along = inner @ weights
+        square = float(weights @ along)
+        squares = np.maximum(inner.diagonal() - 2 * along + square, 0)
+        return cls(inner, weights, along, square, squares, shortest)
+
+    @cached_property
+    def pulls(self) -> Array:
+        """1 / |y_i - z|."""
+        return 1 / np.maximum(np.sqrt(self.squares), self.shortest)
+
+    @property
+    def cost(self) -> float:
+        """Twice the sum of distances."""
+        return float((self.squares * self.pulls + 1 / self.pulls).sum())
+
+    def weiszfeld(self) -> Array:
+        """The weights of the next point."""
+        weights: Array = self.pulls / self.pulls.sum()
+        return weights
+
+    def newton(self) -> Array | None:
+        """The same, by Newton's method: close to the median it doubles the digits.
+
+        With v_i = z - y_i and p_i = 1 / |v_i| the gradient is sum p_i v_i, the Hessian sum p_i I -
+        p_i^3 v_i v_i', and the step -sum a_i v_i, where (sum p) a_i - p_i^3 <v_i, sum a_j v_j> = p_i.
+        """
+        between = self.inner - self.along - self.along[:, None] + self.square
+        curved = np.where(self.squares > self.shortest**2, self.pulls**3, 0.0)
+        system = -curved[:, None] * between
+        system[np.diag_indices_from(system)] += self.pulls.sum()
+        step = solve(system, self.pulls)
+        if step is None:
+            return None
+        weights: Array = (1 - step.sum()) * self.weights + step
+        return weights
+
+
+def _rows_that_are_medians(gram: Gram) -> NDArray[np.bool_]:
+    """Rows where zero is a subgradient of the sum of distances: (m,) bool.
+
+    The unit vectors from such a row to all the others sum to no more than the number of its copies.
+    """
+    distances = gram.sqdist.numpy()
+    near = distances == 0
+    sums = 1 / np.sqrt(np.where(near, np.inf, distances))
+    np.fill_diagonal(sums, -sums.sum(axis=1))
+    squares = (product(sums, gram.relative.numpy()) * sums).sum(axis=1)
+    found: NDArray[np.bool_] = np.sqrt(np.maximum(squares, 0)) <= near.sum(axis=1) * (1 + 1e-9)
+    return found
+
+
+def _tightest_majority(gram: Gram) -> tuple[Array, float]:
+    """Weights of the mean of the smallest ball about a row that holds most rows, and its radius.
+
+    Byzantine rows are no majority: the ball is no wider than the honest rows are apart, and holds one.
+    """
+    m, distances = len(gram), gram.sqdist.numpy()
+    squares = np.partition(distances, m // 2, axis=1)[:, m // 2]
+    centre = int(squares.argmin())
+    weights = np.zeros(m)
+    weights[distances[centre].argsort(kind="stable")[: m // 2 + 1]] = 1 / (m // 2 + 1)
+    return weights, float(np.sqrt(squares[centre]))

@@ -1,0 +1,33 @@
+"""The multiple-gradient descent algorithm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators.base import RULES
+from varangian.aggregators.gram import Gram
+from varangian.aggregators.numeric.simplex import nearest_to_origin
+
+
+@RULES.register("mgda")
+@dataclass(frozen=True, kw_only=True)
+class MGDA:
+    """The shortest vector in the convex hull of the rows: no honest objective gets worse.
+
+    "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization" (Desideri, 2012), and
+    "Multi-Task Learning as Multi-Objective Optimization" (Sener and Koltun, 2018), which solves for it by
+    Frank-Wolfe steps; here an active set method finds it to rounding. For workers who are honest and
+    disagree: every row has a veto, and one Byzantine row of zeros stops all progress.
+    """
+
+    robust: ClassVar[bool] = False
+
+    def requires(self, n: int, f: int) -> str | None:
+        return None
+
+    def __call__(self, gram: Gram) -> Tensor:
+        return torch.from_numpy(nearest_to_origin(gram.inner.numpy()))

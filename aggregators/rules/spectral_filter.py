@@ -1,0 +1,78 @@
+"""Spectral filtering: divide and conquer without the division."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from varangian.aggregators.base import RULES, check_count, check_f, check_positive, told_enough
+from varangian.aggregators.gram import Gram
+from varangian.aggregators.numeric.algebra import Array
+from varangian.aggregators.numeric.spectrum import leading
+
+
+@RULES.register("spectral_filter")
+@dataclass(frozen=True, kw_only=True)
+class SpectralFilter:
+    """The mean without the ceil(c f) rows that lie farthest out in the direction of most variance.
+
+    The filter of DnC, "Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for
+    Federated Learning" (Shejwalkar and Houmansadr, 2021). DnC looks at a random sample of the columns, anew
+    in each iteration, and keeps the rows that every iteration kept, so that it may drop more than c f. From
+    the Gram matrix all columns cost nothing more: nothing is random here, exactly c f rows go in a
+    pass, and a further pass starts from the rows that are left.
+    """
+
+    f: int
+    c: float = 1.0
+    """Rows to remove in a pass, over f."""
+    iterations: int = 1
+    """Passes. Together they should remove f rows, or a Byzantine one stays."""
+
+    def __post_init__(self) -> None:
+        check_f(self.f)
+        check_positive("c", self.c)
+        check_count("iterations", self.iterations)
+
+    @property
+    def robust(self) -> bool:
+        return self.c * self.iterations >= 1
+
+    def requires(self, n: int, f: int) -> str | None:
+        removed = self.iterations * self._per_pass
+        if n < removed + self.f + 1:
+            least = removed + self.f + 1
+            return f"it needs n >= {least} to remove {removed} rows for f = {self.f}, and n is {n}"
+        return told_enough(self, f)
+
+    @property
+    def _per_pass(self) -> int:
+        return math.ceil(round(self.c * self.f, 9))
+
+    def __call__(self, gram: Gram) -> Tensor:
+        inner, kept = gram.relative.numpy(), np.ones(len(gram), dtype=bool)
+        for _ in range(self.iterations):
+            shares = kept / kept.sum()
+            _, places = leading(inner, shares)
+            for _ in range(self._per_pass):
+                kept[_farthest(places, kept, float(shares @ places))] = False
+        return torch.from_numpy(kept / kept.sum())
+
+
+def _farthest(places: Array, kept: NDArray[np.bool_], mean: float) -> int:
+    """Of the rows still kept, the one farthest from the mean of the pass; ties go to the higher row.
+
+    One of the two ends is. Their midpoint tells which: squared distances from a mean that one huge row has
+    carried off would all be the same number.
+    """
+    least, most = np.where(kept, places, np.inf), np.where(kept, places, -np.inf)
+    low, high = int(least.argmin()), int(most.argmax())
+    above = float(least[low] / 2 + most[high] / 2) - mean
+    if abs(above) <= 1e-12 * float(most[high] - least[low]):
+        return max(low, high)
+    return high if above > 0 else low

@@ -1,0 +1,247 @@
+"""Payloads beside gRPC: a TCP connection that carries nothing but tickets and flat bytes.
+
+gRPC for Python copies every byte several times and wakes the event loop for each message. Here bytes go
+from the socket into a buffer that stays in cache, and from there to where they belong. That happens in
+threads, a turn at a time: a turn moves what can be moved now, so no thread ever waits long for the other
+end, and the event loop decides between turns who goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import struct
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from functools import partial
+from typing import Literal, TypeAlias, TypeVar
+
+from varangian.protos.data_channel.associated_data import Transfer
+from varangian.protos.data_channel.sealing import Sealed
+from varangian.protos.data_channel.transfer import BLOCK, Cargo, Fill, Linger, Sink, staged
+
+__all__ = ["SHARE", "TICKET", "Cargo", "Line", "LineError"]
+
+TICKET = 16
+"""Bytes that say which call a payload belongs to."""
+SHARE = 4 << 20
+"""Bytes in a turn."""
+Way: TypeAlias = Literal["read", "write"]
+T = TypeVar("T")
+
+PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+"""When the system asks a silent peer whether it is there: one that is gone is known to be after 25 s."""
+AT_ONCE = struct.pack("ii", 1, 0)
+"""Neither a farewell nor time to say it."""
+
+
+class LineError(ConnectionError):
+    """The connection has ended, or is of no use any more."""
+
+
+class Line:
+    """One connection. Its methods are for the event loop; one of them at a time.
+
+    Args:
+        connection: connected; belongs to this object from now on.
+        threads: where bytes are moved.
+    """
+
+    def __init__(self, connection: socket.socket, threads: Executor) -> None:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in PROBES.items():
+            if (number := getattr(socket, option, None)) is not None:
+                connection.setsockopt(socket.IPPROTO_TCP, number, value)
+        self._connection = connection
+        self._threads = threads
+        self._payload: socket.socket | Sealed = connection
+        self._loop = asyncio.get_running_loop()
+        self._turn: Future[int] | None = None
+        self._waits: Way | None = None
+        """What the last turn could not do."""
+        self._awake: Callable[[], None] | None = None
+        """Ends the waiting for the socket, if somebody waits."""
+        self.closed = False
+
+    async def exactly(self, size: int) -> bytes:
+        """The next few bytes."""
+        found = bytearray(size)
+        rest = memoryview(found)
+        while rest:
+            count = await self._persistently("read", partial(self._connection.recv_into, rest))
+            if not count:
+                raise LineError("The other end has hung up.")
+            rest = rest[count:]
+        return bytes(found)
+
+    async def write(self, data: bytes) -> None:
+        """These few bytes."""
+        while data:
+            data = data[await self._persistently("write", partial(self._connection.send, data)) :]
+
+    def begin(self, key: bytes, transfer: Transfer) -> None:
+        """This payload comes next, encrypted if there is a key, which no other payload has."""
+        self._payload = self._connection
+        if key:
+            self._payload = Sealed(self._connection, key, transfer.associated(), transfer.size)
+        self._waits = None  # the last one may have gone the other way
+
+    def end(self) -> None:
+        """The payload is through."""
+        self._payload = self._connection
+
+    async def ready(self) -> None:
+        """Return when the next turn may move something; at once when the last one came back in mid-flow.
+
+        Raises:
+            LineError: the connection was closed meanwhile.
+        """
+        if self._waits is not None:
+            await self._until(self._waits)
+
+    async def heard(self) -> None:
+        """Return when the other end has said something, or the connection has ended."""
+        with suppress(LineError):
+            await self._until("read")
+
+    async def receive(self, size: int, sink: Sink) -> int:
+        """One turn: pass on what is there, up to `size` bytes, and say how many they were.
+
+        Args:
+            size: at most so many.
+            sink: gets them piece by piece, in a thread; the memory is used again for the next piece.
+
+        Raises:
+            LineError: the connection has ended.
+        """
+        return await self.pour(size, staged(sink))
+
+    async def pour(self, size: int, fill: Fill) -> int:
+        """The same, into memory that `fill` has."""
+        return await self._in_thread(lambda: self._received(size, fill))
+
+    async def send(self, cargo: Cargo, share: int = SHARE) -> int:
+        """One turn: send what can be sent, up to about `share` bytes, and say how many they were.
+
+        Raises:
+            LineError: the connection has ended.
+        """
+        return await self._in_thread(lambda: self._sent(cargo, share))
+
+    def abort(self) -> None:
+        """As `close`, and the other end hears of it at once; what is on its way to it is lost.
+
+        A connection that is closed while its other end waits for room may leave it waiting for a minute:
+        what is left of it in the system goes on saying that there is none.
+        """
+        with suppress(OSError):
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, also in the middle of a turn."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._awake is not None:
+            self._awake()
+        if self._turn is None or self._turn.done():
+            self._connection.close()
+            return
+        # The number of a closed socket may be another's in the next moment: not while a thread uses it.
+        self._turn.add_done_callback(lambda _: self._connection.close())
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _received(self, size: int, fill: Fill) -> int:
+        got, self._waits, linger = 0, None, Linger(self._connection, select.POLLIN)
+        while got < size and not self.closed:
+            try:
+                count = fill(self._payload.recv_into, min(BLOCK, size - got))
+            except BlockingIOError:
+                if linger():
+                    continue
+                self._waits = "read"
+                break
+            if not count:
+                raise LineError("The other end has hung up.")
+            got += count
+        return got
+
+    def _sent(self, cargo: Cargo, share: int) -> int:
+        sent, self._waits, linger = 0, None, Linger(self._connection, select.POLLOUT)
+        while sent < share and not cargo.done and not self.closed:
+            try:
+                sent += cargo.step(self._payload)
+            except BlockingIOError:
+                if linger():
+                    continue
+                self._waits = "write"
+                break
+        return sent
+
+    async def _in_thread(self, turn: Callable[[], int]) -> int:
+        if self.closed:
+            raise LineError("The connection was closed.")
+        self._turn = self._threads.submit(turn)
+        try:
+            # A turn that has begun does not end with who waits for it; until then it keeps the socket.
+            moved = await asyncio.wrap_future(self._turn)
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        except OSError as error:
+            raise _ended(error) from None
+        if self.closed:
+            raise LineError("The connection was closed.")
+        return moved
+
+    async def _persistently(self, way: Way, step: Callable[[], T]) -> T:
+        """Do it as soon as the other end lets us."""
+        while not self.closed:
+            try:
+                return step()
+            except BlockingIOError:
+                await self._until(way)
+            except OSError as error:
+                raise _ended(error) from None
+        raise LineError("The connection was closed.")
+
+    async def _until(self, to: Way) -> None:
+        """Wait until the socket is."""
+        if self.closed:
+            raise LineError("The connection was closed.")
+        ready: asyncio.Future[None] = self._loop.create_future()
+        number, loop = self._connection.fileno(), self._loop
+        add, remove = {
+            "read": (loop.add_reader, loop.remove_reader),
+            "write": (loop.add_writer, loop.remove_writer),
+        }[to]
+
+        def awake() -> None:
+            # At once: after the socket is closed its number may be that of another one.
+            remove(number)
+            self._awake = None
+            if not ready.done():
+                ready.set_result(None)
+
+        add(number, awake)
+        self._awake = awake
+        try:
+            await ready
+        finally:
+            if self._awake is awake:
+                awake()
+        if self.closed:
+            raise LineError("The connection was closed.")
+
+
+def _ended(error: OSError) -> OSError:
+    """As a LineError."""
+    if isinstance(error, LineError):
+        return error
+    return LineError(f"The connection broke: {error.strerror or error}")

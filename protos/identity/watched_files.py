@@ -1,0 +1,149 @@
+"""Files that are read again when they change: lists and certificates that are replaced while programs run.
+
+A change counts as seen only after a good read of it. Until then the read is tried again every second, and
+the last good content stays in force.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Generic, TypeAlias, TypeVar
+
+from varangian.protos.network.descriptors import Spare
+
+T = TypeVar("T")
+Version: TypeAlias = tuple[tuple[int, ...] | None, ...]
+
+PAUSE = 1.0
+"""Seconds between two looks at the files."""
+RACY = 2.0
+"""Seconds after its last change for which a file may change again without a new time stamp."""
+
+
+class News(Enum):
+    """What a look has found."""
+
+    NONE = auto()
+    CHANGED = auto()
+    """There is new content."""
+    FAILED = auto()
+    """It cannot be read any more, or for another reason than before."""
+    RECOVERED = auto()
+    """It can be read again, and is what it was."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the files cannot be read."""
+
+    error: Exception
+    since: float
+    """Seconds since 1970 of the first failure in a row."""
+    began: float
+    """The same moment on the clock of the reader."""
+    missing: bool
+    """Whether a file is not there."""
+
+
+class Watched(Generic[T]):
+    """What some files say, as of their last good read. Any thread may look.
+
+    Args:
+        paths: the files.
+        read: reads all of them; raises OSError or ValueError where they are no use.
+        spare: a file descriptor for when the process has no other left.
+        value: what they say now, if they were read a moment ago.
+        clock: seconds from any start.
+        wall: seconds since 1970.
+
+    Raises:
+        OSError, ValueError: the first read fails.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        read: Callable[[], T],
+        spare: Spare,
+        *,
+        value: T | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._paths = tuple(paths)
+        self._read = read
+        self._spare = spare
+        self._clock = clock
+        self._wall = wall
+        self._lock = threading.Lock()
+        self._looked = clock()
+        seen = self._version()
+        self.value: T = spare.reading(read) if value is None else value
+        self._seen = self._settled(seen)
+        self.failure: Failure | None = None
+
+    @property
+    def missing_for(self) -> float:
+        """For how many seconds a file has not been there."""
+        failure = self.failure
+        return self._clock() - failure.began if failure is not None and failure.missing else 0.0
+
+    def look(self) -> News:
+        """Read the files again if they have changed; at most once a second, and by one thread at a time."""
+        if self._clock() - self._looked < PAUSE or not self._lock.acquire(blocking=False):
+            return News.NONE
+        try:
+            self._looked = self._clock()
+            version = self._version()
+            if version == self._seen and self.failure is None:
+                return News.NONE
+            return self._renewed(version)
+        finally:
+            self._lock.release()
+
+    def _renewed(self, version: Version) -> News:
+        try:
+            value = self._spare.reading(self._read)
+        except (OSError, ValueError) as error:
+            return self._failed(error)
+        before, failed = self.value, self.failure is not None
+        self.value, self.failure, self._seen = value, None, self._settled(version)
+        if value != before:
+            return News.CHANGED
+        return News.RECOVERED if failed else News.NONE
+
+    def _failed(self, error: Exception) -> News:
+        before = self.failure
+        missing = any(not path.exists() for path in self._paths)
+        since, began = (before.since, before.began) if before else (self._wall(), self._looked)
+        if before is not None and before.missing != missing:
+            began = self._looked
+        self.failure = Failure(error, since, began, missing)
+        return News.NONE if before is not None and str(before.error) == str(error) else News.FAILED
+
+    def _version(self) -> Version:
+        """Changes whenever the files do."""
+        return tuple(_stamp(path) for path in self._paths)
+
+    def _settled(self, version: Version) -> Version | None:
+        """The version to remember; none while a file may still change and look the same."""
+        latest = max((stamp[CHANGED_AT] for stamp in version if stamp), default=0)
+        return None if abs(self._wall() - latest / 1e9) < RACY else version
+
+
+CHANGED_AT = 2
+"""Which entry of a stamp is the time of the last change, in nanoseconds."""
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size

@@ -1,0 +1,64 @@
+"""gRPC channels: every channel of the project is opened here, so that all of them have the same options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import grpc
+import grpc.aio
+
+from varangian.protos.network.address import joined, loopback, split
+
+PROXY = "VARANGIAN_PROXY"
+"""The environment variable that names a proxy for servers beyond this machine."""
+IGNORED = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Environment variables that gRPC obeys by default, also for calls that never leave the machine."""
+
+Options: TypeAlias = Iterable[tuple[str, int | str]]
+
+
+def open_channel(
+    server: str, credentials: grpc.ChannelCredentials | None = None, options: Options = ()
+) -> grpc.Channel:
+    """A channel to `host:port`, over TLS when there are credentials."""
+    target, all_options = _target(server), _options(server, options)
+    if credentials is None:
+        return grpc.insecure_channel(target, all_options)
+    return grpc.secure_channel(target, credentials, all_options)
+
+
+def open_aio_channel(
+    server: str, credentials: grpc.ChannelCredentials | None = None, options: Options = ()
+) -> grpc.aio.Channel:
+    """The same for asyncio."""
+    target, all_options = _target(server), _options(server, options)
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, all_options)
+    return grpc.aio.secure_channel(target, credentials, all_options)
+
+
+def proxy(server: str) -> str | None:
+    """The proxy between here and a server, if one was asked for."""
+    found = split(server)
+    return None if found is None or loopback(found[0]) else os.environ.get(PROXY) or None
+
+
+def ignored() -> dict[str, str]:
+    """The proxy variables that are set here and have no effect."""
+    names = (spelling for name in IGNORED for spelling in (name, name.upper()))
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
+def _options(server: str, more: Options) -> list[tuple[str, int | str]]:
+    through = proxy(server)
+    if through is None:
+        return [("grpc.enable_http_proxy", 0), *more]
+    return [("grpc.enable_http_proxy", 1), ("grpc.http_proxy", through), *more]
+
+
+def _target(server: str) -> str:
+    """As name servers know it; what is no address is left for the diagnosis to explain."""
+    found = split(server)
+    return server if found is None else joined(*found)

@@ -1,0 +1,125 @@
+"""A run behind a port: the calls of the protocol, and beside them the lane for payloads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from varangian.protos.codec import FLOAT32, Contract, Dtype
+from varangian.protos.data_channel.sealing import missing
+from varangian.protos.layout import Layout
+from varangian.protos.network import descriptors
+from varangian.protos.network.descriptors import check_free
+from varangian.protos.network.grpc_log import quieten
+from varangian.protos.network.malloc import keep_large_blocks
+from varangian.protos.shared_settings import Common
+from varangian.server.identity.sessions import Roster
+from varangian.server.identity.tls import Security
+from varangian.server.process.garbage_collector import left_alone
+from varangian.server.process.heartbeat import beating
+from varangian.server.transport.calls import DEFAULT_LIMITS, Limits
+from varangian.server.transport.data_listener import Lane
+from varangian.server.transport.grpc_server import bind, options
+from varangian.server.transport.service import Service
+
+if TYPE_CHECKING:
+    from varangian.server.rounds.coordinator import Driver
+
+__all__ = ["serve"]
+
+log = logging.getLogger(__name__)
+
+
+async def serve(
+    driver: Driver,
+    roster: Roster,
+    layout: Layout,
+    *,
+    run_id: str,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    stop: asyncio.Event,
+    dtype: Dtype = FLOAT32,
+    limits: Limits = DEFAULT_LIMITS,
+    security: Security | None = None,
+    data_port: int | None = 0,
+    heartbeat: Path | None = None,
+    returns: bool = False,
+    common: Common | None = None,
+    classes: int | None = None,
+    end: Callable[[str], None] = log.error,
+) -> str:
+    """Serve one run until it is finished or `stop` is set; returns why it ended.
+
+    `ready` is called once with `host:port`, when workers can connect. With `security` they do so over TLS.
+    `dtype` is how workers write the numbers that they push. Payloads may travel over `data_port`, or over
+    gRPC alone when it is None. `heartbeat` is touched every second. If the server `returns` after a stop,
+    as one in a container that is restarted, its workers are told to wait for the next one: only a run that
+    is over ends them.
+    `end` is called with the reason for which the run should not go on, and is to set `stop`.
+    `common` is compared with what workers say at Join, and `classes` is told to workers whose own data has
+    fewer.
+
+    Raises:
+        PortInUse: before anything else has happened; or another OSError where no files can be opened.
+    """
+    keep_large_blocks()
+    quieten()
+    check_free()
+    server = grpc.aio.server(options=options(len(roster.names)))
+    async with AsyncExitStack() as stack:
+        # First the port that may have a number: any free one could be that.
+        address = bind(server, host, port, security.credentials() if security else None)
+        try:
+            lane = await stack.enter_async_context(_lane(host, data_port, limits, security))
+        finally:
+            # Before the lane closes: calls end with their own answers.
+            stack.push_async_callback(server.stop, min(limits.grace, 1.0))
+        leaves = partial(_leaves, driver, stop) if returns else bool
+        contract = Contract(run_id, layout, dtype, common or Common(), classes)
+        service = Service(driver, roster, contract, limits, lane, leaves, security, end)
+        stack.callback(service.dismiss)
+        server.add_generic_rpc_handlers((service.handlers(),))
+        await server.start()
+        log.info("%s", descriptors.sentence(len(roster.names), lane is not None))
+        ready(address)
+        its_port = int(address.rpartition(":")[2])
+        watched = service.connections.watched(its_port)
+        async with beating(heartbeat), service.presence.watched(), service.revocation.watched(), watched:
+            with left_alone():
+                reason = await driver.run(stop)
+        if not leaves():
+            await service.farewell()
+        return reason
+
+
+def _leaves(driver: Driver, stop: asyncio.Event) -> bool:
+    """Whether the server stops before its run is over."""
+    return stop.is_set() and driver.round < driver.rounds
+
+
+@asynccontextmanager
+async def _lane(
+    host: str, port: int | None, limits: Limits, security: Security | None
+) -> AsyncGenerator[Lane | None, None]:
+    """Open for as long as the run is served; None where there should or can be none."""
+    lacking = missing() if security and port is not None else ""
+    if lacking:
+        log.warning("payloads travel over gRPC, several times slower: %s", lacking)
+    if port is None or lacking:
+        yield None
+        return
+    lane = Lane(limits, sealed=security is not None)
+    try:
+        await lane.listen(host, port)
+        yield lane
+    finally:
+        await lane.close()

@@ -1,0 +1,63 @@
+"""Standing calls: those that are open, and the end of the ones whose certificate counts no longer.
+
+A certificate is looked at when a call begins; a call may last for hours. So the certificates of all open
+calls are looked at again every second (`Revocation`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from varangian.protos.identity.certificate import Shown
+from varangian.server.identity.sessions import IdentityError, Peer, Roster
+
+
+@dataclass(eq=False)
+class Call:
+    """An open call over TLS."""
+
+    task: asyncio.Task[object]
+    shown: Shown
+    error: IdentityError | None = None
+    """Why it is ended from here."""
+
+
+class Standing:
+    """The open calls of a server, and the certificate of each."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._calls = set[Call]()
+
+    @contextmanager
+    def call(self, peer: Peer) -> Generator[None]:
+        """For as long as a call is open, which is the current task.
+
+        Raises:
+            IdentityError: in the place of the cancellation of a call that was ended by `end`.
+        """
+        task, shown = asyncio.current_task(), self._roster.shown(peer)
+        if task is None or shown is None:
+            yield
+            return
+        call = Call(task, shown)
+        self._calls.add(call)
+        try:
+            yield
+        except asyncio.CancelledError:
+            # Unless gRPC has cancelled it as well: then there is nobody to answer.
+            if call.error is None or task.uncancel():
+                raise
+            raise call.error from None
+        finally:
+            self._calls.discard(call)
+
+    def end(self) -> None:
+        """End the calls whose certificate was revoked or has expired since they began."""
+        for call in [call for call in self._calls if call.error is None]:
+            call.error = self._roster.outdated(call.shown)
+            if call.error is not None:
+                call.task.cancel()

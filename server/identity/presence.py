@@ -1,0 +1,69 @@
+"""Presence: tells the run which workers are there, and the log who comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from varangian.server.identity.sessions import Roster
+
+log = logging.getLogger(__name__)
+
+PAUSE = 0.5
+"""Seconds between two looks."""
+
+
+class Told(Protocol):
+    """Who has to know; a `Driver` is one."""
+
+    @property
+    def round(self) -> int: ...
+    def absent(self, worker: str, /) -> None: ...
+    def present(self, worker: str, /) -> None: ...
+
+
+class Presence:
+    """Compares who is there with what the run was told.
+
+    A worker that has never come is waited for in round 0, since it may be started late, and is absent in
+    the rounds after it.
+    """
+
+    def __init__(self, roster: Roster, told: Told) -> None:
+        self._roster = roster
+        self._told = told
+        self._absent = set[str]()
+
+    def look(self) -> None:
+        """Tell what has changed. To be called now and then, and when a worker joins."""
+        there, known = self._roster.present, self._roster.joined
+        for name in self._roster.names:
+            if name in there and name in self._absent:
+                self._absent.remove(name)
+                log.info("%s is there", name)
+                self._told.present(name)
+            elif name not in there and name not in self._absent and (name in known or self._told.round > 0):
+                self._absent.add(name)
+                log.info("%s %s", name, "is gone" if name in known else "has not come yet")
+                self._told.absent(name)
+
+    def expel(self, name: str) -> None:
+        """Nobody speaks for this worker any more, and the run knows it."""
+        self._absent.add(name)
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncGenerator[None]:
+        """Look now and then in this context."""
+        task = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(PAUSE)
+            self.look()

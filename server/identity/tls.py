@@ -1,0 +1,290 @@
+"""TLS at the server: whom it lets connect, and what it reads off their certificates.
+
+Every connection is mutual TLS. gRPC for Python has no setting for the least version of TLS; both ends offer
+1.3, and a call that came over an older version is refused here, before a byte of it is read.
+
+TLS looks at a certificate when a connection begins, and a session that is resumed skips even that. So
+neither is relied on: dates and revocation are looked at for every call, also on a resumed session, which
+shows the certificate that it began with.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import cast
+
+import grpc
+
+from varangian.protos.identity.bundle import (
+    CA,
+    CERTIFICATE,
+    KEY,
+    REVOKED,
+    Bundle,
+    BundleError,
+    Holder,
+    Role,
+    find,
+    holder,
+    identity_uri,
+)
+from varangian.protos.identity.certificate import Shown, dated
+from varangian.protos.identity.revocation import Revoked, der
+from varangian.protos.identity.watched_files import Failure, News, Watched
+from varangian.protos.network.descriptors import Spare
+from varangian.protos.text import escaped, quoted
+from varangian.server.identity.sessions import IdentityError, Peer, Stranger
+
+log = logging.getLogger(__name__)
+
+VERSION = "TLSv1.3"
+SOON = 3 * 86400.0
+"""Seconds before the end of the server's certificate from which `varangian health` says so."""
+URI_TAG = 0x86
+"""What a URI among alternative names begins with in DER, before a length that is below 128 for ours."""
+
+
+class Security:
+    """What a server needs to be one that only certified peers can talk to.
+
+    Args:
+        path: the server's bundle, or a directory that holds it under the name `server`.
+        clock: seconds from any start.
+        now: seconds since 1970.
+
+    Raises:
+        BundleError: the bundle cannot be used, or has no list of revoked certificates.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.bundle = Bundle.load(find(path, Role.SERVER.value), Role.SERVER)
+        spare = Spare()
+        try:
+            self.revoked = Revoked(self.bundle.path / REVOKED, spare, clock=clock)
+            self.renewal = Renewal(self.bundle, spare, clock=clock, now=now)
+        except (OSError, ValueError) as error:
+            raise BundleError(str(error)) from None
+        self.doorman = Certificates(self.bundle.cluster, self.revoked, now)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For one port; it asks every peer for a certificate, and shows a renewed one without a restart."""
+        renewal = self.renewal
+        # None is how gRPC wants to hear that nothing has changed; its types do not say so.
+        changed = cast("Callable[[], grpc.ServerCertificateConfiguration]", renewal.changed)
+        return grpc.dynamic_ssl_server_credentials(
+            renewal.configuration(), changed, require_client_authentication=True
+        )
+
+    def look(self) -> None:
+        """Read again what has changed of the bundle; at most once a second. May take some milliseconds."""
+        self.revoked.look()
+        self.renewal.look()
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with the bundle just now, a sentence each; for everyone, so without paths."""
+        return (
+            *_failing(self.revoked.failure, "The list of revoked certificates", "the last good one"),
+            *_failing(self.renewal.failure, "The certificate of the server", "the one before"),
+            *self.renewal.ending(),
+        )
+
+
+class Certificates:
+    """Reads role and name off a certificate that TLS has verified.
+
+    Args:
+        cluster: the id of the authority whose certificates count. TLS alone takes those of every authority
+            in `ca.pem`.
+        revoked: which of them count no longer.
+        now: seconds since 1970.
+    """
+
+    def __init__(self, cluster: str, revoked: Revoked, now: Callable[[], float] = time.time) -> None:
+        self._cluster = cluster
+        self._revoked = revoked
+        self._now = now
+
+    def named(self, peer: Peer) -> str | None:
+        """The worker of this cluster on a certificate, revoked or not, if there is one."""
+        found = _stated(peer)
+        ours = found is not None and (found.cluster, found.role) == (self._cluster, Role.WORKER)
+        return found.name if found is not None and ours else None
+
+    def admit(self, peer: Peer) -> str:
+        """The name of a worker, or role and name of another holder: any role will do.
+
+        Raises:
+            IdentityError: there is no certificate of ours, or it was revoked.
+        """
+        found = self._holder(peer)
+        return found.name if found.role is Role.WORKER else f"the {found.role.value} {found.name}"
+
+    def worker(self, peer: Peer) -> str:
+        """The name of a worker.
+
+        Raises:
+            IdentityError: there is no certificate of ours, it was revoked, or it has another role.
+        """
+        found = self._holder(peer)
+        if found.role is not Role.WORKER:
+            raise IdentityError(
+                Stranger.ROLE, f"Found the certificate of the {found.role.value} {quoted(found.name, 70)}."
+            )
+        return found.name
+
+    def shown(self, peer: Peer) -> Shown | None:
+        """The certificate of a caller; None where there is none of ours."""
+        found = _stated(peer)
+        if found is None:
+            return None
+        holder = f"the {found.role.value} {quoted(found.name, 70)}"
+        try:
+            return Shown(*dated(next(iter(peer["x509_pem_cert"]))), holder)
+        except ValueError:
+            return None
+
+    def outdated(self, shown: Shown) -> IdentityError | None:
+        """Why a certificate that was taken counts no longer; None while it does."""
+        if shown.fingerprint in self._revoked:
+            return IdentityError(Stranger.REVOKED, f"Found that of {shown.holder}.")
+        if self._now() > shown.ends:
+            return IdentityError(
+                Stranger.EXPIRED, f"Found that of {shown.holder}, valid until {_date(shown.ends)}."
+            )
+        return None
+
+    def _holder(self, peer: Peer) -> Holder:
+        versions = _texts(peer, "ssl_tls_version")
+        if versions != [VERSION]:
+            raise IdentityError(
+                Stranger.UNCERTIFIED, f"Found {escaped(versions[0], 20) if versions else 'no TLS'}."
+            )
+        found = _stated(peer)
+        if found is None:
+            raise IdentityError(
+                Stranger.UNCERTIFIED, "Found one without a URI varangian:CLUSTER:ROLE:NAME of ours."
+            )
+        if found.cluster != self._cluster:
+            raise IdentityError(
+                Stranger.OTHER_CLUSTER,
+                f"Found that of the {found.role.value} {quoted(found.name, 70)} of cluster "
+                f"{found.cluster}; this server is in {self._cluster}.",
+            )
+        shown = self.shown(peer)
+        if shown is None:
+            raise IdentityError(Stranger.UNCERTIFIED, "Found one whose dates cannot be read.")
+        if error := self.outdated(shown):
+            raise error
+        return found
+
+
+class Renewal:
+    """The bundle as gRPC wants it, which asks at every handshake; read again when its files change."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        spare: Spare | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._path, self._cluster, self._now = bundle.path, bundle.cluster, now
+        paths = [bundle.path / name for name in (CA, CERTIFICATE, KEY)]
+        self._watched = Watched(paths, self._read, spare or Spare(), clock=clock, wall=now)
+        self._lock = threading.Lock()
+        self._shown: Bundle | None = None
+
+    @property
+    def bundle(self) -> Bundle:
+        """What is shown now."""
+        return self._watched.value
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why the files on the disk are not what is shown; None while they are."""
+        return self._watched.failure
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """What to show in handshakes from now on."""
+        self._shown = self.bundle
+        return _configuration(self._shown)
+
+    def changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What to show from this handshake on; None, for gRPC, where that is as before.
+
+        gRPC puts a new one in the place of the old without a lock, while other handshakes may use the old
+        one, so it must be given as seldom as possible: never for each handshake.
+        """
+        self.look()
+        with self._lock:
+            return None if self.bundle == self._shown else self.configuration()
+
+    def look(self) -> None:
+        """Read the bundle again if it has changed; at most once a second."""
+        news = self._watched.look()
+        if news is News.CHANGED:
+            log.info("security: the certificate of the server was renewed")
+        elif news is News.FAILED and self.failure is not None:
+            log.error("security: the old certificate of the server stays in use: %s", self.failure.error)
+
+    def ending(self) -> tuple[str, ...]:
+        """That the certificate is about to end, where it is."""
+        left = self.bundle.ends - self._now()
+        if left > SOON:
+            return ()
+        until = _date(self.bundle.ends)
+        return (f"The certificate of the server is valid until {until} only: renew it.",)
+
+    def _read(self) -> Bundle:
+        return self._same_cluster(Bundle.load(self._path, Role.SERVER))
+
+    def _same_cluster(self, bundle: Bundle) -> Bundle:
+        if bundle.cluster != self._cluster:
+            raise BundleError(
+                f"{self._path / CERTIFICATE} should be of the cluster {self._cluster}. "
+                f"Found {bundle.cluster}. Start the server again to serve another cluster."
+            )
+        return bundle
+
+
+def _failing(failure: Failure | None, what: str, instead: str) -> tuple[str, ...]:
+    if failure is None:
+        return ()
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(failure.since))
+    state = "is missing" if failure.missing else "cannot be read"
+    return (f"{what} {state} since {since} UTC; {instead} stays in force. The log of the server says why.",)
+
+
+def _date(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
+
+
+def _configuration(bundle: Bundle) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(bundle.key, bundle.certificate)], bundle.ca)
+
+
+def _stated(peer: Peer) -> Holder | None:
+    """Whom a certificate names; only URIs count, which gRPC lists apart from names of other types."""
+    found = holder(_texts(peer, "peer_uri"), _texts(peer, "x509_subject_alternative_name"))
+    certificates = list(peer.get("x509_pem_cert", ()))
+    if found is None or len(certificates) != 1:
+        return None
+    # gRPC ends a name at its first NUL. The certificate itself has the whole name, after type and length.
+    uri = identity_uri(found.cluster, found.role, found.name).encode()
+    return found if bytes((URI_TAG, len(uri))) + uri in der(certificates[0]) else None
+
+
+def _texts(peer: Peer, key: str) -> list[str]:
+    values: Iterable[bytes] = peer.get(key, ())
+    return [value.decode("utf-8", "replace") for value in values]

@@ -1,0 +1,193 @@
+"""What one worker may ask for, however hard it tries."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from varangian.server import errors
+
+
+class Quota:
+    """How many streams each worker has open."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open = Counter[str]()
+
+    @contextmanager
+    def stream(self, worker: str) -> Generator[None, None, None]:
+        """One stream, for as long as the context lasts.
+
+        Raises:
+            Refused: when the worker has as many as it may have.
+        """
+        if self._open[worker] >= self._most:
+            raise errors.too_many_streams(self._most)
+        self._open[worker] += 1
+        try:
+            yield
+        finally:
+            self._open[worker] -= 1
+
+
+class Bucket:
+    """Something that may be had at some rate, and so much of it at once after a while without.
+
+    Args:
+        rate: how much there is more of in each second.
+        most: how much there is at most.
+        clock: seconds from any start.
+    """
+
+    def __init__(self, rate: float, most: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._most = most
+        self._clock = clock
+        self._left = most
+        self._at = clock()
+
+    @property
+    def full(self) -> bool:
+        """Whether it is as if nobody had ever taken anything."""
+        self._refill()
+        return self._left >= self._most
+
+    def give(self) -> None:
+        """Put one back."""
+        self._left = min(self._most, self._left + 1)
+
+    def take(self) -> float:
+        """Take one, if need be before it is there: in how many seconds it will be."""
+        self._refill()
+        self._left -= 1
+        return max(0.0, -self._left / self._rate)
+
+    def try_to_take(self) -> bool:
+        """Take one if it is there."""
+        self._refill()
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._left = min(self._most, self._left + self._rate * (now - self._at))
+        self._at = now
+
+
+class Calls:
+    """Token bucket of calls for each caller: who makes too many is slowed down, refused, then cut off.
+
+    What a round needs is given back, so that fast rounds are no offence.
+
+    Args:
+        rate: calls in a second.
+        most: calls at once.
+        clock: seconds from any start.
+    """
+
+    def __init__(
+        self, rate: float = 25.0, most: float = 100.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.rate, self._most, self._clock = rate, most, clock
+        self._callers: dict[str, tuple[Bucket, Bucket]] = {}
+
+    def take(self, who: str) -> tuple[float, bool]:
+        """One more call: in how many seconds to answer it, and whether to refuse it then.
+
+        Raises:
+            CutOffError: it goes on although it was refused so often.
+        """
+        if len(self._callers) >= CALLERS:
+            self._callers = {name: pair for name, pair in self._callers.items() if not pair[0].full}
+            if len(self._callers) >= CALLERS:
+                who = "callers that are too many to be told apart"
+        if who not in self._callers:
+            allowed = Bucket(self.rate, self._most, self._clock)
+            self._callers[who] = allowed, Bucket(self.rate, 2 * self._most, self._clock)
+        calls, refusals = self._callers[who]
+        delay = calls.take()
+        if delay <= LATE:
+            return delay, False
+        calls.give()
+        if not refusals.try_to_take():
+            raise CutOffError
+        return LATE, True
+
+    def give(self, who: str) -> None:
+        """The call was one that a round needs: it does not count."""
+        if who in self._callers:
+            self._callers[who][0].give()
+
+
+class CutOffError(Exception):
+    """A caller that no refusal slows down."""
+
+
+@dataclass
+class Rations:
+    """What each worker has had: uploads and downloads of the round it is at, and joins.
+
+    Honest workers need one of each in a round, and a few more on a line that breaks.
+    """
+
+    uploads: int
+    """Begun in one round."""
+    downloads: int
+    """Of one round, at once; after that one more each `RELIEF` seconds."""
+    joins: int
+    """At once; after that `JOINS_PER_SECOND`."""
+    clock: Callable[[], float] = time.monotonic
+    _uploads: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    _downloads: dict[str, tuple[int, Bucket]] = field(default_factory=dict[str, tuple[int, Bucket]])
+    _joins: dict[str, Bucket] = field(default_factory=dict[str, Bucket])
+
+    def upload(self, worker: str, round: int) -> None:
+        """One more begins.
+
+        Raises:
+            Refused: when there were too many.
+        """
+        at, count = self._uploads.get(worker, (round, 0))
+        count = count + 1 if at == round else 1
+        if count > self.uploads:
+            raise errors.too_many_uploads(self.uploads)
+        self._uploads[worker] = round, count
+
+    def download(self, worker: str, round: int) -> None:
+        """One more begins.
+
+        Raises:
+            Refused: when there were too many, too fast.
+        """
+        at, bucket = self._downloads.get(worker, (-1, None))
+        if bucket is None or at != round:
+            bucket = Bucket(1 / RELIEF, self.downloads, self.clock)
+            self._downloads[worker] = round, bucket
+        if not bucket.try_to_take():
+            raise errors.too_many_pulls(RELIEF)
+
+    def join(self, worker: str) -> None:
+        """One more.
+
+        Raises:
+            Refused: when there were too many, too fast.
+        """
+        bucket = self._joins.get(worker)
+        if bucket is None:
+            bucket = self._joins[worker] = Bucket(JOINS_PER_SECOND, self.joins, self.clock)
+        if not bucket.try_to_take():
+            raise errors.too_many_joins(JOINS_PER_SECOND)
+
+
+RELIEF = 5.0
+JOINS_PER_SECOND = 2.0
+LATE = 1.0
+"""Seconds that a call is delayed at most; one that would have to wait longer is refused after them."""
+CALLERS = 4096
+"""Callers that are told apart; without TLS anyone may be one, under each address that he has."""

@@ -1,0 +1,201 @@
+"""What a round leaves behind: one line of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, cast
+
+from torch import Tensor
+
+from varangian.server.protocol.events import Skip
+from varangian.server.training.learner import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """All that can be said of one round. A field that does not apply is None."""
+
+    round: int
+    loss: float | None = None
+    """On held-out data after this round; None in rounds without an evaluation."""
+    accuracy: float | None = None
+    """On the same data, from 0 to 1; None where samples have no classes."""
+    ema_loss: float | None = None
+    """As the two before, of the average of the model; None in a run without one."""
+    ema_accuracy: float | None = None
+    metrics: dict[str, float] | None = None
+    """Other metrics on held-out data, by name, those of the average with `ema_` before it; None where there
+    are none."""
+    train_loss: float | None = None
+    """As `loss`, on a fixed sample of the training data that the server has; no worker is asked for it."""
+    weights: dict[str, float] | None = None
+    """How much of each worker is in the update; None when the rule has no weights or there is no update."""
+    reference_weight: float = 0.0
+    """How much of the last update is in this one."""
+    effective: float | None = None
+    """How many workers, equally believed, would average as much; None where `weights` is."""
+    spread: float | None = None
+    """Mean squared distance of what took part to the update; None where the rule measured no distance."""
+    dropped: dict[str, str]
+    """Who took no part because of what it sent, and why."""
+    missing: tuple[str, ...]
+    """Who did not answer in time; of a round that was given up before its deadline, who was not there."""
+    waited_for: tuple[str, ...] = ()
+    """Who of the missing the round waited for, in vain: up to `seconds.wait` after its start."""
+    not_waited_for: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    """Who of the missing it did not wait for, and why: absent, or how many rounds it missed in a row."""
+    because: str | None = None
+    """Why the round was closed when it was; None when there is no update."""
+    declined: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    """Who had nothing to send in this round, and why."""
+    revoked: tuple[str, ...] = ()
+    """Who took no part because its certificate was revoked; not among the missing."""
+    ages: dict[str, int] | None = None
+    """How many rounds old the model was that each vector was made for; None where all are of this round."""
+    details: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """What else the rule says of each worker, by name of the value."""
+    update_norm: float | None = None
+    lr: float | None = None
+    skipped: str | None = None
+    """Why there is no update; None when there is one."""
+    seconds: dict[str, float]
+    """By phase: wait (for pushes; of virtual time in a simulation), aggregate, step, evaluate."""
+
+    @property
+    def scores(self) -> Scores:
+        return Scores(
+            self.loss, self.accuracy, self.ema_loss, self.ema_accuracy, self.metrics, self.train_loss
+        )
+
+    def json(self) -> str:
+        """One line of standard JSON: ASCII only, control characters escaped, null for NaN and infinity."""
+        return json.dumps(_plain(dataclasses.asdict(self)), allow_nan=False)
+
+
+class Scores(NamedTuple):
+    """What held-out data says of the model, and of its average where there is one."""
+
+    loss: float | None = None
+    accuracy: float | None = None
+    ema_loss: float | None = None
+    ema_accuracy: float | None = None
+    metrics: dict[str, float] | None = None
+    """The others by name, those of the average with `ema_` before it."""
+    train_loss: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: Mapping[str, float],
+        average: Mapping[str, float] | None = None,
+        train_loss: float | None = None,
+    ) -> Scores:
+        """From metrics by name, of which `loss` and `accuracy` have fields of their own."""
+        found = {**model, **{f"ema_{name}": value for name, value in (average or {}).items()}}
+        own = {name: found.pop(name, None) for name in ("loss", "accuracy", "ema_loss", "ema_accuracy")}
+        return cls(**own, metrics=found or None, train_loss=train_loss)
+
+
+Observe: TypeAlias = Callable[[RoundRecord], None]
+"""Called once for each round, in order, skipped rounds included. Should return soon."""
+Evaluation: TypeAlias = tuple[float, float] | Scores
+"""A pair is loss and accuracy."""
+Evaluate: TypeAlias = Callable[[Tensor], Evaluation]
+"""From the parameters (d,)."""
+
+
+def is_due(round: int, rounds: int, every: int) -> bool:
+    """Whether held-out data is looked at after this round: every so often, and after the last."""
+    return (round + 1) % every == 0 or round + 1 == rounds
+
+
+def of_step(
+    round: int,
+    step: Step,
+    *,
+    missing: Sequence[str] = (),
+    not_waited_for: Mapping[str, str] | None = None,
+    because: str | None = None,
+    declined: Mapping[str, str] | None = None,
+    revoked: Sequence[str] = (),
+    ages: Mapping[str, int] | None = None,
+    evaluation: Evaluation | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> RoundRecord:
+    """The record of a round that became an update.
+
+    Args:
+        round: its number.
+        step: what it did to the model.
+        missing: who did not answer in time.
+        not_waited_for: who of these was not waited for, and why.
+        because: why the round was closed when it was.
+        declined: who had nothing to send, and why.
+        revoked: whose certificate was revoked.
+        ages: how old the vectors are, where some are.
+        evaluation: after it, if held-out data was looked at.
+        seconds: phases besides those of the step.
+    """
+    scores = Scores(*(evaluation or ()))
+    return RoundRecord(
+        round=round,
+        loss=scores.loss,
+        accuracy=scores.accuracy,
+        ema_loss=scores.ema_loss,
+        ema_accuracy=scores.ema_accuracy,
+        metrics=scores.metrics,
+        train_loss=scores.train_loss,
+        weights=step.weights,
+        reference_weight=step.reference_weight,
+        effective=step.effective,
+        spread=step.spread,
+        dropped=step.dropped,
+        missing=tuple(missing),
+        waited_for=tuple(worker for worker in missing if worker not in (not_waited_for or {})),
+        not_waited_for=dict(not_waited_for or {}),
+        because=because,
+        declined=dict(declined or {}),
+        revoked=tuple(revoked),
+        ages=None if ages is None else dict(sorted(ages.items())),
+        details=step.details,
+        update_norm=step.norm,
+        lr=step.lr,
+        seconds={**(seconds or {}), **step.seconds},
+    )
+
+
+def of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
+    """The record of a round that became nothing."""
+    scores = Scores(*(evaluation or ()))
+    return RoundRecord(
+        round=skip.round,
+        loss=scores.loss,
+        accuracy=scores.accuracy,
+        ema_loss=scores.ema_loss,
+        ema_accuracy=scores.ema_accuracy,
+        metrics=scores.metrics,
+        train_loss=scores.train_loss,
+        dropped=dict(skip.faults),
+        missing=skip.missing,
+        waited_for=tuple(worker for worker in skip.missing if worker not in skip.not_waited_for),
+        not_waited_for=dict(skip.not_waited_for),
+        declined=dict(skip.declined),
+        revoked=skip.revoked,
+        skipped=skip.because,
+        seconds={"wait": skip.waited},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The same value without the floats that JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    return value

@@ -1,0 +1,71 @@
+"""What the driver shows to those around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from varangian.protos import codec
+from varangian.server.protocol.decisions import Machine
+from varangian.server.protocol.events import Phase, Seconds, Worker
+from varangian.server.protocol.state import Participation
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The parameters that a round starts from, made once and shared by all who pull."""
+
+    round: int
+    finished: bool
+    reason: str
+    """Why the run is finished, or nothing."""
+    payload: memoryview
+    """Little-endian float32; read-only."""
+    digest: bytes
+    """As `codec.digest` makes it of the payload."""
+
+    @classmethod
+    def of(cls, payload: bytes | memoryview, round: int = 0) -> Snapshot:
+        return cls(round, False, "", memoryview(payload), codec.digest(payload))
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands."""
+
+    round: int
+    rounds: int
+    finished: bool
+    sentence: str
+    """What the open round waits for, or why the run is finished."""
+    present: tuple[Worker, ...]
+    """Who has answered in this round or is uploading. The next three are parts of all workers, too."""
+    counted: tuple[Worker, ...]
+    faulty: Mapping[Worker, str]
+    missing: tuple[Worker, ...]
+    """Who was asked and has not answered yet."""
+    declined: Mapping[Worker, str]
+    """Who has nothing to send in this round."""
+    absent: tuple[Worker, ...]
+    """Who has no process that is connected."""
+    refusals: Mapping[str, int]
+    """By code, since the start."""
+
+    @classmethod
+    def of(cls, machine: Machine, at: Seconds, refusals: Mapping[str, int]) -> Status:
+        state, workers = machine.state, machine.policy.workers
+        here = state.pushed.keys() | state.faults.keys()
+        asked = state.invited.keys() if isinstance(state, Participation) else set(workers)
+        return cls(
+            round=state.round,
+            rounds=machine.policy.rounds,
+            finished=state.phase is Phase.FINISHED,
+            sentence=state.reason or machine.decision(at).because,
+            present=tuple(w for w in workers if w in here or w in state.uploads),
+            counted=tuple(w for w in workers if w in state.pushed),
+            faulty=dict(state.faults),
+            missing=tuple(w for w in workers if w in asked and w not in here and w not in state.declined),
+            declined=dict(state.declined),
+            absent=tuple(sorted(state.absent)),
+            refusals=dict(refusals),
+        )

@@ -1,0 +1,136 @@
+"""Adaptive waiting: how long a round waits for those who are late, and for whom it does not wait.
+
+As `synchronous` it knows no clock, no tensor, no thread and no wire: all of it is a pure function of
+events.
+
+Theory of operation. A round is sure to close at its deadline, if the quorum is there. Adaptive waiting
+closes it sooner, by two rules. Both only choose the moment: neither lowers the quorum, f, or what the
+aggregation rule asks of the rows.
+
+1. Once enough have answered, the round waits until `factor` times as long as that took, and never less than
+   `floor`, both counted from its start. Enough is the quorum, and never fewer than all but f of those who
+   were asked. With f Byzantine workers that answer at once it still takes the answers of all but 2 f honest
+   ones: fast liars cannot shorten the wait of a worker that takes no longer than `factor` times what the
+   last of these takes. If a quorum of one of the last few rounds took longer, that one counts: a round that
+   happens to be quick cuts nobody off.
+2. Who missed `rounds` rounds in a row is not waited for, though its vector counts when it comes in time. It
+   is waited for again once it has answered in time, once its process has come back, or once it comes so
+   little too late that it would have been in time if the round had waited.
+
+Who is always slower than that would never be heard again, and its data with it. So a patient round waits
+for everybody up to the deadline: the first one, since workers take their time to start, and later one in
+`REST` deadlines as long as somebody is missed, which is a tenth of the time at the most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+RECENT = 8
+"""Rounds whose time of a quorum is remembered."""
+REST = 10
+"""Deadlines between two patient rounds."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What a run agreed on: how long to wait once enough have answered."""
+
+    factor: float | None = 3.0
+    """Times as long as a quorum took; None waits until the deadline."""
+    floor: float = 10.0
+    """Seconds after the start of a round before which nobody is given up."""
+    rounds: int | None = 3
+    """Rounds in a row that a worker may miss before it is not waited for; None waits for it in each."""
+
+    def __post_init__(self) -> None:
+        if self.factor is not None and not 1 <= self.factor < float("inf"):
+            raise ValueError(f"`factor` should be at least 1 and finite. Found {self.factor}.")
+        if not 0 <= self.floor < float("inf"):
+            raise ValueError(f"`floor` should be a number of seconds, at least 0. Found {self.floor}.")
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"`rounds` should be at least 1. Found {self.rounds}.")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What is remembered of the rounds before."""
+
+    recent: tuple[float, ...] = ()
+    """Seconds that a quorum took in the last rounds, the first round of the run excepted."""
+    missed: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How many rounds in a row each worker has missed; only of those who missed the last."""
+    opened_at: float | None = None
+    """When the last round that is over was opened."""
+    rested_at: float | None = None
+    """When the last patient round ended."""
+
+    def span(self, waiting: Waiting, took: float, deadline: float) -> float:
+        """How long a round is open for those who are late, if its quorum took so long."""
+        if waiting.factor is None:
+            return deadline
+        return min(deadline, max(waiting.floor, waiting.factor * max((took, *self.recent))))
+
+    def is_rested(self, round: int, opened_at: float | None, deadline: float) -> bool:
+        """Whether this round may be a patient one."""
+        if round == 0 or opened_at is None or self.rested_at is None:
+            return True
+        return opened_at >= self.rested_at + REST * deadline
+
+    def passed_over(self, waiting: Waiting, worker: str) -> bool:
+        """Whether it has missed so many rounds that only a patient one waits for it."""
+        return waiting.rounds is not None and self.missed.get(worker, 0) >= waiting.rounds
+
+    def over(
+        self,
+        *,
+        round: int,
+        opened_at: float | None,
+        at: float,
+        took: float | None,
+        deadline: float,
+        answered: Iterable[str],
+        missing: Iterable[str],
+    ) -> Pace:
+        """After a round.
+
+        Args:
+            round: its number.
+            opened_at: when its time began.
+            at: when it ended.
+            took: seconds until enough had answered; None when they never had.
+            deadline: in seconds, of every round.
+            answered: who did, in whatever way.
+            missing: who did not, although it was there and asked.
+        """
+        answered, missing = set(answered), set(missing)
+        was_patient = round == 0 or any(worker in self.missed for worker in answered | missing)
+        patient = was_patient and self.is_rested(round, opened_at, deadline)
+        left = {worker: count for worker, count in self.missed.items() if worker not in answered}
+        known = took is not None and round > 0  # the first includes the start of the workers
+        return replace(
+            self,
+            recent=(*self.recent, took)[-RECENT:] if known and took is not None else self.recent,
+            missed={**left, **{worker: left.get(worker, 0) + 1 for worker in missing}},
+            opened_at=opened_at,
+            rested_at=at if patient else self.rested_at,
+        )
+
+    def forgiving(self, worker: str) -> Pace:
+        """The worker is waited for as if it had missed nothing."""
+        kept = {name: count for name, count in self.missed.items() if name != worker}
+        return replace(self, missed=kept)
+
+    def noticed(self, waiting: Waiting, worker: str, took: float, deadline: float) -> Pace:
+        """After a vector that came too late for a round: forgive its worker if waiting would have done."""
+        late = not self.passed_over(waiting, worker) or took > self.span(waiting, 0.0, deadline)
+        return self if late else self.forgiving(worker)
+
+
+def is_patient(
+    pace: Pace, round: int, opened_at: float | None, deadline: float, silent: Collection[str]
+) -> bool:
+    """Whether a round waits for everybody up to its deadline; `silent` may still answer."""
+    missed = round == 0 or any(worker in pace.missed for worker in silent)
+    return missed and pace.is_rested(round, opened_at, deadline)

@@ -1,0 +1,121 @@
+"""Admission of events in partial participation: which are refused, and why.
+
+As `machine` it knows no clock, no tensor, no thread and no wire.
+"""
+
+from __future__ import annotations
+
+from varangian.server.protocol.events import (
+    Absent,
+    Committed,
+    Decline,
+    Event,
+    Fault,
+    Gone,
+    Left,
+    Offer,
+    Phase,
+    Present,
+    Push,
+    Ready,
+    Refusal,
+    Settled,
+    Skipped,
+    Stop,
+    Tick,
+    Withdraw,
+    Worker,
+)
+from varangian.server.protocol.quorum import young
+from varangian.server.protocol.roll_call import misdated, offered, voided
+from varangian.server.protocol.state import Participation, ParticipationPolicy
+
+
+def refused(policy: ParticipationPolicy, state: Participation, event: Event) -> Refusal | None:
+    """Why this is not the moment for an event, or not the one to bring it; None when it is."""
+    match event:
+        case Tick() | Left():
+            return None
+        case Absent(worker) | Withdraw(worker):
+            return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
+        case Gone(worker, round):
+            upload = state.uploads.get(worker)
+            return None if upload is not None and upload[0] == round else Refusal.UNOFFERED
+        case _ if state.phase is Phase.FINISHED:
+            return Refusal.FINISHED
+        case Stop():
+            return None
+        case Ready(worker) | Present(worker):
+            return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
+        case Committed() | Skipped():
+            return misdated(state, event.round, Phase.CLOSED)
+        case Settled():  # columns of vectors of several rounds cannot be aggregated as they come
+            return Refusal.UNOFFERED
+        case Offer() | Push() | Fault() | Decline():
+            return _refused_vector(policy, state, event)
+
+
+def standing(
+    policy: ParticipationPolicy, state: Participation, worker: Worker, round: int
+) -> Refusal | None:
+    """Why a vector of this worker, made for the model of this round, would not count any more."""
+    if state.phase is Phase.FINISHED:
+        return Refusal.FINISHED
+    if misfit := _misfit(policy, state, worker, round):
+        return misfit
+    if voided(state, worker):
+        return Refusal.UNOFFERED
+    counts = state.invited.get(worker) == round or is_held(state, worker, round)
+    return None if counts else Refusal.NOT_INVITED
+
+
+def is_held(state: Participation, worker: Worker, round: int) -> bool:
+    """Whether a vector of the worker for this model waits to be used, and could still be withdrawn."""
+    vector = state.held.get(worker)
+    return vector is not None and vector[0] == round and worker not in state.taken
+
+
+def _refused_vector(
+    policy: ParticipationPolicy, state: Participation, event: Offer | Push | Fault | Decline
+) -> Refusal | None:
+    worker, round = event.worker, event.round
+    if worker not in policy.workers:
+        return Refusal.UNKNOWN_WORKER
+    if isinstance(event, Offer) and (repeated := _repeated(policy, state, event)):
+        return repeated
+    if misfit := _misfit(policy, state, worker, round):
+        return misfit
+    counts = is_held(state, worker, round)
+    match event:
+        case Fault() if counts:
+            return None
+        case Offer() if worker in state.uploads:
+            return Refusal.BUSY
+        case Decline() if counts:
+            return Refusal.COUNTED
+        case Push() if not offered(state, worker, round, event.digest):
+            return Refusal.UNOFFERED
+        case _:
+            return None if state.invited.get(worker) == round else Refusal.NOT_INVITED
+
+
+def _repeated(policy: ParticipationPolicy, state: Participation, offer: Offer) -> Refusal | None:
+    """How to answer an offer for the round of a vector that counts, or did; None for any other."""
+    if _misfit(policy, state, offer.worker, offer.round) is Refusal.FAULTY:
+        return None
+    for round, digest in (v for of in (state.held, state.used) if (v := of.get(offer.worker))):
+        if round == offer.round:
+            known = {digest: Refusal.DUPLICATE, b"": Refusal.REPEATED}
+            return known.get(offer.digest, Refusal.COUNTED)
+    return None
+
+
+def _misfit(
+    policy: ParticipationPolicy, state: Participation, worker: Worker, round: int
+) -> Refusal | None:
+    """Why nothing that this worker made for the model of this round fits now."""
+    if round > state.round:
+        return Refusal.FUTURE
+    if not young(policy, state, round):
+        return Refusal.TOO_OLD
+    return Refusal.FAULTY if worker in state.faults or worker in state.accused else None

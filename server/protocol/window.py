@@ -1,0 +1,192 @@
+"""Members of a round whose rows are forgotten as they come: a protocol without any I/O.
+
+The rules of `round` hold here as well: no clock, no tensor, no thread and no wire; time comes in with each
+event, and `wake_at` says when the next `tick` is due.
+
+Theory of operation. Only the next few blocks of columns of each row are kept. A block is reduced to columns
+of the update as soon as everyone has sent it, and then forgotten, so whoever is ahead has to wait. Since
+nothing can be taken back from what is forgotten, the members of a round are fixed before the first block is
+reduced: when everyone who may come is there, or after a while when a quorum is; and only if the condition
+of the rule holds for them. From then on
+
+    all of them complete    -> the round is settled, and all of them count at once
+    one of them fails       -> what was done is thrown away, and the others send all again, without it
+
+so nobody is told that its vector counts before all of them do. To fail is to die, to send a wrong digest,
+to prove faulty, or to keep the others waiting for too long. Who has failed is left out until the round is
+over: each worker can cost the others one attempt. Only when too few for a quorum would be left may all of
+them come again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+
+from varangian.server.protocol.events import Refusal, RoundPolicy, Seconds, Worker
+
+
+class Window:
+    """One round after the other.
+
+    Args:
+        policy: who may come, and how many are a quorum.
+        d: columns of each row.
+        block: columns that are reduced at once.
+        blocks: how many of them are kept.
+        patience: seconds to wait for those who are not there yet, and for the slowest of the members.
+    """
+
+    def __init__(self, policy: RoundPolicy, d: int, block: int, blocks: int, patience: Seconds) -> None:
+        self._policy = policy
+        self._d = d
+        self._block = block
+        self._kept = block * blocks
+        self._patience = patience
+        self.attempt = 0
+        """Never the same again: what belongs to another one is of no use any more."""
+        self.begin(-1)
+
+    def begin(self, round: int) -> None:
+        """Another round."""
+        self.round = round
+        self.faulty: Set[Worker] = frozenset()
+        self.aside: Set[Worker] = frozenset()
+        """Who has declined, or is absent: nobody waits for these."""
+        self._excluded = set[Worker]()
+        self._anew()
+
+    def _anew(self) -> None:
+        self.attempt += 1
+        self.columns: dict[Worker, int] = {}
+        """How many have come of each member's row."""
+        self.fixed = False
+        """Whether the members are settled on."""
+        self.settled = False
+        """Whether all of them count."""
+        self.base = 0
+        """Columns that are reduced, and forgotten."""
+        self._complete = set[Worker]()
+        self._since: Seconds | None = None
+        self._overdue = False
+
+    @property
+    def wake_at(self) -> Seconds | None:
+        """When the next `tick` is due; None when nothing depends on time."""
+        if self._since is None or self.settled or self._overdue:
+            return None
+        return self._since + self._patience
+
+    @property
+    def limit(self) -> int:
+        """Columns that may have come of any row by now."""
+        return min(self._d, self.base + self._kept)
+
+    @property
+    def ready(self) -> int:
+        """Columns that can be reduced."""
+        if not self.fixed:
+            return self.base
+        least = min(self.columns.values())
+        return least if least == self._d else least - least % self._block
+
+    def refuses(self, worker: Worker) -> Refusal | None:
+        """Why this worker cannot take part in the round any more, or not in this attempt."""
+        if self.settled:
+            return None  # the round is closed, and says so itself
+        if worker in self._excluded or (self.fixed and worker not in self.columns):
+            return Refusal.STALE
+        return None
+
+    def offered(self, worker: Worker, at: Seconds) -> None:
+        """An upload begins."""
+        self.columns[worker] = 0
+        self._since = at if self._since is None else self._since
+        self._fix(at)
+
+    def came(self, worker: Worker, columns: int) -> None:
+        """So much of it has come."""
+        if worker in self.columns:
+            self.columns[worker] = columns
+
+    def completed(self, worker: Worker) -> None:
+        """All of it has come, and it is what was promised."""
+        if worker in self.columns:
+            self._complete.add(worker)
+            self._settle()
+
+    def lost(self, worker: Worker, at: Seconds) -> None:
+        """It will not be completed."""
+        if worker not in self.columns or self.settled:
+            return
+        if self.fixed:
+            self.restart({worker}, at)
+        else:
+            del self.columns[worker]
+            self._complete.discard(worker)
+
+    def failed(self, worker: Worker, at: Seconds) -> None:
+        """What has come of it cannot count, though the rest may still come."""
+        if worker not in self.columns or self.settled:
+            return
+        if self.fixed:
+            self.restart({worker}, at)
+        else:
+            del self.columns[worker]
+            self._excluded.add(worker)
+            self._fix(at)
+
+    def proved(self, faulty: Iterable[Worker], at: Seconds) -> None:
+        """These have proved faulty in this round."""
+        self.faulty = frozenset(faulty)
+        for worker in self.faulty & self.columns.keys():
+            self.lost(worker, at)
+        self._fix(at)
+
+    def stands(self, aside: Set[Worker], at: Seconds) -> None:
+        """These have declined, or are absent."""
+        self.aside = frozenset(aside)
+        self._fix(at)
+
+    def reduced(self, to: int, at: Seconds) -> None:
+        """The columns before this one have become columns of the update."""
+        self.base, self._since = to, at
+        self._settle()
+
+    def tick(self, at: Seconds) -> None:
+        """Time has passed; due at `wake_at`."""
+        due = self.wake_at
+        if due is None or at < due:
+            return
+        if not self.fixed:
+            self._overdue = True
+            self._fix(at)
+        elif slow := self._slow():
+            self.restart(slow, at)
+        else:
+            self._since = at
+
+    def restart(self, failed: Set[Worker], at: Seconds) -> None:
+        """Throw away what was done, and leave these out."""
+        self._excluded |= failed
+        left = {*self._policy.workers} - self._excluded - self.faulty
+        if self._policy.shortage(left, self.faulty):
+            self._excluded.clear()
+        self._anew()
+
+    def _fix(self, at: Seconds) -> None:
+        known = self.columns.keys() | self.faulty | self._excluded | self.aside
+        everyone = len(known) == len(self._policy.workers)
+        if self.fixed or not self.columns or not (everyone or self._overdue):
+            return
+        if not self._policy.shortage(self.columns, self.faulty):
+            self.fixed, self._since, self._overdue = True, at, False
+
+    def _settle(self) -> None:
+        self.settled = self.fixed and self.base == self._d and self._complete == self.columns.keys()
+
+    def _slow(self) -> set[Worker]:
+        """For whom the others wait; nobody when it is for us."""
+        if self.base == self._d:
+            return set(self.columns) - self._complete
+        needed = min(self._d, self.base + self._block)
+        return {worker for worker, columns in self.columns.items() if columns < needed}

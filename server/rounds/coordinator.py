@@ -1,0 +1,338 @@
+"""Performs what the machine of a run decides: rows to the learner, parameters to whoever waits for them.
+
+Everything here runs on one event loop, except what is heavy: aggregation, the step and the evaluation run
+in one thread of their own, one after the other, so the loop answers at all times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import TypeAlias
+
+from varangian.aggregators import AggregationError
+from varangian.protos.codec import FLOAT32, Dtype
+from varangian.protos.text import escaped
+from varangian.server.observability.record import Evaluate, Observe, of_skip
+from varangian.server.observability.status import Snapshot, Status
+from varangian.server.protocol.decisions import Machine
+from varangian.server.protocol.events import (
+    Absent,
+    Close,
+    Committed,
+    Decline,
+    Duplicate,
+    Event,
+    Fault,
+    Finish,
+    Forget,
+    Gone,
+    Invite,
+    Offer,
+    Open,
+    Phase,
+    Present,
+    Push,
+    Refusal,
+    Reject,
+    Seconds,
+    Settled,
+    Skip,
+    Skipped,
+    Stop,
+    Tick,
+    Withdraw,
+    Worker,
+)
+from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, News
+from varangian.server.rounds.executor import Heavy
+from varangian.server.rounds.overlap import Headway
+from varangian.server.rounds.pulls import Pulls
+from varangian.server.rounds.windowed import Report, Windowed
+from varangian.server.rows.slot import NOT_FINITE, Overtaken, RowStore, Slot
+from varangian.server.rows.source import AsTheyAre, Merge
+from varangian.server.rows.storage import Pool
+from varangian.server.training.learner import Learner
+
+__all__ = ["Clock", "Driver", "Overtaken", "Slot", "Snapshot", "Status"]
+
+log = logging.getLogger(__name__)
+
+REASON = 200
+"""Characters of what a worker gives as its reason."""
+Work: TypeAlias = Close | Skip | Forget | Finish | Exception
+"""What is performed one after the other, in the order in which the machine decided it."""
+
+
+class Driver:
+    """One run of a machine and a learner.
+
+    Args:
+        machine: decides; nobody else may move it.
+        learner: holds the parameters; nobody else may step it.
+        evaluate: parameters to loss and accuracy; runs in the thread.
+        evaluate_every: in rounds; the last one is always evaluated.
+        observe: called on the loop with the record of each round, in order.
+        clock: where time comes from.
+        executor: where heavy work runs, one piece at a time; by default a thread that ends with the run.
+        threads: torch threads of that thread. The same number gives the same bits.
+        rows: how vectors are kept until their round closes.
+        window: keep only a few blocks of columns of each, for rules that see no column twice; only with a
+            round machine.
+        merge: from what was pushed to what the rule sees; by default the same.
+        seats: how many vectors there can be at once, if not one of each worker; not with a round machine.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        learner: Learner,
+        *,
+        evaluate: Evaluate,
+        evaluate_every: int,
+        observe: Observe,
+        clock: Clock = MONOTONIC,
+        executor: Executor | None = None,
+        threads: int = 1,
+        rows: Dtype = FLOAT32,
+        window: bool = False,
+        merge: Merge | None = None,
+        seats: int | None = None,
+    ) -> None:
+        self._machine = machine
+        self._learner = learner
+        self._observe = observe
+        self._now = clock.now
+        rounds, merge = machine.policy.rounds, merge or AsTheyAre()
+        self._heavy = Heavy(learner, merge, rounds, evaluate, evaluate_every, executor, threads)
+        self._d = learner.parameters.numel()
+        self._intake: Headway | Windowed | Pool
+        if not isinstance(machine, RoundMachine):
+            places = seats or len(machine.policy.workers)
+            self._intake = Pool(places, self._d, rows, self._standing, self._needed)
+        elif window:
+            report = Report(self._standing, self._settled, self._failed)
+            self._intake = Windowed(machine, learner, self._heavy.run, clock, report, rows)
+        else:
+            store = RowStore(machine.policy.workers, self._d, rows)
+            self._intake = Headway(machine, learner, store, self._heavy.run, self._standing)
+        self._slots: dict[Worker, Slot] = {}
+        self._refusals = Counter[str]()
+        self._work = asyncio.Queue[Work]()
+        self._alarm = Alarm(clock, self._tick)
+        self._news = News(Snapshot.of(self._learner.payload()), clock)
+        self.pulls = Pulls(machine, self._handle, self._news, clock)
+
+    async def offer(
+        self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32
+    ) -> Slot | Refusal:
+        """Where the worker may put its vector, of numbers of this type; `complete` or `release` it then."""
+        if refusal := self._intake.refuses(worker, round):
+            return self._refused(refusal)
+        if refusal := self._handle(Offer(worker, round, digest, self._now())):
+            return refusal
+        if before := self._slots.get(worker):
+            before.close()
+        slot = Slot(worker, round, digest, self._d, dtype, self._intake)
+        self._slots[worker] = slot
+        self._intake.opened(slot)
+        return slot
+
+    async def complete(self, slot: Slot) -> Refusal | str | None:
+        """Count the vector in the slot: None, or why it does not count. A text is the proof of a fault."""
+        if not slot.full:
+            raise ValueError(f"A slot should be full. Found {slot.columns} numbers of {slot.worker}.")
+        if isinstance(self._intake, Windowed):
+            # A caller that goes away now changes nothing: all of its bytes have arrived.
+            return await asyncio.shield(self._together(slot, self._intake))
+        if not self._forget(slot):
+            return Refusal.UNOFFERED
+        worker, round, now = slot.worker, slot.round, self._now()
+        reason = None if slot.sound else NOT_FINITE
+        if reason is None:
+            refusal = self._handle(Push(worker, round, slot.digest, now))
+        else:
+            refusal = self._handle(Fault(worker, round, reason, now))
+        if refusal is not None or reason is not None:
+            self._handle(Gone(worker, round, now))
+        return refusal or reason
+
+    async def _together(self, slot: Slot, windowed: Windowed) -> Refusal | str | None:
+        """Wait for the others: a vector counts with all of them, or not at all."""
+        if not slot.sound:
+            self._handle(Fault(slot.worker, slot.round, NOT_FINITE, self._now()))
+            await self.release(slot)
+            return NOT_FINITE
+        refusal = self._standing(slot)
+        if refusal is None:
+            refusal = await windowed.counted(slot)
+        if refusal is not None:
+            await self.release(slot)
+        return refusal
+
+    async def release(self, slot: Slot) -> None:
+        """Give the slot up: nobody puts anything there any more, and nothing was counted."""
+        if self._forget(slot):
+            self._handle(Gone(slot.worker, slot.round, self._now()))
+            self._intake.gone(slot)
+
+    async def decline(self, worker: Worker, round: int, reason: str) -> Refusal | None:
+        """The worker has nothing to send in this round."""
+        return self._handle(Decline(worker, round, escaped(reason, REASON), self._now()))
+
+    def absent(self, worker: Worker) -> None:
+        """No process of this worker is connected any more."""
+        self._handle(Absent(worker, self._now()))
+
+    def present(self, worker: Worker) -> None:
+        """A process of this worker is connected again."""
+        self._handle(Present(worker, self._now()))
+
+    def withdraw(self, worker: Worker, reason: str) -> None:
+        """The certificate of this worker was revoked: nothing of it counts that is not used yet.
+
+        That is its vector in the open round, an upload of it, and what is kept of it for later rounds.
+        """
+        self._handle(Withdraw(worker, reason, self._now()))
+
+    async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
+        """As `Pulls.snapshot`."""
+        return await self.pulls.snapshot(after, patience)
+
+    @property
+    def round(self) -> int:
+        return self._machine.state.round
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds the run is meant to have."""
+        return self._machine.policy.rounds
+
+    def status(self) -> Status:
+        return Status.of(self._machine, self._now(), self._refusals)
+
+    async def run(self, stop: asyncio.Event) -> str:
+        """Perform rounds until the run is finished or `stop` is set; returns why it ended.
+
+        A round in the making is completed before a stop takes effect. Errors of the learner, of `evaluate`
+        and of `observe` end the run and are raised here.
+        """
+        try:
+            while not isinstance(work := await self._next(stop), Finish):
+                match work:
+                    case Close():
+                        await self._commit(work)
+                    case Skip():
+                        await self._skip(work)
+                    case Forget(worker):
+                        await self._heavy.forget(worker)
+                    case error:
+                        raise error
+            return work.reason
+        except BaseException as error:
+            self._handle(Stop(f"the server ended on an error ({type(error).__name__})", self._now()))
+            raise
+        finally:
+            self._heavy.close()
+
+    def _handle(self, event: Event) -> Refusal | None:
+        """Move the machine, set in motion what follows, and return its refusal."""
+        refusal = None
+        for effect in self._machine.handle(event):
+            match effect:
+                case Reject() | Duplicate():
+                    found = effect.refusal if isinstance(effect, Reject) else Refusal.DUPLICATE
+                    refusal = self._refused(found)
+                    log.debug("%s: %r", refusal.name, event)
+                case Close() | Skip() | Finish():
+                    self._work.put_nowait(effect)
+                    if isinstance(effect, Skip):
+                        self._intake.pin(effect.workers)
+                case Forget(worker):
+                    self._intake.withdrawn(worker)
+                    self._work.put_nowait(effect)
+                case Invite(worker, round):
+                    self.pulls.invite(worker, round)
+                case _:
+                    pass
+            if isinstance(effect, Open | Finish):
+                self._publish()
+        self._alarm.set(self._machine.wake_at)
+        self._intake.look()
+        return refusal
+
+    def _refused(self, refusal: Refusal) -> Refusal:
+        self._refusals[refusal.name] += 1
+        return refusal
+
+    def _publish(self) -> None:
+        state = self._machine.state
+        finished = state.phase is Phase.FINISHED
+        latest = replace(self._news.latest, round=state.round, finished=finished, reason=state.reason)
+        self._news.publish(latest)
+        if finished:
+            self.pulls.finish()
+
+    def _tick(self) -> None:
+        self._handle(Tick(self._now()))
+
+    def _standing(self, slot: Slot) -> Refusal | None:
+        """Why the vector in the slot would not count any more."""
+        if self._slots.get(slot.worker) is not slot:
+            return Refusal.UNOFFERED
+        return self._machine.standing(slot.worker, slot.round)
+
+    def _needed(self, worker: Worker) -> bool:
+        """Whether its row is being written to, or has something in it that counts."""
+        return worker in self._slots or worker in self._machine.state.pushed
+
+    def _forget(self, slot: Slot) -> bool:
+        """Whether the slot was still open; from now on it is not."""
+        if self._slots.get(slot.worker) is not slot:
+            return False
+        del self._slots[slot.worker]
+        slot.close()
+        return True
+
+    def _settled(self, slots: Sequence[Slot]) -> Refusal | None:
+        digests = {slot.worker: slot.digest for slot in slots if self._forget(slot)}
+        return self._handle(Settled(slots[0].round, digests, self._now()))
+
+    def _failed(self, error: Exception) -> None:
+        self._work.put_nowait(error)
+
+    async def _next(self, stop: asyncio.Event) -> Work:
+        """What to perform next; a stop comes after what is due already."""
+        if self._work.empty():
+            due, stopped = asyncio.create_task(self._work.get()), asyncio.create_task(stop.wait())
+            await asyncio.wait((due, stopped), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if due.done():
+                return due.result()
+            due.cancel()
+            self._handle(Stop("stopped on request", self._now()))
+        return self._work.get_nowait()
+
+    async def _commit(self, close: Close) -> None:
+        log.debug("%s", close.because)
+        try:
+            begun = await self._intake.claimed()
+            rows = self._intake.rows(close.workers)
+            record, parameters = await self._heavy.advance(close, rows, begun)
+        except AggregationError as error:
+            self._handle(Skipped(close.round, f"round {close.round}: {error}", self._now()))
+            return
+        self._news.latest = parameters
+        self._handle(Committed(close.round, self._now()))
+        self._observe(record)
+
+    async def _skip(self, skip: Skip) -> None:
+        log.debug("%s", skip.because)
+        evaluation = await self._heavy.skipped(skip, self._intake.rows(skip.workers))
+        self._intake.unpin(skip.workers)
+        self._observe(of_skip(skip, evaluation))

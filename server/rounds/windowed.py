@@ -1,0 +1,242 @@
+"""Rounds with `memory: window`: carries out what `window` decides, with a few blocks of each row."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from varangian.aggregators.streaming.incremental import block
+from varangian.protos.codec import FLOAT32, Dtype
+from varangian.server.protocol.events import Phase, Refusal, Seconds, Worker
+from varangian.server.protocol.roll_call import passed_over
+from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.protocol.window import Window
+from varangian.server.rounds.clock import Alarm, Clock
+from varangian.server.rows.slot import Overtaken, RowStore, Slot
+from varangian.server.training.learner import Learner
+from varangian.server.training.partial import Flow
+
+InThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
+
+BLOCKS = 8
+"""Of each row that are kept: enough that uploads which take turns do not wait for each other."""
+LONGEST: Seconds = 15.0
+"""To wait for the slowest, however long a round may take."""
+
+
+def kept(d: int) -> int:
+    """Columns of each row that are kept, of d."""
+    size = block()
+    return min(BLOCKS * size, -(-d // size) * size)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Who is told what becomes of the slots."""
+
+    standing: Callable[[Slot], Refusal | None]
+    """Why an upload would not count any more, whatever the window says."""
+    settled: Callable[[Sequence[Slot]], Refusal | None]
+    """All of these count; or why none does."""
+    failed: Callable[[Exception], None]
+    """Nothing can go on."""
+
+
+class Windowed:
+    """The rows of one round after the other, none of them ever whole.
+
+    Args:
+        machine: asked, never moved.
+        learner: says how to reduce a block; not touched otherwise.
+        in_thread: runs something in the learner's thread.
+        clock: where time comes from.
+        report: what happens to the slots.
+        rows: how numbers are kept.
+    """
+
+    def __init__(
+        self,
+        machine: RoundMachine,
+        learner: Learner,
+        in_thread: InThread,
+        clock: Clock,
+        report: Report,
+        rows: Dtype = FLOAT32,
+    ) -> None:
+        self._machine = machine
+        self._learner = learner
+        self._in_thread = in_thread
+        self._clock = clock
+        self._report = report
+        self._d, self._block = learner.parameters.numel(), learner.block
+        self._store = RowStore(machine.policy.workers, kept(self._d), rows)
+        patience = min(machine.policy.deadline / 4, LONGEST)
+        self._window = Window(machine.policy, self._d, self._block, BLOCKS, patience)
+        self._attempts: dict[Slot, int] = {}
+        self._slots: dict[Worker, Slot] = {}
+        self._answers: dict[Slot, Refusal | None] = {}
+        self._flow: Flow | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._waiting = set[asyncio.Future[None]]()
+        self._alarm = Alarm(clock, self.look)
+
+    def refuses(self, worker: Worker, round: int) -> Refusal | None:
+        """Why a worker need not offer anything for this round any more."""
+        self._follow()
+        return self._window.refuses(worker) if round == self._window.round else None
+
+    def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
+        """What is left of their rows."""
+        return self._store.rows(workers)
+
+    def pin(self, workers: Iterable[Worker]) -> None:
+        """A round that was skipped leaves nothing to be read."""
+
+    unpin = pin
+
+    def opened(self, slot: Slot) -> None:
+        self._follow()
+        self._slots[slot.worker] = slot
+        self._attempts[slot] = self._window.attempt
+        self._window.offered(slot.worker, self._clock.now())
+        self.look()
+
+    def overtaken(self, slot: Slot) -> Refusal | None:
+        if refusal := self._report.standing(slot):
+            return refusal
+        if not slot.sound:
+            return None  # only its digest says whether the worker or the line is to blame
+        return None if self._attempts.get(slot) == self._window.attempt else Refusal.RESTARTED
+
+    def free(self, slot: Slot) -> int:
+        return self._window.limit - slot.columns
+
+    def place(self, slot: Slot) -> tuple[Tensor, int, int]:
+        row = self._store.row(slot.worker)
+        at = slot.columns % len(row)
+        return row, at, min(len(row) - at, self.free(slot))
+
+    async def room(self, slot: Slot) -> None:
+        """Return when there is some.
+
+        Raises:
+            Overtaken: there will be none.
+        """
+        while slot.crowded:
+            await self._change()
+            if refusal := slot.overtaken:
+                raise Overtaken(refusal)
+
+    def came(self, slot: Slot) -> None:
+        if not slot.sound:
+            if self._attempts.pop(slot, None) is not None:
+                self._window.failed(slot.worker, self._clock.now())
+                self.look()
+            return
+        before = self._window.ready
+        self._window.came(slot.worker, slot.columns)
+        if self._window.ready != before:
+            self.look()
+
+    def gone(self, slot: Slot) -> None:
+        if self._attempts.pop(slot, None) == self._window.attempt:
+            self._window.lost(slot.worker, self._clock.now())
+        self.look()
+
+    def withdrawn(self, worker: Worker) -> None:
+        """Its upload cannot count any more; if the members are settled on, the others begin anew."""
+        self._follow()
+        if (slot := self._slots.pop(worker, None)) is not None:
+            self._attempts.pop(slot, None)
+            self._window.lost(worker, self._clock.now())
+
+    async def counted(self, slot: Slot) -> Refusal | None:
+        """Return when all of them count, or why this one does not."""
+        self._window.completed(slot.worker)
+        self.look()
+        while slot not in self._answers:
+            if refusal := slot.overtaken:
+                return refusal
+            await self._change()
+        return self._answers.pop(slot)
+
+    def look(self) -> None:
+        """Do what has become possible, or necessary."""
+        self._follow()
+        window, now = self._window, self._clock.now()
+        window.tick(now)
+        if window.settled and self._slots:
+            self._settle()
+        elif self._task is None and window.ready > window.base:
+            self._task = asyncio.create_task(self._work())
+        self._alarm.set(window.wake_at)
+        for reader in self._waiting:
+            if not reader.done():
+                reader.set_result(None)
+
+    async def claimed(self) -> Flow | None:
+        """The update of the round that has closed."""
+        if self._task is not None:
+            await self._task
+        return self._flow
+
+    def _follow(self) -> None:
+        """What the machine has done meanwhile."""
+        state, window = self._machine.state, self._window
+        if state.phase is Phase.OPEN and state.round != window.round:
+            window.begin(state.round)
+            self._slots, self._flow = {}, None
+        if state.faults.keys() != window.faulty and not window.settled and state.round == window.round:
+            window.proved(state.faults, self._clock.now())
+            if window.fixed and not self._begun().holds(len(window.columns), len(window.faulty)):
+                window.restart(frozenset(), self._clock.now())
+        aside = state.declined.keys() | state.absent | state.revoked.keys()
+        aside |= passed_over(self._machine.policy, state)
+        if aside != window.aside and state.round == window.round:
+            window.stands(aside, self._clock.now())
+
+    def _settle(self) -> None:
+        slots = [self._slots[worker] for worker in self._window.columns]
+        self._slots = {}
+        refusal = self._report.settled(slots)
+        for slot in slots:
+            del self._attempts[slot]
+            self._answers[slot] = refusal
+
+    def _begun(self) -> Flow:
+        """The update in the making, of this attempt."""
+        window = self._window
+        if self._flow is None or self._flow.attempt != window.attempt:
+            self._flow = self._learner.flow(window.columns, len(window.faulty), window.attempt)
+        return self._flow
+
+    async def _work(self) -> None:
+        window = self._window
+        while window.ready > window.base:
+            attempt, start = window.attempt, window.base
+            stop = min(start + self._block, self._d)
+            rows, at = self._store.rows(window.columns), start % len(self._store)
+            part = {worker: row[at : at + stop - start] for worker, row in rows.items()}
+            try:
+                await self._in_thread(functools.partial(self._begun().advance, part, start))
+            except Exception as error:
+                self._report.failed(error)
+                return
+            if window.attempt == attempt:
+                window.reduced(stop, self._clock.now())
+                self.look()
+        self._task = None  # after an error it stays, and nothing more is done
+        self.look()
+
+    async def _change(self) -> None:
+        reader: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(reader)
+        try:
+            await reader
+        finally:
+            self._waiting.discard(reader)

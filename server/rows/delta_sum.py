@@ -1,0 +1,66 @@
+"""The mean of the latest vectors of all workers, kept as nothing but that mean.
+
+n  workers     d  parameters
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators import Aggregate
+from varangian.server.protocol.events import Close, Skip, Worker
+from varangian.server.rows.source import Given
+from varangian.server.training.learner import Learner
+
+log = logging.getLogger(__name__)
+
+STRIP = 1 << 18
+"""Numbers that are widened at once."""
+
+
+class Deltas:
+    """Each worker sends what is new in its vector, and u <- u + sum of these / n is the mean of them all.
+
+    The way of "Federated Optimization under Intermittent Client Availability" (Yan et al., 2023) to keep
+    O(d) in place of n vectors. It is for workers that are trusted: nobody can tell one vector in a sum from
+    another, and what was added by mistake or by an enemy is never taken out. u is in float64, so that a sum
+    over many rounds does not wear off.
+    """
+
+    def __init__(self, workers: Sequence[Worker], d: int) -> None:
+        self._n = len(workers)
+        self._mean = torch.zeros(d, dtype=torch.float64)
+
+    @property
+    def mean(self) -> Tensor:
+        """u, (d,) in float64; that of workers which were never heard of is zero."""
+        return self._mean
+
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+        """Deltas of a closed round: they count, whatever becomes of the step."""
+        self._add(rows[worker] for worker in sorted(rows))
+        return Given(rows, self, close.ages or None)
+
+    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+        """A round without a step; its workers were told that their deltas count."""
+        self._add(rows[worker] for worker in sorted(rows))
+
+    def finish(self, rows: Mapping[str, Tensor], rng: torch.Generator, faults: int) -> Aggregate:
+        """The mean of the latest vectors of all n workers, of which `rows` are only what is new."""
+        return Aggregate(vector=self._mean.to(torch.float32), weights=None, dropped=())
+
+    def forget(self, worker: Worker) -> None:
+        """Its deltas are in a sum, and cannot be taken out of it."""
+        log.warning("what %s has sent before stays in the update: of deltas only their sum is kept", worker)
+
+    def close(self) -> None:
+        self._mean = torch.empty(0, dtype=torch.float64)
+
+    def _add(self, rows: Iterable[Tensor]) -> None:
+        for row in rows:
+            for to, strip in zip(self._mean.split(STRIP), row.split(STRIP), strict=True):
+                to.add_(strip.to(torch.float64), alpha=1 / self._n)

@@ -1,0 +1,265 @@
+"""The latest vector of every registered worker, however long ago it came, and of which round it is.
+
+n  registered workers     d  parameters
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Literal, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varangian.server.protocol.events import Worker
+
+Kept: TypeAlias = Literal["float32", "bfloat16"]
+
+TORCH: Mapping[Kept, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SPARE = 1
+"""Rows that belong to nobody: the next vector is written there."""
+NOTHING = 1
+"""Rows of zeros, of workers that were never heard of. Never written to, so it takes no memory."""
+SPACE = "Free some space, use another folder, or keep bfloat16."
+STRIP = 1 << 16
+"""Numbers that are converted at once."""
+
+
+class NoRoom(OSError):
+    """The disk has less room than the latest vectors need."""
+
+
+@dataclass(frozen=True)
+class LatestPlan:
+    """What a store of latest vectors takes, known before anything is allocated."""
+
+    n: int
+    d: int
+    dtype: Kept = "float32"
+    folder: Path | None = None
+    """Where the vectors are kept on disk; in memory without one."""
+
+    def __post_init__(self) -> None:
+        if min(self.n, self.d) < 1:
+            raise ValueError(f"`n` and `d` should be at least 1. Found {self.n} and {self.d}.")
+        if self.dtype not in TORCH:
+            raise ValueError(f"`dtype` should be float32 or bfloat16. Found {self.dtype!r}.")
+
+    @property
+    def row_bytes(self) -> int:
+        return self.d * TORCH[self.dtype].itemsize
+
+    @property
+    def bytes(self) -> int:
+        """One row for each worker, and the one that is being written."""
+        return (self.n + SPARE) * self.row_bytes
+
+    def sentence(self) -> str:
+        """For the start of a run."""
+        where = "memory" if self.folder is None else f"a file in {self.folder}"
+        return (
+            f"The latest vectors of {self.n} workers take up to {_size(self.bytes)} in {where}: "
+            f"{self.n} + {SPARE} rows of {self.d} numbers in {self.dtype}."
+        )
+
+    def check_room(self) -> None:
+        """See that the folder exists and its disk has room.
+
+        Raises:
+            NoRoom: it has not.
+            NotADirectoryError: there is no such folder.
+        """
+        if self.folder is None:
+            return
+        if not self.folder.is_dir():
+            raise NotADirectoryError(f"`folder` should be a folder that exists. Found {self.folder}.")
+        free = shutil.disk_usage(self.folder).free
+        if free < self.bytes:
+            raise NoRoom(
+                f"The disk of {self.folder} should have {_size(self.bytes)} free for the latest vectors of "
+                f"{self.n} workers. Found {_size(free)}. {SPACE}"
+            )
+
+
+class Latest:
+    """n latest vectors; those of workers that were never heard of are zero.
+
+    A vector is written to a row that belongs to nobody, and only then becomes the worker's: whatever goes
+    wrong on the way, the vector before it stays as it was. Memory and disk are taken as workers come.
+
+    Raises:
+        NoRoom: as `LatestPlan.check_room`.
+        ValueError: names that are not different.
+    """
+
+    def __init__(
+        self, workers: Sequence[Worker], d: int, *, dtype: Kept = "float32", folder: Path | None = None
+    ) -> None:
+        self.workers = tuple(sorted(workers))
+        if len(set(self.workers)) < len(self.workers):
+            raise ValueError(f"`workers` should be different names. Found {self.workers}.")
+        self.plan = LatestPlan(len(self.workers), d, dtype, folder)
+        self.plan.check_room()
+        self._place: _Place = _Memory(self.plan) if folder is None else _File(self.plan, folder)
+        self._rows = dict[Worker, int]()
+        self._stamps = dict[Worker, int]()
+        self._free = [*range(len(self.workers) + SPARE)]
+
+    @property
+    def stamps(self) -> Mapping[Worker, int]:
+        """The round of the vector of each worker that was heard of."""
+        return MappingProxyType(self._stamps)
+
+    def replace(self, worker: Worker, vector: Tensor, round: int) -> None:
+        """Keep this vector in place of the worker's last one.
+
+        Args:
+            worker: whose.
+            vector: (d,), finite; rounded to the nearest if the store is in bfloat16.
+            round: in which it was made, not before that of the last one.
+
+        Raises:
+            KeyError: the worker is not registered.
+            ValueError: not (d,), out of order, or too large for bfloat16. Nothing has changed then.
+            NoRoom: the disk is full. Nothing has changed then either.
+        """
+        self._check(worker, vector, round)
+        free = self._free[-1]
+        try:
+            self._place.write(free, vector.detach())
+        except OSError as error:
+            where = f"The latest vector of {worker} cannot be written to {self.plan.folder}"
+            raise NoRoom(f"{where}: {error.strerror}. {SPACE}") from error
+        before = self._rows.get(worker)
+        self._free[-1:] = [] if before is None else [before]
+        self._rows[worker], self._stamps[worker] = free, round
+
+    def expire(self, older_than: int) -> tuple[Worker, ...]:
+        """Forget the vectors of rounds before this one: they are zero from here on. Whose they were."""
+        return self.forget(w for w in self.workers if self._stamps.get(w, older_than) < older_than)
+
+    def forget(self, workers: Iterable[Worker]) -> tuple[Worker, ...]:
+        """The vectors of these workers are zero from here on. Whose there were any of."""
+        forgotten = tuple(worker for worker in workers if worker in self._rows)
+        for worker in forgotten:
+            self._free.append(self._rows.pop(worker))
+            del self._stamps[worker]
+        return forgotten
+
+    def rows(self) -> dict[Worker, Tensor]:
+        """The vector (d,) of every registered worker, by name: views, of use until the next `replace`."""
+        nothing = self.plan.n + SPARE
+        return {worker: self._place.row(self._rows.get(worker, nothing)) for worker in self.workers}
+
+    def ages(self, round: int) -> dict[Worker, int]:
+        """How many rounds ago each vector was made; only of workers that were heard of."""
+        return {worker: round - stamp for worker, stamp in sorted(self._stamps.items())}
+
+    def close(self) -> None:
+        """Give memory and disk back, once nobody holds a row any more."""
+        self._rows.clear()
+        self._stamps.clear()
+        self._place.close()
+
+    def _check(self, worker: Worker, vector: Tensor, round: int) -> None:
+        if worker not in self.workers:
+            raise KeyError(f"{worker!r} is not one of the {self.plan.n} registered workers")
+        if vector.shape != (self.plan.d,):
+            raise ValueError(f"`vector` should be ({self.plan.d},). Found {tuple(vector.shape)}.")
+        if round < self._stamps.get(worker, round):
+            last = self._stamps[worker]
+            raise ValueError(
+                f"`round` should not be before {last}, that of the last of {worker!r}. Found {round}."
+            )
+
+
+class _Place(Protocol):
+    """Rows of numbers, zero until they are written."""
+
+    def row(self, i: int, /) -> Tensor: ...
+    def write(self, i: int, vector: Tensor, /) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Memory:
+    """Zeros come from the kernel, page by page, when they are first written."""
+
+    def __init__(self, plan: LatestPlan) -> None:
+        self._dtype = TORCH[plan.dtype]
+        self._matrix = _typed(np.zeros((plan.n + SPARE + NOTHING, plan.row_bytes), np.uint8), self._dtype)
+
+    def row(self, i: int) -> Tensor:
+        return self._matrix[i]
+
+    def write(self, i: int, vector: Tensor) -> None:
+        row = self._matrix[i]
+        for to, strip in zip(row.split(STRIP), vector.split(STRIP), strict=True):
+            to.copy_(_rounded(strip, self._dtype))
+
+    def close(self) -> None:
+        self._matrix = torch.empty(0, 0)
+
+
+class _File:
+    """A sparse file without a name, so that nothing is left of it however the process ends.
+
+    It is read through memory, but written by calls: a disk that is full is then an error, not the end. What
+    was never written is not read from it, as some file systems need room even for that.
+    """
+
+    def __init__(self, plan: LatestPlan, folder: Path) -> None:
+        self._dtype = TORCH[plan.dtype]
+        self._row_bytes = plan.row_bytes
+        shape = (plan.n + SPARE + NOTHING, plan.row_bytes)
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
+        self._file.truncate(shape[0] * shape[1])
+        self._matrix = _typed(np.memmap(self._file, np.uint8, "r+", shape=shape), self._dtype)
+        self._nothing = _typed(np.zeros((NOTHING, plan.row_bytes), np.uint8), self._dtype)
+
+    def row(self, i: int) -> Tensor:
+        return self._nothing[0] if i == len(self._matrix) - NOTHING else self._matrix[i]
+
+    def write(self, i: int, vector: Tensor) -> None:
+        at = i * self._row_bytes
+        for strip in vector.split(STRIP):
+            data = _rounded(strip, self._dtype).contiguous().view(torch.uint8).numpy().data
+            at = self._written(data, at)
+
+    def _written(self, data: memoryview, at: int) -> int:
+        """Where the next data go; a call may write less than all."""
+        while data:
+            count = os.pwrite(self._file.fileno(), data, at)
+            data, at = data[count:], at + count
+        return at
+
+    def close(self) -> None:
+        self._matrix = torch.empty(0, 0)
+        self._file.close()
+
+
+def _typed(matrix: np.ndarray[tuple[int, int], np.dtype[np.uint8]], dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(matrix).view(dtype)
+
+
+def _rounded(strip: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same numbers, on the CPU, in the type that is kept."""
+    kept = strip.to(device="cpu", dtype=dtype)
+    if dtype is not strip.dtype and not bool(kept.isfinite().all()):
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"`vector` should be finite in {name}. Found what is not, or rounds to infinity.")
+    return kept
+
+
+def _size(count: int) -> str:
+    """Bytes, as people say them."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,201 @@
+"""Merging: from the vectors that were pushed for a round to the rows that the rule is given.
+
+n  registered workers     d  parameters     K  how many push in a round at most
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from varangian.aggregators import Rows
+from varangian.aggregators.mixings.scaled import Scaled
+from varangian.aggregators.streaming.updated import UpdatedGram, worthwhile
+from varangian.paths import user_path
+from varangian.server.protocol.events import Close, RollCall, Skip, Worker
+from varangian.server.rows.latest_store import Kept, Latest, NoRoom
+from varangian.server.training.learner import Learner
+from varangian.server.training.partial import Finished
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step is made of."""
+
+    rows: Mapping[Worker, Tensor]
+    """(d,) each; of the workers whose names the record speaks of."""
+    begun: Finished | None = None
+    """Makes the aggregate of them; None where the learner does so by itself."""
+    ages: Mapping[Worker, int] | None = None
+    """How many rounds old the model was that a row was made for; None where all are of this round."""
+    fresh: Collection[Worker] | None = None
+    """Whose rows no step before has seen; None for all of them."""
+
+
+class Merge(Protocol):
+    """All of it is called in the learner's thread, one after the other."""
+
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner, /) -> Given:
+        """The rows of a closed round. `rows` are those that were pushed; they last for the step."""
+        ...
+
+    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor], /) -> None:
+        """A round had no update. `rows` are those that were pushed for it, if they were not `given`."""
+        ...
+
+    def forget(self, worker: Worker, /) -> None:
+        """What this worker has sent so far is in no later round: its certificate was revoked."""
+        ...
+
+    def close(self) -> None:
+        """Give back what was kept."""
+        ...
+
+
+class AsTheyAre:
+    """The rule sees what was pushed."""
+
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+        return Given(rows, ages=close.ages or None)
+
+    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+        """Nothing is kept."""
+
+    def forget(self, worker: Worker) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing was kept."""
+
+
+class Weighed(AsTheyAre):
+    """What was pushed, each row times what it counts at its age, before anything else looks at it."""
+
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+        factors = tuple(close.factors[worker] for worker in sorted(rows))
+        if all(factor == 1 for factor in factors):
+            return super().given(close, rows, learner)
+        begun = learner.prepared(rows, len(close.faults), mix=(Scaled(factors),))
+        return Given(rows, begun, close.ages)
+
+
+@dataclass
+class LatestOfAll:
+    """The latest vectors of all registered workers: of those who pushed, and of those who are away.
+
+    Whoever proved faulty is left out of the round, and what it sent before is forgotten. A worker that was
+    never heard of, or not for so long that its vector has expired, counts as zero. On a full disk a vector
+    counts in its own round; after it the one before counts on. `warn` is told once.
+    """
+
+    latest: Latest
+    participants: int
+    """K."""
+    expire: int | None = None
+    """Rounds after which a vector is forgotten."""
+    warn: Callable[[str], None] = log.warning
+    _warned: bool = field(init=False, default=False, repr=False)
+    _passing: dict[Worker, Tensor] = field(init=False, default_factory=dict, repr=False)
+    """Vectors of the round in hand that could not be kept."""
+    _gram: _Measured | None = field(init=False, repr=False)
+    _new: set[Worker] = field(default_factory=set[Worker], init=False, repr=False)
+    """Whose latest vectors no step has seen."""
+    _given: int | None = field(default=None, init=False, repr=False)
+    """The last round whose rows were given to a step, unless that came to nothing."""
+
+    def __post_init__(self) -> None:
+        n = len(self.latest.workers)
+        self._gram = _Measured(self.latest.workers) if worthwhile(n, self.participants) else None
+
+    @classmethod
+    def of(
+        cls,
+        workers: Sequence[Worker],
+        d: int,
+        participants: int,
+        *,
+        store: Kept = "float32",
+        folder: str | None = None,
+        expire: int | None = None,
+        warn: Callable[[str], None] = log.warning,
+    ) -> LatestOfAll:
+        """With nothing in it.
+
+        Raises:
+            OSError: the disk has no room, or there is no such folder.
+        """
+        latest = Latest(workers, d, dtype=store, folder=None if folder is None else user_path(folder))
+        return cls(latest, participants, expire, warn)
+
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+        self._keep(close, rows)
+        self._given = close.round
+        latest = {**self.latest.rows(), **self._passing}
+        kept = {worker: row for worker, row in latest.items() if worker not in close.faults}
+        gram = None if self._gram is None else self._gram.about(learner.reference)
+        begun = learner.prepared(self.latest.workers, len(close.faults), gram=gram)
+        ages = {**self.latest.ages(close.round), **dict.fromkeys(self._passing, 0)}
+        return Given(kept, begun, ages, fresh=frozenset(self._new))
+
+    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+        self._keep(skip, rows)
+
+    def forget(self, worker: Worker) -> None:
+        """As if the worker had never been heard of."""
+        self._passing.pop(worker, None)
+        self._new.discard(worker)
+        self.latest.forget([worker])
+        self._changed([worker])
+
+    def close(self) -> None:
+        self.latest.close()
+
+    def _keep(self, ended: RollCall, rows: Mapping[Worker, Tensor]) -> None:
+        """Vectors of this round, and none of those who proved faulty in it."""
+        if self._given not in (None, ended.round):
+            self._new.clear()
+        self._given = None
+        self._changed(self._passing)
+        self._passing = {w: rows[w] for w in sorted(rows) if not self._kept(w, rows[w], ended.round)}
+        self._changed(rows)
+        self._new.update(rows)
+        if self.expire is not None:
+            self._changed(self.latest.expire(ended.round - self.expire))
+        self._changed(self.latest.forget(sorted(ended.faults)))
+
+    def _kept(self, worker: Worker, row: Tensor, round: int) -> bool:
+        """Keep a vector; whether there was room for it."""
+        try:
+            self.latest.replace(worker, row, round)
+        except NoRoom as error:
+            if not self._warned:
+                self.warn(f"{error} The run goes on; such vectors count in their own round only")
+            self._warned = True
+            return False
+        return True
+
+    def _changed(self, workers: Iterable[Worker]) -> None:
+        if self._gram is not None:
+            self._gram.changed(workers)
+
+
+class _Measured:
+    """The Gram matrix of all latest vectors, of which only a few change in a round."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._gram = UpdatedGram(len(workers))
+        self._place = {worker: i for i, worker in enumerate(workers)}
+
+    def changed(self, workers: Iterable[Worker]) -> None:
+        for worker in workers:
+            self._gram.replaced(self._place[worker])
+
+    def about(self, reference: Tensor | None) -> Callable[[Sequence[Tensor]], Tensor]:
+        """Measures the rows of all workers from this point."""
+        return lambda rows: self._gram.products(Rows.of(list(rows)), reference)

@@ -1,0 +1,263 @@
+"""The model's side of a round: rows in, one step of the optimizer, and who was believed.
+
+d  parameters     n  rows of the round, in the order of their workers' names
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators import Aggregate, AggregationError, Aggregator, Mixing
+from varangian.aggregators.kernels.cores import every_core
+from varangian.aggregators.streaming.incremental import Incremental, block
+from varangian.aggregators.streaming.stream import Stream
+from varangian.server.training.bounds import Bounds, norm
+from varangian.server.training.ema import Average, samples
+from varangian.server.training.optimizer import Sgd, Stepper
+from varangian.server.training.parameters import Versions
+from varangian.server.training.partial import Begun, Finished, Flow, Measured
+
+__all__ = ["Begun", "Finished", "Flow", "Learner", "Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one round did to the model."""
+
+    norm: float
+    """Euclidean norm of the aggregate."""
+    weights: dict[str, float] | None
+    """The coefficient of each worker's row in the aggregate; None for a rule without weights."""
+    reference_weight: float
+    """The coefficient of the last aggregate."""
+    dropped: dict[str, str]
+    """Who took no part because of what it sent, and why."""
+    details: dict[str, dict[str, float]]
+    """What else the rule says of each worker, by name of the value."""
+    lr: float
+    seconds: dict[str, float]
+    """By phase: aggregate, step."""
+    effective: float | None = None
+    """How many workers, equally believed, would average as much; None for a rule without weights."""
+    spread: float | None = None
+    """Mean squared distance of the rows to the aggregate; None where no distance was measured."""
+
+
+class Learner:
+    """The parameters, the rule that aggregates and the optimizer that steps.
+
+    A step depends on the parameters, the optimizer's state, the last aggregate, the seed, the round and the
+    rows by name; not on the order in which rows came. An average of the parameters, if there is one,
+    follows each step; `batch` is how many samples a row was made from.
+    """
+
+    def __init__(
+        self,
+        parameters: Tensor,
+        aggregator: Aggregator,
+        optimizer: Sgd,
+        *,
+        rounds: int,
+        seed: int,
+        average: Average | None = None,
+        batch: int = 1,
+    ) -> None:
+        self._versions = Versions(parameters)
+        self._aggregator = aggregator
+        self._optimizer = optimizer
+        self._stepper = Stepper(optimizer)
+        self._bounds = self._measured()
+        self._rounds = rounds
+        self._seed = seed
+        self._batch = batch
+        self.average = average
+        self._spare = torch.empty_like(self._versions.current)
+        self.reference: Tensor | None = None
+        """The last aggregate (d,), from which the next rows are measured."""
+
+    @property
+    def parameters(self) -> Tensor:
+        """(d,) float32; not to be written to, nor kept beyond the next step."""
+        return self._versions.current
+
+    @property
+    def block(self) -> int:
+        """Columns that are worth a start of their own."""
+        return block()
+
+    def flow(self, workers: Iterable[str], faults: int, attempt: int) -> Flow:
+        """The next aggregate, of rows of exactly these workers; as `begin`, and in its place."""
+        names, d = tuple(sorted(workers)), self.parameters.numel()
+        work = Stream(self._aggregator, len(names), d, self.reference, faults=faults, into=self._spare)
+        return Flow(work, names, attempt)
+
+    def begin(self, workers: Sequence[str], faults: int) -> Begun:
+        """The next aggregate, to be gone on with while rows of these workers arrive.
+
+        Args:
+            workers: everyone who may push.
+            faults: how many of them have proved faulty so far.
+        """
+        return self.prepared(workers, faults)
+
+    def prepared(
+        self,
+        workers: Iterable[str],
+        faults: int,
+        *,
+        mix: tuple[Mixing, ...] = (),
+        gram: Measured | None = None,
+    ) -> Begun:
+        """As `begin`, for a round that is unlike the others.
+
+        Args:
+            workers: everyone who may push.
+            faults: how many of them have proved faulty so far.
+            mix: mixings of this round alone, before those of the rule.
+            gram: measures the rows, where that need not be done anew.
+        """
+        names, d = tuple(sorted(workers)), self.parameters.numel()
+        rule = replace(self._aggregator, mix=(*mix, *self._aggregator.mix)) if mix else self._aggregator
+        work = Incremental(rule, len(names), d, self.reference, faults=faults, into=self._spare)
+        return Begun(work, names, gram)
+
+    def step(
+        self,
+        round: int,
+        rows: Mapping[str, Tensor],
+        faults: Mapping[str, str],
+        begun: Finished | None = None,
+        *,
+        fresh: Collection[str] | None = None,
+    ) -> Step:
+        """Aggregate the rows of a round and move the parameters.
+
+        Args:
+            round: for the learning rate and for the randomness of mixings.
+            rows: worker to (d,); not written to, not kept.
+            faults: workers that the caller proved Byzantine in this round, and why. Each spends one of
+                the f of the rule.
+            begun: what `begin` or `flow` returned since the last step, if anything; it changes no bit.
+            fresh: workers whose rows no step before has seen; None for all of them.
+
+        Raises:
+            AggregationError: the guarantee of the rule does not hold for these rows, or the step would
+                leave the finite numbers. Nothing has changed then.
+        """
+        workers = sorted(rows)
+        if not workers:
+            raise AggregationError(f"No push of round {round} is left to aggregate.")
+        start = time.perf_counter()
+        rng = torch.Generator().manual_seed(_derived(self._seed, round))
+        with every_core():
+            aggregate = (begun or self.begin(workers, len(faults))).finish(rows, rng, len(faults))
+        length = self._checked_norm(aggregate)
+        aggregated = time.perf_counter()
+        lr = self._optimizer.rate(round, self._rounds)
+        vector = _own(aggregate.vector.detach().to(torch.float32), rows)
+        self._move(vector, length, lr)
+        self._refer(vector)
+        if self.average is not None:
+            self.average.update(self.parameters, self._batch * _learned(aggregate, workers, fresh))
+        seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
+        return _described(aggregate, workers, faults, length, lr, seconds)
+
+    def payload(self) -> memoryview:
+        """The parameters as little-endian float32; never changed as long as somebody holds it."""
+        return self._versions.payload
+
+    def digest(self) -> str:
+        """BLAKE2b-128 of `payload`, in hexadecimal."""
+        return hashlib.blake2b(self.payload(), digest_size=16).hexdigest()
+
+    def _checked_norm(self, aggregate: Aggregate) -> float:
+        vector, d = aggregate.vector, self.parameters.numel()
+        if vector.shape != (d,):
+            found = f"Found shape {tuple(vector.shape)}."
+            raise TypeError(f"{self._aggregator.rule!r} should return a vector of {d} entries. {found}")
+        length = norm(vector)
+        if length is None:
+            raise AggregationError(f"The update of {self._aggregator.rule!r} is not finite.")
+        return length
+
+    def _move(self, vector: Tensor, length: float, lr: float) -> None:
+        """One step of the optimizer, beside the current parameters."""
+        bounds = self._bounds.after(self._optimizer, length, lr)
+        if bounds.risky:
+            bounds = self._measured().after(self._optimizer, length, lr)
+        before = self._stepper.velocity
+        if bounds.risky and before is not None:
+            before = before.clone()
+        draft = self._versions.draft()
+        self._stepper.step(self.parameters, vector, lr, draft)
+        if bounds.risky and norm(draft) is None:
+            self._stepper.velocity = before
+            self._versions.discard(draft)
+            raise AggregationError("The step would make the parameters infinite.")
+        self._bounds = bounds
+        self._versions.publish(draft)
+
+    def _measured(self) -> Bounds:
+        return Bounds.of(self.parameters, self._stepper.velocity)
+
+    def _refer(self, vector: Tensor) -> None:
+        """Keep the aggregate, and use the memory of the one before for the next."""
+        before, self.reference = self.reference, vector
+        if vector.data_ptr() == self._spare.data_ptr():
+            self._spare = torch.empty_like(vector) if before is None else before
+
+
+def _learned(aggregate: Aggregate, workers: Sequence[str], fresh: Collection[str] | None) -> float:
+    """From how many new rows, equally believed, a step has learned."""
+    new = [
+        i
+        for i, worker in enumerate(workers)
+        if i not in aggregate.dropped and (fresh is None or worker in fresh)
+    ]
+    if aggregate.weights is None or not new:
+        return len(new)
+    return samples(1, len(new), aggregate._replace(weights=aggregate.weights[new]).effective)
+
+
+def _own(vector: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    """The vector, not in the memory of a row: rows are overwritten in the next round."""
+    memory = {row.untyped_storage().data_ptr() for row in rows.values()}
+    return vector.clone() if vector.untyped_storage().data_ptr() in memory else vector
+
+
+def _derived(seed: int, round: int) -> int:
+    """A seed for one round, unlike that of any other round or seed."""
+    text = f"server/{seed}/{round}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _described(
+    aggregate: Aggregate,
+    workers: Sequence[str],
+    faults: Mapping[str, str],
+    length: float,
+    lr: float,
+    seconds: dict[str, float],
+) -> Step:
+    weights = None if aggregate.weights is None else _named(workers, aggregate.weights)
+    return Step(
+        norm=length,
+        weights=weights,
+        reference_weight=aggregate.reference_weight,
+        dropped=dict(faults) | {workers[i]: "not finite" for i in aggregate.dropped},
+        details={name: _named(workers, values) for name, values in aggregate.details.items()},
+        lr=lr,
+        seconds=seconds,
+        effective=aggregate.effective,
+        spread=aggregate.spread,
+    )
+
+
+def _named(workers: Sequence[str], values: Tensor) -> dict[str, float]:
+    return dict(zip(workers, values.tolist(), strict=True))

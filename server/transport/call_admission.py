@@ -1,0 +1,55 @@
+"""Admission of calls, before any message is read: who is calling, how often, on how many connections."""
+
+from __future__ import annotations
+
+import asyncio
+
+from varangian.server import errors
+from varangian.server.identity.sessions import Metadata, Peer, Roster
+from varangian.server.limits.connections import Connections, parsed
+from varangian.server.limits.quotas import LATE, Calls, CutOffError
+from varangian.server.transport import calls as streams
+from varangian.server.transport.calls import Context
+
+
+class Door:
+    """Through which every call goes.
+
+    Args:
+        roster: knows callers by what their channel proves.
+        connections: has to know who calls on which.
+        calls: how many each caller may make.
+    """
+
+    def __init__(self, roster: Roster, connections: Connections, calls: Calls) -> None:
+        self._roster = roster
+        self._connections = connections
+        self.calls = calls
+
+    async def admit(self, context: Context) -> None:
+        """Let a call in, at once or a little later. Whether it gets what it asks for is another matter.
+
+        Raises:
+            Refused: its caller makes too many.
+        """
+        end = str(context.peer())
+        who, proven = self._who(*streams.caller(context), end)
+        self._connections.called(end, who, proven)
+        try:
+            delay, refused = self.calls.take(who)
+        except CutOffError:
+            self._connections.drop(end)
+            delay, refused = LATE, True
+        if delay:
+            # Who waits for one answer before the next call is slowed down, also by a refusal.
+            await asyncio.sleep(delay)
+        if refused:
+            raise errors.too_many_calls(self.calls.rate)
+
+    def _who(self, metadata: Metadata, peer: Peer, end: str) -> tuple[str, bool]:
+        """What calls and connections of this caller are counted under, and whether he has proved that."""
+        if (name := self._roster.holder(metadata, peer)) is not None:
+            return name, True
+        address = parsed(end)
+        # No name of a worker has a space.
+        return f"address {address[0] if address else end}", False

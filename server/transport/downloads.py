@@ -1,0 +1,110 @@
+"""The model on its way to those who pulled it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from varangian.protos import metadata_keys, ps_pb2
+from varangian.protos.codec import CHUNK_BYTES, FLOAT32, Contract
+from varangian.protos.data_channel.connection import Cargo
+from varangian.protos.data_channel.sealing import PAYLOADS
+from varangian.server.observability.status import Snapshot
+from varangian.server.rounds.pulls import Pull, Pulls
+from varangian.server.transport import calls
+from varangian.server.transport.broadcast import Broadcast
+from varangian.server.transport.calls import Context
+from varangian.server.transport.data_listener import Ticket
+
+AGAIN = ps_pb2.PullReply(again=ps_pb2.Again()).SerializeToString()
+
+
+class Downloads:
+    """All pulls of a run.
+
+    Args:
+        contract: what the run agreed on.
+        pulls: knows whether somebody still waits for the answer.
+        idle: seconds without progress after which a stream is given up.
+        alive: called with the worker at each message.
+    """
+
+    def __init__(self, contract: Contract, pulls: Pulls, idle: float, alive: Callable[[str], None]) -> None:
+        self._contract = replace(contract, dtype=FLOAT32)
+        self._pulls = pulls
+        self._idle = idle
+        self._alive = alive
+        self._broadcast: Broadcast | None = None
+
+    async def model(self, worker: str, pull: Pull, chunk_bytes: int, context: Context) -> None:
+        """Send the model of an answered pull, or say midway that there is a newer one to ask for.
+
+        Raises:
+            Refused: the other end lets us wait.
+        """
+        assert pull.snapshot is not None
+        round, messages = pull.snapshot.round, self._shared(pull.snapshot).messages(chunk_bytes)
+        async with calls.silence(self._idle) as silence:
+            for message, pull.delivered in marked(messages):
+                self._alive(worker)
+                # A vector for a model that is too old by now would be refused.
+                over = self._pulls.over(worker, round)
+                with calls.unless_gone():
+                    await silence.broken_by(context.write(AGAIN if over else message))
+                if over:
+                    return
+
+    async def beside(self, worker: str, pull: Pull, ticket: Ticket, context: Context) -> None:
+        """The same, with the payload on the line whose other end has the ticket.
+
+        Raises:
+            Refused: the other end lets us wait, or hangs up.
+        """
+        snapshot = pull.snapshot
+        assert snapshot is not None
+        await context.send_initial_metadata(((metadata_keys.READY, ticket.text),))
+        await self.message(self._shared(snapshot).manifest, context)
+        async with calls.silence(self._idle) as silence:
+            with calls.unless_cut():
+                line = await silence.broken_by(ticket.line())
+                cargo = Cargo(pieces(snapshot.payload))
+                while not cargo.done and not self._pulls.over(worker, snapshot.round):
+                    await silence.broken_by(line.ready())
+                    await line.send(cargo)
+                    self._alive(worker)
+        if cargo.done:
+            pull.delivered = True
+            ticket.complete()
+        else:
+            # A vector for a model that is too old by now would be refused.
+            await self.message(AGAIN, context)
+
+    async def message(self, message: bytes, context: Context) -> None:
+        """Send this alone."""
+        async with calls.silence(self._idle) as silence:
+            with calls.unless_gone():
+                await silence.broken_by(context.write(message))
+
+    def _shared(self, snapshot: Snapshot) -> Broadcast:
+        """The newest is kept: it is what most ask for."""
+        if self._broadcast is not None and self._broadcast.round == snapshot.round:
+            return self._broadcast
+        made = Broadcast(self._contract, snapshot.round, snapshot.payload, snapshot.digest)
+        if self._broadcast is None or self._broadcast.round < snapshot.round:
+            self._broadcast = made
+        return made
+
+
+def pieces(payload: memoryview) -> Iterator[memoryview]:
+    for start, stop in PAYLOADS.pieces(len(payload), CHUNK_BYTES):
+        yield payload[start:stop]
+
+
+def marked(messages: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Each message, and whether it is the last."""
+    rest = iter(messages)
+    message = next(rest, None)
+    while message is not None:
+        following = next(rest, None)
+        yield message, following is None
+        message = following

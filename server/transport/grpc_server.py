@@ -1,0 +1,188 @@
+"""Where the server listens, and on which terms."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from varangian.protos import codec
+from varangian.protos.network.address import EVERYWHERE, joined
+from varangian.protos.network.descriptors import connections
+from varangian.protos.network.grpc_options import SIGNS_OF_LIFE, WINDOWS
+
+AGE = 3600
+"""Seconds for which a connection takes new calls: who goes on has to connect anew, and is verified anew."""
+LONGEST = 24 * 3600
+"""Seconds after that in which its open calls may end: longer than any transfer takes on a slow line."""
+
+STREAMS = 8
+"""Calls that one connection may have open. A worker has at most six, and one connection."""
+METADATA = 16 << 10
+"""Bytes of the headers of one call."""
+
+
+def options(workers: int) -> tuple[tuple[str, int], ...]:
+    """How gRPC serves a run with so many workers."""
+    places = connections(workers)
+    return (
+        ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
+        ("grpc.max_send_message_length", codec.MESSAGE_LIMIT),
+        ("grpc.max_metadata_size", METADATA),
+        ("grpc.max_concurrent_streams", STREAMS),
+        # One more is closed as soon as it is accepted: no handshake, and no memory.
+        ("grpc.max_allowed_incoming_connections", places),
+        # Calls that wait for the event loop. Beyond these numbers gRPC drops calls by chance, whoever makes
+        # them: here that is more than all connections together can have.
+        ("grpc.server.max_pending_requests", places * STREAMS + 1),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * places * STREAMS + 1),
+        # Identity only: a small compressed message can unpack into a large one.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        # Otherwise a second server shares the port in silence and takes half of the workers.
+        ("grpc.so_reuseport", 0),
+        # For whoever connects and then says nothing, or nothing that is HTTP/2.
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # For whoever connects and then calls nothing. A worker has a call open for as long as it is there.
+        ("grpc.max_connection_idle_ms", 20_000),
+        ("grpc.max_connection_age_ms", AGE * 1000),
+        ("grpc.max_connection_age_grace_ms", LONGEST * 1000),
+        *WINDOWS,
+        *SIGNS_OF_LIFE,
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
+    )
+
+
+ATTEMPTS = 20
+"""How many free ports are tried until one is free on every address of a host."""
+NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+class ListenError(OSError):
+    """The server cannot listen where it should."""
+
+
+class PortInUse(ListenError):
+    """Another process listens there."""
+
+
+def bind(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None
+) -> str:
+    """Listen, with TLS when there are credentials, and say where: `host:port`.
+
+    Raises:
+        ListenError: that cannot be done there; PortInUse is one.
+    """
+    name = everywhere() if host == EVERYWHERE else host
+    where = joined(name, probe(host, port))
+    try:
+        if credentials is None:
+            return joined(name, server.add_insecure_port(where))
+        return joined(name, server.add_secure_port(where, credentials))
+    except RuntimeError:
+        raise PortInUse(in_use(name, port)) from None
+
+
+def probe(host: str, port: int) -> int:
+    """A port that is free on every address of the host; 0 if any will do.
+
+    gRPC does not say why it could not bind, and is content with one address out of several.
+    """
+    found = bound(host, port)
+    number = int(found[0].getsockname()[1])
+    for listener in found:
+        listener.close()
+    return number if len(found) > 1 else port
+
+
+def bound(host: str, port: int, setting: str = "server.port") -> list[socket.socket]:
+    """Sockets that can listen there: one for every address of the host, all with one port.
+
+    An address that this machine does not have, as that of IPv6 where it is off, is left out if there is
+    another one.
+
+    Args:
+        host: name or address; `*` for every address of the machine.
+        port: 0 for any free one.
+        setting: what the port is called in the configuration, for whoever reads an error.
+
+    Raises:
+        ListenError: it cannot; PortInUse when another process has the port on any of the addresses.
+    """
+    name = everywhere() if host == EVERYWHERE else host
+    try:
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+        for attempts_left in reversed(range(ATTEMPTS)):
+            try:
+                return _all_bound(addresses, port)
+            except OSError as error:
+                if port or error.errno != errno.EADDRINUSE or not attempts_left:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(in_use(name, port, setting)) from None
+        where = joined(name, port)
+        what = f"The server should be able to listen on {where}. The system says: {error.strerror}."
+        raise ListenError(
+            f"{what} Set `server.host` and `{setting}` to an address of this machine."
+        ) from None
+
+
+def everywhere() -> str:
+    """The address that stands for all of this machine, those of IPv4 and, where there are any, of IPv6."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            listener.bind(("::", 0))
+    except OSError:
+        return "0.0.0.0"
+    return "::"
+
+
+def in_use(host: str, port: int, setting: str = "server.port") -> str:
+    """What to say when another process has the port."""
+    todo = f"Stop that process, or set `{setting}` to another port (0 takes any free one)."
+    return f"The server should have {joined(host, port)} for itself. Another process listens there. {todo}"
+
+
+def _all_bound(addresses: Sequence[tuple[int, Any]], port: int) -> list[socket.socket]:
+    """Bind every address to one port. Of several addresses, some may be missing on this machine."""
+    found: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, address in addresses:
+            try:
+                found.append(_bound_to(family, (address[0], port, *address[2:])))
+            except OSError as error:
+                if error.errno not in NO_SUCH_ADDRESS:
+                    raise
+                missing = error
+            else:
+                port = int(found[-1].getsockname()[1])
+        if missing is not None and not found:
+            raise missing
+    except BaseException:
+        for listener in found:
+            listener.close()
+        raise
+    return found
+
+
+def _bound_to(family: int, address: Any) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # Otherwise `::` would leave IPv4 out where the system says so; for other addresses no matter.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+        listener.bind(address)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,348 @@
+"""The round protocol over gRPC: a call becomes a question to the driver, its answer a reply or a status.
+
+Messages reach this file as bytes and are parsed here, so that bytes which are no message end as one more
+refusal with a code, like everything else that a worker can do wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import TYPE_CHECKING, Never, TypeVar
+
+import grpc
+
+from varangian.protos import codec, metadata_keys, ps_pb2
+from varangian.protos.codec import Code, CodecError, Contract
+from varangian.protos.data_channel.associated_data import Transfer
+from varangian.protos.identity.certificate import Shown
+from varangian.protos.text import escaped
+from varangian.server import errors
+from varangian.server.errors import Refused
+from varangian.server.identity.presence import PAUSE, Presence
+from varangian.server.identity.revocation import Revocation
+from varangian.server.identity.sessions import IdentityError, Roster
+from varangian.server.limits.connections import Connections
+from varangian.server.limits.open_uploads import Newest
+from varangian.server.limits.quotas import Calls, Quota, Rations
+from varangian.server.limits.small_messages import Requests
+from varangian.server.limits.upload_scheduler import Gate
+from varangian.server.protocol.events import Refusal
+from varangian.server.rows.slot import Overtaken, Slot
+from varangian.server.transport import calls, uploads
+from varangian.server.transport.call_admission import Door
+from varangian.server.transport.calls import Context, Limits
+from varangian.server.transport.data_listener import Lane, Ticket
+from varangian.server.transport.downloads import AGAIN, Downloads
+from varangian.server.transport.status_reply import Replies
+
+if TYPE_CHECKING:
+    from varangian.server.identity.tls import Security
+    from varangian.server.rounds.coordinator import Driver
+    from varangian.server.rounds.pulls import Pull
+
+__all__ = ["Limits", "Service"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SOFTWARE = 80
+"""Characters of what a worker says of its software that are logged."""
+SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
+
+
+def answered(
+    handler: Callable[[Service, T, Context], Awaitable[R]],
+) -> Callable[[Service, T, Context], Awaitable[R]]:
+    """Turn every refusal in a handler into a status with a code and a sentence."""
+
+    @functools.wraps(handler)
+    async def answer(self: Service, request: T, context: Context) -> R:
+        try:
+            with self.revocation.standing.call(calls.caller(context)[1]):
+                await self._door.admit(context)
+                return await handler(self, request, context)
+        except (CodecError, IdentityError) as error:
+            refused = errors.of_error(error)
+        except Refused as error:
+            refused = error
+        return await self.refuse(context, refused)
+
+    return answer
+
+
+class Service:
+    """The calls of one run."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        roster: Roster,
+        contract: Contract,
+        limits: Limits,
+        lane: Lane | None = None,
+        leaves: Callable[[], bool] = bool,
+        security: Security | None = None,
+        end: Callable[[str], None] = log.error,
+    ) -> None:
+        self._driver = driver
+        self._roster = roster
+        self._contract = contract
+        self._limits = limits
+        self._lane = lane
+        self._leaves = leaves
+        """Whether this server stops, and another one takes its place: then nothing is finished."""
+        self._gate = Gate(limits.receiving, limits.turn, limits.share)
+        self._quota = Quota(limits.streams)
+        self._rations = Rations(limits.uploads, limits.downloads, limits.joins)
+        self._newest, self._joining = Newest(), Newest()
+        self.connections = Connections(len(roster.names))
+        self._door = Door(roster, self.connections, Calls(limits.calls, limits.calls_at_once))
+        self._requests = Requests(len(roster.names))
+        self._refusals = Counter[str]()
+        self._downloads = Downloads(contract, driver.pulls, limits.idle, roster.seen)
+        self._told = set[str]()
+        self._heard = asyncio.Event()
+        self._attending = Quota(limits.streams)
+        self._dismissed = asyncio.Event()
+        self.presence = Presence(roster, driver)
+        self.revocation = Revocation(roster, driver, self.presence.expel, security, end)
+        self._status = Replies(
+            driver, roster, contract, lambda: self._refused, self.revocation, self._data_port, limits.status
+        )
+        self._logged = set[tuple[str, str]]()
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The calls by name, on bytes: parsing is ours."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                # All of them as streams: gRPC would wait without end for the one message of a unary call.
+                "Join": grpc.stream_unary_rpc_method_handler(self.join),
+                "Pull": grpc.stream_stream_rpc_method_handler(self.pull),
+                "Push": grpc.stream_unary_rpc_method_handler(self.push),
+                "Attend": grpc.stream_stream_rpc_method_handler(self.attend),
+                "Decline": grpc.stream_unary_rpc_method_handler(self.decline),
+                "Status": grpc.stream_unary_rpc_method_handler(self.status),
+            },
+        )
+
+    @answered
+    async def join(self, _: object, context: Context) -> bytes:
+        caller = calls.caller(context)
+        worker = self._roster.authenticate(*caller)
+        self._rations.join(worker)
+        # The last process of this name whose message never came, or comes slowly, keeps nobody waiting.
+        async with self._joining.upload(worker), self._requests.reading(worker):
+            request = await calls.request(
+                ps_pb2.JoinRequest, context, self._limits.joining, codec.JOIN_LIMIT
+            )
+        codec.check_protocol(request.protocol)
+        self._check_common(worker, request.common)
+        self._check_layout(request.layout)
+        before = self._roster.session(worker)
+        self._roster.claim(*caller)
+        self.presence.look()
+        if self._roster.session(worker) != before:  # not a sign of life of the same process
+            log.info("%s joined with %s", worker, escaped(request.software, SOFTWARE))
+        return ps_pb2.JoinReply(
+            protocol=codec.PROTOCOL,
+            run_id=self._contract.run_id,
+            round=self._driver.round,
+            chunk_bytes=uploads.message_bytes(self._contract.size, len(self._roster.names)),
+            message_limit=codec.MESSAGE_LIMIT,
+            dtype=codec.WIRE[self._contract.dtype][0],
+            data_port=self._data_port,
+        ).SerializeToString()
+
+    @answered
+    async def pull(self, _: object, context: Context) -> None:
+        worker = self._identify(context)
+        with self._quota.stream(worker), self._roster.calling(worker):
+            async with self._requests.reading(worker):
+                request = await calls.request(ps_pb2.PullRequest, context, self._limits.idle)
+            codec.check_run(self._contract.run_id, request.run_id)
+            pulls, patience = self._driver.pulls, self._limits.patience
+            async with pulls.answered(worker, request.after, patience) as pull:
+                await self._answer(worker, pull, request.chunk_bytes, context)
+
+    async def _answer(self, worker: str, pull: Pull, chunk_bytes: int, context: Context) -> None:
+        snapshot = pull.snapshot
+        if snapshot is None:
+            await self._downloads.message(AGAIN, context)
+        elif snapshot.finished and self._leaves():
+            raise errors.stopping()
+        elif snapshot.finished:
+            reply = ps_pb2.PullReply(finished=ps_pb2.Finished(reason=snapshot.reason))
+            try:
+                await self._downloads.message(reply.SerializeToString(), context)
+            finally:
+                # Who has heard hangs up, often before the write is known here to have succeeded.
+                self._told.add(worker)
+                self._heard.set()
+        else:
+            self._rations.download(worker, snapshot.round)
+            size = len(snapshot.payload)
+            transfer = Transfer(codec.PROTOCOL, "pull", self._contract.run_id, snapshot.round, worker, size)
+            with self._ticket(transfer, context) as ticket:
+                if ticket is None:
+                    await self._downloads.model(worker, pull, chunk_bytes, context)
+                else:
+                    await self._downloads.beside(worker, pull, ticket, context)
+            if pull.delivered:
+                self._door.calls.give(worker)
+
+    @answered
+    async def push(self, _: object, context: Context) -> bytes:
+        worker = self._identify(context)
+        with self._quota.stream(worker), self._roster.calling(worker):
+            async with self._requests.reading(worker):
+                manifest = await uploads.manifest(context, self._limits.idle)
+            # It proves nothing, whatever it says: no digest covers it, so the line may have changed it.
+            self._contract.check(manifest, sealed=True)
+            async with self._newest.upload(worker):
+                slot = await self._driver.offer(
+                    worker, manifest.round, manifest.content_digest, self._contract.dtype
+                )
+                if slot is Refusal.DUPLICATE:
+                    return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
+                if isinstance(slot, Refusal):
+                    raise errors.of_refusal(slot, self._driver.round)
+                await self._payload(manifest, slot, context)
+            shown = await self._still_valid(slot, context)
+            outcome = await self._driver.complete(slot)
+            if outcome is None:
+                self.revocation.counted(worker, shown)
+        if isinstance(outcome, Refusal):
+            raise errors.of_refusal(outcome, self._driver.round)
+        if outcome is not None:
+            raise errors.unsound(outcome)
+        self._door.calls.give(worker)
+        return ps_pb2.PushReply(round=manifest.round).SerializeToString()
+
+    @answered
+    async def attend(self, _: object, context: Context) -> None:
+        worker = self._identify(context)
+        with self._attending.stream(worker), self._roster.calling(worker, stays=True):
+            async with self._requests.reading(worker):
+                request = await calls.request(ps_pb2.AttendRequest, context, self._limits.idle)
+            codec.check_run(self._contract.run_id, request.run_id)
+            self.presence.look()
+            with calls.unless_gone():
+                await context.send_initial_metadata(())
+            with suppress(TimeoutError):
+                # One that stays for ever would keep its connection for ever.
+                await asyncio.wait_for(self._dismissed.wait(), self._limits.age)
+                return
+        raise errors.aged()
+
+    @answered
+    async def decline(self, _: object, context: Context) -> bytes:
+        worker = self._identify(context)
+        with self._quota.stream(worker), self._roster.calling(worker):
+            async with self._requests.reading(worker):
+                request = await calls.request(ps_pb2.DeclineRequest, context, self._limits.idle)
+            codec.check_run(self._contract.run_id, request.run_id)
+            refusal = await self._driver.decline(worker, request.round, request.reason)
+        if refusal is not None:
+            raise errors.of_refusal(refusal, self._driver.round)
+        return ps_pb2.DeclineReply().SerializeToString()
+
+    @answered
+    async def status(self, _: object, context: Context) -> bytes:
+        self._roster.admit(calls.caller(context)[1])
+        return self._status.latest()  # whatever the message says, and whether it comes or not
+
+    async def refuse(self, context: Context, refused: Refused) -> Never:
+        """End a call with a refusal, and log the first of each kind from each peer."""
+        code = refused.code
+        if code != errors.AGE:  # which is no refusal, but how such a call ends
+            self._refusals[code] += 1
+        worker = self._roster.presumed(*calls.caller(context))
+        quiet = code == errors.AGE or (worker, code) in self._logged
+        level = logging.DEBUG if quiet else logging.WARNING
+        self._logged.add((worker, code))
+        log.log(level, "refused %s: %s %s", worker, code, refused.sentence)
+        trailing = ((metadata_keys.CODE, code), (metadata_keys.ROUND, str(self._driver.round)))
+        with calls.unless_gone():
+            await context.abort(refused.status, refused.sentence, trailing)
+
+    async def farewell(self) -> None:
+        """Wait until everyone who is there has heard that the run is finished, but not for ever."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.grace):
+                while not self._roster.present <= self._told:
+                    self._heard.clear()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._heard.wait(), PAUSE)
+
+    def dismiss(self) -> None:
+        """End the calls that were to stay open."""
+        self._dismissed.set()
+
+    def _identify(self, context: Context) -> str:
+        return self._roster.identify(*calls.caller(context))
+
+    @property
+    def _refused(self) -> Counter[str]:
+        """Calls, and connections of either port."""
+        beside = self._lane.refusals if self._lane else Counter[str]()
+        return self._refusals + self.connections.closed + beside
+
+    @property
+    def _data_port(self) -> int:
+        return self._lane.port if self._lane else 0
+
+    def _ticket(self, transfer: Transfer, context: Context) -> AbstractContextManager[Ticket | None]:
+        """With which the payload of a call may travel beside it, if its caller can do that."""
+        asked = any(key == metadata_keys.LANE for key, _ in calls.caller(context)[0])
+        return self._lane.ticket(transfer) if self._lane and asked else nullcontext()
+
+    def _check_common(self, worker: str, text: str) -> None:
+        for name, sentence in self._contract.common.differences(text):
+            if name not in self._contract.common.loose:
+                raise CodecError(Code.COMMON, sentence)
+            if (worker, name) not in self._logged:
+                self._logged.add((worker, name))
+                log.warning("%s has other data than the server: %s", worker, sentence)
+
+    def _check_layout(self, text: str) -> None:
+        if difference := self._contract.layout.difference(text):
+            raise CodecError(Code.LAYOUT, difference)
+
+    async def _still_valid(self, slot: Slot, context: Context) -> Shown | None:
+        """The certificate of a push whose payload is there; it may have been revoked on the way.
+
+        Raises:
+            IdentityError: it was, or has expired. The slot is released.
+        """
+        shown = self._roster.shown(calls.caller(context)[1])
+        if error := self._roster.outdated(shown):
+            await self._driver.release(slot)
+            raise error
+        return shown
+
+    async def _payload(self, manifest: ps_pb2.Manifest, slot: Slot, context: Context) -> None:
+        """Fill the slot from the stream, or give it back."""
+
+        def alive() -> None:
+            self._roster.seen(slot.worker)
+
+        try:
+            self._rations.upload(slot.worker, slot.round)
+            transfer = Transfer.of("push", manifest, slot.worker, slot.size)
+            with self._ticket(transfer, context) as ticket:
+                upload = uploads.Upload(slot, context, self._gate, self._limits, alive, ticket)
+                slot.digest = await upload.received(slot.digest)
+        except Overtaken as error:
+            await self._driver.release(slot)
+            raise errors.of_refusal(error.refusal, self._driver.round) from None
+        except BaseException:
+            await self._driver.release(slot)
+            raise

@@ -1,0 +1,85 @@
+"""The reply to Status: made now and then, and sent to everybody who asks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from varangian import __version__
+from varangian.protos import codec, ps_pb2
+from varangian.protos.codec import Contract
+from varangian.server.identity.revocation import Revocation
+from varangian.server.identity.sessions import Roster
+from varangian.server.observability.status import Status
+from varangian.server.rounds.coordinator import Driver
+
+
+class Replies:
+    """Of one run.
+
+    Args:
+        driver: knows where the run stands.
+        roster: knows who is there.
+        contract: what the run agreed on.
+        refused: how many calls and connections were refused, by code.
+        revocation: knows what is wrong with certificates.
+        data_port: where payloads travel beside calls; 0 if nowhere.
+        fresh: seconds for which a reply is as good as a new one, however often somebody asks.
+        clock: seconds from any start.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        roster: Roster,
+        contract: Contract,
+        refused: Callable[[], Counter[str]],
+        revocation: Revocation,
+        data_port: int,
+        fresh: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._driver = driver
+        self._roster = roster
+        self._contract = contract
+        self._refused = refused
+        self._revocation = revocation
+        self._data_port = data_port
+        self._fresh = fresh
+        self._clock = clock
+        self._made: tuple[float, bytes] | None = None
+
+    def latest(self) -> bytes:
+        """The last one, as long as it is fresh."""
+        now = self._clock()
+        if self._made is None or now - self._made[0] >= self._fresh:
+            self._made = now, self._new().SerializeToString()
+        return self._made[1]
+
+    def _new(self) -> ps_pb2.StatusReply:
+        status = self._driver.status()
+        return ps_pb2.StatusReply(
+            protocol=codec.PROTOCOL,
+            run_id=self._contract.run_id,
+            software=__version__,
+            round=status.round,
+            rounds=status.rounds,
+            finished=status.finished,
+            sentence=public(status),
+            workers=len(self._roster.names),
+            present=len(self._roster.present),
+            refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refused().items())),
+            data_port=self._data_port,
+            classes=self._contract.classes or 0,
+            revoked=self._revocation.revoked(),
+            warnings="".join(f"{sentence}\n" for sentence in self._revocation.warnings()),
+        )
+
+
+def public(status: Status) -> str:
+    """Where the run stands, for anybody. Which workers proved faulty is for log and record alone."""
+    if status.finished:
+        return f"the run has ended, at round {status.round} of {status.rounds}"
+    answers = len(status.counted) + len(status.faulty)
+    return f"round {status.round}: {answers} workers have answered, {len(status.missing)} are waited for"

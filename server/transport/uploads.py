@@ -1,0 +1,160 @@
+"""One push on its way from the stream into its slot.
+
+Nothing here waits for longer than the other end may be silent, and nothing of a message is kept: it is
+looked at where the transport has put it, and what it carries goes into the slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from varangian.protos import codec, metadata_keys, ps_pb2
+from varangian.protos.codec import CHUNK_LIMIT, Assembler, Code, CodecError
+from varangian.protos.data_channel.connection import SHARE
+from varangian.protos.data_channel.transfer import Receive
+from varangian.protos.network.idle_timeout import Silence
+from varangian.server.limits.quotas import Bucket
+from varangian.server.limits.upload_scheduler import Gate, Seat
+from varangian.server.rows.slot import Slot
+from varangian.server.transport import calls
+from varangian.server.transport.calls import Context, Limits
+from varangian.server.transport.data_listener import Ticket
+
+LARGE, LARGEST = 2 << 20, CHUNK_LIMIT
+"""What messages of a push should have, in bytes: each costs some 0.3 ms of both ends."""
+SMALL = 64 << 10
+"""Bytes below which a message costs more than it brings."""
+SMALL_PER_SECOND, SMALL_AT_ONCE = 50.0, 64.0
+"""How many of those a stream may bring; who sends more is read later, not refused."""
+
+
+def message_bytes(payload: int, workers: int) -> int:
+    """How large the messages of a push should be.
+
+    gRPC keeps memory to read into for every connection, about twice what it has seen come at once. For a
+    few workers that is little beside their rows; for many it is not, and their messages are smaller.
+    """
+    return LARGEST if 4 * workers * LARGEST <= payload else LARGE
+
+
+async def manifest(context: Context, idle: float) -> ps_pb2.Manifest:
+    """The first message of a push, whatever it says.
+
+    Raises:
+        Refused, CodecError: when it is something else, or does not come.
+    """
+    async with calls.silence(idle) as silence:
+        data = await silence.broken_by(calls.message(context))
+    part = codec.decode(ps_pb2.PushRequest, data or b"", codec.MANIFEST_LIMIT)
+    if not part.HasField("manifest"):
+        raise CodecError(Code.MALFORMED, "Found a push that does not begin with a manifest.")
+    return part.manifest
+
+
+class Upload:
+    """The chunks of one push.
+
+    Args:
+        slot: where they go.
+        context: where they come from.
+        gate: who may receive.
+        limits: how long to wait.
+        alive: called at each message.
+        ticket: for a payload that comes beside the call.
+    """
+
+    def __init__(
+        self,
+        slot: Slot,
+        context: Context,
+        gate: Gate,
+        limits: Limits,
+        alive: Callable[[], None],
+        ticket: Ticket | None = None,
+    ) -> None:
+        self._slot = slot
+        self._ticket = ticket
+        self._context = context
+        self._gate = gate
+        self._idle = limits.idle
+        self._alive = alive
+        self._assembler = Assembler(slot.size)
+        self._small = Bucket(SMALL_PER_SECOND, SMALL_AT_ONCE)
+
+    async def received(self, digest: bytes) -> bytes:
+        """Fill the slot; returns the digest of what came.
+
+        Args:
+            digest: what the manifest promised, or nothing if a seal is to follow.
+
+        Raises:
+            Refused, CodecError: when it is not what was promised, or does not come.
+            Overtaken: when nobody waits for it any more.
+        """
+        found = digest
+        async with self._gate.seat() as seat, calls.silence(self._idle) as silence:
+            ready = self._ticket.text if self._ticket else metadata_keys.CHUNKS
+            with calls.unless_gone():
+                await self._context.send_initial_metadata(((metadata_keys.READY, ready),))
+            if self._ticket:
+                with calls.unless_cut():
+                    await self._beside(self._ticket, seat, silence)
+            while (data := await self._message(seat, silence)) is not None:
+                part = codec.pushed(data)
+                # Both would live on until the next message is here, and that may be many turns later.
+                del data
+                if isinstance(part, tuple):
+                    await self._chunk(*part, seat)
+                elif found:
+                    raise CodecError(Code.MALFORMED, "Found a digest where the push has one already.")
+                else:
+                    self._assembler.finish(found := part)
+                del part
+        self._assembler.finish(found)
+        return found
+
+    async def _message(self, seat: Seat, silence: Silence) -> bytes | None:
+        await seat.listen()
+        data = await silence.broken_by(calls.message(self._context))
+        await seat.heard(0 if data is None else len(data))
+        self._alive()
+        return data
+
+    async def _chunk(self, offset: int, payload: memoryview, seat: Seat) -> None:
+        piece = self._assembler.add(offset, payload)
+        if self._slot.waits(len(piece)):
+            seat.stand()  # those for whom it waits may have none
+        await self._slot.put(piece)
+        await self._slowed(len(payload), seat)
+
+    async def _beside(self, ticket: Ticket, seat: Seat, silence: Silence) -> None:
+        """All of the payload, from the line whose other end has the ticket."""
+        await seat.listen()
+        line = await silence.broken_by(ticket.line())
+        while not self._assembler.complete:
+            await seat.listen()
+            await silence.broken_by(line.ready())
+            if self._slot.crowded:
+                seat.stand()  # those for whom it waits may have none
+                await self._slot.uncrowded()
+            await seat.heard(0)
+            self._slot.stand()
+            came = await line.pour(min(self._slot.room, SHARE), self._fill)
+            await seat.heard(came)
+            self._slot.came()
+            self._alive()
+            await self._slowed(came, seat)
+        ticket.complete()
+
+    def _fill(self, receive: Receive, most: int) -> int:
+        return self._slot.fill(receive, most, self._look)
+
+    def _look(self, piece: memoryview) -> None:
+        self._assembler.add(self._assembler.passed, piece)
+
+    async def _slowed(self, size: int, seat: Seat) -> None:
+        """Let others go on first when so little has come."""
+        if size < SMALL and not self._assembler.complete and (delay := self._small.take()):
+            seat.stand()
+            await asyncio.sleep(delay)

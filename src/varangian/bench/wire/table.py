@@ -1,0 +1,59 @@
+"""The report of the wire as tables, one for each setting."""
+
+from __future__ import annotations
+
+from varangian.bench.wire.report import Line, Report, Setting
+
+HEADERS = ("GB/s", "x TCP", "x gRPC", "CPU s/GB", "server", "workers", "payloads", "faults/GB")
+GAP = "   "
+LEGEND = (
+    "GB/s: 1e9 bytes of float32, whatever was on the wire. x TCP: ratio to raw TCP just before and after.\n"
+    "x gRPC: ratio to raw bytes over gRPC in the same turn, with nothing checked, stored or counted.\n"
+    "CPU s/GB: of the server and of the one process with all workers. payloads: memory of the server at\n"
+    "most, beyond what it held with its rows before the first round, as a multiple of one gradient and\n"
+    "for all workers together. faults/GB: pages that the kernel had to find for the server. Medians of\n"
+    "the rounds."
+)
+
+
+def plain(report: Report) -> str:
+    return "\n".join([*(_table(setting) + "\n" for setting in report.found), *remarks(report)])
+
+
+def _table(setting: Setting) -> str:
+    rows = [(setting.title, *HEADERS), *((line.title, *cells(line)) for line in setting.lines)]
+    widths = [max(len(row[i]) for row in rows if len(row) > i) for i in range(len(rows[0]))]
+    return "\n".join(_aligned(row, widths) for row in rows)
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
+    first, *numbers = row
+    if len(numbers) == 1:  # a sentence
+        return f"{first.ljust(widths[0])}{GAP}{numbers[0]}"
+    right = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
+    return GAP.join([first.ljust(widths[0]), *right])
+
+
+def cells(line: Line) -> tuple[str, ...]:
+    """The numbers of a line, or the reason why it has none."""
+    speed = line.speed
+    if speed is None:
+        return (f"{'FAILED' if line.status == 'failed' else 'not measured'}: {line.reason}",)
+    return (
+        f"{speed.gigabytes_per_second:.2f}",
+        f"{speed.x_tcp:.2f}",
+        "-" if speed.x_grpc is None else f"{speed.x_grpc:.2f}",
+        f"{speed.cpu:.2f}",
+        f"{speed.server_cpu:.2f}",
+        f"{speed.workers_cpu:.2f}",
+        f"{speed.payloads:.2f}",
+        f"{speed.server_faults:.0f}",
+    )
+
+
+def remarks(report: Report) -> list[str]:
+    """What stands below the tables."""
+    machine = report.machine
+    load = f"load average {machine['load_at_start']} before and {machine['load_at_end']} after"
+    where = f"loopback; {machine['cpu']}, cores: {machine['cores']}; grpc {machine['grpc']}; {load}"
+    return [LEGEND, where, *(f"{name}: {version}" for name, version in report.peers.items())]

@@ -1,0 +1,208 @@
+"""Whole rounds: vectors arrive, perhaps as slowly as a network would bring them, and become a step."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import torch
+
+from varangian.aggregators import aggregator_from
+from varangian.bench.wire.ways import ours
+from varangian.bench.wire.ways.base import Job
+from varangian.bench.wire.ways.learners import MANY, Late
+from varangian.bench.wire.ways.service import Service
+from varangian.protos.data_channel.connection import Cargo, Line
+from varangian.protos.layout import Layout
+from varangian.server.training.learner import Learner
+from varangian.server.training.optimizer import Sgd
+from varangian.worker.transport.data_channel import Use
+from varangian.worker.transport.tls import Proof
+
+PIECE = 256 << 10
+"""Bytes that are waited for at a time."""
+
+
+class Server:
+    """The service with a learner that aggregates, early or late."""
+
+    def __init__(self, job: Job, rule: str, f: int, early: bool) -> None:
+        aggregator = aggregator_from(rule, "--rules", f=f)
+        kind = Learner if early else Late
+        learner = kind(torch.zeros(job.numel), aggregator, Sgd(lr=1e-3), rounds=MANY, seed=1)
+        self._service = Service(job.workers, learner, f)
+        self.address = self._service.address
+        self._round = 0
+        self._service.push_by_hand(torch.linspace(1, 2, job.numel).numpy().data.cast("B"))
+
+    def ready(self) -> None:
+        self._round += 1
+        self._service.until(self._round)
+
+    def done(self) -> float:
+        """When the round that was begun last was over."""
+        return self._service.committed(self._round)
+
+    def digests(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._service.close()
+
+
+class Bucket:
+    """Lets so many bytes a second through, those of all senders together."""
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        """None: whatever goes."""
+        self.passed = 0
+        self._free = 0.0
+
+    async def take(self, size: int) -> None:
+        self.passed += size
+        if self.rate is None:
+            return
+        now = time.perf_counter()
+        self._free = max(self._free, now) + size / self.rate
+        await asyncio.sleep(max(self._free - now, 0.0))
+
+
+class Workers(ours.Workers):
+    """Clients that share a line."""
+
+    def __init__(self, address: str, job: Job) -> None:
+        self._bucket = Bucket()
+        super().__init__(address, job, connect=self._paced)
+
+    def _paced(self, server: str, name: str, proof: Proof, layout: Layout) -> Paced:
+        return Paced(self._bucket, server, name, proof, layout)
+
+    def pace(self, rate: float | None) -> None:
+        """Bytes a second, of all senders together."""
+        self._bucket.rate = rate
+
+    def round(self) -> None:
+        before = self._bucket.passed
+        super().round()
+        if self._bucket.passed - before < self._job.total:
+            raise RuntimeError("not everything went through the bucket")
+
+
+class Paced(ours.Watched):
+    """A client on a line that others use, too."""
+
+    def __init__(
+        self, bucket: Bucket, server: str, name: str, proof: Proof, layout: Layout, **options: Any
+    ) -> None:
+        self._bucket, self._size = bucket, 4 * layout.numel
+        super().__init__(server, name, proof, layout, **options)
+        push = self._connection.calls.push
+        self._connection.calls.push = lambda **given: PacedCall(push(**given), bucket)
+
+    def counted(self, server: str, sealed: bool) -> ours.Counted:
+        return PacedLane(self._bucket, self._size, server, sealed)
+
+
+class PacedCall:
+    """A call that writes when there is room on the line."""
+
+    def __init__(self, call: Any, bucket: Bucket) -> None:
+        self._call = call
+        self._bucket = bucket
+
+    async def write(self, message: bytes) -> None:
+        await self._bucket.take(len(message))
+        await self._call.write(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        found: Generator[Any, None, Any] = self._call.__await__()
+        return found
+
+
+class PacedLane(ours.Counted):
+    """The same beside gRPC."""
+
+    def __init__(self, bucket: Bucket, size: int, server: str, sealed: bool) -> None:
+        super().__init__(server, sealed)
+        self._bucket, self._size = bucket, size
+
+    @asynccontextmanager
+    async def use(self) -> AsyncGenerator[Use, None]:
+        async with super().use() as use:
+            connected = use.connected
+            if connected is None:
+                yield use
+                return
+            line = connected.line
+            connected.line = PacedLine(line, self._bucket, self._size)  # type: ignore[assignment]
+            try:
+                yield use
+            finally:
+                connected.line = line
+
+
+class PacedLine:
+    """Writes a little at a time."""
+
+    def __init__(self, line: Line, bucket: Bucket, size: int) -> None:
+        self._line, self._bucket = line, bucket
+        self._left, self._paid = size, 0
+
+    async def send(self, cargo: Cargo) -> int:
+        if self._bucket.rate is None:
+            moved = await self._line.send(cargo)
+            await self._bucket.take(moved)
+            return moved
+        due = min(PIECE, self._left) - self._paid
+        await self._bucket.take(due)
+        moved = await self._line.send(cargo, PIECE)
+        self._paid += due - moved
+        self._left -= moved
+        if self._paid < 0:  # a piece of a vector may be larger
+            await self._bucket.take(-self._paid)
+            self._paid = 0
+        return moved
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._line, name)
+
+
+class Round:
+    """Everything, the aggregation begun while rows arrive."""
+
+    early = True
+
+    def __init__(self, rule: str, f: str) -> None:
+        self._rule, self._f = rule, int(f)
+
+    def serve(self, job: Job) -> Server:
+        torch.set_num_threads(1)
+        return Server(job, self._rule, self._f, self.early)
+
+    def connect(self, address: str, job: Job) -> Workers:
+        torch.set_num_threads(1)
+        return Workers(address, job)
+
+    def expected(self, job: Job) -> list[str]:
+        return []
+
+
+class After(Round):
+    """The same, the aggregation begun when all rows are there."""
+
+    early = False
+
+
+class Receive(ours.Ours):
+    """Without aggregation and step."""
+
+    def connect(self, address: str, job: Job) -> Workers:
+        torch.set_num_threads(1)
+        return Workers(address, job)

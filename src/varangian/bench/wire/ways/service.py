@@ -1,0 +1,155 @@
+"""The real service with a real driver, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+from varangian.bench.wire.ways.background import Background
+from varangian.bench.wire.ways.learners import MANY
+from varangian.config.default_names import names
+from varangian.pki.authority import Authority
+from varangian.protos.codec import FLOAT32, Dtype
+from varangian.protos.identity.bundle import Role
+from varangian.protos.layout import Layout
+from varangian.server.app import serve
+from varangian.server.identity.sessions import Roster
+from varangian.server.identity.tls import Security
+from varangian.server.observability.record import RoundRecord
+from varangian.server.protocol.events import RoundPolicy
+from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.rounds.coordinator import Driver
+from varangian.server.rows.slot import Slot
+from varangian.server.training.learner import Learner
+from varangian.server.transport.calls import Limits
+
+SECRET = b"this guards nothing but a measurement"
+PIECE = 1 << 20
+
+
+def layout(numel: int) -> Layout:
+    return Layout((("weight", (numel,)),))
+
+
+class Service:
+    """Serves rounds without end, each closed when every worker has pushed.
+
+    Args:
+        workers: how many.
+        learner: what their vectors come to.
+        f: of a rule, if there is one.
+        dtype: how vectors travel.
+        tls: with certificates.
+        lane: payloads beside gRPC, as by default; otherwise as chunks.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        learner: Learner,
+        f: int = 0,
+        *,
+        dtype: Dtype = FLOAT32,
+        tls: bool = False,
+        lane: bool = True,
+    ) -> None:
+        self.names = names(workers)
+        self.numel = learner.parameters.numel()
+        self._folder = tempfile.TemporaryDirectory(prefix="varangian-bench-") if tls else None
+        self._security = _security(Path(self._folder.name), self.names) if self._folder else None
+        self._data_port = 0 if lane else None
+        self._committed: dict[int, float] = {}
+        self._background = Background()
+        policy = RoundPolicy(self.names, MANY, quorum=workers, deadline=MANY, shortfall="wait", f=f)
+        self._background.run(self._start(RoundMachine(policy), learner, dtype))
+
+    async def _start(self, machine: RoundMachine, learner: Learner, dtype: Dtype) -> None:
+        self._stop = asyncio.Event()
+        self._driver = Driver(
+            machine,
+            learner,
+            evaluate=lambda _: (0.0, 0.0),
+            evaluate_every=MANY,
+            observe=self._observe,
+        )
+        ready = asyncio.get_running_loop().create_future()
+        self._served = asyncio.create_task(
+            serve(
+                self._driver,
+                self._roster(),
+                layout(self.numel),
+                run_id="bench",
+                host="127.0.0.1",
+                port=0,
+                ready=ready.set_result,
+                stop=self._stop,
+                dtype=dtype,
+                limits=Limits(downloads=MANY, grace=0.1),
+                security=self._security,
+                data_port=self._data_port,
+            )
+        )
+        await asyncio.wait({ready, self._served}, return_when=asyncio.FIRST_COMPLETED)
+        if self._served.done():
+            await self._served
+        self.address = f"{ready.result()} {self._folder.name if self._folder else ''}"
+
+    def _observe(self, record: RoundRecord) -> None:
+        if record.skipped:
+            raise RuntimeError(record.skipped)
+        self._committed[record.round] = time.perf_counter()
+
+    def _roster(self) -> Roster:
+        if self._security is None:
+            return Roster(self.names, SECRET)
+        return Roster(self.names, None, doorman=self._security.doorman)
+
+    def push_by_hand(self, vector: memoryview) -> None:
+        """Round 0 with this vector from everyone, past the network."""
+        self._background.run(self._pushed(vector))
+
+    async def _pushed(self, vector: memoryview) -> None:
+        for name in self.names:
+            slot = await self._driver.offer(name, 0, b"")
+            assert isinstance(slot, Slot)
+            for at in range(0, slot.size, PIECE):
+                await slot.put(vector[at : min(at + PIECE, slot.size)])
+            await self._driver.complete(slot)
+
+    def until(self, round: int) -> None:
+        """Wait for a round to open."""
+        while self._background.run(self._now()) != round:
+            time.sleep(0.001)
+
+    def committed(self, round: int) -> float:
+        """When a round was, by `time.perf_counter`, which all processes share; waits for it."""
+        while round not in self._committed:
+            self._background.run(self._now())
+            time.sleep(0.001)
+        return self._committed[round]
+
+    async def _now(self) -> int:
+        if self._served.done():
+            await self._served
+            raise RuntimeError("the run has ended")
+        return self._driver.round
+
+    def close(self) -> None:
+        self._background.run(self._ended())
+        self._background.close()
+        if self._folder:
+            self._folder.cleanup()
+
+    async def _ended(self) -> None:
+        self._stop.set()
+        await self._served
+
+
+def _security(folder: Path, workers: tuple[str, ...]) -> Security:
+    authority = Authority.create(folder, days=1)
+    authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1)
+    for name in workers:
+        authority.issue(name, Role.WORKER, days=1)
+    return Security(folder)

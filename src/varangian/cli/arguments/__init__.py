@@ -1,0 +1,5 @@
+"""What can be typed after `varangian`, and its help.
+
+Plain argparse: nothing heavy is imported here, so that `varangian --help` answers at once. Each entry names
+the module that carries the command out. `varangian.cli.main` imports it, and tests.
+"""

@@ -1,0 +1,323 @@
+"""What can be typed. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from varangian import __version__
+from varangian.cli.arguments import bench as benchmarks
+from varangian.cli.arguments import graph as graph_arguments
+from varangian.paths import expanded
+
+EPILOG = """\
+settings:
+  Every key=value replaces one setting of the configuration: aggregator=krum, aggregator=nnm+krum,
+  'aggregator={krum: {select: 3}}', optimizer.lr=0.1. The same in the environment:
+  VARANGIAN__OPTIMIZER__LR=0.1, or several at once: VARANGIAN_SETTINGS='optimizer.lr=0.1 model=cnn'.
+  `varangian check` prints all settings, `varangian list aggregators` the names.
+
+exit codes:
+  0  it worked
+  1  the run failed, or the server is not healthy
+  2  the configuration or the command line is wrong; nothing was started
+  130  interrupted by Ctrl-C, 143 by SIGTERM; what was written until then is valid
+"""
+KINDS = (
+    *("aggregators", "mixings", "attacks", "datasets", "models", "losses", "metrics"),
+    *("partitions", "schedules"),
+    *("graphs", "availability", "delays", "participations", "staleness"),
+)
+FORMATS = ("auto", "rich", "plain", "json")
+
+Arguments = Callable[[argparse.ArgumentParser], None]
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command and its arguments; leaves with code 2 when they make no sense."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes positional arguments in one piece; settings and names may stand between options.
+    takes = "settings" in args or "names" in args
+    unknown = [text for text in rest if text.startswith("-") or not takes]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if "settings" in args:
+        _split_config(args, [*args.settings, *rest], parser)
+    if "names" in args:
+        args.names += rest
+    return args
+
+
+def _split_config(args: argparse.Namespace, texts: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """The one argument without `=` is the configuration file."""
+    files = [text for text in texts if "=" not in text]
+    if len(files) > 1:
+        parser.error(
+            f"there can be one configuration file, and settings are key=value. Found {', '.join(files)}."
+        )
+    args.config = files[0] if files else None
+    args.settings = [text for text in texts if "=" in text]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="varangian",
+        description="A Byzantine-robust parameter server for PyTorch.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"varangian {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, (module, summary, add) in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        sub.set_defaults(run=module)
+        add(sub)
+    return parser
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="[CONFIG] [key=value ...]",
+        help="a YAML file, and settings on top of it",
+    )
+
+
+def _format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format", choices=FORMATS, default="auto", help="auto: rich on a terminal, plain elsewhere"
+    )
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    _settings(parser)
+    parser.add_argument("--backend", choices=("processes", "simulate"), help="short for backend=...")
+    parser.add_argument(
+        "--output", type=expanded, metavar="DIR", help="where run folders are made; short for output=..."
+    )
+    _format(parser)
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    _settings(parser)
+    parser.add_argument(
+        "--static",
+        action="store_true",
+        help="only the settings: build no model, load no data, look at no disk and no port",
+    )
+
+
+def _server(parser: argparse.ArgumentParser) -> None:
+    _settings(parser)
+    parser.add_argument("--bind", metavar="HOST:PORT", help="short for server.host=... server.port=...")
+    _security(parser, "the server's bundle, made by `varangian certs`; with it everything goes over TLS")
+    parser.add_argument(
+        "--output", type=expanded, metavar="DIR", help="where run folders are made; short for output=..."
+    )
+    _format(parser)
+
+
+def _worker(parser: argparse.ArgumentParser) -> None:
+    _settings(parser)
+    parser.add_argument("--server", metavar="HOST:PORT", required=True, help="where the server listens")
+    _security(parser, "the worker's bundle, or a directory of bundles; needed when the server has one")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
+        "--name",
+        action="append",
+        help="an identity to work under, as w03; may be repeated; by default the one on the certificate",
+    )
+    who.add_argument(
+        "--claim", choices=("honest", "byzantine"), help="work under any free identity of this kind"
+    )
+
+
+def _security(parser: argparse.ArgumentParser, certs: str) -> None:
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--certs", type=expanded, metavar="DIR", help=f"{certs}; also in VARANGIAN_CERTS")
+    way.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow a network without TLS, where whoever sees the traffic can be any worker; "
+        "also VARANGIAN_INSECURE=1",
+    )
+
+
+def _token(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of workers, as w03")
+    parser.add_argument(
+        "--claim", choices=("honest", "byzantine"), help="all workers of this kind; then key=value for NAME"
+    )
+    parser.add_argument(
+        "--secret",
+        type=expanded,
+        metavar="FILE",
+        help="the server's secret; made if there is no such file. By default VARANGIAN_SECRET[_FILE]",
+    )
+    parser.add_argument(
+        "--out", type=expanded, metavar="FILE", help="write the tokens to a file of mode 0600"
+    )
+
+
+def _health(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", metavar="HOST:PORT", required=True)
+    parser.add_argument(
+        "--certs", type=expanded, metavar="DIR", help="a bundle, of the server or of a worker"
+    )
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", metavar="HOST:PORT", help="try to reach it, as a worker does")
+    parser.add_argument(
+        "--certs", type=expanded, metavar="DIR", help="a bundle to look at, and to show to the server"
+    )
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
+
+
+def _certs(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="action", required=True)
+
+    def action(name: str, summary: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        added.add_argument("dir", type=expanded, metavar="DIR", help="where the authority is")
+        return added
+
+    init = action("init", "Make an authority.")
+    init.add_argument("--days", type=_days, default=1825.0, metavar="N", help="by default 1825")
+    init.add_argument("--keep", action="store_true", help="do nothing when there is one")
+    issue = action("issue", "Make a bundle for each worker, or with --server for a server.")
+    issue.add_argument("names", nargs="*", metavar="NAME", help="names of workers, as w00 w01")
+    issue.add_argument(
+        "--claim", choices=("honest", "byzantine"), help="all workers of this kind; then key=value for NAME"
+    )
+    _issuing(issue)
+    issue.add_argument(
+        "--keep", action="store_true", help="replace only those that do not last much longer"
+    )
+    cluster = action("cluster", "Make whatever a cluster lacks: authority, bundles, secret and tokens.")
+    _settings(cluster)
+    cluster.add_argument(
+        "--hosts", default="localhost", metavar="HOSTS", help="of the server; by default localhost alone"
+    )
+    cluster.add_argument("--apart", action="store_true", help="a folder for each honest worker")
+    action("list", "All certificates that were made, and whether they count.")
+    revoke = action("revoke", "Let all certificates of a name, or a single one, count no longer.")
+    revoke.add_argument("name", nargs="?", metavar="NAME")
+    revoke.add_argument(
+        "--fingerprint", metavar="DIGITS", help="of one certificate, as `certs list` shows it"
+    )
+    summary = "At the machine that will use it: make a key, and a request for the authority to sign."
+    request = actions.add_parser("request", help=summary, description=summary, allow_abbrev=False)
+    request.add_argument("name", metavar="NAME", help="of a worker, as w03, or of a server")
+    request.add_argument(
+        "--into", type=expanded, metavar="DIR", help="where the folder NAME is made; by default here"
+    )
+    sign = action("sign", "Make the certificate that a request asks for; the key stays where it is.")
+    sign.add_argument("name", metavar="NAME", help="whose certificate it is, whatever the request says")
+    sign.add_argument("request", type=expanded, metavar="REQUEST", help="the file of `certs request`")
+    _issuing(sign)
+
+
+def _issuing(parser: argparse.ArgumentParser) -> None:
+    """What can be said of a certificate, whoever has made its key."""
+    parser.add_argument("--server", nargs="+", metavar="HOST", help="for a server, reached under these")
+    parser.add_argument("--days", type=_days, default=30.0, metavar="N", help="by default 30")
+    parser.add_argument(
+        "--into",
+        type=expanded,
+        metavar="DIR",
+        help="where bundles are made; by default beside the authority",
+    )
+    parser.add_argument("--force", action="store_true", help="replace bundles that exist")
+    parser.add_argument(
+        "--revoke-old", action="store_true", help="with --force: all earlier ones of the name are revoked"
+    )
+
+
+def _days(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 36500:
+        raise argparse.ArgumentTypeError(f"should be a number of days above 0. Found {text!r}.")
+    return found
+
+
+def _plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="the folder of a run; several are drawn together"
+    )
+    parser.add_argument("--out", metavar="FILE", help="by default plot.png in the folder of the first run")
+
+
+def _list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", choices=KINDS)
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=None, metavar="N", help="rounds of every run")
+    parser.add_argument("--output", default="runs", type=expanded, metavar="DIR")
+    _format(parser)
+
+
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+COMMANDS: dict[str, tuple[str, str, Arguments]] = {
+    "demo": (
+        "varangian.cli.commands.demo",
+        "Four rules against two attacks, on digits: one to two minutes on two cores.",
+        _demo,
+    ),
+    "run": ("varangian.cli.commands.run", "Train with a server and workers on this machine.", _run),
+    "check": (
+        "varangian.cli.commands.check",
+        "Print all settings, and try what a run does before its first round.",
+        _check,
+    ),
+    "server": (
+        "varangian.cli.commands.cluster:server",
+        "Only the server, with certificates or VARANGIAN_SECRET[_FILE].",
+        _server,
+    ),
+    "worker": (
+        "varangian.cli.commands.cluster:worker",
+        "Workers for a server elsewhere, with certificates or VARANGIAN_TOKEN[_FILE].",
+        _worker,
+    ),
+    "plot": (
+        "varangian.cli.commands.plot",
+        "Draw accuracy and loss of runs over their rounds, as a picture.",
+        _plot,
+    ),
+    "certs": (
+        "varangian.cli.commands.certs",
+        "Make, list and revoke the certificates of a cluster.",
+        _certs,
+    ),
+    "token": (
+        "varangian.cli.commands.token",
+        "At the server: make the token of a worker, for a run without TLS.",
+        _token,
+    ),
+    "doctor": (
+        "varangian.cli.commands.doctor",
+        "Try versions, certificates and the way to a server, before a run.",
+        _doctor,
+    ),
+    "health": ("varangian.cli.commands.health", "Ask a server whether it is serving.", _health),
+    "bench": ("bench", "What rules cost, and how fast gradients move.", benchmarks.add),
+    "graph": (
+        "varangian.cli.commands.graph",
+        "What a communication graph is worth; draws it.",
+        graph_arguments.add,
+    ),
+    "list": ("varangian.cli.commands.list", "The names that a configuration can use.", _list),
+    "schema": ("varangian.cli.commands.schema", "Print the JSON Schema of a configuration file.", _nothing),
+}

@@ -1,0 +1,61 @@
+"""`varangian check`: a dry run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from varangian.cli.main import OK, USAGE
+from varangian.config import RunConfig, advice, load
+from varangian.config.yaml_text import dump
+from varangian.server.participation import FedLaAvg, Sync
+
+STATIC = "# not tried: data, model, device, memory, output folder and ports (leave out --static)"
+
+
+def command(args: argparse.Namespace) -> int:
+    """Print every setting of the run, what the rule says about its numbers, and whether it would start."""
+    config = load(args.config, args.settings, os.environ)
+    print(dump(config.resolved()), end="")
+    print(f"\n# {verdict(config)}")
+    for sentence in advice(config):
+        print(f"warning: {sentence}", file=sys.stderr)
+    if args.static:
+        print(STATIC)
+        return OK
+    return _rehearsed(config)
+
+
+def _rehearsed(config: RunConfig) -> int:
+    from varangian.launch.dry_run import rehearse
+
+    found = rehearse(config)
+    for sentence in found.worked:
+        print(f"# ok: {sentence}")
+    for sentence in found.untried:
+        print(f"# not tried: {sentence}")
+    for sentence in found.notes:
+        print(f"warning: {sentence}", file=sys.stderr)
+    if not found.problems:
+        return OK
+    many = "Problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
+    print(f"{many} that would stop this run:", file=sys.stderr)
+    for problem in found.problems:
+        print(f"  {problem}", file=sys.stderr)
+    return USAGE
+
+
+def verdict(config: RunConfig) -> str:
+    """What holds, as a sentence; `load` has refused a rule whose condition fails."""
+    n, may = config.workers, f"of which f = {config.f} may be Byzantine"
+    match config.participation:
+        case Sync():
+            spare = n - config.quorum
+            rows = f"a quorum of {config.quorum} of {n} workers, {may}; "
+            rows += f"a round can do without {spare}" if spare else "every round waits for all of them"
+        case FedLaAvg():
+            rows = f"the latest vectors of {n} workers, {may}"
+        case way:
+            rows = f"{way.rows(n, config.quorum)[0]} vectors, the fewest that make a round, {may}"
+    return f"ok: what the rule asks for is met by {rows}."

@@ -1,0 +1,83 @@
+"""`varangian certs cluster`: all that the programs of a cluster prove their names with, by one command.
+
+DIR/authority   the authority
+DIR/server      the server's bundle, and the secret that tokens are made with
+DIR/honest      bundles and tokens of the honest workers
+DIR/byzantine   bundles and tokens of the Byzantine workers
+DIR/apart/w00   with --apart, in the place of DIR/honest: bundle and token of one honest worker
+
+What is there and does not end soon is kept, and who was revoked gets no new certificate, so the command can
+run before each start of the cluster. Each folder can be a volume of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from varangian.cli.commands.certs import hosts_of, init, issue
+from varangian.cli.commands.token import kept, write_tokens
+from varangian.cli.main import CommandError
+from varangian.config import load
+from varangian.config.build import byzantine_names, honest_names
+from varangian.pki.authority import SERVER, Authority
+from varangian.protos.identity.bundle import Bundle, BundleError, Role
+from varangian.protos.identity.revocation import fingerprint
+
+DAYS, AUTHORITY_DAYS = 30.0, 1825.0
+BETWEEN = re.compile(r"[\s,]+")
+"""What stands between two hosts."""
+
+
+def provide(args: argparse.Namespace) -> None:
+    """Make what is missing or ends soon; nothing, where settings or hosts are wrong.
+
+    Raises:
+        CommandError: the server has no name.
+        ConfigError: the settings are not those of a run.
+    """
+    config = load(args.config, args.settings, os.environ, whole=False)
+    hosts = hosts_of(filter(None, BETWEEN.split(args.hosts)), "--hosts")
+    if not hosts:
+        raise CommandError(f"--hosts should name the server, as server.example. Found {args.hosts!r}")
+    path = Path(args.dir)
+    honest = honest_names(config)
+    apart = {f"apart/{name}": (name,) for name in honest}
+    folders = {**(apart if args.apart else {"honest": honest}), "byzantine": byzantine_names(config)}
+    init(argparse.Namespace(dir=args.dir, days=AUTHORITY_DAYS, keep=True))
+    _issue(args.dir, path / SERVER, [], hosts)
+    authority = Authority(path)
+    for folder, names in folders.items():
+        counting = [name for name in names if not _revoked(authority, path / folder / name)]
+        if counting:
+            _issue(args.dir, path / folder, counting, None)
+    key = kept(path / SERVER / "secret")
+    for folder, names in folders.items():
+        write_tokens(names, key, path / folder / "tokens")
+
+
+def _revoked(authority: Authority, bundle: Path) -> bool:
+    """Whether a worker was taken out. A start of the cluster brings nobody back; the operator can."""
+    try:
+        found = fingerprint(Bundle.load(bundle, Role.WORKER).certificate) in authority.revoked()
+    except BundleError:
+        return False
+    if found:
+        again = f"varangian certs issue {authority.path} {bundle.name} --force --into {bundle.parent}"
+        print(f"left {bundle}, which is revoked. To take {bundle.name} in again: {again}")
+    return found
+
+
+def _issue(authority: str, into: Path, names: list[str], hosts: list[str] | None) -> None:
+    """The bundles of workers; or that of the server, where there are hosts."""
+    asked = {
+        "dir": authority,
+        "into": str(into),
+        "names": names,
+        "server": hosts,
+        "claim": None,
+        "days": DAYS,
+    }
+    issue(argparse.Namespace(**asked, keep=True, force=False, revoke_old=False))

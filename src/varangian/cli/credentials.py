@@ -1,0 +1,73 @@
+"""How a program proves who it is: with certificates, or with a shared secret where nobody else listens."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from varangian.protos.network.address import AddressError, loopback, parse
+from varangian.registry import ConfigError, Problem
+
+CERTS, INSECURE = "VARANGIAN_CERTS", "VARANGIAN_INSECURE"
+OFF = ("", "0", "false", "no")
+CLEAR_TEXT = (
+    "without TLS tokens and digests protect against accidents only: whoever is on the way can read a "
+    "token, speak for its worker, and change vectors, models and answers unnoticed"
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was asked for on the command line, or else in the environment."""
+
+    certs: Path | None
+    """Where the bundle is, or several; None is without TLS."""
+    insecure: bool
+    """Whether a network may be used without TLS."""
+
+
+def choice(args: argparse.Namespace) -> Choice:
+    """The command line counts before the environment, and there no TLS counts before TLS."""
+    insecure = bool(getattr(args, "insecure", False))
+    if args.certs is not None or insecure:
+        return Choice(None if args.certs is None else Path(args.certs), insecure)
+    if os.environ.get(INSECURE, "").lower() not in OFF:
+        return Choice(None, insecure=True)
+    certs = os.environ.get(CERTS)
+    return Choice(Path(certs) if certs else None, insecure=False)
+
+
+def check(chosen: Choice, host: str) -> None:
+    """Without TLS whoever can read the traffic can be any worker: that must have been asked for.
+
+    Raises:
+        ConfigError: it was not.
+    """
+    if chosen.certs is None and not chosen.insecure and not loopback(host):
+        rule = "is needed beyond this machine: without TLS whoever sees the traffic can be any worker"
+        hint = "`varangian certs` makes them; or add --insecure, if you trust everyone on that network."
+        raise ConfigError([Problem("--certs", rule, host, hint)])
+
+
+def check_address(chosen: Choice, address: str) -> None:
+    """The same for a server elsewhere.
+
+    Raises:
+        ConfigError: it is no address, or nobody said that TLS is not wanted.
+    """
+    try:
+        host, _ = parse(address)
+    except AddressError as error:
+        raise ConfigError([Problem("--server", error.rule, error.found, error.hint)]) from None
+    check(chosen, host)
+
+
+def warn(chosen: Choice, host: str) -> None:
+    """Say in the log what a network without TLS does not protect against, where one is used."""
+    if chosen.certs is None and not loopback(host):
+        log.warning("security: %s", CLEAR_TEXT)

@@ -1,0 +1,179 @@
+"""What no single setting shows: whether a run can keep its promise with these numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from varangian.aggregators.base import by_place
+from varangian.aggregators.streaming.stream import streams
+from varangian.config.build import optimizer
+from varangian.config.checks.availability import attended, late, mimicked
+from varangian.config.checks.rounds import answered, followed, guaranteed, kept, possible, summed, windowed
+from varangian.config.tree import RunConfig
+from varangian.registry import FIXES, Problem, fixes
+from varangian.worker.attacks import DataAttack, refusal
+from varangian.worker.training.losses import name_of
+from varangian.worker.training.metrics import MetricError, chosen
+
+
+@dataclass(frozen=True)
+class Check:
+    """A question about several settings; asked when each of them is valid on its own."""
+
+    needs: frozenset[str]
+    ask: Callable[[RunConfig], Iterator[Problem]]
+    whole: bool = False
+    """Whether it is about all programs of a run together; a server need not know of any attack."""
+
+
+def checked(
+    config: RunConfig, *, whole: bool = True, invalid: frozenset[str] = frozenset()
+) -> list[Problem]:
+    """The problems between settings.
+
+    Args:
+        config: the settings.
+        whole: whether this is the configuration of a whole run, not of one program of a cluster.
+        invalid: top-level settings to disregard, because they have a problem of their own.
+    """
+    asked = [check for check in CHECKS if not check.needs & invalid and (whole or not check.whole)]
+    return [problem for check in asked for problem in check.ask(config)]
+
+
+def advice(config: RunConfig) -> list[str]:
+    """What is allowed, but hardly meant."""
+    return [sentence for sentence in (_unprotected(config), _more_than_declared(config)) if sentence]
+
+
+def _attackers(config: RunConfig) -> Iterator[Problem]:
+    count = config.byzantine.count
+    if count >= config.workers:
+        rule = f"should leave at least one of the {config.workers} workers honest"
+        yield Problem("byzantine.count", rule, count)
+
+
+def _attack(config: RunConfig) -> Iterator[Problem]:
+    byzantine = config.byzantine
+    if byzantine.count and byzantine.attack is None:
+        offers = fixes(byzantine__attack="sign_flip", byzantine__count=0)
+        rule = f"is needed when there are Byzantine workers, and byzantine.count is {byzantine.count}"
+        yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)
+    if byzantine.attack is not None and not byzantine.count:
+        offers = fixes(byzantine__count=max(1, config.f), byzantine__attack=None)
+        rule = "should be at least 1 when there is an attack"
+        yield Problem("byzantine.count", rule, 0, f"Set {FIXES}.", offers)
+
+
+def _mounted(config: RunConfig) -> Iterator[Problem]:
+    byzantine = config.byzantine
+    if byzantine.attack is not None and 0 < byzantine.count < config.workers:
+        reason = refusal(byzantine.attack, config.workers, byzantine.count, byzantine.knows)
+        if reason is not None:
+            yield Problem("byzantine.attack", f"cannot be mounted: {reason}")
+
+
+def _labelled(config: RunConfig) -> Iterator[Problem]:
+    """Without class labels nothing that needs them will do."""
+    if config.loss.by_class is not False:
+        return
+    name = name_of(config.loss)
+    if isinstance(config.byzantine.attack, DataAttack):
+        hint, offers = f"Choose an attack on vectors, as {FIXES}.", fixes(byzantine__attack="sign_flip")
+        rule = f"needs class labels, which loss={name} has not"
+        yield Problem("byzantine.attack", rule, hint=hint, fixes=offers)
+    if config.partition.by_label:
+        offers = (*fixes(partition="iid"), *fixes(partition="shared"))
+        rule = f"goes by class labels, which loss={name} has not"
+        yield Problem("partition", rule, hint=f"Set {FIXES}.", fixes=offers)
+
+
+def _measured(config: RunConfig) -> Iterator[Problem]:
+    by_class = config.loss.by_class
+    if by_class is not None:
+        try:
+            chosen(config.metrics, name_of(config.loss), 1 if by_class else None)
+        except MetricError as error:
+            yield Problem("metrics", str(error).rstrip("."))
+
+
+def _optimizer(config: RunConfig) -> Iterator[Problem]:
+    try:
+        optimizer(config)
+    except ValueError as error:
+        yield Problem("optimizer", str(error).rstrip("."))
+
+
+def _ports(config: RunConfig) -> Iterator[Problem]:
+    server = config.server
+    if server.data_port and server.data_port == server.port:
+        offers = (*fixes(server__data_port=0), *fixes(server__data_port=None))
+        hint = f"Set {FIXES}: 0 is any free port, and with null payloads go over gRPC."
+        yield Problem("server.data_port", "should not be `server.port`", server.data_port, hint, offers)
+
+
+def _windowed(config: RunConfig) -> Iterator[Problem]:
+    if config.server.memory != "window" or config.aggregator.requires(config.workers, config.f):
+        return
+    if not streams(config.aggregator, config.workers):
+        rule = "should be `rows` with this aggregator, which looks at whole rows before it weighs them"
+        hint = (
+            "Only the mean and rules that go by columns, as median, do without, and only without mixings."
+        )
+        yield Problem("server.memory", rule, "window", hint)
+
+
+def _rooted(config: RunConfig) -> Iterator[Problem]:
+    if getattr(config.aggregator.rule, "needs_root", False):
+        rule = "measures trust by a gradient of the server's own, which this server does not compute"
+        yield Problem("aggregator", rule, hint="Choose another rule; as a library this one works.")
+
+
+def _placed(config: RunConfig) -> Iterator[Problem]:
+    if any(map(by_place, (*config.aggregator.mix, config.aggregator.rule))):
+        rule = "names a row by its place, and in a run other rows are there when a worker is missing"
+        yield Problem("aggregator", rule, hint="Leave `pivot` null; as a library this one works.")
+
+
+def _unprotected(config: RunConfig) -> str:
+    if config.f and not config.aggregator.robust:
+        return (
+            f"aggregator: this rule promises nothing against Byzantine workers, and f = {config.f} are "
+            "declared. One of them is enough to choose the result."
+        )
+    return ""
+
+
+def _more_than_declared(config: RunConfig) -> str:
+    count = config.byzantine.count
+    if count > config.f:
+        return (
+            f"byzantine.count: {count} workers attack, but f = {config.f}: no rule promises anything then."
+        )
+    return ""
+
+
+CHECKS = (
+    Check(frozenset({"workers", "f", "server", "participation"}), answered),
+    Check(frozenset({"workers", "f", "server", "participation"}), possible),
+    Check(frozenset({"aggregator", "participation", "wire", "server"}), summed),
+    Check(frozenset({"participation"}), kept, whole=True),
+    Check(frozenset({"workers", "byzantine"}), _attackers),
+    Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),
+    Check(frozenset({"workers", "byzantine"}), _mounted),
+    Check(frozenset({"loss", "byzantine", "partition"}), _labelled),
+    Check(frozenset({"loss", "metrics"}), _measured),
+    Check(frozenset({"optimizer"}), _optimizer),
+    Check(frozenset({"server"}), _ports),
+    Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), guaranteed),
+    Check(frozenset({"aggregator"}), _rooted),
+    Check(frozenset({"aggregator"}), _placed),
+    Check(frozenset({"workers", "f", "server", "aggregator"}), _windowed),
+    Check(frozenset({"server", "participation"}), windowed),
+    Check(frozenset({"byzantine", "worker", "participation"}), followed),
+    Check(
+        frozenset({"seed", "workers", "f", "rounds", "server", "availability", "participation"}), attended
+    ),
+    Check(frozenset({"workers", "delays"}), late),
+    Check(frozenset({"availability", "byzantine"}), mimicked),
+)

@@ -1,0 +1,55 @@
+"""Ways to carry a run out: real processes over gRPC, or one process without sockets; the same numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from varangian.launch.result import Outcome, RunError, RunResult
+
+if TYPE_CHECKING:
+    # Child processes import this package and need none of it.
+    from varangian.config import RunConfig
+    from varangian.server.observability.record import Observe, RoundRecord
+
+__all__ = ["Note", "Outcome", "RunError", "RunResult", "run"]
+
+Note = Callable[[str], None]
+"""Takes what a user should know besides the rounds."""
+
+
+def run(config: RunConfig, *, observe: Observe | None = None, note: Note | None = None) -> RunResult:
+    """Train as the configuration says, on this machine, and return when it is over.
+
+    This is `varangian run` for programs and notebooks. Where an event loop runs already, the run has one of
+    its own in another thread, and this function waits for it. The first Ctrl-C ends the run after the round
+    in hand, in a notebook too; in a thread that is not the main one no signal is handled.
+
+    Args:
+        config: as `varangian.config.load` returns it.
+        observe: called with the record of every round; the run folder holds them, too. In a run that was
+            called from inside an event loop it is called in another thread.
+        note: takes sentences about the run, as that a worker has ended; by default they are logged as
+            warnings of the logger `varangian`.
+
+    Raises:
+        RunError: the run cannot be started, or cannot go on.
+    """
+    if not hasattr(config, "backend"):
+        found = type(config).__name__
+        raise TypeError(
+            f"`config` should be what varangian.config.load(FILE, ['key=value']) returns. Found {found}."
+        )
+    observe, note = observe or _nothing, note or logging.getLogger("varangian").warning
+    if config.backend == "simulate":
+        from varangian.launch.simulation.simulate import simulate
+
+        return simulate(config, observe=observe, note=note)
+    from varangian.launch.processes import processes
+
+    return processes(config, observe=observe, note=note)
+
+
+def _nothing(record: RoundRecord) -> None:
+    del record

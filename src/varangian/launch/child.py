@@ -1,0 +1,63 @@
+"""What runs in a child process: some workers, and nothing of the configuration.
+
+This module is loaded into the fork server, so that children start with torch and grpc imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+from varangian.launch.output.logs import logged_to
+from varangian.worker.host import host
+from varangian.worker.training.task import Task
+from varangian.worker.transport.tls import Proof
+
+log = logging.getLogger(__name__)
+
+CRASHED = 70
+"""Exit code of a child that ended on an error nobody expected."""
+
+
+@dataclass(frozen=True)
+class Post:
+    """Everything that a child needs; small, and it can be pickled."""
+
+    server: str
+    proofs: Mapping[str, Proof]
+    """Worker names to what each has to show."""
+    task: Task
+    threads: int
+    log: Path
+    patience: float = inf
+    """Seconds to wait for a server that cannot be reached."""
+
+
+def child(post: Post) -> None:
+    """Be these workers until the run is finished; leaves with the exit code."""
+    # Ctrl-C reaches the whole terminal; the launcher decides what becomes of its children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with logged_to(post.log):
+        try:
+            names, proofs = tuple(post.proofs), post.proofs
+            code = host(post.server, names, proofs, post.task, post.threads, patience=post.patience)
+        except Exception:
+            log.exception("the process of %s ended on an error", ", ".join(post.proofs))
+            code = CRASHED
+    # Threads of gRPC may still wait for a server that is gone; nothing here needs a farewell.
+    os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """Ask this process to end when the one that made it has died: nobody else would."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

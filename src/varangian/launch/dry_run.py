@@ -1,0 +1,135 @@
+"""A dry run: everything that comes before the first round is tried, and nothing is left behind."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from varangian.config import RunConfig
+from varangian.config.build import task
+from varangian.launch import participation_parts
+from varangian.launch.identities import encrypted, identities
+from varangian.launch.memory_budget import available
+from varangian.launch.result import RunError
+from varangian.launch.server_run import accounted, openable, unable
+from varangian.launch.worker_processes import dealt
+from varangian.paths import user_path
+from varangian.registry import ConfigError, Problem
+from varangian.server.rows.latest_store import NoRoom
+from varangian.server.transport.grpc_server import ListenError, bound
+from varangian.worker.training.task import Crew
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a dry run found."""
+
+    worked: tuple[str, ...]
+    """What was tried and works, a sentence each."""
+    notes: tuple[str, ...]
+    """What works, but should be known."""
+    problems: tuple[Problem, ...]
+    """What would stop the run."""
+    untried: tuple[str, ...]
+    """What a run needs besides, and was not tried."""
+
+
+def rehearse(config: RunConfig) -> Rehearsal:
+    """Load the data, build the model, compute a gradient, evaluate, and look at memory, disk and ports."""
+    worked, notes, problems = list[str](), list[str](), list[Problem]()
+
+    @contextmanager
+    def tried(path: str) -> Generator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            problems.extend(error.problems)
+        except (ValueError, OSError, RunError) as error:
+            problems.append(Problem(path, _sentence(error)))
+
+    crews = list[Crew]()
+    with tried("data or model"):
+        crew = Crew(task(config))
+        crews.append(crew)
+        notes += unable(config, crew.rehearse(crew.initial()))
+        worked.append(_computed(config, crew))
+    for crew in crews:  # none, if it could not be made
+        with tried("memory"):
+            account = accounted(config, crew)
+            if refusal := account.refusal(available()) or openable(config):
+                raise RunError(refusal)
+            worked.append(account.sentence)
+        with tried("participation"):
+            if plan := participation_parts.plan(config, crew.layout.numel):
+                plan.check_room()
+                worked.append(plan.sentence())
+    for path, trial in _TRIALS:
+        with tried(path):
+            worked += trial(config)
+    return Rehearsal(tuple(worked), tuple(notes), tuple(problems), tuple(_untried(config)))
+
+
+def _computed(config: RunConfig, crew: Crew) -> str:
+    """What the data and the model are, now that they have been used."""
+    d, tensors, device = crew.layout.numel, len(crew.layout.entries), config.worker.device
+    model = f"{crew.dataset.size} training samples, {d} parameters in {tensors} tensors"
+    return f"data and model: {model}, a gradient and an evaluation computed on {device}"
+
+
+def _writable(config: RunConfig) -> Iterator[str]:
+    """A file in the folder for runs, or in the one where that would be made; it is removed again."""
+    wanted = user_path(config.output).absolute()
+    there = next(path for path in (wanted, *wanted.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(1 << 12))
+    except OSError as error:
+        reason = f"run folders cannot be made in {wanted}: {error.strerror or error}"
+        raise RunError(f"{reason}. Choose another place with output=DIR") from error
+    yield f"output: run folders can be made in {wanted}"
+
+
+def _listening(config: RunConfig) -> Iterator[str]:
+    """The ports of the server, which are given back at once."""
+    if config.backend == "simulate":
+        return
+    server = config.server
+    for setting, port in (("server.port", server.port), ("server.data_port", server.data_port)):
+        if port is None:
+            continue
+        for listener in bound(server.host, port, setting):
+            listener.close()
+        yield f"{setting}: the server can listen on {server.host}, port {port or 'any'}"
+
+
+def _identified(config: RunConfig) -> Iterator[str]:
+    if config.backend == "processes" and encrypted(config):
+        with identities(config):
+            yield "server.tls: certificates can be made"
+
+
+def _untried(config: RunConfig) -> Iterator[str]:
+    if config.backend == "simulate":
+        yield "more than one gradient: later rounds may need more memory on a GPU, or diverge"
+        return
+    groups = len(dealt(config))
+    yield f"the {groups} worker processes, each of which loads the data and the model once more"
+    yield "workers on other machines, and the way between them and the server (varangian doctor tries it)"
+    yield "more than one gradient: later rounds may need more memory on a GPU, or diverge"
+
+
+_Trial = Callable[[RunConfig], Iterator[str]]
+_TRIALS: tuple[tuple[str, _Trial], ...] = (
+    ("output", _writable),
+    ("server", _listening),
+    ("server.tls", _identified),
+)
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and not isinstance(error, ListenError | NoRoom) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return text.rstrip(".")

@@ -1,0 +1,158 @@
+"""Running a coroutine to its end, also from inside a running event loop, as that of a notebook.
+
+A thread can run one event loop. Where one runs already, the coroutine gets a thread and a loop of its own,
+and the caller waits. Signals reach the main thread only, so they are passed on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, Generic, TypeVar
+
+from varangian.protos.network.descriptors import check_free
+
+T = TypeVar("T")
+Interrupt = Callable[[str], None]
+"""Called with the name of a signal, on the loop that should stop."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LOOK = 0.1
+"""Seconds between two looks of the main thread at signals: one that comes just before it waits would not
+wake it."""
+
+
+def complete(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """The result of a coroutine function, as `asyncio.run(main())` gives it, whether a loop runs or not.
+
+    Raises:
+        OSError: there are not enough file descriptors for an event loop.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        check_free()
+        return asyncio.run(main())
+    check_free()
+    thread = _Beside(main)
+    with _passed_on(thread):
+        thread.start()
+        thread.wait()
+    return thread.outcome()
+
+
+@contextmanager
+def interruptible(interrupt: Interrupt) -> Generator[None]:
+    """Let the first signal call `interrupt`, if this is a thread of `complete`; otherwise do nothing."""
+    thread = threading.current_thread()
+    if not isinstance(thread, _Beside):
+        yield
+        return
+    thread.interrupt = interrupt
+    try:
+        yield
+    finally:
+        thread.interrupt = None
+
+
+class _Beside(threading.Thread, Generic[T]):
+    """A thread with an event loop of its own, for one coroutine."""
+
+    def __init__(self, main: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        super().__init__(name="varangian-run")
+        self.interrupt: Interrupt | None = None
+        self._main = main
+        self._task: asyncio.Task[T] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._result: T
+        self._error: BaseException | None = None
+        self._cancelled = False
+
+    def run(self) -> None:
+        async def watched() -> T:
+            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            if self._cancelled:
+                raise asyncio.CancelledError
+            return await self._main()
+
+        try:
+            self._result = asyncio.run(watched())
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Until the coroutine is over; an interruption of the caller cancels it."""
+        while self.is_alive():
+            try:
+                self.join(LOOK)
+            except KeyboardInterrupt:
+                self.cancel()
+
+    def outcome(self) -> T:
+        """What the coroutine returned; raises what it raised."""
+        if isinstance(self._error, asyncio.CancelledError):
+            raise KeyboardInterrupt from self._error
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def ask(self, name: str) -> None:
+        """Tell the coroutine of a signal, from another thread; cancel it where it takes none."""
+
+        def tell() -> None:
+            if self.interrupt is None:
+                self._cancel()
+            else:
+                self.interrupt(name)
+
+        self._call(tell)
+
+    def cancel(self) -> None:
+        """End the coroutine as soon as it can be, from another thread."""
+        self._call(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _call(self, act: Callable[[], object]) -> None:
+        if self._loop is None:  # the coroutine has not begun
+            self._cancelled = True
+            return
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            self._loop.call_soon_threadsafe(act)
+
+
+@contextmanager
+def _passed_on(thread: _Beside[Any]) -> Generator[None]:
+    """Pass the first signal on to the thread, and cancel it at the second; a third acts as without this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            if handler is not None:  # None: set by something that is not Python
+                signal.signal(number, handler)
+
+    def first(number: int, frame: FrameType | None) -> None:
+        del frame
+        for each in SIGNALS:
+            signal.signal(each, second)
+        thread.ask(signal.Signals(number).name)
+
+    def second(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        restore()
+        thread.cancel()
+
+    for number in SIGNALS:
+        signal.signal(number, first)
+    try:
+        yield
+    finally:
+        restore()

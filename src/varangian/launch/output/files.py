@@ -1,0 +1,90 @@
+"""Files of a run: appended to line by line, or replaced as a whole; never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from varangian.launch.output.queued_writer import RECORDS, RETRY, Descriptor, QueuedWriter, Warn
+
+
+class Record(Descriptor):
+    """A file that lines are appended to. It says once when somebody has deleted it."""
+
+    def __init__(self, path: Path, warn: Warn) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        super().__init__(os.open(path, flags, 0o666))
+        self._path, self._warn = path, warn
+        self._look_at = 0.0
+        self._deleted = False
+
+    def write(self, data: bytes) -> tuple[bytes, OSError | None]:
+        left = super().write(data)
+        if not self._deleted and time.monotonic() > self._look_at:
+            self._look_at = time.monotonic() + RETRY
+            self._deleted = os.fstat(self.descriptor).st_nlink == 0
+            if self._deleted:
+                self._warn(
+                    f"{self._path} has been deleted; the run goes on, and its record and its parameters "
+                    "are saved at the end"
+                )
+        return left
+
+    def content(self) -> bytes:
+        """All that was written, also when the file has no name any more."""
+        return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
+
+    def close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def recorder(record: Record, name: str, warn: Warn) -> QueuedWriter:
+    """A writer to a record."""
+    return QueuedWriter(record, name, warn, limit=RECORDS)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The whole file or none of it, also when the machine stops half way; nothing else is left behind."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor, named = _nameless(path.parent, temporary)
+        with open(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            if not named:
+                temporary.unlink(missing_ok=True)
+                # With a folder given, Python follows the link to the file behind the descriptor.
+                os.link(f"/proc/self/fd/{stream.fileno()}", temporary.name, dst_dir_fd=folder)
+        temporary.replace(path)
+        os.fsync(folder)  # without this a new name may be lost although its content is safe
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(folder)
+
+
+def _nameless(folder: Path, temporary: Path) -> tuple[int, bool]:
+    """A file without a name, which vanishes with this process; or a named one where none is possible."""
+    if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            return os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666), False
+    return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666), True
+
+
+def fresh(parent: Path, name: str) -> Path:
+    """A new folder of this name, for its owner only; with a number after it where the name is taken."""
+    parent.mkdir(parents=True, exist_ok=True)
+    attempt = 1
+    while True:
+        path = parent / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            attempt += 1
+        else:
+            return path

@@ -1,0 +1,190 @@
+"""A run over gRPC on this machine: the server in this process, the workers in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import closing
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+
+from varangian.aggregators.graphs.turns import cycle
+from varangian.config import RunConfig
+from varangian.launch import Note
+from varangian.launch.child import Post
+from varangian.launch.event_loop import complete
+from varangian.launch.identities import identities
+from varangian.launch.output.logs import logged_to
+from varangian.launch.result import RunError, RunResult
+from varangian.launch.server_run import Session
+from varangian.launch.worker_processes import Crowd, dealt
+from varangian.paths import user_path
+from varangian.plugins import cause
+from varangian.server.app import serve
+from varangian.server.identity.sessions import Roster
+from varangian.server.identity.tls import Security
+from varangian.server.observability.record import Observe
+from varangian.server.participation.selection import Neighbourhoods
+from varangian.server.protocol.state import ParticipationPolicy
+from varangian.server.protocol.synchronous import RoundPolicy
+from varangian.server.rows.latest_store import NoRoom
+from varangian.server.transport.grpc_server import ListenError, probe
+from varangian.worker.transport.tls import Proof
+
+PREFIX = re.compile(r"^.{,60}? (ERROR|WARNING|INFO) [\w.]+: ")
+LOOKED_AT, LONGEST = 10_000, 500
+"""Characters: how far back in a log its last line is looked for, and how much of it is repeated."""
+
+
+def processes(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
+    """Carry a run out with real processes.
+
+    Raises:
+        RunError: it cannot be started.
+    """
+    with Crowd() as crowd:
+        return complete(lambda: _run(config, crowd, observe, note))
+
+
+async def _run(config: RunConfig, crowd: Crowd, observe: Observe, note: Note) -> RunResult:
+    listenable(config)
+    session = Session.open(config, observe, note)
+    for sentence in session.sentences:
+        note(sentence)
+    address = asyncio.get_running_loop().create_future()
+    log = logged_to(session.folder.path / "server.log", warn=session.folder.warn)
+    with closing(session), log, identities(config) as known, session.stop.on_signals(note):
+        watching = asyncio.create_task(_watched(session, crowd, known.proofs, address, note))
+        try:
+            ended = await served(session, known.roster, address.set_result, known.security)
+            return session.result(ended)
+        finally:
+            watching.cancel()
+
+
+async def served(
+    session: Session,
+    roster: Roster,
+    ready: Callable[[str], None],
+    security: Security | None,
+    *,
+    returns: bool = False,
+) -> str:
+    """Serve the run until it ends, over TLS when there is security; returns why it ended.
+
+    If the server `returns` after a stop, its workers wait for it.
+
+    Raises:
+        RunError: the address is not to be had, or the disk is full.
+    """
+    heartbeat = session.config.server.heartbeat
+    try:
+        return await serve(
+            session.driver(),
+            roster,
+            session.crew.layout,
+            run_id=session.folder.path.name,
+            host=session.config.server.host,
+            port=session.config.server.port,
+            data_port=session.config.server.data_port,
+            ready=ready,
+            stop=session.stop.event,
+            security=security,
+            dtype=session.config.wire.dtype,
+            heartbeat=None if heartbeat is None else user_path(heartbeat),
+            returns=returns,
+            common=session.crew.common,
+            classes=session.crew.dataset.classes,
+            end=session.stop.because,
+        )
+    except ListenError as error:
+        session.folder.discard()
+        raise RunError(str(error)) from error
+    except NoRoom as error:
+        raise RunError(str(error)) from error
+
+
+def listenable(config: RunConfig) -> None:
+    """See that the server can listen where it should, before data is loaded and a folder is made.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        probe(config.server.host, config.server.port)
+    except ListenError as error:
+        raise RunError(str(error)) from error
+
+
+async def _watched(
+    session: Session,
+    crowd: Crowd,
+    proofs: Mapping[str, Proof],
+    address: asyncio.Future[str],
+    note: Note,
+) -> None:
+    """Start the workers, and end a run that can no longer have its quorum."""
+    policy, log = session.machine.policy, session.folder.path / "workers.log"
+    gone = set[str]()
+
+    def lost(workers: tuple[str, ...], how: str, left: int) -> None:
+        if session.over:
+            return
+        note(f"the process of {', '.join(workers)} {how}; see {log}")
+        if said := last_words(log, workers):
+            note(said)
+        gone.update(workers)
+        if left < policy.quorum:
+            session.stop.because(f"only {left} workers are left, and the quorum is {policy.quorum}")
+        elif orphaned := _orphaned(policy, gone):
+            session.stop.because(orphaned)
+
+    posts = _posts(session, proofs, await address)
+    try:
+        await asyncio.to_thread(crowd.start, posts)
+    except Exception as error:
+        session.stop.because(f"the processes of the workers cannot be started: {cause(error)}")
+        return
+    await crowd.watch(lost)
+
+
+def last_words(log: Path, workers: Sequence[str]) -> str:
+    """The last line of a log that names one of these workers; empty if there is none."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace")[-LOOKED_AT:].split("\n")
+    except OSError:
+        return ""
+    said = [line for line in lines if any(worker in line for worker in workers)]
+    # Without time, process and logger, which stand before the sentence.
+    return PREFIX.sub("", said[-1])[:LONGEST] if said else ""
+
+
+def _orphaned(policy: RoundPolicy, gone: Set[str]) -> str:
+    """Why the rounds of a neighbourhood would wait for ever; empty when none would."""
+    choice = policy.choice if isinstance(policy, ParticipationPolicy) else None
+    if not isinstance(choice, Neighbourhoods) or policy.shortfall != "wait":
+        return ""
+    for round in range(cycle(choice.graph, len(policy.workers))):
+        members = choice.members(policy.workers, round)
+        there, quorum = len(set(members) - gone), min(policy.quorum, len(members))
+        if there < quorum:
+            return f"only {there} workers are left of {', '.join(members)}, and their quorum is {quorum}"
+    return ""
+
+
+def _posts(session: Session, proofs: Mapping[str, Proof], address: str) -> list[Post]:
+    # Workers take the number of classes from here, as those elsewhere take it from the server.
+    told = replace(session.crew.task, classes=session.crew.dataset.classes)
+    return [
+        Post(
+            server=address,
+            proofs={name: proofs[name] for name in workers},
+            task=told,
+            threads=session.config.worker.threads,
+            log=session.folder.path / "workers.log",
+            patience=session.config.worker.patience or inf,
+        )
+        for workers in dealt(session.config)
+    ]

@@ -1,0 +1,289 @@
+"""What all backends share: the parts of the server, the run folder, and how a run ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from varangian.config import RunConfig
+from varangian.config.build import learner, machine, optimizer, task
+from varangian.launch import Note, participation_parts
+from varangian.launch.event_loop import SIGNALS, interruptible
+from varangian.launch.memory_budget import Account, available
+from varangian.launch.output.run_folder import RunFolder
+from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, packed
+from varangian.launch.result import Outcome, RunError, RunResult
+from varangian.protos.network import descriptors
+from varangian.registry import ConfigError, Problem
+from varangian.server.observability.record import Observe, RoundRecord, Scores
+from varangian.server.protocol.decisions import Machine
+from varangian.server.protocol.events import Phase
+from varangian.server.rounds.clock import MONOTONIC, Clock
+from varangian.server.rounds.coordinator import Driver
+from varangian.server.rounds.windowed import kept
+from varangian.server.rows.source import Merge
+from varangian.server.training.learner import Learner
+from varangian.worker.training.task import Crew
+
+
+@dataclass
+class Session:
+    """One run of a server, wherever its workers are."""
+
+    config: RunConfig
+    crew: Crew
+    """For the initial parameters and for evaluation; a simulation also trains with it."""
+    learner: Learner
+    folder: RunFolder
+    observe: Observe
+    machine: Machine
+    account: Account
+    """What the server can take at most."""
+    merge: Merge
+    note: Note
+    """Takes what a user should know besides the rounds; called from any thread."""
+    notes: tuple[str, ...] = ()
+    """What to say of the task before the run."""
+    stop: Stop = field(default_factory=lambda: Stop())
+    rounds: int = 0
+    updates: int = 0
+    """How many of the rounds had an update."""
+    evaluated: int = -1
+    """How many rounds were closed when the scores were taken."""
+    scores: Scores = field(default_factory=Scores)
+    began: float = field(default_factory=time.monotonic)
+    saved: bool = False
+
+    @classmethod
+    def open(cls, config: RunConfig, observe: Observe, note: Note) -> Session:
+        """Load the data, build the model and make the run folder.
+
+        Raises:
+            RunError: something is missing, the parts do not fit, or there is not enough memory.
+        """
+
+        def warn(text: str) -> None:
+            note(f"warning: {text}")
+
+        try:
+            crew = Crew(task(config))
+            initial = crew.initial()
+            notes = unable(config, crew.rehearse(initial))
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        account = accounted(config, crew)
+        if refusal := account.refusal(available()) or openable(config):
+            raise RunError(refusal)
+        try:
+            merge = participation_parts.merge(config, crew.layout.numel, warn)
+        except OSError as error:
+            raise RunError(str(error)) from error
+        built = learner(config, initial)
+        folder = RunFolder.create(
+            config, metrics=tuple(crew.metrics), facts={"memory": account.sentence}, warn=warn
+        )
+        return cls(config, crew, built, folder, observe, machine(config), account, merge, note, notes)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What to say of the task and of the disk before the run."""
+        return (*self.notes, *self.storage)
+
+    @property
+    def storage(self) -> tuple[str, ...]:
+        """Of what is kept beyond a round."""
+        plan = participation_parts.plan(self.config, self.crew.layout.numel)
+        return () if plan is None else (plan.sentence(),)
+
+    def driver(self, clock: Clock = MONOTONIC) -> Driver:
+        return Driver(
+            self.machine,
+            self.learner,
+            evaluate=self.evaluate,
+            evaluate_every=self.config.evaluate.every,
+            observe=self._record,
+            clock=clock,
+            threads=self.config.server.threads,
+            rows=participation_parts.rows(self.config),
+            window=windowed(self.config),
+            merge=self.merge,
+            seats=participation_parts.seats(self.config),
+        )
+
+    def evaluate(self, parameters: Tensor) -> Scores:
+        """Of the parameters and, where there is one, of their average."""
+        average = self.learner.average
+        ema = None if average is None else self.crew.evaluate(average.parameters)
+        return Scores.of(self.crew.evaluate(parameters), ema, self.crew.training_loss(parameters))
+
+    def result(self, reason: str) -> RunResult:
+        """Close the books: the last files of the folder, and what is to be said."""
+        seconds = time.monotonic() - self.began
+        if self.evaluated != self.rounds:
+            self.scores = self.evaluate(self.learner.parameters)
+        result = RunResult(
+            accuracy=self.scores.accuracy,
+            loss=self.scores.loss,
+            digest=self.learner.digest(),
+            rounds=self.rounds,
+            seconds=seconds,
+            reason=self.stop.reason or (self._nothing_learned or reason),
+            outcome=self._outcome(),
+            folder=self.folder.path,
+            ema_accuracy=self.scores.ema_accuracy,
+            ema_loss=self.scores.ema_loss,
+            metrics=self.scores.metrics,
+            signal=self.stop.signal,
+            train_loss=self.scores.train_loss,
+        )
+        result = self.folder.finish(result, self._models())
+        self.saved = True
+        return result
+
+    def close(self) -> None:
+        """Whatever came of the run; of one that ended on an error the parameters are saved, too."""
+        try:
+            if self.rounds and not self.saved:
+                path = self.folder.save(self._models())
+                self.note(f"the parameters after {self.rounds} rounds are in {path}")
+        except RunError as error:  # beside the one that ended the run
+            self.note(f"warning: {error}")
+        finally:
+            self.folder.close()
+            self.merge.close()
+
+    def _models(self) -> dict[str, bytes]:
+        """The files of the model and, where there is one, of its average."""
+        learner = self.learner
+        models = {PARAMETERS: packed(self.crew, learner.parameters)}
+        if learner.average is not None:
+            models[AVERAGE] = packed(self.crew, learner.average.parameters)
+        return models
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended or is about to."""
+        return self.machine.state.phase is Phase.FINISHED or self.stop.event.is_set()
+
+    def _outcome(self) -> Outcome:
+        if self.machine.state.round >= self.config.rounds:
+            return "failed" if self._nothing_learned else "finished"
+        return "failed" if self.stop.signal is None else "interrupted"
+
+    @property
+    def _nothing_learned(self) -> str:
+        """That all rounds are done and none had an update, as a reason; otherwise empty."""
+        all_done = self.machine.state.round >= self.config.rounds
+        return "" if self.updates or not (all_done and self.rounds) else "no round had an update"
+
+    def _record(self, record: RoundRecord) -> None:
+        self.rounds += 1
+        self.updates += record.skipped is None
+        if record.loss is not None:
+            self.scores, self.evaluated = record.scores, self.rounds
+        self.folder.observe(record)
+        self.observe(record)
+
+
+def windowed(config: RunConfig) -> bool:
+    """Whether rows are forgotten as they come. In a simulation all of them are there anyway."""
+    return config.server.memory == "window" and config.backend != "simulate"
+
+
+def unable(config: RunConfig, found: Mapping[str, str]) -> tuple[str, ...]:
+    """What to say of workers whose batches the model cannot take.
+
+    Raises:
+        ConfigError: too few are left for a quorum.
+    """
+    if not found:
+        return ()
+    reason, left = next(iter(found.values())), config.workers - len(found)
+    who = f"{len(found)} of {config.workers} workers have batches that the model cannot take"
+    if left < config.quorum:
+        rule = f"leaves too few workers for the quorum of {config.quorum}: {who}. {reason.rstrip('.')}"
+        raise ConfigError([Problem("partition", rule)])
+    return (f"{who}, and will decline each round: {', '.join(found)}. {reason}",)
+
+
+def openable(config: RunConfig) -> str | None:
+    """Why this machine lets too few files be open for the run; None when there are enough.
+
+    Raises the limit of this process, and of those that it starts, as far as is needed and allowed.
+    """
+    if config.backend == "simulate":
+        return None
+    lane = config.server.data_port is not None
+    least = descriptors.served(config.workers, lane)
+    return descriptors.refusal("the server", config.workers, lane, least)
+
+
+def accounted(config: RunConfig, crew: Crew) -> Account:
+    """What the server of a run can take."""
+    d = crew.layout.numel
+    return Account.of(
+        config.workers,
+        d,
+        optimizer(config),
+        rows=participation_parts.rows(config),
+        average=config.ema is not None,
+        columns=kept(d) if windowed(config) else None,
+        seats=participation_parts.seats(config),
+        more=participation_parts.more(config),
+        latest=participation_parts.plan(config, d),
+        lane=config.server.data_port is not None,
+        evaluation=crew.evaluation_bytes,
+        rest=crew.state_bytes - 4 * d,
+    )
+
+
+@dataclass
+class Stop:
+    """Why a run should end before its last round, once somebody wants that."""
+
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+    signal: int | None = None
+    """The number of the signal that asked for it."""
+    reason: str = ""
+
+    def because(self, reason: str) -> None:
+        """The first reason counts."""
+        self.reason = self.reason or reason
+        self.event.set()
+
+    @contextmanager
+    def on_signals(self, note: Note) -> Generator[None]:
+        """The first Ctrl-C or SIGTERM ends the run after the round in hand, a second one at once."""
+        loop = asyncio.get_running_loop()
+        on_terminate = signal.getsignal(signal.SIGTERM)
+
+        def give_back() -> None:
+            for number in SIGNALS:
+                if loop.remove_signal_handler(number) and number is signal.SIGTERM and on_terminate:
+                    signal.signal(number, on_terminate)
+
+        def interrupt(name: str) -> None:
+            self.signal = int(signal.Signals[name])
+            give_back()
+            note(f"{name}: stopping after the round in hand; once more to stop at once")
+            self.because(f"stopped by {name}")
+
+        if threading.current_thread() is not threading.main_thread():
+            with interruptible(interrupt):
+                yield
+            return
+        for number in SIGNALS:
+            loop.add_signal_handler(number, interrupt, signal.Signals(number).name)
+        try:
+            yield
+        finally:
+            give_back()

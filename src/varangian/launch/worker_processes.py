@@ -1,0 +1,157 @@
+"""The worker processes of a run on this machine: started together, watched, and never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
+from types import ModuleType, TracebackType
+
+from varangian.config import RunConfig
+from varangian.config.build import byzantine_names, honest_names
+from varangian.launch.child import Post, child
+from varangian.launch.output.temporary_folder import hold_sockets
+
+SAFE_PATH = "PYTHONSAFEPATH"
+"""The variable that keeps the current folder from the front of Python's path."""
+POLL = 0.2
+"""Seconds between looks at the children."""
+FAREWELL = 5.0
+"""Seconds for a child to leave by itself once the run is over, and again after it was asked to."""
+
+
+@dataclass
+class Crowd:
+    """Child processes, as a context manager: whatever happens, none is left when it is over."""
+
+    members: dict[BaseProcess, tuple[str, ...]] = field(default_factory=dict)
+    """Processes and the workers in each."""
+
+    def start(self, posts: Sequence[Post]) -> None:
+        """One process for each post; takes as long as the first import of torch in a fork server."""
+        for post in posts:
+            process = _context().Process(
+                target=child, args=(post,), name=f"varangian {' '.join(post.proofs)}"
+            )
+            process.daemon = True  # should this process die without a farewell
+            with _without_main(post), _libraries_first():
+                process.start()
+            self.members[process] = tuple(post.proofs)
+
+    async def watch(self, lost: Callable[[tuple[str, ...], str, int], None]) -> None:
+        """Return when no process is left.
+
+        `lost` is called with the workers of each that ends, how it ended, and how many workers are left.
+        """
+        alive = dict(self.members)
+        while alive:
+            for process in [process for process in alive if process.exitcode is not None]:
+                workers = alive.pop(process)
+                lost(workers, described(process.exitcode), sum(map(len, alive.values())))
+            await asyncio.sleep(POLL)
+
+    def __enter__(self) -> Crowd:
+        if isinstance(_context(), ForkServerContext):
+            hold_sockets()
+            with _without_main(), _libraries_first():
+                forkserver.ensure_running()  # it imports torch while this process loads the data
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error nobody has told the children that the run is over.
+        for end in self._farewells(patient=error is None):
+            end()
+            if self._all_gone(FAREWELL):
+                return
+
+    def _farewells(self, patient: bool) -> Iterator[Callable[[], None]]:
+        if patient:
+            yield lambda: None
+        yield lambda: self._each(BaseProcess.terminate)
+        yield lambda: self._each(BaseProcess.kill)
+
+    def _each(self, act: Callable[[BaseProcess], None]) -> None:
+        for process in self.members:
+            if process.exitcode is None:
+                act(process)
+
+    def _all_gone(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        for process in self.members:
+            process.join(max(0.0, until - time.monotonic()))
+        return all(process.exitcode is not None for process in self.members)
+
+
+def described(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is not None and code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def dealt(config: RunConfig) -> list[tuple[str, ...]]:
+    """Which workers share a process: never an honest one with one that attacks."""
+    honest, byzantine = honest_names(config), byzantine_names(config)
+    size = config.worker.per_process
+    cores = max(1, os.cpu_count() or 1)
+    # Attackers who see others compute their vectors too; in one process they do so once for all.
+    return [
+        *_shared(honest, -(-len(honest) // size) if size else cores),
+        *_shared(byzantine, -(-len(byzantine) // size) if size else 1),
+    ]
+
+
+def _shared(workers: tuple[str, ...], parts: int) -> Iterator[tuple[str, ...]]:
+    parts = min(parts, len(workers))
+    for i in range(parts):
+        yield workers[i * len(workers) // parts : (i + 1) * len(workers) // parts]
+
+
+@contextmanager
+def _without_main(post: Post | None = None) -> Generator[None]:
+    """Start children that do not run the main script of this process again, unless they need a part of it.
+
+    So a script may start a run without `if __name__ == "__main__"`, unless it defines a part of the task.
+    """
+    main = sys.modules["__main__"]
+    if post is None or b"__main__" not in bytes(ForkingPickler.dumps(post)):
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
+def _libraries_first() -> Generator[None]:
+    """Start a fork server in which no file of the current folder hides a library that it imports."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """A fork server where there is one: forking this process, with its threads, would not be safe."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["varangian.launch.child"])
+    return context

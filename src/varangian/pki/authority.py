@@ -1,0 +1,318 @@
+"""The authority of a cluster: who gets a certificate, and whose counts no longer.
+
+DIR/authority/cert.pem   the authority itself, which every bundle carries as ca.pem
+DIR/authority/key.pem    what it signs with; whoever has it can be anybody
+DIR/authority/issued     one line of JSON for each certificate
+DIR/authority/revoked    fingerprints of certificates that count no longer
+DIR/NAME/                a bundle for each program; see `varangian.protos.identity.bundle`. Without
+                         key.pem where the key was made on the machine that uses it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from varangian.pki import x509
+from varangian.protos.identity.bundle import CA, CERTIFICATE, KEY, REQUEST, REVOKED, Role
+from varangian.protos.identity.revocation import fingerprint, fingerprints
+from varangian.protos.text import escaped
+from varangian.server.identity.sessions import NAME
+
+HOME, ISSUED = "authority", "issued"
+PRIVATE, PUBLIC, FOLDER = 0o600, 0o644, 0o700
+SERVER = "server"
+"""The name of a server's bundle, unless it is given another."""
+DAY = 86400.0
+PREFIX = 16
+"""The fewest digits of a fingerprint that stand for all of them."""
+DIGITS = re.compile(r"[0-9a-f]{1,64}")
+
+
+class AuthorityError(ValueError):
+    """A certificate cannot be made or revoked; the sentence is for the operator."""
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate in the book of the authority."""
+
+    name: str
+    role: str
+    fingerprint: str
+    """SHA-256 of the certificate."""
+    begins: float
+    ends: float
+    bundle: str
+    """Where it was put."""
+
+
+class Authority:
+    """A directory that certificates come from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.home = path / HOME
+        if not (self.home / KEY).is_file():
+            raise AuthorityError(
+                f"{path} should be an authority. Found no {HOME}/{KEY} in it. "
+                f"Make one: varangian certs init {path}"
+            )
+
+    @classmethod
+    def create(cls, path: Path, days: float) -> Authority:
+        """A new authority.
+
+        Raises:
+            AuthorityError: there is one already; its certificates would count no longer.
+        """
+        if (path / HOME / KEY).exists():
+            raise AuthorityError(
+                f"{path} should not be an authority yet. Found {HOME}/{KEY}, without which every bundle "
+                "that it signed would be worthless. Choose another directory."
+            )
+        made = x509.authority(days)
+        home = path / HOME
+        home.mkdir(mode=FOLDER, parents=True, exist_ok=True)
+        write(home / REVOKED, b"", PUBLIC)
+        write(home / CERTIFICATE, made.certificate, PUBLIC)
+        write(home / KEY, made.key, PRIVATE)
+        return cls(path)
+
+    def issue(
+        self,
+        name: str,
+        role: Role,
+        *,
+        hosts: Iterable[str] = (),
+        days: float,
+        into: Path | None = None,
+        force: bool = False,
+        request: bytes | None = None,
+        revoke_old: bool = False,
+    ) -> Issued:
+        """Make a bundle.
+
+        Args:
+            name: of its holder.
+            role: what its holder may do.
+            hosts: where a server is reached.
+            days: until it expires.
+            into: the folder of the bundle's folder.
+            force: replace a bundle that exists.
+            request: from a holder that keeps its key; the bundle is made without one.
+            revoke_old: once it is made, every other certificate of that name counts no longer.
+
+        Raises:
+            AuthorityError: it exists, cannot be named so, or the request cannot be signed.
+        """
+        check_name(name)
+        bundle = (into or self.path) / name
+        if bundle.exists() and not force:
+            raise AuthorityError(
+                f"{bundle} should not exist yet. Add --force to replace it; the old certificate counts "
+                "until it expires or is revoked."
+            )
+        signer = x509.Pair((self.home / CERTIFICATE).read_bytes(), (self.home / KEY).read_bytes())
+        try:
+            made = x509.leaf(signer, role, name, tuple(hosts), days, request)
+        except x509.RequestError as error:
+            raise AuthorityError(f"The request {error}.") from None
+        mark, where = fingerprint(made.certificate), str(bundle.absolute())
+        issued = Issued(name, role.value, mark, *made.dates, where)
+        # First the book: a certificate that nobody knows of could never be revoked.
+        with (self.home / ISSUED).open("a", encoding="utf-8") as book:
+            book.write(json.dumps(asdict(issued)) + "\n")
+            book.flush()
+            os.fsync(book.fileno())
+        files = {CA: signer.certificate, CERTIFICATE: made.certificate}
+        if made.key:
+            files[KEY] = made.key
+        if role is Role.SERVER:
+            files[REVOKED] = (self.home / REVOKED).read_bytes()
+        _replace(bundle, files)
+        if revoke_old:
+            self._revoke([one for one in self._counting(name) if one.fingerprint != mark])
+        return issued
+
+    def cluster(self) -> str:
+        """Its id, which every certificate names."""
+        return x509.cluster((self.home / CERTIFICATE).read_bytes())
+
+    def issued(self) -> list[Issued]:
+        """Every certificate that was ever made, oldest first.
+
+        Raises:
+            AuthorityError: the list of them is damaged.
+        """
+        try:
+            lines = (self.home / ISSUED).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        try:
+            return [Issued(**json.loads(line)) for line in lines]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AuthorityError(
+                f"{self.home / ISSUED} should have one certificate in each line, as JSON. "
+                f"Reading it says: {escaped(str(error))}."
+            ) from None
+
+    def revoked(self) -> frozenset[str]:
+        """Fingerprints of those that count no longer."""
+        return fingerprints((self.home / REVOKED).read_text(encoding="utf-8"))
+
+    def revoke(self, name: str) -> tuple[list[Issued], list[Path]]:
+        """Declare every certificate of a name void; returns them, and the lists of servers that say so now.
+
+        Where that was done before, and did not reach every server, it does so now.
+
+        Raises:
+            AuthorityError: no certificate of that name counts, or a list could not be written.
+        """
+        found = self._counting(name)
+        if found:
+            return found, self._revoke(found)
+        known = [one for one in self.issued() if one.name == name]
+        told = self._published() if known else []
+        if not told:
+            raise AuthorityError(f"{name!r:.100} should have a certificate that counts. Found none.")
+        return known, told
+
+    def revoke_one(self, digits: str) -> tuple[Issued, list[Path]]:
+        """Declare one certificate void, by its fingerprint or the first digits of it.
+
+        Raises:
+            AuthorityError: there is no such certificate, or it counts no longer, or there are several; or a
+                list could not be written.
+        """
+        wanted = digits.replace(":", "").lower()
+        if not DIGITS.fullmatch(wanted) or len(wanted) < PREFIX:
+            raise AuthorityError(
+                f"A fingerprint should be {PREFIX} to 64 hexadecimal digits, as `varangian certs list` "
+                f"shows it. Found {digits!r:.100}."
+            )
+        found = [one for one in self._counting() if one.fingerprint.startswith(wanted)]
+        known = [one for one in self.issued() if one.fingerprint.startswith(wanted)]
+        if not found and len(known) == 1 and (told := self._published()):
+            return known[0], told
+        if len(found) != 1:
+            many = f"{len(found)} of them" if found else "none"
+            raise AuthorityError(
+                f"One certificate that counts should have the fingerprint {digits:.100}. Found {many}."
+            )
+        return found[0], self._revoke(found)
+
+    def _counting(self, name: str | None = None) -> list[Issued]:
+        """Certificates, of everybody or of one name, that were not revoked."""
+        revoked = self.revoked()
+        return [
+            one
+            for one in self.issued()
+            if one.fingerprint not in revoked and (name is None or one.name == name)
+        ]
+
+    def _revoke(self, found: Iterable[Issued]) -> list[Path]:
+        listed = (self.home / REVOKED).read_text(encoding="utf-8")
+        lines = "".join(f"{one.fingerprint}  {one.name}\n" for one in found)
+        write(self.home / REVOKED, (listed + lines).encode(), PUBLIC)
+        return self._published()
+
+    def _published(self) -> list[Path]:
+        """Bring the list to every server's bundle on this machine that has another one; returns which.
+
+        Raises:
+            AuthorityError: one of them could not be written, and the others were.
+        """
+        content = (self.home / REVOKED).read_bytes()
+        told, failures = list[Path](), list[str]()
+        for bundle in sorted({one.bundle for one in self.issued() if one.role == Role.SERVER.value}):
+            path = Path(bundle) / REVOKED
+            try:
+                if path.parent.is_dir() and not (path.exists() and path.read_bytes() == content):
+                    write(path, content, PUBLIC)
+                    told.append(path)
+            except OSError as error:
+                failures.append(f"{path}: {error.strerror}")
+        if failures:
+            raise AuthorityError(
+                f"The list of revoked certificates should reach every server. Found {'; '.join(failures)}. "
+                f"It is complete in {self.home / REVOKED}; give the same command again."
+            )
+        return told
+
+
+def check_name(name: str) -> None:
+    """Raise AuthorityError unless a certificate may have this name, which is that of a folder, too."""
+    if not NAME.fullmatch(name) or name == HOME:
+        raise AuthorityError(
+            f"A name should be letters, digits, '.', '_' and '-', at most 63, and not {HOME!r}. "
+            f"Found {name!r:.100}."
+        )
+
+
+def ask(folder: Path, name: str) -> tuple[bool, str]:
+    """Make a key where it is used, and a request for the authority beside it. A key that is there is kept.
+
+    Returns:
+        Whether there is a new key, and the fingerprint of its public part.
+
+    Raises:
+        AuthorityError: it cannot be named so, or the key that is there cannot be used.
+    """
+    check_name(name)
+    x509.require()
+    folder.mkdir(mode=FOLDER, parents=True, exist_ok=True)
+    try:
+        key, fresh = (folder / KEY).read_bytes(), False
+    except FileNotFoundError:
+        key, fresh = x509.new_key(), True
+    try:
+        request = x509.request(key, name)
+    except x509.RequestError as error:
+        raise AuthorityError(f"{folder / KEY} {error}.") from None
+    if fresh:
+        write(folder / KEY, key, PRIVATE)
+    write(folder / REQUEST, request, PUBLIC)
+    return fresh, x509.key_mark(request)
+
+
+def remaining(one: Issued) -> float:
+    """Days until a certificate expires; negative afterwards."""
+    return (one.ends - time.time()) / DAY
+
+
+def write(path: Path, content: bytes, mode: int) -> None:
+    """The whole file or none of it, never readable by more people than meant."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _replace(bundle: Path, files: Mapping[str, bytes]) -> None:
+    """A bundle appears whole: a certificate beside the key of another would be of no use."""
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    place = tempfile.TemporaryDirectory(
+        dir=bundle.parent, prefix=f".{bundle.name}.", ignore_cleanup_errors=True
+    )
+    with place as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir(mode=FOLDER)
+        for name, content in files.items():
+            write(fresh / name, content, PRIVATE)
+        if bundle.exists():
+            bundle.rename(Path(scratch) / "old")
+        fresh.rename(bundle)

@@ -1,0 +1,50 @@
+"""What workers push by themselves in between, and what is kept of it, in whole runs."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from varangian.config import load
+from varangian.launch import run
+
+HALVES = ["availability={alternating: {period: 2}}", "workers=6", "rounds=9", "f=0", "worker.local_steps=2"]
+
+
+def parameters(result):
+    tensors = load_file(result.folder / "parameters.safetensors")
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+def test_deltas_end_where_latest_vectors_do(carried_out):
+    """The mean of what was sent last, once from all vectors and once from a sum."""
+    latest, _, _ = carried_out("aggregator={fedlaavg: {participants: 2}}", *HALVES)
+    deltas, records, _ = carried_out("aggregator={fedlaavg: {participants: 2, form: delta}}", *HALVES)
+    alone, _, _ = carried_out("aggregator={fedavg: {participants: 2}}", *HALVES)
+    assert torch.allclose(parameters(latest), parameters(deltas), rtol=0, atol=1e-6)
+    assert not torch.allclose(parameters(latest), parameters(alone), rtol=0, atol=1e-3)
+    assert [record.weights for record in records] == [None] * 9
+    assert latest.digest != deltas.digest, "a sum is rounded in another order"
+
+
+def test_steps_of_its_own_bring_a_worker_further(carried_out):
+    settings = ["rounds=3", "worker.momentum=0", "optimizer.lr=0.2"]
+    one, _, _ = carried_out(*settings)
+    five, _, _ = carried_out(*settings, "worker.local_steps=5")
+    assert five.loss < 0.8 * one.loss
+    faster, _, _ = carried_out(*settings, "worker.local_steps=5", "worker.local_lr=1.0")
+    assert faster.digest != five.digest
+
+
+@pytest.mark.slow
+def test_deltas_count_once_over_the_wire(carried_out, small):
+    settings = [
+        "aggregator={fedlaavg: {form: delta}}",
+        "f=0",
+        "worker.per_process=2",
+        "worker.local_steps=2",
+    ]
+    simulated, _, _ = carried_out(*settings)
+    config = small(*settings, "backend=processes")
+    served = run(config, observe=lambda record: None, note=lambda text: None)
+    assert served.digest == simulated.digest
+    assert load(served.folder / "config.yaml") == config

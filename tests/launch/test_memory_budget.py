@@ -1,0 +1,186 @@
+"""The account: what it adds up, what is there, and that a server keeps to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.extent import patience
+from tests.launch import within
+
+from varangian.launch.memory_budget import RESERVE, Account, available, resident
+from varangian.protos.codec import MESSAGE_LIMIT
+from varangian.protos.data_channel.sealing import PAYLOADS
+from varangian.protos.data_channel.transfer import BLOCK
+from varangian.server.rounds.windowed import kept
+from varangian.server.rows.latest_store import LatestPlan
+from varangian.server.training.optimizer import Sgd
+from varangian.server.transport.calls import Limits
+from varangian.server.transport.data_listener import THREADS
+
+PLAIN = Sgd(lr=0.1)
+GB = 10**9
+
+
+def account(**options) -> Account:
+    return Account.of(15, 11_200_000, **({"sgd": PLAIN, "base": 300 << 20} | options))
+
+
+def test_the_sum_by_hand():
+    found = account(limits=Limits(streams=2, receiving=4))
+    assert found.rows == 15 * 11_200_000 * 4
+    assert found.vectors == 7
+    beside = (15 * 2 * 2 + 64) * (64 << 10) + 15 * 2 * 2 * PAYLOADS.segment + THREADS * BLOCK
+    calls = (4 * 15 + 32) * (64 + 8 * (16 + 16 + 8)) << 10
+    assert found.streams == (15 * 2 + 8 + 4 * 3) * MESSAGE_LIMIT + calls + beside
+    assert found.base == (300 << 20) + RESERVE
+    assert found.total == found.rows + 7 * 44_800_000 + found.streams + found.base
+    streams = f"{found.streams / 1e6:.0f} MB"
+    parts = f"rows 672 MB + model 7 x 45 MB + streams {streams} + base 449 MB"
+    assert found.sentence.startswith(f"memory: {parts} = at most 1.7 GB")
+
+
+def test_whoever_may_send_chunks_is_counted_with_them():
+    """Beside gRPC a payload needs less, but a worker that cannot reach that port need not say so before."""
+    only = account(lane=False)
+    assert only.total < account().total < only.total + (32 << 20)
+
+
+def test_rows_in_half_the_space_and_windows():
+    assert account(rows="bfloat16").rows == account().rows // 2
+    assert account(columns=1 << 20).rows == 15 * 4 << 20
+    assert account(columns=1 << 30).rows == account().rows
+
+
+def test_latest_vectors_and_the_seats_of_those_who_push(tmp_path: Path):
+    plan = LatestPlan(15, 11_200_000, "bfloat16")
+    found = account(seats=6, latest=plan)
+    assert found.rows == 6 * 11_200_000 * 4
+    assert found.total == account(seats=6).total + 16 * 11_200_000 * 2
+    assert " + latest vectors 358 MB + model 7 x " in found.sentence
+    assert "a `folder` on disk, or half as large with `store: bfloat16`" in str(found.refusal(0))
+    assert account(latest=LatestPlan(15, 11_200_000, folder=tmp_path)).total == account().total
+    assert account(seats=99).rows == account().rows
+    assert account(more=3).vectors == account().vectors + 3
+
+
+def test_momentum_is_one_more():
+    assert account(sgd=Sgd(lr=1, momentum=0.9, nesterov=True, weight_decay=0.1)).vectors == 8
+    assert account(average=True).vectors == 9  # two numbers for each parameter
+
+
+def test_evaluations_and_what_does_not_train_are_counted():
+    found = account(evaluation=50_000_000, rest=10_000_000)
+    assert found.total == account().total + 50_000_000 + 2 * 10_000_000
+    assert " + frozen 20 MB + evaluation 50 MB + streams " in found.sentence
+
+
+def test_a_machine_with_less_is_refused_with_the_numbers():
+    found = account()
+    needed = found.total - (300 << 20)
+    assert found.refusal(needed) is None
+    assert found.refusal(None) is None
+    sentence = found.refusal(needed - 1)
+    assert sentence is not None
+    assert sentence.startswith("the server needs up to 1.7 GB of memory, and this machine or its ")
+    assert "server.rows=bfloat16" in sentence
+
+
+V1 = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
+MEMINFO = "MemTotal:       100 kB\nMemAvailable:    64 kB\nSwapFree: 7 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [
+        ({}, None),
+        ({"/proc/meminfo": MEMINFO}, 64 << 10),
+        (
+            {
+                "/proc/meminfo": MEMINFO,
+                "/proc/self/cgroup": "0::/a/b\n",
+                "/sys/fs/cgroup/a/b/memory.max": "max\n",
+                "/sys/fs/cgroup/a/b/memory.current": "9\n",
+                "/sys/fs/cgroup/a/memory.max": "50000\n",
+                "/sys/fs/cgroup/a/memory.current": "20000\n",
+                "/sys/fs/cgroup/a/memory.stat": "anon 5\ninactive_file 700\n",
+            },
+            30700,
+        ),
+        (  # a group within a group of version 1, beside an empty hierarchy of version 2
+            {
+                "/proc/meminfo": MEMINFO,
+                "/proc/self/mountinfo": V1,
+                "/proc/self/cgroup": "5:cpu,memory:/x/y\n0::/\n",
+                "/sys/fs/cgroup/memory/x/y/memory.limit_in_bytes": "9223372036854771712\n",
+                "/sys/fs/cgroup/memory/x/y/memory.usage_in_bytes": "500\n",
+                "/sys/fs/cgroup/memory/x/memory.limit_in_bytes": "4000\n",
+                "/sys/fs/cgroup/memory/x/memory.usage_in_bytes": "900\n",
+                "/sys/fs/cgroup/memory/x/memory.stat": "total_inactive_file 10\n",
+            },
+            3110,
+        ),
+        (  # a container sees its group as the topmost, though its path begins above it
+            {
+                "/proc/meminfo": MEMINFO,
+                "/proc/self/mountinfo": "36 31 0:33 /docker/a /cg rw - cgroup2 cgroup rw\n",
+                "/proc/self/cgroup": "0::/docker/a/b\n",
+                "/cg/b/memory.max": "max\n",
+                "/cg/b/memory.high": "3000\n",
+                "/cg/b/memory.current": "1000\n",
+                "/cg/memory.max": "1500\n",
+                "/cg/memory.current": "1000\n",
+            },
+            500,
+        ),
+        (
+            {
+                "/proc/meminfo": MEMINFO,
+                "/proc/self/cgroup": "5:memory:/x\n",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes": "1000\n",
+                "/sys/fs/cgroup/memory/memory.usage_in_bytes": "2000\n",
+            },
+            0,
+        ),
+    ],
+)
+def test_what_is_there(files: dict[str, str], room: int | None):
+    assert available(files.get) == room
+
+
+def test_this_process():
+    assert resident({"/proc/self/status": "VmPeak: 9 kB\nVmRSS:\t  5 kB\n"}.get) == 5 << 10
+    assert resident(lambda _: None) == 0
+    assert resident() > 10 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("memory", "way"),
+    [
+        ("rows", "lane"),
+        # The rows are the same, and chunks take less than a lane.
+        pytest.param("rows", "chunks", marks=pytest.mark.exhaustive),
+        ("window", "lane"),
+    ],
+)
+def test_a_server_keeps_to_it(memory: str, way: str):
+    """Two rounds over sockets, with the workers in this process."""
+    command = [sys.executable, within.__file__, memory, way]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        first = json.loads(server.stdout.readline())
+        asyncio.run(asyncio.wait_for(within.workers(first["address"]), patience(120)))
+        last = json.loads(server.stdout.readline())
+    assert last["reason"] == f"all {within.ROUNDS} rounds are done"
+    assert last["peak"] <= first["most"]
+    whole = 4 * len(within.NAMES) * within.LAYOUT.numel
+    assert first["rows"] == (
+        whole if memory == "rows" else 4 * len(within.NAMES) * kept(within.LAYOUT.numel)
+    )
+    # A copy of all rows would have shown.
+    assert whole > first["most"] - first["spare"] - last["peak"]

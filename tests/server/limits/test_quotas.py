@@ -1,0 +1,109 @@
+import pytest
+
+from varangian.server.errors import Refused
+from varangian.server.limits.quotas import (
+    JOINS_PER_SECOND,
+    LATE,
+    RELIEF,
+    Bucket,
+    Calls,
+    CutOffError,
+    Quota,
+    Rations,
+)
+
+
+@pytest.fixture
+def rations(time):
+    return Rations(uploads=3, downloads=2, joins=4, clock=lambda: time.now)
+
+
+def code(call, *args):
+    with pytest.raises(Refused) as caught:
+        call(*args)
+    return caught.value.code
+
+
+def test_a_bucket_holds_so_much_and_fills_at_its_rate(time):
+    bucket = Bucket(rate=2.0, most=3.0, clock=lambda: time.now)
+    assert [bucket.try_to_take() for _ in range(4)] == [True, True, True, False]
+    time.advance(0.4)
+    assert not bucket.try_to_take()
+    time.advance(0.1)
+    assert bucket.try_to_take()
+    time.advance(1000.0)
+    assert [bucket.try_to_take() for _ in range(4)] == [True, True, True, False]
+
+
+def test_what_is_taken_before_it_is_there_is_waited_for(time):
+    bucket = Bucket(rate=50.0, most=2.0, clock=lambda: time.now)
+    assert [round(bucket.take(), 6) for _ in range(4)] == [0.0, 0.0, 0.02, 0.04]
+    time.advance(0.04)
+    assert round(bucket.take(), 6) == 0.02
+
+
+def test_uploads_are_counted_by_worker_and_round(rations):
+    for _ in range(3):
+        rations.upload("w00", 7)
+    assert code(rations.upload, "w00", 7) == "UPLOADS"
+    rations.upload("w01", 7)
+    rations.upload("w00", 8)
+
+
+def test_downloads_of_the_same_parameters_come_by_and_by(rations, time):
+    for _ in range(2):
+        rations.download("w00", 7)
+    assert code(rations.download, "w00", 7) == "PULLS"
+    rations.download("w00", 8)
+    rations.download("w00", 8)
+    assert code(rations.download, "w00", 8) == "PULLS"
+    time.advance(RELIEF)
+    rations.download("w00", 8)
+    assert code(rations.download, "w00", 8) == "PULLS"
+
+
+def test_joins_come_by_and_by(rations, time):
+    for _ in range(4):
+        rations.join("w00")
+    assert code(rations.join, "w00") == "JOINS"
+    rations.join("w01")
+    time.advance(1 / JOINS_PER_SECOND)
+    rations.join("w00")
+
+
+def test_a_stream_makes_room_when_it_ends(rations):
+    quota = Quota(1)
+    with quota.stream("w00"):
+        with pytest.raises(Refused), quota.stream("w00"):
+            pass
+        with quota.stream("w01"):
+            pass
+    with quota.stream("w00"):
+        pass
+
+
+def test_a_caller_is_slowed_down_then_refused_and_then_cut_off(time):
+    calls = Calls(rate=2.0, most=2.0, clock=lambda: time.now)
+    assert [calls.take("w00") for _ in range(4)] == [(0.0, False), (0.0, False), (0.5, False), (1.0, False)]
+    assert [calls.take("w00") for _ in range(4)] == [(LATE, True)] * 4
+    with pytest.raises(CutOffError):
+        calls.take("w00")
+    assert calls.take("w01") == (0.0, False)
+    time.advance(3.0)
+    assert calls.take("w00") == (0.0, False)
+
+
+def test_what_a_round_needs_is_given_back(time):
+    calls = Calls(rate=1.0, most=1.0, clock=lambda: time.now)
+    for _ in range(100):
+        assert calls.take("w00") == (0.0, False)
+        calls.give("w00")
+
+
+def test_callers_that_are_too_many_share_a_bucket(time, monkeypatch):
+    monkeypatch.setattr("varangian.server.limits.quotas.CALLERS", 3)
+    calls = Calls(rate=1.0, most=1.0, clock=lambda: time.now)
+    assert [calls.take(f"address {i}")[0] for i in range(4)] == [0.0] * 4
+    assert calls.take("address 4")[0] == 1.0
+    time.advance(9.0)
+    assert calls.take("address 5") == (0.0, False)

@@ -1,0 +1,142 @@
+"""One line of JSON per round, whatever a worker or a rule put into it."""
+
+import json
+
+import pytest
+
+from varangian.server.observability.record import RoundRecord, Scores, is_due, of_skip, of_step
+from varangian.server.protocol.events import Skip
+from varangian.server.training.learner import Step
+
+NAN, INF = float("nan"), float("inf")
+STEP = Step(
+    norm=2.5,
+    weights={"w00": 0.5, "w01": 0.5},
+    reference_weight=0.25,
+    dropped={"w02": "not finite"},
+    details={"explained": {"w00": 0.9, "w01": NAN}},
+    lr=0.1,
+    seconds={"aggregate": 1.0, "step": 2.0},
+    effective=2.0,
+    spread=0.5,
+)
+
+
+def no_constants(name: str):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def parsed(record: RoundRecord):
+    line = record.json()
+    assert "\n" not in line
+    assert line.isascii()
+    assert line.isprintable()
+    return json.loads(line, parse_constant=no_constants)
+
+
+def test_a_committed_round():
+    record = of_step(
+        7,
+        STEP,
+        missing=["w03"],
+        declined={"w04": "no memory left"},
+        revoked=["w05"],
+        ages={"w01": 0, "w00": 2},
+        evaluation=(0.3, 0.9),
+        seconds={"wait": 3.0, "evaluate": 4.0},
+    )
+    assert parsed(record) == {
+        "round": 7,
+        "loss": 0.3,
+        "accuracy": 0.9,
+        "ema_loss": None,
+        "ema_accuracy": None,
+        "metrics": None,
+        "train_loss": None,
+        "weights": {"w00": 0.5, "w01": 0.5},
+        "reference_weight": 0.25,
+        "effective": 2.0,
+        "spread": 0.5,
+        "dropped": {"w02": "not finite"},
+        "missing": ["w03"],
+        "waited_for": ["w03"],
+        "not_waited_for": {},
+        "because": None,
+        "declined": {"w04": "no memory left"},
+        "revoked": ["w05"],
+        "ages": {"w00": 2, "w01": 0},
+        "details": {"explained": {"w00": 0.9, "w01": None}},
+        "update_norm": 2.5,
+        "lr": 0.1,
+        "skipped": None,
+        "seconds": {"wait": 3.0, "evaluate": 4.0, "aggregate": 1.0, "step": 2.0},
+    }
+
+
+def test_a_round_without_evaluation_has_no_loss():
+    record = parsed(of_step(7, STEP))
+    assert (record["loss"], record["accuracy"]) == (None, None)
+
+
+def test_a_skipped_round():
+    skip = Skip(3, ("w00",), {"w01": "not finite"}, ("w02",), 10.0, "too few")
+    record = parsed(of_skip(skip, (1.0, 0.5)))
+    assert record["skipped"] == "too few"
+    assert (record["dropped"], record["missing"]) == ({"w01": "not finite"}, ["w02"])
+    assert (record["weights"], record["update_norm"], record["lr"]) == (None, None, None)
+    assert record["seconds"] == {"wait": 10.0}
+    assert record["accuracy"] == 0.5
+
+
+def test_numbers_without_a_word_in_json_become_null():
+    record = parsed(of_step(0, STEP, evaluation=(NAN, -INF), seconds={"wait": INF}))
+    assert (record["loss"], record["accuracy"], record["seconds"]["wait"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        '"}\n{"round": 1e9, "x": "',
+        "\x1b[2J\x1b]0;owned\x07",
+        "line\u2028separator\u2029",
+        "</script><script>alert(1)</script>",
+        "\x00\x7f\x9b",
+        "\ud800 alone",
+        "../../etc/passwd",
+        "имя",
+    ],
+)
+def test_hostile_names_and_reasons_stay_text(hostile: str):
+    record = RoundRecord(
+        round=0,
+        dropped={hostile: hostile},
+        missing=(hostile,),
+        weights={hostile: 1.0},
+        skipped=hostile,
+        seconds={},
+    )
+    back = parsed(record)
+    assert back["dropped"] == {hostile: hostile}
+    assert back["missing"] == [hostile]
+    assert back["weights"] == {hostile: 1.0}
+    assert back["skipped"] == hostile
+
+
+def test_numbers_come_back_exactly():
+    value = 0.1 + 0.2
+    assert parsed(of_step(0, STEP, evaluation=(value, value)))["loss"] == value
+
+
+@pytest.mark.parametrize(
+    ("every", "due"), [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [2, 5, 6]), (7, [6]), (100, [6])]
+)
+def test_evaluations_are_due_every_so_often_and_after_the_last_round(every: int, due: list[int]):
+    assert [round for round in range(7) if is_due(round, 7, every)] == due
+
+
+def test_scores_of_the_average_are_there_where_it_is():
+    record = of_step(0, STEP, evaluation=Scores(1.0, 0.5, 0.75, 0.625))
+    assert (record.ema_loss, record.ema_accuracy) == (0.75, 0.625)
+    assert record.scores == Scores(1.0, 0.5, 0.75, 0.625)
+    assert of_step(0, STEP, evaluation=(1.0, 0.5)).scores == Scores(1.0, 0.5)
+    assert of_step(0, STEP).scores == Scores()

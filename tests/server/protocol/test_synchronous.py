@@ -1,0 +1,788 @@
+"""The round machine: each rule of the protocol by itself, then histories that nobody thought of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.extent import examples
+
+from varangian.server.protocol.events import (
+    Absent,
+    Accept,
+    Close,
+    Committed,
+    Decline,
+    Duplicate,
+    Effect,
+    Event,
+    Fault,
+    Finish,
+    Gone,
+    Left,
+    Offer,
+    Open,
+    Phase,
+    Present,
+    Push,
+    Ready,
+    Refusal,
+    Reject,
+    RollCall,
+    RoundPolicy,
+    Skip,
+    Skipped,
+    Stop,
+    Tick,
+    Withdraw,
+)
+from varangian.server.protocol.roll_call import VOID
+from varangian.server.protocol.synchronous import RoundMachine, Verdict
+
+A, B = b"a" * 16, b"b" * 16
+WORKERS = ("w00", "w01", "w02", "w03")
+POLICY = RoundPolicy(WORKERS, rounds=3, quorum=3, deadline=10.0, shortfall="wait", f=1)
+
+
+def machine(**changes: object) -> RoundMachine:
+    return RoundMachine(replace(POLICY, **changes))
+
+
+def play(machine: RoundMachine, *events: Event) -> list[Effect]:
+    return [effect for event in events for effect in machine.handle(event)]
+
+
+def send(machine: RoundMachine, *workers: str, digest: bytes = A, at: float = 0.0) -> list[Effect]:
+    """Whole uploads of the current round, one after the other."""
+    round = machine.state.round
+    return [
+        effect
+        for worker in workers
+        for effect in play(machine, Offer(worker, round, digest, at), Push(worker, round, digest, at))
+    ]
+
+
+def refusal(machine: RoundMachine, event: Event) -> Refusal:
+    """The refusal of an event that must change nothing."""
+    before = machine.state
+    (effect,) = machine.handle(event)
+    assert machine.state == before
+    assert isinstance(effect, Reject)
+    assert effect.round == before.round
+    return effect.refusal
+
+
+def the(kind: type[RollCall], effects: list[Effect]) -> RollCall:
+    (found,) = (effect for effect in effects if isinstance(effect, kind))
+    return found
+
+
+def the_rest(effects: list[Effect]) -> list[Effect]:
+    """What follows besides the answers to those who push."""
+    return [effect for effect in effects if not isinstance(effect, Accept)]
+
+
+# Closing
+
+
+def test_a_round_closes_when_everyone_has_pushed():
+    m = machine()
+    effects = send(m, "w02", "w00", "w03", "w01", at=2.0)
+    closed = Close(
+        0, WORKERS, {}, (), 0.0, "round 0: 4 of 4 workers answered (4 pushed, 0 faulty); nobody is missing"
+    )
+    assert effects[-1] == closed
+    assert effects[:-1] == [Accept(w, 0) for w in ("w02", "w02", "w00", "w00", "w03", "w03", "w01", "w01")]
+    assert m.state.phase is Phase.CLOSED
+
+
+def test_the_deadline_closes_a_round_whose_quorum_is_met():
+    m = machine()
+    send(m, "w00", "w01", at=1.0)
+    send(m, "w02", at=2.0)
+    assert m.wake_at == 11.0
+    assert play(m, Tick(10.9)) == []
+    close = the(Close, play(m, Tick(11.0)))
+    assert (close.workers, close.missing, close.waited) == (("w00", "w01", "w02"), ("w03",), 10.0)
+
+
+def test_the_clock_of_the_first_round_starts_with_the_first_worker():
+    m = machine(shortfall="fail")
+    assert m.wake_at is None
+    assert play(m, Tick(1e6)) == []
+    play(m, Offer("w00", 0, A, 1e6))
+    assert m.wake_at == 1e6 + 10
+
+
+def test_a_worker_that_only_proves_faulty_has_shown_up_too():
+    m = machine()
+    play(m, Fault("w00", 0, "wrong layout", 5.0))
+    assert m.wake_at == 15.0
+
+
+def test_time_does_nothing_to_a_round_that_is_being_aggregated():
+    m = machine()
+    send(m, "w00", "w01", "w02")
+    play(m, Tick(10.0))
+    before = m.state
+    assert play(m, Tick(99.0)) == []
+    assert m.state == before
+
+
+def test_the_clock_of_a_later_round_starts_when_it_opens():
+    m = machine()
+    send(m, *WORKERS)
+    assert m.wake_at is None
+    assert play(m, Committed(0, 33.0)) == [Open(1)]
+    assert m.wake_at == 43.0
+
+
+def test_an_open_upload_does_not_hold_a_round_past_its_deadline():
+    m = machine()
+    send(m, "w00", "w01", "w02")
+    play(m, Offer("w03", 0, A, 9.99))
+    assert the(Close, play(m, Tick(10.0))).missing == ("w03",)
+
+
+def test_a_push_at_the_deadline_closes_the_round_even_before_the_tick():
+    m = machine()
+    send(m, "w00", "w01")
+    play(m, Offer("w02", 0, A, 9.0))
+    assert the(Close, play(m, Push("w02", 0, A, 10.0))).workers == ("w00", "w01", "w02")
+
+
+def test_names_are_sorted_whatever_the_order_of_arrival():
+    m = machine(f=2, workers=tuple(reversed(WORKERS)))
+    send(m, "w03", "w01")
+    effects = play(m, Fault("w02", 0, "x", 1.0), Fault("w00", 0, "y", 1.0))
+    close = the(Close, effects)
+    assert close.workers == ("w01", "w03")
+    assert list(close.faults) == ["w00", "w02"]
+
+
+# Faults
+
+
+def test_a_fault_counts_for_the_quorum_and_not_as_a_push():
+    m = machine()
+    send(m, "w00", "w01")
+    play(m, Fault("w03", 0, "not finite", 1.0))
+    close = the(Close, play(m, Tick(10.0)))
+    assert close.workers == ("w00", "w01")
+    assert close.faults == {"w03": "not finite"}
+    assert close.missing == ("w02",)
+
+
+def test_a_missing_worker_never_counts():
+    m = machine(quorum=4)
+    send(m, "w00", "w01", "w02")
+    assert play(m, Tick(10.0)) == []
+    assert m.state.overdue
+
+
+def test_the_first_complete_vector_counts_and_another_one_changes_nothing():
+    m = machine(f=0, shortfall="fail")
+    send(m, "w00", digest=A)
+    assert refusal(m, Offer("w00", 0, B, 1.0)) is Refusal.COUNTED
+    assert refusal(m, Decline("w00", 0, "no memory left", 1.0)) is Refusal.COUNTED
+    close = the(Close, send(m, "w01", "w02", "w03"))
+    assert (close.workers, close.faults) == (WORKERS, {})
+
+
+# Declined, absent
+
+
+def test_a_worker_that_declines_is_not_waited_for_and_spends_nothing():
+    m = machine(f=0)
+    send(m, "w00", "w01", "w02", at=1.0)
+    close = the(Close, play(m, Decline("w03", 0, "no memory left", 2.0)))
+    assert (close.workers, close.missing, close.faults) == (("w00", "w01", "w02"), (), {})
+    assert (close.declined, close.waited) == ({"w03": "no memory left"}, 1.0)
+    play(m, Committed(0, 3.0))
+    assert m.state.declined == {}
+
+
+def test_who_has_declined_may_still_push():
+    m = machine()
+    play(m, Decline("w03", 0, "no memory left", 0.0))
+    close = the(Close, send(m, *reversed(WORKERS)))
+    assert (close.workers, close.declined) == (WORKERS, {})
+
+
+@pytest.mark.parametrize("shortfall", ["wait", "skip"])
+def test_a_round_that_too_many_decline_is_skipped_at_once(shortfall: str):
+    m = machine(shortfall=shortfall)
+    send(m, "w00", "w01")
+    play(m, Decline("w03", 0, "x", 1.0))
+    skip, opened = play(m, Decline("w02", 0, "y", 1.0))
+    assert isinstance(skip, Skip)
+    assert (skip.missing, skip.declined, opened) == ((), {"w02": "y", "w03": "x"}, Open(1))
+    assert "2 declined (w02: y); nobody else can answer and the quorum of 3 is not met" in skip.because
+
+
+def test_an_absent_worker_costs_no_deadline_until_it_is_back():
+    m = machine()
+    send(m, "w00", "w01", "w02", at=1.0)
+    close = the(Close, play(m, Absent("w03", 2.0)))
+    assert (close.missing, close.waited) == (("w03",), 1.0)
+    play(m, Committed(0, 2.0))
+    assert the(Close, send(m, "w00", "w01", "w02", at=3.0)).missing == ("w03",)
+    play(m, Committed(1, 3.0), Present("w03", 3.0))
+    assert the_rest(send(m, "w00", "w01", "w02", at=4.0)) == []
+    assert the(Close, send(m, "w03", at=5.0)).workers == WORKERS
+
+
+def test_below_the_quorum_absent_workers_are_waited_for():
+    m = machine()
+    play(m, Absent("w02", 0.0), Absent("w03", 0.0))
+    assert the_rest(send(m, "w00", "w01", at=1.0)) == []
+    assert play(m, Tick(11.0)) == []
+    assert m.state.overdue
+    assert the(Close, send(m, "w03", at=99.0)).missing == ("w02",)
+
+
+def test_a_round_given_up_early_calls_nobody_missing_who_is_there():
+    m = machine()
+    play(m, Absent("w03", 0.0))
+    skip = the(Skip, play(m, Fault("w00", 0, "x", 1.0), Fault("w01", 0, "y", 1.0)))
+    assert skip.missing == ("w03",)
+
+
+# The condition of the rule
+
+
+@pytest.mark.parametrize("shortfall", ["wait", "skip", "fail"])
+def test_a_round_that_the_rule_has_a_word_against_is_never_closed(shortfall: str):
+    def three(pushed: Collection[str], faulty: Collection[str]) -> str | None:
+        return None if len(pushed) + len(faulty) >= 3 else "it needs three"
+
+    m = machine(quorum=1, shortfall=shortfall, requires=three)
+    send(m, "w00", "w01")
+    effects = play(m, Tick(10.0))
+    if shortfall == "wait":
+        assert effects == []
+        assert the(Close, play(m, Fault("w02", 0, "x", 11.0))).workers == ("w00", "w01")
+    else:
+        assert the(Skip, effects).because.endswith(
+            "the rule promises nothing for these rows: it needs three"
+        )
+
+
+def test_a_fault_withdraws_a_push_that_was_counted():
+    m = machine()
+    send(m, "w00", "w01", "w02")
+    play(m, Fault("w00", 0, "x", 0.0))
+    assert the(Close, send(m, "w03")).workers == ("w01", "w02", "w03")
+
+
+def test_a_faulty_worker_is_out_for_the_round_and_back_in_the_next():
+    m = machine()
+    play(m, Fault("w00", 0, "x", 0.0))
+    assert refusal(m, Offer("w00", 0, A, 1.0)) is Refusal.FAULTY
+    assert refusal(m, Fault("w00", 0, "x again", 1.0)) is Refusal.FAULTY
+    send(m, "w01", "w02", "w03")
+    play(m, Committed(0, 2.0))
+    assert the(Close, send(m, *WORKERS)).faults == {}
+
+
+@pytest.mark.parametrize("shortfall", ["wait", "skip"])
+def test_more_faults_than_f_skip_the_round_since_waiting_cannot_help(shortfall: str):
+    m = machine(shortfall=shortfall)
+    send(m, "w00")
+    effects = play(m, Fault("w01", 0, "x", 1.0), Fault("w02", 0, "y", 2.0))
+    assert effects == [
+        Skip(
+            0,
+            ("w00",),
+            {"w01": "x", "w02": "y"},
+            (),
+            2.0,
+            "round 0: 2 proven faulty (w01, w02), more than the declared f = 1",
+        ),
+        Open(1),
+    ]
+
+
+# Shortfall
+
+
+def test_wait_stays_open_until_the_quorum_is_met():
+    m = machine()
+    send(m, "w00", "w01")
+    assert play(m, Tick(10.0)) == []
+    assert m.wake_at is None
+    assert m.decision(12.0) == (
+        Verdict.SHORT,
+        "round 0: 2 of 4 workers answered (2 pushed, 0 faulty), missing w02, w03; "
+        "the deadline of 10 s is over and the quorum of 3 is not met",
+    )
+    close = the(Close, send(m, "w03", at=500.0))
+    assert (close.workers, close.missing, close.waited) == (("w00", "w01", "w03"), ("w02",), 500.0)
+
+
+def test_skip_opens_the_next_round_without_an_update():
+    m = machine(shortfall="skip")
+    send(m, "w00", "w01")
+    skip, following = play(m, Tick(10.0))
+    assert isinstance(skip, Skip)
+    assert (skip.workers, skip.missing) == (("w00", "w01"), ("w02", "w03"))
+    assert skip.because.endswith("the deadline of 10 s is over and the quorum of 3 is not met")
+    assert following == Open(1)
+    assert m.wake_at == 20.0
+
+
+def test_fail_ends_the_run_with_the_sentence():
+    m = machine(shortfall="fail")
+    send(m, "w00")
+    skip, finish = play(m, Tick(10.0))
+    assert isinstance(skip, Skip)
+    assert finish == Finish(skip.because)
+    assert refusal(m, Offer("w01", 0, A, 11.0)) is Refusal.FINISHED
+
+
+def test_so_many_skips_in_a_row_end_the_run():
+    m = machine(shortfall="skip", rounds=100, max_skips=3)
+    play(m, Offer("w00", 0, A, 0.0))
+    effects = play(m, Tick(10.0), Tick(20.0), Tick(30.0))
+    assert isinstance(effects[-1], Finish)
+    assert effects[-1].reason.startswith("3 rounds in a row had no update; the last, round 2: 0 of 4")
+    assert m.state.phase is Phase.FINISHED
+
+
+def test_an_update_in_between_starts_the_count_of_skips_again():
+    m = machine(shortfall="skip", rounds=100, max_skips=2)
+    send(m, "w00")
+    play(m, Tick(10.0))
+    send(m, *WORKERS, at=11.0)
+    play(m, Committed(1, 12.0), Tick(22.0))
+    assert m.state.phase is Phase.OPEN
+    play(m, Tick(32.0))
+    assert m.state.phase is Phase.FINISHED
+
+
+def test_a_closed_round_can_be_skipped():
+    m = machine()
+    send(m, *WORKERS, at=3.0)
+    skip, following = play(m, Skipped(0, "no guarantee", 7.0))
+    assert skip == Skip(0, WORKERS, {}, (), 0.0, "no guarantee")
+    assert following == Open(1)
+
+
+def test_a_skipped_closed_round_fails_the_run_if_that_is_the_policy():
+    m = machine(shortfall="fail")
+    send(m, *WORKERS)
+    assert play(m, Skipped(0, "no guarantee", 7.0))[-1] == Finish("no guarantee")
+
+
+# The end
+
+
+def test_the_run_ends_after_its_rounds():
+    m = machine(rounds=2)
+    for round in range(2):
+        send(m, *WORKERS)
+        effects = play(m, Committed(round, 1.0))
+    assert effects == [Finish("all 2 rounds are done")]
+    assert m.wake_at is None
+
+
+def test_a_stop_ends_the_run_at_once():
+    m = machine()
+    assert play(m, Stop("stopped on request", 1.0)) == [Finish("stopped on request")]
+    assert refusal(m, Stop("again", 2.0)) is Refusal.FINISHED
+    assert refusal(m, Offer("w00", 0, A, 2.0)) is Refusal.FINISHED
+    assert play(m, Tick(100.0)) == []
+
+
+# Refusals
+
+
+def test_strangers_are_refused():
+    assert refusal(machine(), Offer("w99", 0, A, 0.0)) is Refusal.UNKNOWN_WORKER
+    assert refusal(machine(), Fault("w99", 0, "x", 0.0)) is Refusal.UNKNOWN_WORKER
+
+
+def test_other_rounds_are_refused():
+    m = machine()
+    assert refusal(m, Offer("w00", 1, A, 0.0)) is Refusal.FUTURE
+    send(m, *WORKERS)
+    play(m, Committed(0, 1.0))
+    assert refusal(m, Offer("w00", 0, A, 1.0)) is Refusal.STALE
+    assert refusal(m, Fault("w00", 0, "x", 1.0)) is Refusal.STALE
+
+
+def test_the_digest_of_another_round_makes_no_duplicate():
+    m = machine()
+    send(m, *WORKERS)
+    play(m, Committed(0, 1.0))
+    send(m, "w00")
+    assert refusal(m, Offer("w00", 0, A, 1.0)) is Refusal.STALE
+
+
+def test_a_round_that_is_being_aggregated_is_over():
+    m = machine()
+    send(m, "w00", "w01", "w02")
+    play(m, Offer("w03", 0, A, 0.0), Tick(10.0))
+    assert refusal(m, Push("w03", 0, A, 11.0)) is Refusal.STALE
+    assert refusal(m, Fault("w03", 0, "x", 11.0)) is Refusal.STALE
+    assert refusal(m, Offer("w03", 0, B, 11.0)) is Refusal.STALE
+    assert refusal(m, Offer("w00", 0, B, 11.0)) is Refusal.COUNTED
+    assert play(m, Offer("w00", 0, A, 11.0)) == [Duplicate("w00", 0)]
+
+
+def test_a_duplicate_is_counted_once():
+    m = machine()
+    send(m, "w00")
+    before = m.state
+    assert play(m, Offer("w00", 0, A, 1.0)) == [Duplicate("w00", 0)]
+    assert m.state == before
+
+
+def test_one_upload_at_a_time():
+    m = machine()
+    play(m, Offer("w00", 0, A, 0.0))
+    assert refusal(m, Offer("w00", 0, A, 1.0)) is Refusal.BUSY
+    assert refusal(m, Offer("w00", 0, B, 1.0)) is Refusal.BUSY
+    play(m, Gone("w00", 0, 2.0))
+    assert play(m, Offer("w00", 0, B, 3.0)) == [Accept("w00", 0)]
+
+
+def test_a_vector_stands_until_its_round_is_over():
+    m = machine()
+    assert (m.standing("w00", 0), m.standing("w00", 1)) == (None, Refusal.FUTURE)
+    play(m, Fault("w00", 0, "x", 0.0))
+    send(m, "w01", "w02", "w03")
+    assert (m.standing("w00", 0), m.standing("w01", 0)) == (Refusal.STALE, Refusal.STALE)
+    play(m, Committed(0, 1.0), Fault("w01", 1, "x", 1.0))
+    assert (m.standing("w00", 1), m.standing("w01", 1)) == (None, Refusal.FAULTY)
+    play(m, Stop("stopped on request", 1.0))
+    assert m.standing("w00", 1) is Refusal.FINISHED
+
+
+def test_everybody_may_pull_at_any_time():
+    m = machine()
+    before = m.state
+    assert play(m, Ready("w00", 0, 0.0), Left("w00", 0.0)) == []
+    assert (m.state, m.invites) == (before, False)
+
+
+def test_an_upload_that_outlives_its_round_keeps_its_worker_busy():
+    m = machine()
+    send(m, "w00", "w01", "w02")
+    play(m, Offer("w03", 0, A, 0.0), Tick(10.0), Committed(0, 11.0))
+    assert refusal(m, Offer("w03", 1, B, 12.0)) is Refusal.BUSY
+    assert refusal(m, Gone("w03", 1, 12.0)) is Refusal.UNOFFERED
+    assert play(m, Gone("w03", 0, 12.0)) == []
+    assert play(m, Offer("w03", 1, B, 12.0)) == [Accept("w03", 1)]
+
+
+@pytest.mark.parametrize("digest", [A, B])
+def test_a_push_must_be_what_was_offered(digest: bytes):
+    m = machine()
+    if digest == B:
+        play(m, Offer("w00", 0, A, 0.0))
+    assert refusal(m, Push("w00", 0, digest, 1.0)) is Refusal.UNOFFERED
+
+
+def test_only_an_upload_that_is_open_can_be_gone():
+    m = machine()
+    assert refusal(m, Gone("w00", 0, 0.0)) is Refusal.UNOFFERED
+    send(m, "w00")
+    assert refusal(m, Gone("w00", 0, 0.0)) is Refusal.UNOFFERED
+
+
+def test_only_a_closed_round_can_be_committed_or_skipped():
+    m = machine()
+    assert refusal(m, Committed(0, 0.0)) is Refusal.NOT_CLOSED
+    assert refusal(m, Skipped(0, "x", 0.0)) is Refusal.NOT_CLOSED
+    send(m, *WORKERS)
+    assert refusal(m, Committed(1, 0.0)) is Refusal.FUTURE
+    play(m, Committed(0, 0.0))
+    assert refusal(m, Committed(0, 0.0)) is Refusal.STALE
+
+
+def test_a_sentence_stays_short_with_many_workers():
+    many = tuple(f"w{i:03}" for i in range(200))
+    m = machine(workers=many, quorum=150)
+    send(m, "w000")
+    assert ", missing w001, w002, w003, w004, w005 and 194 more; " in m.decision(20.0).because
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"workers": ()}, "`workers` should be different names, at least one."),
+        ({"workers": ("w00", "w00")}, "`workers` should be different names, at least one."),
+        ({"quorum": 0}, "`quorum` should be between 1 and n = 4. Found 0."),
+        ({"quorum": 5}, "`quorum` should be between 1 and n = 4. Found 5."),
+        ({"f": 4}, "`f` should be between 0 and n - 1 = 3. Found 4."),
+        ({"f": -1}, "`f` should be a non-negative integer. Found -1."),
+        ({"rounds": 0}, "`rounds` and `max_skips` should be at least 1. Found 0 and 10."),
+        ({"max_skips": 0}, "`rounds` and `max_skips` should be at least 1. Found 3 and 0."),
+        ({"deadline": 0.0}, "`deadline` should be a positive number of seconds. Found 0.0."),
+        ({"deadline": float("nan")}, "`deadline` should be a positive number of seconds. Found nan."),
+    ],
+)
+def test_an_impossible_policy_is_refused(changes: dict[str, object], sentence: str):
+    with pytest.raises(ValueError, match="should be") as error:
+        machine(**changes)
+    assert str(error.value).startswith(sentence)
+
+
+# Histories
+
+ROUNDS = st.integers(-1, 1)
+"""Relative to the current round."""
+NAMES = st.sampled_from([*WORKERS, "stranger"])
+DIGESTS = st.sampled_from([A, B])
+
+
+class History(RuleBasedStateMachine):
+    """Any events in any order, and what must hold whatever they are.
+
+    The model is what a reader of the effects knows: who may upload, who was told that its push counts, who
+    was proven faulty since the round opened, and whether the round is open at all.
+    """
+
+    shortfall = "wait"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = machine(shortfall=self.shortfall, rounds=6, max_skips=2)
+        self.now = 0.0
+        self.history: list[tuple[Event, tuple[Effect, ...]]] = []
+        self.round, self.phase, self.skips = 0, Phase.OPEN, 0
+        self.leases: dict[str, tuple[int, bytes]] = {}
+        self.counted: set[str] = set()
+        self.guilty: set[str] = set()
+        self.declined: set[str] = set()
+        self.absent: set[str] = set()
+        self.revoked: set[str] = set()
+
+    def handle(self, event: Event) -> tuple[Effect, ...]:
+        before = self.machine.state
+        effects = self.machine.handle(event)
+        self.history.append((event, effects))
+        if any(isinstance(effect, Reject | Duplicate) for effect in effects):
+            self.refused(event, effects, before)
+        else:
+            self.admitted(event)
+        for effect in effects:
+            self.follow(effect)
+        return effects
+
+    def refused(self, event: Event, effects: tuple[Effect, ...], before: object) -> None:
+        assert len(effects) == 1
+        assert self.machine.state == before
+        assert not isinstance(effects[0], Duplicate) or self.is_counted(event)
+
+    def is_counted(self, event: Event) -> bool:
+        return isinstance(event, Offer) and event.round == self.round and event.worker in self.counted
+
+    def admitted(self, event: Event) -> None:
+        if isinstance(event, Offer | Push | Fault | Decline):
+            assert event.worker in WORKERS
+            assert (event.round, Phase.OPEN) == (self.round, self.phase)
+            assert event.worker not in self.guilty
+        match event:
+            case Offer(worker, round, digest):
+                assert worker not in self.leases, "two uploads into one row"
+                assert worker not in self.counted
+                self.leases[worker] = round, digest
+                self.absent.discard(worker)
+                self.revoked.discard(worker)
+            case Decline(worker):
+                assert worker not in self.counted
+                self.declined.add(worker)
+                self.revoked.discard(worker)
+            case Withdraw(worker):
+                self.withdraw(worker)
+            case Absent(worker):
+                self.absent.add(worker)
+            case Present(worker):
+                self.absent.discard(worker)
+            case Push(worker, round, digest):
+                assert worker not in self.counted, "counted twice"
+                assert worker not in self.revoked, "counted although it was revoked"
+                assert self.leases.pop(worker) == (round, digest)
+                self.counted.add(worker)
+                self.declined.discard(worker)
+            case Fault(worker):
+                assert worker not in self.revoked, "convicted of what was withdrawn"
+                self.convict(worker)
+            case Gone(worker, round):
+                assert self.leases.pop(worker)[0] == round
+            case Committed(round) | Skipped(round):
+                assert (round, Phase.CLOSED) == (self.round, self.phase)
+                self.skips = 0 if isinstance(event, Committed) else self.skips
+            case _:
+                pass
+
+    def convict(self, worker: str) -> None:
+        self.guilty.add(worker)
+        self.counted.discard(worker)
+        self.declined.discard(worker)
+
+    def withdraw(self, worker: str) -> None:
+        if worker in self.leases:
+            self.leases[worker] = self.leases[worker][0], VOID
+        if self.phase is Phase.OPEN:
+            self.counted.discard(worker)
+        self.declined.discard(worker)
+        self.absent.add(worker)
+        self.revoked.add(worker)
+
+    def follow(self, effect: Effect) -> None:
+        match effect:
+            case Close():
+                assert self.phase is Phase.OPEN
+                self.check(effect)
+                assert len(effect.workers) + len(effect.faults) >= POLICY.quorum
+                assert len(effect.faults) <= POLICY.f
+                late = self.now >= effect.waited >= POLICY.deadline
+                assert late or set(effect.missing) <= self.absent
+                self.phase = Phase.CLOSED
+            case Skip():
+                assert self.phase is not Phase.FINISHED
+                self.check(effect)
+                self.skips += 1
+            case Open(round):
+                assert round == self.round + 1 < 6
+                assert self.skips < 2
+                self.round, self.phase = round, Phase.OPEN
+                self.counted, self.guilty, self.declined = set(), set(), set()
+                self.revoked &= self.absent
+            case Finish():
+                assert self.phase is not Phase.FINISHED
+                self.phase = Phase.FINISHED
+            case _:
+                pass
+
+    def check(self, ended: RollCall) -> None:
+        assert ended.round == self.round
+        assert list(ended.workers) == sorted(self.counted)
+        assert list(ended.faults) == sorted(self.guilty)
+        assert list(ended.declined) == sorted(self.declined)
+        assert list(ended.revoked) == sorted(self.revoked)
+        assert not self.revoked.intersection(ended.missing)
+        named = [*ended.workers, *ended.faults, *ended.missing, *ended.declined]
+        named += self.revoked.difference(named)
+        rest = set() if isinstance(ended, Close) else set(WORKERS) - set(named) - self.absent
+        assert sorted([*named, *rest]) == list(WORKERS)
+
+    @rule(worker=NAMES, shift=ROUNDS, digest=DIGESTS)
+    def offer(self, worker: str, shift: int, digest: bytes) -> None:
+        self.handle(Offer(worker, self.round + shift, digest, self.now))
+
+    @rule(worker=NAMES, digest=DIGESTS)
+    def send(self, worker: str, digest: bytes) -> None:
+        self.handle(Offer(worker, self.round, digest, self.now))
+        self.handle(Push(worker, self.round, digest, self.now))
+
+    @rule(digest=DIGESTS)
+    @precondition(lambda self: self.phase is Phase.OPEN)
+    def everybody(self, digest: bytes) -> None:
+        for worker in WORKERS:
+            self.send(worker, digest)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.leases)
+    def finish_upload(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.leases)))
+        round, digest = self.leases[worker]
+        self.handle(Push(worker, round, digest, self.now))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.leases)
+    def lose_upload(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.leases)))
+        self.handle(Gone(worker, self.leases[worker][0], self.now))
+
+    @rule(worker=NAMES, shift=ROUNDS)
+    def decline(self, worker: str, shift: int) -> None:
+        self.handle(Decline(worker, self.round + shift, "x", self.now))
+
+    @rule(worker=NAMES, kind=st.sampled_from([Absent, Present]))
+    def come_or_go(self, worker: str, kind: type[Absent] | type[Present]) -> None:
+        self.handle(kind(worker, self.now))
+
+    @rule(worker=NAMES)
+    def revoke(self, worker: str) -> None:
+        self.handle(Withdraw(worker, "x", self.now))
+
+    @rule(worker=NAMES, shift=ROUNDS, digest=DIGESTS)
+    def push(self, worker: str, shift: int, digest: bytes) -> None:
+        self.handle(Push(worker, self.round + shift, digest, self.now))
+
+    @rule(worker=NAMES, shift=ROUNDS)
+    def fault(self, worker: str, shift: int) -> None:
+        self.handle(Fault(worker, self.round + shift, "x", self.now))
+
+    @rule(worker=NAMES, shift=ROUNDS)
+    def gone(self, worker: str, shift: int) -> None:
+        self.handle(Gone(worker, self.round + shift, self.now))
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 5.0, 11.0]))
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.handle(Tick(self.now))
+
+    @rule()
+    @precondition(lambda self: self.machine.wake_at is not None)
+    def alarm(self) -> None:
+        """A due tick ends the round, or the machine asks for no more of them."""
+        self.now = max(self.now, self.machine.wake_at or 0.0)
+        before, due = self.round, self.machine.wake_at
+        self.handle(Tick(self.now))
+        assert self.machine.wake_at != due
+        if self.shortfall != "wait":
+            assert self.round > before or self.phase is not Phase.OPEN
+
+    @rule(shift=ROUNDS)
+    def commit(self, shift: int) -> None:
+        self.handle(Committed(self.round + shift, self.now))
+
+    @rule()
+    @precondition(lambda self: self.phase is Phase.CLOSED)
+    def commit_closed(self) -> None:
+        self.handle(Committed(self.round, self.now))
+
+    @rule(shift=ROUNDS)
+    def skip(self, shift: int) -> None:
+        self.handle(Skipped(self.round + shift, "x", self.now))
+
+    @invariant()
+    def the_state_is_what_the_effects_told(self) -> None:
+        state = self.machine.state
+        assert state.phase is self.phase
+        assert state.round == self.round + (state.reason == "all 6 rounds are done")
+        assert state.uploads == self.leases
+        assert state.opened_at is not None or not (self.leases or self.guilty or self.declined)
+
+    def teardown(self) -> None:
+        """The same events lead to the same effects and the same state."""
+        again = RoundMachine(self.machine.policy)
+        assert [again.handle(event) for event, _ in self.history] == [
+            effects for _, effects in self.history
+        ]
+        assert again.state == self.machine.state
+
+
+class SkippingHistory(History):
+    shortfall = "skip"
+
+
+class FailingHistory(History):
+    shortfall = "fail"
+
+
+LONG = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
+TestHistory = History.TestCase
+TestSkippingHistory = SkippingHistory.TestCase
+TestFailingHistory = FailingHistory.TestCase
+for case in (TestHistory, TestSkippingHistory, TestFailingHistory):
+    case.settings = LONG

@@ -1,0 +1,406 @@
+"""Rounds in a window: the bits of rounds with all rows, whoever fails on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from tests.extent import patience
+from torch import Tensor
+
+from varangian.aggregators import aggregator_from
+from varangian.aggregators.kernels import accumulate, native
+from varangian.aggregators.streaming.stream import Stream, streams
+from varangian.protos import codec
+from varangian.server.observability.record import RoundRecord
+from varangian.server.protocol.events import RoundPolicy
+from varangian.server.protocol.synchronous import Refusal, RoundMachine
+from varangian.server.rounds.coordinator import Driver, Overtaken, Slot
+from varangian.server.rounds.windowed import BLOCKS
+from varangian.server.training.learner import Learner
+from varangian.server.training.optimizer import Sgd
+
+SLICE = 1 << 12
+BLOCK = SLICE * 4
+D = (BLOCKS + 3) * BLOCK + 77
+N, F = 5, 1
+NAMES = tuple(f"w{i:02}" for i in range(N))
+PIECE = 3 * BLOCK // 2
+HONEST = NAMES[:-1]
+
+
+@pytest.fixture(autouse=True)
+def small_slices(monkeypatch):
+    monkeypatch.setattr(accumulate, "SLICE", SLICE)
+    monkeypatch.setattr(native, "SLICE", SLICE)
+
+
+def vector(worker: str, round: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(100 * round + int(worker[1:]))
+    return torch.randn(D, generator=generator)
+
+
+class Thread(ThreadPoolExecutor):
+    """Knows how often it was asked for something."""
+
+    def __init__(self):
+        super().__init__(1, initializer=torch.set_num_threads, initargs=(1,))
+        self.asked = 0
+
+    def submit(self, *args, **kwargs):
+        self.asked += 1
+        return super().submit(*args, **kwargs)
+
+
+class Run:
+    """A driver with a window, and workers that push in pieces, all at the same time."""
+
+    def __init__(self, time, spec: object = "median", rounds=1, rows="float32", **policy):
+        agreed = {"quorum": N - F, "deadline": 40.0, "shortfall": "wait"} | policy
+        self.time = time
+        self.machine = RoundMachine(RoundPolicy(NAMES, rounds=rounds, f=F, **agreed))
+        aggregator = aggregator_from(spec, "aggregator", f=F)
+        self.learner = Learner(torch.ones(D), aggregator, Sgd(lr=1.0), rounds=rounds, seed=1)
+        self.records: list[RoundRecord] = []
+        self.stop = asyncio.Event()
+        self.thread = Thread()
+        self.driver = Driver(
+            self.machine,
+            self.learner,
+            evaluate=lambda parameters: (0.0, 0.0),
+            evaluate_every=100,
+            observe=self.records.append,
+            clock=time.clock,
+            executor=self.thread,
+            window=True,
+            rows=rows,
+        )
+
+    async def __aenter__(self):
+        self.task = asyncio.create_task(self.driver.run(self.stop))
+        return self
+
+    async def __aexit__(self, *error):
+        self.stop.set()
+        if error[0] is None:
+            await self.task
+        self.thread.shutdown()
+
+    async def offer(self, worker: str) -> Slot:
+        slot = await self.driver.offer(worker, self.driver.round, worker.encode())
+        assert isinstance(slot, Slot), slot
+        return slot
+
+    async def send(self, slot: Slot, until: int = D, sent: Tensor | None = None) -> object:
+        """The answer, or how far it got when it was to stop before the end."""
+        payload = codec.payload(vector(slot.worker, slot.round) if sent is None else sent)
+        try:
+            while slot.columns < until:
+                await slot.put(payload[4 * slot.columns : 4 * min(slot.columns + PIECE, until)])
+                await asyncio.sleep(0)
+        except Overtaken as overtaken:
+            await self.driver.release(slot)
+            return overtaken.refusal
+        return slot.columns if until < D else await self.driver.complete(slot)
+
+    async def push(self, worker: str, sent: Tensor | None = None) -> object:
+        """As a worker does: again when it is told so."""
+        while (answer := await self.send(await self.offer(worker), sent=sent)) is Refusal.RESTARTED:
+            pass
+        return answer
+
+    def all(self, workers=NAMES) -> dict[str, asyncio.Task[object]]:
+        return {worker: asyncio.create_task(self.push(worker)) for worker in workers}
+
+    async def quiet(self) -> None:
+        """Until everything waits for a clock or a worker: the thread has done all that was asked."""
+        asked = -1
+        while asked != self.thread.asked:
+            await asyncio.get_running_loop().run_in_executor(self.thread, int)
+            asked = self.thread.asked
+            for _ in range(100):
+                await asyncio.sleep(0)
+
+    async def ended(self) -> str:
+        return await asyncio.wait_for(asyncio.shield(self.task), patience(100))
+
+
+def plain(spec: object, workers=NAMES, faults: dict[str, str] | None = None, rounds=1) -> str:
+    """The digest of the parameters after rounds with all rows in memory."""
+    aggregator = aggregator_from(spec, "aggregator", f=F)
+    learner = Learner(torch.ones(D), aggregator, Sgd(lr=1.0), rounds=rounds, seed=1)
+    for round in range(rounds):
+        learner.step(round, {worker: vector(worker, round) for worker in workers}, faults or {})
+    return learner.digest()
+
+
+def in_loop(test: Callable[..., Awaitable[None]]):
+    @functools.wraps(test)
+    def wrapped(*args, **kwargs):
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), patience(100)))
+
+    return wrapped
+
+
+@in_loop
+@pytest.mark.parametrize("spec", ["median", "mean", "trimmed_mean", "meamed", "phocas", "sign_majority"])
+async def test_the_same_bits_as_with_all_rows(time, spec):
+    async with Run(time, spec, rounds=2) as run:
+        for round in range(2):
+            await run.driver.snapshot(round - 1, 1e9)
+            answers = await asyncio.gather(*run.all().values())
+            assert answers == [None] * N
+        assert await run.ended() == "all 2 rounds are done"
+    assert run.learner.digest() == plain(spec, rounds=2)
+    assert run.records[0].missing == ()
+    assert (run.records[0].weights is None) == (spec != "mean")
+
+
+@in_loop
+async def test_nobody_runs_ahead_of_the_window(time):
+    async with Run(time) as run:
+        ahead = {worker: asyncio.create_task(run.push(worker)) for worker in HONEST}
+        await run.quiet()
+        slot = await run.offer(NAMES[-1])
+        await run.quiet()
+        taken = {worker: run.driver._slots[worker].columns for worker in HONEST}
+        assert set(taken.values()) == {BLOCKS * BLOCK}
+        assert all(run.driver._slots[worker].crowded for worker in HONEST)
+        assert await run.send(slot) is None
+        assert await asyncio.gather(*ahead.values()) == [None] * len(HONEST)
+        await run.ended()
+    assert run.learner.digest() == plain("median")
+
+
+@in_loop
+async def test_nobody_counts_before_all_do(time):
+    async with Run(time) as run:
+        pushes = run.all(HONEST)
+        last = await run.offer(NAMES[-1])
+        assert await run.send(last, until=D - 1) == D - 1
+        await run.quiet()
+        assert not any(push.done() for push in pushes.values())
+        assert run.driver.status().counted == ()
+        assert await run.send(last) is None
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+
+
+@in_loop
+@pytest.mark.parametrize("spec", ["median", "mean"])
+async def test_an_upload_that_dies_makes_the_others_push_again(time, spec):
+    async with Run(time, spec) as run:
+        pushes = run.all(HONEST)
+        dying = await run.offer(NAMES[-1])
+        await run.send(dying, until=4 * BLOCK)
+        await run.quiet()
+        await run.driver.release(dying)
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        assert await run.driver.offer(NAMES[-1], 0, b"again") in {Refusal.STALE, Refusal.FINISHED}
+        await run.ended()
+    assert run.records[0].missing == (NAMES[-1],)
+    assert run.learner.digest() == plain(spec, HONEST)
+
+
+@in_loop
+@pytest.mark.parametrize("sent", [4 * BLOCK, D])
+async def test_an_upload_that_is_withdrawn_makes_the_others_push_again(time, sent):
+    async with Run(time) as run:
+        pushes = run.all(HONEST)
+        bad = asyncio.create_task(run.send(await run.offer(NAMES[-1]), sent, torch.full((D,), 1e4)))
+        while run.driver._slots[NAMES[-1]].columns < min(sent, 4 * BLOCK):
+            await asyncio.sleep(0)
+        run.driver.withdraw(NAMES[-1], "certificate revoked")
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        assert await bad in (sent, Refusal.UNOFFERED)
+        await run.ended()
+    assert (run.records[0].revoked, run.records[0].missing) == ((NAMES[-1],), ())
+    assert run.learner.digest() == plain("median", HONEST)
+
+
+@in_loop
+async def test_whoever_dies_at_the_very_end_costs_an_attempt_as_well(time):
+    async with Run(time) as run:
+        pushes = run.all(HONEST)
+        dying = await run.offer(NAMES[-1])
+        await run.send(dying, until=D - 1)
+        await run.quiet()
+        await run.driver.release(dying)
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        await run.ended()
+    assert run.learner.digest() == plain("median", HONEST)
+
+
+@in_loop
+async def test_a_number_that_is_none_is_proof_once_its_digest_is_right(time):
+    bad = vector(NAMES[-1])
+    bad[5 * BLOCK + 3] = torch.nan
+    async with Run(time, "trimmed_mean") as run:
+        pushes = run.all(HONEST)
+        answer = await run.send(await run.offer(NAMES[-1]), sent=bad)
+        assert answer == "not finite"
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        await run.ended()
+    assert run.records[0].dropped == {NAMES[-1]: "not finite"}
+    wanted = plain("trimmed_mean", HONEST, {NAMES[-1]: "not finite"})
+    assert run.learner.digest() == wanted
+
+
+@in_loop
+async def test_a_number_that_the_line_has_spoilt_spends_nothing(time):
+    bad = vector(NAMES[-1])
+    bad[5 * BLOCK + 3] = torch.nan
+    async with Run(time, "trimmed_mean") as run:
+        pushes = run.all(HONEST)
+        slot = await run.offer(NAMES[-1])
+        assert await run.send(slot, until=D - 1, sent=bad) == D - 1
+        await run.driver.release(slot)  # the digest is wrong
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        await run.ended()
+    assert (run.records[0].dropped, run.records[0].missing) == ({}, (NAMES[-1],))
+    assert run.learner.digest() == plain("trimmed_mean", HONEST)
+
+
+@in_loop
+async def test_a_fault_that_is_proved_after_the_members_are_fixed_changes_the_rule(time):
+    bad = torch.full((D,), torch.nan)
+    async with Run(time, "trimmed_mean") as run:
+        last = await run.offer(NAMES[-1])
+        assert await run.send(last, until=D - 1, sent=bad) == D - 1
+        pushes = run.all(HONEST[1:])
+        first = await run.offer(HONEST[0])
+        nearly = asyncio.create_task(run.send(first, until=D - 1))
+        await run.quiet()
+        time.advance(10.0)  # a quorum is enough from now on
+        assert await nearly == D - 1
+        assert await run.send(last, sent=bad) == "not finite"
+        assert await run.send(first) is Refusal.RESTARTED
+        assert await run.push(HONEST[0]) is None
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST[1:])
+        await run.ended()
+    assert run.learner.digest() == plain("trimmed_mean", HONEST, {NAMES[-1]: "not finite"})
+
+
+@in_loop
+async def test_a_missing_worker_is_waited_for_for_a_while_only(time):
+    async with Run(time) as run:
+        pushes = run.all(HONEST)
+        await run.quiet()
+        assert not any(push.done() for push in pushes.values())
+        time.advance(10.0)
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        await run.ended()
+    assert run.records[0].missing == (NAMES[-1],)
+    assert run.learner.digest() == plain("median", HONEST)
+
+
+@in_loop
+async def test_a_slow_worker_is_left_behind(time):
+    async with Run(time) as run:
+        pushes = run.all(HONEST)
+        slow = await run.offer(NAMES[-1])
+        await run.send(slow, until=100)
+        await run.quiet()
+        time.advance(10.0)
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        with pytest.raises(Overtaken):
+            await slow.put(bytes(4))
+        await run.driver.release(slow)
+        await run.ended()
+    assert run.learner.digest() == plain("median", HONEST)
+
+
+@in_loop
+async def test_whoever_leaves_after_its_last_byte_still_counts(time):
+    async with Run(time) as run:
+        pushes = run.all(HONEST[1:])
+        leaving = asyncio.create_task(run.push(HONEST[0]))
+        last = await run.offer(NAMES[-1])
+        await run.send(last, until=D - 1)
+        await run.quiet()
+        leaving.cancel()
+        assert await run.send(last) is None
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST[1:])
+        await run.ended()
+    assert run.learner.digest() == plain("median")
+
+
+@in_loop
+async def test_a_lost_answer_is_given_again(time, monkeypatch):
+    async with Run(time, rounds=2) as run:
+        asked = threading.Event()
+        step = run.learner.step
+
+        def late(*given, **more):
+            assert asked.wait(patience(20))
+            return step(*given, **more)
+
+        monkeypatch.setattr(run.learner, "step", late)
+        await asyncio.gather(*run.all().values())
+        assert await run.driver.offer("w00", 0, b"w00") is Refusal.DUPLICATE
+        assert await run.driver.offer("w00", 0, b"other") is Refusal.COUNTED
+        asked.set()
+
+
+@in_loop
+async def test_who_waits_hears_of_the_end(time):
+    async with Run(time) as run:
+        pushes = run.all(HONEST)
+        await run.quiet()
+        run.stop.set()
+        assert set(await asyncio.gather(*pushes.values())) == {Refusal.FINISHED}
+        assert await run.ended() == "stopped on request"
+
+
+@in_loop
+async def test_an_error_ends_the_run_and_is_raised(time, monkeypatch):
+    def broken(self: Stream, block, start: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Stream, "advance", broken)
+    run = await Run(time).__aenter__()
+    pushes = run.all()
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        await run.ended()
+    assert set(await asyncio.gather(*pushes.values())) == {Refusal.FINISHED}
+
+
+@in_loop
+async def test_rows_in_half_the_space(time):
+    async with Run(time, "mean", rows="bfloat16") as run:
+        assert await asyncio.gather(*run.all().values()) == [None] * N
+        await run.ended()
+    aggregator = aggregator_from("mean", "aggregator", f=F)
+    learner = Learner(torch.ones(D), aggregator, Sgd(lr=1.0), rounds=1, seed=1)
+    learner.step(0, {worker: vector(worker).bfloat16() for worker in NAMES}, {})
+    assert run.learner.digest() == learner.digest()
+
+
+@in_loop
+async def test_sums_that_overflow_in_fast_kernels(time):
+    large = torch.full((D,), 3e38)
+    async with Run(time, "mean") as run:
+        pushes = [asyncio.create_task(run.push(worker, large)) for worker in NAMES]
+        assert await asyncio.gather(*pushes) == [None] * N
+        await run.ended()
+    assert run.records[0].update_norm == pytest.approx(3e38 * D**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "may"),
+    [
+        ("median", True),
+        ("mean", True),
+        ("sign_majority", True),
+        ("krum", False),
+        ("flag", False),
+        ("bulyan", False),
+        ({"mix": ["nnm"], "rule": "median"}, False),
+    ],
+)
+def test_which_rules_need_no_row_twice(spec, may: bool):
+    assert streams(aggregator_from(spec, "aggregator", f=1), 15) is may

@@ -1,0 +1,248 @@
+"""Bytes into rows, wherever they are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.extent import patience
+from torch import Tensor
+
+from varangian.protos import codec
+from varangian.protos.codec import Dtype
+from varangian.server.protocol.events import Refusal
+from varangian.server.rows.slot import Overtaken, RowStore, Slot
+
+NAN = float("nan")
+BLOCK = 1 << 15
+TINY = torch.finfo(torch.float32).tiny
+
+
+class Row:
+    """One row of its own, of which nobody else hears."""
+
+    def __init__(self, row: Tensor, most: int | None = None):
+        self.row, self.most = row, most or len(row)
+        self.refusal: Refusal | None = None
+        self.seen: list[tuple[int, bool]] = []
+
+    def overtaken(self, slot: Slot) -> Refusal | None:
+        return self.refusal
+
+    def free(self, slot: Slot) -> int:
+        return self.most - slot.columns
+
+    def place(self, slot: Slot) -> tuple[Tensor, int, int]:
+        return self.row, slot.columns, self.free(slot)
+
+    async def room(self, slot: Slot) -> None:
+        self.most += 3
+
+    def came(self, slot: Slot) -> None:
+        self.seen.append((slot.columns, slot.full))
+
+
+def slot_of(way: Row | Tensor, dtype: Dtype = "float32") -> Slot:
+    way = way if isinstance(way, Row) else Row(way)
+    return Slot("w00", 0, b"", len(way.row), dtype, way)
+
+
+def put(slot: Slot, *pieces: bytes | memoryview) -> None:
+    async def all_of_them() -> None:
+        for piece in pieces:
+            await slot.put(piece)
+
+    asyncio.run(all_of_them())
+
+
+def fill(slot: Slot, payload: memoryview, most: int) -> int:
+    """What a connection does that has these bytes; it shows them as they are on the wire."""
+    seen = bytearray()
+
+    def receive(memory: memoryview) -> int:
+        count = min(len(memory), len(payload))
+        memory[:count] = payload[:count]
+        return count
+
+    count = slot.fill(receive, most, seen.extend)
+    assert seen == payload[:count]
+    return count
+
+
+def pieces_of(payload: memoryview, cuts: list[int]) -> list[memoryview]:
+    at = [0, *sorted(cut % (len(payload) + 1) for cut in cuts), len(payload)]
+    return [payload[a:b] for a, b in itertools.pairwise(at)]
+
+
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=9),
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+    wire=st.sampled_from(["float32", "bfloat16"]),
+    kept=st.sampled_from(["float32", "bfloat16"]),
+)
+@settings(deadline=None)
+def test_any_cut_lands_the_same(values: list[float], cuts: list[int], wire: Dtype, kept: Dtype):
+    sent = torch.tensor(values)
+    payload = codec.payload(sent, wire)
+    row = torch.empty(len(values), dtype=codec.WIRE[kept][1])
+    slot = slot_of(row, wire)
+    assert slot.size == len(payload)
+    put(slot, *pieces_of(payload, cuts))
+    assert slot.full
+    wanted = sent.to(codec.WIRE[wire][1]).float()
+    wanted[wanted.abs() < TINY] = 0.0
+    wanted = wanted.to(codec.WIRE[kept][1])
+    assert slot.sound == bool(wanted.isfinite().all())
+    if slot.sound:
+        assert torch.equal(row.view(torch.uint8), wanted.view(torch.uint8))
+
+
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
+def test_many_blocks_at_odd_addresses(wire: Dtype):
+    sent = torch.randn(2 * BLOCK + 5)
+    shifted = memoryview(b"x" + bytes(codec.payload(sent, wire)))[1:]
+    row = torch.empty(len(sent))
+    put(slot_of(row, wire), shifted)
+    assert torch.equal(row, sent.to(codec.WIRE[wire][1]).float())
+
+
+@pytest.mark.parametrize("place", [0, BLOCK - 1, BLOCK, 2 * BLOCK + 4])
+def test_a_vector_that_is_not_finite_is_taken_to_its_end(place: int):
+    sent = torch.ones(2 * BLOCK + 5)
+    sent[place] = NAN
+    slot = slot_of(torch.empty(len(sent)))
+    put(slot, *pieces_of(codec.payload(sent), [4 * BLOCK]))
+    assert (slot.full, slot.sound) == (True, False)
+
+
+def test_more_than_a_vector_is_a_mistake_of_the_caller():
+    slot = slot_of(torch.zeros(2))
+    with pytest.raises(ValueError, match="should have 8 bytes"):
+        put(slot, bytes(12))
+
+
+def test_progress_is_told_after_each_piece():
+    way = Row(torch.zeros(4))
+    put(slot_of(way), bytes(5), bytes(2), bytes(9))
+    assert way.seen == [(1, False), (2, False), (4, True)]
+
+
+def test_an_overtaken_upload_lands_nothing():
+    way = Row(torch.zeros(2))
+    way.refusal = Refusal.STALE
+    with pytest.raises(Overtaken, match="This round is over") as error:
+        put(slot_of(way), codec.payload(torch.ones(2)))
+    assert error.value.refusal is Refusal.STALE
+    assert not way.row.any()
+
+
+def test_what_has_no_room_waits_for_it():
+    sent = torch.randn(20)
+    way = Row(torch.zeros(20), most=4)
+    slot = slot_of(way)
+    assert not slot.crowded
+    assert (slot.waits(16), slot.waits(17)) == (False, True)
+    put(slot, codec.payload(sent)[:16])
+    assert slot.crowded
+    put(slot, codec.payload(sent)[16:])
+    assert [columns for columns, _ in way.seen] == [4, 7, 10, 13, 16, 19, 20]
+    assert torch.equal(way.row, sent)
+    assert not slot.crowded
+
+
+def test_what_is_not_finite_needs_no_room():
+    sent = torch.full((20,), NAN)
+    way = Row(torch.zeros(20), most=4)
+    slot = slot_of(way)
+    put(slot, codec.payload(sent))
+    assert (slot.full, slot.sound, slot.crowded) == (True, False, False)
+    assert way.seen == [(4, False), (20, True)]
+
+
+def test_rows_are_parts_of_one_matrix():
+    store = RowStore(("a", "b"), 3)
+    store.row("a").fill_(1)
+    assert store.row("b").tolist() == [0.0] * 3
+    assert store.rows(["a"])["a"].data_ptr() == store.row("a").data_ptr()
+    assert RowStore(("a",), 3, "bfloat16").row("a").dtype == torch.bfloat16
+
+
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=9),
+    most=st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    wire=st.sampled_from(["float32", "bfloat16"]),
+    kept=st.sampled_from(["float32", "bfloat16"]),
+    direct=st.booleans(),
+)
+@settings(deadline=None)
+def test_turns_of_a_thread_land_the_same(
+    values: list[float], most: list[int], wire: Dtype, kept: Dtype, direct: bool
+):
+    """Each as large as it may be by then, with a row that has room for three numbers at first."""
+    payload = codec.payload(torch.tensor(values), wire)
+    whole = torch.empty(len(values), dtype=codec.WIRE[kept][1])
+    parts = torch.empty_like(whole)
+    put(slot_of(whole, wire), payload)
+    way = Row(parts, 3)
+    slot, at, turns = slot_of(way, wire), 0, itertools.cycle(most)
+    while at < len(payload):
+        asyncio.run(slot.uncrowded())
+        count = min(slot.room, next(turns))
+        assert count > 0
+        if direct:
+            count = fill(slot, payload[at:], count)
+        else:
+            slot.take(payload[at : at + count])
+        slot.came()
+        at += count
+    assert slot.full
+    assert slot.room == 0
+    if slot.sound:
+        assert torch.equal(whole.view(torch.uint8), parts.view(torch.uint8))
+    assert way.seen[-1] == (len(values), True)
+
+
+def test_nothing_lands_in_a_slot_that_is_closed():
+    row = torch.zeros(4)
+    slot = slot_of(row)
+    slot.take(codec.payload(torch.ones(2)))
+    slot.close()
+    for land in (slot.take, lambda data: fill(slot, data, 4)):
+        with pytest.raises(Overtaken) as error:
+            land(codec.payload(torch.ones(1)))
+        assert error.value.refusal is Refusal.UNOFFERED
+    assert row.tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.timeout(patience(20))
+@pytest.mark.parametrize("most", [3, 2])
+@pytest.mark.parametrize("begun", [12, 14])
+def test_room_that_is_taken_away_while_a_thread_is_busy_ends_the_upload(most: int, begun: int):
+    way = Row(torch.zeros(8), 6)
+    slot = slot_of(way)
+    slot.take(codec.payload(torch.ones(8))[:begun])
+    way.most = most
+    for land in (slot.take, lambda data: fill(slot, data, 4)):
+        with pytest.raises(Overtaken) as error:
+            land(codec.payload(torch.ones(1)))
+        assert error.value.refusal is Refusal.RESTARTED
+    assert way.row.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+def test_an_unsound_vector_needs_no_room():
+    slot = slot_of(Row(torch.zeros(4), 1))
+    slot.take(codec.payload(torch.tensor([NAN])))
+    assert not slot.crowded
+    assert slot.room == 12
+    slot.take(codec.payload(torch.ones(3)))
+    assert slot.full
+
+
+def test_more_than_was_promised_is_an_error_in_a_thread_too():
+    slot = slot_of(torch.zeros(2))
+    with pytest.raises(ValueError, match="Found more"):
+        slot.take(codec.payload(torch.ones(3)))

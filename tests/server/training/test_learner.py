@@ -1,0 +1,433 @@
+"""Rows in, one step out: always the same bits, and nothing at all when something is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import struct
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from varangian.aggregators import Aggregate, AggregationError, Aggregator, Gram, Krum
+from varangian.registry import ConfigError
+from varangian.server.training.ema import Average, Ema, samples
+from varangian.server.training.learner import Learner
+from varangian.server.training.optimizer import BLOCK, SCHEDULES, Constant, Cosine, Sgd, StepDecay, Stepper
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Mean:
+    def requires(self, n: int, f: int) -> str | None:
+        return None
+
+    def __call__(self, gram: Gram) -> Tensor:
+        return torch.full((len(gram),), 1 / len(gram), dtype=torch.float64)
+
+    def explain(self, gram: Gram) -> dict[str, Tensor]:
+        return {"length": gram.inner.diagonal().sqrt()}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A columnwise rule: the first row."""
+
+    def requires(self, n: int, f: int) -> str | None:
+        return None
+
+    def columnwise(self, block: Tensor) -> Tensor:
+        return block[0]
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """A mixing that depends on randomness alone."""
+
+    def requires(self, n: int, f: int) -> str | None:
+        return None
+
+    def outputs(self, n: int) -> int:
+        return 1
+
+    def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
+        return torch.rand(1, len(gram), generator=rng, dtype=torch.float64)
+
+
+def learner(aggregator: Aggregator | None = None, start: float = 1.0, d: int = 2, **options) -> Learner:
+    sgd = Sgd(**({"lr": 0.5} | options))
+    return Learner(torch.full((d,), start), aggregator or Aggregator(Mean(), f=1), sgd, rounds=10, seed=7)
+
+
+def rows(*values: float, d: int = 2) -> dict[str, Tensor]:
+    return {f"w{i:02}": torch.full((d,), value) for i, value in enumerate(values)}
+
+
+def state(learner: Learner):
+    """All that a later step depends on."""
+    reference = None if learner.reference is None else learner.reference.tolist()
+    velocity = learner._stepper.velocity
+    return bytes(learner.payload()), reference, None if velocity is None else velocity.tolist()
+
+
+# What a step does
+
+
+def test_a_step_goes_against_the_aggregate():
+    model = learner()
+    step = model.step(0, rows(1.0, 3.0), {})
+    assert model.parameters.tolist() == [0.0, 0.0]
+    assert step.weights == {"w00": 0.5, "w01": 0.5}
+    assert step.norm == pytest.approx(math.sqrt(8))
+    assert step.lr == 0.5
+    assert step.dropped == {}
+    assert step.details["length"] == pytest.approx({"w00": math.sqrt(2), "w01": 3 * math.sqrt(2)})
+    assert set(step.seconds) == {"aggregate", "step"}
+    assert model.reference is not None
+    assert model.reference.tolist() == [2.0, 2.0]
+
+
+def test_momentum_and_weight_decay_by_hand():
+    """v <- 0.9 v + (g + 0.1 p); p <- p - 0.5 v."""
+    model = learner(momentum=0.9, weight_decay=0.1)
+    p, v = 1.0, 0.0
+    for round, g in enumerate([1.0, -2.0, 0.5]):
+        model.step(round, rows(g, g), {})
+        v = 0.9 * v + (g + 0.1 * p)
+        p -= 0.5 * v
+        assert model.parameters.tolist() == pytest.approx([p, p], rel=1e-6)
+
+
+def test_nesterov_by_hand():
+    """v <- 0.9 v + g; p <- p - 0.5 (g + 0.9 v)."""
+    model = learner(momentum=0.9, nesterov=True)
+    p, v = 1.0, 0.0
+    for round, g in enumerate([1.0, -2.0, 0.5]):
+        model.step(round, rows(g, g), {})
+        v = 0.9 * v + g
+        p -= 0.5 * (g + 0.9 * v)
+        assert model.parameters.tolist() == pytest.approx([p, p], rel=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_steps_are_those_of_torch_to_the_bit(momentum: float, nesterov: bool, weight_decay: float):
+    sgd = Sgd(lr=0.3, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay)
+    place = nn.Parameter(torch.randn(2 * BLOCK + 77))
+    theirs = torch.optim.SGD([place], 0.3, momentum, weight_decay=weight_decay, nesterov=sgd.nesterov)
+    ours, point = Stepper(sgd), place.detach().clone()
+    for _ in range(4):
+        place.grad = torch.randn(len(point))
+        before, out = (point.clone(), place.grad.clone()), torch.empty_like(point)
+        ours.step(point, place.grad, 0.3, out)
+        assert torch.equal(point, before[0])
+        assert torch.equal(place.grad, before[1])
+        theirs.step()
+        point = out
+        assert torch.equal(point, place.detach())
+
+
+def test_the_schedule_sets_the_rate_of_each_round():
+    model = learner(schedule=StepDecay(every=2, gamma=0.1))
+    rates = [model.step(round, rows(1.0), {}).lr for round in range(5)]
+    assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005])
+    assert model.parameters.tolist() == pytest.approx([1 - sum(rates)] * 2)
+
+
+def test_the_next_rows_are_measured_from_the_last_aggregate():
+    seen: list[Tensor | None] = []
+
+    @dataclass(frozen=True)
+    class Spy(Aggregator):
+        def __call__(self, rows, reference=None, rng=None, **early):
+            seen.append(reference)
+            return super().__call__(rows, reference, rng, **early)
+
+    model = learner(Spy(Mean()))
+    model.step(0, rows(1.0, 3.0), {})
+    model.step(1, rows(1.0, 3.0), {})
+    assert seen[0] is None
+    assert seen[1] is not None
+    assert seen[1].tolist() == [2.0, 2.0]
+
+
+def test_the_reference_does_not_share_memory_with_a_row():
+    """Rows are overwritten in the next round."""
+
+    @dataclass(frozen=True)
+    class First(Aggregator):
+        def __call__(self, rows, reference=None, rng=None, **early):
+            return Aggregate(rows[0], None, ())
+
+    model = learner(First(Mean()))
+    pushed = rows(1.0, 3.0)
+    model.step(0, pushed, {})
+    pushed["w00"].fill_(NAN)
+    assert model.reference is not None
+    assert model.reference.tolist() == [1.0, 1.0]
+
+
+def test_rows_are_not_written_to():
+    pushed = rows(1.0, 3.0)
+    learner(momentum=0.9, weight_decay=0.1).step(0, pushed, {})
+    assert [row.tolist() for row in pushed.values()] == [[1.0, 1.0], [3.0, 3.0]]
+
+
+def test_the_parameters_that_came_in_are_copied():
+    start = torch.ones(2)
+    model = Learner(start, Aggregator(Mean()), Sgd(lr=0.5), rounds=10, seed=7)
+    model.step(0, rows(1.0), {})
+    assert start.tolist() == [1.0, 1.0]
+
+
+# The same bits
+
+
+def run(order, aggregator: Aggregator, seed: int = 7) -> Learner:
+    rng = torch.Generator().manual_seed(3)
+    start = torch.randn(1000, generator=rng)
+    model = Learner(start, aggregator, Sgd(lr=0.1, momentum=0.9), rounds=10, seed=seed)
+    for round in range(3):
+        pushed = {f"w{i:02}": torch.randn(1000, generator=rng) for i in range(7)}
+        model.step(round, {name: pushed[name] for name in order}, {})
+    return model
+
+
+@pytest.mark.parametrize(
+    "aggregator",
+    [Aggregator(Mean()), Aggregator(Krum(f=2)), Aggregator(Columns()), Aggregator(Mean(), (Shuffled(),))],
+    ids=["mean", "krum", "columnwise", "mixing"],
+)
+def test_the_order_of_arrival_never_changes_a_bit(aggregator: Aggregator):
+    names = [f"w{i:02}" for i in range(7)]
+    digests = {
+        run(order, aggregator).digest()
+        for order in (names, names[::-1], names[3:] + names[:3], sorted(names, key=lambda name: hash(name)))
+    }
+    assert len(digests) == 1
+
+
+def test_the_seed_and_the_round_decide_the_randomness_of_mixings():
+    names = [f"w{i:02}" for i in range(7)]
+    aggregator = Aggregator(Mean(), (Shuffled(),))
+    assert run(names, aggregator, seed=7).digest() != run(names, aggregator, seed=8).digest()
+    first = learner(aggregator).step(0, rows(1.0, 2.0), {}).weights
+    again = learner(aggregator).step(0, rows(1.0, 2.0), {}).weights
+    later = learner(aggregator).step(1, rows(1.0, 2.0), {}).weights
+    assert first == again != later
+
+
+def test_the_digest_is_that_of_little_endian_floats():
+    model = learner(start=-1.5)
+    payload = struct.pack("<2f", -1.5, -1.5)
+    assert model.payload() == payload
+    assert model.digest() == hashlib.blake2b(payload, digest_size=16).hexdigest()
+
+
+def test_the_digest_sees_one_bit():
+    a, b = torch.zeros(3), torch.tensor([0.0, 0.0, 1e-45])
+    digests = {Learner(p, Aggregator(Mean()), Sgd(lr=1.0), rounds=1, seed=1).digest() for p in (a, b)}
+    assert len(digests) == 2
+
+
+# Faults
+
+
+def test_faults_spend_f():
+    """Seven workers, f = 2: with one proven faulty, Krum for six with f = 1 remains."""
+    model = learner(Aggregator(Krum(f=2)))
+    step = model.step(0, rows(1.0, 1.1, 1.2, 1.3, 1.4, 1.5), {"w06": "not finite"})
+    assert step.dropped == {"w06": "not finite"}
+    assert step.weights is not None
+    assert sum(step.weights.values()) == pytest.approx(1.0)
+
+
+def test_rows_that_the_aggregator_drops_are_named():
+    model = learner()
+    step = model.step(0, rows(1.0, NAN, 3.0), {})
+    assert step.dropped == {"w01": "not finite"}
+    assert step.weights == {"w00": 0.5, "w01": 0.0, "w02": 0.5}
+    assert math.isnan(step.details["length"]["w01"])
+
+
+def trained() -> Learner:
+    model = learner(momentum=0.9, lr=10.0)
+    model.step(0, rows(1.0, 2.0), {})
+    return model
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize(
+    ("pushed", "faults", "sentence"),
+    [
+        (rows(), {}, "No push of round 5 is left to aggregate."),
+        (rows(NAN, NAN), {}, "2 of 2 rows are provably invalid, but only f = 1 were declared Byzantine."),
+        (rows(1.0), {"w01": "x", "w02": "y"}, "2 of 3 rows are provably invalid"),
+        (rows(3e38, 3e38), {}, "The step would make the parameters infinite."),
+    ],
+)
+def test_a_step_that_fails_changes_nothing(fresh: bool, pushed, faults, sentence: str):
+    model = learner(momentum=0.9, lr=10.0) if fresh else trained()
+    before = state(model)
+    with pytest.raises(AggregationError) as error:
+        model.step(5, pushed, faults)
+    assert str(error.value).startswith(sentence)
+    assert state(model) == before
+
+
+def test_the_run_goes_on_as_if_the_failed_step_had_never_been():
+    model, twin = trained(), trained()
+    with pytest.raises(AggregationError):
+        model.step(1, rows(3e38, 3e38), {})
+    for each in (model, twin):
+        each.step(2, rows(1.0, 2.0), {})
+    assert model.digest() == twin.digest()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A rule with a bug."""
+
+    value: float = NAN
+
+    def requires(self, n: int, f: int) -> str | None:
+        return None
+
+    def columnwise(self, block: Tensor) -> Tensor:
+        return torch.full((block.shape[1],), self.value)
+
+
+@pytest.mark.parametrize("value", [NAN, math.inf])
+def test_an_update_that_is_not_finite_blames_the_rule(value: float):
+    model = learner(Aggregator(Broken(value)))
+    before = state(model)
+    with pytest.raises(AggregationError) as error:
+        model.step(0, rows(1.0, 2.0), {})
+    assert str(error.value) == f"The update of Broken(value={value}) is not finite."
+    assert state(model) == before
+
+
+def test_an_aggregate_of_another_shape_is_a_bug_and_no_bad_round():
+    @dataclass(frozen=True)
+    class Short(Aggregator):
+        def __call__(self, rows, reference=None, rng=None, **early):
+            result = super().__call__(rows, reference, rng, **early)
+            return result._replace(vector=result.vector[:1])
+
+    model = learner(Short(Mean()))
+    before = state(model)
+    with pytest.raises(
+        TypeError, match=r"Mean\(\) should return a vector of 2 entries. Found shape \(1,\)."
+    ):
+        model.step(0, rows(1.0), {})
+    assert state(model) == before
+
+
+# The optimizer's configuration
+
+
+def test_schedules_by_hand():
+    assert [Constant().factor(r, 10) for r in (0, 9)] == [1.0, 1.0]
+    step = StepDecay(every=3, gamma=0.5)
+    assert [step.factor(r, 10) for r in range(7)] == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+    cosine = Cosine()
+    assert [cosine.factor(r, 4) for r in range(4)] == pytest.approx(
+        [1, (1 + math.sqrt(0.5)) / 2, 0.5, 0.1464466]
+    )
+    assert Cosine(final=0.2).factor(2, 4) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 7, 1000])
+@pytest.mark.parametrize("schedule", [Constant(), StepDecay(every=2, gamma=0.9), Cosine()])
+def test_no_schedule_rises_or_stops_learning(schedule, rounds: int):
+    factors = [schedule.factor(round, rounds) for round in range(rounds)]
+    assert factors[0] == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(factors))
+    assert all(factor > 0 for factor in factors)
+
+
+def test_schedules_are_built_by_name():
+    assert list(SCHEDULES) == ["constant", "cosine", "step"]
+    assert SCHEDULES.build("constant", "schedule") == Constant()
+    assert SCHEDULES.build({"step": {"every": 5, "gamma": 0.2}}, "schedule") == StepDecay(
+        every=5, gamma=0.2
+    )
+    assert SCHEDULES.build({"cosine": {"final": 0.1}}, "schedule") == Cosine(final=0.1)
+    with pytest.raises(ConfigError, match=r"schedule.step.every: is required"):
+        SCHEDULES.build("step", "schedule")
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: Sgd(lr=0.0), "`lr` should be a positive number. Found 0.0."),
+        (lambda: Sgd(lr=NAN), "`lr` should be a positive number. Found nan."),
+        (lambda: Sgd(lr=1.0, momentum=1.0), "`momentum` should be at least 0 and below 1. Found 1.0."),
+        (lambda: Sgd(lr=1.0, weight_decay=-1.0), "`weight_decay` should not be negative. Found -1.0."),
+        (lambda: Sgd(lr=1.0, nesterov=True), "`momentum` should be above 0 with `nesterov`. Found 0."),
+        (lambda: StepDecay(every=0, gamma=0.5), "`every` should be at least 1. Found 0."),
+        (lambda: StepDecay(every=1, gamma=1.5), "`gamma` should be above 0 and at most 1. Found 1.5."),
+        (lambda: Cosine(final=2.0), "`final` should be between 0 and 1. Found 2.0."),
+    ],
+)
+def test_impossible_values_are_refused(build, sentence: str):
+    with pytest.raises(ValueError, match="should") as error:
+        build()
+    assert str(error.value) == sentence
+
+
+def test_a_step_says_how_many_were_believed_and_how_far_they_lie():
+    """The last two rows are 1 and 7 away from the one that Krum believes."""
+    pushed = {f"w{i:02}": torch.tensor([value, 0.0]) for i, value in enumerate([0.0, 0.0, 0.0, 1.0, 7.0])}
+    step = learner(Aggregator(Krum(f=1))).step(0, pushed, {})
+    assert step.effective == 1.0
+    assert step.spread == pytest.approx((1 + 49) / 5)
+    columns = learner(Aggregator(Columns())).step(0, pushed, {})
+    assert (columns.effective, columns.spread) == (None, None)
+
+
+# The average of the model
+
+
+def averaged(aggregator: Aggregator) -> Learner:
+    start = torch.ones(2)
+    average = Average(Ema(decay=0.5, reference_batch=8), start)
+    return Learner(start, aggregator, Sgd(lr=0.5), rounds=10, seed=7, average=average, batch=4)
+
+
+def test_the_average_follows_each_step_by_what_it_has_learned_from():
+    """Two rows of 4 samples are the 8 for which the decay is a half."""
+    model = averaged(Aggregator(Mean()))
+    model.step(0, rows(1.0, 3.0), {})
+    assert model.parameters.tolist() == [0.0, 0.0]
+    assert model.average is not None
+    assert model.average.parameters.tolist() == [0.5, 0.5]
+
+
+def test_rows_without_weight_teach_the_average_nothing():
+    model = averaged(Aggregator(Krum(f=1)))
+    step = model.step(0, rows(1.0, 1.0, 1.0, 1.0, 50.0), {})
+    assert step.effective == pytest.approx(1.0)
+    assert model.average is not None
+    assert model.average.parameters.tolist() == pytest.approx([1 - 0.5 * (1 - 0.5**0.5)] * 2)
+    assert samples(4, 5, step.effective) == pytest.approx(4)
+
+
+def test_a_rule_without_weights_teaches_by_its_rows():
+    model = averaged(Aggregator(Columns()))
+    model.step(0, rows(1.0, 1.0), {"w02": "not finite"})
+    assert model.average is not None
+    assert model.average.parameters.tolist() == [0.75, 0.75]
+
+
+def test_a_step_that_fails_leaves_the_average():
+    model = averaged(Aggregator(Krum(f=1)))
+    with pytest.raises(AggregationError):
+        model.step(0, rows(1.0, 2.0), {})
+    assert model.average is not None
+    assert model.average.parameters.tolist() == [1.0, 1.0]

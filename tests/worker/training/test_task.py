@@ -1,0 +1,508 @@
+import dataclasses
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from varangian.config.default_names import names
+from varangian.worker.attacks import (
+    ATTACKS,
+    Alie,
+    DataAttack,
+    Ipm,
+    LabelFlip,
+    Mimic,
+    SignFlip,
+    Uniform,
+    z_max,
+)
+from varangian.worker.data import Cifar10, Custom, DataError, Synthetic
+from varangian.worker.data.partition import Dirichlet, Iid, PartitionError, batch_indices
+from varangian.worker.seeds import globally_seeded
+from varangian.worker.simulation.availability import Alternating, Random
+from varangian.worker.training.flat import ModelError, load
+from varangian.worker.training.models import Cnn, Mlp, ResNet18, Softmax
+from varangian.worker.training.task import Crew, Task
+
+pytestmark = pytest.mark.usefixtures("untouched_generator")
+
+WORKERS = names(7)
+BYZANTINE = WORKERS[-2:]
+TASK = Task(
+    seed=1,
+    workers=WORKERS,
+    model=Mlp(hidden=8),
+    data=Synthetic(features=6, train=140, test=50),
+    partition=Dirichlet(),
+    f=2,
+    batch_size=8,
+)
+
+
+def but(**changes):
+    return dataclasses.replace(TASK, **changes)
+
+
+def attacked(attack, **changes):
+    return but(byzantine=BYZANTINE, attack=attack, **changes)
+
+
+def walk(crew, rounds=4):
+    """Parameters of a few rounds: those of a run in which everyone is honest."""
+    twin = Crew(dataclasses.replace(crew.task, byzantine=(), attack=None, knows=None))
+    parameters = [twin.initial()]
+    for round in range(rounds - 1):
+        rows = [twin.contribution(name, round, parameters[-1]) for name in WORKERS]
+        parameters.append(parameters[-1] - torch.stack(rows).mean(dim=0))
+    return parameters
+
+
+def sent(crew, workers, parameters):
+    """Everything these workers send, by (name, round)."""
+    return {
+        (name, round): crew.contribution(name, round, vector)
+        for round, vector in enumerate(parameters)
+        for name in workers
+    }
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    ("model", "features"),
+    [
+        (Softmax(), 6),
+        (Mlp(hidden=(8, 5)), 6),
+        (Cnn(width=2), (1, 8, 8)),
+        (ResNet18(width=4, groups=2), (3, 8, 8)),
+        (ResNet18(width=4, groups=2, norm="batch"), (3, 8, 8)),
+    ],
+)
+def test_a_worker_sends_the_same_bits_alone_and_in_company(model, features):
+    task = but(model=model, data=Synthetic(features=features, train=140, test=50))
+    parameters = walk(Crew(task), rounds=3)
+    together = sent(Crew(task), WORKERS, parameters)
+    reverse = sent(Crew(task), WORKERS[::-1], parameters)
+    assert same(together, reverse)
+    for name in WORKERS[::3]:
+        alone = sent(Crew(task), (name,), parameters)
+        assert all(torch.equal(alone[key], together[key]) for key in alone)
+
+
+@pytest.mark.parametrize("name", [*ATTACKS])
+def test_an_attacker_sends_the_same_bits_alone_and_in_company(name):
+    task = attacked(ATTACKS.build(name, ""))
+    parameters = walk(Crew(task))
+    together = sent(Crew(task), WORKERS, parameters)
+    alone = sent(Crew(task), BYZANTINE[-1:], parameters)
+    for key in alone:
+        assert torch.equal(alone[key].nan_to_num(7), together[key].nan_to_num(7))
+
+
+def test_attacks_leave_the_honest_alone():
+    honest = sent(Crew(TASK), WORKERS, walk(Crew(TASK)))
+    for attack in (SignFlip(), LabelFlip(), Ipm(), Alie()):
+        task = attacked(attack)
+        under_attack = sent(Crew(task), WORKERS, walk(Crew(task)))
+        differ = {
+            name
+            for name, round in honest
+            if not torch.equal(*(s[name, round] for s in (honest, under_attack)))
+        }
+        assert differ == set(BYZANTINE)
+
+
+def test_threads_do_not_mix_workers_up():
+    parameters = walk(Crew(TASK))
+    expected = sent(Crew(TASK), WORKERS, parameters)
+    crew = Crew(TASK)
+    with ThreadPoolExecutor(4) as executor:
+        for round, vector in enumerate(parameters):
+            found = executor.map(lambda name: crew.contribution(name, round, vector), WORKERS)  # noqa: B023
+            evaluated = executor.submit(crew.evaluate, torch.zeros_like(vector))
+            assert all(
+                torch.equal(row, expected[name, round]) for name, row in zip(WORKERS, found, strict=True)
+            )
+            assert evaluated.result()["loss"] == pytest.approx(1.386, abs=1e-3)
+
+
+class OneAtATime(nn.Linear):
+    inside = 0
+
+    def forward(self, x):
+        OneAtATime.inside += 1
+        time.sleep(0.002)
+        alone = OneAtATime.inside == 1
+        OneAtATime.inside -= 1
+        if not alone:
+            raise AssertionError("two computations at once")
+        return super().forward(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exclusive:
+    def build(self, features, classes):
+        return OneAtATime(features[0], classes)
+
+
+def test_a_model_is_used_by_one_thread_at_a_time():
+    crew = Crew(but(model=Exclusive()))
+    vector = crew.initial()
+    with ThreadPoolExecutor(4) as executor:
+        sending = [executor.submit(crew.contribution, name, 0, vector) for name in WORKERS]
+        evaluating = [executor.submit(crew.evaluate, vector) for _ in range(3)]
+        assert all(work.exception() is None for work in sending + evaluating)
+
+
+def direct_gradient(crew, name, round, parameters):
+    """By the definition, with torch's own flattening."""
+    data, task = crew.dataset, crew.task
+    shard = task.partition.split(data.train_y, len(task.workers), task.seed)[task.workers.index(name)]
+    indices = batch_indices(shard, task.batch_size, task.seed, name, round)
+    with globally_seeded(0, device=torch.device("cpu")):
+        module = task.model.build(data.features, data.classes)
+    load(module, parameters)
+    cross_entropy(module(data.train_x[indices]), data.train_y[indices]).backward()
+    return nn.utils.parameters_to_vector([p.grad for p in module.parameters()])
+
+
+def test_momentum_is_dampened_and_starts_from_zero():
+    """m <- b m + (1 - b) g."""
+    crew = Crew(but(momentum=0.75))
+    expected = torch.zeros(crew.layout.numel)
+    for round, vector in enumerate(walk(crew)):
+        expected = 0.75 * expected + 0.25 * direct_gradient(crew, "w03", round, vector)
+        assert torch.allclose(crew.contribution("w03", round, vector), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_without_momentum_the_gradient_is_sent():
+    crew = Crew(but(momentum=0.0))
+    for round, vector in enumerate(walk(crew)):
+        expected = direct_gradient(crew, "w03", round, vector)
+        assert torch.allclose(crew.contribution("w03", round, vector), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("attack", [None, SignFlip(), LabelFlip(), Uniform(), Ipm()])
+def test_asking_again_changes_nothing(attack):
+    task = attacked(attack) if attack else TASK
+    parameters = walk(Crew(task))
+    once = sent(Crew(task), WORKERS, parameters)
+    crew = Crew(task)
+    twice = {}
+    for round, vector in enumerate(parameters):
+        for name in WORKERS:
+            crew.contribution(name, round, vector).fill_(7)  # and what was handed out is the caller's
+            twice[name, round] = crew.contribution(name, round, vector)
+    assert same(once, twice)
+
+
+def test_rounds_may_be_missed_but_not_go_back():
+    crew = Crew(TASK)
+    vector = crew.initial()
+    crew.contribution("w00", 3, vector)
+    crew.contribution("w01", 1, vector)
+    with pytest.raises(ValueError, match=r"not go back\. Found round 2 of w00 after 3"):
+        crew.contribution("w00", 2, vector)
+    crew.contribution("w00", 9, vector)
+
+
+@pytest.mark.parametrize("name", ["w00", WORKERS[-1]])
+def test_a_server_that_was_started_again_gets_what_it_got_at_first(name):
+    """An attacker, too, who follows the others: they have begun anew with it."""
+    crew, fresh = (Crew(attacked(Ipm(epsilon=0.5))) for _ in range(2))
+    vector = crew.initial()
+    for round in range(3):
+        crew.contribution(name, round, vector)
+    crew.anew(name, 0)
+    for round in range(2):
+        again, first = (each.contribution(name, round, vector) for each in (crew, fresh))
+        assert torch.equal(again, first)
+
+
+def honest_rows(task, workers, parameters):
+    """What these workers send in the last round when all are honest."""
+    table = sent(
+        Crew(dataclasses.replace(task, byzantine=(), attack=None, knows=None)), workers, parameters
+    )
+    return torch.stack([table[name, len(parameters) - 1] for name in workers])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_omniscient_attack_knows_what_the_honest_send(rank):
+    """The mean over honest workers in other processes, from nothing but seed and data."""
+    task = attacked(Ipm(epsilon=0.5))
+    parameters = walk(Crew(task))
+    attack = sent(Crew(task), (BYZANTINE[rank],), parameters)[BYZANTINE[rank], 3]
+    assert torch.equal(attack, -0.5 * honest_rows(task, WORKERS[:-2], parameters).mean(dim=0))
+
+
+def test_mimic_repeats_an_honest_worker():
+    task = attacked(Mimic(target=3))
+    parameters = walk(Crew(task))
+    attack = sent(Crew(task), BYZANTINE, parameters)
+    for name in BYZANTINE:
+        assert torch.equal(attack[name, 3], honest_rows(task, WORKERS[:-2], parameters)[3])
+
+
+@pytest.mark.parametrize(
+    ("knows", "seen"), [(None, BYZANTINE), ("colluders", BYZANTINE), ("all", WORKERS[:-2])]
+)
+def test_alie_sees_the_workers_it_should(knows, seen):
+    task = attacked(Alie(), knows=knows)
+    parameters = walk(Crew(task))
+    rows = honest_rows(task, seen, parameters)
+    expected = rows.mean(dim=0) - z_max(7, 2) * rows.std(dim=0, correction=0)
+    assert torch.equal(sent(Crew(task), BYZANTINE, parameters)["w06", 3], expected)
+
+
+def test_sign_flip_turns_the_own_momentum_round():
+    task = attacked(SignFlip(scale=3.0))
+    parameters = walk(Crew(task))
+    assert torch.equal(
+        sent(Crew(task), BYZANTINE, parameters)["w05", 3], -3 * honest_rows(task, ("w05",), parameters)[0]
+    )
+
+
+def test_random_attackers_send_distinct_vectors_every_round():
+    vectors = sent(Crew(attacked(Uniform())), BYZANTINE, walk(Crew(TASK)))
+    assert len({tuple(vector.tolist()) for vector in vectors.values()}) == 2 * 4
+
+
+def test_label_flip_is_honest_work_on_wrong_labels():
+    task = attacked(LabelFlip(), momentum=0.0)
+    crew = Crew(task)
+    vector = crew.initial()
+    flipped = Crew(dataclasses.replace(task, byzantine=(), attack=None))
+    flipped.dataset.train_y.copy_(3 - flipped.dataset.train_y)
+    assert torch.equal(crew.contribution("w06", 0, vector), flipped.contribution("w06", 0, vector))
+    assert not torch.equal(crew.contribution("w00", 0, vector), flipped.contribution("w00", 0, vector))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recolour:
+    """A data attack with random numbers."""
+
+    def poisons(self, x, y, classes, rng):
+        return x + torch.randn(x.shape, generator=rng), y
+
+
+def test_a_data_attack_draws_from_its_own_stream():
+    assert isinstance(Recolour(), DataAttack)
+    first, again = (sent(Crew(attacked(Recolour())), WORKERS, walk(Crew(TASK))) for _ in range(2))
+    assert same(first, again)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    def build(self, features, classes):
+        return nn.Sequential(nn.Dropout(0.5), nn.Linear(features[0], classes, bias=False))
+
+
+def test_dropout_is_the_same_in_every_process_and_other_in_every_round():
+    """With one sample, the gradient of a dropped feature is zero."""
+    task = but(model=Dropout(), momentum=0.0, batch_size=1, data=Synthetic(features=32))
+    vector = Crew(task).initial()
+    first, again = (sent(Crew(task), workers, [vector] * 2) for workers in (WORKERS, WORKERS[::-1]))
+    assert same(first, again)
+    dropped = [first[key].view(-1, 32)[0] == 0 for key in [("w00", 0), ("w00", 1), ("w01", 0)]]
+    assert [4 < int(mask.sum()) < 28 for mask in dropped] == [True] * 3
+    assert not torch.equal(dropped[0], dropped[1])
+    assert not torch.equal(dropped[0], dropped[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Unused:
+    def build(self, features, classes):
+        module = nn.Linear(features[0], classes)
+        module.spare = nn.Parameter(torch.ones(3))
+        return module
+
+
+def test_an_unused_parameter_has_a_gradient_of_zero():
+    crew = Crew(but(model=Unused()))
+    assert crew.layout.entries[-1] == ("spare", (3,))
+    assert crew.contribution("w00", 0, crew.initial())[-3:].tolist() == [0, 0, 0]
+
+
+def test_initial_parameters_are_a_function_of_the_seed():
+    first, again, other = (Crew(but(seed=seed)).initial() for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (first.dtype, first.shape) == (torch.float32, (Crew(TASK).layout.numel,))
+
+
+def test_training_and_evaluating_do_not_change_what_a_run_starts_from():
+    crew = Crew(TASK)
+    before = crew.initial()
+    crew.contribution("w00", 0, before + 1)
+    crew.evaluate(before + 2)
+    assert torch.equal(crew.initial(), before)
+
+
+def test_evaluation():
+    crew = Crew(but(data=Synthetic(features=6, train=140, test=2100)))  # more than two batches
+    vector = crew.initial()
+    with globally_seeded(0, device=torch.device("cpu")):
+        module = crew.task.model.build((6,), 4)
+    load(module, vector)
+    with torch.no_grad():
+        scores = module(crew.dataset.test_x)
+    loss, accuracy = crew.evaluate(vector).values()
+    assert loss == pytest.approx(float(cross_entropy(scores, crew.dataset.test_y)), rel=1e-5)
+    assert accuracy == int((scores.argmax(dim=1) == crew.dataset.test_y).sum()) / 2100
+
+
+def test_evaluating_nan_is_no_error():
+    crew = Crew(TASK)
+    loss, accuracy = crew.evaluate(torch.full((crew.layout.numel,), torch.nan)).values()
+    assert loss != loss
+    assert 0 <= accuracy < 1
+
+
+def test_a_crew_learns():
+    crew = Crew(but(data=Synthetic(features=16, train=280, test=100), partition=Iid()))
+    vector = crew.initial()
+    before = crew.evaluate(vector)
+    for round in range(40):
+        vector -= 0.5 * torch.stack([crew.contribution(n, round, vector) for n in WORKERS]).mean(dim=0)
+    after = crew.evaluate(vector)
+    assert before["accuracy"] < 0.7 < 0.95 < after["accuracy"]
+    assert after["loss"] < before["loss"]
+
+
+def test_a_task_survives_the_trip_to_another_process():
+    task = attacked(Alie(z=1.5), knows="all")
+    assert pickle.loads(pickle.dumps(task)) == task
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"workers": ()}, "`workers` should be different names"),
+        ({"workers": ("w01", "w00")}, "ascending order"),
+        ({"workers": ("w00", "w00")}, "different names"),
+        ({"byzantine": ("w07",), "attack": Uniform()}, "some of the workers"),
+        ({"byzantine": ("w06", "w05"), "attack": Uniform()}, "in their order"),
+        ({"f": -1}, "at least 0 and less than 7"),
+        ({"f": 7}, "at least 0 and less than 7"),
+        ({"batch_size": 0}, "`batch_size` should be at least 1"),
+        ({"momentum": 1.0}, "`momentum` should be at least 0"),
+        ({"byzantine": BYZANTINE}, "`attack` should be given"),
+        (
+            {"byzantine": BYZANTINE, "attack": Ipm(), "knows": "own"},
+            r"Ipm\(epsilon=0.5\) cannot be mounted: it needs",
+        ),
+        ({"byzantine": BYZANTINE[:1], "attack": Alie()}, "at least 2 vectors"),
+        ({"byzantine": WORKERS, "attack": Ipm()}, "no honest worker"),
+    ],
+)
+def test_a_task_that_makes_no_sense(changes, words):
+    with pytest.raises(ValueError, match=words):
+        but(**changes)
+
+
+def test_every_problem_of_a_task_is_told():
+    with pytest.raises(ValueError, match=r"(?s)`f` should.*`batch_size` should.*`momentum` should"):
+        but(f=9, batch_size=0, momentum=2.0)
+
+
+def test_an_attack_that_nobody_mounts_is_not_checked():
+    assert but(attack=Ipm(), knows="own").sight == "own"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"data": Cifar10("nowhere")}, DataError, "train-"),
+        ({"data": Custom("nowhere:f")}, DataError, "nowhere"),
+        ({"model": Cnn()}, ModelError, "takes images"),
+        ({"data": Synthetic(train=6)}, PartitionError, "at least 7 training samples"),
+        ({"device": "abacus"}, ValueError, r"one that torch knows.*'abacus'"),
+    ],
+)
+def test_parts_that_do_not_fit(changes, error, words):
+    with pytest.raises(error, match=words):
+        Crew(but(**changes))
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"'cuda:0'.*no GPU"):
+        Crew(but(device="cuda:0"))
+
+
+def test_an_unknown_worker():
+    with pytest.raises(ValueError, match="no worker 'w99' among 7"):
+        Crew(TASK).contribution("w99", 0, Crew(TASK).initial())
+
+
+def test_parameters_of_another_model():
+    with pytest.raises(ValueError, match="takes a vector of"):
+        Crew(TASK).contribution("w00", 0, torch.zeros(3))
+
+
+# Workers that come and go
+
+
+def played(crews, rounds=6):
+    """What is sent in each round, from parameters that change, by whoever has which names."""
+    sent = {}
+    for round in range(rounds):
+        parameters = torch.full((TASK_LAYOUT.numel,), 0.01 * round)
+        for names_, crew in crews:
+            for name in names_:
+                if crew.task.timetable.available(name, round) or crew.task.listens(name):
+                    sent[name, round] = crew.answer(name, round, parameters)
+    return sent
+
+
+TASK_LAYOUT = Crew(TASK).layout
+
+
+def test_who_is_away_sends_nothing():
+    task = but(availability=Alternating(period=2))
+    sent = played([(WORKERS, Crew(task))], rounds=2)
+    assert sorted(sent) == [(name, 0) for name in WORKERS[:3]] + [(name, 1) for name in WORKERS[3:]]
+    assert Crew(task).answer("w06", 0, torch.zeros(TASK_LAYOUT.numel)) is None
+
+
+@pytest.mark.parametrize("sight", ["colluders", "all"])
+@pytest.mark.parametrize("availability", [Alternating(period=3), Random(chance=0.4)])
+def test_what_attackers_see_of_those_who_come_and_go_is_the_same_in_any_process(sight, availability):
+    task = attacked(Alie(z=1.0), availability=availability, knows=sight)
+    together = played([(WORKERS, Crew(task))])
+    apart = played([((name,), Crew(task)) for name in WORKERS])
+    assert together.keys() == apart.keys()
+    for key, vector in together.items():
+        assert (vector is None) == (apart[key] is None)
+        assert vector is None or torch.equal(vector, apart[key]), key
+    assert any(vector is not None for (name, _), vector in together.items() if name in BYZANTINE)
+
+
+def test_attackers_see_only_those_who_take_part():
+    task = attacked(Ipm(), availability=Alternating(period=2), knows="all")
+    assert [task.seen(round) for round in (0, 1)] == [WORKERS[:3], WORKERS[3:5]]
+    alone = Crew(
+        but(byzantine=WORKERS[3:], f=4, attack=Ipm(epsilon=2.0), availability=Alternating(period=2))
+    )
+    alone = Crew(dataclasses.replace(alone.task, knows="all"))
+    parameters = torch.zeros(TASK_LAYOUT.numel)
+    own = Crew(TASK).contribution("w05", 1, parameters)
+    # Where no honest worker takes part there is nobody to look at but oneself.
+    assert torch.equal(alone.contribution("w05", 1, parameters), -2.0 * own)
+
+
+def test_who_listens():
+    away = but(availability=Alternating())
+    assert not away.listens("w06")
+    assert not dataclasses.replace(away, byzantine=BYZANTINE, attack=SignFlip()).listens("w06")
+    colluding = dataclasses.replace(away, byzantine=BYZANTINE, attack=Alie())
+    assert colluding.listens("w06")
+    assert not colluding.listens("w00")
+    assert not dataclasses.replace(colluding, momentum=0.0).listens("w06")

@@ -1,0 +1,221 @@
+"""Who gets which training samples: pure functions of labels, worker count and seed.
+
+Every process computes the whole partition for itself and takes its own share.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varangian.plugins import InputError
+from varangian.registry import Registry
+from varangian.worker.data.base import Dataset
+from varangian.worker.seeds import generator, stream
+
+
+class PartitionError(InputError):
+    """A partition that cannot be made of this data."""
+
+
+class Partition(Protocol):
+    """A way to deal samples to workers."""
+
+    by_label: ClassVar[bool]
+    """Whether it goes by the classes of the samples; otherwise by their number alone."""
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        """Ascending indices for each worker: none empty, together all; disjoint, except for `shared`.
+
+        Raises:
+            PartitionError: when there are too few samples.
+        """
+        ...
+
+
+PARTITIONS: Registry[Partition] = Registry("partition")
+
+
+@PARTITIONS.register("shared")
+@dataclass(frozen=True)
+class Shared:
+    """Every worker draws from all samples, as machines of one owner do; each has its own batches."""
+
+    by_label: ClassVar[bool] = False
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        check_enough(labels, 1)
+        return [torch.arange(len(labels)) for _ in range(workers)]
+
+
+@PARTITIONS.register("private")
+@dataclass(frozen=True)
+class Private(Shared):
+    """Every worker draws from all samples that its own machine has; nobody's data is compared.
+
+    So it is with sites that keep their data. `shared` is the same, with a warning where data differs.
+    """
+
+
+@PARTITIONS.register("iid")
+@dataclass(frozen=True)
+class Iid:
+    """Shuffled and dealt in equal parts: every worker has the same distribution."""
+
+    by_label: ClassVar[bool] = False
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        check_enough(labels, workers)
+        order = torch.randperm(len(labels), generator=generator(seed, "partition"))
+        return ascending(order.tensor_split(workers))
+
+
+@PARTITIONS.register("dirichlet")
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each class is dealt in Dirichlet proportions: the smaller alpha, the less alike the workers.
+
+    "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification" (Hsu et
+    al., 2019), but with proportions of workers within a class, not of classes within a worker, so that
+    every sample is used once. A worker that would get nothing takes one sample from the one with most.
+    """
+
+    by_label: ClassVar[bool] = True
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"`alpha` should be a positive number. Found {self.alpha}.")
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        check_enough(labels, workers)
+        owner = torch.empty(len(labels), dtype=torch.int64)
+        for label in labels.unique().tolist():
+            members = (labels == label).nonzero().flatten()
+            order = torch.randperm(len(members), generator=generator(seed, "partition", label))
+            owner[members[order]] = self._owners(len(members), workers, stream(seed, "proportions", label))
+        shards = [(owner == worker).nonzero().flatten() for worker in range(workers)]
+        return ascending(without_empty(shards))
+
+    def _owners(self, count: int, workers: int, seed: int) -> Tensor:
+        """A worker for each of `count` samples, ascending."""
+        proportions = np.random.default_rng(seed).dirichlet(np.full(workers, self.alpha))
+        ends = np.rint(np.cumsum(proportions) * count).astype(np.int64)
+        return torch.from_numpy(np.searchsorted(ends[:-1], np.arange(count), side="right"))
+
+
+@PARTITIONS.register("shards")
+@dataclass(frozen=True)
+class Shards:
+    """Sorted by class, cut into equal shards, and each worker gets a few: most see few classes.
+
+    "Communication-Efficient Learning of Deep Networks from Decentralized Data" (McMahan et al., 2017).
+    """
+
+    by_label: ClassVar[bool] = True
+
+    per_worker: int = 2
+
+    def __post_init__(self) -> None:
+        if self.per_worker < 1:
+            raise ValueError(f"`per_worker` should be at least 1. Found {self.per_worker}.")
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        count = workers * self.per_worker
+        check_enough(labels, count)
+        shards = labels.argsort(stable=True).tensor_split(count)
+        dealt = torch.randperm(count, generator=generator(seed, "partition")).view(workers, -1).tolist()
+        return ascending([torch.cat([shards[i] for i in hand]) for hand in dealt])
+
+
+@PARTITIONS.register("halves")
+@dataclass(frozen=True)
+class Halves:
+    """The first half of the workers holds the first half of the classes, the others the rest.
+
+    The halves are those of `availability: alternating`, so that classes come and go with the workers. Each
+    half is dealt in equal parts.
+    """
+
+    by_label: ClassVar[bool] = True
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        classes = labels.unique()
+        if workers < 2 or len(classes) < 2:
+            raise PartitionError(
+                "There should be at least two workers and two classes, for two halves. "
+                f"Found {workers} and {len(classes)}."
+            )
+        middle = len(classes) // 2
+        return [
+            *self._dealt(labels, classes[:middle], workers // 2, seed),
+            *self._dealt(labels, classes[middle:], workers - workers // 2, seed),
+        ]
+
+    def _dealt(self, labels: Tensor, classes: Tensor, workers: int, seed: int) -> list[Tensor]:
+        members = torch.isin(labels, classes).nonzero().flatten()
+        check_enough(members, workers)
+        order = torch.randperm(len(members), generator=generator(seed, "partition", int(classes[0])))
+        return ascending(members[order].tensor_split(workers))
+
+
+def dealt(partition: Partition, dataset: Dataset, workers: int, seed: int) -> list[Tensor]:
+    """The samples of each worker, as indices; never none.
+
+    Raises:
+        PartitionError: when there are too few samples, or no classes to go by.
+    """
+    labels = dataset.labels
+    if labels is None and partition.by_label:
+        name = next(iter(PARTITIONS.spec(partition)))
+        raise PartitionError(
+            f"`partition` {name} deals samples by their class, and {dataset.name} has no class for each "
+            "sample. Choose partition=iid or partition=shared."
+        )
+    return partition.split(torch.zeros(dataset.size) if labels is None else labels, workers, seed)
+
+
+def batch_indices(shard: Tensor, batch_size: int, seed: int, worker: str, round: int) -> Tensor:
+    """The samples of a worker's batch in a round.
+
+    Each epoch is a new permutation of the shard, cut into full batches; what is left over at its end is not
+    used in that epoch. A batch is never larger than the shard.
+    """
+    size = min(batch_size, len(shard))
+    epoch, batch = divmod(round, len(shard) // size)
+    order = _permutation(len(shard), seed, worker, epoch)
+    return shard[order[batch * size : (batch + 1) * size]]
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(size: int, seed: int, worker: str, epoch: int) -> Tensor:
+    """The order of an epoch, which is that of many rounds; must not be written to."""
+    return torch.randperm(size, generator=generator(seed, "batch", worker, epoch))
+
+
+def ascending(shards: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
+    return [shard.sort().values for shard in shards]
+
+
+def without_empty(shards: list[Tensor]) -> list[Tensor]:
+    """Move single samples from the largest shards until none is empty."""
+    shards = [*shards]
+    for worker, shard in enumerate(shards):
+        if len(shard) == 0:
+            largest = max(range(len(shards)), key=lambda other: len(shards[other]))
+            shards[worker], shards[largest] = shards[largest][:1], shards[largest][1:]
+    return shards
+
+
+def check_enough(labels: Tensor, parts: int) -> None:
+    if len(labels) < parts:
+        raise PartitionError(
+            f"There should be at least {parts} training samples, one for each part. Found {len(labels)}."
+        )

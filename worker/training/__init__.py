@@ -1,0 +1,5 @@
+"""What a worker computes: from parameters to the vector that it sends.
+
+Model, loss, metrics, momentum, error feedback, and the task that puts them together, attacks included.
+`varangian.worker.loop` and `host`, the configuration and the launcher import it; it knows no network.
+"""

@@ -1,0 +1,108 @@
+"""What the workers and the server of a run should have in common, and a fingerprint of their data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from varangian.protos.shared_settings import Common
+from varangian.registry import Registry
+from varangian.worker.data.base import Dataset
+from varangian.worker.data.partition import PARTITIONS, Private, Shared
+from varangian.worker.data.samples import Samples, tensors
+from varangian.worker.training.losses import LOSSES
+from varangian.worker.training.models import MODELS
+
+if TYPE_CHECKING:
+    from varangian.worker.training.task import Task
+
+PROBES = 24
+"""Samples of which the fingerprint has a number."""
+SAME_DATA = (
+    "Does a data function draw random numbers without a seed? With partition={partition} all machines need "
+    "the same samples; where each site has data of its own, say partition=private."
+)
+ADVICE = {
+    "classes": "State their number at all machines, as data.custom.classes.",
+    "seed": "With partition={partition} it says who gets which samples.",
+}
+SETTINGS = "Give all machines one configuration."
+
+
+def common(task: Task, dataset: Dataset) -> Common:
+    """Of this machine, from its settings and its data.
+
+    Data is compared where samples are dealt out; where every worker draws from all it has, data that
+    differs is worth a warning; where it is private, nothing is compared.
+    """
+    partition = name_in(PARTITIONS, task.partition)
+    entries = {
+        "workers": str(len(task.workers)),
+        "loss": written(LOSSES, task.loss),
+        "model": written(MODELS, task.model),
+        "classes": str(dataset.classes or "none"),
+        "partition": written(PARTITIONS, task.partition),
+        "worker.momentum": f"{task.momentum:g}",
+        "worker.local_steps": str(task.local_steps),
+        "participation": "deltas" if task.deltas else "vectors",
+    }
+    if task.local_steps > 1:
+        entries["worker.local_lr"] = f"{task.gamma(0):g}"
+    loose = frozenset[str]()
+    if not isinstance(task.partition, Private):
+        entries |= fingerprint(dataset)
+    if isinstance(task.partition, Shared):
+        loose = frozenset(fingerprint_names(entries))
+    else:
+        entries["seed"] = str(task.seed)
+    advice = {name: ADVICE.get(name, SETTINGS) for name in entries}
+    advice |= dict.fromkeys(fingerprint_names(entries), SAME_DATA)
+    return Common(entries, {name: text.format(partition=partition) for name, text in advice.items()}, loose)
+
+
+def fingerprint(dataset: Dataset) -> dict[str, str]:
+    """How many training samples there are, all integers of them exactly, and some numbers of the others."""
+    entries = {"data: training samples": str(dataset.size)}
+    for part, samples in (("inputs", dataset.train_x), ("targets", dataset.train_y)):
+        entries |= dict(of_samples(f"data: {part}", samples))
+    return entries
+
+
+def fingerprint_names(entries: Mapping[str, str]) -> list[str]:
+    return [name for name in entries if name.startswith("data: ")]
+
+
+def of_samples(name: str, samples: Samples) -> list[tuple[str, str]]:
+    found = []
+    for place, tensor in tensors(samples):
+        exact = not tensor.is_floating_point() and tensor.dtype != torch.uint8
+        found.append((f"{name}{place}", digest(tensor) if exact else probes(tensor)))
+    return found
+
+
+def digest(tensor: Tensor) -> str:
+    return xxhash.xxh3_128_hexdigest(tensor.to(torch.int64).contiguous().numpy().data)
+
+
+def probes(tensor: Tensor) -> str:
+    """The mean of some samples, evenly spread, as a JSON list."""
+    places = torch.linspace(0, len(tensor) - 1, min(PROBES, len(tensor))).long().tolist()
+    return json.dumps([round(float(tensor[place].double().mean()), 6) for place in places])
+
+
+def written(registry: Registry[Any], built: object) -> str:
+    """A name and its fields, in short; of what a program made, its type."""
+    try:
+        ((name, fields),) = registry.spec(built).items()
+    except KeyError:
+        return type(built).__name__
+    return f"{name} {json.dumps(fields, sort_keys=True, default=str)}" if fields else name
+
+
+def name_in(registry: Registry[Any], built: object) -> str:
+    return written(registry, built).partition(" ")[0]

@@ -1,0 +1,57 @@
+"""Momentum at the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from varangian.worker.training.flat import check_finite
+
+
+@dataclass(frozen=True, eq=False)
+class Last:
+    round: int
+    vector: Tensor
+
+
+class Momentum:
+    """What honest workers send: m <- beta m + (1 - beta) g, from m = 0, one m for each name.
+
+    "Learning from History for Byzantine Robust Optimization" (Karimireddy et al., 2021): averaging over
+    rounds narrows the spread of honest vectors, and so the room of an attack that hides in it.
+    """
+
+    def __init__(self, beta: float) -> None:
+        self._beta = beta
+        self._last: dict[str, Last] = {}
+
+    def __call__(self, name: str, round: int, gradient: Callable[[], Tensor]) -> Tensor:
+        """The vector of a worker in a round; must not be written to.
+
+        A round that is asked for again gives the same vector and changes nothing, so that a push can be
+        repeated. Without momentum rounds may come in any order.
+
+        Raises:
+            DivergedError: the gradient is not finite. The momentum stays what it was.
+        """
+        last = self._last.get(name)
+        if last is not None and (round == last.round or (round < last.round and self._beta > 0)):
+            return again(last, name, round)
+        vector = (1 - self._beta) * gradient()
+        if last is not None and self._beta > 0:
+            vector.add_(last.vector, alpha=self._beta)
+        check_finite(vector)
+        self._last[name] = Last(round, vector)
+        return vector
+
+    def anew(self, name: str, round: int) -> None:
+        """Forget the history of this worker, and of all that were further: the run has begun once more."""
+        self._last = {w: last for w, last in self._last.items() if w != name and last.round <= round}
+
+
+def again(last: Last, name: str, round: int) -> Tensor:
+    if round < last.round:
+        raise ValueError(f"Rounds should not go back. Found round {round} of {name} after {last.round}.")
+    return last.vector

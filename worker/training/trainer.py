@@ -1,0 +1,373 @@
+"""A model, a data set and a loss: gradients and held-out scores for whatever parameters it is given."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from varangian.plugins import InputError, guarded, named
+from varangian.protos.layout import Layout, LayoutError
+from varangian.worker.data import Dataset
+from varangian.worker.data.base import listed
+from varangian.worker.data.samples import count, mapped, shapes
+from varangian.worker.seeds import generator, globally_seeded
+from varangian.worker.training.flat import (
+    ModelError,
+    check_apart,
+    check_model,
+    filled,
+    joined,
+    layout_of,
+    load,
+    trainable,
+)
+from varangian.worker.training.footprint import Footprint
+from varangian.worker.training.losses import CrossEntropy, Loss, LossError, by_place
+from varangian.worker.training.losses import name_of as name_of_loss
+from varangian.worker.training.metrics import Accuracy, Metric
+from varangian.worker.training.models import MODELS, Model
+
+log = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 1000
+"""Samples that are evaluated at once, or fewer where they would take more memory than is meant for it."""
+EVALUATION_BYTES = 128 << 20
+"""Bytes of activations in an evaluation, however large the model; more only for a single sample."""
+WORKSPACE = 2
+"""A factor for what libraries take while they compute, as inputs and outputs in another layout."""
+TRAINING_SAMPLES = 1000
+"""Samples of which the training loss is computed."""
+TRIAL = 2
+"""Samples with which a model is tried before a run."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is made small, and what is reported beside it."""
+
+    loss: Loss = field(default_factory=CrossEntropy)
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": Accuracy()})
+    """By name."""
+    asked: bool = True
+    """Whether the metrics were asked for; otherwise they are left out where the model gives no tensor."""
+
+
+class Trainer:
+    """Keeps no state between calls but the memory of the model.
+
+    Args:
+        model: what to build.
+        dataset: what to train on.
+        goal: loss and metrics.
+        seed: of the run.
+        device: where to compute; vectors that come and go are on the CPU.
+
+    Raises:
+        InputError: when the model cannot be built, or a first gradient cannot be computed.
+    """
+
+    def __init__(self, model: Model, dataset: Dataset, goal: Goal, seed: int, device: torch.device) -> None:
+        self._dataset = dataset
+        self._goal = goal
+        self._seed = seed
+        self._device = device
+        self._target = str(getattr(model, "target", ""))
+        self._name = named_model(model)
+        self._numeric = built_in(model)
+        self._told = set[str]()
+        module = built(model, dataset, seed)
+        with guarded(f"{self._name}: moving it to {device}", "Choose another `worker.device`."):
+            self._module = module.to(device)
+        self._weights = [p for _, p in trainable(self._module)]
+        try:
+            self.layout: Layout = layout_of(self._module)
+        except LayoutError as error:
+            raise ModelError(f"{self._name} cannot be sent: {error}") from error
+        self._try()
+
+    def _try(self) -> None:
+        """A first gradient, of two samples."""
+        x, y = self.batch(torch.arange(min(TRIAL, self._dataset.size)))
+        with globally_seeded(self._seed, "trial", device=self._device):
+            check_model(self._module, lambda: self._scored(self._outputs(x), y))
+            self._slopes(x, y)
+            if [id(p) for _, p in trainable(self._module)] != [id(p) for p in self._weights]:
+                raise ModelError(
+                    f"{self._name} should keep its parameters. Found others after a first pass. Make all "
+                    "of them in __init__, and change their values in place."
+                )
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What is reported beside the loss, by name."""
+        return self._goal.metrics
+
+    def _scored(self, outputs: Any, y: Any) -> None:
+        """See that there is a score for each class; a sequence model may have more, for tokens not seen."""
+        if not self._goal.asked and not isinstance(outputs, Tensor):
+            self._goal = replace(self._goal, metrics={})
+        classes = self._dataset.classes
+        if not isinstance(self._goal.loss, CrossEntropy) or classes is None:
+            return
+        scores, _ = by_place(outputs, y)
+        if scores.shape[1] < classes or (y.dim() == 1 and scores.shape[1] > classes):
+            shape, found = [*y.shape, classes], list(outputs.shape)
+            raise ModelError(
+                f"{self._name} should return scores of shape {shape}, one for each class. Found {found}."
+            )
+
+    def batch(self, indices: Tensor) -> tuple[Any, Any]:
+        """Training samples as the model takes them, and their targets, on the device."""
+        x, y = (
+            mapped(part, lambda t: t[indices]) for part in (self._dataset.train_x, self._dataset.train_y)
+        )
+        return self._dataset.prepared(x, self._device), mapped(y, lambda t: t.to(self._device))
+
+    def gradient(self, parameters: Tensor, x: Any, y: Any, *purpose: str | int) -> Tensor:
+        """Of the mean loss, (d,) on the CPU; dropout draws from the stream `purpose`.
+
+        Raises:
+            InputError: when the model or the loss fails for this batch.
+        """
+        filled(self._weights, parameters)
+        if not self._module.training:
+            self._module.train()
+        with globally_seeded(self._seed, *purpose, device=self._device):
+            return joined(self._slopes(x, y))
+
+    def _slopes(self, x: Any, y: Any) -> list[Tensor]:
+        """The gradient of each parameter: dense, and 0 where it is not used."""
+        advice = "See that the loss is computed from the parameters, by operations that torch can derive."
+        with torch.enable_grad():
+            loss = self._loss(self._outputs(x), y)
+            with guarded(f"{self._name}: the gradient of `loss` {name_of_loss(self._goal.loss)}", advice):
+                found = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
+        return [slope.to_dense() if slope.is_sparse else slope for slope in found]
+
+    def _outputs(self, x: Any) -> Any:
+        """What the model gives for a batch."""
+        size, shape = count(x), listed(shapes(x))
+        samples = "a batch of one sample" if size == 1 else f"a batch of {size} samples"
+        with guarded(f"{self._name} with {samples} of shape {shape}", "", self._target, ModelError):
+            if isinstance(x, Tensor):
+                return self._module(x.float() if self._numeric else x)
+            return self._module(**x) if isinstance(x, dict) else self._module(*x)
+
+    def _loss(self, outputs: Any, y: Any) -> Tensor:
+        loss = self._goal.loss
+        name, advice = name_of_loss(loss), "See that outputs and targets are what it takes."
+        with guarded(f"`loss` {name}", advice, str(getattr(loss, "target", "")), LossError):
+            return loss(outputs, y)
+
+    @torch.no_grad()
+    def evaluate(self, parameters: Tensor) -> dict[str, float]:
+        """The mean loss and the metrics on the held-out samples, by name.
+
+        What fails is NaN, and said once: a run does not end for it.
+        """
+        load(self._module, parameters)
+        self._module.eval()
+        try:
+            return self._scores(count(self._dataset.test_x))
+        except InputError as error:
+            self._tell(error)
+            return {"loss": math.nan, **dict.fromkeys(self._goal.metrics, math.nan)}
+
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """Evaluate on a few samples.
+
+        Raises:
+            InputError: when the model, the loss or a metric fails.
+        """
+        self._module.eval()
+        self._scores(TRIAL, strict=True)
+
+    def _scores(self, size: int, *, strict: bool = False) -> dict[str, float]:
+        data, metrics, loss = self._dataset, self._goal.metrics, 0.0
+        totals = dict.fromkeys(metrics, (0.0, 0.0))
+        kept: list[Any] = []
+        size = min(size, count(data.test_x))
+        for part in batches(size, self._evaluated_at_once):
+            # Copies: a model or a loss may write to what it is given.
+            x = data.prepared(mapped(data.test_x, lambda t, part=part: t[part].clone()), self._device)  # type: ignore[misc]
+            y: Any = mapped(data.test_y, lambda t, part=part: t[part].clone().to(self._device))  # type: ignore[misc]
+            outputs = self._outputs(x)
+            loss += float(self._loss(outputs, y)) * count(x)
+            for name, metric in metrics.items():
+                if not metric.whole:
+                    value, divisor = metric.total(outputs, y)
+                    totals[name] = totals[name][0] + value, totals[name][1] + divisor
+            if any(metric.whole for metric in metrics.values()):
+                kept.append(on_cpu(outputs))
+        for name, metric in metrics.items():
+            if metric.whole:
+                totals[name] = self._whole(metric, kept, size, strict)
+        return {"loss": loss / size} | {name: a / b if b else math.nan for name, (a, b) in totals.items()}
+
+    @torch.no_grad()
+    def training_loss(self, parameters: Tensor) -> float:
+        """The mean loss on training samples that are here, always the same ones; NaN where it fails."""
+        load(self._module, parameters)
+        self._module.eval()
+        size = self._dataset.size
+        chosen = torch.randperm(size, generator=generator(self._seed, "training loss"))[:TRAINING_SAMPLES]
+        loss = 0.0
+        try:
+            for part in batches(len(chosen), self._evaluated_at_once):
+                x, y = self.batch(chosen[part])
+                loss += float(self._loss(self._outputs(x), y)) * count(x)
+        except InputError as error:
+            self._tell(error)
+            return math.nan
+        return loss / len(chosen)
+
+    @property
+    def evaluation_bytes(self) -> int:
+        """Memory of an evaluation at most: activations, and outputs that a metric needs all at once."""
+        size = count(self._dataset.test_x)
+        activations, outputs = self._footprint
+        whole = size if any(metric.whole for metric in self._goal.metrics.values()) else 0
+        return activations * min(self._evaluated_at_once, size) + 2 * outputs * whole
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the whole state of the module; tied tensors count once for each name."""
+        state = self._module.state_dict().values()
+        return sum(value.nbytes for value in state if isinstance(value, Tensor))
+
+    @cached_property
+    def _evaluated_at_once(self) -> int:
+        activations, _ = self._footprint
+        return max(1, min(EVALUATION_BATCH, EVALUATION_BYTES // max(1, activations)))
+
+    @cached_property
+    def _footprint(self) -> tuple[int, int]:
+        """Bytes for one sample, measured: of activations, and of outputs."""
+        size = min(TRIAL, self._dataset.size)
+        x, y = self.batch(torch.arange(size))
+        known = [*self._module.parameters(), *self._module.buffers(), *leaves(x), *leaves(y)]
+        with torch.no_grad(), Footprint(known) as footprint, suppress(InputError):
+            outputs = self._outputs(x)
+            self._loss(outputs, y)
+            bytes = sum(tensor.nbytes for tensor in leaves(outputs))
+            return -(-WORKSPACE * footprint.peak // size), -(-bytes // size)
+        return 0, 0
+
+    def _whole(self, metric: Metric, outputs: list[Any], size: int, strict: bool) -> tuple[float, float]:
+        """A metric of all held-out samples at once; NaN when it fails."""
+        target = str(getattr(metric, "target", ""))
+        try:
+            with guarded(f"`metrics` {target}", "See that it takes what the model gives.", target):
+                targets = mapped(self._dataset.test_y, lambda t: t[:size].clone())
+                return metric.total(together(outputs), targets)
+        except InputError as error:
+            if strict:
+                raise
+            self._tell(error)
+            return math.nan, 1
+
+    def _tell(self, error: InputError) -> None:
+        """Each message once."""
+        if str(error) not in self._told:
+            self._told.add(str(error))
+            log.warning("An evaluation failed: %s", error)
+
+    def state(self, parameters: Tensor) -> dict[str, Any]:
+        """The whole state of the module with these parameters, on the CPU; of use until the next call."""
+        load(self._module, parameters)
+        state = self._module.state_dict()
+        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def built(model: Model, dataset: Dataset, seed: int) -> nn.Module:
+    """A model with its initial parameters, on the CPU so that they are the same for every device.
+
+    Lazy layers take their sizes from a first pass over two samples.
+
+    Raises:
+        ModelError: when it cannot be built for this data.
+    """
+    cpu = torch.device("cpu")
+    with globally_seeded(seed, "initial", device=cpu), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Lazy modules are a new feature")
+        module = made(model, dataset)
+        if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+            initialise(module, named_model(model), dataset)
+    check_apart(module)
+    return module
+
+
+def made(model: Model, dataset: Dataset) -> nn.Module:
+    target = getattr(model, "target", None)
+    if target is not None:
+        return model.build(dataset.features, dataset.outputs)
+    advice = "A model of your own can be named as model.custom.target."
+    with guarded(
+        f"{named_model(model)} for samples of shape {listed(dataset.features)}", advice, "", ModelError
+    ):
+        return model.build(dataset.features, dataset.outputs)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, name: str, dataset: Dataset) -> None:
+    """Give lazy layers their sizes and their first values."""
+    x = dataset.prepared(mapped(dataset.train_x, lambda t: t[:TRIAL].clone()), torch.device("cpu"))
+    module.eval()
+    with guarded(f"{name}: the first pass, which gives lazy layers their sizes,", "", "", ModelError):
+        module(**x) if isinstance(x, dict) else module(*x) if isinstance(x, tuple) else module(x)
+    module.train()
+    left = [key for key, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
+    if left:
+        raise ModelError(
+            f"{name}: lazy layers should get their sizes in a first pass. Found none for "
+            f"{', '.join(left[:4])}, which it does not use. Give these layers their sizes."
+        )
+
+
+def built_in(model: Model) -> bool:
+    """Whether a model is one of those here, which take integers as numbers: none has an embedding."""
+    return any(type(model) is MODELS.entry(name)[0] for name in MODELS) and not hasattr(model, "target")
+
+
+def named_model(model: Model) -> str:
+    known = {MODELS.entry(name)[0]: name for name in MODELS}
+    return f"`model` {named(model, known.get(type(model), type(model).__name__))}"
+
+
+def batches(size: int, at_once: int) -> Iterator[slice]:
+    """Samples in parts of so many, the last one smaller."""
+    for start in range(0, size, at_once):
+        yield slice(start, min(start + at_once, size))
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """The tensors in inputs, targets or outputs."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def on_cpu(outputs: Any) -> Any:
+    """The same structure, with copies of the tensors on the CPU."""
+    return tree_map(lambda leaf: leaf.cpu().clone() if isinstance(leaf, Tensor) else leaf, outputs)
+
+
+def together(parts: list[Any]) -> Any:
+    """Outputs of several batches as those of one: tensors one after the other, the rest as in the first."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*(tree_leaves(part) for part in parts), strict=True)
+    _, structure = tree_flatten(parts[0])
+    return tree_unflatten(
+        [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns], structure
+    )

@@ -1,0 +1,169 @@
+"""A worker's channel to the server, and the calls on it, in bytes: parsing is ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import grpc.aio
+
+from varangian.protos import codec, ps_pb2
+from varangian.protos.identity.bundle import Bundle, BundleError, Role
+from varangian.protos.identity.watched_files import News
+from varangian.protos.network.address import split
+from varangian.protos.network.dial import open_aio_channel, proxy
+from varangian.protos.network.grpc_options import SIGNS_OF_LIFE, WINDOWS
+from varangian.worker.transport.data_channel import Lane, Use
+from varangian.worker.transport.tls import Diagnosis, Proof, credentials, diagnosis, differs, watched
+
+log = logging.getLogger(__name__)
+
+SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", codec.MESSAGE_LIMIT),
+    # Tries are counted and explained here; gRPC would repeat calls in silence.
+    ("grpc.enable_retries", 0),
+    # A connection is an identity: two workers of one process must not share it.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    *WINDOWS,
+    *SIGNS_OF_LIFE,
+)
+
+
+class Stub:
+    """The calls of a worker. No message object ever holds a payload."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        # What gRPC's types do not know is that bytes go through as they are.
+        self.join: Any = channel.unary_unary(f"/{SERVICE}/Join")
+        self.pull: Any = channel.unary_stream(f"/{SERVICE}/Pull")
+        self.push: Any = channel.stream_unary(f"/{SERVICE}/Push")
+        self.attend: Any = channel.unary_stream(f"/{SERVICE}/Attend")
+        self.decline: Any = channel.unary_unary(f"/{SERVICE}/Decline")
+
+
+class Connection:
+    """A worker's way to the server. Made anew, it shows its certificate as it is by then.
+
+    gRPC for Python reads the certificate of a client once for each channel. So when there is another one on
+    the disk, the connection is made anew between two calls.
+
+    Args:
+        server: `host:port`.
+        proof: a token, or the bundle that is shown over TLS.
+    """
+
+    def __init__(self, server: str, proof: Proof) -> None:
+        self._server = server
+        self._bundle = proof if isinstance(proof, Bundle) else None
+        self._watched = None if self._bundle is None else watched(self._bundle)
+        self.lane = Lane(server, sealed=self._bundle is not None)
+        self._open()
+
+    async def close(self) -> None:
+        self.lane.close()
+        await self._channel.close()
+
+    async def anew(self) -> None:
+        """Leave this connection, which may be dead or show what is no longer valid, for another one."""
+        if self._bundle is not None:
+            self._bundle = await asyncio.to_thread(_renewed, self._bundle)
+        await self._again()
+
+    async def refresh(self) -> None:
+        """Show another certificate from now on if there is one on the disk; looks at most once a second."""
+        if self._watched is None:
+            return
+        news = self._watched.look()
+        if news is News.CHANGED and self._watched.value != self._bundle:
+            self._bundle = self._watched.value
+            log.info("security: the certificate of %s was renewed", self._bundle.name)
+            await self._again()
+        elif news is News.FAILED and self._watched.failure is not None:
+            log.warning("security: the old certificate stays in use: %s", self._watched.failure.error)
+
+    async def renewed(self) -> bool:
+        """Whether there is, or may soon be, another certificate than the one that was refused.
+
+        If there is, it is shown from now on. A bundle that is being replaced cannot be used for a moment.
+        """
+        shown = self._bundle
+        if shown is None:
+            return False
+        try:
+            found = await asyncio.to_thread(Bundle.load, shown.path, Role.WORKER)
+        except (BundleError, OSError) as error:
+            log.warning("security: there is no other certificate yet: %s", error)
+            return await asyncio.to_thread(differs, shown)
+        if found == shown:
+            return False
+        self._bundle = found
+        await self._again()
+        return True
+
+    async def _again(self) -> None:
+        before = self._channel
+        self.lane.close()
+        self._open()
+        await before.close()
+
+    @asynccontextmanager
+    async def calling(
+        self, begin: Callable[..., Any], identity: tuple[tuple[str, str], ...]
+    ) -> AsyncGenerator[tuple[Any, Use], None]:
+        """A call whose payload may travel beside it. It is cancelled if it has not ended by itself."""
+        async with self.lane.use() as use:
+            call = begin(metadata=(*identity, *use.headers))
+            try:
+                yield call, use
+            finally:
+                call.cancel()
+
+    async def fault(self, hint: str) -> Diagnosis:
+        """What is wrong below the calls, or else a hint; and what the address stands for."""
+        secure = self._bundle is not None
+        found = await asyncio.to_thread(diagnosis, self._server, self._bundle)
+        where = await asyncio.to_thread(described, self._server, secure)
+        return replace(found, sentence=f"{found.sentence or hint} {where}".lstrip())
+
+    def _open(self) -> None:
+        if self._bundle is None:
+            self._channel = open_aio_channel(self._server, None, OPTIONS)
+        else:
+            self._channel = open_aio_channel(self._server, credentials(self._bundle), OPTIONS)
+        self.calls = Stub(self._channel)
+
+
+def _renewed(bundle: Bundle) -> Bundle:
+    """As it lies on the disk now; as it was when that cannot be used."""
+    try:
+        return Bundle.load(bundle.path, Role.WORKER)
+    except BundleError as error:
+        log.warning("security: the old certificate stays in use: %s", error)
+        return bundle
+
+
+def described(server: str, secure: bool) -> str:
+    """What `host:port` stands for just now, and how it is spoken to. May block for seconds."""
+    how = "over TLS" if secure else "in clear text"
+    where = split(server)
+    if where is None:
+        return f"{server} is no HOST:PORT."
+    try:
+        found = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return f"The name {where[0]!r:.100} stands for no address here ({error.strerror})."
+    addresses = dict.fromkeys(str(address[0]) for *_, address in found)
+    through = proxy(server)
+    way = f" through the proxy {through}" if through else ""
+    return f"It was called {how} at {', '.join(addresses)}, port {where[1]}{way}."

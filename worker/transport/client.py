@@ -1,0 +1,389 @@
+"""One worker's connection to the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from math import inf
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+from torch import Tensor
+
+from varangian import __version__
+from varangian.protos import codec, ps_pb2
+from varangian.protos.codec import Code, CodecError, Contract
+from varangian.protos.data_channel.connection import LineError
+from varangian.protos.layout import Layout
+from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
+from varangian.protos.network.chunk_size import Pace
+from varangian.protos.network.idle_timeout import silence
+from varangian.protos.text import escaped
+from varangian.worker.transport.channel import Connection
+from varangian.worker.transport.download import Incoming, message
+from varangian.worker.transport.errors import (
+    RENEWABLE,
+    REPEATED,
+    RUN,
+    SENTENCE_LIMIT,
+    STRANGE,
+    TAKEN,
+    Kind,
+    Refusal,
+)
+from varangian.worker.transport.presence import Attendance
+from varangian.worker.transport.results import Finished, Pulled, Receipt
+from varangian.worker.transport.retry import DEFAULT_BACKOFF, Backoff
+from varangian.worker.transport.tls import Proof
+from varangian.worker.transport.upload import Outgoing, upload
+
+__all__ = ["Client", "ClientError", "Finished", "Pulled", "Receipt"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DAMAGED = (Code.DIGEST, Code.TOO_FEW_BYTES)
+"""What can happen to a download on its way; anything else is a server that speaks otherwise."""
+
+
+LOOK = 3
+"""Failures in a row before the cause is looked for, and the log says what is being waited for."""
+REMINDER = 60.0
+"""Seconds between two lines of the log about one wait."""
+DISPLACED = 60.0
+"""Seconds after which a name that another process holds is taken to be that of a process which is alive."""
+TAKEN_MOST = 1.0
+"""Seconds at most between two tries to have a name that another process holds: a round may wait for it."""
+
+
+REASON = 1000
+"""Characters of why a round is declined that are sent."""
+
+
+class Passing(Exception):
+    """A call failed in a way that may pass."""
+
+
+class ClientError(Exception):
+    """The server cannot be worked with. Says which, what was tried, and what to do."""
+
+
+class Client:
+    """The calls of one worker, over a channel of its own. Every call may be repeated without harm.
+
+    Args:
+        server: `host:port`.
+        name: the worker's name.
+        proof: the token that the server made for this name; or, over TLS, the bundle of this name.
+        layout: the parameters of the worker's model.
+        common: the text of what this machine should have in common with the server.
+        backoff: how patiently calls are tried again. A server that is gone is waited for, by default
+            without a limit: only what no repetition can change is an error.
+        idle: seconds without any progress after which a call counts as dead. Large models on slow lines
+            need no longer: only silence is measured, not the whole transfer.
+        sleep, now: for tests.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        name: str,
+        proof: Proof,
+        layout: Layout,
+        *,
+        common: str = "",
+        backoff: Backoff = DEFAULT_BACKOFF,
+        idle: float = 60.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self._server = server
+        self._layout = layout
+        self._common = common
+        self._backoff = backoff
+        self._idle = idle
+        self._sleep = sleep
+        self._now = now
+        token = ((TOKEN, proof),) if isinstance(proof, str) else ()
+        self._identity = ((WORKER, name), *token, (SESSION, secrets.token_hex(16)))
+        self._connection = Connection(server, proof)
+        self._attendance = Attendance(self._connection, self._identity)
+        self._contract = Contract("", layout)
+        """Of what comes. What goes may be written in another way."""
+        self._sends: codec.Dtype = codec.FLOAT32
+        self._pace = Pace()
+        self._incoming = Incoming(layout.numel)
+        self._newest = -1
+        """The last round that was pulled from this run."""
+        self._again: int | None = None
+        """The round after which to pull although later ones were pulled: the server has lost them."""
+
+    @property
+    def run(self) -> str:
+        """The run that it has joined last."""
+        return self._contract.run_id
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._attendance.end()
+        await self._connection.close()
+
+    async def join(self) -> int:
+        """Agree on protocol, run and layout; returns the round that the server is in.
+
+        Raises:
+            ClientError: when the server cannot be reached or does not take this worker.
+        """
+        return await self._persistently("join", self._join)
+
+    async def claim(self) -> bool:
+        """Join, unless another process speaks for this worker: then False, without waiting for its end.
+
+        Raises:
+            ClientError: when the server cannot be reached or does not take this worker.
+        """
+        return await self._persistently("join", self._claim)
+
+    async def pull(self, after: int) -> Pulled | Finished:
+        """The parameters of the first open round later than `after` (-1 for any), as soon as there is one.
+
+        Raises:
+            ClientError: when the server cannot be reached or does not take this worker.
+        """
+        while True:
+            answer = await self._persistently("pull the parameters", lambda: self._pull(after))
+            if answer is not None:
+                return answer
+
+    async def push(self, round: int, vector: Tensor) -> Receipt:
+        """Send a float32 vector for a round; it must not change meanwhile.
+
+        A vector that the server does not count is no error: the receipt says why.
+
+        Raises:
+            ClientError: when the server cannot be reached or does not take this worker.
+        """
+        if vector.shape != (self._layout.numel,):
+            raise ValueError(
+                f"`vector` should have shape ({self._layout.numel},). Found {tuple(vector.shape)}."
+            )
+        run, outgoing, tries = self._contract.run_id, Outgoing(vector, self._sends), 0
+
+        async def attempt() -> Receipt:
+            nonlocal tries
+            if self._contract.run_id != run:
+                return Receipt(False, RUN, "The server has begun another run; pull its parameters.")
+            if tries and not outgoing.digest:
+                await asyncio.to_thread(outgoing.look)
+            tries += 1
+            receipt = await self._push(round, outgoing)
+            return await attempt() if receipt.code == REPEATED and tries == 1 else receipt
+
+        return await self._persistently(f"push round {round}", attempt)
+
+    async def decline(self, round: int, reason: str) -> None:
+        """Say that nothing comes in a round, and why, in one sentence.
+
+        Raises:
+            ClientError: when the server cannot be reached or does not take this worker.
+        """
+        run = self._contract.run_id
+
+        async def attempt() -> None:
+            if self._contract.run_id == run:
+                await self._decline(round, reason)
+
+        await self._persistently(f"decline round {round}", attempt)
+
+    async def _persistently(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a call until it succeeds, cannot succeed, or patience is at its end."""
+        delays, failures, began, told = self._backoff.delays(), 0, self._now(), -inf
+        while True:
+            try:
+                return await self._once(what, call)
+            except Passing as error:
+                passing = error
+            failures, waited = failures + 1, self._now() - began
+            delay = next(delays, None)
+            if delay is None or waited >= self._patience(passing):
+                raise await self._given_up(what, failures, waited, passing)
+            if failures >= LOOK and waited >= told + REMINDER:
+                await self._look(what, waited, passing)
+                told = waited
+            await self._sleep(min(delay, TAKEN_MOST) if _is_taken(passing) else delay)
+
+    def _patience(self, passing: Passing) -> float:
+        """Seconds. A process that is dead gives its name up soon; one that is alive keeps it.
+
+        A bundle is replaced soon, too, or not at all.
+        """
+        (cause,) = passing.args
+        renewable = isinstance(cause, Refusal) and cause.code in RENEWABLE
+        brief = renewable or _is_taken(passing)
+        return min(self._backoff.patience, DISPLACED) if brief else self._backoff.patience
+
+    async def _given_up(self, what: str, failures: int, waited: float, passing: Passing) -> ClientError:
+        tries = "1 try" if failures == 1 else f"{failures} tries in {waited:.0f} s"
+        why, _ = await self._why(passing)
+        return ClientError(f"{self._failed(what)} after {tries}. {why}")
+
+    async def _look(self, what: str, waited: float, passing: Passing) -> None:
+        """Say why nothing works, begin with another connection, and go on unless that cannot help."""
+        await self._connection.anew()
+        why, final = await self._why(passing)
+        if final:
+            raise ClientError(f"{self._failed(what)}. {why}") from None
+        since = time.strftime("%H:%M:%S", time.localtime(time.time() - waited))
+        log.warning("%s yet, since %s; trying again. %s", self._failed(what), since, why)
+
+    async def _why(self, passing: Passing) -> tuple[str, bool]:
+        """What is known about a failure, and whether it will still be so in a moment."""
+        (cause,) = passing.args
+        if not isinstance(cause, Refusal) or cause.code:
+            return str(cause), False  # the answer of a server that can be reached
+        found = await self._connection.fault(cause.hint)
+        return f"{cause.words} {found.sentence}", found.final
+
+    async def _once(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            await self._connection.refresh()
+            return await call()
+        except asyncio.CancelledError:
+            # Also raised by a call that ended with its channel: then nobody has cancelled this task.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            refusal = Refusal(grpc.StatusCode.CANCELLED, "", "the call was cancelled", None)
+        except TimeoutError:
+            # The next try must not wait behind what is still on its way.
+            await self._connection.anew()
+            words = f"silence for {self._idle:g} s"
+            refusal = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "", words, None)
+        except grpc.aio.AioRpcError as error:
+            refusal = Refusal.of(error)
+        except LineError as error:
+            raise Passing(error) from None
+        except CodecError as error:
+            if error.code in DAMAGED:
+                raise Passing(error) from None
+            raise ClientError(f"{self._failed(what)}. {error}") from None
+        if refusal.status is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self._pace.stalled()
+            self._incoming.stalled()
+        if refusal.code in RENEWABLE and await self._connection.renewed():
+            raise Passing(refusal)
+        if refusal.code in STRANGE and what != "join":
+            # The server was started again, with this run or another one.
+            await self._once("join", self._join)
+            raise Passing(refusal)
+        if refusal.kind is Kind.PASSING:
+            raise Passing(refusal)
+        raise ClientError(f"{self._failed(what)}. {refusal}")
+
+    def _failed(self, what: str) -> str:
+        return f"Worker {self.name} could not {what} at {self._server}"
+
+    async def _join(self) -> int:
+        request = ps_pb2.JoinRequest(
+            protocol=codec.PROTOCOL,
+            layout=self._layout.text,
+            software=f"varangian {__version__}",
+            common=self._common,
+        )
+        data = await self._connection.calls.join(
+            request.SerializeToString(), metadata=self._identity, timeout=self._idle
+        )
+        reply = codec.decode(ps_pb2.JoinReply, data, codec.MANIFEST_LIMIT)
+        codec.check_protocol(reply.protocol)
+        codec.check_round(reply.round)
+        self._sends = codec.check_dtype(reply.dtype)
+        self._pace.asked(reply.chunk_bytes)
+        self._connection.lane.at(reply.data_port)
+        if self._contract.run_id not in ("", reply.run_id) or reply.round < self._newest:
+            # A server that was started again begins anew, or does the rounds once more that it has lost.
+            self._newest, self._again = -1, reply.round - 1
+        self._contract = Contract(reply.run_id, self._layout)
+        self._attendance.begin(reply.run_id)
+        return reply.round
+
+    async def _claim(self) -> bool:
+        try:
+            await self._join()
+        except grpc.aio.AioRpcError as error:
+            if Refusal.of(error).code == TAKEN:
+                return False
+            raise
+        return True
+
+    async def _pull(self, after: int) -> Pulled | Finished | None:
+        """One pull; None when the server says to ask again."""
+        request = ps_pb2.PullRequest(
+            run_id=self._contract.run_id,
+            after=after if self._again is None else min(after, self._again),
+            chunk_bytes=self._incoming.chunk_bytes,
+        )
+        begin = partial(self._connection.calls.pull, request.SerializeToString())
+        async with (
+            self._connection.calling(begin, self._identity) as (call, use),
+            silence(self._idle) as quiet,
+        ):
+            data = await message(call, quiet)
+            first = codec.decode(ps_pb2.PullReply, data or b"", codec.MANIFEST_LIMIT)
+            if data is None or first.HasField("again"):
+                return None
+            if first.HasField("finished"):
+                return Finished(escaped(first.finished.reason, SENTENCE_LIMIT))
+            self._contract.check(first.manifest)
+            codec.check_round(first.manifest.round)
+            parameters = await self._incoming.received(call, self.name, first.manifest, quiet, use)
+        if parameters is None:
+            return None
+        self._newest, self._again = first.manifest.round, None
+        return Pulled(first.manifest.round, parameters)
+
+    async def _decline(self, round: int, reason: str) -> None:
+        request = ps_pb2.DeclineRequest(run_id=self._contract.run_id, round=round, reason=reason[:REASON])
+        try:
+            data = await self._connection.calls.decline(
+                request.SerializeToString(), metadata=self._identity, timeout=self._idle
+            )
+        except grpc.aio.AioRpcError as error:
+            refusal = Refusal.of(error)
+            # The round is over, or does without this worker for another reason; or the server is older.
+            if refusal.kind is not Kind.ANSWER and refusal.status is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+        else:
+            codec.decode(ps_pb2.DeclineReply, data, codec.MANIFEST_LIMIT)
+
+    async def _push(self, round: int, outgoing: Outgoing) -> Receipt:
+        manifest = replace(self._contract, dtype=outgoing.dtype).manifest(round, outgoing.digest)
+        async with self._connection.calling(self._connection.calls.push, self._identity) as (call, use):
+            try:
+                reply = await upload(call, self.name, manifest, outgoing, self._pace, self._idle, use)
+            except grpc.aio.AioRpcError as error:
+                refusal = Refusal.of(error)
+                if refusal.kind is not Kind.ANSWER:
+                    raise
+                return Receipt(False, refusal.code, refusal.sentence, refusal.round)
+        return Receipt(True, round=reply.round)
+
+
+def _is_taken(passing: Passing) -> bool:
+    """Whether another process has the name."""
+    (cause,) = passing.args
+    return isinstance(cause, Refusal) and cause.code == TAKEN

@@ -1,0 +1,144 @@
+"""The parameters on their way from the server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varangian.protos import codec, ps_pb2
+from varangian.protos.chunks import unframed
+from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, Assembler, Code, CodecError
+from varangian.protos.data_channel.associated_data import Transfer
+from varangian.protos.data_channel.connection import SHARE, Line, LineError
+from varangian.protos.data_channel.transfer import Receive
+from varangian.protos.metadata_keys import READY
+from varangian.protos.network.idle_timeout import Silence
+from varangian.worker.transport.data_channel import Use, ended
+
+
+class Incoming:
+    """Memory for parameters, used again for each download: fresh memory costs as much as the transfer."""
+
+    def __init__(self, numel: int) -> None:
+        self._numel = numel
+        self._parameters: Tensor | None = None
+        self.chunk_bytes = CHUNK_FLOOR
+        """How large the first chunks should be; 0 on a line that has proved fast enough for any."""
+
+    async def received(
+        self, call: Any, worker: str, manifest: ps_pb2.Manifest, quiet: Silence, use: Use
+    ) -> Tensor | None:
+        """The payload of a download; None when the server says to ask again.
+
+        Raises:
+            CodecError: when it is not what the manifest said.
+            TimeoutError: when it does not come.
+            LineError: when the line failed and the call did not.
+        """
+        if self._parameters is None:
+            self._parameters = torch.empty(self._numel, dtype=torch.float32)
+        began, shown = monotonic(), None
+        if use.headers:
+            shown = use.shown((await quiet.broken_by(call.initial_metadata())).get(READY))
+        landing = Landing(codec.payload(self._parameters))
+        if shown is None:
+            came = await landing.chunks(call, quiet)
+        else:
+            transfer = Transfer.of("pull", manifest, worker, landing.assembler.size)
+            came = await landing.carried(call, partial(shown.on, transfer=transfer), quiet, use)
+        if not came:
+            return None
+        landing.assembler.finish(manifest.content_digest)
+        self._took(self._numel * 4, monotonic() - began)
+        return self._parameters
+
+    def stalled(self) -> None:
+        """Nothing came in time: ask for small pieces."""
+        self.chunk_bytes = CHUNK_FLOOR
+
+    def _took(self, size: int, seconds: float) -> None:
+        """What arrives in a second should be one message, or several."""
+        rate = int(size / max(seconds, 1e-3))
+        self.chunk_bytes = 0 if rate >= CHUNK_BYTES else max(CHUNK_FLOOR, rate)
+
+
+class Landing:
+    """Where one payload is put, whichever way it comes. False when the server says to ask again."""
+
+    def __init__(self, row: memoryview) -> None:
+        self.assembler = Assembler(len(row))
+        self._row = row
+        self._lock = threading.Lock()
+        """Held while bytes land from a line: none does once it was given up."""
+        self._closed = False
+
+    async def chunks(self, call: Any, quiet: Silence) -> bool:
+        """Over gRPC."""
+        while (data := await message(call, quiet)) is not None:
+            found = unframed(data)
+            if found is None:
+                part = codec.decode(ps_pb2.PullReply, data, codec.MANIFEST_LIMIT)
+                if part.HasField("again"):
+                    return False
+                found = part.chunk.offset, memoryview(part.chunk.data)
+            chunk = self.assembler.add(*found)
+            end = self.assembler.passed
+            self._row[end - len(chunk) : end] = chunk
+        return True
+
+    async def carried(
+        self, call: Any, show: Callable[[Line], Awaitable[None]], quiet: Silence, use: Use
+    ) -> bool:
+        """On a line beside the call."""
+
+        async def carry(line: Line) -> None:
+            await quiet.broken_by(show(line))
+            while not self.assembler.complete:
+                await quiet.broken_by(line.ready())
+                await line.pour(min(self.assembler.size - self.assembler.passed, SHARE), self._fill)
+
+        again = asyncio.ensure_future(_again(call))
+        try:
+            return await use.carry(carry, again) and not await quiet.broken_by(again)
+        finally:
+            # A thread may still be busy for a moment with a line that was given up.
+            with self._lock:
+                self._closed = True
+            await ended(again)
+
+    def _fill(self, receive: Receive, most: int) -> int:
+        with self._lock:
+            if self._closed:
+                raise LineError("It was given up.")
+            at = self.assembler.passed
+            memory = self._row[at : at + most]
+            if count := receive(memory):
+                self.assembler.add(at, memory[:count])
+            return count
+
+
+async def message(call: Any, quiet: Silence) -> bytes | None:
+    """The next message of a pull; None at its end."""
+    return await quiet.broken_by(_message(call))
+
+
+async def _message(call: Any) -> bytes | None:
+    data: object = await call.read()
+    return data if isinstance(data, bytes) else None
+
+
+async def _again(call: Any) -> bool:
+    """What a call says whose payload travels beside it: its end, or first that there is a newer one."""
+    data = await _message(call)
+    if data is not None and not codec.decode(ps_pb2.PullReply, data, codec.MANIFEST_LIMIT).HasField(
+        "again"
+    ):
+        raise CodecError(Code.MALFORMED, "Found a message where a download has none.")
+    return data is not None

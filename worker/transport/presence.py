@@ -1,0 +1,80 @@
+"""Attendance: a call that stays open for as long as this process lives.
+
+When it ends without another one, the server knows that the worker is gone: nobody waits for it, and a new
+process may have its name at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+from varangian.protos import ps_pb2
+from varangian.worker.transport.channel import Connection
+from varangian.worker.transport.errors import AGE, RENEWABLE, Kind, Refusal
+
+AGAIN = 0.2
+"""Seconds before the call is made again after its connection broke."""
+LATER = 1.0
+"""The same after the server refused it in a way that may pass, as when it still has calls that are dead."""
+
+
+class Attendance:
+    """Of one worker, over the connection that its other calls use.
+
+    Args:
+        connection: to the server; it may be made anew meanwhile.
+        identity: the metadata of every call.
+    """
+
+    def __init__(self, connection: Connection, identity: Sequence[tuple[str, str]]) -> None:
+        self._connection = connection
+        self._identity = tuple(identity)
+        self._run = ""
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, run: str) -> None:
+        """Attend this run from now on; to be called after each join."""
+        if self._task is not None and not self._task.done():
+            if run == self._run:
+                return
+            self._task.cancel()
+        self._run = run
+        self._task = asyncio.create_task(self._attend(run))
+
+    async def end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _attend(self, run: str) -> None:
+        request = ps_pb2.AttendRequest(run_id=run).SerializeToString()
+        while (wait := await self._stayed(request)) is not None:
+            await asyncio.sleep(wait)
+
+    async def _stayed(self, request: bytes) -> float | None:
+        """Until the call ends; after how many seconds to make it again. Never when the server ended it."""
+        call = self._connection.calls.attend(request, metadata=self._identity)
+        try:
+            await call.read()
+        except grpc.aio.AioRpcError as error:
+            refusal = Refusal.of(error)
+            if refusal.code in RENEWABLE:
+                return LATER  # the other calls look for another certificate, or give up
+            if refusal.code == AGE:
+                return AGAIN
+            if refusal.code:
+                return LATER if refusal.kind is Kind.PASSING else None
+            return None if refusal.status is grpc.StatusCode.UNIMPLEMENTED else AGAIN
+        except asyncio.CancelledError:
+            # Also raised by a call that ended with its channel: then nobody has cancelled this task.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return AGAIN
+        finally:
+            call.cancel()
+        return None

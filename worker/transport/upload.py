@@ -1,0 +1,160 @@
+"""A vector on its way to the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import grpc
+import grpc.aio
+import torch
+import xxhash
+from torch import Tensor
+
+from varangian.aggregators.kernels.ingress import landed
+from varangian.protos import codec, ps_pb2
+from varangian.protos.chunks import frame
+from varangian.protos.codec import WIRE, Dtype
+from varangian.protos.data_channel.associated_data import Transfer
+from varangian.protos.data_channel.connection import Cargo, Line
+from varangian.protos.data_channel.sealing import PAYLOADS
+from varangian.protos.metadata_keys import READY
+from varangian.protos.network.chunk_size import Pace
+from varangian.protos.network.idle_timeout import Silence, silence
+from varangian.worker.transport.data_channel import Use
+
+BLOCK = 1 << 20
+"""Bytes at once: few calls, and still in cache when they are sent."""
+
+
+class Outgoing:
+    """A vector as the bytes that are sent. It must not change meanwhile.
+
+    It is looked at piece by piece: converted, put into a message and hashed while it is in cache.
+    """
+
+    def __init__(self, vector: Tensor, dtype: Dtype) -> None:
+        self.dtype: Dtype = dtype
+        self.digest = b""
+        """Known once all of it has been looked at."""
+        self._flat = vector.detach().to("cpu", torch.float32).contiguous()
+        self._width = WIRE[dtype][1].itemsize
+        self._rounded = torch.empty(0, dtype=WIRE[dtype][1])
+
+    @property
+    def size(self) -> int:
+        return self._flat.numel() * self._width
+
+    def piece(self, start: int, stop: int) -> memoryview:
+        """These bytes; both ends are those of numbers. Rounded ones last until the next piece is made."""
+        numbers = self._flat[start // self._width : stop // self._width]
+        if self.dtype == codec.FLOAT32:
+            return codec.payload(numbers)
+        if len(self._rounded) < len(numbers):
+            self._rounded = torch.empty(len(numbers), dtype=WIRE[self.dtype][1])
+        rounded = self._rounded[: len(numbers)]
+        # Faster than torch. The server would make zeros of subnormal numbers anyway.
+        landed(codec.payload(numbers), 0, codec.FLOAT32, rounded)
+        return codec.payload(rounded, self.dtype)
+
+    def look(self) -> None:
+        """Find the digest without sending anything."""
+        hashed = xxhash.xxh3_128()
+        for start in range(0, self.size, BLOCK):
+            hashed.update(self.piece(start, start + BLOCK))
+        self.digest = hashed.digest()
+
+    def messages(self, pace: Pace) -> Iterator[bytes]:
+        """All chunks, each as large as it should be by then, and a seal if there was no digest before."""
+        hashed, at = xxhash.xxh3_128(), 0
+        while at < self.size:
+            piece = self.piece(at, at + pace.size)
+            message = frame(at, piece)
+            if not self.digest:
+                hashed.update(memoryview(message)[-len(piece) :])
+            yield message
+            at += len(piece)
+        if not self.digest:
+            self.digest = hashed.digest()
+            yield self.seal()
+
+    def pieces(self) -> Iterator[memoryview]:
+        """All of it without messages. Afterwards the digest is known."""
+        hashed = xxhash.xxh3_128()
+        for start, stop in PAYLOADS.pieces(self.size, BLOCK):
+            piece = self.piece(start, stop)
+            if not self.digest:
+                hashed.update(piece)
+            yield piece
+        self.digest = self.digest or hashed.digest()
+
+    def seal(self) -> bytes:
+        """The last message of a push whose manifest had no digest."""
+        return ps_pb2.PushRequest(seal=ps_pb2.Seal(content_digest=self.digest)).SerializeToString()
+
+
+async def upload(
+    call: Any,
+    worker: str,
+    manifest: ps_pb2.Manifest,
+    outgoing: Outgoing,
+    pace: Pace,
+    idle: float,
+    use: Use,
+) -> ps_pb2.PushReply:
+    """Say what comes, wait until the server is ready for it, and send it where it wants it.
+
+    Raises:
+        TimeoutError: when the server takes nothing for `idle` seconds.
+        AioRpcError: when it refuses.
+        LineError: when the line failed and the call did not.
+        CodecError: when the server speaks otherwise.
+    """
+    async with silence(idle) as quiet:
+        # Writing to a call that the server has ended fails with an error of gRPC's own; what the server
+        # said is the result of the call.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await quiet.broken_by(call.write(ps_pb2.PushRequest(manifest=manifest).SerializeToString()))
+            ready = (await quiet.broken_by(call.initial_metadata())).get(READY)
+            if ready is not None:
+                if (shown := use.shown(ready)) is None:
+                    await _sent(call, outgoing, pace, quiet)
+                    await call.done_writing()
+                else:
+                    transfer = Transfer.of("push", manifest, worker, outgoing.size)
+                    await _beside(call, outgoing, partial(shown.on, transfer=transfer), quiet, use)
+        return codec.decode(ps_pb2.PushReply, await quiet.broken_by(call), codec.MANIFEST_LIMIT)
+
+
+async def _sent(call: Any, outgoing: Outgoing, pace: Pace, quiet: Silence) -> None:
+    for message in outgoing.messages(pace):
+        began = monotonic()
+        await quiet.broken_by(call.write(message))
+        pace.took(len(message), monotonic() - began)
+
+
+async def _beside(
+    call: Any, outgoing: Outgoing, show: Callable[[Line], Awaitable[None]], quiet: Silence, use: Use
+) -> None:
+    """Send all of it beside the call, and say its digest if the manifest has not."""
+    promised = bool(outgoing.digest)
+
+    async def carry(line: Line) -> None:
+        await quiet.broken_by(show(line))
+        cargo = Cargo(outgoing.pieces())
+        while not cargo.done:
+            await quiet.broken_by(line.ready())
+            await line.send(cargo)
+
+    over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    call.add_done_callback(lambda _: None if over.done() else over.set_result(True))
+    if await use.carry(carry, over):
+        if not promised:
+            await quiet.broken_by(call.write(outgoing.seal()))
+        await call.done_writing()
+        await use.sunk(over, quiet)
+        await use.answered(over, quiet)
