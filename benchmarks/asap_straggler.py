@@ -28,7 +28,7 @@ from varangian import launch
 from varangian.config import RunConfig, load
 from varangian.config.build import task
 from varangian.server.observability.record import RoundRecord
-from varangian.worker.training.task import Crew
+from varangian.worker.training.task import WorkerCompute
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def common(args: argparse.Namespace) -> list[str]:
 
 
 def parameters(config: RunConfig) -> int:
-    return Crew(task(config)).layout.numel
+    return WorkerCompute(task(config)).layout.numel
 
 
 def sent() -> int:

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 import torch
 
 from varangian.aggregators import Aggregator, aggregator_from
-from varangian.config.default_names import names
+from varangian.config.default_names import default_names
 from varangian.protos import codec
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
-from varangian.server.rounds.coordinator import Driver, Slot
-from varangian.server.training.learner import Begun, Learner
+from varangian.server.rounds.coordinator import Coordinator, Slot
+from varangian.server.training.learner import Learner, PartialAggregate
 from varangian.server.training.optimizer import Sgd
 
 TURN = 4 << 20
@@ -35,7 +35,7 @@ CHUNK = 1 << 20
 class Idle(Learner):
     """Begins nothing early."""
 
-    def begin(self, workers: Sequence[str], faults: int) -> Begun:
+    def begin(self, workers: Sequence[str], faults: int) -> PartialAggregate:
         begun = super().begin(workers, faults)
         begun.work.lost = True
         return begun
@@ -68,14 +68,14 @@ async def receive(slots: Sequence[Slot], sources: Sequence[memoryview], rate: fl
 
 async def measure(aggregator: Aggregator | None, args: argparse.Namespace) -> tuple[float, float]:
     """Median seconds of a round and of what is after its last byte; without an aggregator, of receiving."""
-    workers = names(args.workers)
+    workers = default_names(args.workers)
     n, rounds = args.workers, args.rounds
     policy = RoundPolicy(workers, rounds, quorum=n, deadline=1e9, shortfall="wait", f=args.f)
     kind = Idle if aggregator is None else Learner
     rule = aggregator or aggregator_from("mean", "aggregator", f=0)
     learner = kind(torch.zeros(args.columns), rule, Sgd(lr=0.1), rounds=rounds, seed=1)
     records: list[RoundRecord] = []
-    driver = Driver(
+    coordinator = Coordinator(
         RoundMachine(policy),
         learner,
         evaluate=lambda _: (0.0, 0.0),
@@ -83,13 +83,13 @@ async def measure(aggregator: Aggregator | None, args: argparse.Namespace) -> tu
         observe=records.append,
         threads=args.threads,
     )
-    serving = asyncio.create_task(driver.run(asyncio.Event()))
+    serving = asyncio.create_task(coordinator.run(asyncio.Event()))
     noise = codec.payload(torch.randn(args.columns + args.workers * 1000))
     sources = [noise[4000 * i :] for i in range(args.workers)]
     whole, tails = [], []
     for _ in range(rounds):
-        round = driver.round
-        slots = [await driver.offer(w, round, w.encode()) for w in workers]
+        round = coordinator.round
+        slots = [await coordinator.offer(w, round, w.encode()) for w in workers]
         ready = [slot for slot in slots if isinstance(slot, Slot)]
         began = time.perf_counter()
         await receive(ready, sources, args.rate)
@@ -97,11 +97,11 @@ async def measure(aggregator: Aggregator | None, args: argparse.Namespace) -> tu
         if aggregator is None:
             whole.append(received - began)
             for slot in ready:
-                await driver.release(slot)
+                await coordinator.release(slot)
             continue
         for slot in ready:
-            await driver.complete(slot)
-        await driver.snapshot(round, 1e9)
+            await coordinator.complete(slot)
+        await coordinator.snapshot(round, 1e9)
         whole.append(time.perf_counter() - began)
         tails.append(time.perf_counter() - received)
         if args.verbose:

@@ -42,7 +42,7 @@ from varangian.config import build  # noqa: E402
 from varangian.config import load as load_config  # noqa: E402
 from varangian.protos import ps_pb2  # noqa: E402
 from varangian.server.identity.sessions import make_token  # noqa: E402
-from varangian.worker.training.task import Crew  # noqa: E402
+from varangian.worker.training.task import WorkerCompute  # noqa: E402
 
 WORKERS, TRAITOR = 8, "w07"
 HONEST = tuple(f"w{i:02d}" for i in range(WORKERS - 1))
@@ -151,9 +151,9 @@ class Camp:
             *(["server.data_port=null"] if args.mode == "chunks" else []),
         ]
         self.settings = settings
-        crew = Crew(build.task(load_config(None, settings)))
-        self.layout, self.common = crew.layout.text, crew.common.text
-        self.size = 4 * crew.layout.numel
+        worker_compute = WorkerCompute(build.task(load_config(None, settings)))
+        self.layout, self.common = worker_compute.layout.text, worker_compute.common.text
+        self.size = 4 * worker_compute.layout.numel
         if self.certs:
             self._certify()
         self.raiders = Raiders(args.processes)

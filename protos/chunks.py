@@ -19,30 +19,30 @@ FIXED: Final = {1: 8, 5: 4}
 """Bytes of a field by its wire type, where these are always as many."""
 
 
-def frame(offset: int, data: bytes | memoryview) -> bytes:
+def encode_chunk(offset: int, data: bytes | memoryview) -> bytes:
     """A message with this chunk, the bytes that protobuf would write."""
-    inner = OFFSET + varint(offset) if offset else b""
+    inner = OFFSET + encode_varint(offset) if offset else b""
     if len(data):
-        inner += DATA + varint(len(data))
-    return b"".join((CHUNK, varint(len(inner) + len(data)), inner, data))
+        inner += DATA + encode_varint(len(data))
+    return b"".join((CHUNK, encode_varint(len(inner) + len(data)), inner, data))
 
 
-def unframed(message: bytes) -> tuple[int, memoryview] | None:
+def decode_chunk(message: bytes) -> tuple[int, memoryview] | None:
     """Offset and data of a chunk, the data where it lies in the message.
 
-    None for everything that `frame` does not write, which may still be a chunk to protobuf.
+    None for everything that `encode_chunk` does not write, which may still be a chunk to protobuf.
     """
     if not message.startswith(CHUNK):
         return None
-    length, at = _varint_at(message, 1)
+    length, at = _read_varint(message, 1)
     if length != len(message) - at:
         return None
     offset = 0
     if message.startswith(OFFSET, at):
-        offset, at = _varint_at(message, at + 1)
+        offset, at = _read_varint(message, at + 1)
     if offset < 0 or not message.startswith(DATA, at):
         return None
-    length, at = _varint_at(message, at + 1)
+    length, at = _read_varint(message, at + 1)
     if length != len(message) - at:
         return None
     return offset, memoryview(message)[at:]
@@ -54,12 +54,12 @@ def has_few_fields(message: bytes, most: int) -> bool:
     for _ in range(most):
         if at == len(message):
             return True
-        tag, at = _varint_at(message, at)
+        tag, at = _read_varint(message, at)
         kind = tag & 7 if tag >= 0 else -1
         if kind == 0:
-            at = _after_varint(message, at)
+            at = _skip_varint(message, at)
         elif kind == 2:
-            length, at = _varint_at(message, at)
+            length, at = _read_varint(message, at)
             at = at + length if length >= 0 else -1
         elif kind in FIXED:
             at += FIXED[kind]
@@ -70,7 +70,7 @@ def has_few_fields(message: bytes, most: int) -> bool:
     return at == len(message)
 
 
-def varint(number: int) -> bytes:
+def encode_varint(number: int) -> bytes:
     """Seven bits in each byte, the lowest first; the top bit says that more follow."""
     written = bytearray()
     while number > 0x7F:
@@ -80,7 +80,7 @@ def varint(number: int) -> bytes:
     return bytes(written)
 
 
-def _varint_at(message: bytes, start: int) -> tuple[int, int]:
+def _read_varint(message: bytes, start: int) -> tuple[int, int]:
     """The number that starts there, and where it ends; -1 when there is none, or it is too long."""
     number = 0
     for at in range(start, min(start + VARINT_BYTES, len(message))):
@@ -90,7 +90,7 @@ def _varint_at(message: bytes, start: int) -> tuple[int, int]:
     return -1, start
 
 
-def _after_varint(message: bytes, start: int) -> int:
+def _skip_varint(message: bytes, start: int) -> int:
     """Where the number that starts there ends; -1 when it does not."""
     for at in range(start, min(start + LONGEST, len(message))):
         if message[at] < 0x80:

@@ -19,10 +19,10 @@ from google.protobuf.message import DecodeError, Message
 from torch import Tensor
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import frame, has_few_fields, unframed
+from varangian.protos.chunks import decode_chunk, encode_chunk, has_few_fields
 from varangian.protos.layout import DIGEST_BYTES, TEXT_LIMIT, Layout
-from varangian.protos.shared_settings import Common
-from varangian.protos.text import quoted
+from varangian.protos.shared_settings import SharedSettings
+from varangian.protos.text import quote
 
 PROTOCOL = 3
 """Both ends must speak the same version."""
@@ -125,10 +125,10 @@ def payload(vector: Tensor, dtype: Dtype = FLOAT32) -> memoryview:
 def chunks(data: memoryview, size: int = CHUNK_BYTES, offset: int = 0) -> Iterator[bytes]:
     """Messages with a payload, from this offset on, in pieces of `size` bytes; the last may be shorter."""
     for at in range(offset, len(data), size):
-        yield frame(at, data[at : at + size])
+        yield encode_chunk(at, data[at : at + size])
 
 
-def pushed(data: bytes) -> tuple[int, memoryview] | bytes:
+def push_payload(data: bytes) -> tuple[int, memoryview] | bytes:
     """What a message of a push brings after the manifest.
 
     Offset and payload of a chunk, the payload where it lies; or the digest of a seal.
@@ -136,7 +136,7 @@ def pushed(data: bytes) -> tuple[int, memoryview] | bytes:
     Raises:
         CodecError: when it is neither.
     """
-    found = unframed(data)
+    found = decode_chunk(data)
     if found is not None:
         return found
     # Rare: a seal, or another program that writes the same message in another way.
@@ -157,7 +157,7 @@ class Contract:
     layout: Layout
     dtype: Dtype = FLOAT32
     """Of what this manifest announces."""
-    common: Common = field(default_factory=Common)
+    common: SharedSettings = field(default_factory=SharedSettings)
     """What else is compared, at Join alone."""
     classes: int | None = None
     """How many classes the samples have, for workers whose own data has fewer."""
@@ -231,7 +231,7 @@ def check_dtype(found: int) -> Dtype:
 def check_run(run_id: str, found: str) -> None:
     if found != run_id:
         raise CodecError(
-            Code.RUN, f"Found run {quoted(found, 80)} where the server holds {quoted(run_id, 80)}."
+            Code.RUN, f"Found run {quote(found, 80)} where the server holds {quote(run_id, 80)}."
         )
 
 

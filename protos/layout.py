@@ -14,7 +14,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Final
 
-from varangian.protos.text import quoted
+from varangian.protos.text import quote
 
 DIGEST_BYTES = 16
 TEXT_LIMIT = 1 << 20
@@ -48,7 +48,7 @@ class Layout:
             if not LINE.fullmatch(line):
                 raise LayoutError(
                     "A parameter should have a name without spaces and sizes >= 1. Found "
-                    f"{described((name, shape))}."
+                    f"{describe((name, shape))}."
                 )
             if name in names:
                 raise LayoutError(f"Parameter names should be unique. Found {name!r} twice.")
@@ -88,10 +88,10 @@ class Layout:
         start = ours.rfind("\n", 0, at) + 1
         counts = f"The model should have {len(self.entries)} parameters."
         if at == start == len(ours):
-            line = quoted(line_at(text, start), SHOWN)
+            line = quote(line_at(text, start), SHOWN)
             return f"{counts} Found {text.count(LINE_FEED)}: {line} is one too many."
         if at == start == len(text):
-            line = quoted(line_at(ours, start), SHOWN)
+            line = quote(line_at(ours, start), SHOWN)
             return f"{counts} Found {text.count(LINE_FEED)}: {line} is missing."
         # Of a line that is too long to be shown, the part that differs.
         start = max(start, at - SHOWN // 2)
@@ -100,8 +100,8 @@ class Layout:
             return "The text of a layout should end with a line feed."
         index = ours.count(LINE_FEED, 0, at)
         return (
-            f"Parameter {index} should be {quoted(mine, SHOWN)}, its shape and its name. "
-            f"Found {quoted(theirs, SHOWN)}."
+            f"Parameter {index} should be {quote(mine, SHOWN)}, its shape and its name. "
+            f"Found {quote(theirs, SHOWN)}."
         )
 
 
@@ -126,6 +126,6 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def described(item: tuple[str, tuple[int, ...]]) -> str:
+def describe(item: tuple[str, tuple[int, ...]]) -> str:
     name, shape = item
     return f"{name!r} of shape {list(shape)}"

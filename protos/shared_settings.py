@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
-from varangian.protos.text import escaped
+from varangian.protos.text import escape
 
 MIDDLE: Final = '", "'
 END: Final = '"]'
@@ -34,7 +34,7 @@ NEAR = 1e-3
 
 
 @dataclass(frozen=True)
-class Common:
+class SharedSettings:
     """Settings and facts by name; empty where nothing is compared."""
 
     entries: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -46,7 +46,7 @@ class Common:
     @cached_property
     def text(self) -> str:
         """One line for each entry: a JSON list of name and text."""
-        return "".join(f"{written(name, value)}\n" for name, value in self.entries.items())
+        return "".join(f"{write_line(name, value)}\n" for name, value in self.entries.items())
 
     def differences(self, text: str) -> Iterator[tuple[str, str]]:
         """The names of entries that differ from those that the other end sent, each with a sentence.
@@ -60,17 +60,17 @@ class Common:
         lines = text[: 2 * len(self.text) + SLACK].split("\n", len(self.entries) + OTHERS)[:-1]
         theirs = dict(map(head_and_rest, lines))
         for name, ours in self.entries.items():
-            head, mine = head_and_rest(written(name, ours))
+            head, mine = head_and_rest(write_line(name, ours))
             found = theirs.get(head)
-            if found is not None and found != mine and not near(mine, found):
-                said = escaped(found.removesuffix(END).replace('\\"', '"'), SHOWN)
-                says = f"`{name}` should be {escaped(ours, SHOWN)}, as at the server. Found {said}."
-                if numbers(mine, len(mine)) is not None:
+            if found is not None and found != mine and not nearly_equal(mine, found):
+                said = escape(found.removesuffix(END).replace('\\"', '"'), SHOWN)
+                says = f"`{name}` should be {escape(ours, SHOWN)}, as at the server. Found {said}."
+                if parse_numbers(mine, len(mine)) is not None:
                     says = f"`{name}` should be as at the server. Found others."
                 yield name, f"{says} {self.advice.get(name, '')}".rstrip()
 
 
-def written(name: str, value: str) -> str:
+def write_line(name: str, value: str) -> str:
     """The line of an entry."""
     return json.dumps([name, value])
 
@@ -81,17 +81,17 @@ def head_and_rest(line: str) -> tuple[str, str]:
     return head + middle, rest
 
 
-def near(ours: str, theirs: str) -> bool:
+def nearly_equal(ours: str, theirs: str) -> bool:
     """Whether two values are lists of as many numbers, and these are nearly the same."""
-    one = numbers(ours, len(ours))
-    other = None if one is None else numbers(theirs, len(one) * DIGITS)
+    one = parse_numbers(ours, len(ours))
+    other = None if one is None else parse_numbers(theirs, len(one) * DIGITS)
     if one is None or other is None or len(one) != len(other):
         return False
     room = NEAR * max(map(abs, one), default=0.0)
     return all(abs(a - b) <= room for a, b in zip(one, other, strict=True))
 
 
-def numbers(value: str, most: int) -> list[float] | None:
+def parse_numbers(value: str, most: int) -> list[float] | None:
     """The finite numbers of a list in at most so many characters; None for anything else."""
     if len(value) > most or not LIST.fullmatch(value):
         return None

@@ -6,7 +6,7 @@ SHOWN = 200
 """Characters of a text that are shown where nothing else is said."""
 
 
-def escaped(text: str, most: int = SHOWN) -> str:
+def escape(text: str, most: int = SHOWN) -> str:
     """The text on one line, at most `most` characters of it, with whatever could steer a terminal escaped.
 
     That is everything that is not printable: control characters with line ends and escape sequences, marks
@@ -19,6 +19,6 @@ def escaped(text: str, most: int = SHOWN) -> str:
     return cut if len(cut) <= most else f"{cut[: max(0, most - 3)]}..."
 
 
-def quoted(text: str, most: int = SHOWN) -> str:
+def quote(text: str, most: int = SHOWN) -> str:
     """The same in quotation marks, for the middle of a sentence."""
-    return f"'{escaped(text, most)}'"
+    return f"'{escape(text, most)}'"

@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from varangian.protos.codec import FLOAT32, Contract, Dtype
-from varangian.protos.data_channel.sealing import missing
+from varangian.protos.data_channel.sealing import why_unavailable
 from varangian.protos.layout import Layout
 from varangian.protos.network import descriptors
 from varangian.protos.network.descriptors import check_free
-from varangian.protos.network.grpc_log import quieten
+from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.network.malloc import keep_large_blocks
-from varangian.protos.shared_settings import Common
-from varangian.server.identity.sessions import Roster
+from varangian.protos.shared_settings import SharedSettings
+from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
-from varangian.server.process.garbage_collector import left_alone
-from varangian.server.process.heartbeat import beating
+from varangian.server.process.garbage_collector import frozen_garbage_collector
+from varangian.server.process.heartbeat import touch_heartbeat
 from varangian.server.transport.calls import DEFAULT_LIMITS, Limits
-from varangian.server.transport.data_listener import Lane
+from varangian.server.transport.data_listener import DataListener
 from varangian.server.transport.grpc_server import bind, options
 from varangian.server.transport.service import Service
 
 if TYPE_CHECKING:
-    from varangian.server.rounds.coordinator import Driver
+    from varangian.server.rounds.coordinator import Coordinator
 
 __all__ = ["serve"]
 
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 
 async def serve(
-    driver: Driver,
-    roster: Roster,
+    coordinator: Coordinator,
+    sessions: Sessions,
     layout: Layout,
     *,
     run_id: str,
@@ -53,7 +53,7 @@ async def serve(
     data_port: int | None = 0,
     heartbeat: Path | None = None,
     returns: bool = False,
-    common: Common | None = None,
+    common: SharedSettings | None = None,
     classes: int | None = None,
     end: Callable[[str], None] = log.error,
 ) -> str:
@@ -72,52 +72,57 @@ async def serve(
         PortInUse: before anything else has happened; or another OSError where no files can be opened.
     """
     keep_large_blocks()
-    quieten()
+    install_log_filter()
     check_free()
-    server = grpc.aio.server(options=options(len(roster.names)))
+    server = grpc.aio.server(options=options(len(sessions.names)))
     async with AsyncExitStack() as stack:
         # First the port that may have a number: any free one could be that.
         address = bind(server, host, port, security.credentials() if security else None)
         try:
-            lane = await stack.enter_async_context(_lane(host, data_port, limits, security))
+            lane = await stack.enter_async_context(_open_data_listener(host, data_port, limits, security))
         finally:
             # Before the lane closes: calls end with their own answers.
             stack.push_async_callback(server.stop, min(limits.grace, 1.0))
-        leaves = partial(_leaves, driver, stop) if returns else bool
-        contract = Contract(run_id, layout, dtype, common or Common(), classes)
-        service = Service(driver, roster, contract, limits, lane, leaves, security, end)
+        leaves = partial(_leaves, coordinator, stop) if returns else bool
+        contract = Contract(run_id, layout, dtype, common or SharedSettings(), classes)
+        service = Service(coordinator, sessions, contract, limits, lane, leaves, security, end)
         stack.callback(service.dismiss)
         server.add_generic_rpc_handlers((service.handlers(),))
         await server.start()
-        log.info("%s", descriptors.sentence(len(roster.names), lane is not None))
+        log.info("%s", descriptors.sentence(len(sessions.names), lane is not None))
         ready(address)
         its_port = int(address.rpartition(":")[2])
         watched = service.connections.watched(its_port)
-        async with beating(heartbeat), service.presence.watched(), service.revocation.watched(), watched:
-            with left_alone():
-                reason = await driver.run(stop)
+        async with (
+            touch_heartbeat(heartbeat),
+            service.presence.watched(),
+            service.revocation.watched(),
+            watched,
+        ):
+            with frozen_garbage_collector():
+                reason = await coordinator.run(stop)
         if not leaves():
             await service.farewell()
         return reason
 
 
-def _leaves(driver: Driver, stop: asyncio.Event) -> bool:
+def _leaves(coordinator: Coordinator, stop: asyncio.Event) -> bool:
     """Whether the server stops before its run is over."""
-    return stop.is_set() and driver.round < driver.rounds
+    return stop.is_set() and coordinator.round < coordinator.rounds
 
 
 @asynccontextmanager
-async def _lane(
+async def _open_data_listener(
     host: str, port: int | None, limits: Limits, security: Security | None
-) -> AsyncGenerator[Lane | None, None]:
+) -> AsyncGenerator[DataListener | None, None]:
     """Open for as long as the run is served; None where there should or can be none."""
-    lacking = missing() if security and port is not None else ""
+    lacking = why_unavailable() if security and port is not None else ""
     if lacking:
         log.warning("payloads travel over gRPC, several times slower: %s", lacking)
     if port is None or lacking:
         yield None
         return
-    lane = Lane(limits, sealed=security is not None)
+    lane = DataListener(limits, sealed=security is not None)
     try:
         await lane.listen(host, port)
         yield lane

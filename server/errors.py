@@ -5,8 +5,8 @@ from __future__ import annotations
 from grpc import StatusCode
 
 from varangian.protos.codec import Code, CodecError
-from varangian.protos.text import escaped
-from varangian.server.identity.sessions import IdentityError, Stranger
+from varangian.protos.text import escape
+from varangian.server.identity.sessions import IdentityError, IdentityRefusal
 from varangian.server.protocol.events import Refusal
 
 SENTENCE_LIMIT = 1000
@@ -35,18 +35,18 @@ REFUSAL_STATUS = {
 """Those that are not FAILED_PRECONDITION."""
 
 STRANGER_STATUS = {
-    Stranger.UNIDENTIFIED: StatusCode.UNAUTHENTICATED,
-    Stranger.BAD_TOKEN: StatusCode.UNAUTHENTICATED,
-    Stranger.UNKNOWN_WORKER: StatusCode.PERMISSION_DENIED,
-    Stranger.NOT_JOINED: StatusCode.FAILED_PRECONDITION,
-    Stranger.SESSION_TAKEN: StatusCode.ALREADY_EXISTS,
-    Stranger.SESSION_LOST: StatusCode.ALREADY_EXISTS,
-    Stranger.UNCERTIFIED: StatusCode.UNAUTHENTICATED,
-    Stranger.MISNAMED: StatusCode.PERMISSION_DENIED,
-    Stranger.ROLE: StatusCode.PERMISSION_DENIED,
-    Stranger.OTHER_CLUSTER: StatusCode.PERMISSION_DENIED,
-    Stranger.REVOKED: StatusCode.PERMISSION_DENIED,
-    Stranger.EXPIRED: StatusCode.UNAUTHENTICATED,
+    IdentityRefusal.UNIDENTIFIED: StatusCode.UNAUTHENTICATED,
+    IdentityRefusal.BAD_TOKEN: StatusCode.UNAUTHENTICATED,
+    IdentityRefusal.UNKNOWN_WORKER: StatusCode.PERMISSION_DENIED,
+    IdentityRefusal.NOT_JOINED: StatusCode.FAILED_PRECONDITION,
+    IdentityRefusal.SESSION_TAKEN: StatusCode.ALREADY_EXISTS,
+    IdentityRefusal.SESSION_LOST: StatusCode.ALREADY_EXISTS,
+    IdentityRefusal.UNCERTIFIED: StatusCode.UNAUTHENTICATED,
+    IdentityRefusal.MISNAMED: StatusCode.PERMISSION_DENIED,
+    IdentityRefusal.ROLE: StatusCode.PERMISSION_DENIED,
+    IdentityRefusal.OTHER_CLUSTER: StatusCode.PERMISSION_DENIED,
+    IdentityRefusal.REVOKED: StatusCode.PERMISSION_DENIED,
+    IdentityRefusal.EXPIRED: StatusCode.UNAUTHENTICATED,
 }
 
 
@@ -57,7 +57,7 @@ class Refused(Exception):
         self.status = status
         self.code = code
         # It may quote what the caller sent: nothing in it should grow in a header or steer a terminal.
-        plain = escaped(sentence, SENTENCE_LIMIT)
+        plain = escape(sentence, SENTENCE_LIMIT)
         self.sentence = plain.encode("ascii", "backslashreplace").decode()[:SENTENCE_LIMIT]
         super().__init__(sentence)
 

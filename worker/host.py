@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from varangian.protos.network import descriptors
-from varangian.protos.network.grpc_log import quieten
+from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.worker.loop import work
-from varangian.worker.signals import Ending
-from varangian.worker.training.task import Crew, Task
+from varangian.worker.signals import SignalHandling
+from varangian.worker.training.task import Task, WorkerCompute
 from varangian.worker.transport.client import Client, ClientError
 from varangian.worker.transport.retry import Backoff
 from varangian.worker.transport.tls import Proof
@@ -54,36 +54,38 @@ def host(
         patience: seconds to wait for a server that cannot be reached; by default as long as it takes.
     """
     keep_large_blocks()
-    quieten()
+    install_log_filter()
     torch.set_num_threads(threads)
     hosted = 1 if one_of else len(names)
-    descriptors.raised(descriptors.needed(hosted, lane=True))
+    descriptors.raise_limit(descriptors.needed_descriptors(hosted, lane=True))
     # Where payloads cannot have connections of their own, they travel with the calls.
     if refusal := descriptors.refusal("the process of the workers", hosted, lane=False):
         log.error("%s", refusal)
         return FAILED
     try:
-        crew = Crew(task)
+        worker_compute = WorkerCompute(task)
     except ValueError as error:
         log.error("%s", error)
         return FAILED
     members = [tuple(names)] if one_of else [(name,) for name in names]
     backoff = Backoff(patience=patience)
     with (
-        Ending() as ending,
+        SignalHandling() as ending,
         ThreadPoolExecutor(1, "varangian-crew", torch.set_num_threads, (threads,)) as executor,
     ):
         descriptors.check_free()
-        return asyncio.run(_until_stopped(server, members, proofs, crew, executor, ending, backoff))
+        return asyncio.run(
+            _until_stopped(server, members, proofs, worker_compute, executor, ending, backoff)
+        )
 
 
 async def _until_stopped(
     server: str,
     members: Sequence[tuple[str, ...]],
     proofs: Mapping[str, Proof],
-    crew: Crew,
+    worker_compute: WorkerCompute,
     executor: Executor,
-    ending: Ending,
+    ending: SignalHandling,
     backoff: Backoff,
 ) -> int:
     tasks: list[asyncio.Task[int]] = []
@@ -93,7 +95,9 @@ async def _until_stopped(
         try:
             async with asyncio.TaskGroup() as group:
                 for names in members:
-                    task = group.create_task(_be(names, server, proofs, crew, executor, backoff))
+                    task = group.create_task(
+                        _run_member(names, server, proofs, worker_compute, executor, backoff)
+                    )
                     tasks.append(task)
                     task.add_done_callback(partial(_say_who_is_left, names, members, tasks))
         except asyncio.CancelledError:
@@ -126,21 +130,21 @@ def listed(members: Sequence[Sequence[str]]) -> str:
     return ", ".join("/".join(names) for names in members)
 
 
-async def _be(
+async def _run_member(
     names: Sequence[str],
     server: str,
     proofs: Mapping[str, Proof],
-    crew: Crew,
+    worker_compute: WorkerCompute,
     executor: Executor,
     backoff: Backoff,
 ) -> int:
     """The first of these workers that nobody else is, until its run is finished or it is not wanted."""
     loop = asyncio.get_running_loop()
 
-    task = crew.task
+    task = worker_compute.task
 
     async def compute(name: str, round: int, parameters: Tensor) -> Tensor | None:
-        vector = await loop.run_in_executor(executor, crew.answer, name, round, parameters)
+        vector = await loop.run_in_executor(executor, worker_compute.answer, name, round, parameters)
         if vector is not None:
             await asyncio.sleep(task.timetable.delay(name, round))
         return vector
@@ -150,17 +154,17 @@ async def _be(
 
     try:
         for name in names:
-            text = crew.common.text
+            text = worker_compute.common.text
             async with Client(
-                server, name, proofs[name], crew.layout, common=text, backoff=backoff
+                server, name, proofs[name], worker_compute.layout, common=text, backoff=backoff
             ) as client:
                 if len(names) == 1 or await client.claim():
                     reason = await work(
                         client,
                         partial(compute, name),
                         turn=partial(turn, name),
-                        counted=partial(crew.counted, name),
-                        anew=partial(crew.anew, name),
+                        counted=partial(worker_compute.counted, name),
+                        anew=partial(worker_compute.anew, name),
                     )
                     log.info("%s: %s", name, reason)
                     return FINISHED

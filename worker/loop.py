@@ -32,7 +32,7 @@ SIGN_OF_LIFE = 3.0
 """Seconds; several fit into the silence after which a server gives a worker's name to another process."""
 
 
-def every(round: int) -> int:
+def every_round(round: int) -> int:
     return round
 
 
@@ -40,7 +40,7 @@ async def work(
     client: Transport,
     compute: Callable[[int, Tensor], Awaitable[Tensor | None]],
     sign_of_life: float = SIGN_OF_LIFE,
-    turn: Callable[[int], int] = every,
+    turn: Callable[[int], int] = every_round,
     counted: Callable[[int], None] = lambda round: None,
     anew: Callable[[int], None] = lambda round: None,
 ) -> str:

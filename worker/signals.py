@@ -18,7 +18,7 @@ GRACE = 5.0
 """Seconds until the process ends without them, for example in the middle of a computation."""
 
 
-class Ending:
+class SignalHandling:
     """What a signal sets in motion.
 
     Args:
@@ -36,7 +36,7 @@ class Ending:
         self._timer: threading.Timer | None = None
         self._tasks: Callable[[], Iterable[asyncio.Task[object]]] = tuple
 
-    def __enter__(self) -> Ending:
+    def __enter__(self) -> SignalHandling:
         return self
 
     def __exit__(self, *error: object) -> None:

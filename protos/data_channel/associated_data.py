@@ -13,7 +13,7 @@ DIRECTIONS: dict[Direction, int] = {"pull": 1, "push": 2}
 
 
 @dataclass(frozen=True)
-class Transfer:
+class AssociatedData:
     """One payload between the server and a worker. Both ends know all of it before the first byte."""
 
     protocol: int
@@ -25,7 +25,7 @@ class Transfer:
     """Bytes of the payload in clear text."""
 
     @classmethod
-    def of(cls, direction: Direction, manifest: ps_pb2.Manifest, worker: str, size: int) -> Transfer:
+    def of(cls, direction: Direction, manifest: ps_pb2.Manifest, worker: str, size: int) -> AssociatedData:
         """What a manifest announces."""
         return cls(manifest.protocol, direction, manifest.run_id, manifest.round, worker, size)
 

@@ -18,11 +18,18 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeAlias, TypeVar
 
-from varangian.protos.data_channel.associated_data import Transfer
-from varangian.protos.data_channel.sealing import Sealed
-from varangian.protos.data_channel.transfer import BLOCK, Cargo, Fill, Linger, Sink, staged
+from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.data_channel.sealing import SealedStream
+from varangian.protos.data_channel.transfer import (
+    BLOCK,
+    Fill,
+    Sink,
+    SocketWait,
+    Transfer,
+    through_thread_buffer,
+)
 
-__all__ = ["SHARE", "TICKET", "Cargo", "Line", "LineError"]
+__all__ = ["SHARE", "TICKET", "DataConnection", "DataConnectionError", "Transfer"]
 
 TICKET = 16
 """Bytes that say which call a payload belongs to."""
@@ -37,11 +44,11 @@ AT_ONCE = struct.pack("ii", 1, 0)
 """Neither a farewell nor time to say it."""
 
 
-class LineError(ConnectionError):
+class DataConnectionError(ConnectionError):
     """The connection has ended, or is of no use any more."""
 
 
-class Line:
+class DataConnection:
     """One connection. Its methods are for the event loop; one of them at a time.
 
     Args:
@@ -58,7 +65,7 @@ class Line:
                 connection.setsockopt(socket.IPPROTO_TCP, number, value)
         self._connection = connection
         self._threads = threads
-        self._payload: socket.socket | Sealed = connection
+        self._payload: socket.socket | SealedStream = connection
         self._loop = asyncio.get_running_loop()
         self._turn: Future[int] | None = None
         self._waits: Way | None = None
@@ -74,7 +81,7 @@ class Line:
         while rest:
             count = await self._persistently("read", partial(self._connection.recv_into, rest))
             if not count:
-                raise LineError("The other end has hung up.")
+                raise DataConnectionError("The other end has hung up.")
             rest = rest[count:]
         return bytes(found)
 
@@ -83,11 +90,11 @@ class Line:
         while data:
             data = data[await self._persistently("write", partial(self._connection.send, data)) :]
 
-    def begin(self, key: bytes, transfer: Transfer) -> None:
+    def begin(self, key: bytes, transfer: AssociatedData) -> None:
         """This payload comes next, encrypted if there is a key, which no other payload has."""
         self._payload = self._connection
         if key:
-            self._payload = Sealed(self._connection, key, transfer.associated(), transfer.size)
+            self._payload = SealedStream(self._connection, key, transfer.associated(), transfer.size)
         self._waits = None  # the last one may have gone the other way
 
     def end(self) -> None:
@@ -105,7 +112,7 @@ class Line:
 
     async def heard(self) -> None:
         """Return when the other end has said something, or the connection has ended."""
-        with suppress(LineError):
+        with suppress(DataConnectionError):
             await self._until("read")
 
     async def receive(self, size: int, sink: Sink) -> int:
@@ -118,13 +125,13 @@ class Line:
         Raises:
             LineError: the connection has ended.
         """
-        return await self.pour(size, staged(sink))
+        return await self.pour(size, through_thread_buffer(sink))
 
     async def pour(self, size: int, fill: Fill) -> int:
         """The same, into memory that `fill` has."""
         return await self._in_thread(lambda: self._received(size, fill))
 
-    async def send(self, cargo: Cargo, share: int = SHARE) -> int:
+    async def send(self, cargo: Transfer, share: int = SHARE) -> int:
         """One turn: send what can be sent, up to about `share` bytes, and say how many they were.
 
         Raises:
@@ -158,7 +165,7 @@ class Line:
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def _received(self, size: int, fill: Fill) -> int:
-        got, self._waits, linger = 0, None, Linger(self._connection, select.POLLIN)
+        got, self._waits, linger = 0, None, SocketWait(self._connection, select.POLLIN)
         while got < size and not self.closed:
             try:
                 count = fill(self._payload.recv_into, min(BLOCK, size - got))
@@ -168,12 +175,12 @@ class Line:
                 self._waits = "read"
                 break
             if not count:
-                raise LineError("The other end has hung up.")
+                raise DataConnectionError("The other end has hung up.")
             got += count
         return got
 
-    def _sent(self, cargo: Cargo, share: int) -> int:
-        sent, self._waits, linger = 0, None, Linger(self._connection, select.POLLOUT)
+    def _sent(self, cargo: Transfer, share: int) -> int:
+        sent, self._waits, linger = 0, None, SocketWait(self._connection, select.POLLOUT)
         while sent < share and not cargo.done and not self.closed:
             try:
                 sent += cargo.step(self._payload)
@@ -186,7 +193,7 @@ class Line:
 
     async def _in_thread(self, turn: Callable[[], int]) -> int:
         if self.closed:
-            raise LineError("The connection was closed.")
+            raise DataConnectionError("The connection was closed.")
         self._turn = self._threads.submit(turn)
         try:
             # A turn that has begun does not end with who waits for it; until then it keeps the socket.
@@ -195,9 +202,9 @@ class Line:
             self.close()
             raise
         except OSError as error:
-            raise _ended(error) from None
+            raise _as_connection_error(error) from None
         if self.closed:
-            raise LineError("The connection was closed.")
+            raise DataConnectionError("The connection was closed.")
         return moved
 
     async def _persistently(self, way: Way, step: Callable[[], T]) -> T:
@@ -208,13 +215,13 @@ class Line:
             except BlockingIOError:
                 await self._until(way)
             except OSError as error:
-                raise _ended(error) from None
-        raise LineError("The connection was closed.")
+                raise _as_connection_error(error) from None
+        raise DataConnectionError("The connection was closed.")
 
     async def _until(self, to: Way) -> None:
         """Wait until the socket is."""
         if self.closed:
-            raise LineError("The connection was closed.")
+            raise DataConnectionError("The connection was closed.")
         ready: asyncio.Future[None] = self._loop.create_future()
         number, loop = self._connection.fileno(), self._loop
         add, remove = {
@@ -237,11 +244,11 @@ class Line:
             if self._awake is awake:
                 awake()
         if self.closed:
-            raise LineError("The connection was closed.")
+            raise DataConnectionError("The connection was closed.")
 
 
-def _ended(error: OSError) -> OSError:
+def _as_connection_error(error: OSError) -> OSError:
     """As a LineError."""
-    if isinstance(error, LineError):
+    if isinstance(error, DataConnectionError):
         return error
-    return LineError(f"The connection broke: {error.strerror or error}")
+    return DataConnectionError(f"The connection broke: {error.strerror or error}")

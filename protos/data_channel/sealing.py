@@ -16,13 +16,13 @@ from varangian.protos.data_channel.streaming_aead import (
     DecryptionError,
     Parameters,
     Segments,
-    missing,
+    why_unavailable,
 )
 
-__all__ = ["KEY", "PAYLOADS", "TAG", "Sealed", "missing"]
+__all__ = ["KEY", "PAYLOADS", "TAG", "SealedStream", "why_unavailable"]
 
 
-class Sealed:
+class SealedStream:
     """One payload on its way, in either direction, over a socket that never blocks.
 
     Every method may raise `BlockingIOError` when the socket is not ready, and is then to be called again

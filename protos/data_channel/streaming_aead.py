@@ -99,7 +99,7 @@ class Segments:
         if parameters.count(size) > 1 << 8 * COUNTER:
             raise ValueError(f"A message should have at most 2^{8 * COUNTER} segments.")
         salt, self._prefix = header[1:-NONCE_PREFIX], header[-NONCE_PREFIX:]
-        self._cipher = _cipher(_derived(key, salt, associated, parameters))
+        self._cipher = _cipher(_derive_key(key, salt, associated, parameters))
         self._parameters = parameters
         self._number, self._count = 0, parameters.count(size)
         self.left = size
@@ -146,7 +146,7 @@ class Segments:
 
 
 @cache
-def missing() -> str:
+def why_unavailable() -> str:
     """Why nothing can be encrypted here; empty when it can."""
     advice = "pip install --upgrade 'varangian[certs]'"
     if find_spec("cryptography") is None:
@@ -158,7 +158,7 @@ def missing() -> str:
     return ""
 
 
-def _derived(key: bytes, salt: bytes, associated: bytes, parameters: Parameters) -> bytes:
+def _derive_key(key: bytes, salt: bytes, associated: bytes, parameters: Parameters) -> bytes:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 

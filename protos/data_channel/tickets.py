@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 
-from varangian.protos.data_channel.associated_data import Transfer
-from varangian.protos.data_channel.connection import TICKET, Line, LineError
+from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.data_channel.connection import TICKET, DataConnection, DataConnectionError
 from varangian.protos.data_channel.sealing import KEY
 
 
-class Ticket:
+class DataTicket:
     """What one call may be found by. Valid in its context, and there once.
 
     Args:
@@ -19,7 +19,7 @@ class Ticket:
         valid: where it can be found.
     """
 
-    def __init__(self, transfer: Transfer, sealed: bool, valid: dict[bytes, Ticket]) -> None:
+    def __init__(self, transfer: AssociatedData, sealed: bool, valid: dict[bytes, DataTicket]) -> None:
         self.worker = transfer.worker
         self._transfer = transfer
         self._secret = secrets.token_bytes(TICKET)
@@ -27,13 +27,13 @@ class Ticket:
         self.text = (self._secret + self._key).hex()
         """What the caller is told."""
         self._valid = valid
-        self._line: Line | None = None
+        self._line: DataConnection | None = None
         self._complete = False
         self._answered = asyncio.Event()
         """There is a line, or will never be one."""
         self._over = asyncio.Event()
 
-    def __enter__(self) -> Ticket:
+    def __enter__(self) -> DataTicket:
         if self._over.is_set() or self._secret in self._valid:
             raise RuntimeError("A ticket is used once.")
         self._valid[self._secret] = self
@@ -45,7 +45,7 @@ class Ticket:
         self._over.set()
         self.void()
 
-    async def line(self) -> Line:
+    async def line(self) -> DataConnection:
         """The connection on which it was shown, as soon as it is; the payload is next on it.
 
         Raises:
@@ -53,7 +53,7 @@ class Ticket:
         """
         await self._answered.wait()
         if self._line is None:
-            raise LineError("The lane is closed.")
+            raise DataConnectionError("The lane is closed.")
         self._line.begin(self._key, self._transfer)
         return self._line
 
@@ -68,7 +68,7 @@ class Ticket:
         self._valid.pop(self._secret, None)
         self._answered.set()
 
-    async def served(self, line: Line) -> bool:
+    async def served(self, line: DataConnection) -> bool:
         """Lend a line to the call until that ends; whether it can be used again."""
         self._line = line
         self.void()

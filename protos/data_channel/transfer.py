@@ -21,13 +21,13 @@ Fill: TypeAlias = Callable[[Receive, int], int]
 _buffers = threading.local()
 
 
-class Sends(Protocol):
+class SupportsSend(Protocol):
     """A socket, or what secures one."""
 
     def send(self, data: memoryview, /) -> int: ...
 
 
-class Cargo:
+class Transfer:
     """What is to be sent. The pieces are made in the thread that sends them, one at a time.
 
     Args:
@@ -42,7 +42,7 @@ class Cargo:
     def done(self) -> bool:
         return self._rest is None
 
-    def step(self, connection: Sends) -> int:
+    def step(self, connection: SupportsSend) -> int:
         """Send what can be sent of one piece; how much that was."""
         if self._rest is None:
             return 0
@@ -51,7 +51,7 @@ class Cargo:
         return sent
 
 
-class Linger:
+class SocketWait:
     """Waits a moment for a socket, no longer in all of a turn: whoever drips gets no thread for that."""
 
     def __init__(self, connection: socket.socket, event: int) -> None:
@@ -67,11 +67,11 @@ class Linger:
         return ready
 
 
-def staged(sink: Sink) -> Fill:
+def through_thread_buffer(sink: Sink) -> Fill:
     """Through a buffer of the thread."""
 
     def fill(receive: Receive, most: int) -> int:
-        memory = buffer()[:most]
+        memory = thread_buffer()[:most]
         count = receive(memory)
         if count:
             sink(memory[:count])
@@ -80,7 +80,7 @@ def staged(sink: Sink) -> Fill:
     return fill
 
 
-def buffer(purpose: str = "plain", size: int = BLOCK) -> memoryview:
+def thread_buffer(purpose: str = "plain", size: int = BLOCK) -> memoryview:
     """Memory that is always the same for each thread and purpose."""
     found: memoryview | None = getattr(_buffers, purpose, None)
     if found is None:

@@ -93,8 +93,8 @@ class Bundle:
 
     @classmethod
     def _of(cls, path: Path, ca: bytes, certificate: bytes, key: bytes) -> Bundle:
-        stated = _stated(path)
-        holder = identity(path, stated)
+        stated = _stated_identity(path)
+        holder = read_identity(path, stated)
         _check_dates_and_chain(path, holder.role)
         hosts = tuple(
             value if kind == "DNS" else str(ipaddress.ip_address(value))
@@ -107,7 +107,7 @@ class Bundle:
         )
 
 
-def find(path: Path, name: str) -> Path:
+def find_bundle(path: Path, name: str) -> Path:
     """The bundle of a name: the directory itself, or the one of that name in it.
 
     Raises:
@@ -127,7 +127,7 @@ def identity_uri(cluster: str, role: Role, name: str) -> str:
     return f"{SCHEME}:{cluster}:{role.value}:{name}"
 
 
-def holder(uris: Iterable[str], others: Iterable[str] = ()) -> Holder | None:
+def parse_holder(uris: Iterable[str], others: Iterable[str] = ()) -> Holder | None:
     """The holder, when exactly one of these URIs says who that is.
 
     Args:
@@ -143,9 +143,9 @@ def holder(uris: Iterable[str], others: Iterable[str] = ()) -> Holder | None:
     return Holder(found[1], Role(found[2]), found[3])
 
 
-def identity(path: Path, stated: Mapping[str, Any]) -> Holder:
+def read_identity(path: Path, stated: Mapping[str, Any]) -> Holder:
     names = _alternatives(stated)
-    found = holder([value for kind, value in names if kind == "URI"], [value for _, value in names])
+    found = parse_holder([value for kind, value in names if kind == "URI"], [value for _, value in names])
     if found is None:
         raise BundleError(
             f"{path / CERTIFICATE} should have one URI {SCHEME}:CLUSTER:ROLE:NAME among its alternative "
@@ -155,7 +155,7 @@ def identity(path: Path, stated: Mapping[str, Any]) -> Holder:
     return found
 
 
-def contexts(path: Path | None) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def ssl_contexts(path: Path | None) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """A server and a client that show the certificate of a bundle, and as yet ask for none."""
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
@@ -187,10 +187,10 @@ def _alternatives(stated: Mapping[str, Any]) -> list[tuple[str, str]]:
     return list(stated.get("subjectAltName", ()))
 
 
-def _stated(path: Path) -> Mapping[str, Any]:
+def _stated_identity(path: Path) -> Mapping[str, Any]:
     """What a certificate says, once key and chain are right; its dates may be over."""
     try:
-        return _shaken(path, Role.WORKER, NO_CHECK_TIME)
+        return _handshake(path, Role.WORKER, NO_CHECK_TIME)
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == X509_PURPOSE:
             found = f"{path / CERTIFICATE} should be good for clients."
@@ -214,7 +214,7 @@ def _stated(path: Path) -> Mapping[str, Any]:
 
 def _check_dates_and_chain(path: Path, role: Role) -> None:
     try:
-        _shaken(path, role, 0)
+        _handshake(path, role, 0)
     except ssl.SSLCertVerificationError as error:
         sentences = {
             X509_EXPIRED: "should not have expired, nor should its authority. "
@@ -227,9 +227,9 @@ def _check_dates_and_chain(path: Path, role: Role) -> None:
         raise BundleError(f"{path / CERTIFICATE} {sentence}") from None
 
 
-def _shaken(path: Path, role: Role, flags: int) -> Mapping[str, Any]:
+def _handshake(path: Path, role: Role, flags: int) -> Mapping[str, Any]:
     """What the other end learns when it checks the certificate of a server, or of whoever calls one."""
-    server, client = contexts(path)
+    server, client = ssl_contexts(path)
     verifier = client if role is Role.SERVER else server
     verifier.verify_mode = ssl.CERT_REQUIRED
     verifier.verify_flags |= ssl.VerifyFlags(flags)

@@ -22,7 +22,7 @@ LONG = 0x80
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownCertificate:
     """What decides whether a certificate that was taken still counts."""
 
     fingerprint: str

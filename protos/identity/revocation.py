@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from varangian.protos.identity.watched_files import Failure, News, Watched
+from varangian.protos.identity.watched_files import Change, Failure, WatchedFiles
 from varangian.protos.network.descriptors import Spare
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ END = "-----END CERTIFICATE-----"
 DIGITS = frozenset("0123456789abcdef")
 
 
-class Revoked:
+class RevocationList:
     """The fingerprints in a file.
 
     A list that cannot be read later on leaves the last good one in force: no certificate comes back to life
@@ -37,7 +37,7 @@ class Revoked:
         self, path: Path, spare: Spare | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.path = path
-        self._watched = Watched((path,), self._read, spare or Spare(), clock=clock)
+        self._watched = WatchedFiles((path,), self._read, spare or Spare(), clock=clock)
 
     def __contains__(self, mark: str) -> bool:
         self.look()
@@ -59,17 +59,17 @@ class Revoked:
     def look(self) -> None:
         """Read the list again if it has changed; at most once a second."""
         news = self._watched.look()
-        if news is News.CHANGED:
+        if news is Change.CHANGED:
             log.warning("security: the list of revoked certificates was read again: %d on it", len(self))
-        elif news is News.RECOVERED:
+        elif news is Change.RECOVERED:
             log.warning("security: the list of revoked certificates can be read again")
-        elif news is News.FAILED and self.failure is not None:
+        elif news is Change.FAILED and self.failure is not None:
             error = self.failure.error
             log.error("security: the last list of revoked certificates stays in force: %s", error)
 
     def _read(self) -> frozenset[str]:
         try:
-            return fingerprints(self.path.read_text(encoding="utf-8"))
+            return parse_fingerprints(self.path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(
                 f"{self.path} should be the list of revoked certificates, which every bundle of a server "
@@ -90,7 +90,7 @@ def der(pem: bytes) -> bytes:
     return ssl.PEM_cert_to_DER_cert(pem.decode("ascii", "replace").partition(END)[0] + END)
 
 
-def fingerprints(text: str) -> frozenset[str]:
+def parse_fingerprints(text: str) -> frozenset[str]:
     """What a list of revoked certificates says.
 
     Raises:

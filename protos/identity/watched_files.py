@@ -26,7 +26,7 @@ RACY = 2.0
 """Seconds after its last change for which a file may change again without a new time stamp."""
 
 
-class News(Enum):
+class Change(Enum):
     """What a look has found."""
 
     NONE = auto()
@@ -51,7 +51,7 @@ class Failure:
     """Whether a file is not there."""
 
 
-class Watched(Generic[T]):
+class WatchedFiles(Generic[T]):
     """What some files say, as of their last good read. Any thread may look.
 
     Args:
@@ -94,20 +94,20 @@ class Watched(Generic[T]):
         failure = self.failure
         return self._clock() - failure.began if failure is not None and failure.missing else 0.0
 
-    def look(self) -> News:
+    def look(self) -> Change:
         """Read the files again if they have changed; at most once a second, and by one thread at a time."""
         if self._clock() - self._looked < PAUSE or not self._lock.acquire(blocking=False):
-            return News.NONE
+            return Change.NONE
         try:
             self._looked = self._clock()
             version = self._version()
             if version == self._seen and self.failure is None:
-                return News.NONE
+                return Change.NONE
             return self._renewed(version)
         finally:
             self._lock.release()
 
-    def _renewed(self, version: Version) -> News:
+    def _renewed(self, version: Version) -> Change:
         try:
             value = self._spare.reading(self._read)
         except (OSError, ValueError) as error:
@@ -115,17 +115,17 @@ class Watched(Generic[T]):
         before, failed = self.value, self.failure is not None
         self.value, self.failure, self._seen = value, None, self._settled(version)
         if value != before:
-            return News.CHANGED
-        return News.RECOVERED if failed else News.NONE
+            return Change.CHANGED
+        return Change.RECOVERED if failed else Change.NONE
 
-    def _failed(self, error: Exception) -> News:
+    def _failed(self, error: Exception) -> Change:
         before = self.failure
         missing = any(not path.exists() for path in self._paths)
         since, began = (before.since, before.began) if before else (self._wall(), self._looked)
         if before is not None and before.missing != missing:
             began = self._looked
         self.failure = Failure(error, since, began, missing)
-        return News.NONE if before is not None and str(before.error) == str(error) else News.FAILED
+        return Change.NONE if before is not None and str(before.error) == str(error) else Change.FAILED
 
     def _version(self) -> Version:
         """Changes whenever the files do."""

@@ -20,15 +20,15 @@ class AddressError(ValueError):
         super().__init__(f"{rule}. Found {found!r:.200}. {hint}".rstrip())
 
 
-def split(address: str) -> tuple[str, int] | None:
+def split_address(address: str) -> tuple[str, int] | None:
     """Host and port, or None when `address` is not HOST:PORT."""
     try:
-        return parse(address)
+        return parse_address(address)
     except AddressError:
         return None
 
 
-def parse(address: str) -> tuple[str, int]:
+def parse_address(address: str) -> tuple[str, int]:
     """Host and port of `host:port`. An IPv6 address stands in brackets.
 
     Raises:
@@ -42,10 +42,10 @@ def parse(address: str) -> tuple[str, int]:
         raise AddressError("should be HOST:PORT", address, hint)
     if not (port.isascii() and port.isdigit() and int(port) <= 65535):
         raise AddressError("should be HOST:PORT, with a port from 0 to 65535", address)
-    return host(name), int(port)
+    return normalise_host(name), int(port)
 
 
-def host(name: str) -> str:
+def normalise_host(name: str) -> str:
     """A host as name servers and certificates spell it: letters beyond ASCII as IDNA, no final dot.
 
     Raises:
@@ -74,14 +74,14 @@ def host(name: str) -> str:
     return ascii_name
 
 
-def certified(name: str) -> str:
-    """A host for a certificate: as `host`, or with `*.` for every name directly below a domain.
+def parse_certificate_host(name: str) -> str:
+    """A host for a certificate: as `normalise_host`, or with `*.` for every name directly below a domain.
 
     Raises:
         AddressError: it is none of these.
     """
     below = name.removeprefix("*.")
-    found = host(below)
+    found = normalise_host(below)
     if below == name:
         return found
     if "." not in found or ":" in found or found.rpartition(".")[2].isdigit():
@@ -89,21 +89,21 @@ def certified(name: str) -> str:
     return f"*.{found}"
 
 
-def listening(name: str) -> str:
-    """A host to listen on: as `host`, or `*` for every address of the machine.
+def parse_listen_host(name: str) -> str:
+    """A host to listen on: as `normalise_host`, or `*` for every address of the machine.
 
     Raises:
         AddressError: it is neither.
     """
-    return EVERYWHERE if name == EVERYWHERE else host(name)
+    return EVERYWHERE if name == EVERYWHERE else normalise_host(name)
 
 
-def joined(name: str, port: int) -> str:
+def join_host_port(name: str, port: int) -> str:
     """`host:port`, with an IPv6 address in brackets."""
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
-def loopback(name: str) -> bool:
+def is_loopback(name: str) -> bool:
     """Whether only this machine can be at the other end."""
     if name == "localhost":
         return True

@@ -13,7 +13,7 @@ MEMORY = 2.0
 """Seconds of sending after which what was before counts half."""
 
 
-class Pace:
+class ChunkSize:
     """Large messages cost less, but each must arrive before the other end takes us for dead.
 
     A line is taken to be slow until it has proved otherwise, once. What it has proved holds for later

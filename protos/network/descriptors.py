@@ -47,7 +47,7 @@ def check_free(count: int = LOOP) -> None:
             os.close(descriptor)
 
 
-def raised(needed: int) -> int:
+def raise_limit(needed: int) -> int:
     """Raise the soft limit of this process as far as is needed and allowed; returns what it is then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
@@ -63,7 +63,7 @@ def connections(workers: int) -> int:
     return 4 * workers + 32
 
 
-def needed(workers: int, lane: bool) -> int:
+def needed_descriptors(workers: int, lane: bool) -> int:
     """For a process that hosts this many workers."""
     return BASE + workers * (BESIDE if lane else CALLS)
 
@@ -82,7 +82,7 @@ def workers(limit: int) -> int:
 def limit() -> int:
     """How many files this process may have open, once its limit was raised as far as it goes."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return raised(ENOUGH if hard == resource.RLIM_INFINITY else hard)
+    return raise_limit(ENOUGH if hard == resource.RLIM_INFINITY else hard)
 
 
 def sentence(workers: int, lane: bool) -> str:
@@ -100,8 +100,8 @@ def refusal(what: str, workers: int, lane: bool, least: int | None = None) -> st
         lane: whether payloads have connections of their own.
         least: files that it needs; by default those of a process that hosts workers.
     """
-    least = needed(workers, lane) if least is None else least
-    limit = raised(least)
+    least = needed_descriptors(workers, lane) if least is None else least
+    limit = raise_limit(least)
     if limit >= least:
         return None
     save = " or set server.data_port=null, which needs fewer," if lane else ""

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import grpc
 import grpc.aio
 
-from varangian.protos.network.address import joined, loopback, split
+from varangian.protos.network.address import is_loopback, join_host_port, split_address
 
 PROXY = "VARANGIAN_PROXY"
 """The environment variable that names a proxy for servers beyond this machine."""
@@ -39,20 +39,20 @@ def open_aio_channel(
     return grpc.aio.secure_channel(target, credentials, all_options)
 
 
-def proxy(server: str) -> str | None:
+def find_proxy(server: str) -> str | None:
     """The proxy between here and a server, if one was asked for."""
-    found = split(server)
-    return None if found is None or loopback(found[0]) else os.environ.get(PROXY) or None
+    found = split_address(server)
+    return None if found is None or is_loopback(found[0]) else os.environ.get(PROXY) or None
 
 
-def ignored() -> dict[str, str]:
+def ignored_proxy_variables() -> dict[str, str]:
     """The proxy variables that are set here and have no effect."""
     names = (spelling for name in IGNORED for spelling in (name, name.upper()))
     return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def _options(server: str, more: Options) -> list[tuple[str, int | str]]:
-    through = proxy(server)
+    through = find_proxy(server)
     if through is None:
         return [("grpc.enable_http_proxy", 0), *more]
     return [("grpc.enable_http_proxy", 1), ("grpc.http_proxy", through), *more]
@@ -60,5 +60,5 @@ def _options(server: str, more: Options) -> list[tuple[str, int | str]]:
 
 def _target(server: str) -> str:
     """As name servers know it; what is no address is left for the diagnosis to explain."""
-    found = split(server)
-    return server if found is None else joined(*found)
+    found = split_address(server)
+    return server if found is None else join_host_port(*found)

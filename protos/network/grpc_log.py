@@ -17,7 +17,7 @@ CALLERS: Final = ("ExecuteBatchError", "InternalError", "UnicodeDecodeError")
 """Types of the exceptions that callers cause."""
 
 
-class WithoutCallers(logging.Filter):
+class CallerFilter(logging.Filter):
     """Lets errors of the server pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -28,8 +28,8 @@ class WithoutCallers(logging.Filter):
         return False
 
 
-def quieten() -> None:
+def install_log_filter() -> None:
     """Once for the process; again changes nothing."""
     logger = logging.getLogger(SOURCE)
-    if not any(isinstance(present, WithoutCallers) for present in logger.filters):
-        logger.addFilter(WithoutCallers())
+    if not any(isinstance(present, CallerFilter) for present in logger.filters):
+        logger.addFilter(CallerFilter())

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Silence:
+class IdleTimeout:
     """Ends a stream when the other end lets us wait for too long: one timer for all of its messages."""
 
     def __init__(self, idle: float, timer: asyncio.Timeout) -> None:
@@ -27,11 +27,11 @@ class Silence:
 
 
 @asynccontextmanager
-async def silence(idle: float) -> AsyncGenerator[Silence, None]:
+async def idle_timeout(idle: float) -> AsyncGenerator[IdleTimeout, None]:
     """For as long as a stream is read or written.
 
     Raises:
         TimeoutError: after `idle` seconds of waiting in one piece.
     """
     async with asyncio.timeout(None) as timer:
-        yield Silence(idle, timer)
+        yield IdleTimeout(idle, timer)

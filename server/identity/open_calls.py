@@ -11,8 +11,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from varangian.protos.identity.certificate import Shown
-from varangian.server.identity.sessions import IdentityError, Peer, Roster
+from varangian.protos.identity.certificate import ShownCertificate
+from varangian.server.identity.sessions import IdentityError, Peer, Sessions
 
 
 @dataclass(eq=False)
@@ -20,16 +20,16 @@ class Call:
     """An open call over TLS."""
 
     task: asyncio.Task[object]
-    shown: Shown
+    shown: ShownCertificate
     error: IdentityError | None = None
     """Why it is ended from here."""
 
 
-class Standing:
+class OpenCalls:
     """The open calls of a server, and the certificate of each."""
 
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
         self._calls = set[Call]()
 
     @contextmanager
@@ -39,7 +39,7 @@ class Standing:
         Raises:
             IdentityError: in the place of the cancellation of a call that was ended by `end`.
         """
-        task, shown = asyncio.current_task(), self._roster.shown(peer)
+        task, shown = asyncio.current_task(), self._sessions.shown(peer)
         if task is None or shown is None:
             yield
             return
@@ -58,6 +58,6 @@ class Standing:
     def end(self) -> None:
         """End the calls whose certificate was revoked or has expired since they began."""
         for call in [call for call in self._calls if call.error is None]:
-            call.error = self._roster.outdated(call.shown)
+            call.error = self._sessions.outdated(call.shown)
             if call.error is not None:
                 call.task.cancel()

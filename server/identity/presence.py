@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from varangian.server.identity.sessions import Roster
+from varangian.server.identity.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ PAUSE = 0.5
 """Seconds between two looks."""
 
 
-class Told(Protocol):
+class PresenceListener(Protocol):
     """Who has to know; a `Driver` is one."""
 
     @property
@@ -32,15 +32,15 @@ class Presence:
     the rounds after it.
     """
 
-    def __init__(self, roster: Roster, told: Told) -> None:
-        self._roster = roster
+    def __init__(self, sessions: Sessions, told: PresenceListener) -> None:
+        self._sessions = sessions
         self._told = told
         self._absent = set[str]()
 
     def look(self) -> None:
         """Tell what has changed. To be called now and then, and when a worker joins."""
-        there, known = self._roster.present, self._roster.joined
-        for name in self._roster.names:
+        there, known = self._sessions.present, self._sessions.joined
+        for name in self._sessions.names:
             if name in there and name in self._absent:
                 self._absent.remove(name)
                 log.info("%s is there", name)

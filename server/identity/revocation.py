@@ -17,10 +17,10 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from varangian.protos.identity.certificate import Shown
+from varangian.protos.identity.certificate import ShownCertificate
 from varangian.protos.identity.watched_files import PAUSE
-from varangian.server.identity.open_calls import Standing
-from varangian.server.identity.sessions import Roster
+from varangian.server.identity.open_calls import OpenCalls
+from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 
 log = logging.getLogger(__name__)
@@ -50,22 +50,22 @@ class Revocation:
 
     def __init__(
         self,
-        roster: Roster,
+        sessions: Sessions,
         told: Told,
         expelled: Callable[[str], None],
         security: Security | None,
         end: Callable[[str], None],
     ) -> None:
-        self.standing = Standing(roster)
-        self._roster = roster
+        self.standing = OpenCalls(sessions)
+        self._sessions = sessions
         self._told = told
         self._expelled = expelled
         self._security = security
         self._end = end
-        self._senders: dict[str, Shown] = {}
+        self._senders: dict[str, ShownCertificate] = {}
         """With which certificate the last vector of each worker came that was counted."""
 
-    def counted(self, worker: str, shown: Shown | None) -> None:
+    def counted(self, worker: str, shown: ShownCertificate | None) -> None:
         """A vector of this worker was counted."""
         if shown is not None:
             self._senders[worker] = shown
@@ -81,15 +81,15 @@ class Revocation:
     def look(self) -> None:
         """Do what has to be done about certificates that count no longer. To be called every second."""
         self.standing.end()
-        expelled = self._roster.expel()
+        expelled = self._sessions.expel()
         for worker in expelled:
             log.warning("security: %s is out: %s", worker, REASON)
             self._expelled(worker)
-        sent = [worker for worker, shown in self._senders.items() if self._roster.is_revoked(shown)]
+        sent = [worker for worker, shown in self._senders.items() if self._sessions.is_revoked(shown)]
         for worker in dict.fromkeys((*expelled, *sent)):
             self._senders.pop(worker, None)
             self._told.withdraw(worker, REASON)
-            if worker in self._roster.present:  # with another certificate
+            if worker in self._sessions.present:  # with another certificate
                 self._told.present(worker)
         self._check_list()
 

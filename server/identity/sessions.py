@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeAlias
 
-from varangian.protos.identity.certificate import Shown
+from varangian.protos.identity.certificate import ShownCertificate
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
-from varangian.protos.text import quoted
+from varangian.protos.text import quote
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NONCE = re.compile(r"[0-9a-f]{32}")
@@ -45,7 +45,7 @@ UNPROVEN: Peer = {}
 log = logging.getLogger(__name__)
 
 
-class Stranger(Enum):
+class IdentityRefusal(Enum):
     """Why a caller is not let in: stable code and what should be."""
 
     UNIDENTIFIED = f"A call should carry {WORKER}, {TOKEN} and {SESSION}, each once."
@@ -63,7 +63,13 @@ class Stranger(Enum):
 
 
 SUSPICIOUS = frozenset(
-    {Stranger.BAD_TOKEN, Stranger.MISNAMED, Stranger.ROLE, Stranger.OTHER_CLUSTER, Stranger.REVOKED}
+    {
+        IdentityRefusal.BAD_TOKEN,
+        IdentityRefusal.MISNAMED,
+        IdentityRefusal.ROLE,
+        IdentityRefusal.OTHER_CLUSTER,
+        IdentityRefusal.REVOKED,
+    }
 )
 """What honest workers do not come by: each is a line in the log, once for each name."""
 
@@ -71,12 +77,12 @@ SUSPICIOUS = frozenset(
 class IdentityError(Exception):
     """The caller is not who it should be."""
 
-    def __init__(self, code: Stranger, found: str) -> None:
+    def __init__(self, code: IdentityRefusal, found: str) -> None:
         self.code = code
         super().__init__(f"{code.value} {found}")
 
 
-class Doorman(Protocol):
+class CertificateReader(Protocol):
     """Reads names off certificates."""
 
     def named(self, peer: Peer) -> str | None:
@@ -91,17 +97,17 @@ class Doorman(Protocol):
         """Whose valid certificate, of any role, this is; raises IdentityError when it is none."""
         ...
 
-    def shown(self, peer: Peer) -> Shown | None:
+    def shown(self, peer: Peer) -> ShownCertificate | None:
         """The certificate of a caller, if there is one that says who it is."""
         ...
 
-    def outdated(self, shown: Shown) -> IdentityError | None:
+    def outdated(self, shown: ShownCertificate) -> IdentityError | None:
         """Why a certificate that was taken counts no longer; None while it does."""
         ...
 
 
 @dataclass
-class Claim:
+class Session:
     """The process that speaks for a name."""
 
     session: str
@@ -113,7 +119,7 @@ class Claim:
     """Whether it keeps one open for as long as it lives: without any, it has gone."""
     left: float = float("-inf")
     """When the last of its calls ended."""
-    shown: Shown | None = None
+    shown: ShownCertificate | None = None
     """The certificate that its last call came with; None without TLS."""
 
     def gone(self, now: float) -> bool:
@@ -121,7 +127,7 @@ class Claim:
         return self.stays and not self.calls and now - max(self.left, self.seen) > GRACE
 
 
-class Roster:
+class Sessions:
     """The workers of one run, and the process that speaks for each.
 
     Args:
@@ -137,7 +143,7 @@ class Roster:
         names: Iterable[str],
         secret: bytes | None,
         *,
-        doorman: Doorman | None = None,
+        certificate_reader: CertificateReader | None = None,
         silence: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -148,16 +154,16 @@ class Roster:
                 raise ValueError(f"The name of a worker should be {rule}. Found {name!r:.100}.")
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"Worker names should be unique. Found {', '.join(self.names)}.")
-        if doorman is None and len(secret or b"") < SECRET_BYTES:
+        if certificate_reader is None and len(secret or b"") < SECRET_BYTES:
             raise ValueError(
                 f"A secret should have at least {SECRET_BYTES} bytes. Found {len(secret or b'')}."
             )
         self._tokens = {name: make_token(name, secret).encode() for name in self.names} if secret else {}
-        self._doorman = doorman
+        self._certificate_reader = certificate_reader
         self._silence = silence
         self._clock = clock
-        self._claims: dict[str, Claim] = {}
-        self._suspected = set[tuple[str, Stranger]]()
+        self._claims: dict[str, Session] = {}
+        self._suspected = set[tuple[str, IdentityRefusal]]()
 
     def token(self, name: str) -> str:
         """What the process of this worker has to show: HMAC-SHA256 in hexadecimal."""
@@ -179,12 +185,16 @@ class Roster:
         now = self._clock()
         return frozenset(name for name, claim in self._claims.items() if self._is_there(claim, now))
 
-    def _is_there(self, claim: Claim, now: float) -> bool:
+    def _is_there(self, claim: Session, now: float) -> bool:
         return not claim.gone(now) and (claim.calls > 0 or now - claim.seen <= self._silence)
 
     def presumed(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """Who a caller says it is, for the log: believed by nobody, and safe to print."""
-        given = dict(metadata).get(WORKER) if self._doorman is None else self._doorman.named(peer)
+        given = (
+            dict(metadata).get(WORKER)
+            if self._certificate_reader is None
+            else self._certificate_reader.named(peer)
+        )
         return given if isinstance(given, str) and given in self.names else "a stranger"
 
     def admit(self, peer: Peer = UNPROVEN) -> None:
@@ -193,15 +203,15 @@ class Roster:
         Raises:
             IdentityError: when its certificate is not.
         """
-        if self._doorman is not None:
-            self._doorman.admit(peer)
+        if self._certificate_reader is not None:
+            self._certificate_reader.admit(peer)
 
     def holder(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str | None:
         """Who a caller has proved to be, of this run or not; None when it has proved nothing."""
         try:
-            if self._doorman is None:
+            if self._certificate_reader is None:
                 return self._by_token(_headers(metadata))
-            return self._doorman.admit(peer)
+            return self._certificate_reader.admit(peer)
         except IdentityError:
             return None
 
@@ -222,9 +232,9 @@ class Roster:
         name, session = self._credentials(metadata, peer)
         claim = self._claims.get(name)
         if claim is None:
-            raise IdentityError(Stranger.NOT_JOINED, f"{name} has not.")
+            raise IdentityError(IdentityRefusal.NOT_JOINED, f"{name} has not.")
         if claim.session != session:
-            raise IdentityError(Stranger.SESSION_LOST, f"Another process speaks for {name} now.")
+            raise IdentityError(IdentityRefusal.SESSION_LOST, f"Another process speaks for {name} now.")
         claim.seen, claim.shown = self._clock(), self.shown(peer)
         return name
 
@@ -233,13 +243,17 @@ class Roster:
         if (claim := self._claims.get(name)) is not None:
             claim.seen = self._clock()
 
-    def shown(self, peer: Peer) -> Shown | None:
+    def shown(self, peer: Peer) -> ShownCertificate | None:
         """The certificate of a caller; None without TLS."""
-        return None if self._doorman is None else self._doorman.shown(peer)
+        return None if self._certificate_reader is None else self._certificate_reader.shown(peer)
 
-    def outdated(self, shown: Shown | None) -> IdentityError | None:
+    def outdated(self, shown: ShownCertificate | None) -> IdentityError | None:
         """Why what a caller has shown counts no longer; None while it does."""
-        return None if self._doorman is None or shown is None else self._doorman.outdated(shown)
+        return (
+            None
+            if self._certificate_reader is None or shown is None
+            else self._certificate_reader.outdated(shown)
+        )
 
     def expel(self) -> list[str]:
         """Workers whose process showed a certificate that is revoked by now: nobody speaks for them."""
@@ -248,10 +262,10 @@ class Roster:
             del self._claims[name]
         return found
 
-    def is_revoked(self, shown: Shown | None) -> bool:
+    def is_revoked(self, shown: ShownCertificate | None) -> bool:
         """Whether a certificate was revoked. One that has expired was not."""
         error = self.outdated(shown)
-        return error is not None and error.code is Stranger.REVOKED
+        return error is not None and error.code is IdentityRefusal.REVOKED
 
     @contextmanager
     def calling(self, name: str, *, stays: bool = False) -> Generator[None]:
@@ -287,45 +301,56 @@ class Roster:
         if held is not None and now - held.seen <= self._silence and not held.gone(now):
             found = f"Another process spoke for {name} {now - held.seen:.1f} s ago; stop one of them, "
             raise IdentityError(
-                Stranger.SESSION_TAKEN, f"{found}or wait {self._silence:g} s after it has ended."
+                IdentityRefusal.SESSION_TAKEN, f"{found}or wait {self._silence:g} s after it has ended."
             )
-        self._claims[name] = Claim(session, now, shown=self.shown(peer))
+        self._claims[name] = Session(session, now, shown=self.shown(peer))
         return name
 
     def _credentials(self, metadata: Metadata, peer: Peer) -> tuple[str, str]:
         """Name and session, once the name is proved."""
         found = _headers(metadata)
         try:
-            name = self._by_token(found) if self._doorman is None else self._by_certificate(found, peer)
+            name = (
+                self._by_token(found)
+                if self._certificate_reader is None
+                else self._by_certificate(found, peer)
+            )
         except IdentityError as error:
             self._suspect(error, metadata, peer)
             raise
         if not NONCE.fullmatch(found.get(SESSION, "")):
-            raise IdentityError(Stranger.UNIDENTIFIED, "Start this worker through `varangian worker`.")
+            raise IdentityError(
+                IdentityRefusal.UNIDENTIFIED, "Start this worker through `varangian worker`."
+            )
         return name, found[SESSION]
 
     def _by_token(self, found: Mapping[str, str]) -> str:
         if WORKER not in found or TOKEN not in found:
-            raise IdentityError(Stranger.UNIDENTIFIED, "Start this worker through `varangian worker`.")
+            raise IdentityError(
+                IdentityRefusal.UNIDENTIFIED, "Start this worker through `varangian worker`."
+            )
         name = found[WORKER]
         token = self._tokens.get(name)
         if token is None:
-            raise IdentityError(Stranger.UNKNOWN_WORKER, f"Found {quoted(name, 70)}.")
+            raise IdentityError(IdentityRefusal.UNKNOWN_WORKER, f"Found {quote(name, 70)}.")
         if not hmac.compare_digest(token, found[TOKEN].encode()):
             raise IdentityError(
-                Stranger.BAD_TOKEN, f"Found another for {name}; was it made with another secret?"
+                IdentityRefusal.BAD_TOKEN, f"Found another for {name}; was it made with another secret?"
             )
         return name
 
     def _by_certificate(self, found: Mapping[str, str], peer: Peer) -> str:
-        assert self._doorman is not None
-        name = self._doorman.worker(peer)
+        assert self._certificate_reader is not None
+        name = self._certificate_reader.worker(peer)
         if found.get(WORKER, name) != name:
             raise IdentityError(
-                Stranger.MISNAMED, f"Found {quoted(found[WORKER], 70)} with the certificate of {name}."
+                IdentityRefusal.MISNAMED,
+                f"Found {quote(found[WORKER], 70)} with the certificate of {name}.",
             )
         if name not in self.names:
-            raise IdentityError(Stranger.UNKNOWN_WORKER, f"Found the certificate of {quoted(name, 70)}.")
+            raise IdentityError(
+                IdentityRefusal.UNKNOWN_WORKER, f"Found the certificate of {quote(name, 70)}."
+            )
         return name
 
     def _suspect(self, error: IdentityError, metadata: Metadata, peer: Peer) -> None:
@@ -333,7 +358,7 @@ class Roster:
         who = self.presumed(metadata, peer)
         if error.code in SUSPICIOUS and (who, error.code) not in self._suspected:
             self._suspected.add((who, error.code))
-            log.warning("security: %s from %s: %s", error.code.name, who, quoted(str(error), LOGGED))
+            log.warning("security: %s from %s: %s", error.code.name, who, quote(str(error), LOGGED))
 
 
 def _headers(metadata: Metadata) -> dict[str, str]:
@@ -343,7 +368,7 @@ def _headers(metadata: Metadata) -> dict[str, str]:
         if key not in (WORKER, TOKEN, SESSION):
             continue
         if key in found or not isinstance(value, str):
-            raise IdentityError(Stranger.UNIDENTIFIED, f"Found {key} twice, or in bytes.")
+            raise IdentityError(IdentityRefusal.UNIDENTIFIED, f"Found {key} twice, or in bytes.")
         found[key] = value
     return found
 

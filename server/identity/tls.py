@@ -28,16 +28,16 @@ from varangian.protos.identity.bundle import (
     BundleError,
     Holder,
     Role,
-    find,
-    holder,
+    find_bundle,
     identity_uri,
+    parse_holder,
 )
-from varangian.protos.identity.certificate import Shown, dated
-from varangian.protos.identity.revocation import Revoked, der
-from varangian.protos.identity.watched_files import Failure, News, Watched
+from varangian.protos.identity.certificate import ShownCertificate, dated
+from varangian.protos.identity.revocation import RevocationList, der
+from varangian.protos.identity.watched_files import Change, Failure, WatchedFiles
 from varangian.protos.network.descriptors import Spare
-from varangian.protos.text import escaped, quoted
-from varangian.server.identity.sessions import IdentityError, Peer, Stranger
+from varangian.protos.text import escape, quote
+from varangian.server.identity.sessions import IdentityError, IdentityRefusal, Peer
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,14 @@ class Security:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.bundle = Bundle.load(find(path, Role.SERVER.value), Role.SERVER)
+        self.bundle = Bundle.load(find_bundle(path, Role.SERVER.value), Role.SERVER)
         spare = Spare()
         try:
-            self.revoked = Revoked(self.bundle.path / REVOKED, spare, clock=clock)
-            self.renewal = Renewal(self.bundle, spare, clock=clock, now=now)
+            self.revoked = RevocationList(self.bundle.path / REVOKED, spare, clock=clock)
+            self.renewal = CertificateRenewal(self.bundle, spare, clock=clock, now=now)
         except (OSError, ValueError) as error:
             raise BundleError(str(error)) from None
-        self.doorman = Certificates(self.bundle.cluster, self.revoked, now)
+        self.certificate_reader = Certificates(self.bundle.cluster, self.revoked, now)
 
     def credentials(self) -> grpc.ServerCredentials:
         """For one port; it asks every peer for a certificate, and shows a renewed one without a restart."""
@@ -109,7 +109,7 @@ class Certificates:
         now: seconds since 1970.
     """
 
-    def __init__(self, cluster: str, revoked: Revoked, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, cluster: str, revoked: RevocationList, now: Callable[[], float] = time.time) -> None:
         self._cluster = cluster
         self._revoked = revoked
         self._now = now
@@ -138,28 +138,29 @@ class Certificates:
         found = self._holder(peer)
         if found.role is not Role.WORKER:
             raise IdentityError(
-                Stranger.ROLE, f"Found the certificate of the {found.role.value} {quoted(found.name, 70)}."
+                IdentityRefusal.ROLE,
+                f"Found the certificate of the {found.role.value} {quote(found.name, 70)}.",
             )
         return found.name
 
-    def shown(self, peer: Peer) -> Shown | None:
+    def shown(self, peer: Peer) -> ShownCertificate | None:
         """The certificate of a caller; None where there is none of ours."""
         found = _stated(peer)
         if found is None:
             return None
-        holder = f"the {found.role.value} {quoted(found.name, 70)}"
+        holder = f"the {found.role.value} {quote(found.name, 70)}"
         try:
-            return Shown(*dated(next(iter(peer["x509_pem_cert"]))), holder)
+            return ShownCertificate(*dated(next(iter(peer["x509_pem_cert"]))), holder)
         except ValueError:
             return None
 
-    def outdated(self, shown: Shown) -> IdentityError | None:
+    def outdated(self, shown: ShownCertificate) -> IdentityError | None:
         """Why a certificate that was taken counts no longer; None while it does."""
         if shown.fingerprint in self._revoked:
-            return IdentityError(Stranger.REVOKED, f"Found that of {shown.holder}.")
+            return IdentityError(IdentityRefusal.REVOKED, f"Found that of {shown.holder}.")
         if self._now() > shown.ends:
             return IdentityError(
-                Stranger.EXPIRED, f"Found that of {shown.holder}, valid until {_date(shown.ends)}."
+                IdentityRefusal.EXPIRED, f"Found that of {shown.holder}, valid until {_date(shown.ends)}."
             )
         return None
 
@@ -167,28 +168,28 @@ class Certificates:
         versions = _texts(peer, "ssl_tls_version")
         if versions != [VERSION]:
             raise IdentityError(
-                Stranger.UNCERTIFIED, f"Found {escaped(versions[0], 20) if versions else 'no TLS'}."
+                IdentityRefusal.UNCERTIFIED, f"Found {escape(versions[0], 20) if versions else 'no TLS'}."
             )
         found = _stated(peer)
         if found is None:
             raise IdentityError(
-                Stranger.UNCERTIFIED, "Found one without a URI varangian:CLUSTER:ROLE:NAME of ours."
+                IdentityRefusal.UNCERTIFIED, "Found one without a URI varangian:CLUSTER:ROLE:NAME of ours."
             )
         if found.cluster != self._cluster:
             raise IdentityError(
-                Stranger.OTHER_CLUSTER,
-                f"Found that of the {found.role.value} {quoted(found.name, 70)} of cluster "
+                IdentityRefusal.OTHER_CLUSTER,
+                f"Found that of the {found.role.value} {quote(found.name, 70)} of cluster "
                 f"{found.cluster}; this server is in {self._cluster}.",
             )
         shown = self.shown(peer)
         if shown is None:
-            raise IdentityError(Stranger.UNCERTIFIED, "Found one whose dates cannot be read.")
+            raise IdentityError(IdentityRefusal.UNCERTIFIED, "Found one whose dates cannot be read.")
         if error := self.outdated(shown):
             raise error
         return found
 
 
-class Renewal:
+class CertificateRenewal:
     """The bundle as gRPC wants it, which asks at every handshake; read again when its files change."""
 
     def __init__(
@@ -201,7 +202,7 @@ class Renewal:
     ) -> None:
         self._path, self._cluster, self._now = bundle.path, bundle.cluster, now
         paths = [bundle.path / name for name in (CA, CERTIFICATE, KEY)]
-        self._watched = Watched(paths, self._read, spare or Spare(), clock=clock, wall=now)
+        self._watched = WatchedFiles(paths, self._read, spare or Spare(), clock=clock, wall=now)
         self._lock = threading.Lock()
         self._shown: Bundle | None = None
 
@@ -233,9 +234,9 @@ class Renewal:
     def look(self) -> None:
         """Read the bundle again if it has changed; at most once a second."""
         news = self._watched.look()
-        if news is News.CHANGED:
+        if news is Change.CHANGED:
             log.info("security: the certificate of the server was renewed")
-        elif news is News.FAILED and self.failure is not None:
+        elif news is Change.FAILED and self.failure is not None:
             log.error("security: the old certificate of the server stays in use: %s", self.failure.error)
 
     def ending(self) -> tuple[str, ...]:
@@ -276,7 +277,7 @@ def _configuration(bundle: Bundle) -> grpc.ServerCertificateConfiguration:
 
 def _stated(peer: Peer) -> Holder | None:
     """Whom a certificate names; only URIs count, which gRPC lists apart from names of other types."""
-    found = holder(_texts(peer, "peer_uri"), _texts(peer, "x509_subject_alternative_name"))
+    found = parse_holder(_texts(peer, "peer_uri"), _texts(peer, "x509_subject_alternative_name"))
     certificates = list(peer.get("x509_pem_cert", ()))
     if found is None or len(certificates) != 1:
         return None

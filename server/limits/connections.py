@@ -39,7 +39,7 @@ NEW = 1.0
 
 
 @dataclass(frozen=True)
-class Share:
+class ConnectionShare:
     """How many connections callers may keep."""
 
     worker: int = 4
@@ -48,7 +48,7 @@ class Share:
     """For each address whose callers prove nothing, as they need not for the status without TLS."""
 
 
-SHARE = Share()
+SHARE = ConnectionShare()
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Caller:
     """When it last did."""
 
 
-class Connections:
+class ConnectionLimits:
     """Counts the connections of each caller, and closes those of the surplus.
 
     Args:
@@ -71,7 +71,7 @@ class Connections:
     """
 
     def __init__(
-        self, workers: int, share: Share = SHARE, clock: Callable[[], float] = time.monotonic
+        self, workers: int, share: ConnectionShare = SHARE, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.most = connections(workers)
         self.closed = Counter[str]()
@@ -86,7 +86,7 @@ class Connections:
 
     def called(self, peer: str, who: str, proven: bool) -> None:
         """Somebody calls from the end that gRPC calls `peer`."""
-        address = parsed(peer)
+        address = parse_peer(peer)
         if address is None:
             return
         known = self._callers.get(address)
@@ -96,7 +96,7 @@ class Connections:
 
     def drop(self, peer: str) -> None:
         """Close this connection soon: its calls are more than refusals can slow down."""
-        if (address := parsed(peer)) is not None:
+        if (address := parse_peer(peer)) is not None:
             self._unwanted.add(address)
             self._due.set()
 
@@ -178,7 +178,7 @@ class Connections:
         return bool(closing) or len(there) > self.most // 2
 
 
-def parsed(peer: str) -> Address | None:
+def parse_peer(peer: str) -> Address | None:
     """Host and port of what gRPC calls the other end, as `ipv4:192.0.2.1:5678` or `ipv6:%5B::1%5D:5678`."""
     kind, _, rest = unquote(peer).partition(":")
     host, _, port = rest.rpartition(":")

@@ -11,7 +11,7 @@ from varangian.server import errors
 
 
 @dataclass(eq=False)
-class Turn:
+class OpenUpload:
     """The upload that a worker has open."""
 
     task: asyncio.Task[object]
@@ -24,11 +24,11 @@ class Turn:
             self.task.cancel()
 
 
-class Newest:
+class OpenUploads:
     """The open upload of each worker."""
 
     def __init__(self) -> None:
-        self._turns: dict[str, Turn] = {}
+        self._turns: dict[str, OpenUpload] = {}
 
     @asynccontextmanager
     async def upload(self, worker: str) -> AsyncGenerator[None, None]:
@@ -42,7 +42,7 @@ class Newest:
             await before.over.wait()
         task = asyncio.current_task()
         assert task is not None
-        mine = self._turns[worker] = Turn(task)
+        mine = self._turns[worker] = OpenUpload(task)
         try:
             yield
         except asyncio.CancelledError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from varangian.server import errors
 
 
-class Quota:
+class StreamQuota:
     """How many streams each worker has open."""
 
     def __init__(self, most: int) -> None:
@@ -34,7 +34,7 @@ class Quota:
             self._open[worker] -= 1
 
 
-class Bucket:
+class TokenBucket:
     """Something that may be had at some rate, and so much of it at once after a while without.
 
     Args:
@@ -95,7 +95,7 @@ class Calls:
         self, rate: float = 25.0, most: float = 100.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.rate, self._most, self._clock = rate, most, clock
-        self._callers: dict[str, tuple[Bucket, Bucket]] = {}
+        self._callers: dict[str, tuple[TokenBucket, TokenBucket]] = {}
 
     def take(self, who: str) -> tuple[float, bool]:
         """One more call: in how many seconds to answer it, and whether to refuse it then.
@@ -108,8 +108,8 @@ class Calls:
             if len(self._callers) >= CALLERS:
                 who = "callers that are too many to be told apart"
         if who not in self._callers:
-            allowed = Bucket(self.rate, self._most, self._clock)
-            self._callers[who] = allowed, Bucket(self.rate, 2 * self._most, self._clock)
+            allowed = TokenBucket(self.rate, self._most, self._clock)
+            self._callers[who] = allowed, TokenBucket(self.rate, 2 * self._most, self._clock)
         calls, refusals = self._callers[who]
         delay = calls.take()
         if delay <= LATE:
@@ -130,7 +130,7 @@ class CutOffError(Exception):
 
 
 @dataclass
-class Rations:
+class RoundQuotas:
     """What each worker has had: uploads and downloads of the round it is at, and joins.
 
     Honest workers need one of each in a round, and a few more on a line that breaks.
@@ -144,8 +144,10 @@ class Rations:
     """At once; after that `JOINS_PER_SECOND`."""
     clock: Callable[[], float] = time.monotonic
     _uploads: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-    _downloads: dict[str, tuple[int, Bucket]] = field(default_factory=dict[str, tuple[int, Bucket]])
-    _joins: dict[str, Bucket] = field(default_factory=dict[str, Bucket])
+    _downloads: dict[str, tuple[int, TokenBucket]] = field(
+        default_factory=dict[str, tuple[int, TokenBucket]]
+    )
+    _joins: dict[str, TokenBucket] = field(default_factory=dict[str, TokenBucket])
 
     def upload(self, worker: str, round: int) -> None:
         """One more begins.
@@ -167,7 +169,7 @@ class Rations:
         """
         at, bucket = self._downloads.get(worker, (-1, None))
         if bucket is None or at != round:
-            bucket = Bucket(1 / RELIEF, self.downloads, self.clock)
+            bucket = TokenBucket(1 / RELIEF, self.downloads, self.clock)
             self._downloads[worker] = round, bucket
         if not bucket.try_to_take():
             raise errors.too_many_pulls(RELIEF)
@@ -180,7 +182,7 @@ class Rations:
         """
         bucket = self._joins.get(worker)
         if bucket is None:
-            bucket = self._joins[worker] = Bucket(JOINS_PER_SECOND, self.joins, self.clock)
+            bucket = self._joins[worker] = TokenBucket(JOINS_PER_SECOND, self.joins, self.clock)
         if not bucket.try_to_take():
             raise errors.too_many_joins(JOINS_PER_SECOND)
 

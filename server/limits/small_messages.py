@@ -13,12 +13,12 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 
-def readers(workers: int) -> int:
+def most_readers(workers: int) -> int:
     """How many small messages may be read at once: more than bad workers have, as each has one."""
     return workers // 2 + 1
 
 
-class Requests:
+class SmallMessages:
     """Who may read a small message now.
 
     Args:
@@ -26,7 +26,7 @@ class Requests:
     """
 
     def __init__(self, workers: int) -> None:
-        self._seats = asyncio.Semaphore(readers(workers))
+        self._seats = asyncio.Semaphore(most_readers(workers))
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @asynccontextmanager

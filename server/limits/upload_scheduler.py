@@ -10,7 +10,7 @@ PAUSE = 0.05
 """Seconds in which nothing arrives, after which a seat is given up while others wait."""
 
 
-class Gate:
+class UploadScheduler:
     """Seats for the uploads that receive at the same time.
 
     A few receivers share the cores better than fifteen, and bound the memory in flight. But with seats held
@@ -28,7 +28,7 @@ class Gate:
         self.turn = turn
         self.share = share
         self._free = seats
-        self._seated = set[Seat]()
+        self._seated = set[UploadTurn]()
         self._queue = deque[asyncio.Future[None]]()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -36,17 +36,17 @@ class Gate:
     def waiting(self) -> int:
         return len(self._queue)
 
-    def seat(self) -> Seat:
-        return Seat(self)
+    def seat(self) -> UploadTurn:
+        return UploadTurn(self)
 
-    async def enter(self, seat: Seat) -> None:
+    async def enter(self, seat: UploadTurn) -> None:
         if self._free:
             self._free -= 1
         else:
             await self._turn()
         self._seated.add(seat)
 
-    def leave(self, seat: Seat) -> None:
+    def leave(self, seat: UploadTurn) -> None:
         self._seated.discard(seat)
         self._pass_on()
 
@@ -86,11 +86,11 @@ class Gate:
             self._watch()
 
 
-class Seat:
+class UploadTurn:
     """One upload's place at the gate: a context manager around the whole upload."""
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    def __init__(self, gate: UploadScheduler) -> None:
+        self._upload_scheduler = gate
         self._now = asyncio.get_running_loop().time
         self._seated = False
         self._since = 0.0
@@ -105,7 +105,7 @@ class Seat:
     async def listen(self) -> None:
         """To call before a message is awaited: returns at once while the turn lasts, else queues again."""
         if self._seated and self._over():
-            if self._gate.waiting:
+            if self._upload_scheduler.waiting:
                 self.stand()
             else:
                 self._begin()
@@ -120,7 +120,7 @@ class Seat:
 
     async def sit(self) -> None:
         if not self._seated:
-            await self._gate.enter(self)
+            await self._upload_scheduler.enter(self)
             self._seated = True
             self._begin()
 
@@ -128,15 +128,18 @@ class Seat:
         """Leave the seat to others; who wants to go on queues again."""
         if self._seated:
             self._seated = False
-            self._gate.leave(self)
+            self._upload_scheduler.leave(self)
 
     def _over(self) -> bool:
-        return self._taken >= self._gate.share or self._now() - self._since >= self._gate.turn
+        return (
+            self._taken >= self._upload_scheduler.share
+            or self._now() - self._since >= self._upload_scheduler.turn
+        )
 
     def _begin(self) -> None:
         self._since, self._taken = self._now(), 0
 
-    async def __aenter__(self) -> Seat:
+    async def __aenter__(self) -> UploadTurn:
         await self.sit()
         return self
 

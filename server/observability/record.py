@@ -108,12 +108,12 @@ Evaluate: TypeAlias = Callable[[Tensor], Evaluation]
 """From the parameters (d,)."""
 
 
-def is_due(round: int, rounds: int, every: int) -> bool:
+def evaluation_is_due(round: int, rounds: int, every: int) -> bool:
     """Whether held-out data is looked at after this round: every so often, and after the last."""
     return (round + 1) % every == 0 or round + 1 == rounds
 
 
-def of_step(
+def record_of_step(
     round: int,
     step: Step,
     *,
@@ -168,7 +168,7 @@ def of_step(
     )
 
 
-def of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
+def record_of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
     """The record of a round that became nothing."""
     scores = Scores(*(evaluation or ()))
     return RoundRecord(

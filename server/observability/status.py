@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from varangian.protos import codec
 from varangian.server.protocol.decisions import Machine
 from varangian.server.protocol.events import Phase, Seconds, Worker
-from varangian.server.protocol.state import Participation
+from varangian.server.protocol.state import RunState
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Status:
     def of(cls, machine: Machine, at: Seconds, refusals: Mapping[str, int]) -> Status:
         state, workers = machine.state, machine.policy.workers
         here = state.pushed.keys() | state.faults.keys()
-        asked = state.invited.keys() if isinstance(state, Participation) else set(workers)
+        asked = state.invited.keys() if isinstance(state, RunState) else set(workers)
         return cls(
             round=state.round,
             rounds=machine.policy.rounds,

@@ -6,9 +6,9 @@ the protocol itself is `synchronous` for `sync`, and `machine` for the others.
 
 from varangian.server.participation.asap import Asap
 from varangian.server.participation.asynchronous import Async
-from varangian.server.participation.base import PARTICIPATION, Regime
+from varangian.server.participation.base import PARTICIPATION, Participation
 from varangian.server.participation.fedavg import FedAvg
 from varangian.server.participation.fedlaavg import FedLaAvg, Form
 from varangian.server.participation.sync import Sync
 
-__all__ = ["PARTICIPATION", "Asap", "Async", "FedAvg", "FedLaAvg", "Form", "Regime", "Sync"]
+__all__ = ["PARTICIPATION", "Asap", "Async", "FedAvg", "FedLaAvg", "Form", "Participation", "Sync"]

@@ -38,16 +38,16 @@ class Asap:
             yield Problem("graph", reason.rstrip("."))
 
     def answers(self, n: int, f: int) -> int:
-        return min(sizes(self.graph, n), default=1)
+        return min(neighbourhood_sizes(self.graph, n), default=1)
 
     def quorum(self, n: int, f: int) -> int:
         return max(1, self.answers(n, f) - f)
 
     def rows(self, n: int, quorum: int) -> tuple[int, ...]:
-        return tuple(sorted({quorum, *sizes(self.graph, n)}))
+        return tuple(sorted({quorum, *neighbourhood_sizes(self.graph, n)}))
 
 
-def sizes(graph: Graph, n: int) -> tuple[int, ...]:
+def neighbourhood_sizes(graph: Graph, n: int) -> tuple[int, ...]:
     """How many workers a neighbourhood can have, ascending; none if there is no such graph."""
     return _sizes(cast("Hashable", graph), n)
 

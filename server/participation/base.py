@@ -12,7 +12,7 @@ from varangian.registry import Problem, Registry
 
 
 @runtime_checkable
-class Regime(Protocol):
+class Participation(Protocol):
     """Who is in a round, how long the round waits, and what the rule is given at its end."""
 
     def problems(self, n: int, f: int, /) -> Iterator[Problem]:
@@ -32,4 +32,4 @@ class Regime(Protocol):
         ...
 
 
-PARTICIPATION: Registry[Regime] = Registry("participation")
+PARTICIPATION: Registry[Participation] = Registry("participation")

@@ -12,10 +12,10 @@ from varangian.aggregators.graphs.base import Graph, GraphError
 from varangian.aggregators.graphs.turns import cycle, group
 from varangian.server.participation.staleness import Constant, Staleness
 from varangian.server.protocol.events import Seconds, Worker
-from varangian.server.protocol.state import NEVER, Participation
+from varangian.server.protocol.state import NEVER, RunState
 
 
-def oldest(available: Sequence[Worker], last: Mapping[Worker, int], k: int) -> tuple[Worker, ...]:
+def longest_absent(available: Sequence[Worker], last: Mapping[Worker, int], k: int) -> tuple[Worker, ...]:
     """The k available workers whose last participation is the longest ago, ties by name; or all there are.
 
     The selection of FedLaAvg, "Federated Optimization under Intermittent Client Availability" (Yan et al.,
@@ -39,18 +39,18 @@ class _Whoever:
     def members(self, workers: tuple[Worker, ...], round: int) -> tuple[Worker, ...]:
         return workers
 
-    def expected(self, workers: tuple[Worker, ...], state: Participation) -> Collection[Worker]:
+    def expected(self, workers: tuple[Worker, ...], state: RunState) -> Collection[Worker]:
         return state.invited.keys()
 
     def quorum(self, declared: int, seats: int, there: int) -> int:
         return min(declared, seats)
 
     def next(
-        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...]
+        self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...]
     ) -> tuple[Worker, ...]:
         return ready
 
-    def wake_at(self, state: Participation) -> Seconds | None:
+    def wake_at(self, state: RunState) -> Seconds | None:
         return None
 
     def factor(self, age: int) -> float:
@@ -77,12 +77,12 @@ class Everyone(_Prompt):
     def seats(self, n: int, round: int) -> int:
         return n
 
-    def wanted(self, workers: tuple[Worker, ...], state: Participation, ready: int) -> int:
+    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
         return len(workers)
 
 
 @dataclass(frozen=True)
-class Oldest(_Prompt):
+class LongestAbsent(_Prompt):
     """k of those who are there: whose last participation is the longest ago.
 
     To be invited is to participate, whatever comes of it: who never answers does not keep a seat for ever.
@@ -107,40 +107,40 @@ class Oldest(_Prompt):
     def seats(self, n: int, round: int) -> int:
         return self.k
 
-    def wanted(self, workers: tuple[Worker, ...], state: Participation, ready: int) -> int:
+    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
         if self._gathers(workers, state):
             return self.k
-        return max(1, min(self.k, len(_seated(state)) + ready))
+        return max(1, min(self.k, len(_invited_workers(state)) + ready))
 
     def quorum(self, declared: int, seats: int, there: int) -> int:
         """As many may be silent as in a full round: a seat that nobody took is nobody's silence."""
         return max(1, min(declared, seats) - max(0, seats - there))
 
     def next(
-        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...]
+        self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...]
     ) -> tuple[Worker, ...]:
         if self._gathers(workers, state):
             return ()
         # Those who have a seat were silent until the deadline: whoever else is there may answer for them.
-        free = len(ready) if state.overdue else self.k - len(_seated(state))
-        return oldest(ready, state.last, max(0, free))
+        free = len(ready) if state.overdue else self.k - len(_invited_workers(state))
+        return longest_absent(ready, state.last, max(0, free))
 
-    def wake_at(self, state: Participation) -> Seconds | None:
-        return None if state.opened_at is None or _seated(state) else state.opened_at + self.gather
+    def wake_at(self, state: RunState) -> Seconds | None:
+        return None if state.opened_at is None or _invited_workers(state) else state.opened_at + self.gather
 
-    def _gathers(self, workers: tuple[Worker, ...], state: Participation) -> bool:
+    def _gathers(self, workers: tuple[Worker, ...], state: RunState) -> bool:
         early = state.opened_at is None or state.at < state.opened_at + self.gather
         known = state.parked.keys() | state.given_up | state.absent
-        return early and not _seated(state) and len(known) < len(workers)
+        return early and not _invited_workers(state) and len(known) < len(workers)
 
 
-def _seated(state: Participation) -> set[Worker]:
+def _invited_workers(state: RunState) -> set[Worker]:
     """Who was invited to this round and may still answer, or has."""
     return {*state.invited, *state.held, *state.faults}
 
 
 @dataclass(frozen=True)
-class Buffered(_Whoever):
+class BufferSelection(_Whoever):
     """Whoever is ready gets the current model; as soon as `size` vectors are there they are aggregated.
 
     "Federated Learning with Buffered Asynchronous Aggregation" (Nguyen et al., 2022), with one place in the
@@ -162,7 +162,7 @@ class Buffered(_Whoever):
     def seats(self, n: int, round: int) -> int:
         return self.size
 
-    def wanted(self, workers: tuple[Worker, ...], state: Participation, ready: int) -> int:
+    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
         return self.size
 
     def factor(self, age: int) -> float:
@@ -170,7 +170,7 @@ class Buffered(_Whoever):
 
 
 @dataclass(frozen=True)
-class Neighbourhoods(_Whoever):
+class NeighbourhoodSelection(_Whoever):
     """One neighbourhood of a graph after the other: in round t worker t mod n and those whom it hears from.
 
     The stochastic reduce of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and Kruus,
@@ -204,17 +204,17 @@ class Neighbourhoods(_Whoever):
     def members(self, workers: tuple[Worker, ...], round: int) -> tuple[Worker, ...]:
         return tuple(workers[i] for i in self.group(len(workers), round))
 
-    def expected(self, workers: tuple[Worker, ...], state: Participation) -> Collection[Worker]:
+    def expected(self, workers: tuple[Worker, ...], state: RunState) -> Collection[Worker]:
         return self.members(workers, state.round)
 
     def seats(self, n: int, round: int) -> int:
         return len(self.group(n, round))
 
-    def wanted(self, workers: tuple[Worker, ...], state: Participation, ready: int) -> int:
+    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
         return self.seats(len(workers), state.round)
 
     def next(
-        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...]
+        self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...]
     ) -> tuple[Worker, ...]:
         """All of them, if their turn comes before a vector for this model is too old."""
         if self.tau is None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def left_alone() -> Generator[None, None, None]:
+def frozen_garbage_collector() -> Generator[None, None, None]:
     """For as long as a server answers, what is there now is not searched for garbage.
 
     The libraries alone are 180 000 objects. Now and then the collector looks at all of them, for 150 ms in

@@ -15,7 +15,7 @@ PERIOD = 1.0
 
 
 @asynccontextmanager
-async def beating(path: Path | None, period: float = PERIOD) -> AsyncGenerator[None, None]:
+async def touch_heartbeat(path: Path | None, period: float = PERIOD) -> AsyncGenerator[None, None]:
     """Touch the file from the event loop in this context; a loop that answers nobody touches nothing.
 
     The file is removed at the end. Without a path nothing is done.

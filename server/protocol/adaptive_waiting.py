@@ -34,7 +34,7 @@ REST = 10
 
 
 @dataclass(frozen=True)
-class Waiting:
+class AdaptiveWaiting:
     """What a run agreed on: how long to wait once enough have answered."""
 
     factor: float | None = 3.0
@@ -54,7 +54,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Pace:
+class WaitingHistory:
     """What is remembered of the rounds before."""
 
     recent: tuple[float, ...] = ()
@@ -66,7 +66,7 @@ class Pace:
     rested_at: float | None = None
     """When the last patient round ended."""
 
-    def span(self, waiting: Waiting, took: float, deadline: float) -> float:
+    def span(self, waiting: AdaptiveWaiting, took: float, deadline: float) -> float:
         """How long a round is open for those who are late, if its quorum took so long."""
         if waiting.factor is None:
             return deadline
@@ -78,7 +78,7 @@ class Pace:
             return True
         return opened_at >= self.rested_at + REST * deadline
 
-    def passed_over(self, waiting: Waiting, worker: str) -> bool:
+    def passed_over(self, waiting: AdaptiveWaiting, worker: str) -> bool:
         """Whether it has missed so many rounds that only a patient one waits for it."""
         return waiting.rounds is not None and self.missed.get(worker, 0) >= waiting.rounds
 
@@ -92,7 +92,7 @@ class Pace:
         deadline: float,
         answered: Iterable[str],
         missing: Iterable[str],
-    ) -> Pace:
+    ) -> WaitingHistory:
         """After a round.
 
         Args:
@@ -117,19 +117,21 @@ class Pace:
             rested_at=at if patient else self.rested_at,
         )
 
-    def forgiving(self, worker: str) -> Pace:
+    def forgiving(self, worker: str) -> WaitingHistory:
         """The worker is waited for as if it had missed nothing."""
         kept = {name: count for name, count in self.missed.items() if name != worker}
         return replace(self, missed=kept)
 
-    def noticed(self, waiting: Waiting, worker: str, took: float, deadline: float) -> Pace:
+    def noticed(
+        self, waiting: AdaptiveWaiting, worker: str, took: float, deadline: float
+    ) -> WaitingHistory:
         """After a vector that came too late for a round: forgive its worker if waiting would have done."""
         late = not self.passed_over(waiting, worker) or took > self.span(waiting, 0.0, deadline)
         return self if late else self.forgiving(worker)
 
 
 def is_patient(
-    pace: Pace, round: int, opened_at: float | None, deadline: float, silent: Collection[str]
+    pace: WaitingHistory, round: int, opened_at: float | None, deadline: float, silent: Collection[str]
 ) -> bool:
     """Whether a round waits for everybody up to its deadline; `silent` may still answer."""
     missed = round == 0 or any(worker in pace.missed for worker in silent)

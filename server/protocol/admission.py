@@ -26,12 +26,12 @@ from varangian.server.protocol.events import (
     Withdraw,
     Worker,
 )
-from varangian.server.protocol.quorum import young
-from varangian.server.protocol.roll_call import misdated, offered, voided
-from varangian.server.protocol.state import Participation, ParticipationPolicy
+from varangian.server.protocol.quorum import is_young_enough
+from varangian.server.protocol.roll_call import check_round, is_offered, is_withdrawn_upload
+from varangian.server.protocol.state import RunPolicy, RunState
 
 
-def refused(policy: ParticipationPolicy, state: Participation, event: Event) -> Refusal | None:
+def refusal_of(policy: RunPolicy, state: RunState, event: Event) -> Refusal | None:
     """Why this is not the moment for an event, or not the one to bring it; None when it is."""
     match event:
         case Tick() | Left():
@@ -48,40 +48,38 @@ def refused(policy: ParticipationPolicy, state: Participation, event: Event) -> 
         case Ready(worker) | Present(worker):
             return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
         case Committed() | Skipped():
-            return misdated(state, event.round, Phase.CLOSED)
+            return check_round(state, event.round, Phase.CLOSED)
         case Settled():  # columns of vectors of several rounds cannot be aggregated as they come
             return Refusal.UNOFFERED
         case Offer() | Push() | Fault() | Decline():
-            return _refused_vector(policy, state, event)
+            return _refusal_of_vector(policy, state, event)
 
 
-def standing(
-    policy: ParticipationPolicy, state: Participation, worker: Worker, round: int
-) -> Refusal | None:
+def standing(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> Refusal | None:
     """Why a vector of this worker, made for the model of this round, would not count any more."""
     if state.phase is Phase.FINISHED:
         return Refusal.FINISHED
     if misfit := _misfit(policy, state, worker, round):
         return misfit
-    if voided(state, worker):
+    if is_withdrawn_upload(state, worker):
         return Refusal.UNOFFERED
     counts = state.invited.get(worker) == round or is_held(state, worker, round)
     return None if counts else Refusal.NOT_INVITED
 
 
-def is_held(state: Participation, worker: Worker, round: int) -> bool:
+def is_held(state: RunState, worker: Worker, round: int) -> bool:
     """Whether a vector of the worker for this model waits to be used, and could still be withdrawn."""
     vector = state.held.get(worker)
     return vector is not None and vector[0] == round and worker not in state.taken
 
 
-def _refused_vector(
-    policy: ParticipationPolicy, state: Participation, event: Offer | Push | Fault | Decline
+def _refusal_of_vector(
+    policy: RunPolicy, state: RunState, event: Offer | Push | Fault | Decline
 ) -> Refusal | None:
     worker, round = event.worker, event.round
     if worker not in policy.workers:
         return Refusal.UNKNOWN_WORKER
-    if isinstance(event, Offer) and (repeated := _repeated(policy, state, event)):
+    if isinstance(event, Offer) and (repeated := _answer_repeated(policy, state, event)):
         return repeated
     if misfit := _misfit(policy, state, worker, round):
         return misfit
@@ -93,13 +91,13 @@ def _refused_vector(
             return Refusal.BUSY
         case Decline() if counts:
             return Refusal.COUNTED
-        case Push() if not offered(state, worker, round, event.digest):
+        case Push() if not is_offered(state, worker, round, event.digest):
             return Refusal.UNOFFERED
         case _:
             return None if state.invited.get(worker) == round else Refusal.NOT_INVITED
 
 
-def _repeated(policy: ParticipationPolicy, state: Participation, offer: Offer) -> Refusal | None:
+def _answer_repeated(policy: RunPolicy, state: RunState, offer: Offer) -> Refusal | None:
     """How to answer an offer for the round of a vector that counts, or did; None for any other."""
     if _misfit(policy, state, offer.worker, offer.round) is Refusal.FAULTY:
         return None
@@ -110,12 +108,10 @@ def _repeated(policy: ParticipationPolicy, state: Participation, offer: Offer) -
     return None
 
 
-def _misfit(
-    policy: ParticipationPolicy, state: Participation, worker: Worker, round: int
-) -> Refusal | None:
+def _misfit(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> Refusal | None:
     """Why nothing that this worker made for the model of this round fits now."""
     if round > state.round:
         return Refusal.FUTURE
-    if not young(policy, state, round):
+    if not is_young_enough(policy, state, round):
         return Refusal.TOO_OLD
     return Refusal.FAULTY if worker in state.faults or worker in state.accused else None

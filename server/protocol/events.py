@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal, TypeAlias
 
-from varangian.server.protocol.adaptive_waiting import Pace, Waiting
+from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting, WaitingHistory
 
 Worker: TypeAlias = str
 Seconds: TypeAlias = float
@@ -42,7 +42,7 @@ class RoundPolicy:
     """After so many rounds in a row without an update the run is over: nothing loops for ever."""
     requires: Condition = unconditional
     """What the rule asks of the rows of a round. No round closes that does not meet it."""
-    waiting: Waiting | None = None
+    waiting: AdaptiveWaiting | None = None
     """When a round closes before its deadline without those who are late; None: never."""
 
     def __post_init__(self) -> None:
@@ -370,7 +370,7 @@ class RoundState:
     """Who was not waited for in the round that is being aggregated, and why."""
     quorum_took: Seconds | None = None
     """Until enough had answered this round for the adaptive wait to begin."""
-    pace: Pace = field(default_factory=Pace)
+    pace: WaitingHistory = field(default_factory=WaitingHistory)
     """What is remembered of the rounds before."""
     uploads: Mapping[Worker, tuple[int, bytes]] = field(default_factory=dict[Worker, tuple[int, bytes]])
     """Open uploads, also those of rounds that are over: (round, digest)."""

@@ -2,8 +2,8 @@
 
 Beside `synchronous`, for runs in which not everybody pushes in every round. Its rules hold here, too: no
 clock, no tensor, no thread and no wire; time comes in with each event; an event that is refused changes
-nothing; every decision has its sentence; one pure function, `moved`, is the whole protocol. Its events and
-effects mean the same, except that the round of a vector is the round whose model it was made for.
+nothing; every decision has its sentence; one pure function, `transition`, is the whole protocol. Its events
+and effects mean the same, except that the round of a vector is the round whose model it was made for.
 
 Theory of operation. A worker asks for a model (`Ready`) and is parked until the choice of the run takes it:
 the k that were away longest, whoever comes, whose turn it is (`selection`). Then it is invited: its pull is
@@ -40,7 +40,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TypeAlias
 
-from varangian.server.protocol.admission import refused, standing
+from varangian.server.protocol.admission import refusal_of, standing
 from varangian.server.protocol.decisions import Decision, Verdict
 from varangian.server.protocol.events import (
     Absent,
@@ -74,24 +74,24 @@ from varangian.server.protocol.events import (
     Worker,
 )
 from varangian.server.protocol.quorum import (
-    closed,
-    decided,
+    close_round,
+    count_answers,
+    decide,
     due,
-    ended,
     has_enough,
-    in_vain,
     paced,
-    ready,
-    tallied,
+    ready_workers,
+    summarise,
     took,
-    uploads_of_use,
+    useful_uploads,
+    waiting_is_useless,
 )
-from varangian.server.protocol.roll_call import withdrawn, without
-from varangian.server.protocol.state import NEVER, Participation, ParticipationPolicy
+from varangian.server.protocol.roll_call import withdraw, without
+from varangian.server.protocol.state import NEVER, RunPolicy, RunState
 
-__all__ = ["ParticipationMachine", "moved"]
+__all__ = ["ParticipationMachine", "transition"]
 
-Moved: TypeAlias = tuple[Participation, tuple[Effect, ...]]
+Moved: TypeAlias = tuple[RunState, tuple[Effect, ...]]
 
 
 class ParticipationMachine:
@@ -99,13 +99,13 @@ class ParticipationMachine:
 
     invites = True
 
-    def __init__(self, policy: ParticipationPolicy) -> None:
+    def __init__(self, policy: RunPolicy) -> None:
         self.policy = policy
-        self.state = Participation()
+        self.state = RunState()
 
     def handle(self, event: Event) -> tuple[Effect, ...]:
         """Move, and say what follows. The answer to a worker comes first."""
-        self.state, effects = moved(self.policy, self.state, event)
+        self.state, effects = transition(self.policy, self.state, event)
         return effects
 
     @property
@@ -116,53 +116,53 @@ class ParticipationMachine:
     def decision(self, at: Seconds) -> Decision:
         """What the open round is waiting for, as a sentence."""
         now = replace(self.state, at=max(self.state.at, at))
-        return decided(self.policy, now, tallied(self.policy, now))
+        return decide(self.policy, now, count_answers(self.policy, now))
 
     def standing(self, worker: Worker, round: int) -> Refusal | None:
         """Why a vector of this worker, made for the model of this round, would not count any more."""
         return standing(self.policy, self.state, worker, round)
 
 
-def moved(policy: ParticipationPolicy, state: Participation, event: Event) -> Moved:
+def transition(policy: RunPolicy, state: RunState, event: Event) -> Moved:
     """The whole protocol: a pure function of state and event."""
-    refusal = refused(policy, state, event)
+    refusal = refusal_of(policy, state, event)
     if refusal is Refusal.DUPLICATE and isinstance(event, Offer):
         return state, (Duplicate(event.worker, event.round),)
     if refusal is not None:
         return _noticed(policy, state, event, refusal), (Reject(refusal, state.round),)
-    changed, effects = _changed(policy, replace(state, at=max(state.at, event.at)), event)
-    settled, following = _settled(policy, changed)
+    changed, effects = _apply(policy, replace(state, at=max(state.at, event.at)), event)
+    settled, following = _settle(policy, changed)
     return settled, (*effects, *following)
 
 
-def wake_at(policy: ParticipationPolicy, state: Participation) -> Seconds | None:
+def wake_at(policy: RunPolicy, state: RunState) -> Seconds | None:
     """When time alone changes something; None if it never does."""
     if state.phase is not Phase.OPEN or state.opened_at is None:
         return None
     deadline = None if state.overdue else state.opened_at + policy.deadline
-    late = None if state.quorum_took is None else due(policy, state, tallied(policy, state))
+    late = None if state.quorum_took is None else due(policy, state, count_answers(policy, state))
     moments = (deadline, late, policy.choice.wake_at(state))
     return min((moment for moment in moments if moment is not None and moment > state.at), default=None)
 
 
-def _changed(policy: ParticipationPolicy, state: Participation, event: Event) -> Moved:
+def _apply(policy: RunPolicy, state: RunState, event: Event) -> Moved:
     """What an event that is in order does by itself."""
     match event:
         case Ready(worker, round):
-            return _asked(_started(state), worker, round)
+            return _ask(_start(state), worker, round)
         case Present(worker):
             pace = state.pace.forgiving(worker)
             return replace(state, absent=state.absent - {worker}, pace=pace), ()
         case Absent(worker):
             gone = replace(state, absent=state.absent | {worker})
-            return _left(gone, worker), ()
+            return _leave(gone, worker), ()
         case Withdraw(worker, reason):
-            return _withdrawn(state, worker, reason), (Forget(worker),)
+            return _withdraw(state, worker, reason), (Forget(worker),)
         case Decline(worker, _, reason):
             declined, revoked = {worker: reason, **state.declined}, without(state.revoked, worker)
-            return replace(_uninvited(state, worker), declined=declined, revoked=revoked), ()
+            return replace(_uninvite(state, worker), declined=declined, revoked=revoked), ()
         case Left(worker):
-            return _left(state, worker), ()
+            return _leave(state, worker), ()
         case Offer(worker, round, digest):
             uploads, absent = {**state.uploads, worker: (round, digest)}, state.absent - {worker}
             revoked = without(state.revoked, worker)
@@ -172,53 +172,53 @@ def _changed(policy: ParticipationPolicy, state: Participation, event: Event) ->
             asked_at = state.asked.get(worker, (round, state.at))[1]
             state = replace(state, took={**state.took, worker: state.at - asked_at})
             uploads, declined = without(state.uploads, worker), without(state.declined, worker)
-            arrived = replace(_uninvited(state, worker), held=held)
+            arrived = replace(_uninvite(state, worker), held=held)
             return replace(arrived, uploads=uploads, declined=declined), (Accept(worker, round),)
         case Fault(worker, _, reason):
-            return _faulted(state, worker, reason), ()
+            return _record_fault(state, worker, reason), ()
         case Gone(worker):
-            return _gone(state, worker)
+            return _end_upload(state, worker)
         case Committed():
-            return _opened(policy, replace(state, skips=0))
+            return _open(policy, replace(state, skips=0))
         case Skipped(_, reason):
-            return _given_up(policy, state, reason)
+            return _give_up(policy, state, reason)
         case Stop(reason):
-            return _finished(state, reason)
+            return _finish(state, reason)
         case _:
             return state, ()
 
 
-def _settled(policy: ParticipationPolicy, state: Participation) -> Moved:
+def _settle(policy: RunPolicy, state: RunState) -> Moved:
     """Close the round, or give it up, if it is time to; else invite whom there is a place for."""
     effects: tuple[Effect, ...] = ()
     over = True
     while over and state.phase is Phase.OPEN and state.opened_at is not None:
         round = state.round
-        state, following = _judged(policy, state)
+        state, following = _judge(policy, state)
         effects += following
         over = state.round > round
     return state, effects
 
 
-def _judged(policy: ParticipationPolicy, state: Participation) -> Moved:
-    tally = tallied(policy, state)
+def _judge(policy: RunPolicy, state: RunState) -> Moved:
+    tally = count_answers(policy, state)
     if policy.waiting is not None and state.quorum_took is None and has_enough(policy, tally):
         state = replace(state, quorum_took=took(policy, state, tally))
-    verdict, because = decided(policy, state, tally)
+    verdict, because = decide(policy, state, tally)
     if verdict is Verdict.CLOSE:
-        close, pace = closed(policy, state, tally, because), paced(Close, policy, state, tally)
+        close, pace = close_round(policy, state, tally, because), paced(Close, policy, state, tally)
         state = replace(state, phase=Phase.CLOSED, closed=close, overdue=False, declined={}, pace=pace)
         return state, (close,)
     if verdict is Verdict.SHORT:
-        if policy.shortfall != "wait" or in_vain(policy, state, tally):
-            skip, pace = ended(Skip, policy, state, tally, because), paced(Skip, policy, state, tally)
-            return _skipped(policy, replace(state, declined={}, pace=pace), skip)
+        if policy.shortfall != "wait" or waiting_is_useless(policy, state, tally):
+            skip, pace = summarise(Skip, policy, state, tally, because), paced(Skip, policy, state, tally)
+            return _skip(policy, replace(state, declined={}, pace=pace), skip)
         state = replace(state, overdue=True)
-    return _invited(policy, state)
+    return _invite(policy, state)
 
 
-def _invited(policy: ParticipationPolicy, state: Participation) -> Moved:
-    there = ready(state)
+def _invite(policy: RunPolicy, state: RunState) -> Moved:
+    there = ready_workers(state)
     chosen = policy.choice.next(policy.workers, state, there) if there else ()
     if not chosen:
         return state, ()
@@ -237,9 +237,7 @@ def _invited(policy: ParticipationPolicy, state: Participation) -> Moved:
     return state, tuple(Invite(worker, state.round) for worker in chosen)
 
 
-def _noticed(
-    policy: ParticipationPolicy, state: Participation, event: Event, refusal: Refusal
-) -> Participation:
+def _noticed(policy: RunPolicy, state: RunState, event: Event, refusal: Refusal) -> RunState:
     """A vector that is refused for being late shows that its worker is there, and how fast it is."""
     late = isinstance(event, Offer) and refusal in (Refusal.TOO_OLD, Refusal.NOT_INVITED)
     if policy.waiting is None or not isinstance(event, Offer) or not late:
@@ -251,7 +249,7 @@ def _noticed(
     return replace(state, pace=pace)
 
 
-def _asked(state: Participation, worker: Worker, round: int) -> Moved:
+def _ask(state: RunState, worker: Worker, round: int) -> Moved:
     """The worker waits; if it has the model of this round, its answer was lost, and it is given again."""
     state = replace(
         state,
@@ -259,63 +257,63 @@ def _asked(state: Participation, worker: Worker, round: int) -> Moved:
         given_up=state.given_up - {worker},
         absent=state.absent - {worker},
     )
-    if worker in uploads_of_use(state):
+    if worker in useful_uploads(state):
         return state, ()  # it may be heard of before the end of an upload that is long dead
     if state.phase is Phase.OPEN and state.invited.get(worker) == state.round:
         if round <= state.round:
             return replace(state, parked=without(state.parked, worker)), (Invite(worker, state.round),)
         # It declines in time for others, so this was no participation.
         state = replace(state, last={**state.last, worker: state.before[worker]})
-    return _uninvited(state, worker), ()
+    return _uninvite(state, worker), ()
 
 
-def _gone(state: Participation, worker: Worker) -> Moved:
+def _end_upload(state: RunState, worker: Worker) -> Moved:
     state = replace(state, uploads=without(state.uploads, worker))
     if worker in state.parked and worker in state.invited:
-        return _asked(state, worker, state.parked[worker])
+        return _ask(state, worker, state.parked[worker])
     return state, ()
 
 
-def _left(state: Participation, worker: Worker) -> Participation:
+def _leave(state: RunState, worker: Worker) -> RunState:
     state = replace(state, parked=without(state.parked, worker))
-    return state if worker in uploads_of_use(state) else _uninvited(state, worker)
+    return state if worker in useful_uploads(state) else _uninvite(state, worker)
 
 
-def _withdrawn(state: Participation, worker: Worker, reason: str) -> Participation:
+def _withdraw(state: RunState, worker: Worker, reason: str) -> RunState:
     held = state.held if worker in state.taken else without(state.held, worker)
-    state = replace(_uninvited(state, worker), held=held, parked=without(state.parked, worker))
-    return replace(state, **withdrawn(state, worker, reason))
+    state = replace(_uninvite(state, worker), held=held, parked=without(state.parked, worker))
+    return replace(state, **withdraw(state, worker, reason))
 
 
-def _faulted(state: Participation, worker: Worker, reason: str) -> Participation:
+def _record_fault(state: RunState, worker: Worker, reason: str) -> RunState:
     held, declined = without(state.held, worker), without(state.declined, worker)
-    state = replace(_uninvited(state, worker), held=held, declined=declined)
+    state = replace(_uninvite(state, worker), held=held, declined=declined)
     if state.phase is Phase.CLOSED:
         return replace(state, accused={**state.accused, worker: reason})
     return replace(state, faults={**state.faults, worker: reason})
 
 
-def _given_up(policy: ParticipationPolicy, state: Participation, because: str) -> Moved:
+def _give_up(policy: RunPolicy, state: RunState, because: str) -> Moved:
     close = state.closed
     assert close is not None, f"round {state.round} was not closed"
     shared = {field.name: getattr(close, field.name) for field in fields(RollCall)}
     skip = Skip(**{**shared, "because": because})
-    return _skipped(policy, state, skip)
+    return _skip(policy, state, skip)
 
 
-def _skipped(policy: ParticipationPolicy, state: Participation, skip: Skip) -> Moved:
+def _skip(policy: RunPolicy, state: RunState, skip: Skip) -> Moved:
     state = replace(state, skips=state.skips + 1)
     if policy.shortfall == "fail":
-        state, effects = _finished(state, skip.because)
+        state, effects = _finish(state, skip.because)
     elif state.skips == policy.max_skips:
         reason = f"{state.skips} rounds in a row had no update; the last, {skip.because}"
-        state, effects = _finished(state, reason)
+        state, effects = _finish(state, reason)
     else:
-        state, effects = _opened(policy, state)
+        state, effects = _open(policy, state)
     return state, (skip, *effects)
 
 
-def _opened(policy: ParticipationPolicy, state: Participation) -> Moved:
+def _open(policy: RunPolicy, state: RunState) -> Moved:
     """The next round; what was aggregated is used, and what is too old by now is dropped."""
     round, tau, taken = state.round + 1, policy.choice.tau, state.taken
     oldest = 0 if tau is None else round - tau
@@ -339,17 +337,17 @@ def _opened(policy: ParticipationPolicy, state: Participation) -> Moved:
         revoked={worker: why for worker, why in state.revoked.items() if worker in state.absent},
     )
     if round == policy.rounds:
-        return _finished(following, f"all {policy.rounds} rounds are done")
+        return _finish(following, f"all {policy.rounds} rounds are done")
     return following, (Open(round),)
 
 
-def _finished(state: Participation, reason: str) -> Moved:
+def _finish(state: RunState, reason: str) -> Moved:
     return replace(state, phase=Phase.FINISHED, reason=reason), (Finish(reason),)
 
 
-def _started(state: Participation) -> Participation:
+def _start(state: RunState) -> RunState:
     return state if state.opened_at is not None else replace(state, opened_at=state.at)
 
 
-def _uninvited(state: Participation, worker: Worker) -> Participation:
+def _uninvite(state: RunState, worker: Worker) -> RunState:
     return replace(state, invited=without(state.invited, worker), before=without(state.before, worker))

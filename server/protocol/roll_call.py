@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, TypedDict, TypeVar
 
-from varangian.server.protocol.adaptive_waiting import Pace, is_patient
+from varangian.server.protocol.adaptive_waiting import WaitingHistory, is_patient
 from varangian.server.protocol.decisions import State
 from varangian.server.protocol.events import (
     Phase,
@@ -36,7 +36,7 @@ class Withdrawn(TypedDict):
     revoked: Mapping[Worker, str]
 
 
-def tallied(policy: RoundPolicy, state: RoundState) -> str:
+def count_answers(policy: RoundPolicy, state: RoundState) -> str:
     n, pushes, faults = len(policy.workers), len(state.pushed), len(state.faults)
     answered = f"{pushes + faults} of {n} workers answered ({pushes} pushed, {faults} faulty)"
     return f"round {state.round}: {answered}{set_aside(state)}"
@@ -54,7 +54,7 @@ def reasons(declined: Mapping[Worker, str]) -> str:
     return f"{worker}: {declined[worker].rstrip('.')}"
 
 
-def ended(kind: type[R], policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> R:
+def summarise(kind: type[R], policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> R:
     ended_at = at if state.closed_at is None else state.closed_at
     return kind(
         round=state.round,
@@ -69,7 +69,7 @@ def ended(kind: type[R], policy: RoundPolicy, state: RoundState, at: Seconds, be
     )
 
 
-def withdrawn(state: State, worker: Worker, reason: str) -> Withdrawn:
+def withdraw(state: State, worker: Worker, reason: str) -> Withdrawn:
     """The part of a withdrawal that both machines share, as changes of the state.
 
     An open upload stays open until its end is reported, since its row may be written to until then; but
@@ -85,7 +85,7 @@ def withdrawn(state: State, worker: Worker, reason: str) -> Withdrawn:
     )
 
 
-def voided(state: State, worker: Worker) -> bool:
+def is_withdrawn_upload(state: State, worker: Worker) -> bool:
     """Whether an upload of this worker is open that was withdrawn."""
     return state.uploads.get(worker, (0, b""))[1] == VOID
 
@@ -119,7 +119,9 @@ def passed_over(policy: RoundPolicy, state: RoundState) -> frozenset[Worker]:
 def connected(policy: RoundPolicy, state: RoundState) -> tuple[Worker, ...]:
     """Who has not answered and is there, or is uploading."""
     uploading = {
-        w for w, (round, _) in state.uploads.items() if round == state.round and not voided(state, w)
+        w
+        for w, (round, _) in state.uploads.items()
+        if round == state.round and not is_withdrawn_upload(state, w)
     }
     unheard = (w for w in policy.workers if w not in state.pushed and w not in state.faults)
     aside = state.absent | state.declined.keys() | state.revoked.keys()
@@ -182,7 +184,7 @@ def is_over(policy: RoundPolicy, state: RoundState, at: Seconds) -> bool:
     return at >= state.opened_at + span(policy, state) and has_enough(policy, state)
 
 
-def paced(policy: RoundPolicy, state: RoundState, at: Seconds) -> Pace:
+def paced(policy: RoundPolicy, state: RoundState, at: Seconds) -> WaitingHistory:
     """What is remembered once the open or closed round is over."""
     if policy.waiting is None:
         return state.pace
@@ -206,19 +208,19 @@ def without(mapping: Mapping[Worker, V], worker: Worker) -> dict[Worker, V]:
     return {key: value for key, value in mapping.items() if key != worker}
 
 
-def listed(workers: Sequence[Worker], most: int = 5) -> str:
+def list_names(workers: Sequence[Worker], most: int = 5) -> str:
     """The first few names; a sentence must stay readable with a thousand workers."""
     more = f" and {len(workers) - most} more" if len(workers) > most else ""
     return ", ".join(workers[:most]) + more
 
 
-def offered(state: State, worker: Worker, round: int, digest: bytes) -> bool:
+def is_offered(state: State, worker: Worker, round: int, digest: bytes) -> bool:
     """Whether such an upload of the worker is open; the digest may have come at its end."""
     open = state.uploads.get(worker)
-    return open in ((round, digest), (round, b"")) and not voided(state, worker)
+    return open in ((round, digest), (round, b"")) and not is_withdrawn_upload(state, worker)
 
 
-def misdated(state: State, round: int, phase: Phase) -> Refusal | None:
+def check_round(state: State, round: int, phase: Phase) -> Refusal | None:
     """Why something about this round does not fit now, if it belongs to this phase of it."""
     if round > state.round:
         return Refusal.FUTURE

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from varangian.server.protocol.adaptive_waiting import Pace
+from varangian.server.protocol.adaptive_waiting import WaitingHistory
 from varangian.server.protocol.events import Close, Phase, RoundPolicy, Seconds, Worker
 
 Vector: TypeAlias = tuple[int, bytes]
@@ -20,7 +20,7 @@ NEVER = -1
 
 
 @dataclass(frozen=True)
-class Participation:
+class RunState:
     """All that is remembered."""
 
     round: int = 0
@@ -37,7 +37,7 @@ class Participation:
     """Why the run is finished."""
     quorum_took: Seconds | None = None
     """Until enough had answered this round for the adaptive wait to begin."""
-    pace: Pace = field(default_factory=Pace)
+    pace: WaitingHistory = field(default_factory=WaitingHistory)
     """What is remembered of the rounds before."""
     asked: Mapping[Worker, tuple[int, Seconds]] = field(default_factory=dict[Worker, tuple[int, Seconds]])
     """The last invitation of each worker: its round, and when it was."""
@@ -82,7 +82,7 @@ class Participation:
         return {worker: digest for worker, (_, digest) in self.held.items()}
 
 
-class Choice(Protocol):
+class Selection(Protocol):
     """Who is invited, whose vectors a round reduces over, and how old they may be."""
 
     @property
@@ -103,7 +103,7 @@ class Choice(Protocol):
         """Whose vectors the round reduces over, as far as they are there; sorted."""
         ...
 
-    def expected(self, workers: tuple[Worker, ...], state: Participation, /) -> Collection[Worker]:
+    def expected(self, workers: tuple[Worker, ...], state: RunState, /) -> Collection[Worker]:
         """Who is missing from the open round, unless it has answered."""
         ...
 
@@ -111,7 +111,7 @@ class Choice(Protocol):
         """How many answers a full round has."""
         ...
 
-    def wanted(self, workers: tuple[Worker, ...], state: Participation, ready: int, /) -> int:
+    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int, /) -> int:
         """After how many answers the round is complete: fewer than its seats if nobody takes them."""
         ...
 
@@ -123,12 +123,12 @@ class Choice(Protocol):
         ...
 
     def next(
-        self, workers: tuple[Worker, ...], state: Participation, ready: tuple[Worker, ...], /
+        self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...], /
     ) -> tuple[Worker, ...]:
         """Whom of those that are ready to invite now; their names are sorted."""
         ...
 
-    def wake_at(self, state: Participation, /) -> Seconds | None:
+    def wake_at(self, state: RunState, /) -> Seconds | None:
         """When time alone makes a difference to `next` or `wanted`, or made one."""
         ...
 
@@ -138,7 +138,7 @@ class Choice(Protocol):
 
 
 @dataclass(frozen=True)
-class ParticipationPolicy(RoundPolicy):
+class RunPolicy(RoundPolicy):
     """What a run agreed on before its first round.
 
     `quorum` is how many must have answered for a full round to close at its deadline. Unless it is `fixed`,
@@ -146,7 +146,7 @@ class ParticipationPolicy(RoundPolicy):
     but at least one; and whatever the quorum, no round closes that `requires` has a word against.
     """
 
-    choice: Choice = field(kw_only=True)
+    choice: Selection = field(kw_only=True)
     fixed: bool = field(default=False, kw_only=True)
     """Whether the quorum was asked for: then it is the same in every round."""
 

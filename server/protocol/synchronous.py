@@ -80,15 +80,15 @@ from varangian.server.protocol.events import (
     Worker,
 )
 from varangian.server.protocol.roll_call import (
-    ended,
+    check_round,
+    count_answers,
     has_enough,
-    misdated,
-    offered,
+    is_offered,
+    is_withdrawn_upload,
     paced,
     span,
-    tallied,
-    voided,
-    withdrawn,
+    summarise,
+    withdraw,
     without,
 )
 from varangian.server.protocol.synchronous_quorum import decided, in_vain
@@ -127,10 +127,10 @@ class RoundMachine:
         """Why a vector of this worker would not count in this round any more."""
         if self.state.phase is Phase.FINISHED:
             return Refusal.FINISHED
-        if voided(self.state, worker):
+        if is_withdrawn_upload(self.state, worker):
             return Refusal.UNOFFERED
         faulty = Refusal.FAULTY if worker in self.state.faults else None
-        return misdated(self.state, round, Phase.OPEN) or faulty
+        return check_round(self.state, round, Phase.OPEN) or faulty
 
 
 def moved(policy: RoundPolicy, state: RoundState, event: Event) -> Moved:
@@ -196,10 +196,10 @@ def refused(policy: RoundPolicy, state: RoundState, event: Event) -> Refusal | N
             return None
         case Settled(round, digests):
             sound = not state.faults.keys() & digests.keys()
-            known = sound and all(offered(state, w, round, digest) for w, digest in digests.items())
-            return misdated(state, round, Phase.OPEN) or (None if known else Refusal.UNOFFERED)
+            known = sound and all(is_offered(state, w, round, digest) for w, digest in digests.items())
+            return check_round(state, round, Phase.OPEN) or (None if known else Refusal.UNOFFERED)
         case Committed() | Skipped():
-            return misdated(state, event.round, Phase.CLOSED)
+            return check_round(state, event.round, Phase.CLOSED)
         case Offer() | Push() | Fault() | Decline():
             return _refused_worker(policy, state, event)
 
@@ -212,7 +212,7 @@ def _refused_worker(
     counted = state.pushed.get(event.worker) if event.round == state.round else None
     if isinstance(event, Offer) and counted is not None:
         return {counted: Refusal.DUPLICATE, b"": Refusal.REPEATED}.get(event.digest, Refusal.COUNTED)
-    if reason := misdated(state, event.round, Phase.OPEN):
+    if reason := check_round(state, event.round, Phase.OPEN):
         return reason
     if event.worker in state.faults:
         return Refusal.FAULTY
@@ -222,7 +222,7 @@ def _refused_worker(
             return Refusal.BUSY
         case Decline() if counted is not None:
             return Refusal.COUNTED
-        case Push() if not offered(state, event.worker, event.round, event.digest):
+        case Push() if not is_offered(state, event.worker, event.round, event.digest):
             return Refusal.UNOFFERED
         case Fault() if event.worker in state.revoked:
             return Refusal.UNOFFERED  # what it sent was withdrawn, and proves nothing any more
@@ -249,7 +249,7 @@ def _settled(policy: RoundPolicy, state: RoundState, at: Seconds) -> Moved:
 
 def _closed(policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> Moved:
     closed = replace(state, phase=Phase.CLOSED, closed_at=at, overdue=False)
-    close = ended(Close, policy, closed, at, because)
+    close = summarise(Close, policy, closed, at, because)
     pace = paced(policy, closed, at)
     return replace(closed, not_waited_for=close.not_waited_for, pace=pace), (close,)
 
@@ -266,7 +266,7 @@ def _noticed(policy: RoundPolicy, state: RoundState, event: Event, refusal: Refu
 
 
 def _skipped(policy: RoundPolicy, state: RoundState, at: Seconds, because: str) -> Moved:
-    skip = ended(Skip, policy, state, at, because)
+    skip = summarise(Skip, policy, state, at, because)
     pace = paced(policy, state, at) if state.phase is Phase.OPEN else state.pace
     state = replace(state, skips=state.skips + 1, pace=pace)
     if policy.shortfall == "fail":
@@ -320,14 +320,14 @@ def _all_pushed(policy: RoundPolicy, state: RoundState, event: Settled) -> Moved
     counted = replace(state, uploads=uploads, pushed=pushed)
     if len(state.faults) > policy.f or policy.shortage(pushed, state.faults):
         return _settled(policy, counted, event.at)
-    because = f"{tallied(policy, counted)}; nobody else can take part any more"
+    because = f"{count_answers(policy, counted)}; nobody else can take part any more"
     return _closed(policy, counted, event.at, because)
 
 
 def _withdrawn(state: RoundState, worker: Worker, reason: str) -> RoundState:
     # A round that is closed has counted its vector: an aggregate on its way is not taken back.
     pushed = without(state.pushed, worker) if state.phase is Phase.OPEN else state.pushed
-    return replace(state, pushed=pushed, **withdrawn(state, worker, reason))
+    return replace(state, pushed=pushed, **withdraw(state, worker, reason))
 
 
 def _faulted(state: RoundState, worker: Worker, reason: str) -> RoundState:

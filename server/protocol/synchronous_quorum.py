@@ -9,13 +9,13 @@ from varangian.server.protocol.decisions import Decision, Verdict
 from varangian.server.protocol.events import RoundPolicy, RoundState, Seconds
 from varangian.server.protocol.roll_call import (
     awaited,
+    count_answers,
     is_late,
     is_over,
-    listed,
+    list_names,
     missing,
     silent,
     span,
-    tallied,
     unanswered,
     waited,
 )
@@ -25,9 +25,9 @@ def decided(policy: RoundPolicy, state: RoundState, at: Seconds) -> Decision:
     """Whether the open round can close, and the sentence why or why not."""
     faults = len(state.faults)
     if faults > policy.f:
-        guilty = f"round {state.round}: {faults} proven faulty ({listed(sorted(state.faults))})"
+        guilty = f"round {state.round}: {faults} proven faulty ({list_names(sorted(state.faults))})"
         return Decision(Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}")
-    said, late = tallied(policy, state), is_late(policy, state, at)
+    said, late = count_answers(policy, state), is_late(policy, state, at)
     expected, over = awaited(policy, state), is_over(policy, state, at)
     if expected and not late and not over:
         return Decision(Verdict.WAIT, f"{said}; {_until(policy, state)}")
@@ -35,14 +35,14 @@ def decided(policy: RoundPolicy, state: RoundState, at: Seconds) -> Decision:
     if not expected and not lacking:
         return Decision(Verdict.CLOSE, f"{said}; {_without(policy, state)}")
     if over and not late:
-        said += f", missing {listed(silent(policy, state))}"
+        said += f", missing {list_names(silent(policy, state))}"
         return Decision(Verdict.CLOSE, f"{said}; {_waited(policy, state)}")
     if not late and unanswered(policy, state):
-        absent = listed(missing(policy, state, at))
+        absent = list_names(missing(policy, state, at))
         absent = f", absent {absent}" if absent else ""
         return Decision(Verdict.WAIT, f"{said}{absent}; the deadline is still to come")
     if late:
-        absent = listed(missing(policy, state, at))
+        absent = list_names(missing(policy, state, at))
         said += f", missing {absent}" if absent else ""
         said += f"; the deadline of {policy.deadline:g} s is over"
     else:
@@ -69,9 +69,9 @@ def _without(policy: RoundPolicy, state: RoundState) -> str:
     """Why nobody else is waited for."""
     absent = [w for w in silent(policy, state) if w in state.absent]
     slow = [w for w in silent(policy, state) if w not in state.absent]
-    parts = [f"{listed(absent)} {'is' if len(absent) == 1 else 'are'} absent"] if absent else []
+    parts = [f"{list_names(absent)} {'is' if len(absent) == 1 else 'are'} absent"] if absent else []
     parts += (
-        [f"{listed(slow)} missed the last {policy.waiting and policy.waiting.rounds} rounds or more"]
+        [f"{list_names(slow)} missed the last {policy.waiting and policy.waiting.rounds} rounds or more"]
         if slow
         else []
     )

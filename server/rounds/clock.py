@@ -59,7 +59,7 @@ class Alarm:
         self._ring()
 
 
-class News(Generic[T]):
+class LatestValue(Generic[T]):
     """The latest of something, for any number of readers who wait for a later one."""
 
     def __init__(self, latest: T, clock: Clock) -> None:

@@ -16,8 +16,8 @@ from typing import TypeAlias
 
 from varangian.aggregators import AggregationError
 from varangian.protos.codec import FLOAT32, Dtype
-from varangian.protos.text import escaped
-from varangian.server.observability.record import Evaluate, Observe, of_skip
+from varangian.protos.text import escape
+from varangian.server.observability.record import Evaluate, Observe, record_of_skip
 from varangian.server.observability.status import Snapshot, Status
 from varangian.server.protocol.decisions import Machine
 from varangian.server.protocol.events import (
@@ -49,17 +49,17 @@ from varangian.server.protocol.events import (
     Worker,
 )
 from varangian.server.protocol.synchronous import RoundMachine
-from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, News
-from varangian.server.rounds.executor import Heavy
-from varangian.server.rounds.overlap import Headway
+from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
+from varangian.server.rounds.executor import ComputeThread
+from varangian.server.rounds.overlap import EarlyAggregation
 from varangian.server.rounds.pulls import Pulls
-from varangian.server.rounds.windowed import Report, Windowed
+from varangian.server.rounds.windowed import WindowedRounds, WindowListener
 from varangian.server.rows.slot import NOT_FINITE, Overtaken, RowStore, Slot
-from varangian.server.rows.source import AsTheyAre, Merge
-from varangian.server.rows.storage import Pool
+from varangian.server.rows.source import Pushed, RowSource
+from varangian.server.rows.storage import LentRows
 from varangian.server.training.learner import Learner
 
-__all__ = ["Clock", "Driver", "Overtaken", "Slot", "Snapshot", "Status"]
+__all__ = ["Clock", "Coordinator", "Overtaken", "Slot", "Snapshot", "Status"]
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ Work: TypeAlias = Close | Skip | Forget | Finish | Exception
 """What is performed one after the other, in the order in which the machine decided it."""
 
 
-class Driver:
+class Coordinator:
     """One run of a machine and a learner.
 
     Args:
@@ -101,31 +101,35 @@ class Driver:
         threads: int = 1,
         rows: Dtype = FLOAT32,
         window: bool = False,
-        merge: Merge | None = None,
+        row_source: RowSource | None = None,
         seats: int | None = None,
     ) -> None:
         self._machine = machine
         self._learner = learner
         self._observe = observe
         self._now = clock.now
-        rounds, merge = machine.policy.rounds, merge or AsTheyAre()
-        self._heavy = Heavy(learner, merge, rounds, evaluate, evaluate_every, executor, threads)
+        rounds, row_source = machine.policy.rounds, row_source or Pushed()
+        self._compute_thread = ComputeThread(
+            learner, row_source, rounds, evaluate, evaluate_every, executor, threads
+        )
         self._d = learner.parameters.numel()
-        self._intake: Headway | Windowed | Pool
+        self._intake: EarlyAggregation | WindowedRounds | LentRows
         if not isinstance(machine, RoundMachine):
             places = seats or len(machine.policy.workers)
-            self._intake = Pool(places, self._d, rows, self._standing, self._needed)
+            self._intake = LentRows(places, self._d, rows, self._standing, self._needed)
         elif window:
-            report = Report(self._standing, self._settled, self._failed)
-            self._intake = Windowed(machine, learner, self._heavy.run, clock, report, rows)
+            report = WindowListener(self._standing, self._settled, self._failed)
+            self._intake = WindowedRounds(machine, learner, self._compute_thread.run, clock, report, rows)
         else:
             store = RowStore(machine.policy.workers, self._d, rows)
-            self._intake = Headway(machine, learner, store, self._heavy.run, self._standing)
+            self._intake = EarlyAggregation(
+                machine, learner, store, self._compute_thread.run, self._standing
+            )
         self._slots: dict[Worker, Slot] = {}
         self._refusals = Counter[str]()
         self._work = asyncio.Queue[Work]()
         self._alarm = Alarm(clock, self._tick)
-        self._news = News(Snapshot.of(self._learner.payload()), clock)
+        self._news = LatestValue(Snapshot.of(self._learner.payload()), clock)
         self.pulls = Pulls(machine, self._handle, self._news, clock)
 
     async def offer(
@@ -147,7 +151,7 @@ class Driver:
         """Count the vector in the slot: None, or why it does not count. A text is the proof of a fault."""
         if not slot.full:
             raise ValueError(f"A slot should be full. Found {slot.columns} numbers of {slot.worker}.")
-        if isinstance(self._intake, Windowed):
+        if isinstance(self._intake, WindowedRounds):
             # A caller that goes away now changes nothing: all of its bytes have arrived.
             return await asyncio.shield(self._together(slot, self._intake))
         if not self._forget(slot):
@@ -162,7 +166,7 @@ class Driver:
             self._handle(Gone(worker, round, now))
         return refusal or reason
 
-    async def _together(self, slot: Slot, windowed: Windowed) -> Refusal | str | None:
+    async def _together(self, slot: Slot, windowed: WindowedRounds) -> Refusal | str | None:
         """Wait for the others: a vector counts with all of them, or not at all."""
         if not slot.sound:
             self._handle(Fault(slot.worker, slot.round, NOT_FINITE, self._now()))
@@ -183,7 +187,7 @@ class Driver:
 
     async def decline(self, worker: Worker, round: int, reason: str) -> Refusal | None:
         """The worker has nothing to send in this round."""
-        return self._handle(Decline(worker, round, escaped(reason, REASON), self._now()))
+        return self._handle(Decline(worker, round, escape(reason, REASON), self._now()))
 
     def absent(self, worker: Worker) -> None:
         """No process of this worker is connected any more."""
@@ -230,7 +234,7 @@ class Driver:
                     case Skip():
                         await self._skip(work)
                     case Forget(worker):
-                        await self._heavy.forget(worker)
+                        await self._compute_thread.forget(worker)
                     case error:
                         raise error
             return work.reason
@@ -238,7 +242,7 @@ class Driver:
             self._handle(Stop(f"the server ended on an error ({type(error).__name__})", self._now()))
             raise
         finally:
-            self._heavy.close()
+            self._compute_thread.close()
 
     def _handle(self, event: Event) -> Refusal | None:
         """Move the machine, set in motion what follows, and return its refusal."""
@@ -323,7 +327,7 @@ class Driver:
         try:
             begun = await self._intake.claimed()
             rows = self._intake.rows(close.workers)
-            record, parameters = await self._heavy.advance(close, rows, begun)
+            record, parameters = await self._compute_thread.advance(close, rows, begun)
         except AggregationError as error:
             self._handle(Skipped(close.round, f"round {close.round}: {error}", self._now()))
             return
@@ -333,6 +337,6 @@ class Driver:
 
     async def _skip(self, skip: Skip) -> None:
         log.debug("%s", skip.because)
-        evaluation = await self._heavy.skipped(skip, self._intake.rows(skip.workers))
+        evaluation = await self._compute_thread.skipped(skip, self._intake.rows(skip.workers))
         self._intake.unpin(skip.workers)
-        self._observe(of_skip(skip, evaluation))
+        self._observe(record_of_skip(skip, evaluation))

@@ -11,17 +11,23 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from varangian.server.observability.record import Evaluate, Evaluation, RoundRecord, is_due, of_step
+from varangian.server.observability.record import (
+    Evaluate,
+    Evaluation,
+    RoundRecord,
+    evaluation_is_due,
+    record_of_step,
+)
 from varangian.server.observability.status import Snapshot
 from varangian.server.protocol.events import Close, Seconds, Skip
-from varangian.server.rows.source import Merge
+from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
 from varangian.server.training.partial import Finished
 
 T = TypeVar("T")
 
 
-class Heavy:
+class ComputeThread:
     """One piece after the other, so that the loop answers at all times.
 
     Args:
@@ -37,7 +43,7 @@ class Heavy:
     def __init__(
         self,
         learner: Learner,
-        merge: Merge,
+        row_source: RowSource,
         rounds: int,
         evaluate: Evaluate,
         every: int,
@@ -45,7 +51,7 @@ class Heavy:
         threads: int,
     ) -> None:
         self._learner = learner
-        self._merge = merge
+        self._row_source = row_source
         self._rounds = rounds
         self._evaluate = evaluate
         self._every = every
@@ -67,13 +73,13 @@ class Heavy:
 
         def step() -> tuple[RoundRecord, Snapshot]:
             self._given = close.round
-            given = self._merge.given(close, rows, self._learner)
+            given = self._row_source.given(close, rows, self._learner)
             done = self._learner.step(
                 close.round, given.rows, close.faults, given.begun or begun, fresh=given.fresh
             )
             evaluation, seconds = self._evaluation(close.round)
             seconds["wait"] = close.waited
-            record = of_step(
+            record = record_of_step(
                 close.round,
                 done,
                 missing=close.missing,
@@ -93,7 +99,7 @@ class Heavy:
         """What a round without an update leaves: an evaluation, if it is due."""
 
         def passed() -> Evaluation | None:
-            self._merge.skipped(skip, {} if self._given == skip.round else rows)
+            self._row_source.skipped(skip, {} if self._given == skip.round else rows)
             evaluation, _ = self._evaluation(skip.round)
             return evaluation
 
@@ -101,14 +107,14 @@ class Heavy:
 
     async def forget(self, worker: str) -> None:
         """Nothing that this worker has sent so far is in a later round."""
-        await self.run(lambda: self._merge.forget(worker))
+        await self.run(lambda: self._row_source.forget(worker))
 
     def close(self) -> None:
         if self._owned:
             self._executor.shutdown(wait=False)
 
     def _evaluation(self, round: int) -> tuple[Evaluation | None, dict[str, Seconds]]:
-        if not is_due(round, self._rounds, self._every):
+        if not evaluation_is_due(round, self._rounds, self._every):
             return None, {}
         start = time.perf_counter()
         evaluation = self._evaluate(self._learner.parameters)

@@ -21,7 +21,7 @@ from varangian.server.protocol.roll_call import passed_over
 from varangian.server.protocol.synchronous import RoundMachine
 from varangian.server.rows.slot import RowStore, Slot
 from varangian.server.training.learner import Learner
-from varangian.server.training.partial import Begun
+from varangian.server.training.partial import PartialAggregate
 
 InThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
 
@@ -29,7 +29,7 @@ STARTS = 4
 """Attempts at one round; after that its aggregation begins when it is closed."""
 
 
-class Headway:
+class EarlyAggregation:
     """The early work of one round after the other.
 
     Args:
@@ -59,7 +59,7 @@ class Headway:
         self._seen: dict[Worker, int] = {}
         self._round = -1
         self._starts = 0
-        self._attempt: Begun | None = None
+        self._attempt: PartialAggregate | None = None
         self._members: dict[Worker, Slot] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -115,7 +115,7 @@ class Headway:
         if self._pays and self._open and self._task is None and self._next() is not None:
             self._task = asyncio.create_task(self._work())
 
-    async def claimed(self) -> Begun | None:
+    async def claimed(self) -> PartialAggregate | None:
         """What was done for the round that has closed, once nothing is being done any more."""
         if self._task is not None:
             await self._task
@@ -134,7 +134,7 @@ class Headway:
             await self._in_thread(functools.partial(attempt.advance, rows, to))
         self._task = None  # after an error it stays, for whoever claims the round
 
-    def _next(self) -> tuple[Begun, Mapping[Worker, Tensor], int] | None:
+    def _next(self) -> tuple[PartialAggregate, Mapping[Worker, Tensor], int] | None:
         """What to do now: an attempt, its rows and how far they have come."""
         here = self._here()
         attempt = self._attempt_at(here)
@@ -151,7 +151,7 @@ class Headway:
         faults = self._machine.state.faults
         return {w: slot for w, slot in self._sources.items() if slot.sound and w not in faults}
 
-    def _attempt_at(self, here: Mapping[Worker, Slot]) -> Begun | None:
+    def _attempt_at(self, here: Mapping[Worker, Slot]) -> PartialAggregate | None:
         """The attempt to go on with; None while there is no reason for any."""
         stale = self._attempt is None or self._attempt.lost
         if not stale and all(self._members.get(worker) is slot for worker, slot in here.items()):

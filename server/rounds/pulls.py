@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from varangian.server.observability.status import Snapshot
 from varangian.server.protocol.decisions import Machine
 from varangian.server.protocol.events import Event, Left, Phase, Ready, Refusal, Seconds, Worker
-from varangian.server.rounds.clock import Clock, News
+from varangian.server.rounds.clock import Clock, LatestValue
 
 
-class Ticket:
+class PendingPull:
     """One pull that waits to be answered."""
 
     def __init__(self, worker: Worker) -> None:
@@ -40,7 +40,7 @@ class Ticket:
 
 
 @dataclass
-class Pull:
+class AnsweredPull:
     """One that was answered."""
 
     snapshot: Snapshot | None
@@ -66,22 +66,22 @@ class Pulls:
         self,
         machine: Machine,
         handle: Callable[[Event], Refusal | None],
-        news: News[Snapshot],
+        news: LatestValue[Snapshot],
         clock: Clock,
     ) -> None:
         self._machine = machine
         self._handle = handle
         self._news = news
         self._clock = clock
-        self._tickets: dict[Worker, Ticket] = {}
+        self._tickets: dict[Worker, PendingPull] = {}
 
     @asynccontextmanager
-    async def answered(self, worker: Worker, after: int, patience: Seconds) -> AsyncGenerator[Pull]:
+    async def answered(self, worker: Worker, after: int, patience: Seconds) -> AsyncGenerator[AnsweredPull]:
         """The answer to a pull, for as long as it is being sent; nothing to send once patience ran out."""
         if not self._machine.invites:
-            yield Pull(await self.snapshot(after, patience))
+            yield AnsweredPull(await self.snapshot(after, patience))
             return
-        ticket, pull = self.ask(worker, after), Pull(None)
+        ticket, pull = self.ask(worker, after), AnsweredPull(None)
         try:
             pull.snapshot = await self._settled(ticket, patience)
             yield pull
@@ -92,7 +92,7 @@ class Pulls:
         finally:
             self.forget(ticket)
 
-    async def _settled(self, ticket: Ticket, patience: Seconds) -> Snapshot | None:
+    async def _settled(self, ticket: PendingPull, patience: Seconds) -> Snapshot | None:
         def run_out() -> None:
             # At once, so that no invitation comes to somebody who has given up.
             if not ticket.settled:
@@ -122,26 +122,26 @@ class Pulls:
             return self._machine.standing(worker, round) is not None
         return self._machine.state.round != round
 
-    def ask(self, worker: Worker, after: int) -> Ticket:
+    def ask(self, worker: Worker, after: int) -> PendingPull:
         """Ask for the model of a round later than `after`, without waiting.
 
         In the end say `leave`, or `forget` when the answer was taken.
         """
         if (before := self._tickets.get(worker)) is not None:
             before.settle(None)
-        ticket = self._tickets[worker] = Ticket(worker)
+        ticket = self._tickets[worker] = PendingPull(worker)
         if self._handle(Ready(worker, after + 1, self._clock.now())) is Refusal.FINISHED:
             ticket.settle(self._news.latest)
         return ticket
 
-    def leave(self, ticket: Ticket) -> None:
+    def leave(self, ticket: PendingPull) -> None:
         """Nobody waits for the answer, or has it; unless the worker has come again since."""
         ticket.settle(None)
         if self._tickets.get(ticket.worker) is ticket:
             del self._tickets[ticket.worker]
             self._handle(Left(ticket.worker, self._clock.now()))
 
-    def forget(self, ticket: Ticket) -> None:
+    def forget(self, ticket: PendingPull) -> None:
         """The answer was taken: nothing keeps the model in memory for its sake."""
         if self._tickets.get(ticket.worker) is ticket:
             del self._tickets[ticket.worker]

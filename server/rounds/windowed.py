@@ -19,7 +19,7 @@ from varangian.server.protocol.window import Window
 from varangian.server.rounds.clock import Alarm, Clock
 from varangian.server.rows.slot import Overtaken, RowStore, Slot
 from varangian.server.training.learner import Learner
-from varangian.server.training.partial import Flow
+from varangian.server.training.partial import WindowedAggregate
 
 InThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
 
@@ -29,14 +29,14 @@ LONGEST: Seconds = 15.0
 """To wait for the slowest, however long a round may take."""
 
 
-def kept(d: int) -> int:
+def window_columns(d: int) -> int:
     """Columns of each row that are kept, of d."""
     size = block()
     return min(BLOCKS * size, -(-d // size) * size)
 
 
 @dataclass(frozen=True)
-class Report:
+class WindowListener:
     """Who is told what becomes of the slots."""
 
     standing: Callable[[Slot], Refusal | None]
@@ -47,7 +47,7 @@ class Report:
     """Nothing can go on."""
 
 
-class Windowed:
+class WindowedRounds:
     """The rows of one round after the other, none of them ever whole.
 
     Args:
@@ -65,7 +65,7 @@ class Windowed:
         learner: Learner,
         in_thread: InThread,
         clock: Clock,
-        report: Report,
+        report: WindowListener,
         rows: Dtype = FLOAT32,
     ) -> None:
         self._machine = machine
@@ -74,13 +74,13 @@ class Windowed:
         self._clock = clock
         self._report = report
         self._d, self._block = learner.parameters.numel(), learner.block
-        self._store = RowStore(machine.policy.workers, kept(self._d), rows)
+        self._store = RowStore(machine.policy.workers, window_columns(self._d), rows)
         patience = min(machine.policy.deadline / 4, LONGEST)
         self._window = Window(machine.policy, self._d, self._block, BLOCKS, patience)
         self._attempts: dict[Slot, int] = {}
         self._slots: dict[Worker, Slot] = {}
         self._answers: dict[Slot, Refusal | None] = {}
-        self._flow: Flow | None = None
+        self._flow: WindowedAggregate | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting = set[asyncio.Future[None]]()
         self._alarm = Alarm(clock, self.look)
@@ -179,7 +179,7 @@ class Windowed:
             if not reader.done():
                 reader.set_result(None)
 
-    async def claimed(self) -> Flow | None:
+    async def claimed(self) -> WindowedAggregate | None:
         """The update of the round that has closed."""
         if self._task is not None:
             await self._task
@@ -208,7 +208,7 @@ class Windowed:
             del self._attempts[slot]
             self._answers[slot] = refusal
 
-    def _begun(self) -> Flow:
+    def _begun(self) -> WindowedAggregate:
         """The update in the making, of this attempt."""
         window = self._window
         if self._flow is None or self._flow.attempt != window.attempt:

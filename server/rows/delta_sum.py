@@ -13,7 +13,7 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregate
 from varangian.server.protocol.events import Close, Skip, Worker
-from varangian.server.rows.source import Given
+from varangian.server.rows.source import StepInput
 from varangian.server.training.learner import Learner
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ STRIP = 1 << 18
 """Numbers that are widened at once."""
 
 
-class Deltas:
+class DeltaSum:
     """Each worker sends what is new in its vector, and u <- u + sum of these / n is the mean of them all.
 
     The way of "Federated Optimization under Intermittent Client Availability" (Yan et al., 2023) to keep
@@ -40,10 +40,10 @@ class Deltas:
         """u, (d,) in float64; that of workers which were never heard of is zero."""
         return self._mean
 
-    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> StepInput:
         """Deltas of a closed round: they count, whatever becomes of the step."""
         self._add(rows[worker] for worker in sorted(rows))
-        return Given(rows, self, close.ages or None)
+        return StepInput(rows, self, close.ages or None)
 
     def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
         """A round without a step; its workers were told that their deltas count."""

@@ -65,7 +65,7 @@ class LatestPlan:
         """For the start of a run."""
         where = "memory" if self.folder is None else f"a file in {self.folder}"
         return (
-            f"The latest vectors of {self.n} workers take up to {_size(self.bytes)} in {where}: "
+            f"The latest vectors of {self.n} workers take up to {_format_bytes(self.bytes)} in {where}: "
             f"{self.n} + {SPARE} rows of {self.d} numbers in {self.dtype}."
         )
 
@@ -83,12 +83,12 @@ class LatestPlan:
         free = shutil.disk_usage(self.folder).free
         if free < self.bytes:
             raise NoRoom(
-                f"The disk of {self.folder} should have {_size(self.bytes)} free for the latest vectors of "
-                f"{self.n} workers. Found {_size(free)}. {SPACE}"
+                f"The disk of {self.folder} should have {_format_bytes(self.bytes)} free for the latest "
+                f"vectors of {self.n} workers. Found {_format_bytes(free)}. {SPACE}"
             )
 
 
-class Latest:
+class LatestStore:
     """n latest vectors; those of workers that were never heard of are zero.
 
     A vector is written to a row that belongs to nobody, and only then becomes the worker's: whatever goes
@@ -257,7 +257,7 @@ def _rounded(strip: Tensor, dtype: torch.dtype) -> Tensor:
     return kept
 
 
-def _size(count: int) -> str:
+def _format_bytes(count: int) -> str:
     """Bytes, as people say them."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:

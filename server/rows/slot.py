@@ -11,7 +11,7 @@ from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import landed
 from varangian.protos.codec import FLOAT32, WIRE, Dtype, payload
-from varangian.protos.data_channel.transfer import Receive, Sink, buffer
+from varangian.protos.data_channel.transfer import Receive, Sink, thread_buffer
 from varangian.server.protocol.events import Refusal, Worker
 
 NOT_FINITE = "not finite"
@@ -46,7 +46,7 @@ class RowStore:
         return {worker: self.row(worker) for worker in workers}
 
 
-class Way(Protocol):
+class SlotListener(Protocol):
     """From slots to where their numbers go, and who should know."""
 
     def overtaken(self, slot: Slot, /) -> Refusal | None: ...
@@ -86,7 +86,7 @@ class Slot:
         digest: bytes,
         d: int,
         dtype: Dtype,
-        way: Way,
+        way: SlotListener,
     ) -> None:
         self.worker = worker
         self.round = round
@@ -173,7 +173,7 @@ class Slot:
         """
         if self._cut or not self.sound:
             # A number in two parts is put together; then the next bytes begin with a number again.
-            memory = buffer()[: min(most, self._width - len(self._cut)) if self._cut else most]
+            memory = thread_buffer()[: min(most, self._width - len(self._cut)) if self._cut else most]
             if count := receive(memory):
                 look(memory[:count])
                 self.take(memory[:count])
@@ -253,7 +253,7 @@ class Slot:
         """Memory for the next bytes: the row, or a buffer where numbers have to be converted."""
         row, at, most = self._place()
         if row.dtype != WIRE[self._dtype][1]:
-            return buffer()[: most * self._width]
+            return thread_buffer()[: most * self._width]
         if self._row is None:
             self._row = payload(row, self._dtype)
         return self._row[at * self._width : (at + most) * self._width]

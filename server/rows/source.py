@@ -17,7 +17,7 @@ from varangian.aggregators.mixings.scaled import Scaled
 from varangian.aggregators.streaming.updated import UpdatedGram, worthwhile
 from varangian.paths import user_path
 from varangian.server.protocol.events import Close, RollCall, Skip, Worker
-from varangian.server.rows.latest_store import Kept, Latest, NoRoom
+from varangian.server.rows.latest_store import Kept, LatestStore, NoRoom
 from varangian.server.training.learner import Learner
 from varangian.server.training.partial import Finished
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Given:
+class StepInput:
     """What a step is made of."""
 
     rows: Mapping[Worker, Tensor]
@@ -38,10 +38,10 @@ class Given:
     """Whose rows no step before has seen; None for all of them."""
 
 
-class Merge(Protocol):
+class RowSource(Protocol):
     """All of it is called in the learner's thread, one after the other."""
 
-    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner, /) -> Given:
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner, /) -> StepInput:
         """The rows of a closed round. `rows` are those that were pushed; they last for the step."""
         ...
 
@@ -58,11 +58,11 @@ class Merge(Protocol):
         ...
 
 
-class AsTheyAre:
+class Pushed:
     """The rule sees what was pushed."""
 
-    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
-        return Given(rows, ages=close.ages or None)
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> StepInput:
+        return StepInput(rows, ages=close.ages or None)
 
     def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
         """Nothing is kept."""
@@ -74,19 +74,19 @@ class AsTheyAre:
         """Nothing was kept."""
 
 
-class Weighed(AsTheyAre):
+class WeightedByAge(Pushed):
     """What was pushed, each row times what it counts at its age, before anything else looks at it."""
 
-    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> StepInput:
         factors = tuple(close.factors[worker] for worker in sorted(rows))
         if all(factor == 1 for factor in factors):
             return super().given(close, rows, learner)
         begun = learner.prepared(rows, len(close.faults), mix=(Scaled(factors),))
-        return Given(rows, begun, close.ages)
+        return StepInput(rows, begun, close.ages)
 
 
 @dataclass
-class LatestOfAll:
+class LatestVectors:
     """The latest vectors of all registered workers: of those who pushed, and of those who are away.
 
     Whoever proved faulty is left out of the round, and what it sent before is forgotten. A worker that was
@@ -94,7 +94,7 @@ class LatestOfAll:
     counts in its own round; after it the one before counts on. `warn` is told once.
     """
 
-    latest: Latest
+    latest: LatestStore
     participants: int
     """K."""
     expire: int | None = None
@@ -103,7 +103,7 @@ class LatestOfAll:
     _warned: bool = field(init=False, default=False, repr=False)
     _passing: dict[Worker, Tensor] = field(init=False, default_factory=dict, repr=False)
     """Vectors of the round in hand that could not be kept."""
-    _gram: _Measured | None = field(init=False, repr=False)
+    _gram: _IncrementalGram | None = field(init=False, repr=False)
     _new: set[Worker] = field(default_factory=set[Worker], init=False, repr=False)
     """Whose latest vectors no step has seen."""
     _given: int | None = field(default=None, init=False, repr=False)
@@ -111,7 +111,7 @@ class LatestOfAll:
 
     def __post_init__(self) -> None:
         n = len(self.latest.workers)
-        self._gram = _Measured(self.latest.workers) if worthwhile(n, self.participants) else None
+        self._gram = _IncrementalGram(self.latest.workers) if worthwhile(n, self.participants) else None
 
     @classmethod
     def of(
@@ -124,16 +124,16 @@ class LatestOfAll:
         folder: str | None = None,
         expire: int | None = None,
         warn: Callable[[str], None] = log.warning,
-    ) -> LatestOfAll:
+    ) -> LatestVectors:
         """With nothing in it.
 
         Raises:
             OSError: the disk has no room, or there is no such folder.
         """
-        latest = Latest(workers, d, dtype=store, folder=None if folder is None else user_path(folder))
+        latest = LatestStore(workers, d, dtype=store, folder=None if folder is None else user_path(folder))
         return cls(latest, participants, expire, warn)
 
-    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> Given:
+    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> StepInput:
         self._keep(close, rows)
         self._given = close.round
         latest = {**self.latest.rows(), **self._passing}
@@ -141,7 +141,7 @@ class LatestOfAll:
         gram = None if self._gram is None else self._gram.about(learner.reference)
         begun = learner.prepared(self.latest.workers, len(close.faults), gram=gram)
         ages = {**self.latest.ages(close.round), **dict.fromkeys(self._passing, 0)}
-        return Given(kept, begun, ages, fresh=frozenset(self._new))
+        return StepInput(kept, begun, ages, fresh=frozenset(self._new))
 
     def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
         self._keep(skip, rows)
@@ -185,7 +185,7 @@ class LatestOfAll:
             self._gram.changed(workers)
 
 
-class _Measured:
+class _IncrementalGram:
     """The Gram matrix of all latest vectors, of which only a few change in a round."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor
 from varangian.protos.codec import WIRE, Dtype
 from varangian.server.protocol.events import Refusal, Worker
 from varangian.server.rows.slot import Slot
-from varangian.server.training.partial import Begun
+from varangian.server.training.partial import PartialAggregate
 
 Standing: TypeAlias = Callable[[Slot], Refusal | None]
 Needed: TypeAlias = Callable[[Worker], bool]
 
 
-class Pool:
+class LentRows:
     """(seats, d): where vectors land, and stay until they are used.
 
     Nothing is done with a vector before it is complete, since nobody knows in which round it will count.
@@ -82,7 +82,7 @@ class Pool:
     def look(self) -> None:
         """There is nothing to begin early."""
 
-    async def claimed(self) -> Begun | None:
+    async def claimed(self) -> PartialAggregate | None:
         """Nothing was begun."""
         return None
 

@@ -20,10 +20,10 @@ from varangian.aggregators.streaming.stream import Stream
 from varangian.server.training.bounds import Bounds, norm
 from varangian.server.training.ema import Average, samples
 from varangian.server.training.optimizer import Sgd, Stepper
-from varangian.server.training.parameters import Versions
-from varangian.server.training.partial import Begun, Finished, Flow, Measured
+from varangian.server.training.parameters import ParameterVersions
+from varangian.server.training.partial import Finished, Measured, PartialAggregate, WindowedAggregate
 
-__all__ = ["Begun", "Finished", "Flow", "Learner", "Step"]
+__all__ = ["Finished", "Learner", "PartialAggregate", "Step", "WindowedAggregate"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Learner:
         average: Average | None = None,
         batch: int = 1,
     ) -> None:
-        self._versions = Versions(parameters)
+        self._versions = ParameterVersions(parameters)
         self._aggregator = aggregator
         self._optimizer = optimizer
         self._stepper = Stepper(optimizer)
@@ -91,13 +91,13 @@ class Learner:
         """Columns that are worth a start of their own."""
         return block()
 
-    def flow(self, workers: Iterable[str], faults: int, attempt: int) -> Flow:
+    def flow(self, workers: Iterable[str], faults: int, attempt: int) -> WindowedAggregate:
         """The next aggregate, of rows of exactly these workers; as `begin`, and in its place."""
         names, d = tuple(sorted(workers)), self.parameters.numel()
         work = Stream(self._aggregator, len(names), d, self.reference, faults=faults, into=self._spare)
-        return Flow(work, names, attempt)
+        return WindowedAggregate(work, names, attempt)
 
-    def begin(self, workers: Sequence[str], faults: int) -> Begun:
+    def begin(self, workers: Sequence[str], faults: int) -> PartialAggregate:
         """The next aggregate, to be gone on with while rows of these workers arrive.
 
         Args:
@@ -113,7 +113,7 @@ class Learner:
         *,
         mix: tuple[Mixing, ...] = (),
         gram: Measured | None = None,
-    ) -> Begun:
+    ) -> PartialAggregate:
         """As `begin`, for a round that is unlike the others.
 
         Args:
@@ -125,7 +125,7 @@ class Learner:
         names, d = tuple(sorted(workers)), self.parameters.numel()
         rule = replace(self._aggregator, mix=(*mix, *self._aggregator.mix)) if mix else self._aggregator
         work = Incremental(rule, len(names), d, self.reference, faults=faults, into=self._spare)
-        return Begun(work, names, gram)
+        return PartialAggregate(work, names, gram)
 
     def step(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Versions:
+class ParameterVersions:
     """Memory for parameters (d,) float32: two vectors, or more while an old one is still being read.
 
     A new version is written beside the current one, so a step that fails has changed nothing, and whoever

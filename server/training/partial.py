@@ -20,7 +20,7 @@ Measured: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class Begun:
+class PartialAggregate:
     """An aggregate that is begun before its rows are complete, and whose place in it is which."""
 
     work: Incremental
@@ -60,7 +60,7 @@ class Finished(Protocol):
 
 
 @dataclass(frozen=True)
-class Flow:
+class WindowedAggregate:
     """An aggregate of rows that are forgotten as they come, and whose they are."""
 
     work: Stream

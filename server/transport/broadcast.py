@@ -7,9 +7,9 @@ from functools import lru_cache, partial
 from time import monotonic
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import frame
+from varangian.protos.chunks import encode_chunk
 from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, Contract
-from varangian.protos.network.chunk_size import Pace
+from varangian.protos.network.chunk_size import ChunkSize
 
 SHARED = 16
 """Messages that are kept for the next pull. Workers pull at about the same time: a few are enough for all,
@@ -25,7 +25,9 @@ class Broadcast:
         self.manifest = ps_pb2.PullReply(manifest=contract.manifest(round, digest)).SerializeToString()
         # Not a method of this object: that would be a circle, and what nobody needs any more would stay in
         # memory until the garbage collector finds it, many rounds later.
-        self._shared: Callable[[int], bytes] = lru_cache(SHARED)(partial(_made, payload, CHUNK_BYTES))
+        self._shared: Callable[[int], bytes] = lru_cache(SHARED)(
+            partial(_make_message, payload, CHUNK_BYTES)
+        )
 
     def messages(self, chunk_bytes: int = 0) -> Iterator[bytes]:
         """The manifest and the chunks.
@@ -34,16 +36,16 @@ class Broadcast:
         enough: how long it takes until each is asked for is how long the one before it took.
         """
         yield self.manifest
-        pace, at = Pace(), 0
+        pace, at = ChunkSize(), 0
         pace.size = min(max(chunk_bytes or CHUNK_BYTES, CHUNK_FLOOR), CHUNK_BYTES)
         while at < len(self._payload):
             # Back to where the shared ones begin.
             size = min(pace.size, CHUNK_BYTES - at % CHUNK_BYTES)
             began = monotonic()
-            yield self._shared(at) if size == CHUNK_BYTES else _made(self._payload, size, at)
+            yield self._shared(at) if size == CHUNK_BYTES else _make_message(self._payload, size, at)
             pace.took(size, monotonic() - began)
             at += size
 
 
-def _made(payload: memoryview, size: int, at: int) -> bytes:
-    return frame(at, payload[at : at + size])
+def _make_message(payload: memoryview, size: int, at: int) -> bytes:
+    return encode_chunk(at, payload[at : at + size])

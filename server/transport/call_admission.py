@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from varangian.server import errors
-from varangian.server.identity.sessions import Metadata, Peer, Roster
-from varangian.server.limits.connections import Connections, parsed
+from varangian.server.identity.sessions import Metadata, Peer, Sessions
+from varangian.server.limits.connections import ConnectionLimits, parse_peer
 from varangian.server.limits.quotas import LATE, Calls, CutOffError
 from varangian.server.transport import calls as streams
 from varangian.server.transport.calls import Context
 
 
-class Door:
+class CallAdmission:
     """Through which every call goes.
 
     Args:
@@ -21,8 +21,8 @@ class Door:
         calls: how many each caller may make.
     """
 
-    def __init__(self, roster: Roster, connections: Connections, calls: Calls) -> None:
-        self._roster = roster
+    def __init__(self, sessions: Sessions, connections: ConnectionLimits, calls: Calls) -> None:
+        self._sessions = sessions
         self._connections = connections
         self.calls = calls
 
@@ -48,8 +48,8 @@ class Door:
 
     def _who(self, metadata: Metadata, peer: Peer, end: str) -> tuple[str, bool]:
         """What calls and connections of this caller are counted under, and whether he has proved that."""
-        if (name := self._roster.holder(metadata, peer)) is not None:
+        if (name := self._sessions.holder(metadata, peer)) is not None:
             return name, True
-        address = parsed(end)
+        address = parse_peer(end)
         # No name of a worker has a space.
         return f"address {address[0] if address else end}", False

@@ -12,8 +12,8 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from varangian.protos import codec
-from varangian.protos.data_channel.connection import LineError
-from varangian.protos.network.idle_timeout import Silence
+from varangian.protos.data_channel.connection import DataConnectionError
+from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.server import errors
 from varangian.server.identity.sessions import Metadata, Peer
 
@@ -65,26 +65,28 @@ def caller(context: Context) -> tuple[Metadata, Peer]:
     return tuple(context.invocation_metadata() or ()), context.auth_context()
 
 
-async def message(context: Context) -> bytes | None:
+async def read_message(context: Context) -> bytes | None:
     """The next message from the other end; None when there are no more."""
     data: object = await context.read()
     return data if isinstance(data, bytes) else None
 
 
-async def request(kind: type[M], context: Context, seconds: float, limit: int = codec.MANIFEST_LIMIT) -> M:
+async def read_request(
+    kind: type[M], context: Context, seconds: float, limit: int = codec.MANIFEST_LIMIT
+) -> M:
     """The message of a call that has only one.
 
     Raises:
         Refused: when it is not there in time.
         CodecError: when it has more than `limit` bytes, or is another one.
     """
-    async with silence(seconds) as quiet:
-        data = await quiet.broken_by(message(context))
+    async with idle_timeout(seconds) as quiet:
+        data = await quiet.broken_by(read_message(context))
     return codec.decode(kind, data or b"", limit)
 
 
 @asynccontextmanager
-async def silence(idle: float) -> AsyncGenerator[Silence, None]:
+async def idle_timeout(idle: float) -> AsyncGenerator[IdleTimeout, None]:
     """For as long as the stream is read or written.
 
     Raises:
@@ -93,7 +95,7 @@ async def silence(idle: float) -> AsyncGenerator[Silence, None]:
     timer = asyncio.timeout(None)
     try:
         async with timer:
-            yield Silence(idle, timer)
+            yield IdleTimeout(idle, timer)
     except TimeoutError:
         if not timer.expired():
             raise
@@ -122,5 +124,5 @@ def unless_cut() -> Generator[None, None, None]:
     """
     try:
         yield
-    except LineError as error:
+    except DataConnectionError as error:
         raise errors.cut(str(error)) from None

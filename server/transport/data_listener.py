@@ -20,14 +20,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from varangian.protos.data_channel.associated_data import Transfer
-from varangian.protos.data_channel.connection import TICKET, Line
-from varangian.protos.data_channel.tickets import Ticket
+from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.data_channel.connection import TICKET, DataConnection
+from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.network.descriptors import STRANGERS
 from varangian.server.transport.calls import Limits
-from varangian.server.transport.grpc_server import bound
+from varangian.server.transport.grpc_server import bind_sockets
 
-__all__ = ["Lane", "Patience", "Ticket"]
+__all__ = ["DataListener", "DataTicket", "StrangerLimits"]
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ STRANGER = "a stranger"
 
 
 @dataclass(frozen=True)
-class Patience:
+class StrangerLimits:
     """What connections without a payload may cost."""
 
     strangers: int = STRANGERS
@@ -53,7 +53,7 @@ class Patience:
     """Seconds after which a connection takes no further ticket."""
 
 
-PATIENCE = Patience()
+PATIENCE = StrangerLimits()
 
 
 class Unwelcome(Exception):
@@ -64,7 +64,7 @@ class Unwelcome(Exception):
         super().__init__(sentence)
 
 
-class Few:
+class BoundedTasks:
     """Tasks of which there may be only so many: one more ends the oldest of the largest group.
 
     Args:
@@ -96,7 +96,7 @@ class Few:
             self._tasks.pop(task, None)
 
 
-class Lane:
+class DataListener:
     """Takes connections, and brings each to the call whose ticket it shows.
 
     Args:
@@ -105,7 +105,7 @@ class Lane:
         patience: what connections without a payload may cost.
     """
 
-    def __init__(self, limits: Limits, sealed: bool, patience: Patience = PATIENCE) -> None:
+    def __init__(self, limits: Limits, sealed: bool, patience: StrangerLimits = PATIENCE) -> None:
         self.port = 0
         self._sealed = sealed
         self._patience = patience
@@ -114,9 +114,9 @@ class Lane:
         self._listeners: list[socket.socket] = []
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._tasks = set[asyncio.Task[None]]()
-        self._tickets: dict[bytes, Ticket] = {}
-        self._strangers = Few(patience.strangers, partial(self._crowded, STRANGER))
-        self._idle: dict[str, Few] = {}
+        self._tickets: dict[bytes, DataTicket] = {}
+        self._strangers = BoundedTasks(patience.strangers, partial(self._crowded, STRANGER))
+        self._idle: dict[str, BoundedTasks] = {}
         self._logged = set[tuple[str, str]]()
         self.refusals = Counter[str]()
         """How many connections were closed for each reason but that the other end had gone."""
@@ -127,7 +127,7 @@ class Lane:
         Raises:
             ListenError: that cannot be done there; PortInUse is one.
         """
-        self._listeners = bound(host, port, "server.data_port")
+        self._listeners = bind_sockets(host, port, "server.data_port")
         self.port = int(self._listeners[0].getsockname()[1])
         for listener in self._listeners:
             listener.setblocking(False)
@@ -135,9 +135,9 @@ class Lane:
             self._resume(listener)
         return self.port
 
-    def ticket(self, transfer: Transfer) -> Ticket:
+    def ticket(self, transfer: AssociatedData) -> DataTicket:
         """For the payload of one call."""
-        return Ticket(transfer, self._sealed, self._tickets)
+        return DataTicket(transfer, self._sealed, self._tickets)
 
     async def close(self) -> None:
         """End every connection, also those that are in use, and take no more."""
@@ -171,7 +171,7 @@ class Lane:
             self._pause_for(listener, error)
             return
         try:
-            line = Line(connection, self._threads)
+            line = DataConnection(connection, self._threads)
         except OSError:
             connection.close()
             return
@@ -186,7 +186,7 @@ class Lane:
         code = errno.errorcode.get(error.errno or 0, "OSError")
         self._log(Unwelcome("new connections", code, error.strerror or str(error)))
 
-    def _ended(self, line: Line, task: asyncio.Task[None]) -> None:
+    def _ended(self, line: DataConnection, task: asyncio.Task[None]) -> None:
         """Also of a task that was cancelled before it began."""
         self._tasks.discard(task)
         line.close()
@@ -194,17 +194,17 @@ class Lane:
         if error is not None:
             log.error("lane: a connection was given up", exc_info=error)
 
-    async def _attend(self, line: Line, host: str) -> None:
+    async def _attend(self, line: DataConnection, host: str) -> None:
         try:
             await self._serve(line, host)
         except Unwelcome as refused:
             self._log(refused)
 
-    async def _serve(self, line: Line, host: str) -> None:
+    async def _serve(self, line: DataConnection, host: str) -> None:
         """One ticket after the other."""
         oldest = asyncio.get_running_loop().time() + self._patience.age
         with self._strangers.one_more(host):
-            ticket: Ticket | None = await self._introduced(line)
+            ticket: DataTicket | None = await self._introduced(line)
         while ticket is not None and await ticket.served(line):
             holder, ticket = ticket.worker, None
             with self._few(holder).one_more(), suppress(OSError):
@@ -212,11 +212,11 @@ class Lane:
                 async with asyncio.timeout(min(self._patience.idle, left)):
                     ticket = await self._shown(line, holder)
 
-    def _few(self, holder: str) -> Few:
+    def _few(self, holder: str) -> BoundedTasks:
         """The connections that a worker does not use just now."""
-        return self._idle.setdefault(holder, Few(self._streams, partial(self._crowded, holder)))
+        return self._idle.setdefault(holder, BoundedTasks(self._streams, partial(self._crowded, holder)))
 
-    async def _introduced(self, line: Line) -> Ticket:
+    async def _introduced(self, line: DataConnection) -> DataTicket:
         """The first ticket, which also says whose connection it is."""
         try:
             async with asyncio.timeout(self._patience.showing):
@@ -226,7 +226,7 @@ class Lane:
         except OSError as error:
             raise Unwelcome(STRANGER, "GONE", str(error)) from None
 
-    async def _shown(self, line: Line, who: str) -> Ticket:
+    async def _shown(self, line: DataConnection, who: str) -> DataTicket:
         """The ticket that comes next."""
         ticket = self._tickets.get(await line.exactly(TICKET))
         if ticket is None:

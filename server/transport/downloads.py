@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.codec import CHUNK_BYTES, FLOAT32, Contract
-from varangian.protos.data_channel.connection import Cargo
+from varangian.protos.data_channel.connection import Transfer
 from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.server.observability.status import Snapshot
-from varangian.server.rounds.pulls import Pull, Pulls
+from varangian.server.rounds.pulls import AnsweredPull, Pulls
 from varangian.server.transport import calls
 from varangian.server.transport.broadcast import Broadcast
 from varangian.server.transport.calls import Context
-from varangian.server.transport.data_listener import Ticket
+from varangian.server.transport.data_listener import DataTicket
 
 AGAIN = ps_pb2.PullReply(again=ps_pb2.Again()).SerializeToString()
 
@@ -36,7 +36,7 @@ class Downloads:
         self._alive = alive
         self._broadcast: Broadcast | None = None
 
-    async def model(self, worker: str, pull: Pull, chunk_bytes: int, context: Context) -> None:
+    async def model(self, worker: str, pull: AnsweredPull, chunk_bytes: int, context: Context) -> None:
         """Send the model of an answered pull, or say midway that there is a newer one to ask for.
 
         Raises:
@@ -44,8 +44,8 @@ class Downloads:
         """
         assert pull.snapshot is not None
         round, messages = pull.snapshot.round, self._shared(pull.snapshot).messages(chunk_bytes)
-        async with calls.silence(self._idle) as silence:
-            for message, pull.delivered in marked(messages):
+        async with calls.idle_timeout(self._idle) as silence:
+            for message, pull.delivered in mark_last(messages):
                 self._alive(worker)
                 # A vector for a model that is too old by now would be refused.
                 over = self._pulls.over(worker, round)
@@ -54,7 +54,7 @@ class Downloads:
                 if over:
                     return
 
-    async def beside(self, worker: str, pull: Pull, ticket: Ticket, context: Context) -> None:
+    async def beside(self, worker: str, pull: AnsweredPull, ticket: DataTicket, context: Context) -> None:
         """The same, with the payload on the line whose other end has the ticket.
 
         Raises:
@@ -64,10 +64,10 @@ class Downloads:
         assert snapshot is not None
         await context.send_initial_metadata(((metadata_keys.READY, ticket.text),))
         await self.message(self._shared(snapshot).manifest, context)
-        async with calls.silence(self._idle) as silence:
+        async with calls.idle_timeout(self._idle) as silence:
             with calls.unless_cut():
                 line = await silence.broken_by(ticket.line())
-                cargo = Cargo(pieces(snapshot.payload))
+                cargo = Transfer(pieces(snapshot.payload))
                 while not cargo.done and not self._pulls.over(worker, snapshot.round):
                     await silence.broken_by(line.ready())
                     await line.send(cargo)
@@ -81,7 +81,7 @@ class Downloads:
 
     async def message(self, message: bytes, context: Context) -> None:
         """Send this alone."""
-        async with calls.silence(self._idle) as silence:
+        async with calls.idle_timeout(self._idle) as silence:
             with calls.unless_gone():
                 await silence.broken_by(context.write(message))
 
@@ -100,7 +100,7 @@ def pieces(payload: memoryview) -> Iterator[memoryview]:
         yield payload[start:stop]
 
 
-def marked(messages: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+def mark_last(messages: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Each message, and whether it is the last."""
     rest = iter(messages)
     message = next(rest, None)

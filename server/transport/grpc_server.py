@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from varangian.protos import codec
-from varangian.protos.network.address import EVERYWHERE, joined
+from varangian.protos.network.address import EVERYWHERE, join_host_port
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import SIGNS_OF_LIFE, WINDOWS
 
@@ -77,12 +77,12 @@ def bind(
     Raises:
         ListenError: that cannot be done there; PortInUse is one.
     """
-    name = everywhere() if host == EVERYWHERE else host
-    where = joined(name, probe(host, port))
+    name = any_address() if host == EVERYWHERE else host
+    where = join_host_port(name, probe(host, port))
     try:
         if credentials is None:
-            return joined(name, server.add_insecure_port(where))
-        return joined(name, server.add_secure_port(where, credentials))
+            return join_host_port(name, server.add_insecure_port(where))
+        return join_host_port(name, server.add_secure_port(where, credentials))
     except RuntimeError:
         raise PortInUse(in_use(name, port)) from None
 
@@ -92,14 +92,14 @@ def probe(host: str, port: int) -> int:
 
     gRPC does not say why it could not bind, and is content with one address out of several.
     """
-    found = bound(host, port)
+    found = bind_sockets(host, port)
     number = int(found[0].getsockname()[1])
     for listener in found:
         listener.close()
     return number if len(found) > 1 else port
 
 
-def bound(host: str, port: int, setting: str = "server.port") -> list[socket.socket]:
+def bind_sockets(host: str, port: int, setting: str = "server.port") -> list[socket.socket]:
     """Sockets that can listen there: one for every address of the host, all with one port.
 
     An address that this machine does not have, as that of IPv6 where it is off, is left out if there is
@@ -113,7 +113,7 @@ def bound(host: str, port: int, setting: str = "server.port") -> list[socket.soc
     Raises:
         ListenError: it cannot; PortInUse when another process has the port on any of the addresses.
     """
-    name = everywhere() if host == EVERYWHERE else host
+    name = any_address() if host == EVERYWHERE else host
     try:
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
@@ -127,14 +127,14 @@ def bound(host: str, port: int, setting: str = "server.port") -> list[socket.soc
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise PortInUse(in_use(name, port, setting)) from None
-        where = joined(name, port)
+        where = join_host_port(name, port)
         what = f"The server should be able to listen on {where}. The system says: {error.strerror}."
         raise ListenError(
             f"{what} Set `server.host` and `{setting}` to an address of this machine."
         ) from None
 
 
-def everywhere() -> str:
+def any_address() -> str:
     """The address that stands for all of this machine, those of IPv4 and, where there are any, of IPv6."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as listener:
@@ -148,7 +148,8 @@ def everywhere() -> str:
 def in_use(host: str, port: int, setting: str = "server.port") -> str:
     """What to say when another process has the port."""
     todo = f"Stop that process, or set `{setting}` to another port (0 takes any free one)."
-    return f"The server should have {joined(host, port)} for itself. Another process listens there. {todo}"
+    address = join_host_port(host, port)
+    return f"The server should have {address} for itself. Another process listens there. {todo}"
 
 
 def _all_bound(addresses: Sequence[tuple[int, Any]], port: int) -> list[socket.socket]:

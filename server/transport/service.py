@@ -18,32 +18,32 @@ import grpc
 
 from varangian.protos import codec, metadata_keys, ps_pb2
 from varangian.protos.codec import Code, CodecError, Contract
-from varangian.protos.data_channel.associated_data import Transfer
-from varangian.protos.identity.certificate import Shown
-from varangian.protos.text import escaped
+from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.identity.certificate import ShownCertificate
+from varangian.protos.text import escape
 from varangian.server import errors
 from varangian.server.errors import Refused
 from varangian.server.identity.presence import PAUSE, Presence
 from varangian.server.identity.revocation import Revocation
-from varangian.server.identity.sessions import IdentityError, Roster
-from varangian.server.limits.connections import Connections
-from varangian.server.limits.open_uploads import Newest
-from varangian.server.limits.quotas import Calls, Quota, Rations
-from varangian.server.limits.small_messages import Requests
-from varangian.server.limits.upload_scheduler import Gate
+from varangian.server.identity.sessions import IdentityError, Sessions
+from varangian.server.limits.connections import ConnectionLimits
+from varangian.server.limits.open_uploads import OpenUploads
+from varangian.server.limits.quotas import Calls, RoundQuotas, StreamQuota
+from varangian.server.limits.small_messages import SmallMessages
+from varangian.server.limits.upload_scheduler import UploadScheduler
 from varangian.server.protocol.events import Refusal
 from varangian.server.rows.slot import Overtaken, Slot
 from varangian.server.transport import calls, uploads
-from varangian.server.transport.call_admission import Door
+from varangian.server.transport.call_admission import CallAdmission
 from varangian.server.transport.calls import Context, Limits
-from varangian.server.transport.data_listener import Lane, Ticket
+from varangian.server.transport.data_listener import DataListener, DataTicket
 from varangian.server.transport.downloads import AGAIN, Downloads
-from varangian.server.transport.status_reply import Replies
+from varangian.server.transport.status_reply import StatusReplies
 
 if TYPE_CHECKING:
     from varangian.server.identity.tls import Security
-    from varangian.server.rounds.coordinator import Driver
-    from varangian.server.rounds.pulls import Pull
+    from varangian.server.rounds.coordinator import Coordinator
+    from varangian.server.rounds.pulls import AnsweredPull
 
 __all__ = ["Limits", "Service"]
 
@@ -57,7 +57,7 @@ SOFTWARE = 80
 SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
 
 
-def answered(
+def answer_refusals(
     handler: Callable[[Service, T, Context], Awaitable[R]],
 ) -> Callable[[Service, T, Context], Awaitable[R]]:
     """Turn every refusal in a handler into a status with a code and a sentence."""
@@ -82,39 +82,45 @@ class Service:
 
     def __init__(
         self,
-        driver: Driver,
-        roster: Roster,
+        coordinator: Coordinator,
+        sessions: Sessions,
         contract: Contract,
         limits: Limits,
-        lane: Lane | None = None,
+        lane: DataListener | None = None,
         leaves: Callable[[], bool] = bool,
         security: Security | None = None,
         end: Callable[[str], None] = log.error,
     ) -> None:
-        self._driver = driver
-        self._roster = roster
+        self._coordinator = coordinator
+        self._sessions = sessions
         self._contract = contract
         self._limits = limits
         self._lane = lane
         self._leaves = leaves
         """Whether this server stops, and another one takes its place: then nothing is finished."""
-        self._gate = Gate(limits.receiving, limits.turn, limits.share)
-        self._quota = Quota(limits.streams)
-        self._rations = Rations(limits.uploads, limits.downloads, limits.joins)
-        self._newest, self._joining = Newest(), Newest()
-        self.connections = Connections(len(roster.names))
-        self._door = Door(roster, self.connections, Calls(limits.calls, limits.calls_at_once))
-        self._requests = Requests(len(roster.names))
+        self._upload_scheduler = UploadScheduler(limits.receiving, limits.turn, limits.share)
+        self._quota = StreamQuota(limits.streams)
+        self._round_quotas = RoundQuotas(limits.uploads, limits.downloads, limits.joins)
+        self._newest, self._joining = OpenUploads(), OpenUploads()
+        self.connections = ConnectionLimits(len(sessions.names))
+        self._door = CallAdmission(sessions, self.connections, Calls(limits.calls, limits.calls_at_once))
+        self._requests = SmallMessages(len(sessions.names))
         self._refusals = Counter[str]()
-        self._downloads = Downloads(contract, driver.pulls, limits.idle, roster.seen)
+        self._downloads = Downloads(contract, coordinator.pulls, limits.idle, sessions.seen)
         self._told = set[str]()
         self._heard = asyncio.Event()
-        self._attending = Quota(limits.streams)
+        self._attending = StreamQuota(limits.streams)
         self._dismissed = asyncio.Event()
-        self.presence = Presence(roster, driver)
-        self.revocation = Revocation(roster, driver, self.presence.expel, security, end)
-        self._status = Replies(
-            driver, roster, contract, lambda: self._refused, self.revocation, self._data_port, limits.status
+        self.presence = Presence(sessions, coordinator)
+        self.revocation = Revocation(sessions, coordinator, self.presence.expel, security, end)
+        self._status = StatusReplies(
+            coordinator,
+            sessions,
+            contract,
+            lambda: self._refused,
+            self.revocation,
+            self._data_port,
+            limits.status,
         )
         self._logged = set[tuple[str, str]]()
 
@@ -133,46 +139,46 @@ class Service:
             },
         )
 
-    @answered
+    @answer_refusals
     async def join(self, _: object, context: Context) -> bytes:
         caller = calls.caller(context)
-        worker = self._roster.authenticate(*caller)
-        self._rations.join(worker)
+        worker = self._sessions.authenticate(*caller)
+        self._round_quotas.join(worker)
         # The last process of this name whose message never came, or comes slowly, keeps nobody waiting.
         async with self._joining.upload(worker), self._requests.reading(worker):
-            request = await calls.request(
+            request = await calls.read_request(
                 ps_pb2.JoinRequest, context, self._limits.joining, codec.JOIN_LIMIT
             )
         codec.check_protocol(request.protocol)
         self._check_common(worker, request.common)
         self._check_layout(request.layout)
-        before = self._roster.session(worker)
-        self._roster.claim(*caller)
+        before = self._sessions.session(worker)
+        self._sessions.claim(*caller)
         self.presence.look()
-        if self._roster.session(worker) != before:  # not a sign of life of the same process
-            log.info("%s joined with %s", worker, escaped(request.software, SOFTWARE))
+        if self._sessions.session(worker) != before:  # not a sign of life of the same process
+            log.info("%s joined with %s", worker, escape(request.software, SOFTWARE))
         return ps_pb2.JoinReply(
             protocol=codec.PROTOCOL,
             run_id=self._contract.run_id,
-            round=self._driver.round,
-            chunk_bytes=uploads.message_bytes(self._contract.size, len(self._roster.names)),
+            round=self._coordinator.round,
+            chunk_bytes=uploads.message_bytes(self._contract.size, len(self._sessions.names)),
             message_limit=codec.MESSAGE_LIMIT,
             dtype=codec.WIRE[self._contract.dtype][0],
             data_port=self._data_port,
         ).SerializeToString()
 
-    @answered
+    @answer_refusals
     async def pull(self, _: object, context: Context) -> None:
         worker = self._identify(context)
-        with self._quota.stream(worker), self._roster.calling(worker):
+        with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
-                request = await calls.request(ps_pb2.PullRequest, context, self._limits.idle)
+                request = await calls.read_request(ps_pb2.PullRequest, context, self._limits.idle)
             codec.check_run(self._contract.run_id, request.run_id)
-            pulls, patience = self._driver.pulls, self._limits.patience
+            pulls, patience = self._coordinator.pulls, self._limits.patience
             async with pulls.answered(worker, request.after, patience) as pull:
                 await self._answer(worker, pull, request.chunk_bytes, context)
 
-    async def _answer(self, worker: str, pull: Pull, chunk_bytes: int, context: Context) -> None:
+    async def _answer(self, worker: str, pull: AnsweredPull, chunk_bytes: int, context: Context) -> None:
         snapshot = pull.snapshot
         if snapshot is None:
             await self._downloads.message(AGAIN, context)
@@ -187,9 +193,11 @@ class Service:
                 self._told.add(worker)
                 self._heard.set()
         else:
-            self._rations.download(worker, snapshot.round)
+            self._round_quotas.download(worker, snapshot.round)
             size = len(snapshot.payload)
-            transfer = Transfer(codec.PROTOCOL, "pull", self._contract.run_id, snapshot.round, worker, size)
+            transfer = AssociatedData(
+                codec.PROTOCOL, "pull", self._contract.run_id, snapshot.round, worker, size
+            )
             with self._ticket(transfer, context) as ticket:
                 if ticket is None:
                     await self._downloads.model(worker, pull, chunk_bytes, context)
@@ -198,40 +206,40 @@ class Service:
             if pull.delivered:
                 self._door.calls.give(worker)
 
-    @answered
+    @answer_refusals
     async def push(self, _: object, context: Context) -> bytes:
         worker = self._identify(context)
-        with self._quota.stream(worker), self._roster.calling(worker):
+        with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
-                manifest = await uploads.manifest(context, self._limits.idle)
+                manifest = await uploads.read_manifest(context, self._limits.idle)
             # It proves nothing, whatever it says: no digest covers it, so the line may have changed it.
             self._contract.check(manifest, sealed=True)
             async with self._newest.upload(worker):
-                slot = await self._driver.offer(
+                slot = await self._coordinator.offer(
                     worker, manifest.round, manifest.content_digest, self._contract.dtype
                 )
                 if slot is Refusal.DUPLICATE:
                     return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
                 if isinstance(slot, Refusal):
-                    raise errors.of_refusal(slot, self._driver.round)
+                    raise errors.of_refusal(slot, self._coordinator.round)
                 await self._payload(manifest, slot, context)
             shown = await self._still_valid(slot, context)
-            outcome = await self._driver.complete(slot)
+            outcome = await self._coordinator.complete(slot)
             if outcome is None:
                 self.revocation.counted(worker, shown)
         if isinstance(outcome, Refusal):
-            raise errors.of_refusal(outcome, self._driver.round)
+            raise errors.of_refusal(outcome, self._coordinator.round)
         if outcome is not None:
             raise errors.unsound(outcome)
         self._door.calls.give(worker)
         return ps_pb2.PushReply(round=manifest.round).SerializeToString()
 
-    @answered
+    @answer_refusals
     async def attend(self, _: object, context: Context) -> None:
         worker = self._identify(context)
-        with self._attending.stream(worker), self._roster.calling(worker, stays=True):
+        with self._attending.stream(worker), self._sessions.calling(worker, stays=True):
             async with self._requests.reading(worker):
-                request = await calls.request(ps_pb2.AttendRequest, context, self._limits.idle)
+                request = await calls.read_request(ps_pb2.AttendRequest, context, self._limits.idle)
             codec.check_run(self._contract.run_id, request.run_id)
             self.presence.look()
             with calls.unless_gone():
@@ -242,21 +250,21 @@ class Service:
                 return
         raise errors.aged()
 
-    @answered
+    @answer_refusals
     async def decline(self, _: object, context: Context) -> bytes:
         worker = self._identify(context)
-        with self._quota.stream(worker), self._roster.calling(worker):
+        with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
-                request = await calls.request(ps_pb2.DeclineRequest, context, self._limits.idle)
+                request = await calls.read_request(ps_pb2.DeclineRequest, context, self._limits.idle)
             codec.check_run(self._contract.run_id, request.run_id)
-            refusal = await self._driver.decline(worker, request.round, request.reason)
+            refusal = await self._coordinator.decline(worker, request.round, request.reason)
         if refusal is not None:
-            raise errors.of_refusal(refusal, self._driver.round)
+            raise errors.of_refusal(refusal, self._coordinator.round)
         return ps_pb2.DeclineReply().SerializeToString()
 
-    @answered
+    @answer_refusals
     async def status(self, _: object, context: Context) -> bytes:
-        self._roster.admit(calls.caller(context)[1])
+        self._sessions.admit(calls.caller(context)[1])
         return self._status.latest()  # whatever the message says, and whether it comes or not
 
     async def refuse(self, context: Context, refused: Refused) -> Never:
@@ -264,12 +272,12 @@ class Service:
         code = refused.code
         if code != errors.AGE:  # which is no refusal, but how such a call ends
             self._refusals[code] += 1
-        worker = self._roster.presumed(*calls.caller(context))
+        worker = self._sessions.presumed(*calls.caller(context))
         quiet = code == errors.AGE or (worker, code) in self._logged
         level = logging.DEBUG if quiet else logging.WARNING
         self._logged.add((worker, code))
         log.log(level, "refused %s: %s %s", worker, code, refused.sentence)
-        trailing = ((metadata_keys.CODE, code), (metadata_keys.ROUND, str(self._driver.round)))
+        trailing = ((metadata_keys.CODE, code), (metadata_keys.ROUND, str(self._coordinator.round)))
         with calls.unless_gone():
             await context.abort(refused.status, refused.sentence, trailing)
 
@@ -277,7 +285,7 @@ class Service:
         """Wait until everyone who is there has heard that the run is finished, but not for ever."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.grace):
-                while not self._roster.present <= self._told:
+                while not self._sessions.present <= self._told:
                     self._heard.clear()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._heard.wait(), PAUSE)
@@ -287,7 +295,7 @@ class Service:
         self._dismissed.set()
 
     def _identify(self, context: Context) -> str:
-        return self._roster.identify(*calls.caller(context))
+        return self._sessions.identify(*calls.caller(context))
 
     @property
     def _refused(self) -> Counter[str]:
@@ -299,7 +307,9 @@ class Service:
     def _data_port(self) -> int:
         return self._lane.port if self._lane else 0
 
-    def _ticket(self, transfer: Transfer, context: Context) -> AbstractContextManager[Ticket | None]:
+    def _ticket(
+        self, transfer: AssociatedData, context: Context
+    ) -> AbstractContextManager[DataTicket | None]:
         """With which the payload of a call may travel beside it, if its caller can do that."""
         asked = any(key == metadata_keys.LANE for key, _ in calls.caller(context)[0])
         return self._lane.ticket(transfer) if self._lane and asked else nullcontext()
@@ -316,15 +326,15 @@ class Service:
         if difference := self._contract.layout.difference(text):
             raise CodecError(Code.LAYOUT, difference)
 
-    async def _still_valid(self, slot: Slot, context: Context) -> Shown | None:
+    async def _still_valid(self, slot: Slot, context: Context) -> ShownCertificate | None:
         """The certificate of a push whose payload is there; it may have been revoked on the way.
 
         Raises:
             IdentityError: it was, or has expired. The slot is released.
         """
-        shown = self._roster.shown(calls.caller(context)[1])
-        if error := self._roster.outdated(shown):
-            await self._driver.release(slot)
+        shown = self._sessions.shown(calls.caller(context)[1])
+        if error := self._sessions.outdated(shown):
+            await self._coordinator.release(slot)
             raise error
         return shown
 
@@ -332,17 +342,17 @@ class Service:
         """Fill the slot from the stream, or give it back."""
 
         def alive() -> None:
-            self._roster.seen(slot.worker)
+            self._sessions.seen(slot.worker)
 
         try:
-            self._rations.upload(slot.worker, slot.round)
-            transfer = Transfer.of("push", manifest, slot.worker, slot.size)
+            self._round_quotas.upload(slot.worker, slot.round)
+            transfer = AssociatedData.of("push", manifest, slot.worker, slot.size)
             with self._ticket(transfer, context) as ticket:
-                upload = uploads.Upload(slot, context, self._gate, self._limits, alive, ticket)
+                upload = uploads.Upload(slot, context, self._upload_scheduler, self._limits, alive, ticket)
                 slot.digest = await upload.received(slot.digest)
         except Overtaken as error:
-            await self._driver.release(slot)
-            raise errors.of_refusal(error.refusal, self._driver.round) from None
+            await self._coordinator.release(slot)
+            raise errors.of_refusal(error.refusal, self._coordinator.round) from None
         except BaseException:
-            await self._driver.release(slot)
+            await self._coordinator.release(slot)
             raise

@@ -10,12 +10,12 @@ from varangian import __version__
 from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import Contract
 from varangian.server.identity.revocation import Revocation
-from varangian.server.identity.sessions import Roster
+from varangian.server.identity.sessions import Sessions
 from varangian.server.observability.status import Status
-from varangian.server.rounds.coordinator import Driver
+from varangian.server.rounds.coordinator import Coordinator
 
 
-class Replies:
+class StatusReplies:
     """Of one run.
 
     Args:
@@ -31,8 +31,8 @@ class Replies:
 
     def __init__(
         self,
-        driver: Driver,
-        roster: Roster,
+        coordinator: Coordinator,
+        sessions: Sessions,
         contract: Contract,
         refused: Callable[[], Counter[str]],
         revocation: Revocation,
@@ -40,8 +40,8 @@ class Replies:
         fresh: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._driver = driver
-        self._roster = roster
+        self._coordinator = coordinator
+        self._sessions = sessions
         self._contract = contract
         self._refused = refused
         self._revocation = revocation
@@ -58,7 +58,7 @@ class Replies:
         return self._made[1]
 
     def _new(self) -> ps_pb2.StatusReply:
-        status = self._driver.status()
+        status = self._coordinator.status()
         return ps_pb2.StatusReply(
             protocol=codec.PROTOCOL,
             run_id=self._contract.run_id,
@@ -67,8 +67,8 @@ class Replies:
             rounds=status.rounds,
             finished=status.finished,
             sentence=public(status),
-            workers=len(self._roster.names),
-            present=len(self._roster.present),
+            workers=len(self._sessions.names),
+            present=len(self._sessions.present),
             refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refused().items())),
             data_port=self._data_port,
             classes=self._contract.classes or 0,

@@ -13,13 +13,13 @@ from varangian.protos import codec, metadata_keys, ps_pb2
 from varangian.protos.codec import CHUNK_LIMIT, Assembler, Code, CodecError
 from varangian.protos.data_channel.connection import SHARE
 from varangian.protos.data_channel.transfer import Receive
-from varangian.protos.network.idle_timeout import Silence
-from varangian.server.limits.quotas import Bucket
-from varangian.server.limits.upload_scheduler import Gate, Seat
+from varangian.protos.network.idle_timeout import IdleTimeout
+from varangian.server.limits.quotas import TokenBucket
+from varangian.server.limits.upload_scheduler import UploadScheduler, UploadTurn
 from varangian.server.rows.slot import Slot
 from varangian.server.transport import calls
 from varangian.server.transport.calls import Context, Limits
-from varangian.server.transport.data_listener import Ticket
+from varangian.server.transport.data_listener import DataTicket
 
 LARGE, LARGEST = 2 << 20, CHUNK_LIMIT
 """What messages of a push should have, in bytes: each costs some 0.3 ms of both ends."""
@@ -38,14 +38,14 @@ def message_bytes(payload: int, workers: int) -> int:
     return LARGEST if 4 * workers * LARGEST <= payload else LARGE
 
 
-async def manifest(context: Context, idle: float) -> ps_pb2.Manifest:
+async def read_manifest(context: Context, idle: float) -> ps_pb2.Manifest:
     """The first message of a push, whatever it says.
 
     Raises:
         Refused, CodecError: when it is something else, or does not come.
     """
-    async with calls.silence(idle) as silence:
-        data = await silence.broken_by(calls.message(context))
+    async with calls.idle_timeout(idle) as silence:
+        data = await silence.broken_by(calls.read_message(context))
     part = codec.decode(ps_pb2.PushRequest, data or b"", codec.MANIFEST_LIMIT)
     if not part.HasField("manifest"):
         raise CodecError(Code.MALFORMED, "Found a push that does not begin with a manifest.")
@@ -68,19 +68,19 @@ class Upload:
         self,
         slot: Slot,
         context: Context,
-        gate: Gate,
+        gate: UploadScheduler,
         limits: Limits,
         alive: Callable[[], None],
-        ticket: Ticket | None = None,
+        ticket: DataTicket | None = None,
     ) -> None:
         self._slot = slot
         self._ticket = ticket
         self._context = context
-        self._gate = gate
+        self._upload_scheduler = gate
         self._idle = limits.idle
         self._alive = alive
         self._assembler = Assembler(slot.size)
-        self._small = Bucket(SMALL_PER_SECOND, SMALL_AT_ONCE)
+        self._small = TokenBucket(SMALL_PER_SECOND, SMALL_AT_ONCE)
 
     async def received(self, digest: bytes) -> bytes:
         """Fill the slot; returns the digest of what came.
@@ -93,7 +93,7 @@ class Upload:
             Overtaken: when nobody waits for it any more.
         """
         found = digest
-        async with self._gate.seat() as seat, calls.silence(self._idle) as silence:
+        async with self._upload_scheduler.seat() as seat, calls.idle_timeout(self._idle) as silence:
             ready = self._ticket.text if self._ticket else metadata_keys.CHUNKS
             with calls.unless_gone():
                 await self._context.send_initial_metadata(((metadata_keys.READY, ready),))
@@ -101,7 +101,7 @@ class Upload:
                 with calls.unless_cut():
                     await self._beside(self._ticket, seat, silence)
             while (data := await self._message(seat, silence)) is not None:
-                part = codec.pushed(data)
+                part = codec.push_payload(data)
                 # Both would live on until the next message is here, and that may be many turns later.
                 del data
                 if isinstance(part, tuple):
@@ -114,21 +114,21 @@ class Upload:
         self._assembler.finish(found)
         return found
 
-    async def _message(self, seat: Seat, silence: Silence) -> bytes | None:
+    async def _message(self, seat: UploadTurn, silence: IdleTimeout) -> bytes | None:
         await seat.listen()
-        data = await silence.broken_by(calls.message(self._context))
+        data = await silence.broken_by(calls.read_message(self._context))
         await seat.heard(0 if data is None else len(data))
         self._alive()
         return data
 
-    async def _chunk(self, offset: int, payload: memoryview, seat: Seat) -> None:
+    async def _chunk(self, offset: int, payload: memoryview, seat: UploadTurn) -> None:
         piece = self._assembler.add(offset, payload)
         if self._slot.waits(len(piece)):
             seat.stand()  # those for whom it waits may have none
         await self._slot.put(piece)
         await self._slowed(len(payload), seat)
 
-    async def _beside(self, ticket: Ticket, seat: Seat, silence: Silence) -> None:
+    async def _beside(self, ticket: DataTicket, seat: UploadTurn, silence: IdleTimeout) -> None:
         """All of the payload, from the line whose other end has the ticket."""
         await seat.listen()
         line = await silence.broken_by(ticket.line())
@@ -153,7 +153,7 @@ class Upload:
     def _look(self, piece: memoryview) -> None:
         self._assembler.add(self._assembler.passed, piece)
 
-    async def _slowed(self, size: int, seat: Seat) -> None:
+    async def _slowed(self, size: int, seat: UploadTurn) -> None:
         """Let others go on first when so little has come."""
         if size < SMALL and not self._assembler.complete and (delay := self._small.take()):
             seat.stand()

@@ -35,7 +35,7 @@ class UserCodeError(InputError):
 
 
 @contextmanager
-def guarded(
+def guard(
     what: str, advice: str = "", target: str = "", error: type[InputError] = UserCodeError
 ) -> Generator[None]:
     """Run code of the user's: any exception becomes `error`, and `sys.exit` does not end the process.
@@ -118,7 +118,7 @@ def resolve(target: str, error: type[InputError] = UserCodeError) -> Callable[..
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that a file here never hides a library
     advice = f"Check that `import {module_name}` works in Python, in this folder."
-    with guarded(f"`target` {target!r} cannot be imported: it", advice, target, error):
+    with guard(f"`target` {target!r} cannot be imported: it", advice, target, error):
         found: Any = importlib.import_module(module_name)
     module = found
     for part in function_name.split("."):
@@ -174,5 +174,5 @@ def call(
         raise error(f"{here} is called with ({takes}), which it does not take: {found}.") from found
     except ValueError:
         pass  # a function without a signature, as some of those written in C
-    with guarded(here, f"Mend it, or name another function in `{setting}`.", target, error):
+    with guard(here, f"Mend it, or name another function in `{setting}`.", target, error):
         return function(*arguments.values(), **options)

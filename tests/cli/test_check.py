@@ -60,7 +60,7 @@ def test_what_would_stop_a_run_is_said_before_it(varangian, tmp_path, settings, 
 
 
 def test_all_that_would_stop_a_run_is_said_at_once(varangian, monkeypatch):
-    monkeypatch.setattr("varangian.launch.dry_run.available", lambda: 1 << 20)
+    monkeypatch.setattr("varangian.launch.dry_run.available_memory", lambda: 1 << 20)
     code, _, err = varangian("check", *SMALL, "output=/dev/null")
     assert code == 2
     assert err.splitlines()[0] == "2 problems that would stop this run:"

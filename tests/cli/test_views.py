@@ -7,7 +7,7 @@ from rich.console import Console
 
 from varangian.cli.views.live import Live
 from varangian.cli.views.progress import output, progress
-from varangian.cli.views.summary import Tally
+from varangian.cli.views.summary import RunSummary
 from varangian.cli.views.terminal import printable
 from varangian.launch import RunResult
 from varangian.server.observability.record import RoundRecord, Scores
@@ -66,7 +66,7 @@ RECORDS = [
 
 
 def test_a_tally_of_who_was_believed():
-    tally = Tally()
+    tally = RunSummary()
     for each in [*RECORDS, record(2, skipped="no quorum")]:
         tally.add(each)
     assert (tally.rounds, tally.skipped, tally.scores) == (3, 1, Scores(0.1, 0.975))
@@ -78,7 +78,7 @@ def test_a_tally_of_who_was_believed():
 
 
 def test_a_rule_without_weights_believes_nobody_in_particular():
-    tally = Tally()
+    tally = RunSummary()
     tally.add(record(0))
     assert tally.share(["w00"]) is None
     assert tally.least_believed(3) == []

@@ -1,6 +1,6 @@
 import pytest
 
-from varangian.config.overrides import applied, from_command_line, from_environment
+from varangian.config.overrides import apply_overrides, from_command_line, from_environment
 from varangian.registry import ConfigError
 
 GROUPS = {"aggregator": "flag", "aggregator.rule": None, "model": "mlp", "byzantine.attack": None}
@@ -9,7 +9,7 @@ PIPELINE = {"mix": ["nnm"], "rule": KRUM}
 
 
 def overridden(settings, *texts):
-    return applied(settings, from_command_line(texts), GROUPS)
+    return apply_overrides(settings, from_command_line(texts), GROUPS)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,16 @@ def test_the_environment_spells_dots_as_double_underscores():
         "PATH": "/bin",
         "VARANGIAN__F": "1",
     }
-    assert applied({}, from_environment(environ), GROUPS) == {"f": 1, "server": {"port": 5000}}
+    assert apply_overrides({}, from_environment(environ), GROUPS) == {"f": 1, "server": {"port": 5000}}
 
 
 def test_one_variable_can_hold_several_settings_which_win_over_others():
     environ = {"VARANGIAN__F": "1", "VARANGIAN_SETTINGS": "f=2 model='{cnn: {}}' seed=3"}
-    assert applied({}, from_environment(environ), GROUPS) == {"f": 2, "model": {"cnn": {}}, "seed": 3}
+    assert apply_overrides({}, from_environment(environ), GROUPS) == {
+        "f": 2,
+        "model": {"cnn": {}},
+        "seed": 3,
+    }
     assert from_environment({"VARANGIAN_SETTINGS": " "}) == []
 
 

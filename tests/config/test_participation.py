@@ -12,7 +12,7 @@ from varangian.config.build import machine
 from varangian.config.tree import json_schema
 from varangian.registry import ConfigError
 from varangian.server.participation import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Sync
-from varangian.server.participation.selection import Buffered, Neighbourhoods, Oldest
+from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
 from varangian.server.participation.staleness import Constant, Hinge, Polynomial
 from varangian.server.protocol.synchronous import RoundMachine
 
@@ -367,12 +367,12 @@ def test_the_polynomial_weight_is_the_one_by_default():
 @pytest.mark.parametrize(
     ("overrides", "choice"),
     [
-        (["participation.async.tau=3"], Buffered(12, 3, Polynomial())),
-        (["participation.async={buffer: 11, staleness: constant}"], Buffered(11, 10, Constant())),
-        (["aggregator.fedlaavg.participants=5"], Oldest(5, 1.0)),
-        (["aggregator.fedlaavg.gather=0"], Oldest(15, 0.0)),
-        (["aggregator.fedavg.participants=6"], Oldest(6, 1.0)),
-        (["aggregator={asap: {graph: ring, tau: 2}}"], Neighbourhoods(Ring(), 2)),
+        (["participation.async.tau=3"], BufferSelection(12, 3, Polynomial())),
+        (["participation.async={buffer: 11, staleness: constant}"], BufferSelection(11, 10, Constant())),
+        (["aggregator.fedlaavg.participants=5"], LongestAbsent(5, 1.0)),
+        (["aggregator.fedlaavg.gather=0"], LongestAbsent(15, 0.0)),
+        (["aggregator.fedavg.participants=6"], LongestAbsent(6, 1.0)),
+        (["aggregator={asap: {graph: ring, tau: 2}}"], NeighbourhoodSelection(Ring(), 2)),
     ],
 )
 def test_the_machine_is_told_what_the_configuration_says(overrides, choice):

@@ -11,7 +11,7 @@ import torch
 from tests.hostile.siege import settled
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import frame
+from varangian.protos.chunks import encode_chunk
 from varangian.protos.metadata_keys import CODE, READY, SESSION
 from varangian.protos.network.dial import open_aio_channel
 from varangian.worker.loop import work
@@ -115,7 +115,7 @@ class Renegade(Client):
         call, ready = await self.manifest(round)
         if ready:
             half = self._contract.layout.numel * 2
-            await call.write(frame(0, codec.payload(torch.ones(half // 4))))
+            await call.write(encode_chunk(0, codec.payload(torch.ones(half // 4))))
         return call, ready
 
 

@@ -14,7 +14,7 @@ from tests.hostile.http2 import HungUp
 from tests.hostile.rogue import BAD, BUSY, GOOD, Rogue, hung_up, received, reset, sent
 
 from varangian.protos import codec
-from varangian.protos.chunks import frame
+from varangian.protos.chunks import encode_chunk
 from varangian.protos.data_channel.connection import TICKET
 
 STRANGERS = 64
@@ -28,7 +28,7 @@ TAKEN = ("", *BUSY)
 """Where all of it came, to a machine with other things to do perhaps."""
 
 
-def crowd(stack, rogue, count=CROWD, first=b""):
+def worker_group(stack, rogue, count=CROWD, first=b""):
     """So many connections that have said this; those that the server has ended at once are left out."""
     lines = []
     for _ in range(count):
@@ -57,7 +57,7 @@ def alive(lines):
 def strangers(siege):
     """They say nothing, or most of a ticket, or a byte now and then, which is no sign of life."""
     with Rogue(siege) as rogue, contextlib.ExitStack() as stack:
-        lines = [line for i in range(3) for line in crowd(stack, rogue, CROWD // 3, bytes(8 * i))]
+        lines = [line for i in range(3) for line in worker_group(stack, rogue, CROWD // 3, bytes(8 * i))]
         yield
         assert len(alive(lines)) <= STRANGERS
         yield
@@ -271,7 +271,7 @@ def chunks_all_the_same(siege):
     with contextlib.ExitStack() as stack:
         rogues = [stack.enter_context(Rogue(siege, name)) for name in (None, *OTHERS)]
         data = rogues[0].payload(BAD)
-        chunk = frame(0, data[: 1 << 20])
+        chunk = encode_chunk(0, data[: 1 << 20])
         for rogue, shown in zip(rogues, (b"", data[: 1 << 20], data), strict=True):
             stream, ticket = rogue.offers()
             line = rogue.dial()
@@ -297,7 +297,7 @@ def slow_loris(siege):
             lines += [rogue.dial(), rogue.dial(room=4096)]
             sent(lines[-2], push)
             sent(lines[-1], pull)
-        crowd(stack, rogues[0])
+        worker_group(stack, rogues[0])
         while True:
             for _ in range(10):
                 for line in lines:

@@ -3,7 +3,7 @@
 from google.protobuf.message import DecodeError
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import frame, has_few_fields, unframed
+from varangian.protos.chunks import decode_chunk, encode_chunk, has_few_fields
 from varangian.protos.codec import Assembler, CodecError
 from varangian.protos.layout import Layout
 
@@ -22,7 +22,7 @@ MESSAGES = (
 
 def chunk(data):
     """What is read by hand is what protobuf reads; what is not, is left to protobuf."""
-    found = unframed(data)
+    found = decode_chunk(data)
     if found is None:
         return
     offset, payload = found
@@ -31,7 +31,7 @@ def chunk(data):
         assert part.WhichOneof("part") == "chunk"
         assert (part.chunk.offset, part.chunk.data) == (offset, payload)
     if len(payload):
-        assert unframed(frame(offset, payload)) == (offset, payload)
+        assert decode_chunk(encode_chunk(offset, payload)) == (offset, payload)
 
 
 def message(data):

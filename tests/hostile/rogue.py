@@ -14,8 +14,8 @@ from tests.hostile.http2 import HungUp
 from tests.protos.data_channel.book import Book, encrypted_size
 
 from varangian.protos import codec, metadata_keys, ps_pb2
-from varangian.protos.chunks import frame
-from varangian.protos.data_channel.associated_data import Transfer
+from varangian.protos.chunks import encode_chunk
+from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TICKET
 from varangian.protos.data_channel.sealing import KEY
 
@@ -59,7 +59,7 @@ class Shown(bytes):
         """The payload of a pull."""
         if not self.key:
             return data
-        transfer = Transfer.of("pull", manifest, worker, self.size)
+        transfer = AssociatedData.of("pull", manifest, worker, self.size)
         return bytearray(Book(self.key, transfer.associated()).decrypted(bytes(data)))
 
 
@@ -112,7 +112,7 @@ class Rogue(Traitor):
         size, transfer = 4 * self.siege.numel, None
         if method == "Push":
             manifest = ps_pb2.PushRequest.FromString(said).manifest
-            transfer = Transfer.of("push", manifest, self.name, size)
+            transfer = AssociatedData.of("push", manifest, self.name, size)
         return Shown(bytes.fromhex(ready), size, transfer)
 
     def _headers(self, stream):
@@ -169,7 +169,7 @@ class Rogue(Traitor):
                 for at, end in itertools.pairwise(
                     sorted({*range(0, len(data), 1 << 20), *cuts, len(data)})
                 ):
-                    self.line.message(stream, frame(at, data[at:end]))
+                    self.line.message(stream, encode_chunk(at, data[at:end]))
             self.seal(stream, codec.digest(data))
             found = self.code(stream)
         return found

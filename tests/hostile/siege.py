@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tests.extent import patience
 
-from varangian.protos.identity.bundle import Bundle, contexts
+from varangian.protos.identity.bundle import Bundle, ssl_contexts
 from varangian.protos.layout import Layout
 from varangian.server.identity.sessions import make_token
 from varangian.worker.transport.client import Client
@@ -64,7 +64,7 @@ class Target:
             line.connect((self.host, port or self.port))
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.certs and port is None:
-                tls = contexts(self.certs / name)[1]
+                tls = ssl_contexts(self.certs / name)[1]
                 tls.set_alpn_protocols(["h2"])
                 line = tls.wrap_socket(line)
         except BaseException:

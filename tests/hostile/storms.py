@@ -34,7 +34,7 @@ from tests.hostile.http2 import (
 from tests.hostile.wire import Closed, Mark, Wire, block, literal
 
 from varangian.protos import codec, metadata_keys, ps_pb2
-from varangian.protos.chunks import frame as chunk
+from varangian.protos.chunks import encode_chunk as chunk
 from varangian.protos.data_channel.connection import TICKET
 from varangian.protos.layout import DIGEST_BYTES
 

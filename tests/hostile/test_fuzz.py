@@ -13,20 +13,20 @@ from tests.extent import examples, patience
 from tests.hostile import attacks, probes
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import frame, varint
+from varangian.protos.chunks import encode_chunk, encode_varint
 
 COUNT = int(os.environ.get("VARANGIAN_FUZZ", examples(300)))
 
 whole = st.builds(
-    lambda offset, data: frame(offset, data), st.integers(0, 2**64 - 1), st.binary(max_size=40)
+    lambda offset, data: encode_chunk(offset, data), st.integers(0, 2**64 - 1), st.binary(max_size=40)
 )
 almost = st.builds(
     lambda tag, length, offset, data: b"".join(
-        (tag, varint(length), b"\x08", offset, b"\x12", varint(len(data)), data)
+        (tag, encode_varint(length), b"\x08", offset, b"\x12", encode_varint(len(data)), data)
     ),
     st.sampled_from([b"\x12", b"\x0a", b"\x12\x80"]),
     st.integers(0, 60) | st.integers(0, 2**64),
-    st.integers(0, 2**70).map(varint) | st.binary(min_size=1, max_size=11),
+    st.integers(0, 2**70).map(encode_varint) | st.binary(min_size=1, max_size=11),
     st.binary(max_size=40),
 )
 manifest = st.builds(

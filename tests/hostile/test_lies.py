@@ -5,7 +5,7 @@ import torch
 from tests.hostile.attacks import MIB, Traitor
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import frame
+from varangian.protos.chunks import encode_chunk
 
 CODES = {
     "gap": ("ORDER", [(0, MIB // 2), (MIB, MIB // 2)]),
@@ -47,7 +47,7 @@ def code(traitor, *messages):
 def test_chunks(lie, siege, unharmed):
     expected, pieces = CODES[lie]
     with unharmed(), Traitor(siege) as traitor:
-        chunks = [frame(offset, bytes(size)) for offset, size in pieces]
+        chunks = [encode_chunk(offset, bytes(size)) for offset, size in pieces]
         # Promised is a vector of ones; zeros are sent.
         digest = codec.digest(codec.payload(torch.ones(siege.numel)))
         assert code(traitor, traitor.manifest(digest), *chunks) == expected
@@ -63,7 +63,7 @@ def test_manifests(siege, unharmed):
 @pytest.mark.slow
 def test_orders_of_messages(siege, unharmed):
     with unharmed(), Traitor(siege) as traitor:
-        manifest, chunk = traitor.manifest(), frame(0, bytes(100))
+        manifest, chunk = traitor.manifest(), encode_chunk(0, bytes(100))
         assert code(traitor, chunk) == "MALFORMED"
         assert code(traitor, b"") == "MALFORMED"
         assert code(traitor, manifest, manifest) == "MALFORMED"

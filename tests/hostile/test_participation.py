@@ -13,7 +13,7 @@ import torch
 from tests.hostile.crew import Crew, Renegade, code
 from tests.hostile.siege import Siege, settled
 
-from varangian.protos.chunks import frame
+from varangian.protos.chunks import encode_chunk
 from varangian.worker.transport.retry import Backoff
 
 pytestmark = pytest.mark.slow
@@ -40,13 +40,13 @@ def besieged(request, tmp_path_factory):
     log = tmp_path_factory.mktemp("siege") / "server.log"
     settings = json.dumps([*SHARED, *WAYS[request.param]])
     siege = Siege(log, NUMEL, workers=4, f=1, settings=settings, silence=0.2, patience=0.3)
-    crew = Crew(siege, HONEST)
+    worker_compute = Crew(siege, HONEST)
     try:
-        yield request.param, siege, crew
+        yield request.param, siege, worker_compute
         said = log.read_text()
         assert "Traceback" not in said, said[-3000:]
     finally:
-        crew.close()
+        worker_compute.close()
         siege.close()
     assert siege.process.returncode == 0, log.read_text()[-3000:]
 
@@ -74,33 +74,33 @@ def told(records):
 
 
 def test_who_was_not_invited_does_not_count(besieged):
-    _, siege, crew = besieged
+    _, siege, worker_compute = besieged
 
     async def push_all_the_same():
         async with renegade(siege) as traitor:
-            with crew.paused():
+            with worker_compute.paused():
                 await still(siege)
                 now, vector = await traitor.join(), torch.full((NUMEL,), 1e6)
                 receipts = [await traitor.push(round, vector) for round in (now, now + 1, max(0, now - 9))]
             return now, [(receipt.counted, receipt.code) for receipt in receipts]
 
-    crew.goes_on()
+    worker_compute.goes_on()
     now, found = asyncio.run(push_all_the_same())
     assert now >= 5
     assert found == [(False, "NOT_INVITED"), (False, "FUTURE"), (False, "TOO_OLD")]
-    assert not told(crew.goes_on(3))
+    assert not told(worker_compute.goes_on(3))
 
 
 def test_the_first_of_two_vectors_counts_and_spends_nothing(besieged):
     """The second is even none: but that is not looked at any more."""
-    way, siege, crew = besieged
+    way, siege, worker_compute = besieged
     # Where the round waits for others too, there is no model for who has already pushed.
     rounds = 3 if way == "fedlaavg" else 1
     ones, nan = torch.ones(NUMEL), torch.full((NUMEL,), torch.nan)
 
     async def push_twice(codes):
         async with renegade(siege) as traitor:
-            with crew.paused():
+            with worker_compute.paused():
                 await still(siege)
                 for _ in range(rounds):
                     round = (await traitor.pull(-1)).round
@@ -111,11 +111,11 @@ def test_the_first_of_two_vectors_counts_and_spends_nothing(besieged):
 
     codes = asyncio.run(push_twice([]))
     assert set(codes) == {("COUNTED", "")}
-    assert told(crew.goes_on(3)) == set()
+    assert told(worker_compute.goes_on(3)) == set()
 
 
 def test_what_is_no_number_proves_a_fault_and_costs_nobody_else_anything(besieged):
-    _, siege, crew = besieged
+    _, siege, worker_compute = besieged
     nan = torch.full((NUMEL,), torch.nan)
 
     async def push_nothing():
@@ -128,7 +128,7 @@ def test_what_is_no_number_proves_a_fault_and_costs_nobody_else_anything(besiege
 
     before = len(siege.rounds)
     assert "UNSOUND" in asyncio.run(push_nothing())
-    crew.goes_on(2)
+    worker_compute.goes_on(2)
     found = siege.rounds[before:]
     assert told(found) == {"not finite"}
     assert not [record for record in found if record["skipped"]]
@@ -136,7 +136,7 @@ def test_what_is_no_number_proves_a_fault_and_costs_nobody_else_anything(besiege
 
 def test_silence_and_half_vectors_cost_a_deadline_and_no_more(besieged):
     """Invited again and again: it takes every model that it can get, and never answers, or stops midway."""
-    _, siege, crew = besieged
+    _, siege, worker_compute = besieged
 
     async def stall():
         async with renegade(siege) as traitor:
@@ -151,24 +151,24 @@ def test_silence_and_half_vectors_cost_a_deadline_and_no_more(besieged):
     before = len(siege.rounds)
     calls = asyncio.run(stall())
     assert any(ready for _, ready in calls), "something was uploaded"
-    crew.goes_on(3)
+    worker_compute.goes_on(3)
     found = siege.rounds[before:]
     assert not told(found)
     assert not [record for record in found if record["skipped"]]
 
 
 def test_who_leaves_after_its_vector_was_taken_is_counted_once(besieged):
-    way, siege, crew = besieged
+    way, siege, worker_compute = besieged
 
     async def push_and_leave():
         async with renegade(siege) as traitor:
-            with crew.paused():
+            with worker_compute.paused():
                 round = (await traitor.pull(-1)).round
                 assert (await traitor.push(round, torch.ones(NUMEL))).counted
 
     before = len(siege.rounds)
     asyncio.run(push_and_leave())
-    crew.goes_on(4)
+    worker_compute.goes_on(4)
     used = [record for record in siege.rounds[before:] if record["ages"].get(TRAITOR) is not None]
     if way == "fedlaavg":
         assert used[0]["ages"][TRAITOR] == 0
@@ -178,7 +178,7 @@ def test_who_leaves_after_its_vector_was_taken_is_counted_once(besieged):
 
 
 def test_pulls_that_are_dropped_or_parked_leave_nothing_behind(besieged):
-    _, siege, crew = besieged
+    _, siege, worker_compute = besieged
 
     async def ask():
         async with renegade(siege) as traitor:
@@ -197,11 +197,11 @@ def test_pulls_that_are_dropped_or_parked_leave_nothing_behind(besieged):
                 traitor.asks().cancel()
             return codes
 
-    crew.goes_on(2)
+    worker_compute.goes_on(2)
     files, threads, resident = siege.files, siege.threads, siege.resident
     codes = asyncio.run(ask())
     assert set(codes) == {"STREAMS", ""}, "two of them wait, and the next takes the place of one"
-    crew.goes_on(5)
+    worker_compute.goes_on(5)
     assert siege.resident - resident < GROWTH
     assert settled(lambda: siege.files, lambda count: count <= files + SLACK) <= files + SLACK
     assert settled(lambda: siege.threads, lambda count: count <= threads + SLACK) <= threads + SLACK
@@ -212,12 +212,12 @@ def test_uploads_that_never_end_take_no_place_from_others(tmp_path):
     traitors = ("w04", "w05", "w06")
     way = ["participation={fedlaavg: {participants: 1, gather: 0.1}}", *SHARED]
     siege = Siege(tmp_path / "log", NUMEL, workers=7, f=3, settings=json.dumps(way), silence=0.2)
-    crew = Crew(siege, ("w00", "w01", "w02", "w03"))
+    worker_compute = Crew(siege, ("w00", "w01", "w02", "w03"))
 
     async def trickle():
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(renegade(siege, name)) for name in traitors]
-            with crew.paused():
+            with worker_compute.paused():
                 await still(siege)
                 models = await asyncio.gather(*(client.pull(-1) for client in clients))
                 assert len({model.round for model in models}) == 1
@@ -225,12 +225,12 @@ def test_uploads_that_never_end_take_no_place_from_others(tmp_path):
                     await client.half(model.round) for client, model in zip(clients, models, strict=True)
                 ]
                 assert all(ready for _, ready in calls)
-            going = asyncio.create_task(asyncio.to_thread(crew.goes_on, 1))
+            going = asyncio.create_task(asyncio.to_thread(worker_compute.goes_on, 1))
             for at in range(2 * NUMEL, 4 * NUMEL, 4):
                 over = going.done()
                 for call, _ in calls:
                     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                        await call.write(frame(at, bytes(4)))
+                        await call.write(encode_chunk(at, bytes(4)))
                 if over:
                     break
                 await asyncio.wait({going}, timeout=0.3)
@@ -238,8 +238,8 @@ def test_uploads_that_never_end_take_no_place_from_others(tmp_path):
             return [await code(call) for call, _ in calls]
 
     try:
-        crew.goes_on(2)
+        worker_compute.goes_on(2)
         assert set(asyncio.run(trickle())) == {"TOO_OLD"}
     finally:
-        crew.close()
+        worker_compute.close()
         siege.close()

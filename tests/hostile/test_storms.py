@@ -62,12 +62,12 @@ def besieged(request, tmp_path_factory):
     certs = request.getfixturevalue("certs") if request.param == "tls" else None
     options = {"workers": len(HONEST) + 1, "quorum": len(HONEST), "rule": "median", "f": 1, "idle": 10}
     siege = Siege(log, NUMEL, certs, **options)
-    crew = Crew(siege, HONEST)
+    worker_compute = Crew(siege, HONEST)
     try:
-        crew.goes_on(ROUNDS)
-        yield siege, crew
+        worker_compute.goes_on(ROUNDS)
+        yield siege, worker_compute
     finally:
-        crew.close()
+        worker_compute.close()
         siege.close()
     assert siege.process.returncode == 0, log.read_text()[-3000:]
     assert "Traceback" not in log.read_text()
@@ -104,21 +104,21 @@ def whole(records):
     return [record for record in records if not {*HONEST} & {*record["missing"], *record["dropped"]}]
 
 
-def withstood(name, siege, crew, raiders, attacker):
+def withstood(name, siege, worker_compute, raiders, attacker):
     """Rounds go on under attack and after it; nobody honest is lost or convicted; memory has its bound."""
     first = len(siege.rounds)
     settled(lambda: siege.resident, lambda size: size < siege.bound)  # what is left of another attack
     siege.forget_peak()
     raiders.begin(name, marked(siege, attacker), CONNECTIONS)
     try:
-        crew.goes_on(ROUNDS)
+        worker_compute.goes_on(ROUNDS)
     finally:
         sent = raiders.end()
     assert sent, "it was an attack"
-    crew.goes_on(ROUNDS)
+    worker_compute.goes_on(ROUNDS)
     after = len(siege.rounds)
     assert settled(lambda: whole(siege.rounds[after:]), bool), siege.rounds[after:][-3:]
-    assert not crew.ended
+    assert not worker_compute.ended
     assert not {name for record in siege.rounds[first:] for name in record["dropped"]} & {*HONEST}
     assert siege.process.poll() is None
     assert siege.peak <= siege.bound, (siege.peak / MIB, siege.bound / MIB)
@@ -127,13 +127,13 @@ def withstood(name, siege, crew, raiders, attacker):
 
 @pytest.mark.parametrize(("besieged", "name", "attacker"), CASES, indirect=["besieged"], scope="module")
 def test_rounds_go_on(besieged, name, attacker, raiders):
-    siege, crew = besieged
-    withstood(name, siege, crew, raiders, attacker)
+    siege, worker_compute = besieged
+    withstood(name, siege, worker_compute, raiders, attacker)
 
 
 @pytest.mark.parametrize("besieged", ["tls"], indirect=True, scope="module")
 def test_what_is_refused_is_counted(besieged, raiders):
-    siege, crew = besieged
+    siege, worker_compute = besieged
     before = status(siege).refusals
-    withstood("session_fight", siege, crew, raiders, TRAITOR)
+    withstood("session_fight", siege, worker_compute, raiders, TRAITOR)
     assert settled(lambda: status(siege).refusals, lambda found: found != before) != before

@@ -16,14 +16,14 @@ import torch
 from varangian.aggregators import aggregator_from
 from varangian.config import build, load
 from varangian.launch import participation_parts
-from varangian.launch.memory_budget import Account
+from varangian.launch.memory_budget import MemoryBudget
 from varangian.protos.layout import Layout
 from varangian.server.app import serve
-from varangian.server.identity.sessions import Roster
+from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
-from varangian.server.rounds.coordinator import Driver
+from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.calls import Limits
@@ -58,7 +58,7 @@ def synchronous(args, names):
     policy = RoundPolicy(names, args.rounds, args.quorum, args.deadline, "wait", args.f)
     rule = aggregator_from(args.rule, "--rule", f=args.f)
     learner = Learner(torch.zeros(args.numel), rule, Sgd(lr=0.1), rounds=args.rounds, seed=1)
-    return Driver(RoundMachine(policy), learner, window=bool(args.window), **OBSERVED)
+    return Coordinator(RoundMachine(policy), learner, window=bool(args.window), **OBSERVED)
 
 
 def configured(args, settings):
@@ -66,10 +66,12 @@ def configured(args, settings):
     config = load(None, [f"workers={args.workers}", f"f={args.f}", f"rounds={args.rounds}", *settings])
     learner = build.learner(config, torch.zeros(args.numel))
     more = {
-        "merge": participation_parts.merge(config, args.numel, logging.warning),
+        "row_source": participation_parts.row_source(config, args.numel, logging.warning),
         "seats": participation_parts.seats(config),
     }
-    return Driver(build.machine(config), learner, rows=participation_parts.rows(config), **more, **OBSERVED)
+    return Coordinator(
+        build.machine(config), learner, rows=participation_parts.rows(config), **more, **OBSERVED
+    )
 
 
 def observed(record):
@@ -83,8 +85,8 @@ OBSERVED = {"evaluate": lambda _: (0.0, 0.0), "evaluate_every": 10**9, "observe"
 async def main(args):
     names = tuple(f"w{i:02d}" for i in range(args.workers))
     limits = Limits(idle=args.idle, patience=args.patience, grace=0.2)
-    bound = Account.of(args.workers, args.numel, Sgd(lr=0.1), limits=limits).total
-    driver = synchronous(args, names) if args.settings is None else configured(args, args.settings)
+    bound = MemoryBudget.of(args.workers, args.numel, Sgd(lr=0.1), limits=limits).total
+    coordinator = synchronous(args, names) if args.settings is None else configured(args, args.settings)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def wait_for_the_end():
@@ -93,10 +95,10 @@ async def main(args):
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     security = Security(args.certs) if args.certs else None
-    secret, doorman = (None, security.doorman) if security else (SECRET, None)
+    secret, certificate_reader = (None, security.certificate_reader) if security else (SECRET, None)
     await serve(
-        driver,
-        Roster(names, secret, doorman=doorman, silence=args.silence),
+        coordinator,
+        Sessions(names, secret, certificate_reader=certificate_reader, silence=args.silence),
         Layout((("weight", (args.numel,)),)),
         run_id="besieged",
         host="127.0.0.1",

@@ -26,7 +26,7 @@ from tests.hostile.http2 import (
     frame,
 )
 
-from varangian.protos.identity.bundle import contexts
+from varangian.protos.identity.bundle import ssl_contexts
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
 
 END_STREAM = ACK = 1
@@ -74,7 +74,7 @@ class Mark:
         """A context with the certificate of this attacker, or without any; None in clear text."""
         if self.certs is None:
             return None
-        context = contexts(self.certs / self.name if self.name else None)[1]
+        context = ssl_contexts(self.certs / self.name if self.name else None)[1]
         context.set_alpn_protocols(["h2"])
         return context
 

@@ -10,7 +10,7 @@ import pytest
 
 from varangian.pki import authority as module
 from varangian.pki.authority import Authority, AuthorityError
-from varangian.protos.identity.bundle import Bundle, Role, contexts
+from varangian.protos.identity.bundle import Bundle, Role, ssl_contexts
 from varangian.protos.identity.revocation import fingerprint
 
 
@@ -120,7 +120,7 @@ def test_a_name_without_a_certificate_cannot_be_revoked(authority):
 
 def handshake(server_path, client_path):
     """Both ends check each other, as gRPC does."""
-    server, client = contexts(Path(server_path))[0], contexts(Path(client_path))[1]
+    server, client = ssl_contexts(Path(server_path))[0], ssl_contexts(Path(client_path))[1]
     server.verify_mode = client.verify_mode = ssl.CERT_REQUIRED
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)

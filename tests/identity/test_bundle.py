@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from varangian.protos.identity.bundle import Bundle, BundleError, Holder, Role, find, holder
+from varangian.protos.identity.bundle import Bundle, BundleError, Holder, Role, find_bundle, parse_holder
 
 
 def refused(path, role=None):
@@ -109,7 +109,7 @@ ID = "0123456789abcdef" * 2
     ],
 )
 def test_a_certificate_names_one_holder(uris, found):
-    assert holder(uris) == found
+    assert parse_holder(uris) == found
 
 
 def test_a_bundle_names_its_cluster(bundles):
@@ -118,7 +118,7 @@ def test_a_bundle_names_its_cluster(bundles):
 
 
 def test_a_directory_of_bundles_will_do(bundles, tmp_path):
-    assert find(bundles / "ours/w00", "w00") == bundles / "ours/w00"
-    assert find(bundles / "ours", "w00") == bundles / "ours/w00"
+    assert find_bundle(bundles / "ours/w00", "w00") == bundles / "ours/w00"
+    assert find_bundle(bundles / "ours", "w00") == bundles / "ours/w00"
     with pytest.raises(BundleError, match="or a directory w00 that does"):
-        find(tmp_path, "w00")
+        find_bundle(tmp_path, "w00")

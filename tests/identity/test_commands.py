@@ -27,7 +27,7 @@ from varangian.protos import ps_pb2
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.protos.identity.revocation import fingerprint
 from varangian.protos.metadata_keys import CODE
-from varangian.protos.network.address import loopback, split
+from varangian.protos.network.address import is_loopback, split_address
 from varangian.registry import ConfigError
 from varangian.server.identity.tls import Security
 
@@ -275,7 +275,7 @@ def test_what_is_typed_counts_before_the_environment(typed, environment, tls, in
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_this_machine_needs_no_certificates(host):
-    assert loopback(host)
+    assert is_loopback(host)
     check(Choice(None, insecure=False), host)
 
 
@@ -310,7 +310,7 @@ def test_a_network_without_tls_is_a_warning(host, certs, said, caplog, tmp_path)
     ],
 )
 def test_an_address_is_host_and_port(address, found):
-    assert split(address) == found
+    assert split_address(address) == found
 
 
 SMALL = {"workers": 3, "f": 0, "model": "softmax", "aggregator": {"mix": ["bucketing"], "rule": "mean"}}
@@ -577,7 +577,9 @@ def test_without_a_port_for_payloads_a_doctor_finds_no_fault(varangian, bundles,
 
 
 def test_a_doctor_says_why_payloads_cannot_be_sealed(varangian, bundles, monkeypatch):
-    monkeypatch.setattr("varangian.cli.commands.doctor.missing", lambda: "the package is too old: do this")
+    monkeypatch.setattr(
+        "varangian.cli.commands.doctor.why_unavailable", lambda: "the package is too old: do this"
+    )
     ours = Security(bundles / "ours").credentials()
     with data_port() as port, answering(ours, data_port=port) as address:
         code, found, said = doctor(varangian, "--server", address, "--certs", str(bundles / "ours/w00"))
@@ -603,16 +605,19 @@ def test_a_run_with_tls_has_the_numbers_of_a_simulation(tmp_path):
 
 
 def test_a_run_that_needs_certificates_says_what_to_install(tmp_path, monkeypatch):
-    from varangian.launch.identities import encrypted, identities
+    from varangian.launch.identities import make_identities, uses_tls
     from varangian.launch.result import RunError
     from varangian.pki import x509
 
     monkeypatch.setattr(x509, "find_spec", lambda name: None)
     config = loads(SMALL | {"server": {"host": "0.0.0.0"}})
-    assert encrypted(config)
-    with pytest.raises(RunError, match=r"varangian\[certs\].*Or set server.tls=false"), identities(config):
+    assert uses_tls(config)
+    with (
+        pytest.raises(RunError, match=r"varangian\[certs\].*Or set server.tls=false"),
+        make_identities(config),
+    ):
         pass
     plain = loads(SMALL | {"server": {"host": "0.0.0.0", "tls": False}})
-    with identities(plain) as known:
+    with make_identities(plain) as known:
         assert known.security is None
     assert replace(known, security=None) == known

@@ -10,7 +10,7 @@ from grpc import StatusCode
 
 from varangian.protos.codec import Code, CodecError
 from varangian.server import errors
-from varangian.server.identity.sessions import IdentityError, Stranger
+from varangian.server.identity.sessions import IdentityError, IdentityRefusal
 from varangian.server.protocol.events import Refusal
 from varangian.worker.transport.errors import ANSWERS, PASSING_CODES, Kind
 from varangian.worker.transport.errors import Refusal as Heard
@@ -53,7 +53,7 @@ def statuses():
     refused = [
         *(errors.of_refusal(refusal, 0) for refusal in Refusal),
         *(errors.of_error(CodecError(code, "")) for code in Code),
-        *(errors.of_error(IdentityError(code, "")) for code in Stranger),
+        *(errors.of_error(IdentityError(code, "")) for code in IdentityRefusal),
     ]
     return {one.code: one.status for one in refused} | dict(written_out())
 
@@ -91,7 +91,7 @@ def test_what_a_worker_expects_can_come():
     assert statuses().keys() >= (ANSWERS | PASSING_CODES)
 
 
-@pytest.mark.parametrize("refusal", [*Refusal, *Stranger])
+@pytest.mark.parametrize("refusal", [*Refusal, *IdentityRefusal])
 def test_a_refusal_reaches_the_user_with_its_code(refusal):
     """The sentence leads to the section, whatever it was that was refused."""
     if isinstance(refusal, Refusal):

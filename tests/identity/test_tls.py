@@ -11,12 +11,12 @@ import pytest
 from tests.exhausted import no_descriptors
 from tests.extent import patience
 
-from varangian.protos.identity.bundle import Bundle, BundleError, Role, contexts, identity_uri
+from varangian.protos.identity.bundle import Bundle, BundleError, Role, identity_uri, ssl_contexts
 from varangian.protos.identity.certificate import validity
-from varangian.protos.identity.revocation import Revoked, der, fingerprint, fingerprints
+from varangian.protos.identity.revocation import RevocationList, der, fingerprint, parse_fingerprints
 from varangian.protos.network.dial import open_aio_channel
-from varangian.server.identity.sessions import IdentityError, Roster, Stranger
-from varangian.server.identity.tls import Certificates, Renewal, Security
+from varangian.server.identity.sessions import IdentityError, IdentityRefusal, Sessions
+from varangian.server.identity.tls import CertificateRenewal, Certificates, Security
 from varangian.worker.transport import tls
 
 SESSION = "0" * 32
@@ -33,8 +33,8 @@ def peer(bundles, name, **changes):
 
 
 @pytest.fixture
-def roster(bundles):
-    return Roster(["w00", "w01"], None, doorman=Security(bundles / "ours").doorman)
+def sessions(bundles):
+    return Sessions(["w00", "w01"], None, certificate_reader=Security(bundles / "ours").certificate_reader)
 
 
 def impatient():
@@ -53,41 +53,43 @@ def refused(call, *args):
     return caught.value.code
 
 
-def test_the_name_is_that_of_the_certificate(roster, bundles):
-    assert roster.claim(metadata(), peer(bundles, "ours/w00")) == "w00"
-    assert roster.identify(metadata("w00"), peer(bundles, "ours/w00")) == "w00"
-    assert roster.presumed(metadata(), peer(bundles, "ours/w00")) == "w00"
+def test_the_name_is_that_of_the_certificate(sessions, bundles):
+    assert sessions.claim(metadata(), peer(bundles, "ours/w00")) == "w00"
+    assert sessions.identify(metadata("w00"), peer(bundles, "ours/w00")) == "w00"
+    assert sessions.presumed(metadata(), peer(bundles, "ours/w00")) == "w00"
 
 
-def test_another_name_in_the_call_is_refused_and_logged_once(roster, bundles, caplog):
+def test_another_name_in_the_call_is_refused_and_logged_once(sessions, bundles, caplog):
     for _ in range(3):
-        call = roster.claim, metadata("w01"), peer(bundles, "ours/w00")
-        assert refused(*call) is Stranger.MISNAMED
+        call = sessions.claim, metadata("w01"), peer(bundles, "ours/w00")
+        assert refused(*call) is IdentityRefusal.MISNAMED
     (record,) = caplog.records
     assert record.getMessage().startswith("security: MISNAMED from w00: ")
-    assert roster.joined == frozenset()
+    assert sessions.joined == frozenset()
 
 
 def test_with_tls_a_token_counts_for_nothing(bundles):
-    roster = Roster(["w00"], b"sixteen bytes ok", doorman=Security(bundles / "ours").doorman)
-    shown = [*metadata("w00"), ("varangian-token", roster.token("w00"))]
-    assert refused(roster.claim, shown) is Stranger.UNCERTIFIED
-    assert refused(roster.claim, shown, peer(bundles, "ours/server")) is Stranger.ROLE
+    sessions = Sessions(
+        ["w00"], b"sixteen bytes ok", certificate_reader=Security(bundles / "ours").certificate_reader
+    )
+    shown = [*metadata("w00"), ("varangian-token", sessions.token("w00"))]
+    assert refused(sessions.claim, shown) is IdentityRefusal.UNCERTIFIED
+    assert refused(sessions.claim, shown, peer(bundles, "ours/server")) is IdentityRefusal.ROLE
 
 
 def test_a_certified_name_that_the_run_does_not_have_is_refused(bundles):
-    roster = Roster(["w00"], None, doorman=Security(bundles / "ours").doorman)
-    assert refused(roster.claim, metadata(), peer(bundles, "ours/w01")) is Stranger.UNKNOWN_WORKER
+    sessions = Sessions(["w00"], None, certificate_reader=Security(bundles / "ours").certificate_reader)
+    assert refused(sessions.claim, metadata(), peer(bundles, "ours/w01")) is IdentityRefusal.UNKNOWN_WORKER
 
 
-def test_a_session_is_still_needed(roster, bundles):
-    assert refused(roster.claim, [], peer(bundles, "ours/w00")) is Stranger.UNIDENTIFIED
+def test_a_session_is_still_needed(sessions, bundles):
+    assert refused(sessions.claim, [], peer(bundles, "ours/w00")) is IdentityRefusal.UNIDENTIFIED
 
 
-def test_one_certificate_on_two_machines_is_one_vote(roster, bundles):
-    roster.claim(metadata(), peer(bundles, "ours/w00"))
+def test_one_certificate_on_two_machines_is_one_vote(sessions, bundles):
+    sessions.claim(metadata(), peer(bundles, "ours/w00"))
     second = metadata(session="f" * 32)
-    assert refused(roster.claim, second, peer(bundles, "ours/w00")) is Stranger.SESSION_TAKEN
+    assert refused(sessions.claim, second, peer(bundles, "ours/w00")) is IdentityRefusal.SESSION_TAKEN
 
 
 @pytest.mark.parametrize(
@@ -103,37 +105,39 @@ def test_one_certificate_on_two_machines_is_one_vote(roster, bundles):
         {"x509_pem_cert": []},
     ],
 )
-def test_a_channel_that_proves_too_little_is_refused(roster, bundles, changes):
+def test_a_channel_that_proves_too_little_is_refused(sessions, bundles, changes):
     found = peer(bundles, "ours/w00", **changes)
-    assert refused(roster.claim, metadata(), found) is Stranger.UNCERTIFIED
-    assert refused(roster.admit, found) is Stranger.UNCERTIFIED
+    assert refused(sessions.claim, metadata(), found) is IdentityRefusal.UNCERTIFIED
+    assert refused(sessions.admit, found) is IdentityRefusal.UNCERTIFIED
 
 
-def test_a_server_may_ask_how_the_run_is_going_and_nothing_else(roster, bundles):
-    roster.admit(peer(bundles, "ours/server"))
-    assert refused(roster.claim, metadata(), peer(bundles, "ours/server")) is Stranger.ROLE
-    assert roster.presumed([], peer(bundles, "ours/server")) == "a stranger"
+def test_a_server_may_ask_how_the_run_is_going_and_nothing_else(sessions, bundles):
+    sessions.admit(peer(bundles, "ours/server"))
+    assert refused(sessions.claim, metadata(), peer(bundles, "ours/server")) is IdentityRefusal.ROLE
+    assert sessions.presumed([], peer(bundles, "ours/server")) == "a stranger"
 
 
 def test_a_revoked_certificate_is_refused_at_its_next_call(authority, caplog):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w00", Role.WORKER, days=1)
-    roster = Roster(["w00"], None, doorman=Security(authority.path, clock=impatient()).doorman)
+    sessions = Sessions(
+        ["w00"], None, certificate_reader=Security(authority.path, clock=impatient()).certificate_reader
+    )
     proved = peer(authority.path, "w00")
-    assert roster.claim(metadata(), proved) == "w00"
+    assert sessions.claim(metadata(), proved) == "w00"
     authority.revoke("w00")
-    assert refused(roster.identify, metadata(), proved) is Stranger.REVOKED
-    assert refused(roster.admit, proved) is Stranger.REVOKED
+    assert refused(sessions.identify, metadata(), proved) is IdentityRefusal.REVOKED
+    assert refused(sessions.admit, proved) is IdentityRefusal.REVOKED
     assert "security: REVOKED from w00" in caplog.text
     authority.issue("w00", Role.WORKER, days=1, force=True)
-    assert roster.identify(metadata(), peer(authority.path, "w00")) == "w00"
+    assert sessions.identify(metadata(), peer(authority.path, "w00")) == "w00"
 
 
 def test_a_damaged_list_brings_no_certificate_back(bundles, tmp_path, caplog):
     pem = (bundles / "ours/w00/cert.pem").read_bytes()
     path = tmp_path / "revoked"
     path.write_text(f"{fingerprint(pem)}  w00  # left in May\n\n")
-    revoked = Revoked(path, clock=impatient())
+    revoked = RevocationList(path, clock=impatient())
     for change in (lambda: path.write_text("hello\n"), path.unlink):
         change()
         assert fingerprint(pem) in revoked
@@ -145,10 +149,10 @@ def test_a_damaged_list_brings_no_certificate_back(bundles, tmp_path, caplog):
 @pytest.mark.parametrize("text", ["w00", "0" * 63, "0" * 63 + "G", "0" * 65])
 def test_a_list_has_fingerprints(text, tmp_path):
     with pytest.raises(ValueError, match="line 1 should begin with 64 hexadecimal digits"):
-        fingerprints(text)
+        parse_fingerprints(text)
     (tmp_path / "revoked").write_text(text)
     with pytest.raises(ValueError, match="revoked: line 1"):
-        Revoked(tmp_path / "revoked")
+        RevocationList(tmp_path / "revoked")
 
 
 def test_a_server_does_not_start_on_a_damaged_list(copied):
@@ -191,17 +195,19 @@ def test_a_certificate_is_refused_from_the_moment_it_expires(authority):
     authority.issue("server", Role.SERVER, days=3)
     ends = authority.issue("w00", Role.WORKER, days=2).ends
     now = [time.time()]
-    roster = Roster(["w00"], None, doorman=Security(authority.path, now=lambda: now[0]).doorman)
+    sessions = Sessions(
+        ["w00"], None, certificate_reader=Security(authority.path, now=lambda: now[0]).certificate_reader
+    )
     proved = peer(authority.path, "w00")
-    assert roster.claim(metadata(), proved) == "w00"
-    assert roster.shown(proved).ends == int(ends)
+    assert sessions.claim(metadata(), proved) == "w00"
+    assert sessions.shown(proved).ends == int(ends)
     now[0] = ends - 1
-    assert roster.identify(metadata(), proved) == "w00"
+    assert sessions.identify(metadata(), proved) == "w00"
     now[0] = ends + 1
-    for call in (roster.identify, roster.claim):
-        assert refused(call, metadata(), proved) is Stranger.EXPIRED
-    assert refused(roster.admit, proved) is Stranger.EXPIRED
-    assert (roster.expel(), roster.joined) == ([], {"w00"})  # nobody has revoked it
+    for call in (sessions.identify, sessions.claim):
+        assert refused(call, metadata(), proved) is IdentityRefusal.EXPIRED
+    assert refused(sessions.admit, proved) is IdentityRefusal.EXPIRED
+    assert (sessions.expel(), sessions.joined) == ([], {"w00"})  # nobody has revoked it
 
 
 @pytest.mark.parametrize("days", [1, 9000, 40000])
@@ -217,7 +223,7 @@ def test_the_end_of_a_certificate_is_read_as_openssl_reads_it(authority, days):
 
 def test_the_doorman_needs_no_secret_and_the_token_does(bundles):
     with pytest.raises(ValueError, match="at least 16 bytes"):
-        Roster(["w00"], None)
+        Sessions(["w00"], None)
 
 
 def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening, scenario):
@@ -243,7 +249,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening, 
 
 
 def _shown_at(port, client):
-    context = contexts(client)[1]
+    context = ssl_contexts(client)[1]
     context.set_alpn_protocols(["h2"])
     with socket.create_connection(("127.0.0.1", port), 10) as line, context.wrap_socket(line) as secured:
         return ssl.DER_cert_to_PEM_cert(secured.getpeercert(binary_form=True))
@@ -252,7 +258,7 @@ def _shown_at(port, client):
 def test_a_bad_renewal_leaves_the_old_certificate_in_use(copied, caplog):
     path = copied("ours/server")
     before = Bundle.load(path)
-    renewal = Renewal(before, clock=impatient())
+    renewal = CertificateRenewal(before, clock=impatient())
     shutil.copy(path / "key.pem", path / "moved")
     shutil.copy(copied("ours/w00") / "key.pem", path / "key.pem")
     for _ in range(3):
@@ -279,10 +285,10 @@ def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario
 
     proved = scenario(run())
     cluster = Bundle.load(bundles / "ours/w00").cluster
-    revoked = Revoked(bundles / "ours/server/revoked")
+    revoked = RevocationList(bundles / "ours/server/revoked")
     assert Certificates(cluster, revoked).worker(proved) == "w00"
     other = Certificates(Bundle.load(bundles / "theirs/w00").cluster, revoked)
-    assert refused(other.worker, proved) is Stranger.OTHER_CLUSTER
+    assert refused(other.worker, proved) is IdentityRefusal.OTHER_CLUSTER
     assert other.named(proved) is None
 
 
@@ -313,13 +319,13 @@ def test_a_name_of_another_type_or_with_a_nul_names_nobody(
             return seen[0]
 
     proved = scenario(run())
-    assert refused(security.doorman.worker, proved) is Stranger.UNCERTIFIED
-    assert security.doorman.named(proved) is None
+    assert refused(security.certificate_reader.worker, proved) is IdentityRefusal.UNCERTIFIED
+    assert security.certificate_reader.named(proved) is None
 
 
 def test_a_renewal_for_another_cluster_leaves_the_old_certificate_in_use(copied, bundles, caplog):
     path = copied("ours/server")
-    renewal = Renewal(Bundle.load(path), clock=impatient())
+    renewal = CertificateRenewal(Bundle.load(path), clock=impatient())
     for name in ("ca.pem", "cert.pem", "key.pem"):
         shutil.copy(bundles / "theirs/server" / name, path / name)
     renewal.look()
@@ -331,7 +337,7 @@ def handshake(bundles, port, session=None, call=b"", seen=(True,)):
 
     Then call, and stay until the call was seen.
     """
-    context = contexts(bundles / "ours/w00")[1]
+    context = ssl_contexts(bundles / "ours/w00")[1]
     context.set_alpn_protocols(["h2"])
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if session is not None:
@@ -376,13 +382,13 @@ def test_a_call_on_a_resumed_session_shows_the_certificate_that_it_began_with(bu
 
     resumed, (proved,) = scenario(run())
     assert resumed
-    assert Security(bundles / "ours").doorman.worker(proved) == "w00"
+    assert Security(bundles / "ours").certificate_reader.worker(proved) == "w00"
 
 
 def test_handshakes_are_told_of_a_certificate_only_when_there_is_another_one(authority):
     """gRPC swaps them without a lock: two for two handshakes at once end the server."""
     authority.issue("server", Role.SERVER, days=1)
-    renewal = Renewal(Bundle.load(authority.path / "server"), clock=impatient())
+    renewal = CertificateRenewal(Bundle.load(authority.path / "server"), clock=impatient())
     renewal.configuration()
     assert [renewal.changed() for _ in range(3)] == [None] * 3
     authority.issue("server", Role.SERVER, days=1, force=True)

@@ -8,7 +8,7 @@ import pytest
 from varangian.cli.commands import cluster
 from varangian.cli.commands import token as tokens
 from varangian.cli.main import CommandError, main
-from varangian.server.identity.sessions import IdentityError, Roster, Stranger
+from varangian.server.identity.sessions import IdentityError, IdentityRefusal, Sessions
 
 SECRET = "a secret of this test"
 ELSEWHERE = "ps.test:50051"
@@ -43,12 +43,12 @@ def shown(monkeypatch):
 
 def accepted(secret, proofs):
     """The names that a server with this secret hears, however often it was started."""
-    roster = Roster(["w00", "w01", "w02"], secret.encode())
+    sessions = Sessions(["w00", "w01", "w02"], secret.encode())
     headers = [
         [("varangian-worker", name), ("varangian-token", token), ("varangian-session", "0" * 32)]
         for name, token in proofs.items()
     ]
-    return {roster.authenticate(one) for one in headers}
+    return {sessions.authenticate(one) for one in headers}
 
 
 def test_a_worker_elsewhere_needs_its_token_only(varangian, shown, environment):
@@ -67,7 +67,7 @@ def test_the_token_of_one_worker_is_worth_nothing_for_another(varangian, environ
     token = varangian("token", "w01")[1].strip().partition(":")[2]
     with pytest.raises(IdentityError) as caught:
         accepted(SECRET, {"w02": token})
-    assert caught.value.code is Stranger.BAD_TOKEN
+    assert caught.value.code is IdentityRefusal.BAD_TOKEN
     with pytest.raises(IdentityError):
         accepted("another secret than that", {"w01": token})
 

@@ -12,8 +12,8 @@ import pytest
 from varangian.protos.codec import Contract
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.protos.layout import Layout
-from varangian.server.identity.sessions import Roster
-from varangian.server.identity.tls import Renewal, Security
+from varangian.server.identity.sessions import Sessions
+from varangian.server.identity.tls import CertificateRenewal, Security
 from varangian.server.transport.calls import Limits
 from varangian.server.transport.grpc_server import bind, options
 from varangian.server.transport.service import Service
@@ -31,15 +31,15 @@ def serving():
     async def serve(path):
         # By this clock two seconds pass whenever it is read, and every look at a file is due.
         security = Security(path, clock=itertools.count(0.0, 2.0).__next__)
-        roster = Roster(["w00", "w01"], None, doorman=security.doorman)
-        driver = SimpleNamespace(round=0, pulls=None)
+        sessions = Sessions(["w00", "w01"], None, certificate_reader=security.certificate_reader)
+        coordinator = SimpleNamespace(round=0, pulls=None)
         server = grpc.aio.server(options=options(3))
-        service = Service(driver, roster, Contract("run-1", LAYOUT), Limits())
+        service = Service(coordinator, sessions, Contract("run-1", LAYOUT), Limits())
         server.add_generic_rpc_handlers((service.handlers(),))
         address = bind(server, "127.0.0.1", 0, security.credentials())
         await server.start()
         try:
-            yield address, roster
+            yield address, sessions
         finally:
             await server.stop(0)
 
@@ -54,13 +54,13 @@ def joined(scenario, serving, path, name, bundle):
     """Whether the server let it in, or the sentence it was refused with."""
 
     async def run():
-        async with serving(path) as (address, roster), client(address, name, bundle) as caller:
+        async with serving(path) as (address, sessions), client(address, name, bundle) as caller:
             try:
                 await caller.join()
             except ClientError as error:
-                assert roster.joined == frozenset()
+                assert sessions.joined == frozenset()
                 return str(error)
-            assert roster.joined == {name}
+            assert sessions.joined == {name}
             return ""
 
     return scenario(run())
@@ -122,12 +122,12 @@ def test_a_revoked_worker_is_refused_without_a_restart(scenario, serving, author
 
 def test_nobody_joins_without_a_certificate(scenario, serving, bundles):
     async def run():
-        async with serving(bundles / "ours") as (address, roster):
+        async with serving(bundles / "ours") as (address, sessions):
             stranger = Client(address, "w00", "0" * 64, LAYOUT, backoff=Backoff(tries=1), idle=5)
             async with stranger:
                 with pytest.raises(ClientError, match="could not join"):
                     await stranger.join()
-            return roster.joined
+            return sessions.joined
 
     assert scenario(run()) == frozenset()
 
@@ -150,11 +150,11 @@ def test_a_worker_shows_its_renewed_certificate_after_a_few_failures(scenario, s
     shown = expired(authority, "w00")
 
     async def run():
-        async with serving(authority.path) as (address, roster):
+        async with serving(authority.path) as (address, sessions):
             caller = Client(address, "w00", shown, LAYOUT, backoff=Backoff(tries=5), sleep=at_once)
             async with caller:
                 await caller.join()
-            return roster.joined
+            return sessions.joined
 
     assert scenario(run()) == {"w00"}
 
@@ -166,7 +166,7 @@ def test_a_worker_waits_for_a_server_whose_certificate_has_expired_until_it_is_r
     authority.issue("w00", Role.WORKER, days=1)
     authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=-1, into=tmp_path)
     old = [(tmp_path / "server" / file).read_bytes() for file in ("key.pem", "cert.pem", "ca.pem")]
-    renewed = Renewal.configuration
+    renewed = CertificateRenewal.configuration
 
     def shown(renewal):
         return grpc.ssl_server_certificate_configuration([(old[0], old[1])], old[2])
@@ -175,13 +175,13 @@ def test_a_worker_waits_for_a_server_whose_certificate_has_expired_until_it_is_r
         return renewed(renewal) if "has expired. Renew it" in caplog.text else None
 
     async def run():
-        monkeypatch.setattr(Renewal, "configuration", shown)
-        monkeypatch.setattr(Renewal, "changed", changed)
-        async with serving(authority.path) as (address, roster):
+        monkeypatch.setattr(CertificateRenewal, "configuration", shown)
+        monkeypatch.setattr(CertificateRenewal, "changed", changed)
+        async with serving(authority.path) as (address, sessions):
             bundle = Bundle.load(authority.path / "w00")
             async with Client(address, "w00", bundle, LAYOUT, backoff=Backoff(), sleep=at_once) as caller:
                 await caller.join()
-            return roster.joined
+            return sessions.joined
 
     assert scenario(run()) == {"w00"}
 

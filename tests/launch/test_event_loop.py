@@ -32,7 +32,7 @@ def test_a_run_in_a_running_loop_gives_the_same_numbers(backend, small):
 
 
 def test_what_stops_a_run_is_raised_from_a_running_loop_too(small, monkeypatch):
-    monkeypatch.setattr("varangian.launch.server_run.available", lambda: 1 << 20)
+    monkeypatch.setattr("varangian.launch.server_run.available_memory", lambda: 1 << 20)
     with pytest.raises(RunError, match="of memory"):
         in_a_cell(run, small())
 
@@ -65,7 +65,7 @@ def test_an_interruption_that_is_not_handled_cancels():
             cleaned.append(True)
 
     with pytest.raises(KeyboardInterrupt):
-        in_a_cell(event_loop.complete, endless)
+        in_a_cell(event_loop.run_to_completion, endless)
     assert cleaned == [True]
 
 
@@ -82,7 +82,7 @@ def test_a_second_signal_cancels():
             await asyncio.sleep(3600)
 
     with pytest.raises(KeyboardInterrupt):
-        in_a_cell(event_loop.complete, deaf)
+        in_a_cell(event_loop.run_to_completion, deaf)
     assert asked == ["SIGINT"]
 
 

@@ -12,11 +12,11 @@ import pytest
 from tests.extent import patience
 from tests.launch import within
 
-from varangian.launch.memory_budget import RESERVE, Account, available, resident
+from varangian.launch.memory_budget import RESERVE, MemoryBudget, available_memory, resident_memory
 from varangian.protos.codec import MESSAGE_LIMIT
 from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.protos.data_channel.transfer import BLOCK
-from varangian.server.rounds.windowed import kept
+from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.latest_store import LatestPlan
 from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.calls import Limits
@@ -26,8 +26,8 @@ PLAIN = Sgd(lr=0.1)
 GB = 10**9
 
 
-def account(**options) -> Account:
-    return Account.of(15, 11_200_000, **({"sgd": PLAIN, "base": 300 << 20} | options))
+def account(**options) -> MemoryBudget:
+    return MemoryBudget.of(15, 11_200_000, **({"sgd": PLAIN, "base": 300 << 20} | options))
 
 
 def test_the_sum_by_hand():
@@ -149,13 +149,13 @@ MEMINFO = "MemTotal:       100 kB\nMemAvailable:    64 kB\nSwapFree: 7 kB\n"
     ],
 )
 def test_what_is_there(files: dict[str, str], room: int | None):
-    assert available(files.get) == room
+    assert available_memory(files.get) == room
 
 
 def test_this_process():
-    assert resident({"/proc/self/status": "VmPeak: 9 kB\nVmRSS:\t  5 kB\n"}.get) == 5 << 10
-    assert resident(lambda _: None) == 0
-    assert resident() > 10 << 20
+    assert resident_memory({"/proc/self/status": "VmPeak: 9 kB\nVmRSS:\t  5 kB\n"}.get) == 5 << 10
+    assert resident_memory(lambda _: None) == 0
+    assert resident_memory() > 10 << 20
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_a_server_keeps_to_it(memory: str, way: str):
     assert last["peak"] <= first["most"]
     whole = 4 * len(within.NAMES) * within.LAYOUT.numel
     assert first["rows"] == (
-        whole if memory == "rows" else 4 * len(within.NAMES) * kept(within.LAYOUT.numel)
+        whole if memory == "rows" else 4 * len(within.NAMES) * window_columns(within.LAYOUT.numel)
     )
     # A copy of all rows would have shown.
     assert whole > first["most"] - first["spare"] - last["peak"]

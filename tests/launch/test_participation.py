@@ -148,6 +148,6 @@ def test_on_a_full_disk_vectors_count_in_their_own_round(carried_out, tmp_path, 
 
 
 def test_latest_vectors_that_do_not_fit_are_refused_before_the_run(small, monkeypatch):
-    monkeypatch.setattr("varangian.launch.server_run.available", lambda: 1 << 20)
+    monkeypatch.setattr("varangian.launch.server_run.available_memory", lambda: 1 << 20)
     with pytest.raises(RunError, match="latest vectors in a `folder` on disk, or half as large"):
         run(small("participation=fedlaavg"), observe=lambda record: None, note=lambda text: None)

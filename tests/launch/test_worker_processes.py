@@ -3,14 +3,14 @@ import os
 import pytest
 
 from varangian import run
-from varangian.launch.worker_processes import Crowd, dealt, described
+from varangian.launch.worker_processes import WorkerProcesses, deal_workers, describe_exit
 
 
 @pytest.fixture
 def dealt_among(small, monkeypatch):
     def deal(cores, *settings):
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
-        return [" ".join(workers) for workers in dealt(small(*settings))]
+        return [" ".join(workers) for workers in deal_workers(small(*settings))]
 
     return deal
 
@@ -37,14 +37,14 @@ def test_workers_share_processes_but_never_with_an_attacker(dealt_among, cores, 
     [(0, "ended with exit code 0"), (1, "ended with exit code 1"), (-9, "was ended by SIGKILL")],
 )
 def test_how_a_process_ended(code, words):
-    assert described(code) == words
+    assert describe_exit(code) == words
 
 
 def test_a_run_whose_workers_cannot_be_started_ends(small, monkeypatch, tmp_path):
-    def start(crowd, posts):
+    def start(worker_group, posts):
         raise EOFError("no fork server")
 
-    monkeypatch.setattr(Crowd, "start", start)
+    monkeypatch.setattr(WorkerProcesses, "start", start)
     result = run(small("backend=processes", f"output={tmp_path}"))
     assert result.outcome == "failed"
     assert "cannot be started: EOFError: no fork server" in result.reason

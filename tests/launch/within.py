@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 
 from varangian.aggregators import Aggregator, Krum, Median
-from varangian.launch.memory_budget import CALL, CONNECTION, Account
+from varangian.launch.memory_budget import CALL, CONNECTION, MemoryBudget
 from varangian.protos.layout import Layout
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import AHEAD
 from varangian.server.app import serve
-from varangian.server.identity.sessions import Roster
+from varangian.server.identity.sessions import Sessions
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
-from varangian.server.rounds.coordinator import Driver
-from varangian.server.rounds.windowed import kept
+from varangian.server.rounds.coordinator import Coordinator
+from varangian.server.rounds.windowed import window_columns
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.calls import Limits
@@ -47,7 +47,7 @@ async def workers(address: str) -> None:
     vectors = torch.randn(len(NAMES), LAYOUT.numel)
 
     async def one(i: int) -> None:
-        token = Roster(NAMES, SECRET).token(NAMES[i])
+        token = Sessions(NAMES, SECRET).token(NAMES[i])
 
         async def compute(round: int, parameters: torch.Tensor) -> torch.Tensor:
             return vectors[i]
@@ -59,12 +59,12 @@ async def workers(address: str) -> None:
 
 
 async def serving(window: bool, lane: bool) -> None:
-    columns = kept(LAYOUT.numel) if window else None
-    account = Account.of(len(NAMES), LAYOUT.numel, SGD, limits=LIMITS, columns=columns, lane=lane)
+    columns = window_columns(LAYOUT.numel) if window else None
+    account = MemoryBudget.of(len(NAMES), LAYOUT.numel, SGD, limits=LIMITS, columns=columns, lane=lane)
     rule = Aggregator(Median() if window else Krum(f=1))
     policy = RoundPolicy(NAMES, ROUNDS, len(NAMES), 60.0, "wait", 1)
     learner = Learner(torch.zeros(LAYOUT.numel), rule, SGD, rounds=ROUNDS, seed=1)
-    driver = Driver(
+    coordinator = Coordinator(
         RoundMachine(policy),
         learner,
         evaluate=lambda _: (0.0, 0.0),
@@ -81,8 +81,8 @@ async def serving(window: bool, lane: bool) -> None:
         print(json.dumps(first), flush=True)
 
     reason = await serve(
-        driver,
-        Roster(NAMES, SECRET),
+        coordinator,
+        Sessions(NAMES, SECRET),
         LAYOUT,
         run_id="run-1",
         host="127.0.0.1",

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import frame, unframed
+from varangian.protos.chunks import decode_chunk, encode_chunk
 from varangian.protos.codec import Code, CodecError
 
 OFFSETS = st.integers(0, 2**63 - 1) | st.integers(0, 300) | st.sampled_from([2**20, 2**32])
@@ -18,15 +18,15 @@ KINDS = pytest.mark.parametrize("kind", [ps_pb2.PushRequest, ps_pb2.PullReply])
 @example(offset=0, data=b"")
 @example(offset=1 << 20, data=bytes(1 << 20))
 def test_a_frame_is_what_protobuf_writes(kind, offset, data):
-    made = frame(offset, memoryview(data))
+    made = encode_chunk(offset, memoryview(data))
     assert made == kind(chunk=ps_pb2.Chunk(offset=offset, data=data)).SerializeToString()
 
 
 @given(offset=OFFSETS, data=st.binary(min_size=1, max_size=300))
 @example(offset=3, data=bytes(70_000))
 def test_a_frame_is_looked_into_and_not_copied(offset, data):
-    message = frame(offset, data)
-    found = unframed(message)
+    message = encode_chunk(offset, data)
+    found = decode_chunk(message)
     assert found is not None
     assert found == (offset, data)
     assert found[1].obj is message
@@ -37,20 +37,20 @@ def test_a_frame_is_looked_into_and_not_copied(offset, data):
     message=st.binary(max_size=60)
     | st.builds(
         lambda made, at, byte: made[:at] + bytes([byte]) + made[at:],
-        st.builds(frame, OFFSETS, st.binary(max_size=20)),
+        st.builds(encode_chunk, OFFSETS, st.binary(max_size=20)),
         st.integers(0, 12),
         st.integers(0, 255),
     )
     | st.builds(
         lambda head, made: head + made,
         st.lists(st.sampled_from([b"\x12", b"\x08", b"\x00", b"\x01", b"\x80", b"\x02"])).map(b"".join),
-        st.builds(frame, OFFSETS, st.binary(max_size=20)),
+        st.builds(encode_chunk, OFFSETS, st.binary(max_size=20)),
     )
 )
 @example(message=b"\x12\x83\x00\x12\x01x")
 def test_what_is_taken_is_what_protobuf_reads(kind, message):
     """Whatever the bytes: we read the same chunk, or leave it to protobuf."""
-    found = unframed(message)
+    found = decode_chunk(message)
     if found is None:
         return
     chunk = kind.FromString(message).chunk
@@ -65,10 +65,10 @@ def test_any_message_is_a_chunk_or_malformed(message):
     except DecodeError:
         is_chunk = False
     if is_chunk:
-        assert codec.pushed(message) == (part.chunk.offset, part.chunk.data)
+        assert codec.push_payload(message) == (part.chunk.offset, part.chunk.data)
     else:
         with pytest.raises(CodecError) as caught:
-            codec.pushed(message)
+            codec.push_payload(message)
         assert caught.value.code in (Code.MALFORMED, Code.DIGEST_SIZE)
 
 
@@ -83,6 +83,6 @@ def test_any_message_is_a_chunk_or_malformed(message):
     ],
 )
 def test_a_chunk_in_other_words_is_read_by_protobuf(message):
-    assert unframed(message) is None
-    offset, data = codec.pushed(message)
+    assert decode_chunk(message) is None
+    offset, data = codec.push_payload(message)
     assert (offset, bytes(data)) == (7, b"x" if b"x" in message else b"")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import frame
+from varangian.protos.chunks import encode_chunk
 from varangian.protos.codec import CHUNK_FLOOR, PROTOCOL, Assembler, Code, CodecError, Contract
 from varangian.protos.layout import Layout
 
@@ -31,7 +31,7 @@ def assembled(data, messages):
     row = bytearray()
     assembler = Assembler(len(data))
     for message in messages:
-        row += assembler.add(*codec.pushed(message))
+        row += assembler.add(*codec.push_payload(message))
     assembler.finish(codec.digest(data))
     return bytes(row)
 
@@ -244,7 +244,7 @@ def test_the_format_has_no_repeated_field_and_no_map():
 
 
 def test_a_chunk_fits_into_a_message():
-    assert len(frame(2**62, bytes(codec.CHUNK_LIMIT))) < codec.MESSAGE_LIMIT
+    assert len(encode_chunk(2**62, bytes(codec.CHUNK_LIMIT))) < codec.MESSAGE_LIMIT
     assert codec.JOIN_LIMIT < codec.MESSAGE_LIMIT
 
 
@@ -264,9 +264,9 @@ def test_a_seal_carries_a_digest():
     def seal(digest):
         return ps_pb2.PushRequest(seal=ps_pb2.Seal(content_digest=digest)).SerializeToString()
 
-    assert codec.pushed(seal(DIGEST)) == DIGEST
+    assert codec.push_payload(seal(DIGEST)) == DIGEST
     for digest in (b"", bytes(15), bytes(17)):
-        assert code_of(codec.pushed, seal(digest)) is Code.DIGEST_SIZE
+        assert code_of(codec.push_payload, seal(digest)) is Code.DIGEST_SIZE
 
 
 def test_a_manifest_of_another_dtype_is_refused():

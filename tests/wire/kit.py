@@ -14,14 +14,14 @@ from tests.wire.relay import FAR, NEAR, Relay
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos.layout import Layout
 from varangian.server.app import serve
-from varangian.server.identity.sessions import Roster
+from varangian.server.identity.sessions import Sessions
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
-from varangian.server.rounds.coordinator import Driver
+from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.calls import Limits
-from varangian.server.transport.data_listener import Lane
+from varangian.server.transport.data_listener import DataListener
 from varangian.worker.loop import work
 from varangian.worker.transport.client import Client
 from varangian.worker.transport.retry import Backoff
@@ -54,17 +54,17 @@ class Lines:
 
 
 @contextlib.asynccontextmanager
-async def serving(driver, roster, layout, *, stop, port=0, data_port=0, **options):
+async def serving(coordinator, sessions, layout, *, stop, port=0, data_port=0, **options):
     """A server at NEAR; yields its place and its task."""
-    ready, lanes, listen = asyncio.get_running_loop().create_future(), [], Lane.listen
+    ready, lanes, listen = asyncio.get_running_loop().create_future(), [], DataListener.listen
 
     async def noted(lane, host, port):
         lanes.append(await listen(lane, host, port))
         return lanes[0]
 
     running = serve(
-        driver,
-        roster,
+        coordinator,
+        sessions,
         layout,
         host=NEAR,
         port=port,
@@ -73,7 +73,7 @@ async def serving(driver, roster, layout, *, stop, port=0, data_port=0, **option
         data_port=data_port,
         **{"run_id": "run-1"} | options,
     )
-    with mock.patch.object(Lane, "listen", noted):
+    with mock.patch.object(DataListener, "listen", noted):
         ended = asyncio.create_task(running)
         await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
     if ended.done():
@@ -120,7 +120,7 @@ class Run:
         aggregator = Aggregator(rule or Krum(f=f), f=f)
         self.learner = Learner(torch.ones(layout.numel), aggregator, Sgd(lr=0.5), rounds=rounds, seed=1)
         self.service = {key: options.pop(key) for key in SERVICE if key in options}
-        self.driver = Driver(
+        self.coordinator = Coordinator(
             options.pop("machine", None) or RoundMachine(policy),
             self.learner,
             evaluate=lambda _: (0.0, 0.0),
@@ -129,8 +129,10 @@ class Run:
             **options,
         )
         security = self.service.get("security")
-        secret, doorman = (None, security.doorman) if security else (b"0123456789abcdef", None)
-        self.roster = Roster(names, secret, silence=0.05, doorman=doorman)
+        secret, certificate_reader = (
+            (None, security.certificate_reader) if security else (b"0123456789abcdef", None)
+        )
+        self.sessions = Sessions(names, secret, silence=0.05, certificate_reader=certificate_reader)
         self.limits = limits or Limits(idle=20.0, status=0.0, grace=20.0)
         self.stop = asyncio.Event()
 
@@ -138,8 +140,8 @@ class Run:
     async def placed(self, port=0):
         """Yields the place; `self.ended` is the task of the server."""
         place = serving(
-            self.driver,
-            self.roster,
+            self.coordinator,
+            self.sessions,
             self.layout,
             stop=self.stop,
             port=port,
@@ -160,7 +162,7 @@ class Run:
         return Client(
             address,
             name,
-            proof or self.roster.token(name),
+            proof or self.sessions.token(name),
             options.pop("layout", self.layout),
             **{"backoff": PATIENT, "idle": 20.0} | options,
         )

@@ -435,7 +435,7 @@ def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
 
 @scenario
 async def test_a_server_that_cannot_seal_says_so_and_has_no_lane(certified, monkeypatch, caplog):
-    monkeypatch.setattr("varangian.server.app.missing", lambda: "this is the reason")
+    monkeypatch.setattr("varangian.server.app.why_unavailable", lambda: "this is the reason")
     run = Run(rounds=1, security=Security(certified))
     async with run.placed() as place:
         assert place.lane is None

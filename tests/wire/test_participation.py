@@ -14,13 +14,13 @@ from tests.wire.kit import PATIENT, scenario, serving
 from varangian.aggregators import Aggregator, Mean, Median
 from varangian.aggregators.graphs import Exponential
 from varangian.protos.layout import Layout
-from varangian.server.identity.sessions import Roster
-from varangian.server.participation.selection import Buffered, Neighbourhoods, Oldest
+from varangian.server.identity.sessions import Sessions
+from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import ParticipationPolicy
-from varangian.server.rounds.coordinator import Driver
-from varangian.server.rows.source import AsTheyAre, LatestOfAll, Weighed
+from varangian.server.protocol.state import RunPolicy
+from varangian.server.rounds.coordinator import Coordinator
+from varangian.server.rows.source import LatestVectors, Pushed, WeightedByAge
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.calls import Limits
@@ -38,34 +38,34 @@ class Run:
 
     data_port: int | None = 0
 
-    def __init__(self, choice, merge=None, rule=None, names=NAMES, f=0, grace=20.0, **policy):
+    def __init__(self, choice, row_source=None, rule=None, names=NAMES, f=0, grace=20.0, **policy):
         torch.set_num_threads(1)
         agreed = {"rounds": 4, "quorum": 1, "deadline": 60.0, "shortfall": "wait", "f": f} | policy
         self.names, self.records = names, []
-        self.machine = ParticipationMachine(ParticipationPolicy(names, **agreed, choice=choice))
+        self.machine = ParticipationMachine(RunPolicy(names, **agreed, choice=choice))
         self.learner = Learner(
             torch.ones(D), Aggregator(rule or Mean(), f=f), Sgd(lr=1.0), rounds=agreed["rounds"], seed=1
         )
-        self.driver = Driver(
+        self.coordinator = Coordinator(
             self.machine,
             self.learner,
             evaluate=lambda _: (0.0, 0.0),
             evaluate_every=100,
             observe=self.records.append,
-            merge=merge,
+            row_source=row_source,
         )
-        self.roster = Roster(names, b"0123456789abcdef", silence=0.05)
+        self.sessions = Sessions(names, b"0123456789abcdef", silence=0.05)
         self.limits = Limits(idle=20.0, patience=0.2, grace=grace)
         self.stop = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def served(self):
         options = {"stop": self.stop, "limits": self.limits, "data_port": self.data_port}
-        async with serving(self.driver, self.roster, LAYOUT, **options) as (place, _):
+        async with serving(self.coordinator, self.sessions, LAYOUT, **options) as (place, _):
             yield place.address
 
     def client(self, address, name):
-        return Client(address, name, self.roster.token(name), LAYOUT, backoff=PATIENT, idle=20.0)
+        return Client(address, name, self.sessions.token(name), LAYOUT, backoff=PATIENT, idle=20.0)
 
     async def worked(self, address, name, compute, turn=lambda round: round):
         async with self.client(address, name) as client:
@@ -91,7 +91,7 @@ async def test_fedlaavg_with_a_byzantine_worker_and_workers_that_take_turns():
     async def compute(name, round, parameters):
         return torch.full((D,), 1e6) if name == "w04" else parameters / 2
 
-    run = Run(Oldest(3, gather=30.0), LatestOfAll.of(NAMES, D, 3), Median(), f=1)
+    run = Run(LongestAbsent(3, gather=30.0), LatestVectors.of(NAMES, D, 3), Median(), f=1)
     even = {"turn": lambda round: round + round % 2}
     odd = {"turn": lambda round: round + 1 - round % 2}
     turns = {"w00": even, "w01": even, "w02": odd, "w03": odd, "w04": even}
@@ -119,7 +119,7 @@ async def test_async_does_not_wait_for_a_straggler_and_takes_its_vector_when_it_
             late.set()
         return parameters / 2
 
-    run = Run(Buffered(4, tau=40, staleness=Polynomial()), Weighed(), rounds=30)
+    run = Run(BufferSelection(4, tau=40, staleness=Polynomial()), WeightedByAge(), rounds=30)
     async with run.served() as address:
         await run.with_all(address, compute)
     stale = [record.ages["w00"] for record in run.records if "w00" in record.ages]
@@ -135,7 +135,9 @@ async def test_asap_goes_on_when_a_worker_dies():
         return parameters / 2
 
     names = tuple(f"w{i:02d}" for i in range(8))
-    run = Run(Neighbourhoods(Exponential()), AsTheyAre(), names=names, rounds=6, deadline=2.0, grace=1.0)
+    run = Run(
+        NeighbourhoodSelection(Exponential()), Pushed(), names=names, rounds=6, deadline=2.0, grace=1.0
+    )
     async with run.served() as address:
         workers = [run.worked(address, name, compute) for name in names]
         ended = await asyncio.gather(*workers, return_exceptions=True)
@@ -150,7 +152,7 @@ async def test_asap_goes_on_when_a_worker_dies():
 
 @scenario
 async def test_who_was_not_invited_hears_so_and_goes_on():
-    run = Run(Oldest(1, gather=0.05), names=NAMES[:2], rounds=2)
+    run = Run(LongestAbsent(1, gather=0.05), names=NAMES[:2], rounds=2)
     async with (
         run.served() as address,
         run.client(address, "w00") as first,
@@ -191,7 +193,7 @@ def test_a_push_whose_reply_was_lost_counts_once(monkeypatch, used):
 
     @scenario
     async def lossy():
-        run = Run(Oldest(2, gather=30.0), names=NAMES[:2], rounds=2, grace=0.1)
+        run = Run(LongestAbsent(2, gather=30.0), names=NAMES[:2], rounds=2, grace=0.1)
         async with (
             run.served() as address,
             run.client(address, "w00") as a,
@@ -207,11 +209,11 @@ def test_a_push_whose_reply_was_lost_counts_once(monkeypatch, used):
                 gate.set()
                 assert (await pushing).counted
             assert (await b.push(0, torch.ones(D))).counted
-            while run.driver.round == 0:
+            while run.coordinator.round == 0:
                 await asyncio.sleep(0.01)
             gate.set()
             assert (await pushing).counted
-            assert run.driver.status().refusals == {"DUPLICATE": 1}
+            assert run.coordinator.status().refusals == {"DUPLICATE": 1}
             # The answer to the next pull is the acknowledgement: the vector was used.
             models = await asyncio.gather(a.pull(0), b.pull(0))
             assert [model.round for model in models] == [1, 1]
@@ -223,7 +225,7 @@ def test_a_push_whose_reply_was_lost_counts_once(monkeypatch, used):
 
 @scenario
 async def test_a_worker_that_is_started_again_is_given_its_place_back():
-    run = Run(Oldest(2, gather=30.0), names=NAMES[:2], rounds=2, grace=0.1)
+    run = Run(LongestAbsent(2, gather=30.0), names=NAMES[:2], rounds=2, grace=0.1)
     async with run.served() as address, run.client(address, "w01") as other:
         await other.join()
         waiting = asyncio.create_task(other.pull(-1))

@@ -15,11 +15,11 @@ from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.protos.metadata_keys import WORKER
 from varangian.server.identity.tls import Security
-from varangian.server.participation.selection import Oldest
+from varangian.server.participation.selection import LongestAbsent
 from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import ParticipationPolicy
-from varangian.server.rounds.coordinator import Driver
-from varangian.server.rows.source import LatestOfAll
+from varangian.server.protocol.state import RunPolicy
+from varangian.server.rounds.coordinator import Coordinator
+from varangian.server.rows.source import LatestVectors
 from varangian.server.transport import calls
 from varangian.server.transport.calls import Limits
 from varangian.server.transport.service import Service
@@ -57,9 +57,9 @@ TRAPS = {
     "push asked": (Service, "push", by_call, "before"),
     "push offered": (Upload, "received", by_upload, "before"),
     "last byte there": (Upload, "received", by_upload, "after"),
-    "counted, not told": (Driver, "complete", by_slot, "after"),
-    "decline asked": (Driver, "decline", by_name, "before"),
-    "declined, not told": (Driver, "decline", by_name, "after"),
+    "counted, not told": (Coordinator, "complete", by_slot, "after"),
+    "decline asked": (Coordinator, "decline", by_name, "before"),
+    "declined, not told": (Coordinator, "decline", by_name, "after"),
 }
 """Where at the server the first call of the victim is held up: the call, whose it is, and at which end."""
 FATES = {"connecting": Fate(up=10), "half a model": Fate(down=HALF), "half a vector": Fate(up=HALF)}
@@ -117,17 +117,17 @@ class Story:
         if kind == "window":
             options |= {"window": True, "rule": Median()}
         if kind == "invited":
-            policy = ParticipationPolicy(
+            policy = RunPolicy(
                 NAMES,
                 rounds=ROUNDS,
                 quorum=len(NAMES) - 1,
                 deadline=60.0,
                 shortfall="wait",
                 f=1,
-                choice=Oldest(len(NAMES), gather=30.0),
+                choice=LongestAbsent(len(NAMES), gather=30.0),
             )
             options["machine"] = ParticipationMachine(policy)
-            options["merge"] = LatestOfAll.of(NAMES, LAYOUT.numel, len(NAMES))
+            options["row_source"] = LatestVectors.of(NAMES, LAYOUT.numel, len(NAMES))
         if way == "tls":
             options["security"] = Security(certified / "server")
         self.run = Run(ROUNDS, **options)
@@ -224,7 +224,7 @@ def test_a_restart_at_any_stage_is_no_fault(stage, kind, way, killed, certified,
         assert await this.told(killed) == {f"all {ROUNDS} rounds are done"}
         assert [record.dropped for record in this.run.records] == [{}] * ROUNDS
         assert kind == "invited" or VICTIM not in this.run.records[-1].missing
-        assert this.run.driver.status().faulty == {}
+        assert this.run.coordinator.status().faulty == {}
 
     story()
 

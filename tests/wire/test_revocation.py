@@ -13,7 +13,7 @@ from tests.wire.kit import NAMES, Run, far, gradient, scenario, worked
 from varangian.aggregators import Aggregator, TrimmedMean
 from varangian.cli.main import main
 from varangian.protos.identity import watched_files
-from varangian.protos.identity.bundle import Bundle, Role, contexts
+from varangian.protos.identity.bundle import Bundle, Role, ssl_contexts
 from varangian.protos.layout import Layout
 from varangian.server.identity import revocation
 from varangian.server.identity.tls import Security
@@ -98,13 +98,13 @@ def test_a_worker_that_is_revoked_in_the_middle_of_a_round_is_not_in_its_update(
             others = works(run, address, authority, HONEST[1:])
             (attacker,) = works(run, address, authority, [LAST], bad)
             # With a window nobody is counted before all are; there it is enough that the upload is open.
-            await until(lambda: LAST in run.driver.status().present)
+            await until(lambda: LAST in run.coordinator.status().present)
             if not window:
-                await until(lambda: LAST in run.driver.status().counted)
+                await until(lambda: LAST in run.coordinator.status().counted)
             authority.revoke(LAST)
             with pytest.raises(ClientError, match="should be one that was not revoked"):
                 await attacker
-            await until(lambda: LAST not in run.driver.status().present)
+            await until(lambda: LAST not in run.coordinator.status().present)
             revoked.set()
             await asyncio.gather(*first, *others)
         (record,) = run.records
@@ -119,7 +119,7 @@ async def test_an_upload_that_is_under_way_when_it_is_revoked_ends_and_does_not_
     run = Run(rounds=2, rule=TrimmedMean(f=1), security=Security(authority.path))
     async with run.placed() as place, far(place, rate=1.5e6) as lines:
         (slow,) = works(run, lines.address, authority, [LAST])
-        await until(lambda: LAST in run.driver.status().present)
+        await until(lambda: LAST in run.coordinator.status().present)
         authority.revoke(LAST)
         with pytest.raises(ClientError, match="should be one that was not revoked"):
             await slow
@@ -134,9 +134,9 @@ async def test_standing_calls_of_a_revoked_certificate_end_and_nobody_waits_for_
     async with run.served() as address, run.client(address, LAST, proof(authority, LAST)) as silent:
         await silent.join()
         await silent.pull(-1)
-        await until(lambda: LAST in run.roster.present)
+        await until(lambda: LAST in run.sessions.present)
         authority.revoke(LAST)
-        await until(lambda: LAST not in run.roster.joined)
+        await until(lambda: LAST not in run.sessions.joined)
         await asyncio.gather(*works(run, address, authority, HONEST))
     assert run.records[0].revoked == (LAST,)
 
@@ -201,9 +201,9 @@ def test_an_upload_that_is_under_way_when_its_certificate_expires_counts_once_it
         async with run.placed() as place:
             async with far(place, rate=1.5e6, lane=None if data_port is None else ()) as lines:
                 (slow,) = works(run, lines.address, authority, [LAST])
-                await until(lambda: LAST in run.driver.status().present)
+                await until(lambda: LAST in run.coordinator.status().present)
                 now[0] += 3 * 86400
-                await until(lambda: LAST not in run.driver.status().present)
+                await until(lambda: LAST not in run.coordinator.status().present)
                 with pytest.raises(ClientError, match="one that has not expired"):
                     await slow
             authority.issue(LAST, Role.WORKER, days=9, force=True)
@@ -222,7 +222,7 @@ class Raw:
         self.address, self.path, self.known, self.session = address, path, None, None
 
     def dial(self, name):
-        context = self.known or contexts(self.path / name)[1]
+        context = self.known or ssl_contexts(self.path / name)[1]
         context.set_alpn_protocols(["h2"])
         line = socket.create_connection(("127.0.0.1", int(self.address.rpartition(":")[2])), patience(10))
         self.line, self.context = context.wrap_socket(line, session=self.session), context
@@ -279,9 +279,9 @@ async def test_connections_that_are_replaced_by_their_age_cost_nothing(authority
         security=Security(authority.path),
         limits=Limits(idle=20.0, grace=20.0, age=0.7),
     )
-    run.data_port, run.roster._silence = None, 10.0
+    run.data_port, run.sessions._silence = None, 10.0
     start, gone = time.monotonic(), []
-    run.driver.absent = gone.append
+    run.coordinator.absent = gone.append
 
     async def paced(name, round, parameters):
         await asyncio.sleep(0.05)
@@ -291,7 +291,7 @@ async def test_connections_that_are_replaced_by_their_age_cost_nothing(authority
         await asyncio.gather(*works(run, address, authority, NAMES, paced))
     assert time.monotonic() - start > 2.5  # some connections have come to their age
     assert gone == []
-    assert run.driver.status().refusals == {}
+    assert run.coordinator.status().refusals == {}
     assert all(record.missing == () for record in run.records)
 
 

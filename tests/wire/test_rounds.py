@@ -113,7 +113,7 @@ async def test_a_worker_whose_server_has_gone_says_so():
 async def test_a_worker_of_another_model_hears_which_parameter_differs():
     run = Run()
     other = Layout((("weight", (500, 1000)), ("bias", (4,))))
-    async with run.served() as address, Client(address, "w00", run.roster.token("w00"), other) as client:
+    async with run.served() as address, Client(address, "w00", run.sessions.token("w00"), other) as client:
         with pytest.raises(
             ClientError, match=r"should be '3 bias', its shape and its name\. Found '4 bias'"
         ):

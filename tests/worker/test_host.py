@@ -9,22 +9,22 @@ from contextlib import suppress
 import pytest
 import torch
 
-from varangian.config.default_names import names
-from varangian.protos.network.grpc_log import SOURCE, quieten
+from varangian.config.default_names import default_names
+from varangian.protos.network.grpc_log import SOURCE, install_log_filter
 from varangian.worker import host as hosting
 from varangian.worker.attacks import Alie
 from varangian.worker.data import Custom, Synthetic
 from varangian.worker.data.partition import Iid
 from varangian.worker.host import host
-from varangian.worker.signals import Ending
+from varangian.worker.signals import SignalHandling
 from varangian.worker.simulation.availability import Alternating
 from varangian.worker.simulation.delays import Lognormal
 from varangian.worker.training.models import Softmax
-from varangian.worker.training.task import Crew, Task
+from varangian.worker.training.task import Task, WorkerCompute
 from varangian.worker.transport.client import ClientError, Finished, Pulled, Receipt
 from varangian.worker.transport.retry import Backoff
 
-WORKERS = names(4)
+WORKERS = default_names(4)
 TASK = Task(
     seed=1,
     workers=WORKERS,
@@ -83,7 +83,7 @@ class FakeClient:
         await (asyncio.sleep(0) if after < self.server.last_pull else asyncio.Event().wait())
         if after + 1 >= ROUNDS:
             return Finished("all rounds done")
-        return Pulled(after + 1, torch.zeros(Crew(TASK).layout.numel))
+        return Pulled(after + 1, torch.zeros(WorkerCompute(TASK).layout.numel))
 
     async def push(self, round, vector):
         assert self.open
@@ -104,12 +104,12 @@ def run(workers=WORKERS, task=TASK):
 
 def test_every_worker_has_its_own_connection_and_sends_what_its_crew_says(server):
     assert run(WORKERS[:3]) == 0
-    layout = Crew(TASK).layout
+    layout = WorkerCompute(TASK).layout
     assert server.clients == [("nowhere:1", name, TOKENS[name], layout) for name in WORKERS[:3]]
-    crew = Crew(TASK)
+    worker_compute = WorkerCompute(TASK)
     assert set(server.pushed) == {(name, round) for name in WORKERS[:3] for round in range(ROUNDS)}
     for (name, round), vector in sorted(server.pushed.items()):
-        assert torch.equal(vector, crew.contribution(name, round, torch.zeros(layout.numel)))
+        assert torch.equal(vector, worker_compute.contribution(name, round, torch.zeros(layout.numel)))
 
 
 def test_a_worker_that_is_away_asks_for_nothing_and_sends_nothing(server):
@@ -177,7 +177,7 @@ def test_a_task_that_cannot_be_done_is_one_line(server, caplog):
 
 
 def test_an_unexpected_error_is_not_swallowed(server, monkeypatch):
-    monkeypatch.setattr(Crew, "contribution", lambda *args: 1 / 0)
+    monkeypatch.setattr(WorkerCompute, "contribution", lambda *args: 1 / 0)
     with pytest.raises(ExceptionGroup) as caught:
         run()
     assert caught.group_contains(ZeroDivisionError)
@@ -218,7 +218,13 @@ def test_being_cancelled_by_anyone_else_is_not_taken_for_a_signal(server):
         executor = hosting.ThreadPoolExecutor(1)
         serving = asyncio.create_task(
             hosting._until_stopped(
-                "nowhere:1", [WORKERS[:1]], TOKENS, Crew(TASK), executor, Ending(), Backoff()
+                "nowhere:1",
+                [WORKERS[:1]],
+                TOKENS,
+                WorkerCompute(TASK),
+                executor,
+                SignalHandling(),
+                Backoff(),
             )
         )
         await asyncio.sleep(0)
@@ -232,7 +238,7 @@ def test_being_cancelled_by_anyone_else_is_not_taken_for_a_signal(server):
 
 def test_attempts_without_a_free_file_fill_no_log(caplog):
     """gRPC cannot decode its own message then, and would log a traceback for each."""
-    quieten()
+    install_log_filter()
     try:
         b"socket: Too many open files\x87".decode()
     except UnicodeDecodeError:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varangian.config.default_names import names
+from varangian.config.default_names import default_names
 from varangian.worker.seeds import generator, globally_seeded, stream
 
 PURPOSES = st.lists(st.one_of(st.integers(), st.text(max_size=3)), max_size=4)
@@ -52,11 +52,11 @@ def test_global_code_is_seeded_and_leaves_no_trace():
     [(1, "w00", "w00"), (15, "w00", "w14"), (100, "w00", "w99"), (101, "w000", "w100")],
 )
 def test_names(n, first, last):
-    assert (names(n)[0], names(n)[-1]) == (first, last)
+    assert (default_names(n)[0], default_names(n)[-1]) == (first, last)
 
 
 def test_names_sort_as_numbers_do():
-    assert all(a < b for a, b in itertools.pairwise(names(1234)))
+    assert all(a < b for a, b in itertools.pairwise(default_names(1234)))
 
 
 def test_threads_do_not_draw_from_each_other():

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from varangian.worker.signals import Ending
+from varangian.worker.signals import SignalHandling
 
 
 def test_a_cancellation_that_is_swallowed_is_repeated():
@@ -29,7 +29,7 @@ def test_a_cancellation_that_is_swallowed_is_repeated():
         return task.cancelled()
 
     left = []
-    with Ending(left.append, again=0.01) as ending:
+    with SignalHandling(left.append, again=0.01) as ending:
         assert asyncio.run(main())
     assert (ending.code, left) == (128 + signal.SIGTERM, [])
 
@@ -49,7 +49,7 @@ def test_what_cannot_be_cancelled_ends_all_the_same(signals):
                 await asyncio.sleep(0.01)
             await asyncio.to_thread(over.wait)
 
-    with Ending(leave, grace=0.01 if signals == 1 else 3600) as ending:
+    with SignalHandling(leave, grace=0.01 if signals == 1 else 3600) as ending:
         asyncio.run(main())
     assert left == [128 + signal.SIGINT]
 

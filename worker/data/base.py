@@ -14,7 +14,7 @@ from torch import Tensor
 
 from varangian.plugins import InputError
 from varangian.registry import Registry
-from varangian.worker.data.samples import Samples, count, few, mapped, shapes, tensors, usual
+from varangian.worker.data.samples import Samples, count, few, map_tensors, shapes, tensors, usual
 
 IGNORED = -100
 """The label of a place in a sequence or an image that no loss looks at, as torch has it."""
@@ -113,7 +113,7 @@ class Dataset:
 
     def prepared(self, x: Samples, device: torch.device) -> Any:
         """Some of the samples as a model takes them, on the device: float32 or integers."""
-        return mapped(x, lambda tensor: self._prepared(tensor.to(device)))
+        return map_tensors(x, lambda tensor: self._prepared(tensor.to(device)))
 
     def _prepared(self, x: Tensor) -> Tensor:
         if x.dtype != torch.uint8 or self.scale is None:

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from varangian.plugins import call, guarded
+from varangian.plugins import call, guard
 from varangian.worker.data.base import DATASETS, DataError, Dataset, check_classes
-from varangian.worker.data.samples import Samples, converted, mapped, tensors
+from varangian.worker.data.samples import Samples, convert, map_tensors, tensors
 
 Bytes: TypeAlias = Literal["images", "images_last", "integers"]
 PARTS = ("train_x", "train_y", "test_x", "test_y")
@@ -67,10 +67,10 @@ def dataset(
     """From four arrays, or tuples or mappings of arrays."""
     found = dict[str, Samples]()
     for part, value in zip(PARTS, (train_x, train_y, test_x, test_y), strict=True):
-        with guarded(f"custom: {name!r}: reading {part} as tensors", ADVICE, name, DataError):
-            found[part] = converted(value)
+        with guard(f"custom: {name!r}: reading {part} as tensors", ADVICE, name, DataError):
+            found[part] = convert(value)
         if part.endswith("x"):
-            found[part] = mapped(found[part], partial(read, f"custom: {name!r}: {part}", uint8))
+            found[part] = map_tensors(found[part], partial(read, f"custom: {name!r}: {part}", uint8))
     inputs = [tensor for part in ("train_x", "test_x") for _, tensor in tensors(found[part])]
     scaled = any(tensor.dtype == torch.uint8 for tensor in inputs)
     x, y, held_x, held_y = (found[part] for part in PARTS)

@@ -73,7 +73,7 @@ class Iid:
     def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
         check_enough(labels, workers)
         order = torch.randperm(len(labels), generator=generator(seed, "partition"))
-        return ascending(order.tensor_split(workers))
+        return sort_ascending(order.tensor_split(workers))
 
 
 @PARTITIONS.register("dirichlet")
@@ -102,7 +102,7 @@ class Dirichlet:
             order = torch.randperm(len(members), generator=generator(seed, "partition", label))
             owner[members[order]] = self._owners(len(members), workers, stream(seed, "proportions", label))
         shards = [(owner == worker).nonzero().flatten() for worker in range(workers)]
-        return ascending(without_empty(shards))
+        return sort_ascending(without_empty(shards))
 
     def _owners(self, count: int, workers: int, seed: int) -> Tensor:
         """A worker for each of `count` samples, ascending."""
@@ -132,7 +132,7 @@ class Shards:
         check_enough(labels, count)
         shards = labels.argsort(stable=True).tensor_split(count)
         dealt = torch.randperm(count, generator=generator(seed, "partition")).view(workers, -1).tolist()
-        return ascending([torch.cat([shards[i] for i in hand]) for hand in dealt])
+        return sort_ascending([torch.cat([shards[i] for i in hand]) for hand in dealt])
 
 
 @PARTITIONS.register("halves")
@@ -163,10 +163,10 @@ class Halves:
         members = torch.isin(labels, classes).nonzero().flatten()
         check_enough(members, workers)
         order = torch.randperm(len(members), generator=generator(seed, "partition", int(classes[0])))
-        return ascending(members[order].tensor_split(workers))
+        return sort_ascending(members[order].tensor_split(workers))
 
 
-def dealt(partition: Partition, dataset: Dataset, workers: int, seed: int) -> list[Tensor]:
+def deal_samples(partition: Partition, dataset: Dataset, workers: int, seed: int) -> list[Tensor]:
     """The samples of each worker, as indices; never none.
 
     Raises:
@@ -200,7 +200,7 @@ def _permutation(size: int, seed: int, worker: str, epoch: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, "batch", worker, epoch))
 
 
-def ascending(shards: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
+def sort_ascending(shards: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
     return [shard.sort().values for shard in shards]
 
 

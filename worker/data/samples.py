@@ -26,7 +26,7 @@ def tensors(samples: Samples) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"[{key!r}]", tensor) for key, tensor in items)
 
 
-def mapped(samples: Samples, function: Callable[[Tensor], Tensor]) -> Samples:
+def map_tensors(samples: Samples, function: Callable[[Tensor], Tensor]) -> Samples:
     """The same structure with another tensor in each place."""
     if isinstance(samples, Tensor):
         return function(samples)
@@ -55,7 +55,7 @@ def shapes(samples: Samples) -> Any:
     return tuple(tuple(tensor.shape[1:]) for tensor in samples)
 
 
-def converted(value: Any) -> Samples:
+def convert(value: Any) -> Samples:
     """Tensors on the CPU of tensors, arrays or lists, or of a tuple or a mapping of them.
 
     Double precision becomes single, and short integers become long ones; everything else stays.

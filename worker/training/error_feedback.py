@@ -15,7 +15,7 @@ class Sent:
     counted: bool = False
 
 
-class Deltas:
+class DeltaEncoder:
     """What workers push when the server keeps nothing but a sum: of each vector what is new in it.
 
     What the server counted of a worker is added up here as it is there, in float64. So what float32 rounds

@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from varangian.protos.shared_settings import Common
+from varangian.protos.shared_settings import SharedSettings
 from varangian.registry import Registry
 from varangian.worker.data.base import Dataset
 from varangian.worker.data.partition import PARTITIONS, Private, Shared
@@ -34,7 +34,7 @@ ADVICE = {
 SETTINGS = "Give all machines one configuration."
 
 
-def common(task: Task, dataset: Dataset) -> Common:
+def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
     """Of this machine, from its settings and its data.
 
     Data is compared where samples are dealt out; where every worker draws from all it has, data that
@@ -62,7 +62,9 @@ def common(task: Task, dataset: Dataset) -> Common:
         entries["seed"] = str(task.seed)
     advice = {name: ADVICE.get(name, SETTINGS) for name in entries}
     advice |= dict.fromkeys(fingerprint_names(entries), SAME_DATA)
-    return Common(entries, {name: text.format(partition=partition) for name, text in advice.items()}, loose)
+    return SharedSettings(
+        entries, {name: text.format(partition=partition) for name, text in advice.items()}, loose
+    )
 
 
 def fingerprint(dataset: Dataset) -> dict[str, str]:

@@ -89,10 +89,10 @@ def check_apart(module: nn.Module) -> None:
 
 def flatten(module: nn.Module) -> Tensor:
     """A copy of the parameters, (d,) on the CPU."""
-    return joined([p.detach() for _, p in trainable(module)])
+    return join([p.detach() for _, p in trainable(module)])
 
 
-def joined(parts: list[Tensor]) -> Tensor:
+def join(parts: list[Tensor]) -> Tensor:
     """Tensors of any shape as one vector on the CPU."""
     return torch.cat([part.reshape(-1) for part in parts]).cpu()
 
@@ -104,11 +104,11 @@ def load(module: nn.Module, flat: Tensor) -> None:
     Copies: parameters that were views into `flat` would be aligned differently from model to model, and
     vectorised code may then sum in another order.
     """
-    filled([p for _, p in trainable(module)], flat)
+    fill([p for _, p in trainable(module)], flat)
 
 
 @torch.no_grad()
-def filled(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
+def fill(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
     """The same for the parameters of a model that are known already: to list them takes a while."""
     sizes = [p.numel() for p in parameters]
     if flat.shape != (sum(sizes),):

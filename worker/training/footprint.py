@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Footprint(TorchDispatchMode):
+class MemoryFootprint(TorchDispatchMode):
     """Bytes of tensors that operations make while this is active, and that are alive at the same time.
 
     Args:

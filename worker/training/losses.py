@@ -16,7 +16,7 @@ from torch.nn import functional
 from varangian.plugins import InputError, call, named
 from varangian.registry import Registry
 from varangian.worker.data.base import IGNORED, DataError, Dataset, check_labels, whole
-from varangian.worker.data.samples import Samples, few, mapped, tensors
+from varangian.worker.data.samples import Samples, few, map_tensors, tensors
 
 
 class LossError(InputError):
@@ -196,7 +196,7 @@ def fitted(dataset: Dataset, loss: Loss, classes: int | None = None) -> Dataset:
             for part, targets in (("training", y), ("test", dataset.test_y)):
                 check_shares(f"{dataset.name}: the {part} samples", targets)
         same = loss.by_class is None  # a loss of one's own takes integers as they are
-        train, test = ((part if same else mapped(part, Tensor.float)) for part in (y, dataset.test_y))
+        train, test = ((part if same else map_tensors(part, Tensor.float)) for part in (y, dataset.test_y))
         return replace(dataset, classes=None, train_y=train, test_y=test)
     here, name = dataset.name, name_of(loss)
     train, test = (

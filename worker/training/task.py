@@ -15,7 +15,7 @@ from torch import Tensor
 
 from varangian.plugins import InputError
 from varangian.protos.layout import Layout
-from varangian.protos.shared_settings import Common
+from varangian.protos.shared_settings import SharedSettings
 from varangian.worker.attacks import (
     Attack,
     DataAttack,
@@ -26,14 +26,14 @@ from varangian.worker.attacks import (
     refusal,
 )
 from varangian.worker.data import Source
-from varangian.worker.data.partition import Partition, batch_indices, dealt
+from varangian.worker.data.partition import Partition, batch_indices, deal_samples
 from varangian.worker.seeds import generator, stream
 from varangian.worker.simulation.availability import Always, Availability
 from varangian.worker.simulation.delays import Delay, NoDelay
 from varangian.worker.simulation.timetable import Timetable
 from varangian.worker.training.device import device_of
-from varangian.worker.training.error_feedback import Deltas
-from varangian.worker.training.fingerprint import common
+from varangian.worker.training.error_feedback import DeltaEncoder
+from varangian.worker.training.fingerprint import shared_settings
 from varangian.worker.training.flat import check_finite, flatten
 from varangian.worker.training.losses import CrossEntropy, Loss, fitted
 from varangian.worker.training.losses import name_of as name_of_loss
@@ -162,7 +162,7 @@ class Task:
         return tuple(name for name in self.workers if name not in self.byzantine)
 
 
-class Crew:
+class WorkerCompute:
     """Any of the workers of a task, in one process with one model.
 
     What a worker sends is bit for bit the same whoever else is in the crew. An attacker who may look at
@@ -184,14 +184,14 @@ class Crew:
                 f"`byzantine.attack` {task.attack} needs class labels, and with `loss` "
                 f"{name_of_loss(task.loss)} this data has none. Choose an attack on vectors, as sign_flip."
             )
-        shards = dealt(task.partition, self.dataset, len(task.workers), task.seed)
+        shards = deal_samples(task.partition, self.dataset, len(task.workers), task.seed)
         self._shards = dict(zip(task.workers, shards, strict=True))
         goal = Goal(task.loss, metrics, asked=task.metrics is not None)
         self._trainer = Trainer(task.model, self.dataset, goal, task.seed, device)
         self.metrics = self._trainer.metrics
         """What is reported beside the loss, by name."""
         self._momentum = Momentum(task.momentum)
-        self._deltas = Deltas()
+        self._deltas = DeltaEncoder()
         self._lock = threading.Lock()
         self._view: tuple[int, Tensor | None] | None = None
         """What attackers see beyond their own vector, and in which round."""
@@ -202,9 +202,9 @@ class Crew:
         return self._trainer.layout
 
     @cached_property
-    def common(self) -> Common:
+    def common(self) -> SharedSettings:
         """What this machine should have in common with the others of the run."""
-        return common(self.task, self.dataset)
+        return shared_settings(self.task, self.dataset)
 
     def initial(self) -> Tensor:
         """The parameters that a run starts from, (d,) on the CPU: a function of the seed."""
@@ -376,5 +376,5 @@ def rehearse(task: Task) -> dict[str, str]:
     Raises:
         InputError: something does not work; the text is a sentence that says what.
     """
-    crew = Crew(task)
-    return crew.rehearse(crew.initial())
+    worker_compute = WorkerCompute(task)
+    return worker_compute.rehearse(worker_compute.initial())

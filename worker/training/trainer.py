@@ -16,23 +16,23 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from varangian.plugins import InputError, guarded, named
+from varangian.plugins import InputError, guard, named
 from varangian.protos.layout import Layout, LayoutError
 from varangian.worker.data import Dataset
 from varangian.worker.data.base import listed
-from varangian.worker.data.samples import count, mapped, shapes
+from varangian.worker.data.samples import count, map_tensors, shapes
 from varangian.worker.seeds import generator, globally_seeded
 from varangian.worker.training.flat import (
     ModelError,
     check_apart,
     check_model,
-    filled,
-    joined,
+    fill,
+    join,
     layout_of,
     load,
     trainable,
 )
-from varangian.worker.training.footprint import Footprint
+from varangian.worker.training.footprint import MemoryFootprint
 from varangian.worker.training.losses import CrossEntropy, Loss, LossError, by_place
 from varangian.worker.training.losses import name_of as name_of_loss
 from varangian.worker.training.metrics import Accuracy, Metric
@@ -87,7 +87,7 @@ class Trainer:
         self._numeric = built_in(model)
         self._told = set[str]()
         module = built(model, dataset, seed)
-        with guarded(f"{self._name}: moving it to {device}", "Choose another `worker.device`."):
+        with guard(f"{self._name}: moving it to {device}", "Choose another `worker.device`."):
             self._module = module.to(device)
         self._weights = [p for _, p in trainable(self._module)]
         try:
@@ -130,9 +130,10 @@ class Trainer:
     def batch(self, indices: Tensor) -> tuple[Any, Any]:
         """Training samples as the model takes them, and their targets, on the device."""
         x, y = (
-            mapped(part, lambda t: t[indices]) for part in (self._dataset.train_x, self._dataset.train_y)
+            map_tensors(part, lambda t: t[indices])
+            for part in (self._dataset.train_x, self._dataset.train_y)
         )
-        return self._dataset.prepared(x, self._device), mapped(y, lambda t: t.to(self._device))
+        return self._dataset.prepared(x, self._device), map_tensors(y, lambda t: t.to(self._device))
 
     def gradient(self, parameters: Tensor, x: Any, y: Any, *purpose: str | int) -> Tensor:
         """Of the mean loss, (d,) on the CPU; dropout draws from the stream `purpose`.
@@ -140,18 +141,18 @@ class Trainer:
         Raises:
             InputError: when the model or the loss fails for this batch.
         """
-        filled(self._weights, parameters)
+        fill(self._weights, parameters)
         if not self._module.training:
             self._module.train()
         with globally_seeded(self._seed, *purpose, device=self._device):
-            return joined(self._slopes(x, y))
+            return join(self._slopes(x, y))
 
     def _slopes(self, x: Any, y: Any) -> list[Tensor]:
         """The gradient of each parameter: dense, and 0 where it is not used."""
         advice = "See that the loss is computed from the parameters, by operations that torch can derive."
         with torch.enable_grad():
             loss = self._loss(self._outputs(x), y)
-            with guarded(f"{self._name}: the gradient of `loss` {name_of_loss(self._goal.loss)}", advice):
+            with guard(f"{self._name}: the gradient of `loss` {name_of_loss(self._goal.loss)}", advice):
                 found = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
         return [slope.to_dense() if slope.is_sparse else slope for slope in found]
 
@@ -159,7 +160,7 @@ class Trainer:
         """What the model gives for a batch."""
         size, shape = count(x), listed(shapes(x))
         samples = "a batch of one sample" if size == 1 else f"a batch of {size} samples"
-        with guarded(f"{self._name} with {samples} of shape {shape}", "", self._target, ModelError):
+        with guard(f"{self._name} with {samples} of shape {shape}", "", self._target, ModelError):
             if isinstance(x, Tensor):
                 return self._module(x.float() if self._numeric else x)
             return self._module(**x) if isinstance(x, dict) else self._module(*x)
@@ -167,7 +168,7 @@ class Trainer:
     def _loss(self, outputs: Any, y: Any) -> Tensor:
         loss = self._goal.loss
         name, advice = name_of_loss(loss), "See that outputs and targets are what it takes."
-        with guarded(f"`loss` {name}", advice, str(getattr(loss, "target", "")), LossError):
+        with guard(f"`loss` {name}", advice, str(getattr(loss, "target", "")), LossError):
             return loss(outputs, y)
 
     @torch.no_grad()
@@ -201,8 +202,8 @@ class Trainer:
         size = min(size, count(data.test_x))
         for part in batches(size, self._evaluated_at_once):
             # Copies: a model or a loss may write to what it is given.
-            x = data.prepared(mapped(data.test_x, lambda t, part=part: t[part].clone()), self._device)  # type: ignore[misc]
-            y: Any = mapped(data.test_y, lambda t, part=part: t[part].clone().to(self._device))  # type: ignore[misc]
+            x = data.prepared(map_tensors(data.test_x, lambda t, part=part: t[part].clone()), self._device)  # type: ignore[misc]
+            y: Any = map_tensors(data.test_y, lambda t, part=part: t[part].clone().to(self._device))  # type: ignore[misc]
             outputs = self._outputs(x)
             loss += float(self._loss(outputs, y)) * count(x)
             for name, metric in metrics.items():
@@ -258,7 +259,7 @@ class Trainer:
         size = min(TRIAL, self._dataset.size)
         x, y = self.batch(torch.arange(size))
         known = [*self._module.parameters(), *self._module.buffers(), *leaves(x), *leaves(y)]
-        with torch.no_grad(), Footprint(known) as footprint, suppress(InputError):
+        with torch.no_grad(), MemoryFootprint(known) as footprint, suppress(InputError):
             outputs = self._outputs(x)
             self._loss(outputs, y)
             bytes = sum(tensor.nbytes for tensor in leaves(outputs))
@@ -269,8 +270,8 @@ class Trainer:
         """A metric of all held-out samples at once; NaN when it fails."""
         target = str(getattr(metric, "target", ""))
         try:
-            with guarded(f"`metrics` {target}", "See that it takes what the model gives.", target):
-                targets = mapped(self._dataset.test_y, lambda t: t[:size].clone())
+            with guard(f"`metrics` {target}", "See that it takes what the model gives.", target):
+                targets = map_tensors(self._dataset.test_y, lambda t: t[:size].clone())
                 return metric.total(together(outputs), targets)
         except InputError as error:
             if strict:
@@ -314,7 +315,7 @@ def made(model: Model, dataset: Dataset) -> nn.Module:
     if target is not None:
         return model.build(dataset.features, dataset.outputs)
     advice = "A model of your own can be named as model.custom.target."
-    with guarded(
+    with guard(
         f"{named_model(model)} for samples of shape {listed(dataset.features)}", advice, "", ModelError
     ):
         return model.build(dataset.features, dataset.outputs)
@@ -323,9 +324,9 @@ def made(model: Model, dataset: Dataset) -> nn.Module:
 @torch.no_grad()
 def initialise(module: nn.Module, name: str, dataset: Dataset) -> None:
     """Give lazy layers their sizes and their first values."""
-    x = dataset.prepared(mapped(dataset.train_x, lambda t: t[:TRIAL].clone()), torch.device("cpu"))
+    x = dataset.prepared(map_tensors(dataset.train_x, lambda t: t[:TRIAL].clone()), torch.device("cpu"))
     module.eval()
-    with guarded(f"{name}: the first pass, which gives lazy layers their sizes,", "", "", ModelError):
+    with guard(f"{name}: the first pass, which gives lazy layers their sizes,", "", "", ModelError):
         module(**x) if isinstance(x, dict) else module(*x) if isinstance(x, tuple) else module(x)
     module.train()
     left = [key for key, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]

@@ -14,11 +14,11 @@ import grpc.aio
 
 from varangian.protos import codec, ps_pb2
 from varangian.protos.identity.bundle import Bundle, BundleError, Role
-from varangian.protos.identity.watched_files import News
-from varangian.protos.network.address import split
-from varangian.protos.network.dial import open_aio_channel, proxy
+from varangian.protos.identity.watched_files import Change
+from varangian.protos.network.address import split_address
+from varangian.protos.network.dial import find_proxy, open_aio_channel
 from varangian.protos.network.grpc_options import SIGNS_OF_LIFE, WINDOWS
-from varangian.worker.transport.data_channel import Lane, Use
+from varangian.worker.transport.data_channel import DataChannel, LeasedConnection
 from varangian.worker.transport.tls import Diagnosis, Proof, credentials, diagnosis, differs, watched
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Connection:
         self._server = server
         self._bundle = proof if isinstance(proof, Bundle) else None
         self._watched = None if self._bundle is None else watched(self._bundle)
-        self.lane = Lane(server, sealed=self._bundle is not None)
+        self.lane = DataChannel(server, sealed=self._bundle is not None)
         self._open()
 
     async def close(self) -> None:
@@ -85,11 +85,11 @@ class Connection:
         if self._watched is None:
             return
         news = self._watched.look()
-        if news is News.CHANGED and self._watched.value != self._bundle:
+        if news is Change.CHANGED and self._watched.value != self._bundle:
             self._bundle = self._watched.value
             log.info("security: the certificate of %s was renewed", self._bundle.name)
             await self._again()
-        elif news is News.FAILED and self._watched.failure is not None:
+        elif news is Change.FAILED and self._watched.failure is not None:
             log.warning("security: the old certificate stays in use: %s", self._watched.failure.error)
 
     async def renewed(self) -> bool:
@@ -120,7 +120,7 @@ class Connection:
     @asynccontextmanager
     async def calling(
         self, begin: Callable[..., Any], identity: tuple[tuple[str, str], ...]
-    ) -> AsyncGenerator[tuple[Any, Use], None]:
+    ) -> AsyncGenerator[tuple[Any, LeasedConnection], None]:
         """A call whose payload may travel beside it. It is cancelled if it has not ended by itself."""
         async with self.lane.use() as use:
             call = begin(metadata=(*identity, *use.headers))
@@ -156,7 +156,7 @@ def _renewed(bundle: Bundle) -> Bundle:
 def described(server: str, secure: bool) -> str:
     """What `host:port` stands for just now, and how it is spoken to. May block for seconds."""
     how = "over TLS" if secure else "in clear text"
-    where = split(server)
+    where = split_address(server)
     if where is None:
         return f"{server} is no HOST:PORT."
     try:
@@ -164,6 +164,6 @@ def described(server: str, secure: bool) -> str:
     except OSError as error:
         return f"The name {where[0]!r:.100} stands for no address here ({error.strerror})."
     addresses = dict.fromkeys(str(address[0]) for *_, address in found)
-    through = proxy(server)
+    through = find_proxy(server)
     way = f" through the proxy {through}" if through else ""
     return f"It was called {how} at {', '.join(addresses)}, port {where[1]}{way}."

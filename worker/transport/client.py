@@ -20,12 +20,12 @@ from torch import Tensor
 from varangian import __version__
 from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import Code, CodecError, Contract
-from varangian.protos.data_channel.connection import LineError
+from varangian.protos.data_channel.connection import DataConnectionError
 from varangian.protos.layout import Layout
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
-from varangian.protos.network.chunk_size import Pace
-from varangian.protos.network.idle_timeout import silence
-from varangian.protos.text import escaped
+from varangian.protos.network.chunk_size import ChunkSize
+from varangian.protos.network.idle_timeout import idle_timeout
+from varangian.protos.text import escape
 from varangian.worker.transport.channel import Connection
 from varangian.worker.transport.download import Incoming, message
 from varangian.worker.transport.errors import (
@@ -67,7 +67,7 @@ REASON = 1000
 """Characters of why a round is declined that are sent."""
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """A call failed in a way that may pass."""
 
 
@@ -119,7 +119,7 @@ class Client:
         self._contract = Contract("", layout)
         """Of what comes. What goes may be written in another way."""
         self._sends: codec.Dtype = codec.FLOAT32
-        self._pace = Pace()
+        self._pace = ChunkSize()
         self._incoming = Incoming(layout.numel)
         self._newest = -1
         """The last round that was pulled from this run."""
@@ -216,7 +216,7 @@ class Client:
         while True:
             try:
                 return await self._once(what, call)
-            except Passing as error:
+            except TransientError as error:
                 passing = error
             failures, waited = failures + 1, self._now() - began
             delay = next(delays, None)
@@ -225,24 +225,26 @@ class Client:
             if failures >= LOOK and waited >= told + REMINDER:
                 await self._look(what, waited, passing)
                 told = waited
-            await self._sleep(min(delay, TAKEN_MOST) if _is_taken(passing) else delay)
+            await self._sleep(min(delay, TAKEN_MOST) if _name_is_taken(passing) else delay)
 
-    def _patience(self, passing: Passing) -> float:
+    def _patience(self, passing: TransientError) -> float:
         """Seconds. A process that is dead gives its name up soon; one that is alive keeps it.
 
         A bundle is replaced soon, too, or not at all.
         """
         (cause,) = passing.args
         renewable = isinstance(cause, Refusal) and cause.code in RENEWABLE
-        brief = renewable or _is_taken(passing)
+        brief = renewable or _name_is_taken(passing)
         return min(self._backoff.patience, DISPLACED) if brief else self._backoff.patience
 
-    async def _given_up(self, what: str, failures: int, waited: float, passing: Passing) -> ClientError:
+    async def _given_up(
+        self, what: str, failures: int, waited: float, passing: TransientError
+    ) -> ClientError:
         tries = "1 try" if failures == 1 else f"{failures} tries in {waited:.0f} s"
         why, _ = await self._why(passing)
         return ClientError(f"{self._failed(what)} after {tries}. {why}")
 
-    async def _look(self, what: str, waited: float, passing: Passing) -> None:
+    async def _look(self, what: str, waited: float, passing: TransientError) -> None:
         """Say why nothing works, begin with another connection, and go on unless that cannot help."""
         await self._connection.anew()
         why, final = await self._why(passing)
@@ -251,7 +253,7 @@ class Client:
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - waited))
         log.warning("%s yet, since %s; trying again. %s", self._failed(what), since, why)
 
-    async def _why(self, passing: Passing) -> tuple[str, bool]:
+    async def _why(self, passing: TransientError) -> tuple[str, bool]:
         """What is known about a failure, and whether it will still be so in a moment."""
         (cause,) = passing.args
         if not isinstance(cause, Refusal) or cause.code:
@@ -276,23 +278,23 @@ class Client:
             refusal = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "", words, None)
         except grpc.aio.AioRpcError as error:
             refusal = Refusal.of(error)
-        except LineError as error:
-            raise Passing(error) from None
+        except DataConnectionError as error:
+            raise TransientError(error) from None
         except CodecError as error:
             if error.code in DAMAGED:
-                raise Passing(error) from None
+                raise TransientError(error) from None
             raise ClientError(f"{self._failed(what)}. {error}") from None
         if refusal.status is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._pace.stalled()
             self._incoming.stalled()
         if refusal.code in RENEWABLE and await self._connection.renewed():
-            raise Passing(refusal)
+            raise TransientError(refusal)
         if refusal.code in STRANGE and what != "join":
             # The server was started again, with this run or another one.
             await self._once("join", self._join)
-            raise Passing(refusal)
+            raise TransientError(refusal)
         if refusal.kind is Kind.PASSING:
-            raise Passing(refusal)
+            raise TransientError(refusal)
         raise ClientError(f"{self._failed(what)}. {refusal}")
 
     def _failed(self, what: str) -> str:
@@ -340,14 +342,14 @@ class Client:
         begin = partial(self._connection.calls.pull, request.SerializeToString())
         async with (
             self._connection.calling(begin, self._identity) as (call, use),
-            silence(self._idle) as quiet,
+            idle_timeout(self._idle) as quiet,
         ):
             data = await message(call, quiet)
             first = codec.decode(ps_pb2.PullReply, data or b"", codec.MANIFEST_LIMIT)
             if data is None or first.HasField("again"):
                 return None
             if first.HasField("finished"):
-                return Finished(escaped(first.finished.reason, SENTENCE_LIMIT))
+                return Finished(escape(first.finished.reason, SENTENCE_LIMIT))
             self._contract.check(first.manifest)
             codec.check_round(first.manifest.round)
             parameters = await self._incoming.received(call, self.name, first.manifest, quiet, use)
@@ -383,7 +385,7 @@ class Client:
         return Receipt(True, round=reply.round)
 
 
-def _is_taken(passing: Passing) -> bool:
+def _name_is_taken(passing: TransientError) -> bool:
     """Whether another process has the name."""
     (cause,) = passing.args
     return isinstance(cause, Refusal) and cause.code == TAKEN

@@ -17,13 +17,13 @@ from typing import Any, TypeAlias
 import grpc.aio
 
 from varangian.protos.codec import Code, CodecError
-from varangian.protos.data_channel.associated_data import Transfer
-from varangian.protos.data_channel.connection import TICKET, Line, LineError
-from varangian.protos.data_channel.sealing import KEY, missing
+from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.data_channel.connection import TICKET, DataConnection, DataConnectionError
+from varangian.protos.data_channel.sealing import KEY, why_unavailable
 from varangian.protos.metadata_keys import CHUNKS, LANE
-from varangian.protos.network.address import split
-from varangian.protos.network.idle_timeout import Silence
-from varangian.worker.transport.data_connection import Connected, opened
+from varangian.protos.network.address import split_address
+from varangian.protos.network.idle_timeout import IdleTimeout
+from varangian.worker.transport.data_connection import Connected, open_connection
 from varangian.worker.transport.errors import Refusal
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ SILENT = "it does not answer"
 PORTS = 65535
 HEX = re.compile("[0-9a-f]+")
 
-Payload: TypeAlias = Callable[[Line], Coroutine[Any, Any, None]]
+Payload: TypeAlias = Callable[[DataConnection], Coroutine[Any, Any, None]]
 """Shows the ticket on a line, and then moves all bytes."""
 
 
@@ -55,13 +55,13 @@ class Shown:
     ticket: bytes
     key: bytes = field(repr=False)
 
-    async def on(self, line: Line, transfer: Transfer) -> None:
+    async def on(self, line: DataConnection, transfer: AssociatedData) -> None:
         """Show the ticket; this payload is next."""
         await line.write(self.ticket)
         line.begin(self.key, transfer)
 
 
-class Use:
+class LeasedConnection:
     """What one call has of the lane: a line, or none."""
 
     def __init__(
@@ -109,7 +109,7 @@ class Use:
             await asyncio.wait([moving, over], return_when=asyncio.FIRST_COMPLETED)
             if not moving.done() and not over.result():
                 await asyncio.wait({moving})
-            if moving.done() and isinstance(moving.exception(), LineError):
+            if moving.done() and isinstance(moving.exception(), DataConnectionError):
                 # Either it broke, or the server hung up: then it says why.
                 await asyncio.wait({over}, timeout=GRACE)
             if over.done() and over.result():
@@ -120,7 +120,7 @@ class Use:
         finally:
             await ended(moving)
 
-    async def sunk(self, over: asyncio.Future[bool], quiet: Silence) -> None:
+    async def sunk(self, over: asyncio.Future[bool], quiet: IdleTimeout) -> None:
         """Return when nothing of the payload is under way any more, the line broke, or the call is done.
 
         The system takes megabytes at once, and a slow line may need longer for them than any silence lasts.
@@ -129,7 +129,7 @@ class Use:
         while connected and (left := connected.unsent) and not (over.done() or connected.broken):
             await quiet.broken_by(_less(connected, left, over))
 
-    async def answered(self, over: asyncio.Future[bool], quiet: Silence) -> None:
+    async def answered(self, over: asyncio.Future[bool], quiet: IdleTimeout) -> None:
         """Return when the call has its answer.
 
         Raises:
@@ -142,7 +142,7 @@ class Use:
             if not over.done() and self.connected.broken:
                 await asyncio.wait({over}, timeout=GRACE)
                 if not over.done():
-                    raise LineError("The connection broke before all that was sent had arrived.")
+                    raise DataConnectionError("The connection broke before all that was sent had arrived.")
             await quiet.broken_by(asyncio.wait({over}))
         finally:
             await ended(heard)
@@ -155,12 +155,12 @@ class Use:
             try:
                 self.connected = await self._another()
             except OSError as error:
-                raise LineError(str(error) or SILENT) from None
+                raise DataConnectionError(str(error) or SILENT) from None
         await payload(self.connected.line)
         self.connected.served()
 
 
-class Lane:
+class DataChannel:
     """All lines of a worker. One is taken for each call, and kept for the next.
 
     Args:
@@ -169,7 +169,7 @@ class Lane:
     """
 
     def __init__(self, server: str, sealed: bool) -> None:
-        where = split(server)
+        where = split_address(server)
         self._host = where[0] if where else ""
         self._port = 0
         self._sealed = sealed
@@ -193,9 +193,9 @@ class Lane:
         self._unused = []
 
     @asynccontextmanager
-    async def use(self) -> AsyncGenerator[Use, None]:
+    async def use(self) -> AsyncGenerator[LeasedConnection, None]:
         """For one call."""
-        use, kept = Use(await self._taken(), self._sealed, self._opened), self._unused
+        use, kept = LeasedConnection(await self._taken(), self._sealed, self._opened), self._unused
         try:
             yield use
             if use.complete:
@@ -250,9 +250,9 @@ class Lane:
             OSError: there is none, nor will it be tried again soon.
         """
         try:
-            if self._sealed and (lacking := missing()):
+            if self._sealed and (lacking := why_unavailable()):
                 raise OSError(lacking)
-            return await opened(self._host, self._port)
+            return await open_connection(self._host, self._port)
         except OSError as error:
             self._pause(against(error))
             raise

@@ -14,7 +14,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from time import monotonic
 from typing import Any
 
-from varangian.protos.data_channel.connection import Line
+from varangian.protos.data_channel.connection import DataConnection
 
 PATIENCE = 2.0
 """Seconds to connect."""
@@ -58,7 +58,7 @@ class Connected:
 
     def __init__(self, found: socket.socket) -> None:
         try:
-            self.line = Line(found, THE_THREADS.enter())
+            self.line = DataConnection(found, THE_THREADS.enter())
         except OSError:  # broken already
             THE_THREADS.leave()
             found.close()
@@ -110,7 +110,7 @@ class Connected:
             THE_THREADS.leave()
 
 
-async def opened(host: str, port: int) -> Connected:
+async def open_connection(host: str, port: int) -> Connected:
     """A new line.
 
     Raises:

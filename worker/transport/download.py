@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import unframed
+from varangian.protos.chunks import decode_chunk
 from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, Assembler, Code, CodecError
-from varangian.protos.data_channel.associated_data import Transfer
-from varangian.protos.data_channel.connection import SHARE, Line, LineError
+from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.data_channel.connection import SHARE, DataConnection, DataConnectionError
 from varangian.protos.data_channel.transfer import Receive
 from varangian.protos.metadata_keys import READY
-from varangian.protos.network.idle_timeout import Silence
-from varangian.worker.transport.data_channel import Use, ended
+from varangian.protos.network.idle_timeout import IdleTimeout
+from varangian.worker.transport.data_channel import LeasedConnection, ended
 
 
 class Incoming:
@@ -33,7 +33,7 @@ class Incoming:
         """How large the first chunks should be; 0 on a line that has proved fast enough for any."""
 
     async def received(
-        self, call: Any, worker: str, manifest: ps_pb2.Manifest, quiet: Silence, use: Use
+        self, call: Any, worker: str, manifest: ps_pb2.Manifest, quiet: IdleTimeout, use: LeasedConnection
     ) -> Tensor | None:
         """The payload of a download; None when the server says to ask again.
 
@@ -51,7 +51,7 @@ class Incoming:
         if shown is None:
             came = await landing.chunks(call, quiet)
         else:
-            transfer = Transfer.of("pull", manifest, worker, landing.assembler.size)
+            transfer = AssociatedData.of("pull", manifest, worker, landing.assembler.size)
             came = await landing.carried(call, partial(shown.on, transfer=transfer), quiet, use)
         if not came:
             return None
@@ -79,10 +79,10 @@ class Landing:
         """Held while bytes land from a line: none does once it was given up."""
         self._closed = False
 
-    async def chunks(self, call: Any, quiet: Silence) -> bool:
+    async def chunks(self, call: Any, quiet: IdleTimeout) -> bool:
         """Over gRPC."""
         while (data := await message(call, quiet)) is not None:
-            found = unframed(data)
+            found = decode_chunk(data)
             if found is None:
                 part = codec.decode(ps_pb2.PullReply, data, codec.MANIFEST_LIMIT)
                 if part.HasField("again"):
@@ -94,11 +94,15 @@ class Landing:
         return True
 
     async def carried(
-        self, call: Any, show: Callable[[Line], Awaitable[None]], quiet: Silence, use: Use
+        self,
+        call: Any,
+        show: Callable[[DataConnection], Awaitable[None]],
+        quiet: IdleTimeout,
+        use: LeasedConnection,
     ) -> bool:
         """On a line beside the call."""
 
-        async def carry(line: Line) -> None:
+        async def carry(line: DataConnection) -> None:
             await quiet.broken_by(show(line))
             while not self.assembler.complete:
                 await quiet.broken_by(line.ready())
@@ -116,7 +120,7 @@ class Landing:
     def _fill(self, receive: Receive, most: int) -> int:
         with self._lock:
             if self._closed:
-                raise LineError("It was given up.")
+                raise DataConnectionError("It was given up.")
             at = self.assembler.passed
             memory = self._row[at : at + most]
             if count := receive(memory):
@@ -124,7 +128,7 @@ class Landing:
             return count
 
 
-async def message(call: Any, quiet: Silence) -> bytes | None:
+async def message(call: Any, quiet: IdleTimeout) -> bytes | None:
     """The next message of a pull; None at its end."""
     return await quiet.broken_by(_message(call))
 

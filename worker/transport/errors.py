@@ -11,7 +11,7 @@ from grpc import StatusCode
 
 from varangian.protos.codec import Code
 from varangian.protos.metadata_keys import CODE, ROUND
-from varangian.protos.text import escaped
+from varangian.protos.text import escape
 
 CODE_LIMIT, SENTENCE_LIMIT = 40, 1000
 """Characters of what a server says that reach a log or a terminal, with control characters escaped."""
@@ -89,8 +89,8 @@ class Refusal:
         round = trailing.get(ROUND, "")
         return cls(
             error.code(),
-            escaped(trailing.get(CODE, ""), CODE_LIMIT),
-            escaped(error.details() or "", SENTENCE_LIMIT),
+            escape(trailing.get(CODE, ""), CODE_LIMIT),
+            escape(error.details() or "", SENTENCE_LIMIT),
             int(round) if len(round) <= DIGITS and round.isascii() and round.isdigit() else None,
         )
 

@@ -23,11 +23,11 @@ from varangian.protos.identity.bundle import (
     Bundle,
     BundleError,
     Role,
-    contexts,
-    find,
+    find_bundle,
+    ssl_contexts,
 )
-from varangian.protos.identity.watched_files import Watched
-from varangian.protos.network.address import AddressError, parse
+from varangian.protos.identity.watched_files import WatchedFiles
+from varangian.protos.network.address import AddressError, parse_address
 from varangian.protos.network.descriptors import Spare, exhausted
 
 PATIENCE = 3.0
@@ -59,10 +59,10 @@ def bundle_of(path: Path, name: str) -> Bundle:
     Raises:
         BundleError: it cannot be used.
     """
-    return Bundle.load(find(path, name), Role.WORKER)
+    return Bundle.load(find_bundle(path, name), Role.WORKER)
 
 
-def watched(bundle: Bundle) -> Watched[Bundle]:
+def watched(bundle: Bundle) -> WatchedFiles[Bundle]:
     """The same bundle, for as long as the one on the disk is the same or no use."""
 
     def read() -> Bundle:
@@ -75,7 +75,7 @@ def watched(bundle: Bundle) -> Watched[Bundle]:
         return found
 
     paths = [bundle.path / name for name in (CA, CERTIFICATE, KEY)]
-    return Watched(paths, read, SPARE, value=bundle)
+    return WatchedFiles(paths, read, SPARE, value=bundle)
 
 
 def differs(bundle: Bundle) -> bool:
@@ -95,7 +95,7 @@ def credentials(bundle: Bundle) -> grpc.ChannelCredentials:
 def diagnosis(server: str, bundle: Bundle | None, patience: float = PATIENCE) -> Diagnosis:
     """Connect to `host:port` as a client with or without TLS does, and say what is wrong. Blocks."""
     try:
-        found = parse(server)
+        found = parse_address(server)
     except AddressError as error:
         return Diagnosis(f"The address of a server {error}", final=True)
     host = found[0]
@@ -116,7 +116,7 @@ def diagnosis(server: str, bundle: Bundle | None, patience: float = PATIENCE) ->
 
 
 def _shaken(line: socket.socket, host: str, server: str, bundle: Bundle | None) -> Diagnosis:
-    context = contexts(None if bundle is None else bundle.path)[1]
+    context = ssl_contexts(None if bundle is None else bundle.path)[1]
     context.set_alpn_protocols(["h2"])
     if bundle is not None:
         context.check_hostname, context.verify_mode = True, ssl.CERT_REQUIRED

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import landed
 from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import frame
+from varangian.protos.chunks import encode_chunk
 from varangian.protos.codec import WIRE, Dtype
-from varangian.protos.data_channel.associated_data import Transfer
-from varangian.protos.data_channel.connection import Cargo, Line
+from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.data_channel.connection import DataConnection, Transfer
 from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.protos.metadata_keys import READY
-from varangian.protos.network.chunk_size import Pace
-from varangian.protos.network.idle_timeout import Silence, silence
-from varangian.worker.transport.data_channel import Use
+from varangian.protos.network.chunk_size import ChunkSize
+from varangian.protos.network.idle_timeout import IdleTimeout, idle_timeout
+from varangian.worker.transport.data_channel import LeasedConnection
 
 BLOCK = 1 << 20
 """Bytes at once: few calls, and still in cache when they are sent."""
@@ -68,12 +68,12 @@ class Outgoing:
             hashed.update(self.piece(start, start + BLOCK))
         self.digest = hashed.digest()
 
-    def messages(self, pace: Pace) -> Iterator[bytes]:
+    def messages(self, pace: ChunkSize) -> Iterator[bytes]:
         """All chunks, each as large as it should be by then, and a seal if there was no digest before."""
         hashed, at = xxhash.xxh3_128(), 0
         while at < self.size:
             piece = self.piece(at, at + pace.size)
-            message = frame(at, piece)
+            message = encode_chunk(at, piece)
             if not self.digest:
                 hashed.update(memoryview(message)[-len(piece) :])
             yield message
@@ -102,9 +102,9 @@ async def upload(
     worker: str,
     manifest: ps_pb2.Manifest,
     outgoing: Outgoing,
-    pace: Pace,
+    pace: ChunkSize,
     idle: float,
-    use: Use,
+    use: LeasedConnection,
 ) -> ps_pb2.PushReply:
     """Say what comes, wait until the server is ready for it, and send it where it wants it.
 
@@ -114,7 +114,7 @@ async def upload(
         LineError: when the line failed and the call did not.
         CodecError: when the server speaks otherwise.
     """
-    async with silence(idle) as quiet:
+    async with idle_timeout(idle) as quiet:
         # Writing to a call that the server has ended fails with an error of gRPC's own; what the server
         # said is the result of the call.
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -125,12 +125,12 @@ async def upload(
                     await _sent(call, outgoing, pace, quiet)
                     await call.done_writing()
                 else:
-                    transfer = Transfer.of("push", manifest, worker, outgoing.size)
+                    transfer = AssociatedData.of("push", manifest, worker, outgoing.size)
                     await _beside(call, outgoing, partial(shown.on, transfer=transfer), quiet, use)
         return codec.decode(ps_pb2.PushReply, await quiet.broken_by(call), codec.MANIFEST_LIMIT)
 
 
-async def _sent(call: Any, outgoing: Outgoing, pace: Pace, quiet: Silence) -> None:
+async def _sent(call: Any, outgoing: Outgoing, pace: ChunkSize, quiet: IdleTimeout) -> None:
     for message in outgoing.messages(pace):
         began = monotonic()
         await quiet.broken_by(call.write(message))
@@ -138,14 +138,18 @@ async def _sent(call: Any, outgoing: Outgoing, pace: Pace, quiet: Silence) -> No
 
 
 async def _beside(
-    call: Any, outgoing: Outgoing, show: Callable[[Line], Awaitable[None]], quiet: Silence, use: Use
+    call: Any,
+    outgoing: Outgoing,
+    show: Callable[[DataConnection], Awaitable[None]],
+    quiet: IdleTimeout,
+    use: LeasedConnection,
 ) -> None:
     """Send all of it beside the call, and say its digest if the manifest has not."""
     promised = bool(outgoing.digest)
 
-    async def carry(line: Line) -> None:
+    async def carry(line: DataConnection) -> None:
         await quiet.broken_by(show(line))
-        cargo = Cargo(outgoing.pieces())
+        cargo = Transfer(outgoing.pieces())
         while not cargo.done:
             await quiet.broken_by(line.ready())
             await line.send(cargo)

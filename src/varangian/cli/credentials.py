@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from varangian.protos.network.address import AddressError, loopback, parse
+from varangian.protos.network.address import AddressError, is_loopback, parse_address
 from varangian.registry import ConfigError, Problem
 
 CERTS, INSECURE = "VARANGIAN_CERTS", "VARANGIAN_INSECURE"
@@ -48,7 +48,7 @@ def check(chosen: Choice, host: str) -> None:
     Raises:
         ConfigError: it was not.
     """
-    if chosen.certs is None and not chosen.insecure and not loopback(host):
+    if chosen.certs is None and not chosen.insecure and not is_loopback(host):
         rule = "is needed beyond this machine: without TLS whoever sees the traffic can be any worker"
         hint = "`varangian certs` makes them; or add --insecure, if you trust everyone on that network."
         raise ConfigError([Problem("--certs", rule, host, hint)])
@@ -61,7 +61,7 @@ def check_address(chosen: Choice, address: str) -> None:
         ConfigError: it is no address, or nobody said that TLS is not wanted.
     """
     try:
-        host, _ = parse(address)
+        host, _ = parse_address(address)
     except AddressError as error:
         raise ConfigError([Problem("--server", error.rule, error.found, error.hint)]) from None
     check(chosen, host)
@@ -69,5 +69,5 @@ def check_address(chosen: Choice, address: str) -> None:
 
 def warn(chosen: Choice, host: str) -> None:
     """Say in the log what a network without TLS does not protect against, where one is used."""
-    if chosen.certs is None and not loopback(host):
+    if chosen.certs is None and not is_loopback(host):
         log.warning("security: %s", CLEAR_TEXT)

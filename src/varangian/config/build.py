@@ -8,15 +8,15 @@ from dataclasses import fields
 from torch import Tensor
 
 from varangian.aggregators import AggregationError
-from varangian.config.default_names import names
+from varangian.config.default_names import default_names
 from varangian.config.tree import RunConfig
 from varangian.server.participation import Asap, Async, FedAvg, FedLaAvg, Sync
-from varangian.server.participation.selection import Buffered, Neighbourhoods, Oldest
-from varangian.server.protocol.adaptive_waiting import Waiting
+from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
+from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.decisions import Machine
 from varangian.server.protocol.events import Condition
 from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import Choice, ParticipationPolicy
+from varangian.server.protocol.state import RunPolicy, Selection
 from varangian.server.protocol.synchronous import RoundMachine, RoundPolicy
 from varangian.server.training.ema import Average
 from varangian.server.training.learner import Learner
@@ -28,7 +28,7 @@ from varangian.worker.training.task import Task
 
 def worker_names(config: RunConfig) -> tuple[str, ...]:
     """What the workers of a run are called, sorted: everybody else asks here."""
-    return names(config.workers) if config.names is None else tuple(config.names)
+    return default_names(config.workers) if config.names is None else tuple(config.names)
 
 
 def honest_names(config: RunConfig) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def policy(config: RunConfig) -> RoundPolicy:
     )
 
 
-def waiting(config: RunConfig) -> Waiting | None:
+def waiting(config: RunConfig) -> AdaptiveWaiting | None:
     """How long a round waits for those who are late; None for as long as its deadline allows."""
     server, way = config.server, config.participation
     # The buffer of `async` says itself how many a round does without.
@@ -101,7 +101,7 @@ def waiting(config: RunConfig) -> Waiting | None:
     # Who is away by plan comes back unannounced in `sync`: whether it was in time should not be a race.
     planned = isinstance(way, Sync) and not isinstance(config.availability, Always)
     rounds = None if planned else server.wait_rounds
-    return None if factor is None and rounds is None else Waiting(factor, server.wait_floor, rounds)
+    return None if factor is None and rounds is None else AdaptiveWaiting(factor, server.wait_floor, rounds)
 
 
 def condition(config: RunConfig) -> Condition:
@@ -132,10 +132,10 @@ def machine(config: RunConfig) -> Machine:
         return RoundMachine(agreed)
     shared = {field.name: getattr(agreed, field.name) for field in fields(agreed)}
     fixed = config.server.quorum is not None
-    return ParticipationMachine(ParticipationPolicy(**shared, choice=choice, fixed=fixed))
+    return ParticipationMachine(RunPolicy(**shared, choice=choice, fixed=fixed))
 
 
-def _choice(config: RunConfig) -> Choice | None:
+def _choice(config: RunConfig) -> Selection | None:
     """Who is invited to a round; None where nobody has to be."""
     way = config.participation
     size = way.answers(config.workers, config.f)
@@ -143,11 +143,11 @@ def _choice(config: RunConfig) -> Choice | None:
         case Sync():
             return None
         case FedAvg() | FedLaAvg():
-            return Oldest(size, way.gather)
+            return LongestAbsent(size, way.gather)
         case Async():
-            return Buffered(size, way.tau, way.staleness)
+            return BufferSelection(size, way.tau, way.staleness)
         case Asap():
-            return Neighbourhoods(way.graph, way.tau)
+            return NeighbourhoodSelection(way.graph, way.tau)
         case _:
             raise TypeError(f"there is no machine for {way!r}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from varangian.config.overrides import Assignment, applied
+from varangian.config.overrides import Assignment, apply_overrides
 from varangian.registry import ConfigError, Problem
 
 Settings: TypeAlias = Mapping[str, Any]
@@ -17,7 +17,7 @@ Check: TypeAlias = Callable[[Settings], Iterable[Problem]]
 """From settings to everything that is wrong with them."""
 
 
-def tried(
+def try_fixes(
     problems: Sequence[Problem], settings: Settings, check: Check, groups: Mapping[str, str | None]
 ) -> list[Problem]:
     """The problems, with those suggestions in their hints that solve them and cause no others."""
@@ -25,7 +25,7 @@ def tried(
 
     def works(problem: Problem, path: str, value: Any) -> bool:
         try:
-            changed = applied(settings, [Assignment(path, value, "")], groups)
+            changed = apply_overrides(settings, [Assignment(path, value, "")], groups)
         except ConfigError:
             return False
         left = {(after.path, after.rule) for after in check(changed)}

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from varangian.config.checks.table import checked
+from varangian.config.checks.table import find_problems
 from varangian.config.errors import problems_of
-from varangian.config.fixes import tried
-from varangian.config.overrides import applied, from_command_line, from_environment
-from varangian.config.shorthand import Spelling, spelled
+from varangian.config.fixes import try_fixes
+from varangian.config.overrides import apply_overrides, from_command_line, from_environment
+from varangian.config.shorthand import Expanded, expand_shorthand
 from varangian.config.tree import RunConfig, groups
 from varangian.config.yaml_text import read
 from varangian.paths import user_path
@@ -43,7 +43,7 @@ def load(
         assignments = [*from_environment(environ or {}), *from_command_line(overrides)]
     except ConfigError as error:
         raise ConfigError(_tried(error.problems, settings, whole)) from error
-    return loads(applied(settings, assignments, groups()), whole=whole)
+    return loads(apply_overrides(settings, assignments, groups()), whole=whole)
 
 
 def loads(settings: Mapping[str, Any], *, whole: bool = True) -> RunConfig:
@@ -60,22 +60,22 @@ def loads(settings: Mapping[str, Any], *, whole: bool = True) -> RunConfig:
 
 def _tried(problems: Sequence[Problem], settings: Mapping[str, Any], whole: bool) -> list[Problem]:
     """The problems with suggestions that work."""
-    return tried(problems, settings, lambda changed: _looked_at(changed, whole)[1], groups())
+    return try_fixes(problems, settings, lambda changed: _looked_at(changed, whole)[1], groups())
 
 
 def _looked_at(settings: Mapping[str, Any], whole: bool) -> tuple[RunConfig | None, list[Problem]]:
     """The configuration, and what is wrong with it; None when its parts are not even valid alone."""
-    meant = spelled(settings)
+    meant = expand_shorthand(settings)
     config = None
     try:
         config = RunConfig.model_validate(meant.settings)
-        found = checked(config, whole=whole, invalid=meant.invalid)
+        found = find_problems(config, whole=whole, invalid=meant.invalid)
     except ValidationError as error:
         found = [*problems_of(error, RunConfig), *_between_valid(meant, error, whole)]
     return config, [*meant.problems, *map(meant.as_written, found)]
 
 
-def _between_valid(meant: Spelling, error: ValidationError, whole: bool) -> list[Problem]:
+def _between_valid(meant: Expanded, error: ValidationError, whole: bool) -> list[Problem]:
     """The problems between those settings that are valid themselves."""
     wrong = frozenset(str(details["loc"][0]) for details in error.errors() if details["loc"])
     invalid = wrong | meant.invalid
@@ -83,6 +83,6 @@ def _between_valid(meant: Spelling, error: ValidationError, whole: bool) -> list
         return []  # a mistyped name may have been any of the settings
     rest = {name: value for name, value in meant.settings.items() if name not in invalid}
     try:
-        return checked(RunConfig.model_validate(rest), whole=whole, invalid=invalid)
+        return find_problems(RunConfig.model_validate(rest), whole=whole, invalid=invalid)
     except ValidationError:
         return []

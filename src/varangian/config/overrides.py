@@ -82,7 +82,7 @@ def from_command_line(texts: Iterable[str]) -> list[Assignment]:
     return assignments
 
 
-def applied(
+def apply_overrides(
     settings: Mapping[str, Any], assignments: Iterable[Assignment], groups: Mapping[str, str | None]
 ) -> dict[str, Any]:
     """The settings after the assignments, in order.

@@ -26,7 +26,7 @@ PIPELINE = ("mix", "rule")
 
 
 @dataclass(frozen=True)
-class Spelling:
+class Expanded:
     """Settings as the tree has them, and what was written."""
 
     settings: Mapping[str, Any]
@@ -63,12 +63,12 @@ class Spelling:
         return sentence if self.name is None else sentence.replace(*written)
 
 
-def spelled(settings: Mapping[str, Any]) -> Spelling:
+def expand_shorthand(settings: Mapping[str, Any]) -> Expanded:
     """What is meant by settings."""
     written = settings.get("aggregator")
     name = _name(written)
     if name is None:
-        return Spelling(settings)
+        return Expanded(settings)
     problems: list[Problem] = []
     if "participation" in settings:
         problems.append(_twice(settings["participation"], name))
@@ -77,7 +77,7 @@ def spelled(settings: Mapping[str, Any]) -> Spelling:
     inner = {key: value for key, value in fields.items() if key in PIPELINE}
     rest = {key: value for key, value in fields.items() if key not in PIPELINE}
     meant = {"aggregator": {"rule": RULE} | inner, "participation": {name: rest}}
-    return Spelling({**settings, **meant}, name, tuple(problems))
+    return Expanded({**settings, **meant}, name, tuple(problems))
 
 
 def long_form(aggregator: Any) -> Any:

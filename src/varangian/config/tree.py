@@ -16,9 +16,9 @@ from varangian.config.schema import DIALECT, JsonSchema, named
 from varangian.config.shorthand import groups as together
 from varangian.config.shorthand import schemas
 from varangian.protos.codec import FLOAT32, Dtype
-from varangian.protos.network.address import listening
+from varangian.protos.network.address import parse_listen_host
 from varangian.registry import join
-from varangian.server.participation import PARTICIPATION, Regime
+from varangian.server.participation import PARTICIPATION, Participation
 from varangian.server.training.ema import Ema
 from varangian.server.training.optimizer import SCHEDULES, Schedule
 from varangian.worker.attacks import ATTACKS, Attack, Sight
@@ -128,7 +128,7 @@ class Optimizer(Section):
 class Server(Section):
     """Where the server listens, and when it closes a round."""
 
-    host: Annotated[str, AfterValidator(listening)] = "127.0.0.1"
+    host: Annotated[str, AfterValidator(parse_listen_host)] = "127.0.0.1"
     """A name or an address of this machine; `*` is every address that it has."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """0 takes any free port."""
@@ -227,7 +227,7 @@ class RunConfig(Section):
     ] = named_default("flag")
     """A rule; or mixings and a rule, as `nnm+krum` or, with fields, `{mix: [...], rule: ...}`. `fedlaavg`,
     `fedavg` and `asap`, with a rule among their fields, stand for that participation."""
-    participation: Annotated[Regime, of_registry(PARTICIPATION, "sync")] = named_default("sync")
+    participation: Annotated[Participation, of_registry(PARTICIPATION, "sync")] = named_default("sync")
     """Whose vectors make a round: everybody's, those of some who are there, or whoever's come."""
     model: Annotated[Model, of_registry(MODELS, "mlp")] = named_default("mlp")
     data: Annotated[Source, of_registry(DATASETS, "digits")] = named_default("digits")

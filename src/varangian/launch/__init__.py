@@ -43,12 +43,12 @@ def run(config: RunConfig, *, observe: Observe | None = None, note: Note | None 
         )
     observe, note = observe or _nothing, note or logging.getLogger("varangian").warning
     if config.backend == "simulate":
-        from varangian.launch.simulation.simulate import simulate
+        from varangian.launch.simulation.simulate import run_in_simulation
 
-        return simulate(config, observe=observe, note=note)
-    from varangian.launch.processes import processes
+        return run_in_simulation(config, observe=observe, note=note)
+    from varangian.launch.processes import run_in_processes
 
-    return processes(config, observe=observe, note=note)
+    return run_in_processes(config, observe=observe, note=note)
 
 
 def _nothing(record: RoundRecord) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from varangian.launch.output.logs import logged_to
+from varangian.launch.output.logs import log_to_file
 from varangian.worker.host import host
 from varangian.worker.training.task import Task
 from varangian.worker.transport.tls import Proof
@@ -27,7 +27,7 @@ CRASHED = 70
 
 
 @dataclass(frozen=True)
-class Post:
+class ChildSpec:
     """Everything that a child needs; small, and it can be pickled."""
 
     server: str
@@ -40,12 +40,12 @@ class Post:
     """Seconds to wait for a server that cannot be reached."""
 
 
-def child(post: Post) -> None:
+def run_child(post: ChildSpec) -> None:
     """Be these workers until the run is finished; leaves with the exit code."""
     # Ctrl-C reaches the whole terminal; the launcher decides what becomes of its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with logged_to(post.log):
+    with log_to_file(post.log):
         try:
             names, proofs = tuple(post.proofs), post.proofs
             code = host(post.server, names, proofs, post.task, post.threads, patience=post.patience)

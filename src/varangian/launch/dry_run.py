@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from varangian.config import RunConfig
 from varangian.config.build import task
 from varangian.launch import participation_parts
-from varangian.launch.identities import encrypted, identities
-from varangian.launch.memory_budget import available
+from varangian.launch.identities import make_identities, uses_tls
+from varangian.launch.memory_budget import available_memory
 from varangian.launch.result import RunError
-from varangian.launch.server_run import accounted, openable, unable
-from varangian.launch.worker_processes import dealt
+from varangian.launch.server_run import check_descriptors, describe_misfits, memory_budget
+from varangian.launch.worker_processes import deal_workers
 from varangian.paths import user_path
 from varangian.registry import ConfigError, Problem
 from varangian.server.rows.latest_store import NoRoom
-from varangian.server.transport.grpc_server import ListenError, bound
-from varangian.worker.training.task import Crew
+from varangian.server.transport.grpc_server import ListenError, bind_sockets
+from varangian.worker.training.task import WorkerCompute
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,20 @@ def rehearse(config: RunConfig) -> Rehearsal:
         except (ValueError, OSError, RunError) as error:
             problems.append(Problem(path, _sentence(error)))
 
-    crews = list[Crew]()
+    crews = list[WorkerCompute]()
     with tried("data or model"):
-        crew = Crew(task(config))
-        crews.append(crew)
-        notes += unable(config, crew.rehearse(crew.initial()))
-        worked.append(_computed(config, crew))
-    for crew in crews:  # none, if it could not be made
+        worker_compute = WorkerCompute(task(config))
+        crews.append(worker_compute)
+        notes += describe_misfits(config, worker_compute.rehearse(worker_compute.initial()))
+        worked.append(_computed(config, worker_compute))
+    for worker_compute in crews:  # none, if it could not be made
         with tried("memory"):
-            account = accounted(config, crew)
-            if refusal := account.refusal(available()) or openable(config):
+            account = memory_budget(config, worker_compute)
+            if refusal := account.refusal(available_memory()) or check_descriptors(config):
                 raise RunError(refusal)
             worked.append(account.sentence)
         with tried("participation"):
-            if plan := participation_parts.plan(config, crew.layout.numel):
+            if plan := participation_parts.plan(config, worker_compute.layout.numel):
                 plan.check_room()
                 worked.append(plan.sentence())
     for path, trial in _TRIALS:
@@ -71,10 +71,14 @@ def rehearse(config: RunConfig) -> Rehearsal:
     return Rehearsal(tuple(worked), tuple(notes), tuple(problems), tuple(_untried(config)))
 
 
-def _computed(config: RunConfig, crew: Crew) -> str:
+def _computed(config: RunConfig, worker_compute: WorkerCompute) -> str:
     """What the data and the model are, now that they have been used."""
-    d, tensors, device = crew.layout.numel, len(crew.layout.entries), config.worker.device
-    model = f"{crew.dataset.size} training samples, {d} parameters in {tensors} tensors"
+    d, tensors, device = (
+        worker_compute.layout.numel,
+        len(worker_compute.layout.entries),
+        config.worker.device,
+    )
+    model = f"{worker_compute.dataset.size} training samples, {d} parameters in {tensors} tensors"
     return f"data and model: {model}, a gradient and an evaluation computed on {device}"
 
 
@@ -99,14 +103,14 @@ def _listening(config: RunConfig) -> Iterator[str]:
     for setting, port in (("server.port", server.port), ("server.data_port", server.data_port)):
         if port is None:
             continue
-        for listener in bound(server.host, port, setting):
+        for listener in bind_sockets(server.host, port, setting):
             listener.close()
         yield f"{setting}: the server can listen on {server.host}, port {port or 'any'}"
 
 
 def _identified(config: RunConfig) -> Iterator[str]:
-    if config.backend == "processes" and encrypted(config):
-        with identities(config):
+    if config.backend == "processes" and uses_tls(config):
+        with make_identities(config):
             yield "server.tls: certificates can be made"
 
 
@@ -114,7 +118,7 @@ def _untried(config: RunConfig) -> Iterator[str]:
     if config.backend == "simulate":
         yield "more than one gradient: later rounds may need more memory on a GPU, or diverge"
         return
-    groups = len(dealt(config))
+    groups = len(deal_workers(config))
     yield f"the {groups} worker processes, each of which loads the data and the model once more"
     yield "workers on other machines, and the way between them and the server (varangian doctor tries it)"
     yield "more than one gradient: later rounds may need more memory on a GPU, or diverge"

@@ -25,7 +25,7 @@ LOOK = 0.1
 wake it."""
 
 
-def complete(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_to_completion(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """The result of a coroutine function, as `asyncio.run(main())` gives it, whether a loop runs or not.
 
     Raises:
@@ -37,7 +37,7 @@ def complete(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         check_free()
         return asyncio.run(main())
     check_free()
-    thread = _Beside(main)
+    thread = _LoopThread(main)
     with _passed_on(thread):
         thread.start()
         thread.wait()
@@ -46,9 +46,9 @@ def complete(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 @contextmanager
 def interruptible(interrupt: Interrupt) -> Generator[None]:
-    """Let the first signal call `interrupt`, if this is a thread of `complete`; otherwise do nothing."""
+    """Let the first signal call `interrupt`, if this is a thread of `run_to_completion`; else nothing."""
     thread = threading.current_thread()
-    if not isinstance(thread, _Beside):
+    if not isinstance(thread, _LoopThread):
         yield
         return
     thread.interrupt = interrupt
@@ -58,7 +58,7 @@ def interruptible(interrupt: Interrupt) -> Generator[None]:
         thread.interrupt = None
 
 
-class _Beside(threading.Thread, Generic[T]):
+class _LoopThread(threading.Thread, Generic[T]):
     """A thread with an event loop of its own, for one coroutine."""
 
     def __init__(self, main: Callable[[], Coroutine[Any, Any, T]]) -> None:
@@ -127,7 +127,7 @@ class _Beside(threading.Thread, Generic[T]):
 
 
 @contextmanager
-def _passed_on(thread: _Beside[Any]) -> Generator[None]:
+def _passed_on(thread: _LoopThread[Any]) -> Generator[None]:
     """Pass the first signal on to the thread, and cancel it at the second; a third acts as without this."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -11,15 +11,15 @@ from tempfile import TemporaryDirectory
 
 from varangian.config import RunConfig
 from varangian.config.build import worker_names
-from varangian.launch.output.temporary_folder import scratch
+from varangian.launch.output.temporary_folder import temporary_folder
 from varangian.launch.result import RunError
 from varangian.pki.authority import SERVER, Authority
 from varangian.pki.x509 import MissingExtra
 from varangian.protos.identity.bundle import Role
-from varangian.protos.network.address import EVERYWHERE, loopback
-from varangian.server.identity.sessions import Roster
+from varangian.protos.network.address import EVERYWHERE, is_loopback
+from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
-from varangian.server.transport.grpc_server import everywhere
+from varangian.server.transport.grpc_server import any_address
 from varangian.worker.transport.tls import Proof, bundle_of
 
 DAYS = 365.0
@@ -30,34 +30,34 @@ DAYS = 365.0
 class Identities:
     """What the server checks, and what each worker shows."""
 
-    roster: Roster
+    sessions: Sessions
     proofs: Mapping[str, Proof]
     security: Security | None
     """None is without TLS."""
 
 
 @contextmanager
-def identities(config: RunConfig) -> Generator[Identities]:
+def make_identities(config: RunConfig) -> Generator[Identities]:
     """For all workers of a run.
 
     Raises:
         RunError: certificates are needed and cannot be made.
     """
     workers = worker_names(config)
-    if not encrypted(config):
-        roster = Roster(workers, secrets.token_bytes(32))
-        yield Identities(roster, {name: roster.token(name) for name in workers}, None)
+    if not uses_tls(config):
+        sessions = Sessions(workers, secrets.token_bytes(32))
+        yield Identities(sessions, {name: sessions.token(name) for name in workers}, None)
         return
-    with TemporaryDirectory(dir=scratch()) as path:
+    with TemporaryDirectory(dir=temporary_folder()) as path:
         security = _security(Path(path), config.server.host, workers)
-        roster = Roster(workers, None, doorman=security.doorman)
+        sessions = Sessions(workers, None, certificate_reader=security.certificate_reader)
         proofs = {name: bundle_of(Path(path), name) for name in workers}
-        yield Identities(roster, proofs, security)
+        yield Identities(sessions, proofs, security)
 
 
-def encrypted(config: RunConfig) -> bool:
+def uses_tls(config: RunConfig) -> bool:
     """Whether the run uses TLS: as it says, or else when others could listen."""
-    return not loopback(config.server.host) if config.server.tls is None else config.server.tls
+    return not is_loopback(config.server.host) if config.server.tls is None else config.server.tls
 
 
 def _security(path: Path, host: str, workers: tuple[str, ...]) -> Security:
@@ -67,7 +67,7 @@ def _security(path: Path, host: str, workers: tuple[str, ...]) -> Security:
         raise RunError(
             f"{error}. Or set server.tls=false, if you trust everyone on that network"
         ) from error
-    authority.issue(SERVER, Role.SERVER, hosts=(everywhere() if host == EVERYWHERE else host,), days=DAYS)
+    authority.issue(SERVER, Role.SERVER, hosts=(any_address() if host == EVERYWHERE else host,), days=DAYS)
     for name in workers:
         authority.issue(name, Role.WORKER, days=DAYS)
     return Security(path)

@@ -16,7 +16,7 @@ from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.protos.data_channel.transfer import BLOCK
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import AHEAD
-from varangian.server.limits.small_messages import readers
+from varangian.server.limits.small_messages import most_readers
 from varangian.server.rows.latest_store import LatestPlan
 from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.calls import DEFAULT_LIMITS, Limits
@@ -46,7 +46,7 @@ Read: TypeAlias = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
-class Account:
+class MemoryBudget:
     """Bytes by what they are for."""
 
     rows: int
@@ -83,7 +83,7 @@ class Account:
         rest: int = 0,
         limits: Limits = DEFAULT_LIMITS,
         base: int | None = None,
-    ) -> Account:
+    ) -> MemoryBudget:
         """The account of a run.
 
         Args:
@@ -102,13 +102,13 @@ class Account:
             limits: of the service.
             base: bytes that are taken already; by default those of this process.
         """
-        messages = n * limits.streams + readers(n) + IN_FLIGHT * limits.receiving
+        messages = n * limits.streams + most_readers(n) + IN_FLIGHT * limits.receiving
         return cls(
             rows=min(n, seats or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
             vectors=VERSIONS + more + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + 2 * average,
             model=4 * d,
             streams=messages * MESSAGE_LIMIT + _calls(n) + lane * _beside(n, limits),
-            base=RESERVE + (resident() if base is None else base),
+            base=RESERVE + (resident_memory() if base is None else base),
             latest=0 if latest is None or latest.folder is not None else latest.bytes,
             evaluation=evaluation,
             rest=SELDOM * rest,
@@ -136,8 +136,8 @@ class Account:
             f"rows {_size(self.rows)} + {latest}model {self.vectors} x {_size(self.model)} + {rest}"
             f"streams {_size(self.streams)} + base {_size(self.base)}"
         )
-        room = available()
-        has = "" if room is None else f"; {_size(room + resident())} are there for it"
+        room = available_memory()
+        has = "" if room is None else f"; {_size(room + resident_memory())} are there for it"
         return f"memory: {parts} = at most {_size(self.total)}{has}"
 
     def refusal(self, room: int | None) -> str | None:
@@ -181,12 +181,12 @@ def _read(path: str) -> str | None:
         return None
 
 
-def resident(read: Read = _read) -> int:
+def resident_memory(read: Read = _read) -> int:
     """Bytes of this process that are in memory; 0 where the system does not say."""
     return _field(read("/proc/self/status"), "VmRSS") or 0
 
 
-def available(read: Read = _read) -> int | None:
+def available_memory(read: Read = _read) -> int | None:
     """Bytes that this process can still have, on the machine and in its control groups; None if unknown."""
     rooms = [_field(read("/proc/meminfo"), "MemAvailable"), *_groups(read)]
     return min((room for room in rooms if room is not None), default=None)

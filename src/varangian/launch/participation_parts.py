@@ -9,12 +9,12 @@ from varangian.config.build import worker_names
 from varangian.paths import user_path
 from varangian.protos.codec import Dtype
 from varangian.server.participation import Asap, Async, FedAvg, FedLaAvg
-from varangian.server.rows.delta_sum import Deltas
+from varangian.server.rows.delta_sum import DeltaSum
 from varangian.server.rows.latest_store import LatestPlan
-from varangian.server.rows.source import AsTheyAre, LatestOfAll, Merge, Weighed
+from varangian.server.rows.source import LatestVectors, Pushed, RowSource, WeightedByAge
 
 
-def merge(config: RunConfig, d: int, warn: Callable[[str], None]) -> Merge:
+def row_source(config: RunConfig, d: int, warn: Callable[[str], None]) -> RowSource:
     """From what is pushed to what the rule sees.
 
     `warn` takes a sentence when the disk has no more room; it is called from any thread.
@@ -24,9 +24,9 @@ def merge(config: RunConfig, d: int, warn: Callable[[str], None]) -> Merge:
     """
     way = config.participation
     if isinstance(way, FedLaAvg) and way.form == "delta":
-        return Deltas(worker_names(config), d)
+        return DeltaSum(worker_names(config), d)
     if isinstance(way, FedLaAvg):
-        return LatestOfAll.of(
+        return LatestVectors.of(
             worker_names(config),
             d,
             way.answers(config.workers, config.f),
@@ -35,7 +35,7 @@ def merge(config: RunConfig, d: int, warn: Callable[[str], None]) -> Merge:
             expire=way.expire,
             warn=warn,
         )
-    return Weighed() if isinstance(way, Async) else AsTheyAre()
+    return WeightedByAge() if isinstance(way, Async) else Pushed()
 
 
 def plan(config: RunConfig, d: int) -> LatestPlan | None:

@@ -13,21 +13,21 @@ from pathlib import Path
 from varangian.aggregators.graphs.turns import cycle
 from varangian.config import RunConfig
 from varangian.launch import Note
-from varangian.launch.child import Post
-from varangian.launch.event_loop import complete
-from varangian.launch.identities import identities
-from varangian.launch.output.logs import logged_to
+from varangian.launch.child import ChildSpec
+from varangian.launch.event_loop import run_to_completion
+from varangian.launch.identities import make_identities
+from varangian.launch.output.logs import log_to_file
 from varangian.launch.result import RunError, RunResult
-from varangian.launch.server_run import Session
-from varangian.launch.worker_processes import Crowd, dealt
+from varangian.launch.server_run import ServerRun
+from varangian.launch.worker_processes import WorkerProcesses, deal_workers
 from varangian.paths import user_path
 from varangian.plugins import cause
 from varangian.server.app import serve
-from varangian.server.identity.sessions import Roster
+from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.observability.record import Observe
-from varangian.server.participation.selection import Neighbourhoods
-from varangian.server.protocol.state import ParticipationPolicy
+from varangian.server.participation.selection import NeighbourhoodSelection
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.protocol.synchronous import RoundPolicy
 from varangian.server.rows.latest_store import NoRoom
 from varangian.server.transport.grpc_server import ListenError, probe
@@ -38,35 +38,35 @@ LOOKED_AT, LONGEST = 10_000, 500
 """Characters: how far back in a log its last line is looked for, and how much of it is repeated."""
 
 
-def processes(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
+def run_in_processes(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
     """Carry a run out with real processes.
 
     Raises:
         RunError: it cannot be started.
     """
-    with Crowd() as crowd:
-        return complete(lambda: _run(config, crowd, observe, note))
+    with WorkerProcesses() as worker_group:
+        return run_to_completion(lambda: _run(config, worker_group, observe, note))
 
 
-async def _run(config: RunConfig, crowd: Crowd, observe: Observe, note: Note) -> RunResult:
-    listenable(config)
-    session = Session.open(config, observe, note)
+async def _run(config: RunConfig, worker_group: WorkerProcesses, observe: Observe, note: Note) -> RunResult:
+    check_port(config)
+    session = ServerRun.open(config, observe, note)
     for sentence in session.sentences:
         note(sentence)
     address = asyncio.get_running_loop().create_future()
-    log = logged_to(session.folder.path / "server.log", warn=session.folder.warn)
-    with closing(session), log, identities(config) as known, session.stop.on_signals(note):
-        watching = asyncio.create_task(_watched(session, crowd, known.proofs, address, note))
+    log = log_to_file(session.folder.path / "server.log", warn=session.folder.warn)
+    with closing(session), log, make_identities(config) as known, session.stop.on_signals(note):
+        watching = asyncio.create_task(_watch_workers(session, worker_group, known.proofs, address, note))
         try:
-            ended = await served(session, known.roster, address.set_result, known.security)
+            ended = await serve_run(session, known.sessions, address.set_result, known.security)
             return session.result(ended)
         finally:
             watching.cancel()
 
 
-async def served(
-    session: Session,
-    roster: Roster,
+async def serve_run(
+    session: ServerRun,
+    sessions: Sessions,
     ready: Callable[[str], None],
     security: Security | None,
     *,
@@ -82,9 +82,9 @@ async def served(
     heartbeat = session.config.server.heartbeat
     try:
         return await serve(
-            session.driver(),
-            roster,
-            session.crew.layout,
+            session.coordinator(),
+            sessions,
+            session.worker_compute.layout,
             run_id=session.folder.path.name,
             host=session.config.server.host,
             port=session.config.server.port,
@@ -95,8 +95,8 @@ async def served(
             dtype=session.config.wire.dtype,
             heartbeat=None if heartbeat is None else user_path(heartbeat),
             returns=returns,
-            common=session.crew.common,
-            classes=session.crew.dataset.classes,
+            common=session.worker_compute.common,
+            classes=session.worker_compute.dataset.classes,
             end=session.stop.because,
         )
     except ListenError as error:
@@ -106,7 +106,7 @@ async def served(
         raise RunError(str(error)) from error
 
 
-def listenable(config: RunConfig) -> None:
+def check_port(config: RunConfig) -> None:
     """See that the server can listen where it should, before data is loaded and a folder is made.
 
     Raises:
@@ -118,9 +118,9 @@ def listenable(config: RunConfig) -> None:
         raise RunError(str(error)) from error
 
 
-async def _watched(
-    session: Session,
-    crowd: Crowd,
+async def _watch_workers(
+    session: ServerRun,
+    worker_group: WorkerProcesses,
     proofs: Mapping[str, Proof],
     address: asyncio.Future[str],
     note: Note,
@@ -143,11 +143,11 @@ async def _watched(
 
     posts = _posts(session, proofs, await address)
     try:
-        await asyncio.to_thread(crowd.start, posts)
+        await asyncio.to_thread(worker_group.start, posts)
     except Exception as error:
         session.stop.because(f"the processes of the workers cannot be started: {cause(error)}")
         return
-    await crowd.watch(lost)
+    await worker_group.watch(lost)
 
 
 def last_words(log: Path, workers: Sequence[str]) -> str:
@@ -163,8 +163,8 @@ def last_words(log: Path, workers: Sequence[str]) -> str:
 
 def _orphaned(policy: RoundPolicy, gone: Set[str]) -> str:
     """Why the rounds of a neighbourhood would wait for ever; empty when none would."""
-    choice = policy.choice if isinstance(policy, ParticipationPolicy) else None
-    if not isinstance(choice, Neighbourhoods) or policy.shortfall != "wait":
+    choice = policy.choice if isinstance(policy, RunPolicy) else None
+    if not isinstance(choice, NeighbourhoodSelection) or policy.shortfall != "wait":
         return ""
     for round in range(cycle(choice.graph, len(policy.workers))):
         members = choice.members(policy.workers, round)
@@ -174,11 +174,11 @@ def _orphaned(policy: RoundPolicy, gone: Set[str]) -> str:
     return ""
 
 
-def _posts(session: Session, proofs: Mapping[str, Proof], address: str) -> list[Post]:
+def _posts(session: ServerRun, proofs: Mapping[str, Proof], address: str) -> list[ChildSpec]:
     # Workers take the number of classes from here, as those elsewhere take it from the server.
-    told = replace(session.crew.task, classes=session.crew.dataset.classes)
+    told = replace(session.worker_compute.task, classes=session.worker_compute.dataset.classes)
     return [
-        Post(
+        ChildSpec(
             server=address,
             proofs={name: proofs[name] for name in workers},
             task=told,
@@ -186,5 +186,5 @@ def _posts(session: Session, proofs: Mapping[str, Proof], address: str) -> list[
             log=session.folder.path / "workers.log",
             patience=session.config.worker.patience or inf,
         )
-        for workers in dealt(session.config)
+        for workers in deal_workers(session.config)
     ]

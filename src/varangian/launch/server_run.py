@@ -16,9 +16,9 @@ from varangian.config import RunConfig
 from varangian.config.build import learner, machine, optimizer, task
 from varangian.launch import Note, participation_parts
 from varangian.launch.event_loop import SIGNALS, interruptible
-from varangian.launch.memory_budget import Account, available
+from varangian.launch.memory_budget import MemoryBudget, available_memory
 from varangian.launch.output.run_folder import RunFolder
-from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, packed
+from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, pack_state
 from varangian.launch.result import Outcome, RunError, RunResult
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
@@ -26,27 +26,27 @@ from varangian.server.observability.record import Observe, RoundRecord, Scores
 from varangian.server.protocol.decisions import Machine
 from varangian.server.protocol.events import Phase
 from varangian.server.rounds.clock import MONOTONIC, Clock
-from varangian.server.rounds.coordinator import Driver
-from varangian.server.rounds.windowed import kept
-from varangian.server.rows.source import Merge
+from varangian.server.rounds.coordinator import Coordinator
+from varangian.server.rounds.windowed import window_columns
+from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
-from varangian.worker.training.task import Crew
+from varangian.worker.training.task import WorkerCompute
 
 
 @dataclass
-class Session:
+class ServerRun:
     """One run of a server, wherever its workers are."""
 
     config: RunConfig
-    crew: Crew
+    worker_compute: WorkerCompute
     """For the initial parameters and for evaluation; a simulation also trains with it."""
     learner: Learner
     folder: RunFolder
     observe: Observe
     machine: Machine
-    account: Account
+    account: MemoryBudget
     """What the server can take at most."""
-    merge: Merge
+    row_source: RowSource
     note: Note
     """Takes what a user should know besides the rounds; called from any thread."""
     notes: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Session:
     saved: bool = False
 
     @classmethod
-    def open(cls, config: RunConfig, observe: Observe, note: Note) -> Session:
+    def open(cls, config: RunConfig, observe: Observe, note: Note) -> ServerRun:
         """Load the data, build the model and make the run folder.
 
         Raises:
@@ -73,25 +73,36 @@ class Session:
             note(f"warning: {text}")
 
         try:
-            crew = Crew(task(config))
-            initial = crew.initial()
-            notes = unable(config, crew.rehearse(initial))
+            worker_compute = WorkerCompute(task(config))
+            initial = worker_compute.initial()
+            notes = describe_misfits(config, worker_compute.rehearse(initial))
         except ConfigError:
             raise
         except ValueError as error:
             raise RunError(str(error)) from error
-        account = accounted(config, crew)
-        if refusal := account.refusal(available()) or openable(config):
+        account = memory_budget(config, worker_compute)
+        if refusal := account.refusal(available_memory()) or check_descriptors(config):
             raise RunError(refusal)
         try:
-            merge = participation_parts.merge(config, crew.layout.numel, warn)
+            row_source = participation_parts.row_source(config, worker_compute.layout.numel, warn)
         except OSError as error:
             raise RunError(str(error)) from error
         built = learner(config, initial)
         folder = RunFolder.create(
-            config, metrics=tuple(crew.metrics), facts={"memory": account.sentence}, warn=warn
+            config, metrics=tuple(worker_compute.metrics), facts={"memory": account.sentence}, warn=warn
         )
-        return cls(config, crew, built, folder, observe, machine(config), account, merge, note, notes)
+        return cls(
+            config,
+            worker_compute,
+            built,
+            folder,
+            observe,
+            machine(config),
+            account,
+            row_source,
+            note,
+            notes,
+        )
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -101,11 +112,11 @@ class Session:
     @property
     def storage(self) -> tuple[str, ...]:
         """Of what is kept beyond a round."""
-        plan = participation_parts.plan(self.config, self.crew.layout.numel)
+        plan = participation_parts.plan(self.config, self.worker_compute.layout.numel)
         return () if plan is None else (plan.sentence(),)
 
-    def driver(self, clock: Clock = MONOTONIC) -> Driver:
-        return Driver(
+    def coordinator(self, clock: Clock = MONOTONIC) -> Coordinator:
+        return Coordinator(
             self.machine,
             self.learner,
             evaluate=self.evaluate,
@@ -114,16 +125,18 @@ class Session:
             clock=clock,
             threads=self.config.server.threads,
             rows=participation_parts.rows(self.config),
-            window=windowed(self.config),
-            merge=self.merge,
+            window=is_windowed(self.config),
+            row_source=self.row_source,
             seats=participation_parts.seats(self.config),
         )
 
     def evaluate(self, parameters: Tensor) -> Scores:
         """Of the parameters and, where there is one, of their average."""
         average = self.learner.average
-        ema = None if average is None else self.crew.evaluate(average.parameters)
-        return Scores.of(self.crew.evaluate(parameters), ema, self.crew.training_loss(parameters))
+        ema = None if average is None else self.worker_compute.evaluate(average.parameters)
+        return Scores.of(
+            self.worker_compute.evaluate(parameters), ema, self.worker_compute.training_loss(parameters)
+        )
 
     def result(self, reason: str) -> RunResult:
         """Close the books: the last files of the folder, and what is to be said."""
@@ -159,14 +172,14 @@ class Session:
             self.note(f"warning: {error}")
         finally:
             self.folder.close()
-            self.merge.close()
+            self.row_source.close()
 
     def _models(self) -> dict[str, bytes]:
         """The files of the model and, where there is one, of its average."""
         learner = self.learner
-        models = {PARAMETERS: packed(self.crew, learner.parameters)}
+        models = {PARAMETERS: pack_state(self.worker_compute, learner.parameters)}
         if learner.average is not None:
-            models[AVERAGE] = packed(self.crew, learner.average.parameters)
+            models[AVERAGE] = pack_state(self.worker_compute, learner.average.parameters)
         return models
 
     @property
@@ -194,12 +207,12 @@ class Session:
         self.observe(record)
 
 
-def windowed(config: RunConfig) -> bool:
+def is_windowed(config: RunConfig) -> bool:
     """Whether rows are forgotten as they come. In a simulation all of them are there anyway."""
     return config.server.memory == "window" and config.backend != "simulate"
 
 
-def unable(config: RunConfig, found: Mapping[str, str]) -> tuple[str, ...]:
+def describe_misfits(config: RunConfig, found: Mapping[str, str]) -> tuple[str, ...]:
     """What to say of workers whose batches the model cannot take.
 
     Raises:
@@ -215,7 +228,7 @@ def unable(config: RunConfig, found: Mapping[str, str]) -> tuple[str, ...]:
     return (f"{who}, and will decline each round: {', '.join(found)}. {reason}",)
 
 
-def openable(config: RunConfig) -> str | None:
+def check_descriptors(config: RunConfig) -> str | None:
     """Why this machine lets too few files be open for the run; None when there are enough.
 
     Raises the limit of this process, and of those that it starts, as far as is needed and allowed.
@@ -227,22 +240,22 @@ def openable(config: RunConfig) -> str | None:
     return descriptors.refusal("the server", config.workers, lane, least)
 
 
-def accounted(config: RunConfig, crew: Crew) -> Account:
+def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBudget:
     """What the server of a run can take."""
-    d = crew.layout.numel
-    return Account.of(
+    d = worker_compute.layout.numel
+    return MemoryBudget.of(
         config.workers,
         d,
         optimizer(config),
         rows=participation_parts.rows(config),
         average=config.ema is not None,
-        columns=kept(d) if windowed(config) else None,
+        columns=window_columns(d) if is_windowed(config) else None,
         seats=participation_parts.seats(config),
         more=participation_parts.more(config),
         latest=participation_parts.plan(config, d),
         lane=config.server.data_port is not None,
-        evaluation=crew.evaluation_bytes,
-        rest=crew.state_bytes - 4 * d,
+        evaluation=worker_compute.evaluation_bytes,
+        rest=worker_compute.state_bytes - 4 * d,
     )
 
 

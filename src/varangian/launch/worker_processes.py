@@ -19,7 +19,7 @@ from types import ModuleType, TracebackType
 
 from varangian.config import RunConfig
 from varangian.config.build import byzantine_names, honest_names
-from varangian.launch.child import Post, child
+from varangian.launch.child import ChildSpec, run_child
 from varangian.launch.output.temporary_folder import hold_sockets
 
 SAFE_PATH = "PYTHONSAFEPATH"
@@ -31,17 +31,17 @@ FAREWELL = 5.0
 
 
 @dataclass
-class Crowd:
+class WorkerProcesses:
     """Child processes, as a context manager: whatever happens, none is left when it is over."""
 
     members: dict[BaseProcess, tuple[str, ...]] = field(default_factory=dict)
     """Processes and the workers in each."""
 
-    def start(self, posts: Sequence[Post]) -> None:
+    def start(self, posts: Sequence[ChildSpec]) -> None:
         """One process for each post; takes as long as the first import of torch in a fork server."""
         for post in posts:
             process = _context().Process(
-                target=child, args=(post,), name=f"varangian {' '.join(post.proofs)}"
+                target=run_child, args=(post,), name=f"varangian {' '.join(post.proofs)}"
             )
             process.daemon = True  # should this process die without a farewell
             with _without_main(post), _libraries_first():
@@ -57,10 +57,10 @@ class Crowd:
         while alive:
             for process in [process for process in alive if process.exitcode is not None]:
                 workers = alive.pop(process)
-                lost(workers, described(process.exitcode), sum(map(len, alive.values())))
+                lost(workers, describe_exit(process.exitcode), sum(map(len, alive.values())))
             await asyncio.sleep(POLL)
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> WorkerProcesses:
         if isinstance(_context(), ForkServerContext):
             hold_sockets()
             with _without_main(), _libraries_first():
@@ -94,14 +94,14 @@ class Crowd:
         return all(process.exitcode is not None for process in self.members)
 
 
-def described(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """How a process ended, in words."""
     if code is not None and code < 0:
         return f"was ended by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"
 
 
-def dealt(config: RunConfig) -> list[tuple[str, ...]]:
+def deal_workers(config: RunConfig) -> list[tuple[str, ...]]:
     """Which workers share a process: never an honest one with one that attacks."""
     honest, byzantine = honest_names(config), byzantine_names(config)
     size = config.worker.per_process
@@ -120,7 +120,7 @@ def _shared(workers: tuple[str, ...], parts: int) -> Iterator[tuple[str, ...]]:
 
 
 @contextmanager
-def _without_main(post: Post | None = None) -> Generator[None]:
+def _without_main(post: ChildSpec | None = None) -> Generator[None]:
     """Start children that do not run the main script of this process again, unless they need a part of it.
 
     So a script may start a run without `if __name__ == "__main__"`, unless it defines a part of the task.

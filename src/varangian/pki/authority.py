@@ -21,8 +21,8 @@ from pathlib import Path
 
 from varangian.pki import x509
 from varangian.protos.identity.bundle import CA, CERTIFICATE, KEY, REQUEST, REVOKED, Role
-from varangian.protos.identity.revocation import fingerprint, fingerprints
-from varangian.protos.text import escaped
+from varangian.protos.identity.revocation import fingerprint, parse_fingerprints
+from varangian.protos.text import escape
 from varangian.server.identity.sessions import NAME
 
 HOME, ISSUED = "authority", "issued"
@@ -160,12 +160,12 @@ class Authority:
         except (TypeError, ValueError, RecursionError) as error:
             raise AuthorityError(
                 f"{self.home / ISSUED} should have one certificate in each line, as JSON. "
-                f"Reading it says: {escaped(str(error))}."
+                f"Reading it says: {escape(str(error))}."
             ) from None
 
     def revoked(self) -> frozenset[str]:
         """Fingerprints of those that count no longer."""
-        return fingerprints((self.home / REVOKED).read_text(encoding="utf-8"))
+        return parse_fingerprints((self.home / REVOKED).read_text(encoding="utf-8"))
 
     def revoke(self, name: str) -> tuple[list[Issued], list[Path]]:
         """Declare every certificate of a name void; returns them, and the lists of servers that say so now.

@@ -12,9 +12,9 @@ from varangian.launch.output import temporary_folder
 
 HOLD = """
 import sys
-from varangian.launch.output.temporary_folder import scratch
-(scratch() / "key").write_text("secret")
-print(scratch(), flush=True)
+from varangian.launch.output.temporary_folder import temporary_folder
+(temporary_folder() / "key").write_text("secret")
+print(temporary_folder(), flush=True)
 sys.stdin.read()
 """
 
@@ -33,12 +33,12 @@ def holder(tmp_path, monkeypatch):
 
 def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(holder):
     process, folder = holder
-    temporary_folder.clear()
+    temporary_folder.clear_leftovers()
     assert (folder / "key").exists(), "its process lives"
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (folder / "key").exists()
-    temporary_folder.clear()
+    temporary_folder.clear_leftovers()
     assert not folder.exists()
 
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from varangian.launch import RunError, run
-from varangian.worker.training.task import Crew
+from varangian.worker.training.task import WorkerCompute
 from varangian.worker.training.trainer import Trainer
 from varangian.worker.transport.results import Declined
 
@@ -39,7 +39,7 @@ def test_rows_are_rounded_as_they_are_kept(carried_out):
 
 
 def test_a_machine_without_the_memory_is_not_begun_on(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("varangian.launch.server_run.available", lambda: 1 << 20)
+    monkeypatch.setattr("varangian.launch.server_run.available_memory", lambda: 1 << 20)
     with pytest.raises(RunError, match="of memory, and this machine or its container has"):
         run(small(), observe=lambda record: None, note=lambda text: None)
     assert not (tmp_path / "runs").exists()
@@ -127,14 +127,14 @@ def test_parts_that_are_missing_or_do_not_fit(carried_out, tmp_path, settings, s
 
 @pytest.mark.parametrize("way", ["sync", "fedavg", "fedlaavg", "async", {"asap": {"graph": "complete"}}])
 def test_a_worker_that_declines_costs_one_round_of_one_worker(carried_out, monkeypatch, way):
-    answer = Crew.answer
+    answer = WorkerCompute.answer
 
-    def failing(crew, name, round, parameters):
+    def failing(worker_compute, name, round, parameters):
         if (name, round) == ("w01", 2):
             raise Declined("data:load raised KeyError")
-        return answer(crew, name, round, parameters)
+        return answer(worker_compute, name, round, parameters)
 
-    monkeypatch.setattr(Crew, "answer", failing)
+    monkeypatch.setattr(WorkerCompute, "answer", failing)
     result, records, _ = carried_out(f"participation={json.dumps(way)}", "rounds=5")
     assert (result.outcome, result.rounds) == ("finished", 5)
     declined = [record.declined for record in records if record.declined]

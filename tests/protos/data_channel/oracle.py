@@ -64,11 +64,11 @@ def decrypted(aead, associated, data):
 
 def made(sizes):
     """Vectors at the parameters of payloads. The ciphertext is named by its SHA-256."""
-    from varangian.protos.data_channel.associated_data import Transfer
+    from varangian.protos.data_channel.associated_data import AssociatedData
 
     key = bytes(range(32))
     for size in sizes:
-        data = encrypted(primitive(key), Transfer(*TRANSFER, size).associated(), plain(size))
+        data = encrypted(primitive(key), AssociatedData(*TRANSFER, size).associated(), plain(size))
         digest = hashlib.sha256(data).hexdigest()
         yield {"key": key.hex(), "size": size, "header": data[:40].hex(), "sha256": digest}
 

@@ -14,8 +14,8 @@ from tests.extent import patience
 
 from varangian.protos.data_channel import connection
 from varangian.protos.data_channel import transfer as cargo
-from varangian.protos.data_channel.associated_data import Transfer
-from varangian.protos.data_channel.connection import Cargo, Line, LineError
+from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.data_channel.connection import DataConnection, DataConnectionError, Transfer
 
 
 def pair():
@@ -38,7 +38,7 @@ def joined(threads):
     def run(work):
         async def both():
             one, other = pair()
-            ends = Line(one, threads), Line(other, threads)
+            ends = DataConnection(one, threads), DataConnection(other, threads)
             try:
                 async with asyncio.timeout(patience(30)):
                     return await work(*ends)
@@ -52,7 +52,7 @@ def joined(threads):
 
 
 def transfer(size):
-    return Transfer(3, "push", "run-1", 0, "w00", size)
+    return AssociatedData(3, "push", "run-1", 0, "w00", size)
 
 
 async def taken(line, size, share=connection.SHARE):
@@ -65,7 +65,7 @@ async def taken(line, size, share=connection.SHARE):
 
 async def given(line, data, pieces=100_000, share=connection.SHARE):
     view = memoryview(data)
-    cargo, sent = Cargo(view[at : at + pieces] for at in range(0, len(view), pieces)), 0
+    cargo, sent = Transfer(view[at : at + pieces] for at in range(0, len(view), pieces)), 0
     while not cargo.done:
         await line.ready()
         sent += await line.send(cargo, share)
@@ -137,11 +137,11 @@ def test_the_other_end_hangs_up(joined, how):
         if how == "reset":
             one._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         one.close()
-        with pytest.raises(LineError):
+        with pytest.raises(DataConnectionError):
             await taken(other, 100)
-        with pytest.raises(LineError):
+        with pytest.raises(DataConnectionError):
             await other.exactly(1)
-        with pytest.raises(LineError):
+        with pytest.raises(DataConnectionError):
             await given(other, bytes(50_000_000))
 
     joined(work)
@@ -154,7 +154,7 @@ def test_whoever_waits_is_woken_by_the_end(joined):
         one.close(), other.close()
         return [type(error) for error in await asyncio.gather(*waiting, return_exceptions=True)]
 
-    assert joined(work) == [LineError, LineError]
+    assert joined(work) == [DataConnectionError, DataConnectionError]
 
 
 def test_a_turn_in_flight_keeps_its_socket(joined):
@@ -174,7 +174,7 @@ def test_a_turn_in_flight_keeps_its_socket(joined):
         other.close()
         open_yet = other._connection.fileno() >= 0
         hold.set()
-        with pytest.raises(LineError):
+        with pytest.raises(DataConnectionError):
             await turn
         while other._connection.fileno() >= 0:  # the thread closes it when it is through
             await asyncio.sleep(0.001)
@@ -261,7 +261,7 @@ def test_a_line_ends_with_what_is_not_sealed(joined, theirs):
     async def work(one, other):
         one.begin(theirs, transfer(1_000_000))
         other.begin(b"x" * 32, transfer(1_000_000))
-        with pytest.raises(LineError, match="not encrypted"):
+        with pytest.raises(DataConnectionError, match="not encrypted"):
             await asyncio.gather(given(one, bytes(1_000_000)), taken(other, 1_000_000))
 
     joined(work)
@@ -276,7 +276,7 @@ def test_who_waits_for_room_hears_at_once_of_an_end(joined):
         await asyncio.sleep(0.05)
         assert not sending.done()
         other.abort()
-        with pytest.raises(LineError, match="reset"):
+        with pytest.raises(DataConnectionError, match="reset"):
             async with asyncio.timeout(patience(20)):
                 await sending
 
@@ -288,9 +288,9 @@ def test_an_abrupt_end_is_none_in_the_eyes_of_the_owner(joined):
         one.abort()
         one.abort()
         assert one.closed
-        with pytest.raises(LineError, match="closed"):
+        with pytest.raises(DataConnectionError, match="closed"):
             await one.receive(10, bytes)
-        with pytest.raises(LineError, match="reset"):
+        with pytest.raises(DataConnectionError, match="reset"):
             await other.exactly(1)
 
     joined(work)

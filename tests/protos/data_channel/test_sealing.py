@@ -30,7 +30,7 @@ def by_the_book(data, key=KEY):
 
 
 def sealing(socket, size, associated=THIS, key=KEY):
-    return seal.Sealed(socket, key, associated, size)
+    return seal.SealedStream(socket, key, associated, size)
 
 
 class Socket:

@@ -15,7 +15,7 @@ from tests.protos.data_channel import oracle
 from tests.protos.data_channel.book import Book, encrypted_size
 
 from varangian.protos.data_channel import streaming_aead
-from varangian.protos.data_channel.associated_data import Transfer
+from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.streaming_aead import (
     PAYLOADS,
     TAG,
@@ -73,7 +73,7 @@ def test_published_vectors(number):
 def test_vectors_made_by_tink_with_the_parameters_of_payloads(number):
     vector = VECTORS["made"][number]
     size, header = vector["size"], bytes.fromhex(vector["header"])
-    associated = Transfer(*oracle.TRANSFER, size).associated()
+    associated = AssociatedData(*oracle.TRANSFER, size).associated()
     found = encrypted(bytes.fromhex(vector["key"]), header, associated, oracle.plain(size))
     assert hashlib.sha256(found).hexdigest() == vector["sha256"]
 
@@ -84,7 +84,7 @@ SIZES = [1, ROOM - 1, ROOM, ROOM + 1, ROOM + PAYLOADS.room(1), ROOM + PAYLOADS.r
 @pytest.mark.parametrize("size", SIZES)
 def test_tink_decrypts_ours_and_we_decrypt_its(size):
     pytest.importorskip("tink", reason="the oracle is in the dependency group `test`")
-    data, associated = oracle.plain(size), Transfer(*oracle.TRANSFER, size).associated()
+    data, associated = oracle.plain(size), AssociatedData(*oracle.TRANSFER, size).associated()
     theirs = oracle.primitive(KEY)
     ours = encrypted(KEY, PAYLOADS.new_header(), associated, data)
     assert len(ours) == PAYLOADS.ciphertext(size) == encrypted_size(size)
@@ -211,7 +211,7 @@ def test_each_message_has_a_header_of_its_own():
 
 # associated data
 
-ONE = Transfer(3, "push", "run-1", 7, "w03", 1000)
+ONE = AssociatedData(3, "push", "run-1", 7, "w03", 1000)
 OTHERS = {
     "protocol": replace(ONE, protocol=2),
     "direction": replace(ONE, direction="pull"),
@@ -237,7 +237,7 @@ def test_a_payload_of_another_transfer_is_not_decrypted(what):
 
 TEXTS = st.text("ab\0\1", max_size=4)
 TRANSFERS = st.builds(
-    Transfer,
+    AssociatedData,
     st.integers(0, 2),
     st.sampled_from(["pull", "push"]),
     TEXTS,
@@ -254,19 +254,19 @@ def test_no_two_transfers_have_the_same_associated_data(one, other):
 
 @pytest.fixture
 def _asked_anew():
-    streaming_aead.missing.cache_clear()
+    streaming_aead.why_unavailable.cache_clear()
     yield
-    streaming_aead.missing.cache_clear()
+    streaming_aead.why_unavailable.cache_clear()
 
 
 @pytest.mark.usefixtures("_asked_anew")
 def test_what_is_missing_is_said(monkeypatch):
-    assert streaming_aead.missing() == ""
-    streaming_aead.missing.cache_clear()
+    assert streaming_aead.why_unavailable() == ""
+    streaming_aead.why_unavailable.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(streaming_aead, "find_spec", lambda name: None)
-        assert "`cryptography` is not installed: pip install" in streaming_aead.missing()
-    streaming_aead.missing.cache_clear()
+        assert "`cryptography` is not installed: pip install" in streaming_aead.why_unavailable()
+    streaming_aead.why_unavailable.cache_clear()
     old = type("AESGCM", (), {"encrypt": None})
     monkeypatch.setattr("cryptography.hazmat.primitives.ciphers.aead.AESGCM", old)
-    assert "too old" in streaming_aead.missing()
+    assert "too old" in streaming_aead.why_unavailable()

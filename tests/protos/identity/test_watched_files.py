@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tests.exhausted import no_descriptors
 
-from varangian.protos.identity.watched_files import News, Watched
+from varangian.protos.identity.watched_files import Change, WatchedFiles
 from varangian.protos.network.descriptors import Spare
 
 
@@ -28,7 +28,7 @@ def spare():
 def watched(tmp_path, time, spare):
     path = tmp_path / "list"
     path.write_text("one")
-    return Watched((path,), path.read_text, spare, clock=lambda: time.now, wall=lambda: 4e9 + time.now)
+    return WatchedFiles((path,), path.read_text, spare, clock=lambda: time.now, wall=lambda: 4e9 + time.now)
 
 
 def replace(path, text):
@@ -45,25 +45,25 @@ def look(watched, time, seconds=1.0):
 
 def test_a_change_is_seen_within_a_second_and_not_looked_for_more_often(watched, time, tmp_path):
     (tmp_path / "list").write_text("two")
-    assert look(watched, time, 0.9) is News.NONE
+    assert look(watched, time, 0.9) is Change.NONE
     assert watched.value == "one"
-    assert look(watched, time, 0.1) is News.CHANGED
+    assert look(watched, time, 0.1) is Change.CHANGED
     assert watched.value == "two"
-    assert look(watched, time) is News.NONE
+    assert look(watched, time) is Change.NONE
 
 
 def test_a_change_counts_as_seen_only_once_it_was_read(watched, time, tmp_path):
     path = tmp_path / "list"
     path.write_bytes(b"\xff")
-    assert look(watched, time) is News.FAILED
+    assert look(watched, time) is Change.FAILED
     assert (watched.value, watched.failure.since, watched.failure.missing) == ("one", 4e9 + 1, False)
-    assert look(watched, time, 5) is News.NONE  # nothing new: said once
+    assert look(watched, time, 5) is Change.NONE  # nothing new: said once
     assert watched.failure.since == 4e9 + 1
     path.unlink()
-    assert look(watched, time) is News.FAILED
+    assert look(watched, time) is Change.FAILED
     assert (watched.failure.missing, watched.failure.began, watched.failure.since) == (True, 7, 4e9 + 1)
     path.write_text("one")
-    assert look(watched, time) is News.RECOVERED
+    assert look(watched, time) is Change.RECOVERED
     assert watched.failure is None
 
 
@@ -78,7 +78,7 @@ def test_a_file_that_has_just_changed_is_read_once_more(tmp_path, time, spare):
         reads.append(path.read_text())
         return reads[-1]
 
-    watched = Watched((path,), read, spare, clock=lambda: time.now, wall=lambda: wall + time.now)
+    watched = WatchedFiles((path,), read, spare, clock=lambda: time.now, wall=lambda: wall + time.now)
     for _ in range(5):
         look(watched, time)
     assert reads == ["one"] * 3
@@ -88,9 +88,9 @@ def test_the_spare_descriptor_reads_when_there_is_no_other(watched, time, tmp_pa
     change = replace(tmp_path / "list", "two")
     with no_descriptors():
         change()
-        assert look(watched, time) is News.CHANGED
+        assert look(watched, time) is Change.CHANGED
         assert watched.value == "two"
-        assert look(watched, time) is News.NONE
+        assert look(watched, time) is Change.NONE
 
 
 def test_without_any_descriptor_it_is_read_as_soon_as_there_is_one(watched, time, spare, tmp_path):
@@ -104,5 +104,5 @@ def test_without_any_descriptor_it_is_read_as_soon_as_there_is_one(watched, time
             look(watched, time)
         assert (watched.value, watched.failure.error.errno) == ("one", errno.EMFILE)
         os.close(taken.pop())
-        assert look(watched, time) is News.CHANGED
+        assert look(watched, time) is Change.CHANGED
     assert (watched.value, watched.failure) == ("two", None)

@@ -4,12 +4,12 @@ import pytest
 
 from varangian.protos.network.address import (
     AddressError,
-    certified,
-    host,
-    joined,
-    listening,
-    loopback,
-    parse,
+    is_loopback,
+    join_host_port,
+    normalise_host,
+    parse_address,
+    parse_certificate_host,
+    parse_listen_host,
 )
 
 
@@ -25,8 +25,8 @@ from varangian.protos.network.address import (
     ],
 )
 def test_an_address_is_a_host_and_a_port(text, found):
-    assert parse(text) == found
-    assert parse(joined(*found)) == found
+    assert parse_address(text) == found
+    assert parse_address(join_host_port(*found)) == found
 
 
 @pytest.mark.parametrize(
@@ -50,24 +50,24 @@ def test_an_address_is_a_host_and_a_port(text, found):
 )
 def test_what_is_no_address_is_refused(text, words):
     with pytest.raises(AddressError) as caught:
-        parse(text)
+        parse_address(text)
     assert words in str(caught.value)
 
 
 def test_a_host_stands_alone():
-    assert [host(name) for name in ("[::1]", "::1", "A.b")] == ["::1", "::1", "a.b"]
+    assert [normalise_host(name) for name in ("[::1]", "::1", "A.b")] == ["::1", "::1", "a.b"]
     with pytest.raises(AddressError, match=r"Leave the port out: server\.example"):
-        host("server.example:50051")
+        normalise_host("server.example:50051")
 
 
 def test_a_certificate_may_be_for_every_name_below_a_domain():
-    assert certified("*.example.org") == "*.example.org"
+    assert parse_certificate_host("*.example.org") == "*.example.org"
     for name in ("*", "*.org", "*.10.0.0.1", "a.*.org"):
         with pytest.raises(AddressError):
-            certified(name)
+            parse_certificate_host(name)
 
 
 def test_a_server_may_listen_everywhere_which_is_beyond_this_machine():
-    assert listening("*") == "*"
-    assert not loopback("*")
-    assert all(map(loopback, ("127.0.0.1", "[::1]", "localhost")))
+    assert parse_listen_host("*") == "*"
+    assert not is_loopback("*")
+    assert all(map(is_loopback, ("127.0.0.1", "[::1]", "localhost")))

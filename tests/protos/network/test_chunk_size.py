@@ -1,7 +1,7 @@
 import itertools
 
 from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT
-from varangian.protos.network.chunk_size import WINDOW, Pace
+from varangian.protos.network.chunk_size import WINDOW, ChunkSize
 
 
 def sent(pace, rate, total):
@@ -16,7 +16,7 @@ def sent(pace, rate, total):
 
 
 def test_a_fast_line_has_large_messages_after_a_window():
-    pace = Pace()
+    pace = ChunkSize()
     sizes, _ = sent(pace, 1e9, 10 << 20)
     small = list(itertools.takewhile(lambda size: size == CHUNK_FLOOR, sizes))
     assert sum(small) == WINDOW
@@ -25,19 +25,19 @@ def test_a_fast_line_has_large_messages_after_a_window():
 
 
 def test_a_line_of_a_kilobyte_a_second_never_has_others():
-    sizes, longest = sent(Pace(), 1000, 1 << 20)
+    sizes, longest = sent(ChunkSize(), 1000, 1 << 20)
     assert set(sizes) == {CHUNK_FLOOR}
     assert longest < 5
 
 
 def test_no_message_takes_long_on_any_line():
     for rate in (2e3, 1e4, 1e5, 1e6, 3e6):
-        _, longest = sent(Pace(), rate, 8 << 20)
+        _, longest = sent(ChunkSize(), rate, 8 << 20)
         assert longest <= max(4 * 0.25, CHUNK_FLOOR / rate)
 
 
 def test_messages_shrink_on_a_line_that_gets_worse():
-    pace = Pace()
+    pace = ChunkSize()
     sent(pace, 1e9, 4 << 20)
     sizes, _ = sent(pace, 1e5, 4 << 20)
     assert sizes[0] == CHUNK_BYTES
@@ -46,7 +46,7 @@ def test_messages_shrink_on_a_line_that_gets_worse():
 
 def test_what_a_buffer_swallows_at_once_says_nothing():
     """A window opens by 32 KB after half a minute in which nothing could be sent."""
-    pace, behind = Pace(), 0
+    pace, behind = ChunkSize(), 0
     for _ in range(200):
         behind += pace.size
         pace.took(pace.size, behind // (32 << 10) * 32.0)
@@ -55,7 +55,7 @@ def test_what_a_buffer_swallows_at_once_says_nothing():
 
 
 def test_who_was_silent_begins_anew():
-    pace = Pace()
+    pace = ChunkSize()
     sent(pace, 1e9, 4 << 20)
     pace.stalled()
     assert pace.size == CHUNK_FLOOR
@@ -64,7 +64,7 @@ def test_who_was_silent_begins_anew():
 
 def test_the_server_says_what_is_large():
     for asked, most in ((1, CHUNK_FLOOR), (1 << 16, 1 << 16), (1 << 30, CHUNK_LIMIT)):
-        pace = Pace()
+        pace = ChunkSize()
         pace.asked(asked)
         sent(pace, 1e9, 32 << 20)
         assert pace.size == most
@@ -73,7 +73,7 @@ def test_the_server_says_what_is_large():
 
 
 def test_the_short_last_message_says_nothing():
-    pace = Pace()
+    pace = ChunkSize()
     sent(pace, 1e9, 4 << 20)
     pace.took(100, 0.0001)
     pace.took(100, 5.0)

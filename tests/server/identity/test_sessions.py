@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varangian.server.identity.presence import Presence
-from varangian.server.identity.sessions import GRACE, IdentityError, Roster, Stranger
+from varangian.server.identity.sessions import GRACE, IdentityError, IdentityRefusal, Sessions
 
 SECRET = b"sixteen bytes ok"
 FIRST, SECOND = "0" * 32, "f" * 32
@@ -24,12 +24,12 @@ def clock():
 
 
 @pytest.fixture
-def roster(clock):
-    return Roster(["w01", "w00"], SECRET, silence=10.0, clock=clock)
+def sessions(clock):
+    return Sessions(["w01", "w00"], SECRET, silence=10.0, clock=clock)
 
 
-def metadata(roster, name="w00", session=FIRST, **changes):
-    values = {"worker": name, "token": roster.token(name), "session": session} | changes
+def metadata(sessions, name="w00", session=FIRST, **changes):
+    values = {"worker": name, "token": sessions.token(name), "session": session} | changes
     return [("user-agent", "x"), *((f"varangian-{key}", value) for key, value in values.items())]
 
 
@@ -40,80 +40,80 @@ def refused(call, *args):
     return caught.value.code
 
 
-def test_a_token_is_an_hmac_of_the_name(roster):
+def test_a_token_is_an_hmac_of_the_name(sessions):
     expected = hmac.new(SECRET, b"varangian worker token\nw00", "sha256").hexdigest()
-    assert roster.token("w00") == expected
-    assert roster.token("w01") != expected
+    assert sessions.token("w00") == expected
+    assert sessions.token("w01") != expected
 
 
-def test_a_worker_that_joined_is_known_by_its_name(roster):
-    assert roster.claim(metadata(roster)) == "w00"
-    assert roster.identify(metadata(roster)) == "w00"
-    assert roster.joined == {"w00"}
+def test_a_worker_that_joined_is_known_by_its_name(sessions):
+    assert sessions.claim(metadata(sessions)) == "w00"
+    assert sessions.identify(metadata(sessions)) == "w00"
+    assert sessions.joined == {"w00"}
 
 
-def test_a_worker_that_has_not_joined_is_refused(roster):
-    assert refused(roster.identify, metadata(roster)) is Stranger.NOT_JOINED
+def test_a_worker_that_has_not_joined_is_refused(sessions):
+    assert refused(sessions.identify, metadata(sessions)) is IdentityRefusal.NOT_JOINED
 
 
-def test_the_token_of_another_worker_is_refused(roster):
-    stolen = metadata(roster, "w00", token=roster.token("w01"))
-    assert refused(roster.claim, stolen) is Stranger.BAD_TOKEN
-    assert roster.joined == frozenset()
+def test_the_token_of_another_worker_is_refused(sessions):
+    stolen = metadata(sessions, "w00", token=sessions.token("w01"))
+    assert refused(sessions.claim, stolen) is IdentityRefusal.BAD_TOKEN
+    assert sessions.joined == frozenset()
 
 
-def test_a_name_that_the_run_does_not_have_is_refused(roster):
-    assert refused(roster.claim, metadata(roster, worker="w02")) is Stranger.UNKNOWN_WORKER
+def test_a_name_that_the_run_does_not_have_is_refused(sessions):
+    assert refused(sessions.claim, metadata(sessions, worker="w02")) is IdentityRefusal.UNKNOWN_WORKER
 
 
 @pytest.mark.parametrize("missing", ["worker", "token", "session"])
-def test_missing_metadata_is_refused(roster, missing):
-    rest = [pair for pair in metadata(roster) if pair[0] != f"varangian-{missing}"]
-    assert refused(roster.claim, rest) is Stranger.UNIDENTIFIED
+def test_missing_metadata_is_refused(sessions, missing):
+    rest = [pair for pair in metadata(sessions) if pair[0] != f"varangian-{missing}"]
+    assert refused(sessions.claim, rest) is IdentityRefusal.UNIDENTIFIED
 
 
 @pytest.mark.parametrize("extra", [("varangian-worker", "w01"), ("varangian-token", b"\x00")])
-def test_repeated_metadata_is_refused(roster, extra):
-    assert refused(roster.claim, [*metadata(roster), extra]) is Stranger.UNIDENTIFIED
+def test_repeated_metadata_is_refused(sessions, extra):
+    assert refused(sessions.claim, [*metadata(sessions), extra]) is IdentityRefusal.UNIDENTIFIED
 
 
 @pytest.mark.parametrize("session", ["", "0" * 31, "0" * 33, "G" * 32, "0" * 32 + "\n"])
-def test_a_session_is_32_hexadecimal_digits(roster, session):
-    assert refused(roster.claim, metadata(roster, session=session)) is Stranger.UNIDENTIFIED
+def test_a_session_is_32_hexadecimal_digits(sessions, session):
+    assert refused(sessions.claim, metadata(sessions, session=session)) is IdentityRefusal.UNIDENTIFIED
 
 
-def test_a_second_process_waits_until_the_first_is_silent(roster, clock):
-    roster.claim(metadata(roster))
+def test_a_second_process_waits_until_the_first_is_silent(sessions, clock):
+    sessions.claim(metadata(sessions))
     clock.now += 9
-    roster.identify(metadata(roster))
+    sessions.identify(metadata(sessions))
     clock.now += 10
-    assert refused(roster.claim, metadata(roster, session=SECOND)) is Stranger.SESSION_TAKEN
-    roster.identify(metadata(roster))
+    assert refused(sessions.claim, metadata(sessions, session=SECOND)) is IdentityRefusal.SESSION_TAKEN
+    sessions.identify(metadata(sessions))
     clock.now += 10.5
-    roster.claim(metadata(roster, session=SECOND))
-    assert roster.identify(metadata(roster, session=SECOND)) == "w00"
-    assert refused(roster.identify, metadata(roster)) is Stranger.SESSION_LOST
+    sessions.claim(metadata(sessions, session=SECOND))
+    assert sessions.identify(metadata(sessions, session=SECOND)) == "w00"
+    assert refused(sessions.identify, metadata(sessions)) is IdentityRefusal.SESSION_LOST
 
 
-def test_a_message_of_an_open_stream_is_a_sign_of_life(roster, clock):
-    roster.claim(metadata(roster))
+def test_a_message_of_an_open_stream_is_a_sign_of_life(sessions, clock):
+    sessions.claim(metadata(sessions))
     for _ in range(3):
         clock.now += 9
-        roster.seen("w00")
-    assert refused(roster.claim, metadata(roster, session=SECOND)) is Stranger.SESSION_TAKEN
+        sessions.seen("w00")
+    assert refused(sessions.claim, metadata(sessions, session=SECOND)) is IdentityRefusal.SESSION_TAKEN
 
 
-def test_joining_again_in_the_same_session_changes_nothing(roster):
-    roster.claim(metadata(roster))
-    assert roster.claim(metadata(roster)) == "w00"
+def test_joining_again_in_the_same_session_changes_nothing(sessions):
+    sessions.claim(metadata(sessions))
+    assert sessions.claim(metadata(sessions)) == "w00"
 
 
-def test_a_refused_call_does_not_keep_a_session_alive(roster, clock):
-    roster.claim(metadata(roster))
+def test_a_refused_call_does_not_keep_a_session_alive(sessions, clock):
+    sessions.claim(metadata(sessions))
     clock.now += 8
-    refused(roster.identify, metadata(roster, token="0" * 64))
+    refused(sessions.identify, metadata(sessions, token="0" * 64))
     clock.now += 8
-    assert roster.claim(metadata(roster, session=SECOND)) == "w00"
+    assert sessions.claim(metadata(sessions, session=SECOND)) == "w00"
 
 
 @given(
@@ -126,66 +126,66 @@ def test_a_refused_call_does_not_keep_a_session_alive(roster, clock):
     )
 )
 def test_whatever_a_stranger_sends_it_stays_a_stranger(pairs):
-    roster = Roster(["w00"], SECRET)
-    refused(roster.claim, pairs)
-    assert roster.joined == frozenset()
+    sessions = Sessions(["w00"], SECRET)
+    refused(sessions.claim, pairs)
+    assert sessions.joined == frozenset()
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a b", "a\n", "../x", "a" * 64, "\x1b[31m"])
 def test_names_that_could_harm_a_log_or_a_path_are_refused(name):
     with pytest.raises(ValueError, match="The name of a worker should be"):
-        Roster([name], SECRET)
+        Sessions([name], SECRET)
 
 
 def test_names_are_unique():
     with pytest.raises(ValueError, match="unique"):
-        Roster(["a", "a"], SECRET)
+        Sessions(["a", "a"], SECRET)
 
 
 def test_a_short_secret_is_refused():
     with pytest.raises(ValueError, match=r"at least 16 bytes\. Found 5"):
-        Roster(["a"], b"short")
+        Sessions(["a"], b"short")
 
 
-def test_a_name_is_free_once_all_connections_of_its_process_are_closed(roster, clock):
-    roster.claim(metadata(roster))
-    with roster.calling("w00", stays=True), roster.calling("w00"):
+def test_a_name_is_free_once_all_connections_of_its_process_are_closed(sessions, clock):
+    sessions.claim(metadata(sessions))
+    with sessions.calling("w00", stays=True), sessions.calling("w00"):
         clock.now += 1000
         # Its connection lives, however busy it is: it is there. The name goes by signs of life.
-        assert roster.present == {"w00"}
-        roster.seen("w00")
-        assert refused(roster.claim, metadata(roster, session=SECOND)) is Stranger.SESSION_TAKEN
+        assert sessions.present == {"w00"}
+        sessions.seen("w00")
+        assert refused(sessions.claim, metadata(sessions, session=SECOND)) is IdentityRefusal.SESSION_TAKEN
     clock.now += GRACE
-    assert roster.present == {"w00"}
-    assert refused(roster.claim, metadata(roster, session=SECOND)) is Stranger.SESSION_TAKEN
+    assert sessions.present == {"w00"}
+    assert refused(sessions.claim, metadata(sessions, session=SECOND)) is IdentityRefusal.SESSION_TAKEN
     clock.now += 0.1
-    assert roster.present == frozenset()
-    roster.claim(metadata(roster, session=SECOND))
-    assert roster.present == {"w00"}
-    assert refused(roster.identify, metadata(roster)) is Stranger.SESSION_LOST
+    assert sessions.present == frozenset()
+    sessions.claim(metadata(sessions, session=SECOND))
+    assert sessions.present == {"w00"}
+    assert refused(sessions.identify, metadata(sessions)) is IdentityRefusal.SESSION_LOST
 
 
-def test_a_line_that_breaks_for_a_moment_makes_nobody_absent(roster, clock):
-    roster.claim(metadata(roster))
-    with roster.calling("w00", stays=True):
+def test_a_line_that_breaks_for_a_moment_makes_nobody_absent(sessions, clock):
+    sessions.claim(metadata(sessions))
+    with sessions.calling("w00", stays=True):
         pass
     clock.now += GRACE
-    with roster.calling("w00", stays=True):
+    with sessions.calling("w00", stays=True):
         clock.now += 1000
-        assert roster.present == {"w00"}
-    roster.identify(metadata(roster))
+        assert sessions.present == {"w00"}
+    sessions.identify(metadata(sessions))
     clock.now += GRACE
-    assert roster.present == {"w00"}
+    assert sessions.present == {"w00"}
 
 
-def test_a_process_that_holds_no_call_open_is_there_until_it_is_silent(roster, clock):
-    roster.claim(metadata(roster))
-    with roster.calling("w00"):
+def test_a_process_that_holds_no_call_open_is_there_until_it_is_silent(sessions, clock):
+    sessions.claim(metadata(sessions))
+    with sessions.calling("w00"):
         pass
     clock.now += 10
-    assert roster.present == {"w00"}
+    assert sessions.present == {"w00"}
     clock.now += 0.1
-    assert roster.present == frozenset()
+    assert sessions.present == frozenset()
 
 
 class Told:
@@ -201,10 +201,10 @@ class Told:
         self.heard.append(f"{worker} present")
 
 
-def test_a_run_hears_once_who_is_gone_and_who_is_back(roster, clock):
+def test_a_run_hears_once_who_is_gone_and_who_is_back(sessions, clock):
     told = Told()
-    presence = Presence(roster, told)
-    roster.claim(metadata(roster))
+    presence = Presence(sessions, told)
+    sessions.claim(metadata(sessions))
     presence.look()
     assert told.heard == [], "w01 may be started late"
     told.round = 1
@@ -212,7 +212,7 @@ def test_a_run_hears_once_who_is_gone_and_who_is_back(roster, clock):
     presence.look()
     assert told.heard == ["w01 absent"]
     clock.now += 11
-    roster.claim(metadata(roster, "w01", session=SECOND))
+    sessions.claim(metadata(sessions, "w01", session=SECOND))
     presence.look()
     presence.look()
     assert told.heard == ["w01 absent", "w00 absent", "w01 present"]

@@ -6,13 +6,13 @@ import socket
 import pytest
 
 from varangian.server.limits import connections
-from varangian.server.limits.connections import Connections, Share, parsed
+from varangian.server.limits.connections import ConnectionLimits, ConnectionShare, parse_peer
 
 
 @pytest.fixture
 def kept(time):
     """Of a run whose port takes 36 connections."""
-    return Connections(1, Share(worker=2, address=3), clock=lambda: time.now)
+    return ConnectionLimits(1, ConnectionShare(worker=2, address=3), clock=lambda: time.now)
 
 
 def peers(host, count, first=1000):
@@ -38,7 +38,7 @@ def called(kept, time, addresses, who, proven=True):
     ],
 )
 def test_the_other_end_as_grpc_writes_it(peer, address):
-    assert parsed(peer) == address
+    assert parse_peer(peer) == address
 
 
 def test_a_caller_keeps_its_newest_connections(kept, time):
@@ -58,10 +58,10 @@ def test_addresses_that_prove_nothing_have_a_share_of_their_own(kept, time):
 def test_who_has_proved_something_on_a_connection_stays_proven_there(kept, time):
     (mine,) = called(kept, time, peers("192.0.2.1", 1), "w00")
     called(kept, time, [mine], "address 192.0.2.1", proven=False)
-    crowd = peers("198.51.100.1", 30)
-    kept.surplus([mine, *crowd])
+    worker_group = peers("198.51.100.1", 30)
+    kept.surplus([mine, *worker_group])
     time.advance(5)
-    assert mine not in kept.surplus([mine, *crowd])
+    assert mine not in kept.surplus([mine, *worker_group])
 
 
 def test_in_a_crowd_strangers_are_left_a_quarter_and_the_fullest_address_pays(kept, time):
@@ -94,7 +94,7 @@ def test_closing_ends_the_connection_of_that_address_and_no_other():
         port = listener.getsockname()[1]
         ends = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
         held = [listener.accept()[0] for _ in ends]
-        kept = Connections(1, Share(worker=1))
+        kept = ConnectionLimits(1, ConnectionShare(worker=1))
         for end in ends:
             kept.called("ipv4:{}:{}".format(*end.getsockname()), "w00", True)
         assert set(connections.sockets(port)) == {end.getsockname() for end in ends}

@@ -5,17 +5,17 @@ from varangian.server.limits.quotas import (
     JOINS_PER_SECOND,
     LATE,
     RELIEF,
-    Bucket,
     Calls,
     CutOffError,
-    Quota,
-    Rations,
+    RoundQuotas,
+    StreamQuota,
+    TokenBucket,
 )
 
 
 @pytest.fixture
 def rations(time):
-    return Rations(uploads=3, downloads=2, joins=4, clock=lambda: time.now)
+    return RoundQuotas(uploads=3, downloads=2, joins=4, clock=lambda: time.now)
 
 
 def code(call, *args):
@@ -25,7 +25,7 @@ def code(call, *args):
 
 
 def test_a_bucket_holds_so_much_and_fills_at_its_rate(time):
-    bucket = Bucket(rate=2.0, most=3.0, clock=lambda: time.now)
+    bucket = TokenBucket(rate=2.0, most=3.0, clock=lambda: time.now)
     assert [bucket.try_to_take() for _ in range(4)] == [True, True, True, False]
     time.advance(0.4)
     assert not bucket.try_to_take()
@@ -36,7 +36,7 @@ def test_a_bucket_holds_so_much_and_fills_at_its_rate(time):
 
 
 def test_what_is_taken_before_it_is_there_is_waited_for(time):
-    bucket = Bucket(rate=50.0, most=2.0, clock=lambda: time.now)
+    bucket = TokenBucket(rate=50.0, most=2.0, clock=lambda: time.now)
     assert [round(bucket.take(), 6) for _ in range(4)] == [0.0, 0.0, 0.02, 0.04]
     time.advance(0.04)
     assert round(bucket.take(), 6) == 0.02
@@ -72,7 +72,7 @@ def test_joins_come_by_and_by(rations, time):
 
 
 def test_a_stream_makes_room_when_it_ends(rations):
-    quota = Quota(1)
+    quota = StreamQuota(1)
     with quota.stream("w00"):
         with pytest.raises(Refused), quota.stream("w00"):
             pass

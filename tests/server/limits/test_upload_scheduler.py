@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from tests.extent import patience
 
-from varangian.server.limits.upload_scheduler import Gate
+from varangian.server.limits.upload_scheduler import UploadScheduler
 
 
 def scenario(test):
@@ -21,7 +21,7 @@ async def settle():
 
 @scenario
 async def test_no_more_than_its_seats_are_taken_and_the_longest_waiting_comes_next():
-    gate, diary = Gate(seats=2, turn=60.0, share=1 << 20), []
+    gate, diary = UploadScheduler(seats=2, turn=60.0, share=1 << 20), []
     leave = [asyncio.Event() for _ in range(5)]
 
     async def visit(i):
@@ -43,7 +43,7 @@ async def test_no_more_than_its_seats_are_taken_and_the_longest_waiting_comes_ne
 
 @scenario
 async def test_who_sits_for_longer_than_a_turn_gives_way_and_queues_again():
-    gate, diary = Gate(seats=1, turn=0.01, share=1 << 20), []
+    gate, diary = UploadScheduler(seats=1, turn=0.01, share=1 << 20), []
 
     async def busy(name, messages):
         async with gate.seat() as seat:
@@ -59,7 +59,7 @@ async def test_who_sits_for_longer_than_a_turn_gives_way_and_queues_again():
 
 @scenario
 async def test_who_listens_in_vain_loses_the_seat_without_doing_anything():
-    gate = Gate(seats=1, turn=60.0, share=1 << 20)
+    gate = UploadScheduler(seats=1, turn=60.0, share=1 << 20)
     async with gate.seat() as stalled:
         await stalled.listen()
         async with gate.seat() as other:
@@ -73,7 +73,7 @@ async def test_who_listens_in_vain_loses_the_seat_without_doing_anything():
 
 @scenario
 async def test_who_is_busy_keeps_the_seat():
-    gate = Gate(seats=1, turn=60.0, share=1 << 20)
+    gate = UploadScheduler(seats=1, turn=60.0, share=1 << 20)
     async with gate.seat() as busy:
         await busy.listen()
         await busy.heard(1)
@@ -85,7 +85,7 @@ async def test_who_is_busy_keeps_the_seat():
 
 @scenario
 async def test_a_turn_is_so_many_bytes_too_and_rows_grow_together():
-    gate, rows = Gate(seats=2, turn=60.0, share=4), dict.fromkeys("abcde", 0)
+    gate, rows = UploadScheduler(seats=2, turn=60.0, share=4), dict.fromkeys("abcde", 0)
 
     async def upload(name):
         async with gate.seat() as seat:
@@ -102,7 +102,7 @@ async def test_a_turn_is_so_many_bytes_too_and_rows_grow_together():
 
 @scenario
 async def test_nobody_gives_way_to_nobody():
-    gate = Gate(seats=1, turn=0.005, share=1 << 20)
+    gate = UploadScheduler(seats=1, turn=0.005, share=1 << 20)
     async with gate.seat() as seat:
         await asyncio.sleep(0.03)
         assert gate.waiting == 0
@@ -115,7 +115,7 @@ async def test_nobody_gives_way_to_nobody():
 def test_a_seat_is_free_again_however_its_upload_ends(seated):
     @scenario
     async def story():
-        gate = Gate(seats=1, turn=60.0, share=1 << 20)
+        gate = UploadScheduler(seats=1, turn=60.0, share=1 << 20)
         async with gate.seat():
             waiting = asyncio.create_task(hold(gate))
             await settle()

@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from varangian.server.observability.record import RoundRecord, Scores, is_due, of_skip, of_step
+from varangian.server.observability.record import (
+    RoundRecord,
+    Scores,
+    evaluation_is_due,
+    record_of_skip,
+    record_of_step,
+)
 from varangian.server.protocol.events import Skip
 from varangian.server.training.learner import Step
 
@@ -35,7 +41,7 @@ def parsed(record: RoundRecord):
 
 
 def test_a_committed_round():
-    record = of_step(
+    record = record_of_step(
         7,
         STEP,
         missing=["w03"],
@@ -74,13 +80,13 @@ def test_a_committed_round():
 
 
 def test_a_round_without_evaluation_has_no_loss():
-    record = parsed(of_step(7, STEP))
+    record = parsed(record_of_step(7, STEP))
     assert (record["loss"], record["accuracy"]) == (None, None)
 
 
 def test_a_skipped_round():
     skip = Skip(3, ("w00",), {"w01": "not finite"}, ("w02",), 10.0, "too few")
-    record = parsed(of_skip(skip, (1.0, 0.5)))
+    record = parsed(record_of_skip(skip, (1.0, 0.5)))
     assert record["skipped"] == "too few"
     assert (record["dropped"], record["missing"]) == ({"w01": "not finite"}, ["w02"])
     assert (record["weights"], record["update_norm"], record["lr"]) == (None, None, None)
@@ -89,7 +95,7 @@ def test_a_skipped_round():
 
 
 def test_numbers_without_a_word_in_json_become_null():
-    record = parsed(of_step(0, STEP, evaluation=(NAN, -INF), seconds={"wait": INF}))
+    record = parsed(record_of_step(0, STEP, evaluation=(NAN, -INF), seconds={"wait": INF}))
     assert (record["loss"], record["accuracy"], record["seconds"]["wait"]) == (None, None, None)
 
 
@@ -124,19 +130,19 @@ def test_hostile_names_and_reasons_stay_text(hostile: str):
 
 def test_numbers_come_back_exactly():
     value = 0.1 + 0.2
-    assert parsed(of_step(0, STEP, evaluation=(value, value)))["loss"] == value
+    assert parsed(record_of_step(0, STEP, evaluation=(value, value)))["loss"] == value
 
 
 @pytest.mark.parametrize(
     ("every", "due"), [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [2, 5, 6]), (7, [6]), (100, [6])]
 )
 def test_evaluations_are_due_every_so_often_and_after_the_last_round(every: int, due: list[int]):
-    assert [round for round in range(7) if is_due(round, 7, every)] == due
+    assert [round for round in range(7) if evaluation_is_due(round, 7, every)] == due
 
 
 def test_scores_of_the_average_are_there_where_it_is():
-    record = of_step(0, STEP, evaluation=Scores(1.0, 0.5, 0.75, 0.625))
+    record = record_of_step(0, STEP, evaluation=Scores(1.0, 0.5, 0.75, 0.625))
     assert (record.ema_loss, record.ema_accuracy) == (0.75, 0.625)
     assert record.scores == Scores(1.0, 0.5, 0.75, 0.625)
-    assert of_step(0, STEP, evaluation=(1.0, 0.5)).scores == Scores(1.0, 0.5)
-    assert of_step(0, STEP).scores == Scores()
+    assert record_of_step(0, STEP, evaluation=(1.0, 0.5)).scores == Scores(1.0, 0.5)
+    assert record_of_step(0, STEP).scores == Scores()

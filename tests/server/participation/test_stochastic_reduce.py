@@ -14,7 +14,7 @@ from varangian.aggregators import Aggregator, Mean
 from varangian.aggregators.graphs import Complete, Exponential, Graph, OnePeer, Ring
 from varangian.aggregators.graphs.base import Links
 from varangian.aggregators.graphs.links import Static
-from varangian.server.participation.selection import Everyone, Neighbourhoods
+from varangian.server.participation.selection import Everyone, NeighbourhoodSelection
 from varangian.server.protocol.events import (
     Close,
     Committed,
@@ -27,7 +27,7 @@ from varangian.server.protocol.events import (
     Worker,
 )
 from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import Choice, ParticipationPolicy
+from varangian.server.protocol.state import RunPolicy, Selection
 
 N, D = 16, 8
 WORKERS = tuple(f"w{i:02}" for i in range(N))
@@ -56,8 +56,8 @@ class Quadratic:
 class Training:
     """A run without time: who is invited answers at once, and asks for the next model."""
 
-    def __init__(self, choice: Choice, settle: float) -> None:
-        policy = ParticipationPolicy(
+    def __init__(self, choice: Selection, settle: float) -> None:
+        policy = RunPolicy(
             WORKERS, rounds=10**6, quorum=1, deadline=1.0, shortfall="wait", f=0, choice=choice
         )
         self.machine = ParticipationMachine(policy)
@@ -89,7 +89,7 @@ class Training:
                 pass
 
 
-def trained(choice: Choice, pushes: int, settle: float = 20 * N) -> tuple[Tensor, int]:
+def trained(choice: Selection, pushes: int, settle: float = 20 * N) -> tuple[Tensor, int]:
     """Where so many pushes lead, with a rate that halves after the first `settle`; and how many rounds."""
     training = Training(choice, settle)
     while training.pushed < pushes:
@@ -108,15 +108,15 @@ def error(x: Tensor) -> float:
     [
         (Everyone(), 16),
         # Graphs that change are the harder ones.
-        pytest.param(Neighbourhoods(Complete()), 16, marks=pytest.mark.exhaustive),
-        pytest.param(Neighbourhoods(Exponential()), 5, marks=pytest.mark.exhaustive),
-        (Neighbourhoods(Exponential(), tau=0), 5),
-        pytest.param(Neighbourhoods(Ring()), 3, marks=pytest.mark.exhaustive),
-        pytest.param(Neighbourhoods(OnePeer(), tau=0), 2, marks=pytest.mark.exhaustive),
+        pytest.param(NeighbourhoodSelection(Complete()), 16, marks=pytest.mark.exhaustive),
+        pytest.param(NeighbourhoodSelection(Exponential()), 5, marks=pytest.mark.exhaustive),
+        (NeighbourhoodSelection(Exponential(), tau=0), 5),
+        pytest.param(NeighbourhoodSelection(Ring()), 3, marks=pytest.mark.exhaustive),
+        pytest.param(NeighbourhoodSelection(OnePeer(), tau=0), 2, marks=pytest.mark.exhaustive),
     ],
     ids=repr,
 )
-def test_neighbourhoods_converge_to_what_all_converge_to(choice: Choice, size: int):
+def test_neighbourhoods_converge_to_what_all_converge_to(choice: Selection, size: int):
     x, rounds = trained(choice, PUSHES)
     assert error(x) < CLOSE
     assert rounds == -(-PUSHES // size)  # so many workers push in each
@@ -127,8 +127,8 @@ def test_neighbourhoods_converge_to_what_all_converge_to(choice: Choice, size: i
 )
 def test_at_a_constant_rate_they_circle_around_it(graph: Graph):
     """What is left falls with the rate, and with nothing else."""
-    early, _ = trained(Neighbourhoods(graph, tau=0), PUSHES // 4, settle=math.inf)
-    late, _ = trained(Neighbourhoods(graph, tau=0), PUSHES // 2, settle=math.inf)
+    early, _ = trained(NeighbourhoodSelection(graph, tau=0), PUSHES // 4, settle=math.inf)
+    late, _ = trained(NeighbourhoodSelection(graph, tau=0), PUSHES // 2, settle=math.inf)
     assert min(error(early), error(late)) > 5 * CLOSE
     assert error(late) == pytest.approx(error(early), rel=0.5)
 
@@ -141,7 +141,7 @@ class Star(Static):
 
 
 def test_a_graph_in_which_some_are_heard_more_often_converges_to_something_else():
-    star = Neighbourhoods(Star(), tau=0)
+    star = NeighbourhoodSelection(Star(), tau=0)
     assert star.group(N, 9) == (0, 1, 2, 3, 9)
     x, _ = trained(star, PUSHES // 4)
     assert error(x) > 10 * CLOSE

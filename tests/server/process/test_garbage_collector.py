@@ -1,6 +1,6 @@
 import gc
 
-from varangian.server.process.garbage_collector import left_alone
+from varangian.server.process.garbage_collector import frozen_garbage_collector
 
 
 class Ring:
@@ -19,7 +19,7 @@ def test_what_was_there_before_is_looked_at_again_afterwards_and_what_comes_mean
     gc.collect()
     Ring.freed = 0
     Ring()
-    with left_alone():
+    with frozen_garbage_collector():
         gc.collect()
         assert Ring.freed == 0
         Ring()

@@ -2,14 +2,14 @@
 
 import asyncio
 
-from varangian.server.process.heartbeat import beating
+from varangian.server.process.heartbeat import touch_heartbeat
 
 
 def test_the_file_is_touched_again_and_again_and_gone_at_the_end(tmp_path):
     path = tmp_path / "serving"
 
     async def story():
-        async with beating(path, period=0.01):
+        async with touch_heartbeat(path, period=0.01):
             while not path.exists():
                 await asyncio.sleep(0.01)
             path.unlink()  # whatever happens to it
@@ -22,7 +22,7 @@ def test_the_file_is_touched_again_and_again_and_gone_at_the_end(tmp_path):
 
 def test_a_file_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, caplog):
     async def story():
-        async with beating(tmp_path / "none" / "serving", period=0.001):
+        async with touch_heartbeat(tmp_path / "none" / "serving", period=0.001):
             while not caplog.messages:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.02)

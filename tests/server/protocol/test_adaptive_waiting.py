@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.extent import examples
 
-from varangian.server.protocol.adaptive_waiting import REST, Pace, Waiting
+from varangian.server.protocol.adaptive_waiting import REST, AdaptiveWaiting, WaitingHistory
 from varangian.server.protocol.events import (
     Close,
     Committed,
@@ -29,7 +29,7 @@ from varangian.server.protocol.synchronous import RoundMachine
 N, F = 7, 2
 NAMES = tuple(f"w{i:02}" for i in range(N))
 HONEST, BYZANTINE = NAMES[: N - F], NAMES[N - F :]
-WAITING = Waiting(3.0, 10.0, 3)
+WAITING = AdaptiveWaiting(3.0, 10.0, 3)
 POLICY = RoundPolicy(NAMES, 1000, N - F, 60.0, "wait", F, waiting=WAITING)
 NEVER = float("inf")
 
@@ -143,11 +143,11 @@ def test_a_worker_that_comes_back_is_waited_for_again():
 
 
 def test_waiting_never_shortens_what_a_slow_quorum_of_the_last_rounds_asks_for():
-    pace = Pace(recent=(1.0, 15.0, 2.0))
+    pace = WaitingHistory(recent=(1.0, 15.0, 2.0))
     assert pace.span(WAITING, 0.1, 60.0) == 45.0
     assert pace.span(WAITING, 30.0, 60.0) == 60.0
-    assert Pace().span(WAITING, 0.1, 60.0) == 10.0
-    assert Pace().span(replace(WAITING, factor=None), 0.1, 60.0) == 60.0
+    assert WaitingHistory().span(WAITING, 0.1, 60.0) == 10.0
+    assert WaitingHistory().span(replace(WAITING, factor=None), 0.1, 60.0) == 60.0
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,14 @@ def test_no_f_workers_cut_off_an_honest_one_that_is_within_the_factor(played):
 @given(
     st.lists(st.lists(ANYTHING, min_size=N, max_size=N), min_size=1, max_size=12),
     st.integers(1, N),
-    st.sampled_from([WAITING, Waiting(1.0, 0.0, 1), Waiting(None, 0.0, 2), Waiting(2.0, 5.0, None)]),
+    st.sampled_from(
+        [
+            WAITING,
+            AdaptiveWaiting(1.0, 0.0, 1),
+            AdaptiveWaiting(None, 0.0, 2),
+            AdaptiveWaiting(2.0, 5.0, None),
+        ]
+    ),
 )
 @settings(max_examples=examples(400, 60), deadline=None)
 def test_whatever_happens_a_round_keeps_its_promises(history, quorum, waiting):

@@ -14,7 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.extent import examples
 
 from varangian.aggregators.graphs import OnePeer, Ring
-from varangian.server.participation.selection import Buffered, Everyone, Neighbourhoods, Oldest
+from varangian.server.participation.selection import (
+    BufferSelection,
+    Everyone,
+    LongestAbsent,
+    NeighbourhoodSelection,
+)
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol.events import (
     Absent,
@@ -44,7 +49,7 @@ from varangian.server.protocol.events import (
     Withdraw,
 )
 from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import Choice, ParticipationPolicy
+from varangian.server.protocol.state import RunPolicy, Selection
 
 WORKERS = ("w00", "w01", "w02", "w03")
 NAMES = st.sampled_from(WORKERS)
@@ -54,14 +59,14 @@ DEADLINE = 5.0
 F = 1
 CHOICES = (
     Everyone(),
-    Oldest(k=1),
-    Oldest(k=2),
-    Oldest(k=3, gather=2.0),
-    Neighbourhoods(Ring()),
-    Neighbourhoods(Ring(), tau=1),
-    Neighbourhoods(OnePeer()),
-    Buffered(size=2, tau=0),
-    Buffered(size=3, tau=2, staleness=Polynomial()),
+    LongestAbsent(k=1),
+    LongestAbsent(k=2),
+    LongestAbsent(k=3, gather=2.0),
+    NeighbourhoodSelection(Ring()),
+    NeighbourhoodSelection(Ring(), tau=1),
+    NeighbourhoodSelection(OnePeer()),
+    BufferSelection(size=2, tau=0),
+    BufferSelection(size=3, tau=2, staleness=Polynomial()),
 )
 
 
@@ -107,10 +112,8 @@ class Histories(RuleBasedStateMachine):
         quorum=st.integers(1, 4),
         shortfall=st.sampled_from(["wait", "skip", "fail"]),
     )
-    def start(self, choice: Choice, quorum: int, shortfall: str) -> None:
-        policy = ParticipationPolicy(
-            WORKERS, 10**6, quorum, DEADLINE, shortfall, F, max_skips=12, choice=choice
-        )
+    def start(self, choice: Selection, quorum: int, shortfall: str) -> None:
+        policy = RunPolicy(WORKERS, 10**6, quorum, DEADLINE, shortfall, F, max_skips=12, choice=choice)
         self.machine = ParticipationMachine(policy)
         self.now = 0.0
         self.history: list[tuple[Event, tuple[Effect, ...]]] = []
@@ -363,7 +366,7 @@ class Histories(RuleBasedStateMachine):
         assert not state.uploads.keys() & state.held.keys()
         assert not state.invited.keys() & (state.held.keys() | state.faults.keys())
         choice, punctual = self.machine.policy.choice, self.phase is Phase.OPEN and not state.overdue
-        if isinstance(choice, Oldest) and punctual:
+        if isinstance(choice, LongestAbsent) and punctual:
             assert len(state.invited) + len(state.held) + len(state.faults) <= choice.k
 
     @invariant()
@@ -404,7 +407,7 @@ class Histories(RuleBasedStateMachine):
 
     def all_served(self, used: set[tuple[str, int]]) -> bool:
         """Where it is first come, first served, those who are faster may be served alone."""
-        if isinstance(self.machine.policy.choice, Buffered):
+        if isinstance(self.machine.policy.choice, BufferSelection):
             return len(used) >= 10
         return all(sum(name == worker for name, _ in used) >= 2 for worker in WORKERS)
 

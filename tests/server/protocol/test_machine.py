@@ -21,11 +21,11 @@ from varangian.aggregators.graphs import (
     Ring,
 )
 from varangian.server.participation.selection import (
-    Buffered,
+    BufferSelection,
     Everyone,
-    Neighbourhoods,
-    Oldest,
-    oldest,
+    LongestAbsent,
+    NeighbourhoodSelection,
+    longest_absent,
     staleness_bound,
 )
 from varangian.server.participation.staleness import Polynomial
@@ -59,18 +59,18 @@ from varangian.server.protocol.events import (
     Tick,
 )
 from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import Choice, ParticipationPolicy
+from varangian.server.protocol.state import RunPolicy, Selection
 
 A, B = b"a" * 16, b"b" * 16
 WORKERS = ("w00", "w01", "w02", "w03")
 
 
-def policy(choice: Choice, **fields: object) -> ParticipationPolicy:
+def policy(choice: Selection, **fields: object) -> RunPolicy:
     usual = {"workers": WORKERS, "rounds": 100, "quorum": 1, "deadline": 10.0, "shortfall": "wait", "f": 1}
-    return ParticipationPolicy(**usual | fields, choice=choice)
+    return RunPolicy(**usual | fields, choice=choice)
 
 
-def machine(choice: Choice, **fields: object) -> ParticipationMachine:
+def machine(choice: Selection, **fields: object) -> ParticipationMachine:
     return ParticipationMachine(policy(choice, **fields))
 
 
@@ -137,7 +137,7 @@ def test_everyone_is_invited_and_the_round_ends_with_the_last_answer():
 
 
 def test_who_asks_again_because_the_answer_was_lost_gets_the_same_answer():
-    m = machine(Oldest(k=1))
+    m = machine(LongestAbsent(k=1))
     assert ready(m, "w00", "w01") == ["w00"]
     before = m.state
     assert play(m, Ready("w00", 0, 0.0)) == [Invite("w00", 0)]
@@ -155,11 +155,11 @@ def test_who_has_answered_waits_for_the_next_round():
 
 
 def test_the_run_ends_after_its_rounds_or_when_it_is_stopped():
-    m = machine(Oldest(k=1), rounds=1)
+    m = machine(LongestAbsent(k=1), rounds=1)
     ready(m, "w00")
     push(m, "w00")
     assert play(m, Committed(0, 1.0)) == [Finish("all 1 rounds are done")]
-    m = machine(Oldest(k=1))
+    m = machine(LongestAbsent(k=1))
     ready(m, "w00")
     play(m, Offer("w00", 0, A, 0.0))
     assert play(m, Stop("stopped on request", 1.0)) == [Finish("stopped on request")]
@@ -174,7 +174,7 @@ def test_the_run_ends_after_its_rounds_or_when_it_is_stopped():
 
 
 def test_a_push_without_an_invitation_is_refused():
-    m = machine(Oldest(k=1))
+    m = machine(LongestAbsent(k=1))
     assert ready(m, "w00", "w01") == ["w00"]
     for event in (Offer("w01", 0, A, 0.0), Fault("w01", 0, "x", 0.0)):
         assert refusal(m, event) is Refusal.NOT_INVITED
@@ -195,7 +195,7 @@ def test_columns_as_they_come_are_not_for_vectors_of_several_rounds():
 
 
 def test_a_retry_counts_once_while_it_waits_while_it_is_read_and_after_it_was_used():
-    m = machine(Oldest(k=2))
+    m = machine(LongestAbsent(k=2))
     ready(m, *WORKERS)
 
     def retried() -> None:
@@ -213,7 +213,7 @@ def test_a_retry_counts_once_while_it_waits_while_it_is_read_and_after_it_was_us
 
 def test_a_retry_hears_the_same_when_the_round_of_its_vector_came_to_nothing():
     """Who sends deltas would send what was taken of this one once more."""
-    m = machine(Oldest(k=2), quorum=2, shortfall="skip")
+    m = machine(LongestAbsent(k=2), quorum=2, shortfall="skip")
     ready(m, "w00", "w01")
     push(m, "w00")
     the(Skip, play(m, Tick(10.0)))
@@ -256,7 +256,7 @@ def test_who_declines_is_not_waited_for_and_asks_for_the_next_round():
 
 
 def test_a_round_that_too_many_decline_is_skipped_at_once():
-    m = machine(Oldest(k=2), quorum=2, fixed=True, workers=WORKERS[:2])
+    m = machine(LongestAbsent(k=2), quorum=2, fixed=True, workers=WORKERS[:2])
     ready(m, "w00", "w01")
     push(m, "w00")
     skip = the(Skip, play(m, Decline("w01", 0, "x", 1.0)))
@@ -264,15 +264,15 @@ def test_a_round_that_too_many_decline_is_skipped_at_once():
 
 
 def test_who_declines_while_others_are_aggregated_has_declined_the_next_round():
-    m = machine(Buffered(size=2, tau=2))
+    m = machine(BufferSelection(size=2, tau=2))
     ready(m, *WORKERS)
     the(Close, push(m, "w00", "w01"))
     assert play(m, Decline("w02", 0, "x", 1.0), Committed(0, 1.0)) == [Open(1)]
     assert m.state.declined == {"w02": "x"}
 
 
-@pytest.mark.parametrize("choice", [Oldest(k=4), Neighbourhoods(Complete())])
-def test_an_absent_worker_costs_no_deadline_until_it_is_back(choice: Choice):
+@pytest.mark.parametrize("choice", [LongestAbsent(k=4), NeighbourhoodSelection(Complete())])
+def test_an_absent_worker_costs_no_deadline_until_it_is_back(choice: Selection):
     m = machine(choice, quorum=3)
     ready(m, *WORKERS)
     push(m, "w00", "w01", "w02")
@@ -294,7 +294,9 @@ def at_least(least: int) -> Condition:
 
 
 def test_a_round_below_what_the_rule_asks_for_waits_for_workers_that_start_late():
-    m = machine(Oldest(k=4), quorum=3, requires=at_least(3), workers=tuple(f"w{i:02}" for i in range(6)))
+    m = machine(
+        LongestAbsent(k=4), quorum=3, requires=at_least(3), workers=tuple(f"w{i:02}" for i in range(6))
+    )
     assert ready(m, "w00", "w01") == ["w00", "w01"]
     assert push(m, "w00", "w01") == []
     assert play(m, Tick(10.0)) == []  # and it still waits
@@ -304,10 +306,14 @@ def test_a_round_below_what_the_rule_asks_for_waits_for_workers_that_start_late(
 
 
 @pytest.mark.parametrize(
-    "choice", [Everyone(), Oldest(k=4), Buffered(size=4, tau=9), Neighbourhoods(Complete())], ids=repr
+    "choice",
+    [Everyone(), LongestAbsent(k=4), BufferSelection(size=4, tau=9), NeighbourhoodSelection(Complete())],
+    ids=repr,
 )
 @pytest.mark.parametrize("shortfall", ["wait", "skip", "fail"])
-def test_no_participation_closes_a_round_that_the_rule_has_a_word_against(choice: Choice, shortfall: str):
+def test_no_participation_closes_a_round_that_the_rule_has_a_word_against(
+    choice: Selection, shortfall: str
+):
     m = machine(choice, quorum=1, shortfall=shortfall, requires=at_least(3))
     ready(m, *WORKERS)
     push(m, "w00", "w01")
@@ -320,7 +326,7 @@ def test_no_participation_closes_a_round_that_the_rule_has_a_word_against(choice
 
 
 def test_a_quorum_that_was_asked_for_is_never_lowered():
-    m = machine(Oldest(k=4), quorum=3, fixed=True)
+    m = machine(LongestAbsent(k=4), quorum=3, fixed=True)
     ready(m, "w00", "w01")
     assert push(m, "w00", "w01") == []
     assert play(m, Tick(10.0)) == []
@@ -352,7 +358,7 @@ def test_one_upload_at_a_time_also_when_it_outlives_its_round():
 
 
 def test_a_digest_may_come_at_the_end():
-    m = machine(Oldest(k=1))
+    m = machine(LongestAbsent(k=1))
     ready(m, "w00")
     assert play(m, Offer("w00", 0, b"", 0.0))[0] == Accept("w00", 0)
     assert play(m, Push("w00", 0, A, 0.0))[0] == Accept("w00", 0)
@@ -360,7 +366,7 @@ def test_a_digest_may_come_at_the_end():
 
 
 def test_who_is_heard_of_before_its_dead_upload_ends_is_answered_then():
-    m = machine(Oldest(k=1))
+    m = machine(LongestAbsent(k=1))
     ready(m, "w00", "w01")
     play(m, Offer("w00", 0, A, 0.0))
     assert ready(m, "w00") == []
@@ -373,7 +379,7 @@ def test_who_is_heard_of_before_its_dead_upload_ends_is_answered_then():
 
 
 def test_who_leaves_while_its_upload_is_open_keeps_its_place():
-    m = machine(Oldest(k=1))
+    m = machine(LongestAbsent(k=1))
     ready(m, "w00", "w01")
     play(m, Offer("w00", 0, A, 0.0))
     assert play(m, Left("w00", 0.0)) == []
@@ -405,7 +411,7 @@ def test_at_the_deadline_a_quorum_is_enough():
 
 
 def test_below_the_quorum_the_round_is_skipped_or_the_run_fails():
-    m = machine(Oldest(k=2), quorum=2, shortfall="skip", max_skips=2)
+    m = machine(LongestAbsent(k=2), quorum=2, shortfall="skip", max_skips=2)
     ready(m, "w00", "w01")
     push(m, "w00")
     skip, opened = play(m, Tick(10.0))
@@ -415,14 +421,14 @@ def test_below_the_quorum_the_round_is_skipped_or_the_run_fails():
     *_, finish = play(m, Tick(20.0))
     assert isinstance(finish, Finish)
     assert finish.reason.startswith("2 rounds in a row had no update; the last, round 1: 0 of 2 answers")
-    m = machine(Oldest(k=2), quorum=2, shortfall="fail")
+    m = machine(LongestAbsent(k=2), quorum=2, shortfall="fail")
     ready(m, "w00", "w01")
     skip, finish = play(m, Tick(10.0))
     assert finish == Finish(skip.because)
 
 
 def test_an_update_in_between_starts_the_count_of_skips_again():
-    m = machine(Oldest(k=1), shortfall="skip", max_skips=2)
+    m = machine(LongestAbsent(k=1), shortfall="skip", max_skips=2)
     ready(m, "w00")
     play(m, Tick(10.0))
     ready(m, "w00")
@@ -443,7 +449,7 @@ def test_more_faults_than_f_skip_the_round():
 
 
 def test_a_closed_round_that_came_to_nothing_has_used_its_vectors():
-    m = machine(Oldest(k=1))
+    m = machine(LongestAbsent(k=1))
     ready(m, "w00")
     close = the(Close, push(m, "w00"))
     ready(m, "w01")
@@ -459,7 +465,7 @@ def test_a_closed_round_that_came_to_nothing_has_used_its_vectors():
 
 
 def test_a_worker_that_wants_a_later_round_is_away_until_then():
-    m = machine(Oldest(k=2), workers=WORKERS[:2])
+    m = machine(LongestAbsent(k=2), workers=WORKERS[:2])
     assert play(m, Ready("w01", 2, 0.0), Ready("w00", 0, 0.0)) == [Invite("w00", 0)]
     for round in range(2):  # and nobody waits for it
         close = the(Close, push(m, "w00"))
@@ -471,7 +477,7 @@ def test_a_worker_that_wants_a_later_round_is_away_until_then():
 
 
 def test_rounds_in_which_all_are_away_pass_at_once():
-    m = machine(Oldest(k=1), workers=WORKERS[:2])
+    m = machine(LongestAbsent(k=1), workers=WORKERS[:2])
     assert play(m, Ready("w00", 3, 0.0)) == []  # the other may come
     skips = play(m, Ready("w01", 2, 0.0))
     assert [type(effect) for effect in skips] == [Skip, Open, Skip, Open, Invite]
@@ -483,7 +489,7 @@ def test_rounds_in_which_all_are_away_pass_at_once():
 
 
 def test_a_run_whose_workers_are_all_away_for_too_long_ends():
-    m = machine(Oldest(k=1), workers=WORKERS[:2], max_skips=3)
+    m = machine(LongestAbsent(k=1), workers=WORKERS[:2], max_skips=3)
     effects = play(m, Ready("w00", 9, 0.0), Ready("w01", 9, 0.0))
     assert effects[-1].reason.startswith("3 rounds in a row had no update")
 
@@ -505,15 +511,15 @@ def test_nobody_waits_longer_than_the_deadline_for_the_silent_while_others_wait_
 
 def test_whoever_was_away_longest_is_chosen_and_ties_go_by_name():
     last = {"w00": 3, "w01": 1, "w03": 1}
-    assert oldest(WORKERS, last, 1) == ("w02",)
-    assert oldest(WORKERS, last, 3) == ("w01", "w02", "w03")
-    assert oldest(("w00", "w03", "w01"), last, 1) == ("w01",)
-    assert oldest((), last, 2) == ()
-    assert oldest(WORKERS, {}, 2) == ("w00", "w01")
+    assert longest_absent(WORKERS, last, 1) == ("w02",)
+    assert longest_absent(WORKERS, last, 3) == ("w01", "w02", "w03")
+    assert longest_absent(("w00", "w03", "w01"), last, 1) == ("w01",)
+    assert longest_absent((), last, 2) == ()
+    assert longest_absent(WORKERS, {}, 2) == ("w00", "w01")
 
 
 def test_a_seat_that_is_left_goes_to_the_next_but_one_that_is_kept_does_not():
-    m = machine(Oldest(k=2))
+    m = machine(LongestAbsent(k=2))
     assert ready(m, "w00", "w01", "w02", "w03") == ["w00", "w01"]
     assert play(m, Left("w00", 0.0)) == [Invite("w02", 0)]
     push(m, "w01")
@@ -522,7 +528,7 @@ def test_a_seat_that_is_left_goes_to_the_next_but_one_that_is_kept_does_not():
 
 
 def test_a_seat_that_nobody_takes_is_not_waited_for():
-    m = machine(Oldest(k=3), quorum=3)
+    m = machine(LongestAbsent(k=3), quorum=3)
     assert ready(m, "w00", "w01") == ["w00", "w01"]
     push(m, "w00")
     close = the(Close, play(m, Left("w01", 0.0)))
@@ -531,7 +537,7 @@ def test_a_seat_that_nobody_takes_is_not_waited_for():
 
 def test_a_quorum_tolerates_as_many_silent_ones_whether_or_not_all_seats_are_taken():
     for there in (4, 3, 2):
-        m = machine(Oldest(k=4), quorum=3)
+        m = machine(LongestAbsent(k=4), quorum=3)
         ready(m, *WORKERS[:there])
         push(m, *WORKERS[2:there])
         assert play(m, Tick(10.0)) == []
@@ -542,7 +548,7 @@ def test_a_quorum_tolerates_as_many_silent_ones_whether_or_not_all_seats_are_tak
 
 def test_to_be_invited_is_to_participate():
     """Two workers that never answer do not keep the two seats for ever."""
-    m = machine(Oldest(k=2), shortfall="skip")
+    m = machine(LongestAbsent(k=2), shortfall="skip")
     chosen = [ready(m, *WORKERS)]
     for round in range(3):
         chosen.append(invited(play(m, Tick(10.0 * (round + 1)))))
@@ -551,7 +557,7 @@ def test_to_be_invited_is_to_participate():
 
 
 def test_after_the_deadline_others_may_answer_for_those_who_are_silent():
-    m = machine(Oldest(k=2), quorum=2)
+    m = machine(LongestAbsent(k=2), quorum=2)
     assert ready(m, "w00", "w01", "w02") == ["w00", "w01"]
     assert play(m, Tick(10.0)) == [Invite("w02", 0)]
     assert ready(m, "w03", at=11.0) == ["w03"]
@@ -560,7 +566,7 @@ def test_after_the_deadline_others_may_answer_for_those_who_are_silent():
 
 
 def test_the_choice_waits_for_more_to_choose_from():
-    m = machine(Oldest(k=1, gather=3.0))
+    m = machine(LongestAbsent(k=1, gather=3.0))
     assert ready(m, "w03", at=1.0) == []
     assert m.wake_at == 4.0
     assert ready(m, "w02", at=2.0) == []
@@ -573,7 +579,7 @@ def test_the_choice_waits_for_more_to_choose_from():
 
 
 def test_who_was_too_late_to_be_chosen_is_not_waited_for_until_it_asks_again():
-    m = machine(Oldest(k=1, gather=3.0), rounds=100)
+    m = machine(LongestAbsent(k=1, gather=3.0), rounds=100)
     ready(m, "w00", "w01", "w02")
     assert play(m, Tick(3.0)) == [Invite("w00", 0)]
     for round in range(2):  # w03 is dead
@@ -590,7 +596,7 @@ def test_who_was_too_late_to_be_chosen_is_not_waited_for_until_it_asks_again():
 
 def test_who_declines_has_not_taken_part():
     """It was away when its turn came, and is the next when it is back."""
-    m = machine(Oldest(k=1), quorum=1)
+    m = machine(LongestAbsent(k=1), quorum=1)
     assert ready(m, "w00", "w01") == ["w00"]
     assert play(m, Ready("w00", 1, 0.0)) == [Invite("w01", 0)]
     the(Close, push(m, "w01"))
@@ -604,7 +610,7 @@ def test_who_declines_has_not_taken_part():
 
 def test_who_was_too_slow_has_taken_part():
     """To ask for the next round when this one is closed gives no seat to anybody else."""
-    m = machine(Oldest(k=2))
+    m = machine(LongestAbsent(k=2))
     ready(m, "w00", "w01", "w02")
     push(m, "w00")
     the(Close, play(m, Tick(10.0)))
@@ -613,7 +619,7 @@ def test_who_was_too_slow_has_taken_part():
 
 
 def test_an_event_after_the_time_to_choose_does_what_the_tick_would_have_done():
-    m = machine(Oldest(k=1, gather=3.0))
+    m = machine(LongestAbsent(k=1, gather=3.0))
     ready(m, "w01")
     assert play(m, Left("w03", 3.5)) == [Invite("w01", 0)]
 
@@ -640,7 +646,7 @@ def test_lemma_1_no_participation_is_longer_ago_than_its_bound(
     n, k, every, rounds = case
     workers = tuple(f"w{i:02}" for i in range(n))
     back = {worker: [t for t, here in enumerate(rounds) if i in here] for i, worker in enumerate(workers)}
-    m = machine(Oldest(k, gather=5.0), workers=workers, rounds=len(rounds) + 9, max_skips=99, f=0)
+    m = machine(LongestAbsent(k, gather=5.0), workers=workers, rounds=len(rounds) + 9, max_skips=99, f=0)
     last = dict.fromkeys(workers, -1)
 
     def asking(t: int) -> list[Effect]:
@@ -650,7 +656,7 @@ def test_lemma_1_no_participation_is_longer_ago_than_its_bound(
 
     effects = asking(0)
     for t in range(len(rounds)):
-        chosen = oldest([worker for worker in workers if t in back[worker]], last, k)
+        chosen = longest_absent([worker for worker in workers if t in back[worker]], last, k)
         assert [e.worker for e in effects if isinstance(e, Invite) and e.round == t] == [*chosen]
         last |= dict.fromkeys(chosen, t)
         assert max(t - participation for participation in last.values()) <= staleness_bound(n, k, every)
@@ -666,7 +672,7 @@ def test_the_bound_of_lemma_1_is_reached():
     last, worst = dict.fromkeys(workers, -1), 0
     for t in range(90):
         here = workers if t % every == every - 1 else []
-        last |= dict.fromkeys(oldest(here, last, k), t)
+        last |= dict.fromkeys(longest_absent(here, last, k), t)
         worst = max(worst, *(t - participation for participation in last.values()))
     assert worst == staleness_bound(n, k, every) == 8
 
@@ -675,7 +681,7 @@ def test_the_bound_of_lemma_1_is_reached():
 
 
 def test_whoever_comes_gets_the_model_and_the_buffer_is_used_when_it_is_full():
-    m = machine(Buffered(size=2, tau=3, staleness=Polynomial(a=1.0)))
+    m = machine(BufferSelection(size=2, tau=3, staleness=Polynomial(a=1.0)))
     assert ready(m, *WORKERS) == [*WORKERS]
     push(m, "w02")
     assert ready(m, "w02") == []  # one place each: not before its vector is used
@@ -688,7 +694,7 @@ def test_whoever_comes_gets_the_model_and_the_buffer_is_used_when_it_is_full():
 
 
 def test_what_arrives_while_others_are_aggregated_waits_for_the_next_time():
-    m = machine(Buffered(size=2, tau=1))
+    m = machine(BufferSelection(size=2, tau=1))
     ready(m, *WORKERS)
     the(Close, push(m, "w00", "w01"))
     assert refusal(m, Offer("w00", 0, B, 0.0)) is Refusal.COUNTED  # its row is being read
@@ -698,7 +704,7 @@ def test_what_arrives_while_others_are_aggregated_waits_for_the_next_time():
 
 
 def test_a_fault_while_others_are_aggregated_counts_in_the_next_round():
-    m = machine(Buffered(size=2, tau=1), f=1)
+    m = machine(BufferSelection(size=2, tau=1), f=1)
     ready(m, *WORKERS)
     assert the(Close, push(m, "w00", "w01")).faults == {}
     play(m, Fault("w02", 0, "x", 0.0))
@@ -711,7 +717,7 @@ def test_a_fault_while_others_are_aggregated_counts_in_the_next_round():
 
 
 def test_what_would_be_older_than_tau_is_refused():
-    m = machine(Buffered(size=1, tau=1))
+    m = machine(BufferSelection(size=1, tau=1))
     ready(m, "w00", "w01")
     for round in range(2):
         the(Close, push(m, "w00", round=round))
@@ -725,7 +731,7 @@ def test_what_would_be_older_than_tau_is_refused():
 
 @pytest.mark.parametrize(("tau", "left"), [(0, [{}, {}]), (1, [{"w00": (0, A)}, {}])])
 def test_a_round_that_is_skipped_leaves_only_what_is_young_enough(tau: int, left: list[object]):
-    m = machine(Buffered(size=2, tau=tau), quorum=2, shortfall="skip")
+    m = machine(BufferSelection(size=2, tau=tau), quorum=2, shortfall="skip")
     ready(m, *WORKERS)
     push(m, "w00")
     assert invited(play(m, Ready("w00", 1, 0.0), Tick(10.0))) == (["w00"] if tau == 0 else [])
@@ -735,7 +741,7 @@ def test_a_round_that_is_skipped_leaves_only_what_is_young_enough(tau: int, left
 
 
 def test_who_asks_for_a_newer_model_gives_the_old_one_up():
-    m = machine(Buffered(size=1, tau=5))
+    m = machine(BufferSelection(size=1, tau=5))
     ready(m, "w00", "w01")
     push(m, "w00")
     play(m, Committed(0, 1.0))
@@ -744,7 +750,7 @@ def test_who_asks_for_a_newer_model_gives_the_old_one_up():
 
 
 def test_a_buffer_that_does_not_fill_is_used_at_the_deadline():
-    m = machine(Buffered(size=3, tau=1))
+    m = machine(BufferSelection(size=3, tau=1))
     ready(m, *WORKERS)
     push(m, "w01")
     play(m, Left("w00", 1.0), Left("w01", 1.0))
@@ -756,7 +762,7 @@ def test_a_buffer_that_does_not_fill_is_used_at_the_deadline():
 
 
 def test_a_round_is_one_neighbourhood_and_the_others_are_ahead_by_one_vector():
-    m = machine(Neighbourhoods(Ring()))
+    m = machine(NeighbourhoodSelection(Ring()))
     assert ready(m, *WORKERS) == [*WORKERS]
     assert push(m, "w02", "w03", "w00") == []
     play(m, *(Ready(worker, 1, 0.0) for worker in ("w00", "w02", "w03")))
@@ -771,14 +777,14 @@ def test_a_round_is_one_neighbourhood_and_the_others_are_ahead_by_one_vector():
 
 
 def test_a_round_whose_members_are_all_there_closes_as_soon_as_it_opens():
-    m = machine(Neighbourhoods(OnePeer()))
+    m = machine(NeighbourhoodSelection(OnePeer()))
     assert [m.policy.choice.members(WORKERS, t) for t in (0, 1)] == [("w00", "w03"), ("w00", "w01")]
     ready(m, *WORKERS)
     push(m, "w01", "w03")
     the(Close, push(m, "w00"))
     assert play(m, Ready("w00", 1, 0.0), Committed(0, 1.0)) == [Open(1), Invite("w00", 1)]
     the(Close, push(m, "w00"))
-    m = machine(Neighbourhoods(OnePeer()), quorum=2, shortfall="skip")
+    m = machine(NeighbourhoodSelection(OnePeer()), quorum=2, shortfall="skip")
     ready(m, *WORKERS)
     push(m, "w00", "w01")
     skip, opened, close = play(m, Tick(10.0))
@@ -787,7 +793,7 @@ def test_a_round_whose_members_are_all_there_closes_as_soon_as_it_opens():
 
 
 def test_a_dead_member_is_waited_for_until_the_deadline():
-    m = machine(Neighbourhoods(Ring()), quorum=2)
+    m = machine(NeighbourhoodSelection(Ring()), quorum=2)
     ready(m, "w00", "w02", "w03")
     push(m, "w00", "w02", "w03")
     close = the(Close, play(m, Tick(10.0)))
@@ -798,7 +804,7 @@ def test_a_dead_member_is_waited_for_until_the_deadline():
 
 
 def test_the_quorum_is_all_of_a_neighbourhood_that_has_fewer():
-    m = machine(Neighbourhoods(Ring()), quorum=4)
+    m = machine(NeighbourhoodSelection(Ring()), quorum=4)
     ready(m, *WORKERS)
     push(m, "w00", "w01")
     assert play(m, Tick(10.0)) == []
@@ -806,7 +812,7 @@ def test_the_quorum_is_all_of_a_neighbourhood_that_has_fewer():
 
 
 def test_a_neighbourhood_that_is_passed_over_keeps_its_vectors():
-    m = machine(Neighbourhoods(Ring()), quorum=3, shortfall="skip")
+    m = machine(NeighbourhoodSelection(Ring()), quorum=3, shortfall="skip")
     ready(m, "w00", "w01", "w02")
     push(m, "w00", "w01")
     skip, opened = play(m, Tick(10.0))
@@ -816,7 +822,7 @@ def test_a_neighbourhood_that_is_passed_over_keeps_its_vectors():
 
 
 def test_the_fault_of_one_who_is_no_member_is_no_answer():
-    m = machine(Neighbourhoods(Ring()))
+    m = machine(NeighbourhoodSelection(Ring()))
     ready(m, *WORKERS)
     play(m, Fault("w02", 0, "x", 0.0))
     assert push(m, "w00", "w01") == []
@@ -825,7 +831,7 @@ def test_the_fault_of_one_who_is_no_member_is_no_answer():
 
 
 def test_whose_turn_comes_too_late_for_this_model_is_not_asked_for_it():
-    m = machine(Neighbourhoods(Ring(), tau=1), workers=tuple(f"w{i:02}" for i in range(8)))
+    m = machine(NeighbourhoodSelection(Ring(), tau=1), workers=tuple(f"w{i:02}" for i in range(8)))
     # The groups are 7 0 1, then 0 1 2, then 1 2 3.
     assert ready(m, *m.policy.workers) == ["w00", "w01", "w02", "w07"]
     the(Close, push(m, "w00", "w01", "w07"))
@@ -833,7 +839,7 @@ def test_whose_turn_comes_too_late_for_this_model_is_not_asked_for_it():
 
 
 def test_a_vector_that_is_too_old_for_its_turn_is_dropped_and_its_worker_free():
-    m = machine(Neighbourhoods(Ring(), tau=0), shortfall="skip", quorum=3)
+    m = machine(NeighbourhoodSelection(Ring(), tau=0), shortfall="skip", quorum=3)
     assert ready(m, *WORKERS) == ["w00", "w01", "w03"]
     push(m, "w00", "w03")
     play(m, Ready("w00", 1, 0.0), Ready("w03", 1, 0.0))
@@ -851,7 +857,7 @@ GRAPHS = [Complete(), Ring(), Exponential(), OnePeer(), Chord(), Halton(), Rando
 def test_everybody_takes_part_equally_often(graph: Graph, n: int, tau: int | None):
     """In any n rounds from a multiple of n, although some are three times as fast as others."""
     workers = tuple(f"w{i:02}" for i in range(n))
-    m = machine(Neighbourhoods(graph, tau), workers=workers, rounds=10**6)
+    m = machine(NeighbourhoodSelection(graph, tau), workers=workers, rounds=10**6)
     computing: dict[str, int] = {}
     ages, counts = list[int](), dict.fromkeys(workers, 0)
     effects = play(m, *(Ready(worker, 0, 0.0) for worker in workers))
@@ -879,7 +885,7 @@ def test_everybody_takes_part_equally_often(graph: Graph, n: int, tau: int | Non
 
 
 def test_a_graph_that_changes_goes_on_once_all_had_their_turn():
-    turns = Neighbourhoods(OnePeer())
+    turns = NeighbourhoodSelection(OnePeer())
     assert [turns.group(4, t) for t in range(8)] == [
         (0, 3), (0, 1), (1, 2), (2, 3), (0, 2), (1, 3), (0, 2), (1, 3),
     ]  # fmt: skip
@@ -891,32 +897,40 @@ def test_a_graph_that_changes_goes_on_once_all_had_their_turn():
 @pytest.mark.parametrize(
     ("choice", "fields", "sentence"),
     [
-        (Oldest(k=0), {}, "`k` should be between 1 and n = 4, as many as are chosen in a round. Found 0."),
-        (Oldest(k=5), {}, "`k` should be between 1 and n = 4, as many as are chosen in a round. Found 5."),
         (
-            Oldest(k=1, gather=-1.0),
+            LongestAbsent(k=0),
+            {},
+            "`k` should be between 1 and n = 4, as many as are chosen in a round. Found 0.",
+        ),
+        (
+            LongestAbsent(k=5),
+            {},
+            "`k` should be between 1 and n = 4, as many as are chosen in a round. Found 5.",
+        ),
+        (
+            LongestAbsent(k=1, gather=-1.0),
             {},
             "`gather` should be a number of seconds, at least 0 and less than the deadline of 10. Found -1",
         ),
-        (Oldest(k=1, gather=10.0), {}, "less than the deadline of 10. Found 10.0."),
+        (LongestAbsent(k=1, gather=10.0), {}, "less than the deadline of 10. Found 10.0."),
         (
-            Buffered(size=5, tau=1),
+            BufferSelection(size=5, tau=1),
             {},
             "`size` should be between 1 and n = 4: a worker has one place. Found 5.",
         ),
-        (Buffered(size=1, tau=-1), {}, "`tau` should be a number of rounds, at least 0. Found -1."),
+        (BufferSelection(size=1, tau=-1), {}, "`tau` should be a number of rounds, at least 0. Found -1."),
         (
-            Neighbourhoods(Ring(), -1),
+            NeighbourhoodSelection(Ring(), -1),
             {},
             "`tau` should be a number of rounds, at least 0, or null. Found -1.",
         ),
-        (Neighbourhoods(RandomRegular(degree=4)), {}, "needs at least 5 workers. Found 4."),
+        (NeighbourhoodSelection(RandomRegular(degree=4)), {}, "needs at least 5 workers. Found 4."),
         (Everyone(), {"quorum": 5}, "`quorum` should be between 1 and n = 4. Found 5."),
         (Everyone(), {"deadline": 0.0}, "`deadline` should be a positive number of seconds. Found 0.0."),
         (Everyone(), {"workers": ("w00", "w00")}, "`workers` should be different names, at least one."),
     ],
 )
-def test_bad_policies(choice: Choice, fields: dict[str, object], sentence: str):
+def test_bad_policies(choice: Selection, fields: dict[str, object], sentence: str):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         policy(choice, **fields)
 

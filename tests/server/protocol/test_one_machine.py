@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.extent import examples
 
 from varangian.server.participation.selection import Everyone
-from varangian.server.protocol.adaptive_waiting import Waiting
+from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.events import (
     Committed,
     Duplicate,
@@ -32,7 +32,7 @@ from varangian.server.protocol.events import (
     Tick,
 )
 from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import ParticipationPolicy
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.protocol.synchronous import RoundMachine
 
 A, B = b"a" * 16, b"b" * 16
@@ -71,12 +71,12 @@ class Alike(RuleBasedStateMachine):
         quorum=st.integers(1, 4),
         f=st.integers(0, 2),
         shortfall=st.sampled_from(["wait", "skip", "fail"]),
-        waiting=st.sampled_from([None, Waiting(2.0, 3.0, 2), Waiting(1.0, 0.0, 1)]),
+        waiting=st.sampled_from([None, AdaptiveWaiting(2.0, 3.0, 2), AdaptiveWaiting(1.0, 0.0, 1)]),
     )
-    def start(self, quorum: int, f: int, shortfall: str, waiting: Waiting | None) -> None:
+    def start(self, quorum: int, f: int, shortfall: str, waiting: AdaptiveWaiting | None) -> None:
         policy = RoundPolicy(WORKERS, 6, quorum, 10.0, shortfall, f, max_skips=3, waiting=waiting)
         self.rounds = RoundMachine(policy)
-        self.participation = ParticipationMachine(ParticipationPolicy(**vars(policy), choice=Everyone()))
+        self.participation = ParticipationMachine(RunPolicy(**vars(policy), choice=Everyone()))
         self.now = 0.0
         self.ask()
         self.say(Offer("w00", 0, A, 0.0))

@@ -31,13 +31,13 @@ from pathlib import Path
 import pytest
 
 from varangian.aggregators.graphs import GRAPHS
-from varangian.server.participation.selection import Buffered, Neighbourhoods, Oldest
+from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol import events
-from varangian.server.protocol.adaptive_waiting import Waiting
+from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.events import Close, Effect, Event, Refusal, RollCall, RoundPolicy
 from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import Choice, ParticipationPolicy
+from varangian.server.protocol.state import RunPolicy, Selection
 from varangian.server.protocol.synchronous import RoundMachine
 
 STORIES = sorted((Path(__file__).parent / "stories").glob("*.txt"))
@@ -111,23 +111,23 @@ def machine(text: str) -> RoundMachine | ParticipationMachine:
     )
     if not choice:
         return RoundMachine(policy)
-    return ParticipationMachine(ParticipationPolicy(**vars(policy), choice=choice_of(choice)))
+    return ParticipationMachine(RunPolicy(**vars(policy), choice=choice_of(choice)))
 
 
-def waiting_of(text: str) -> Waiting:
+def waiting_of(text: str) -> AdaptiveWaiting:
     factor, floor, rounds = text.split(",")
-    return Waiting(float(factor), float(floor), int(rounds))
+    return AdaptiveWaiting(float(factor), float(floor), int(rounds))
 
 
-def choice_of(text: str) -> Choice:
+def choice_of(text: str) -> Selection:
     name, _, rest = text.partition(":")
     match name, rest.split(","):
         case "oldest", [k, gather]:
-            return Oldest(int(k), float(gather))
+            return LongestAbsent(int(k), float(gather))
         case "buffered", [size, tau]:
-            return Buffered(int(size), int(tau), Polynomial(a=1.0))
+            return BufferSelection(int(size), int(tau), Polynomial(a=1.0))
         case "neighbourhoods", [graph]:
-            return Neighbourhoods(GRAPHS.build(graph, "graph"))
+            return NeighbourhoodSelection(GRAPHS.build(graph, "graph"))
         case _:
             raise ValueError(f"A story has no choice {text!r}.")
 

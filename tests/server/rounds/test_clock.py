@@ -2,7 +2,7 @@
 
 import asyncio
 
-from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, News
+from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 
 
 def test_an_alarm_rings_once_at_its_moment(time):
@@ -53,7 +53,7 @@ def test_a_clock_that_rings_early_is_set_again_for_the_same_moment(time):
 
 def test_news_reach_readers_of_a_real_loop():
     async def story():
-        news = News(0, MONOTONIC)
+        news = LatestValue(0, MONOTONIC)
         reader = asyncio.create_task(news.when(lambda value: value > 1, 1e6))
         for value in (1, 2, 3):
             await asyncio.sleep(0)

@@ -18,7 +18,7 @@ from varangian.protos.codec import digest
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import Refusal, RoundMachine
-from varangian.server.rounds.coordinator import Driver, Overtaken, Slot
+from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 
@@ -71,7 +71,7 @@ class Run:
         )
         self.records: list[RoundRecord] = []
         self.stop = asyncio.Event()
-        self.driver = Driver(
+        self.coordinator = Coordinator(
             self.machine,
             self.learner,
             evaluate=evaluate or (lambda parameters: (float(parameters[0]), 0.5)),
@@ -81,7 +81,7 @@ class Run:
         )
 
     async def __aenter__(self):
-        self.task = asyncio.create_task(self.driver.run(self.stop))
+        self.task = asyncio.create_task(self.coordinator.run(self.stop))
         return self
 
     async def __aexit__(self, *error):
@@ -91,18 +91,18 @@ class Run:
 
     async def offer(self, worker: str, value: float, round: int | None = None) -> Slot | Refusal:
         payload = torch.full((D,), value).numpy().tobytes()
-        round = self.driver.round if round is None else round
-        slot = await self.driver.offer(worker, round, digest(payload))
+        round = self.coordinator.round if round is None else round
+        slot = await self.coordinator.offer(worker, round, digest(payload))
         if isinstance(slot, Slot):
             await slot.put(payload)
         return slot
 
     async def push(self, worker: str, value: float, round: int | None = None):
         slot = await self.offer(worker, value, round)
-        return slot if isinstance(slot, Refusal) else await self.driver.complete(slot)
+        return slot if isinstance(slot, Refusal) else await self.coordinator.complete(slot)
 
     async def opened(self, round: int):
-        snapshot = await self.driver.snapshot(round - 1, 1e9)
+        snapshot = await self.coordinator.snapshot(round - 1, 1e9)
         assert snapshot is not None
         assert snapshot.round == round
         return snapshot
@@ -185,8 +185,8 @@ async def test_a_round_closes_at_its_deadline_without_the_missing_worker(time):
         for worker in ("w00", "w01", "w02"):
             await run.push(worker, 1.0)
         time.advance(9.99)
-        assert run.driver.round == 0
-        assert run.driver.status().missing == ("w03",)
+        assert run.coordinator.round == 0
+        assert run.coordinator.status().missing == ("w03",)
         time.advance(0.01)
         await run.opened(1)
     assert run.records[0].missing == ("w03",)
@@ -208,7 +208,7 @@ async def test_a_stalled_upload_delays_its_owner_only(time):
         await run.opened(1)
         assert run.learner.parameters.tolist() == [0.0] * D
         assert await run.push("w03", 1.0) is Refusal.BUSY
-        assert await run.driver.complete(stalled) is Refusal.STALE
+        assert await run.coordinator.complete(stalled) is Refusal.STALE
         assert await run.push("w03", 1.0) is None
     assert run.records[0].missing == ("w03",)
     assert run.records[0].dropped == {}
@@ -219,7 +219,7 @@ async def test_below_the_quorum_wait_waits(time):
     async with Run(time) as run:
         await run.push("w00", 1.0)
         time.advance(3600)
-        status = run.driver.status()
+        status = run.coordinator.status()
         assert (status.round, status.finished) == (0, False)
         assert status.sentence.endswith("and the quorum of 3 is not met")
         assert time.waiting() == []
@@ -251,7 +251,7 @@ async def test_below_the_quorum_fail_ends_the_run(time):
         await run.push("w00", 1.0)
         time.advance(10.0)
         reason = await run.ended()
-        snapshot = await run.driver.snapshot(0, 0.0)
+        snapshot = await run.coordinator.snapshot(0, 0.0)
     assert reason.endswith("the quorum of 3 is not met")
     assert [record.skipped for record in run.records] == [reason]
     assert snapshot is not None
@@ -312,11 +312,11 @@ async def test_the_first_complete_vector_of_a_worker_counts(time):
 @in_loop
 async def test_why_a_round_was_declined_is_in_its_record(time):
     async with Run(time) as run:
-        assert await run.driver.decline("w03", 0, "no\x1b[31m memory\n" + "!" * 300) is None
+        assert await run.coordinator.decline("w03", 0, "no\x1b[31m memory\n" + "!" * 300) is None
         for worker in ("w00", "w01", "w02"):
             await run.push(worker, 1.0)
         await run.opened(1)
-        assert await run.driver.decline("w03", 0, "too late") is Refusal.STALE
+        assert await run.coordinator.decline("w03", 0, "too late") is Refusal.STALE
     (reason,) = run.records[0].declined.values()
     assert (reason[:19], len(reason)) == ("no\\x1b[31m memory\\n", 200)
     assert (run.records[0].missing, run.records[0].dropped) == ((), {})
@@ -342,7 +342,7 @@ async def test_a_duplicate_is_counted_once(time):
     async with Run(time) as run:
         assert await run.push("w00", 1.0) is None
         assert await run.push("w00", 1.0) is Refusal.DUPLICATE
-        assert run.driver.status().counted == ("w00",)
+        assert run.coordinator.status().counted == ("w00",)
 
 
 @in_loop
@@ -353,7 +353,7 @@ async def test_late_and_early_pushes_are_refused(time):
             await run.push(worker, 1.0)
         await run.opened(1)
         assert await run.push("w00", 1.0, round=0) is Refusal.STALE
-        assert run.driver.status().refusals == {"FUTURE": 1, "STALE": 1}
+        assert run.coordinator.status().refusals == {"FUTURE": 1, "STALE": 1}
 
 
 @in_loop
@@ -361,11 +361,11 @@ async def test_an_upload_that_died_counts_nothing(time):
     async with Run(time) as run:
         slot = await run.offer("w00", 1.0)
         assert isinstance(slot, Slot)
-        assert run.driver.status().present == ("w00",)
+        assert run.coordinator.status().present == ("w00",)
         assert await run.push("w00", 1.0) is Refusal.BUSY
-        await run.driver.release(slot)
-        assert run.driver.status().present == ()
-        assert await run.driver.complete(slot) is Refusal.UNOFFERED
+        await run.coordinator.release(slot)
+        assert run.coordinator.status().present == ()
+        assert await run.coordinator.complete(slot) is Refusal.UNOFFERED
         assert await run.push("w00", 2.0) is None
 
 
@@ -374,13 +374,13 @@ async def test_giving_a_slot_up_twice_does_not_end_the_next_upload(time):
     async with Run(time) as run:
         first = await run.offer("w00", 1.0)
         assert isinstance(first, Slot)
-        await run.driver.release(first)
+        await run.coordinator.release(first)
         second = await run.offer("w00", 1.0)
         assert isinstance(second, Slot)
-        await run.driver.release(first)
-        assert await run.driver.complete(second) is None
-        await run.driver.release(second)
-        assert run.driver.status().counted == ("w00",)
+        await run.coordinator.release(first)
+        assert await run.coordinator.complete(second) is None
+        await run.coordinator.release(second)
+        assert run.coordinator.status().counted == ("w00",)
 
 
 @in_loop
@@ -388,7 +388,7 @@ async def test_nothing_lands_in_a_slot_that_was_given_up(time):
     async with Run(time) as run:
         slot = await run.offer("w00", 1.0)
         assert isinstance(slot, Slot)
-        await run.driver.release(slot)
+        await run.coordinator.release(slot)
         with pytest.raises(Overtaken) as error:
             await slot.put(b"1234")
         assert error.value.refusal is Refusal.UNOFFERED
@@ -399,11 +399,11 @@ async def test_nothing_lands_in_a_slot_that_was_given_up(time):
 @in_loop
 async def test_half_a_vector_is_not_counted(time):
     async with Run(time) as run:
-        slot = await run.driver.offer("w00", 0, b"")
+        slot = await run.coordinator.offer("w00", 0, b"")
         assert isinstance(slot, Slot)
         await slot.put(bytes(4))
         with pytest.raises(ValueError, match="Found 1 numbers of w00"):
-            await run.driver.complete(slot)
+            await run.coordinator.complete(slot)
 
 
 # Waiting for a round
@@ -412,7 +412,7 @@ async def test_half_a_vector_is_not_counted(time):
 @in_loop
 async def test_a_pull_waits_for_the_next_round(time):
     async with Run(time) as run:
-        pull = asyncio.create_task(run.driver.snapshot(0, 5.0))
+        pull = asyncio.create_task(run.coordinator.snapshot(0, 5.0))
         for worker in ("w00", "w01", "w02", "w03"):
             await run.push(worker, 1.0)
         snapshot = await pull
@@ -423,7 +423,7 @@ async def test_a_pull_waits_for_the_next_round(time):
 @in_loop
 async def test_a_pull_runs_out_of_patience(time):
     async with Run(time) as run:
-        pull = asyncio.create_task(run.driver.snapshot(0, 5.0))
+        pull = asyncio.create_task(run.coordinator.snapshot(0, 5.0))
         await asyncio.sleep(0)
         time.advance(4.9)
         await asyncio.sleep(0)
@@ -431,13 +431,13 @@ async def test_a_pull_runs_out_of_patience(time):
         time.advance(0.1)
         assert await pull is None
         assert time.waiting() == []
-        assert await run.driver.snapshot(0, 0.0) is None
+        assert await run.coordinator.snapshot(0, 0.0) is None
 
 
 @in_loop
 async def test_a_pull_that_goes_away_leaves_nothing_behind(time):
     async with Run(time) as run:
-        pull = asyncio.create_task(run.driver.snapshot(0, 5.0))
+        pull = asyncio.create_task(run.coordinator.snapshot(0, 5.0))
         await asyncio.sleep(0)
         assert len(time.waiting()) == 1
         pull.cancel()
@@ -449,7 +449,7 @@ async def test_a_pull_that_goes_away_leaves_nothing_behind(time):
 async def test_two_rounds_may_open_before_a_pull_wakes_up(time):
     async with Run(time, shortfall="skip") as run:
         await run.push("w00", 1.0)
-        pull = asyncio.create_task(run.driver.snapshot(0, 1e9))
+        pull = asyncio.create_task(run.coordinator.snapshot(0, 1e9))
         await asyncio.sleep(0)
         time.advance(10.0)
         time.advance(10.0)
@@ -461,7 +461,7 @@ async def test_two_rounds_may_open_before_a_pull_wakes_up(time):
 @in_loop
 async def test_everyone_who_waits_hears_of_the_end(time):
     async with Run(time) as run:
-        pulls = [asyncio.create_task(run.driver.snapshot(0, 1e9)) for _ in range(5)]
+        pulls = [asyncio.create_task(run.coordinator.snapshot(0, 1e9)) for _ in range(5)]
         await asyncio.sleep(0)
         run.stop.set()
         for snapshot in await asyncio.gather(*pulls):
@@ -478,12 +478,14 @@ async def test_the_loop_answers_while_a_slow_rule_aggregates(time):
         for worker in ("w00", "w01", "w02", "w03"):
             await run.push(worker, 1.0)
         await asyncio.to_thread(slow.began.wait, 20)
-        status = run.driver.status()
+        status = run.coordinator.status()
         assert (status.round, status.finished, status.counted) == (0, False, run.machine.policy.workers)
         assert await run.push("w00", 1.0) is Refusal.DUPLICATE
         assert await run.push("w00", 2.0) is Refusal.COUNTED
         assert await run.push("w00", 2.0, round=1) is Refusal.FUTURE
-        assert await run.driver.snapshot(-1, 0.0) is None, "a round that is being aggregated is not open"
+        assert await run.coordinator.snapshot(-1, 0.0) is None, (
+            "a round that is being aggregated is not open"
+        )
         time.advance(3600)
         assert run.records == []
         slow.allowed.set()
@@ -500,7 +502,7 @@ async def test_a_late_upload_hears_so_while_a_slow_rule_aggregates(time):
             await run.push(worker, 1.0)
         time.advance(10.0)
         await asyncio.to_thread(slow.began.wait, 20)
-        assert await run.driver.complete(slot) is Refusal.STALE
+        assert await run.coordinator.complete(slot) is Refusal.STALE
         slow.allowed.set()
 
 
@@ -535,7 +537,7 @@ async def test_a_round_opens_only_after_the_evaluation(time):
             await run.push(worker, 1.0)
         await asyncio.to_thread(evaluating.wait, 20)
         time.advance(100)
-        assert run.driver.round == 0
+        assert run.coordinator.round == 0
         allowed.set()
         await run.opened(1)
         assert [timer.at for timer in time.waiting()] == [time.now + 10]
@@ -564,7 +566,7 @@ async def test_a_stop_ends_the_run(time):
         run.stop.set()
         assert await run.ended() == "stopped on request"
         assert await run.push("w01", 1.0) is Refusal.FINISHED
-        assert run.driver.status().sentence == "stopped on request"
+        assert run.coordinator.status().sentence == "stopped on request"
         assert time.waiting() == []
 
 
@@ -584,7 +586,7 @@ async def test_a_stop_waits_for_the_round_in_the_making(time):
 @in_loop
 async def test_an_error_of_a_rule_ends_the_run_and_is_raised(time):
     run = await Run(time, rule=Failing(ZeroDivisionError("a bug"))).__aenter__()
-    pull = asyncio.create_task(run.driver.snapshot(0, 1e9))
+    pull = asyncio.create_task(run.coordinator.snapshot(0, 1e9))
     for worker in ("w00", "w01", "w02", "w03"):
         await run.push(worker, 1.0)
     with pytest.raises(ZeroDivisionError, match="a bug"):
@@ -603,6 +605,6 @@ async def test_uploads_that_are_open_at_the_end_can_be_given_up(time):
         await run.ended()
         assert isinstance(first, Slot)
         assert isinstance(second, Slot)
-        assert await run.driver.complete(first) is Refusal.FINISHED
-        await run.driver.release(second)
-        assert run.driver.status().refusals == {"FINISHED": 1}
+        assert await run.coordinator.complete(first) is Refusal.FINISHED
+        await run.coordinator.release(second)
+        assert run.coordinator.status().refusals == {"FINISHED": 1}

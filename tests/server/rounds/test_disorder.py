@@ -14,31 +14,31 @@ from torch import Tensor
 from varangian.aggregators import Aggregator, Mean
 from varangian.aggregators.graphs import Exponential
 from varangian.protos.codec import digest
-from varangian.server.participation.selection import Buffered, Neighbourhoods, Oldest
+from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
 from varangian.server.protocol.events import Close
 from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import ParticipationPolicy
-from varangian.server.rounds.coordinator import Driver, Overtaken, Slot
-from varangian.server.rows.source import AsTheyAre, Given
+from varangian.server.protocol.state import RunPolicy
+from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
+from varangian.server.rows.source import Pushed, StepInput
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 
 N, D, ROUNDS = 6, 8, 60
 NAMES = tuple(f"w{i:02}" for i in range(N))
 WAYS = {
-    "fedavg": (Oldest(2, gather=0.002), 4),
-    "async": (Buffered(3, tau=3), N),
-    "asap": (Neighbourhoods(Exponential()), N),
+    "fedavg": (LongestAbsent(2, gather=0.002), 4),
+    "async": (BufferSelection(3, tau=3), N),
+    "asap": (NeighbourhoodSelection(Exponential()), N),
 }
 
 
-class Checked(AsTheyAre):
+class Checked(Pushed):
     """Remembers what was aggregated: the number that each vector consists of."""
 
     def __init__(self) -> None:
         self.used: list[tuple[str, int, float]] = []
 
-    def given(self, close: Close, rows: Mapping[str, Tensor], learner: Learner) -> Given:
+    def given(self, close: Close, rows: Mapping[str, Tensor], learner: Learner) -> StepInput:
         for worker, row in rows.items():
             assert bool((row == row[0]).all()), f"a torn vector of {worker}: {row.tolist()}"
             self.used.append((worker, close.round - close.ages[worker], row[0].item()))
@@ -48,15 +48,15 @@ class Checked(AsTheyAre):
 class Disorderly:
     """A worker that does what can go wrong."""
 
-    def __init__(self, name: str, driver: Driver, chance: random.Random) -> None:
-        self.name, self.driver, self.chance = name, driver, chance
+    def __init__(self, name: str, coordinator: Coordinator, chance: random.Random) -> None:
+        self.name, self.coordinator, self.chance = name, coordinator, chance
         self.counted: list[tuple[str, int, float]] = []
         self.sent = 0
 
     async def work(self) -> None:
         after = -1
         while True:
-            async with self.driver.pulls.answered(self.name, after, 0.005) as pull:
+            async with self.coordinator.pulls.answered(self.name, after, 0.005) as pull:
                 snapshot = pull.snapshot
                 if snapshot is None:
                     continue
@@ -76,7 +76,7 @@ class Disorderly:
         value = float(self.sent)
         payload = torch.full((D,), value).numpy().tobytes()
         for _ in range(self.chance.choice((1, 2))):  # the second is the retry of one whose answer was lost
-            slot = await self.driver.offer(self.name, round, digest(payload))
+            slot = await self.coordinator.offer(self.name, round, digest(payload))
             if isinstance(slot, Slot):
                 await self._fill(slot, payload, (self.name, round, value))
 
@@ -89,8 +89,8 @@ class Disorderly:
         except Overtaken:
             stops_at = 0
         if stops_at < len(payload):
-            await self.driver.release(slot)
-        elif await self.driver.complete(slot) is None:
+            await self.coordinator.release(slot)
+        elif await self.coordinator.complete(slot) is None:
             self.counted.append(push)
 
 
@@ -98,10 +98,10 @@ class Disorderly:
 @pytest.mark.parametrize("seed", range(3))
 def test_every_vector_is_whole_and_counts_once(way: str, seed: int):
     choice, seats = WAYS[way]
-    merge, workers = Checked(), list[Disorderly]()
+    row_source, workers = Checked(), list[Disorderly]()
 
     async def run() -> None:
-        policy = ParticipationPolicy(
+        policy = RunPolicy(
             NAMES,
             ROUNDS,
             quorum=1,
@@ -112,22 +112,22 @@ def test_every_vector_is_whole_and_counts_once(way: str, seed: int):
             max_skips=ROUNDS,
         )
         learner = Learner(torch.zeros(D), Aggregator(Mean()), Sgd(lr=1e-3), rounds=ROUNDS, seed=1)
-        driver = Driver(
+        coordinator = Coordinator(
             ParticipationMachine(policy),
             learner,
             evaluate=lambda _: (0.0, 0.0),
             evaluate_every=1000,
             observe=lambda _: None,
-            merge=merge,
+            row_source=row_source,
             seats=seats,
         )
-        workers.extend(Disorderly(name, driver, random.Random(f"{seed}/{name}")) for name in NAMES)
-        served = asyncio.create_task(driver.run(asyncio.Event()))
+        workers.extend(Disorderly(name, coordinator, random.Random(f"{seed}/{name}")) for name in NAMES)
+        served = asyncio.create_task(coordinator.run(asyncio.Event()))
         await asyncio.gather(*(worker.work() for worker in workers))
         assert await served == f"all {ROUNDS} rounds are done"
-        assert driver.pulls._tickets == {}
+        assert coordinator.pulls._tickets == {}
 
     asyncio.run(asyncio.wait_for(run(), patience(100)))
     # On a busy machine many rounds are over before anybody has answered.
-    assert len(set(merge.used)) == len(merge.used) > 0
-    assert set(merge.used) <= {push for worker in workers for push in worker.counted}
+    assert len(set(row_source.used)) == len(row_source.used) > 0
+    assert set(row_source.used) <= {push for worker in workers for push in worker.counted}

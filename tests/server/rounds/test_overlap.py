@@ -19,7 +19,7 @@ from varangian.protos import codec
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
-from varangian.server.rounds.coordinator import Driver, Slot
+from varangian.server.rounds.coordinator import Coordinator, Slot
 from varangian.server.rounds.overlap import STARTS
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
@@ -68,7 +68,7 @@ class Run:
         self.learner = Learner(torch.ones(D), rule, Sgd(lr=1.0), rounds=rounds, seed=1)
         self.records: list[RoundRecord] = []
         self.stop = asyncio.Event()
-        self.driver = Driver(
+        self.coordinator = Coordinator(
             self.machine,
             self.learner,
             evaluate=lambda parameters: (0.0, 0.0),
@@ -78,7 +78,7 @@ class Run:
         )
 
     async def __aenter__(self):
-        self.task = asyncio.create_task(self.driver.run(self.stop))
+        self.task = asyncio.create_task(self.coordinator.run(self.stop))
         return self
 
     async def __aexit__(self, *error):
@@ -86,7 +86,7 @@ class Run:
         await self.task
 
     async def offer(self, worker: str) -> Slot:
-        slot = await self.driver.offer(worker, self.driver.round, worker.encode())
+        slot = await self.coordinator.offer(worker, self.coordinator.round, worker.encode())
         assert isinstance(slot, Slot)
         return slot
 
@@ -100,14 +100,14 @@ class Run:
 
     async def complete(self, slots: dict[str, Slot]) -> list[object]:
         await self.put(slots, D)
-        return [await self.driver.complete(slot) for slot in slots.values()]
+        return [await self.coordinator.complete(slot) for slot in slots.values()]
 
     async def ended(self) -> str:
         return await asyncio.wait_for(asyncio.shield(self.task), patience(100))
 
     async def idle(self) -> None:
         """Until the thread has done all that was asked of it."""
-        while (task := self.driver._intake._task) is not None and not task.done():
+        while (task := self.coordinator._intake._task) is not None and not task.done():
             await asyncio.sleep(0)
 
 
@@ -200,7 +200,7 @@ async def test_an_upload_that_dies_and_comes_again_with_other_numbers(time, atte
         slots = await run.offers()
         await run.put(slots, BLOCK, {"w03": -vector("w03")})
         await run.idle()
-        await run.driver.release(slots["w03"])
+        await run.coordinator.release(slots["w03"])
         slots["w03"] = await run.offer("w03")
         await run.put(slots, 2 * BLOCK)
         await run.idle()
@@ -239,7 +239,7 @@ async def test_whoever_comes_and_goes_does_not_keep_the_thread_busy(time, attemp
         for _ in range(STARTS + 3):
             await run.put(slots, BLOCK)
             await run.idle()
-            await run.driver.release(slots["w03"])
+            await run.coordinator.release(slots["w03"])
             slots["w03"] = await run.offer("w03")
         assert len(attempts) == STARTS
         await run.complete(slots)
@@ -259,7 +259,7 @@ async def test_a_vector_that_is_withdrawn_leaves_what_was_begun(time, attempts, 
         for _ in range(STARTS - 1):
             await run.put(slots, BLOCK, {"w05": bad})
             await run.idle()
-            await run.driver.release(slots["w04"])
+            await run.coordinator.release(slots["w04"])
             slots["w04"] = await run.offer("w04")
         await run.put(slots, 2 * BLOCK, {"w05": bad})
         await run.put({worker: slots[worker] for worker in NAMES[:-1]}, D, {"w05": bad})
@@ -267,7 +267,7 @@ async def test_a_vector_that_is_withdrawn_leaves_what_was_begun(time, attempts, 
         last = {"w06": slots.pop("w06")}
         assert await run.complete(slots) == [None] * (N - 1)
         assert (len(attempts), attempts[-1].columns) == (STARTS, 2 * BLOCK)
-        run.driver.withdraw("w05", "certificate revoked")
+        run.coordinator.withdraw("w05", "certificate revoked")
         if again:
             assert await run.complete(await run.offers(["w05"])) == [None]
         assert await run.complete(last) == [None]
@@ -281,7 +281,7 @@ async def test_a_vector_that_is_withdrawn_leaves_what_was_begun(time, attempts, 
 async def test_every_round_begins_from_nothing(time, attempts):
     async with Run(time, rounds=3) as run:
         for round in range(3):
-            await run.driver.snapshot(round - 1, 1e9)
+            await run.coordinator.snapshot(round - 1, 1e9)
             slots = await run.offers()
             await run.put(slots, BLOCK)
             await run.idle()
@@ -302,9 +302,9 @@ async def test_an_upload_outlives_its_round_and_counts_in_none(time, attempts):
         stalled = slots.pop("w06")
         await run.complete(slots)
         time.advance(10)
-        await run.driver.snapshot(0, 1e9)
+        await run.coordinator.snapshot(0, 1e9)
         slots = await run.offers(NAMES[:-1])
-        await run.driver.release(stalled)
+        await run.coordinator.release(stalled)
         await run.complete(slots)
         time.advance(10)
         await run.ended()
@@ -327,7 +327,7 @@ async def test_the_loop_answers_while_blocks_are_done(time, monkeypatch):
         await run.put(slots, BLOCK)
         assert await asyncio.to_thread(began.wait, 20)
         await run.put(slots, 2 * BLOCK)
-        assert run.driver.status().present == NAMES
+        assert run.coordinator.status().present == NAMES
         allowed.set()
         await run.complete(slots)
         await run.ended()

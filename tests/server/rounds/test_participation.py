@@ -17,14 +17,14 @@ from varangian.aggregators import Aggregator, Krum, Mean, Median, TrimmedMean
 from varangian.aggregators.graphs import Ring
 from varangian.protos.codec import digest
 from varangian.server.observability.record import RoundRecord
-from varangian.server.participation.selection import Buffered, Neighbourhoods, Oldest
+from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol.events import Close, Refusal, Skip
 from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import ParticipationPolicy
-from varangian.server.rounds.coordinator import Driver, Overtaken, Slot
-from varangian.server.rows.delta_sum import Deltas
-from varangian.server.rows.source import AsTheyAre, LatestOfAll, Weighed
+from varangian.server.protocol.state import RunPolicy
+from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
+from varangian.server.rows.delta_sum import DeltaSum
+from varangian.server.rows.source import LatestVectors, Pushed, WeightedByAge
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 
@@ -35,30 +35,32 @@ NAN = float("nan")
 class Run:
     """A driver at work, what it recorded, and workers that push constants."""
 
-    def __init__(self, time, choice, merge=None, n=4, rule=None, f=0, seats=None, rows="float32", **policy):
+    def __init__(
+        self, time, choice, row_source=None, n=4, rule=None, f=0, seats=None, rows="float32", **policy
+    ):
         agreed = {"rounds": 9, "quorum": 1, "deadline": 10.0, "shortfall": "wait", "f": f} | policy
         self.names = tuple(f"w{i:02}" for i in range(n))
-        self.machine = ParticipationMachine(ParticipationPolicy(self.names, **agreed, choice=choice))
+        self.machine = ParticipationMachine(RunPolicy(self.names, **agreed, choice=choice))
         self.learner = Learner(
             torch.zeros(D), Aggregator(rule or Mean(), f=f), Sgd(lr=1.0), rounds=agreed["rounds"], seed=1
         )
         self.records: list[RoundRecord] = []
         self.stop = asyncio.Event()
         self.time = time
-        self.driver = Driver(
+        self.coordinator = Coordinator(
             self.machine,
             self.learner,
             evaluate=lambda _: (0.0, 0.5),
             evaluate_every=100,
             observe=self.records.append,
             clock=time.clock,
-            merge=merge,
+            row_source=row_source,
             seats=seats,
             rows=rows,
         )
 
     async def __aenter__(self):
-        self.task = asyncio.create_task(self.driver.run(self.stop))
+        self.task = asyncio.create_task(self.coordinator.run(self.stop))
         return self
 
     async def __aexit__(self, *error):
@@ -67,21 +69,21 @@ class Run:
             await self.task
 
     def ask(self, *workers, after=-1):
-        return [self.driver.pulls.ask(worker, after) for worker in workers]
+        return [self.coordinator.pulls.ask(worker, after) for worker in workers]
 
     async def offer(self, worker, value, round):
         payload = torch.full((D,), value).numpy().tobytes()
-        slot = await self.driver.offer(worker, round, digest(payload))
+        slot = await self.coordinator.offer(worker, round, digest(payload))
         if isinstance(slot, Slot):
             await slot.put(payload)
         return slot
 
     async def push(self, worker, value, round):
         slot = await self.offer(worker, value, round)
-        return slot if isinstance(slot, Refusal) else await self.driver.complete(slot)
+        return slot if isinstance(slot, Refusal) else await self.coordinator.complete(slot)
 
     async def opened(self, round):
-        snapshot = await self.driver.snapshot(round - 1, 1e9)
+        snapshot = await self.coordinator.snapshot(round - 1, 1e9)
         assert snapshot is not None
         return snapshot
 
@@ -102,11 +104,11 @@ def in_loop(test: Callable[..., Awaitable[None]]):
 
 
 def latest(n=4, k=2, **options):
-    return LatestOfAll.of(tuple(f"w{i:02}" for i in range(n)), D, k, **options)
+    return LatestVectors.of(tuple(f"w{i:02}" for i in range(n)), D, k, **options)
 
 
 async def asked(run: Run, worker: str, after: int = -1, patience: float = 5.0):
-    async with run.driver.pulls.answered(worker, after, patience) as pull:
+    async with run.coordinator.pulls.answered(worker, after, patience) as pull:
         return pull.snapshot
 
 
@@ -117,7 +119,7 @@ async def asked(run: Run, worker: str, after: int = -1, patience: float = 5.0):
 @pytest.mark.parametrize("on_disk", [False, True])
 async def test_who_is_away_still_counts_with_its_latest_vector(time, tmp_path: Path, on_disk: bool):
     store = latest(folder=str(tmp_path) if on_disk else None)
-    async with Run(time, Oldest(2, gather=1.0), store) as run:
+    async with Run(time, LongestAbsent(2, gather=1.0), store) as run:
         run.ask("w00", "w01")
         run.ask("w02", "w03", after=0)
         for worker, value in (("w00", 4.0), ("w01", 8.0)):
@@ -158,7 +160,7 @@ def test_vectors_of_a_round_that_was_skipped_are_new_in_the_next_step():
 
 @in_loop
 async def test_who_proves_faulty_is_left_out_and_its_vectors_are_forgotten(time):
-    async with Run(time, Oldest(4), latest(k=4), rule=TrimmedMean(f=1), f=1) as run:
+    async with Run(time, LongestAbsent(4), latest(k=4), rule=TrimmedMean(f=1), f=1) as run:
         run.ask(*run.names)
         for worker in run.names:
             await run.push(worker, 8.0, 0)
@@ -183,17 +185,17 @@ async def test_who_proves_faulty_is_left_out_and_its_vectors_are_forgotten(time)
 @in_loop
 @pytest.mark.parametrize("when", ["open", "aggregating"])
 async def test_what_is_kept_of_a_worker_is_forgotten_when_it_is_revoked(time, when):
-    async with Run(time, Oldest(2), latest(n=3), n=3) as run:
+    async with Run(time, LongestAbsent(2), latest(n=3), n=3) as run:
         run.ask("w00", "w01")
         run.ask("w02", after=0)
         await run.push("w00", 6.0, 0)
         await run.push("w01", 900.0, 0)
         if when == "aggregating":
-            run.driver.withdraw("w01", "certificate revoked")
+            run.coordinator.withdraw("w01", "certificate revoked")
         await run.opened(1)
         assert run.model() == -906.0 / 3
         if when == "open":
-            run.driver.withdraw("w01", "certificate revoked")
+            run.coordinator.withdraw("w01", "certificate revoked")
         run.ask("w00", after=0)
         await run.push("w00", 6.0, 1)
         await run.push("w02", 3.0, 1)
@@ -211,7 +213,7 @@ async def test_what_is_kept_of_a_worker_is_forgotten_when_it_is_revoked(time, wh
 
 @in_loop
 async def test_a_vector_expires(time):
-    async with Run(time, Oldest(1), latest(n=2, k=1, expire=1), n=2) as run:
+    async with Run(time, LongestAbsent(1), latest(n=2, k=1, expire=1), n=2) as run:
         run.ask("w00", after=-1)
         run.ask("w01", after=0)
         await run.push("w00", 6.0, 0)
@@ -229,7 +231,7 @@ async def test_a_vector_expires(time):
 async def test_a_number_too_large_for_the_store_proves_a_fault(time):
     largest = torch.finfo(torch.float32).max
     store = latest(k=2, store="bfloat16")
-    async with Run(time, Oldest(2), store, rule=Median(), f=1, rows="bfloat16") as run:
+    async with Run(time, LongestAbsent(2), store, rule=Median(), f=1, rows="bfloat16") as run:
         run.ask("w00", "w01")
         run.ask("w02", "w03", after=5)
         assert await run.push("w00", largest, 0) == "not finite"
@@ -244,7 +246,7 @@ async def test_distances_that_are_kept_are_those_of_the_rows(time):
     n, k = 60, 2
     store = latest(n, k)
     assert store._gram is not None
-    async with Run(time, Oldest(k), store, n=n, rule=Krum(f=1), f=1) as run:
+    async with Run(time, LongestAbsent(k), store, n=n, rule=Krum(f=1), f=1) as run:
         fresh, reference = Aggregator(Krum(f=1), f=1), None
         for round in range(5):
             chosen = run.names[2 * round : 2 * round + 2]
@@ -265,8 +267,8 @@ async def test_distances_that_are_kept_are_those_of_the_rows(time):
 
 @in_loop
 async def test_what_was_pushed_for_a_round_below_its_quorum_is_kept(time):
-    store = Deltas(("w00", "w01"), D)
-    async with Run(time, Oldest(2), store, n=2, quorum=2, shortfall="skip") as run:
+    store = DeltaSum(("w00", "w01"), D)
+    async with Run(time, LongestAbsent(2), store, n=2, quorum=2, shortfall="skip") as run:
         run.ask("w00", "w01")
         await run.push("w00", 6.0, 0)
         time.advance(10.0)
@@ -283,7 +285,7 @@ async def test_what_was_pushed_for_a_round_below_its_quorum_is_kept(time):
 
 @in_loop
 async def test_what_the_rule_could_not_take_counts_once(time):
-    class Failing(Deltas):
+    class Failing(DeltaSum):
         failures = 1
 
         def finish(self, rows, rng, faults):
@@ -293,7 +295,7 @@ async def test_what_the_rule_could_not_take_counts_once(time):
                 return done._replace(vector=done.vector / 0)
             return done
 
-    async with Run(time, Oldest(1), Failing(("w00",), D), n=1) as run:
+    async with Run(time, LongestAbsent(1), Failing(("w00",), D), n=1) as run:
         for round in (0, 1):
             await run.opened(round)
             run.ask("w00", after=round - 1)
@@ -309,8 +311,8 @@ async def test_what_the_rule_could_not_take_counts_once(time):
 
 @in_loop
 async def test_old_vectors_count_by_their_age_and_faults_change_nothing_about_it(time):
-    choice = Buffered(3, tau=5, staleness=Polynomial(a=1.0))
-    async with Run(time, choice, Weighed(), rule=Median(), n=5, f=1) as run:
+    choice = BufferSelection(3, tau=5, staleness=Polynomial(a=1.0))
+    async with Run(time, choice, WeightedByAge(), rule=Median(), n=5, f=1) as run:
         run.ask(*run.names)
         for worker in ("w00", "w01", "w04"):
             await run.push(worker, 4.0, 0)
@@ -336,7 +338,7 @@ async def test_old_vectors_count_by_their_age_and_faults_change_nothing_about_it
 
 @in_loop
 async def test_only_members_are_aggregated_and_the_others_wait_for_their_turn(time):
-    async with Run(time, Neighbourhoods(Ring()), AsTheyAre(), n=5) as run:
+    async with Run(time, NeighbourhoodSelection(Ring()), Pushed(), n=5) as run:
         run.ask(*run.names)
         groups = [run.machine.policy.choice.members(run.names, round) for round in range(2)]
         outside = next(worker for worker in run.names if worker not in groups[0] + groups[1])
@@ -357,7 +359,7 @@ async def test_only_members_are_aggregated_and_the_others_wait_for_their_turn(ti
 
 @in_loop
 async def test_a_pull_waits_for_its_turn_and_gets_the_model_of_it(time):
-    async with Run(time, Oldest(1, gather=1.0), n=2) as run:
+    async with Run(time, LongestAbsent(1, gather=1.0), n=2) as run:
         parked = asyncio.create_task(asked(run, "w01"))
         await asyncio.sleep(0)
         assert (await asked(run, "w00")).round == 0
@@ -370,7 +372,7 @@ async def test_a_pull_waits_for_its_turn_and_gets_the_model_of_it(time):
 
 @in_loop
 async def test_impatience_and_a_hang_up_free_a_place_and_a_late_farewell_does_not(time):
-    async with Run(time, Oldest(1, gather=1.0), n=2) as run:
+    async with Run(time, LongestAbsent(1, gather=1.0), n=2) as run:
         impatient = asyncio.create_task(asked(run, "w00", patience=0.5))
         await asyncio.sleep(0)
         time.advance(0.5)
@@ -392,17 +394,17 @@ async def test_impatience_and_a_hang_up_free_a_place_and_a_late_farewell_does_no
 @in_loop
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_who_hangs_up_before_the_model_is_sent_was_not_invited(time, delivered: bool):
-    async with Run(time, Oldest(1), n=2) as run:
+    async with Run(time, LongestAbsent(1), n=2) as run:
 
         async def hang_up():
-            async with run.driver.pulls.answered("w00", -1, 5.0) as pull:
+            async with run.coordinator.pulls.answered("w00", -1, 5.0) as pull:
                 pull.delivered = delivered
                 raise ConnectionError
 
         with pytest.raises(ConnectionError):
             await hang_up()
-        assert run.driver.pulls.over("w00", 0) is not delivered
-        assert run.driver.pulls._tickets == {}
+        assert run.coordinator.pulls.over("w00", 0) is not delivered
+        assert run.coordinator.pulls._tickets == {}
         run.ask("w01")
         assert await run.push("w00", 1.0, 0) is (None if delivered else Refusal.NOT_INVITED)
 
@@ -410,8 +412,8 @@ async def test_who_hangs_up_before_the_model_is_sent_was_not_invited(time, deliv
 @in_loop
 async def test_patience_is_for_the_answer_and_not_for_its_way(time):
     async with (
-        Run(time, Oldest(1), n=2, deadline=99.0) as run,
-        run.driver.pulls.answered("w00", -1, 5.0) as pull,
+        Run(time, LongestAbsent(1), n=2, deadline=99.0) as run,
+        run.coordinator.pulls.answered("w00", -1, 5.0) as pull,
     ):
         time.advance(50.0)
         assert pull.snapshot is not None
@@ -420,7 +422,7 @@ async def test_patience_is_for_the_answer_and_not_for_its_way(time):
 
 @in_loop
 async def test_a_model_is_not_kept_for_who_has_it(time):
-    async with Run(time, Buffered(1, tau=9), n=2) as run:
+    async with Run(time, BufferSelection(1, tau=9), n=2) as run:
         models = [weakref.ref((await asked(run, "w00")).payload.obj)]
         for round in range(4):
             await run.opened(round)
@@ -433,7 +435,7 @@ async def test_a_model_is_not_kept_for_who_has_it(time):
 
 @in_loop
 async def test_everybody_who_waits_hears_of_the_end(time):
-    async with Run(time, Oldest(1), n=3, rounds=1) as run:
+    async with Run(time, LongestAbsent(1), n=3, rounds=1) as run:
         parked = [asyncio.create_task(asked(run, worker, after=5)) for worker in ("w01", "w02")]
         await asyncio.sleep(0)
         await asked(run, "w00")
@@ -446,10 +448,10 @@ async def test_everybody_who_waits_hears_of_the_end(time):
 
 @in_loop
 async def test_the_status_says_who_was_asked(time):
-    async with Run(time, Oldest(2), n=4) as run:
+    async with Run(time, LongestAbsent(2), n=4) as run:
         run.ask(*run.names)
         await run.push("w00", 1.0, 0)
-        status = run.driver.status()
+        status = run.coordinator.status()
         assert (status.counted, status.missing) == (("w00",), ("w01",))
         assert "1 of 2 answers" in status.sentence
 
@@ -459,7 +461,7 @@ async def test_the_status_says_who_was_asked(time):
 
 @in_loop
 async def test_a_place_is_lent_to_one_after_the_other(time):
-    async with Run(time, Oldest(1), n=3, seats=1) as run:
+    async with Run(time, LongestAbsent(1), n=3, seats=1) as run:
         for round, worker in enumerate(("w00", "w01", "w02")):
             await run.opened(round)
             run.ask(worker, after=round - 1)
@@ -471,22 +473,22 @@ async def test_a_place_is_lent_to_one_after_the_other(time):
 
 @in_loop
 async def test_without_a_place_an_upload_has_to_come_again(time):
-    async with Run(time, Oldest(2), n=2, seats=1) as run:
+    async with Run(time, LongestAbsent(2), n=2, seats=1) as run:
         run.ask(*run.names)
         slot = await run.offer("w00", 1.0, 0)
         assert isinstance(slot, Slot)
         assert await run.offer("w01", 5.0, 0) is Refusal.BUSY
-        await run.driver.release(slot)
+        await run.coordinator.release(slot)
         assert await run.push("w01", 5.0, 0) is None
         assert await run.offer("w00", 1.0, 0) is Refusal.BUSY, "what waits to be used is not given away"
 
 
 @in_loop
 async def test_an_upload_that_is_too_old_stops_midway(time):
-    async with Run(time, Oldest(2), n=2) as run:
+    async with Run(time, LongestAbsent(2), n=2) as run:
         run.ask(*run.names)
         payload = torch.full((D,), 5.0).numpy().tobytes()
-        slow = await run.driver.offer("w00", 0, digest(payload))
+        slow = await run.coordinator.offer("w00", 0, digest(payload))
         assert isinstance(slow, Slot)
         await slow.put(payload[:5])
         await run.push("w01", 1.0, 0)
@@ -495,6 +497,6 @@ async def test_an_upload_that_is_too_old_stops_midway(time):
         with pytest.raises(Overtaken) as overtaken:
             await slow.put(payload[5:])
         assert overtaken.value.refusal is Refusal.TOO_OLD
-        await run.driver.release(slow)
+        await run.coordinator.release(slow)
     assert run.records[0].missing == ("w00",)
     assert run.model() == -1.0

@@ -20,7 +20,7 @@ from varangian.protos import codec
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import Refusal, RoundMachine
-from varangian.server.rounds.coordinator import Driver, Overtaken, Slot
+from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
 from varangian.server.rounds.windowed import BLOCKS
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
@@ -69,7 +69,7 @@ class Run:
         self.records: list[RoundRecord] = []
         self.stop = asyncio.Event()
         self.thread = Thread()
-        self.driver = Driver(
+        self.coordinator = Coordinator(
             self.machine,
             self.learner,
             evaluate=lambda parameters: (0.0, 0.0),
@@ -82,7 +82,7 @@ class Run:
         )
 
     async def __aenter__(self):
-        self.task = asyncio.create_task(self.driver.run(self.stop))
+        self.task = asyncio.create_task(self.coordinator.run(self.stop))
         return self
 
     async def __aexit__(self, *error):
@@ -92,7 +92,7 @@ class Run:
         self.thread.shutdown()
 
     async def offer(self, worker: str) -> Slot:
-        slot = await self.driver.offer(worker, self.driver.round, worker.encode())
+        slot = await self.coordinator.offer(worker, self.coordinator.round, worker.encode())
         assert isinstance(slot, Slot), slot
         return slot
 
@@ -104,9 +104,9 @@ class Run:
                 await slot.put(payload[4 * slot.columns : 4 * min(slot.columns + PIECE, until)])
                 await asyncio.sleep(0)
         except Overtaken as overtaken:
-            await self.driver.release(slot)
+            await self.coordinator.release(slot)
             return overtaken.refusal
-        return slot.columns if until < D else await self.driver.complete(slot)
+        return slot.columns if until < D else await self.coordinator.complete(slot)
 
     async def push(self, worker: str, sent: Tensor | None = None) -> object:
         """As a worker does: again when it is told so."""
@@ -152,7 +152,7 @@ def in_loop(test: Callable[..., Awaitable[None]]):
 async def test_the_same_bits_as_with_all_rows(time, spec):
     async with Run(time, spec, rounds=2) as run:
         for round in range(2):
-            await run.driver.snapshot(round - 1, 1e9)
+            await run.coordinator.snapshot(round - 1, 1e9)
             answers = await asyncio.gather(*run.all().values())
             assert answers == [None] * N
         assert await run.ended() == "all 2 rounds are done"
@@ -168,9 +168,9 @@ async def test_nobody_runs_ahead_of_the_window(time):
         await run.quiet()
         slot = await run.offer(NAMES[-1])
         await run.quiet()
-        taken = {worker: run.driver._slots[worker].columns for worker in HONEST}
+        taken = {worker: run.coordinator._slots[worker].columns for worker in HONEST}
         assert set(taken.values()) == {BLOCKS * BLOCK}
-        assert all(run.driver._slots[worker].crowded for worker in HONEST)
+        assert all(run.coordinator._slots[worker].crowded for worker in HONEST)
         assert await run.send(slot) is None
         assert await asyncio.gather(*ahead.values()) == [None] * len(HONEST)
         await run.ended()
@@ -185,7 +185,7 @@ async def test_nobody_counts_before_all_do(time):
         assert await run.send(last, until=D - 1) == D - 1
         await run.quiet()
         assert not any(push.done() for push in pushes.values())
-        assert run.driver.status().counted == ()
+        assert run.coordinator.status().counted == ()
         assert await run.send(last) is None
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
 
@@ -198,9 +198,9 @@ async def test_an_upload_that_dies_makes_the_others_push_again(time, spec):
         dying = await run.offer(NAMES[-1])
         await run.send(dying, until=4 * BLOCK)
         await run.quiet()
-        await run.driver.release(dying)
+        await run.coordinator.release(dying)
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
-        assert await run.driver.offer(NAMES[-1], 0, b"again") in {Refusal.STALE, Refusal.FINISHED}
+        assert await run.coordinator.offer(NAMES[-1], 0, b"again") in {Refusal.STALE, Refusal.FINISHED}
         await run.ended()
     assert run.records[0].missing == (NAMES[-1],)
     assert run.learner.digest() == plain(spec, HONEST)
@@ -212,9 +212,9 @@ async def test_an_upload_that_is_withdrawn_makes_the_others_push_again(time, sen
     async with Run(time) as run:
         pushes = run.all(HONEST)
         bad = asyncio.create_task(run.send(await run.offer(NAMES[-1]), sent, torch.full((D,), 1e4)))
-        while run.driver._slots[NAMES[-1]].columns < min(sent, 4 * BLOCK):
+        while run.coordinator._slots[NAMES[-1]].columns < min(sent, 4 * BLOCK):
             await asyncio.sleep(0)
-        run.driver.withdraw(NAMES[-1], "certificate revoked")
+        run.coordinator.withdraw(NAMES[-1], "certificate revoked")
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
         assert await bad in (sent, Refusal.UNOFFERED)
         await run.ended()
@@ -229,7 +229,7 @@ async def test_whoever_dies_at_the_very_end_costs_an_attempt_as_well(time):
         dying = await run.offer(NAMES[-1])
         await run.send(dying, until=D - 1)
         await run.quiet()
-        await run.driver.release(dying)
+        await run.coordinator.release(dying)
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
         await run.ended()
     assert run.learner.digest() == plain("median", HONEST)
@@ -258,7 +258,7 @@ async def test_a_number_that_the_line_has_spoilt_spends_nothing(time):
         pushes = run.all(HONEST)
         slot = await run.offer(NAMES[-1])
         assert await run.send(slot, until=D - 1, sent=bad) == D - 1
-        await run.driver.release(slot)  # the digest is wrong
+        await run.coordinator.release(slot)  # the digest is wrong
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
         await run.ended()
     assert (run.records[0].dropped, run.records[0].missing) == ({}, (NAMES[-1],))
@@ -309,7 +309,7 @@ async def test_a_slow_worker_is_left_behind(time):
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
         with pytest.raises(Overtaken):
             await slow.put(bytes(4))
-        await run.driver.release(slow)
+        await run.coordinator.release(slow)
         await run.ended()
     assert run.learner.digest() == plain("median", HONEST)
 
@@ -341,8 +341,8 @@ async def test_a_lost_answer_is_given_again(time, monkeypatch):
 
         monkeypatch.setattr(run.learner, "step", late)
         await asyncio.gather(*run.all().values())
-        assert await run.driver.offer("w00", 0, b"w00") is Refusal.DUPLICATE
-        assert await run.driver.offer("w00", 0, b"other") is Refusal.COUNTED
+        assert await run.coordinator.offer("w00", 0, b"w00") is Refusal.DUPLICATE
+        assert await run.coordinator.offer("w00", 0, b"other") is Refusal.COUNTED
         asked.set()
 
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregator, Mean
 from varangian.server.protocol.events import Close, Skip
-from varangian.server.rows.delta_sum import Deltas
-from varangian.server.rows.latest_store import Latest
+from varangian.server.rows.delta_sum import DeltaSum
+from varangian.server.rows.latest_store import LatestStore
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
-from varangian.worker.training.error_feedback import Deltas as Sender
+from varangian.worker.training.error_feedback import DeltaEncoder as Sender
 
 NAMES = ("w00", "w01", "w02", "w03")
 D = 5
@@ -35,7 +35,7 @@ def vectors(round: int) -> dict[str, Tensor]:
     return {name: torch.randn(D, generator=rng) for name in NAMES}
 
 
-def step(server: Deltas, model: Learner, round: int, rows: dict[str, Tensor]) -> Tensor:
+def step(server: DeltaSum, model: Learner, round: int, rows: dict[str, Tensor]) -> Tensor:
     """What the aggregate of a round is."""
     given = server.given(closed(round, rows), rows, model)
     before = model.parameters.clone()
@@ -44,7 +44,7 @@ def step(server: Deltas, model: Learner, round: int, rows: dict[str, Tensor]) ->
 
 
 def test_the_sum_of_what_is_new_is_the_mean_of_the_latest_vectors() -> None:
-    server, latest, sender, model = Deltas(NAMES, D), Latest(NAMES, D), Sender(), learner()
+    server, latest, sender, model = DeltaSum(NAMES, D), LatestStore(NAMES, D), Sender(), learner()
     for round in range(12):
         there = [name for i, name in enumerate(NAMES[:3]) if (round + i) % 3]
         if round % 4 == 1:  # refused, or lost for good
@@ -61,12 +61,12 @@ def test_the_sum_of_what_is_new_is_the_mean_of_the_latest_vectors() -> None:
 
 
 def test_who_was_never_heard_of_counts_as_zero() -> None:
-    moved = step(Deltas(NAMES, D), learner(), 0, {"w00": torch.full((D,), 4.0)})
+    moved = step(DeltaSum(NAMES, D), learner(), 0, {"w00": torch.full((D,), 4.0)})
     assert moved.tolist() == [1.0] * D
 
 
 def test_a_round_without_a_step_keeps_what_its_workers_sent() -> None:
-    server = Deltas(NAMES, D)
+    server = DeltaSum(NAMES, D)
     server.skipped(skipped(0), {"w01": torch.full((D,), 8.0)})
     server.skipped(skipped(1), {})
     assert server.mean.tolist() == [2.0] * D
@@ -75,7 +75,7 @@ def test_a_round_without_a_step_keeps_what_its_workers_sent() -> None:
 
 def test_the_sum_does_not_wear_off() -> None:
     """In float32 the small ones would be lost beside the large one."""
-    server = Deltas(("w00", "w01"), 1)
+    server = DeltaSum(("w00", "w01"), 1)
     server.given(closed(0, ["w00"]), {"w00": torch.tensor([2.0**26])}, learner())
     for round in range(1, 101):
         server.given(closed(round, ["w01"]), {"w01": torch.tensor([1.0])}, learner())
@@ -84,6 +84,6 @@ def test_the_sum_does_not_wear_off() -> None:
 
 
 def test_nothing_is_left_of_it_at_the_end() -> None:
-    server = Deltas(NAMES, D)
+    server = DeltaSum(NAMES, D)
     server.close()
     assert server.mean.numel() == 0

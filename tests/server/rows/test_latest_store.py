@@ -16,7 +16,7 @@ from tests.extent import examples
 from torch import Tensor
 
 from varangian.server.rows import latest_store
-from varangian.server.rows.latest_store import Latest, LatestPlan, NoRoom
+from varangian.server.rows.latest_store import LatestPlan, LatestStore, NoRoom
 
 WORKERS = ("w00", "w01", "w02")
 D = 5
@@ -25,9 +25,9 @@ LARGE = 3.4e38
 
 
 @pytest.fixture(params=["memory", "memory bfloat16", "disk", "disk bfloat16"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Latest]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LatestStore]:
     dtype = "bfloat16" if "bfloat16" in request.param else "float32"
-    made = Latest(WORKERS, D, dtype=dtype, folder=tmp_path if "disk" in request.param else None)
+    made = LatestStore(WORKERS, D, dtype=dtype, folder=tmp_path if "disk" in request.param else None)
     yield made
     made.close()
 
@@ -36,17 +36,17 @@ def full(value: float) -> Tensor:
     return torch.full((D,), value)
 
 
-def held(store: Latest) -> dict[str, list[float]]:
+def held(store: LatestStore) -> dict[str, list[float]]:
     return {worker: row.tolist() for worker, row in store.rows().items()}
 
 
-def test_workers_never_heard_of_are_zero(store: Latest):
+def test_workers_never_heard_of_are_zero(store: LatestStore):
     store.replace("w01", full(2), 0)
     assert held(store) == {"w00": [0] * D, "w01": [2] * D, "w02": [0] * D}
     assert store.ages(3) == {"w01": 3}
 
 
-def test_the_latest_vector_takes_the_place_of_the_one_before(store: Latest):
+def test_the_latest_vector_takes_the_place_of_the_one_before(store: LatestStore):
     for round in range(7):
         for i, worker in enumerate(WORKERS):
             store.replace(worker, full(10 * round + i), round)
@@ -54,7 +54,7 @@ def test_the_latest_vector_takes_the_place_of_the_one_before(store: Latest):
     assert store.stamps == dict.fromkeys(WORKERS, 6)
 
 
-def test_vectors_that_are_too_old_become_zero(store: Latest):
+def test_vectors_that_are_too_old_become_zero(store: LatestStore):
     for round, worker in enumerate(WORKERS):
         store.replace(worker, full(round + 1), round)
     assert store.expire(older_than=2) == ("w00", "w01")
@@ -73,7 +73,7 @@ def test_vectors_that_are_too_old_become_zero(store: Latest):
     ],
 )
 def test_what_does_not_fit_changes_nothing(
-    store: Latest, worker: str, vector: Tensor, round: int, error: type[Exception], sentence: str
+    store: LatestStore, worker: str, vector: Tensor, round: int, error: type[Exception], sentence: str
 ):
     store.replace("w00", full(1), 3)
     before = held(store), dict(store.stamps)
@@ -84,7 +84,7 @@ def test_what_does_not_fit_changes_nothing(
 
 def test_bfloat16_rounds_to_nearest_even_and_refuses_infinity(tmp_path: Path):
     for folder in (None, tmp_path):
-        store = Latest(WORKERS, D, dtype="bfloat16", folder=folder)
+        store = LatestStore(WORKERS, D, dtype="bfloat16", folder=folder)
         store.replace("w00", full(1 + 2**-8), 0)
         assert store.rows()["w00"].dtype is torch.bfloat16
         assert held(store)["w00"] == [1] * D
@@ -100,7 +100,7 @@ class Crash(Exception):
 
 
 def test_no_row_is_torn_when_a_write_breaks_off_in_the_middle(
-    store: Latest, monkeypatch: pytest.MonkeyPatch
+    store: LatestStore, monkeypatch: pytest.MonkeyPatch
 ):
     store.replace("w00", full(1), 0)
     monkeypatch.setattr(latest_store, "STRIP", 2)
@@ -125,7 +125,7 @@ def test_no_row_is_torn_when_a_write_breaks_off_in_the_middle(
 def test_a_disk_that_fills_up_is_an_error_and_tears_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    store = Latest(WORKERS, D, folder=tmp_path)
+    store = LatestStore(WORKERS, D, folder=tmp_path)
     store.replace("w00", full(1), 0)
     write = os.pwrite
 
@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_is_an_error_and_tears_nothing(
 
 
 def test_nothing_is_left_on_disk(tmp_path: Path):
-    store = Latest(WORKERS, 100_000, folder=tmp_path)
+    store = LatestStore(WORKERS, 100_000, folder=tmp_path)
     store.replace("w00", torch.ones(100_000), 0)
     status = os.fstat(store._place._file.fileno())
     assert status.st_size == 5 * 400_000
@@ -177,13 +177,13 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
 ):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 21, 79))
     with pytest.raises(NoRoom) as error:
-        Latest(WORKERS, D, folder=tmp_path)
+        LatestStore(WORKERS, D, folder=tmp_path)
     assert str(error.value) == (
         f"The disk of {tmp_path} should have 80 bytes free for the latest vectors of 3 workers. "
         "Found 79 bytes. Free some space, use another folder, or keep bfloat16."
     )
     with pytest.raises(NotADirectoryError, match="should be a folder that exists"):
-        Latest(WORKERS, D, folder=tmp_path / "missing")
+        LatestStore(WORKERS, D, folder=tmp_path / "missing")
 
 
 def test_bad_plans():
@@ -192,13 +192,13 @@ def test_bad_plans():
     with pytest.raises(ValueError, match=r"float32 or bfloat16\. Found 'int8'"):
         LatestPlan(1, 3, "int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="different names"):
-        Latest(("w00", "w00"), D)
+        LatestStore(("w00", "w00"), D)
 
 
 @settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.booleans()), max_size=30))
 def test_any_history_keeps_what_a_dictionary_would(steps: list[tuple[int, int, bool]]):
-    store, kept = Latest(WORKERS, D), dict[str, tuple[int, float]]()
+    store, kept = LatestStore(WORKERS, D), dict[str, tuple[int, float]]()
     round = 0
     for value, (i, later, expires) in enumerate(steps, 1):
         round += later
@@ -214,7 +214,7 @@ def test_any_history_keeps_what_a_dictionary_would(steps: list[tuple[int, int, b
 
 
 def test_what_is_forgotten_is_zero_and_its_memory_is_used_again():
-    latest = Latest(("a", "b"), 2)
+    latest = LatestStore(("a", "b"), 2)
     for worker in ("a", "b"):
         latest.replace(worker, torch.ones(2), 3)
     assert latest.forget(["b", "a", "nobody"]) == ("b", "a")

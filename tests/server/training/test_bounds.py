@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varangian.launch.memory_budget import resident
+from varangian.launch.memory_budget import resident_memory
 from varangian.server.training.bounds import BLOCK, LARGEST, Bounds, norm
 from varangian.server.training.optimizer import Sgd, Stepper
 
@@ -62,10 +62,10 @@ def test_norms():
         assert Bounds.of(vector, None).point == math.inf
 
 
-@pytest.mark.skipif(not resident(), reason="the system does not say how much memory is taken")
+@pytest.mark.skipif(not resident_memory(), reason="the system does not say how much memory is taken")
 def test_a_norm_takes_no_memory_to_speak_of():
     vector = torch.ones(40_000_000)
     norm(vector[:BLOCK])
-    before = resident()
+    before = resident_memory()
     assert norm(vector) == pytest.approx(math.sqrt(len(vector)))
-    assert resident() - before < 20_000_000  # 160 MB of it were 70 to 150 more, in crumbs
+    assert resident_memory() - before < 20_000_000  # 160 MB of it were 70 to 150 more, in crumbs

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from varangian.server.training.parameters import Versions
+from varangian.server.training.parameters import ParameterVersions
 
 
 def floats(payload: memoryview) -> list[float]:
     return payload.cast("f").tolist()
 
 
-def moved(versions: Versions, value: float) -> int:
+def moved(versions: ParameterVersions, value: float) -> int:
     """Publish a version with this value everywhere, and say where it lies."""
     draft = versions.draft()
     draft.fill_(value)
@@ -25,7 +25,7 @@ def moved(versions: Versions, value: float) -> int:
 
 def test_the_first_version_is_a_copy():
     start = torch.ones(3)
-    versions = Versions(start)
+    versions = ParameterVersions(start)
     start.zero_()
     assert versions.current.tolist() == [1.0] * 3
     assert floats(versions.payload) == [1.0] * 3
@@ -33,11 +33,11 @@ def test_the_first_version_is_a_copy():
 
 def test_a_payload_is_read_only():
     with pytest.raises(TypeError):
-        Versions(torch.ones(3)).payload[0] = 1
+        ParameterVersions(torch.ones(3)).payload[0] = 1
 
 
 def test_a_draft_changes_nothing():
-    versions = Versions(torch.ones(3))
+    versions = ParameterVersions(torch.ones(3))
     draft = versions.draft()
     draft.zero_()
     assert floats(versions.payload) == [1.0] * 3
@@ -46,7 +46,7 @@ def test_a_draft_changes_nothing():
 
 
 def test_two_vectors_are_enough_when_nobody_reads():
-    versions = Versions(torch.zeros(3))
+    versions = ParameterVersions(torch.zeros(3))
     gc.disable()  # the order of events must not depend on it
     try:
         places = {moved(versions, float(i)) for i in range(9)} | {versions.current.data_ptr()}
@@ -57,7 +57,7 @@ def test_two_vectors_are_enough_when_nobody_reads():
 
 @pytest.mark.parametrize("part", [slice(None), slice(4, 8)])
 def test_what_is_read_stays(part: slice):
-    versions = Versions(torch.ones(3))
+    versions = ParameterVersions(torch.ones(3))
     reader = versions.payload[part]
     before = bytes(reader)
     places = {moved(versions, float(i)) for i in range(2, 9)}

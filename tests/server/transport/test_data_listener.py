@@ -18,11 +18,11 @@ from tests.extent import patience
 from tests.protos.data_channel.book import Book, encrypted_size
 
 from varangian.protos.codec import PROTOCOL
-from varangian.protos.data_channel.associated_data import Transfer
-from varangian.protos.data_channel.connection import Cargo, LineError
+from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.data_channel.connection import DataConnectionError, Transfer
 from varangian.server.transport import data_listener as lanes
 from varangian.server.transport.calls import Limits
-from varangian.server.transport.data_listener import Few, Lane, Patience
+from varangian.server.transport.data_listener import BoundedTasks, DataListener, StrangerLimits
 from varangian.server.transport.grpc_server import ListenError, PortInUse
 
 HOST = "127.0.0.1"
@@ -45,7 +45,7 @@ def _nothing_is_left(caplog):
 @contextlib.asynccontextmanager
 async def opened(sealed=False, **patience):
     """A lane that listens."""
-    lane = Lane(LIMITS, sealed, Patience(**patience))
+    lane = DataListener(LIMITS, sealed, StrangerLimits(**patience))
     try:
         await lane.listen(HOST, 0)
         yield lane
@@ -54,7 +54,7 @@ async def opened(sealed=False, **patience):
 
 
 def transfer(worker, direction="push"):
-    return Transfer(PROTOCOL, direction, "run-1", 0, worker, len(HELLO))
+    return AssociatedData(PROTOCOL, direction, "run-1", 0, worker, len(HELLO))
 
 
 class Caller:
@@ -119,7 +119,7 @@ def test_a_connection_serves_one_call_after_the_other_both_ways(caplog):
             await use(lane, caller)
             with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket)
-                line, cargo = await ticket.line(), Cargo([memoryview(bytes(100_000))])
+                line, cargo = await ticket.line(), Transfer([memoryview(bytes(100_000))])
                 while not cargo.done:
                     await line.ready()
                     await line.send(cargo)
@@ -199,7 +199,7 @@ def test_a_ticket_counts_until_its_call_has_ended():
                 pass
             caller.show(ticket)
             await caller.ended()
-            with pytest.raises(LineError):
+            with pytest.raises(DataConnectionError):
                 await ticket.line()
             with pytest.raises(RuntimeError), ticket:
                 pass
@@ -226,7 +226,7 @@ def test_whoever_hangs_up_ends_only_its_own_call():
                 async with calling(lane) as caller:
                     caller.show(ticket)
                     line = await ticket.line()
-                with pytest.raises(LineError):
+                with pytest.raises(DataConnectionError):
                     await line.exactly(1)
             async with calling(lane) as caller:
                 caller.say(b"half")
@@ -356,7 +356,7 @@ def test_payloads_are_sealed_with_the_key_of_their_ticket():
                     ticket.complete()
                 with lane.ticket(transfer("w00")) as ticket:
                     caller.show(ticket)
-                    await (await ticket.line()).send(Cargo([memoryview(HELLO)]))
+                    await (await ticket.line()).send(Transfer([memoryview(HELLO)]))
                     found = await caller.reader.readexactly(encrypted_size(len(HELLO)))
                     assert book(ticket).decrypted(found) == HELLO
                     ticket.complete()
@@ -385,7 +385,7 @@ def test_who_has_a_ticket_without_its_key_ends_that_call_and_no_other(payload):
             with lane.ticket(transfer("w00")) as stolen:
                 thief.show(stolen, payload)
                 line = await stolen.line()
-                with pytest.raises(LineError, match="not encrypted"):
+                with pytest.raises(DataConnectionError, match="not encrypted"):
                     await taken(line, 5)
             await thief.ended()
             with lane.ticket(transfer("w00")) as ticket:
@@ -414,7 +414,7 @@ def test_the_right_key_does_not_open_a_payload_of_another_transfer(changes):
             with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket, book(ticket, **changes).encrypted(HELLO))
                 line = await ticket.line()
-                with pytest.raises(LineError, match="not encrypted"):
+                with pytest.raises(DataConnectionError, match="not encrypted"):
                     await taken(line, 5)
 
     run(scenario())
@@ -437,7 +437,7 @@ def test_closing_ends_what_is_under_way():
             await asyncio.sleep(0.01)
             await lane.close()
             for task in (receiving, expecting):
-                with pytest.raises(LineError):
+                with pytest.raises(DataConnectionError):
                     await task
             for caller in callers:
                 await caller.ended()
@@ -462,7 +462,7 @@ def test_closing_ends_connections_that_have_just_come():
 
 def test_a_lane_that_never_listened_can_be_closed():
     async def scenario():
-        lane = Lane(LIMITS, sealed=False)
+        lane = DataListener(LIMITS, sealed=False)
         assert lane.port == 0
         await lane.close()
         await lane.close()
@@ -517,7 +517,7 @@ def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, 
 def test_a_port_that_is_taken_is_named_as_in_the_configuration():
     async def scenario():
         async with opened() as lane:
-            second = Lane(LIMITS, sealed=False)
+            second = DataListener(LIMITS, sealed=False)
             with pytest.raises(PortInUse, match=r"127\.0\.0\.1:\d+ for itself.*`server\.data_port`"):
                 await second.listen(HOST, lane.port)
             with pytest.raises(ListenError, match=r"Set `server\.host` and `server\.data_port`"):
@@ -529,7 +529,7 @@ def test_a_port_that_is_taken_is_named_as_in_the_configuration():
 
 def test_a_lane_may_have_an_address_of_version_6():
     async def scenario():
-        lane = Lane(LIMITS, sealed=False)
+        lane = DataListener(LIMITS, sealed=False)
         try:
             port = await lane.listen("::1", 0)
         except ListenError:
@@ -544,7 +544,7 @@ def test_a_lane_may_have_an_address_of_version_6():
 
 def test_of_a_crowd_the_largest_group_pays_and_its_oldest_first():
     async def story():
-        ended, few = [], Few(3, lambda: ended.append(1))
+        ended, few = [], BoundedTasks(3, lambda: ended.append(1))
 
         async def member(group):
             with few.one_more(group):

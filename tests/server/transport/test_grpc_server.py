@@ -8,8 +8,8 @@ import pytest
 
 from varangian.server.transport import grpc_server
 from varangian.server.transport.calls import DEFAULT_LIMITS
-from varangian.server.transport.data_listener import Lane
-from varangian.server.transport.grpc_server import ListenError, PortInUse, bind, bound, everywhere
+from varangian.server.transport.data_listener import DataListener
+from varangian.server.transport.grpc_server import ListenError, PortInUse, any_address, bind, bind_sockets
 
 PAIR = ("127.0.0.1", "127.0.0.2")
 NOT_HERE = "192.0.2.1"
@@ -41,11 +41,11 @@ def places(listeners):
 
 def test_every_address_of_a_name_has_the_same_port(named):
     named("pair", *PAIR)
-    listeners = bound("pair", 0)
+    listeners = bind_sockets("pair", 0)
     port = listeners[0].getsockname()[1]
     assert places(listeners) == [(address, port) for address in PAIR]
     closed(listeners)
-    again = bound("pair", port)
+    again = bind_sockets("pair", port)
     assert places(again) == [(address, port) for address in PAIR]
     closed(again)
 
@@ -56,7 +56,7 @@ def test_one_address_that_is_taken_is_enough_to_refuse(named, taken):
     with socket.create_server((taken, 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(PortInUse, match=f"pair:{port} for itself"):
-            bound("pair", port)
+            bind_sockets("pair", port)
 
         async def served():
             with pytest.raises(PortInUse):
@@ -67,19 +67,19 @@ def test_one_address_that_is_taken_is_enough_to_refuse(named, taken):
 
 def test_an_address_that_is_not_here_is_left_out_unless_it_is_the_only_one(named):
     named("pair", NOT_HERE, PAIR[1])
-    listeners = bound("pair", 0)
+    listeners = bind_sockets("pair", 0)
     assert [host for host, _ in places(listeners)] == [PAIR[1]]
     closed(listeners)
     named("away", NOT_HERE)
     with pytest.raises(ListenError, match="The system says"):
-        bound("away", 0)
+        bind_sockets("away", 0)
 
 
 def test_payloads_are_taken_at_every_address(named):
     named("pair", *PAIR)
 
     async def run():
-        lane = Lane(DEFAULT_LIMITS, sealed=False)
+        lane = DataListener(DEFAULT_LIMITS, sealed=False)
         port = await lane.listen("pair", 0)
         for address in PAIR:
             _, writer = await asyncio.open_connection(address, port)
@@ -90,11 +90,11 @@ def test_payloads_are_taken_at_every_address(named):
 
 
 def test_a_star_is_every_address_of_this_machine():
-    listeners = bound("*", 0)
+    listeners = bind_sockets("*", 0)
     port = listeners[0].getsockname()[1]
     try:
         listeners[0].listen()
-        for address in (*PAIR, *(["::1"] if everywhere() == "::" else [])):
+        for address in (*PAIR, *(["::1"] if any_address() == "::" else [])):
             socket.create_connection((address, port), 5).close()
     finally:
         closed(listeners)
@@ -109,5 +109,5 @@ def test_a_star_is_every_address_of_this_machine():
             await server.stop(0)
         return address
 
-    host = everywhere()
+    host = any_address()
     assert asyncio.run(served()) == (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

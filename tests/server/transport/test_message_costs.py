@@ -18,11 +18,11 @@ from varangian.config.build import machine
 from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import JOIN_LIMIT, MANIFEST_LIMIT, MESSAGE_LIMIT, PROTOCOL, Contract
 from varangian.protos.layout import TEXT_LIMIT, Layout
-from varangian.protos.shared_settings import Common
-from varangian.server.identity.sessions import Roster
+from varangian.protos.shared_settings import SharedSettings
+from varangian.server.identity.sessions import Sessions
 from varangian.server.protocol.events import Absent, Decline, Gone, Offer, Push, Ready, RoundPolicy, Tick
 from varangian.server.protocol.synchronous import RoundMachine
-from varangian.server.rounds.coordinator import Driver
+from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.calls import Limits
@@ -32,7 +32,7 @@ NAMES = ("w00", "w01", "w02")
 LINES = 12_000
 LARGE = Layout(tuple((f"block.{i}.{'x' * 64}", (1,)) for i in range(LINES)))
 """Almost the largest text that a layout may have."""
-COMMON = Common({**{f"entry {i}": "value" for i in range(12)}, "data": str([0.5] * 24)})
+COMMON = SharedSettings({**{f"entry {i}": "value" for i in range(12)}, "data": str([0.5] * 24)})
 OPERATIONS = 3_000
 """Calls of functions for one message. Reading a layout line by line takes a hundred times as many."""
 BYTES = 1 << 20
@@ -81,7 +81,7 @@ class Call:
 class World:
     def __init__(self, layout=LARGE):
         torch.set_num_threads(1)
-        self.driver = Driver(
+        self.coordinator = Coordinator(
             RoundMachine(RoundPolicy(NAMES, 9, quorum=3, deadline=60.0, shortfall="wait", f=0)),
             Learner(torch.zeros(layout.numel), Aggregator(Krum(f=0)), Sgd(lr=1.0), rounds=9, seed=1),
             evaluate=lambda _: (0.0, 0.0),
@@ -89,12 +89,12 @@ class World:
             observe=lambda _: None,
         )
         self.contract = Contract("run-1", layout, common=COMMON)
-        self.roster = Roster(NAMES, b"0123456789abcdef")
+        self.sessions = Sessions(NAMES, b"0123456789abcdef")
         many = Limits(joins=10**6, uploads=10**6, downloads=10**6, calls=1e9, patience=0.0)
-        self.service = Service(self.driver, self.roster, self.contract, many)
+        self.service = Service(self.coordinator, self.sessions, self.contract, many)
 
     def metadata(self, **changes):
-        own = {"worker": "w00", "token": self.roster.token("w00"), "session": "0" * 32} | changes
+        own = {"worker": "w00", "token": self.sessions.token("w00"), "session": "0" * 32} | changes
         return tuple((f"varangian-{key}", value) for key, value in own.items())
 
     async def call(self, method, *messages, **identity):
@@ -233,7 +233,7 @@ def test_nothing_grows_with_the_number_of_messages(caplog):
         for i in numbers:
             text = f"{i:032x}"
             for message in (
-                world.join(software=text, common=Common({"data": text}).text),
+                world.join(software=text, common=SharedSettings({"data": text}).text),
                 world.join(layout=f"{i + 9} {text}\n"),
                 world.join(protocol=i),
             ):

@@ -20,14 +20,14 @@ from varangian.protos import codec, ps_pb2
 from varangian.protos.codec import PROTOCOL, Contract
 from varangian.protos.layout import Layout
 from varangian.protos.network.dial import open_aio_channel
-from varangian.protos.shared_settings import Common
+from varangian.protos.shared_settings import SharedSettings
 from varangian.server.app import serve
-from varangian.server.identity.sessions import Roster
-from varangian.server.limits.quotas import Bucket
-from varangian.server.limits.upload_scheduler import Seat
+from varangian.server.identity.sessions import Sessions
+from varangian.server.limits.quotas import TokenBucket
+from varangian.server.limits.upload_scheduler import UploadTurn
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
-from varangian.server.rounds.coordinator import Driver
+from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.calls import Limits
@@ -50,8 +50,8 @@ class World:
     """A running server and what it was made of."""
 
     address: str
-    driver: Driver
-    roster: Roster
+    coordinator: Coordinator
+    sessions: Sessions
     records: list
     contract: Contract
     stop: asyncio.Event
@@ -64,7 +64,7 @@ class World:
             options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)],
         ) as channel:
             session = changes.pop("session", f"{NAMES.index(name):032x}")
-            identity = {"worker": name, "token": self.roster.token(name), "session": session} | changes
+            identity = {"worker": name, "token": self.sessions.token(name), "session": session} | changes
             raw = Raw(channel, self.contract, [(f"varangian-{k}", v) for k, v in identity.items()])
             if join:
                 await raw.join()
@@ -127,17 +127,17 @@ async def world(
     torch.set_num_threads(1)
     records = []
     rules = {"quorum": 3, "deadline": 60.0, "shortfall": "wait"} | policy
-    driver = Driver(
+    coordinator = Coordinator(
         RoundMachine(RoundPolicy(NAMES, rounds, f=f, **rules)),
         Learner(torch.zeros(layout.numel), Aggregator(Krum(f=0)), Sgd(lr=1.0), rounds=rounds, seed=1),
         evaluate=lambda _: (0.0, 0.0),
         evaluate_every=100,
         observe=records.append,
     )
-    known, stop, ready = Roster(NAMES, b"0123456789abcdef"), asyncio.Event(), asyncio.Future()
+    known, stop, ready = Sessions(NAMES, b"0123456789abcdef"), asyncio.Event(), asyncio.Future()
     ended = asyncio.create_task(
         serve(
-            driver,
+            coordinator,
             known,
             layout,
             run_id="run-1",
@@ -156,7 +156,7 @@ async def world(
     if ended.done():
         ended.result()
     contract = Contract("run-1", layout, dtype)
-    this = World(ready.result(), driver, known, records, contract, stop, ended)
+    this = World(ready.result(), coordinator, known, records, contract, stop, ended)
     try:
         yield this
     finally:
@@ -209,13 +209,13 @@ async def persistent(call, *arguments):
 
 async def usable(this):
     """The server lives on: a full round still works for everyone."""
-    before = this.driver.round
+    before = this.coordinator.round
     async with this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
         vector = torch.ones(this.contract.layout.numel)
         await asyncio.gather(*(persistent(worker.push, before, vector) for worker in (a, b, c)))
         while (await persistent(a.pull, before))[0].HasField("again"):
             pass
-    assert this.driver.round == before + 1
+    assert this.coordinator.round == before + 1
     assert this.records[-1].missing == ()
 
 
@@ -256,7 +256,7 @@ async def test_a_vector_in_several_chunks():
         await asyncio.gather(*(worker.push(0, vector) for worker in (a, b, c)))
         for (part,) in await asyncio.gather(*(worker.pull(0) for worker in (a, b, c))):
             assert part.finished.reason == "all 1 rounds are done"
-        assert torch.equal(this.driver._learner.parameters, -vector)
+        assert torch.equal(this.coordinator._learner.parameters, -vector)
 
 
 @scenario
@@ -292,7 +292,7 @@ async def test_a_push_may_be_sealed_at_its_end():
     async with world() as this, this.raw() as raw:
         data = codec.payload(torch.arange(8.0))
         assert not (await raw.send(*sealed(data))).duplicate
-        assert this.driver.status().counted == ("w00",)
+        assert this.coordinator.status().counted == ("w00",)
         # Whoever has said it by then has nothing to send again.
         assert (await raw.send(CONTRACT.manifest(0, codec.digest(data)))).duplicate
         async with refusal(FAILED, "REPEATED", "with its digest"):
@@ -319,7 +319,7 @@ def test_a_seal_is_the_last_word_and_the_only_one(change, status, code):
         async with world() as this, this.raw() as raw:
             async with refusal(grpc.StatusCode[status], code):
                 await raw.send(*change(sealed(ZEROS)))
-            assert this.driver.status().present == ()
+            assert this.coordinator.status().present == ()
             await usable(this)
 
     story()
@@ -366,7 +366,7 @@ async def test_an_upload_can_be_begun_so_often_in_a_round():
                 await raw.send(manifest(round=1))
         async with refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "UPLOADS", "at most 2"):
             await raw.push(0, torch.zeros(8))
-        assert this.driver.status().present == ()
+        assert this.coordinator.status().present == ()
         async with this.raw("w01") as other:
             await other.push(0, torch.zeros(8))
 
@@ -412,17 +412,18 @@ def test_tiny_chunks_are_taken_slowly_and_without_a_seat(monkeypatch):
 
     monkeypatch.setattr("varangian.server.transport.uploads.asyncio", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr(
-        "varangian.server.transport.uploads.Bucket", lambda rate, most: Bucket(rate, 3, lambda: 0.0)
+        "varangian.server.transport.uploads.TokenBucket",
+        lambda rate, most: TokenBucket(rate, 3, lambda: 0.0),
     )
-    stand = Seat.stand
-    monkeypatch.setattr(Seat, "stand", lambda seat: (stood.append(seat), stand(seat)))
+    stand = UploadTurn.stand
+    monkeypatch.setattr(UploadTurn, "stand", lambda seat: (stood.append(seat), stand(seat)))
 
     @scenario
     async def story():
         async with world() as this, this.raw() as raw:
             data = codec.payload(torch.arange(8.0))
             await raw.send(CONTRACT.manifest(0, codec.digest(data)), *codec.chunks(data, 4))
-            assert this.driver.status().counted == ("w00",)
+            assert this.coordinator.status().counted == ("w00",)
 
     story()
     # Eight chunks: three are free, the last one is the last.
@@ -438,7 +439,7 @@ async def test_a_push_in_other_words_is_understood():
         # The data before the offset, which no encoder writes and every parser reads.
         other = b"\x12\x24\x12\x20" + data + b"\x08\x00"
         await raw.send(CONTRACT.manifest(0, codec.digest(data)), other)
-        assert this.driver.status().counted == ("w00",)
+        assert this.coordinator.status().counted == ("w00",)
 
 
 @scenario
@@ -450,15 +451,17 @@ async def test_pulls_of_a_round_share_their_messages():
 
 @scenario
 async def test_what_is_not_in_common_is_refused_at_join_or_said_in_the_log():
-    common = Common({"loss": "mse", "data": "[1, 2]"}, {"loss": "Give both one."}, frozenset({"data"}))
+    common = SharedSettings(
+        {"loss": "mse", "data": "[1, 2]"}, {"loss": "Give both one."}, frozenset({"data"})
+    )
     async with world(common=common) as this, this.raw(join=False) as raw:
-        other = Common({"loss": "l1"}).text
+        other = SharedSettings({"loss": "l1"}).text
         said = "`loss` should be mse, as at the server. Found l1. Give both one."
         async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "COMMON", said):
             await raw.join(common=other)
         with heard("varangian.server.transport.service") as lines:
             for _ in range(2):
-                await raw.join(common=Common({"loss": "mse", "data": "[1, 3]"}).text)
+                await raw.join(common=SharedSettings({"loss": "mse", "data": "[1, 3]"}).text)
         assert lines == [
             "w00 has other data than the server: `data` should be as at the server. Found others."
         ]
@@ -505,7 +508,7 @@ def test_a_stranger_is_refused_by_every_call(identity, status, code):
             for call in (raw.join(), raw.pull(), raw.push(0, torch.zeros(8))):
                 async with refusal(status, code):
                     await call
-            assert this.driver.status().present == ()
+            assert this.coordinator.status().present == ()
 
     story()
 
@@ -514,12 +517,12 @@ def test_a_stranger_is_refused_by_every_call(identity, status, code):
 async def test_the_name_comes_from_the_channel_and_a_token_speaks_for_one_name():
     async with world() as this, this.raw("w00") as mine, this.raw("w01") as other:
         await mine.push(0, torch.zeros(8))
-        assert this.driver.status().counted == ("w00",)
+        assert this.coordinator.status().counted == ("w00",)
         mine.identity[0] = ("varangian-worker", "w01")
         async with refusal(grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN"):
             await mine.push(0, torch.zeros(8))
         await other.push(0, torch.zeros(8))
-        assert this.driver.status().counted == ("w00", "w01")
+        assert this.coordinator.status().counted == ("w00", "w01")
 
 
 @scenario
@@ -529,7 +532,7 @@ async def test_a_second_process_with_the_same_name_is_refused():
             await twin.join()
         async with refusal(grpc.StatusCode.ALREADY_EXISTS, "SESSION_LOST"):
             await twin.push(0, torch.zeros(8))
-        assert this.driver.status().counted == ()
+        assert this.coordinator.status().counted == ()
 
 
 def manifest(**changes):
@@ -592,8 +595,8 @@ def test_a_push_that_is_wrong_counts_nothing_and_may_be_tried_again(parts, statu
         async with world() as this, this.raw() as raw:
             async with refusal(status, code):
                 await raw.send(*parts)
-            assert this.driver.status().present == ()
-            assert this.driver.status().faulty == {}
+            assert this.coordinator.status().present == ()
+            assert this.coordinator.status().faulty == {}
             await usable(this)
 
     story()
@@ -604,7 +607,7 @@ async def test_a_push_for_another_layout_is_refused_and_proves_nothing():
     async with world(quorum=2, f=1) as this, this.raw() as raw:
         async with refusal(FAILED, "LAYOUT"):
             await raw.send(manifest(layout_digest=b"\x00" * 16), chunk(0, ZEROS))
-        assert this.driver.status().faulty == {}
+        assert this.coordinator.status().faulty == {}
         await raw.push(0, torch.zeros(8))
 
 
@@ -617,7 +620,7 @@ def test_a_vector_that_is_not_finite_proves_its_sender_faulty(value):
             vector[5] = value
             async with refusal(INVALID, "UNSOUND", "not finite"):
                 await raw.push(0, vector)
-            assert set(this.driver.status().faulty) == {"w00"}
+            assert set(this.coordinator.status().faulty) == {"w00"}
 
     story()
 
@@ -628,7 +631,7 @@ async def test_the_same_push_again_is_a_duplicate():
         await raw.push(0, torch.ones(8))
         reply = await raw.push(0, torch.ones(8))
         assert (reply.round, reply.duplicate) == (0, True)
-        assert this.driver.status().counted == ("w00",)
+        assert this.coordinator.status().counted == ("w00",)
 
 
 @scenario
@@ -637,7 +640,7 @@ async def test_of_two_vectors_for_the_same_round_the_first_counts():
         await raw.push(0, torch.ones(8))
         async with refusal(grpc.StatusCode.ALREADY_EXISTS, "COUNTED"):
             await raw.push(0, torch.zeros(8))
-        assert (this.driver.status().counted, this.driver.status().faulty) == (("w00",), {})
+        assert (this.coordinator.status().counted, this.coordinator.status().faulty) == (("w00",), {})
 
 
 async def until(happened):
@@ -646,7 +649,7 @@ async def until(happened):
 
 
 def client_of(this, name="w00", tries=10):
-    return Client(this.address, name, this.roster.token(name), LAYOUT, backoff=Backoff(tries=tries))
+    return Client(this.address, name, this.sessions.token(name), LAYOUT, backoff=Backoff(tries=tries))
 
 
 def test_the_name_of_a_process_that_has_ended_is_free_at_once(monkeypatch):
@@ -658,18 +661,18 @@ def test_the_name_of_a_process_that_has_ended_is_free_at_once(monkeypatch):
         async with world() as this:
             first, impatient, second = client_of(this), client_of(this, tries=1), client_of(this)
             await first.join()
-            await until(lambda: this.roster._claims["w00"].stays)
+            await until(lambda: this.sessions._claims["w00"].stays)
             async with impatient:
                 with pytest.raises(ClientError, match="SESSION_TAKEN"):
                     await impatient.join()
-            assert this.roster.present == {"w00"}
+            assert this.sessions.present == {"w00"}
             await first.close()
-            await until(lambda: this.driver.status().absent == ("w00",))
-            assert this.roster.present == frozenset()
+            await until(lambda: this.coordinator.status().absent == ("w00",))
+            assert this.sessions.present == frozenset()
             async with second:
                 await second.join()
-                assert this.roster.present == {"w00"}
-                assert this.driver.status().absent == ()
+                assert this.sessions.present == {"w00"}
+                assert this.coordinator.status().absent == ()
 
     story()
 
@@ -679,7 +682,7 @@ async def test_a_worker_may_decline_a_round():
     async with world() as this, client_of(this) as client:
         await client.join()
         await client.decline(0, "no memory left")
-        assert this.driver.status().declined == {"w00": "no memory left"}
+        assert this.coordinator.status().declined == {"w00": "no memory left"}
         await client.decline(7, "a round that is not open: no error")
 
 
@@ -755,7 +758,7 @@ async def test_a_stalled_upload_is_given_up_and_leaves_nothing_behind():
             call = raw.calls["Push"](metadata=raw.identity)
             await call.write(framed(manifest()))
             await call
-        assert this.driver.status().present == ()
+        assert this.coordinator.status().present == ()
         await usable(this)
 
 
@@ -764,10 +767,10 @@ async def test_an_upload_whose_sender_dies_leaves_nothing_behind():
     async with world() as this, this.raw() as raw:
         call = raw.calls["Push"](metadata=raw.identity)
         await call.write(framed(manifest()))
-        while this.driver.status().present != ("w00",):
+        while this.coordinator.status().present != ("w00",):
             await asyncio.sleep(0.005)
         call.cancel()
-        while this.driver.status().present:
+        while this.coordinator.status().present:
             await asyncio.sleep(0.005)
         await usable(this)
 
@@ -784,10 +787,10 @@ async def test_more_stalled_uploads_than_seats_do_not_keep_others_from_pushing()
         opening = this.contract.manifest(0, b"\x00" * 16)
         for call in begun:
             await call.write(framed(opening))
-        while len(this.driver.status().present) < 2:
+        while len(this.coordinator.status().present) < 2:
             await asyncio.sleep(0.005)
         assert not (await honest.push(0, torch.zeros(BIG.numel))).duplicate
-        assert this.driver.status().counted == ("w02",)
+        assert this.coordinator.status().counted == ("w02",)
         assert not any(call.done() for call in begun)
         for call in begun:
             call.cancel()
@@ -799,7 +802,7 @@ async def test_a_worker_has_so_many_streams_and_no_more():
     async with world(limits=limits) as this, this.raw() as raw, this.raw("w01") as other:
         begun = raw.calls["Push"](metadata=raw.identity)
         await begun.write(framed(manifest()))
-        while this.driver.status().present != ("w00",):
+        while this.coordinator.status().present != ("w00",):
             await asyncio.sleep(0.005)
         for call in (raw.push(0, torch.zeros(8)), raw.pull()):
             async with refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "STREAMS", "at most 1"):
@@ -814,7 +817,7 @@ async def test_many_half_open_uploads_of_one_worker_do_not_keep_others_from_push
         begun = [greedy.calls["Push"](metadata=greedy.identity) for _ in range(100)]
         writes = [asyncio.ensure_future(call.write(framed(manifest()))) for call in begun]
         await honest.push(0, torch.zeros(8))
-        assert "w01" in this.driver.status().counted
+        assert "w01" in this.coordinator.status().counted
         for task in (*writes, *begun):
             task.cancel()
         await asyncio.gather(*writes, return_exceptions=True)
@@ -849,15 +852,15 @@ async def test_an_upload_ends_when_its_round_does():
         data = codec.payload(torch.ones(BIG.numel))
         call = late.calls["Push"](metadata=late.identity)
         await call.write(framed(this.contract.manifest(0, codec.digest(data))))
-        while "w00" not in this.driver.status().present:
+        while "w00" not in this.coordinator.status().present:
             await asyncio.sleep(0.005)
         await asyncio.gather(*(raw.push(0, torch.zeros(BIG.numel)) for raw in (a, b)))
-        while this.driver.round == 0:
+        while this.coordinator.round == 0:
             await asyncio.sleep(0.005)
         async with refusal(FAILED, "STALE"):
             await call.write(next(codec.chunks(data)))
             await call
-        assert "w00" not in this.driver.status().present
+        assert "w00" not in this.coordinator.status().present
 
 
 @scenario
@@ -874,7 +877,7 @@ async def test_a_pull_ends_when_its_round_does():
         assert ps_pb2.PullReply.FromString(await anext(parts)).manifest.round == 0
         upload = other.calls["Push"](metadata=other.identity)
         await upload.write(framed(this.contract.manifest(0, bytes(16))))
-        while this.driver.round == 0:
+        while this.coordinator.round == 0:
             await asyncio.sleep(0.01)
         *chunks, last = [ps_pb2.PullReply.FromString(data) async for data in parts]
         assert last.HasField("again")
@@ -902,13 +905,13 @@ def test_a_worker_that_dies_in_the_middle_of_a_pull_is_no_error(caplog):
 
 
 def test_an_upload_asks_for_its_seat_before_every_message(monkeypatch):
-    asked, listen = [], Seat.listen
+    asked, listen = [], UploadTurn.listen
 
     async def counted(self):
         asked.append(self)
         await listen(self)
 
-    monkeypatch.setattr(Seat, "listen", counted)
+    monkeypatch.setattr(UploadTurn, "listen", counted)
 
     @scenario
     async def story():
@@ -995,8 +998,8 @@ async def test_an_address_of_another_machine_is_one_sentence():
 async def listen(port, host="127.0.0.1"):
     async with world() as this:
         await serve(
-            this.driver,
-            this.roster,
+            this.coordinator,
+            this.sessions,
             LAYOUT,
             run_id="x",
             host=host,
@@ -1020,8 +1023,8 @@ def test_what_a_worker_says_is_one_printable_line_of_the_log_and_of_the_record(c
                 await raw.join(layout=EVIL)
             async with refusal(FAILED, "RUN"):
                 await other.send(manifest(run_id=EVIL), chunk(0, ZEROS))
-            await this.driver.decline("w00", 0, EVIL)
-            said = this.driver.status()
+            await this.coordinator.decline("w00", 0, EVIL)
+            said = this.coordinator.status()
             assert said.declined["w00"].isprintable()
             assert said.sentence.isprintable()
             assert len(said.declined["w00"]) <= 200

@@ -112,7 +112,7 @@ async def test_a_push_with_its_payload_beside_it():
         await worker.send(ticket, DATA)
         await call.write(framed(SEAL))
         assert not (await answer(call)).duplicate
-        assert this.driver.status().counted == ("w00",)
+        assert this.coordinator.status().counted == ("w00",)
         # Whoever has said it by then has nothing to send again, and needs no ticket.
         call, ready = await worker.pushing(digest=codec.digest(DATA))
         assert ready is None
@@ -172,7 +172,7 @@ def test_what_is_wrong_beside_a_call_is_said_in_it(data, last, status, code):
                 for part in last:
                     await call.write(framed(part))
                 await answer(call)
-            assert this.driver.status().counted == ()
+            assert this.coordinator.status().counted == ()
 
     story()
 
@@ -187,7 +187,7 @@ async def test_a_connection_that_ends_early_ends_its_call_which_may_be_made_agai
                 worker.writer.close()
                 async with refusal(grpc.StatusCode.UNAVAILABLE, "LANE"):
                     await call
-        assert this.driver.status().present == ()
+        assert this.coordinator.status().present == ()
         await usable(this)
 
 
@@ -196,7 +196,7 @@ async def test_a_call_that_ends_early_ends_its_connection():
     async with world(BIG) as this, beside(this) as worker:
         call, ticket = await worker.pushing()
         await worker.send(ticket, DATA[:1000])
-        while "w00" not in this.driver.status().present:
+        while "w00" not in this.coordinator.status().present:
             await asyncio.sleep(0.005)
         call.cancel()
         assert await worker.closed()
@@ -214,7 +214,7 @@ async def test_a_payload_that_stalls_is_given_up():
                     await call
                 if sent:
                     assert await worker.closed()
-        assert this.driver.status().present == ()
+        assert this.coordinator.status().present == ()
 
 
 @scenario
@@ -228,7 +228,7 @@ async def test_an_upload_beside_its_call_ends_when_its_round_does():
         call, ticket = await late.pushing()
         await late.send(ticket, DATA[:1000])
         await asyncio.gather(*(raw.push(0, torch.zeros(BIG.numel)) for raw in (a, b)))
-        while this.driver.round == 0:
+        while this.coordinator.round == 0:
             await asyncio.sleep(0.005)
         async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "STALE"):
             with contextlib.suppress(ConnectionError):
@@ -250,7 +250,7 @@ async def test_a_pull_beside_its_call_ends_when_its_round_does():
         await slow.send(ticket)
         upload = other.calls["Push"](metadata=other.identity)
         await upload.write(framed(this.contract.manifest(0, bytes(16))))
-        while this.driver.round == 0:
+        while this.coordinator.round == 0:
             await asyncio.sleep(0.01)
         with contextlib.suppress(ConnectionError):
             assert len(await slow.reader.read(-1)) < layout.numel * 4
@@ -272,7 +272,7 @@ async def test_more_stalled_payloads_than_seats_do_not_keep_others_from_pushing(
             await honest.send(ticket, DATA)
             await third.write(framed(SEAL))
             assert not (await answer(third)).duplicate
-        assert this.driver.status().counted == ("w02",)
+        assert this.coordinator.status().counted == ("w02",)
         for call in (first, second):
             assert not call.done()
             call.cancel()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varangian.config.default_names import names
+from varangian.config.default_names import default_names
 from varangian.registry import ConfigError
 from varangian.worker.simulation import availability
 from varangian.worker.simulation.availability import (
@@ -222,7 +222,10 @@ def test_every_model_is_written_as_it_is_read(registry):
 
 def test_a_timetable_speaks_of_names():
     table = Timetable(
-        names=names(4), seed=1, availability=Alternating(period=4), delays=Constant(step=1.0, workers=(3,))
+        names=default_names(4),
+        seed=1,
+        availability=Alternating(period=4),
+        delays=Constant(step=1.0, workers=(3,)),
     )
     assert [table.present(round) for round in (0, 1, 2, 3, 4)] == [
         *[("w00", "w01")] * 2,
@@ -236,6 +239,6 @@ def test_a_timetable_speaks_of_names():
 
 
 def test_by_default_all_are_there_in_time():
-    table = Timetable(names=names(3), seed=1)
-    assert table.present(5) == names(3)
+    table = Timetable(names=default_names(3), seed=1)
+    assert table.present(5) == default_names(3)
     assert table.delay("w01", 5) == 0

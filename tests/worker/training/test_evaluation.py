@@ -5,7 +5,7 @@ from torch import nn
 
 from varangian.worker.data.synthetic import Synthetic
 from varangian.worker.training import trainer as module
-from varangian.worker.training.footprint import Footprint
+from varangian.worker.training.footprint import MemoryFootprint
 from varangian.worker.training.models import Mlp
 from varangian.worker.training.trainer import Goal, Trainer
 
@@ -18,7 +18,7 @@ def trained(hidden=64):
 def test_the_footprint_is_what_is_alive_at_the_same_time():
     layers = nn.Sequential(*(nn.Linear(100, 100) for _ in range(9)))
     x = torch.randn(50, 100)
-    with torch.no_grad(), Footprint([*layers.parameters(), x]) as footprint:
+    with torch.no_grad(), MemoryFootprint([*layers.parameters(), x]) as footprint:
         kept = [layers(x) for _ in range(3)]
     row = 50 * 100 * 4
     # Two that are kept, and input and output of the layer at hand.

@@ -6,12 +6,12 @@ import re
 import pytest
 import torch
 
-from varangian.protos.shared_settings import NEAR, Common
+from varangian.protos.shared_settings import NEAR, SharedSettings
 from varangian.worker.data import Dataset, Synthetic
 from varangian.worker.data.partition import PARTITIONS, Dirichlet, Iid, Private, Shared
 from varangian.worker.training.losses import LOSSES
 from varangian.worker.training.models import Mlp, Softmax
-from varangian.worker.training.task import Crew, Task
+from varangian.worker.training.task import Task, WorkerCompute
 
 X, Y = torch.arange(40.0).sin().view(10, 4), torch.arange(10) % 3
 
@@ -34,8 +34,10 @@ TASK = Task(seed=1, workers=("w00", "w01"), model=Softmax(), data=Mine(), partit
 def differences(at=None, **changes):
     """What the server of TASK says of a worker with other settings: names, and one text."""
     ours = TASK if at is None else dataclasses.replace(TASK, partition=at)
-    server = Crew(ours).common
-    worker = Crew(dataclasses.replace(ours, **{"classes": Crew(ours).dataset.classes} | changes)).common
+    server = WorkerCompute(ours).common
+    worker = WorkerCompute(
+        dataclasses.replace(ours, **{"classes": WorkerCompute(ours).dataset.classes} | changes)
+    ).common
     found = [*server.differences(worker.text)]
     assert all(name in server.loose for name, _ in found) == (
         not found or isinstance(ours.partition, Shared)
@@ -80,17 +82,17 @@ def test_machines_may_round_differently():
 
 
 def test_a_site_without_the_top_class_takes_the_number_of_the_server():
-    site = Crew(dataclasses.replace(TASK, data=Mine(y=Y % 2), classes=3))
+    site = WorkerCompute(dataclasses.replace(TASK, data=Mine(y=Y % 2), classes=3))
     assert site.dataset.classes == 3
-    assert site.layout == Crew(TASK).layout
+    assert site.layout == WorkerCompute(TASK).layout
 
 
 @pytest.mark.parametrize(
     "text", ["", "no json\n", '["loss"]\n', '{"loss": 1}\n', "[" * 9999, '["loss", 3]\n']
 )
 def test_what_is_no_entry_is_not_compared(text):
-    assert [*Crew(TASK).common.differences(text)] == []
-    assert [*Common().differences('["loss", "mse"]\n')] == []
+    assert [*WorkerCompute(TASK).common.differences(text)] == []
+    assert [*SharedSettings().differences('["loss", "mse"]\n')] == []
 
 
 def test_every_partition_says_whether_it_needs_labels():

@@ -7,21 +7,21 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from varangian.config.default_names import names
+from varangian.config.default_names import default_names
 from varangian.worker.attacks import ATTACKS, SignFlip
 from varangian.worker.data import Synthetic
 from varangian.worker.data.partition import Iid, batch_indices
 from varangian.worker.seeds import globally_seeded, stream
-from varangian.worker.training.error_feedback import Deltas
+from varangian.worker.training.error_feedback import DeltaEncoder
 from varangian.worker.training.flat import load
 from varangian.worker.training.models import Mlp
-from varangian.worker.training.task import Crew, Task
+from varangian.worker.training.task import Task, WorkerCompute
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 
 TASK = Task(
     seed=1,
-    workers=names(4),
+    workers=default_names(4),
     model=Mlp(hidden=8),
     data=Synthetic(features=6, train=80, test=50),
     partition=Iid(),
@@ -35,13 +35,13 @@ def but(**changes):
 
 
 def first(**changes):
-    crew = Crew(but(**changes))
-    return crew.contribution("w01", 3, crew.initial())
+    worker_compute = WorkerCompute(but(**changes))
+    return worker_compute.contribution("w01", 3, worker_compute.initial())
 
 
-def gradient(crew, seed, parameters):
+def gradient(worker_compute, seed, parameters):
     """Of one batch of w01 in round 3, by the definition."""
-    data, task = crew.dataset, crew.task
+    data, task = worker_compute.dataset, worker_compute.task
     shard = task.partition.split(data.train_y, 4, task.seed)[1]
     indices = batch_indices(shard, task.batch_size, seed, "w01", 3)
     with globally_seeded(0, device=torch.device("cpu")):
@@ -52,13 +52,13 @@ def gradient(crew, seed, parameters):
 
 
 def test_what_is_sent_is_the_way_walked_over_the_learning_rate():
-    crew = Crew(but(local_steps=3, local_lr=0.25))
-    x = y = crew.initial()
+    worker_compute = WorkerCompute(but(local_steps=3, local_lr=0.25))
+    x = y = worker_compute.initial()
     for seed in (1, stream(1, "step", 1), stream(1, "step", 2)):
-        y = y - 0.25 * gradient(crew, seed, y)
-    sent = crew.contribution("w01", 3, x)
+        y = y - 0.25 * gradient(worker_compute, seed, y)
+    sent = worker_compute.contribution("w01", 3, x)
     assert torch.allclose(sent, (x - y) / 0.25, rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(sent, 3 * gradient(crew, 1, x), rtol=1e-2)
+    assert not torch.allclose(sent, 3 * gradient(worker_compute, 1, x), rtol=1e-2)
 
 
 def test_one_step_sends_the_gradient_to_the_bit():
@@ -73,12 +73,12 @@ def test_momentum_is_of_what_all_steps_made():
 
 def test_the_vector_is_the_same_in_every_process_and_when_asked_again():
     task = but(local_steps=3, local_lr=0.1)
-    crew, alone = Crew(task), Crew(task)
-    x = crew.initial()
-    everybody = {name: crew.contribution(name, 0, x) for name in TASK.workers}
+    worker_compute, alone = WorkerCompute(task), WorkerCompute(task)
+    x = worker_compute.initial()
+    everybody = {name: worker_compute.contribution(name, 0, x) for name in TASK.workers}
     assert torch.equal(alone.contribution("w03", 0, x), everybody["w03"])
-    assert torch.equal(crew.contribution("w03", 0, x), everybody["w03"])
-    assert torch.equal(crew.initial(), x)
+    assert torch.equal(worker_compute.contribution("w03", 0, x), everybody["w03"])
+    assert torch.equal(worker_compute.initial(), x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,32 +132,32 @@ def test_steps_that_make_no_sense(change, said):
 
 def test_without_momentum_another_may_be_asked_for_an_older_round():
     """Attackers who look at others ask for their vectors at models of their own."""
-    crew = Crew(but(local_steps=2))
-    x = crew.initial()
-    old = crew.contribution("w00", 2, x)
-    crew.contribution("w00", 5, x)
-    assert torch.equal(crew.contribution("w00", 2, x), old)
-    held = Crew(but(momentum=0.5))
+    worker_compute = WorkerCompute(but(local_steps=2))
+    x = worker_compute.initial()
+    old = worker_compute.contribution("w00", 2, x)
+    worker_compute.contribution("w00", 5, x)
+    assert torch.equal(worker_compute.contribution("w00", 2, x), old)
+    held = WorkerCompute(but(momentum=0.5))
     held.contribution("w00", 5, x)
     with pytest.raises(ValueError, match="should not go back"):
         held.contribution("w00", 2, x)
 
 
 def test_a_crew_sends_what_is_new_since_its_last_vector_that_counted():
-    plain, crew = Crew(TASK), Crew(but(deltas=True))
-    x = crew.initial()
+    plain, worker_compute = WorkerCompute(TASK), WorkerCompute(but(deltas=True))
+    x = worker_compute.initial()
     vectors = [plain.contribution("w00", round, x) for round in range(3)]
-    assert torch.equal(crew.contribution("w00", 0, x), vectors[0])
-    crew.counted("w00", 0)
-    lost = crew.contribution("w00", 1, x)
+    assert torch.equal(worker_compute.contribution("w00", 0, x), vectors[0])
+    worker_compute.counted("w00", 0)
+    lost = worker_compute.contribution("w00", 1, x)
     assert torch.equal(lost, vectors[1] - vectors[0])
-    assert torch.equal(crew.contribution("w00", 1, x), lost)  # a retry sends the same
-    assert torch.allclose(crew.contribution("w00", 2, x), vectors[2] - vectors[0], atol=1e-7)
-    assert torch.equal(crew.contribution("w01", 0, x), plain.contribution("w01", 0, x))
+    assert torch.equal(worker_compute.contribution("w00", 1, x), lost)  # a retry sends the same
+    assert torch.allclose(worker_compute.contribution("w00", 2, x), vectors[2] - vectors[0], atol=1e-7)
+    assert torch.equal(worker_compute.contribution("w01", 0, x), plain.contribution("w01", 0, x))
 
 
 def test_the_same_delta_is_sent_again_also_after_it_counted():
-    deltas = Deltas()
+    deltas = DeltaEncoder()
     deltas.of("w00", 0, torch.tensor([1.0]))
     deltas.counted("w00", 0)
     deltas.counted("w00", 0)
@@ -167,7 +167,7 @@ def test_the_same_delta_is_sent_again_also_after_it_counted():
 
 
 def test_what_is_rounded_away_comes_with_the_next_delta():
-    deltas, kept = Deltas(), torch.zeros(1, dtype=torch.float64)
+    deltas, kept = DeltaEncoder(), torch.zeros(1, dtype=torch.float64)
     values = torch.rand(2000, generator=torch.Generator().manual_seed(3))
     for round, value in enumerate(values):
         kept += deltas.of("w00", round, value[None])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from varangian.config.default_names import names
+from varangian.config.default_names import default_names
 from varangian.worker.attacks import (
     ATTACKS,
     Alie,
@@ -26,11 +26,11 @@ from varangian.worker.seeds import globally_seeded
 from varangian.worker.simulation.availability import Alternating, Random
 from varangian.worker.training.flat import ModelError, load
 from varangian.worker.training.models import Cnn, Mlp, ResNet18, Softmax
-from varangian.worker.training.task import Crew, Task
+from varangian.worker.training.task import Task, WorkerCompute
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 
-WORKERS = names(7)
+WORKERS = default_names(7)
 BYZANTINE = WORKERS[-2:]
 TASK = Task(
     seed=1,
@@ -51,9 +51,9 @@ def attacked(attack, **changes):
     return but(byzantine=BYZANTINE, attack=attack, **changes)
 
 
-def walk(crew, rounds=4):
+def walk(worker_compute, rounds=4):
     """Parameters of a few rounds: those of a run in which everyone is honest."""
-    twin = Crew(dataclasses.replace(crew.task, byzantine=(), attack=None, knows=None))
+    twin = WorkerCompute(dataclasses.replace(worker_compute.task, byzantine=(), attack=None, knows=None))
     parameters = [twin.initial()]
     for round in range(rounds - 1):
         rows = [twin.contribution(name, round, parameters[-1]) for name in WORKERS]
@@ -61,10 +61,10 @@ def walk(crew, rounds=4):
     return parameters
 
 
-def sent(crew, workers, parameters):
+def sent(worker_compute, workers, parameters):
     """Everything these workers send, by (name, round)."""
     return {
-        (name, round): crew.contribution(name, round, vector)
+        (name, round): worker_compute.contribution(name, round, vector)
         for round, vector in enumerate(parameters)
         for name in workers
     }
@@ -86,30 +86,30 @@ def same(a, b):
 )
 def test_a_worker_sends_the_same_bits_alone_and_in_company(model, features):
     task = but(model=model, data=Synthetic(features=features, train=140, test=50))
-    parameters = walk(Crew(task), rounds=3)
-    together = sent(Crew(task), WORKERS, parameters)
-    reverse = sent(Crew(task), WORKERS[::-1], parameters)
+    parameters = walk(WorkerCompute(task), rounds=3)
+    together = sent(WorkerCompute(task), WORKERS, parameters)
+    reverse = sent(WorkerCompute(task), WORKERS[::-1], parameters)
     assert same(together, reverse)
     for name in WORKERS[::3]:
-        alone = sent(Crew(task), (name,), parameters)
+        alone = sent(WorkerCompute(task), (name,), parameters)
         assert all(torch.equal(alone[key], together[key]) for key in alone)
 
 
 @pytest.mark.parametrize("name", [*ATTACKS])
 def test_an_attacker_sends_the_same_bits_alone_and_in_company(name):
     task = attacked(ATTACKS.build(name, ""))
-    parameters = walk(Crew(task))
-    together = sent(Crew(task), WORKERS, parameters)
-    alone = sent(Crew(task), BYZANTINE[-1:], parameters)
+    parameters = walk(WorkerCompute(task))
+    together = sent(WorkerCompute(task), WORKERS, parameters)
+    alone = sent(WorkerCompute(task), BYZANTINE[-1:], parameters)
     for key in alone:
         assert torch.equal(alone[key].nan_to_num(7), together[key].nan_to_num(7))
 
 
 def test_attacks_leave_the_honest_alone():
-    honest = sent(Crew(TASK), WORKERS, walk(Crew(TASK)))
+    honest = sent(WorkerCompute(TASK), WORKERS, walk(WorkerCompute(TASK)))
     for attack in (SignFlip(), LabelFlip(), Ipm(), Alie()):
         task = attacked(attack)
-        under_attack = sent(Crew(task), WORKERS, walk(Crew(task)))
+        under_attack = sent(WorkerCompute(task), WORKERS, walk(WorkerCompute(task)))
         differ = {
             name
             for name, round in honest
@@ -119,13 +119,13 @@ def test_attacks_leave_the_honest_alone():
 
 
 def test_threads_do_not_mix_workers_up():
-    parameters = walk(Crew(TASK))
-    expected = sent(Crew(TASK), WORKERS, parameters)
-    crew = Crew(TASK)
+    parameters = walk(WorkerCompute(TASK))
+    expected = sent(WorkerCompute(TASK), WORKERS, parameters)
+    worker_compute = WorkerCompute(TASK)
     with ThreadPoolExecutor(4) as executor:
         for round, vector in enumerate(parameters):
-            found = executor.map(lambda name: crew.contribution(name, round, vector), WORKERS)  # noqa: B023
-            evaluated = executor.submit(crew.evaluate, torch.zeros_like(vector))
+            found = executor.map(lambda name: worker_compute.contribution(name, round, vector), WORKERS)  # noqa: B023
+            evaluated = executor.submit(worker_compute.evaluate, torch.zeros_like(vector))
             assert all(
                 torch.equal(row, expected[name, round]) for name, row in zip(WORKERS, found, strict=True)
             )
@@ -152,17 +152,17 @@ class Exclusive:
 
 
 def test_a_model_is_used_by_one_thread_at_a_time():
-    crew = Crew(but(model=Exclusive()))
-    vector = crew.initial()
+    worker_compute = WorkerCompute(but(model=Exclusive()))
+    vector = worker_compute.initial()
     with ThreadPoolExecutor(4) as executor:
-        sending = [executor.submit(crew.contribution, name, 0, vector) for name in WORKERS]
-        evaluating = [executor.submit(crew.evaluate, vector) for _ in range(3)]
+        sending = [executor.submit(worker_compute.contribution, name, 0, vector) for name in WORKERS]
+        evaluating = [executor.submit(worker_compute.evaluate, vector) for _ in range(3)]
         assert all(work.exception() is None for work in sending + evaluating)
 
 
-def direct_gradient(crew, name, round, parameters):
+def direct_gradient(worker_compute, name, round, parameters):
     """By the definition, with torch's own flattening."""
-    data, task = crew.dataset, crew.task
+    data, task = worker_compute.dataset, worker_compute.task
     shard = task.partition.split(data.train_y, len(task.workers), task.seed)[task.workers.index(name)]
     indices = batch_indices(shard, task.batch_size, task.seed, name, round)
     with globally_seeded(0, device=torch.device("cpu")):
@@ -174,61 +174,67 @@ def direct_gradient(crew, name, round, parameters):
 
 def test_momentum_is_dampened_and_starts_from_zero():
     """m <- b m + (1 - b) g."""
-    crew = Crew(but(momentum=0.75))
-    expected = torch.zeros(crew.layout.numel)
-    for round, vector in enumerate(walk(crew)):
-        expected = 0.75 * expected + 0.25 * direct_gradient(crew, "w03", round, vector)
-        assert torch.allclose(crew.contribution("w03", round, vector), expected, rtol=1e-5, atol=1e-7)
+    worker_compute = WorkerCompute(but(momentum=0.75))
+    expected = torch.zeros(worker_compute.layout.numel)
+    for round, vector in enumerate(walk(worker_compute)):
+        expected = 0.75 * expected + 0.25 * direct_gradient(worker_compute, "w03", round, vector)
+        assert torch.allclose(
+            worker_compute.contribution("w03", round, vector), expected, rtol=1e-5, atol=1e-7
+        )
 
 
 def test_without_momentum_the_gradient_is_sent():
-    crew = Crew(but(momentum=0.0))
-    for round, vector in enumerate(walk(crew)):
-        expected = direct_gradient(crew, "w03", round, vector)
-        assert torch.allclose(crew.contribution("w03", round, vector), expected, rtol=1e-5, atol=1e-7)
+    worker_compute = WorkerCompute(but(momentum=0.0))
+    for round, vector in enumerate(walk(worker_compute)):
+        expected = direct_gradient(worker_compute, "w03", round, vector)
+        assert torch.allclose(
+            worker_compute.contribution("w03", round, vector), expected, rtol=1e-5, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("attack", [None, SignFlip(), LabelFlip(), Uniform(), Ipm()])
 def test_asking_again_changes_nothing(attack):
     task = attacked(attack) if attack else TASK
-    parameters = walk(Crew(task))
-    once = sent(Crew(task), WORKERS, parameters)
-    crew = Crew(task)
+    parameters = walk(WorkerCompute(task))
+    once = sent(WorkerCompute(task), WORKERS, parameters)
+    worker_compute = WorkerCompute(task)
     twice = {}
     for round, vector in enumerate(parameters):
         for name in WORKERS:
-            crew.contribution(name, round, vector).fill_(7)  # and what was handed out is the caller's
-            twice[name, round] = crew.contribution(name, round, vector)
+            worker_compute.contribution(name, round, vector).fill_(
+                7
+            )  # and what was handed out is the caller's
+            twice[name, round] = worker_compute.contribution(name, round, vector)
     assert same(once, twice)
 
 
 def test_rounds_may_be_missed_but_not_go_back():
-    crew = Crew(TASK)
-    vector = crew.initial()
-    crew.contribution("w00", 3, vector)
-    crew.contribution("w01", 1, vector)
+    worker_compute = WorkerCompute(TASK)
+    vector = worker_compute.initial()
+    worker_compute.contribution("w00", 3, vector)
+    worker_compute.contribution("w01", 1, vector)
     with pytest.raises(ValueError, match=r"not go back\. Found round 2 of w00 after 3"):
-        crew.contribution("w00", 2, vector)
-    crew.contribution("w00", 9, vector)
+        worker_compute.contribution("w00", 2, vector)
+    worker_compute.contribution("w00", 9, vector)
 
 
 @pytest.mark.parametrize("name", ["w00", WORKERS[-1]])
 def test_a_server_that_was_started_again_gets_what_it_got_at_first(name):
     """An attacker, too, who follows the others: they have begun anew with it."""
-    crew, fresh = (Crew(attacked(Ipm(epsilon=0.5))) for _ in range(2))
-    vector = crew.initial()
+    worker_compute, fresh = (WorkerCompute(attacked(Ipm(epsilon=0.5))) for _ in range(2))
+    vector = worker_compute.initial()
     for round in range(3):
-        crew.contribution(name, round, vector)
-    crew.anew(name, 0)
+        worker_compute.contribution(name, round, vector)
+    worker_compute.anew(name, 0)
     for round in range(2):
-        again, first = (each.contribution(name, round, vector) for each in (crew, fresh))
+        again, first = (each.contribution(name, round, vector) for each in (worker_compute, fresh))
         assert torch.equal(again, first)
 
 
 def honest_rows(task, workers, parameters):
     """What these workers send in the last round when all are honest."""
     table = sent(
-        Crew(dataclasses.replace(task, byzantine=(), attack=None, knows=None)), workers, parameters
+        WorkerCompute(dataclasses.replace(task, byzantine=(), attack=None, knows=None)), workers, parameters
     )
     return torch.stack([table[name, len(parameters) - 1] for name in workers])
 
@@ -237,15 +243,15 @@ def honest_rows(task, workers, parameters):
 def test_an_omniscient_attack_knows_what_the_honest_send(rank):
     """The mean over honest workers in other processes, from nothing but seed and data."""
     task = attacked(Ipm(epsilon=0.5))
-    parameters = walk(Crew(task))
-    attack = sent(Crew(task), (BYZANTINE[rank],), parameters)[BYZANTINE[rank], 3]
+    parameters = walk(WorkerCompute(task))
+    attack = sent(WorkerCompute(task), (BYZANTINE[rank],), parameters)[BYZANTINE[rank], 3]
     assert torch.equal(attack, -0.5 * honest_rows(task, WORKERS[:-2], parameters).mean(dim=0))
 
 
 def test_mimic_repeats_an_honest_worker():
     task = attacked(Mimic(target=3))
-    parameters = walk(Crew(task))
-    attack = sent(Crew(task), BYZANTINE, parameters)
+    parameters = walk(WorkerCompute(task))
+    attack = sent(WorkerCompute(task), BYZANTINE, parameters)
     for name in BYZANTINE:
         assert torch.equal(attack[name, 3], honest_rows(task, WORKERS[:-2], parameters)[3])
 
@@ -255,33 +261,38 @@ def test_mimic_repeats_an_honest_worker():
 )
 def test_alie_sees_the_workers_it_should(knows, seen):
     task = attacked(Alie(), knows=knows)
-    parameters = walk(Crew(task))
+    parameters = walk(WorkerCompute(task))
     rows = honest_rows(task, seen, parameters)
     expected = rows.mean(dim=0) - z_max(7, 2) * rows.std(dim=0, correction=0)
-    assert torch.equal(sent(Crew(task), BYZANTINE, parameters)["w06", 3], expected)
+    assert torch.equal(sent(WorkerCompute(task), BYZANTINE, parameters)["w06", 3], expected)
 
 
 def test_sign_flip_turns_the_own_momentum_round():
     task = attacked(SignFlip(scale=3.0))
-    parameters = walk(Crew(task))
+    parameters = walk(WorkerCompute(task))
     assert torch.equal(
-        sent(Crew(task), BYZANTINE, parameters)["w05", 3], -3 * honest_rows(task, ("w05",), parameters)[0]
+        sent(WorkerCompute(task), BYZANTINE, parameters)["w05", 3],
+        -3 * honest_rows(task, ("w05",), parameters)[0],
     )
 
 
 def test_random_attackers_send_distinct_vectors_every_round():
-    vectors = sent(Crew(attacked(Uniform())), BYZANTINE, walk(Crew(TASK)))
+    vectors = sent(WorkerCompute(attacked(Uniform())), BYZANTINE, walk(WorkerCompute(TASK)))
     assert len({tuple(vector.tolist()) for vector in vectors.values()}) == 2 * 4
 
 
 def test_label_flip_is_honest_work_on_wrong_labels():
     task = attacked(LabelFlip(), momentum=0.0)
-    crew = Crew(task)
-    vector = crew.initial()
-    flipped = Crew(dataclasses.replace(task, byzantine=(), attack=None))
+    worker_compute = WorkerCompute(task)
+    vector = worker_compute.initial()
+    flipped = WorkerCompute(dataclasses.replace(task, byzantine=(), attack=None))
     flipped.dataset.train_y.copy_(3 - flipped.dataset.train_y)
-    assert torch.equal(crew.contribution("w06", 0, vector), flipped.contribution("w06", 0, vector))
-    assert not torch.equal(crew.contribution("w00", 0, vector), flipped.contribution("w00", 0, vector))
+    assert torch.equal(
+        worker_compute.contribution("w06", 0, vector), flipped.contribution("w06", 0, vector)
+    )
+    assert not torch.equal(
+        worker_compute.contribution("w00", 0, vector), flipped.contribution("w00", 0, vector)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,7 +305,9 @@ class Recolour:
 
 def test_a_data_attack_draws_from_its_own_stream():
     assert isinstance(Recolour(), DataAttack)
-    first, again = (sent(Crew(attacked(Recolour())), WORKERS, walk(Crew(TASK))) for _ in range(2))
+    first, again = (
+        sent(WorkerCompute(attacked(Recolour())), WORKERS, walk(WorkerCompute(TASK))) for _ in range(2)
+    )
     assert same(first, again)
 
 
@@ -307,8 +320,10 @@ class Dropout:
 def test_dropout_is_the_same_in_every_process_and_other_in_every_round():
     """With one sample, the gradient of a dropped feature is zero."""
     task = but(model=Dropout(), momentum=0.0, batch_size=1, data=Synthetic(features=32))
-    vector = Crew(task).initial()
-    first, again = (sent(Crew(task), workers, [vector] * 2) for workers in (WORKERS, WORKERS[::-1]))
+    vector = WorkerCompute(task).initial()
+    first, again = (
+        sent(WorkerCompute(task), workers, [vector] * 2) for workers in (WORKERS, WORKERS[::-1])
+    )
     assert same(first, again)
     dropped = [first[key].view(-1, 32)[0] == 0 for key in [("w00", 0), ("w00", 1), ("w01", 0)]]
     assert [4 < int(mask.sum()) < 28 for mask in dropped] == [True] * 3
@@ -325,53 +340,57 @@ class Unused:
 
 
 def test_an_unused_parameter_has_a_gradient_of_zero():
-    crew = Crew(but(model=Unused()))
-    assert crew.layout.entries[-1] == ("spare", (3,))
-    assert crew.contribution("w00", 0, crew.initial())[-3:].tolist() == [0, 0, 0]
+    worker_compute = WorkerCompute(but(model=Unused()))
+    assert worker_compute.layout.entries[-1] == ("spare", (3,))
+    assert worker_compute.contribution("w00", 0, worker_compute.initial())[-3:].tolist() == [0, 0, 0]
 
 
 def test_initial_parameters_are_a_function_of_the_seed():
-    first, again, other = (Crew(but(seed=seed)).initial() for seed in (1, 1, 2))
+    first, again, other = (WorkerCompute(but(seed=seed)).initial() for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert (first.dtype, first.shape) == (torch.float32, (Crew(TASK).layout.numel,))
+    assert (first.dtype, first.shape) == (torch.float32, (WorkerCompute(TASK).layout.numel,))
 
 
 def test_training_and_evaluating_do_not_change_what_a_run_starts_from():
-    crew = Crew(TASK)
-    before = crew.initial()
-    crew.contribution("w00", 0, before + 1)
-    crew.evaluate(before + 2)
-    assert torch.equal(crew.initial(), before)
+    worker_compute = WorkerCompute(TASK)
+    before = worker_compute.initial()
+    worker_compute.contribution("w00", 0, before + 1)
+    worker_compute.evaluate(before + 2)
+    assert torch.equal(worker_compute.initial(), before)
 
 
 def test_evaluation():
-    crew = Crew(but(data=Synthetic(features=6, train=140, test=2100)))  # more than two batches
-    vector = crew.initial()
+    worker_compute = WorkerCompute(
+        but(data=Synthetic(features=6, train=140, test=2100))
+    )  # more than two batches
+    vector = worker_compute.initial()
     with globally_seeded(0, device=torch.device("cpu")):
-        module = crew.task.model.build((6,), 4)
+        module = worker_compute.task.model.build((6,), 4)
     load(module, vector)
     with torch.no_grad():
-        scores = module(crew.dataset.test_x)
-    loss, accuracy = crew.evaluate(vector).values()
-    assert loss == pytest.approx(float(cross_entropy(scores, crew.dataset.test_y)), rel=1e-5)
-    assert accuracy == int((scores.argmax(dim=1) == crew.dataset.test_y).sum()) / 2100
+        scores = module(worker_compute.dataset.test_x)
+    loss, accuracy = worker_compute.evaluate(vector).values()
+    assert loss == pytest.approx(float(cross_entropy(scores, worker_compute.dataset.test_y)), rel=1e-5)
+    assert accuracy == int((scores.argmax(dim=1) == worker_compute.dataset.test_y).sum()) / 2100
 
 
 def test_evaluating_nan_is_no_error():
-    crew = Crew(TASK)
-    loss, accuracy = crew.evaluate(torch.full((crew.layout.numel,), torch.nan)).values()
+    worker_compute = WorkerCompute(TASK)
+    loss, accuracy = worker_compute.evaluate(torch.full((worker_compute.layout.numel,), torch.nan)).values()
     assert loss != loss
     assert 0 <= accuracy < 1
 
 
 def test_a_crew_learns():
-    crew = Crew(but(data=Synthetic(features=16, train=280, test=100), partition=Iid()))
-    vector = crew.initial()
-    before = crew.evaluate(vector)
+    worker_compute = WorkerCompute(but(data=Synthetic(features=16, train=280, test=100), partition=Iid()))
+    vector = worker_compute.initial()
+    before = worker_compute.evaluate(vector)
     for round in range(40):
-        vector -= 0.5 * torch.stack([crew.contribution(n, round, vector) for n in WORKERS]).mean(dim=0)
-    after = crew.evaluate(vector)
+        vector -= 0.5 * torch.stack([worker_compute.contribution(n, round, vector) for n in WORKERS]).mean(
+            dim=0
+        )
+    after = worker_compute.evaluate(vector)
     assert before["accuracy"] < 0.7 < 0.95 < after["accuracy"]
     assert after["loss"] < before["loss"]
 
@@ -428,23 +447,23 @@ def test_an_attack_that_nobody_mounts_is_not_checked():
 )
 def test_parts_that_do_not_fit(changes, error, words):
     with pytest.raises(error, match=words):
-        Crew(but(**changes))
+        WorkerCompute(but(**changes))
 
 
 def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"'cuda:0'.*no GPU"):
-        Crew(but(device="cuda:0"))
+        WorkerCompute(but(device="cuda:0"))
 
 
 def test_an_unknown_worker():
     with pytest.raises(ValueError, match="no worker 'w99' among 7"):
-        Crew(TASK).contribution("w99", 0, Crew(TASK).initial())
+        WorkerCompute(TASK).contribution("w99", 0, WorkerCompute(TASK).initial())
 
 
 def test_parameters_of_another_model():
     with pytest.raises(ValueError, match="takes a vector of"):
-        Crew(TASK).contribution("w00", 0, torch.zeros(3))
+        WorkerCompute(TASK).contribution("w00", 0, torch.zeros(3))
 
 
 # Workers that come and go
@@ -455,29 +474,31 @@ def played(crews, rounds=6):
     sent = {}
     for round in range(rounds):
         parameters = torch.full((TASK_LAYOUT.numel,), 0.01 * round)
-        for names_, crew in crews:
+        for names_, worker_compute in crews:
             for name in names_:
-                if crew.task.timetable.available(name, round) or crew.task.listens(name):
-                    sent[name, round] = crew.answer(name, round, parameters)
+                if worker_compute.task.timetable.available(name, round) or worker_compute.task.listens(
+                    name
+                ):
+                    sent[name, round] = worker_compute.answer(name, round, parameters)
     return sent
 
 
-TASK_LAYOUT = Crew(TASK).layout
+TASK_LAYOUT = WorkerCompute(TASK).layout
 
 
 def test_who_is_away_sends_nothing():
     task = but(availability=Alternating(period=2))
-    sent = played([(WORKERS, Crew(task))], rounds=2)
+    sent = played([(WORKERS, WorkerCompute(task))], rounds=2)
     assert sorted(sent) == [(name, 0) for name in WORKERS[:3]] + [(name, 1) for name in WORKERS[3:]]
-    assert Crew(task).answer("w06", 0, torch.zeros(TASK_LAYOUT.numel)) is None
+    assert WorkerCompute(task).answer("w06", 0, torch.zeros(TASK_LAYOUT.numel)) is None
 
 
 @pytest.mark.parametrize("sight", ["colluders", "all"])
 @pytest.mark.parametrize("availability", [Alternating(period=3), Random(chance=0.4)])
 def test_what_attackers_see_of_those_who_come_and_go_is_the_same_in_any_process(sight, availability):
     task = attacked(Alie(z=1.0), availability=availability, knows=sight)
-    together = played([(WORKERS, Crew(task))])
-    apart = played([((name,), Crew(task)) for name in WORKERS])
+    together = played([(WORKERS, WorkerCompute(task))])
+    apart = played([((name,), WorkerCompute(task)) for name in WORKERS])
     assert together.keys() == apart.keys()
     for key, vector in together.items():
         assert (vector is None) == (apart[key] is None)
@@ -488,12 +509,12 @@ def test_what_attackers_see_of_those_who_come_and_go_is_the_same_in_any_process(
 def test_attackers_see_only_those_who_take_part():
     task = attacked(Ipm(), availability=Alternating(period=2), knows="all")
     assert [task.seen(round) for round in (0, 1)] == [WORKERS[:3], WORKERS[3:5]]
-    alone = Crew(
+    alone = WorkerCompute(
         but(byzantine=WORKERS[3:], f=4, attack=Ipm(epsilon=2.0), availability=Alternating(period=2))
     )
-    alone = Crew(dataclasses.replace(alone.task, knows="all"))
+    alone = WorkerCompute(dataclasses.replace(alone.task, knows="all"))
     parameters = torch.zeros(TASK_LAYOUT.numel)
-    own = Crew(TASK).contribution("w05", 1, parameters)
+    own = WorkerCompute(TASK).contribution("w05", 1, parameters)
     # Where no honest worker takes part there is nobody to look at but oneself.
     assert torch.equal(alone.contribution("w05", 1, parameters), -2.0 * own)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from varangian.plugins import InputError, guarded, resolve
+from varangian.plugins import InputError, guard, resolve
 from varangian.server.training.optimizer import Cosine, Sgd
 from varangian.worker.attacks import Alie, LabelFlip
 from varangian.worker.data import Custom as CustomData
@@ -17,7 +17,7 @@ from varangian.worker.training import trainer
 from varangian.worker.training.losses import LOSSES, CrossEntropy, MeanSquaredError
 from varangian.worker.training.metrics import METRICS
 from varangian.worker.training.models import Custom, Mlp, Softmax
-from varangian.worker.training.task import Crew, Task, rehearse
+from varangian.worker.training.task import Task, WorkerCompute, rehearse
 from varangian.worker.transport.results import Declined
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
@@ -234,24 +234,24 @@ def test_models_that_would_train_otherwise_than_meant(kind, words):
 
 def test_a_model_that_gives_several_things_goes_with_a_loss_of_its_own(monkeypatch):
     task = but(model=Custom("user_parts:odd", {"odd": "several"}), loss=loss("of_several"))
-    assert Crew(task).metrics == {}
+    assert WorkerCompute(task).metrics == {}
     monkeypatch.setattr(trainer, "EVALUATION_BATCH", 20)
-    crew = Crew(dataclasses.replace(task, metrics=(metric("places"),)))
-    assert crew.evaluate(crew.initial())["places"] == 53
+    worker_compute = WorkerCompute(dataclasses.replace(task, metrics=(metric("places"),)))
+    assert worker_compute.evaluate(worker_compute.initial())["places"] == 53
 
 
 def test_a_model_that_writes_to_its_inputs_changes_no_data():
-    crew = Crew(but(model=Custom("user_parts:odd", {"odd": "writes"})))
-    before = crew.dataset.test_x.clone()
-    first = crew.evaluate(crew.initial())
-    assert crew.evaluate(crew.initial()) == first
-    assert torch.equal(crew.dataset.test_x, before)
+    worker_compute = WorkerCompute(but(model=Custom("user_parts:odd", {"odd": "writes"})))
+    before = worker_compute.dataset.test_x.clone()
+    first = worker_compute.evaluate(worker_compute.initial())
+    assert worker_compute.evaluate(worker_compute.initial()) == first
+    assert torch.equal(worker_compute.dataset.test_x, before)
 
 
 def test_metrics_have_names_of_their_own():
     for name in ("lr", "ema_loss", " "):
         with pytest.raises(InputError, match="`metrics`"):
-            Crew(
+            WorkerCompute(
                 but(
                     metrics=(METRICS.build({"custom": {"target": "user_parts:largest", "name": name}}, ""),)
                 )
@@ -259,7 +259,7 @@ def test_metrics_have_names_of_their_own():
 
 
 def test_lazy_layers_begin_with_the_same_bits_everywhere():
-    first, second = (Crew(but(model=model("lazy"))) for _ in range(2))
+    first, second = (WorkerCompute(but(model=model("lazy"))) for _ in range(2))
     assert torch.equal(first.initial(), second.initial())
     assert len(first.initial()) == 6 * 5 + 5 + 5 * 4 + 4
     assert torch.equal(
@@ -268,17 +268,17 @@ def test_lazy_layers_begin_with_the_same_bits_everywhere():
 
 
 def test_sparse_gradients_are_made_dense():
-    crew = Crew(but(model=model("bag"), data=data("words")))
-    assert crew.contribution("a", 0, crew.initial()).shape == (12 * 4 + 4 * 2 + 2,)
+    worker_compute = WorkerCompute(but(model=model("bag"), data=data("words")))
+    assert worker_compute.contribution("a", 0, worker_compute.initial()).shape == (12 * 4 + 4 * 2 + 2,)
 
 
 def test_a_model_of_tokens_with_several_inputs():
-    crew = Crew(but(model=model("next_token"), data=data("tokens"), momentum=0.0))
-    parameters = crew.initial()
-    before = crew.evaluate(parameters)
+    worker_compute = WorkerCompute(but(model=model("next_token"), data=data("tokens"), momentum=0.0))
+    parameters = worker_compute.initial()
+    before = worker_compute.evaluate(parameters)
     for round in range(60):
-        parameters -= 5 * crew.contribution("a", round, parameters)
-    after = crew.evaluate(parameters)
+        parameters -= 5 * worker_compute.contribution("a", round, parameters)
+    after = worker_compute.evaluate(parameters)
     assert before["accuracy"] < 0.5 < after["accuracy"] == 1
     assert after["loss"] < before["loss"]
 
@@ -286,40 +286,46 @@ def test_a_model_of_tokens_with_several_inputs():
 @pytest.mark.parametrize("chosen", [MeanSquaredError(), None])
 def test_regression_with_metrics_of_its_own(chosen):
     metrics = (METRICS.build("mae", ""), metric("largest"))
-    crew = Crew(but(model=Softmax(), data=data("prices"), loss=chosen or loss("squared"), metrics=metrics))
-    found = crew.evaluate(crew.initial())
+    worker_compute = WorkerCompute(
+        but(model=Softmax(), data=data("prices"), loss=chosen or loss("squared"), metrics=metrics)
+    )
+    found = worker_compute.evaluate(worker_compute.initial())
     assert [*found] == ["loss", "mae", "largest"]
     assert 0 < found["mae"] <= found["largest"]
     assert found["loss"] <= found["largest"] ** 2
-    assert [*Crew(but(model=Softmax(), data=data("prices"), loss=MeanSquaredError())).metrics] == []
+    assert [
+        *WorkerCompute(but(model=Softmax(), data=data("prices"), loss=MeanSquaredError())).metrics
+    ] == []
 
 
 def test_a_batch_that_the_model_cannot_take_is_declined_by_its_worker_alone():
-    crew = Crew(but(model=model("picky"), data=data("one_huge"), partition=Dirichlet(alpha=1e3)))
-    crew._shards = {"a": torch.arange(7), "b": torch.arange(7, 12), "c": torch.arange(3)}
+    worker_compute = WorkerCompute(
+        but(model=model("picky"), data=data("one_huge"), partition=Dirichlet(alpha=1e3))
+    )
+    worker_compute._shards = {"a": torch.arange(7), "b": torch.arange(7, 12), "c": torch.arange(3)}
     with pytest.raises(Declined) as found:
-        crew.answer("b", 0, crew.initial())
+        worker_compute.answer("b", 0, worker_compute.initial())
     said = (
         "user_parts:picky with a batch of 5 samples of shape [6] failed: RuntimeError: too large for me ("
     )
     assert said in found.value.reason
-    assert crew.answer("a", 0, crew.initial()) is not None
-    assert crew.answer("c", 0, crew.initial()) is not None
+    assert worker_compute.answer("a", 0, worker_compute.initial()) is not None
+    assert worker_compute.answer("c", 0, worker_compute.initial()) is not None
 
 
 def test_an_attacker_sees_only_those_who_can_compute():
     task = but(
         model=model("picky"), data=data("one_huge"), byzantine=("c",), attack=Alie(z=1.0), knows="all"
     )
-    crew = Crew(task)
-    crew._shards = {"a": torch.arange(7), "b": torch.arange(7, 12), "c": torch.arange(3)}
-    assert crew.answer("c", 0, crew.initial()) is not None
+    worker_compute = WorkerCompute(task)
+    worker_compute._shards = {"a": torch.arange(7), "b": torch.arange(7, 12), "c": torch.arange(3)}
+    assert worker_compute.answer("c", 0, worker_compute.initial()) is not None
 
 
 def test_workers_with_batches_too_small_are_named_before_the_run():
-    crew = Crew(but(model=model("batch_norm"), partition=Dirichlet(alpha=1.0)))
-    crew._shards = {"a": torch.arange(1), "b": torch.arange(9), "c": torch.arange(5)}
-    (unable,) = crew.rehearse(crew.initial()).items()
+    worker_compute = WorkerCompute(but(model=model("batch_norm"), partition=Dirichlet(alpha=1.0)))
+    worker_compute._shards = {"a": torch.arange(1), "b": torch.arange(9), "c": torch.arange(5)}
+    (unable,) = worker_compute.rehearse(worker_compute.initial()).items()
     assert unable[0] == "a"
     assert "a batch of one sample" in unable[1]
     with pytest.raises(InputError, match="a batch of one sample"):
@@ -327,9 +333,11 @@ def test_workers_with_batches_too_small_are_named_before_the_run():
 
 
 def test_an_evaluation_that_fails_later_ends_no_run(caplog):
-    crew = Crew(but(model=model("picky"), data=data("one_huge"), metrics=(metric("fails"),)))
+    worker_compute = WorkerCompute(
+        but(model=model("picky"), data=data("one_huge"), metrics=(metric("fails"),))
+    )
     for _ in range(2):
-        found = crew.evaluate(crew.initial())
+        found = worker_compute.evaluate(worker_compute.initial())
         assert found["fails"] != found["fails"]
     assert len(caplog.records) == 1
 
@@ -337,13 +345,13 @@ def test_an_evaluation_that_fails_later_ends_no_run(caplog):
 def test_the_local_rate_follows_the_schedule():
     rates = Sgd(lr=0.5, schedule=Cosine())
     still, moving = (
-        Crew(but(local_steps=3, local_lr=0.5, **more, momentum=0.0))
+        WorkerCompute(but(local_steps=3, local_lr=0.5, **more, momentum=0.0))
         for more in ({}, {"local_rates": rates, "rounds": 10})
     )
     x = still.initial()
     assert torch.equal(still.contribution("a", 0, x), moving.contribution("a", 0, x))
     assert not torch.equal(still.contribution("a", 5, x), moving.contribution("a", 5, x))
-    slower = Crew(but(local_steps=3, local_lr=rates.rate(5, 10), momentum=0.0))
+    slower = WorkerCompute(but(local_steps=3, local_lr=rates.rate(5, 10), momentum=0.0))
     assert torch.equal(slower.contribution("a", 5, x), moving.contribution("a", 5, x))
 
 
@@ -371,11 +379,11 @@ class Panic(BaseException):
 
 
 def test_whatever_is_raised_is_one_sentence_but_for_ctrl_c():
-    with pytest.raises(InputError, match=r"it failed: Panic"), guarded("it"):
+    with pytest.raises(InputError, match=r"it failed: Panic"), guard("it"):
         raise Panic
-    with pytest.raises(InputError, match="it failed: StopIteration"), guarded("it"):
+    with pytest.raises(InputError, match="it failed: StopIteration"), guard("it"):
         raise StopIteration
-    with pytest.raises(KeyboardInterrupt), guarded("it"):
+    with pytest.raises(KeyboardInterrupt), guard("it"):
         raise KeyboardInterrupt
 
 

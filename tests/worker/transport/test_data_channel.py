@@ -25,8 +25,8 @@ from tests.worker.transport.script import (
 )
 
 from varangian.protos import codec, ps_pb2
-from varangian.protos.data_channel.associated_data import Transfer
-from varangian.protos.data_channel.connection import LineError
+from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.data_channel.connection import DataConnectionError
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.worker.transport import data_channel, data_connection
 from varangian.worker.transport.client import ClientError, Receipt
@@ -369,7 +369,9 @@ def test_a_port_that_is_closed_is_tried_once_and_then_left_for_a_while(monkeypat
             client._connection.lane.at(9)
             tried = []
             monkeypatch.setattr(
-                data_channel, "opened", lambda *where: tried.append(where) or data_connection.opened(*where)
+                data_channel,
+                "open_connection",
+                lambda *where: tried.append(where) or data_connection.open_connection(*where),
             )
             for _ in range(2):
                 assert torch.equal((await client.pull(3)).parameters, VECTOR)
@@ -564,13 +566,13 @@ def test_the_first_address_that_answers_is_taken(silent, monkeypatch):
                     early.connect_ex(other.getsockname())
             async with listening() as port:
                 stand_in(monkeypatch, other.getsockname(), ("127.0.0.1", port))
-                connected = await data_connection.opened("parameter-server.test", port)
+                connected = await data_connection.open_connection("parameter-server.test", port)
                 assert connected.usable
                 connected.close()
                 assert not connected.usable
             stand_in(monkeypatch, other.getsockname())
             with pytest.raises(TimeoutError if silent else ConnectionRefusedError):
-                await data_connection.opened("parameter-server.test", port)
+                await data_connection.open_connection("parameter-server.test", port)
 
     story()
 
@@ -579,7 +581,7 @@ def test_a_download_that_was_given_up_takes_nothing_any_more():
     memory = bytearray(8)
     landing = Landing(memoryview(memory))
     landing._closed = True
-    with pytest.raises(LineError):
+    with pytest.raises(DataConnectionError):
         landing._fill(lambda found: found.__setitem__(0, 1) or 1, 8)
     assert memory == bytes(8)
 
@@ -617,7 +619,7 @@ class Sealing(Wharf):
         async with self.line(context, key=key) as berth:
             reader, _ = await berth()
             self.raw.append(await reader.readexactly(encrypted_size(size)))
-        transfer = Transfer.of("push", first.manifest, "w00", size)
+        transfer = AssociatedData.of("push", first.manifest, "w00", size)
         self.payloads.append(Book(key, transfer.associated()).decrypted(self.raw[-1]))
         self.seen["Push"][-1] = [first, *[part async for part in requests]]
         return ps_pb2.PushReply(round=first.manifest.round)
@@ -628,7 +630,7 @@ class Sealing(Wharf):
             manifest = self.contract.manifest(4, codec.digest(data))
             await context.write(ps_pb2.PullReply(manifest=manifest))
             _, writer = await berth()
-            transfer = replace(Transfer.of("pull", manifest, "w00", len(data)), **self.said)
+            transfer = replace(AssociatedData.of("pull", manifest, "w00", len(data)), **self.said)
             writer.write(self.changed(Book(key, transfer.associated()).encrypted(data)))
             await writer.drain()
 
@@ -669,7 +671,7 @@ def test_over_tls_a_ticket_without_a_key_is_final_and_nothing_is_sent(bundles):
 
 
 def test_no_error_shows_a_key():
-    use = data_channel.Use(object(), True, None)
+    use = data_channel.LeasedConnection(object(), True, None)
     with pytest.raises(codec.CodecError) as found:
         use.shown("f" * 32 + "E" * 64)
     assert "E" not in str(found.value)
@@ -721,7 +723,7 @@ def test_a_model_of_another_transfer_is_not_taken(bundles, said, monkeypatch):
 
 
 def test_where_payloads_cannot_be_sealed_they_travel_over_grpc(bundles, monkeypatch, caplog):
-    monkeypatch.setattr(data_channel, "missing", lambda: "this is the reason")
+    monkeypatch.setattr(data_channel, "why_unavailable", lambda: "this is the reason")
 
     @scenario
     async def story():

@@ -13,7 +13,7 @@ from varangian.pki.authority import HOME, PREFIX, SERVER, Authority, AuthorityEr
 from varangian.pki.x509 import LARGEST_REQUEST, MissingExtra, key_mark
 from varangian.protos.identity.bundle import KEY, REQUEST, Bundle, BundleError, Role
 from varangian.protos.identity.revocation import fingerprint
-from varangian.protos.network.address import AddressError, certified
+from varangian.protos.network.address import AddressError, parse_certificate_host
 
 GOOD_FOR = 1 / 3
 """A bundle that is kept has at least this part of its time left."""
@@ -172,7 +172,7 @@ def hosts_of(names: Iterable[str], option: str = "--server") -> list[str]:
         CommandError: one is an address with a port, or no name at all.
     """
     try:
-        return [certified(name) for name in names]
+        return [parse_certificate_host(name) for name in names]
     except AddressError as error:
         raise CommandError(f"{option} {error}") from None
 

@@ -23,15 +23,15 @@ from varangian.cli.views.progress import Progress, progress
 from varangian.config import RunConfig, load
 from varangian.config.build import byzantine_names, honest_names, task, worker_names
 from varangian.launch.output.logs import log_to_stderr
-from varangian.launch.processes import listenable, served
+from varangian.launch.processes import check_port, serve_run
 from varangian.launch.result import RunError, RunResult
-from varangian.launch.server_run import Session
+from varangian.launch.server_run import ServerRun
 from varangian.protos.identity.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.protos.network import descriptors
-from varangian.protos.network.address import EVERYWHERE, AddressError, parse
+from varangian.protos.network.address import EVERYWHERE, AddressError, parse_address
 from varangian.protos.network.descriptors import check_free
 from varangian.registry import ConfigError, Problem, suggestion
-from varangian.server.identity.sessions import Roster
+from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.worker.host import host
 from varangian.worker.signals import SIGNALLED
@@ -70,7 +70,7 @@ def worker(args: argparse.Namespace) -> int:
         raise ConfigError([Problem("byzantine.attack", "is needed by a Byzantine worker", hint=hint)])
     shown = proofs(chosen, args.server, tokens) if way.certs is None else _bundles(chosen, way.certs)
     log_to_stderr(logging.INFO)
-    warn(way, parse(args.server)[0])
+    warn(way, parse_address(args.server)[0])
     threads, one_of, patience = config.worker.threads, args.claim is not None, config.worker.patience
     todo = task(config)
     if asks_for_classes(config):
@@ -106,15 +106,18 @@ def as_served(config: RunConfig, chosen: Choice) -> RunConfig:
 
 
 async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress) -> RunResult:
-    listenable(config)
-    session = Session.open(config, shown.round, shown.note)
+    check_port(config)
+    session = ServerRun.open(config, shown.round, shown.note)
     for sentence in session.sentences:
         shown.note(sentence)
     workers = session.machine.policy.workers
     if isinstance(identity, Security):
-        roster, security = Roster(workers, None, doorman=identity.doorman), identity
+        sessions, security = (
+            Sessions(workers, None, certificate_reader=identity.certificate_reader),
+            identity,
+        )
     else:
-        roster, security = Roster(workers, identity), None
+        sessions, security = Sessions(workers, identity), None
     how = "with TLS" if security else "without TLS"
     files = descriptors.sentence(len(workers), config.server.data_port is not None)
     with closing(session), session.stop.on_signals(shown.note):
@@ -122,7 +125,7 @@ async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress)
         def ready(address: str) -> None:
             shown.note(f"serving at {address}, {how}; {files}")
 
-        return session.result(await served(session, roster, ready, security, returns=True))
+        return session.result(await serve_run(session, sessions, ready, security, returns=True))
 
 
 def _security(path: Path) -> Security:
@@ -157,7 +160,7 @@ def _bound(address: str | None) -> list[str]:
         return []
     anywhere = address.removeprefix(f"{EVERYWHERE}:")
     try:
-        host, port = parse(address if anywhere == address else f"localhost:{anywhere}")
+        host, port = parse_address(address if anywhere == address else f"localhost:{anywhere}")
     except AddressError as error:
         raise ConfigError([Problem("--bind", error.rule, address, error.hint)]) from None
     return [f"server.host='{host if anywhere == address else EVERYWHERE}'", f"server.port={port}"]

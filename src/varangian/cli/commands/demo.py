@@ -11,10 +11,10 @@ from pathlib import Path
 
 from varangian.cli.commands.run import exit_code, quoted
 from varangian.cli.main import OK, CommandError
-from varangian.cli.views.demo_table import Board, board
+from varangian.cli.views.demo_table import DemoView, demo_view
 from varangian.config import load
 from varangian.launch import RunError, RunResult, run
-from varangian.launch.output.files import fresh, write_atomically
+from varangian.launch.output.files import make_folder, write_atomically
 from varangian.paths import user_path
 from varangian.server.observability.record import RoundRecord
 
@@ -67,11 +67,11 @@ def command(args: argparse.Namespace) -> int:
         raise CommandError(f"--rounds should be at least 1. Found {args.rounds}.")
     rounds = args.rounds or ROUNDS
     try:
-        folder = fresh(user_path(args.output), f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = make_folder(user_path(args.output), f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
     except OSError as error:
         raise CommandError(f"{args.output} cannot be written to: {error.strerror}") from error
     cases = [Case(rule, attack) for attack in ATTACKS for rule in RULES]
-    with board(args.format, cases, RULES, ATTACKS, rounds) as shown:
+    with demo_view(args.format, cases, RULES, ATTACKS, rounds) as shown:
         interrupted = not all(_carried_out(case, rounds, folder, shown) for case in cases)
     if interrupted:
         return max(exit_code(case.result) for case in cases if case.result)
@@ -80,7 +80,7 @@ def command(args: argparse.Namespace) -> int:
     return OK
 
 
-def _carried_out(case: Case, rounds: int, folder: Path, shown: Board) -> bool:
+def _carried_out(case: Case, rounds: int, folder: Path, shown: DemoView) -> bool:
     """Carry a case out; whether the next may follow."""
     config = load(None, case.settings(rounds, folder))
 

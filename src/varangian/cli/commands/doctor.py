@@ -20,13 +20,13 @@ from varangian.cli.commands.health import bundle_for, status, why
 from varangian.cli.credentials import CLEAR_TEXT, choice
 from varangian.cli.main import FAILED, OK
 from varangian.pki.authority import HOME, SERVER
-from varangian.protos.data_channel.sealing import missing
+from varangian.protos.data_channel.sealing import why_unavailable
 from varangian.protos.identity.bundle import KEY, REVOKED, Bundle, BundleError
-from varangian.protos.identity.revocation import fingerprint, fingerprints
+from varangian.protos.identity.revocation import fingerprint, parse_fingerprints
 from varangian.protos.network import descriptors
-from varangian.protos.network.address import AddressError, loopback, parse
-from varangian.protos.network.dial import PROXY, ignored, proxy
-from varangian.protos.text import quoted
+from varangian.protos.network.address import AddressError, is_loopback, parse_address
+from varangian.protos.network.dial import PROXY, find_proxy, ignored_proxy_variables
+from varangian.protos.text import quote
 
 PACKAGES = ("torch", "grpcio", "protobuf")
 SOON = 3.0
@@ -127,7 +127,7 @@ def _standing(bundle: Bundle) -> Finding:
     mark, read = fingerprint(bundle.certificate), list[str]()
     for path in dict.fromkeys(bundle.path / place for place in LISTS):
         try:
-            listed = mark in fingerprints(path.read_text(encoding="utf-8"))
+            listed = mark in parse_fingerprints(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
@@ -145,12 +145,12 @@ CERTIFICATE: tuple[Callable[[Bundle], Finding], ...] = (_identity, _expiry, _sta
 
 def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Finding]:
     try:
-        where = parse(server)
+        where = parse_address(server)
     except AddressError as error:
         yield Finding("address", False, f"--server {error}")
         return
-    if variables := ignored():
-        yield Finding("proxy", proxy(server) is not None, _proxies(server, variables), vital=False)
+    if variables := ignored_proxy_variables():
+        yield Finding("proxy", find_proxy(server) is not None, _proxies(server, variables), vital=False)
     try:
         addresses = sorted(
             {str(entry[4][0]) for entry in socket.getaddrinfo(*where, type=socket.SOCK_STREAM)}
@@ -168,7 +168,7 @@ def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Fin
     yield Finding("server", True, f"answers {safe}: round {reply.round} of {reply.rounds}")
     yield _same_release(reply.software)
     yield _payloads(where[0], addresses, reply.data_port, bundle, timeout)
-    if bundle is None and not loopback(where[0]):
+    if bundle is None and not is_loopback(where[0]):
         rule = f"the connection should be encrypted beyond this machine: {CLEAR_TEXT}."
         yield Finding("encryption", False, f"{rule} Add --certs DIR at both ends.")
 
@@ -176,9 +176,9 @@ def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Fin
 def _proxies(server: str, variables: Mapping[str, str]) -> str:
     """Which variables name a proxy, and what is made of them."""
     named = ", ".join(f"{name}={value}" for name, value in variables.items())
-    if through := proxy(server):
+    if through := find_proxy(server):
         return f"calls go through {through}, as {PROXY} says"
-    if loopback(parse(server)[0]):
+    if is_loopback(parse_address(server)[0]):
         return f"{named} has no effect: no call to this machine goes through a proxy."
     return f"{named} has no effect on Varangian. If only a proxy leads to the server, set {PROXY} to it."
 
@@ -194,7 +194,7 @@ def _payloads(host: str, addresses: list[str], port: int, bundle: Bundle | None,
         found = f"The data port {port} of {host} should be reachable from here. The system says: {error}."
         fix = "`server.data_port` can fix the number."
         return Finding("payloads", False, f"{found} {MEANWHILE} {fix}", vital=False)
-    if bundle and (lacking := missing()):
+    if bundle and (lacking := why_unavailable()):
         found = f"It should be possible to encrypt what travels beside gRPC, and {lacking}."
         return Finding("payloads", False, f"{found} {MEANWHILE}", vital=False)
     if bundle is None:
@@ -211,5 +211,5 @@ def _same_release(software: str) -> Finding:
     return Finding(
         "release",
         False,
-        f"both ends should be one release. Here {__version__}, there {quoted(theirs, 40)}.",
+        f"both ends should be one release. Here {__version__}, there {quote(theirs, 40)}.",
     )

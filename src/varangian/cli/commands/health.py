@@ -14,7 +14,7 @@ from varangian.cli.credentials import choice
 from varangian.cli.main import FAILED, CommandError
 from varangian.cli.views.terminal import printable
 from varangian.protos import ps_pb2, ps_pb2_grpc
-from varangian.protos.identity.bundle import Bundle, BundleError, Role, find
+from varangian.protos.identity.bundle import Bundle, BundleError, Role, find_bundle
 from varangian.protos.metadata_keys import CODE
 from varangian.protos.network.dial import open_channel
 from varangian.worker.transport.tls import Diagnosis, credentials, diagnosis
@@ -77,7 +77,7 @@ def bundle_for(path: Path | None) -> Bundle | None:
     Raises:
         BundleError: it cannot be used.
     """
-    return None if path is None else Bundle.load(find(path, Role.SERVER.value))
+    return None if path is None else Bundle.load(find_bundle(path, Role.SERVER.value))
 
 
 def status(server: str, timeout: float, bundle: Bundle | None = None) -> ps_pb2.StatusReply:

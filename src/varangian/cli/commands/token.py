@@ -18,7 +18,7 @@ from pathlib import Path
 from varangian.cli.commands.certs import configured
 from varangian.cli.main import OK, CommandError
 from varangian.pki.authority import PRIVATE, write
-from varangian.protos.network.address import loopback, parse
+from varangian.protos.network.address import is_loopback, parse_address
 from varangian.server.identity.sessions import NAME, SECRET_BYTES, make_token
 
 SECRET, TOKEN = "VARANGIAN_SECRET", "VARANGIAN_TOKEN"
@@ -89,7 +89,7 @@ def proofs(names: Sequence[str], server: str, tokens: Mapping[str, str]) -> dict
             f"token of {_some(names, ', ')}. Neither is set. "
             f"Make it at the server: varangian token {_some(names)}"
         )
-    if not loopback(parse(server)[0]):
+    if not is_loopback(parse_address(server)[0]):
         raise CommandError(
             f"{SECRET} should be at the server alone: whoever has it can be every worker. Found it at a "
             f"worker of {server}. Make a token at the server, varangian token {_some(names)}, and give "

@@ -25,10 +25,10 @@ BAR = 0.9
 """Accuracy from which a cell is green; half of it and less is red."""
 
 
-class Board(Protocol):
+class DemoView(Protocol):
     """All cases of a demo; entered before the first and left after the last."""
 
-    def __enter__(self) -> Board: ...
+    def __enter__(self) -> DemoView: ...
     def __exit__(self, *error: object) -> None: ...
     def note(self, text: str) -> None: ...
     def advance(self, case: Case, record: RoundRecord) -> None: ...
@@ -36,9 +36,9 @@ class Board(Protocol):
     def finish(self, folder: Path, picture: str) -> None: ...
 
 
-def board(
+def demo_view(
     kind: str, cases: Sequence[Case], rules: Sequence[str], attacks: Sequence[str], rounds: int
-) -> Board:
+) -> DemoView:
     """The view for `--format`; auto is rich on a terminal and plain elsewhere."""
     if kind == "json":
         return JsonBoard()

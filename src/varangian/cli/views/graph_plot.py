@@ -93,9 +93,9 @@ def _circle(axis: Axes, graph: Graph, n: int) -> None:
 
 def _links(axis: Axes, links: Links, places: Matrix, colour: str) -> None:
     """Straight lines for links that go both ways, and for more than fit; bent arrows for the others."""
-    crowd = int(links.sum())
-    alpha = 0.9 if crowd <= 6 * len(links) else min(0.9, 6 / len(links))
-    straight = links & links.T if crowd <= ARROWS else links | links.T
+    worker_group = int(links.sum())
+    alpha = 0.9 if worker_group <= 6 * len(links) else min(0.9, 6 / len(links))
+    straight = links & links.T if worker_group <= ARROWS else links | links.T
     ends = np.argwhere(np.triu(straight, 1))
     axis.add_collection(LineCollection([*places[ends]], colors=colour, alpha=alpha, lw=1.2, zorder=1))
     room = 9 if len(links) <= NUMBERED else 3

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from varangian.cli.views.progress import described, percent, summary
-from varangian.cli.views.summary import Tally
+from varangian.cli.views.summary import RunSummary
 from varangian.cli.views.terminal import NOTE, printable
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Live:
 
     def __init__(self, rounds: int, byzantine: Sequence[str], out: QueuedWriter) -> None:
         self._rounds, self._byzantine = rounds, byzantine
-        self._tally = Tally()
+        self._tally = RunSummary()
         self._out = out
         self._console = Console(file=cast("TextIO", out))
         self._screen = Screen(self._view(), console=self._console, refresh_per_second=4, transient=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from varangian.cli.views.summary import Tally
+from varangian.cli.views.summary import RunSummary
 from varangian.cli.views.terminal import NOTE, printable
 from varangian.launch.output.queued_writer import QueuedWriter, writer
 
@@ -103,7 +103,7 @@ class Plain:
         self._rounds, self._byzantine, self._out = rounds, byzantine, out
         self._every = rounds / PLAIN_LINES
         self._next = 0.0
-        self._tally = Tally()
+        self._tally = RunSummary()
 
     def __enter__(self) -> Plain:
         return self
@@ -160,7 +160,7 @@ def described(scores: Scores | None) -> list[tuple[str, str]]:
     return found
 
 
-def summary(result: RunResult, tally: Tally, byzantine: Sequence[str]) -> list[tuple[str, str]]:
+def summary(result: RunResult, tally: RunSummary, byzantine: Sequence[str]) -> list[tuple[str, str]]:
     """The end of a run, as names and values."""
     others = result.metrics or {}
     lines = [] if result.accuracy is None else [("accuracy", percent(result.accuracy))]
@@ -195,7 +195,7 @@ def _average(result: RunResult) -> list[tuple[str, str]]:
     return [("of the average", ", ".join(parts))]
 
 
-def _missing(tally: Tally) -> list[tuple[str, str]]:
+def _missing(tally: RunSummary) -> list[tuple[str, str]]:
     """Who did not answer in time, one by one if they are few."""
     if len(tally.missing) <= FEW:
         return [(f"missing {worker}", f"{times} times") for worker, times in sorted(tally.missing.items())]
@@ -204,6 +204,6 @@ def _missing(tally: Tally) -> list[tuple[str, str]]:
     return [("missing", f"{total}, most of them {worker}, {times} times")]
 
 
-def _rounds(result: RunResult, tally: Tally) -> str:
+def _rounds(result: RunResult, tally: RunSummary) -> str:
     skipped = f", {tally.skipped} of them without an update" if tally.skipped else ""
     return f"{result.rounds}{skipped}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Tally:
+class RunSummary:
     """Sums over the rounds of a run."""
 
     rounds: int = 0

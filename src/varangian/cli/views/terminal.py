@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varangian.protos.text import escaped as printable
+from varangian.protos.text import escape as printable
 
 __all__ = ["NOTE", "printable"]
 

@@ -15,7 +15,7 @@ LOOKS = 50_000
 """How many questions to ask a timetable at most, one for each worker and round: a second's worth."""
 
 
-def attended(config: RunConfig) -> Iterator[Problem]:
+def check_attendance(config: RunConfig) -> Iterator[Problem]:
     """A round of everybody without a quorum waits for workers who themselves wait for a later round."""
     everybody = isinstance(config.participation, Sync) and config.quorum <= config.workers
     if isinstance(config.availability, Always) or not everybody:
@@ -41,7 +41,7 @@ def _looked_at(config: RunConfig) -> int:
     return min(config.rounds, max(1, LOOKS // config.workers))
 
 
-def late(config: RunConfig) -> Iterator[Problem]:
+def check_delays(config: RunConfig) -> Iterator[Problem]:
     """Delays of workers that are not there."""
     chosen: tuple[int, ...] = getattr(config.delays, "workers", ())
     if unknown := [worker for worker in chosen if worker >= config.workers]:
@@ -49,7 +49,7 @@ def late(config: RunConfig) -> Iterator[Problem]:
         yield Problem("delays", rule)
 
 
-def mimicked(config: RunConfig) -> Iterator[Problem]:
+def check_mimic_attendance(config: RunConfig) -> Iterator[Problem]:
     attack = config.byzantine.attack
     if (
         not isinstance(config.availability, Always)

@@ -14,14 +14,14 @@ from varangian.config.tree import RunConfig
 from varangian.paths import user_path
 from varangian.protos.codec import FLOAT32
 from varangian.registry import FIXES, NOTHING, Fix, Problem, Registry, fixes
-from varangian.server.participation import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Regime, Sync
+from varangian.server.participation import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Participation, Sync
 from varangian.worker.attacks import GradientAttack
 
 FAR = 1000
 """How far to look for numbers that would do."""
 TRIES = 4
 """How many numbers to try of those that look well."""
-SIZES: Mapping[type[Regime], str] = {Async: "buffer", FedAvg: "participants"}
+SIZES: Mapping[type[Participation], str] = {Async: "buffer", FedAvg: "participants"}
 """The setting that says how many vectors make a round."""
 
 
@@ -31,7 +31,7 @@ def here(config: RunConfig, field: str = "") -> str:
     return f"participation.{name}.{field}" if field else f"participation.{name}"
 
 
-def answered(config: RunConfig) -> Iterator[Problem]:
+def check_answers(config: RunConfig) -> Iterator[Problem]:
     """More Byzantine workers than there are, or a quorum that no round can have."""
     if config.f >= config.workers:
         rule = f"should be below the number of workers, {config.workers}"
@@ -40,7 +40,7 @@ def answered(config: RunConfig) -> Iterator[Problem]:
         yield Problem("server.quorum", f"should be at most {_what(config, most)}", config.quorum)
 
 
-def possible(config: RunConfig) -> Iterator[Problem]:
+def check_participation(config: RunConfig) -> Iterator[Problem]:
     """What is wrong with the participation for so many workers."""
     if config.f < config.workers:
         for problem in config.participation.problems(config.workers, config.f):
@@ -51,7 +51,7 @@ def possible(config: RunConfig) -> Iterator[Problem]:
         yield Problem(here(config, "gather"), rule, gather)
 
 
-def summed(config: RunConfig) -> Iterator[Problem]:
+def check_deltas(config: RunConfig) -> Iterator[Problem]:
     """Deltas with something else than the mean, or with numbers that are rounded on their way."""
     way = config.participation
     if not isinstance(way, FedLaAvg) or way.form != "delta":
@@ -66,16 +66,16 @@ def summed(config: RunConfig) -> Iterator[Problem]:
             yield Problem(path, rule, dtype)
 
 
-def kept(config: RunConfig) -> Iterator[Problem]:
+def check_latest_place(config: RunConfig) -> Iterator[Problem]:
     """A place for latest vectors that is not there."""
     folder = getattr(config.participation, "folder", None)
     if folder is not None and not user_path(folder).is_dir():
         yield Problem(here(config, "folder"), "should be a folder that exists", folder)
 
 
-def guaranteed(config: RunConfig) -> Iterator[Problem]:
+def check_guarantee(config: RunConfig) -> Iterator[Problem]:
     """A missing worker never lowers f, so the rule must keep its promise for the quorum."""
-    if config.f >= config.workers or [*answered(config), *possible(config)]:
+    if config.f >= config.workers or [*check_answers(config), *check_participation(config)]:
         return
     way = config.participation
     if isinstance(way, Asap) and (
@@ -89,7 +89,7 @@ def guaranteed(config: RunConfig) -> Iterator[Problem]:
         yield Problem("aggregator", rule, NOTHING, hint, _remedies(config))
 
 
-def windowed(config: RunConfig) -> Iterator[Problem]:
+def check_window(config: RunConfig) -> Iterator[Problem]:
     """Rows that are forgotten as they come, where they are needed later."""
     if config.server.memory == "window" and not isinstance(config.participation, Sync):
         rule = (
@@ -98,7 +98,7 @@ def windowed(config: RunConfig) -> Iterator[Problem]:
         yield Problem("server.memory", rule, "window")
 
 
-def followed(config: RunConfig) -> Iterator[Problem]:
+def check_mimic_momentum(config: RunConfig) -> Iterator[Problem]:
     """Attackers who would need to know the momentum of others, whose rounds are not theirs."""
     attack, way = config.byzantine.attack, config.participation
     if not isinstance(attack, GradientAttack) or config.worker.momentum == 0:

@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from varangian.aggregators.base import by_place
 from varangian.aggregators.streaming.stream import streams
 from varangian.config.build import optimizer
-from varangian.config.checks.availability import attended, late, mimicked
-from varangian.config.checks.rounds import answered, followed, guaranteed, kept, possible, summed, windowed
+from varangian.config.checks.availability import check_attendance, check_delays, check_mimic_attendance
+from varangian.config.checks.rounds import (
+    check_answers,
+    check_deltas,
+    check_guarantee,
+    check_latest_place,
+    check_mimic_momentum,
+    check_participation,
+    check_window,
+)
 from varangian.config.tree import RunConfig
 from varangian.registry import FIXES, Problem, fixes
 from varangian.worker.attacks import DataAttack, refusal
@@ -27,7 +35,7 @@ class Check:
     """Whether it is about all programs of a run together; a server need not know of any attack."""
 
 
-def checked(
+def find_problems(
     config: RunConfig, *, whole: bool = True, invalid: frozenset[str] = frozenset()
 ) -> list[Problem]:
     """The problems between settings.
@@ -154,10 +162,10 @@ def _more_than_declared(config: RunConfig) -> str:
 
 
 CHECKS = (
-    Check(frozenset({"workers", "f", "server", "participation"}), answered),
-    Check(frozenset({"workers", "f", "server", "participation"}), possible),
-    Check(frozenset({"aggregator", "participation", "wire", "server"}), summed),
-    Check(frozenset({"participation"}), kept, whole=True),
+    Check(frozenset({"workers", "f", "server", "participation"}), check_answers),
+    Check(frozenset({"workers", "f", "server", "participation"}), check_participation),
+    Check(frozenset({"aggregator", "participation", "wire", "server"}), check_deltas),
+    Check(frozenset({"participation"}), check_latest_place, whole=True),
     Check(frozenset({"workers", "byzantine"}), _attackers),
     Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),
     Check(frozenset({"workers", "byzantine"}), _mounted),
@@ -165,15 +173,16 @@ CHECKS = (
     Check(frozenset({"loss", "metrics"}), _measured),
     Check(frozenset({"optimizer"}), _optimizer),
     Check(frozenset({"server"}), _ports),
-    Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), guaranteed),
+    Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), check_guarantee),
     Check(frozenset({"aggregator"}), _rooted),
     Check(frozenset({"aggregator"}), _placed),
     Check(frozenset({"workers", "f", "server", "aggregator"}), _windowed),
-    Check(frozenset({"server", "participation"}), windowed),
-    Check(frozenset({"byzantine", "worker", "participation"}), followed),
+    Check(frozenset({"server", "participation"}), check_window),
+    Check(frozenset({"byzantine", "worker", "participation"}), check_mimic_momentum),
     Check(
-        frozenset({"seed", "workers", "f", "rounds", "server", "availability", "participation"}), attended
+        frozenset({"seed", "workers", "f", "rounds", "server", "availability", "participation"}),
+        check_attendance,
     ),
-    Check(frozenset({"workers", "delays"}), late),
-    Check(frozenset({"availability", "byzantine"}), mimicked),
+    Check(frozenset({"workers", "delays"}), check_delays),
+    Check(frozenset({"availability", "byzantine"}), check_mimic_attendance),
 )

@@ -76,7 +76,7 @@ def _nameless(folder: Path, temporary: Path) -> tuple[int, bool]:
     return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666), True
 
 
-def fresh(parent: Path, name: str) -> Path:
+def make_folder(parent: Path, name: str) -> Path:
     """A new folder of this name, for its owner only; with a number after it where the name is taken."""
     parent.mkdir(parents=True, exist_ok=True)
     attempt = 1

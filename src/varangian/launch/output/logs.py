@@ -33,7 +33,7 @@ class QueuedHandler(logging.Handler):
 
 
 @contextmanager
-def logged_to(path: Path, level: int = logging.INFO, warn: Warn = complain) -> Generator[None]:
+def log_to_file(path: Path, level: int = logging.INFO, warn: Warn = complain) -> Generator[None]:
     """Append what this package logs to a file instead of showing it: the screen belongs to the progress.
 
     `warn` is told once when the file cannot be written.

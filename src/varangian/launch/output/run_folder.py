@@ -40,7 +40,7 @@ from varangian.aggregators import Rows
 from varangian.aggregators.kernels import backend_for
 from varangian.config import RunConfig
 from varangian.config.yaml_text import dump
-from varangian.launch.output.files import Record, fresh, recorder, write_atomically
+from varangian.launch.output.files import Record, make_folder, recorder, write_atomically
 from varangian.launch.output.queued_writer import Warn, complain
 from varangian.launch.result import RunError, RunResult
 from varangian.paths import user_path
@@ -117,7 +117,7 @@ class RunFolder:
         output = user_path(config.output)
         path = None
         try:
-            path = fresh(output, f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(config)}")
+            path = make_folder(output, f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(config)}")
             return cls(path, documents, warn, metrics=metrics, averaged=config.ema is not None)
         except OSError as error:
             if path is not None:
@@ -219,7 +219,7 @@ class RunFolder:
 
         yield itself
         for parent in (Path.cwd, lambda: Path(tempfile.gettempdir()), Path.home):
-            yield lambda parent=parent: fresh(parent(), self.path.name)  # type: ignore[misc]
+            yield lambda parent=parent: make_folder(parent(), self.path.name)  # type: ignore[misc]
 
     def _accompany(self, path: Path) -> None:
         """What the run is and what its rounds were, where that is missing; as far as there is room."""

@@ -18,27 +18,27 @@ from torch import Tensor, nn
 from varangian.config import load as load_config
 from varangian.launch.result import RunError
 from varangian.paths import user_path
-from varangian.worker.training.task import Crew
+from varangian.worker.training.task import WorkerCompute
 
 PARAMETERS = "parameters.safetensors"
 AVERAGE = "ema.safetensors"
 
 
-def packed(crew: Crew, parameters: Tensor) -> bytes:
+def pack_state(worker_compute: WorkerCompute, parameters: Tensor) -> bytes:
     """The state of the model with these parameters: what trains, what is frozen, buffers, and every name.
 
     The metadata say how to build the model again, and which entries, in their order, make the flat vector
     that the digest is of.
     """
-    trained = [name for name, _ in crew.layout.entries]
+    trained = [name for name, _ in worker_compute.layout.entries]
     flat = parameters.detach().to("cpu", torch.float32).contiguous()
     known = {
         "digest": hashlib.blake2b(flat.numpy().data, digest_size=16).hexdigest(),
         "trained": json.dumps(trained),
-        "features": json.dumps(crew.dataset.features),
-        "outputs": json.dumps(crew.dataset.outputs),
+        "features": json.dumps(worker_compute.dataset.features),
+        "outputs": json.dumps(worker_compute.dataset.outputs),
     }
-    with crew.state(parameters) as state:
+    with worker_compute.state(parameters) as state:
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         # What is not a tensor (`get_extra_state`) has no place in the format.
         known["left_out"] = json.dumps(sorted(state.keys() - tensors.keys()))

@@ -20,16 +20,16 @@ YOUNG = 60.0
 
 
 @cache
-def scratch() -> Path:
+def temporary_folder() -> Path:
     """The folder, readable by its owner only. It is locked for as long as this process lives."""
-    clear()
+    clear_leftovers()
     path = Path(tempfile.mkdtemp(prefix=PREFIX))
     _locked(path)
     atexit.register(_remove, path, os.getpid())
     return path
 
 
-def clear() -> None:
+def clear_leftovers() -> None:
     """Remove what processes that were killed have left."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
@@ -45,7 +45,7 @@ def hold_sockets() -> None:
     """Let the sockets of multiprocessing lie there, too, in place of a folder that a kill leaves behind."""
     config = getattr(process.current_process(), "_config", None)
     if isinstance(config, dict):
-        config.setdefault("tempdir", str(scratch()))
+        config.setdefault("tempdir", str(temporary_folder()))
 
 
 def _locked(path: Path) -> int:

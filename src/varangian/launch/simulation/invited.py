@@ -17,12 +17,12 @@ from itertools import count
 
 from torch import Tensor
 
-from varangian.launch.server_run import Session
-from varangian.launch.simulation.transport import PATIENCE, answers, decline, hand_over, stalled
+from varangian.launch.server_run import ServerRun
+from varangian.launch.simulation.transport import PATIENCE, compute_answers, decline, hand_over, stalled
 from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.server.observability.status import Snapshot
-from varangian.server.rounds.coordinator import Driver
-from varangian.server.rounds.pulls import Ticket
+from varangian.server.rounds.coordinator import Coordinator
+from varangian.server.rounds.pulls import PendingPull
 from varangian.worker.transport.results import Declined
 
 
@@ -37,18 +37,20 @@ class _Push:
     row: Tensor = field(compare=False)
 
 
-class Invited:
+class InvitedWorkers:
     """All workers of a run."""
 
-    def __init__(self, session: Session, driver: Driver, time: VirtualTime, executor: Executor) -> None:
+    def __init__(
+        self, session: ServerRun, coordinator: Coordinator, time: VirtualTime, executor: Executor
+    ) -> None:
         self._session = session
-        self._driver = driver
+        self._coordinator = coordinator
         self._time = time
         self._executor = executor
-        self._task = session.crew.task
+        self._task = session.worker_compute.task
         self._turns = count()
         self._pushes: list[_Push] = []
-        self._tickets: dict[str, Ticket] = {}
+        self._tickets: dict[str, PendingPull] = {}
         """Who waits for an invitation."""
         self._told = set[str]()
         """Why rounds were declined, as far as it was said."""
@@ -57,14 +59,16 @@ class Invited:
         """Until the run is finished."""
         for worker in self._task.workers:
             self._ask(worker, served=-1)
-        while (latest := await self._driver.snapshot(-1, PATIENCE)) is not None and not latest.finished:
+        while (
+            latest := await self._coordinator.snapshot(-1, PATIENCE)
+        ) is not None and not latest.finished:
             if not await self._begin():
                 await self._happen(latest.round)
 
     def _ask(self, worker: str, served: int) -> None:
         task, turn = self._task, served + 1
         turn = turn if task.listens(worker) else task.timetable.turn(worker, turn)
-        self._tickets[worker] = self._driver.pulls.ask(worker, turn - 1)
+        self._tickets[worker] = self._coordinator.pulls.ask(worker, turn - 1)
 
     async def _begin(self) -> bool:
         """Let those compute who were invited; whether there were any.
@@ -78,11 +82,11 @@ class Invited:
         return bool(given)
 
     async def _compute(self, model: Snapshot, workers: Iterable[str]) -> None:
-        rows = await answers(self._session.crew, model, workers, self._executor)
+        rows = await compute_answers(self._session.worker_compute, model, workers, self._executor)
         for worker, row in sorted(rows.items()):
-            self._driver.pulls.forget(self._tickets.pop(worker))
+            self._coordinator.pulls.forget(self._tickets.pop(worker))
             if isinstance(row, Declined):
-                await decline(self._driver, worker, model.round, row, self._told)
+                await decline(self._coordinator, worker, model.round, row, self._told)
             if row is None or isinstance(row, Declined):
                 self._ask(worker, model.round)
                 continue
@@ -95,7 +99,7 @@ class Invited:
         if push is not None and (ring is None or push.at < ring):
             self._time.advance(push.at)
             heapq.heappop(self._pushes)
-            await hand_over(self._session, self._driver, push.worker, push.round, push.row)
+            await hand_over(self._session, self._coordinator, push.worker, push.round, push.row)
             self._ask(push.worker, push.round)
         elif ring is not None:
             self._time.advance(ring)

@@ -18,20 +18,20 @@ from torch import Tensor
 
 from varangian.config import RunConfig
 from varangian.launch import Note
-from varangian.launch.event_loop import complete
+from varangian.launch.event_loop import run_to_completion
 from varangian.launch.result import RunError, RunResult
-from varangian.launch.server_run import Session
-from varangian.launch.simulation.invited import Invited
-from varangian.launch.simulation.transport import PATIENCE, answers, decline, hand_over, stalled
+from varangian.launch.server_run import ServerRun
+from varangian.launch.simulation.invited import InvitedWorkers
+from varangian.launch.simulation.transport import PATIENCE, compute_answers, decline, hand_over, stalled
 from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.server.observability.record import Observe
 from varangian.server.protocol.events import Phase
-from varangian.server.rounds.coordinator import Driver, Snapshot
+from varangian.server.rounds.coordinator import Coordinator, Snapshot
 from varangian.server.rows.latest_store import NoRoom
 from varangian.worker.transport.results import Declined
 
 
-def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
+def run_in_simulation(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
     """Carry a run out in this process.
 
     Raises:
@@ -39,20 +39,20 @@ def simulate(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
     """
 
     async def main() -> RunResult:
-        session = Session.open(config, observe, note)
+        session = ServerRun.open(config, observe, note)
         with closing(session), session.stop.on_signals(note):
             time = VirtualTime()
-            driver = session.driver(time.clock)
-            serving = asyncio.create_task(driver.run(session.stop.event))
+            coordinator = session.coordinator(time.clock)
+            serving = asyncio.create_task(coordinator.run(session.stop.event))
             for sentence in session.sentences:
                 note(sentence)
-            kind = Invited if session.machine.invites else _Workers
+            kind = InvitedWorkers if session.machine.invites else _Workers
             with _one_thread(config.worker.threads) as executor:
-                await kind(session, driver, time, executor).work()
+                await kind(session, coordinator, time, executor).work()
             return session.result(await serving)
 
     try:
-        return complete(main)
+        return run_to_completion(main)
     except NoRoom as error:
         raise RunError(str(error)) from error
 
@@ -70,15 +70,17 @@ class _Push:
 class _Workers:
     """All workers of a run: each pulls, computes, and pushes when its delay is over."""
 
-    def __init__(self, session: Session, driver: Driver, time: VirtualTime, executor: Executor) -> None:
+    def __init__(
+        self, session: ServerRun, coordinator: Coordinator, time: VirtualTime, executor: Executor
+    ) -> None:
         self._session = session
-        self._driver = driver
+        self._coordinator = coordinator
         self._time = time
         self._executor = executor
-        self._table = session.crew.task.timetable
+        self._table = session.worker_compute.task.timetable
         self._pushes: list[_Push] = []
         """By time, then by name; a worker that is in here is busy."""
-        self._served = dict.fromkeys(session.crew.task.workers, -1)
+        self._served = dict.fromkeys(session.worker_compute.task.workers, -1)
         """The last round for which each has computed."""
         self._told = set[str]()
         """Why rounds were declined, as far as it was said."""
@@ -88,7 +90,7 @@ class _Workers:
         free: Iterable[str] = self._served
         round = -1
         while True:
-            snapshot = await self._driver.snapshot(-1, PATIENCE)
+            snapshot = await self._coordinator.snapshot(-1, PATIENCE)
             if snapshot is None or snapshot.finished:
                 return
             if snapshot.round != round:
@@ -120,12 +122,12 @@ class _Workers:
         workers = [w for w in free if self._served[w] < round and self._table.available(w, round)]
         if not workers:
             return
-        rows = await answers(self._session.crew, snapshot, workers, self._executor)
+        rows = await compute_answers(self._session.worker_compute, snapshot, workers, self._executor)
         for worker, row in rows.items():
             assert row is not None
             self._served[worker] = round
             if isinstance(row, Declined):
-                await decline(self._driver, worker, round, row, self._told)
+                await decline(self._coordinator, worker, round, row, self._told)
                 continue
             push = _Push(self._time.now + self._table.delay(worker, round), worker, round, row)
             heapq.heappush(self._pushes, push)
@@ -136,7 +138,7 @@ class _Workers:
         if push is not None and (ring is None or push.at < ring):
             self._time.advance(push.at)
             heapq.heappop(self._pushes)
-            await hand_over(self._session, self._driver, push.worker, push.round, push.row)
+            await hand_over(self._session, self._coordinator, push.worker, push.round, push.row)
             return (push.worker,)
         if ring is not None:
             self._time.advance(ring)

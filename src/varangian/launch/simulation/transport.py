@@ -10,11 +10,11 @@ from concurrent.futures import Executor
 import torch
 from torch import Tensor
 
-from varangian.launch.server_run import Session
+from varangian.launch.server_run import ServerRun
 from varangian.protos import codec
 from varangian.server.observability.status import Snapshot
-from varangian.server.rounds.coordinator import Driver, Slot
-from varangian.worker.training.task import Crew
+from varangian.server.rounds.coordinator import Coordinator, Slot
+from varangian.worker.training.task import WorkerCompute
 from varangian.worker.transport.results import Declined
 
 log = logging.getLogger(__name__)
@@ -27,44 +27,50 @@ STALLED = (
 )
 
 
-async def answers(
-    crew: Crew, model: Snapshot, workers: Iterable[str], executor: Executor
+async def compute_answers(
+    worker_compute: WorkerCompute, model: Snapshot, workers: Iterable[str], executor: Executor
 ) -> Mapping[str, Tensor | Declined | None]:
     """The vectors that these workers compute for a model; None of one that takes no part."""
 
     def computed() -> Mapping[str, Tensor | Declined | None]:
         parameters = torch.frombuffer(bytearray(model.payload), dtype=torch.float32)
-        return {worker: _answer(crew, worker, model.round, parameters) for worker in workers}
+        return {worker: _answer(worker_compute, worker, model.round, parameters) for worker in workers}
 
     return await asyncio.get_running_loop().run_in_executor(executor, computed)
 
 
-def _answer(crew: Crew, worker: str, round: int, parameters: Tensor) -> Tensor | Declined | None:
+def _answer(
+    worker_compute: WorkerCompute, worker: str, round: int, parameters: Tensor
+) -> Tensor | Declined | None:
     try:
-        return crew.answer(worker, round, parameters)
+        return worker_compute.answer(worker, round, parameters)
     except Declined as declined:
         return declined
 
 
-async def decline(driver: Driver, worker: str, round: int, declined: Declined, told: set[str]) -> None:
+async def decline(
+    coordinator: Coordinator, worker: str, round: int, declined: Declined, told: set[str]
+) -> None:
     """Let the server know that nothing comes; each reason is a warning once."""
     if declined.reason not in told:
         told.add(declined.reason)
         log.warning("%s sends nothing in round %d: %s", worker, round, declined.reason)
-    await driver.decline(worker, round, declined.reason)
+    await coordinator.decline(worker, round, declined.reason)
 
 
-async def hand_over(session: Session, driver: Driver, worker: str, round: int, row: Tensor) -> None:
+async def hand_over(
+    session: ServerRun, coordinator: Coordinator, worker: str, round: int, row: Tensor
+) -> None:
     """Push a vector as on the wire, so that numbers are rounded where real workers round them."""
     dtype = session.config.wire.dtype
     # Nothing comes twice here, so a name will do for a digest.
-    slot = await driver.offer(worker, round, f"{worker}/{round}".encode(), dtype)
+    slot = await coordinator.offer(worker, round, f"{worker}/{round}".encode(), dtype)
     if isinstance(slot, Slot):
         await slot.put(codec.payload(row, dtype))
-        if await driver.complete(slot) is None:
-            session.crew.counted(worker, round)
+        if await coordinator.complete(slot) is None:
+            session.worker_compute.counted(worker, round)
 
 
-def stalled(session: Session, round: int) -> None:
+def stalled(session: ServerRun, round: int) -> None:
     """Nothing can happen any more."""
     session.stop.because(STALLED.format(round=round, quorum=session.machine.policy.quorum))

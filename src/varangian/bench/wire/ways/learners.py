@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators import Aggregator, Krum
-from varangian.server.training.learner import Begun, Learner, Step
+from varangian.server.training.learner import Learner, PartialAggregate, Step
 from varangian.server.training.optimizer import Sgd
 
 MANY = 10**9
@@ -19,7 +19,7 @@ MANY = 10**9
 class Late(Learner):
     """Does nothing before all rows are there."""
 
-    def begin(self, workers: Sequence[str], faults: int) -> Begun:
+    def begin(self, workers: Sequence[str], faults: int) -> PartialAggregate:
         begun = super().begin(workers, faults)
         begun.work.lost = True
         return begun

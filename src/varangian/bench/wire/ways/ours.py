@@ -18,14 +18,14 @@ import torch
 from varangian.bench.wire.ways.base import Floats, Job, digests
 from varangian.bench.wire.ways.learners import Idle
 from varangian.bench.wire.ways.service import SECRET, Service, layout
-from varangian.config.default_names import names
+from varangian.config.default_names import default_names
 from varangian.protos.codec import FLOAT32, Dtype
 from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.server.identity.sessions import make_token
 from varangian.worker.transport.client import Client, Pulled
-from varangian.worker.transport.data_channel import Lane, Use
+from varangian.worker.transport.data_channel import DataChannel, LeasedConnection
 from varangian.worker.transport.tls import Proof, bundle_of
 
 Direction = Literal["push", "pull"]
@@ -64,13 +64,13 @@ class Server:
         self._service.close()
 
 
-class Counted(Lane):
+class Counted(DataChannel):
     """Knows how many payloads it has carried."""
 
     carried = 0
 
     @asynccontextmanager
-    async def use(self) -> AsyncGenerator[Use, None]:
+    async def use(self) -> AsyncGenerator[LeasedConnection, None]:
         async with super().use() as use:
             yield use
         self.carried += use.complete
@@ -110,7 +110,7 @@ class Workers:
         self._clients = self._runner.run(self._joined(Path(folder) if folder else None))
 
     async def _joined(self, folder: Path | None) -> list[Watched]:
-        clients = [self._client(name, folder) for name in names(self._job.workers)]
+        clients = [self._client(name, folder) for name in default_names(self._job.workers)]
         await asyncio.gather(*(client.join() for client in clients))
         return clients
 

@@ -15,11 +15,11 @@ from varangian.bench.wire.ways import ours
 from varangian.bench.wire.ways.base import Job
 from varangian.bench.wire.ways.learners import MANY, Late
 from varangian.bench.wire.ways.service import Service
-from varangian.protos.data_channel.connection import Cargo, Line
+from varangian.protos.data_channel.connection import DataConnection, Transfer
 from varangian.protos.layout import Layout
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
-from varangian.worker.transport.data_channel import Use
+from varangian.worker.transport.data_channel import LeasedConnection
 from varangian.worker.transport.tls import Proof
 
 PIECE = 256 << 10
@@ -134,7 +134,7 @@ class PacedLane(ours.Counted):
         self._bucket, self._size = bucket, size
 
     @asynccontextmanager
-    async def use(self) -> AsyncGenerator[Use, None]:
+    async def use(self) -> AsyncGenerator[LeasedConnection, None]:
         async with super().use() as use:
             connected = use.connected
             if connected is None:
@@ -151,11 +151,11 @@ class PacedLane(ours.Counted):
 class PacedLine:
     """Writes a little at a time."""
 
-    def __init__(self, line: Line, bucket: Bucket, size: int) -> None:
+    def __init__(self, line: DataConnection, bucket: Bucket, size: int) -> None:
         self._line, self._bucket = line, bucket
         self._left, self._paid = size, 0
 
-    async def send(self, cargo: Cargo) -> int:
+    async def send(self, cargo: Transfer) -> int:
         if self._bucket.rate is None:
             moved = await self._line.send(cargo)
             await self._bucket.take(moved)

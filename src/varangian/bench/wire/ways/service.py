@@ -9,18 +9,18 @@ from pathlib import Path
 
 from varangian.bench.wire.ways.background import Background
 from varangian.bench.wire.ways.learners import MANY
-from varangian.config.default_names import names
+from varangian.config.default_names import default_names
 from varangian.pki.authority import Authority
 from varangian.protos.codec import FLOAT32, Dtype
 from varangian.protos.identity.bundle import Role
 from varangian.protos.layout import Layout
 from varangian.server.app import serve
-from varangian.server.identity.sessions import Roster
+from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
-from varangian.server.rounds.coordinator import Driver
+from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rows.slot import Slot
 from varangian.server.training.learner import Learner
 from varangian.server.transport.calls import Limits
@@ -55,7 +55,7 @@ class Service:
         tls: bool = False,
         lane: bool = True,
     ) -> None:
-        self.names = names(workers)
+        self.names = default_names(workers)
         self.numel = learner.parameters.numel()
         self._folder = tempfile.TemporaryDirectory(prefix="varangian-bench-") if tls else None
         self._security = _security(Path(self._folder.name), self.names) if self._folder else None
@@ -67,7 +67,7 @@ class Service:
 
     async def _start(self, machine: RoundMachine, learner: Learner, dtype: Dtype) -> None:
         self._stop = asyncio.Event()
-        self._driver = Driver(
+        self._coordinator = Coordinator(
             machine,
             learner,
             evaluate=lambda _: (0.0, 0.0),
@@ -77,8 +77,8 @@ class Service:
         ready = asyncio.get_running_loop().create_future()
         self._served = asyncio.create_task(
             serve(
-                self._driver,
-                self._roster(),
+                self._coordinator,
+                self._sessions(),
                 layout(self.numel),
                 run_id="bench",
                 host="127.0.0.1",
@@ -101,10 +101,10 @@ class Service:
             raise RuntimeError(record.skipped)
         self._committed[record.round] = time.perf_counter()
 
-    def _roster(self) -> Roster:
+    def _sessions(self) -> Sessions:
         if self._security is None:
-            return Roster(self.names, SECRET)
-        return Roster(self.names, None, doorman=self._security.doorman)
+            return Sessions(self.names, SECRET)
+        return Sessions(self.names, None, certificate_reader=self._security.certificate_reader)
 
     def push_by_hand(self, vector: memoryview) -> None:
         """Round 0 with this vector from everyone, past the network."""
@@ -112,11 +112,11 @@ class Service:
 
     async def _pushed(self, vector: memoryview) -> None:
         for name in self.names:
-            slot = await self._driver.offer(name, 0, b"")
+            slot = await self._coordinator.offer(name, 0, b"")
             assert isinstance(slot, Slot)
             for at in range(0, slot.size, PIECE):
                 await slot.put(vector[at : min(at + PIECE, slot.size)])
-            await self._driver.complete(slot)
+            await self._coordinator.complete(slot)
 
     def until(self, round: int) -> None:
         """Wait for a round to open."""
@@ -134,7 +134,7 @@ class Service:
         if self._served.done():
             await self._served
             raise RuntimeError("the run has ended")
-        return self._driver.round
+        return self._coordinator.round
 
     def close(self) -> None:
         self._background.run(self._ended())

@@ -10,7 +10,7 @@ from pathlib import Path
 from varangian.bench.wire.ways import tcp
 from varangian.bench.wire.ways.base import Job, Pushing
 from varangian.pki.authority import Authority
-from varangian.protos.identity.bundle import Role, contexts
+from varangian.protos.identity.bundle import Role, ssl_contexts
 
 
 class Server(tcp.Server):
@@ -21,7 +21,7 @@ class Server(tcp.Server):
         authority = Authority.create(Path(self._folder.name) / "certs", days=1)
         for name, role in (("server", Role.SERVER), ("worker", Role.WORKER)):
             authority.issue(name, role, days=1)
-        self._context = strict(contexts(authority.path / "server")[0])
+        self._context = strict(ssl_contexts(authority.path / "server")[0])
         super().__init__(job)
         self.address = f"{authority.path}@{self.address}"
 
@@ -38,7 +38,7 @@ class Workers(tcp.Workers):
 
     def __init__(self, address: str, job: Job) -> None:
         path, _, where = address.rpartition("@")
-        self._context = strict(contexts(Path(path) / "worker")[1])
+        self._context = strict(ssl_contexts(Path(path) / "worker")[1])
         super().__init__(where, job)
 
     def connected(self, host: str, port: int) -> socket.socket:
