@@ -18,7 +18,7 @@ import torch
 
 from varangian.aggregators import Aggregator, aggregator_from
 from varangian.config.default_names import default_names
-from varangian.protos import codec
+from varangian.protos.encoding import encode_vector
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.events import RoundPolicy
@@ -84,7 +84,7 @@ async def measure(aggregator: Aggregator | None, args: argparse.Namespace) -> tu
         threads=args.threads,
     )
     serving = asyncio.create_task(coordinator.run(asyncio.Event()))
-    noise = codec.payload(torch.randn(args.columns + args.workers * 1000))
+    noise = encode_vector(torch.randn(args.columns + args.workers * 1000))
     sources = [noise[4000 * i :] for i in range(args.workers)]
     whole, tails = [], []
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""The one message that carries payload, put together and taken apart by hand.
+"""Chunks of a payload: how one is written as a message, read, and put together with the others.
 
 `PushRequest{chunk}` and `PullReply{chunk}` are the same bytes: a head of some twenty, then the payload. The
 protobuf library copies a payload twice on its way into a message and once on its way out. Here it is joined
@@ -7,16 +7,15 @@ to its head once by the sender, and the receiver looks at it where it lies.
 
 from __future__ import annotations
 
-from typing import Final
+import xxhash
+
+from varangian.protos import ps_pb2
+from varangian.protos.encoding import check_digest
+from varangian.protos.errors import Code, CodecError
+from varangian.protos.messages import MANIFEST_LIMIT, decode_message, encode_varint, read_varint
 
 CHUNK, OFFSET, DATA = b"\x12", b"\x08", b"\x12"
 """Tags of `PushRequest.chunk` and `PullReply.chunk`, of `Chunk.offset` and of `Chunk.data`."""
-VARINT_BYTES: Final = 9
-"""63 bits: more than any offset or length that is taken."""
-LONGEST: Final = 10
-"""Bytes of the longest number that protobuf writes."""
-FIXED: Final = {1: 8, 5: 4}
-"""Bytes of a field by its wire type, where these are always as many."""
 
 
 def encode_chunk(offset: int, data: bytes | memoryview) -> bytes:
@@ -34,65 +33,86 @@ def decode_chunk(message: bytes) -> tuple[int, memoryview] | None:
     """
     if not message.startswith(CHUNK):
         return None
-    length, at = _read_varint(message, 1)
+    length, at = read_varint(message, 1)
     if length != len(message) - at:
         return None
     offset = 0
     if message.startswith(OFFSET, at):
-        offset, at = _read_varint(message, at + 1)
+        offset, at = read_varint(message, at + 1)
     if offset < 0 or not message.startswith(DATA, at):
         return None
-    length, at = _read_varint(message, at + 1)
+    length, at = read_varint(message, at + 1)
     if length != len(message) - at:
         return None
     return offset, memoryview(message)[at:]
 
 
-def has_few_fields(message: bytes, most: int) -> bool:
-    """Whether the message is at most so many fields in a row. What is in them is not looked at."""
-    at = 0
-    for _ in range(most):
-        if at == len(message):
-            return True
-        tag, at = _read_varint(message, at)
-        kind = tag & 7 if tag >= 0 else -1
-        if kind == 0:
-            at = _skip_varint(message, at)
-        elif kind == 2:
-            length, at = _read_varint(message, at)
-            at = at + length if length >= 0 else -1
-        elif kind in FIXED:
-            at += FIXED[kind]
-        else:  # groups, which no message of ours has
-            return False
-        if not 0 <= at <= len(message):
-            return False
-    return at == len(message)
+def push_payload(data: bytes) -> tuple[int, memoryview] | bytes:
+    """What a message of a push brings after the manifest.
+
+    Offset and payload of a chunk, the payload where it lies; or the digest of a seal.
+
+    Raises:
+        CodecError: when it is neither.
+    """
+    found = decode_chunk(data)
+    if found is not None:
+        return found
+    # Rare: a seal, or another program that writes the same message in another way.
+    part = decode_message(ps_pb2.PushRequest, data, MANIFEST_LIMIT)
+    if part.HasField("chunk"):
+        return part.chunk.offset, memoryview(part.chunk.data)
+    if part.HasField("seal"):
+        check_digest(part.seal.content_digest)
+        return part.seal.content_digest
+    raise CodecError(Code.MALFORMED, "Found something else where a chunk should be.")
 
 
-def encode_varint(number: int) -> bytes:
-    """Seven bits in each byte, the lowest first; the top bit says that more follow."""
-    written = bytearray()
-    while number > 0x7F:
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    written.append(number)
-    return bytes(written)
+class Assembler:
+    """Lets the chunks of one payload pass, strictly in order, and knows at the end whether they were right.
 
+    Args:
+        size: bytes of the payload.
+    """
 
-def _read_varint(message: bytes, start: int) -> tuple[int, int]:
-    """The number that starts there, and where it ends; -1 when there is none, or it is too long."""
-    number = 0
-    for at in range(start, min(start + VARINT_BYTES, len(message))):
-        number |= (message[at] & 0x7F) << 7 * (at - start)
-        if message[at] < 0x80:
-            return number, at + 1
-    return -1, start
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.passed = 0
+        """Bytes so far, and where the next chunk starts."""
+        self._hash = xxhash.xxh3_128()
 
+    @property
+    def complete(self) -> bool:
+        """Every byte has arrived; whether they are the right ones, `finish` says."""
+        return self.passed == self.size
 
-def _skip_varint(message: bytes, start: int) -> int:
-    """Where the number that starts there ends; -1 when it does not."""
-    for at in range(start, min(start + LONGEST, len(message))):
-        if message[at] < 0x80:
-            return at + 1
-    return -1
+    def add(self, offset: int, data: bytes | memoryview) -> memoryview:
+        """The next chunk, for whoever stores it.
+
+        Raises:
+            CodecError: when it is not the next chunk, or more than was promised.
+        """
+        end = self.passed + len(data)
+        if offset != self.passed:
+            raise CodecError(Code.ORDER, f"Found offset {offset} after {self.passed} bytes.")
+        if end > self.size or self.complete:
+            raise CodecError(Code.TOO_MANY_BYTES, f"Found more than the {self.size} that were promised.")
+        if not data:
+            raise CodecError(Code.CHUNK_SIZE, f"Found one after {self.passed} of {self.size} bytes.")
+        self._hash.update(data)
+        self.passed = end
+        return memoryview(data)
+
+    def finish(self, content_digest: bytes) -> None:
+        """There are no more chunks, and this is what the whole payload should hash to.
+
+        Raises:
+            CodecError: when bytes are missing or are not those that were promised.
+        """
+        if not self.complete:
+            raise CodecError(Code.TOO_FEW_BYTES, f"Found {self.passed} of {self.size}.")
+        check_digest(content_digest)
+        if self._hash.digest() != content_digest:
+            raise CodecError(
+                Code.DIGEST, f"Found {self._hash.hexdigest()}, promised {content_digest.hex()}."
+            )

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from varangian.protos.codec import FLOAT32, Contract, Dtype
+from varangian.protos.contract import Contract
 from varangian.protos.data_channel.sealing import why_unavailable
+from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.layout import Layout
 from varangian.protos.network import descriptors
 from varangian.protos.network.descriptors import check_free

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grpc import StatusCode
 
-from varangian.protos.codec import Code, CodecError
+from varangian.protos.errors import Code, CodecError
 from varangian.protos.text import escape
 from varangian.server.identity.sessions import IdentityError, IdentityRefusal
 from varangian.server.protocol.events import Refusal

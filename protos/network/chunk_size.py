@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT
+from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT
 
 WINDOW = 128 << 10
 """Bytes that may be on their way before the first has arrived: their speed says nothing of the line."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 
-from varangian.protos.codec import MESSAGE_LIMIT
+from varangian.protos.messages import MESSAGE_LIMIT
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """From glibc's malloc.h."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from varangian.protos import codec
+from varangian.protos.encoding import payload_digest
 from varangian.server.protocol.decisions import Machine
 from varangian.server.protocol.events import Phase, Seconds, Worker
 from varangian.server.protocol.state import RunState
@@ -22,11 +22,11 @@ class Snapshot:
     payload: memoryview
     """Little-endian float32; read-only."""
     digest: bytes
-    """As `codec.digest` makes it of the payload."""
+    """As `payload_digest` makes it of the payload."""
 
     @classmethod
     def of(cls, payload: bytes | memoryview, round: int = 0) -> Snapshot:
-        return cls(round, False, "", memoryview(payload), codec.digest(payload))
+        return cls(round, False, "", memoryview(payload), payload_digest(payload))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from varangian.aggregators import AggregationError
-from varangian.protos.codec import FLOAT32, Dtype
+from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.text import escape
 from varangian.server.observability.record import Evaluate, Observe, record_of_skip
 from varangian.server.observability.status import Snapshot, Status

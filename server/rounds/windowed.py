@@ -11,7 +11,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from varangian.aggregators.streaming.incremental import block
-from varangian.protos.codec import FLOAT32, Dtype
+from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.server.protocol.events import Phase, Refusal, Seconds, Worker
 from varangian.server.protocol.roll_call import passed_over
 from varangian.server.protocol.synchronous import RoundMachine

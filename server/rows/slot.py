@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import landed
-from varangian.protos.codec import FLOAT32, WIRE, Dtype, payload
 from varangian.protos.data_channel.transfer import Receive, Sink, thread_buffer
+from varangian.protos.encoding import FLOAT32, WIRE, Dtype, encode_vector
 from varangian.server.protocol.events import Refusal, Worker
 
 NOT_FINITE = "not finite"
@@ -255,7 +255,7 @@ class Slot:
         if row.dtype != WIRE[self._dtype][1]:
             return thread_buffer()[: most * self._width]
         if self._row is None:
-            self._row = payload(row, self._dtype)
+            self._row = encode_vector(row, self._dtype)
         return self._row[at * self._width : (at + most) * self._width]
 
     def _place(self) -> tuple[Tensor, int, int]:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from varangian.protos.codec import WIRE, Dtype
+from varangian.protos.encoding import WIRE, Dtype
 from varangian.server.protocol.events import Refusal, Worker
 from varangian.server.rows.slot import Slot
 from varangian.server.training.partial import PartialAggregate

@@ -8,7 +8,8 @@ from time import monotonic
 
 from varangian.protos import ps_pb2
 from varangian.protos.chunks import encode_chunk
-from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, Contract
+from varangian.protos.contract import Contract
+from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR
 from varangian.protos.network.chunk_size import ChunkSize
 
 SHARED = 16

@@ -11,8 +11,8 @@ from typing import TypeAlias, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
-from varangian.protos import codec
 from varangian.protos.data_channel.connection import DataConnectionError
+from varangian.protos.messages import MANIFEST_LIMIT, decode_message
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.server import errors
 from varangian.server.identity.sessions import Metadata, Peer
@@ -71,9 +71,7 @@ async def read_message(context: Context) -> bytes | None:
     return data if isinstance(data, bytes) else None
 
 
-async def read_request(
-    kind: type[M], context: Context, seconds: float, limit: int = codec.MANIFEST_LIMIT
-) -> M:
+async def read_request(kind: type[M], context: Context, seconds: float, limit: int = MANIFEST_LIMIT) -> M:
     """The message of a call that has only one.
 
     Raises:
@@ -82,7 +80,7 @@ async def read_request(
     """
     async with idle_timeout(seconds) as quiet:
         data = await quiet.broken_by(read_message(context))
-    return codec.decode(kind, data or b"", limit)
+    return decode_message(kind, data or b"", limit)
 
 
 @asynccontextmanager

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from varangian.protos import metadata_keys, ps_pb2
-from varangian.protos.codec import CHUNK_BYTES, FLOAT32, Contract
+from varangian.protos.contract import Contract
 from varangian.protos.data_channel.connection import Transfer
 from varangian.protos.data_channel.sealing import PAYLOADS
+from varangian.protos.encoding import FLOAT32
+from varangian.protos.messages import CHUNK_BYTES
 from varangian.server.observability.status import Snapshot
 from varangian.server.rounds.pulls import AnsweredPull, Pulls
 from varangian.server.transport import calls

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from varangian.protos import codec
+from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.address import EVERYWHERE, join_host_port
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import SIGNS_OF_LIFE, WINDOWS
@@ -30,8 +30,8 @@ def options(workers: int) -> tuple[tuple[str, int], ...]:
     """How gRPC serves a run with so many workers."""
     places = connections(workers)
     return (
-        ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
-        ("grpc.max_send_message_length", codec.MESSAGE_LIMIT),
+        ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+        ("grpc.max_send_message_length", MESSAGE_LIMIT),
         ("grpc.max_metadata_size", METADATA),
         ("grpc.max_concurrent_streams", STREAMS),
         # One more is closed as soon as it is accepted: no handshake, and no memory.

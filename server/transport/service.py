@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Never, TypeVar
 
 import grpc
 
-from varangian.protos import codec, metadata_keys, ps_pb2
-from varangian.protos.codec import Code, CodecError, Contract
+from varangian.protos import metadata_keys, ps_pb2
+from varangian.protos.contract import Contract, check_protocol, check_run
 from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.encoding import WIRE
+from varangian.protos.errors import Code, CodecError
 from varangian.protos.identity.certificate import ShownCertificate
+from varangian.protos.messages import JOIN_LIMIT, MESSAGE_LIMIT, PROTOCOL
 from varangian.protos.text import escape
 from varangian.server import errors
 from varangian.server.errors import Refused
@@ -147,9 +150,9 @@ class Service:
         # The last process of this name whose message never came, or comes slowly, keeps nobody waiting.
         async with self._joining.upload(worker), self._requests.reading(worker):
             request = await calls.read_request(
-                ps_pb2.JoinRequest, context, self._limits.joining, codec.JOIN_LIMIT
+                ps_pb2.JoinRequest, context, self._limits.joining, JOIN_LIMIT
             )
-        codec.check_protocol(request.protocol)
+        check_protocol(request.protocol)
         self._check_common(worker, request.common)
         self._check_layout(request.layout)
         before = self._sessions.session(worker)
@@ -158,12 +161,12 @@ class Service:
         if self._sessions.session(worker) != before:  # not a sign of life of the same process
             log.info("%s joined with %s", worker, escape(request.software, SOFTWARE))
         return ps_pb2.JoinReply(
-            protocol=codec.PROTOCOL,
+            protocol=PROTOCOL,
             run_id=self._contract.run_id,
             round=self._coordinator.round,
             chunk_bytes=uploads.message_bytes(self._contract.size, len(self._sessions.names)),
-            message_limit=codec.MESSAGE_LIMIT,
-            dtype=codec.WIRE[self._contract.dtype][0],
+            message_limit=MESSAGE_LIMIT,
+            dtype=WIRE[self._contract.dtype][0],
             data_port=self._data_port,
         ).SerializeToString()
 
@@ -173,7 +176,7 @@ class Service:
         with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
                 request = await calls.read_request(ps_pb2.PullRequest, context, self._limits.idle)
-            codec.check_run(self._contract.run_id, request.run_id)
+            check_run(self._contract.run_id, request.run_id)
             pulls, patience = self._coordinator.pulls, self._limits.patience
             async with pulls.answered(worker, request.after, patience) as pull:
                 await self._answer(worker, pull, request.chunk_bytes, context)
@@ -195,9 +198,7 @@ class Service:
         else:
             self._round_quotas.download(worker, snapshot.round)
             size = len(snapshot.payload)
-            transfer = AssociatedData(
-                codec.PROTOCOL, "pull", self._contract.run_id, snapshot.round, worker, size
-            )
+            transfer = AssociatedData(PROTOCOL, "pull", self._contract.run_id, snapshot.round, worker, size)
             with self._ticket(transfer, context) as ticket:
                 if ticket is None:
                     await self._downloads.model(worker, pull, chunk_bytes, context)
@@ -240,7 +241,7 @@ class Service:
         with self._attending.stream(worker), self._sessions.calling(worker, stays=True):
             async with self._requests.reading(worker):
                 request = await calls.read_request(ps_pb2.AttendRequest, context, self._limits.idle)
-            codec.check_run(self._contract.run_id, request.run_id)
+            check_run(self._contract.run_id, request.run_id)
             self.presence.look()
             with calls.unless_gone():
                 await context.send_initial_metadata(())
@@ -256,7 +257,7 @@ class Service:
         with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
                 request = await calls.read_request(ps_pb2.DeclineRequest, context, self._limits.idle)
-            codec.check_run(self._contract.run_id, request.run_id)
+            check_run(self._contract.run_id, request.run_id)
             refusal = await self._coordinator.decline(worker, request.round, request.reason)
         if refusal is not None:
             raise errors.of_refusal(refusal, self._coordinator.round)

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from varangian import __version__
-from varangian.protos import codec, ps_pb2
-from varangian.protos.codec import Contract
+from varangian.protos import ps_pb2
+from varangian.protos.contract import Contract
+from varangian.protos.messages import PROTOCOL
 from varangian.server.identity.revocation import Revocation
 from varangian.server.identity.sessions import Sessions
 from varangian.server.observability.status import Status
@@ -60,7 +61,7 @@ class StatusReplies:
     def _new(self) -> ps_pb2.StatusReply:
         status = self._coordinator.status()
         return ps_pb2.StatusReply(
-            protocol=codec.PROTOCOL,
+            protocol=PROTOCOL,
             run_id=self._contract.run_id,
             software=__version__,
             round=status.round,

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from varangian.protos import codec, metadata_keys, ps_pb2
-from varangian.protos.codec import CHUNK_LIMIT, Assembler, Code, CodecError
+from varangian.protos import metadata_keys, ps_pb2
+from varangian.protos.chunks import Assembler, push_payload
 from varangian.protos.data_channel.connection import SHARE
 from varangian.protos.data_channel.transfer import Receive
+from varangian.protos.errors import Code, CodecError
+from varangian.protos.messages import CHUNK_LIMIT, MANIFEST_LIMIT, decode_message
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.server.limits.quotas import TokenBucket
 from varangian.server.limits.upload_scheduler import UploadScheduler, UploadTurn
@@ -46,7 +48,7 @@ async def read_manifest(context: Context, idle: float) -> ps_pb2.Manifest:
     """
     async with calls.idle_timeout(idle) as silence:
         data = await silence.broken_by(calls.read_message(context))
-    part = codec.decode(ps_pb2.PushRequest, data or b"", codec.MANIFEST_LIMIT)
+    part = decode_message(ps_pb2.PushRequest, data or b"", MANIFEST_LIMIT)
     if not part.HasField("manifest"):
         raise CodecError(Code.MALFORMED, "Found a push that does not begin with a manifest.")
     return part.manifest
@@ -101,7 +103,7 @@ class Upload:
                 with calls.unless_cut():
                     await self._beside(self._ticket, seat, silence)
             while (data := await self._message(seat, silence)) is not None:
-                part = codec.push_payload(data)
+                part = push_payload(data)
                 # Both would live on until the next message is here, and that may be many turns later.
                 del data
                 if isinstance(part, tuple):

@@ -28,8 +28,9 @@ from tests.hostile.http2 import (
 )
 from tests.hostile.siege import MIB, RUN, TRAITOR
 
-from varangian.protos import codec, metadata_keys, ps_pb2
-from varangian.protos.codec import Contract
+from varangian.protos import metadata_keys, ps_pb2
+from varangian.protos.contract import Contract
+from varangian.protos.messages import MESSAGE_LIMIT, PROTOCOL
 
 
 def identity(siege, name=None, session=None):
@@ -56,7 +57,7 @@ class Traitor:
             raise
 
     def _join(self):
-        request = ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout=self.siege.layout.text)
+        request = ps_pb2.JoinRequest(protocol=PROTOCOL, layout=self.siege.layout.text)
         for _ in range(60):
             stream = self.line.call("Join", self.identity)
             self.line.message(stream, request.SerializeToString(), end=True)
@@ -205,7 +206,7 @@ def nonsense_headers(siege, size=1):
 
 def hanging_up(siege, size=1):
     """Questions whose answers nobody waits for."""
-    layout = ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout=siege.layout.text).SerializeToString()
+    layout = ps_pb2.JoinRequest(protocol=PROTOCOL, layout=siege.layout.text).SerializeToString()
     for i in range(100 * size):
         with Line(siege) as line, contextlib.suppress(HungUp):
             stream = line.call(("Join", "Status")[i % 2], identity(siege))
@@ -237,7 +238,7 @@ def amplification(siege, size=1):
     for bomb in (b"\x0a\x00", b"\x12\x00", b"\x0a\x02\x12\x00", b"\x7a\x00", b"\x0b\x0c") * size:
         with Traitor(siege) as traitor:
             stream = traitor.push(traitor.manifest(), end=False)
-            assert not _taken(traitor.line, stream, bomb * (codec.MESSAGE_LIMIT // len(bomb)))
+            assert not _taken(traitor.line, stream, bomb * (MESSAGE_LIMIT // len(bomb)))
 
 
 def oversize(siege, size=1):
@@ -285,7 +286,7 @@ def slow_loris(siege, size=1):
 
 
 def join_flood(siege, size=1):
-    _calls(siege, "Join", ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout="x" * 50_000), 300 * size)
+    _calls(siege, "Join", ps_pb2.JoinRequest(protocol=PROTOCOL, layout="x" * 50_000), 300 * size)
 
 
 def status_flood(siege, size=1):
@@ -309,7 +310,7 @@ def pull_flood(siege, size=1):
 def random_messages(siege, count=60):
     """Noise and damaged messages to every call, from a worker of the run; each is answered."""
     noise = random.Random(2)
-    join = ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout=siege.layout.text).SerializeToString()
+    join = ps_pb2.JoinRequest(protocol=PROTOCOL, layout=siege.layout.text).SerializeToString()
     pull = ps_pb2.PullRequest(run_id=RUN, after=2**40).SerializeToString()
     with Traitor(siege) as traitor:
         push = traitor.manifest()

@@ -10,8 +10,9 @@ import grpc.aio
 import torch
 from tests.hostile.siege import settled
 
-from varangian.protos import codec, ps_pb2
+from varangian.protos import ps_pb2
 from varangian.protos.chunks import encode_chunk
+from varangian.protos.encoding import encode_vector
 from varangian.protos.metadata_keys import CODE, READY, SESSION
 from varangian.protos.network.dial import open_aio_channel
 from varangian.worker.loop import work
@@ -115,7 +116,7 @@ class Renegade(Client):
         call, ready = await self.manifest(round)
         if ready:
             half = self._contract.layout.numel * 2
-            await call.write(encode_chunk(0, codec.payload(torch.ones(half // 4))))
+            await call.write(encode_chunk(0, encode_vector(torch.ones(half // 4))))
         return call, ready
 
 

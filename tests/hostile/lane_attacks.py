@@ -13,9 +13,9 @@ import time
 from tests.hostile.http2 import HungUp
 from tests.hostile.rogue import BAD, BUSY, GOOD, Rogue, hung_up, received, reset, sent
 
-from varangian.protos import codec
 from varangian.protos.chunks import encode_chunk
 from varangian.protos.data_channel.connection import TICKET
+from varangian.protos.encoding import encode_vector, payload_digest
 
 STRANGERS = 64
 """Connections without a ticket that the server puts up with."""
@@ -90,7 +90,7 @@ def guesses(siege):
             assert hung_up(line)
         data = rogue.payload(GOOD)
         assert sent(rogue.dial(), ticket + data)
-        rogue.seal(stream, codec.digest(data))
+        rogue.seal(stream, payload_digest(data))
         assert rogue.code(stream) in TAKEN, "a wrong ticket takes nothing from who has the right one"
 
 
@@ -115,7 +115,7 @@ def old_tickets(siege):
         _refused(rogue, ticket)
         assert sent(line, said[1000:])
         _refused(rogue, ticket)
-        rogue.seal(stream, codec.digest(data))
+        rogue.seal(stream, payload_digest(data))
         assert rogue.code(stream) in TAKEN
         _refused(rogue, ticket)
         assert sent(line, ticket)
@@ -136,7 +136,7 @@ def crossed_tickets(siege):
         for line, (_, ticket), value in zip(lines, reversed(calls), (5.0, 4.0), strict=True):
             sent(line, ticket + one.payload(value))
         for rogue, (stream, _), value in zip((one, two), calls, (4.0, 5.0), strict=True):
-            rogue.seal(stream, codec.digest(rogue.payload(value)))
+            rogue.seal(stream, payload_digest(rogue.payload(value)))
             assert rogue.code(stream) in TAKEN
 
 
@@ -148,7 +148,7 @@ def one_ticket_behind_another(siege):
         line, other, data = rogue.dial(), rogue.dial(), rogue.payload(GOOD)
         assert sent(line, first + data + second)
         sent(other, second)
-        rogue.seal(push, codec.digest(data))
+        rogue.seal(push, payload_digest(data))
         assert rogue.code(push) in TAKEN
         found = [len(received(line, len(data))), len(received(other, len(data)))]
         assert found.count(0) >= 1
@@ -203,7 +203,7 @@ def cut(siege):
             line = rogue.dial()
             sent(line, ticket + data[: (0, 5, 1 << 20, len(data) - 1)[i % 4]])
             if i % 3 == 0:
-                rogue.seal(stream, codec.digest(data))
+                rogue.seal(stream, payload_digest(data))
             (reset if i % 2 else socket.socket.close)(line)
             assert rogue.code(stream) in CUT
 
@@ -214,7 +214,7 @@ def too_little_and_a_seal(siege):
         stream, ticket = rogue.offers()
         line = rogue.dial()
         sent(line, ticket + data)
-        rogue.seal(stream, codec.digest(data))
+        rogue.seal(stream, payload_digest(data))
         assert rogue.code(stream) in CUT
         assert hung_up(line)
 
@@ -229,7 +229,7 @@ def too_much(siege):
                 stream, ticket = rogue.offers()
                 line = rogue.dial()
                 sent(line, ticket + data + bytes(more))
-                rogue.seal(stream, codec.digest(data))
+                rogue.seal(stream, payload_digest(data))
                 found = rogue.code(stream)
                 assert more < TICKET or hung_up(line)
                 return found
@@ -252,7 +252,7 @@ def _pushed(rogue, data, before=b"", after=None):
 def wrong_digests(siege):
     with Rogue(siege) as rogue:
         data = rogue.payload(BAD)
-        for digest in (bytes(16), codec.digest(data[:-1])):
+        for digest in (bytes(16), payload_digest(data[:-1])):
             assert heard(lambda digest=digest: _pushed(rogue, data, after=digest)) == "DIGEST"
             assert heard(lambda digest=digest: _pushed(rogue, data, before=digest)) == "DIGEST"
 
@@ -261,7 +261,7 @@ def no_seal(siege):
     """It is said neither before nor after the payload what that should hash to; or twice."""
     with Rogue(siege) as rogue:
         data = rogue.payload(BAD)
-        digest = codec.digest(data)
+        digest = payload_digest(data)
         assert heard(lambda: _pushed(rogue, data)) == "DIGEST_SIZE"
         assert heard(lambda: _pushed(rogue, data, digest, digest)) == "MALFORMED"
 
@@ -383,7 +383,7 @@ def _not_taken(rogue, forged):
         stream, ticket = rogue.offers()
         line, data = rogue.dial(), rogue.payload(BAD)
         sent(line, bytes(ticket) + forged(ticket, data))
-        rogue.seal(stream, codec.digest(data))
+        rogue.seal(stream, payload_digest(data))
         found = rogue.code(stream)
         assert hung_up(line)
         return found
@@ -426,7 +426,7 @@ def stolen_tickets(siege):
         line = thief.dial()
         sent(line, bytes(ticket))
         found = received(line, 1 << 20)
-        model = bytes(codec.payload(rogue.takes()[:64]))
+        model = bytes(encode_vector(rogue.takes()[:64]))
         assert len(found) == 1 << 20
         assert (model in found) == (siege.certs is None)
         rogue.end(stream)

@@ -2,10 +2,18 @@
 
 from google.protobuf.message import DecodeError
 
-from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import decode_chunk, encode_chunk, has_few_fields
-from varangian.protos.codec import Assembler, CodecError
+from varangian.protos import ps_pb2
+from varangian.protos.chunks import Assembler, decode_chunk, encode_chunk
+from varangian.protos.encoding import payload_digest
+from varangian.protos.errors import CodecError
 from varangian.protos.layout import Layout
+from varangian.protos.messages import (
+    FIELD_LIMIT,
+    MANIFEST_LIMIT,
+    SMALL_MESSAGE,
+    decode_message,
+    has_few_fields,
+)
 
 OURS = Layout((("weight", (3, 2)), ("bias", (2,))))
 MESSAGES = (
@@ -38,10 +46,10 @@ def message(data):
     """Bytes are a message or a CodecError; one of many fields is refused unless it is small."""
     for kind in MESSAGES:
         try:
-            codec.decode(kind, data, codec.MANIFEST_LIMIT)
+            decode_message(kind, data, MANIFEST_LIMIT)
         except CodecError:
-            many = len(data) > codec.SMALL and not has_few_fields(data, codec.FIELDS)
-            assert len(data) > codec.MANIFEST_LIMIT or many or not _parses(kind, data)
+            many = len(data) > SMALL_MESSAGE and not has_few_fields(data, FIELD_LIMIT)
+            assert len(data) > MANIFEST_LIMIT or many or not _parses(kind, data)
 
 
 def layout(data):
@@ -69,7 +77,7 @@ def assembly(data):
             break
         assert passed == payload[: len(passed)] or len(passed) <= size
     try:
-        assembler.finish(codec.digest(payload))
+        assembler.finish(payload_digest(payload))
     except CodecError:
         assert passed != payload
     else:

@@ -13,11 +13,12 @@ from tests.hostile.attacks import Traitor
 from tests.hostile.http2 import HungUp
 from tests.protos.data_channel.book import Book, encrypted_size
 
-from varangian.protos import codec, metadata_keys, ps_pb2
+from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.chunks import encode_chunk
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TICKET
 from varangian.protos.data_channel.sealing import KEY
+from varangian.protos.encoding import encode_vector, payload_digest
 
 GOOD, BAD = 1.5, 99.0
 """What a rogue pushes when it should count: between what honest workers push; and when it should not."""
@@ -82,7 +83,7 @@ class Rogue(Traitor):
 
     def payload(self, value):
         """A vector, as long as it should be, of this number."""
-        return bytes(codec.payload(torch.full((self.siege.numel,), value)))
+        return bytes(encode_vector(torch.full((self.siege.numel,), value)))
 
     def offers(self, digest=b"", lane=True):
         """A push that begins, now or when nothing is in its way any more: its stream, and its ticket."""
@@ -156,7 +157,7 @@ class Rogue(Traitor):
                 if not sent(line, said[at:end]):
                     break
                 time.sleep(next(waits) / 1000)
-            self.seal(stream, codec.digest(data))
+            self.seal(stream, payload_digest(data))
             found = self.code(stream)
         return found
 
@@ -170,7 +171,7 @@ class Rogue(Traitor):
                     sorted({*range(0, len(data), 1 << 20), *cuts, len(data)})
                 ):
                     self.line.message(stream, encode_chunk(at, data[at:end]))
-            self.seal(stream, codec.digest(data))
+            self.seal(stream, payload_digest(data))
             found = self.code(stream)
         return found
 
@@ -190,7 +191,7 @@ class Rogue(Traitor):
                 break
         assert (code, data is None) == ("", False)
         data = ticket.opened(data, promised.manifest, self.name)
-        assert codec.digest(data) == promised.manifest.content_digest
+        assert payload_digest(data) == promised.manifest.content_digest
         return torch.frombuffer(data, dtype=torch.float32)
 
     def _replies(self, stream):

@@ -33,10 +33,12 @@ from tests.hostile.http2 import (
 )
 from tests.hostile.wire import Closed, Mark, Wire, block, literal
 
-from varangian.protos import codec, metadata_keys, ps_pb2
+from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.chunks import encode_chunk as chunk
 from varangian.protos.data_channel.connection import TICKET
+from varangian.protos.encoding import FLOAT32, WIRE, payload_digest
 from varangian.protos.layout import DIGEST_BYTES
+from varangian.protos.messages import MANIFEST_LIMIT, MESSAGE_LIMIT, PROTOCOL
 
 STREAMS = 16
 """Calls at a time on each connection: as many as the server allows."""
@@ -110,7 +112,7 @@ async def _again(attack, mark, count):
 
 async def join(mark, count):
     """Join with the right layout, if need be after others have left."""
-    request = ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout=mark.layout, common=mark.common)
+    request = ps_pb2.JoinRequest(protocol=PROTOCOL, layout=mark.layout, common=mark.common)
     async with Wire.to(mark, heads=True) as wire:
         for _ in range(20):
             stream = await wire.unary("Join", request.SerializeToString(), mark.identity())
@@ -196,14 +198,14 @@ def _long_layout(mark):
     parts, room = [text], (1 << 20) - len(text.encode())
     while (room := room - len(line := next(more))) >= 0:
         parts.append(line)
-    request = ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout="".join(parts))
+    request = ps_pb2.JoinRequest(protocol=PROTOCOL, layout="".join(parts))
     return request.SerializeToString()
 
 
 @storms("Join with `common` of 1 MiB, 16 at a time")
 async def common_storm(mark, count):
     lines = "\n".join(f'["x{i}", "y"]' for i in range(60_000))[: 1 << 20]
-    request = ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout=mark.layout, common=lines)
+    request = ps_pb2.JoinRequest(protocol=PROTOCOL, layout=mark.layout, common=lines)
     await calls(mark, count, "Join", request.SerializeToString())
 
 
@@ -224,7 +226,7 @@ async def attend_storm(mark, count):
 
 @storms("Decline with a reason of 64 KB, 16 at a time", joins=True)
 async def decline_storm(mark, count):
-    reason = "x" * (codec.MANIFEST_LIMIT - 100)
+    reason = "x" * (MANIFEST_LIMIT - 100)
 
     def message():
         request = ps_pb2.DeclineRequest(run_id=mark.run, round=random.randrange(100), reason=reason)
@@ -250,7 +252,7 @@ async def token_guessing(mark, count):
 
 @storms("Join under the attacker's name from another session on each connection", stranger=False)
 async def session_fight(mark, count):
-    request = ps_pb2.JoinRequest(protocol=codec.PROTOCOL, layout=mark.layout, common=mark.common)
+    request = ps_pb2.JoinRequest(protocol=PROTOCOL, layout=mark.layout, common=mark.common)
     data, session = request.SerializeToString(), secrets.token_hex(16)
     attend = ps_pb2.AttendRequest(run_id=mark.run).SerializeToString()
     async with Wire.to(mark, heads=True) as wire:
@@ -269,7 +271,7 @@ async def session_fight(mark, count):
 
 async def _half(mark, count, method):
     """Calls whose message lacks its last byte: the server has all the rest of it, and waits."""
-    length = codec.MESSAGE_LIMIT
+    length = MESSAGE_LIMIT
     body = bytes(length - 1)
 
     async def one(wire):
@@ -297,7 +299,7 @@ async def dripping(mark, count):
     async def one(wire, method):
         while True:
             stream = wire.open(method, mark.identity())
-            await wire.send(stream, struct.pack(">BI", 0, codec.MESSAGE_LIMIT))
+            await wire.send(stream, struct.pack(">BI", 0, MESSAGE_LIMIT))
             while not stream.over and await wire.send(stream, bytes(8 << 10)):
                 count["pieces"] += 1
                 await asyncio.sleep(1)
@@ -595,11 +597,11 @@ async def _offered(mark, wire, method, count):
 
 def _manifest(mark, round, digest=b""):
     manifest = ps_pb2.Manifest(
-        protocol=codec.PROTOCOL,
+        protocol=PROTOCOL,
         run_id=mark.run,
         round=round,
         layout_digest=hashlib.blake2b(mark.layout.encode(), digest_size=DIGEST_BYTES).digest(),
-        dtype=codec.WIRE[codec.FLOAT32][0],
+        dtype=WIRE[FLOAT32][0],
         numel=mark.size // 4,
         content_digest=digest,
     )
@@ -684,7 +686,7 @@ async def stalled_pushes(mark, count):
 @storms("a complete push of one round, again and again", stranger=False, joins=True)
 async def replays(mark, count):
     payload = bytes(mark.size)
-    digest, end = codec.digest(payload), (1 << 20)
+    digest, end = payload_digest(payload), (1 << 20)
     chunks = [chunk(at, payload[at : at + end]) for at in range(0, len(payload), end)]
 
     async def one(wire):

@@ -11,7 +11,7 @@ from tests.hostile import lane_attacks
 from tests.hostile.rogue import GOOD, Rogue
 from tests.hostile.siege import TRAITOR, Honest, Siege, settled
 
-from varangian.protos import codec
+from varangian.protos.encoding import encode_vector
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def test_what_is_no_number_proves_a_fault_on_the_lane_too(number, at, siege, hon
         for push in (rogue.gives, rogue.gives_chunks):
             honest.round()
             before = len(siege.rounds)
-            assert push(bytes(codec.payload(vector))) == "UNSOUND"
+            assert push(bytes(encode_vector(vector))) == "UNSOUND"
             honest.round()
             honest.round()
             dropped = settled(lambda before=before: [r["dropped"] for r in siege.rounds[before:]], any)
@@ -138,7 +138,7 @@ def pair(request, tmp_path_factory):
     siege = Siege(log, size, certs, workers=2, quorum=2, deadline=600, idle=20)
     try:
         with Rogue(siege, "w00") as one, Rogue(siege, "w01") as two:
-            data = bytes(codec.payload(torch.randn(size, generator=torch.Generator().manual_seed(1))))
+            data = bytes(encode_vector(torch.randn(size, generator=torch.Generator().manual_seed(1))))
             assert [one.gives(data), two.gives_chunks(data)] == ["", ""]
             yield one, two
     finally:
@@ -172,5 +172,5 @@ def test_no_cut_changes_a_bit(pair, seed, first, second):
     model, round = one.takes(), one.round()
     numbers = vector(len(model), seed)
     for rogue, sign, way in ((one, 1, first), (two, -1, second)):
-        assert pushed(rogue, bytes(codec.payload(sign * numbers)), way) == ""
+        assert pushed(rogue, bytes(encode_vector(sign * numbers)), way) == ""
     assert torch.equal(two.takes(after=round), model)

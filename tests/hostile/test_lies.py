@@ -4,8 +4,9 @@ import pytest
 import torch
 from tests.hostile.attacks import MIB, Traitor
 
-from varangian.protos import codec, ps_pb2
+from varangian.protos import ps_pb2
 from varangian.protos.chunks import encode_chunk
+from varangian.protos.encoding import encode_vector, payload_digest
 
 CODES = {
     "gap": ("ORDER", [(0, MIB // 2), (MIB, MIB // 2)]),
@@ -49,7 +50,7 @@ def test_chunks(lie, siege, unharmed):
     with unharmed(), Traitor(siege) as traitor:
         chunks = [encode_chunk(offset, bytes(size)) for offset, size in pieces]
         # Promised is a vector of ones; zeros are sent.
-        digest = codec.digest(codec.payload(torch.ones(siege.numel)))
+        digest = payload_digest(encode_vector(torch.ones(siege.numel)))
         assert code(traitor, traitor.manifest(digest), *chunks) == expected
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from grpc import StatusCode
 
-from varangian.protos.codec import Code, CodecError
+from varangian.protos.errors import Code, CodecError
 from varangian.server import errors
 from varangian.server.identity.sessions import IdentityError, IdentityRefusal
 from varangian.server.protocol.events import Refusal

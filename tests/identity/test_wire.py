@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import grpc.aio
 import pytest
 
-from varangian.protos.codec import Contract
+from varangian.protos.contract import Contract
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.protos.layout import Layout
 from varangian.server.identity.sessions import Sessions

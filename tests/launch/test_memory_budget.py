@@ -13,9 +13,9 @@ from tests.extent import patience
 from tests.launch import within
 
 from varangian.launch.memory_budget import RESERVE, MemoryBudget, available_memory, resident_memory
-from varangian.protos.codec import MESSAGE_LIMIT
 from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.protos.data_channel.transfer import BLOCK
+from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.latest_store import LatestPlan
 from varangian.server.training.optimizer import Sgd

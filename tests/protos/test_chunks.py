@@ -5,9 +5,9 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import decode_chunk, encode_chunk
-from varangian.protos.codec import Code, CodecError
+from varangian.protos import ps_pb2
+from varangian.protos.chunks import decode_chunk, encode_chunk, push_payload
+from varangian.protos.errors import Code, CodecError
 
 OFFSETS = st.integers(0, 2**63 - 1) | st.integers(0, 300) | st.sampled_from([2**20, 2**32])
 KINDS = pytest.mark.parametrize("kind", [ps_pb2.PushRequest, ps_pb2.PullReply])
@@ -65,10 +65,10 @@ def test_any_message_is_a_chunk_or_malformed(message):
     except DecodeError:
         is_chunk = False
     if is_chunk:
-        assert codec.push_payload(message) == (part.chunk.offset, part.chunk.data)
+        assert push_payload(message) == (part.chunk.offset, part.chunk.data)
     else:
         with pytest.raises(CodecError) as caught:
-            codec.push_payload(message)
+            push_payload(message)
         assert caught.value.code in (Code.MALFORMED, Code.DIGEST_SIZE)
 
 
@@ -84,5 +84,5 @@ def test_any_message_is_a_chunk_or_malformed(message):
 )
 def test_a_chunk_in_other_words_is_read_by_protobuf(message):
     assert decode_chunk(message) is None
-    offset, data = codec.push_payload(message)
+    offset, data = push_payload(message)
     assert (offset, bytes(data)) == (7, b"x" if b"x" in message else b"")

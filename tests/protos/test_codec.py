@@ -8,11 +8,22 @@ import torch
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.chunks import cut_chunks
 
-from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import encode_chunk
-from varangian.protos.codec import CHUNK_FLOOR, PROTOCOL, Assembler, Code, CodecError, Contract
+from varangian.protos import ps_pb2
+from varangian.protos.chunks import Assembler, encode_chunk, push_payload
+from varangian.protos.contract import Contract, check_dtype
+from varangian.protos.encoding import WIRE, encode_vector, payload_digest
+from varangian.protos.errors import Code, CodecError
 from varangian.protos.layout import Layout
+from varangian.protos.messages import (
+    CHUNK_FLOOR,
+    CHUNK_LIMIT,
+    JOIN_LIMIT,
+    MESSAGE_LIMIT,
+    PROTOCOL,
+    decode_message,
+)
 
 LAYOUT = Layout((("weight", (5, 3)), ("bias", (3,))))
 CONTRACT = Contract("run-1", LAYOUT)
@@ -31,8 +42,8 @@ def assembled(data, messages):
     row = bytearray()
     assembler = Assembler(len(data))
     for message in messages:
-        row += assembler.add(*codec.push_payload(message))
-    assembler.finish(codec.digest(data))
+        row += assembler.add(*push_payload(message))
+    assembler.finish(payload_digest(data))
     return bytes(row)
 
 
@@ -41,15 +52,15 @@ def assembled(data, messages):
     st.integers(CHUNK_FLOOR, 3 * CHUNK_FLOOR),
 )
 def test_assembling_undoes_cutting(data, size):
-    messages = list(codec.chunks(data, size))
+    messages = list(cut_chunks(data, size))
     assert len(messages) == math.ceil(len(data) / size)
     assert assembled(data, messages) == data
 
 
 def test_a_vector_keeps_every_bit():
     vector = torch.tensor([0.0, -0.0, 1e-40, 3.4e38, float("nan"), float("-inf")])
-    payload = codec.payload(vector)
-    out = torch.frombuffer(bytearray(assembled(payload, codec.chunks(payload, 7))), dtype=torch.float32)
+    payload = encode_vector(vector)
+    out = torch.frombuffer(bytearray(assembled(payload, cut_chunks(payload, 7))), dtype=torch.float32)
     assert torch.equal(out.view(torch.int32), vector.view(torch.int32))
 
 
@@ -63,7 +74,7 @@ def test_a_vector_keeps_every_bit():
     ],
 )
 def test_a_payload_is_contiguous_float32(vector):
-    payload = codec.payload(vector)
+    payload = encode_vector(vector)
     assert payload.contiguous
     assert (payload.format, payload.itemsize, len(payload)) == ("B", 1, 24)
     assert payload.cast("f").tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
@@ -71,7 +82,7 @@ def test_a_payload_is_contiguous_float32(vector):
 
 def test_a_contiguous_float32_vector_is_not_copied():
     vector = torch.zeros(4)
-    payload = codec.payload(vector)
+    payload = encode_vector(vector)
     vector[2] = 1.0
     assert payload.cast("f").tolist() == [0.0, 0.0, 1.0, 0.0]
 
@@ -90,14 +101,14 @@ def test_a_contiguous_float32_vector_is_not_copied():
     ],
 )
 def test_bfloat16_is_rounded_to_the_nearest_and_ties_to_even(number, bits):
-    payload = codec.payload(torch.tensor([0.0, number]), "bfloat16")
+    payload = encode_vector(torch.tensor([0.0, number]), "bfloat16")
     assert payload.tobytes() == b"\x00\x00" + bits.to_bytes(2, "little")
 
 
 def test_the_digest_is_xxh3_128():
     # What `xxhsum -H2` prints for the three bytes "abc".
-    assert codec.digest(b"abc").hex() == "06b05ab6733a618578af5f94892f3950"
-    assert codec.digest(memoryview(bytearray(b"abc"))) == codec.digest(b"abc")
+    assert payload_digest(b"abc").hex() == "06b05ab6733a618578af5f94892f3950"
+    assert payload_digest(memoryview(bytearray(b"abc"))) == payload_digest(b"abc")
 
 
 TOTAL = 3 * CHUNK_FLOOR
@@ -129,7 +140,7 @@ def test_a_chunk_out_of_place_is_refused_and_passes_nothing(parts, code):
     assert assembler.passed == before
     if before < TOTAL:
         assembler.add(before, bytes(TOTAL - before))
-    assembler.finish(codec.digest(bytes(TOTAL)))
+    assembler.finish(payload_digest(bytes(TOTAL)))
 
 
 def test_a_stream_that_ends_early_is_refused():
@@ -146,7 +157,7 @@ def test_any_changed_byte_is_noticed(index, change):
     altered[index] ^= change
     assembler = Assembler(100)
     assembler.add(0, bytes(altered))
-    assert code_of(assembler.finish, codec.digest(data)) is Code.DIGEST
+    assert code_of(assembler.finish, payload_digest(data)) is Code.DIGEST
     assert code_of(assembler.finish, b"") is Code.DIGEST_SIZE
 
 
@@ -161,7 +172,7 @@ def test_whatever_comes_no_more_passes_than_was_promised(parts):
     with contextlib.suppress(CodecError):
         for offset, data in parts:
             passed += assembler.add(offset, data)
-    code_of(assembler.finish, codec.digest(b"\x01" * 64))
+    code_of(assembler.finish, payload_digest(b"\x01" * 64))
     assert len(passed) == assembler.passed <= 64
 
 
@@ -224,15 +235,15 @@ def test_any_bytes_are_a_message_or_malformed(kind, data):
     try:
         message = kind.FromString(data)
     except DecodeError:
-        assert code_of(codec.decode, kind, data) is Code.MALFORMED
+        assert code_of(decode_message, kind, data) is Code.MALFORMED
     else:
-        assert codec.decode(kind, data) == message
+        assert decode_message(kind, data) == message
 
 
 def test_more_bytes_than_the_limit_are_not_parsed():
     data = ps_pb2.JoinRequest(layout="x" * 100).SerializeToString()
-    assert codec.decode(ps_pb2.JoinRequest, data, len(data)).layout == "x" * 100
-    assert code_of(codec.decode, ps_pb2.JoinRequest, data, len(data) - 1) is Code.MALFORMED
+    assert decode_message(ps_pb2.JoinRequest, data, len(data)).layout == "x" * 100
+    assert code_of(decode_message, ps_pb2.JoinRequest, data, len(data) - 1) is Code.MALFORMED
 
 
 def test_the_format_has_no_repeated_field_and_no_map():
@@ -244,13 +255,13 @@ def test_the_format_has_no_repeated_field_and_no_map():
 
 
 def test_a_chunk_fits_into_a_message():
-    assert len(encode_chunk(2**62, bytes(codec.CHUNK_LIMIT))) < codec.MESSAGE_LIMIT
-    assert codec.JOIN_LIMIT < codec.MESSAGE_LIMIT
+    assert len(encode_chunk(2**62, bytes(CHUNK_LIMIT))) < MESSAGE_LIMIT
+    assert JOIN_LIMIT < MESSAGE_LIMIT
 
 
 def test_a_payload_has_the_size_that_the_contract_says():
-    for dtype in codec.WIRE:
-        size = len(codec.payload(torch.zeros(LAYOUT.numel), dtype))
+    for dtype in WIRE:
+        size = len(encode_vector(torch.zeros(LAYOUT.numel), dtype))
         assert size == replace(CONTRACT, dtype=dtype).size
 
 
@@ -264,9 +275,9 @@ def test_a_seal_carries_a_digest():
     def seal(digest):
         return ps_pb2.PushRequest(seal=ps_pb2.Seal(content_digest=digest)).SerializeToString()
 
-    assert codec.push_payload(seal(DIGEST)) == DIGEST
+    assert push_payload(seal(DIGEST)) == DIGEST
     for digest in (b"", bytes(15), bytes(17)):
-        assert code_of(codec.push_payload, seal(digest)) is Code.DIGEST_SIZE
+        assert code_of(push_payload, seal(digest)) is Code.DIGEST_SIZE
 
 
 def test_a_manifest_of_another_dtype_is_refused():
@@ -276,6 +287,6 @@ def test_a_manifest_of_another_dtype_is_refused():
 
 
 def test_a_dtype_that_is_not_known_is_refused():
-    assert codec.check_dtype(ps_pb2.DTYPE_BFLOAT16) == "bfloat16"
+    assert check_dtype(ps_pb2.DTYPE_BFLOAT16) == "bfloat16"
     for number in (0, 99):
-        assert code_of(codec.check_dtype, number) is Code.DTYPE
+        assert code_of(check_dtype, number) is Code.DTYPE

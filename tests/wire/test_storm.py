@@ -13,8 +13,8 @@ from tests.extent import patience
 from tests.wire.kit import NAMES, Run, all_worked, scenario
 
 from varangian.protos import metadata_keys, ps_pb2
-from varangian.protos.codec import MESSAGE_LIMIT
 from varangian.protos.layout import Layout
+from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.dial import open_aio_channel
 from varangian.protos.network.grpc_options import AHEAD

@@ -12,9 +12,10 @@ from typing import Any
 
 import grpc.aio
 
-from varangian.protos import codec, ps_pb2
+from varangian.protos import ps_pb2
 from varangian.protos.identity.bundle import Bundle, BundleError, Role
 from varangian.protos.identity.watched_files import Change
+from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.address import split_address
 from varangian.protos.network.dial import find_proxy, open_aio_channel
 from varangian.protos.network.grpc_options import SIGNS_OF_LIFE, WINDOWS
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
 
 OPTIONS = (
-    ("grpc.max_receive_message_length", codec.MESSAGE_LIMIT),
-    ("grpc.max_send_message_length", codec.MESSAGE_LIMIT),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
     # Tries are counted and explained here; gRPC would repeat calls in silence.
     ("grpc.enable_retries", 0),
     # A connection is an identity: two workers of one process must not share it.

@@ -18,10 +18,13 @@ import grpc.aio
 from torch import Tensor
 
 from varangian import __version__
-from varangian.protos import codec, ps_pb2
-from varangian.protos.codec import Code, CodecError, Contract
+from varangian.protos import ps_pb2
+from varangian.protos.contract import Contract, check_dtype, check_protocol, check_round
 from varangian.protos.data_channel.connection import DataConnectionError
+from varangian.protos.encoding import FLOAT32, Dtype
+from varangian.protos.errors import Code, CodecError
 from varangian.protos.layout import Layout
+from varangian.protos.messages import MANIFEST_LIMIT, PROTOCOL, decode_message
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
 from varangian.protos.network.chunk_size import ChunkSize
 from varangian.protos.network.idle_timeout import idle_timeout
@@ -118,7 +121,7 @@ class Client:
         self._attendance = Attendance(self._connection, self._identity)
         self._contract = Contract("", layout)
         """Of what comes. What goes may be written in another way."""
-        self._sends: codec.Dtype = codec.FLOAT32
+        self._sends: Dtype = FLOAT32
         self._pace = ChunkSize()
         self._incoming = Incoming(layout.numel)
         self._newest = -1
@@ -302,7 +305,7 @@ class Client:
 
     async def _join(self) -> int:
         request = ps_pb2.JoinRequest(
-            protocol=codec.PROTOCOL,
+            protocol=PROTOCOL,
             layout=self._layout.text,
             software=f"varangian {__version__}",
             common=self._common,
@@ -310,10 +313,10 @@ class Client:
         data = await self._connection.calls.join(
             request.SerializeToString(), metadata=self._identity, timeout=self._idle
         )
-        reply = codec.decode(ps_pb2.JoinReply, data, codec.MANIFEST_LIMIT)
-        codec.check_protocol(reply.protocol)
-        codec.check_round(reply.round)
-        self._sends = codec.check_dtype(reply.dtype)
+        reply = decode_message(ps_pb2.JoinReply, data, MANIFEST_LIMIT)
+        check_protocol(reply.protocol)
+        check_round(reply.round)
+        self._sends = check_dtype(reply.dtype)
         self._pace.asked(reply.chunk_bytes)
         self._connection.lane.at(reply.data_port)
         if self._contract.run_id not in ("", reply.run_id) or reply.round < self._newest:
@@ -345,13 +348,13 @@ class Client:
             idle_timeout(self._idle) as quiet,
         ):
             data = await message(call, quiet)
-            first = codec.decode(ps_pb2.PullReply, data or b"", codec.MANIFEST_LIMIT)
+            first = decode_message(ps_pb2.PullReply, data or b"", MANIFEST_LIMIT)
             if data is None or first.HasField("again"):
                 return None
             if first.HasField("finished"):
                 return Finished(escape(first.finished.reason, SENTENCE_LIMIT))
             self._contract.check(first.manifest)
-            codec.check_round(first.manifest.round)
+            check_round(first.manifest.round)
             parameters = await self._incoming.received(call, self.name, first.manifest, quiet, use)
         if parameters is None:
             return None
@@ -370,7 +373,7 @@ class Client:
             if refusal.kind is not Kind.ANSWER and refusal.status is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
         else:
-            codec.decode(ps_pb2.DeclineReply, data, codec.MANIFEST_LIMIT)
+            decode_message(ps_pb2.DeclineReply, data, MANIFEST_LIMIT)
 
     async def _push(self, round: int, outgoing: Outgoing) -> Receipt:
         manifest = replace(self._contract, dtype=outgoing.dtype).manifest(round, outgoing.digest)

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from varangian.protos.codec import Code, CodecError
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TICKET, DataConnection, DataConnectionError
 from varangian.protos.data_channel.sealing import KEY, why_unavailable
+from varangian.protos.errors import Code, CodecError
 from varangian.protos.metadata_keys import CHUNKS, LANE
 from varangian.protos.network.address import split_address
 from varangian.protos.network.idle_timeout import IdleTimeout

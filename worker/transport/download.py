@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varangian.protos import codec, ps_pb2
-from varangian.protos.chunks import decode_chunk
-from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, Assembler, Code, CodecError
+from varangian.protos import ps_pb2
+from varangian.protos.chunks import Assembler, decode_chunk
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import SHARE, DataConnection, DataConnectionError
 from varangian.protos.data_channel.transfer import Receive
+from varangian.protos.encoding import encode_vector
+from varangian.protos.errors import Code, CodecError
+from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR, MANIFEST_LIMIT, decode_message
 from varangian.protos.metadata_keys import READY
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.worker.transport.data_channel import LeasedConnection, ended
@@ -47,7 +49,7 @@ class Incoming:
         began, shown = monotonic(), None
         if use.headers:
             shown = use.shown((await quiet.broken_by(call.initial_metadata())).get(READY))
-        landing = Landing(codec.payload(self._parameters))
+        landing = Landing(encode_vector(self._parameters))
         if shown is None:
             came = await landing.chunks(call, quiet)
         else:
@@ -84,7 +86,7 @@ class Landing:
         while (data := await message(call, quiet)) is not None:
             found = decode_chunk(data)
             if found is None:
-                part = codec.decode(ps_pb2.PullReply, data, codec.MANIFEST_LIMIT)
+                part = decode_message(ps_pb2.PullReply, data, MANIFEST_LIMIT)
                 if part.HasField("again"):
                     return False
                 found = part.chunk.offset, memoryview(part.chunk.data)
@@ -141,8 +143,6 @@ async def _message(call: Any) -> bytes | None:
 async def _again(call: Any) -> bool:
     """What a call says whose payload travels beside it: its end, or first that there is a newer one."""
     data = await _message(call)
-    if data is not None and not codec.decode(ps_pb2.PullReply, data, codec.MANIFEST_LIMIT).HasField(
-        "again"
-    ):
+    if data is not None and not decode_message(ps_pb2.PullReply, data, MANIFEST_LIMIT).HasField("again"):
         raise CodecError(Code.MALFORMED, "Found a message where a download has none.")
     return data is not None

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 from grpc import StatusCode
 
-from varangian.protos.codec import Code
+from varangian.protos.errors import Code
 from varangian.protos.metadata_keys import CODE, ROUND
 from varangian.protos.text import escape
 

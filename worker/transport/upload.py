@@ -16,12 +16,13 @@ import xxhash
 from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import landed
-from varangian.protos import codec, ps_pb2
+from varangian.protos import ps_pb2
 from varangian.protos.chunks import encode_chunk
-from varangian.protos.codec import WIRE, Dtype
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnection, Transfer
 from varangian.protos.data_channel.sealing import PAYLOADS
+from varangian.protos.encoding import FLOAT32, WIRE, Dtype, encode_vector
+from varangian.protos.messages import MANIFEST_LIMIT, decode_message
 from varangian.protos.metadata_keys import READY
 from varangian.protos.network.chunk_size import ChunkSize
 from varangian.protos.network.idle_timeout import IdleTimeout, idle_timeout
@@ -52,14 +53,14 @@ class Outgoing:
     def piece(self, start: int, stop: int) -> memoryview:
         """These bytes; both ends are those of numbers. Rounded ones last until the next piece is made."""
         numbers = self._flat[start // self._width : stop // self._width]
-        if self.dtype == codec.FLOAT32:
-            return codec.payload(numbers)
+        if self.dtype == FLOAT32:
+            return encode_vector(numbers)
         if len(self._rounded) < len(numbers):
             self._rounded = torch.empty(len(numbers), dtype=WIRE[self.dtype][1])
         rounded = self._rounded[: len(numbers)]
         # Faster than torch. The server would make zeros of subnormal numbers anyway.
-        landed(codec.payload(numbers), 0, codec.FLOAT32, rounded)
-        return codec.payload(rounded, self.dtype)
+        landed(encode_vector(numbers), 0, FLOAT32, rounded)
+        return encode_vector(rounded, self.dtype)
 
     def look(self) -> None:
         """Find the digest without sending anything."""
@@ -127,7 +128,7 @@ async def upload(
                 else:
                     transfer = AssociatedData.of("push", manifest, worker, outgoing.size)
                     await _beside(call, outgoing, partial(shown.on, transfer=transfer), quiet, use)
-        return codec.decode(ps_pb2.PushReply, await quiet.broken_by(call), codec.MANIFEST_LIMIT)
+        return decode_message(ps_pb2.PushReply, await quiet.broken_by(call), MANIFEST_LIMIT)
 
 
 async def _sent(call: Any, outgoing: Outgoing, pace: ChunkSize, quiet: IdleTimeout) -> None:

@@ -15,7 +15,7 @@ from varangian.config.names import named_workers
 from varangian.config.schema import DIALECT, JsonSchema, named
 from varangian.config.shorthand import groups as together
 from varangian.config.shorthand import schemas
-from varangian.protos.codec import FLOAT32, Dtype
+from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.network.address import parse_listen_host
 from varangian.registry import join
 from varangian.server.participation import PARTICIPATION, Participation

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from varangian.protos.codec import FLOAT32, MESSAGE_LIMIT, WIRE, Dtype
 from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.protos.data_channel.transfer import BLOCK
+from varangian.protos.encoding import FLOAT32, WIRE, Dtype
+from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import AHEAD
 from varangian.server.limits.small_messages import most_readers

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from varangian.config import RunConfig
 from varangian.config.build import worker_names
 from varangian.paths import user_path
-from varangian.protos.codec import Dtype
+from varangian.protos.encoding import Dtype
 from varangian.server.participation import Asap, Async, FedAvg, FedLaAvg
 from varangian.server.rows.delta_sum import DeltaSum
 from varangian.server.rows.latest_store import LatestPlan

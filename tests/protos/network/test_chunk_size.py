@@ -1,6 +1,6 @@
 import itertools
 
-from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT
+from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR, CHUNK_LIMIT
 from varangian.protos.network.chunk_size import WINDOW, ChunkSize
 
 

@@ -14,7 +14,7 @@ from tests.extent import patience
 from torch import Tensor
 
 from varangian.aggregators import AggregationError, Aggregator, Gram, Krum
-from varangian.protos.codec import digest
+from varangian.protos.encoding import payload_digest
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import Refusal, RoundMachine
@@ -92,7 +92,7 @@ class Run:
     async def offer(self, worker: str, value: float, round: int | None = None) -> Slot | Refusal:
         payload = torch.full((D,), value).numpy().tobytes()
         round = self.coordinator.round if round is None else round
-        slot = await self.coordinator.offer(worker, round, digest(payload))
+        slot = await self.coordinator.offer(worker, round, payload_digest(payload))
         if isinstance(slot, Slot):
             await slot.put(payload)
         return slot
@@ -167,12 +167,12 @@ async def test_everyone_pulls_the_same_memory(time):
         assert (await run.opened(0)).payload.obj is first.payload.obj
         assert values(first.payload) == [1.0] * D
         assert first.payload.readonly
-        assert first.digest == digest(first.payload)
+        assert first.digest == payload_digest(first.payload)
         for worker in run.machine.policy.workers:
             await run.push(worker, 1.0)
         second = await run.opened(1)
         assert values(second.payload) == [0.0] * D
-        assert second.digest == digest(second.payload)
+        assert second.digest == payload_digest(second.payload)
         assert values(first.payload) == [1.0] * D
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregator, Mean
 from varangian.aggregators.graphs import Exponential
-from varangian.protos.codec import digest
+from varangian.protos.encoding import payload_digest
 from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
 from varangian.server.protocol.events import Close
 from varangian.server.protocol.machine import ParticipationMachine
@@ -76,7 +76,7 @@ class Disorderly:
         value = float(self.sent)
         payload = torch.full((D,), value).numpy().tobytes()
         for _ in range(self.chance.choice((1, 2))):  # the second is the retry of one whose answer was lost
-            slot = await self.coordinator.offer(self.name, round, digest(payload))
+            slot = await self.coordinator.offer(self.name, round, payload_digest(payload))
             if isinstance(slot, Slot):
                 await self._fill(slot, payload, (self.name, round, value))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from varangian.aggregators import Aggregator, Krum, Mean, aggregator_from
 from varangian.aggregators.kernels import accumulate, native
 from varangian.aggregators.streaming.incremental import Incremental
-from varangian.protos import codec
+from varangian.protos.encoding import encode_vector
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
@@ -96,7 +96,7 @@ class Run:
     async def put(self, slots: dict[str, Slot], to: int, vectors: dict[str, Tensor] | None = None) -> None:
         for worker, slot in slots.items():
             sent = (vectors or {}).get(worker, vector(worker, slot.round))
-            await slot.put(codec.payload(sent)[4 * slot.columns : 4 * to])
+            await slot.put(encode_vector(sent)[4 * slot.columns : 4 * to])
 
     async def complete(self, slots: dict[str, Slot]) -> list[object]:
         await self.put(slots, D)

@@ -15,7 +15,7 @@ from tests.extent import patience
 
 from varangian.aggregators import Aggregator, Krum, Mean, Median, TrimmedMean
 from varangian.aggregators.graphs import Ring
-from varangian.protos.codec import digest
+from varangian.protos.encoding import payload_digest
 from varangian.server.observability.record import RoundRecord
 from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
 from varangian.server.participation.staleness import Polynomial
@@ -73,7 +73,7 @@ class Run:
 
     async def offer(self, worker, value, round):
         payload = torch.full((D,), value).numpy().tobytes()
-        slot = await self.coordinator.offer(worker, round, digest(payload))
+        slot = await self.coordinator.offer(worker, round, payload_digest(payload))
         if isinstance(slot, Slot):
             await slot.put(payload)
         return slot
@@ -488,7 +488,7 @@ async def test_an_upload_that_is_too_old_stops_midway(time):
     async with Run(time, LongestAbsent(2), n=2) as run:
         run.ask(*run.names)
         payload = torch.full((D,), 5.0).numpy().tobytes()
-        slow = await run.coordinator.offer("w00", 0, digest(payload))
+        slow = await run.coordinator.offer("w00", 0, payload_digest(payload))
         assert isinstance(slow, Slot)
         await slow.put(payload[:5])
         await run.push("w01", 1.0, 0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from varangian.aggregators import aggregator_from
 from varangian.aggregators.kernels import accumulate, native
 from varangian.aggregators.streaming.stream import Stream, streams
-from varangian.protos import codec
+from varangian.protos.encoding import encode_vector
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import Refusal, RoundMachine
@@ -98,7 +98,7 @@ class Run:
 
     async def send(self, slot: Slot, until: int = D, sent: Tensor | None = None) -> object:
         """The answer, or how far it got when it was to stop before the end."""
-        payload = codec.payload(vector(slot.worker, slot.round) if sent is None else sent)
+        payload = encode_vector(vector(slot.worker, slot.round) if sent is None else sent)
         try:
             while slot.columns < until:
                 await slot.put(payload[4 * slot.columns : 4 * min(slot.columns + PIECE, until)])

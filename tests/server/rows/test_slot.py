@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from tests.extent import patience
 from torch import Tensor
 
-from varangian.protos import codec
-from varangian.protos.codec import Dtype
+from varangian.protos.encoding import WIRE, Dtype, encode_vector
 from varangian.server.protocol.events import Refusal
 from varangian.server.rows.slot import Overtaken, RowStore, Slot
 
@@ -87,15 +86,15 @@ def pieces_of(payload: memoryview, cuts: list[int]) -> list[memoryview]:
 @settings(deadline=None)
 def test_any_cut_lands_the_same(values: list[float], cuts: list[int], wire: Dtype, kept: Dtype):
     sent = torch.tensor(values)
-    payload = codec.payload(sent, wire)
-    row = torch.empty(len(values), dtype=codec.WIRE[kept][1])
+    payload = encode_vector(sent, wire)
+    row = torch.empty(len(values), dtype=WIRE[kept][1])
     slot = slot_of(row, wire)
     assert slot.size == len(payload)
     put(slot, *pieces_of(payload, cuts))
     assert slot.full
-    wanted = sent.to(codec.WIRE[wire][1]).float()
+    wanted = sent.to(WIRE[wire][1]).float()
     wanted[wanted.abs() < TINY] = 0.0
-    wanted = wanted.to(codec.WIRE[kept][1])
+    wanted = wanted.to(WIRE[kept][1])
     assert slot.sound == bool(wanted.isfinite().all())
     if slot.sound:
         assert torch.equal(row.view(torch.uint8), wanted.view(torch.uint8))
@@ -104,10 +103,10 @@ def test_any_cut_lands_the_same(values: list[float], cuts: list[int], wire: Dtyp
 @pytest.mark.parametrize("wire", ["float32", "bfloat16"])
 def test_many_blocks_at_odd_addresses(wire: Dtype):
     sent = torch.randn(2 * BLOCK + 5)
-    shifted = memoryview(b"x" + bytes(codec.payload(sent, wire)))[1:]
+    shifted = memoryview(b"x" + bytes(encode_vector(sent, wire)))[1:]
     row = torch.empty(len(sent))
     put(slot_of(row, wire), shifted)
-    assert torch.equal(row, sent.to(codec.WIRE[wire][1]).float())
+    assert torch.equal(row, sent.to(WIRE[wire][1]).float())
 
 
 @pytest.mark.parametrize("place", [0, BLOCK - 1, BLOCK, 2 * BLOCK + 4])
@@ -115,7 +114,7 @@ def test_a_vector_that_is_not_finite_is_taken_to_its_end(place: int):
     sent = torch.ones(2 * BLOCK + 5)
     sent[place] = NAN
     slot = slot_of(torch.empty(len(sent)))
-    put(slot, *pieces_of(codec.payload(sent), [4 * BLOCK]))
+    put(slot, *pieces_of(encode_vector(sent), [4 * BLOCK]))
     assert (slot.full, slot.sound) == (True, False)
 
 
@@ -135,7 +134,7 @@ def test_an_overtaken_upload_lands_nothing():
     way = Row(torch.zeros(2))
     way.refusal = Refusal.STALE
     with pytest.raises(Overtaken, match="This round is over") as error:
-        put(slot_of(way), codec.payload(torch.ones(2)))
+        put(slot_of(way), encode_vector(torch.ones(2)))
     assert error.value.refusal is Refusal.STALE
     assert not way.row.any()
 
@@ -146,9 +145,9 @@ def test_what_has_no_room_waits_for_it():
     slot = slot_of(way)
     assert not slot.crowded
     assert (slot.waits(16), slot.waits(17)) == (False, True)
-    put(slot, codec.payload(sent)[:16])
+    put(slot, encode_vector(sent)[:16])
     assert slot.crowded
-    put(slot, codec.payload(sent)[16:])
+    put(slot, encode_vector(sent)[16:])
     assert [columns for columns, _ in way.seen] == [4, 7, 10, 13, 16, 19, 20]
     assert torch.equal(way.row, sent)
     assert not slot.crowded
@@ -158,7 +157,7 @@ def test_what_is_not_finite_needs_no_room():
     sent = torch.full((20,), NAN)
     way = Row(torch.zeros(20), most=4)
     slot = slot_of(way)
-    put(slot, codec.payload(sent))
+    put(slot, encode_vector(sent))
     assert (slot.full, slot.sound, slot.crowded) == (True, False, False)
     assert way.seen == [(4, False), (20, True)]
 
@@ -183,8 +182,8 @@ def test_turns_of_a_thread_land_the_same(
     values: list[float], most: list[int], wire: Dtype, kept: Dtype, direct: bool
 ):
     """Each as large as it may be by then, with a row that has room for three numbers at first."""
-    payload = codec.payload(torch.tensor(values), wire)
-    whole = torch.empty(len(values), dtype=codec.WIRE[kept][1])
+    payload = encode_vector(torch.tensor(values), wire)
+    whole = torch.empty(len(values), dtype=WIRE[kept][1])
     parts = torch.empty_like(whole)
     put(slot_of(whole, wire), payload)
     way = Row(parts, 3)
@@ -209,11 +208,11 @@ def test_turns_of_a_thread_land_the_same(
 def test_nothing_lands_in_a_slot_that_is_closed():
     row = torch.zeros(4)
     slot = slot_of(row)
-    slot.take(codec.payload(torch.ones(2)))
+    slot.take(encode_vector(torch.ones(2)))
     slot.close()
     for land in (slot.take, lambda data: fill(slot, data, 4)):
         with pytest.raises(Overtaken) as error:
-            land(codec.payload(torch.ones(1)))
+            land(encode_vector(torch.ones(1)))
         assert error.value.refusal is Refusal.UNOFFERED
     assert row.tolist() == [1, 1, 0, 0]
 
@@ -224,25 +223,25 @@ def test_nothing_lands_in_a_slot_that_is_closed():
 def test_room_that_is_taken_away_while_a_thread_is_busy_ends_the_upload(most: int, begun: int):
     way = Row(torch.zeros(8), 6)
     slot = slot_of(way)
-    slot.take(codec.payload(torch.ones(8))[:begun])
+    slot.take(encode_vector(torch.ones(8))[:begun])
     way.most = most
     for land in (slot.take, lambda data: fill(slot, data, 4)):
         with pytest.raises(Overtaken) as error:
-            land(codec.payload(torch.ones(1)))
+            land(encode_vector(torch.ones(1)))
         assert error.value.refusal is Refusal.RESTARTED
     assert way.row.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_an_unsound_vector_needs_no_room():
     slot = slot_of(Row(torch.zeros(4), 1))
-    slot.take(codec.payload(torch.tensor([NAN])))
+    slot.take(encode_vector(torch.tensor([NAN])))
     assert not slot.crowded
     assert slot.room == 12
-    slot.take(codec.payload(torch.ones(3)))
+    slot.take(encode_vector(torch.ones(3)))
     assert slot.full
 
 
 def test_more_than_was_promised_is_an_error_in_a_thread_too():
     slot = slot_of(torch.zeros(2))
     with pytest.raises(ValueError, match="Found more"):
-        slot.take(codec.payload(torch.ones(3)))
+        slot.take(encode_vector(torch.ones(3)))

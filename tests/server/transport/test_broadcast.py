@@ -2,9 +2,11 @@ import gc
 import itertools
 import weakref
 
-from varangian.protos import codec, ps_pb2
-from varangian.protos.codec import CHUNK_BYTES, CHUNK_FLOOR, Contract
+from varangian.protos import ps_pb2
+from varangian.protos.contract import Contract
+from varangian.protos.encoding import payload_digest
 from varangian.protos.layout import Layout
+from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR
 from varangian.server.transport.broadcast import SHARED, Broadcast
 
 CONTRACT = Contract("run-1", Layout((("weight", (3, CHUNK_BYTES // 8)),)))
@@ -12,7 +14,7 @@ PAYLOAD = bytes(range(256)) * (CONTRACT.layout.numel * 4 // 256)
 
 
 def broadcast():
-    return Broadcast(CONTRACT, 7, memoryview(PAYLOAD), codec.digest(PAYLOAD))
+    return Broadcast(CONTRACT, 7, memoryview(PAYLOAD), payload_digest(PAYLOAD))
 
 
 def test_it_is_a_manifest_and_then_the_payload():

@@ -17,9 +17,9 @@ import pytest
 from tests.extent import patience
 from tests.protos.data_channel.book import Book, encrypted_size
 
-from varangian.protos.codec import PROTOCOL
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnectionError, Transfer
+from varangian.protos.messages import PROTOCOL
 from varangian.server.transport import data_listener as lanes
 from varangian.server.transport.calls import Limits
 from varangian.server.transport.data_listener import BoundedTasks, DataListener, StrangerLimits

@@ -15,9 +15,18 @@ import torch
 from varangian.aggregators import Aggregator, Krum
 from varangian.config import load
 from varangian.config.build import machine
-from varangian.protos import codec, ps_pb2
-from varangian.protos.codec import JOIN_LIMIT, MANIFEST_LIMIT, MESSAGE_LIMIT, PROTOCOL, Contract
+from varangian.protos import ps_pb2
+from varangian.protos.contract import Contract
+from varangian.protos.errors import CodecError
 from varangian.protos.layout import TEXT_LIMIT, Layout
+from varangian.protos.messages import (
+    JOIN_LIMIT,
+    MANIFEST_LIMIT,
+    MESSAGE_LIMIT,
+    PROTOCOL,
+    SMALL_MESSAGE,
+    decode_message,
+)
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.identity.sessions import Sessions
 from varangian.server.protocol.events import Absent, Decline, Gone, Offer, Push, Ready, RoundPolicy, Tick
@@ -277,10 +286,10 @@ def held(root):
     return total
 
 
-@pytest.mark.parametrize("size", [codec.SMALL + 2, MANIFEST_LIMIT, JOIN_LIMIT])
+@pytest.mark.parametrize("size", [SMALL_MESSAGE + 2, MANIFEST_LIMIT, JOIN_LIMIT])
 def test_a_message_of_many_fields_is_not_parsed(size):
-    with pytest.raises(codec.CodecError, match="at most 64 fields"):
-        codec.decode(ps_pb2.JoinRequest, fields(UNKNOWN, size), JOIN_LIMIT)
+    with pytest.raises(CodecError, match="at most 64 fields"):
+        decode_message(ps_pb2.JoinRequest, fields(UNKNOWN, size), JOIN_LIMIT)
 
 
 class Name(str):

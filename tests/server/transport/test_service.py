@@ -13,12 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.chunks import cut_chunks
 from tests.extent import examples, patience
 
 from varangian.aggregators import Aggregator, Krum
-from varangian.protos import codec, ps_pb2
-from varangian.protos.codec import PROTOCOL, Contract
+from varangian.protos import ps_pb2
+from varangian.protos.contract import Contract
+from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
+from varangian.protos.messages import CHUNK_BYTES, MESSAGE_LIMIT, PROTOCOL
 from varangian.protos.network.dial import open_aio_channel
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.app import serve
@@ -102,11 +105,11 @@ class Raw:
         return ps_pb2.PushReply.FromString(reply)
 
     async def push(self, round, vector, **changes):
-        data = codec.payload(vector, self.contract.dtype)
-        manifest = self.contract.manifest(round, codec.digest(data))
+        data = encode_vector(vector, self.contract.dtype)
+        manifest = self.contract.manifest(round, payload_digest(data))
         for field, value in changes.items():
             setattr(manifest, field, value)
-        return await self.send(manifest, *codec.chunks(data))
+        return await self.send(manifest, *cut_chunks(data))
 
     async def status(self):
         return ps_pb2.StatusReply.FromString(await self.calls["Status"](b""))
@@ -232,8 +235,8 @@ async def test_a_round_with_three_workers():
         while (parts := await a.pull(0))[0].HasField("again"):
             pass
         assert parts[0].manifest.round == 1
-        assert parts[1].chunk.data == codec.payload(torch.full((8,), -2.0)).tobytes()
-        assert parts[0].manifest.content_digest == codec.digest(parts[1].chunk.data)
+        assert parts[1].chunk.data == encode_vector(torch.full((8,), -2.0)).tobytes()
+        assert parts[0].manifest.content_digest == payload_digest(parts[1].chunk.data)
         status = await a.status()
         assert (status.round, status.rounds, status.finished) == (1, 9, False)
         assert (status.workers, status.present) == (3, 3)
@@ -249,8 +252,8 @@ async def test_a_vector_in_several_chunks():
     ):
         parts = await a.pull()
         assert [len(part.chunk.data) for part in parts[1:]] == [
-            codec.CHUNK_BYTES,
-            BIG.numel * 4 - codec.CHUNK_BYTES,
+            CHUNK_BYTES,
+            BIG.numel * 4 - CHUNK_BYTES,
         ]
         vector = torch.arange(BIG.numel, dtype=torch.float32)
         await asyncio.gather(*(worker.push(0, vector) for worker in (a, b, c)))
@@ -269,32 +272,32 @@ async def test_a_bfloat16_run_takes_half_the_bytes_and_gives_float32():
     ):
         assert (await a.join()).dtype == ps_pb2.DTYPE_BFLOAT16
         vector = torch.randn(BIG.numel)
-        wide = codec.payload(vector)
+        wide = encode_vector(vector)
         async with refusal(INVALID, "DTYPE", "in place of bfloat16"):
-            await a.send(Contract("run-1", BIG).manifest(0, codec.digest(wide)))
+            await a.send(Contract("run-1", BIG).manifest(0, payload_digest(wide)))
         for raw in (a, b, c):
             await raw.push(0, vector)
         while (parts := await a.pull(0))[0].HasField("again"):
             pass
         assert parts[0].manifest.dtype == ps_pb2.DTYPE_FLOAT32
         pulled = b"".join(part.chunk.data for part in parts[1:])
-        assert pulled == codec.payload(-vector.bfloat16().float()).tobytes()
+        assert pulled == encode_vector(-vector.bfloat16().float()).tobytes()
 
 
 def sealed(data, digest=None):
     """A push without a digest in its manifest."""
-    seal = ps_pb2.Seal(content_digest=codec.digest(data) if digest is None else digest)
-    return [CONTRACT.manifest(0, b""), *codec.chunks(data), seal]
+    seal = ps_pb2.Seal(content_digest=payload_digest(data) if digest is None else digest)
+    return [CONTRACT.manifest(0, b""), *cut_chunks(data), seal]
 
 
 @scenario
 async def test_a_push_may_be_sealed_at_its_end():
     async with world() as this, this.raw() as raw:
-        data = codec.payload(torch.arange(8.0))
+        data = encode_vector(torch.arange(8.0))
         assert not (await raw.send(*sealed(data))).duplicate
         assert this.coordinator.status().counted == ("w00",)
         # Whoever has said it by then has nothing to send again.
-        assert (await raw.send(CONTRACT.manifest(0, codec.digest(data)))).duplicate
+        assert (await raw.send(CONTRACT.manifest(0, payload_digest(data)))).duplicate
         async with refusal(FAILED, "REPEATED", "with its digest"):
             await raw.send(*sealed(data))
         async with refusal(grpc.StatusCode.ALREADY_EXISTS, "COUNTED"):
@@ -421,8 +424,8 @@ def test_tiny_chunks_are_taken_slowly_and_without_a_seat(monkeypatch):
     @scenario
     async def story():
         async with world() as this, this.raw() as raw:
-            data = codec.payload(torch.arange(8.0))
-            await raw.send(CONTRACT.manifest(0, codec.digest(data)), *codec.chunks(data, 4))
+            data = encode_vector(torch.arange(8.0))
+            await raw.send(CONTRACT.manifest(0, payload_digest(data)), *cut_chunks(data, 4))
             assert this.coordinator.status().counted == ("w00",)
 
     story()
@@ -435,10 +438,10 @@ def test_tiny_chunks_are_taken_slowly_and_without_a_seat(monkeypatch):
 async def test_a_push_in_other_words_is_understood():
     async with world() as this, this.raw() as raw:
         vector = torch.arange(8.0)
-        data = codec.payload(vector).tobytes()
+        data = encode_vector(vector).tobytes()
         # The data before the offset, which no encoder writes and every parser reads.
         other = b"\x12\x24\x12\x20" + data + b"\x08\x00"
-        await raw.send(CONTRACT.manifest(0, codec.digest(data)), other)
+        await raw.send(CONTRACT.manifest(0, payload_digest(data)), other)
         assert this.coordinator.status().counted == ("w00",)
 
 
@@ -536,7 +539,7 @@ async def test_a_second_process_with_the_same_name_is_refused():
 
 
 def manifest(**changes):
-    made = CONTRACT.manifest(0, codec.digest(b"\x00" * 32))
+    made = CONTRACT.manifest(0, payload_digest(b"\x00" * 32))
     for field, value in changes.items():
         setattr(made, field, value)
     return made
@@ -707,7 +710,7 @@ async def test_a_pull_of_another_run_is_refused():
 @scenario
 async def test_a_message_over_the_limit_is_refused_by_the_transport():
     async with world() as this, this.raw() as raw:
-        large = b"\x00" * (codec.MESSAGE_LIMIT + 1)
+        large = b"\x00" * (MESSAGE_LIMIT + 1)
         for name, kind in RPCS.items():
             if name == "Status":  # nobody reads what comes with it
                 continue
@@ -849,16 +852,16 @@ async def test_an_upload_ends_when_its_round_does():
         this.raw("w01") as a,
         this.raw("w02") as b,
     ):
-        data = codec.payload(torch.ones(BIG.numel))
+        data = encode_vector(torch.ones(BIG.numel))
         call = late.calls["Push"](metadata=late.identity)
-        await call.write(framed(this.contract.manifest(0, codec.digest(data))))
+        await call.write(framed(this.contract.manifest(0, payload_digest(data))))
         while "w00" not in this.coordinator.status().present:
             await asyncio.sleep(0.005)
         await asyncio.gather(*(raw.push(0, torch.zeros(BIG.numel)) for raw in (a, b)))
         while this.coordinator.round == 0:
             await asyncio.sleep(0.005)
         async with refusal(FAILED, "STALE"):
-            await call.write(next(codec.chunks(data)))
+            await call.write(next(cut_chunks(data)))
             await call
         assert "w00" not in this.coordinator.status().present
 

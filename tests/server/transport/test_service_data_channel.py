@@ -20,13 +20,14 @@ from tests.server.transport.test_service import (
     world,
 )
 
-from varangian.protos import codec, ps_pb2
+from varangian.protos import ps_pb2
+from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
 
 SIZE = BIG.numel * 4
 VECTOR = torch.arange(BIG.numel, dtype=torch.float32)
-DATA = codec.payload(VECTOR).tobytes()
-SEAL = ps_pb2.Seal(content_digest=codec.digest(DATA))
+DATA = encode_vector(VECTOR).tobytes()
+SEAL = ps_pb2.Seal(content_digest=payload_digest(DATA))
 LANE = ("varangian-lane", "1")
 
 
@@ -114,7 +115,7 @@ async def test_a_push_with_its_payload_beside_it():
         assert not (await answer(call)).duplicate
         assert this.coordinator.status().counted == ("w00",)
         # Whoever has said it by then has nothing to send again, and needs no ticket.
-        call, ready = await worker.pushing(digest=codec.digest(DATA))
+        call, ready = await worker.pushing(digest=payload_digest(DATA))
         assert ready is None
         assert (await answer(call)).duplicate
 
@@ -122,7 +123,7 @@ async def test_a_push_with_its_payload_beside_it():
 @scenario
 async def test_a_ticket_and_a_payload_may_come_in_any_pieces_and_the_digest_first():
     async with world(BIG) as this, beside(this) as worker:
-        call, ticket = await worker.pushing(digest=codec.digest(DATA))
+        call, ticket = await worker.pushing(digest=payload_digest(DATA))
         letter = bytes.fromhex(ticket)
         await worker.send(letter[:5], letter[5:] + DATA[:3], DATA[3:100_001], DATA[100_001:])
         assert not (await answer(call)).duplicate
@@ -138,7 +139,7 @@ async def test_a_pull_with_its_payload_beside_it_and_the_connection_again():
             await worker.send(ticket)
             data = await worker.reader.readexactly(SIZE)
             assert await call.read() is grpc.aio.EOF
-            assert codec.digest(data) == manifest.content_digest
+            assert payload_digest(data) == manifest.content_digest
             tickets.append(ticket)
         assert len({*tickets}) == 3
         call, ticket = await worker.pushing()
@@ -155,7 +156,7 @@ async def test_a_pull_with_its_payload_beside_it_and_the_connection_again():
         pytest.param(DATA, [chunk(0, b"x"), SEAL], "INVALID_ARGUMENT", "ORDER", id="a chunk"),
         pytest.param(
             b"\xff" * SIZE,
-            [ps_pb2.Seal(content_digest=codec.digest(b"\xff" * SIZE))],
+            [ps_pb2.Seal(content_digest=payload_digest(b"\xff" * SIZE))],
             "INVALID_ARGUMENT",
             "UNSOUND",
             id="not finite",

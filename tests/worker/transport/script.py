@@ -7,11 +7,14 @@ from math import inf
 import grpc
 import grpc.aio
 import torch
+from tests.chunks import cut_chunks
 from tests.extent import patience
 
-from varangian.protos import codec, ps_pb2
-from varangian.protos.codec import Contract
+from varangian.protos import ps_pb2
+from varangian.protos.contract import Contract
+from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
+from varangian.protos.messages import PROTOCOL
 from varangian.worker.transport.client import Client
 from varangian.worker.transport.retry import Backoff
 
@@ -33,7 +36,7 @@ class Script:
 
     async def welcome(self, request, context):
         return ps_pb2.JoinReply(
-            protocol=codec.PROTOCOL,
+            protocol=PROTOCOL,
             dtype=self.dtype,
             run_id=self.contract.run_id,
             round=self.round,
@@ -51,12 +54,12 @@ class Script:
         return ps_pb2.PushReply(round=parts[0].manifest.round)
 
     async def send(self, context, vector, round=4, order=1, **changes):
-        data = codec.payload(vector)
-        manifest = self.contract.manifest(round, codec.digest(data))
+        data = encode_vector(vector)
+        manifest = self.contract.manifest(round, payload_digest(data))
         for field, value in changes.items():
             setattr(manifest, field, value)
         await context.write(ps_pb2.PullReply(manifest=manifest))
-        for chunk in list(codec.chunks(data))[::order]:
+        for chunk in list(cut_chunks(data))[::order]:
             await context.write(ps_pb2.PullReply.FromString(chunk))
 
     def call(self, name):

@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 import torch
+from tests.chunks import cut_chunks
 from tests.extent import patience
 from tests.worker.transport.script import (
     AGAIN,
@@ -26,9 +27,11 @@ from tests.worker.transport.script import (
     scenario,
 )
 
-from varangian.protos import codec, ps_pb2
-from varangian.protos.codec import Contract
+from varangian.protos import ps_pb2
+from varangian.protos.contract import Contract
+from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
+from varangian.protos.messages import CHUNK_FLOOR, PROTOCOL
 from varangian.worker.loop import work
 from varangian.worker.transport.channel import described
 from varangian.worker.transport.client import Client, ClientError, Finished, Receipt
@@ -41,7 +44,7 @@ async def test_join_says_what_the_worker_has_and_who_it_is():
     async with client_of(script) as client:
         assert await client.join() == 4
     (request,), (metadata,) = script.seen["Join"], script.metadata
-    assert (request.protocol, request.layout) == (codec.PROTOCOL, LAYOUT.text)
+    assert (request.protocol, request.layout) == (PROTOCOL, LAYOUT.text)
     assert request.software.startswith("varangian ")
     assert (metadata["varangian-worker"], metadata["varangian-token"]) == ("w00", "token")
     assert len(bytes.fromhex(metadata["varangian-session"])) == 16
@@ -194,7 +197,7 @@ async def test_pull_gives_the_parameters_in_memory_of_its_own():
 @scenario
 async def test_pull_asks_again_when_told_to():
     script = Script()
-    manifest = script.contract.manifest(4, codec.digest(b""))
+    manifest = script.contract.manifest(4, payload_digest(b""))
     script.steps["Pull"][:0] = [pulls(AGAIN), pulls({"manifest": manifest}, AGAIN), pulls()]
     async with client_of(script) as client:
         await client.join()
@@ -279,10 +282,10 @@ async def test_push_sends_the_manifest_and_then_the_chunks_the_server_asked_for(
         for _ in range(2):
             assert await client.push(4, vector) == Receipt(True, round=4)
     first, *rest, seal = script.seen["Push"][0]
-    data = codec.payload(vector).tobytes()
+    data = encode_vector(vector).tobytes()
     assert first.manifest == script.contract.manifest(4, b"")
     assert b"".join(part.chunk.data for part in rest) == data
-    assert seal.seal.content_digest == codec.digest(data)
+    assert seal.seal.content_digest == payload_digest(data)
     # The second push knows the line, and is as large as it may be at once.
     first, *rest, seal = script.seen["Push"][1]
     assert [part.chunk.offset for part in rest] == list(range(0, len(data), 1 << 16))
@@ -296,7 +299,7 @@ async def test_push_writes_numbers_as_the_server_wants_them():
         await client.push(4, VECTOR / 3)
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
     first, chunk, seal = script.seen["Push"][0]
-    assert seal.seal.content_digest == codec.digest(chunk.chunk.data)
+    assert seal.seal.content_digest == payload_digest(chunk.chunk.data)
     assert first.manifest.dtype == ps_pb2.DTYPE_BFLOAT16
     sent = torch.frombuffer(bytearray(chunk.chunk.data), dtype=torch.bfloat16)
     assert torch.equal(sent, (VECTOR / 3).bfloat16())
@@ -358,7 +361,7 @@ async def test_no_payload_is_sent_before_the_server_is_ready_for_it():
         done, _ = await asyncio.wait({early}, timeout=0.05)
         assert not done
         await context.send_initial_metadata((("varangian-ready", "1"),))
-        assert (await early).chunk.data == codec.payload(VECTOR)
+        assert (await early).chunk.data == encode_vector(VECTOR)
         return ps_pb2.PushReply(round=manifest.manifest.round)
 
     script.steps["Push"] = [later]
@@ -662,7 +665,7 @@ async def test_a_vector_that_counts_already_is_pushed_with_its_digest_first():
         assert (await client.push(4, VECTOR)).counted
         assert client.naps == []
     (first,) = script.seen["Push"][-1]
-    assert first.manifest.content_digest == codec.digest(codec.payload(VECTOR))
+    assert first.manifest.content_digest == payload_digest(encode_vector(VECTOR))
 
 
 @scenario
@@ -673,7 +676,7 @@ async def test_a_second_try_gives_the_digest_first():
         await client.join()
         assert (await client.push(4, VECTOR)).counted
     manifest, *chunks = script.seen["Push"][-1]
-    assert manifest.manifest.content_digest == codec.digest(codec.payload(VECTOR))
+    assert manifest.manifest.content_digest == payload_digest(encode_vector(VECTOR))
     assert [part.WhichOneof("part") for part in chunks] == ["chunk"]
 
 
@@ -690,7 +693,7 @@ async def test_at_first_and_after_a_silence_the_parameters_come_in_small_pieces_
         await client.join()
         for _ in range(3):
             await client.pull(-1)
-    small = codec.CHUNK_FLOOR
+    small = CHUNK_FLOOR
     assert [request.chunk_bytes for request in script.seen["Pull"]] == [small, 0, small, 0]
 
 
@@ -712,9 +715,9 @@ async def test_slow_is_not_silent():
     script = Script(BIG)
 
     async def slowly(request, context):
-        data = codec.payload(torch.ones(BIG.numel))
-        await context.write(ps_pb2.PullReply(manifest=script.contract.manifest(4, codec.digest(data))))
-        for chunk in codec.chunks(data, 2 << 20):
+        data = encode_vector(torch.ones(BIG.numel))
+        await context.write(ps_pb2.PullReply(manifest=script.contract.manifest(4, payload_digest(data))))
+        for chunk in cut_chunks(data, 2 << 20):
             await asyncio.sleep(patience(0.13))
             await context.write(ps_pb2.PullReply.FromString(chunk))
 

@@ -24,9 +24,11 @@ from tests.worker.transport.script import (
     scenario,
 )
 
-from varangian.protos import codec, ps_pb2
+from varangian.protos import ps_pb2
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnectionError
+from varangian.protos.encoding import encode_vector, payload_digest
+from varangian.protos.errors import CodecError
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.worker.transport import data_channel, data_connection
 from varangian.worker.transport.client import ClientError, Receipt
@@ -90,8 +92,8 @@ class Wharf(Script):
 
         async def step(request, context):
             async with self.line(context) as berth:
-                data = codec.payload(self.vector).tobytes()
-                manifest = self.contract.manifest(4, codec.digest(data))
+                data = encode_vector(self.vector).tobytes()
+                manifest = self.contract.manifest(4, payload_digest(data))
                 for field, value in changes.items():
                     setattr(manifest, field, value)
                 await context.write(ps_pb2.PullReply(manifest=manifest))
@@ -135,10 +137,10 @@ async def test_payloads_travel_both_ways_on_one_connection():
         assert (await client.pull(-1)).parameters.data_ptr() == where
         assert await client.push(4, LARGE) == Receipt(True, round=4)
         assert client.naps == []
-    data = [codec.payload(vector).tobytes() for vector in (LARGE + 1, LARGE)]
+    data = [encode_vector(vector).tobytes() for vector in (LARGE + 1, LARGE)]
     assert wharf.payloads == data
     assert [part.WhichOneof("part") for part in wharf.seen["Push"][0]] == ["manifest", "seal"]
-    assert wharf.seen["Push"][0][1].seal.content_digest == codec.digest(data[0])
+    assert wharf.seen["Push"][0][1].seal.content_digest == payload_digest(data[0])
     assert len(wharf.berths) == 1
     assert lanes(wharf) == [False, True, True, True, True]
 
@@ -148,8 +150,8 @@ async def test_numbers_are_written_as_the_server_wants_them():
     wharf = Wharf(dtype=ps_pb2.DTYPE_BFLOAT16)
     async with client_at(wharf) as client:
         await client.push(4, VECTOR / 3)
-    assert wharf.payloads == [codec.payload(VECTOR / 3, "bfloat16").tobytes()]
-    assert wharf.seen["Push"][0][1].seal.content_digest == codec.digest(wharf.payloads[0])
+    assert wharf.payloads == [encode_vector(VECTOR / 3, "bfloat16").tobytes()]
+    assert wharf.seen["Push"][0][1].seal.content_digest == payload_digest(wharf.payloads[0])
 
 
 @scenario
@@ -354,8 +356,8 @@ def test_a_push_whose_line_broke_is_sent_again_with_its_digest_first(monkeypatch
             assert (await client.push(4, LARGE)).counted
             assert len(client.naps) == 1
         (first,) = wharf.seen["Push"][-1]
-        assert wharf.payloads == [codec.payload(LARGE).tobytes()]
-        assert first.manifest.content_digest == codec.digest(wharf.payloads[0])
+        assert wharf.payloads == [encode_vector(LARGE).tobytes()]
+        assert first.manifest.content_digest == payload_digest(wharf.payloads[0])
 
     story()
 
@@ -625,9 +627,9 @@ class Sealing(Wharf):
         return ps_pb2.PushReply(round=first.manifest.round)
 
     async def carried(self, request, context):
-        key, data = secrets.token_bytes(32), codec.payload(self.vector).tobytes()
+        key, data = secrets.token_bytes(32), encode_vector(self.vector).tobytes()
         async with self.line(context, key=key) as berth:
-            manifest = self.contract.manifest(4, codec.digest(data))
+            manifest = self.contract.manifest(4, payload_digest(data))
             await context.write(ps_pb2.PullReply(manifest=manifest))
             _, writer = await berth()
             transfer = replace(AssociatedData.of("pull", manifest, "w00", len(data)), **self.said)
@@ -648,7 +650,7 @@ def test_over_tls_payloads_are_sealed(bundles):
             assert (await client.push(4, LARGE)).counted
             assert len(wharf.berths) == 2
             assert client.naps == []
-        plain = codec.payload(LARGE).tobytes()
+        plain = encode_vector(LARGE).tobytes()
         assert wharf.payloads == [plain] * 3
         assert not any(
             plain[at : at + 64] in raw for raw in wharf.raw for at in (1 << 10, 1 << 20, 5 << 20)
@@ -672,7 +674,7 @@ def test_over_tls_a_ticket_without_a_key_is_final_and_nothing_is_sent(bundles):
 
 def test_no_error_shows_a_key():
     use = data_channel.LeasedConnection(object(), True, None)
-    with pytest.raises(codec.CodecError) as found:
+    with pytest.raises(CodecError) as found:
         use.shown("f" * 32 + "E" * 64)
     assert "E" not in str(found.value)
     assert "b'k" not in repr(use.shown("6b" * 48)).partition("ticket=")[2][20:]

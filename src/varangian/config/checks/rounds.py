@@ -12,7 +12,7 @@ from varangian.aggregators.base import spent, tolerance
 from varangian.aggregators.graphs import requires
 from varangian.config.tree import RunConfig
 from varangian.paths import user_path
-from varangian.protos.codec import FLOAT32
+from varangian.protos.encoding import FLOAT32
 from varangian.registry import FIXES, NOTHING, Fix, Problem, Registry, fixes
 from varangian.server.participation import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Participation, Sync
 from varangian.worker.attacks import GradientAttack

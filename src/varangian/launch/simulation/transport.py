@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from varangian.launch.server_run import ServerRun
-from varangian.protos import codec
+from varangian.protos.encoding import encode_vector
 from varangian.server.observability.status import Snapshot
 from varangian.server.rounds.coordinator import Coordinator, Slot
 from varangian.worker.training.task import WorkerCompute
@@ -66,7 +66,7 @@ async def hand_over(
     # Nothing comes twice here, so a name will do for a digest.
     slot = await coordinator.offer(worker, round, f"{worker}/{round}".encode(), dtype)
     if isinstance(slot, Slot):
-        await slot.put(codec.payload(row, dtype))
+        await slot.put(encode_vector(row, dtype))
         if await coordinator.complete(slot) is None:
             session.worker_compute.counted(worker, round)
 

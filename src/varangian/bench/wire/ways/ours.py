@@ -19,7 +19,7 @@ from varangian.bench.wire.ways.base import Floats, Job, digests
 from varangian.bench.wire.ways.learners import Idle
 from varangian.bench.wire.ways.service import SECRET, Service, layout
 from varangian.config.default_names import default_names
-from varangian.protos.codec import FLOAT32, Dtype
+from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.protos.network.malloc import keep_large_blocks

@@ -11,7 +11,7 @@ from varangian.bench.wire.ways.background import Background
 from varangian.bench.wire.ways.learners import MANY
 from varangian.config.default_names import default_names
 from varangian.pki.authority import Authority
-from varangian.protos.codec import FLOAT32, Dtype
+from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.identity.bundle import Role
 from varangian.protos.layout import Layout
 from varangian.server.app import serve

@@ -15,7 +15,7 @@ import grpc.aio
 from varangian.bench.wire.ways.background import Background
 from varangian.bench.wire.ways.base import Floats, Job, Pushing, digests
 from varangian.bench.wire.ways.unary import OPTIONS, SERVICE
-from varangian.protos.codec import CHUNK_BYTES
+from varangian.protos.messages import CHUNK_BYTES
 from varangian.protos.network.dial import open_aio_channel
 from varangian.protos.network.malloc import keep_large_blocks
 

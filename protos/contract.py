@@ -1,0 +1,98 @@
+"""The contract of a run: what both ends agree on at Join, and every manifest is compared with.
+
+A manifest is compared before a byte of payload is read. After that the size of everything is known, so no
+size that came over the wire is ever passed to an allocator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from varangian.protos import ps_pb2
+from varangian.protos.encoding import FLOAT32, WIRE, Dtype, check_digest
+from varangian.protos.errors import Code, CodecError
+from varangian.protos.layout import DIGEST_BYTES, Layout
+from varangian.protos.messages import PROTOCOL, ROUND_LIMIT
+from varangian.protos.shared_settings import SharedSettings
+from varangian.protos.text import quote
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What both ends agreed on at Join; a manifest must say the same."""
+
+    run_id: str
+    layout: Layout
+    dtype: Dtype = FLOAT32
+    """Of what this manifest announces."""
+    common: SharedSettings = field(default_factory=SharedSettings)
+    """What else is compared, at Join alone."""
+    classes: int | None = None
+    """How many classes the samples have, for workers whose own data has fewer."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of a payload."""
+        return self.layout.numel * WIRE[self.dtype][1].itemsize
+
+    def manifest(self, round: int, content_digest: bytes) -> ps_pb2.Manifest:
+        return ps_pb2.Manifest(
+            protocol=PROTOCOL,
+            run_id=self.run_id,
+            round=round,
+            layout_digest=self.layout.digest,
+            dtype=WIRE[self.dtype][0],
+            numel=self.layout.numel,
+            content_digest=content_digest,
+        )
+
+    def check(self, manifest: ps_pb2.Manifest, sealed: bool = False) -> None:
+        """Compare a manifest from the other end, which may have no digest if the payload is to be sealed.
+
+        Raises:
+            CodecError: for the first thing that is not as agreed.
+        """
+        check_protocol(manifest.protocol)
+        check_run(self.run_id, manifest.run_id)
+        if manifest.layout_digest != self.layout.digest:
+            theirs, ours = manifest.layout_digest[: 2 * DIGEST_BYTES].hex(), self.layout.digest.hex()
+            raise CodecError(Code.LAYOUT, f"Found layout {theirs} where this run has {ours}.")
+        if manifest.sequence != 0:
+            raise CodecError(Code.SEQUENCE, f"Found {manifest.sequence}.")
+        if manifest.dtype != WIRE[self.dtype][0]:
+            raise CodecError(Code.DTYPE, f"Found type number {manifest.dtype} in place of {self.dtype}.")
+        if manifest.numel != self.layout.numel:
+            raise CodecError(
+                Code.NUMEL, f"Found {manifest.numel} numbers where the model has {self.layout.numel}."
+            )
+        if manifest.content_digest or not sealed:
+            check_digest(manifest.content_digest)
+
+
+def check_protocol(found: int) -> None:
+    if found != PROTOCOL:
+        sentence = (
+            f"This end speaks version {PROTOCOL}, the other end {found}. Install one release at both."
+        )
+        raise CodecError(Code.PROTOCOL, sentence)
+
+
+def check_round(found: int) -> None:
+    """Of a round that a server says it is in: a worker answers with the number before it or after it."""
+    if found > ROUND_LIMIT:
+        raise CodecError(Code.MALFORMED, f"Found round {found}, which no run has.")
+
+
+def check_dtype(found: int) -> Dtype:
+    """The name of what a server asks for."""
+    for name, (number, _) in WIRE.items():
+        if found == number:
+            return name
+    raise CodecError(Code.DTYPE, f"The server asks for type number {found}; is it newer than this worker?")
+
+
+def check_run(run_id: str, found: str) -> None:
+    if found != run_id:
+        raise CodecError(
+            Code.RUN, f"Found run {quote(found, 80)} where the server holds {quote(run_id, 80)}."
+        )
