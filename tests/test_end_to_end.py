@@ -126,7 +126,7 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
     again, _ = carried_out(*settings, "backend=processes", "server.data_port=null")
     assert apart.outcome == together.outcome == "finished"
     alike = members(apart) == members(together) == members(again)
-    # In a window, time decides whether such a worker is missing or faulty: see docs/PARTICIPATION.md.
+    # In a window, time decides whether such a worker is missing or faulty (docs/concepts/participation.md).
     assert alike or "server.memory=window" in settings
     if alike:
         assert apart.digest == together.digest == again.digest

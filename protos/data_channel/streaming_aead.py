@@ -5,7 +5,7 @@
     segment i   = AES-GCM(derived key, nonce = nonce prefix || i (4 bytes) || 1 if it is the last, else 0)
 
 Integers are big-endian. All segments of the ciphertext have the same size, the first one together with the
-header; the last one has what is left. docs/ENCRYPTION.md says where this is used and what it is bound to.
+header; the last one has what is left. docs/security/encryption.md says where it is used and what binds it.
 """
 
 from __future__ import annotations

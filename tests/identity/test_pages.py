@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SECTIONS = dict(
     re.findall(
         r"^## ([A-Z_]+)\n(.*?)(?=^## |\Z)",
-        (ROOT / "docs/REFUSALS.md").read_text(),
+        (ROOT / "docs/reference/refusals.md").read_text(),
         re.MULTILINE | re.DOTALL,
     )
 )
@@ -60,12 +60,12 @@ def statuses():
 
 def test_every_code_has_a_section_and_every_section_a_code():
     assert len(list(written_out())) >= 3
-    assert statuses().keys() - SECTIONS.keys() == set(), "give each of these a section in docs/REFUSALS.md"
+    assert statuses().keys() - SECTIONS.keys() == set(), "give each of these a section"
     assert SECTIONS.keys() - statuses().keys() == set(), "no refusal has these codes any more"
 
 
 def test_every_code_of_a_closed_connection_is_on_the_page():
-    page = (ROOT / "docs/REFUSALS.md").read_text().partition("## Connections to the data port")[2]
+    page = (ROOT / "docs/reference/refusals.md").read_text().partition("## Connections to the data port")[2]
     # Who has gone was not refused.
     assert set(re.findall(r"^\| `([A-Z]+)`", page, re.MULTILINE)) == {*of_connections()} - {"GONE"}
 
@@ -115,7 +115,7 @@ def named(page):
     return re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / page).read_text())
 
 
-PROMISES, CLAIMS = named("docs/DEFENCES.md"), named("docs/ENCRYPTION.md")
+PROMISES, CLAIMS = named("docs/security/defences.md"), named("docs/security/encryption.md")
 
 
 @pytest.mark.parametrize(("path", "name"), sorted({*PROMISES, *CLAIMS}))
@@ -124,6 +124,6 @@ def test_every_promise_of_security_has_its_test(path, name):
 
 
 def test_no_promise_is_without_a_test():
-    page = (ROOT / "docs/DEFENCES.md").read_text()
+    page = (ROOT / "docs/security/defences.md").read_text()
     table = page[page.index("| promise | test |") :].split("\n\n")[0].splitlines()[2:]
     assert len(table) == len(PROMISES) >= 30

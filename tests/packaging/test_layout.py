@@ -71,18 +71,6 @@ def test_the_architecture_names_the_layers_of_the_contract(root, pyproject):
     assert places == sorted(places)
 
 
-def test_what_a_page_links_to_exists(root, tracked):
-    pages = [path for path in tracked if path.suffix == ".md"]
-    targets = {
-        (page, target)
-        for page in pages
-        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text())
-    }
-    assert targets
-    missing = [(str(page), target) for page, target in targets if not (page.parent / target).exists()]
-    assert missing == []
-
-
 MACHINE = re.compile(
     "(^|[^A-Za-z0-9_.])/(" + "|".join(["wo" + "rk", "fa" + "rm", "ro" + "ot"]) + ")/", re.MULTILINE
 )
