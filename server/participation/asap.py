@@ -1,21 +1,34 @@
-"""One neighbourhood of a graph after the other."""
+"""Stochastic reduce over a graph (ASAP): the neighbourhood of one worker after another makes a round."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, cast
 
-from varangian.aggregators.graphs import GRAPHS, Exponential, Graph, GraphError, problem
+from varangian.aggregators import Aggregator
+from varangian.aggregators.graphs import (
+    GRAPHS,
+    Exponential,
+    Graph,
+    GraphError,
+    cycle,
+    group,
+    problem,
+    requires,
+)
 from varangian.aggregators.graphs.checks import smallest_first
 from varangian.registry import Problem
-from varangian.server.participation.base import PARTICIPATION
+from varangian.server.participation.base import PARTICIPATION, Participation
+from varangian.server.participation.selection import InviteReady
+from varangian.server.protocol.events import Seconds, Worker
+from varangian.server.protocol.state import RunState
 
 
 @PARTICIPATION.register("asap")
 @dataclass(frozen=True)
-class Asap:
+class Asap(Participation):
     """A round waits for one worker and those whom it hears from in a graph, and for nobody else.
 
     The stochastic reduce of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and Kruus,
@@ -29,25 +42,101 @@ class Asap:
     tau: int | None = 2
     """How many rounds old the model of a vector may be when it is used; null uses it however old it is."""
 
+    stands_as_aggregator = True
+
     def __post_init__(self) -> None:
         if self.tau is not None and self.tau < 0:
             raise ValueError(f"`tau` should be null or a number of rounds, at least 0. Found {self.tau}.")
 
-    def problems(self, n: int, f: int) -> Iterator[Problem]:
+    def problems(self, n: int, f: int, deadline: Seconds) -> Iterator[Problem]:
         if reason := problem(self.graph, n):
-            yield Problem("graph", reason.rstrip("."))
+            yield Problem(self.setting("graph"), reason.rstrip("."))
 
-    def answers(self, n: int, f: int) -> int:
-        return min(neighbourhood_sizes(self.graph, n), default=1)
+    def guarantee_problem(self, aggregator: Aggregator, n: int, f: int) -> Problem | None:
+        reason = requires(self.graph, aggregator, n, f)
+        return Problem(self.setting("graph"), reason.rstrip(".")) if reason else None
 
-    def quorum(self, n: int, f: int) -> int:
-        return max(1, self.answers(n, f) - f)
+    def remedies(self, n: int) -> Mapping[str, Iterable[int]]:
+        return {}  # more workers do not make neighbourhoods larger
 
-    def rows(self, n: int, quorum: int) -> tuple[int, ...]:
-        return tuple(sorted({quorum, *neighbourhood_sizes(self.graph, n)}))
+    def round_size(self, n: int, f: int) -> int:
+        return min(_neighbourhood_sizes(self.graph, n), default=1)
+
+    def selection(self, n: int, f: int) -> NeighbourhoodSelection:
+        return NeighbourhoodSelection(self.graph, self.tau)
+
+    def row_counts(self, n: int, f: int, quorum: int) -> tuple[int, ...]:
+        return tuple(sorted({quorum, *_neighbourhood_sizes(self.graph, n)}))
+
+    def lost_quorum(self, workers: tuple[Worker, ...], gone: Set[Worker], quorum: int) -> str:
+        selection, n = NeighbourhoodSelection(self.graph), len(workers)
+        for round in range(cycle(self.graph, n)):
+            members = selection.members(workers, round)
+            left, needed = len(set(members) - gone), min(quorum, len(members))
+            if left < needed:
+                return f"only {left} workers are left of {', '.join(members)}, and their quorum is {needed}"
+        return ""
+
+    def extra_vectors(self, n: int) -> int:
+        """The models of rounds that are over, on their way to slow workers."""
+        return n if self.tau is None else min(n, self.tau)
 
 
-def neighbourhood_sizes(graph: Graph, n: int) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class NeighbourhoodSelection(InviteReady):
+    """One neighbourhood of a graph after another: in round t worker t mod n and those that it hears from.
+
+    A ready worker gets the current model, and its vector waits for a round that the worker is a member of.
+    No round waits for a worker that is not, and a fast worker is ahead by one vector.
+    """
+
+    graph: Graph
+    tau: int | None = None
+    """How many rounds old a vector may be when it is used; None for as long as it has to wait."""
+    _known: dict[tuple[int, int], tuple[int, ...]] = field(
+        default_factory=dict[tuple[int, int], tuple[int, ...]], init=False, repr=False, compare=False
+    )
+
+    def problem(self, n: int, deadline: Seconds) -> str | None:
+        if self.tau is not None and self.tau < 0:
+            return f"`tau` should be a number of rounds, at least 0, or null. Found {self.tau}."
+        try:
+            group(self.graph, n, 0)
+        except GraphError as error:
+            return str(error)
+        return None
+
+    def group(self, n: int, t: int) -> tuple[int, ...]:
+        """The workers of round t, ascending."""
+        turn = n, t % cycle(self.graph, n)
+        if turn not in self._known:
+            self._known[turn] = group(self.graph, *turn)
+        return self._known[turn]
+
+    def members(self, workers: tuple[Worker, ...], round: int) -> tuple[Worker, ...]:
+        return tuple(workers[i] for i in self.group(len(workers), round))
+
+    def expected(self, workers: tuple[Worker, ...], state: RunState) -> Collection[Worker]:
+        return self.members(workers, state.round)
+
+    def seats(self, n: int, round: int) -> int:
+        return len(self.group(n, round))
+
+    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
+        return self.seats(len(workers), state.round)
+
+    def next(
+        self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...]
+    ) -> tuple[Worker, ...]:
+        """All that are ready, if they are members before a vector for this model is too old."""
+        if self.tau is None:
+            return ready
+        rounds = range(state.round, state.round + min(self.tau + 1, cycle(self.graph, len(workers))))
+        due = {worker for round in rounds for worker in self.members(workers, round)}
+        return tuple(worker for worker in ready if worker in due)
+
+
+def _neighbourhood_sizes(graph: Graph, n: int) -> tuple[int, ...]:
     """How many workers a neighbourhood can have, ascending; none if there is no such graph."""
     return _sizes(cast("Hashable", graph), n)
 

@@ -1,19 +1,26 @@
-"""Nobody waits for anybody."""
+"""Buffered asynchronous aggregation (FedBuff): no worker waits for another.
+
+A worker that is ready gets the newest model at once, and its vector may be some rounds old when it is used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from varangian.registry import Problem
-from varangian.server.participation.base import PARTICIPATION
-from varangian.server.participation.staleness import STALENESS, Polynomial, Staleness
+from varangian.server.participation.base import PARTICIPATION, Participation
+from varangian.server.participation.selection import InviteReady
+from varangian.server.participation.staleness import STALENESS, Constant, Polynomial, Staleness
+from varangian.server.protocol.events import Seconds, Worker
+from varangian.server.protocol.state import RunState
+from varangian.server.rows.source import RowSource, WeightedByAge
 
 
 @PARTICIPATION.register("async")
 @dataclass(frozen=True)
-class Async:
+class Async(Participation):
     """Whoever is ready gets the newest model; once `buffer` vectors are there the rule runs over them.
 
     "Federated Learning with Buffered Asynchronous Aggregation" (Nguyen et al., 2022), with one place in the
@@ -28,25 +35,67 @@ class Async:
     staleness: Annotated[Staleness, STALENESS] = field(default_factory=Polynomial)
     """What a vector counts by its age in rounds; an honest one is never weighted up."""
 
+    adaptive_waiting = False  # the buffer says how many workers a round does without
+
     def __post_init__(self) -> None:
         if self.buffer is not None and self.buffer < 1:
             raise ValueError(f"`buffer` should be null or at least 1 vector. Found {self.buffer}.")
         if self.tau < 0:
             raise ValueError(f"`tau` should be a number of rounds, at least 0. Found {self.tau}.")
 
-    def problems(self, n: int, f: int) -> Iterator[Problem]:
+    def problems(self, n: int, f: int, deadline: Seconds) -> Iterator[Problem]:
         if self.buffer is not None and self.buffer > n:
             rule = f"should be at most the number of workers, {n}: each has one place in it"
-            yield Problem("buffer", rule, self.buffer)
+            yield Problem(self.setting("buffer"), rule, self.buffer)
 
-    def answers(self, n: int, f: int) -> int:
+    def remedies(self, n: int) -> Mapping[str, Iterable[int]]:
+        larger = {} if self.buffer is None else {self.setting("buffer"): range(self.buffer + 1, n + 1)}
+        return {**super().remedies(n), **larger}
+
+    def round_size(self, n: int, f: int) -> int:
         return max(1, n - f) if self.buffer is None else self.buffer
 
-    def quorum(self, n: int, f: int) -> int:
-        return max(1, self.answers(n, f) - f)
+    def selection(self, n: int, f: int) -> BufferSelection:
+        return BufferSelection(self.round_size(n, f), self.tau, self.staleness)
 
-    def rows(self, n: int, quorum: int) -> tuple[int, ...]:
-        # What comes while a round is aggregated is held for the next, which so may begin with more than
-        # `buffer`.
+    def row_counts(self, n: int, f: int, quorum: int) -> tuple[int, ...]:
+        # A vector that comes while a round is aggregated is held for the next, which so may begin with more
+        # than `buffer`.
         sizes = {quorum, n} if self.buffer is None else {quorum, self.buffer, n}
         return tuple(sorted(sizes))
+
+    def row_source(self, workers: Sequence[Worker], d: int, warn: Callable[[str], None]) -> RowSource:
+        return WeightedByAge()
+
+    def extra_vectors(self, n: int) -> int:
+        """The models of rounds that are over, on their way to slow workers."""
+        return min(n, self.tau)
+
+
+@dataclass(frozen=True)
+class BufferSelection(InviteReady):
+    """A ready worker gets the current model; as soon as `size` vectors are there they are aggregated.
+
+    A worker has one place in the buffer: its next invitation comes after its vector is used.
+    """
+
+    size: int
+    tau: int
+    """How many rounds old a vector may be when it is used."""
+    staleness: Staleness = field(default_factory=Constant)
+
+    def problem(self, n: int, deadline: Seconds) -> str | None:
+        if not 1 <= self.size <= n:
+            return f"`size` should be between 1 and n = {n}: a worker has one place. Found {self.size}."
+        if self.tau < 0:
+            return f"`tau` should be a number of rounds, at least 0. Found {self.tau}."
+        return None
+
+    def seats(self, n: int, round: int) -> int:
+        return self.size
+
+    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
+        return self.size
+
+    def factor(self, age: int) -> float:
+        return self.staleness.factor(age)

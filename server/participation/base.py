@@ -1,35 +1,138 @@
-"""What is asked of a way to take part.
+"""Participation: who is in a round, how long the round waits, and which rows the rule is given.
 
-n  workers     f  how many of them may be Byzantine
+n  workers     f  how many of them may be Byzantine     d  parameters
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from typing import ClassVar
 
-from varangian.registry import Problem, Registry
+from varangian.aggregators import Aggregator
+from varangian.protos.encoding import Dtype
+from varangian.registry import Problem, Registry, join
+from varangian.server.protocol.events import Seconds, Worker
+from varangian.server.protocol.state import Selection
+from varangian.server.rows.latest_store import LatestPlan
+from varangian.server.rows.source import Pushed, RowSource
+
+MOST_WORKERS_TRIED = 1000
+"""Up to how many workers a remedy is looked for."""
 
 
-@runtime_checkable
-class Participation(Protocol):
-    """Who is in a round, how long the round waits, and what the rule is given at its end."""
+class Participation(ABC):
+    """One way for workers to take part in rounds.
 
-    def problems(self, n: int, f: int, /) -> Iterator[Problem]:
-        """What is wrong with it for so many workers; the paths are names of its fields."""
-        ...
+    Each is a frozen dataclass, registered by name in `PARTICIPATION`; its fields are its settings. It has
+    to answer `round_size` and `selection`. The other answers are those of a round whose rule is given the
+    new vectors of its members, as they were pushed.
+    """
 
-    def answers(self, n: int, f: int, /) -> int:
-        """How many a round waits for until its deadline; where rounds differ, the one with the fewest."""
-        ...
+    adaptive_waiting: ClassVar[bool] = True
+    """Whether `server.wait_factor` may close a round before its deadline."""
+    stands_as_aggregator: ClassVar[bool] = False
+    """Whether it can be written together with its rule, as `aggregator: {name: {rule: ...}}`."""
 
-    def quorum(self, n: int, f: int, /) -> int:
+    # ---- the size of a round
+
+    @abstractmethod
+    def round_size(self, n: int, f: int) -> int:
+        """Vectors for which a round waits until its deadline; where rounds differ, the fewest."""
+
+    @abstractmethod
+    def selection(self, n: int, f: int) -> Selection:
+        """Who is invited to a round, and when it is complete: the rules that the protocol goes by."""
+
+    def quorum(self, n: int, f: int) -> int:
         """What `server.quorum: null` stands for: answers, at least 1, without which no deadline closes."""
-        ...
+        return max(1, self.round_size(n, f) - f)
 
-    def rows(self, n: int, quorum: int, /) -> tuple[int, ...]:
+    def row_counts(self, n: int, f: int, quorum: int) -> tuple[int, ...]:
         """How many rows the rule can be given, ascending: the fewest first."""
-        ...
+        return tuple(sorted({quorum, self.round_size(n, f)}))
+
+    def row_places(
+        self, workers: Sequence[Worker], pushed: Collection[Worker], faulty: Collection[Worker]
+    ) -> list[int]:
+        """The places, among all workers, of the rows that the rule is given at the end of a round.
+
+        Where the members of a round change, rows have no place of their own and are counted from 0.
+        """
+        return [*range(len(pushed))]
+
+    def lost_quorum(self, workers: tuple[Worker, ...], gone: Set[Worker], quorum: int) -> str:
+        """Why some round can never have its quorum without the workers that are gone; empty if none.
+
+        Asked while at least `quorum` of all workers are left.
+        """
+        return ""
+
+    # ---- what to say of it
+
+    def setting(self, field: str = "") -> str:
+        """The path of the participation, or of a field of it, in a configuration."""
+        path = join("participation", PARTICIPATION.name(self))
+        return join(path, field) if field else path
+
+    def problems(self, n: int, f: int, deadline: Seconds) -> Iterator[Problem]:
+        """What is wrong with its fields for so many workers."""
+        return iter(())
+
+    def local_problems(self) -> Iterator[Problem]:
+        """What it needs of the machine of the server and does not find there."""
+        return iter(())
+
+    def vector_problems(self, aggregator: Aggregator, wire: Dtype, rows: Dtype) -> Iterator[Problem]:
+        """Why it cannot go with this rule, or with vectors that travel or are kept in these types."""
+        return iter(())
+
+    def guarantee_problem(self, aggregator: Aggregator, n: int, f: int) -> Problem | None:
+        """Why the rule promises nothing, beyond what it asks of the `row_counts`."""
+        return None
+
+    def remedies(self, n: int) -> Mapping[str, Iterable[int]]:
+        """Settings that may give the rule enough rows, by path, with the numbers to try in order."""
+        return {"workers": range(n + 1, MOST_WORKERS_TRIED)}
+
+    def sentence(self, n: int, f: int, quorum: int) -> str:
+        """Which rows meet the condition of the rule, for `varangian check`."""
+        fewest = self.row_counts(n, f, quorum)[0]
+        return f"{fewest} vectors, the fewest that make a round, of which f = {f} may be Byzantine"
+
+    # ---- what the server keeps
+
+    def row_source(self, workers: Sequence[Worker], d: int, warn: Callable[[str], None]) -> RowSource:
+        """From the vectors that are pushed to the rows that the rule is given.
+
+        `warn` takes a sentence when the disk has no more room; it is called from any thread.
+
+        Raises:
+            OSError: there is no room for what is to be kept.
+        """
+        return Pushed()
+
+    def latest_plan(self, n: int, d: int) -> LatestPlan | None:
+        """What the latest vectors of all workers take; None where none are kept."""
+        return None
+
+    def row_slots(self, n: int, f: int) -> int:
+        """Vectors that can be on their way, or wait to be used, at once."""
+        return n
+
+    def row_dtype(self, rows: Dtype) -> Dtype:
+        """How vectors are kept until they are used, where `server.rows` says `rows`."""
+        return rows
+
+    def extra_vectors(self, n: int) -> int:
+        """Vectors as long as the model that the server keeps beside the rows."""
+        return 0
+
+    @property
+    def pushes_deltas(self) -> bool:
+        """Whether workers send what is new in their vectors instead of the vectors."""
+        return False
 
 
+DEFAULT = "sync"
 PARTICIPATION: Registry[Participation] = Registry("participation")

@@ -1,18 +1,20 @@
-"""Some of those who are there, and nobody else."""
+"""Partial participation (FedAvg): K of the available workers in each round.
+
+Workers that are not selected have no row; `fedlaavg` keeps their latest vectors instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from varangian.registry import Problem
 from varangian.server.participation.base import PARTICIPATION
-from varangian.server.participation.checks import check_gather, check_participants, too_many
+from varangian.server.participation.selection import SelectSome
 
 
 @PARTICIPATION.register("fedavg")
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(SelectSome):
     """K of those who are there take part, and the rule runs over their vectors alone.
 
     "Communication-Efficient Learning of Deep Networks from Decentralized Data" (McMahan et al., 2017), with
@@ -26,18 +28,7 @@ class FedAvg:
     """Seconds after the start of a round in which more may come to be chosen from; no longer than it takes
     until every worker is accounted for."""
 
-    def __post_init__(self) -> None:
-        check_participants(self.participants)
-        check_gather(self.gather)
-
-    def problems(self, n: int, f: int) -> Iterator[Problem]:
-        yield from too_many(self.participants, n)
-
-    def answers(self, n: int, f: int) -> int:
-        return n if self.participants is None else self.participants
-
-    def quorum(self, n: int, f: int) -> int:
-        return max(1, self.answers(n, f) - f)
-
-    def rows(self, n: int, quorum: int) -> tuple[int, ...]:
-        return tuple(sorted({quorum, self.answers(n, 0)}))
+    def remedies(self, n: int) -> Mapping[str, Iterable[int]]:
+        k = self.participants
+        larger = {} if k is None else {self.setting("participants"): range(k + 1, n + 1)}
+        return {**super().remedies(n), **larger}

@@ -1,22 +1,31 @@
-"""Some of those who are there, and the latest vectors of all the others."""
+"""Partial participation with the latest vectors of all workers (FedLaAvg).
+
+Workers that are away still have a row each, so a rule keeps its guarantee however few take part.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from varangian.registry import Problem
+from varangian.aggregators import Aggregator, Mean
+from varangian.paths import user_path
+from varangian.protos.encoding import FLOAT32, Dtype
+from varangian.registry import FIXES, Fix, Problem
 from varangian.server.participation.base import PARTICIPATION
-from varangian.server.participation.checks import check_gather, check_participants, too_many
-from varangian.server.rows.latest_store import Kept
+from varangian.server.participation.selection import SelectSome
+from varangian.server.protocol.events import Seconds, Worker
+from varangian.server.rows.delta_sum import DeltaSum
+from varangian.server.rows.latest_store import Kept, LatestPlan
+from varangian.server.rows.source import LatestVectors, RowSource
 
 Form: TypeAlias = Literal["latest", "delta"]
 
 
 @PARTICIPATION.register("fedlaavg")
 @dataclass(frozen=True)
-class FedLaAvg:
+class FedLaAvg(SelectSome):
     """K of those who are there take part; the rule runs over the latest vectors of all n workers.
 
     "Federated Optimization under Intermittent Client Availability" (Yan et al., 2023), with any rule in the
@@ -41,31 +50,83 @@ class FedLaAvg:
     sends what changed: for trusted workers and the mean only."""
 
     def __post_init__(self) -> None:
-        check_participants(self.participants)
-        check_gather(self.gather)
+        super().__post_init__()
         if self.expire is not None and self.expire < 1:
             raise ValueError(f"`expire` should be null or at least 1 round. Found {self.expire}.")
-        if self.form == "delta" and (self.store, self.folder, self.expire) != ("float32", None, None):
+        if self.pushes_deltas and (self.store, self.folder, self.expire) != ("float32", None, None):
             raise ValueError(
                 "`store`, `folder` and `expire` should be left out with `form: delta`, which keeps no "
                 "vectors of workers"
             )
 
-    def problems(self, n: int, f: int) -> Iterator[Problem]:
-        yield from too_many(self.participants, n)
-        if self.form == "delta" and f > 0:
+    @property
+    def pushes_deltas(self) -> bool:
+        return self.form == "delta"
+
+    def problems(self, n: int, f: int, deadline: Seconds) -> Iterator[Problem]:
+        yield from super().problems(n, f, deadline)
+        if self.pushes_deltas and f > 0:
             rule = (
                 f"should be `latest` with f = {f}: a sum hides the part of each worker from every rule, "
                 "and what a Byzantine one adds to it stays for ever"
             )
-            yield Problem("form", rule, self.form, "Set form to latest, or f=0 if every worker is trusted.")
+            hint = "Set form to latest, or f=0 if every worker is trusted."
+            yield Problem(self.setting("form"), rule, self.form, hint)
 
-    def answers(self, n: int, f: int) -> int:
-        return n if self.participants is None else self.participants
+    def local_problems(self) -> Iterator[Problem]:
+        if self.folder is not None and not user_path(self.folder).is_dir():
+            yield Problem(self.setting("folder"), "should be a folder that exists", self.folder)
+
+    def vector_problems(self, aggregator: Aggregator, wire: Dtype, rows: Dtype) -> Iterator[Problem]:
+        if not self.pushes_deltas:
+            return
+        form = self.setting("form")
+        if aggregator.mix or not isinstance(aggregator.rule, Mean):
+            rule = "should be `latest` with this aggregator: of deltas only their sum is kept, for the mean"
+            offers = Fix(form, ("latest",)), Fix("aggregator.rule", ("mean",))
+            yield Problem(form, rule, self.form, f"Set {FIXES}.", offers)
+        for path, dtype in (("wire.dtype", wire), ("server.rows", rows)):
+            if dtype != FLOAT32:
+                rule = f"should be {FLOAT32} with {form} = delta: a sum never loses a rounding"
+                yield Problem(path, rule, dtype)
 
     def quorum(self, n: int, f: int) -> int:
-        # Silent workers have rows too, so what the rule promises does not hang on how many answer.
+        # Silent workers have rows too, so the guarantee does not depend on how many answer.
         return 1
 
-    def rows(self, n: int, quorum: int) -> tuple[int, ...]:
+    def row_counts(self, n: int, f: int, quorum: int) -> tuple[int, ...]:
         return (n,)
+
+    def row_places(
+        self, workers: Sequence[Worker], pushed: Collection[Worker], faulty: Collection[Worker]
+    ) -> list[int]:
+        return [i for i, worker in enumerate(workers) if worker not in faulty]
+
+    def sentence(self, n: int, f: int, quorum: int) -> str:
+        return f"the latest vectors of {n} workers, of which f = {f} may be Byzantine"
+
+    def row_source(self, workers: Sequence[Worker], d: int, warn: Callable[[str], None]) -> RowSource:
+        if self.pushes_deltas:
+            return DeltaSum(workers, d)
+        return LatestVectors.of(
+            workers,
+            d,
+            self.round_size(len(workers), 0),
+            store=self.store,
+            folder=self.folder,
+            expire=self.expire,
+            warn=warn,
+        )
+
+    def latest_plan(self, n: int, d: int) -> LatestPlan | None:
+        if self.pushes_deltas:
+            return None
+        return LatestPlan(n, d, self.store, None if self.folder is None else user_path(self.folder))
+
+    def row_dtype(self, rows: Dtype) -> Dtype:
+        """No wider than the latest vectors are kept afterwards."""
+        return rows if self.store == FLOAT32 else self.store
+
+    def extra_vectors(self, n: int) -> int:
+        """A sum of deltas, in twice the precision."""
+        return 2 if self.pushes_deltas else 0

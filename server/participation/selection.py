@@ -1,40 +1,27 @@
-"""Choices of participants: everyone, the longest away, whoever comes first, neighbourhoods of a graph.
+"""Selection of participants: the parts that participations share, and K of the available workers.
 
-n  workers     t  round     k  seats
+n  workers     t  round     K  workers that are selected for a round
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from varangian.aggregators.graphs.base import Graph, GraphError
-from varangian.aggregators.graphs.turns import cycle, group
-from varangian.server.participation.staleness import Constant, Staleness
+from varangian.registry import Problem
+from varangian.server.participation.base import Participation
 from varangian.server.protocol.events import Seconds, Worker
 from varangian.server.protocol.state import NEVER, RunState
 
 
-def longest_absent(available: Sequence[Worker], last: Mapping[Worker, int], k: int) -> tuple[Worker, ...]:
-    """The k available workers whose last participation is the longest ago, ties by name; or all there are.
+class InviteReady:
+    """Base of a `Selection`: whoever is ready is invited at once, and a round takes all that is there."""
 
-    The selection of FedLaAvg, "Federated Optimization under Intermittent Client Availability" (Yan et al.,
-    2023). Its Lemma 1: with each of n workers available at least once in any E rounds in a row, no last
-    participation is ever more than ceil(n / k) E - 1 rounds ago.
-    """
-    by_age = sorted(available, key=lambda worker: (last.get(worker, NEVER), worker))
-    return tuple(sorted(by_age[:k]))
-
-
-def staleness_bound(n: int, k: int, every: int) -> int:
-    """The bound of Lemma 1, in rounds."""
-    return -(-n // k) * every - 1
-
-
-class _Whoever:
-    """Whoever is ready is invited at once, and a round reduces over all that is there."""
-
+    by_invitation = True
     prompt = False
+
+    def problem(self, n: int, deadline: Seconds) -> str | None:
+        return None
 
     def members(self, workers: tuple[Worker, ...], round: int) -> tuple[Worker, ...]:
         return workers
@@ -57,8 +44,8 @@ class _Whoever:
         return 1.0
 
 
-class _Prompt(_Whoever):
-    """Every round has its own vectors."""
+class InvitePerRound(InviteReady):
+    """Base of a `Selection`: the vectors of a round are all made for its own model."""
 
     prompt = True
 
@@ -68,33 +55,20 @@ class _Prompt(_Whoever):
 
 
 @dataclass(frozen=True)
-class Everyone(_Prompt):
-    """All n, every round: what the round machine does, for those who ask."""
+class LongestAbsent(InvitePerRound):
+    """K of the available workers: those whose last participation is the longest ago.
 
-    def problem(self, n: int, deadline: Seconds) -> str | None:
-        return None
+    An invitation counts as participation, whatever comes of it: a worker that never answers does not keep
+    its place for ever. A worker that declines, because it is away by now, has not taken part.
 
-    def seats(self, n: int, round: int) -> int:
-        return n
-
-    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
-        return len(workers)
-
-
-@dataclass(frozen=True)
-class LongestAbsent(_Prompt):
-    """k of those who are there: whose last participation is the longest ago.
-
-    To be invited is to participate, whatever comes of it: who never answers does not keep a seat for ever.
-    Only who declines, because it is away by now, has not taken part.
-
-    The choice waits until each of the n workers asks or has said for which later round it will, since then
-    it does not depend on who is faster; but only for a while, and the next time not for who was too late.
+    The selection waits until each of the n workers asks or has said for which later round it will, since
+    then it does not depend on which of them are fast; but only for `gather` seconds, and the next time not
+    for the workers that were too late.
     """
 
     k: int
     gather: Seconds = 0.0
-    """How long to wait after a round has opened for more to choose from."""
+    """How long to wait, after a round has opened, for more workers to select from."""
 
     def problem(self, n: int, deadline: Seconds) -> str | None:
         if not 1 <= self.k <= n:
@@ -108,117 +82,82 @@ class LongestAbsent(_Prompt):
         return self.k
 
     def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
-        if self._gathers(workers, state):
+        if self._is_gathering(workers, state):
             return self.k
         return max(1, min(self.k, len(_invited_workers(state)) + ready))
 
     def quorum(self, declared: int, seats: int, there: int) -> int:
-        """As many may be silent as in a full round: a seat that nobody took is nobody's silence."""
+        """As many may be silent as in a full round; a place for which no worker was there is not silent."""
         return max(1, min(declared, seats) - max(0, seats - there))
 
     def next(
         self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...]
     ) -> tuple[Worker, ...]:
-        if self._gathers(workers, state):
+        if self._is_gathering(workers, state):
             return ()
-        # Those who have a seat were silent until the deadline: whoever else is there may answer for them.
+        # After the deadline the invited workers were silent, and any other may answer in their place.
         free = len(ready) if state.overdue else self.k - len(_invited_workers(state))
         return longest_absent(ready, state.last, max(0, free))
 
     def wake_at(self, state: RunState) -> Seconds | None:
         return None if state.opened_at is None or _invited_workers(state) else state.opened_at + self.gather
 
-    def _gathers(self, workers: tuple[Worker, ...], state: RunState) -> bool:
+    def _is_gathering(self, workers: tuple[Worker, ...], state: RunState) -> bool:
         early = state.opened_at is None or state.at < state.opened_at + self.gather
         known = state.parked.keys() | state.given_up | state.absent
         return early and not _invited_workers(state) and len(known) < len(workers)
 
 
+def longest_absent(available: Sequence[Worker], last: Mapping[Worker, int], k: int) -> tuple[Worker, ...]:
+    """The k available workers whose last participation is the longest ago, ties by name; or all there are.
+
+    The selection of FedLaAvg, "Federated Optimization under Intermittent Client Availability" (Yan et al.,
+    2023). Its Lemma 1: with each of n workers available at least once in any E rounds in a row, no last
+    participation is ever more than ceil(n / k) E - 1 rounds ago.
+    """
+    by_age = sorted(available, key=lambda worker: (last.get(worker, NEVER), worker))
+    return tuple(sorted(by_age[:k]))
+
+
 def _invited_workers(state: RunState) -> set[Worker]:
-    """Who was invited to this round and may still answer, or has."""
+    """The workers that were invited to this round and may still answer, or have."""
     return {*state.invited, *state.held, *state.faults}
 
 
-@dataclass(frozen=True)
-class BufferSelection(_Whoever):
-    """Whoever is ready gets the current model; as soon as `size` vectors are there they are aggregated.
+class SelectSome(Participation):
+    """Base of a participation in which K of the available workers take part in a round."""
 
-    "Federated Learning with Buffered Asynchronous Aggregation" (Nguyen et al., 2022), with one place in the
-    buffer for each worker: the next invitation comes after its vector is used.
-    """
+    stands_as_aggregator = True
+    participants: int | None
+    """K; null selects all that are there."""
+    gather: float
+    """Seconds after the start of a round in which more workers may come to be selected from."""
 
-    size: int
-    tau: int
-    """How many rounds old a vector may be when it is used."""
-    staleness: Staleness = field(default_factory=Constant)
+    def __post_init__(self) -> None:
+        if self.participants is not None and self.participants < 1:
+            rule = "`participants` should be null or at least 1 worker"
+            raise ValueError(f"{rule}. Found {self.participants}.")
+        if not 0 <= self.gather < float("inf"):
+            raise ValueError(f"`gather` should be a number of seconds, at least 0. Found {self.gather}.")
 
-    def problem(self, n: int, deadline: Seconds) -> str | None:
-        if not 1 <= self.size <= n:
-            return f"`size` should be between 1 and n = {n}: a worker has one place. Found {self.size}."
-        if self.tau < 0:
-            return f"`tau` should be a number of rounds, at least 0. Found {self.tau}."
-        return None
+    def problems(self, n: int, f: int, deadline: Seconds) -> Iterator[Problem]:
+        if self.participants is not None and self.participants > n:
+            rule = f"should be at most the number of workers, {n}"
+            yield Problem(self.setting("participants"), rule, self.participants)
+        if self.gather >= deadline:
+            rule = f"should be less than server.deadline, {deadline:g} seconds"
+            yield Problem(self.setting("gather"), rule, self.gather)
 
-    def seats(self, n: int, round: int) -> int:
-        return self.size
+    def round_size(self, n: int, f: int) -> int:
+        return n if self.participants is None else self.participants
 
-    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
-        return self.size
+    def selection(self, n: int, f: int) -> LongestAbsent:
+        return LongestAbsent(self.round_size(n, f), self.gather)
 
-    def factor(self, age: int) -> float:
-        return self.staleness.factor(age)
+    def row_slots(self, n: int, f: int) -> int:
+        """Twice the size of a round and f more, but no more than n.
 
-
-@dataclass(frozen=True)
-class NeighbourhoodSelection(_Whoever):
-    """One neighbourhood of a graph after the other: in round t worker t mod n and those whom it hears from.
-
-    The stochastic reduce of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and Kruus,
-    2016) on a server. Whoever is ready gets the current model, and its vector waits until its turn comes:
-    nobody waits for those who are not members, and a fast worker is ahead by one vector.
-    """
-
-    graph: Graph
-    tau: int | None = None
-    """How many rounds old a vector may be when it is used; None for as long as its turn takes to come."""
-    _known: dict[tuple[int, int], tuple[int, ...]] = field(
-        default_factory=dict[tuple[int, int], tuple[int, ...]], init=False, repr=False, compare=False
-    )
-
-    def problem(self, n: int, deadline: Seconds) -> str | None:
-        if self.tau is not None and self.tau < 0:
-            return f"`tau` should be a number of rounds, at least 0, or null. Found {self.tau}."
-        try:
-            group(self.graph, n, 0)
-        except GraphError as error:
-            return str(error)
-        return None
-
-    def group(self, n: int, t: int) -> tuple[int, ...]:
-        """The workers of round t, ascending."""
-        turn = n, t % cycle(self.graph, n)
-        if turn not in self._known:
-            self._known[turn] = group(self.graph, *turn)
-        return self._known[turn]
-
-    def members(self, workers: tuple[Worker, ...], round: int) -> tuple[Worker, ...]:
-        return tuple(workers[i] for i in self.group(len(workers), round))
-
-    def expected(self, workers: tuple[Worker, ...], state: RunState) -> Collection[Worker]:
-        return self.members(workers, state.round)
-
-    def seats(self, n: int, round: int) -> int:
-        return len(self.group(n, round))
-
-    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
-        return self.seats(len(workers), state.round)
-
-    def next(
-        self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...]
-    ) -> tuple[Worker, ...]:
-        """All of them, if their turn comes before a vector for this model is too old."""
-        if self.tau is None:
-            return ready
-        rounds = range(state.round, state.round + min(self.tau + 1, cycle(self.graph, len(workers))))
-        due = {worker for round in rounds for worker in self.members(workers, round)}
-        return tuple(worker for worker in ready if worker in due)
+        An upload may outlive its round, until the server notices that nothing comes any more. A Byzantine
+        worker may hold its place for as long as a round waits, however many are invited in its stead.
+        """
+        return min(n, 2 * self.round_size(n, f) + f)

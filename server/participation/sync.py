@@ -1,30 +1,49 @@
-"""Everybody, in step."""
+"""Synchronous rounds: every worker takes part in every round."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from varangian.registry import Problem
-from varangian.server.participation.base import PARTICIPATION
+from varangian.server.participation.base import PARTICIPATION, Participation
+from varangian.server.participation.selection import InvitePerRound
+from varangian.server.protocol.events import Worker
+from varangian.server.protocol.state import RunState
 
 
 @PARTICIPATION.register("sync")
 @dataclass(frozen=True)
-class Sync:
+class Sync(Participation):
     """A round waits for every worker, until its deadline; its vectors are all made for its own model.
 
     The parallel SGD of the textbooks. The rule is given one row for each worker that answered.
     """
 
-    def problems(self, n: int, f: int) -> Iterator[Problem]:
-        return iter(())
-
-    def answers(self, n: int, f: int) -> int:
+    def round_size(self, n: int, f: int) -> int:
         return n
 
-    def quorum(self, n: int, f: int) -> int:
-        return max(1, n - f)
+    def selection(self, n: int, f: int) -> Everyone:
+        return Everyone()
 
-    def rows(self, n: int, quorum: int) -> tuple[int, ...]:
-        return tuple(sorted({quorum, n}))
+    def row_places(
+        self, workers: Sequence[Worker], pushed: Collection[Worker], faulty: Collection[Worker]
+    ) -> list[int]:
+        return [i for i, worker in enumerate(workers) if worker in pushed]
+
+    def sentence(self, n: int, f: int, quorum: int) -> str:
+        spare = n - quorum
+        without = f"a round can do without {spare}" if spare else "every round waits for all of them"
+        return f"a quorum of {quorum} of {n} workers, of which f = {f} may be Byzantine; {without}"
+
+
+@dataclass(frozen=True)
+class Everyone(InvitePerRound):
+    """All n workers in every round. None is invited: the open model is for whoever asks."""
+
+    by_invitation = False
+
+    def seats(self, n: int, round: int) -> int:
+        return n
+
+    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
+        return len(workers)

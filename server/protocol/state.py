@@ -91,6 +91,11 @@ class Selection(Protocol):
         ...
 
     @property
+    def by_invitation(self) -> bool:
+        """Whether a worker gets a model when it is invited; otherwise whenever it asks, the open one."""
+        ...
+
+    @property
     def prompt(self) -> bool:
         """Whether nobody can answer a round but those whom it has invited itself."""
         ...

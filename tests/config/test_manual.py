@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from varangian.config import RunConfig, load, loads
-from varangian.config.checks.rounds import here
 from varangian.config.yaml_text import parse
 from varangian.registry import plain
 from varangian.server.participation import PARTICIPATION
@@ -56,7 +55,7 @@ def test_the_answers_exist():
 @pytest.mark.parametrize("line", RUNS)
 def test_a_run_that_is_shown_would_start(line):
     words = shlex.split(line)
-    assert here(load(None, words)).partition(".")[2] in line
+    assert load(None, words).participation.setting().partition(".")[2] in line
 
 
 def test_both_spellings_are_the_same_run():

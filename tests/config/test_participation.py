@@ -12,7 +12,9 @@ from varangian.config.build import machine
 from varangian.config.tree import json_schema
 from varangian.registry import ConfigError
 from varangian.server.participation import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Sync
-from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
+from varangian.server.participation.asap import NeighbourhoodSelection
+from varangian.server.participation.asynchronous import BufferSelection
+from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Constant, Hinge, Polynomial
 from varangian.server.protocol.synchronous import RoundMachine
 

@@ -15,7 +15,9 @@ from varangian.aggregators import Aggregator, Mean, Median
 from varangian.aggregators.graphs import Exponential
 from varangian.protos.layout import Layout
 from varangian.server.identity.sessions import Sessions
-from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
+from varangian.server.participation.asap import NeighbourhoodSelection
+from varangian.server.participation.asynchronous import BufferSelection
+from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol.machine import ParticipationMachine
 from varangian.server.protocol.state import RunPolicy

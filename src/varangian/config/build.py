@@ -10,8 +10,6 @@ from torch import Tensor
 from varangian.aggregators import AggregationError
 from varangian.config.default_names import default_names
 from varangian.config.tree import RunConfig
-from varangian.server.participation import Asap, Async, FedAvg, FedLaAvg, Sync
-from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.decisions import Machine
 from varangian.server.protocol.events import Condition
@@ -43,7 +41,7 @@ def byzantine_names(config: RunConfig) -> tuple[str, ...]:
 
 def task(config: RunConfig) -> Task:
     """What every worker does, honest or not; in a program that is told of no attack, all are honest."""
-    attack, way = config.byzantine.attack, config.participation
+    attack = config.byzantine.attack
     return Task(
         seed=config.seed,
         workers=worker_names(config),
@@ -62,7 +60,7 @@ def task(config: RunConfig) -> Task:
         rounds=config.rounds,
         loss=config.loss,
         metrics=config.metrics,
-        deltas=isinstance(way, FedLaAvg) and way.form == "delta",
+        deltas=config.participation.pushes_deltas,
         availability=config.availability,
         delays=config.delays,
         device=config.worker.device,
@@ -93,31 +91,29 @@ def policy(config: RunConfig) -> RoundPolicy:
     )
 
 
+def selection(config: RunConfig) -> Selection:
+    """Who is invited to a round, and when it is complete."""
+    return config.participation.selection(config.workers, config.f)
+
+
 def waiting(config: RunConfig) -> AdaptiveWaiting | None:
     """How long a round waits for those who are late; None for as long as its deadline allows."""
-    server, way = config.server, config.participation
-    # The buffer of `async` says itself how many a round does without.
-    factor = None if isinstance(way, Async) else server.wait_factor
-    # Who is away by plan comes back unannounced in `sync`: whether it was in time should not be a race.
-    planned = isinstance(way, Sync) and not isinstance(config.availability, Always)
+    server = config.server
+    factor = server.wait_factor if config.participation.adaptive_waiting else None
+    # Who is away by plan comes back unannounced where nobody is invited: whether it was in time should not
+    # be a race.
+    planned = not selection(config).by_invitation and not isinstance(config.availability, Always)
     rounds = None if planned else server.wait_rounds
     return None if factor is None and rounds is None else AdaptiveWaiting(factor, server.wait_floor, rounds)
 
 
 def condition(config: RunConfig) -> Condition:
     """What the rule asks of the rows that it is given at the end of a round."""
-    workers, way, aggregator = worker_names(config), config.participation, config.aggregator
+    workers, participation, aggregator = worker_names(config), config.participation, config.aggregator
 
     def requires(pushed: Collection[str], faulty: Collection[str]) -> str | None:
-        match way:
-            case FedLaAvg():  # who has not pushed has a row, too
-                kept = [i for i, worker in enumerate(workers) if worker not in faulty]
-            case Sync():
-                kept = [i for i, worker in enumerate(workers) if worker in pushed]
-            case _:  # the rows of a round have no place among all workers
-                kept = [*range(len(pushed))]
         try:
-            aggregator.among(kept, len(faulty))
+            aggregator.among(participation.row_places(workers, pushed, faulty), len(faulty))
         except AggregationError as error:
             return str(error)
         return None
@@ -127,29 +123,12 @@ def condition(config: RunConfig) -> Condition:
 
 def machine(config: RunConfig) -> Machine:
     """What decides whose push counts, at the start of a run."""
-    agreed, choice = policy(config), _choice(config)
-    if choice is None:
+    agreed, choice = policy(config), selection(config)
+    if not choice.by_invitation:
         return RoundMachine(agreed)
     shared = {field.name: getattr(agreed, field.name) for field in fields(agreed)}
     fixed = config.server.quorum is not None
     return ParticipationMachine(RunPolicy(**shared, choice=choice, fixed=fixed))
-
-
-def _choice(config: RunConfig) -> Selection | None:
-    """Who is invited to a round; None where nobody has to be."""
-    way = config.participation
-    size = way.answers(config.workers, config.f)
-    match way:
-        case Sync():
-            return None
-        case FedAvg() | FedLaAvg():
-            return LongestAbsent(size, way.gather)
-        case Async():
-            return BufferSelection(size, way.tau, way.staleness)
-        case Asap():
-            return NeighbourhoodSelection(way.graph, way.tau)
-        case _:
-            raise TypeError(f"there is no machine for {way!r}")
 
 
 def optimizer(config: RunConfig) -> Sgd:

@@ -18,7 +18,7 @@ from varangian.config.shorthand import schemas
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.network.address import parse_listen_host
 from varangian.registry import join
-from varangian.server.participation import PARTICIPATION, Participation
+from varangian.server.participation import DEFAULT, PARTICIPATION, Participation
 from varangian.server.training.ema import Ema
 from varangian.server.training.optimizer import SCHEDULES, Schedule
 from varangian.worker.attacks import ATTACKS, Attack, Sight
@@ -227,7 +227,7 @@ class RunConfig(Section):
     ] = named_default("flag")
     """A rule; or mixings and a rule, as `nnm+krum` or, with fields, `{mix: [...], rule: ...}`. `fedlaavg`,
     `fedavg` and `asap`, with a rule among their fields, stand for that participation."""
-    participation: Annotated[Participation, of_registry(PARTICIPATION, "sync")] = named_default("sync")
+    participation: Annotated[Participation, of_registry(PARTICIPATION, DEFAULT)] = named_default(DEFAULT)
     """Whose vectors make a round: everybody's, those of some who are there, or whoever's come."""
     model: Annotated[Model, of_registry(MODELS, "mlp")] = named_default("mlp")
     data: Annotated[Source, of_registry(DATASETS, "digits")] = named_default("digits")
@@ -267,12 +267,12 @@ class RunConfig(Section):
         if self.server.quorum is not None:
             return self.server.quorum
         least = self.participation.quorum(self.workers, self.f)
-        most = self.participation.answers(self.workers, self.f)
+        most = self.participation.round_size(self.workers, self.f)
         return next((quorum for quorum in range(least, most) if self._keeps(quorum)), max(least, most))
 
     def _keeps(self, quorum: int) -> bool:
         """Whether the condition of the rule holds for all numbers of rows that this quorum allows."""
-        rows = self.participation.rows(self.workers, quorum)
+        rows = self.participation.row_counts(self.workers, self.f, quorum)
         return all(self.aggregator.requires(n, self.f) is None for n in rows)
 
     def resolved(self) -> dict[str, Any]:

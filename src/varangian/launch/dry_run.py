@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from varangian.config import RunConfig
 from varangian.config.build import task
-from varangian.launch import participation_parts
 from varangian.launch.identities import make_identities, uses_tls
 from varangian.launch.memory_budget import available_memory
 from varangian.launch.result import RunError
@@ -62,7 +61,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
                 raise RunError(refusal)
             worked.append(account.sentence)
         with tried("participation"):
-            if plan := participation_parts.plan(config, worker_compute.layout.numel):
+            if plan := config.participation.latest_plan(config.workers, worker_compute.layout.numel):
                 plan.check_room()
                 worked.append(plan.sentence())
     for path, trial in _TRIALS:

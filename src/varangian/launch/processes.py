@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 
-from varangian.aggregators.graphs.turns import cycle
 from varangian.config import RunConfig
 from varangian.launch import Note
 from varangian.launch.child import ChildSpec
@@ -26,9 +25,6 @@ from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.observability.record import Observe
-from varangian.server.participation.selection import NeighbourhoodSelection
-from varangian.server.protocol.state import RunPolicy
-from varangian.server.protocol.synchronous import RoundPolicy
 from varangian.server.rows.latest_store import NoRoom
 from varangian.server.transport.grpc_server import ListenError, probe
 from varangian.worker.transport.tls import Proof
@@ -138,8 +134,10 @@ async def _watch_workers(
         gone.update(workers)
         if left < policy.quorum:
             session.stop.because(f"only {left} workers are left, and the quorum is {policy.quorum}")
-        elif orphaned := _orphaned(policy, gone):
-            session.stop.because(orphaned)
+        elif policy.shortfall == "wait" and (
+            reason := session.config.participation.lost_quorum(policy.workers, gone, policy.quorum)
+        ):
+            session.stop.because(reason)
 
     posts = _posts(session, proofs, await address)
     try:
@@ -159,19 +157,6 @@ def last_words(log: Path, workers: Sequence[str]) -> str:
     said = [line for line in lines if any(worker in line for worker in workers)]
     # Without time, process and logger, which stand before the sentence.
     return PREFIX.sub("", said[-1])[:LONGEST] if said else ""
-
-
-def _orphaned(policy: RoundPolicy, gone: Set[str]) -> str:
-    """Why the rounds of a neighbourhood would wait for ever; empty when none would."""
-    choice = policy.choice if isinstance(policy, RunPolicy) else None
-    if not isinstance(choice, NeighbourhoodSelection) or policy.shortfall != "wait":
-        return ""
-    for round in range(cycle(choice.graph, len(policy.workers))):
-        members = choice.members(policy.workers, round)
-        there, quorum = len(set(members) - gone), min(policy.quorum, len(members))
-        if there < quorum:
-            return f"only {there} workers are left of {', '.join(members)}, and their quorum is {quorum}"
-    return ""
 
 
 def _posts(session: ServerRun, proofs: Mapping[str, Proof], address: str) -> list[ChildSpec]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from varangian.config import RunConfig
-from varangian.config.build import learner, machine, optimizer, task
-from varangian.launch import Note, participation_parts
+from varangian.config.build import learner, machine, optimizer, task, worker_names
+from varangian.launch import Note
 from varangian.launch.event_loop import SIGNALS, interruptible
 from varangian.launch.memory_budget import MemoryBudget, available_memory
 from varangian.launch.output.run_folder import RunFolder
@@ -84,7 +84,9 @@ class ServerRun:
         if refusal := account.refusal(available_memory()) or check_descriptors(config):
             raise RunError(refusal)
         try:
-            row_source = participation_parts.row_source(config, worker_compute.layout.numel, warn)
+            row_source = config.participation.row_source(
+                worker_names(config), worker_compute.layout.numel, warn
+            )
         except OSError as error:
             raise RunError(str(error)) from error
         built = learner(config, initial)
@@ -112,7 +114,7 @@ class ServerRun:
     @property
     def storage(self) -> tuple[str, ...]:
         """Of what is kept beyond a round."""
-        plan = participation_parts.plan(self.config, self.worker_compute.layout.numel)
+        plan = self.config.participation.latest_plan(self.config.workers, self.worker_compute.layout.numel)
         return () if plan is None else (plan.sentence(),)
 
     def coordinator(self, clock: Clock = MONOTONIC) -> Coordinator:
@@ -124,10 +126,10 @@ class ServerRun:
             observe=self._record,
             clock=clock,
             threads=self.config.server.threads,
-            rows=participation_parts.rows(self.config),
+            rows=self.config.participation.row_dtype(self.config.server.rows),
             window=is_windowed(self.config),
             row_source=self.row_source,
-            seats=participation_parts.seats(self.config),
+            seats=self.config.participation.row_slots(self.config.workers, self.config.f),
         )
 
     def evaluate(self, parameters: Tensor) -> Scores:
@@ -247,12 +249,12 @@ def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBud
         config.workers,
         d,
         optimizer(config),
-        rows=participation_parts.rows(config),
+        rows=config.participation.row_dtype(config.server.rows),
         average=config.ema is not None,
         columns=window_columns(d) if is_windowed(config) else None,
-        seats=participation_parts.seats(config),
-        more=participation_parts.more(config),
-        latest=participation_parts.plan(config, d),
+        seats=config.participation.row_slots(config.workers, config.f),
+        more=config.participation.extra_vectors(config.workers),
+        latest=config.participation.latest_plan(config.workers, d),
         lane=config.server.data_port is not None,
         evaluation=worker_compute.evaluation_bytes,
         rest=worker_compute.state_bytes - 4 * d,

@@ -14,7 +14,8 @@ from varangian.aggregators import Aggregator, Mean
 from varangian.aggregators.graphs import Complete, Exponential, Graph, OnePeer, Ring
 from varangian.aggregators.graphs.base import Links
 from varangian.aggregators.graphs.links import Static
-from varangian.server.participation.selection import Everyone, NeighbourhoodSelection
+from varangian.server.participation.asap import NeighbourhoodSelection
+from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import (
     Close,
     Committed,

@@ -14,13 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.extent import examples
 
 from varangian.aggregators.graphs import OnePeer, Ring
-from varangian.server.participation.selection import (
-    BufferSelection,
-    Everyone,
-    LongestAbsent,
-    NeighbourhoodSelection,
-)
+from varangian.server.participation.asap import NeighbourhoodSelection
+from varangian.server.participation.asynchronous import BufferSelection
+from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
+from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import (
     Absent,
     Accept,

@@ -20,15 +20,11 @@ from varangian.aggregators.graphs import (
     RandomRegular,
     Ring,
 )
-from varangian.server.participation.selection import (
-    BufferSelection,
-    Everyone,
-    LongestAbsent,
-    NeighbourhoodSelection,
-    longest_absent,
-    staleness_bound,
-)
+from varangian.server.participation.asap import NeighbourhoodSelection
+from varangian.server.participation.asynchronous import BufferSelection
+from varangian.server.participation.selection import LongestAbsent, longest_absent
 from varangian.server.participation.staleness import Polynomial
+from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.decisions import Verdict
 from varangian.server.protocol.events import (
     Absent,
@@ -635,6 +631,11 @@ def availability(draw: st.DrawFn) -> tuple[int, int, int, list[list[int]]]:
         absent = [0 if i in here else absent[i] + 1 for i in range(n)]
         rounds.append(here)
     return n, k, every, rounds
+
+
+def staleness_bound(n: int, k: int, every: int) -> int:
+    """Lemma 1: rounds since the last participation, if each is there once in `every` rounds in a row."""
+    return -(-n // k) * every - 1
 
 
 @settings(deadline=None, max_examples=examples(80))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from tests.extent import examples
 
-from varangian.server.participation.selection import Everyone
+from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.events import (
     Committed,

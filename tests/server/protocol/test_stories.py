@@ -31,7 +31,9 @@ from pathlib import Path
 import pytest
 
 from varangian.aggregators.graphs import GRAPHS
-from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
+from varangian.server.participation.asap import NeighbourhoodSelection
+from varangian.server.participation.asynchronous import BufferSelection
+from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol import events
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting

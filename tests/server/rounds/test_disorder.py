@@ -14,7 +14,9 @@ from torch import Tensor
 from varangian.aggregators import Aggregator, Mean
 from varangian.aggregators.graphs import Exponential
 from varangian.protos.encoding import payload_digest
-from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
+from varangian.server.participation.asap import NeighbourhoodSelection
+from varangian.server.participation.asynchronous import BufferSelection
+from varangian.server.participation.selection import LongestAbsent
 from varangian.server.protocol.events import Close
 from varangian.server.protocol.machine import ParticipationMachine
 from varangian.server.protocol.state import RunPolicy

@@ -17,7 +17,9 @@ from varangian.aggregators import Aggregator, Krum, Mean, Median, TrimmedMean
 from varangian.aggregators.graphs import Ring
 from varangian.protos.encoding import payload_digest
 from varangian.server.observability.record import RoundRecord
-from varangian.server.participation.selection import BufferSelection, LongestAbsent, NeighbourhoodSelection
+from varangian.server.participation.asap import NeighbourhoodSelection
+from varangian.server.participation.asynchronous import BufferSelection
+from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol.events import Close, Refusal, Skip
 from varangian.server.protocol.machine import ParticipationMachine

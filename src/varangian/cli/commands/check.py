@@ -9,7 +9,6 @@ import sys
 from varangian.cli.main import OK, USAGE
 from varangian.config import RunConfig, advice, load
 from varangian.config.yaml_text import dump
-from varangian.server.participation import FedLaAvg, Sync
 
 STATIC = "# not tried: data, model, device, memory, output folder and ports (leave out --static)"
 
@@ -48,14 +47,5 @@ def _rehearsed(config: RunConfig) -> int:
 
 def verdict(config: RunConfig) -> str:
     """What holds, as a sentence; `load` has refused a rule whose condition fails."""
-    n, may = config.workers, f"of which f = {config.f} may be Byzantine"
-    match config.participation:
-        case Sync():
-            spare = n - config.quorum
-            rows = f"a quorum of {config.quorum} of {n} workers, {may}; "
-            rows += f"a round can do without {spare}" if spare else "every round waits for all of them"
-        case FedLaAvg():
-            rows = f"the latest vectors of {n} workers, {may}"
-        case way:
-            rows = f"{way.rows(n, config.quorum)[0]} vectors, the fewest that make a round, {may}"
+    rows = config.participation.sentence(config.workers, config.f, config.quorum)
     return f"ok: what the rule asks for is met by {rows}."

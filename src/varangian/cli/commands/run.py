@@ -12,7 +12,7 @@ from varangian.cli.views.progress import progress
 from varangian.config import RunConfig, advice, load
 from varangian.config.build import byzantine_names
 from varangian.launch import RunError, RunResult, run
-from varangian.server.participation import PARTICIPATION, Sync
+from varangian.server.participation import DEFAULT, PARTICIPATION
 
 SIGNALLED = 128
 CODES = {"finished": OK, "failed": FAILED, "interrupted": INTERRUPTED}
@@ -34,7 +34,7 @@ def watched(config: RunConfig, view: str) -> RunResult:
     """Carry a run out and show it."""
     try:
         with progress(view, config.rounds, byzantine_names(config)) as shown:
-            if not isinstance(config.participation, Sync):
+            if PARTICIPATION.name(config.participation) != DEFAULT:
                 shown.note(f"participation: {taking_part(config)}")
             result = run(config, observe=shown.round, note=shown.note)
         shown.finish(result)

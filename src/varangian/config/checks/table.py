@@ -11,11 +11,11 @@ from varangian.config.build import optimizer
 from varangian.config.checks.availability import check_attendance, check_delays, check_mimic_attendance
 from varangian.config.checks.rounds import (
     check_answers,
-    check_deltas,
     check_guarantee,
-    check_latest_place,
+    check_machine,
     check_mimic_momentum,
     check_participation,
+    check_vectors,
     check_window,
 )
 from varangian.config.tree import RunConfig
@@ -164,8 +164,8 @@ def _more_than_declared(config: RunConfig) -> str:
 CHECKS = (
     Check(frozenset({"workers", "f", "server", "participation"}), check_answers),
     Check(frozenset({"workers", "f", "server", "participation"}), check_participation),
-    Check(frozenset({"aggregator", "participation", "wire", "server"}), check_deltas),
-    Check(frozenset({"participation"}), check_latest_place, whole=True),
+    Check(frozenset({"aggregator", "participation", "wire", "server"}), check_vectors),
+    Check(frozenset({"participation"}), check_machine, whole=True),
     Check(frozenset({"workers", "byzantine"}), _attackers),
     Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),
     Check(frozenset({"workers", "byzantine"}), _mounted),

@@ -45,7 +45,7 @@ from varangian.launch.output.queued_writer import Warn, complain
 from varangian.launch.result import RunError, RunResult
 from varangian.paths import user_path
 from varangian.server.observability.record import RoundRecord
-from varangian.server.participation import Sync
+from varangian.server.participation import DEFAULT
 
 BEFORE, AFTER = ("round", "time", "lr", "train_loss", "loss"), ("update_norm", "seconds")
 """Columns before and after the metrics of the run."""
@@ -237,8 +237,8 @@ class RunFolder:
 def short_name(config: RunConfig) -> str:
     """`nnm-krum-alie`: what distinguishes this run from its neighbours, safe as a file name."""
     spec = config.resolved()
-    way = [] if isinstance(config.participation, Sync) else [*spec["participation"]]
-    parts = [*way, *_names(spec["aggregator"]), *_names(spec["byzantine"]["attack"])]
+    participation = [name for name in spec["participation"] if name != DEFAULT]
+    parts = [*participation, *_names(spec["aggregator"]), *_names(spec["byzantine"]["attack"])]
     return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join(parts))[:60]
 
 
