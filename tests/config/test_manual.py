@@ -13,7 +13,7 @@ from varangian.server.participation import PARTICIPATION
 from varangian.server.participation.staleness import STALENESS
 from varangian.server.protocol.events import Refusal
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "PARTICIPATION.md").read_text("utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "concepts" / "participation.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"\n## `(\w+)`\n(.*?)(?=\n## )", DOCUMENT, re.DOTALL))
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCUMENT, re.DOTALL)
 RUNS = [
