@@ -15,7 +15,6 @@ import torch
 
 from varangian.aggregators import aggregator_from
 from varangian.config import build, load
-from varangian.launch import participation_parts
 from varangian.launch.memory_budget import MemoryBudget
 from varangian.protos.layout import Layout
 from varangian.server.app import serve
@@ -66,11 +65,17 @@ def configured(args, settings):
     config = load(None, [f"workers={args.workers}", f"f={args.f}", f"rounds={args.rounds}", *settings])
     learner = build.learner(config, torch.zeros(args.numel))
     more = {
-        "row_source": participation_parts.row_source(config, args.numel, logging.warning),
-        "seats": participation_parts.seats(config),
+        "row_source": config.participation.row_source(
+            build.worker_names(config), args.numel, logging.warning
+        ),
+        "seats": config.participation.row_slots(config.workers, config.f),
     }
     return Coordinator(
-        build.machine(config), learner, rows=participation_parts.rows(config), **more, **OBSERVED
+        build.machine(config),
+        learner,
+        rows=config.participation.row_dtype(config.server.rows),
+        **more,
+        **OBSERVED,
     )
 
 
