@@ -40,6 +40,8 @@ from varangian.aggregators.rows import Rows, RowsError, tensor_of
 
 CONVEX = 1 + 1e-9
 """Sum of the magnitudes of coefficients up to which a sum of finite rows is finite."""
+WIDENED = 1 << 18
+"""Columns of narrow rows that are widened at once."""
 _UNUSED = torch.Generator()
 """For rules without a mixing, of which none is random."""
 
@@ -131,7 +133,7 @@ class Aggregator:
         *,
         faults: int = 0,
         measured: Callable[[], Tensor] | None = None,
-        ready: Callable[[Columnwise | Tensor], Tensor | None] | None = None,
+        into: Tensor | None = None,
     ) -> Aggregate:
         """Aggregate n flat vectors.
 
@@ -143,10 +145,10 @@ class Aggregator:
                 torch's own, so that every call draws anew, and `torch.manual_seed` makes it come again.
             faults: rows of provably Byzantine workers that the caller has removed already; like the
                 rows that are dropped here, each spends one of the f.
-            measured: what `GramAccumulator.products` is for these rows and this reference, taken while they
-                arrived; asked only if a rule needs it and while no row is dropped.
-            ready: the vector for a rule that goes by columns, or for coefficients of (x_1, ..., x_n, r), if
-                it was made of these very rows while they arrived; None where it was not. Asked alike.
+            measured: what `GramAccumulator.products` is for these rows and this reference, measured
+                elsewhere; asked only if a rule needs it and while no row is dropped.
+            into: memory (d,) for the update, which is then of its type; it is left alone where rows are
+                wider than it, or are dropped.
 
         Raises:
             RowsError: the rows are not n flat vectors of one kind, or the reference does not fit them.
@@ -157,7 +159,8 @@ class Aggregator:
         before = rng.get_state() if self.mix else None
         # Nothing but columns is looked at, by what kernels know by its description.
         described = not self.mix and is_ordered(self.rule) and not is_selecting(self.rule)
-        for survivors in _attempts(Rows.of(rows), reference, self.backend, described, (measured, ready)):
+        given = _Given(measured, into, self.backend)
+        for survivors in _attempts(Rows.of(rows), reference, described, given):
             if before is not None:
                 rng.set_state(before)
             try:
@@ -205,8 +208,51 @@ class Aggregator:
         return now
 
 
-Early: TypeAlias = tuple[Callable[[], Tensor] | None, Callable[[Columnwise | Tensor], Tensor | None] | None]
-"""What was done while the rows arrived: `measured` and `ready` of `Aggregator.__call__`."""
+How: TypeAlias = Columnwise | Tensor
+"""How columns of the rows become the update's: by a rule, or by coefficients of (x_1, ..., x_n, r)."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What the caller of an `Aggregator` has for exactly its rows, of which none is dropped."""
+
+    measured: Callable[[], Tensor] | None = None
+    into: Tensor | None = None
+    backend: str | None = None
+    """Kernels to insist on."""
+
+    def update(self, how: How, rows: Rows, reference: Tensor | None) -> Tensor | None:
+        """The update in the memory that is there for it; None where it does not fit there."""
+        vector = self.into
+        if vector is None or torch.promote_types(vector.dtype, rows.dtype) != vector.dtype:
+            return None
+        # Rows that have to be widened are so a few columns at a time.
+        width = rows.d if rows.dtype == vector.dtype else WIDENED
+        for start in range(0, rows.d, width):
+            part = rows.columns(start, min(start + width, rows.d))
+            reduce_columns(how, part, reference, self.backend, vector, start)
+        return vector
+
+
+def reduce_columns(
+    how: How, block: Rows, reference: Tensor | None, name: str | None, vector: Tensor, start: int
+) -> None:
+    """Columns of the update, from the same columns of the rows, which begin at `start`.
+
+    Rows that are narrower than the vector are widened first: a mean of them needs more than they have.
+
+    Raises:
+        NotFinite: not by the kernels of this name, or by the fastest.
+    """
+    if block.dtype != vector.dtype:
+        block = Rows(tuple(row.to(vector.dtype) for row in block.vectors))
+    backend, stop = backend_for(block, name), start + block.d
+    if isinstance(how, Tensor):
+        part = None if reference is None else reference[start:stop]
+        backend.combine(how[None], block, part, vector[None, start:stop])
+        return
+    by = how.order(len(block)) if is_ordered(how) else how.columnwise
+    vector[start:stop] = backend.columnwise(by, None, block, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,24 +265,19 @@ class _Survivors:
     n: int
     kept: list[int]
     dropped: tuple[int, ...]
-    early: Early = (None, None)
+    given: _Given = _Given()
 
     def gram(self, rule: Part) -> Gram:
         if getattr(rule, "from_origin", False):
             return Gram.from_origin(self.rows, self.reference)
-        measured, _ = self.early
-        if measured is not None:
-            return Gram.about(measured, len(self.rows), precision_of(self.rows))
+        if self.given.measured is not None:
+            return Gram.about(self.given.measured, len(self.rows), precision_of(self.rows))
         return Gram.of(self.rows, self.reference, self.backend)
 
-    def ready(self, how: Columnwise | Tensor) -> Tensor | None:
-        _, ready = self.early
-        return None if ready is None else ready(how)
-
     def reduced(self, rule: Columnwise, coords: Tensor | None) -> Aggregate:
-        if coords is None and (vector := self.ready(rule)) is not None:
-            return Aggregate(vector, None, self.dropped)
         rows = self.rows
+        if coords is None and (vector := self.given.update(rule, rows, self.reference)) is not None:
+            return Aggregate(vector, None, self.dropped)
         if coords is not None and (chosen := _chosen(coords)):  # then nothing need be multiplied
             rows, coords = Rows(tuple(rows.vectors[i] for i in chosen)), None
         points = len(rows) if coords is None else len(coords)
@@ -247,7 +288,7 @@ class _Survivors:
     def weighted(self, rule: Weighting, gram: Gram) -> Aggregate:
         place = gram.combination(rule(gram))
         coords = on_rows(place)
-        vector = self.ready(coords)
+        vector = self.given.update(coords, self.rows, self.reference)
         if vector is None:
             vector = self._combined(rule, coords)
         said = rule.explain(gram) if is_explained(rule) else {}
@@ -290,23 +331,21 @@ class _Survivors:
         return out
 
 
-def _attempts(
-    rows: Rows, reference: Tensor | None, backend: str | None, described: bool, early: Early
-) -> Iterator[_Survivors]:
+def _attempts(rows: Rows, reference: Tensor | None, described: bool, given: _Given) -> Iterator[_Survivors]:
     """All rows, unscreened, where the kernels notice what they should not be given; then the sound ones.
 
     Almost every round is sound, and a screening would read all rows once more.
     """
-    chosen, reference = backend_for(rows, backend), _checked(reference, rows)
+    chosen, reference = backend_for(rows, given.backend), _checked(reference, rows)
     trusted = unscreened(chosen, rows, described)
     if trusted:
-        yield _Survivors(rows, reference, chosen, len(rows), [*range(len(rows))], (), early)
+        yield _Survivors(rows, reference, chosen, len(rows), [*range(len(rows))], (), given)
     sound = _screened(rows, reference, chosen)
     if not trusted and sound.rows is rows:
-        sound = replace(sound, early=early)
+        sound = replace(sound, given=given)
     yield sound
-    sound = replace(sound, early=(None, None))
-    if backend is None:
+    sound = replace(sound, given=_Given())
+    if given.backend is None:
         yield replace(sound, backend=after(chosen, sound.rows))
 
 

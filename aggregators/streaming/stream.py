@@ -1,7 +1,7 @@
-"""An update from rows that are seen once, block by block, and then forgotten.
+"""The update from rows that are seen once, block by block, and then forgotten.
 
-Only for what is known of an update before the rows are: sorted columns, and weighted sums whose weights
-depend on nothing but the number of rows.
+Only for rules of which it is known beforehand what becomes of a column: sorted columns, and weighted sums
+whose weights depend on nothing but the number of rows.
 
 n  rows     d  columns
 """
@@ -9,20 +9,35 @@ n  rows     d  columns
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from varangian.aggregators.base import Aggregate, AggregationError
-from varangian.aggregators.kernels import NotFinite, after, backend_for
-from varangian.aggregators.pipeline import Aggregator
+from varangian.aggregators.base import (
+    Aggregate,
+    AggregationError,
+    Weighting,
+    is_columnwise,
+    is_selecting,
+)
+from varangian.aggregators.gram import Gram
+from varangian.aggregators.kernels import NotFinite, accumulate, after, backend_for
+from varangian.aggregators.pipeline import Aggregator, How, on_rows, reduce_columns
 from varangian.aggregators.rows import Rows
-from varangian.aggregators.streaming.early import known, reduce, same
+
+SLICES = 4
+"""Slices in a block: so many that starting one costs nothing, so few that its rows stay small."""
+
+
+def block_columns() -> int:
+    """Columns of a block that is worth a call."""
+    return SLICES * accumulate.SLICE
 
 
 def streams(aggregator: Aggregator, n: int) -> bool:
     """Whether the aggregator needs no row of n twice."""
-    return known(aggregator, n, 0) is not None
+    return _reduction(aggregator, n, 0) is not None
 
 
 class Stream:
@@ -49,14 +64,14 @@ class Stream:
     ) -> None:
         self._aggregator = aggregator
         self._reference = reference
-        self._how = known(aggregator, n, faults)
+        self._how = _reduction(aggregator, n, faults)
         self._vector = torch.empty(d) if into is None else into
         self._columns = 0
 
     def holds(self, n: int, faults: int) -> bool:
         """Whether the same is to become of n rows when so many are gone."""
-        how = known(self._aggregator, n, faults)
-        return how is not None and self._how is not None and same(how, self._how)
+        how = _reduction(self._aggregator, n, faults)
+        return how is not None and self._how is not None and _same(how, self._how)
 
     def advance(self, block: Sequence[Tensor], start: int) -> None:
         """The columns from `start` on of all rows, in their order."""
@@ -64,11 +79,11 @@ class Stream:
             return
         part, name = Rows.of(block), self._aggregator.backend
         try:
-            reduce(self._how, part, self._reference, name, self._vector, start)
+            reduce_columns(self._how, part, self._reference, name, self._vector, start)
         except NotFinite:
             # Sums of finite numbers overflowed in these kernels; others have room for them.
             other = after(backend_for(part, name), part).NAME
-            reduce(self._how, part, self._reference, other, self._vector, start)
+            reduce_columns(self._how, part, self._reference, other, self._vector, start)
         self._columns = start + part.d
 
     def finish(self, n: int, faults: int) -> Aggregate:
@@ -83,3 +98,35 @@ class Stream:
         if isinstance(self._how, Tensor):
             return Aggregate(self._vector, self._how[:-1].double(), (), float(self._how[-1]))
         return Aggregate(self._vector, None, ())
+
+
+def _reduction(aggregator: Aggregator, n: int, faults: int) -> How | None:
+    """What becomes of the columns of n rows if that is known before the rows are; else None."""
+    try:
+        now = aggregator.among(range(n), faults)
+    except AggregationError:
+        return None
+    if now.mix or is_selecting(now.rule):
+        return None
+    if is_columnwise(now.rule):
+        return now.rule
+    gram = Gram.about(_refuse_to_measure, n)
+    try:
+        return on_rows(gram.combination(cast("Weighting", now.rule)(gram)))
+    except _DependsOnRows:
+        return None
+
+
+class _DependsOnRows(Exception):
+    """The weights depend on the rows."""
+
+
+def _refuse_to_measure() -> Tensor:
+    raise _DependsOnRows
+
+
+def _same(a: How, b: How) -> bool:
+    """Whether both make the same of the same columns."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    return a == b

@@ -51,10 +51,9 @@ from varangian.server.protocol.events import (
 from varangian.server.protocol.synchronous import RoundMachine
 from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 from varangian.server.rounds.executor import ComputeThread
-from varangian.server.rounds.overlap import EarlyAggregation
 from varangian.server.rounds.pulls import Pulls
 from varangian.server.rounds.windowed import WindowedRounds, WindowListener
-from varangian.server.rows.slot import NOT_FINITE, Overtaken, RowStore, Slot
+from varangian.server.rows.slot import NOT_FINITE, Overtaken, Slot
 from varangian.server.rows.source import Pushed, RowSource
 from varangian.server.rows.storage import LentRows
 from varangian.server.training.learner import Learner
@@ -113,18 +112,14 @@ class Coordinator:
             learner, row_source, rounds, evaluate, evaluate_every, executor, threads
         )
         self._d = learner.parameters.numel()
-        self._intake: EarlyAggregation | WindowedRounds | LentRows
-        if not isinstance(machine, RoundMachine):
-            places = seats or len(machine.policy.workers)
-            self._intake = LentRows(places, self._d, rows, self._standing, self._needed)
-        elif window:
+        self._intake: WindowedRounds | LentRows
+        if window and isinstance(machine, RoundMachine):
             report = WindowListener(self._standing, self._settled, self._failed)
             self._intake = WindowedRounds(machine, learner, self._compute_thread.run, clock, report, rows)
         else:
-            store = RowStore(machine.policy.workers, self._d, rows)
-            self._intake = EarlyAggregation(
-                machine, learner, store, self._compute_thread.run, self._standing
-            )
+            places = seats or len(machine.policy.workers)
+            self._intake = LentRows(places, self._d, rows, self._standing, self._needed)
+        self._remembers = row_source.remembers
         self._slots: dict[Worker, Slot] = {}
         self._refusals = Counter[str]()
         self._work = asyncio.Queue[Work]()
@@ -255,7 +250,7 @@ class Coordinator:
                     log.debug("%s: %r", refusal.name, event)
                 case Close() | Skip() | Finish():
                     self._work.put_nowait(effect)
-                    if isinstance(effect, Skip):
+                    if isinstance(effect, Skip) and self._remembers:
                         self._intake.pin(effect.workers)
                 case Forget(worker):
                     self._intake.withdrawn(worker)
@@ -325,9 +320,10 @@ class Coordinator:
     async def _commit(self, close: Close) -> None:
         log.debug("%s", close.because)
         try:
-            begun = await self._intake.claimed()
+            windowed = self._intake if isinstance(self._intake, WindowedRounds) else None
+            aggregation = await windowed.aggregation(close) if windowed else None
             rows = self._intake.rows(close.workers)
-            record, parameters = await self._compute_thread.advance(close, rows, begun)
+            record, parameters = await self._compute_thread.advance(close, rows, aggregation)
         except AggregationError as error:
             self._handle(Skipped(close.round, f"round {close.round}: {error}", self._now()))
             return

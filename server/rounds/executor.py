@@ -21,8 +21,7 @@ from varangian.server.observability.record import (
 from varangian.server.observability.status import Snapshot
 from varangian.server.protocol.events import Close, Seconds, Skip
 from varangian.server.rows.source import RowSource
-from varangian.server.training.learner import Learner
-from varangian.server.training.partial import Finished
+from varangian.server.training.learner import Aggregation, Learner
 
 T = TypeVar("T")
 
@@ -64,7 +63,7 @@ class ComputeThread:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     async def advance(
-        self, close: Close, rows: Mapping[str, Tensor], begun: Finished | None
+        self, close: Close, rows: Mapping[str, Tensor], aggregation: Aggregation | None
     ) -> tuple[RoundRecord, Snapshot]:
         """The record of a round, and the parameters after it.
 
@@ -73,9 +72,15 @@ class ComputeThread:
 
         def step() -> tuple[RoundRecord, Snapshot]:
             self._given = close.round
-            given = self._row_source.given(close, rows, self._learner)
+            given = self._row_source.step_input(close, rows)
             done = self._learner.step(
-                close.round, given.rows, close.faults, given.begun or begun, fresh=given.fresh
+                close.round,
+                given.rows,
+                close.faults,
+                mix=given.mix,
+                measure=given.measure,
+                aggregation=given.aggregation or aggregation,
+                fresh=given.fresh,
             )
             evaluation, seconds = self._evaluation(close.round)
             seconds["wait"] = close.waited
@@ -99,7 +104,7 @@ class ComputeThread:
         """What a round without an update leaves: an evaluation, if it is due."""
 
         def passed() -> Evaluation | None:
-            self._row_source.skipped(skip, {} if self._given == skip.round else rows)
+            self._row_source.skip(skip, {} if self._given == skip.round else rows)
             evaluation, _ = self._evaluation(skip.round)
             return evaluation
 

@@ -10,16 +10,16 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from varangian.aggregators.streaming.incremental import block
+from varangian.aggregators import Aggregate, AggregationError
+from varangian.aggregators.streaming.stream import Stream, block_columns
 from varangian.protos.encoding import FLOAT32, Dtype
-from varangian.server.protocol.events import Phase, Refusal, Seconds, Worker
+from varangian.server.protocol.events import Close, Phase, Refusal, Seconds, Worker
 from varangian.server.protocol.roll_call import passed_over
 from varangian.server.protocol.synchronous import RoundMachine
 from varangian.server.protocol.window import Window
 from varangian.server.rounds.clock import Alarm, Clock
 from varangian.server.rows.slot import Overtaken, RowStore, Slot
-from varangian.server.training.learner import Learner
-from varangian.server.training.partial import WindowedAggregate
+from varangian.server.training.learner import Aggregation, Learner
 
 InThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
 
@@ -31,7 +31,7 @@ LONGEST: Seconds = 15.0
 
 def window_columns(d: int) -> int:
     """Columns of each row that are kept, of d."""
-    size = block()
+    size = block_columns()
     return min(BLOCKS * size, -(-d // size) * size)
 
 
@@ -45,6 +45,17 @@ class WindowListener:
     """All of these count; or why none does."""
     failed: Callable[[Exception], None]
     """Nothing can go on."""
+
+
+@dataclass(frozen=True)
+class _Update:
+    """An update of which some blocks of columns may be done."""
+
+    stream: Stream
+    workers: tuple[Worker, ...]
+    """Whose rows it is made of, sorted."""
+    attempt: int
+    """At the round: another one has nothing to do with it."""
 
 
 class WindowedRounds:
@@ -73,14 +84,14 @@ class WindowedRounds:
         self._in_thread = in_thread
         self._clock = clock
         self._report = report
-        self._d, self._block = learner.parameters.numel(), learner.block
+        self._d, self._block = learner.parameters.numel(), block_columns()
         self._store = RowStore(machine.policy.workers, window_columns(self._d), rows)
         patience = min(machine.policy.deadline / 4, LONGEST)
         self._window = Window(machine.policy, self._d, self._block, BLOCKS, patience)
         self._attempts: dict[Slot, int] = {}
         self._slots: dict[Worker, Slot] = {}
         self._answers: dict[Slot, Refusal | None] = {}
-        self._flow: WindowedAggregate | None = None
+        self._update: _Update | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting = set[asyncio.Future[None]]()
         self._alarm = Alarm(clock, self.look)
@@ -179,21 +190,28 @@ class WindowedRounds:
             if not reader.done():
                 reader.set_result(None)
 
-    async def claimed(self) -> WindowedAggregate | None:
-        """The update of the round that has closed."""
+    async def aggregation(self, close: Close) -> Aggregation:
+        """Makes the update of the round that has closed, of blocks that are all done by now."""
         if self._task is not None:
             await self._task
-        return self._flow
+        update = self._update
+
+        def finish() -> Aggregate:
+            if update is None or update.workers != tuple(sorted(close.workers)):
+                raise AggregationError("Columns were forgotten before it was known whose rows count.")
+            return update.stream.finish(len(close.workers), len(close.faults))
+
+        return finish
 
     def _follow(self) -> None:
         """What the machine has done meanwhile."""
         state, window = self._machine.state, self._window
         if state.phase is Phase.OPEN and state.round != window.round:
             window.begin(state.round)
-            self._slots, self._flow = {}, None
+            self._slots, self._update = {}, None
         if state.faults.keys() != window.faulty and not window.settled and state.round == window.round:
             window.proved(state.faults, self._clock.now())
-            if window.fixed and not self._begun().holds(len(window.columns), len(window.faulty)):
+            if window.fixed and not self._begun().stream.holds(len(window.columns), len(window.faulty)):
                 window.restart(frozenset(), self._clock.now())
         aside = state.declined.keys() | state.absent | state.revoked.keys()
         aside |= passed_over(self._machine.policy, state)
@@ -208,22 +226,24 @@ class WindowedRounds:
             del self._attempts[slot]
             self._answers[slot] = refusal
 
-    def _begun(self) -> WindowedAggregate:
+    def _begun(self) -> _Update:
         """The update in the making, of this attempt."""
         window = self._window
-        if self._flow is None or self._flow.attempt != window.attempt:
-            self._flow = self._learner.flow(window.columns, len(window.faulty), window.attempt)
-        return self._flow
+        if self._update is None or self._update.attempt != window.attempt:
+            workers = tuple(sorted(window.columns))
+            stream = self._learner.stream(len(workers), len(window.faulty))
+            self._update = _Update(stream, workers, window.attempt)
+        return self._update
 
     async def _work(self) -> None:
         window = self._window
         while window.ready > window.base:
             attempt, start = window.attempt, window.base
             stop = min(start + self._block, self._d)
-            rows, at = self._store.rows(window.columns), start % len(self._store)
-            part = {worker: row[at : at + stop - start] for worker, row in rows.items()}
+            update, at = self._begun(), start % len(self._store)
+            part = [self._store.row(worker)[at : at + stop - start] for worker in update.workers]
             try:
-                await self._in_thread(functools.partial(self._begun().advance, part, start))
+                await self._in_thread(functools.partial(update.stream.advance, part, start))
             except Exception as error:
                 self._report.failed(error)
                 return

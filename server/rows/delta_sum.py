@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch import Tensor
 from varangian.aggregators import Aggregate
 from varangian.server.protocol.events import Close, Skip, Worker
 from varangian.server.rows.source import StepInput
-from varangian.server.training.learner import Learner
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ class DeltaSum:
     over many rounds does not wear off.
     """
 
+    remembers: ClassVar[bool] = True
+
     def __init__(self, workers: Sequence[Worker], d: int) -> None:
         self._n = len(workers)
         self._mean = torch.zeros(d, dtype=torch.float64)
@@ -40,18 +42,14 @@ class DeltaSum:
         """u, (d,) in float64; that of workers which were never heard of is zero."""
         return self._mean
 
-    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> StepInput:
+    def step_input(self, close: Close, rows: Mapping[Worker, Tensor]) -> StepInput:
         """Deltas of a closed round: they count, whatever becomes of the step."""
         self._add(rows[worker] for worker in sorted(rows))
-        return StepInput(rows, self, close.ages or None)
+        return StepInput(rows, aggregation=self._aggregate, ages=close.ages or None)
 
-    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+    def skip(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
         """A round without a step; its workers were told that their deltas count."""
         self._add(rows[worker] for worker in sorted(rows))
-
-    def finish(self, rows: Mapping[str, Tensor], rng: torch.Generator, faults: int) -> Aggregate:
-        """The mean of the latest vectors of all n workers, of which `rows` are only what is new."""
-        return Aggregate(vector=self._mean.to(torch.float32), weights=None, dropped=())
 
     def forget(self, worker: Worker) -> None:
         """Its deltas are in a sum, and cannot be taken out of it."""
@@ -59,6 +57,10 @@ class DeltaSum:
 
     def close(self) -> None:
         self._mean = torch.empty(0, dtype=torch.float64)
+
+    def _aggregate(self) -> Aggregate:
+        """The mean of the latest vectors of all n workers, not only of those who have sent what is new."""
+        return Aggregate(vector=self._mean.to(torch.float32), weights=None, dropped=())
 
     def _add(self, rows: Iterable[Tensor]) -> None:
         for row in rows:

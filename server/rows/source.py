@@ -8,18 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from varangian.aggregators import Rows
+from varangian.aggregators import Mixing, Rows
 from varangian.aggregators.mixings.scaled import Scaled
 from varangian.aggregators.streaming.updated import UpdatedGram, worthwhile
 from varangian.paths import user_path
 from varangian.server.protocol.events import Close, RollCall, Skip, Worker
 from varangian.server.rows.latest_store import Kept, LatestStore, NoRoom
-from varangian.server.training.learner import Learner
-from varangian.server.training.partial import Finished
+from varangian.server.training.learner import Aggregation, Measure
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +29,12 @@ class StepInput:
 
     rows: Mapping[Worker, Tensor]
     """(d,) each; of the workers whose names the record speaks of."""
-    begun: Finished | None = None
-    """Makes the aggregate of them; None where the learner does so by itself."""
+    mix: tuple[Mixing, ...] = ()
+    """Mixings of this round alone, before those of the rule."""
+    measure: Measure | None = None
+    """Measures the rows, in the order of their names, where that need not be done anew."""
+    aggregation: Aggregation | None = None
+    """Makes the update in place of the rule."""
     ages: Mapping[Worker, int] | None = None
     """How many rounds old the model was that a row was made for; None where all are of this round."""
     fresh: Collection[Worker] | None = None
@@ -39,14 +42,20 @@ class StepInput:
 
 
 class RowSource(Protocol):
-    """All of it is called in the learner's thread, one after the other."""
+    """From the vectors that were pushed for a round to the rows that the rule sees.
 
-    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner, /) -> StepInput:
+    All of it is called in the learner's thread, one after the other.
+    """
+
+    remembers: ClassVar[bool]
+    """Whether vectors of one round count in later ones, so that those of a skipped round are read too."""
+
+    def step_input(self, close: Close, rows: Mapping[Worker, Tensor], /) -> StepInput:
         """The rows of a closed round. `rows` are those that were pushed; they last for the step."""
         ...
 
-    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor], /) -> None:
-        """A round had no update. `rows` are those that were pushed for it, if they were not `given`."""
+    def skip(self, skip: Skip, rows: Mapping[Worker, Tensor], /) -> None:
+        """A round had no update. `rows` are those pushed for it, unless `step_input` had them already."""
         ...
 
     def forget(self, worker: Worker, /) -> None:
@@ -61,10 +70,12 @@ class RowSource(Protocol):
 class Pushed:
     """The rule sees what was pushed."""
 
-    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> StepInput:
+    remembers: ClassVar[bool] = False
+
+    def step_input(self, close: Close, rows: Mapping[Worker, Tensor]) -> StepInput:
         return StepInput(rows, ages=close.ages or None)
 
-    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+    def skip(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
         """Nothing is kept."""
 
     def forget(self, worker: Worker) -> None:
@@ -77,12 +88,11 @@ class Pushed:
 class WeightedByAge(Pushed):
     """What was pushed, each row times what it counts at its age, before anything else looks at it."""
 
-    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> StepInput:
+    def step_input(self, close: Close, rows: Mapping[Worker, Tensor]) -> StepInput:
         factors = tuple(close.factors[worker] for worker in sorted(rows))
         if all(factor == 1 for factor in factors):
-            return super().given(close, rows, learner)
-        begun = learner.prepared(rows, len(close.faults), mix=(Scaled(factors),))
-        return StepInput(rows, begun, close.ages)
+            return super().step_input(close, rows)
+        return StepInput(rows, mix=(Scaled(factors),), ages=close.ages)
 
 
 @dataclass
@@ -94,6 +104,7 @@ class LatestVectors:
     counts in its own round; after it the one before counts on. `warn` is told once.
     """
 
+    remembers: ClassVar[bool] = True
     latest: LatestStore
     participants: int
     """K."""
@@ -133,17 +144,18 @@ class LatestVectors:
         latest = LatestStore(workers, d, dtype=store, folder=None if folder is None else user_path(folder))
         return cls(latest, participants, expire, warn)
 
-    def given(self, close: Close, rows: Mapping[Worker, Tensor], learner: Learner) -> StepInput:
+    def step_input(self, close: Close, rows: Mapping[Worker, Tensor]) -> StepInput:
         self._keep(close, rows)
         self._given = close.round
         latest = {**self.latest.rows(), **self._passing}
         kept = {worker: row for worker, row in latest.items() if worker not in close.faults}
-        gram = None if self._gram is None else self._gram.about(learner.reference)
-        begun = learner.prepared(self.latest.workers, len(close.faults), gram=gram)
+        measure = None
+        if self._gram is not None and len(kept) == len(self.latest.workers):
+            measure = self._gram.measure([kept[worker] for worker in self.latest.workers])
         ages = {**self.latest.ages(close.round), **dict.fromkeys(self._passing, 0)}
-        return StepInput(kept, begun, ages, fresh=frozenset(self._new))
+        return StepInput(kept, measure=measure, ages=ages, fresh=frozenset(self._new))
 
-    def skipped(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+    def skip(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
         self._keep(skip, rows)
 
     def forget(self, worker: Worker) -> None:
@@ -196,6 +208,6 @@ class _IncrementalGram:
         for worker in workers:
             self._gram.replaced(self._place[worker])
 
-    def about(self, reference: Tensor | None) -> Callable[[Sequence[Tensor]], Tensor]:
-        """Measures the rows of all workers from this point."""
-        return lambda rows: self._gram.products(Rows.of(list(rows)), reference)
+    def measure(self, rows: Sequence[Tensor]) -> Measure:
+        """Measures the rows of all workers from a point."""
+        return lambda reference: self._gram.products(Rows.of(rows), reference)

@@ -12,7 +12,6 @@ from torch import Tensor
 from varangian.protos.encoding import WIRE, Dtype
 from varangian.server.protocol.events import Refusal, Worker
 from varangian.server.rows.slot import Slot
-from varangian.server.training.partial import PartialAggregate
 
 Standing: TypeAlias = Callable[[Slot], Refusal | None]
 Needed: TypeAlias = Callable[[Worker], bool]
@@ -80,11 +79,7 @@ class LentRows:
         """As `gone`."""
 
     def look(self) -> None:
-        """There is nothing to begin early."""
-
-    async def claimed(self) -> PartialAggregate | None:
-        """Nothing was begun."""
-        return None
+        """Nothing waits for what the machine does."""
 
     def _collect(self) -> None:
         used = [worker for worker in self._lent if self._needed(worker) or worker in self._pinned]

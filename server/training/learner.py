@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from varangian.aggregators import Aggregate, AggregationError, Aggregator, Mixing
 from varangian.aggregators.kernels.cores import every_core
-from varangian.aggregators.streaming.incremental import Incremental, block
 from varangian.aggregators.streaming.stream import Stream
 from varangian.server.training.bounds import Bounds, norm
 from varangian.server.training.ema import Average, samples
 from varangian.server.training.optimizer import Sgd, Stepper
 from varangian.server.training.parameters import ParameterVersions
-from varangian.server.training.partial import Finished, Measured, PartialAggregate, WindowedAggregate
 
-__all__ = ["Finished", "Learner", "PartialAggregate", "Step", "WindowedAggregate"]
+Measure: TypeAlias = Callable[[Tensor | None], Tensor]
+"""From the point to measure from to what `Aggregator.__call__` takes as `measured`, of certain rows."""
+Aggregation: TypeAlias = Callable[[], Aggregate]
+"""Makes an update in place of the rule."""
 
 
 @dataclass(frozen=True)
@@ -86,54 +88,25 @@ class Learner:
         """(d,) float32; not to be written to, nor kept beyond the next step."""
         return self._versions.current
 
-    @property
-    def block(self) -> int:
-        """Columns that are worth a start of their own."""
-        return block()
-
-    def flow(self, workers: Iterable[str], faults: int, attempt: int) -> WindowedAggregate:
-        """The next aggregate, of rows of exactly these workers; as `begin`, and in its place."""
-        names, d = tuple(sorted(workers)), self.parameters.numel()
-        work = Stream(self._aggregator, len(names), d, self.reference, faults=faults, into=self._spare)
-        return WindowedAggregate(work, names, attempt)
-
-    def begin(self, workers: Sequence[str], faults: int) -> PartialAggregate:
-        """The next aggregate, to be gone on with while rows of these workers arrive.
+    def stream(self, n: int, faults: int) -> Stream:
+        """The next update from n rows that come by blocks of columns: for `aggregation` of `step`.
 
         Args:
-            workers: everyone who may push.
-            faults: how many of them have proved faulty so far.
+            n: how many rows.
+            faults: how many workers have proved faulty so far.
         """
-        return self.prepared(workers, faults)
-
-    def prepared(
-        self,
-        workers: Iterable[str],
-        faults: int,
-        *,
-        mix: tuple[Mixing, ...] = (),
-        gram: Measured | None = None,
-    ) -> PartialAggregate:
-        """As `begin`, for a round that is unlike the others.
-
-        Args:
-            workers: everyone who may push.
-            faults: how many of them have proved faulty so far.
-            mix: mixings of this round alone, before those of the rule.
-            gram: measures the rows, where that need not be done anew.
-        """
-        names, d = tuple(sorted(workers)), self.parameters.numel()
-        rule = replace(self._aggregator, mix=(*mix, *self._aggregator.mix)) if mix else self._aggregator
-        work = Incremental(rule, len(names), d, self.reference, faults=faults, into=self._spare)
-        return PartialAggregate(work, names, gram)
+        d = self.parameters.numel()
+        return Stream(self._aggregator, n, d, self.reference, faults=faults, into=self._spare)
 
     def step(
         self,
         round: int,
         rows: Mapping[str, Tensor],
         faults: Mapping[str, str],
-        begun: Finished | None = None,
         *,
+        mix: tuple[Mixing, ...] = (),
+        measure: Measure | None = None,
+        aggregation: Aggregation | None = None,
         fresh: Collection[str] | None = None,
     ) -> Step:
         """Aggregate the rows of a round and move the parameters.
@@ -143,7 +116,9 @@ class Learner:
             rows: worker to (d,); not written to, not kept.
             faults: workers that the caller proved Byzantine in this round, and why. Each spends one of
                 the f of the rule.
-            begun: what `begin` or `flow` returned since the last step, if anything; it changes no bit.
+            mix: mixings of this round alone, before those of the rule.
+            measure: measures these rows, in the order of their names, where that need not be done anew.
+            aggregation: makes the update in place of the rule, from what it knows of the rows.
             fresh: workers whose rows no step before has seen; None for all of them.
 
         Raises:
@@ -154,9 +129,12 @@ class Learner:
         if not workers:
             raise AggregationError(f"No push of round {round} is left to aggregate.")
         start = time.perf_counter()
-        rng = torch.Generator().manual_seed(_derived(self._seed, round))
         with every_core():
-            aggregate = (begun or self.begin(workers, len(faults))).finish(rows, rng, len(faults))
+            if aggregation is not None:
+                aggregate = aggregation()
+            else:
+                vectors = [rows[worker] for worker in workers]
+                aggregate = self._aggregate(round, vectors, len(faults), mix, measure)
         length = self._checked_norm(aggregate)
         aggregated = time.perf_counter()
         lr = self._optimizer.rate(round, self._rounds)
@@ -175,6 +153,25 @@ class Learner:
     def digest(self) -> str:
         """BLAKE2b-128 of `payload`, in hexadecimal."""
         return hashlib.blake2b(self.payload(), digest_size=16).hexdigest()
+
+    def _aggregate(
+        self,
+        round: int,
+        vectors: Sequence[Tensor],
+        faults: int,
+        mix: tuple[Mixing, ...],
+        measure: Measure | None,
+    ) -> Aggregate:
+        rule = replace(self._aggregator, mix=(*mix, *self._aggregator.mix)) if mix else self._aggregator
+        reference = self.reference
+        return rule(
+            vectors,
+            reference,
+            torch.Generator().manual_seed(_derived(self._seed, round)),
+            faults=faults,
+            measured=None if measure is None else lambda: measure(reference),
+            into=self._spare,
+        )
 
     def _checked_norm(self, aggregate: Aggregate) -> float:
         vector, d = aggregate.vector, self.parameters.numel()

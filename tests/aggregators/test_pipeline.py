@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.aggregators import kit
+from tests.aggregators.kit import specs
 
 from varangian.aggregators import (
     ARC,
@@ -27,6 +28,7 @@ from varangian.aggregators import (
     SpectralFilter,
     TrimmedMean,
     aggregator_from,
+    pipeline,
 )
 from varangian.aggregators.kernels import GramAccumulator
 from varangian.aggregators.mixings.scaled import Scaled
@@ -276,3 +278,28 @@ class TestScaled:
         mixed = Aggregator(Mean(), (Scaled(factors), NNM(f=1)), f=1)(self.ROWS)
         rows = self.ROWS * torch.tensor(factors)[:, None]
         assert torch.allclose(mixed.vector, Aggregator(Mean(), (NNM(f=1),), f=1)(rows).vector)
+
+
+@pytest.mark.parametrize("name", ["median", "mean", "krum", "flag", "trimmed_mean", "nnm, flag"])
+def test_narrow_rows_make_an_update_as_wide_as_the_memory_for_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "WIDENED", 100)
+    aggregator, into = aggregator_from(specs()[name], "aggregator", f=3), torch.zeros(1003)
+    rows = torch.randn(15, 1003, generator=torch.Generator().manual_seed(5)).bfloat16()
+    found = aggregator(rows, rng=torch.Generator().manual_seed(3), into=into)
+    wanted = aggregator(rows.float(), rng=torch.Generator().manual_seed(3)).vector
+    assert found.vector.dtype == torch.float32
+    assert (found.vector - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", ["median", "mean", "krum"])
+def test_memory_for_the_update_is_used_where_it_fits(name: str) -> None:
+    aggregator, into = aggregator_from(specs()[name], "aggregator", f=3), torch.zeros(1003)
+    rows = torch.randn(15, 1003, generator=torch.Generator().manual_seed(5))
+    found = aggregator(rows, into=into)
+    assert found.vector.data_ptr() == into.data_ptr()
+    assert torch.equal(found.vector, aggregator(rows).vector)
+    assert aggregator(rows.double(), into=into).vector.dtype == torch.float64
+    rows[3, 7] = torch.nan
+    assert aggregator(rows, into=into).dropped == (3,)

@@ -20,14 +20,13 @@ from varangian.bench.wire.ways.processes import BrokenHop, Pair, Round
 from varangian.cli.main import OK, CommandError
 from varangian.launch.output.files import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 WARM_UP = 1
 GAP = "   "
 LEGEND = (
     "receive: until every worker knew that its vector had arrived, with a learner that does nothing.\n"
-    "round: until the parameters had moved, the aggregation begun while vectors arrive. after: the same,\n"
-    "begun when all are there. x: ratio to receive in the same turn. tail: from the last answer to a\n"
-    "worker to the end of the round. CPU: of the server in the round. Medians."
+    "round: until the parameters had moved. x: ratio to receive in the same turn. tail: from the last\n"
+    "answer to a worker to the end of the round. CPU: of the server in the round. Medians."
 )
 
 
@@ -40,11 +39,8 @@ class Timing:
     """Bytes a second, of all workers together; None where only the machine is the limit."""
     receive: float
     round: float
-    after: float
     x_round: float
-    x_after: float
     tail: float
-    tail_after: float
     cpu: float
     """Seconds of the server during a round."""
     rounds: tuple[float, ...]
@@ -102,7 +98,6 @@ def _of_rule(job: Job, rule: str, pace: float, repeats: int) -> Iterator[Timing]
     ways = {
         "receive": "rounds:Receive",
         "round": f"rounds:Round:{rule}:{f}",
-        "after": f"rounds:After:{rule}:{f}",
     }
     with ExitStack() as stack:
         pairs = {name: Pair(where, job) for name, where in ways.items()}
@@ -126,22 +121,13 @@ def _timing(rule: str, pace: float | None, turns: Sequence[Mapping[str, Round]])
     def median(name: str, what: str) -> float:
         return statistics.median(float(getattr(turn[name], what)) for turn in turns)
 
-    def ratio(name: str) -> float:
-        return statistics.median(turn[name].whole / turn["receive"].seconds for turn in turns)
-
-    def tail(name: str) -> float:
-        return statistics.median(turn[name].whole - turn[name].seconds for turn in turns)
-
     return Timing(
         rule=rule,
         pace=pace,
         receive=median("receive", "seconds"),
         round=median("round", "whole"),
-        after=median("after", "whole"),
-        x_round=ratio("round"),
-        x_after=ratio("after"),
-        tail=tail("round"),
-        tail_after=tail("after"),
+        x_round=statistics.median(turn["round"].whole / turn["receive"].seconds for turn in turns),
+        tail=statistics.median(turn["round"].whole - turn["round"].seconds for turn in turns),
         cpu=statistics.median(turn["round"].server.cpu for turn in turns),
         rounds=tuple(turn["round"].whole for turn in turns),
     )
@@ -151,7 +137,7 @@ def plain(report: Report) -> str:
     """The report as a table."""
     size = f"{report.settings['workers']} x {report.settings['parameters']:.3g}".replace("e+0", "e")
     rows = [
-        (size, "pace", "receive s", "round s", "x", "tail s", "after s", "x", "tail s", "CPU s"),
+        (size, "pace", "receive s", "round s", "x", "tail s", "CPU s"),
         *map(_cells, report.timings),
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -168,5 +154,5 @@ def plain(report: Report) -> str:
 
 def _cells(timing: Timing) -> tuple[str, ...]:
     pace = "none" if timing.pace is None else f"{timing.pace / 1e6:.0f} MB/s"
-    seconds = (timing.round, timing.x_round, timing.tail, timing.after, timing.x_after, timing.tail_after)
-    return timing.rule, pace, *(f"{value:.2f}" for value in (timing.receive, *seconds, timing.cpu))
+    values = (timing.receive, timing.round, timing.x_round, timing.tail, timing.cpu)
+    return timing.rule, pace, *(f"{value:.2f}" for value in values)

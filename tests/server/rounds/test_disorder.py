@@ -40,11 +40,11 @@ class Checked(Pushed):
     def __init__(self) -> None:
         self.used: list[tuple[str, int, float]] = []
 
-    def given(self, close: Close, rows: Mapping[str, Tensor], learner: Learner) -> StepInput:
+    def step_input(self, close: Close, rows: Mapping[str, Tensor]) -> StepInput:
         for worker, row in rows.items():
             assert bool((row == row[0]).all()), f"a torn vector of {worker}: {row.tolist()}"
             self.used.append((worker, close.round - close.ages[worker], row[0].item()))
-        return super().given(close, rows, learner)
+        return super().step_input(close, rows)
 
 
 class Disorderly:

@@ -7,13 +7,14 @@ import functools
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tests.extent import patience
 
-from varangian.aggregators import Aggregator, Krum, Mean, Median, TrimmedMean
+from varangian.aggregators import Aggregate, Aggregator, Krum, Mean, Median, TrimmedMean
 from varangian.aggregators.graphs import Ring
 from varangian.protos.encoding import payload_digest
 from varangian.server.observability.record import RoundRecord
@@ -143,14 +144,13 @@ async def test_who_is_away_still_counts_with_its_latest_vector(time, tmp_path: P
 
 def test_vectors_of_a_round_that_was_skipped_are_new_in_the_next_step():
     store, rows = latest(), {"w00": torch.ones(D), "w01": torch.ones(D)}
-    learner = Learner(torch.zeros(D), Aggregator(Mean()), Sgd(lr=1.0), rounds=9, seed=1)
 
     def fresh(round: int, *workers: str) -> set[str]:
         close = Close(round, workers, {}, (), 0.0, "")
-        return {*store.given(close, {worker: rows[worker] for worker in workers}, learner).fresh}
+        return {*store.step_input(close, {worker: rows[worker] for worker in workers}).fresh}
 
     def skip(round: int, *workers: str) -> None:
-        store.skipped(Skip(round, workers, {}, (), 0.0, ""), {worker: rows[worker] for worker in workers})
+        store.skip(Skip(round, workers, {}, (), 0.0, ""), {worker: rows[worker] for worker in workers})
 
     assert fresh(0, "w00") == {"w00"}
     skip(1, "w01")
@@ -290,12 +290,12 @@ async def test_what_the_rule_could_not_take_counts_once(time):
     class Failing(DeltaSum):
         failures = 1
 
-        def finish(self, rows, rng, faults):
-            done = super().finish(rows, rng, faults)
+        def step_input(self, close, rows):
+            given = super().step_input(close, rows)
             if self.failures:
                 self.failures -= 1
-                return done._replace(vector=done.vector / 0)
-            return done
+                return replace(given, aggregation=lambda: Aggregate(torch.full((D,), torch.nan), None, ()))
+            return given
 
     async with Run(time, LongestAbsent(1), Failing(("w00",), D), n=1) as run:
         for round in (0, 1):

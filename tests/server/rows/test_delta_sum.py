@@ -37,9 +37,9 @@ def vectors(round: int) -> dict[str, Tensor]:
 
 def step(server: DeltaSum, model: Learner, round: int, rows: dict[str, Tensor]) -> Tensor:
     """What the aggregate of a round is."""
-    given = server.given(closed(round, rows), rows, model)
+    given = server.step_input(closed(round, rows), rows)
     before = model.parameters.clone()
-    model.step(round, given.rows, {}, given.begun)
+    model.step(round, given.rows, {}, aggregation=given.aggregation)
     return before - model.parameters
 
 
@@ -67,8 +67,8 @@ def test_who_was_never_heard_of_counts_as_zero() -> None:
 
 def test_a_round_without_a_step_keeps_what_its_workers_sent() -> None:
     server = DeltaSum(NAMES, D)
-    server.skipped(skipped(0), {"w01": torch.full((D,), 8.0)})
-    server.skipped(skipped(1), {})
+    server.skip(skipped(0), {"w01": torch.full((D,), 8.0)})
+    server.skip(skipped(1), {})
     assert server.mean.tolist() == [2.0] * D
     assert step(server, learner(), 2, {"w01": torch.zeros(D)}).tolist() == [2.0] * D
 
@@ -76,10 +76,10 @@ def test_a_round_without_a_step_keeps_what_its_workers_sent() -> None:
 def test_the_sum_does_not_wear_off() -> None:
     """In float32 the small ones would be lost beside the large one."""
     server = DeltaSum(("w00", "w01"), 1)
-    server.given(closed(0, ["w00"]), {"w00": torch.tensor([2.0**26])}, learner())
+    server.step_input(closed(0, ["w00"]), {"w00": torch.tensor([2.0**26])})
     for round in range(1, 101):
-        server.given(closed(round, ["w01"]), {"w01": torch.tensor([1.0])}, learner())
-    server.given(closed(101, ["w00"]), {"w00": torch.tensor([-(2.0**26)])}, learner())
+        server.step_input(closed(round, ["w01"]), {"w01": torch.tensor([1.0])})
+    server.step_input(closed(101, ["w00"]), {"w00": torch.tensor([-(2.0**26)])})
     assert server.mean.item() == pytest.approx(50.0)
 
 

@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from varangian.aggregators import Aggregator, Krum
-from varangian.server.training.learner import Learner, PartialAggregate, Step
+from varangian.aggregators import Aggregator, Mean
+from varangian.server.training.learner import Learner, Step
 from varangian.server.training.optimizer import Sgd
 
 MANY = 10**9
 """Rounds, and seconds of a deadline: no measurement ends by itself."""
 
 
-class Late(Learner):
-    """Does nothing before all rows are there."""
-
-    def begin(self, workers: Sequence[str], faults: int) -> PartialAggregate:
-        begun = super().begin(workers, faults)
-        begun.work.lost = True
-        return begun
-
-
-class Idle(Late):
+class Idle(Learner):
     """Keeps the rows of the last round until it is told to go on, and learns nothing."""
 
     def __init__(self, numel: int) -> None:
-        # A rule that needs all rows until the end, so that they are kept.
-        aggregator = Aggregator(Krum(f=0))
-        super().__init__(torch.zeros(numel), aggregator, Sgd(lr=1.0), rounds=MANY, seed=1)
+        super().__init__(torch.zeros(numel), Aggregator(Mean()), Sgd(lr=1.0), rounds=MANY, seed=1)
         self.go = threading.Semaphore(0)
         self.rows: Mapping[str, Tensor] = {}
 
     def step(
-        self,
-        round: int,
-        rows: Mapping[str, Tensor],
-        faults: Mapping[str, str],
-        begun: object = None,
-        *,
-        fresh: object = None,
+        self, round: int, rows: Mapping[str, Tensor], faults: Mapping[str, str], **options: Any
     ) -> Step:
         self.rows = rows
         self.go.acquire()

@@ -13,7 +13,7 @@ import torch
 from varangian.aggregators import aggregator_from
 from varangian.bench.wire.ways import ours
 from varangian.bench.wire.ways.base import Job
-from varangian.bench.wire.ways.learners import MANY, Late
+from varangian.bench.wire.ways.learners import MANY
 from varangian.bench.wire.ways.service import Service
 from varangian.protos.data_channel.connection import DataConnection, Transfer
 from varangian.protos.layout import Layout
@@ -27,12 +27,11 @@ PIECE = 256 << 10
 
 
 class Server:
-    """The service with a learner that aggregates, early or late."""
+    """The service with a learner that aggregates and steps."""
 
-    def __init__(self, job: Job, rule: str, f: int, early: bool) -> None:
+    def __init__(self, job: Job, rule: str, f: int) -> None:
         aggregator = aggregator_from(rule, "--rules", f=f)
-        kind = Learner if early else Late
-        learner = kind(torch.zeros(job.numel), aggregator, Sgd(lr=1e-3), rounds=MANY, seed=1)
+        learner = Learner(torch.zeros(job.numel), aggregator, Sgd(lr=1e-3), rounds=MANY, seed=1)
         self._service = Service(job.workers, learner, f)
         self.address = self._service.address
         self._round = 0
@@ -175,16 +174,14 @@ class PacedLine:
 
 
 class Round:
-    """Everything, the aggregation begun while rows arrive."""
-
-    early = True
+    """Everything: rows arrive, are aggregated and make a step."""
 
     def __init__(self, rule: str, f: str) -> None:
         self._rule, self._f = rule, int(f)
 
     def serve(self, job: Job) -> Server:
         torch.set_num_threads(1)
-        return Server(job, self._rule, self._f, self.early)
+        return Server(job, self._rule, self._f)
 
     def connect(self, address: str, job: Job) -> Workers:
         torch.set_num_threads(1)
@@ -192,12 +189,6 @@ class Round:
 
     def expected(self, job: Job) -> list[str]:
         return []
-
-
-class After(Round):
-    """The same, the aggregation begun when all rows are there."""
-
-    early = False
 
 
 class Receive(ours.Ours):
