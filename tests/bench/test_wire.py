@@ -11,7 +11,7 @@ from varangian.bench.wire import measure
 from varangian.bench.wire.ways import catalogue, ours, processes
 from varangian.bench.wire.ways.base import Job, digests
 from varangian.bench.wire.ways.catalogue import WAYS
-from varangian.bench.wire.ways.processes import BrokenHop, Pair
+from varangian.bench.wire.ways.processes import BrokenWay, Pair
 from varangian.bench.wire.ways.usage import processor_time
 
 SMALL = Job(2, 300_001)
@@ -35,8 +35,8 @@ def quickly(prepared, monkeypatch):
 def pair(quickly):
     pairs = []
 
-    def started(where, job=SMALL):
-        pairs.append(Pair(where, job))
+    def started(target, job=SMALL):
+        pairs.append(Pair(target, job))
         pairs[-1].connect()
         pairs[-1].begin()
         return pairs[-1]
@@ -58,7 +58,7 @@ def test_vectors_are_all_different_and_never_change():
 def test_every_way_moves_the_right_bytes(name, pair):
     if reason := WAYS[name].absent():
         pytest.skip(reason)
-    moved = pair(WAYS[name].where)
+    moved = pair(WAYS[name].target)
     for _ in range(2):
         found = moved.round()
         assert moved.check() is None
@@ -95,9 +95,9 @@ def test_what_goes_over_grpc_alone_is_told_apart():
 def test_wrong_bytes_are_noticed(pair, monkeypatch):
     moved = pair("tcp:Tcp")
     moved.round()
-    hop = processes.made("tcp:Tcp")
-    expected = ["of something else" if i else entry for i, entry in enumerate(hop.expected(SMALL))]
-    monkeypatch.setattr(type(hop), "expected", lambda self, job: expected)
+    way = processes.load_way("tcp:Tcp")
+    expected = ["of something else" if i else entry for i, entry in enumerate(way.expected(SMALL))]
+    monkeypatch.setattr(type(way), "expected", lambda self, job: expected)
     assert moved.check() == "what arrived from worker 1 is not what it sent"
 
 
@@ -111,7 +111,7 @@ def test_rows_from_an_earlier_round_are_not_taken_for_new_ones(pair):
 def test_what_does_not_start_says_why(quickly):
     broken = Pair("tcp:NoSuchThing", SMALL)
     try:
-        with pytest.raises(BrokenHop, match="the server could not start: AttributeError"):
+        with pytest.raises(BrokenWay, match="the server could not start: AttributeError"):
             broken.connect()
     finally:
         broken.close()
@@ -149,7 +149,7 @@ def test_a_process_may_be_slow_but_not_stand_still(monkeypatch, seconds, moves, 
     if words is None:
         assert side.answer("start") == "an address"
     else:
-        with pytest.raises(BrokenHop, match=f"^{words}$"):
+        with pytest.raises(BrokenWay, match=f"^{words}$"):
             side.answer("start")
 
 

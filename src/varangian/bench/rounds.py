@@ -16,7 +16,7 @@ from varangian.bench.aggregators.cases import case_of, most, names
 from varangian.bench.machine import load, machine
 from varangian.bench.outputs import check_outputs
 from varangian.bench.wire.ways.base import Job
-from varangian.bench.wire.ways.processes import BrokenHop, Pair, Round
+from varangian.bench.wire.ways.processes import BrokenWay, Pair, Round
 from varangian.cli.main import OK, CommandError
 from varangian.launch.output.files import write_atomically
 
@@ -89,7 +89,7 @@ def _timings(args: argparse.Namespace) -> Iterator[Timing]:
             print(f"{rule}, {args.workers} x {args.parameters} ...", file=sys.stderr)
         try:
             yield from _of_rule(job, rule, args.pace, args.repeats)
-        except BrokenHop as error:
+        except BrokenWay as error:
             raise CommandError(f"{rule}: {error}") from None
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from varangian.bench.wire.report import Line, Setting, Speed
 from varangian.bench.wire.ways.base import Job
 from varangian.bench.wire.ways.catalogue import GRPC, TCP, WAYS
-from varangian.bench.wire.ways.processes import BrokenHop, Pair, Round
+from varangian.bench.wire.ways.processes import BrokenWay, Pair, Round
 
 SHARE = 0.6
 """Of the free memory that may be used at once."""
@@ -69,13 +69,13 @@ def _batch(job: Job, names: Sequence[str], repeats: int) -> dict[str, Line]:
     """The lines of these."""
     lines: dict[str, Line] = {}
     with ExitStack() as stack:
-        pairs = {name: Pair(WAYS[name].where, job) for name in names}
+        pairs = {name: Pair(WAYS[name].target, job) for name in names}
         for pair in pairs.values():
             stack.callback(pair.close)
         for step in (Pair.connect, Pair.begin, _checked):
             _each(step, pairs, lines)
         samples = _interleaved(pairs, repeats, lines)
-        beyond = {name: pairs[name].beyond() for name in samples}
+        beyond = {name: pairs[name].peak_payloads() for name in samples}
     for name, rounds in samples.items():
         lines[name] = _line(name, "measured", speed=_speed(job, rounds, beyond[name]))
     return lines
@@ -86,7 +86,7 @@ def _each(step: Callable[[Pair], None], pairs: dict[str, Pair], lines: dict[str,
     for name, pair in list(pairs.items()):
         try:
             step(pair)
-        except BrokenHop as error:
+        except BrokenWay as error:
             lines[name] = _line(name, "failed", str(error))
             del pairs[name]
 
@@ -95,12 +95,12 @@ def _checked(pair: Pair) -> None:
     """Move the right bytes.
 
     Raises:
-        BrokenHop: other bytes have arrived.
+        BrokenWay: other bytes have arrived.
     """
     for _ in range(WARM_UP):
         pair.round()
         if reason := pair.check():
-            raise BrokenHop(reason)
+            raise BrokenWay(reason)
 
 
 class Sample(NamedTuple):
@@ -118,7 +118,7 @@ def _interleaved(
 ) -> dict[str, list[Sample]]:
     samples: dict[str, list[Sample]] = {name: [] for name in pairs}
     if TCP not in pairs:
-        raise BrokenHop(f"raw TCP: {lines[TCP].reason}")  # nothing to measure by
+        raise BrokenWay(f"raw TCP: {lines[TCP].reason}")  # nothing to measure by
     for _ in range(repeats):
         first = before = pairs[TCP].round()
         grpc: float | None = None
@@ -127,7 +127,7 @@ def _interleaved(
                 continue
             try:
                 own = pairs[name].round()
-            except BrokenHop as error:
+            except BrokenWay as error:
                 lines[name] = _line(name, "failed", str(error))
                 del samples[name]
                 continue

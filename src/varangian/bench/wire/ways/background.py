@@ -1,4 +1,4 @@
-"""An event loop beside a thread that waits for commands."""
+"""An event loop in a thread of its own, for servers that are driven by blocking commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Background:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Have the loop do something, and wait for it."""
+        """Run a coroutine on the loop; returns its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def close(self) -> None:

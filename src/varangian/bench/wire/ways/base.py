@@ -1,8 +1,8 @@
-"""What every way of moving gradients has to do, so that all are measured alike."""
+"""The interface of a transport in the wire benchmark: a server, and all its workers in one process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import xxhash
 
 Floats = npt.NDArray[np.float32]
 SPACING = 16
-"""Each worker's vector begins so many numbers later in one long one: all differ, in the memory of one."""
+"""Numbers between the starts of two vectors in one long array: all differ, in the memory of one."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Job:
         return self.workers * self.size
 
     def vectors(self) -> list[Floats]:
-        """What the workers send: no two alike, and nothing that a server would screen: no -0, say."""
+        """What the workers send: no two alike, and no value that a server rewrites, such as -0."""
         rng = np.random.default_rng(self.numel)
         long = 0.5 + rng.random(self.numel + SPACING * self.workers, dtype=np.float32)
         return [long[SPACING * i : SPACING * i + self.numel] for i in range(self.workers)]
 
     def rows(self) -> Floats:
-        """(workers, numel) with its memory in place, for the server."""
+        """(workers, numel) for the server, every page of it in memory."""
         return np.ones((self.workers, self.numel), dtype=np.float32)
 
 
@@ -49,11 +49,11 @@ class Server(Protocol):
     def address(self) -> str: ...
 
     def ready(self) -> None:
-        """Get ready for the next round. Not timed; nothing else of the server's may run afterwards."""
+        """Prepare the next round. Not timed; when it returns, the server is idle."""
         ...
 
     def digests(self) -> list[str] | None:
-        """Of what the last round brought, by worker; and forget it. None where workers receive."""
+        """Of what the last round delivered, by worker; clears it. None where workers receive."""
         ...
 
     def close(self) -> None: ...
@@ -63,7 +63,7 @@ class Workers(Protocol):
     """All workers, in one process."""
 
     def round(self) -> None:
-        """Move everything once; return when it is known to have arrived."""
+        """Transfer every vector once; returns when all are known to have arrived."""
         ...
 
     def digests(self) -> list[str] | None:
@@ -73,8 +73,8 @@ class Workers(Protocol):
     def close(self) -> None: ...
 
 
-class Hop(Protocol):
-    """One way. Made anew in each process."""
+class Way(Protocol):
+    """One transport. Each process builds its own."""
 
     def serve(self, job: Job) -> Server: ...
     def connect(self, address: str, job: Job) -> Workers: ...
@@ -91,8 +91,32 @@ def digests(vectors: Sequence[Floats] | Floats) -> list[str]:
     return [digest(vector) for vector in vectors]
 
 
+class RowServer:
+    """Base of servers that receive into one matrix, a row for each worker."""
+
+    def __init__(self, job: Job) -> None:
+        self._rows = job.rows()
+
+    def ready(self) -> None:
+        pass
+
+    def digests(self) -> list[str]:
+        found = digests(self._rows)
+        self._rows.fill(0)
+        return found
+
+
 class Pushing:
-    """Of a way on which the server ends up with the vector of each worker."""
+    """Base of transports that bring each worker's vector to the server."""
+
+    server: Callable[[Job], Server]
+    workers: Callable[[str, Job], Workers]
+
+    def serve(self, job: Job) -> Server:
+        return self.server(job)
+
+    def connect(self, address: str, job: Job) -> Workers:
+        return self.workers(address, job)
 
     def expected(self, job: Job) -> list[str]:
         return digests(job.vectors())

@@ -1,4 +1,4 @@
-"""Every way that is measured, by name. Nothing of theirs is imported here."""
+"""The transports that are measured, by name. None of their libraries is imported here."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Literal
 from varangian.bench.wire.ways.base import Job
 
 TCP, GRPC = "tcp", "grpc"
-"""What the others are measured by: what the machine can do, and what gRPC can do there."""
+"""The references: raw TCP, and raw bytes over gRPC. Every other transport is a ratio to these."""
 OWN = 300_000_000
-"""Bytes that a server and its workers take before they hold a vector, roughly."""
+"""Bytes of a server and its workers before they hold a vector, roughly."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of moving gradients."""
+class Entry:
+    """One transport."""
 
-    where: str
+    target: str
     """`module:Class` in this package."""
     title: str
     kind: Literal["measure", "ceiling", "naive", "ours", "chunks", "peer"]
     needs: str | None = None
-    """A package without which there is nothing to measure."""
+    """The package that has to be installed."""
     holds: float = 1.2
-    """All vectors so many times over, roughly, in the memory of both processes."""
+    """Copies of all vectors in the memory of both processes together, roughly."""
 
     def absent(self) -> str | None:
-        """Why it cannot be measured here; None when it can."""
+        """Why it cannot be measured here; None if it can."""
         if self.needs is not None and find_spec(self.needs) is None:
             return f"{self.needs} is not installed"
         return None
@@ -43,21 +43,21 @@ class Way:
 
 
 WAYS = {
-    TCP: Way("tcp:Tcp", "raw TCP", "measure"),
-    GRPC: Way("stream:Stream", "gRPC at best: raw bytes, no checks", "ceiling"),
-    "ssl": Way("tls:Tls", "Python's TLS sockets, no checks", "ceiling", needs="cryptography"),
-    "protobuf": Way("unary:Protobuf", "gRPC, one protobuf message", "naive", holds=5),
-    "pickle": Way("unary:Pickle", "gRPC, one pickle", "naive", holds=4),
-    "ours": Way("ours:Ours", "Varangian push", "ours"),
-    "tls": Way("ours:Secured", "Varangian push, mTLS", "ours", needs="cryptography"),
-    "bf16": Way("ours:Halved", "Varangian push, bf16", "ours"),
-    "pull": Way("ours:Pull", "Varangian pull", "ours"),
-    "chunks": Way("ours:Chunks", "Varangian push, over gRPC", "chunks"),
-    "chunks-tls": Way(
+    TCP: Entry("tcp:Tcp", "raw TCP", "measure"),
+    GRPC: Entry("stream:Stream", "gRPC at best: raw bytes, no checks", "ceiling"),
+    "ssl": Entry("tls:Tls", "Python's TLS sockets, no checks", "ceiling", needs="cryptography"),
+    "protobuf": Entry("unary:Protobuf", "gRPC, one protobuf message", "naive", holds=5),
+    "pickle": Entry("unary:Pickle", "gRPC, one pickle", "naive", holds=4),
+    "ours": Entry("ours:Ours", "Varangian push", "ours"),
+    "tls": Entry("ours:Secured", "Varangian push, mTLS", "ours", needs="cryptography"),
+    "bf16": Entry("ours:Halved", "Varangian push, bf16", "ours"),
+    "pull": Entry("ours:Pull", "Varangian pull", "ours"),
+    "chunks": Entry("ours:Chunks", "Varangian push, over gRPC", "chunks"),
+    "chunks-tls": Entry(
         "ours:SecuredChunks", "Varangian push, mTLS, over gRPC", "chunks", needs="cryptography"
     ),
-    "chunks-pull": Way("ours:PullChunks", "Varangian pull, over gRPC", "chunks"),
-    "gloo": Way("gloo:Gloo", "torch.distributed, gloo", "peer", needs="torch"),
-    "flower": Way("flower:Flower", "Flower, its hop alone", "peer", needs="flwr", holds=8),
-    "ray": Way("ray:Ray", "Ray, shared memory", "peer", needs="ray", holds=5),
+    "chunks-pull": Entry("ours:PullChunks", "Varangian pull, over gRPC", "chunks"),
+    "gloo": Entry("gloo:Gloo", "torch.distributed, gloo", "peer", needs="torch"),
+    "flower": Entry("flower:Flower", "Flower, its objects over gRPC", "peer", needs="flwr", holds=8),
+    "ray": Entry("ray:Ray", "Ray, shared memory", "peer", needs="ray", holds=5),
 }

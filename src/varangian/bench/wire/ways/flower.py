@@ -1,34 +1,33 @@
-"""Flower: its records, cut into its objects, each in a message of its own, and put together again.
+"""Flower: array records cut into Flower's objects, each in a message of its own, and put together again.
 
-Only the hop: no store but a dictionary, no pieces of one application talking to another.
+Run with Flower 1.42. Only what moves an array is measured, with a dictionary as the store: none of the
+processes that Flower puts between a client and the server.
 """
 
 from __future__ import annotations
 
 import importlib
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
 from typing import Any
 
 import grpc
 
-from varangian.bench.wire.ways.base import Floats, Job, Pushing, digests
+from varangian.bench.wire.ways.base import Floats, Job, Pushing, RowServer
 from varangian.bench.wire.ways.unary import OPTIONS, SERVICE, THREADS
 from varangian.protos.network.dial import open_channel
 
 METHOD, LAST, WORKER = "Object", "Last", "worker"
-OBJECTS = ("flwr.supercore.inflatable.inflatable_object", "flwr.common.inflatable")
-WAYS = ("flwr.supercore.inflatable.inflatable_utils", "flwr.common.inflatable_utils")
-"""Where Flower has had them, the latest first."""
+OBJECTS = "flwr.supercore.inflatable.inflatable_object"
+UTILITIES = "flwr.supercore.inflatable.inflatable_utils"
 
 
-class Server:
-    """Keeps the objects of each worker until it says which one holds all others."""
+class Server(RowServer):
+    """Stores the objects of each worker until it names the one that holds all others."""
 
     def __init__(self, job: Job) -> None:
-        self._rows = job.rows()
+        super().__init__(job)
         self._parts: list[dict[str, bytes]] = [{} for _ in range(job.workers)]
-        self._ways = _first(WAYS)
+        self._utilities = importlib.import_module(UTILITIES)
         self._messages = importlib.import_module("flwr.proto.message_pb2")
         self._server = grpc.server(ThreadPoolExecutor(THREADS), options=OPTIONS)
         handlers: dict[str, Any] = {
@@ -47,18 +46,10 @@ class Server:
     def _last(self, message: bytes, context: grpc.ServicerContext) -> bytes:
         request = self._messages.PushObjectRequest.FromString(message)
         parts = self._parts[_worker(context)]
-        record = self._ways.inflate_object_from_contents(request.object_id, parts)
+        record = self._utilities.inflate_object_from_contents(request.object_id, parts)
         (self._rows[_worker(context)],) = record.to_numpy_ndarrays(keep_input=False)
         parts.clear()
         return b""
-
-    def ready(self) -> None:
-        pass
-
-    def digests(self) -> list[str]:
-        found = digests(self._rows)
-        self._rows.fill(0)
-        return found
 
     def close(self) -> None:
         self._server.stop(None)
@@ -70,17 +61,17 @@ class Workers:
     def __init__(self, address: str, job: Job) -> None:
         self._vectors = job.vectors()
         self._kind: Any = importlib.import_module("flwr.common").ArrayRecord
-        self._objects, self._ways = _first(OBJECTS), _first(WAYS)
+        self._objects, self._utilities = map(importlib.import_module, (OBJECTS, UTILITIES))
         self._request = importlib.import_module("flwr.proto.message_pb2").PushObjectRequest
         own = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
         self._channels = [open_channel(address, options=own) for _ in self._vectors]
         self._pool = ThreadPoolExecutor(job.workers)
 
     def round(self) -> None:
-        for _ in self._pool.map(self._sent, range(len(self._vectors)), self._vectors):
+        for _ in self._pool.map(self._send, range(len(self._vectors)), self._vectors):
             pass
 
-    def _sent(self, i: int, vector: Floats) -> None:
+    def _send(self, i: int, vector: Floats) -> None:
         calls: dict[str, Any] = {
             name: self._channels[i].unary_unary(f"/{SERVICE}/{name}") for name in (METHOD, LAST)
         }
@@ -93,7 +84,7 @@ class Workers:
         with self._objects.no_object_id_recompute():
             objects = self._objects.get_all_nested_objects(record)
             key = record.object_id
-        self._ways.push_objects(objects, lambda key, content: call(METHOD, key, content))
+        self._utilities.push_objects(objects, lambda key, content: call(METHOD, key, content))
         call(LAST, key)
 
     def digests(self) -> None:
@@ -107,23 +98,9 @@ class Workers:
 class Flower(Pushing):
     """An array record from each worker."""
 
-    def serve(self, job: Job) -> Server:
-        return Server(job)
-
-    def connect(self, address: str, job: Job) -> Workers:
-        return Workers(address, job)
+    server, workers = Server, Workers
 
 
 def _worker(context: grpc.ServicerContext) -> int:
     (found,) = [value for key, value in context.invocation_metadata() if key == WORKER]
     return int(found)
-
-
-def _first(names: tuple[str, ...]) -> ModuleType:
-    """The first of these modules that there is."""
-    for name in names[:-1]:
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    return importlib.import_module(names[-1])

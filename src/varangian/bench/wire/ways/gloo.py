@@ -1,4 +1,4 @@
-"""torch.distributed over gloo: what most training moves gradients with on processors."""
+"""torch.distributed over gloo, the usual transport of gradients between CPUs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from varangian.bench.wire.ways.base import Job, Pushing, digests
+from varangian.bench.wire.ways.base import Job, Pushing, RowServer
 
-GLOO: Any = torch.distributed  # its annotations know little of what is used here
+GLOO: Any = torch.distributed  # its annotations lack most of what is used here
 HOST = "127.0.0.1"
 NEVER = timedelta(days=1)
 GRADIENT, ANSWER = 0, 1
-"""Tags of what is sent."""
+"""Tags of the messages."""
 
 
-class Server:
+class Server(RowServer):
     """Rank 0: receives into the rows and nowhere else, a thread for each worker."""
 
     def __init__(self, job: Job) -> None:
-        self._rows = job.rows()
+        super().__init__(job)
         self._store = GLOO.TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=NEVER)
         self.address = f"{HOST}:{self._store.port}"
         _in_background(self._serve, job)
@@ -34,41 +34,33 @@ class Server:
     def _serve(self, job: Job) -> None:
         self._group = _group(self._store, 0, job)
         for rank, row in enumerate(self._rows, start=1):
-            _in_background(self._served, rank, torch.from_numpy(row))
+            _in_background(self._serve_one, rank, torch.from_numpy(row))
 
-    def _served(self, rank: int, row: Tensor) -> None:
+    def _serve_one(self, rank: int, row: Tensor) -> None:
         with suppress(RuntimeError):  # the worker has left
             while True:
                 self._group.recv([row], rank, GRADIENT).wait()
                 self._group.send([torch.ones(1)], rank, ANSWER).wait()
-
-    def ready(self) -> None:
-        pass
-
-    def digests(self) -> list[str]:
-        found = digests(self._rows)
-        self._rows.fill(0)
-        return found
 
     def close(self) -> None:
         pass
 
 
 class Workers:
-    """A rank for each, and a thread."""
+    """A rank and a thread for each."""
 
     def __init__(self, address: str, job: Job) -> None:
         host, _, port = address.rpartition(":")
         self._vectors = [torch.from_numpy(vector) for vector in job.vectors()]
         self._pool = ThreadPoolExecutor(job.workers)
 
-        def joined(rank: int) -> Any:
+        def join(rank: int) -> Any:
             return _group(GLOO.TCPStore(host, int(port), timeout=NEVER), rank, job)
 
-        self._groups = list(self._pool.map(joined, range(1, job.workers + 1)))
+        self._groups = list(self._pool.map(join, range(1, job.workers + 1)))
 
     def round(self) -> None:
-        for _ in self._pool.map(_sent, self._groups, self._vectors):
+        for _ in self._pool.map(_send, self._groups, self._vectors):
             pass
 
     def digests(self) -> None:
@@ -81,22 +73,18 @@ class Workers:
 class Gloo(Pushing):
     """`send` of each worker, `recv` of the server."""
 
-    def serve(self, job: Job) -> Server:
-        return Server(job)
-
-    def connect(self, address: str, job: Job) -> Workers:
-        return Workers(address, job)
+    server, workers = Server, Workers
 
 
 def _group(store: Any, rank: int, job: Job) -> Any:
-    """Everyone's connections to everyone; returns when all ranks have come."""
+    """Connections of every rank to every other; returns when all ranks are there."""
     options = GLOO.ProcessGroupGloo._Options()
     options._devices = [GLOO.ProcessGroupGloo.create_device(hostname=HOST)]
     options._timeout = NEVER
     return GLOO.ProcessGroupGloo(store, rank, job.workers + 1, options)
 
 
-def _sent(group: Any, vector: Tensor) -> None:
+def _send(group: Any, vector: Tensor) -> None:
     group.send([vector], 0, GRADIENT).wait()
     group.recv([torch.empty(1)], 0, ANSWER).wait()
 

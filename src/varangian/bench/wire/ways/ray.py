@@ -1,50 +1,61 @@
-"""Ray: vectors are put into its store, and the server gets them there: on one machine, shared memory.
+"""Ray: each worker puts its vector into Ray's object store, and the server gets it there (shared memory).
 
-Of the processors' time only that of the two processes which use Ray is counted, not that of Ray's own.
+Run with Ray 2.60. Of the processors' time only that of the two processes which use Ray is counted, not that
+of Ray's own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
+import os
+import secrets
 import threading
 from typing import Any
 
-from varangian.bench.wire.ways.base import Job, Pushing, digests
+from varangian.bench.wire.ways.base import Job, Pushing, RowServer
 
 BOX = "varangian-bench"
+"""Namespace and name of the mailbox."""
 
 
 class Mailbox:
-    """Where the server hears of vectors; Ray runs it as an actor."""
+    """A queue of references to vectors, from the workers to the server; Ray runs it as an actor."""
 
     def __init__(self) -> None:
-        self._letters = asyncio.Queue[Any]()
+        self._references = asyncio.Queue[Any]()
         self._answers = asyncio.Queue[None]()
 
-    async def give(self, letter: Any) -> None:
-        """Returns when everything in it has arrived."""
-        await self._letters.put(letter)
+    async def give(self, references: Any) -> None:
+        """Returns when the server has received every vector."""
+        await self._references.put(references)
         await self._answers.get()
 
     async def take(self) -> Any:
-        return await self._letters.get()
+        return await self._references.get()
 
     async def done(self) -> None:
         await self._answers.put(None)
 
 
-class Server:
-    """Copies what is in the store into its rows."""
+class Server(RowServer):
+    """Copies vectors out of the store into its rows."""
 
     def __init__(self, job: Job) -> None:
-        self._rows = job.rows()
+        super().__init__(job)
+        token = secrets.token_hex(32)
+        _authenticate(token)
         self._ray = importlib.import_module("ray")
         room = max(1 << 28, 3 * job.total)
         found = self._ray.init(
-            include_dashboard=False, log_to_driver=False, namespace=BOX, object_store_memory=room
+            include_dashboard=False,
+            log_to_driver=False,
+            namespace=BOX,
+            object_store_memory=room,
+            logging_level=logging.WARNING,
         )
-        self.address = str(found.address_info["address"])
+        self.address = f"{token}@{found.address_info['address']}"
         kind = self._ray.remote(num_cpus=0, max_concurrency=8)(Mailbox)
         self._box = kind.options(name=BOX).remote()
         threading.Thread(target=self._serve, daemon=True).start()
@@ -56,14 +67,6 @@ class Server:
                 row[:] = vector
             self._ray.get(self._box.done.remote())
 
-    def ready(self) -> None:
-        pass
-
-    def digests(self) -> list[str]:
-        found = digests(self._rows)
-        self._rows.fill(0)
-        return found
-
     def close(self) -> None:
         self._ray.shutdown()
 
@@ -73,13 +76,15 @@ class Workers:
 
     def __init__(self, address: str, job: Job) -> None:
         self._vectors = job.vectors()
+        token, _, cluster = address.partition("@")
+        _authenticate(token)
         self._ray = importlib.import_module("ray")
-        self._ray.init(address=address, namespace=BOX, log_to_driver=False)
+        self._ray.init(address=cluster, namespace=BOX, log_to_driver=False, logging_level=logging.WARNING)
         self._box = self._ray.get_actor(BOX)
 
     def round(self) -> None:
         references = [self._ray.put(vector) for vector in self._vectors]
-        # Inside a list, so that Ray hands on the references and not what they stand for.
+        # Inside a list, so that Ray passes the references and not the vectors.
         self._ray.get(self._box.give.remote(references))
 
     def digests(self) -> None:
@@ -92,8 +97,9 @@ class Workers:
 class Ray(Pushing):
     """`put` of each worker, `get` of the server."""
 
-    def serve(self, job: Job) -> Server:
-        return Server(job)
+    server, workers = Server, Workers
 
-    def connect(self, address: str, job: Job) -> Workers:
-        return Workers(address, job)
+
+def _authenticate(token: str) -> None:
+    """Let only processes with this token join; without one, Ray would leave a token in the home folder."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}

@@ -1,6 +1,6 @@
-"""What gRPC itself can do here: raw bytes in pieces, copied into the row, nothing checked or counted.
+"""A gRPC stream of raw bytes, copied into the row: nothing is checked or counted.
 
-The wire of Varangian is built like this, so what it adds to this is the price of what it promises.
+Varangian's own stream of chunks is built like this, so what it takes beyond this is the cost of its checks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from varangian.bench.wire.ways.background import Background
-from varangian.bench.wire.ways.base import Floats, Job, Pushing, digests
+from varangian.bench.wire.ways.base import Floats, Job, Pushing, RowServer
 from varangian.bench.wire.ways.unary import OPTIONS, SERVICE
 from varangian.protos.messages import CHUNK_BYTES
 from varangian.protos.network.dial import open_aio_channel
@@ -23,12 +23,12 @@ METHOD = "Stream"
 LOCAL = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
 
 
-class Server:
-    """Copies pieces to where they belong."""
+class Server(RowServer):
+    """Copies pieces into their row."""
 
     def __init__(self, job: Job) -> None:
         keep_large_blocks()
-        self._rows = job.rows()
+        super().__init__(job)
         self._background = Background()
         self._background.run(self._start())
 
@@ -48,14 +48,6 @@ class Server:
             row[at : at + len(piece)] = piece
             at += len(piece)
         return b""
-
-    def ready(self) -> None:
-        pass
-
-    def digests(self) -> list[str]:
-        found = digests(self._rows)
-        self._rows.fill(0)
-        return found
 
     def close(self) -> None:
         self._background.run(self._server.stop(None))
@@ -78,12 +70,12 @@ class Workers:
         ]
 
     def round(self) -> None:
-        self._runner.run(self._sent())
+        self._runner.run(self._send_all())
 
-    async def _sent(self) -> None:
-        await asyncio.gather(*(self._one(i, vector) for i, vector in enumerate(self._vectors)))
+    async def _send_all(self) -> None:
+        await asyncio.gather(*(self._send(i, vector) for i, vector in enumerate(self._vectors)))
 
-    async def _one(self, i: int, vector: Floats) -> None:
+    async def _send(self, i: int, vector: Floats) -> None:
         call, data = self._calls[i](), vector.data.cast("B")
         await call.write(i.to_bytes(4, "little"))
         for at in range(0, len(data), CHUNK_BYTES):
@@ -95,10 +87,10 @@ class Workers:
         return None
 
     def close(self) -> None:
-        self._runner.run(self._left())
+        self._runner.run(self._close_channels())
         self._runner.close()
 
-    async def _left(self) -> None:
+    async def _close_channels(self) -> None:
         for channel in self._channels:
             await channel.close()
 
@@ -106,8 +98,4 @@ class Workers:
 class Stream(Pushing):
     """Raw bytes over `grpc.aio`."""
 
-    def serve(self, job: Job) -> Server:
-        return Server(job)
-
-    def connect(self, address: str, job: Job) -> Workers:
-        return Workers(address, job)
+    server, workers = Server, Workers

@@ -1,33 +1,34 @@
-"""gRPC as it is mostly used for gradients: one message for each, one thread for each call."""
+"""Unary gRPC, as most projects move gradients: one message for each, one thread for each call."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import grpc
 import numpy as np
 
-from varangian.bench.wire.ways.base import Floats, Job, Pushing, digests
+from varangian.bench.wire.ways.base import Floats, Job, Pushing, RowServer
 from varangian.protos import ps_pb2
 from varangian.protos.network.dial import open_channel
 
 METHOD = "Push"
 SERVICE = "bench.Unary"
 THREADS = 10
-"""What the examples of gRPC use."""
+"""As in the examples of gRPC."""
 OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 Pack = Callable[[int, Floats], bytes]
 Unpack = Callable[[bytes], tuple[int, Floats]]
 
 
-class Server:
+class Server(RowServer):
     """Copies each vector out of its message."""
 
     def __init__(self, job: Job, unpack: Unpack) -> None:
-        self._rows = job.rows()
+        super().__init__(job)
         self._unpack = unpack
         self._server = grpc.server(ThreadPoolExecutor(THREADS), options=OPTIONS)
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._push)
@@ -36,14 +37,6 @@ class Server:
         )
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
-
-    def ready(self) -> None:
-        pass
-
-    def digests(self) -> list[str]:
-        found = digests(self._rows)
-        self._rows.fill(0)
-        return found
 
     def close(self) -> None:
         self._server.stop(None)
@@ -67,7 +60,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(job.workers)
 
     def round(self) -> None:
-        for _ in self._pool.map(self._sent, range(len(self._vectors))):
+        for _ in self._pool.map(self._send, range(len(self._vectors))):
             pass
 
     def digests(self) -> None:
@@ -77,28 +70,8 @@ class Workers:
         for channel in self._channels:
             channel.close()
 
-    def _sent(self, i: int) -> None:
+    def _send(self, i: int) -> None:
         self._calls[i](self._pack(i, self._vectors[i]))
-
-
-class Protobuf(Pushing):
-    """A `bytes` field in a message that the protobuf library writes and reads."""
-
-    def serve(self, job: Job) -> Server:
-        return Server(job, _parsed)
-
-    def connect(self, address: str, job: Job) -> Workers:
-        return Workers(address, job, _written)
-
-
-class Pickle(Pushing):
-    """A pickled array: what a server can be taken over with."""
-
-    def serve(self, job: Job) -> Server:
-        return Server(job, pickle.loads)
-
-    def connect(self, address: str, job: Job) -> Workers:
-        return Workers(address, job, lambda i, vector: pickle.dumps((i, vector)))
 
 
 def _call(channel: grpc.Channel) -> Callable[[bytes], bytes]:
@@ -106,10 +79,26 @@ def _call(channel: grpc.Channel) -> Callable[[bytes], bytes]:
     return call
 
 
-def _written(i: int, vector: Floats) -> bytes:
+def _to_protobuf(i: int, vector: Floats) -> bytes:
     return ps_pb2.Chunk(offset=i, data=vector.tobytes()).SerializeToString()
 
 
-def _parsed(message: bytes) -> tuple[int, Floats]:
+def _from_protobuf(message: bytes) -> tuple[int, Floats]:
     chunk = ps_pb2.Chunk.FromString(message)
     return chunk.offset, np.frombuffer(chunk.data, np.float32)
+
+
+def _to_pickle(i: int, vector: Floats) -> bytes:
+    return pickle.dumps((i, vector))
+
+
+class Protobuf(Pushing):
+    """A `bytes` field in a message that the protobuf library writes and reads."""
+
+    server, workers = partial(Server, unpack=_from_protobuf), partial(Workers, pack=_to_protobuf)
+
+
+class Pickle(Pushing):
+    """A pickled array; whoever may send one can run code in the server."""
+
+    server, workers = partial(Server, unpack=pickle.loads), partial(Workers, pack=_to_pickle)

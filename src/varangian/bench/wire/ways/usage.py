@@ -1,4 +1,4 @@
-"""What a process has taken: processor time and memory, as the kernel counts them."""
+"""Processor time and memory of a process, as the kernel counts them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Usage:
     cpu: float
     """Seconds of all threads, in user space and in the kernel."""
     faults: int
-    """Pages that the kernel had to find."""
+    """Minor page faults."""
     resident: int
     """Bytes now."""
     peak: int
@@ -34,7 +34,7 @@ class Usage:
 
 
 def processor_time(process: int | None) -> int | None:
-    """Ticks that another process has taken; None where the system does not say."""
+    """Processor time of another process in clock ticks; None where the system does not say."""
     try:
         words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -43,10 +43,10 @@ def processor_time(process: int | None) -> int | None:
 
 
 def reset_peak() -> None:
-    """Forget what was in memory at most.
+    """Let the peak of memory begin anew.
 
-    What has been freed is given back first: it would be there to be used again, and nobody would see that
-    memory was taken. Then a plain system call: Python's own buffers would be allocated just then.
+    Freed memory is returned to the system first: memory that the allocator kept could be used again without
+    raising the peak. Then plain system calls, since a file object would allocate its buffer just then.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
