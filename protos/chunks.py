@@ -11,8 +11,9 @@ import xxhash
 
 from varangian.protos import ps_pb2
 from varangian.protos.encoding import check_digest
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.messages import MANIFEST_LIMIT, decode_message, encode_varint, read_varint
+from varangian.protos.refusals import Refusal
 
 CHUNK, OFFSET, DATA = b"\x12", b"\x08", b"\x12"
 """Tags of `PushRequest.chunk` and `PullReply.chunk`, of `Chunk.offset` and of `Chunk.data`."""
@@ -53,7 +54,7 @@ def push_payload(data: bytes) -> tuple[int, memoryview] | bytes:
     Offset and payload of a chunk, the payload where it lies; or the digest of a seal.
 
     Raises:
-        CodecError: when it is neither.
+        Refused: when it is neither.
     """
     found = decode_chunk(data)
     if found is not None:
@@ -65,7 +66,7 @@ def push_payload(data: bytes) -> tuple[int, memoryview] | bytes:
     if part.HasField("seal"):
         check_digest(part.seal.content_digest)
         return part.seal.content_digest
-    raise CodecError(Code.MALFORMED, "Found something else where a chunk should be.")
+    raise Refused(Refusal.MALFORMED, "Found something else where a chunk should be.")
 
 
 class Assembler:
@@ -90,15 +91,15 @@ class Assembler:
         """The next chunk, for whoever stores it.
 
         Raises:
-            CodecError: when it is not the next chunk, or more than was promised.
+            Refused: when it is not the next chunk, or more than was promised.
         """
         end = self.passed + len(data)
         if offset != self.passed:
-            raise CodecError(Code.ORDER, f"Found offset {offset} after {self.passed} bytes.")
+            raise Refused(Refusal.ORDER, f"Found offset {offset} after {self.passed} bytes.")
         if end > self.size or self.complete:
-            raise CodecError(Code.TOO_MANY_BYTES, f"Found more than the {self.size} that were promised.")
+            raise Refused(Refusal.TOO_MANY_BYTES, f"Found more than the {self.size} that were promised.")
         if not data:
-            raise CodecError(Code.CHUNK_SIZE, f"Found one after {self.passed} of {self.size} bytes.")
+            raise Refused(Refusal.CHUNK_SIZE, f"Found one after {self.passed} of {self.size} bytes.")
         self._hash.update(data)
         self.passed = end
         return memoryview(data)
@@ -107,12 +108,12 @@ class Assembler:
         """There are no more chunks, and this is what the whole payload should hash to.
 
         Raises:
-            CodecError: when bytes are missing or are not those that were promised.
+            Refused: when bytes are missing or are not those that were promised.
         """
         if not self.complete:
-            raise CodecError(Code.TOO_FEW_BYTES, f"Found {self.passed} of {self.size}.")
+            raise Refused(Refusal.TOO_FEW_BYTES, f"Found {self.passed} of {self.size}.")
         check_digest(content_digest)
         if self._hash.digest() != content_digest:
-            raise CodecError(
-                Code.DIGEST, f"Found {self._hash.hexdigest()}, promised {content_digest.hex()}."
+            raise Refused(
+                Refusal.DIGEST, f"Found {self._hash.hexdigest()}, promised {content_digest.hex()}."
             )

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from varangian.protos import ps_pb2
 from varangian.protos.encoding import FLOAT32, WIRE, Dtype, check_digest
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.layout import DIGEST_BYTES, Layout
 from varangian.protos.messages import PROTOCOL, ROUND_LIMIT
+from varangian.protos.refusals import Refusal
 from varangian.protos.shared_settings import SharedSettings
 from varangian.protos.text import quote
 
@@ -50,20 +51,20 @@ class Contract:
         """Compare a manifest from the other end, which may have no digest if the payload is to be sealed.
 
         Raises:
-            CodecError: for the first thing that is not as agreed.
+            Refused: for the first thing that is not as agreed.
         """
         check_protocol(manifest.protocol)
         check_run(self.run_id, manifest.run_id)
         if manifest.layout_digest != self.layout.digest:
             theirs, ours = manifest.layout_digest[: 2 * DIGEST_BYTES].hex(), self.layout.digest.hex()
-            raise CodecError(Code.LAYOUT, f"Found layout {theirs} where this run has {ours}.")
+            raise Refused(Refusal.LAYOUT, f"Found layout {theirs} where this run has {ours}.")
         if manifest.sequence != 0:
-            raise CodecError(Code.SEQUENCE, f"Found {manifest.sequence}.")
+            raise Refused(Refusal.SEQUENCE, f"Found {manifest.sequence}.")
         if manifest.dtype != WIRE[self.dtype][0]:
-            raise CodecError(Code.DTYPE, f"Found type number {manifest.dtype} in place of {self.dtype}.")
+            raise Refused(Refusal.DTYPE, f"Found type number {manifest.dtype} in place of {self.dtype}.")
         if manifest.numel != self.layout.numel:
-            raise CodecError(
-                Code.NUMEL, f"Found {manifest.numel} numbers where the model has {self.layout.numel}."
+            raise Refused(
+                Refusal.NUMEL, f"Found {manifest.numel} numbers where the model has {self.layout.numel}."
             )
         if manifest.content_digest or not sealed:
             check_digest(manifest.content_digest)
@@ -74,13 +75,13 @@ def check_protocol(found: int) -> None:
         sentence = (
             f"This end speaks version {PROTOCOL}, the other end {found}. Install one release at both."
         )
-        raise CodecError(Code.PROTOCOL, sentence)
+        raise Refused(Refusal.PROTOCOL, sentence)
 
 
 def check_round(found: int) -> None:
     """Of a round that a server says it is in: a worker answers with the number before it or after it."""
     if found > ROUND_LIMIT:
-        raise CodecError(Code.MALFORMED, f"Found round {found}, which no run has.")
+        raise Refused(Refusal.MALFORMED, f"Found round {found}, which no run has.")
 
 
 def check_dtype(found: int) -> Dtype:
@@ -88,11 +89,11 @@ def check_dtype(found: int) -> Dtype:
     for name, (number, _) in WIRE.items():
         if found == number:
             return name
-    raise CodecError(Code.DTYPE, f"The server asks for type number {found}; is it newer than this worker?")
+    raise Refused(Refusal.DTYPE, f"The server asks for type number {found}; is it newer than this worker?")
 
 
 def check_run(run_id: str, found: str) -> None:
     if found != run_id:
-        raise CodecError(
-            Code.RUN, f"Found run {quote(found, 80)} where the server holds {quote(run_id, 80)}."
+        raise Refused(
+            Refusal.RUN, f"Found run {quote(found, 80)} where the server holds {quote(run_id, 80)}."
         )

@@ -10,8 +10,9 @@ import xxhash
 from torch import Tensor
 
 from varangian.protos import ps_pb2
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.layout import DIGEST_BYTES
+from varangian.protos.refusals import Refusal
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
 """How the numbers of a push are written. Those of a pull are always float32."""
@@ -36,7 +37,7 @@ def payload_digest(payload: bytes | memoryview) -> bytes:
 
 def check_digest(found: bytes) -> None:
     if len(found) != DIGEST_BYTES:
-        raise CodecError(Code.DIGEST_SIZE, f"Found {len(found)} bytes.")
+        raise Refused(Refusal.DIGEST_SIZE, f"Found {len(found)} bytes.")
 
 
 def encode_vector(vector: Tensor, dtype: Dtype = FLOAT32) -> memoryview:

@@ -6,8 +6,9 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.layout import TEXT_LIMIT
+from varangian.protos.refusals import Refusal
 
 PROTOCOL = 3
 """Version of the wire format. Both ends must speak the same one."""
@@ -42,21 +43,21 @@ def decode_message(message: type[M], data: bytes, limit: int = MESSAGE_LIMIT) ->
     """A message from bytes.
 
     Raises:
-        CodecError: when there are more than `limit` bytes, or more fields than any message of ours has, or
+        Refused: when there are more than `limit` bytes, or more fields than any message of ours has, or
             they are not such a message.
     """
     if len(data) > limit:
-        raise CodecError(Code.MALFORMED, f"Found {len(data)} bytes where at most {limit} are read.")
+        raise Refused(Refusal.MALFORMED, f"Found {len(data)} bytes where at most {limit} are read.")
     if len(data) > SMALL_MESSAGE and not has_few_fields(data, FIELD_LIMIT):
         # A field takes two bytes to send, and much longer and more memory than that to parse.
-        raise CodecError(
-            Code.MALFORMED, f"Found {len(data)} bytes that are not at most {FIELD_LIMIT} fields."
+        raise Refused(
+            Refusal.MALFORMED, f"Found {len(data)} bytes that are not at most {FIELD_LIMIT} fields."
         )
     try:
         return message.FromString(data)
     except DecodeError:
         kind = message.DESCRIPTOR.name
-        raise CodecError(Code.MALFORMED, f"Found {len(data)} bytes that are no {kind}.") from None
+        raise Refused(Refusal.MALFORMED, f"Found {len(data)} bytes that are no {kind}.") from None
 
 
 def has_few_fields(message: bytes, most: int) -> bool:

@@ -28,6 +28,7 @@ from varangian.server.process.heartbeat import touch_heartbeat
 from varangian.server.transport.calls import DEFAULT_LIMITS, Limits
 from varangian.server.transport.data_listener import DataListener
 from varangian.server.transport.grpc_server import bind, options
+from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.service import Service
 
 if TYPE_CHECKING:
@@ -75,18 +76,21 @@ async def serve(
     keep_large_blocks()
     install_log_filter()
     check_free()
+    refusals = Refusals()
     server = grpc.aio.server(options=options(len(sessions.names)))
     async with AsyncExitStack() as stack:
         # First the port that may have a number: any free one could be that.
         address = bind(server, host, port, security.credentials() if security else None)
         try:
-            lane = await stack.enter_async_context(_open_data_listener(host, data_port, limits, security))
+            lane = await stack.enter_async_context(
+                _open_data_listener(host, data_port, limits, security, refusals)
+            )
         finally:
             # Before the lane closes: calls end with their own answers.
             stack.push_async_callback(server.stop, min(limits.grace, 1.0))
         leaves = partial(_leaves, coordinator, stop) if returns else bool
         contract = Contract(run_id, layout, dtype, common or SharedSettings(), classes)
-        service = Service(coordinator, sessions, contract, limits, lane, leaves, security, end)
+        service = Service(coordinator, sessions, contract, limits, lane, leaves, security, end, refusals)
         stack.callback(service.dismiss)
         server.add_generic_rpc_handlers((service.handlers(),))
         await server.start()
@@ -114,7 +118,11 @@ def _leaves(coordinator: Coordinator, stop: asyncio.Event) -> bool:
 
 @asynccontextmanager
 async def _open_data_listener(
-    host: str, port: int | None, limits: Limits, security: Security | None
+    host: str,
+    port: int | None,
+    limits: Limits,
+    security: Security | None,
+    refusals: Refusals,
 ) -> AsyncGenerator[DataListener | None, None]:
     """Open for as long as the run is served; None where there should or can be none."""
     lacking = why_unavailable() if security and port is not None else ""
@@ -123,7 +131,7 @@ async def _open_data_listener(
     if port is None or lacking:
         yield None
         return
-    lane = DataListener(limits, sealed=security is not None)
+    lane = DataListener(limits, security is not None, refusals.connection)
     try:
         await lane.listen(host, port)
         yield lane

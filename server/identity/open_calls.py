@@ -11,8 +11,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from varangian.protos.errors import Refused
 from varangian.protos.identity.certificate import ShownCertificate
-from varangian.server.identity.sessions import IdentityError, Peer, Sessions
+from varangian.server.identity.sessions import Peer, Sessions
 
 
 @dataclass(eq=False)
@@ -21,7 +22,7 @@ class Call:
 
     task: asyncio.Task[object]
     shown: ShownCertificate
-    error: IdentityError | None = None
+    error: Refused | None = None
     """Why it is ended from here."""
 
 
@@ -37,7 +38,7 @@ class OpenCalls:
         """For as long as a call is open, which is the current task.
 
         Raises:
-            IdentityError: in the place of the cancellation of a call that was ended by `end`.
+            Refused: in the place of the cancellation of a call that was ended by `end`.
         """
         task, shown = asyncio.current_task(), self._sessions.shown(peer)
         if task is None or shown is None:

@@ -20,11 +20,12 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol, TypeAlias
 
+from varangian.protos.errors import Refused
 from varangian.protos.identity.certificate import ShownCertificate
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
+from varangian.protos.refusals import Refusal
 from varangian.protos.text import quote
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -45,41 +46,16 @@ UNPROVEN: Peer = {}
 log = logging.getLogger(__name__)
 
 
-class IdentityRefusal(Enum):
-    """Why a caller is not let in: stable code and what should be."""
-
-    UNIDENTIFIED = f"A call should carry {WORKER}, {TOKEN} and {SESSION}, each once."
-    UNKNOWN_WORKER = "The name of a worker should be one that this run was started with."
-    BAD_TOKEN = "The token should be the one that the secret of the server makes for this name."
-    NOT_JOINED = "A worker should join before it pulls or pushes."
-    SESSION_TAKEN = "One process at a time should speak for a worker."
-    SESSION_LOST = "A process should stop when another one has taken its worker's name over."
-    UNCERTIFIED = "A call should come over TLS 1.3 with a certificate that says who is calling."
-    MISNAMED = "A worker should call itself what its certificate does."
-    ROLE = "A call should be one that the role on the certificate allows."
-    OTHER_CLUSTER = "A certificate should be one of the cluster that the server is in."
-    REVOKED = "A certificate should be one that was not revoked."
-    EXPIRED = "A certificate should be one that has not expired."
-
-
 SUSPICIOUS = frozenset(
     {
-        IdentityRefusal.BAD_TOKEN,
-        IdentityRefusal.MISNAMED,
-        IdentityRefusal.ROLE,
-        IdentityRefusal.OTHER_CLUSTER,
-        IdentityRefusal.REVOKED,
+        Refusal.BAD_TOKEN,
+        Refusal.MISNAMED,
+        Refusal.ROLE,
+        Refusal.OTHER_CLUSTER,
+        Refusal.REVOKED,
     }
 )
 """What honest workers do not come by: each is a line in the log, once for each name."""
-
-
-class IdentityError(Exception):
-    """The caller is not who it should be."""
-
-    def __init__(self, code: IdentityRefusal, found: str) -> None:
-        self.code = code
-        super().__init__(f"{code.value} {found}")
 
 
 class CertificateReader(Protocol):
@@ -90,18 +66,18 @@ class CertificateReader(Protocol):
         ...
 
     def worker(self, peer: Peer) -> str:
-        """The name of a worker; raises IdentityError for everyone else."""
+        """The name of a worker; raises Refused for everyone else."""
         ...
 
     def admit(self, peer: Peer) -> str:
-        """Whose valid certificate, of any role, this is; raises IdentityError when it is none."""
+        """Whose valid certificate, of any role, this is; raises Refused when it is none."""
         ...
 
     def shown(self, peer: Peer) -> ShownCertificate | None:
         """The certificate of a caller, if there is one that says who it is."""
         ...
 
-    def outdated(self, shown: ShownCertificate) -> IdentityError | None:
+    def outdated(self, shown: ShownCertificate) -> Refused | None:
         """Why a certificate that was taken counts no longer; None while it does."""
         ...
 
@@ -163,7 +139,7 @@ class Sessions:
         self._silence = silence
         self._clock = clock
         self._claims: dict[str, Session] = {}
-        self._suspected = set[tuple[str, IdentityRefusal]]()
+        self._suspected = set[tuple[str, Refusal]]()
 
     def token(self, name: str) -> str:
         """What the process of this worker has to show: HMAC-SHA256 in hexadecimal."""
@@ -201,7 +177,7 @@ class Sessions:
         """Let a caller ask how the run is going: without TLS anyone, with TLS every valid certificate.
 
         Raises:
-            IdentityError: when its certificate is not.
+            Refused: when its certificate is not.
         """
         if self._certificate_reader is not None:
             self._certificate_reader.admit(peer)
@@ -212,14 +188,14 @@ class Sessions:
             if self._certificate_reader is None:
                 return self._by_token(_headers(metadata))
             return self._certificate_reader.admit(peer)
-        except IdentityError:
+        except Refused:
             return None
 
     def authenticate(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """The name of a caller that has proved it, joined or not.
 
         Raises:
-            IdentityError: when it is nobody.
+            Refused: when it is nobody.
         """
         return self._credentials(metadata, peer)[0]
 
@@ -227,14 +203,14 @@ class Sessions:
         """The name of a caller that has joined.
 
         Raises:
-            IdentityError: when it is nobody, or another process speaks for this name now.
+            Refused: when it is nobody, or another process speaks for this name now.
         """
         name, session = self._credentials(metadata, peer)
         claim = self._claims.get(name)
         if claim is None:
-            raise IdentityError(IdentityRefusal.NOT_JOINED, f"{name} has not.")
+            raise Refused(Refusal.NOT_JOINED, f"{name} has not.")
         if claim.session != session:
-            raise IdentityError(IdentityRefusal.SESSION_LOST, f"Another process speaks for {name} now.")
+            raise Refused(Refusal.SESSION_LOST, f"Another process speaks for {name} now.")
         claim.seen, claim.shown = self._clock(), self.shown(peer)
         return name
 
@@ -247,7 +223,7 @@ class Sessions:
         """The certificate of a caller; None without TLS."""
         return None if self._certificate_reader is None else self._certificate_reader.shown(peer)
 
-    def outdated(self, shown: ShownCertificate | None) -> IdentityError | None:
+    def outdated(self, shown: ShownCertificate | None) -> Refused | None:
         """Why what a caller has shown counts no longer; None while it does."""
         return (
             None
@@ -265,7 +241,7 @@ class Sessions:
     def is_revoked(self, shown: ShownCertificate | None) -> bool:
         """Whether a certificate was revoked. One that has expired was not."""
         error = self.outdated(shown)
-        return error is not None and error.code is IdentityRefusal.REVOKED
+        return error is not None and error.refusal is Refusal.REVOKED
 
     @contextmanager
     def calling(self, name: str, *, stays: bool = False) -> Generator[None]:
@@ -291,7 +267,7 @@ class Sessions:
         silent for a while.
 
         Raises:
-            IdentityError: when it is nobody, or another process speaks for this name.
+            Refused: when it is nobody, or another process speaks for this name.
         """
         name, session = self._credentials(metadata, peer)
         now, held = self._clock(), self._claims.get(name)
@@ -300,9 +276,7 @@ class Sessions:
             return name
         if held is not None and now - held.seen <= self._silence and not held.gone(now):
             found = f"Another process spoke for {name} {now - held.seen:.1f} s ago; stop one of them, "
-            raise IdentityError(
-                IdentityRefusal.SESSION_TAKEN, f"{found}or wait {self._silence:g} s after it has ended."
-            )
+            raise Refused(Refusal.SESSION_TAKEN, f"{found}or wait {self._silence:g} s after it has ended.")
         self._claims[name] = Session(session, now, shown=self.shown(peer))
         return name
 
@@ -315,50 +289,42 @@ class Sessions:
                 if self._certificate_reader is None
                 else self._by_certificate(found, peer)
             )
-        except IdentityError as error:
+        except Refused as error:
             self._suspect(error, metadata, peer)
             raise
         if not NONCE.fullmatch(found.get(SESSION, "")):
-            raise IdentityError(
-                IdentityRefusal.UNIDENTIFIED, "Start this worker through `varangian worker`."
-            )
+            raise Refused(Refusal.UNIDENTIFIED, "Start this worker through `varangian worker`.")
         return name, found[SESSION]
 
     def _by_token(self, found: Mapping[str, str]) -> str:
         if WORKER not in found or TOKEN not in found:
-            raise IdentityError(
-                IdentityRefusal.UNIDENTIFIED, "Start this worker through `varangian worker`."
-            )
+            raise Refused(Refusal.UNIDENTIFIED, "Start this worker through `varangian worker`.")
         name = found[WORKER]
         token = self._tokens.get(name)
         if token is None:
-            raise IdentityError(IdentityRefusal.UNKNOWN_WORKER, f"Found {quote(name, 70)}.")
+            raise Refused(Refusal.UNKNOWN_WORKER, f"Found {quote(name, 70)}.")
         if not hmac.compare_digest(token, found[TOKEN].encode()):
-            raise IdentityError(
-                IdentityRefusal.BAD_TOKEN, f"Found another for {name}; was it made with another secret?"
-            )
+            raise Refused(Refusal.BAD_TOKEN, f"Found another for {name}; was it made with another secret?")
         return name
 
     def _by_certificate(self, found: Mapping[str, str], peer: Peer) -> str:
         assert self._certificate_reader is not None
         name = self._certificate_reader.worker(peer)
         if found.get(WORKER, name) != name:
-            raise IdentityError(
-                IdentityRefusal.MISNAMED,
+            raise Refused(
+                Refusal.MISNAMED,
                 f"Found {quote(found[WORKER], 70)} with the certificate of {name}.",
             )
         if name not in self.names:
-            raise IdentityError(
-                IdentityRefusal.UNKNOWN_WORKER, f"Found the certificate of {quote(name, 70)}."
-            )
+            raise Refused(Refusal.UNKNOWN_WORKER, f"Found the certificate of {quote(name, 70)}.")
         return name
 
-    def _suspect(self, error: IdentityError, metadata: Metadata, peer: Peer) -> None:
+    def _suspect(self, error: Refused, metadata: Metadata, peer: Peer) -> None:
         """One line in the log for what only somebody who pretends comes by."""
         who = self.presumed(metadata, peer)
-        if error.code in SUSPICIOUS and (who, error.code) not in self._suspected:
-            self._suspected.add((who, error.code))
-            log.warning("security: %s from %s: %s", error.code.name, who, quote(str(error), LOGGED))
+        if error.refusal in SUSPICIOUS and (who, error.refusal) not in self._suspected:
+            self._suspected.add((who, error.refusal))
+            log.warning("security: %s from %s: %s", error.refusal.code, who, quote(str(error), LOGGED))
 
 
 def _headers(metadata: Metadata) -> dict[str, str]:
@@ -368,7 +334,7 @@ def _headers(metadata: Metadata) -> dict[str, str]:
         if key not in (WORKER, TOKEN, SESSION):
             continue
         if key in found or not isinstance(value, str):
-            raise IdentityError(IdentityRefusal.UNIDENTIFIED, f"Found {key} twice, or in bytes.")
+            raise Refused(Refusal.UNIDENTIFIED, f"Found {key} twice, or in bytes.")
         found[key] = value
     return found
 

@@ -19,6 +19,7 @@ from typing import cast
 
 import grpc
 
+from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import (
     CA,
     CERTIFICATE,
@@ -36,8 +37,9 @@ from varangian.protos.identity.certificate import ShownCertificate, dated
 from varangian.protos.identity.revocation import RevocationList, der
 from varangian.protos.identity.watched_files import Change, Failure, WatchedFiles
 from varangian.protos.network.descriptors import Spare
+from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape, quote
-from varangian.server.identity.sessions import IdentityError, IdentityRefusal, Peer
+from varangian.server.identity.sessions import Peer
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ class Certificates:
         """The name of a worker, or role and name of another holder: any role will do.
 
         Raises:
-            IdentityError: there is no certificate of ours, or it was revoked.
+            Refused: there is no certificate of ours, or it was revoked.
         """
         found = self._holder(peer)
         return found.name if found.role is Role.WORKER else f"the {found.role.value} {found.name}"
@@ -133,12 +135,12 @@ class Certificates:
         """The name of a worker.
 
         Raises:
-            IdentityError: there is no certificate of ours, it was revoked, or it has another role.
+            Refused: there is no certificate of ours, it was revoked, or it has another role.
         """
         found = self._holder(peer)
         if found.role is not Role.WORKER:
-            raise IdentityError(
-                IdentityRefusal.ROLE,
+            raise Refused(
+                Refusal.ROLE,
                 f"Found the certificate of the {found.role.value} {quote(found.name, 70)}.",
             )
         return found.name
@@ -154,36 +156,36 @@ class Certificates:
         except ValueError:
             return None
 
-    def outdated(self, shown: ShownCertificate) -> IdentityError | None:
+    def outdated(self, shown: ShownCertificate) -> Refused | None:
         """Why a certificate that was taken counts no longer; None while it does."""
         if shown.fingerprint in self._revoked:
-            return IdentityError(IdentityRefusal.REVOKED, f"Found that of {shown.holder}.")
+            return Refused(Refusal.REVOKED, f"Found that of {shown.holder}.")
         if self._now() > shown.ends:
-            return IdentityError(
-                IdentityRefusal.EXPIRED, f"Found that of {shown.holder}, valid until {_date(shown.ends)}."
+            return Refused(
+                Refusal.EXPIRED, f"Found that of {shown.holder}, valid until {_date(shown.ends)}."
             )
         return None
 
     def _holder(self, peer: Peer) -> Holder:
         versions = _texts(peer, "ssl_tls_version")
         if versions != [VERSION]:
-            raise IdentityError(
-                IdentityRefusal.UNCERTIFIED, f"Found {escape(versions[0], 20) if versions else 'no TLS'}."
+            raise Refused(
+                Refusal.UNCERTIFIED, f"Found {escape(versions[0], 20) if versions else 'no TLS'}."
             )
         found = _stated(peer)
         if found is None:
-            raise IdentityError(
-                IdentityRefusal.UNCERTIFIED, "Found one without a URI varangian:CLUSTER:ROLE:NAME of ours."
+            raise Refused(
+                Refusal.UNCERTIFIED, "Found one without a URI varangian:CLUSTER:ROLE:NAME of ours."
             )
         if found.cluster != self._cluster:
-            raise IdentityError(
-                IdentityRefusal.OTHER_CLUSTER,
+            raise Refused(
+                Refusal.OTHER_CLUSTER,
                 f"Found that of the {found.role.value} {quote(found.name, 70)} of cluster "
                 f"{found.cluster}; this server is in {self._cluster}.",
             )
         shown = self.shown(peer)
         if shown is None:
-            raise IdentityError(IdentityRefusal.UNCERTIFIED, "Found one whose dates cannot be read.")
+            raise Refused(Refusal.UNCERTIFIED, "Found one whose dates cannot be read.")
         if error := self.outdated(shown):
             raise error
         return found

@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from typing import TypeAlias
 from urllib.parse import unquote
 
 from varangian.protos.network.descriptors import connections
+from varangian.protos.refusals import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -66,16 +67,20 @@ class ConnectionLimits:
 
     Args:
         workers: of the run.
+        closed: called for each connection that is closed.
         share: how many each caller may keep.
         clock: seconds from any start.
     """
 
     def __init__(
-        self, workers: int, share: ConnectionShare = SHARE, clock: Callable[[], float] = time.monotonic
+        self,
+        workers: int,
+        closed: Callable[[Refusal], None],
+        share: ConnectionShare = SHARE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.most = connections(workers)
-        self.closed = Counter[str]()
-        """How many were closed, by the code in the log."""
+        self._closed = closed
         self._share = share
         self._clock = clock
         self._callers: dict[Address, Caller] = {}
@@ -171,7 +176,7 @@ class ConnectionLimits:
         if closing:
             await asyncio.to_thread(shut_down, port, closing)
         for who in closing.values():
-            self.closed["CONNECTIONS"] += 1
+            self._closed(Refusal.CONNECTIONS)
             if who not in self._logged and len(self._logged) < self.most:
                 self._logged.add(who)
                 log.warning("closed a connection of %.70s, who has too many or calls too often", who)

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from varangian.server import errors
+from varangian.protos.errors import Refused
+from varangian.protos.refusals import Refusal
 
 
 @dataclass(eq=False)
@@ -48,7 +49,7 @@ class OpenUploads:
         except asyncio.CancelledError:
             if not mine.replaced or task.uncancel():
                 raise
-            raise errors.replaced() from None
+            raise Refused(Refusal.REPLACED) from None
         finally:
             del self._turns[worker]
             mine.over.set()

@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from varangian.server import errors
+from varangian.protos.errors import Refused
+from varangian.protos.refusals import Refusal
 
 
 class StreamQuota:
@@ -26,7 +27,7 @@ class StreamQuota:
             Refused: when the worker has as many as it may have.
         """
         if self._open[worker] >= self._most:
-            raise errors.too_many_streams(self._most)
+            raise Refused(Refusal.STREAMS, most=self._most)
         self._open[worker] += 1
         try:
             yield
@@ -158,7 +159,7 @@ class RoundQuotas:
         at, count = self._uploads.get(worker, (round, 0))
         count = count + 1 if at == round else 1
         if count > self.uploads:
-            raise errors.too_many_uploads(self.uploads)
+            raise Refused(Refusal.UPLOADS, most=self.uploads)
         self._uploads[worker] = round, count
 
     def download(self, worker: str, round: int) -> None:
@@ -172,7 +173,7 @@ class RoundQuotas:
             bucket = TokenBucket(1 / RELIEF, self.downloads, self.clock)
             self._downloads[worker] = round, bucket
         if not bucket.try_to_take():
-            raise errors.too_many_pulls(RELIEF)
+            raise Refused(Refusal.PULLS, seconds=RELIEF)
 
     def join(self, worker: str) -> None:
         """One more.
@@ -184,7 +185,7 @@ class RoundQuotas:
         if bucket is None:
             bucket = self._joins[worker] = TokenBucket(JOINS_PER_SECOND, self.joins, self.clock)
         if not bucket.try_to_take():
-            raise errors.too_many_joins(JOINS_PER_SECOND)
+            raise Refused(Refusal.JOINS, rate=JOINS_PER_SECOND)
 
 
 RELIEF = 5.0

@@ -5,6 +5,7 @@ As `machine` it knows no clock, no tensor, no thread and no wire.
 
 from __future__ import annotations
 
+from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import (
     Absent,
     Committed,
@@ -18,7 +19,6 @@ from varangian.server.protocol.events import (
     Present,
     Push,
     Ready,
-    Refusal,
     Settled,
     Skipped,
     Stop,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
-from varangian.server.protocol.events import Effect, Event, Phase, Refusal, RoundPolicy, Seconds, Worker
+from varangian.protos.refusals import Refusal
+from varangian.server.protocol.events import Effect, Event, Phase, RoundPolicy, Seconds, Worker
 
 
 class Verdict(Enum):

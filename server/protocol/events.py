@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal, TypeAlias
 
+from varangian.protos.refusals import Refusal
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting, WaitingHistory
 
 Worker: TypeAlias = str
@@ -85,25 +86,6 @@ class RoundPolicy:
             return "there is no vector to aggregate"
         reason = self.requires(pushed, faulty)
         return f"the rule promises nothing for these rows: {reason.rstrip('.')}" if reason else ""
-
-
-class Refusal(Enum):
-    """Why an event was refused. The name is the stable code, the value the sentence sent back."""
-
-    UNKNOWN_WORKER = "This name is not one of the workers of the run."
-    FUTURE = "This round has not opened yet; pull the current one."
-    STALE = "This round is over; pull the current one."
-    DUPLICATE = "This very push was counted already; there is nothing to do."
-    COUNTED = "Another vector of this worker counts for this round: the first complete one does."
-    REPEATED = "A vector of this worker counts already; push it again with its digest in the manifest."
-    FAULTY = "This worker was proven faulty in this round; pull the next one."
-    RESTARTED = "The round began anew because a vector that was counted on has failed; push again."
-    BUSY = "An upload of this worker is still open; finish it or give it up first."
-    UNOFFERED = "No upload of this worker for this round and digest is open; offer it first."
-    NOT_CLOSED = "This round is still open, so nothing of it can be committed or skipped."
-    NOT_INVITED = "This worker was not invited to push for this round; pull, and wait to be."
-    TOO_OLD = "The model that this vector was made for is too old by now; pull the current one."
-    FINISHED = "The run is finished."
 
 
 @dataclass(frozen=True)

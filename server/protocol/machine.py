@@ -40,6 +40,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TypeAlias
 
+from varangian.protos.refusals import Refusal
 from varangian.server.protocol.admission import refusal_of, standing
 from varangian.server.protocol.decisions import Decision, Verdict
 from varangian.server.protocol.events import (
@@ -63,7 +64,6 @@ from varangian.server.protocol.events import (
     Present,
     Push,
     Ready,
-    Refusal,
     Reject,
     RollCall,
     Seconds,

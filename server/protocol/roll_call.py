@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, TypedDict, TypeVar
 
+from varangian.protos.refusals import Refusal
 from varangian.server.protocol.adaptive_waiting import WaitingHistory, is_patient
 from varangian.server.protocol.decisions import State
 from varangian.server.protocol.events import (
     Phase,
-    Refusal,
     RollCall,
     RoundPolicy,
     RoundState,

@@ -45,6 +45,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeAlias
 
+from varangian.protos.refusals import Refusal
 from varangian.server.protocol.decisions import Decision, Verdict
 from varangian.server.protocol.events import (
     Absent,
@@ -66,7 +67,6 @@ from varangian.server.protocol.events import (
     Present,
     Push,
     Ready,
-    Refusal,
     Reject,
     RoundPolicy,
     RoundState,

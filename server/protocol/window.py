@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
-from varangian.server.protocol.events import Refusal, RoundPolicy, Seconds, Worker
+from varangian.protos.refusals import Refusal
+from varangian.server.protocol.events import RoundPolicy, Seconds, Worker
 
 
 class Window:

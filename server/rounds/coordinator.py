@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from varangian.aggregators import AggregationError
 from varangian.protos.encoding import FLOAT32, Dtype
+from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
 from varangian.server.observability.record import Evaluate, Observe, record_of_skip
 from varangian.server.observability.status import Snapshot, Status
@@ -37,7 +38,6 @@ from varangian.server.protocol.events import (
     Phase,
     Present,
     Push,
-    Refusal,
     Reject,
     Seconds,
     Settled,

@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from varangian.protos.refusals import Refusal
 from varangian.server.observability.status import Snapshot
 from varangian.server.protocol.decisions import Machine
-from varangian.server.protocol.events import Event, Left, Phase, Ready, Refusal, Seconds, Worker
+from varangian.server.protocol.events import Event, Left, Phase, Ready, Seconds, Worker
 from varangian.server.rounds.clock import Clock, LatestValue
 
 

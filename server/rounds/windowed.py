@@ -13,7 +13,8 @@ from torch import Tensor
 from varangian.aggregators import Aggregate, AggregationError
 from varangian.aggregators.streaming.stream import Stream, block_columns
 from varangian.protos.encoding import FLOAT32, Dtype
-from varangian.server.protocol.events import Close, Phase, Refusal, Seconds, Worker
+from varangian.protos.refusals import Refusal
+from varangian.server.protocol.events import Close, Phase, Seconds, Worker
 from varangian.server.protocol.roll_call import passed_over
 from varangian.server.protocol.synchronous import RoundMachine
 from varangian.server.protocol.window import Window

@@ -12,7 +12,8 @@ from torch import Tensor
 from varangian.aggregators.kernels.ingress import landed
 from varangian.protos.data_channel.transfer import Receive, Sink, thread_buffer
 from varangian.protos.encoding import FLOAT32, WIRE, Dtype, encode_vector
-from varangian.server.protocol.events import Refusal, Worker
+from varangian.protos.refusals import Refusal
+from varangian.server.protocol.events import Worker
 
 NOT_FINITE = "not finite"
 """What is proved by a number that is none, or too large for a row."""
@@ -23,7 +24,7 @@ class Overtaken(Exception):
 
     def __init__(self, refusal: Refusal) -> None:
         self.refusal = refusal
-        super().__init__(refusal.value)
+        super().__init__(refusal.sentence)
 
 
 class RowStore:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from varangian.protos.encoding import WIRE, Dtype
-from varangian.server.protocol.events import Refusal, Worker
+from varangian.protos.refusals import Refusal
+from varangian.server.protocol.events import Worker
 from varangian.server.rows.slot import Slot
 
 Standing: TypeAlias = Callable[[Slot], Refusal | None]

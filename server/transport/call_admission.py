@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from varangian.server import errors
+from varangian.protos.errors import Refused
+from varangian.protos.refusals import Refusal
 from varangian.server.identity.sessions import Metadata, Peer, Sessions
 from varangian.server.limits.connections import ConnectionLimits, parse_peer
 from varangian.server.limits.quotas import LATE, Calls, CutOffError
@@ -44,7 +45,7 @@ class CallAdmission:
             # Who waits for one answer before the next call is slowed down, also by a refusal.
             await asyncio.sleep(delay)
         if refused:
-            raise errors.too_many_calls(self.calls.rate)
+            raise Refused(Refusal.CALLS, rate=self.calls.rate)
 
     def _who(self, metadata: Metadata, peer: Peer, end: str) -> tuple[str, bool]:
         """What calls and connections of this caller are counted under, and whether he has proved that."""

@@ -12,9 +12,10 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from varangian.protos.data_channel.connection import DataConnectionError
+from varangian.protos.errors import Refused
 from varangian.protos.messages import MANIFEST_LIMIT, decode_message
 from varangian.protos.network.idle_timeout import IdleTimeout
-from varangian.server import errors
+from varangian.protos.refusals import Refusal
 from varangian.server.identity.sessions import Metadata, Peer
 
 M = TypeVar("M", bound=Message)
@@ -76,7 +77,7 @@ async def read_request(kind: type[M], context: Context, seconds: float, limit: i
 
     Raises:
         Refused: when it is not there in time.
-        CodecError: when it has more than `limit` bytes, or is another one.
+        Refused: when it has more than `limit` bytes, or is another one.
     """
     async with idle_timeout(seconds) as quiet:
         data = await quiet.broken_by(read_message(context))
@@ -97,7 +98,7 @@ async def idle_timeout(idle: float) -> AsyncGenerator[IdleTimeout, None]:
     except TimeoutError:
         if not timer.expired():
             raise
-        raise errors.idle(idle) from None
+        raise Refused(Refusal.IDLE, seconds=idle) from None
 
 
 @contextmanager
@@ -123,4 +124,4 @@ def unless_cut() -> Generator[None, None, None]:
     try:
         yield
     except DataConnectionError as error:
-        raise errors.cut(str(error)) from None
+        raise Refused(Refusal.LANE, str(error)) from None

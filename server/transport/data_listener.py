@@ -19,11 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TICKET, DataConnection
 from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.network.descriptors import STRANGERS
+from varangian.protos.refusals import Refusal
 from varangian.server.transport.calls import Limits
 from varangian.server.transport.grpc_server import bind_sockets
 
@@ -55,13 +57,8 @@ class StrangerLimits:
 
 PATIENCE = StrangerLimits()
 
-
-class Unwelcome(Exception):
-    """A connection that has to end: who it is, a stable code and a sentence for the log."""
-
-    def __init__(self, who: str, code: str, sentence: str) -> None:
-        self.who, self.code, self.sentence = who, code, sentence
-        super().__init__(sentence)
+Refuse: TypeAlias = Callable[[str, str, str], None]
+"""Told of a connection that is closed: whose it was, a stable code and a sentence."""
 
 
 class BoundedTasks:
@@ -102,11 +99,15 @@ class DataListener:
     Args:
         limits: what one worker may cost.
         sealed: whether payloads are encrypted; so they should be where calls go over TLS.
+        refused: called for each connection that is closed.
         patience: what connections without a payload may cost.
     """
 
-    def __init__(self, limits: Limits, sealed: bool, patience: StrangerLimits = PATIENCE) -> None:
+    def __init__(
+        self, limits: Limits, sealed: bool, refused: Refuse, patience: StrangerLimits = PATIENCE
+    ) -> None:
         self.port = 0
+        self._refused = refused
         self._sealed = sealed
         self._patience = patience
         self._streams = limits.streams
@@ -115,11 +116,8 @@ class DataListener:
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._tasks = set[asyncio.Task[None]]()
         self._tickets: dict[bytes, DataTicket] = {}
-        self._strangers = BoundedTasks(patience.strangers, partial(self._crowded, STRANGER))
+        self._strangers = BoundedTasks(patience.strangers, partial(self._refuse, STRANGER, Refusal.CROWD))
         self._idle: dict[str, BoundedTasks] = {}
-        self._logged = set[tuple[str, str]]()
-        self.refusals = Counter[str]()
-        """How many connections were closed for each reason but that the other end had gone."""
 
     async def listen(self, host: str, port: int) -> int:
         """Take connections from now on; at which port.
@@ -175,7 +173,7 @@ class DataListener:
         except OSError:
             connection.close()
             return
-        task = asyncio.create_task(self._attend(line, str(host)))
+        task = asyncio.create_task(self._serve(line, str(host)))
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, line))
 
@@ -184,7 +182,7 @@ class DataListener:
         self._suspend(listener)
         self._pauses[listener] = asyncio.get_running_loop().call_later(PAUSE, self._resume, listener)
         code = errno.errorcode.get(error.errno or 0, "OSError")
-        self._log(Unwelcome("new connections", code, error.strerror or str(error)))
+        self._refused("new connections", code, error.strerror or str(error))
 
     def _ended(self, line: DataConnection, task: asyncio.Task[None]) -> None:
         """Also of a task that was cancelled before it began."""
@@ -192,13 +190,7 @@ class DataListener:
         line.close()
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            log.error("lane: a connection was given up", exc_info=error)
-
-    async def _attend(self, line: DataConnection, host: str) -> None:
-        try:
-            await self._serve(line, host)
-        except Unwelcome as refused:
-            self._log(refused)
+            log.error("data port: a connection was given up", exc_info=error)
 
     async def _serve(self, line: DataConnection, host: str) -> None:
         """One ticket after the other."""
@@ -214,33 +206,26 @@ class DataListener:
 
     def _few(self, holder: str) -> BoundedTasks:
         """The connections that a worker does not use just now."""
-        return self._idle.setdefault(holder, BoundedTasks(self._streams, partial(self._crowded, holder)))
+        crowded = partial(self._refuse, holder, Refusal.CROWD)
+        return self._idle.setdefault(holder, BoundedTasks(self._streams, crowded))
 
-    async def _introduced(self, line: DataConnection) -> DataTicket:
+    async def _introduced(self, line: DataConnection) -> DataTicket | None:
         """The first ticket, which also says whose connection it is."""
         try:
             async with asyncio.timeout(self._patience.showing):
                 return await self._shown(line, STRANGER)
         except TimeoutError:
-            raise Unwelcome(STRANGER, "SILENT", "It should have shown something by now.") from None
+            self._refuse(STRANGER, Refusal.SILENT)
         except OSError as error:
-            raise Unwelcome(STRANGER, "GONE", str(error)) from None
+            log.debug("data port: a connection ended before it showed a ticket: %s", error)
+        return None
 
-    async def _shown(self, line: DataConnection, who: str) -> DataTicket:
-        """The ticket that comes next."""
+    async def _shown(self, line: DataConnection, who: str) -> DataTicket | None:
+        """The ticket that comes next; None for anything else."""
         ticket = self._tickets.get(await line.exactly(TICKET))
         if ticket is None:
-            raise Unwelcome(who, "TICKET", "A ticket should be valid, and new.")
+            self._refuse(who, Refusal.TICKET)
         return ticket
 
-    def _crowded(self, who: str) -> None:
-        self._log(Unwelcome(who, "CROWD", "There should be fewer connections that are not used."))
-
-    def _log(self, refused: Unwelcome) -> None:
-        """The first of each kind from each end; not what honest workers come by."""
-        key = refused.who, refused.code
-        quiet = key in self._logged or refused.code in ("SILENT", "GONE", "CROWD")
-        self.refusals[refused.code] += refused.code != "GONE"
-        self._logged.add(key)
-        level = logging.DEBUG if quiet else logging.WARNING
-        log.log(level, "lane: refused %.70s: %s %r", *key, refused.sentence)
+    def _refuse(self, who: str, refusal: Refusal) -> None:
+        self._refused(who, refusal.code, refusal.sentence)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Never, TypeVar
@@ -20,27 +19,26 @@ from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.contract import Contract, check_protocol, check_run
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.encoding import WIRE
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.identity.certificate import ShownCertificate
 from varangian.protos.messages import JOIN_LIMIT, MESSAGE_LIMIT, PROTOCOL
+from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
-from varangian.server import errors
-from varangian.server.errors import Refused
 from varangian.server.identity.presence import PAUSE, Presence
 from varangian.server.identity.revocation import Revocation
-from varangian.server.identity.sessions import IdentityError, Sessions
+from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.connections import ConnectionLimits
 from varangian.server.limits.open_uploads import OpenUploads
 from varangian.server.limits.quotas import Calls, RoundQuotas, StreamQuota
 from varangian.server.limits.small_messages import SmallMessages
 from varangian.server.limits.upload_scheduler import UploadScheduler
-from varangian.server.protocol.events import Refusal
 from varangian.server.rows.slot import Overtaken, Slot
 from varangian.server.transport import calls, uploads
 from varangian.server.transport.call_admission import CallAdmission
 from varangian.server.transport.calls import Context, Limits
 from varangian.server.transport.data_listener import DataListener, DataTicket
 from varangian.server.transport.downloads import AGAIN, Downloads
+from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.status_reply import StatusReplies
 
 if TYPE_CHECKING:
@@ -71,8 +69,6 @@ def answer_refusals(
             with self.revocation.standing.call(calls.caller(context)[1]):
                 await self._door.admit(context)
                 return await handler(self, request, context)
-        except (CodecError, IdentityError) as error:
-            refused = errors.of_error(error)
         except Refused as error:
             refused = error
         return await self.refuse(context, refused)
@@ -93,8 +89,10 @@ class Service:
         leaves: Callable[[], bool] = bool,
         security: Security | None = None,
         end: Callable[[str], None] = log.error,
+        refusals: Refusals | None = None,
     ) -> None:
         self._coordinator = coordinator
+        self.refusals = refusals or Refusals()
         self._sessions = sessions
         self._contract = contract
         self._limits = limits
@@ -105,10 +103,9 @@ class Service:
         self._quota = StreamQuota(limits.streams)
         self._round_quotas = RoundQuotas(limits.uploads, limits.downloads, limits.joins)
         self._newest, self._joining = OpenUploads(), OpenUploads()
-        self.connections = ConnectionLimits(len(sessions.names))
+        self.connections = ConnectionLimits(len(sessions.names), self.refusals.count)
         self._door = CallAdmission(sessions, self.connections, Calls(limits.calls, limits.calls_at_once))
         self._requests = SmallMessages(len(sessions.names))
-        self._refusals = Counter[str]()
         self._downloads = Downloads(contract, coordinator.pulls, limits.idle, sessions.seen)
         self._told = set[str]()
         self._heard = asyncio.Event()
@@ -120,7 +117,7 @@ class Service:
             coordinator,
             sessions,
             contract,
-            lambda: self._refused,
+            self.refusals.counts,
             self.revocation,
             self._data_port,
             limits.status,
@@ -186,7 +183,7 @@ class Service:
         if snapshot is None:
             await self._downloads.message(AGAIN, context)
         elif snapshot.finished and self._leaves():
-            raise errors.stopping()
+            raise Refused(Refusal.STOPPING)
         elif snapshot.finished:
             reply = ps_pb2.PullReply(finished=ps_pb2.Finished(reason=snapshot.reason))
             try:
@@ -222,16 +219,16 @@ class Service:
                 if slot is Refusal.DUPLICATE:
                     return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
                 if isinstance(slot, Refusal):
-                    raise errors.of_refusal(slot, self._coordinator.round)
+                    raise self._refused(slot)
                 await self._payload(manifest, slot, context)
             shown = await self._still_valid(slot, context)
             outcome = await self._coordinator.complete(slot)
             if outcome is None:
                 self.revocation.counted(worker, shown)
         if isinstance(outcome, Refusal):
-            raise errors.of_refusal(outcome, self._coordinator.round)
+            raise self._refused(outcome)
         if outcome is not None:
-            raise errors.unsound(outcome)
+            raise Refused(Refusal.UNSOUND, f"It was refused: {outcome}.")
         self._door.calls.give(worker)
         return ps_pb2.PushReply(round=manifest.round).SerializeToString()
 
@@ -249,7 +246,7 @@ class Service:
                 # One that stays for ever would keep its connection for ever.
                 await asyncio.wait_for(self._dismissed.wait(), self._limits.age)
                 return
-        raise errors.aged()
+        raise Refused(Refusal.AGE)
 
     @answer_refusals
     async def decline(self, _: object, context: Context) -> bytes:
@@ -260,7 +257,7 @@ class Service:
             check_run(self._contract.run_id, request.run_id)
             refusal = await self._coordinator.decline(worker, request.round, request.reason)
         if refusal is not None:
-            raise errors.of_refusal(refusal, self._coordinator.round)
+            raise self._refused(refusal)
         return ps_pb2.DeclineReply().SerializeToString()
 
     @answer_refusals
@@ -269,18 +266,13 @@ class Service:
         return self._status.latest()  # whatever the message says, and whether it comes or not
 
     async def refuse(self, context: Context, refused: Refused) -> Never:
-        """End a call with a refusal, and log the first of each kind from each peer."""
-        code = refused.code
-        if code != errors.AGE:  # which is no refusal, but how such a call ends
-            self._refusals[code] += 1
+        """End a call with a refusal."""
         worker = self._sessions.presumed(*calls.caller(context))
-        quiet = code == errors.AGE or (worker, code) in self._logged
-        level = logging.DEBUG if quiet else logging.WARNING
-        self._logged.add((worker, code))
-        log.log(level, "refused %s: %s %s", worker, code, refused.sentence)
-        trailing = ((metadata_keys.CODE, code), (metadata_keys.ROUND, str(self._coordinator.round)))
-        with calls.unless_gone():
-            await context.abort(refused.status, refused.sentence, trailing)
+        await self.refusals.answer(context, worker, refused, self._coordinator.round)
+
+    def _refused(self, refusal: Refusal) -> Refused:
+        """A refusal that depends on the round."""
+        return Refused(refusal, f"The server is in round {self._coordinator.round}.")
 
     async def farewell(self) -> None:
         """Wait until everyone who is there has heard that the run is finished, but not for ever."""
@@ -299,12 +291,6 @@ class Service:
         return self._sessions.identify(*calls.caller(context))
 
     @property
-    def _refused(self) -> Counter[str]:
-        """Calls, and connections of either port."""
-        beside = self._lane.refusals if self._lane else Counter[str]()
-        return self._refusals + self.connections.closed + beside
-
-    @property
     def _data_port(self) -> int:
         return self._lane.port if self._lane else 0
 
@@ -318,20 +304,20 @@ class Service:
     def _check_common(self, worker: str, text: str) -> None:
         for name, sentence in self._contract.common.differences(text):
             if name not in self._contract.common.loose:
-                raise CodecError(Code.COMMON, sentence)
+                raise Refused(Refusal.COMMON, sentence)
             if (worker, name) not in self._logged:
                 self._logged.add((worker, name))
                 log.warning("%s has other data than the server: %s", worker, sentence)
 
     def _check_layout(self, text: str) -> None:
         if difference := self._contract.layout.difference(text):
-            raise CodecError(Code.LAYOUT, difference)
+            raise Refused(Refusal.LAYOUT, difference)
 
     async def _still_valid(self, slot: Slot, context: Context) -> ShownCertificate | None:
         """The certificate of a push whose payload is there; it may have been revoked on the way.
 
         Raises:
-            IdentityError: it was, or has expired. The slot is released.
+            Refused: it was, or has expired. The slot is released.
         """
         shown = self._sessions.shown(calls.caller(context)[1])
         if error := self._sessions.outdated(shown):
@@ -353,7 +339,7 @@ class Service:
                 slot.digest = await upload.received(slot.digest)
         except Overtaken as error:
             await self._coordinator.release(slot)
-            raise errors.of_refusal(error.refusal, self._coordinator.round) from None
+            raise self._refused(error.refusal) from None
         except BaseException:
             await self._coordinator.release(slot)
             raise

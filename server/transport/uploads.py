@@ -13,9 +13,10 @@ from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.chunks import Assembler, push_payload
 from varangian.protos.data_channel.connection import SHARE
 from varangian.protos.data_channel.transfer import Receive
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_LIMIT, MANIFEST_LIMIT, decode_message
 from varangian.protos.network.idle_timeout import IdleTimeout
+from varangian.protos.refusals import Refusal
 from varangian.server.limits.quotas import TokenBucket
 from varangian.server.limits.upload_scheduler import UploadScheduler, UploadTurn
 from varangian.server.rows.slot import Slot
@@ -44,13 +45,13 @@ async def read_manifest(context: Context, idle: float) -> ps_pb2.Manifest:
     """The first message of a push, whatever it says.
 
     Raises:
-        Refused, CodecError: when it is something else, or does not come.
+        Refused: when it is something else, or does not come.
     """
     async with calls.idle_timeout(idle) as silence:
         data = await silence.broken_by(calls.read_message(context))
     part = decode_message(ps_pb2.PushRequest, data or b"", MANIFEST_LIMIT)
     if not part.HasField("manifest"):
-        raise CodecError(Code.MALFORMED, "Found a push that does not begin with a manifest.")
+        raise Refused(Refusal.MALFORMED, "Found a push that does not begin with a manifest.")
     return part.manifest
 
 
@@ -91,7 +92,7 @@ class Upload:
             digest: what the manifest promised, or nothing if a seal is to follow.
 
         Raises:
-            Refused, CodecError: when it is not what was promised, or does not come.
+            Refused: when it is not what was promised, or does not come.
             Overtaken: when nobody waits for it any more.
         """
         found = digest
@@ -109,7 +110,7 @@ class Upload:
                 if isinstance(part, tuple):
                     await self._chunk(*part, seat)
                 elif found:
-                    raise CodecError(Code.MALFORMED, "Found a digest where the push has one already.")
+                    raise Refused(Refusal.MALFORMED, "Found a digest where the push has one already.")
                 else:
                     self._assembler.finish(found := part)
                 del part

@@ -8,10 +8,10 @@ import pytest
 
 from varangian.config import RunConfig, load, loads
 from varangian.config.yaml_text import parse
+from varangian.protos.refusals import Refusal
 from varangian.registry import plain
 from varangian.server.participation import PARTICIPATION
 from varangian.server.participation.staleness import STALENESS
-from varangian.server.protocol.events import Refusal
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "concepts" / "participation.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"\n## `(\w+)`\n(.*?)(?=\n## )", DOCUMENT, re.DOTALL))

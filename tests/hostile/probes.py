@@ -5,7 +5,7 @@ from google.protobuf.message import DecodeError
 from varangian.protos import ps_pb2
 from varangian.protos.chunks import Assembler, decode_chunk, encode_chunk
 from varangian.protos.encoding import payload_digest
-from varangian.protos.errors import CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
 from varangian.protos.messages import (
     FIELD_LIMIT,
@@ -43,11 +43,11 @@ def chunk(data):
 
 
 def message(data):
-    """Bytes are a message or a CodecError; one of many fields is refused unless it is small."""
+    """Bytes are a message or a Refused; one of many fields is refused unless it is small."""
     for kind in MESSAGES:
         try:
             decode_message(kind, data, MANIFEST_LIMIT)
-        except CodecError:
+        except Refused:
             many = len(data) > SMALL_MESSAGE and not has_few_fields(data, FIELD_LIMIT)
             assert len(data) > MANIFEST_LIMIT or many or not _parses(kind, data)
 
@@ -73,12 +73,12 @@ def assembly(data):
         piece = payload[offset : offset + length % 48] + bytes(max(0, length % 48 - size))
         try:
             passed += assembler.add(offset, piece)
-        except CodecError:
+        except Refused:
             break
         assert passed == payload[: len(passed)] or len(passed) <= size
     try:
         assembler.finish(payload_digest(payload))
-    except CodecError:
+    except Refused:
         assert passed != payload
     else:
         assert passed == payload

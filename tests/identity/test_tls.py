@@ -11,11 +11,13 @@ import pytest
 from tests.exhausted import no_descriptors
 from tests.extent import patience
 
+from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import Bundle, BundleError, Role, identity_uri, ssl_contexts
 from varangian.protos.identity.certificate import validity
 from varangian.protos.identity.revocation import RevocationList, der, fingerprint, parse_fingerprints
 from varangian.protos.network.dial import open_aio_channel
-from varangian.server.identity.sessions import IdentityError, IdentityRefusal, Sessions
+from varangian.protos.refusals import Refusal
+from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import CertificateRenewal, Certificates, Security
 from varangian.worker.transport import tls
 
@@ -47,10 +49,10 @@ def metadata(name=None, session=SESSION):
 
 
 def refused(call, *args):
-    with pytest.raises(IdentityError) as caught:
+    with pytest.raises(Refused) as caught:
         call(*args)
-    assert str(caught.value).startswith(caught.value.code.value)
-    return caught.value.code
+    assert str(caught.value).startswith(caught.value.refusal.sentence)
+    return caught.value.refusal
 
 
 def test_the_name_is_that_of_the_certificate(sessions, bundles):
@@ -62,7 +64,7 @@ def test_the_name_is_that_of_the_certificate(sessions, bundles):
 def test_another_name_in_the_call_is_refused_and_logged_once(sessions, bundles, caplog):
     for _ in range(3):
         call = sessions.claim, metadata("w01"), peer(bundles, "ours/w00")
-        assert refused(*call) is IdentityRefusal.MISNAMED
+        assert refused(*call) is Refusal.MISNAMED
     (record,) = caplog.records
     assert record.getMessage().startswith("security: MISNAMED from w00: ")
     assert sessions.joined == frozenset()
@@ -73,23 +75,23 @@ def test_with_tls_a_token_counts_for_nothing(bundles):
         ["w00"], b"sixteen bytes ok", certificate_reader=Security(bundles / "ours").certificate_reader
     )
     shown = [*metadata("w00"), ("varangian-token", sessions.token("w00"))]
-    assert refused(sessions.claim, shown) is IdentityRefusal.UNCERTIFIED
-    assert refused(sessions.claim, shown, peer(bundles, "ours/server")) is IdentityRefusal.ROLE
+    assert refused(sessions.claim, shown) is Refusal.UNCERTIFIED
+    assert refused(sessions.claim, shown, peer(bundles, "ours/server")) is Refusal.ROLE
 
 
 def test_a_certified_name_that_the_run_does_not_have_is_refused(bundles):
     sessions = Sessions(["w00"], None, certificate_reader=Security(bundles / "ours").certificate_reader)
-    assert refused(sessions.claim, metadata(), peer(bundles, "ours/w01")) is IdentityRefusal.UNKNOWN_WORKER
+    assert refused(sessions.claim, metadata(), peer(bundles, "ours/w01")) is Refusal.UNKNOWN_WORKER
 
 
 def test_a_session_is_still_needed(sessions, bundles):
-    assert refused(sessions.claim, [], peer(bundles, "ours/w00")) is IdentityRefusal.UNIDENTIFIED
+    assert refused(sessions.claim, [], peer(bundles, "ours/w00")) is Refusal.UNIDENTIFIED
 
 
 def test_one_certificate_on_two_machines_is_one_vote(sessions, bundles):
     sessions.claim(metadata(), peer(bundles, "ours/w00"))
     second = metadata(session="f" * 32)
-    assert refused(sessions.claim, second, peer(bundles, "ours/w00")) is IdentityRefusal.SESSION_TAKEN
+    assert refused(sessions.claim, second, peer(bundles, "ours/w00")) is Refusal.SESSION_TAKEN
 
 
 @pytest.mark.parametrize(
@@ -107,13 +109,13 @@ def test_one_certificate_on_two_machines_is_one_vote(sessions, bundles):
 )
 def test_a_channel_that_proves_too_little_is_refused(sessions, bundles, changes):
     found = peer(bundles, "ours/w00", **changes)
-    assert refused(sessions.claim, metadata(), found) is IdentityRefusal.UNCERTIFIED
-    assert refused(sessions.admit, found) is IdentityRefusal.UNCERTIFIED
+    assert refused(sessions.claim, metadata(), found) is Refusal.UNCERTIFIED
+    assert refused(sessions.admit, found) is Refusal.UNCERTIFIED
 
 
 def test_a_server_may_ask_how_the_run_is_going_and_nothing_else(sessions, bundles):
     sessions.admit(peer(bundles, "ours/server"))
-    assert refused(sessions.claim, metadata(), peer(bundles, "ours/server")) is IdentityRefusal.ROLE
+    assert refused(sessions.claim, metadata(), peer(bundles, "ours/server")) is Refusal.ROLE
     assert sessions.presumed([], peer(bundles, "ours/server")) == "a stranger"
 
 
@@ -126,8 +128,8 @@ def test_a_revoked_certificate_is_refused_at_its_next_call(authority, caplog):
     proved = peer(authority.path, "w00")
     assert sessions.claim(metadata(), proved) == "w00"
     authority.revoke("w00")
-    assert refused(sessions.identify, metadata(), proved) is IdentityRefusal.REVOKED
-    assert refused(sessions.admit, proved) is IdentityRefusal.REVOKED
+    assert refused(sessions.identify, metadata(), proved) is Refusal.REVOKED
+    assert refused(sessions.admit, proved) is Refusal.REVOKED
     assert "security: REVOKED from w00" in caplog.text
     authority.issue("w00", Role.WORKER, days=1, force=True)
     assert sessions.identify(metadata(), peer(authority.path, "w00")) == "w00"
@@ -205,8 +207,8 @@ def test_a_certificate_is_refused_from_the_moment_it_expires(authority):
     assert sessions.identify(metadata(), proved) == "w00"
     now[0] = ends + 1
     for call in (sessions.identify, sessions.claim):
-        assert refused(call, metadata(), proved) is IdentityRefusal.EXPIRED
-    assert refused(sessions.admit, proved) is IdentityRefusal.EXPIRED
+        assert refused(call, metadata(), proved) is Refusal.EXPIRED
+    assert refused(sessions.admit, proved) is Refusal.EXPIRED
     assert (sessions.expel(), sessions.joined) == ([], {"w00"})  # nobody has revoked it
 
 
@@ -288,7 +290,7 @@ def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario
     revoked = RevocationList(bundles / "ours/server/revoked")
     assert Certificates(cluster, revoked).worker(proved) == "w00"
     other = Certificates(Bundle.load(bundles / "theirs/w00").cluster, revoked)
-    assert refused(other.worker, proved) is IdentityRefusal.OTHER_CLUSTER
+    assert refused(other.worker, proved) is Refusal.OTHER_CLUSTER
     assert other.named(proved) is None
 
 
@@ -319,7 +321,7 @@ def test_a_name_of_another_type_or_with_a_nul_names_nobody(
             return seen[0]
 
     proved = scenario(run())
-    assert refused(security.certificate_reader.worker, proved) is IdentityRefusal.UNCERTIFIED
+    assert refused(security.certificate_reader.worker, proved) is Refusal.UNCERTIFIED
     assert security.certificate_reader.named(proved) is None
 
 

@@ -8,7 +8,9 @@ import pytest
 from varangian.cli.commands import cluster
 from varangian.cli.commands import token as tokens
 from varangian.cli.main import CommandError, main
-from varangian.server.identity.sessions import IdentityError, IdentityRefusal, Sessions
+from varangian.protos.errors import Refused
+from varangian.protos.refusals import Refusal
+from varangian.server.identity.sessions import Sessions
 
 SECRET = "a secret of this test"
 ELSEWHERE = "ps.test:50051"
@@ -65,10 +67,10 @@ def test_a_worker_elsewhere_needs_its_token_only(varangian, shown, environment):
 def test_the_token_of_one_worker_is_worth_nothing_for_another(varangian, environment):
     environment("SECRET", SECRET)
     token = varangian("token", "w01")[1].strip().partition(":")[2]
-    with pytest.raises(IdentityError) as caught:
+    with pytest.raises(Refused) as caught:
         accepted(SECRET, {"w02": token})
-    assert caught.value.code is IdentityRefusal.BAD_TOKEN
-    with pytest.raises(IdentityError):
+    assert caught.value.refusal is Refusal.BAD_TOKEN
+    with pytest.raises(Refused):
         accepted("another secret than that", {"w01": token})
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from varangian.protos import ps_pb2
 from varangian.protos.chunks import decode_chunk, encode_chunk, push_payload
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
+from varangian.protos.refusals import Refusal
 
 OFFSETS = st.integers(0, 2**63 - 1) | st.integers(0, 300) | st.sampled_from([2**20, 2**32])
 KINDS = pytest.mark.parametrize("kind", [ps_pb2.PushRequest, ps_pb2.PullReply])
@@ -67,9 +68,9 @@ def test_any_message_is_a_chunk_or_malformed(message):
     if is_chunk:
         assert push_payload(message) == (part.chunk.offset, part.chunk.data)
     else:
-        with pytest.raises(CodecError) as caught:
+        with pytest.raises(Refused) as caught:
             push_payload(message)
-        assert caught.value.code in (Code.MALFORMED, Code.DIGEST_SIZE)
+        assert caught.value.refusal in (Refusal.MALFORMED, Refusal.DIGEST_SIZE)
 
 
 @pytest.mark.parametrize(

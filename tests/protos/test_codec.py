@@ -14,7 +14,7 @@ from varangian.protos import ps_pb2
 from varangian.protos.chunks import Assembler, encode_chunk, push_payload
 from varangian.protos.contract import Contract, check_dtype
 from varangian.protos.encoding import WIRE, encode_vector, payload_digest
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
 from varangian.protos.messages import (
     CHUNK_FLOOR,
@@ -24,6 +24,7 @@ from varangian.protos.messages import (
     PROTOCOL,
     decode_message,
 )
+from varangian.protos.refusals import Refusal
 
 LAYOUT = Layout((("weight", (5, 3)), ("bias", (3,))))
 CONTRACT = Contract("run-1", LAYOUT)
@@ -31,11 +32,11 @@ DIGEST = bytes(16)
 
 
 def code_of(call, *args):
-    with pytest.raises(CodecError) as caught:
+    with pytest.raises(Refused) as caught:
         call(*args)
-    assert str(caught.value).startswith(caught.value.code.value)
+    assert str(caught.value).startswith(caught.value.refusal.sentence)
     assert len(str(caught.value)) < 400
-    return caught.value.code
+    return caught.value.refusal
 
 
 def assembled(data, messages):
@@ -117,17 +118,17 @@ TOTAL = 3 * CHUNK_FLOOR
 @pytest.mark.parametrize(
     ("parts", "code"),
     [
-        ([(1, CHUNK_FLOOR)], Code.ORDER),
-        ([(CHUNK_FLOOR, CHUNK_FLOOR)], Code.ORDER),
-        ([(0, CHUNK_FLOOR), (0, CHUNK_FLOOR)], Code.ORDER),
-        ([(0, CHUNK_FLOOR), (CHUNK_FLOOR - 1, CHUNK_FLOOR)], Code.ORDER),
-        ([(0, CHUNK_FLOOR), (2 * CHUNK_FLOOR, CHUNK_FLOOR)], Code.ORDER),
-        ([(2**64 - 1, CHUNK_FLOOR)], Code.ORDER),
-        ([(0, TOTAL + 1)], Code.TOO_MANY_BYTES),
-        ([(0, TOTAL), (TOTAL, 1)], Code.TOO_MANY_BYTES),
-        ([(0, TOTAL), (TOTAL, 0)], Code.TOO_MANY_BYTES),
-        ([(0, 0)], Code.CHUNK_SIZE),
-        ([(0, CHUNK_FLOOR), (CHUNK_FLOOR, 0)], Code.CHUNK_SIZE),
+        ([(1, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(CHUNK_FLOOR, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(0, CHUNK_FLOOR), (0, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(0, CHUNK_FLOOR), (CHUNK_FLOOR - 1, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(0, CHUNK_FLOOR), (2 * CHUNK_FLOOR, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(2**64 - 1, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(0, TOTAL + 1)], Refusal.TOO_MANY_BYTES),
+        ([(0, TOTAL), (TOTAL, 1)], Refusal.TOO_MANY_BYTES),
+        ([(0, TOTAL), (TOTAL, 0)], Refusal.TOO_MANY_BYTES),
+        ([(0, 0)], Refusal.CHUNK_SIZE),
+        ([(0, CHUNK_FLOOR), (CHUNK_FLOOR, 0)], Refusal.CHUNK_SIZE),
     ],
 )
 def test_a_chunk_out_of_place_is_refused_and_passes_nothing(parts, code):
@@ -147,7 +148,7 @@ def test_a_stream_that_ends_early_is_refused():
     assembler = Assembler(TOTAL)
     assembler.add(0, bytes(CHUNK_FLOOR))
     assert not assembler.complete
-    assert code_of(assembler.finish, DIGEST) is Code.TOO_FEW_BYTES
+    assert code_of(assembler.finish, DIGEST) is Refusal.TOO_FEW_BYTES
 
 
 @given(st.integers(0, 99), st.integers(1, 255))
@@ -157,8 +158,8 @@ def test_any_changed_byte_is_noticed(index, change):
     altered[index] ^= change
     assembler = Assembler(100)
     assembler.add(0, bytes(altered))
-    assert code_of(assembler.finish, payload_digest(data)) is Code.DIGEST
-    assert code_of(assembler.finish, b"") is Code.DIGEST_SIZE
+    assert code_of(assembler.finish, payload_digest(data)) is Refusal.DIGEST
+    assert code_of(assembler.finish, b"") is Refusal.DIGEST_SIZE
 
 
 @given(
@@ -169,7 +170,7 @@ def test_any_changed_byte_is_noticed(index, change):
 def test_whatever_comes_no_more_passes_than_was_promised(parts):
     passed = bytearray()
     assembler = Assembler(64)
-    with contextlib.suppress(CodecError):
+    with contextlib.suppress(Refused):
         for offset, data in parts:
             passed += assembler.add(offset, data)
     code_of(assembler.finish, payload_digest(b"\x01" * 64))
@@ -179,21 +180,21 @@ def test_whatever_comes_no_more_passes_than_was_promised(parts):
 @pytest.mark.parametrize(
     ("field", "value", "code"),
     [
-        ("protocol", 0, Code.PROTOCOL),
-        ("protocol", 2**32 - 1, Code.PROTOCOL),
-        ("run_id", "", Code.RUN),
-        ("run_id", "run-2" * 1000, Code.RUN),
-        ("layout_digest", b"", Code.LAYOUT),
-        ("layout_digest", bytes(60_000), Code.LAYOUT),
-        ("sequence", 1, Code.SEQUENCE),
-        ("dtype", 0, Code.DTYPE),
-        ("dtype", 99, Code.DTYPE),
-        ("numel", 0, Code.NUMEL),
-        ("numel", LAYOUT.numel + 1, Code.NUMEL),
-        ("numel", 2**62 + LAYOUT.numel, Code.NUMEL),
-        ("numel", 2**64 - 1, Code.NUMEL),
-        ("content_digest", b"", Code.DIGEST_SIZE),
-        ("content_digest", bytes(17), Code.DIGEST_SIZE),
+        ("protocol", 0, Refusal.PROTOCOL),
+        ("protocol", 2**32 - 1, Refusal.PROTOCOL),
+        ("run_id", "", Refusal.RUN),
+        ("run_id", "run-2" * 1000, Refusal.RUN),
+        ("layout_digest", b"", Refusal.LAYOUT),
+        ("layout_digest", bytes(60_000), Refusal.LAYOUT),
+        ("sequence", 1, Refusal.SEQUENCE),
+        ("dtype", 0, Refusal.DTYPE),
+        ("dtype", 99, Refusal.DTYPE),
+        ("numel", 0, Refusal.NUMEL),
+        ("numel", LAYOUT.numel + 1, Refusal.NUMEL),
+        ("numel", 2**62 + LAYOUT.numel, Refusal.NUMEL),
+        ("numel", 2**64 - 1, Refusal.NUMEL),
+        ("content_digest", b"", Refusal.DIGEST_SIZE),
+        ("content_digest", bytes(17), Refusal.DIGEST_SIZE),
     ],
 )
 def test_a_manifest_that_differs_in_one_field_is_refused(field, value, code):
@@ -221,7 +222,7 @@ def test_a_manifest_passes_exactly_when_it_is_the_one_we_would_write(manifest):
     good = manifest == ours and len(manifest.content_digest) == 16
     try:
         CONTRACT.check(manifest)
-    except CodecError:
+    except Refused:
         assert not good
     else:
         assert good
@@ -235,7 +236,7 @@ def test_any_bytes_are_a_message_or_malformed(kind, data):
     try:
         message = kind.FromString(data)
     except DecodeError:
-        assert code_of(decode_message, kind, data) is Code.MALFORMED
+        assert code_of(decode_message, kind, data) is Refusal.MALFORMED
     else:
         assert decode_message(kind, data) == message
 
@@ -243,7 +244,7 @@ def test_any_bytes_are_a_message_or_malformed(kind, data):
 def test_more_bytes_than_the_limit_are_not_parsed():
     data = ps_pb2.JoinRequest(layout="x" * 100).SerializeToString()
     assert decode_message(ps_pb2.JoinRequest, data, len(data)).layout == "x" * 100
-    assert code_of(decode_message, ps_pb2.JoinRequest, data, len(data) - 1) is Code.MALFORMED
+    assert code_of(decode_message, ps_pb2.JoinRequest, data, len(data) - 1) is Refusal.MALFORMED
 
 
 def test_the_format_has_no_repeated_field_and_no_map():
@@ -268,7 +269,7 @@ def test_a_payload_has_the_size_that_the_contract_says():
 def test_a_manifest_without_a_digest_is_for_payloads_that_are_sealed():
     CONTRACT.check(CONTRACT.manifest(0, b""), sealed=True)
     CONTRACT.check(CONTRACT.manifest(0, DIGEST), sealed=True)
-    assert code_of(CONTRACT.check, CONTRACT.manifest(0, b"x")) is Code.DIGEST_SIZE
+    assert code_of(CONTRACT.check, CONTRACT.manifest(0, b"x")) is Refusal.DIGEST_SIZE
 
 
 def test_a_seal_carries_a_digest():
@@ -277,16 +278,16 @@ def test_a_seal_carries_a_digest():
 
     assert push_payload(seal(DIGEST)) == DIGEST
     for digest in (b"", bytes(15), bytes(17)):
-        assert code_of(push_payload, seal(digest)) is Code.DIGEST_SIZE
+        assert code_of(push_payload, seal(digest)) is Refusal.DIGEST_SIZE
 
 
 def test_a_manifest_of_another_dtype_is_refused():
     narrow = replace(CONTRACT, dtype="bfloat16")
     narrow.check(narrow.manifest(0, DIGEST))
-    assert code_of(CONTRACT.check, narrow.manifest(0, DIGEST)) is Code.DTYPE
+    assert code_of(CONTRACT.check, narrow.manifest(0, DIGEST)) is Refusal.DTYPE
 
 
 def test_a_dtype_that_is_not_known_is_refused():
     assert check_dtype(ps_pb2.DTYPE_BFLOAT16) == "bfloat16"
     for number in (0, 99):
-        assert code_of(check_dtype, number) is Code.DTYPE
+        assert code_of(check_dtype, number) is Refusal.DTYPE

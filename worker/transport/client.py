@@ -22,25 +22,17 @@ from varangian.protos import ps_pb2
 from varangian.protos.contract import Contract, check_dtype, check_protocol, check_round
 from varangian.protos.data_channel.connection import DataConnectionError
 from varangian.protos.encoding import FLOAT32, Dtype
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
 from varangian.protos.messages import MANIFEST_LIMIT, PROTOCOL, decode_message
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
 from varangian.protos.network.chunk_size import ChunkSize
 from varangian.protos.network.idle_timeout import idle_timeout
+from varangian.protos.refusals import Reaction, Refusal
 from varangian.protos.text import escape
 from varangian.worker.transport.channel import Connection
 from varangian.worker.transport.download import Incoming, message
-from varangian.worker.transport.errors import (
-    RENEWABLE,
-    REPEATED,
-    RUN,
-    SENTENCE_LIMIT,
-    STRANGE,
-    TAKEN,
-    Kind,
-    Refusal,
-)
+from varangian.worker.transport.errors import SENTENCE_LIMIT, FailedCall
 from varangian.worker.transport.presence import Attendance
 from varangian.worker.transport.results import Finished, Pulled, Receipt
 from varangian.worker.transport.retry import DEFAULT_BACKOFF, Backoff
@@ -52,7 +44,7 @@ __all__ = ["Client", "ClientError", "Finished", "Pulled", "Receipt"]
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-DAMAGED = (Code.DIGEST, Code.TOO_FEW_BYTES)
+DAMAGED = (Refusal.DIGEST, Refusal.TOO_FEW_BYTES)
 """What can happen to a download on its way; anything else is a server that speaks otherwise."""
 
 
@@ -190,12 +182,14 @@ class Client:
         async def attempt() -> Receipt:
             nonlocal tries
             if self._contract.run_id != run:
-                return Receipt(False, RUN, "The server has begun another run; pull its parameters.")
+                return Receipt(
+                    False, Refusal.RUN.code, "The server has begun another run; pull its parameters."
+                )
             if tries and not outgoing.digest:
                 await asyncio.to_thread(outgoing.look)
             tries += 1
             receipt = await self._push(round, outgoing)
-            return await attempt() if receipt.code == REPEATED and tries == 1 else receipt
+            return await attempt() if receipt.code == Refusal.REPEATED.code and tries == 1 else receipt
 
         return await self._persistently(f"push round {round}", attempt)
 
@@ -236,7 +230,7 @@ class Client:
         A bundle is replaced soon, too, or not at all.
         """
         (cause,) = passing.args
-        renewable = isinstance(cause, Refusal) and cause.code in RENEWABLE
+        renewable = isinstance(cause, FailedCall) and cause.reaction is Reaction.RENEW
         brief = renewable or _name_is_taken(passing)
         return min(self._backoff.patience, DISPLACED) if brief else self._backoff.patience
 
@@ -259,7 +253,7 @@ class Client:
     async def _why(self, passing: TransientError) -> tuple[str, bool]:
         """What is known about a failure, and whether it will still be so in a moment."""
         (cause,) = passing.args
-        if not isinstance(cause, Refusal) or cause.code:
+        if not isinstance(cause, FailedCall) or cause.code:
             return str(cause), False  # the answer of a server that can be reached
         found = await self._connection.fault(cause.hint)
         return f"{cause.words} {found.sentence}", found.final
@@ -273,32 +267,32 @@ class Client:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            refusal = Refusal(grpc.StatusCode.CANCELLED, "", "the call was cancelled", None)
+            failed = FailedCall(grpc.StatusCode.CANCELLED, "", "the call was cancelled", None)
         except TimeoutError:
             # The next try must not wait behind what is still on its way.
             await self._connection.anew()
             words = f"silence for {self._idle:g} s"
-            refusal = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "", words, None)
+            failed = FailedCall(grpc.StatusCode.DEADLINE_EXCEEDED, "", words, None)
         except grpc.aio.AioRpcError as error:
-            refusal = Refusal.of(error)
+            failed = FailedCall.of(error)
         except DataConnectionError as error:
             raise TransientError(error) from None
-        except CodecError as error:
-            if error.code in DAMAGED:
+        except Refused as error:
+            if error.refusal in DAMAGED:
                 raise TransientError(error) from None
             raise ClientError(f"{self._failed(what)}. {error}") from None
-        if refusal.status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if failed.status is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._pace.stalled()
             self._incoming.stalled()
-        if refusal.code in RENEWABLE and await self._connection.renewed():
-            raise TransientError(refusal)
-        if refusal.code in STRANGE and what != "join":
+        if failed.reaction is Reaction.RENEW and await self._connection.renewed():
+            raise TransientError(failed)
+        if failed.reaction is Reaction.REJOIN and what != "join":
             # The server was started again, with this run or another one.
             await self._once("join", self._join)
-            raise TransientError(refusal)
-        if refusal.kind is Kind.PASSING:
-            raise TransientError(refusal)
-        raise ClientError(f"{self._failed(what)}. {refusal}")
+            raise TransientError(failed)
+        if failed.reaction is Reaction.RETRY:
+            raise TransientError(failed)
+        raise ClientError(f"{self._failed(what)}. {failed}")
 
     def _failed(self, what: str) -> str:
         return f"Worker {self.name} could not {what} at {self._server}"
@@ -330,7 +324,7 @@ class Client:
         try:
             await self._join()
         except grpc.aio.AioRpcError as error:
-            if Refusal.of(error).code == TAKEN:
+            if FailedCall.of(error).refusal is Refusal.SESSION_TAKEN:
                 return False
             raise
         return True
@@ -368,9 +362,12 @@ class Client:
                 request.SerializeToString(), metadata=self._identity, timeout=self._idle
             )
         except grpc.aio.AioRpcError as error:
-            refusal = Refusal.of(error)
+            failed = FailedCall.of(error)
             # The round is over, or does without this worker for another reason; or the server is older.
-            if refusal.kind is not Kind.ANSWER and refusal.status is not grpc.StatusCode.UNIMPLEMENTED:
+            if (
+                failed.reaction is not Reaction.NEXT_MODEL
+                and failed.status is not grpc.StatusCode.UNIMPLEMENTED
+            ):
                 raise
         else:
             decode_message(ps_pb2.DeclineReply, data, MANIFEST_LIMIT)
@@ -381,14 +378,14 @@ class Client:
             try:
                 reply = await upload(call, self.name, manifest, outgoing, self._pace, self._idle, use)
             except grpc.aio.AioRpcError as error:
-                refusal = Refusal.of(error)
-                if refusal.kind is not Kind.ANSWER:
+                failed = FailedCall.of(error)
+                if failed.reaction is not Reaction.NEXT_MODEL:
                     raise
-                return Receipt(False, refusal.code, refusal.sentence, refusal.round)
+                return Receipt(False, failed.code, failed.sentence, failed.round)
         return Receipt(True, round=reply.round)
 
 
 def _name_is_taken(passing: TransientError) -> bool:
     """Whether another process has the name."""
     (cause,) = passing.args
-    return isinstance(cause, Refusal) and cause.code == TAKEN
+    return isinstance(cause, FailedCall) and cause.refusal is Refusal.SESSION_TAKEN

@@ -19,12 +19,13 @@ import grpc.aio
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TICKET, DataConnection, DataConnectionError
 from varangian.protos.data_channel.sealing import KEY, why_unavailable
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.metadata_keys import CHUNKS, LANE
 from varangian.protos.network.address import split_address
 from varangian.protos.network.idle_timeout import IdleTimeout
+from varangian.protos.refusals import Blame, Refusal
 from varangian.worker.transport.data_connection import Connected, open_connection
-from varangian.worker.transport.errors import Refusal
+from varangian.worker.transport.errors import FailedCall
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,6 @@ GRACE = 1.0
 """Seconds in which a server that has hung up says why."""
 LOOK = 0.1
 """Seconds between two looks at what has arrived."""
-BLAMED = frozenset({"LANE", "IDLE", "DIGEST", ""})
-"""Codes of a call whose payload did not come through beside it; without one nobody has answered."""
 SILENT = "it does not answer"
 PORTS = 65535
 HEX = re.compile("[0-9a-f]+")
@@ -81,7 +80,7 @@ class LeasedConnection:
         """What the server has made of it; None when it wants chunks.
 
         Raises:
-            CodecError: it wants something else.
+            Refused: it wants something else.
         """
         if ready is None or ready == CHUNKS:
             return None
@@ -89,7 +88,7 @@ class LeasedConnection:
         if not (asked and isinstance(ready, str) and len(ready) == 2 * self._size and HEX.fullmatch(ready)):
             # Nothing of a key is shown.
             found = f"Found {ready!r:.33} where a ticket of {self._size} bytes should be."
-            raise CodecError(Code.MALFORMED, found)
+            raise Refused(Refusal.MALFORMED, found)
         told = bytes.fromhex(ready)
         return Shown(told[:TICKET], told[TICKET:])
 
@@ -265,8 +264,10 @@ def against(error: Exception) -> str:
     """
     if not isinstance(error, grpc.aio.AioRpcError):
         return str(error) or SILENT
-    refusal = Refusal.of(error)
-    return refusal.sentence or SILENT if refusal.code in BLAMED else ""
+    failed = FailedCall.of(error)
+    if failed.code and (failed.refusal is None or failed.refusal.blame is not Blame.NETWORK):
+        return ""
+    return failed.sentence or SILENT
 
 
 async def ended(task: asyncio.Future[Any]) -> None:

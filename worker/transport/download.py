@@ -18,10 +18,11 @@ from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import SHARE, DataConnection, DataConnectionError
 from varangian.protos.data_channel.transfer import Receive
 from varangian.protos.encoding import encode_vector
-from varangian.protos.errors import Code, CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR, MANIFEST_LIMIT, decode_message
 from varangian.protos.metadata_keys import READY
 from varangian.protos.network.idle_timeout import IdleTimeout
+from varangian.protos.refusals import Refusal
 from varangian.worker.transport.data_channel import LeasedConnection, ended
 
 
@@ -40,7 +41,7 @@ class Incoming:
         """The payload of a download; None when the server says to ask again.
 
         Raises:
-            CodecError: when it is not what the manifest said.
+            Refused: when it is not what the manifest said.
             TimeoutError: when it does not come.
             LineError: when the line failed and the call did not.
         """
@@ -144,5 +145,5 @@ async def _again(call: Any) -> bool:
     """What a call says whose payload travels beside it: its end, or first that there is a newer one."""
     data = await _message(call)
     if data is not None and not decode_message(ps_pb2.PullReply, data, MANIFEST_LIMIT).HasField("again"):
-        raise CodecError(Code.MALFORMED, "Found a message where a download has none.")
+        raise Refused(Refusal.MALFORMED, "Found a message where a download has none.")
     return data is not None

@@ -13,8 +13,9 @@ import grpc
 import grpc.aio
 
 from varangian.protos import ps_pb2
+from varangian.protos.refusals import Reaction, Refusal
 from varangian.worker.transport.channel import Connection
-from varangian.worker.transport.errors import AGE, RENEWABLE, Kind, Refusal
+from varangian.worker.transport.errors import FailedCall
 
 AGAIN = 0.2
 """Seconds before the call is made again after its connection broke."""
@@ -61,14 +62,13 @@ class Attendance:
         try:
             await call.read()
         except grpc.aio.AioRpcError as error:
-            refusal = Refusal.of(error)
-            if refusal.code in RENEWABLE:
-                return LATER  # the other calls look for another certificate, or give up
-            if refusal.code == AGE:
+            failed = FailedCall.of(error)
+            if failed.refusal is Refusal.AGE:
                 return AGAIN
-            if refusal.code:
-                return LATER if refusal.kind is Kind.PASSING else None
-            return None if refusal.status is grpc.StatusCode.UNIMPLEMENTED else AGAIN
+            if failed.code:
+                # After RENEW the other calls look for another certificate, or give up.
+                return LATER if failed.reaction in (Reaction.RETRY, Reaction.RENEW) else None
+            return None if failed.status is grpc.StatusCode.UNIMPLEMENTED else AGAIN
         except asyncio.CancelledError:
             # Also raised by a call that ended with its channel: then nobody has cancelled this task.
             task = asyncio.current_task()

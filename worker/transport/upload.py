@@ -113,7 +113,7 @@ async def upload(
         TimeoutError: when the server takes nothing for `idle` seconds.
         AioRpcError: when it refuses.
         LineError: when the line failed and the call did not.
-        CodecError: when the server speaks otherwise.
+        Refused: when the server speaks otherwise.
     """
     async with idle_timeout(idle) as quiet:
         # Writing to a call that the server has ended fails with an error of gRPC's own; what the server

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from varangian.protos.errors import Refused
+from varangian.protos.refusals import Refusal
 from varangian.server.identity.presence import Presence
-from varangian.server.identity.sessions import GRACE, IdentityError, IdentityRefusal, Sessions
+from varangian.server.identity.sessions import GRACE, Sessions
 
 SECRET = b"sixteen bytes ok"
 FIRST, SECOND = "0" * 32, "f" * 32
@@ -34,10 +36,10 @@ def metadata(sessions, name="w00", session=FIRST, **changes):
 
 
 def refused(call, *args):
-    with pytest.raises(IdentityError) as caught:
+    with pytest.raises(Refused) as caught:
         call(*args)
-    assert str(caught.value).startswith(caught.value.code.value)
-    return caught.value.code
+    assert str(caught.value).startswith(caught.value.refusal.sentence)
+    return caught.value.refusal
 
 
 def test_a_token_is_an_hmac_of_the_name(sessions):
@@ -53,33 +55,33 @@ def test_a_worker_that_joined_is_known_by_its_name(sessions):
 
 
 def test_a_worker_that_has_not_joined_is_refused(sessions):
-    assert refused(sessions.identify, metadata(sessions)) is IdentityRefusal.NOT_JOINED
+    assert refused(sessions.identify, metadata(sessions)) is Refusal.NOT_JOINED
 
 
 def test_the_token_of_another_worker_is_refused(sessions):
     stolen = metadata(sessions, "w00", token=sessions.token("w01"))
-    assert refused(sessions.claim, stolen) is IdentityRefusal.BAD_TOKEN
+    assert refused(sessions.claim, stolen) is Refusal.BAD_TOKEN
     assert sessions.joined == frozenset()
 
 
 def test_a_name_that_the_run_does_not_have_is_refused(sessions):
-    assert refused(sessions.claim, metadata(sessions, worker="w02")) is IdentityRefusal.UNKNOWN_WORKER
+    assert refused(sessions.claim, metadata(sessions, worker="w02")) is Refusal.UNKNOWN_WORKER
 
 
 @pytest.mark.parametrize("missing", ["worker", "token", "session"])
 def test_missing_metadata_is_refused(sessions, missing):
     rest = [pair for pair in metadata(sessions) if pair[0] != f"varangian-{missing}"]
-    assert refused(sessions.claim, rest) is IdentityRefusal.UNIDENTIFIED
+    assert refused(sessions.claim, rest) is Refusal.UNIDENTIFIED
 
 
 @pytest.mark.parametrize("extra", [("varangian-worker", "w01"), ("varangian-token", b"\x00")])
 def test_repeated_metadata_is_refused(sessions, extra):
-    assert refused(sessions.claim, [*metadata(sessions), extra]) is IdentityRefusal.UNIDENTIFIED
+    assert refused(sessions.claim, [*metadata(sessions), extra]) is Refusal.UNIDENTIFIED
 
 
 @pytest.mark.parametrize("session", ["", "0" * 31, "0" * 33, "G" * 32, "0" * 32 + "\n"])
 def test_a_session_is_32_hexadecimal_digits(sessions, session):
-    assert refused(sessions.claim, metadata(sessions, session=session)) is IdentityRefusal.UNIDENTIFIED
+    assert refused(sessions.claim, metadata(sessions, session=session)) is Refusal.UNIDENTIFIED
 
 
 def test_a_second_process_waits_until_the_first_is_silent(sessions, clock):
@@ -87,12 +89,12 @@ def test_a_second_process_waits_until_the_first_is_silent(sessions, clock):
     clock.now += 9
     sessions.identify(metadata(sessions))
     clock.now += 10
-    assert refused(sessions.claim, metadata(sessions, session=SECOND)) is IdentityRefusal.SESSION_TAKEN
+    assert refused(sessions.claim, metadata(sessions, session=SECOND)) is Refusal.SESSION_TAKEN
     sessions.identify(metadata(sessions))
     clock.now += 10.5
     sessions.claim(metadata(sessions, session=SECOND))
     assert sessions.identify(metadata(sessions, session=SECOND)) == "w00"
-    assert refused(sessions.identify, metadata(sessions)) is IdentityRefusal.SESSION_LOST
+    assert refused(sessions.identify, metadata(sessions)) is Refusal.SESSION_LOST
 
 
 def test_a_message_of_an_open_stream_is_a_sign_of_life(sessions, clock):
@@ -100,7 +102,7 @@ def test_a_message_of_an_open_stream_is_a_sign_of_life(sessions, clock):
     for _ in range(3):
         clock.now += 9
         sessions.seen("w00")
-    assert refused(sessions.claim, metadata(sessions, session=SECOND)) is IdentityRefusal.SESSION_TAKEN
+    assert refused(sessions.claim, metadata(sessions, session=SECOND)) is Refusal.SESSION_TAKEN
 
 
 def test_joining_again_in_the_same_session_changes_nothing(sessions):
@@ -154,15 +156,15 @@ def test_a_name_is_free_once_all_connections_of_its_process_are_closed(sessions,
         # Its connection lives, however busy it is: it is there. The name goes by signs of life.
         assert sessions.present == {"w00"}
         sessions.seen("w00")
-        assert refused(sessions.claim, metadata(sessions, session=SECOND)) is IdentityRefusal.SESSION_TAKEN
+        assert refused(sessions.claim, metadata(sessions, session=SECOND)) is Refusal.SESSION_TAKEN
     clock.now += GRACE
     assert sessions.present == {"w00"}
-    assert refused(sessions.claim, metadata(sessions, session=SECOND)) is IdentityRefusal.SESSION_TAKEN
+    assert refused(sessions.claim, metadata(sessions, session=SECOND)) is Refusal.SESSION_TAKEN
     clock.now += 0.1
     assert sessions.present == frozenset()
     sessions.claim(metadata(sessions, session=SECOND))
     assert sessions.present == {"w00"}
-    assert refused(sessions.identify, metadata(sessions)) is IdentityRefusal.SESSION_LOST
+    assert refused(sessions.identify, metadata(sessions)) is Refusal.SESSION_LOST
 
 
 def test_a_line_that_breaks_for_a_moment_makes_nobody_absent(sessions, clock):

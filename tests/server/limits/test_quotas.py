@@ -1,6 +1,6 @@
 import pytest
 
-from varangian.server.errors import Refused
+from varangian.protos.errors import Refused
 from varangian.server.limits.quotas import (
     JOINS_PER_SECOND,
     LATE,
@@ -21,7 +21,7 @@ def rations(time):
 def code(call, *args):
     with pytest.raises(Refused) as caught:
         call(*args)
-    return caught.value.code
+    return caught.value.refusal.code
 
 
 def test_a_bucket_holds_so_much_and_fills_at_its_rate(time):

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.extent import examples
 
 from varangian.aggregators.graphs import OnePeer, Ring
+from varangian.protos.refusals import Refusal
 from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
@@ -39,7 +40,6 @@ from varangian.server.protocol.events import (
     Present,
     Push,
     Ready,
-    Refusal,
     Reject,
     Skip,
     Skipped,

@@ -20,6 +20,7 @@ from varangian.aggregators.graphs import (
     RandomRegular,
     Ring,
 )
+from varangian.protos.refusals import Refusal
 from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent, longest_absent
@@ -46,7 +47,6 @@ from varangian.server.protocol.events import (
     Phase,
     Push,
     Ready,
-    Refusal,
     Reject,
     Settled,
     Skip,

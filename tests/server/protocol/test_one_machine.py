@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from tests.extent import examples
 
+from varangian.protos.refusals import Refusal
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.events import (
@@ -23,7 +24,6 @@ from varangian.server.protocol.events import (
     Phase,
     Push,
     Ready,
-    Refusal,
     Reject,
     RollCall,
     RoundPolicy,

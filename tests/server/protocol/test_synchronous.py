@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.extent import examples
 
+from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import (
     Absent,
     Accept,
@@ -30,7 +31,6 @@ from varangian.server.protocol.events import (
     Present,
     Push,
     Ready,
-    Refusal,
     Reject,
     RollCall,
     RoundPolicy,

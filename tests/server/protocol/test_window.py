@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.extent import examples
 
-from varangian.server.protocol.events import Refusal, RoundPolicy
+from varangian.protos.refusals import Refusal
+from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.window import Window
 
 NAMES = ("w00", "w01", "w02", "w03")

@@ -17,12 +17,13 @@ from tests.extent import patience
 from varangian.aggregators import Aggregate, Aggregator, Krum, Mean, Median, TrimmedMean
 from varangian.aggregators.graphs import Ring
 from varangian.protos.encoding import payload_digest
+from varangian.protos.refusals import Refusal
 from varangian.server.observability.record import RoundRecord
 from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
-from varangian.server.protocol.events import Close, Refusal, Skip
+from varangian.server.protocol.events import Close, Skip
 from varangian.server.protocol.machine import ParticipationMachine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot

@@ -13,7 +13,7 @@ from tests.extent import patience
 from torch import Tensor
 
 from varangian.protos.encoding import WIRE, Dtype, encode_vector
-from varangian.server.protocol.events import Refusal
+from varangian.protos.refusals import Refusal
 from varangian.server.rows.slot import Overtaken, RowStore, Slot
 
 NAN = float("nan")

@@ -24,6 +24,7 @@ from varangian.server.transport import data_listener as lanes
 from varangian.server.transport.calls import Limits
 from varangian.server.transport.data_listener import BoundedTasks, DataListener, StrangerLimits
 from varangian.server.transport.grpc_server import ListenError, PortInUse
+from varangian.server.transport.refusals import Refusals
 
 HOST = "127.0.0.1"
 LIMITS = Limits()
@@ -42,10 +43,14 @@ def _nothing_is_left(caplog):
     assert len(os.listdir("/proc/self/fd")) <= before  # what other tests have left may go meanwhile
 
 
+def listener(sealed=False, refusals=None, **patience):
+    return DataListener(LIMITS, sealed, (refusals or Refusals()).connection, StrangerLimits(**patience))
+
+
 @contextlib.asynccontextmanager
-async def opened(sealed=False, **patience):
+async def opened(sealed=False, refusals=None, **patience):
     """A lane that listens."""
-    lane = DataListener(LIMITS, sealed, StrangerLimits(**patience))
+    lane = listener(sealed, refusals, **patience)
     try:
         await lane.listen(HOST, 0)
         yield lane
@@ -109,7 +114,7 @@ def run(scenario):
 
 
 def said(caplog, level=logging.WARNING):
-    ours = [one for one in caplog.records if one.name == lanes.__name__]
+    ours = [one for one in caplog.records if one.getMessage().startswith("data port: ")]
     return [one.getMessage() for one in ours if one.levelno == level]
 
 
@@ -160,17 +165,19 @@ def test_a_ticket_may_come_in_pieces():
 
 
 def test_an_unknown_ticket_ends_the_connection_and_is_logged_once(caplog):
+    refusals = Refusals()
+
     async def scenario():
-        async with opened() as lane:
+        async with opened(refusals=refusals) as lane:
             for _ in range(3):
                 async with calling(lane) as caller:
                     caller.say(bytes(16) + HELLO)
                     assert await caller.ended() == b""
-            assert lane.refusals == {"TICKET": 3}
+            assert refusals.counts == {"TICKET": 3}
 
     run(scenario())
     (line,) = said(caplog)
-    assert line.startswith("lane: refused a stranger: TICKET ")
+    assert line.startswith("data port: refused a stranger: TICKET ")
     assert len(said(caplog, logging.DEBUG)) == 2
 
 
@@ -258,19 +265,23 @@ def test_whoever_shows_the_ticket_is_its_worker():
 
 
 def test_who_says_nothing_is_not_waited_for(caplog):
+    refusals = Refusals()
+
     async def scenario():
-        async with opened(showing=0.01) as lane, calling(lane) as stranger:
+        async with opened(refusals=refusals, showing=0.01) as lane, calling(lane) as stranger:
             await stranger.ended()
-            assert lane.refusals == {"SILENT": 1}
+            assert refusals.counts == {"SILENT": 1}
 
     run(scenario())
     assert said(caplog) == []
-    assert said(caplog, logging.DEBUG)[0].startswith("lane: refused a stranger: SILENT ")
+    assert said(caplog, logging.DEBUG)[0].startswith("data port: refused a stranger: SILENT ")
 
 
 def test_strangers_do_not_keep_out_who_shows_its_ticket():
+    refusals = Refusals()
+
     async def scenario():
-        async with opened(showing=1000) as lane, contextlib.AsyncExitStack() as stack:
+        async with opened(refusals=refusals, showing=1000) as lane, contextlib.AsyncExitStack() as stack:
             strangers = [await stack.enter_async_context(calling(lane)) for _ in range(64)]
             async with calling(lane) as caller:
                 await use(lane, caller)
@@ -280,7 +291,7 @@ def test_strangers_do_not_keep_out_who_shows_its_ticket():
                     await stranger.ended()
                 assert not any(stranger.reader.at_eof() for stranger in more[1:])
                 await use(lane, caller)
-                assert lane.refusals == {"CROWD": 64}
+                assert refusals.counts == {"CROWD": 64}
 
     run(scenario())
 
@@ -312,8 +323,10 @@ def test_a_connection_that_is_not_used_is_ended_however_long_its_call_took(caplo
 
 
 def test_the_oldest_of_three_idle_connections_of_a_worker_is_ended():
+    refusals = Refusals()
+
     async def scenario():
-        async with opened() as lane, contextlib.AsyncExitStack() as stack:
+        async with opened(refusals=refusals) as lane, contextlib.AsyncExitStack() as stack:
 
             async def used(name):
                 caller = await stack.enter_async_context(calling(lane))
@@ -323,7 +336,7 @@ def test_the_oldest_of_three_idle_connections_of_a_worker_is_ended():
             oldest, other = await used("w00"), await used("w01")
             rest = [await used("w00") for _ in range(2)]
             await oldest.ended()
-            assert lane.refusals == {"CROWD": 1}
+            assert refusals.counts == {"CROWD": 1}
             for caller in rest:
                 await use(lane, caller)
             await use(lane, other, "w01")
@@ -462,7 +475,7 @@ def test_closing_ends_connections_that_have_just_come():
 
 def test_a_lane_that_never_listened_can_be_closed():
     async def scenario():
-        lane = DataListener(LIMITS, sealed=False)
+        lane = listener()
         assert lane.port == 0
         await lane.close()
         await lane.close()
@@ -511,13 +524,13 @@ def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, 
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     (line,) = said(caplog)
-    assert line.startswith("lane: refused new connections: EMFILE ")
+    assert line.startswith("data port: refused new connections: EMFILE ")
 
 
 def test_a_port_that_is_taken_is_named_as_in_the_configuration():
     async def scenario():
         async with opened() as lane:
-            second = DataListener(LIMITS, sealed=False)
+            second = listener()
             with pytest.raises(PortInUse, match=r"127\.0\.0\.1:\d+ for itself.*`server\.data_port`"):
                 await second.listen(HOST, lane.port)
             with pytest.raises(ListenError, match=r"Set `server\.host` and `server\.data_port`"):
@@ -529,7 +542,7 @@ def test_a_port_that_is_taken_is_named_as_in_the_configuration():
 
 def test_a_lane_may_have_an_address_of_version_6():
     async def scenario():
-        lane = DataListener(LIMITS, sealed=False)
+        lane = listener()
         try:
             port = await lane.listen("::1", 0)
         except ListenError:

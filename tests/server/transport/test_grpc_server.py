@@ -79,7 +79,7 @@ def test_payloads_are_taken_at_every_address(named):
     named("pair", *PAIR)
 
     async def run():
-        lane = DataListener(DEFAULT_LIMITS, sealed=False)
+        lane = DataListener(DEFAULT_LIMITS, False, print)
         port = await lane.listen("pair", 0)
         for address in PAIR:
             _, writer = await asyncio.open_connection(address, port)

@@ -17,7 +17,7 @@ from varangian.config import load
 from varangian.config.build import machine
 from varangian.protos import ps_pb2
 from varangian.protos.contract import Contract
-from varangian.protos.errors import CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.layout import TEXT_LIMIT, Layout
 from varangian.protos.messages import (
     JOIN_LIMIT,
@@ -48,7 +48,7 @@ BYTES = 1 << 20
 """Bytes that a message may cost beside five times its own: a copy as text may have four for each."""
 
 
-class Refused(Exception):
+class AbortError(Exception):
     pass
 
 
@@ -84,7 +84,7 @@ class Call:
 
     async def abort(self, _, sentence, trailing):
         self.said.append(sentence)
-        raise Refused(dict(trailing)["varangian-code"])
+        raise AbortError(dict(trailing)["varangian-code"])
 
 
 class World:
@@ -111,7 +111,7 @@ class World:
         call = Call(self.metadata(**identity), *messages)
         try:
             await getattr(self.service, method)(None, call)
-        except Refused as refused:
+        except AbortError as refused:
             return str(refused), call.said
         return "", call.said
 
@@ -288,7 +288,7 @@ def held(root):
 
 @pytest.mark.parametrize("size", [SMALL_MESSAGE + 2, MANIFEST_LIMIT, JOIN_LIMIT])
 def test_a_message_of_many_fields_is_not_parsed(size):
-    with pytest.raises(CodecError, match="at most 64 fields"):
+    with pytest.raises(Refused, match="at most 64 fields"):
         decode_message(ps_pb2.JoinRequest, fields(UNKNOWN, size), JOIN_LIMIT)
 
 

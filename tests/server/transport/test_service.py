@@ -1043,7 +1043,7 @@ async def test_a_refusal_is_logged_once_for_each_worker_and_code():
     heard = []
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())
-    logger = logging.getLogger("varangian.server.transport.service")
+    logger = logging.getLogger("varangian.server.transport.refusals")
     logger.addHandler(handler)
     try:
         async with world() as this, this.raw() as raw:

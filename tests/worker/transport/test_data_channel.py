@@ -28,7 +28,7 @@ from varangian.protos import ps_pb2
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnectionError
 from varangian.protos.encoding import encode_vector, payload_digest
-from varangian.protos.errors import CodecError
+from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.worker.transport import data_channel, data_connection
 from varangian.worker.transport.client import ClientError, Receipt
@@ -674,7 +674,7 @@ def test_over_tls_a_ticket_without_a_key_is_final_and_nothing_is_sent(bundles):
 
 def test_no_error_shows_a_key():
     use = data_channel.LeasedConnection(object(), True, None)
-    with pytest.raises(CodecError) as found:
+    with pytest.raises(Refused) as found:
         use.shown("f" * 32 + "E" * 64)
     assert "E" not in str(found.value)
     assert "b'k" not in repr(use.shown("6b" * 48)).partition("ticket=")[2][20:]
