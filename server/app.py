@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from varangian.protos.contract import Contract
+from varangian.protos.data_channel.listener import DataListener
 from varangian.protos.data_channel.sealing import why_unavailable
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.layout import Layout
 from varangian.protos.network import descriptors
 from varangian.protos.network.descriptors import check_free
 from varangian.protos.network.grpc_log import install_log_filter
+from varangian.protos.network.listen import bind_sockets
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
+from varangian.server.limits.quotas import DEFAULT_LIMITS, Limits
 from varangian.server.process.garbage_collector import frozen_garbage_collector
 from varangian.server.process.heartbeat import touch_heartbeat
-from varangian.server.transport.calls import DEFAULT_LIMITS, Limits
-from varangian.server.transport.data_listener import DataListener
 from varangian.server.transport.grpc_server import bind, options
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.service import Service
@@ -131,9 +132,9 @@ async def _open_data_listener(
     if port is None or lacking:
         yield None
         return
-    lane = DataListener(limits, security is not None, refusals.connection)
+    lane = DataListener(limits.streams, security is not None, refusals.connection)
     try:
-        await lane.listen(host, port)
+        lane.listen(bind_sockets(host, port, "server.data_port"))
         yield lane
     finally:
         await lane.close()

@@ -1,9 +1,9 @@
-"""Payloads beside gRPC: a TCP connection that carries nothing but tickets and flat bytes.
+"""Data connections: TCP beside gRPC, on which nothing but tickets and payloads travels.
 
 gRPC for Python copies every byte several times and wakes the event loop for each message. Here bytes go
-from the socket into a buffer that stays in cache, and from there to where they belong. That happens in
-threads, a turn at a time: a turn moves what can be moved now, so no thread ever waits long for the other
-end, and the event loop decides between turns who goes on.
+from the socket into a buffer that stays in cache, and from there to where they belong. Threads do that in
+turns: a turn moves what can be moved now, so no thread waits long for the other end, and between turns the
+event loop decides which connection goes on.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ __all__ = ["SHARE", "TICKET", "DataConnection", "DataConnectionError", "Transfer
 TICKET = 16
 """Bytes that say which call a payload belongs to."""
 SHARE = 4 << 20
-"""Bytes in a turn."""
-Way: TypeAlias = Literal["read", "write"]
+"""Bytes that a turn moves at most."""
+Direction: TypeAlias = Literal["read", "write"]
 T = TypeVar("T")
 
 PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
-"""When the system asks a silent peer whether it is there: one that is gone is known to be after 25 s."""
-AT_ONCE = struct.pack("ii", 1, 0)
-"""Neither a farewell nor time to say it."""
+"""TCP keepalive: a peer that has gone is known to be after 25 s."""
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time: a reset in place of a clean close."""
 
 
 class DataConnectionError(ConnectionError):
@@ -49,11 +49,11 @@ class DataConnectionError(ConnectionError):
 
 
 class DataConnection:
-    """One connection. Its methods are for the event loop; one of them at a time.
+    """One connection. The event loop calls its methods, one at a time.
 
     Args:
-        connection: connected; belongs to this object from now on.
-        threads: where bytes are moved.
+        connection: a connected socket, which this object closes.
+        threads: which move the bytes.
     """
 
     def __init__(self, connection: socket.socket, threads: Executor) -> None:
@@ -68,85 +68,85 @@ class DataConnection:
         self._payload: socket.socket | SealedStream = connection
         self._loop = asyncio.get_running_loop()
         self._turn: Future[int] | None = None
-        self._waits: Way | None = None
-        """What the last turn could not do."""
-        self._awake: Callable[[], None] | None = None
-        """Ends the waiting for the socket, if somebody waits."""
+        self._waits: Direction | None = None
+        """What the last turn could not do without waiting."""
+        self._wake: Callable[[], None] | None = None
+        """Ends the wait for the socket, if there is one."""
         self.closed = False
 
-    async def exactly(self, size: int) -> bytes:
-        """The next few bytes."""
+    async def read_exactly(self, size: int) -> bytes:
+        """Read so many bytes; few."""
         found = bytearray(size)
         rest = memoryview(found)
         while rest:
-            count = await self._persistently("read", partial(self._connection.recv_into, rest))
+            count = await self._retry("read", partial(self._connection.recv_into, rest))
             if not count:
                 raise DataConnectionError("The other end has hung up.")
             rest = rest[count:]
         return bytes(found)
 
     async def write(self, data: bytes) -> None:
-        """These few bytes."""
+        """Write these bytes; few."""
         while data:
-            data = data[await self._persistently("write", partial(self._connection.send, data)) :]
+            data = data[await self._retry("write", partial(self._connection.send, data)) :]
 
     def begin(self, key: bytes, transfer: AssociatedData) -> None:
-        """This payload comes next, encrypted if there is a key, which no other payload has."""
+        """A payload comes next, encrypted if there is a key, which no other payload has."""
         self._payload = self._connection
         if key:
             self._payload = SealedStream(self._connection, key, transfer.associated(), transfer.size)
         self._waits = None  # the last one may have gone the other way
 
     def end(self) -> None:
-        """The payload is through."""
+        """The payload has been moved."""
         self._payload = self._connection
 
     async def ready(self) -> None:
-        """Return when the next turn may move something; at once when the last one came back in mid-flow.
+        """Wait until the next turn may move something; not at all if the last one moved all that it might.
 
         Raises:
-            LineError: the connection was closed meanwhile.
+            DataConnectionError: the connection was closed meanwhile.
         """
         if self._waits is not None:
             await self._until(self._waits)
 
-    async def heard(self) -> None:
-        """Return when the other end has said something, or the connection has ended."""
+    async def wait_readable(self) -> None:
+        """Wait until the other end has sent something, or the connection has ended."""
         with suppress(DataConnectionError):
             await self._until("read")
 
     async def receive(self, size: int, sink: Sink) -> int:
-        """One turn: pass on what is there, up to `size` bytes, and say how many they were.
+        """One turn: pass on what has arrived, up to `size` bytes; returns how many they were.
 
         Args:
-            size: at most so many.
+            size: bytes at most.
             sink: gets them piece by piece, in a thread; the memory is used again for the next piece.
 
         Raises:
-            LineError: the connection has ended.
+            DataConnectionError: the connection has ended.
         """
         return await self.pour(size, through_thread_buffer(sink))
 
     async def pour(self, size: int, fill: Fill) -> int:
-        """The same, into memory that `fill` has."""
+        """One turn, into memory that `fill` provides."""
         return await self._in_thread(lambda: self._received(size, fill))
 
-    async def send(self, cargo: Transfer, share: int = SHARE) -> int:
-        """One turn: send what can be sent, up to about `share` bytes, and say how many they were.
+    async def send(self, transfer: Transfer, share: int = SHARE) -> int:
+        """One turn: send what can be sent, up to about `share` bytes; returns how many they were.
 
         Raises:
-            LineError: the connection has ended.
+            DataConnectionError: the connection has ended.
         """
-        return await self._in_thread(lambda: self._sent(cargo, share))
+        return await self._in_thread(lambda: self._sent(transfer, share))
 
     def abort(self) -> None:
-        """As `close`, and the other end hears of it at once; what is on its way to it is lost.
+        """Close with a reset: the other end hears of it at once, and what is on its way to it is lost.
 
         A connection that is closed while its other end waits for room may leave it waiting for a minute:
         what is left of it in the system goes on saying that there is none.
         """
         with suppress(OSError):
-            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.close()
 
     def close(self) -> None:
@@ -154,8 +154,8 @@ class DataConnection:
         if self.closed:
             return
         self.closed = True
-        if self._awake is not None:
-            self._awake()
+        if self._wake is not None:
+            self._wake()
         if self._turn is None or self._turn.done():
             self._connection.close()
             return
@@ -165,12 +165,12 @@ class DataConnection:
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def _received(self, size: int, fill: Fill) -> int:
-        got, self._waits, linger = 0, None, SocketWait(self._connection, select.POLLIN)
+        got, self._waits, wait = 0, None, SocketWait(self._connection, select.POLLIN)
         while got < size and not self.closed:
             try:
                 count = fill(self._payload.recv_into, min(BLOCK, size - got))
             except BlockingIOError:
-                if linger():
+                if wait():
                     continue
                 self._waits = "read"
                 break
@@ -179,13 +179,13 @@ class DataConnection:
             got += count
         return got
 
-    def _sent(self, cargo: Transfer, share: int) -> int:
-        sent, self._waits, linger = 0, None, SocketWait(self._connection, select.POLLOUT)
-        while sent < share and not cargo.done and not self.closed:
+    def _sent(self, transfer: Transfer, share: int) -> int:
+        sent, self._waits, wait = 0, None, SocketWait(self._connection, select.POLLOUT)
+        while sent < share and not transfer.done and not self.closed:
             try:
-                sent += cargo.step(self._payload)
+                sent += transfer.step(self._payload)
             except BlockingIOError:
-                if linger():
+                if wait():
                     continue
                 self._waits = "write"
                 break
@@ -207,19 +207,19 @@ class DataConnection:
             raise DataConnectionError("The connection was closed.")
         return moved
 
-    async def _persistently(self, way: Way, step: Callable[[], T]) -> T:
-        """Do it as soon as the other end lets us."""
+    async def _retry(self, direction: Direction, step: Callable[[], T]) -> T:
+        """Do something as soon as the socket allows it."""
         while not self.closed:
             try:
                 return step()
             except BlockingIOError:
-                await self._until(way)
+                await self._until(direction)
             except OSError as error:
                 raise _as_connection_error(error) from None
         raise DataConnectionError("The connection was closed.")
 
-    async def _until(self, to: Way) -> None:
-        """Wait until the socket is."""
+    async def _until(self, direction: Direction) -> None:
+        """Wait until the socket is ready for this direction."""
         if self.closed:
             raise DataConnectionError("The connection was closed.")
         ready: asyncio.Future[None] = self._loop.create_future()
@@ -227,28 +227,28 @@ class DataConnection:
         add, remove = {
             "read": (loop.add_reader, loop.remove_reader),
             "write": (loop.add_writer, loop.remove_writer),
-        }[to]
+        }[direction]
 
-        def awake() -> None:
+        def wake() -> None:
             # At once: after the socket is closed its number may be that of another one.
             remove(number)
-            self._awake = None
+            self._wake = None
             if not ready.done():
                 ready.set_result(None)
 
-        add(number, awake)
-        self._awake = awake
+        add(number, wake)
+        self._wake = wake
         try:
             await ready
         finally:
-            if self._awake is awake:
-                awake()
+            if self._wake is wake:
+                wake()
         if self.closed:
             raise DataConnectionError("The connection was closed.")
 
 
 def _as_connection_error(error: OSError) -> OSError:
-    """As a LineError."""
+    """A DataConnectionError of any error of the system."""
     if isinstance(error, DataConnectionError):
         return error
     return DataConnectionError(f"The connection broke: {error.strerror or error}")

@@ -1,4 +1,4 @@
-"""What connects a call to the connection that its payload travels on."""
+"""Tickets: what ties the payload of a call to the data connection that it travels on."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from varangian.protos.data_channel.sealing import KEY
 
 
 class DataTicket:
-    """What one call may be found by. Valid in its context, and there once.
+    """The ticket of one call: valid in its context, and accepted once.
 
     Args:
         transfer: the payload of the call.
-        sealed: whether it is to be encrypted, with a key that only the caller is told.
-        valid: where it can be found.
+        encrypted: whether it is to be encrypted, with a key that only the caller is told.
+        valid: the tickets of all open calls, by their secret.
     """
 
-    def __init__(self, transfer: AssociatedData, sealed: bool, valid: dict[bytes, DataTicket]) -> None:
+    def __init__(self, transfer: AssociatedData, encrypted: bool, valid: dict[bytes, DataTicket]) -> None:
         self.worker = transfer.worker
         self._transfer = transfer
         self._secret = secrets.token_bytes(TICKET)
-        self._key = secrets.token_bytes(KEY) if sealed else b""
+        self._key = secrets.token_bytes(KEY) if encrypted else b""
         self.text = (self._secret + self._key).hex()
-        """What the caller is told."""
+        """What the caller is told over gRPC."""
         self._valid = valid
-        self._line: DataConnection | None = None
+        self._connection: DataConnection | None = None
         self._complete = False
         self._answered = asyncio.Event()
-        """There is a line, or will never be one."""
+        """There is a connection, or will never be one."""
         self._over = asyncio.Event()
 
     def __enter__(self) -> DataTicket:
@@ -40,37 +40,37 @@ class DataTicket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._line is not None and not self._complete:
-            self._line.abort()
+        if self._connection is not None and not self._complete:
+            self._connection.abort()
         self._over.set()
         self.void()
 
-    async def line(self) -> DataConnection:
-        """The connection on which it was shown, as soon as it is; the payload is next on it.
+    async def connection(self) -> DataConnection:
+        """The connection on which the ticket was shown, once it is; the payload comes next on it.
 
         Raises:
-            LineError: nobody can show it any more.
+            DataConnectionError: nobody can show it any more.
         """
         await self._answered.wait()
-        if self._line is None:
+        if self._connection is None:
             raise DataConnectionError("The lane is closed.")
-        self._line.begin(self._key, self._transfer)
-        return self._line
+        self._connection.begin(self._key, self._transfer)
+        return self._connection
 
     def complete(self) -> None:
-        """The payload is through, so the connection can serve the next ticket after this context."""
-        assert self._line is not None
-        self._line.end()
+        """The payload has arrived, so the connection can serve the next ticket after this context."""
+        assert self._connection is not None
+        self._connection.end()
         self._complete = True
 
     def void(self) -> None:
-        """Nobody can show it from now on."""
+        """Accept the ticket no more."""
         self._valid.pop(self._secret, None)
         self._answered.set()
 
-    async def served(self, line: DataConnection) -> bool:
-        """Lend a line to the call until that ends; whether it can be used again."""
-        self._line = line
+    async def serve(self, connection: DataConnection) -> bool:
+        """Lend a connection to the call until that ends; returns whether it can be used again."""
+        self._connection = connection
         self.void()
         await self._over.wait()
-        return not line.closed
+        return not connection.closed

@@ -1,4 +1,4 @@
-"""What one turn of a line moves, and the memory it moves it through."""
+"""Transfers: the pieces of a payload that a turn sends, and the memory that it moves them through."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from time import monotonic
 from typing import Protocol, TypeAlias
 
 BLOCK = 1 << 20
-"""Bytes at once: few calls, and still in cache when they are looked at."""
-LINGER = 0.002
-"""Seconds that a turn waits for more, in all: to come back to it costs as much."""
+"""Bytes in one call of the system: few calls, and still in cache when they are looked at."""
+TURN_WAIT = 0.002
+"""Seconds that a turn waits for its socket, in all: to begin another turn costs as much."""
 
 Sink: TypeAlias = Callable[[memoryview], None]
 Receive: TypeAlias = Callable[[memoryview], int]
@@ -28,7 +28,7 @@ class SupportsSend(Protocol):
 
 
 class Transfer:
-    """What is to be sent. The pieces are made in the thread that sends them, one at a time.
+    """A payload to be sent. Its pieces are made in the thread that sends them, one at a time.
 
     Args:
         pieces: none of them empty, and none changed before the next is asked for.
@@ -43,7 +43,7 @@ class Transfer:
         return self._rest is None
 
     def step(self, connection: SupportsSend) -> int:
-        """Send what can be sent of one piece; how much that was."""
+        """Send what can be sent of one piece; returns how many bytes that was."""
         if self._rest is None:
             return 0
         sent = connection.send(self._rest)
@@ -52,12 +52,12 @@ class Transfer:
 
 
 class SocketWait:
-    """Waits a moment for a socket, no longer in all of a turn: whoever drips gets no thread for that."""
+    """A short wait for a socket, bounded over a whole turn: a slow sender does not hold a thread."""
 
     def __init__(self, connection: socket.socket, event: int) -> None:
         self._poll = select.poll()
         self._poll.register(connection, event)
-        self._left = LINGER
+        self._left = TURN_WAIT
 
     def __call__(self) -> bool:
         """Whether it is ready now."""
@@ -68,7 +68,7 @@ class SocketWait:
 
 
 def through_thread_buffer(sink: Sink) -> Fill:
-    """Through a buffer of the thread."""
+    """A `Fill` for a sink, through a buffer that the thread keeps."""
 
     def fill(receive: Receive, most: int) -> int:
         memory = thread_buffer()[:most]
@@ -81,7 +81,7 @@ def through_thread_buffer(sink: Sink) -> Fill:
 
 
 def thread_buffer(purpose: str = "plain", size: int = BLOCK) -> memoryview:
-    """Memory that is always the same for each thread and purpose."""
+    """A buffer for each thread and purpose, made once."""
     found: memoryview | None = getattr(_buffers, purpose, None)
     if found is None:
         found = memoryview(bytearray(size))

@@ -26,7 +26,9 @@ CA, CERTIFICATE, KEY, REVOKED = "ca.pem", "cert.pem", "key.pem", "revoked"
 REQUEST = "request.pem"
 """Beside a key that was made where it is used: what the authority is asked to sign."""
 SCHEME = "varangian"
-HOLDER = re.compile(rf"{SCHEME}:([0-9a-f]{{32}}):(server|worker):([A-Za-z0-9][A-Za-z0-9._-]{{0,62}})")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""The name of a worker or of a server."""
+HOLDER = re.compile(rf"{SCHEME}:([0-9a-f]{{32}}):(server|worker):({NAME.pattern})")
 """The URI that says whose a certificate is; the cluster is the id of its authority."""
 NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the module `ssl` does not name."""

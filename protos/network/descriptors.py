@@ -18,8 +18,8 @@ BESIDE = 3
 """For each worker, at either end: its calls, and payloads up and down beside them."""
 CALLS = 1
 """For each worker where payloads travel with the calls."""
-STRANGERS, LINES = 64, 4
-"""Connections to the data port of a server: of those who have shown nothing yet, and of each worker."""
+UNIDENTIFIED, DATA_CONNECTIONS = 64, 4
+"""Connections to the data port of a server: without a ticket yet, and of each worker."""
 ENOUGH = 1 << 16
 """Files where the system sets no limit."""
 
@@ -70,7 +70,7 @@ def needed_descriptors(workers: int, lane: bool) -> int:
 
 def served(workers: int, lane: bool) -> int:
     """For a server with this many workers, when both of its ports have as many connections as they may."""
-    beside = STRANGERS + LINES * workers if lane else 0
+    beside = UNIDENTIFIED + DATA_CONNECTIONS * workers if lane else 0
     return BASE + connections(workers) + beside
 
 

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from varangian.protos.errors import Refused
+from varangian.protos.identity.bundle import NAME
 from varangian.protos.identity.certificate import ShownCertificate
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import quote
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NONCE = re.compile(r"[0-9a-f]{32}")
 GRACE = 2.0
 """Seconds in which a worker whose connections have closed may come back before it counts as gone."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import grpc.aio
@@ -20,45 +19,6 @@ from varangian.server.identity.sessions import Metadata, Peer
 
 M = TypeVar("M", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one caller may cost."""
-
-    idle: float = 10.0
-    """Seconds without a message after which a stream is given up."""
-    joining: float = 60.0
-    """Seconds for the message of a join: a large model has a long layout, and a line may be slow."""
-    streams: int = 2
-    """Streams that one worker may have open: a second one, so that a retry need not wait for a dead one."""
-    receiving: int = 4
-    """Uploads that receive at the same time."""
-    turn: float = 0.25
-    """Seconds that an upload receives while others wait."""
-    share: int = 4 << 20
-    """Bytes that it receives in a turn: about a block of columns, so that rows grow together."""
-    uploads: int = 16
-    """Uploads that one worker may begin in a round."""
-    downloads: int = 8
-    """Downloads of the same parameters that one worker may have at once; more come by and by."""
-    joins: int = 20
-    """Joins of one worker at once; more come by and by."""
-    calls: float = 25.0
-    """Calls of one caller in a second; those that a round needs are given back."""
-    calls_at_once: int = 100
-    """The same after a while without any."""
-    status: float = 0.25
-    """Seconds for which one reply to Status is sent to everybody who asks."""
-    patience: float = 5.0
-    """Seconds that a pull waits for a round to open before the worker has to ask again."""
-    grace: float = 5.0
-    """Seconds for the workers to hear that the run is finished."""
-    age: float = 3600.0
-    """Seconds for which a call that is to stay open does so; then it is made anew."""
-
-
-DEFAULT_LIMITS = Limits()
 
 
 def caller(context: Context) -> tuple[Metadata, Peer]:

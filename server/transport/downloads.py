@@ -9,6 +9,7 @@ from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.contract import Contract
 from varangian.protos.data_channel.connection import Transfer
 from varangian.protos.data_channel.sealing import PAYLOADS
+from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.encoding import FLOAT32
 from varangian.protos.messages import CHUNK_BYTES
 from varangian.server.observability.status import Snapshot
@@ -16,7 +17,6 @@ from varangian.server.rounds.pulls import AnsweredPull, Pulls
 from varangian.server.transport import calls
 from varangian.server.transport.broadcast import Broadcast
 from varangian.server.transport.calls import Context
-from varangian.server.transport.data_listener import DataTicket
 
 AGAIN = ps_pb2.PullReply(again=ps_pb2.Again()).SerializeToString()
 
@@ -68,7 +68,7 @@ class Downloads:
         await self.message(self._shared(snapshot).manifest, context)
         async with calls.idle_timeout(self._idle) as silence:
             with calls.unless_cut():
-                line = await silence.broken_by(ticket.line())
+                line = await silence.broken_by(ticket.connection())
                 cargo = Transfer(pieces(snapshot.payload))
                 while not cargo.done and not self._pulls.over(worker, snapshot.round):
                     await silence.broken_by(line.ready())

@@ -1,11 +1,6 @@
-"""Where the server listens, and on which terms."""
+"""The gRPC server: its port, and the options that bound what connections and messages may cost."""
 
 from __future__ import annotations
-
-import errno
-import socket
-from collections.abc import Sequence
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -14,6 +9,7 @@ from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.address import EVERYWHERE, join_host_port
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import SIGNS_OF_LIFE, WINDOWS
+from varangian.protos.network.listen import PortInUse, any_address, bind_sockets, in_use
 
 AGE = 3600
 """Seconds for which a connection takes new calls: who goes on has to connect anew, and is verified anew."""
@@ -56,19 +52,6 @@ def options(workers: int) -> tuple[tuple[str, int], ...]:
     )
 
 
-ATTEMPTS = 20
-"""How many free ports are tried until one is free on every address of a host."""
-NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-
-
-class ListenError(OSError):
-    """The server cannot listen where it should."""
-
-
-class PortInUse(ListenError):
-    """Another process listens there."""
-
-
 def bind(
     server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None
 ) -> str:
@@ -97,93 +80,3 @@ def probe(host: str, port: int) -> int:
     for listener in found:
         listener.close()
     return number if len(found) > 1 else port
-
-
-def bind_sockets(host: str, port: int, setting: str = "server.port") -> list[socket.socket]:
-    """Sockets that can listen there: one for every address of the host, all with one port.
-
-    An address that this machine does not have, as that of IPv6 where it is off, is left out if there is
-    another one.
-
-    Args:
-        host: name or address; `*` for every address of the machine.
-        port: 0 for any free one.
-        setting: what the port is called in the configuration, for whoever reads an error.
-
-    Raises:
-        ListenError: it cannot; PortInUse when another process has the port on any of the addresses.
-    """
-    name = any_address() if host == EVERYWHERE else host
-    try:
-        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
-        for attempts_left in reversed(range(ATTEMPTS)):
-            try:
-                return _all_bound(addresses, port)
-            except OSError as error:
-                if port or error.errno != errno.EADDRINUSE or not attempts_left:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(in_use(name, port, setting)) from None
-        where = join_host_port(name, port)
-        what = f"The server should be able to listen on {where}. The system says: {error.strerror}."
-        raise ListenError(
-            f"{what} Set `server.host` and `{setting}` to an address of this machine."
-        ) from None
-
-
-def any_address() -> str:
-    """The address that stands for all of this machine, those of IPv4 and, where there are any, of IPv6."""
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            listener.bind(("::", 0))
-    except OSError:
-        return "0.0.0.0"
-    return "::"
-
-
-def in_use(host: str, port: int, setting: str = "server.port") -> str:
-    """What to say when another process has the port."""
-    todo = f"Stop that process, or set `{setting}` to another port (0 takes any free one)."
-    address = join_host_port(host, port)
-    return f"The server should have {address} for itself. Another process listens there. {todo}"
-
-
-def _all_bound(addresses: Sequence[tuple[int, Any]], port: int) -> list[socket.socket]:
-    """Bind every address to one port. Of several addresses, some may be missing on this machine."""
-    found: list[socket.socket] = []
-    missing: OSError | None = None
-    try:
-        for family, address in addresses:
-            try:
-                found.append(_bound_to(family, (address[0], port, *address[2:])))
-            except OSError as error:
-                if error.errno not in NO_SUCH_ADDRESS:
-                    raise
-                missing = error
-            else:
-                port = int(found[-1].getsockname()[1])
-        if missing is not None and not found:
-            raise missing
-    except BaseException:
-        for listener in found:
-            listener.close()
-        raise
-    return found
-
-
-def _bound_to(family: int, address: Any) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # Otherwise `::` would leave IPv4 out where the system says so; for other addresses no matter.
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
-        listener.bind(address)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -18,6 +18,8 @@ import grpc
 from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.contract import Contract, check_protocol, check_run
 from varangian.protos.data_channel.associated_data import AssociatedData
+from varangian.protos.data_channel.listener import DataListener
+from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.encoding import WIRE
 from varangian.protos.errors import Refused
 from varangian.protos.identity.certificate import ShownCertificate
@@ -29,14 +31,13 @@ from varangian.server.identity.revocation import Revocation
 from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.connections import ConnectionLimits
 from varangian.server.limits.open_uploads import OpenUploads
-from varangian.server.limits.quotas import Calls, RoundQuotas, StreamQuota
+from varangian.server.limits.quotas import Calls, Limits, RoundQuotas, StreamQuota
 from varangian.server.limits.small_messages import SmallMessages
 from varangian.server.limits.upload_scheduler import UploadScheduler
 from varangian.server.rows.slot import Overtaken, Slot
 from varangian.server.transport import calls, uploads
 from varangian.server.transport.call_admission import CallAdmission
-from varangian.server.transport.calls import Context, Limits
-from varangian.server.transport.data_listener import DataListener, DataTicket
+from varangian.server.transport.calls import Context
 from varangian.server.transport.downloads import AGAIN, Downloads
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.status_reply import StatusReplies

@@ -12,17 +12,17 @@ from collections.abc import Callable
 from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.chunks import Assembler, push_payload
 from varangian.protos.data_channel.connection import SHARE
+from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.data_channel.transfer import Receive
 from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_LIMIT, MANIFEST_LIMIT, decode_message
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.protos.refusals import Refusal
-from varangian.server.limits.quotas import TokenBucket
+from varangian.server.limits.quotas import Limits, TokenBucket
 from varangian.server.limits.upload_scheduler import UploadScheduler, UploadTurn
 from varangian.server.rows.slot import Slot
 from varangian.server.transport import calls
-from varangian.server.transport.calls import Context, Limits
-from varangian.server.transport.data_listener import DataTicket
+from varangian.server.transport.calls import Context
 
 LARGE, LARGEST = 2 << 20, CHUNK_LIMIT
 """What messages of a push should have, in bytes: each costs some 0.3 ms of both ends."""
@@ -134,7 +134,7 @@ class Upload:
     async def _beside(self, ticket: DataTicket, seat: UploadTurn, silence: IdleTimeout) -> None:
         """All of the payload, from the line whose other end has the ticket."""
         await seat.listen()
-        line = await silence.broken_by(ticket.line())
+        line = await silence.broken_by(ticket.connection())
         while not self._assembler.complete:
             await seat.listen()
             await silence.broken_by(line.ready())

@@ -20,12 +20,12 @@ from varangian.protos.layout import Layout
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
+from varangian.server.limits.quotas import Limits
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
-from varangian.server.transport.calls import Limits
 
 SECRET = b"a secret that the tests may know"
 

@@ -13,14 +13,14 @@ from tests.extent import patience
 from tests.launch import within
 
 from varangian.launch.memory_budget import RESERVE, MemoryBudget, available_memory, resident_memory
+from varangian.protos.data_channel.listener import THREADS
 from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.protos.data_channel.transfer import BLOCK
 from varangian.protos.messages import MESSAGE_LIMIT
+from varangian.server.limits.quotas import Limits
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.latest_store import LatestPlan
 from varangian.server.training.optimizer import Sgd
-from varangian.server.transport.calls import Limits
-from varangian.server.transport.data_listener import THREADS
 
 PLAIN = Sgd(lr=0.1)
 GB = 10**9

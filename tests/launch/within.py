@@ -17,13 +17,13 @@ from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import AHEAD
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
+from varangian.server.limits.quotas import Limits
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
-from varangian.server.transport.calls import Limits
 from varangian.server.transport.grpc_server import METADATA, STREAMS
 from varangian.worker.loop import work
 from varangian.worker.transport.client import Client

@@ -12,16 +12,16 @@ from tests.extent import patience
 from tests.wire.relay import FAR, NEAR, Relay
 
 from varangian.aggregators import Aggregator, Krum
+from varangian.protos.data_channel.listener import DataListener
 from varangian.protos.layout import Layout
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
+from varangian.server.limits.quotas import Limits
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
-from varangian.server.transport.calls import Limits
-from varangian.server.transport.data_listener import DataListener
 from varangian.worker.loop import work
 from varangian.worker.transport.client import Client
 from varangian.worker.transport.retry import Backoff
@@ -58,8 +58,8 @@ async def serving(coordinator, sessions, layout, *, stop, port=0, data_port=0, *
     """A server at NEAR; yields its place and its task."""
     ready, lanes, listen = asyncio.get_running_loop().create_future(), [], DataListener.listen
 
-    async def noted(lane, host, port):
-        lanes.append(await listen(lane, host, port))
+    def noted(lane, sockets):
+        lanes.append(listen(lane, sockets))
         return lanes[0]
 
     running = serve(

@@ -19,7 +19,7 @@ from varangian.protos.data_channel import streaming_aead
 from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.server.identity.tls import Security
-from varangian.server.transport.calls import Limits
+from varangian.server.limits.quotas import Limits
 from varangian.server.transport.service import Service
 from varangian.worker.transport.client import Pulled
 

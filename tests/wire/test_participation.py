@@ -15,6 +15,7 @@ from varangian.aggregators import Aggregator, Mean, Median
 from varangian.aggregators.graphs import Exponential
 from varangian.protos.layout import Layout
 from varangian.server.identity.sessions import Sessions
+from varangian.server.limits.quotas import Limits
 from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
@@ -25,7 +26,6 @@ from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rows.source import LatestVectors, Pushed, WeightedByAge
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
-from varangian.server.transport.calls import Limits
 from varangian.server.transport.service import Service
 from varangian.worker.loop import work
 from varangian.worker.transport.client import Client, Finished

@@ -12,8 +12,8 @@ from tests.wire.relay import FAR, NEAR
 
 from varangian.aggregators import Mean
 from varangian.protos.network import grpc_options
+from varangian.server.limits.quotas import Limits
 from varangian.server.transport import grpc_server
-from varangian.server.transport.calls import Limits
 from varangian.worker.transport import channel, data_connection
 
 FORGETFUL = 8.0

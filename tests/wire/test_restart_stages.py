@@ -15,13 +15,13 @@ from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.protos.metadata_keys import WORKER
 from varangian.server.identity.tls import Security
+from varangian.server.limits.quotas import Limits
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.protocol.machine import ParticipationMachine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rows.source import LatestVectors
 from varangian.server.transport import calls
-from varangian.server.transport.calls import Limits
 from varangian.server.transport.service import Service
 from varangian.server.transport.uploads import Upload
 from varangian.worker.loop import work

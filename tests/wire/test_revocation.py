@@ -17,9 +17,9 @@ from varangian.protos.identity.bundle import Bundle, Role, ssl_contexts
 from varangian.protos.layout import Layout
 from varangian.server.identity import revocation
 from varangian.server.identity.tls import Security
+from varangian.server.limits.quotas import Limits
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
-from varangian.server.transport.calls import Limits
 from varangian.worker.transport import tls
 from varangian.worker.transport.client import ClientError
 

@@ -11,7 +11,7 @@ from tests.wire.kit import LAYOUT, NAMES, Run, all_worked, gradient, scenario, w
 from tests.wire.relay import Fate, Relay
 
 from varangian.protos.layout import Layout
-from varangian.server.transport.calls import Limits
+from varangian.server.limits.quotas import Limits
 from varangian.worker.transport.client import Client, ClientError
 from varangian.worker.transport.retry import Backoff
 

@@ -135,7 +135,7 @@ class LeasedConnection:
             LineError: the line broke after all was sent, perhaps before it arrived, and nobody says so.
         """
         assert self.connected is not None
-        heard: asyncio.Future[Any] = asyncio.ensure_future(self.connected.line.heard())
+        heard: asyncio.Future[Any] = asyncio.ensure_future(self.connected.line.wait_readable())
         try:
             await quiet.broken_by(asyncio.wait([heard, over], return_when=asyncio.FIRST_COMPLETED))
             if not over.done() and self.connected.broken:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from varangian.protos.identity.bundle import NAME
 from varangian.registry import ConfigError, Problem
-from varangian.server.identity.sessions import NAME
 
 RULE = "should be letters, digits, '.', '_' and '-', at most 63, the first a letter or a digit"
 

@@ -15,9 +15,9 @@ from varangian.launch.result import RunError
 from varangian.launch.server_run import check_descriptors, describe_misfits, memory_budget
 from varangian.launch.worker_processes import deal_workers
 from varangian.paths import user_path
+from varangian.protos.network.listen import ListenError, bind_sockets
 from varangian.registry import ConfigError, Problem
 from varangian.server.rows.latest_store import NoRoom
-from varangian.server.transport.grpc_server import ListenError, bind_sockets
 from varangian.worker.training.task import WorkerCompute
 
 

@@ -17,9 +17,9 @@ from varangian.pki.authority import SERVER, Authority
 from varangian.pki.x509 import MissingExtra
 from varangian.protos.identity.bundle import Role
 from varangian.protos.network.address import EVERYWHERE, is_loopback
+from varangian.protos.network.listen import any_address
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
-from varangian.server.transport.grpc_server import any_address
 from varangian.worker.transport.tls import Proof, bundle_of
 
 DAYS = 365.0

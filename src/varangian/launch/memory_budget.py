@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
+from varangian.protos.data_channel.listener import THREADS, IdleLimits
 from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.protos.data_channel.transfer import BLOCK
 from varangian.protos.encoding import FLOAT32, WIRE, Dtype
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import AHEAD
+from varangian.server.limits.quotas import DEFAULT_LIMITS, Limits
 from varangian.server.limits.small_messages import most_readers
 from varangian.server.rows.latest_store import LatestPlan
 from varangian.server.training.optimizer import Sgd
-from varangian.server.transport.calls import DEFAULT_LIMITS, Limits
-from varangian.server.transport.data_listener import PATIENCE, THREADS
 from varangian.server.transport.grpc_server import METADATA, STREAMS
 
 VERSIONS = 2
@@ -167,7 +167,7 @@ def _beside(n: int, limits: Limits) -> int:
     place of chunks.
     """
     segments = n * limits.streams * 2 * PAYLOADS.segment
-    return (2 * n * limits.streams + PATIENCE.strangers) * BESIDE + segments + THREADS * BLOCK
+    return (2 * n * limits.streams + IdleLimits.unidentified) * BESIDE + segments + THREADS * BLOCK
 
 
 def _size(size: int) -> str:

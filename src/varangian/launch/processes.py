@@ -21,12 +21,13 @@ from varangian.launch.server_run import ServerRun
 from varangian.launch.worker_processes import WorkerProcesses, deal_workers
 from varangian.paths import user_path
 from varangian.plugins import cause
+from varangian.protos.network.listen import ListenError
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.observability.record import Observe
 from varangian.server.rows.latest_store import NoRoom
-from varangian.server.transport.grpc_server import ListenError, probe
+from varangian.server.transport.grpc_server import probe
 from varangian.worker.transport.tls import Proof
 
 PREFIX = re.compile(r"^.{,60}? (ERROR|WARNING|INFO) [\w.]+: ")

@@ -20,10 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from varangian.pki import x509
-from varangian.protos.identity.bundle import CA, CERTIFICATE, KEY, REQUEST, REVOKED, Role
+from varangian.protos.identity.bundle import CA, CERTIFICATE, KEY, NAME, REQUEST, REVOKED, Role
 from varangian.protos.identity.revocation import fingerprint, parse_fingerprints
 from varangian.protos.text import escape
-from varangian.server.identity.sessions import NAME
 
 HOME, ISSUED = "authority", "issued"
 PRIVATE, PUBLIC, FOLDER = 0o600, 0o644, 0o700

@@ -112,7 +112,7 @@ def test_a_turn_takes_no_more_than_it_may(joined):
     async def work(one, other):
         await one.write(b"0123456789")
         first = await taken(other, 4)
-        return first, await other.exactly(6)
+        return first, await other.read_exactly(6)
 
     assert joined(work) == (b"0123", b"456789")
 
@@ -124,7 +124,7 @@ def test_few_bytes_in_many_parts(joined):
                 await one.write(bytes([byte]))
                 await asyncio.sleep(0.001)
 
-        _, found = await asyncio.gather(drip(), other.exactly(16))
+        _, found = await asyncio.gather(drip(), other.read_exactly(16))
         return found
 
     assert joined(work) == b"0123456789abcdef"
@@ -140,7 +140,7 @@ def test_the_other_end_hangs_up(joined, how):
         with pytest.raises(DataConnectionError):
             await taken(other, 100)
         with pytest.raises(DataConnectionError):
-            await other.exactly(1)
+            await other.read_exactly(1)
         with pytest.raises(DataConnectionError):
             await given(other, bytes(50_000_000))
 
@@ -149,7 +149,7 @@ def test_the_other_end_hangs_up(joined, how):
 
 def test_whoever_waits_is_woken_by_the_end(joined):
     async def work(one, other):
-        waiting = [asyncio.create_task(one.exactly(1)), asyncio.create_task(taken(other, 1))]
+        waiting = [asyncio.create_task(one.read_exactly(1)), asyncio.create_task(taken(other, 1))]
         await asyncio.sleep(0.01)
         one.close(), other.close()
         return [type(error) for error in await asyncio.gather(*waiting, return_exceptions=True)]
@@ -223,7 +223,7 @@ def test_payloads_are_sealed_one_by_one_and_what_is_between_them_is_not(joined):
 
     async def sealed(one, other, key):
         await one.write(b"ticket")
-        assert await other.exactly(6) == b"ticket"
+        assert await other.read_exactly(6) == b"ticket"
         one.begin(key, transfer(len(data)))
         other.begin(key, transfer(len(data)))
         _, found = await asyncio.gather(given(one, data), taken(other, len(data)))
@@ -249,7 +249,7 @@ def test_the_next_payload_may_go_the_other_way(joined):
         other.begin(b"", transfer(5))
         async with asyncio.timeout(patience(20)):
             await given(other, b"there")
-            return await one.exactly(5)
+            return await one.read_exactly(5)
 
     assert joined(work) == b"there"
 
@@ -291,6 +291,6 @@ def test_an_abrupt_end_is_none_in_the_eyes_of_the_owner(joined):
         with pytest.raises(DataConnectionError, match="closed"):
             await one.receive(10, bytes)
         with pytest.raises(DataConnectionError, match="reset"):
-            await other.exactly(1)
+            await other.read_exactly(1)
 
     joined(work)

@@ -29,12 +29,12 @@ from varangian.protos.messages import (
 )
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.identity.sessions import Sessions
+from varangian.server.limits.quotas import Limits
 from varangian.server.protocol.events import Absent, Decline, Gone, Offer, Push, Ready, RoundPolicy, Tick
 from varangian.server.protocol.synchronous import RoundMachine
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
-from varangian.server.transport.calls import Limits
 from varangian.server.transport.service import Service
 
 NAMES = ("w00", "w01", "w02")

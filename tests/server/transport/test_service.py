@@ -23,18 +23,18 @@ from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
 from varangian.protos.messages import CHUNK_BYTES, MESSAGE_LIMIT, PROTOCOL
 from varangian.protos.network.dial import open_aio_channel
+from varangian.protos.network.listen import PortInUse
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
-from varangian.server.limits.quotas import TokenBucket
+from varangian.server.limits.quotas import Limits, TokenBucket
 from varangian.server.limits.upload_scheduler import UploadTurn
 from varangian.server.protocol.events import RoundPolicy
 from varangian.server.protocol.synchronous import RoundMachine
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
-from varangian.server.transport.calls import Limits
-from varangian.server.transport.grpc_server import PortInUse, bind, options
+from varangian.server.transport.grpc_server import bind, options
 from varangian.server.transport.uploads import message_bytes
 from varangian.worker.transport.client import Client, ClientError
 from varangian.worker.transport.retry import Backoff

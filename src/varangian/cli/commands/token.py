@@ -18,8 +18,9 @@ from pathlib import Path
 from varangian.cli.commands.certs import configured
 from varangian.cli.main import OK, CommandError
 from varangian.pki.authority import PRIVATE, write
+from varangian.protos.identity.bundle import NAME
 from varangian.protos.network.address import is_loopback, parse_address
-from varangian.server.identity.sessions import NAME, SECRET_BYTES, make_token
+from varangian.server.identity.sessions import SECRET_BYTES, make_token
 
 SECRET, TOKEN = "VARANGIAN_SECRET", "VARANGIAN_TOKEN"
 FILE = "_FILE"

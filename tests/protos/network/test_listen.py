@@ -6,10 +6,10 @@ import socket
 import grpc.aio
 import pytest
 
-from varangian.server.transport import grpc_server
-from varangian.server.transport.calls import DEFAULT_LIMITS
-from varangian.server.transport.data_listener import DataListener
-from varangian.server.transport.grpc_server import ListenError, PortInUse, any_address, bind, bind_sockets
+from varangian.protos.data_channel.listener import DataListener
+from varangian.protos.network import listen
+from varangian.protos.network.listen import ListenError, PortInUse, any_address, bind_sockets
+from varangian.server.transport.grpc_server import bind
 
 PAIR = ("127.0.0.1", "127.0.0.2")
 NOT_HERE = "192.0.2.1"
@@ -24,7 +24,7 @@ def named(monkeypatch):
             hosts = addresses if host == name else (host,)
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
 
-        monkeypatch.setattr(grpc_server.socket, "getaddrinfo", found)
+        monkeypatch.setattr(listen.socket, "getaddrinfo", found)
 
     return named
 
@@ -57,6 +57,8 @@ def test_one_address_that_is_taken_is_enough_to_refuse(named, taken):
         port = other.getsockname()[1]
         with pytest.raises(PortInUse, match=f"pair:{port} for itself"):
             bind_sockets("pair", port)
+        with pytest.raises(PortInUse, match=r"set `server\.data_port` to another"):
+            bind_sockets(taken, port, "server.data_port")
 
         async def served():
             with pytest.raises(PortInUse):
@@ -79,8 +81,8 @@ def test_payloads_are_taken_at_every_address(named):
     named("pair", *PAIR)
 
     async def run():
-        lane = DataListener(DEFAULT_LIMITS, False, print)
-        port = await lane.listen("pair", 0)
+        lane = DataListener(2, False, print)
+        port = lane.listen(bind_sockets("pair", 0))
         for address in PAIR:
             _, writer = await asyncio.open_connection(address, port)
             writer.close()

@@ -17,17 +17,15 @@ import pytest
 from tests.extent import patience
 from tests.protos.data_channel.book import Book, encrypted_size
 
+from varangian.protos.data_channel import listener as lanes
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnectionError, Transfer
+from varangian.protos.data_channel.listener import BoundedTasks, DataListener, IdleLimits
 from varangian.protos.messages import PROTOCOL
-from varangian.server.transport import data_listener as lanes
-from varangian.server.transport.calls import Limits
-from varangian.server.transport.data_listener import BoundedTasks, DataListener, StrangerLimits
-from varangian.server.transport.grpc_server import ListenError, PortInUse
+from varangian.protos.network.listen import ListenError, bind_sockets
 from varangian.server.transport.refusals import Refusals
 
 HOST = "127.0.0.1"
-LIMITS = Limits()
 HELLO = b"hello"
 
 
@@ -39,20 +37,20 @@ def _nothing_is_left(caplog):
     yield
     gc.collect(1)
     assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR] == []
-    assert [one.name for one in threading.enumerate() if one.name.startswith("varangian-lane")] == []
+    assert [one.name for one in threading.enumerate() if one.name.startswith("varangian-data")] == []
     assert len(os.listdir("/proc/self/fd")) <= before  # what other tests have left may go meanwhile
 
 
-def listener(sealed=False, refusals=None, **patience):
-    return DataListener(LIMITS, sealed, (refusals or Refusals()).connection, StrangerLimits(**patience))
+def listener(sealed=False, refusals=None, **limits):
+    return DataListener(2, sealed, (refusals or Refusals()).connection, IdleLimits(**limits))
 
 
 @contextlib.asynccontextmanager
-async def opened(sealed=False, refusals=None, **patience):
+async def opened(sealed=False, refusals=None, **limits):
     """A lane that listens."""
-    lane = listener(sealed, refusals, **patience)
+    lane = listener(sealed, refusals, **limits)
     try:
-        await lane.listen(HOST, 0)
+        lane.listen(bind_sockets(HOST, 0))
         yield lane
     finally:
         await lane.close()
@@ -98,8 +96,8 @@ async def use(lane, caller, worker="w00", payload=HELLO):
     """One call from its ticket to its end."""
     with lane.ticket(transfer(worker)) as ticket:
         caller.show(ticket, payload)
-        line = await ticket.line()
-        assert await line.exactly(len(payload)) == payload
+        line = await ticket.connection()
+        assert await line.read_exactly(len(payload)) == payload
         ticket.complete()
 
 
@@ -124,7 +122,7 @@ def test_a_connection_serves_one_call_after_the_other_both_ways(caplog):
             await use(lane, caller)
             with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket)
-                line, cargo = await ticket.line(), Transfer([memoryview(bytes(100_000))])
+                line, cargo = await ticket.connection(), Transfer([memoryview(bytes(100_000))])
                 while not cargo.done:
                     await line.ready()
                     await line.send(cargo)
@@ -146,8 +144,8 @@ def test_two_workers_find_their_own_calls():
             with lane.ticket(transfer("w00")) as first, lane.ticket(transfer("w01")) as second:
                 other.show(second, b"w01")
                 one.show(first, b"w00")
-                assert await (await first.line()).exactly(3) == b"w00"
-                assert await (await second.line()).exactly(3) == b"w01"
+                assert await (await first.connection()).read_exactly(3) == b"w00"
+                assert await (await second.connection()).read_exactly(3) == b"w01"
 
     run(scenario())
 
@@ -159,7 +157,7 @@ def test_a_ticket_may_come_in_pieces():
                 for byte in bytes.fromhex(ticket.text):
                     caller.say(bytes([byte]))
                     await asyncio.sleep(0)
-                await ticket.line()
+                await ticket.connection()
 
     run(scenario())
 
@@ -190,11 +188,11 @@ def test_a_ticket_counts_once():
         ):
             with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket)
-                line = await ticket.line()
+                line = await ticket.connection()
                 copy.show(ticket)
                 await copy.ended()
                 caller.say(HELLO)
-                assert await line.exactly(5) == HELLO
+                assert await line.read_exactly(5) == HELLO
 
     run(scenario())
 
@@ -207,7 +205,7 @@ def test_a_ticket_counts_until_its_call_has_ended():
             caller.show(ticket)
             await caller.ended()
             with pytest.raises(DataConnectionError):
-                await ticket.line()
+                await ticket.connection()
             with pytest.raises(RuntimeError), ticket:
                 pass
 
@@ -219,7 +217,7 @@ def test_a_call_that_ends_halfway_ends_its_connection():
         async with opened() as lane, calling(lane) as caller:
             with contextlib.suppress(ZeroDivisionError), lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket, HELLO)
-                await ticket.line()
+                await ticket.connection()
                 raise ZeroDivisionError
             await caller.ended()
 
@@ -232,9 +230,9 @@ def test_whoever_hangs_up_ends_only_its_own_call():
             with lane.ticket(transfer("w00")) as ticket:
                 async with calling(lane) as caller:
                     caller.show(ticket)
-                    line = await ticket.line()
+                    line = await ticket.connection()
                 with pytest.raises(DataConnectionError):
-                    await line.exactly(1)
+                    await line.read_exactly(1)
             async with calling(lane) as caller:
                 caller.say(b"half")
             async with calling(lane) as caller:
@@ -248,7 +246,7 @@ def test_more_than_the_payload_ends_the_connection_after_it():
         async with opened() as lane, calling(lane) as caller:
             with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket, HELLO + bytes(1000))
-                assert await (await ticket.line()).exactly(5) == HELLO
+                assert await (await ticket.connection()).read_exactly(5) == HELLO
                 ticket.complete()
             await caller.ended()
 
@@ -268,7 +266,7 @@ def test_who_says_nothing_is_not_waited_for(caplog):
     refusals = Refusals()
 
     async def scenario():
-        async with opened(refusals=refusals, showing=0.01) as lane, calling(lane) as stranger:
+        async with opened(refusals=refusals, first_ticket=0.01) as lane, calling(lane) as stranger:
             await stranger.ended()
             assert refusals.counts == {"SILENT": 1}
 
@@ -281,7 +279,10 @@ def test_strangers_do_not_keep_out_who_shows_its_ticket():
     refusals = Refusals()
 
     async def scenario():
-        async with opened(refusals=refusals, showing=1000) as lane, contextlib.AsyncExitStack() as stack:
+        async with (
+            opened(refusals=refusals, first_ticket=1000) as lane,
+            contextlib.AsyncExitStack() as stack,
+        ):
             strangers = [await stack.enter_async_context(calling(lane)) for _ in range(64)]
             async with calling(lane) as caller:
                 await use(lane, caller)
@@ -308,13 +309,13 @@ def test_a_connection_takes_no_ticket_once_it_is_old(caplog):
 
 def test_a_connection_that_is_not_used_is_ended_however_long_its_call_took(caplog):
     async def scenario():
-        async with opened(idle=0.02) as lane, calling(lane) as caller:
+        async with opened(next_ticket=0.02) as lane, calling(lane) as caller:
             with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket)
-                line = await ticket.line()
+                line = await ticket.connection()
                 await asyncio.sleep(0.1)
                 caller.say(HELLO)
-                assert await line.exactly(5) == HELLO
+                assert await line.read_exactly(5) == HELLO
                 ticket.complete()
             await caller.ended()
 
@@ -365,11 +366,11 @@ def test_payloads_are_sealed_with_the_key_of_their_ticket():
             for _ in range(2):
                 with lane.ticket(transfer("w00")) as ticket:
                     caller.show(ticket, book(ticket).encrypted(HELLO))
-                    assert await taken(await ticket.line(), 5) == HELLO
+                    assert await taken(await ticket.connection(), 5) == HELLO
                     ticket.complete()
                 with lane.ticket(transfer("w00")) as ticket:
                     caller.show(ticket)
-                    await (await ticket.line()).send(Transfer([memoryview(HELLO)]))
+                    await (await ticket.connection()).send(Transfer([memoryview(HELLO)]))
                     found = await caller.reader.readexactly(encrypted_size(len(HELLO)))
                     assert book(ticket).decrypted(found) == HELLO
                     ticket.complete()
@@ -397,13 +398,13 @@ def test_who_has_a_ticket_without_its_key_ends_that_call_and_no_other(payload):
         async with opened(sealed=True) as lane, calling(lane) as thief, calling(lane) as owner:
             with lane.ticket(transfer("w00")) as stolen:
                 thief.show(stolen, payload)
-                line = await stolen.line()
+                line = await stolen.connection()
                 with pytest.raises(DataConnectionError, match="not encrypted"):
                     await taken(line, 5)
             await thief.ended()
             with lane.ticket(transfer("w00")) as ticket:
                 owner.show(ticket, book(ticket).encrypted(HELLO))
-                assert await taken(await ticket.line(), 5) == HELLO
+                assert await taken(await ticket.connection(), 5) == HELLO
 
     run(scenario())
 
@@ -426,7 +427,7 @@ def test_the_right_key_does_not_open_a_payload_of_another_transfer(changes):
         async with opened(sealed=True) as lane, calling(lane) as caller:
             with lane.ticket(transfer("w00")) as ticket:
                 caller.show(ticket, book(ticket, **changes).encrypted(HELLO))
-                line = await ticket.line()
+                line = await ticket.connection()
                 with pytest.raises(DataConnectionError, match="not encrypted"):
                     await taken(line, 5)
 
@@ -439,14 +440,14 @@ def test_closing_ends_what_is_under_way():
             callers = [await stack.enter_async_context(calling(lane)) for _ in range(3)]
             shown, waiting = (stack.enter_context(lane.ticket(transfer("w00"))) for _ in range(2))
             callers[0].show(shown, bytes(1 << 20))
-            line = await shown.line()
+            line = await shown.connection()
 
             async def receive():
                 while True:
                     await line.ready()
                     await line.receive(1 << 16, lambda piece: None)
 
-            receiving, expecting = asyncio.create_task(receive()), asyncio.create_task(waiting.line())
+            receiving, expecting = asyncio.create_task(receive()), asyncio.create_task(waiting.connection())
             await asyncio.sleep(0.01)
             await lane.close()
             for task in (receiving, expecting):
@@ -517,7 +518,7 @@ def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, 
                     os.close(number)
                 with lane.ticket(transfer("w00")) as ticket:
                     connection.send(bytes.fromhex(ticket.text)[:16])
-                    await ticket.line()
+                    await ticket.connection()
 
     try:
         run(scenario())
@@ -527,24 +528,11 @@ def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, 
     assert line.startswith("data port: refused new connections: EMFILE ")
 
 
-def test_a_port_that_is_taken_is_named_as_in_the_configuration():
-    async def scenario():
-        async with opened() as lane:
-            second = listener()
-            with pytest.raises(PortInUse, match=r"127\.0\.0\.1:\d+ for itself.*`server\.data_port`"):
-                await second.listen(HOST, lane.port)
-            with pytest.raises(ListenError, match=r"Set `server\.host` and `server\.data_port`"):
-                await second.listen("192.0.2.1", 0)
-            await second.close()
-
-    run(scenario())
-
-
 def test_a_lane_may_have_an_address_of_version_6():
     async def scenario():
         lane = listener()
         try:
-            port = await lane.listen("::1", 0)
+            port = lane.listen(bind_sockets("::1", 0))
         except ListenError:
             pytest.skip("no IPv6 here")
         reader, writer = await asyncio.open_connection("::1", port)
