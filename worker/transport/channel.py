@@ -20,7 +20,8 @@ from varangian.protos.network.address import split_address
 from varangian.protos.network.dial import find_proxy, open_aio_channel
 from varangian.protos.network.grpc_options import SIGNS_OF_LIFE, WINDOWS
 from varangian.worker.transport.data_channel import DataChannel, LeasedConnection
-from varangian.worker.transport.tls import Diagnosis, Proof, credentials, diagnosis, differs, watched
+from varangian.worker.transport.diagnosis import Diagnosis, diagnose
+from varangian.worker.transport.tls import Proof, credentials, differs, watched
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class Connection:
     async def fault(self, hint: str) -> Diagnosis:
         """What is wrong below the calls, or else a hint; and what the address stands for."""
         secure = self._bundle is not None
-        found = await asyncio.to_thread(diagnosis, self._server, self._bundle)
+        found = await asyncio.to_thread(diagnose, self._server, self._bundle)
         where = await asyncio.to_thread(described, self._server, secure)
         return replace(found, sentence=f"{found.sentence or hint} {where}".lstrip())
 

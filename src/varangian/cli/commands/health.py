@@ -17,7 +17,8 @@ from varangian.protos import ps_pb2, ps_pb2_grpc
 from varangian.protos.identity.bundle import Bundle, BundleError, Role, find_bundle
 from varangian.protos.metadata_keys import CODE
 from varangian.protos.network.dial import open_channel
-from varangian.worker.transport.tls import Diagnosis, credentials, diagnosis
+from varangian.worker.transport.diagnosis import Diagnosis, diagnose
+from varangian.worker.transport.tls import credentials
 
 NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 DROPPED = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -67,7 +68,7 @@ def why(error: grpc.RpcError, server: str, bundle: Bundle | None) -> Diagnosis:
     if isinstance(error, grpc.Call) and error.code() not in NO_CONNECTION:
         # The answer of a server, which thus can be reached; it knows better than any second attempt.
         return Diagnosis(reason(error), final=error.code() in REFUSED)
-    found = diagnosis(server, bundle)
+    found = diagnose(server, bundle)
     return found if found.sentence else Diagnosis(reason(error))
 
 
@@ -114,5 +115,5 @@ def _passing(error: grpc.RpcError, server: str, bundle: Bundle | None) -> bool:
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         # Where nobody listens, a connection is refused. One that is closed may have been one too many.
         ended = any(word in str(error.details()) for word in ENDED)
-        return ended and not diagnosis(server, bundle).final
+        return ended and not diagnose(server, bundle).final
     return error.code() in DROPPED

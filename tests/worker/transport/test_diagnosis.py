@@ -13,7 +13,7 @@ from tests.exhausted import no_descriptors
 from varangian.pki import x509
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.server.identity.tls import Security
-from varangian.worker.transport.tls import diagnosis
+from varangian.worker.transport.diagnosis import diagnose
 
 
 def bundle(bundles, name):
@@ -28,7 +28,7 @@ def at(listening, scenario, credentials, shown):
 
     async def run():
         async with listening(credentials) as (port, _):
-            return await asyncio.to_thread(diagnosis, f"127.0.0.1:{port}", shown)
+            return await asyncio.to_thread(diagnose, f"127.0.0.1:{port}", shown)
 
     return scenario(run())
 
@@ -113,7 +113,7 @@ def test_a_certificate_that_is_not_valid_yet(listening, scenario, authority, tmp
 def test_a_server_under_a_name_that_is_not_on_its_certificate(listening, scenario, secured, bundles):
     async def run():
         async with listening(secured, host="127.0.0.2") as (port, _):
-            return await asyncio.to_thread(diagnosis, f"127.0.0.2:{port}", bundle(bundles, "ours/w00"))
+            return await asyncio.to_thread(diagnose, f"127.0.0.2:{port}", bundle(bundles, "ours/w00"))
 
     found = scenario(run())
     assert "should name '127.0.0.2'" in found.sentence
@@ -124,7 +124,7 @@ def test_a_port_where_nothing_listens(bundles):
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     for shown in (None, bundle(bundles, "ours/w00")):
-        found = diagnosis(address, shown)
+        found = diagnose(address, shown)
         assert found.sentence.startswith(f"Nothing listens at {address}. ")
         assert not found.final
 
@@ -132,14 +132,14 @@ def test_a_port_where_nothing_listens(bundles):
 def test_a_process_that_can_open_nothing(bundles):
     shown = bundle(bundles, "ours/w00")
     with no_descriptors():
-        found = diagnosis("127.0.0.1:1", shown)
+        found = diagnose("127.0.0.1:1", shown)
     assert found.sentence.startswith("This process can open no more files")
     assert not found.final
 
 
 def test_a_server_that_says_nothing(bundles):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        found = diagnosis(f"127.0.0.1:{silent.getsockname()[1]}", bundle(bundles, "ours/w00"), 0.05)
+        found = diagnose(f"127.0.0.1:{silent.getsockname()[1]}", bundle(bundles, "ours/w00"), 0.05)
     assert "cannot be reached" in found.sentence
     assert not found.final
 
@@ -160,20 +160,20 @@ def test_a_forwarded_port_with_no_server_behind_it_may_pass(bundles, reset, tls)
         thread = threading.Thread(target=hang_up)
         thread.start()
         address = f"127.0.0.1:{forwarder.getsockname()[1]}"
-        found = diagnosis(address, bundle(bundles, "ours/w00") if tls else None)
+        found = diagnose(address, bundle(bundles, "ours/w00") if tls else None)
         thread.join()
     assert not found.final
     assert found.sentence
 
 
 def test_a_name_that_nobody_knows():
-    found = diagnosis("no-such-host.invalid:1", None)
+    found = diagnose("no-such-host.invalid:1", None)
     assert "'no-such-host.invalid' should be known here" in found.sentence
     assert not found.final
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":50051", "host:port"])
 def test_what_is_no_address(address):
-    found = diagnosis(address, None)
+    found = diagnose(address, None)
     assert "HOST:PORT" in found.sentence
     assert found.final
