@@ -17,6 +17,7 @@ from varangian.registry import FIXES, ConfigError, Fix, Problem, Registry, join,
 
 T = TypeVar("T")
 CHAIN = ("mix", "rule")
+"""The keys of an aggregator with mixings."""
 JOINT = "+"
 """Between the names of mixings and of the rule after them."""
 USUAL = "trimmed_mean"
@@ -39,7 +40,7 @@ def aggregator_from(spec: object, path: str, *, f: int) -> Aggregator:
     if isinstance(spec, list) and spec and (problem := misordered(_names(spec), path)):
         raise ConfigError([dataclasses.replace(problem, value=spec)])
     spec = expanded(spec)
-    if not _is_chain(spec):
+    if not is_chain(spec):
         return Aggregator(_part(RULES, spec, path, f), f=f)
     chain = cast("Mapping[str, object]", spec)
     problems = [
@@ -63,8 +64,8 @@ def expanded(spec: Any) -> Any:
         *mixings, rule = map(str.strip, spec.split(JOINT))
         well = mixings and rule in RULES and all(mixing in MIXINGS for mixing in mixings)
         return {"mix": mixings, "rule": rule} if well else spec
-    inner: Any = expanded(spec["rule"]) if _is_chain(spec) and isinstance(spec.get("rule"), str) else ""
-    before = spec.get("mix") or [] if _is_chain(inner) else None
+    inner: Any = expanded(spec["rule"]) if is_chain(spec) and isinstance(spec.get("rule"), str) else ""
+    before = spec.get("mix") or [] if is_chain(inner) else None
     if isinstance(before, list | tuple):
         return {**spec, "mix": [*before, *inner["mix"]], "rule": inner["rule"]}
     return spec
@@ -122,7 +123,19 @@ def spec_of(aggregator: Aggregator) -> dict[str, Any]:
     return {"mix": [MIXINGS.spec(mixing) for mixing in aggregator.mix], "rule": rule}
 
 
-def _is_chain(spec: object) -> bool:
+def parts_of(aggregator: Aggregator) -> dict[str, Mixing | Weighting | Columnwise]:
+    """The mixings and the rule, each by its path below the aggregator: `mix.0.nnm`, `rule.krum` or `krum`.
+
+    Raises:
+        KeyError: a part of it is in no registry.
+    """
+    mix = {f"mix.{i}.{MIXINGS.name(part)}": part for i, part in enumerate(aggregator.mix)}
+    rule = RULES.name(aggregator.rule)
+    return {**mix, f"rule.{rule}" if mix else rule: aggregator.rule}
+
+
+def is_chain(spec: object) -> bool:
+    """Whether an aggregator is written as `{mix: [...], rule: ...}`."""
     return isinstance(spec, Mapping) and any(key in spec for key in CHAIN)
 
 

@@ -1,9 +1,10 @@
 import pytest
 
 from varangian.config.overrides import apply_overrides, from_command_line, from_environment
+from varangian.config.tree import groups
 from varangian.registry import ConfigError
 
-GROUPS = {"aggregator": "flag", "aggregator.rule": None, "model": "mlp", "byzantine.attack": None}
+GROUPS = groups()
 KRUM = {"krum": {"select": 3}}
 PIPELINE = {"mix": ["nnm"], "rule": KRUM}
 

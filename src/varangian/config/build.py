@@ -8,7 +8,7 @@ from dataclasses import fields
 from torch import Tensor
 
 from varangian.aggregators import AggregationError
-from varangian.config.default_names import default_names
+from varangian.config.names import default_names
 from varangian.config.tree import RunConfig
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.decisions import Machine

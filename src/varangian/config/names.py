@@ -1,4 +1,4 @@
-"""Workers by name: `workers: [alice, bob]` in the place of their number."""
+"""Names of workers: the default ones, and `workers: [alice, bob]` in place of a number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from varangian.protos.identity.bundle import NAME
 from varangian.registry import ConfigError, Problem
 
 RULE = "should be letters, digits, '.', '_' and '-', at most 63, the first a letter or a digit"
+
+
+def default_names(n: int) -> tuple[str, ...]:
+    """`w00` to `w14` for n = 15: padded, so that sorting by name is sorting by number."""
+    width = max(2, len(str(n - 1)))
+    return tuple(f"w{i:0{width}d}" for i in range(n))
 
 
 def named_workers(settings: Mapping[str, Any], most: int) -> Mapping[str, Any]:

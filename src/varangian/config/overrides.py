@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from varangian.config.shorthand import PIPELINE, TOGETHER, long_form
+from varangian.config.aggregator import long_form, opened
 from varangian.config.yaml_text import parse
 from varangian.registry import FIXES, ConfigError, Fix, Problem, join
 
 PREFIX = "VARANGIAN__"
 SETTINGS = "VARANGIAN_SETTINGS"
 """The variable with several `a.b=c` in one, for what starts programs from a file, such as Compose."""
-_MIXING = re.compile(r"aggregator\.(\w+\.)?mix\.\d+")
+_NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _PATH = re.compile(r"\w+(\.\w+)*")
 
 
@@ -95,22 +95,17 @@ def apply_overrides(
     Raises:
         ConfigError: a path leads through something that has no parts.
     """
-    result: Any = _long(settings)
+    result = long_form(settings)
     problems: list[Problem] = []
     for assignment in assignments:
         try:
-            result = _long(_assigned(result, assignment.path.split("."), assignment.value, "", groups))
+            changed = _assigned(result, assignment.path.split("."), assignment.value, "", groups)
+            result = long_form(changed)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return dict(result)
-
-
-def _long(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with an aggregator whose parts have paths."""
-    aggregator = long_form(settings.get("aggregator"))
-    return {**settings, "aggregator": aggregator} if "aggregator" in settings else dict(settings)
+    return result
 
 
 def _value(text: str, path: str) -> Any:
@@ -125,8 +120,8 @@ def _assigned(old: Any, keys: Sequence[str], value: Any, at: str, groups: Mappin
     if not keys:
         return value
     key, rest = keys[0], keys[1:]
-    if at in groups or _MIXING.fullmatch(at):
-        old = _opened(old or groups.get(at), key, at)
+    if (group := _NUMBER.sub(".*", at)) in groups:
+        old = _opened(old or groups[group], key, at)
     old = {} if old is None else old
     here = join(at, key)
     if isinstance(old, list):
@@ -142,22 +137,7 @@ def _opened(group: Any, key: str, at: str) -> Any:
     named = {group: {}} if isinstance(group, str) else group
     if not isinstance(named, dict):
         return named
-    is_pipeline = any(part in named for part in PIPELINE)
-    if at == "aggregator" and key in PIPELINE:
-        if together := next((name for name in named if name in TOGETHER), None):
-            rule = f"the aggregator is {together}, with `mix` and `rule` among its fields"
-            raise ConfigError([Problem(join(at, key), rule, hint=f"Write {at}.{together}.{key}.")])
-        return named if is_pipeline else {"rule": named}
-    if at == "aggregator" and is_pipeline:
-        raise ConfigError([_beside(join(at, key), key)])
-    return named if key in named else {}
-
-
-def _beside(path: str, key: str) -> Problem:
-    hint = f"Write aggregator.rule.{key} for the rule after the mixings, or aggregator={key} for it alone."
-    if key in TOGETHER:
-        hint = f"Write participation.{key} beside them."
-    return Problem(path, "the aggregator is a pipeline of `mix` and `rule`", hint=hint)
+    return opened(named, key) if at == "aggregator" else named if key in named else {}
 
 
 def _index(items: Sequence[Any], key: str, at: str) -> int:

@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from varangian.aggregators import MIXINGS, RULES, Aggregator
+from varangian.aggregators import Aggregator
 from varangian.aggregators.spec import aggregator_from, spec_of
+from varangian.config.aggregator import aggregator_groups, aggregator_schema
 from varangian.config.errors import sections
 from varangian.config.fields import Group, many_of, of_fields, of_registry
 from varangian.config.names import named_workers
-from varangian.config.schema import DIALECT, JsonSchema, named
-from varangian.config.shorthand import groups as together
-from varangian.config.shorthand import schemas
+from varangian.config.schema import DIALECT, JsonSchema
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.network.address import parse_listen_host
 from varangian.registry import join
@@ -33,35 +32,6 @@ from varangian.worker.training.models import MODELS, Model
 
 def _aggregator(value: Any, f: int) -> Aggregator:
     return aggregator_from(value, "", f=f)
-
-
-def _aggregator_schema() -> dict[str, Any]:
-    rules, mixings = named(RULES), named(MIXINGS)
-    mix = {
-        "type": "array",
-        "items": {"anyOf": mixings},
-        "description": "Mixings before the rule, in order.",
-    }
-    joined = _joined_schema()
-    properties: JsonSchema = {"mix": mix, "rule": {"anyOf": [*rules, joined]}}
-    pipeline = {
-        "type": "object",
-        "title": "pipeline",
-        "properties": properties,
-        "required": ["rule"],
-        "additionalProperties": False,
-    }
-    return {"anyOf": [*rules, joined, pipeline, *schemas(properties)]}
-
-
-def _joined_schema() -> JsonSchema:
-    """The schema of `nnm+krum`."""
-    mixing, rule = "|".join(MIXINGS), "|".join(RULES)
-    return {
-        "type": "string",
-        "pattern": rf"^\s*(({mixing})\s*\+\s*)+({rule})\s*$",
-        "description": "Mixings and then a rule, by name, joined by +.",
-    }
 
 
 def named_default(name: str) -> Any:
@@ -223,7 +193,7 @@ class RunConfig(Section):
     output: str = "runs"
     """Where run folders are made."""
     aggregator: Annotated[
-        Aggregator, Group(_aggregator, lambda built: spec_of(built), _aggregator_schema, "flag")
+        Aggregator, Group(_aggregator, lambda built: spec_of(built), aggregator_schema, "flag")
     ] = named_default("flag")
     """A rule; or mixings and a rule, as `nnm+krum` or, with fields, `{mix: [...], rule: ...}`. `fedlaavg`,
     `fedavg` and `asap`, with a rule among their fields, stand for that participation."""
@@ -290,7 +260,7 @@ def groups(model: type[BaseModel] = RunConfig, path: str = "") -> dict[str, str 
                 found |= {join(join(path, name), inner): default for inner, default in mark.below.items()}
     for name, section in sections(model).items():
         found |= groups(section, join(path, name))
-    return found if path else found | {"aggregator.rule": None} | together()
+    return found if path else found | aggregator_groups()
 
 
 def json_schema() -> dict[str, Any]:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from varangian.aggregators import MIXINGS, RULES, Aggregator
+from varangian.aggregators import Aggregator
 from varangian.aggregators.base import spent, tolerance
+from varangian.aggregators.spec import parts_of
 from varangian.config.build import selection
 from varangian.config.tree import RunConfig
-from varangian.registry import FIXES, NOTHING, Fix, Problem, Registry, fixes
+from varangian.registry import FIXES, NOTHING, Fix, Problem, fixes
 from varangian.worker.attacks import GradientAttack
 
 TRIES = 4
@@ -127,13 +128,8 @@ def _remedies(config: RunConfig) -> tuple[Fix, ...]:
 
 def _told_more(aggregator: Aggregator, f: int) -> Iterator[str]:
     """The paths of an f of a rule or a mixing that is larger than that of the run."""
-    before = "aggregator.rule" if aggregator.mix else "aggregator"
-    parts: dict[str, tuple[Registry[Any], Any]] = {before: (RULES, aggregator.rule)}
-    parts |= {f"aggregator.mix.{i}": (MIXINGS, mixing) for i, mixing in enumerate(aggregator.mix)}
-    for path, (registry, part) in parts.items():
-        told = tolerance(part)
-        if told is not None and told > f:
-            yield f"{path}.{next(iter(registry.spec(part)))}.f"
+    *mixings, rule = parts_of(aggregator).items()
+    return (f"aggregator.{path}.f" for path, part in (rule, *mixings) if (tolerance(part) or 0) > f)
 
 
 def _changed(config: RunConfig, path: str, value: int) -> RunConfig:

@@ -38,6 +38,7 @@ import torch
 import varangian
 from varangian.aggregators import Rows
 from varangian.aggregators.kernels import backend_for
+from varangian.aggregators.spec import parts_of
 from varangian.config import RunConfig
 from varangian.config.yaml_text import dump
 from varangian.launch.output.files import Record, make_folder, recorder, write_atomically
@@ -45,7 +46,8 @@ from varangian.launch.output.queued_writer import Warn, complain
 from varangian.launch.result import RunError, RunResult
 from varangian.paths import user_path
 from varangian.server.observability.record import RoundRecord
-from varangian.server.participation import DEFAULT
+from varangian.server.participation import DEFAULT, PARTICIPATION
+from varangian.worker.attacks import ATTACKS
 
 BEFORE, AFTER = ("round", "time", "lr", "train_loss", "loss"), ("update_norm", "seconds")
 """Columns before and after the metrics of the run."""
@@ -236,10 +238,12 @@ class RunFolder:
 
 def short_name(config: RunConfig) -> str:
     """`nnm-krum-alie`: what distinguishes this run from its neighbours, safe as a file name."""
-    spec = config.resolved()
-    participation = [name for name in spec["participation"] if name != DEFAULT]
-    parts = [*participation, *_names(spec["aggregator"]), *_names(spec["byzantine"]["attack"])]
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join(parts))[:60]
+    names = [path.rpartition(".")[2] for path in parts_of(config.aggregator)]
+    if (participation := PARTICIPATION.name(config.participation)) != DEFAULT:
+        names.insert(0, participation)
+    if config.byzantine.attack is not None:
+        names.append(ATTACKS.name(config.byzantine.attack))
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join(names))[:60]
 
 
 def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
@@ -259,17 +263,6 @@ def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
     }
-
-
-def _names(spec: Mapping[str, Any] | str | None) -> list[str]:
-    """The names in a group, without their fields."""
-    if spec is None:
-        return []
-    if isinstance(spec, str):
-        return [spec]
-    if "rule" in spec:
-        return [name for part in [*spec.get("mix", []), spec["rule"]] for name in _names(part)]
-    return list(spec)
 
 
 def _version(package: str) -> str | None:

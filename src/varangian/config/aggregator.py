@@ -1,7 +1,8 @@
-"""`aggregator: {fedlaavg: {...}}`: who takes part and the rule, written in one place.
+"""The setting `aggregator`: a rule, mixings and a rule, or a participation written with its rule.
 
-What is meant is `participation: {fedlaavg: {...}}` with the rule as `aggregator`; problems are told in the
-words of the user.
+`aggregators/spec.py` reads the first two. The third means a participation and an aggregator: `{fedavg:
+{participants: 5, rule: krum}}` is `participation: {fedavg: {participants: 5}}` and `aggregator: krum`.
+Problems name the paths that the user wrote.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from varangian.aggregators import MIXINGS, RULES
-from varangian.aggregators.spec import USUAL, expanded
-from varangian.config.schema import JsonSchema, below, with_fields
-from varangian.registry import Problem, join, suggestion
+from varangian.aggregators.spec import CHAIN, USUAL, expanded, is_chain
+from varangian.config.schema import JsonSchema, below, named, with_fields
+from varangian.registry import ConfigError, Problem, join, suggestion
 from varangian.server.participation import PARTICIPATION
 
-TOGETHER = ("asap", "fedavg", "fedlaavg")
-"""The participations that can be written with their rule."""
 RULE = "mean"
-"""Theirs, where none is written."""
-PIPELINE = ("mix", "rule")
-"""The keys of an aggregator that is more than one rule."""
+"""The rule of a participation that is written without one."""
+
+
+def written_with_rule() -> tuple[str, ...]:
+    """The participations that can stand as `aggregator`, with their rule."""
+    return tuple(name for name in PARTICIPATION if PARTICIPATION.entry(name)[0].stands_as_aggregator)
 
 
 @dataclass(frozen=True)
@@ -74,31 +76,83 @@ def expand_shorthand(settings: Mapping[str, Any]) -> Expanded:
         problems.append(_twice(settings["participation"], name))
     fields, found = _fields(written, name)
     problems += found
-    inner = {key: value for key, value in fields.items() if key in PIPELINE}
-    rest = {key: value for key, value in fields.items() if key not in PIPELINE}
+    inner = {key: value for key, value in fields.items() if key in CHAIN}
+    rest = {key: value for key, value in fields.items() if key not in CHAIN}
     meant = {"aggregator": {"rule": RULE} | inner, "participation": {name: rest}}
     return Expanded({**settings, **meant}, name, tuple(problems))
 
 
-def long_form(aggregator: Any) -> Any:
-    """An aggregator without `+`, so that its parts can be changed one by one."""
-    name = _name(aggregator)
-    if name is None or isinstance(aggregator, str) or not isinstance(aggregator[name], Mapping):
-        return expanded(aggregator)
-    return {**aggregator, name: expanded(aggregator[name])}
+def long_form(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with an aggregator without `+`, so that its parts can be changed one by one."""
+    if "aggregator" not in settings:
+        return dict(settings)
+    written = settings["aggregator"]
+    name = _name(written)
+    if name is None or isinstance(written, str) or not isinstance(written[name], Mapping):
+        return {**settings, "aggregator": expanded(written)}
+    return {**settings, "aggregator": {**written, name: expanded(written[name])}}
 
 
-def groups() -> dict[str, str | None]:
-    """Paths in which a name stands for a group."""
-    nested = {join("aggregator", path): name for path, name in below(PARTICIPATION).items()}
-    rules = {f"aggregator.{name}.rule": RULE for name in TOGETHER}
-    return rules | {path: name for path, name in nested.items() if path.split(".")[1] in TOGETHER}
+def opened(aggregator: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """What an assignment to `aggregator.<key>` changes: the aggregator, or one that takes its place.
+
+    Raises:
+        ConfigError: the key belongs below a part of it.
+    """
+    path = join("aggregator", key)
+    if key in CHAIN:
+        if name := _name(aggregator):
+            rule = f"the aggregator is {name}, with `mix` and `rule` among its fields"
+            raise ConfigError([Problem(path, rule, hint=f"Write aggregator.{name}.{key}.")])
+        return aggregator if is_chain(aggregator) else {"rule": aggregator}
+    if is_chain(aggregator):
+        after = f"Write aggregator.rule.{key} for the rule after the mixings"
+        hint = f"{after}, or aggregator={key} for it alone."
+        if key in written_with_rule():
+            hint = f"Write participation.{key} beside them."
+        raise ConfigError([Problem(path, "the aggregator is a pipeline of `mix` and `rule`", hint=hint)])
+    return aggregator if key in aggregator else {}
 
 
-def schemas(pipeline: JsonSchema) -> list[JsonSchema]:
-    """What may stand as `aggregator`, given the properties `mix` and `rule` of a pipeline."""
-    names = {"enum": [*TOGETHER], "description": "The name of a participation, with the mean."}
-    return [names, *(_schema(name, pipeline) for name in TOGETHER)]
+def aggregator_groups() -> dict[str, str | None]:
+    """Paths where a name stands for a group, with the name by default; `*` stands for a number."""
+    found: dict[str, str | None] = {"aggregator.rule": None, "aggregator.mix.*": None}
+    names = written_with_rule()
+    for name in names:
+        found |= {f"aggregator.{name}.rule": RULE, f"aggregator.{name}.mix.*": None}
+    nested = {path: name for path, name in below(PARTICIPATION).items() if path.split(".")[0] in names}
+    return found | {join("aggregator", path): name for path, name in nested.items()}
+
+
+def aggregator_schema() -> JsonSchema:
+    """What may stand as `aggregator`."""
+    names = written_with_rule()
+    rules, joined = named(RULES), _joined_schema()
+    mix = {
+        "type": "array",
+        "items": {"anyOf": named(MIXINGS)},
+        "description": "Mixings before the rule, in order.",
+    }
+    properties: JsonSchema = {"mix": mix, "rule": {"anyOf": [*rules, joined]}}
+    pipeline = {
+        "type": "object",
+        "title": "pipeline",
+        "properties": properties,
+        "required": ["rule"],
+        "additionalProperties": False,
+    }
+    alone = {"enum": [*names], "description": "The name of a participation, with the mean."}
+    return {"anyOf": [*rules, joined, pipeline, alone, *(_schema(name, properties) for name in names)]}
+
+
+def _joined_schema() -> JsonSchema:
+    """The schema of `nnm+krum`."""
+    mixing, rule = "|".join(MIXINGS), "|".join(RULES)
+    return {
+        "type": "string",
+        "pattern": rf"^\s*(({mixing})\s*\+\s*)+({rule})\s*$",
+        "description": "Mixings and then a rule, by name, joined by +.",
+    }
 
 
 def _schema(name: str, pipeline: JsonSchema) -> JsonSchema:
@@ -115,10 +169,12 @@ def _schema(name: str, pipeline: JsonSchema) -> JsonSchema:
 
 
 def _name(written: Any) -> str | None:
+    """The participation that is written as an aggregator."""
+    names = written_with_rule()
     if isinstance(written, str):
-        return written if written in TOGETHER else None
+        return written if written in names else None
     if isinstance(written, Mapping):
-        return next((name for name in TOGETHER if name in written), None)
+        return next((name for name in names if name in written), None)
     return None
 
 
@@ -134,7 +190,7 @@ def _fields(written: Any, name: str) -> tuple[Mapping[str, Any], list[Problem]]:
         return {}, []
     if not isinstance(fields, Mapping):
         return {}, [Problem(here, "should be a mapping of fields to values", fields)]
-    known = [*(field.name for field in PARTICIPATION.fields(name)), *PIPELINE]
+    known = [*(field.name for field in PARTICIPATION.fields(name)), *CHAIN]
     unknown = [key for key in fields if key not in known]
     problems = [
         Problem(join(here, key), "there is no such field", fields[key], suggestion(str(key), known))
@@ -155,10 +211,10 @@ def _of_another_kind(problem: Problem) -> str:
     no_rule = problem.rule.startswith("there is no aggregator")
     if not isinstance(name, str) or not (no_rule or problem.rule.startswith("there is no mixing")):
         return problem.hint
-    if name in TOGETHER:
+    if name in written_with_rule():
         return f"{name!r} is a participation: write aggregator={{{name}: {{rule: {USUAL}}}}}."
     if name in PARTICIPATION:
         return f"{name!r} is a participation: write participation={name}, and a rule as aggregator."
     if no_rule and problem.path == "aggregator" and name not in MIXINGS:
-        return suggestion(name, [*RULES, *TOGETHER])
+        return suggestion(name, [*RULES, *written_with_rule()])
     return problem.hint
