@@ -21,9 +21,10 @@ share = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) +
 demo_ready := $(VENV)/.demo-ready
 test_ready := $(VENV)/.test-ready
 dev_ready := $(VENV)/.dev-ready
+docs_ready := $(VENV)/.docs-ready
 kernels := setup.py $(wildcard aggregators/kernels/*.[ch])
 
-.PHONY: help demo test test-all test-isa test-oldest dev lint format types contracts check proto proto-check build wheelhouse lock compose-demo clean
+.PHONY: help demo test test-all test-isa test-oldest dev lint format types contracts check proto proto-check build wheelhouse lock compose-demo docs docs-serve clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -83,12 +84,20 @@ lock: $(VENV)/bin/python ## requirements*.lock: the hashes of everything that th
 	$(install) uv
 	.ci/lock $(bin)/uv
 
+docs: $(docs_ready) ## the documentation site, in site/; it needs no network, and works from its files
+	$(bin)/python docs/printed.py
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --quiet
+
+docs-serve: $(docs_ready) ## the site on this machine, built again whenever a page changes
+	$(bin)/python docs/printed.py
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs serve
+
 compose-demo: ## the cluster in containers: flag holds, the mean does not
 	.ci/compose
 
 clean: ## everything that can be made again
 	rm -rf $(VENV) $(VENV)-oldest build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
-	rm -rf .import_linter_cache
+	rm -rf .import_linter_cache site docs/project
 	find wheelhouse -name '*.whl' -delete
 
 # One pip for all: `--group` needs 25.1 or newer.
@@ -109,4 +118,8 @@ $(test_ready): pyproject.toml constraints.txt $(kernels) | $(VENV)/bin/python
 
 $(dev_ready): pyproject.toml constraints.txt $(kernels) | $(VENV)/bin/python
 	$(install) -e ".[all]" --group dev
+	touch $@
+
+$(docs_ready): pyproject.toml constraints.txt $(kernels) | $(VENV)/bin/python
+	$(install) -e ".[all]" --group docs
 	touch $@

@@ -1,0 +1,308 @@
+"""The pages of the site that are printed from the code: `python docs/printed.py` writes them below docs/.
+
+They are not committed. Settings come from the JSON Schema, rules, attacks and other names from the
+docstrings of their classes, commands from their help; the documents at the root of the repository are
+copied with their links mended.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PROJECT = {
+    "ARCHITECTURE.md": "project/architecture.md",
+    "CONTRIBUTING.md": "project/contributing.md",
+    "CHANGELOG.md": "project/changelog.md",
+    "benchmarks/README.md": "project/benchmarks.md",
+}
+"""Documents outside docs/, and the page of each."""
+KINDS = {
+    "aggregators": ("rules", "Aggregation rules"),
+    "mixings": ("mixings", "Mixings"),
+    "attacks": ("attacks", "Attacks"),
+    "participations": ("participations", "Participations"),
+    "staleness": ("participations", "Weights by age"),
+    "datasets": ("names", "Data sets"),
+    "models": ("names", "Models"),
+    "losses": ("names", "Losses"),
+    "metrics": ("names", "Metrics"),
+    "partitions": ("names", "Partitions"),
+    "optimizers": ("names", "Optimizers"),
+    "schedules": ("names", "Learning rate schedules"),
+    "graphs": ("names", "Communication graphs"),
+    "availability": ("names", "Availability"),
+    "delays": ("names", "Delays"),
+}
+"""Kinds of `varangian list`: the page of each, and its title there."""
+INTRODUCTIONS = {
+    "rules": """# Aggregation rules
+
+Every rule by the name that `aggregator=NAME` takes, with its settings, the condition on the number of rows
+n and of Byzantine rows f, and the paper it is from. Where libraries disagree about a rule, a setting chooses
+the convention: [conventions](conventions.md) compares them. [Robustness](../concepts/robustness.md)
+explains the conditions and the coefficient κ; [mixings](mixings.md) come before a rule.
+""",
+    "mixings": """# Mixings
+
+Mixings replace the rows by combinations of them before a rule sees them: `aggregator=nnm+krum`, or with
+settings `{mix: [{nnm: {f: 2}}], rule: krum}`. Several are applied from left to right.
+""",
+    "attacks": """# Attacks
+
+What `byzantine.attack=NAME` makes of the last `byzantine.count` workers. Each says whose honest gradients
+it needs to see: its `own`, those of its `colluders`, or those of `all`; `byzantine.knows` shows it more.
+""",
+    "participations": """# Participations
+
+Whose vectors make a round, as `participation=NAME`. [Who takes part in a
+round](../concepts/participation.md) explains them, with their guarantees and what each costs.
+""",
+    "names": """# Other names
+
+What data, models, losses, metrics, partitions, schedules, graphs and simulated behaviour can be named in a
+configuration. `varangian list KIND` prints the same in a terminal.
+""",
+}
+
+
+def printed(*, helps: bool = True) -> dict[str, str]:
+    """Every page that is printed, by its path below docs/; without `helps` not that of the commands."""
+    pages = {"reference/settings.md": settings(), **names()}
+    pages["reference/commands.md"] = commands() if helps else ""
+    return pages | {page: copied(source, page) for source, page in PROJECT.items()}
+
+
+def main() -> None:
+    for page, text in printed().items():
+        path = DOCS / page
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text() != text:  # `mkdocs serve` watches
+            path.write_text(text)
+
+
+# Settings
+
+
+def settings() -> str:
+    """Every setting of the schema, by section."""
+    from varangian.config.tree import json_schema
+
+    schema = json_schema()
+    texts = [
+        "# Settings\n\nEvery setting of a configuration file, printed from `varangian schema`. On the\n"
+        "command line each is `key=value`, in the environment `VARANGIAN__SECTION__KEY`; see [how to write a\n"
+        "configuration](../how-to/configure.md).\n"
+    ]
+    sections = {name: _section(schema, below) for name, below in schema["properties"].items()}
+    texts += ["## The run\n"]
+    texts += [_setting(name, below) for name, below in schema["properties"].items() if not sections[name]]
+    for name, section in sections.items():
+        if section:
+            texts.append(f"## `{name}`\n\n{escaped(section.get('description', ''))}\n")
+            texts += [_setting(f"{name}.{key}", below) for key, below in section["properties"].items()]
+    return "\n".join(texts)
+
+
+def _section(schema: Mapping[str, Any], below: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The section that a property of the schema stands for, if it is one."""
+    name = below.get("$ref", "").rpartition("/")[2]
+    section: Mapping[str, Any] | None = schema["$defs"].get(name)
+    return section
+
+
+def _setting(path: str, below: Mapping[str, Any]) -> str:
+    default = below.get("default")
+    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+    description = escaped(below.get("description", ""))
+    facts = f"{_values(below)}; default `{shown}`"
+    return f"### `{path}` {{ #{path} }}\n\n{facts}\n{{ .facts }}\n\n{description}\n"
+
+
+def _values(below: Mapping[str, Any]) -> str:
+    """What may stand there, in words."""
+    words = []
+    for one in below.get("anyOf", [below]):
+        if "enum" in one:
+            kind = re.match(r"The name of an? (.*)\.", one.get("description", ""))
+            values = ", ".join(f"`{value}`" for value in one["enum"])
+            words.append((kind and _named(kind[1])) or values)
+        elif "title" in one and one.get("type") == "object" and words:
+            continue  # a name with its fields: the page of the names has them
+        else:
+            words.append(_type(one))
+    return " or ".join(dict.fromkeys(word for word in words if word))
+
+
+def _named(kind: str) -> str | None:
+    """A link to the page with the names of a kind of registry."""
+    from varangian.cli.commands.list import REGISTRIES
+
+    plural = next((plural for plural, registry in REGISTRIES.items() if registry.kind == kind), None)
+    if plural is None:
+        return None
+    page, title = KINDS[plural]
+    anchor = f"#{_anchor(title)}" if page == "names" else ""
+    article = "an" if kind[0] in "aeiou" else "a"
+    return f"the name of {article} [{kind}]({page}.md{anchor}), bare or with its settings"
+
+
+def _type(one: Mapping[str, Any]) -> str:
+    names = {
+        "integer": "an integer",
+        "number": "a number",
+        "string": "a text",
+        "boolean": "`true` or `false`",
+    }
+    names |= {"null": "`null`", "array": "a list", "object": "a mapping"}
+    kinds = one.get("type", [])
+    text = " or ".join(names[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds))
+    signs = {
+        "minimum": "at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    bounds = [f"{word} {one[key]}" for key, word in signs.items() if key in one and abs(one[key]) < 2**62]
+    return f"{text} {' and '.join(bounds)}".strip()
+
+
+# Names
+
+
+def names() -> dict[str, str]:
+    """The pages of everything that is registered."""
+    from varangian.cli.commands.list import REGISTRIES
+
+    pages = {page: [text] for page, text in INTRODUCTIONS.items()}
+    for plural, registry in REGISTRIES.items():
+        page, title = KINDS[plural]
+        alone = [page for page, _ in KINDS.values()].count(page) == 1
+        if not alone and (page, title) != KINDS["participations"]:
+            pages[page].append(f"## {title}\n")
+        level = "###" if not alone and (page, title) != KINDS["participations"] else "##"
+        pages[page] += [_entry(plural, registry, name, level) for name in registry]
+    return {f"reference/{page}.md": "\n".join(texts) for page, texts in pages.items()}
+
+
+def _entry(plural: str, registry: Any, name: str, level: str) -> str:
+    from varangian.cli.commands.list import described
+    from varangian.config.schema import field_docs
+    from varangian.registry import words
+
+    cls, preset = registry.entry(name)
+    texts = [f"{level} `{name}` {{ #{name} }}\n", f"{markdown(inspect.getdoc(cls) or '')}\n"]
+    if needs := getattr(cls, "needs", None):
+        texts.append(f"Needs to see: `{needs}`.\n")
+    if preset:
+        texts.append(
+            f"`{name}` is the same class with {', '.join(f'`{k}: {v}`' for k, v in preset.items())}.\n"
+        )
+    docs, fields = field_docs(cls), registry.fields(name)
+    if fields:
+        texts += ["| setting | values | default | meaning |", "|---|---|---|---|"]
+        for field in fields:
+            cells = (f"`{field.name}`", words(field.hint), _default(field), docs.get(field.name, ""))
+            texts.append(f"| {' | '.join(map(_cell, cells))} |")
+        texts.append("")
+    lines = list(described(registry, name))
+    if plural in ("aggregators", "mixings") and len(lines) > 2 + len(fields):
+        texts.append(f"{lines[-1].strip()}\n")
+    texts.append(f"Code: `{_source(cls)}`\n{{ .facts }}\n")
+    return "\n".join(texts)
+
+
+def _default(field: Any) -> str:
+    from varangian.registry import MISSING
+
+    if field.default is MISSING:
+        return "the run's `f`" if field.name == "f" else "required"
+    return f"`{'null' if field.shown is None else field.shown}`"
+
+
+def _source(cls: type[Any]) -> str:
+    """Where a class is, from the root of the repository."""
+    path = "/".join(cls.__module__.split(".")[1:]) + ".py"
+    return path if (ROOT / path).exists() else f"src/varangian/{path}"
+
+
+# Commands
+
+
+def commands() -> str:
+    """The help of every command."""
+    texts = ["# Commands\n\nWhat `varangian COMMAND --help` prints.\n", _help()]
+    from varangian.cli.arguments.main import COMMANDS
+
+    texts += [_help(name) for name in COMMANDS]
+    return "\n".join(texts)
+
+
+def _help(*command: str) -> str:
+    words = [sys.executable, "-m", "varangian", *command, "--help"]
+    environment = os.environ | {"COLUMNS": "90", "PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1"}
+    shown = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
+    return f"## `{' '.join(['varangian', *command])}`\n\n```text\n{shown.strip()}\n```\n"
+
+
+# Documents at the root
+
+
+def copied(source: str, page: str) -> str:
+    """A document at the root as a page: links lead to pages, and what is no page is named only."""
+    here = (ROOT / source).parent
+
+    def mended(link: re.Match[str]) -> str:
+        shown, target = link[1], link[2]
+        if re.match(r"https?:|#", target):
+            return link[0]
+        path, _, anchor = target.partition("#")
+        found = os.path.relpath(here / path, ROOT)
+        if found.startswith("docs/"):
+            other = found.removeprefix("docs/")
+        elif found in PROJECT:
+            other = PROJECT[found]
+        else:
+            return f"{shown} (`{found}`)" if shown.strip("`") != found else f"`{found}`"
+        to = os.path.relpath(other, pathlib.PurePath(page).parent)
+        return f"[{shown}]({to}{f'#{anchor}' if anchor else ''})"
+
+    text = re.sub(r"(?<!`)\[([^\]\[]+)\]\(([^)\s]+)\)", mended, (ROOT / source).read_text())
+    return re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
+
+
+# Text
+
+
+def markdown(doc: str) -> str:
+    """A docstring as Markdown: `Raises:` and its like become bold, and nothing is taken for a mark."""
+    doc = re.sub(r"^(Raises|Returns|Args|Yields):$", r"**\1**\n", doc, flags=re.MULTILINE)
+    return escaped(re.sub(r"^ {4,}", "", doc, flags=re.MULTILINE))
+
+
+def escaped(text: str) -> str:
+    """Text in which `<` and `*` outside of code are themselves."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if part.startswith("`") else part.replace("<", "&lt;").replace("*", r"\*") for part in parts
+    )
+
+
+def _cell(text: str) -> str:
+    return escaped(" ".join(text.split())).replace("|", r"\|")
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+if __name__ == "__main__":
+    main()
