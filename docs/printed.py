@@ -47,8 +47,8 @@ INTRODUCTIONS = {
     "rules": """# Aggregation rules
 
 Every rule by the name that `aggregator=NAME` takes, with its settings, the condition on the number of rows
-n and of Byzantine rows f, and the paper it is from. Where libraries disagree about a rule, a setting chooses
-the convention: [conventions](conventions.md) compares them. [Robustness](../concepts/robustness.md)
+n and of Byzantine rows f, and the paper it is from. Where libraries disagree about a rule, a setting
+chooses the convention: [conventions](conventions.md) compares them. [Robustness](../concepts/robustness.md)
 explains the conditions and the coefficient κ; [mixings](mixings.md) come before a rule.
 """,
     "mixings": """# Mixings
@@ -99,8 +99,8 @@ def settings() -> str:
     schema = json_schema()
     texts = [
         "# Settings\n\nEvery setting of a configuration file, printed from `varangian schema`. On the\n"
-        "command line each is `key=value`, in the environment `VARANGIAN__SECTION__KEY`; see [how to write a\n"
-        "configuration](../how-to/configure.md).\n"
+        "command line each is `key=value`, in the environment `VARANGIAN__SECTION__KEY`; see [how to\n"
+        "write a configuration](../how-to/configure.md).\n"
     ]
     sections = {name: _section(schema, below) for name, below in schema["properties"].items()}
     texts += ["## The run\n"]

@@ -29,6 +29,7 @@ import pytest
 from varangian.aggregators import RULES
 from varangian.cli.arguments.main import parse
 from varangian.config import load
+from varangian.server.participation import PARTICIPATION
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -102,6 +103,8 @@ def commands(program):
 
 
 def files(page, folder):
+    """Writes what the page says is in files; a run.yaml that it does not show is an empty one."""
+    (folder / "run.yaml").write_text("{}\n")
     for block in blocks(page):
         if "file" in block.marks:
             path = folder / block.marks["file"]
@@ -114,7 +117,8 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
     files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(RULES, "_entries", dict(RULES._entries))  # what an example registers goes again
+    for registry in (RULES, PARTICIPATION):  # what an example registers goes again
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     names = {"__name__": "example"}
     for block in blocks(page):
         if block.language == "python" and "file" not in block.marks and block.runs:
@@ -125,8 +129,8 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
 def test_the_command_is_understood(words, block, tmp_path, monkeypatch):
     files(block.page, tmp_path)
     monkeypatch.chdir(ROOT / block.marks["in"] if "in" in block.marks else tmp_path)
-    words = [word for word in words if word != "&"]
-    words = words[: words.index(">")] if ">" in words else words
+    ends = [number for number, word in enumerate(words) if re.fullmatch(r"&|\d?>", word)]
+    words = words[: min(ends, default=None)]
     args = parse(words)
     if "settings" in args and "exit" not in block.marks:
         load(args.config, args.settings, {}, whole=args.command in ("run", "check"))
@@ -182,9 +186,9 @@ def test_the_commands_of_a_page_run(page, tmp_path):
 
 
 def test_there_is_something_to_check():
-    assert len(of_language("python")) >= 2
-    assert len([*commands("varangian")]) >= 10
-    assert {param.values[0][0] for param in commands("make")} >= {"demo", "test", "proto"}
+    assert len(of_language("python")) >= 15
+    assert len([*commands("varangian")]) >= 50
+    assert {param.values[0][0] for param in commands("make")} >= {"demo", "docs", "proto"}
 
 
 def anchors(text):
