@@ -87,6 +87,7 @@ lock: $(VENV)/bin/python ## requirements*.lock: the hashes of everything that th
 docs: $(docs_ready) ## the documentation site, in site/; it needs no network, and works from its files
 	$(bin)/python docs/printed.py
 	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --quiet
+	! grep -rlE '<(script|link|img)[^>]*(src|href)="(https?:)?//' --include='*.html' site
 
 docs-serve: $(docs_ready) ## the site on this machine, built again whenever a page changes
 	$(bin)/python docs/printed.py
