@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from varangian.protos.encoding import payload_digest
-from varangian.server.protocol.decisions import Machine
-from varangian.server.protocol.events import Phase, Seconds, Worker
-from varangian.server.protocol.state import RunState
+from varangian.server.protocol.events import Seconds, Worker
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import Phase
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Status:
     def of(cls, machine: Machine, at: Seconds, refusals: Mapping[str, int]) -> Status:
         state, workers = machine.state, machine.policy.workers
         here = state.pushed.keys() | state.faults.keys()
-        asked = state.invited.keys() if isinstance(state, RunState) else set(workers)
+        declined = {**(state.closed.declined if state.closed else {}), **state.declined}
+        asked = state.invited.keys() if machine.by_invitation else set(workers)
         return cls(
             round=state.round,
             rounds=machine.policy.rounds,
@@ -64,8 +65,8 @@ class Status:
             present=tuple(w for w in workers if w in here or w in state.uploads),
             counted=tuple(w for w in workers if w in state.pushed),
             faulty=dict(state.faults),
-            missing=tuple(w for w in workers if w in asked and w not in here and w not in state.declined),
-            declined=dict(state.declined),
+            missing=tuple(w for w in workers if w in asked and w not in here and w not in declined),
+            declined=declined,
             absent=tuple(sorted(state.absent)),
             refusals=dict(refusals),
         )

@@ -42,6 +42,9 @@ class Everyone(InvitePerRound):
 
     by_invitation = False
 
+    def expected(self, workers: tuple[Worker, ...], state: RunState) -> Collection[Worker]:
+        return workers
+
     def seats(self, n: int, round: int) -> int:
         return n
 

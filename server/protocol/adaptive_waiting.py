@@ -1,8 +1,5 @@
 """Adaptive waiting: how long a round waits for those who are late, and for whom it does not wait.
 
-As `synchronous` it knows no clock, no tensor, no thread and no wire: all of it is a pure function of
-events.
-
 Theory of operation. A round is sure to close at its deadline, if the quorum is there. Adaptive waiting
 closes it sooner, by two rules. Both only choose the moment: neither lowers the quorum, f, or what the
 aggregation rule asks of the rows.
@@ -72,17 +69,17 @@ class WaitingHistory:
             return deadline
         return min(deadline, max(waiting.floor, waiting.factor * max((took, *self.recent))))
 
-    def is_rested(self, round: int, opened_at: float | None, deadline: float) -> bool:
+    def may_be_patient(self, round: int, opened_at: float | None, deadline: float) -> bool:
         """Whether this round may be a patient one."""
         if round == 0 or opened_at is None or self.rested_at is None:
             return True
         return opened_at >= self.rested_at + REST * deadline
 
-    def passed_over(self, waiting: AdaptiveWaiting, worker: str) -> bool:
+    def is_passed_over(self, waiting: AdaptiveWaiting, worker: str) -> bool:
         """Whether it has missed so many rounds that only a patient one waits for it."""
         return waiting.rounds is not None and self.missed.get(worker, 0) >= waiting.rounds
 
-    def over(
+    def after_round(
         self,
         *,
         round: int,
@@ -106,7 +103,7 @@ class WaitingHistory:
         """
         answered, missing = set(answered), set(missing)
         was_patient = round == 0 or any(worker in self.missed for worker in answered | missing)
-        patient = was_patient and self.is_rested(round, opened_at, deadline)
+        patient = was_patient and self.may_be_patient(round, opened_at, deadline)
         left = {worker: count for worker, count in self.missed.items() if worker not in answered}
         known = took is not None and round > 0  # the first includes the start of the workers
         return replace(
@@ -117,22 +114,22 @@ class WaitingHistory:
             rested_at=at if patient else self.rested_at,
         )
 
-    def forgiving(self, worker: str) -> WaitingHistory:
+    def forgive(self, worker: str) -> WaitingHistory:
         """The worker is waited for as if it had missed nothing."""
         kept = {name: count for name, count in self.missed.items() if name != worker}
         return replace(self, missed=kept)
 
-    def noticed(
+    def notice_late(
         self, waiting: AdaptiveWaiting, worker: str, took: float, deadline: float
     ) -> WaitingHistory:
         """After a vector that came too late for a round: forgive its worker if waiting would have done."""
-        late = not self.passed_over(waiting, worker) or took > self.span(waiting, 0.0, deadline)
-        return self if late else self.forgiving(worker)
+        late = not self.is_passed_over(waiting, worker) or took > self.span(waiting, 0.0, deadline)
+        return self if late else self.forgive(worker)
 
 
 def is_patient(
-    pace: WaitingHistory, round: int, opened_at: float | None, deadline: float, silent: Collection[str]
+    history: WaitingHistory, round: int, opened_at: float | None, deadline: float, silent: Collection[str]
 ) -> bool:
     """Whether a round waits for everybody up to its deadline; `silent` may still answer."""
-    missed = round == 0 or any(worker in pace.missed for worker in silent)
-    return missed and pace.is_rested(round, opened_at, deadline)
+    missed = round == 0 or any(worker in history.missed for worker in silent)
+    return missed and history.may_be_patient(round, opened_at, deadline)

@@ -1,7 +1,4 @@
-"""Admission of events in partial participation: which are refused, and why.
-
-As `machine` it knows no clock, no tensor, no thread and no wire.
-"""
+"""Admission of events: which are refused, and why. An event that is refused changes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from varangian.server.protocol.events import (
     Gone,
     Left,
     Offer,
-    Phase,
     Present,
     Push,
     Ready,
@@ -27,8 +23,7 @@ from varangian.server.protocol.events import (
     Worker,
 )
 from varangian.server.protocol.quorum import is_young_enough
-from varangian.server.protocol.roll_call import check_round, is_offered, is_withdrawn_upload
-from varangian.server.protocol.state import RunPolicy, RunState
+from varangian.server.protocol.state import Phase, RunPolicy, RunState
 
 
 def refusal_of(policy: RunPolicy, state: RunState, event: Event) -> Refusal | None:
@@ -36,7 +31,7 @@ def refusal_of(policy: RunPolicy, state: RunState, event: Event) -> Refusal | No
     match event:
         case Tick() | Left():
             return None
-        case Absent(worker) | Withdraw(worker):
+        case Absent(worker) | Present(worker) | Withdraw(worker):
             return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
         case Gone(worker, round):
             upload = state.uploads.get(worker)
@@ -45,12 +40,12 @@ def refusal_of(policy: RunPolicy, state: RunState, event: Event) -> Refusal | No
             return Refusal.FINISHED
         case Stop():
             return None
-        case Ready(worker) | Present(worker):
+        case Ready(worker):
             return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
         case Committed() | Skipped():
-            return check_round(state, event.round, Phase.CLOSED)
-        case Settled():  # columns of vectors of several rounds cannot be aggregated as they come
-            return Refusal.UNOFFERED
+            return _check_closed(state, event.round)
+        case Settled():
+            return _refusal_of_all(policy, state, event)
         case Offer() | Push() | Fault() | Decline():
             return _refusal_of_vector(policy, state, event)
 
@@ -59,12 +54,12 @@ def standing(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> 
     """Why a vector of this worker, made for the model of this round, would not count any more."""
     if state.phase is Phase.FINISHED:
         return Refusal.FINISHED
+    if state.has_withdrawn_upload(worker):
+        return Refusal.UNOFFERED
     if misfit := _misfit(policy, state, worker, round):
         return misfit
-    if is_withdrawn_upload(state, worker):
-        return Refusal.UNOFFERED
-    counts = state.invited.get(worker) == round or is_held(state, worker, round)
-    return None if counts else Refusal.NOT_INVITED
+    counts = not policy.by_invitation or is_held(state, worker, round)
+    return None if counts or state.invited.get(worker) == round else Refusal.NOT_INVITED
 
 
 def is_held(state: RunState, worker: Worker, round: int) -> bool:
@@ -91,10 +86,25 @@ def _refusal_of_vector(
             return Refusal.BUSY
         case Decline() if counts:
             return Refusal.COUNTED
-        case Push() if not is_offered(state, worker, round, event.digest):
+        case Push() if not _is_offered(state, worker, round, event.digest):
             return Refusal.UNOFFERED
-        case _:
+        case _ if policy.by_invitation:
             return None if state.invited.get(worker) == round else Refusal.NOT_INVITED
+        case Fault() if worker in state.revoked:
+            return Refusal.UNOFFERED  # what it sent was withdrawn, and proves nothing any more
+        case _:
+            return None
+
+
+def _refusal_of_all(policy: RunPolicy, state: RunState, event: Settled) -> Refusal | None:
+    if policy.by_invitation:  # columns of vectors of several rounds cannot be aggregated as they come
+        return Refusal.UNOFFERED
+    if event.round > state.round:
+        return Refusal.FUTURE
+    if event.round < state.round or state.phase is not Phase.OPEN:
+        return Refusal.STALE
+    offered = (_is_offered(state, w, event.round, digest) for w, digest in event.digests.items())
+    return None if all(offered) and not state.faults.keys() & event.digests.keys() else Refusal.UNOFFERED
 
 
 def _answer_repeated(policy: RunPolicy, state: RunState, offer: Offer) -> Refusal | None:
@@ -113,5 +123,18 @@ def _misfit(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> R
     if round > state.round:
         return Refusal.FUTURE
     if not is_young_enough(policy, state, round):
-        return Refusal.TOO_OLD
+        return Refusal.TOO_OLD if policy.by_invitation else Refusal.STALE
     return Refusal.FAULTY if worker in state.faults or worker in state.accused else None
+
+
+def _is_offered(state: RunState, worker: Worker, round: int, digest: bytes) -> bool:
+    """Whether such an upload of the worker is open; the digest may have come at its end."""
+    upload = state.uploads.get(worker)
+    return upload in ((round, digest), (round, b"")) and not state.has_withdrawn_upload(worker)
+
+
+def _check_closed(state: RunState, round: int) -> Refusal | None:
+    """Why something about the round that is being aggregated does not fit now."""
+    if round != state.round:
+        return Refusal.FUTURE if round > state.round else Refusal.STALE
+    return None if state.phase is Phase.CLOSED else Refusal.NOT_CLOSED

@@ -1,48 +1,16 @@
-"""Partial participation: the protocol of a run in which some workers push in each round, without any I/O.
+"""State machine of a run: `Machine.handle` takes an event and returns its effects, without any I/O.
 
-Beside `synchronous`, for runs in which not everybody pushes in every round. Its rules hold here, too: no
-clock, no tensor, no thread and no wire; time comes in with each event; an event that is refused changes
-nothing; every decision has its sentence; one pure function, `transition`, is the whole protocol. Its events
-and effects mean the same, except that the round of a vector is the round whose model it was made for.
-
-Theory of operation. A worker asks for a model (`Ready`) and is parked until the choice of the run takes it:
-the k that were away longest, whoever comes, whose turn it is (`selection`). Then it is invited: its pull is
-answered with the model of the open round, and for that model it may push, once. Nobody else may.
-
-    parked  --Invite-->  invited  --Offer, Push-->  held  --Close-->  taken  --Committed, Skipped-->  free
-                         invited  --Left-->  free          too old  -->  free
-    Fault: out until the next round opens
-
-That is NOTIFY-ACK of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and Kruus, 2016),
-in its strong form: the push is the notification, and the answer to the next pull is the acknowledgement,
-which comes after the vector was used. A worker has one place from its invitation until then. So there is
-at most one vector of it that was not used; its row is written by one upload at a time, only while no vector
-is held there, and read only while one is: what is aggregated is never torn or mixed, and fills nothing
-twice. Whatever is lost on the way is said again: an invitation is given again, and a push with the round
-and the digest of the one that is held, or was the last one, is a duplicate. Another vector for the same
-model is refused (`COUNTED`): the first complete one counts.
-
-A round is complete when as many have answered as the choice wants, or nobody is left who could; or at the
-deadline, if the quorum has. None closes whose rows do not meet the condition of the rule. Otherwise the
-policy decides, as in `round`; but nobody waits for those who have declined (`Decline`) or said that they
-are away until a later round, since that round has to come. While a round is being
-aggregated nobody is invited, because the next model is about to come; vectors may arrive, for the next.
-
-A worker whose certificate was revoked is withdrawn (`Withdraw`), as in `round`: its pull, its invitation
-and the vector of it that waits are gone, and its open upload cannot count any more.
-
-A vector may be `tau` rounds old when it is used. One that is too old while it waits for its turn is
-dropped, and its worker is free for the current model.
+`transition` is the whole protocol as a pure function; `varangian.server.protocol` explains it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.admission import refusal_of, standing
-from varangian.server.protocol.decisions import Decision, Verdict
 from varangian.server.protocol.events import (
     Absent,
     Accept,
@@ -60,13 +28,13 @@ from varangian.server.protocol.events import (
     Left,
     Offer,
     Open,
-    Phase,
     Present,
     Push,
     Ready,
     Reject,
     RollCall,
     Seconds,
+    Settled,
     Skip,
     Skipped,
     Stop,
@@ -74,34 +42,42 @@ from varangian.server.protocol.events import (
     Worker,
 )
 from varangian.server.protocol.quorum import (
-    close_round,
+    Answers,
+    Decision,
+    Verdict,
     count_answers,
     decide,
+    describe,
     due,
     has_enough,
-    paced,
+    quorum_time,
     ready_workers,
+    remember,
     summarise,
-    took,
+    summarise_close,
     useful_uploads,
     waiting_is_useless,
 )
-from varangian.server.protocol.roll_call import withdraw, without
-from varangian.server.protocol.state import NEVER, RunPolicy, RunState
+from varangian.server.protocol.state import NEVER, VOID, Phase, RunPolicy, RunState
 
-__all__ = ["ParticipationMachine", "transition"]
-
+V = TypeVar("V")
 Moved: TypeAlias = tuple[RunState, tuple[Effect, ...]]
 
+LATE = frozenset({Refusal.STALE, Refusal.TOO_OLD, Refusal.NOT_INVITED})
+"""How an offer is refused whose round is over."""
 
-class ParticipationMachine:
+
+class Machine:
     """The protocol of one run. `handle` is the only way to change it."""
-
-    invites = True
 
     def __init__(self, policy: RunPolicy) -> None:
         self.policy = policy
         self.state = RunState()
+
+    @property
+    def by_invitation(self) -> bool:
+        """Whether a pull is a `Ready` and its answer an `Invite`; otherwise anybody may pull any time."""
+        return self.policy.by_invitation
 
     def handle(self, event: Event) -> tuple[Effect, ...]:
         """Move, and say what follows. The answer to a worker comes first."""
@@ -129,7 +105,7 @@ def transition(policy: RunPolicy, state: RunState, event: Event) -> Moved:
     if refusal is Refusal.DUPLICATE and isinstance(event, Offer):
         return state, (Duplicate(event.worker, event.round),)
     if refusal is not None:
-        return _noticed(policy, state, event, refusal), (Reject(refusal, state.round),)
+        return _notice_late(policy, state, event, refusal), (Reject(refusal, state.round),)
     changed, effects = _apply(policy, replace(state, at=max(state.at, event.at)), event)
     settled, following = _settle(policy, changed)
     return settled, (*effects, *following)
@@ -141,43 +117,41 @@ def wake_at(policy: RunPolicy, state: RunState) -> Seconds | None:
         return None
     deadline = None if state.overdue else state.opened_at + policy.deadline
     late = None if state.quorum_took is None else due(policy, state, count_answers(policy, state))
-    moments = (deadline, late, policy.choice.wake_at(state))
+    moments = (deadline, late, policy.selection.wake_at(state))
     return min((moment for moment in moments if moment is not None and moment > state.at), default=None)
 
 
 def _apply(policy: RunPolicy, state: RunState, event: Event) -> Moved:
     """What an event that is in order does by itself."""
     match event:
-        case Ready(worker, round):
-            return _ask(_start(state), worker, round)
+        case Ready(worker, round) if policy.by_invitation:
+            return _ask(policy, _start(state), worker, round)
         case Present(worker):
-            pace = state.pace.forgiving(worker)
-            return replace(state, absent=state.absent - {worker}, pace=pace), ()
+            history = state.history.forgive(worker)
+            return replace(state, absent=state.absent - {worker}, history=history), ()
         case Absent(worker):
             gone = replace(state, absent=state.absent | {worker})
-            return _leave(gone, worker), ()
+            return _leave(policy, gone, worker), ()
         case Withdraw(worker, reason):
             return _withdraw(state, worker, reason), (Forget(worker),)
         case Decline(worker, _, reason):
             declined, revoked = {worker: reason, **state.declined}, without(state.revoked, worker)
-            return replace(_uninvite(state, worker), declined=declined, revoked=revoked), ()
+            state = _uninvite(_start(state), worker)
+            return replace(state, declined=declined, revoked=revoked), ()
         case Left(worker):
-            return _leave(state, worker), ()
+            return _leave(policy, state, worker), ()
         case Offer(worker, round, digest):
             uploads, absent = {**state.uploads, worker: (round, digest)}, state.absent - {worker}
-            revoked = without(state.revoked, worker)
+            state, revoked = _start(state), without(state.revoked, worker)
             return replace(state, uploads=uploads, absent=absent, revoked=revoked), (Accept(worker, round),)
         case Push(worker, round, digest):
-            held = {**state.held, worker: (round, digest)}
-            asked_at = state.asked.get(worker, (round, state.at))[1]
-            state = replace(state, took={**state.took, worker: state.at - asked_at})
-            uploads, declined = without(state.uploads, worker), without(state.declined, worker)
-            arrived = replace(_uninvite(state, worker), held=held)
-            return replace(arrived, uploads=uploads, declined=declined), (Accept(worker, round),)
+            return _hold(state, worker, round, digest), (Accept(worker, round),)
+        case Settled(_, digests):
+            return _hold_all(policy, state, digests)
         case Fault(worker, _, reason):
-            return _record_fault(state, worker, reason), ()
+            return _record_fault(_start(state), worker, reason), ()
         case Gone(worker):
-            return _end_upload(state, worker)
+            return _end_upload(policy, state, worker)
         case Committed():
             return _open(policy, replace(state, skips=0))
         case Skipped(_, reason):
@@ -201,25 +175,31 @@ def _settle(policy: RunPolicy, state: RunState) -> Moved:
 
 
 def _judge(policy: RunPolicy, state: RunState) -> Moved:
-    tally = count_answers(policy, state)
-    if policy.waiting is not None and state.quorum_took is None and has_enough(policy, tally):
-        state = replace(state, quorum_took=took(policy, state, tally))
-    verdict, because = decide(policy, state, tally)
+    answers = count_answers(policy, state)
+    if policy.waiting is not None and state.quorum_took is None and has_enough(policy, answers):
+        state = replace(state, quorum_took=quorum_time(policy, state, answers))
+    verdict, because = decide(policy, state, answers)
     if verdict is Verdict.CLOSE:
-        close, pace = close_round(policy, state, tally, because), paced(Close, policy, state, tally)
-        state = replace(state, phase=Phase.CLOSED, closed=close, overdue=False, declined={}, pace=pace)
-        return state, (close,)
+        return _close(policy, state, answers, because)
     if verdict is Verdict.SHORT:
-        if policy.shortfall != "wait" or waiting_is_useless(policy, state, tally):
-            skip, pace = summarise(Skip, policy, state, tally, because), paced(Skip, policy, state, tally)
-            return _skip(policy, replace(state, declined={}, pace=pace), skip)
+        if policy.shortfall != "wait" or waiting_is_useless(policy, state, answers):
+            skip = summarise(Skip, policy, state, answers, because)
+            history = remember(Skip, policy, state, answers)
+            return _skip(policy, replace(state, declined={}, history=history), skip)
         state = replace(state, overdue=True)
     return _invite(policy, state)
 
 
+def _close(policy: RunPolicy, state: RunState, answers: Answers, because: str) -> Moved:
+    close = summarise_close(policy, state, answers, because)
+    history = remember(Close, policy, state, answers)
+    state = replace(state, phase=Phase.CLOSED, closed=close, overdue=False, declined={}, history=history)
+    return state, (close,)
+
+
 def _invite(policy: RunPolicy, state: RunState) -> Moved:
-    there = ready_workers(state)
-    chosen = policy.choice.next(policy.workers, state, there) if there else ()
+    there = ready_workers(policy, state)
+    chosen = policy.selection.next(policy.workers, state, there) if there else ()
     if not chosen:
         return state, ()
     first = not (state.invited or state.held or state.faults)
@@ -237,19 +217,44 @@ def _invite(policy: RunPolicy, state: RunState) -> Moved:
     return state, tuple(Invite(worker, state.round) for worker in chosen)
 
 
-def _noticed(policy: RunPolicy, state: RunState, event: Event, refusal: Refusal) -> RunState:
+def _notice_late(policy: RunPolicy, state: RunState, event: Event, refusal: Refusal) -> RunState:
     """A vector that is refused for being late shows that its worker is there, and how fast it is."""
-    late = isinstance(event, Offer) and refusal in (Refusal.TOO_OLD, Refusal.NOT_INVITED)
-    if policy.waiting is None or not isinstance(event, Offer) or not late:
+    if policy.waiting is None or refusal not in LATE or not isinstance(event, Offer):
         return state
-    round, asked_at = state.asked.get(event.worker, (NEVER, 0.0))
-    if round != event.round:
+    # Without invitations, everybody was asked for the round that was the last to close when it opened.
+    closed = state.round - (state.phase is not Phase.CLOSED), state.history.opened_at
+    round, asked_at = state.asked.get(event.worker, (NEVER, None)) if policy.by_invitation else closed
+    if round != event.round or asked_at is None:
         return state
-    pace = state.pace.noticed(policy.waiting, event.worker, event.at - asked_at, policy.deadline)
-    return replace(state, pace=pace)
+    took = event.at - asked_at
+    history = state.history.notice_late(policy.waiting, event.worker, took, policy.deadline)
+    return replace(state, history=history)
 
 
-def _ask(state: RunState, worker: Worker, round: int) -> Moved:
+def _hold(state: RunState, worker: Worker, round: int, digest: bytes) -> RunState:
+    """A vector has arrived."""
+    asked_at = state.asked.get(worker, (round, state.at))[1]
+    return replace(
+        _uninvite(state, worker),
+        held={**state.held, worker: (round, digest)},
+        took={**state.took, worker: state.at - asked_at},
+        uploads=without(state.uploads, worker),
+        declined=without(state.declined, worker),
+    )
+
+
+def _hold_all(policy: RunPolicy, state: RunState, digests: Mapping[Worker, bytes]) -> Moved:
+    """These vectors have arrived, and no other can count in this round: it closes if they are enough."""
+    for worker, digest in digests.items():
+        state = _hold(state, worker, state.round, digest)
+    answers = count_answers(policy, state)
+    if len(state.faults) > policy.f or policy.shortage(answers.pushed, answers.faulty):
+        return state, ()
+    because = f"{describe(policy, state, answers)}; nobody else can take part any more"
+    return _close(policy, state, answers, because)
+
+
+def _ask(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> Moved:
     """The worker waits; if it has the model of this round, its answer was lost, and it is given again."""
     state = replace(
         state,
@@ -257,7 +262,7 @@ def _ask(state: RunState, worker: Worker, round: int) -> Moved:
         given_up=state.given_up - {worker},
         absent=state.absent - {worker},
     )
-    if worker in useful_uploads(state):
+    if worker in useful_uploads(policy, state):
         return state, ()  # it may be heard of before the end of an upload that is long dead
     if state.phase is Phase.OPEN and state.invited.get(worker) == state.round:
         if round <= state.round:
@@ -267,22 +272,34 @@ def _ask(state: RunState, worker: Worker, round: int) -> Moved:
     return _uninvite(state, worker), ()
 
 
-def _end_upload(state: RunState, worker: Worker) -> Moved:
+def _end_upload(policy: RunPolicy, state: RunState, worker: Worker) -> Moved:
     state = replace(state, uploads=without(state.uploads, worker))
     if worker in state.parked and worker in state.invited:
-        return _ask(state, worker, state.parked[worker])
+        return _ask(policy, state, worker, state.parked[worker])
     return state, ()
 
 
-def _leave(state: RunState, worker: Worker) -> RunState:
+def _leave(policy: RunPolicy, state: RunState, worker: Worker) -> RunState:
     state = replace(state, parked=without(state.parked, worker))
-    return state if worker in useful_uploads(state) else _uninvite(state, worker)
+    return state if worker in useful_uploads(policy, state) else _uninvite(state, worker)
 
 
 def _withdraw(state: RunState, worker: Worker, reason: str) -> RunState:
-    held = state.held if worker in state.taken else without(state.held, worker)
-    state = replace(_uninvite(state, worker), held=held, parked=without(state.parked, worker))
-    return replace(state, **withdraw(state, worker, reason))
+    """Nothing of this worker counts any more, but for what is being aggregated.
+
+    An open upload stays open until its end is reported, since its row may be written to until then; but
+    with a digest that no push has, so that it cannot count.
+    """
+    upload = state.uploads.get(worker)
+    return replace(
+        _uninvite(state, worker),
+        held=state.held if worker in state.taken else without(state.held, worker),
+        parked=without(state.parked, worker),
+        uploads=state.uploads if upload is None else {**state.uploads, worker: (upload[0], VOID)},
+        absent=state.absent | {worker},
+        declined=without(state.declined, worker),
+        revoked={**state.revoked, worker: reason},
+    )
 
 
 def _record_fault(state: RunState, worker: Worker, reason: str) -> RunState:
@@ -315,10 +332,11 @@ def _skip(policy: RunPolicy, state: RunState, skip: Skip) -> Moved:
 
 def _open(policy: RunPolicy, state: RunState) -> Moved:
     """The next round; what was aggregated is used, and what is too old by now is dropped."""
-    round, tau, taken = state.round + 1, policy.choice.tau, state.taken
+    round, tau, taken = state.round + 1, policy.selection.tau, state.taken
     oldest = 0 if tau is None else round - tau
     invited = {worker: model for worker, model in state.invited.items() if model >= oldest}
     held = {w: vector for w, vector in state.held.items() if w not in taken and vector[0] >= oldest}
+    used = {w: vector for w, vector in state.held.items() if w not in held} if policy.by_invitation else {}
     following = replace(
         state,
         round=round,
@@ -330,7 +348,7 @@ def _open(policy: RunPolicy, state: RunState) -> Moved:
         before={worker: state.before[worker] for worker in invited},
         held=held,
         # Who pushed it was told that it counts, and hears the same when the reply was lost.
-        used={**state.used, **{w: vector for w, vector in state.held.items() if w not in held}},
+        used={**state.used, **used},
         closed=None,
         faults=state.accused,
         accused={},
@@ -346,8 +364,13 @@ def _finish(state: RunState, reason: str) -> Moved:
 
 
 def _start(state: RunState) -> RunState:
+    """The clock of round 0 starts with the first worker that shows up."""
     return state if state.opened_at is not None else replace(state, opened_at=state.at)
 
 
 def _uninvite(state: RunState, worker: Worker) -> RunState:
     return replace(state, invited=without(state.invited, worker), before=without(state.before, worker))
+
+
+def without(mapping: Mapping[Worker, V], worker: Worker) -> dict[Worker, V]:
+    return {key: value for key, value in mapping.items() if key != worker}

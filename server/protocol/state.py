@@ -1,27 +1,36 @@
-"""Policy and state of partial participation, and what a choice of participants has to offer.
-
-`machine` says how these fit together. All of it is plain data: no clock, no tensor, no wire.
-"""
+"""Policy and state of a run, and what a selection of participants has to offer, as plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from enum import Enum, auto
+from typing import Final, Literal, Protocol, TypeAlias
 
-from varangian.server.protocol.adaptive_waiting import WaitingHistory
-from varangian.server.protocol.events import Close, Phase, RoundPolicy, Seconds, Worker
+from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting, WaitingHistory
+from varangian.server.protocol.events import Close, Seconds, Worker
 
 Vector: TypeAlias = tuple[int, bytes]
-"""The round whose model it was made for, and its digest: the number of a push, exactly once."""
+"""The round whose model it was made for, and its digest: together they number a push, exactly once."""
+Condition: TypeAlias = Callable[[Collection[Worker], Collection[Worker]], str | None]
+"""Of the workers whose vectors would count and of those that are proven faulty: why the aggregation rule
+promises nothing for these rows; None when its condition holds."""
 
 NEVER = -1
 """The round of the last participation of a worker that never took part."""
+VOID: Final = b"void"
+"""In the place of the digest of an upload that was withdrawn. No digest is that short."""
+
+
+class Phase(Enum):
+    OPEN = auto()
+    CLOSED = auto()
+    FINISHED = auto()
 
 
 @dataclass(frozen=True)
 class RunState:
-    """All that is remembered."""
+    """All that the machine remembers. Only the machine replaces it."""
 
     round: int = 0
     phase: Phase = Phase.OPEN
@@ -37,8 +46,8 @@ class RunState:
     """Why the run is finished."""
     quorum_took: Seconds | None = None
     """Until enough had answered this round for the adaptive wait to begin."""
-    pace: WaitingHistory = field(default_factory=WaitingHistory)
-    """What is remembered of the rounds before."""
+    history: WaitingHistory = field(default_factory=WaitingHistory)
+    """What adaptive waiting remembers of the rounds before."""
     asked: Mapping[Worker, tuple[int, Seconds]] = field(default_factory=dict[Worker, tuple[int, Seconds]])
     """The last invitation of each worker: its round, and when it was."""
     took: Mapping[Worker, Seconds] = field(default_factory=dict[Worker, Seconds])
@@ -54,7 +63,7 @@ class RunState:
     closed: Close | None = None
     """How the round was closed that is being aggregated."""
     used: Mapping[Worker, Vector] = field(default_factory=dict[Worker, Vector])
-    """The last vector of each worker that is held no more: it was used, or is too old by now."""
+    """The last vector of each invited worker that is held no more: it was used, or is too old by now."""
     faults: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
     """Who proved faulty in this round, and by what."""
     declined: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
@@ -70,7 +79,7 @@ class RunState:
     before: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
     """What `last` was before, of each worker that may still decline."""
     given_up: frozenset[Worker] = frozenset()
-    """Who had not asked when those who had were chosen from: not waited for until it asks again."""
+    """Who had not asked when those who had were selected from: not waited for until it asks again."""
 
     @property
     def taken(self) -> tuple[Worker, ...]:
@@ -79,20 +88,29 @@ class RunState:
 
     @property
     def pushed(self) -> dict[Worker, bytes]:
+        """Digests of the vectors that are there: they wait for their round, or are being aggregated."""
         return {worker: digest for worker, (_, digest) in self.held.items()}
+
+    def has_withdrawn_upload(self, worker: Worker) -> bool:
+        """Whether an upload of this worker is open that cannot count since its certificate was revoked."""
+        return self.uploads.get(worker, (0, b""))[1] == VOID
 
 
 class Selection(Protocol):
-    """Who is invited, whose vectors a round reduces over, and how old they may be."""
+    """Who takes part in a round, whose vectors it reduces over, and how old they may be."""
+
+    @property
+    def by_invitation(self) -> bool:
+        """Whether only invited workers get a model.
+
+        Otherwise whoever asks gets that of the open round and may push for it, `next` is not asked, and
+        a vector counts in its own round alone.
+        """
+        ...
 
     @property
     def tau(self) -> int | None:
         """How many rounds a vector may be old when it is used; None for any age."""
-        ...
-
-    @property
-    def by_invitation(self) -> bool:
-        """Whether a worker gets a model when it is invited; otherwise whenever it asks, the open one."""
         ...
 
     @property
@@ -101,7 +119,7 @@ class Selection(Protocol):
         ...
 
     def problem(self, n: int, deadline: Seconds, /) -> str | None:
-        """Why n workers cannot be chosen from like this; None when they can."""
+        """Why this selection cannot be made of n workers; None when it can."""
         ...
 
     def members(self, workers: tuple[Worker, ...], round: int, /) -> tuple[Worker, ...]:
@@ -142,20 +160,84 @@ class Selection(Protocol):
         ...
 
 
+def unconditional(pushed: Collection[Worker], faulty: Collection[Worker]) -> str | None:
+    """The condition of a rule that takes any rows."""
+    return None
+
+
 @dataclass(frozen=True)
-class RunPolicy(RoundPolicy):
+class RunPolicy:
     """What a run agreed on before its first round.
 
     `quorum` is how many must have answered for a full round to close at its deadline. Unless it is `fixed`,
     that is all of a round that has fewer seats, and one less for each seat that nobody was there to take,
-    but at least one; and whatever the quorum, no round closes that `requires` has a word against.
+    but at least one; and whatever the quorum, no round closes whose rows do not meet `requires`.
     """
 
-    choice: Selection = field(kw_only=True)
+    workers: tuple[Worker, ...]
+    rounds: int
+    quorum: int
+    """How many workers must have answered for a round to close at its deadline."""
+    deadline: Seconds
+    """How long a round stays open for those who are late."""
+    shortfall: Literal["wait", "skip", "fail"]
+    """What to do at the deadline when the quorum is not met."""
+    f: int
+    """How many workers may be Byzantine."""
+    max_skips: int = 10
+    """After so many rounds in a row without an update the run is over: nothing loops for ever."""
+    requires: Condition = unconditional
+    """What the rule asks of the rows of a round. No round closes that does not meet it."""
+    waiting: AdaptiveWaiting | None = None
+    """When a round closes before its deadline without those who are late; None: never."""
+    selection: Selection = field(kw_only=True)
     fixed: bool = field(default=False, kw_only=True)
     """Whether the quorum was asked for: then it is the same in every round."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if problem := self.choice.problem(len(self.workers), self.deadline):
+        object.__setattr__(self, "workers", tuple(sorted(self.workers)))
+        n = len(self.workers)
+        if n == 0 or len(set(self.workers)) < n:
+            raise ValueError(f"`workers` should be different names, at least one. Found {self.workers}.")
+        if self.f < 0:
+            raise ValueError(f"`f` should be a non-negative integer. Found {self.f}.")
+        if not 1 <= self.quorum <= n:
+            raise ValueError(f"`quorum` should be between 1 and n = {n}. Found {self.quorum}.")
+        if not 0 <= self.f < n:
+            raise ValueError(f"`f` should be between 0 and n - 1 = {n - 1}. Found {self.f}.")
+        if min(self.rounds, self.max_skips) < 1:
+            found = f"{self.rounds} and {self.max_skips}"
+            raise ValueError(f"`rounds` and `max_skips` should be at least 1. Found {found}.")
+        if not self.deadline > 0:
+            raise ValueError(f"`deadline` should be a positive number of seconds. Found {self.deadline}.")
+        if problem := self.selection.problem(n, self.deadline):
             raise ValueError(problem)
+
+    @property
+    def by_invitation(self) -> bool:
+        """As of the selection."""
+        return self.selection.by_invitation
+
+    def spare(self, asked: int, quorum: int) -> int:
+        """How many of those asked may be missing from a round that ends before its deadline.
+
+        As many as the quorum leaves, but never more than f: so the first answers alone decide nothing. With
+        f = 0 nobody is Byzantine, and the quorum alone says.
+        """
+        left = max(0, asked - quorum)
+        return min(left, self.f) if self.f else left
+
+    def shortage(
+        self, pushed: Collection[Worker], faulty: Collection[Worker], quorum: int | None = None
+    ) -> str:
+        """What keeps a round from being aggregated, as the end of a sentence; empty if nothing does.
+
+        A proven fault counts for the quorum: the rule has one row less, and one Byzantine row less.
+        """
+        quorum = self.quorum if quorum is None else quorum
+        if len(pushed) + len(faulty) < quorum:
+            return f"the quorum of {quorum} is not met"
+        if not pushed:
+            return "there is no vector to aggregate"
+        reason = self.requires(pushed, faulty)
+        return f"the rule promises nothing for these rows: {reason.rstrip('.')}" if reason else ""

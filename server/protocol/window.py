@@ -23,7 +23,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 
 from varangian.protos.refusals import Refusal
-from varangian.server.protocol.events import RoundPolicy, Seconds, Worker
+from varangian.server.protocol.events import Seconds, Worker
+from varangian.server.protocol.state import RunPolicy
 
 
 class Window:
@@ -37,7 +38,7 @@ class Window:
         patience: seconds to wait for those who are not there yet, and for the slowest of the members.
     """
 
-    def __init__(self, policy: RoundPolicy, d: int, block: int, blocks: int, patience: Seconds) -> None:
+    def __init__(self, policy: RunPolicy, d: int, block: int, blocks: int, patience: Seconds) -> None:
         self._policy = policy
         self._d = d
         self._block = block

@@ -20,7 +20,6 @@ from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
 from varangian.server.observability.record import Evaluate, Observe, record_of_skip
 from varangian.server.observability.status import Snapshot, Status
-from varangian.server.protocol.decisions import Machine
 from varangian.server.protocol.events import (
     Absent,
     Close,
@@ -35,7 +34,6 @@ from varangian.server.protocol.events import (
     Invite,
     Offer,
     Open,
-    Phase,
     Present,
     Push,
     Reject,
@@ -48,7 +46,8 @@ from varangian.server.protocol.events import (
     Withdraw,
     Worker,
 )
-from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import Phase
 from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 from varangian.server.rounds.executor import ComputeThread
 from varangian.server.rounds.pulls import Pulls
@@ -81,10 +80,10 @@ class Coordinator:
         executor: where heavy work runs, one piece at a time; by default a thread that ends with the run.
         threads: torch threads of that thread. The same number gives the same bits.
         rows: how vectors are kept until their round closes.
-        window: keep only a few blocks of columns of each, for rules that see no column twice; only with a
-            round machine.
-        merge: from what was pushed to what the rule sees; by default the same.
-        seats: how many vectors there can be at once, if not one of each worker; not with a round machine.
+        window: keep only a few blocks of columns of each, for rules that see no column twice; not for runs
+            by invitation.
+        row_source: from what was pushed to what the rule sees; by default the same.
+        seats: how many vectors there can be at once, if not one of each worker.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class Coordinator:
         )
         self._d = learner.parameters.numel()
         self._intake: WindowedRounds | LentRows
-        if window and isinstance(machine, RoundMachine):
+        if window:
             report = WindowListener(self._standing, self._settled, self._failed)
             self._intake = WindowedRounds(machine, learner, self._compute_thread.run, clock, report, rows)
         else:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from varangian.protos.refusals import Refusal
 from varangian.server.observability.status import Snapshot
-from varangian.server.protocol.decisions import Machine
-from varangian.server.protocol.events import Event, Left, Phase, Ready, Seconds, Worker
+from varangian.server.protocol.events import Event, Left, Ready, Seconds, Worker
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import Phase
 from varangian.server.rounds.clock import Clock, LatestValue
 
 
@@ -79,7 +80,7 @@ class Pulls:
     @asynccontextmanager
     async def answered(self, worker: Worker, after: int, patience: Seconds) -> AsyncGenerator[AnsweredPull]:
         """The answer to a pull, for as long as it is being sent; nothing to send once patience ran out."""
-        if not self._machine.invites:
+        if not self._machine.by_invitation:
             yield AnsweredPull(await self.snapshot(after, patience))
             return
         ticket, pull = self.ask(worker, after), AnsweredPull(None)
@@ -119,7 +120,7 @@ class Pulls:
 
     def over(self, worker: Worker, round: int) -> bool:
         """Whether a vector for the model of this round would be refused by now: better to begin anew."""
-        if self._machine.invites:
+        if self._machine.by_invitation:
             return self._machine.standing(worker, round) is not None
         return self._machine.state.round != round
 

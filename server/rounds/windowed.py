@@ -14,9 +14,10 @@ from varangian.aggregators import Aggregate, AggregationError
 from varangian.aggregators.streaming.stream import Stream, block_columns
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.refusals import Refusal
-from varangian.server.protocol.events import Close, Phase, Seconds, Worker
-from varangian.server.protocol.roll_call import passed_over
-from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.protocol.events import Close, Seconds, Worker
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.quorum import passed_over
+from varangian.server.protocol.state import Phase
 from varangian.server.protocol.window import Window
 from varangian.server.rounds.clock import Alarm, Clock
 from varangian.server.rows.slot import Overtaken, RowStore, Slot
@@ -73,7 +74,7 @@ class WindowedRounds:
 
     def __init__(
         self,
-        machine: RoundMachine,
+        machine: Machine,
         learner: Learner,
         in_thread: InThread,
         clock: Clock,

@@ -16,7 +16,6 @@ from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Constant, Hinge, Polynomial
-from varangian.server.protocol.synchronous import RoundMachine
 
 
 @pytest.mark.parametrize(
@@ -380,8 +379,8 @@ def test_the_polynomial_weight_is_the_one_by_default():
 def test_the_machine_is_told_what_the_configuration_says(overrides, choice):
     config = load(None, [*overrides, "rounds=7", "server.shortfall=skip"])
     built = machine(config)
-    assert built.invites
-    assert built.policy.choice == choice
+    assert built.by_invitation
+    assert built.policy.selection == choice
     assert built.policy.quorum == config.quorum
     assert (built.policy.rounds, built.policy.shortfall, built.policy.f) == (7, "skip", 3)
 
@@ -411,8 +410,7 @@ def test_a_quorum_that_is_set_is_fixed():
 
 def test_everybody_in_step_needs_no_invitations():
     built = machine(load(None, ["server.quorum=13"]))
-    assert isinstance(built, RoundMachine)
-    assert (built.invites, built.policy.quorum) == (False, 13)
+    assert (built.by_invitation, built.policy.quorum) == (False, 13)
 
 
 @pytest.mark.parametrize(

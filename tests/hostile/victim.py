@@ -21,8 +21,9 @@ from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.limits.quotas import Limits
-from varangian.server.protocol.events import RoundPolicy
-from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
@@ -54,10 +55,10 @@ def arguments():
 
 def synchronous(args, names):
     """A driver, by numbers."""
-    policy = RoundPolicy(names, args.rounds, args.quorum, args.deadline, "wait", args.f)
+    policy = RunPolicy(names, args.rounds, args.quorum, args.deadline, "wait", args.f, selection=Everyone())
     rule = aggregator_from(args.rule, "--rule", f=args.f)
     learner = Learner(torch.zeros(args.numel), rule, Sgd(lr=0.1), rounds=args.rounds, seed=1)
-    return Coordinator(RoundMachine(policy), learner, window=bool(args.window), **OBSERVED)
+    return Coordinator(Machine(policy), learner, window=bool(args.window), **OBSERVED)
 
 
 def configured(args, settings):

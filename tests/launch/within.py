@@ -18,8 +18,9 @@ from varangian.protos.network.grpc_options import AHEAD
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.quotas import Limits
-from varangian.server.protocol.events import RoundPolicy
-from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.training.learner import Learner
@@ -62,10 +63,10 @@ async def serving(window: bool, lane: bool) -> None:
     columns = window_columns(LAYOUT.numel) if window else None
     account = MemoryBudget.of(len(NAMES), LAYOUT.numel, SGD, limits=LIMITS, columns=columns, lane=lane)
     rule = Aggregator(Median() if window else Krum(f=1))
-    policy = RoundPolicy(NAMES, ROUNDS, len(NAMES), 60.0, "wait", 1)
+    policy = RunPolicy(NAMES, ROUNDS, len(NAMES), 60.0, "wait", 1, selection=Everyone())
     learner = Learner(torch.zeros(LAYOUT.numel), rule, SGD, rounds=ROUNDS, seed=1)
     coordinator = Coordinator(
-        RoundMachine(policy),
+        Machine(policy),
         learner,
         evaluate=lambda _: (0.0, 0.0),
         evaluate_every=100,

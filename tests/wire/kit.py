@@ -17,8 +17,9 @@ from varangian.protos.layout import Layout
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.quotas import Limits
-from varangian.server.protocol.events import RoundPolicy
-from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
@@ -116,12 +117,14 @@ class Run:
         torch.set_num_threads(1)
         self.layout, self.names, self.records = layout, names, []
         quorum = quorum or len(names) - f
-        policy = RoundPolicy(names, rounds, quorum=quorum, deadline=deadline, shortfall="wait", f=f)
+        policy = RunPolicy(
+            names, rounds, quorum=quorum, deadline=deadline, shortfall="wait", f=f, selection=Everyone()
+        )
         aggregator = Aggregator(rule or Krum(f=f), f=f)
         self.learner = Learner(torch.ones(layout.numel), aggregator, Sgd(lr=0.5), rounds=rounds, seed=1)
         self.service = {key: options.pop(key) for key in SERVICE if key in options}
         self.coordinator = Coordinator(
-            options.pop("machine", None) or RoundMachine(policy),
+            options.pop("machine", None) or Machine(policy),
             self.learner,
             evaluate=lambda _: (0.0, 0.0),
             evaluate_every=100,

@@ -20,7 +20,7 @@ from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
-from varangian.server.protocol.machine import ParticipationMachine
+from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rows.source import LatestVectors, Pushed, WeightedByAge
@@ -44,7 +44,7 @@ class Run:
         torch.set_num_threads(1)
         agreed = {"rounds": 4, "quorum": 1, "deadline": 60.0, "shortfall": "wait", "f": f} | policy
         self.names, self.records = names, []
-        self.machine = ParticipationMachine(RunPolicy(names, **agreed, choice=choice))
+        self.machine = Machine(RunPolicy(names, **agreed, selection=choice))
         self.learner = Learner(
             torch.ones(D), Aggregator(rule or Mean(), f=f), Sgd(lr=1.0), rounds=agreed["rounds"], seed=1
         )
@@ -144,7 +144,7 @@ async def test_asap_goes_on_when_a_worker_dies():
         workers = [run.worked(address, name, compute) for name in names]
         ended = await asyncio.gather(*workers, return_exceptions=True)
     assert [str(end) for end in ended].count("all 6 rounds are done") == 7
-    groups = [run.machine.policy.choice.members(names, round) for round in range(6)]
+    groups = [run.machine.policy.selection.members(names, round) for round in range(6)]
     assert [tuple(record.ages) for record in run.records[:4]] == groups[:4]
     assert "w03" in groups[3], "its first vector waits for its turn"
     for record, group in zip(run.records[4:], groups[4:], strict=True):

@@ -17,7 +17,7 @@ from varangian.protos.metadata_keys import WORKER
 from varangian.server.identity.tls import Security
 from varangian.server.limits.quotas import Limits
 from varangian.server.participation.selection import LongestAbsent
-from varangian.server.protocol.machine import ParticipationMachine
+from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rows.source import LatestVectors
@@ -124,9 +124,9 @@ class Story:
                 deadline=60.0,
                 shortfall="wait",
                 f=1,
-                choice=LongestAbsent(len(NAMES), gather=30.0),
+                selection=LongestAbsent(len(NAMES), gather=30.0),
             )
-            options["machine"] = ParticipationMachine(policy)
+            options["machine"] = Machine(policy)
             options["row_source"] = LatestVectors.of(NAMES, LAYOUT.numel, len(NAMES))
         if way == "tls":
             options["security"] = Security(certified / "server")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import fields
 
 from torch import Tensor
 
@@ -11,11 +10,8 @@ from varangian.aggregators import AggregationError
 from varangian.config.names import default_names
 from varangian.config.tree import RunConfig
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
-from varangian.server.protocol.decisions import Machine
-from varangian.server.protocol.events import Condition
-from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import RunPolicy, Selection
-from varangian.server.protocol.synchronous import RoundMachine, RoundPolicy
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import Condition, RunPolicy, Selection
 from varangian.server.training.ema import Average
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
@@ -77,20 +73,6 @@ def timetable(config: RunConfig) -> Timetable:
     )
 
 
-def policy(config: RunConfig) -> RoundPolicy:
-    """When a round closes."""
-    return RoundPolicy(
-        workers=worker_names(config),
-        rounds=config.rounds,
-        quorum=config.quorum,
-        deadline=config.server.deadline,
-        shortfall=config.server.shortfall,
-        f=config.f,
-        requires=condition(config),
-        waiting=waiting(config),
-    )
-
-
 def selection(config: RunConfig) -> Selection:
     """Who is invited to a round, and when it is complete."""
     return config.participation.selection(config.workers, config.f)
@@ -123,12 +105,19 @@ def condition(config: RunConfig) -> Condition:
 
 def machine(config: RunConfig) -> Machine:
     """What decides whose push counts, at the start of a run."""
-    agreed, choice = policy(config), selection(config)
-    if not choice.by_invitation:
-        return RoundMachine(agreed)
-    shared = {field.name: getattr(agreed, field.name) for field in fields(agreed)}
-    fixed = config.server.quorum is not None
-    return ParticipationMachine(RunPolicy(**shared, choice=choice, fixed=fixed))
+    policy = RunPolicy(
+        workers=worker_names(config),
+        rounds=config.rounds,
+        quorum=config.quorum,
+        deadline=config.server.deadline,
+        shortfall=config.server.shortfall,
+        f=config.f,
+        requires=condition(config),
+        waiting=waiting(config),
+        selection=selection(config),
+        fixed=config.server.quorum is not None,
+    )
+    return Machine(policy)
 
 
 def optimizer(config: RunConfig) -> Sgd:

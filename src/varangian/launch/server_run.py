@@ -23,8 +23,8 @@ from varangian.launch.result import Outcome, RunError, RunResult
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
 from varangian.server.observability.record import Observe, RoundRecord, Scores
-from varangian.server.protocol.decisions import Machine
-from varangian.server.protocol.events import Phase
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import Phase
 from varangian.server.rounds.clock import MONOTONIC, Clock
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns

@@ -15,7 +15,7 @@ from varangian.aggregators.graphs import Complete, Exponential, Graph, OnePeer, 
 from varangian.aggregators.graphs.base import Links
 from varangian.aggregators.graphs.links import Static
 from varangian.server.participation.asap import NeighbourhoodSelection
-from varangian.server.participation.sync import Everyone
+from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.protocol.events import (
     Close,
     Committed,
@@ -27,7 +27,7 @@ from varangian.server.protocol.events import (
     Ready,
     Worker,
 )
-from varangian.server.protocol.machine import ParticipationMachine
+from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy, Selection
 
 N, D = 16, 8
@@ -59,9 +59,9 @@ class Training:
 
     def __init__(self, choice: Selection, settle: float) -> None:
         policy = RunPolicy(
-            WORKERS, rounds=10**6, quorum=1, deadline=1.0, shortfall="wait", f=0, choice=choice
+            WORKERS, rounds=10**6, quorum=1, deadline=1.0, shortfall="wait", f=0, selection=choice
         )
-        self.machine = ParticipationMachine(policy)
+        self.machine = Machine(policy)
         self.quadratic, self.x = Quadratic(), torch.zeros(D, dtype=torch.float64)
         self.settle = settle
         self.rows: dict[Worker, Tensor] = {}
@@ -107,7 +107,7 @@ def error(x: Tensor) -> float:
 @pytest.mark.parametrize(
     ("choice", "size"),
     [
-        (Everyone(), 16),
+        (BufferSelection(16, tau=0), 16),
         # Graphs that change are the harder ones.
         pytest.param(NeighbourhoodSelection(Complete()), 16, marks=pytest.mark.exhaustive),
         pytest.param(NeighbourhoodSelection(Exponential()), 5, marks=pytest.mark.exhaustive),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.extent import examples
 
+from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.adaptive_waiting import REST, AdaptiveWaiting, WaitingHistory
 from varangian.server.protocol.events import (
     Close,
@@ -18,19 +19,18 @@ from varangian.server.protocol.events import (
     Event,
     Fault,
     Offer,
-    Phase,
     Push,
-    RoundPolicy,
     Skip,
     Tick,
 )
-from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import Phase, RunPolicy
 
 N, F = 7, 2
 NAMES = tuple(f"w{i:02}" for i in range(N))
 HONEST, BYZANTINE = NAMES[: N - F], NAMES[N - F :]
 WAITING = AdaptiveWaiting(3.0, 10.0, 3)
-POLICY = RoundPolicy(NAMES, 1000, N - F, 60.0, "wait", F, waiting=WAITING)
+POLICY = RunPolicy(NAMES, 1000, N - F, 60.0, "wait", F, waiting=WAITING, selection=Everyone())
 NEVER = float("inf")
 
 
@@ -45,8 +45,8 @@ class Act:
 class Rounds:
     """A machine whose workers act when they are due, and that is ticked when it asks for it."""
 
-    def __init__(self, policy: RoundPolicy = POLICY) -> None:
-        self.machine = RoundMachine(policy)
+    def __init__(self, policy: RunPolicy = POLICY) -> None:
+        self.machine = Machine(policy)
         self.now = 0.0
 
     def play(self, acts: dict[str, Act]) -> Close | Skip:
@@ -224,7 +224,7 @@ def test_whatever_happens_a_round_keeps_its_promises(history, quorum, waiting):
         end = rounds.play(given)
         assert rounds.now <= before + policy.deadline
         if isinstance(end, Skip):
-            missed = {name: rounds.machine.state.pace.missed.get(name, 0) for name in NAMES}
+            missed = {name: rounds.machine.state.history.missed.get(name, 0) for name in NAMES}
             continue
         answered = len(end.workers) + len(end.faults)
         assert answered >= quorum

@@ -19,7 +19,6 @@ from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
-from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import (
     Absent,
     Accept,
@@ -36,7 +35,6 @@ from varangian.server.protocol.events import (
     Left,
     Offer,
     Open,
-    Phase,
     Present,
     Push,
     Ready,
@@ -46,8 +44,8 @@ from varangian.server.protocol.events import (
     Tick,
     Withdraw,
 )
-from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import RunPolicy, Selection
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import Phase, RunPolicy, Selection
 
 WORKERS = ("w00", "w01", "w02", "w03")
 NAMES = st.sampled_from(WORKERS)
@@ -56,7 +54,6 @@ PIECES = 3
 DEADLINE = 5.0
 F = 1
 CHOICES = (
-    Everyone(),
     LongestAbsent(k=1),
     LongestAbsent(k=2),
     LongestAbsent(k=3, gather=2.0),
@@ -111,8 +108,8 @@ class Histories(RuleBasedStateMachine):
         shortfall=st.sampled_from(["wait", "skip", "fail"]),
     )
     def start(self, choice: Selection, quorum: int, shortfall: str) -> None:
-        policy = RunPolicy(WORKERS, 10**6, quorum, DEADLINE, shortfall, F, max_skips=12, choice=choice)
-        self.machine = ParticipationMachine(policy)
+        policy = RunPolicy(WORKERS, 10**6, quorum, DEADLINE, shortfall, F, max_skips=12, selection=choice)
+        self.machine = Machine(policy)
         self.now = 0.0
         self.history: list[tuple[Event, tuple[Effect, ...]]] = []
         self.clients = {worker: Client() for worker in WORKERS}
@@ -168,7 +165,7 @@ class Histories(RuleBasedStateMachine):
             case Open(round):
                 assert round == self.round + 1
                 self.round, self.phase = round, Phase.OPEN
-                tau = self.machine.policy.choice.tau
+                tau = self.machine.policy.selection.tau
                 self.held = {w: v for w, v in self.held.items() if tau is None or round - v.round <= tau}
             case Finish():
                 self.phase = Phase.FINISHED
@@ -177,7 +174,7 @@ class Histories(RuleBasedStateMachine):
 
     def closed(self, close: Close) -> None:
         """Aggregation begins: every row of it is whole, and has never been used."""
-        choice = self.machine.policy.choice
+        choice = self.machine.policy.selection
         assert (close.round, Phase.OPEN) == (self.round, self.phase)
         assert f"round {close.round}: " in close.because
         members = choice.members(WORKERS, close.round)
@@ -363,13 +360,13 @@ class Histories(RuleBasedStateMachine):
         assert state.uploads.keys() == {stream.vector.worker for stream in self.streams if stream.open}
         assert not state.uploads.keys() & state.held.keys()
         assert not state.invited.keys() & (state.held.keys() | state.faults.keys())
-        choice, punctual = self.machine.policy.choice, self.phase is Phase.OPEN and not state.overdue
+        choice, punctual = self.machine.policy.selection, self.phase is Phase.OPEN and not state.overdue
         if isinstance(choice, LongestAbsent) and punctual:
             assert len(state.invited) + len(state.held) + len(state.faults) <= choice.k
 
     @invariant()
     def nothing_but_what_it_wakes_for_depends_on_time(self) -> None:
-        again, due = ParticipationMachine(self.machine.policy), self.machine.wake_at
+        again, due = Machine(self.machine.policy), self.machine.wake_at
         again.state = self.machine.state
         assert due is None or due > again.state.at
         before = again.state.at + 1e6 if due is None else (again.state.at + due) / 2
@@ -389,7 +386,7 @@ class Histories(RuleBasedStateMachine):
             self.all_come_back()
 
     def the_same_again(self) -> None:
-        again = ParticipationMachine(self.machine.policy)
+        again = Machine(self.machine.policy)
         assert [again.handle(event) for event, _ in self.history] == [told for _, told in self.history]
         assert again.state == self.machine.state
 
@@ -405,7 +402,7 @@ class Histories(RuleBasedStateMachine):
 
     def all_served(self, used: set[tuple[str, int]]) -> bool:
         """Where it is first come, first served, those who are faster may be served alone."""
-        if isinstance(self.machine.policy.choice, BufferSelection):
+        if isinstance(self.machine.policy.selection, BufferSelection):
             return len(used) >= 10
         return all(sum(name == worker for name, _ in used) >= 2 for worker in WORKERS)
 

@@ -25,14 +25,11 @@ from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent, longest_absent
 from varangian.server.participation.staleness import Polynomial
-from varangian.server.participation.sync import Everyone
-from varangian.server.protocol.decisions import Verdict
 from varangian.server.protocol.events import (
     Absent,
     Accept,
     Close,
     Committed,
-    Condition,
     Decline,
     Duplicate,
     Effect,
@@ -44,7 +41,6 @@ from varangian.server.protocol.events import (
     Left,
     Offer,
     Open,
-    Phase,
     Push,
     Ready,
     Reject,
@@ -54,8 +50,9 @@ from varangian.server.protocol.events import (
     Stop,
     Tick,
 )
-from varangian.server.protocol.machine import ParticipationMachine
-from varangian.server.protocol.state import RunPolicy, Selection
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.quorum import Verdict
+from varangian.server.protocol.state import Condition, Phase, RunPolicy, Selection
 
 A, B = b"a" * 16, b"b" * 16
 WORKERS = ("w00", "w01", "w02", "w03")
@@ -63,18 +60,18 @@ WORKERS = ("w00", "w01", "w02", "w03")
 
 def policy(choice: Selection, **fields: object) -> RunPolicy:
     usual = {"workers": WORKERS, "rounds": 100, "quorum": 1, "deadline": 10.0, "shortfall": "wait", "f": 1}
-    return RunPolicy(**usual | fields, choice=choice)
+    return RunPolicy(**usual | fields, selection=choice)
 
 
-def machine(choice: Selection, **fields: object) -> ParticipationMachine:
-    return ParticipationMachine(policy(choice, **fields))
+def machine(choice: Selection, **fields: object) -> Machine:
+    return Machine(policy(choice, **fields))
 
 
-def play(machine: ParticipationMachine, *events: Event) -> list[Effect]:
+def play(machine: Machine, *events: Event) -> list[Effect]:
     return [effect for event in events for effect in machine.handle(event)]
 
 
-def ready(machine: ParticipationMachine, *workers: str, at: float = 0.0) -> list[str]:
+def ready(machine: Machine, *workers: str, at: float = 0.0) -> list[str]:
     """Who is invited when these ask, one after the other, for the open round."""
     return invited(play(machine, *(Ready(worker, machine.state.round, at) for worker in workers)))
 
@@ -83,7 +80,7 @@ def invited(effects: list[Effect]) -> list[str]:
     return [effect.worker for effect in effects if isinstance(effect, Invite)]
 
 
-def push(machine: ParticipationMachine, *workers: str, round: int | None = None) -> list[Effect]:
+def push(machine: Machine, *workers: str, round: int | None = None) -> list[Effect]:
     """Whole uploads; what follows them, without the answers to those who push."""
     round = machine.state.round if round is None else round
     at, effects = machine.state.at, list[Effect]()
@@ -102,7 +99,7 @@ def the(kind: type[Close] | type[Skip], effects: list[Effect]) -> Close | Skip:
     return found
 
 
-def refusal(machine: ParticipationMachine, event: Event) -> Refusal:
+def refusal(machine: Machine, event: Event) -> Refusal:
     """The refusal of an event that must change nothing."""
     before = machine.state
     (effect,) = machine.handle(event)
@@ -116,7 +113,7 @@ def refusal(machine: ParticipationMachine, event: Event) -> Refusal:
 
 
 def test_everyone_is_invited_and_the_round_ends_with_the_last_answer():
-    m = machine(Everyone())
+    m = machine(BufferSelection(4, 0))
     assert ready(m, *WORKERS) == [*WORKERS]
     push(m, "w02", "w00")
     play(m, Fault("w03", 0, "not finite", 1.0))
@@ -141,7 +138,7 @@ def test_who_asks_again_because_the_answer_was_lost_gets_the_same_answer():
 
 
 def test_who_has_answered_waits_for_the_next_round():
-    m = machine(Everyone())
+    m = machine(BufferSelection(4, 0))
     ready(m, "w00", "w01")
     push(m, "w00")
     assert play(m, Ready("w00", 1, 0.0)) == []
@@ -184,7 +181,7 @@ def test_a_push_without_an_invitation_is_refused():
 
 
 def test_columns_as_they_come_are_not_for_vectors_of_several_rounds():
-    m = machine(Everyone())
+    m = machine(BufferSelection(4, 0))
     ready(m, *WORKERS)
     play(m, Offer("w00", 0, A, 0.0))
     assert refusal(m, Settled(0, {"w00": A}, 0.0)) is Refusal.UNOFFERED
@@ -220,7 +217,7 @@ def test_a_retry_hears_the_same_when_the_round_of_its_vector_came_to_nothing():
 
 
 def test_the_first_complete_vector_counts_and_another_one_changes_nothing():
-    m = machine(Everyone())
+    m = machine(BufferSelection(4, 0))
     ready(m, *WORKERS)
     push(m, "w00")
     assert refusal(m, Offer("w00", 0, B, 0.0)) is Refusal.COUNTED
@@ -229,7 +226,7 @@ def test_the_first_complete_vector_counts_and_another_one_changes_nothing():
 
 
 def test_a_faulty_worker_is_out_for_the_round_and_back_in_the_next():
-    m = machine(Everyone())
+    m = machine(BufferSelection(4, 0))
     ready(m, *WORKERS)
     play(m, Fault("w00", 0, "x", 0.0))
     assert refusal(m, Offer("w00", 0, A, 0.0)) is Refusal.FAULTY
@@ -243,7 +240,7 @@ def test_a_faulty_worker_is_out_for_the_round_and_back_in_the_next():
 
 
 def test_who_declines_is_not_waited_for_and_asks_for_the_next_round():
-    m = machine(Everyone(), quorum=3)
+    m = machine(BufferSelection(4, 0), quorum=3)
     ready(m, *WORKERS)
     push(m, "w00", "w01", "w02")
     close = the(Close, play(m, Decline("w03", 0, "no memory left", 1.0)))
@@ -303,7 +300,7 @@ def test_a_round_below_what_the_rule_asks_for_waits_for_workers_that_start_late(
 
 @pytest.mark.parametrize(
     "choice",
-    [Everyone(), LongestAbsent(k=4), BufferSelection(size=4, tau=9), NeighbourhoodSelection(Complete())],
+    [LongestAbsent(k=4), BufferSelection(size=4, tau=9), NeighbourhoodSelection(Complete())],
     ids=repr,
 )
 @pytest.mark.parametrize("shortfall", ["wait", "skip", "fail"])
@@ -330,7 +327,7 @@ def test_a_quorum_that_was_asked_for_is_never_lowered():
 
 
 def test_a_fault_withdraws_a_vector_that_waits():
-    m = machine(Everyone())
+    m = machine(BufferSelection(4, 0))
     ready(m, *WORKERS)
     push(m, "w00")
     play(m, Fault("w00", 0, "x", 0.0))
@@ -338,7 +335,7 @@ def test_a_fault_withdraws_a_vector_that_waits():
 
 
 def test_one_upload_at_a_time_also_when_it_outlives_its_round():
-    m = machine(Everyone(), quorum=3)
+    m = machine(BufferSelection(4, 0), quorum=3)
     ready(m, *WORKERS)
     play(m, Offer("w03", 0, A, 0.0))
     assert refusal(m, Offer("w03", 0, A, 0.0)) is Refusal.BUSY
@@ -386,7 +383,7 @@ def test_who_leaves_while_its_upload_is_open_keeps_its_place():
 
 
 def test_at_the_deadline_a_quorum_is_enough():
-    m = machine(Everyone(), quorum=2)
+    m = machine(BufferSelection(4, 0), quorum=2)
     assert m.wake_at is None
     ready(m, *WORKERS, at=5.0)
     push(m, "w01")
@@ -436,7 +433,7 @@ def test_an_update_in_between_starts_the_count_of_skips_again():
 
 
 def test_more_faults_than_f_skip_the_round():
-    m = machine(Everyone(), f=1)
+    m = machine(BufferSelection(4, 0), f=1)
     ready(m, *WORKERS)
     push(m, "w00")
     skip, opened = play(m, Fault("w01", 0, "x", 0.0), Fault("w02", 0, "y", 0.0))
@@ -492,7 +489,7 @@ def test_a_run_whose_workers_are_all_away_for_too_long_ends():
 
 def test_nobody_waits_longer_than_the_deadline_for_the_silent_while_others_wait_for_the_next_round():
     """With `wait`, too: w01 gave up what it was invited to, and the next round is one that it can do."""
-    m = machine(Everyone(), quorum=2, workers=WORKERS[:3])
+    m = machine(BufferSelection(3, 0), quorum=2, workers=WORKERS[:3])
     ready(m, *WORKERS[:3])
     push(m, "w00")
     play(m, Ready("w00", 1, 0.0), Ready("w01", 1, 0.0))
@@ -779,7 +776,7 @@ def test_a_round_is_one_neighbourhood_and_the_others_are_ahead_by_one_vector():
 
 def test_a_round_whose_members_are_all_there_closes_as_soon_as_it_opens():
     m = machine(NeighbourhoodSelection(OnePeer()))
-    assert [m.policy.choice.members(WORKERS, t) for t in (0, 1)] == [("w00", "w03"), ("w00", "w01")]
+    assert [m.policy.selection.members(WORKERS, t) for t in (0, 1)] == [("w00", "w03"), ("w00", "w01")]
     ready(m, *WORKERS)
     push(m, "w01", "w03")
     the(Close, push(m, "w00"))
@@ -926,9 +923,6 @@ def test_a_graph_that_changes_goes_on_once_all_had_their_turn():
             "`tau` should be a number of rounds, at least 0, or null. Found -1.",
         ),
         (NeighbourhoodSelection(RandomRegular(degree=4)), {}, "needs at least 5 workers. Found 4."),
-        (Everyone(), {"quorum": 5}, "`quorum` should be between 1 and n = 4. Found 5."),
-        (Everyone(), {"deadline": 0.0}, "`deadline` should be a positive number of seconds. Found 0.0."),
-        (Everyone(), {"workers": ("w00", "w00")}, "`workers` should be different names, at least one."),
     ],
 )
 def test_bad_policies(choice: Selection, fields: dict[str, object], sentence: str):
@@ -937,6 +931,6 @@ def test_bad_policies(choice: Selection, fields: dict[str, object], sentence: st
 
 
 def test_a_policy_keeps_names_in_order():
-    found = policy(Everyone(), workers=tuple(reversed(WORKERS)))
+    found = policy(BufferSelection(4, 0), workers=tuple(reversed(WORKERS)))
     assert found.workers == WORKERS
     assert replace(found, quorum=4).quorum == 4

@@ -36,19 +36,19 @@ from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
+from varangian.server.participation.sync import Everyone
 from varangian.server.protocol import events
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
-from varangian.server.protocol.events import Close, Effect, Event, RollCall, RoundPolicy
-from varangian.server.protocol.machine import ParticipationMachine
+from varangian.server.protocol.events import Close, Effect, Event, RollCall
+from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy, Selection
-from varangian.server.protocol.synchronous import RoundMachine
 
 STORIES = sorted((Path(__file__).parent / "stories").glob("*.txt"))
 REWRITE = os.environ.get("VARANGIAN_REWRITE") == "1"
 
 
 class Storyteller:
-    machine: RoundMachine | ParticipationMachine
+    machine: Machine
     now = 0.0
 
     def tell(self, command: str) -> Iterator[str]:
@@ -101,20 +101,19 @@ class Storyteller:
                 raise ValueError(f"A story has no command {verb!r}.")
 
 
-def machine(text: str) -> RoundMachine | ParticipationMachine:
+def machine(text: str) -> Machine:
     given = dict(word.split("=") for word in text.split())
     choice = given.pop("choice", "")
     waiting = given.pop("waiting", None)
-    policy = RoundPolicy(
+    policy = RunPolicy(
         workers=tuple(f"w{i:02}" for i in range(int(given.pop("n")))),
         deadline=float(given.pop("deadline")),
         shortfall=given.pop("shortfall"),
         waiting=None if waiting is None else waiting_of(waiting),
+        selection=selection_of(choice) if choice else Everyone(),
         **{name: int(value) for name, value in given.items()},
     )
-    if not choice:
-        return RoundMachine(policy)
-    return ParticipationMachine(RunPolicy(**vars(policy), choice=choice_of(choice)))
+    return Machine(policy)
 
 
 def waiting_of(text: str) -> AdaptiveWaiting:
@@ -122,7 +121,7 @@ def waiting_of(text: str) -> AdaptiveWaiting:
     return AdaptiveWaiting(float(factor), float(floor), int(rounds))
 
 
-def choice_of(text: str) -> Selection:
+def selection_of(text: str) -> Selection:
     name, _, rest = text.partition(":")
     match name, rest.split(","):
         case "oldest", [k, gather]:

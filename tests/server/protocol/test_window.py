@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.extent import examples
 
 from varangian.protos.refusals import Refusal
-from varangian.server.protocol.events import RoundPolicy
+from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.protocol.window import Window
 
 NAMES = ("w00", "w01", "w02", "w03")
@@ -18,7 +19,7 @@ PATIENCE = 5.0
 
 
 def window(quorum: int = 3) -> Window:
-    policy = RoundPolicy(NAMES, 9, quorum, 60.0, "wait", 1)
+    policy = RunPolicy(NAMES, 9, quorum, 60.0, "wait", 1, selection=Everyone())
     opened = Window(policy, D, BLOCK, BLOCKS, PATIENCE)
     opened.begin(0)
     return opened

@@ -16,8 +16,10 @@ from torch import Tensor
 from varangian.aggregators import AggregationError, Aggregator, Gram, Krum
 from varangian.protos.encoding import payload_digest
 from varangian.server.observability.record import RoundRecord
-from varangian.server.protocol.events import RoundPolicy
-from varangian.server.protocol.synchronous import Refusal, RoundMachine
+from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.events import Refusal
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
@@ -65,7 +67,7 @@ class Run:
         agreed = {"rounds": 3, "quorum": n - f, "deadline": 10.0, "shortfall": "wait", "f": f} | policy
         workers = tuple(f"w{i:02}" for i in range(n))
         self.time = time
-        self.machine = RoundMachine(RoundPolicy(workers, **agreed))
+        self.machine = Machine(RunPolicy(workers, **agreed, selection=Everyone()))
         self.learner = Learner(
             torch.ones(D), Aggregator(rule or Mean(), f=f), Sgd(lr=1.0), rounds=3, seed=1
         )

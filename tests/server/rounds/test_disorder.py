@@ -18,7 +18,7 @@ from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.protocol.events import Close
-from varangian.server.protocol.machine import ParticipationMachine
+from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
 from varangian.server.rows.source import Pushed, StepInput
@@ -110,12 +110,12 @@ def test_every_vector_is_whole_and_counts_once(way: str, seed: int):
             deadline=0.02,
             shortfall="skip",
             f=N - 1,
-            choice=choice,
+            selection=choice,
             max_skips=ROUNDS,
         )
         learner = Learner(torch.zeros(D), Aggregator(Mean()), Sgd(lr=1e-3), rounds=ROUNDS, seed=1)
         coordinator = Coordinator(
-            ParticipationMachine(policy),
+            Machine(policy),
             learner,
             evaluate=lambda _: (0.0, 0.0),
             evaluate_every=1000,

@@ -24,7 +24,7 @@ from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol.events import Close, Skip
-from varangian.server.protocol.machine import ParticipationMachine
+from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
 from varangian.server.rows.delta_sum import DeltaSum
@@ -44,7 +44,7 @@ class Run:
     ):
         agreed = {"rounds": 9, "quorum": 1, "deadline": 10.0, "shortfall": "wait", "f": f} | policy
         self.names = tuple(f"w{i:02}" for i in range(n))
-        self.machine = ParticipationMachine(RunPolicy(self.names, **agreed, choice=choice))
+        self.machine = Machine(RunPolicy(self.names, **agreed, selection=choice))
         self.learner = Learner(
             torch.zeros(D), Aggregator(rule or Mean(), f=f), Sgd(lr=1.0), rounds=agreed["rounds"], seed=1
         )
@@ -343,7 +343,7 @@ async def test_old_vectors_count_by_their_age_and_faults_change_nothing_about_it
 async def test_only_members_are_aggregated_and_the_others_wait_for_their_turn(time):
     async with Run(time, NeighbourhoodSelection(Ring()), Pushed(), n=5) as run:
         run.ask(*run.names)
-        groups = [run.machine.policy.choice.members(run.names, round) for round in range(2)]
+        groups = [run.machine.policy.selection.members(run.names, round) for round in range(2)]
         outside = next(worker for worker in run.names if worker not in groups[0] + groups[1])
         assert await run.push(outside, 100.0, 0) is None
         for worker in groups[0]:

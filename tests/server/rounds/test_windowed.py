@@ -18,8 +18,10 @@ from varangian.aggregators.kernels import accumulate, native
 from varangian.aggregators.streaming.stream import Stream, streams
 from varangian.protos.encoding import encode_vector
 from varangian.server.observability.record import RoundRecord
-from varangian.server.protocol.events import RoundPolicy
-from varangian.server.protocol.synchronous import Refusal, RoundMachine
+from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.events import Refusal
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
 from varangian.server.rounds.windowed import BLOCKS
 from varangian.server.training.learner import Learner
@@ -63,7 +65,7 @@ class Run:
     def __init__(self, time, spec: object = "median", rounds=1, rows="float32", **policy):
         agreed = {"quorum": N - F, "deadline": 40.0, "shortfall": "wait"} | policy
         self.time = time
-        self.machine = RoundMachine(RoundPolicy(NAMES, rounds=rounds, f=F, **agreed))
+        self.machine = Machine(RunPolicy(NAMES, rounds=rounds, f=F, **agreed, selection=Everyone()))
         aggregator = aggregator_from(spec, "aggregator", f=F)
         self.learner = Learner(torch.ones(D), aggregator, Sgd(lr=1.0), rounds=rounds, seed=1)
         self.records: list[RoundRecord] = []

@@ -30,8 +30,10 @@ from varangian.protos.messages import (
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.quotas import Limits
-from varangian.server.protocol.events import Absent, Decline, Gone, Offer, Push, Ready, RoundPolicy, Tick
-from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.events import Absent, Decline, Gone, Offer, Push, Ready, Tick
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
@@ -91,7 +93,9 @@ class World:
     def __init__(self, layout=LARGE):
         torch.set_num_threads(1)
         self.coordinator = Coordinator(
-            RoundMachine(RoundPolicy(NAMES, 9, quorum=3, deadline=60.0, shortfall="wait", f=0)),
+            Machine(
+                RunPolicy(NAMES, 9, quorum=3, deadline=60.0, shortfall="wait", f=0, selection=Everyone())
+            ),
             Learner(torch.zeros(layout.numel), Aggregator(Krum(f=0)), Sgd(lr=1.0), rounds=9, seed=1),
             evaluate=lambda _: (0.0, 0.0),
             evaluate_every=100,
@@ -311,7 +315,7 @@ def test_an_event_compares_names_as_often_as_there_are_workers(way):
     workers = tuple(Name(name) for name in made.policy.workers)
     object.__setattr__(made.policy, "workers", workers)
     third = len(workers) // 3
-    events = [Ready(w, 0, 0.0) for w in workers if made.invites]
+    events = [Ready(w, 0, 0.0) for w in workers if made.by_invitation]
     events += [Tick(5.0), *(Offer(w, 0, b"x" * 16, 5.0) for w in workers)]
     events += [Gone(w, 0, 5.0) for w in workers[: 2 * third]]
     events += [Decline(w, 0, "no", 5.0) for w in workers[:third]]

@@ -29,8 +29,9 @@ from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.quotas import Limits, TokenBucket
 from varangian.server.limits.upload_scheduler import UploadTurn
-from varangian.server.protocol.events import RoundPolicy
-from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
@@ -131,7 +132,7 @@ async def world(
     records = []
     rules = {"quorum": 3, "deadline": 60.0, "shortfall": "wait"} | policy
     coordinator = Coordinator(
-        RoundMachine(RoundPolicy(NAMES, rounds, f=f, **rules)),
+        Machine(RunPolicy(NAMES, rounds, f=f, **rules, selection=Everyone())),
         Learner(torch.zeros(layout.numel), Aggregator(Krum(f=0)), Sgd(lr=1.0), rounds=rounds, seed=1),
         evaluate=lambda _: (0.0, 0.0),
         evaluate_every=100,

@@ -25,7 +25,7 @@ from varangian.launch.simulation.invited import InvitedWorkers
 from varangian.launch.simulation.transport import PATIENCE, compute_answers, decline, hand_over, stalled
 from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.server.observability.record import Observe
-from varangian.server.protocol.events import Phase
+from varangian.server.protocol.state import Phase
 from varangian.server.rounds.coordinator import Coordinator, Snapshot
 from varangian.server.rows.latest_store import NoRoom
 from varangian.worker.transport.results import Declined
@@ -46,7 +46,7 @@ def run_in_simulation(config: RunConfig, *, observe: Observe, note: Note) -> Run
             serving = asyncio.create_task(coordinator.run(session.stop.event))
             for sentence in session.sentences:
                 note(sentence)
-            kind = InvitedWorkers if session.machine.invites else _Workers
+            kind = InvitedWorkers if session.machine.by_invitation else _Workers
             with _one_thread(config.worker.threads) as executor:
                 await kind(session, coordinator, time, executor).work()
             return session.result(await serving)

@@ -19,8 +19,9 @@ from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.limits.quotas import Limits
 from varangian.server.observability.record import RoundRecord
-from varangian.server.protocol.events import RoundPolicy
-from varangian.server.protocol.synchronous import RoundMachine
+from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rows.slot import Slot
 from varangian.server.training.learner import Learner
@@ -62,10 +63,10 @@ class Service:
         self._data_port = 0 if lane else None
         self._committed: dict[int, float] = {}
         self._background = Background()
-        policy = RoundPolicy(self.names, MANY, quorum=workers, deadline=MANY, shortfall="wait", f=f)
-        self._background.run(self._start(RoundMachine(policy), learner, dtype))
+        policy = RunPolicy(self.names, MANY, workers, MANY, shortfall="wait", f=f, selection=Everyone())
+        self._background.run(self._start(Machine(policy), learner, dtype))
 
-    async def _start(self, machine: RoundMachine, learner: Learner, dtype: Dtype) -> None:
+    async def _start(self, machine: Machine, learner: Learner, dtype: Dtype) -> None:
         self._stop = asyncio.Event()
         self._coordinator = Coordinator(
             machine,
