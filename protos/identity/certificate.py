@@ -22,7 +22,7 @@ LONG = 0x80
 
 
 @dataclass(frozen=True)
-class ShownCertificate:
+class PeerCertificate:
     """What decides whether a certificate that was taken still counts."""
 
     fingerprint: str
@@ -34,7 +34,7 @@ class ShownCertificate:
 
 
 @lru_cache(maxsize=4096)
-def dated(pem: bytes) -> tuple[str, float]:
+def fingerprint_and_end(pem: bytes) -> tuple[str, float]:
     """Fingerprint and end of a certificate.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Presence: tells the run which workers are there, and the log who comes and goes."""
+"""Presence: tells the run which workers are connected, and logs who comes and goes."""
 
 from __future__ import annotations
 
@@ -16,42 +16,47 @@ PAUSE = 0.5
 """Seconds between two looks."""
 
 
-class PresenceListener(Protocol):
-    """Who has to know; a `Driver` is one."""
+class RunListener(Protocol):
+    """Told who comes and goes; a `Coordinator` is one."""
 
     @property
     def round(self) -> int: ...
     def absent(self, worker: str, /) -> None: ...
     def present(self, worker: str, /) -> None: ...
+    def withdraw(self, worker: str, reason: str, /) -> None: ...
 
 
 class Presence:
-    """Compares who is there with what the run was told.
+    """Compares which workers are connected with what the run was told.
 
-    A worker that has never come is waited for in round 0, since it may be started late, and is absent in
+    A worker that has never joined is waited for in round 0, since it may be started late, and is absent in
     the rounds after it.
     """
 
-    def __init__(self, sessions: Sessions, told: PresenceListener) -> None:
+    def __init__(self, sessions: Sessions, run: RunListener) -> None:
         self._sessions = sessions
-        self._told = told
+        self._run = run
         self._absent = set[str]()
 
     def look(self) -> None:
-        """Tell what has changed. To be called now and then, and when a worker joins."""
-        there, known = self._sessions.present, self._sessions.joined
+        """Tell the run what has changed. To be called now and then, and when a worker joins."""
+        connected, known = self._sessions.present, self._sessions.joined
         for name in self._sessions.names:
-            if name in there and name in self._absent:
+            if name in connected and name in self._absent:
                 self._absent.remove(name)
                 log.info("%s is there", name)
-                self._told.present(name)
-            elif name not in there and name not in self._absent and (name in known or self._told.round > 0):
+                self._run.present(name)
+            elif (
+                name not in connected
+                and name not in self._absent
+                and (name in known or self._run.round > 0)
+            ):
                 self._absent.add(name)
                 log.info("%s %s", name, "is gone" if name in known else "has not come yet")
-                self._told.absent(name)
+                self._run.absent(name)
 
-    def expel(self, name: str) -> None:
-        """Nobody speaks for this worker any more, and the run knows it."""
+    def drop(self, name: str) -> None:
+        """A worker has no session any more, and the run knows it."""
         self._absent.add(name)
 
     @asynccontextmanager

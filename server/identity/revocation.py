@@ -1,26 +1,27 @@
-"""Revocation while a run goes on: ends the calls of a certificate and takes back what came with it.
+"""Certificate revocation during a run: ends the calls of a certificate, and withdraws its vectors.
 
-Every second the files of the server's bundle are looked at, and read if they have changed; calls whose
-certificate was revoked or has expired are ended; and a worker whose certificate was revoked is expelled:
-its process counts as gone, and its vectors that are not used yet leave the run. A new certificate of the
-same name is welcome at once.
+Every second the files of the server's bundle are read if they have changed; calls whose certificate was
+revoked or has expired are ended, as a call may last for hours; and a worker whose certificate was revoked
+leaves the run: its session ends, and its vectors that are not used yet are withdrawn. A new certificate of
+the same name is accepted at once.
 
-A list that cannot be read leaves the last good one in force. A list that is gone is an error of whoever
-runs the server; it ends the run after `GRACE`, in which a bundle may be replaced.
+A list that cannot be read leaves the last good one in force. A missing list is an error of the operator; it
+ends the run after `GRACE`, in which a bundle may be replaced.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
-from varangian.protos.identity.certificate import ShownCertificate
+from varangian.protos.errors import Refused
+from varangian.protos.identity.certificate import PeerCertificate
 from varangian.protos.identity.watched_files import PAUSE
-from varangian.server.identity.open_calls import OpenCalls
-from varangian.server.identity.sessions import Sessions
+from varangian.server.identity.presence import RunListener
+from varangian.server.identity.sessions import Peer, Sessions
 from varangian.server.identity.tls import Security
 
 log = logging.getLogger(__name__)
@@ -30,45 +31,86 @@ GRACE = 60.0
 REASON = "its certificate was revoked"
 
 
-class Told(Protocol):
-    """Who has to know; a `Driver` is one."""
+@dataclass(eq=False)
+class OpenCall:
+    """An open call over TLS."""
 
-    def withdraw(self, worker: str, reason: str, /) -> None: ...
-    def present(self, worker: str, /) -> None: ...
+    task: asyncio.Task[object]
+    certificate: PeerCertificate
+    error: Refused | None = None
+    """Why the server ends it."""
+
+
+class OpenCalls:
+    """The open calls of a server, and the certificate of each."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._calls = set[OpenCall]()
+
+    @contextmanager
+    def call(self, peer: Peer) -> Generator[None]:
+        """While a call is open, which the current task serves.
+
+        Raises:
+            Refused: `end` has ended the call.
+        """
+        task, certificate = asyncio.current_task(), self._sessions.certificate(peer)
+        if task is None or certificate is None:
+            yield
+            return
+        call = OpenCall(task, certificate)
+        self._calls.add(call)
+        try:
+            yield
+        except asyncio.CancelledError:
+            # Unless gRPC has cancelled it as well: then there is nobody to answer.
+            if call.error is None or task.uncancel():
+                raise
+            raise call.error from None
+        finally:
+            self._calls.discard(call)
+
+    def end(self) -> None:
+        """End the calls whose certificate was revoked or has expired since they began."""
+        for call in [call for call in self._calls if call.error is None]:
+            call.error = self._sessions.why_invalid(call.certificate)
+            if call.error is not None:
+                call.task.cancel()
 
 
 class Revocation:
-    """The certificates of one run, from its start to its end.
+    """Revocation in one run.
 
     Args:
-        roster: the workers, and who speaks for each.
-        told: the run.
-        expelled: called with each worker whose process is not taken for it any more.
-        security: the bundle; None without TLS, where nothing is revoked.
+        sessions: of its workers.
+        run: what withdraws the vectors of a worker.
+        on_drop: called with each worker whose session ends.
+        security: the server's bundle; None without TLS, where nothing is revoked.
         end: ends the run for a reason, in an orderly way.
     """
 
     def __init__(
         self,
         sessions: Sessions,
-        told: Told,
-        expelled: Callable[[str], None],
+        run: RunListener,
+        on_drop: Callable[[str], None],
         security: Security | None,
         end: Callable[[str], None],
     ) -> None:
-        self.standing = OpenCalls(sessions)
+        self.open_calls = OpenCalls(sessions)
         self._sessions = sessions
-        self._told = told
-        self._expelled = expelled
+        self._run = run
+        self._on_drop = on_drop
         self._security = security
         self._end = end
-        self._senders: dict[str, ShownCertificate] = {}
-        """With which certificate the last vector of each worker came that was counted."""
+        self._senders: dict[str, PeerCertificate] = {}
+        """The certificate with which the last counted vector of each worker came."""
 
-    def counted(self, worker: str, shown: ShownCertificate | None) -> None:
-        """A vector of this worker was counted."""
-        if shown is not None:
-            self._senders[worker] = shown
+    def note_sender(self, worker: str, certificate: PeerCertificate | None) -> None:
+        """Remember with which certificate a vector came that was counted."""
+        if certificate is not None:
+            self._senders[worker] = certificate
 
     def revoked(self) -> int:
         """How many certificates are on the list."""
@@ -79,18 +121,18 @@ class Revocation:
         return () if self._security is None else self._security.warnings()
 
     def look(self) -> None:
-        """Do what has to be done about certificates that count no longer. To be called every second."""
-        self.standing.end()
-        expelled = self._sessions.expel()
-        for worker in expelled:
+        """Act on certificates that are not valid any more. To be called every second."""
+        self.open_calls.end()
+        dropped = self._sessions.drop_revoked()
+        for worker in dropped:
             log.warning("security: %s is out: %s", worker, REASON)
-            self._expelled(worker)
-        sent = [worker for worker, shown in self._senders.items() if self._sessions.is_revoked(shown)]
-        for worker in dict.fromkeys((*expelled, *sent)):
+            self._on_drop(worker)
+        sent = [worker for worker, one in self._senders.items() if self._sessions.is_revoked(one)]
+        for worker in dict.fromkeys((*dropped, *sent)):
             self._senders.pop(worker, None)
-            self._told.withdraw(worker, REASON)
+            self._run.withdraw(worker, REASON)
             if worker in self._sessions.present:  # with another certificate
-                self._told.present(worker)
+                self._run.present(worker)
         self._check_list()
 
     @asynccontextmanager
@@ -113,7 +155,7 @@ class Revocation:
             self.look()
 
     def _check_list(self) -> None:
-        """End the run when the list is missing for too long: nobody could be revoked any more."""
+        """End the run when the list has been missing for too long: nobody could be revoked any more."""
         revoked = None if self._security is None else self._security.revoked
         if revoked is not None and revoked.failure is not None and revoked.missing_for >= GRACE:
             what = f"the list of revoked certificates has been missing for {GRACE:g} s"

@@ -1,14 +1,13 @@
-"""Identity of callers, and which workers are there.
+"""Sessions: authentication of callers, and the one process that speaks for each worker.
 
-A caller is known by its channel, never by anything in a message. With TLS its name is the one on its
-certificate. Without, it shows a token in the call metadata that only the holder of the run's secret can
-make for that name. A session, in the metadata too, tells two processes with the same name apart.
+Identity comes from the channel, never from a message. With TLS the name of a caller is that on its
+certificate. Without TLS it sends a token in the call metadata, which only the holder of the run's secret
+can make for that name. A session id, also in the metadata, tells two processes with the same name apart.
 
-What both protect against: a worker cannot speak for another worker, nor invent a name to get a second vote,
-and two processes that were given the same name by mistake do not both vote.
-
-What only TLS protects against: without it token and session cross the network in clear text. Whoever can
-read the traffic can take a worker's place, and whoever can alter it can alter vectors.
+Both keep a worker from speaking for another one or from inventing a name to get a second vote, and two
+processes that were given one name by mistake from voting twice. Only TLS protects token and session id on
+the network: without it whoever can read the traffic can take a worker's place, and whoever can alter it can
+alter vectors.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from typing import Protocol, TypeAlias
 
 from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import NAME
-from varangian.protos.identity.certificate import ShownCertificate
+from varangian.protos.identity.certificate import PeerCertificate
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import quote
 
 NONCE = re.compile(r"[0-9a-f]{32}")
 GRACE = 2.0
-"""Seconds in which a worker whose connections have closed may come back before it counts as gone."""
+"""Seconds after its last connection has closed for which a process may come back under its name."""
 LOGGED = 300
-"""Characters of the sentence in the log about a caller that pretends to be another."""
+"""Characters of the sentence in the log about a suspicious caller."""
 SECRET_BYTES = 16
 """The least length of a secret."""
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 Peer: TypeAlias = Mapping[str, Iterable[bytes]]
-"""What the channel proves about the other end; gRPC calls it the authentication context."""
+"""What the channel proves about the other end: the authentication context of gRPC."""
 UNPROVEN: Peer = {}
 """A channel that proves nothing: one without TLS."""
 
@@ -55,62 +54,64 @@ SUSPICIOUS = frozenset(
         Refusal.REVOKED,
     }
 )
-"""What honest workers do not come by: each is a line in the log, once for each name."""
+"""Refusals that honest workers do not cause: each is a line in the log, once for each name."""
 
 
 class CertificateReader(Protocol):
     """Reads names off certificates."""
 
-    def named(self, peer: Peer) -> str | None:
-        """The worker on a certificate, valid or not, if there is one."""
+    def worker_name(self, peer: Peer) -> str | None:
+        """The worker named on a certificate, whether that is valid or not; None if there is none."""
         ...
 
     def worker(self, peer: Peer) -> str:
-        """The name of a worker; raises Refused for everyone else."""
+        """The name of a worker with a valid certificate; raises Refused for everyone else."""
         ...
 
     def admit(self, peer: Peer) -> str:
-        """Whose valid certificate, of any role, this is; raises Refused when it is none."""
+        """The holder of a valid certificate of any role; raises Refused for everyone else."""
         ...
 
-    def shown(self, peer: Peer) -> ShownCertificate | None:
-        """The certificate of a caller, if there is one that says who it is."""
+    def certificate(self, peer: Peer) -> PeerCertificate | None:
+        """The certificate of a caller; None if it names nobody."""
         ...
 
-    def outdated(self, shown: ShownCertificate) -> Refused | None:
-        """Why a certificate that was taken counts no longer; None while it does."""
+    def why_invalid(self, certificate: PeerCertificate) -> Refused | None:
+        """Why a certificate that was accepted is not valid any more; None while it is."""
         ...
 
 
 @dataclass
 class Session:
-    """The process that speaks for a name."""
+    """The process that speaks for a worker."""
 
-    session: str
-    seen: float
-    """When it last called, in seconds of the roster's clock."""
-    calls: int = 0
-    """How many of its calls are open."""
-    stays: bool = False
-    """Whether it keeps one open for as long as it lives: without any, it has gone."""
-    left: float = float("-inf")
-    """When the last of its calls ended."""
-    shown: ShownCertificate | None = None
-    """The certificate that its last call came with; None without TLS."""
+    id: str
+    last_seen: float
+    """When it last called, on the clock of the sessions."""
+    open_calls: int = 0
+    persistent: bool = False
+    """Whether it keeps a call open for as long as it lives: without one it has ended."""
+    last_call_ended: float = float("-inf")
+    certificate: PeerCertificate | None = None
+    """The certificate of its last call; None without TLS."""
 
-    def gone(self, now: float) -> bool:
-        """Whether its connections are known to be closed, and not only broken for a moment."""
-        return self.stays and not self.calls and now - max(self.left, self.seen) > GRACE
+    def has_ended(self, now: float) -> bool:
+        """Whether its connections are known to be closed, for longer than a reconnection takes."""
+        return (
+            self.persistent
+            and not self.open_calls
+            and now - max(self.last_call_ended, self.last_seen) > GRACE
+        )
 
 
 class Sessions:
-    """The workers of one run, and the process that speaks for each.
+    """The workers of one run, and the session of each.
 
     Args:
         names: every worker that may take part.
-        secret: what tokens are made with; at least 16 bytes, never sent. None when there is a doorman.
-        doorman: who reads certificates; then tokens count for nothing.
-        silence: seconds without a sign of life after which another process may take a name over.
+        secret: what tokens are made with; at least 16 bytes, never sent. None with a certificate reader.
+        certificate_reader: authenticates callers by certificate; tokens then count for nothing.
+        timeout: seconds without a sign of life after which another process may take a name over.
         clock: seconds from any start.
     """
 
@@ -120,7 +121,7 @@ class Sessions:
         secret: bytes | None,
         *,
         certificate_reader: CertificateReader | None = None,
-        silence: float = 10.0,
+        timeout: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.names = tuple(sorted(names))
@@ -136,54 +137,55 @@ class Sessions:
             )
         self._tokens = {name: make_token(name, secret).encode() for name in self.names} if secret else {}
         self._certificate_reader = certificate_reader
-        self._silence = silence
+        self._timeout = timeout
         self._clock = clock
-        self._claims: dict[str, Session] = {}
-        self._suspected = set[tuple[str, Refusal]]()
+        self._sessions: dict[str, Session] = {}
+        self._logged = set[tuple[str, Refusal]]()
 
     def token(self, name: str) -> str:
-        """What the process of this worker has to show: HMAC-SHA256 in hexadecimal."""
+        """The token that the process of this worker has to send: HMAC-SHA256 in hexadecimal."""
         return self._tokens[name].decode()
 
     @property
     def joined(self) -> frozenset[str]:
-        """The names that some process has spoken for."""
-        return frozenset(self._claims)
+        """The workers that some process has joined as."""
+        return frozenset(self._sessions)
 
     def session(self, name: str) -> str | None:
-        """That of the process that speaks for a name, if there is one."""
-        claim = self._claims.get(name)
-        return None if claim is None else claim.session
+        """The id of the session of a worker; None if it has none."""
+        session = self._sessions.get(name)
+        return None if session is None else session.id
 
     @property
     def present(self) -> frozenset[str]:
-        """The names whose process is there now: it has a call open, or was heard of a moment ago."""
+        """The workers whose process is connected: it has a call open, or made one a moment ago."""
         now = self._clock()
-        return frozenset(name for name, claim in self._claims.items() if self._is_there(claim, now))
+        return frozenset(name for name, session in self._sessions.items() if self._is_alive(session, now))
 
-    def _is_there(self, claim: Session, now: float) -> bool:
-        return not claim.gone(now) and (claim.calls > 0 or now - claim.seen <= self._silence)
+    def _is_alive(self, session: Session, now: float) -> bool:
+        recent = session.open_calls > 0 or now - session.last_seen <= self._timeout
+        return recent and not session.has_ended(now)
 
-    def presumed(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
-        """Who a caller says it is, for the log: believed by nobody, and safe to print."""
+    def claimed_name(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
+        """The worker that a caller claims to be, for the log: not verified, and safe to print."""
         given = (
             dict(metadata).get(WORKER)
             if self._certificate_reader is None
-            else self._certificate_reader.named(peer)
+            else self._certificate_reader.worker_name(peer)
         )
         return given if isinstance(given, str) and given in self.names else "a stranger"
 
     def admit(self, peer: Peer = UNPROVEN) -> None:
-        """Let a caller ask how the run is going: without TLS anyone, with TLS every valid certificate.
+        """Admit a caller to the status of the run: without TLS anyone, with TLS every valid certificate.
 
         Raises:
-            Refused: when its certificate is not.
+            Refused: its certificate is not valid.
         """
         if self._certificate_reader is not None:
             self._certificate_reader.admit(peer)
 
-    def holder(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str | None:
-        """Who a caller has proved to be, of this run or not; None when it has proved nothing."""
+    def proven_name(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str | None:
+        """The name that a caller has proved, of this run or not; None when it has proved none."""
         try:
             if self._certificate_reader is None:
                 return self._by_token(_headers(metadata))
@@ -195,7 +197,7 @@ class Sessions:
         """The name of a caller that has proved it, joined or not.
 
         Raises:
-            Refused: when it is nobody.
+            Refused: it has not proved a name of this run.
         """
         return self._credentials(metadata, peer)[0]
 
@@ -203,85 +205,85 @@ class Sessions:
         """The name of a caller that has joined.
 
         Raises:
-            Refused: when it is nobody, or another process speaks for this name now.
+            Refused: it has not proved a name of this run, or is not the process that speaks for it.
         """
-        name, session = self._credentials(metadata, peer)
-        claim = self._claims.get(name)
-        if claim is None:
+        name, session_id = self._credentials(metadata, peer)
+        session = self._sessions.get(name)
+        if session is None:
             raise Refused(Refusal.NOT_JOINED, f"{name} has not.")
-        if claim.session != session:
+        if session.id != session_id:
             raise Refused(Refusal.SESSION_LOST, f"Another process speaks for {name} now.")
-        claim.seen, claim.shown = self._clock(), self.shown(peer)
+        session.last_seen, session.certificate = self._clock(), self.certificate(peer)
         return name
 
-    def seen(self, name: str) -> None:
-        """A sign of life from the process that speaks for a name, other than a new call."""
-        if (claim := self._claims.get(name)) is not None:
-            claim.seen = self._clock()
+    def touch(self, name: str) -> None:
+        """A sign of life of the process that speaks for a worker, other than a new call."""
+        if (session := self._sessions.get(name)) is not None:
+            session.last_seen = self._clock()
 
-    def shown(self, peer: Peer) -> ShownCertificate | None:
+    def certificate(self, peer: Peer) -> PeerCertificate | None:
         """The certificate of a caller; None without TLS."""
-        return None if self._certificate_reader is None else self._certificate_reader.shown(peer)
+        return None if self._certificate_reader is None else self._certificate_reader.certificate(peer)
 
-    def outdated(self, shown: ShownCertificate | None) -> Refused | None:
-        """Why what a caller has shown counts no longer; None while it does."""
+    def why_invalid(self, certificate: PeerCertificate | None) -> Refused | None:
+        """Why a certificate that was accepted is not valid any more; None while it is, and without TLS."""
         return (
             None
-            if self._certificate_reader is None or shown is None
-            else self._certificate_reader.outdated(shown)
+            if self._certificate_reader is None or certificate is None
+            else self._certificate_reader.why_invalid(certificate)
         )
 
-    def expel(self) -> list[str]:
-        """Workers whose process showed a certificate that is revoked by now: nobody speaks for them."""
-        found = [name for name, claim in self._claims.items() if self.is_revoked(claim.shown)]
+    def drop_revoked(self) -> list[str]:
+        """End the sessions whose certificate was revoked; returns their workers."""
+        found = [name for name, one in self._sessions.items() if self.is_revoked(one.certificate)]
         for name in found:
-            del self._claims[name]
+            del self._sessions[name]
         return found
 
-    def is_revoked(self, shown: ShownCertificate | None) -> bool:
+    def is_revoked(self, certificate: PeerCertificate | None) -> bool:
         """Whether a certificate was revoked. One that has expired was not."""
-        error = self.outdated(shown)
+        error = self.why_invalid(certificate)
         return error is not None and error.refusal is Refusal.REVOKED
 
     @contextmanager
-    def calling(self, name: str, *, stays: bool = False) -> Generator[None]:
-        """For as long as a call of the process that speaks for a name is open.
+    def calling(self, name: str, *, persistent: bool = False) -> Generator[None]:
+        """While a call of the process that speaks for a worker is open.
 
         Args:
-            name: of the caller.
-            stays: whether the call is to be open for as long as the process lives.
+            name: of the worker.
+            persistent: whether the call is to be open for as long as the process lives.
         """
-        claim = self._claims[name]
-        claim.calls += 1
-        claim.stays = claim.stays or stays
+        session = self._sessions[name]
+        session.open_calls += 1
+        session.persistent = session.persistent or persistent
         try:
             yield
         finally:
-            claim.calls -= 1
-            claim.left = self._clock()
+            session.open_calls -= 1
+            session.last_call_ended = self._clock()
 
     def claim(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """The name of a caller that joins; from now on its session speaks for the name.
 
-        Another session keeps the name while it lives: until all its connections are closed, or it was
-        silent for a while.
+        An earlier session keeps the name while it lives: until all its connections are closed, or it was
+        silent for the timeout.
 
         Raises:
-            Refused: when it is nobody, or another process speaks for this name.
+            Refused: it has not proved a name of this run, or another process speaks for it.
         """
-        name, session = self._credentials(metadata, peer)
-        now, held = self._clock(), self._claims.get(name)
-        if held is not None and held.session == session:
-            held.seen, held.shown = now, self.shown(peer)
+        name, session_id = self._credentials(metadata, peer)
+        now, held = self._clock(), self._sessions.get(name)
+        if held is not None and held.id == session_id:
+            held.last_seen, held.certificate = now, self.certificate(peer)
             return name
-        if held is not None and now - held.seen <= self._silence and not held.gone(now):
-            found = f"Another process spoke for {name} {now - held.seen:.1f} s ago; stop one of them, "
-            raise Refused(Refusal.SESSION_TAKEN, f"{found}or wait {self._silence:g} s after it has ended.")
-        self._claims[name] = Session(session, now, shown=self.shown(peer))
+        if held is not None and now - held.last_seen <= self._timeout and not held.has_ended(now):
+            found = f"Another process spoke for {name} {now - held.last_seen:.1f} s ago; stop one of them, "
+            raise Refused(Refusal.SESSION_TAKEN, f"{found}or wait {self._timeout:g} s after it has ended.")
+        self._sessions[name] = Session(session_id, now, certificate=self.certificate(peer))
         return name
 
     def _credentials(self, metadata: Metadata, peer: Peer) -> tuple[str, str]:
-        """Name and session, once the name is proved."""
+        """Name and session id, once the name is proved."""
         found = _headers(metadata)
         try:
             name = (
@@ -290,7 +292,7 @@ class Sessions:
                 else self._by_certificate(found, peer)
             )
         except Refused as error:
-            self._suspect(error, metadata, peer)
+            self._log_suspicious(error, metadata, peer)
             raise
         if not NONCE.fullmatch(found.get(SESSION, "")):
             raise Refused(Refusal.UNIDENTIFIED, "Start this worker through `varangian worker`.")
@@ -319,16 +321,16 @@ class Sessions:
             raise Refused(Refusal.UNKNOWN_WORKER, f"Found the certificate of {quote(name, 70)}.")
         return name
 
-    def _suspect(self, error: Refused, metadata: Metadata, peer: Peer) -> None:
-        """One line in the log for what only somebody who pretends comes by."""
-        who = self.presumed(metadata, peer)
-        if error.refusal in SUSPICIOUS and (who, error.refusal) not in self._suspected:
-            self._suspected.add((who, error.refusal))
+    def _log_suspicious(self, error: Refused, metadata: Metadata, peer: Peer) -> None:
+        """Log a refusal that honest workers do not cause, once for each name."""
+        who = self.claimed_name(metadata, peer)
+        if error.refusal in SUSPICIOUS and (who, error.refusal) not in self._logged:
+            self._logged.add((who, error.refusal))
             log.warning("security: %s from %s: %s", error.refusal.code, who, quote(str(error), LOGGED))
 
 
 def _headers(metadata: Metadata) -> dict[str, str]:
-    """What the metadata says about the caller, each once and as text."""
+    """The headers about the caller, each once and as text."""
     found: dict[str, str] = {}
     for key, value in metadata:
         if key not in (WORKER, TOKEN, SESSION):

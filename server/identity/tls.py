@@ -1,11 +1,11 @@
-"""TLS at the server: whom it lets connect, and what it reads off their certificates.
+"""TLS at the server: its credentials and their renewal, and the certificates of callers.
 
 Every connection is mutual TLS. gRPC for Python has no setting for the least version of TLS; both ends offer
 1.3, and a call that came over an older version is refused here, before a byte of it is read.
 
-TLS looks at a certificate when a connection begins, and a session that is resumed skips even that. So
-neither is relied on: dates and revocation are looked at for every call, also on a resumed session, which
-shows the certificate that it began with.
+TLS checks a certificate when a connection begins, and a resumed session skips even that. So dates and
+revocation are checked here for every call, also on a resumed session, which shows the certificate that it
+began with.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from varangian.protos.identity.bundle import (
     identity_uri,
     parse_holder,
 )
-from varangian.protos.identity.certificate import ShownCertificate, dated
+from varangian.protos.identity.certificate import PeerCertificate, fingerprint_and_end
 from varangian.protos.identity.revocation import RevocationList, der
 from varangian.protos.identity.watched_files import Change, Failure, WatchedFiles
 from varangian.protos.network.descriptors import Spare
@@ -47,11 +47,11 @@ VERSION = "TLSv1.3"
 SOON = 3 * 86400.0
 """Seconds before the end of the server's certificate from which `varangian health` says so."""
 URI_TAG = 0x86
-"""What a URI among alternative names begins with in DER, before a length that is below 128 for ours."""
+"""Tag of a URI among alternative names in DER; a length follows, below 128 for ours."""
 
 
 class Security:
-    """What a server needs to be one that only certified peers can talk to.
+    """The bundle of a server that accepts only peers with certificates.
 
     Args:
         path: the server's bundle, or a directory that holds it under the name `server`.
@@ -79,7 +79,7 @@ class Security:
         self.certificate_reader = Certificates(self.bundle.cluster, self.revoked, now)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For one port; it asks every peer for a certificate, and shows a renewed one without a restart."""
+        """Credentials for a port, which ask for a certificate and renew our own without a restart."""
         renewal = self.renewal
         # None is how gRPC wants to hear that nothing has changed; its types do not say so.
         changed = cast("Callable[[], grpc.ServerCertificateConfiguration]", renewal.changed)
@@ -88,26 +88,28 @@ class Security:
         )
 
     def look(self) -> None:
-        """Read again what has changed of the bundle; at most once a second. May take some milliseconds."""
+        """Read what has changed of the bundle; at most once a second. May take some milliseconds."""
         self.revoked.look()
         self.renewal.look()
 
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with the bundle just now, a sentence each; for everyone, so without paths."""
+        """Problems of the bundle just now, a sentence each; public, and so without paths."""
         return (
-            *_failing(self.revoked.failure, "The list of revoked certificates", "the last good one"),
-            *_failing(self.renewal.failure, "The certificate of the server", "the one before"),
-            *self.renewal.ending(),
+            *_failure_warning(
+                self.revoked.failure, "The list of revoked certificates", "the last good one"
+            ),
+            *_failure_warning(self.renewal.failure, "The certificate of the server", "the one before"),
+            *self.renewal.expiry_warning(),
         )
 
 
 class Certificates:
-    """Reads role and name off a certificate that TLS has verified.
+    """Authenticates callers by certificates that TLS has verified.
 
     Args:
         cluster: the id of the authority whose certificates count. TLS alone takes those of every authority
             in `ca.pem`.
-        revoked: which of them count no longer.
+        revoked: which of them are not valid any more.
         now: seconds since 1970.
     """
 
@@ -116,17 +118,17 @@ class Certificates:
         self._revoked = revoked
         self._now = now
 
-    def named(self, peer: Peer) -> str | None:
-        """The worker of this cluster on a certificate, revoked or not, if there is one."""
-        found = _stated(peer)
+    def worker_name(self, peer: Peer) -> str | None:
+        """The worker of this cluster named on a certificate, revoked or not; None if there is none."""
+        found = _holder_of(peer)
         ours = found is not None and (found.cluster, found.role) == (self._cluster, Role.WORKER)
         return found.name if found is not None and ours else None
 
     def admit(self, peer: Peer) -> str:
-        """The name of a worker, or role and name of another holder: any role will do.
+        """The holder of a certificate of any role: the name of a worker, or role and name.
 
         Raises:
-            Refused: there is no certificate of ours, or it was revoked.
+            Refused: there is no valid certificate of ours.
         """
         found = self._holder(peer)
         return found.name if found.role is Role.WORKER else f"the {found.role.value} {found.name}"
@@ -135,7 +137,7 @@ class Certificates:
         """The name of a worker.
 
         Raises:
-            Refused: there is no certificate of ours, it was revoked, or it has another role.
+            Refused: there is no valid certificate of ours, or it has another role.
         """
         found = self._holder(peer)
         if found.role is not Role.WORKER:
@@ -145,24 +147,25 @@ class Certificates:
             )
         return found.name
 
-    def shown(self, peer: Peer) -> ShownCertificate | None:
+    def certificate(self, peer: Peer) -> PeerCertificate | None:
         """The certificate of a caller; None where there is none of ours."""
-        found = _stated(peer)
+        found = _holder_of(peer)
         if found is None:
             return None
         holder = f"the {found.role.value} {quote(found.name, 70)}"
         try:
-            return ShownCertificate(*dated(next(iter(peer["x509_pem_cert"]))), holder)
+            return PeerCertificate(*fingerprint_and_end(next(iter(peer["x509_pem_cert"]))), holder)
         except ValueError:
             return None
 
-    def outdated(self, shown: ShownCertificate) -> Refused | None:
-        """Why a certificate that was taken counts no longer; None while it does."""
-        if shown.fingerprint in self._revoked:
-            return Refused(Refusal.REVOKED, f"Found that of {shown.holder}.")
-        if self._now() > shown.ends:
+    def why_invalid(self, certificate: PeerCertificate) -> Refused | None:
+        """Why a certificate that was accepted is not valid any more; None while it is."""
+        if certificate.fingerprint in self._revoked:
+            return Refused(Refusal.REVOKED, f"Found that of {certificate.holder}.")
+        if self._now() > certificate.ends:
             return Refused(
-                Refusal.EXPIRED, f"Found that of {shown.holder}, valid until {_date(shown.ends)}."
+                Refusal.EXPIRED,
+                f"Found that of {certificate.holder}, valid until {_date(certificate.ends)}.",
             )
         return None
 
@@ -172,7 +175,7 @@ class Certificates:
             raise Refused(
                 Refusal.UNCERTIFIED, f"Found {escape(versions[0], 20) if versions else 'no TLS'}."
             )
-        found = _stated(peer)
+        found = _holder_of(peer)
         if found is None:
             raise Refused(
                 Refusal.UNCERTIFIED, "Found one without a URI varangian:CLUSTER:ROLE:NAME of ours."
@@ -183,16 +186,16 @@ class Certificates:
                 f"Found that of the {found.role.value} {quote(found.name, 70)} of cluster "
                 f"{found.cluster}; this server is in {self._cluster}.",
             )
-        shown = self.shown(peer)
-        if shown is None:
+        certificate = self.certificate(peer)
+        if certificate is None:
             raise Refused(Refusal.UNCERTIFIED, "Found one whose dates cannot be read.")
-        if error := self.outdated(shown):
+        if error := self.why_invalid(certificate):
             raise error
         return found
 
 
 class CertificateRenewal:
-    """The bundle as gRPC wants it, which asks at every handshake; read again when its files change."""
+    """The server's own certificate, renewed when its files change; gRPC asks for it at every handshake."""
 
     def __init__(
         self,
@@ -210,21 +213,21 @@ class CertificateRenewal:
 
     @property
     def bundle(self) -> Bundle:
-        """What is shown now."""
+        """The bundle in use."""
         return self._watched.value
 
     @property
     def failure(self) -> Failure | None:
-        """Why the files on the disk are not what is shown; None while they are."""
+        """Why the files on the disk are not in use; None while they are."""
         return self._watched.failure
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """What to show in handshakes from now on."""
+        """The certificate for handshakes from now on."""
         self._shown = self.bundle
         return _configuration(self._shown)
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """What to show from this handshake on; None, for gRPC, where that is as before.
+        """The certificate from this handshake on; None, for gRPC, where it has not changed.
 
         gRPC puts a new one in the place of the old without a lock, while other handshakes may use the old
         one, so it must be given as seldom as possible: never for each handshake.
@@ -235,14 +238,14 @@ class CertificateRenewal:
 
     def look(self) -> None:
         """Read the bundle again if it has changed; at most once a second."""
-        news = self._watched.look()
-        if news is Change.CHANGED:
+        change = self._watched.look()
+        if change is Change.CHANGED:
             log.info("security: the certificate of the server was renewed")
-        elif news is Change.FAILED and self.failure is not None:
+        elif change is Change.FAILED and self.failure is not None:
             log.error("security: the old certificate of the server stays in use: %s", self.failure.error)
 
-    def ending(self) -> tuple[str, ...]:
-        """That the certificate is about to end, where it is."""
+    def expiry_warning(self) -> tuple[str, ...]:
+        """A warning when the certificate is about to expire."""
         left = self.bundle.ends - self._now()
         if left > SOON:
             return ()
@@ -261,7 +264,7 @@ class CertificateRenewal:
         return bundle
 
 
-def _failing(failure: Failure | None, what: str, instead: str) -> tuple[str, ...]:
+def _failure_warning(failure: Failure | None, what: str, instead: str) -> tuple[str, ...]:
     if failure is None:
         return ()
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(failure.since))
@@ -277,8 +280,8 @@ def _configuration(bundle: Bundle) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(bundle.key, bundle.certificate)], bundle.ca)
 
 
-def _stated(peer: Peer) -> Holder | None:
-    """Whom a certificate names; only URIs count, which gRPC lists apart from names of other types."""
+def _holder_of(peer: Peer) -> Holder | None:
+    """The holder named on a certificate; only URIs count, which gRPC lists apart from other names."""
     found = parse_holder(_texts(peer, "peer_uri"), _texts(peer, "x509_subject_alternative_name"))
     certificates = list(peer.get("x509_pem_cert", ()))
     if found is None or len(certificates) != 1:

@@ -49,7 +49,7 @@ class CallAdmission:
 
     def _who(self, metadata: Metadata, peer: Peer, end: str) -> tuple[str, bool]:
         """What calls and connections of this caller are counted under, and whether he has proved that."""
-        if (name := self._sessions.holder(metadata, peer)) is not None:
+        if (name := self._sessions.proven_name(metadata, peer)) is not None:
             return name, True
         address = parse_peer(end)
         # No name of a worker has a space.

@@ -22,7 +22,7 @@ from varangian.protos.data_channel.listener import DataListener
 from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.encoding import WIRE
 from varangian.protos.errors import Refused
-from varangian.protos.identity.certificate import ShownCertificate
+from varangian.protos.identity.certificate import PeerCertificate
 from varangian.protos.messages import JOIN_LIMIT, MESSAGE_LIMIT, PROTOCOL
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
@@ -67,7 +67,7 @@ def answer_refusals(
     @functools.wraps(handler)
     async def answer(self: Service, request: T, context: Context) -> R:
         try:
-            with self.revocation.standing.call(calls.caller(context)[1]):
+            with self.revocation.open_calls.call(calls.caller(context)[1]):
                 await self._door.admit(context)
                 return await handler(self, request, context)
         except Refused as error:
@@ -107,13 +107,13 @@ class Service:
         self.connections = ConnectionLimits(len(sessions.names), self.refusals.count)
         self._door = CallAdmission(sessions, self.connections, Calls(limits.calls, limits.calls_at_once))
         self._requests = SmallMessages(len(sessions.names))
-        self._downloads = Downloads(contract, coordinator.pulls, limits.idle, sessions.seen)
+        self._downloads = Downloads(contract, coordinator.pulls, limits.idle, sessions.touch)
         self._told = set[str]()
         self._heard = asyncio.Event()
         self._attending = StreamQuota(limits.streams)
         self._dismissed = asyncio.Event()
         self.presence = Presence(sessions, coordinator)
-        self.revocation = Revocation(sessions, coordinator, self.presence.expel, security, end)
+        self.revocation = Revocation(sessions, coordinator, self.presence.drop, security, end)
         self._status = StatusReplies(
             coordinator,
             sessions,
@@ -225,7 +225,7 @@ class Service:
             shown = await self._still_valid(slot, context)
             outcome = await self._coordinator.complete(slot)
             if outcome is None:
-                self.revocation.counted(worker, shown)
+                self.revocation.note_sender(worker, shown)
         if isinstance(outcome, Refusal):
             raise self._refused(outcome)
         if outcome is not None:
@@ -236,7 +236,7 @@ class Service:
     @answer_refusals
     async def attend(self, _: object, context: Context) -> None:
         worker = self._identify(context)
-        with self._attending.stream(worker), self._sessions.calling(worker, stays=True):
+        with self._attending.stream(worker), self._sessions.calling(worker, persistent=True):
             async with self._requests.reading(worker):
                 request = await calls.read_request(ps_pb2.AttendRequest, context, self._limits.idle)
             check_run(self._contract.run_id, request.run_id)
@@ -268,7 +268,7 @@ class Service:
 
     async def refuse(self, context: Context, refused: Refused) -> Never:
         """End a call with a refusal."""
-        worker = self._sessions.presumed(*calls.caller(context))
+        worker = self._sessions.claimed_name(*calls.caller(context))
         await self.refusals.answer(context, worker, refused, self._coordinator.round)
 
     def _refused(self, refusal: Refusal) -> Refused:
@@ -314,14 +314,14 @@ class Service:
         if difference := self._contract.layout.difference(text):
             raise Refused(Refusal.LAYOUT, difference)
 
-    async def _still_valid(self, slot: Slot, context: Context) -> ShownCertificate | None:
+    async def _still_valid(self, slot: Slot, context: Context) -> PeerCertificate | None:
         """The certificate of a push whose payload is there; it may have been revoked on the way.
 
         Raises:
             Refused: it was, or has expired. The slot is released.
         """
-        shown = self._sessions.shown(calls.caller(context)[1])
-        if error := self._sessions.outdated(shown):
+        shown = self._sessions.certificate(calls.caller(context)[1])
+        if error := self._sessions.why_invalid(shown):
             await self._coordinator.release(slot)
             raise error
         return shown
@@ -330,7 +330,7 @@ class Service:
         """Fill the slot from the stream, or give it back."""
 
         def alive() -> None:
-            self._sessions.seen(slot.worker)
+            self._sessions.touch(slot.worker)
 
         try:
             self._round_quotas.upload(slot.worker, slot.round)

@@ -104,7 +104,7 @@ async def main(args):
     secret, certificate_reader = (None, security.certificate_reader) if security else (SECRET, None)
     await serve(
         coordinator,
-        Sessions(names, secret, certificate_reader=certificate_reader, silence=args.silence),
+        Sessions(names, secret, certificate_reader=certificate_reader, timeout=args.silence),
         Layout((("weight", (args.numel,)),)),
         run_id="besieged",
         host="127.0.0.1",

@@ -56,7 +56,7 @@ class Run:
             observe=self.records.append,
             row_source=row_source,
         )
-        self.sessions = Sessions(names, b"0123456789abcdef", silence=0.05)
+        self.sessions = Sessions(names, b"0123456789abcdef", timeout=0.05)
         self.limits = Limits(idle=20.0, patience=0.2, grace=grace)
         self.stop = asyncio.Event()
 

@@ -27,7 +27,7 @@ def clock():
 
 @pytest.fixture
 def sessions(clock):
-    return Sessions(["w01", "w00"], SECRET, silence=10.0, clock=clock)
+    return Sessions(["w01", "w00"], SECRET, timeout=10.0, clock=clock)
 
 
 def metadata(sessions, name="w00", session=FIRST, **changes):
@@ -101,7 +101,7 @@ def test_a_message_of_an_open_stream_is_a_sign_of_life(sessions, clock):
     sessions.claim(metadata(sessions))
     for _ in range(3):
         clock.now += 9
-        sessions.seen("w00")
+        sessions.touch("w00")
     assert refused(sessions.claim, metadata(sessions, session=SECOND)) is Refusal.SESSION_TAKEN
 
 
@@ -151,11 +151,11 @@ def test_a_short_secret_is_refused():
 
 def test_a_name_is_free_once_all_connections_of_its_process_are_closed(sessions, clock):
     sessions.claim(metadata(sessions))
-    with sessions.calling("w00", stays=True), sessions.calling("w00"):
+    with sessions.calling("w00", persistent=True), sessions.calling("w00"):
         clock.now += 1000
         # Its connection lives, however busy it is: it is there. The name goes by signs of life.
         assert sessions.present == {"w00"}
-        sessions.seen("w00")
+        sessions.touch("w00")
         assert refused(sessions.claim, metadata(sessions, session=SECOND)) is Refusal.SESSION_TAKEN
     clock.now += GRACE
     assert sessions.present == {"w00"}
@@ -169,10 +169,10 @@ def test_a_name_is_free_once_all_connections_of_its_process_are_closed(sessions,
 
 def test_a_line_that_breaks_for_a_moment_makes_nobody_absent(sessions, clock):
     sessions.claim(metadata(sessions))
-    with sessions.calling("w00", stays=True):
+    with sessions.calling("w00", persistent=True):
         pass
     clock.now += GRACE
-    with sessions.calling("w00", stays=True):
+    with sessions.calling("w00", persistent=True):
         clock.now += 1000
         assert sessions.present == {"w00"}
     sessions.identify(metadata(sessions))

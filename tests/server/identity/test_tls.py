@@ -58,7 +58,7 @@ def refused(call, *args):
 def test_the_name_is_that_of_the_certificate(sessions, bundles):
     assert sessions.claim(metadata(), peer(bundles, "ours/w00")) == "w00"
     assert sessions.identify(metadata("w00"), peer(bundles, "ours/w00")) == "w00"
-    assert sessions.presumed(metadata(), peer(bundles, "ours/w00")) == "w00"
+    assert sessions.claimed_name(metadata(), peer(bundles, "ours/w00")) == "w00"
 
 
 def test_another_name_in_the_call_is_refused_and_logged_once(sessions, bundles, caplog):
@@ -116,7 +116,7 @@ def test_a_channel_that_proves_too_little_is_refused(sessions, bundles, changes)
 def test_a_server_may_ask_how_the_run_is_going_and_nothing_else(sessions, bundles):
     sessions.admit(peer(bundles, "ours/server"))
     assert refused(sessions.claim, metadata(), peer(bundles, "ours/server")) is Refusal.ROLE
-    assert sessions.presumed([], peer(bundles, "ours/server")) == "a stranger"
+    assert sessions.claimed_name([], peer(bundles, "ours/server")) == "a stranger"
 
 
 def test_a_revoked_certificate_is_refused_at_its_next_call(authority, caplog):
@@ -202,14 +202,14 @@ def test_a_certificate_is_refused_from_the_moment_it_expires(authority):
     )
     proved = peer(authority.path, "w00")
     assert sessions.claim(metadata(), proved) == "w00"
-    assert sessions.shown(proved).ends == int(ends)
+    assert sessions.certificate(proved).ends == int(ends)
     now[0] = ends - 1
     assert sessions.identify(metadata(), proved) == "w00"
     now[0] = ends + 1
     for call in (sessions.identify, sessions.claim):
         assert refused(call, metadata(), proved) is Refusal.EXPIRED
     assert refused(sessions.admit, proved) is Refusal.EXPIRED
-    assert (sessions.expel(), sessions.joined) == ([], {"w00"})  # nobody has revoked it
+    assert (sessions.drop_revoked(), sessions.joined) == ([], {"w00"})  # nobody has revoked it
 
 
 @pytest.mark.parametrize("days", [1, 9000, 40000])
@@ -291,7 +291,7 @@ def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario
     assert Certificates(cluster, revoked).worker(proved) == "w00"
     other = Certificates(Bundle.load(bundles / "theirs/w00").cluster, revoked)
     assert refused(other.worker, proved) is Refusal.OTHER_CLUSTER
-    assert other.named(proved) is None
+    assert other.worker_name(proved) is None
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_name_of_another_type_or_with_a_nul_names_nobody(
 
     proved = scenario(run())
     assert refused(security.certificate_reader.worker, proved) is Refusal.UNCERTIFIED
-    assert security.certificate_reader.named(proved) is None
+    assert security.certificate_reader.worker_name(proved) is None
 
 
 def test_a_renewal_for_another_cluster_leaves_the_old_certificate_in_use(copied, bundles, caplog):

@@ -665,7 +665,7 @@ def test_the_name_of_a_process_that_has_ended_is_free_at_once(monkeypatch):
         async with world() as this:
             first, impatient, second = client_of(this), client_of(this, tries=1), client_of(this)
             await first.join()
-            await until(lambda: this.sessions._claims["w00"].stays)
+            await until(lambda: this.sessions._sessions["w00"].persistent)
             async with impatient:
                 with pytest.raises(ClientError, match="SESSION_TAKEN"):
                     await impatient.join()
