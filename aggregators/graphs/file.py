@@ -13,7 +13,7 @@ import numpy as np
 
 from varangian.aggregators.graphs.base import GRAPHS, GraphError, Links
 from varangian.aggregators.graphs.links import Static
-from varangian.paths import user_path
+from varangian.files import user_path
 
 BYTES = 4 * 2**20
 WORKERS = 1024

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from varangian.aggregators import Aggregator, Mean
-from varangian.paths import user_path
+from varangian.files import user_path
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.registry import FIXES, Fix, Problem
 from varangian.server.participation.base import PARTICIPATION

@@ -15,7 +15,7 @@ from torch import Tensor
 from varangian.aggregators import Mixing, Rows
 from varangian.aggregators.mixings.scaled import Scaled
 from varangian.aggregators.streaming.updated import UpdatedGram, worthwhile
-from varangian.paths import user_path
+from varangian.files import user_path
 from varangian.server.protocol.events import Close, RollCall, Skip, Worker
 from varangian.server.rows.latest_store import Kept, LatestStore, NoRoom
 from varangian.server.training.learner import Aggregation, Measure

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from varangian.cli.arguments.main import parse
-from varangian.paths import user_path
+from varangian.files import user_path
 
 SMALL = ("workers=4", "f=0", "aggregator=median", "model=softmax")
 

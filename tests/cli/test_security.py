@@ -16,9 +16,9 @@ import torch
 
 from varangian import __version__
 from varangian.cli.arguments.main import parse
-from varangian.cli.commands.cluster import as_served
 from varangian.cli.commands.doctor import _payloads
 from varangian.cli.commands.health import status as asking
+from varangian.cli.commands.server import with_identity
 from varangian.cli.credentials import Choice, check, choice, warn
 from varangian.cli.main import main
 from varangian.config import loads
@@ -317,10 +317,10 @@ SMALL = {"workers": 3, "f": 0, "model": "softmax", "aggregator": {"mix": ["bucke
 
 
 def test_a_server_of_a_cluster_draws_from_a_secret_and_keeps_it():
-    first, second = (as_served(loads(SMALL), Choice(None, insecure=False)) for _ in range(2))
+    first, second = (with_identity(loads(SMALL), Choice(None, insecure=False)) for _ in range(2))
     assert first.server.seed != second.server.seed
     assert first.seed == second.seed == 1
-    assert as_served(first, Choice(None, insecure=False)).server.seed == first.server.seed
+    assert with_identity(first, Choice(None, insecure=False)).server.seed == first.server.seed
     assert loads(first.resolved()) == first
 
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from varangian.cli.commands import cluster
-from varangian.cli.commands import token as tokens
+from varangian.cli import tokens
+from varangian.cli.commands import worker as worker_command
 from varangian.cli.main import CommandError, main
 from varangian.protos.errors import Refused
 from varangian.protos.refusals import Refusal
@@ -37,9 +37,11 @@ def varangian(capsys):
 def shown(monkeypatch):
     """What `varangian worker` would show to the server: names and tokens."""
     calls = []
-    monkeypatch.setattr(cluster, "host", lambda server, names, proofs, *_, **__: calls.append(proofs) or 0)
-    monkeypatch.setattr(cluster, "task", lambda config: SimpleNamespace())
-    monkeypatch.setattr(cluster, "asks_for_classes", lambda config: False)
+    monkeypatch.setattr(
+        worker_command, "host", lambda server, names, proofs, *_, **__: calls.append(proofs) or 0
+    )
+    monkeypatch.setattr(worker_command, "task", lambda config: SimpleNamespace())
+    monkeypatch.setattr(worker_command, "needs_classes", lambda config: False)
     return calls
 
 
@@ -150,10 +152,10 @@ def test_what_is_no_token_is_one_sentence_that_does_not_show_it(varangian, envir
 def test_a_file_that_cannot_be_read_is_named(environment, tmp_path):
     environment("TOKEN_FILE", str(tmp_path / "none"))
     with pytest.raises(CommandError, match=r"none should be readable. VARANGIAN_TOKEN_FILE names it"):
-        tokens.held()
+        tokens.tokens_of_environment()
     environment("TOKEN", "x")
     with pytest.raises(CommandError, match="should not be set both"):
-        tokens.held()
+        tokens.tokens_of_environment()
 
 
 @pytest.mark.parametrize("words", [[], ["w00", "workers=3"], ["../w00"], ["w00", "--claim", "honest"]])

@@ -156,7 +156,7 @@ def test_a_revocation_that_did_not_reach_every_server_is_completed_by_the_same_c
     for name in ("one", "two"):
         authority.issue(name, Role.SERVER, hosts=["127.0.0.1"], days=1)
     mark = authority.issue("w00", Role.WORKER, days=1).fingerprint
-    written = module.write
+    written = module.write_atomically
 
     def full(path, *given):
         if path == authority.path.absolute() / "one" / "revoked":
@@ -170,7 +170,7 @@ def test_a_revocation_that_did_not_reach_every_server_is_completed_by_the_same_c
         return [mark in (authority.path / name / "revoked").read_text() for name in ("one", "two")]
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write", full)
+        patch.setattr(module, "write_atomically", full)
         with pytest.raises(
             AuthorityError, match=r"one/revoked: Too many open files.*give the same command"
         ):

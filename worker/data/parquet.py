@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.paths import user_path
+from varangian.files import user_path
 from varangian.worker.data.base import DATASETS, DataError, Dataset, check_classes, check_limits
 from varangian.worker.data.cache import Rows, cached
 

@@ -18,11 +18,11 @@ from varangian.bench.outputs import check_outputs
 from varangian.bench.wire.ways.base import Job
 from varangian.bench.wire.ways.processes import BrokenWay, Pair, Round
 from varangian.cli.main import OK, CommandError
-from varangian.launch.output.files import write_atomically
+from varangian.cli.views.terminal import align
+from varangian.files import write_atomically
 
 SCHEMA = 2
 WARM_UP = 1
-GAP = "   "
 LEGEND = (
     "receive: until every worker knew that its vector had arrived, with a learner that does nothing.\n"
     "round: until the parameters had moved. x: ratio to receive in the same turn. tail: from the last\n"
@@ -140,11 +140,7 @@ def plain(report: Report) -> str:
         (size, "pace", "receive s", "round s", "x", "tail s", "CPU s"),
         *map(_cells, report.timings),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        GAP.join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    lines = align(rows, left=(0,))
     where = f"{report.machine['cpu']}, cores: {report.machine['cores']}"
     loads = (
         f"load average {report.machine['load_at_start']} before and {report.machine['load_at_end']} after"

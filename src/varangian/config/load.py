@@ -15,7 +15,7 @@ from varangian.config.fixes import try_fixes
 from varangian.config.overrides import apply_overrides, from_command_line, from_environment
 from varangian.config.tree import RunConfig, groups
 from varangian.config.yaml_text import read
-from varangian.paths import user_path
+from varangian.files import user_path
 from varangian.registry import ConfigError, Problem
 
 

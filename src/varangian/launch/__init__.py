@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from varangian.launch.result import Outcome, RunError, RunResult
+from varangian.launch.result import Note, Outcome, RunError, RunResult
 
 if TYPE_CHECKING:
     # Child processes import this package and need none of it.
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from varangian.server.observability.record import Observe, RoundRecord
 
 __all__ = ["Note", "Outcome", "RunError", "RunResult", "run"]
-
-Note = Callable[[str], None]
-"""Takes what a user should know besides the rounds."""
 
 
 def run(config: RunConfig, *, observe: Observe | None = None, note: Note | None = None) -> RunResult:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from varangian.config import RunConfig
 from varangian.config.build import task
+from varangian.files import user_path
 from varangian.launch.identities import make_identities, uses_tls
 from varangian.launch.memory_budget import available_memory
 from varangian.launch.result import RunError
 from varangian.launch.server_run import check_descriptors, describe_misfits, memory_budget
 from varangian.launch.worker_processes import deal_workers
-from varangian.paths import user_path
 from varangian.protos.network.listen import ListenError, bind_sockets
 from varangian.registry import ConfigError, Problem
 from varangian.server.rows.latest_store import NoRoom

@@ -11,15 +11,14 @@ from math import inf
 from pathlib import Path
 
 from varangian.config import RunConfig
-from varangian.launch import Note
+from varangian.files import user_path
 from varangian.launch.child import ChildSpec
 from varangian.launch.event_loop import run_to_completion
 from varangian.launch.identities import make_identities
 from varangian.launch.output.logs import log_to_file
-from varangian.launch.result import RunError, RunResult
+from varangian.launch.result import Note, RunError, RunResult
 from varangian.launch.server_run import ServerRun
 from varangian.launch.worker_processes import WorkerProcesses, deal_workers
-from varangian.paths import user_path
 from varangian.plugins import cause
 from varangian.protos.network.listen import ListenError
 from varangian.server.app import serve

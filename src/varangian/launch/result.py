@@ -1,12 +1,16 @@
-"""What a run ends with."""
+"""The result of a run, and what goes to the user on the way: notes and errors."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+Note = Callable[[str], None]
+"""Takes a sentence that a user should know besides the rounds; called from any thread."""
 
 
 class RunError(Exception):
@@ -14,7 +18,7 @@ class RunError(Exception):
 
 
 Outcome = Literal["finished", "failed", "interrupted"]
-"""All rounds are done; or they cannot be; or somebody stopped the run."""
+"""finished: all rounds are done; failed: they cannot be; interrupted: by a signal."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from varangian.config import RunConfig
 from varangian.config.build import learner, machine, optimizer, task, worker_names
-from varangian.launch import Note
 from varangian.launch.event_loop import SIGNALS, interruptible
 from varangian.launch.memory_budget import MemoryBudget, available_memory
 from varangian.launch.output.run_folder import RunFolder
 from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, pack_state
-from varangian.launch.result import Outcome, RunError, RunResult
+from varangian.launch.result import Note, Outcome, RunError, RunResult
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
 from varangian.server.observability.record import Observe, RoundRecord, Scores

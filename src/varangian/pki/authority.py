@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from varangian.files import write_atomically
 from varangian.pki import x509
 from varangian.protos.identity.bundle import CA, CERTIFICATE, KEY, NAME, REQUEST, REVOKED, Role
 from varangian.protos.identity.revocation import fingerprint, parse_fingerprints
@@ -79,9 +80,9 @@ class Authority:
         made = x509.authority(days)
         home = path / HOME
         home.mkdir(mode=FOLDER, parents=True, exist_ok=True)
-        write(home / REVOKED, b"", PUBLIC)
-        write(home / CERTIFICATE, made.certificate, PUBLIC)
-        write(home / KEY, made.key, PRIVATE)
+        write_atomically(home / REVOKED, b"", PUBLIC)
+        write_atomically(home / CERTIFICATE, made.certificate, PUBLIC)
+        write_atomically(home / KEY, made.key, PRIVATE)
         return cls(path)
 
     def issue(
@@ -219,7 +220,7 @@ class Authority:
     def _revoke(self, found: Iterable[Issued]) -> list[Path]:
         listed = (self.home / REVOKED).read_text(encoding="utf-8")
         lines = "".join(f"{one.fingerprint}  {one.name}\n" for one in found)
-        write(self.home / REVOKED, (listed + lines).encode(), PUBLIC)
+        write_atomically(self.home / REVOKED, (listed + lines).encode(), PUBLIC)
         return self._published()
 
     def _published(self) -> list[Path]:
@@ -234,7 +235,7 @@ class Authority:
             path = Path(bundle) / REVOKED
             try:
                 if path.parent.is_dir() and not (path.exists() and path.read_bytes() == content):
-                    write(path, content, PUBLIC)
+                    write_atomically(path, content, PUBLIC)
                     told.append(path)
             except OSError as error:
                 failures.append(f"{path}: {error.strerror}")
@@ -276,29 +277,14 @@ def ask(folder: Path, name: str) -> tuple[bool, str]:
     except x509.RequestError as error:
         raise AuthorityError(f"{folder / KEY} {error}.") from None
     if fresh:
-        write(folder / KEY, key, PRIVATE)
-    write(folder / REQUEST, request, PUBLIC)
+        write_atomically(folder / KEY, key, PRIVATE)
+    write_atomically(folder / REQUEST, request, PUBLIC)
     return fresh, x509.key_mark(request)
 
 
 def remaining(one: Issued) -> float:
     """Days until a certificate expires; negative afterwards."""
     return (one.ends - time.time()) / DAY
-
-
-def write(path: Path, content: bytes, mode: int) -> None:
-    """The whole file or none of it, never readable by more people than meant."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            os.fchmod(stream.fileno(), mode)
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _replace(bundle: Path, files: Mapping[str, bytes]) -> None:
@@ -311,7 +297,7 @@ def _replace(bundle: Path, files: Mapping[str, bytes]) -> None:
         fresh = Path(scratch) / "new"
         fresh.mkdir(mode=FOLDER)
         for name, content in files.items():
-            write(fresh / name, content, PRIVATE)
+            write_atomically(fresh / name, content, PRIVATE)
         if bundle.exists():
             bundle.rename(Path(scratch) / "old")
         fresh.rename(bundle)

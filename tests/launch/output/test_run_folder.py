@@ -10,8 +10,8 @@ import yaml
 
 from varangian.aggregators.kernels import BACKENDS
 from varangian.config import load, loads
+from varangian.files import write_atomically
 from varangian.launch import RunError, RunResult
-from varangian.launch.output.files import write_atomically
 from varangian.launch.output.run_folder import RunFolder, short_name
 from varangian.server.observability.record import RoundRecord
 

@@ -21,7 +21,7 @@ from varangian.bench.aggregators.timing import CLOCKS
 from varangian.bench.machine import load, machine
 from varangian.bench.outputs import check_outputs
 from varangian.cli.main import FAILED, OK, CommandError
-from varangian.launch.output.files import write_atomically
+from varangian.files import write_atomically
 
 SEED = 1
 

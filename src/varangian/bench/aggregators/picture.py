@@ -1,4 +1,4 @@
-"""A report as bars. Needs matplotlib."""
+"""The bar chart of the aggregator benchmark. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from varangian.bench.aggregators.report import Report
+from varangian.cli.views.figure import BLUE, GREEN, ORANGE, PINK, SKY, save
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
-"""Told apart by people with any colour vision; ours is the first."""
-DOTS_PER_INCH = 110
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY)
+"""Of the libraries; ours is the first."""
 
 
 def bars(report: Report, path: Path) -> None:
@@ -37,6 +37,4 @@ def bars(report: Report, path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
     threads = report.machine["threads"]
     figure.suptitle(f"{report.machine['cpu']}, {threads} thread{'s' if threads > 1 else ''}", fontsize=10)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
-    temporary.replace(path)
+    save(figure, path)

@@ -1,4 +1,4 @@
-"""A report as a table: rules down, sizes across."""
+"""The report of the aggregator benchmark as a plain table: a row for each rule, columns for each size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from varangian.bench.aggregators.report import Line, Report
+from varangian.cli.views.terminal import align
 
 COLUMNS = ("x mean", "cpu", "x floor")
 GAP = "   "
@@ -19,7 +20,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells as text; `groups` stand above the headers of their columns."""
+    """Cells as text; `groups` are headings above the headers of their columns."""
 
     groups: tuple[str, ...]
     headers: tuple[str, ...]
@@ -57,31 +58,25 @@ def _cells(line: Line | None) -> tuple[str, str, str]:
 
 
 def _note(report: Report, lines: Sequence[Line | None]) -> str:
-    """Another convention, or an f of its own."""
+    """Remarks on a line: another convention, or an f of its own."""
     notes = dict.fromkeys(line.verdict for line in lines if line and line.verdict == "other convention")
-    told = [
+    other_f = [
         f"f = {line.f} at {size.title}"
         for size, line in zip(report.sizes, lines, strict=True)
         if line and line.f not in (None, size.f)
     ]
-    return "; ".join([*filter(None, notes), *told])
+    return "; ".join([*filter(None, notes), *other_f])
 
 
 def plain(report: Report) -> str:
     table = grid(report)
     widths = [max(map(len, column)) for column in zip(table.headers, *table.rows, strict=True)]
-    lines = [_aligned(table.headers, widths), *(_aligned(row, widths) for row in table.rows)]
+    lines = align([table.headers, *table.rows], gap=GAP, left=(0, len(widths) - 1))
     return "\n".join([_above(table, widths), *lines, "", *remarks(report)])
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *middle, last = cells
-    numbers = (cell.rjust(width) for cell, width in zip(middle, widths[1:-1], strict=True))
-    return GAP.join([first.ljust(widths[0]), *numbers, last]).rstrip()
-
-
 def _above(table: Grid, widths: Sequence[int]) -> str:
-    """Each group begins where its first column does."""
+    """The line above the headers, in which each group begins at its first column."""
     line, place = "", 0
     for text, width in zip(table.groups, widths, strict=True):
         if text:
@@ -91,7 +86,7 @@ def _above(table: Grid, widths: Sequence[int]) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """What stands below the table."""
+    """The legend, the machine, rules that were not timed and libraries that are absent."""
     machine = report.machine
     backends = ", ".join(dict.fromkeys(size.backend for size in report.sizes))
     where = f"{machine['cpu']}, threads: {machine['threads']}, cores: {machine['cores']}"

@@ -17,7 +17,7 @@ from varangian.bench.wire.table import plain
 from varangian.bench.wire.ways.base import Job
 from varangian.bench.wire.ways.catalogue import WAYS
 from varangian.cli.main import FAILED, OK, CommandError
-from varangian.launch.output.files import write_atomically
+from varangian.files import write_atomically
 
 
 def command(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The report of the wire as bars. Needs matplotlib."""
+"""The bar chart of the wire benchmark. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from varangian.bench.aggregators.picture import DOTS_PER_INCH
 from varangian.bench.wire.report import Report, Setting
 from varangian.bench.wire.ways.catalogue import GRPC
+from varangian.cli.views.figure import BLUE, ORANGE, PINK, SKY, save
 
 COLOURS = {
     "measure": "#000000",
     "ceiling": "#999999",
-    "naive": "#e69f00",
-    "ours": "#0072b2",
-    "chunks": "#56b4e9",
-    "peer": "#cc79a7",
+    "naive": ORANGE,
+    "ours": BLUE,
+    "chunks": SKY,
+    "peer": PINK,
 }
-"""Told apart by people with any colour vision."""
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-"""Under a number, so that no line crosses it."""
+"""The box under a number, so that no line crosses it."""
 GROUPS = {
     "measure": "raw TCP",
     "ceiling": "raw bytes, no checks: gRPC, TLS",
@@ -54,9 +53,7 @@ def bars(report: Report, path: Path) -> None:
     cores = report.machine["cores"]
     where = f"{report.machine['cpu']}, {cores} cores, server and workers on it, loopback"
     figure.suptitle(f"Vectors between workers and server: {where}", fontsize=10)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
-    temporary.replace(path)
+    save(figure, path)
 
 
 def _measured(setting: Setting) -> int:

@@ -1,11 +1,11 @@
-"""The report of the wire as tables, one for each setting."""
+"""The report of the wire benchmark as plain tables, one for each setting."""
 
 from __future__ import annotations
 
 from varangian.bench.wire.report import Line, Report, Setting
+from varangian.cli.views.terminal import align
 
 HEADERS = ("GB/s", "x TCP", "x gRPC", "CPU s/GB", "server", "workers", "payloads", "faults/GB")
-GAP = "   "
 LEGEND = (
     "GB/s: 1e9 bytes of float32, whatever was on the wire. x TCP: ratio to raw TCP just before and after.\n"
     "x gRPC: ratio to raw bytes over gRPC in the same turn, with nothing checked, stored or counted.\n"
@@ -22,16 +22,7 @@ def plain(report: Report) -> str:
 
 def _table(setting: Setting) -> str:
     rows = [(setting.title, *HEADERS), *((line.title, *cells(line)) for line in setting.lines)]
-    widths = [max(len(row[i]) for row in rows if len(row) > i) for i in range(len(rows[0]))]
-    return "\n".join(_aligned(row, widths) for row in rows)
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
-    first, *numbers = row
-    if len(numbers) == 1:  # a sentence
-        return f"{first.ljust(widths[0])}{GAP}{numbers[0]}"
-    right = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
-    return GAP.join([first.ljust(widths[0]), *right])
+    return "\n".join(align(rows, left=(0,)))
 
 
 def cells(line: Line) -> tuple[str, ...]:
@@ -52,7 +43,7 @@ def cells(line: Line) -> tuple[str, ...]:
 
 
 def remarks(report: Report) -> list[str]:
-    """What stands below the tables."""
+    """The legend, the machine and the versions of other libraries."""
     machine = report.machine
     load = f"load average {machine['load_at_start']} before and {machine['load_at_end']} after"
     where = f"loopback; {machine['cpu']}, cores: {machine['cores']}; grpc {machine['grpc']}; {load}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from varangian.paths import expanded
+from varangian.files import expanded
 
 FORMATS = ("auto", "rich", "plain", "json")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}

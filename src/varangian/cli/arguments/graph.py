@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from varangian.paths import expanded
+from varangian.files import expanded
 
 MOST = 1024
 """Workers; figures of larger graphs take minutes."""

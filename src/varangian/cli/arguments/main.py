@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from varangian import __version__
 from varangian.cli.arguments import bench as benchmarks
 from varangian.cli.arguments import graph as graph_arguments
-from varangian.paths import expanded
+from varangian.files import expanded
 
 EPILOG = """\
 settings:
@@ -199,6 +199,7 @@ def _certs(parser: argparse.ArgumentParser) -> None:
         "--keep", action="store_true", help="replace only those that do not last much longer"
     )
     cluster = action("cluster", "Make whatever a cluster lacks: authority, bundles, secret and tokens.")
+    cluster.set_defaults(run="varangian.cli.commands.provision")
     _settings(cluster)
     cluster.add_argument(
         "--hosts", default="localhost", metavar="HOSTS", help="of the server; by default localhost alone"
@@ -282,12 +283,12 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         _check,
     ),
     "server": (
-        "varangian.cli.commands.cluster:server",
+        "varangian.cli.commands.server",
         "Only the server, with certificates or VARANGIAN_SECRET[_FILE].",
         _server,
     ),
     "worker": (
-        "varangian.cli.commands.cluster:worker",
+        "varangian.cli.commands.worker",
         "Workers for a server elsewhere, with certificates or VARANGIAN_TOKEN[_FILE].",
         _worker,
     ),

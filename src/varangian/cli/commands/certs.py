@@ -1,14 +1,16 @@
-"""`varangian certs`: an authority, bundles for the programs of a cluster, and what no longer counts."""
+"""`varangian certs`: an authority, the bundles of a cluster, and revocation."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from varangian.cli.main import OK, CommandError
+from varangian.cli.views.terminal import align
+from varangian.cli.worker_names import configured_names
 from varangian.pki.authority import HOME, PREFIX, SERVER, Authority, AuthorityError, Issued, ask, remaining
 from varangian.pki.x509 import LARGEST_REQUEST, MissingExtra, key_mark
 from varangian.protos.identity.bundle import KEY, REQUEST, Bundle, BundleError, Role
@@ -16,24 +18,31 @@ from varangian.protos.identity.revocation import fingerprint
 from varangian.protos.network.address import AddressError, parse_certificate_host
 
 GOOD_FOR = 1 / 3
-"""A bundle that is kept has at least this part of its time left."""
+"""`--keep` keeps a bundle that has at least this part of its time left."""
 SOON = 3.0
-"""Days before the end from which a list says so."""
+"""Days before its end from which `list` says when a certificate expires."""
 
 
 def command(args: argparse.Namespace) -> int:
     """Make, list or revoke certificates."""
     actions = {
         "init": init,
-        "cluster": cluster,
         "issue": issue,
         "request": request,
         "sign": sign,
         "list": show,
         "revoke": revoke,
     }
-    try:
+    with command_errors(args):
         actions[args.action](args)
+    return OK
+
+
+@contextmanager
+def command_errors(args: argparse.Namespace) -> Generator[None]:
+    """Turn errors of the authority and of the disk into the one sentence that a command ends with."""
+    try:
+        yield
     except (AuthorityError, MissingExtra) as error:
         raise CommandError(str(error)) from error
     except BrokenPipeError:
@@ -41,7 +50,6 @@ def command(args: argparse.Namespace) -> int:
     except OSError as error:
         where = error.filename or getattr(args, "dir", args.action)
         raise CommandError(f"{where}: {error.strerror}") from error
-    return OK
 
 
 def init(args: argparse.Namespace) -> None:
@@ -62,12 +70,12 @@ def issue(args: argparse.Namespace) -> None:
     authority = Authority(Path(args.dir))
     role = Role.WORKER if args.server is None else Role.SERVER
     names = list(_names(args, role))
-    hosts = hosts_of(args.server or ())
+    hosts = parse_hosts(args.server or ())
     into = Path(args.into) if args.into else authority.path
     if args.revoke_old and not (args.force or args.keep):
         raise CommandError("--revoke-old is for a bundle that is replaced. Add --force")
     for name in names:
-        if args.keep and _good(authority, into / name, role, hosts):
+        if args.keep and _still_good(authority, into / name, role, hosts):
             print(f"kept {into / name}")
             continue
         force = args.force or args.keep
@@ -75,13 +83,6 @@ def issue(args: argparse.Namespace) -> None:
             name, role, hosts=hosts, days=args.days, into=into, force=force, revoke_old=args.revoke_old
         )
         print(f"made {into / name}, valid until {_date(made.ends)}")
-
-
-def cluster(args: argparse.Namespace) -> None:
-    # The settings take torch to read, and the other actions need none.
-    from varangian.cli.commands.provision import provide
-
-    provide(args)
 
 
 def request(args: argparse.Namespace) -> None:
@@ -103,7 +104,7 @@ def sign(args: argparse.Namespace) -> None:
     made = authority.issue(
         args.name,
         role,
-        hosts=hosts_of(args.server or ()),
+        hosts=parse_hosts(args.server or ()),
         days=args.days,
         into=into,
         force=args.force,
@@ -123,9 +124,7 @@ def show(args: argparse.Namespace) -> None:
         for one in authority.issued()
     ]
     header = ("name", "role", "fingerprint", "until", "state")
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(align([header, *rows], gap="  ")))
 
 
 def revoke(args: argparse.Namespace) -> None:
@@ -145,7 +144,7 @@ def revoke(args: argparse.Namespace) -> None:
 
 
 def _names(args: argparse.Namespace, role: Role) -> Iterator[str]:
-    """Whom to make bundles for: names, or all workers of a kind in a configuration."""
+    """The programs to make bundles for: named, or all workers of a kind in a configuration."""
     names = [text for text in args.names if "=" not in text]
     settings = [text for text in args.names if "=" in text]
     if role is Role.SERVER:
@@ -155,7 +154,7 @@ def _names(args: argparse.Namespace, role: Role) -> Iterator[str]:
             )
         yield names[0] if names else SERVER
     elif args.claim and not names:
-        yield from configured(args.claim, settings)
+        yield from configured_names(args.claim, settings)
     elif names and not args.claim and not settings:
         yield from dict.fromkeys(names)
     else:
@@ -165,11 +164,11 @@ def _names(args: argparse.Namespace, role: Role) -> Iterator[str]:
         )
 
 
-def hosts_of(names: Iterable[str], option: str = "--server") -> list[str]:
-    """The names of a server, as a certificate spells them.
+def parse_hosts(names: Iterable[str], option: str = "--server") -> list[str]:
+    """Parse the host names of a server for its certificate.
 
     Raises:
-        CommandError: one is an address with a port, or no name at all.
+        CommandError: one is an address with a port, or no host name.
     """
     try:
         return [parse_certificate_host(name) for name in names]
@@ -177,18 +176,8 @@ def hosts_of(names: Iterable[str], option: str = "--server") -> list[str]:
         raise CommandError(f"{option} {error}") from None
 
 
-def configured(kind: str, settings: list[str]) -> tuple[str, ...]:
-    """The names of all honest, or all Byzantine, workers of a configuration."""
-    # The names are all that is wanted from the configuration, which takes torch to read.
-    from varangian.config import load
-    from varangian.config.build import byzantine_names, honest_names
-
-    config = load(None, settings, os.environ, whole=False)
-    return honest_names(config) if kind == "honest" else byzantine_names(config)
-
-
-def _good(authority: Authority, path: Path, role: Role, hosts: list[str]) -> bool:
-    """Whether a bundle need not be made again."""
+def _still_good(authority: Authority, path: Path, role: Role, hosts: list[str]) -> bool:
+    """Whether a bundle is valid for long enough, for these hosts and under this authority."""
     try:
         bundle = Bundle.load(path, role)
     except BundleError:

@@ -1,4 +1,4 @@
-"""`varangian demo`: what an attack does to a mean, and does not do to a robust rule."""
+"""`varangian demo`: four rules against two attacks, as a table and a picture."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from varangian.cli.commands.run import exit_code, quoted
 from varangian.cli.main import OK, CommandError
+from varangian.cli.views.demo_case import Case
 from varangian.cli.views.demo_table import DemoView, demo_view
 from varangian.config import load
-from varangian.launch import RunError, RunResult, run
-from varangian.launch.output.files import make_folder, write_atomically
-from varangian.paths import user_path
+from varangian.files import user_path, write_atomically
+from varangian.launch import RunError, run
+from varangian.launch.output.files import make_folder
 from varangian.server.observability.record import RoundRecord
 
 RULES = ("mean", "median", "krum", "flag")
@@ -24,41 +24,6 @@ BYZANTINE = 3
 ROUNDS = 80
 EVERY = 5
 """Rounds between two points of a curve."""
-
-
-@dataclass
-class Case:
-    """One rule against one attack."""
-
-    rule: str
-    attack: str
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    """Rounds done, and the accuracy then."""
-    result: RunResult | None = None
-
-    @property
-    def accuracy(self) -> float | None:
-        return self.curve[-1][1] if self.curve else None
-
-    def add(self, record: RoundRecord) -> None:
-        if record.accuracy is not None:
-            self.curve.append((record.round + 1, record.accuracy))
-
-    def close(self, result: RunResult) -> None:
-        self.result = result
-        if result.accuracy is not None and (not self.curve or self.curve[-1][0] < result.rounds):
-            self.curve.append((result.rounds, result.accuracy))
-
-    def settings(self, rounds: int, output: Path) -> list[str]:
-        attack = [] if self.attack == "none" else [f"byzantine.attack={self.attack}"]
-        return [
-            f"aggregator={self.rule}",
-            f"rounds={rounds}",
-            f"output={quoted(str(output))}",
-            f"evaluate.every={EVERY}",
-            f"byzantine.count={BYZANTINE if attack else 0}",
-            *attack,
-        ]
 
 
 def command(args: argparse.Namespace) -> int:
@@ -72,7 +37,7 @@ def command(args: argparse.Namespace) -> int:
         raise CommandError(f"{args.output} cannot be written to: {error.strerror}") from error
     cases = [Case(rule, attack) for attack in ATTACKS for rule in RULES]
     with demo_view(args.format, cases, RULES, ATTACKS, rounds) as shown:
-        interrupted = not all(_carried_out(case, rounds, folder, shown) for case in cases)
+        interrupted = not all(_run_case(case, rounds, folder, shown) for case in cases)
     if interrupted:
         return max(exit_code(case.result) for case in cases if case.result)
     write_atomically(folder / "demo.json", json.dumps([*_plain(cases)], indent=2).encode() + b"\n")
@@ -80,9 +45,9 @@ def command(args: argparse.Namespace) -> int:
     return OK
 
 
-def _carried_out(case: Case, rounds: int, folder: Path, shown: DemoView) -> bool:
-    """Carry a case out; whether the next may follow."""
-    config = load(None, case.settings(rounds, folder))
+def _run_case(case: Case, rounds: int, folder: Path, shown: DemoView) -> bool:
+    """Run a case; False when it was interrupted."""
+    config = load(None, _settings(case, rounds, folder))
 
     def observe(record: RoundRecord) -> None:
         case.add(record)
@@ -96,6 +61,18 @@ def _carried_out(case: Case, rounds: int, folder: Path, shown: DemoView) -> bool
     return case.result is not None and case.result.outcome != "interrupted"
 
 
+def _settings(case: Case, rounds: int, output: Path) -> list[str]:
+    attack = [] if case.attack == "none" else [f"byzantine.attack={case.attack}"]
+    return [
+        f"aggregator={case.rule}",
+        f"rounds={rounds}",
+        f"output={quoted(str(output))}",
+        f"evaluate.every={EVERY}",
+        f"byzantine.count={BYZANTINE if attack else 0}",
+        *attack,
+    ]
+
+
 def _plain(cases: list[Case]) -> Iterator[dict[str, object]]:
     for case in cases:
         result = case.result.plain() if case.result else None
@@ -103,7 +80,7 @@ def _plain(cases: list[Case]) -> Iterator[dict[str, object]]:
 
 
 def _picture(cases: list[Case], path: Path) -> str:
-    """What to say about the picture: where it is, or why there is none."""
+    """Draw the picture; returns the line that says where it is, or why there is none."""
     try:
         from varangian.cli.views.accuracy_plot import curves
     except ImportError:

@@ -19,6 +19,7 @@ from varangian.aggregators.graphs import (
     requires,
 )
 from varangian.cli.main import OK, CommandError
+from varangian.cli.views.terminal import align
 from varangian.config import yaml_text
 from varangian.registry import MISSING, ConfigError, Problem
 
@@ -28,7 +29,6 @@ hears: from how many others in a round. messages: of all in a round. 1 - rho and
 of a period; the larger, the faster differences vanish. a round: 1 - rho as if every round did the same.
 exact after: rounds until everybody has exactly the average."""
 BIASED = "some workers count for more than others in the end; links that go both ways would mend it"
-GAP = "   "
 
 
 def command(args: argparse.Namespace) -> int:
@@ -36,12 +36,12 @@ def command(args: argparse.Namespace) -> int:
     if args.name is None:
         if args.png or args.rule or args.f is not None:
             raise CommandError("--png, --rule and -f are for one graph: name it.")
-        print("\n".join([*aligned([HEADERS, *map(cells, *overview(args.n))]), "", LEGEND]))
+        print("\n".join([*align([HEADERS, *map(cells, *overview(args.n))]), "", LEGEND]))
         return OK
     graph = GRAPHS.build(yaml_text.parse(args.name, "graph"), "graph")
     _refuse("graph", problem(graph, args.n))
     title = f"{next(iter(GRAPHS.spec(graph)))} on {args.n} workers"
-    print("\n".join([title, *aligned(rows(graph, args.n), indent="  ")]))
+    print("\n".join([title, *(f"  {line}" for line in align(rows(graph, args.n)))]))
     if args.rule or args.f is not None:
         print(f"  {verdict(graph, args.n, args.f or 0, args.rule)}")
     if args.png:
@@ -122,16 +122,6 @@ def _holds(graph: Graph, name: str, n: int, f: int) -> bool:
     except ConfigError:  # a rule with more to configure than f
         return False
     return robust(rule) and requires(graph, rule, n, f) is None
-
-
-def aligned(table: Sequence[Sequence[str]] | Iterator[Sequence[str]], indent: str = "") -> Iterator[str]:
-    """Columns of text; a row that ends early may be as long as it likes."""
-    lines = [*table]
-    full = max(map(len, lines))
-    widths = [max(len(line[i]) for line in lines if len(line) == full) for i in range(full)]
-    for line in lines:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=False))
-        yield (indent + GAP.join(padded)).rstrip()
 
 
 def _range(both: tuple[int, int]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from varangian.cli.main import OK, CommandError
 from varangian.cli.views.run_plot import Series, draw
 from varangian.cli.views.terminal import printable
-from varangian.paths import user_path
+from varangian.files import user_path
 
 SCORES = ("accuracy", "loss", "train_loss")
 RECORD = "rounds.jsonl"

@@ -1,4 +1,4 @@
-"""`varangian certs cluster`: all that the programs of a cluster prove their names with, by one command.
+"""`varangian certs cluster`: certificates, secret and tokens of a whole cluster, by one command.
 
 DIR/authority   the authority
 DIR/server      the server's bundle, and the secret that tokens are made with
@@ -17,9 +17,9 @@ import os
 import re
 from pathlib import Path
 
-from varangian.cli.commands.certs import hosts_of, init, issue
-from varangian.cli.commands.token import kept, write_tokens
-from varangian.cli.main import CommandError
+from varangian.cli.commands.certs import command_errors, init, issue, parse_hosts
+from varangian.cli.main import OK, CommandError
+from varangian.cli.tokens import read_or_make_secret, write_tokens
 from varangian.config import load
 from varangian.config.build import byzantine_names, honest_names
 from varangian.pki.authority import SERVER, Authority
@@ -28,18 +28,25 @@ from varangian.protos.identity.revocation import fingerprint
 
 DAYS, AUTHORITY_DAYS = 30.0, 1825.0
 BETWEEN = re.compile(r"[\s,]+")
-"""What stands between two hosts."""
+"""Separators of hosts."""
+
+
+def command(args: argparse.Namespace) -> int:
+    """Make whatever a cluster lacks."""
+    with command_errors(args):
+        provide(args)
+    return OK
 
 
 def provide(args: argparse.Namespace) -> None:
     """Make what is missing or ends soon; nothing, where settings or hosts are wrong.
 
     Raises:
-        CommandError: the server has no name.
+        CommandError: no host is named.
         ConfigError: the settings are not those of a run.
     """
     config = load(args.config, args.settings, os.environ, whole=False)
-    hosts = hosts_of(filter(None, BETWEEN.split(args.hosts)), "--hosts")
+    hosts = parse_hosts(filter(None, BETWEEN.split(args.hosts)), "--hosts")
     if not hosts:
         raise CommandError(f"--hosts should name the server, as server.example. Found {args.hosts!r}")
     path = Path(args.dir)
@@ -53,13 +60,13 @@ def provide(args: argparse.Namespace) -> None:
         counting = [name for name in names if not _revoked(authority, path / folder / name)]
         if counting:
             _issue(args.dir, path / folder, counting, None)
-    key = kept(path / SERVER / "secret")
+    key = read_or_make_secret(path / SERVER / "secret")
     for folder, names in folders.items():
         write_tokens(names, key, path / folder / "tokens")
 
 
 def _revoked(authority: Authority, bundle: Path) -> bool:
-    """Whether a worker was taken out. A start of the cluster brings nobody back; the operator can."""
+    """Whether a bundle is revoked: this command never replaces one, only the operator can."""
     try:
         found = fingerprint(Bundle.load(bundle, Role.WORKER).certificate) in authority.revoked()
     except BundleError:

@@ -1,46 +1,24 @@
-"""Tokens: how workers prove their names where there is no TLS, and the secret that they are made with.
-
-The secret stays with the server. A token is HMAC-SHA256 of one name under the secret, so whoever holds it
-can be that worker and no other. It is valid for every run of a server with that secret: a server that is
-started again draws another run id, and its workers go on with the tokens that they have.
-"""
+"""`varangian token`: print the tokens of some workers, or write them to a file."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import secrets
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from varangian.cli.commands.certs import configured
 from varangian.cli.main import OK, CommandError
-from varangian.pki.authority import PRIVATE, write
+from varangian.cli.tokens import read_or_make_secret, secret, token_lines, write_tokens
+from varangian.cli.worker_names import configured_names
 from varangian.protos.identity.bundle import NAME
-from varangian.protos.network.address import is_loopback, parse_address
-from varangian.server.identity.sessions import SECRET_BYTES, make_token
-
-SECRET, TOKEN = "VARANGIAN_SECRET", "VARANGIAN_TOKEN"
-FILE = "_FILE"
-"""After the name of a variable: the variable names a file with the value."""
-PUBLISHED = frozenset({b"change-this-secret"})
-"""Secrets that were in examples, which everybody knows."""
-LINE = re.compile(rf"({NAME.pattern}):([0-9a-f]{{64}})")
-"""A token as it is printed and read: the name of the worker, then the HMAC."""
-LARGEST = 1 << 20
-"""Bytes that are read of a file of secrets or tokens at most."""
-MAKE = "Make one: varangian token --secret FILE NAME... writes a new one to FILE"
 
 
 def command(args: argparse.Namespace) -> int:
     """Print the tokens of some workers, or write them to a file that only its owner can read."""
     names = _names(args)
     try:
-        key = secret() if args.secret is None else kept(Path(args.secret))
+        key = secret() if args.secret is None else read_or_make_secret(Path(args.secret))
         if args.out is None:
-            print(_lines(names, key), end="")
+            print(token_lines(names, key), end="")
         else:
             write_tokens(names, key, Path(args.out))
     except BrokenPipeError:
@@ -50,162 +28,23 @@ def command(args: argparse.Namespace) -> int:
     return OK
 
 
-def secret() -> bytes:
-    """What the server makes tokens with, from the environment: arguments can be seen by every user.
-
-    Raises:
-        CommandError: it is missing, too short, or known to everybody.
-    """
-    where, key = _variable(SECRET)
-    if key is None:
-        raise CommandError(
-            f"the environment variable {SECRET}, or the file that {SECRET}{FILE} names, should hold the "
-            f"server's secret, at least {SECRET_BYTES} bytes. Neither is set. {MAKE}"
-        )
-    return _checked(key, where)
-
-
-def proofs(names: Sequence[str], server: str, tokens: Mapping[str, str]) -> dict[str, str]:
-    """The token that each of these workers shows to `host:port`.
-
-    Args:
-        names: of the workers.
-        server: whom they are shown to. On this machine the server's secret will do, too.
-        tokens: those that `held` has found.
-
-    Raises:
-        CommandError: one has none, or the secret of all is about to be used on another machine.
-    """
-    if tokens:
-        lacking = [name for name in names if name not in tokens]
-        if lacking:
-            raise CommandError(
-                f"{TOKEN} or {TOKEN}{FILE} should hold a token of {_some(lacking, ', ')}. Found one of "
-                f"{_some(list(tokens), ', ')}. Make it at the server: varangian token {_some(lacking)}"
-            )
-        return {name: tokens[name] for name in names}
-    if not {SECRET, SECRET + FILE} & os.environ.keys():
-        raise CommandError(
-            f"the environment variable {TOKEN}, or the file that {TOKEN}{FILE} names, should hold the "
-            f"token of {_some(names, ', ')}. Neither is set. "
-            f"Make it at the server: varangian token {_some(names)}"
-        )
-    if not is_loopback(parse_address(server)[0]):
-        raise CommandError(
-            f"{SECRET} should be at the server alone: whoever has it can be every worker. Found it at a "
-            f"worker of {server}. Make a token at the server, varangian token {_some(names)}, and give "
-            f"that to this worker in {TOKEN} or {TOKEN}{FILE}"
-        )
-    key = secret()
-    return {name: make_token(name, key) for name in names}
-
-
-def held() -> dict[str, str]:
-    """Tokens by the name of their worker, from the environment; empty where none is set.
-
-    Raises:
-        CommandError: what is there is no token.
-    """
-    where, text = _variable(TOKEN)
-    if text is None:
-        return {}
-    found: dict[str, str] = {}
-    for word in text.decode("ascii", "replace").split():
-        token = LINE.fullmatch(word)
-        if token is None or found.get(token[1], token[2]) != token[2]:
-            wrong = "something else" if token is None else f"two of {token[1]}"
-            raise CommandError(
-                f"{where} should hold tokens as `varangian token` prints them, NAME:DIGITS, one for each "
-                f"name. Found {wrong}"
-            )
-        found[token[1]] = token[2]
-    if not found:
-        raise CommandError(f"{where} should hold a token, made by `varangian token`. Found nothing in it")
-    return found
-
-
-def _variable(name: str) -> tuple[str, bytes | None]:
-    """Where a value comes from, and the value: of a variable, or of the file that another one names."""
-    value, path = os.environ.get(name), os.environ.get(name + FILE)
-    if value and path:
-        raise CommandError(f"{name} and {name}{FILE} should not be set both. Leave one of them out")
-    if not path:
-        return name, None if value is None else value.encode("utf-8", "surrogateescape")
-    return f"{path}, which {name}{FILE} names,", _text(Path(path), f" {name}{FILE} names it.")
-
-
-def _text(path: Path, why: str = "") -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(LARGEST).strip()
-    except OSError as error:
-        raise CommandError(f"{path} should be readable.{why} The system says: {error.strerror}") from None
-
-
-def _checked(key: bytes, where: str) -> bytes:
-    if key in PUBLISHED:
-        raise CommandError(
-            f"{where} should hold a secret of your own. Found the one of an example, which everybody "
-            f"knows. {MAKE}"
-        )
-    if len(key) < SECRET_BYTES:
-        raise CommandError(
-            f"{where} should hold the server's secret, at least {SECRET_BYTES} bytes. Found {len(key)}. "
-            f"{MAKE}"
-        )
-    return key
-
-
-def kept(path: Path) -> bytes:
-    """The secret in a file; a new one where there is no such file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
-    except FileExistsError:
-        return _checked(_text(path), str(path))
-    key = secrets.token_hex(32).encode()
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(key + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    print(f"made a new secret in {path}; it stays at the server", file=sys.stderr)
-    return key
-
-
-def write_tokens(names: Sequence[str], key: bytes, path: Path) -> None:
-    """Write the tokens of these workers to a file that only its owner can read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, _lines(names, key).encode(), PRIVATE)
-    many = "the token" if len(names) == 1 else f"{len(names)} tokens"
-    print(f"wrote {many} to {path}")
-
-
-def _lines(names: Sequence[str], key: bytes) -> str:
-    return "".join(f"{name}:{make_token(name, key)}\n" for name in names)
-
-
 def _names(args: argparse.Namespace) -> tuple[str, ...]:
-    """Whom to make tokens for: names, or all workers of a kind in a configuration."""
+    """The workers to make tokens for: named, or all of a kind in a configuration."""
     names = tuple(dict.fromkeys(text for text in args.names if "=" not in text))
     settings = [text for text in args.names if "=" in text]
     if args.claim and not names:
-        return configured(args.claim, settings)
+        return configured_names(args.claim, settings)
     if not names or args.claim or settings:
         raise CommandError(
             "say whose token it is: names (w00 w01), or --claim honest|byzantine with the settings of the "
             "run (workers=10)"
         )
-    return tuple(_named(names))
+    return tuple(_check_names(names))
 
 
-def _named(names: Iterable[str]) -> Iterable[str]:
+def _check_names(names: Iterable[str]) -> Iterable[str]:
     for name in names:
         if not NAME.fullmatch(name):
             rule = "letters, digits, '.', '_' and '-', at most 63, the first a letter or a digit"
             raise CommandError(f"The name of a worker should be {rule}. Found {name!r:.100}")
         yield name
-
-
-def _some(names: Sequence[str], between: str = " ") -> str:
-    """The first few of many names."""
-    return between.join(names[:4]) + (f"{between}..." if len(names) > 4 else "")

@@ -1,4 +1,4 @@
-"""Accuracy over rounds, as a picture. Needs matplotlib."""
+"""The picture of the demo: accuracy over rounds, a panel for each attack. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from varangian.cli.views.figure import BLUE, GREEN, ORANGE, save
+
 Curve = Sequence[tuple[int, float]]
-COLOURS = {"mean": "#c1272d", "median": "#0072b2", "krum": "#e69f00", "flag": "#009e73"}
-"""Told apart by people with any colour vision."""
-DOTS_PER_INCH = 110
+COLOURS = {"mean": "#c1272d", "median": BLUE, "krum": ORANGE, "flag": GREEN}
 
 
 def curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
@@ -34,6 +34,4 @@ def curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     axes[0].set_ylim(0, 100)
     # Beside the panels: inside one it hides a curve sooner or later.
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
-    temporary.replace(path)
+    save(figure, path)

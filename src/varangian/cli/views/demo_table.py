@@ -1,4 +1,4 @@
-"""What a user sees of the demo: a table that fills, lines, or JSON."""
+"""The demo on the screen: a table that fills, plain lines, or JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from varangian.cli.views.progress import as_json, output, percent
+from varangian.cli.views.demo_case import Case
+from varangian.cli.views.progress import as_json, output
+from varangian.cli.views.summary import percent
 from varangian.cli.views.terminal import NOTE, printable
 
 if TYPE_CHECKING:
-    from varangian.cli.commands.demo import Case
     from varangian.server.observability.record import RoundRecord
 
 TITLE = "Accuracy on held-out digits: 15 workers, of which 3 attack, over gRPC on this machine."
@@ -41,10 +42,10 @@ def demo_view(
 ) -> DemoView:
     """The view for `--format`; auto is rich on a terminal and plain elsewhere."""
     if kind == "json":
-        return JsonBoard()
+        return JsonLines()
     grid = Grid(cases, rules, attacks, rounds)
     live = kind == "rich" or (kind == "auto" and sys.stdout.isatty())
-    return LiveBoard(grid) if live else PlainBoard(grid)
+    return LiveTable(grid) if live else PlainTable(grid)
 
 
 class Grid:
@@ -74,7 +75,7 @@ class Grid:
         return Text(percent(case.accuracy), colour)
 
 
-class LiveBoard:
+class LiveTable:
     """On a terminal."""
 
     def __init__(self, grid: Grid) -> None:
@@ -83,7 +84,7 @@ class LiveBoard:
         self._console = Console(file=cast("TextIO", self._out))
         self._live = Live(grid.table(), console=self._console, refresh_per_second=4)
 
-    def __enter__(self) -> LiveBoard:
+    def __enter__(self) -> LiveTable:
         self._console.print(TITLE)
         self._live.start()
         return self
@@ -107,14 +108,14 @@ class LiveBoard:
         self._out.close()
 
 
-class PlainBoard:
+class PlainTable:
     """In a log file: a line for each case, then the table."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._out = output(sys.stdout)
 
-    def __enter__(self) -> PlainBoard:
+    def __enter__(self) -> PlainTable:
         self.note(TITLE)
         return self
 
@@ -138,13 +139,13 @@ class PlainBoard:
         self._out.close()
 
 
-class JsonBoard:
+class JsonLines:
     """One object for each case, then one that says where everything is."""
 
     def __init__(self) -> None:
         self._out, self._notes = output(sys.stdout, as_json), output(sys.stderr)
 
-    def __enter__(self) -> JsonBoard:
+    def __enter__(self) -> JsonLines:
         return self
 
     def __exit__(self, *error: object) -> None:

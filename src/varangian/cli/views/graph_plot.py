@@ -23,11 +23,10 @@ from varangian.aggregators.graphs import (
     disagreement,
     weights_of_period,
 )
+from varangian.cli.views.figure import BLUE, GREEN, ORANGE, PINK, RED, SKY, save
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-"""Told apart by people with any colour vision."""
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)
 GREY = "#777777"
-DOTS_PER_INCH = 110
 ARROWS = 4000
 NUMBERED = 40
 """Up to so many workers there is room for their numbers."""
@@ -48,9 +47,7 @@ def draw(graph: Graph, n: int, title: str, path: Path) -> None:
     _circle(circle, graph, n)
     _speed(speed, graph, n)
     figure.suptitle(title)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
-    temporary.replace(path)
+    save(figure, path)
 
 
 def groups(graph: Graph, n: int) -> dict[str, Links]:

@@ -12,8 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from varangian.cli.views.progress import described, percent, summary
-from varangian.cli.views.summary import RunSummary
+from varangian.cli.views.summary import RunSummary, percent, scores_of, summary_lines
 from varangian.cli.views.terminal import NOTE, printable
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Live:
 
     def __init__(self, rounds: int, byzantine: Sequence[str], out: QueuedWriter) -> None:
         self._rounds, self._byzantine = rounds, byzantine
-        self._tally = RunSummary()
+        self._summary = RunSummary()
         self._out = out
         self._console = Console(file=cast("TextIO", out))
         self._screen = Screen(self._view(), console=self._console, refresh_per_second=4, transient=True)
@@ -48,7 +47,7 @@ class Live:
         self._console.print(Text(printable(text, NOTE)))
 
     def round(self, record: RoundRecord) -> None:
-        self._tally.add(record)
+        self._summary.add(record)
         if record.skipped is not None:
             self.note(f"round {record.round + 1}: no update: {record.skipped}")
         self._screen.update(self._view())
@@ -58,32 +57,32 @@ class Live:
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="bold")
         table.add_column(overflow="fold")
-        for name, value in summary(result, self._tally, self._byzantine):
+        for name, value in summary_lines(result, self._summary, self._byzantine):
             table.add_row(Text(printable(name)), Text(printable(value)))
         self._console.print(table)
         self._out.close()
 
     def _view(self) -> Group:
         """A bar, the scores, and who stands out; each on lines of its own, whatever the width."""
-        tally = self._tally
+        summary = self._summary
         bar = Table.grid(padding=(0, 2))
         bar.add_column(max_width=60)
         bar.add_column(no_wrap=True)
         bar.add_column(no_wrap=True)
-        total = Text(f"round {tally.rounds}/{self._rounds}")
-        rate = Text(f"{tally.rate:.1f} rounds/s")
-        bar.add_row(ProgressBar(total=self._rounds, completed=tally.rounds), total, rate)
-        scores = [Text.assemble((f"{printable(n)} ", "bold"), v) for n, v in described(tally.scores)]
+        total = Text(f"round {summary.rounds}/{self._rounds}")
+        rate = Text(f"{summary.rate:.1f} rounds/s")
+        bar.add_row(ProgressBar(total=self._rounds, completed=summary.rounds), total, rate)
+        scores = [Text.assemble((f"{printable(n)} ", "bold"), v) for n, v in scores_of(summary.scores)]
         return Group(bar, Columns(scores, padding=(0, 3)), self._distrusted())
 
     def _distrusted(self) -> Text:
         """Byzantine workers in red: the server does not know them, but this screen may."""
-        believed = self._tally.least_believed(DISTRUSTED)
+        believed = self._summary.least_believed(DISTRUSTED)
         text = Text("least believed  " if believed else "")
         for worker, share in believed:
             text.append(
                 f"{printable(worker)} {percent(share)}  ", "red" if worker in self._byzantine else ""
             )
-        for worker, times in self._tally.drops.most_common(DISTRUSTED):
+        for worker, times in self._summary.drops.most_common(DISTRUSTED):
             text.append(f"{printable(worker)} dropped {times}x  ", "red")
         return text

@@ -12,16 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from varangian.cli.views.summary import RunSummary
+from varangian.cli.views.summary import RunSummary, scores_of, summary_lines
 from varangian.cli.views.terminal import NOTE, printable
 from varangian.launch.output.queued_writer import QueuedWriter, writer
 
 if TYPE_CHECKING:
     from varangian.launch import RunResult
-    from varangian.server.observability.record import RoundRecord, Scores
+    from varangian.server.observability.record import RoundRecord
 
-FEW = 5
-"""So many workers are named one by one."""
 PLAIN_LINES = 20
 """How many lines a plain run prints, whatever its rounds."""
 
@@ -103,7 +101,7 @@ class Plain:
         self._rounds, self._byzantine, self._out = rounds, byzantine, out
         self._every = rounds / PLAIN_LINES
         self._next = 0.0
-        self._tally = RunSummary()
+        self._summary = RunSummary()
 
     def __enter__(self) -> Plain:
         return self
@@ -116,7 +114,7 @@ class Plain:
         self._out.write(printable(text, NOTE) + "\n")
 
     def round(self, record: RoundRecord) -> None:
-        self._tally.add(record)
+        self._summary.add(record)
         done = record.round + 1
         if record.skipped is not None:
             self.note(f"round {done}/{self._rounds}: no update: {record.skipped}")
@@ -125,85 +123,10 @@ class Plain:
             self.note(f"round {done}/{self._rounds}  {self._state()}")
 
     def finish(self, result: RunResult) -> None:
-        for name, value in summary(result, self._tally, self._byzantine):
+        for name, value in summary_lines(result, self._summary, self._byzantine):
             self.note(f"{name:<15} {value}")
         self._out.close()
 
     def _state(self) -> str:
-        scores = [f"{name} {value}" for name, value in described(self._tally.scores)]
-        return "  ".join([*scores, f"{self._tally.rate:.1f} rounds/s"])
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if 0.001 <= abs(value) < 10_000 or value == 0 else f"{value:.4g}"
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def described(scores: Scores | None) -> list[tuple[str, str]]:
-    """What held-out data says of the model, as names and values; of an average one number."""
-    if scores is None:
-        return []
-    found = [("loss", number(scores.loss))]
-    if scores.accuracy is not None:
-        found.append(("accuracy", percent(scores.accuracy)))
-    others = scores.metrics or {}
-    found += [(name, number(value)) for name, value in others.items() if not name.startswith("ema_")]
-    if scores.ema_accuracy is not None:
-        found.append(("average", percent(scores.ema_accuracy)))
-    elif scores.ema_loss is not None:
-        found.append(("average", number(scores.ema_loss)))
-    return found
-
-
-def summary(result: RunResult, tally: RunSummary, byzantine: Sequence[str]) -> list[tuple[str, str]]:
-    """The end of a run, as names and values."""
-    others = result.metrics or {}
-    lines = [] if result.accuracy is None else [("accuracy", percent(result.accuracy))]
-    lines += [
-        ("loss", number(result.loss)),
-        *((name, number(value)) for name, value in others.items() if not name.startswith("ema_")),
-        *_average(result),
-        ("rounds", _rounds(result, tally)),
-        ("seconds", f"{result.seconds:.1f}"),
-        ("digest", result.digest),
-    ]
-    mass = tally.share(byzantine) if byzantine else None
-    if mass is not None:
-        lines.append(("byzantine mass", f"{percent(mass)} of the weight, {len(byzantine)} workers"))
-    for worker, times in sorted(tally.drops.items()):
-        lines.append((f"dropped {worker}", f"{times} times, last: {tally.reasons[worker]}"))
-    lines += _missing(tally)
-    if any(tally.ages):
-        mean = sum(age * count for age, count in tally.ages.items()) / tally.ages.total()
-        lines.append(("ages", f"mean {mean:.1f} rounds, at most {max(tally.ages)}"))
-    return [*lines, ("reason", result.reason), ("folder", str(result.folder or "-"))]
-
-
-def _average(result: RunResult) -> list[tuple[str, str]]:
-    """The scores of the average of the model, where there is one."""
-    if result.ema_loss is None:
-        return []
-    parts = [] if result.ema_accuracy is None else [f"accuracy {percent(result.ema_accuracy)}"]
-    parts.append(f"loss {number(result.ema_loss)}")
-    others = result.metrics or {}
-    parts += [f"{n.removeprefix('ema_')} {number(v)}" for n, v in others.items() if n.startswith("ema_")]
-    return [("of the average", ", ".join(parts))]
-
-
-def _missing(tally: RunSummary) -> list[tuple[str, str]]:
-    """Who did not answer in time, one by one if they are few."""
-    if len(tally.missing) <= FEW:
-        return [(f"missing {worker}", f"{times} times") for worker, times in sorted(tally.missing.items())]
-    (worker, times), *_ = tally.missing.most_common(1)
-    total = f"{len(tally.missing)} workers, {tally.missing.total()} times in all"
-    return [("missing", f"{total}, most of them {worker}, {times} times")]
-
-
-def _rounds(result: RunResult, tally: RunSummary) -> str:
-    skipped = f", {tally.skipped} of them without an update" if tally.skipped else ""
-    return f"{result.rounds}{skipped}"
+        scores = [f"{name} {value}" for name, value in scores_of(self._summary.scores)]
+        return "  ".join([*scores, f"{self._summary.rate:.1f} rounds/s"])

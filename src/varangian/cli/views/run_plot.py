@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from varangian.cli.views.figure import BLUE, GREEN, ORANGE, PINK, SKY, save
+
 Series: TypeAlias = dict[str, list[tuple[int, float]]]
 """Round and value, by the name of the score."""
 
-DOTS_PER_INCH = 110
-COLOURS = ("#0072b2", "#c1272d", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
-"""Told apart by people with any colour vision."""
+COLOURS = (BLUE, "#c1272d", GREEN, ORANGE, PINK, SKY)
 LOSSES = {"loss": "held-out", "train_loss": "training"}
 POINTS = 60
 """A line with fewer points shows each of them."""
@@ -35,8 +35,8 @@ def draw(runs: Mapping[str, Series], path: Path) -> None:
             for name in names:
                 points = series.get(name, [])
                 style = "--" if name == "train_loss" else "-"
-                told = [label] if len(runs) > 1 else []
-                told += [LOSSES[name]] if name in LOSSES else []
+                words = [label] if len(runs) > 1 else []
+                words += [LOSSES[name]] if name in LOSSES else []
                 axis.plot(
                     [point[0] for point in points],
                     [scale * point[1] for point in points],
@@ -45,7 +45,7 @@ def draw(runs: Mapping[str, Series], path: Path) -> None:
                     ms=3,
                     lw=1.8,
                     color=COLOURS[i % len(COLOURS)],
-                    label=", ".join(told),
+                    label=", ".join(words),
                 )
         axis.set_title(f"{title}, %" if title == "accuracy" else title)
         axis.set_xlabel("round")
@@ -59,13 +59,7 @@ def draw(runs: Mapping[str, Series], path: Path) -> None:
             axis.legend(frameon=False, fontsize="small")
     if len(runs) == 1:
         figure.suptitle(next(iter(runs)), fontsize="small")
-    ending = path.suffix.lstrip(".") or "png"
-    temporary = path.with_name(f".{path.name}")
-    try:
-        figure.savefig(temporary, dpi=DOTS_PER_INCH, format=ending)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save(figure, path, path.suffix.lstrip(".") or "png")
 
 
 def _panels(runs: Mapping[str, Series]) -> dict[str, list[str]]:

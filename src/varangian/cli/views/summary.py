@@ -1,15 +1,19 @@
-"""What a run has shown so far: who was believed, who was dropped, and how fast it goes."""
+"""The summary of a run: weights of the workers, dropped and missing ones, speed, and the final lines."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from varangian.launch import RunResult
     from varangian.server.observability.record import RoundRecord, Scores
+
+FEW = 5
+"""Up to so many missing workers are named one by one."""
 
 
 @dataclass
@@ -66,3 +70,82 @@ class RunSummary:
         """The workers with the least weight, and their share."""
         ranked = sorted(self.shares.items(), key=lambda entry: entry[1])[:count]
         return [(worker, share / self.weighed) for worker, share in ranked]
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if 0.001 <= abs(value) < 10_000 or value == 0 else f"{value:.4g}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def scores_of(scores: Scores | None) -> list[tuple[str, str]]:
+    """What held-out data says of the model, as names and values; of an average one number."""
+    if scores is None:
+        return []
+    found = [("loss", number(scores.loss))]
+    if scores.accuracy is not None:
+        found.append(("accuracy", percent(scores.accuracy)))
+    others = scores.metrics or {}
+    found += [(name, number(value)) for name, value in others.items() if not name.startswith("ema_")]
+    if scores.ema_accuracy is not None:
+        found.append(("average", percent(scores.ema_accuracy)))
+    elif scores.ema_loss is not None:
+        found.append(("average", number(scores.ema_loss)))
+    return found
+
+
+def summary_lines(
+    result: RunResult, summary: RunSummary, byzantine: Sequence[str]
+) -> list[tuple[str, str]]:
+    """The end of a run, as names and values."""
+    others = result.metrics or {}
+    lines = [] if result.accuracy is None else [("accuracy", percent(result.accuracy))]
+    lines += [
+        ("loss", number(result.loss)),
+        *((name, number(value)) for name, value in others.items() if not name.startswith("ema_")),
+        *_average(result),
+        ("rounds", _rounds(result, summary)),
+        ("seconds", f"{result.seconds:.1f}"),
+        ("digest", result.digest),
+    ]
+    mass = summary.share(byzantine) if byzantine else None
+    if mass is not None:
+        lines.append(("byzantine mass", f"{percent(mass)} of the weight, {len(byzantine)} workers"))
+    for worker, times in sorted(summary.drops.items()):
+        lines.append((f"dropped {worker}", f"{times} times, last: {summary.reasons[worker]}"))
+    lines += _missing_lines(summary)
+    if any(summary.ages):
+        mean = sum(age * count for age, count in summary.ages.items()) / summary.ages.total()
+        lines.append(("ages", f"mean {mean:.1f} rounds, at most {max(summary.ages)}"))
+    return [*lines, ("reason", result.reason), ("folder", str(result.folder or "-"))]
+
+
+def _average(result: RunResult) -> list[tuple[str, str]]:
+    """The scores of the average of the model, where there is one."""
+    if result.ema_loss is None:
+        return []
+    parts = [] if result.ema_accuracy is None else [f"accuracy {percent(result.ema_accuracy)}"]
+    parts.append(f"loss {number(result.ema_loss)}")
+    others = result.metrics or {}
+    parts += [f"{n.removeprefix('ema_')} {number(v)}" for n, v in others.items() if n.startswith("ema_")]
+    return [("of the average", ", ".join(parts))]
+
+
+def _missing_lines(summary: RunSummary) -> list[tuple[str, str]]:
+    """Who did not answer in time, one by one if they are few."""
+    if len(summary.missing) <= FEW:
+        return [
+            (f"missing {worker}", f"{times} times") for worker, times in sorted(summary.missing.items())
+        ]
+    (worker, times), *_ = summary.missing.most_common(1)
+    total = f"{len(summary.missing)} workers, {summary.missing.total()} times in all"
+    return [("missing", f"{total}, most of them {worker}, {times} times")]
+
+
+def _rounds(result: RunResult, summary: RunSummary) -> str:
+    skipped = f", {summary.skipped} of them without an update" if summary.skipped else ""
+    return f"{result.rounds}{skipped}"

@@ -1,8 +1,7 @@
-"""Files of a run: appended to line by line, or replaced as a whole; never half of either."""
+"""Files of a run that are appended to line by line, and new folders."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -45,35 +44,6 @@ class Record(Descriptor):
 def recorder(record: Record, name: str, warn: Warn) -> QueuedWriter:
     """A writer to a record."""
     return QueuedWriter(record, name, warn, limit=RECORDS)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The whole file or none of it, also when the machine stops half way; nothing else is left behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        descriptor, named = _nameless(path.parent, temporary)
-        with open(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-            if not named:
-                temporary.unlink(missing_ok=True)
-                # With a folder given, Python follows the link to the file behind the descriptor.
-                os.link(f"/proc/self/fd/{stream.fileno()}", temporary.name, dst_dir_fd=folder)
-        temporary.replace(path)
-        os.fsync(folder)  # without this a new name may be lost although its content is safe
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(folder)
-
-
-def _nameless(folder: Path, temporary: Path) -> tuple[int, bool]:
-    """A file without a name, which vanishes with this process; or a named one where none is possible."""
-    if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            return os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666), False
-    return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666), True
 
 
 def make_folder(parent: Path, name: str) -> Path:

@@ -41,10 +41,10 @@ from varangian.aggregators.kernels import backend_for
 from varangian.aggregators.spec import parts_of
 from varangian.config import RunConfig
 from varangian.config.yaml_text import dump
-from varangian.launch.output.files import Record, make_folder, recorder, write_atomically
+from varangian.files import user_path, write_atomically
+from varangian.launch.output.files import Record, make_folder, recorder
 from varangian.launch.output.queued_writer import Warn, complain
 from varangian.launch.result import RunError, RunResult
-from varangian.paths import user_path
 from varangian.server.observability.record import RoundRecord
 from varangian.server.participation import DEFAULT, PARTICIPATION
 from varangian.worker.attacks import ATTACKS

@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from varangian.config import load as load_config
+from varangian.files import user_path
 from varangian.launch.result import RunError
-from varangian.paths import user_path
 from varangian.worker.training.task import WorkerCompute
 
 PARAMETERS = "parameters.safetensors"

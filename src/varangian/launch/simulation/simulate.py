@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from varangian.config import RunConfig
-from varangian.launch import Note
 from varangian.launch.event_loop import run_to_completion
-from varangian.launch.result import RunError, RunResult
+from varangian.launch.result import Note, RunError, RunResult
 from varangian.launch.server_run import ServerRun
 from varangian.launch.simulation.invited import InvitedWorkers
 from varangian.launch.simulation.transport import PATIENCE, compute_answers, decline, hand_over, stalled

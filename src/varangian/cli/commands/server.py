@@ -1,0 +1,105 @@
+"""`varangian server`: the server of a run whose workers are programs of their own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+from contextlib import closing
+from pathlib import Path
+
+from varangian.cli.commands.run import exit_code, with_shortcuts
+from varangian.cli.credentials import Choice, check, choice, warn
+from varangian.cli.main import CommandError
+from varangian.cli.tokens import secret
+from varangian.cli.views.progress import Progress, progress
+from varangian.config import RunConfig, load
+from varangian.launch.output.logs import log_to_stderr
+from varangian.launch.processes import check_port, serve_run
+from varangian.launch.result import RunError, RunResult
+from varangian.launch.server_run import ServerRun
+from varangian.protos.identity.bundle import BundleError
+from varangian.protos.network import descriptors
+from varangian.protos.network.address import EVERYWHERE, AddressError, parse_address
+from varangian.protos.network.descriptors import check_free
+from varangian.registry import ConfigError, Problem
+from varangian.server.identity.sessions import Sessions
+from varangian.server.identity.tls import Security
+
+
+def command(args: argparse.Namespace) -> int:
+    """Serve one run to workers elsewhere."""
+    settings = [*with_shortcuts(args), *_bind_settings(args.bind)]
+    config = load(args.config, settings, os.environ, whole=False)
+    chosen = choice(args)
+    check(chosen, config.server.host)
+    config = with_identity(config, chosen)
+    identity = secret() if chosen.certs is None else _load_security(chosen.certs)
+    log_to_stderr(logging.WARNING)
+    warn(chosen, config.server.host)
+    try:
+        with progress(args.format, config.rounds, ()) as shown:
+            check_free()
+            result = asyncio.run(_serve(config, identity, shown))
+        shown.finish(result)
+    except RunError as error:
+        raise CommandError(str(error)) from error
+    return exit_code(result)
+
+
+def with_identity(config: RunConfig, chosen: Choice) -> RunConfig:
+    """Record whether TLS is used, and draw a seed for the server's own choices that no worker knows.
+
+    The run folder has both, so that the run can be repeated from it once it is over.
+
+    Raises:
+        ConfigError: the settings ask for TLS and there are no certificates.
+    """
+    if config.server.tls and chosen.certs is None:
+        rule = "needs --certs DIR here; only `varangian run` makes certificates"
+        raise ConfigError([Problem("server.tls", rule, True)])
+    seed = secrets.randbits(63) if config.server.seed is None else config.server.seed
+    server = config.server.model_copy(update={"seed": seed, "tls": chosen.certs is not None})
+    return config.model_copy(update={"server": server})
+
+
+async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress) -> RunResult:
+    check_port(config)
+    session = ServerRun.open(config, shown.round, shown.note)
+    for sentence in session.sentences:
+        shown.note(sentence)
+    workers = session.machine.policy.workers
+    security = identity if isinstance(identity, Security) else None
+    if isinstance(identity, Security):
+        sessions = Sessions(workers, None, certificate_reader=identity.certificate_reader)
+    else:
+        sessions = Sessions(workers, identity)
+    how = "with TLS" if security else "without TLS"
+    files = descriptors.sentence(len(workers), config.server.data_port is not None)
+    with closing(session), session.stop.on_signals(shown.note):
+
+        def ready(address: str) -> None:
+            shown.note(f"serving at {address}, {how}; {files}")
+
+        return session.result(await serve_run(session, sessions, ready, security, returns=True))
+
+
+def _load_security(path: Path) -> Security:
+    try:
+        return Security(path)
+    except BundleError as error:
+        raise CommandError(str(error)) from error
+
+
+def _bind_settings(address: str | None) -> list[str]:
+    """`--bind HOST:PORT` as settings; `*` is every address of this machine."""
+    if address is None:
+        return []
+    anywhere = address.removeprefix(f"{EVERYWHERE}:")
+    try:
+        host, port = parse_address(address if anywhere == address else f"localhost:{anywhere}")
+    except AddressError as error:
+        raise ConfigError([Problem("--bind", error.rule, address, error.hint)]) from None
+    return [f"server.host='{host if anywhere == address else EVERYWHERE}'", f"server.port={port}"]

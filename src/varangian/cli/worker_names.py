@@ -1,0 +1,15 @@
+"""`--claim`: the names of all honest, or all Byzantine, workers of a configuration."""
+
+from __future__ import annotations
+
+import os
+
+
+def configured_names(kind: str, settings: list[str]) -> tuple[str, ...]:
+    """The names of all honest, or all Byzantine, workers of a configuration."""
+    # Loading a configuration imports torch, and most callers need none.
+    from varangian.config import load
+    from varangian.config.build import byzantine_names, honest_names
+
+    config = load(None, settings, os.environ, whole=False)
+    return honest_names(config) if kind == "honest" else byzantine_names(config)
