@@ -1,13 +1,11 @@
-"""Chunks of a payload: how one is written as a message, read, and put together with the others.
+"""Chunks of a payload: how one is written as a message and read.
 
 `PushRequest{chunk}` and `PullReply{chunk}` are the same bytes: a head of some twenty, then the payload. The
 protobuf library copies a payload twice on its way into a message and once on its way out. Here it is joined
-to its head once by the sender, and the receiver looks at it where it lies.
+to its head once by the sender, and the receiver looks at it where it lies (`receiving`).
 """
 
 from __future__ import annotations
-
-import xxhash
 
 from varangian.protos import ps_pb2
 from varangian.protos.encoding import check_digest
@@ -67,53 +65,3 @@ def push_payload(data: bytes) -> tuple[int, memoryview] | bytes:
         check_digest(part.seal.content_digest)
         return part.seal.content_digest
     raise Refused(Refusal.MALFORMED, "Found something else where a chunk should be.")
-
-
-class Assembler:
-    """Lets the chunks of one payload pass, strictly in order, and knows at the end whether they were right.
-
-    Args:
-        size: bytes of the payload.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.passed = 0
-        """Bytes so far, and where the next chunk starts."""
-        self._hash = xxhash.xxh3_128()
-
-    @property
-    def complete(self) -> bool:
-        """Every byte has arrived; whether they are the right ones, `finish` says."""
-        return self.passed == self.size
-
-    def add(self, offset: int, data: bytes | memoryview) -> memoryview:
-        """The next chunk, for whoever stores it.
-
-        Raises:
-            Refused: when it is not the next chunk, or more than was promised.
-        """
-        end = self.passed + len(data)
-        if offset != self.passed:
-            raise Refused(Refusal.ORDER, f"Found offset {offset} after {self.passed} bytes.")
-        if end > self.size or self.complete:
-            raise Refused(Refusal.TOO_MANY_BYTES, f"Found more than the {self.size} that were promised.")
-        if not data:
-            raise Refused(Refusal.CHUNK_SIZE, f"Found one after {self.passed} of {self.size} bytes.")
-        self._hash.update(data)
-        self.passed = end
-        return memoryview(data)
-
-    def finish(self, content_digest: bytes) -> None:
-        """There are no more chunks, and this is what the whole payload should hash to.
-
-        Raises:
-            Refused: when bytes are missing or are not those that were promised.
-        """
-        if not self.complete:
-            raise Refused(Refusal.TOO_FEW_BYTES, f"Found {self.passed} of {self.size}.")
-        check_digest(content_digest)
-        if self._hash.digest() != content_digest:
-            raise Refused(
-                Refusal.DIGEST, f"Found {self._hash.hexdigest()}, promised {content_digest.hex()}."
-            )

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Protocol, TypeAlias
 
+from varangian.protos.receiving import Receive
+
 BLOCK = 1 << 20
 """Bytes in one call of the system: few calls, and still in cache when they are looked at."""
 TURN_WAIT = 0.002
 """Seconds that a turn waits for its socket, in all: to begin another turn costs as much."""
 
 Sink: TypeAlias = Callable[[memoryview], None]
-Receive: TypeAlias = Callable[[memoryview], int]
 Fill: TypeAlias = Callable[[Receive, int], int]
 """Calls the first once, with at most so many bytes of memory, and returns what it returned."""
 _buffers = threading.local()

@@ -52,9 +52,9 @@ from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 from varangian.server.rounds.executor import ComputeThread
 from varangian.server.rounds.pulls import Pulls
 from varangian.server.rounds.windowed import WindowedRounds, WindowListener
-from varangian.server.rows.slot import NOT_FINITE, Overtaken, Slot
+from varangian.server.rows.slot import NOT_FINITE, Overtaken, Slot, SlotListener
 from varangian.server.rows.source import Pushed, RowSource
-from varangian.server.rows.storage import LentRows
+from varangian.server.rows.storage import LentRows, RowStorage
 from varangian.server.training.learner import Learner
 
 __all__ = ["Clock", "Coordinator", "Overtaken", "Slot", "Snapshot", "Status"]
@@ -111,13 +111,13 @@ class Coordinator:
             learner, row_source, rounds, evaluate, evaluate_every, executor, threads
         )
         self._d = learner.parameters.numel()
-        self._intake: WindowedRounds | LentRows
+        self._windowed: WindowedRounds | None = None
         if window:
             report = WindowListener(self._standing, self._settled, self._failed)
-            self._intake = WindowedRounds(machine, learner, self._compute_thread.run, clock, report, rows)
-        else:
-            places = seats or len(machine.policy.workers)
-            self._intake = LentRows(places, self._d, rows, self._standing, self._needed)
+            self._windowed = WindowedRounds(machine, learner, self._compute_thread.run, clock, report, rows)
+        count = seats or len(machine.policy.workers)
+        self._storage: RowStorage = self._windowed or LentRows(count, self._d, rows, self._needed)
+        self._listener = self._windowed.listener if self._windowed else SlotListener(self._standing)
         self._remembers = row_source.remembers
         self._slots: dict[Worker, Slot] = {}
         self._refusals = Counter[str]()
@@ -130,24 +130,24 @@ class Coordinator:
         self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32
     ) -> Slot | Refusal:
         """Where the worker may put its vector, of numbers of this type; `complete` or `release` it then."""
-        if refusal := self._intake.refuses(worker, round):
+        if refusal := self._storage.lend(worker, round):
             return self._refused(refusal)
         if refusal := self._handle(Offer(worker, round, digest, self._now())):
             return refusal
         if before := self._slots.get(worker):
             before.close()
-        slot = Slot(worker, round, digest, self._d, dtype, self._intake)
+        slot = Slot(worker, round, digest, self._d, dtype, self._storage, self._listener)
         self._slots[worker] = slot
-        self._intake.opened(slot)
+        slot.report()
         return slot
 
     async def complete(self, slot: Slot) -> Refusal | str | None:
         """Count the vector in the slot: None, or why it does not count. A text is the proof of a fault."""
         if not slot.full:
             raise ValueError(f"A slot should be full. Found {slot.columns} numbers of {slot.worker}.")
-        if isinstance(self._intake, WindowedRounds):
+        if self._windowed is not None:
             # A caller that goes away now changes nothing: all of its bytes have arrived.
-            return await asyncio.shield(self._together(slot, self._intake))
+            return await asyncio.shield(self._together(slot, self._windowed))
         if not self._forget(slot):
             return Refusal.UNOFFERED
         worker, round, now = slot.worker, slot.round, self._now()
@@ -177,7 +177,7 @@ class Coordinator:
         """Give the slot up: nobody puts anything there any more, and nothing was counted."""
         if self._forget(slot):
             self._handle(Gone(slot.worker, slot.round, self._now()))
-            self._intake.gone(slot)
+            slot.report()
 
     async def decline(self, worker: Worker, round: int, reason: str) -> Refusal | None:
         """The worker has nothing to send in this round."""
@@ -250,9 +250,10 @@ class Coordinator:
                 case Close() | Skip() | Finish():
                     self._work.put_nowait(effect)
                     if isinstance(effect, Skip) and self._remembers:
-                        self._intake.pin(effect.workers)
+                        self._storage.hold(effect.workers)
                 case Forget(worker):
-                    self._intake.withdrawn(worker)
+                    if self._windowed is not None:
+                        self._windowed.withdrawn(worker)
                     self._work.put_nowait(effect)
                 case Invite(worker, round):
                     self.pulls.invite(worker, round)
@@ -261,7 +262,8 @@ class Coordinator:
             if isinstance(effect, Open | Finish):
                 self._publish()
         self._alarm.set(self._machine.wake_at)
-        self._intake.look()
+        if self._windowed is not None:
+            self._windowed.look()
         return refusal
 
     def _refused(self, refusal: Refusal) -> Refusal:
@@ -319,9 +321,8 @@ class Coordinator:
     async def _commit(self, close: Close) -> None:
         log.debug("%s", close.because)
         try:
-            windowed = self._intake if isinstance(self._intake, WindowedRounds) else None
-            aggregation = await windowed.aggregation(close) if windowed else None
-            rows = self._intake.rows(close.workers)
+            aggregation = await self._windowed.aggregation(close) if self._windowed else None
+            rows = self._storage.rows(close.workers)
             record, parameters = await self._compute_thread.advance(close, rows, aggregation)
         except AggregationError as error:
             self._handle(Skipped(close.round, f"round {close.round}: {error}", self._now()))
@@ -332,6 +333,7 @@ class Coordinator:
 
     async def _skip(self, skip: Skip) -> None:
         log.debug("%s", skip.because)
-        evaluation = await self._compute_thread.skipped(skip, self._intake.rows(skip.workers))
-        self._intake.unpin(skip.workers)
+        rows = self._storage.rows(skip.workers) if self._remembers else {}
+        evaluation = await self._compute_thread.skipped(skip, rows)
+        self._storage.release(skip.workers)
         self._observe(record_of_skip(skip, evaluation))

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -20,13 +21,15 @@ from varangian.server.protocol.quorum import passed_over
 from varangian.server.protocol.state import Phase
 from varangian.server.protocol.window import Window
 from varangian.server.rounds.clock import Alarm, Clock
-from varangian.server.rows.slot import Overtaken, RowStore, Slot
+from varangian.server.rows.slot import Slot, SlotListener
+from varangian.server.rows.storage import allocate_rows
 from varangian.server.training.learner import Aggregation, Learner
 
 InThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
 
 BLOCKS = 8
 """Of each row that are kept: enough that uploads which take turns do not wait for each other."""
+LOST = -1
 LONGEST: Seconds = 15.0
 """To wait for the slowest, however long a round may take."""
 
@@ -39,9 +42,9 @@ def window_columns(d: int) -> int:
 
 @dataclass(frozen=True)
 class WindowListener:
-    """Who is told what becomes of the slots."""
+    """What windowed rounds ask of the coordinator, and tell it."""
 
-    standing: Callable[[Slot], Refusal | None]
+    refusal: Callable[[Slot], Refusal | None]
     """Why an upload would not count any more, whatever the window says."""
     settled: Callable[[Sequence[Slot]], Refusal | None]
     """All of these count; or why none does."""
@@ -63,13 +66,15 @@ class _Update:
 class WindowedRounds:
     """The rows of one round after the other, none of them ever whole.
 
+    It is the `RowStorage` of its rounds: a few blocks of each row, in a ring.
+
     Args:
         machine: asked, never moved.
         learner: says how to reduce a block; not touched otherwise.
         in_thread: runs something in the learner's thread.
         clock: where time comes from.
-        report: what happens to the slots.
-        rows: how numbers are kept.
+        report: is told what becomes of the slots.
+        dtype: how numbers are kept.
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class WindowedRounds:
         in_thread: InThread,
         clock: Clock,
         report: WindowListener,
-        rows: Dtype = FLOAT32,
+        dtype: Dtype = FLOAT32,
     ) -> None:
         self._machine = machine
         self._learner = learner
@@ -87,10 +92,13 @@ class WindowedRounds:
         self._clock = clock
         self._report = report
         self._d, self._block = learner.parameters.numel(), block_columns()
-        self._store = RowStore(machine.policy.workers, window_columns(self._d), rows)
+        workers, self._kept = machine.policy.workers, window_columns(self._d)
+        self._rows = dict(zip(workers, allocate_rows(len(workers), self._kept, dtype), strict=True))
+        self.listener = SlotListener(self.refusal, self.progressed, self.room)
         patience = min(machine.policy.deadline / 4, LONGEST)
         self._window = Window(machine.policy, self._d, self._block, BLOCKS, patience)
-        self._attempts: dict[Slot, int] = {}
+        self._attempts = WeakKeyDictionary[Slot, int]()
+        """In which attempt at the round each slot was opened; `LOST` if nothing can come of it any more."""
         self._slots: dict[Worker, Slot] = {}
         self._answers: dict[Slot, Refusal | None] = {}
         self._update: _Update | None = None
@@ -98,41 +106,57 @@ class WindowedRounds:
         self._waiting = set[asyncio.Future[None]]()
         self._alarm = Alarm(clock, self.look)
 
-    def refuses(self, worker: Worker, round: int) -> Refusal | None:
+    def lend(self, worker: Worker, round: int) -> Refusal | None:
         """Why a worker need not offer anything for this round any more."""
         self._follow()
         return self._window.refuses(worker) if round == self._window.round else None
 
-    def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
-        """What is left of their rows."""
-        return self._store.rows(workers)
+    def place(self, worker: Worker, column: int) -> tuple[Tensor, int, int]:
+        entry = column % self._kept
+        return self._rows[worker], entry, min(self._kept - entry, self.free(worker, column))
 
-    def pin(self, workers: Iterable[Worker]) -> None:
+    def free(self, worker: Worker, column: int) -> int:
+        return self._window.limit - column
+
+    def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
+        return {worker: self._rows[worker] for worker in workers}
+
+    def hold(self, workers: Iterable[Worker]) -> None:
         """A round that was skipped leaves nothing to be read."""
 
-    unpin = pin
+    def release(self, workers: Iterable[Worker]) -> None:
+        """As `hold`."""
 
-    def opened(self, slot: Slot) -> None:
-        self._follow()
-        self._slots[slot.worker] = slot
-        self._attempts[slot] = self._window.attempt
-        self._window.offered(slot.worker, self._clock.now())
-        self.look()
-
-    def overtaken(self, slot: Slot) -> Refusal | None:
-        if refusal := self._report.standing(slot):
+    def refusal(self, slot: Slot) -> Refusal | None:
+        """Why the vector in the slot would not count any more, if so."""
+        if refusal := self._report.refusal(slot):
             return refusal
         if not slot.sound:
             return None  # only its digest says whether the worker or the line is to blame
         return None if self._attempts.get(slot) == self._window.attempt else Refusal.RESTARTED
 
-    def free(self, slot: Slot) -> int:
-        return self._window.limit - slot.columns
-
-    def place(self, slot: Slot) -> tuple[Tensor, int, int]:
-        row = self._store.row(slot.worker)
-        at = slot.columns % len(row)
-        return row, at, min(len(row) - at, self.free(slot))
+    def progressed(self, slot: Slot) -> None:
+        """The slot was opened, more numbers have landed in it, or it was given up."""
+        now = self._clock.now()
+        if slot.closed:
+            if self._lose(slot) == self._window.attempt:
+                self._window.lost(slot.worker, now)
+            self.look()
+        elif slot not in self._attempts:
+            self._follow()
+            self._slots[slot.worker] = slot
+            self._attempts[slot] = self._window.attempt
+            self._window.offered(slot.worker, now)
+            self.look()
+        elif not slot.sound:
+            if self._lose(slot) != LOST:
+                self._window.failed(slot.worker, now)
+                self.look()
+        else:
+            before = self._window.ready
+            self._window.came(slot.worker, slot.columns)
+            if self._window.ready != before:
+                self.look()
 
     async def room(self, slot: Slot) -> None:
         """Return when there is some.
@@ -142,30 +166,13 @@ class WindowedRounds:
         """
         while slot.crowded:
             await self._change()
-            if refusal := slot.overtaken:
-                raise Overtaken(refusal)
-
-    def came(self, slot: Slot) -> None:
-        if not slot.sound:
-            if self._attempts.pop(slot, None) is not None:
-                self._window.failed(slot.worker, self._clock.now())
-                self.look()
-            return
-        before = self._window.ready
-        self._window.came(slot.worker, slot.columns)
-        if self._window.ready != before:
-            self.look()
-
-    def gone(self, slot: Slot) -> None:
-        if self._attempts.pop(slot, None) == self._window.attempt:
-            self._window.lost(slot.worker, self._clock.now())
-        self.look()
+            slot.check()
 
     def withdrawn(self, worker: Worker) -> None:
         """Its upload cannot count any more; if the members are settled on, the others begin anew."""
         self._follow()
         if (slot := self._slots.pop(worker, None)) is not None:
-            self._attempts.pop(slot, None)
+            self._lose(slot)
             self._window.lost(worker, self._clock.now())
 
     async def counted(self, slot: Slot) -> Refusal | None:
@@ -173,7 +180,7 @@ class WindowedRounds:
         self._window.completed(slot.worker)
         self.look()
         while slot not in self._answers:
-            if refusal := slot.overtaken:
+            if refusal := slot.refusal:
                 return refusal
             await self._change()
         return self._answers.pop(slot)
@@ -225,8 +232,13 @@ class WindowedRounds:
         self._slots = {}
         refusal = self._report.settled(slots)
         for slot in slots:
-            del self._attempts[slot]
+            self._lose(slot)
             self._answers[slot] = refusal
+
+    def _lose(self, slot: Slot) -> int:
+        """Expect nothing of the slot any more; the attempt that it belonged to."""
+        attempt, self._attempts[slot] = self._attempts[slot], LOST
+        return attempt
 
     def _begun(self) -> _Update:
         """The update in the making, of this attempt."""
@@ -242,8 +254,8 @@ class WindowedRounds:
         while window.ready > window.base:
             attempt, start = window.attempt, window.base
             stop = min(start + self._block, self._d)
-            update, at = self._begun(), start % len(self._store)
-            part = [self._store.row(worker)[at : at + stop - start] for worker in update.workers]
+            update, at = self._begun(), start % self._kept
+            part = [self._rows[worker][at : at + stop - start] for worker in update.workers]
             try:
                 await self._in_thread(functools.partial(update.stream.advance, part, start))
             except Exception as error:

@@ -1,22 +1,22 @@
-"""Pushes on their way in: one matrix, allocated once, a row for each worker, and who may fill it."""
+"""A slot: the permission of one upload to fill one row."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import landed
-from varangian.protos.data_channel.transfer import Receive, Sink, thread_buffer
-from varangian.protos.encoding import FLOAT32, WIRE, Dtype, encode_vector
+from varangian.protos.data_channel.transfer import thread_buffer
+from varangian.protos.encoding import WIRE, Dtype, encode_vector
+from varangian.protos.receiving import PayloadSink
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Worker
+from varangian.server.rows.storage import RowStorage
 
 NOT_FINITE = "not finite"
-"""What is proved by a number that is none, or too large for a row."""
+"""What is proved by a NaN, an infinity, or a number that is too large for a row."""
 
 
 class Overtaken(Exception):
@@ -27,49 +27,30 @@ class Overtaken(Exception):
         super().__init__(refusal.sentence)
 
 
-class RowStore:
-    """(n, d), reused every round; its size is all that uploads can ever take."""
-
-    def __init__(self, workers: Sequence[Worker], d: int, dtype: Dtype = FLOAT32) -> None:
-        # Written to now, so that no round waits for the kernel to find the pages.
-        self._matrix = torch.zeros(len(workers), d, dtype=WIRE[dtype][1]).fill_(0)
-        self._index = {worker: i for i, worker in enumerate(workers)}
-
-    def __len__(self) -> int:
-        """Columns of each row."""
-        return self._matrix.shape[1]
-
-    def row(self, worker: Worker) -> Tensor:
-        """(d,), a view."""
-        return self._matrix[self._index[worker]]
-
-    def rows(self, workers: Iterable[Worker]) -> dict[Worker, Tensor]:
-        return {worker: self.row(worker) for worker in workers}
+async def _always(slot: Slot) -> None:
+    """There is room at all times."""
 
 
-class SlotListener(Protocol):
-    """From slots to where their numbers go, and who should know."""
+def _nobody(slot: Slot) -> None:
+    """Nobody waits for the progress of an upload."""
 
-    def overtaken(self, slot: Slot, /) -> Refusal | None: ...
-    def free(self, slot: Slot, /) -> int:
-        """How many more numbers there is room for."""
-        ...
 
-    def place(self, slot: Slot, /) -> tuple[Tensor, int, int]:
-        """A row, the entry of the next number, and how many of them can follow it there."""
-        ...
+@dataclass(frozen=True)
+class SlotListener:
+    """What a slot asks of the round, and tells it."""
 
-    async def room(self, slot: Slot, /) -> None:
-        """Return when there is any."""
-        ...
-
-    def came(self, slot: Slot, /) -> None:
-        """There is more of it."""
-        ...
+    refusal: Callable[[Slot], Refusal | None]
+    """Why the vector in the slot would not count any more, if so."""
+    progressed: Callable[[Slot], None] = _nobody
+    """The slot was opened, more numbers have landed in it, or it was given up."""
+    room: Callable[[Slot], Awaitable[None]] = _always
+    """Returns when there is room for the next number; raises `Overtaken` when there will be none."""
 
 
 class Slot:
     """A worker's permission to put one vector into its row.
+
+    Numbers land in `sink`, from the event loop or from a thread, and are converted and screened there.
 
     Args:
         worker: whose.
@@ -77,7 +58,8 @@ class Slot:
         digest: what its bytes should hash to; not checked here.
         d: how many numbers.
         dtype: how they come.
-        way: where they go.
+        storage: where they go.
+        listener: the round that the vector is for.
     """
 
     def __init__(
@@ -87,39 +69,48 @@ class Slot:
         digest: bytes,
         d: int,
         dtype: Dtype,
-        way: SlotListener,
+        storage: RowStorage,
+        listener: SlotListener,
     ) -> None:
         self.worker = worker
         self.round = round
         self.digest = digest
-        self.columns = 0
-        """How many numbers have landed."""
         self.sound = True
-        """Whether all of them are finite; the others are not kept."""
+        """Whether all numbers that have landed are finite; those after one that is not are not kept."""
+        self.closed = False
         self._d = d
         self._dtype: Dtype = dtype
         self._width = WIRE[dtype][1].itemsize
-        self._way = way
-        self._cut = bytearray()
-        self._row: memoryview | None = None
-        self._lock = threading.Lock()
-        """Held while numbers land: a row has one writer, and none once its slot is closed."""
-        self._closed = False
+        self._storage = storage
+        self._listener = listener
+        self.sink = PayloadSink(d * self._width, self._memory, self._landed)
+        """Takes the bytes of the payload."""
+        self._row: tuple[int, memoryview] | None = None
+        """Address and bytes of a row whose numbers are kept as they come."""
+        self._target: tuple[Tensor, int, memoryview] | None = None
+        """Row, entry and memory of the next number, of which a part may be there; None if it is lost."""
+        self._part = b""
+        """Of a number that has not come as a whole, where numbers have to be converted."""
 
     @property
     def size(self) -> int:
         """Bytes of the payload on the wire."""
-        return self._d * self._width
+        return self.sink.size
+
+    @property
+    def columns(self) -> int:
+        """How many numbers have landed."""
+        return self.sink.passed // self._width
 
     @property
     def full(self) -> bool:
         """Whether every byte has arrived."""
-        return self.columns == self._d
+        return self.sink.complete
 
     @property
-    def overtaken(self) -> Refusal | None:
-        """Why the round does not wait for this vector any more, if it does not."""
-        return self._way.overtaken(self)
+    def refusal(self) -> Refusal | None:
+        """Why the vector would not count any more, if so."""
+        return self._listener.refusal(self)
 
     @property
     def crowded(self) -> bool:
@@ -129,13 +120,16 @@ class Slot:
     @property
     def room(self) -> int:
         """Bytes that may come now; fewer than a number when it is crowded."""
-        left = self.size - self._bytes
-        return min(left, self._way.free(self) * self._width - len(self._cut)) if self.sound else left
+        left = self.size - self.sink.passed
+        if not self.sound:
+            return left
+        columns = self._storage.free(self.worker, self.columns)
+        return min(left, columns * self._width - self.sink.passed % self._width)
 
     def waits(self, size: int) -> bool:
         """Whether so many bytes more, or all that are left, have to wait for others."""
         columns = min(self._d - self.columns, -(-size // self._width))
-        return self.sound and columns > self._way.free(self)
+        return self.sound and columns > self._storage.free(self.worker, self.columns)
 
     async def put(self, data: bytes | memoryview) -> None:
         """The next bytes of the payload, wherever they are cut; never more than `size` in all.
@@ -146,124 +140,68 @@ class Slot:
         Raises:
             Overtaken: the round has gone on meanwhile. The slot is still to be released.
         """
-        self.stand()
-        for numbers in self._whole(memoryview(data).cast("B")):
-            while numbers:
-                if self.crowded:
-                    await self._way.room(self)
-                numbers = numbers[self._some(numbers) :]
-                self.came()
+        self.check()
+        rest = memoryview(data).cast("B")
+        while rest:
+            await self.wait_for_room()
+            rest = rest[self.sink.take(rest) :]
+            self.report()
 
-    def take(self, data: memoryview) -> None:
-        """The same in a thread, for at most `room` bytes, without waiting; `came` is to be called after it.
-
-        Raises:
-            Overtaken: the slot was closed.
-        """
-        for numbers in self._whole(data):
-            while numbers:
-                numbers = numbers[self._some(numbers) :]
-
-    def fill(self, receive: Receive, most: int, look: Sink) -> int:
-        """Receive once, at most so many bytes, of at most `room`; for threads. `came` is to be called then.
-
-        Into the row itself, where the numbers are written as they are kept; `look` sees them as they came.
-
-        Raises:
-            Overtaken: the slot was closed.
-        """
-        if self._cut or not self.sound:
-            # A number in two parts is put together; then the next bytes begin with a number again.
-            memory = thread_buffer()[: min(most, self._width - len(self._cut)) if self._cut else most]
-            if count := receive(memory):
-                look(memory[:count])
-                self.take(memory[:count])
-            return count
-        with self._lock:
-            memory = self._ahead()[:most]
-            if count := receive(memory):
-                look(memory[:count])
-                whole = count - count % self._width
-                self._landed(memory[:whole])
-                self._cut += memory[whole:count]
-        return count
-
-    def stand(self) -> None:
+    def check(self) -> None:
         """Go on only while the vector can count.
 
         Raises:
             Overtaken: it cannot. The slot is still to be released.
         """
-        if refusal := self.overtaken:
+        if refusal := self.refusal:
             raise Overtaken(refusal)
 
-    async def uncrowded(self) -> None:
+    async def wait_for_room(self) -> None:
         """Return when the next number need not wait.
 
         Raises:
             Overtaken: the round has gone on meanwhile. The slot is still to be released.
         """
         while self.crowded:
-            await self._way.room(self)
+            await self._listener.room(self)
 
-    def came(self) -> None:
-        """Tell who should know that there is more."""
-        self._way.came(self)
+    def report(self) -> None:
+        """Tell the round about progress."""
+        self._listener.progressed(self)
 
     def close(self) -> None:
         """Nothing lands any more, from no thread."""
-        with self._lock:
-            self._closed = True
+        self.closed = True
+        self.sink.close(Overtaken(Refusal.UNOFFERED))
 
-    @property
-    def _bytes(self) -> int:
-        """That have come."""
-        return self.columns * self._width + len(self._cut)
-
-    def _whole(self, data: memoryview) -> Iterator[memoryview]:
-        """Whole numbers, in at most two pieces; the bytes of a cut one are kept."""
-        width = self._width
-        if self._bytes + len(data) > self.size:
-            raise ValueError(f"A payload should have {self.size} bytes. Found more.")
-        if self._cut:
-            rest = width - len(self._cut)
-            self._cut += data[:rest]
-            data = data[rest:]
-            if len(self._cut) < width:
-                return
-            number = memoryview(bytes(self._cut))
-            self._cut.clear()
-            yield number
-        whole = len(data) - len(data) % width
-        yield data[:whole]
-        self._cut += data[whole:]
-
-    def _some(self, numbers: memoryview) -> int:
-        """Land as many as there is a place for; how many bytes they had."""
-        with self._lock:
-            return self._landed(numbers)
-
-    def _landed(self, numbers: memoryview) -> int:
-        row, at, most = self._place()
-        piece = numbers[: most * self._width] if self.sound else numbers
-        self.sound = self.sound and landed(piece, at, self._dtype, row)
-        self.columns += len(piece) // self._width
-        return len(piece)
-
-    def _ahead(self) -> memoryview:
-        """Memory for the next bytes: the row, or a buffer where numbers have to be converted."""
-        row, at, most = self._place()
-        if row.dtype != WIRE[self._dtype][1]:
-            return thread_buffer()[: most * self._width]
-        if self._row is None:
-            self._row = encode_vector(row, self._dtype)
-        return self._row[at * self._width : (at + most) * self._width]
-
-    def _place(self) -> tuple[Tensor, int, int]:
-        """As that of the way. While a thread is busy, the others may begin anew and take the room away."""
-        if self._closed:
-            raise Overtaken(Refusal.UNOFFERED)
-        row, at, most = self._way.place(self)
-        if most < 1 and self.sound:
+    def _memory(self, at: int) -> memoryview:
+        """Memory for the bytes from here on: the row, or a buffer where numbers have to be converted."""
+        self._target = None
+        if not self.sound:
+            return thread_buffer()
+        column, part = divmod(at, self._width)
+        row, entry, most = self._storage.place(self.worker, column)
+        if most < 1:  # while a thread was busy, the others have begun anew and taken the room away
             raise Overtaken(Refusal.RESTARTED)
-        return row, at, most
+        if row.dtype == WIRE[self._dtype][1]:
+            memory = self._bytes_of(row)[entry * self._width : (entry + most) * self._width]
+        else:
+            memory = thread_buffer()[: most * self._width]
+            memory[:part] = self._part
+        self._target = row, entry, memory
+        return memory[part:]
+
+    def _landed(self, data: memoryview) -> None:
+        if self._target is None:
+            return
+        row, entry, memory = self._target
+        end = self.sink.passed % self._width + len(data)
+        whole = end - end % self._width
+        if whole:
+            self.sound = landed(memory[:whole], entry, self._dtype, row)
+        self._part = bytes(memory[whole:end])
+
+    def _bytes_of(self, row: Tensor) -> memoryview:
+        if self._row is None or self._row[0] != row.data_ptr():
+            self._row = row.data_ptr(), encode_vector(row, self._dtype)
+        return self._row[1]

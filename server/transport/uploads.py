@@ -10,10 +10,9 @@ import asyncio
 from collections.abc import Callable
 
 from varangian.protos import metadata_keys, ps_pb2
-from varangian.protos.chunks import Assembler, push_payload
+from varangian.protos.chunks import push_payload
 from varangian.protos.data_channel.connection import SHARE
 from varangian.protos.data_channel.tickets import DataTicket
-from varangian.protos.data_channel.transfer import Receive
 from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_LIMIT, MANIFEST_LIMIT, decode_message
 from varangian.protos.network.idle_timeout import IdleTimeout
@@ -82,7 +81,6 @@ class Upload:
         self._upload_scheduler = gate
         self._idle = limits.idle
         self._alive = alive
-        self._assembler = Assembler(slot.size)
         self._small = TokenBucket(SMALL_PER_SECOND, SMALL_AT_ONCE)
 
     async def received(self, digest: bytes) -> bytes:
@@ -112,9 +110,9 @@ class Upload:
                 elif found:
                     raise Refused(Refusal.MALFORMED, "Found a digest where the push has one already.")
                 else:
-                    self._assembler.finish(found := part)
+                    self._slot.sink.finish(found := part)
                 del part
-        self._assembler.finish(found)
+        self._slot.sink.finish(found)
         return found
 
     async def _message(self, seat: UploadTurn, silence: IdleTimeout) -> bytes | None:
@@ -125,39 +123,33 @@ class Upload:
         return data
 
     async def _chunk(self, offset: int, payload: memoryview, seat: UploadTurn) -> None:
-        piece = self._assembler.add(offset, payload)
-        if self._slot.waits(len(piece)):
+        self._slot.sink.check(offset, payload)
+        if self._slot.waits(len(payload)):
             seat.stand()  # those for whom it waits may have none
-        await self._slot.put(piece)
+        await self._slot.put(payload)
         await self._slowed(len(payload), seat)
 
     async def _beside(self, ticket: DataTicket, seat: UploadTurn, silence: IdleTimeout) -> None:
         """All of the payload, from the line whose other end has the ticket."""
         await seat.listen()
         line = await silence.broken_by(ticket.connection())
-        while not self._assembler.complete:
+        while not self._slot.full:
             await seat.listen()
             await silence.broken_by(line.ready())
             if self._slot.crowded:
                 seat.stand()  # those for whom it waits may have none
-                await self._slot.uncrowded()
+                await self._slot.wait_for_room()
             await seat.heard(0)
-            self._slot.stand()
-            came = await line.pour(min(self._slot.room, SHARE), self._fill)
+            self._slot.check()
+            came = await line.pour(min(self._slot.room, SHARE), self._slot.sink.fill)
             await seat.heard(came)
-            self._slot.came()
+            self._slot.report()
             self._alive()
             await self._slowed(came, seat)
         ticket.complete()
 
-    def _fill(self, receive: Receive, most: int) -> int:
-        return self._slot.fill(receive, most, self._look)
-
-    def _look(self, piece: memoryview) -> None:
-        self._assembler.add(self._assembler.passed, piece)
-
     async def _slowed(self, size: int, seat: UploadTurn) -> None:
         """Let others go on first when so little has come."""
-        if size < SMALL and not self._assembler.complete and (delay := self._small.take()):
+        if size < SMALL and not self._slot.full and (delay := self._small.take()):
             seat.stand()
             await asyncio.sleep(delay)

@@ -3,7 +3,7 @@
 from google.protobuf.message import DecodeError
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import Assembler, decode_chunk, encode_chunk
+from varangian.protos.chunks import decode_chunk, encode_chunk
 from varangian.protos.encoding import payload_digest
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
@@ -14,6 +14,7 @@ from varangian.protos.messages import (
     decode_message,
     has_few_fields,
 )
+from varangian.protos.receiving import PayloadSink
 
 OURS = Layout((("weight", (3, 2)), ("bias", (2,))))
 MESSAGES = (
@@ -67,21 +68,22 @@ def assembly(data):
     """
     size = 40
     payload = bytes(range(size))
-    assembler, passed = Assembler(size), b""
+    row = bytearray(size)
+    sink = PayloadSink(size, lambda at: memoryview(row)[at:])
     for start, length in zip(data[::2], data[1::2], strict=False):
         offset = start % 64
         piece = payload[offset : offset + length % 48] + bytes(max(0, length % 48 - size))
         try:
-            passed += assembler.add(offset, piece)
+            sink.add(offset, piece)
         except Refused:
             break
-        assert passed == payload[: len(passed)] or len(passed) <= size
+        assert sink.passed <= size
     try:
-        assembler.finish(payload_digest(payload))
+        sink.finish(payload_digest(payload))
     except Refused:
-        assert passed != payload
+        assert row != payload
     else:
-        assert passed == payload
+        assert row == payload
 
 
 def _parses(kind, data):

@@ -1,6 +1,4 @@
-import contextlib
 import itertools
-import math
 from dataclasses import replace
 
 import pytest
@@ -8,16 +6,14 @@ import torch
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.chunks import cut_chunks
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import Assembler, encode_chunk, push_payload
+from varangian.protos.chunks import encode_chunk, push_payload
 from varangian.protos.contract import Contract, check_dtype
 from varangian.protos.encoding import WIRE, encode_vector, payload_digest
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
 from varangian.protos.messages import (
-    CHUNK_FLOOR,
     CHUNK_LIMIT,
     JOIN_LIMIT,
     MESSAGE_LIMIT,
@@ -37,32 +33,6 @@ def code_of(call, *args):
     assert str(caught.value).startswith(caught.value.refusal.sentence)
     assert len(str(caught.value)) < 400
     return caught.value.refusal
-
-
-def assembled(data, messages):
-    row = bytearray()
-    assembler = Assembler(len(data))
-    for message in messages:
-        row += assembler.add(*push_payload(message))
-    assembler.finish(payload_digest(data))
-    return bytes(row)
-
-
-@given(
-    st.binary(min_size=1, max_size=7 * CHUNK_FLOOR).map(memoryview),
-    st.integers(CHUNK_FLOOR, 3 * CHUNK_FLOOR),
-)
-def test_assembling_undoes_cutting(data, size):
-    messages = list(cut_chunks(data, size))
-    assert len(messages) == math.ceil(len(data) / size)
-    assert assembled(data, messages) == data
-
-
-def test_a_vector_keeps_every_bit():
-    vector = torch.tensor([0.0, -0.0, 1e-40, 3.4e38, float("nan"), float("-inf")])
-    payload = encode_vector(vector)
-    out = torch.frombuffer(bytearray(assembled(payload, cut_chunks(payload, 7))), dtype=torch.float32)
-    assert torch.equal(out.view(torch.int32), vector.view(torch.int32))
 
 
 @pytest.mark.parametrize(
@@ -110,71 +80,6 @@ def test_the_digest_is_xxh3_128():
     # What `xxhsum -H2` prints for the three bytes "abc".
     assert payload_digest(b"abc").hex() == "06b05ab6733a618578af5f94892f3950"
     assert payload_digest(memoryview(bytearray(b"abc"))) == payload_digest(b"abc")
-
-
-TOTAL = 3 * CHUNK_FLOOR
-
-
-@pytest.mark.parametrize(
-    ("parts", "code"),
-    [
-        ([(1, CHUNK_FLOOR)], Refusal.ORDER),
-        ([(CHUNK_FLOOR, CHUNK_FLOOR)], Refusal.ORDER),
-        ([(0, CHUNK_FLOOR), (0, CHUNK_FLOOR)], Refusal.ORDER),
-        ([(0, CHUNK_FLOOR), (CHUNK_FLOOR - 1, CHUNK_FLOOR)], Refusal.ORDER),
-        ([(0, CHUNK_FLOOR), (2 * CHUNK_FLOOR, CHUNK_FLOOR)], Refusal.ORDER),
-        ([(2**64 - 1, CHUNK_FLOOR)], Refusal.ORDER),
-        ([(0, TOTAL + 1)], Refusal.TOO_MANY_BYTES),
-        ([(0, TOTAL), (TOTAL, 1)], Refusal.TOO_MANY_BYTES),
-        ([(0, TOTAL), (TOTAL, 0)], Refusal.TOO_MANY_BYTES),
-        ([(0, 0)], Refusal.CHUNK_SIZE),
-        ([(0, CHUNK_FLOOR), (CHUNK_FLOOR, 0)], Refusal.CHUNK_SIZE),
-    ],
-)
-def test_a_chunk_out_of_place_is_refused_and_passes_nothing(parts, code):
-    assembler = Assembler(TOTAL)
-    *good, (offset, size) = parts
-    for at, length in good:
-        assembler.add(at, bytes(length))
-    before = assembler.passed
-    assert code_of(assembler.add, offset, b"\x02" * size) is code
-    assert assembler.passed == before
-    if before < TOTAL:
-        assembler.add(before, bytes(TOTAL - before))
-    assembler.finish(payload_digest(bytes(TOTAL)))
-
-
-def test_a_stream_that_ends_early_is_refused():
-    assembler = Assembler(TOTAL)
-    assembler.add(0, bytes(CHUNK_FLOOR))
-    assert not assembler.complete
-    assert code_of(assembler.finish, DIGEST) is Refusal.TOO_FEW_BYTES
-
-
-@given(st.integers(0, 99), st.integers(1, 255))
-def test_any_changed_byte_is_noticed(index, change):
-    data = bytes(range(100))
-    altered = bytearray(data)
-    altered[index] ^= change
-    assembler = Assembler(100)
-    assembler.add(0, bytes(altered))
-    assert code_of(assembler.finish, payload_digest(data)) is Refusal.DIGEST
-    assert code_of(assembler.finish, b"") is Refusal.DIGEST_SIZE
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 2**64 - 1) | st.sampled_from([0, 64]), st.binary(max_size=80)), max_size=6
-    )
-)
-def test_whatever_comes_no_more_passes_than_was_promised(parts):
-    passed = bytearray()
-    assembler = Assembler(64)
-    with contextlib.suppress(Refused):
-        for offset, data in parts:
-            passed += assembler.add(offset, data)
-    code_of(assembler.finish, payload_digest(b"\x01" * 64))
-    assert len(passed) == assembler.passed <= 64
 
 
 @pytest.mark.parametrize(

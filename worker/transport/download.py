@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
@@ -13,15 +12,15 @@ import torch
 from torch import Tensor
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import Assembler, decode_chunk
+from varangian.protos.chunks import decode_chunk
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import SHARE, DataConnection, DataConnectionError
-from varangian.protos.data_channel.transfer import Receive
 from varangian.protos.encoding import encode_vector
 from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR, MANIFEST_LIMIT, decode_message
 from varangian.protos.metadata_keys import READY
 from varangian.protos.network.idle_timeout import IdleTimeout
+from varangian.protos.receiving import PayloadSink
 from varangian.protos.refusals import Refusal
 from varangian.worker.transport.data_channel import LeasedConnection, ended
 
@@ -54,11 +53,11 @@ class Incoming:
         if shown is None:
             came = await landing.chunks(call, quiet)
         else:
-            transfer = AssociatedData.of("pull", manifest, worker, landing.assembler.size)
+            transfer = AssociatedData.of("pull", manifest, worker, landing.sink.size)
             came = await landing.carried(call, partial(shown.on, transfer=transfer), quiet, use)
         if not came:
             return None
-        landing.assembler.finish(manifest.content_digest)
+        landing.sink.finish(manifest.content_digest)
         self._took(self._numel * 4, monotonic() - began)
         return self._parameters
 
@@ -76,11 +75,7 @@ class Landing:
     """Where one payload is put, whichever way it comes. False when the server says to ask again."""
 
     def __init__(self, row: memoryview) -> None:
-        self.assembler = Assembler(len(row))
-        self._row = row
-        self._lock = threading.Lock()
-        """Held while bytes land from a line: none does once it was given up."""
-        self._closed = False
+        self.sink = PayloadSink(len(row), lambda at: row[at:])
 
     async def chunks(self, call: Any, quiet: IdleTimeout) -> bool:
         """Over gRPC."""
@@ -91,9 +86,7 @@ class Landing:
                 if part.HasField("again"):
                     return False
                 found = part.chunk.offset, memoryview(part.chunk.data)
-            chunk = self.assembler.add(*found)
-            end = self.assembler.passed
-            self._row[end - len(chunk) : end] = chunk
+            self.sink.add(*found)
         return True
 
     async def carried(
@@ -107,28 +100,17 @@ class Landing:
 
         async def carry(line: DataConnection) -> None:
             await quiet.broken_by(show(line))
-            while not self.assembler.complete:
+            while not self.sink.complete:
                 await quiet.broken_by(line.ready())
-                await line.pour(min(self.assembler.size - self.assembler.passed, SHARE), self._fill)
+                await line.pour(min(self.sink.size - self.sink.passed, SHARE), self.sink.fill)
 
         again = asyncio.ensure_future(_again(call))
         try:
             return await use.carry(carry, again) and not await quiet.broken_by(again)
         finally:
             # A thread may still be busy for a moment with a line that was given up.
-            with self._lock:
-                self._closed = True
+            self.sink.close(DataConnectionError("It was given up."))
             await ended(again)
-
-    def _fill(self, receive: Receive, most: int) -> int:
-        with self._lock:
-            if self._closed:
-                raise DataConnectionError("It was given up.")
-            at = self.assembler.passed
-            memory = self._row[at : at + most]
-            if count := receive(memory):
-                self.assembler.add(at, memory[:count])
-            return count
 
 
 async def message(call: Any, quiet: IdleTimeout) -> bytes | None:

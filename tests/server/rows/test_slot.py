@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from tests.extent import patience
 from torch import Tensor
 
-from varangian.protos.encoding import WIRE, Dtype, encode_vector
+from varangian.protos.encoding import WIRE, Dtype, encode_vector, payload_digest
 from varangian.protos.refusals import Refusal
-from varangian.server.rows.slot import Overtaken, RowStore, Slot
+from varangian.server.rows.slot import Overtaken, Slot, SlotListener
 
 NAN = float("nan")
 BLOCK = 1 << 15
@@ -29,25 +30,23 @@ class Row:
         self.refusal: Refusal | None = None
         self.seen: list[tuple[int, bool]] = []
 
-    def overtaken(self, slot: Slot) -> Refusal | None:
-        return self.refusal
+    def free(self, worker: str, column: int) -> int:
+        return self.most - column
 
-    def free(self, slot: Slot) -> int:
-        return self.most - slot.columns
-
-    def place(self, slot: Slot) -> tuple[Tensor, int, int]:
-        return self.row, slot.columns, self.free(slot)
+    def place(self, worker: str, column: int) -> tuple[Tensor, int, int]:
+        return self.row, column, self.free(worker, column)
 
     async def room(self, slot: Slot) -> None:
         self.most += 3
 
-    def came(self, slot: Slot) -> None:
+    def progressed(self, slot: Slot) -> None:
         self.seen.append((slot.columns, slot.full))
 
 
-def slot_of(way: Row | Tensor, dtype: Dtype = "float32") -> Slot:
-    way = way if isinstance(way, Row) else Row(way)
-    return Slot("w00", 0, b"", len(way.row), dtype, way)
+def slot_of(row: Row | Tensor, dtype: Dtype = "float32") -> Slot:
+    storage: Any = row if isinstance(row, Row) else Row(row)
+    listener = SlotListener(lambda slot: storage.refusal, storage.progressed, storage.room)
+    return Slot("w00", 0, b"", len(storage.row), dtype, storage, listener)
 
 
 def put(slot: Slot, *pieces: bytes | memoryview) -> None:
@@ -59,17 +58,14 @@ def put(slot: Slot, *pieces: bytes | memoryview) -> None:
 
 
 def fill(slot: Slot, payload: memoryview, most: int) -> int:
-    """What a connection does that has these bytes; it shows them as they are on the wire."""
-    seen = bytearray()
+    """What a connection does that has these bytes."""
 
     def receive(memory: memoryview) -> int:
         count = min(len(memory), len(payload))
         memory[:count] = payload[:count]
         return count
 
-    count = slot.fill(receive, most, seen.extend)
-    assert seen == payload[:count]
-    return count
+    return slot.sink.fill(receive, most)
 
 
 def pieces_of(payload: memoryview, cuts: list[int]) -> list[memoryview]:
@@ -127,7 +123,7 @@ def test_more_than_a_vector_is_a_mistake_of_the_caller():
 def test_progress_is_told_after_each_piece():
     way = Row(torch.zeros(4))
     put(slot_of(way), bytes(5), bytes(2), bytes(9))
-    assert way.seen == [(1, False), (2, False), (4, True)]
+    assert way.seen == [(1, False), (1, False), (4, True)]
 
 
 def test_an_overtaken_upload_lands_nothing():
@@ -162,14 +158,6 @@ def test_what_is_not_finite_needs_no_room():
     assert way.seen == [(4, False), (20, True)]
 
 
-def test_rows_are_parts_of_one_matrix():
-    store = RowStore(("a", "b"), 3)
-    store.row("a").fill_(1)
-    assert store.row("b").tolist() == [0.0] * 3
-    assert store.rows(["a"])["a"].data_ptr() == store.row("a").data_ptr()
-    assert RowStore(("a",), 3, "bfloat16").row("a").dtype == torch.bfloat16
-
-
 @given(
     values=st.lists(st.floats(width=32), min_size=1, max_size=9),
     most=st.lists(st.integers(1, 40), min_size=1, max_size=40),
@@ -189,17 +177,15 @@ def test_turns_of_a_thread_land_the_same(
     way = Row(parts, 3)
     slot, at, turns = slot_of(way, wire), 0, itertools.cycle(most)
     while at < len(payload):
-        asyncio.run(slot.uncrowded())
+        asyncio.run(slot.wait_for_room())
         count = min(slot.room, next(turns))
         assert count > 0
-        if direct:
-            count = fill(slot, payload[at:], count)
-        else:
-            slot.take(payload[at : at + count])
-        slot.came()
+        count = fill(slot, payload[at:], count) if direct else slot.sink.take(payload[at : at + count])
+        slot.report()
         at += count
     assert slot.full
     assert slot.room == 0
+    slot.sink.finish(payload_digest(payload))
     if slot.sound:
         assert torch.equal(whole.view(torch.uint8), parts.view(torch.uint8))
     assert way.seen[-1] == (len(values), True)
@@ -208,9 +194,9 @@ def test_turns_of_a_thread_land_the_same(
 def test_nothing_lands_in_a_slot_that_is_closed():
     row = torch.zeros(4)
     slot = slot_of(row)
-    slot.take(encode_vector(torch.ones(2)))
+    slot.sink.take(encode_vector(torch.ones(2)))
     slot.close()
-    for land in (slot.take, lambda data: fill(slot, data, 4)):
+    for land in (slot.sink.take, lambda data: fill(slot, data, 4)):
         with pytest.raises(Overtaken) as error:
             land(encode_vector(torch.ones(1)))
         assert error.value.refusal is Refusal.UNOFFERED
@@ -223,9 +209,9 @@ def test_nothing_lands_in_a_slot_that_is_closed():
 def test_room_that_is_taken_away_while_a_thread_is_busy_ends_the_upload(most: int, begun: int):
     way = Row(torch.zeros(8), 6)
     slot = slot_of(way)
-    slot.take(encode_vector(torch.ones(8))[:begun])
+    slot.sink.take(encode_vector(torch.ones(8))[:begun])
     way.most = most
-    for land in (slot.take, lambda data: fill(slot, data, 4)):
+    for land in (slot.sink.take, lambda data: fill(slot, data, 4)):
         with pytest.raises(Overtaken) as error:
             land(encode_vector(torch.ones(1)))
         assert error.value.refusal is Refusal.RESTARTED
@@ -234,14 +220,14 @@ def test_room_that_is_taken_away_while_a_thread_is_busy_ends_the_upload(most: in
 
 def test_an_unsound_vector_needs_no_room():
     slot = slot_of(Row(torch.zeros(4), 1))
-    slot.take(encode_vector(torch.tensor([NAN])))
+    slot.sink.take(encode_vector(torch.tensor([NAN])))
     assert not slot.crowded
     assert slot.room == 12
-    slot.take(encode_vector(torch.ones(3)))
+    slot.sink.take(encode_vector(torch.ones(3)))
     assert slot.full
 
 
 def test_more_than_was_promised_is_an_error_in_a_thread_too():
     slot = slot_of(torch.zeros(2))
     with pytest.raises(ValueError, match="Found more"):
-        slot.take(encode_vector(torch.ones(3)))
+        slot.sink.take(encode_vector(torch.ones(3)))

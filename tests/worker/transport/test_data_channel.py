@@ -26,13 +26,11 @@ from tests.worker.transport.script import (
 
 from varangian.protos import ps_pb2
 from varangian.protos.data_channel.associated_data import AssociatedData
-from varangian.protos.data_channel.connection import DataConnectionError
 from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.worker.transport import data_channel, data_connection
 from varangian.worker.transport.client import ClientError, Receipt
-from varangian.worker.transport.download import Landing
 
 STALE = refuse(grpc.StatusCode.FAILED_PRECONDITION, "STALE")
 LARGE = torch.arange(BIG.numel, dtype=torch.float32)
@@ -577,15 +575,6 @@ def test_the_first_address_that_answers_is_taken(silent, monkeypatch):
                 await data_connection.open_connection("parameter-server.test", port)
 
     story()
-
-
-def test_a_download_that_was_given_up_takes_nothing_any_more():
-    memory = bytearray(8)
-    landing = Landing(memoryview(memory))
-    landing._closed = True
-    with pytest.raises(DataConnectionError):
-        landing._fill(lambda found: found.__setitem__(0, 1) or 1, 8)
-    assert memory == bytes(8)
 
 
 @pytest.fixture(scope="module")

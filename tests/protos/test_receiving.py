@@ -1,0 +1,157 @@
+"""Bytes of a payload, in whatever order and in pieces of whatever size they come."""
+
+import contextlib
+import math
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.chunks import cut_chunks
+
+from varangian.protos.chunks import push_payload
+from varangian.protos.encoding import encode_vector, payload_digest
+from varangian.protos.errors import Refused
+from varangian.protos.messages import CHUNK_FLOOR
+from varangian.protos.receiving import BLOCK, PayloadSink
+from varangian.protos.refusals import Refusal
+
+DIGEST = bytes(16)
+
+
+def code_of(call, *args):
+    with pytest.raises(Refused) as caught:
+        call(*args)
+    assert len(str(caught.value)) < 400
+    return caught.value.refusal
+
+
+def sink_into(row: bytearray) -> PayloadSink:
+    return PayloadSink(len(row), lambda at: memoryview(row)[at:])
+
+
+def assembled(data, messages):
+    row = bytearray(len(data))
+    sink = sink_into(row)
+    for message in messages:
+        sink.add(*push_payload(message))
+    sink.finish(payload_digest(data))
+    return bytes(row)
+
+
+@given(
+    st.binary(min_size=1, max_size=7 * CHUNK_FLOOR).map(memoryview),
+    st.integers(CHUNK_FLOOR, 3 * CHUNK_FLOOR),
+)
+def test_assembling_undoes_cutting(data, size):
+    messages = list(cut_chunks(data, size))
+    assert len(messages) == math.ceil(len(data) / size)
+    assert assembled(data, messages) == data
+
+
+def test_a_vector_keeps_every_bit():
+    vector = torch.tensor([0.0, -0.0, 1e-40, 3.4e38, float("nan"), float("-inf")])
+    payload = encode_vector(vector)
+    out = torch.frombuffer(bytearray(assembled(payload, cut_chunks(payload, 7))), dtype=torch.float32)
+    assert torch.equal(out.view(torch.int32), vector.view(torch.int32))
+
+
+TOTAL = 3 * CHUNK_FLOOR
+
+
+@pytest.mark.parametrize(
+    ("parts", "code"),
+    [
+        ([(1, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(CHUNK_FLOOR, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(0, CHUNK_FLOOR), (0, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(0, CHUNK_FLOOR), (CHUNK_FLOOR - 1, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(0, CHUNK_FLOOR), (2 * CHUNK_FLOOR, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(2**64 - 1, CHUNK_FLOOR)], Refusal.ORDER),
+        ([(0, TOTAL + 1)], Refusal.TOO_MANY_BYTES),
+        ([(0, TOTAL), (TOTAL, 1)], Refusal.TOO_MANY_BYTES),
+        ([(0, TOTAL), (TOTAL, 0)], Refusal.TOO_MANY_BYTES),
+        ([(0, 0)], Refusal.CHUNK_SIZE),
+        ([(0, CHUNK_FLOOR), (CHUNK_FLOOR, 0)], Refusal.CHUNK_SIZE),
+    ],
+)
+def test_a_chunk_out_of_place_is_refused_and_passes_nothing(parts, code):
+    sink = sink_into(bytearray(TOTAL))
+    *good, (offset, size) = parts
+    for at, length in good:
+        sink.add(at, bytes(length))
+    before = sink.passed
+    assert code_of(sink.add, offset, b"\x02" * size) is code
+    assert sink.passed == before
+    if before < TOTAL:
+        sink.add(before, bytes(TOTAL - before))
+    sink.finish(payload_digest(bytes(TOTAL)))
+
+
+def test_a_stream_that_ends_early_is_refused():
+    sink = sink_into(bytearray(TOTAL))
+    sink.add(0, bytes(CHUNK_FLOOR))
+    assert not sink.complete
+    assert code_of(sink.finish, DIGEST) is Refusal.TOO_FEW_BYTES
+
+
+@given(st.integers(0, 99), st.integers(1, 255))
+def test_any_changed_byte_is_noticed(index, change):
+    data = bytes(range(100))
+    altered = bytearray(data)
+    altered[index] ^= change
+    sink = sink_into(bytearray(100))
+    sink.add(0, bytes(altered))
+    assert code_of(sink.finish, payload_digest(data)) is Refusal.DIGEST
+    assert code_of(sink.finish, b"") is Refusal.DIGEST_SIZE
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**64 - 1) | st.sampled_from([0, 64]), st.binary(max_size=80)), max_size=6
+    )
+)
+def test_whatever_comes_no_more_passes_than_was_promised(parts):
+    row = bytearray(64)
+    sink = sink_into(row)
+    with contextlib.suppress(Refused):
+        for offset, data in parts:
+            sink.add(offset, data)
+    code_of(sink.finish, payload_digest(b"\x01" * 64))
+    assert sink.passed <= len(row) == 64
+    assert not any(row[sink.passed :])
+
+
+def test_what_lands_is_told_as_it_came():
+    told, row = bytearray(), bytearray(2 * BLOCK + 7)
+    sink = PayloadSink(len(row), lambda at: memoryview(row)[at : at + BLOCK - 1], told.extend)
+    data = memoryview(bytes(range(256)) * len(row))[: len(row)]
+    sink.add(0, data[:10])
+    assert sink.fill(lambda memory: memory.__setitem__(slice(0, 5), data[10:15]) or 5, 9) == 5
+    sink.add(15, data[15:])
+    assert told == row == data
+    sink.finish(payload_digest(data))
+
+
+def test_nothing_lands_once_it_is_closed_also_from_a_thread():
+    row = bytearray(4)
+    sink, asked, go = sink_into(row), threading.Event(), threading.Event()
+
+    def receive(memory):
+        asked.set()
+        assert go.wait(20)
+        memory[:] = b"late"
+        return len(memory)
+
+    thread = threading.Thread(target=sink.fill, args=(receive, 4))
+    thread.start()
+    assert asked.wait(20)
+    closing = threading.Thread(target=sink.close, args=(KeyError("given up"),))
+    closing.start()  # it waits for what is on its way
+    go.set()
+    thread.join()
+    closing.join()
+    assert row == b"late"
+    with pytest.raises(KeyError, match="given up"):
+        sink.fill(receive, 4)
