@@ -1,11 +1,11 @@
-"""What Byzantine workers do instead: one attack in each file, a frozen dataclass with its settings.
+"""Attacks of Byzantine workers, one in each file: a frozen dataclass whose fields are its settings.
 
 >>> from varangian.worker.attacks import ATTACKS
 >>> ATTACKS.build({"alie": {"z": 1.5}}, "byzantine.attack")
 Alie(z=1.5)
 
 A `GradientAttack` changes the vector that is sent, a `DataAttack` the batch that it is computed from. What
-an attacker sees is explicit (`Knowledge`): nothing here ever asks the server for more.
+an attacker sees is explicit (`Knowledge`). The configuration and `varangian.worker.training` import it.
 """
 
 from varangian.worker.attacks.alie import Alie, z_max

@@ -1,4 +1,4 @@
-"""A Little Is Enough."""
+"""A Little Is Enough (ALIE): a step within the spread of the honest vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an attack is: a function from the honest vector and what the adversary knows.
+"""The interface of an attack: a function of the honest vector and of the adversary's knowledge.
 
 n  workers     f  of them attack, together     d  parameters     k  vectors the adversary sees
 
@@ -8,6 +8,7 @@ round, so f attackers can send f different vectors and a replay sends the same o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, runtime_checkable
@@ -44,7 +45,7 @@ class Knowledge:
 
 @runtime_checkable
 class GradientAttack(Protocol):
-    """Sends another vector than the honest one."""
+    """An attack on the vector: sends another one than the honest one."""
 
     needs: ClassVar[Sight]
     """The least that it must see to mean anything."""
@@ -56,7 +57,7 @@ class GradientAttack(Protocol):
 
 @runtime_checkable
 class DataAttack(Protocol):
-    """Computes honestly on bad data."""
+    """Data poisoning: an honest computation on bad samples."""
 
     def poisons(self, x: Tensor, y: Tensor, classes: int, rng: torch.Generator, /) -> tuple[Tensor, Tensor]:
         """The batch to train on; must not write to what it is given."""
@@ -65,10 +66,10 @@ class DataAttack(Protocol):
 
 @runtime_checkable
 class Conditional(Protocol):
-    """A gradient attack that does not work for every number of workers."""
+    """A gradient attack with a condition on the numbers of workers."""
 
     def requires(self, n: int, f: int, seen: int, /) -> str | None:
-        """Why f attackers of n workers who see so many vectors cannot do it; None when they can."""
+        """Why f attackers among n workers who see `seen` vectors cannot mount it; None if they can."""
         ...
 
 
@@ -82,11 +83,11 @@ def corrupted(
     attack: GradientAttack,
     knows: Callable[Concatenate[Tensor, P], Knowledge],
 ) -> Callable[P, Tensor]:
-    """The computation of an attacker: called like the honest one, returns what the attack makes of it.
+    """Decorate an honest computation with an attack; the result is called like the honest one.
 
     Args:
         compute: the honest computation.
-        attack: what to do with its result.
+        attack: applied to its result.
         knows: the knowledge at that moment, from the honest result and the arguments of the call.
     """
 
@@ -97,8 +98,19 @@ def corrupted(
     return compute_and_attack
 
 
+def check_positive(**values: float) -> None:
+    """Check fields of an attack, in `__post_init__`.
+
+    Raises:
+        ValueError: one is not a positive, finite number.
+    """
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` should be a positive, finite number. Found {value}.")
+
+
 def refusal(attack: Attack, n: int, f: int, sight: Sight | None = None) -> str | None:
-    """Why f of n workers cannot mount an attack with what they see; None when they can.
+    """Why f of n workers cannot mount an attack with their sight; None if they can.
 
     Args:
         attack: any attack.

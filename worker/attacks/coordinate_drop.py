@@ -1,4 +1,4 @@
-"""Coordinate drop."""
+"""Coordinate drop: the honest vector with lost coordinates."""
 
 from __future__ import annotations
 

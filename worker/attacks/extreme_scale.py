@@ -1,4 +1,4 @@
-"""Extreme scale."""
+"""Extreme scale: finite values whose squares overflow."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
-from varangian.worker.attacks.checks import check_positive
+from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight, check_positive
 
 
 @ATTACKS.register("extreme_scale")

@@ -1,4 +1,4 @@
-"""Label flip."""
+"""Label flip: data poisoning by wrong labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mimic."""
+"""Mimic: attackers repeat an honest worker."""
 
 from __future__ import annotations
 

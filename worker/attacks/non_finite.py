@@ -1,4 +1,4 @@
-"""Non-finite vectors."""
+"""Non-finite values: NaN or infinity in every coordinate."""
 
 from __future__ import annotations
 

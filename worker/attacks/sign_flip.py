@@ -1,4 +1,4 @@
-"""Sign flip."""
+"""Sign flip: the honest vector, reversed and enlarged."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
-from varangian.worker.attacks.checks import check_positive
+from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight, check_positive
 
 
 @ATTACKS.register("sign_flip")

@@ -1,4 +1,4 @@
-"""Subnormal vectors."""
+"""Subnormal numbers: an attack on processor time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uniform noise."""
+"""Uniform noise in place of the vector."""
 
 from __future__ import annotations
 
