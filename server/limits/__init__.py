@@ -1,6 +1,6 @@
 """Limits: what one caller may cost in connections, streams, rates, bytes and turns.
 
-Quotas are spent here, uploads wait for their turn here; who exceeds a limit is refused with an error of
-`varangian.protos`. `varangian.server.transport` imports it, and the account of memory in the
-launcher.
+`connections` closes surplus connections, `quotas` has rates and quotas, `concurrency` what may be open at
+once, `upload_scheduler` the turns of uploads. `varangian.server.transport` imports it, and the memory
+budget of the launcher; it imports nothing of the server.
 """

@@ -1,20 +1,26 @@
-"""What one worker may ask for, however hard it tries."""
+"""Rate limits and quotas: calls per second of a caller, uploads, downloads and joins of a worker."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from varangian.protos.errors import Refused
 from varangian.protos.refusals import Refusal
 
+DOWNLOAD_EVERY = 5.0
+"""Seconds for one more download of the same parameters."""
+JOINS_PER_SECOND = 2.0
+LONGEST_DELAY = 1.0
+"""Seconds that a call is delayed at most; one that would have to wait longer is refused after them."""
+MOST_CALLERS = 4096
+"""Callers that are told apart; without TLS anyone may be one, under each address that he has."""
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What one caller may cost."""
+    """What one caller may cost, and how long the server waits for it."""
 
     idle: float = 10.0
     """Seconds without a message after which a stream is given up."""
@@ -25,17 +31,17 @@ class Limits:
     receiving: int = 4
     """Uploads that receive at the same time."""
     turn: float = 0.25
-    """Seconds that an upload receives while others wait."""
+    """Seconds of a turn, for which an upload receives while others wait."""
     share: int = 4 << 20
-    """Bytes that it receives in a turn: about a block of columns, so that rows grow together."""
+    """Bytes of a turn: about a block of columns, so that rows grow together."""
     uploads: int = 16
     """Uploads that one worker may begin in a round."""
     downloads: int = 8
-    """Downloads of the same parameters that one worker may have at once; more come by and by."""
+    """Downloads of the same parameters that one worker may have at once; one more each 5 s."""
     joins: int = 20
-    """Joins of one worker at once; more come by and by."""
+    """Joins of one worker at once; two more each second."""
     calls: float = 25.0
-    """Calls of one caller in a second; those that a round needs are given back."""
+    """Calls of one caller in a second; those that a round needs do not count."""
     calls_at_once: int = 100
     """The same after a while without any."""
     status: float = 0.25
@@ -45,41 +51,18 @@ class Limits:
     grace: float = 5.0
     """Seconds for the workers to hear that the run is finished."""
     age: float = 3600.0
-    """Seconds for which a call that is to stay open does so; then it is made anew."""
+    """Seconds after which a call that is to stay open has to be made anew."""
 
 
 DEFAULT_LIMITS = Limits()
 
 
-class StreamQuota:
-    """How many streams each worker has open."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._open = Counter[str]()
-
-    @contextmanager
-    def stream(self, worker: str) -> Generator[None, None, None]:
-        """One stream, for as long as the context lasts.
-
-        Raises:
-            Refused: when the worker has as many as it may have.
-        """
-        if self._open[worker] >= self._most:
-            raise Refused(Refusal.STREAMS, most=self._most)
-        self._open[worker] += 1
-        try:
-            yield
-        finally:
-            self._open[worker] -= 1
-
-
 class TokenBucket:
-    """Something that may be had at some rate, and so much of it at once after a while without.
+    """Token bucket: a rate, and a burst after a while without.
 
     Args:
-        rate: how much there is more of in each second.
-        most: how much there is at most.
+        rate: tokens that are added in a second.
+        most: tokens that it holds, and begins with.
         clock: seconds from any start.
     """
 
@@ -92,22 +75,22 @@ class TokenBucket:
 
     @property
     def full(self) -> bool:
-        """Whether it is as if nobody had ever taken anything."""
+        """Whether it holds all the tokens that it can."""
         self._refill()
         return self._left >= self._most
 
     def give(self) -> None:
-        """Put one back."""
+        """Put a token back."""
         self._left = min(self._most, self._left + 1)
 
     def take(self) -> float:
-        """Take one, if need be before it is there: in how many seconds it will be."""
+        """Take a token, also one that is not there yet; returns in how many seconds it will be."""
         self._refill()
         self._left -= 1
         return max(0.0, -self._left / self._rate)
 
     def try_to_take(self) -> bool:
-        """Take one if it is there."""
+        """Take a token if there is one."""
         self._refill()
         if self._left < 1:
             return False
@@ -121,9 +104,9 @@ class TokenBucket:
 
 
 class Calls:
-    """Token bucket of calls for each caller: who makes too many is slowed down, refused, then cut off.
+    """Rate limit of calls for each caller: too many are delayed, then refused, then the caller is cut off.
 
-    What a round needs is given back, so that fast rounds are no offence.
+    What a round needs is given back, so that fast rounds are not limited.
 
     Args:
         rate: calls in a second.
@@ -138,50 +121,50 @@ class Calls:
         self._callers: dict[str, tuple[TokenBucket, TokenBucket]] = {}
 
     def take(self, who: str) -> tuple[float, bool]:
-        """One more call: in how many seconds to answer it, and whether to refuse it then.
+        """Count a call; returns in how many seconds to answer it, and whether to refuse it then.
 
         Raises:
-            CutOffError: it goes on although it was refused so often.
+            CutOffError: the caller goes on although it was refused so often.
         """
-        if len(self._callers) >= CALLERS:
+        if len(self._callers) >= MOST_CALLERS:
             self._callers = {name: pair for name, pair in self._callers.items() if not pair[0].full}
-            if len(self._callers) >= CALLERS:
+            if len(self._callers) >= MOST_CALLERS:
                 who = "callers that are too many to be told apart"
         if who not in self._callers:
             allowed = TokenBucket(self.rate, self._most, self._clock)
             self._callers[who] = allowed, TokenBucket(self.rate, 2 * self._most, self._clock)
         calls, refusals = self._callers[who]
         delay = calls.take()
-        if delay <= LATE:
+        if delay <= LONGEST_DELAY:
             return delay, False
         calls.give()
         if not refusals.try_to_take():
             raise CutOffError
-        return LATE, True
+        return LONGEST_DELAY, True
 
     def give(self, who: str) -> None:
-        """The call was one that a round needs: it does not count."""
+        """Do not count a call after all: a round needed it."""
         if who in self._callers:
             self._callers[who][0].give()
 
 
 class CutOffError(Exception):
-    """A caller that no refusal slows down."""
+    """A caller goes on calling although it is refused."""
 
 
 @dataclass
 class RoundQuotas:
-    """What each worker has had: uploads and downloads of the round it is at, and joins.
+    """Quotas of each worker: uploads and downloads of a round, and joins.
 
-    Honest workers need one of each in a round, and a few more on a line that breaks.
+    Honest workers need one of each in a round, and a few more on a connection that breaks.
     """
 
     uploads: int
-    """Begun in one round."""
+    """Of one worker, begun in one round."""
     downloads: int
-    """Of one round, at once; after that one more each `RELIEF` seconds."""
+    """Of one worker and round, at once; after that one more each `DOWNLOAD_EVERY` seconds."""
     joins: int
-    """At once; after that `JOINS_PER_SECOND`."""
+    """Of one worker, at once; after that `JOINS_PER_SECOND`."""
     clock: Callable[[], float] = time.monotonic
     _uploads: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     _downloads: dict[str, tuple[int, TokenBucket]] = field(
@@ -190,10 +173,10 @@ class RoundQuotas:
     _joins: dict[str, TokenBucket] = field(default_factory=dict[str, TokenBucket])
 
     def upload(self, worker: str, round: int) -> None:
-        """One more begins.
+        """An upload begins.
 
         Raises:
-            Refused: when there were too many.
+            Refused: there were too many in this round.
         """
         at, count = self._uploads.get(worker, (round, 0))
         count = count + 1 if at == round else 1
@@ -202,34 +185,26 @@ class RoundQuotas:
         self._uploads[worker] = round, count
 
     def download(self, worker: str, round: int) -> None:
-        """One more begins.
+        """A download begins.
 
         Raises:
-            Refused: when there were too many, too fast.
+            Refused: there were too many, too fast.
         """
         at, bucket = self._downloads.get(worker, (-1, None))
         if bucket is None or at != round:
-            bucket = TokenBucket(1 / RELIEF, self.downloads, self.clock)
+            bucket = TokenBucket(1 / DOWNLOAD_EVERY, self.downloads, self.clock)
             self._downloads[worker] = round, bucket
         if not bucket.try_to_take():
-            raise Refused(Refusal.PULLS, seconds=RELIEF)
+            raise Refused(Refusal.PULLS, seconds=DOWNLOAD_EVERY)
 
     def join(self, worker: str) -> None:
-        """One more.
+        """A worker joins.
 
         Raises:
-            Refused: when there were too many, too fast.
+            Refused: there were too many joins, too fast.
         """
         bucket = self._joins.get(worker)
         if bucket is None:
             bucket = self._joins[worker] = TokenBucket(JOINS_PER_SECOND, self.joins, self.clock)
         if not bucket.try_to_take():
             raise Refused(Refusal.JOINS, rate=JOINS_PER_SECOND)
-
-
-RELIEF = 5.0
-JOINS_PER_SECOND = 2.0
-LATE = 1.0
-"""Seconds that a call is delayed at most; one that would have to wait longer is refused after them."""
-CALLERS = 4096
-"""Callers that are told apart; without TLS anyone may be one, under each address that he has."""

@@ -1,4 +1,4 @@
-"""Fair admission: a few uploads receive at once, all go on together, and nobody can sit on a seat."""
+"""Fair scheduling of uploads: a few receive at once, in turns, and a stalled one holds nobody up."""
 
 from __future__ import annotations
 
@@ -6,54 +6,56 @@ import asyncio
 from collections import deque
 from types import TracebackType
 
-PAUSE = 0.05
-"""Seconds in which nothing arrives, after which a seat is given up while others wait."""
+STALL = 0.05
+"""Seconds in which nothing arrives, after which an upload gives up its turn while others wait."""
 
 
 class UploadScheduler:
-    """Seats for the uploads that receive at the same time.
+    """A bounded number of turns for uploads that receive at the same time.
 
-    A few receivers share the cores better than fifteen, and bound the memory in flight. But with seats held
-    until an upload is complete, as many slow workers as there are seats would stop everyone else, and no
-    column would be complete before the last row has begun. So a seat is held for one turn, and then goes to
-    the one that has waited longest: rows grow together.
+    A few receivers share the cores better than fifteen, and bound the memory in flight. But if an upload
+    kept its place until it is complete, as many slow workers as there are places would stop everyone else,
+    and no column would be complete before the last row has begun. So a turn is short, and then goes to the
+    upload that has waited longest: rows grow together.
 
     Args:
-        seats: how many uploads receive at once.
-        turn: seconds that a seat is kept while others wait.
+        receiving: how many uploads receive at once.
+        seconds: for which a turn lasts while others wait.
         share: bytes in a turn.
     """
 
-    def __init__(self, seats: int, turn: float, share: int) -> None:
-        self.turn = turn
+    def __init__(self, receiving: int, seconds: float, share: int) -> None:
+        self.seconds = seconds
         self.share = share
-        self._free = seats
-        self._seated = set[UploadTurn]()
+        self._free = receiving
+        self._running = set[UploadTurn]()
         self._queue = deque[asyncio.Future[None]]()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
+        """How many uploads wait for a turn."""
         return len(self._queue)
 
-    def seat(self) -> UploadTurn:
+    def turn(self) -> UploadTurn:
+        """The turns of one upload."""
         return UploadTurn(self)
 
-    async def enter(self, seat: UploadTurn) -> None:
+    async def enter(self, turn: UploadTurn) -> None:
         if self._free:
             self._free -= 1
         else:
-            await self._turn()
-        self._seated.add(seat)
+            await self._wait()
+        self._running.add(turn)
 
-    def leave(self, seat: UploadTurn) -> None:
-        self._seated.discard(seat)
+    def leave(self, turn: UploadTurn) -> None:
+        self._running.discard(turn)
         self._pass_on()
 
-    async def _turn(self) -> None:
+    async def _wait(self) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(place)
-        self._watch()
+        self._start_timer()
         try:
             await place
         except asyncio.CancelledError:
@@ -64,7 +66,7 @@ class UploadScheduler:
             raise
 
     def _pass_on(self) -> None:
-        """A seat is free: for the first in the queue, who may have gone in this very moment."""
+        """Give a free turn to the first in the queue that is still waiting."""
         while self._queue:
             place = self._queue.popleft()
             if not place.done():
@@ -72,78 +74,76 @@ class UploadScheduler:
                 return
         self._free += 1
 
-    def _watch(self) -> None:
-        """One timer for all seats, and none as long as nobody waits."""
+    def _start_timer(self) -> None:
+        """One timer for all turns, and none while nobody waits."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PAUSE, self._look)
+            self._timer = asyncio.get_running_loop().call_later(STALL, self._end_stalled)
 
-    def _look(self) -> None:
+    def _end_stalled(self) -> None:
         self._timer = None
-        for seat in [seat for seat in self._seated if seat.quiet]:
+        for turn in [turn for turn in self._running if turn.stalled]:
             if self._queue:
-                seat.stand()
+                turn.release()
         if self._queue:
-            self._watch()
+            self._start_timer()
 
 
 class UploadTurn:
-    """One upload's place at the gate: a context manager around the whole upload."""
+    """The turns of one upload: a context manager around the whole of it."""
 
-    def __init__(self, gate: UploadScheduler) -> None:
-        self._upload_scheduler = gate
+    def __init__(self, scheduler: UploadScheduler) -> None:
+        self._scheduler = scheduler
         self._now = asyncio.get_running_loop().time
-        self._seated = False
+        self._running = False
         self._since = 0.0
         self._taken = 0
-        self._listening: float | None = None
+        self._reading_since: float | None = None
 
     @property
-    def quiet(self) -> bool:
-        """Whether it has listened for too long."""
-        return self._listening is not None and self._now() - self._listening >= PAUSE
+    def stalled(self) -> bool:
+        """Whether it has waited for a message for too long."""
+        return self._reading_since is not None and self._now() - self._reading_since >= STALL
 
-    async def listen(self) -> None:
-        """To call before a message is awaited: returns at once while the turn lasts, else queues again."""
-        if self._seated and self._over():
-            if self._upload_scheduler.waiting:
-                self.stand()
+    async def before_read(self) -> None:
+        """Call before a message is awaited: returns at once while the turn lasts, else queues again."""
+        if self._running and self._is_over():
+            if self._scheduler.waiting:
+                self.release()
             else:
                 self._begin()
-        await self.sit()
-        self._listening = self._now()
+        await self.acquire()
+        self._reading_since = self._now()
 
-    async def heard(self, size: int) -> None:
-        """To call when it has come. The seat may have been given up meanwhile."""
-        self._listening = None
-        await self.sit()
+    async def after_read(self, size: int) -> None:
+        """Call when the message has come. The turn may have been given up meanwhile."""
+        self._reading_since = None
+        await self.acquire()
         self._taken += size
 
-    async def sit(self) -> None:
-        if not self._seated:
-            await self._upload_scheduler.enter(self)
-            self._seated = True
+    async def acquire(self) -> None:
+        """Wait for a turn, unless there is one already."""
+        if not self._running:
+            await self._scheduler.enter(self)
+            self._running = True
             self._begin()
 
-    def stand(self) -> None:
-        """Leave the seat to others; who wants to go on queues again."""
-        if self._seated:
-            self._seated = False
-            self._upload_scheduler.leave(self)
+    def release(self) -> None:
+        """Leave the turn to others; `before_read` queues again."""
+        if self._running:
+            self._running = False
+            self._scheduler.leave(self)
 
-    def _over(self) -> bool:
-        return (
-            self._taken >= self._upload_scheduler.share
-            or self._now() - self._since >= self._upload_scheduler.turn
-        )
+    def _is_over(self) -> bool:
+        return self._taken >= self._scheduler.share or self._now() - self._since >= self._scheduler.seconds
 
     def _begin(self) -> None:
         self._since, self._taken = self._now(), 0
 
     async def __aenter__(self) -> UploadTurn:
-        await self.sit()
+        await self.acquire()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stand()
+        self.release()

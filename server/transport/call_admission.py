@@ -8,7 +8,7 @@ from varangian.protos.errors import Refused
 from varangian.protos.refusals import Refusal
 from varangian.server.identity.sessions import Metadata, Peer, Sessions
 from varangian.server.limits.connections import ConnectionLimits, parse_peer
-from varangian.server.limits.quotas import LATE, Calls, CutOffError
+from varangian.server.limits.quotas import LONGEST_DELAY, Calls, CutOffError
 from varangian.server.transport import calls as streams
 from varangian.server.transport.calls import Context
 
@@ -40,7 +40,7 @@ class CallAdmission:
             delay, refused = self.calls.take(who)
         except CutOffError:
             self._connections.drop(end)
-            delay, refused = LATE, True
+            delay, refused = LONGEST_DELAY, True
         if delay:
             # Who waits for one answer before the next call is slowed down, also by a refusal.
             await asyncio.sleep(delay)

@@ -29,10 +29,9 @@ from varangian.protos.text import escape
 from varangian.server.identity.presence import PAUSE, Presence
 from varangian.server.identity.revocation import Revocation
 from varangian.server.identity.sessions import Sessions
+from varangian.server.limits.concurrency import NewestCalls, SmallMessages, StreamQuota
 from varangian.server.limits.connections import ConnectionLimits
-from varangian.server.limits.open_uploads import OpenUploads
-from varangian.server.limits.quotas import Calls, Limits, RoundQuotas, StreamQuota
-from varangian.server.limits.small_messages import SmallMessages
+from varangian.server.limits.quotas import Calls, Limits, RoundQuotas
 from varangian.server.limits.upload_scheduler import UploadScheduler
 from varangian.server.rows.slot import Overtaken, Slot
 from varangian.server.transport import calls, uploads
@@ -103,7 +102,7 @@ class Service:
         self._upload_scheduler = UploadScheduler(limits.receiving, limits.turn, limits.share)
         self._quota = StreamQuota(limits.streams)
         self._round_quotas = RoundQuotas(limits.uploads, limits.downloads, limits.joins)
-        self._newest, self._joining = OpenUploads(), OpenUploads()
+        self._newest, self._joining = NewestCalls(), NewestCalls()
         self.connections = ConnectionLimits(len(sessions.names), self.refusals.count)
         self._door = CallAdmission(sessions, self.connections, Calls(limits.calls, limits.calls_at_once))
         self._requests = SmallMessages(len(sessions.names))
@@ -146,7 +145,7 @@ class Service:
         worker = self._sessions.authenticate(*caller)
         self._round_quotas.join(worker)
         # The last process of this name whose message never came, or comes slowly, keeps nobody waiting.
-        async with self._joining.upload(worker), self._requests.reading(worker):
+        async with self._joining.call(worker), self._requests.reading(worker):
             request = await calls.read_request(
                 ps_pb2.JoinRequest, context, self._limits.joining, JOIN_LIMIT
             )
@@ -213,7 +212,7 @@ class Service:
                 manifest = await uploads.read_manifest(context, self._limits.idle)
             # It proves nothing, whatever it says: no digest covers it, so the line may have changed it.
             self._contract.check(manifest, sealed=True)
-            async with self._newest.upload(worker):
+            async with self._newest.call(worker):
                 slot = await self._coordinator.offer(
                     worker, manifest.round, manifest.content_digest, self._contract.dtype
                 )

@@ -94,19 +94,19 @@ class Upload:
             Overtaken: when nobody waits for it any more.
         """
         found = digest
-        async with self._upload_scheduler.seat() as seat, calls.idle_timeout(self._idle) as silence:
+        async with self._upload_scheduler.turn() as turn, calls.idle_timeout(self._idle) as silence:
             ready = self._ticket.text if self._ticket else metadata_keys.CHUNKS
             with calls.unless_gone():
                 await self._context.send_initial_metadata(((metadata_keys.READY, ready),))
             if self._ticket:
                 with calls.unless_cut():
-                    await self._beside(self._ticket, seat, silence)
-            while (data := await self._message(seat, silence)) is not None:
+                    await self._beside(self._ticket, turn, silence)
+            while (data := await self._message(turn, silence)) is not None:
                 part = push_payload(data)
                 # Both would live on until the next message is here, and that may be many turns later.
                 del data
                 if isinstance(part, tuple):
-                    await self._chunk(*part, seat)
+                    await self._chunk(*part, turn)
                 elif found:
                     raise Refused(Refusal.MALFORMED, "Found a digest where the push has one already.")
                 else:
@@ -115,41 +115,41 @@ class Upload:
         self._slot.sink.finish(found)
         return found
 
-    async def _message(self, seat: UploadTurn, silence: IdleTimeout) -> bytes | None:
-        await seat.listen()
+    async def _message(self, turn: UploadTurn, silence: IdleTimeout) -> bytes | None:
+        await turn.before_read()
         data = await silence.broken_by(calls.read_message(self._context))
-        await seat.heard(0 if data is None else len(data))
+        await turn.after_read(0 if data is None else len(data))
         self._alive()
         return data
 
-    async def _chunk(self, offset: int, payload: memoryview, seat: UploadTurn) -> None:
+    async def _chunk(self, offset: int, payload: memoryview, turn: UploadTurn) -> None:
         self._slot.sink.check(offset, payload)
         if self._slot.waits(len(payload)):
-            seat.stand()  # those for whom it waits may have none
+            turn.release()  # the uploads that it waits for may need one
         await self._slot.put(payload)
-        await self._slowed(len(payload), seat)
+        await self._slowed(len(payload), turn)
 
-    async def _beside(self, ticket: DataTicket, seat: UploadTurn, silence: IdleTimeout) -> None:
+    async def _beside(self, ticket: DataTicket, turn: UploadTurn, silence: IdleTimeout) -> None:
         """All of the payload, from the line whose other end has the ticket."""
-        await seat.listen()
+        await turn.before_read()
         line = await silence.broken_by(ticket.connection())
         while not self._slot.full:
-            await seat.listen()
+            await turn.before_read()
             await silence.broken_by(line.ready())
             if self._slot.crowded:
-                seat.stand()  # those for whom it waits may have none
+                turn.release()  # the uploads that it waits for may need one
                 await self._slot.wait_for_room()
-            await seat.heard(0)
+            await turn.after_read(0)
             self._slot.check()
             came = await line.pour(min(self._slot.room, SHARE), self._slot.sink.fill)
-            await seat.heard(came)
+            await turn.after_read(came)
             self._slot.report()
             self._alive()
-            await self._slowed(came, seat)
+            await self._slowed(came, turn)
         ticket.complete()
 
-    async def _slowed(self, size: int, seat: UploadTurn) -> None:
+    async def _slowed(self, size: int, turn: UploadTurn) -> None:
         """Let others go on first when so little has come."""
         if size < SMALL and not self._slot.full and (delay := self._small.take()):
-            seat.stand()
+            turn.release()
             await asyncio.sleep(delay)

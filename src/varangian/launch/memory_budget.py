@@ -18,8 +18,8 @@ from varangian.protos.encoding import FLOAT32, WIRE, Dtype
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import AHEAD
+from varangian.server.limits.concurrency import most_readers
 from varangian.server.limits.quotas import DEFAULT_LIMITS, Limits
-from varangian.server.limits.small_messages import most_readers
 from varangian.server.rows.latest_store import LatestPlan
 from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.grpc_server import METADATA, STREAMS

@@ -1,20 +1,20 @@
 import pytest
 
 from varangian.protos.errors import Refused
+from varangian.server.limits.concurrency import StreamQuota
 from varangian.server.limits.quotas import (
+    DOWNLOAD_EVERY,
     JOINS_PER_SECOND,
-    LATE,
-    RELIEF,
+    LONGEST_DELAY,
     Calls,
     CutOffError,
     RoundQuotas,
-    StreamQuota,
     TokenBucket,
 )
 
 
 @pytest.fixture
-def rations(time):
+def quotas(time):
     return RoundQuotas(uploads=3, downloads=2, joins=4, clock=lambda: time.now)
 
 
@@ -42,36 +42,36 @@ def test_what_is_taken_before_it_is_there_is_waited_for(time):
     assert round(bucket.take(), 6) == 0.02
 
 
-def test_uploads_are_counted_by_worker_and_round(rations):
+def test_uploads_are_counted_by_worker_and_round(quotas):
     for _ in range(3):
-        rations.upload("w00", 7)
-    assert code(rations.upload, "w00", 7) == "UPLOADS"
-    rations.upload("w01", 7)
-    rations.upload("w00", 8)
+        quotas.upload("w00", 7)
+    assert code(quotas.upload, "w00", 7) == "UPLOADS"
+    quotas.upload("w01", 7)
+    quotas.upload("w00", 8)
 
 
-def test_downloads_of_the_same_parameters_come_by_and_by(rations, time):
+def test_downloads_of_the_same_parameters_come_by_and_by(quotas, time):
     for _ in range(2):
-        rations.download("w00", 7)
-    assert code(rations.download, "w00", 7) == "PULLS"
-    rations.download("w00", 8)
-    rations.download("w00", 8)
-    assert code(rations.download, "w00", 8) == "PULLS"
-    time.advance(RELIEF)
-    rations.download("w00", 8)
-    assert code(rations.download, "w00", 8) == "PULLS"
+        quotas.download("w00", 7)
+    assert code(quotas.download, "w00", 7) == "PULLS"
+    quotas.download("w00", 8)
+    quotas.download("w00", 8)
+    assert code(quotas.download, "w00", 8) == "PULLS"
+    time.advance(DOWNLOAD_EVERY)
+    quotas.download("w00", 8)
+    assert code(quotas.download, "w00", 8) == "PULLS"
 
 
-def test_joins_come_by_and_by(rations, time):
+def test_joins_come_by_and_by(quotas, time):
     for _ in range(4):
-        rations.join("w00")
-    assert code(rations.join, "w00") == "JOINS"
-    rations.join("w01")
+        quotas.join("w00")
+    assert code(quotas.join, "w00") == "JOINS"
+    quotas.join("w01")
     time.advance(1 / JOINS_PER_SECOND)
-    rations.join("w00")
+    quotas.join("w00")
 
 
-def test_a_stream_makes_room_when_it_ends(rations):
+def test_a_stream_makes_room_when_it_ends(quotas):
     quota = StreamQuota(1)
     with quota.stream("w00"):
         with pytest.raises(Refused), quota.stream("w00"):
@@ -85,7 +85,7 @@ def test_a_stream_makes_room_when_it_ends(rations):
 def test_a_caller_is_slowed_down_then_refused_and_then_cut_off(time):
     calls = Calls(rate=2.0, most=2.0, clock=lambda: time.now)
     assert [calls.take("w00") for _ in range(4)] == [(0.0, False), (0.0, False), (0.5, False), (1.0, False)]
-    assert [calls.take("w00") for _ in range(4)] == [(LATE, True)] * 4
+    assert [calls.take("w00") for _ in range(4)] == [(LONGEST_DELAY, True)] * 4
     with pytest.raises(CutOffError):
         calls.take("w00")
     assert calls.take("w01") == (0.0, False)
@@ -101,7 +101,7 @@ def test_what_a_round_needs_is_given_back(time):
 
 
 def test_callers_that_are_too_many_share_a_bucket(time, monkeypatch):
-    monkeypatch.setattr("varangian.server.limits.quotas.CALLERS", 3)
+    monkeypatch.setattr("varangian.server.limits.quotas.MOST_CALLERS", 3)
     calls = Calls(rate=1.0, most=1.0, clock=lambda: time.now)
     assert [calls.take(f"address {i}")[0] for i in range(4)] == [0.0] * 4
     assert calls.take("address 4")[0] == 1.0

@@ -20,12 +20,12 @@ async def settle():
 
 
 @scenario
-async def test_no_more_than_its_seats_are_taken_and_the_longest_waiting_comes_next():
-    gate, diary = UploadScheduler(seats=2, turn=60.0, share=1 << 20), []
+async def test_no_more_than_its_turns_are_taken_and_the_longest_waiting_comes_next():
+    scheduler, diary = UploadScheduler(receiving=2, seconds=60.0, share=1 << 20), []
     leave = [asyncio.Event() for _ in range(5)]
 
     async def visit(i):
-        async with gate.seat():
+        async with scheduler.turn():
             diary.append(i)
             await leave[i].wait()
 
@@ -43,56 +43,56 @@ async def test_no_more_than_its_seats_are_taken_and_the_longest_waiting_comes_ne
 
 @scenario
 async def test_who_sits_for_longer_than_a_turn_gives_way_and_queues_again():
-    gate, diary = UploadScheduler(seats=1, turn=0.01, share=1 << 20), []
+    scheduler, diary = UploadScheduler(receiving=1, seconds=0.01, share=1 << 20), []
 
     async def busy(name, messages):
-        async with gate.seat() as seat:
+        async with scheduler.turn() as turn:
             for _ in range(messages):
                 diary.append(name)
                 await asyncio.sleep(0.012)
-                await seat.heard(1)
-                await seat.listen()
+                await turn.after_read(1)
+                await turn.before_read()
 
     await asyncio.gather(busy("a", 3), busy("b", 3))
     assert diary == ["a", "b", "a", "b", "a", "b"]
 
 
 @scenario
-async def test_who_listens_in_vain_loses_the_seat_without_doing_anything():
-    gate = UploadScheduler(seats=1, turn=60.0, share=1 << 20)
-    async with gate.seat() as stalled:
-        await stalled.listen()
-        async with gate.seat() as other:
-            assert gate.waiting == 0
-            back = asyncio.create_task(stalled.heard(1))
+async def test_who_waits_in_vain_loses_the_turn_without_doing_anything():
+    scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
+    async with scheduler.turn() as stalled:
+        await stalled.before_read()
+        async with scheduler.turn() as other:
+            assert scheduler.waiting == 0
+            back = asyncio.create_task(stalled.after_read(1))
             await settle()
-            assert gate.waiting == 1, "who hears something at last queues again"
-            await other.listen()
+            assert scheduler.waiting == 1, "who hears something at last queues again"
+            await other.before_read()
             await back
 
 
 @scenario
-async def test_who_is_busy_keeps_the_seat():
-    gate = UploadScheduler(seats=1, turn=60.0, share=1 << 20)
-    async with gate.seat() as busy:
-        await busy.listen()
-        await busy.heard(1)
-        waiting = asyncio.create_task(hold(gate))
+async def test_who_is_busy_keeps_the_turn():
+    scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
+    async with scheduler.turn() as busy:
+        await busy.before_read()
+        await busy.after_read(1)
+        waiting = asyncio.create_task(hold(scheduler))
         await asyncio.sleep(0.12)
-        assert gate.waiting == 1
+        assert scheduler.waiting == 1
         waiting.cancel()
 
 
 @scenario
 async def test_a_turn_is_so_many_bytes_too_and_rows_grow_together():
-    gate, rows = UploadScheduler(seats=2, turn=60.0, share=4), dict.fromkeys("abcde", 0)
+    scheduler, rows = UploadScheduler(receiving=2, seconds=60.0, share=4), dict.fromkeys("abcde", 0)
 
     async def upload(name):
-        async with gate.seat() as seat:
+        async with scheduler.turn() as turn:
             for _ in range(40):
-                await seat.listen()
+                await turn.before_read()
                 await asyncio.sleep(0)
-                await seat.heard(1)
+                await turn.after_read(1)
                 rows[name] += 1
                 assert max(rows.values()) - min(rows.values()) <= 8
 
@@ -102,37 +102,37 @@ async def test_a_turn_is_so_many_bytes_too_and_rows_grow_together():
 
 @scenario
 async def test_nobody_gives_way_to_nobody():
-    gate = UploadScheduler(seats=1, turn=0.005, share=1 << 20)
-    async with gate.seat() as seat:
+    scheduler = UploadScheduler(receiving=1, seconds=0.005, share=1 << 20)
+    async with scheduler.turn() as turn:
         await asyncio.sleep(0.03)
-        assert gate.waiting == 0
-        await asyncio.wait_for(seat.listen(), patience(20))
-    async with asyncio.timeout(patience(20)), gate.seat():
+        assert scheduler.waiting == 0
+        await asyncio.wait_for(turn.before_read(), patience(20))
+    async with asyncio.timeout(patience(20)), scheduler.turn():
         pass
 
 
-@pytest.mark.parametrize("seated", [True, False])
-def test_a_seat_is_free_again_however_its_upload_ends(seated):
+@pytest.mark.parametrize("running", [True, False])
+def test_a_turn_is_free_again_however_its_upload_ends(running):
     @scenario
     async def story():
-        gate = UploadScheduler(seats=1, turn=60.0, share=1 << 20)
-        async with gate.seat():
-            waiting = asyncio.create_task(hold(gate))
+        scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
+        async with scheduler.turn():
+            waiting = asyncio.create_task(hold(scheduler))
             await settle()
-            assert gate.waiting == 1
-            if not seated:
+            assert scheduler.waiting == 1
+            if not running:
                 waiting.cancel()
                 await settle()
         await settle()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        assert gate.waiting == 0
-        async with asyncio.timeout(patience(20)), gate.seat():
+        assert scheduler.waiting == 0
+        async with asyncio.timeout(patience(20)), scheduler.turn():
             pass
 
     story()
 
 
-async def hold(gate):
-    async with gate.seat():
+async def hold(scheduler):
+    async with scheduler.turn():
         await asyncio.sleep(60)

@@ -408,8 +408,8 @@ async def test_the_status_counts_refusals_by_code():
         assert (await raw.status()).refusals == "FUTURE 1\nORDER 2\n"
 
 
-def test_tiny_chunks_are_taken_slowly_and_without_a_seat(monkeypatch):
-    slept, stood = [], []
+def test_tiny_chunks_are_taken_slowly_and_without_a_turn(monkeypatch):
+    slept, released = [], []
 
     async def sleep(seconds):
         slept.append(seconds)
@@ -419,8 +419,8 @@ def test_tiny_chunks_are_taken_slowly_and_without_a_seat(monkeypatch):
         "varangian.server.transport.uploads.TokenBucket",
         lambda rate, most: TokenBucket(rate, 3, lambda: 0.0),
     )
-    stand = UploadTurn.stand
-    monkeypatch.setattr(UploadTurn, "stand", lambda seat: (stood.append(seat), stand(seat)))
+    release = UploadTurn.release
+    monkeypatch.setattr(UploadTurn, "release", lambda turn: (released.append(turn), release(turn)))
 
     @scenario
     async def story():
@@ -432,7 +432,7 @@ def test_tiny_chunks_are_taken_slowly_and_without_a_seat(monkeypatch):
     story()
     # Eight chunks: three are free, the last one is the last.
     assert slept == pytest.approx([0.02, 0.04, 0.06, 0.08])
-    assert len(stood) == 5
+    assert len(released) == 5
 
 
 @scenario
@@ -908,14 +908,14 @@ def test_a_worker_that_dies_in_the_middle_of_a_pull_is_no_error(caplog):
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_an_upload_asks_for_its_seat_before_every_message(monkeypatch):
-    asked, listen = [], UploadTurn.listen
+def test_an_upload_asks_for_a_turn_before_every_message(monkeypatch):
+    asked, before_read = [], UploadTurn.before_read
 
     async def counted(self):
         asked.append(self)
-        await listen(self)
+        await before_read(self)
 
-    monkeypatch.setattr(UploadTurn, "listen", counted)
+    monkeypatch.setattr(UploadTurn, "before_read", counted)
 
     @scenario
     async def story():
