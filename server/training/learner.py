@@ -17,10 +17,9 @@ from torch import Tensor
 from varangian.aggregators import Aggregate, AggregationError, Aggregator, Mixing
 from varangian.aggregators.kernels.cores import every_core
 from varangian.aggregators.streaming.stream import Stream
-from varangian.server.training.bounds import Bounds, norm
 from varangian.server.training.ema import Average, samples
-from varangian.server.training.optimizer import Sgd, Stepper
-from varangian.server.training.parameters import ParameterVersions
+from varangian.server.training.optimizer import Optimizer, Stepper
+from varangian.server.training.parameters import ParameterVersions, norm
 
 Measure: TypeAlias = Callable[[Tensor | None], Tensor]
 """From the point to measure from to what `Aggregator.__call__` takes as `measured`, of certain rows."""
@@ -63,7 +62,7 @@ class Learner:
         self,
         parameters: Tensor,
         aggregator: Aggregator,
-        optimizer: Sgd,
+        optimizer: Optimizer,
         *,
         rounds: int,
         seed: int,
@@ -73,8 +72,7 @@ class Learner:
         self._versions = ParameterVersions(parameters)
         self._aggregator = aggregator
         self._optimizer = optimizer
-        self._stepper = Stepper(optimizer)
-        self._bounds = self._measured()
+        self._stepper = Stepper(optimizer, parameters.numel())
         self._rounds = rounds
         self._seed = seed
         self._batch = batch
@@ -185,23 +183,13 @@ class Learner:
 
     def _move(self, vector: Tensor, length: float, lr: float) -> None:
         """One step of the optimizer, beside the current parameters."""
-        bounds = self._bounds.after(self._optimizer, length, lr)
-        if bounds.risky:
-            bounds = self._measured().after(self._optimizer, length, lr)
-        before = self._stepper.velocity
-        if bounds.risky and before is not None:
-            before = before.clone()
         draft = self._versions.draft()
-        self._stepper.step(self.parameters, vector, lr, draft)
-        if bounds.risky and norm(draft) is None:
-            self._stepper.velocity = before
+        try:
+            self._stepper.step(self.parameters, vector, length, lr, draft)
+        except AggregationError:
             self._versions.discard(draft)
-            raise AggregationError("The step would make the parameters infinite.")
-        self._bounds = bounds
+            raise
         self._versions.publish(draft)
-
-    def _measured(self) -> Bounds:
-        return Bounds.of(self.parameters, self._stepper.velocity)
 
     def _refer(self, vector: Tensor) -> None:
         """Keep the aggregate, and use the memory of the one before for the next."""

@@ -7,6 +7,9 @@ import weakref
 import torch
 from torch import Tensor
 
+BLOCK = 1 << 15
+"""Entries that are widened at once for a norm, while they are in cache."""
+
 
 class ParameterVersions:
     """Memory for parameters (d,) float32: two vectors, or more while an old one is still being read.
@@ -46,3 +49,15 @@ class ParameterVersions:
         # Every view of the payload, and every part of one, keeps this array alive and no other does.
         weakref.finalize(array, self._free.append, version).atexit = False
         self._payload = array.data.cast("B").toreadonly()
+
+
+def norm(vector: Tensor) -> float | None:
+    """Euclidean norm; None when an entry is not finite. In float64 no finite float32 vector overflows."""
+    blocks = vector.split(BLOCK)
+    # Not a result of its own for each: such crumbs between the widened blocks keep their memory from being
+    # used again, and it comes to half of the vector.
+    parts = torch.empty(len(blocks), dtype=torch.float64)
+    for block, part in zip(blocks, parts, strict=True):
+        torch.linalg.vector_norm(block, dtype=torch.float64, out=part)
+    length = torch.linalg.vector_norm(parts).item()
+    return length if length < float("inf") else None

@@ -12,8 +12,12 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import CoreSchema, ErrorDetails
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -24,6 +28,15 @@ NOTHING: Any = object()
 
 SHOWN = 300
 """Characters of a value that a message repeats."""
+STRICT: dict[str, Any] = {
+    "extra": "forbid",
+    "strict": True,
+    "use_attribute_docstrings": True,
+    "arbitrary_types_allowed": True,
+}
+"""How pydantic takes a registered dataclass."""
+LIMITS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
+"""Errors of pydantic about the size of a value of the right type."""
 FIXES = "{fixes}"
 """Where the fixes of a problem go in its hint."""
 
@@ -65,6 +78,15 @@ class Problem:
         found = "" if self.value is NOTHING else f" Found {shown(self.value)}."
         hint = self.solved([fix.shown(fix.values[0]) for fix in self.fixes if fix.values]).hint
         return f"{self.path or '(top level)'}: {self.rule}.{found}{f' {hint}' if hint else ''}"
+
+    def below(self, path: str) -> Problem:
+        """The problem of a part, where the part stands."""
+
+        def here(inner: str) -> str:
+            return join(path, inner) if inner else path
+
+        fixes = tuple(dataclasses.replace(fix, path=here(fix.path)) for fix in self.fixes)
+        return dataclasses.replace(self, path=here(self.path), fixes=fixes)
 
     def solved(self, by: Sequence[str]) -> Problem:
         """The problem with these fixes in its hint; without the clause where none is left."""
@@ -156,7 +178,7 @@ class Registry(Generic[T]):
         """What should stand where a name is expected."""
         return f"the name of {'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
 
-    def __iter__(self) -> typing.Iterator[str]:
+    def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
 
     def __contains__(self, name: object) -> bool:
@@ -216,6 +238,15 @@ class Registry(Generic[T]):
         cls, preset = self._entries[name]
         return construct(cls, {**preset, **fields}, join(path, name), defaults or {})
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        """For `Annotated[Graph, GRAPHS]`: an object, or what builds one."""
+        from pydantic_core import core_schema
+
+        def validate(value: Any) -> Any:
+            return value if isinstance(value, source) else self.build(value, "")
+
+        return core_schema.no_info_plain_validator_function(validate, metadata={"registry": self})
+
     def _split(self, spec: object, path: str) -> tuple[str, dict[str, Any]]:
         rule = f"should be {self.wanted}, or one name with its fields"
         name: object
@@ -258,43 +289,77 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def construct(cls: type[C], fields: Mapping[str, Any], path: str, defaults: Mapping[str, Any]) -> C:
-    """Build a dataclass from a mapping, strictly; see `Registry.build`."""
+def construct(
+    cls: type[C],
+    fields: Mapping[str, Any],
+    path: str,
+    defaults: Mapping[str, Any],
+    unknown: str = "there is no such field",
+) -> C:
+    """Build a dataclass from a mapping, strictly; see `Registry.build`.
+
+    pydantic decides what fits a field. Nothing is converted but an integer to a float, a list to a tuple.
+    """
+    from pydantic import ValidationError
+    from pydantic_core import ArgsKwargs
+
     known = {field.name: field for field in fields_of(cls)}
     values = {k: v for k, v in defaults.items() if k in known} | dict(fields)
-    problems = [
-        Problem(join(path, key), "there is no such field", values[key], suggestion(str(key), known))
-        for key in values
-        if key not in known
-    ]
-    for name, field in known.items():
-        if name in values:
-            values[name], found = _filled(values[name], field, join(path, name))
-            problems += found
-        elif field.default is MISSING:
-            problems.append(Problem(join(path, name), f"is required ({words(field.hint)})"))
-    if problems:
-        raise ConfigError(problems)
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        return cls(**values)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([Problem(path, str(error).rstrip("."))]) from error
+        # Strictly, pydantic takes a mapping for a dataclass only as the arguments of its constructor.
+        cls_validator = validator(cls).validator
+        built: C = cls_validator.validate_python(ArgsKwargs((), given), self_instance=object.__new__(cls))
+        return built
+    except ValidationError as error:
+        problems = list[Problem]()
+        for name, found in _by_field(error.errors()).items():
+            if name in known:
+                problems += _misfit(found, known[name], values.get(name), join(path, name))
+            elif name:
+                problems.append(Problem(join(path, name), unknown, values[name], suggestion(name, known)))
+            else:
+                problems.append(Problem(path, str(found[0]["ctx"]["error"]).rstrip(".")))
+        problems.sort(key=lambda problem: problem.rule != unknown)
+        raise ConfigError(problems) from error
 
 
-def _filled(value: Any, field: Field, path: str) -> tuple[Any, list[Problem]]:
-    """What becomes of a value in a field, and what is wrong with it."""
-    registry = named_in(field.hint)
-    if registry is None:
-        value, problem = coerced(value, field.hint, path)
-        return value, [problem] if problem else []
-    if fits(value, typing.get_args(field.hint)[0]):
-        return value, []
-    try:
-        return registry.build(value, path), []
-    except ConfigError as error:
-        return value, [*error.problems]
+def validator(cls: type[C]) -> TypeAdapter[C]:
+    """A dataclass as pydantic takes it; made on first use, as not every program needs pydantic."""
+    adapter: TypeAdapter[C] = _validator(typing.cast("typing.Hashable", cls))
+    return adapter
+
+
+@functools.cache
+def _validator(cls: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    cls.__pydantic_config__ = STRICT | getattr(cls, "__pydantic_config__", {})
+    return TypeAdapter(cls)
+
+
+def _by_field(errors: Iterable[ErrorDetails]) -> dict[str, list[ErrorDetails]]:
+    found: dict[str, list[ErrorDetails]] = {}
+    for details in errors:
+        found.setdefault(str(details["loc"][0]) if details["loc"] else "", []).append(details)
+    return found
+
+
+def _misfit(found: Sequence[ErrorDetails], field: Field, value: Any, path: str) -> Iterator[Problem]:
+    """What is wrong with a field."""
+    first = found[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, ConfigError):
+        for problem in inner.problems:
+            yield problem.below(path)
+    elif first["type"] == "missing" and len(first["loc"]) == 1:
+        yield Problem(path, f"is required ({words(field.hint)})")
+    elif all(details["type"] in LIMITS for details in found):
+        for details in found:
+            here = ".".join([path, *map(str, details["loc"][1:])])
+            yield Problem(here, details["msg"].removeprefix("Input "), details["input"])
+    else:
+        yield Problem(path, f"should be {words(field.hint)}", value)
 
 
 def named_in(hint: Any) -> Registry[Any] | None:
@@ -303,48 +368,20 @@ def named_in(hint: Any) -> Registry[Any] | None:
     return next((mark for mark in marks if isinstance(mark, Registry)), None)
 
 
-def coerced(value: Any, hint: Any, path: str) -> tuple[Any, Problem | None]:
-    """`value` as the type `hint`, or the problem with it. Only int to float and list to tuple change."""
-    if fits(value, hint):
-        wants_float = hint is float or float in typing.get_args(hint)
-        if wants_float and type(value) is int:
-            return float(value), None
-        return (tuple(value) if isinstance(value, list) else value), None
-    return value, Problem(path, f"should be {words(hint)}", value)
-
-
-def fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, arg) for arg in args)
-    if origin is Literal:
-        return any(value == arg and type(value) is type(arg) for arg in args)
-    if origin in (tuple, list):
-        return isinstance(value, list | tuple) and all(fits(item, args[0]) for item in value)
-    if origin is not None:
-        return isinstance(value, origin)
-    if hint is Any:
-        return True
-    if hint is None or hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
 def words(hint: Any) -> str:
     """A type as a user would say it: `an integer or null`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if registry := named_in(hint):
         return registry.wanted
+    if hasattr(hint, "__metadata__"):
+        return words(hint.__origin__)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(words(arg) for arg in args)
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(repr(arg) for arg in args)
     if origin in (tuple, list):
-        return f"a list ({words(args[0])} each)"
+        length = "" if args[1:] in ((), (...,)) else f" of {len(args)}"
+        return f"a list{length} ({words(args[0])} each)"
     if origin is not None:
         return "a mapping" if issubclass(origin, Mapping) else str(hint)
     plain = {int: "an integer", float: "a number", str: "text", bool: "true or false"}

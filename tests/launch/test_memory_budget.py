@@ -27,7 +27,7 @@ GB = 10**9
 
 
 def account(**options) -> MemoryBudget:
-    return MemoryBudget.of(15, 11_200_000, **({"sgd": PLAIN, "base": 300 << 20} | options))
+    return MemoryBudget.of(15, 11_200_000, **({"optimizer": PLAIN, "base": 300 << 20} | options))
 
 
 def test_the_sum_by_hand():
@@ -69,7 +69,7 @@ def test_latest_vectors_and_the_seats_of_those_who_push(tmp_path: Path):
 
 
 def test_momentum_is_one_more():
-    assert account(sgd=Sgd(lr=1, momentum=0.9, nesterov=True, weight_decay=0.1)).vectors == 8
+    assert account(optimizer=Sgd(lr=1, momentum=0.9, nesterov=True, weight_decay=0.1)).vectors == 10
     assert account(average=True).vectors == 9  # two numbers for each parameter
 
 

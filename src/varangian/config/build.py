@@ -14,7 +14,6 @@ from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Condition, RunPolicy, Selection
 from varangian.server.training.ema import Average
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
 from varangian.worker.simulation.availability import Always
 from varangian.worker.simulation.timetable import Timetable
 from varangian.worker.training.task import Task
@@ -52,7 +51,7 @@ def task(config: RunConfig) -> Task:
         momentum=config.worker.momentum,
         local_steps=config.worker.local_steps,
         local_lr=config.worker.local_lr or config.optimizer.lr,
-        local_rates=None if config.worker.local_lr else optimizer(config),
+        local_rates=None if config.worker.local_lr else config.optimizer,
         rounds=config.rounds,
         loss=config.loss,
         metrics=config.metrics,
@@ -120,29 +119,13 @@ def machine(config: RunConfig) -> Machine:
     return Machine(policy)
 
 
-def optimizer(config: RunConfig) -> Sgd:
-    """How the server steps.
-
-    Raises:
-        ValueError: settings that exclude each other.
-    """
-    settings = config.optimizer
-    return Sgd(
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-        schedule=settings.schedule,
-    )
-
-
 def learner(config: RunConfig, initial: Tensor) -> Learner:
     """The model's side of the server, at its start."""
     seed = config.seed if config.server.seed is None else config.server.seed
     return Learner(
         initial,
         config.aggregator,
-        optimizer(config),
+        config.optimizer,
         rounds=config.rounds,
         seed=seed,
         average=None if config.ema is None else Average(config.ema, initial),

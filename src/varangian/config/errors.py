@@ -40,10 +40,13 @@ def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
 def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
     """The dotted paths of all settings."""
     below = sections(model)
-    for name in model.model_fields:
+    for name, field in model.model_fields.items():
         here = join(path, name)
+        settings = [join(here, inner) for mark in field.metadata for inner in getattr(mark, "settings", ())]
         if name in below:
             yield from leaves(below[name], here)
+        elif settings:
+            yield from settings
         else:
             yield here
 
@@ -53,7 +56,7 @@ def _problems(details: ErrorDetails, model: type[BaseModel]) -> Iterator[Problem
     inner = _context(details).get("error")
     if isinstance(inner, ConfigError):
         for problem in inner.problems:
-            yield _below(path, problem)
+            yield _in_the_tree(problem.below(path), model)
         return
     kind = details["type"]
     rule = _RULES.get(kind) or (str(inner) if inner else details["msg"]).removeprefix("Input ")
@@ -61,14 +64,12 @@ def _problems(details: ErrorDetails, model: type[BaseModel]) -> Iterator[Problem
     yield Problem(path, rule.rstrip("."), value, _hint(details, model))
 
 
-def _below(path: str, problem: Problem) -> Problem:
-    """A problem of an object, where the object stands."""
-
-    def here(inner: str) -> str:
-        return join(path, inner) if inner else path
-
-    fixes = tuple(dataclasses.replace(fix, path=here(fix.path)) for fix in problem.fixes)
-    return dataclasses.replace(problem, path=here(problem.path), fixes=fixes)
+def _in_the_tree(problem: Problem, model: type[BaseModel]) -> Problem:
+    """The problem of an object; a setting that it has not may be one of another part."""
+    if problem.rule != _RULES["extra_forbidden"] or problem.path in leaves(model):
+        return problem
+    hint = _elsewhere(problem.path.rpartition(".")[2], model)
+    return dataclasses.replace(problem, hint=hint or problem.hint)
 
 
 def _hint(details: ErrorDetails, model: type[BaseModel]) -> str:
@@ -89,9 +90,12 @@ def _context(details: ErrorDetails) -> dict[str, Any]:
 
 def _known_setting(loc: Sequence[str | int], model: type[BaseModel]) -> str:
     *parents, key = map(str, loc)
-    everywhere = list(leaves(model))
     here = model
     for parent in parents:
         here = sections(here)[parent]
-    same = [repr(path) for path in everywhere if path.rpartition(".")[2] == key.lower()]
-    return f"Did you mean {' or '.join(same)}?" if same else suggestion(key, here.model_fields)
+    return _elsewhere(key, model) or suggestion(key, here.model_fields)
+
+
+def _elsewhere(key: str, model: type[BaseModel]) -> str:
+    same = [repr(path) for path in leaves(model) if path.rpartition(".")[2] == key.lower()]
+    return f"Did you mean {' or '.join(same)}?" if same else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,18 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from varangian.registry import ConfigError, Problem, Registry, construct, fields_of, plain
+from varangian.registry import (
+    ConfigError,
+    Problem,
+    Registry,
+    construct,
+    fields_of,
+    named_in,
+    plain,
+    suggestion,
+)
 
+UNKNOWN = "there is no such setting"
 Build = Callable[[Any, int], Any]
 """From what the user wrote and the declared f."""
 
@@ -32,6 +42,8 @@ class Group:
     """Whether a name chooses among several; otherwise the fields stand there by themselves."""
     below: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
     """Paths further down where a name stands for an object, with the name by default."""
+    settings: tuple[str, ...] = ()
+    """The fields of the objects, where they stand there by themselves."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -101,6 +113,41 @@ def many_of(registry: Registry[Any]) -> Group:
         return {"anyOf": [{"type": "array", "items": items}, *items["anyOf"]]}
 
     return Group(build, spec, schema, None, none=True, named=False)
+
+
+def of_settings(registry: Registry[Any], default: str, last: Sequence[str] = ()) -> Group:
+    """The group of everything in one registry, written as settings with a `name` among them.
+
+    Args:
+        registry: of which one is chosen.
+        default: the name where none is written.
+        last: fields that are written after the others.
+    """
+    from varangian.config.schema import settings_of
+
+    known = {field.name: field for name in registry for field in registry.fields(name)}
+
+    def build(value: Any, f: int) -> Any:
+        given = {"name": value} if isinstance(value, str) else {} if value is None else value
+        if not isinstance(given, Mapping):
+            raise ConfigError([Problem("", "should be a mapping of settings to values", value)])
+        name = given.get("name", default)
+        if not isinstance(name, str) or name not in registry:
+            rule = f"there is no {registry.kind} of this name"
+            raise ConfigError([Problem("name", rule, name, suggestion(str(name), registry))])
+        fields = {key: value for key, value in given.items() if key != "name"}
+        if nested := [key for key in fields if key in registry]:
+            hint = f"Write `name: {nested[0]}`, and its settings beside it."
+            raise ConfigError([Problem(nested[0], UNKNOWN, fields[nested[0]], hint)])
+        return construct(registry.entry(name)[0], fields, "", {}, UNKNOWN)
+
+    def spec(built: Any) -> dict[str, Any]:
+        ((name, fields),) = registry.spec(built).items()
+        return {"name": name} | dict(sorted(fields.items(), key=lambda entry: entry[0] in last))
+
+    below = {name: field.shown for name, field in known.items() if named_in(field.hint) is not None}
+    schema: Callable[[], JsonSchemaValue] = lambda: settings_of(registry, default)  # noqa: E731
+    return Group(build, spec, schema, None, named=False, below=below, settings=("name", *known))
 
 
 def of_fields(cls: type[Any], kind: str) -> Group:

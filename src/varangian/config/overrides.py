@@ -95,16 +95,24 @@ def apply_overrides(
     Raises:
         ConfigError: a path leads through something that has no parts.
     """
-    result = long_form(settings)
+    result = _long(settings)
     problems: list[Problem] = []
     for assignment in assignments:
         try:
             changed = _assigned(result, assignment.path.split("."), assignment.value, "", groups)
-            result = long_form(changed)
+            result = _long(changed)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
+    return result
+
+
+def _long(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with an aggregator and an optimizer whose parts have paths."""
+    result = long_form(settings)
+    if isinstance(name := result.get("optimizer"), str):
+        result["optimizer"] = {"name": name}
     return result
 
 

@@ -5,21 +5,17 @@ The tree itself is pydantic's part; here are the names of the registries, with t
 
 from __future__ import annotations
 
-import ast
-import inspect
 import math
-import textwrap
-import types
-import typing
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
-from varangian.registry import MISSING, Field, Registry, named_in
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
+
+from varangian.registry import MISSING, Field, Registry, named_in, validator
 
 JsonSchema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_PLAIN = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null", None: "null"}
 
 
 def named(registry: Registry[Any]) -> list[JsonSchema]:
@@ -38,46 +34,60 @@ def below(registry: Registry[Any]) -> dict[str, str | None]:
     }
 
 
+class _Generator(GenerateJsonSchema):
+    """Fields as an editor shows them: without titles, and with what the names of registries stand for."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchema:
+        return self.generate_inner(schema["schema"])  # defaults depend on the name
+
+    def literal_schema(self, schema: core_schema.LiteralSchema) -> JsonSchema:
+        return {"enum": schema["expected"]}
+
+    def function_plain_schema(self, schema: core_schema.PlainValidatorFunctionSchema) -> JsonSchema:
+        return {"anyOf": named(schema.get("metadata", {})["registry"])}
+
+
+def _properties(cls: type[Any]) -> dict[str, JsonSchema]:
+    """The schemas of the fields of a class, the docstrings under them as one line each."""
+    schemas: dict[str, JsonSchema] = validator(cls).json_schema(schema_generator=_Generator)["properties"]
+    for schema in schemas.values():
+        if "description" in schema:
+            schema["description"] = " ".join(schema["description"].split())
+    return schemas
+
+
 def field_docs(cls: type[Any]) -> dict[str, str]:
     """The docstrings under the fields of a class, as one line each."""
-    try:
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    except (OSError, TypeError, SyntaxError, ValueError):  # a class without source has no docs to read
-        return {}
-    docs: dict[str, str] = {}
-    for statement, following in pairwise(getattr(tree, "body", [])):
-        match statement, following:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                docs[name] = " ".join(text.split())
-            case _:
-                pass
-    return docs
-
-
-def of_type(hint: Any) -> JsonSchema:
-    """The schema of an annotation."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if registry := named_in(hint):
-        return {"anyOf": named(registry)}
-    if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [of_type(arg) for arg in args]}
-    if origin is Literal:
-        return {"enum": list(args)}
-    if origin in (tuple, list):
-        return {"type": "array", "items": of_type(args[0])}
-    return {"type": _PLAIN[hint]} if hint in _PLAIN else {}
+    return {
+        name: schema["description"] for name, schema in _properties(cls).items() if "description" in schema
+    }
 
 
 def with_fields(cls: type[Any], fields: Sequence[Field]) -> JsonSchema:
     """An object with the fields of a class."""
-    docs = field_docs(cls)
+    schemas = _properties(cls)
     return {
         "type": "object",
         "description": (cls.__doc__ or "").partition("\n")[0],
-        "properties": {field.name: _field(field, docs) for field in fields},
+        "properties": {field.name: _field(field, schemas[field.name]) for field in fields},
         "required": [field.name for field in fields if field.default is MISSING],
         "additionalProperties": False,
     }
+
+
+def settings_of(registry: Registry[Any], default: str) -> JsonSchema:
+    """What may stand where fields are written with a `name` among them: the name alone, or a mapping."""
+    names = named(registry)[0]
+    kinds = list[JsonSchema]()
+    for name in registry:
+        fields = with_fields(registry.entry(name)[0], registry.fields(name))
+        properties = {"name": {"enum": [name]}, **fields["properties"]}
+        required = [] if name == default else ["name"]
+        kinds.append({**fields, "title": name, "properties": properties, "required": required})
+    return {"anyOf": [names, *kinds]}
 
 
 def _with_fields(registry: Registry[Any], name: str) -> JsonSchema:
@@ -99,12 +109,7 @@ def _with_fields(registry: Registry[Any], name: str) -> JsonSchema:
     }
 
 
-def _field(field: Field, docs: dict[str, str]) -> JsonSchema:
-    schema = of_type(field.hint)
-    if field.name in docs:
-        schema["description"] = docs[field.name]
+def _field(field: Field, schema: JsonSchema) -> JsonSchema:
     default = field.shown
     representable = not (isinstance(default, float) and not math.isfinite(default))
-    if field.default is not MISSING and representable:
-        schema["default"] = default
-    return schema
+    return schema | ({"default": default} if field.default is not MISSING and representable else {})

@@ -11,7 +11,7 @@ from varangian.aggregators import Aggregator
 from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.config.aggregator import aggregator_groups, aggregator_schema
 from varangian.config.errors import sections
-from varangian.config.fields import Group, many_of, of_fields, of_registry
+from varangian.config.fields import Group, many_of, of_fields, of_registry, of_settings
 from varangian.config.names import named_workers
 from varangian.config.schema import DIALECT, JsonSchema
 from varangian.protos.encoding import FLOAT32, Dtype
@@ -19,7 +19,7 @@ from varangian.protos.network.address import parse_listen_host
 from varangian.registry import join
 from varangian.server.participation import DEFAULT, PARTICIPATION, Participation
 from varangian.server.training.ema import Ema
-from varangian.server.training.optimizer import SCHEDULES, Schedule
+from varangian.server.training.optimizer import OPTIMIZERS, Optimizer
 from varangian.worker.attacks import ATTACKS, Attack, Sight
 from varangian.worker.data import DATASETS, Source
 from varangian.worker.data.partition import PARTITIONS, Partition
@@ -81,18 +81,6 @@ class Workers(Section):
     patience: Annotated[float, Field(gt=0)] | None = None
     """Seconds that a worker waits for a server that cannot be reached before it gives up; null is as long
     as it takes. Meanwhile its log says once a minute what it waits for."""
-
-
-class Optimizer(Section):
-    """SGD on the aggregate, at the server."""
-
-    lr: Annotated[float, Field(gt=0)] = 1.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """At the server; the workers' own momentum is `worker.momentum`."""
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Annotated[Schedule, of_registry(SCHEDULES, "constant")] = named_default("constant")
-    """How the learning rate changes over the rounds."""
 
 
 class Server(Section):
@@ -213,7 +201,10 @@ class RunConfig(Section):
     delays: Annotated[Delay, of_registry(DELAYS, "none")] = named_default("none")
     """How long each worker waits before it pushes; `simulate` lets virtual time pass instead."""
     worker: Workers = Workers()
-    optimizer: Optimizer = Optimizer()
+    optimizer: Annotated[Optimizer, of_settings(OPTIMIZERS, "sgd", ("schedule", "warmup"))] = named_default(
+        "sgd"
+    )
+    """How the server steps along the aggregate: a `name` and its settings, as {name: adam, lr: 0.001}."""
     server: Server = Server()
     wire: Wire = Wire()
     byzantine: Byzantine = Byzantine()
@@ -255,8 +246,8 @@ def groups(model: type[BaseModel] = RunConfig, path: str = "") -> dict[str, str 
     found: dict[str, str | None] = {}
     for name, field in model.model_fields.items():
         for mark in field.metadata:
-            if isinstance(mark, Group) and mark.named:
-                found[join(path, name)] = mark.default
+            if isinstance(mark, Group):
+                found |= {join(path, name): mark.default} if mark.named else {}
                 found |= {join(join(path, name), inner): default for inner, default in mark.below.items()}
     for name, section in sections(model).items():
         found |= groups(section, join(path, name))

@@ -21,7 +21,7 @@ from varangian.protos.network.grpc_options import AHEAD
 from varangian.server.limits.concurrency import most_readers
 from varangian.server.limits.quotas import DEFAULT_LIMITS, Limits
 from varangian.server.rows.latest_store import LatestPlan
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizer import Optimizer
 from varangian.server.transport.grpc_server import METADATA, STREAMS
 
 VERSIONS = 2
@@ -71,7 +71,7 @@ class MemoryBudget:
         cls,
         n: int,
         d: int,
-        sgd: Sgd,
+        optimizer: Optimizer,
         *,
         rows: Dtype = FLOAT32,
         average: bool = False,
@@ -90,7 +90,7 @@ class MemoryBudget:
         Args:
             n: workers.
             d: parameters.
-            sgd: the optimizer, which keeps a vector if it has momentum.
+            optimizer: of the server, which keeps vectors.
             rows: how the rows are kept.
             average: whether an average of the model is kept.
             columns: of each row at a time, if not all d.
@@ -106,7 +106,7 @@ class MemoryBudget:
         messages = n * limits.streams + most_readers(n) + IN_FLIGHT * limits.receiving
         return cls(
             rows=min(n, seats or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
-            vectors=VERSIONS + more + AGGREGATES + FRAMES + SELDOM + (sgd.momentum > 0) + 2 * average,
+            vectors=VERSIONS + more + AGGREGATES + FRAMES + SELDOM + optimizer.vectors + 2 * average,
             model=4 * d,
             streams=messages * MESSAGE_LIMIT + _calls(n) + lane * _beside(n, limits),
             base=RESERVE + (resident_memory() if base is None else base),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from varangian.config import RunConfig
-from varangian.config.build import learner, machine, optimizer, task, worker_names
+from varangian.config.build import learner, machine, task, worker_names
 from varangian.launch.event_loop import SIGNALS, interruptible
 from varangian.launch.memory_budget import MemoryBudget, available_memory
 from varangian.launch.output.run_folder import RunFolder
@@ -247,7 +247,7 @@ def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBud
     return MemoryBudget.of(
         config.workers,
         d,
-        optimizer(config),
+        config.optimizer,
         rows=config.participation.row_dtype(config.server.rows),
         average=config.ema is not None,
         columns=window_columns(d) if is_windowed(config) else None,

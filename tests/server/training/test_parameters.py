@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from varangian.server.training.parameters import ParameterVersions
+from varangian.launch.memory_budget import resident_memory
+from varangian.server.training.parameters import BLOCK, ParameterVersions, norm
 
 
 def floats(payload: memoryview) -> list[float]:
@@ -68,3 +70,21 @@ def test_what_is_read_stays(part: slice):
     moved(versions, 9.0)
     assert moved(versions, 10.0) in places | {first}
     assert floats(versions.payload) == [10.0] * 3
+
+
+def test_norms():
+    vector = torch.full((2 * BLOCK + 5,), 2.0)
+    assert norm(vector) == pytest.approx(2 * math.sqrt(len(vector)), rel=1e-12)
+    assert norm(torch.full((9,), 3e38)) == pytest.approx(9e38, rel=1e-6)
+    for bad in (math.nan, math.inf):
+        vector[BLOCK + 3] = bad
+        assert norm(vector) is None
+
+
+@pytest.mark.skipif(not resident_memory(), reason="the system does not say how much memory is taken")
+def test_a_norm_takes_no_memory_to_speak_of():
+    vector = torch.ones(40_000_000)
+    norm(vector[:BLOCK])
+    before = resident_memory()
+    assert norm(vector) == pytest.approx(math.sqrt(len(vector)))
+    assert resident_memory() - before < 20_000_000  # 160 MB of it were 70 to 150 more, in crumbs

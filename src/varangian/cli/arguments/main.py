@@ -25,7 +25,7 @@ exit codes:
 """
 KINDS = (
     *("aggregators", "mixings", "attacks", "datasets", "models", "losses", "metrics"),
-    *("partitions", "schedules"),
+    *("partitions", "optimizers", "schedules"),
     *("graphs", "availability", "delays", "participations", "staleness"),
 )
 FORMATS = ("auto", "rich", "plain", "json")

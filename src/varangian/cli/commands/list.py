@@ -13,7 +13,8 @@ from varangian.config.schema import field_docs
 from varangian.registry import MISSING, Field, Registry, words
 from varangian.server.participation import PARTICIPATION
 from varangian.server.participation.staleness import STALENESS
-from varangian.server.training.optimizer import SCHEDULES
+from varangian.server.training.optimizer import OPTIMIZERS
+from varangian.server.training.schedules import SCHEDULES
 from varangian.worker.attacks import ATTACKS
 from varangian.worker.data import DATASETS
 from varangian.worker.data.partition import PARTITIONS
@@ -32,6 +33,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "losses": LOSSES,
     "metrics": METRICS,
     "partitions": PARTITIONS,
+    "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
     "graphs": GRAPHS,
     "availability": AVAILABILITY,

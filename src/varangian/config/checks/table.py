@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from varangian.aggregators.base import by_place
 from varangian.aggregators.streaming.stream import streams
-from varangian.config.build import optimizer
 from varangian.config.checks.availability import check_attendance, check_delays, check_mimic_attendance
 from varangian.config.checks.rounds import (
     check_answers,
@@ -105,13 +104,6 @@ def _measured(config: RunConfig) -> Iterator[Problem]:
             yield Problem("metrics", str(error).rstrip("."))
 
 
-def _optimizer(config: RunConfig) -> Iterator[Problem]:
-    try:
-        optimizer(config)
-    except ValueError as error:
-        yield Problem("optimizer", str(error).rstrip("."))
-
-
 def _ports(config: RunConfig) -> Iterator[Problem]:
     server = config.server
     if server.data_port and server.data_port == server.port:
@@ -171,7 +163,6 @@ CHECKS = (
     Check(frozenset({"workers", "byzantine"}), _mounted),
     Check(frozenset({"loss", "byzantine", "partition"}), _labelled),
     Check(frozenset({"loss", "metrics"}), _measured),
-    Check(frozenset({"optimizer"}), _optimizer),
     Check(frozenset({"server"}), _ports),
     Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), check_guarantee),
     Check(frozenset({"aggregator"}), _rooted),

@@ -1,0 +1,235 @@
+"""Optimizers of the server: the numbers of torch and of the papers, bounds, state, settings."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from varangian.aggregators import AggregationError
+from varangian.config import load
+from varangian.registry import ConfigError
+from varangian.server.training.optimizer import OPTIMIZERS, Bounds, Optimizer, Sgd, Stepper
+from varangian.server.training.parameters import norm
+from varangian.server.training.schedules import Cosine, Exponential
+
+FUSED = {"fused": True}
+OF_TORCH = [
+    ({"name": "sgd", "lr": 0.3}, torch.optim.SGD, {"lr": 0.3}),
+    *(
+        (
+            {"name": "sgd", "lr": 0.3, "momentum": 0.9, "nesterov": nesterov, "weight_decay": decay},
+            torch.optim.SGD,
+            {"lr": 0.3, "momentum": 0.9, "nesterov": nesterov, "weight_decay": decay},
+        )
+        for nesterov in (False, True)
+        for decay in (0.0, 0.01)
+    ),
+    ({"name": "adam"}, torch.optim.Adam, FUSED),
+    (
+        {"name": "adam", "lr": 0.1, "betas": [0.5, 0.9], "amsgrad": True, "weight_decay": 0.1},
+        torch.optim.Adam,
+        {"lr": 0.1, "betas": (0.5, 0.9), "amsgrad": True, "weight_decay": 0.1, **FUSED},
+    ),
+    ({"name": "adamw"}, torch.optim.AdamW, FUSED),
+    ({"name": "adagrad", "lr_decay": 0.1}, torch.optim.Adagrad, {"lr_decay": 0.1, **FUSED}),
+    ({"name": "rmsprop", "momentum": 0.5}, torch.optim.RMSprop, {"momentum": 0.5}),
+]
+ALL = [{"name": name} for name in OPTIMIZERS] + [options for options, _, _ in OF_TORCH]
+
+
+def built(options: dict) -> Optimizer:
+    return load(overrides=[f"optimizer={options}".replace("'", "").replace("True", "true")]).optimizer
+
+
+def stepped(stepper: Stepper, point: torch.Tensor, gradient: torch.Tensor, lr: float) -> torch.Tensor:
+    out = torch.full_like(point, math.nan)
+    stepper.step(point, gradient, norm(gradient) or 0.0, lr, out)
+    return out
+
+
+# Steps
+
+
+@pytest.mark.parametrize(("options", "kind", "theirs"), OF_TORCH)
+def test_steps_are_those_of_torch_to_the_bit(options, kind, theirs):
+    optimizer = built(options)
+    place = torch.nn.Parameter(torch.randn(70_001))
+    reference, point = kind([place], **{"lr": optimizer.lr} | theirs), place.detach().clone()
+    stepper = Stepper(optimizer, len(point))
+    for _ in range(4):
+        place.grad = torch.randn(len(point))
+        before = point.clone(), place.grad.clone()
+        out = stepped(stepper, point, place.grad, optimizer.lr)
+        assert torch.equal(point, before[0])
+        assert torch.equal(place.grad, before[1])
+        reference.step()
+        point = out
+        assert torch.equal(point, place.detach())
+
+
+@pytest.mark.parametrize("variant", ["fedadagrad", "fedadam", "fedyogi"])
+def test_fedopt_by_hand(variant: str):
+    optimizer = built({"name": variant, "lr": 0.5, "momentum": 0.6, "tau": 0.1})
+    stepper, x, m, v = Stepper(optimizer, 2), torch.ones(2), 0.0, 0.01
+    value = 1.0
+    for g in (2.0, -0.5, 0.01):
+        x = stepped(stepper, x, torch.full((2,), g), 0.5)
+        m = 0.6 * m + 0.4 * g
+        match variant:
+            case "fedadagrad":
+                v += g * g
+            case "fedadam":
+                v = 0.99 * v + 0.01 * g * g
+            case "fedyogi":
+                v -= 0.01 * g * g * math.copysign(1, v - g * g)
+        value -= 0.5 * m / (math.sqrt(v) + 0.1)
+        assert x.tolist() == pytest.approx([value, value], rel=1e-5)
+
+
+@pytest.mark.parametrize("options", ALL)
+def test_a_run_that_is_resumed_takes_the_same_steps(options):
+    optimizer, generator = built(options), torch.Generator().manual_seed(3)
+    gradients = torch.randn(6, 50, generator=generator)
+    through, point = Stepper(optimizer, 50), torch.ones(50)
+    for gradient in gradients[:3]:
+        point = stepped(through, point, gradient, 0.1)
+    resumed, other = Stepper(optimizer, 50), point.clone()
+    resumed.restore(through.state())
+    for gradient in gradients[3:]:
+        point, other = stepped(through, point, gradient, 0.1), stepped(resumed, other, gradient, 0.1)
+        assert torch.equal(point, other)
+
+
+def test_no_optimizer_imports_the_compiler_of_torch():
+    """It takes longer than all the rest of a start, and 150 MB."""
+    code = """
+import sys
+from varangian.config import load
+from varangian.server.training.optimizer import *
+for name in OPTIMIZERS:
+    settings = f"optimizer={{name: {name}, schedule: {{exponential: {{gamma: 0.9}}}}}}"
+    x, optimizer = torch.ones(3), load(overrides=[settings]).optimizer
+    Stepper(optimizer, 3).step(x, x, 2.0, optimizer.rate(1, 3), x.clone())
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Bounds
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    options=st.sampled_from(ALL),
+    scale=st.sampled_from([1e-3, 1.0, 1e14]),
+    lr=st.sampled_from([1e-3, 0.7]),
+)
+def test_no_step_leaves_the_bounds(seed: int, options: dict, scale: float, lr: float):
+    optimizer, generator = built(options), torch.Generator().manual_seed(seed)
+    point, stepper = torch.randn(5, generator=generator), Stepper(optimizer, 5)
+    bounds = Bounds(norm(point) or 0.0)
+    for _ in range(6):
+        gradient = scale * torch.randn(5, generator=generator)
+        bounds = optimizer.after(bounds, norm(gradient) or 0.0, lr)
+        point = stepped(stepper, point, gradient, lr)
+        assert (norm(point) or 0.0) <= bounds.point * (1 + 1e-6)
+
+
+def test_a_straight_line_meets_the_bound():
+    assert Sgd(lr=0.5).after(Bounds(1.0), 2.0, 0.5) == Bounds(2.0)
+    assert Sgd(lr=0.5, momentum=0.5).after(Bounds(1.0), 2.0, 0.5).memory == 2.0
+
+
+@pytest.mark.parametrize("options", ALL)
+def test_a_step_that_would_overflow_changes_nothing(options):
+    optimizer = built(options)
+    stepper, point = Stepper(optimizer, 3), torch.ones(3)
+    point = stepped(stepper, point, torch.ones(3), 0.1)
+    before = {name: torch.as_tensor(value).clone() for name, value in stepper.state().items()}
+    with pytest.raises(AggregationError, match="The step would make the parameters infinite"):
+        stepped(stepper, point, torch.full((3,), 3e38), 1e38)
+    after = stepper.state()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(torch.as_tensor(after[name]), before[name]) for name in before)
+    assert stepped(stepper, point, torch.ones(3), 0.1).isfinite().all()
+
+
+# Settings
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_defaults_are_those_of_torch(name: str):
+    optimizer = OPTIMIZERS.build(name, "")
+    if not hasattr(optimizer, "kind") or name == "sgd":
+        return
+    theirs = optimizer.kind([torch.zeros(1)]).defaults
+    assert {k: v for k, v in vars(optimizer).items() if k in theirs} == {
+        k: theirs[k] for k in vars(optimizer) if k in theirs
+    }
+
+
+def test_the_rate_of_a_round():
+    assert [Sgd(lr=2.0, schedule=Cosine()).rate(r, 4) for r in (0, 2)] == pytest.approx([2.0, 1.0])
+    warm = Sgd(lr=1.0, warmup=4, schedule=Cosine())
+    rates = [warm.rate(r, 8) for r in range(8)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[5:] == pytest.approx([Cosine().factor(r, 4) for r in (1, 2, 3)])
+    assert Sgd(lr=0.1, schedule=Exponential(gamma=0.5)).rate(2, 5) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"lr": 0.0}, "`lr` should be a positive number. Found 0.0."),
+        ({"lr": math.nan}, "`lr` should be a positive number. Found nan."),
+        ({"momentum": 1.0}, "`momentum` should be at least 0 and below 1. Found 1.0."),
+        ({"weight_decay": -1.0}, "`weight_decay` should not be negative. Found -1.0."),
+        ({"warmup": -1}, "`warmup` should not be negative. Found -1."),
+        ({"nesterov": True}, "`momentum` should be above 0 with `nesterov`. Found 0."),
+    ],
+)
+def test_impossible_values_are_refused(options, sentence: str):
+    with pytest.raises(ValueError, match="should") as error:
+        Sgd(**options)
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optimizer=amad", "optimizer.name: there is no optimizer of this name. Found 'amad'. Known: "),
+        ("optimizer=3", "optimizer: should be a mapping of settings to values. Found 3."),
+        (
+            "optimizer.momentun=1",
+            "optimizer.momentun: there is no such setting. Found 1. Did you mean 'mom",
+        ),
+        ("optimizer.batch_size=1", "Did you mean 'worker.batch_size'?"),
+        ("optimizer={adam: {lr: 1}}", "Write `name: adam`, and its settings beside it."),
+        ("optimizer={name: adam, momentum: 0.5}", "Found 0.5. Known: amsgrad, betas, eps, lr, schedule"),
+        ("optimizer={name: adam, betas: [0.9]}", "optimizer.betas: should be a list of 2 (a number each)."),
+        (
+            "optimizer={name: adam, betas: [0.9, 1.5]}",
+            "optimizer.betas.1: should be less than 1. Found 1.5.",
+        ),
+        ("optimizer={name: adam, eps: 0}", "optimizer.eps: should be greater than 0. Found 0."),
+    ],
+)
+def test_what_a_configuration_may_not_say(override: str, sentence: str):
+    with pytest.raises(ConfigError) as error:
+        load(overrides=[override])
+    assert sentence in str(error.value)
+
+
+def test_a_name_and_settings_on_the_command_line():
+    config = load(overrides=["optimizer=adam", "optimizer.lr=0.1", "optimizer.schedule.cosine.final=0.1"])
+    assert config.optimizer == OPTIMIZERS.build(
+        {"adam": {"lr": 0.1, "schedule": {"cosine": {"final": 0.1}}}}, ""
+    )
+    assert config.resolved()["optimizer"] | {"lr": 0.1, "name": "adam"} == config.resolved()["optimizer"]
