@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
-from varangian.server.protocol.events import Skip
+from varangian.server.protocol.events import Close, Skip
 from varangian.server.training.learner import Step
 
 
@@ -114,14 +114,8 @@ def evaluation_is_due(round: int, rounds: int, every: int) -> bool:
 
 
 def record_of_step(
-    round: int,
+    close: Close,
     step: Step,
-    *,
-    missing: Sequence[str] = (),
-    not_waited_for: Mapping[str, str] | None = None,
-    because: str | None = None,
-    declined: Mapping[str, str] | None = None,
-    revoked: Sequence[str] = (),
     ages: Mapping[str, int] | None = None,
     evaluation: Evaluation | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -129,20 +123,15 @@ def record_of_step(
     """The record of a round that became an update.
 
     Args:
-        round: its number.
+        close: how the round was closed.
         step: what it did to the model.
-        missing: who did not answer in time.
-        not_waited_for: who of these was not waited for, and why.
-        because: why the round was closed when it was.
-        declined: who had nothing to send, and why.
-        revoked: whose certificate was revoked.
         ages: how old the vectors are, where some are.
         evaluation: after it, if held-out data was looked at.
-        seconds: phases besides those of the step.
+        seconds: phases besides waiting and those of the step.
     """
     scores = Scores(*(evaluation or ()))
     return RoundRecord(
-        round=round,
+        round=close.round,
         loss=scores.loss,
         accuracy=scores.accuracy,
         ema_loss=scores.ema_loss,
@@ -154,17 +143,17 @@ def record_of_step(
         effective=step.effective,
         spread=step.spread,
         dropped=step.dropped,
-        missing=tuple(missing),
-        waited_for=tuple(worker for worker in missing if worker not in (not_waited_for or {})),
-        not_waited_for=dict(not_waited_for or {}),
-        because=because,
-        declined=dict(declined or {}),
-        revoked=tuple(revoked),
+        missing=close.missing,
+        waited_for=tuple(worker for worker in close.missing if worker not in close.not_waited_for),
+        not_waited_for=dict(close.not_waited_for),
+        because=close.because,
+        declined=dict(close.declined),
+        revoked=close.revoked,
         ages=None if ages is None else dict(sorted(ages.items())),
         details=step.details,
         update_norm=step.norm,
         lr=step.lr,
-        seconds={**(seconds or {}), **step.seconds},
+        seconds={**(seconds or {}), "wait": close.waited, **step.seconds},
     )
 
 

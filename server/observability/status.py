@@ -48,11 +48,9 @@ class Status:
     """Who has nothing to send in this round."""
     absent: tuple[Worker, ...]
     """Who has no process that is connected."""
-    refusals: Mapping[str, int]
-    """By code, since the start."""
 
     @classmethod
-    def of(cls, machine: Machine, at: Seconds, refusals: Mapping[str, int]) -> Status:
+    def of(cls, machine: Machine, at: Seconds) -> Status:
         state, workers = machine.state, machine.policy.workers
         here = state.pushed.keys() | state.faults.keys()
         declined = {**(state.closed.declined if state.closed else {}), **state.declined}
@@ -68,5 +66,4 @@ class Status:
             missing=tuple(w for w in workers if w in asked and w not in here and w not in declined),
             declined=declined,
             absent=tuple(sorted(state.absent)),
-            refusals=dict(refusals),
         )

@@ -1,14 +1,14 @@
-"""Performs what the machine of a run decides: rows to the learner, parameters to whoever waits for them.
+"""Coordinator of a run: carries out what the protocol decides. `_round` is one round from top to bottom.
 
-Everything here runs on one event loop, except what is heavy: aggregation, the step and the evaluation run
-in one thread of their own, one after the other, so the loop answers at all times.
+Everything here runs on one event loop, except for aggregation, step and evaluation, which run in the
+compute thread: so the loop answers at all times.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -18,7 +18,14 @@ from varangian.aggregators import AggregationError
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
-from varangian.server.observability.record import Evaluate, Observe, record_of_skip
+from varangian.server.observability.record import (
+    Evaluate,
+    Evaluation,
+    Observe,
+    evaluation_is_due,
+    record_of_skip,
+    record_of_step,
+)
 from varangian.server.observability.status import Snapshot, Status
 from varangian.server.protocol.events import (
     Absent,
@@ -63,22 +70,22 @@ log = logging.getLogger(__name__)
 
 REASON = 200
 """Characters of what a worker gives as its reason."""
-Work: TypeAlias = Close | Skip | Forget | Finish | Exception
-"""What is performed one after the other, in the order in which the machine decided it."""
+Task: TypeAlias = Close | Skip | Forget | Finish | Exception
+"""What is carried out one after the other, in the order in which the machine decided it."""
 
 
 class Coordinator:
-    """One run of a machine and a learner.
+    """One run: the machine decides, the learner computes, and nobody else may touch either.
 
     Args:
-        machine: decides; nobody else may move it.
-        learner: holds the parameters; nobody else may step it.
-        evaluate: parameters to loss and accuracy; runs in the thread.
+        machine: the protocol of the run.
+        learner: the parameters and the rule.
+        evaluate: parameters to loss and accuracy; runs in the compute thread.
         evaluate_every: in rounds; the last one is always evaluated.
         observe: called on the loop with the record of each round, in order.
         clock: where time comes from.
-        executor: where heavy work runs, one piece at a time; by default a thread that ends with the run.
-        threads: torch threads of that thread. The same number gives the same bits.
+        executor: as of `ComputeThread`.
+        threads: as of `ComputeThread`.
         rows: how vectors are kept until their round closes.
         window: keep only a few blocks of columns of each, for rules that see no column twice; not for runs
             by invitation.
@@ -106,32 +113,31 @@ class Coordinator:
         self._learner = learner
         self._observe = observe
         self._now = clock.now
-        rounds, row_source = machine.policy.rounds, row_source or Pushed()
-        self._compute_thread = ComputeThread(
-            learner, row_source, rounds, evaluate, evaluate_every, executor, threads
-        )
+        self._evaluate, self._evaluate_every = evaluate, evaluate_every
+        self._row_source = row_source or Pushed()
+        self._compute = ComputeThread(executor, threads)
         self._d = learner.parameters.numel()
         self._windowed: WindowedRounds | None = None
         if window:
-            report = WindowListener(self._standing, self._settled, self._failed)
-            self._windowed = WindowedRounds(machine, learner, self._compute_thread.run, clock, report, rows)
+            listener = WindowListener(self._standing, self._settle, self._fail)
+            self._windowed = WindowedRounds(machine, learner, self._compute.run, clock, listener, rows)
         count = seats or len(machine.policy.workers)
         self._storage: RowStorage = self._windowed or LentRows(count, self._d, rows, self._needed)
         self._listener = self._windowed.listener if self._windowed else SlotListener(self._standing)
-        self._remembers = row_source.remembers
         self._slots: dict[Worker, Slot] = {}
-        self._refusals = Counter[str]()
-        self._work = asyncio.Queue[Work]()
+        self._given = -1
+        """The last round whose rows were given to the rule, whatever came of it."""
+        self._tasks = asyncio.Queue[Task]()
         self._alarm = Alarm(clock, self._tick)
-        self._news = LatestValue(Snapshot.of(self._learner.payload()), clock)
-        self.pulls = Pulls(machine, self._handle, self._news, clock)
+        self._model = LatestValue(Snapshot.of(learner.payload()), clock)
+        self.pulls = Pulls(machine, self._handle, self._model, clock)
 
     async def offer(
         self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32
     ) -> Slot | Refusal:
         """Where the worker may put its vector, of numbers of this type; `complete` or `release` it then."""
         if refusal := self._storage.lend(worker, round):
-            return self._refused(refusal)
+            return refusal
         if refusal := self._handle(Offer(worker, round, digest, self._now())):
             return refusal
         if before := self._slots.get(worker):
@@ -147,8 +153,8 @@ class Coordinator:
             raise ValueError(f"A slot should be full. Found {slot.columns} numbers of {slot.worker}.")
         if self._windowed is not None:
             # A caller that goes away now changes nothing: all of its bytes have arrived.
-            return await asyncio.shield(self._together(slot, self._windowed))
-        if not self._forget(slot):
+            return await asyncio.shield(self._complete_windowed(slot, self._windowed))
+        if not self._close_slot(slot):
             return Refusal.UNOFFERED
         worker, round, now = slot.worker, slot.round, self._now()
         reason = None if slot.sound else NOT_FINITE
@@ -160,7 +166,7 @@ class Coordinator:
             self._handle(Gone(worker, round, now))
         return refusal or reason
 
-    async def _together(self, slot: Slot, windowed: WindowedRounds) -> Refusal | str | None:
+    async def _complete_windowed(self, slot: Slot, windowed: WindowedRounds) -> Refusal | str | None:
         """Wait for the others: a vector counts with all of them, or not at all."""
         if not slot.sound:
             self._handle(Fault(slot.worker, slot.round, NOT_FINITE, self._now()))
@@ -175,7 +181,7 @@ class Coordinator:
 
     async def release(self, slot: Slot) -> None:
         """Give the slot up: nobody puts anything there any more, and nothing was counted."""
-        if self._forget(slot):
+        if self._close_slot(slot):
             self._handle(Gone(slot.worker, slot.round, self._now()))
             slot.report()
 
@@ -212,31 +218,97 @@ class Coordinator:
         return self._machine.policy.rounds
 
     def status(self) -> Status:
-        return Status.of(self._machine, self._now(), self._refusals)
+        return Status.of(self._machine, self._now())
 
     async def run(self, stop: asyncio.Event) -> str:
-        """Perform rounds until the run is finished or `stop` is set; returns why it ended.
+        """Carry rounds out until the run is finished or `stop` is set; returns why it ended.
 
-        A round in the making is completed before a stop takes effect. Errors of the learner, of `evaluate`
-        and of `observe` end the run and are raised here.
+        A round that is being aggregated is completed before a stop takes effect. Errors of the learner, of
+        `evaluate` and of `observe` end the run and are raised here.
         """
         try:
-            while not isinstance(work := await self._next(stop), Finish):
-                match work:
-                    case Close():
-                        await self._commit(work)
-                    case Skip():
-                        await self._skip(work)
-                    case Forget(worker):
-                        await self._compute_thread.forget(worker)
-                    case error:
-                        raise error
-            return work.reason
+            while (reason := await self._round(stop)) is None:
+                pass
+            return reason
         except BaseException as error:
             self._handle(Stop(f"the server ended on an error ({type(error).__name__})", self._now()))
             raise
         finally:
-            self._compute_thread.close()
+            self._compute.close()
+
+    async def _round(self, stop: asyncio.Event) -> str | None:
+        """One round, from its invitations to its record; returns why the run has ended, if it has."""
+        # Select, receive, close: the machine does while this waits, event by event (`_handle`) of pulls,
+        # uploads and time.
+        ended = await self._ended(stop)
+        if isinstance(ended, Finish):
+            return ended.reason
+        log.debug("%s", ended.because)
+        run, source = self._compute.run, self._row_source
+        if isinstance(ended, Skip):
+            new = source.remembers and self._given != ended.round
+            await run(source.skip, ended, self._storage.rows(ended.workers) if new else {})
+            self._storage.release(ended.workers)
+            evaluation, _ = await self._evaluated(ended.round)
+            self._observe(record_of_skip(ended, evaluation))
+            return None
+        try:
+            # Aggregate and step. In a window the update was aggregated while its rows came.
+            windowed = await self._windowed.aggregation(ended) if self._windowed else None
+            self._given = ended.round
+            inputs = await run(source.step_input, ended, self._storage.rows(ended.workers))
+            step = await run(
+                self._learner.step,
+                ended.round,
+                inputs.rows,
+                ended.faults,
+                mix=inputs.mix,
+                measure=inputs.measure,
+                aggregation=inputs.aggregation or windowed,
+                fresh=inputs.fresh,
+            )
+        except AggregationError as error:
+            self._handle(Skipped(ended.round, f"round {ended.round}: {error}", self._now()))
+            return None  # the machine has decided to skip it, which comes next
+        # Evaluate, before the next round opens: so it takes nothing from the deadline of that round.
+        evaluation, seconds = await self._evaluated(ended.round)
+        record = record_of_step(ended, step, inputs.ages, evaluation, seconds)
+        # Commit: the next round opens with these parameters.
+        self._model.latest = await run(Snapshot.of, self._learner.payload())
+        self._handle(Committed(ended.round, self._now()))
+        self._observe(record)
+        return None
+
+    async def _ended(self, stop: asyncio.Event) -> Close | Skip | Finish:
+        """How the round has ended that is being received."""
+        while True:
+            match task := await self._next(stop):
+                case Forget(worker):
+                    await self._compute.run(self._row_source.forget, worker)
+                case Exception():
+                    raise task
+                case _:
+                    return task
+
+    async def _next(self, stop: asyncio.Event) -> Task:
+        """What to carry out next; a stop comes after what is due already."""
+        if self._tasks.empty():
+            due, stopped = asyncio.create_task(self._tasks.get()), asyncio.create_task(stop.wait())
+            await asyncio.wait((due, stopped), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if due.done():
+                return due.result()
+            due.cancel()
+            self._handle(Stop("stopped on request", self._now()))
+        return self._tasks.get_nowait()
+
+    async def _evaluated(self, round: int) -> tuple[Evaluation | None, dict[str, Seconds]]:
+        """The evaluation after this round, if one is due, and the seconds that it took."""
+        if not evaluation_is_due(round, self.rounds, self._evaluate_every):
+            return None, {}
+        start = time.perf_counter()
+        evaluation = await self._compute.run(self._evaluate, self._learner.parameters)
+        return evaluation, {"evaluate": time.perf_counter() - start}
 
     def _handle(self, event: Event) -> Refusal | None:
         """Move the machine, set in motion what follows, and return its refusal."""
@@ -244,17 +316,16 @@ class Coordinator:
         for effect in self._machine.handle(event):
             match effect:
                 case Reject() | Duplicate():
-                    found = effect.refusal if isinstance(effect, Reject) else Refusal.DUPLICATE
-                    refusal = self._refused(found)
+                    refusal = effect.refusal if isinstance(effect, Reject) else Refusal.DUPLICATE
                     log.debug("%s: %r", refusal.name, event)
                 case Close() | Skip() | Finish():
-                    self._work.put_nowait(effect)
-                    if isinstance(effect, Skip) and self._remembers:
+                    self._tasks.put_nowait(effect)
+                    if isinstance(effect, Skip) and self._row_source.remembers:
                         self._storage.hold(effect.workers)
                 case Forget(worker):
                     if self._windowed is not None:
                         self._windowed.withdrawn(worker)
-                    self._work.put_nowait(effect)
+                    self._tasks.put_nowait(effect)
                 case Invite(worker, round):
                     self.pulls.invite(worker, round)
                 case _:
@@ -266,15 +337,11 @@ class Coordinator:
             self._windowed.look()
         return refusal
 
-    def _refused(self, refusal: Refusal) -> Refusal:
-        self._refusals[refusal.name] += 1
-        return refusal
-
     def _publish(self) -> None:
         state = self._machine.state
         finished = state.phase is Phase.FINISHED
-        latest = replace(self._news.latest, round=state.round, finished=finished, reason=state.reason)
-        self._news.publish(latest)
+        latest = replace(self._model.latest, round=state.round, finished=finished, reason=state.reason)
+        self._model.publish(latest)
         if finished:
             self.pulls.finish()
 
@@ -291,7 +358,7 @@ class Coordinator:
         """Whether its row is being written to, or has something in it that counts."""
         return worker in self._slots or worker in self._machine.state.pushed
 
-    def _forget(self, slot: Slot) -> bool:
+    def _close_slot(self, slot: Slot) -> bool:
         """Whether the slot was still open; from now on it is not."""
         if self._slots.get(slot.worker) is not slot:
             return False
@@ -299,41 +366,9 @@ class Coordinator:
         slot.close()
         return True
 
-    def _settled(self, slots: Sequence[Slot]) -> Refusal | None:
-        digests = {slot.worker: slot.digest for slot in slots if self._forget(slot)}
+    def _settle(self, slots: Sequence[Slot]) -> Refusal | None:
+        digests = {slot.worker: slot.digest for slot in slots if self._close_slot(slot)}
         return self._handle(Settled(slots[0].round, digests, self._now()))
 
-    def _failed(self, error: Exception) -> None:
-        self._work.put_nowait(error)
-
-    async def _next(self, stop: asyncio.Event) -> Work:
-        """What to perform next; a stop comes after what is due already."""
-        if self._work.empty():
-            due, stopped = asyncio.create_task(self._work.get()), asyncio.create_task(stop.wait())
-            await asyncio.wait((due, stopped), return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if due.done():
-                return due.result()
-            due.cancel()
-            self._handle(Stop("stopped on request", self._now()))
-        return self._work.get_nowait()
-
-    async def _commit(self, close: Close) -> None:
-        log.debug("%s", close.because)
-        try:
-            aggregation = await self._windowed.aggregation(close) if self._windowed else None
-            rows = self._storage.rows(close.workers)
-            record, parameters = await self._compute_thread.advance(close, rows, aggregation)
-        except AggregationError as error:
-            self._handle(Skipped(close.round, f"round {close.round}: {error}", self._now()))
-            return
-        self._news.latest = parameters
-        self._handle(Committed(close.round, self._now()))
-        self._observe(record)
-
-    async def _skip(self, skip: Skip) -> None:
-        log.debug("%s", skip.because)
-        rows = self._storage.rows(skip.workers) if self._remembers else {}
-        evaluation = await self._compute_thread.skipped(skip, rows)
-        self._storage.release(skip.workers)
-        self._observe(record_of_skip(skip, evaluation))
+    def _fail(self, error: Exception) -> None:
+        self._tasks.put_nowait(error)

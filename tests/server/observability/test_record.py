@@ -11,7 +11,7 @@ from varangian.server.observability.record import (
     record_of_skip,
     record_of_step,
 )
-from varangian.server.protocol.events import Skip
+from varangian.server.protocol.events import Close, Skip
 from varangian.server.training.learner import Step
 
 NAN, INF = float("nan"), float("inf")
@@ -40,16 +40,18 @@ def parsed(record: RoundRecord):
     return json.loads(line, parse_constant=no_constants)
 
 
+def closed(round: int = 0, **fields: object) -> Close:
+    usual = {"workers": ("w00", "w01"), "faults": {}, "missing": (), "waited": 3.0}
+    return Close(round, **usual | fields, because="all answered")
+
+
 def test_a_committed_round():
     record = record_of_step(
-        7,
+        closed(7, missing=("w03",), declined={"w04": "no memory left"}, revoked=("w05",)),
         STEP,
-        missing=["w03"],
-        declined={"w04": "no memory left"},
-        revoked=["w05"],
         ages={"w01": 0, "w00": 2},
         evaluation=(0.3, 0.9),
-        seconds={"wait": 3.0, "evaluate": 4.0},
+        seconds={"evaluate": 4.0},
     )
     assert parsed(record) == {
         "round": 7,
@@ -67,7 +69,7 @@ def test_a_committed_round():
         "missing": ["w03"],
         "waited_for": ["w03"],
         "not_waited_for": {},
-        "because": None,
+        "because": "all answered",
         "declined": {"w04": "no memory left"},
         "revoked": ["w05"],
         "ages": {"w00": 2, "w01": 0},
@@ -80,7 +82,7 @@ def test_a_committed_round():
 
 
 def test_a_round_without_evaluation_has_no_loss():
-    record = parsed(record_of_step(7, STEP))
+    record = parsed(record_of_step(closed(7), STEP))
     assert (record["loss"], record["accuracy"]) == (None, None)
 
 
@@ -95,8 +97,8 @@ def test_a_skipped_round():
 
 
 def test_numbers_without_a_word_in_json_become_null():
-    record = parsed(record_of_step(0, STEP, evaluation=(NAN, -INF), seconds={"wait": INF}))
-    assert (record["loss"], record["accuracy"], record["seconds"]["wait"]) == (None, None, None)
+    record = parsed(record_of_step(closed(), STEP, evaluation=(NAN, -INF), seconds={"evaluate": INF}))
+    assert (record["loss"], record["accuracy"], record["seconds"]["evaluate"]) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_hostile_names_and_reasons_stay_text(hostile: str):
 
 def test_numbers_come_back_exactly():
     value = 0.1 + 0.2
-    assert parsed(record_of_step(0, STEP, evaluation=(value, value)))["loss"] == value
+    assert parsed(record_of_step(closed(), STEP, evaluation=(value, value)))["loss"] == value
 
 
 @pytest.mark.parametrize(
@@ -141,8 +143,8 @@ def test_evaluations_are_due_every_so_often_and_after_the_last_round(every: int,
 
 
 def test_scores_of_the_average_are_there_where_it_is():
-    record = record_of_step(0, STEP, evaluation=Scores(1.0, 0.5, 0.75, 0.625))
+    record = record_of_step(closed(), STEP, evaluation=Scores(1.0, 0.5, 0.75, 0.625))
     assert (record.ema_loss, record.ema_accuracy) == (0.75, 0.625)
     assert record.scores == Scores(1.0, 0.5, 0.75, 0.625)
-    assert record_of_step(0, STEP, evaluation=(1.0, 0.5)).scores == Scores(1.0, 0.5)
-    assert record_of_step(0, STEP).scores == Scores()
+    assert record_of_step(closed(), STEP, evaluation=(1.0, 0.5)).scores == Scores(1.0, 0.5)
+    assert record_of_step(closed(), STEP).scores == Scores()
