@@ -3,7 +3,6 @@
 import pytest
 
 from varangian.config import load
-from varangian.config.build import byzantine_names, honest_names, worker_names
 from varangian.config.load import loads
 from varangian.launch import run
 from varangian.registry import ConfigError
@@ -13,13 +12,13 @@ SMALL = ["f=1", "aggregator=median", "model=softmax", "data={synthetic: {train: 
 
 def test_a_list_of_names_is_their_number_as_well():
     config = load(None, ["workers=[zoe, bob, alice, max]", "byzantine.count=1", *SMALL], whole=False)
-    assert (config.workers, worker_names(config)) == (4, ("alice", "bob", "max", "zoe"))
-    assert (honest_names(config), byzantine_names(config)) == (("alice", "bob", "max"), ("zoe",))
+    assert (config.workers, config.worker_names) == (4, ("alice", "bob", "max", "zoe"))
+    assert (config.honest_names, config.byzantine_names) == (("alice", "bob", "max"), ("zoe",))
     assert loads(config.resolved(), whole=False) == config
 
 
 def test_a_number_gives_the_names_it_always_gave():
-    assert worker_names(load(None, ["workers=3", "f=0", "aggregator=mean"])) == ("w00", "w01", "w02")
+    assert load(None, ["workers=3", "f=0", "aggregator=mean"]).worker_names == ("w00", "w01", "w02")
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,7 @@ def configured(args, settings):
     config = load(None, [f"workers={args.workers}", f"f={args.f}", f"rounds={args.rounds}", *settings])
     learner = build.learner(config, torch.zeros(args.numel))
     more = {
-        "row_source": config.participation.row_source(
-            build.worker_names(config), args.numel, logging.warning
-        ),
+        "row_source": config.participation.row_source(config.worker_names, args.numel, logging.warning),
         "seats": config.participation.row_slots(config.workers, config.f),
     }
     return Coordinator(

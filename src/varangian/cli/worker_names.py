@@ -9,7 +9,6 @@ def configured_names(kind: str, settings: list[str]) -> tuple[str, ...]:
     """The names of all honest, or all Byzantine, workers of a configuration."""
     # Loading a configuration imports torch, and most callers need none.
     from varangian.config import load
-    from varangian.config.build import byzantine_names, honest_names
 
     config = load(None, settings, os.environ, whole=False)
-    return honest_names(config) if kind == "honest" else byzantine_names(config)
+    return config.honest_names if kind == "honest" else config.byzantine_names

@@ -7,11 +7,10 @@ from collections.abc import Collection
 from torch import Tensor
 
 from varangian.aggregators import AggregationError
-from varangian.config.names import default_names
 from varangian.config.tree import RunConfig
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.machine import Machine
-from varangian.server.protocol.state import Condition, RunPolicy, Selection
+from varangian.server.protocol.state import Condition, RunPolicy
 from varangian.server.training.ema import Average
 from varangian.server.training.learner import Learner
 from varangian.worker.simulation.availability import Always
@@ -19,32 +18,17 @@ from varangian.worker.simulation.timetable import Timetable
 from varangian.worker.training.task import Task
 
 
-def worker_names(config: RunConfig) -> tuple[str, ...]:
-    """What the workers of a run are called, sorted: everybody else asks here."""
-    return default_names(config.workers) if config.names is None else tuple(config.names)
-
-
-def honest_names(config: RunConfig) -> tuple[str, ...]:
-    """The workers that do as they should: the first ones."""
-    return worker_names(config)[: config.workers - config.byzantine.count]
-
-
-def byzantine_names(config: RunConfig) -> tuple[str, ...]:
-    """The workers that attack: the last ones."""
-    return worker_names(config)[config.workers - config.byzantine.count :]
-
-
 def task(config: RunConfig) -> Task:
     """What every worker does, honest or not; in a program that is told of no attack, all are honest."""
     attack = config.byzantine.attack
     return Task(
         seed=config.seed,
-        workers=worker_names(config),
+        workers=config.worker_names,
         model=config.model,
         data=config.data,
         partition=config.partition,
         f=config.f,
-        byzantine=() if attack is None else byzantine_names(config),
+        byzantine=() if attack is None else config.byzantine_names,
         attack=attack,
         knows=config.byzantine.knows,
         batch_size=config.worker.batch_size,
@@ -65,16 +49,11 @@ def task(config: RunConfig) -> Task:
 def timetable(config: RunConfig) -> Timetable:
     """Who takes part in which round, and how late."""
     return Timetable(
-        names=worker_names(config),
+        names=config.worker_names,
         seed=config.seed,
         availability=config.availability,
         delays=config.delays,
     )
-
-
-def selection(config: RunConfig) -> Selection:
-    """Who is invited to a round, and when it is complete."""
-    return config.participation.selection(config.workers, config.f)
 
 
 def waiting(config: RunConfig) -> AdaptiveWaiting | None:
@@ -83,14 +62,14 @@ def waiting(config: RunConfig) -> AdaptiveWaiting | None:
     factor = server.wait_factor if config.participation.adaptive_waiting else None
     # Who is away by plan comes back unannounced where nobody is invited: whether it was in time should not
     # be a race.
-    planned = not selection(config).by_invitation and not isinstance(config.availability, Always)
+    planned = not config.selection.by_invitation and not isinstance(config.availability, Always)
     rounds = None if planned else server.wait_rounds
     return None if factor is None and rounds is None else AdaptiveWaiting(factor, server.wait_floor, rounds)
 
 
 def condition(config: RunConfig) -> Condition:
     """What the rule asks of the rows that it is given at the end of a round."""
-    workers, participation, aggregator = worker_names(config), config.participation, config.aggregator
+    workers, participation, aggregator = config.worker_names, config.participation, config.aggregator
 
     def requires(pushed: Collection[str], faulty: Collection[str]) -> str | None:
         try:
@@ -105,7 +84,7 @@ def condition(config: RunConfig) -> Condition:
 def machine(config: RunConfig) -> Machine:
     """What decides whose push counts, at the start of a run."""
     policy = RunPolicy(
-        workers=worker_names(config),
+        workers=config.worker_names,
         rounds=config.rounds,
         quorum=config.quorum,
         deadline=config.server.deadline,
@@ -113,7 +92,7 @@ def machine(config: RunConfig) -> Machine:
         f=config.f,
         requires=condition(config),
         waiting=waiting(config),
-        selection=selection(config),
+        selection=config.selection,
         fixed=config.server.quorum is not None,
     )
     return Machine(policy)

@@ -12,12 +12,13 @@ from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.config.aggregator import aggregator_groups, aggregator_schema
 from varangian.config.errors import sections
 from varangian.config.fields import Group, many_of, of_fields, of_registry, of_settings
-from varangian.config.names import named_workers
+from varangian.config.names import default_names, named_workers
 from varangian.config.schema import DIALECT, JsonSchema
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.network.address import parse_listen_host
 from varangian.registry import join
 from varangian.server.participation import DEFAULT, PARTICIPATION, Participation
+from varangian.server.protocol.state import Selection
 from varangian.server.training.ema import Ema
 from varangian.server.training.optimizer import OPTIMIZERS, Optimizer
 from varangian.worker.attacks import ATTACKS, Attack, Sight
@@ -217,6 +218,26 @@ class RunConfig(Section):
     def _named(cls, value: Any) -> Any:
         """Take a list of names in the place of a number."""
         return named_workers(value, MOST) if isinstance(value, Mapping) else value
+
+    @property
+    def worker_names(self) -> tuple[str, ...]:
+        """What the workers of the run are called, sorted."""
+        return default_names(self.workers) if self.names is None else tuple(self.names)
+
+    @property
+    def honest_names(self) -> tuple[str, ...]:
+        """The workers that do as they should: the first ones."""
+        return self.worker_names[: self.workers - self.byzantine.count]
+
+    @property
+    def byzantine_names(self) -> tuple[str, ...]:
+        """The workers that attack: the last ones."""
+        return self.worker_names[self.workers - self.byzantine.count :]
+
+    @property
+    def selection(self) -> Selection:
+        """Who is invited to a round, and when it is complete."""
+        return self.participation.selection(self.workers, self.f)
 
     @property
     def quorum(self) -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from varangian.config import RunConfig
-from varangian.config.build import worker_names
 from varangian.launch.output.temporary_folder import temporary_folder
 from varangian.launch.result import RunError
 from varangian.pki.authority import SERVER, Authority
@@ -43,7 +42,7 @@ def make_identities(config: RunConfig) -> Generator[Identities]:
     Raises:
         RunError: certificates are needed and cannot be made.
     """
-    workers = worker_names(config)
+    workers = config.worker_names
     if not uses_tls(config):
         sessions = Sessions(workers, secrets.token_bytes(32))
         yield Identities(sessions, {name: sessions.token(name) for name in workers}, None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from varangian.config import RunConfig
-from varangian.config.build import learner, machine, task, worker_names
+from varangian.config.build import learner, machine, task
 from varangian.launch.event_loop import SIGNALS, interruptible
 from varangian.launch.memory_budget import MemoryBudget, available_memory
 from varangian.launch.output.run_folder import RunFolder
@@ -84,7 +84,7 @@ class ServerRun:
             raise RunError(refusal)
         try:
             row_source = config.participation.row_source(
-                worker_names(config), worker_compute.layout.numel, warn
+                config.worker_names, worker_compute.layout.numel, warn
             )
         except OSError as error:
             raise RunError(str(error)) from error

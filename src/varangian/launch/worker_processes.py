@@ -18,7 +18,6 @@ from multiprocessing.reduction import ForkingPickler
 from types import ModuleType, TracebackType
 
 from varangian.config import RunConfig
-from varangian.config.build import byzantine_names, honest_names
 from varangian.launch.child import ChildSpec, run_child
 from varangian.launch.output.temporary_folder import hold_sockets
 
@@ -103,7 +102,7 @@ def describe_exit(code: int | None) -> str:
 
 def deal_workers(config: RunConfig) -> list[tuple[str, ...]]:
     """Which workers share a process: never an honest one with one that attacks."""
-    honest, byzantine = honest_names(config), byzantine_names(config)
+    honest, byzantine = config.honest_names, config.byzantine_names
     size = config.worker.per_process
     cores = max(1, os.cpu_count() or 1)
     # Attackers who see others compute their vectors too; in one process they do so once for all.

@@ -21,7 +21,6 @@ from varangian.cli.commands.certs import command_errors, init, issue, parse_host
 from varangian.cli.main import OK, CommandError
 from varangian.cli.tokens import read_or_make_secret, write_tokens
 from varangian.config import load
-from varangian.config.build import byzantine_names, honest_names
 from varangian.pki.authority import SERVER, Authority
 from varangian.protos.identity.bundle import Bundle, BundleError, Role
 from varangian.protos.identity.revocation import fingerprint
@@ -50,9 +49,9 @@ def provide(args: argparse.Namespace) -> None:
     if not hosts:
         raise CommandError(f"--hosts should name the server, as server.example. Found {args.hosts!r}")
     path = Path(args.dir)
-    honest = honest_names(config)
+    honest = config.honest_names
     apart = {f"apart/{name}": (name,) for name in honest}
-    folders = {**(apart if args.apart else {"honest": honest}), "byzantine": byzantine_names(config)}
+    folders = {**(apart if args.apart else {"honest": honest}), "byzantine": config.byzantine_names}
     init(argparse.Namespace(dir=args.dir, days=AUTHORITY_DAYS, keep=True))
     _issue(args.dir, path / SERVER, [], hosts)
     authority = Authority(path)

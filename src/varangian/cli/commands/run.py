@@ -10,7 +10,6 @@ from typing import Any
 from varangian.cli.main import FAILED, INTERRUPTED, OK, CommandError
 from varangian.cli.views.progress import progress
 from varangian.config import RunConfig, advice, load
-from varangian.config.build import byzantine_names
 from varangian.launch import RunError, RunResult, run
 from varangian.server.participation import DEFAULT, PARTICIPATION
 
@@ -33,7 +32,7 @@ def exit_code(result: RunResult) -> int:
 def watched(config: RunConfig, view: str) -> RunResult:
     """Carry a run out and show it."""
     try:
-        with progress(view, config.rounds, byzantine_names(config)) as shown:
+        with progress(view, config.rounds, config.byzantine_names) as shown:
             if PARTICIPATION.name(config.participation) != DEFAULT:
                 shown.note(f"participation: {taking_part(config)}")
             result = run(config, observe=shown.round, note=shown.note)

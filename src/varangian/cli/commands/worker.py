@@ -19,7 +19,7 @@ from varangian.cli.credentials import check_address, choice, warn
 from varangian.cli.main import CommandError
 from varangian.cli.tokens import proofs, tokens_of_environment
 from varangian.config import RunConfig, load
-from varangian.config.build import byzantine_names, honest_names, task, worker_names
+from varangian.config.build import task
 from varangian.launch.output.logs import log_to_stderr
 from varangian.protos.identity.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.protos.network.address import parse_address
@@ -43,7 +43,7 @@ def command(args: argparse.Namespace) -> int:
     tokens = tokens_of_environment() if security.certs is None else {}
     chosen = _names_to_use(args, config, security.certs, tokens)
     check_address(security, args.server)
-    if set(chosen) & set(byzantine_names(config)) and config.byzantine.attack is None:
+    if set(chosen) & set(config.byzantine_names) and config.byzantine.attack is None:
         hint = "Add byzantine.attack=sign_flip, for example."
         raise ConfigError([Problem("byzantine.attack", "is needed by a Byzantine worker", hint=hint)])
     shown = (
@@ -93,9 +93,9 @@ def _names_to_use(
 ) -> tuple[str, ...]:
     """The names to work under; with --claim, those of which the server assigns a free one."""
     if args.claim is not None:
-        kind = honest_names(config) if args.claim == "honest" else byzantine_names(config)
+        kind = config.honest_names if args.claim == "honest" else config.byzantine_names
         return _shuffle(_with_tokens(kind, tokens) if certs is None else _with_bundles(kind, certs))
-    known = worker_names(config)
+    known = config.worker_names
     only = list(tokens) if len(tokens) == 1 else None
     named = args.name or only or [_name_on_certificate(certs)]
     unknown = [name for name in named if name not in known]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from varangian.config.build import selection, timetable
+from varangian.config.build import timetable
 from varangian.config.tree import RunConfig
 from varangian.registry import FIXES, Problem, fixes
 from varangian.worker.attacks import Mimic
@@ -16,7 +16,7 @@ LOOKS = 50_000
 
 def check_attendance(config: RunConfig) -> Iterator[Problem]:
     """A round of everybody without a quorum waits for workers who themselves wait for a later round."""
-    everybody = not selection(config).by_invitation and config.quorum <= config.workers
+    everybody = not config.selection.by_invitation and config.quorum <= config.workers
     if isinstance(config.availability, Always) or not everybody:
         return
     table = timetable(config)

@@ -10,7 +10,6 @@ from typing import Any
 from varangian.aggregators import Aggregator
 from varangian.aggregators.base import spent, tolerance
 from varangian.aggregators.spec import parts_of
-from varangian.config.build import selection
 from varangian.config.tree import RunConfig
 from varangian.registry import FIXES, NOTHING, Fix, Problem, fixes
 from varangian.worker.attacks import GradientAttack
@@ -60,7 +59,7 @@ def check_guarantee(config: RunConfig) -> Iterator[Problem]:
 
 def check_window(config: RunConfig) -> Iterator[Problem]:
     """Rows that are forgotten as they come, where they are needed later."""
-    if config.server.memory == "window" and selection(config).by_invitation:
+    if config.server.memory == "window" and config.selection.by_invitation:
         path = config.participation.setting()
         rule = f"should be `rows` with {path}: a window needs the vectors of a round at the same time"
         yield Problem("server.memory", rule, "window")
@@ -68,7 +67,7 @@ def check_window(config: RunConfig) -> Iterator[Problem]:
 
 def check_mimic_momentum(config: RunConfig) -> Iterator[Problem]:
     """Attackers who would need to know the momentum of others, whose rounds are not theirs."""
-    attack, chosen = config.byzantine.attack, selection(config)
+    attack, chosen = config.byzantine.attack, config.selection
     if not isinstance(attack, GradientAttack) or config.worker.momentum == 0:
         return
     together = chosen.prompt and chosen.seats(config.workers, 0) == config.workers
@@ -82,7 +81,7 @@ def check_mimic_momentum(config: RunConfig) -> Iterator[Problem]:
 
 
 def _describe_size(config: RunConfig, size: int) -> str:
-    if not selection(config).by_invitation:
+    if not config.selection.by_invitation:
         return f"the number of workers, {size}"
     return f"{size}, as many vectors as make a round with {config.participation.setting()}"
 
