@@ -60,7 +60,6 @@ from varangian.aggregators.base import (
     MIXINGS,
     RULES,
     Aggregate,
-    AggregationError,
     Columnwise,
     Conserving,
     Explained,
@@ -69,6 +68,7 @@ from varangian.aggregators.base import (
     Selecting,
     Weighting,
 )
+from varangian.aggregators.errors import AggregationError
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import GramAccumulator
 from varangian.aggregators.mixings.arc import ARC

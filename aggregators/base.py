@@ -190,10 +190,6 @@ class Aggregate(NamedTuple):
         return float(shares.sum().square() / shares.square().sum().clamp(min=1))
 
 
-class AggregationError(ValueError):
-    """The rows of this round do not meet the condition under which the rule means anything."""
-
-
 RULES: Registry[Weighting | Columnwise] = Registry("aggregator")
 MIXINGS: Registry[Mixing] = Registry("mixing")
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from varangian.aggregators import base
 from varangian.aggregators.base import (
     Aggregate,
-    AggregationError,
     Columnwise,
     Conserving,
     Mixing,
@@ -33,6 +32,7 @@ from varangian.aggregators.base import (
     spent,
     tolerance,
 )
+from varangian.aggregators.errors import AggregationError
 from varangian.aggregators.gram import Gram, precision_of
 from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for, unscreened
 from varangian.aggregators.kernels import reference as exact

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from varangian.aggregators.base import AggregationError
+from varangian.aggregators.errors import AggregationError
 from varangian.aggregators.gram import Gram
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from varangian.aggregators.base import AggregationError
+from varangian.aggregators.errors import AggregationError
 from varangian.aggregators.numeric.algebra import Array, eigh
 
 SOLVERS = ("CLARABEL", "ECOS", "SCS")

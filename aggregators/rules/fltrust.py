@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.aggregators.base import RULES, AggregationError
+from varangian.aggregators.base import RULES
+from varangian.aggregators.errors import AggregationError
 from varangian.aggregators.gram import Gram, inverses
 from varangian.aggregators.numeric.algebra import Array
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from varangian.aggregators.base import (
     RULES,
-    AggregationError,
     check_f,
     honest_majority,
     is_count,
     told_enough,
 )
+from varangian.aggregators.errors import AggregationError
 from varangian.aggregators.gram import Gram, shares
 
 

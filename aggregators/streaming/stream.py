@@ -16,11 +16,11 @@ from torch import Tensor
 
 from varangian.aggregators.base import (
     Aggregate,
-    AggregationError,
     Weighting,
     is_columnwise,
     is_selecting,
 )
+from varangian.aggregators.errors import AggregationError
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import NotFinite, accumulate, after, backend_for
 from varangian.aggregators.pipeline import Aggregator, How, on_rows, reduce_columns
