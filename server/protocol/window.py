@@ -1,21 +1,24 @@
-"""Members of a round whose rows are forgotten as they come: a protocol without any I/O.
+"""Members of a round whose rows are not kept whole (`memory: window`), without any I/O.
 
-The rules of `round` hold here as well: no clock, no tensor, no thread and no wire; time comes in with each
-event, and `wake_at` says when the next `tick` is due.
+Time comes in with each event, and `wake_at` says when the next `tick` is due, as in `machine`.
 
-Theory of operation. Only the next few blocks of columns of each row are kept. A block is reduced to columns
-of the update as soon as everyone has sent it, and then forgotten, so whoever is ahead has to wait. Since
-nothing can be taken back from what is forgotten, the members of a round are fixed before the first block is
-reduced: when everyone who may come is there, or after a while when a quorum is; and only if the condition
-of the rule holds for them. From then on
+Theory of operation. Only the next few blocks of columns of each row are kept. A block is reduced to
+columns of the update as soon as every member has sent it, and then forgotten, so whoever is ahead has to
+wait. Since nothing can be taken back from what is forgotten, the members of a round are fixed before the
+first block is reduced: when everyone who may come is there, or after a while when a quorum is; and only if
+the condition of the rule holds for them. From then on
 
     all of them complete    -> the round is settled, and all of them count at once
     one of them fails       -> what was done is thrown away, and the others send all again, without it
 
-so nobody is told that its vector counts before all of them do. To fail is to die, to send a wrong digest,
-to prove faulty, or to keep the others waiting for too long. Who has failed is left out until the round is
-over: each worker can cost the others one attempt. Only when too few for a quorum would be left may all of
-them come again.
+so nobody is told that its vector counts before all of them do. To fail is to die, to send a wrong digest
+or a number that is not finite, to prove faulty, or to keep the others waiting for too long. Who has failed
+is left out until the round is over: each worker can cost the others one attempt. Only when too few for a
+quorum would be left may all of them come again.
+
+A number that is not finite proves a fault only if the digest of the whole vector is right. A fault changes
+what the rule does with the other rows, so the members are not fixed before that upload has ended; but the
+others wait no longer for it than for a worker that is not there.
 """
 
 from __future__ import annotations
@@ -55,6 +58,8 @@ class Window:
         self.aside: Set[Worker] = frozenset()
         """Who has declined, or is absent: nobody waits for these."""
         self._excluded = set[Worker]()
+        self._suspects = set[Worker]()
+        """Whose vector is not finite and still on its way: its digest will say whether that is a fault."""
         self._anew()
 
     def _anew(self) -> None:
@@ -127,19 +132,25 @@ class Window:
             self._complete.discard(worker)
 
     def failed(self, worker: Worker, at: Seconds) -> None:
-        """What has come of it cannot count, though the rest may still come."""
+        """It is not finite, so it cannot count; `proved` or `cleared` follows when its upload has ended."""
         if worker not in self.columns or self.settled:
             return
+        self._suspects.add(worker)
         if self.fixed:
             self.restart({worker}, at)
         else:
             del self.columns[worker]
             self._excluded.add(worker)
-            self._fix(at)
+
+    def cleared(self, worker: Worker, at: Seconds) -> None:
+        """An upload has ended, and proves nothing."""
+        self._suspects.discard(worker)
+        self._fix(at)
 
     def proved(self, faulty: Iterable[Worker], at: Seconds) -> None:
         """These have proved faulty in this round."""
         self.faulty = frozenset(faulty)
+        self._suspects -= self.faulty
         for worker in self.faulty & self.columns.keys():
             self.lost(worker, at)
         self._fix(at)
@@ -177,7 +188,7 @@ class Window:
 
     def _fix(self, at: Seconds) -> None:
         known = self.columns.keys() | self.faulty | self._excluded | self.aside
-        everyone = len(known) == len(self._policy.workers)
+        everyone = len(known) == len(self._policy.workers) and not self._suspects
         if self.fixed or not self.columns or not (everyone or self._overdue):
             return
         if not self._policy.shortage(self.columns, self.faulty):

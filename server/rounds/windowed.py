@@ -141,6 +141,7 @@ class WindowedRounds:
         if slot.closed:
             if self._lose(slot) == self._window.attempt:
                 self._window.lost(slot.worker, now)
+            self._window.cleared(slot.worker, now)
             self.look()
         elif slot not in self._attempts:
             self._follow()
@@ -174,6 +175,7 @@ class WindowedRounds:
         if (slot := self._slots.pop(worker, None)) is not None:
             self._lose(slot)
             self._window.lost(worker, self._clock.now())
+            self._window.cleared(worker, self._clock.now())
 
     async def counted(self, slot: Slot) -> Refusal | None:
         """Return when all of them count, or why this one does not."""

@@ -224,6 +224,14 @@ class Anything(RuleBasedStateMachine):
     def lose(self, worker):
         self.w.lost(worker, self.now)
 
+    @rule(worker=workers)
+    def fail(self, worker):
+        self.w.failed(worker, self.now)
+
+    @rule(worker=workers)
+    def clear(self, worker):
+        self.w.cleared(worker, self.now)
+
     @precondition(lambda self: not self.w.settled)
     @rule(worker=workers)
     def prove(self, worker):

@@ -253,6 +253,37 @@ async def test_a_number_that_is_none_is_proof_once_its_digest_is_right(time):
 
 
 @in_loop
+@pytest.mark.parametrize("late", [False, True], ids=["while others come", "after the others began"])
+async def test_the_round_waits_for_the_digest_of_a_vector_that_is_not_finite(time, late: bool):
+    bad = vector(NAMES[-1])
+    bad[5 * BLOCK + 3 if late else 0] = torch.nan
+    async with Run(time, "trimmed_mean") as run:
+        slot, pushes = await run.offer(NAMES[-1]), run.all(HONEST)
+        await run.quiet()
+        assert await run.send(slot, until=D - 1, sent=bad) == D - 1
+        await run.quiet()
+        assert not any(push.done() for push in pushes.values())
+        assert await run.send(slot, sent=bad) == "not finite"
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        await run.ended()
+    assert run.learner.digest() == plain("trimmed_mean", HONEST, {NAMES[-1]: "not finite"})
+
+
+@in_loop
+async def test_that_digest_is_waited_for_no_longer_than_a_worker_that_is_not_there(time):
+    async with Run(time, "trimmed_mean") as run:
+        slot, pushes = await run.offer(NAMES[-1]), run.all(HONEST)
+        assert await run.send(slot, until=D - 1, sent=torch.full((D,), torch.nan)) == D - 1
+        await run.quiet()
+        assert not any(push.done() for push in pushes.values())
+        time.advance(10.0)
+        assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
+        await run.ended()
+        await run.coordinator.release(slot)
+    assert (run.records[0].dropped, run.records[0].missing) == ({}, (NAMES[-1],))
+
+
+@in_loop
 async def test_a_number_that_the_line_has_spoilt_spends_nothing(time):
     bad = vector(NAMES[-1])
     bad[5 * BLOCK + 3] = torch.nan
