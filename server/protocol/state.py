@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final, Literal, Protocol, TypeAlias
+from functools import cache
+from typing import Any, Final, Literal, Protocol, TypeAlias
+
+from pydantic import ConfigDict, TypeAdapter
 
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting, WaitingHistory
 from varangian.server.protocol.events import Close, Seconds, Worker
@@ -32,6 +36,9 @@ class Phase(Enum):
 class RunState:
     """All that the machine remembers. Only the machine replaces it."""
 
+    __pydantic_config__ = ConfigDict(
+        ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"
+    )
     round: int = 0
     phase: Phase = Phase.OPEN
     at: Seconds = float("-inf")
@@ -94,6 +101,29 @@ class RunState:
     def has_withdrawn_upload(self, worker: Worker) -> bool:
         """Whether an upload of this worker is open that cannot count since its certificate was revoked."""
         return self.uploads.get(worker, (0, b""))[1] == VOID
+
+
+def dump_state(state: RunState) -> dict[str, Any]:
+    """The state as a checkpoint keeps it: what JSON has, with constants for infinite numbers.
+
+    Times are those of a clock that only this process has.
+    """
+    plain: dict[str, Any] = json.loads(_adapter().dump_json(state))
+    return plain
+
+
+def restore_state(plain: Mapping[str, Any]) -> RunState:
+    """A state from what `dump_state` made of it, for a machine that goes on in the same way.
+
+    Raises:
+        ValueError: it is no such state.
+    """
+    return _adapter().validate_json(json.dumps(plain))
+
+
+@cache
+def _adapter() -> TypeAdapter[RunState]:
+    return TypeAdapter(RunState)
 
 
 class Selection(Protocol):

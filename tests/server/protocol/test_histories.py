@@ -5,6 +5,7 @@ No deadlock, no torn row, nothing counted twice.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -45,7 +46,7 @@ from varangian.server.protocol.events import (
     Withdraw,
 )
 from varangian.server.protocol.machine import Machine
-from varangian.server.protocol.state import Phase, RunPolicy, Selection
+from varangian.server.protocol.state import Phase, RunPolicy, Selection, dump_state, restore_state
 
 WORKERS = ("w00", "w01", "w02", "w03")
 NAMES = st.sampled_from(WORKERS)
@@ -191,6 +192,14 @@ class Histories(RuleBasedStateMachine):
             assert (worker, vector.round) not in self.used, "counted twice"
             self.used.add((worker, vector.round))
             self.reading[worker] = vector
+
+    @rule()
+    def resume(self) -> None:
+        """The state is kept in a checkpoint, and read from it."""
+        kept = json.loads(json.dumps(dump_state(self.machine.state)))
+        restored = restore_state(kept)
+        assert restored == self.machine.state
+        self.machine.state = restored
 
     @precondition(lambda self: self.phase is Phase.CLOSED)
     @rule(sound=st.sampled_from([True, True, True, False]))
