@@ -18,9 +18,10 @@ Squared norms are always float64. So a squared distance errs by less than 1e-5 o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,22 @@ class UpdatedGram:
         products = _about(self._inner, measured[len(chosen) :])
         self._share = _share(self._inner, products)
         return backend_for(rows).gram(rows, reference) if self._share < FAR else products
+
+    def state(self) -> dict[str, Any]:
+        """All that later answers depend on besides the rows; the tensor is changed by the next question."""
+        return {"inner": self._inner, "replaced": sorted(self._replaced), "share": self._share}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, with the same bits.
+
+        Raises:
+            RowsError: it is of another number of rows.
+        """
+        if state["inner"].shape != self._inner.shape:
+            n, found = len(self._inner), len(state["inner"])
+            raise RowsError(f"`state` should be of {n} rows. Found {found}.")
+        self._inner.copy_(state["inner"])
+        self._replaced, self._share = set(state["replaced"]), float(state["share"])
 
     def _keep(self, chosen: list[int], measured: Tensor) -> None:
         self._inner[chosen] = measured[:, :-1]

@@ -5,28 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from varangian.protos.encoding import payload_digest
 from varangian.server.protocol.events import Seconds, Worker
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Phase
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The parameters that a round starts from, made once and shared by all who pull."""
-
-    round: int
-    finished: bool
-    reason: str
-    """Why the run is finished, or nothing."""
-    payload: memoryview
-    """Little-endian float32; read-only."""
-    digest: bytes
-    """As `payload_digest` makes it of the payload."""
-
-    @classmethod
-    def of(cls, payload: bytes | memoryview, round: int = 0) -> Snapshot:
-        return cls(round, False, "", memoryview(payload), payload_digest(payload))
 
 
 @dataclass(frozen=True)

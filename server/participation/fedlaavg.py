@@ -17,8 +17,9 @@ from varangian.server.participation.base import PARTICIPATION
 from varangian.server.participation.selection import SelectSome
 from varangian.server.protocol.events import Seconds, Worker
 from varangian.server.rows.delta_sum import DeltaSum
+from varangian.server.rows.latest import LatestVectors
 from varangian.server.rows.latest_store import Kept, LatestPlan
-from varangian.server.rows.source import LatestVectors, RowSource
+from varangian.server.rows.source import RowSource
 
 Form: TypeAlias = Literal["latest", "delta"]
 

@@ -26,7 +26,7 @@ from varangian.server.observability.record import (
     record_of_skip,
     record_of_step,
 )
-from varangian.server.observability.status import Snapshot, Status
+from varangian.server.observability.status import Status
 from varangian.server.protocol.events import (
     Absent,
     Close,
@@ -63,6 +63,7 @@ from varangian.server.rows.slot import NOT_FINITE, Overtaken, Slot, SlotListener
 from varangian.server.rows.source import Pushed, RowSource
 from varangian.server.rows.storage import LentRows, RowStorage
 from varangian.server.training.learner import Learner
+from varangian.server.training.parameters import Snapshot
 
 __all__ = ["Clock", "Coordinator", "Overtaken", "Slot", "Snapshot", "Status"]
 

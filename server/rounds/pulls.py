@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from varangian.protos.refusals import Refusal
-from varangian.server.observability.status import Snapshot
 from varangian.server.protocol.events import Event, Left, Ready, Seconds, Worker
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Phase
 from varangian.server.rounds.clock import Clock, LatestValue
+from varangian.server.training.parameters import Snapshot
 
 
 class PendingPull:

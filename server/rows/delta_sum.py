@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,6 +54,15 @@ class DeltaSum:
     def forget(self, worker: Worker) -> None:
         """Its deltas are in a sum, and cannot be taken out of it."""
         log.warning("what %s has sent before stays in the update: of deltas only their sum is kept", worker)
+
+    def state(self) -> dict[str, Any]:
+        return {"mean": self._mean}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if state["mean"].shape != self._mean.shape:
+            expected, found = tuple(self._mean.shape), tuple(state["mean"].shape)
+            raise ValueError(f"The mean of latest vectors should be {expected}. Found {found}.")
+        self._mean.copy_(state["mean"])
 
     def close(self) -> None:
         self._mean = torch.empty(0, dtype=torch.float64)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Literal, Protocol, TypeAlias
+from typing import IO, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -161,6 +161,34 @@ class LatestStore:
     def ages(self, round: int) -> dict[Worker, int]:
         """How many rounds ago each vector was made; only of workers that were heard of."""
         return {worker: round - stamp for worker, stamp in sorted(self._stamps.items())}
+
+    def state(self) -> dict[str, Any]:
+        """The vectors that are kept, with their rounds and places; views, of use until the next `replace`.
+
+        Places belong to it because kernels may add in another order where rows lie elsewhere.
+        """
+        return {
+            "vectors": {worker: self._place.row(row) for worker, row in self._rows.items()},
+            "rounds": dict(self._stamps),
+            "rows": dict(self._rows),
+            "free": list(self._free),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, in place of what is here.
+
+        Raises:
+            ValueError: it is of other workers, or of another model.
+            OSError: the disk is full.
+        """
+        shapes = {tuple(vector.shape) for vector in state["vectors"].values()}
+        if not state["vectors"].keys() <= {*self.workers} or shapes - {(self.plan.d,)}:
+            found = f"Found {sorted(state['vectors'])} with vectors of {sorted(shapes)}."
+            raise ValueError(f"Vectors should be ({self.plan.d},), of {', '.join(self.workers)}. {found}")
+        self._rows, self._stamps = dict(state["rows"]), dict(state["rounds"])
+        self._free = list(state["free"])
+        for worker, row in self._rows.items():
+            self._place.write(row, state["vectors"][worker])
 
     def close(self) -> None:
         """Give memory and disk back, once nobody holds a row any more."""

@@ -1,9 +1,11 @@
-"""An average of the model over rounds, which is often better than the model itself."""
+"""The exponential moving average of the model, which is often better than the model itself."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,11 +72,6 @@ class Average:
         """(d,) float32 on the CPU; a view that the next update changes, not to be written to."""
         return self._point
 
-    @property
-    def rest(self) -> Tensor:
-        """What `parameters` leaves out; saved beside it, the average can go on with the same bits."""
-        return self._rest
-
     def update(self, parameters: Tensor, samples: float) -> float:
         """Move towards the parameters after a step, in place; returns rho.
 
@@ -92,15 +89,19 @@ class Average:
                 rest.copy_(exact - point)
         return self._ema.rate(samples)
 
-    def restore(self, parameters: Tensor, rest: Tensor | None = None) -> None:
-        """Go on from an average that was saved; without its `rest`, from the nearest float32 numbers.
+    def state(self) -> dict[str, Any]:
+        """All that later averages depend on; the tensors are views that the next update changes."""
+        return {"parameters": self._point, "rest": self._rest}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, with the same bits.
 
         Raises:
             ValueError: it is of another model.
         """
-        for saved in (parameters, *([] if rest is None else [rest])):
+        for saved in (state["parameters"], state["rest"]):
             if saved.shape != self._point.shape:
                 expected, found = tuple(self._point.shape), tuple(saved.shape)
                 raise ValueError(f"The average should have the shape {expected}. Found {found}.")
-        self._point.copy_(parameters)
-        self._rest.copy_(torch.zeros_like(self._rest) if rest is None else rest)
+        self._point.copy_(state["parameters"])
+        self._rest.copy_(state["rest"])

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -151,6 +151,33 @@ class Learner:
     def digest(self) -> str:
         """BLAKE2b-128 of `payload`, in hexadecimal."""
         return hashlib.blake2b(self.payload(), digest_size=16).hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """All that later steps depend on; the tensors are views that the next step changes."""
+        return {
+            "parameters": self.parameters,
+            "reference": self.reference,
+            "optimizer": self._stepper.state(),
+            "average": None if self.average is None else self.average.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, with the same bits.
+
+        Raises:
+            ValueError: it is of another model, or of a run with an average where this has none.
+        """
+        if state["parameters"].shape != self.parameters.shape:
+            expected, found = tuple(self.parameters.shape), tuple(state["parameters"].shape)
+            raise ValueError(f"The parameters should have the shape {expected}. Found {found}.")
+        if (state["average"] is None) != (self.average is None):
+            found = "none" if state["average"] is None else "one"
+            raise ValueError(f"A state should have an average where the run has one. Found {found}.")
+        if self.average is not None:
+            self.average.restore(state["average"])
+        self._versions.publish(self._versions.draft().copy_(state["parameters"]))
+        self.reference = None if state["reference"] is None else state["reference"].clone()
+        self._stepper.restore(state["optimizer"])
 
     def _aggregate(
         self,

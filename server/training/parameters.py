@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from varangian.protos.encoding import payload_digest
 
 BLOCK = 1 << 15
 """Entries that are widened at once for a norm, while they are in cache."""
@@ -50,6 +53,23 @@ class ParameterVersions:
         weakref.finalize(array, self._free.append, version).atexit = False
         self._payload = array.data.cast("B").toreadonly()
 
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The parameters that a round starts from, made once and shared by all who pull."""
+
+    round: int
+    finished: bool
+    reason: str
+    """Why the run is finished, or nothing."""
+    payload: memoryview
+    """Little-endian float32; read-only."""
+    digest: bytes
+    """As `payload_digest` makes it of the payload."""
+
+    @classmethod
+    def of(cls, payload: bytes | memoryview, round: int = 0) -> Snapshot:
+        return cls(round, False, "", memoryview(payload), payload_digest(payload))
 
 def norm(vector: Tensor) -> float | None:
     """Euclidean norm; None when an entry is not finite. In float64 no finite float32 vector overflows."""

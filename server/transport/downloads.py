@@ -12,8 +12,8 @@ from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.encoding import FLOAT32
 from varangian.protos.messages import CHUNK_BYTES
-from varangian.server.observability.status import Snapshot
 from varangian.server.rounds.pulls import AnsweredPull, Pulls
+from varangian.server.training.parameters import Snapshot
 from varangian.server.transport import calls
 from varangian.server.transport.broadcast import Broadcast
 from varangian.server.transport.calls import Context

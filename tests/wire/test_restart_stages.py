@@ -20,7 +20,7 @@ from varangian.server.participation.selection import LongestAbsent
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
-from varangian.server.rows.source import LatestVectors
+from varangian.server.rows.latest import LatestVectors
 from varangian.server.transport import calls
 from varangian.server.transport.service import Service
 from varangian.server.transport.uploads import Upload

@@ -28,7 +28,8 @@ from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
 from varangian.server.rows.delta_sum import DeltaSum
-from varangian.server.rows.source import LatestVectors, Pushed, WeightedByAge
+from varangian.server.rows.latest import LatestVectors
+from varangian.server.rows.source import Pushed, WeightedByAge
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 

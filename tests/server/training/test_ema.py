@@ -84,12 +84,12 @@ def test_restored_it_goes_on_alike():
         straight.update(point, 1)
     for point in points[1:3]:
         before.update(point, 1)
-    after.restore(before.parameters.clone(), before.rest.clone())
+    after.restore(before.state())
     for point in points[3:]:
         after.update(point, 1)
     assert torch.equal(straight.parameters, after.parameters)
     with pytest.raises(ValueError, match=r"shape \(5,\). Found \(4,\)"):
-        after.restore(torch.ones(4))
+        after.restore({"parameters": torch.ones(4), "rest": torch.ones(4)})
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from torch import Tensor
 from varangian.launch.server_run import ServerRun
 from varangian.launch.simulation.transport import PATIENCE, compute_answers, decline, hand_over, stalled
 from varangian.launch.simulation.virtual_clock import VirtualTime
-from varangian.server.observability.status import Snapshot
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.pulls import PendingPull
+from varangian.server.training.parameters import Snapshot
 from varangian.worker.transport.results import Declined
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from varangian.launch.server_run import ServerRun
 from varangian.protos.encoding import encode_vector
-from varangian.server.observability.status import Snapshot
 from varangian.server.rounds.coordinator import Coordinator, Slot
+from varangian.server.training.parameters import Snapshot
 from varangian.worker.training.task import WorkerCompute
 from varangian.worker.transport.results import Declined
 

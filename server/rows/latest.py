@@ -1,0 +1,163 @@
+"""Latest vectors (FedLaAvg): the rule sees the last vector of every registered worker, new or not.
+
+n  registered workers     d  parameters     K  how many push in a round at most
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from varangian.aggregators import Rows
+from varangian.aggregators.streaming.updated import UpdatedGram, worthwhile
+from varangian.files import user_path
+from varangian.server.protocol.events import Close, RollCall, Skip, Worker
+from varangian.server.rows.latest_store import Kept, LatestStore, NoRoom
+from varangian.server.rows.source import StepInput
+from varangian.server.training.learner import Measure
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LatestVectors:
+    """The latest vectors of all registered workers: of those who pushed, and of those who are away.
+
+    Whoever proved faulty is left out of the round, and what it sent before is forgotten. A worker that was
+    never heard of, or not for so long that its vector has expired, counts as zero. On a full disk a vector
+    counts in its own round; after it the one before counts on. `warn` is told once.
+    """
+
+    remembers: ClassVar[bool] = True
+    latest: LatestStore
+    participants: int
+    """K."""
+    expire: int | None = None
+    """Rounds after which a vector is forgotten."""
+    warn: Callable[[str], None] = log.warning
+    _warned: bool = field(init=False, default=False, repr=False)
+    _passing: dict[Worker, Tensor] = field(init=False, default_factory=dict, repr=False)
+    """Vectors of the round in hand that could not be kept."""
+    _gram: _IncrementalGram | None = field(init=False, repr=False)
+    _new: set[Worker] = field(default_factory=set[Worker], init=False, repr=False)
+    """Whose latest vectors no step has seen."""
+    _given: int | None = field(default=None, init=False, repr=False)
+    """The last round whose rows were given to a step, unless that came to nothing."""
+
+    def __post_init__(self) -> None:
+        n = len(self.latest.workers)
+        self._gram = _IncrementalGram(self.latest.workers) if worthwhile(n, self.participants) else None
+
+    @classmethod
+    def of(
+        cls,
+        workers: Sequence[Worker],
+        d: int,
+        participants: int,
+        *,
+        store: Kept = "float32",
+        folder: str | None = None,
+        expire: int | None = None,
+        warn: Callable[[str], None] = log.warning,
+    ) -> LatestVectors:
+        """With nothing in it.
+
+        Raises:
+            OSError: the disk has no room, or there is no such folder.
+        """
+        latest = LatestStore(workers, d, dtype=store, folder=None if folder is None else user_path(folder))
+        return cls(latest, participants, expire, warn)
+
+    def step_input(self, close: Close, rows: Mapping[Worker, Tensor]) -> StepInput:
+        self._keep(close, rows)
+        self._given = close.round
+        latest = {**self.latest.rows(), **self._passing}
+        kept = {worker: row for worker, row in latest.items() if worker not in close.faults}
+        measure = None
+        if self._gram is not None and len(kept) == len(self.latest.workers):
+            measure = self._gram.measure([kept[worker] for worker in self.latest.workers])
+        ages = {**self.latest.ages(close.round), **dict.fromkeys(self._passing, 0)}
+        return StepInput(kept, measure=measure, ages=ages, fresh=frozenset(self._new))
+
+    def skip(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
+        self._keep(skip, rows)
+
+    def forget(self, worker: Worker) -> None:
+        """As if the worker had never been heard of."""
+        self._passing.pop(worker, None)
+        self._new.discard(worker)
+        self.latest.forget([worker])
+        self._changed([worker])
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "latest": self.latest.state(),
+            "passing": dict(self._passing),
+            "new": sorted(self._new),
+            "given": self._given,
+            "gram": None if self._gram is None else self._gram.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.latest.restore(state["latest"])
+        self._passing = {worker: row.clone() for worker, row in state["passing"].items()}
+        self._new, self._given = set(state["new"]), state["given"]
+        if self._gram is not None:
+            self._gram.restore(state["gram"])
+
+    def close(self) -> None:
+        self.latest.close()
+
+    def _keep(self, ended: RollCall, rows: Mapping[Worker, Tensor]) -> None:
+        """Vectors of this round, and none of those who proved faulty in it."""
+        if self._given not in (None, ended.round):
+            self._new.clear()
+        self._given = None
+        self._changed(self._passing)
+        self._passing = {w: rows[w] for w in sorted(rows) if not self._kept(w, rows[w], ended.round)}
+        self._changed(rows)
+        self._new.update(rows)
+        if self.expire is not None:
+            self._changed(self.latest.expire(ended.round - self.expire))
+        self._changed(self.latest.forget(sorted(ended.faults)))
+
+    def _kept(self, worker: Worker, row: Tensor, round: int) -> bool:
+        """Keep a vector; whether there was room for it."""
+        try:
+            self.latest.replace(worker, row, round)
+        except NoRoom as error:
+            if not self._warned:
+                self.warn(f"{error} The run goes on; such vectors count in their own round only")
+            self._warned = True
+            return False
+        return True
+
+    def _changed(self, workers: Iterable[Worker]) -> None:
+        if self._gram is not None:
+            self._gram.changed(workers)
+
+
+class _IncrementalGram:
+    """The Gram matrix of all latest vectors, of which only a few change in a round."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._gram = UpdatedGram(len(workers))
+        self._place = {worker: i for i, worker in enumerate(workers)}
+
+    def changed(self, workers: Iterable[Worker]) -> None:
+        for worker in workers:
+            self._gram.replaced(self._place[worker])
+
+    def state(self) -> dict[str, Any]:
+        return self._gram.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._gram.restore(state)
+
+    def measure(self, rows: Sequence[Tensor]) -> Measure:
+        """Measures the rows of all workers from a point."""
+        return lambda reference: self._gram.products(Rows.of(rows), reference)
