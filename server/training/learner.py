@@ -171,8 +171,8 @@ class Learner:
             expected, found = tuple(self.parameters.shape), tuple(state["parameters"].shape)
             raise ValueError(f"The parameters should have the shape {expected}. Found {found}.")
         if (state["average"] is None) != (self.average is None):
-            found = "none" if state["average"] is None else "one"
-            raise ValueError(f"A state should have an average where the run has one. Found {found}.")
+            has = "no" if state["average"] is None else "an"
+            raise ValueError(f"A state should have an average where the run has one. Found {has} average.")
         if self.average is not None:
             self.average.restore(state["average"])
         self._versions.publish(self._versions.draft().copy_(state["parameters"]))

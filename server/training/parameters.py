@@ -71,6 +71,7 @@ class Snapshot:
     def of(cls, payload: bytes | memoryview, round: int = 0) -> Snapshot:
         return cls(round, False, "", memoryview(payload), payload_digest(payload))
 
+
 def norm(vector: Tensor) -> float | None:
     """Euclidean norm; None when an entry is not finite. In float64 no finite float32 vector overflows."""
     blocks = vector.split(BLOCK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import struct
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from varangian.aggregators import Aggregate, AggregationError, Aggregator, Gram, Krum
+from varangian.aggregators import NNM, Aggregate, AggregationError, Aggregator, Gram, Krum
 from varangian.server.training.ema import Average, Ema, samples
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizer import Adam, FedYogi, Optimizer, Sgd
 from varangian.server.training.schedules import StepDecay
 
 NAN = float("nan")
@@ -358,3 +359,44 @@ def test_a_step_that_fails_leaves_the_average():
         model.step(0, rows(1.0, 2.0), {})
     assert model.average is not None
     assert model.average.parameters.tolist() == [1.0, 1.0]
+
+
+# What a checkpoint keeps
+
+
+@pytest.mark.parametrize(
+    "optimizer", [Sgd(lr=0.3), Sgd(lr=0.3, momentum=0.9), Adam(lr=0.1), FedYogi()], ids=repr
+)
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_learner_goes_on_with_the_same_bits(optimizer: Optimizer, at: int):
+    def fresh(start: float) -> Learner:
+        point = torch.full((50,), start)
+        average = Average(Ema(decay=0.9, reference_batch=8), point)
+        rule = Aggregator(Krum(f=1), (NNM(f=1),))
+        return Learner(point, rule, optimizer, rounds=9, seed=7, average=average, batch=4)
+
+    def pushed(round: int) -> dict[str, Tensor]:
+        rng = torch.Generator().manual_seed(round)
+        return {f"w{i:02}": torch.randn(50, generator=rng) for i in range(7)}
+
+    straight, resumed, file = fresh(1.0), fresh(-1.0), io.BytesIO()
+    for round in range(at):
+        straight.step(round, pushed(round), {})
+    torch.save(straight.state(), file)
+    file.seek(0)
+    resumed.step(0, pushed(5), {})  # whatever was there before is gone
+    resumed.restore(torch.load(file))
+    for round in range(at, 6):
+        assert (
+            straight.step(round, pushed(round), {}).weights
+            == resumed.step(round, pushed(round), {}).weights
+        )
+    assert straight.digest() == resumed.digest()
+    assert torch.equal(straight.average.parameters, resumed.average.parameters)
+
+
+def test_a_state_of_another_run_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(3,\). Found \(2,\)"):
+        learner(d=3).restore(learner(d=2).state())
+    with pytest.raises(ValueError, match="Found an average"):
+        learner().restore(averaged(Aggregator(Mean())).state())
