@@ -1,4 +1,4 @@
-"""Waiting for a moment, and for news: the only two things that the server ever waits for on its own."""
+"""Clock of the event loop, and what waits for it: an alarm, and a value whose readers wait for a change."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def _on_this_loop(delay: Seconds, act: Act) -> Timer:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where time comes from, so that a test can let an hour pass without waiting for it."""
+    """Source of time: of a test or a simulation, time passes without anybody waiting for it."""
 
     now: Callable[[], Seconds] = time.monotonic
-    """Never goes back."""
+    """In seconds; never goes back."""
     call_later: Callable[[Seconds, Act], Timer] = _on_this_loop
     """Call after so many seconds of the same time."""
 
@@ -36,7 +36,7 @@ MONOTONIC = Clock()
 
 
 class Alarm:
-    """One call at a moment that may be put off or called off."""
+    """One call at a moment that can be changed or cancelled."""
 
     def __init__(self, clock: Clock, ring: Act) -> None:
         self._clock = clock
@@ -45,7 +45,7 @@ class Alarm:
         self._timer: Timer | None = None
 
     def set(self, at: Seconds | None) -> None:
-        """Ring at this moment instead of any other; not at all if None."""
+        """Ring at this moment and no other; never if None."""
         if at == self._at:
             return
         if self._timer is not None:
@@ -60,7 +60,7 @@ class Alarm:
 
 
 class LatestValue(Generic[T]):
-    """The latest of something, for any number of readers who wait for a later one."""
+    """The latest of a series of values, for any number of readers that wait for a later one."""
 
     def __init__(self, latest: T, clock: Clock) -> None:
         self.latest = latest
@@ -72,10 +72,10 @@ class LatestValue(Generic[T]):
         for reader in self._readers:
             _wake(reader)
 
-    async def when(self, interesting: Callable[[T], bool], patience: Seconds) -> T | None:
-        """The latest, once it is interesting; None when patience ran out first."""
+    async def wait_for(self, wanted: Callable[[T], bool], patience: Seconds) -> T | None:
+        """The latest value, once it is wanted; None after `patience` seconds."""
         until = self._clock.now() + patience
-        while not interesting(self.latest):
+        while not wanted(self.latest):
             left = until - self._clock.now()
             if left <= 0:
                 return None

@@ -1,4 +1,4 @@
-"""Pulls, from the question of a worker to its model: at once, when it is its turn, or not this time."""
+"""Pulls of workers: each is answered with the model at once, when its worker is invited, or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from varangian.server.training.parameters import Snapshot
 
 
 class PendingPull:
-    """One pull that waits to be answered."""
+    """A pull that waits for its answer."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -24,16 +24,16 @@ class PendingPull:
 
     @property
     def answer(self) -> Snapshot | None:
-        """None as long as there is none."""
-        return self._answer.result() if self.settled else None
+        """The model; None as long as there is no answer, or if there will be none."""
+        return self._answer.result() if self.answered else None
 
-    def settle(self, answer: Snapshot | None) -> None:
+    def set_answer(self, answer: Snapshot | None) -> None:
         """The first answer counts; None says that there will be none."""
-        if not self.settled:
+        if not self.answered:
             self._answer.set_result(answer)
 
     @property
-    def settled(self) -> bool:
+    def answered(self) -> bool:
         """Whether there is an answer, or will never be one."""
         return self._answer.done()
 
@@ -43,24 +43,24 @@ class PendingPull:
 
 @dataclass
 class AnsweredPull:
-    """One that was answered."""
+    """A pull while its answer is being sent."""
 
     snapshot: Snapshot | None
     """The model; None when the worker should ask again."""
     delivered: bool = False
-    """Whether the last of it is on its way: who hangs up after that has it."""
+    """Whether all of it has been sent: a call that ends after that has it."""
 
 
 class Pulls:
-    """Those of one run.
+    """The pulls of one run.
 
-    Where the machine invites, a worker has one pull that waits: another one takes its place. Who gives a
-    pull up, or is gone before the model is on its way, has left: nobody waits for it.
+    By invitation a worker has one pending pull: another one takes its place. A worker whose pull ends
+    before the model was sent has left: no round waits for it.
 
     Args:
-        machine: asked, never moved.
-        handle: moves it.
-        news: the model, and that the run is finished.
+        machine: read here, and moved by `handle` alone.
+        handle: gives an event to the machine.
+        model: the newest parameters, and whether the run is finished.
         clock: where time comes from.
     """
 
@@ -68,58 +68,58 @@ class Pulls:
         self,
         machine: Machine,
         handle: Callable[[Event], Refusal | None],
-        news: LatestValue[Snapshot],
+        model: LatestValue[Snapshot],
         clock: Clock,
     ) -> None:
         self._machine = machine
         self._handle = handle
-        self._news = news
+        self._model = model
         self._clock = clock
-        self._tickets: dict[Worker, PendingPull] = {}
+        self._pending: dict[Worker, PendingPull] = {}
 
     @asynccontextmanager
     async def answered(self, worker: Worker, after: int, patience: Seconds) -> AsyncGenerator[AnsweredPull]:
-        """The answer to a pull, for as long as it is being sent; nothing to send once patience ran out."""
+        """The answer to a pull, for as long as it is being sent; without a model after `patience` s."""
         if not self._machine.by_invitation:
             yield AnsweredPull(await self.snapshot(after, patience))
             return
-        ticket, pull = self.ask(worker, after), AnsweredPull(None)
+        pending, pull = self.ask(worker, after), AnsweredPull(None)
         try:
-            pull.snapshot = await self._settled(ticket, patience)
+            pull.snapshot = await self._wait(pending, patience)
             yield pull
         except BaseException:
             if not pull.delivered:
-                self.leave(ticket)
+                self.leave(pending)
             raise
         finally:
-            self.forget(ticket)
+            self.forget(pending)
 
-    async def _settled(self, ticket: PendingPull, patience: Seconds) -> Snapshot | None:
+    async def _wait(self, pending: PendingPull, patience: Seconds) -> Snapshot | None:
         def run_out() -> None:
-            # At once, so that no invitation comes to somebody who has given up.
-            if not ticket.settled:
-                self.leave(ticket)
+            # Now, and not when this task goes on: a worker must not be invited that has given up.
+            if not pending.answered:
+                self.leave(pending)
 
         timer = self._clock.call_later(patience, run_out)
         try:
-            return await ticket.wait()
+            return await pending.wait()
         finally:
             timer.cancel()
 
     async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
-        """The parameters of the open round, once that is a later one than `after` or the run is finished.
+        """The parameters of the open round, once that is later than `after`, or the run is finished.
 
-        None when patience, in seconds, ran out first. A round that is being aggregated is not open.
+        None after `patience` seconds. A round that is being aggregated is not open.
         """
 
         def ready(latest: Snapshot) -> bool:
             is_open = self._machine.state.phase is Phase.OPEN and self._machine.state.round == latest.round
             return latest.finished or (latest.round > after and is_open)
 
-        return await self._news.when(ready, patience)
+        return await self._model.wait_for(ready, patience)
 
     def over(self, worker: Worker, round: int) -> bool:
-        """Whether a vector for the model of this round would be refused by now: better to begin anew."""
+        """Whether a vector for the model of this round would be refused; then a newer one is due."""
         if self._machine.by_invitation:
             return self._machine.standing(worker, round) is not None
         return self._machine.state.round != round
@@ -127,33 +127,33 @@ class Pulls:
     def ask(self, worker: Worker, after: int) -> PendingPull:
         """Ask for the model of a round later than `after`, without waiting.
 
-        In the end say `leave`, or `forget` when the answer was taken.
+        Call `leave` in the end, or `forget` when the answer was taken.
         """
-        if (before := self._tickets.get(worker)) is not None:
-            before.settle(None)
-        ticket = self._tickets[worker] = PendingPull(worker)
+        if (before := self._pending.get(worker)) is not None:
+            before.set_answer(None)
+        pending = self._pending[worker] = PendingPull(worker)
         if self._handle(Ready(worker, after + 1, self._clock.now())) is Refusal.FINISHED:
-            ticket.settle(self._news.latest)
-        return ticket
+            pending.set_answer(self._model.latest)
+        return pending
 
-    def leave(self, ticket: PendingPull) -> None:
-        """Nobody waits for the answer, or has it; unless the worker has come again since."""
-        ticket.settle(None)
-        if self._tickets.get(ticket.worker) is ticket:
-            del self._tickets[ticket.worker]
-            self._handle(Left(ticket.worker, self._clock.now()))
+    def leave(self, pending: PendingPull) -> None:
+        """The worker has gone without the answer, unless it has asked again since."""
+        pending.set_answer(None)
+        if self._pending.get(pending.worker) is pending:
+            del self._pending[pending.worker]
+            self._handle(Left(pending.worker, self._clock.now()))
 
-    def forget(self, ticket: PendingPull) -> None:
+    def forget(self, pending: PendingPull) -> None:
         """The answer was taken: nothing keeps the model in memory for its sake."""
-        if self._tickets.get(ticket.worker) is ticket:
-            del self._tickets[ticket.worker]
+        if self._pending.get(pending.worker) is pending:
+            del self._pending[pending.worker]
 
     def invite(self, worker: Worker, round: int) -> None:
-        """It is this worker's turn."""
-        if (ticket := self._tickets.get(worker)) is not None:
-            ticket.settle(self._news.latest)
+        """Answer the pending pull of this worker."""
+        if (pending := self._pending.get(worker)) is not None:
+            pending.set_answer(self._model.latest)
 
     def finish(self) -> None:
-        """There are no more turns."""
-        for ticket in self._tickets.values():
-            ticket.settle(self._news.latest)
+        """Answer every pending pull: the run is finished."""
+        for pending in self._pending.values():
+            pending.set_answer(self._model.latest)

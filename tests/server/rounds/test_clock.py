@@ -51,14 +51,14 @@ def test_a_clock_that_rings_early_is_set_again_for_the_same_moment(time):
     assert [timer.at for timer in time.waiting()] == [1005.0]
 
 
-def test_news_reach_readers_of_a_real_loop():
+def test_a_later_value_reaches_readers_of_a_real_loop():
     async def story():
-        news = LatestValue(0, MONOTONIC)
-        reader = asyncio.create_task(news.when(lambda value: value > 1, 1e6))
+        latest = LatestValue(0, MONOTONIC)
+        reader = asyncio.create_task(latest.wait_for(lambda value: value > 1, 1e6))
         for value in (1, 2, 3):
             await asyncio.sleep(0)
-            news.publish(value)
+            latest.publish(value)
         assert await reader >= 2
-        assert await news.when(lambda value: value > 3, 1e-4) is None
+        assert await latest.wait_for(lambda value: value > 3, 1e-4) is None
 
     asyncio.run(story())
