@@ -18,7 +18,7 @@ CHUNK, OFFSET, DATA = b"\x12", b"\x08", b"\x12"
 
 
 def encode_chunk(offset: int, data: bytes | memoryview) -> bytes:
-    """A message with this chunk, the bytes that protobuf would write."""
+    """Write a message with this chunk; the bytes are those that protobuf would write."""
     inner = OFFSET + encode_varint(offset) if offset else b""
     if len(data):
         inner += DATA + encode_varint(len(data))

@@ -20,14 +20,14 @@ from varangian.protos.text import quote
 
 @dataclass(frozen=True)
 class Contract:
-    """What both ends agreed on at Join; a manifest must say the same."""
+    """What both ends agreed on at Join; every manifest has to say the same."""
 
     run_id: str
     layout: Layout
     dtype: Dtype = FLOAT32
-    """Of what this manifest announces."""
+    """Of the vector that the manifest announces."""
     common: SharedSettings = field(default_factory=SharedSettings)
-    """What else is compared, at Join alone."""
+    """Settings and data, compared at Join alone."""
     classes: int | None = None
     """How many classes the samples have, for workers whose own data has fewer."""
 
@@ -47,8 +47,12 @@ class Contract:
             content_digest=content_digest,
         )
 
-    def check(self, manifest: ps_pb2.Manifest, sealed: bool = False) -> None:
-        """Compare a manifest from the other end, which may have no digest if the payload is to be sealed.
+    def check(self, manifest: ps_pb2.Manifest, digest_follows: bool = False) -> None:
+        """Compare a manifest of the other end with the contract.
+
+        Args:
+            manifest: what it says.
+            digest_follows: whether the digest may be missing, because it comes after the payload.
 
         Raises:
             Refused: for the first thing that is not as agreed.
@@ -66,7 +70,7 @@ class Contract:
             raise Refused(
                 Refusal.NUMEL, f"Found {manifest.numel} numbers where the model has {self.layout.numel}."
             )
-        if manifest.content_digest or not sealed:
+        if manifest.content_digest or not digest_follows:
             check_digest(manifest.content_digest)
 
 
@@ -79,13 +83,13 @@ def check_protocol(found: int) -> None:
 
 
 def check_round(found: int) -> None:
-    """Of a round that a server says it is in: a worker answers with the number before it or after it."""
+    """Refuse a round number of a server that no run has; a worker answers with the number next to it."""
     if found > ROUND_LIMIT:
         raise Refused(Refusal.MALFORMED, f"Found round {found}, which no run has.")
 
 
 def check_dtype(found: int) -> Dtype:
-    """The name of what a server asks for."""
+    """The name of the number type that a server asks for."""
     for name, (number, _) in WIRE.items():
         if found == number:
             return name

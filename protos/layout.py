@@ -1,4 +1,4 @@
-"""What the flat vector of a run means: the names and shapes of the parameters, in order.
+"""Layout of the flat vector of a run: the names and shapes of the parameters, in order.
 
 Both ends compute the layout from their own model and compare, so that a worker with another model is
 refused before it has sent a single number. Every parameter is float32 on the wire.
@@ -106,7 +106,7 @@ class Layout:
 
 
 def first_difference(one: str, other: str) -> int:
-    """Where two texts begin to differ: the length of what they have in common at the start."""
+    """The length of the longest common prefix of two texts, by bisection."""
     same, end = 0, min(len(one), len(other))
     while same < end:
         middle = (same + end + 1) // 2
@@ -118,7 +118,7 @@ def first_difference(one: str, other: str) -> int:
 
 
 def line_at(text: str, start: int) -> str:
-    """What stands there up to the end of the line, not much more of it than is shown."""
+    """The rest of a line from there, not much more of it than is shown."""
     return text[start : start + SHOWN + 1].partition(LINE_FEED)[0]
 
 

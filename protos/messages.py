@@ -40,10 +40,10 @@ M = TypeVar("M", bound=Message)
 
 
 def decode_message(message: type[M], data: bytes, limit: int = MESSAGE_LIMIT) -> M:
-    """A message from bytes.
+    """Parse a message.
 
     Raises:
-        Refused: when there are more than `limit` bytes, or more fields than any message of ours has, or
+        Refused: there are more than `limit` bytes, or more fields than any message of ours has, or
             they are not such a message.
     """
     if len(data) > limit:

@@ -25,12 +25,12 @@ DIGITS = 32
 """Characters for each number of a list, with what is around it."""
 OTHERS = 64
 """Entries that the other end may have beside ours."""
-SLACK = 8 << 10
+EXTRA = 8 << 10
 """Characters of text that are looked at beside twice our own."""
 SHOWN = 120
 """Characters of a value that a sentence repeats."""
-NEAR = 1e-3
-"""How far numbers may be apart, as a share of the largest."""
+TOLERANCE = 1e-3
+"""How far numbers may be apart, relative to the largest."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SharedSettings:
         if not text or not self.entries or text == self.text:
             return
         # What is left behind the last line feed is the rest of a longer text, or nothing.
-        lines = text[: 2 * len(self.text) + SLACK].split("\n", len(self.entries) + OTHERS)[:-1]
+        lines = text[: 2 * len(self.text) + EXTRA].split("\n", len(self.entries) + OTHERS)[:-1]
         theirs = dict(map(head_and_rest, lines))
         for name, ours in self.entries.items():
             head, mine = head_and_rest(write_line(name, ours))
@@ -76,18 +76,18 @@ def write_line(name: str, value: str) -> str:
 
 
 def head_and_rest(line: str) -> tuple[str, str]:
-    """A line up to the value, which says whose value it is, and the value as it is written."""
+    """A line up to its value, and the value as it is written."""
     head, middle, rest = line.partition(MIDDLE)
     return head + middle, rest
 
 
 def nearly_equal(ours: str, theirs: str) -> bool:
-    """Whether two values are lists of as many numbers, and these are nearly the same."""
+    """Whether two values are lists of equally many numbers that are nearly equal."""
     one = parse_numbers(ours, len(ours))
     other = None if one is None else parse_numbers(theirs, len(one) * DIGITS)
     if one is None or other is None or len(one) != len(other):
         return False
-    room = NEAR * max(map(abs, one), default=0.0)
+    room = TOLERANCE * max(map(abs, one), default=0.0)
     return all(abs(a - b) <= room for a, b in zip(one, other, strict=True))
 
 

@@ -7,7 +7,7 @@ SHOWN = 200
 
 
 def escape(text: str, most: int = SHOWN) -> str:
-    """The text on one line, at most `most` characters of it, with whatever could steer a terminal escaped.
+    """A text on one line, at most `most` characters of it, with all that could steer a terminal escaped.
 
     That is everything that is not printable: control characters with line ends and escape sequences, marks
     that change the direction of text, characters of no width, and halves of surrogate pairs. The cost
@@ -20,5 +20,5 @@ def escape(text: str, most: int = SHOWN) -> str:
 
 
 def quote(text: str, most: int = SHOWN) -> str:
-    """The same in quotation marks, for the middle of a sentence."""
+    """An escaped text in quotation marks, for the middle of a sentence."""
     return f"'{escape(text, most)}'"

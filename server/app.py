@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from varangian.protos.contract import Contract
+from varangian.protos.data_channel.encrypted_stream import why_unavailable
 from varangian.protos.data_channel.listener import DataListener
-from varangian.protos.data_channel.sealing import why_unavailable
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.layout import Layout
 from varangian.protos.network import descriptors
@@ -95,7 +95,7 @@ async def serve(
         stack.callback(service.dismiss)
         server.add_generic_rpc_handlers((service.handlers(),))
         await server.start()
-        log.info("%s", descriptors.sentence(len(sessions.names), lane is not None))
+        log.info("%s", descriptors.describe_limit(len(sessions.names), lane is not None))
         ready(address)
         its_port = int(address.rpartition(":")[2])
         watched = service.connections.watched(its_port)

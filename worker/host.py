@@ -59,7 +59,7 @@ def host(
     hosted = 1 if one_of else len(names)
     descriptors.raise_limit(descriptors.needed_descriptors(hosted, lane=True))
     # Where payloads cannot have connections of their own, they travel with the calls.
-    if refusal := descriptors.refusal("the process of the workers", hosted, lane=False):
+    if refusal := descriptors.why_too_few("the process of the workers", hosted, lane=False):
         log.error("%s", refusal)
         return FAILED
     try:

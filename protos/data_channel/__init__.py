@@ -1,6 +1,6 @@
 """The data channel: payloads on TCP connections of their own, beside the calls of gRPC.
 
-A connection, the transfer of a payload over it, its encryption and the tickets that tie it to a call. Both
-ends import it (`varangian.server.transport`, `varangian.worker.transport`); it knows neither of them, and
-so a worker can listen to other workers.
+`connection` moves the bytes of a `transfer`, `encrypted_stream` encrypts them, `tickets` tie a payload to
+its call, `listener` accepts connections. Both ends import it; it imports neither of them, so a worker can
+listen to other workers.
 """

@@ -1,4 +1,4 @@
-"""Associated data of an encrypted payload: what it is, so that it can be taken for nothing else."""
+"""Associated data of an encrypted payload: binds it to one transfer, so that it counts for no other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DIRECTIONS: dict[Direction, int] = {"pull": 1, "push": 2}
 
 @dataclass(frozen=True)
 class AssociatedData:
-    """One payload between the server and a worker. Both ends know all of it before the first byte."""
+    """One transfer between the server and a worker. Both ends know all of it before the first byte."""
 
     protocol: int
     direction: Direction
@@ -26,11 +26,11 @@ class AssociatedData:
 
     @classmethod
     def of(cls, direction: Direction, manifest: ps_pb2.Manifest, worker: str, size: int) -> AssociatedData:
-        """What a manifest announces."""
+        """The transfer that a manifest announces."""
         return cls(manifest.protocol, direction, manifest.run_id, manifest.round, worker, size)
 
     def associated(self) -> bytes:
-        """All of it, in an encoding that no other transfer has.
+        """The associated data, in an encoding that no other transfer has.
 
         protocol (4 bytes) || direction (1) || length of run (4) || run || round (8) || length of worker (4)
         || worker || size (8): integers are big-endian, texts UTF-8, and lengths count bytes.

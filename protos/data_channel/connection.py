@@ -19,7 +19,7 @@ from functools import partial
 from typing import Literal, TypeAlias, TypeVar
 
 from varangian.protos.data_channel.associated_data import AssociatedData
-from varangian.protos.data_channel.sealing import SealedStream
+from varangian.protos.data_channel.encrypted_stream import EncryptedStream
 from varangian.protos.data_channel.transfer import (
     BLOCK,
     Fill,
@@ -65,7 +65,7 @@ class DataConnection:
                 connection.setsockopt(socket.IPPROTO_TCP, number, value)
         self._connection = connection
         self._threads = threads
-        self._payload: socket.socket | SealedStream = connection
+        self._payload: socket.socket | EncryptedStream = connection
         self._loop = asyncio.get_running_loop()
         self._turn: Future[int] | None = None
         self._waits: Direction | None = None
@@ -94,7 +94,7 @@ class DataConnection:
         """A payload comes next, encrypted if there is a key, which no other payload has."""
         self._payload = self._connection
         if key:
-            self._payload = SealedStream(self._connection, key, transfer.associated(), transfer.size)
+            self._payload = EncryptedStream(self._connection, key, transfer.associated(), transfer.size)
         self._waits = None  # the last one may have gone the other way
 
     def end(self) -> None:

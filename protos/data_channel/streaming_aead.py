@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY, TAG = 32, 16
-"""Bytes of a key from which others are derived, and of what authenticates a segment."""
+"""Bytes of a key from which others are derived, and of the tag of a segment."""
 NONCE_PREFIX = 7
 COUNTER = 4
 
@@ -32,7 +32,7 @@ class DecryptionError(ValueError):
 
 @dataclass(frozen=True)
 class Parameters:
-    """Under the names that Tink gives them."""
+    """Parameters of the encryption, under the names that Tink gives them."""
 
     derived_key_size: int = 32
     hkdf_hash: str = "SHA256"
@@ -45,7 +45,7 @@ class Parameters:
         return 1 + self.derived_key_size + NONCE_PREFIX
 
     def new_header(self) -> bytes:
-        """For one message: salt and nonce prefix are drawn for it alone."""
+        """A header for one message, with a salt and a nonce prefix of its own."""
         return bytes([self.header]) + token_bytes(self.header - 1)
 
     def room(self, number: int) -> int:
@@ -111,12 +111,12 @@ class Segments:
         return min(self._parameters.room(self._number), self.left)
 
     def encrypt_into(self, plain: memoryview | bytearray | bytes, into: memoryview) -> None:
-        """The next segment and its tag."""
+        """Encrypt the next segment, and append its tag."""
         nonce = self._nonce(len(plain))
         self._cipher.encrypt_into(nonce, plain, None, into)
 
     def decrypt_into(self, segment: memoryview | bytes, into: memoryview) -> None:
-        """The plaintext of the next segment, which fills `into`; nothing of it is left there on an error.
+        """Decrypt the next segment, which fills `into`; nothing of it is left there on an error.
 
         Raises:
             DecryptionError: it is not the next segment of this message.
@@ -133,7 +133,7 @@ class Segments:
             raise DecryptionError("A segment should be the next one of its message.") from None
 
     def _nonce(self, size: int) -> bytes:
-        """Each one once: there is no way back."""
+        """The next nonce; each is used once, as there is no way back."""
         if self._number == self._count or size != self.next:
             raise ValueError(
                 f"A segment of {size} bytes should not come after {self._number} of {self._count}."

@@ -7,7 +7,7 @@ import secrets
 
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TICKET, DataConnection, DataConnectionError
-from varangian.protos.data_channel.sealing import KEY
+from varangian.protos.data_channel.encrypted_stream import KEY
 
 
 class DataTicket:

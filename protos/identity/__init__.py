@@ -1,5 +1,5 @@
-"""Identity on the wire: bundles of a certificate, its key and the authority, and lists of revoked ones.
+"""Identity: bundles of a certificate, its key and the authority, and lists of revoked certificates.
 
-Read by the server, by workers and by the commands that make certificates (`varangian.pki`). It imports
-nothing of the package but file descriptors, so that a health check starts quickly.
+The server, workers and the commands that make certificates (`varangian.pki`) read them. It imports nothing
+of the package but file descriptors, so that a health check starts quickly.
 """

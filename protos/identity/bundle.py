@@ -1,12 +1,12 @@
-"""What a program shows to prove who it is: a directory with its certificate, its key and the authority.
+"""Bundles: the directory with which a program proves its identity.
 
 ca.pem     the certificate of the authority that both ends trust
 cert.pem   the certificate of this program; a URI in it says `varangian:CLUSTER:ROLE:NAME`
 key.pem    the private key that belongs to it
-revoked    only beside a server's: fingerprints of certificates that count no longer
+revoked    only in a server's: fingerprints of revoked certificates
 
 Only the standard library reads it, so that running with TLS needs no further package. It has no parser of
-certificates; what a certificate says is heard by shaking hands with it in memory, which checks the chain,
+certificates; what a certificate says is read from a TLS handshake in memory, which also checks the chain,
 the dates and the key in the way that the other end will.
 """
 
@@ -32,23 +32,23 @@ HOLDER = re.compile(rf"{SCHEME}:([0-9a-f]{{32}}):(server|worker):({NAME.pattern}
 """The URI that says whose a certificate is; the cluster is the id of its authority."""
 NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the module `ssl` does not name."""
-TURNS = 8
+HANDSHAKE_STEPS = 8
 """More than the messages of any handshake."""
 X509_NOT_YET, X509_EXPIRED, X509_PURPOSE = 9, 10, 26
 
 
 class Role(Enum):
-    """What the holder of a certificate may do."""
+    """Role of the holder of a certificate."""
 
     SERVER = "server"
-    """Be a server, and ask one how it is."""
+    """May be a server, and ask one for its status."""
     WORKER = "worker"
-    """Take part in a run under the name on the certificate."""
+    """May take part in a run under the name on the certificate."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Whom a certificate was made for."""
+    """The holder of a certificate."""
 
     cluster: str
     """The id of the authority, 32 hexadecimal digits."""
@@ -57,7 +57,7 @@ class Holder:
 
 
 class BundleError(ValueError):
-    """A bundle cannot be used: the path, what was found, and what to do."""
+    """A bundle cannot be used; the text has the path, what was found, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Bundle:
 
     @classmethod
     def load(cls, path: Path, role: Role | None = None) -> Bundle:
-        """Read a bundle and make sure that the other end will take it.
+        """Read a bundle, and check that the other end will accept it.
 
         Raises:
             BundleError: it cannot be used, or not in this role.
@@ -95,7 +95,7 @@ class Bundle:
 
     @classmethod
     def _of(cls, path: Path, ca: bytes, certificate: bytes, key: bytes) -> Bundle:
-        stated = _stated_identity(path)
+        stated = _checked_certificate(path)
         holder = read_identity(path, stated)
         _check_dates_and_chain(path, holder.role)
         hosts = tuple(
@@ -125,12 +125,12 @@ def find_bundle(path: Path, name: str) -> Path:
 
 
 def identity_uri(cluster: str, role: Role, name: str) -> str:
-    """How a certificate says who its holder is."""
+    """The URI on a certificate that names its holder."""
     return f"{SCHEME}:{cluster}:{role.value}:{name}"
 
 
 def parse_holder(uris: Iterable[str], others: Iterable[str] = ()) -> Holder | None:
-    """The holder, when exactly one of these URIs says who that is.
+    """The holder that the one URI of ours names; None without one, or with several.
 
     Args:
         uris: the alternative names of a certificate that are URIs. One of another type never counts.
@@ -158,7 +158,7 @@ def read_identity(path: Path, stated: Mapping[str, Any]) -> Holder:
 
 
 def ssl_contexts(path: Path | None) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server and a client that show the certificate of a bundle, and as yet ask for none."""
+    """TLS contexts of a server and a client with the certificate of a bundle; they ask for none as yet."""
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     for context in (server, client):
@@ -189,8 +189,8 @@ def _alternatives(stated: Mapping[str, Any]) -> list[tuple[str, str]]:
     return list(stated.get("subjectAltName", ()))
 
 
-def _stated_identity(path: Path) -> Mapping[str, Any]:
-    """What a certificate says, once key and chain are right; its dates may be over."""
+def _checked_certificate(path: Path) -> Mapping[str, Any]:
+    """What a certificate says, with key and chain checked; it may have expired."""
     try:
         return _handshake(path, Role.WORKER, NO_CHECK_TIME)
     except ssl.SSLCertVerificationError as error:
@@ -230,14 +230,14 @@ def _check_dates_and_chain(path: Path, role: Role) -> None:
 
 
 def _handshake(path: Path, role: Role, flags: int) -> Mapping[str, Any]:
-    """What the other end learns when it checks the certificate of a server, or of whoever calls one."""
+    """The certificate as the other end sees it, after a handshake in memory with a server or a client."""
     server, client = ssl_contexts(path)
     verifier = client if role is Role.SERVER else server
     verifier.verify_mode = ssl.CERT_REQUIRED
     verifier.verify_flags |= ssl.VerifyFlags(flags)
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = (client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True))
-    for _ in range(TURNS):
+    for _ in range(HANDSHAKE_STEPS):
         for end in ends:
             with suppress(ssl.SSLWantReadError):
                 end.do_handshake()

@@ -1,7 +1,7 @@
-"""A certificate that a caller has shown: its fingerprint and its dates, read from DER.
+"""Certificates of callers: fingerprint and dates, read from DER.
 
-TLS has verified it, at the beginning of its connection. The standard library has no parser of certificates,
-and needs none but for this: a certificate may end, or be revoked, while its connection stands.
+TLS has verified them when their connections began. The standard library has no parser of certificates; this
+one is needed because a certificate may expire, or be revoked, while its connection lasts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LONG = 0x80
 
 @dataclass(frozen=True)
 class PeerCertificate:
-    """What decides whether a certificate that was taken still counts."""
+    """A certificate that was accepted: what decides whether it is still valid."""
 
     fingerprint: str
     """SHA-256, in hexadecimal."""
     ends: float
     """Seconds since 1970 until which it is valid."""
     holder: str
-    """Whose it is, for sentences."""
+    """Role and name of its holder, for sentences."""
 
 
 @lru_cache(maxsize=4096)

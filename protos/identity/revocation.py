@@ -19,7 +19,7 @@ DIGITS = frozenset("0123456789abcdef")
 
 
 class RevocationList:
-    """The fingerprints in a file.
+    """A list of revoked certificates, by fingerprint.
 
     A list that cannot be read later on leaves the last good one in force: no certificate comes back to life
     because a file is damaged or gone, or because the process has no file descriptor left.
@@ -39,9 +39,9 @@ class RevocationList:
         self.path = path
         self._watched = WatchedFiles((path,), self._read, spare or Spare(), clock=clock)
 
-    def __contains__(self, mark: str) -> bool:
+    def __contains__(self, fingerprint: str) -> bool:
         self.look()
-        return mark in self._watched.value
+        return fingerprint in self._watched.value
 
     def __len__(self) -> int:
         return len(self._watched.value)
@@ -58,12 +58,12 @@ class RevocationList:
 
     def look(self) -> None:
         """Read the list again if it has changed; at most once a second."""
-        news = self._watched.look()
-        if news is Change.CHANGED:
+        change = self._watched.look()
+        if change is Change.CHANGED:
             log.warning("security: the list of revoked certificates was read again: %d on it", len(self))
-        elif news is Change.RECOVERED:
+        elif change is Change.RECOVERED:
             log.warning("security: the list of revoked certificates can be read again")
-        elif news is Change.FAILED and self.failure is not None:
+        elif change is Change.FAILED and self.failure is not None:
             error = self.failure.error
             log.error("security: the last list of revoked certificates stays in force: %s", error)
 
@@ -91,7 +91,7 @@ def der(pem: bytes) -> bytes:
 
 
 def parse_fingerprints(text: str) -> frozenset[str]:
-    """What a list of revoked certificates says.
+    """Parse a list of revoked certificates.
 
     Raises:
         ValueError: a line does not begin with a fingerprint.

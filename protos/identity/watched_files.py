@@ -27,7 +27,7 @@ RACY = 2.0
 
 
 class Change(Enum):
-    """What a look has found."""
+    """The result of looking at the files."""
 
     NONE = auto()
     CHANGED = auto()
@@ -52,7 +52,7 @@ class Failure:
 
 
 class WatchedFiles(Generic[T]):
-    """What some files say, as of their last good read. Any thread may look.
+    """The content of some files, as of their last good read. Any thread may look.
 
     Args:
         paths: the files.
@@ -85,7 +85,7 @@ class WatchedFiles(Generic[T]):
         self._looked = clock()
         seen = self._version()
         self.value: T = spare.reading(read) if value is None else value
-        self._seen = self._settled(seen)
+        self._seen = self._version_to_remember(seen)
         self.failure: Failure | None = None
 
     @property
@@ -103,22 +103,22 @@ class WatchedFiles(Generic[T]):
             version = self._version()
             if version == self._seen and self.failure is None:
                 return Change.NONE
-            return self._renewed(version)
+            return self._read_again(version)
         finally:
             self._lock.release()
 
-    def _renewed(self, version: Version) -> Change:
+    def _read_again(self, version: Version) -> Change:
         try:
             value = self._spare.reading(self._read)
         except (OSError, ValueError) as error:
-            return self._failed(error)
+            return self._record_failure(error)
         before, failed = self.value, self.failure is not None
-        self.value, self.failure, self._seen = value, None, self._settled(version)
+        self.value, self.failure, self._seen = value, None, self._version_to_remember(version)
         if value != before:
             return Change.CHANGED
         return Change.RECOVERED if failed else Change.NONE
 
-    def _failed(self, error: Exception) -> Change:
+    def _record_failure(self, error: Exception) -> Change:
         before = self.failure
         missing = any(not path.exists() for path in self._paths)
         since, began = (before.since, before.began) if before else (self._wall(), self._looked)
@@ -128,17 +128,17 @@ class WatchedFiles(Generic[T]):
         return Change.NONE if before is not None and str(before.error) == str(error) else Change.FAILED
 
     def _version(self) -> Version:
-        """Changes whenever the files do."""
+        """A value that changes whenever the files do."""
         return tuple(_stamp(path) for path in self._paths)
 
-    def _settled(self, version: Version) -> Version | None:
-        """The version to remember; none while a file may still change and look the same."""
+    def _version_to_remember(self, version: Version) -> Version | None:
+        """The version, or None while a file may still change without another time stamp."""
         latest = max((stamp[CHANGED_AT] for stamp in version if stamp), default=0)
         return None if abs(self._wall() - latest / 1e9) < RACY else version
 
 
 CHANGED_AT = 2
-"""Which entry of a stamp is the time of the last change, in nanoseconds."""
+"""The entry of a stamp that is the time of the last change, in nanoseconds."""
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -1,5 +1,5 @@
-"""Settings of connections: addresses, gRPC channels and options, idle time-outs, sizes of chunks.
+"""Network settings: addresses, sockets, gRPC channels and options, idle time-outs, sizes of chunks.
 
-Also what goes with them in a process: file descriptors, the C allocator, gRPC's own log. The server, the
-worker, the launcher and the command line import it; it imports nothing but `varangian.protos.messages`.
+Also what goes with them in a process: file descriptors, the C allocator, the log of gRPC. The server,
+workers, the launcher and the command line import it; it imports nothing but limits on messages.
 """

@@ -1,4 +1,4 @@
-"""File descriptors of a run: how many it needs, and the limit of this process."""
+"""File descriptors: how many a run needs, the limit of this process, and one in reserve."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 BASE = 32
-"""What a process with gRPC has open besides connections: libraries, logs, pipes, a file now and then."""
-BESIDE = 3
-"""For each worker, at either end: its calls, and payloads up and down beside them."""
-CALLS = 1
-"""For each worker where payloads travel with the calls."""
+"""Descriptors of a process with gRPC besides connections: libraries, logs, pipes, files."""
+WITH_DATA_CHANNEL = 3
+"""Descriptors of a worker, at either end: its calls, and payloads up and down beside them."""
+WITHOUT_DATA_CHANNEL = 1
+"""Descriptors of a worker whose payloads travel with its calls."""
 UNIDENTIFIED, DATA_CONNECTIONS = 64, 4
 """Connections to the data port of a server: without a ticket yet, and of each worker."""
 ENOUGH = 1 << 16
@@ -25,11 +25,11 @@ ENOUGH = 1 << 16
 
 
 LOOP = 16
-"""What an event loop, and gRPC in it, open as they are made, and some more."""
+"""Descriptors that an event loop, and gRPC in it, open as they are made, and some more."""
 
 
 def check_free(count: int = LOOP) -> None:
-    """See that so many more can be opened.
+    """Check that so many more files can be opened.
 
     An event loop that cannot be made complains by tracebacks, and gRPC may then end the process.
 
@@ -64,19 +64,23 @@ def connections(workers: int) -> int:
 
 
 def needed_descriptors(workers: int, lane: bool) -> int:
-    """For a process that hosts this many workers."""
-    return BASE + workers * (BESIDE if lane else CALLS)
+    """Descriptors of a process that hosts this many workers."""
+    return BASE + workers * (WITH_DATA_CHANNEL if lane else WITHOUT_DATA_CHANNEL)
 
 
-def served(workers: int, lane: bool) -> int:
-    """For a server with this many workers, when both of its ports have as many connections as they may."""
+def server_descriptors(workers: int, lane: bool) -> int:
+    """Descriptors of a server with this many workers whose ports have all the connections they may have."""
     beside = UNIDENTIFIED + DATA_CONNECTIONS * workers if lane else 0
     return BASE + connections(workers) + beside
 
 
-def workers(limit: int) -> int:
+def most_workers(limit: int) -> int:
     """How many workers a server can have with so many files."""
-    return max(0, (limit - served(0, lane=True)) // (served(1, lane=True) - served(0, lane=True)))
+    return max(
+        0,
+        (limit - server_descriptors(0, lane=True))
+        // (server_descriptors(1, lane=True) - server_descriptors(0, lane=True)),
+    )
 
 
 def limit() -> int:
@@ -85,19 +89,20 @@ def limit() -> int:
     return raise_limit(ENOUGH if hard == resource.RLIM_INFINITY else hard)
 
 
-def sentence(workers: int, lane: bool) -> str:
-    """One line for the start of a server."""
-    needs = f"at most {connections(workers)} connections for calls, {served(workers, lane)} open files"
+def describe_limit(workers: int, lane: bool) -> str:
+    """What a server needs and may have, as a line for its log."""
+    files = server_descriptors(workers, lane)
+    needs = f"at most {connections(workers)} connections for calls, {files} open files"
     return f"{needs}; {limit()} are allowed"
 
 
-def refusal(what: str, workers: int, lane: bool, least: int | None = None) -> str | None:
-    """Why a process should not begin, after its limit was raised as far as it goes; None when it may.
+def why_too_few(what: str, workers: int, lane: bool, least: int | None = None) -> str | None:
+    """Why a process has too few descriptors with its limit fully raised; None if it has enough.
 
     Args:
         what: the process.
         workers: that it serves or hosts.
-        lane: whether payloads have connections of their own.
+        lane: whether payloads travel on data connections.
         least: files that it needs; by default those of a process that hosts workers.
     """
     least = needed_descriptors(workers, lane) if least is None else least
@@ -112,7 +117,7 @@ def refusal(what: str, workers: int, lane: bool, least: int | None = None) -> st
 
 
 class Spare:
-    """A file descriptor that is kept for the moment at which the process has no other left.
+    """A file descriptor in reserve, for when the process has no other left.
 
     `reading` gives it up for one read, and takes it again. Another thread may be faster at either; then the
     read fails as it would have, and the next call tries to have a spare one again.
@@ -120,10 +125,10 @@ class Spare:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held = _taken()
+        self._held = _open_reserve()
 
     def reading(self, read: Callable[[], T]) -> T:
-        """What `read` returns, also where all descriptors of the process are in use."""
+        """The result of `read`, also where all descriptors of the process are in use."""
         try:
             return read()
         except Exception as error:
@@ -135,7 +140,7 @@ class Spare:
             try:
                 return read()
             finally:
-                self._held = _taken()
+                self._held = _open_reserve()
 
     def close(self) -> None:
         with self._lock:
@@ -153,7 +158,7 @@ def exhausted(error: BaseException | None) -> bool:
     return False
 
 
-def _taken() -> int | None:
+def _open_reserve() -> int | None:
     try:
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -32,7 +32,7 @@ def open_channel(
 def open_aio_channel(
     server: str, credentials: grpc.ChannelCredentials | None = None, options: Options = ()
 ) -> grpc.aio.Channel:
-    """The same for asyncio."""
+    """A channel of asyncio to `host:port`, over TLS when there are credentials."""
     target, all_options = _target(server), _options(server, options)
     if credentials is None:
         return grpc.aio.insecure_channel(target, all_options)
@@ -59,6 +59,6 @@ def _options(server: str, more: Options) -> list[tuple[str, int | str]]:
 
 
 def _target(server: str) -> str:
-    """As name servers know it; what is no address is left for the diagnosis to explain."""
+    """The address in normal form; anything else is left for the diagnosis to explain."""
     found = split_address(server)
     return server if found is None else join_host_port(*found)

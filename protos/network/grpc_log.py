@@ -1,8 +1,8 @@
-"""gRPC's own log, without what the other end, or a lack of files, could fill it with.
+"""The log of gRPC, filtered: errors that callers cause, or a lack of file descriptors, cannot fill it.
 
 A caller that hangs up before its answer, or whose metadata is no text, is no error of the server. gRPC logs
-either one as an error, with a traceback and up to 16 KB of what was sent: a disk is full of that before a
-quota is noticed. At a worker it does so for each attempt to connect without a free file descriptor.
+both as errors, with a traceback and up to 16 KB of what was sent, which would fill a disk before a quota is
+noticed. At a worker it does so for each attempt to connect without a free file descriptor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CALLERS: Final = ("ExecuteBatchError", "InternalError", "UnicodeDecodeError")
 
 
 class CallerFilter(logging.Filter):
-    """Lets errors of the server pass."""
+    """Lets only errors of this process pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind = record.exc_info and record.exc_info[0]
@@ -29,7 +29,7 @@ class CallerFilter(logging.Filter):
 
 
 def install_log_filter() -> None:
-    """Once for the process; again changes nothing."""
+    """Install the filter, once for the process; again changes nothing."""
     logger = logging.getLogger(SOURCE)
     if not any(isinstance(present, CallerFilter) for present in logger.filters):
         logger.addFilter(CallerFilter())

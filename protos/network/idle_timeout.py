@@ -1,4 +1,4 @@
-"""Deadlines by progress: only how long the other end says nothing is measured, never the whole transfer."""
+"""Idle time-out: bounds how long the other end may send nothing, never how long a whole transfer takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class IdleTimeout:
-    """Ends a stream when the other end lets us wait for too long: one timer for all of its messages."""
+    """Ends a stream when the other end is idle for too long; one timer for all of its messages."""
 
     def __init__(self, idle: float, timer: asyncio.Timeout) -> None:
         self._idle = idle
@@ -19,7 +19,7 @@ class IdleTimeout:
         self._now = asyncio.get_running_loop().time
 
     async def broken_by(self, message: Awaitable[T]) -> T:
-        """Wait for the other end. How long we are busy in between does not count."""
+        """Wait for the other end. The time between two waits does not count."""
         self._timer.reschedule(self._now() + self._idle)
         result = await message
         self._timer.reschedule(None)
@@ -28,10 +28,10 @@ class IdleTimeout:
 
 @asynccontextmanager
 async def idle_timeout(idle: float) -> AsyncGenerator[IdleTimeout, None]:
-    """For as long as a stream is read or written.
+    """While a stream is read or written.
 
     Raises:
-        TimeoutError: after `idle` seconds of waiting in one piece.
+        TimeoutError: one wait has taken `idle` seconds.
     """
     async with asyncio.timeout(None) as timer:
         yield IdleTimeout(idle, timer)

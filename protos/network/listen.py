@@ -69,7 +69,7 @@ def any_address() -> str:
 
 
 def in_use(host: str, port: int, setting: str = "server.port") -> str:
-    """What to say when another process has the port."""
+    """The error sentence for a port that another process has."""
     todo = f"Stop that process, or set `{setting}` to another port (0 takes any free one)."
     address = join_host_port(host, port)
     return f"The server should have {address} for itself. Another process listens there. {todo}"

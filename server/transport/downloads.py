@@ -8,7 +8,7 @@ from dataclasses import replace
 from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.contract import Contract
 from varangian.protos.data_channel.connection import Transfer
-from varangian.protos.data_channel.sealing import PAYLOADS
+from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.encoding import FLOAT32
 from varangian.protos.messages import CHUNK_BYTES

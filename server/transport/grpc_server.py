@@ -8,7 +8,7 @@ import grpc.aio
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.address import EVERYWHERE, join_host_port
 from varangian.protos.network.descriptors import connections
-from varangian.protos.network.grpc_options import SIGNS_OF_LIFE, WINDOWS
+from varangian.protos.network.grpc_options import KEEPALIVE, WINDOWS
 from varangian.protos.network.listen import PortInUse, any_address, bind_sockets, in_use
 
 AGE = 3600
@@ -47,7 +47,7 @@ def options(workers: int) -> tuple[tuple[str, int], ...]:
         ("grpc.max_connection_age_ms", AGE * 1000),
         ("grpc.max_connection_age_grace_ms", LONGEST * 1000),
         *WINDOWS,
-        *SIGNS_OF_LIFE,
+        *KEEPALIVE,
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
     )
 

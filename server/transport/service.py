@@ -211,7 +211,7 @@ class Service:
             async with self._requests.reading(worker):
                 manifest = await uploads.read_manifest(context, self._limits.idle)
             # It proves nothing, whatever it says: no digest covers it, so the line may have changed it.
-            self._contract.check(manifest, sealed=True)
+            self._contract.check(manifest, digest_follows=True)
             async with self._newest.call(worker):
                 slot = await self._coordinator.offer(
                     worker, manifest.round, manifest.content_digest, self._contract.dtype

@@ -17,7 +17,7 @@ from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.chunks import encode_chunk
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TICKET
-from varangian.protos.data_channel.sealing import KEY
+from varangian.protos.data_channel.encrypted_stream import KEY
 from varangian.protos.encoding import encode_vector, payload_digest
 
 GOOD, BAD = 1.5, 99.0

@@ -13,8 +13,8 @@ from tests.extent import patience
 from tests.launch import within
 
 from varangian.launch.memory_budget import RESERVE, MemoryBudget, available_memory, resident_memory
+from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.listener import THREADS
-from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.protos.data_channel.transfer import BLOCK
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.server.limits.quotas import Limits

@@ -14,7 +14,7 @@ from varangian.aggregators import Aggregator, Krum, Median
 from varangian.launch.memory_budget import CALL, CONNECTION, MemoryBudget
 from varangian.protos.layout import Layout
 from varangian.protos.network.descriptors import connections
-from varangian.protos.network.grpc_options import AHEAD
+from varangian.protos.network.grpc_options import LOOKAHEAD
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.quotas import Limits
@@ -76,7 +76,7 @@ async def serving(window: bool, lane: bool) -> None:
 
     def ready(address: str) -> None:
         # With all payloads beside gRPC there are no messages of it; and nobody else connects.
-        others = connections(len(NAMES)) * (CONNECTION + STREAMS * (CALL + METADATA + AHEAD))
+        others = connections(len(NAMES)) * (CONNECTION + STREAMS * (CALL + METADATA + LOOKAHEAD))
         spare = account.streams + account.model if lane else others
         first = {"address": address, "most": account.total, "rows": account.rows, "spare": spare}
         print(json.dumps(first), flush=True)

@@ -172,8 +172,8 @@ def test_a_payload_has_the_size_that_the_contract_says():
 
 
 def test_a_manifest_without_a_digest_is_for_payloads_that_are_sealed():
-    CONTRACT.check(CONTRACT.manifest(0, b""), sealed=True)
-    CONTRACT.check(CONTRACT.manifest(0, DIGEST), sealed=True)
+    CONTRACT.check(CONTRACT.manifest(0, b""), digest_follows=True)
+    CONTRACT.check(CONTRACT.manifest(0, DIGEST), digest_follows=True)
     assert code_of(CONTRACT.check, CONTRACT.manifest(0, b"x")) is Refusal.DIGEST_SIZE
 
 

@@ -124,7 +124,7 @@ def test_a_push_that_breaks_at_the_worker_only_begins_anew_at_once(way, monkeypa
 
 
 def test_silent_connections_are_left_or_kept_alive_before_routers_forget_them():
-    options = dict(grpc_options.SIGNS_OF_LIFE)
+    options = dict(grpc_options.KEEPALIVE)
     assert options["grpc.keepalive_time_ms"] < FORGETFUL * 1000
     assert dict(grpc_server.options(3))["grpc.http2.min_recv_ping_interval_without_data_ms"] <= (
         options["grpc.keepalive_time_ms"] / 2

@@ -17,7 +17,7 @@ from varangian.protos.layout import Layout
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.dial import open_aio_channel
-from varangian.protos.network.grpc_options import AHEAD
+from varangian.protos.network.grpc_options import LOOKAHEAD
 from varangian.server.limits.quotas import Limits
 from varangian.server.transport.grpc_server import STREAMS
 
@@ -160,7 +160,7 @@ async def test_of_half_sent_messages_little_is_let_in_and_of_strangers_almost_no
         for method in ("Join", "Pull", "Push", "Attend", "Decline", "Status", "Join", "Pull"):
             await asyncio.to_thread(stranger.begin, method)
         await asyncio.to_thread(stranger.push_on)
-        assert stranger.sent <= STREAMS * 2 * AHEAD
+        assert stranger.sent <= STREAMS * 2 * LOOKAHEAD
         stranger.line.close()
         async with run.client(address, NAMES[0]) as client:
             await client.join()
@@ -169,7 +169,7 @@ async def test_of_half_sent_messages_little_is_let_in_and_of_strangers_almost_no
                 await asyncio.to_thread(worker.begin, method)
             await asyncio.to_thread(worker.push_on)
             # One of them is read as a whole; of the others there is what is sent ahead.
-            assert worker.sent <= MESSAGE_LIMIT + STREAMS * 2 * AHEAD
+            assert worker.sent <= MESSAGE_LIMIT + STREAMS * 2 * LOOKAHEAD
             worker.line.close()
             run.stop.set()
 

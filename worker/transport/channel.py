@@ -18,7 +18,7 @@ from varangian.protos.identity.watched_files import Change
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.address import split_address
 from varangian.protos.network.dial import find_proxy, open_aio_channel
-from varangian.protos.network.grpc_options import SIGNS_OF_LIFE, WINDOWS
+from varangian.protos.network.grpc_options import KEEPALIVE, WINDOWS
 from varangian.worker.transport.data_channel import DataChannel, LeasedConnection
 from varangian.worker.transport.diagnosis import Diagnosis, diagnose
 from varangian.worker.transport.tls import Proof, credentials, differs, watched
@@ -38,7 +38,7 @@ OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     *WINDOWS,
-    *SIGNS_OF_LIFE,
+    *KEEPALIVE,
 )
 
 

@@ -18,7 +18,7 @@ import grpc.aio
 
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TICKET, DataConnection, DataConnectionError
-from varangian.protos.data_channel.sealing import KEY, why_unavailable
+from varangian.protos.data_channel.encrypted_stream import KEY, why_unavailable
 from varangian.protos.errors import Refused
 from varangian.protos.metadata_keys import CHUNKS, LANE
 from varangian.protos.network.address import split_address

@@ -20,7 +20,7 @@ from varangian.protos import ps_pb2
 from varangian.protos.chunks import encode_chunk
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnection, Transfer
-from varangian.protos.data_channel.sealing import PAYLOADS
+from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.encoding import FLOAT32, WIRE, Dtype, encode_vector
 from varangian.protos.messages import MANIFEST_LIMIT, decode_message
 from varangian.protos.metadata_keys import READY

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
+from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.listener import THREADS, IdleLimits
-from varangian.protos.data_channel.sealing import PAYLOADS
 from varangian.protos.data_channel.transfer import BLOCK
 from varangian.protos.encoding import FLOAT32, WIRE, Dtype
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
-from varangian.protos.network.grpc_options import AHEAD
+from varangian.protos.network.grpc_options import LOOKAHEAD
 from varangian.server.limits.concurrency import most_readers
 from varangian.server.limits.quotas import DEFAULT_LIMITS, Limits
 from varangian.server.rows.latest_store import LatestPlan
@@ -157,7 +157,7 @@ class MemoryBudget:
 
 def _calls(n: int) -> int:
     """Connections to the gRPC port, of anybody, each with all the calls that it may have, unread."""
-    return connections(n) * (CONNECTION + STREAMS * (CALL + METADATA + AHEAD))
+    return connections(n) * (CONNECTION + STREAMS * (CALL + METADATA + LOOKAHEAD))
 
 
 def _beside(n: int, limits: Limits) -> int:

@@ -237,8 +237,8 @@ def check_descriptors(config: RunConfig) -> str | None:
     if config.backend == "simulate":
         return None
     lane = config.server.data_port is not None
-    least = descriptors.served(config.workers, lane)
-    return descriptors.refusal("the server", config.workers, lane, least)
+    least = descriptors.server_descriptors(config.workers, lane)
+    return descriptors.why_too_few("the server", config.workers, lane, least)
 
 
 def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBudget:

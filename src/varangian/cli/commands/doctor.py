@@ -20,7 +20,7 @@ from varangian.cli.commands.health import bundle_for, status, why
 from varangian.cli.credentials import CLEAR_TEXT, choice
 from varangian.cli.main import FAILED, OK
 from varangian.pki.authority import HOME, SERVER
-from varangian.protos.data_channel.sealing import why_unavailable
+from varangian.protos.data_channel.encrypted_stream import why_unavailable
 from varangian.protos.identity.bundle import KEY, REVOKED, Bundle, BundleError
 from varangian.protos.identity.revocation import fingerprint, parse_fingerprints
 from varangian.protos.network import descriptors
@@ -96,7 +96,7 @@ def _versions() -> Finding:
 def _files() -> Finding:
     """How many files a process may have open here, and for how many workers a server can be started."""
     limit = descriptors.limit()
-    workers = descriptors.workers(limit)
+    workers = descriptors.most_workers(limit)
     found = f"{limit} may be open, enough for a server with {workers} workers"
     return Finding("files", workers >= FEW, found if workers >= FEW else f"{found}. {RAISE}", vital=False)
 

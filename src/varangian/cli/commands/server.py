@@ -77,7 +77,7 @@ async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress)
     else:
         sessions = Sessions(workers, identity)
     how = "with TLS" if security else "without TLS"
-    files = descriptors.sentence(len(workers), config.server.data_port is not None)
+    files = descriptors.describe_limit(len(workers), config.server.data_port is not None)
     with closing(session), session.stop.on_signals(shown.note):
 
         def ready(address: str) -> None:

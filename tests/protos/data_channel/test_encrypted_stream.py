@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.extent import examples
 from tests.protos.data_channel.book import Book
 
-from varangian.protos.data_channel import sealing as seal
+from varangian.protos.data_channel import encrypted_stream as seal
 from varangian.protos.data_channel import streaming_aead
-from varangian.protos.data_channel.sealing import PAYLOADS
+from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 
 pytest.importorskip("cryptography")
 
@@ -30,7 +30,7 @@ def by_the_book(data, key=KEY):
 
 
 def sealing(socket, size, associated=THIS, key=KEY):
-    return seal.SealedStream(socket, key, associated, size)
+    return seal.EncryptedStream(socket, key, associated, size)
 
 
 class Socket:
