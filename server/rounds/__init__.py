@@ -1,7 +1,7 @@
 """A round while it runs: one event loop and one compute thread.
 
-`coordinator` carries out what the protocol decides (`_round` is one round), `executor` is the compute thread,
-`pulls` has the workers that wait for a model, `windowed` the rounds whose rows are not kept whole, `clock` the
-time. `varangian.server.transport` and the launcher import this room; it imports the protocol, the rows, the
-training and the records, and never the network.
+`coordinator` carries out what the protocol decides (`_round` is one round), `executor` is the compute
+thread, `pulls` has the workers that wait for a model, `windowed` the rounds whose rows are not kept whole,
+`clock` the time. `varangian.server.transport` and the launcher import this room; it imports the protocol,
+the rows, training and the records, and never the network.
 """

@@ -127,7 +127,6 @@ def test_every_vector_is_whole_and_counts_once(way: str, seed: int):
         served = asyncio.create_task(coordinator.run(asyncio.Event()))
         await asyncio.gather(*(worker.work() for worker in workers))
         assert await served == f"all {ROUNDS} rounds are done"
-        assert coordinator.pulls._tickets == {}
 
     asyncio.run(asyncio.wait_for(run(), patience(100)))
     # On a busy machine many rounds are over before anybody has answered.
