@@ -124,7 +124,7 @@ class Coordinator:
             self._windowed = WindowedRounds(machine, learner, self._compute.run, clock, listener, rows)
         count = seats or len(machine.policy.workers)
         self._storage: RowStorage = self._windowed or LentRows(count, self._d, rows, self._needed)
-        self._listener = self._windowed.listener if self._windowed else SlotListener(self._standing)
+        self._listener = self._windowed.slot_listener if self._windowed else SlotListener(self._standing)
         self._slots: dict[Worker, Slot] = {}
         self._given = -1
         """The last round whose rows were given to the rule, whatever came of it."""
@@ -175,7 +175,7 @@ class Coordinator:
             return NOT_FINITE
         refusal = self._standing(slot)
         if refusal is None:
-            refusal = await windowed.counted(slot)
+            refusal = await windowed.wait_until_settled(slot)
         if refusal is not None:
             await self.release(slot)
         return refusal
@@ -325,7 +325,7 @@ class Coordinator:
                         self._storage.hold(effect.workers)
                 case Forget(worker):
                     if self._windowed is not None:
-                        self._windowed.withdrawn(worker)
+                        self._windowed.withdraw(worker)
                     self._tasks.put_nowait(effect)
                 case Invite(worker, round):
                     self.pulls.invite(worker, round)
@@ -335,7 +335,7 @@ class Coordinator:
                 self._publish()
         self._alarm.set(self._machine.wake_at)
         if self._windowed is not None:
-            self._windowed.look()
+            self._windowed.update()
         return refusal
 
     def _publish(self) -> None:

@@ -1,4 +1,8 @@
-"""Rounds with `memory: window`: carries out what `window` decides, with a few blocks of each row."""
+"""Windowed rounds (`memory: window`): rows are reduced block by block while they arrive, and forgotten.
+
+`varangian.server.protocol.window` decides whose rows take part; this carries it out, with a few blocks of
+columns of each row.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +32,15 @@ from varangian.server.training.learner import Aggregation, Learner
 InThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
 
 BLOCKS = 8
-"""Of each row that are kept: enough that uploads which take turns do not wait for each other."""
+"""Blocks of each row that are kept: so many that uploads which take turns do not wait for each other."""
 LOST = -1
-LONGEST: Seconds = 15.0
-"""To wait for the slowest, however long a round may take."""
+"""In the place of the attempt of a slot that nothing can come of any more."""
+PATIENCE: Seconds = 15.0
+"""The longest wait for the slowest worker, however long a round may take."""
 
 
 def window_columns(d: int) -> int:
-    """Columns of each row that are kept, of d."""
+    """How many columns of each row of d are kept at a time."""
     size = block_columns()
     return min(BLOCKS * size, -(-d // size) * size)
 
@@ -46,34 +51,34 @@ class WindowListener:
 
     refusal: Callable[[Slot], Refusal | None]
     """Why an upload would not count any more, whatever the window says."""
-    settled: Callable[[Sequence[Slot]], Refusal | None]
-    """All of these count; or why none does."""
-    failed: Callable[[Exception], None]
-    """Nothing can go on."""
+    settle: Callable[[Sequence[Slot]], Refusal | None]
+    """Counts the vectors in all of these slots, or says why none of them counts."""
+    fail: Callable[[Exception], None]
+    """Ends the run with an error."""
 
 
 @dataclass(frozen=True)
 class _Update:
-    """An update of which some blocks of columns may be done."""
+    """An update in the making, of which some blocks of columns may be done."""
 
     stream: Stream
     workers: tuple[Worker, ...]
     """Whose rows it is made of, sorted."""
     attempt: int
-    """At the round: another one has nothing to do with it."""
+    """The attempt at the round that it belongs to."""
 
 
 class WindowedRounds:
-    """The rows of one round after the other, none of them ever whole.
+    """Rounds whose rows are never whole in memory.
 
-    It is the `RowStorage` of its rounds: a few blocks of each row, in a ring.
+    It is the `RowStorage` of its rounds: of each row it keeps a few blocks of columns, in a ring.
 
     Args:
         machine: asked, never moved.
         learner: says how to reduce a block; not touched otherwise.
         in_thread: runs something in the learner's thread.
         clock: where time comes from.
-        report: is told what becomes of the slots.
+        listener: is told what becomes of the slots.
         dtype: how numbers are kept.
     """
 
@@ -83,28 +88,28 @@ class WindowedRounds:
         learner: Learner,
         in_thread: InThread,
         clock: Clock,
-        report: WindowListener,
+        listener: WindowListener,
         dtype: Dtype = FLOAT32,
     ) -> None:
         self._machine = machine
         self._learner = learner
         self._in_thread = in_thread
         self._clock = clock
-        self._report = report
+        self._listener = listener
         self._d, self._block = learner.parameters.numel(), block_columns()
         workers, self._kept = machine.policy.workers, window_columns(self._d)
         self._rows = dict(zip(workers, allocate_rows(len(workers), self._kept, dtype), strict=True))
-        self.listener = SlotListener(self.refusal, self.progressed, self.room)
-        patience = min(machine.policy.deadline / 4, LONGEST)
+        self.slot_listener = SlotListener(self.refusal, self.progressed, self.room)
+        patience = min(machine.policy.deadline / 4, PATIENCE)
         self._window = Window(machine.policy, self._d, self._block, BLOCKS, patience)
         self._attempts = WeakKeyDictionary[Slot, int]()
-        """In which attempt at the round each slot was opened; `LOST` if nothing can come of it any more."""
+        """In which attempt at the round each slot was opened, or `LOST`."""
         self._slots: dict[Worker, Slot] = {}
         self._answers: dict[Slot, Refusal | None] = {}
-        self._update: _Update | None = None
+        self._in_progress: _Update | None = None
         self._task: asyncio.Task[None] | None = None
-        self._waiting = set[asyncio.Future[None]]()
-        self._alarm = Alarm(clock, self.look)
+        self._waiters = set[asyncio.Future[None]]()
+        self._alarm = Alarm(clock, self.update)
 
     def lend(self, worker: Worker, round: int) -> Refusal | None:
         """Why a worker need not offer anything for this round any more."""
@@ -129,10 +134,10 @@ class WindowedRounds:
 
     def refusal(self, slot: Slot) -> Refusal | None:
         """Why the vector in the slot would not count any more, if so."""
-        if refusal := self._report.refusal(slot):
+        if refusal := self._listener.refusal(slot):
             return refusal
         if not slot.sound:
-            return None  # only its digest says whether the worker or the line is to blame
+            return None  # only its digest says whether the worker or the connection is to blame
         return None if self._attempts.get(slot) == self._window.attempt else Refusal.RESTARTED
 
     def progressed(self, slot: Slot) -> None:
@@ -142,70 +147,70 @@ class WindowedRounds:
             if self._lose(slot) == self._window.attempt:
                 self._window.lost(slot.worker, now)
             self._window.cleared(slot.worker, now)
-            self.look()
+            self.update()
         elif slot not in self._attempts:
             self._follow()
             self._slots[slot.worker] = slot
             self._attempts[slot] = self._window.attempt
             self._window.offered(slot.worker, now)
-            self.look()
+            self.update()
         elif not slot.sound:
             if self._lose(slot) != LOST:
                 self._window.failed(slot.worker, now)
-                self.look()
+                self.update()
         else:
             before = self._window.ready
             self._window.came(slot.worker, slot.columns)
             if self._window.ready != before:
-                self.look()
+                self.update()
 
     async def room(self, slot: Slot) -> None:
-        """Return when there is some.
+        """Return when there is room for the next number.
 
         Raises:
             Overtaken: there will be none.
         """
         while slot.crowded:
-            await self._change()
+            await self._changed()
             slot.check()
 
-    def withdrawn(self, worker: Worker) -> None:
-        """Its upload cannot count any more; if the members are settled on, the others begin anew."""
+    def withdraw(self, worker: Worker) -> None:
+        """Let an upload of this worker count no more; if the members are fixed, the others begin anew."""
         self._follow()
         if (slot := self._slots.pop(worker, None)) is not None:
             self._lose(slot)
             self._window.lost(worker, self._clock.now())
             self._window.cleared(worker, self._clock.now())
 
-    async def counted(self, slot: Slot) -> Refusal | None:
-        """Return when all of them count, or why this one does not."""
+    async def wait_until_settled(self, slot: Slot) -> Refusal | None:
+        """Return when the vector counts, together with all others, or why it does not."""
         self._window.completed(slot.worker)
-        self.look()
+        self.update()
         while slot not in self._answers:
             if refusal := slot.refusal:
                 return refusal
-            await self._change()
+            await self._changed()
         return self._answers.pop(slot)
 
-    def look(self) -> None:
-        """Do what has become possible, or necessary."""
+    def update(self) -> None:
+        """Follow the machine and the clock: reduce blocks that are complete, settle a round that is."""
         self._follow()
         window, now = self._window, self._clock.now()
         window.tick(now)
         if window.settled and self._slots:
             self._settle()
         elif self._task is None and window.ready > window.base:
-            self._task = asyncio.create_task(self._work())
+            self._task = asyncio.create_task(self._reduce())
         self._alarm.set(window.wake_at)
-        for reader in self._waiting:
-            if not reader.done():
-                reader.set_result(None)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def aggregation(self, close: Close) -> Aggregation:
-        """Makes the update of the round that has closed, of blocks that are all done by now."""
+        """What makes the update of the round that has closed, from blocks that are all reduced by now."""
         if self._task is not None:
             await self._task
-        update = self._update
+        update = self._in_progress
 
         def finish() -> Aggregate:
             if update is None or update.workers != tuple(sorted(close.workers)):
@@ -215,14 +220,14 @@ class WindowedRounds:
         return finish
 
     def _follow(self) -> None:
-        """What the machine has done meanwhile."""
+        """Tell the window what the machine has done meanwhile."""
         state, window = self._machine.state, self._window
         if state.phase is Phase.OPEN and state.round != window.round:
             window.begin(state.round)
-            self._slots, self._update = {}, None
+            self._slots, self._in_progress = {}, None
         if state.faults.keys() != window.faulty and not window.settled and state.round == window.round:
             window.proved(state.faults, self._clock.now())
-            if window.fixed and not self._begun().stream.holds(len(window.columns), len(window.faulty)):
+            if window.fixed and not self._current().stream.holds(len(window.columns), len(window.faulty)):
                 window.restart(frozenset(), self._clock.now())
         aside = state.declined.keys() | state.absent | state.revoked.keys()
         aside |= passed_over(self._machine.policy, state)
@@ -230,49 +235,52 @@ class WindowedRounds:
             window.stands(aside, self._clock.now())
 
     def _settle(self) -> None:
+        """Have the vectors of all members counted, and answer their uploads."""
         slots = [self._slots[worker] for worker in self._window.columns]
         self._slots = {}
-        refusal = self._report.settled(slots)
+        refusal = self._listener.settle(slots)
         for slot in slots:
             self._lose(slot)
             self._answers[slot] = refusal
 
     def _lose(self, slot: Slot) -> int:
-        """Expect nothing of the slot any more; the attempt that it belonged to."""
+        """Expect nothing of the slot any more; returns the attempt that it belonged to."""
         attempt, self._attempts[slot] = self._attempts[slot], LOST
         return attempt
 
-    def _begun(self) -> _Update:
-        """The update in the making, of this attempt."""
+    def _current(self) -> _Update:
+        """The update of this attempt at the round."""
         window = self._window
-        if self._update is None or self._update.attempt != window.attempt:
+        if self._in_progress is None or self._in_progress.attempt != window.attempt:
             workers = tuple(sorted(window.columns))
             stream = self._learner.stream(len(workers), len(window.faulty))
-            self._update = _Update(stream, workers, window.attempt)
-        return self._update
+            self._in_progress = _Update(stream, workers, window.attempt)
+        return self._in_progress
 
-    async def _work(self) -> None:
+    async def _reduce(self) -> None:
+        """Reduce the blocks that all members have sent, in the compute thread."""
         window = self._window
         while window.ready > window.base:
             attempt, start = window.attempt, window.base
             stop = min(start + self._block, self._d)
-            update, at = self._begun(), start % self._kept
+            update, at = self._current(), start % self._kept
             part = [self._rows[worker][at : at + stop - start] for worker in update.workers]
             try:
                 await self._in_thread(functools.partial(update.stream.advance, part, start))
             except Exception as error:
-                self._report.failed(error)
+                self._listener.fail(error)
                 return
             if window.attempt == attempt:
                 window.reduced(stop, self._clock.now())
-                self.look()
+                self.update()
         self._task = None  # after an error it stays, and nothing more is done
-        self.look()
+        self.update()
 
-    async def _change(self) -> None:
-        reader: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(reader)
+    async def _changed(self) -> None:
+        """Return after the next `update`."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
         try:
-            await reader
+            await waiter
         finally:
-            self._waiting.discard(reader)
+            self._waiters.discard(waiter)
