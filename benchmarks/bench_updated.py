@@ -70,7 +70,7 @@ def timed(n: int, k: int, d: int, common: float, repeat: int) -> bool:
 
     def update() -> Tensor:
         for i in range(k):
-            kept.replaced(i * n // k)
+            kept.mark_replaced(i * n // k)
         return kept.products(rows, reference)
 
     if (error := difference(update(), fresh.gram(rows, reference))) > ALLOWED:

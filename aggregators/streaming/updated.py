@@ -2,17 +2,17 @@
 
 n  rows     k  of them replaced since the last time     d  columns     r  the reference, another each time
 
-Kept are the inner products of the rows about the origin, because that stays where it is; those with r are
-taken anew, as of one more row. What is replaced is measured anew and never corrected by a difference: a row
-leaves nothing behind, however large it was. Three ways to measure, as far as the common part of the rows
-needs it:
+The inner products of the rows about the origin are kept, because the origin stays where it is; those with r
+are measured anew each time, as of one more row. Products with a replaced row are measured anew and never
+corrected by a difference, so that a row leaves no rounding error behind, however large it was. There are
+three precisions, chosen by how much the rows have in common:
 
     quick  float32 products of short blocks, added up in float64, where that keeps the distance of a pair
     exact  float64, for the pairs whose distances it does not keep, or for all if that is to be expected
     fresh  all rows about r, once they lie so close to it that even float64 about the origin loses them
 
-Squared norms are always float64. So a squared distance errs by less than 1e-5 of itself, or by less than
-1e-13 of the squared norms about the origin or r, where two rows almost coincide.
+Squared norms are always in float64. So the error of a squared distance is below 1e-5 of it, or below 1e-13
+of the squared norms about the origin or r where two rows almost coincide.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STRIP = 1 << 15
 def worthwhile(n: int, k: int) -> bool:
     """Whether k replaced rows of n are few enough that this is faster than measuring all of them.
 
-    So it was on one thread, both with the compiled kernels and without.
+    Measured on one thread, with the compiled kernels and without.
     """
     return n >= 40 + 8 * k
 
@@ -62,8 +62,8 @@ class UpdatedGram:
         self._replaced = set(range(n))
         self._share = 1.0
 
-    def replaced(self, row: int) -> None:
-        """This row is another one now, or was written to."""
+    def mark_replaced(self, row: int) -> None:
+        """Say that this row is another one now, or was written to."""
         if not 0 <= row < len(self._inner):
             raise RowsError(f"`row` should be one of {len(self._inner)} rows. Found {row}.")
         self._replaced.add(row)
@@ -72,7 +72,7 @@ class UpdatedGram:
         """Inner products of (x_1 - r, ..., x_n - r, r), as `gram` of a backend: (n+1, n+1) float64.
 
         Args:
-            rows: all n; those that were not `replaced` since the last time are as they were.
+            rows: all n; those that were not marked as replaced since the last time are as they were.
             reference: r, (d,); zero if None.
 
         Raises:
@@ -84,9 +84,9 @@ class UpdatedGram:
             raise RowsError(f"`rows` should be {n} rows, as at first. Found {len(rows)}.")
         points = _Points(rows, reference)
         chosen = sorted(self._replaced)
-        measured = self._measured(points, chosen if reference is None else [*chosen, n])
+        measured = self._measure(points, chosen if reference is None else [*chosen, n])
         self._keep(chosen, measured[: len(chosen)])
-        products = _about(self._inner, measured[len(chosen) :])
+        products = _move_origin(self._inner, measured[len(chosen) :])
         self._share = _share(self._inner, products)
         return backend_for(rows).gram(rows, reference) if self._share < FAR else products
 
@@ -111,29 +111,29 @@ class UpdatedGram:
         self._inner[:, chosen] = measured[:, :-1].T
         self._replaced.clear()
 
-    def _measured(self, points: _Points, chosen: list[int]) -> Tensor:
-        """What the chosen points have with all rows, and their squares: (k, n+1)."""
+    def _measure(self, points: _Points, chosen: list[int]) -> Tensor:
+        """Inner products of the chosen points with all rows, and their squared norms: (k, n+1)."""
         n = len(self._inner)
         squares = points.squares(chosen)
         if not bool(squares.isfinite().all()):
             raise NotFinite
         inside = [i for i in chosen if i < n]
-        dtype = points.rows.working_dtype if self._promising(points) else torch.float64
+        dtype = points.rows.working_dtype if self._may_be_quick(points) else torch.float64
         cross = _symmetric(points.cross(chosen, range(n), dtype), inside)
         if dtype is not torch.float64:
             of_rows = self._inner.diagonal().index_copy(
                 0, torch.tensor(inside, dtype=torch.long), squares[: len(inside)]
             )
-            lost = _lost(cross, squares, of_rows, points)
+            lost = _imprecise(cross, squares, of_rows, points)
             lost[range(len(inside)), inside] = False  # the distance of a point to itself
-            _mend(cross, lost, points, chosen)
+            _remeasure(cross, lost, points, chosen)
             cross = _symmetric(cross, inside)
         cross[range(len(inside)), inside] = squares[: len(inside)]
         return torch.column_stack([cross, squares])
 
-    def _promising(self, points: _Points) -> bool:
-        """Whether float32 products will do for most pairs."""
-        return blocked.refuses(points.rows) is None and self._share > MARGIN * points.least
+    def _may_be_quick(self, points: _Points) -> bool:
+        """Whether float32 products can be expected to keep the distances of most pairs."""
+        return blocked.refuses(points.rows) is None and self._share > MARGIN * points.least_share
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ class _Points:
     reference: Tensor | None
 
     @property
-    def least(self) -> float:
+    def least_share(self) -> float:
         """Of a squared distance over the sum of the squared norms, what float32 products have to leave."""
         return centres.KEPT / math.sqrt(math.ceil(self.rows.d / WIDTH))
 
@@ -217,24 +217,24 @@ def _symmetric(cross: Tensor, inside: list[int]) -> Tensor:
     return cross
 
 
-def _mend(cross: Tensor, lost: Tensor, points: _Points, chosen: list[int]) -> None:
-    """Measure again, in float64, where something was lost: in place."""
+def _remeasure(cross: Tensor, lost: Tensor, points: _Points, chosen: list[int]) -> None:
+    """Measure the marked products again, in float64 and in place."""
     left, right = lost.any(dim=1).nonzero().flatten(), lost.any(dim=0).nonzero().flatten()
     if len(left):
         again = [chosen[i] for i in left.tolist()]
         cross[left[:, None], right] = points.cross(again, right.tolist(), torch.float64)
 
 
-def _lost(cross: Tensor, squares: Tensor, of_rows: Tensor, points: _Points) -> Tensor:
-    """Which quick products are not good enough: (k, n) bool."""
+def _imprecise(cross: Tensor, squares: Tensor, of_rows: Tensor, points: _Points) -> Tensor:
+    """Which quick products are not precise enough: (k, n) bool."""
     scale = squares[:, None] + of_rows
-    kept = (scale - 2 * cross >= points.least * scale) & cross.isfinite()
-    # A point so small that float32 products vanish; one that is nothing may.
+    kept = (scale - 2 * cross >= points.least_share * scale) & cross.isfinite()
+    # Products of a point this small underflow in float32, unless it is zero.
     small = (squares > 0) & (squares < blocked.FLOOR * points.rows.d)
     return ~kept | small[:, None]
 
 
-def _about(inner: Tensor, of_reference: Tensor) -> Tensor:
+def _move_origin(inner: Tensor, of_reference: Tensor) -> Tensor:
     """From products about the origin to those about the reference, of which (0 or 1, n+1) are given."""
     n = len(inner)
     products = torch.zeros(n + 1, n + 1, dtype=torch.float64)

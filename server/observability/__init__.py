@@ -1,4 +1,4 @@
-"""What a run tells about itself: one record for each round, and where it stands.
+"""Observability: the record of each round, and the status of a run.
 
-The rounds fill it, the transport and the launcher read it. It imports the protocol and the model's side.
+The rounds fill them; the transport and the launcher read them. It imports the protocol and the training.
 """

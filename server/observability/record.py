@@ -1,4 +1,4 @@
-"""What a round leaves behind: one line of JSON."""
+"""Round records: one line of JSON for each round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from varangian.server.training.learner import Step
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """All that can be said of one round. A field that does not apply is None."""
+    """What is recorded of one round. A field that does not apply is None."""
 
     round: int
     loss: float | None = None
@@ -77,7 +77,7 @@ class RoundRecord:
 
 
 class Scores(NamedTuple):
-    """What held-out data says of the model, and of its average where there is one."""
+    """The evaluation of the model on held-out data, and of its average where there is one."""
 
     loss: float | None = None
     accuracy: float | None = None
@@ -180,7 +180,7 @@ def record_of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRec
 
 
 def _plain(value: Any) -> Any:
-    """The same value without the floats that JSON has no word for."""
+    """The same value with null for the floats that JSON cannot write."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

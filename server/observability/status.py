@@ -1,4 +1,4 @@
-"""What the driver shows to those around it."""
+"""Run status: where a run stands."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from varangian.server.participation.selection import SelectSome
 from varangian.server.protocol.events import Seconds, Worker
 from varangian.server.rows.delta_sum import DeltaSum
 from varangian.server.rows.latest import LatestVectors
-from varangian.server.rows.latest_store import Kept, LatestPlan
+from varangian.server.rows.latest_store import LatestPlan, StoredDtype
 from varangian.server.rows.source import RowSource
 
 Form: TypeAlias = Literal["latest", "delta"]
@@ -40,7 +40,7 @@ class FedLaAvg(SelectSome):
     gather: float = 1.0
     """Seconds after the start of a round in which more may come to be chosen from; no longer than it takes
     until every worker is accounted for."""
-    store: Kept = "float32"
+    store: StoredDtype = "float32"
     """How latest vectors are kept; bfloat16 takes half the memory and keeps 8 bits of each number."""
     folder: str | None = None
     """A folder on a disk in which latest vectors are kept; null keeps them in memory."""

@@ -1,4 +1,4 @@
-"""The mean of the latest vectors of all workers, kept as nothing but that mean.
+"""Delta sum (FedLaAvg in its form of deltas): only the mean of all latest vectors is kept.
 
 n  workers     d  parameters
 """
@@ -23,12 +23,12 @@ STRIP = 1 << 18
 
 
 class DeltaSum:
-    """Each worker sends what is new in its vector, and u <- u + sum of these / n is the mean of them all.
+    """Each worker sends the change of its vector, and u <- u + sum of the changes / n is the mean of all.
 
-    The way of "Federated Optimization under Intermittent Client Availability" (Yan et al., 2023) to keep
-    O(d) in place of n vectors. It is for workers that are trusted: nobody can tell one vector in a sum from
-    another, and what was added by mistake or by an enemy is never taken out. u is in float64, so that a sum
-    over many rounds does not wear off.
+    This is how "Federated Optimization under Intermittent Client Availability" (Yan et al., 2023) keeps
+    O(d) numbers in place of n vectors. It is for workers that are trusted: in a sum no vector can be told
+    from another, and what was added by mistake or by an attacker is never taken out. u is in float64, so
+    that many small changes are not rounded away.
     """
 
     remembers: ClassVar[bool] = True
@@ -39,7 +39,7 @@ class DeltaSum:
 
     @property
     def mean(self) -> Tensor:
-        """u, (d,) in float64; that of workers which were never heard of is zero."""
+        """u, (d,) in float64; workers that have never pushed count as zero."""
         return self._mean
 
     def step_input(self, close: Close, rows: Mapping[Worker, Tensor]) -> StepInput:
@@ -68,7 +68,7 @@ class DeltaSum:
         self._mean = torch.empty(0, dtype=torch.float64)
 
     def _aggregate(self) -> Aggregate:
-        """The mean of the latest vectors of all n workers, not only of those who have sent what is new."""
+        """The mean of the latest vectors of all n workers, not only of those who have pushed."""
         return Aggregate(vector=self._mean.to(torch.float32), weights=None, dropped=())
 
     def _add(self, rows: Iterable[Tensor]) -> None:

@@ -16,7 +16,7 @@ from varangian.aggregators import Rows
 from varangian.aggregators.streaming.updated import UpdatedGram, worthwhile
 from varangian.files import user_path
 from varangian.server.protocol.events import Close, RollCall, Skip, Worker
-from varangian.server.rows.latest_store import Kept, LatestStore, NoRoom
+from varangian.server.rows.latest_store import LatestStore, NoRoom, StoredDtype
 from varangian.server.rows.source import StepInput
 from varangian.server.training.learner import Measure
 
@@ -25,28 +25,28 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LatestVectors:
-    """The latest vectors of all registered workers: of those who pushed, and of those who are away.
+    """The rule sees the latest vectors of all registered workers, also of those who did not push this time.
 
-    Whoever proved faulty is left out of the round, and what it sent before is forgotten. A worker that was
-    never heard of, or not for so long that its vector has expired, counts as zero. On a full disk a vector
-    counts in its own round; after it the one before counts on. `warn` is told once.
+    A worker that proved faulty is left out of the round, and what it sent before is forgotten. One that has
+    never pushed, or so long ago that its vector has expired, counts as zero. On a full disk a vector counts
+    in its own round only, and the one before it counts on; `warn` is called once.
     """
 
     remembers: ClassVar[bool] = True
     latest: LatestStore
     participants: int
-    """K."""
+    """K, for how many vectors are new in a round at most."""
     expire: int | None = None
     """Rounds after which a vector is forgotten."""
     warn: Callable[[str], None] = log.warning
     _warned: bool = field(init=False, default=False, repr=False)
-    _passing: dict[Worker, Tensor] = field(init=False, default_factory=dict, repr=False)
-    """Vectors of the round in hand that could not be kept."""
+    _unstored: dict[Worker, Tensor] = field(init=False, default_factory=dict, repr=False)
+    """Vectors of the present round for which the disk had no space."""
     _gram: _IncrementalGram | None = field(init=False, repr=False)
     _new: set[Worker] = field(default_factory=set[Worker], init=False, repr=False)
-    """Whose latest vectors no step has seen."""
+    """Workers whose latest vector no step has seen."""
     _given: int | None = field(default=None, init=False, repr=False)
-    """The last round whose rows were given to a step, unless that came to nothing."""
+    """The last round whose rows a step was given, until another round begins or it is skipped."""
 
     def __post_init__(self) -> None:
         n = len(self.latest.workers)
@@ -59,12 +59,12 @@ class LatestVectors:
         d: int,
         participants: int,
         *,
-        store: Kept = "float32",
+        store: StoredDtype = "float32",
         folder: str | None = None,
         expire: int | None = None,
         warn: Callable[[str], None] = log.warning,
     ) -> LatestVectors:
-        """With nothing in it.
+        """With an empty store.
 
         Raises:
             OSError: the disk has no room, or there is no such folder.
@@ -73,30 +73,30 @@ class LatestVectors:
         return cls(latest, participants, expire, warn)
 
     def step_input(self, close: Close, rows: Mapping[Worker, Tensor]) -> StepInput:
-        self._keep(close, rows)
+        self._store(close, rows)
         self._given = close.round
-        latest = {**self.latest.rows(), **self._passing}
+        latest = {**self.latest.rows(), **self._unstored}
         kept = {worker: row for worker, row in latest.items() if worker not in close.faults}
         measure = None
         if self._gram is not None and len(kept) == len(self.latest.workers):
             measure = self._gram.measure([kept[worker] for worker in self.latest.workers])
-        ages = {**self.latest.ages(close.round), **dict.fromkeys(self._passing, 0)}
+        ages = {**self.latest.ages(close.round), **dict.fromkeys(self._unstored, 0)}
         return StepInput(kept, measure=measure, ages=ages, fresh=frozenset(self._new))
 
     def skip(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
-        self._keep(skip, rows)
+        self._store(skip, rows)
 
     def forget(self, worker: Worker) -> None:
-        """As if the worker had never been heard of."""
-        self._passing.pop(worker, None)
+        """Count this worker as one that has never pushed."""
+        self._unstored.pop(worker, None)
         self._new.discard(worker)
         self.latest.forget([worker])
-        self._changed([worker])
+        self._mark_replaced([worker])
 
     def state(self) -> dict[str, Any]:
         return {
             "latest": self.latest.state(),
-            "passing": dict(self._passing),
+            "unstored": dict(self._unstored),
             "new": sorted(self._new),
             "given": self._given,
             "gram": None if self._gram is None else self._gram.state(),
@@ -104,7 +104,7 @@ class LatestVectors:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.latest.restore(state["latest"])
-        self._passing = {worker: row.clone() for worker, row in state["passing"].items()}
+        self._unstored = {worker: row.clone() for worker, row in state["unstored"].items()}
         self._new, self._given = set(state["new"]), state["given"]
         if self._gram is not None:
             self._gram.restore(state["gram"])
@@ -112,21 +112,21 @@ class LatestVectors:
     def close(self) -> None:
         self.latest.close()
 
-    def _keep(self, ended: RollCall, rows: Mapping[Worker, Tensor]) -> None:
-        """Vectors of this round, and none of those who proved faulty in it."""
+    def _store(self, ended: RollCall, rows: Mapping[Worker, Tensor]) -> None:
+        """Store the vectors of this round, and forget those of workers that proved faulty in it."""
         if self._given not in (None, ended.round):
             self._new.clear()
         self._given = None
-        self._changed(self._passing)
-        self._passing = {w: rows[w] for w in sorted(rows) if not self._kept(w, rows[w], ended.round)}
-        self._changed(rows)
+        self._mark_replaced(self._unstored)
+        self._unstored = {w: rows[w] for w in sorted(rows) if not self._replace(w, rows[w], ended.round)}
+        self._mark_replaced(rows)
         self._new.update(rows)
         if self.expire is not None:
-            self._changed(self.latest.expire(ended.round - self.expire))
-        self._changed(self.latest.forget(sorted(ended.faults)))
+            self._mark_replaced(self.latest.expire(ended.round - self.expire))
+        self._mark_replaced(self.latest.forget(sorted(ended.faults)))
 
-    def _kept(self, worker: Worker, row: Tensor, round: int) -> bool:
-        """Keep a vector; whether there was room for it."""
+    def _replace(self, worker: Worker, row: Tensor, round: int) -> bool:
+        """Store one vector; returns whether there was space for it."""
         try:
             self.latest.replace(worker, row, round)
         except NoRoom as error:
@@ -136,21 +136,21 @@ class LatestVectors:
             return False
         return True
 
-    def _changed(self, workers: Iterable[Worker]) -> None:
+    def _mark_replaced(self, workers: Iterable[Worker]) -> None:
         if self._gram is not None:
-            self._gram.changed(workers)
+            self._gram.mark_replaced(workers)
 
 
 class _IncrementalGram:
-    """The Gram matrix of all latest vectors, of which only a few change in a round."""
+    """The Gram matrix of all latest vectors, measured anew for those that were replaced."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._gram = UpdatedGram(len(workers))
-        self._place = {worker: i for i, worker in enumerate(workers)}
+        self._index = {worker: i for i, worker in enumerate(workers)}
 
-    def changed(self, workers: Iterable[Worker]) -> None:
+    def mark_replaced(self, workers: Iterable[Worker]) -> None:
         for worker in workers:
-            self._gram.replaced(self._place[worker])
+            self._gram.mark_replaced(self._index[worker])
 
     def state(self) -> dict[str, Any]:
         return self._gram.state()
@@ -159,5 +159,5 @@ class _IncrementalGram:
         self._gram.restore(state)
 
     def measure(self, rows: Sequence[Tensor]) -> Measure:
-        """Measures the rows of all workers from a point."""
+        """A function that measures these rows, of all workers, from a point."""
         return lambda reference: self._gram.products(Rows.of(rows), reference)

@@ -1,4 +1,4 @@
-"""The latest vector of every registered worker, however long ago it came, and of which round it is.
+"""Store of latest vectors: one of each registered worker and its round, in memory or on disk.
 
 n  registered workers     d  parameters
 """
@@ -20,29 +20,29 @@ from torch import Tensor
 
 from varangian.server.protocol.events import Worker
 
-Kept: TypeAlias = Literal["float32", "bfloat16"]
+StoredDtype: TypeAlias = Literal["float32", "bfloat16"]
 
-TORCH: Mapping[Kept, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TORCH: Mapping[StoredDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SPARE = 1
-"""Rows that belong to nobody: the next vector is written there."""
-NOTHING = 1
-"""Rows of zeros, of workers that were never heard of. Never written to, so it takes no memory."""
+"""Spare rows: the next vector is written there."""
+ZEROS = 1
+"""Rows of zeros, for workers that have never pushed. Never written to, so it takes no memory."""
 SPACE = "Free some space, use another folder, or keep bfloat16."
 STRIP = 1 << 16
 """Numbers that are converted at once."""
 
 
 class NoRoom(OSError):
-    """The disk has less room than the latest vectors need."""
+    """The disk has less space than the latest vectors need."""
 
 
 @dataclass(frozen=True)
 class LatestPlan:
-    """What a store of latest vectors takes, known before anything is allocated."""
+    """How much memory or disk a store of latest vectors takes, known before anything is allocated."""
 
     n: int
     d: int
-    dtype: Kept = "float32"
+    dtype: StoredDtype = "float32"
     folder: Path | None = None
     """Where the vectors are kept on disk; in memory without one."""
 
@@ -89,10 +89,10 @@ class LatestPlan:
 
 
 class LatestStore:
-    """n latest vectors; those of workers that were never heard of are zero.
+    """The latest vectors of n workers; those of workers that have never pushed are zero.
 
-    A vector is written to a row that belongs to nobody, and only then becomes the worker's: whatever goes
-    wrong on the way, the vector before it stays as it was. Memory and disk are taken as workers come.
+    A vector is written to a spare row, and only then becomes the worker's: whatever goes wrong on the way,
+    the vector before it stays as it was. Memory and disk are taken as workers come.
 
     Raises:
         NoRoom: as `LatestPlan.check_room`.
@@ -100,21 +100,26 @@ class LatestStore:
     """
 
     def __init__(
-        self, workers: Sequence[Worker], d: int, *, dtype: Kept = "float32", folder: Path | None = None
+        self,
+        workers: Sequence[Worker],
+        d: int,
+        *,
+        dtype: StoredDtype = "float32",
+        folder: Path | None = None,
     ) -> None:
         self.workers = tuple(sorted(workers))
         if len(set(self.workers)) < len(self.workers):
             raise ValueError(f"`workers` should be different names. Found {self.workers}.")
         self.plan = LatestPlan(len(self.workers), d, dtype, folder)
         self.plan.check_room()
-        self._place: _Place = _Memory(self.plan) if folder is None else _File(self.plan, folder)
+        self._backing: _Backing = _Memory(self.plan) if folder is None else _File(self.plan, folder)
         self._rows = dict[Worker, int]()
         self._stamps = dict[Worker, int]()
         self._free = [*range(len(self.workers) + SPARE)]
 
     @property
     def stamps(self) -> Mapping[Worker, int]:
-        """The round of the vector of each worker that was heard of."""
+        """The round of the vector of each worker that has one."""
         return MappingProxyType(self._stamps)
 
     def replace(self, worker: Worker, vector: Tensor, round: int) -> None:
@@ -133,7 +138,7 @@ class LatestStore:
         self._check(worker, vector, round)
         free = self._free[-1]
         try:
-            self._place.write(free, vector.detach())
+            self._backing.write(free, vector.detach())
         except OSError as error:
             where = f"The latest vector of {worker} cannot be written to {self.plan.folder}"
             raise NoRoom(f"{where}: {error.strerror}. {SPACE}") from error
@@ -142,11 +147,11 @@ class LatestStore:
         self._rows[worker], self._stamps[worker] = free, round
 
     def expire(self, older_than: int) -> tuple[Worker, ...]:
-        """Forget the vectors of rounds before this one: they are zero from here on. Whose they were."""
+        """Make the vectors of rounds before this one zero from here on; returns whose they were."""
         return self.forget(w for w in self.workers if self._stamps.get(w, older_than) < older_than)
 
     def forget(self, workers: Iterable[Worker]) -> tuple[Worker, ...]:
-        """The vectors of these workers are zero from here on. Whose there were any of."""
+        """Make the vectors of these workers zero from here on; returns which of them had one."""
         forgotten = tuple(worker for worker in workers if worker in self._rows)
         for worker in forgotten:
             self._free.append(self._rows.pop(worker))
@@ -155,11 +160,11 @@ class LatestStore:
 
     def rows(self) -> dict[Worker, Tensor]:
         """The vector (d,) of every registered worker, by name: views, of use until the next `replace`."""
-        nothing = self.plan.n + SPARE
-        return {worker: self._place.row(self._rows.get(worker, nothing)) for worker in self.workers}
+        zeros = self.plan.n + SPARE
+        return {worker: self._backing.row(self._rows.get(worker, zeros)) for worker in self.workers}
 
     def ages(self, round: int) -> dict[Worker, int]:
-        """How many rounds ago each vector was made; only of workers that were heard of."""
+        """How many rounds ago each vector was made; only of workers that have one."""
         return {worker: round - stamp for worker, stamp in sorted(self._stamps.items())}
 
     def state(self) -> dict[str, Any]:
@@ -168,7 +173,7 @@ class LatestStore:
         Places belong to it because kernels may add in another order where rows lie elsewhere.
         """
         return {
-            "vectors": {worker: self._place.row(row) for worker, row in self._rows.items()},
+            "vectors": {worker: self._backing.row(row) for worker, row in self._rows.items()},
             "rounds": dict(self._stamps),
             "rows": dict(self._rows),
             "free": list(self._free),
@@ -188,13 +193,13 @@ class LatestStore:
         self._rows, self._stamps = dict(state["rows"]), dict(state["rounds"])
         self._free = list(state["free"])
         for worker, row in self._rows.items():
-            self._place.write(row, state["vectors"][worker])
+            self._backing.write(row, state["vectors"][worker])
 
     def close(self) -> None:
         """Give memory and disk back, once nobody holds a row any more."""
         self._rows.clear()
         self._stamps.clear()
-        self._place.close()
+        self._backing.close()
 
     def _check(self, worker: Worker, vector: Tensor, round: int) -> None:
         if worker not in self.workers:
@@ -208,7 +213,7 @@ class LatestStore:
             )
 
 
-class _Place(Protocol):
+class _Backing(Protocol):
     """Rows of numbers, zero until they are written."""
 
     def row(self, i: int, /) -> Tensor: ...
@@ -217,11 +222,11 @@ class _Place(Protocol):
 
 
 class _Memory:
-    """Zeros come from the kernel, page by page, when they are first written."""
+    """Rows in memory, which the system gives page by page when they are first written."""
 
     def __init__(self, plan: LatestPlan) -> None:
         self._dtype = TORCH[plan.dtype]
-        self._matrix = _typed(np.zeros((plan.n + SPARE + NOTHING, plan.row_bytes), np.uint8), self._dtype)
+        self._matrix = _as_rows(np.zeros((plan.n + SPARE + ZEROS, plan.row_bytes), np.uint8), self._dtype)
 
     def row(self, i: int) -> Tensor:
         return self._matrix[i]
@@ -229,39 +234,39 @@ class _Memory:
     def write(self, i: int, vector: Tensor) -> None:
         row = self._matrix[i]
         for to, strip in zip(row.split(STRIP), vector.split(STRIP), strict=True):
-            to.copy_(_rounded(strip, self._dtype))
+            to.copy_(_convert(strip, self._dtype))
 
     def close(self) -> None:
         self._matrix = torch.empty(0, 0)
 
 
 class _File:
-    """A sparse file without a name, so that nothing is left of it however the process ends.
+    """A sparse file without a name, of which nothing is left however the process ends.
 
-    It is read through memory, but written by calls: a disk that is full is then an error, not the end. What
-    was never written is not read from it, as some file systems need room even for that.
+    It is read through a memory map, but written by calls: a full disk is then an error, not a signal that
+    ends the process. What was never written is not read, as some file systems need space even for that.
     """
 
     def __init__(self, plan: LatestPlan, folder: Path) -> None:
         self._dtype = TORCH[plan.dtype]
         self._row_bytes = plan.row_bytes
-        shape = (plan.n + SPARE + NOTHING, plan.row_bytes)
+        shape = (plan.n + SPARE + ZEROS, plan.row_bytes)
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
         self._file.truncate(shape[0] * shape[1])
-        self._matrix = _typed(np.memmap(self._file, np.uint8, "r+", shape=shape), self._dtype)
-        self._nothing = _typed(np.zeros((NOTHING, plan.row_bytes), np.uint8), self._dtype)
+        self._matrix = _as_rows(np.memmap(self._file, np.uint8, "r+", shape=shape), self._dtype)
+        self._zeros = _as_rows(np.zeros((ZEROS, plan.row_bytes), np.uint8), self._dtype)
 
     def row(self, i: int) -> Tensor:
-        return self._nothing[0] if i == len(self._matrix) - NOTHING else self._matrix[i]
+        return self._zeros[0] if i == len(self._matrix) - ZEROS else self._matrix[i]
 
     def write(self, i: int, vector: Tensor) -> None:
         at = i * self._row_bytes
         for strip in vector.split(STRIP):
-            data = _rounded(strip, self._dtype).contiguous().view(torch.uint8).numpy().data
-            at = self._written(data, at)
+            data = _convert(strip, self._dtype).contiguous().view(torch.uint8).numpy().data
+            at = self._write_all(data, at)
 
-    def _written(self, data: memoryview, at: int) -> int:
-        """Where the next data go; a call may write less than all."""
+    def _write_all(self, data: memoryview, at: int) -> int:
+        """Write all of it, in as many calls as that takes; returns where the next data go."""
         while data:
             count = os.pwrite(self._file.fileno(), data, at)
             data, at = data[count:], at + count
@@ -272,12 +277,12 @@ class _File:
         self._file.close()
 
 
-def _typed(matrix: np.ndarray[tuple[int, int], np.dtype[np.uint8]], dtype: torch.dtype) -> Tensor:
+def _as_rows(matrix: np.ndarray[tuple[int, int], np.dtype[np.uint8]], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(matrix).view(dtype)
 
 
-def _rounded(strip: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same numbers, on the CPU, in the type that is kept."""
+def _convert(strip: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same numbers, on the CPU, in the type of the store."""
     kept = strip.to(device="cpu", dtype=dtype)
     if dtype is not strip.dtype and not bool(kept.isfinite().all()):
         name = str(dtype).removeprefix("torch.")
@@ -286,7 +291,7 @@ def _rounded(strip: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _format_bytes(count: int) -> str:
-    """Bytes, as people say them."""
+    """A number of bytes with a unit."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:
             return f"{count / scale:.3g} {unit}"

@@ -1,5 +1,5 @@
-"""The model's side of a round: one step of the optimizer on an aggregate, and what it keeps.
+"""Training: the learner, its parameters and optimizer, learning rates, the average of the model.
 
-Parameters, optimizer, learning rates, the average of the model. Rows in, a `Step` out: nothing here knows
-of a worker, a call or a clock. The rest of the server may import it; it imports `varangian.aggregators`.
+Rows go in, and a `Step` comes out; nothing here knows of a call, a deadline or a clock. The rest of the
+server may import it; it imports `varangian.aggregators`, and the encoding of payloads.
 """

@@ -57,9 +57,9 @@ def samples(batch: int, counted: int, effective: float | None = None) -> float:
 
 
 class Average:
-    """The averaged parameters, in two float32 numbers each: the nearest, and what it leaves out.
+    """The averaged parameters, each as two float32 numbers: the nearest one, and what that leaves out.
 
-    Alone, a float32 average would stop where a step is less than half of its last digit.
+    A single float32 number would stop to move where a step is less than half of its last digit.
     """
 
     def __init__(self, ema: Ema, parameters: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The model's side of a round: rows in, one step of the optimizer, and who was believed.
+"""The learner: it aggregates the rows of a round, steps the optimizer, and says who was believed.
 
 d  parameters     n  rows of the round, in the order of their workers' names
 """
@@ -51,7 +51,7 @@ class Step:
 
 
 class Learner:
-    """The parameters, the rule that aggregates and the optimizer that steps.
+    """The parameters, the aggregation rule and the optimizer of a run.
 
     A step depends on the parameters, the optimizer's state, the last aggregate, the seed, the round and the
     rows by name; not on the order in which rows came. An average of the parameters, if there is one,
@@ -136,13 +136,13 @@ class Learner:
         length = self._checked_norm(aggregate)
         aggregated = time.perf_counter()
         lr = self._optimizer.rate(round, self._rounds)
-        vector = _own(aggregate.vector.detach().to(torch.float32), rows)
+        vector = _without_rows(aggregate.vector.detach().to(torch.float32), rows)
         self._move(vector, length, lr)
-        self._refer(vector)
+        self._keep_reference(vector)
         if self.average is not None:
-            self.average.update(self.parameters, self._batch * _learned(aggregate, workers, fresh))
+            self.average.update(self.parameters, self._batch * _count_learned(aggregate, workers, fresh))
         seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
-        return _described(aggregate, workers, faults, length, lr, seconds)
+        return _describe(aggregate, workers, faults, length, lr, seconds)
 
     def payload(self) -> memoryview:
         """The parameters as little-endian float32; never changed as long as somebody holds it."""
@@ -192,13 +192,14 @@ class Learner:
         return rule(
             vectors,
             reference,
-            torch.Generator().manual_seed(_derived(self._seed, round)),
+            torch.Generator().manual_seed(_derive_seed(self._seed, round)),
             faults=faults,
             measured=None if measure is None else lambda: measure(reference),
             into=self._spare,
         )
 
     def _checked_norm(self, aggregate: Aggregate) -> float:
+        """The Euclidean norm of an aggregate that is one finite vector (d,)."""
         vector, d = aggregate.vector, self.parameters.numel()
         if vector.shape != (d,):
             found = f"Found shape {tuple(vector.shape)}."
@@ -209,7 +210,7 @@ class Learner:
         return length
 
     def _move(self, vector: Tensor, length: float, lr: float) -> None:
-        """One step of the optimizer, beside the current parameters."""
+        """Step the optimizer; the new parameters are written beside the current ones."""
         draft = self._versions.draft()
         try:
             self._stepper.step(self.parameters, vector, length, lr, draft)
@@ -218,15 +219,15 @@ class Learner:
             raise
         self._versions.publish(draft)
 
-    def _refer(self, vector: Tensor) -> None:
-        """Keep the aggregate, and use the memory of the one before for the next."""
+    def _keep_reference(self, vector: Tensor) -> None:
+        """Keep this aggregate as the reference of the next; the memory of the last one is used again."""
         before, self.reference = self.reference, vector
         if vector.data_ptr() == self._spare.data_ptr():
             self._spare = torch.empty_like(vector) if before is None else before
 
 
-def _learned(aggregate: Aggregate, workers: Sequence[str], fresh: Collection[str] | None) -> float:
-    """From how many new rows, equally believed, a step has learned."""
+def _count_learned(aggregate: Aggregate, workers: Sequence[str], fresh: Collection[str] | None) -> float:
+    """How many new rows, equally believed, a step has learned from."""
     new = [
         i
         for i, worker in enumerate(workers)
@@ -237,19 +238,19 @@ def _learned(aggregate: Aggregate, workers: Sequence[str], fresh: Collection[str
     return samples(1, len(new), aggregate._replace(weights=aggregate.weights[new]).effective)
 
 
-def _own(vector: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-    """The vector, not in the memory of a row: rows are overwritten in the next round."""
+def _without_rows(vector: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    """The same vector in memory of its own: rows are overwritten in the next round."""
     memory = {row.untyped_storage().data_ptr() for row in rows.values()}
     return vector.clone() if vector.untyped_storage().data_ptr() in memory else vector
 
 
-def _derived(seed: int, round: int) -> int:
+def _derive_seed(seed: int, round: int) -> int:
     """A seed for one round, unlike that of any other round or seed."""
     text = f"server/{seed}/{round}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _described(
+def _describe(
     aggregate: Aggregate,
     workers: Sequence[str],
     faults: Mapping[str, str],
@@ -257,13 +258,13 @@ def _described(
     lr: float,
     seconds: dict[str, float],
 ) -> Step:
-    weights = None if aggregate.weights is None else _named(workers, aggregate.weights)
+    weights = None if aggregate.weights is None else _by_name(workers, aggregate.weights)
     return Step(
         norm=length,
         weights=weights,
         reference_weight=aggregate.reference_weight,
         dropped=dict(faults) | {workers[i]: "not finite" for i in aggregate.dropped},
-        details={name: _named(workers, values) for name, values in aggregate.details.items()},
+        details={name: _by_name(workers, values) for name, values in aggregate.details.items()},
         lr=lr,
         seconds=seconds,
         effective=aggregate.effective,
@@ -271,5 +272,5 @@ def _described(
     )
 
 
-def _named(workers: Sequence[str], values: Tensor) -> dict[str, float]:
+def _by_name(workers: Sequence[str], values: Tensor) -> dict[str, float]:
     return dict(zip(workers, values.tolist(), strict=True))

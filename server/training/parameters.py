@@ -1,4 +1,4 @@
-"""The parameters, one version after the other; each is left alone as long as somebody reads it."""
+"""Parameters: their versions in memory, the snapshot that workers pull, and the norm of a vector."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Snapshot:
 def norm(vector: Tensor) -> float | None:
     """Euclidean norm; None when an entry is not finite. In float64 no finite float32 vector overflows."""
     blocks = vector.split(BLOCK)
-    # Not a result of its own for each: such crumbs between the widened blocks keep their memory from being
-    # used again, and it comes to half of the vector.
+    # One tensor for all results: small ones between the widened blocks would keep the allocator from using
+    # the memory of a block again, which comes to half of the vector.
     parts = torch.empty(len(blocks), dtype=torch.float64)
     for block, part in zip(blocks, parts, strict=True):
         torch.linalg.vector_norm(block, dtype=torch.float64, out=part)

@@ -81,14 +81,14 @@ def test_a_thousand_updates_leave_what_a_fresh_one_has():
             kind = rng.choice(["plain"] * 6 + ["huge", "tiny", "zero", "copy"])
             new = matrix[rng.randrange(N)].clone() if kind == "copy" else seeded(D, seed=step)
             matrix[row] = new if kind == "copy" else scaled(new, kind)
-            kept.replaced(row)
+            kept.mark_replaced(row)
         found = products_of(kept, matrix, r)
         if step % 10 == 0:
             compare(found, matrix, r)
         r = matrix.median(dim=0).values
     matrix = seeded(N, D, seed=1001)
     for row in range(N):
-        kept.replaced(row)
+        kept.mark_replaced(row)
     compare(products_of(kept, matrix, r := seeded(D, seed=1002)), matrix, r)
 
 
@@ -102,8 +102,8 @@ def test_a_huge_row_that_is_replaced_leaves_no_trace():
     others = [i for i in range(N + 1) if i != 3]
     assert torch.equal(huge[others][:, others], products_of(UpdatedGram(N), matrix, r)[others][:, others])
     matrix[3] = sound
-    kept.replaced(3)
-    never.replaced(3)
+    kept.mark_replaced(3)
+    never.mark_replaced(3)
     assert torch.equal(products_of(kept, matrix, r), products_of(never, matrix, r))
 
 
@@ -113,7 +113,7 @@ def test_only_what_was_replaced_is_measured_anew():
     before = products_of(kept, matrix)
     matrix[2] = seeded(D, seed=1)
     matrix[5] = seeded(D, seed=2)
-    kept.replaced(2)  # and nobody was told of 5
+    kept.mark_replaced(2)  # and nobody was told of 5
     after = products_of(kept, matrix)
     same = torch.ones(N + 1, N + 1, dtype=torch.bool)
     same[2] = same[:, 2] = False
@@ -132,7 +132,7 @@ def test_distances_are_right_however_large_the_common_part(common: float, dtype:
     for step in range(20):
         far = far + 0.1 * seeded(D, seed=100 + step).to(dtype)
         matrix[step % N] = far + seeded(D, seed=200 + step).to(dtype)
-        kept.replaced(step % N)
+        kept.mark_replaced(step % N)
         found = products_of(kept, matrix, r)
         wanted = direct(matrix, r)
         assert ((distances(found) - wanted).abs() <= TOLERANCE * wanted).all()
@@ -161,7 +161,7 @@ def test_a_row_that_is_not_finite_is_noticed_until_it_is_replaced():
     sound = matrix.clone()
     for bad in (torch.nan, torch.inf):
         matrix[4, 7] = bad
-        kept.replaced(4)
+        kept.mark_replaced(4)
         for _ in range(2):
             with pytest.raises(NotFinite):
                 products_of(kept, matrix, r)
@@ -175,7 +175,7 @@ def test_rows_of_other_types(dtype: torch.dtype):
     kept = UpdatedGram(N)
     products_of(kept, matrix, r)
     matrix[1] = seeded(D, seed=2).to(dtype)
-    kept.replaced(1)
+    kept.mark_replaced(1)
     compare(products_of(kept, matrix, r), matrix, r)
 
 
@@ -199,7 +199,7 @@ def test_it_does_not_matter_where_the_rows_lie_or_in_which_order_they_came():
     for rows, kept, changed in ((together, one, (1, 6)), (apart, other, (6, 1))):
         kept.products(rows, r)
         for row in changed:
-            kept.replaced(row)
+            kept.mark_replaced(row)
     found, wanted = one.products(together, r), other.products(apart, r)
     assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-2)
     assert distances(found)[3, 4] == distances(wanted)[3, 4] == 0
@@ -218,7 +218,7 @@ def test_an_aggregator_takes_it():
     aggregator = Aggregator(Krum(f=2, select=3))
     for step in range(4):
         matrix[step] = seeded(D, seed=step + 10)
-        kept.replaced(step)
+        kept.mark_replaced(step)
         told = aggregator(rows, r, measured=partial(kept.products, rows, r))
         assert torch.equal(told.vector, aggregator(rows, r).vector)
         r = told.vector
@@ -227,7 +227,7 @@ def test_an_aggregator_takes_it():
 def test_bad_calls():
     kept = UpdatedGram(3)
     with pytest.raises(RowsError, match=r"should be one of 3 rows\. Found 3"):
-        kept.replaced(3)
+        kept.mark_replaced(3)
     with pytest.raises(RowsError, match=r"should be 3 rows, as at first\. Found 2"):
         kept.products(Rows.of(torch.ones(2, 4)))
 

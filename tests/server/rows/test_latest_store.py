@@ -105,7 +105,7 @@ def test_no_row_is_torn_when_a_write_breaks_off_in_the_middle(
     store.replace("w00", full(1), 0)
     monkeypatch.setattr(latest_store, "STRIP", 2)
     strips = iter(range(2))
-    rounded = latest_store._rounded
+    rounded = latest_store._convert
 
     def breaks(strip: Tensor, dtype: torch.dtype) -> Tensor:
         if next(strips, None) is None:
@@ -113,7 +113,7 @@ def test_no_row_is_torn_when_a_write_breaks_off_in_the_middle(
         return rounded(strip, dtype)
 
     with monkeypatch.context() as patch:
-        patch.setattr(latest_store, "_rounded", breaks)
+        patch.setattr(latest_store, "_convert", breaks)
         with pytest.raises(Crash):
             store.replace("w00", full(2), 1)
     assert held(store)["w00"] == [1] * D
@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_is_an_error_and_tears_nothing(
 def test_nothing_is_left_on_disk(tmp_path: Path):
     store = LatestStore(WORKERS, 100_000, folder=tmp_path)
     store.replace("w00", torch.ones(100_000), 0)
-    status = os.fstat(store._place._file.fileno())
+    status = os.fstat(store._backing._file.fileno())
     assert status.st_size == 5 * 400_000
     assert status.st_blocks * 512 < 2 * 400_000  # sparse: one row was written
     assert list(tmp_path.iterdir()) == []  # not even while it is open, in case of a kill
