@@ -1,9 +1,9 @@
-"""The authority of a cluster: who gets a certificate, and whose counts no longer.
+"""Certificate authority of a cluster: issues certificates and revokes them.
 
 DIR/authority/cert.pem   the authority itself, which every bundle carries as ca.pem
-DIR/authority/key.pem    what it signs with; whoever has it can be anybody
+DIR/authority/key.pem    its private key; whoever has it can pose as anybody
 DIR/authority/issued     one line of JSON for each certificate
-DIR/authority/revoked    fingerprints of certificates that count no longer
+DIR/authority/revoked    fingerprints of revoked certificates
 DIR/NAME/                a bundle for each program; see `varangian.protos.identity.bundle`. Without
                          key.pem where the key was made on the machine that uses it
 """
@@ -41,7 +41,7 @@ class AuthorityError(ValueError):
 
 @dataclass(frozen=True)
 class Issued:
-    """A certificate in the book of the authority."""
+    """A certificate in the register of the authority."""
 
     name: str
     role: str
@@ -50,11 +50,11 @@ class Issued:
     begins: float
     ends: float
     bundle: str
-    """Where it was put."""
+    """The directory of its bundle."""
 
 
 class Authority:
-    """A directory that certificates come from."""
+    """An authority, in a directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +67,7 @@ class Authority:
 
     @classmethod
     def create(cls, path: Path, days: float) -> Authority:
-        """A new authority.
+        """Make an authority.
 
         Raises:
             AuthorityError: there is one already; its certificates would count no longer.
@@ -77,7 +77,7 @@ class Authority:
                 f"{path} should not be an authority yet. Found {HOME}/{KEY}, without which every bundle "
                 "that it signed would be worthless. Choose another directory."
             )
-        made = x509.authority(days)
+        made = x509.make_authority(days)
         home = path / HOME
         home.mkdir(mode=FOLDER, parents=True, exist_ok=True)
         write_atomically(home / REVOKED, b"", PUBLIC)
@@ -107,7 +107,7 @@ class Authority:
             into: the folder of the bundle's folder.
             force: replace a bundle that exists.
             request: from a holder that keeps its key; the bundle is made without one.
-            revoke_old: once it is made, every other certificate of that name counts no longer.
+            revoke_old: then revoke every other certificate of that name.
 
         Raises:
             AuthorityError: it exists, cannot be named so, or the request cannot be signed.
@@ -119,31 +119,31 @@ class Authority:
                 f"{bundle} should not exist yet. Add --force to replace it; the old certificate counts "
                 "until it expires or is revoked."
             )
-        signer = x509.Pair((self.home / CERTIFICATE).read_bytes(), (self.home / KEY).read_bytes())
+        signer = x509.Credentials((self.home / CERTIFICATE).read_bytes(), (self.home / KEY).read_bytes())
         try:
-            made = x509.leaf(signer, role, name, tuple(hosts), days, request)
+            made = x509.make_certificate(signer, role, name, tuple(hosts), days, request)
         except x509.RequestError as error:
             raise AuthorityError(f"The request {error}.") from None
-        mark, where = fingerprint(made.certificate), str(bundle.absolute())
-        issued = Issued(name, role.value, mark, *made.dates, where)
-        # First the book: a certificate that nobody knows of could never be revoked.
-        with (self.home / ISSUED).open("a", encoding="utf-8") as book:
-            book.write(json.dumps(asdict(issued)) + "\n")
-            book.flush()
-            os.fsync(book.fileno())
+        digest, where = fingerprint(made.certificate), str(bundle.absolute())
+        issued = Issued(name, role.value, digest, *made.dates, where)
+        # First the register: a certificate that nobody knows of could never be revoked.
+        with (self.home / ISSUED).open("a", encoding="utf-8") as register:
+            register.write(json.dumps(asdict(issued)) + "\n")
+            register.flush()
+            os.fsync(register.fileno())
         files = {CA: signer.certificate, CERTIFICATE: made.certificate}
         if made.key:
             files[KEY] = made.key
         if role is Role.SERVER:
             files[REVOKED] = (self.home / REVOKED).read_bytes()
-        _replace(bundle, files)
+        _replace_bundle(bundle, files)
         if revoke_old:
-            self._revoke([one for one in self._counting(name) if one.fingerprint != mark])
+            self._revoke([one for one in self._not_revoked(name) if one.fingerprint != digest])
         return issued
 
     def cluster(self) -> str:
-        """Its id, which every certificate names."""
-        return x509.cluster((self.home / CERTIFICATE).read_bytes())
+        """The id of the authority, which every certificate names."""
+        return x509.cluster_id((self.home / CERTIFICATE).read_bytes())
 
     def issued(self) -> list[Issued]:
         """Every certificate that was ever made, oldest first.
@@ -164,28 +164,28 @@ class Authority:
             ) from None
 
     def revoked(self) -> frozenset[str]:
-        """Fingerprints of those that count no longer."""
+        """Fingerprints of the revoked certificates."""
         return parse_fingerprints((self.home / REVOKED).read_text(encoding="utf-8"))
 
     def revoke(self, name: str) -> tuple[list[Issued], list[Path]]:
-        """Declare every certificate of a name void; returns them, and the lists of servers that say so now.
+        """Revoke every certificate of a name; returns them, and the lists of servers that were updated.
 
-        Where that was done before, and did not reach every server, it does so now.
+        If they were revoked before, and a server was not reached, it is reached now.
 
         Raises:
             AuthorityError: no certificate of that name counts, or a list could not be written.
         """
-        found = self._counting(name)
+        found = self._not_revoked(name)
         if found:
             return found, self._revoke(found)
         known = [one for one in self.issued() if one.name == name]
-        told = self._published() if known else []
-        if not told:
+        updated = self._publish() if known else []
+        if not updated:
             raise AuthorityError(f"{name!r:.100} should have a certificate that counts. Found none.")
-        return known, told
+        return known, updated
 
     def revoke_one(self, digits: str) -> tuple[Issued, list[Path]]:
-        """Declare one certificate void, by its fingerprint or the first digits of it.
+        """Revoke one certificate, by its fingerprint or the first digits of it.
 
         Raises:
             AuthorityError: there is no such certificate, or it counts no longer, or there are several; or a
@@ -197,10 +197,10 @@ class Authority:
                 f"A fingerprint should be {PREFIX} to 64 hexadecimal digits, as `varangian certs list` "
                 f"shows it. Found {digits!r:.100}."
             )
-        found = [one for one in self._counting() if one.fingerprint.startswith(wanted)]
+        found = [one for one in self._not_revoked() if one.fingerprint.startswith(wanted)]
         known = [one for one in self.issued() if one.fingerprint.startswith(wanted)]
-        if not found and len(known) == 1 and (told := self._published()):
-            return known[0], told
+        if not found and len(known) == 1 and (updated := self._publish()):
+            return known[0], updated
         if len(found) != 1:
             many = f"{len(found)} of them" if found else "none"
             raise AuthorityError(
@@ -208,7 +208,7 @@ class Authority:
             )
         return found[0], self._revoke(found)
 
-    def _counting(self, name: str | None = None) -> list[Issued]:
+    def _not_revoked(self, name: str | None = None) -> list[Issued]:
         """Certificates, of everybody or of one name, that were not revoked."""
         revoked = self.revoked()
         return [
@@ -221,22 +221,22 @@ class Authority:
         listed = (self.home / REVOKED).read_text(encoding="utf-8")
         lines = "".join(f"{one.fingerprint}  {one.name}\n" for one in found)
         write_atomically(self.home / REVOKED, (listed + lines).encode(), PUBLIC)
-        return self._published()
+        return self._publish()
 
-    def _published(self) -> list[Path]:
-        """Bring the list to every server's bundle on this machine that has another one; returns which.
+    def _publish(self) -> list[Path]:
+        """Copy the list to every server's bundle on this machine that has another one; returns which.
 
         Raises:
             AuthorityError: one of them could not be written, and the others were.
         """
         content = (self.home / REVOKED).read_bytes()
-        told, failures = list[Path](), list[str]()
+        updated, failures = list[Path](), list[str]()
         for bundle in sorted({one.bundle for one in self.issued() if one.role == Role.SERVER.value}):
             path = Path(bundle) / REVOKED
             try:
                 if path.parent.is_dir() and not (path.exists() and path.read_bytes() == content):
                     write_atomically(path, content, PUBLIC)
-                    told.append(path)
+                    updated.append(path)
             except OSError as error:
                 failures.append(f"{path}: {error.strerror}")
         if failures:
@@ -244,7 +244,7 @@ class Authority:
                 f"The list of revoked certificates should reach every server. Found {'; '.join(failures)}. "
                 f"It is complete in {self.home / REVOKED}; give the same command again."
             )
-        return told
+        return updated
 
 
 def check_name(name: str) -> None:
@@ -256,8 +256,8 @@ def check_name(name: str) -> None:
         )
 
 
-def ask(folder: Path, name: str) -> tuple[bool, str]:
-    """Make a key where it is used, and a request for the authority beside it. A key that is there is kept.
+def request_certificate(folder: Path, name: str) -> tuple[bool, str]:
+    """Make a key where it is used, and a request for the authority beside it; an existing key is kept.
 
     Returns:
         Whether there is a new key, and the fingerprint of its public part.
@@ -271,23 +271,23 @@ def ask(folder: Path, name: str) -> tuple[bool, str]:
     try:
         key, fresh = (folder / KEY).read_bytes(), False
     except FileNotFoundError:
-        key, fresh = x509.new_key(), True
+        key, fresh = x509.make_key(), True
     try:
-        request = x509.request(key, name)
+        request = x509.make_request(key, name)
     except x509.RequestError as error:
         raise AuthorityError(f"{folder / KEY} {error}.") from None
     if fresh:
         write_atomically(folder / KEY, key, PRIVATE)
     write_atomically(folder / REQUEST, request, PUBLIC)
-    return fresh, x509.key_mark(request)
+    return fresh, x509.key_fingerprint(request)
 
 
-def remaining(one: Issued) -> float:
+def days_left(one: Issued) -> float:
     """Days until a certificate expires; negative afterwards."""
     return (one.ends - time.time()) / DAY
 
 
-def _replace(bundle: Path, files: Mapping[str, bytes]) -> None:
+def _replace_bundle(bundle: Path, files: Mapping[str, bytes]) -> None:
     """A bundle appears whole: a certificate beside the key of another would be of no use."""
     bundle.parent.mkdir(parents=True, exist_ok=True)
     place = tempfile.TemporaryDirectory(

@@ -1,4 +1,4 @@
-"""Keys and certificates; the only place that needs the package `cryptography`."""
+"""X.509: keys, certificates and requests, made with the package `cryptography`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 LEEWAY = timedelta(minutes=5)
-"""Clocks differ: a certificate is valid a little before it was made."""
+"""A certificate is valid from a little before it is made, as clocks differ."""
 LOCAL = ("localhost", "127.0.0.1", "::1")
-"""A server is asked for its health from its own machine."""
+"""Names of the machine itself, for health checks of a server."""
 
 
 LARGEST_REQUEST = 1 << 16
-"""Bytes of a request that are looked at."""
+"""Bytes of a request at most."""
 
 
 class RequestError(ValueError):
-    """A request cannot be signed, or not be made; the sentence follows the name of a file."""
+    """A request cannot be signed, or cannot be made; the text continues a sentence about a file."""
 
 
 class MissingExtra(ImportError):
@@ -35,7 +35,7 @@ class MissingExtra(ImportError):
 
 
 @dataclass(frozen=True)
-class Pair:
+class Credentials:
     """A certificate and its private key, in PEM."""
 
     certificate: bytes
@@ -45,14 +45,14 @@ class Pair:
     """Seconds since 1970 between which it is valid."""
 
     def __repr__(self) -> str:
-        return "Pair(...)"
+        return "Credentials(...)"
 
 
 def require() -> None:
-    """Find out early whether certificates can be made.
+    """Check that certificates can be made here.
 
     Raises:
-        MissingExtra: with what to install.
+        MissingExtra: they cannot; the text says what to install.
     """
     if find_spec("cryptography") is None:
         raise MissingExtra(
@@ -60,41 +60,46 @@ def require() -> None:
         )
 
 
-def authority(days: float) -> Pair:
-    """A new authority, on the curve P-256."""
+def make_authority(days: float) -> Credentials:
+    """Make an authority, with a key on the curve P-256."""
     require()
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
     # A name of its own: the error of a foreign certificate then is "unknown issuer", not "bad signature".
-    mark = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()[:12]
-    name = _name(f"Varangian authority {mark}", None)
+    key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()[:12]
+    name = _name(f"Varangian authority {key_id}", None)
     builder = (
         _builder(name, name, key.public_key(), key, days)
         .add_extension(x509.BasicConstraints(True, 0), critical=True)
-        .add_extension(_usage(signs=True), critical=True)
+        .add_extension(_key_usage(signs=True), critical=True)
     )
-    return _signed(builder, key, key)
+    return _sign(builder, key, key)
 
 
-def cluster(certificate: bytes) -> str:
+def cluster_id(certificate: bytes) -> str:
     """The id of an authority: the beginning of SHA-256 of its public key."""
     require()
     from cryptography import x509
 
-    return _mark(x509.load_pem_x509_certificate(certificate).public_key())[:32]
+    return _fingerprint(x509.load_pem_x509_certificate(certificate).public_key())[:32]
 
 
-def leaf(
-    signer: Pair, role: Role, name: str, hosts: tuple[str, ...], days: float, request: bytes | None = None
-) -> Pair:
-    """A certificate for one program, never valid for longer than its authority.
+def make_certificate(
+    signer: Credentials,
+    role: Role,
+    name: str,
+    hosts: tuple[str, ...],
+    days: float,
+    request: bytes | None = None,
+) -> Credentials:
+    """Make a certificate for one program, never valid for longer than its authority.
 
     Args:
         signer: the authority.
         role: what its holder may do.
-        name: of the holder; what a request says about that is not read.
+        name: of the holder; a name in the request is ignored.
         hosts: where a server is reached.
         days: until it expires.
         request: of a holder that has a key, in PEM; None makes a key.
@@ -112,8 +117,8 @@ def leaf(
     signing = load_pem_private_key(signer.key, None)
     assert isinstance(signing, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1()) if request is None else None
-    public = key.public_key() if key is not None else _requested(request or b"")
-    uri = identity_uri(cluster(signer.certificate), role, name)
+    public = key.public_key() if key is not None else _key_of_request(request or b"")
+    uri = identity_uri(cluster_id(signer.certificate), role, name)
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
     uses = [Use.CLIENT_AUTH]
     if role is Role.SERVER:
@@ -122,23 +127,23 @@ def leaf(
     builder = _builder(_name(name, role), parent.subject, public, signing, days, parent.not_valid_after_utc)
     builder = (
         builder.add_extension(x509.BasicConstraints(False, None), critical=True)
-        .add_extension(_usage(signs=False), critical=True)
+        .add_extension(_key_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
-    return _signed(builder, key, signing)
+    return _sign(builder, key, signing)
 
 
-def new_key() -> bytes:
-    """A private key on the curve P-256, in PEM."""
+def make_key() -> bytes:
+    """Make a private key on the curve P-256, in PEM."""
     require()
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    return _private(ec.generate_private_key(ec.SECP256R1()))
+    return _private_pem(ec.generate_private_key(ec.SECP256R1()))
 
 
-def request(key: bytes, name: str) -> bytes:
-    """A request for a certificate (PKCS #10), signed with the key that it is for, in PEM.
+def make_request(key: bytes, name: str) -> bytes:
+    """Make a certificate signing request (PKCS #10) with a key, in PEM.
 
     Raises:
         RequestError: the key cannot be used.
@@ -159,18 +164,18 @@ def request(key: bytes, name: str) -> bytes:
     return builder.sign(loaded, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
-def key_mark(request: bytes) -> str:
+def key_fingerprint(request: bytes) -> str:
     """SHA-256 of the public key in a request, for two people to compare.
 
     Raises:
         RequestError: the request is none, or not that of the key's owner.
     """
     require()
-    return _mark(_requested(request))
+    return _fingerprint(_key_of_request(request))
 
 
-def _requested(request: bytes) -> EllipticCurvePublicKey:
-    """The key that a request is for. Its signature shows that who made it has the private key."""
+def _key_of_request(request: bytes) -> EllipticCurvePublicKey:
+    """The key that a request is for. Its signature proves that whoever made it has the private key."""
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -190,14 +195,14 @@ def _requested(request: bytes) -> EllipticCurvePublicKey:
     return key
 
 
-def _mark(key: CertificatePublicKeyTypes) -> str:
+def _fingerprint(key: CertificatePublicKeyTypes) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     found = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(found).hexdigest()
 
 
-def _private(key: EllipticCurvePrivateKey) -> bytes:
+def _private_pem(key: EllipticCurvePrivateKey) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -220,7 +225,7 @@ def _host(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _usage(*, signs: bool) -> x509.KeyUsage:
+def _key_usage(*, signs: bool) -> x509.KeyUsage:
     from cryptography import x509
 
     return x509.KeyUsage(
@@ -263,16 +268,16 @@ def _builder(
     )
 
 
-def _signed(
+def _sign(
     builder: x509.CertificateBuilder, key: EllipticCurvePrivateKey | None, signing: EllipticCurvePrivateKey
-) -> Pair:
+) -> Credentials:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.serialization import Encoding
 
     certificate = builder.sign(signing, hashes.SHA256())
     dates = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return Pair(
+    return Credentials(
         certificate.public_bytes(Encoding.PEM),
-        b"" if key is None else _private(key),
+        b"" if key is None else _private_pem(key),
         (dates[0].timestamp(), dates[1].timestamp()),
     )

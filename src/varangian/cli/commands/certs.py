@@ -11,8 +11,17 @@ from pathlib import Path
 from varangian.cli.main import OK, CommandError
 from varangian.cli.views.terminal import align
 from varangian.cli.worker_names import configured_names
-from varangian.pki.authority import HOME, PREFIX, SERVER, Authority, AuthorityError, Issued, ask, remaining
-from varangian.pki.x509 import LARGEST_REQUEST, MissingExtra, key_mark
+from varangian.pki.authority import (
+    HOME,
+    PREFIX,
+    SERVER,
+    Authority,
+    AuthorityError,
+    Issued,
+    days_left,
+    request_certificate,
+)
+from varangian.pki.x509 import LARGEST_REQUEST, MissingExtra, key_fingerprint
 from varangian.protos.identity.bundle import KEY, REQUEST, Bundle, BundleError, Role
 from varangian.protos.identity.revocation import fingerprint
 from varangian.protos.network.address import AddressError, parse_certificate_host
@@ -87,7 +96,7 @@ def issue(args: argparse.Namespace) -> None:
 
 def request(args: argparse.Namespace) -> None:
     folder = Path(args.into or ".") / args.name
-    fresh, mark = ask(folder, args.name)
+    fresh, mark = request_certificate(folder, args.name)
     print(f"{'made' if fresh else 'kept'} the key {folder / KEY}; it stays on this machine")
     print(f"made the request {folder / REQUEST} for the public key {mark}")
     print(f"next: bring it to the authority, varangian certs sign DIR {args.name} {REQUEST}")
@@ -111,7 +120,7 @@ def sign(args: argparse.Namespace) -> None:
         request=asked,
         revoke_old=args.revoke_old,
     )
-    print(f"signed for the {role.value} {args.name} the public key {key_mark(asked)}")
+    print(f"signed for the {role.value} {args.name} the public key {key_fingerprint(asked)}")
     print(f"made {into / args.name}, valid until {_date(made.ends)}")
     print(f"next: copy the files in it beside {KEY}, on the machine that made the request")
 
@@ -192,7 +201,7 @@ def _still_good(authority: Authority, path: Path, role: Role, hosts: list[str]) 
 
 
 def _state(one: Issued, revoked: frozenset[str]) -> str:
-    days = remaining(one)
+    days = days_left(one)
     if one.fingerprint in revoked:
         return "revoked"
     if days < 0:
