@@ -20,7 +20,8 @@ RUN python3 -m venv --without-pip /opt/varangian
 WORKDIR /build
 COPY wheelhouse/ wheelhouse/
 COPY requirements*.lock ./
-RUN python3 -m pip --python /opt/varangian/bin/python install \
+# With bytecode, which no process can write later: without it each one would compile torch anew.
+RUN python3 -m pip --python /opt/varangian/bin/python install --compile \
     --require-hashes --only-binary :all: --find-links wheelhouse ${PIP_ARGS} -r ${LOCK}
 
 # All of it: src/varangian holds symlinks to the directories beside it, and a copy of src/ alone would
@@ -29,7 +30,7 @@ FROM dependencies AS build
 COPY . .
 RUN python3 -m pip --python /opt/varangian/bin/python wheel \
     --no-deps --no-build-isolation --no-index --wheel-dir /wheel . \
- && python3 -m pip --python /opt/varangian/bin/python install --root /installed --no-deps --no-index /wheel/*.whl
+ && python3 -m pip --python /opt/varangian/bin/python install --compile --root /installed --no-deps --no-index /wheel/*.whl
 
 # Nothing here runs as another user than the one who calls, and nothing installs: no setuid bit, no pip.
 FROM ${BASE_IMAGE}
@@ -45,7 +46,8 @@ COPY --from=dependencies /opt/varangian /opt/varangian
 COPY --from=build /installed/opt/varangian /opt/varangian
 ENV PATH=/opt/varangian/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
 USER 10001:10001
-RUN python -c "import varangian.server, varangian.worker, varangian.aggregators, varangian.protos"
+RUN python -c "import pathlib, torch, varangian.aggregators, varangian.protos, varangian.server.app as server; \
+    assert all(pathlib.Path(m.__cached__).is_file() for m in (torch, server)), 'there is no bytecode'"
 # A named volume mounted here or on a directory below /certs takes the owner of the directory. Those below
 # /certs/apart are for docker-compose.apart.yml.
 WORKDIR /runs

@@ -10,10 +10,9 @@ SHELL := /bin/bash
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check
-# Compiling every module of every package takes as long as installing them; Python compiles what it imports,
-# and keeps it whatever the shell says: the tests start a hundred processes.
+# With bytecode, whatever the shell says: without it every process compiles torch anew.
 unexport PYTHONDONTWRITEBYTECODE
-install := $(pip) install --quiet --no-compile -c constraints.txt
+install := $(pip) install --quiet -c constraints.txt
 # One test process more than there are cores, since many tests wait for other processes; but only a few,
 # since every one of them imports torch. Files stay together: their tests share servers and other fixtures.
 share = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") \

@@ -65,16 +65,38 @@ print("heavy:", [name for name in heavy if name in sys.modules])
     assert fresh_python(code).rstrip().endswith("heavy: []")
 
 
-def test_certificates_need_no_mathematics():
+@pytest.mark.parametrize("module", ["cli.commands.certs", "launch.fork_server"])
+def test_modules_that_need_no_mathematics(module):
     code = (
-        "import sys, varangian.cli.commands.certs\n"
+        f"import sys, varangian.{module}\n"
         "print({'torch', 'numpy', 'pydantic', 'yaml'} & set(sys.modules))"
     )
     assert fresh_python(code).strip() == "set()"
 
 
+@pytest.mark.parametrize(
+    ("argv", "started"),
+    [
+        (["run", "rounds=0"], True),
+        (["run", "rounds=0", "--backend", "simulate"], False),
+        (["run", "rounds=0", "backend=simulate"], False),
+        (["run", "simulated.yaml"], False),
+        (["check", "rounds=0"], False),
+    ],
+)
+def test_the_fork_server_imports_torch_while_the_command_does(
+    argv, started, varangian, monkeypatch, tmp_path
+):
+    (tmp_path / "simulated.yaml").write_text("backend: simulate\nrounds: 0\n")
+    monkeypatch.chdir(tmp_path)
+    starts = []
+    monkeypatch.setattr("varangian.launch.fork_server.start", lambda: starts.append(True))
+    assert varangian(*argv)[0] == 2
+    assert bool(starts) is started
+
+
 def test_a_child_process_imports_no_configuration():
-    code = "import sys, varangian.launch.child\nprint({'pydantic', 'rich', 'yaml'} & set(sys.modules))"
+    code = "import sys, varangian.launch.preload\nprint({'pydantic', 'rich', 'yaml'} & set(sys.modules))"
     assert fresh_python(code).strip() == "set()"
 
 

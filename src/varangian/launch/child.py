@@ -1,10 +1,12 @@
-"""What runs in a child process: some workers, and nothing of the configuration.
+"""A worker process on this machine: it hosts some workers, and knows nothing of the configuration.
 
-This module is loaded into the fork server, so that children start with torch and grpc imported.
+`varangian.launch.preload` imports this module in the fork server, so that children start with torch and
+grpc imported.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -42,6 +44,7 @@ class ChildSpec:
 
 def run_child(post: ChildSpec) -> None:
     """Be these workers until the run is finished; leaves with the exit code."""
+    gc.enable()  # off in the fork server
     # Ctrl-C reaches the whole terminal; the launcher decides what becomes of its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import ForkingPickler
-from types import ModuleType, TracebackType
+from types import TracebackType
 
 from varangian.config import RunConfig
+from varangian.launch import fork_server
 from varangian.launch.child import ChildSpec, run_child
-from varangian.launch.output.temporary_folder import hold_sockets
 
-SAFE_PATH = "PYTHONSAFEPATH"
-"""The variable that keeps the current folder from the front of Python's path."""
 POLL = 0.2
 """Seconds between looks at the children."""
 FAREWELL = 5.0
@@ -39,12 +31,10 @@ class WorkerProcesses:
     def start(self, posts: Sequence[ChildSpec]) -> None:
         """One process for each post; takes as long as the first import of torch in a fork server."""
         for post in posts:
-            process = _context().Process(
-                target=run_child, args=(post,), name=f"varangian {' '.join(post.proofs)}"
-            )
-            process.daemon = True  # should this process die without a farewell
-            with _without_main(post), _libraries_first():
-                process.start()
+            name = f"varangian {' '.join(post.proofs)}"
+            process = fork_server.context().Process(target=run_child, args=(post,), name=name)
+            process.daemon = True  # in case this process dies without waiting for it
+            fork_server.start_process(process, post)
             self.members[process] = tuple(post.proofs)
 
     async def watch(self, lost: Callable[[tuple[str, ...], str, int], None]) -> None:
@@ -60,10 +50,7 @@ class WorkerProcesses:
             await asyncio.sleep(POLL)
 
     def __enter__(self) -> WorkerProcesses:
-        if isinstance(_context(), ForkServerContext):
-            hold_sockets()
-            with _without_main(), _libraries_first():
-                forkserver.ensure_running()  # it imports torch while this process loads the data
+        fork_server.start()  # it imports torch while this process loads the data
         return self
 
     def __exit__(
@@ -116,41 +103,3 @@ def _shared(workers: tuple[str, ...], parts: int) -> Iterator[tuple[str, ...]]:
     parts = min(parts, len(workers))
     for i in range(parts):
         yield workers[i * len(workers) // parts : (i + 1) * len(workers) // parts]
-
-
-@contextmanager
-def _without_main(post: ChildSpec | None = None) -> Generator[None]:
-    """Start children that do not run the main script of this process again, unless they need a part of it.
-
-    So a script may start a run without `if __name__ == "__main__"`, unless it defines a part of the task.
-    """
-    main = sys.modules["__main__"]
-    if post is None or b"__main__" not in bytes(ForkingPickler.dumps(post)):
-        sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
-def _libraries_first() -> Generator[None]:
-    """Start a fork server in which no file of the current folder hides a library that it imports."""
-    before = os.environ.get(SAFE_PATH)
-    os.environ[SAFE_PATH] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[SAFE_PATH]
-        else:
-            os.environ[SAFE_PATH] = before
-
-
-def _context() -> SpawnContext | ForkServerContext:
-    """A fork server where there is one: forking this process, with its threads, would not be safe."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["varangian.launch.child"])
-    return context

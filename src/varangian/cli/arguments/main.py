@@ -30,6 +30,9 @@ KINDS = (
 )
 FORMATS = ("auto", "rich", "plain", "json")
 
+FORK_SERVER = "varangian.launch.fork_server"
+"""`start()` of this module is called before the command is imported: both import torch at the same time."""
+
 Arguments = Callable[[argparse.ArgumentParser], None]
 
 
@@ -94,6 +97,7 @@ def _format(parser: argparse.ArgumentParser) -> None:
 
 def _run(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
+    parser.set_defaults(prepare=FORK_SERVER)
     parser.add_argument("--backend", choices=("processes", "simulate"), help="short for backend=...")
     parser.add_argument(
         "--output", type=expanded, metavar="DIR", help="where run folders are made; short for output=..."
@@ -261,6 +265,7 @@ def _list(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(prepare=FORK_SERVER)
     parser.add_argument("--rounds", type=int, default=None, metavar="N", help="rounds of every run")
     parser.add_argument("--output", default="runs", type=expanded, metavar="DIR")
     _format(parser)

@@ -1,0 +1,13 @@
+"""Imported by the fork server alone: the libraries that every worker process needs.
+
+Without the garbage collector, which otherwise searches the objects of half-imported libraries again and
+again; frozen, because a search in a child would copy the memory that it shares with the fork server.
+"""
+
+import gc
+
+gc.disable()
+
+import varangian.launch.child  # noqa: E402, F401  # the import is the purpose
+
+gc.freeze()
