@@ -6,7 +6,6 @@ whose it is, `limits` what it may cost, `rounds` runs the round, `protocol` deci
 step, `observability` records it, and `process` looks after the process. `app` opens the ports and puts all
 of it together.
 
-Imports point one way: app > transport > limits, rounds, participation > identity, rows, observability >
-protocol, training. Above all of this is `varangian.config`; nothing here imports
-`varangian.worker`.
+Imports point one way: app > transport > rounds, participation > rows, observability > protocol, training,
+identity, limits, process. Above all of this is `varangian.config`; nothing here imports `varangian.worker`.
 """

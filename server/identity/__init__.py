@@ -1,6 +1,6 @@
-"""Who is calling: certificates and tokens, one process for each name, and who is present.
+"""Identity: certificates and tokens of callers, one process for each name, and who is present.
 
 `tls` is the server's side of mutual TLS, `sessions` knows which process has which name, `presence` tells
-the run who comes and goes, `revocation` ends the calls of certificates that count no longer.
-`varangian.server.transport` and the launcher import it; it imports nothing of the server.
+the run who comes and goes, `revocation` ends the calls of revoked and expired certificates.
+`varangian.server.transport`, `app` and the launcher import it; it imports nothing of the server.
 """

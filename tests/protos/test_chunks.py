@@ -4,6 +4,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.refused import refused
 
 from varangian.protos import ps_pb2
 from varangian.protos.chunks import decode_chunk, encode_chunk, push_payload
@@ -87,3 +88,12 @@ def test_a_chunk_in_other_words_is_read_by_protobuf(message):
     assert decode_chunk(message) is None
     offset, data = push_payload(message)
     assert (offset, bytes(data)) == (7, b"x" if b"x" in message else b"")
+
+
+def test_a_seal_carries_a_digest():
+    def seal(digest):
+        return ps_pb2.PushRequest(seal=ps_pb2.Seal(content_digest=digest)).SerializeToString()
+
+    assert push_payload(seal(bytes(16))) == bytes(16)
+    for digest in (b"", bytes(15), bytes(17)):
+        assert refused(push_payload, seal(digest)) is Refusal.DIGEST_SIZE

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.chunks import cut_chunks
+from tests.refused import refused
 
 from varangian.protos.chunks import push_payload
 from varangian.protos.encoding import encode_vector, payload_digest
@@ -18,13 +19,6 @@ from varangian.protos.receiving import BLOCK, PayloadSink
 from varangian.protos.refusals import Refusal
 
 DIGEST = bytes(16)
-
-
-def code_of(call, *args):
-    with pytest.raises(Refused) as caught:
-        call(*args)
-    assert len(str(caught.value)) < 400
-    return caught.value.refusal
 
 
 def sink_into(row: bytearray) -> PayloadSink:
@@ -82,7 +76,7 @@ def test_a_chunk_out_of_place_is_refused_and_passes_nothing(parts, code):
     for at, length in good:
         sink.add(at, bytes(length))
     before = sink.passed
-    assert code_of(sink.add, offset, b"\x02" * size) is code
+    assert refused(sink.add, offset, b"\x02" * size) is code
     assert sink.passed == before
     if before < TOTAL:
         sink.add(before, bytes(TOTAL - before))
@@ -93,7 +87,7 @@ def test_a_stream_that_ends_early_is_refused():
     sink = sink_into(bytearray(TOTAL))
     sink.add(0, bytes(CHUNK_FLOOR))
     assert not sink.complete
-    assert code_of(sink.finish, DIGEST) is Refusal.TOO_FEW_BYTES
+    assert refused(sink.finish, DIGEST) is Refusal.TOO_FEW_BYTES
 
 
 @given(st.integers(0, 99), st.integers(1, 255))
@@ -103,8 +97,8 @@ def test_any_changed_byte_is_noticed(index, change):
     altered[index] ^= change
     sink = sink_into(bytearray(100))
     sink.add(0, bytes(altered))
-    assert code_of(sink.finish, payload_digest(data)) is Refusal.DIGEST
-    assert code_of(sink.finish, b"") is Refusal.DIGEST_SIZE
+    assert refused(sink.finish, payload_digest(data)) is Refusal.DIGEST
+    assert refused(sink.finish, b"") is Refusal.DIGEST_SIZE
 
 
 @given(
@@ -118,7 +112,7 @@ def test_whatever_comes_no_more_passes_than_was_promised(parts):
     with contextlib.suppress(Refused):
         for offset, data in parts:
             sink.add(offset, data)
-    code_of(sink.finish, payload_digest(b"\x01" * 64))
+    refused(sink.finish, payload_digest(b"\x01" * 64))
     assert sink.passed <= len(row) == 64
     assert not any(row[sink.passed :])
 

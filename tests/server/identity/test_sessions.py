@@ -3,8 +3,8 @@ import hmac
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.refused import refused
 
-from varangian.protos.errors import Refused
 from varangian.protos.refusals import Refusal
 from varangian.server.identity.presence import Presence
 from varangian.server.identity.sessions import GRACE, Sessions
@@ -33,13 +33,6 @@ def sessions(clock):
 def metadata(sessions, name="w00", session=FIRST, **changes):
     values = {"worker": name, "token": sessions.token(name), "session": session} | changes
     return [("user-agent", "x"), *((f"varangian-{key}", value) for key, value in values.items())]
-
-
-def refused(call, *args):
-    with pytest.raises(Refused) as caught:
-        call(*args)
-    assert str(caught.value).startswith(caught.value.refusal.sentence)
-    return caught.value.refusal
 
 
 def test_a_token_is_an_hmac_of_the_name(sessions):

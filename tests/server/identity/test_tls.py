@@ -10,8 +10,8 @@ import grpc
 import pytest
 from tests.exhausted import no_descriptors
 from tests.extent import patience
+from tests.refused import refused
 
-from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import Bundle, BundleError, Role, identity_uri, ssl_contexts
 from varangian.protos.identity.certificate import validity
 from varangian.protos.identity.revocation import RevocationList, der, fingerprint, parse_fingerprints
@@ -46,13 +46,6 @@ def impatient():
 
 def metadata(name=None, session=SESSION):
     return [("varangian-session", session), *([("varangian-worker", name)] if name else [])]
-
-
-def refused(call, *args):
-    with pytest.raises(Refused) as caught:
-        call(*args)
-    assert str(caught.value).startswith(caught.value.refusal.sentence)
-    return caught.value.refusal
 
 
 def test_the_name_is_that_of_the_certificate(sessions, bundles):

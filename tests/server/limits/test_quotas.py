@@ -1,6 +1,8 @@
 import pytest
+from tests.refused import refused
 
 from varangian.protos.errors import Refused
+from varangian.protos.refusals import Refusal
 from varangian.server.limits.concurrency import StreamQuota
 from varangian.server.limits.quotas import (
     DOWNLOAD_EVERY,
@@ -16,12 +18,6 @@ from varangian.server.limits.quotas import (
 @pytest.fixture
 def quotas(time):
     return RoundQuotas(uploads=3, downloads=2, joins=4, clock=lambda: time.now)
-
-
-def code(call, *args):
-    with pytest.raises(Refused) as caught:
-        call(*args)
-    return caught.value.refusal.code
 
 
 def test_a_bucket_holds_so_much_and_fills_at_its_rate(time):
@@ -45,7 +41,7 @@ def test_what_is_taken_before_it_is_there_is_waited_for(time):
 def test_uploads_are_counted_by_worker_and_round(quotas):
     for _ in range(3):
         quotas.upload("w00", 7)
-    assert code(quotas.upload, "w00", 7) == "UPLOADS"
+    assert refused(quotas.upload, "w00", 7) is Refusal.UPLOADS
     quotas.upload("w01", 7)
     quotas.upload("w00", 8)
 
@@ -53,19 +49,19 @@ def test_uploads_are_counted_by_worker_and_round(quotas):
 def test_downloads_of_the_same_parameters_come_by_and_by(quotas, time):
     for _ in range(2):
         quotas.download("w00", 7)
-    assert code(quotas.download, "w00", 7) == "PULLS"
+    assert refused(quotas.download, "w00", 7) is Refusal.PULLS
     quotas.download("w00", 8)
     quotas.download("w00", 8)
-    assert code(quotas.download, "w00", 8) == "PULLS"
+    assert refused(quotas.download, "w00", 8) is Refusal.PULLS
     time.advance(DOWNLOAD_EVERY)
     quotas.download("w00", 8)
-    assert code(quotas.download, "w00", 8) == "PULLS"
+    assert refused(quotas.download, "w00", 8) is Refusal.PULLS
 
 
 def test_joins_come_by_and_by(quotas, time):
     for _ in range(4):
         quotas.join("w00")
-    assert code(quotas.join, "w00") == "JOINS"
+    assert refused(quotas.join, "w00") is Refusal.JOINS
     quotas.join("w01")
     time.advance(1 / JOINS_PER_SECOND)
     quotas.join("w00")

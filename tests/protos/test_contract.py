@@ -1,0 +1,98 @@
+"""Manifests against the contract of a run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.refused import refused
+
+from varangian.protos import ps_pb2
+from varangian.protos.contract import Contract, check_dtype
+from varangian.protos.encoding import WIRE, encode_vector
+from varangian.protos.errors import Refused
+from varangian.protos.layout import Layout
+from varangian.protos.messages import (
+    PROTOCOL,
+)
+from varangian.protos.refusals import Refusal
+
+LAYOUT = Layout((("weight", (5, 3)), ("bias", (3,))))
+CONTRACT = Contract("run-1", LAYOUT)
+DIGEST = bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("protocol", 0, Refusal.PROTOCOL),
+        ("protocol", 2**32 - 1, Refusal.PROTOCOL),
+        ("run_id", "", Refusal.RUN),
+        ("run_id", "run-2" * 1000, Refusal.RUN),
+        ("layout_digest", b"", Refusal.LAYOUT),
+        ("layout_digest", bytes(60_000), Refusal.LAYOUT),
+        ("sequence", 1, Refusal.SEQUENCE),
+        ("dtype", 0, Refusal.DTYPE),
+        ("dtype", 99, Refusal.DTYPE),
+        ("numel", 0, Refusal.NUMEL),
+        ("numel", LAYOUT.numel + 1, Refusal.NUMEL),
+        ("numel", 2**62 + LAYOUT.numel, Refusal.NUMEL),
+        ("numel", 2**64 - 1, Refusal.NUMEL),
+        ("content_digest", b"", Refusal.DIGEST_SIZE),
+        ("content_digest", bytes(17), Refusal.DIGEST_SIZE),
+    ],
+)
+def test_a_manifest_that_differs_in_one_field_is_refused(field, value, code):
+    manifest = CONTRACT.manifest(7, DIGEST)
+    CONTRACT.check(manifest)
+    setattr(manifest, field, value)
+    assert refused(CONTRACT.check, manifest) is code
+
+
+@given(
+    st.builds(
+        ps_pb2.Manifest,
+        protocol=st.sampled_from([PROTOCOL, 1]),
+        run_id=st.sampled_from(["run-1", "run-2"]),
+        round=st.integers(0, 2**64 - 1),
+        sequence=st.integers(0, 1),
+        layout_digest=st.sampled_from([LAYOUT.digest, DIGEST]),
+        dtype=st.integers(0, 2),
+        numel=st.sampled_from([LAYOUT.numel, 0, 2**63]),
+        content_digest=st.binary(max_size=17),
+    )
+)
+def test_a_manifest_passes_exactly_when_it_is_the_one_we_would_write(manifest):
+    ours = CONTRACT.manifest(manifest.round, manifest.content_digest)
+    good = manifest == ours and len(manifest.content_digest) == 16
+    try:
+        CONTRACT.check(manifest)
+    except Refused:
+        assert not good
+    else:
+        assert good
+
+
+def test_a_payload_has_the_size_that_the_contract_says():
+    for dtype in WIRE:
+        size = len(encode_vector(torch.zeros(LAYOUT.numel), dtype))
+        assert size == replace(CONTRACT, dtype=dtype).size
+
+
+def test_a_manifest_without_a_digest_is_for_payloads_that_are_sealed():
+    CONTRACT.check(CONTRACT.manifest(0, b""), digest_follows=True)
+    CONTRACT.check(CONTRACT.manifest(0, DIGEST), digest_follows=True)
+    assert refused(CONTRACT.check, CONTRACT.manifest(0, b"x")) is Refusal.DIGEST_SIZE
+
+
+def test_a_manifest_of_another_dtype_is_refused():
+    narrow = replace(CONTRACT, dtype="bfloat16")
+    narrow.check(narrow.manifest(0, DIGEST))
+    assert refused(CONTRACT.check, narrow.manifest(0, DIGEST)) is Refusal.DTYPE
+
+
+def test_a_dtype_that_is_not_known_is_refused():
+    assert check_dtype(ps_pb2.DTYPE_BFLOAT16) == "bfloat16"
+    for number in (0, 99):
+        assert refused(check_dtype, number) is Refusal.DTYPE
