@@ -20,7 +20,9 @@ BLOCK = 1 << 18
 """Bytes that are copied, hashed and handed over at once, while they are in cache."""
 
 Receive: TypeAlias = Callable[[memoryview], int]
-"""Receives into memory, at most as much as there is; how many bytes that were."""
+"""Receives into memory, at most as much as there is; returns how many bytes that were."""
+Fill: TypeAlias = Callable[[Receive, int], int]
+"""Calls the first once with memory, of at most so many bytes, and returns what it returned."""
 
 
 class PayloadSink:

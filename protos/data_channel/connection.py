@@ -22,12 +22,10 @@ from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.encrypted_stream import EncryptedStream
 from varangian.protos.data_channel.transfer import (
     BLOCK,
-    Fill,
-    Sink,
     SocketWait,
     Transfer,
-    through_thread_buffer,
 )
+from varangian.protos.receiving import Fill
 
 __all__ = ["SHARE", "TICKET", "DataConnection", "DataConnectionError", "Transfer"]
 
@@ -115,20 +113,16 @@ class DataConnection:
         with suppress(DataConnectionError):
             await self._until("read")
 
-    async def receive(self, size: int, sink: Sink) -> int:
-        """One turn: pass on what has arrived, up to `size` bytes; returns how many they were.
+    async def receive(self, size: int, fill: Fill) -> int:
+        """One turn: receive what has arrived, up to `size` bytes; returns how many they were.
 
         Args:
             size: bytes at most.
-            sink: gets them piece by piece, in a thread; the memory is used again for the next piece.
+            fill: has the memory for them, and takes them piece by piece; called in a thread.
 
         Raises:
             DataConnectionError: the connection has ended.
         """
-        return await self.pour(size, through_thread_buffer(sink))
-
-    async def pour(self, size: int, fill: Fill) -> int:
-        """One turn, into memory that `fill` provides."""
         return await self._in_thread(lambda: self._received(size, fill))
 
     async def send(self, transfer: Transfer, share: int = SHARE) -> int:

@@ -1,25 +1,17 @@
-"""Transfers: the pieces of a payload that a turn sends, and the memory that it moves them through."""
+"""Transfers: the pieces of a payload that a turn sends, and how long a turn waits."""
 
 from __future__ import annotations
 
 import select
 import socket
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from time import monotonic
-from typing import Protocol, TypeAlias
-
-from varangian.protos.receiving import Receive
+from typing import Protocol
 
 BLOCK = 1 << 20
 """Bytes in one call of the system: few calls, and still in cache when they are looked at."""
 TURN_WAIT = 0.002
 """Seconds that a turn waits for its socket, in all: to begin another turn costs as much."""
-
-Sink: TypeAlias = Callable[[memoryview], None]
-Fill: TypeAlias = Callable[[Receive, int], int]
-"""Calls the first once, with at most so many bytes of memory, and returns what it returned."""
-_buffers = threading.local()
 
 
 class SupportsSend(Protocol):
@@ -66,25 +58,3 @@ class SocketWait:
         ready = bool(self._left > 0 and self._poll.poll(self._left * 1000))
         self._left -= monotonic() - began
         return ready
-
-
-def through_thread_buffer(sink: Sink) -> Fill:
-    """A `Fill` for a sink, through a buffer that the thread keeps."""
-
-    def fill(receive: Receive, most: int) -> int:
-        memory = thread_buffer()[:most]
-        count = receive(memory)
-        if count:
-            sink(memory[:count])
-        return count
-
-    return fill
-
-
-def thread_buffer(purpose: str = "plain", size: int = BLOCK) -> memoryview:
-    """A buffer for each thread and purpose, made once."""
-    found: memoryview | None = getattr(_buffers, purpose, None)
-    if found is None:
-        found = memoryview(bytearray(size))
-        setattr(_buffers, purpose, found)
-    return found

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import landed
-from varangian.protos.data_channel.transfer import thread_buffer
+from varangian.protos.data_channel.transfer import BLOCK
 from varangian.protos.encoding import WIRE, Dtype, encode_vector
 from varangian.protos.receiving import PayloadSink
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Worker
 from varangian.server.rows.storage import RowStorage
+
+_buffers = threading.local()
 
 NOT_FINITE = "not finite"
 """What is proved by a NaN, an infinity, or a number that is too large for a row."""
@@ -178,7 +181,7 @@ class Slot:
         """Memory for the bytes from here on: the row, or a buffer where numbers have to be converted."""
         self._target = None
         if not self.sound:
-            return thread_buffer()
+            return _thread_buffer()
         column, part = divmod(at, self._width)
         row, entry, most = self._storage.place(self.worker, column)
         if most < 1:  # while a thread was busy, the others have begun anew and taken the room away
@@ -186,7 +189,7 @@ class Slot:
         if row.dtype == WIRE[self._dtype][1]:
             memory = self._bytes_of(row)[entry * self._width : (entry + most) * self._width]
         else:
-            memory = thread_buffer()[: most * self._width]
+            memory = _thread_buffer()[: most * self._width]
             memory[:part] = self._part
         self._target = row, entry, memory
         return memory[part:]
@@ -205,3 +208,11 @@ class Slot:
         if self._row is None or self._row[0] != row.data_ptr():
             self._row = row.data_ptr(), encode_vector(row, self._dtype)
         return self._row[1]
+
+
+def _thread_buffer() -> memoryview:
+    """A buffer of this thread, for numbers that have to be converted or are not kept."""
+    found: memoryview | None = getattr(_buffers, "buffer", None)
+    if found is None:
+        found = _buffers.buffer = memoryview(bytearray(BLOCK))
+    return found

@@ -141,7 +141,7 @@ class Upload:
                 await self._slot.wait_for_room()
             await turn.after_read(0)
             self._slot.check()
-            came = await line.pour(min(self._slot.room, SHARE), self._slot.sink.fill)
+            came = await line.receive(min(self._slot.room, SHARE), self._slot.sink.fill)
             await turn.after_read(came)
             self._slot.report()
             self._alive()

@@ -102,7 +102,7 @@ class Landing:
             await quiet.broken_by(show(line))
             while not self.sink.complete:
                 await quiet.broken_by(line.ready())
-                await line.pour(min(self.sink.size - self.sink.passed, SHARE), self.sink.fill)
+                await line.receive(min(self.sink.size - self.sink.passed, SHARE), self.sink.fill)
 
         again = asyncio.ensure_future(_again(call))
         try:

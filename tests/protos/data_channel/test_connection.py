@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tests.chunks import pass_to
 from tests.extent import patience
 
 from varangian.protos.data_channel import connection
@@ -59,7 +60,7 @@ async def taken(line, size, share=connection.SHARE):
     found = bytearray()
     while len(found) < size:
         await line.ready()
-        await line.receive(min(share, size - len(found)), lambda piece: found.extend(piece))
+        await line.receive(min(share, size - len(found)), pass_to(lambda piece: found.extend(piece)))
     return bytes(found)
 
 
@@ -100,8 +101,8 @@ def test_a_turn_ends_when_nothing_comes(joined):
         found = []
         await other.ready()
         while not found:
-            await other.receive(100, lambda piece: found.append(bytes(piece)))
-        return found, await other.receive(100, lambda piece: found.append(bytes(piece)))
+            await other.receive(100, pass_to(lambda piece: found.append(bytes(piece))))
+        return found, await other.receive(100, pass_to(lambda piece: found.append(bytes(piece))))
 
     assert joined(work) == ([b"abc"], 0)
 
@@ -169,7 +170,7 @@ def test_a_turn_in_flight_keeps_its_socket(joined):
             hold.wait(patience(10))
 
         await one.write(b"x" * 10)
-        turn = asyncio.create_task(other.receive(10, sink))
+        turn = asyncio.create_task(other.receive(10, pass_to(sink)))
         await inside.wait()
         other.close()
         open_yet = other._connection.fileno() >= 0
@@ -193,7 +194,7 @@ def test_who_is_cancelled_leaves_no_line(joined):
             hold.wait(patience(10))
 
         await one.write(b"x" * 10)
-        turn = asyncio.create_task(other.receive(10, sink))
+        turn = asyncio.create_task(other.receive(10, pass_to(sink)))
         await inside.wait()
         turn.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -212,7 +213,7 @@ def test_what_a_sink_raises_is_raised(joined):
             raise KeyError("this")
 
         with pytest.raises(KeyError, match="this"):
-            await other.receive(10, sink)
+            await other.receive(10, pass_to(sink))
 
     joined(work)
 
@@ -243,9 +244,9 @@ def test_the_next_payload_may_go_the_other_way(joined):
     async def work(one, other):
         await one.write(b"abc")
         await other.ready()
-        while not await other.receive(100, bytes):
+        while not await other.receive(100, pass_to(bytes)):
             await other.ready()
-        assert not await other.receive(100, bytes), "it waits for more"
+        assert not await other.receive(100, pass_to(bytes)), "it waits for more"
         other.begin(b"", transfer(5))
         async with asyncio.timeout(patience(20)):
             await given(other, b"there")
@@ -289,7 +290,7 @@ def test_an_abrupt_end_is_none_in_the_eyes_of_the_owner(joined):
         one.abort()
         assert one.closed
         with pytest.raises(DataConnectionError, match="closed"):
-            await one.receive(10, bytes)
+            await one.receive(10, pass_to(bytes))
         with pytest.raises(DataConnectionError, match="reset"):
             await other.read_exactly(1)
 

@@ -14,6 +14,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from tests.chunks import pass_to
 from tests.extent import patience
 from tests.protos.data_channel.book import Book, encrypted_size
 
@@ -356,7 +357,7 @@ async def taken(line, size):
     found = bytearray()
     while len(found) < size:
         await line.ready()
-        await line.receive(size - len(found), found.extend)
+        await line.receive(size - len(found), pass_to(found.extend))
     return bytes(found)
 
 
@@ -445,7 +446,7 @@ def test_closing_ends_what_is_under_way():
             async def receive():
                 while True:
                     await line.ready()
-                    await line.receive(1 << 16, lambda piece: None)
+                    await line.receive(1 << 16, pass_to(lambda piece: None))
 
             receiving, expecting = asyncio.create_task(receive()), asyncio.create_task(waiting.connection())
             await asyncio.sleep(0.01)
