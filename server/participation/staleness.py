@@ -1,8 +1,8 @@
-"""How much less a vector counts for being old.
+"""Staleness weights: the factor of a vector by its age in rounds.
 
-A vector that was made for the model of round v and is used in round t has the age t - v. What is used in
-its place is the vector times `factor(age)`, as in "Federated Learning with Buffered Asynchronous
-Aggregation" (Nguyen et al., 2022). Ages are the server's own count: nobody is younger for saying so.
+A vector that was made for the model of round v and is used in round t has the age t - v, and is multiplied
+by `factor(age)`, as in "Federated Learning with Buffered Asynchronous Aggregation" (Nguyen et al., 2022).
+Ages are the server's own count: no worker can make its vectors younger.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from varangian.registry import Registry
 
 @runtime_checkable
 class Staleness(Protocol):
-    """Never more than 1, which is what a new vector counts, and never less for one that is younger."""
+    """A function of the age that is 1 for a new vector and never grows."""
 
     def factor(self, age: int, /) -> float: ...
 

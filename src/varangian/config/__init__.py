@@ -1,6 +1,8 @@
-"""One YAML for server and workers; the only place that knows every registry.
+"""The configuration of a run: one YAML for server and workers, checked as a whole.
 
-`load` reads a file and overrides into a frozen `RunConfig`, or raises a ConfigError with every problem.
+`load` reads a file and overrides into a frozen `RunConfig`, or raises a `ConfigError` with every problem.
+It stands above the server and the workers, whose registries it reads; `launch` and the command line import
+it. `tree.py` has the settings, `checks/` what is asked of several of them together.
 """
 
 from varangian.config.checks.table import advice

@@ -29,30 +29,32 @@ def written_with_rule() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Expanded:
-    """Settings as the tree has them, and what was written."""
+    """Settings in their long form, with what is needed to name the paths that the user wrote."""
 
     settings: Mapping[str, Any]
     name: str | None = None
-    """The participation that was written as an aggregator."""
+    """The participation that was written as an aggregator, if one was."""
     problems: tuple[Problem, ...] = ()
 
     @property
     def invalid(self) -> frozenset[str]:
-        """Top-level settings that have a problem of their own by now."""
+        """Top-level settings that have a problem already."""
         return frozenset({"aggregator", "participation"}) if self.problems else frozenset()
 
     def as_written(self, problem: Problem) -> Problem:
-        """The problem where the user has it."""
-        hint = _of_another_kind(problem) if problem.path.partition(".")[0] == "aggregator" else problem.hint
+        """The problem at the path that the user wrote."""
+        hint = _hint_of_kind(problem) if problem.path.partition(".")[0] == "aggregator" else problem.hint
         return dataclasses.replace(
             problem,
-            path=self._path(problem.path),
-            rule=self._said(problem.rule),
-            hint=self._said(hint),
-            fixes=tuple(dataclasses.replace(fix, path=self._path(fix.path)) for fix in problem.fixes),
+            path=self._written_path(problem.path),
+            rule=self._rephrase(problem.rule),
+            hint=self._rephrase(hint),
+            fixes=tuple(
+                dataclasses.replace(fix, path=self._written_path(fix.path)) for fix in problem.fixes
+            ),
         )
 
-    def _path(self, path: str) -> str:
+    def _written_path(self, path: str) -> str:
         top, _, below = path.partition(".")
         if top == "aggregator" and self.name is not None:
             return join(f"aggregator.{self.name}", below) if below else f"aggregator.{self.name}"
@@ -60,26 +62,26 @@ class Expanded:
             return f"aggregator.{below or self.name}"
         return path
 
-    def _said(self, sentence: str) -> str:
+    def _rephrase(self, sentence: str) -> str:
         written = f"participation.{self.name}", f"aggregator.{self.name}"
         return sentence if self.name is None else sentence.replace(*written)
 
 
 def expand_shorthand(settings: Mapping[str, Any]) -> Expanded:
-    """What is meant by settings."""
+    """The settings with a participation and an aggregator in place of one that is written for both."""
     written = settings.get("aggregator")
-    name = _name(written)
+    name = _participation_name(written)
     if name is None:
         return Expanded(settings)
     problems: list[Problem] = []
     if "participation" in settings:
-        problems.append(_twice(settings["participation"], name))
-    fields, found = _fields(written, name)
+        problems.append(_chosen_twice(settings["participation"], name))
+    fields, found = _split_fields(written, name)
     problems += found
     inner = {key: value for key, value in fields.items() if key in CHAIN}
     rest = {key: value for key, value in fields.items() if key not in CHAIN}
-    meant = {"aggregator": {"rule": RULE} | inner, "participation": {name: rest}}
-    return Expanded({**settings, **meant}, name, tuple(problems))
+    long = {"aggregator": {"rule": RULE} | inner, "participation": {name: rest}}
+    return Expanded({**settings, **long}, name, tuple(problems))
 
 
 def long_form(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,21 +89,21 @@ def long_form(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "aggregator" not in settings:
         return dict(settings)
     written = settings["aggregator"]
-    name = _name(written)
+    name = _participation_name(written)
     if name is None or isinstance(written, str) or not isinstance(written[name], Mapping):
         return {**settings, "aggregator": expanded(written)}
     return {**settings, "aggregator": {**written, name: expanded(written[name])}}
 
 
-def opened(aggregator: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """What an assignment to `aggregator.<key>` changes: the aggregator, or one that takes its place.
+def open_aggregator(aggregator: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping that an assignment to `aggregator.<key>` changes: the aggregator, or one in its place.
 
     Raises:
         ConfigError: the key belongs below a part of it.
     """
     path = join("aggregator", key)
     if key in CHAIN:
-        if name := _name(aggregator):
+        if name := _participation_name(aggregator):
             rule = f"the aggregator is {name}, with `mix` and `rule` among its fields"
             raise ConfigError([Problem(path, rule, hint=f"Write aggregator.{name}.{key}.")])
         return aggregator if is_chain(aggregator) else {"rule": aggregator}
@@ -168,7 +170,7 @@ def _schema(name: str, pipeline: JsonSchema) -> JsonSchema:
     }
 
 
-def _name(written: Any) -> str | None:
+def _participation_name(written: Any) -> str | None:
     """The participation that is written as an aggregator."""
     names = written_with_rule()
     if isinstance(written, str):
@@ -178,7 +180,7 @@ def _name(written: Any) -> str | None:
     return None
 
 
-def _fields(written: Any, name: str) -> tuple[Mapping[str, Any], list[Problem]]:
+def _split_fields(written: Any, name: str) -> tuple[Mapping[str, Any], list[Problem]]:
     """The settings under the name, without those that are wrong."""
     if isinstance(written, str):
         return {}, []
@@ -199,13 +201,13 @@ def _fields(written: Any, name: str) -> tuple[Mapping[str, Any], list[Problem]]:
     return {key: value for key, value in fields.items() if key in known}, problems
 
 
-def _twice(value: Any, name: str) -> Problem:
+def _chosen_twice(value: Any, name: str) -> Problem:
     rule = f"is chosen by aggregator.{name} already"
     hint = f"Leave it out, or write participation={name} and only the rule as aggregator."
     return Problem("participation", rule, value, hint)
 
 
-def _of_another_kind(problem: Problem) -> str:
+def _hint_of_kind(problem: Problem) -> str:
     """The hint when the name of a participation stands where one of a rule should."""
     name = problem.value
     no_rule = problem.rule.startswith("there is no aggregator")

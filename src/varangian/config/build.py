@@ -1,4 +1,4 @@
-"""From settings to the objects that carry a run out."""
+"""Builders: the objects that carry a run out, made from its configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from varangian.worker.training.task import Task
 
 
 def task(config: RunConfig) -> Task:
-    """What every worker does, honest or not; in a program that is told of no attack, all are honest."""
+    """The work of every worker, honest or not; in a program that is told of no attack, all are honest."""
     attack = config.byzantine.attack
     return Task(
         seed=config.seed,
@@ -47,7 +47,7 @@ def task(config: RunConfig) -> Task:
 
 
 def timetable(config: RunConfig) -> Timetable:
-    """Who takes part in which round, and how late."""
+    """The rounds in which each worker takes part, and its delays."""
     return Timetable(
         names=config.worker_names,
         seed=config.seed,
@@ -57,18 +57,18 @@ def timetable(config: RunConfig) -> Timetable:
 
 
 def waiting(config: RunConfig) -> AdaptiveWaiting | None:
-    """How long a round waits for those who are late; None for as long as its deadline allows."""
+    """How long a round waits for late workers; None for as long as its deadline allows."""
     server = config.server
     factor = server.wait_factor if config.participation.adaptive_waiting else None
-    # Who is away by plan comes back unannounced where nobody is invited: whether it was in time should not
-    # be a race.
+    # Without invitations a worker that was away by plan comes back unannounced: whether it counts should
+    # not depend on how fast it is.
     planned = not config.selection.by_invitation and not isinstance(config.availability, Always)
     rounds = None if planned else server.wait_rounds
     return None if factor is None and rounds is None else AdaptiveWaiting(factor, server.wait_floor, rounds)
 
 
 def condition(config: RunConfig) -> Condition:
-    """What the rule asks of the rows that it is given at the end of a round."""
+    """The condition of the rule for the rows that it is given at the end of a round."""
     workers, participation, aggregator = config.worker_names, config.participation, config.aggregator
 
     def requires(pushed: Collection[str], faulty: Collection[str]) -> str | None:
@@ -82,7 +82,7 @@ def condition(config: RunConfig) -> Condition:
 
 
 def machine(config: RunConfig) -> Machine:
-    """What decides whose push counts, at the start of a run."""
+    """The protocol at the start of a run: it decides whose push counts and when a round closes."""
     policy = RunPolicy(
         workers=config.worker_names,
         rounds=config.rounds,
@@ -99,7 +99,7 @@ def machine(config: RunConfig) -> Machine:
 
 
 def learner(config: RunConfig, initial: Tensor) -> Learner:
-    """The model's side of the server, at its start."""
+    """The server's model, aggregation and optimizer at the start of a run."""
     seed = config.seed if config.server.seed is None else config.server.seed
     return Learner(
         initial,

@@ -1,4 +1,4 @@
-"""What pydantic found, in the words of this project."""
+"""Validation errors of pydantic as problems of a configuration, with the path and a suggestion."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
 
 
 def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The parts of a tree that have parts of their own, by field name."""
+    """The models inside of a model, by field name."""
     annotations = {name: field.annotation for name, field in model.model_fields.items()}
     return {
         name: annotation
@@ -56,7 +56,7 @@ def _problems(details: ErrorDetails, model: type[BaseModel]) -> Iterator[Problem
     inner = _context(details).get("error")
     if isinstance(inner, ConfigError):
         for problem in inner.problems:
-            yield _in_the_tree(problem.below(path), model)
+            yield _with_hint(problem.below(path), model)
         return
     kind = details["type"]
     rule = _RULES.get(kind) or (str(inner) if inner else details["msg"]).removeprefix("Input ")
@@ -64,11 +64,11 @@ def _problems(details: ErrorDetails, model: type[BaseModel]) -> Iterator[Problem
     yield Problem(path, rule.rstrip("."), value, _hint(details, model))
 
 
-def _in_the_tree(problem: Problem, model: type[BaseModel]) -> Problem:
+def _with_hint(problem: Problem, model: type[BaseModel]) -> Problem:
     """The problem of an object; a setting that it has not may be one of another part."""
     if problem.rule != _RULES["extra_forbidden"] or problem.path in leaves(model):
         return problem
-    hint = _elsewhere(problem.path.rpartition(".")[2], model)
+    hint = _suggest_elsewhere(problem.path.rpartition(".")[2], model)
     return dataclasses.replace(problem, hint=hint or problem.hint)
 
 
@@ -93,9 +93,9 @@ def _known_setting(loc: Sequence[str | int], model: type[BaseModel]) -> str:
     here = model
     for parent in parents:
         here = sections(here)[parent]
-    return _elsewhere(key, model) or suggestion(key, here.model_fields)
+    return _suggest_elsewhere(key, model) or suggestion(key, here.model_fields)
 
 
-def _elsewhere(key: str, model: type[BaseModel]) -> str:
+def _suggest_elsewhere(key: str, model: type[BaseModel]) -> str:
     same = [repr(path) for path in leaves(model) if path.rpartition(".")[2] == key.lower()]
     return f"Did you mean {' or '.join(same)}?" if same else ""

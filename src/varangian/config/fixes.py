@@ -1,7 +1,7 @@
-"""Suggestions that are tried before they are made: one is given only if the configuration is valid with it.
+"""Fixes: a suggestion is made only if it was tried and solves its problem without a new one.
 
 A check offers changes of single settings as `Problem.fixes`, with `{fixes}` in its hint where they go. Here
-each is applied to what the user wrote, and everything is checked again.
+each is applied to the settings that the user wrote, and all checks run again.
 """
 
 from __future__ import annotations

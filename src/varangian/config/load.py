@@ -1,4 +1,4 @@
-"""From a file, the environment and the command line to a RunConfig, or to every problem at once."""
+"""Loading: a file, the environment and the command line become a `RunConfig`, or every problem at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load(
     try:
         assignments = [*from_environment(environ or {}), *from_command_line(overrides)]
     except ConfigError as error:
-        raise ConfigError(_tried(error.problems, settings, whole)) from error
+        raise ConfigError(_with_fixes(error.problems, settings, whole)) from error
     return loads(apply_overrides(settings, assignments, groups()), whole=whole)
 
 
@@ -52,36 +52,36 @@ def loads(settings: Mapping[str, Any], *, whole: bool = True) -> RunConfig:
     Raises:
         ConfigError: with every problem found.
     """
-    config, problems = _looked_at(settings, whole)
+    config, problems = _validate(settings, whole)
     if config is None or problems:
-        raise ConfigError(_tried(problems, settings, whole))
+        raise ConfigError(_with_fixes(problems, settings, whole))
     return config
 
 
-def _tried(problems: Sequence[Problem], settings: Mapping[str, Any], whole: bool) -> list[Problem]:
-    """The problems with suggestions that work."""
-    return try_fixes(problems, settings, lambda changed: _looked_at(changed, whole)[1], groups())
+def _with_fixes(problems: Sequence[Problem], settings: Mapping[str, Any], whole: bool) -> list[Problem]:
+    """The problems with those of their suggestions that lead to a valid configuration."""
+    return try_fixes(problems, settings, lambda changed: _validate(changed, whole)[1], groups())
 
 
-def _looked_at(settings: Mapping[str, Any], whole: bool) -> tuple[RunConfig | None, list[Problem]]:
-    """The configuration, and what is wrong with it; None when its parts are not even valid alone."""
-    meant = expand_shorthand(settings)
+def _validate(settings: Mapping[str, Any], whole: bool) -> tuple[RunConfig | None, list[Problem]]:
+    """The configuration, and what is wrong with it; None when a setting is not even valid by itself."""
+    expanded = expand_shorthand(settings)
     config = None
     try:
-        config = RunConfig.model_validate(meant.settings)
-        found = find_problems(config, whole=whole, invalid=meant.invalid)
+        config = RunConfig.model_validate(expanded.settings)
+        found = find_problems(config, whole=whole, invalid=expanded.invalid)
     except ValidationError as error:
-        found = [*problems_of(error, RunConfig), *_between_valid(meant, error, whole)]
-    return config, [*meant.problems, *map(meant.as_written, found)]
+        found = [*problems_of(error, RunConfig), *_problems_between(expanded, error, whole)]
+    return config, [*expanded.problems, *map(expanded.as_written, found)]
 
 
-def _between_valid(meant: Expanded, error: ValidationError, whole: bool) -> list[Problem]:
-    """The problems between those settings that are valid themselves."""
+def _problems_between(expanded: Expanded, error: ValidationError, whole: bool) -> list[Problem]:
+    """The problems between those settings that are valid by themselves."""
     wrong = frozenset(str(details["loc"][0]) for details in error.errors() if details["loc"])
-    invalid = wrong | meant.invalid
+    invalid = wrong | expanded.invalid
     if any(details["type"] == "extra_forbidden" for details in error.errors()):
-        return []  # a mistyped name may have been any of the settings
-    rest = {name: value for name, value in meant.settings.items() if name not in invalid}
+        return []  # a mistyped name may have been meant for any setting
+    rest = {name: value for name, value in expanded.settings.items() if name not in invalid}
     try:
         return find_problems(RunConfig.model_validate(rest), whole=whole, invalid=invalid)
     except ValidationError:

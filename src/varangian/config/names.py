@@ -18,27 +18,27 @@ def default_names(n: int) -> tuple[str, ...]:
     return tuple(f"w{i:0{width}d}" for i in range(n))
 
 
-def named_workers(settings: Mapping[str, Any], most: int) -> Mapping[str, Any]:
-    """The settings with a number in `workers`, and sorted names where there are any.
+def read_names(settings: Mapping[str, Any], most: int) -> Mapping[str, Any]:
+    """The settings with a number in `workers`, and its names, sorted, in `names`.
 
     Args:
         settings: of a run, as they were written.
-        most: how many workers there may be.
+        most: the largest number of workers.
 
     Raises:
-        ConfigError: they cannot be called so.
+        ConfigError: a name that no worker can have, or a name twice.
     """
     given: Any = settings.get("workers")
     path = "workers" if isinstance(given, list) else "names"
     names: Any = settings.get(path)
     if not isinstance(names, list):
         return settings
-    if problems := [*_problems(names, path, most), *_differing(given, names)]:
+    if problems := [*_name_problems(names, path, most), *_count_problems(given, names)]:
         raise ConfigError(problems)
     return {**settings, "workers": len(names), "names": sorted(names)}
 
 
-def _problems(names: list[Any], path: str, most: int) -> list[Problem]:
+def _name_problems(names: list[Any], path: str, most: int) -> list[Problem]:
     if not 1 <= len(names) <= most:
         return [Problem(path, f"should be 1 to {most} names", len(names))]
     if wrong := [name for name in names if not (isinstance(name, str) and NAME.fullmatch(name))]:
@@ -49,8 +49,8 @@ def _problems(names: list[Any], path: str, most: int) -> list[Problem]:
     return []
 
 
-def _differing(given: Any, names: list[Any]) -> list[Problem]:
-    """When the number of workers was changed and their names were not."""
+def _count_problems(given: Any, names: list[Any]) -> list[Problem]:
+    """The problem when the number of workers was changed and their names were not."""
     if not isinstance(given, int) or given == len(names):
         return []
     rule = f"should be as many as `workers` says, {given}"

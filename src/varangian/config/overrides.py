@@ -1,8 +1,8 @@
-"""`a.b=c` on the command line; `VARANGIAN__A__B=c` and `VARANGIAN_SETTINGS` in the environment.
+"""Overrides: `a.b=c` on the command line, `VARANGIAN__A__B=c` and `VARANGIAN_SETTINGS` in the environment.
 
 An assignment replaces what stood there; it never merges. So `aggregator=flag` leaves nothing of the
-aggregator in the file. A path through a group (`aggregator.krum.select=3`) chooses that name: its fields
-are kept when it is the present one, and another one is replaced.
+aggregator in the file. A path through a name (`aggregator.krum.select=3`) chooses that name: if it was
+chosen already its other fields are kept, and any other name is replaced.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from varangian.config.aggregator import long_form, opened
+from varangian.config.aggregator import long_form, open_aggregator
 from varangian.config.yaml_text import parse
 from varangian.registry import FIXES, ConfigError, Fix, Problem, join
 
 PREFIX = "VARANGIAN__"
 SETTINGS = "VARANGIAN_SETTINGS"
-"""The variable with several `a.b=c` in one, for what starts programs from a file, such as Compose."""
+"""A variable with several `a.b=c`, for programs that are started from a file, as by Compose."""
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _PATH = re.compile(r"\w+(\.\w+)*")
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One override, and where the user wrote it."""
+    """One override, with the text that the user wrote."""
 
     path: str
     value: Any
@@ -42,14 +42,14 @@ class Assignment:
         path, equals, value = text.partition("=")
         if not equals or not _PATH.fullmatch(path):
             raise ConfigError([Problem("command line", "should be key=value with a dotted key", text)])
-        return cls(path, _value(value, path), text)
+        return cls(path, _parse_value(value, path), text)
 
 
 def from_environment(environ: Mapping[str, str]) -> list[Assignment]:
     """`VARANGIAN__SERVER__PORT=5000` and others, in the order of their names; then VARANGIAN_SETTINGS."""
     found = sorted((key, value) for key, value in environ.items() if key.startswith(PREFIX))
     paths = [(key, key.removeprefix(PREFIX).lower().replace("__", "."), value) for key, value in found]
-    single = [Assignment(path, _value(value, key), key) for key, path, value in paths]
+    single = [Assignment(path, _parse_value(value, key), key) for key, path, value in paths]
     return [*single, *_from_one_variable(environ.get(SETTINGS, ""))]
 
 
@@ -93,13 +93,13 @@ def apply_overrides(
         groups: paths where a name stands for a whole group, with the name that is there by default.
 
     Raises:
-        ConfigError: a path leads through something that has no parts.
+        ConfigError: a path leads through a value that has no parts.
     """
     result = _long(settings)
     problems: list[Problem] = []
     for assignment in assignments:
         try:
-            changed = _assigned(result, assignment.path.split("."), assignment.value, "", groups)
+            changed = _assign(result, assignment.path.split("."), assignment.value, "", groups)
             result = _long(changed)
         except ConfigError as error:
             problems += error.problems
@@ -116,7 +116,7 @@ def _long(settings: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _value(text: str, path: str) -> Any:
+def _parse_value(text: str, path: str) -> Any:
     if not text.strip():
         setting = path.removeprefix(PREFIX).lower().replace("__", ".")
         null = Fix(setting, (None,), name=path)
@@ -124,28 +124,28 @@ def _value(text: str, path: str) -> Any:
     return parse(text, path)
 
 
-def _assigned(old: Any, keys: Sequence[str], value: Any, at: str, groups: Mapping[str, str | None]) -> Any:
+def _assign(old: Any, keys: Sequence[str], value: Any, at: str, groups: Mapping[str, str | None]) -> Any:
     if not keys:
         return value
     key, rest = keys[0], keys[1:]
     if (group := _NUMBER.sub(".*", at)) in groups:
-        old = _opened(old or groups[group], key, at)
+        old = _open_group(old or groups[group], key, at)
     old = {} if old is None else old
     here = join(at, key)
     if isinstance(old, list):
         index = _index(old, key, at)
-        return [*old[:index], _assigned(old[index], rest, value, here, groups), *old[index + 1 :]]
+        return [*old[:index], _assign(old[index], rest, value, here, groups), *old[index + 1 :]]
     if not isinstance(old, dict):
         raise ConfigError([Problem(at, f"is a single value, so {here} cannot be set", old)])
-    return {**old, key: _assigned(old.get(key), rest, value, here, groups)}
+    return {**old, key: _assign(old.get(key), rest, value, here, groups)}
 
 
-def _opened(group: Any, key: str, at: str) -> Any:
+def _open_group(group: Any, key: str, at: str) -> Any:
     """A group as the mapping that an assignment below it may change."""
     named = {group: {}} if isinstance(group, str) else group
     if not isinstance(named, dict):
         return named
-    return opened(named, key) if at == "aggregator" else named if key in named else {}
+    return open_aggregator(named, key) if at == "aggregator" else named if key in named else {}
 
 
 def _index(items: Sequence[Any], key: str, at: str) -> int:

@@ -1,4 +1,4 @@
-"""The settings of a run: what may be written, of which type, and what holds when nothing is."""
+"""The settings of a run, as a tree of pydantic models: their types, defaults and documentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.config.aggregator import aggregator_groups, aggregator_schema
 from varangian.config.errors import sections
 from varangian.config.fields import Group, many_of, of_fields, of_registry, of_settings
-from varangian.config.names import default_names, named_workers
+from varangian.config.names import default_names, read_names
 from varangian.config.schema import DIALECT, JsonSchema
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.network.address import parse_listen_host
@@ -41,7 +41,7 @@ def named_default(name: str) -> Any:
 
 
 class Section(BaseModel):
-    """What all parts of the tree share: nothing unknown, nothing converted, nothing changed later."""
+    """Base of all parts of the tree: unknown settings are refused, values are not converted or changed."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -155,11 +155,10 @@ class Evaluation(Section):
     """In rounds; the last round is always evaluated."""
 
 
-MOST = 10_000
-"""Workers of a run."""
+MAX_WORKERS = 10_000
 NUMBER_OR_NAMES: JsonSchema = {
     "anyOf": [
-        {"type": "integer", "minimum": 1, "maximum": MOST},
+        {"type": "integer", "minimum": 1, "maximum": MAX_WORKERS},
         {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
     ]
 }
@@ -170,7 +169,7 @@ class RunConfig(Section):
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
     """Every random stream of the run comes from it."""
-    workers: Annotated[int, Field(ge=1, le=MOST), WithJsonSchema(NUMBER_OR_NAMES)] = 15
+    workers: Annotated[int, Field(ge=1, le=MAX_WORKERS), WithJsonSchema(NUMBER_OR_NAMES)] = 15
     """How many workers take part; or a list of what they are called, as [alice, bob]."""
     names: list[str] | None = None
     """What the workers are called, sorted; null is w00, w01 and so on. A list in `workers` sets both."""
@@ -215,23 +214,23 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, value: Any) -> Any:
+    def _read_names(cls, value: Any) -> Any:
         """Take a list of names in the place of a number."""
-        return named_workers(value, MOST) if isinstance(value, Mapping) else value
+        return read_names(value, MAX_WORKERS) if isinstance(value, Mapping) else value
 
     @property
     def worker_names(self) -> tuple[str, ...]:
-        """What the workers of the run are called, sorted."""
+        """The names of all workers, sorted."""
         return default_names(self.workers) if self.names is None else tuple(self.names)
 
     @property
     def honest_names(self) -> tuple[str, ...]:
-        """The workers that do as they should: the first ones."""
+        """The names of the workers that follow the protocol: the first ones."""
         return self.worker_names[: self.workers - self.byzantine.count]
 
     @property
     def byzantine_names(self) -> tuple[str, ...]:
-        """The workers that attack: the last ones."""
+        """The names of the workers that attack: the last ones."""
         return self.worker_names[self.workers - self.byzantine.count :]
 
     @property

@@ -1,4 +1,4 @@
-"""YAML in and out, as people expect it: `1e-3` is a number, `no` is text, a key stands once.
+"""YAML 1.2 with bounds: `1e-3` is a number, `no` is text, and a key stands once.
 
 PyYAML follows YAML 1.1, where `1e-3` is text, `no` is false, `010` is eight and `12:30` is 750. The
 loader follows the core schema of YAML 1.2 instead, and the dumper quotes what either version would change.
@@ -46,35 +46,35 @@ class _Loader(yaml.SafeLoader):
     """The core schema, within bounds that hold before anything is built."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - replaces the table of YAML 1.1, which is a class attribute
-    yaml_constructors = {}  # noqa: RUF012 - and all other tags
+    yaml_constructors = {}  # noqa: RUF012 - as above: no tag but those below
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._nesting = -1
         self._extent: dict[int, tuple[int, int]] = {}
-        """Of each complete node: how many values it has with all aliases replaced, and how deep it is."""
+        """Of each complete node: its values, with all aliases replaced, and its depth."""
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         self._nesting += 1
         if self._nesting > DEPTH:
-            raise _marked(TOO_DEEP, event)
+            raise _error_at(TOO_DEEP, event)
         node = super().compose_node(parent, index)
         self._nesting -= 1
         if node is None:
             return None
         if isinstance(event, yaml.AliasEvent) and id(node) not in self._extent:
-            raise _marked("an alias should not stand inside of what it names", event)
+            raise _error_at("an alias should not stand inside of what it names", event)
         if id(node) not in self._extent:
-            self._extent[id(node)] = self._measured(node)
+            self._extent[id(node)] = self._measure(node)
         values, depth = self._extent[id(node)]
         if values > VALUES:
-            raise _marked(TOO_MANY, event)
+            raise _error_at(TOO_MANY, event)
         if self._nesting + 1 + depth > DEPTH:
-            raise _marked(TOO_DEEP, event)
+            raise _error_at(TOO_DEEP, event)
         return node
 
-    def _measured(self, node: Node) -> tuple[int, int]:
+    def _measure(self, node: Node) -> tuple[int, int]:
         parts: list[Node] = []
         if isinstance(node, MappingNode):
             _check_keys(node)
@@ -102,11 +102,11 @@ class _Dumper(yaml.SafeDumper):
     """Keeps the table of YAML 1.1 as well: text that either version would misread is quoted."""
 
 
-def _marked(rule: str, event: yaml.Event) -> yaml.MarkedYAMLError:
+def _error_at(rule: str, event: yaml.Event) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=rule, problem_mark=cast("yaml.Mark", event.start_mark))
 
 
-def _scalar(
+def _scalar_constructor(
     read: Callable[[str], Any], rule: str, most: int = DIGITS
 ) -> Callable[[_Loader, ScalarNode], Any]:
     """A constructor of values that are written in at most so many characters."""
@@ -141,9 +141,9 @@ _KINDS: dict[str, Callable[[Any, Any], Any]] = {
     "str": yaml.SafeLoader.construct_yaml_str,
     "seq": yaml.SafeLoader.construct_yaml_seq,
     "map": yaml.SafeLoader.construct_yaml_map,
-    "bool": _scalar(lambda text: _TRUTH[text.lower()], "should be true or false"),
-    "int": _scalar(_integer, f"should be a whole number of at most {DIGITS} digits"),
-    "float": _scalar(_real, f"should be a number of at most {DIGITS} digits"),
+    "bool": _scalar_constructor(lambda text: _TRUTH[text.lower()], "should be true or false"),
+    "int": _scalar_constructor(_integer, f"should be a whole number of at most {DIGITS} digits"),
+    "float": _scalar_constructor(_real, f"should be a number of at most {DIGITS} digits"),
 }
 for _tag, _construct in _KINDS.items():
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
@@ -159,7 +159,7 @@ def parse(text: str, source: str) -> Any:
     if len(text) > CHARACTERS:
         raise ConfigError([Problem(source, f"should have at most {CHARACTERS} characters")])
     try:
-        return _plain(yaml.load(text, _Loader))
+        return _copy(yaml.load(text, _Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -201,7 +201,7 @@ def dump(value: Mapping[str, Any]) -> str:
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
 
 
-def _plain(value: Any, path: str = "", depth: int = 0) -> Any:
+def _copy(value: Any, path: str = "", depth: int = 0) -> Any:
     """A copy without shared parts (YAML aliases), so that overriding one place changes one place."""
     if depth > DEPTH:
         raise ConfigError([_too_deep(path.partition(".")[0])])
@@ -209,9 +209,9 @@ def _plain(value: Any, path: str = "", depth: int = 0) -> Any:
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:
             raise ConfigError([Problem(path, "keys should be text", wrong[0])])
-        return {key: _plain(item, join(path, key), depth + 1) for key, item in value.items()}
+        return {key: _copy(item, join(path, key), depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item, join(path, i), depth + 1) for i, item in enumerate(value)]
+        return [_copy(item, join(path, i), depth + 1) for i, item in enumerate(value)]
     return value
 
 

@@ -1,5 +1,5 @@
-"""Checks of a whole configuration: what no single setting shows.
+"""Checks between settings: each setting is valid by itself, and the run still could not keep its promise.
 
-Whether the rule can hold with these numbers, whether rounds can end, whether workers come often enough.
+`table.py` lists the checks, with the settings that each of them reads.
 `varangian.config.load` runs them; they import the tree of settings and what is built from it.
 """

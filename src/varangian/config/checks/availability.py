@@ -1,4 +1,4 @@
-"""Whether a run gets anywhere with workers that come and go."""
+"""Checks of availability: whether rounds can close with workers that come and go."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from varangian.registry import FIXES, Problem, fixes
 from varangian.worker.attacks import Mimic
 from varangian.worker.simulation.availability import Always
 
-LOOKS = 50_000
-"""How many questions to ask a timetable at most, one for each worker and round: a second's worth."""
+MAX_LOOKUPS = 50_000
+"""Most workers times rounds of a timetable that are looked at, which takes about a second."""
 
 
 def check_attendance(config: RunConfig) -> Iterator[Problem]:
-    """A round of everybody without a quorum waits for workers who themselves wait for a later round."""
+    """Rounds of all workers without a quorum: they wait for workers that wait for a later round."""
     everybody = not config.selection.by_invitation and config.quorum <= config.workers
     if isinstance(config.availability, Always) or not everybody:
         return
     table = timetable(config)
-    present = [len(table.present(round)) for round in range(_looked_at(config))]
+    present = [len(table.present(round)) for round in range(_rounds_to_check(config))]
     if present[0] == 0:
         rule = "should have somebody there in round 0, or the run does not begin"
         yield Problem("availability", rule, hint="Choose another seed, or other numbers.")
     elif config.server.shortfall == "wait" and min(present) < config.quorum:
-        yield _unattended(config, present)
+        yield _without_quorum(config, present)
 
 
-def _unattended(config: RunConfig, present: list[int]) -> Problem:
+def _without_quorum(config: RunConfig, present: list[int]) -> Problem:
     round = next(i for i, count in enumerate(present) if count < config.quorum)
     quorum, least = config.quorum, min(present)
     rule = f"{present[round]} workers take part in round {round}, and its quorum of {quorum} never comes"
@@ -36,12 +36,12 @@ def _unattended(config: RunConfig, present: list[int]) -> Problem:
     return Problem("availability", rule, hint=f"Set {FIXES}.", fixes=offers)
 
 
-def _looked_at(config: RunConfig) -> int:
-    return min(config.rounds, max(1, LOOKS // config.workers))
+def _rounds_to_check(config: RunConfig) -> int:
+    return min(config.rounds, max(1, MAX_LOOKUPS // config.workers))
 
 
 def check_delays(config: RunConfig) -> Iterator[Problem]:
-    """Delays of workers that are not there."""
+    """Delays of workers that do not exist."""
     chosen: tuple[int, ...] = getattr(config.delays, "workers", ())
     if unknown := [worker for worker in chosen if worker >= config.workers]:
         rule = f"has a delay for worker {unknown[0]}, and they are numbered from 0 to {config.workers - 1}"

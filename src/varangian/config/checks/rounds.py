@@ -1,4 +1,4 @@
-"""Whether the rounds of a run can come to an end, and what the rule promises of them."""
+"""Checks of rounds: whether they can close, and whether the rule keeps its promise for their rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from varangian.registry import FIXES, NOTHING, Fix, Problem, fixes
 from varangian.worker.attacks import GradientAttack
 
 TRIES = 4
-"""How many numbers to try of those that look well."""
+"""How many of the numbers that meet the condition of the rule are tried as a fix."""
 
 
 def check_answers(config: RunConfig) -> Iterator[Problem]:
@@ -33,14 +33,14 @@ def check_participation(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_vectors(config: RunConfig) -> Iterator[Problem]:
-    """A participation that cannot go with this rule, or with numbers that are rounded on their way."""
+    """A participation that cannot go with this rule, or with vectors that are rounded."""
     yield from config.participation.vector_problems(
         config.aggregator, config.wire.dtype, config.server.rows
     )
 
 
 def check_machine(config: RunConfig) -> Iterator[Problem]:
-    """What the participation needs of the server's machine and does not find there."""
+    """What the participation needs of the machine of the server and does not find there."""
     yield from config.participation.local_problems()
 
 
@@ -50,15 +50,15 @@ def check_guarantee(config: RunConfig) -> Iterator[Problem]:
         return
     if problem := config.participation.guarantee_problem(config.aggregator, config.workers, config.f):
         yield problem
-    elif found := _unkept(config):
+    elif found := _broken_promise(config):
         rows, reason = found
-        rule = f"{_rows(config, rows)} the rule promises nothing: {reason}"
-        hint = f"{_cost(config, rows)}It would hold with {FIXES}."
-        yield Problem("aggregator", rule, NOTHING, hint, _remedies(config))
+        rule = f"{_describe_rows(config, rows)} the rule promises nothing: {reason}"
+        hint = f"{_cost_of_missing(config, rows)}It would hold with {FIXES}."
+        yield Problem("aggregator", rule, NOTHING, hint, _fixes_of_promise(config))
 
 
 def check_window(config: RunConfig) -> Iterator[Problem]:
-    """Rows that are forgotten as they come, where they are needed later."""
+    """A window of columns, where the vectors of a round do not come at the same time."""
     if config.server.memory == "window" and config.selection.by_invitation:
         path = config.participation.setting()
         rule = f"should be `rows` with {path}: a window needs the vectors of a round at the same time"
@@ -66,7 +66,7 @@ def check_window(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_mimic_momentum(config: RunConfig) -> Iterator[Problem]:
-    """Attackers who would need to know the momentum of others, whose rounds are not theirs."""
+    """Attackers that need the momentum of other workers, which take part in other rounds."""
     attack, chosen = config.byzantine.attack, config.selection
     if not isinstance(attack, GradientAttack) or config.worker.momentum == 0:
         return
@@ -86,7 +86,7 @@ def _describe_size(config: RunConfig, size: int) -> str:
     return f"{size}, as many vectors as make a round with {config.participation.setting()}"
 
 
-def _unkept(config: RunConfig) -> tuple[int, str] | None:
+def _broken_promise(config: RunConfig) -> tuple[int, str] | None:
     """The fewest rows for which the rule promises nothing, and why; None when it keeps its promise."""
     for rows in config.participation.row_counts(config.workers, config.f, config.quorum):
         if reason := config.aggregator.requires(rows, config.f):
@@ -94,7 +94,7 @@ def _unkept(config: RunConfig) -> tuple[int, str] | None:
     return None
 
 
-def _rows(config: RunConfig, rows: int) -> str:
+def _describe_rows(config: RunConfig, rows: int) -> str:
     of = config.participation.round_size(config.workers, config.f)
     if rows == config.workers:
         return f"with {rows} workers, f = {config.f}"
@@ -104,34 +104,36 @@ def _rows(config: RunConfig, rows: int) -> str:
     return f"with {rows} vector{'s' if rows > 1 else ''} in a round, f = {config.f}"
 
 
-def _cost(config: RunConfig, rows: int) -> str:
-    """What a missing worker costs, where it is that which breaks the promise."""
+def _cost_of_missing(config: RunConfig, rows: int) -> str:
+    """A sentence about missing workers, where they break the promise of the rule."""
     if rows == config.quorum < config.participation.round_size(config.workers, config.f):
         return "A missing worker is a row less and does not lower f. "
     return ""
 
 
-def _remedies(config: RunConfig) -> tuple[Fix, ...]:
-    """What may do: more rows, or a smaller f; a few values of each setting that look well from here."""
+def _fixes_of_promise(config: RunConfig) -> tuple[Fix, ...]:
+    """Fixes to try: more rows, or a smaller f; a few values of each setting."""
     tried = dict(config.participation.remedies(config.workers))
     most = config.participation.round_size(config.workers, config.f)
     tried["server.quorum"] = range(config.quorum + 1, most + 1)
     tried["f"] = reversed(range(config.f))
 
     def good(path: str, values: Iterable[int]) -> tuple[int, ...]:
-        return tuple(islice((v for v in values if _unkept(_changed(config, path, v)) is None), TRIES))
+        return tuple(
+            islice((v for v in values if _broken_promise(_with_value(config, path, v)) is None), TRIES)
+        )
 
     counts = (Fix(path, good(path, values)) for path, values in tried.items())
-    return (*counts, *(Fix(path, (config.f,)) for path in _told_more(config.aggregator, config.f)))
+    return (*counts, *(Fix(path, (config.f,)) for path in _larger_tolerances(config.aggregator, config.f)))
 
 
-def _told_more(aggregator: Aggregator, f: int) -> Iterator[str]:
+def _larger_tolerances(aggregator: Aggregator, f: int) -> Iterator[str]:
     """The paths of an f of a rule or a mixing that is larger than that of the run."""
     *mixings, rule = parts_of(aggregator).items()
     return (f"aggregator.{path}.f" for path, part in (rule, *mixings) if (tolerance(part) or 0) > f)
 
 
-def _changed(config: RunConfig, path: str, value: int) -> RunConfig:
+def _with_value(config: RunConfig, path: str, value: int) -> RunConfig:
     """The configuration with another number in one place."""
     update: dict[str, Any] = {path: value}
     match path.split("."):

@@ -1,4 +1,4 @@
-"""What no single setting shows: whether a run can keep its promise with these numbers."""
+"""The list of checks between settings, and the short ones."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from varangian.worker.training.metrics import MetricError, chosen
 
 @dataclass(frozen=True)
 class Check:
-    """A question about several settings; asked when each of them is valid on its own."""
+    """A check of several settings; it runs when each of them is valid by itself."""
 
     needs: frozenset[str]
     ask: Callable[[RunConfig], Iterator[Problem]]
     whole: bool = False
-    """Whether it is about all programs of a run together; a server need not know of any attack."""
+    """Whether it is about all programs of a run together; a server, for one, need not know of an attack."""
 
 
 def find_problems(
@@ -49,18 +49,20 @@ def find_problems(
 
 
 def advice(config: RunConfig) -> list[str]:
-    """What is allowed, but hardly meant."""
-    return [sentence for sentence in (_unprotected(config), _more_than_declared(config)) if sentence]
+    """Warnings: what is allowed, but hardly meant."""
+    return [
+        sentence for sentence in (_warn_unprotected(config), _warn_more_than_declared(config)) if sentence
+    ]
 
 
-def _attackers(config: RunConfig) -> Iterator[Problem]:
+def _check_byzantine_count(config: RunConfig) -> Iterator[Problem]:
     count = config.byzantine.count
     if count >= config.workers:
         rule = f"should leave at least one of the {config.workers} workers honest"
         yield Problem("byzantine.count", rule, count)
 
 
-def _attack(config: RunConfig) -> Iterator[Problem]:
+def _check_attack(config: RunConfig) -> Iterator[Problem]:
     byzantine = config.byzantine
     if byzantine.count and byzantine.attack is None:
         offers = fixes(byzantine__attack="sign_flip", byzantine__count=0)
@@ -72,7 +74,7 @@ def _attack(config: RunConfig) -> Iterator[Problem]:
         yield Problem("byzantine.count", rule, 0, f"Set {FIXES}.", offers)
 
 
-def _mounted(config: RunConfig) -> Iterator[Problem]:
+def _check_attack_possible(config: RunConfig) -> Iterator[Problem]:
     byzantine = config.byzantine
     if byzantine.attack is not None and 0 < byzantine.count < config.workers:
         reason = refusal(byzantine.attack, config.workers, byzantine.count, byzantine.knows)
@@ -80,8 +82,8 @@ def _mounted(config: RunConfig) -> Iterator[Problem]:
             yield Problem("byzantine.attack", f"cannot be mounted: {reason}")
 
 
-def _labelled(config: RunConfig) -> Iterator[Problem]:
-    """Without class labels nothing that needs them will do."""
+def _check_labels(config: RunConfig) -> Iterator[Problem]:
+    """Attacks and partitions by class label, where samples have none."""
     if config.loss.by_class is not False:
         return
     name = name_of(config.loss)
@@ -95,7 +97,7 @@ def _labelled(config: RunConfig) -> Iterator[Problem]:
         yield Problem("partition", rule, hint=f"Set {FIXES}.", fixes=offers)
 
 
-def _measured(config: RunConfig) -> Iterator[Problem]:
+def _check_metrics(config: RunConfig) -> Iterator[Problem]:
     by_class = config.loss.by_class
     if by_class is not None:
         try:
@@ -104,7 +106,7 @@ def _measured(config: RunConfig) -> Iterator[Problem]:
             yield Problem("metrics", str(error).rstrip("."))
 
 
-def _ports(config: RunConfig) -> Iterator[Problem]:
+def _check_ports(config: RunConfig) -> Iterator[Problem]:
     server = config.server
     if server.data_port and server.data_port == server.port:
         offers = (*fixes(server__data_port=0), *fixes(server__data_port=None))
@@ -112,7 +114,7 @@ def _ports(config: RunConfig) -> Iterator[Problem]:
         yield Problem("server.data_port", "should not be `server.port`", server.data_port, hint, offers)
 
 
-def _windowed(config: RunConfig) -> Iterator[Problem]:
+def _check_window_rule(config: RunConfig) -> Iterator[Problem]:
     if config.server.memory != "window" or config.aggregator.requires(config.workers, config.f):
         return
     if not streams(config.aggregator, config.workers):
@@ -123,19 +125,19 @@ def _windowed(config: RunConfig) -> Iterator[Problem]:
         yield Problem("server.memory", rule, "window", hint)
 
 
-def _rooted(config: RunConfig) -> Iterator[Problem]:
+def _check_no_root(config: RunConfig) -> Iterator[Problem]:
     if getattr(config.aggregator.rule, "needs_root", False):
         rule = "measures trust by a gradient of the server's own, which this server does not compute"
         yield Problem("aggregator", rule, hint="Choose another rule; as a library this one works.")
 
 
-def _placed(config: RunConfig) -> Iterator[Problem]:
+def _check_no_place(config: RunConfig) -> Iterator[Problem]:
     if any(map(by_place, (*config.aggregator.mix, config.aggregator.rule))):
         rule = "names a row by its place, and in a run other rows are there when a worker is missing"
         yield Problem("aggregator", rule, hint="Leave `pivot` null; as a library this one works.")
 
 
-def _unprotected(config: RunConfig) -> str:
+def _warn_unprotected(config: RunConfig) -> str:
     if config.f and not config.aggregator.robust:
         return (
             f"aggregator: this rule promises nothing against Byzantine workers, and f = {config.f} are "
@@ -144,7 +146,7 @@ def _unprotected(config: RunConfig) -> str:
     return ""
 
 
-def _more_than_declared(config: RunConfig) -> str:
+def _warn_more_than_declared(config: RunConfig) -> str:
     count = config.byzantine.count
     if count > config.f:
         return (
@@ -158,16 +160,16 @@ CHECKS = (
     Check(frozenset({"workers", "f", "server", "participation"}), check_participation),
     Check(frozenset({"aggregator", "participation", "wire", "server"}), check_vectors),
     Check(frozenset({"participation"}), check_machine, whole=True),
-    Check(frozenset({"workers", "byzantine"}), _attackers),
-    Check(frozenset({"workers", "f", "byzantine"}), _attack, whole=True),
-    Check(frozenset({"workers", "byzantine"}), _mounted),
-    Check(frozenset({"loss", "byzantine", "partition"}), _labelled),
-    Check(frozenset({"loss", "metrics"}), _measured),
-    Check(frozenset({"server"}), _ports),
+    Check(frozenset({"workers", "byzantine"}), _check_byzantine_count),
+    Check(frozenset({"workers", "f", "byzantine"}), _check_attack, whole=True),
+    Check(frozenset({"workers", "byzantine"}), _check_attack_possible),
+    Check(frozenset({"loss", "byzantine", "partition"}), _check_labels),
+    Check(frozenset({"loss", "metrics"}), _check_metrics),
+    Check(frozenset({"server"}), _check_ports),
     Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), check_guarantee),
-    Check(frozenset({"aggregator"}), _rooted),
-    Check(frozenset({"aggregator"}), _placed),
-    Check(frozenset({"workers", "f", "server", "aggregator"}), _windowed),
+    Check(frozenset({"aggregator"}), _check_no_root),
+    Check(frozenset({"aggregator"}), _check_no_place),
+    Check(frozenset({"workers", "f", "server", "aggregator"}), _check_window_rule),
     Check(frozenset({"server", "participation"}), check_window),
     Check(frozenset({"byzantine", "worker", "participation"}), check_mimic_momentum),
     Check(
