@@ -98,12 +98,11 @@ async def serve(
         log.info("%s", descriptors.describe_limit(len(sessions.names), lane is not None))
         ready(address)
         its_port = int(address.rpartition(":")[2])
-        watched = service.connections.watched(its_port)
         async with (
             touch_heartbeat(heartbeat),
-            service.presence.watched(),
-            service.revocation.watched(),
-            watched,
+            service.presence.watching(),
+            service.revocation.watching(),
+            service.connections.enforce(its_port),
         ):
             with frozen_garbage_collector():
                 reason = await coordinator.run(stop)

@@ -60,8 +60,8 @@ class Presence:
         self._absent.add(name)
 
     @asynccontextmanager
-    async def watched(self) -> AsyncGenerator[None]:
-        """Look now and then in this context."""
+    async def watching(self) -> AsyncGenerator[None]:
+        """Call `look` now and then in this context."""
         task = asyncio.create_task(self._watch())
         try:
             yield

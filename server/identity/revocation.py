@@ -136,8 +136,8 @@ class Revocation:
         self._check_list()
 
     @asynccontextmanager
-    async def watched(self) -> AsyncGenerator[None]:
-        """Look every second in this context."""
+    async def watching(self) -> AsyncGenerator[None]:
+        """Call `look` every second in this context."""
         if self._security is None:
             yield
             return

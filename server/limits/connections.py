@@ -1,8 +1,8 @@
-"""Connection limits of the gRPC port: a few for each caller, the newest ones, and some for strangers.
+"""Connection limits of the gRPC port: the newest few of each caller, and some without a caller.
 
 gRPC closes what is beyond the limit of the port before any handshake, but has no limit for one caller,
 and no call that closes a connection. So the surplus of a caller is found among the sockets of this process
-and shut down, which gRPC takes for the end of the line.
+and shut down, which gRPC takes for a connection that has ended.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ Address: TypeAlias = tuple[str, int]
 FOLDER = "/dev/fd"
 """Where the system lists the open files of a process."""
 PERIOD = 5.0
-"""Seconds between two looks where nothing calls for one: connections that never call show only there."""
+"""Seconds between two checks without a reason: only these find connections that never call."""
 PAUSE = 0.2
-"""Seconds between two looks at least."""
+"""Seconds between two checks at least."""
 NEW = 1.0
-"""Seconds in which a connection that has not called yet is left alone, however many there are."""
+"""Seconds for which a connection without a call is left alone, however many there are."""
 
 
 @dataclass(frozen=True)
 class ConnectionShare:
-    """How many connections callers may keep."""
+    """Connections that one caller may keep."""
 
     worker: int = 4
-    """For each certificate, or name with a token: one is in use, others may be dead without our knowing."""
+    """Of a certificate, or a name with a token: one is in use, others may be dead unnoticed."""
     address: int = 8
-    """For each address whose callers prove nothing, as they need not for the status without TLS."""
+    """Of an address whose callers prove no identity, as they need not for the status without TLS."""
 
 
 SHARE = ConnectionShare()
@@ -54,20 +54,20 @@ SHARE = ConnectionShare()
 
 @dataclass
 class Caller:
-    """Who calls on a connection."""
+    """The caller on a connection."""
 
     who: str
     proven: bool
-    called: float
-    """When it last did."""
+    last_call: float
+    """When it last called, on the clock of the limits."""
 
 
 class ConnectionLimits:
-    """Counts the connections of each caller, and closes those of the surplus.
+    """Counts the connections of each caller, and closes the surplus.
 
     Args:
         workers: of the run.
-        closed: called for each connection that is closed.
+        on_close: called for each connection that is closed.
         share: how many each caller may keep.
         clock: seconds from any start.
     """
@@ -75,12 +75,12 @@ class ConnectionLimits:
     def __init__(
         self,
         workers: int,
-        closed: Callable[[Refusal], None],
+        on_close: Callable[[Refusal], None],
         share: ConnectionShare = SHARE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.most = connections(workers)
-        self._closed = closed
+        self._on_close = on_close
         self._share = share
         self._clock = clock
         self._callers: dict[Address, Caller] = {}
@@ -89,8 +89,8 @@ class ConnectionLimits:
         self._due = asyncio.Event()
         self._logged = set[str]()
 
-    def called(self, peer: str, who: str, proven: bool) -> None:
-        """Somebody calls from the end that gRPC calls `peer`."""
+    def note_call(self, peer: str, who: str, proven: bool) -> None:
+        """Note a call from the other end that gRPC calls `peer`."""
         address = parse_peer(peer)
         if address is None:
             return
@@ -100,13 +100,13 @@ class ConnectionLimits:
         self._callers[address] = Caller(who, proven or (known is not None and known.proven), self._clock())
 
     def drop(self, peer: str) -> None:
-        """Close this connection soon: its calls are more than refusals can slow down."""
+        """Close a connection soon: its caller goes on calling although it is refused."""
         if (address := parse_peer(peer)) is not None:
             self._unwanted.add(address)
             self._due.set()
 
-    def surplus(self, there: Iterable[Address]) -> dict[Address, str]:
-        """Which of the connections that there are to close, and the caller of each."""
+    def find_surplus(self, there: Iterable[Address]) -> dict[Address, str]:
+        """The connections to close, of those that there are, and the caller of each."""
         now, there = self._clock(), set(there)
         self._callers = {address: caller for address, caller in self._callers.items() if address in there}
         self._first_seen = {address: self._first_seen.get(address, now) for address in there}
@@ -118,23 +118,23 @@ class ConnectionLimits:
         for who, addresses in of_caller.items():
             proven = self._callers[addresses[0]].proven
             most = self._share.worker if proven else self._share.address
-            newest = sorted(addresses, key=lambda address: self._callers[address].called, reverse=True)
+            newest = sorted(addresses, key=lambda address: self._callers[address].last_call, reverse=True)
             found |= dict.fromkeys(newest[most:], who)
         if len(there) > self.most * 3 // 4:
-            found |= self._crowd(there - found.keys(), now)
+            found |= self._excess_unproven(there - found.keys(), now)
         return found
 
-    def _crowd(self, there: set[Address], now: float) -> dict[Address, str]:
-        """What strangers have beyond a quarter of the places: the oldest of the fullest address first."""
+    def _excess_unproven(self, there: set[Address], now: float) -> dict[Address, str]:
+        """Connections without a proven caller beyond a quarter of all: the oldest of the fullest host."""
         of_host: dict[str, list[Address]] = defaultdict(list)
-        strangers = [address for address in there if not self._proven(address)]
-        for address in strangers:
+        unproven = [address for address in there if not self._proven(address)]
+        for address in unproven:
             if now - self._first_seen[address] >= NEW:
                 of_host[address[0]].append(address)
         for addresses in of_host.values():
             addresses.sort(key=lambda address: self._first_seen[address], reverse=True)
         found: dict[Address, str] = {}
-        for _ in range(len(strangers) - self.most // 4):
+        for _ in range(len(unproven) - self.most // 4):
             fullest = max(of_host.values(), key=len, default=[])
             if not fullest:
                 break
@@ -151,15 +151,15 @@ class ConnectionLimits:
         return caller.who if caller else f"{address[0]} (no call yet)"
 
     @asynccontextmanager
-    async def watched(self, port: int) -> AsyncGenerator[None]:
-        """Close the surplus among the connections to this port of this machine in this context."""
-        task = asyncio.create_task(self._watch(port))
+    async def enforce(self, port: int) -> AsyncGenerator[None]:
+        """Close surplus connections to this port of this machine in this context."""
+        task = asyncio.create_task(self._check_repeatedly(port))
         try:
             yield
         finally:
             task.cancel()
 
-    async def _watch(self, port: int) -> None:
+    async def _check_repeatedly(self, port: int) -> None:
         while True:
             await asyncio.sleep(PAUSE)
             with suppress(TimeoutError):
@@ -170,13 +170,13 @@ class ConnectionLimits:
                 self._due.set()
 
     async def close_surplus(self, port: int) -> bool:
-        """Look once; whether to look again soon."""
-        there = await asyncio.to_thread(sockets, port)
-        closing = self.surplus(there)
+        """Check once; returns whether to check again soon."""
+        there = await asyncio.to_thread(list_connections, port)
+        closing = self.find_surplus(there)
         if closing:
             await asyncio.to_thread(shut_down, port, closing)
         for who in closing.values():
-            self._closed(Refusal.CONNECTIONS)
+            self._on_close(Refusal.CONNECTIONS)
             if who not in self._logged and len(self._logged) < self.most:
                 self._logged.add(who)
                 log.warning("closed a connection of %.70s, who has too many or calls too often", who)
@@ -189,11 +189,11 @@ def parse_peer(peer: str) -> Address | None:
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdecimal():
         return None
-    return normal(host.strip("[]")), int(port)
+    return normalise_address(host.strip("[]")), int(port)
 
 
-def normal(host: str) -> str:
-    """One way to write an address; that of IPv4 also where it came over IPv6."""
+def normalise_address(host: str) -> str:
+    """An address in normal form; that of IPv4 also where it came over IPv6."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -202,19 +202,19 @@ def normal(host: str) -> str:
     return str(mapped or address)
 
 
-def sockets(port: int) -> list[Address]:
+def list_connections(port: int) -> list[Address]:
     """The other ends of all connections to a port of this process."""
-    return [address for address, _ in _each(port, ())]
+    return [address for address, _ in _scan(port, ())]
 
 
 def shut_down(port: int, addresses: Iterable[Address]) -> None:
     """End the connections to these other ends, in both directions."""
-    for _ in _each(port, set(addresses)):
+    for _ in _scan(port, set(addresses)):
         pass
 
 
-def _each(port: int, unwanted: Iterable[Address]) -> list[tuple[Address, bool]]:
-    """Every connection to a port, and whether it was ended.
+def _scan(port: int, unwanted: Iterable[Address]) -> list[tuple[Address, bool]]:
+    """Every connection to a port, and whether it was shut down.
 
     A descriptor is copied before it is looked at: its number may be another file's a moment later.
     """
@@ -234,7 +234,7 @@ def _each(port: int, unwanted: Iterable[Address]) -> list[tuple[Address, bool]]:
                 if connection.getsockname()[1] != port:
                     continue
                 host, its_port, *_ = connection.getpeername()
-                address = normal(host), int(its_port)
+                address = normalise_address(host), int(its_port)
                 if ended := address in unwanted:
                     connection.shutdown(socket.SHUT_RDWR)
                 found.append((address, ended))

@@ -35,7 +35,7 @@ class CallAdmission:
         """
         end = str(context.peer())
         who, proven = self._who(*streams.caller(context), end)
-        self._connections.called(end, who, proven)
+        self._connections.note_call(end, who, proven)
         try:
             delay, refused = self.calls.take(who)
         except CutOffError:

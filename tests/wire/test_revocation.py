@@ -48,7 +48,7 @@ def authority(tmp_path):
 
 
 def proof(authority, name):
-    return tls.bundle_of(authority.path, name)
+    return tls.load_worker_bundle(authority.path, name)
 
 
 def works(run, address, authority, names, compute=gradient):

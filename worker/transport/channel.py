@@ -21,7 +21,7 @@ from varangian.protos.network.dial import find_proxy, open_aio_channel
 from varangian.protos.network.grpc_options import KEEPALIVE, WINDOWS
 from varangian.worker.transport.data_channel import DataChannel, LeasedConnection
 from varangian.worker.transport.diagnosis import Diagnosis, diagnose
-from varangian.worker.transport.tls import Proof, credentials, differs, watched
+from varangian.worker.transport.tls import Proof, credentials, has_changed, watch_bundle
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Connection:
     def __init__(self, server: str, proof: Proof) -> None:
         self._server = server
         self._bundle = proof if isinstance(proof, Bundle) else None
-        self._watched = None if self._bundle is None else watched(self._bundle)
+        self._watched = None if self._bundle is None else watch_bundle(self._bundle)
         self.lane = DataChannel(server, sealed=self._bundle is not None)
         self._open()
 
@@ -106,7 +106,7 @@ class Connection:
             found = await asyncio.to_thread(Bundle.load, shown.path, Role.WORKER)
         except (BundleError, OSError) as error:
             log.warning("security: there is no other certificate yet: %s", error)
-            return await asyncio.to_thread(differs, shown)
+            return await asyncio.to_thread(has_changed, shown)
         if found == shown:
             return False
         self._bundle = found

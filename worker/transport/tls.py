@@ -18,7 +18,7 @@ Proof: TypeAlias = str | Bundle
 """What a worker identifies itself with: a token, or over TLS its certificate."""
 
 
-def bundle_of(path: Path, name: str) -> Bundle:
+def load_worker_bundle(path: Path, name: str) -> Bundle:
     """Load the bundle of a worker: `path` is the bundle, or a directory of bundles.
 
     Raises:
@@ -27,7 +27,7 @@ def bundle_of(path: Path, name: str) -> Bundle:
     return Bundle.load(find_bundle(path, name), Role.WORKER)
 
 
-def watched(bundle: Bundle) -> WatchedFiles[Bundle]:
+def watch_bundle(bundle: Bundle) -> WatchedFiles[Bundle]:
     """The newest usable bundle on the disk, of the same worker in the same cluster."""
 
     def read() -> Bundle:
@@ -43,7 +43,7 @@ def watched(bundle: Bundle) -> WatchedFiles[Bundle]:
     return WatchedFiles(paths, read, SPARE, value=bundle)
 
 
-def differs(bundle: Bundle) -> bool:
+def has_changed(bundle: Bundle) -> bool:
     """Whether the files of a bundle have changed since it was read, or cannot be read."""
     try:
         files = [(bundle.path / name).read_bytes() for name in (CA, CERTIFICATE, KEY)]

@@ -19,7 +19,7 @@ from varangian.protos.network.address import EVERYWHERE, is_loopback
 from varangian.protos.network.listen import any_address
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
-from varangian.worker.transport.tls import Proof, bundle_of
+from varangian.worker.transport.tls import Proof, load_worker_bundle
 
 DAYS = 365.0
 """Longer than any run; the keys are gone with it."""
@@ -50,7 +50,7 @@ def make_identities(config: RunConfig) -> Generator[Identities]:
     with TemporaryDirectory(dir=temporary_folder()) as path:
         security = _security(Path(path), config.server.host, workers)
         sessions = Sessions(workers, None, certificate_reader=security.certificate_reader)
-        proofs = {name: bundle_of(Path(path), name) for name in workers}
+        proofs = {name: load_worker_bundle(Path(path), name) for name in workers}
         yield Identities(sessions, proofs, security)
 
 

@@ -224,7 +224,7 @@ def test_the_doorman_needs_no_secret_and_the_token_does(bundles):
 def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening, scenario):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w00", Role.WORKER, days=1)
-    worker = tls.credentials(tls.bundle_of(authority.path, "w00"))
+    worker = tls.credentials(tls.load_worker_bundle(authority.path, "w00"))
     shown = []
 
     async def call(port):
@@ -273,7 +273,7 @@ def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario
 
     async def run():
         async with listening(security.credentials()) as (port, seen):
-            credentials = tls.credentials(tls.bundle_of(bundles / "ours", "w00"))
+            credentials = tls.credentials(tls.load_worker_bundle(bundles / "ours", "w00"))
             async with open_aio_channel(f"127.0.0.1:{port}", credentials) as channel:
                 await channel.unary_unary("/x/y")(b"", timeout=patience(10))
             return seen[0]

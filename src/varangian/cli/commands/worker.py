@@ -26,7 +26,7 @@ from varangian.protos.network.address import parse_address
 from varangian.registry import ConfigError, Problem, suggestion
 from varangian.worker.host import host
 from varangian.worker.signals import SIGNALLED
-from varangian.worker.transport.tls import bundle_of
+from varangian.worker.transport.tls import load_worker_bundle
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _bundles(chosen: Sequence[str], certs: Path) -> dict[str, Bundle]:
         CommandError: a bundle is missing, or it is that of another worker.
     """
     try:
-        bundles = {name: bundle_of(certs, name) for name in chosen}
+        bundles = {name: load_worker_bundle(certs, name) for name in chosen}
     except BundleError as error:
         raise CommandError(str(error)) from error
     for name, bundle in bundles.items():

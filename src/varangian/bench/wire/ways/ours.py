@@ -26,7 +26,7 @@ from varangian.protos.network.malloc import keep_large_blocks
 from varangian.server.identity.sessions import make_token
 from varangian.worker.transport.client import Client, Pulled
 from varangian.worker.transport.data_channel import DataChannel, LeasedConnection
-from varangian.worker.transport.tls import Proof, bundle_of
+from varangian.worker.transport.tls import Proof, load_worker_bundle
 
 Direction = Literal["push", "pull"]
 
@@ -116,7 +116,7 @@ class Workers:
 
     def _client(self, name: str, folder: Path | None) -> Watched:
         model = layout(self._job.numel)
-        proof = make_token(name, SECRET) if folder is None else bundle_of(folder, name)
+        proof = make_token(name, SECRET) if folder is None else load_worker_bundle(folder, name)
         return self._connect(self._address, name, proof, model)
 
     def round(self) -> None:
