@@ -1,4 +1,4 @@
-"""Adaptive robust clipping."""
+"""ARC, adaptive robust clipping."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from varangian.aggregators.gram import Gram, factors
 @MIXINGS.register("arc")
 @dataclass(frozen=True, kw_only=True)
 class ARC:
-    """The k longest rows are scaled down to the length of the next one, for k = floor(2 f (n - f) / n).
+    """Adaptive robust clipping: the k longest rows are scaled to the length of the next one.
 
-    "Adaptive Gradient Clipping for Robust Federated Learning" (Allouah et al., 2025). Unlike a fixed radius
-    it keeps a rule (f, kappa)-robust, with kappa + 2 f / (n - 2 f); lengths are from the origin.
+    "Adaptive Gradient Clipping for Robust Federated Learning" (Allouah et al., 2025): k = floor(2 f (n - f)
+    / n), and lengths are from the origin. Unlike a fixed radius it keeps a rule robust, with the
+    coefficient kappa + 2 f / (n - 2 f).
     """
 
     f: int

@@ -14,10 +14,10 @@ from varangian.aggregators.gram import Gram
 @MIXINGS.register("bucketing")
 @dataclass(frozen=True, kw_only=True)
 class Bucketing:
-    """The rows are shuffled and averaged in groups of `s`; the last group may be smaller.
+    """Bucketing: the rows are shuffled and averaged in groups of `s`; the last group may be smaller.
 
-    "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing" (Karimireddy et al., 2022). Each
-    Byzantine row spoils one group, so that f of ceil(n / s) points are Byzantine afterwards. The groups are
+    "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing" (Karimireddy et al., 2022). A
+    Byzantine row spoils its group, so f of the ceil(n / s) points are Byzantine afterwards. The groups are
     drawn anew at every call, from the `rng` that an aggregator is given or else from torch's own generator;
     a server draws them from `server.seed` and the round.
     """

@@ -1,4 +1,4 @@
-"""Clipping of long rows."""
+"""Clipping at a fixed radius."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from varangian.aggregators.gram import Gram, factors
 @MIXINGS.register("clipping")
 @dataclass(frozen=True, kw_only=True)
 class Clipping:
-    """Rows longer than `radius`, from the origin or from the reference, are scaled down to it.
+    """Clipping: rows longer than `radius`, from the origin or the last aggregate, are scaled to it.
 
-    A fixed radius bounds what one row can do and nothing more: no fixed radius makes a rule
-    (f, kappa)-robust ("Adaptive Gradient Clipping for Robust Federated Learning", Allouah et al., 2025).
+    A fixed radius bounds what one row can do, but makes no rule (f, kappa)-robust ("Adaptive Gradient
+    Clipping for Robust Federated Learning", Allouah et al., 2025).
     """
 
     radius: float

@@ -19,7 +19,7 @@ from varangian.aggregators.numeric.algebra import Array
 @MIXINGS.register("nnm")
 @dataclass(frozen=True, kw_only=True)
 class NNM:
-    """Each row becomes the mean of its n - f nearest rows, itself among them; ties go to the lower row.
+    """NNM: each row becomes the mean of its n - f nearest rows, itself among them; the lower row wins ties.
 
     "Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity" (Allouah et al., 2023).
     """
@@ -54,7 +54,7 @@ class NNM:
 
 
 def _nearest(distances: Array, count: int) -> NDArray[np.bool_]:
-    """For each row, which `count` are the nearest: (m, m)."""
+    """For each row, which `count` rows are nearest to it: (m, m) bool."""
     farthest = np.partition(distances, count - 1, axis=1)[:, count - 1 : count]
     near = distances <= farthest
     if int(near.sum()) > count * len(near):  # ties with the farthest

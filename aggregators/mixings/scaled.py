@@ -1,4 +1,4 @@
-"""Rows that count for less than they are, each by a factor that the caller knows."""
+"""Rows multiplied by factors, for ages in asynchronous rounds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from varangian.aggregators.gram import Gram
 
 @dataclass(frozen=True)
 class Scaled:
-    """Row i is multiplied by factor i: y_i = s_i x_i, towards the origin.
+    """Row i is multiplied by factor i: y_i = s_i x_i.
 
-    Made for one round, where a configuration cannot know the factors: those of ages, for example. What
-    follows sees n rows as before, and is as robust about those.
+    Made for one round, by the program: no configuration knows the factors, as those of ages. The rule sees
+    n rows as before and is as robust.
     """
 
     factors: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Bulyan."""
+"""Bulyan: Krum chooses rows, then each coordinate is a mean around the median."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from varangian.aggregators.numeric.order import Nearest, Window
 @RULES.register("bulyan")
 @dataclass(frozen=True, kw_only=True)
 class Bulyan:
-    """The mean around the median, in each coordinate, of n - 2 f rows that Krum chooses one after another.
+    """Bulyan: in each coordinate a mean around the median, over n - 2 f rows that Krum chooses.
 
-    "The Hidden Vulnerability of Distributed Learning in Byzantium" (El Mhamdi et al., 2018): each of the
-    theta = n - 2 f rows is the choice of Krum among the m that are left, scored anew by their m - f - 2
-    nearest; then the mean of the beta = theta - 2 f values nearest to the median. That leaves f - 1
-    neighbours for the last choice, and none for f = 1: here there is always one. The ends of the least
-    distance then tie, and one neighbour more decides, and so on; at last the lower row.
+    "The Hidden Vulnerability of Distributed Learning in Byzantium" (El Mhamdi et al., 2018). Each of the
+    theta = n - 2 f rows is Krum's choice among the m that are left, with scores computed anew from their
+    m - f - 2 nearest; then each coordinate is the mean of the beta = theta - 2 f values nearest to the
+    median. By that formula the last choice has f - 1 neighbours, which is none for f = 1: here it has at
+    least one. Both ends of the shortest distance then have the same score; the distance to the next
+    neighbour decides, and where all are equal the lower row.
     """
 
     f: int
     second: Literal["paper", "trimmed"] = "paper"
-    """The values of the second stage: nearest to the median, as also in Garfield and Flower, or without the
-    f largest and the f smallest, as in the library `krum`; that one and Garfield select two rows less."""
+    """The values that the second stage averages: those nearest to the median (paper, Garfield, Flower), or
+    all but the f largest and the f smallest (the library `krum`). Garfield and `krum` select two rows less."""
 
     def __post_init__(self) -> None:
         check_f(self.f)
@@ -61,7 +62,7 @@ def _chosen(distances: Array, f: int) -> list[int]:
     for _ in range(m - 2 * f):
         best = _best(ends, f)
         chosen.append(int(left[best]))
-        # Nobody has it as a neighbour any more: of each of the others one entry goes.
+        # It is nobody's neighbour any more: remove its entry from the list of each other row.
         stay = order != chosen[-1]
         stay[best] = False
         left = np.delete(left, best)

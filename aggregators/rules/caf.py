@@ -1,4 +1,4 @@
-"""The Covariance-bound Agnostic Filter."""
+"""CAF, the covariance-bound agnostic filter."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from varangian.aggregators.numeric.spectrum import leading
 @RULES.register("caf")
 @dataclass(frozen=True, kw_only=True)
 class CAF:
-    """The weighted mean of least top variance, while rows far out in that direction lose their weight.
+    """Covariance-bound agnostic filter: a weighted mean whose weights fall along the top eigenvector.
 
     "Towards Trustworthy Federated Learning with Untrusted Participants" (Allouah et al., 2025). In each
-    pass every row is multiplied by 1 minus its squared distance from the weighted mean along the top
-    eigenvector of the weighted covariance, over the largest of those; passes end when 2 f of the weight are
-    gone, and the pass with the least top eigenvalue wins. No bound on the honest covariance is needed. The
-    authors' library takes one random power step for the eigenvector, and lets rows without weight set the
-    largest distance, so that one far row slows it down for ever; here the eigenvector is exact, and
-    every pass silences at least one row.
+    pass the weight of every row is multiplied by 1 - d / max d, with d its squared distance from the
+    weighted mean along the top eigenvector of the weighted covariance. Passes end when 2 f of the weight
+    are gone; the result is the weighted mean of the pass with the least top eigenvalue. No bound on the
+    honest covariance is needed. Unlike in the authors' library, which takes one random power step and lets
+    rows without weight set the largest distance, the eigenvector is exact and every pass takes all weight
+    from at least one row.
     """
 
     f: int

@@ -1,4 +1,4 @@
-"""Conflict-averse gradient descent."""
+"""CAGrad, conflict-averse gradient descent."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ PATIENCE = 100
 @RULES.register("cagrad")
 @dataclass(frozen=True, kw_only=True)
 class CAGrad:
-    """Of all vectors within c times its length of the mean, the one that helps the worst-off row most.
+    """CAGrad: near the mean, the vector whose least inner product with a row is the greatest.
 
     "Conflict-Averse Gradient Descent for Multi-task Learning" (Liu et al., 2021): g0 + c |g0| Gw / |Gw|,
     with g0 the mean and w in the simplex minimising <Gw, g0> + c |g0| |Gw|. With c = 0 it is the mean.
-    Where Gw vanishes many directions are equally good; we then take the vector nearest to the mean that
-    conflicts with no row, which lies within the same radius. For workers who are honest and disagree: one
-    long Byzantine row owns the mean that all is about.
+    Where Gw vanishes many directions are equally good; the result is then the vector nearest to the mean
+    that conflicts with no row, which lies within the same radius. Made for honest workers with different
+    objectives: it is not robust, as one long Byzantine row determines the mean.
     """
 
     c: float = 0.5
-    """Radius over the length of the mean."""
+    """Radius of the ball about the mean, divided by the length of the mean."""
     rescale: Literal["none", "1/(1+c)", "1/(1+c^2)"] = "none"
-    """Factor on the result; the authors' code offers both fractions, the paper has neither."""
+    """Factor on the result: none in the paper; both fractions are in the authors' code."""
     solver: Literal["exact", "cvxpy"] = "exact"
-    """An active set method, exact to rounding, or a conic programme (needs the extra `convex`)."""
+    """An active set method, exact to rounding, or a conic solver (needs the extra `convex`)."""
 
     robust: ClassVar[bool] = False
 
@@ -66,7 +66,7 @@ class CAGrad:
         return torch.from_numpy(factor * (1 / len(gram) + self._step(game, precision)))
 
     def _step(self, game: Game, precision: float) -> Array:
-        """From the mean, as weights."""
+        """The step from the mean, as weights of the rows (n,)."""
         if game.radius == 0:
             return np.zeros_like(game.along)
         if self.solver == "exact":
@@ -83,7 +83,10 @@ class CAGrad:
 
 @dataclass(frozen=True, eq=False)
 class Game:
-    """Minimise <Gw, g0> + radius |Gw| over the simplex, for rows of which the longest has length 1."""
+    """The convex programme of CAGrad: minimise <Gw, g0> + radius |Gw| over the simplex.
+
+    The longest row should have length 1.
+    """
 
     products: Array  # K = G'G, (n, n)
     c: float
@@ -98,7 +101,7 @@ class Game:
 
     @cached_property
     def mean_square(self) -> float:
-        """Squared length of the mean; 0 when only rounding is left of it."""
+        """Squared length of the mean; 0 when it is zero to rounding."""
         n = len(self.products)
         return 0.0 if self.cancels(np.full(n, 1 / n)) else float(self.along.mean())
 
@@ -111,11 +114,11 @@ class Game:
         return math.sqrt(max(float(weights @ self.products @ weights), 0.0))
 
     def end_to_end(self, weights: Array) -> float:
-        """The length of Gw if all rows had one direction."""
+        """The length that Gw would have if all rows had the same direction."""
         return float(weights @ np.sqrt(np.maximum(self.products.diagonal(), 0)))
 
     def cancels(self, weights: Array, rounding: float | None = None) -> bool:
-        """Whether only rounding is left of Gw."""
+        """Whether Gw is zero to rounding."""
         rounding = self.precision if rounding is None else rounding
         return self.length(weights) ** 2 <= rounding * self.end_to_end(weights) ** 2
 
@@ -143,7 +146,10 @@ class Game:
 
 
 def root(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses zero; the nearer end when it does not. Exact for a line."""
+    """The root of a falling function in [low, high] by regula falsi; an end where there is none.
+
+    One step is enough for a straight line.
+    """
     above, below = falling(low), falling(high)
     if above <= 0 or below >= 0:
         return low if above <= 0 else high
@@ -154,7 +160,7 @@ def root(falling: Callable[[float], float], low: float, high: float) -> float:
         value = falling(middle)
         if abs(value) <= AGREES * middle or not low < middle < high:
             break
-        # The Illinois rule: an end that stays for a second time counts half, or it might stay for ever.
+        # The Illinois rule: the value at an end that stays twice is halved, or it might stay for ever.
         again = value * side > 0
         if value > 0:
             low, above, below = middle, value, below / 2 if again else below

@@ -15,12 +15,12 @@ from varangian.aggregators.gram import Gram, factors, typical
 @RULES.register("centered_clipping")
 @dataclass(frozen=True, kw_only=True)
 class CenteredClipping:
-    """The reference, moved by the mean of the rows' offsets from it, each clipped to length `tau`.
+    """Centered clipping: the centre plus the mean of the rows' offsets from it, each clipped to length tau.
 
     "Learning from History for Byzantine Robust Optimization" (Karimireddy et al., 2021). The centre is the
-    reference of the Gram, the last aggregate (zero in the first round), so the rule has no state. The paper
-    fixes tau by hand, and its analysis needs f <= 0.1 n; here tau is by default the median distance to
-    the centre, anew in every iteration: it follows the scale of the rows, and no minority can raise it.
+    reference, that is the last aggregate (zero in the first round), so the rule has no state. The paper
+    sets tau by hand, and its analysis needs f <= 0.1 n; here tau is by default the median distance to the
+    centre, computed anew in each iteration: it follows the scale of the rows, and no minority can raise it.
     """
 
     tau: float | None = None

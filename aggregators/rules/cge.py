@@ -1,4 +1,4 @@
-"""Comparative gradient elimination."""
+"""CGE, comparative gradient elimination."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from varangian.aggregators.gram import Gram, shares
 @RULES.register("cge")
 @dataclass(frozen=True, kw_only=True)
 class CGE:
-    """The mean of the n - f shortest rows; ties go to the lower row.
+    """Comparative gradient elimination: the mean of the n - f shortest rows; ties go to the lower row.
 
     "Byzantine Fault-Tolerant Distributed Machine Learning with Norm-Based Comparative Gradient Elimination"
-    (Gupta et al., 2021), where the rows are summed. It bounds the length of what it believes and nothing
-    else: a row that points the wrong way passes if it is short.
+    (Gupta et al., 2021), where the rows are summed. It bounds the length of a row and nothing else: a
+    short row in the wrong direction passes.
     """
 
     f: int

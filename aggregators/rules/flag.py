@@ -1,10 +1,10 @@
-"""The Flag Aggregator, wholly in the n x n geometry.
+"""The Flag Aggregator, computed from the n x n Gram matrix alone.
 
 n  rows     m  components     X  the rows scaled to length 1, as columns (d, n); never formed
 
 Every observation is a combination of columns of X, so a weighted sum of their outer products is X B X' with
 an n x n matrix B = R R'. If V, L are the leading eigenvectors and eigenvalues of R' (X'X) R, the leading
-eigenvectors of X B X' are Y = X A with A = R V L^(-1/2): orthonormal, and found without touching d.
+eigenvectors of X B X' are Y = X A with A = R V L^(-1/2): orthonormal, and found without the d columns.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from varangian.aggregators.gram import Gram, inverses, typical
 from varangian.aggregators.numeric.algebra import Array, cholesky, eigh, product
 
 SLACK = 1e-7
-"""The released code's: keeps the weight of a row that is explained entirely finite."""
+"""As in the released code: keeps the weight of a row finite that lies in the subspace entirely."""
 CONVERGED = 1e-10
-"""The paper's: the least change of the objective that is worth another iteration."""
+"""As in the paper: the change of the objective below which iterations stop."""
 EPSILON = float(np.finfo(np.float64).eps)
 COINCIDE = 1e-10
 """Squared distance over squared norm below which the direction between two rows is rounding."""
@@ -35,25 +35,25 @@ COINCIDE = 1e-10
 @RULES.register("flag")
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """The part of the rows that lies in the subspace which explains them best, most rows counting most.
+    """Flag Aggregator: the mean of the rows' projections on the subspace that explains them best.
 
     "Flag Aggregator: Scalable Distributed Training under Failures and Augmented Losses using Convex
-    Optimization" (Almasi et al., 2024). The paper's Algorithm 1 sums raw rows in its last line, and is then
-    not robust: one long row owns the update. The authors' released code sums rows of length 1 and runs a
-    single iteration. We do as it does, and restore the length of a typical row. More iterations fit half
-    of the rows exactly and forget the others, which in our experiments costs more than it gains.
+    Optimization" (Almasi et al., 2024). The last line of the paper's Algorithm 1 sums raw rows, which
+    is not robust: one long row determines the update. The authors' released code sums rows of length 1 and
+    runs a single iteration. So does this one, and multiplies by the median length of the rows. With more
+    iterations the subspace fits half of the rows exactly and ignores the others.
     """
 
     components: int | None = None
     """Dimensions of the subspace; null for the paper's ceil((n + 1) / 2)."""
     lam: float = 0.0
-    """Weight of the differences between rows. The paper's grow with n; with its normalised `pairs` a
-    large weight makes the subspace one of noise."""
+    """Weight of the differences between rows (lambda). Differences grow in number with n; with the paper's
+    normalised `pairs` a large weight fits the subspace to noise."""
     iterations: int = 1
-    """Most reweightings; the first weighs all rows alike. The released code runs 1, the paper 5."""
+    """Most reweightings; in the first all rows have the same weight. The released code runs 1, the paper 5."""
     final: Literal["scaled", "released", "paper"] = "scaled"
-    """The last line: rows of length 1 times the median length, over n; the same without the length and over
-    `components`; raw rows over n, not robust."""
+    """What the last line sums: rows of length 1 times the median length, over n ("scaled"); rows of length
+    1, over `components` ("released"); raw rows, over n, which is not robust ("paper")."""
     pairs: Literal["released", "paper"] = "released"
     """Differences of rows of length 1 as they are, or differences of raw rows scaled to length 1."""
 
@@ -109,7 +109,7 @@ class Flag:
 
 @dataclass(frozen=True, eq=False)
 class _Subspace:
-    """r dimensions: Y = X @ basis."""
+    """A subspace of r dimensions, spanned by the columns of Y = X @ basis."""
 
     basis: Array  # (n, r)
     shadows: Array  # (r, n): Y'X
@@ -132,13 +132,13 @@ class _Subspace:
 
     @cached_property
     def explained(self) -> Array:
-        """Of each row, (n,)."""
+        """Squared length of each row's projection, (n,): the explained variance."""
         explained: Array = np.square(self.shadows).sum(axis=0)
         return explained
 
     @cached_property
     def between(self) -> Array:
-        """As of the rows, of each difference: (n, n)."""
+        """The explained variance of each difference of rows, (n, n)."""
         return self.pairs.explained(self.shadows)
 
     @cached_property
@@ -154,7 +154,7 @@ class _Pairs:
     """The differences z_ij = (s_i x_i - s_j x_j) / D_ij of columns of X, for all ordered pairs."""
 
     lam: float
-    """Of one pair."""
+    """Weight of one pair."""
     lengths: Array  # s, (n,)
     sqdist: Array  # D squared, (n, n)
     there: NDArray[np.bool_]  # (n, n): not of a row with itself or with its copy
@@ -164,7 +164,7 @@ class _Pairs:
         n = len(gram)
         apart = ~np.eye(n, dtype=bool)
         if form == "released" or not lam:
-            # It scales the columns, so that its square scales their products.
+            # The weight scales the columns, so its square scales their products.
             share = (lam / max(1, n * (n - 1))) ** 2
             return cls(share, np.ones(n), np.ones((n, n)), apart)
         lengths, distances = gram.norms.numpy(), gram.sqdist.numpy()
@@ -175,7 +175,7 @@ class _Pairs:
     def explained(self, shadows: Array) -> Array:
         """How much of the squared length of each difference lies in a subspace: (r, n) -> (n, n)."""
         ends = torch.from_numpy(shadows.T * self.lengths[:, None])
-        # Not by inner products: near rows would lose what is between them.
+        # Not by inner products: the difference of rows that are close would be lost to rounding.
         between = torch.cdist(ends, ends, compute_mode="donot_use_mm_for_euclid_dist").numpy()
         explained: Array = np.square(between) / self.sqdist
         return explained

@@ -1,4 +1,4 @@
-"""Trust in what agrees with a gradient of the server's own."""
+"""FLTrust: rows weighted by their cosine with a gradient that the server trusts."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from varangian.aggregators.gram import Gram, inverses
 from varangian.aggregators.numeric.algebra import Array
 
 SHORT = 1e-30
-"""Of the length of the reference: float32 has no room for the factor of a shorter row."""
+"""Of the length of the reference: the factor of a shorter row would overflow float32."""
 
 
 @RULES.register("fltrust")
 @dataclass(frozen=True, kw_only=True)
 class FLTrust:
-    """The mean of the rows as long as the reference, weighted by their cosine with it where it is positive.
+    """FLTrust: the mean of the rows, scaled to the reference's length, weighted by max(0, cosine with it).
 
     "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping" (Cao et al., 2021). The reference
-    is the gradient on a small root data set that the server holds and trusts, which is why any number of
-    workers may be Byzantine. Where no row agrees with it the update is zero; without one the rule means
-    nothing and says so. The last aggregate is no substitute: a mean of vectors of one length is shorter
-    than they are, so that updates would shrink from round to round. A row counts by its direction, however
-    short it is: only one of zeros, or shorter than 1e-30 of the reference, has none.
+    is the gradient on a small root data set that the server holds and trusts, so any number of workers may
+    be Byzantine. Where no cosine is positive the update is zero; without a reference the rule refuses. The
+    last aggregate cannot stand for it: a mean of vectors of one length is shorter than they are, so updates
+    would shrink from round to round. A row counts by its direction, however short it is; a row of zeros, or
+    shorter than 1e-30 of the reference, has none.
     """
 
     from_origin: ClassVar[bool] = True
 
     needs_root: ClassVar[bool] = True
-    """The reference must be a gradient of the server's own; no server of ours computes one yet."""
+    """The reference must be a gradient of the server's own; the server here does not compute one."""
 
     def requires(self, n: int, f: int) -> str | None:
         return None if n > f else f"it needs n >= f + 1, {f + 1} for f = {f}, and n is {n}"

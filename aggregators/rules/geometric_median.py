@@ -16,32 +16,32 @@ from varangian.aggregators.gram import Gram
 from varangian.aggregators.numeric.algebra import Array, product, solve
 
 SLOW = 0.1
-"""Of the square of a step that comes after another: then Newton's method is worth its price."""
+"""Ratio of the squares of two steps in a row above which a step of Newton's method is tried."""
 
 
 @RULES.register("rfa", convention="rfa", smoothing=1e-5, tolerance=1e-6, iterations=4)
 @RULES.register("geometric_median")
 @dataclass(frozen=True, kw_only=True)
 class GeometricMedian:
-    """The point with the least sum of distances to the rows, by Weiszfeld's iteration and Newton's.
+    """Geometric median: the point with the least sum of distances to the rows, by smoothed Weiszfeld.
 
-    "Robust Aggregation for Federated Learning" (Pillutla et al., 2022): smoothed Weiszfeld. That paper's
-    code stops after a few steps from the mean, which one distant row can hold captive. Here the iteration
-    starts in the middle of the tightest majority, and rows are first tested for being the median
-    themselves, where Weiszfeld's weights are singular. `rfa` is the paper's code as it is released.
+    "Robust Aggregation for Federated Learning" (Pillutla et al., 2022). That paper's code takes a few steps
+    from the mean, which one distant row can move anywhere. Here the iteration starts at the mean of the
+    tightest majority, and each row is first tested for being the median itself, where Weiszfeld's weights
+    are singular; steps of Newton's method speed up slow convergence. `rfa` is the paper's released code.
     """
 
     convention: Literal["exact", "rfa"] = "exact"
-    """To convergence, or as RFA's code does: not robust, for after k steps a row at distance D still holds
-    it about D / (n - 1)^k away."""
+    """To convergence, or a few steps as in RFA's code, which is not robust: after k steps a row at distance
+    D still moves it by about D / (n - 1)^k."""
     smoothing: float = 1e-6
-    """Distances below this share of the radius of the tightest majority count as this long; for rfa, below
-    this length in the units of the rows."""
+    """The least length that a distance counts for: a share of the radius of the tightest majority; for rfa
+    in the units of the rows."""
     tolerance: float = 1e-9
     """Converged when a step is shorter than this share of the same radius; for rfa, when it lowers the sum
     of distances by less than this share."""
     iterations: int = 1000
-    """Steps after which it gives up on more accuracy."""
+    """Most steps."""
 
     def __post_init__(self) -> None:
         check_positive("smoothing", self.smoothing)
@@ -109,7 +109,7 @@ class _Place:
     squares: Array
     """|y_i - z|^2, (m,)."""
     shortest: float
-    """Shorter distances count as this, and the cost goes on as a parabola there."""
+    """The least length that a distance counts for; below it the cost is a parabola."""
 
     @classmethod
     def of(cls, inner: Array, weights: Array, shortest: float) -> _Place:
@@ -129,12 +129,12 @@ class _Place:
         return float((self.squares * self.pulls + 1 / self.pulls).sum())
 
     def weiszfeld(self) -> Array:
-        """The weights of the next point."""
+        """The weights of the next point by Weiszfeld's iteration, (m,)."""
         weights: Array = self.pulls / self.pulls.sum()
         return weights
 
     def newton(self) -> Array | None:
-        """The same, by Newton's method: close to the median it doubles the digits.
+        """The weights of the next point by Newton's method, (m,); None where its system is singular.
 
         With v_i = z - y_i and p_i = 1 / |v_i| the gradient is sum p_i v_i, the Hessian sum p_i I -
         p_i^3 v_i v_i', and the step -sum a_i v_i, where (sum p) a_i - p_i^3 <v_i, sum a_j v_j> = p_i.
@@ -165,9 +165,9 @@ def _rows_that_are_medians(gram: Gram) -> NDArray[np.bool_]:
 
 
 def _tightest_majority(gram: Gram) -> tuple[Array, float]:
-    """Weights of the mean of the smallest ball about a row that holds most rows, and its radius.
+    """Weights of the mean of the rows in the smallest ball about a row that holds a majority; its radius.
 
-    Byzantine rows are no majority: the ball is no wider than the honest rows are apart, and holds one.
+    An honest majority bounds the radius by the diameter of the honest rows, and one of them is in the ball.
     """
     m, distances = len(gram), gram.sqdist.numpy()
     squares = np.partition(distances, m // 2, axis=1)[:, m // 2]

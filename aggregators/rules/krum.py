@@ -13,7 +13,7 @@ from varangian.aggregators.gram import Gram, shares
 
 
 class _Convention(NamedTuple):
-    """How a score is computed, where the field disagrees."""
+    """How a score is computed; papers and libraries disagree."""
 
     others: int
     """A row has n - f - `others` neighbours."""
@@ -34,7 +34,7 @@ CONVENTIONS = {
 @RULES.register("krum")
 @dataclass(frozen=True, kw_only=True)
 class Krum:
-    """The mean of the `select` rows that lie closest to their n - f - 2 nearest others.
+    """Krum: the mean of the `select` rows that lie closest to their n - f - 2 nearest others.
 
     "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent" (Blanchard et al., 2017):
     scores are sums of squared distances; ties go to the lower row.
@@ -74,7 +74,7 @@ class Krum:
 
     def __call__(self, gram: Gram) -> Tensor:
         m, convention = len(gram), CONVENTIONS[self.convention]
-        # Nobody is nearer than a row is to itself, at a distance of 0 that adds nothing.
+        # The first column is each row's distance 0 to itself, which adds nothing.
         nearest = np.sort(gram.sqdist.numpy(), axis=1)[:, : m - self.f - convention.others + 1]
         scores = (nearest if convention.squared else np.sqrt(nearest)).sum(axis=1)
         select = m - self.f - convention.rest if self.select == "max" else self.select

@@ -1,4 +1,4 @@
-"""Minimum-diameter averaging."""
+"""MDA, minimum-diameter averaging."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from varangian.aggregators.gram import Gram, shares
 from varangian.aggregators.numeric.algebra import Array
 
 EQUAL = 1e-9
-"""Of a squared distance: two that differ by less are the same, so that rounding breaks no tie."""
+"""Relative difference of squared distances that counts as none, so that rounding breaks no tie."""
 
 
 @RULES.register("mda")
 @dataclass(frozen=True, kw_only=True)
 class MDA:
-    """The mean of the n - f rows of least diameter: whose greatest distance is the least.
+    """Minimum-diameter averaging: the mean of the n - f rows whose greatest distance is least.
 
-    "Genuinely Distributed Byzantine Machine Learning" (El Mhamdi et al., 2020). Exact, without a look at
-    all subsets: of two rows farther apart than some length one must go, so the f that go are a vertex
-    cover of such pairs, and the least length that has one is found by bisection. Often several subsets
-    have the least diameter. Then the remotest row goes that can (by the sum of its squared distances to
-    its n - f - 1 nearest), then the next that still can; of equally remote ones the higher.
+    "Genuinely Distributed Byzantine Machine Learning" (El Mhamdi et al., 2020). Exact, without a search of
+    all subsets: the f rows left out are a vertex cover of the pairs that are farther apart than the
+    diameter, and the least diameter that has such a cover is found by bisection. Where several subsets have
+    it, the remotest row is left out that can be (by the sum of its squared distances to its n - f - 1
+    nearest), then the next that still can; of equally remote ones the higher.
     """
 
     f: int
@@ -54,15 +54,16 @@ def _tightest(distances: Array, f: int) -> list[int]:
             continue
         leaving, near = 1 << i, far[i] & left
         if near.bit_count() <= budget and not (budget and _can_go(far, left ^ leaving, budget - 1)):
-            leaving = near  # it stays, so what is far from it cannot
+            leaving = near  # the row stays, so those far from it cannot
         left, budget = left ^ leaving, budget - leaving.bit_count()
     return list(_members(left))
 
 
 def _least_diameter(distances: Array, radii: Array, f: int) -> float:
-    """The least diameter of m - f rows; `radii` (m,): how far the nearest m - f rows of each reach.
+    """The least squared diameter of m - f rows.
 
-    No diameter is less than all but f of the radii, and the m - f rows with the least of them have one.
+    `radii` (m,) are squared distances to the (m - f)-th nearest, itself counted. The (m - f)-th least of
+    them is a lower bound, the diameter of the m - f rows with the least of them an upper one.
     """
     kept = radii.argsort(kind="stable")[: len(radii) - f]
     low, high = radii[kept[-1]] * (1 - EQUAL), distances[np.ix_(kept, kept)].max()
@@ -75,13 +76,13 @@ def _least_diameter(distances: Array, radii: Array, f: int) -> float:
 
 
 def _far(distances: Array, length: float) -> list[int]:
-    """For each row, the set of the rows that are farther from it."""
+    """For each row the set of those farther from it than this, as an integer with bit i for row i."""
     far = np.packbits(distances > length * (1 + EQUAL), axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in far]
 
 
 def _members(rows: int) -> Iterator[int]:
-    """The rows of a set: sets are integers with bit i for row i."""
+    """The rows of a set."""
     while rows:
         lowest = rows & -rows
         yield lowest.bit_length() - 1
@@ -89,7 +90,7 @@ def _members(rows: int) -> Iterator[int]:
 
 
 def _can_go(far: list[int], left: int, budget: int) -> bool:
-    """Whether no two of the rows that are left are far from each other once `budget` of them are gone."""
+    """Whether `budget` of these rows cover all far pairs among them: a search for a vertex cover."""
     while True:
         degrees = [(row & left).bit_count() if left >> i & 1 else 0 for i, row in enumerate(far)]
         degree = max(degrees)
@@ -99,9 +100,10 @@ def _can_go(far: list[int], left: int, budget: int) -> bool:
             break
         if budget == 0:
             return False
-        left, budget = left ^ 1 << degrees.index(degree), budget - 1  # or more than the budget would
+        # This row must go: its neighbours alone are more than the budget.
+        left, budget = left ^ 1 << degrees.index(degree), budget - 1
     if 2 * sum(nlargest(budget, degrees)) < sum(degrees):
-        return False  # not even those with the most pairs settle all
+        return False  # not even the rows with the most pairs cover all
     worst = degrees.index(degree)
     if _can_go(far, left ^ 1 << worst, budget - 1):
         return True
@@ -109,7 +111,10 @@ def _can_go(far: list[int], left: int, budget: int) -> bool:
 
 
 def _least_cover(far: list[int], left: int) -> int:
-    """How few rows settle all pairs where nobody has more than two: of k pairs in a row or a ring, half."""
+    """The size of the least vertex cover where no row has more than two pairs: paths and rings of k pairs.
+
+    Of each it takes half of the pairs, rounded up.
+    """
     fewest = 0
     left = sum(1 << i for i in _members(left) if far[i] & left)
     while left:

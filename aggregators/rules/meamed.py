@@ -1,4 +1,4 @@
-"""The mean around the median."""
+"""MeaMed, the mean around the median."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from varangian.aggregators.numeric.order import Nearest
 @RULES.register("meamed")
 @dataclass(frozen=True, kw_only=True)
 class MeaMed:
-    """The mean of the n - f values of each coordinate that are nearest to its median.
+    """Mean around the median: in each coordinate the mean of the n - f values nearest to the median.
 
     "Generalized Byzantine-tolerant SGD" (Xie et al., 2018). The median of an even number of rows is halfway
     between the middle two; of two values equally far from it on either side, the smaller is the nearer.

@@ -1,4 +1,4 @@
-"""The mean: what every other rule is compared with."""
+"""The mean, the baseline without robustness."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from varangian.aggregators.gram import Gram
 @RULES.register("mean")
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """The mean of all rows. One Byzantine row moves it anywhere: it promises nothing."""
+    """The mean of all rows. Not robust: one Byzantine row moves it anywhere."""
 
     robust: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""The multiple-gradient descent algorithm."""
+"""MGDA, the multiple-gradient descent algorithm."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from varangian.aggregators.numeric.simplex import nearest_to_origin
 @RULES.register("mgda")
 @dataclass(frozen=True, kw_only=True)
 class MGDA:
-    """The shortest vector in the convex hull of the rows: no honest objective gets worse.
+    """MGDA: the shortest vector in the convex hull of the rows, a descent direction for every objective.
 
     "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization" (Desideri, 2012), and
     "Multi-Task Learning as Multi-Objective Optimization" (Sener and Koltun, 2018), which solves for it by
-    Frank-Wolfe steps; here an active set method finds it to rounding. For workers who are honest and
-    disagree: every row has a veto, and one Byzantine row of zeros stops all progress.
+    Frank-Wolfe steps; here an active set method finds it to rounding. Made for honest workers with
+    different objectives: it is not robust, as one Byzantine row of zeros stops all progress.
     """
 
     robust: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""The mean of the neighbours of a trusted vector."""
+"""MoNNA: the mean of the rows nearest to a trusted vector."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from varangian.aggregators.gram import Gram, shares
 @RULES.register("monna")
 @dataclass(frozen=True, kw_only=True)
 class MoNNA:
-    """The mean of the n - f rows nearest to a trusted vector; ties go to the lower row.
+    """MoNNA: the mean of the n - f rows nearest to a trusted vector; ties go to the lower row.
 
     "Robust Collaborative Learning with Linear Gradient Overhead" (Farhadkhani et al., 2023), where every
-    worker trusts its own vector. A server has none: it trusts the reference, the last aggregate, and in
-    the first round zero, when this is comparative gradient elimination.
+    worker trusts its own vector. A server has none and trusts the last aggregate instead; in the first
+    round that is zero, and the rule is comparative gradient elimination.
     """
 
     f: int
     pivot: int | None = None
-    """The row to trust in the place of the reference, counted from 0 among the rows given: for use where
-    none can be missing, so not in a run, and not behind a mixing that moves rows, as bucketing. ByzFL and
+    """The row to trust in place of the last aggregate, counted from 0 among the rows given. Only for use as
+    a library, where no row can be missing, and not behind a mixing that moves rows, as bucketing. ByzFL and
     ByzPy trust row 0."""
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from varangian.aggregators.numeric.order import Nearest
 @RULES.register("phocas")
 @dataclass(frozen=True, kw_only=True)
 class Phocas:
-    """The mean of the n - f values of each coordinate that are nearest to its trimmed mean.
+    """Phocas: in each coordinate the mean of the n - f values nearest to the trimmed mean.
 
     "Phocas: dimensional Byzantine-resilient stochastic gradient descent" (Xie et al., 2018). The trimmed
     mean is without the f largest and the f smallest values; of two values equally far from it on either

@@ -13,7 +13,7 @@ from varangian.aggregators.numeric.order import Majority
 @RULES.register("sign_majority")
 @dataclass(frozen=True, kw_only=True)
 class SignMajority:
-    """The sign that most rows have in each coordinate, times `scale`; 0 where the vote is a tie.
+    """Majority vote of signs: the sign that most rows have in each coordinate, times `scale`; 0 for a tie.
 
     "signSGD with Majority Vote is Communication Efficient and Fault Tolerant" (Bernstein et al., 2019). A
     zero is no vote. Every step has the same size in every coordinate: the learning rate is one for signs.

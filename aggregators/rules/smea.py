@@ -1,4 +1,4 @@
-"""Smallest maximum eigenvalue averaging."""
+"""SMEA, smallest maximum eigenvalue averaging."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from varangian.aggregators.rules.spectral_filter import SpectralFilter
 Out = NDArray[np.intp]
 """Rows that are left out: (f,), or (b, f) for b subsets."""
 AT_ONCE = 1 << 17
-"""Subsets that are held at once."""
+"""Subsets that are in memory at once."""
 FEW = 1 << 12
-"""Subsets that are given a direction each."""
+"""The number of subsets from which on each has a direction of its own."""
 TINY = float(np.finfo(np.float64).tiny)
 FAR = 10
-"""Times the root of the scatter: a row that far out is in no subset of less."""
+"""Times the root of the scatter: a row that far out is in no better subset."""
 SAME = 1e-12
 """Relative difference of eigenvalues that is rounding."""
 
@@ -34,17 +34,16 @@ SAME = 1e-12
 @RULES.register("smea")
 @dataclass(frozen=True, kw_only=True)
 class SMEA:
-    """The mean of the n - f rows whose covariance has the smallest top eigenvalue.
+    """SMEA: the mean of the n - f rows whose covariance has the smallest top eigenvalue.
 
     "On the Privacy-Robustness-Utility Trilemma in Distributed Learning" (Allouah et al., 2023). Exact,
-    without the eigenvalues of all subsets: none scatters more in any direction than its top eigenvalue, so
-    that the top eigenvectors of the few that were looked at rule out almost all of the others.
+    without the eigenvalues of all subsets: the variance in any direction is a lower bound of the top
+    eigenvalue, and the top eigenvectors of a few subsets rule out almost all of the others.
     """
 
     f: int
     budget: int = 100_000
-    """Subsets of n - f rows that there may be. Where rows stand out a few of them are looked at; where none
-    does, hundreds, for a tenth of a second."""
+    """The most subsets of n - f rows; with more of them the rule refuses."""
 
     def __post_init__(self) -> None:
         check_f(self.f)
@@ -69,7 +68,7 @@ class SMEA:
 
 
 def _least(products: Array, gone: Out) -> Out:
-    """The rows to leave out so that the rest scatters least: (m, m), a first guess (f,) -> (f,)."""
+    """The f rows to leave out, by branch and bound: inner products (m, m), a first guess (f,) -> (f,)."""
     least, places = _scatter(products, gone)
     cuts = [_near(places, least)]
     for subsets in _subsets(len(products), len(gone)):
@@ -95,9 +94,9 @@ def _least(products: Array, gone: Out) -> Out:
 
 
 def _scatter(products: Array, gone: Out) -> tuple[float, Array]:
-    """The top eigenvalue of sum (x_i - mean)(x_i - mean)' over the rows that stay, and all rows' places.
+    """The top eigenvalue of sum (x_i - mean)(x_i - mean)' over the rows that stay; all rows' places (m,).
 
-    A place is how far along the eigenvector a row lies from that mean.
+    A place is the coordinate of a row along the eigenvector, from that mean.
     """
     kept = np.ones(len(products))
     kept[gone] = 0
@@ -107,16 +106,16 @@ def _scatter(products: Array, gone: Out) -> tuple[float, Array]:
 
 
 def _near(places: Array, scatter: float) -> Array:
-    """Places that are nowhere so far out that all the digits of the others would be lost below them.
+    """Places, clipped where they are so far out that the others would be lost to rounding.
 
-    Nobody is farther from anybody for it: what scatters so much, scatters at least as much without.
+    Clipping lowers the scatter of a subset, never below the least that is known: the bound still holds.
     """
     most = FAR * math.sqrt(scatter)
     return np.clip(places, -most, most)
 
 
 def _along(places: Array, subsets: Out) -> Array:
-    """The scatter in one direction without each of the subsets, which the top eigenvalue exceeds: (b,)."""
+    """Scatter in one direction without each of the subsets, (b,): at most the top eigenvalue."""
     gone = places[subsets]
     count = len(places) - subsets.shape[1]
     sums, squares = places.sum() - gone.sum(axis=1), places @ places - np.square(gone).sum(axis=1)
@@ -125,7 +124,7 @@ def _along(places: Array, subsets: Out) -> Array:
 
 
 def _turned(products: Array, places: Array, subsets: Out) -> tuple[Array, Array]:
-    """Each direction a step nearer to the top eigenvector of its subset: (b, m) places, (b,) scatters."""
+    """One step of the power method for each subset's direction: (b, m) places, and their scatter (b,)."""
     kept = np.ones_like(places)
     np.put_along_axis(kept, subsets, 0, axis=1)
     weights = _centred(places, kept)
@@ -138,7 +137,7 @@ def _turned(products: Array, places: Array, subsets: Out) -> tuple[Array, Array]
 
 
 def _centred(places: Array, kept: Array) -> Array:
-    """About the mean of those that are kept, and 0 for the others: (b, m)."""
+    """Places from the mean of the rows that are kept, and 0 for the others: (b, m)."""
     means = (places * kept).sum(axis=1, keepdims=True) / kept.sum(axis=1, keepdims=True)
     centred: Array = (places - means) * kept
     return centred

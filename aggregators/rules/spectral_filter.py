@@ -1,4 +1,4 @@
-"""Spectral filtering: divide and conquer without the division."""
+"""Spectral filtering: the filter of DnC (divide and conquer) on all columns."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from varangian.aggregators.numeric.spectrum import leading
 @RULES.register("spectral_filter")
 @dataclass(frozen=True, kw_only=True)
 class SpectralFilter:
-    """The mean without the ceil(c f) rows that lie farthest out in the direction of most variance.
+    """Spectral filter: the mean without the ceil(c f) rows farthest out along the top eigenvector.
 
     The filter of DnC, "Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for
-    Federated Learning" (Shejwalkar and Houmansadr, 2021). DnC looks at a random sample of the columns, anew
-    in each iteration, and keeps the rows that every iteration kept, so that it may drop more than c f. From
-    the Gram matrix all columns cost nothing more: nothing is random here, exactly c f rows go in a
-    pass, and a further pass starts from the rows that are left.
+    Federated Learning" (Shejwalkar and Houmansadr, 2021). DnC takes a new random sample of the columns in
+    each iteration and keeps the rows that every iteration kept, so it may remove more than c f. With the
+    Gram matrix all columns cost no more than a sample: nothing is random here, a pass removes exactly c f
+    rows, and the next one starts from the rows that are left.
     """
 
     f: int
     c: float = 1.0
-    """Rows to remove in a pass, over f."""
+    """Rows to remove in a pass, divided by f."""
     iterations: int = 1
-    """Passes. Together they should remove f rows, or a Byzantine one stays."""
+    """Passes; together they should remove at least f rows."""
 
     def __post_init__(self) -> None:
         check_f(self.f)
@@ -65,10 +65,10 @@ class SpectralFilter:
 
 
 def _farthest(places: Array, kept: NDArray[np.bool_], mean: float) -> int:
-    """Of the rows still kept, the one farthest from the mean of the pass; ties go to the higher row.
+    """The row farthest from the mean of the pass among those still kept; ties go to the higher row.
 
-    One of the two ends is. Their midpoint tells which: squared distances from a mean that one huge row has
-    carried off would all be the same number.
+    It is the least or the greatest, and their midpoint tells which: squared distances to a mean that one
+    huge row has moved far away would all round to the same number.
     """
     least, most = np.where(kept, places, np.inf), np.where(kept, places, -np.inf)
     low, high = int(least.argmin()), int(most.argmax())

@@ -13,7 +13,7 @@ from varangian.aggregators.numeric.order import Window
 @RULES.register("trimmed_mean")
 @dataclass(frozen=True, kw_only=True)
 class TrimmedMean:
-    """The mean of each coordinate without its f largest and its f smallest values.
+    """Trimmed mean: the mean of each coordinate without its f largest and its f smallest values.
 
     "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates" (Yin et al., 2018).
     """

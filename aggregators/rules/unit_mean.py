@@ -1,4 +1,4 @@
-"""The mean of directions: robustness by normalisation alone."""
+"""Mean of normalised rows, a baseline."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from varangian.aggregators.gram import Gram, inverses, typical
 class UnitMean:
     """The mean of the rows scaled to length 1, times their median length.
 
-    A baseline: f Byzantine rows move it by at most f/n of that length, and the released Flag Aggregator
-    owes most of its robustness to the same step. Rows of length zero have no direction and add nothing.
+    A baseline: f Byzantine rows move it by at most f/n of that length. The released code of the Flag
+    Aggregator also normalises the rows. Rows of length zero add nothing.
     """
 
     def requires(self, n: int, f: int) -> str | None:

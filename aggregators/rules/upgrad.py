@@ -1,4 +1,4 @@
-"""UPGrad: the mean of the rows after none conflicts with another."""
+"""UPGrad: the mean of rows that are projected on the dual cone of all rows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from varangian.aggregators.numeric.simplex import to_dual_cone
 @RULES.register("upgrad")
 @dataclass(frozen=True, kw_only=True)
 class UPGrad:
-    """The mean of the rows, each first moved as little as makes it conflict with no row.
+    """UPGrad: the mean of the rows, each projected on the vectors that conflict with no row.
 
     "Jacobian Descent for Multi-Objective Optimization" (Quinton and Rey, 2024): each row is projected on
-    the dual cone of all rows. Where no two rows have a negative inner product this is the mean. For workers
-    who are honest and disagree: one Byzantine row may turn or lengthen the update at will.
+    the dual cone of all rows. Where no two rows have a negative inner product this is the mean. Made for
+    honest workers with different objectives: it is not robust, as one Byzantine row can turn or lengthen
+    the update at will.
     """
 
     robust: ClassVar[bool] = False
