@@ -1,4 +1,4 @@
-"""Robust aggregation: n vectors in, one out, and who was believed. No networking in here.
+"""Robust aggregation: n vectors in, one out, and the weight of each. No networking in here.
 
 Five workers; the last one lies.
 
@@ -10,7 +10,7 @@ tensor([ 180.8000, -178.4000])
 >>> Aggregator(Median())(rows).vector
 tensor([1., 2.])
 
-An aggregate also says who was believed: the coefficient of each row, where the rule has such.
+An aggregate also has the weight of each row, if the rule computes weights.
 
 >>> Aggregator(Krum(f=1))(rows).weights
 tensor([1., 0., 0., 0., 0.], dtype=torch.float64)
@@ -20,12 +20,12 @@ Mixings come before a rule, any number of them, and cost no further pass over th
 >>> Aggregator(Median(), mix=(NNM(f=1),))(rows).vector
 tensor([1., 2.])
 
-A rule is a promise about n rows of which f are Byzantine, and says when it cannot be kept.
+A rule has a guarantee for n rows of which f are Byzantine, and says when it does not hold.
 
 >>> Aggregator(Krum(f=1)).requires(n=4)
 "Krum(f=1, select=1, convention='paper'): it needs n >= 2 f + 3, 5 for f = 1, and n is 4"
 
-A vector that is provably invalid is dropped, named, and spends one of the f.
+A vector that is not finite is dropped, reported, and counts as one of the f.
 
 >>> rows[4] = torch.nan
 >>> Aggregator(Median(), f=1)(rows).dropped

@@ -1,4 +1,4 @@
-"""What a rule is. One of three shapes, and a frozen dataclass whose fields are its configuration.
+"""The interfaces of rules and mixings: a frozen dataclass whose fields are its settings, of three shapes.
 
 n  rows (workers)     f  of them Byzantine     m  points a rule sees     b  columns of a block
 """
@@ -25,7 +25,7 @@ P = TypeVar("P", bound="Part")
 class Part(Protocol):
     """What rules and mixings have in common.
 
-    A rule that keeps no promise when a row is Byzantine says so with an attribute `robust = False`.
+    A rule without a guarantee against Byzantine rows has an attribute `robust = False`.
     """
 
     def requires(self, n: int, f: int, /) -> str | None:
@@ -35,10 +35,10 @@ class Part(Protocol):
 
 @runtime_checkable
 class Weighting(Part, Protocol):
-    """A rule that weighs points by their geometry alone.
+    """A rule that computes weights of the points from their inner products alone.
 
-    One that needs the lengths and directions of rows that are far shorter than others says so with an
-    attribute `from_origin = True`; its rows are measured in float64.
+    One that needs the lengths and directions of rows that are far shorter than others has an attribute
+    `from_origin = True`; its rows are measured in float64.
     """
 
     def __call__(self, gram: Gram, /) -> Tensor:
@@ -48,10 +48,10 @@ class Weighting(Part, Protocol):
 
 @runtime_checkable
 class Explained(Protocol):
-    """A weighting with more to say about each point than its weight."""
+    """A weighting that reports further values for each point."""
 
     def explain(self, gram: Gram, /) -> Mapping[str, Tensor]:
-        """Named values, (m,) each, for the round record."""
+        """Values by name, (m,) each, for the round record."""
         ...
 
 
@@ -59,8 +59,8 @@ class Explained(Protocol):
 class Mixing(Part, Protocol):
     """A step before the rule that replaces m points by k combinations of them.
 
-    One whose point i always stands for row i says so with an attribute `in_place = True`. What names rows
-    by their place can follow no other.
+    One whose point i always stands for row i has an attribute `in_place = True`; parts that name rows by
+    their place can follow only such mixings.
     """
 
     def mix(self, gram: Gram, rng: torch.Generator, /) -> Tensor:
@@ -68,13 +68,13 @@ class Mixing(Part, Protocol):
         ...
 
     def outputs(self, n: int, /) -> int:
-        """How many points k come out of n."""
+        """The number of points k that it makes of n."""
         ...
 
 
 @runtime_checkable
 class Columnwise(Part, Protocol):
-    """A rule that reduces each column on its own."""
+    """A coordinate-wise rule, which reduces each column by itself."""
 
     def columnwise(self, block: Tensor, /) -> Tensor:
         """(m, b) -> (b,), same dtype and device; must not write to `block`."""
@@ -83,10 +83,10 @@ class Columnwise(Part, Protocol):
 
 @runtime_checkable
 class Ordered(Columnwise, Protocol):
-    """A columnwise rule that has a description, which native kernels run in its place."""
+    """A columnwise rule with a description that native kernels execute."""
 
     def order(self, m: int, /) -> Order:
-        """What becomes of columns of m values: `columnwise(block)` is `order(len(block))(block)`."""
+        """The description for columns of m values: `columnwise(block)` is `order(len(block))(block)`."""
         ...
 
 
@@ -114,10 +114,10 @@ class Resilient(Part, Protocol):
 
 @runtime_checkable
 class Conserving(Part, Protocol):
-    """A mixing that leaves a rule with a coefficient one that is known."""
+    """A mixing with a known effect on the robustness coefficient of the rule after it."""
 
     def carried(self, n: int, f: int, kappa: float, /) -> float | None:
-        """The coefficient of the mixing and what follows it, which alone has `kappa`; None if not known.
+        """The coefficient of the mixing with what follows it, which by itself has `kappa`; None if unknown.
 
         Only asked where `requires(n, f)` is None. The mixing may have been told of more than f Byzantine
         rows; the coefficient holds for f.
@@ -129,19 +129,19 @@ class Conserving(Part, Protocol):
 class Naming(Part, Protocol):
     """A rule or a mixing that names rows by their place.
 
-    One that can, but is not configured to, says so with an attribute `by_place = False`.
+    One that can, but is not configured to, has an attribute `by_place = False`.
     """
 
     def among(self, kept: Sequence[int], /) -> Self:
-        """The same when only these rows are left.
+        """The same part when only these rows are left.
 
         Raises:
-            AggregationError: it cannot do without a row that is gone.
+            AggregationError: a row that it needs is gone.
         """
         ...
 
 
-# `isinstance` looks for every method anew, for microseconds; about a class it is remembered.
+# `isinstance` with a protocol takes microseconds; `issubclass` caches its answer by class.
 
 
 def is_columnwise(rule: object) -> TypeGuard[Columnwise]:
@@ -165,7 +165,7 @@ def is_naming(rule: object) -> TypeGuard[Naming]:
 
 
 class Aggregate(NamedTuple):
-    """The update of a round, and who was believed."""
+    """The update of a round, and the weight of each row in it."""
 
     vector: Tensor
     """(d,), in the dtype and on the device of the rows."""
@@ -176,14 +176,14 @@ class Aggregate(NamedTuple):
     reference_weight: float = 0.0
     """The coefficient of the reference in `vector`."""
     details: Mapping[str, Tensor] = MappingProxyType({})
-    """What else the rule says of each row: (n,) float64 by name, NaN where it says nothing. Behind a mixing
-    it speaks of points; what it says of a point that is made of several rows is left out."""
+    """Further values of the rule for each row: (n,) float64 by name, NaN where there is none. After a
+    mixing those of points that are made of several rows are left out."""
     spread: float | None = None
     """Mean squared distance to `vector` of the rows that took part; None where no distance was measured."""
 
     @property
     def effective(self) -> float | None:
-        """How many rows, equally believed, would average as much: (sum c)^2 / sum c^2 of the weights c."""
+        """Effective number of rows: (sum c)^2 / sum c^2 of the weights c."""
         if self.weights is None:
             return None
         shares = self.weights / self.weights.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
@@ -195,7 +195,7 @@ MIXINGS: Registry[Mixing] = Registry("mixing")
 
 
 def tolerance(part: Part) -> int | None:
-    """How many Byzantine rows a part was told of; None when it has no such field."""
+    """The f of a part, how many Byzantine rows it tolerates; None when it has no such field."""
     f: Any = getattr(part, "f", None)
     return int(f) if isinstance(f, Integral) else None
 
@@ -224,7 +224,7 @@ def spent(part: P, faults: int) -> P:
 
 
 def told_enough(part: Part, f: int) -> str | None:
-    """A sentence when a part was told of fewer Byzantine rows than there may be."""
+    """Why the f of a part is too small, as a sentence; None when it is not."""
     told = tolerance(part)
     if told is not None and told < f:
         return f"it was told f = {told}, but {f} of the workers may be Byzantine"
@@ -232,12 +232,12 @@ def told_enough(part: Part, f: int) -> str | None:
 
 
 def robust(rule: Part) -> bool:
-    """Whether a rule promises anything when rows are Byzantine: all do that do not deny it."""
+    """Whether a rule has a guarantee against Byzantine rows; true unless it has `robust = False`."""
     return bool(getattr(rule, "robust", True))
 
 
 def honest_majority(n: int, f: int) -> str | None:
-    """The least that any robust rule needs, as `requires` says it."""
+    """The condition n >= 2 f + 1 of any robust rule, in the form of `requires`."""
     if n < 2 * f + 1:
         return f"it needs n >= 2 f + 1, {2 * f + 1} for f = {f}, and n is {n}"
     return None
@@ -250,7 +250,7 @@ def check_f(f: int) -> None:
 
 
 def is_count(value: object) -> bool:
-    """A whole number of things, 0 among them."""
+    """Whether a value is a non-negative integer."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
 
 

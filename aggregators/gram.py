@@ -1,4 +1,4 @@
-"""The geometry of n vectors: all that a rule needs to know of them.
+"""The Gram matrix of the rows: all that a rule needs to know of n vectors of any length.
 
     n  vectors in the basis      m  points expressed in it
 
@@ -8,8 +8,8 @@ an affine combination of them, a row of n+2 coordinates whose sum is 1: differen
 coordinates of sum 0, and the centre cancels. A mixing multiplies coordinates and never touches the d
 columns again.
 
-What a rule sees are tensors. Inside they are arrays: a call on so few numbers is all overhead, and numpy
-has a third of torch's.
+Rules see tensors. Inside are numpy arrays: on so few numbers the overhead of a call decides, and numpy's is
+a third of torch's.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from varangian.aggregators.rows import Rows
 T = TypeVar("T")
 
 ROUNDING = 1e-14
-"""Of a squared distance over the sum of the two squared distances to the centre: less is rounding, and the
-points coincide."""
+"""Squared distance of two points, over the sum of their squared distances to the centre, below which they
+coincide."""
 DOUBLE, SINGLE = 1e-14, 1e-7
-"""What inner products of float64 rows and of narrower ones are rounded to, of the lengths of both rows."""
+"""Relative rounding of inner products of float64 rows, and of narrower ones."""
 ORIGIN = -1
 """The place of zero in the basis."""
 REFERENCE = -2
@@ -52,11 +52,11 @@ class Basis:
     measure: Callable[[], Tensor]
     n: int
     precision: float = DOUBLE
-    """What the inner products are rounded to, of the lengths of both vectors."""
+    """Rounding of the inner products, relative to the lengths of both vectors."""
 
     @property
     def measured(self) -> bool:
-        """Whether a rule has asked yet."""
+        """Whether the inner products have been computed."""
         return "products" in vars(self)
 
     @cached_property
@@ -68,7 +68,7 @@ class Basis:
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """m points, known by their inner products. All matrices are symmetric to the last bit."""
+    """m points, given by their inner products. All matrices are symmetric to the last bit."""
 
     basis: Basis
     coords: Tensor  # (m, n+2)
@@ -76,7 +76,7 @@ class Gram:
 
     @classmethod
     def of(cls, rows: Rows, reference: Tensor | None = None, backend: Backend | None = None) -> Gram:
-        """The rows themselves; they are measured once, the only O(n^2 d) work of a round."""
+        """The rows themselves; their inner products are the only O(n^2 d) work of a round."""
         measure = (backend or backend_for(rows)).centred
         return cls.about(lambda: measure(rows, reference), len(rows), precision_of(rows))
 
@@ -126,10 +126,10 @@ class Gram:
 
     @cached_property
     def relative(self) -> Tensor:
-        """<y_i - c, y_j - c> about a centre c close to the points, (m, m): for what no translation changes.
+        """<y_i - c, y_j - c> about a centre c close to the points, (m, m): for translation-invariant rules.
 
-        A reference or an origin that is far away takes no digits from what lies between the points, and
-        neither does a step towards it that most of them have made.
+        Differences of the points keep all their digits where the reference or the origin is far away, also
+        after a mixing that moved most points towards it.
         """
         return torch.from_numpy(self._products(None))
 
@@ -171,31 +171,31 @@ class Gram:
         return max(0.0, float(crossed / n + place @ along))
 
     def _from(self, place: int | None) -> Array:
-        """Coordinates of the points as seen from a point of the basis, or from a centre close to them."""
+        """Coordinates of the points relative to one of the basis, or to a centre near them: (m, n+2)."""
         offsets = self.coords.numpy().copy()
         if place is not None:
             offsets[:, place] -= 1
             return offsets
-        # From the centre of the basis, where a typical point is no nearer to the reference or the origin.
+        # The centre: a typical point has no share of the reference or the origin.
         for far in (REFERENCE, ORIGIN):
             offsets[:, far] -= typical(offsets[:, far])
         return offsets
 
     def _products(self, place: int | None) -> Array:
-        """Inner products of the points as seen from there, (m, m)."""
+        """Inner products of the points relative to a place, as in `_from`: (m, m)."""
         offsets = self._from(place)
         products = product(product(offsets, self.basis.products.numpy()), offsets.T)
         symmetric: Array = (products + products.T) / 2
         return symmetric
 
     def _reference(self) -> Array:
-        """Coordinates of the reference as seen from the origin, (n+2,)."""
+        """Coordinates of the reference relative to the origin, (n+2,)."""
         along = np.zeros(self.basis.n + 2)
         along[[REFERENCE, ORIGIN]] = 1, -1
         return along
 
     def remembered(self, key: Hashable, find: Callable[[], T]) -> T:
-        """What `find` returned for the key before: for what weights and their explanation both need."""
+        """The cached result of `find` for a key, for what weights and their explanation both need."""
         if key not in self._known:
             self._known[key] = find()
         return cast("T", self._known[key])
@@ -227,7 +227,7 @@ def _from_origin(rows: Rows, reference: Tensor | None) -> Tensor:
 
 
 def precision_of(rows: Rows) -> float:
-    """What inner products of such rows are rounded to, of the lengths of both."""
+    """Rounding of inner products of such rows, relative to the lengths of both."""
     return DOUBLE if rows.working_dtype == torch.float64 else SINGLE
 
 
@@ -239,16 +239,16 @@ def shares(m: int, chosen: Sequence[int] | NDArray[np.intp]) -> Tensor:
 
 
 def typical(lengths: Array) -> float:
-    """The median, the midpoint of the middle two if need be: where an honest majority keeps it."""
+    """The median; of an even number the midpoint of the middle two. An honest majority bounds it."""
     ordered, m = np.sort(lengths), len(lengths)
     return float(ordered[(m - 1) // 2] + (ordered[m // 2] - ordered[(m - 1) // 2]) / 2)
 
 
 def factors(lengths: Array, longest: float) -> Array:
-    """What lengths are multiplied by so that none is more than `longest`: (m,), at most 1."""
+    """Factors of at most 1 that limit lengths to `longest`: (m,) -> (m,)."""
     return np.divide(longest, lengths, out=np.ones(len(lengths)), where=lengths > longest)
 
 
 def inverses(lengths: Array) -> Array:
-    """1 / length, and 0 for what has none: (m,)."""
+    """1 / length, and 0 where the length is 0: (m,) -> (m,)."""
     return np.divide(1, lengths, out=np.zeros(len(lengths)), where=lengths > 0)

@@ -1,4 +1,4 @@
-"""Rows in, update out: screening, one Gram, mixings, a rule, one combine."""
+"""The aggregator: screening, one Gram matrix, mixings, a rule, and one combination of the rows."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.rows import Rows, RowsError, tensor_of
 
 CONVEX = 1 + 1e-9
-"""Sum of the magnitudes of coefficients up to which a sum of finite rows is finite."""
+"""Sum of the magnitudes of coefficients up to which a combination of finite rows is finite."""
 WIDENED = 1 << 18
-"""Columns of narrow rows that are widened at once."""
+"""Columns that are converted to a wider type at once."""
 _UNUSED = torch.Generator()
-"""For rules without a mixing, of which none is random."""
+"""The generator where there is no mixing, hence no randomness."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Aggregator:
 
     @property
     def robust(self) -> bool:
-        """Whether the rule promises anything when rows are Byzantine; the mean, for one, does not."""
+        """Whether the rule has a guarantee against Byzantine rows; the mean has none."""
         return base.robust(self.rule)
 
     def requires(self, n: int, f: int | None = None) -> str | None:
@@ -87,11 +87,11 @@ class Aggregator:
             return f"{self.rule!r}: there are no rows"
         moved: Mixing | None = None
         for mixing in self.mix:
-            if reason := _displaced(mixing, moved) or mixing.requires(n, f):
+            if reason := _why_displaced(mixing, moved) or mixing.requires(n, f):
                 return f"{mixing!r}: {reason}"
             n = mixing.outputs(n)
             moved = moved or (None if in_place(mixing) else mixing)
-        if reason := _displaced(self.rule, moved):
+        if reason := _why_displaced(self.rule, moved):
             return f"{self.rule!r}: {reason}"
         reason = self.rule.requires(n, f)
         after = f" (after {', '.join(map(repr, self.mix))}: {n} points)" if self.mix else ""
@@ -102,10 +102,11 @@ class Aggregator:
 
         For every S of n - f rows |F(x) - mean_S|^2 is at most kappa times the mean of |x_i - mean_S|^2 over
         S: (f, kappa)-robustness, "Fixing by Mixing" (Allouah et al., 2023). No rule has less than
-        f / (n - 2 f). It holds for this very object, whatever f its parts were told.
+        f / (n - 2 f). It holds for this object, whatever the f of its parts.
 
-        What is robust against g Byzantine rows is so against f < g with the same coefficient: the mean over
-        S, of n - f rows, is the mean of those over its subsets of n - g, which have no more variance.
+        A rule that is robust against g Byzantine rows is so against f < g with the same coefficient: the
+        mean over S, of n - f rows, is the mean of the means of its subsets of n - g, which have no more
+        variance.
         """
         f = (self.tolerance or 0) if f is None else f
         check_f(f)
@@ -114,7 +115,7 @@ class Aggregator:
         return min(known, default=None)
 
     def _kappa(self, n: int, f: int) -> float | None:
-        """The coefficient that is put together from those of the parts for the same f."""
+        """The coefficient from those of the rule and the mixings, all for the same f."""
         if self.requires(n, f) or not isinstance(self.rule, Resilient):
             return None
         sizes = [*accumulate(self.mix, lambda m, mixing: mixing.outputs(m), initial=n)]
@@ -139,16 +140,16 @@ class Aggregator:
 
         Args:
             rows: (n, d) tensor or array, or n vectors (d,); any float dtype, one device; not written to.
-            reference: (d,) tensor or array, the point to measure from: the last aggregate, or nothing
-                (zero). Never a row that a worker chose.
+            reference: (d,) tensor or array, the last aggregate, from which some rules measure; zero if
+                None. Never a row that a worker chose.
             rng: randomness of the mixings that have any; the same state gives the same bits. By default
-                torch's own, so that every call draws anew, and `torch.manual_seed` makes it come again.
+                torch's own generator, which `torch.manual_seed` seeds.
             faults: rows of provably Byzantine workers that the caller has removed already; like the
-                rows that are dropped here, each spends one of the f.
-            measured: what `GramAccumulator.products` is for these rows and this reference, measured
-                elsewhere; asked only if a rule needs it and while no row is dropped.
-            into: memory (d,) for the update, which is then of its type; it is left alone where rows are
-                wider than it, or are dropped.
+                rows that are dropped here, each counts as one of the f.
+            measured: returns what `GramAccumulator.products` returns for these rows and this reference;
+                called only if a rule needs it and no row is dropped.
+            into: memory (d,) for the update, which then has its type; unused where rows have a wider type
+                or are dropped.
 
         Raises:
             RowsError: the rows are not n flat vectors of one kind, or the reference does not fit them.
@@ -157,36 +158,36 @@ class Aggregator:
         """
         rng = rng or (torch.default_generator if self.mix else _UNUSED)
         before = rng.get_state() if self.mix else None
-        # Nothing but columns is looked at, by what kernels know by its description.
+        # The kernels see columns alone, through the description of the rule.
         described = not self.mix and is_ordered(self.rule) and not is_selecting(self.rule)
-        given = _Given(measured, into, self.backend)
-        for survivors in _attempts(Rows.of(rows), reference, described, given):
+        given = _CallOptions(measured, into, self.backend)
+        for valid in _attempts(Rows.of(rows), reference, described, given):
             if before is not None:
                 rng.set_state(before)
             try:
-                return self._aggregate(survivors, rng, faults)
+                return self._aggregate(valid, rng, faults)
             except NotFinite:
                 continue
         raise BackendRefused(
             f"Backend {self.backend!r} was requested, but sums of these rows overflow in it."
         )
 
-    def _aggregate(self, survivors: _Survivors, rng: torch.Generator, faults: int) -> Aggregate:
-        now = self.among(survivors.kept, len(survivors.dropped) + faults)
-        measured = gram = survivors.gram(now.rule)
+    def _aggregate(self, valid: _ValidRows, rng: torch.Generator, faults: int) -> Aggregate:
+        now = self.among(valid.kept, len(valid.dropped) + faults)
+        measured = gram = valid.gram(now.rule)
         for mixing in now.mix:
             gram = gram.mixed(mixing.mix(gram, rng))
         if is_selecting(now.rule):
             gram = gram.mixed(now.rule.select(gram))
         if is_columnwise(now.rule):
-            return survivors.reduced(now.rule, None if gram is measured else on_rows(gram.coords))
-        return survivors.weighted(cast("Weighting", now.rule), gram)
+            return valid.reduce(now.rule, None if gram is measured else on_rows(gram.coords))
+        return valid.weigh(cast("Weighting", now.rule), gram)
 
     def among(self, kept: Sequence[int], faults: int) -> Aggregator:
         """This aggregator for the rows that are left after those of `faults` workers are gone.
 
         Raises:
-            AggregationError: it must not run on them.
+            AggregationError: the guarantee does not hold for them.
         """
         if faults < 0:
             raise ValueError(f"`faults` should be a non-negative integer. Found {faults}.")
@@ -213,8 +214,8 @@ How: TypeAlias = Columnwise | Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class _Given:
-    """What the caller of an `Aggregator` has for exactly its rows, of which none is dropped."""
+class _CallOptions:
+    """What the caller of an `Aggregator` passed; it applies only while no row is dropped."""
 
     measured: Callable[[], Tensor] | None = None
     into: Tensor | None = None
@@ -222,11 +223,11 @@ class _Given:
     """Kernels to insist on."""
 
     def update(self, how: How, rows: Rows, reference: Tensor | None) -> Tensor | None:
-        """The update in the memory that is there for it; None where it does not fit there."""
+        """The update in the memory of the caller; None where there is none or it has a narrower type."""
         vector = self.into
         if vector is None or torch.promote_types(vector.dtype, rows.dtype) != vector.dtype:
             return None
-        # Rows that have to be widened are so a few columns at a time.
+        # Rows of a narrower type are converted a few columns at a time.
         width = rows.d if rows.dtype == vector.dtype else WIDENED
         for start in range(0, rows.d, width):
             part = rows.columns(start, min(start + width, rows.d))
@@ -237,12 +238,12 @@ class _Given:
 def reduce_columns(
     how: How, block: Rows, reference: Tensor | None, name: str | None, vector: Tensor, start: int
 ) -> None:
-    """Columns of the update, from the same columns of the rows, which begin at `start`.
+    """Write the columns of the update from `start` on, given the same columns of the rows.
 
-    Rows that are narrower than the vector are widened first: a mean of them needs more than they have.
+    Rows of a narrower type than the vector are converted first.
 
     Raises:
-        NotFinite: not by the kernels of this name, or by the fastest.
+        NotFinite: a row may not be finite, or a sum overflowed in these kernels.
     """
     if block.dtype != vector.dtype:
         block = Rows(tuple(row.to(vector.dtype) for row in block.vectors))
@@ -256,8 +257,8 @@ def reduce_columns(
 
 
 @dataclass(frozen=True, eq=False)
-class _Survivors:
-    """The rows that take part, and how to answer in terms of all n."""
+class _ValidRows:
+    """The rows that take part, and their places among all n rows."""
 
     rows: Rows
     reference: Tensor | None
@@ -265,7 +266,7 @@ class _Survivors:
     n: int
     kept: list[int]
     dropped: tuple[int, ...]
-    given: _Given = _Given()
+    given: _CallOptions = _CallOptions()
 
     def gram(self, rule: Part) -> Gram:
         if getattr(rule, "from_origin", False):
@@ -274,25 +275,25 @@ class _Survivors:
             return Gram.about(self.given.measured, len(self.rows), precision_of(self.rows))
         return Gram.of(self.rows, self.reference, self.backend)
 
-    def reduced(self, rule: Columnwise, coords: Tensor | None) -> Aggregate:
+    def reduce(self, rule: Columnwise, coords: Tensor | None) -> Aggregate:
         rows = self.rows
         if coords is None and (vector := self.given.update(rule, rows, self.reference)) is not None:
             return Aggregate(vector, None, self.dropped)
-        if coords is not None and (chosen := _chosen(coords)):  # then nothing need be multiplied
+        if coords is not None and (chosen := _rows_of_points(coords)):  # then nothing need be multiplied
             rows, coords = Rows(tuple(rows.vectors[i] for i in chosen)), None
         points = len(rows) if coords is None else len(coords)
         reduce = rule.order(points) if is_ordered(rule) else rule.columnwise
         vector = self.backend.columnwise(reduce, coords, rows, self.reference)
         return Aggregate(vector, None, self.dropped)
 
-    def weighted(self, rule: Weighting, gram: Gram) -> Aggregate:
+    def weigh(self, rule: Weighting, gram: Gram) -> Aggregate:
         place = gram.combination(rule(gram))
         coords = on_rows(place)
         vector = self.given.update(coords, self.rows, self.reference)
         if vector is None:
             vector = self._combined(rule, coords)
         said = rule.explain(gram) if is_explained(rule) else {}
-        points, rows = _alone(gram.coords)
+        points, rows = _single_rows(gram.coords)
         details = {name: self._placed(values[points], rows) for name, values in said.items() if len(rows)}
         weights = self._of_all(coords[:-1], 0.0)
         spread = gram.spread(place)
@@ -302,7 +303,7 @@ class _Survivors:
         """The update from coefficients of (x_1, ..., x_n, r).
 
         Raises:
-            AggregationError: it lies outside of the rows, and numbers of this type have no room for it.
+            AggregationError: it overflows the type of the rows.
         """
         vector = self.backend.combine(coords[None], self.rows, self.reference)[0]
         # The reference may be wider than the rows.
@@ -319,7 +320,7 @@ class _Survivors:
         return vector
 
     def _placed(self, values: Tensor, rows: Tensor) -> Tensor:
-        """What is said of these rows, and of the others nothing: (n,)."""
+        """Values of some rows at their places among all, NaN for the others: (n,)."""
         blank = torch.full((len(self.kept),), torch.nan, dtype=torch.float64)
         return self._of_all(blank.index_copy(0, rows, values.double()), torch.nan)
 
@@ -331,35 +332,37 @@ class _Survivors:
         return out
 
 
-def _attempts(rows: Rows, reference: Tensor | None, described: bool, given: _Given) -> Iterator[_Survivors]:
-    """All rows, unscreened, where the kernels notice what they should not be given; then the sound ones.
+def _attempts(
+    rows: Rows, reference: Tensor | None, described: bool, given: _CallOptions
+) -> Iterator[_ValidRows]:
+    """First all rows unscreened, where the kernels detect invalid ones; then those that pass a screening.
 
-    Almost every round is sound, and a screening would read all rows once more.
+    In almost every round all rows are finite, and a screening would read them once more.
     """
     chosen, reference = backend_for(rows, given.backend), _checked(reference, rows)
     trusted = unscreened(chosen, rows, described)
     if trusted:
-        yield _Survivors(rows, reference, chosen, len(rows), [*range(len(rows))], (), given)
-    sound = _screened(rows, reference, chosen)
-    if not trusted and sound.rows is rows:
-        sound = replace(sound, given=given)
-    yield sound
-    sound = replace(sound, given=_Given())
+        yield _ValidRows(rows, reference, chosen, len(rows), [*range(len(rows))], (), given)
+    finite_rows = _screened(rows, reference, chosen)
+    if not trusted and finite_rows.rows is rows:
+        finite_rows = replace(finite_rows, given=given)
+    yield finite_rows
+    finite_rows = replace(finite_rows, given=_CallOptions())
     if given.backend is None:
-        yield replace(sound, backend=after(chosen, sound.rows))
+        yield replace(finite_rows, backend=after(chosen, finite_rows.rows))
 
 
-def _screened(rows: Rows, reference: Tensor | None, chosen: Backend) -> _Survivors:
-    """The finite rows, with subnormal numbers flushed to zero: those would slow every product down."""
+def _screened(rows: Rows, reference: Tensor | None, chosen: Backend) -> _ValidRows:
+    """The finite rows, with subnormal numbers flushed to zero, as they would slow every product down."""
     finite, subnormal = chosen.screen(rows)
     kept = finite.nonzero().flatten().tolist()
     dropped = tuple((~finite).nonzero().flatten().tolist())
     clean = rows.keep(kept).flushed(subnormal[kept])
-    return _Survivors(clean, reference, chosen, len(rows), kept, dropped)
+    return _ValidRows(clean, reference, chosen, len(rows), kept, dropped)
 
 
 def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:
-    """The reference as the kernels take it: beside the rows, in the type that they compute in."""
+    """The reference as the kernels take it: on the device of the rows, in the type of the computation."""
     if reference is None:
         return None
     reference = tensor_of(reference, "reference")
@@ -377,22 +380,22 @@ def on_rows(coords: Tensor) -> Tensor:
     return coords[..., :-1]
 
 
-def _displaced(part: Part, moved: Mixing | None) -> str | None:
-    """Why a part that names rows by their place cannot stand behind a mixing that moved them."""
+def _why_displaced(part: Part, moved: Mixing | None) -> str | None:
+    """Why a part that names rows by their place cannot follow a mixing that moved them."""
     if moved is None or not by_place(part):
         return None
     return f"it names a row by its place, and behind {moved!r} another point may stand there"
 
 
-def _alone(coords: Tensor) -> tuple[Tensor, Tensor]:
-    """Points that are a multiple of one row each, and of which: what is said of others is of no one row."""
+def _single_rows(coords: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the points that are a multiple of one row each, and of these rows."""
     there = coords[:, :-1] != 0
     points = (there.sum(dim=1) == 1) & ~there[:, -1]
     return points.nonzero().flatten(), there[points].int().argmax(dim=1)
 
 
-def _chosen(coords: Tensor) -> list[int]:
-    """Which row each point is; empty when not every point is a row: (k, n+1) coefficients of (x_i, r)."""
+def _rows_of_points(coords: Tensor) -> list[int]:
+    """The row that each point is, given coefficients (k, n+1) of (x_i, r); empty if one is none."""
     given = coords.numpy()
     ones = given[:, :-1] == 1
     alone = ones.any(axis=1).all() and np.count_nonzero(given) == len(given)

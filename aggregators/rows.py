@@ -24,7 +24,7 @@ BLOCK = 1 << 14
 
 
 class RowsError(ValueError):
-    """Rows that no rule could aggregate: the caller's mistake, never a worker's."""
+    """Rows of the wrong form, a mistake of the caller: not flat, of unequal lengths or types."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,11 @@ class Rows:
 
     @property
     def least_normal(self) -> float:
-        """The least magnitude that does not count as zero: subnormal numbers of the working type do."""
+        """The least magnitude that does not count as zero: the least normal number of the working type."""
         return torch.finfo(self.working_dtype).tiny
 
     def flushed(self, subnormal: Tensor) -> Rows:
-        """With zeros for the subnormal numbers of those rows that have any: (n,) says which."""
+        """The rows with zeros for subnormal numbers; `subnormal` (n,) says which rows have any."""
         if not bool(subnormal.any()):
             return self
         each = zip(self.vectors, subnormal.tolist(), strict=True)
@@ -135,10 +135,10 @@ class Rows:
 
 
 def tensor_of(values: Any, name: str) -> Tensor:
-    """As a tensor, without a copy where torch can read it as it is.
+    """Values as a tensor, without a copy where torch can share their memory.
 
     Raises:
-        RowsError: these are no numbers.
+        RowsError: they are not numbers.
     """
     if isinstance(values, Tensor):
         return values
@@ -152,7 +152,7 @@ def tensor_of(values: Any, name: str) -> Tensor:
 
 
 def _readable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """As torch can read it: a copy where it runs backwards or has another machine's byte order."""
+    """The array as torch can share it: copied if it has negative strides or a foreign byte order."""
     if not array.dtype.isnative:
         return array.astype(array.dtype.newbyteorder("="))
     return array.copy() if any(stride < 0 for stride in array.strides) else array

@@ -1,4 +1,4 @@
-"""An aggregator as a user writes it, and back.
+"""Aggregators from configurations, and back.
 
 A rule is `krum`, or with fields `{krum: {select: 3}}`. Mixings stand before it: `bucketing+nnm+krum`, or
 with fields `{mix: [{bucketing: {s: 2}}, nnm], rule: krum}`.
@@ -19,16 +19,16 @@ T = TypeVar("T")
 CHAIN = ("mix", "rule")
 """The keys of an aggregator with mixings."""
 JOINT = "+"
-"""Between the names of mixings and of the rule after them."""
+"""Separates the names of mixings and of the rule after them."""
 USUAL = "trimmed_mean"
-"""The rule in suggestions to somebody who wrote a mixing alone; nothing but n >= 2 f + 1 is asked of n."""
+"""The rule in suggestions where a mixing stands alone; it asks only for n >= 2 f + 1."""
 
 
 def aggregator_from(spec: object, path: str, *, f: int) -> Aggregator:
-    """An aggregator from what a user wrote.
+    """An aggregator from its form in a configuration.
 
     Args:
-        spec: what the user wrote.
+        spec: a name, a mapping, or names joined by `+`.
         path: where it was written, for messages.
         f: how many workers may be Byzantine; every part that takes an f has this one by default.
 
@@ -58,7 +58,7 @@ def aggregator_from(spec: object, path: str, *, f: int) -> Aggregator:
 def expanded(spec: Any) -> Any:
     """The long form of an aggregator: `nnm+krum` becomes `{mix: [nnm], rule: krum}`, also as a `rule`.
 
-    What has no long form is returned as it is.
+    Anything else is returned as it is.
     """
     if isinstance(spec, str):
         *mixings, rule = map(str.strip, spec.split(JOINT))
@@ -72,7 +72,7 @@ def expanded(spec: Any) -> Any:
 
 
 def misordered(text: str, path: str) -> Problem | None:
-    """The problem with known names in the wrong order, as a mixing without a rule; None if all is well."""
+    """The problem of known names in the wrong order, as a mixing without a rule; None if there is none."""
     names = [name for name in map(str.strip, text.replace(",", JOINT).split(JOINT)) if name]
     if not names or not all(name in RULES or name in MIXINGS for name in names):
         return None
@@ -94,7 +94,7 @@ def misordered(text: str, path: str) -> Problem | None:
 
 
 def _names(spec: Sequence[object]) -> str:
-    """A list of names as one text, in which they are no pipeline yet."""
+    """A list of names as one text, joined by commas."""
     return ",".join(map(str, spec))
 
 
@@ -112,7 +112,7 @@ def _from_names(text: str, path: str, f: int) -> Aggregator:
 
 
 def spec_of(aggregator: Aggregator) -> dict[str, Any]:
-    """What a user would write to get this aggregator, with every field: names and plain values only.
+    """An aggregator in the form of a configuration, with every field: names and plain values only.
 
     Raises:
         KeyError: a part of it is in no registry.

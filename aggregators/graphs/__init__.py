@@ -1,8 +1,9 @@
-"""Communication graphs: who hears whom, how fast that averages, and whether a rule can hold in it.
+"""Communication graphs by name (`GRAPHS`), their mixing weights and figures.
 
-`GRAPHS` has them by name. `figures(graph, n)` says what one is worth, `problem(graph, n)` and
-`requires(graph, rule, n, f)` why it will not do, `group(graph, n, t)` who pushes in a round. Plain numpy;
-the only file that is ever read is that of the graph `file`.
+`figures(graph, n)` has degree, messages and spectral gap; `problem(graph, n)` and `requires(graph, rule, n,
+f)` say why a run cannot use a graph; `group(graph, n, t)` is the neighbourhood that pushes in a round.
+Plain numpy without I/O but for the graph `file`. Everybody may import it; of the package it imports
+nothing.
 """
 
 from varangian.aggregators.graphs.base import GRAPHS, Graph, GraphError, Links, Matrix

@@ -1,4 +1,4 @@
-"""What a communication graph is: who hears whom in a round, and how much they count.
+"""The interface of communication graphs: neighbours and mixing weights of each round.
 
 n  workers, numbered from 0     t  round     i  receiver     j  sender
 """
@@ -14,7 +14,7 @@ from varangian.registry import Registry
 
 Matrix = NDArray[np.float64]
 Links = NDArray[np.bool_]
-"""(n, n): entry (i, j) says that i hears from j. The diagonal is False."""
+"""Adjacency (n, n): entry (i, j) says that i hears from j. The diagonal is False."""
 
 
 class GraphError(ValueError):
@@ -23,10 +23,12 @@ class GraphError(ValueError):
 
 @runtime_checkable
 class Graph(Protocol):
-    """A graph on any number of workers, perhaps another one in every round of a period."""
+    """A communication graph on any number of workers; it may change from round to round, periodically."""
 
     def weights(self, n: int, t: int, /) -> Matrix:
-        """W of round t, (n, n): what each receiver (row) takes of each sender; rows sum to 1.
+        """The mixing matrix W of round t, (n, n): what each receiver (row) takes of each sender (column).
+
+        Rows sum to 1.
 
         Raises:
             GraphError: there is no such graph on n workers.
@@ -34,11 +36,11 @@ class Graph(Protocol):
         ...
 
     def period(self, n: int, /) -> int:
-        """After how many rounds the graph repeats itself; 1 for one that stays."""
+        """After how many rounds the graph repeats itself; 1 for one that does not change."""
         ...
 
     def neighbours(self, n: int, i: int, t: int, /) -> tuple[int, ...]:
-        """Whom i hears from in round t, ascending, without itself; raises as `weights` does."""
+        """The workers from which i hears in round t, ascending, without itself; raises as `weights`."""
         ...
 
 
@@ -51,7 +53,10 @@ def check_n(graph: object, n: int, least: int) -> None:
 
 
 def reached(links: Links, start: int) -> NDArray[np.bool_]:
-    """(n,): who hears of what `start` sends, directly or through others; itself too."""
+    """The workers that `start` reaches, directly or through others, itself too: (n,) bool.
+
+    Breadth-first search; networkx would take half a second to import for it.
+    """
     seen: NDArray[np.bool_] = np.arange(len(links)) == start
     while True:
         further: NDArray[np.bool_] = seen | links[:, seen].any(axis=1)

@@ -1,4 +1,4 @@
-"""Whether a graph will do, before a run starts."""
+"""Checks before a run: whether a graph is connected, and whether a rule can hold in its neighbourhoods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from varangian.aggregators.graphs.figures import stranger
 
 
 class Rule(Protocol):
-    """What is asked of an aggregator here."""
+    """An aggregator, as far as it is needed here."""
 
     def requires(self, n: int, f: int, /) -> str | None:
         """Why the guarantee does not hold for n rows of which f are Byzantine; None when it does."""
@@ -18,7 +18,7 @@ class Rule(Protocol):
 
 
 def problem(graph: Graph, n: int) -> str | None:
-    """Why a graph cannot be used by n workers: there is none, or it is disconnected; None when it can."""
+    """Why n workers cannot use a graph, which does not exist or is disconnected; None when they can."""
     try:
         apart = stranger(graph, n)
     except GraphError as error:
@@ -32,9 +32,9 @@ def problem(graph: Graph, n: int) -> str | None:
 
 
 def requires(graph: Graph, rule: Rule, n: int, f: int) -> str | None:
-    """Why a rule cannot hold in every neighbourhood; None when it does.
+    """Why a rule does not hold in some neighbourhood; None when it holds in all.
 
-    A neighbourhood is a worker and those whom it hears from. All f Byzantine workers may be in one of them.
+    A neighbourhood is a worker and those from which it hears. All f Byzantine workers may be in one.
     """
     if reason := problem(graph, n):
         return reason
@@ -50,7 +50,7 @@ def requires(graph: Graph, rule: Rule, n: int, f: int) -> str | None:
 
 
 def smallest_first(graph: Graph, n: int) -> Iterator[tuple[int, int, int]]:
-    """A round, a worker and the size of its neighbourhood: one of each size, ascending."""
+    """Round, worker and size of one neighbourhood of each size, ascending."""
     found: dict[int, tuple[int, int]] = {}
     for t in range(graph.period(n)):
         for i in range(n):
@@ -60,7 +60,7 @@ def smallest_first(graph: Graph, n: int) -> Iterator[tuple[int, int, int]]:
 
 
 def advice(rule: Rule, n: int, f: int) -> str:
-    """What to use instead."""
+    """The sentence that suggests another graph or other numbers."""
     degrees = (degree for degree in range(2, n) if n * degree % 2 == 0)
     enough = next((degree for degree in degrees if rule.requires(degree + 1, f) is None), None)
     if enough is None:

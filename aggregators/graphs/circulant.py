@@ -1,4 +1,4 @@
-"""Graphs in which every worker has the same neighbours, counted from its own place in the circle."""
+"""Circulant graphs: every worker has the same neighbours, counted from its own place in the circle."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from varangian.aggregators.graphs.base import GRAPHS, Matrix, check_n
 
 LEAST = 2
-"""A graph on one worker has nobody to hear from."""
+"""Fewest workers: with one there is no link."""
 
 
 class Circulant(ABC):
-    """i hears from i - s, modulo n, for every shift s; all of them and itself count the same.
+    """Circulant graph: worker i hears from i - s, modulo n, for every shift s, all with the same weight.
 
-    Every worker is heard as often as it hears, so the weights are doubly stochastic.
+    In-degree and out-degree are equal, so the weights are doubly stochastic.
     """
 
     @abstractmethod
     def shifts(self, n: int, t: int) -> tuple[int, ...]:
-        """In the order of their importance; those that are equal modulo n count once, 0 does not."""
+        """The shifts of round t; those that are equal modulo n count once, 0 does not count."""
 
     def period(self, n: int) -> int:
         return 1
@@ -50,7 +50,7 @@ def log2_up(n: int) -> int:
 @GRAPHS.register("complete")
 @dataclass(frozen=True)
 class Complete(Circulant):
-    """Everybody hears everybody: one round averages exactly, for n (n - 1) messages."""
+    """Complete graph: everybody hears everybody; one round averages exactly, for n (n - 1) messages."""
 
     def shifts(self, n: int, t: int) -> tuple[int, ...]:
         return tuple(range(1, n))
@@ -59,7 +59,7 @@ class Complete(Circulant):
 @GRAPHS.register("ring")
 @dataclass(frozen=True)
 class Ring(Circulant):
-    """Everybody hears the two next to it: the fewest links of all, and slow from a dozen workers on."""
+    """Ring: everybody hears its two neighbours; the fewest links, and slow from a dozen workers on."""
 
     def shifts(self, n: int, t: int) -> tuple[int, ...]:
         return 1, n - 1
@@ -68,7 +68,9 @@ class Ring(Circulant):
 @GRAPHS.register("exponential")
 @dataclass(frozen=True)
 class Exponential(Circulant):
-    """Everybody hears those 1, 2, 4, ... places before it: 1 - rho is 2 / (1 + log2 n up) for even n.
+    """Static exponential graph: everybody hears those 1, 2, 4, ... places before it.
+
+    For even n the spectral gap 1 - rho is 2 / (1 + log2 n, rounded up).
 
     "Exponential Graph is Provably Efficient for Decentralized Deep Training" (Ying et al., 2021).
     """
@@ -80,10 +82,10 @@ class Exponential(Circulant):
 @GRAPHS.register("one_peer")
 @dataclass(frozen=True)
 class OnePeer(Circulant):
-    """One message each: from 1 place before, in the next round from 2, then 4, ..., and again.
+    """One-peer exponential graph: one message each, from 1 place before, then from 2, 4, ..., and again.
 
-    The one-peer exponential graph of Ying et al. (2021). With n a power of two, log2 n rounds average
-    exactly.
+    "Exponential Graph is Provably Efficient for Decentralized Deep Training" (Ying et al., 2021). With n a
+    power of two, log2 n rounds average exactly.
     """
 
     def period(self, n: int) -> int:
@@ -97,7 +99,7 @@ class OnePeer(Circulant):
 @GRAPHS.register("chord")
 @dataclass(frozen=True)
 class Chord(Circulant):
-    """Everybody hears those n/2, n/4, ..., 1 places before it, rounded down.
+    """Chord: everybody hears those n/2, n/4, ..., 1 places before it, rounded down.
 
     As in the distributed hash table of Stoica et al. (2001) and in the code of "ASAP: Asynchronous
     Approximate Data-Parallel Computation" (Kadav and Kruus, 2016). With n a power of two it is

@@ -1,4 +1,4 @@
-"""What a graph is worth, in numbers."""
+"""Figures of a graph: degrees, messages, spectral gap, rounds to an exact average."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from varangian.aggregators.graphs.base import Graph, Links, Matrix, reached
 
 ROUNDING = 1e-12
 DIGITS = 12
-"""Of eigenvalues; what follows is rounding."""
+"""Decimal digits of eigenvalues that are kept; the rest is rounding."""
 APPROACH = 1e-6
-"""An average that comes this close and not closer in one round is approached, and never reached."""
+"""An error below this that is not zero after the round says that the average is only approached."""
 PATIENCE = 64
-"""Rounds in which an exact average is looked for, when the period is shorter."""
+"""Rounds that are tried for an exact average, where the period is shorter."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a graph on n workers; the gaps of a periodic one are those of the product of W over a period."""
+    """Figures of a graph on n workers; gaps of a periodic one are of the product of W over a period."""
 
     n: int
     period: int
@@ -31,16 +31,16 @@ class Figures:
     messages: float
     """Per round, on average."""
     gap: float
-    """1 - rho."""
+    """Spectral gap 1 - rho, with rho the second largest absolute value among the eigenvalues of W."""
     gap_per_round: float
-    """1 - rho^(1 / period): what a graph that stays would have."""
+    """1 - rho^(1 / period), to compare with graphs that do not change."""
     singular_gap: float
-    """1 - sigma_2."""
+    """1 - sigma_2, with sigma_2 the second largest singular value of W."""
     doubly_stochastic: bool
-    """In every round. Without it some workers count for more than others in the end."""
+    """Whether W is so in every round; otherwise the limit is not the plain average."""
     connected: bool
     exact: int | None
-    """After how many rounds everybody has exactly the average; None for a graph that only comes near."""
+    """After how many rounds everybody has exactly the average; None for a graph that only approaches it."""
 
 
 def figures(graph: Graph, n: int) -> Figures:
@@ -91,7 +91,7 @@ def doubly_stochastic(weights: Matrix) -> bool:
 
 
 def stranger(graph: Graph, n: int) -> tuple[int, int] | None:
-    """(j, i) such that i never hears of what j sends, however long; None in a connected graph."""
+    """Workers (j, i) such that nothing that j sends ever reaches i; None in a connected graph."""
     links = np.logical_or.reduce([links_of(weights) for weights in weights_of_period(graph, n)])
     heard_of_first, heard_by_first = reached(links, 0), reached(links.T, 0)
     if not heard_of_first.all():
@@ -103,7 +103,7 @@ def exact_period(graph: Graph, n: int) -> int | None:
     """The least t for which W of round t - 1 times ... times W of round 0 is 1/n everywhere, to rounding.
 
     None when there is none within a period, or within 64 rounds where that is longer. An error that falls
-    by a factor each round gets below any bound; exact is only what gets there in one step.
+    by a factor in each round also gets below rounding; the average is exact where it does so in one step.
     """
     for t, error in enumerate(disagreement(graph, n, max(graph.period(n), PATIENCE)), 1):
         if error < ROUNDING:
@@ -114,7 +114,7 @@ def exact_period(graph: Graph, n: int) -> int | None:
 
 
 def disagreement(graph: Graph, n: int, rounds: int) -> Iterator[float]:
-    """After each round, the largest difference between an entry of the product so far and 1/n, times n."""
+    """After each round, n times the largest difference between an entry of the product so far and 1/n."""
     cycle = weights_of_period(graph, n)
     mixed = np.eye(n)
     for t in range(rounds):
@@ -123,7 +123,7 @@ def disagreement(graph: Graph, n: int, rounds: int) -> Iterator[float]:
 
 
 def product(rounds: list[Matrix]) -> Matrix:
-    """What the rounds do together; the last one acts last."""
+    """The product of mixing matrices, of which the last acts last."""
     mixed = rounds[0]
     for weights in rounds[1:]:
         mixed = weights @ mixed

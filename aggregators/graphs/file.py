@@ -1,4 +1,4 @@
-"""A graph from a file."""
+"""Graphs from files: adjacency matrices and lists of links."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from varangian.files import user_path
 
 BYTES = 4 * 2**20
 WORKERS = 1024
-"""Largest graph that is read: a matrix of this size takes half of `BYTES`."""
+"""The largest graph that is read: a matrix of this size takes half of `BYTES`."""
 
 
 class Link(NamedTuple):
@@ -30,10 +30,9 @@ class Link(NamedTuple):
 @GRAPHS.register("file")
 @dataclass(frozen=True)
 class AdjacencyFile(Static):
-    """The links that a file lists: weights of Metropolis when they go both ways, else plain averages.
+    """Graph from a file, with Metropolis weights when links go both ways, otherwise plain averages.
 
-    Workers have numbers from 0; a link from a worker to itself says nothing, since each counts itself
-    anyway.
+    Workers have numbers from 0; a link from a worker to itself is ignored, as each counts itself anyway.
     """
 
     path: str
@@ -43,7 +42,7 @@ class AdjacencyFile(Static):
     """Whether a link goes one way only. If not, a list names it once, and a matrix has to be symmetric."""
     _links: tuple[Link, ...] = field(init=False, repr=False, compare=False)
     _n: int | None = field(init=False, repr=False, compare=False)
-    """Of a matrix, its size."""
+    """The size of a matrix; None for a list of links."""
 
     def __post_init__(self) -> None:
         n, links = read(self.path)
@@ -128,7 +127,7 @@ def _is_worker(text: str) -> bool:
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, list[object]]]:
-    """With the numbers of their lines; cells 0 and 1 as numbers, others as they stand."""
+    """The rows of a CSV file with their line numbers; cells 0 and 1 as numbers, others as they stand."""
     reader = csv.reader(text.splitlines(), strict=True)
     try:
         for cells in reader:

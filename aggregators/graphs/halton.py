@@ -1,4 +1,4 @@
-"""Shifts from a low-discrepancy sequence."""
+"""Circulant graph with shifts from a low-discrepancy (Halton) sequence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from varangian.aggregators.graphs.circulant import Circulant
 @GRAPHS.register("halton")
 @dataclass(frozen=True)
 class Halton(Circulant):
-    """Everybody hears those at log2 n (rounded down) places that a Halton sequence spreads over the circle.
+    """Halton graph: everybody hears log2 n (rounded down) others, spread over the circle by a sequence.
 
     Both variants are in the code of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and
     Kruus, 2016).
@@ -20,8 +20,8 @@ class Halton(Circulant):
 
     variant: Literal["shifted", "original"] = "shifted"
     """`shifted` starts the sequence where it gives 1, so that the graph is connected for every n.
-    `original` starts at 1/2, or at 1/3 when n is a power of two; it falls apart for n = 12 and 24, for
-    example, and is refused then."""
+    `original` starts at 1/2, or at 1/3 when n is a power of two; it is disconnected for n = 12 and 24, for
+    example, and then refused."""
 
     def shifts(self, n: int, t: int) -> tuple[int, ...]:
         count = n.bit_length() - 1
@@ -34,7 +34,7 @@ class Halton(Circulant):
 
 
 def scaled(n: int, base: int, index: int) -> int:
-    """N times number `index` (from 1) of the van der Corput sequence, rounded down; in whole numbers."""
+    """Element `index` (from 1) of the van der Corput sequence times n, rounded down, exactly."""
     mirrored, power = 0, 1
     while index > 0:
         index, digit = divmod(index, base)

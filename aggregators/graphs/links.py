@@ -1,4 +1,4 @@
-"""Graphs that stay and are given by their links."""
+"""Static graphs that are given by their links."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from varangian.aggregators.graphs.base import Links, Matrix
 
 
 class Static(ABC):
-    """Weights and neighbours of a graph that is known by its links."""
+    """A static graph: weights and neighbours follow from its links."""
 
     @abstractmethod
     def links(self, n: int) -> Links:
-        """Who hears whom; not to be written to.
+        """The adjacency (n, n); not to be written to.
 
         Raises:
             GraphError: there is no such graph on n workers.
@@ -31,11 +31,11 @@ class Static(ABC):
 
 
 def averaging(links: Links) -> Matrix:
-    """Weights for these links.
+    """Mixing weights (n, n) for an adjacency (n, n).
 
-    Where all links go both ways, those of Metropolis: a link weighs 1 / (1 + the larger degree of its
-    ends), which is doubly stochastic on every graph. Otherwise each receiver averages what it hears and its
-    own; then workers that are heard by many count for more, unless all are heard as often as they hear.
+    Where all links go both ways, Metropolis weights: a link weighs 1 / (1 + the larger degree of its ends),
+    which is doubly stochastic on every graph. Otherwise each receiver averages what it hears and its own;
+    then workers that are heard by many count for more, unless in-degree and out-degree are equal.
     """
     degrees = links.sum(axis=1)
     if not (links == links.T).all():

@@ -1,4 +1,4 @@
-"""Random graphs in which all have equally many neighbours."""
+"""Random regular graphs, connected."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from varangian.aggregators.graphs.base import GRAPHS, GraphError, Links, check_n
 from varangian.aggregators.graphs.links import Static
 
 ATTEMPTS = 10_000
-"""Many, because of the connected graphs of degree 2; those of higher degrees take a few."""
+"""Graphs that are drawn until one is connected; many for degree 2, a few for higher degrees."""
 
 
 @GRAPHS.register("random_regular")
 @dataclass(frozen=True)
 class RandomRegular(Static):
-    """Everybody exchanges with the same number of others, drawn at random; always connected."""
+    """Random regular graph: everybody has the same number of neighbours, drawn at random; connected."""
 
     degree: int = 4
-    """With how many; degree times n must be even."""
+    """Neighbours of each worker; degree times n must be even."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class RandomRegular(Static):
 @lru_cache(maxsize=16)
 def _drawn(n: int, degree: int, seed: int) -> Links:
     rng = np.random.default_rng([seed, n, degree])
-    # Few links are drawn easily, so of a dense graph those that are missing.
+    # Of a dense graph the missing links are drawn, which succeeds far more often.
     sparse = min(degree, n - 1 - degree)
     for _ in range(ATTEMPTS):
         links = _paired(n, sparse, rng)
@@ -55,10 +55,10 @@ def _drawn(n: int, degree: int, seed: int) -> Links:
 
 
 def _paired(n: int, degree: int, rng: np.random.Generator) -> Links | None:
-    """Ends of links paired at random, those that do not fit again; None when none of the rest fits.
+    """One attempt at a random regular graph: ends of links are paired at random, until none can be paired.
 
     "Generating Random Regular Graphs Quickly" (Steger and Wormald, 1999), in the form that pairs many ends
-    at once.
+    at once. None where ends are left over.
     """
     links = np.zeros((n, n), dtype=bool)
     ends = np.repeat(np.arange(n), degree)

@@ -1,4 +1,4 @@
-"""Which workers push in which round, when a server reduces over one neighbourhood at a time."""
+"""Neighbourhoods in turn: which workers push in which round of `asap`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from varangian.aggregators.graphs.figures import links_of, weights_of_period
 
 
 def group(graph: Graph, n: int, t: int) -> tuple[int, ...]:
-    """The workers of round t, ascending: the next centre and those whom it hears from.
+    """The neighbourhood of round t: a centre and those from which it hears, ascending.
 
-    Every worker is the centre once in n rounds, and only then a periodic graph moves on: were it to move
-    in each round, centre and graph would repeat in step, and some workers would never meet.
+    Every worker is the centre once in n rounds, and a periodic graph goes on only after that: if it went on
+    in each round, some workers would never be in one neighbourhood.
     """
     centre, turn = t % n, t // n
     return tuple(sorted((centre, *graph.neighbours(n, centre, turn % graph.period(n)))))
 
 
 def cycle(graph: Graph, n: int) -> int:
-    """After how many rounds the groups repeat themselves."""
+    """After how many rounds the neighbourhoods repeat themselves."""
     return n * graph.period(n)
 
 
 def inclusions(graph: Graph, n: int) -> NDArray[np.int64]:
-    """(n,): in how many groups of a cycle each worker is: equal if all are heard as often as they hear."""
+    """In how many neighbourhoods of a cycle each worker is, (n,); equal if in- and out-degree are."""
     heard: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
     for weights in weights_of_period(graph, n):
         heard += 1 + links_of(weights).sum(axis=0)

@@ -1,4 +1,9 @@
-"""The verbs that read d columns: screen, gram, combine, columnwise. `reference` defines them."""
+"""The backends: all code that reads d columns, in C, Triton, numpy and plain torch.
+
+Their functions are screen, gram, centred, combine and columnwise; `reference` defines what they return.
+Only `gram`, `pipeline` and `streaming` of the aggregators, the store of rows and the compute thread of the
+server import them.
+"""
 
 from varangian.aggregators.kernels.accumulate import GramAccumulator
 from varangian.aggregators.kernels.dispatch import (

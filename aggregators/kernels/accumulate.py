@@ -1,4 +1,4 @@
-"""The Gram matrix of rows that arrive in pieces, measured while the rest is on its way."""
+"""The Gram matrix of rows that arrive in pieces."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from varangian.aggregators.kernels.dispatch import BACKENDS, Backend, BackendRef
 from varangian.aggregators.rows import Rows, RowsError
 
 SLICE = native.SLICE
-"""Columns of which every block but the last is a multiple: every backend starts a new sum there."""
+"""Every block but the last has a multiple of so many columns: backends start a new sum there."""
 
 
 @runtime_checkable
 class Accumulating(Backend, Protocol):
-    """A backend that measures some of the columns at a time; `reference` says what its verbs mean."""
+    """A backend that takes some of the columns at a time; `reference` defines its functions."""
 
-    def accumulated(self, sums: Sums, rows: Rows, reference: Tensor | None, /) -> Sums: ...
-    def settled(
+    def accumulate(self, sums: Sums, rows: Rows, reference: Tensor | None, /) -> Sums: ...
+    def finish(
         self, sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None, /
     ) -> Tensor: ...
 
@@ -38,11 +38,11 @@ def _accumulating(rows: Rows, name: str | None) -> Accumulating:
 
 
 class GramAccumulator:
-    """Takes n rows (d,) as blocks of columns, in order; gives the bits of `backend.centred` of the whole.
+    """Takes n rows (d,) as blocks of columns, in order; returns the bits of `backend.centred` of the whole.
 
-    Rows that are removed leave no trace: the bits are those of the rows that are left. Where the sum of a
-    pair may depend on other rows, as in libraries and where rows share a long common part, what was
-    measured with the removed rows is measured again. The blocks are held, not copied; do not write to them.
+    A row that is removed has no influence: the bits are those for the other rows alone. Where the sum of a
+    pair may depend on other rows, as in libraries and where rows share a long common part, blocks are
+    measured again after a removal. Blocks are held, not copied; do not write to them.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class GramAccumulator:
         self._backend: Accumulating | None = None
         self._sums: Sums | None = None
         self._of: list[int] = []
-        """The rows of which something was measured."""
+        """The rows that the sums are of."""
         self._measured = 0
-        """How many of their pieces were."""
+        """How many of their pieces are in the sums."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class GramAccumulator:
         return self._at
 
     def remove(self, row: int) -> None:
-        """Leaves one row out, for good; one that is out already stays so."""
+        """Remove a row for good; without effect for one that is removed already."""
         if row in self._kept:
             self._kept.remove(row)
             self._pieces[row] = []
@@ -118,7 +118,7 @@ class GramAccumulator:
             )
 
     def _measure(self) -> tuple[Accumulating, Sums]:
-        """Measure what was taken of the rows that are left, all of it again if need be."""
+        """Add the new pieces of the rows that are left to the sums, or all pieces again if need be."""
         kept = list(self._kept)
         if self._sums is not None and self._of != kept:
             self._sums = self._sums.among([self._of.index(i) for i in kept]) if self._sums.alone else None
@@ -134,7 +134,7 @@ class GramAccumulator:
             r = self._reference
             if r is not None:
                 r = r[at : at + rows.d].to(device=rows.device, dtype=rows.working_dtype)
-            self._backend.accumulated(self._sums, rows, r)
+            self._backend.accumulate(self._sums, rows, r)
             at += rows.d
         self._measured = len(pieces)
         return self._backend, self._sums
@@ -150,7 +150,7 @@ class GramAccumulator:
         """Those of (x_1 - c, ..., x_m - c, r - c, -c) for some centre c: (m+2, m+2) float64.
 
         Args:
-            whole: these m rows, if the caller has them in one piece each; copied together otherwise.
+            whole: these m rows, if the caller has each in one piece; otherwise they may be copied.
 
         Raises:
             RowsError: no row is left, or columns are missing.
@@ -161,7 +161,7 @@ class GramAccumulator:
         if self._at < self._d:
             raise RowsError(f"All {self._d} columns should have been taken. Found {self._at}.")
         backend, sums = self._measure()
-        return backend.settled(sums, self._d, lambda: self._whole(whole), self._reference)
+        return backend.finish(sums, self._d, lambda: self._whole(whole), self._reference)
 
     def _whole(self, rows: Sequence[Tensor] | None) -> Rows:
         if rows is not None:

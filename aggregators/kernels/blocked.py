@@ -1,7 +1,7 @@
-"""Fast enough without a compiler: float32 blocks that fit the cache, summed in float64 between blocks.
+"""The backend without a compiler: float32 blocks that fit the cache, summed in float64.
 
-Float32 products lose distances that are tiny beside the norms, so every block is measured from where they
-are not (`centres`).
+Float32 products lose distances that are tiny beside the norms, so every block is measured from centres of
+its own (`centres`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from varangian.aggregators.rows import BLOCK, Rows
 T = TypeVar("T")
 
 NAME = "blocked"
-NOTICES = False
+DETECTS_INVALID = False
 
 WIDTH = 1 << 9
 """Columns of one float32 sum of the Gram matrix: short sums have small errors."""
@@ -53,7 +53,7 @@ def refuses(rows: Rows) -> str | None:
     return None
 
 
-def notices(rows: Rows) -> bool:
+def detects_invalid(rows: Rows) -> bool:
     """Whether `columnwise` with an `Order` needs no screening of such rows."""
     return rows.device.type == "cpu"
 
@@ -97,10 +97,10 @@ def gram(rows: Rows, reference: Tensor | None) -> Tensor:
 
 
 def centred(rows: Rows, reference: Tensor | None) -> Tensor:
-    return settled(accumulated(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
+    return finish(accumulate(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
 
 
-def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
+def accumulate(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
     sums.alone = False  # libraries multiply as they like
     points = torch.zeros(len(rows) + 1, BLOCK, dtype=torch.float32, device=rows.device)
     for columns, block in rows.blocks():
@@ -110,7 +110,7 @@ def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
         if reference is not None:
             points[-1, : block.shape[1]] = reference[columns]
         measure = partial(_products, points, reference is None)
-        sums.add(*centres.measured(measure, centres.none(len(rows))))
+        sums.add(*centres.keep_distances(measure, centres.none(len(rows))))
     return sums
 
 
@@ -122,7 +122,7 @@ def _products(points: Tensor, plain: bool, parents: Parents) -> Array:
     return products
 
 
-def settled(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
+def finish(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
     products = sums.products()
     if bool(products.diagonal().isfinite().all()):
         return checked(products, d, whole, reference, exact.centred)

@@ -1,13 +1,12 @@
-"""Centres of the rows, slice by slice: a common part cancels before anything is multiplied.
+"""Local centres, slice by slice: a common part of the rows is subtracted before anything is multiplied.
 
     n  rows     r  the reference, or zero     b  inner products of (z_1, ..., z_n, r), (n+1, n+1)
 
 z_i is x_i - x_p for the parent p of row i, or x_i - r where it has none (-1). Parents form a forest, so
 every difference of rows is a sum of some z with signs. Where rows share a part that is long beside their
-distances one of them becomes the parent of the others; where two of those lie closer still, one may become
-the parent of the other. Which rows that concerns is seen from their products, so it takes no second pass
-over memory: only the first columns of a slice, or a slice that turned out to be of two kinds, are
-multiplied again.
+distances, one of them becomes the parent of the others; where two of those are closer still, one may become
+the parent of the other. The products themselves show which rows these are, so no second pass over memory is
+needed: only the first columns of a slice, or a slice with rows of two kinds, are multiplied again.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from varangian.aggregators.rows import Rows
 Parents = NDArray[np.int32]
 
 KEPT = 0.1
-"""Of a squared distance over the sum of the squares that it is the difference of: the least that float32
-products keep to about 1e-5."""
+"""Squared distance, over the sum of the squares that it is the difference of, that float32 products still
+keep to about 1e-5."""
 CLUSTERS = 3
-"""In how many places rows are looked for where that is not done one slice after another."""
+"""Most parents of a slice where those of many slices are chosen at once."""
 ROUNDS = 6
-"""How often parents are chosen for one slice; one is usual where there is a common part."""
+"""Most times that parents are chosen for one slice; once is usual where there is a common part."""
 
 
 @dataclass
 class Sums:
-    """What is known so far of the inner products."""
+    """Sums of inner products over the columns so far."""
 
     plain: Tensor
     """Of (x_1 - r, ..., x_n - r, r), over the slices where no row has a parent: (n+1, n+1) float64 on the
@@ -65,13 +64,13 @@ class Sums:
         self.moved[parents.tobytes()] = b if before is None else before + b
 
     def on_device(self, n: int) -> Tensor:
-        """Where a device adds what it made."""
+        """The sums on the device, (n+2, n+2)."""
         if self.device is None:
             self.device = torch.zeros(n + 2, n + 2, dtype=torch.float64, device=self.plain.device)
         return self.device
 
     def among(self, rows: Sequence[int]) -> Sums:
-        """What is known of some of the rows, where the sum of a pair depends on no other row."""
+        """The sums of some of the rows, where the sum of a pair depends on no other row."""
         index = [*rows, -1]
         return Sums(self.plain[index][:, index])
 
@@ -93,17 +92,17 @@ def none(n: int) -> Parents:
     return np.full(n, -1, dtype=np.int32)
 
 
-def measured(
+def keep_distances(
     measure: Callable[[Parents], Array], parents: Parents, first: Array | None = None
 ) -> tuple[Array, Parents]:
-    """Products about such parents that they keep all distances, as far as that can be had.
+    """Products (n+1, n+1) about parents that keep all distances, as far as possible, and these parents.
 
     `measure` returns the products for given parents; `first` are those for `parents`, if they are known.
     """
     b = measure(parents) if first is None else first
     for _ in range(ROUNDS):
         gone = lost(b, parents)
-        better = refined(b, parents, gone) if gone.any() else parents
+        better = refine(b, parents, gone) if gone.any() else parents
         if np.array_equal(better, parents):
             break
         parents = better
@@ -112,7 +111,7 @@ def measured(
 
 
 def lost(b: Array, parents: Parents) -> NDArray[np.bool_]:
-    """Which finite distances of (x_1, ..., x_n, r) kept too few bits: (n+1, n+1)."""
+    """Which finite distances of (x_1, ..., x_n, r) have lost too many bits: (n+1, n+1) bool."""
     squares, scale = _distances(b, parents)
     with np.errstate(invalid="ignore"):
         gone: NDArray[np.bool_] = squares < KEPT * scale
@@ -120,12 +119,12 @@ def lost(b: Array, parents: Parents) -> NDArray[np.bool_]:
     return gone
 
 
-def refined(b: Array, parents: Parents, gone: NDArray[np.bool_]) -> Parents:
-    """Parents that bring those near whose distances were lost.
+def refine(b: Array, parents: Parents, gone: NDArray[np.bool_]) -> Parents:
+    """Better parents for the rows whose distances are lost: (n,).
 
-    The row with the most of them, and of these the one nearest to the rows concerned, becomes the parent of
-    them all; then the next one, among the rows that are left. The reference takes part as a row that cannot
-    have a parent: one that lies nearer to it than to its own parent goes back to it.
+    The row with the most lost distances, of several the nearest to the rows concerned, becomes the parent
+    of them all; then the next one among the rows that are left. The reference takes part as a row without a
+    parent: rows that are nearer to it than to their parent are measured from it again.
     """
     squares, _ = _distances(b, parents)
     better, left, r = parents.copy(), gone.copy(), len(parents)
@@ -145,10 +144,10 @@ def refined(b: Array, parents: Parents, gone: NDArray[np.bool_]) -> Parents:
     return better
 
 
-def adopted(b: Tensor) -> Tensor:
-    """`refined` for s slices at once, where no row has a parent yet: (s, n+1, n+1) -> (s, n) int32.
+def choose_parents(b: Tensor) -> Tensor:
+    """Parents for s slices at once, where no row has one yet: (s, n+1, n+1) -> (s, n) int32.
 
-    Rows that are near each other in up to CLUSTERS places, whatever the others do.
+    As `refine`, for up to CLUSTERS groups of rows that are near each other.
     """
     n = b.shape[1] - 1
     inner = b[:, :n, :n]
@@ -171,10 +170,10 @@ def adopted(b: Tensor) -> Tensor:
 
 
 def about_parents(b: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
-    """Products about a centre, of every slice, and whether distances were lost in one, where the rows are.
+    """Products of every slice about a centre, and whether distances are lost in one; on the rows' device.
 
-    Of (z_1, ..., z_n, r), (s, n+1, n+1), no parent having one, to (x_1 - c, ..., x_n - c, r - c, -c) for
-    c the parent of most rows, (s, n+2, n+2).
+    From those of (z_1, ..., z_n, r), (s, n+1, n+1), no parent having one, to (x_1 - c, ..., x_n - c, r - c,
+    -c) for c the parent of most rows, (s, n+2, n+2).
     """
     n = parents.shape[1]
     nodes = torch.arange(n, device=b.device)
@@ -217,7 +216,7 @@ def about_reference(products: Tensor) -> Tensor:
 
 
 def _ancestors(row: int, parents: Parents) -> list[int]:
-    """The row, its parent, that one's parent, and so on."""
+    """The row, its parent, its parent's parent, and so on."""
     found = [row]
     while parents[found[-1]] >= 0:
         found.append(int(parents[found[-1]]))
@@ -225,7 +224,7 @@ def _ancestors(row: int, parents: Parents) -> list[int]:
 
 
 def _paths(parents: Parents) -> Array:
-    """Which z add up to x_i - r, and to r - r: (n+1, n) of zeros and ones."""
+    """The z whose sum is x_i - r, and r - r: (n+1, n) of zeros and ones."""
     n = len(parents)
     paths = np.zeros((n + 1, n))
     for i in range(n):
@@ -234,7 +233,7 @@ def _paths(parents: Parents) -> Array:
 
 
 def _distances(b: Array, parents: Parents) -> tuple[Array, Array]:
-    """Squared distances of (x_1, ..., x_n, r), and the sums of the squares that make each of them."""
+    """Squared distances of (x_1, ..., x_n, r), and the sums of squares that make each, (n+1, n+1)."""
     n = len(parents)
     if (parents < 0).all():
         inner = np.zeros((n + 1, n + 1))
@@ -243,7 +242,7 @@ def _distances(b: Array, parents: Parents) -> tuple[Array, Array]:
         scale = squares[:, None] + squares
         with np.errstate(invalid="ignore"):
             return scale - 2 * inner, scale
-    # A row that is not finite must hide no others: 0 times infinity would.
+    # A row that is not finite must not affect the others, as 0 times infinity would.
     sound = np.isfinite(b.diagonal()[:n])
     inner = np.where(sound[:, None] & sound, b[:n, :n], 0)
     paths, lengths = _paths(parents), inner.diagonal()

@@ -1,4 +1,4 @@
-"""How many threads share work whose bits do not depend on how many they are."""
+"""Threads for work whose bits do not depend on their number."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from functools import cache
 import torch
 
 MOST = 8
-"""What is bound by memory is not done sooner by more of them."""
+"""Most threads: the work is bound by memory."""
 _granted = ContextVar("granted", default=1)
 
 
 def cores() -> int:
-    """Threads for such work in this thread: as many as torch has, or more where they were granted."""
+    """How many threads such work may use here: as many as torch has, or more within `every_core`."""
     return max(torch.get_num_threads(), _granted.get())
 
 
 @contextmanager
 def every_core() -> Generator[None, None, None]:
-    """Nothing else waits for this thread's work: while it lasts, all cores of the process may share it.
+    """Let the work of this thread use all cores of the process.
 
     More threads of torch would not do: its sums change with their number, and between two pieces of work
-    they spin where others could compute.
+    they spin.
     """
     before = _granted.set(min(MOST, _usable()))
     try:
@@ -44,5 +44,5 @@ def _usable() -> int:
 
 @cache
 def pool(threads: int) -> ThreadPoolExecutor:
-    """So many, that stay: to start them takes as long as a block of columns."""
+    """A pool that is kept: starting threads takes as long as a block of columns."""
     return ThreadPoolExecutor(threads, "varangian-kernels")

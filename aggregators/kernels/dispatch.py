@@ -1,4 +1,4 @@
-"""Which implementation runs: the first that does not refuse, or the one asked for, or an error."""
+"""Choice of the backend: the first that takes the rows, or the one that is asked for."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from varangian.aggregators.rows import Rows
 
 
 class Backend(Protocol):
-    """A module with the verbs that read d columns; `reference` defines what they mean.
+    """A module with the functions that read d columns; `reference` defines what they return.
 
-    A verb may raise `NotFinite` when it meets a row that is not, or overflows.
+    They may raise `NotFinite` for a row that is not finite, or where a sum overflows.
     """
 
     @property
     def NAME(self) -> str: ...  # read-only, so that a module's constant fits
 
     @property
-    def NOTICES(self) -> bool:
-        """Whether rows need no screening: a verb raises `NotFinite`, and subnormal numbers cost nothing."""
+    def DETECTS_INVALID(self) -> bool:
+        """Whether rows need no screening: it raises `NotFinite`, and subnormal numbers cost nothing."""
         ...
 
     def refuses(self, rows: Rows, /) -> str | None: ...
@@ -53,12 +53,12 @@ class BackendRefused(RuntimeError):
 
 
 def unscreened(backend: Backend, rows: Rows, described: bool) -> bool:
-    """Whether rows need no screening; `described` if they only go to `columnwise`, with an `Order`."""
-    return backend.NOTICES or (described and backend is blocked and blocked.notices(rows))
+    """Whether rows need no screening; `described` where they go to `columnwise` with an `Order` alone."""
+    return backend.DETECTS_INVALID or (described and backend is blocked and blocked.detects_invalid(rows))
 
 
 def after(backend: Backend, rows: Rows) -> Backend:
-    """The next slower backend that takes them, for rows that were too much for this one."""
+    """The next slower backend that takes the rows, after sums overflowed in this one."""
     slower = BACKENDS[BACKENDS.index(backend) + 1 :]
     return next((b for b in slower if b.refuses(rows) is None), backend)
 

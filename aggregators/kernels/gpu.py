@@ -1,10 +1,10 @@
 """Kernels in Triton for float32, bfloat16 and float16 rows on a GPU (`tiles`).
 
-Nothing is screened in advance, as in `native`: a row that is not finite shows in the result, and the verb
-then raises `NotFinite`; subnormal numbers are read as zero. Every program writes sums of its own, and they
-are added in one order: the same bits every time, also for columns that come in pieces. The rows may lie
-anywhere on the device; nothing is copied unless a row is not contiguous. Under TRITON_INTERPRET=1 it takes
-rows on the CPU as well, slowly.
+Nothing is screened in advance, as in `native`: a row that is not finite shows in the result, and the
+function then raises `NotFinite`; subnormal numbers are read as zero. Every program writes sums of its own,
+and they are added in one order: the same bits every time, also for columns that come in pieces. The rows
+may lie anywhere on the device; nothing is copied unless a row is not contiguous. Under TRITON_INTERPRET=1
+it takes rows on the CPU as well, slowly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from varangian.aggregators.numeric.order import Majority, Nearest, Order, Window
 from varangian.aggregators.rows import Rows
 
 NAME = "triton"
-NOTICES = True
+DETECTS_INVALID = True
 
 TAKEN = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (3, 3)
@@ -79,7 +79,7 @@ def missing() -> str | None:
 
 @cache
 def _tiles() -> Any:
-    """Imported when a verb is called: `varangian.aggregators` must not import triton."""
+    """The kernels, imported on first use: `varangian.aggregators` must not import triton."""
     from varangian.aggregators.kernels import tiles
 
     return tiles
@@ -109,14 +109,14 @@ def gram(rows: Rows, reference: Tensor | None) -> Tensor:
 
 
 def centred(rows: Rows, reference: Tensor | None) -> Tensor:
-    return settled(accumulated(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
+    return finish(accumulate(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
 
 
-def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
-    """Sums of spans are added to sums of slices, and those to the total in turn, wherever a call begins.
+def accumulate(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
+    """As in `reference`; sums of spans are added to sums of slices, and these to the total, in one order.
 
-    Nothing waits for the device: for every slice it chooses, by the first span, the row from which those
-    are measured whose distances float32 would lose, and remembers where that was not enough.
+    The CPU does not wait for the device, which itself chooses the parents of each slice from its first span
+    and stores whether distances are lost all the same.
     """
     sums.alone = False  # products of tiles depend on how many rows there are
     size = (len(rows) + 1) ** 2
@@ -126,7 +126,7 @@ def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
         some = Rows(tuple(v[columns] for v in rows.vectors))
         about = None if reference is None else reference[columns]
         first = _measured(some, about, None, SLICE)
-        parents = centres.adopted(first)
+        parents = centres.choose_parents(first)
         parts = _measured(some, about, parents, SPAN)
         slices = torch.empty(len(first), size, dtype=torch.float64, device=rows.device)
         _add(parts, slices, SLICE // SPAN, False)
@@ -178,7 +178,7 @@ def _add(parts: Tensor, out: Tensor, group: int, total: bool) -> None:
         )
 
 
-def settled(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
+def finish(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
     products = sums.products()
     # The square of a finite float32 may overflow as well; then the exact form says which it was.
     kept = sums.lost is None or not bool(sums.lost)
@@ -205,7 +205,7 @@ def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | 
 
 
 def _mixed(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor) -> Tensor:
-    """Writes points (k, d) from coordinates (k, n+1); what comes back tells where one is not finite."""
+    """Write points (k, d) from coordinates (k, n+1); returns flags of those that are not finite."""
     used = coords[:, :-1].any(dim=0).nonzero().flatten().tolist()  # Krum: the others need not be read
     kept = used or [0]
     weights = coords[:, [*kept, -1]].float().contiguous().to(rows.device, non_blocking=True)
@@ -241,8 +241,8 @@ def columnwise(
 ) -> Tensor:
     """A columnwise rule over the rows, or over the points with the given coordinates: (d,).
 
-    A rule that is no order, or of more than 64 values, is left to torch, which needs finite rows and
-    takes subnormal numbers, that cost a GPU nothing, as they are.
+    A rule that is no `Order`, or has more than 64 values, is left to torch, which needs finite rows and
+    takes subnormal numbers as they are; they cost a GPU nothing.
     """
     points = len(rows) if coords is None else len(coords)
     if not isinstance(rule, Order) or points > LANES:
@@ -266,7 +266,7 @@ def columnwise(
 
 
 def _reduced(rule: Order, rows: Rows, out: Tensor) -> Tensor:
-    """Writes the rule of each column (d,); what comes back tells where one is not finite."""
+    """Write the result of the rule (d,); returns flags of columns that are not finite."""
     table, m = Table.of(rows), len(rows)
     block = 512 if m <= 16 else 256 if m <= 32 else 128
     bad = torch.empty(ceil(rows.d / block), dtype=torch.int32, device=rows.device)
@@ -280,7 +280,7 @@ def _reduced(rule: Order, rows: Rows, out: Tensor) -> Tensor:
 
 
 def _described(rule: Order, m: int) -> tuple[str, dict[str, Any]]:
-    """The kernel that does what the rule says, and how it is told."""
+    """The kernel for a rule, and its arguments."""
     if isinstance(rule, Majority):
         return "majority", {"scale": float(rule.scale)}
     window = {"LO": rule.lo, "HI": rule.hi}

@@ -1,4 +1,4 @@
-"""Numbers as they come off the wire, into a row, in one pass while they are in cache.
+"""Received bytes to a row: conversion, check and store in one pass, while the bytes are in cache.
 
 In C where it was built, else in numpy; both work on the bits of the numbers, and leave the same bits.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from varangian.aggregators.kernels.library import function, level, library
 
-__all__ = ["Wire", "landed"]
+__all__ = ["Wire", "store_numbers"]
 
 Wire: TypeAlias = Literal["float32", "bfloat16"]
 
@@ -25,13 +25,13 @@ BLOCK = 1 << 15
 LEAST_NORMAL, INFINITE, MAGNITUDE = 0x0080_0000, 0x7F80_0000, 0x7FFF_FFFF
 
 
-def landed(source: bytes | bytearray | memoryview, at: int, dtype: Wire, row: Tensor) -> bool:
-    """Store the little-endian numbers of `source` in `row` (d,) from column `at` on; say if all are finite.
+def store_numbers(source: bytes | bytearray | memoryview, at: int, dtype: Wire, row: Tensor) -> bool:
+    """Store little-endian numbers in `row` (d,) from column `at` on; returns whether all are finite.
 
     Subnormal numbers and zeros of either sign become +0.0. A row in float32 widens bfloat16, exactly. A row
-    in bfloat16 rounds float32 to nearest even after that, so its largest numbers may overflow: then the
-    answer is no. What is not finite is stored as well, and NaN remains NaN. `source` may start at any
-    byte; it may also be the very numbers of the row, if those have its type.
+    in bfloat16 rounds float32 to nearest even after that, so its largest numbers may overflow, which
+    is not finite. Such numbers are stored as well, and NaN remains NaN. `source` may start at any byte; it
+    may also be the memory of the row, if the types are equal.
     """
     count = _counted(source, at, dtype, row)
     if library() is None or sys.byteorder != "little":
@@ -41,7 +41,11 @@ def landed(source: bytes | bytearray | memoryview, at: int, dtype: Wire, row: Te
 
 
 def _counted(source: bytes | bytearray | memoryview, at: int, dtype: Wire, row: Tensor) -> int:
-    """How many numbers there are; ValueError where they cannot be stored there."""
+    """How many numbers `source` has.
+
+    Raises:
+        ValueError: they cannot be stored there.
+    """
     size = memoryview(source).nbytes
     count, rest = divmod(size, SIZES[dtype])
     if rest:
@@ -79,6 +83,6 @@ def _plainly(source: bytes | bytearray | memoryview, dtype: Wire, row: Tensor) -
 
 
 def _rounded(bits: np.ndarray[Any, np.dtype[np.uint32]]) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """Float32 to the nearest bfloat16, to even, in the upper half of each; the lower is left over."""
+    """Float32 rounded to bfloat16, to nearest even, in the upper half of each; the lower is garbage."""
     nearest = bits + np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1))
     return np.where((bits & MAGNITUDE) > INFINITE, bits | np.uint32(0x40_0000), nearest)

@@ -1,9 +1,8 @@
 """Order statistics without a compiler: a network of pairwise minima and maxima, in place, on strips.
 
-A step is one call of numpy on two lanes; a lane is what one place of the network holds of a strip of
-columns. A call of numpy costs a third of torch's, and none of these allocates. What is left is the way from
-the second-level cache and back, a tenth of a nanosecond for a number and a step: measured where wider
-strips and narrower ones are slower.
+A lane is one place of the network for a strip of columns; a step is one call of numpy on two lanes. A call
+of numpy costs a third of torch's, and none of these allocates. Strips are as wide as the second-level cache
+allows; wider ones and narrower ones are slower.
 
 n  rows     b  columns of a strip
 """
@@ -32,7 +31,7 @@ WIDTH = 1 << 14
 
 @dataclass(frozen=True)
 class Network:
-    """Steps (ufunc, a, b, out) on lanes. The first n are the rows, which are not written to."""
+    """A sorting network as steps (ufunc, a, b, out) on lanes; the first n lanes are the rows, read-only."""
 
     steps: tuple[Step, ...]
     lanes: int
@@ -43,7 +42,7 @@ class Network:
 
 @cache
 def network(wishes: tuple[Wish, ...]) -> Network:
-    """What brings the values of the ranks that are wanted to their places."""
+    """The network that brings the values of the wanted ranks to their places."""
     n = len(wishes)
     places, free, steps, lanes = list(range(n)), list[int](), list[Step](), n
     for i, j, low, high in _needed(wishes):
@@ -82,7 +81,7 @@ def _needed(wishes: Sequence[Wish]) -> list[tuple[int, int, bool, bool]]:
 
 @contextmanager
 def subnormals_as_zero() -> Generator[bool]:
-    """Lets this thread's processor read them so; whether it can."""
+    """Let this thread's processor read subnormal numbers as zero; yields whether it can."""
     before = bool(np.add(_SUBNORMAL, _SUBNORMAL)[0] == 0)
     try:
         yield torch.set_flush_denormal(True)
@@ -126,7 +125,7 @@ def _wishes(rule: Order, n: int) -> tuple[Wish, ...]:
 
 
 def _nearest(rule: Nearest, ranks: list[Lane], spare: list[Lane], out: Lane) -> bool:
-    """As `Nearest` says it; of two values by the bits, since a choice by a mask takes ten times as long."""
+    """As `Nearest`; chooses between two values by their bits, as a mask takes ten times as long."""
     centre, apart = spare
     if not _mean(ranks[rule.lo : rule.hi], centre):
         return False
@@ -144,7 +143,7 @@ def _nearest(rule: Nearest, ranks: list[Lane], spare: list[Lane], out: Lane) -> 
 
 
 def _mean(lanes: Sequence[Lane], out: Lane) -> bool:
-    """Writes it; False where it overflowed. Zero is added to a single lane, which leaves no subnormals."""
+    """Write the mean; False where it overflowed. Adding zero to a single lane flushes subnormal numbers."""
     np.add(lanes[0], lanes[1] if len(lanes) > 1 else 0, out=out)
     for lane in lanes[2:]:
         np.add(out, lane, out=out)

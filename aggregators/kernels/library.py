@@ -1,4 +1,4 @@
-"""The compiled kernels: where they are, which version of them runs, how each is called.
+"""The compiled kernels: the library, the version for this processor, and its functions.
 
 The environment variable VARANGIAN_KERNELS chooses a version other than the best for this processor: "v1",
 "v3" (AVX2), "v4" (AVX-512), or "none" for plain torch. With it one machine gives another one's bits, and
@@ -54,7 +54,7 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def level() -> int:
-    """Which of the compiled versions of every verb runs: the last part of its name."""
+    """The version of the kernels that runs: the last part of the names of its functions."""
     loaded = library()
     if loaded is None:
         return 0
@@ -79,7 +79,7 @@ def _wanted() -> int | None:
 
 @cache
 def function(verb: str, version: int) -> Callable[..., int]:
-    """The verb, ready to be called; meanwhile other Python threads run."""
+    """A function of the library; while it runs, other Python threads do too."""
     found: Callable[..., int] = getattr(library(), f"varangian_{verb}_v{version}")
     found.argtypes = VERBS[verb]  # type: ignore[attr-defined]
     return found

@@ -1,6 +1,6 @@
 """Kernels in C for float32 rows on a CPU, built at install time where there is a compiler.
 
-Nothing is screened in advance: a row that is not finite shows in the result, and the verb then raises
+Nothing is screened in advance: a row that is not finite shows in the result, and the function then raises
 `NotFinite`; subnormal numbers are read as zero by the processor. The columns are cut into slices of one
 width, whatever the number of threads, and partial results are added in the order of the slices: the same
 bits on one core as on many. Calls go through ctypes, which releases the interpreter's lock.
@@ -28,23 +28,23 @@ from varangian.aggregators.numeric.order import Majority, Nearest, Order
 from varangian.aggregators.rows import Rows
 
 __all__ = [
+    "DETECTS_INVALID",
     "NAME",
-    "NOTICES",
     "NotFinite",
-    "accumulated",
+    "accumulate",
     "centred",
     "columnwise",
     "combine",
+    "finish",
     "gram",
     "refuses",
     "screen",
-    "settled",
 ]
 
 T = TypeVar("T")
 
 NAME = "native"
-NOTICES = True
+DETECTS_INVALID = True
 MOST = 500
 """Rows that the C side has room for on its stack."""
 FLOAT = 4
@@ -68,10 +68,10 @@ def gram(rows: Rows, reference: Tensor | None) -> Tensor:
 
 
 def centred(rows: Rows, reference: Tensor | None) -> Tensor:
-    return settled(accumulated(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
+    return finish(accumulate(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
 
 
-def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
+def accumulate(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
     """The sum of a pair depends on no other row, except in slices whose rows have parents."""
     rows, reference = _contiguous(rows), _float32(reference)
     addresses = _addresses(rows)
@@ -81,14 +81,14 @@ def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
             return _products("gram", addresses, reference, start, stop, parents)[0]
 
         first, parents, lost = _first(addresses, reference, start, stop)
-        return centres.measured(measure, parents, first) if lost else (first, parents)
+        return centres.keep_distances(measure, parents, first) if lost else (first, parents)
 
     for products, parents in _over_slices(rows.d, part):
         sums.add(products, parents)
     return sums
 
 
-def settled(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
+def finish(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
     # The square of a finite float32 may overflow as well; then the exact form says which it was.
     products = sums.products()
     if bool(products.diagonal().isfinite().all()):
@@ -113,7 +113,7 @@ def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
 def _first(
     addresses: NDArray[np.int64], reference: Tensor | None, start: int, stop: int
 ) -> tuple[Array, Parents, bool]:
-    """Products about parents that the C side chose, if need be, and whether that was not enough."""
+    """Products, the parents that the C side chose for them if any, and whether distances are lost."""
     parents = centres.none(len(addresses))
     products, lost = _products("gram", addresses, reference, start, stop, parents)
     return products, parents, lost
@@ -127,9 +127,9 @@ def _products(
     stop: int,
     parents: Parents,
 ) -> tuple[Array, bool]:
-    """Inner products of (z_1, ..., z_n, r), zeros where there is no r, and whether distances were lost.
+    """Inner products of (z_1, ..., z_n, r), zeros for r if there is none, and whether distances are lost.
 
-    Where no row has a parent the C side may write some into `parents`.
+    Where no row has a parent the C side may choose some and write them to `parents`.
     """
     n, at = len(addresses), None if reference is None else _address(reference, start)
     given = n + (reference is not None)
@@ -189,7 +189,7 @@ def columnwise(
 
 
 def _described(rule: Order, points: int) -> tuple[str, tuple[Any, ...]]:
-    """The verb of the C side that does what the rule says of this many points, and how it is told."""
+    """The C function for a rule on this many points, and its arguments."""
     if isinstance(rule, Majority):
         return "majority", (rule.scale,)
     count = rule.count if isinstance(rule, Nearest) else 0
@@ -203,7 +203,7 @@ def _merges(points: int, summed: tuple[int, int] | None) -> np.ndarray[Any, np.d
 
 
 def _points(coords: Tensor, rows: Rows, reference: Tensor | None) -> tuple[Rows, NDArray[np.float32]]:
-    """Rows, with the reference as one more where it counts, and float32 coefficients of each."""
+    """The rows, with the reference as one more where it has a coefficient; float32 coefficients of each."""
     rows, reference, weights = _contiguous(rows), _float32(reference), coords.numpy()
     if reference is None or not weights[:, -1].any():
         return rows, weights[:, :-1].astype(np.float32, order="C")
@@ -221,7 +221,7 @@ def _float32(reference: Tensor | None) -> Tensor | None:
 
 
 def _over_slices(d: int, part: Callable[[int, int], T]) -> list[T]:
-    """`part(start, stop)` of every slice, in order, on as many threads as there may be."""
+    """`part(start, stop)` of every slice, in order, on the threads that may be used."""
     slices = [(start, min(start + SLICE, d)) for start in range(0, d, SLICE)]
     threads = min(cores(), len(slices))
     if threads == 1:
@@ -230,7 +230,7 @@ def _over_slices(d: int, part: Callable[[int, int], T]) -> list[T]:
 
 
 def _addresses(rows: Rows) -> NDArray[np.int64]:
-    """Where the rows begin; they stay there only as long as the rows themselves."""
+    """Addresses of the rows, (n,); valid as long as the rows themselves."""
     return np.array([vector.data_ptr() for vector in rows.vectors], dtype=np.int64)
 
 

@@ -19,7 +19,7 @@ number up to WIDE would take a minute."""
 
 @cache
 def merges(n: int, summed: tuple[int, int] | None) -> tuple[tuple[int, int, int], ...]:
-    """What is left to compare once the blocks are sorted: (low, high, kind).
+    """The comparators that merge sorted blocks: (low, high, kind).
 
     `summed`: ranks (first, end) of which only the sum is wanted, or None when every rank is. Kind 0 writes
     both rows, 1 the smaller only, 2 the larger only. A comparison whose two results are only summed, or

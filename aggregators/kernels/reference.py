@@ -1,4 +1,4 @@
-"""What the verbs mean: plain torch in float64, block by block. Every other backend agrees with this."""
+"""The reference backend: plain torch in float64, block by block. It defines what all others return."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from varangian.aggregators.numeric.algebra import Array
 from varangian.aggregators.rows import BLOCK, Rows
 
 NAME = "reference"
-NOTICES = False
+DETECTS_INVALID = False
 
 LARGEST_SQUARE = 2.0**1000
-"""Of the norm of a row: float64 has room for sums of millions of such squares."""
+"""Squared norm of a row above which it is refused: float64 holds sums of millions of such squares."""
 
 
 class NotFinite(ArithmeticError):
-    """A row may not be finite, or a sum of finite rows overflowed: screen, and try again."""
+    """A row may not be finite, or a sum of finite rows overflowed; the caller screens and tries again."""
 
 
 def refuses(rows: Rows) -> str | None:
-    """Never: this backend takes anything that torch takes."""
+    """Why the backend does not take such rows; this one takes all that torch does."""
     return None
 
 
@@ -53,15 +53,15 @@ def gram(rows: Rows, reference: Tensor | None) -> Tensor:
 def centred(rows: Rows, reference: Tensor | None) -> Tensor:
     """Inner products of (x_1 - c, ..., x_n - c, r - c, -c): (n+2, n+2) float64 on the CPU.
 
-    The centre c may be anything: the nearer to the rows, the more digits their distances have.
+    The centre c may be any point: the nearer to the rows, the more digits their distances have.
     """
-    return settled(accumulated(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
+    return finish(accumulate(Sums.nothing(rows), rows, reference), rows.d, lambda: rows, reference)
 
 
-def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
-    """Adds what some of the columns have of the inner products, and returns the sums.
+def accumulate(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
+    """Add the inner products over some of the columns to the sums, and return these.
 
-    Called for one slice of the columns after the other it does the same sums as for all at once.
+    Called for one slice of columns after the other it makes the same sums as for all at once.
     """
     sums.alone = False  # libraries multiply as they like
     for columns, block in rows.blocks(dtype=torch.float64):
@@ -69,7 +69,7 @@ def accumulated(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
         points[:-1, : block.shape[1]] = block
         if reference is not None:
             points[-1, : block.shape[1]] = reference[columns]
-        b, parents = centres.measured(partial(_products, points), centres.none(len(rows)))
+        b, parents = centres.keep_distances(partial(_products, points), centres.none(len(rows)))
         sums.add(b, parents)
     return sums
 
@@ -87,15 +87,15 @@ def from_parents(points: Tensor, parents: centres.Parents) -> Tensor:
     return z
 
 
-def settled(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
-    """The inner products once all d columns are in the sums; `whole` is for those who must look again."""
+def finish(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | None) -> Tensor:
+    """The inner products once all d columns are in the sums; `whole` is there to measure again."""
     return sums.products()
 
 
 def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | None = None) -> Tensor:
     """Points from coordinates: (k, n+1) @ (x_1, ..., x_n, r) -> (k, d) in the rows' dtype.
 
-    Mind the difference to `gram`: here the coordinates multiply the rows themselves.
+    Unlike in `gram` the coordinates multiply the rows themselves, not their differences.
     """
     if out is None:
         out = torch.empty(coords.shape[0], rows.d, dtype=rows.dtype, device=rows.device)
@@ -128,7 +128,7 @@ def blockwise(
 
 
 def mixed(coords: Tensor, block: Tensor, reference: Tensor | None, columns: slice) -> Tensor:
-    """(k, n+1) coordinates times one block of (x_1, ..., x_n, r) -> (k, b)."""
+    """Coordinates (k, n+1) times one block of (x_1, ..., x_n, r): (k, b)."""
     points = coords[:, :-1] @ block
     if reference is not None and bool(coords[:, -1].any()):
         points += coords[:, -1:] * reference[columns].to(block)

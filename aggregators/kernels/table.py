@@ -1,4 +1,4 @@
-"""Rows as the kernels on a GPU find them."""
+"""Addresses of rows for the kernels on a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from varangian.aggregators.rows import Rows
 
 @dataclass(frozen=True)
 class Table:
-    """Where the rows begin, in elements from the first of them."""
+    """Offsets of the rows from the first, in elements."""
 
     rows: Rows
     offsets: Tensor  # (n,) int64 on the device

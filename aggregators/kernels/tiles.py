@@ -2,7 +2,7 @@
 
 Each program reads tiles of columns. A row is found at `base` plus its entry in `offsets`, in elements:
 rows of one matrix and rows that lie anywhere are the same thing. Offsets are multiples of ALIGN.
-A program tells in `bad` whether it met, or made, a number that is not finite.
+A program stores in `bad` whether it read, or made, a number that is not finite.
 
 n  rows        k  points made of rows      M  values of a column
 d  columns     r  the reference
@@ -54,7 +54,7 @@ def screen(base, offsets, bad, subnormal, d, span, tiny, BLOCK: tl.constexpr, AL
 
 @triton.jit
 def _origins(base, offsets, parents, about, i, n, c, d, tiny, ALIGN: tl.constexpr):
-    """What rows i are measured from, columns c: their parents, or the reference where they have none."""
+    """The parents of rows i, columns c, or the reference where they have none."""
     p = tl.load(parents + i, mask=i < n, other=-1)
     own = p >= 0
     start = tl.multiple_of(tl.load(offsets + p, mask=own, other=0), ALIGN)
@@ -220,7 +220,7 @@ def _exchanged(lanes, LOW: tl.constexpr, HIGH: tl.constexpr):
 
 @triton.jit
 def _sorted(lanes, NETWORK: tl.constexpr):
-    """What no wanted rank depends on is left out by the compiler."""
+    """Sort the lanes; the compiler leaves out steps on which no wanted rank depends."""
     for s in tl.static_range(len(NETWORK)):
         lanes = _exchanged(lanes, NETWORK[s][0], NETWORK[s][1])
     return lanes

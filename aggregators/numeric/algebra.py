@@ -1,6 +1,6 @@
 """Linear algebra on n x n numbers, on as many threads as torch has.
 
-numpy's own library takes all cores for some of it, and then waits for those that have other things to do.
+numpy's BLAS takes all cores for some of it, and then waits for those that are busy otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CAGrad's programme for a conic solver. cvxpy is imported when the first programme is solved."""
+"""CAGrad's convex programme by a conic solver (cvxpy, imported on first use)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from varangian.aggregators.errors import AggregationError
 from varangian.aggregators.numeric.algebra import Array, eigh
 
 SOLVERS = ("CLARABEL", "ECOS", "SCS")
-"""In the order in which they are asked; what is not installed is passed over."""
+"""In the order in which they are tried; those that are not installed are skipped."""
 RANK = 1e-14
-"""Of the largest eigenvalue of the products: less is rounding."""
+"""Share of the largest eigenvalue of the products below which one is rounding."""
 CANCELLED = 1e-10
-"""Squared length of a combination over that of its parts laid end to end: a solver leaves this much."""
+"""Squared length of a combination, over that of its parts end to end, that a solver leaves of zero."""
 
 
 def minimum(products: Array, along: Array, radius: float) -> Array:
     """The weights in the simplex that minimise b'w + radius sqrt(w'Kw): (n, n), (n,) -> (n,).
 
-    The longest row should have length 1. The objective is divided by the radius, so that a short mean does
-    not hide below a solver's tolerances.
+    The longest row should have length 1. The objective is divided by the radius, so that a short mean is
+    not lost in a solver's tolerances.
 
     Raises:
         AggregationError: no solver came to an optimum.

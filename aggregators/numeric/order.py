@@ -1,7 +1,7 @@
 """Order statistics of a few rows and many columns, by a network of pairwise minima and maxima.
 
 A comparison of two rows is one vectorised pass; `torch.sort` along so short a side is several times slower.
-Most columnwise rules are one of three descriptions, which native kernels take in the place of code.
+Most columnwise rules are one of three descriptions, which native kernels execute.
 
 m  values of a column     b  columns of a block
 """
@@ -44,9 +44,9 @@ class Nearest:
         """(m, b) -> (b,)."""
         lanes = ordered(block, 0, len(block) - 1)
         centre = _mean(lanes[self.lo : self.hi])
-        # They are neighbours in sorted order, and no value is ever subtracted from their sum: the least
-        # `count` of them, and then each makes way for the one `count` ranks above it while that is nearer.
-        # Of two distances on either side at most one is more than the largest float: the longer one.
+        # The nearest are neighbours in sorted order: start with the least `count` values, and replace each
+        # by the one `count` ranks above it while that is nearer. Nothing is subtracted from a sum. Of the
+        # two distances at most one overflows, the longer one.
         kept = lanes[: self.count]
         for i, value in enumerate(lanes[self.count :]):
             least = kept[i % self.count]
@@ -83,7 +83,7 @@ def _mean(lanes: Sequence[Tensor]) -> Tensor:
 
 
 def ordered(block: Tensor, first: int, last: int) -> list[Tensor]:
-    """The values of rank first (0 is the least) to last, included, in each column: (n, b) -> (b,) each."""
+    """Values of rank `first` (0 is the least) to `last`, included, of each column: (n, b) -> (b,) each."""
     lanes = list(block.unbind(0))
     for i, j, low, high in network(len(lanes), first, last):
         a, b = lanes[i], lanes[j]
@@ -96,9 +96,9 @@ def ordered(block: Tensor, first: int, last: int) -> list[Tensor]:
 
 @cache
 def network(n: int, first: int, last: int) -> tuple[tuple[int, int, bool, bool], ...]:
-    """Comparators (i, j, whether the minimum to i is needed, whether the maximum to j is), in order.
+    """The comparators of a selection network: (i, j, minimum to i needed, maximum to j needed), in order.
 
-    Batcher's odd-even merge sort, without what the wanted ranks do not depend on.
+    Batcher's odd-even merge sort, without the comparators on which the wanted ranks do not depend.
     """
     needed = set(range(first, last + 1))
     kept: list[tuple[int, int, bool, bool]] = []
@@ -111,7 +111,9 @@ def network(n: int, first: int, last: int) -> tuple[tuple[int, int, bool, bool],
 
 
 def comparators(n: int) -> Iterator[tuple[int, int, int]]:
-    """(run, low, high): when sorted runs of length `run` are merged, row low takes the smaller value.
+    """Batcher's odd-even merge sort: (run, low, high), where row `low` takes the smaller value.
+
+    `run` is the length of the sorted runs that are merged.
 
     Knuth, The Art of Computer Programming 3, 5.2.2, algorithm M, for any n.
     """

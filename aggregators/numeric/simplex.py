@@ -1,6 +1,6 @@
 """Small convex programmes over nonnegative weights, by active sets: exact up to rounding.
 
-n  points, known by their inner products K (n, n); how long they are does not matter
+n  points, given by their inner products K (n, n); results do not depend on the scale of the points
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from varangian.aggregators.numeric.algebra import Array, cholesky, eigh, product, solve
 
 RANK = 1e-14
-"""Of the largest eigenvalue of a matrix of cosines in float64: the least that is told from rounding."""
+"""Share of the largest eigenvalue of a matrix of cosines in float64 below which one is rounding."""
 DEFINITE = 1e4
-"""Squared pivot of a matrix of cosines, over that share, that rounding does not reach."""
+"""Squared pivot of a matrix of cosines, over that share, above which it is certainly definite."""
 SLOPE = 1e-13
 """Cosine below which a point is perpendicular to what is left."""
 PATIENCE = 16
-"""Exchanges per variable after which rounding must be what still drives them; about one is usual."""
+"""Most exchanges per variable, about one is usual; more come from rounding."""
 GUESSES = 3
-"""Exchanges of many variables at once that may fail to lower the number of wrong ones."""
+"""Exchanges of many variables at once that may fail to lower the number of wrong ones in a row."""
 
 Free = NDArray[np.bool_]
 
@@ -28,8 +28,8 @@ def nearest_to_origin(products: Array) -> Array:
     """Weights of the point of least length in the convex hull: min w'Kw, w >= 0, sum w = 1; (n, n) -> (n,).
 
     With a further coordinate s for every point, the cone of the points (x_i, s) comes nearest to (0, s) at
-    a multiple of (the wanted point, s), for any s > 0 (Haskell and Hanson, 1981). Least squares over a cone
-    does not care how long its generators are, so that points of very different lengths do no harm.
+    a multiple of (the wanted point, s), for any s > 0 (Haskell and Hanson, 1981). The solution
+    does not depend on the lengths of the generators of a cone, so points may differ much in length.
     """
     squares = np.maximum(products.diagonal(), 0)
     shortest = squares.min()
@@ -43,10 +43,10 @@ def nearest_to_origin(products: Array) -> Array:
 
 
 def to_dual_cone(products: Array, along: Array, precision: float = RANK) -> Array:
-    """Weights of the shortest steps after which vectors conflict with no point: (n, n), (k, n) -> (k, n).
+    """Weights u of projections on the dual cone of the points: (n, n), (k, n) -> (k, n).
 
-    For a vector v with inner products `along` with the points X, v + X'u is its projection on the dual
-    cone: the vectors whose inner product with no point is negative.
+    For a vector v with inner products `along` with the points X, v + X'u is the nearest vector whose inner
+    product with no point is negative.
     """
     lengths = np.sqrt(np.maximum(products.diagonal(), 0))
     there = np.flatnonzero(lengths)
@@ -61,7 +61,7 @@ def to_dual_cone(products: Array, along: Array, precision: float = RANK) -> Arra
 
 
 def positive(cosines: Array, rank: float = RANK) -> Array:
-    """The nearest positive definite matrix: what rounding took below zero would have no minimum."""
+    """The nearest positive definite matrix, (n, n): rounding may have made eigenvalues negative."""
     symmetric: Array = (cosines + cosines.T) / 2
     factor = cholesky(symmetric)
     if factor is not None and factor.diagonal().min() ** 2 > DEFINITE * rank:
@@ -72,14 +72,14 @@ def positive(cosines: Array, rank: float = RANK) -> Array:
 
 def nonnegative(curvature: Array, slope: Array) -> Array:
     """The z >= 0 that minimises z'Az/2 - b'z, for a positive definite A with unit diagonal."""
-    found = _guessed(curvature, slope)
-    return _searched(curvature, slope) if found is None else found
+    found = _guess(curvature, slope)
+    return _search(curvature, slope) if found is None else found
 
 
-def _guessed(curvature: Array, slope: Array) -> Array | None:
-    """The minimum, where a few exchanges of all wrong variables at once come to it; else None.
+def _guess(curvature: Array, slope: Array) -> Array | None:
+    """The minimum by block pivoting, where a few exchanges of all wrong variables find it; else None.
 
-    Block pivoting: Portugal, Judice and Vicente, "A comparison of block pivoting and interior-point
+    Portugal, Judice and Vicente, "A comparison of block pivoting and interior-point
     algorithms for linear least squares problems with nonnegative variables" (1994).
     """
     enough = SLOPE * np.abs(slope).max()
@@ -90,7 +90,7 @@ def _guessed(curvature: Array, slope: Array) -> Array | None:
         wrong: Free = np.where(free, z < 0, down > enough)
         count = int(wrong.sum())
         if count == 0:
-            # Where points nearly coincide the equations may hold by rounding alone.
+            # Where points nearly coincide the solution may be rounding alone.
             return z if not free.any() or np.abs(down[free]).max() <= enough else None
         fewest, guesses = (count, GUESSES) if count < fewest else (fewest, guesses - 1)
         free = free ^ wrong
@@ -98,8 +98,8 @@ def _guessed(curvature: Array, slope: Array) -> Array | None:
     return None
 
 
-def _searched(curvature: Array, slope: Array) -> Array:
-    """The same, with one variable after another; it never fails.
+def _search(curvature: Array, slope: Array) -> Array:
+    """The minimum by an active set method, one variable after another.
 
     Lawson and Hanson's active set method, "Solving Least Squares Problems" (1974), chapter 23.
     """
@@ -111,12 +111,12 @@ def _searched(curvature: Array, slope: Array) -> Array:
         if down[enters] <= enough:
             break
         free[enters] = True
-        z, free = _settled(curvature, slope, z, free)
+        z, free = _settle(curvature, slope, z, free)
     return z
 
 
 def _minimum(curvature: Array, slope: Array, free: Free) -> Array:
-    """Over the free variables, whatever their sign; the others are zero."""
+    """The minimum over the free variables without the bound; the others are zero."""
     z = np.zeros_like(slope)
     found = solve(curvature[np.ix_(free, free)], slope[free])
     assert found is not None  # a principal part of a positive definite matrix
@@ -124,8 +124,8 @@ def _minimum(curvature: Array, slope: Array, free: Free) -> Array:
     return z
 
 
-def _settled(curvature: Array, slope: Array, z: Array, free: Free) -> tuple[Array, Free]:
-    """From a feasible z to the minimum over its free variables; one that reaches zero is free no more."""
+def _settle(curvature: Array, slope: Array, z: Array, free: Free) -> tuple[Array, Free]:
+    """From a feasible z to the minimum over its free variables; those that reach zero are fixed there."""
     while free.any():
         wanted = _minimum(curvature, slope, free)
         blocked = free & (wanted <= 0)

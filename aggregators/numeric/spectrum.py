@@ -1,4 +1,4 @@
-"""The direction in which points scatter most, from their inner products.
+"""The top eigenvector of a covariance, from inner products.
 
 m  points
 """
@@ -11,15 +11,15 @@ from varangian.aggregators.numeric.algebra import Array, eigh, product
 
 
 def leading(products: Array, shares: Array) -> tuple[float, Array]:
-    """The largest eigenvalue of a covariance, and how far each point lies in the eigenvector's direction.
+    """The top eigenvalue of a weighted covariance, and the points' coordinates along its eigenvector.
 
     Args:
         products: inner products of the points (m, m).
         shares: the weight of each point in the mean and in the covariance (m,), of sum 1.
 
     Returns:
-        The eigenvalue, and the inner products of all points with the eigenvector (m,), not centred: what
-        lies between points with a share would be lost below the mean if one of them is very far away.
+        The eigenvalue, and the inner products of all points with the eigenvector (m,), not centred:
+        differences of points would be lost to rounding if one that is very far away moved the mean.
     """
     centring = np.eye(len(shares)) - shares
     roots = np.sqrt(shares)

@@ -30,8 +30,8 @@ class Bulyan:
 
     f: int
     second: Literal["paper", "trimmed"] = "paper"
-    """The values that the second stage averages: those nearest to the median (paper, Garfield, Flower), or
-    all but the f largest and the f smallest (the library `krum`). Garfield and `krum` select two rows less."""
+    """What the second stage averages: the values nearest to the median (paper, Garfield, Flower), or all
+    but the f largest and f smallest (the library `krum`). Garfield and `krum` select two rows less."""
 
     def __post_init__(self) -> None:
         check_f(self.f)

@@ -50,7 +50,7 @@ class Flag:
     """Weight of the differences between rows (lambda). Differences grow in number with n; with the paper's
     normalised `pairs` a large weight fits the subspace to noise."""
     iterations: int = 1
-    """Most reweightings; in the first all rows have the same weight. The released code runs 1, the paper 5."""
+    """Most reweightings; in the first all rows weigh the same. The released code runs 1, the paper 5."""
     final: Literal["scaled", "released", "paper"] = "scaled"
     """What the last line sums: rows of length 1 times the median length, over n ("scaled"); rows of length
     1, over `components` ("released"); raw rows, over n, which is not robust ("paper")."""

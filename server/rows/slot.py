@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from varangian.aggregators.kernels.ingress import landed
+from varangian.aggregators.kernels.ingress import store_numbers
 from varangian.protos.data_channel.transfer import BLOCK
 from varangian.protos.encoding import WIRE, Dtype, encode_vector
 from varangian.protos.receiving import PayloadSink
@@ -201,7 +201,7 @@ class Slot:
         end = self.sink.passed % self._width + len(data)
         whole = end - end % self._width
         if whole:
-            self.sound = landed(memory[:whole], entry, self._dtype, row)
+            self.sound = store_numbers(memory[:whole], entry, self._dtype, row)
         self._part = bytes(memory[whole:end])
 
     def _bytes_of(self, row: Tensor) -> memoryview:

@@ -15,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from varangian.aggregators.kernels.ingress import landed
+from varangian.aggregators.kernels.ingress import store_numbers
 from varangian.protos import ps_pb2
 from varangian.protos.chunks import encode_chunk
 from varangian.protos.data_channel.associated_data import AssociatedData
@@ -59,7 +59,7 @@ class Outgoing:
             self._rounded = torch.empty(len(numbers), dtype=WIRE[self.dtype][1])
         rounded = self._rounded[: len(numbers)]
         # Faster than torch. The server would make zeros of subnormal numbers anyway.
-        landed(encode_vector(numbers), 0, FLOAT32, rounded)
+        store_numbers(encode_vector(numbers), 0, FLOAT32, rounded)
         return encode_vector(rounded, self.dtype)
 
     def look(self) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from varangian.aggregators.kernels import ingress, library
-from varangian.aggregators.kernels.ingress import BLOCK, Wire, landed
+from varangian.aggregators.kernels.ingress import BLOCK, Wire, store_numbers
 
 VERSIONS = [0, *(level for level in (1, 3, 4) if level <= library.level())]
 """Without the compiler, and those of the compiled versions that this processor can run."""
@@ -31,7 +31,7 @@ def by_each(source: bytes | memoryview, wire: Wire, row: Tensor, at: int = 0) ->
             if not version:
                 patch.setattr(ingress, "library", lambda: None)
             to = row.clone()
-            found.append((landed(source, at, wire, to), to))
+            found.append((store_numbers(source, at, wire, to), to))
     first = found[0]
     assert all(said == first[0] and bits(to) == bits(first[1]) for said, to in found)
     return first
@@ -141,5 +141,5 @@ def test_nothing_at_all() -> None:
 def test_what_does_not_fit_is_refused(source: bytes, at: int, row: Tensor, sentence: str) -> None:
     before = row.clone()
     with pytest.raises(ValueError, match=sentence):
-        landed(source, at, "float32", row)
+        store_numbers(source, at, "float32", row)
     assert torch.equal(row, before)

@@ -167,7 +167,7 @@ def test_distances_far_from_the_origin() -> None:
         matrix[0], matrix[1], matrix[3] = 0, 1e-3 * matrix[1], matrix[2]
         rows = Rows.of(matrix.to(DEVICE))
         r = last(rows, with_reference)
-        sums = gpu.accumulated(centres.Sums.nothing(rows), rows, r)
+        sums = gpu.accumulate(centres.Sums.nothing(rows), rows, r)
         assert not sums.lost
         found, wanted = (Gram.of(rows, r, backend).sqdist for backend in (gpu, reference))
         assert torch.allclose(found, wanted, rtol=1e-5)
@@ -180,7 +180,7 @@ def test_distances_that_the_first_columns_do_not_tell() -> None:
     matrix = torch.randn(4, 5000)
     matrix[:, 4500:] += 1e4
     rows = Rows.of(matrix.to(DEVICE))
-    assert gpu.accumulated(centres.Sums.nothing(rows), rows, None).lost
+    assert gpu.accumulate(centres.Sums.nothing(rows), rows, None).lost
     found, wanted = (Gram.of(rows, None, backend).sqdist for backend in (gpu, reference))
     assert torch.allclose(found, wanted, rtol=1e-5)
 
@@ -201,7 +201,7 @@ def test_sums_are_the_same_bits_again_and_in_pieces(
     assert torch.equal(gpu.gram(rows, r), whole)
     for start in range(0, rows.d, gpu.SLICE):
         columns = slice(start, start + gpu.SLICE)
-        gpu.accumulated(sums, Rows.of(matrix[:, columns]), None if r is None else r[columns])
+        gpu.accumulate(sums, Rows.of(matrix[:, columns]), None if r is None else r[columns])
     assert torch.equal(centres.about_reference(sums.products()), whole)
 
 

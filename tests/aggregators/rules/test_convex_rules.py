@@ -352,7 +352,7 @@ class TestSolvers:
 
 class TestSimplex:
     @pytest.mark.parametrize("seed", range(20))
-    @pytest.mark.parametrize("solve", [simplex.nonnegative, simplex._searched])
+    @pytest.mark.parametrize("solve", [simplex.nonnegative, simplex._search])
     def test_is_least_squares_over_a_cone(
         self, seed: int, solve: Callable[[simplex.Array, simplex.Array], simplex.Array]
     ) -> None:
