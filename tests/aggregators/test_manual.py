@@ -11,7 +11,7 @@ from tests.aggregators import kit
 import varangian.aggregators
 from varangian.aggregators import MIXINGS, RULES, aggregator_from
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "AGGREGATORS.md").read_text("utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "conventions.md").read_text("utf-8")
 TABLE = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in DOCUMENT.splitlines()
