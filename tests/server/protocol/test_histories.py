@@ -20,6 +20,7 @@ from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
+from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import (
     Absent,
     Accept,
@@ -55,6 +56,7 @@ PIECES = 3
 DEADLINE = 5.0
 F = 1
 CHOICES = (
+    Everyone(),
     LongestAbsent(k=1),
     LongestAbsent(k=2),
     LongestAbsent(k=3, gather=2.0),
@@ -180,7 +182,13 @@ class Histories(RuleBasedStateMachine):
         assert f"round {close.round}: " in close.because
         members = choice.members(WORKERS, close.round)
         assert close.workers == tuple(w for w in members if w in self.held)
-        assert close.ages == {w: close.round - self.held[w].round for w in close.workers}
+        if choice.by_invitation:
+            assert close.ages == {w: close.round - self.held[w].round for w in close.workers}
+        else:
+            assert len(close.workers) + len(close.faults) >= self.machine.policy.quorum
+            assert close.waited >= DEADLINE or self.machine.state.absent.issuperset(close.missing)
+            named = {*close.workers, *close.faults, *close.missing, *close.declined, *close.revoked}
+            assert (close.ages, named) == ({}, set(WORKERS))
         assert close.factors == {w: choice.factor(age) for w, age in close.ages.items()}
         assert choice.tau is None or all(age <= choice.tau for age in close.ages.values())
         assert set(close.faults) == {w for w, round in self.guilty.items() if round == close.round}
@@ -192,6 +200,17 @@ class Histories(RuleBasedStateMachine):
             assert (worker, vector.round) not in self.used, "counted twice"
             self.used.add((worker, vector.round))
             self.reading[worker] = vector
+
+    @rule(shift=st.sampled_from([-1, 1]), worker=st.sampled_from([*WORKERS, "stranger"]))
+    def confuse(self, shift: int, worker: str) -> None:
+        """What belongs to another round, or comes from nobody of this run: refused, and nothing changes."""
+        round = self.round + shift
+        self.say(Committed(round, self.now))
+        self.say(Skipped(round, "x", self.now))
+        if shift > 0 or worker == "stranger":
+            self.say(Decline(worker, round, "x", self.now))
+            self.say(Fault(worker, round, "x", self.now))
+            self.say(Offer(worker, round, b"x", self.now))
 
     @rule()
     def resume(self) -> None:
@@ -226,10 +245,14 @@ class Histories(RuleBasedStateMachine):
     def ask(self, worker: str, losing: bool) -> None:
         """A pull; also one more, when the worker thinks that the one before is dead."""
         client = self.clients[worker]
-        if client.vector is None:
+        if client.vector is not None:
+            return
+        if self.machine.by_invitation:
             client.asks, self.losing = True, losing
             self.say(Ready(worker, client.served + 1, self.now))
             self.losing = False
+        elif self.phase is Phase.OPEN and client.served < self.round and not losing:
+            client.vector = Vector(worker, self.round, client.life)
 
     @rule(worker=NAMES, shift=st.integers(-1, 1))
     def ask_again(self, worker: str, shift: int) -> None:
@@ -410,8 +433,9 @@ class Histories(RuleBasedStateMachine):
             assert self.round <= until, self.machine.state
 
     def all_served(self, used: set[tuple[str, int]]) -> bool:
-        """Where it is first come, first served, those who are faster may be served alone."""
-        if isinstance(self.machine.policy.selection, BufferSelection):
+        """Where nobody waits for those who are slower or were absent, the others may be served alone."""
+        selection = self.machine.policy.selection
+        if isinstance(selection, BufferSelection) or not selection.by_invitation:
             return len(used) >= 10
         return all(sum(name == worker for name, _ in used) >= 2 for worker in WORKERS)
 
@@ -421,9 +445,10 @@ class Histories(RuleBasedStateMachine):
             if client.vector is not None:
                 self.run(self.stream(client.vector))
                 return True
-            if not client.asks:
+            if not client.asks and (self.machine.by_invitation or client.served < self.round):
                 self.ask(worker, losing=False)
-                return True
+                if client.asks or client.vector is not None:
+                    return True
         if self.phase is Phase.CLOSED:
             self.aggregated(sound=True)
             return True
