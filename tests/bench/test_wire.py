@@ -217,6 +217,18 @@ def test_a_round_is_measured_with_and_without_a_pace(quickly, varangian, tmp_pat
     assert "median" in out
 
 
+@pytest.mark.slow
+def test_a_small_round_is_measured_beside_a_bare_pair_of_calls(varangian, tmp_path, monkeypatch):
+    argv = ("bench", "round", "--small", "-n", "3", "-d", "8", "--repeats", "1", "--json", "small.json")
+    code, out, _ = varangian(*argv)
+    assert code == 0
+    timings = json.loads((tmp_path / "small.json").read_text())["timings"]
+    assert [timing["line"] for timing in timings] == ["TCP", "TLS"]
+    for timing in timings:
+        assert timing["ratio"] > 0
+        assert f"{timing['ratio']:.2f}" in out
+
+
 def test_a_rule_that_takes_no_such_rows(varangian):
     code, _, err = varangian("bench", "round", "-n", "2", "--rules", "krum")
     assert code == 1

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from varangian.bench import small
 from varangian.bench.aggregators.cases import case_of, most, names
 from varangian.bench.machine import load, machine
 from varangian.bench.outputs import check_outputs
@@ -22,6 +23,7 @@ from varangian.cli.views.terminal import align
 from varangian.files import write_atomically
 
 SCHEMA = 2
+PARAMETERS = 11_200_000
 WARM_UP = 1
 LEGEND = (
     "receive: until every worker knew that its vector had arrived, with a learner that does nothing.\n"
@@ -61,6 +63,9 @@ class Report:
 def command(args: argparse.Namespace) -> int:
     """Measure and print."""
     check_outputs(args)
+    if args.small:
+        return small.measure(args)
+    args.parameters = args.parameters or PARAMETERS
     args.rules = names(args.rules)
     for rule in args.rules:
         if isinstance(reason := case_of(rule, args.workers), str):

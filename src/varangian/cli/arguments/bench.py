@@ -65,7 +65,16 @@ def _wire(parser: argparse.ArgumentParser) -> None:
 def _round(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--workers", type=_count, default=15, metavar="N", help="by default 15")
     parser.add_argument(
-        "-d", "--parameters", type=_count, default=11_200_000, metavar="D", help="by default 11200000"
+        "-d",
+        "--parameters",
+        type=_count,
+        metavar="D",
+        help="by default 11200000, or 5000 with --small",
+    )
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="a round of a small model, beside a bare pair of grpc.aio calls of the same bytes",
     )
     parser.add_argument(
         "--pace",

@@ -59,7 +59,7 @@ class Service:
         self.names = default_names(workers)
         self.numel = learner.parameters.numel()
         self._folder = tempfile.TemporaryDirectory(prefix="varangian-bench-") if tls else None
-        self._security = _security(Path(self._folder.name), self.names) if self._folder else None
+        self._security = create_security(Path(self._folder.name), self.names) if self._folder else None
         self._data_port = 0 if lane else None
         self._committed: dict[int, float] = {}
         self._background = Background()
@@ -148,7 +148,7 @@ class Service:
         await self._served
 
 
-def _security(folder: Path, workers: tuple[str, ...]) -> Security:
+def create_security(folder: Path, workers: tuple[str, ...]) -> Security:
     authority = Authority.create(folder, days=1)
     authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1)
     for name in workers:
