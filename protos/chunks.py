@@ -15,6 +15,8 @@ from varangian.protos.refusals import Refusal
 
 CHUNK, OFFSET, DATA = b"\x12", b"\x08", b"\x12"
 """Tags of `PushRequest.chunk` and `PullReply.chunk`, of `Chunk.offset` and of `Chunk.data`."""
+PAYLOAD = b"\x2a"
+"""Tag of `PushRequest.payload` and of `PullReply.payload`."""
 
 
 def encode_chunk(offset: int, data: bytes | memoryview) -> bytes:
@@ -23,6 +25,11 @@ def encode_chunk(offset: int, data: bytes | memoryview) -> bytes:
     if len(data):
         inner += DATA + encode_varint(len(data))
     return b"".join((CHUNK, encode_varint(len(inner) + len(data)), inner, data))
+
+
+def encode_whole(manifest: bytes, data: bytes | memoryview) -> bytes:
+    """A message with a manifest, as it was written alone, and all of the payload."""
+    return b"".join((manifest, PAYLOAD, encode_varint(len(data)), data))
 
 
 def decode_chunk(message: bytes) -> tuple[int, memoryview] | None:

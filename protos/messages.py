@@ -24,6 +24,8 @@ SMALL_MESSAGE = 4 << 10
 """Bytes of a message that may have any number of fields: so few are parsed at once."""
 ROUND_LIMIT = 1 << 53
 """The largest number of a round."""
+WHOLE_LIMIT = 64 << 10
+"""Bytes of parameters up to which payloads travel in one message with their manifest."""
 MESSAGE_LIMIT = CHUNK_LIMIT + MANIFEST_LIMIT
 """Bytes in any message; the transport refuses larger ones before they are parsed."""
 JOIN_LIMIT = TEXT_LIMIT + MANIFEST_LIMIT

@@ -62,7 +62,7 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., layout: _Optional[str] = ..., software: _Optional[str] = ..., common: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit", "dtype", "data_port")
+    __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit", "dtype", "data_port", "whole")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,7 @@ class JoinReply(_message.Message):
     MESSAGE_LIMIT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DATA_PORT_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_id: str
     round: int
@@ -77,7 +78,8 @@ class JoinReply(_message.Message):
     message_limit: int
     dtype: Dtype
     data_port: int
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., data_port: _Optional[int] = ...) -> None: ...
+    whole: bool
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., data_port: _Optional[int] = ..., whole: bool = ...) -> None: ...
 
 class PullRequest(_message.Message):
     __slots__ = ("run_id", "after", "chunk_bytes")
@@ -100,26 +102,30 @@ class Again(_message.Message):
     def __init__(self) -> None: ...
 
 class PullReply(_message.Message):
-    __slots__ = ("manifest", "chunk", "finished", "again")
+    __slots__ = ("manifest", "chunk", "finished", "again", "payload")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     AGAIN_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     manifest: Manifest
     chunk: Chunk
     finished: Finished
     again: Again
-    def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., again: _Optional[_Union[Again, _Mapping]] = ...) -> None: ...
+    payload: bytes
+    def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., again: _Optional[_Union[Again, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class PushRequest(_message.Message):
-    __slots__ = ("manifest", "chunk", "seal")
+    __slots__ = ("manifest", "chunk", "seal", "payload")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     SEAL_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     manifest: Manifest
     chunk: Chunk
     seal: Seal
-    def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., seal: _Optional[_Union[Seal, _Mapping]] = ...) -> None: ...
+    payload: bytes
+    def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., seal: _Optional[_Union[Seal, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class PushReply(_message.Message):
     __slots__ = ("round", "duplicate")

@@ -44,6 +44,11 @@ class ParameterServerStub(object):
                 request_serializer=varangian_dot_protos_dot_ps__pb2.PullRequest.SerializeToString,
                 response_deserializer=varangian_dot_protos_dot_ps__pb2.PullReply.FromString,
                 _registered_method=True)
+        self.PullWhole = channel.unary_unary(
+                '/varangian.v1.ParameterServer/PullWhole',
+                request_serializer=varangian_dot_protos_dot_ps__pb2.PullRequest.SerializeToString,
+                response_deserializer=varangian_dot_protos_dot_ps__pb2.PullReply.FromString,
+                _registered_method=True)
         self.Push = channel.stream_unary(
                 '/varangian.v1.ParameterServer/Push',
                 request_serializer=varangian_dot_protos_dot_ps__pb2.PushRequest.SerializeToString,
@@ -83,9 +88,17 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullWhole(self, request, context):
+        """The same in one message, for a run of which JoinReply says so: the manifest with all of the payload, or finished, or again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Push(self, request_iterator, context):
         """One worker's vector for one round. When the server is ready for the chunks it sends headers with
-        varangian-ready: who waits for them hears of a refusal before it has sent any payload.
+        varangian-ready: who waits for them hears of a refusal before it has sent any payload. A payload that comes with its
+        manifest is not waited for, and no headers are sent before the reply.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +136,11 @@ def add_ParameterServerServicer_to_server(servicer, server):
             ),
             'Pull': grpc.unary_stream_rpc_method_handler(
                     servicer.Pull,
+                    request_deserializer=varangian_dot_protos_dot_ps__pb2.PullRequest.FromString,
+                    response_serializer=varangian_dot_protos_dot_ps__pb2.PullReply.SerializeToString,
+            ),
+            'PullWhole': grpc.unary_unary_rpc_method_handler(
+                    servicer.PullWhole,
                     request_deserializer=varangian_dot_protos_dot_ps__pb2.PullRequest.FromString,
                     response_serializer=varangian_dot_protos_dot_ps__pb2.PullReply.SerializeToString,
             ),
@@ -199,6 +217,33 @@ class ParameterServer(object):
             request,
             target,
             '/varangian.v1.ParameterServer/Pull',
+            varangian_dot_protos_dot_ps__pb2.PullRequest.SerializeToString,
+            varangian_dot_protos_dot_ps__pb2.PullReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullWhole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/varangian.v1.ParameterServer/PullWhole',
             varangian_dot_protos_dot_ps__pb2.PullRequest.SerializeToString,
             varangian_dot_protos_dot_ps__pb2.PullReply.FromString,
             options,

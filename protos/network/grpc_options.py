@@ -13,10 +13,15 @@ from typing import Final
 
 LOOKAHEAD: Final = 8 << 10
 """Bytes that may be sent before a reader asks for them."""
-WINDOWS: Final = (
-    ("grpc.http2.lookahead_bytes", LOOKAHEAD),
-    ("grpc.http2.bdp_probe", 0),
-)
+SMALL_MODEL_LOOKAHEAD: Final = 64 << 10
+"""The same at a worker whose model comes in one message: all of it, without a pause to be asked."""
+
+
+def windows(lookahead: int = LOOKAHEAD) -> tuple[tuple[str, int], ...]:
+    """Flow control of a connection on which so many bytes may be sent before a reader asks for them."""
+    return ("grpc.http2.lookahead_bytes", lookahead), ("grpc.http2.bdp_probe", 0)
+
+
 KEEPALIVE: Final = (
     # Routers that translate addresses may forget a connection that is silent for 8 s.
     ("grpc.keepalive_time_ms", 5_000),

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 from urllib.parse import unquote
 
@@ -35,6 +36,8 @@ PERIOD = 5.0
 """Seconds between two checks without a reason: only these find connections that never call."""
 PAUSE = 0.2
 """Seconds between two checks at least."""
+PEERS = 1024
+"""Connections whose other end is not parsed again at each call."""
 NEW = 1.0
 """Seconds for which a connection without a call is left alone, however many there are."""
 
@@ -183,6 +186,7 @@ class ConnectionLimits:
         return bool(closing) or len(there) > self.most // 2
 
 
+@lru_cache(PEERS)
 def parse_peer(peer: str) -> Address | None:
     """Host and port of what gRPC calls the other end, as `ipv4:192.0.2.1:5678` or `ipv6:%5B::1%5D:5678`."""
     kind, _, rest = unquote(peer).partition(":")

@@ -9,8 +9,7 @@ from varangian.protos.refusals import Refusal
 from varangian.server.identity.sessions import Metadata, Peer, Sessions
 from varangian.server.limits.connections import ConnectionLimits, parse_peer
 from varangian.server.limits.quotas import LONGEST_DELAY, Calls, CutOffError
-from varangian.server.transport import calls as streams
-from varangian.server.transport.calls import Context
+from varangian.server.transport.calls import Call
 
 
 class CallAdmission:
@@ -27,14 +26,14 @@ class CallAdmission:
         self._connections = connections
         self.calls = calls
 
-    async def admit(self, context: Context) -> None:
+    async def admit(self, call: Call) -> None:
         """Let a call in, at once or a little later. Whether it gets what it asks for is another matter.
 
         Raises:
             Refused: its caller makes too many.
         """
-        end = str(context.peer())
-        who, proven = self._who(*streams.caller(context), end)
+        end = call.peer
+        who, proven = self._who(*call.caller, end)
         self._connections.note_call(end, who, proven)
         try:
             delay, refused = self.calls.take(who)

@@ -21,26 +21,41 @@ M = TypeVar("M", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
-def caller(context: Context) -> tuple[Metadata, Peer]:
-    """What a call and its channel say about who is calling."""
-    return tuple(context.invocation_metadata() or ()), context.auth_context()
+class Call:
+    """A call that was begun, and who makes it.
+
+    It is read and written as its gRPC context is, which is asked for the caller once: that costs copies.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._read, self.write = context.read, context.write
+        self.send_initial_metadata, self.abort = context.send_initial_metadata, context.abort
+        self.peer = str(context.peer())
+        """The address of the other end, as gRPC writes it."""
+        self.caller: tuple[Metadata, Peer] = (
+            tuple(context.invocation_metadata() or ()),
+            context.auth_context(),
+        )
+        """What the call and its channel say about who is calling."""
+
+    async def read(self) -> bytes | None:
+        """The next message from the other end; None when there are no more."""
+        data: object = await self._read()
+        return data if isinstance(data, bytes) else None
 
 
-async def read_message(context: Context) -> bytes | None:
-    """The next message from the other end; None when there are no more."""
-    data: object = await context.read()
-    return data if isinstance(data, bytes) else None
-
-
-async def read_request(kind: type[M], context: Context, seconds: float, limit: int = MANIFEST_LIMIT) -> M:
+async def read_request(kind: type[M], call: Call, seconds: float, limit: int = MANIFEST_LIMIT) -> M:
     """The message of a call that has only one.
 
     Raises:
         Refused: when it is not there in time.
         Refused: when it has more than `limit` bytes, or is another one.
     """
-    async with idle_timeout(seconds) as quiet:
-        data = await quiet.broken_by(read_message(context))
+    try:
+        async with asyncio.timeout(seconds):
+            data = await call.read()
+    except TimeoutError:
+        raise Refused(Refusal.IDLE, seconds=seconds) from None
     return decode_message(kind, data or b"", limit)
 
 

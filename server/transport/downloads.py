@@ -4,21 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property, lru_cache, partial
+from time import monotonic
 
 from varangian.protos import metadata_keys, ps_pb2
+from varangian.protos.chunks import encode_chunk, encode_whole
 from varangian.protos.contract import Contract
 from varangian.protos.data_channel.connection import Transfer
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.encoding import FLOAT32
-from varangian.protos.messages import CHUNK_BYTES
+from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR
+from varangian.protos.network.chunk_size import ChunkSize
 from varangian.server.rounds.pulls import AnsweredPull, Pulls
 from varangian.server.training.parameters import Snapshot
 from varangian.server.transport import calls
-from varangian.server.transport.broadcast import Broadcast
-from varangian.server.transport.calls import Context
+from varangian.server.transport.calls import Call
 
 AGAIN = ps_pb2.PullReply(again=ps_pb2.Again()).SerializeToString()
+SHARED = 16
+"""Messages that are kept for the next pull. Workers pull at about the same time: a few are enough for all,
+and the parameters are not in memory a second time."""
+
+
+class Broadcast:
+    """The messages of one snapshot: most are made once, and then shared by the pulls that come by."""
+
+    def __init__(self, contract: Contract, round: int, payload: memoryview, digest: bytes) -> None:
+        self.round = round
+        self._payload = payload
+        self.manifest = ps_pb2.PullReply(manifest=contract.manifest(round, digest)).SerializeToString()
+        # Not a method of this object: that would be a circle, and what nobody needs any more would stay in
+        # memory until the garbage collector finds it, many rounds later.
+        self._shared: Callable[[int], bytes] = lru_cache(SHARED)(
+            partial(_make_message, payload, CHUNK_BYTES)
+        )
+
+    @cached_property
+    def whole(self) -> bytes:
+        """All of it in one message."""
+        return encode_whole(self.manifest, self._payload)
+
+    def messages(self, chunk_bytes: int = 0) -> Iterator[bytes]:
+        """The manifest and the chunks.
+
+        With another size than 0 they begin with it, are made for this pull, and grow on a line that is fast
+        enough: how long it takes until each is asked for is how long the one before it took.
+        """
+        yield self.manifest
+        pace, at = ChunkSize(), 0
+        pace.size = min(max(chunk_bytes or CHUNK_BYTES, CHUNK_FLOOR), CHUNK_BYTES)
+        while at < len(self._payload):
+            # Back to where the shared ones begin.
+            size = min(pace.size, CHUNK_BYTES - at % CHUNK_BYTES)
+            began = monotonic()
+            yield self._shared(at) if size == CHUNK_BYTES else _make_message(self._payload, size, at)
+            pace.took(size, monotonic() - began)
+            at += size
 
 
 class Downloads:
@@ -38,7 +80,7 @@ class Downloads:
         self._alive = alive
         self._broadcast: Broadcast | None = None
 
-    async def model(self, worker: str, pull: AnsweredPull, chunk_bytes: int, context: Context) -> None:
+    async def model(self, worker: str, pull: AnsweredPull, chunk_bytes: int, call: Call) -> None:
         """Send the model of an answered pull, or say midway that there is a newer one to ask for.
 
         Raises:
@@ -52,11 +94,17 @@ class Downloads:
                 # A vector for a model that is too old by now would be refused.
                 over = self._pulls.over(worker, round)
                 with calls.unless_gone():
-                    await silence.broken_by(context.write(AGAIN if over else message))
+                    await silence.broken_by(call.write(AGAIN if over else message))
                 if over:
                     return
 
-    async def beside(self, worker: str, pull: AnsweredPull, ticket: DataTicket, context: Context) -> None:
+    def whole(self, pull: AnsweredPull) -> bytes:
+        """The model of an answered pull in one message, which is on its way from now on."""
+        assert pull.snapshot is not None
+        pull.delivered = True
+        return self._shared(pull.snapshot).whole
+
+    async def beside(self, worker: str, pull: AnsweredPull, ticket: DataTicket, call: Call) -> None:
         """The same, with the payload on the line whose other end has the ticket.
 
         Raises:
@@ -64,8 +112,8 @@ class Downloads:
         """
         snapshot = pull.snapshot
         assert snapshot is not None
-        await context.send_initial_metadata(((metadata_keys.READY, ticket.text),))
-        await self.message(self._shared(snapshot).manifest, context)
+        await call.send_initial_metadata(((metadata_keys.READY, ticket.text),))
+        await self.message(self._shared(snapshot).manifest, call)
         async with calls.idle_timeout(self._idle) as silence:
             with calls.unless_cut():
                 line = await silence.broken_by(ticket.connection())
@@ -79,13 +127,13 @@ class Downloads:
             ticket.complete()
         else:
             # A vector for a model that is too old by now would be refused.
-            await self.message(AGAIN, context)
+            await self.message(AGAIN, call)
 
-    async def message(self, message: bytes, context: Context) -> None:
+    async def message(self, message: bytes, call: Call) -> None:
         """Send this alone."""
         async with calls.idle_timeout(self._idle) as silence:
             with calls.unless_gone():
-                await silence.broken_by(context.write(message))
+                await silence.broken_by(call.write(message))
 
     def _shared(self, snapshot: Snapshot) -> Broadcast:
         """The newest is kept: it is what most ask for."""
@@ -110,3 +158,7 @@ def mark_last(messages: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
         following = next(rest, None)
         yield message, following is None
         message = following
+
+
+def _make_message(payload: memoryview, size: int, at: int) -> bytes:
+    return encode_chunk(at, payload[at : at + size])

@@ -8,7 +8,7 @@ import grpc.aio
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.address import EVERYWHERE, join_host_port
 from varangian.protos.network.descriptors import connections
-from varangian.protos.network.grpc_options import KEEPALIVE, WINDOWS
+from varangian.protos.network.grpc_options import KEEPALIVE, windows
 from varangian.protos.network.listen import PortInUse, any_address, bind_sockets, in_use
 
 AGE = 3600
@@ -46,7 +46,7 @@ def options(workers: int) -> tuple[tuple[str, int], ...]:
         ("grpc.max_connection_idle_ms", 20_000),
         ("grpc.max_connection_age_ms", AGE * 1000),
         ("grpc.max_connection_age_grace_ms", LONGEST * 1000),
-        *WINDOWS,
+        *windows(),
         *KEEPALIVE,
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
     )

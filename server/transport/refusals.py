@@ -17,7 +17,7 @@ from varangian.protos.errors import Refused
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
 from varangian.server.transport import calls
-from varangian.server.transport.calls import Context
+from varangian.server.transport.calls import Call
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ class Refusals:
         self.counts[code] += 1
         log.log(self._level(who, code), "data port: refused %.70s: %s %r", who, code, sentence)
 
-    async def answer(self, context: Context, who: str, refused: Refused, round: int) -> Never:
+    async def answer(self, call: Call, who: str, refused: Refused, round: int) -> Never:
         """End a call with a refusal.
 
         Args:
-            context: of the call.
+            call: of the worker.
             who: its caller, for the log.
             refused: why.
             round: that the server is in.
@@ -59,7 +59,7 @@ class Refusals:
         log.log(self._level(who, code), "refused %s: %s %s", who, code, sentence)
         trailing = ((metadata_keys.CODE, code), (metadata_keys.ROUND, str(round)))
         with calls.unless_gone():
-            await context.abort(status_of(refused.refusal), sentence, trailing)
+            await call.abort(status_of(refused.refusal), sentence, trailing)
 
     def _level(self, who: str, code: str) -> int:
         """A warning for the first refusal of each kind of each caller."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Never, TypeVar
 
 import grpc
@@ -36,7 +36,7 @@ from varangian.server.limits.upload_scheduler import UploadScheduler
 from varangian.server.rows.slot import Overtaken, Slot
 from varangian.server.transport import calls, uploads
 from varangian.server.transport.call_admission import CallAdmission
-from varangian.server.transport.calls import Context
+from varangian.server.transport.calls import Call, Context
 from varangian.server.transport.downloads import AGAIN, Downloads
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.status_reply import StatusReplies
@@ -59,19 +59,20 @@ SERVICE = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
 
 
 def answer_refusals(
-    handler: Callable[[Service, T, Context], Awaitable[R]],
-) -> Callable[[Service, T, Context], Awaitable[R]]:
+    handler: Callable[[Service, Call], Awaitable[R]],
+) -> Callable[[Service, object, Context], Awaitable[R]]:
     """Turn every refusal in a handler into a status with a code and a sentence."""
 
     @functools.wraps(handler)
-    async def answer(self: Service, request: T, context: Context) -> R:
+    async def answer(self: Service, _: object, context: Context) -> R:
+        call = Call(context)
         try:
-            with self.revocation.open_calls.call(calls.caller(context)[1]):
-                await self._door.admit(context)
-                return await handler(self, request, context)
+            with self.revocation.open_calls.call(call.caller[1]):
+                await self._door.admit(call)
+                return await handler(self, call)
         except Refused as error:
             refused = error
-        return await self.refuse(context, refused)
+        return await self.refuse(call, refused)
 
     return answer
 
@@ -96,6 +97,8 @@ class Service:
         self._sessions = sessions
         self._contract = contract
         self._limits = limits
+        self._whole = 4 * contract.layout.numel <= limits.whole
+        """Whether payloads may travel in one message with their manifest."""
         self._lane = lane
         self._leaves = leaves
         """Whether this server stops, and another one takes its place: then nothing is finished."""
@@ -132,6 +135,11 @@ class Service:
                 # All of them as streams: gRPC would wait without end for the one message of a unary call.
                 "Join": grpc.stream_unary_rpc_method_handler(self.join),
                 "Pull": grpc.stream_stream_rpc_method_handler(self.pull),
+                **(
+                    {"PullWhole": grpc.stream_unary_rpc_method_handler(self.pull_whole)}
+                    if self._whole
+                    else {}
+                ),
                 "Push": grpc.stream_unary_rpc_method_handler(self.push),
                 "Attend": grpc.stream_stream_rpc_method_handler(self.attend),
                 "Decline": grpc.stream_unary_rpc_method_handler(self.decline),
@@ -140,15 +148,13 @@ class Service:
         )
 
     @answer_refusals
-    async def join(self, _: object, context: Context) -> bytes:
-        caller = calls.caller(context)
+    async def join(self, call: Call) -> bytes:
+        caller = call.caller
         worker = self._sessions.authenticate(*caller)
         self._round_quotas.join(worker)
         # The last process of this name whose message never came, or comes slowly, keeps nobody waiting.
         async with self._joining.call(worker), self._requests.reading(worker):
-            request = await calls.read_request(
-                ps_pb2.JoinRequest, context, self._limits.joining, JOIN_LIMIT
-            )
+            request = await calls.read_request(ps_pb2.JoinRequest, call, self._limits.joining, JOIN_LIMIT)
         check_protocol(request.protocol)
         self._check_common(worker, request.common)
         self._check_layout(request.layout)
@@ -165,51 +171,86 @@ class Service:
             message_limit=MESSAGE_LIMIT,
             dtype=WIRE[self._contract.dtype][0],
             data_port=self._data_port,
+            whole=self._whole,
         ).SerializeToString()
 
     @answer_refusals
-    async def pull(self, _: object, context: Context) -> None:
-        worker = self._identify(context)
+    async def pull(self, call: Call) -> None:
+        await self._pull(call, self._send_model)
+
+    @answer_refusals
+    async def pull_whole(self, call: Call) -> bytes:
+        return await self._pull(call, self._whole_model)
+
+    async def _pull(self, call: Call, answer: Callable[..., Awaitable[R]]) -> R:
+        worker = self._identify(call)
         with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
-                request = await calls.read_request(ps_pb2.PullRequest, context, self._limits.idle)
+                request = await calls.read_request(ps_pb2.PullRequest, call, self._limits.idle)
             check_run(self._contract.run_id, request.run_id)
             pulls, patience = self._coordinator.pulls, self._limits.patience
             async with pulls.answered(worker, request.after, patience) as pull:
-                await self._answer(worker, pull, request.chunk_bytes, context)
+                return await answer(worker, pull, request.chunk_bytes, call)
 
-    async def _answer(self, worker: str, pull: AnsweredPull, chunk_bytes: int, context: Context) -> None:
+    async def _send_model(self, worker: str, pull: AnsweredPull, chunk_bytes: int, call: Call) -> None:
+        """The answer to a pull as a stream."""
+        with self._without_model(worker, pull) as message:
+            if message is not None:
+                await self._downloads.message(message, call)
+                return
+        snapshot = pull.snapshot
+        assert snapshot is not None
+        transfer = AssociatedData(
+            PROTOCOL, "pull", self._contract.run_id, snapshot.round, worker, len(snapshot.payload)
+        )
+        with self._ticket(transfer, call) as ticket:
+            if ticket is None:
+                await self._downloads.model(worker, pull, chunk_bytes, call)
+            else:
+                await self._downloads.beside(worker, pull, ticket, call)
+        if pull.delivered:
+            self._door.calls.give(worker)
+
+    async def _whole_model(self, worker: str, pull: AnsweredPull, *_: object) -> bytes:
+        """The answer to a pull in one message."""
+        with self._without_model(worker, pull) as message:
+            if message is not None:
+                return message
+        self._door.calls.give(worker)
+        return self._downloads.whole(pull)
+
+    @contextmanager
+    def _without_model(self, worker: str, pull: AnsweredPull) -> Generator[bytes | None]:
+        """What to send in place of a model, for as long as it is being sent; None if it is to be the model.
+
+        Raises:
+            Refused: the server stops, or the worker has pulled this model too often.
+        """
         snapshot = pull.snapshot
         if snapshot is None:
-            await self._downloads.message(AGAIN, context)
+            yield AGAIN
         elif snapshot.finished and self._leaves():
             raise Refused(Refusal.STOPPING)
         elif snapshot.finished:
-            reply = ps_pb2.PullReply(finished=ps_pb2.Finished(reason=snapshot.reason))
             try:
-                await self._downloads.message(reply.SerializeToString(), context)
+                yield ps_pb2.PullReply(finished=ps_pb2.Finished(reason=snapshot.reason)).SerializeToString()
             finally:
                 # Who has heard hangs up, often before the write is known here to have succeeded.
                 self._told.add(worker)
                 self._heard.set()
         else:
             self._round_quotas.download(worker, snapshot.round)
-            size = len(snapshot.payload)
-            transfer = AssociatedData(PROTOCOL, "pull", self._contract.run_id, snapshot.round, worker, size)
-            with self._ticket(transfer, context) as ticket:
-                if ticket is None:
-                    await self._downloads.model(worker, pull, chunk_bytes, context)
-                else:
-                    await self._downloads.beside(worker, pull, ticket, context)
-            if pull.delivered:
-                self._door.calls.give(worker)
+            yield None
 
     @answer_refusals
-    async def push(self, _: object, context: Context) -> bytes:
-        worker = self._identify(context)
+    async def push(self, call: Call) -> bytes:
+        worker = self._identify(call)
         with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
-                manifest = await uploads.read_manifest(context, self._limits.idle)
+                first = await uploads.read_manifest(
+                    call, self._limits.idle, self._contract.size if self._whole else 0
+                )
+            manifest = first.manifest
             # It proves nothing, whatever it says: no digest covers it, so the line may have changed it.
             self._contract.check(manifest, digest_follows=True)
             async with self._newest.call(worker):
@@ -220,8 +261,8 @@ class Service:
                     return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
                 if isinstance(slot, Refusal):
                     raise self._refused(slot)
-                await self._payload(manifest, slot, context)
-            shown = await self._still_valid(slot, context)
+                await self._payload(first, slot, call)
+            shown = await self._still_valid(slot, call)
             outcome = await self._coordinator.complete(slot)
             if outcome is None:
                 self.revocation.note_sender(worker, shown)
@@ -233,15 +274,15 @@ class Service:
         return ps_pb2.PushReply(round=manifest.round).SerializeToString()
 
     @answer_refusals
-    async def attend(self, _: object, context: Context) -> None:
-        worker = self._identify(context)
+    async def attend(self, call: Call) -> None:
+        worker = self._identify(call)
         with self._attending.stream(worker), self._sessions.calling(worker, persistent=True):
             async with self._requests.reading(worker):
-                request = await calls.read_request(ps_pb2.AttendRequest, context, self._limits.idle)
+                request = await calls.read_request(ps_pb2.AttendRequest, call, self._limits.idle)
             check_run(self._contract.run_id, request.run_id)
             self.presence.look()
             with calls.unless_gone():
-                await context.send_initial_metadata(())
+                await call.send_initial_metadata(())
             with suppress(TimeoutError):
                 # One that stays for ever would keep its connection for ever.
                 await asyncio.wait_for(self._dismissed.wait(), self._limits.age)
@@ -249,11 +290,11 @@ class Service:
         raise Refused(Refusal.AGE)
 
     @answer_refusals
-    async def decline(self, _: object, context: Context) -> bytes:
-        worker = self._identify(context)
+    async def decline(self, call: Call) -> bytes:
+        worker = self._identify(call)
         with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
-                request = await calls.read_request(ps_pb2.DeclineRequest, context, self._limits.idle)
+                request = await calls.read_request(ps_pb2.DeclineRequest, call, self._limits.idle)
             check_run(self._contract.run_id, request.run_id)
             refusal = await self._coordinator.decline(worker, request.round, request.reason)
         if refusal is not None:
@@ -261,14 +302,14 @@ class Service:
         return ps_pb2.DeclineReply().SerializeToString()
 
     @answer_refusals
-    async def status(self, _: object, context: Context) -> bytes:
-        self._sessions.admit(calls.caller(context)[1])
+    async def status(self, call: Call) -> bytes:
+        self._sessions.admit(call.caller[1])
         return self._status.latest()  # whatever the message says, and whether it comes or not
 
-    async def refuse(self, context: Context, refused: Refused) -> Never:
+    async def refuse(self, call: Call, refused: Refused) -> Never:
         """End a call with a refusal."""
-        worker = self._sessions.claimed_name(*calls.caller(context))
-        await self.refusals.answer(context, worker, refused, self._coordinator.round)
+        worker = self._sessions.claimed_name(*call.caller)
+        await self.refusals.answer(call, worker, refused, self._coordinator.round)
 
     def _refused(self, refusal: Refusal) -> Refused:
         """A refusal that depends on the round."""
@@ -287,18 +328,16 @@ class Service:
         """End the calls that were to stay open."""
         self._dismissed.set()
 
-    def _identify(self, context: Context) -> str:
-        return self._sessions.identify(*calls.caller(context))
+    def _identify(self, call: Call) -> str:
+        return self._sessions.identify(*call.caller)
 
     @property
     def _data_port(self) -> int:
         return self._lane.port if self._lane else 0
 
-    def _ticket(
-        self, transfer: AssociatedData, context: Context
-    ) -> AbstractContextManager[DataTicket | None]:
+    def _ticket(self, transfer: AssociatedData, call: Call) -> AbstractContextManager[DataTicket | None]:
         """With which the payload of a call may travel beside it, if its caller can do that."""
-        asked = any(key == metadata_keys.LANE for key, _ in calls.caller(context)[0])
+        asked = any(key == metadata_keys.LANE for key, _ in call.caller[0])
         return self._lane.ticket(transfer) if self._lane and asked else nullcontext()
 
     def _check_common(self, worker: str, text: str) -> None:
@@ -313,29 +352,32 @@ class Service:
         if difference := self._contract.layout.difference(text):
             raise Refused(Refusal.LAYOUT, difference)
 
-    async def _still_valid(self, slot: Slot, context: Context) -> PeerCertificate | None:
+    async def _still_valid(self, slot: Slot, call: Call) -> PeerCertificate | None:
         """The certificate of a push whose payload is there; it may have been revoked on the way.
 
         Raises:
             Refused: it was, or has expired. The slot is released.
         """
-        shown = self._sessions.certificate(calls.caller(context)[1])
+        shown = self._sessions.certificate(call.caller[1])
         if error := self._sessions.why_invalid(shown):
             await self._coordinator.release(slot)
             raise error
         return shown
 
-    async def _payload(self, manifest: ps_pb2.Manifest, slot: Slot, context: Context) -> None:
-        """Fill the slot from the stream, or give it back."""
+    async def _payload(self, first: ps_pb2.PushRequest, slot: Slot, call: Call) -> None:
+        """Fill the slot from the first message or from what follows it, or give it back."""
 
         def alive() -> None:
             self._sessions.touch(slot.worker)
 
         try:
             self._round_quotas.upload(slot.worker, slot.round)
-            transfer = AssociatedData.of("push", manifest, slot.worker, slot.size)
-            with self._ticket(transfer, context) as ticket:
-                upload = uploads.Upload(slot, context, self._upload_scheduler, self._limits, alive, ticket)
+            if first.payload:
+                await uploads.put_whole(slot, first.payload, slot.digest)
+                return
+            transfer = AssociatedData.of("push", first.manifest, slot.worker, slot.size)
+            with self._ticket(transfer, call) as ticket:
+                upload = uploads.Upload(slot, call, self._upload_scheduler, self._limits, alive, ticket)
                 slot.digest = await upload.received(slot.digest)
         except Overtaken as error:
             await self._coordinator.release(slot)

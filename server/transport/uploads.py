@@ -14,14 +14,14 @@ from varangian.protos.chunks import push_payload
 from varangian.protos.data_channel.connection import SHARE
 from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.errors import Refused
-from varangian.protos.messages import CHUNK_LIMIT, MANIFEST_LIMIT, decode_message
+from varangian.protos.messages import CHUNK_LIMIT, MANIFEST_LIMIT
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.protos.refusals import Refusal
 from varangian.server.limits.quotas import Limits, TokenBucket
 from varangian.server.limits.upload_scheduler import UploadScheduler, UploadTurn
 from varangian.server.rows.slot import Slot
 from varangian.server.transport import calls
-from varangian.server.transport.calls import Context
+from varangian.server.transport.calls import Call
 
 LARGE, LARGEST = 2 << 20, CHUNK_LIMIT
 """What messages of a push should have, in bytes: each costs some 0.3 ms of both ends."""
@@ -40,18 +40,33 @@ def message_bytes(payload: int, workers: int) -> int:
     return LARGEST if 4 * workers * LARGEST <= payload else LARGE
 
 
-async def read_manifest(context: Context, idle: float) -> ps_pb2.Manifest:
-    """The first message of a push, whatever it says.
+async def read_manifest(call: Call, idle: float, payload: int) -> ps_pb2.PushRequest:
+    """The first message of a push, whatever it says: the manifest, alone or with all of a small payload.
+
+    Args:
+        call: of the worker.
+        idle: seconds to wait.
+        payload: bytes that may come with the manifest.
 
     Raises:
         Refused: when it is something else, or does not come.
     """
-    async with calls.idle_timeout(idle) as silence:
-        data = await silence.broken_by(calls.read_message(context))
-    part = decode_message(ps_pb2.PushRequest, data or b"", MANIFEST_LIMIT)
-    if not part.HasField("manifest"):
+    first = await calls.read_request(ps_pb2.PushRequest, call, idle, MANIFEST_LIMIT + payload)
+    if not first.HasField("manifest"):
         raise Refused(Refusal.MALFORMED, "Found a push that does not begin with a manifest.")
-    return part.manifest
+    return first
+
+
+async def put_whole(slot: Slot, payload: bytes, digest: bytes) -> None:
+    """Fill the slot with a payload that came with its manifest.
+
+    Raises:
+        Refused: when it is not what was promised.
+        Overtaken: when nobody waits for it any more.
+    """
+    slot.sink.check(0, payload)
+    await slot.put(payload)
+    slot.sink.finish(digest)
 
 
 class Upload:
@@ -59,7 +74,7 @@ class Upload:
 
     Args:
         slot: where they go.
-        context: where they come from.
+        call: where they come from.
         gate: who may receive.
         limits: how long to wait.
         alive: called at each message.
@@ -69,7 +84,7 @@ class Upload:
     def __init__(
         self,
         slot: Slot,
-        context: Context,
+        call: Call,
         gate: UploadScheduler,
         limits: Limits,
         alive: Callable[[], None],
@@ -77,7 +92,7 @@ class Upload:
     ) -> None:
         self._slot = slot
         self._ticket = ticket
-        self._context = context
+        self._call = call
         self._upload_scheduler = gate
         self._idle = limits.idle
         self._alive = alive
@@ -97,7 +112,7 @@ class Upload:
         async with self._upload_scheduler.turn() as turn, calls.idle_timeout(self._idle) as silence:
             ready = self._ticket.text if self._ticket else metadata_keys.CHUNKS
             with calls.unless_gone():
-                await self._context.send_initial_metadata(((metadata_keys.READY, ready),))
+                await self._call.send_initial_metadata(((metadata_keys.READY, ready),))
             if self._ticket:
                 with calls.unless_cut():
                     await self._beside(self._ticket, turn, silence)
@@ -117,7 +132,7 @@ class Upload:
 
     async def _message(self, turn: UploadTurn, silence: IdleTimeout) -> bytes | None:
         await turn.before_read()
-        data = await silence.broken_by(calls.read_message(self._context))
+        data = await silence.broken_by(self._call.read())
         await turn.after_read(0 if data is None else len(data))
         self._alive()
         return data

@@ -169,7 +169,6 @@ async def test_a_worker_goes_on_with_its_renewed_certificate_when_the_old_one_ex
     )
     async with run.served() as address:
         old = proof(authority, LAST)
-        tasks = works(run, address, authority, HONEST)
         async with run.client(address, LAST, old) as client:
             await client.join()
             first = await client.pull(-1)
@@ -180,8 +179,7 @@ async def test_a_worker_goes_on_with_its_renewed_certificate_when_the_old_one_ex
             authority.issue(LAST, Role.WORKER, days=9, force=True)
             assert (await client.push(first.round, first.parameters)).counted
             assert client._connection._bundle == Bundle.load(authority.path / LAST)
-        tasks += works(run, address, authority, [LAST])
-        await asyncio.gather(*tasks)
+        await asyncio.gather(*works(run, address, authority, NAMES))
     assert run.records[0].missing == ()
 
 

@@ -18,7 +18,7 @@ from varangian.protos.identity.watched_files import Change
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.address import split_address
 from varangian.protos.network.dial import find_proxy, open_aio_channel
-from varangian.protos.network.grpc_options import KEEPALIVE, WINDOWS
+from varangian.protos.network.grpc_options import KEEPALIVE, LOOKAHEAD, windows
 from varangian.worker.transport.data_channel import DataChannel, LeasedConnection
 from varangian.worker.transport.diagnosis import Diagnosis, diagnose
 from varangian.worker.transport.tls import Proof, credentials, has_changed, watch_bundle
@@ -37,7 +37,6 @@ OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    *WINDOWS,
     *KEEPALIVE,
 )
 
@@ -49,7 +48,9 @@ class Stub:
         # What gRPC's types do not know is that bytes go through as they are.
         self.join: Any = channel.unary_unary(f"/{SERVICE}/Join")
         self.pull: Any = channel.unary_stream(f"/{SERVICE}/Pull")
+        self.pull_whole: Any = channel.unary_unary(f"/{SERVICE}/PullWhole")
         self.push: Any = channel.stream_unary(f"/{SERVICE}/Push")
+        self.push_whole: Any = channel.unary_unary(f"/{SERVICE}/Push")
         self.attend: Any = channel.unary_stream(f"/{SERVICE}/Attend")
         self.decline: Any = channel.unary_unary(f"/{SERVICE}/Decline")
 
@@ -63,10 +64,12 @@ class Connection:
     Args:
         server: `host:port`.
         proof: a token, or the bundle that is shown over TLS.
+        lookahead: bytes that the server may send before they are asked for.
     """
 
-    def __init__(self, server: str, proof: Proof) -> None:
+    def __init__(self, server: str, proof: Proof, lookahead: int = LOOKAHEAD) -> None:
         self._server = server
+        self._options = *OPTIONS, *windows(lookahead)
         self._bundle = proof if isinstance(proof, Bundle) else None
         self._watched = None if self._bundle is None else watch_bundle(self._bundle)
         self.lane = DataChannel(server, sealed=self._bundle is not None)
@@ -140,9 +143,9 @@ class Connection:
 
     def _open(self) -> None:
         if self._bundle is None:
-            self._channel = open_aio_channel(self._server, None, OPTIONS)
+            self._channel = open_aio_channel(self._server, None, self._options)
         else:
-            self._channel = open_aio_channel(self._server, credentials(self._bundle), OPTIONS)
+            self._channel = open_aio_channel(self._server, credentials(self._bundle), self._options)
         self.calls = Stub(self._channel)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from math import inf
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -24,9 +24,10 @@ from varangian.protos.data_channel.connection import DataConnectionError
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
-from varangian.protos.messages import MANIFEST_LIMIT, PROTOCOL, decode_message
+from varangian.protos.messages import MANIFEST_LIMIT, PROTOCOL, WHOLE_LIMIT, decode_message
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
 from varangian.protos.network.chunk_size import ChunkSize
+from varangian.protos.network.grpc_options import LOOKAHEAD, SMALL_MODEL_LOOKAHEAD
 from varangian.protos.network.idle_timeout import idle_timeout
 from varangian.protos.refusals import Reaction, Refusal
 from varangian.protos.text import escape
@@ -58,6 +59,8 @@ TAKEN_MOST = 1.0
 """Seconds at most between two tries to have a name that another process holds: a round may wait for it."""
 
 
+SLOW_LINE = 600.0
+"""Seconds for which payloads come in small pieces after one in a single message took too long."""
 REASON = 1000
 """Characters of why a round is declined that are sent."""
 
@@ -109,11 +112,16 @@ class Client:
         self._now = now
         token = ((TOKEN, proof),) if isinstance(proof, str) else ()
         self._identity = ((WORKER, name), *token, (SESSION, secrets.token_hex(16)))
-        self._connection = Connection(server, proof)
+        small = 4 * layout.numel <= WHOLE_LIMIT
+        self._connection = Connection(server, proof, SMALL_MODEL_LOOKAHEAD if small else LOOKAHEAD)
         self._attendance = Attendance(self._connection, self._identity)
         self._contract = Contract("", layout)
         """Of what comes. What goes may be written in another way."""
         self._sends: Dtype = FLOAT32
+        self._whole = False
+        """Whether payloads may travel in one message with their manifest."""
+        self._whole_from = -inf
+        """Until then they do not: the line was too slow for it."""
         self._pace = ChunkSize()
         self._incoming = Incoming(layout.numel)
         self._newest = -1
@@ -284,6 +292,7 @@ class Client:
         if failed.status is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._pace.stalled()
             self._incoming.stalled()
+            self._whole_from = self._now() + SLOW_LINE
         if failed.reaction is Reaction.RENEW and await self._connection.renewed():
             raise TransientError(failed)
         if failed.reaction is Reaction.REJOIN and what != "join":
@@ -311,6 +320,7 @@ class Client:
         check_protocol(reply.protocol)
         check_round(reply.round)
         self._sends = check_dtype(reply.dtype)
+        self._whole = reply.whole
         self._pace.asked(reply.chunk_bytes)
         self._connection.lane.at(reply.data_port)
         if self._contract.run_id not in ("", reply.run_id) or reply.round < self._newest:
@@ -336,24 +346,64 @@ class Client:
             after=after if self._again is None else min(after, self._again),
             chunk_bytes=self._incoming.chunk_bytes,
         )
-        begin = partial(self._connection.calls.pull, request.SerializeToString())
+        receive = self._receive_whole if self._in_one_message else self._receive_stream
+        first, parameters = await receive(request.SerializeToString())
+        if first.HasField("finished"):
+            return Finished(escape(first.finished.reason, SENTENCE_LIMIT))
+        if parameters is None:
+            return None
+        self._newest, self._again = first.manifest.round, None
+        return Pulled(first.manifest.round, parameters)
+
+    async def _receive_stream(self, request: bytes) -> tuple[ps_pb2.PullReply, Tensor | None]:
+        begin = partial(self._connection.calls.pull, request)
         async with (
             self._connection.calling(begin, self._identity) as (call, use),
             idle_timeout(self._idle) as quiet,
         ):
             data = await message(call, quiet)
             first = decode_message(ps_pb2.PullReply, data or b"", MANIFEST_LIMIT)
-            if data is None or first.HasField("again"):
-                return None
-            if first.HasField("finished"):
-                return Finished(escape(first.finished.reason, SENTENCE_LIMIT))
-            self._contract.check(first.manifest)
-            check_round(first.manifest.round)
-            parameters = await self._incoming.received(call, self.name, first.manifest, quiet, use)
-        if parameters is None:
-            return None
-        self._newest, self._again = first.manifest.round, None
-        return Pulled(first.manifest.round, parameters)
+            if data is None or not self._has_model(first):
+                return first, None
+            return first, await self._incoming.received(call, self.name, first.manifest, quiet, use)
+
+    async def _receive_whole(self, request: bytes) -> tuple[ps_pb2.PullReply, Tensor | None]:
+        try:
+            data = await self._exchange(self._connection.calls.pull_whole, request)
+        except grpc.aio.AioRpcError as error:
+            if (failed := FailedCall.of(error)).status is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            # Another server than the one that was joined: it will say so in words that it knows.
+            self._whole = False
+            raise TransientError(failed) from None
+        first = decode_message(ps_pb2.PullReply, data, MANIFEST_LIMIT + self._contract.size)
+        return first, self._incoming.whole(first) if self._has_model(first) else None
+
+    @property
+    def _in_one_message(self) -> bool:
+        return self._whole and self._now() >= self._whole_from
+
+    def _has_model(self, first: ps_pb2.PullReply) -> bool:
+        """Whether this is the beginning of a model.
+
+        Raises:
+            Refused: it is that of another one.
+        """
+        if first.HasField("finished") or first.HasField("again"):
+            return False
+        self._contract.check(first.manifest)
+        check_round(first.manifest.round)
+        return True
+
+    async def _exchange(self, begin: Callable[..., Any], request: bytes) -> bytes:
+        """A message in each direction.
+
+        Raises:
+            TimeoutError: nothing came for as long as the other end may be silent.
+        """
+        async with asyncio.timeout(self._idle):
+            reply: bytes = await begin(request, metadata=self._identity)
+            return reply
 
     async def _decline(self, round: int, reason: str) -> None:
         request = ps_pb2.DeclineRequest(run_id=self._contract.run_id, round=round, reason=reason[:REASON])
@@ -373,16 +423,26 @@ class Client:
             decode_message(ps_pb2.DeclineReply, data, MANIFEST_LIMIT)
 
     async def _push(self, round: int, outgoing: Outgoing) -> Receipt:
-        manifest = replace(self._contract, dtype=outgoing.dtype).manifest(round, outgoing.digest)
-        async with self._connection.calling(self._connection.calls.push, self._identity) as (call, use):
-            try:
-                reply = await upload(call, self.name, manifest, outgoing, self._pace, self._idle, use)
-            except grpc.aio.AioRpcError as error:
-                failed = FailedCall.of(error)
-                if failed.reaction is not Reaction.NEXT_MODEL:
-                    raise
-                return Receipt(False, failed.code, failed.sentence, failed.round)
+        contract = self._contract
+        if outgoing.dtype != contract.dtype:
+            contract = replace(contract, dtype=outgoing.dtype)
+        try:
+            if self._in_one_message:
+                whole = outgoing.whole(contract, round)
+                data = await self._exchange(self._connection.calls.push_whole, whole)
+                reply = decode_message(ps_pb2.PushReply, data, MANIFEST_LIMIT)
+            else:
+                reply = await self._send(contract.manifest(round, outgoing.digest), outgoing)
+        except grpc.aio.AioRpcError as error:
+            failed = FailedCall.of(error)
+            if failed.reaction is not Reaction.NEXT_MODEL:
+                raise
+            return Receipt(False, failed.code, failed.sentence, failed.round)
         return Receipt(True, round=reply.round)
+
+    async def _send(self, manifest: ps_pb2.Manifest, outgoing: Outgoing) -> ps_pb2.PushReply:
+        async with self._connection.calling(self._connection.calls.push, self._identity) as (call, use):
+            return await upload(call, self.name, manifest, outgoing, self._pace, self._idle, use)
 
 
 def _name_is_taken(passing: TransientError) -> bool:

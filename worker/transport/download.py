@@ -30,7 +30,8 @@ class Incoming:
 
     def __init__(self, numel: int) -> None:
         self._numel = numel
-        self._parameters: Tensor | None = None
+        self._memory: tuple[Tensor, memoryview] | None = None
+        """The parameters, and the same as bytes."""
         self.chunk_bytes = CHUNK_FLOOR
         """How large the first chunks should be; 0 on a line that has proved fast enough for any."""
 
@@ -44,12 +45,9 @@ class Incoming:
             TimeoutError: when it does not come.
             LineError: when the line failed and the call did not.
         """
-        if self._parameters is None:
-            self._parameters = torch.empty(self._numel, dtype=torch.float32)
-        began, shown = monotonic(), None
+        began, shown, (parameters, landing) = monotonic(), None, self._landing()
         if use.headers:
             shown = use.shown((await quiet.broken_by(call.initial_metadata())).get(READY))
-        landing = Landing(encode_vector(self._parameters))
         if shown is None:
             came = await landing.chunks(call, quiet)
         else:
@@ -59,11 +57,29 @@ class Incoming:
             return None
         landing.sink.finish(manifest.content_digest)
         self._took(self._numel * 4, monotonic() - began)
-        return self._parameters
+        return parameters
+
+    def whole(self, reply: ps_pb2.PullReply) -> Tensor:
+        """The payload of a download that came in one message with its manifest.
+
+        Raises:
+            Refused: when it is not what the manifest said.
+        """
+        parameters, landing = self._landing()
+        landing.sink.add(0, reply.payload)
+        landing.sink.finish(reply.manifest.content_digest)
+        return parameters
 
     def stalled(self) -> None:
         """Nothing came in time: ask for small pieces."""
         self.chunk_bytes = CHUNK_FLOOR
+
+    def _landing(self) -> tuple[Tensor, Landing]:
+        if self._memory is None:
+            parameters = torch.empty(self._numel, dtype=torch.float32)
+            self._memory = parameters, encode_vector(parameters)
+        parameters, row = self._memory
+        return parameters, Landing(row)
 
     def _took(self, size: int, seconds: float) -> None:
         """What arrives in a second should be one message, or several."""

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import store_numbers
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import encode_chunk
+from varangian.protos.chunks import encode_chunk, encode_whole
+from varangian.protos.contract import Contract
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnection, Transfer
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
-from varangian.protos.encoding import FLOAT32, WIRE, Dtype, encode_vector
+from varangian.protos.encoding import FLOAT32, WIRE, Dtype, encode_vector, payload_digest
 from varangian.protos.messages import MANIFEST_LIMIT, decode_message
 from varangian.protos.metadata_keys import READY
 from varangian.protos.network.chunk_size import ChunkSize
@@ -68,6 +69,13 @@ class Outgoing:
         for start in range(0, self.size, BLOCK):
             hashed.update(self.piece(start, start + BLOCK))
         self.digest = hashed.digest()
+
+    def whole(self, contract: Contract, round: int) -> bytes:
+        """One message with all of it and a manifest that has the digest."""
+        piece = self.piece(0, self.size)
+        self.digest = self.digest or payload_digest(piece)
+        manifest = ps_pb2.PushRequest(manifest=contract.manifest(round, self.digest))
+        return encode_whole(manifest.SerializeToString(), piece)
 
     def messages(self, pace: ChunkSize) -> Iterator[bytes]:
         """All chunks, each as large as it should be by then, and a seal if there was no digest before."""

@@ -22,7 +22,7 @@ from varangian.bench.wire.ways.base import Job
 from varangian.bench.wire.ways.processes import BrokenWay, Pair, Round
 from varangian.bench.wire.ways.small import ROUNDS
 from varangian.cli.main import OK, CommandError
-from varangian.launch.output.files import write_atomically
+from varangian.files import write_atomically
 
 SCHEMA = 1
 PARAMETERS = 5000

@@ -18,6 +18,7 @@ from tests.extent import examples, patience
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import ps_pb2
+from varangian.protos.chunks import encode_whole
 from varangian.protos.contract import Contract
 from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
@@ -46,7 +47,16 @@ BIG = Layout((("weight", (300, 1000)), ("bias", (7,))))
 LAYOUT = Layout((("weight", (3, 2)), ("bias", (2,))))
 CONTRACT = Contract("run-1", LAYOUT)
 LIMITS = Limits(idle=20.0, status=0.0, patience=0.05, grace=0.05, turn=0.02)
-RPCS = {"Join": "unary_unary", "Pull": "unary_stream", "Push": "stream_unary", "Status": "unary_unary"}
+RPCS = {
+    "Join": "unary_unary",
+    "Pull": "unary_stream",
+    "Push": "stream_unary",
+    "Status": "unary_unary",
+    "PullWhole": "unary_unary",
+}
+INVALID, FAILED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
+ZEROS = b"\x00" * 32
+NOT_FINITE = encode_vector(torch.full((8,), torch.nan)).tobytes()
 
 
 @dataclass
@@ -104,6 +114,16 @@ class Raw:
 
         reply = await self.calls["Push"](requests(), metadata=self.identity)
         return ps_pb2.PushReply.FromString(reply)
+
+    async def pull_whole(self, after=-1):
+        request = ps_pb2.PullRequest(run_id=self.contract.run_id, after=after).SerializeToString()
+        return ps_pb2.PullReply.FromString(await self.calls["PullWhole"](request, metadata=self.identity))
+
+    async def push_whole(self, data, **changes):
+        manifest = self.contract.manifest(0, payload_digest(data))
+        for field, value in changes.items():
+            setattr(manifest, field, value)
+        return await self.send(encode_whole(framed(manifest), data))
 
     async def push(self, round, vector, **changes):
         data = encode_vector(vector, self.contract.dtype)
@@ -241,6 +261,57 @@ async def test_a_round_with_three_workers():
         status = await a.status()
         assert (status.round, status.rounds, status.finished) == (1, 9, False)
         assert (status.workers, status.present) == (3, 3)
+
+
+@scenario
+async def test_a_round_in_which_every_payload_is_in_one_message():
+    async with world(rounds=1) as this, this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
+        assert (await a.join()).whole
+        reply = await a.pull_whole()
+        assert (reply.manifest.round, reply.payload) == (0, ZEROS)
+        assert reply.manifest.content_digest == payload_digest(reply.payload)
+        data = encode_vector(torch.full((8,), 2.0)).tobytes()
+        for worker in (a, b):
+            assert not (await worker.push_whole(data)).duplicate
+        assert (await a.push_whole(data)).duplicate
+        await c.push(0, torch.full((8,), 2.0))
+        while (reply := await a.pull_whole(0)).HasField("again"):
+            pass
+        assert reply.finished.reason == "all 1 rounds are done"
+        assert torch.equal(this.coordinator._learner.parameters, torch.full((8,), -2.0))
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "status", "code"),
+    [
+        (ZEROS[:-4], {}, "INVALID_ARGUMENT", "TOO_FEW_BYTES"),
+        (ZEROS + ZEROS, {}, "INVALID_ARGUMENT", "TOO_MANY_BYTES"),
+        (ZEROS, {"content_digest": b""}, "INVALID_ARGUMENT", "DIGEST_SIZE"),
+        (ZEROS, {"content_digest": bytes(16)}, "DATA_LOSS", "DIGEST"),
+        (ZEROS, {"round": 1}, "OUT_OF_RANGE", "FUTURE"),
+        (bytes(70_000), {}, "INVALID_ARGUMENT", "MALFORMED"),
+        (NOT_FINITE, {}, "INVALID_ARGUMENT", "UNSOUND"),
+    ],
+)
+def test_a_payload_in_one_message_is_checked_like_any_other(data, changes, status, code):
+    @scenario
+    async def story():
+        async with world() as this, this.raw() as raw:
+            async with refusal(grpc.StatusCode[status], code):
+                await raw.push_whole(data, **changes)
+            assert this.coordinator.status().counted == ()
+
+    story()
+
+
+@scenario
+async def test_a_large_model_has_no_message_for_all_of_it():
+    async with world(BIG) as this, this.raw(join=False) as raw:
+        assert not (await raw.join()).whole
+        async with refusal(grpc.StatusCode.UNIMPLEMENTED, None):
+            await raw.pull_whole()
+        async with refusal(INVALID, "MALFORMED", "at most 65536"):
+            await raw.push_whole(bytes(70_000))
 
 
 @scenario
@@ -548,10 +619,6 @@ def manifest(**changes):
 
 def chunk(offset, data):
     return ps_pb2.Chunk(offset=offset, data=data)
-
-
-INVALID, FAILED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
-ZEROS = b"\x00" * 32
 
 
 @pytest.mark.parametrize(

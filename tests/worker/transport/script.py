@@ -29,8 +29,9 @@ class Script:
 
     def __init__(self, layout=LAYOUT, dtype=ps_pb2.DTYPE_FLOAT32):
         self.contract, self.dtype, self.round = Contract("run-1", layout), dtype, 4
-        self.data_port = 0
+        self.data_port, self.whole = 0, False
         self.steps = {"Join": [self.welcome], "Pull": [self.parameters], "Push": [self.counted]}
+        self.steps["PullWhole"] = [self.parameters_whole]
         self.seen = {name: [] for name in self.steps}
         self.peers, self.metadata = [], []
 
@@ -42,10 +43,15 @@ class Script:
             round=self.round,
             chunk_bytes=1 << 16,
             data_port=self.data_port,
+            whole=self.whole,
         )
 
     async def parameters(self, request, context):
         await self.send(context, VECTOR)
+
+    async def parameters_whole(self, request, context):
+        data = encode_vector(VECTOR).tobytes()
+        return ps_pb2.PullReply(manifest=self.contract.manifest(4, payload_digest(data)), payload=data)
 
     async def counted(self, requests, context):
         await context.send_initial_metadata((("varangian-ready", "1"),))
@@ -76,6 +82,7 @@ class Script:
         kinds = {
             "Join": (grpc.unary_unary_rpc_method_handler, ps_pb2.JoinRequest, ps_pb2.JoinReply),
             "Pull": (grpc.unary_stream_rpc_method_handler, ps_pb2.PullRequest, ps_pb2.PullReply),
+            "PullWhole": (grpc.unary_unary_rpc_method_handler, ps_pb2.PullRequest, ps_pb2.PullReply),
             "Push": (grpc.stream_unary_rpc_method_handler, ps_pb2.PushRequest, ps_pb2.PushReply),
         }
         methods = {

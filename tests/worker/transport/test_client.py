@@ -62,6 +62,95 @@ async def test_every_call_is_of_one_session():
 
 
 @scenario
+async def test_small_payloads_travel_in_one_message_each():
+    script = Script()
+    script.whole = True
+    async with client_of(script) as client:
+        await client.join()
+        pulled = await client.pull(-1)
+        assert torch.equal(pulled.parameters, VECTOR)
+        assert (await client.push(4, VECTOR)).counted
+    ((part,),), data = script.seen["Push"], encode_vector(VECTOR).tobytes()
+    assert (part.payload, part.manifest.content_digest) == (data, payload_digest(data))
+    assert script.seen["Pull"] == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcome"),
+    [
+        ({"finished": ps_pb2.Finished(reason="done")}, Finished("done")),
+        ({"manifest": Contract("run-2", LAYOUT).manifest(4, bytes(16))}, "Found run 'run-2'"),
+        (
+            {"manifest": Contract("run-1", LAYOUT).manifest(4, bytes(16)), "payload": bytes(36)},
+            "the 32 that",
+        ),
+        ({"payload": bytes(70_000)}, "at most 65568 are read"),
+    ],
+)
+def test_a_model_in_one_message_is_checked_like_any_other(reply, outcome):
+    async def step(request, context):
+        return ps_pb2.PullReply(**reply)
+
+    @scenario
+    async def story():
+        script = Script()
+        script.whole = True
+        script.steps["PullWhole"] = [pull_again, step]
+        async with client_of(script) as client:
+            await client.join()
+            if isinstance(outcome, Finished):
+                assert await client.pull(-1) == outcome
+            else:
+                with pytest.raises(ClientError, match=outcome):
+                    await client.pull(-1)
+
+    story()
+
+
+async def pull_again(request, context):
+    return ps_pb2.PullReply(**AGAIN)
+
+
+@scenario
+async def test_a_damaged_model_in_one_message_is_pulled_again():
+    async def damaged(request, context):
+        whole = await script.parameters_whole(request, context)
+        return ps_pb2.PullReply(manifest=whole.manifest, payload=bytes(32))
+
+    script = Script()
+    script.whole, script.steps["PullWhole"] = True, [damaged, script.parameters_whole]
+    async with client_of(script) as client:
+        await client.join()
+        assert torch.equal((await client.pull(-1)).parameters, VECTOR)
+
+
+@scenario
+async def test_a_line_that_is_too_slow_for_one_message_gets_small_pieces():
+    script = Script()
+    script.whole, script.steps["Push"] = (
+        True,
+        [refuse(grpc.StatusCode.DEADLINE_EXCEEDED, "IDLE"), script.counted],
+    )
+    async with client_of(script) as client:
+        await client.join()
+        assert (await client.push(4, VECTOR)).counted
+        assert torch.equal((await client.pull(-1)).parameters, VECTOR)
+    manifest, *chunks = script.seen["Push"][-1]
+    assert (manifest.payload, chunks[0].chunk.data) == (b"", encode_vector(VECTOR).tobytes())
+    assert script.seen["PullWhole"] == []
+
+
+@scenario
+async def test_a_server_that_comes_back_without_single_messages_is_asked_for_a_stream():
+    script = Script()
+    script.whole = True
+    script.steps["PullWhole"] = [refuse(grpc.StatusCode.UNIMPLEMENTED)]
+    async with client_of(script) as client:
+        await client.join()
+        assert torch.equal((await client.pull(-1)).parameters, VECTOR)
+
+
+@scenario
 async def test_a_claim_does_not_wait_for_a_name_that_is_taken():
     script = Script()
     taken = refuse(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN")

@@ -7,7 +7,7 @@ from varangian.protos.contract import Contract
 from varangian.protos.encoding import payload_digest
 from varangian.protos.layout import Layout
 from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR
-from varangian.server.transport.broadcast import SHARED, Broadcast
+from varangian.server.transport.downloads import SHARED, Broadcast
 
 CONTRACT = Contract("run-1", Layout((("weight", (3, CHUNK_BYTES // 8)),)))
 PAYLOAD = bytes(range(256)) * (CONTRACT.layout.numel * 4 // 256)
@@ -39,7 +39,7 @@ class Line:
 
     def __init__(self, monkeypatch, rate):
         self.now, self.rate = 0.0, rate
-        monkeypatch.setattr("varangian.server.transport.broadcast.monotonic", lambda: self.now)
+        monkeypatch.setattr("varangian.server.transport.downloads.monotonic", lambda: self.now)
 
     def sizes(self, messages):
         next(messages)
