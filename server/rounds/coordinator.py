@@ -145,7 +145,7 @@ class Coordinator:
             before.close()
         slot = Slot(worker, round, digest, self._d, dtype, self._storage, self._listener)
         self._slots[worker] = slot
-        slot.report()
+        slot.report_progress()
         return slot
 
     async def complete(self, slot: Slot) -> Refusal | str | None:
@@ -158,7 +158,7 @@ class Coordinator:
         if not self._close_slot(slot):
             return Refusal.UNOFFERED
         worker, round, now = slot.worker, slot.round, self._now()
-        reason = None if slot.sound else NOT_FINITE
+        reason = None if slot.finite else NOT_FINITE
         if reason is None:
             refusal = self._handle(Push(worker, round, slot.digest, now))
         else:
@@ -169,7 +169,7 @@ class Coordinator:
 
     async def _complete_windowed(self, slot: Slot, windowed: WindowedRounds) -> Refusal | str | None:
         """Wait for the others: a vector counts with all of them, or not at all."""
-        if not slot.sound:
+        if not slot.finite:
             self._handle(Fault(slot.worker, slot.round, NOT_FINITE, self._now()))
             await self.release(slot)
             return NOT_FINITE
@@ -184,7 +184,7 @@ class Coordinator:
         """Give the slot up: nobody puts anything there any more, and nothing was counted."""
         if self._close_slot(slot):
             self._handle(Gone(slot.worker, slot.round, self._now()))
-            slot.report()
+            slot.report_progress()
 
     async def decline(self, worker: Worker, round: int, reason: str) -> Refusal | None:
         """The worker has nothing to send in this round."""

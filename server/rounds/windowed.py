@@ -99,7 +99,7 @@ class WindowedRounds:
         self._d, self._block = learner.parameters.numel(), block_columns()
         workers, self._kept = machine.policy.workers, window_columns(self._d)
         self._rows = dict(zip(workers, allocate_rows(len(workers), self._kept, dtype), strict=True))
-        self.slot_listener = SlotListener(self.refusal, self.progressed, self.room)
+        self.slot_listener = SlotListener(self.refusal, self.progressed, self.wait_for_room)
         patience = min(machine.policy.deadline / 4, PATIENCE)
         self._window = Window(machine.policy, self._d, self._block, BLOCKS, patience)
         self._attempts = WeakKeyDictionary[Slot, int]()
@@ -136,7 +136,7 @@ class WindowedRounds:
         """Why the vector in the slot would not count any more, if so."""
         if refusal := self._listener.refusal(slot):
             return refusal
-        if not slot.sound:
+        if not slot.finite:
             return None  # only its digest says whether the worker or the connection is to blame
         return None if self._attempts.get(slot) == self._window.attempt else Refusal.RESTARTED
 
@@ -154,7 +154,7 @@ class WindowedRounds:
             self._attempts[slot] = self._window.attempt
             self._window.offered(slot.worker, now)
             self.update()
-        elif not slot.sound:
+        elif not slot.finite:
             if self._lose(slot) != LOST:
                 self._window.failed(slot.worker, now)
                 self.update()
@@ -164,13 +164,13 @@ class WindowedRounds:
             if self._window.ready != before:
                 self.update()
 
-    async def room(self, slot: Slot) -> None:
+    async def wait_for_room(self, slot: Slot) -> None:
         """Return when there is room for the next number.
 
         Raises:
             Overtaken: there will be none.
         """
-        while slot.crowded:
+        while not slot.has_room():
             await self._changed()
             slot.check()
 

@@ -46,7 +46,7 @@ class SlotListener:
     """Why the vector in the slot would not count any more, if so."""
     progressed: Callable[[Slot], None] = _nobody
     """The slot was opened, more numbers have landed in it, or it was given up."""
-    room: Callable[[Slot], Awaitable[None]] = _always
+    wait_for_room: Callable[[Slot], Awaitable[None]] = _always
     """Returns when there is room for the next number; raises `Overtaken` when there will be none."""
 
 
@@ -78,7 +78,7 @@ class Slot:
         self.worker = worker
         self.round = round
         self.digest = digest
-        self.sound = True
+        self.finite = True
         """Whether all numbers that have landed are finite; those after one that is not are not kept."""
         self.closed = False
         self._d = d
@@ -116,23 +116,18 @@ class Slot:
         return self._listener.refusal(self)
 
     @property
-    def crowded(self) -> bool:
-        """Whether the next number has to wait for others."""
-        return self.waits(self._width)
-
-    @property
-    def room(self) -> int:
-        """Bytes that may come now; fewer than a number when it is crowded."""
+    def free_bytes(self) -> int:
+        """Bytes that may come now; fewer than a number where there is no room."""
         left = self.size - self.sink.passed
-        if not self.sound:
+        if not self.finite:
             return left
         columns = self._storage.free(self.worker, self.columns)
         return min(left, columns * self._width - self.sink.passed % self._width)
 
-    def waits(self, size: int) -> bool:
-        """Whether so many bytes more, or all that are left, have to wait for others."""
+    def has_room(self, size: int = 1) -> bool:
+        """Whether so many bytes more, or all that are left, need not wait until rows are reduced."""
         columns = min(self._d - self.columns, -(-size // self._width))
-        return self.sound and columns > self._storage.free(self.worker, self.columns)
+        return not self.finite or columns <= self._storage.free(self.worker, self.columns)
 
     async def put(self, data: bytes | memoryview) -> None:
         """The next bytes of the payload, wherever they are cut; never more than `size` in all.
@@ -148,7 +143,7 @@ class Slot:
         while rest:
             await self.wait_for_room()
             rest = rest[self.sink.take(rest) :]
-            self.report()
+            self.report_progress()
 
     def check(self) -> None:
         """Go on only while the vector can count.
@@ -165,11 +160,11 @@ class Slot:
         Raises:
             Overtaken: the round has gone on meanwhile. The slot is still to be released.
         """
-        while self.crowded:
-            await self._listener.room(self)
+        while not self.has_room():
+            await self._listener.wait_for_room(self)
 
-    def report(self) -> None:
-        """Tell the round about progress."""
+    def report_progress(self) -> None:
+        """Tell the round that there is more, that the slot is open, or that it was given up."""
         self._listener.progressed(self)
 
     def close(self) -> None:
@@ -180,7 +175,7 @@ class Slot:
     def _memory(self, at: int) -> memoryview:
         """Memory for the bytes from here on: the row, or a buffer where numbers have to be converted."""
         self._target = None
-        if not self.sound:
+        if not self.finite:
             return _thread_buffer()
         column, part = divmod(at, self._width)
         row, entry, most = self._storage.place(self.worker, column)
@@ -201,7 +196,7 @@ class Slot:
         end = self.sink.passed % self._width + len(data)
         whole = end - end % self._width
         if whole:
-            self.sound = store_numbers(memory[:whole], entry, self._dtype, row)
+            self.finite = store_numbers(memory[:whole], entry, self._dtype, row)
         self._part = bytes(memory[whole:end])
 
     def _bytes_of(self, row: Tensor) -> memoryview:

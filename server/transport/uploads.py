@@ -139,7 +139,7 @@ class Upload:
 
     async def _chunk(self, offset: int, payload: memoryview, turn: UploadTurn) -> None:
         self._slot.sink.check(offset, payload)
-        if self._slot.waits(len(payload)):
+        if not self._slot.has_room(len(payload)):
             turn.release()  # the uploads that it waits for may need one
         await self._slot.put(payload)
         await self._slowed(len(payload), turn)
@@ -151,14 +151,14 @@ class Upload:
         while not self._slot.full:
             await turn.before_read()
             await silence.broken_by(line.ready())
-            if self._slot.crowded:
+            if not self._slot.has_room():
                 turn.release()  # the uploads that it waits for may need one
                 await self._slot.wait_for_room()
             await turn.after_read(0)
             self._slot.check()
-            came = await line.receive(min(self._slot.room, SHARE), self._slot.sink.fill)
+            came = await line.receive(min(self._slot.free_bytes, SHARE), self._slot.sink.fill)
             await turn.after_read(came)
-            self._slot.report()
+            self._slot.report_progress()
             self._alive()
             await self._slowed(came, turn)
         ticket.complete()

@@ -36,7 +36,7 @@ class Row:
     def place(self, worker: str, column: int) -> tuple[Tensor, int, int]:
         return self.row, column, self.free(worker, column)
 
-    async def room(self, slot: Slot) -> None:
+    async def wait_for_room(self, slot: Slot) -> None:
         self.most += 3
 
     def progressed(self, slot: Slot) -> None:
@@ -45,7 +45,7 @@ class Row:
 
 def slot_of(row: Row | Tensor, dtype: Dtype = "float32") -> Slot:
     storage: Any = row if isinstance(row, Row) else Row(row)
-    listener = SlotListener(lambda slot: storage.refusal, storage.progressed, storage.room)
+    listener = SlotListener(lambda slot: storage.refusal, storage.progressed, storage.wait_for_room)
     return Slot("w00", 0, b"", len(storage.row), dtype, storage, listener)
 
 
@@ -91,8 +91,8 @@ def test_any_cut_lands_the_same(values: list[float], cuts: list[int], wire: Dtyp
     wanted = sent.to(WIRE[wire][1]).float()
     wanted[wanted.abs() < TINY] = 0.0
     wanted = wanted.to(WIRE[kept][1])
-    assert slot.sound == bool(wanted.isfinite().all())
-    if slot.sound:
+    assert slot.finite == bool(wanted.isfinite().all())
+    if slot.finite:
         assert torch.equal(row.view(torch.uint8), wanted.view(torch.uint8))
 
 
@@ -111,7 +111,7 @@ def test_a_vector_that_is_not_finite_is_taken_to_its_end(place: int):
     sent[place] = NAN
     slot = slot_of(torch.empty(len(sent)))
     put(slot, *pieces_of(encode_vector(sent), [4 * BLOCK]))
-    assert (slot.full, slot.sound) == (True, False)
+    assert (slot.full, slot.finite) == (True, False)
 
 
 def test_more_than_a_vector_is_a_mistake_of_the_caller():
@@ -121,41 +121,41 @@ def test_more_than_a_vector_is_a_mistake_of_the_caller():
 
 
 def test_progress_is_told_after_each_piece():
-    way = Row(torch.zeros(4))
-    put(slot_of(way), bytes(5), bytes(2), bytes(9))
-    assert way.seen == [(1, False), (1, False), (4, True)]
+    row = Row(torch.zeros(4))
+    put(slot_of(row), bytes(5), bytes(2), bytes(9))
+    assert row.seen == [(1, False), (1, False), (4, True)]
 
 
 def test_an_overtaken_upload_lands_nothing():
-    way = Row(torch.zeros(2))
-    way.refusal = Refusal.STALE
+    row = Row(torch.zeros(2))
+    row.refusal = Refusal.STALE
     with pytest.raises(Overtaken, match="This round is over") as error:
-        put(slot_of(way), encode_vector(torch.ones(2)))
+        put(slot_of(row), encode_vector(torch.ones(2)))
     assert error.value.refusal is Refusal.STALE
-    assert not way.row.any()
+    assert not row.row.any()
 
 
 def test_what_has_no_room_waits_for_it():
     sent = torch.randn(20)
-    way = Row(torch.zeros(20), most=4)
-    slot = slot_of(way)
-    assert not slot.crowded
-    assert (slot.waits(16), slot.waits(17)) == (False, True)
+    row = Row(torch.zeros(20), most=4)
+    slot = slot_of(row)
+    assert slot.has_room()
+    assert (slot.has_room(16), slot.has_room(17)) == (True, False)
     put(slot, encode_vector(sent)[:16])
-    assert slot.crowded
+    assert not slot.has_room()
     put(slot, encode_vector(sent)[16:])
-    assert [columns for columns, _ in way.seen] == [4, 7, 10, 13, 16, 19, 20]
-    assert torch.equal(way.row, sent)
-    assert not slot.crowded
+    assert [columns for columns, _ in row.seen] == [4, 7, 10, 13, 16, 19, 20]
+    assert torch.equal(row.row, sent)
+    assert slot.has_room()
 
 
 def test_what_is_not_finite_needs_no_room():
     sent = torch.full((20,), NAN)
-    way = Row(torch.zeros(20), most=4)
-    slot = slot_of(way)
+    row = Row(torch.zeros(20), most=4)
+    slot = slot_of(row)
     put(slot, encode_vector(sent))
-    assert (slot.full, slot.sound, slot.crowded) == (True, False, False)
-    assert way.seen == [(4, False), (20, True)]
+    assert (slot.full, slot.finite, slot.has_room()) == (True, False, True)
+    assert row.seen == [(4, False), (20, True)]
 
 
 @given(
@@ -174,21 +174,21 @@ def test_turns_of_a_thread_land_the_same(
     whole = torch.empty(len(values), dtype=WIRE[kept][1])
     parts = torch.empty_like(whole)
     put(slot_of(whole, wire), payload)
-    way = Row(parts, 3)
-    slot, at, turns = slot_of(way, wire), 0, itertools.cycle(most)
+    row = Row(parts, 3)
+    slot, at, turns = slot_of(row, wire), 0, itertools.cycle(most)
     while at < len(payload):
         asyncio.run(slot.wait_for_room())
-        count = min(slot.room, next(turns))
+        count = min(slot.free_bytes, next(turns))
         assert count > 0
         count = fill(slot, payload[at:], count) if direct else slot.sink.take(payload[at : at + count])
-        slot.report()
+        slot.report_progress()
         at += count
     assert slot.full
-    assert slot.room == 0
+    assert slot.free_bytes == 0
     slot.sink.finish(payload_digest(payload))
-    if slot.sound:
+    if slot.finite:
         assert torch.equal(whole.view(torch.uint8), parts.view(torch.uint8))
-    assert way.seen[-1] == (len(values), True)
+    assert row.seen[-1] == (len(values), True)
 
 
 def test_nothing_lands_in_a_slot_that_is_closed():
@@ -207,22 +207,22 @@ def test_nothing_lands_in_a_slot_that_is_closed():
 @pytest.mark.parametrize("most", [3, 2])
 @pytest.mark.parametrize("begun", [12, 14])
 def test_room_that_is_taken_away_while_a_thread_is_busy_ends_the_upload(most: int, begun: int):
-    way = Row(torch.zeros(8), 6)
-    slot = slot_of(way)
+    row = Row(torch.zeros(8), 6)
+    slot = slot_of(row)
     slot.sink.take(encode_vector(torch.ones(8))[:begun])
-    way.most = most
+    row.most = most
     for land in (slot.sink.take, lambda data: fill(slot, data, 4)):
         with pytest.raises(Overtaken) as error:
             land(encode_vector(torch.ones(1)))
         assert error.value.refusal is Refusal.RESTARTED
-    assert way.row.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert row.row.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_an_unsound_vector_needs_no_room():
     slot = slot_of(Row(torch.zeros(4), 1))
     slot.sink.take(encode_vector(torch.tensor([NAN])))
-    assert not slot.crowded
-    assert slot.room == 12
+    assert slot.has_room()
+    assert slot.free_bytes == 12
     slot.sink.take(encode_vector(torch.ones(3)))
     assert slot.full
 
