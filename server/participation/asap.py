@@ -119,13 +119,13 @@ class NeighbourhoodSelection(InviteReady):
     def expected(self, workers: tuple[Worker, ...], state: RunState) -> Collection[Worker]:
         return self.members(workers, state.round)
 
-    def seats(self, n: int, round: int) -> int:
+    def full_size(self, n: int, round: int) -> int:
         return len(self.group(n, round))
 
-    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
-        return self.seats(len(workers), state.round)
+    def needed(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
+        return self.full_size(len(workers), state.round)
 
-    def next(
+    def invite(
         self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...]
     ) -> tuple[Worker, ...]:
         """All that are ready, if they are members before a vector for this model is too old."""

@@ -91,10 +91,10 @@ class BufferSelection(InviteReady):
             return f"`tau` should be a number of rounds, at least 0. Found {self.tau}."
         return None
 
-    def seats(self, n: int, round: int) -> int:
+    def full_size(self, n: int, round: int) -> int:
         return self.size
 
-    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
+    def needed(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
         return self.size
 
     def factor(self, age: int) -> float:

@@ -18,7 +18,7 @@ class InviteReady:
     """Base of a `Selection`: whoever is ready is invited at once, and a round takes all that is there."""
 
     by_invitation = True
-    prompt = False
+    fresh_only = False
 
     def problem(self, n: int, deadline: Seconds) -> str | None:
         return None
@@ -29,10 +29,10 @@ class InviteReady:
     def expected(self, workers: tuple[Worker, ...], state: RunState) -> Collection[Worker]:
         return state.invited.keys()
 
-    def quorum(self, declared: int, seats: int, there: int) -> int:
-        return min(declared, seats)
+    def quorum(self, declared: int, full_size: int, there: int) -> int:
+        return min(declared, full_size)
 
-    def next(
+    def invite(
         self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...]
     ) -> tuple[Worker, ...]:
         return ready
@@ -47,7 +47,7 @@ class InviteReady:
 class InvitePerRound(InviteReady):
     """Base of a `Selection`: the vectors of a round are all made for its own model."""
 
-    prompt = True
+    fresh_only = True
 
     @property
     def tau(self) -> int:
@@ -78,19 +78,19 @@ class LongestAbsent(InvitePerRound):
             return f"`gather` should be a number of seconds, {span}. Found {self.gather}."
         return None
 
-    def seats(self, n: int, round: int) -> int:
+    def full_size(self, n: int, round: int) -> int:
         return self.k
 
-    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
+    def needed(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
         if self._is_gathering(workers, state):
             return self.k
         return max(1, min(self.k, len(_invited_workers(state)) + ready))
 
-    def quorum(self, declared: int, seats: int, there: int) -> int:
+    def quorum(self, declared: int, full_size: int, there: int) -> int:
         """As many may be silent as in a full round; a place for which no worker was there is not silent."""
-        return max(1, min(declared, seats) - max(0, seats - there))
+        return max(1, min(declared, full_size) - max(0, full_size - there))
 
-    def next(
+    def invite(
         self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...]
     ) -> tuple[Worker, ...]:
         if self._is_gathering(workers, state):

@@ -45,8 +45,8 @@ class Everyone(InvitePerRound):
     def expected(self, workers: tuple[Worker, ...], state: RunState) -> Collection[Worker]:
         return workers
 
-    def seats(self, n: int, round: int) -> int:
+    def full_size(self, n: int, round: int) -> int:
         return n
 
-    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
+    def needed(self, workers: tuple[Worker, ...], state: RunState, ready: int) -> int:
         return len(workers)

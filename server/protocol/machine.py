@@ -199,7 +199,7 @@ def _close(policy: RunPolicy, state: RunState, answers: Answers, because: str) -
 
 def _invite(policy: RunPolicy, state: RunState) -> Moved:
     there = ready_workers(policy, state)
-    chosen = policy.selection.next(policy.workers, state, there) if there else ()
+    chosen = policy.selection.invite(policy.workers, state, there) if there else ()
     if not chosen:
         return state, ()
     first = not (state.invited or state.held or state.faults)

@@ -65,8 +65,8 @@ class Answers(NamedTuple):
 def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     workers, selection = policy.workers, policy.selection
     members = selection.members(workers, state.round)
-    seats = selection.seats(len(workers), state.round)
-    wanted = selection.wanted(workers, state, len(ready_workers(policy, state)))
+    full_size = selection.full_size(len(workers), state.round)
+    wanted = selection.needed(workers, state, len(ready_workers(policy, state)))
     pushed = tuple(w for w in members if w in state.held)
     faulty = tuple(w for w in members if w in state.faults)
     silent = tuple(w for w in members if w not in state.held and w not in state.faults)
@@ -82,14 +82,14 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     gone = {*away, *absent}
     there = tuple(w for w in silent if w not in gone)
     patient = is_patient(state.history, state.round, state.opened_at, policy.deadline, there)
-    least = quorum(policy, seats, wanted)
+    least = quorum(policy, full_size, wanted)
     slow = () if patient else _slow(policy, state, members, expected.intersection(there))
     slow = slow if len(slow) <= policy.spare(wanted, least) else ()
     slow = tuple(w for w in slow if w not in state.held and w not in state.faults)
     spared = set(slow)
     others = tuple(w for w in there if w not in spared)
     if policy.by_invitation:
-        full = answered + (len(slow) if selection.prompt else 0) >= wanted
+        full = answered + (len(slow) if selection.fresh_only else 0) >= wanted
     else:
         full = not others
     return Answers(
@@ -170,8 +170,8 @@ def waiting_is_useless(policy: RunPolicy, state: RunState, answers: Answers) -> 
         most = {w for w in policy.workers if w not in state.faults and w not in state.declined}
         return bool(policy.shortage(most, state.faults))
     there = {*answers.pushed, *answers.away}
-    seats = policy.selection.seats(len(policy.workers), state.round)
-    least = quorum(policy, seats, len(there) + len(answers.faulty))
+    full_size = policy.selection.full_size(len(policy.workers), state.round)
+    least = quorum(policy, full_size, len(there) + len(answers.faulty))
     enough = bool(answers.away) and not policy.shortage(there, answers.faulty, least)
     return enough or not (answers.others or answers.absent or answers.slow)
 
@@ -219,9 +219,9 @@ def quorum_time(policy: RunPolicy, state: RunState, answers: Answers) -> Seconds
     return max(own, 0.0 if state.opened_at is None else state.at - state.opened_at)
 
 
-def quorum(policy: RunPolicy, seats: int, there: int) -> int:
+def quorum(policy: RunPolicy, full_size: int, there: int) -> int:
     """The fewest answers with which a round closes, where so many could answer at the most."""
-    return policy.quorum if policy.fixed else policy.selection.quorum(policy.quorum, seats, there)
+    return policy.quorum if policy.fixed else policy.selection.quorum(policy.quorum, full_size, there)
 
 
 def missing(

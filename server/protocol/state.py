@@ -133,7 +133,7 @@ class Selection(Protocol):
     def by_invitation(self) -> bool:
         """Whether only invited workers get a model.
 
-        Otherwise whoever asks gets that of the open round and may push for it, `next` is not asked, and
+        Otherwise whoever asks gets that of the open round and may push for it, `invite` is not asked, and
         a vector counts in its own round alone.
         """
         ...
@@ -144,7 +144,7 @@ class Selection(Protocol):
         ...
 
     @property
-    def prompt(self) -> bool:
+    def fresh_only(self) -> bool:
         """Whether nobody can answer a round but those whom it has invited itself."""
         ...
 
@@ -160,29 +160,29 @@ class Selection(Protocol):
         """Who is missing from the open round, unless it has answered."""
         ...
 
-    def seats(self, n: int, round: int, /) -> int:
+    def full_size(self, n: int, round: int, /) -> int:
         """How many answers a full round has."""
         ...
 
-    def wanted(self, workers: tuple[Worker, ...], state: RunState, ready: int, /) -> int:
-        """After how many answers the round is complete: fewer than its seats if nobody takes them."""
+    def needed(self, workers: tuple[Worker, ...], state: RunState, ready: int, /) -> int:
+        """After how many answers the round is complete: fewer than its full size if fewer are there."""
         ...
 
-    def quorum(self, declared: int, seats: int, there: int, /) -> int:
+    def quorum(self, declared: int, full_size: int, there: int, /) -> int:
         """The fewest answers to close at the deadline with, where so many could answer at the most.
 
         Asked only for a quorum that nobody set.
         """
         ...
 
-    def next(
+    def invite(
         self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...], /
     ) -> tuple[Worker, ...]:
         """Whom of those that are ready to invite now; their names are sorted."""
         ...
 
     def wake_at(self, state: RunState, /) -> Seconds | None:
-        """When time alone makes a difference to `next` or `wanted`, or made one."""
+        """When time alone makes a difference to `invite` or `needed`, or made one."""
         ...
 
     def factor(self, age: int, /) -> float:
@@ -200,7 +200,7 @@ class RunPolicy:
     """What a run agreed on before its first round.
 
     `quorum` is how many must have answered for a full round to close at its deadline. Unless it is `fixed`,
-    that is all of a round that has fewer seats, and one less for each seat that nobody was there to take,
+    that is all of a round that is smaller, and one less for each place that no worker was there to take,
     but at least one; and whatever the quorum, no round closes whose rows do not meet `requires`.
     """
 

@@ -91,7 +91,7 @@ class Coordinator:
         window: keep only a few blocks of columns of each, for rules that see no column twice; not for runs
             by invitation.
         row_source: from what was pushed to what the rule sees; by default the same.
-        seats: how many vectors there can be at once, if not one of each worker.
+        row_slots: how many vectors there can be at once, if not one of each worker.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Coordinator:
         rows: Dtype = FLOAT32,
         window: bool = False,
         row_source: RowSource | None = None,
-        seats: int | None = None,
+        row_slots: int | None = None,
     ) -> None:
         self._machine = machine
         self._learner = learner
@@ -122,7 +122,7 @@ class Coordinator:
         if window:
             listener = WindowListener(self._standing, self._settle, self._fail)
             self._windowed = WindowedRounds(machine, learner, self._compute.run, clock, listener, rows)
-        count = seats or len(machine.policy.workers)
+        count = row_slots or len(machine.policy.workers)
         self._storage: RowStorage = self._windowed or LentRows(count, self._d, rows, self._needed)
         self._listener = self._windowed.slot_listener if self._windowed else SlotListener(self._standing)
         self._slots: dict[Worker, Slot] = {}

@@ -67,7 +67,7 @@ def configured(args, settings):
     learner = build.learner(config, torch.zeros(args.numel))
     more = {
         "row_source": config.participation.row_source(config.worker_names, args.numel, logging.warning),
-        "seats": config.participation.row_slots(config.workers, config.f),
+        "row_slots": config.participation.row_slots(config.workers, config.f),
     }
     return Coordinator(
         build.machine(config),

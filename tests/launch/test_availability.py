@@ -2,7 +2,7 @@
 
 import pytest
 
-from varangian.config.build import timetable
+from varangian.config.build import task
 from varangian.registry import ConfigError
 
 HALVES = ["availability={alternating: {period: 2}}", "workers=6", "server.quorum=3", "server.deadline=5"]
@@ -71,7 +71,7 @@ def missed(table, rounds, deadline):
 def test_who_is_busy_with_one_round_does_not_begin_another(carried_out, small):
     pareto = "delays={pareto: {least: 1, alpha: 0.7, most: 40, workers: [0]}}"
     settings = [pareto, "rounds=40", *DEADLINE_ONLY]
-    table = timetable(small(*settings))
+    table = task(small(*settings)).timetable
     _, records, _ = carried_out(*settings, "server.deadline=5")
     expected = [*missed(table, 40, 5.0)]
     assert [record.round for record in records if record.missing] == expected
@@ -115,7 +115,7 @@ def test_a_run_that_can_only_wait_says_so_and_ends(carried_out, monkeypatch):
     settings = ["availability={random: {chance: 0.6}}", "server.quorum=3", "seed=3"]
     with pytest.raises(ConfigError, match="never comes"):
         carried_out(*settings)
-    monkeypatch.setattr("varangian.config.checks.availability.LOOKS", 1)
+    monkeypatch.setattr("varangian.config.checks.availability.MAX_LOOKUPS", 1)
     result, records, _ = carried_out(*settings)
     assert (result.outcome, result.rounds) == ("failed", len(records))
     assert f"round {len(records)} would wait for ever" in result.reason

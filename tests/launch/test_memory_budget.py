@@ -58,14 +58,14 @@ def test_rows_in_half_the_space_and_windows():
 
 def test_latest_vectors_and_the_seats_of_those_who_push(tmp_path: Path):
     plan = LatestPlan(15, 11_200_000, "bfloat16")
-    found = account(seats=6, latest=plan)
+    found = account(row_slots=6, latest=plan)
     assert found.rows == 6 * 11_200_000 * 4
-    assert found.total == account(seats=6).total + 16 * 11_200_000 * 2
+    assert found.total == account(row_slots=6).total + 16 * 11_200_000 * 2
     assert " + latest vectors 358 MB + model 7 x " in found.sentence
     assert "a `folder` on disk, or half as large with `store: bfloat16`" in str(found.refusal(0))
     assert account(latest=LatestPlan(15, 11_200_000, folder=tmp_path)).total == account().total
-    assert account(seats=99).rows == account().rows
-    assert account(more=3).vectors == account().vectors + 3
+    assert account(row_slots=99).rows == account().rows
+    assert account(extra_vectors=3).vectors == account().vectors + 3
 
 
 def test_momentum_is_one_more():

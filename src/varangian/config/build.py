@@ -14,7 +14,6 @@ from varangian.server.protocol.state import Condition, RunPolicy
 from varangian.server.training.ema import Average
 from varangian.server.training.learner import Learner
 from varangian.worker.simulation.availability import Always
-from varangian.worker.simulation.timetable import Timetable
 from varangian.worker.training.task import Task
 
 
@@ -43,16 +42,6 @@ def task(config: RunConfig) -> Task:
         availability=config.availability,
         delays=config.delays,
         device=config.worker.device,
-    )
-
-
-def timetable(config: RunConfig) -> Timetable:
-    """The rounds in which each worker takes part, and its delays."""
-    return Timetable(
-        names=config.worker_names,
-        seed=config.seed,
-        availability=config.availability,
-        delays=config.delays,
     )
 
 

@@ -76,8 +76,8 @@ class MemoryBudget:
         rows: Dtype = FLOAT32,
         average: bool = False,
         columns: int | None = None,
-        seats: int | None = None,
-        more: int = 0,
+        row_slots: int | None = None,
+        extra_vectors: int = 0,
         latest: LatestPlan | None = None,
         lane: bool = True,
         evaluation: int = 0,
@@ -94,8 +94,8 @@ class MemoryBudget:
             rows: how the rows are kept.
             average: whether an average of the model is kept.
             columns: of each row at a time, if not all d.
-            seats: rows that are kept at a time, if not all n.
-            more: vectors as long as the model that the participation keeps.
+            row_slots: rows that are kept at a time, if not all n.
+            extra_vectors: vectors as long as the model that the participation keeps.
             latest: how the last vectors of all workers are kept, if they are.
             lane: whether payloads may travel beside gRPC.
             evaluation: bytes of its activations, at most.
@@ -104,9 +104,10 @@ class MemoryBudget:
             base: bytes that are taken already; by default those of this process.
         """
         messages = n * limits.streams + most_readers(n) + IN_FLIGHT * limits.receiving
+        own = VERSIONS + AGGREGATES + FRAMES + SELDOM
         return cls(
-            rows=min(n, seats or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
-            vectors=VERSIONS + more + AGGREGATES + FRAMES + SELDOM + optimizer.vectors + 2 * average,
+            rows=min(n, row_slots or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
+            vectors=own + extra_vectors + optimizer.vectors + 2 * average,
             model=4 * d,
             streams=messages * MESSAGE_LIMIT + _calls(n) + lane * _beside(n, limits),
             base=RESERVE + (resident_memory() if base is None else base),

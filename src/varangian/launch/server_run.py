@@ -128,7 +128,7 @@ class ServerRun:
             rows=self.config.participation.row_dtype(self.config.server.rows),
             window=is_windowed(self.config),
             row_source=self.row_source,
-            seats=self.config.participation.row_slots(self.config.workers, self.config.f),
+            row_slots=self.config.participation.row_slots(self.config.workers, self.config.f),
         )
 
     def evaluate(self, parameters: Tensor) -> Scores:
@@ -251,8 +251,8 @@ def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBud
         rows=config.participation.row_dtype(config.server.rows),
         average=config.ema is not None,
         columns=window_columns(d) if is_windowed(config) else None,
-        seats=config.participation.row_slots(config.workers, config.f),
-        more=config.participation.extra_vectors(config.workers),
+        row_slots=config.participation.row_slots(config.workers, config.f),
+        extra_vectors=config.participation.extra_vectors(config.workers),
         latest=config.participation.latest_plan(config.workers, d),
         lane=config.server.data_port is not None,
         evaluation=worker_compute.evaluation_bytes,

@@ -44,13 +44,13 @@ class Turn(InvitePerRound):
     def expected(self, workers: tuple[str, ...], state: RunState) -> Collection[str]:
         return self.members(workers, state.round)
 
-    def seats(self, n: int, round: int) -> int:
+    def full_size(self, n: int, round: int) -> int:
         return self.k
 
-    def wanted(self, workers: tuple[str, ...], state: RunState, ready: int) -> int:
+    def needed(self, workers: tuple[str, ...], state: RunState, ready: int) -> int:
         return self.k
 
-    def next(self, workers: tuple[str, ...], state: RunState, ready: tuple[str, ...]) -> tuple[str, ...]:
+    def invite(self, workers: tuple[str, ...], state: RunState, ready: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(worker for worker in self.members(workers, state.round) if worker in ready)
 
 

@@ -99,7 +99,7 @@ class Disorderly:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(3))
 def test_every_vector_is_whole_and_counts_once(way: str, seed: int):
-    choice, seats = WAYS[way]
+    choice, row_slots = WAYS[way]
     row_source, workers = Checked(), list[Disorderly]()
 
     async def run() -> None:
@@ -121,7 +121,7 @@ def test_every_vector_is_whole_and_counts_once(way: str, seed: int):
             evaluate_every=1000,
             observe=lambda _: None,
             row_source=row_source,
-            seats=seats,
+            row_slots=row_slots,
         )
         workers.extend(Disorderly(name, coordinator, random.Random(f"{seed}/{name}")) for name in NAMES)
         served = asyncio.create_task(coordinator.run(asyncio.Event()))

@@ -41,7 +41,7 @@ class Run:
     """A driver at work, what it recorded, and workers that push constants."""
 
     def __init__(
-        self, time, choice, row_source=None, n=4, rule=None, f=0, seats=None, rows="float32", **policy
+        self, time, choice, row_source=None, n=4, rule=None, f=0, row_slots=None, rows="float32", **policy
     ):
         agreed = {"rounds": 9, "quorum": 1, "deadline": 10.0, "shortfall": "wait", "f": f} | policy
         self.names = tuple(f"w{i:02}" for i in range(n))
@@ -60,7 +60,7 @@ class Run:
             observe=self.records.append,
             clock=time.clock,
             row_source=row_source,
-            seats=seats,
+            row_slots=row_slots,
             rows=rows,
         )
 
@@ -464,7 +464,7 @@ async def test_the_status_says_who_was_asked(time):
 
 @in_loop
 async def test_a_place_is_lent_to_one_after_the_other(time):
-    async with Run(time, LongestAbsent(1), n=3, seats=1) as run:
+    async with Run(time, LongestAbsent(1), n=3, row_slots=1) as run:
         for round, worker in enumerate(("w00", "w01", "w02")):
             await run.opened(round)
             run.ask(worker, after=round - 1)
@@ -476,7 +476,7 @@ async def test_a_place_is_lent_to_one_after_the_other(time):
 
 @in_loop
 async def test_without_a_place_an_upload_has_to_come_again(time):
-    async with Run(time, LongestAbsent(2), n=2, seats=1) as run:
+    async with Run(time, LongestAbsent(2), n=2, row_slots=1) as run:
         run.ask(*run.names)
         slot = await run.offer("w00", 1.0, 0)
         assert isinstance(slot, Slot)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from varangian.config.build import timetable
+from varangian.config.build import task
 from varangian.config.tree import RunConfig
 from varangian.registry import FIXES, Problem, fixes
 from varangian.worker.attacks import Mimic
@@ -19,7 +19,7 @@ def check_attendance(config: RunConfig) -> Iterator[Problem]:
     everybody = not config.selection.by_invitation and config.quorum <= config.workers
     if isinstance(config.availability, Always) or not everybody:
         return
-    table = timetable(config)
+    table = task(config).timetable
     present = [len(table.present(round)) for round in range(_rounds_to_check(config))]
     if present[0] == 0:
         rule = "should have somebody there in round 0, or the run does not begin"

@@ -70,7 +70,7 @@ def check_mimic_momentum(config: RunConfig) -> Iterator[Problem]:
     attack, chosen = config.byzantine.attack, config.selection
     if not isinstance(attack, GradientAttack) or config.worker.momentum == 0:
         return
-    together = chosen.prompt and chosen.seats(config.workers, 0) == config.workers
+    together = chosen.fresh_only and chosen.full_size(config.workers, 0) == config.workers
     if (config.byzantine.knows or attack.needs) != "own" and not together:
         rule = (
             "looks at the momentum of other workers, and with "
