@@ -1,0 +1,158 @@
+"""The workers of a simulation: each pulls a model, computes a vector, and pushes it when its delay is over.
+
+All compute in one thread before any of those vectors is pushed, as if they worked at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from varangian.launch.server_run import ServerRun
+from varangian.launch.simulation.virtual_clock import VirtualTime
+from varangian.protos.encoding import encode_vector
+from varangian.server.rounds.coordinator import Coordinator
+from varangian.server.rounds.pulls import PendingPull
+from varangian.server.rows.slot import Slot
+from varangian.server.training.parameters import Snapshot
+from varangian.worker.transport.results import Declined
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 3600.0
+"""Seconds to wait for the next round, of a clock that stands still meanwhile."""
+STALLED = (
+    "round {round} would wait for ever: nobody is on the way who could complete its quorum of {quorum}. "
+    "Lower server.quorum, or set server.shortfall=skip"
+)
+
+
+@dataclass(order=True)
+class Push:
+    """A vector on its way; of two that arrive at the same time the one with the lower `order` is first."""
+
+    at: float
+    order: int
+    worker: str
+    round: int = field(compare=False)
+    row: Tensor = field(compare=False)
+
+
+class SimulatedWorkers:
+    """All workers of a run."""
+
+    def __init__(
+        self, session: ServerRun, coordinator: Coordinator, time: VirtualTime, executor: Executor
+    ) -> None:
+        self._session, self._coordinator = session, coordinator
+        self._time, self._executor = time, executor
+        self._task = session.worker_compute.task
+        self._by_invitation = session.machine.by_invitation
+        self._next: dict[str, int] = {}
+        """Workers that wait for a model, and the first round that they can take part in."""
+        self._pulls: dict[str, PendingPull] = {}
+        """Their pulls, where workers are invited."""
+        self._pushes: list[Push] = []
+        """A heap."""
+        self._order = count()
+        self._reasons = set[str]()
+        """Why workers declined, as far as it was logged."""
+
+    async def work(self) -> None:
+        """Take part in the run until it is finished."""
+        for worker in self._task.workers:
+            self._pull(worker, after=-1)
+        while (model := await self._coordinator.snapshot(-1, PATIENCE)) is not None and not model.finished:
+            if models := self._answers(model):
+                for answer in {answer.round: answer for answer in models.values()}.values():
+                    await self._compute(
+                        answer, [w for w, own in models.items() if own.round == answer.round]
+                    )
+            else:
+                await self._advance(model.round)
+
+    def _pull(self, worker: str, after: int) -> None:
+        """Let a worker ask for the model of a later round than this one."""
+        round = after + 1
+        round = round if self._task.listens(worker) else self._task.timetable.turn(worker, round)
+        self._next[worker] = round
+        if self._by_invitation:
+            self._pulls[worker] = self._coordinator.pulls.ask(worker, round - 1)
+
+    def _answers(self, model: Snapshot) -> dict[str, Snapshot]:
+        """The workers that have got a model, and which."""
+        if self._by_invitation:
+            return {w: answer for w, pull in self._pulls.items() if (answer := pull.answer) is not None}
+        available = self._task.timetable.available
+        return {w: model for w, r in self._next.items() if r <= model.round and available(w, model.round)}
+
+    async def _compute(self, model: Snapshot, workers: Iterable[str]) -> None:
+        """Let these workers compute, and send their vectors on their way."""
+        rows = await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._vectors, model, workers
+        )
+        for worker, row in sorted(rows.items()):
+            del self._next[worker]
+            if self._by_invitation:
+                self._coordinator.pulls.forget(self._pulls.pop(worker))
+            if isinstance(row, Declined):
+                await self._decline(worker, model.round, row.reason)
+            if row is None or isinstance(row, Declined):
+                self._pull(worker, model.round)
+                continue
+            at = self._time.now + self._task.timetable.delay(worker, model.round)
+            # Invited workers of one moment may have models of several rounds: first asked, first served.
+            order = next(self._order) if self._by_invitation else 0
+            heapq.heappush(self._pushes, Push(at, order, worker, model.round, row))
+
+    def _vectors(self, model: Snapshot, workers: Iterable[str]) -> Mapping[str, Tensor | Declined | None]:
+        """The vectors that these workers compute from a model; None of one that takes no part."""
+        parameters = torch.frombuffer(bytearray(model.payload), dtype=torch.float32)
+
+        def vector(worker: str) -> Tensor | Declined | None:
+            try:
+                return self._session.worker_compute.answer(worker, model.round, parameters)
+            except Declined as declined:
+                return declined
+
+        return {worker: vector(worker) for worker in workers}
+
+    async def _advance(self, round: int) -> None:
+        """Let time pass until the next push, or until an alarm of the server."""
+        alarm, push = self._time.next_at, self._pushes[0] if self._pushes else None
+        if push is not None and (alarm is None or push.at < alarm):
+            self._time.advance(push.at)
+            heapq.heappop(self._pushes)
+            await self._push(push.worker, push.round, push.row)
+            self._pull(push.worker, push.round)
+        elif alarm is not None:
+            self._time.advance(alarm)
+        else:
+            quorum = self._session.machine.policy.quorum
+            self._session.stop.because(STALLED.format(round=round, quorum=quorum))
+        await asyncio.sleep(0)  # the coordinator may have something to do
+
+    async def _push(self, worker: str, round: int, row: Tensor) -> None:
+        """Push a vector as on the wire, so that numbers are rounded where real workers round them."""
+        dtype = self._session.config.wire.dtype
+        # Nothing comes twice here, so a name will do for a digest.
+        slot = await self._coordinator.offer(worker, round, f"{worker}/{round}".encode(), dtype)
+        if isinstance(slot, Slot):
+            await slot.put(encode_vector(row, dtype))
+            if await self._coordinator.complete(slot) is None:
+                self._session.worker_compute.counted(worker, round)
+
+    async def _decline(self, worker: str, round: int, reason: str) -> None:
+        """Tell the server that no vector comes; each reason is logged once."""
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            log.warning("%s sends nothing in round %d: %s", worker, round, reason)
+        await self._coordinator.decline(worker, round, reason)
