@@ -45,12 +45,12 @@ def refusal_of(policy: RunPolicy, state: RunState, event: Event) -> Refusal | No
         case Committed() | Skipped():
             return _check_closed(state, event.round)
         case Settled():
-            return _refusal_of_all(policy, state, event)
+            return _refusal_of_settled(policy, state, event)
         case Offer() | Push() | Fault() | Decline():
-            return _refusal_of_vector(policy, state, event)
+            return _refusal_of_worker(policy, state, event)
 
 
-def standing(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> Refusal | None:
+def refusal_of_vector(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> Refusal | None:
     """Why a vector of this worker, made for the model of this round, would not count any more."""
     if state.phase is Phase.FINISHED:
         return Refusal.FINISHED
@@ -68,7 +68,7 @@ def is_held(state: RunState, worker: Worker, round: int) -> bool:
     return vector is not None and vector[0] == round and worker not in state.taken
 
 
-def _refusal_of_vector(
+def _refusal_of_worker(
     policy: RunPolicy, state: RunState, event: Offer | Push | Fault | Decline
 ) -> Refusal | None:
     worker, round = event.worker, event.round
@@ -96,7 +96,7 @@ def _refusal_of_vector(
             return None
 
 
-def _refusal_of_all(policy: RunPolicy, state: RunState, event: Settled) -> Refusal | None:
+def _refusal_of_settled(policy: RunPolicy, state: RunState, event: Settled) -> Refusal | None:
     if policy.by_invitation:  # columns of vectors of several rounds cannot be aggregated as they come
         return Refusal.UNOFFERED
     if event.round > state.round:

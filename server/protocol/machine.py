@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from typing import TypeAlias, TypeVar
 
 from varangian.protos.refusals import Refusal
-from varangian.server.protocol.admission import refusal_of, standing
+from varangian.server.protocol.admission import refusal_of, refusal_of_vector
 from varangian.server.protocol.events import (
     Absent,
     Accept,
@@ -94,9 +94,9 @@ class Machine:
         now = replace(self.state, at=max(self.state.at, at))
         return decide(self.policy, now, count_answers(self.policy, now))
 
-    def standing(self, worker: Worker, round: int) -> Refusal | None:
+    def refusal(self, worker: Worker, round: int) -> Refusal | None:
         """Why a vector of this worker, made for the model of this round, would not count any more."""
-        return standing(self.policy, self.state, worker, round)
+        return refusal_of_vector(self.policy, self.state, worker, round)
 
 
 def transition(policy: RunPolicy, state: RunState, event: Event) -> Moved:

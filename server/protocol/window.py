@@ -31,7 +31,7 @@ from varangian.server.protocol.state import RunPolicy
 
 
 class Window:
-    """One round after the other.
+    """Members of one round after the other, and how far each of their rows has come.
 
     Args:
         policy: who may come, and how many are a quorum.
@@ -48,30 +48,30 @@ class Window:
         self._kept = block * blocks
         self._patience = patience
         self.attempt = 0
-        """Never the same again: what belongs to another one is of no use any more."""
+        """Number of the attempt at a round, unique in the run: uploads of an earlier one do not count."""
         self.begin(-1)
 
     def begin(self, round: int) -> None:
-        """Another round."""
+        """Go to this round."""
         self.round = round
         self.faulty: Set[Worker] = frozenset()
         self.aside: Set[Worker] = frozenset()
-        """Who has declined, or is absent: nobody waits for these."""
+        """Who has declined, is absent or is passed over: nobody waits for these."""
         self._excluded = set[Worker]()
         self._suspects = set[Worker]()
         """Whose vector is not finite and still on its way: its digest will say whether that is a fault."""
-        self._anew()
+        self._begin_attempt()
 
-    def _anew(self) -> None:
+    def _begin_attempt(self) -> None:
         self.attempt += 1
         self.columns: dict[Worker, int] = {}
-        """How many have come of each member's row."""
+        """Columns that have come of each row; its workers are the members once these are fixed."""
         self.fixed = False
-        """Whether the members are settled on."""
+        """Whether nobody else can become a member."""
         self.settled = False
-        """Whether all of them count."""
+        """Whether all members are complete and reduced: all of them count."""
         self.base = 0
-        """Columns that are reduced, and forgotten."""
+        """Columns that are reduced and forgotten."""
         self._complete = set[Worker]()
         self._since: Seconds | None = None
         self._overdue = False
@@ -85,12 +85,12 @@ class Window:
 
     @property
     def limit(self) -> int:
-        """Columns that may have come of any row by now."""
+        """Columns of a row that there is room for by now."""
         return min(self._d, self.base + self._kept)
 
     @property
     def ready(self) -> int:
-        """Columns that can be reduced."""
+        """Columns that are reduced, or can be: whole blocks that have come of every member."""
         if not self.fixed:
             return self.base
         least = min(self.columns.values())
@@ -104,25 +104,25 @@ class Window:
             return Refusal.STALE
         return None
 
-    def offered(self, worker: Worker, at: Seconds) -> None:
+    def offer(self, worker: Worker, at: Seconds) -> None:
         """An upload begins."""
         self.columns[worker] = 0
         self._since = at if self._since is None else self._since
         self._fix(at)
 
-    def came(self, worker: Worker, columns: int) -> None:
-        """So much of it has come."""
+    def receive(self, worker: Worker, columns: int) -> None:
+        """So many columns of its row have come."""
         if worker in self.columns:
             self.columns[worker] = columns
 
-    def completed(self, worker: Worker) -> None:
-        """All of it has come, and it is what was promised."""
+    def complete(self, worker: Worker) -> None:
+        """All of its row has come, finite and with the right digest."""
         if worker in self.columns:
             self._complete.add(worker)
             self._settle()
 
-    def lost(self, worker: Worker, at: Seconds) -> None:
-        """It will not be completed."""
+    def lose(self, worker: Worker, at: Seconds) -> None:
+        """Its upload will not be completed."""
         if worker not in self.columns or self.settled:
             return
         if self.fixed:
@@ -131,8 +131,8 @@ class Window:
             del self.columns[worker]
             self._complete.discard(worker)
 
-    def failed(self, worker: Worker, at: Seconds) -> None:
-        """It is not finite, so it cannot count; `proved` or `cleared` follows when its upload has ended."""
+    def fail(self, worker: Worker, at: Seconds) -> None:
+        """Its row is not finite and cannot count; `convict` or `clear` follows when its upload ends."""
         if worker not in self.columns or self.settled:
             return
         self._suspects.add(worker)
@@ -142,26 +142,26 @@ class Window:
             del self.columns[worker]
             self._excluded.add(worker)
 
-    def cleared(self, worker: Worker, at: Seconds) -> None:
-        """An upload has ended, and proves nothing."""
+    def clear(self, worker: Worker, at: Seconds) -> None:
+        """Its upload has ended, and proves nothing."""
         self._suspects.discard(worker)
         self._fix(at)
 
-    def proved(self, faulty: Iterable[Worker], at: Seconds) -> None:
-        """These have proved faulty in this round."""
+    def convict(self, faulty: Iterable[Worker], at: Seconds) -> None:
+        """These workers have proved faulty in this round."""
         self.faulty = frozenset(faulty)
         self._suspects -= self.faulty
         for worker in self.faulty & self.columns.keys():
-            self.lost(worker, at)
+            self.lose(worker, at)
         self._fix(at)
 
-    def stands(self, aside: Set[Worker], at: Seconds) -> None:
-        """These have declined, or are absent."""
+    def set_aside(self, aside: Set[Worker], at: Seconds) -> None:
+        """Nobody waits for these workers."""
         self.aside = frozenset(aside)
         self._fix(at)
 
-    def reduced(self, to: int, at: Seconds) -> None:
-        """The columns before this one have become columns of the update."""
+    def reduce_to(self, to: int, at: Seconds) -> None:
+        """The columns before `to` have become columns of the update."""
         self.base, self._since = to, at
         self._settle()
 
@@ -179,12 +179,12 @@ class Window:
             self._since = at
 
     def restart(self, failed: Set[Worker], at: Seconds) -> None:
-        """Throw away what was done, and leave these out."""
+        """Begin another attempt without these workers."""
         self._excluded |= failed
         left = {*self._policy.workers} - self._excluded - self.faulty
         if self._policy.shortage(left, self.faulty):
             self._excluded.clear()
-        self._anew()
+        self._begin_attempt()
 
     def _fix(self, at: Seconds) -> None:
         known = self.columns.keys() | self.faulty | self._excluded | self.aside
@@ -198,7 +198,7 @@ class Window:
         self.settled = self.fixed and self.base == self._d and self._complete == self.columns.keys()
 
     def _slow(self) -> set[Worker]:
-        """For whom the others wait; nobody when it is for us."""
+        """For whom the others wait; nobody when they wait for the server."""
         if self.base == self._d:
             return set(self.columns) - self._complete
         needed = min(self._d, self.base + self._block)

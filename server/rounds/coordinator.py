@@ -120,11 +120,11 @@ class Coordinator:
         self._d = learner.parameters.numel()
         self._windowed: WindowedRounds | None = None
         if window:
-            listener = WindowListener(self._standing, self._settle, self._fail)
+            listener = WindowListener(self._refusal, self._settle, self._fail)
             self._windowed = WindowedRounds(machine, learner, self._compute.run, clock, listener, rows)
         count = row_slots or len(machine.policy.workers)
         self._storage: RowStorage = self._windowed or LentRows(count, self._d, rows, self._needed)
-        self._listener = self._windowed.slot_listener if self._windowed else SlotListener(self._standing)
+        self._listener = self._windowed.slot_listener if self._windowed else SlotListener(self._refusal)
         self._slots: dict[Worker, Slot] = {}
         self._given = -1
         """The last round whose rows were given to the rule, whatever came of it."""
@@ -173,7 +173,7 @@ class Coordinator:
             self._handle(Fault(slot.worker, slot.round, NOT_FINITE, self._now()))
             await self.release(slot)
             return NOT_FINITE
-        refusal = self._standing(slot)
+        refusal = self._refusal(slot)
         if refusal is None:
             refusal = await windowed.wait_until_settled(slot)
         if refusal is not None:
@@ -349,11 +349,11 @@ class Coordinator:
     def _tick(self) -> None:
         self._handle(Tick(self._now()))
 
-    def _standing(self, slot: Slot) -> Refusal | None:
+    def _refusal(self, slot: Slot) -> Refusal | None:
         """Why the vector in the slot would not count any more."""
         if self._slots.get(slot.worker) is not slot:
             return Refusal.UNOFFERED
-        return self._machine.standing(slot.worker, slot.round)
+        return self._machine.refusal(slot.worker, slot.round)
 
     def _needed(self, worker: Worker) -> bool:
         """Whether its row is being written to, or has something in it that counts."""

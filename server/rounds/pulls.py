@@ -121,7 +121,7 @@ class Pulls:
     def over(self, worker: Worker, round: int) -> bool:
         """Whether a vector for the model of this round would be refused; then a newer one is due."""
         if self._machine.by_invitation:
-            return self._machine.standing(worker, round) is not None
+            return self._machine.refusal(worker, round) is not None
         return self._machine.state.round != round
 
     def ask(self, worker: Worker, after: int) -> PendingPull:

@@ -145,22 +145,22 @@ class WindowedRounds:
         now = self._clock.now()
         if slot.closed:
             if self._lose(slot) == self._window.attempt:
-                self._window.lost(slot.worker, now)
-            self._window.cleared(slot.worker, now)
+                self._window.lose(slot.worker, now)
+            self._window.clear(slot.worker, now)
             self.update()
         elif slot not in self._attempts:
             self._follow()
             self._slots[slot.worker] = slot
             self._attempts[slot] = self._window.attempt
-            self._window.offered(slot.worker, now)
+            self._window.offer(slot.worker, now)
             self.update()
         elif not slot.finite:
             if self._lose(slot) != LOST:
-                self._window.failed(slot.worker, now)
+                self._window.fail(slot.worker, now)
                 self.update()
         else:
             before = self._window.ready
-            self._window.came(slot.worker, slot.columns)
+            self._window.receive(slot.worker, slot.columns)
             if self._window.ready != before:
                 self.update()
 
@@ -179,12 +179,12 @@ class WindowedRounds:
         self._follow()
         if (slot := self._slots.pop(worker, None)) is not None:
             self._lose(slot)
-            self._window.lost(worker, self._clock.now())
-            self._window.cleared(worker, self._clock.now())
+            self._window.lose(worker, self._clock.now())
+            self._window.clear(worker, self._clock.now())
 
     async def wait_until_settled(self, slot: Slot) -> Refusal | None:
         """Return when the vector counts, together with all others, or why it does not."""
-        self._window.completed(slot.worker)
+        self._window.complete(slot.worker)
         self.update()
         while slot not in self._answers:
             if refusal := slot.refusal:
@@ -226,13 +226,13 @@ class WindowedRounds:
             window.begin(state.round)
             self._slots, self._in_progress = {}, None
         if state.faults.keys() != window.faulty and not window.settled and state.round == window.round:
-            window.proved(state.faults, self._clock.now())
+            window.convict(state.faults, self._clock.now())
             if window.fixed and not self._current().stream.holds(len(window.columns), len(window.faulty)):
                 window.restart(frozenset(), self._clock.now())
         aside = state.declined.keys() | state.absent | state.revoked.keys()
         aside |= passed_over(self._machine.policy, state)
         if aside != window.aside and state.round == window.round:
-            window.stands(aside, self._clock.now())
+            window.set_aside(aside, self._clock.now())
 
     def _settle(self) -> None:
         """Have the vectors of all members counted, and answer their uploads."""
@@ -271,7 +271,7 @@ class WindowedRounds:
                 self._listener.fail(error)
                 return
             if window.attempt == attempt:
-                window.reduced(stop, self._clock.now())
+                window.reduce_to(stop, self._clock.now())
                 self.update()
         self._task = None  # after an error it stays, and nothing more is done
         self.update()

@@ -297,7 +297,7 @@ class Histories(RuleBasedStateMachine):
             self.rows[worker][i] = vector
             yield
         stream.open = False
-        counts = self.machine.standing(worker, round) is None
+        counts = self.machine.refusal(worker, round) is None
         self.held |= {worker: vector} if counts else {}
         answer, *_ = self.say(Push(worker, round, vector.digest, self.now))
         assert counts == (answer == Accept(worker, round))
@@ -341,7 +341,7 @@ class Histories(RuleBasedStateMachine):
         if not stream.open:
             return
         worker, round = stream.vector.worker, stream.vector.round
-        if faulty and self.machine.standing(worker, round) is None:
+        if faulty and self.machine.refusal(worker, round) is None:
             self.convict(worker)
             self.say(Fault(worker, round, "not finite", self.now))
         self.say(Gone(worker, round, self.now))

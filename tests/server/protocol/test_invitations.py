@@ -157,7 +157,7 @@ def test_a_push_without_an_invitation_is_refused():
     assert refusal(m, Offer("w00", 1, A, 0.0)) is Refusal.FUTURE
     for event in (Offer("mallory", 0, A, 0.0), Ready("mallory", 0, 0.0), Fault("mallory", 0, "x", 0.0)):
         assert refusal(m, event) is Refusal.UNKNOWN_WORKER
-    assert [m.standing(w, 0) for w in ("w00", "w01")] == [None, Refusal.NOT_INVITED]
+    assert [m.refusal(w, 0) for w in ("w00", "w01")] == [None, Refusal.NOT_INVITED]
     assert play(m, Offer("w00", 0, A, 0.0)) == [Accept("w00", 0)]
 
 
@@ -202,7 +202,7 @@ def test_a_faulty_worker_is_out_for_the_round_and_back_in_the_next():
     ready(m, *WORKERS)
     play(m, Fault("w00", 0, "x", 0.0))
     assert refusal(m, Offer("w00", 0, A, 0.0)) is Refusal.FAULTY
-    assert m.standing("w00", 0) is Refusal.FAULTY
+    assert m.refusal("w00", 0) is Refusal.FAULTY
     assert ready(m, "w00") == []  # out until the next round
     assert the(Close, push(m, "w01", "w02", "w03")).workers == WORKERS[1:]
     assert play(m, Committed(0, 1.0)) == [Open(1), Invite("w00", 1)]
@@ -305,7 +305,7 @@ def test_one_upload_at_a_time_also_when_it_outlives_its_round():
     assert refusal(m, Offer("w03", 0, A, 0.0)) is Refusal.BUSY
     push(m, "w00", "w01", "w02")
     assert the(Close, play(m, Tick(10.0))).missing == ("w03",)
-    assert m.standing("w03", 0) is Refusal.TOO_OLD
+    assert m.refusal("w03", 0) is Refusal.TOO_OLD
     assert play(m, Committed(0, 11.0)) == [Open(1)]
     assert ready(m, "w03") == ["w03"]
     assert refusal(m, Offer("w03", 1, A, 12.0)) is Refusal.BUSY
@@ -649,7 +649,7 @@ def test_what_would_be_older_than_tau_is_refused():
             assert play(m, Ready("w00", 1, 0.0), Committed(0, 1.0)) == [Open(1), Invite("w00", 1)]
     # Round 1 is being aggregated, so this would be used in round 2.
     assert refusal(m, Offer("w01", 0, A, 1.0)) is Refusal.TOO_OLD
-    assert m.standing("w01", 0) is Refusal.TOO_OLD
+    assert m.refusal("w01", 0) is Refusal.TOO_OLD
     assert play(m, Ready("w01", 0, 1.0), Committed(1, 2.0)) == [Open(2), Invite("w01", 2)]
 
 
@@ -801,7 +801,7 @@ def test_everybody_takes_part_equally_often(graph: Graph, n: int, tau: int | Non
         for i, worker in enumerate(workers):
             if worker in computing and step % (1 + i % 3) == 0:
                 round = computing.pop(worker)
-                if m.standing(worker, round) is None:
+                if m.refusal(worker, round) is None:
                     effects += push(m, worker, round=round)
                 effects += play(m, Ready(worker, round + 1, 0.0))
                 break

@@ -448,14 +448,14 @@ def test_one_upload_at_a_time():
 
 def test_a_vector_stands_until_its_round_is_over():
     m = machine()
-    assert (m.standing("w00", 0), m.standing("w00", 1)) == (None, Refusal.FUTURE)
+    assert (m.refusal("w00", 0), m.refusal("w00", 1)) == (None, Refusal.FUTURE)
     play(m, Fault("w00", 0, "x", 0.0))
     send(m, "w01", "w02", "w03")
-    assert (m.standing("w00", 0), m.standing("w01", 0)) == (Refusal.STALE, Refusal.STALE)
+    assert (m.refusal("w00", 0), m.refusal("w01", 0)) == (Refusal.STALE, Refusal.STALE)
     play(m, Committed(0, 1.0), Fault("w01", 1, "x", 1.0))
-    assert (m.standing("w00", 1), m.standing("w01", 1)) == (None, Refusal.FAULTY)
+    assert (m.refusal("w00", 1), m.refusal("w01", 1)) == (None, Refusal.FAULTY)
     play(m, Stop("stopped on request", 1.0))
-    assert m.standing("w00", 1) is Refusal.FINISHED
+    assert m.refusal("w00", 1) is Refusal.FINISHED
 
 
 def test_everybody_may_pull_at_any_time():

@@ -28,13 +28,13 @@ def window(quorum: int = 3) -> Window:
 def offered(w: Window, *workers: str, at: float = 0.0) -> Window:
     for worker in workers:
         assert w.refuses(worker) is None
-        w.offered(worker, at)
+        w.offer(worker, at)
     return w
 
 
 def came(w: Window, columns: int, *workers: str) -> None:
     for worker in workers or NAMES:
-        w.came(worker, columns)
+        w.receive(worker, columns)
 
 
 def test_a_round_from_the_first_offer_to_the_last_column():
@@ -43,14 +43,14 @@ def test_a_round_from_the_first_offer_to_the_last_column():
     assert (w.limit, w.ready) == (30, 0)
     came(w, 25)
     assert w.ready == 20
-    w.reduced(20, 1.0)
+    w.reduce_to(20, 1.0)
     assert (w.base, w.limit) == (20, 50)
     came(w, D)
     assert w.ready == D
-    w.reduced(D, 2.0)
+    w.reduce_to(D, 2.0)
     for worker in NAMES:
         assert not w.settled
-        w.completed(worker)
+        w.complete(worker)
     assert w.settled
     assert w.wake_at is None
     assert w.refuses("w00") is None, "the round itself says what became of it"
@@ -69,15 +69,15 @@ def test_a_member_that_was_complete_and_is_withdrawn_is_not_waited_for():
     """A small vector is whole before the members are fixed."""
     w = offered(window(), "w03")
     came(w, 30, "w03")
-    w.completed("w03")
-    w.lost("w03", 1.0)
-    w.stands({"w03"}, 1.0)
+    w.complete("w03")
+    w.lose("w03", 1.0)
+    w.set_aside({"w03"}, 1.0)
     offered(w, *NAMES[:3], at=2.0)
     assert w.fixed
     came(w, D)
-    w.reduced(D, 3.0)
+    w.reduce_to(D, 3.0)
     for worker in NAMES[:3]:
-        w.completed(worker)
+        w.complete(worker)
     assert w.settled
 
 
@@ -103,7 +103,7 @@ def test_below_the_quorum_it_waits_for_as_long_as_it_takes():
 def test_who_goes_before_the_members_are_fixed_costs_nothing():
     w = offered(window(), *NAMES[:3])
     attempt = w.attempt
-    w.lost("w01", 1.0)
+    w.lose("w01", 1.0)
     offered(w, "w01", "w03", at=2.0)
     assert (w.fixed, w.attempt) == (True, attempt)
 
@@ -111,9 +111,9 @@ def test_who_goes_before_the_members_are_fixed_costs_nothing():
 def test_who_fails_later_costs_one_attempt_and_is_left_out():
     w = offered(window(), *NAMES)
     came(w, 30)
-    w.reduced(10, 1.0)
+    w.reduce_to(10, 1.0)
     attempt = w.attempt
-    w.lost("w01", 2.0)
+    w.lose("w01", 2.0)
     assert w.attempt > attempt
     assert (w.fixed, w.base, w.columns) == (False, 0, {})
     assert w.refuses("w01") is Refusal.STALE
@@ -125,7 +125,7 @@ def test_who_fails_later_costs_one_attempt_and_is_left_out():
 
 def test_when_too_few_would_be_left_all_may_come_again():
     w = offered(window(quorum=4), *NAMES)
-    w.lost("w01", 2.0)
+    w.lose("w01", 2.0)
     assert w.refuses("w01") is None
     offered(w, *NAMES, at=3.0)
     assert w.fixed
@@ -133,7 +133,7 @@ def test_when_too_few_would_be_left_all_may_come_again():
 
 def test_who_proves_faulty_counts_for_the_quorum_and_not_as_a_member():
     w = offered(window(quorum=4), *NAMES)
-    w.proved({"w03"}, 1.0)
+    w.convict({"w03"}, 1.0)
     assert not w.fixed
     offered(w, *NAMES[:3], at=2.0)
     assert (w.fixed, set(w.columns)) == (True, set(NAMES[:3]))
@@ -141,7 +141,7 @@ def test_who_proves_faulty_counts_for_the_quorum_and_not_as_a_member():
 
 def test_a_fault_before_anything_is_fixed_makes_everyone_be_there():
     w = offered(window(), *NAMES[:3])
-    w.proved({"w03"}, 1.0)
+    w.convict({"w03"}, 1.0)
     assert w.fixed
 
 
@@ -159,7 +159,7 @@ def test_the_slowest_is_not_waited_for_for_ever():
 def test_progress_is_what_patience_is_counted_from():
     w = offered(window(), *NAMES)
     came(w, 10)
-    w.reduced(10, 4.0)
+    w.reduce_to(10, 4.0)
     assert w.wake_at == 9.0
     w.tick(5.0)
     assert w.fixed
@@ -175,21 +175,21 @@ def test_nobody_is_to_blame_when_it_is_our_turn():
 def test_who_sends_all_and_does_not_say_that_it_is_right():
     w = offered(window(), *NAMES)
     came(w, D)
-    w.reduced(D, 1.0)
+    w.reduce_to(D, 1.0)
     for worker in NAMES[1:]:
-        w.completed(worker)
+        w.complete(worker)
     w.tick(6.0)
     assert w.refuses("w00") is Refusal.STALE
 
 
 def test_a_worker_of_another_attempt_changes_nothing():
     w = offered(window(), *NAMES)
-    w.lost("w01", 1.0)
+    w.lose("w01", 1.0)
     attempt = w.attempt
     for worker in NAMES:
-        w.came(worker, D)
-        w.completed(worker)
-        w.lost(worker, 1.0)
+        w.receive(worker, D)
+        w.complete(worker)
+        w.lose(worker, 1.0)
     assert (w.attempt, w.columns) == (attempt, {})
 
 
@@ -208,35 +208,35 @@ class Anything(RuleBasedStateMachine):
     @rule(worker=workers)
     def offer(self, worker):
         if worker not in self.w.columns and self.w.refuses(worker) is None and worker not in self.w.faulty:
-            self.w.offered(worker, self.now)
+            self.w.offer(worker, self.now)
 
     @rule(worker=workers, more=st.integers(1, 30))
     def come(self, worker, more):
         if worker in self.w.columns:
-            self.w.came(worker, min(self.w.columns[worker] + more, self.w.limit))
+            self.w.receive(worker, min(self.w.columns[worker] + more, self.w.limit))
 
     @rule(worker=workers)
     def complete(self, worker):
         if self.w.columns.get(worker) == D:
-            self.w.completed(worker)
+            self.w.complete(worker)
 
     @rule(worker=workers)
     def lose(self, worker):
-        self.w.lost(worker, self.now)
+        self.w.lose(worker, self.now)
 
     @rule(worker=workers)
     def fail(self, worker):
-        self.w.failed(worker, self.now)
+        self.w.fail(worker, self.now)
 
     @rule(worker=workers)
     def clear(self, worker):
-        self.w.cleared(worker, self.now)
+        self.w.clear(worker, self.now)
 
     @precondition(lambda self: not self.w.settled)
     @rule(worker=workers)
     def prove(self, worker):
         if not self.w.faulty:
-            self.w.proved({worker}, self.now)
+            self.w.convict({worker}, self.now)
 
     @rule(seconds=st.floats(0, 7))
     def wait(self, seconds):
@@ -248,7 +248,7 @@ class Anything(RuleBasedStateMachine):
         if self.w.ready > self.w.base:
             stop = min(self.w.base + BLOCK, D)
             assert all(columns >= stop for columns in self.w.columns.values())
-            self.w.reduced(stop, self.now)
+            self.w.reduce_to(stop, self.now)
 
     @invariant()
     def sound(self):
