@@ -32,7 +32,7 @@ from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 from varangian.worker.loop import work
 from varangian.worker.transport.client import Client
-from varangian.worker.transport.tls import bundle_of, credentials
+from varangian.worker.transport.tls import load_worker_bundle, credentials
 
 ROUNDS = 100
 """Rounds in a turn."""
@@ -94,7 +94,7 @@ class RealWorkers:
             Client(
                 server,
                 name,
-                make_token(name, SECRET) if folder is None else bundle_of(folder, name),
+                make_token(name, SECRET) if folder is None else load_worker_bundle(folder, name),
                 layout(numel),
             )
             for name in self._names
@@ -202,7 +202,7 @@ class BareWorkers:
     async def _connect(self, server: str, folder: str, names: tuple[str, ...]) -> None:
         self._channels = [
             open_aio_channel(
-                server, credentials(bundle_of(Path(folder), name)) if folder else None, options=OWN
+                server, credentials(load_worker_bundle(Path(folder), name)) if folder else None, options=OWN
             )
             for name in names
         ]
