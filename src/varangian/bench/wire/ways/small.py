@@ -32,7 +32,7 @@ from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 from varangian.worker.loop import work
 from varangian.worker.transport.client import Client
-from varangian.worker.transport.tls import load_worker_bundle, credentials
+from varangian.worker.transport.tls import credentials, load_worker_bundle
 
 ROUNDS = 100
 """Rounds in a turn."""
