@@ -4,19 +4,20 @@ Theory of operation. A round is sure to close at its deadline, if the quorum is 
 closes it sooner, by two rules. Both only choose the moment: neither lowers the quorum, f, or what the
 aggregation rule asks of the rows.
 
-1. Once enough have answered, the round waits until `factor` times as long as that took, and never less than
+1. Once enough have answered, the round waits until `factor` times as long as that took, and at least until
    `floor`, both counted from its start. Enough is the quorum, and never fewer than all but f of those who
-   were asked. With f Byzantine workers that answer at once it still takes the answers of all but 2 f honest
-   ones: fast liars cannot shorten the wait of a worker that takes no longer than `factor` times what the
-   last of these takes. If a quorum of one of the last few rounds took longer, that one counts: a round that
-   happens to be quick cuts nobody off.
-2. Who missed `rounds` rounds in a row is not waited for, though its vector counts when it comes in time. It
-   is waited for again once it has answered in time, once its process has come back, or once it comes so
-   little too late that it would have been in time if the round had waited.
+   were asked. With f Byzantine workers that answer at once it still takes the answers of all but 2 f
+   honest workers, so they cannot shorten the wait of a worker that takes no longer than `factor` times as
+   long as the last of these. If the quorum of one of the last `RECENT` rounds took longer, that time
+   counts: a round that happens to be quick excludes nobody.
+2. A worker that has missed `rounds` rounds in a row is passed over: not waited for, though its vector
+   counts if it comes in time. It is waited for again once it has answered in time, once its process has
+   connected again, or once its vector is so little late that it would have been in time if the round had
+   waited.
 
-Who is always slower than that would never be heard again, and its data with it. So a patient round waits
-for everybody up to the deadline: the first one, since workers take their time to start, and later one in
-`REST` deadlines as long as somebody is missed, which is a tenth of the time at the most.
+A worker that is always slower than that would never take part again. So a patient round waits for everybody
+up to the deadline: the first round, since workers take their time to start, and later one in `REST`
+deadlines as long as somebody has missed rounds, which costs a tenth of the time at the most.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ REST = 10
 
 @dataclass(frozen=True)
 class AdaptiveWaiting:
-    """What a run agreed on: how long to wait once enough have answered."""
+    """Settings of a run: how long to wait once enough have answered."""
 
     factor: float | None = 3.0
     """Times as long as a quorum took; None waits until the deadline."""
     floor: float = 10.0
-    """Seconds after the start of a round before which nobody is given up."""
+    """Seconds after the start of a round for which everybody is waited for."""
     rounds: int | None = 3
     """Rounds in a row that a worker may miss before it is not waited for; None waits for it in each."""
 
@@ -57,26 +58,26 @@ class WaitingHistory:
     recent: tuple[float, ...] = ()
     """Seconds that a quorum took in the last rounds, the first round of the run excepted."""
     missed: Mapping[str, int] = field(default_factory=dict[str, int])
-    """How many rounds in a row each worker has missed; only of those who missed the last."""
+    """How many rounds in a row each worker has missed, of the workers that missed the last one."""
     opened_at: float | None = None
     """When the last round that is over was opened."""
     rested_at: float | None = None
     """When the last patient round ended."""
 
     def span(self, waiting: AdaptiveWaiting, took: float, deadline: float) -> float:
-        """How long a round is open for those who are late, if its quorum took so long."""
+        """Seconds that a round is open for those who are late, if its quorum took so long."""
         if waiting.factor is None:
             return deadline
         return min(deadline, max(waiting.floor, waiting.factor * max((took, *self.recent))))
 
     def may_be_patient(self, round: int, opened_at: float | None, deadline: float) -> bool:
-        """Whether this round may be a patient one."""
+        """Whether enough time has passed since the last patient round."""
         if round == 0 or opened_at is None or self.rested_at is None:
             return True
         return opened_at >= self.rested_at + REST * deadline
 
     def is_passed_over(self, waiting: AdaptiveWaiting, worker: str) -> bool:
-        """Whether it has missed so many rounds that only a patient one waits for it."""
+        """Whether only a patient round waits for this worker, since it has missed too many."""
         return waiting.rounds is not None and self.missed.get(worker, 0) >= waiting.rounds
 
     def after_round(
@@ -90,7 +91,7 @@ class WaitingHistory:
         answered: Iterable[str],
         missing: Iterable[str],
     ) -> WaitingHistory:
-        """After a round.
+        """The history with this round.
 
         Args:
             round: its number.
@@ -98,8 +99,8 @@ class WaitingHistory:
             at: when it ended.
             took: seconds until enough had answered; None when they never had.
             deadline: in seconds, of every round.
-            answered: who did, in whatever way.
-            missing: who did not, although it was there and asked.
+            answered: workers that pushed, proved faulty or declined.
+            missing: workers that did not answer, although they were connected and asked.
         """
         answered, missing = set(answered), set(missing)
         was_patient = round == 0 or any(worker in self.missed for worker in answered | missing)
@@ -115,14 +116,14 @@ class WaitingHistory:
         )
 
     def forgive(self, worker: str) -> WaitingHistory:
-        """The worker is waited for as if it had missed nothing."""
+        """The history without the rounds that this worker has missed."""
         kept = {name: count for name, count in self.missed.items() if name != worker}
         return replace(self, missed=kept)
 
     def notice_late(
         self, waiting: AdaptiveWaiting, worker: str, took: float, deadline: float
     ) -> WaitingHistory:
-        """After a vector that came too late for a round: forgive its worker if waiting would have done."""
+        """The history after a late vector: its worker is forgiven if the round could have waited for it."""
         late = not self.is_passed_over(waiting, worker) or took > self.span(waiting, 0.0, deadline)
         return self if late else self.forgive(worker)
 
@@ -130,6 +131,6 @@ class WaitingHistory:
 def is_patient(
     history: WaitingHistory, round: int, opened_at: float | None, deadline: float, silent: Collection[str]
 ) -> bool:
-    """Whether a round waits for everybody up to its deadline; `silent` may still answer."""
+    """Whether a round waits for everybody up to its deadline; `silent` are those who may still answer."""
     missed = round == 0 or any(worker in history.missed for worker in silent)
     return missed and history.may_be_patient(round, opened_at, deadline)

@@ -43,7 +43,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class Fault:
-    """The worker sent what no honest worker sends."""
+    """The worker sent what no honest program sends: a proven fault."""
 
     worker: Worker
     round: int
@@ -53,7 +53,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Decline:
-    """The worker has nothing to send in this round. It proves nothing."""
+    """The worker has nothing to send in this round; that proves nothing."""
 
     worker: Worker
     round: int
@@ -96,7 +96,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Stop:
-    """Whoever runs the server ends the run."""
+    """The operator ends the run, or an error of the server does."""
 
     reason: str
     at: Seconds
@@ -114,7 +114,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Left:
-    """Nobody is there any more whose pull could be answered."""
+    """The pull of a worker has ended without an answer."""
 
     worker: Worker
     at: Seconds
@@ -166,7 +166,7 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True)
 class Accept:
-    """The offer may upload, or the push counts."""
+    """The upload may begin, or the push counts."""
 
     worker: Worker
     round: int
@@ -174,7 +174,7 @@ class Accept:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """The push counts already; tell the worker that all is well."""
+    """The same push counts already: the worker is told that it does."""
 
     worker: Worker
     round: int

@@ -87,11 +87,12 @@ class Coordinator:
         clock: where time comes from.
         executor: as of `ComputeThread`.
         threads: as of `ComputeThread`.
-        rows: how vectors are kept until their round closes.
-        window: keep only a few blocks of columns of each, for rules that see no column twice; not for runs
-            by invitation.
-        row_source: from what was pushed to what the rule sees; by default the same.
-        row_slots: how many vectors there can be at once, if not one of each worker.
+        rows: type of the numbers of vectors that are kept until their round closes.
+        window: keep only a few blocks of columns of each vector, for rules that see no column twice; not
+            for runs by invitation.
+        row_source: makes the rows that the rule sees from the vectors that were pushed; by default they
+            are the same.
+        row_slots: how many vectors there can be at once; by default one of each worker.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Coordinator:
     async def offer(
         self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32
     ) -> Slot | Refusal:
-        """Where the worker may put its vector, of numbers of this type; `complete` or `release` it then."""
+        """Begin an upload: a slot for the vector of the worker. `complete` or `release` it in the end."""
         if refusal := self._storage.lend(worker, round):
             return refusal
         if refusal := self._handle(Offer(worker, round, digest, self._now())):
@@ -149,11 +150,11 @@ class Coordinator:
         return slot
 
     async def complete(self, slot: Slot) -> Refusal | str | None:
-        """Count the vector in the slot: None, or why it does not count. A text is the proof of a fault."""
+        """Count the vector in the slot: None, or why it does not count; a text if it proves a fault."""
         if not slot.full:
             raise ValueError(f"A slot should be full. Found {slot.columns} numbers of {slot.worker}.")
         if self._windowed is not None:
-            # A caller that goes away now changes nothing: all of its bytes have arrived.
+            # All bytes have arrived: the vector counts also if the caller is cancelled now.
             return await asyncio.shield(self._complete_windowed(slot, self._windowed))
         if not self._close_slot(slot):
             return Refusal.UNOFFERED
@@ -168,7 +169,7 @@ class Coordinator:
         return refusal or reason
 
     async def _complete_windowed(self, slot: Slot, windowed: WindowedRounds) -> Refusal | str | None:
-        """Wait for the others: a vector counts with all of them, or not at all."""
+        """As `complete`: a vector in a window counts with those of all members, or not at all."""
         if not slot.finite:
             self._handle(Fault(slot.worker, slot.round, NOT_FINITE, self._now()))
             await self.release(slot)
@@ -181,7 +182,7 @@ class Coordinator:
         return refusal
 
     async def release(self, slot: Slot) -> None:
-        """Give the slot up: nobody puts anything there any more, and nothing was counted."""
+        """End an upload whose vector does not count."""
         if self._close_slot(slot):
             self._handle(Gone(slot.worker, slot.round, self._now()))
             slot.report_progress()
@@ -215,7 +216,7 @@ class Coordinator:
 
     @property
     def rounds(self) -> int:
-        """How many rounds the run is meant to have."""
+        """How many rounds the run has if it is not stopped."""
         return self._machine.policy.rounds
 
     def status(self) -> Status:
@@ -312,7 +313,7 @@ class Coordinator:
         return evaluation, {"evaluate": time.perf_counter() - start}
 
     def _handle(self, event: Event) -> Refusal | None:
-        """Move the machine, set in motion what follows, and return its refusal."""
+        """Give an event to the machine, start what follows, and return why it was refused, if it was."""
         refusal = None
         for effect in self._machine.handle(event):
             match effect:
@@ -339,6 +340,7 @@ class Coordinator:
         return refusal
 
     def _publish(self) -> None:
+        """Tell those who wait for a model that another round is open, or that the run is finished."""
         state = self._machine.state
         finished = state.phase is Phase.FINISHED
         latest = replace(self._model.latest, round=state.round, finished=finished, reason=state.reason)
@@ -350,17 +352,17 @@ class Coordinator:
         self._handle(Tick(self._now()))
 
     def _refusal(self, slot: Slot) -> Refusal | None:
-        """Why the vector in the slot would not count any more."""
+        """Why the vector in the slot would not count any more, if so."""
         if self._slots.get(slot.worker) is not slot:
             return Refusal.UNOFFERED
         return self._machine.refusal(slot.worker, slot.round)
 
     def _needed(self, worker: Worker) -> bool:
-        """Whether its row is being written to, or has something in it that counts."""
+        """Whether the row of this worker is being written to, or holds a vector that counts."""
         return worker in self._slots or worker in self._machine.state.pushed
 
     def _close_slot(self, slot: Slot) -> bool:
-        """Whether the slot was still open; from now on it is not."""
+        """Close the slot; False if it was closed before."""
         if self._slots.get(slot.worker) is not slot:
             return False
         del self._slots[slot.worker]
@@ -368,8 +370,10 @@ class Coordinator:
         return True
 
     def _settle(self, slots: Sequence[Slot]) -> Refusal | None:
+        """Count the vectors of all members of a window at once."""
         digests = {slot.worker: slot.digest for slot in slots if self._close_slot(slot)}
         return self._handle(Settled(slots[0].round, digests, self._now()))
 
     def _fail(self, error: Exception) -> None:
+        """End the run with this error."""
         self._tasks.put_nowait(error)
