@@ -128,15 +128,16 @@ def rows(contract: Mapping[str, object]) -> list[list[str]]:
 
 
 def floors(listed: Sequence[Sequence[str]], x: float, y: float, width: float) -> list[str]:
+    """The rooms of a box, each as wide as its name needs beside its neighbours."""
     body = []
     for number, row in enumerate(listed):
-        each = (width - 6 * (len(row) - 1)) / len(row)
-        for column, name in enumerate(row):
-            left, top = x + column * (each + 6), y + 30 * number
-            body += [
-                box("inner", left, top, each, 24),
-                text("room", left + each / 2, top + 16.5, name, "middle"),
-            ]
+        share = (width - 6 * (len(row) - 1)) / sum(len(name) + 6 for name in row)
+        left, top = x, y + 30 * number
+        for name in row:
+            each = share * (len(name) + 6)
+            body += [box("inner", left, top, each, 24)]
+            body += [text("room", left + each / 2, top + 16.5, name, "middle")]
+            left += each + 6
     return body
 
 
