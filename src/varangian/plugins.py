@@ -1,4 +1,4 @@
-"""The boundary around users' code: whatever it raises becomes one sentence.
+"""Functions of the user, by name: how they are imported and called, and what is said of their errors.
 
 Functions are named as `module:function`. They are only ever resolved from the configuration of this
 machine, never from anything a peer has sent.
@@ -19,31 +19,31 @@ from typing import Any
 from varangian.registry import suggestion
 
 LONGEST = 300
-"""Characters of somebody else's message that are repeated."""
+"""Most characters of another library's message that are repeated."""
 MANY = 8
-"""Names of functions that are listed where one is not found."""
+"""Most names of functions that are listed where one is not found."""
 NOT_THE_USERS = {"varangian", "torch", "numpy", "safetensors", *sys.stdlib_module_names} - {"__main__"}
-"""Packages in which the line that failed is of no help."""
+"""Packages whose lines are not reported as the place of an error."""
 
 
 class InputError(ValueError):
-    """Something of the user's that cannot be used; the text is a sentence for the user."""
+    """Code or data of the user that cannot be used; the text is a sentence for the user."""
 
 
 class UserCodeError(InputError):
-    """Code of the user's that failed; the text names it, the cause and what to do."""
+    """Code of the user that failed; the text names it, the cause and what to do."""
 
 
 @contextmanager
 def guard(
     what: str, advice: str = "", target: str = "", error: type[InputError] = UserCodeError
 ) -> Generator[None]:
-    """Run code of the user's: any exception becomes `error`, and `sys.exit` does not end the process.
+    """Run code of the user: any exception becomes `error`, and `sys.exit` does not end the process.
 
-    Ctrl-C passes, and so does an `InputError`, which says already what is wrong.
+    KeyboardInterrupt passes, and so does an `InputError`, whose sentence is for the user already.
 
     Args:
-        what: what failed, to begin the sentence with.
+        what: the beginning of the sentence, before `failed`.
         advice: what to do, as a sentence.
         target: the `module:function` in question, if any.
         error: what to raise.
@@ -57,11 +57,11 @@ def guard(
     except KeyboardInterrupt:
         raise
     except BaseException as found:  # libraries in other languages panic with some that are no Exception
-        raise error(f"{what} failed: {cause(found, target)}. {advice}".rstrip()) from found
+        raise error(f"{what} failed: {describe_error(found, target)}. {advice}".rstrip()) from found
 
 
-def cause(error: BaseException, target: str = "") -> str:
-    """`KeyError: 'depth' (mine.py, line 6)`: the type, the message, and the user's line."""
+def describe_error(error: BaseException, target: str = "") -> str:
+    """`KeyError: 'depth' (mine.py, line 6)`: type, message, and the line in the user's code."""
     try:
         text = " ".join(str(error).split()).rstrip(".")
     except Exception:
@@ -72,13 +72,13 @@ def cause(error: BaseException, target: str = "") -> str:
         text = error.msg
     kind = type(error).__name__
     said = f"it called sys.exit({text})" if isinstance(error, SystemExit) else f"{kind}: {text}"
-    return f"{said.removesuffix(': ')}{place(error, target)}"
+    return f"{said.removesuffix(': ')}{user_line(error, target)}"
 
 
-def place(error: BaseException, target: str = "") -> str:
-    """The file and line of the user's where an exception came from, in brackets; empty if there is none."""
+def user_line(error: BaseException, target: str = "") -> str:
+    """The line in the user's code that raised an exception, ` (file, line 6)`; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f" ({short(error.filename)}, line {error.lineno})"
+        return f" ({relative_path(error.filename)}, line {error.lineno})"
     frames = list[tuple[FrameType, int]]()
     trace = error.__traceback__
     while trace is not None:
@@ -88,26 +88,26 @@ def place(error: BaseException, target: str = "") -> str:
     for wanted in ((lambda name: name == own), (lambda name: name not in NOT_THE_USERS)):
         for frame, line in reversed(frames):
             if wanted(str(frame.f_globals.get("__name__", "")).partition(".")[0]):
-                return f" ({short(frame.f_code.co_filename)}, line {line})"
+                return f" ({relative_path(frame.f_code.co_filename)}, line {line})"
     return ""
 
 
-def short(file: str) -> str:
-    """The path of a file, from the current folder where it lies below that."""
+def relative_path(file: str) -> str:
+    """The path of a file, relative to the current folder if it lies below it."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
-def named(part: object, name: str) -> str:
-    """`module:function` of what the user brings; otherwise the name of what is built in."""
+def target_name(part: object, name: str) -> str:
+    """`module:function` of a part that the user brings, otherwise the given name."""
     return str(getattr(part, "target", name))
 
 
 def resolve(target: str, error: type[InputError] = UserCodeError) -> Callable[..., Any]:
-    """The function that `package.module:function` names; modules in the current folder are found too.
+    """Import the function `package.module:function`; modules in the current folder are found too.
 
     Raises:
-        InputError: with what is wrong about it.
+        InputError: it is not of this form, cannot be imported, or is not a function.
     """
     module_name, colon, function_name = target.partition(":")
     if not (colon and module_name and function_name):
@@ -126,15 +126,15 @@ def resolve(target: str, error: type[InputError] = UserCodeError) -> Callable[..
             known = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
             hint = suggestion(part, known[:MANY])
             said = f"`target` {target!r} cannot be imported: {module_name} has no {part!r}"
-            raise error(f"{said}{hidden(module)}. {hint}".rstrip())
+            raise error(f"{said}{shadowing_file(module)}. {hint}".rstrip())
         found = getattr(found, part)
     if not callable(found):
         raise error(f"`target` {target!r} should be a function. Found {type(found).__name__}.")
     return found  # type: ignore[no-any-return]
 
 
-def hidden(module: Any) -> str:
-    """Where a module was found, if a file of its name in the current folder was not taken."""
+def shadowing_file(module: Any) -> str:
+    """Where a module was found, if it hides a file of the same name in the current folder."""
     name, file = str(module.__name__), getattr(module, "__file__", None)
     here = Path.cwd() / f"{name.replace('.', '/')}.py"
     if here.exists() and (file is None or not here.samefile(file)):
@@ -149,13 +149,13 @@ def call(
     options: Mapping[str, Any],
     error: type[InputError] = UserCodeError,
 ) -> Any:
-    """What a function of the user's returns.
+    """Call a function of the user and return its result.
 
     Args:
-        setting: where it was named, for messages.
+        setting: that names it, for messages.
         target: `module:function`.
-        arguments: what it is given in order, with the names that messages use.
-        options: what the user gave, by name.
+        arguments: positional arguments, with their names in messages.
+        options: keyword arguments from the configuration.
         error: what to raise.
 
     Raises:

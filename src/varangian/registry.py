@@ -1,8 +1,9 @@
-"""Names to objects: the only place where a string becomes a class.
+"""Registries: classes by the names that a configuration uses, and errors of configurations.
 
-A registered class is a dataclass, and its fields are its configuration. `Registry.build` turns what a
-user wrote (`krum`, or `{krum: {select: 3}}`) into an object, and refuses everything else with the path,
-the value found, the rule it breaks and, where one is near, the name that was probably meant.
+A registered class is a frozen dataclass, and its fields are its settings. `Registry.build` makes an object
+of what a user wrote (`krum`, or `{krum: {select: 3}}`); pydantic checks the values. Anything else is
+refused with the path, the value found, the rule it breaks and, where one is similar, the name that was
+meant.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ T = TypeVar("T")
 C = TypeVar("C")
 MISSING: Any = dataclasses.MISSING
 NOTHING: Any = object()
-"""Stands for a value that was not there; None is a value."""
+"""The value of a setting that is missing; None is a value."""
 
 
 SHOWN = 300
-"""Characters of a value that a message repeats."""
+"""Most characters of a value in a message."""
 STRICT: dict[str, Any] = {
     "extra": "forbid",
     "strict": True,
     "use_attribute_docstrings": True,
     "arbitrary_types_allowed": True,
 }
-"""How pydantic takes a registered dataclass."""
+"""The configuration of pydantic for registered dataclasses."""
 LIMITS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
 """Errors of pydantic about the size of a value of the right type."""
 FIXES = "{fixes}"
-"""Where the fixes of a problem go in its hint."""
+"""Placeholder for the fixes of a problem in its hint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,40 +48,40 @@ class Fix:
 
     path: str
     values: tuple[Any, ...]
-    """Those to try, in order; the first that works is suggested."""
+    """Values to try, in order; the first that works is suggested."""
     name: str = ""
-    """What the user has to type for the path, if it is not the path."""
+    """What the user types in place of the path, if it differs."""
     bare: bool = False
-    """Whether the value alone is shown, because it goes where the problem is."""
+    """Whether the value alone is shown, because it belongs where the problem is."""
 
-    def shown(self, value: Any) -> str:
-        """The change as it is typed."""
+    def as_typed(self, value: Any) -> str:
+        """The change as a user types it: `path=value`."""
         text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         return text if self.bare else f"{self.name or self.path}={text}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a configuration."""
+    """One error of a configuration."""
 
     path: str
-    """Where: `aggregator.rule.krum.f`."""
+    """The setting: `aggregator.rule.krum.f`."""
     rule: str
     """What should be there, as a sentence without the path."""
     value: Any = NOTHING
-    """What was found; NOTHING when it is something missing."""
+    """What was found; NOTHING where a setting is missing."""
     hint: str = ""
-    """What to do about it, as a sentence; `FIXES` stands for the fixes."""
+    """What to do about it, as a sentence; `FIXES` is replaced by the fixes."""
     fixes: tuple[Fix, ...] = ()
-    """Suggestions; whoever reads a configuration keeps those that work (`solved`)."""
+    """Suggestions; the reader of a configuration keeps those that work (`with_fixes`)."""
 
     def __str__(self) -> str:
-        found = "" if self.value is NOTHING else f" Found {shown(self.value)}."
-        hint = self.solved([fix.shown(fix.values[0]) for fix in self.fixes if fix.values]).hint
+        found = "" if self.value is NOTHING else f" Found {format_value(self.value)}."
+        hint = self.with_fixes([fix.as_typed(fix.values[0]) for fix in self.fixes if fix.values]).hint
         return f"{self.path or '(top level)'}: {self.rule}.{found}{f' {hint}' if hint else ''}"
 
     def below(self, path: str) -> Problem:
-        """The problem of a part, where the part stands."""
+        """The problem of a part, with the path of the part before its own."""
 
         def here(inner: str) -> str:
             return join(path, inner) if inner else path
@@ -88,8 +89,8 @@ class Problem:
         fixes = tuple(dataclasses.replace(fix, path=here(fix.path)) for fix in self.fixes)
         return dataclasses.replace(self, path=here(self.path), fixes=fixes)
 
-    def solved(self, by: Sequence[str]) -> Problem:
-        """The problem with these fixes in its hint; without the clause where none is left."""
+    def with_fixes(self, by: Sequence[str]) -> Problem:
+        """The problem with these fixes in its hint; without that clause of the hint where there is none."""
         if FIXES not in self.hint:
             return dataclasses.replace(self, fixes=())
         hint = self.hint.replace(FIXES, " or ".join(by))
@@ -100,14 +101,14 @@ class Problem:
         return dataclasses.replace(self, hint=hint, fixes=())
 
 
-def shown(value: Any) -> str:
-    """A value as a message repeats it, in at most so many characters."""
+def format_value(value: Any) -> str:
+    """A value as it stands in a message, cut after `SHOWN` characters."""
     text = repr(value[:SHOWN] if isinstance(value, str | bytes | list | tuple) else value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def fixes(**values: Any) -> tuple[Fix, ...]:
-    """One value for each setting; `__` in a name stands for the dot."""
+    """Fixes that each set one setting to a value; `__` in a name stands for the dot."""
     return tuple(Fix(path.replace("__", "."), (value,)) for path, value in values.items())
 
 
@@ -120,7 +121,7 @@ class ConfigError(ValueError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`Did you mean 'f'?`, or the list of what there is."""
+    """`Did you mean 'f'?`, or the list of known names."""
     known = sorted(known)
     by_lowercase = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), by_lowercase, n=1, cutoff=0.6)
@@ -135,23 +136,23 @@ def join(path: str, key: object) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One thing that can be configured of a registered class."""
+    """One setting of a registered class."""
 
     name: str
     hint: Any
-    """The type as annotated; `Annotated[Graph, GRAPHS]` says that a name of that registry stands here."""
+    """The type as annotated; with `Annotated[Graph, GRAPHS]` the value is a name of that registry."""
     default: Any
     """MISSING when the user must give it."""
 
-    def written(self, value: Any) -> Any:
-        """A value of this field as a configuration file holds it."""
+    def to_config(self, value: Any) -> Any:
+        """A value of this field as it stands in a configuration file."""
         registry = named_in(self.hint)
-        return plain(value) if registry is None else registry.spec(value)
+        return to_plain(value) if registry is None else registry.spec(value)
 
     @property
-    def shown(self) -> Any:
-        """The default, in short: of an object its name."""
-        written = self.default if self.default is MISSING else self.written(self.default)
+    def short_default(self) -> Any:
+        """The default, of an object its name alone."""
+        written = self.default if self.default is MISSING else self.to_config(self.default)
         return written if named_in(self.hint) is None or written is MISSING else next(iter(written))
 
 
@@ -174,8 +175,8 @@ class Registry(Generic[T]):
         return add
 
     @property
-    def wanted(self) -> str:
-        """What should stand where a name is expected."""
+    def expected(self) -> str:
+        """`the name of a graph`, for messages."""
         return f"the name of {'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
 
     def __iter__(self) -> Iterator[str]:
@@ -189,12 +190,12 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def fields(self, name: str) -> tuple[Field, ...]:
-        """What can be configured under `name`, with the defaults that hold for it."""
+        """The settings under `name`, with the defaults of this name."""
         cls, preset = self._entries[name]
         return fields_of(cls, preset)
 
     def name(self, built: object) -> str:
-        """The name that says most about an object.
+        """The name of an object; of several the one with the most presets.
 
         Raises:
             KeyError: no name stands for an object of this class.
@@ -216,7 +217,7 @@ class Registry(Generic[T]):
         """
         name = self.name(built)
         return {
-            name: {field.name: field.written(getattr(built, field.name)) for field in self.fields(name)}
+            name: {field.name: field.to_config(getattr(built, field.name)) for field in self.fields(name)}
         }
 
     def summary(self, name: str) -> str:
@@ -227,9 +228,9 @@ class Registry(Generic[T]):
         """An object from `name` or `{name: {field: value}}`.
 
         Args:
-            spec: what the user wrote.
-            path: where it was written, for messages.
-            defaults: values for fields of these names that the user left out (the declared f).
+            spec: a name, or a mapping from one name to its fields.
+            path: of the setting, for messages.
+            defaults: values of fields that the user left out (the declared f); others are ignored.
 
         Raises:
             ConfigError: with every problem found.
@@ -248,7 +249,7 @@ class Registry(Generic[T]):
         return core_schema.no_info_plain_validator_function(validate, metadata={"registry": self})
 
     def _split(self, spec: object, path: str) -> tuple[str, dict[str, Any]]:
-        rule = f"should be {self.wanted}, or one name with its fields"
+        rule = f"should be {self.expected}, or one name with its fields"
         name: object
         fields: object
         if isinstance(spec, str):
@@ -284,9 +285,9 @@ def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
-def plain(value: Any) -> Any:
-    """A field's value as a configuration file holds it."""
-    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+def to_plain(value: Any) -> Any:
+    """The value of a field as it stands in a configuration file: lists in place of tuples."""
+    return [to_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def construct(
@@ -346,20 +347,20 @@ def _by_field(errors: Iterable[ErrorDetails]) -> dict[str, list[ErrorDetails]]:
 
 
 def _misfit(found: Sequence[ErrorDetails], field: Field, value: Any, path: str) -> Iterator[Problem]:
-    """What is wrong with a field."""
+    """The problems of one field, from the errors of pydantic."""
     first = found[0]
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, ConfigError):
         for problem in inner.problems:
             yield problem.below(path)
     elif first["type"] == "missing" and len(first["loc"]) == 1:
-        yield Problem(path, f"is required ({words(field.hint)})")
+        yield Problem(path, f"is required ({describe_type(field.hint)})")
     elif all(details["type"] in LIMITS for details in found):
         for details in found:
             here = ".".join([path, *map(str, details["loc"][1:])])
             yield Problem(here, details["msg"].removeprefix("Input "), details["input"])
     else:
-        yield Problem(path, f"should be {words(field.hint)}", value)
+        yield Problem(path, f"should be {describe_type(field.hint)}", value)
 
 
 def named_in(hint: Any) -> Registry[Any] | None:
@@ -368,21 +369,21 @@ def named_in(hint: Any) -> Registry[Any] | None:
     return next((mark for mark in marks if isinstance(mark, Registry)), None)
 
 
-def words(hint: Any) -> str:
-    """A type as a user would say it: `an integer or null`."""
+def describe_type(hint: Any) -> str:
+    """A type in words: `an integer or null`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if registry := named_in(hint):
-        return registry.wanted
+        return registry.expected
     if hasattr(hint, "__metadata__"):
-        return words(hint.__origin__)
+        return describe_type(hint.__origin__)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(words(arg) for arg in args)
+        return " or ".join(describe_type(arg) for arg in args)
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(repr(arg) for arg in args)
     if origin in (tuple, list):
         length = "" if args[1:] in ((), (...,)) else f" of {len(args)}"
-        return f"a list{length} ({words(args[0])} each)"
+        return f"a list{length} ({describe_type(args[0])} each)"
     if origin is not None:
         return "a mapping" if issubclass(origin, Mapping) else str(hint)
-    plain = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
-    return plain.get(hint, "null" if hint in (None, type(None)) else getattr(hint, "__name__", str(hint)))
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+    return names.get(hint, "null" if hint in (None, type(None)) else getattr(hint, "__name__", str(hint)))

@@ -9,7 +9,7 @@ import pytest
 from varangian.config import RunConfig, load, loads
 from varangian.config.yaml_text import parse
 from varangian.protos.refusals import Refusal
-from varangian.registry import plain
+from varangian.registry import to_plain
 from varangian.server.participation import PARTICIPATION
 from varangian.server.participation.staleness import STALENESS
 
@@ -38,7 +38,7 @@ def test_every_participation_has_a_section_and_its_lines_in_the_tables():
 @pytest.mark.parametrize("name", [*PARTICIPATION])
 def test_a_section_has_every_setting_with_its_default(name):
     told = re.findall(r"^\| `(\w+)` \| (\S+) \|", SECTIONS[name], re.MULTILINE)
-    values = [(field.name, plain(field.shown)) for field in PARTICIPATION.fields(name)]
+    values = [(field.name, to_plain(field.short_default)) for field in PARTICIPATION.fields(name)]
     assert [(field, default.strip("`")) for field, default in told] == [
         (field, "null" if value is None else str(value)) for field, value in values
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from varangian.plugins import InputError, cause
+from varangian.plugins import InputError, describe_error
 
 
 def device_of(name: str) -> torch.device:
@@ -28,7 +28,7 @@ def device_of(name: str) -> torch.device:
     except Exception as error:
         raise InputError(
             f"`worker.device` should be one of this machine. Found {name!r}, which does not work: "
-            f"{cause(error)}. Set worker.device=cpu."
+            f"{describe_error(error)}. Set worker.device=cpu."
         ) from error
     if not works:
         raise InputError(f"`worker.device` should compute. Found {name!r}. Set worker.device=cpu.")

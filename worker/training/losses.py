@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from varangian.plugins import InputError, call, named
+from varangian.plugins import InputError, call, target_name
 from varangian.registry import Registry
 from varangian.worker.data.base import IGNORED, DataError, Dataset, check_labels, whole
 from varangian.worker.data.samples import Samples, few, map_tensors, tensors
@@ -116,7 +116,7 @@ class Custom:
 
 def name_of(loss: Loss) -> str:
     """As a user would write it."""
-    return named(loss, LOSSES.name(loss)) if type(loss) in registered() else type(loss).__name__
+    return target_name(loss, LOSSES.name(loss)) if type(loss) in registered() else type(loss).__name__
 
 
 def registered() -> set[type[Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from varangian.plugins import InputError, guard, named
+from varangian.plugins import InputError, guard, target_name
 from varangian.protos.layout import Layout, LayoutError
 from varangian.worker.data import Dataset
 from varangian.worker.data.base import listed
@@ -344,7 +344,7 @@ def built_in(model: Model) -> bool:
 
 def named_model(model: Model) -> str:
     known = {MODELS.entry(name)[0]: name for name in MODELS}
-    return f"`model` {named(model, known.get(type(model), type(model).__name__))}"
+    return f"`model` {target_name(model, known.get(type(model), type(model).__name__))}"
 
 
 def batches(size: int, at_once: int) -> Iterator[slice]:

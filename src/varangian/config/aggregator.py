@@ -14,7 +14,7 @@ from typing import Any
 
 from varangian.aggregators import MIXINGS, RULES
 from varangian.aggregators.spec import CHAIN, USUAL, expanded, is_chain
-from varangian.config.schema import JsonSchema, below, named, with_fields
+from varangian.config.schema import JsonSchema, fields_schema, names_schema, nested_groups
 from varangian.registry import ConfigError, Problem, join, suggestion
 from varangian.server.participation import PARTICIPATION
 
@@ -122,17 +122,18 @@ def aggregator_groups() -> dict[str, str | None]:
     names = written_with_rule()
     for name in names:
         found |= {f"aggregator.{name}.rule": RULE, f"aggregator.{name}.mix.*": None}
-    nested = {path: name for path, name in below(PARTICIPATION).items() if path.split(".")[0] in names}
+    all_nested = nested_groups(PARTICIPATION).items()
+    nested = {path: name for path, name in all_nested if path.split(".")[0] in names}
     return found | {join("aggregator", path): name for path, name in nested.items()}
 
 
 def aggregator_schema() -> JsonSchema:
     """What may stand as `aggregator`."""
     names = written_with_rule()
-    rules, joined = named(RULES), _joined_schema()
+    rules, joined = names_schema(RULES), _joined_schema()
     mix = {
         "type": "array",
-        "items": {"anyOf": named(MIXINGS)},
+        "items": {"anyOf": names_schema(MIXINGS)},
         "description": "Mixings before the rule, in order.",
     }
     properties: JsonSchema = {"mix": mix, "rule": {"anyOf": [*rules, joined]}}
@@ -159,7 +160,7 @@ def _joined_schema() -> JsonSchema:
 
 def _schema(name: str, pipeline: JsonSchema) -> JsonSchema:
     cls, _ = PARTICIPATION.entry(name)
-    fields = with_fields(cls, PARTICIPATION.fields(name))
+    fields = fields_schema(cls, PARTICIPATION.fields(name))
     inside = {**fields, "type": ["object", "null"], "properties": {**fields["properties"], **pipeline}}
     return {
         "type": "object",

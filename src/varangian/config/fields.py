@@ -1,4 +1,4 @@
-"""A field of the tree that holds an object named in a registry."""
+"""Fields of the tree of settings that hold objects of registries."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from varangian.registry import (
     construct,
     fields_of,
     named_in,
-    plain,
     suggestion,
+    to_plain,
 )
 
 UNKNOWN = "there is no such setting"
 Build = Callable[[Any, int], Any]
-"""From what the user wrote and the declared f."""
+"""An object from the value of a setting and the declared f."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """For `Annotated`: how a name becomes an object and goes back to a file."""
+    """For `Annotated`: builds the object of a setting, and writes it to a configuration again."""
 
     build: Build
     spec: Callable[[Any], Any]
     schema: Callable[[], JsonSchemaValue]
     default: str | None
-    """The name that stands there when the user says nothing, if any."""
+    """The name that is the default, if any."""
     none: bool = False
     """Whether null is a value."""
     named: bool = True
-    """Whether a name chooses among several; otherwise the fields stand there by themselves."""
+    """Whether the value is a name, perhaps with fields below it; otherwise it is the fields."""
     below: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
-    """Paths further down where a name stands for an object, with the name by default."""
+    """Paths below this one whose value is a name of a registry, with the default name."""
     settings: tuple[str, ...] = ()
-    """The fields of the objects, where they stand there by themselves."""
+    """The fields, where the value is the fields."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(
-            self._validated,
-            serialization=core_schema.plain_serializer_function_ser_schema(self._serialised),
+            self._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(self._serialise),
         )
 
     def __get_pydantic_json_schema__(
@@ -57,7 +57,7 @@ class Group:
         schema = self.schema()
         return {"anyOf": [*schema["anyOf"], {"type": "null"}]} if self.none else schema
 
-    def _validated(self, value: Any, info: ValidationInfo) -> Any:
+    def _validate(self, value: Any, info: ValidationInfo) -> Any:
         if (value is None and self.none) or _is_built(value):
             return value
         if isinstance(value, tuple) and all(map(_is_built, value)):
@@ -66,31 +66,31 @@ class Group:
         declared = info.data.get("f")
         return self.build(value, declared if isinstance(declared, int) else 0)
 
-    def _serialised(self, value: Any) -> Any:
+    def _serialise(self, value: Any) -> Any:
         return None if value is None else self.spec(value)
 
 
 def _is_built(value: Any) -> bool:
-    """Whether a program, not a file, has put an object here."""
+    """Whether the value is an object already, from a program and not from a file."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def of_registry(registry: Registry[Any], default: str | None, *, none: bool = False) -> Group:
-    """The group of everything in one registry."""
-    from varangian.config.schema import below, named
+    """A setting whose value is a name of a registry, or a name with its fields."""
+    from varangian.config.schema import names_schema, nested_groups
 
     def build(value: Any, f: int) -> Any:
         if isinstance(value, str) and ":" in value and "custom" in registry:
             value = {"custom": {"target": value}}
         return registry.build(value, "", {"f": f})
 
-    schema: Callable[[], JsonSchemaValue] = lambda: {"anyOf": named(registry)}  # noqa: E731
-    return Group(build, registry.spec, schema, default, none, below=below(registry))
+    schema: Callable[[], JsonSchemaValue] = lambda: {"anyOf": names_schema(registry)}  # noqa: E731
+    return Group(build, registry.spec, schema, default, none, below=nested_groups(registry))
 
 
 def many_of(registry: Registry[Any]) -> Group:
-    """The group of a list of things in one registry, or of null."""
-    from varangian.config.schema import named
+    """A setting whose value is a list of names of a registry, or null."""
+    from varangian.config.schema import names_schema
 
     def build(value: Any, f: int) -> Any:
         given = [*value] if isinstance(value, list | tuple) else [value]
@@ -109,21 +109,21 @@ def many_of(registry: Registry[Any]) -> Group:
         return [registry.spec(one) for one in built]
 
     def schema() -> JsonSchemaValue:
-        items = {"anyOf": named(registry)}
+        items = {"anyOf": names_schema(registry)}
         return {"anyOf": [{"type": "array", "items": items}, *items["anyOf"]]}
 
     return Group(build, spec, schema, None, none=True, named=False)
 
 
 def of_settings(registry: Registry[Any], default: str, last: Sequence[str] = ()) -> Group:
-    """The group of everything in one registry, written as settings with a `name` among them.
+    """A setting whose value is the fields of a class of a registry, with its `name` among them.
 
     Args:
-        registry: of which one is chosen.
-        default: the name where none is written.
-        last: fields that are written after the others.
+        registry: with the classes.
+        default: the name where none is given.
+        last: fields that a configuration has after the others.
     """
-    from varangian.config.schema import settings_of
+    from varangian.config.schema import settings_schema
 
     known = {field.name: field for name in registry for field in registry.fields(name)}
 
@@ -145,14 +145,14 @@ def of_settings(registry: Registry[Any], default: str, last: Sequence[str] = ())
         ((name, fields),) = registry.spec(built).items()
         return {"name": name} | dict(sorted(fields.items(), key=lambda entry: entry[0] in last))
 
-    below = {name: field.shown for name, field in known.items() if named_in(field.hint) is not None}
-    schema: Callable[[], JsonSchemaValue] = lambda: settings_of(registry, default)  # noqa: E731
+    below = {name: field.short_default for name, field in known.items() if named_in(field.hint) is not None}
+    schema: Callable[[], JsonSchemaValue] = lambda: settings_schema(registry, default)  # noqa: E731
     return Group(build, spec, schema, None, named=False, below=below, settings=("name", *known))
 
 
 def of_fields(cls: type[Any], kind: str) -> Group:
-    """The group of one class, or of null: there is nothing to choose."""
-    from varangian.config.schema import with_fields
+    """A setting whose value is the fields of one class, or null."""
+    from varangian.config.schema import fields_schema
 
     names = [field.name for field in fields_of(cls)]
 
@@ -163,8 +163,8 @@ def of_fields(cls: type[Any], kind: str) -> Group:
         return construct(cls, value, "", {})
 
     def spec(built: Any) -> dict[str, Any]:
-        return {name: plain(getattr(built, name)) for name in names}
+        return {name: to_plain(getattr(built, name)) for name in names}
 
     return Group(
-        build, spec, lambda: {"anyOf": [with_fields(cls, fields_of(cls))]}, None, none=True, named=False
+        build, spec, lambda: {"anyOf": [fields_schema(cls, fields_of(cls))]}, None, none=True, named=False
     )

@@ -35,7 +35,7 @@ def try_fixes(
         for fix in problem.fixes:
             for value in fix.values:
                 if works(problem, fix.path, value):
-                    yield fix.shown(value)
+                    yield fix.as_typed(value)
                     break
 
-    return [problem.solved([*working(problem)]) for problem in problems]
+    return [problem.with_fixes([*working(problem)]) for problem in problems]

@@ -1,6 +1,6 @@
-"""JSON Schema (draft 2020-12) of everything that can be written in a configuration.
+"""JSON Schema (draft 2020-12) of the registries: names, and the fields of each.
 
-The tree itself is pydantic's part; here are the names of the registries, with the fields behind each name.
+pydantic makes the schemas, here of each registered class, in `tree` of the settings around them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ JsonSchema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def named(registry: Registry[Any]) -> list[JsonSchema]:
-    """What may stand where a name of `registry` is expected: the name, or the name with its fields."""
+def names_schema(registry: Registry[Any]) -> list[JsonSchema]:
+    """Alternatives for a name of a registry: the names alone, and each name with its fields."""
     names = {"enum": list(registry), "description": f"The name of a {registry.kind}."}
-    return [names, *(_with_fields(registry, name) for name in registry)]
+    return [names, *(_named_schema(registry, name) for name in registry)]
 
 
-def below(registry: Registry[Any]) -> dict[str, str | None]:
-    """The fields of its classes where a name stands for an object, as paths, with the name by default."""
+def nested_groups(registry: Registry[Any]) -> dict[str, str | None]:
+    """Fields of registered classes whose value is a name itself, as `name.field`, with the default."""
     return {
-        f"{name}.{field.name}": None if field.default is MISSING else field.shown
+        f"{name}.{field.name}": None if field.default is MISSING else field.short_default
         for name in registry
         for field in registry.fields(name)
         if named_in(field.hint) is not None
@@ -35,19 +35,19 @@ def below(registry: Registry[Any]) -> dict[str, str | None]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Fields as an editor shows them: without titles, and with what the names of registries stand for."""
+    """Schemas of fields without titles and defaults, with alternatives for names of registries."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchema:
-        return self.generate_inner(schema["schema"])  # defaults depend on the name
+        return self.generate_inner(schema["schema"])  # defaults depend on the name, see `_field`
 
     def literal_schema(self, schema: core_schema.LiteralSchema) -> JsonSchema:
         return {"enum": schema["expected"]}
 
     def function_plain_schema(self, schema: core_schema.PlainValidatorFunctionSchema) -> JsonSchema:
-        return {"anyOf": named(schema.get("metadata", {})["registry"])}
+        return {"anyOf": names_schema(schema.get("metadata", {})["registry"])}
 
 
 def _properties(cls: type[Any]) -> dict[str, JsonSchema]:
@@ -66,8 +66,8 @@ def field_docs(cls: type[Any]) -> dict[str, str]:
     }
 
 
-def with_fields(cls: type[Any], fields: Sequence[Field]) -> JsonSchema:
-    """An object with the fields of a class."""
+def fields_schema(cls: type[Any], fields: Sequence[Field]) -> JsonSchema:
+    """The schema of an object with the fields of a class."""
     schemas = _properties(cls)
     return {
         "type": "object",
@@ -78,21 +78,21 @@ def with_fields(cls: type[Any], fields: Sequence[Field]) -> JsonSchema:
     }
 
 
-def settings_of(registry: Registry[Any], default: str) -> JsonSchema:
-    """What may stand where fields are written with a `name` among them: the name alone, or a mapping."""
-    names = named(registry)[0]
+def settings_schema(registry: Registry[Any], default: str) -> JsonSchema:
+    """Alternatives for fields with a `name` among them: the name alone, or the fields of each class."""
+    names = names_schema(registry)[0]
     kinds = list[JsonSchema]()
     for name in registry:
-        fields = with_fields(registry.entry(name)[0], registry.fields(name))
+        fields = fields_schema(registry.entry(name)[0], registry.fields(name))
         properties = {"name": {"enum": [name]}, **fields["properties"]}
         required = [] if name == default else ["name"]
         kinds.append({**fields, "title": name, "properties": properties, "required": required})
     return {"anyOf": [names, *kinds]}
 
 
-def _with_fields(registry: Registry[Any], name: str) -> JsonSchema:
+def _named_schema(registry: Registry[Any], name: str) -> JsonSchema:
     cls, _ = registry.entry(name)
-    fields = with_fields(cls, registry.fields(name))
+    fields = fields_schema(cls, registry.fields(name))
     # A mixing or a rule need not be told the f of the run.
     inside: JsonSchema = {
         **fields,
@@ -110,6 +110,6 @@ def _with_fields(registry: Registry[Any], name: str) -> JsonSchema:
 
 
 def _field(field: Field, schema: JsonSchema) -> JsonSchema:
-    default = field.shown
+    default = field.short_default
     representable = not (isinstance(default, float) and not math.isfinite(default))
     return schema | ({"default": default} if field.default is not MISSING and representable else {})

@@ -17,7 +17,7 @@ from typing import Any, cast
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from varangian.registry import ConfigError, Problem, join, shown
+from varangian.registry import ConfigError, Problem, format_value, join
 
 DEPTH = 32
 """Deepest nesting that is read; a configuration has five levels."""
@@ -93,7 +93,7 @@ def _check_keys(node: MappingNode) -> None:
             continue
         line = key.start_mark.line + 1
         if key.value in seen:
-            message = f"the key {shown(key.value)} stands twice, first in line {seen[key.value]}"
+            message = f"the key {format_value(key.value)} stands twice, first in line {seen[key.value]}"
             raise yaml.MarkedYAMLError(problem=message, problem_mark=key.start_mark)
         seen[key.value] = line
 

@@ -19,7 +19,7 @@ from varangian.launch.output.logs import log_to_file
 from varangian.launch.result import Note, RunError, RunResult
 from varangian.launch.server_run import ServerRun
 from varangian.launch.worker_processes import WorkerProcesses, deal_workers
-from varangian.plugins import cause
+from varangian.plugins import describe_error
 from varangian.protos.network.listen import ListenError
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
@@ -143,7 +143,7 @@ async def _watch_workers(
     try:
         await asyncio.to_thread(worker_group.start, posts)
     except Exception as error:
-        session.stop.because(f"the processes of the workers cannot be started: {cause(error)}")
+        session.stop.because(f"the processes of the workers cannot be started: {describe_error(error)}")
         return
     await worker_group.watch(lost)
 

@@ -10,7 +10,7 @@ from varangian.aggregators import MIXINGS, RULES
 from varangian.aggregators.base import robust
 from varangian.aggregators.graphs import GRAPHS
 from varangian.config.schema import field_docs
-from varangian.registry import MISSING, Field, Registry, words
+from varangian.registry import MISSING, Field, Registry, describe_type
 from varangian.server.participation import PARTICIPATION
 from varangian.server.participation.staleness import STALENESS
 from varangian.server.training.optimizer import OPTIMIZERS
@@ -62,7 +62,7 @@ def described(registry: Registry[Any], name: str) -> Iterator[str]:
     yield f"    {registry.summary(name)}"
     for field in registry.fields(name):
         doc = f" {docs[field.name]}" if field.name in docs else ""
-        yield f"    {field.name}: {words(field.hint)}; {_default(field)}.{doc}"
+        yield f"    {field.name}: {describe_type(field.hint)}; {_default(field)}.{doc}"
     if registry in (RULES, MIXINGS) and not [f for f in registry.fields(name) if _default(f) == REQUIRED]:
         yield f"    {condition(registry, name)}"
 
@@ -86,5 +86,5 @@ def _least_rows(registry: Registry[Any], name: str, f: int) -> int | None:
 def _default(field: Field) -> str:
     if field.default is MISSING:
         return "default the f of the run" if field.name == "f" else REQUIRED
-    value = field.shown
+    value = field.short_default
     return f"default {'null' if value is None else value}"

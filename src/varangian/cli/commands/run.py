@@ -45,7 +45,7 @@ def watched(config: RunConfig, view: str) -> RunResult:
 def taking_part(config: RunConfig) -> str:
     """`fedlaavg, participants 5`: the name, and what is not as it is by default."""
     ((name, given),) = config.resolved()["participation"].items()
-    usual = {field.name: field.written(field.default) for field in PARTICIPATION.fields(name)}
+    usual = {field.name: field.to_config(field.default) for field in PARTICIPATION.fields(name)}
     changed = {field: value for field, value in given.items() if value != usual[field]}
     return ", ".join([name, *(f"{field} {_short(value)}" for field, value in changed.items())])
 
