@@ -196,7 +196,7 @@ def names() -> dict[str, str]:
 def _entry(plural: str, registry: Any, name: str, level: str) -> str:
     from varangian.cli.commands.list import described
     from varangian.config.schema import field_docs
-    from varangian.registry import words
+    from varangian.registry import describe_type
 
     cls, preset = registry.entry(name)
     texts = [f"{level} `{name}` {{ #{name} }}\n", f"{markdown(inspect.getdoc(cls) or '')}\n"]
@@ -210,7 +210,8 @@ def _entry(plural: str, registry: Any, name: str, level: str) -> str:
     if fields:
         texts += ["| setting | values | default | meaning |", "|---|---|---|---|"]
         for field in fields:
-            cells = (f"`{field.name}`", words(field.hint), _default(field), docs.get(field.name, ""))
+            values, meaning = describe_type(field.hint), docs.get(field.name, "")
+            cells = (f"`{field.name}`", values, _default(field), meaning)
             texts.append(f"| {' | '.join(map(_cell, cells))} |")
         texts.append("")
     lines = list(described(registry, name))
@@ -225,7 +226,7 @@ def _default(field: Any) -> str:
 
     if field.default is MISSING:
         return "the run's `f`" if field.name == "f" else "required"
-    return f"`{'null' if field.shown is None else field.shown}`"
+    return f"`{'null' if field.short_default is None else field.short_default}`"
 
 
 def _source(cls: type[Any]) -> str:

@@ -5,6 +5,7 @@ pydantic makes the schemas, here of each registered class, in `tree` of the sett
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -51,11 +52,13 @@ class _Generator(GenerateJsonSchema):
 
 
 def _properties(cls: type[Any]) -> dict[str, JsonSchema]:
-    """The schemas of the fields of a class, the docstrings under them as one line each."""
+    """The schemas of the fields of a class, with the docstrings under them as one line each."""
     schemas: dict[str, JsonSchema] = validator(cls).json_schema(schema_generator=_Generator)["properties"]
-    for schema in schemas.values():
-        if "description" in schema:
-            schema["description"] = " ".join(schema["description"].split())
+    base = next((base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)), None)
+    inherited = {} if base is None else field_docs(base)  # pydantic reads those of the class itself
+    for name, schema in schemas.items():
+        if docs := " ".join(schema.get("description", inherited.get(name, "")).split()):
+            schema["description"] = docs
     return schemas
 
 
