@@ -144,5 +144,5 @@ def test_every_link_has_one_colour():
 
 def test_the_list_of_graphs_says_what_can_be_configured(varangian):
     out = varangian("list", "graphs")[1]
-    assert "    degree: an integer; default 4. With how many; degree times n must be even." in out
+    assert "    degree: an integer; default 4. Neighbours of each worker; degree times n" in out
     assert "_links" not in out
