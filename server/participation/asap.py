@@ -97,15 +97,6 @@ class NeighbourhoodSelection(InviteReady):
         default_factory=dict[tuple[int, int], tuple[int, ...]], init=False, repr=False, compare=False
     )
 
-    def problem(self, n: int, deadline: Seconds) -> str | None:
-        if self.tau is not None and self.tau < 0:
-            return f"`tau` should be a number of rounds, at least 0, or null. Found {self.tau}."
-        try:
-            group(self.graph, n, 0)
-        except GraphError as error:
-            return str(error)
-        return None
-
     def group(self, n: int, t: int) -> tuple[int, ...]:
         """The workers of round t, ascending."""
         turn = n, t % cycle(self.graph, n)

@@ -84,13 +84,6 @@ class BufferSelection(InviteReady):
     """How many rounds old a vector may be when it is used."""
     staleness: Staleness = field(default_factory=Constant)
 
-    def problem(self, n: int, deadline: Seconds) -> str | None:
-        if not 1 <= self.size <= n:
-            return f"`size` should be between 1 and n = {n}: a worker has one place. Found {self.size}."
-        if self.tau < 0:
-            return f"`tau` should be a number of rounds, at least 0. Found {self.tau}."
-        return None
-
     def full_size(self, n: int, round: int) -> int:
         return self.size
 

@@ -20,9 +20,6 @@ class InviteReady:
     by_invitation = True
     fresh_only = False
 
-    def problem(self, n: int, deadline: Seconds) -> str | None:
-        return None
-
     def members(self, workers: tuple[Worker, ...], round: int) -> tuple[Worker, ...]:
         return workers
 
@@ -69,14 +66,6 @@ class LongestAbsent(InvitePerRound):
     k: int
     gather: Seconds = 0.0
     """How long to wait, after a round has opened, for more workers to select from."""
-
-    def problem(self, n: int, deadline: Seconds) -> str | None:
-        if not 1 <= self.k <= n:
-            return f"`k` should be between 1 and n = {n}, as many as are chosen in a round. Found {self.k}."
-        if not 0 <= self.gather < deadline:
-            span = f"at least 0 and less than the deadline of {deadline:g}"
-            return f"`gather` should be a number of seconds, {span}. Found {self.gather}."
-        return None
 
     def full_size(self, n: int, round: int) -> int:
         return self.k

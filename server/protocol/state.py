@@ -148,10 +148,6 @@ class Selection(Protocol):
         """Whether nobody can answer a round but those whom it has invited itself."""
         ...
 
-    def problem(self, n: int, deadline: Seconds, /) -> str | None:
-        """Why this selection cannot be made of n workers; None when it can."""
-        ...
-
     def members(self, workers: tuple[Worker, ...], round: int, /) -> tuple[Worker, ...]:
         """Whose vectors the round reduces over, as far as they are there; sorted."""
         ...
@@ -240,8 +236,6 @@ class RunPolicy:
             raise ValueError(f"`rounds` and `max_skips` should be at least 1. Found {found}.")
         if not self.deadline > 0:
             raise ValueError(f"`deadline` should be a positive number of seconds. Found {self.deadline}.")
-        if problem := self.selection.problem(n, self.deadline):
-            raise ValueError(problem)
 
     @property
     def by_invitation(self) -> bool:

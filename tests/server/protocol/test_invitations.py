@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -813,44 +811,3 @@ def test_a_graph_that_changes_goes_on_once_all_had_their_turn():
     assert [turns.group(4, t) for t in range(8)] == [
         (0, 3), (0, 1), (1, 2), (2, 3), (0, 2), (1, 3), (0, 2), (1, 3),
     ]  # fmt: skip
-
-
-# Policies
-
-
-@pytest.mark.parametrize(
-    ("choice", "fields", "sentence"),
-    [
-        (
-            LongestAbsent(k=0),
-            {},
-            "`k` should be between 1 and n = 4, as many as are chosen in a round. Found 0.",
-        ),
-        (
-            LongestAbsent(k=5),
-            {},
-            "`k` should be between 1 and n = 4, as many as are chosen in a round. Found 5.",
-        ),
-        (
-            LongestAbsent(k=1, gather=-1.0),
-            {},
-            "`gather` should be a number of seconds, at least 0 and less than the deadline of 10. Found -1",
-        ),
-        (LongestAbsent(k=1, gather=10.0), {}, "less than the deadline of 10. Found 10.0."),
-        (
-            BufferSelection(size=5, tau=1),
-            {},
-            "`size` should be between 1 and n = 4: a worker has one place. Found 5.",
-        ),
-        (BufferSelection(size=1, tau=-1), {}, "`tau` should be a number of rounds, at least 0. Found -1."),
-        (
-            NeighbourhoodSelection(Ring(), -1),
-            {},
-            "`tau` should be a number of rounds, at least 0, or null. Found -1.",
-        ),
-        (NeighbourhoodSelection(RandomRegular(degree=4)), {}, "needs at least 5 workers. Found 4."),
-    ],
-)
-def test_bad_policies(choice: Selection, fields: dict[str, object], sentence: str):
-    with pytest.raises(ValueError, match=re.escape(sentence)):
-        policy(choice, **fields)
