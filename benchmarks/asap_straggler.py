@@ -28,7 +28,7 @@ from varangian import launch
 from varangian.config import RunConfig, load
 from varangian.config.build import task
 from varangian.server.observability.record import RoundRecord
-from varangian.worker.training.task import WorkerCompute
+from varangian.worker.training.compute import WorkerCompute
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from varangian.config import build  # noqa: E402
 from varangian.config import load as load_config  # noqa: E402
 from varangian.protos import ps_pb2  # noqa: E402
 from varangian.server.identity.sessions import make_token  # noqa: E402
-from varangian.worker.training.task import WorkerCompute  # noqa: E402
+from varangian.worker.training.compute import WorkerCompute  # noqa: E402
 
 WORKERS, TRAITOR = 8, "w07"
 HONEST = tuple(f"w{i:02d}" for i in range(WORKERS - 1))

@@ -1,4 +1,4 @@
-"""Several workers in one process: a connection and a loop for each, one model for all."""
+"""A process that hosts several workers: a connection and a loop for each, one model for all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.worker.loop import work
 from varangian.worker.signals import SignalHandling
-from varangian.worker.training.task import Task, WorkerCompute
+from varangian.worker.training.compute import WorkerCompute
+from varangian.worker.training.task import Task
 from varangian.worker.transport.client import Client, ClientError
 from varangian.worker.transport.retry import Backoff
 from varangian.worker.transport.tls import Proof
@@ -38,19 +39,19 @@ def host(
     one_of: bool = False,
     patience: float = inf,
 ) -> int:
-    """Be these workers until the run is finished; returns the exit code of the process.
+    """Host these workers until the run is finished; returns the exit code of the process.
 
-    A worker that the server refuses ends alone. What it was is in the log, in one line. After a signal this
+    A worker that the server refuses ends alone, with one line in the log. After a signal this
     returns as soon as the computation at hand is done; if that takes seconds, or at a second signal, the
     process ends in the middle of it. A second computation never runs beside it.
 
     Args:
         server: `host:port`.
-        names: which workers of the task to be.
-        proofs: worker names to what each shows.
-        task: what the workers of the run do.
+        names: of workers of the task.
+        proofs: worker names to the token or bundle of each.
+        task: of the run's workers.
         threads: of torch; the same number gives the same bits.
-        one_of: be only one of them, the first that nobody else is.
+        one_of: host only one of them, the first whose name is free.
         patience: seconds to wait for a server that cannot be reached; by default as long as it takes.
     """
     keep_large_blocks()
@@ -71,7 +72,7 @@ def host(
     backoff = Backoff(patience=patience)
     with (
         SignalHandling() as ending,
-        ThreadPoolExecutor(1, "varangian-crew", torch.set_num_threads, (threads,)) as executor,
+        ThreadPoolExecutor(1, "varangian-workers", torch.set_num_threads, (threads,)) as executor,
     ):
         descriptors.check_free()
         return asyncio.run(
@@ -117,7 +118,7 @@ def _say_who_is_left(
     tasks: Sequence[asyncio.Task[int]],
     ended: asyncio.Task[int],
 ) -> None:
-    """Tell when a worker has ended for good although others of this process go on."""
+    """Log that a worker has ended for good while others of this process go on."""
     if ended.cancelled() or ended.exception() is not None or ended.result() == FINISHED:
         return
     left = [member for member, task in zip(members, tasks, strict=False) if not task.done()]
@@ -126,7 +127,7 @@ def _say_who_is_left(
 
 
 def listed(members: Sequence[Sequence[str]]) -> str:
-    """Names, where each member is one of several that it may be."""
+    """The members as text; one that claims a name is shown with all its candidates."""
     return ", ".join("/".join(names) for names in members)
 
 
@@ -138,7 +139,7 @@ async def _run_member(
     executor: Executor,
     backoff: Backoff,
 ) -> int:
-    """The first of these workers that nobody else is, until its run is finished or it is not wanted."""
+    """Work under the first of these names that is free, until the run is finished or refuses it."""
     loop = asyncio.get_running_loop()
 
     task = worker_compute.task
@@ -149,7 +150,7 @@ async def _run_member(
             await asyncio.sleep(task.timetable.delay(name, round))
         return vector
 
-    def turn(name: str, round: int) -> int:
+    def next_round(name: str, round: int) -> int:
         return round if task.listens(name) else task.timetable.turn(name, round)
 
     try:
@@ -162,9 +163,9 @@ async def _run_member(
                     reason = await work(
                         client,
                         partial(compute, name),
-                        turn=partial(turn, name),
-                        counted=partial(worker_compute.counted, name),
-                        anew=partial(worker_compute.anew, name),
+                        next_round=partial(next_round, name),
+                        on_counted=partial(worker_compute.confirm, name),
+                        on_restart=partial(worker_compute.reset, name),
                     )
                     log.info("%s: %s", name, reason)
                     return FINISHED
@@ -175,6 +176,6 @@ async def _run_member(
         task_of_this = asyncio.current_task()
         if task_of_this is None or task_of_this.cancelling():
             raise
-        # A group of tasks would take it for the end of this worker, and say nothing.
+        # A task group would take the cancellation for the end of this worker, and log nothing.
         log.exception("%s ended although nobody had asked it to", ", ".join(names))
     return FAILED

@@ -1,4 +1,4 @@
-"""Loop of a worker: pull, compute, push."""
+"""The loop of a worker: pull, compute, push."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Transport(Protocol):
 
 
 SIGN_OF_LIFE = 3.0
-"""Seconds; several fit into the silence after which a server gives a worker's name to another process."""
+"""Seconds between calls while a worker computes: several fit into the time after which a name is free."""
 
 
 def every_round(round: int) -> int:
@@ -40,22 +40,25 @@ async def work(
     client: Transport,
     compute: Callable[[int, Tensor], Awaitable[Tensor | None]],
     sign_of_life: float = SIGN_OF_LIFE,
-    turn: Callable[[int], int] = every_round,
-    counted: Callable[[int], None] = lambda round: None,
-    anew: Callable[[int], None] = lambda round: None,
+    next_round: Callable[[int], int] = every_round,
+    on_counted: Callable[[int], None] = lambda round: None,
+    on_restart: Callable[[int], None] = lambda round: None,
 ) -> str:
     """Join, then serve rounds until the run is finished; returns why it ended.
 
-    `compute` gets the round and the parameters (d,), and returns the vector (d,) to send, or None to send
-    nothing in this round. With `Declined` it says why it has nothing to send: the server hears of it and
-    does not wait, and the loop goes on with the next round. Whatever else it raises ends the loop. A vector
-    that the server does not count does not: there is a next round.
+    A vector that the server does not count does not end the loop: there is a next round.
 
-    `counted` hears of each round whose vector the server has counted, and `anew` of the first one after the
-    server was started again: it knows nothing of what this worker did.
-
-    `turn` says from a round on which is the next that this worker serves. Until then it is away: its pull
-    waits at the server, and nothing is sent to it.
+    Args:
+        client: to the server.
+        compute: from a round and the parameters (d,) to the vector (d,), or None to send nothing. Raises
+            `Declined` for a reason that the server is told, so that it does not wait; any other error ends
+            the loop.
+        sign_of_life: seconds between calls to the server during a computation.
+        next_round: from a round, the first one from there on that this worker takes part in. Until then
+            its pull waits at the server.
+        on_counted: called with each round whose vector the server has counted.
+        on_restart: called with the first round after a restart of the server, which has forgotten the
+            worker.
 
     Raises:
         ClientError: when the server cannot be worked with.
@@ -64,7 +67,7 @@ async def work(
     served, run = -1, client.run
     codes, reasons = set[str](), set[str]()
     while True:
-        pulled = await client.pull(turn(served + 1) - 1)
+        pulled = await client.pull(next_round(served + 1) - 1)
         if isinstance(pulled, Finished):
             return pulled.reason
         if pulled.round <= served or client.run != run:
@@ -72,11 +75,11 @@ async def work(
                 "%s begins anew with round %d: its server was started again", client.name, pulled.round
             )
             run = client.run
-            anew(pulled.round)
+            on_restart(pulled.round)
         job = compute(pulled.round, pulled.parameters)
         served = pulled.round
         try:
-            vector = await _computed(job, client, sign_of_life)
+            vector = await _compute_alive(job, client, sign_of_life)
         except Declined as declined:
             if declined.reason not in reasons:
                 reasons.add(declined.reason)
@@ -87,14 +90,16 @@ async def work(
             continue
         receipt = await client.push(served, vector)
         if receipt.counted:
-            counted(served)
+            on_counted(served)
         elif receipt.code not in codes:
             codes.add(receipt.code)
             log.warning("%s, round %d: %s %s", client.name, served, receipt.code, receipt.sentence)
 
 
-async def _computed(job: Awaitable[Tensor | None], client: Transport, sign_of_life: float) -> Tensor | None:
-    """What the job returns; until then the server hears now and then that this worker lives."""
+async def _compute_alive(
+    job: Awaitable[Tensor | None], client: Transport, sign_of_life: float
+) -> Tensor | None:
+    """Wait for the computation, and tell the server now and then that this worker is alive."""
     task = asyncio.ensure_future(job)
     try:
         while not (await asyncio.wait({task}, timeout=sign_of_life))[0]:

@@ -19,8 +19,9 @@ from varangian.worker.host import host
 from varangian.worker.signals import SignalHandling
 from varangian.worker.simulation.availability import Alternating
 from varangian.worker.simulation.delays import Lognormal
+from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.models import Softmax
-from varangian.worker.training.task import Task, WorkerCompute
+from varangian.worker.training.task import Task
 from varangian.worker.transport.client import ClientError, Finished, Pulled, Receipt
 from varangian.worker.transport.retry import Backoff
 

@@ -62,7 +62,7 @@ def test_it_is_away_until_its_turn():
     """The server has the worker wait: it is asked for a round after the last one that is another's."""
     client = FakeClient([3, 7])
     odd = {0: 3, 4: 7, 8: 11}
-    assert asyncio.run(work(client, doubled, turn=odd.__getitem__)) == "all done"
+    assert asyncio.run(work(client, doubled, next_round=odd.__getitem__)) == "all done"
     assert client.diary == [
         "join",
         ("pull", 2),
@@ -82,7 +82,7 @@ def test_it_says_when_the_server_was_started_again(caplog):
         return await pull(after)
 
     client.pull = pull_of_another_run
-    assert asyncio.run(work(client, doubled, anew=heard.append)) == "all done"
+    assert asyncio.run(work(client, doubled, on_restart=heard.append)) == "all done"
     assert heard == [0, 8], "a round that was served, and one of another run"
     assert "w00 begins anew with round 0: its server was started again" in caplog.text
 
@@ -187,6 +187,6 @@ def test_it_says_which_of_its_vectors_counted():
     refused = [Receipt(False, code, "no", 1) for code in ("NOT_INVITED", "TOO_OLD")]
     client = FakeClient([0, 1, 2, 3], [Receipt(True, round=0), *refused])
     counted = []
-    assert asyncio.run(work(client, doubled, counted=counted.append)) == "all done"
+    assert asyncio.run(work(client, doubled, on_counted=counted.append)) == "all done"
     assert counted == [0, 3]
     assert [entry[1] for entry in client.diary if entry[0] == "pull"] == [-1, 0, 1, 2, 3]

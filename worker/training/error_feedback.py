@@ -1,4 +1,4 @@
-"""What changed since the last vector of a worker that counted."""
+"""Error feedback: deltas between vectors, and what rounding took from them added to the next one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from torch import Tensor
 
 @dataclass
 class Sent:
+    """The last delta of a worker."""
+
     round: int
     delta: Tensor
     counted: bool = False
 
 
 class DeltaEncoder:
-    """What workers push when the server keeps nothing but a sum: of each vector what is new in it.
+    """Encodes a worker's vector as its difference to what the server has, which keeps nothing but a sum.
 
-    What the server counted of a worker is added up here as it is there, in float64. So what float32 rounds
-    away in one delta is made good by the next, and the sum stays as near to the vectors as one rounding,
+    The counted deltas of a worker are added up here as at the server, in float64. So what float32 rounds
+    away in one delta is part of the next, and the sum stays as near to the vectors as one rounding,
     however many rounds there are. It takes 12 bytes for each number and worker.
     """
 
@@ -28,7 +30,7 @@ class DeltaEncoder:
         """float64: the sum of the deltas of each worker that were counted."""
         self._sent: dict[str, Sent] = {}
 
-    def of(self, name: str, round: int, vector: Tensor) -> Tensor:
+    def encode(self, name: str, round: int, vector: Tensor) -> Tensor:
         """(d,) float32, not to be written to; the same bits for the same round, counted or not."""
         sent = self._sent.get(name)
         if sent is None or sent.round != round:
@@ -37,13 +39,13 @@ class DeltaEncoder:
             sent = self._sent[name] = Sent(round, delta)
         return sent.delta
 
-    def anew(self, name: str) -> None:
-        """The server has nothing of this worker."""
+    def reset(self, name: str) -> None:
+        """Forget a worker of which the server has nothing."""
         self._counted.pop(name, None)
         self._sent.pop(name, None)
 
-    def counted(self, name: str, round: int) -> None:
-        """The server has this worker's delta of this round; saying so twice is saying so once."""
+    def confirm(self, name: str, round: int) -> None:
+        """Note that the server has this worker's delta of this round; a second time changes nothing."""
         sent = self._sent.get(name)
         if sent is None or sent.round != round or sent.counted:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import xxhash
@@ -17,9 +17,7 @@ from varangian.worker.data.partition import PARTITIONS, Private, Shared
 from varangian.worker.data.samples import Samples, tensors
 from varangian.worker.training.losses import LOSSES
 from varangian.worker.training.models import MODELS
-
-if TYPE_CHECKING:
-    from varangian.worker.training.task import Task
+from varangian.worker.training.task import Task
 
 PROBES = 24
 """Samples of which the fingerprint has a number."""

@@ -1,4 +1,4 @@
-"""Momentum at the worker."""
+"""Worker momentum."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from varangian.worker.training.flat import check_finite
 
 @dataclass(frozen=True, eq=False)
 class Last:
+    """The last vector of a worker."""
+
     round: int
     vector: Tensor
 
 
 class Momentum:
-    """What honest workers send: m <- beta m + (1 - beta) g, from m = 0, one m for each name.
+    """Momentum m <- beta m + (1 - beta) g of each worker, from m = 0; honest workers send m.
 
     "Learning from History for Byzantine Robust Optimization" (Karimireddy et al., 2021): averaging over
     rounds narrows the spread of honest vectors, and so the room of an attack that hides in it.
@@ -46,8 +48,8 @@ class Momentum:
         self._last[name] = Last(round, vector)
         return vector
 
-    def anew(self, name: str, round: int) -> None:
-        """Forget the history of this worker, and of all that were further: the run has begun once more."""
+    def reset(self, name: str, round: int) -> None:
+        """Forget the history of this worker, and of all that were past this round: the run began again."""
         self._last = {w: last for w, last in self._last.items() if w != name and last.round <= round}
 
 

@@ -18,7 +18,7 @@ from varangian.launch.worker_processes import deal_workers
 from varangian.protos.network.listen import ListenError, bind_sockets
 from varangian.registry import ConfigError, Problem
 from varangian.server.rows.latest_store import NoRoom
-from varangian.worker.training.task import WorkerCompute
+from varangian.worker.training.compute import WorkerCompute
 
 
 @dataclass(frozen=True)

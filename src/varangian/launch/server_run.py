@@ -29,7 +29,7 @@ from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
-from varangian.worker.training.task import WorkerCompute
+from varangian.worker.training.compute import WorkerCompute
 
 
 @dataclass

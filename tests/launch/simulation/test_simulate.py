@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from varangian.launch import RunError, run
-from varangian.worker.training.task import WorkerCompute
+from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.trainer import Trainer
 from varangian.worker.transport.results import Declined
 

@@ -48,13 +48,13 @@ def test_the_sum_of_what_is_new_is_the_mean_of_the_latest_vectors() -> None:
     for round in range(12):
         there = [name for i, name in enumerate(NAMES[:3]) if (round + i) % 3]
         if round % 4 == 1:  # refused, or lost for good
-            sender.of(there[0], round, vectors(round)[there.pop(0)])
+            sender.encode(there[0], round, vectors(round)[there.pop(0)])
         for name in there:
             latest.replace(name, vectors(round)[name], round)
-        rows = {name: sender.of(name, round, vectors(round)[name]) for name in there}
+        rows = {name: sender.encode(name, round, vectors(round)[name]) for name in there}
         moved = step(server, model, round, rows)
         for name in there:
-            sender.counted(name, round)
+            sender.confirm(name, round)
         expected = torch.stack([*latest.rows().values()]).double().mean(dim=0)
         assert torch.allclose(server.mean, expected, rtol=0, atol=1e-7)
         assert torch.allclose(moved, expected.float(), rtol=0, atol=1e-6)

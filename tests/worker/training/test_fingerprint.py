@@ -9,9 +9,10 @@ import torch
 from varangian.protos.shared_settings import NEAR, SharedSettings
 from varangian.worker.data import Dataset, Synthetic
 from varangian.worker.data.partition import PARTITIONS, Dirichlet, Iid, Private, Shared
+from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.losses import LOSSES
 from varangian.worker.training.models import Mlp, Softmax
-from varangian.worker.training.task import Task, WorkerCompute
+from varangian.worker.training.task import Task
 
 X, Y = torch.arange(40.0).sin().view(10, 4), torch.arange(10) % 3
 

@@ -12,10 +12,11 @@ from varangian.worker.attacks import ATTACKS, SignFlip
 from varangian.worker.data import Synthetic
 from varangian.worker.data.partition import Iid, batch_indices
 from varangian.worker.seeds import globally_seeded, stream
+from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.error_feedback import DeltaEncoder
 from varangian.worker.training.flat import load
 from varangian.worker.training.models import Mlp
-from varangian.worker.training.task import Task, WorkerCompute
+from varangian.worker.training.task import Task
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 
@@ -148,7 +149,7 @@ def test_a_crew_sends_what_is_new_since_its_last_vector_that_counted():
     x = worker_compute.initial()
     vectors = [plain.contribution("w00", round, x) for round in range(3)]
     assert torch.equal(worker_compute.contribution("w00", 0, x), vectors[0])
-    worker_compute.counted("w00", 0)
+    worker_compute.confirm("w00", 0)
     lost = worker_compute.contribution("w00", 1, x)
     assert torch.equal(lost, vectors[1] - vectors[0])
     assert torch.equal(worker_compute.contribution("w00", 1, x), lost)  # a retry sends the same
@@ -158,18 +159,18 @@ def test_a_crew_sends_what_is_new_since_its_last_vector_that_counted():
 
 def test_the_same_delta_is_sent_again_also_after_it_counted():
     deltas = DeltaEncoder()
-    deltas.of("w00", 0, torch.tensor([1.0]))
-    deltas.counted("w00", 0)
-    deltas.counted("w00", 0)
-    assert deltas.of("w00", 0, torch.tensor([1.0])).tolist() == [1.0]
-    deltas.counted("w00", 7)
-    assert deltas.of("w00", 1, torch.tensor([3.0])).tolist() == [2.0]
+    deltas.encode("w00", 0, torch.tensor([1.0]))
+    deltas.confirm("w00", 0)
+    deltas.confirm("w00", 0)
+    assert deltas.encode("w00", 0, torch.tensor([1.0])).tolist() == [1.0]
+    deltas.confirm("w00", 7)
+    assert deltas.encode("w00", 1, torch.tensor([3.0])).tolist() == [2.0]
 
 
 def test_what_is_rounded_away_comes_with_the_next_delta():
     deltas, kept = DeltaEncoder(), torch.zeros(1, dtype=torch.float64)
     values = torch.rand(2000, generator=torch.Generator().manual_seed(3))
     for round, value in enumerate(values):
-        kept += deltas.of("w00", round, value[None])
-        deltas.counted("w00", round)
+        kept += deltas.encode("w00", round, value[None])
+        deltas.confirm("w00", round)
     assert abs(kept.item() - values[-1].item()) < 1e-7

@@ -15,10 +15,11 @@ from varangian.worker.data import Custom as CustomData
 from varangian.worker.data import Synthetic
 from varangian.worker.data.partition import Dirichlet, Shared
 from varangian.worker.training import trainer
+from varangian.worker.training.compute import WorkerCompute, rehearse
 from varangian.worker.training.losses import LOSSES, CrossEntropy, MeanSquaredError
 from varangian.worker.training.metrics import METRICS
 from varangian.worker.training.models import Custom, Mlp, Softmax
-from varangian.worker.training.task import Task, WorkerCompute, rehearse
+from varangian.worker.training.task import Task
 from varangian.worker.transport.results import Declined
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from varangian.config import load as load_config
 from varangian.files import user_path
 from varangian.launch.result import RunError
-from varangian.worker.training.task import WorkerCompute
+from varangian.worker.training.compute import WorkerCompute
 
 PARAMETERS = "parameters.safetensors"
 AVERAGE = "ema.safetensors"

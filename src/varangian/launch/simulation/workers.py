@@ -148,7 +148,7 @@ class SimulatedWorkers:
         if isinstance(slot, Slot):
             await slot.put(encode_vector(row, dtype))
             if await self._coordinator.complete(slot) is None:
-                self._session.worker_compute.counted(worker, round)
+                self._session.worker_compute.confirm(worker, round)
 
     async def _decline(self, worker: str, round: int, reason: str) -> None:
         """Tell the server that no vector comes; each reason is logged once."""

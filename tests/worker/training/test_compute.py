@@ -24,9 +24,10 @@ from varangian.worker.data import Cifar10, Custom, DataError, Synthetic
 from varangian.worker.data.partition import Dirichlet, Iid, PartitionError, batch_indices
 from varangian.worker.seeds import globally_seeded
 from varangian.worker.simulation.availability import Alternating, Random
+from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.flat import ModelError, load
 from varangian.worker.training.models import Cnn, Mlp, ResNet18, Softmax
-from varangian.worker.training.task import Task, WorkerCompute
+from varangian.worker.training.task import Task
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 
@@ -225,7 +226,7 @@ def test_a_server_that_was_started_again_gets_what_it_got_at_first(name):
     vector = worker_compute.initial()
     for round in range(3):
         worker_compute.contribution(name, round, vector)
-    worker_compute.anew(name, 0)
+    worker_compute.reset(name, 0)
     for round in range(2):
         again, first = (each.contribution(name, round, vector) for each in (worker_compute, fresh))
         assert torch.equal(again, first)
