@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from varangian.protos.shared_settings import NEAR, SharedSettings
+from varangian.protos.shared_settings import TOLERANCE, SharedSettings
 from varangian.worker.data import Dataset, Synthetic
 from varangian.worker.data.partition import PARTITIONS, Dirichlet, Iid, Private, Shared
 from varangian.worker.training.compute import WorkerCompute
@@ -79,7 +79,7 @@ def test_data_of_ones_own_is_a_warning_or_nothing():
 
 
 def test_machines_may_round_differently():
-    assert differences(data=Mine(x=X + NEAR / 10 * X.abs().mean())) == ([], "")
+    assert differences(data=Mine(x=X + TOLERANCE / 10 * X.abs().mean())) == ([], "")
 
 
 def test_a_site_without_the_top_class_takes_the_number_of_the_server():
