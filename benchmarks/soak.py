@@ -215,7 +215,7 @@ def large(args: argparse.Namespace, log: Path) -> dict[str, Any]:
         before = look(siege, 0)
         honest = stack.enter_context(closing(Honest(siege, ("w00",), [vector], idle=120.0)))
         client = honest.clients[0]
-        client._pace.asked(LARGE)
+        client._pace.set_limit(LARGE)
         client._incoming.chunk_bytes = LARGE
         pull, push = honest.round()
         # What comes back is what was sent, times the learning rate, and the other way round.

@@ -28,12 +28,12 @@ class ChunkSize:
         self._sent = 0
         self._bytes = self._seconds = 0.0
 
-    def asked(self, most: int) -> None:
+    def set_limit(self, most: int) -> None:
         """Set the size that the other end asks for as the largest."""
         self.most = max(CHUNK_FLOOR, min(most, CHUNK_LIMIT))
         self.size = min(self.size, self.most)
 
-    def took(self, size: int, seconds: float) -> None:
+    def record(self, size: int, seconds: float) -> None:
         """Record that a message of so many bytes took so many seconds."""
         self._sent += size
         self._seconds += seconds

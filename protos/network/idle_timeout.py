@@ -18,7 +18,7 @@ class IdleTimeout:
         self._timer = timer
         self._now = asyncio.get_running_loop().time
 
-    async def broken_by(self, message: Awaitable[T]) -> T:
+    async def wait(self, message: Awaitable[T]) -> T:
         """Wait for the other end. The time between two waits does not count."""
         self._timer.reschedule(self._now() + self._idle)
         result = await message

@@ -59,7 +59,7 @@ class Broadcast:
             size = min(pace.size, CHUNK_BYTES - at % CHUNK_BYTES)
             began = monotonic()
             yield self._shared(at) if size == CHUNK_BYTES else _make_message(self._payload, size, at)
-            pace.took(size, monotonic() - began)
+            pace.record(size, monotonic() - began)
             at += size
 
 
@@ -88,13 +88,13 @@ class Downloads:
         """
         assert pull.snapshot is not None
         round, messages = pull.snapshot.round, self._shared(pull.snapshot).messages(chunk_bytes)
-        async with calls.idle_timeout(self._idle) as silence:
+        async with calls.idle_timeout(self._idle) as timer:
             for message, pull.delivered in mark_last(messages):
                 self._alive(worker)
                 # A vector for a model that is too old by now would be refused.
                 over = self._pulls.over(worker, round)
                 with calls.unless_gone():
-                    await silence.broken_by(call.write(AGAIN if over else message))
+                    await timer.wait(call.write(AGAIN if over else message))
                 if over:
                     return
 
@@ -114,12 +114,12 @@ class Downloads:
         assert snapshot is not None
         await call.send_initial_metadata(((metadata_keys.READY, ticket.text),))
         await self.message(self._shared(snapshot).manifest, call)
-        async with calls.idle_timeout(self._idle) as silence:
+        async with calls.idle_timeout(self._idle) as timer:
             with calls.unless_cut():
-                line = await silence.broken_by(ticket.connection())
+                line = await timer.wait(ticket.connection())
                 cargo = Transfer(pieces(snapshot.payload))
                 while not cargo.done and not self._pulls.over(worker, snapshot.round):
-                    await silence.broken_by(line.ready())
+                    await timer.wait(line.ready())
                     await line.send(cargo)
                     self._alive(worker)
         if cargo.done:
@@ -131,9 +131,9 @@ class Downloads:
 
     async def message(self, message: bytes, call: Call) -> None:
         """Send this alone."""
-        async with calls.idle_timeout(self._idle) as silence:
+        async with calls.idle_timeout(self._idle) as timer:
             with calls.unless_gone():
-                await silence.broken_by(call.write(message))
+                await timer.wait(call.write(message))
 
     def _shared(self, snapshot: Snapshot) -> Broadcast:
         """The newest is kept: it is what most ask for."""

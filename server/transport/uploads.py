@@ -109,14 +109,14 @@ class Upload:
             Overtaken: when nobody waits for it any more.
         """
         found = digest
-        async with self._upload_scheduler.turn() as turn, calls.idle_timeout(self._idle) as silence:
+        async with self._upload_scheduler.turn() as turn, calls.idle_timeout(self._idle) as timer:
             ready = self._ticket.text if self._ticket else metadata_keys.CHUNKS
             with calls.unless_gone():
                 await self._call.send_initial_metadata(((metadata_keys.READY, ready),))
             if self._ticket:
                 with calls.unless_cut():
-                    await self._beside(self._ticket, turn, silence)
-            while (data := await self._message(turn, silence)) is not None:
+                    await self._beside(self._ticket, turn, timer)
+            while (data := await self._message(turn, timer)) is not None:
                 part = push_payload(data)
                 # Both would live on until the next message is here, and that may be many turns later.
                 del data
@@ -130,9 +130,9 @@ class Upload:
         self._slot.sink.finish(found)
         return found
 
-    async def _message(self, turn: UploadTurn, silence: IdleTimeout) -> bytes | None:
+    async def _message(self, turn: UploadTurn, timer: IdleTimeout) -> bytes | None:
         await turn.before_read()
-        data = await silence.broken_by(self._call.read())
+        data = await timer.wait(self._call.read())
         await turn.after_read(0 if data is None else len(data))
         self._alive()
         return data
@@ -144,13 +144,13 @@ class Upload:
         await self._slot.put(payload)
         await self._slowed(len(payload), turn)
 
-    async def _beside(self, ticket: DataTicket, turn: UploadTurn, silence: IdleTimeout) -> None:
+    async def _beside(self, ticket: DataTicket, turn: UploadTurn, timer: IdleTimeout) -> None:
         """All of the payload, from the line whose other end has the ticket."""
         await turn.before_read()
-        line = await silence.broken_by(ticket.connection())
+        line = await timer.wait(ticket.connection())
         while not self._slot.full:
             await turn.before_read()
-            await silence.broken_by(line.ready())
+            await timer.wait(line.ready())
             if not self._slot.has_room():
                 turn.release()  # the uploads that it waits for may need one
                 await self._slot.wait_for_room()

@@ -321,7 +321,7 @@ class Client:
         check_round(reply.round)
         self._sends = check_dtype(reply.dtype)
         self._whole = reply.whole
-        self._pace.asked(reply.chunk_bytes)
+        self._pace.set_limit(reply.chunk_bytes)
         self._connection.lane.at(reply.data_port)
         if self._contract.run_id not in ("", reply.run_id) or reply.round < self._newest:
             # A server that was started again begins anew, or does the rounds once more that it has lost.
@@ -359,13 +359,13 @@ class Client:
         begin = partial(self._connection.calls.pull, request)
         async with (
             self._connection.calling(begin, self._identity) as (call, use),
-            idle_timeout(self._idle) as quiet,
+            idle_timeout(self._idle) as timer,
         ):
-            data = await message(call, quiet)
+            data = await message(call, timer)
             first = decode_message(ps_pb2.PullReply, data or b"", MANIFEST_LIMIT)
             if data is None or not self._has_model(first):
                 return first, None
-            return first, await self._incoming.received(call, self.name, first.manifest, quiet, use)
+            return first, await self._incoming.received(call, self.name, first.manifest, timer, use)
 
     async def _receive_whole(self, request: bytes) -> tuple[ps_pb2.PullReply, Tensor | None]:
         try:

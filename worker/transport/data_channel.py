@@ -119,16 +119,16 @@ class LeasedConnection:
         finally:
             await ended(moving)
 
-    async def sunk(self, over: asyncio.Future[bool], quiet: IdleTimeout) -> None:
+    async def sunk(self, over: asyncio.Future[bool], timer: IdleTimeout) -> None:
         """Return when nothing of the payload is under way any more, the line broke, or the call is done.
 
         The system takes megabytes at once, and a slow line may need longer for them than any silence lasts.
         """
         connected = self.connected
         while connected and (left := connected.unsent) and not (over.done() or connected.broken):
-            await quiet.broken_by(_less(connected, left, over))
+            await timer.wait(_less(connected, left, over))
 
-    async def answered(self, over: asyncio.Future[bool], quiet: IdleTimeout) -> None:
+    async def answered(self, over: asyncio.Future[bool], timer: IdleTimeout) -> None:
         """Return when the call has its answer.
 
         Raises:
@@ -137,12 +137,12 @@ class LeasedConnection:
         assert self.connected is not None
         heard: asyncio.Future[Any] = asyncio.ensure_future(self.connected.line.wait_readable())
         try:
-            await quiet.broken_by(asyncio.wait([heard, over], return_when=asyncio.FIRST_COMPLETED))
+            await timer.wait(asyncio.wait([heard, over], return_when=asyncio.FIRST_COMPLETED))
             if not over.done() and self.connected.broken:
                 await asyncio.wait({over}, timeout=GRACE)
                 if not over.done():
                     raise DataConnectionError("The connection broke before all that was sent had arrived.")
-            await quiet.broken_by(asyncio.wait({over}))
+            await timer.wait(asyncio.wait({over}))
         finally:
             await ended(heard)
 

@@ -36,7 +36,7 @@ class Incoming:
         """How large the first chunks should be; 0 on a line that has proved fast enough for any."""
 
     async def received(
-        self, call: Any, worker: str, manifest: ps_pb2.Manifest, quiet: IdleTimeout, use: LeasedConnection
+        self, call: Any, worker: str, manifest: ps_pb2.Manifest, timer: IdleTimeout, use: LeasedConnection
     ) -> Tensor | None:
         """The payload of a download; None when the server says to ask again.
 
@@ -47,12 +47,12 @@ class Incoming:
         """
         began, shown, (parameters, landing) = monotonic(), None, self._landing()
         if use.headers:
-            shown = use.shown((await quiet.broken_by(call.initial_metadata())).get(READY))
+            shown = use.shown((await timer.wait(call.initial_metadata())).get(READY))
         if shown is None:
-            came = await landing.chunks(call, quiet)
+            came = await landing.chunks(call, timer)
         else:
             transfer = AssociatedData.of("pull", manifest, worker, landing.sink.size)
-            came = await landing.carried(call, partial(shown.on, transfer=transfer), quiet, use)
+            came = await landing.carried(call, partial(shown.on, transfer=transfer), timer, use)
         if not came:
             return None
         landing.sink.finish(manifest.content_digest)
@@ -93,9 +93,9 @@ class Landing:
     def __init__(self, row: memoryview) -> None:
         self.sink = PayloadSink(len(row), lambda at: row[at:])
 
-    async def chunks(self, call: Any, quiet: IdleTimeout) -> bool:
+    async def chunks(self, call: Any, timer: IdleTimeout) -> bool:
         """Over gRPC."""
-        while (data := await message(call, quiet)) is not None:
+        while (data := await message(call, timer)) is not None:
             found = decode_chunk(data)
             if found is None:
                 part = decode_message(ps_pb2.PullReply, data, MANIFEST_LIMIT)
@@ -109,29 +109,29 @@ class Landing:
         self,
         call: Any,
         show: Callable[[DataConnection], Awaitable[None]],
-        quiet: IdleTimeout,
+        timer: IdleTimeout,
         use: LeasedConnection,
     ) -> bool:
         """On a line beside the call."""
 
         async def carry(line: DataConnection) -> None:
-            await quiet.broken_by(show(line))
+            await timer.wait(show(line))
             while not self.sink.complete:
-                await quiet.broken_by(line.ready())
+                await timer.wait(line.ready())
                 await line.receive(min(self.sink.size - self.sink.passed, SHARE), self.sink.fill)
 
         again = asyncio.ensure_future(_again(call))
         try:
-            return await use.carry(carry, again) and not await quiet.broken_by(again)
+            return await use.carry(carry, again) and not await timer.wait(again)
         finally:
             # A thread may still be busy for a moment with a line that was given up.
             self.sink.close(DataConnectionError("It was given up."))
             await ended(again)
 
 
-async def message(call: Any, quiet: IdleTimeout) -> bytes | None:
+async def message(call: Any, timer: IdleTimeout) -> bytes | None:
     """The next message of a pull; None at its end."""
-    return await quiet.broken_by(_message(call))
+    return await timer.wait(_message(call))
 
 
 async def _message(call: Any) -> bytes | None:

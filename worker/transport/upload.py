@@ -123,51 +123,51 @@ async def upload(
         LineError: when the line failed and the call did not.
         Refused: when the server speaks otherwise.
     """
-    async with idle_timeout(idle) as quiet:
+    async with idle_timeout(idle) as timer:
         # Writing to a call that the server has ended fails with an error of gRPC's own; what the server
         # said is the result of the call.
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await quiet.broken_by(call.write(ps_pb2.PushRequest(manifest=manifest).SerializeToString()))
-            ready = (await quiet.broken_by(call.initial_metadata())).get(READY)
+            await timer.wait(call.write(ps_pb2.PushRequest(manifest=manifest).SerializeToString()))
+            ready = (await timer.wait(call.initial_metadata())).get(READY)
             if ready is not None:
                 if (shown := use.shown(ready)) is None:
-                    await _sent(call, outgoing, pace, quiet)
+                    await _sent(call, outgoing, pace, timer)
                     await call.done_writing()
                 else:
                     transfer = AssociatedData.of("push", manifest, worker, outgoing.size)
-                    await _beside(call, outgoing, partial(shown.on, transfer=transfer), quiet, use)
-        return decode_message(ps_pb2.PushReply, await quiet.broken_by(call), MANIFEST_LIMIT)
+                    await _beside(call, outgoing, partial(shown.on, transfer=transfer), timer, use)
+        return decode_message(ps_pb2.PushReply, await timer.wait(call), MANIFEST_LIMIT)
 
 
-async def _sent(call: Any, outgoing: Outgoing, pace: ChunkSize, quiet: IdleTimeout) -> None:
+async def _sent(call: Any, outgoing: Outgoing, pace: ChunkSize, timer: IdleTimeout) -> None:
     for message in outgoing.messages(pace):
         began = monotonic()
-        await quiet.broken_by(call.write(message))
-        pace.took(len(message), monotonic() - began)
+        await timer.wait(call.write(message))
+        pace.record(len(message), monotonic() - began)
 
 
 async def _beside(
     call: Any,
     outgoing: Outgoing,
     show: Callable[[DataConnection], Awaitable[None]],
-    quiet: IdleTimeout,
+    timer: IdleTimeout,
     use: LeasedConnection,
 ) -> None:
     """Send all of it beside the call, and say its digest if the manifest has not."""
     promised = bool(outgoing.digest)
 
     async def carry(line: DataConnection) -> None:
-        await quiet.broken_by(show(line))
+        await timer.wait(show(line))
         cargo = Transfer(outgoing.pieces())
         while not cargo.done:
-            await quiet.broken_by(line.ready())
+            await timer.wait(line.ready())
             await line.send(cargo)
 
     over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     call.add_done_callback(lambda _: None if over.done() else over.set_result(True))
     if await use.carry(carry, over):
         if not promised:
-            await quiet.broken_by(call.write(outgoing.seal()))
+            await timer.wait(call.write(outgoing.seal()))
         await call.done_writing()
-        await use.sunk(over, quiet)
-        await use.answered(over, quiet)
+        await use.sunk(over, timer)
+        await use.answered(over, timer)

@@ -11,7 +11,7 @@ def sent(pace, rate, total):
         size = pace.size
         sizes.append(size)
         longest = max(longest, size / rate)
-        pace.took(size, size / rate)
+        pace.record(size, size / rate)
     return sizes, longest
 
 
@@ -49,7 +49,7 @@ def test_what_a_buffer_swallows_at_once_says_nothing():
     pace, behind = ChunkSize(), 0
     for _ in range(200):
         behind += pace.size
-        pace.took(pace.size, behind // (32 << 10) * 32.0)
+        pace.record(pace.size, behind // (32 << 10) * 32.0)
         behind %= 32 << 10
         assert pace.size == CHUNK_FLOOR
 
@@ -65,16 +65,16 @@ def test_who_was_silent_begins_anew():
 def test_the_server_says_what_is_large():
     for asked, most in ((1, CHUNK_FLOOR), (1 << 16, 1 << 16), (1 << 30, CHUNK_LIMIT)):
         pace = ChunkSize()
-        pace.asked(asked)
+        pace.set_limit(asked)
         sent(pace, 1e9, 32 << 20)
         assert pace.size == most
-        pace.asked(CHUNK_FLOOR)
+        pace.set_limit(CHUNK_FLOOR)
         assert pace.size == CHUNK_FLOOR
 
 
 def test_the_short_last_message_says_nothing():
     pace = ChunkSize()
     sent(pace, 1e9, 4 << 20)
-    pace.took(100, 0.0001)
-    pace.took(100, 5.0)
+    pace.record(100, 0.0001)
+    pace.record(100, 5.0)
     assert pace.size == CHUNK_BYTES
