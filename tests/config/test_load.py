@@ -335,6 +335,18 @@ def test_the_settings_of_an_average_are_set_one_by_one():
     assert learner(load(), parameters).average is None
 
 
+@pytest.mark.parametrize(
+    ("aggregator", "streams"),
+    [("median", True), ("mean", True), ("flag", False), ("krum", False), ("nnm+median", False)],
+)
+def test_a_window_is_for_rules_that_see_no_column_twice(aggregator, streams):
+    settings = [f"aggregator={aggregator}", "server.memory=window"]
+    if streams:
+        assert load(None, settings).server.memory == "window"
+    else:
+        assert "with this aggregator, which looks at whole rows" in problems(*settings)["server.memory"]
+
+
 def test_everybody_is_always_there_unless_something_else_is_said():
     assert (load().availability, load().delays) == (Always(), NoDelay())
 

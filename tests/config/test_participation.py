@@ -78,8 +78,7 @@ def test_a_file_says_it_and_the_command_line_changes_one_field(tmp_path):
 @pytest.mark.parametrize(
     ("override", "path", "said"),
     [
-        ("participation=asyn", "participation", "there is no participation of this name"),
-        ("participation=asyn", "participation", "Did you mean 'async'?"),
+        ("participation=asyn", "participation", "no participation of this name ... mean 'async'?"),
         ("participation=null", "participation", "should be the name of a participation"),
         (
             "participation.async.tau=-1",
@@ -106,7 +105,6 @@ def test_a_file_says_it_and_the_command_line_changes_one_field(tmp_path):
             "aggregator.fedlaavg.participants",
             "workers, 15. Found 16",
         ),
-        ("participation.fedlaavg.participants=16", "participation.fedlaavg.participants", "Found 16"),
         ("aggregator.fedavg.participants=16", "aggregator.fedavg.participants", "Found 16"),
         ("aggregator.fedavg.gather=-1", "aggregator.fedavg", "`gather` should be a number of seconds"),
         (
@@ -131,7 +129,7 @@ def test_a_file_says_it_and_the_command_line_changes_one_field(tmp_path):
 def test_a_mistake_is_told_where_the_user_made_it(override, path, said):
     found = problems(override)
     assert list(found) == [path]
-    assert said in found[path]
+    assert all(part in found[path] for part in said.split(" ... "))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +155,7 @@ def test_a_mistake_is_told_where_the_user_made_it(override, path, said):
 def test_what_is_written_in_two_places_is_refused(overrides, path, said):
     found = problems(*overrides)
     assert list(found) == [path]
-    assert said in found[path]
+    assert all(part in found[path] for part in said.split(" ... "))
 
 
 def test_a_mistake_in_one_part_hides_no_other():
@@ -185,12 +183,7 @@ FOLLOWS = ["byzantine={attack: alie, count: 2}", "f=2"]
         (
             ["aggregator={asap: {graph: ring, rule: median}}"],
             "aggregator.asap.graph",
-            "neighbourhoods that are too small: worker 0 hears from 2, which makes 3 rows",
-        ),
-        (
-            ["aggregator={asap: {graph: ring, rule: median}}"],
-            "aggregator.asap.graph",
-            "Use a larger degree",
+            "too small: worker 0 hears from 2, which makes 3 rows ... Use a larger degree",
         ),
         (
             ["aggregator={asap: {graph: complete, rule: krum}}", "server.quorum=8"],
@@ -200,12 +193,7 @@ FOLLOWS = ["byzantine={attack: alie, count: 2}", "f=2"]
         (
             ["aggregator={asap: {rule: median}}", "f=2", "server.quorum=3"],
             "aggregator.asap",
-            "with a quorum of 3 of 5 vectors of a round, f = 2 the rule promises nothing",
-        ),
-        (
-            ["aggregator={asap: {rule: median}}", "f=2", "server.quorum=3"],
-            "aggregator.asap",
-            "hold with server.quorum=5 or f=1.",
+            "with a quorum of 3 of 5 vectors of a round, f = 2 ... hold with server.quorum=5 or f=1.",
         ),
         (
             ["aggregator.asap.graph=ring", "server.quorum=4"],
@@ -225,12 +213,7 @@ FOLLOWS = ["byzantine={attack: alie, count: 2}", "f=2"]
         (
             ["participation.async.buffer=8", "aggregator=krum"],
             "aggregator",
-            "with 8 vectors in a round, f = 3 the rule promises nothing",
-        ),
-        (
-            ["participation.async.buffer=8", "aggregator=krum"],
-            "aggregator",
-            "It would hold with participation.async.buffer=9 or f=2.",
+            "with 8 vectors in a round, f = 3 ... hold with participation.async.buffer=9 or f=2.",
         ),
         (
             ["participation=async", "workers=11", "aggregator=krum"],
@@ -245,12 +228,7 @@ FOLLOWS = ["byzantine={attack: alie, count: 2}", "f=2"]
         (
             ["aggregator={fedlaavg: {rule: krum}}", "workers=8"],
             "aggregator.fedlaavg",
-            "with 8 workers, f = 3",
-        ),
-        (
-            ["aggregator={fedlaavg: {rule: krum}}", "workers=8"],
-            "aggregator.fedlaavg",
-            "hold with workers=9 or f=2.",
+            "with 8 workers, f = 3 ... hold with workers=9 or f=2.",
         ),
         (
             ["aggregator=fedlaavg", "server.deadline=0.5"],
@@ -293,7 +271,7 @@ FOLLOWS = ["byzantine={attack: alie, count: 2}", "f=2"]
 def test_a_run_that_cannot_keep_its_promise_does_not_start(overrides, path, said):
     found = problems(*overrides)
     assert set(found) == {path}
-    assert said in found[path]
+    assert all(part in found[path] for part in said.split(" ... "))
 
 
 @pytest.mark.parametrize(
@@ -359,10 +337,6 @@ def test_the_schema_says_what_the_parts_are():
     assert fields["staleness"]["default"] == "polynomial"
     assert "rounds old" in fields["tau"]["description"]
     assert any(option.get("title") == "hinge" for option in fields["staleness"]["anyOf"])
-
-
-def test_the_polynomial_weight_is_the_one_by_default():
-    assert load(None, ["participation=async"]).participation.staleness == Polynomial()
 
 
 @pytest.mark.parametrize(
