@@ -16,7 +16,7 @@ class CallAdmission:
     """Through which every call goes.
 
     Args:
-        roster: knows callers by what their channel proves.
+        sessions: know callers by what their channel proves.
         connections: has to know who calls on which.
         calls: how many each caller may make.
     """

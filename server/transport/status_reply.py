@@ -17,11 +17,11 @@ from varangian.server.rounds.coordinator import Coordinator
 
 
 class StatusReplies:
-    """Of one run.
+    """Replies to Status of one run.
 
     Args:
-        driver: knows where the run stands.
-        roster: knows who is there.
+        coordinator: knows where the run stands.
+        sessions: know who is present.
         contract: what the run agreed on.
         refused: how many calls and connections were refused, by code.
         revocation: knows what is wrong with certificates.

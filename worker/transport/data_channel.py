@@ -100,7 +100,7 @@ class LeasedConnection:
             over: done when the call is, and whether that was before its time.
 
         Raises:
-            LineError: the line has failed, and the call knows of nothing.
+            DataConnectionError: the connection has failed, and the call knows of nothing.
         """
         self.begun = True
         moving: asyncio.Future[Any] = asyncio.ensure_future(self._moved(payload))
@@ -132,7 +132,7 @@ class LeasedConnection:
         """Return when the call has its answer.
 
         Raises:
-            LineError: the line broke after all was sent, perhaps before it arrived, and nobody says so.
+            DataConnectionError: the connection broke after all was sent, perhaps before it arrived, and nobody says so.
         """
         assert self.connected is not None
         heard: asyncio.Future[Any] = asyncio.ensure_future(self.connected.line.wait_readable())

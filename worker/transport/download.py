@@ -43,7 +43,7 @@ class Incoming:
         Raises:
             Refused: when it is not what the manifest said.
             TimeoutError: when it does not come.
-            LineError: when the line failed and the call did not.
+            DataConnectionError: the connection failed and the call did not.
         """
         began, shown, (parameters, landing) = monotonic(), None, self._landing()
         if use.headers:

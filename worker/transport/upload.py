@@ -120,7 +120,7 @@ async def upload(
     Raises:
         TimeoutError: when the server takes nothing for `idle` seconds.
         AioRpcError: when it refuses.
-        LineError: when the line failed and the call did not.
+        DataConnectionError: the connection failed and the call did not.
         Refused: when the server speaks otherwise.
     """
     async with idle_timeout(idle) as timer:

@@ -216,7 +216,7 @@ def test_the_end_of_a_certificate_is_read_as_openssl_reads_it(authority, days):
             validity(der(pem)[:length])
 
 
-def test_the_doorman_needs_no_secret_and_the_token_does(bundles):
+def test_certificates_need_no_secret_and_the_token_does(bundles):
     with pytest.raises(ValueError, match="at least 16 bytes"):
         Sessions(["w00"], None)
 
@@ -268,7 +268,7 @@ def test_a_bad_renewal_leaves_the_old_certificate_in_use(copied, caplog):
     assert (renewal.bundle, renewal.failure) == (before, None)
 
 
-def test_what_grpc_proves_is_what_the_doorman_reads(bundles, listening, scenario):
+def test_what_grpc_proves_is_what_the_server_reads(bundles, listening, scenario):
     security = Security(bundles / "ours")
 
     async def run():
