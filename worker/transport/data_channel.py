@@ -132,7 +132,7 @@ class LeasedConnection:
         """Return when the call has its answer.
 
         Raises:
-            DataConnectionError: the connection broke after all was sent, perhaps before it arrived, and nobody says so.
+            DataConnectionError: it broke after all was sent, perhaps before it arrived, and nobody says so.
         """
         assert self.connected is not None
         heard: asyncio.Future[Any] = asyncio.ensure_future(self.connected.line.wait_readable())
