@@ -1,4 +1,4 @@
-"""A run behind a port: the calls of the protocol, and beside them the lane for payloads."""
+"""A run on the network: `serve` opens the ports for calls and for payloads, and carries the run out."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from varangian.protos.shared_settings import SharedSettings
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.limits.quotas import DEFAULT_LIMITS, Limits
-from varangian.server.process.garbage_collector import frozen_garbage_collector
-from varangian.server.process.heartbeat import touch_heartbeat
+from varangian.server.process import frozen_garbage_collector, touch_heartbeat
 from varangian.server.transport.grpc_server import bind, options
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.service import Service
@@ -62,14 +61,25 @@ async def serve(
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
-    `ready` is called once with `host:port`, when workers can connect. With `security` they do so over TLS.
-    `dtype` is how workers write the numbers that they push. Payloads may travel over `data_port`, or over
-    gRPC alone when it is None. `heartbeat` is touched every second. If the server `returns` after a stop,
-    as one in a container that is restarted, its workers are told to wait for the next one: only a run that
-    is over ends them.
-    `end` is called with the reason for which the run should not go on, and is to set `stop`.
-    `common` is compared with what workers say at Join, and `classes` is told to workers whose own data has
-    fewer.
+    Args:
+        coordinator: of the run.
+        sessions: the workers and their sessions.
+        layout: names and shapes of the model's parameters.
+        run_id: differs between two runs, so that workers notice a restart.
+        host: to listen at.
+        port: for calls; 0 is any free one.
+        ready: called once with `host:port`, when workers can connect.
+        stop: ends the run after the round in hand.
+        dtype: how workers write the numbers that they push.
+        limits: of what a caller may cost.
+        security: for TLS.
+        data_port: for payloads beside gRPC; None leaves them in the calls.
+        heartbeat: a file that is touched every second.
+        returns: whether another server goes on with the run after a stop, as in a container that is
+            restarted: workers are told to wait for it. Otherwise a stop ends them.
+        common: settings and data that workers should share; compared at Join.
+        classes: of the data, for workers whose own data has fewer.
+        end: called with the reason why the run should not go on; is to set `stop`.
 
     Raises:
         PortInUse: before anything else has happened; or another OSError where no files can be opened.
@@ -80,38 +90,40 @@ async def serve(
     refusals = Refusals()
     server = grpc.aio.server(options=options(len(sessions.names)))
     async with AsyncExitStack() as stack:
-        # First the port that may have a number: any free one could be that.
+        # The port with a number first: any free port could be the same.
         address = bind(server, host, port, security.credentials() if security else None)
         try:
-            lane = await stack.enter_async_context(
+            data_listener = await stack.enter_async_context(
                 _open_data_listener(host, data_port, limits, security, refusals)
             )
         finally:
-            # Before the lane closes: calls end with their own answers.
+            # Before the data listener closes: calls end with their own answers.
             stack.push_async_callback(server.stop, min(limits.grace, 1.0))
-        leaves = partial(_leaves, coordinator, stop) if returns else bool
+        leaving = partial(_stops_early, coordinator, stop) if returns else bool
         contract = Contract(run_id, layout, dtype, common or SharedSettings(), classes)
-        service = Service(coordinator, sessions, contract, limits, lane, leaves, security, end, refusals)
+        service = Service(
+            coordinator, sessions, contract, limits, data_listener, leaving, security, end, refusals
+        )
         stack.callback(service.dismiss)
         server.add_generic_rpc_handlers((service.handlers(),))
         await server.start()
-        log.info("%s", descriptors.describe_limit(len(sessions.names), lane is not None))
+        log.info("%s", descriptors.describe_limit(len(sessions.names), data_listener is not None))
         ready(address)
-        its_port = int(address.rpartition(":")[2])
+        call_port = int(address.rpartition(":")[2])
         async with (
             touch_heartbeat(heartbeat),
             service.presence.watching(),
             service.revocation.watching(),
-            service.connections.enforce(its_port),
+            service.connections.enforce(call_port),
         ):
             with frozen_garbage_collector():
                 reason = await coordinator.run(stop)
-        if not leaves():
+        if not leaving():
             await service.farewell()
         return reason
 
 
-def _leaves(coordinator: Coordinator, stop: asyncio.Event) -> bool:
+def _stops_early(coordinator: Coordinator, stop: asyncio.Event) -> bool:
     """Whether the server stops before its run is over."""
     return stop.is_set() and coordinator.round < coordinator.rounds
 
@@ -124,16 +136,16 @@ async def _open_data_listener(
     security: Security | None,
     refusals: Refusals,
 ) -> AsyncGenerator[DataListener | None, None]:
-    """Open for as long as the run is served; None where there should or can be none."""
+    """Listen for data connections, unless there is no data port or payloads cannot be encrypted there."""
     lacking = why_unavailable() if security and port is not None else ""
     if lacking:
         log.warning("payloads travel over gRPC, several times slower: %s", lacking)
     if port is None or lacking:
         yield None
         return
-    lane = DataListener(limits.streams, security is not None, refusals.connection)
+    data_listener = DataListener(limits.streams, security is not None, refusals.connection)
     try:
-        lane.listen(bind_sockets(host, port, "server.data_port"))
-        yield lane
+        data_listener.listen(bind_sockets(host, port, "server.data_port"))
+        yield data_listener
     finally:
-        await lane.close()
+        await data_listener.close()
