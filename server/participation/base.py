@@ -17,8 +17,8 @@ from varangian.server.protocol.state import Selection
 from varangian.server.rows.latest_store import LatestPlan
 from varangian.server.rows.source import Pushed, RowSource
 
-MOST_WORKERS_TRIED = 1000
-"""Up to how many workers a remedy is looked for."""
+MAX_WORKERS_TRIED = 1000
+"""The largest number of workers among the remedies."""
 
 
 class Participation(ABC):
@@ -30,11 +30,9 @@ class Participation(ABC):
     """
 
     adaptive_waiting: ClassVar[bool] = True
-    """Whether `server.wait_factor` may close a round before its deadline."""
+    """True if `server.wait_factor` may close a round before its deadline."""
     stands_as_aggregator: ClassVar[bool] = False
-    """Whether it can be written together with its rule, as `aggregator: {name: {rule: ...}}`."""
-
-    # ---- the size of a round
+    """True if it can be written together with its rule, as `aggregator: {name: {rule: ...}}`."""
 
     @abstractmethod
     def round_size(self, n: int, f: int) -> int:
@@ -42,14 +40,14 @@ class Participation(ABC):
 
     @abstractmethod
     def selection(self, n: int, f: int) -> Selection:
-        """Who is invited to a round, and when it is complete: the rules that the protocol goes by."""
+        """The selection of workers that the protocol asks: invitations, and when a round is complete."""
 
     def quorum(self, n: int, f: int) -> int:
-        """What `server.quorum: null` stands for: answers, at least 1, without which no deadline closes."""
+        """The quorum where `server.quorum` is null: answers, at least 1, to close at the deadline with."""
         return max(1, self.round_size(n, f) - f)
 
     def row_counts(self, n: int, f: int, quorum: int) -> tuple[int, ...]:
-        """How many rows the rule can be given, ascending: the fewest first."""
+        """The numbers of rows that the rule can be given, ascending."""
         return tuple(sorted({quorum, self.round_size(n, f)}))
 
     def row_places(
@@ -62,13 +60,11 @@ class Participation(ABC):
         return [*range(len(pushed))]
 
     def lost_quorum(self, workers: tuple[Worker, ...], gone: Set[Worker], quorum: int) -> str:
-        """Why some round can never have its quorum without the workers that are gone; empty if none.
+        """A sentence if some round can never have its quorum without the workers that are gone.
 
         Asked while at least `quorum` of all workers are left.
         """
         return ""
-
-    # ---- what to say of it
 
     def setting(self, field: str = "") -> str:
         """The path of the participation, or of a field of it, in a configuration."""
@@ -76,34 +72,32 @@ class Participation(ABC):
         return join(path, field) if field else path
 
     def problems(self, n: int, f: int, deadline: Seconds) -> Iterator[Problem]:
-        """What is wrong with its fields for so many workers."""
+        """Problems of its fields with so many workers and this deadline, in seconds."""
         return iter(())
 
     def local_problems(self) -> Iterator[Problem]:
-        """What it needs of the machine of the server and does not find there."""
+        """Problems on the machine of the server, as a folder that does not exist."""
         return iter(())
 
     def vector_problems(self, aggregator: Aggregator, wire: Dtype, rows: Dtype) -> Iterator[Problem]:
-        """Why it cannot go with this rule, or with vectors that travel or are kept in these types."""
+        """Problems with this rule, or with the types in which vectors travel and are kept."""
         return iter(())
 
     def guarantee_problem(self, aggregator: Aggregator, n: int, f: int) -> Problem | None:
-        """Why the rule promises nothing, beyond what it asks of the `row_counts`."""
+        """A reason why the rule promises nothing, beyond its condition for the `row_counts`."""
         return None
 
     def remedies(self, n: int) -> Mapping[str, Iterable[int]]:
         """Settings that may give the rule enough rows, by path, with the numbers to try in order."""
-        return {"workers": range(n + 1, MOST_WORKERS_TRIED)}
+        return {"workers": range(n + 1, MAX_WORKERS_TRIED)}
 
     def sentence(self, n: int, f: int, quorum: int) -> str:
-        """Which rows meet the condition of the rule, for `varangian check`."""
+        """The rows that meet the condition of the rule, as `varangian check` says it."""
         fewest = self.row_counts(n, f, quorum)[0]
         return f"{fewest} vectors, the fewest that make a round, of which f = {f} may be Byzantine"
 
-    # ---- what the server keeps
-
     def row_source(self, workers: Sequence[Worker], d: int, warn: Callable[[str], None]) -> RowSource:
-        """From the vectors that are pushed to the rows that the rule is given.
+        """The source of the rows that the rule is given, from the vectors that are pushed.
 
         `warn` takes a sentence when the disk has no more room; it is called from any thread.
 
@@ -113,7 +107,7 @@ class Participation(ABC):
         return Pushed()
 
     def latest_plan(self, n: int, d: int) -> LatestPlan | None:
-        """What the latest vectors of all workers take; None where none are kept."""
+        """Memory or disk for the latest vectors of all workers; None where none are kept."""
         return None
 
     def row_slots(self, n: int, f: int) -> int:
@@ -121,7 +115,7 @@ class Participation(ABC):
         return n
 
     def row_dtype(self, rows: Dtype) -> Dtype:
-        """How vectors are kept until they are used, where `server.rows` says `rows`."""
+        """The type in which vectors are kept until they are used, where `server.rows` is `rows`."""
         return rows
 
     def extra_vectors(self, n: int) -> int:
@@ -130,7 +124,7 @@ class Participation(ABC):
 
     @property
     def pushes_deltas(self) -> bool:
-        """Whether workers send what is new in their vectors instead of the vectors."""
+        """True if workers push the change of their vectors instead of the vectors."""
         return False
 
 

@@ -128,7 +128,7 @@ def aggregator_groups() -> dict[str, str | None]:
 
 
 def aggregator_schema() -> JsonSchema:
-    """What may stand as `aggregator`."""
+    """The schema of the setting `aggregator`."""
     names = written_with_rule()
     rules, joined = names_schema(RULES), _joined_schema()
     mix = {

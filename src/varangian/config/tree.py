@@ -235,7 +235,7 @@ class RunConfig(Section):
 
     @property
     def selection(self) -> Selection:
-        """Who is invited to a round, and when it is complete."""
+        """The selection of workers, as the protocol asks it."""
         return self.participation.selection(self.workers, self.f)
 
     @property

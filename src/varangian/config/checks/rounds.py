@@ -28,7 +28,7 @@ def check_answers(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_participation(config: RunConfig) -> Iterator[Problem]:
-    """What is wrong with the participation for so many workers."""
+    """Problems of the participation with so many workers."""
     yield from config.participation.problems(config.workers, config.f, config.server.deadline)
 
 
@@ -40,7 +40,7 @@ def check_vectors(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_machine(config: RunConfig) -> Iterator[Problem]:
-    """What the participation needs of the machine of the server and does not find there."""
+    """Problems of the participation on the machine of the server."""
     yield from config.participation.local_problems()
 
 
