@@ -132,5 +132,5 @@ def is_patient(
     history: WaitingHistory, round: int, opened_at: float | None, deadline: float, silent: Collection[str]
 ) -> bool:
     """Whether a round waits for everybody up to its deadline; `silent` are those who may still answer."""
-    missed = round == 0 or any(worker in history.missed for worker in silent)
+    missed = round == 0 or not history.missed.keys().isdisjoint(silent)
     return missed and history.may_be_patient(round, opened_at, deadline)

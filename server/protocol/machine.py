@@ -369,6 +369,8 @@ def _start(state: RunState) -> RunState:
 
 
 def _uninvite(state: RunState, worker: Worker) -> RunState:
+    if worker not in state.invited:
+        return state
     return replace(state, invited=without(state.invited, worker), before=without(state.before, worker))
 
 

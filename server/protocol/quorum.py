@@ -6,7 +6,7 @@ which f - 1 are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import NamedTuple, TypeVar
@@ -39,11 +39,7 @@ class Answers(NamedTuple):
     away: tuple[Worker, ...]
     """Who has not answered, and will not: it wants a later round, or has declined this one."""
     absent: tuple[Worker, ...]
-    """Who has not answered, and has no process that is connected.
-
-    Without invitations also whose certificate was revoked in this round, if it has not come back: by
-    invitation it is waited for once it is invited again.
-    """
+    """Who has not answered and is not connected; without invitations also who was withdrawn."""
     slow: tuple[Worker, ...]
     """Who has not answered, and is not waited for since it missed too many rounds in a row."""
     others: tuple[Worker, ...]
@@ -67,27 +63,21 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     members = selection.members(workers, state.round)
     full_size = selection.full_size(len(workers), state.round)
     wanted = selection.needed(workers, state, len(ready_workers(policy, state)))
-    pushed = tuple(w for w in members if w in state.held)
-    faulty = tuple(w for w in members if w in state.faults)
-    silent = tuple(w for w in members if w not in state.held and w not in state.faults)
-    uploading = useful_uploads(policy, state)
+    least = quorum(policy, full_size, wanted)
+    pushed, faulty = _among(members, state.held), _among(members, state.faults)
+    silent = _without(members, state.held.keys() | state.faults.keys())
     answered = len(pushed) + len(faulty)
     expected = set[Worker]() if answered >= wanted else set(selection.expected(workers, state))
-    away = tuple(w for w in silent if w not in uploading and is_away(state, w))
-    # Sets, because each event asks this of all workers: n lookups, and not n squared.
-    aside, unconnected = uploading | set(away), {*state.absent}
-    if not policy.by_invitation:
-        unconnected.update(state.revoked)
-    absent = tuple(w for w in silent if w in unconnected and w not in aside)
-    gone = {*away, *absent}
-    there = tuple(w for w in silent if w not in gone)
+    uploading = useful_uploads(policy, state)
+    away = _among(silent, _away(state) - uploading)
+    # By invitation, a worker that comes back with another certificate is waited for once it is invited.
+    unconnected = state.absent if policy.by_invitation else state.absent | state.revoked.keys()
+    absent = _among(silent, unconnected - uploading - set(away))
+    there = _without(silent, {*away, *absent})
     patient = is_patient(state.history, state.round, state.opened_at, policy.deadline, there)
-    least = quorum(policy, full_size, wanted)
-    slow = () if patient else _slow(policy, state, members, expected.intersection(there))
-    slow = slow if len(slow) <= policy.spare(wanted, least) else ()
-    slow = tuple(w for w in slow if w not in state.held and w not in state.faults)
-    spared = set(slow)
-    others = tuple(w for w in there if w not in spared)
+    often = set[Worker]() if patient else _slow(policy, state, members, expected.intersection(there))
+    slow = _among(silent, often) if len(often) <= policy.spare(wanted, least) else ()
+    others = _without(there, slow)
     if policy.by_invitation:
         full = answered + (len(slow) if selection.fresh_only else 0) >= wanted
     else:
@@ -95,7 +85,7 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     return Answers(
         pushed=pushed,
         faulty=faulty,
-        asked=tuple(w for w in silent if w in expected and not (w in state.declined or w in state.revoked)),
+        asked=_without(_among(silent, expected), state.declined.keys() | state.revoked.keys()),
         away=away,
         absent=absent,
         slow=slow,
@@ -108,16 +98,29 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
 
 
 def _slow(
-    policy: RunPolicy,
-    state: RunState,
-    members: tuple[Worker, ...],
-    expected: set[Worker],
-) -> tuple[Worker, ...]:
+    policy: RunPolicy, state: RunState, members: tuple[Worker, ...], expected: set[Worker]
+) -> set[Worker]:
     """Of those who have answered, or are expected to: who had missed too many rounds before this one."""
     if policy.waiting is None or not state.history.missed:
-        return ()
-    asked = (w for w in members if w in state.held or w in state.faults or w in expected)
-    return tuple(w for w in asked if state.history.is_passed_over(policy.waiting, w))
+        return set()
+    asked = expected | state.held.keys() | state.faults.keys()
+    return {w for w in members if w in asked and state.history.is_passed_over(policy.waiting, w)}
+
+
+def _away(state: RunState) -> set[Worker]:
+    """Who will not answer this round although it is there: it wants a later one, or has declined."""
+    parked = state.parked.items()
+    later = {w for w, round in parked if round > state.round and w not in state.invited}
+    return later | state.declined.keys()
+
+
+# Each event asks these of all workers: n lookups, and no loop where there is nobody to look for.
+def _among(workers: tuple[Worker, ...], chosen: Collection[Worker]) -> tuple[Worker, ...]:
+    return tuple(w for w in workers if w in chosen) if chosen else ()
+
+
+def _without(workers: tuple[Worker, ...], others: Collection[Worker]) -> tuple[Worker, ...]:
+    return tuple(w for w in workers if w not in others) if others else workers
 
 
 def passed_over(policy: RunPolicy, state: RunState) -> frozenset[Worker]:
@@ -281,12 +284,6 @@ def remember(kind: type[RollCall], policy: RunPolicy, state: RunState, answers: 
         answered={*answers.pushed, *answers.faulty, *state.declined},
         missing=set(missing(kind, policy, state, answers)) - state.absent,
     )
-
-
-def is_away(state: RunState, worker: Worker) -> bool:
-    """Whether it will not answer this round, although it is there."""
-    later = worker not in state.invited and state.parked.get(worker, 0) > state.round
-    return later or worker in state.declined
 
 
 def is_young_enough(policy: RunPolicy, state: RunState, round: int) -> bool:
