@@ -1,5 +1,5 @@
-"""Aggregation in parts: by blocks of columns, and of rows of which few change between calls.
+"""Streaming aggregation: block by block of columns, or of rows of which few change between rounds.
 
-For whoever cannot or need not have all n vectors at once. The server's rounds and rows import it; it
-imports the pipeline and the kernels, and no rule.
+For servers that do not keep all n vectors in memory, or need not measure all of them again. The server's
+rounds and rows import it; it imports the pipeline and the kernels, and no rule.
 """

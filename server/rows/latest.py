@@ -106,7 +106,7 @@ class LatestVectors:
         self.latest.restore(state["latest"])
         self._unstored = {worker: row.clone() for worker, row in state["unstored"].items()}
         self._new, self._given = set(state["new"]), state["given"]
-        if self._gram is not None:
+        if self._gram is not None and state["gram"] is not None:
             self._gram.restore(state["gram"])
 
     def close(self) -> None:
