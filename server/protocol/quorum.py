@@ -46,7 +46,7 @@ class Answers(NamedTuple):
     """Who of the members has neither answered nor is away, absent or slow."""
     patient: bool
     """Whether the round waits for everybody up to its deadline."""
-    wanted: int
+    needed: int
     """After how many answers the round is complete."""
     quorum: int
     """The fewest answers with which it closes at its deadline."""
@@ -62,12 +62,12 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     workers, selection = policy.workers, policy.selection
     members = selection.members(workers, state.round)
     full_size = selection.full_size(len(workers), state.round)
-    wanted = selection.needed(workers, state, len(ready_workers(policy, state)))
-    least = quorum(policy, full_size, wanted)
+    needed = selection.needed(workers, state, len(ready_workers(policy, state)))
+    least = quorum(policy, full_size, needed)
     pushed, faulty = _among(members, state.held), _among(members, state.faults)
     silent = _without(members, state.held.keys() | state.faults.keys())
     answered = len(pushed) + len(faulty)
-    expected = set[Worker]() if answered >= wanted else set(selection.expected(workers, state))
+    expected = set[Worker]() if answered >= needed else set(selection.expected(workers, state))
     uploading = useful_uploads(policy, state)
     away = _among(silent, _away(state) - uploading)
     # By invitation, a worker that comes back with another certificate is waited for once it is invited.
@@ -76,10 +76,10 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     there = _without(silent, {*away, *absent})
     patient = is_patient(state.history, state.round, state.opened_at, policy.deadline, there)
     often = set[Worker]() if patient else _slow(policy, state, members, expected.intersection(there))
-    slow = _among(silent, often) if len(often) <= policy.spare(wanted, least) else ()
+    slow = _among(silent, often) if len(often) <= policy.spare(needed, least) else ()
     others = _without(there, slow)
     if policy.by_invitation:
-        full = answered + (len(slow) if selection.fresh_only else 0) >= wanted
+        full = answered + (len(slow) if selection.fresh_only else 0) >= needed
     else:
         full = not others
     return Answers(
@@ -91,7 +91,7 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
         slow=slow,
         others=others,
         patient=patient,
-        wanted=wanted,
+        needed=needed,
         quorum=least,
         full=full,
     )
@@ -211,7 +211,7 @@ def has_enough(policy: RunPolicy, answers: Answers) -> bool:
 
 
 def _enough(policy: RunPolicy, answers: Answers) -> int:
-    return answers.wanted - policy.spare(answers.wanted, answers.quorum)
+    return answers.needed - policy.spare(answers.needed, answers.quorum)
 
 
 def quorum_time(policy: RunPolicy, state: RunState, answers: Answers) -> Seconds:
@@ -313,7 +313,7 @@ def describe(policy: RunPolicy, state: RunState, answers: Answers) -> str:
     """Who has answered so far, as the beginning of a sentence."""
     parts = f"({len(answers.pushed)} pushed, {len(answers.faulty)} faulty)"
     what = "answers are there" if policy.by_invitation else "workers answered"
-    counted = f"{answers.total} of {answers.wanted} {what} {parts}"
+    counted = f"{answers.total} of {answers.needed} {what} {parts}"
     kinds = {"declined": state.declined, "revoked": state.revoked}
     excused = (f", {len(who)} {kind} ({_first(who)})" for kind, who in kinds.items() if who)
     return f"round {state.round}: {counted}{''.join(excused)}"

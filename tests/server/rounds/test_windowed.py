@@ -69,6 +69,7 @@ class Run:
         aggregator = aggregator_from(spec, "aggregator", f=F)
         self.learner = Learner(torch.ones(D), aggregator, Sgd(lr=1.0), rounds=rounds, seed=1)
         self.records: list[RoundRecord] = []
+        self.slots: dict[str, Slot] = {}
         self.stop = asyncio.Event()
         self.thread = Thread()
         self.coordinator = Coordinator(
@@ -96,6 +97,7 @@ class Run:
     async def offer(self, worker: str) -> Slot:
         slot = await self.coordinator.offer(worker, self.coordinator.round, worker.encode())
         assert isinstance(slot, Slot), slot
+        self.slots[worker] = slot
         return slot
 
     async def send(self, slot: Slot, until: int = D, sent: Tensor | None = None) -> object:
@@ -170,9 +172,9 @@ async def test_nobody_runs_ahead_of_the_window(time):
         await run.quiet()
         slot = await run.offer(NAMES[-1])
         await run.quiet()
-        taken = {worker: run.coordinator._slots[worker].columns for worker in HONEST}
+        taken = {worker: run.slots[worker].columns for worker in HONEST}
         assert set(taken.values()) == {BLOCKS * BLOCK}
-        assert not any(run.coordinator._slots[worker].has_room() for worker in HONEST)
+        assert not any(run.slots[worker].has_room() for worker in HONEST)
         assert await run.send(slot) is None
         assert await asyncio.gather(*ahead.values()) == [None] * len(HONEST)
         await run.ended()
@@ -214,7 +216,7 @@ async def test_an_upload_that_is_withdrawn_makes_the_others_push_again(time, sen
     async with Run(time) as run:
         pushes = run.all(HONEST)
         bad = asyncio.create_task(run.send(await run.offer(NAMES[-1]), sent, torch.full((D,), 1e4)))
-        while run.coordinator._slots[NAMES[-1]].columns < min(sent, 4 * BLOCK):
+        while run.slots[NAMES[-1]].columns < min(sent, 4 * BLOCK):
             await asyncio.sleep(0)
         run.coordinator.withdraw(NAMES[-1], "certificate revoked")
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
