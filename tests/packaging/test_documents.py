@@ -224,6 +224,17 @@ def test_every_link_leads_somewhere(pages):
     assert broken == []
 
 
+def test_every_path_that_a_document_names_exists(pages):
+    places = [ROOT, ROOT / "src/varangian", *(ROOT / "src/varangian").iterdir()]
+    named = {
+        f"{page}: {path}": any((place / path).exists() for place in places)
+        for page in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/security/encryption.md")
+        for path in re.findall(r"`([a-z_]+(?:/[a-z_0-9]+)*(?:/|/[a-z_0-9]+\.\w+))`", pages[page])
+    }
+    assert {name for name, exists in named.items() if not exists} == set()
+    assert len(named) > 40
+
+
 def test_every_page_is_in_the_navigation(pages):
     navigation = (ROOT / "mkdocs.yml").read_text()
     listed = set(re.findall(r"[\w/-]+\.md$", navigation, re.MULTILINE))
