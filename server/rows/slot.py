@@ -6,11 +6,12 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import store_numbers
 from varangian.protos.data_channel.transfer import BLOCK
-from varangian.protos.encoding import WIRE, Dtype, encode_vector
+from varangian.protos.encoding import WIRE, Dtype
 from varangian.protos.receiving import PayloadSink
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Worker
@@ -201,7 +202,7 @@ class Slot:
 
     def _bytes_of(self, row: Tensor) -> memoryview:
         if self._row is None or self._row[0] != row.data_ptr():
-            self._row = row.data_ptr(), encode_vector(row, self._dtype)
+            self._row = row.data_ptr(), row.view(torch.uint8).numpy().data
         return self._row[1]
 
 
