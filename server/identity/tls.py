@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 VERSION = "TLSv1.3"
 SOON = 3 * 86400.0
 """Seconds before the end of the server's certificate from which `varangian health` says so."""
+CERTIFICATES = 1024
+"""Certificates whose parsed contents are kept."""
 URI_TAG = 0x86
 """Tag of a URI among alternative names in DER; a length follows, below 128 for ours."""
 
@@ -149,14 +152,7 @@ class Certificates:
 
     def certificate(self, peer: Peer) -> PeerCertificate | None:
         """The certificate of a caller; None where there is none of ours."""
-        found = _holder_of(peer)
-        if found is None:
-            return None
-        holder = f"the {found.role.value} {quote(found.name, 70)}"
-        try:
-            return PeerCertificate(*fingerprint_and_end(next(iter(peer["x509_pem_cert"]))), holder)
-        except ValueError:
-            return None
+        return _read(peer)[1]
 
     def why_invalid(self, certificate: PeerCertificate) -> Refused | None:
         """Why a certificate that was accepted is not valid any more; None while it is."""
@@ -282,13 +278,32 @@ def _configuration(bundle: Bundle) -> grpc.ServerCertificateConfiguration:
 
 def _holder_of(peer: Peer) -> Holder | None:
     """The holder named on a certificate; only URIs count, which gRPC lists apart from other names."""
-    found = parse_holder(_texts(peer, "peer_uri"), _texts(peer, "x509_subject_alternative_name"))
-    certificates = list(peer.get("x509_pem_cert", ()))
+    return _read(peer)[0]
+
+
+def _read(peer: Peer) -> tuple[Holder | None, PeerCertificate | None]:
+    """The holder named on a certificate, and what else is on it."""
+    uris, names = tuple(_texts(peer, "peer_uri")), tuple(_texts(peer, "x509_subject_alternative_name"))
+    return _parse(uris, names, tuple(peer.get("x509_pem_cert", ())))
+
+
+@lru_cache(CERTIFICATES)
+def _parse(
+    uris: tuple[str, ...], names: tuple[str, ...], certificates: tuple[bytes, ...]
+) -> tuple[Holder | None, PeerCertificate | None]:
+    """The same, once for each certificate and not several times for each call; nothing of validity."""
+    found = parse_holder(uris, names)
     if found is None or len(certificates) != 1:
-        return None
+        return None, None
     # gRPC ends a name at its first NUL. The certificate itself has the whole name, after type and length.
     uri = identity_uri(found.cluster, found.role, found.name).encode()
-    return found if bytes((URI_TAG, len(uri))) + uri in der(certificates[0]) else None
+    if bytes((URI_TAG, len(uri))) + uri not in der(certificates[0]):
+        return None, None
+    holder = f"the {found.role.value} {quote(found.name, 70)}"
+    try:
+        return found, PeerCertificate(*fingerprint_and_end(certificates[0]), holder)
+    except ValueError:
+        return found, None
 
 
 def _texts(peer: Peer, key: str) -> list[str]:
