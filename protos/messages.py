@@ -25,7 +25,11 @@ SMALL_MESSAGE = 4 << 10
 ROUND_LIMIT = 1 << 53
 """The largest number of a round."""
 WHOLE_LIMIT = 64 << 10
-"""Bytes of parameters up to which payloads travel in one message with their manifest."""
+"""Bytes of parameters up to which payloads travel in one message with their manifest.
+
+That takes half of the processor time of a data connection, up to 512 KiB and beyond. What limits it are
+slow lines: at 1 kB a second 64 KiB take about as long as a worker waits for any sign of life.
+"""
 MESSAGE_LIMIT = CHUNK_LIMIT + MANIFEST_LIMIT
 """Bytes in any message; the transport refuses larger ones before they are parsed."""
 JOIN_LIMIT = TEXT_LIMIT + MANIFEST_LIMIT
