@@ -44,7 +44,7 @@ class Chunked(Paced):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._connection.lane.at = lambda port: None  # type: ignore[method-assign]
+        self._connection.data_channel.set_port = lambda port: None  # type: ignore[method-assign]
 
 
 KINDS: dict[Way, type[Paced]] = {"lane": Paced, "chunks": Chunked}

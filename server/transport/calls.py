@@ -48,8 +48,7 @@ async def read_request(kind: type[M], call: Call, seconds: float, limit: int = M
     """The message of a call that has only one.
 
     Raises:
-        Refused: when it is not there in time.
-        Refused: when it has more than `limit` bytes, or is another one.
+        Refused: it does not come in time, has more than `limit` bytes, or is another one.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -61,10 +60,10 @@ async def read_request(kind: type[M], call: Call, seconds: float, limit: int = M
 
 @asynccontextmanager
 async def idle_timeout(idle: float) -> AsyncGenerator[IdleTimeout, None]:
-    """For as long as the stream is read or written.
+    """While a stream is read or written.
 
     Raises:
-        Refused: after `idle` seconds in which the other end let us wait.
+        Refused: the other end was idle for so many seconds.
     """
     timer = asyncio.timeout(None)
     try:
@@ -77,8 +76,8 @@ async def idle_timeout(idle: float) -> AsyncGenerator[IdleTimeout, None]:
 
 
 @contextmanager
-def unless_gone() -> Generator[None, None, None]:
-    """For what is sent to the other end: when it has gone, the call is cancelled.
+def cancel_if_gone() -> Generator[None, None, None]:
+    """While something is sent to the other end: cancel the call when that has gone.
 
     gRPC cancels the handler by itself, but a write in progress can fail before it does so, and would be
     taken for an error of ours.
@@ -90,8 +89,8 @@ def unless_gone() -> Generator[None, None, None]:
 
 
 @contextmanager
-def unless_cut() -> Generator[None, None, None]:
-    """For what travels beside gRPC.
+def refuse_if_cut() -> Generator[None, None, None]:
+    """While a payload travels on a data connection.
 
     Raises:
         Refused: the connection has ended before the payload did.

@@ -1,4 +1,4 @@
-"""The model on its way to those who pulled it."""
+"""Downloads: the model to the workers that pulled it, over gRPC or on a data connection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ and the parameters are not in memory a second time."""
 
 
 class Broadcast:
-    """The messages of one snapshot: most are made once, and then shared by the pulls that come by."""
+    """The messages of one snapshot: most are made once and shared by all pulls."""
 
     def __init__(self, contract: Contract, round: int, payload: memoryview, digest: bytes) -> None:
         self.round = round
@@ -48,8 +48,8 @@ class Broadcast:
     def messages(self, chunk_bytes: int = 0) -> Iterator[bytes]:
         """The manifest and the chunks.
 
-        With another size than 0 they begin with it, are made for this pull, and grow on a line that is fast
-        enough: how long it takes until each is asked for is how long the one before it took.
+        With another size than 0 they begin with it, are made for this pull, and grow on a fast connection:
+        the time until the next one is asked for is that which this one took.
         """
         yield self.manifest
         pace, at = ChunkSize(), 0
@@ -80,7 +80,7 @@ class Downloads:
         self._alive = alive
         self._broadcast: Broadcast | None = None
 
-    async def model(self, worker: str, pull: AnsweredPull, chunk_bytes: int, call: Call) -> None:
+    async def send_model(self, worker: str, pull: AnsweredPull, chunk_bytes: int, call: Call) -> None:
         """Send the model of an answered pull, or say midway that there is a newer one to ask for.
 
         Raises:
@@ -93,7 +93,7 @@ class Downloads:
                 self._alive(worker)
                 # A vector for a model that is too old by now would be refused.
                 over = self._pulls.over(worker, round)
-                with calls.unless_gone():
+                with calls.cancel_if_gone():
                     await timer.wait(call.write(AGAIN if over else message))
                 if over:
                     return
@@ -104,8 +104,8 @@ class Downloads:
         pull.delivered = True
         return self._shared(pull.snapshot).whole
 
-    async def beside(self, worker: str, pull: AnsweredPull, ticket: DataTicket, call: Call) -> None:
-        """The same, with the payload on the line whose other end has the ticket.
+    async def send_beside(self, worker: str, pull: AnsweredPull, ticket: DataTicket, call: Call) -> None:
+        """Send the model with its payload on the data connection whose other end has the ticket.
 
         Raises:
             Refused: the other end lets us wait, or hangs up.
@@ -113,30 +113,30 @@ class Downloads:
         snapshot = pull.snapshot
         assert snapshot is not None
         await call.send_initial_metadata(((metadata_keys.READY, ticket.text),))
-        await self.message(self._shared(snapshot).manifest, call)
+        await self.send_message(self._shared(snapshot).manifest, call)
         async with calls.idle_timeout(self._idle) as timer:
-            with calls.unless_cut():
-                line = await timer.wait(ticket.connection())
-                cargo = Transfer(pieces(snapshot.payload))
-                while not cargo.done and not self._pulls.over(worker, snapshot.round):
-                    await timer.wait(line.ready())
-                    await line.send(cargo)
+            with calls.refuse_if_cut():
+                connection = await timer.wait(ticket.connection())
+                transfer = Transfer(pieces(snapshot.payload))
+                while not transfer.done and not self._pulls.over(worker, snapshot.round):
+                    await timer.wait(connection.ready())
+                    await connection.send(transfer)
                     self._alive(worker)
-        if cargo.done:
+        if transfer.done:
             pull.delivered = True
             ticket.complete()
         else:
             # A vector for a model that is too old by now would be refused.
-            await self.message(AGAIN, call)
+            await self.send_message(AGAIN, call)
 
-    async def message(self, message: bytes, call: Call) -> None:
-        """Send this alone."""
+    async def send_message(self, message: bytes, call: Call) -> None:
+        """Send one message."""
         async with calls.idle_timeout(self._idle) as timer:
-            with calls.unless_gone():
+            with calls.cancel_if_gone():
                 await timer.wait(call.write(message))
 
     def _shared(self, snapshot: Snapshot) -> Broadcast:
-        """The newest is kept: it is what most ask for."""
+        """The messages of a snapshot; those of the newest are kept, as most workers ask for it."""
         if self._broadcast is not None and self._broadcast.round == snapshot.round:
             return self._broadcast
         made = Broadcast(self._contract, snapshot.round, snapshot.payload, snapshot.digest)

@@ -58,7 +58,7 @@ class Refusals:
             self.counts[code] += 1
         log.log(self._level(who, code), "refused %s: %s %s", who, code, sentence)
         trailing = ((metadata_keys.CODE, code), (metadata_keys.ROUND, str(round)))
-        with calls.unless_gone():
+        with calls.cancel_if_gone():
             await call.abort(status_of(refused.refusal), sentence, trailing)
 
     def _level(self, who: str, code: str) -> int:

@@ -196,7 +196,7 @@ class Service:
         """The answer to a pull as a stream."""
         with self._without_model(worker, pull) as message:
             if message is not None:
-                await self._downloads.message(message, call)
+                await self._downloads.send_message(message, call)
                 return
         snapshot = pull.snapshot
         assert snapshot is not None
@@ -205,9 +205,9 @@ class Service:
         )
         with self._ticket(transfer, call) as ticket:
             if ticket is None:
-                await self._downloads.model(worker, pull, chunk_bytes, call)
+                await self._downloads.send_model(worker, pull, chunk_bytes, call)
             else:
-                await self._downloads.beside(worker, pull, ticket, call)
+                await self._downloads.send_beside(worker, pull, ticket, call)
         if pull.delivered:
             self._door.calls.give(worker)
 
@@ -281,7 +281,7 @@ class Service:
                 request = await calls.read_request(ps_pb2.AttendRequest, call, self._limits.idle)
             check_run(self._contract.run_id, request.run_id)
             self.presence.look()
-            with calls.unless_gone():
+            with calls.cancel_if_gone():
                 await call.send_initial_metadata(())
             with suppress(TimeoutError):
                 # One that stays for ever would keep its connection for ever.
@@ -378,7 +378,7 @@ class Service:
             transfer = AssociatedData.of("push", first.manifest, slot.worker, slot.size)
             with self._ticket(transfer, call) as ticket:
                 upload = uploads.Upload(slot, call, self._upload_scheduler, self._limits, alive, ticket)
-                slot.digest = await upload.received(slot.digest)
+                slot.digest = await upload.receive(slot.digest)
         except Overtaken as error:
             await self._coordinator.release(slot)
             raise self._refused(error.refusal) from None

@@ -1,7 +1,7 @@
-"""One push on its way from the stream into its slot.
+"""Uploads at the server: the payload of a push, from the call or a data connection into its slot.
 
-Nothing here waits for longer than the other end may be silent, and nothing of a message is kept: it is
-looked at where the transport has put it, and what it carries goes into the slot.
+Every wait for the other end has an idle time-out, and no message is kept: its payload goes into the slot
+from where the transport has put it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LARGE, LARGEST = 2 << 20, CHUNK_LIMIT
 SMALL = 64 << 10
 """Bytes below which a message costs more than it brings."""
 SMALL_PER_SECOND, SMALL_AT_ONCE = 50.0, 64.0
-"""How many of those a stream may bring; who sends more is read later, not refused."""
+"""How many of those a stream may bring; if it brings more, they are read later and not refused."""
 
 
 def message_bytes(payload: int, workers: int) -> int:
@@ -70,12 +70,12 @@ async def put_whole(slot: Slot, payload: bytes, digest: bytes) -> None:
 
 
 class Upload:
-    """The chunks of one push.
+    """The payload of one push.
 
     Args:
-        slot: where they go.
-        call: where they come from.
-        gate: who may receive.
+        slot: where it goes.
+        call: where it comes from, or which it belongs to.
+        scheduler: gives turns to uploads.
         limits: how long to wait.
         alive: called at each message.
         ticket: for a payload that comes beside the call.
@@ -85,7 +85,7 @@ class Upload:
         self,
         slot: Slot,
         call: Call,
-        gate: UploadScheduler,
+        scheduler: UploadScheduler,
         limits: Limits,
         alive: Callable[[], None],
         ticket: DataTicket | None = None,
@@ -93,12 +93,12 @@ class Upload:
         self._slot = slot
         self._ticket = ticket
         self._call = call
-        self._upload_scheduler = gate
+        self._upload_scheduler = scheduler
         self._idle = limits.idle
         self._alive = alive
         self._small = TokenBucket(SMALL_PER_SECOND, SMALL_AT_ONCE)
 
-    async def received(self, digest: bytes) -> bytes:
+    async def receive(self, digest: bytes) -> bytes:
         """Fill the slot; returns the digest of what came.
 
         Args:
@@ -111,17 +111,17 @@ class Upload:
         found = digest
         async with self._upload_scheduler.turn() as turn, calls.idle_timeout(self._idle) as timer:
             ready = self._ticket.text if self._ticket else metadata_keys.CHUNKS
-            with calls.unless_gone():
+            with calls.cancel_if_gone():
                 await self._call.send_initial_metadata(((metadata_keys.READY, ready),))
             if self._ticket:
-                with calls.unless_cut():
-                    await self._beside(self._ticket, turn, timer)
-            while (data := await self._message(turn, timer)) is not None:
+                with calls.refuse_if_cut():
+                    await self._receive_beside(self._ticket, turn, timer)
+            while (data := await self._read_message(turn, timer)) is not None:
                 part = push_payload(data)
                 # Both would live on until the next message is here, and that may be many turns later.
                 del data
                 if isinstance(part, tuple):
-                    await self._chunk(*part, turn)
+                    await self._receive_chunk(*part, turn)
                 elif found:
                     raise Refused(Refusal.MALFORMED, "Found a digest where the push has one already.")
                 else:
@@ -130,41 +130,41 @@ class Upload:
         self._slot.sink.finish(found)
         return found
 
-    async def _message(self, turn: UploadTurn, timer: IdleTimeout) -> bytes | None:
+    async def _read_message(self, turn: UploadTurn, timer: IdleTimeout) -> bytes | None:
         await turn.before_read()
         data = await timer.wait(self._call.read())
         await turn.after_read(0 if data is None else len(data))
         self._alive()
         return data
 
-    async def _chunk(self, offset: int, payload: memoryview, turn: UploadTurn) -> None:
+    async def _receive_chunk(self, offset: int, payload: memoryview, turn: UploadTurn) -> None:
         self._slot.sink.check(offset, payload)
         if not self._slot.has_room(len(payload)):
             turn.release()  # the uploads that it waits for may need one
         await self._slot.put(payload)
-        await self._slowed(len(payload), turn)
+        await self._slow_down(len(payload), turn)
 
-    async def _beside(self, ticket: DataTicket, turn: UploadTurn, timer: IdleTimeout) -> None:
-        """All of the payload, from the line whose other end has the ticket."""
+    async def _receive_beside(self, ticket: DataTicket, turn: UploadTurn, timer: IdleTimeout) -> None:
+        """Receive all of the payload on the data connection whose other end has the ticket."""
         await turn.before_read()
-        line = await timer.wait(ticket.connection())
+        connection = await timer.wait(ticket.connection())
         while not self._slot.full:
             await turn.before_read()
-            await timer.wait(line.ready())
+            await timer.wait(connection.ready())
             if not self._slot.has_room():
                 turn.release()  # the uploads that it waits for may need one
                 await self._slot.wait_for_room()
             await turn.after_read(0)
             self._slot.check()
-            came = await line.receive(min(self._slot.free_bytes, SHARE), self._slot.sink.fill)
+            came = await connection.receive(min(self._slot.free_bytes, SHARE), self._slot.sink.fill)
             await turn.after_read(came)
             self._slot.report_progress()
             self._alive()
-            await self._slowed(came, turn)
+            await self._slow_down(came, turn)
         ticket.complete()
 
-    async def _slowed(self, size: int, turn: UploadTurn) -> None:
-        """Let others go on first when so little has come."""
+    async def _slow_down(self, size: int, turn: UploadTurn) -> None:
+        """Let other uploads go on first when a message was small."""
         if size < SMALL and not self._slot.full and (delay := self._small.take()):
             turn.release()
             await asyncio.sleep(delay)

@@ -388,7 +388,7 @@ async def test_what_is_sealed_is_a_little_more_and_no_one_else_can_read_it(certi
 def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
     """Also of payloads that are sent again, on lines that are cut, changed and opened anew."""
     monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
-    monkeypatch.setattr("varangian.worker.transport.data_channel.ENOUGH", 100)
+    monkeypatch.setattr("varangian.worker.transport.data_channel.MOST_FAILURES", 100)
     used, cipher = [], streaming_aead._cipher
 
     class Recording:

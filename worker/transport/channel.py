@@ -1,4 +1,4 @@
-"""A worker's channel to the server, and the calls on it, in bytes: parsing is ours."""
+"""The gRPC channel of a worker, and its calls in bytes: messages are parsed here, not by gRPC."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Stub:
 
 
 class Connection:
-    """A worker's way to the server. Made anew, it shows its certificate as it is by then.
+    """The connection of a worker to the server, replaced when there is another certificate to show.
 
     gRPC for Python reads the certificate of a client once for each channel. So when there is another one on
-    the disk, the connection is made anew between two calls.
+    the disk, the connection is replaced between two calls.
 
     Args:
         server: `host:port`.
@@ -72,33 +72,33 @@ class Connection:
         self._options = *OPTIONS, *windows(lookahead)
         self._bundle = proof if isinstance(proof, Bundle) else None
         self._watched = None if self._bundle is None else watch_bundle(self._bundle)
-        self.lane = DataChannel(server, sealed=self._bundle is not None)
+        self.data_channel = DataChannel(server, encrypted=self._bundle is not None)
         self._open()
 
     async def close(self) -> None:
-        self.lane.close()
+        self.data_channel.close()
         await self._channel.close()
 
-    async def anew(self) -> None:
-        """Leave this connection, which may be dead or show what is no longer valid, for another one."""
+    async def reconnect(self) -> None:
+        """Replace the connection, which may be dead or show a certificate that is not valid any more."""
         if self._bundle is not None:
-            self._bundle = await asyncio.to_thread(_renewed, self._bundle)
-        await self._again()
+            self._bundle = await asyncio.to_thread(_reload, self._bundle)
+        await self._replace()
 
     async def refresh(self) -> None:
         """Show another certificate from now on if there is one on the disk; looks at most once a second."""
         if self._watched is None:
             return
-        news = self._watched.look()
-        if news is Change.CHANGED and self._watched.value != self._bundle:
+        change = self._watched.look()
+        if change is Change.CHANGED and self._watched.value != self._bundle:
             self._bundle = self._watched.value
             log.info("security: the certificate of %s was renewed", self._bundle.name)
-            await self._again()
-        elif news is Change.FAILED and self._watched.failure is not None:
+            await self._replace()
+        elif change is Change.FAILED and self._watched.failure is not None:
             log.warning("security: the old certificate stays in use: %s", self._watched.failure.error)
 
-    async def renewed(self) -> bool:
-        """Whether there is, or may soon be, another certificate than the one that was refused.
+    async def take_new_certificate(self) -> bool:
+        """Take up another certificate than the one that was refused; whether there is, or may soon be, one.
 
         If there is, it is shown from now on. A bundle that is being replaced cannot be used for a moment.
         """
@@ -113,12 +113,12 @@ class Connection:
         if found == shown:
             return False
         self._bundle = found
-        await self._again()
+        await self._replace()
         return True
 
-    async def _again(self) -> None:
+    async def _replace(self) -> None:
         before = self._channel
-        self.lane.close()
+        self.data_channel.close()
         self._open()
         await before.close()
 
@@ -127,18 +127,18 @@ class Connection:
         self, begin: Callable[..., Any], identity: tuple[tuple[str, str], ...]
     ) -> AsyncGenerator[tuple[Any, LeasedConnection], None]:
         """A call whose payload may travel beside it. It is cancelled if it has not ended by itself."""
-        async with self.lane.use() as use:
-            call = begin(metadata=(*identity, *use.headers))
+        async with self.data_channel.lease() as leased:
+            call = begin(metadata=(*identity, *leased.headers))
             try:
-                yield call, use
+                yield call, leased
             finally:
                 call.cancel()
 
-    async def fault(self, hint: str) -> Diagnosis:
-        """What is wrong below the calls, or else a hint; and what the address stands for."""
+    async def diagnose(self, hint: str) -> Diagnosis:
+        """Diagnose a failed connection: what is wrong, or a hint; and what the address stands for."""
         secure = self._bundle is not None
         found = await asyncio.to_thread(diagnose, self._server, self._bundle)
-        where = await asyncio.to_thread(described, self._server, secure)
+        where = await asyncio.to_thread(describe_server, self._server, secure)
         return replace(found, sentence=f"{found.sentence or hint} {where}".lstrip())
 
     def _open(self) -> None:
@@ -149,8 +149,8 @@ class Connection:
         self.calls = Stub(self._channel)
 
 
-def _renewed(bundle: Bundle) -> Bundle:
-    """As it lies on the disk now; as it was when that cannot be used."""
+def _reload(bundle: Bundle) -> Bundle:
+    """The bundle as it is on the disk now; as it was if that cannot be used."""
     try:
         return Bundle.load(bundle.path, Role.WORKER)
     except BundleError as error:
@@ -158,8 +158,8 @@ def _renewed(bundle: Bundle) -> Bundle:
         return bundle
 
 
-def described(server: str, secure: bool) -> str:
-    """What `host:port` stands for just now, and how it is spoken to. May block for seconds."""
+def describe_server(server: str, secure: bool) -> str:
+    """What `host:port` stands for just now, and whether it is called over TLS. May block for seconds."""
     how = "over TLS" if secure else "in clear text"
     where = split_address(server)
     if where is None:

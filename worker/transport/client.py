@@ -194,7 +194,7 @@ class Client:
                     False, Refusal.RUN.code, "The server has begun another run; pull its parameters."
                 )
             if tries and not outgoing.digest:
-                await asyncio.to_thread(outgoing.look)
+                await asyncio.to_thread(outgoing.compute_digest)
             tries += 1
             receipt = await self._push(round, outgoing)
             return await attempt() if receipt.code == Refusal.REPEATED.code and tries == 1 else receipt
@@ -251,7 +251,7 @@ class Client:
 
     async def _look(self, what: str, waited: float, passing: TransientError) -> None:
         """Say why nothing works, begin with another connection, and go on unless that cannot help."""
-        await self._connection.anew()
+        await self._connection.reconnect()
         why, final = await self._why(passing)
         if final:
             raise ClientError(f"{self._failed(what)}. {why}") from None
@@ -263,7 +263,7 @@ class Client:
         (cause,) = passing.args
         if not isinstance(cause, FailedCall) or cause.code:
             return str(cause), False  # the answer of a server that can be reached
-        found = await self._connection.fault(cause.hint)
+        found = await self._connection.diagnose(cause.hint)
         return f"{cause.words} {found.sentence}", found.final
 
     async def _once(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
@@ -278,7 +278,7 @@ class Client:
             failed = FailedCall(grpc.StatusCode.CANCELLED, "", "the call was cancelled", None)
         except TimeoutError:
             # The next try must not wait behind what is still on its way.
-            await self._connection.anew()
+            await self._connection.reconnect()
             words = f"silence for {self._idle:g} s"
             failed = FailedCall(grpc.StatusCode.DEADLINE_EXCEEDED, "", words, None)
         except grpc.aio.AioRpcError as error:
@@ -293,7 +293,7 @@ class Client:
             self._pace.stalled()
             self._incoming.stalled()
             self._whole_from = self._now() + SLOW_LINE
-        if failed.reaction is Reaction.RENEW and await self._connection.renewed():
+        if failed.reaction is Reaction.RENEW and await self._connection.take_new_certificate():
             raise TransientError(failed)
         if failed.reaction is Reaction.REJOIN and what != "join":
             # The server was started again, with this run or another one.
@@ -322,7 +322,7 @@ class Client:
         self._sends = check_dtype(reply.dtype)
         self._whole = reply.whole
         self._pace.set_limit(reply.chunk_bytes)
-        self._connection.lane.at(reply.data_port)
+        self._connection.data_channel.set_port(reply.data_port)
         if self._contract.run_id not in ("", reply.run_id) or reply.round < self._newest:
             # A server that was started again begins anew, or does the rounds once more that it has lost.
             self._newest, self._again = -1, reply.round - 1
@@ -358,14 +358,14 @@ class Client:
     async def _receive_stream(self, request: bytes) -> tuple[ps_pb2.PullReply, Tensor | None]:
         begin = partial(self._connection.calls.pull, request)
         async with (
-            self._connection.calling(begin, self._identity) as (call, use),
+            self._connection.calling(begin, self._identity) as (call, leased),
             idle_timeout(self._idle) as timer,
         ):
             data = await message(call, timer)
             first = decode_message(ps_pb2.PullReply, data or b"", MANIFEST_LIMIT)
             if data is None or not self._has_model(first):
                 return first, None
-            return first, await self._incoming.received(call, self.name, first.manifest, timer, use)
+            return first, await self._incoming.receive(call, self.name, first.manifest, timer, leased)
 
     async def _receive_whole(self, request: bytes) -> tuple[ps_pb2.PullReply, Tensor | None]:
         try:
@@ -441,8 +441,8 @@ class Client:
         return Receipt(True, round=reply.round)
 
     async def _send(self, manifest: ps_pb2.Manifest, outgoing: Outgoing) -> ps_pb2.PushReply:
-        async with self._connection.calling(self._connection.calls.push, self._identity) as (call, use):
-            return await upload(call, self.name, manifest, outgoing, self._pace, self._idle, use)
+        async with self._connection.calling(self._connection.calls.push, self._identity) as (call, leased):
+            return await upload(call, self.name, manifest, outgoing, self._pace, self._idle, leased)
 
 
 def _name_is_taken(passing: TransientError) -> bool:

@@ -1,6 +1,6 @@
-"""A worker's connections beside gRPC, for payloads, and when to do without.
+"""The data channel of a worker: its connections for payloads, and the fallback to gRPC.
 
-They are never needed: where the port of the server cannot be reached, payloads travel as chunks over gRPC.
+Where the data port of the server cannot be reached, payloads travel as chunks over gRPC.
 """
 
 from __future__ import annotations
@@ -24,63 +24,66 @@ from varangian.protos.metadata_keys import CHUNKS, LANE
 from varangian.protos.network.address import split_address
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.protos.refusals import Blame, Refusal
-from varangian.worker.transport.data_connection import Connected, open_connection
+from varangian.worker.transport.data_connection import OpenConnection, open_connection
 from varangian.worker.transport.errors import FailedCall
 
 log = logging.getLogger(__name__)
 
-KEPT = 2
-"""Unused lines; a server keeps no more either."""
+MOST_UNUSED = 2
+"""Unused connections that are kept; a server keeps no more either."""
 PAUSE = 60.0
-"""Seconds of chunks after which lines are tried again."""
-ENOUGH = 2
-"""Calls in a row whose line failed."""
+"""Seconds of chunks over gRPC after which data connections are tried again."""
+MOST_FAILURES = 2
+"""Calls in a row whose data connection failed, after which there is a pause."""
 GRACE = 1.0
-"""Seconds in which a server that has hung up says why."""
-LOOK = 0.1
-"""Seconds between two looks at what has arrived."""
+"""Seconds for which a server that has hung up is given to say why."""
+POLL = 0.1
+"""Seconds between two looks at how much has arrived."""
 SILENT = "it does not answer"
 PORTS = 65535
 HEX = re.compile("[0-9a-f]+")
 
 Payload: TypeAlias = Callable[[DataConnection], Coroutine[Any, Any, None]]
-"""Shows the ticket on a line, and then moves all bytes."""
+"""Shows the ticket on a connection, and then moves all bytes."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a call was told: the ticket of its payload, and its key if it is to be encrypted."""
+class ShownTicket:
+    """The ticket of a call's payload, and its key if it is to be encrypted."""
 
     ticket: bytes
     key: bytes = field(repr=False)
 
-    async def on(self, line: DataConnection, transfer: AssociatedData) -> None:
-        """Show the ticket; this payload is next."""
-        await line.write(self.ticket)
-        line.begin(self.key, transfer)
+    async def show(self, connection: DataConnection, transfer: AssociatedData) -> None:
+        """Show the ticket on a connection; the payload comes next."""
+        await connection.write(self.ticket)
+        connection.begin(self.key, transfer)
 
 
 class LeasedConnection:
-    """What one call has of the lane: a line, or none."""
+    """The data connection that one call has leased, if there is one."""
 
     def __init__(
-        self, connected: Connected | None, sealed: bool, another: Callable[[], Awaitable[Connected]]
+        self,
+        connected: OpenConnection | None,
+        encrypted: bool,
+        another: Callable[[], Awaitable[OpenConnection]],
     ) -> None:
         self.connected = connected
-        self._size = TICKET + KEY * sealed
+        self._size = TICKET + KEY * encrypted
         self._another = another
-        self.begun = self.complete = False
+        self.started = self.complete = False
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """What the call says about it."""
+        """The header with which the call offers to use it."""
         return () if self.connected is None else ((LANE, "1"),)
 
-    def shown(self, ready: str | bytes | None) -> Shown | None:
-        """What the server has made of it; None when it wants chunks.
+    def parse_ready(self, ready: str | bytes | None) -> ShownTicket | None:
+        """Parse the server's answer to the offer; None when it wants chunks.
 
         Raises:
-            Refused: it wants something else.
+            Refused: it is no answer.
         """
         if ready is None or ready == CHUNKS:
             return None
@@ -89,21 +92,21 @@ class LeasedConnection:
             # Nothing of a key is shown.
             found = f"Found {ready!r:.33} where a ticket of {self._size} bytes should be."
             raise Refused(Refusal.MALFORMED, found)
-        told = bytes.fromhex(ready)
-        return Shown(told[:TICKET], told[TICKET:])
+        secret = bytes.fromhex(ready)
+        return ShownTicket(secret[:TICKET], secret[TICKET:])
 
     async def carry(self, payload: Payload, over: asyncio.Future[bool]) -> bool:
-        """Move a payload; False when the call says that nothing comes of it.
+        """Move a payload; False when the call ends it.
 
         Args:
-            payload: does that.
-            over: done when the call is, and whether that was before its time.
+            payload: shows the ticket and moves the bytes.
+            over: done with the call; true if the payload is of no use any more.
 
         Raises:
-            DataConnectionError: the connection has failed, and the call knows of nothing.
+            DataConnectionError: the connection has failed, and the call has not.
         """
-        self.begun = True
-        moving: asyncio.Future[Any] = asyncio.ensure_future(self._moved(payload))
+        self.started = True
+        moving: asyncio.Future[Any] = asyncio.ensure_future(self._move(payload))
         try:
             await asyncio.wait([moving, over], return_when=asyncio.FIRST_COMPLETED)
             if not moving.done() and not over.result():
@@ -117,102 +120,102 @@ class LeasedConnection:
             self.complete = True
             return True
         finally:
-            await ended(moving)
+            await cancel_and_wait(moving)
 
-    async def sunk(self, over: asyncio.Future[bool], timer: IdleTimeout) -> None:
-        """Return when nothing of the payload is under way any more, the line broke, or the call is done.
+    async def wait_until_arrived(self, over: asyncio.Future[bool], timer: IdleTimeout) -> None:
+        """Wait until all bytes have arrived, the connection broke, or the call is done.
 
-        The system takes megabytes at once, and a slow line may need longer for them than any silence lasts.
+        The system takes megabytes at once, and a slow line may need longer for them than an idle time-out.
         """
         connected = self.connected
         while connected and (left := connected.unsent) and not (over.done() or connected.broken):
-            await timer.wait(_less(connected, left, over))
+            await timer.wait(_wait_for_progress(connected, left, over))
 
-    async def answered(self, over: asyncio.Future[bool], timer: IdleTimeout) -> None:
-        """Return when the call has its answer.
+    async def wait_for_answer(self, over: asyncio.Future[bool], timer: IdleTimeout) -> None:
+        """Wait for the answer of the call.
 
         Raises:
             DataConnectionError: it broke after all was sent, perhaps before it arrived, and nobody says so.
         """
         assert self.connected is not None
-        heard: asyncio.Future[Any] = asyncio.ensure_future(self.connected.line.wait_readable())
+        readable: asyncio.Future[Any] = asyncio.ensure_future(self.connected.data.wait_readable())
         try:
-            await timer.wait(asyncio.wait([heard, over], return_when=asyncio.FIRST_COMPLETED))
+            await timer.wait(asyncio.wait([readable, over], return_when=asyncio.FIRST_COMPLETED))
             if not over.done() and self.connected.broken:
                 await asyncio.wait({over}, timeout=GRACE)
                 if not over.done():
                     raise DataConnectionError("The connection broke before all that was sent had arrived.")
             await timer.wait(asyncio.wait({over}))
         finally:
-            await ended(heard)
+            await cancel_and_wait(readable)
 
-    async def _moved(self, payload: Payload) -> None:
+    async def _move(self, payload: Payload) -> None:
         assert self.connected is not None
         if not self.connected.usable:
-            # The call has waited for long; a server ends lines that nobody uses.
+            # The call has waited for long; a server closes connections that are not used.
             self.connected.close()
             try:
                 self.connected = await self._another()
             except OSError as error:
                 raise DataConnectionError(str(error) or SILENT) from None
-        await payload(self.connected.line)
-        self.connected.served()
+        await payload(self.connected.data)
+        self.connected.end_payload()
 
 
 class DataChannel:
-    """All lines of a worker. One is taken for each call, and kept for the next.
+    """The data connections of a worker: each call leases one, and returns it for the next.
 
     Args:
         server: `host:port` of gRPC; the host is the same.
-        sealed: whether payloads have to be encrypted; so they have where calls go over TLS.
+        encrypted: whether payloads have to be encrypted, as they have where calls go over TLS.
     """
 
-    def __init__(self, server: str, sealed: bool) -> None:
+    def __init__(self, server: str, encrypted: bool) -> None:
         where = split_address(server)
         self._host = where[0] if where else ""
         self._port = 0
-        self._sealed = sealed
-        self._unused: list[Connected] = []
+        self._encrypted = encrypted
+        self._unused: list[OpenConnection] = []
         self._failures = 0
         self._paused = float("-inf")
-        """Until then there are only chunks."""
-        self._told = False
+        """Until then payloads travel as chunks."""
+        self._logged = False
 
-    def at(self, port: int) -> None:
-        """Where the server listens; 0 for nowhere."""
+    def set_port(self, port: int) -> None:
+        """Set the data port of the server; 0 if it has none."""
         if port != self._port:
             self.close()
             self._port = port if self._host and port <= PORTS else 0
-            self._paused, self._told = float("-inf"), False
+            self._paused, self._logged = float("-inf"), False
 
     def close(self) -> None:
-        """Lines in use are closed when their calls end."""
+        """Close unused connections; those in use are closed when their calls end."""
         for connected in self._unused:
             connected.close()
         self._unused = []
 
     @asynccontextmanager
-    async def use(self) -> AsyncGenerator[LeasedConnection, None]:
-        """For one call."""
-        use, kept = LeasedConnection(await self._taken(), self._sealed, self._opened), self._unused
+    async def lease(self) -> AsyncGenerator[LeasedConnection, None]:
+        """Lease a connection for one call."""
+        leased, unused = LeasedConnection(await self._take(), self._encrypted, self._open), self._unused
         try:
-            yield use
-            if use.complete:
-                self._failures, self._told = 0, False
+            yield leased
+            if leased.complete:
+                self._failures, self._logged = 0, False
         except Exception as error:
-            if use.begun and (found := against(error)):
-                use.complete = False
-                self._failed(found)
+            if leased.started and (found := channel_fault(error)):
+                leased.complete = False
+                self._note_failure(found)
             raise
         finally:
-            if use.connected is not None:
-                # All lines may have been left meanwhile.
-                if (use.complete or not use.begun) and kept is self._unused:
-                    self._keep(use.connected)
+            if leased.connected is not None:
+                # The server may have got another port meanwhile.
+                if (leased.complete or not leased.started) and unused is self._unused:
+                    self._keep(leased.connected)
                 else:
-                    use.connected.close()
+                    leased.connected.close()
 
-    async def _taken(self) -> Connected | None:
+    async def _take(self) -> OpenConnection | None:
         for connected in [connected for connected in self._unused if not connected.usable]:
             self._unused.remove(connected)
             connected.close()
@@ -221,44 +224,44 @@ class DataChannel:
         if not self._port or monotonic() < self._paused:
             return None
         with suppress(OSError):
-            return await self._opened()
+            return await self._open()
         return None
 
-    def _keep(self, connected: Connected) -> None:
+    def _keep(self, connected: OpenConnection) -> None:
         self._unused.append(connected)
-        for old in self._unused[:-KEPT]:
+        for old in self._unused[:-MOST_UNUSED]:
             old.close()
-        del self._unused[:-KEPT]
+        del self._unused[:-MOST_UNUSED]
 
-    def _failed(self, found: str) -> None:
+    def _note_failure(self, found: str) -> None:
         self._failures += 1
-        if self._failures == ENOUGH:
+        if self._failures == MOST_FAILURES:
             self._failures = 0
             self._pause(found)
 
     def _pause(self, found: str) -> None:
         self._paused = monotonic() + PAUSE
-        if not self._told:
-            self._told = True
+        if not self._logged:
+            self._logged = True
             log.info("payloads travel over gRPC: data port %d of %s: %s", self._port, self._host, found)
 
-    async def _opened(self) -> Connected:
-        """A new line.
+    async def _open(self) -> OpenConnection:
+        """Open a connection.
 
         Raises:
-            OSError: there is none, nor will it be tried again soon.
+            OSError: that failed, and is not tried again for a while.
         """
         try:
-            if self._sealed and (lacking := why_unavailable()):
+            if self._encrypted and (lacking := why_unavailable()):
                 raise OSError(lacking)
             return await open_connection(self._host, self._port)
         except OSError as error:
-            self._pause(against(error))
+            self._pause(channel_fault(error))
             raise
 
 
-def against(error: Exception) -> str:
-    """What an error says of the lane; nothing where the server, or another worker, is to blame.
+def channel_fault(error: Exception) -> str:
+    """What is wrong with the data channel, by an error of a call; empty if the error is not its fault.
 
     Both connections may break because the payload leaves no room for anything else on their way.
     """
@@ -270,15 +273,15 @@ def against(error: Exception) -> str:
     return failed.sentence or SILENT
 
 
-async def ended(task: asyncio.Future[Any]) -> None:
-    """Wait until it uses nothing any more; what it raised is known or of no interest."""
+async def cancel_and_wait(task: asyncio.Future[Any]) -> None:
+    """Cancel a task and wait for its end; what it raised is known or of no interest."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():
         task.exception()
 
 
-async def _less(connected: Connected, left: int, over: asyncio.Future[bool]) -> None:
-    """Return when some of it has arrived."""
+async def _wait_for_progress(connected: OpenConnection, left: int, over: asyncio.Future[bool]) -> None:
+    """Wait until more has arrived."""
     while connected.unsent >= left and not (over.done() or connected.broken):
-        await asyncio.wait({over}, timeout=LOOK)
+        await asyncio.wait({over}, timeout=POLL)

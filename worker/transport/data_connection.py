@@ -1,4 +1,4 @@
-"""One line of a worker: a connection beside gRPC, opened by this end."""
+"""One data connection of a worker, opened by this end."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from varangian.protos.data_channel.connection import DataConnection
 
 PATIENCE = 2.0
 """Seconds to connect."""
-FRESH, NEW = 5.0, 3.0
-"""Seconds for which an unused line is kept: routers on the way may forget a connection that is silent for
-longer, without telling either end. A server takes less trouble with one that it has seen no ticket on.
+USED, NEW = 5.0, 3.0
+"""Seconds for which a connection is kept unused after a payload, and before the first one: routers may
+forget one that is silent for longer, without telling either end; a server closes those without a ticket
+sooner.
 """
 THREADS = max(2, min(4, os.cpu_count() or 2))
-"""More would stand in each other's way."""
+"""Threads that move payloads; more would compete for the same cores."""
 
 
 class Threads:
-    """Where all lanes of a process move bytes: it may be many workers. Gone when there is no line."""
+    """The threads of all data connections of a process, which may host many workers."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,11 +36,11 @@ class Threads:
         self._pool: ThreadPoolExecutor | None = None
 
     def enter(self) -> Executor:
-        """For one more line."""
+        """Get the threads for one more connection."""
         with self._lock:
             self._users += 1
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(THREADS, "varangian-line")
+                self._pool = ThreadPoolExecutor(THREADS, "varangian-worker-data")
             return self._pool
 
     def leave(self) -> None:
@@ -53,12 +54,12 @@ class Threads:
 THE_THREADS = Threads()
 
 
-class Connected:
-    """An open line, of which its socket can be looked at."""
+class OpenConnection:
+    """An open data connection, and the state of its socket."""
 
     def __init__(self, found: socket.socket) -> None:
         try:
-            self.line = DataConnection(found, THE_THREADS.enter())
+            self.data = DataConnection(found, THE_THREADS.enter())
         except OSError:  # broken already
             THE_THREADS.leave()
             found.close()
@@ -68,8 +69,8 @@ class Connected:
 
     @property
     def usable(self) -> bool:
-        """Used a moment ago, and nothing has come since: neither its end nor what nobody asked for."""
-        if self._socket is None or self.line.closed or monotonic() > self._until:
+        """Whether it was used a moment ago and nothing has arrived since: neither its end nor data."""
+        if self._socket is None or self.data.closed or monotonic() > self._until:
             return False
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
@@ -78,10 +79,10 @@ class Connected:
     @property
     def broken(self) -> bool:
         """Whether it has ended in a way that may have lost what was sent; not if it was closed in order."""
-        if self._socket is None or self.line.closed:
+        if self._socket is None or self.data.closed:
             return True
         try:
-            # Nothing is ever said to who has sent a payload; the end of the connection is nothing as well.
+            # Whoever has sent a payload receives no data; the end of the connection reads as none, too.
             return bool(self._socket.recv(1, socket.MSG_PEEK)) or self.unsent > 0
         except BlockingIOError:
             return False
@@ -90,50 +91,50 @@ class Connected:
 
     @property
     def unsent(self) -> int:
-        """Bytes that were sent and have not arrived, as far as the system says."""
-        if self._socket is None or self.line.closed:
+        """Bytes that were sent and not acknowledged yet, as far as the system says."""
+        if self._socket is None or self.data.closed:
             return 0
         try:
             return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
         except OSError:
             return 0
 
-    def served(self) -> None:
-        """A payload has come through."""
-        self.line.end()
-        self._until = monotonic() + FRESH
+    def end_payload(self) -> None:
+        """Note that a payload has been moved."""
+        self.data.end()
+        self._until = monotonic() + USED
 
     def close(self) -> None:
-        self.line.close()
+        self.data.close()
         if self._socket is not None:
             self._socket = None
             THE_THREADS.leave()
 
 
-async def open_connection(host: str, port: int) -> Connected:
-    """A new line.
+async def open_connection(host: str, port: int) -> OpenConnection:
+    """Open a data connection.
 
     Raises:
-        OSError: there is none.
+        OSError: that failed.
     """
-    return Connected(await _called(host, port))
+    return OpenConnection(await _connect(host, port))
 
 
-async def _called(host: str, port: int) -> socket.socket:
-    """Connected to the first address of a host that answers."""
+async def _connect(host: str, port: int) -> socket.socket:
+    """Connect to the first address of a host that answers."""
     failure: OSError = TimeoutError()
     async with asyncio.timeout(PATIENCE):
         addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         for family, _, _, _, address in addresses:
             try:
                 async with asyncio.timeout(PATIENCE / len(addresses)):
-                    return await _reached(family, address)
+                    return await _connect_to(family, address)
             except OSError as error:
                 failure = error
     raise failure
 
 
-async def _reached(family: int, address: Any) -> socket.socket:
+async def _connect_to(family: int, address: Any) -> socket.socket:
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
         found.setblocking(False)

@@ -1,4 +1,4 @@
-"""The parameters on their way from the server."""
+"""Downloads at a worker: the parameters, from chunks over gRPC or from a data connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from varangian.protos.metadata_keys import READY
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.protos.receiving import PayloadSink
 from varangian.protos.refusals import Refusal
-from varangian.worker.transport.data_channel import LeasedConnection, ended
+from varangian.worker.transport.data_channel import LeasedConnection, cancel_and_wait
 
 
 class Incoming:
@@ -33,30 +33,37 @@ class Incoming:
         self._memory: tuple[Tensor, memoryview] | None = None
         """The parameters, and the same as bytes."""
         self.chunk_bytes = CHUNK_FLOOR
-        """How large the first chunks should be; 0 on a line that has proved fast enough for any."""
+        """How large the first chunks should be; 0 on a connection that has proved fast enough for any."""
 
-    async def received(
-        self, call: Any, worker: str, manifest: ps_pb2.Manifest, timer: IdleTimeout, use: LeasedConnection
+    async def receive(
+        self,
+        call: Any,
+        worker: str,
+        manifest: ps_pb2.Manifest,
+        timer: IdleTimeout,
+        leased: LeasedConnection,
     ) -> Tensor | None:
-        """The payload of a download; None when the server says to ask again.
+        """Receive the payload of a download; None when the server says to ask again.
 
         Raises:
             Refused: when it is not what the manifest said.
             TimeoutError: when it does not come.
             DataConnectionError: the connection failed and the call did not.
         """
-        began, shown, (parameters, landing) = monotonic(), None, self._landing()
-        if use.headers:
-            shown = use.shown((await timer.wait(call.initial_metadata())).get(READY))
+        began, shown, (parameters, download) = monotonic(), None, self._new_download()
+        if leased.headers:
+            shown = leased.parse_ready((await timer.wait(call.initial_metadata())).get(READY))
         if shown is None:
-            came = await landing.chunks(call, timer)
+            came = await download.receive_chunks(call, timer)
         else:
-            transfer = AssociatedData.of("pull", manifest, worker, landing.sink.size)
-            came = await landing.carried(call, partial(shown.on, transfer=transfer), timer, use)
+            transfer = AssociatedData.of("pull", manifest, worker, download.sink.size)
+            came = await download.receive_beside(
+                call, partial(shown.show, transfer=transfer), timer, leased
+            )
         if not came:
             return None
-        landing.sink.finish(manifest.content_digest)
-        self._took(self._numel * 4, monotonic() - began)
+        download.sink.finish(manifest.content_digest)
+        self._set_chunk_size(self._numel * 4, monotonic() - began)
         return parameters
 
     def whole(self, reply: ps_pb2.PullReply) -> Tensor:
@@ -65,36 +72,36 @@ class Incoming:
         Raises:
             Refused: when it is not what the manifest said.
         """
-        parameters, landing = self._landing()
-        landing.sink.add(0, reply.payload)
-        landing.sink.finish(reply.manifest.content_digest)
+        parameters, download = self._new_download()
+        download.sink.add(0, reply.payload)
+        download.sink.finish(reply.manifest.content_digest)
         return parameters
 
     def stalled(self) -> None:
-        """Nothing came in time: ask for small pieces."""
+        """Nothing arrived in time: ask for small chunks."""
         self.chunk_bytes = CHUNK_FLOOR
 
-    def _landing(self) -> tuple[Tensor, Landing]:
+    def _new_download(self) -> tuple[Tensor, Download]:
         if self._memory is None:
             parameters = torch.empty(self._numel, dtype=torch.float32)
             self._memory = parameters, encode_vector(parameters)
         parameters, row = self._memory
-        return parameters, Landing(row)
+        return parameters, Download(row)
 
-    def _took(self, size: int, seconds: float) -> None:
-        """What arrives in a second should be one message, or several."""
+    def _set_chunk_size(self, size: int, seconds: float) -> None:
+        """Set the size of chunks: what arrives in a second should be one message, or several."""
         rate = int(size / max(seconds, 1e-3))
         self.chunk_bytes = 0 if rate >= CHUNK_BYTES else max(CHUNK_FLOOR, rate)
 
 
-class Landing:
-    """Where one payload is put, whichever way it comes. False when the server says to ask again."""
+class Download:
+    """One payload being received, in either way; False when the server says to ask again."""
 
     def __init__(self, row: memoryview) -> None:
         self.sink = PayloadSink(len(row), lambda at: row[at:])
 
-    async def chunks(self, call: Any, timer: IdleTimeout) -> bool:
-        """Over gRPC."""
+    async def receive_chunks(self, call: Any, timer: IdleTimeout) -> bool:
+        """Receive it as chunks over gRPC."""
         while (data := await message(call, timer)) is not None:
             found = decode_chunk(data)
             if found is None:
@@ -105,28 +112,28 @@ class Landing:
             self.sink.add(*found)
         return True
 
-    async def carried(
+    async def receive_beside(
         self,
         call: Any,
         show: Callable[[DataConnection], Awaitable[None]],
         timer: IdleTimeout,
-        use: LeasedConnection,
+        leased: LeasedConnection,
     ) -> bool:
-        """On a line beside the call."""
+        """Receive it on a data connection beside the call."""
 
-        async def carry(line: DataConnection) -> None:
-            await timer.wait(show(line))
+        async def carry(connection: DataConnection) -> None:
+            await timer.wait(show(connection))
             while not self.sink.complete:
-                await timer.wait(line.ready())
-                await line.receive(min(self.sink.size - self.sink.passed, SHARE), self.sink.fill)
+                await timer.wait(connection.ready())
+                await connection.receive(min(self.sink.size - self.sink.passed, SHARE), self.sink.fill)
 
-        again = asyncio.ensure_future(_again(call))
+        again = asyncio.ensure_future(_wait_for_end(call))
         try:
-            return await use.carry(carry, again) and not await timer.wait(again)
+            return await leased.carry(carry, again) and not await timer.wait(again)
         finally:
-            # A thread may still be busy for a moment with a line that was given up.
+            # A thread may still be busy for a moment with a connection that was given up.
             self.sink.close(DataConnectionError("It was given up."))
-            await ended(again)
+            await cancel_and_wait(again)
 
 
 async def message(call: Any, timer: IdleTimeout) -> bytes | None:
@@ -139,8 +146,8 @@ async def _message(call: Any) -> bytes | None:
     return data if isinstance(data, bytes) else None
 
 
-async def _again(call: Any) -> bool:
-    """What a call says whose payload travels beside it: its end, or first that there is a newer one."""
+async def _wait_for_end(call: Any) -> bool:
+    """Wait for the end of a call; True if there is a newer model to ask for."""
     data = await _message(call)
     if data is not None and not decode_message(ps_pb2.PullReply, data, MANIFEST_LIMIT).HasField("again"):
         raise Refused(Refusal.MALFORMED, "Found a message where a download has none.")

@@ -1,4 +1,4 @@
-"""A vector on its way to the server."""
+"""Uploads at a worker: a vector as messages or as bytes, sent over gRPC or on a data connection."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ BLOCK = 1 << 20
 class Outgoing:
     """A vector as the bytes that are sent. It must not change meanwhile.
 
-    It is looked at piece by piece: converted, put into a message and hashed while it is in cache.
+    It is processed piece by piece: converted, put into a message and hashed while it is in cache.
     """
 
     def __init__(self, vector: Tensor, dtype: Dtype) -> None:
         self.dtype: Dtype = dtype
         self.digest = b""
-        """Known once all of it has been looked at."""
+        """Known once all of it was hashed."""
         self._flat = vector.detach().to("cpu", torch.float32).contiguous()
         self._width = WIRE[dtype][1].itemsize
         self._rounded = torch.empty(0, dtype=WIRE[dtype][1])
@@ -63,8 +63,8 @@ class Outgoing:
         store_numbers(encode_vector(numbers), 0, FLOAT32, rounded)
         return encode_vector(rounded, self.dtype)
 
-    def look(self) -> None:
-        """Find the digest without sending anything."""
+    def compute_digest(self) -> None:
+        """Compute the digest without sending anything."""
         hashed = xxhash.xxh3_128()
         for start in range(0, self.size, BLOCK):
             hashed.update(self.piece(start, start + BLOCK))
@@ -113,15 +113,15 @@ async def upload(
     outgoing: Outgoing,
     pace: ChunkSize,
     idle: float,
-    use: LeasedConnection,
+    leased: LeasedConnection,
 ) -> ps_pb2.PushReply:
-    """Say what comes, wait until the server is ready for it, and send it where it wants it.
+    """Send the manifest, wait until the server is ready, and send the payload as it asks.
 
     Raises:
-        TimeoutError: when the server takes nothing for `idle` seconds.
-        AioRpcError: when it refuses.
+        TimeoutError: the server takes nothing for `idle` seconds.
+        AioRpcError: the server refuses.
         DataConnectionError: the connection failed and the call did not.
-        Refused: when the server speaks otherwise.
+        Refused: the server does not keep to the protocol.
     """
     async with idle_timeout(idle) as timer:
         # Writing to a call that the server has ended fails with an error of gRPC's own; what the server
@@ -130,44 +130,46 @@ async def upload(
             await timer.wait(call.write(ps_pb2.PushRequest(manifest=manifest).SerializeToString()))
             ready = (await timer.wait(call.initial_metadata())).get(READY)
             if ready is not None:
-                if (shown := use.shown(ready)) is None:
-                    await _sent(call, outgoing, pace, timer)
+                if (shown := leased.parse_ready(ready)) is None:
+                    await _send_chunks(call, outgoing, pace, timer)
                     await call.done_writing()
                 else:
-                    transfer = AssociatedData.of("push", manifest, worker, outgoing.size)
-                    await _beside(call, outgoing, partial(shown.on, transfer=transfer), timer, use)
+                    described = AssociatedData.of("push", manifest, worker, outgoing.size)
+                    await _send_beside(
+                        call, outgoing, partial(shown.show, transfer=described), timer, leased
+                    )
         return decode_message(ps_pb2.PushReply, await timer.wait(call), MANIFEST_LIMIT)
 
 
-async def _sent(call: Any, outgoing: Outgoing, pace: ChunkSize, timer: IdleTimeout) -> None:
+async def _send_chunks(call: Any, outgoing: Outgoing, pace: ChunkSize, timer: IdleTimeout) -> None:
     for message in outgoing.messages(pace):
         began = monotonic()
         await timer.wait(call.write(message))
         pace.record(len(message), monotonic() - began)
 
 
-async def _beside(
+async def _send_beside(
     call: Any,
     outgoing: Outgoing,
     show: Callable[[DataConnection], Awaitable[None]],
     timer: IdleTimeout,
-    use: LeasedConnection,
+    leased: LeasedConnection,
 ) -> None:
-    """Send all of it beside the call, and say its digest if the manifest has not."""
+    """Send the payload beside the call, and its digest if the manifest had none."""
     promised = bool(outgoing.digest)
 
-    async def carry(line: DataConnection) -> None:
-        await timer.wait(show(line))
-        cargo = Transfer(outgoing.pieces())
-        while not cargo.done:
-            await timer.wait(line.ready())
-            await line.send(cargo)
+    async def carry(connection: DataConnection) -> None:
+        await timer.wait(show(connection))
+        transfer = Transfer(outgoing.pieces())
+        while not transfer.done:
+            await timer.wait(connection.ready())
+            await connection.send(transfer)
 
     over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     call.add_done_callback(lambda _: None if over.done() else over.set_result(True))
-    if await use.carry(carry, over):
+    if await leased.carry(carry, over):
         if not promised:
             await timer.wait(call.write(outgoing.seal()))
         await call.done_writing()
-        await use.sunk(over, timer)
-        await use.answered(over, timer)
+        await leased.wait_until_arrived(over, timer)
+        await leased.wait_for_answer(over, timer)

@@ -33,7 +33,7 @@ from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
 from varangian.protos.messages import CHUNK_FLOOR, PROTOCOL
 from varangian.worker.loop import work
-from varangian.worker.transport.channel import described
+from varangian.worker.transport.channel import describe_server
 from varangian.worker.transport.client import Client, ClientError, Finished, Receipt
 from varangian.worker.transport.retry import Backoff
 
@@ -666,7 +666,7 @@ async def test_an_unreachable_server_is_named_with_what_was_tried():
     ],
 )
 def test_an_address_is_what_it_stands_for(server, said):
-    assert said in described(server, secure=True)
+    assert said in describe_server(server, secure=True)
 
 
 STALE_SESSION = refuse(grpc.StatusCode.FAILED_PRECONDITION, "NOT_JOINED")

@@ -366,7 +366,7 @@ def test_a_port_that_is_closed_is_tried_once_and_then_left_for_a_while(monkeypat
         wharf = Wharf()
         wharf.steps["Push"], wharf.steps["Pull"] = [wharf.counted], [wharf.parameters]
         async with client_at(wharf) as client:
-            client._connection.lane.at(9)
+            client._connection.data_channel.set_port(9)
             tried = []
             monkeypatch.setattr(
                 data_channel,
@@ -433,7 +433,7 @@ async def test_a_line_that_the_server_closes_while_a_pull_waits_is_replaced():
 
 
 def test_a_line_is_not_kept_for_long(monkeypatch):
-    monkeypatch.setattr(data_connection, "FRESH", 0.0)
+    monkeypatch.setattr(data_connection, "USED", 0.0)
 
     @scenario
     async def story():
@@ -501,7 +501,7 @@ async def test_slow_is_not_silent():
 @scenario
 async def test_a_call_that_is_given_up_leaves_no_line_and_no_thread():
     # Those of other tests may be there for as long as the session lasts.
-    others = {thread for thread in threading.enumerate() if thread.name.startswith("varangian-line")}
+    others = {thread for thread in threading.enumerate() if thread.name.startswith("varangian-worker-data")}
     users = data_connection.THE_THREADS._users
     wharf = Wharf(BIG, LARGE)
     begun = asyncio.Event()
@@ -521,7 +521,7 @@ async def test_a_call_that_is_given_up_leaves_no_line_and_no_thread():
         assert len(wharf.berths) == 2
     assert data_connection.THE_THREADS._users == users
     for thread in threading.enumerate():
-        if thread.name.startswith("varangian-line") and not others:
+        if thread.name.startswith("varangian-worker-data") and not others:
             await asyncio.to_thread(thread.join, 10)
             assert not thread.is_alive()
 
@@ -635,7 +635,7 @@ def test_over_tls_payloads_are_sealed(bundles):
                 assert torch.equal((await client.pull(3)).parameters, LARGE)
                 assert (await client.push(4, LARGE)).counted
             assert len(wharf.berths) == 1
-            await client._connection.anew()
+            await client._connection.reconnect()
             assert (await client.push(4, LARGE)).counted
             assert len(wharf.berths) == 2
             assert client.naps == []
@@ -664,9 +664,9 @@ def test_over_tls_a_ticket_without_a_key_is_final_and_nothing_is_sent(bundles):
 def test_no_error_shows_a_key():
     use = data_channel.LeasedConnection(object(), True, None)
     with pytest.raises(Refused) as found:
-        use.shown("f" * 32 + "E" * 64)
+        use.parse_ready("f" * 32 + "E" * 64)
     assert "E" not in str(found.value)
-    assert "b'k" not in repr(use.shown("6b" * 48)).partition("ticket=")[2][20:]
+    assert "b'k" not in repr(use.parse_ready("6b" * 48)).partition("ticket=")[2][20:]
 
 
 def flipped(data):
@@ -701,7 +701,7 @@ def test_a_model_that_was_changed_on_its_way_is_pulled_again(bundles):
 )
 def test_a_model_of_another_transfer_is_not_taken(bundles, said, monkeypatch):
     """Though it has the right key, and is the right model."""
-    monkeypatch.setattr(data_channel, "ENOUGH", 100)
+    monkeypatch.setattr(data_channel, "MOST_FAILURES", 100)
 
     @scenario
     async def story():

@@ -70,10 +70,10 @@ class Counted(DataChannel):
     carried = 0
 
     @asynccontextmanager
-    async def use(self) -> AsyncGenerator[LeasedConnection, None]:
-        async with super().use() as use:
-            yield use
-        self.carried += use.complete
+    async def lease(self) -> AsyncGenerator[LeasedConnection, None]:
+        async with super().lease() as leased:
+            yield leased
+        self.carried += leased.complete
 
 
 class Watched(Client):
@@ -81,10 +81,10 @@ class Watched(Client):
 
     def __init__(self, server: str, name: str, proof: Proof, layout: Layout, **options: Any) -> None:
         super().__init__(server, name, proof, layout, **options)
-        self.lane = self._connection.lane = self.counted(server, sealed=isinstance(proof, Bundle))
+        self.lane = self._connection.data_channel = self.counted(server, isinstance(proof, Bundle))
 
-    def counted(self, server: str, sealed: bool) -> Counted:
-        return Counted(server, sealed)
+    def counted(self, server: str, encrypted: bool) -> Counted:
+        return Counted(server, encrypted)
 
 
 Connect = Callable[[str, str, Proof, Layout], Watched]

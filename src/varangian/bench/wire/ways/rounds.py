@@ -102,8 +102,8 @@ class Paced(ours.Watched):
         push = self._connection.calls.push
         self._connection.calls.push = lambda **given: PacedCall(push(**given), bucket)
 
-    def counted(self, server: str, sealed: bool) -> ours.Counted:
-        return PacedLane(self._bucket, self._size, server, sealed)
+    def counted(self, server: str, encrypted: bool) -> ours.Counted:
+        return PacedLane(self._bucket, self._size, server, encrypted)
 
 
 class PacedCall:
@@ -128,23 +128,23 @@ class PacedCall:
 class PacedLane(ours.Counted):
     """The same beside gRPC."""
 
-    def __init__(self, bucket: Bucket, size: int, server: str, sealed: bool) -> None:
-        super().__init__(server, sealed)
+    def __init__(self, bucket: Bucket, size: int, server: str, encrypted: bool) -> None:
+        super().__init__(server, encrypted)
         self._bucket, self._size = bucket, size
 
     @asynccontextmanager
-    async def use(self) -> AsyncGenerator[LeasedConnection, None]:
-        async with super().use() as use:
-            connected = use.connected
+    async def lease(self) -> AsyncGenerator[LeasedConnection, None]:
+        async with super().lease() as leased:
+            connected = leased.connected
             if connected is None:
-                yield use
+                yield leased
                 return
-            line = connected.line
-            connected.line = PacedLine(line, self._bucket, self._size)  # type: ignore[assignment]
+            connection = connected.data
+            connected.data = PacedLine(connection, self._bucket, self._size)  # type: ignore[assignment]
             try:
-                yield use
+                yield leased
             finally:
-                connected.line = line
+                connected.data = connection
 
 
 class PacedLine:
