@@ -20,6 +20,7 @@ def test_a_worker_keeps_its_row_while_it_is_needed_and_loses_it_when_another_has
     assert storage.lend("c", 0) is Refusal.BUSY
     needed.remove("b")
     assert storage.lend("c", 0) is None
+    needed.add("c")
     assert storage.lend("b", 0) is Refusal.BUSY
     assert {w: row.tolist() for w, row in storage.rows(["a", "c"]).items()} == {"a": [1] * 3, "c": [0] * 3}
 
