@@ -72,11 +72,11 @@ def scaled(row: Tensor, kind: str) -> Tensor:
     return row * factors[kind]
 
 
-def test_a_thousand_updates_leave_what_a_fresh_one_has():
+def test_hundreds_of_updates_leave_what_a_fresh_one_has():
     rng = random.Random(5)
     matrix, r = seeded(N, D), torch.zeros(D)
     kept = UpdatedGram(N)
-    for step in range(1000):
+    for step in range(300):
         for row in rng.sample(range(N), rng.randint(0, 3)):
             kind = rng.choice(["plain"] * 6 + ["huge", "tiny", "zero", "copy"])
             new = matrix[rng.randrange(N)].clone() if kind == "copy" else seeded(D, seed=step)
