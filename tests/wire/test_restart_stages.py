@@ -21,7 +21,6 @@ from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rows.latest import LatestVectors
-from varangian.server.transport import calls
 from varangian.server.transport.service import Service
 from varangian.server.transport.uploads import Upload
 from varangian.worker.loop import work
@@ -34,7 +33,7 @@ HALF = LAYOUT.numel * 2
 
 
 def by_call(_, __, context):
-    return dict(calls.caller(context)[0])[WORKER]
+    return dict(context.invocation_metadata())[WORKER]
 
 
 def by_name(_, worker, *__):
