@@ -485,15 +485,15 @@ async def test_slow_is_not_silent():
         first = await anext(requests)
         async with wharf.line(context) as berth:
             reader, _ = await berth()
-            for _ in range(16):
+            for _ in range(8):
                 await asyncio.sleep(patience(0.13))
-                await reader.readexactly(2 << 20)
+                await reader.readexactly(4 << 20)
         async for _ in requests:
             pass
         return ps_pb2.PushReply(round=first.manifest.round)
 
     wharf.steps["Push"] = [slowly]
-    async with client_at(wharf, idle=patience(1.5)) as client:
+    async with client_at(wharf, idle=patience(1.0)) as client:
         assert (await client.push(4, LARGE)).counted
         assert client.naps == []
 
