@@ -397,4 +397,4 @@ class FedYogi(FedOpt):
     beta2: Fraction = 0.99
 
     def accumulate(self, squares: Tensor, square: Tensor) -> None:
-        squares.addcmul_(square, torch.sign(squares - square), value=self.beta2 - 1)
+        squares.addcmul_(square, (squares - square).sign_(), value=self.beta2 - 1)

@@ -99,6 +99,8 @@ def test_a_run_that_is_resumed_takes_the_same_steps(options):
     through, point = Stepper(optimizer, 50), torch.ones(50)
     for gradient in gradients[:3]:
         point = stepped(through, point, gradient, 0.1)
+    kept = [value for value in through.state().values() if isinstance(value, torch.Tensor) and value.dim()]
+    assert len(kept) <= optimizer.vectors
     resumed, other = Stepper(optimizer, 50), point.clone()
     resumed.restore(through.state())
     for gradient in gradients[3:]:
