@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,13 @@ _RULES: dict[Any, tuple[Any, str]] = {
     Ge(0): (lambda x: 0 <= x < math.inf, "not be negative"),
     Interval(ge=0, lt=1): (lambda x: 0 <= x < 1, "be at least 0 and below 1"),
 }
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    """Check the limits of a field where a program, not a configuration, gives the value."""
+    for mark in getattr(hint, "__metadata__", ()):
+        if isinstance(mark, Gt | Ge | Interval) and not _RULES[mark][0](value):
+            raise ValueError(f"`{name}` should {_RULES[mark][1]}. Found {value}.")
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,12 @@ class Optimizer(ABC):
 
     def __post_init__(self) -> None:
         for setting in fields_of(type(self)):
-            value = getattr(self, setting.name)
-            for mark in getattr(setting.hint, "__metadata__", ()):
-                if isinstance(mark, Gt | Ge | Interval) and not _RULES[mark][0](value):
-                    raise ValueError(f"`{setting.name}` should {_RULES[mark][1]}. Found {value}.")
+            name, value, hint = setting.name, getattr(self, setting.name), setting.hint
+            if typing.get_origin(hint) is tuple:
+                for one, inner in zip(value, typing.get_args(hint), strict=True):
+                    _check(name, one, inner)
+            else:
+                _check(name, value, hint)
 
     def rate(self, round: int, rounds: int) -> float:
         """The learning rate of round 0, 1, ... of a run."""

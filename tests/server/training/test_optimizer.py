@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from varangian.aggregators import AggregationError
 from varangian.config import load
 from varangian.registry import ConfigError
-from varangian.server.training.optimizer import OPTIMIZERS, Bounds, Optimizer, Sgd, Stepper
+from varangian.server.training.optimizer import OPTIMIZERS, Adam, Bounds, Optimizer, Sgd, Stepper
 from varangian.server.training.parameters import norm
 from varangian.server.training.schedules import Cosine, Exponential
 
@@ -201,6 +201,11 @@ def test_impossible_values_are_refused(options, sentence: str):
     with pytest.raises(ValueError, match="should") as error:
         Sgd(**options)
     assert str(error.value) == sentence
+
+
+def test_each_of_several_numbers_is_checked():
+    with pytest.raises(ValueError, match=r"`betas` should be at least 0 and below 1. Found 1.5."):
+        Adam(betas=(0.9, 1.5))
 
 
 @pytest.mark.parametrize(
