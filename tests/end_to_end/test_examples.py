@@ -20,7 +20,7 @@ BRIEF = ["backend=simulate", "rounds=2", "evaluate.every=1", "worker.batch_size=
     ],
 )
 def test_an_example_runs_and_reports_its_metrics(tmp_path, monkeypatch, example, metrics, settings):
-    monkeypatch.chdir(Path(__file__).parents[1] / "examples" / example)
+    monkeypatch.chdir(Path(__file__).parents[2] / "examples" / example)
     monkeypatch.setattr(sys, "path", [*sys.path])
     records = []
     config = load("run.yaml", [*BRIEF, f"output={tmp_path}", *settings])
