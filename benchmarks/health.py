@@ -31,7 +31,7 @@ from tests.hostile.http2 import Line  # noqa: E402
 from tests.hostile.siege import Honest, Siege, Target  # noqa: E402
 
 from varangian.bench.machine import load, machine  # noqa: E402
-from varangian.bench.wire.ways.rounds import Bucket, Paced  # noqa: E402
+from varangian.bench.wire.ways.rounds import PacedClient, RateLimit  # noqa: E402
 from varangian.protos.network.malloc import keep_large_blocks  # noqa: E402
 
 PAUSE = 0.005
@@ -39,7 +39,7 @@ WARM_UP = 2
 Way: TypeAlias = Literal["lane", "chunks"]
 
 
-class Chunked(Paced):
+class Chunked(PacedClient):
     """A worker that never hears of the lane."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -47,7 +47,7 @@ class Chunked(Paced):
         self._connection.data_channel.set_port = lambda port: None  # type: ignore[method-assign]
 
 
-KINDS: dict[Way, type[Paced]] = {"lane": Paced, "chunks": Chunked}
+KINDS: dict[Way, type[PacedClient]] = {"lane": PacedClient, "chunks": Chunked}
 
 
 def arguments() -> argparse.Namespace:
@@ -88,7 +88,7 @@ def of_rule(args: argparse.Namespace, rule: str, way: Way) -> list[dict[str, Any
         options = {"workers": args.n, "quorum": args.n, "rule": rule, "f": 3, "deadline": 600}
         siege = Siege(Path(folder) / "server.log", args.d, idle=10, patience=5, **options)
         stack.enter_context(closing(siege))
-        bucket = Bucket()
+        bucket = RateLimit()
         honest = Honest(siege, names(args.n), vectors(args.n, args.d), kind=partial(KINDS[way], bucket))
         stack.enter_context(closing(honest))
         for _ in range(WARM_UP):
@@ -99,7 +99,7 @@ def of_rule(args: argparse.Namespace, rule: str, way: Way) -> list[dict[str, Any
         ]
 
 
-def measured(siege: Siege, honest: Honest, bucket: Bucket, pace: float, rounds: int) -> dict[str, Any]:
+def measured(siege: Siege, honest: Honest, bucket: RateLimit, pace: float, rounds: int) -> dict[str, Any]:
     bucket.rate = pace * 1e6 or None
     pushes = list[tuple[float, float]]()
     with closing(Asker(siege)) as asker:

@@ -37,7 +37,7 @@ from tests.hostile.http2 import HungUp, Line  # noqa: E402
 from tests.hostile.siege import Honest, Siege, Target  # noqa: E402
 
 from varangian.bench.machine import load, machine  # noqa: E402
-from varangian.bench.wire.ways.rounds import Bucket, Paced  # noqa: E402
+from varangian.bench.wire.ways.rounds import PacedClient, RateLimit  # noqa: E402
 from varangian.protos.network.malloc import keep_large_blocks  # noqa: E402
 
 Attack = Callable[[Target], None]
@@ -162,9 +162,9 @@ def hostile(args: argparse.Namespace, log: Path) -> dict[str, Any]:
         # The last worker is the traitor: rounds close when all others have pushed.
         options = {"workers": args.n + 1, "quorum": args.n, "rule": args.rule, "f": 3, "deadline": 0.01}
         siege = stack.enter_context(closing(Siege(log, args.d, idle=10, patience=5, **options)))
-        bucket = Bucket()
+        bucket = RateLimit()
         bucket.rate = args.pace * 1e6 or None
-        paced = partial(Paced, bucket)
+        paced = partial(PacedClient, bucket)
         honest = Honest(siege, names(args.n), vectors(args.n, args.d), kind=paced)
         stack.enter_context(closing(honest))
         attackers = stack.enter_context(closing(Attackers(siege, f"w{args.n:02d}")))

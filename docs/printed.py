@@ -194,7 +194,7 @@ def names() -> dict[str, str]:
 
 
 def _entry(plural: str, registry: Any, name: str, level: str) -> str:
-    from varangian.cli.commands.list import described
+    from varangian.cli.commands.list import describe_entry
     from varangian.config.schema import field_docs
     from varangian.registry import describe_type
 
@@ -214,7 +214,7 @@ def _entry(plural: str, registry: Any, name: str, level: str) -> str:
             cells = (f"`{field.name}`", values, _default(field), meaning)
             texts.append(f"| {' | '.join(map(_cell, cells))} |")
         texts.append("")
-    lines = list(described(registry, name))
+    lines = list(describe_entry(registry, name))
     if plural in ("aggregators", "mixings") and len(lines) > 2 + len(fields):
         texts.append(f"{lines[-1].strip()}\n")
     texts.append(f"Code: `{_source(cls)}`\n{{ .facts }}\n")

@@ -108,7 +108,7 @@ async def _until_stopped(
         return ending.code
     lost = [member for member, task in zip(members, tasks, strict=True) if task.result() != FINISHED]
     if lost and len(members) > 1:
-        log.error("This process ends with an error: %s ended before the run did.", listed(lost))
+        log.error("This process ends with an error: %s ended before the run did.", format_members(lost))
     return max((task.result() for task in tasks), default=FINISHED)
 
 
@@ -123,10 +123,14 @@ def _say_who_is_left(
         return
     left = [member for member, task in zip(members, tasks, strict=False) if not task.done()]
     if left:
-        log.error("%s has ended for good. This process goes on with %s.", listed([names]), listed(left))
+        log.error(
+            "%s has ended for good. This process goes on with %s.",
+            format_members([names]),
+            format_members(left),
+        )
 
 
-def listed(members: Sequence[Sequence[str]]) -> str:
+def format_members(members: Sequence[Sequence[str]]) -> str:
     """The members as text; one that claims a name is shown with all its candidates."""
     return ", ".join("/".join(names) for names in members)
 

@@ -18,7 +18,7 @@ _GLOBAL = threading.RLock()
 """Held while the global generators are in use: runs in several threads would draw from each other's."""
 
 
-def stream(seed: int, *purpose: str | int) -> int:
+def stream_seed(seed: int, *purpose: str | int) -> int:
     """The 64-bit seed of a purpose; other purposes have unrelated ones."""
     text = json.dumps([seed, *purpose])  # unlike a join, never the same for two purposes
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -26,7 +26,7 @@ def stream(seed: int, *purpose: str | int) -> int:
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A fresh generator on the CPU, whatever device the numbers go to: devices draw differently."""
-    return torch.Generator().manual_seed(stream(seed, *purpose))
+    return torch.Generator().manual_seed(stream_seed(seed, *purpose))
 
 
 @contextmanager
@@ -41,8 +41,8 @@ def _seeded(seed: int, purpose: tuple[str | int, ...], device: torch.device) -> 
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         # torch.manual_seed would queue a call with a traceback for devices not in use, every time.
-        torch.default_generator.manual_seed(stream(seed, *purpose))
+        torch.default_generator.manual_seed(stream_seed(seed, *purpose))
         if device.type == "cuda":
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(stream(seed, *purpose))
+                torch.cuda.manual_seed(stream_seed(seed, *purpose))
         yield

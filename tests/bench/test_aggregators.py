@@ -10,12 +10,12 @@ import torch
 from varangian.aggregators import RULES, Rows, aggregator_from
 from varangian.aggregators.kernels import backend_for
 from varangian.bench.aggregators import measure, peers
-from varangian.bench.aggregators.cases import MIXED, WITH_FIELDS, Input, Pipeline, case_of, most
-from varangian.bench.aggregators.gate import checked, compared, difference
+from varangian.bench.aggregators.cases import MIXED, WITH_FIELDS, Input, Pipeline, case_of, most_byzantine
+from varangian.bench.aggregators.gate import check, compare, difference
 from varangian.bench.aggregators.report import Copy, Line, Report, Size, Timing
 from varangian.bench.aggregators.rich_table import show
 from varangian.bench.aggregators.table import grid, remarks
-from varangian.bench.aggregators.timing import Sample, Taken, interleaved, timing
+from varangian.bench.aggregators.timing import CallTime, Sample, interleave, timing
 
 SMALL = ["--sizes", "7x2000", "--repeats", "1"]
 
@@ -222,13 +222,13 @@ def test_installed_peers_agree(library, n):
         pytest.skip(f"{library}: {said}")
     given = Input.of(n, 300, seed=1)
     for peer in peers.peers(library, n):
-        wanted = aggregator_from(peer.spec, "peer", f=most(n))(given.rows.double()).vector
+        wanted = aggregator_from(peer.spec, "peer", f=most_byzantine(n))(given.rows.double()).vector
         if peer.agrees:
             assert difference(peer.rule(given.rows.clone()), wanted) < peers.TOLERANCE, peer.name
 
 
 def test_f_is_the_most_that_a_rule_stands(monkeypatch):
-    assert case_of("bulyan", 15).f == most(15) == 3
+    assert case_of("bulyan", 15).f == most_byzantine(15) == 3
     reason = "it needs more time than there is"
     of_smea = RULES.entry("smea")[0].requires
     monkeypatch.setattr(
@@ -267,10 +267,10 @@ def test_reads_that_cannot_be_spared(name, passes):
 
 def test_the_gate_compares_lengths_of_differences():
     wanted = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    assert compared(wanted.float(), wanted, 1e-5).reason is None
-    assert compared(wanted + torch.tensor([0.0, 0.5]), wanted, 0.09).error == pytest.approx(0.1)
-    assert compared(wanted * torch.nan, wanted, 1e-5).reason is not None
-    assert "shape" in compared(wanted[:1], wanted, 1e-5).reason
+    assert compare(wanted.float(), wanted, 1e-5).reason is None
+    assert compare(wanted + torch.tensor([0.0, 0.5]), wanted, 0.09).error == pytest.approx(0.1)
+    assert compare(wanted * torch.nan, wanted, 1e-5).reason is not None
+    assert "shape" in compare(wanted[:1], wanted, 1e-5).reason
     assert difference(torch.tensor([0.5]), torch.tensor([0.0])) == 0.5
 
 
@@ -284,13 +284,13 @@ def test_the_gate_asks_the_backend_that_is_timed(monkeypatch):
         return of_class(self, given, backend)
 
     monkeypatch.setattr(Pipeline, "__call__", noted)
-    assert checked(case, Input.of(7, 50, seed=1), "blocked").reason is None
+    assert check(case, Input.of(7, 50, seed=1), "blocked").reason is None
     assert asked == ["blocked", "reference"]
 
 
 def test_every_call_stands_between_two_of_the_measure():
     calls = []
-    timings = interleaved(
+    timings = interleave(
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, lambda: calls.append("m"), 2
     )
     assert "".join(calls) == "mab" + 2 * "mambm"
@@ -299,11 +299,14 @@ def test_every_call_stands_between_two_of_the_measure():
 
 def test_the_slow_are_not_repeated_for_ever(monkeypatch):
     monkeypatch.setattr("varangian.bench.aggregators.timing.PATIENCE", 0.0)
-    assert interleaved({"a": lambda: None}, lambda: None, 3)["a"].repeats == 1
+    assert interleave({"a": lambda: None}, lambda: None, 3)["a"].repeats == 1
 
 
 def test_ratios_are_to_the_two_calls_about():
-    around = [Sample(Taken(1, 2), Taken(6, 6), Taken(3, 2)), Sample(Taken(1, 1), Taken(4, 1), Taken(1, 1))]
+    around = [
+        Sample(CallTime(1, 2), CallTime(6, 6), CallTime(3, 2)),
+        Sample(CallTime(1, 1), CallTime(4, 1), CallTime(1, 1)),
+    ]
     found = timing(around)
     assert (found.wall_ms, found.wall_x_mean, found.cpu_x_mean) == (5000, 3.5, 2)
 

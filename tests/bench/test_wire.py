@@ -67,7 +67,7 @@ def test_every_way_moves_the_right_bytes(name, pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", [(ours.Chunks, ours.Ours), (ours.Pull, ours.PullChunks)])
+@pytest.mark.parametrize("direction", [(ours.Chunks, ours.Push), (ours.Pull, ours.PullChunks)])
 def test_a_payload_that_goes_another_way_is_not_measured(direction):
     serving, connecting = (way() for way in direction)
     server = serving.serve(SMALL)

@@ -19,7 +19,7 @@ from varangian.cli.arguments.main import parse
 from varangian.cli.commands.doctor import _payloads
 from varangian.cli.commands.health import status as asking
 from varangian.cli.commands.server import with_identity
-from varangian.cli.credentials import Choice, check, choice, warn
+from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
 from varangian.cli.main import main
 from varangian.config import loads
 from varangian.config.build import learner
@@ -269,27 +269,27 @@ def test_what_is_typed_counts_before_the_environment(typed, environment, tls, in
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = choice(typed)
+    found = read_choice(typed)
     assert (found.certs is not None, found.insecure) == (tls, insecure)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_this_machine_needs_no_certificates(host):
     assert is_loopback(host)
-    check(Choice(None, insecure=False), host)
+    check(SecurityChoice(None, insecure=False), host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "server", "localhost.example.test"])
 def test_a_network_without_tls_must_be_asked_for(host, tmp_path):
     with pytest.raises(ConfigError, match=r"without TLS whoever sees the traffic.*or add --insecure"):
-        check(Choice(None, insecure=False), host)
-    check(Choice(None, insecure=True), host)
-    check(Choice(tmp_path, insecure=False), host)
+        check(SecurityChoice(None, insecure=False), host)
+    check(SecurityChoice(None, insecure=True), host)
+    check(SecurityChoice(tmp_path, insecure=False), host)
 
 
 @pytest.mark.parametrize(("host", "certs", "said"), [("a.test", 0, 1), ("::1", 0, 0), ("a.test", 1, 0)])
 def test_a_network_without_tls_is_a_warning(host, certs, said, caplog, tmp_path):
-    warn(Choice(tmp_path if certs else None, insecure=not certs), host)
+    warn(SecurityChoice(tmp_path if certs else None, insecure=not certs), host)
     assert len(caplog.messages) == said
     assert all(
         "without TLS tokens and digests protect against accidents only" in m for m in caplog.messages
@@ -317,10 +317,10 @@ SMALL = {"workers": 3, "f": 0, "model": "softmax", "aggregator": {"mix": ["bucke
 
 
 def test_a_server_of_a_cluster_draws_from_a_secret_and_keeps_it():
-    first, second = (with_identity(loads(SMALL), Choice(None, insecure=False)) for _ in range(2))
+    first, second = (with_identity(loads(SMALL), SecurityChoice(None, insecure=False)) for _ in range(2))
     assert first.server.seed != second.server.seed
     assert first.seed == second.seed == 1
-    assert with_identity(first, Choice(None, insecure=False)).server.seed == first.server.seed
+    assert with_identity(first, SecurityChoice(None, insecure=False)).server.seed == first.server.seed
     assert loads(first.resolved()) == first
 
 
@@ -403,7 +403,7 @@ def test_health_tries_again_when_the_server_has_too_much_to_do(monkeypatch, stat
             raise Dropped
         return ps_pb2.StatusReply(round=4)
 
-    monkeypatch.setattr("varangian.cli.commands.health._asked", once)
+    monkeypatch.setattr("varangian.cli.commands.health._ask_once", once)
     monkeypatch.setattr("varangian.cli.commands.health.PAUSE", 0.0)
     if dict(trailing).get(CODE) == "STREAMS":
         with pytest.raises(grpc.RpcError):

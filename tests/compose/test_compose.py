@@ -11,7 +11,7 @@ import pytest
 
 from varangian.cli.arguments.main import parse
 from varangian.cli.commands.provision import provide
-from varangian.cli.credentials import choice
+from varangian.cli.credentials import read_choice
 from varangian.cli.main import CommandError, main
 from varangian.config import load
 from varangian.protos.identity.bundle import Bundle, Role
@@ -88,8 +88,8 @@ def test_tls_is_on_unless_it_is_turned_off(compose, monkeypatch, value, tls):
     args = command(compose, "server")
     for name, text in compose.settings("server", **value).items():
         monkeypatch.setenv(name, text)
-    assert (choice(args).certs is not None) is tls
-    assert choice(args).insecure is not tls
+    assert (read_choice(args).certs is not None) is tls
+    assert read_choice(args).insecure is not tls
 
 
 def provision(compose, **environment):

@@ -6,7 +6,7 @@ from tests.config.kit import accepted, problems
 from varangian.aggregators import NNM, Aggregator, Flag, Krum, Mean, Median
 from varangian.aggregators.graphs import Exponential, RandomRegular, Ring
 from varangian.cli.commands.check import verdict
-from varangian.cli.commands.run import taking_part
+from varangian.cli.commands.run import describe_participation
 from varangian.config import load, loads
 from varangian.config.build import machine
 from varangian.config.tree import json_schema
@@ -400,7 +400,7 @@ def test_everybody_in_step_needs_no_invitations():
     ],
 )
 def test_a_run_says_who_takes_part(overrides, said):
-    assert taking_part(load(None, overrides)) == said
+    assert describe_participation(load(None, overrides)) == said
 
 
 def test_the_folder_for_vectors_is_one_of_the_server(tmp_path):

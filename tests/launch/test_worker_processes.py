@@ -3,14 +3,14 @@ import os
 import pytest
 
 from varangian import run
-from varangian.launch.worker_processes import WorkerProcesses, deal_workers, describe_exit
+from varangian.launch.worker_processes import WorkerProcesses, assign_processes, describe_exit
 
 
 @pytest.fixture
 def dealt_among(small, monkeypatch):
     def deal(cores, *settings):
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
-        return [" ".join(workers) for workers in deal_workers(small(*settings))]
+        return [" ".join(workers) for workers in assign_processes(small(*settings))]
 
     return deal
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from tests.wire.kit import Run, all_worked, scenario
 
-from varangian.cli.commands.doctor import examined
+from varangian.cli.commands.doctor import examine
 from varangian.cli.commands.health import status
 from varangian.protos.network.dial import IGNORED, PROXY
 
@@ -80,10 +80,10 @@ def test_a_proxy_that_was_asked_for_leads_to_a_server_elsewhere(monkeypatch):
 def test_doctor_names_the_variable(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", NOBODY)
     monkeypatch.delenv(PROXY, raising=False)
-    lines = {finding.what: str(finding) for finding in examined("127.0.0.1:9", None, 1)}
+    lines = {finding.what: str(finding) for finding in examine("127.0.0.1:9", None, 1)}
     assert lines["proxy"].startswith(f"NOTE    proxy         HTTPS_PROXY={NOBODY} has no effect")
     monkeypatch.setenv(PROXY, NOBODY)
-    lines = {finding.what: finding for finding in examined("no-such-host.invalid:9", None, 1)}
+    lines = {finding.what: finding for finding in examine("no-such-host.invalid:9", None, 1)}
     assert lines["proxy"].passed
 
 

@@ -23,8 +23,8 @@ from varangian.worker.attacks import (
     SignFlip,
     Subnormal,
     Uniform,
-    corrupted,
-    refusal,
+    corrupt,
+    why_impossible,
     z_max,
 )
 
@@ -172,17 +172,17 @@ def test_alie_never_sends_the_honest_mean(n, f):
 def test_alie_of_one_vector_is_refused_and_never_nan():
     """The attack of some released code takes the deviation of one sample divided by 0, and sends NaN."""
     assert bool(Alie(z=1.5)(ROWS[0], knows(ROWS[:1])).isfinite().all())
-    assert "needs to know 'colluders'" in refusal(Alie(), 15, 3, "own")
-    assert "at least 2 vectors" in refusal(Alie(), 15, 1, "colluders")
-    assert refusal(Alie(), 15, 1, "all") is None
+    assert "needs to know 'colluders'" in why_impossible(Alie(), 15, 3, "own")
+    assert "at least 2 vectors" in why_impossible(Alie(), 15, 1, "colluders")
+    assert why_impossible(Alie(), 15, 1, "all") is None
 
 
 @pytest.mark.parametrize(
     ("n", "f", "possible"), [(15, 3, True), (3, 2, False), (4, 3, False), (15, 8, False), (4, 4, False)]
 )
 def test_alie_without_a_z_max_is_refused(n, f, possible):
-    assert (refusal(Alie(), n, f, "colluders") is None) == possible
-    assert refusal(Alie(z=1.0), n, f, "colluders") is None
+    assert (why_impossible(Alie(), n, f, "colluders") is None) == possible
+    assert why_impossible(Alie(z=1.0), n, f, "colluders") is None
 
 
 def test_ipm():
@@ -209,8 +209,8 @@ def test_mimic_copies_the_worker_furthest_out():
 
 def test_mimic_copies_a_fixed_worker():
     assert torch.equal(Mimic(target=1)(ROWS[0], knows()), ROWS[1])
-    assert "there are 12" in refusal(Mimic(target=12), 15, 3)
-    assert refusal(Mimic(target=11), 15, 3) is None
+    assert "there are 12" in why_impossible(Mimic(target=12), 15, 3)
+    assert why_impossible(Mimic(target=11), 15, 3) is None
 
 
 def test_mimic_of_equal_vectors():
@@ -300,13 +300,13 @@ def test_bad_settings(spec, words):
     ],
 )
 def test_an_attack_that_sees_too_little_is_refused(attack, sight, words):
-    reason = refusal(attack, 15, 3, sight)
+    reason = why_impossible(attack, 15, 3, sight)
     assert reason is None if words is None else words in reason
 
 
 def test_an_attack_on_nobody_is_refused():
-    assert refusal(Ipm(), 3, 3) == "there is no honest worker to look at"
-    assert refusal(Uniform(), 3, 3) is None
+    assert why_impossible(Ipm(), 3, 3) == "there is no honest worker to look at"
+    assert why_impossible(Uniform(), 3, 3) is None
 
 
 def test_corrupted_is_called_like_the_honest_computation():
@@ -319,7 +319,7 @@ def test_corrupted_is_called_like_the_honest_computation():
         calls.append((own, name, round))
         return knows(own[None], round=round)
 
-    sent = corrupted(compute, SignFlip(scale=2), knowledge)("w03", round=1)
+    sent = corrupt(compute, SignFlip(scale=2), knowledge)("w03", round=1)
     assert torch.equal(sent, -2 * ROWS[1])
     assert [(name, round) for _, name, round in calls] == [("w03", 1)]
     assert torch.equal(calls[0][0], ROWS[1])

@@ -18,8 +18,8 @@ from varangian.worker.attacks.base import (
     GradientAttack,
     Knowledge,
     Sight,
-    corrupted,
-    refusal,
+    corrupt,
+    why_impossible,
 )
 from varangian.worker.attacks.coordinate_drop import CoordinateDrop
 from varangian.worker.attacks.extreme_scale import ExtremeScale
@@ -52,7 +52,7 @@ __all__ = [
     "SignFlip",
     "Subnormal",
     "Uniform",
-    "corrupted",
-    "refusal",
+    "corrupt",
+    "why_impossible",
     "z_max",
 ]

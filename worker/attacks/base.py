@@ -78,7 +78,7 @@ Attack: TypeAlias = GradientAttack | DataAttack
 ATTACKS: Registry[Attack] = Registry("attack")
 
 
-def corrupted(
+def corrupt(
     compute: Callable[P, Tensor],
     attack: GradientAttack,
     knows: Callable[Concatenate[Tensor, P], Knowledge],
@@ -109,7 +109,7 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"`{name}` should be a positive, finite number. Found {value}.")
 
 
-def refusal(attack: Attack, n: int, f: int, sight: Sight | None = None) -> str | None:
+def why_impossible(attack: Attack, n: int, f: int, sight: Sight | None = None) -> str | None:
     """Why f of n workers cannot mount an attack with their sight; None if they can.
 
     Args:

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from varangian.plugins import InputError
 from varangian.registry import Registry
-from varangian.worker.data.samples import Samples, count, few, map_tensors, shapes, tensors, usual
+from varangian.worker.data.samples import (
+    Samples,
+    count,
+    format_some,
+    map_tensors,
+    shapes,
+    tensors,
+    to_model_dtype,
+)
 
 IGNORED = -100
 """The label of a place in a sequence or an image that no loss looks at, as torch has it."""
@@ -53,7 +61,7 @@ class Dataset:
         for what in ("_x", "_y"):
             train, test = (shapes(getattr(self, part + what)) for part in ("train", "test"))
             if train != test:
-                found = f"{listed(train)} and {listed(test)}"
+                found = f"{format_shape(train)} and {format_shape(test)}"
                 raise DataError(
                     f"{self.name}: training and test samples should have one shape. Found {found}."
                 )
@@ -71,7 +79,7 @@ class Dataset:
                 )
         counts = {len(tensor) if tensor.dim() else 0 for both in (x, y) for _, tensor in tensors(both)}
         if len(counts) != 1 or 0 in counts:
-            found = f"inputs of shape {whole(x)} and targets of shape {whole(y)}"
+            found = f"inputs of shape {format_whole_shape(x)} and targets of shape {format_whole_shape(y)}"
             raise DataError(f"{here} should have one label each, and be at least one. Found {found}.")
         if self.scale is None and any(tensor.dtype == torch.uint8 for _, tensor in tensors(x)):
             raise DataError(
@@ -117,7 +125,7 @@ class Dataset:
 
     def _prepared(self, x: Tensor) -> Tensor:
         if x.dtype != torch.uint8 or self.scale is None:
-            return usual(x)
+            return to_model_dtype(x)
         per_channel = (-1, *[1] * (x.dim() - 2))
         shift = torch.tensor(self.shift, device=x.device).view(per_channel)
         scale = torch.tensor(self.scale, device=x.device).view(per_channel)
@@ -150,20 +158,20 @@ def check_labels(here: str, y: Samples, classes: int) -> None:
         )
 
 
-def listed(shape: Any) -> str:
+def format_shape(shape: Any) -> str:
     """A shape as torch prints it."""
     if isinstance(shape, dict):
-        return f"{{{', '.join(f'{key}: {listed(one)}' for key, one in shape.items())}}}"
+        return f"{{{', '.join(f'{key}: {format_shape(one)}' for key, one in shape.items())}}}"
     if shape and isinstance(shape[0], tuple):
-        return f"({', '.join(map(listed, shape))})"
+        return f"({', '.join(map(format_shape, shape))})"
     return str(list(shape))
 
 
-def whole(samples: Samples) -> str:
+def format_whole_shape(samples: Samples) -> str:
     """The shape of all samples, for messages."""
     if isinstance(samples, Tensor):
         return str(list(samples.shape))
-    return few([f"{place} {list(tensor.shape)}" for place, tensor in tensors(samples)]) or "nothing"
+    return format_some([f"{place} {list(tensor.shape)}" for place, tensor in tensors(samples)]) or "nothing"
 
 
 class Source(Protocol):

@@ -23,25 +23,25 @@ Rows: TypeAlias = NDArray[np.uint8]
 """(N, 1 + pixels): the label and then the pixels of each sample, the format of the CIFAR-10 binaries."""
 
 
-def cached(name: str, key: str, make: Callable[[], Rows]) -> Rows:
+def load_or_make(name: str, key: str, make: Callable[[], Rows]) -> Rows:
     """What `make` returns, made once for every (name, key).
 
     Files of other keys under the same name are out of date, and are removed.
     """
     try:
-        path = folder() / f"{name}-{key}.npy"
-        found = mapped(path)
-        return made_once(path, name, make) if found is None else found
+        path = cache_folder() / f"{name}-{key}.npy"
+        found = map_file(path)
+        return make_once(path, name, make) if found is None else found
     except OSError:  # no home, read-only, disk full: then every process makes its own
         return make()
 
 
-def folder() -> Path:
+def cache_folder() -> Path:
     """`varangian` in the user's cache, as the XDG base directory specification has it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "varangian"
 
 
-def mapped(path: Path) -> Rows | None:
+def map_file(path: Path) -> Rows | None:
     """The rows in a file, private to this process as soon as it writes; None when there is no such file."""
     try:
         rows: Rows = np.load(path, mmap_mode="c", allow_pickle=False)
@@ -50,10 +50,10 @@ def mapped(path: Path) -> Rows | None:
     return rows if rows.dtype == np.uint8 and rows.ndim == 2 else None
 
 
-def made_once(path: Path, name: str, make: Callable[[], Rows]) -> Rows:
+def make_once(path: Path, name: str, make: Callable[[], Rows]) -> Rows:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(f"{name}.lock")):
-        found = mapped(path)
+    with lock(path.with_name(f"{name}.lock")):
+        found = map_file(path)
         if found is not None:
             return found
         for left in path.parent.glob(f"{name}-*.tmp"):  # by a process that was killed: we hold the lock
@@ -62,14 +62,14 @@ def made_once(path: Path, name: str, make: Callable[[], Rows]) -> Rows:
         for old in path.parent.glob(f"{name}-*.npy"):
             if old != path:
                 old.unlink(missing_ok=True)
-    found = mapped(path)
+    found = map_file(path)
     if found is None:
         raise FileNotFoundError(path)
     return found
 
 
 @contextmanager
-def locked(path: Path) -> Generator[None]:
+def lock(path: Path) -> Generator[None]:
     """Alone among the processes of this machine; the lock goes with the process that holds it."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -90,7 +90,7 @@ def save(path: Path, name: str, rows: Rows) -> None:
             raise
 
 
-def split(rows: Rows, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def split_rows(rows: Rows, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Samples (N, *features), as views of the rows, and labels (N,) int64."""
     x = rows[:, 1:].reshape(len(rows), *features)
     return torch.from_numpy(x), torch.from_numpy(rows[:, 0].astype(np.int64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from varangian.worker.data.base import DATASETS, Dataset, check_limits
-from varangian.worker.data.parquet import Columns, loaded
+from varangian.worker.data.parquet import Columns, load_images
 
 CLASSES = 10
 FEATURES = (3, 32, 32)
@@ -40,6 +40,6 @@ class Cifar10:
 
     def load(self) -> Dataset:
         columns = Columns("cifar10", self.image, self.label, FEATURES, CLASSES)
-        arrays = loaded(self.path, columns, self.train_limit, self.test_limit)
+        arrays = load_images(self.path, columns, self.train_limit, self.test_limit)
         shift, scale = (tuple(255 * value for value in values) for values in (MEAN, STD))
         return Dataset("cifar10", CLASSES, *arrays, shift, scale)

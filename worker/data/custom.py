@@ -49,19 +49,19 @@ class Custom:
             if not isinstance(made, tuple | list) or len(made) != len(PARTS):
                 raise DataError(
                     f"custom: {self.target!r} should return a Dataset, or (train_x, train_y, test_x, "
-                    f"test_y). Found {described(made)}."
+                    f"test_y). Found {describe_value(made)}."
                 )
             train_x, train_y, test_x, test_y = made
-            made = dataset(self.target, train_x, train_y, test_x, test_y, self.uint8)
+            made = dataset_of(self.target, train_x, train_y, test_x, test_y, self.uint8)
         return made if self.classes is None else replace(made, classes=self.classes)
 
 
-def described(made: Any) -> str:
+def describe_value(made: Any) -> str:
     counted = f" of {len(made)}" if isinstance(made, tuple | list) else ""
     return f"{type(made).__name__}{counted}"
 
 
-def dataset(
+def dataset_of(
     name: str, train_x: Any, train_y: Any, test_x: Any, test_y: Any, uint8: Bytes | None = None
 ) -> Dataset:
     """From four arrays, or tuples or mappings of arrays."""
@@ -70,14 +70,16 @@ def dataset(
         with guard(f"custom: {name!r}: reading {part} as tensors", ADVICE, name, DataError):
             found[part] = convert(value)
         if part.endswith("x"):
-            found[part] = map_tensors(found[part], partial(read, f"custom: {name!r}: {part}", uint8))
+            found[part] = map_tensors(
+                found[part], partial(interpret_bytes, f"custom: {name!r}: {part}", uint8)
+            )
     inputs = [tensor for part in ("train_x", "test_x") for _, tensor in tensors(found[part])]
     scaled = any(tensor.dtype == torch.uint8 for tensor in inputs)
     x, y, held_x, held_y = (found[part] for part in PARTS)
     return Dataset(f"custom: {name!r}", None, x, y, held_x, held_y, scale=(255.0,) if scaled else None)
 
 
-def read(here: str, uint8: Bytes | None, x: Tensor) -> Tensor:
+def interpret_bytes(here: str, uint8: Bytes | None, x: Tensor) -> Tensor:
     """What uint8 inputs are meant to be; other inputs stay."""
     if x.dtype != torch.uint8:
         return x

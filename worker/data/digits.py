@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from varangian.worker.data.base import DATASETS, Dataset
-from varangian.worker.data.cache import Rows, cached, split
+from varangian.worker.data.cache import Rows, load_or_make, split_rows
 from varangian.worker.seeds import generator
 
 TEST_SHARE = 0.2
@@ -30,12 +30,12 @@ class Digits:
     """
 
     def load(self) -> Dataset:
-        x, y = split(cached("digits", version("scikit-learn"), rows), (1, 8, 8))
-        test = held_out(y)
+        x, y = split_rows(load_or_make("digits", version("scikit-learn"), read_rows), (1, 8, 8))
+        test = held_out_mask(y)
         return Dataset("digits", 10, x[~test], y[~test], x[test], y[test], scale=(6.0,))
 
 
-def rows() -> Rows:
+def read_rows() -> Rows:
     """Labels and pixels (N, 65), from the file of scikit-learn: its import takes longer than many a run."""
     spec = find_spec("sklearn")
     for place in (spec and spec.submodule_search_locations) or ():
@@ -49,7 +49,7 @@ def rows() -> Rows:
     return np.column_stack([labels, pixels]).astype(np.uint8)
 
 
-def held_out(labels: Tensor) -> Tensor:
+def held_out_mask(labels: Tensor) -> Tensor:
     """A mask that is true for one fifth of each class."""
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():

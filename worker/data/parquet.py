@@ -16,7 +16,7 @@ from torch import Tensor
 
 from varangian.files import user_path
 from varangian.worker.data.base import DATASETS, DataError, Dataset, check_classes, check_limits
-from varangian.worker.data.cache import Rows, cached
+from varangian.worker.data.cache import Rows, load_or_make
 
 IMAGES = ("img", "image", "images")
 LABELS = ("label", "labels", "fine_label")
@@ -82,30 +82,34 @@ class Parquet:
     def __post_init__(self) -> None:
         check_limits(train_limit=self.train_limit, test_limit=self.test_limit)
         check_classes(self.classes)
-        if min(many(self.std)) <= 0:
+        if min(as_tuple(self.std)) <= 0:
             raise ValueError(f"`std` should be above 0. Found {self.std}.")
 
     def load(self) -> Dataset:
         columns = Columns("parquet", self.image, self.label, None, self.classes)
-        train_x, train_y, test_x, test_y = loaded(self.path, columns, self.train_limit, self.test_limit)
+        train_x, train_y, test_x, test_y = load_images(
+            self.path, columns, self.train_limit, self.test_limit
+        )
         for field in ("mean", "std"):
-            if len(many(getattr(self, field))) not in (1, train_x.shape[1]):
-                found = f"Found {len(many(getattr(self, field)))}"
+            if len(as_tuple(getattr(self, field))) not in (1, train_x.shape[1]):
+                found = f"Found {len(as_tuple(getattr(self, field)))}"
                 raise DataError(f"parquet: `{field}` should have {train_x.shape[1]} values. {found}.")
-        shift, scale = (tuple(255 * value for value in many(values)) for values in (self.mean, self.std))
+        shift, scale = (
+            tuple(255 * value for value in as_tuple(values)) for values in (self.mean, self.std)
+        )
         return Dataset("parquet", self.classes, train_x, train_y, test_x, test_y, shift, scale)
 
 
-def many(value: float | tuple[float, ...]) -> tuple[float, ...]:
+def as_tuple(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def loaded(
+def load_images(
     path: str, columns: Columns, train_limit: int | None, test_limit: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (N, channels, height, width) as bytes and labels (N,), for training and held out."""
     files = parquet_files(columns.name, user_path(path).resolve())
-    found = [decoded(part, paths, columns) for part, paths in files.items()]
+    found = [decode_part(part, paths, columns) for part, paths in files.items()]
     (train_x, train_y), (test_x, test_y) = (
         split(rows[:limit]) for rows, limit in zip(found, (train_limit, test_limit), strict=True)
     )
@@ -123,16 +127,16 @@ def parquet_files(name: str, folder: Path) -> dict[str, list[Path]]:
         raise DataError(f"{name}: `path` should be a folder with one data set. Found several: {places}.")
     if not found:
         raise DataError(
-            f"{name}: `path` should be a folder with train-*.parquet and test-*.parquet (or"
-            f" train.parquet, train/*.parquet, and so on). Found {folder}, {content(folder)}. Download the"
-            " data set in its parquet form and point `path` to it."
+            f"{name}: `path` should be a folder with train-*.parquet and test-*.parquet (or train.parquet, "
+            f"train/*.parquet, and so on). Found {folder}, {describe_folder(folder)}. Download the data "
+            "set in its parquet form and point `path` to it."
         )
     for paths in found[0].values():
         check_complete(name, paths)
     return found[0]
 
 
-def content(folder: Path) -> str:
+def describe_folder(folder: Path) -> str:
     """What is in a folder, in short."""
     if not folder.is_dir():
         return "which is a file" if folder.exists() else "which does not exist"
@@ -181,12 +185,12 @@ def check_complete(name: str, paths: Sequence[Path]) -> None:
         )
 
 
-def decoded(part: str, files: Sequence[Path], columns: Columns) -> Rows:
+def decode_part(part: str, files: Sequence[Path], columns: Columns) -> Rows:
     """All samples of some files, from the cache where they have not changed."""
     stamp = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     place = blake2b(repr((str(files[0].parent), columns)).encode(), digest_size=8).hexdigest()
     key = blake2b(repr((HEAD, stamp)).encode(), digest_size=8).hexdigest()
-    return cached(f"{columns.name}-{part}-{place}", key, lambda: rows_of(files, columns))
+    return load_or_make(f"{columns.name}-{part}-{place}", key, lambda: rows_of(files, columns))
 
 
 def rows_of(files: Sequence[Path], columns: Columns) -> Rows:
@@ -205,12 +209,12 @@ def rows_of(files: Sequence[Path], columns: Columns) -> Rows:
 
 
 def samples(file: Path, columns: Columns, shape: Shape | None) -> Iterator[Rows]:
-    parquet, image, label = opened(file, columns)
+    parquet, image, label = open_file(file, columns)
     number = 0
     for batch in parquet.iter_batches(BATCH, columns=[image, label]):
         for row in batch.to_pylist():
             here = f"{columns.name}: row {number} of {file}"
-            found = sample(row[image], row[label], columns.classes, shape, here)
+            found = encode_row(row[image], row[label], columns.classes, shape, here)
             shape = shape or shape_of(found)
             yield found
             number += 1
@@ -218,14 +222,14 @@ def samples(file: Path, columns: Columns, shape: Shape | None) -> Iterator[Rows]
         raise DataError(f"{columns.name}: {file} should have samples. Found none.")
 
 
-def opened(file: Path, columns: Columns) -> tuple[Any, str, str]:
+def open_file(file: Path, columns: Columns) -> tuple[Any, str, str]:
     """A parquet file, and its columns of images and of labels."""
     name = columns.name
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise missing(name, "pyarrow") from error
+        raise missing_package(name, "pyarrow") from error
     try:
         parquet = pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
@@ -246,7 +250,7 @@ def opened(file: Path, columns: Columns) -> tuple[Any, str, str]:
     )
     if image is None or label is None:
         found = ", ".join(f"{field.name}: {field.type}" for field in schema)
-        wanted = [listed(columns.image, IMAGES), listed(columns.label, LABELS)]
+        wanted = [format_columns(columns.image, IMAGES), format_columns(columns.label, LABELS)]
         raise DataError(
             f"{name}: {file} should have the columns {wanted[0]} (images: bytes, or a struct with `bytes`)"
             f" and {wanted[1]} (integers). Found {found}. Name others as data.{name}.image and"
@@ -255,11 +259,11 @@ def opened(file: Path, columns: Columns) -> tuple[Any, str, str]:
     return parquet, image, label
 
 
-def listed(given: str | None, usual: tuple[str, ...]) -> str:
+def format_columns(given: str | None, usual: tuple[str, ...]) -> str:
     return " or ".join(f"`{name}`" for name in (usual if given is None else (given,)))
 
 
-def sample(cell: Any, label: Any, classes: int | None, shape: Shape | None, here: str) -> Rows:
+def encode_row(cell: Any, label: Any, classes: int | None, shape: Shape | None, here: str) -> Rows:
     """A row of the cache: the head, and then the pixels, channel by channel."""
     encoded = (cell or {}).get("bytes") if isinstance(cell, dict | None) else cell
     if label is None or not 0 <= label < (classes or 1 << 31):
@@ -267,18 +271,18 @@ def sample(cell: Any, label: Any, classes: int | None, shape: Shape | None, here
         raise DataError(f"{here} should have a label from {bound}. Found {label}.")
     if not encoded:
         raise DataError(f"{here} should hold an image. Found nothing.")
-    image = pixels(encoded, shape, here)
+    image = decode_image(encoded, shape, here)
     head = np.array([label], "<u4").tobytes() + bytes([image.shape[0]])
     head += np.array(image.shape[1:], "<u2").tobytes()
     return np.concatenate([np.frombuffer(head, np.uint8), image.ravel()])
 
 
-def pixels(encoded: bytes, shape: Shape | None, here: str) -> Rows:
+def decode_image(encoded: bytes, shape: Shape | None, here: str) -> Rows:
     """(channels, height, width) from the bytes of a PNG or JPEG file."""
     try:
         from PIL import Image
     except ImportError as error:
-        raise missing(here.partition(":")[0], "pillow") from error
+        raise missing_package(here.partition(":")[0], "pillow") from error
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             width, height = image.size
@@ -313,5 +317,5 @@ def split(rows: Rows) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x), torch.from_numpy(labels)
 
 
-def missing(name: str, package: str) -> DataError:
+def missing_package(name: str, package: str) -> DataError:
     return DataError(f"{name} needs the package {package}. Install it: pip install 'varangian[cifar10]'.")

@@ -17,7 +17,7 @@ from torch import Tensor
 from varangian.plugins import InputError
 from varangian.registry import Registry
 from varangian.worker.data.base import Dataset
-from varangian.worker.seeds import generator, stream
+from varangian.worker.seeds import generator, stream_seed
 
 
 class PartitionError(InputError):
@@ -100,9 +100,11 @@ class Dirichlet:
         for label in labels.unique().tolist():
             members = (labels == label).nonzero().flatten()
             order = torch.randperm(len(members), generator=generator(seed, "partition", label))
-            owner[members[order]] = self._owners(len(members), workers, stream(seed, "proportions", label))
+            owner[members[order]] = self._owners(
+                len(members), workers, stream_seed(seed, "proportions", label)
+            )
         shards = [(owner == worker).nonzero().flatten() for worker in range(workers)]
-        return sort_ascending(without_empty(shards))
+        return sort_ascending(fill_empty(shards))
 
     def _owners(self, count: int, workers: int, seed: int) -> Tensor:
         """A worker for each of `count` samples, ascending."""
@@ -204,7 +206,7 @@ def sort_ascending(shards: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
     return [shard.sort().values for shard in shards]
 
 
-def without_empty(shards: list[Tensor]) -> list[Tensor]:
+def fill_empty(shards: list[Tensor]) -> list[Tensor]:
     """Move single samples from the largest shards until none is empty."""
     shards = [*shards]
     for worker, shard in enumerate(shards):

@@ -40,7 +40,7 @@ def count(samples: Samples) -> int:
     return min((len(tensor) if tensor.dim() else 0 for _, tensor in tensors(samples)), default=0)
 
 
-def few(texts: list[str]) -> str:
+def format_some(texts: list[str]) -> str:
     """Some of a list, for messages."""
     more = f", and {len(texts) - FEW} more" if len(texts) > FEW else ""
     return ", ".join(texts[:FEW]) + more
@@ -61,13 +61,13 @@ def convert(value: Any) -> Samples:
     Double precision becomes single, and short integers become long ones; everything else stays.
     """
     if isinstance(value, Mapping):
-        return {str(key): one(item) for key, item in value.items()}
+        return {str(key): to_tensor(item) for key, item in value.items()}
     if isinstance(value, tuple) and any(hasattr(item, "__len__") for item in value):
-        return tuple(map(one, value))
-    return one(value)
+        return tuple(map(to_tensor, value))
+    return to_tensor(value)
 
 
-def one(value: Any) -> Tensor:
+def to_tensor(value: Any) -> Tensor:
     if not isinstance(value, Tensor | list | tuple) and not hasattr(value, "__array__"):
         # Not tried: what only looks like a list, as a Dataset of torch, may go on for ever.
         raise TypeError(f"it is of type {type(value).__name__}")
@@ -82,10 +82,10 @@ def one(value: Any) -> Tensor:
     if isinstance(value, list | tuple) and value and all(isinstance(item, Tensor) for item in value):
         value = torch.stack([*value])
     tensor = torch.as_tensor(value).detach().cpu()
-    return usual(tensor)
+    return to_model_dtype(tensor)
 
 
-def usual(tensor: Tensor) -> Tensor:
+def to_model_dtype(tensor: Tensor) -> Tensor:
     """Double precision as single, short integers as long ones."""
     if tensor.dtype in (torch.float64, torch.float16, torch.bfloat16):
         return tensor.float()

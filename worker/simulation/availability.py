@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from varangian.registry import Registry
-from varangian.worker.seeds import stream
+from varangian.worker.seeds import stream_seed
 
 
 class Place(NamedTuple):
@@ -25,7 +25,7 @@ class Place(NamedTuple):
     def uniform(self, *purpose: str | int) -> float:
         """A number above 0 and below 1 that only this worker has for this purpose."""
         # 52 bits and a half are exact; of more the largest would be rounded to 1.
-        return ((stream(self.seed, *purpose, self.worker) >> 12) + 0.5) / 2**52
+        return ((stream_seed(self.seed, *purpose, self.worker) >> 12) + 0.5) / 2**52
 
 
 @runtime_checkable

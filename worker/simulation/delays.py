@@ -52,7 +52,7 @@ class Constant:
         check_workers(self.workers)
 
     def seconds(self, place: Place, round: int) -> float:
-        return (self.factor - 1) * self.step if chosen(self.workers, place) else 0.0
+        return (self.factor - 1) * self.step if is_chosen(self.workers, place) else 0.0
 
 
 @DELAYS.register("steps")
@@ -73,7 +73,7 @@ class Steps:
         check_workers(self.workers)
 
     def seconds(self, place: Place, round: int) -> float:
-        return self.factor * self.step if chosen(self.workers, place) else self.step
+        return self.factor * self.step if is_chosen(self.workers, place) else self.step
 
 
 @DELAYS.register("lognormal")
@@ -98,7 +98,7 @@ class Lognormal:
         check_workers(self.workers)
 
     def seconds(self, place: Place, round: int) -> float:
-        if not chosen(self.workers, place):
+        if not is_chosen(self.workers, place):
             return 0.0
         exponent = self.sigma * NormalDist().inv_cdf(place.uniform("delay", round))
         # Beyond this an exponential is no float.
@@ -127,13 +127,13 @@ class Pareto:
         check_workers(self.workers)
 
     def seconds(self, place: Place, round: int) -> float:
-        if not chosen(self.workers, place):
+        if not is_chosen(self.workers, place):
             return 0.0
         exponent = -math.log(place.uniform("delay", round)) / self.alpha
         return min(self.least * math.exp(min(exponent, 700.0)), self.most)
 
 
-def chosen(workers: tuple[int, ...], place: Place) -> bool:
+def is_chosen(workers: tuple[int, ...], place: Place) -> bool:
     return not workers or place.worker in workers
 
 

@@ -22,20 +22,20 @@ from varangian.worker.attacks import (
     DataAttack,
     GradientAttack,
     Knowledge,
-    corrupted,
+    corrupt,
 )
 from varangian.worker.data.partition import batch_indices, deal_samples
-from varangian.worker.seeds import generator, stream
-from varangian.worker.training.device import device_of
+from varangian.worker.seeds import generator, stream_seed
+from varangian.worker.training.device import find_device
 from varangian.worker.training.error_feedback import DeltaEncoder
 from varangian.worker.training.fingerprint import shared_settings
 from varangian.worker.training.flat import check_finite, flatten
-from varangian.worker.training.losses import fitted
+from varangian.worker.training.losses import fit_dataset
 from varangian.worker.training.losses import name_of as name_of_loss
-from varangian.worker.training.metrics import chosen
+from varangian.worker.training.metrics import choose_metrics
 from varangian.worker.training.momentum import Momentum
 from varangian.worker.training.task import Task
-from varangian.worker.training.trainer import Goal, Trainer, built
+from varangian.worker.training.trainer import Goal, Trainer, build_model
 from varangian.worker.transport.results import Declined
 
 Compute: TypeAlias = Callable[[str, int, Tensor], Tensor]
@@ -55,9 +55,9 @@ class WorkerCompute:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        device = device_of(task.device)
-        self.dataset = fitted(task.data.load(), task.loss, task.classes)
-        metrics = chosen(task.metrics, name_of_loss(task.loss), self.dataset.classes)
+        device = find_device(task.device)
+        self.dataset = fit_dataset(task.data.load(), task.loss, task.classes)
+        metrics = choose_metrics(task.metrics, name_of_loss(task.loss), self.dataset.classes)
         if task.byzantine and isinstance(task.attack, DataAttack) and self.dataset.classes is None:
             raise InputError(
                 f"`byzantine.attack` {task.attack} needs class labels, and with `loss` "
@@ -87,7 +87,7 @@ class WorkerCompute:
 
     def initial(self) -> Tensor:
         """The parameters that a run starts from, (d,) on the CPU: a function of the seed."""
-        return flatten(built(self.task.model, self.dataset, self.task.seed))
+        return flatten(build_model(self.task.model, self.dataset, self.task.seed))
 
     def contribution(self, name: str, round: int, parameters: Tensor) -> Tensor:
         """Compute what a worker sends in a round, honest or not: (d,) float32 on the CPU, a copy.
@@ -189,7 +189,7 @@ class WorkerCompute:
     def _sender(self, name: str) -> Compute:
         attack = self.task.attack if name in self.task.byzantine else None
         if isinstance(attack, GradientAttack):
-            return corrupted(self._honest, attack, self._knowledge)
+            return corrupt(self._honest, attack, self._knowledge)
         return partial(self._with_momentum, attack)
 
     def _honest(self, name: str, round: int, parameters: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class WorkerCompute:
     ) -> Tensor:
         """The gradient of one local step; each has batches and random numbers of its own."""
         seed, purpose = self.task.seed, (name, round, step) if step else (name, round)
-        batches = stream(seed, "step", step) if step else seed
+        batches = stream_seed(seed, "step", step) if step else seed
         indices = batch_indices(self._shards[name], self.task.batch_size, batches, name, round)
         x, y = self._trainer.batch(indices)
         if poison is not None:

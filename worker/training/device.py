@@ -7,7 +7,7 @@ import torch
 from varangian.plugins import InputError, describe_error
 
 
-def device_of(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """A device that can compute here.
 
     Raises:

@@ -38,13 +38,13 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
     Data is compared where samples are dealt out; where every worker draws from all it has, data that
     differs is worth a warning; where it is private, nothing is compared.
     """
-    partition = name_in(PARTITIONS, task.partition)
+    partition = registered_name(PARTITIONS, task.partition)
     entries = {
         "workers": str(len(task.workers)),
-        "loss": written(LOSSES, task.loss),
-        "model": written(MODELS, task.model),
+        "loss": describe_entry(LOSSES, task.loss),
+        "model": describe_entry(MODELS, task.model),
         "classes": str(dataset.classes or "none"),
-        "partition": written(PARTITIONS, task.partition),
+        "partition": describe_entry(PARTITIONS, task.partition),
         "worker.momentum": f"{task.momentum:g}",
         "worker.local_steps": str(task.local_steps),
         "participation": "deltas" if task.deltas else "vectors",
@@ -69,7 +69,7 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
     """How many training samples there are, all integers of them exactly, and some numbers of the others."""
     entries = {"data: training samples": str(dataset.size)}
     for part, samples in (("inputs", dataset.train_x), ("targets", dataset.train_y)):
-        entries |= dict(of_samples(f"data: {part}", samples))
+        entries |= dict(fingerprint_samples(f"data: {part}", samples))
     return entries
 
 
@@ -77,25 +77,25 @@ def fingerprint_names(entries: Mapping[str, str]) -> list[str]:
     return [name for name in entries if name.startswith("data: ")]
 
 
-def of_samples(name: str, samples: Samples) -> list[tuple[str, str]]:
+def fingerprint_samples(name: str, samples: Samples) -> list[tuple[str, str]]:
     found = []
     for place, tensor in tensors(samples):
         exact = not tensor.is_floating_point() and tensor.dtype != torch.uint8
-        found.append((f"{name}{place}", digest(tensor) if exact else probes(tensor)))
+        found.append((f"{name}{place}", exact_digest(tensor) if exact else probe_means(tensor)))
     return found
 
 
-def digest(tensor: Tensor) -> str:
+def exact_digest(tensor: Tensor) -> str:
     return xxhash.xxh3_128_hexdigest(tensor.to(torch.int64).contiguous().numpy().data)
 
 
-def probes(tensor: Tensor) -> str:
+def probe_means(tensor: Tensor) -> str:
     """The mean of some samples, evenly spread, as a JSON list."""
     places = torch.linspace(0, len(tensor) - 1, min(PROBES, len(tensor))).long().tolist()
     return json.dumps([round(float(tensor[place].double().mean()), 6) for place in places])
 
 
-def written(registry: Registry[Any], built: object) -> str:
+def describe_entry(registry: Registry[Any], built: object) -> str:
     """A name and its fields, in short; of what a program made, its type."""
     try:
         ((name, fields),) = registry.spec(built).items()
@@ -104,5 +104,5 @@ def written(registry: Registry[Any], built: object) -> str:
     return f"{name} {json.dumps(fields, sort_keys=True, default=str)}" if fields else name
 
 
-def name_in(registry: Registry[Any], built: object) -> str:
-    return written(registry, built).partition(" ")[0]
+def registered_name(registry: Registry[Any], built: object) -> str:
+    return describe_entry(registry, built).partition(" ")[0]

@@ -61,7 +61,7 @@ def layout_of(module: nn.Module) -> Layout:
     return Layout(tuple((name, tuple(p.shape)) for name, p in parameters))
 
 
-def check_apart(module: nn.Module) -> None:
+def check_memory_apart(module: nn.Module) -> None:
     """See that no two parameters, nor two numbers of one, share memory: one would overwrite the other.
 
     Raises:
@@ -134,7 +134,7 @@ def check_model(module: nn.Module, outputs: Callable[[], object]) -> None:
     with torch.no_grad():
         outputs()
     after = dict(module.named_buffers())
-    changed = [name for name, tensor in before.items() if not same(tensor, after.get(name))]
+    changed = [name for name, tensor in before.items() if not same_values(tensor, after.get(name))]
     if changed:
         raise ModelError(
             "Training should change nothing but the parameters of the model. Found buffers that change: "
@@ -142,7 +142,7 @@ def check_model(module: nn.Module, outputs: Callable[[], object]) -> None:
         )
 
 
-def same(a: Tensor, b: Tensor | None) -> bool:
+def same_values(a: Tensor, b: Tensor | None) -> bool:
     if b is None or a.shape != b.shape or a.dtype != b.dtype:
         return False
     return bool(((a == b) | ((a != a) & (b != b))).all())

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from varangian.plugins import InputError, call, target_name
 from varangian.registry import Registry
-from varangian.worker.data.base import IGNORED, DataError, Dataset, check_labels, whole
-from varangian.worker.data.samples import Samples, few, map_tensors, tensors
+from varangian.worker.data.base import IGNORED, DataError, Dataset, check_labels, format_whole_shape
+from varangian.worker.data.samples import Samples, format_some, map_tensors, tensors
 
 
 class LossError(InputError):
@@ -65,7 +65,7 @@ class MeanSquaredError:
     by_class: ClassVar[bool | None] = False
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
-        return functional.mse_loss(shaped(outputs, targets), targets)
+        return functional.mse_loss(match_shape(outputs, targets), targets)
 
 
 @LOSSES.register("l1")
@@ -76,7 +76,7 @@ class MeanAbsoluteError:
     by_class: ClassVar[bool | None] = False
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
-        return functional.l1_loss(shaped(outputs, targets), targets)
+        return functional.l1_loss(match_shape(outputs, targets), targets)
 
 
 @LOSSES.register("bce_with_logits")
@@ -87,7 +87,7 @@ class BinaryCrossEntropy:
     by_class: ClassVar[bool | None] = False
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(shaped(outputs, targets), targets)
+        return functional.binary_cross_entropy_with_logits(match_shape(outputs, targets), targets)
 
 
 @LOSSES.register("custom")
@@ -116,10 +116,10 @@ class Custom:
 
 def name_of(loss: Loss) -> str:
     """As a user would write it."""
-    return target_name(loss, LOSSES.name(loss)) if type(loss) in registered() else type(loss).__name__
+    return target_name(loss, LOSSES.name(loss)) if type(loss) in registered_types() else type(loss).__name__
 
 
-def registered() -> set[type[Any]]:
+def registered_types() -> set[type[Any]]:
     return {LOSSES.entry(name)[0] for name in LOSSES}
 
 
@@ -148,7 +148,7 @@ def by_place(outputs: Any, targets: Any, what: str = "With `loss` cross_entropy"
     )
 
 
-def shaped(outputs: Any, targets: Any) -> Tensor:
+def match_shape(outputs: Any, targets: Any) -> Tensor:
     """Outputs in the shape of the targets, where only axes of size 1 differ: nothing is broadcast.
 
     Raises:
@@ -171,13 +171,13 @@ def found_in(value: Any) -> str:
     if isinstance(value, Tensor):
         return str(list(value.shape))
     if isinstance(value, Mapping):
-        return f"{{{few([f'{key!r}: {found_in(item)}' for key, item in value.items()])}}}"
+        return f"{{{format_some([f'{key!r}: {found_in(item)}' for key, item in value.items()])}}}"
     if isinstance(value, tuple):
-        return f"({few([found_in(item) for item in value])})"
+        return f"({format_some([found_in(item) for item in value])})"
     return type(value).__name__
 
 
-def fitted(dataset: Dataset, loss: Loss, classes: int | None = None) -> Dataset:
+def fit_dataset(dataset: Dataset, loss: Loss, classes: int | None = None) -> Dataset:
     """The data with targets as the loss takes them, and with the number of classes, if there are any.
 
     Args:
@@ -225,7 +225,9 @@ def labels(here: str, y: Samples, loss: str) -> Tensor:
     """Class labels as int64: floats only where they are whole numbers, and nothing is cut off."""
     numbers = "For numbers choose another loss, as loss=mse."
     if not isinstance(y, Tensor):
-        raise DataError(f"{here} should have one tensor of labels with `loss` {loss}. Found {whole(y)}.")
+        raise DataError(
+            f"{here} should have one tensor of labels with `loss` {loss}. Found {format_whole_shape(y)}."
+        )
     if y.dim() == 2 and (y.is_floating_point() or y.shape[1] == 1):
         found = f"targets of shape {list(y.shape)}"
         advice = "Columns become labels with squeeze(1), one-hot rows with argmax(1)."

@@ -11,7 +11,7 @@ from torch import Tensor
 from varangian.plugins import InputError, call
 from varangian.registry import Registry
 from varangian.worker.data.base import IGNORED
-from varangian.worker.training.losses import by_place, shaped
+from varangian.worker.training.losses import by_place, match_shape
 
 TAKEN = ("round", "time", "lr", "train_loss", "update_norm", "seconds")
 """Names of what else is reported of a round."""
@@ -61,7 +61,7 @@ class MeanAbsoluteError:
     whole: ClassVar[bool] = False
 
     def total(self, outputs: Any, targets: Any) -> tuple[float, float]:
-        gaps = (shaped(outputs, targets) - targets).abs().double()
+        gaps = (match_shape(outputs, targets) - targets).abs().double()
         return float(gaps.sum()), gaps.numel()
 
 
@@ -105,7 +105,7 @@ def name_of(metric: Metric) -> str:
     return next(iter(METRICS.spec(metric)))
 
 
-def chosen(metrics: tuple[Metric, ...] | None, loss: str, classes: int | None) -> dict[str, Metric]:
+def choose_metrics(metrics: tuple[Metric, ...] | None, loss: str, classes: int | None) -> dict[str, Metric]:
     """By name; None is the accuracy where there are classes, and nothing where there are none.
 
     Raises:

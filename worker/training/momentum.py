@@ -40,7 +40,7 @@ class Momentum:
         """
         last = self._last.get(name)
         if last is not None and (round == last.round or (round < last.round and self._beta > 0)):
-            return again(last, name, round)
+            return repeat(last, name, round)
         vector = (1 - self._beta) * gradient()
         if last is not None and self._beta > 0:
             vector.add_(last.vector, alpha=self._beta)
@@ -53,7 +53,7 @@ class Momentum:
         self._last = {w: last for w, last in self._last.items() if w != name and last.round <= round}
 
 
-def again(last: Last, name: str, round: int) -> Tensor:
+def repeat(last: Last, name: str, round: int) -> Tensor:
     if round < last.round:
         raise ValueError(f"Rounds should not go back. Found round {round} of {name} after {last.round}.")
     return last.vector

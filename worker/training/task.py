@@ -12,7 +12,7 @@ from varangian.worker.attacks import (
     Attack,
     GradientAttack,
     Sight,
-    refusal,
+    why_impossible,
 )
 from varangian.worker.data import Source
 from varangian.worker.data.partition import Partition
@@ -100,7 +100,7 @@ class Task:
             return
         if self.attack is None:
             yield f"`attack` should be given when workers are Byzantine. Found none for {self.byzantine}."
-        elif reason := refusal(self.attack, len(self.workers), len(self.byzantine), self.knows):
+        elif reason := why_impossible(self.attack, len(self.workers), len(self.byzantine), self.knows):
             yield f"`attack` {self.attack} cannot be mounted: {reason}."
 
     def gamma(self, round: int) -> float:

@@ -19,12 +19,12 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from varangian.plugins import InputError, guard, target_name
 from varangian.protos.layout import Layout, LayoutError
 from varangian.worker.data import Dataset
-from varangian.worker.data.base import listed
+from varangian.worker.data.base import format_shape
 from varangian.worker.data.samples import count, map_tensors, shapes
 from varangian.worker.seeds import generator, globally_seeded
 from varangian.worker.training.flat import (
     ModelError,
-    check_apart,
+    check_memory_apart,
     check_model,
     fill,
     join,
@@ -83,10 +83,10 @@ class Trainer:
         self._seed = seed
         self._device = device
         self._target = str(getattr(model, "target", ""))
-        self._name = named_model(model)
-        self._numeric = built_in(model)
+        self._name = describe_model(model)
+        self._numeric = is_built_in(model)
         self._told = set[str]()
-        module = built(model, dataset, seed)
+        module = build_model(model, dataset, seed)
         with guard(f"{self._name}: moving it to {device}", "Choose another `worker.device`."):
             self._module = module.to(device)
         self._weights = [p for _, p in trainable(self._module)]
@@ -158,7 +158,7 @@ class Trainer:
 
     def _outputs(self, x: Any) -> Any:
         """What the model gives for a batch."""
-        size, shape = count(x), listed(shapes(x))
+        size, shape = count(x), format_shape(shapes(x))
         samples = "a batch of one sample" if size == 1 else f"a batch of {size} samples"
         with guard(f"{self._name} with {samples} of shape {shape}", "", self._target, ModelError):
             if isinstance(x, Tensor):
@@ -211,7 +211,7 @@ class Trainer:
                     value, divisor = metric.total(outputs, y)
                     totals[name] = totals[name][0] + value, totals[name][1] + divisor
             if any(metric.whole for metric in metrics.values()):
-                kept.append(on_cpu(outputs))
+                kept.append(copy_to_cpu(outputs))
         for name, metric in metrics.items():
             if metric.whole:
                 totals[name] = self._whole(metric, kept, size, strict)
@@ -272,7 +272,7 @@ class Trainer:
         try:
             with guard(f"`metrics` {target}", "See that it takes what the model gives.", target):
                 targets = map_tensors(self._dataset.test_y, lambda t: t[:size].clone())
-                return metric.total(together(outputs), targets)
+                return metric.total(concatenate(outputs), targets)
         except InputError as error:
             if strict:
                 raise
@@ -292,7 +292,7 @@ class Trainer:
         return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
-def built(model: Model, dataset: Dataset, seed: int) -> nn.Module:
+def build_model(model: Model, dataset: Dataset, seed: int) -> nn.Module:
     """A model with its initial parameters, on the CPU so that they are the same for every device.
 
     Lazy layers take their sizes from a first pass over two samples.
@@ -303,26 +303,29 @@ def built(model: Model, dataset: Dataset, seed: int) -> nn.Module:
     cpu = torch.device("cpu")
     with globally_seeded(seed, "initial", device=cpu), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Lazy modules are a new feature")
-        module = made(model, dataset)
+        module = call_builder(model, dataset)
         if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
-            initialise(module, named_model(model), dataset)
-    check_apart(module)
+            initialise_lazy(module, describe_model(model), dataset)
+    check_memory_apart(module)
     return module
 
 
-def made(model: Model, dataset: Dataset) -> nn.Module:
+def call_builder(model: Model, dataset: Dataset) -> nn.Module:
     target = getattr(model, "target", None)
     if target is not None:
         return model.build(dataset.features, dataset.outputs)
     advice = "A model of your own can be named as model.custom.target."
     with guard(
-        f"{named_model(model)} for samples of shape {listed(dataset.features)}", advice, "", ModelError
+        f"{describe_model(model)} for samples of shape {format_shape(dataset.features)}",
+        advice,
+        "",
+        ModelError,
     ):
         return model.build(dataset.features, dataset.outputs)
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, name: str, dataset: Dataset) -> None:
+def initialise_lazy(module: nn.Module, name: str, dataset: Dataset) -> None:
     """Give lazy layers their sizes and their first values."""
     x = dataset.prepared(map_tensors(dataset.train_x, lambda t: t[:TRIAL].clone()), torch.device("cpu"))
     module.eval()
@@ -337,12 +340,12 @@ def initialise(module: nn.Module, name: str, dataset: Dataset) -> None:
         )
 
 
-def built_in(model: Model) -> bool:
+def is_built_in(model: Model) -> bool:
     """Whether a model is one of those here, which take integers as numbers: none has an embedding."""
     return any(type(model) is MODELS.entry(name)[0] for name in MODELS) and not hasattr(model, "target")
 
 
-def named_model(model: Model) -> str:
+def describe_model(model: Model) -> str:
     known = {MODELS.entry(name)[0]: name for name in MODELS}
     return f"`model` {target_name(model, known.get(type(model), type(model).__name__))}"
 
@@ -358,12 +361,12 @@ def leaves(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def on_cpu(outputs: Any) -> Any:
+def copy_to_cpu(outputs: Any) -> Any:
     """The same structure, with copies of the tensors on the CPU."""
     return tree_map(lambda leaf: leaf.cpu().clone() if isinstance(leaf, Tensor) else leaf, outputs)
 
 
-def together(parts: list[Any]) -> Any:
+def concatenate(parts: list[Any]) -> Any:
     """Outputs of several batches as those of one: tensors one after the other, the rest as in the first."""
     if len(parts) == 1:
         return parts[0]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import varangian
-from varangian.launch.output.run_folder import commit
+from varangian.launch.output.run_folder import describe_commit
 
 
 def machine() -> dict[str, Any]:
@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "varangian": varangian.__version__,
-        "commit": commit(Path(varangian.__file__).parent),
+        "commit": describe_commit(Path(varangian.__file__).parent),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "load_at_start": load(),
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from varangian.bench import small
-from varangian.bench.aggregators.cases import case_of, most, names
+from varangian.bench.aggregators.cases import case_of, most_byzantine, names
 from varangian.bench.machine import load, machine
 from varangian.bench.outputs import check_outputs
 from varangian.bench.wire.ways.base import Job
@@ -75,7 +75,7 @@ def command(args: argparse.Namespace) -> int:
     settings = {
         "workers": args.workers,
         "parameters": args.parameters,
-        "f": most(args.workers),
+        "f": most_byzantine(args.workers),
         "pace": args.pace,
         "repeats": args.repeats,
     }
@@ -99,7 +99,7 @@ def _timings(args: argparse.Namespace) -> Iterator[Timing]:
 
 
 def _of_rule(job: Job, rule: str, pace: float, repeats: int) -> Iterator[Timing]:
-    f = most(job.workers)
+    f = most_byzantine(job.workers)
     ways = {
         "receive": "rounds:Receive",
         "round": f"rounds:Round:{rule}:{f}",
@@ -112,10 +112,10 @@ def _of_rule(job: Job, rule: str, pace: float, repeats: int) -> Iterator[Timing]
             for pair in pairs.values():
                 step(pair)
         for rate in (pace, None):
-            yield _timing(rule, rate, _interleaved(pairs, rate, repeats))
+            yield _timing(rule, rate, _interleave(pairs, rate, repeats))
 
 
-def _interleaved(pairs: Mapping[str, Pair], pace: float | None, repeats: int) -> list[dict[str, Round]]:
+def _interleave(pairs: Mapping[str, Pair], pace: float | None, repeats: int) -> list[dict[str, Round]]:
     for pair in pairs.values():
         pair.pace(pace)
     turns = [{name: pair.round() for name, pair in pairs.items()} for _ in range(WARM_UP + repeats)]

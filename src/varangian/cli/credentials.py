@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Choice:
+class SecurityChoice:
     """What was asked for on the command line, or else in the environment."""
 
     certs: Path | None
@@ -31,18 +31,18 @@ class Choice:
     """Whether a network may be used without TLS."""
 
 
-def choice(args: argparse.Namespace) -> Choice:
+def read_choice(args: argparse.Namespace) -> SecurityChoice:
     """The command line counts before the environment, and there no TLS counts before TLS."""
     insecure = bool(getattr(args, "insecure", False))
     if args.certs is not None or insecure:
-        return Choice(None if args.certs is None else Path(args.certs), insecure)
+        return SecurityChoice(None if args.certs is None else Path(args.certs), insecure)
     if os.environ.get(INSECURE, "").lower() not in OFF:
-        return Choice(None, insecure=True)
+        return SecurityChoice(None, insecure=True)
     certs = os.environ.get(CERTS)
-    return Choice(Path(certs) if certs else None, insecure=False)
+    return SecurityChoice(Path(certs) if certs else None, insecure=False)
 
 
-def check(chosen: Choice, host: str) -> None:
+def check(chosen: SecurityChoice, host: str) -> None:
     """Without TLS whoever can read the traffic can be any worker: that must have been asked for.
 
     Raises:
@@ -54,7 +54,7 @@ def check(chosen: Choice, host: str) -> None:
         raise ConfigError([Problem("--certs", rule, host, hint)])
 
 
-def check_address(chosen: Choice, address: str) -> None:
+def check_address(chosen: SecurityChoice, address: str) -> None:
     """The same for a server elsewhere.
 
     Raises:
@@ -67,7 +67,7 @@ def check_address(chosen: Choice, address: str) -> None:
     check(chosen, host)
 
 
-def warn(chosen: Choice, host: str) -> None:
+def warn(chosen: SecurityChoice, host: str) -> None:
     """Say in the log what a network without TLS does not protect against, where one is used."""
     if chosen.certs is None and not is_loopback(host):
         log.warning("security: %s", CLEAR_TEXT)

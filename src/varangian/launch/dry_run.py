@@ -14,7 +14,7 @@ from varangian.launch.identities import make_identities, uses_tls
 from varangian.launch.memory_budget import available_memory
 from varangian.launch.result import RunError
 from varangian.launch.server_run import check_descriptors, describe_misfits, memory_budget
-from varangian.launch.worker_processes import deal_workers
+from varangian.launch.worker_processes import assign_processes
 from varangian.protos.network.listen import ListenError, bind_sockets
 from varangian.registry import ConfigError, Problem
 from varangian.server.rows.latest_store import NoRoom
@@ -53,7 +53,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
         worker_compute = WorkerCompute(task(config))
         crews.append(worker_compute)
         notes += describe_misfits(config, worker_compute.rehearse(worker_compute.initial()))
-        worked.append(_computed(config, worker_compute))
+        worked.append(_try_computation(config, worker_compute))
     for worker_compute in crews:  # none, if it could not be made
         with tried("memory"):
             account = memory_budget(config, worker_compute)
@@ -67,10 +67,10 @@ def rehearse(config: RunConfig) -> Rehearsal:
     for path, trial in _TRIALS:
         with tried(path):
             worked += trial(config)
-    return Rehearsal(tuple(worked), tuple(notes), tuple(problems), tuple(_untried(config)))
+    return Rehearsal(tuple(worked), tuple(notes), tuple(problems), tuple(_list_untried(config)))
 
 
-def _computed(config: RunConfig, worker_compute: WorkerCompute) -> str:
+def _try_computation(config: RunConfig, worker_compute: WorkerCompute) -> str:
     """What the data and the model are, now that they have been used."""
     d, tensors, device = (
         worker_compute.layout.numel,
@@ -107,17 +107,17 @@ def _listening(config: RunConfig) -> Iterator[str]:
         yield f"{setting}: the server can listen on {server.host}, port {port or 'any'}"
 
 
-def _identified(config: RunConfig) -> Iterator[str]:
+def _try_identities(config: RunConfig) -> Iterator[str]:
     if config.backend == "processes" and uses_tls(config):
         with make_identities(config):
             yield "server.tls: certificates can be made"
 
 
-def _untried(config: RunConfig) -> Iterator[str]:
+def _list_untried(config: RunConfig) -> Iterator[str]:
     if config.backend == "simulate":
         yield "more than one gradient: later rounds may need more memory on a GPU, or diverge"
         return
-    groups = len(deal_workers(config))
+    groups = len(assign_processes(config))
     yield f"the {groups} worker processes, each of which loads the data and the model once more"
     yield "workers on other machines, and the way between them and the server (varangian doctor tries it)"
     yield "more than one gradient: later rounds may need more memory on a GPU, or diverge"
@@ -127,7 +127,7 @@ _Trial = Callable[[RunConfig], Iterator[str]]
 _TRIALS: tuple[tuple[str, _Trial], ...] = (
     ("output", _writable),
     ("server", _listening),
-    ("server.tls", _identified),
+    ("server.tls", _try_identities),
 )
 
 

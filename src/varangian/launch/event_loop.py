@@ -38,7 +38,7 @@ def run_to_completion(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return asyncio.run(main())
     check_free()
     thread = _LoopThread(main)
-    with _passed_on(thread):
+    with _pass_signals_on(thread):
         thread.start()
         thread.wait()
     return thread.outcome()
@@ -127,7 +127,7 @@ class _LoopThread(threading.Thread, Generic[T]):
 
 
 @contextmanager
-def _passed_on(thread: _LoopThread[Any]) -> Generator[None]:
+def _pass_signals_on(thread: _LoopThread[Any]) -> Generator[None]:
     """Pass the first signal on to the thread, and cancel it at the second; a third acts as without this."""
     if threading.current_thread() is not threading.main_thread():
         yield

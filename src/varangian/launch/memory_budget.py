@@ -201,7 +201,7 @@ def _groups(read: Read) -> Iterator[int | None]:
         if hierarchy != "0" and "memory" not in controllers.split(","):
             continue
         second = hierarchy == "0"
-        for root, mount in _mounted(mounts, second):
+        for root, mount in _mounts(mounts, second):
             below = _below(path, root)
             folder = Path(mount) / below
             for _ in range(len(below.parts) + 1):
@@ -222,7 +222,7 @@ def _memberships(text: str) -> Iterator[tuple[str, str, str]]:
         yield hierarchy, controllers, path
 
 
-def _mounted(text: str, second: bool) -> list[tuple[str, str]]:
+def _mounts(text: str, second: bool) -> list[tuple[str, str]]:
     """Where the groups of memory are mounted, and which group is the topmost that can be seen there."""
     found: list[tuple[str, str]] = []
     for line in text.splitlines():

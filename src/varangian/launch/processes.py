@@ -18,7 +18,7 @@ from varangian.launch.identities import make_identities
 from varangian.launch.output.logs import log_to_file
 from varangian.launch.result import Note, RunError, RunResult
 from varangian.launch.server_run import ServerRun
-from varangian.launch.worker_processes import WorkerProcesses, deal_workers
+from varangian.launch.worker_processes import WorkerProcesses, assign_processes
 from varangian.plugins import describe_error
 from varangian.protos.network.listen import ListenError
 from varangian.server.app import serve
@@ -139,7 +139,7 @@ async def _watch_workers(
         ):
             session.stop.because(reason)
 
-    posts = _posts(session, proofs, await address)
+    posts = _child_specs(session, proofs, await address)
     try:
         await asyncio.to_thread(worker_group.start, posts)
     except Exception as error:
@@ -159,7 +159,7 @@ def last_words(log: Path, workers: Sequence[str]) -> str:
     return PREFIX.sub("", said[-1])[:LONGEST] if said else ""
 
 
-def _posts(session: ServerRun, proofs: Mapping[str, Proof], address: str) -> list[ChildSpec]:
+def _child_specs(session: ServerRun, proofs: Mapping[str, Proof], address: str) -> list[ChildSpec]:
     # Workers take the number of classes from here, as those elsewhere take it from the server.
     told = replace(session.worker_compute.task, classes=session.worker_compute.dataset.classes)
     return [
@@ -171,5 +171,5 @@ def _posts(session: ServerRun, proofs: Mapping[str, Proof], address: str) -> lis
             log=session.folder.path / "workers.log",
             patience=session.config.worker.patience or inf,
         )
-        for workers in deal_workers(session.config)
+        for workers in assign_processes(session.config)
     ]

@@ -87,19 +87,19 @@ def describe_exit(code: int | None) -> str:
     return f"ended with exit code {code}"
 
 
-def deal_workers(config: RunConfig) -> list[tuple[str, ...]]:
+def assign_processes(config: RunConfig) -> list[tuple[str, ...]]:
     """Which workers share a process: never an honest one with one that attacks."""
     honest, byzantine = config.honest_names, config.byzantine_names
     size = config.worker.per_process
     cores = max(1, os.cpu_count() or 1)
     # Attackers who see others compute their vectors too; in one process they do so once for all.
     return [
-        *_shared(honest, -(-len(honest) // size) if size else cores),
-        *_shared(byzantine, -(-len(byzantine) // size) if size else 1),
+        *_divide(honest, -(-len(honest) // size) if size else cores),
+        *_divide(byzantine, -(-len(byzantine) // size) if size else 1),
     ]
 
 
-def _shared(workers: tuple[str, ...], parts: int) -> Iterator[tuple[str, ...]]:
+def _divide(workers: tuple[str, ...], parts: int) -> Iterator[tuple[str, ...]]:
     parts = min(parts, len(workers))
     for i in range(parts):
         yield workers[i * len(workers) // parts : (i + 1) * len(workers) // parts]

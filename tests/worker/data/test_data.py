@@ -21,7 +21,7 @@ from varangian.worker.data import (
     Synthetic,
     cache,
 )
-from varangian.worker.training.losses import LOSSES, CrossEntropy, fitted
+from varangian.worker.training.losses import LOSSES, CrossEntropy, fit_dataset
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -285,8 +285,8 @@ def cache_folder(tmp_path, monkeypatch):
 
 
 def test_the_cache_makes_a_thing_once(cache_folder):
-    assert np.array_equal(cache.cached("a", "1", rows), rows())
-    assert np.array_equal(cache.cached("a", "1", broken), rows())
+    assert np.array_equal(cache.load_or_make("a", "1", rows), rows())
+    assert np.array_equal(cache.load_or_make("a", "1", broken), rows())
     assert not [*cache_folder.glob("*.tmp")]
 
 
@@ -299,41 +299,41 @@ def test_many_who_want_a_thing_at_once_make_it_once(cache_folder):
         return rows()
 
     with ThreadPoolExecutor(8) as executor:
-        found = [*executor.map(lambda _: cache.cached("a", "1", make), range(32))]
+        found = [*executor.map(lambda _: cache.load_or_make("a", "1", make), range(32))]
     assert len(made) == 1
     assert all(np.array_equal(one, rows()) for one in found)
 
 
 def test_writing_to_cached_rows_does_not_change_the_cache(cache_folder):
-    cache.cached("a", "1", rows)[:] = 9
-    assert np.array_equal(cache.cached("a", "1", broken), rows())
+    cache.load_or_make("a", "1", rows)[:] = 9
+    assert np.array_equal(cache.load_or_make("a", "1", broken), rows())
 
 
 def test_a_new_key_replaces_the_old_file_of_this_name_only(cache_folder):
     for name, key in [("a", "1"), ("b", "1"), ("a", "2")]:
-        cache.cached(name, key, rows)
+        cache.load_or_make(name, key, rows)
     assert sorted(path.name for path in cache_folder.glob("*.npy")) == ["a-2.npy", "b-1.npy"]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-3], lambda b: b"not an array"])
 def test_a_damaged_cache_is_made_again(cache_folder, damage):
-    cache.cached("a", "1", rows)
+    cache.load_or_make("a", "1", rows)
     path = cache_folder / "a-1.npy"
     path.write_bytes(damage(path.read_bytes()))
-    assert np.array_equal(cache.cached("a", "1", lambda: rows(2)), rows(2))
-    assert np.array_equal(cache.cached("a", "1", broken), rows(2))
+    assert np.array_equal(cache.load_or_make("a", "1", lambda: rows(2)), rows(2))
+    assert np.array_equal(cache.load_or_make("a", "1", broken), rows(2))
 
 
 def test_without_a_place_for_the_cache_data_is_still_read(tmp_path, monkeypatch):
     (tmp_path / "home").write_text("this is a file, not a folder")
     monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path / "home"))
-    assert np.array_equal(cache.cached("a", "1", rows), rows())
+    assert np.array_equal(cache.load_or_make("a", "1", rows), rows())
 
 
 def test_what_is_not_rows_is_made_again(cache_folder):
-    cache.cached("a", "1", rows)
+    cache.load_or_make("a", "1", rows)
     np.save(cache_folder / "a-1.npy", np.zeros((3, 5)))
-    assert np.array_equal(cache.cached("a", "1", lambda: rows(2)), rows(2))
+    assert np.array_equal(cache.load_or_make("a", "1", lambda: rows(2)), rows(2))
 
 
 def test_a_full_disk_leaves_nothing_behind(cache_folder, monkeypatch):
@@ -342,14 +342,14 @@ def test_a_full_disk_leaves_nothing_behind(cache_folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", save)
-    assert np.array_equal(cache.cached("a", "1", rows), rows())
+    assert np.array_equal(cache.load_or_make("a", "1", rows), rows())
     assert [path.name for path in cache_folder.iterdir()] == ["a.lock"]
 
 
 def test_a_failure_is_not_cached(cache_folder):
     with pytest.raises(AssertionError, match="made again"):
-        cache.cached("a", "1", broken)
-    assert np.array_equal(cache.cached("a", "1", rows), rows())
+        cache.load_or_make("a", "1", broken)
+    assert np.array_equal(cache.load_or_make("a", "1", rows), rows())
 
 
 def test_synthetic_blobs_can_be_told_apart():
@@ -382,7 +382,7 @@ def mine(monkeypatch, tmp_path):
     """A module of the user's whose function returns whatever `options` hold; read for a loss of classes."""
     (tmp_path / "my_data.py").write_text("def make(made):\n    return made\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    return lambda made, loss=CROSS_ENTROPY, **fields: fitted(
+    return lambda made, loss=CROSS_ENTROPY, **fields: fit_dataset(
         Custom("my_data:make", {"made": made}, **fields).load(), loss
     )
 

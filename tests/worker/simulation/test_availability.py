@@ -50,7 +50,7 @@ def test_workers_and_seeds_differ(model):
 
 @pytest.mark.parametrize("bits", [0, 2**64 - 1])
 def test_the_least_and_the_greatest_draw_are_numbers_between(monkeypatch, bits):
-    monkeypatch.setattr(availability, "stream", lambda *purpose: bits)
+    monkeypatch.setattr(availability, "stream_seed", lambda *purpose: bits)
     assert 0 < Place(1, 0, 2).uniform("x") < 1
     for delay in LATE:
         assert 0 <= delay.seconds(Place(1, 0, 2), 0) <= 60

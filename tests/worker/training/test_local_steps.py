@@ -11,7 +11,7 @@ from varangian.config.names import default_names
 from varangian.worker.attacks import ATTACKS, SignFlip
 from varangian.worker.data import Synthetic
 from varangian.worker.data.partition import Iid, batch_indices
-from varangian.worker.seeds import globally_seeded, stream
+from varangian.worker.seeds import globally_seeded, stream_seed
 from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.error_feedback import DeltaEncoder
 from varangian.worker.training.flat import load
@@ -55,7 +55,7 @@ def gradient(worker_compute, seed, parameters):
 def test_what_is_sent_is_the_way_walked_over_the_learning_rate():
     worker_compute = WorkerCompute(but(local_steps=3, local_lr=0.25))
     x = y = worker_compute.initial()
-    for seed in (1, stream(1, "step", 1), stream(1, "step", 2)):
+    for seed in (1, stream_seed(1, "step", 1), stream_seed(1, "step", 2)):
         y = y - 0.25 * gradient(worker_compute, seed, y)
     sent = worker_compute.contribution("w01", 3, x)
     assert torch.allclose(sent, (x - y) / 0.25, rtol=1e-4, atol=1e-6)

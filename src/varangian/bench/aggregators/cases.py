@@ -37,7 +37,7 @@ class Input:
     @classmethod
     def of(cls, n: int, d: int, seed: int) -> Input:
         """A common direction and as much noise; the Byzantine rows have it reversed."""
-        rng, byzantine = torch.Generator().manual_seed(seed), most(n)
+        rng, byzantine = torch.Generator().manual_seed(seed), most_byzantine(n)
         common = torch.randn(d, generator=rng)
         rows = torch.randn(n, d, generator=rng)
         rows[: n - byzantine] += common
@@ -114,7 +114,7 @@ class Pipeline:
         return 1.0
 
 
-def most(n: int) -> int:
+def most_byzantine(n: int) -> int:
     """The most Byzantine rows among n that all rules stand, if they have the time: Bulyan's bound."""
     return (n - 3) // 4
 
@@ -126,7 +126,7 @@ def names(wanted: Sequence[str] | None) -> list[str]:
     return [name for text in wanted for part in text.split(",") if (name := part.replace(" ", ""))]
 
 
-def specified(name: str) -> object:
+def specification(name: str) -> object:
     """What a configuration has for a name of the table."""
     return WITH_FIELDS.get(name, name)
 
@@ -139,8 +139,8 @@ def case_of(name: str, n: int) -> Case | str:
     """
     if name == GRAM:
         return GramAlone()
-    spec, reason = specified(name), None
-    for f in range(most(n), -1, -1):
+    spec, reason = specification(name), None
+    for f in range(most_byzantine(n), -1, -1):
         aggregator = aggregator_from(spec, "--rules", f=f)
         reason = aggregator.requires(n)
         if reason is None:

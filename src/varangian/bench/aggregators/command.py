@@ -13,8 +13,8 @@ import torch
 
 from varangian.aggregators.kernels import BackendRefused
 from varangian.bench.aggregators import gate, peers
-from varangian.bench.aggregators.cases import case_of, most, names
-from varangian.bench.aggregators.measure import measured
+from varangian.bench.aggregators.cases import case_of, most_byzantine, names
+from varangian.bench.aggregators.measure import measure_size
 from varangian.bench.aggregators.report import Report, Size
 from varangian.bench.aggregators.table import plain
 from varangian.bench.aggregators.timing import CLOCKS
@@ -68,9 +68,9 @@ def _report(args: argparse.Namespace, rules: list[str]) -> Report:
 
 def _size(args: argparse.Namespace, n: int, d: int, rules: list[str], present: list[str]) -> Size:
     if args.format != "json":
-        print(f"{n} x {d}, f = {most(n)}: {len(rules)} rules of ours ...", file=sys.stderr)
+        print(f"{n} x {d}, f = {most_byzantine(n)}: {len(rules)} rules of ours ...", file=sys.stderr)
     try:
-        return measured(n, d, rules, present, args.repeats, SEED, args.backend)
+        return measure_size(n, d, rules, present, args.repeats, SEED, args.backend)
     except BackendRefused as error:
         raise CommandError(str(error)) from error
 

@@ -24,16 +24,16 @@ class Checked:
     """Why it is wrong; None when it is right."""
 
 
-def checked(case: Case, given: Input, backend: str | None) -> Checked:
+def check(case: Case, given: Input, backend: str | None) -> Checked:
     """Compare a case with the reference backend, on the rows given."""
     try:
         found, wanted = case(given, backend), case(given.double(), "reference")
     except Exception as error:  # a backend may be broken in any way
         return Checked(None, f"{type(error).__name__}: {error}")
-    return compared(found, wanted, TOLERANCE)
+    return compare(found, wanted, TOLERANCE)
 
 
-def compared(found: Tensor, wanted: Tensor, tolerance: float) -> Checked:
+def compare(found: Tensor, wanted: Tensor, tolerance: float) -> Checked:
     if found.shape != wanted.shape:
         return Checked(None, f"its shape should be {tuple(wanted.shape)}. Found {tuple(found.shape)}.")
     error = difference(found, wanted)

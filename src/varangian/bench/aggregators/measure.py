@@ -12,7 +12,7 @@ from varangian.aggregators.kernels import backend_for
 from varangian.bench.aggregators import gate, peers
 from varangian.bench.aggregators.cases import Input, case_of
 from varangian.bench.aggregators.report import Copy, Line, Size, Timing
-from varangian.bench.aggregators.timing import interleaved
+from varangian.bench.aggregators.timing import interleave
 
 OURS = "varangian"
 COPY = "copy"
@@ -30,7 +30,7 @@ class Entry:
     call: Call | None = None
 
 
-def measured(
+def measure_size(
     n: int,
     d: int,
     rules: Sequence[str],
@@ -54,7 +54,7 @@ def measured(
     ]
     timings = _timings(entries, given, repeats)
     copy = _copy(timings[COPY], given)
-    lines = tuple(_timed(entry.line, timings.get(entry.line.title), copy) for entry in entries)
+    lines = tuple(_with_timing(entry.line, timings.get(entry.line.title), copy) for entry in entries)
     return Size(n, d, given.byzantine, chosen, timings[MEAN], copy, lines)
 
 
@@ -62,7 +62,7 @@ def _ours(name: str, given: Input, sample: Input, backend: str | None) -> Entry:
     case = case_of(name, len(given.rows))
     if isinstance(case, str):
         return Entry(Line(name, OURS, None, "impossible", reason=case))
-    found = gate.checked(case, sample, backend)
+    found = gate.check(case, sample, backend)
     if found.reason:
         return Entry(Line(name, OURS, case.f, "failed", found.error, found.reason))
     passes = case.passes(sample, backend)
@@ -76,7 +76,7 @@ def _theirs(library: str, peer: peers.Peer, given: Input, sample: Input) -> Entr
     line = Line(peer.name, library, given.byzantine, "timed", against=str(peer.spec))
     try:
         wanted = replace(aggregator, backend="reference")(sample.rows.double()).vector
-        found = gate.compared(peer.rule(sample.rows.clone()), wanted, peers.TOLERANCE)
+        found = gate.compare(peer.rule(sample.rows.clone()), wanted, peers.TOLERANCE)
     except Exception as error:  # another library may do anything
         return Entry(replace(line, status="failed", reason=f"{type(error).__name__}: {error}"))
     if not peer.agrees:
@@ -96,7 +96,7 @@ def _timings(entries: Sequence[Entry], given: Input, repeats: int) -> dict[str, 
 
     calls: dict[str, Call] = {MEAN: mean, COPY: lambda: target.copy_(given.rows)}
     calls |= {entry.line.title: entry.call for entry in entries if entry.call}
-    return interleaved(calls, mean, repeats)
+    return interleave(calls, mean, repeats)
 
 
 def _copy(timing: Timing, given: Input) -> Copy:
@@ -104,7 +104,7 @@ def _copy(timing: Timing, given: Input) -> Copy:
     return Copy(timing.wall_ms, moved, moved / (1e6 * timing.wall_ms))
 
 
-def _timed(line: Line, timing: Timing | None, copy: Copy) -> Line:
+def _with_timing(line: Line, timing: Timing | None, copy: Copy) -> Line:
     if timing is None:
         return line
     read = line.passes * copy.wall_ms / 2 if line.passes else None

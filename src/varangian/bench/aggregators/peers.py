@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.bench.aggregators.cases import most
+from varangian.bench.aggregators.cases import most_byzantine
 
 TOLERANCE = 1e-4
 """Relative difference to ours in float64: their sums are float32, and some of them stop early."""
@@ -51,7 +51,7 @@ def peers(library: str, n: int) -> list[Peer]:
     Raises:
         Exception: whatever its import does; it is no part of ours.
     """
-    return [*LIBRARIES[library](n, most(n))]
+    return [*LIBRARIES[library](n, most_byzantine(n))]
 
 
 def presence(library: str) -> tuple[bool, str]:

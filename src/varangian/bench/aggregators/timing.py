@@ -21,7 +21,7 @@ NOTHING = 1e-9
 Call = Callable[[], object]
 
 
-class Taken(NamedTuple):
+class CallTime(NamedTuple):
     """Seconds of one call."""
 
     wall: float
@@ -31,32 +31,32 @@ class Taken(NamedTuple):
 class Sample(NamedTuple):
     """One call, between two of the measure."""
 
-    before: Taken
-    own: Taken
-    after: Taken
+    before: CallTime
+    own: CallTime
+    after: CallTime
 
 
-def interleaved(calls: Mapping[str, Call], measure: Call, repeats: int) -> dict[str, Timing]:
+def interleave(calls: Mapping[str, Call], measure: Call, repeats: int) -> dict[str, Timing]:
     """Time all calls by turns; every one has been made once before."""
     samples: dict[str, list[Sample]] = {name: [] for name in calls}
     for call in (measure, *calls.values()):
         call()
     for _ in range(repeats):
-        before = taken(measure)
+        before = measure_call(measure)
         for name, call in calls.items():
             if sum(sample.own.wall for sample in samples[name]) > PATIENCE:
                 continue
-            own, after = taken(call), taken(measure)
+            own, after = measure_call(call), measure_call(measure)
             samples[name].append(Sample(before, own, after))
             before = after
     return {name: timing(found) for name, found in samples.items()}
 
 
-def taken(call: Call) -> Taken:
+def measure_call(call: Call) -> CallTime:
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return Taken(max(wall, NOTHING), max(cpu, NOTHING))
+    return CallTime(max(wall, NOTHING), max(cpu, NOTHING))
 
 
 def timing(samples: list[Sample]) -> Timing:

@@ -11,7 +11,7 @@ import grpc
 
 from varangian.bench.machine import load, machine
 from varangian.bench.outputs import check_outputs
-from varangian.bench.wire.measure import MEASURES, measured
+from varangian.bench.wire.measure import MEASURES, measure_setting
 from varangian.bench.wire.report import Report, Setting, title
 from varangian.bench.wire.table import plain
 from varangian.bench.wire.ways.base import Job
@@ -61,7 +61,7 @@ def _report(args: argparse.Namespace, names: list[str]) -> Report:
 def _setting(args: argparse.Namespace, job: Job, names: list[str]) -> Setting:
     if args.format != "json":
         print(f"{title(job.workers, job.size)}: {len(names)} ways ...", file=sys.stderr)
-    return measured(job, names, args.repeats)
+    return measure_setting(job, names, args.repeats)
 
 
 def _as_json(report: Report) -> str:

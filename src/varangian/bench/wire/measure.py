@@ -23,7 +23,7 @@ WARM_UP = 2
 """Rounds before the first that counts. The first is compared byte by byte."""
 
 
-def measured(job: Job, names: Sequence[str], repeats: int) -> Setting:
+def measure_setting(job: Job, names: Sequence[str], repeats: int) -> Setting:
     """All ways that there are here; what the others are measured by takes part in any case."""
     others = [name for name in names if name not in MEASURES]
     lines: dict[str, Line] = {}
@@ -72,9 +72,9 @@ def _batch(job: Job, names: Sequence[str], repeats: int) -> dict[str, Line]:
         pairs = {name: Pair(WAYS[name].target, job) for name in names}
         for pair in pairs.values():
             stack.callback(pair.close)
-        for step in (Pair.connect, Pair.begin, _checked):
+        for step in (Pair.connect, Pair.begin, _check):
             _each(step, pairs, lines)
-        samples = _interleaved(pairs, repeats, lines)
+        samples = _interleave(pairs, repeats, lines)
         beyond = {name: pairs[name].peak_payloads() for name in samples}
     for name, rounds in samples.items():
         lines[name] = _line(name, "measured", speed=_speed(job, rounds, beyond[name]))
@@ -91,7 +91,7 @@ def _each(step: Callable[[Pair], None], pairs: dict[str, Pair], lines: dict[str,
             del pairs[name]
 
 
-def _checked(pair: Pair) -> None:
+def _check(pair: Pair) -> None:
     """Move the right bytes.
 
     Raises:
@@ -113,9 +113,7 @@ class Sample(NamedTuple):
     """Seconds of raw bytes over gRPC in the same turn."""
 
 
-def _interleaved(
-    pairs: Mapping[str, Pair], repeats: int, lines: dict[str, Line]
-) -> dict[str, list[Sample]]:
+def _interleave(pairs: Mapping[str, Pair], repeats: int, lines: dict[str, Line]) -> dict[str, list[Sample]]:
     samples: dict[str, list[Sample]] = {name: [] for name in pairs}
     if TCP not in pairs:
         raise BrokenWay(f"raw TCP: {lines[TCP].reason}")  # nothing to measure by

@@ -23,10 +23,10 @@ def command(args: argparse.Namespace) -> int:
     if args.static:
         print(STATIC)
         return OK
-    return _rehearsed(config)
+    return _rehearse(config)
 
 
-def _rehearsed(config: RunConfig) -> int:
+def _rehearse(config: RunConfig) -> int:
     from varangian.launch.dry_run import rehearse
 
     found = rehearse(config)

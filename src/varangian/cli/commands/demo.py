@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from varangian.cli.commands.run import exit_code, quoted
+from varangian.cli.commands.run import exit_code, quote
 from varangian.cli.main import OK, CommandError
 from varangian.cli.views.demo_case import Case
 from varangian.cli.views.demo_table import DemoView, demo_view
@@ -66,7 +66,7 @@ def _settings(case: Case, rounds: int, output: Path) -> list[str]:
     return [
         f"aggregator={case.rule}",
         f"rounds={rounds}",
-        f"output={quoted(str(output))}",
+        f"output={quote(str(output))}",
         f"evaluate.every={EVERY}",
         f"byzantine.count={BYZANTINE if attack else 0}",
         *attack,

@@ -16,8 +16,8 @@ from pathlib import Path
 import grpc
 
 from varangian import __version__
-from varangian.cli.commands.health import bundle_for, status, why
-from varangian.cli.credentials import CLEAR_TEXT, choice
+from varangian.cli.commands.health import bundle_for, diagnose_call, status
+from varangian.cli.credentials import CLEAR_TEXT, read_choice
 from varangian.cli.main import FAILED, OK
 from varangian.pki.authority import HOME, SERVER
 from varangian.protos.data_channel.encrypted_stream import why_unavailable
@@ -60,13 +60,13 @@ class Finding:
 def command(args: argparse.Namespace) -> int:
     """Print a line for each check; 0 when all have passed that a run needs."""
     passed = True
-    for finding in examined(args.server, choice(args).certs, args.timeout):
+    for finding in examine(args.server, read_choice(args).certs, args.timeout):
         print(finding, flush=True)
         passed &= finding.passed or not finding.vital
     return OK if passed else FAILED
 
 
-def examined(server: str | None, certs: Path | None, timeout: float) -> Iterator[Finding]:
+def examine(server: str | None, certs: Path | None, timeout: float) -> Iterator[Finding]:
     """The checks in order; what builds on one that failed is left out."""
     yield _versions()
     yield _files()
@@ -80,7 +80,7 @@ def examined(server: str | None, certs: Path | None, timeout: float) -> Iterator
         for check in CERTIFICATE:
             yield check(bundle)
     if server is not None:
-        yield from _reached(server, bundle, timeout)
+        yield from _check_server(server, bundle, timeout)
 
 
 def _versions() -> Finding:
@@ -143,7 +143,7 @@ def _standing(bundle: Bundle) -> Finding:
 CERTIFICATE: tuple[Callable[[Bundle], Finding], ...] = (_identity, _expiry, _standing, _secrecy)
 
 
-def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Finding]:
+def _check_server(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Finding]:
     try:
         where = parse_address(server)
     except AddressError as error:
@@ -162,7 +162,7 @@ def _reached(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Fin
     try:
         reply = status(server, timeout, bundle)
     except grpc.RpcError as error:
-        yield Finding("server", False, why(error, server, bundle).sentence)
+        yield Finding("server", False, diagnose_call(error, server, bundle).sentence)
         return
     safe = "with TLS" if bundle else "without TLS"
     yield Finding("server", True, f"answers {safe}: round {reply.round} of {reply.rounds}")

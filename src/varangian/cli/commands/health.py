@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from varangian.cli.credentials import choice
+from varangian.cli.credentials import read_choice
 from varangian.cli.main import FAILED, CommandError
 from varangian.cli.views.terminal import printable
 from varangian.protos import ps_pb2, ps_pb2_grpc
@@ -35,13 +35,16 @@ REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 def command(args: argparse.Namespace) -> int:
     """Ask the server for its status; 0 when it answers."""
     try:
-        bundle = bundle_for(choice(args).certs)
+        bundle = bundle_for(read_choice(args).certs)
     except BundleError as error:
         raise CommandError(str(error)) from error
     try:
         reply = status(args.server, args.timeout, bundle)
     except grpc.RpcError as error:
-        print(f"{args.server} does not serve: {why(error, args.server, bundle).sentence}", file=sys.stderr)
+        print(
+            f"{args.server} does not serve: {diagnose_call(error, args.server, bundle).sentence}",
+            file=sys.stderr,
+        )
         return FAILED
     state = "finished" if reply.finished else f"round {reply.round} of {reply.rounds}"
     print(f"{args.server} serves: {state}, {reply.present} of {reply.workers} workers are there")
@@ -63,7 +66,7 @@ def reason(error: grpc.RpcError) -> str:
     return printable(f"{codes[0] if codes else error.code().name}: {error.details()}")
 
 
-def why(error: grpc.RpcError, server: str, bundle: Bundle | None) -> Diagnosis:
+def diagnose_call(error: grpc.RpcError, server: str, bundle: Bundle | None) -> Diagnosis:
     """The same in a sentence: what is wrong with the connection, or else what gRPC says."""
     if isinstance(error, grpc.Call) and error.code() not in NO_CONNECTION:
         # The answer of a server, which thus can be reached; it knows better than any second attempt.
@@ -90,14 +93,14 @@ def status(server: str, timeout: float, bundle: Bundle | None = None) -> ps_pb2.
     until = time.monotonic() + timeout
     while True:
         try:
-            return _asked(server, max(until - time.monotonic(), PAUSE), bundle)
+            return _ask_once(server, max(until - time.monotonic(), PAUSE), bundle)
         except grpc.RpcError as error:
-            if not _passing(error, server, bundle) or time.monotonic() + PAUSE >= until:
+            if not _is_transient(error, server, bundle) or time.monotonic() + PAUSE >= until:
                 raise
         time.sleep(PAUSE)
 
 
-def _asked(server: str, timeout: float, bundle: Bundle | None) -> ps_pb2.StatusReply:
+def _ask_once(server: str, timeout: float, bundle: Bundle | None) -> ps_pb2.StatusReply:
     """Once, on a connection of its own."""
     with open_channel(server, None if bundle is None else credentials(bundle)) as opened:
         stub: Any = ps_pb2_grpc.ParameterServerStub(opened)  # type: ignore[no-untyped-call]
@@ -105,7 +108,7 @@ def _asked(server: str, timeout: float, bundle: Bundle | None) -> ps_pb2.StatusR
         return reply
 
 
-def _passing(error: grpc.RpcError, server: str, bundle: Bundle | None) -> bool:
+def _is_transient(error: grpc.RpcError, server: str, bundle: Bundle | None) -> bool:
     """Whether a server that can be reached has just too much to do."""
     if not isinstance(error, grpc.Call):
         return False

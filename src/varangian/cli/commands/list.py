@@ -50,11 +50,11 @@ ENOUGH = 200
 def command(args: argparse.Namespace) -> int:
     """Print every name of one kind, with its fields."""
     registry = REGISTRIES[args.kind]
-    print("\n".join(line for name in registry for line in described(registry, name)))
+    print("\n".join(line for name in registry for line in describe_entry(registry, name)))
     return 0
 
 
-def described(registry: Registry[Any], name: str) -> Iterator[str]:
+def describe_entry(registry: Registry[Any], name: str) -> Iterator[str]:
     """The lines about one name."""
     cls, _ = registry.entry(name)
     docs = field_docs(cls)

@@ -21,7 +21,7 @@ def command(args: argparse.Namespace) -> int:
     """Train with everything on this machine."""
     config = load(args.config, with_shortcuts(args), os.environ)
     warn(config)
-    return exit_code(watched(config, args.format))
+    return exit_code(run_and_show(config, args.format))
 
 
 def exit_code(result: RunResult) -> int:
@@ -29,12 +29,12 @@ def exit_code(result: RunResult) -> int:
     return SIGNALLED + result.signal if result.signal else CODES[result.outcome]
 
 
-def watched(config: RunConfig, view: str) -> RunResult:
+def run_and_show(config: RunConfig, view: str) -> RunResult:
     """Carry a run out and show it."""
     try:
         with progress(view, config.rounds, config.byzantine_names) as shown:
             if PARTICIPATION.name(config.participation) != DEFAULT:
-                shown.note(f"participation: {taking_part(config)}")
+                shown.note(f"participation: {describe_participation(config)}")
             result = run(config, observe=shown.round, note=shown.note)
         shown.finish(result)
     except RunError as error:
@@ -42,7 +42,7 @@ def watched(config: RunConfig, view: str) -> RunResult:
     return result
 
 
-def taking_part(config: RunConfig) -> str:
+def describe_participation(config: RunConfig) -> str:
     """`fedlaavg, participants 5`: the name, and what is not as it is by default."""
     ((name, given),) = config.resolved()["participation"].items()
     usual = {field.name: field.to_config(field.default) for field in PARTICIPATION.fields(name)}
@@ -63,11 +63,11 @@ def with_shortcuts(args: argparse.Namespace) -> list[str]:
     short = {"backend": getattr(args, "backend", None), "output": getattr(args, "output", None)}
     return [
         *args.settings,
-        *(f"{key}={quoted(value)}" for key, value in short.items() if value is not None),
+        *(f"{key}={quote(value)}" for key, value in short.items() if value is not None),
     ]
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """As a YAML string, whatever is in it."""
     escaped = text.replace("'", "''")
     return f"'{escaped}'"

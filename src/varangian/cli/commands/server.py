@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from varangian.cli.commands.run import exit_code, with_shortcuts
-from varangian.cli.credentials import Choice, check, choice, warn
+from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
 from varangian.cli.main import CommandError
 from varangian.cli.tokens import secret
 from varangian.cli.views.progress import Progress, progress
@@ -33,7 +33,7 @@ def command(args: argparse.Namespace) -> int:
     """Serve one run to workers elsewhere."""
     settings = [*with_shortcuts(args), *_bind_settings(args.bind)]
     config = load(args.config, settings, os.environ, whole=False)
-    chosen = choice(args)
+    chosen = read_choice(args)
     check(chosen, config.server.host)
     config = with_identity(config, chosen)
     identity = secret() if chosen.certs is None else _load_security(chosen.certs)
@@ -49,7 +49,7 @@ def command(args: argparse.Namespace) -> int:
     return exit_code(result)
 
 
-def with_identity(config: RunConfig, chosen: Choice) -> RunConfig:
+def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
     """Record whether TLS is used, and draw a seed for the server's own choices that no worker knows.
 
     The run folder has both, so that the run can be repeated from it once it is over.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import grpc
 
-from varangian.cli.commands.health import status, why
-from varangian.cli.credentials import check_address, choice, warn
+from varangian.cli.commands.health import diagnose_call, status
+from varangian.cli.credentials import check_address, read_choice, warn
 from varangian.cli.main import CommandError
 from varangian.cli.tokens import proofs, tokens_of_environment
 from varangian.config import RunConfig, load
@@ -39,7 +39,7 @@ REMINDER = 60.0
 def command(args: argparse.Namespace) -> int:
     """Work for a server elsewhere, until its run is finished."""
     config = load(args.config, args.settings, os.environ, whole=False)
-    security = choice(args)
+    security = read_choice(args)
     tokens = tokens_of_environment() if security.certs is None else {}
     chosen = _names_to_use(args, config, security.certs, tokens)
     check_address(security, args.server)
@@ -163,7 +163,7 @@ def ask_for_classes(server: str, bundle: Bundle | None, patience: float) -> int 
         try:
             return int(status(server, PAUSE, bundle).classes) or None
         except grpc.RpcError as error:
-            found = why(error, server, bundle)
+            found = diagnose_call(error, server, bundle)
             waited = time.monotonic() - began
             if found.final:
                 raise CommandError(found.sentence) from None

@@ -19,9 +19,9 @@ from varangian.config.checks.rounds import (
 )
 from varangian.config.tree import RunConfig
 from varangian.registry import FIXES, Problem, fixes
-from varangian.worker.attacks import DataAttack, refusal
+from varangian.worker.attacks import DataAttack, why_impossible
 from varangian.worker.training.losses import name_of
-from varangian.worker.training.metrics import MetricError, chosen
+from varangian.worker.training.metrics import MetricError, choose_metrics
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _check_attack(config: RunConfig) -> Iterator[Problem]:
 def _check_attack_possible(config: RunConfig) -> Iterator[Problem]:
     byzantine = config.byzantine
     if byzantine.attack is not None and 0 < byzantine.count < config.workers:
-        reason = refusal(byzantine.attack, config.workers, byzantine.count, byzantine.knows)
+        reason = why_impossible(byzantine.attack, config.workers, byzantine.count, byzantine.knows)
         if reason is not None:
             yield Problem("byzantine.attack", f"cannot be mounted: {reason}")
 
@@ -101,7 +101,7 @@ def _check_metrics(config: RunConfig) -> Iterator[Problem]:
     by_class = config.loss.by_class
     if by_class is not None:
         try:
-            chosen(config.metrics, name_of(config.loss), 1 if by_class else None)
+            choose_metrics(config.metrics, name_of(config.loss), 1 if by_class else None)
         except MetricError as error:
             yield Problem("metrics", str(error).rstrip("."))
 

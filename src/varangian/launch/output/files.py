@@ -41,7 +41,7 @@ class Record(Descriptor):
             os.close(descriptor)
 
 
-def recorder(record: Record, name: str, warn: Warn) -> QueuedWriter:
+def queued_record(record: Record, name: str, warn: Warn) -> QueuedWriter:
     """A writer to a record."""
     return QueuedWriter(record, name, warn, limit=RECORDS)
 

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from varangian.launch.output.queued_writer import Descriptor, QueuedWriter, Warn, complain, writer
+from varangian.launch.output.queued_writer import Descriptor, QueuedWriter, Warn, warn_on_stderr, writer
 
 FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 
@@ -33,14 +33,14 @@ class QueuedHandler(logging.Handler):
 
 
 @contextmanager
-def log_to_file(path: Path, level: int = logging.INFO, warn: Warn = complain) -> Generator[None]:
+def log_to_file(path: Path, level: int = logging.INFO, warn: Warn = warn_on_stderr) -> Generator[None]:
     """Append what this package logs to a file instead of showing it: the screen belongs to the progress.
 
     `warn` is told once when the file cannot be written.
     """
     ours = logging.getLogger("varangian")
     before = ours.level, ours.propagate
-    descriptor = _appended(path, warn)
+    descriptor = _open_for_append(path, warn)
     lines = QueuedWriter(Descriptor(descriptor), str(path), warn)
     handler = QueuedHandler(lines)
     handler.setFormatter(logging.Formatter(FORMAT))
@@ -66,7 +66,7 @@ def log_to_stderr(level: int) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=level, handlers=[handler])
 
 
-def _appended(path: Path, warn: Warn) -> int:
+def _open_for_append(path: Path, warn: Warn) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     except OSError as error:

@@ -245,10 +245,10 @@ def writer(stream: TextIO, name: str, gap: Callable[[int], str] | None = None) -
     sink = _sink(stream)
     if isinstance(sink, Stream):
         encoding = "utf-8"
-    return QueuedWriter(sink, name, complain, gap=gap, encoding=encoding, terminal=stream.isatty())
+    return QueuedWriter(sink, name, warn_on_stderr, gap=gap, encoding=encoding, terminal=stream.isatty())
 
 
-def complain(text: str) -> None:
+def warn_on_stderr(text: str) -> None:
     """A warning to standard error, or to nobody if that cannot take it either."""
     if sys.stderr is not None:  # None: it was closed when the process began
         _sink(sys.stderr).write(f"warning: {text}\n".encode("ascii", "backslashreplace"))

@@ -42,8 +42,8 @@ from varangian.aggregators.spec import parts_of
 from varangian.config import RunConfig
 from varangian.config.yaml_text import dump
 from varangian.files import user_path, write_atomically
-from varangian.launch.output.files import Record, make_folder, recorder
-from varangian.launch.output.queued_writer import Warn, complain
+from varangian.launch.output.files import Record, make_folder, queued_record
+from varangian.launch.output.queued_writer import Warn, warn_on_stderr
 from varangian.launch.result import RunError, RunResult
 from varangian.server.observability.record import RoundRecord
 from varangian.server.participation import DEFAULT, PARTICIPATION
@@ -72,7 +72,7 @@ class RunFolder:
         self,
         path: Path,
         documents: Mapping[str, bytes],
-        warn: Warn = complain,
+        warn: Warn = warn_on_stderr,
         *,
         metrics: Sequence[str] = ("accuracy",),
         averaged: bool = False,
@@ -85,7 +85,9 @@ class RunFolder:
         for name, content in documents.items():
             write_atomically(path / name, content)
         self._records = {name: Record(path / name, warn) for name in ("rounds.jsonl", "metrics.csv")}
-        self._writers = [recorder(record, str(path / name), warn) for name, record in self._records.items()]
+        self._writers = [
+            queued_record(record, str(path / name), warn) for name, record in self._records.items()
+        ]
         self._rounds, self._metrics = self._writers
         self._spare = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(SPARE)]
         self._elsewhere = set[str]()
@@ -100,7 +102,7 @@ class RunFolder:
         *,
         metrics: Sequence[str] = ("accuracy",),
         facts: Mapping[str, Any] | None = None,
-        warn: Warn = complain,
+        warn: Warn = warn_on_stderr,
     ) -> RunFolder:
         """A new folder below `config.output`, named for the time and for what the run shows.
 
@@ -123,7 +125,7 @@ class RunFolder:
             return cls(path, documents, warn, metrics=metrics, averaged=config.ema is not None)
         except OSError as error:
             if path is not None:
-                _removed(path, [*documents, "rounds.jsonl", "metrics.csv"])
+                _remove_files(path, [*documents, "rounds.jsonl", "metrics.csv"])
             reason = f"the run folder in {config.output!r} cannot be written: {error.strerror or error}"
             raise RunError(f"{reason}. Choose another place with output=DIR.") from error
 
@@ -179,7 +181,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove the folder of a run that did not begin."""
-        _removed(self.path, [*self._documents, *self._records, "server.log"])
+        _remove_files(self.path, [*self._documents, *self._records, "server.log"])
 
     def _release(self) -> None:
         """Give the spare descriptors back."""
@@ -203,7 +205,7 @@ class RunFolder:
             except OSError as error:
                 failures.append(f"{error.filename or path or 'a folder'}: {error.strerror or error}")
                 if path is not None and path != self.path:
-                    _removed(path, [*models, *self._documents, *self._records, *(last or {})])
+                    _remove_files(path, [*models, *self._documents, *self._records, *(last or {})])
                 continue
             if failures:
                 self.warn(
@@ -250,7 +252,7 @@ def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
     """What else the numbers of a run may depend on."""
     return {
         "varangian": varangian.__version__,
-        "git": commit(Path(varangian.__file__).parent),
+        "git": describe_commit(Path(varangian.__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -272,7 +274,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def commit(folder: Path) -> str | None:
+def describe_commit(folder: Path) -> str | None:
     """The commit of this code, marked when it has been changed since; None outside a checkout."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
@@ -293,7 +295,7 @@ def _line(values: Iterable[Any]) -> str:
     return line.getvalue()
 
 
-def _removed(path: Path, names: Iterable[str]) -> None:
+def _remove_files(path: Path, names: Iterable[str]) -> None:
     """Remove these files, and the folder if nothing else is in it."""
     with contextlib.suppress(OSError):
         for name in names:

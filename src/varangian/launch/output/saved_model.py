@@ -43,11 +43,11 @@ def pack_state(worker_compute: WorkerCompute, parameters: Tensor) -> bytes:
         # What is not a tensor (`get_extra_state`) has no place in the format.
         known["left_out"] = json.dumps(sorted(state.keys() - tensors.keys()))
         try:
-            return save(_apart(tensors), known)
+            return save(_separate(tensors), known)
         except (KeyError, RuntimeError, TypeError, ValueError, SafetensorError):
             # A type that the format lacks, in a buffer perhaps: what was learned is saved all the same.
             known["left_out"] = json.dumps(sorted(state.keys() - {*trained}))
-            return save(_apart({name: tensors[name] for name in trained}), known)
+            return save(_separate({name: tensors[name] for name in trained}), known)
 
 
 def load(run: str | os.PathLike[str], *, ema: bool = False, state: bool = False) -> Any:
@@ -63,14 +63,14 @@ def load(run: str | os.PathLike[str], *, ema: bool = False, state: bool = False)
     """
     folder = user_path(run)
     path = folder / (AVERAGE if ema else PARAMETERS)
-    with _opened(path) as (tensors, known):
+    with _open(path) as (tensors, known):
         if state:
             return tensors
-        return _built(folder, tensors, known)
+        return _rebuild(folder, tensors, known)
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[tuple[dict[str, Tensor], Mapping[str, str]]]:
+def _open(path: Path) -> Generator[tuple[dict[str, Tensor], Mapping[str, str]]]:
     if not path.is_file():
         hint = "Only a run with `ema` has an average. " if path.name == AVERAGE else ""
         found = "It has not ended yet, perhaps." if path.parent.is_dir() else "There is no such folder."
@@ -84,7 +84,7 @@ def _opened(path: Path) -> Generator[tuple[dict[str, Tensor], Mapping[str, str]]
     yield tensors, known
 
 
-def _built(folder: Path, tensors: Mapping[str, Tensor], known: Mapping[str, str]) -> nn.Module:
+def _rebuild(folder: Path, tensors: Mapping[str, Tensor], known: Mapping[str, str]) -> nn.Module:
     config = load_config(folder / "config.yaml", whole=False)
     try:
         features, outputs = _tuples(json.loads(known["features"])), json.loads(known["outputs"])
@@ -103,7 +103,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, each with memory of its own: tied ones are written once for each name."""
     seen = set[int]()
     apart: dict[str, Tensor] = {}

@@ -24,7 +24,7 @@ def temporary_folder() -> Path:
     """The folder, readable by its owner only. It is locked for as long as this process lives."""
     clear_leftovers()
     path = Path(tempfile.mkdtemp(prefix=PREFIX))
-    _locked(path)
+    _lock(path)
     atexit.register(_remove, path, os.getpid())
     return path
 
@@ -36,7 +36,7 @@ def clear_leftovers() -> None:
             state = path.lstat()
             ours = stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid()
             if ours and state.st_mtime < time.time() - YOUNG:
-                descriptor = _locked(path)  # an error when its process lives, in whatever container
+                descriptor = _lock(path)  # an error when its process lives, in whatever container
                 shutil.rmtree(path)
                 os.close(descriptor)
 
@@ -48,7 +48,7 @@ def hold_sockets() -> None:
         config.setdefault("tempdir", str(temporary_folder()))
 
 
-def _locked(path: Path) -> int:
+def _lock(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -48,13 +48,13 @@ WAYS = {
     "ssl": Entry("tls:Tls", "Python's TLS sockets, no checks", "ceiling", needs="cryptography"),
     "protobuf": Entry("unary:Protobuf", "gRPC, one protobuf message", "naive", holds=5),
     "pickle": Entry("unary:Pickle", "gRPC, one pickle", "naive", holds=4),
-    "ours": Entry("ours:Ours", "Varangian push", "ours"),
-    "tls": Entry("ours:Secured", "Varangian push, mTLS", "ours", needs="cryptography"),
-    "bf16": Entry("ours:Halved", "Varangian push, bf16", "ours"),
+    "ours": Entry("ours:Push", "Varangian push", "ours"),
+    "tls": Entry("ours:PushTls", "Varangian push, mTLS", "ours", needs="cryptography"),
+    "bf16": Entry("ours:PushBf16", "Varangian push, bf16", "ours"),
     "pull": Entry("ours:Pull", "Varangian pull", "ours"),
     "chunks": Entry("ours:Chunks", "Varangian push, over gRPC", "chunks"),
     "chunks-tls": Entry(
-        "ours:SecuredChunks", "Varangian push, mTLS, over gRPC", "chunks", needs="cryptography"
+        "ours:ChunksTls", "Varangian push, mTLS, over gRPC", "chunks", needs="cryptography"
     ),
     "chunks-pull": Entry("ours:PullChunks", "Varangian pull, over gRPC", "chunks"),
     "gloo": Entry("gloo:Gloo", "torch.distributed, gloo", "peer", needs="torch"),

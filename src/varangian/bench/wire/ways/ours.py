@@ -64,7 +64,7 @@ class Server:
         self._service.close()
 
 
-class Counted(DataChannel):
+class CountingChannel(DataChannel):
     """Knows how many payloads it has carried."""
 
     carried = 0
@@ -76,18 +76,18 @@ class Counted(DataChannel):
         self.carried += leased.complete
 
 
-class Watched(Client):
+class WatchedClient(Client):
     """A client of which one can see which way its payloads go."""
 
     def __init__(self, server: str, name: str, proof: Proof, layout: Layout, **options: Any) -> None:
         super().__init__(server, name, proof, layout, **options)
-        self.lane = self._connection.data_channel = self.counted(server, isinstance(proof, Bundle))
+        self.lane = self._connection.data_channel = self.counting_channel(server, isinstance(proof, Bundle))
 
-    def counted(self, server: str, encrypted: bool) -> Counted:
-        return Counted(server, encrypted)
+    def counting_channel(self, server: str, encrypted: bool) -> CountingChannel:
+        return CountingChannel(server, encrypted)
 
 
-Connect = Callable[[str, str, Proof, Layout], Watched]
+Connect = Callable[[str, str, Proof, Layout], WatchedClient]
 
 
 class Workers:
@@ -99,7 +99,7 @@ class Workers:
         job: Job,
         direction: Direction = "push",
         lane: bool = True,
-        connect: Connect = Watched,
+        connect: Connect = WatchedClient,
     ) -> None:
         self._address, _, folder = address.partition(" ")
         self._job, self._direction, self._round = job, direction, 0
@@ -109,12 +109,12 @@ class Workers:
         self._runner = asyncio.Runner()
         self._clients = self._runner.run(self._joined(Path(folder) if folder else None))
 
-    async def _joined(self, folder: Path | None) -> list[Watched]:
+    async def _joined(self, folder: Path | None) -> list[WatchedClient]:
         clients = [self._client(name, folder) for name in default_names(self._job.workers)]
         await asyncio.gather(*(client.join() for client in clients))
         return clients
 
-    def _client(self, name: str, folder: Path | None) -> Watched:
+    def _client(self, name: str, folder: Path | None) -> WatchedClient:
         model = layout(self._job.numel)
         proof = make_token(name, SECRET) if folder is None else load_worker_bundle(folder, name)
         return self._connect(self._address, name, proof, model)
@@ -148,7 +148,7 @@ class Workers:
                 stack.push_async_callback(client.close)
 
 
-class Ours:
+class Push:
     """Push in clear text."""
 
     direction: Direction = "push"
@@ -175,31 +175,31 @@ class Ours:
         return digests(job.vectors())
 
 
-class Secured(Ours):
+class PushTls(Push):
     """Push over mutual TLS."""
 
     tls = True
 
 
-class Halved(Ours):
+class PushBf16(Push):
     """Push of bfloat16."""
 
     dtype = "bfloat16"
 
 
-class Pull(Ours):
+class Pull(Push):
     """One snapshot to all workers at once."""
 
     direction = "pull"
 
 
-class Chunks(Ours):
+class Chunks(Push):
     """Push with everything over gRPC, as where nothing else gets through."""
 
     lane = False
 
 
-class SecuredChunks(Secured):
+class ChunksTls(PushTls):
     """The same over mutual TLS."""
 
     lane = False

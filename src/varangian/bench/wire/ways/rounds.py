@@ -52,7 +52,7 @@ class Server:
         self._service.close()
 
 
-class Bucket:
+class RateLimit:
     """Lets so many bytes a second through, those of all senders together."""
 
     def __init__(self) -> None:
@@ -74,11 +74,11 @@ class Workers(ours.Workers):
     """Clients that share a line."""
 
     def __init__(self, address: str, job: Job) -> None:
-        self._bucket = Bucket()
+        self._bucket = RateLimit()
         super().__init__(address, job, connect=self._paced)
 
-    def _paced(self, server: str, name: str, proof: Proof, layout: Layout) -> Paced:
-        return Paced(self._bucket, server, name, proof, layout)
+    def _paced(self, server: str, name: str, proof: Proof, layout: Layout) -> PacedClient:
+        return PacedClient(self._bucket, server, name, proof, layout)
 
     def pace(self, rate: float | None) -> None:
         """Bytes a second, of all senders together."""
@@ -91,25 +91,25 @@ class Workers(ours.Workers):
             raise RuntimeError("not everything went through the bucket")
 
 
-class Paced(ours.Watched):
+class PacedClient(ours.WatchedClient):
     """A client on a line that others use, too."""
 
     def __init__(
-        self, bucket: Bucket, server: str, name: str, proof: Proof, layout: Layout, **options: Any
+        self, bucket: RateLimit, server: str, name: str, proof: Proof, layout: Layout, **options: Any
     ) -> None:
         self._bucket, self._size = bucket, 4 * layout.numel
         super().__init__(server, name, proof, layout, **options)
         push = self._connection.calls.push
         self._connection.calls.push = lambda **given: PacedCall(push(**given), bucket)
 
-    def counted(self, server: str, encrypted: bool) -> ours.Counted:
-        return PacedLane(self._bucket, self._size, server, encrypted)
+    def counting_channel(self, server: str, encrypted: bool) -> ours.CountingChannel:
+        return PacedChannel(self._bucket, self._size, server, encrypted)
 
 
 class PacedCall:
     """A call that writes when there is room on the line."""
 
-    def __init__(self, call: Any, bucket: Bucket) -> None:
+    def __init__(self, call: Any, bucket: RateLimit) -> None:
         self._call = call
         self._bucket = bucket
 
@@ -125,10 +125,10 @@ class PacedCall:
         return found
 
 
-class PacedLane(ours.Counted):
+class PacedChannel(ours.CountingChannel):
     """The same beside gRPC."""
 
-    def __init__(self, bucket: Bucket, size: int, server: str, encrypted: bool) -> None:
+    def __init__(self, bucket: RateLimit, size: int, server: str, encrypted: bool) -> None:
         super().__init__(server, encrypted)
         self._bucket, self._size = bucket, size
 
@@ -140,17 +140,17 @@ class PacedLane(ours.Counted):
                 yield leased
                 return
             connection = connected.data
-            connected.data = PacedLine(connection, self._bucket, self._size)  # type: ignore[assignment]
+            connected.data = PacedConnection(connection, self._bucket, self._size)  # type: ignore[assignment]
             try:
                 yield leased
             finally:
                 connected.data = connection
 
 
-class PacedLine:
+class PacedConnection:
     """Writes a little at a time."""
 
-    def __init__(self, line: DataConnection, bucket: Bucket, size: int) -> None:
+    def __init__(self, line: DataConnection, bucket: RateLimit, size: int) -> None:
         self._line, self._bucket = line, bucket
         self._left, self._paid = size, 0
 
@@ -191,7 +191,7 @@ class Round:
         return []
 
 
-class Receive(ours.Ours):
+class Receive(ours.Push):
     """Without aggregation and step."""
 
     def connect(self, address: str, job: Job) -> Workers:
