@@ -3,6 +3,8 @@
 import asyncio
 import gc
 
+from tests.scenarios import scenario
+
 from varangian.server.process import frozen_garbage_collector, touch_heartbeat
 
 
@@ -32,27 +34,22 @@ def test_what_was_there_before_is_looked_at_again_afterwards_and_what_comes_mean
     assert Ring.freed == 2
 
 
-def test_the_file_is_touched_again_and_again_and_gone_at_the_end(tmp_path):
+@scenario
+async def test_the_file_is_touched_again_and_again_and_gone_at_the_end(tmp_path):
     path = tmp_path / "serving"
-
-    async def story():
-        async with touch_heartbeat(path, period=0.01):
-            while not path.exists():
-                await asyncio.sleep(0.01)
-            path.unlink()  # whatever happens to it
-            while not path.exists():
-                await asyncio.sleep(0.01)
-
-    asyncio.run(asyncio.wait_for(story(), 60))
+    async with touch_heartbeat(path, period=0.01):
+        while not path.exists():
+            await asyncio.sleep(0.01)
+        path.unlink()  # whatever happens to it
+        while not path.exists():
+            await asyncio.sleep(0.01)
     assert not path.exists()
 
 
-def test_a_file_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, caplog):
-    async def story():
-        async with touch_heartbeat(tmp_path / "none" / "serving", period=0.001):
-            while not caplog.messages:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.02)
-
-    asyncio.run(asyncio.wait_for(story(), 60))
+@scenario
+async def test_a_file_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, caplog):
+    async with touch_heartbeat(tmp_path / "none" / "serving", period=0.001):
+        while not caplog.messages:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.02)
     assert len(caplog.messages) == 1

@@ -2,13 +2,11 @@
 
 import asyncio
 import contextlib
-import functools
 from dataclasses import dataclass
 from math import inf
 from unittest import mock
 
 import torch
-from tests.extent import patience
 from tests.wire.relay import FAR, NEAR, Relay
 
 from varangian.aggregators import Aggregator, Krum
@@ -188,13 +186,3 @@ async def all_worked(run, addresses, compute=gradient, **options):
         addresses = dict.fromkeys(run.names, addresses)
     works = (worked(run, address, name, compute, **options) for name, address in addresses.items())
     return await asyncio.gather(*works)
-
-
-def scenario(test):
-    """Run a coroutine as a test, but not for ever."""
-
-    @functools.wraps(test)
-    def run(**fixtures):
-        return asyncio.run(asyncio.wait_for(test(**fixtures), patience(100)))
-
-    return run

@@ -6,7 +6,8 @@ import pathlib
 import re
 
 import pytest
-from tests.wire.kit import Run, all_worked, scenario
+from tests.scenarios import scenario
+from tests.wire.kit import Run, all_worked
 
 from varangian.cli.commands.doctor import examine
 from varangian.cli.commands.health import status
@@ -44,37 +45,30 @@ async def _copied(reader, writer):
 
 
 @pytest.mark.parametrize("name", IGNORED)
-def test_a_run_on_this_machine_needs_no_proxy(name, monkeypatch):
+@scenario
+async def test_a_run_on_this_machine_needs_no_proxy(name, monkeypatch):
     monkeypatch.setenv(name, NOBODY)
     monkeypatch.setenv(PROXY, NOBODY)
     monkeypatch.delenv("no_proxy", raising=False)
     found = {}
-
-    @scenario
-    async def played():
-        run = Run(rounds=1)
-        async with run.served() as address:
-            found["round"] = (await asyncio.to_thread(status, address, 10)).round
-            await all_worked(run, address)
-            run.stop.set()
-
-    played()
+    run = Run(rounds=1)
+    async with run.served() as address:
+        found["round"] = (await asyncio.to_thread(status, address, 10)).round
+        await all_worked(run, address)
+        run.stop.set()
     assert found["round"] == 0
 
 
-def test_a_proxy_that_was_asked_for_leads_to_a_server_elsewhere(monkeypatch):
-    @scenario
-    async def played():
-        run = Run(rounds=1)
-        async with run.served() as address:
-            tunnel = Tunnel(address)
-            async with await asyncio.start_server(tunnel.serve, "127.0.0.1", 0) as server:
-                monkeypatch.setenv(PROXY, "http://127.0.0.1:{1}".format(*server.sockets[0].getsockname()))
-                reply = await asyncio.to_thread(status, "server.example:50051", 10)
-                assert (reply.round, tunnel.asked) == (0, [[b"CONNECT", b"server.example:50051"]])
-            run.stop.set()
-
-    played()
+@scenario
+async def test_a_proxy_that_was_asked_for_leads_to_a_server_elsewhere(monkeypatch):
+    run = Run(rounds=1)
+    async with run.served() as address:
+        tunnel = Tunnel(address)
+        async with await asyncio.start_server(tunnel.serve, "127.0.0.1", 0) as server:
+            monkeypatch.setenv(PROXY, "http://127.0.0.1:{1}".format(*server.sockets[0].getsockname()))
+            reply = await asyncio.to_thread(status, "server.example:50051", 10)
+            assert (reply.round, tunnel.asked) == (0, [[b"CONNECT", b"server.example:50051"]])
+        run.stop.set()
 
 
 def test_doctor_names_the_variable(monkeypatch):

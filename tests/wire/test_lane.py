@@ -10,7 +10,8 @@ import grpc
 import pytest
 import torch
 from tests.extent import patience
-from tests.wire.kit import LAYOUT, NAMES, Place, Run, all_worked, far, scenario, worked
+from tests.scenarios import scenario
+from tests.wire.kit import LAYOUT, NAMES, Place, Run, all_worked, far, worked
 from tests.wire.relay import FAR, WHOLE, Fate, Way
 
 from varangian.aggregators import Median
@@ -74,20 +75,16 @@ async def test_payloads_may_go_either_way_and_no_bit_changes(given):
         pytest.param("bfloat16", "bfloat16", marks=pytest.mark.exhaustive),
     ],
 )
-def test_rounds_in_a_window_end_alike_whichever_way_rows_come(monkeypatch, rows, dtype):
+@scenario
+async def test_rounds_in_a_window_end_alike_whichever_way_rows_come(monkeypatch, rows, dtype):
     monkeypatch.setattr(accumulate, "SLICE", SLICE)
     monkeypatch.setattr(native, "SLICE", SLICE)
-
-    @scenario
-    async def story():
-        given = {"layout": LONG, "rule": Median(), "rows": rows, "dtype": dtype}
-        whole = await outcome(CHUNKS, **given)
-        for ways in (LANE, MIXED):
-            assert await outcome(ways, **given, window=True) == whole
-        seats = Limits(receiving=2, turn=0.005, grace=20.0)
-        assert await outcome(MIXED, **given, window=True, limits=seats) == whole
-
-    story()
+    given = {"layout": LONG, "rule": Median(), "rows": rows, "dtype": dtype}
+    whole = await outcome(CHUNKS, **given)
+    for ways in (LANE, MIXED):
+        assert await outcome(ways, **given, window=True) == whole
+    seats = Limits(receiving=2, turn=0.005, grace=20.0)
+    assert await outcome(MIXED, **given, window=True, limits=seats) == whole
 
 
 @scenario
@@ -214,7 +211,8 @@ async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
 @pytest.mark.parametrize(
     "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(2, 10))]
 )
-def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
+@scenario
+async def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
     """Relays that pass odd pieces on, and cut connections of both kinds wherever chance has it."""
     monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
     draw = random.Random(seed)
@@ -227,18 +225,14 @@ def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
         size = 6 * LONG.numel
         return [Fate(**{draw.choice(["up", "down"]): draw.randrange(size)}) for _ in range(most)]
 
-    @scenario
-    async def story():
-        whole = await outcome(CHUNKS, **given)
-        limits = Limits(receiving=draw.choice([1, 4]), turn=0.005, grace=20.0, uploads=1000, downloads=1000)
-        run = Run(2, **given, window=draw.random() < 0.5, limits=limits)
-        async with run.placed() as place, far(place, calls=fates(3), lane=fates(12)) as lines:
-            addresses = dict.fromkeys(NAMES, lines.address) | {"w04": place.address}
-            await all_worked(run, addresses, varied)
-        assert all((record.missing, record.dropped) == ((), {}) for record in run.records)
-        assert run.learner.digest() == whole
-
-    story()
+    whole = await outcome(CHUNKS, **given)
+    limits = Limits(receiving=draw.choice([1, 4]), turn=0.005, grace=20.0, uploads=1000, downloads=1000)
+    run = Run(2, **given, window=draw.random() < 0.5, limits=limits)
+    async with run.placed() as place, far(place, calls=fates(3), lane=fates(12)) as lines:
+        addresses = dict.fromkeys(NAMES, lines.address) | {"w04": place.address}
+        await all_worked(run, addresses, varied)
+    assert all((record.missing, record.dropped) == ((), {}) for record in run.records)
+    assert run.learner.digest() == whole
 
 
 def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeypatch, caplog):

@@ -8,7 +8,8 @@ message stay as they are. `benchmarks/slow_line.py` takes the real time: each tr
 import pytest
 import torch
 from tests.extent import patience
-from tests.wire.kit import Run, far, scenario
+from tests.scenarios import scenario
+from tests.wire.kit import Run, far
 from tests.wire.relay import NEAR
 
 from varangian.aggregators import Mean

@@ -9,7 +9,8 @@ import contextlib
 import grpc
 import pytest
 import torch
-from tests.wire.kit import PATIENT, scenario, serving
+from tests.scenarios import scenario
+from tests.wire.kit import PATIENT, serving
 
 from varangian.aggregators import Aggregator, Mean, Median
 from varangian.aggregators.graphs import Exponential
@@ -178,7 +179,8 @@ async def test_who_was_not_invited_hears_so_and_goes_on():
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_a_push_whose_reply_was_lost_counts_once(monkeypatch, used):
+@scenario
+async def test_a_push_whose_reply_was_lost_counts_once(monkeypatch, used):
     """The client says it again, while its vector is held, and after it was used."""
     lost = []
     counted = Service.push
@@ -193,36 +195,31 @@ def test_a_push_whose_reply_was_lost_counts_once(monkeypatch, used):
 
     monkeypatch.setattr(Service, "push", forgetful)
     gate = asyncio.Event()
-
-    @scenario
-    async def lossy():
-        run = Run(LongestAbsent(2, gather=30.0), names=NAMES[:2], rounds=2, grace=0.1)
-        async with (
-            run.served() as address,
-            run.client(address, "w00") as a,
-            run.client(address, "w01") as b,
-        ):
-            for client in (a, b):
-                await client.join()
-            await asyncio.gather(a.pull(-1), b.pull(-1))
-            pushing = asyncio.create_task(a.push(0, torch.full((D,), 3.0)))
-            while not lost:
-                await asyncio.sleep(0.01)
-            if not used:
-                gate.set()
-                assert (await pushing).counted
-            assert (await b.push(0, torch.ones(D))).counted
-            while run.coordinator.round == 0:
-                await asyncio.sleep(0.01)
+    run = Run(LongestAbsent(2, gather=30.0), names=NAMES[:2], rounds=2, grace=0.1)
+    async with (
+        run.served() as address,
+        run.client(address, "w00") as a,
+        run.client(address, "w01") as b,
+    ):
+        for client in (a, b):
+            await client.join()
+        await asyncio.gather(a.pull(-1), b.pull(-1))
+        pushing = asyncio.create_task(a.push(0, torch.full((D,), 3.0)))
+        while not lost:
+            await asyncio.sleep(0.01)
+        if not used:
             gate.set()
             assert (await pushing).counted
-            # The answer to the next pull is the acknowledgement: the vector was used.
-            models = await asyncio.gather(a.pull(0), b.pull(0))
-            assert [model.round for model in models] == [1, 1]
-            assert models[0].parameters[0].item() == 1 - (3 + 1) / 2
-        assert len(run.records) == 1
-
-    lossy()
+        assert (await b.push(0, torch.ones(D))).counted
+        while run.coordinator.round == 0:
+            await asyncio.sleep(0.01)
+        gate.set()
+        assert (await pushing).counted
+        # The answer to the next pull is the acknowledgement: the vector was used.
+        models = await asyncio.gather(a.pull(0), b.pull(0))
+        assert [model.round for model in models] == [1, 1]
+        assert models[0].parameters[0].item() == 1 - (3 + 1) / 2
+    assert len(run.records) == 1
 
 
 @scenario

@@ -7,7 +7,8 @@ import struct
 from math import inf
 
 import pytest
-from tests.wire.kit import Run, all_worked, scenario
+from tests.scenarios import scenario
+from tests.wire.kit import Run, all_worked
 from tests.wire.relay import FAR, NEAR
 
 from varangian.aggregators import Mean
@@ -98,29 +99,25 @@ class OneSided:
 
 
 @pytest.mark.parametrize("way", ["chunks", "lane"])
-def test_a_push_that_breaks_at_the_worker_only_begins_anew_at_once(way, monkeypatch):
+@scenario
+async def test_a_push_that_breaks_at_the_worker_only_begins_anew_at_once(way, monkeypatch):
     """No limit of either end plays a part: all of them are longer than this test may be."""
-
-    @scenario
-    async def story():
-        limits = Limits(idle=1000.0, grace=0.05)
-        run = Run(rounds=1, limits=limits, f=0, rule=Mean(), names=("w00",), returns=True)
-        monkeypatch.setattr(run, "data_port", None if way == "chunks" else 0)
-        async with run.placed() as place, contextlib.AsyncExitStack() as stack:
-            calls = OneSided(place.address, inf if way == "lane" else 400_000)
-            address = await stack.enter_async_context(calls.laid())
-            broken = calls
-            if way == "lane":
-                broken = OneSided(f"{NEAR}:{place.lane}", 400_000)
-                await stack.enter_async_context(broken.laid())
-            async with run.client(address, "w00", idle=1000.0) as client:
-                await client.join()
-                pulled = await client.pull(-1)
-                assert (await client.push(0, pulled.parameters / 2)).counted
-            assert broken.resets == 1
-            await run.ended
-
-    story()
+    limits = Limits(idle=1000.0, grace=0.05)
+    run = Run(rounds=1, limits=limits, f=0, rule=Mean(), names=("w00",), returns=True)
+    monkeypatch.setattr(run, "data_port", None if way == "chunks" else 0)
+    async with run.placed() as place, contextlib.AsyncExitStack() as stack:
+        calls = OneSided(place.address, inf if way == "lane" else 400_000)
+        address = await stack.enter_async_context(calls.laid())
+        broken = calls
+        if way == "lane":
+            broken = OneSided(f"{NEAR}:{place.lane}", 400_000)
+            await stack.enter_async_context(broken.laid())
+        async with run.client(address, "w00", idle=1000.0) as client:
+            await client.join()
+            pulled = await client.pull(-1)
+            assert (await client.push(0, pulled.parameters / 2)).counted
+        assert broken.resets == 1
+        await run.ended
 
 
 def test_silent_connections_are_left_or_kept_alive_before_routers_forget_them():

@@ -7,7 +7,8 @@ import asyncio
 import functools
 
 import pytest
-from tests.wire.kit import LAYOUT, NAMES, Run, far, scenario, worked
+from tests.scenarios import scenario
+from tests.wire.kit import LAYOUT, NAMES, Run, far, worked
 from tests.wire.relay import Fate
 
 from varangian.aggregators import Median
@@ -216,38 +217,32 @@ async def until(true):
 @pytest.mark.parametrize("way", ["tls", "chunks"])
 @pytest.mark.parametrize("kind", ["rounds", "window", "invited"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_restart_at_any_stage_is_no_fault(stage, kind, way, killed, certified, monkeypatch):
-    @scenario
-    async def story():
-        this = Story(Stage(stage, monkeypatch), kind, way, certified)
-        assert await this.told(killed) == {f"all {ROUNDS} rounds are done"}
-        assert [record.dropped for record in this.run.records] == [{}] * ROUNDS
-        assert kind == "invited" or VICTIM not in this.run.records[-1].missing
-        assert this.run.coordinator.status().faulty == {}
-
-    story()
+@scenario
+async def test_a_restart_at_any_stage_is_no_fault(stage, kind, way, killed, certified, monkeypatch):
+    this = Story(Stage(stage, monkeypatch), kind, way, certified)
+    assert await this.told(killed) == {f"all {ROUNDS} rounds are done"}
+    assert [record.dropped for record in this.run.records] == [{}] * ROUNDS
+    assert kind == "invited" or VICTIM not in this.run.records[-1].missing
+    assert this.run.coordinator.status().faulty == {}
 
 
 @pytest.mark.parametrize("stage", ["half a vector", "told that it counts"])
-def test_a_worker_that_is_started_again_with_another_model_is_refused_and_not_faulty(
+@scenario
+async def test_a_worker_that_is_started_again_with_another_model_is_refused_and_not_faulty(
     stage, certified, monkeypatch
 ):
-    @scenario
-    async def story():
-        this = Story(Stage(stage, monkeypatch), "rounds", "chunks", certified)
-        live, another = this.live, Layout((("weight", (500, 1000)), ("bias", (4,))))
+    this = Story(Stage(stage, monkeypatch), "rounds", "chunks", certified)
+    live, another = this.live, Layout((("weight", (500, 1000)), ("bias", (4,))))
 
-        async def changed(address):
-            if not this.lives:
-                return await live(address)
-            async with this.run.client(address, VICTIM, layout=another) as client:
-                with pytest.raises(ClientError, match=r"'bias' of shape \[3\].*\[4\]|LAYOUT"):
-                    await client.join()
-            this.again.set()
-            return f"all {ROUNDS} rounds are done"
+    async def changed(address):
+        if not this.lives:
+            return await live(address)
+        async with this.run.client(address, VICTIM, layout=another) as client:
+            with pytest.raises(ClientError, match=r"'bias' of shape \[3\].*\[4\]|LAYOUT"):
+                await client.join()
+        this.again.set()
+        return f"all {ROUNDS} rounds are done"
 
-        this.live = changed
-        assert await this.told(killed=True) == {f"all {ROUNDS} rounds are done"}
-        assert [record.dropped for record in this.run.records] == [{}] * ROUNDS
-
-    story()
+    this.live = changed
+    assert await this.told(killed=True) == {f"all {ROUNDS} rounds are done"}
+    assert [record.dropped for record in this.run.records] == [{}] * ROUNDS

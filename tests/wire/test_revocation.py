@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 from tests.extent import patience
-from tests.wire.kit import NAMES, Run, far, gradient, scenario, worked
+from tests.scenarios import scenario
+from tests.wire.kit import NAMES, Run, far, gradient, worked
 
 from varangian.aggregators import Aggregator, TrimmedMean
 from varangian.cli.main import main
@@ -77,41 +78,38 @@ async def rows(names, layout):
 
 
 @pytest.mark.parametrize("window", [False, True])
-def test_a_worker_that_is_revoked_in_the_middle_of_a_round_is_not_in_its_update(authority, window):
-    @scenario
-    async def story():
-        run = Run(
-            rounds=1, layout=SMALL, rule=TrimmedMean(f=1), security=Security(authority.path), window=window
-        )
-        revoked = asyncio.Event()
+@scenario
+async def test_a_worker_that_is_revoked_in_the_middle_of_a_round_is_not_in_its_update(authority, window):
+    run = Run(
+        rounds=1, layout=SMALL, rule=TrimmedMean(f=1), security=Security(authority.path), window=window
+    )
+    revoked = asyncio.Event()
 
-        async def late(name, round, parameters):
-            if name == HONEST[0]:
-                await revoked.wait()
-            return await gradient(name, round, parameters)
+    async def late(name, round, parameters):
+        if name == HONEST[0]:
+            await revoked.wait()
+        return await gradient(name, round, parameters)
 
-        async def bad(name, round, parameters):
-            return torch.full_like(parameters, 1e4)
+    async def bad(name, round, parameters):
+        return torch.full_like(parameters, 1e4)
 
-        async with run.served() as address:
-            first = works(run, address, authority, HONEST[:1], late)
-            others = works(run, address, authority, HONEST[1:])
-            (attacker,) = works(run, address, authority, [LAST], bad)
-            # With a window nobody is counted before all are; there it is enough that the upload is open.
-            await until(lambda: LAST in run.coordinator.status().present)
-            if not window:
-                await until(lambda: LAST in run.coordinator.status().counted)
-            authority.revoke(LAST)
-            with pytest.raises(ClientError, match="should be one that was not revoked"):
-                await attacker
-            await until(lambda: LAST not in run.coordinator.status().present)
-            revoked.set()
-            await asyncio.gather(*first, *others)
-        (record,) = run.records
-        assert (record.revoked, record.missing, record.dropped) == ((LAST,), (), {})
-        assert run.learner.digest() == after(await rows(HONEST, run.layout), run.layout)
-
-    story()
+    async with run.served() as address:
+        first = works(run, address, authority, HONEST[:1], late)
+        others = works(run, address, authority, HONEST[1:])
+        (attacker,) = works(run, address, authority, [LAST], bad)
+        # With a window nobody is counted before all are; there it is enough that the upload is open.
+        await until(lambda: LAST in run.coordinator.status().present)
+        if not window:
+            await until(lambda: LAST in run.coordinator.status().counted)
+        authority.revoke(LAST)
+        with pytest.raises(ClientError, match="should be one that was not revoked"):
+            await attacker
+        await until(lambda: LAST not in run.coordinator.status().present)
+        revoked.set()
+        await asyncio.gather(*first, *others)
+    (record,) = run.records
+    assert (record.revoked, record.missing, record.dropped) == ((LAST,), (), {})
+    assert run.learner.digest() == after(await rows(HONEST, run.layout), run.layout)
 
 
 @scenario
@@ -186,31 +184,28 @@ async def test_a_worker_goes_on_with_its_renewed_certificate_when_the_old_one_ex
 @pytest.mark.parametrize(
     "data_port", [0, pytest.param(None, marks=pytest.mark.exhaustive)], ids=["lane", "chunks"]
 )
-def test_an_upload_that_is_under_way_when_its_certificate_expires_counts_once_it_is_renewed(
+@scenario
+async def test_an_upload_that_is_under_way_when_its_certificate_expires_counts_once_it_is_renewed(
     authority, data_port
 ):
-    @scenario
-    async def story():
-        now = [time.time()]
-        authority.issue(LAST, Role.WORKER, days=2, force=True)
-        security = Security(authority.path, now=lambda: now[0])
-        run = Run(rounds=1, rule=TrimmedMean(f=1), security=security)
-        run.data_port = data_port
-        async with run.placed() as place:
-            async with far(place, rate=1.5e6, lane=None if data_port is None else ()) as lines:
-                (slow,) = works(run, lines.address, authority, [LAST])
-                await until(lambda: LAST in run.coordinator.status().present)
-                now[0] += 3 * 86400
-                await until(lambda: LAST not in run.coordinator.status().present)
-                with pytest.raises(ClientError, match="one that has not expired"):
-                    await slow
-            authority.issue(LAST, Role.WORKER, days=9, force=True)
-            await asyncio.gather(*works(run, place.address, authority, NAMES))
-        (record,) = run.records
-        assert (record.dropped, record.missing, record.revoked) == ({}, (), ())
-        assert run.learner.digest() == after(await rows(NAMES, run.layout), run.layout)
-
-    story()
+    now = [time.time()]
+    authority.issue(LAST, Role.WORKER, days=2, force=True)
+    security = Security(authority.path, now=lambda: now[0])
+    run = Run(rounds=1, rule=TrimmedMean(f=1), security=security)
+    run.data_port = data_port
+    async with run.placed() as place:
+        async with far(place, rate=1.5e6, lane=None if data_port is None else ()) as lines:
+            (slow,) = works(run, lines.address, authority, [LAST])
+            await until(lambda: LAST in run.coordinator.status().present)
+            now[0] += 3 * 86400
+            await until(lambda: LAST not in run.coordinator.status().present)
+            with pytest.raises(ClientError, match="one that has not expired"):
+                await slow
+        authority.issue(LAST, Role.WORKER, days=9, force=True)
+        await asyncio.gather(*works(run, place.address, authority, NAMES))
+    (record,) = run.records
+    assert (record.dropped, record.missing, record.revoked) == ({}, (), ())
+    assert run.learner.digest() == after(await rows(NAMES, run.layout), run.layout)
 
 
 class Raw:
@@ -228,7 +223,10 @@ class Raw:
 
 
 @pytest.mark.exhaustive
-def test_by_hand_a_certificate_that_expires_gets_no_answer_on_a_line_that_stands_or_a_new_one(authority):
+@scenario
+async def test_by_hand_a_certificate_that_expires_gets_no_answer_on_a_line_that_stands_or_a_new_one(
+    authority,
+):
     """By the clock of TLS, too, which no test can set; with the session of before, and without."""
     http2 = pytest.importorskip("tests.hostile.http2")
 
@@ -255,14 +253,10 @@ def test_by_hand_a_certificate_that_expires_gets_no_answer_on_a_line_that_stands
             assert found.get("varangian-code", "hung up") in ("EXPIRED", "hung up"), found
             assert found.get("grpc-status") != "0"
 
-    @scenario
-    async def served():
-        run = Run(rounds=1, layout=SMALL, security=Security(authority.path))
-        async with run.served() as address:
-            made = authority.issue(LAST, Role.WORKER, days=10 / 86400, force=True)
-            await asyncio.to_thread(story, address, made.ends)
-
-    served()
+    run = Run(rounds=1, layout=SMALL, security=Security(authority.path))
+    async with run.served() as address:
+        made = authority.issue(LAST, Role.WORKER, days=10 / 86400, force=True)
+        await asyncio.to_thread(story, address, made.ends)
 
 
 @pytest.mark.exhaustive

@@ -7,7 +7,8 @@ import asyncio
 
 import pytest
 import torch
-from tests.wire.kit import LAYOUT, NAMES, Run, all_worked, gradient, scenario, worked
+from tests.scenarios import scenario
+from tests.wire.kit import LAYOUT, NAMES, Run, all_worked, gradient, worked
 from tests.wire.relay import Fate, Relay
 
 from varangian.protos.layout import Layout

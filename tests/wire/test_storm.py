@@ -10,7 +10,8 @@ import grpc
 import grpc.aio
 import pytest
 from tests.extent import patience
-from tests.wire.kit import NAMES, Run, all_worked, scenario
+from tests.scenarios import scenario
+from tests.wire.kit import NAMES, Run, all_worked
 
 from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.layout import Layout

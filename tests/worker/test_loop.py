@@ -3,7 +3,7 @@ import logging
 
 import pytest
 import torch
-from tests.extent import patience
+from tests.scenarios import scenario
 
 from varangian.worker.loop import work
 from varangian.worker.transport.client import ClientError, Finished, Pulled, Receipt
@@ -146,41 +146,37 @@ def test_an_error_of_the_computation_ends_it():
     assert client.diary[-1] == ("pull", -1)
 
 
-def test_a_long_computation_shows_signs_of_life():
-    async def story():
-        client, joined = FakeClient([0]), asyncio.Event()
+@scenario
+async def test_a_long_computation_shows_signs_of_life():
+    client, joined = FakeClient([0]), asyncio.Event()
 
-        async def until_seen(round, parameters):
-            while client.diary.count("join") < 4:
-                await asyncio.sleep(0.005)
-            joined.set()
-            return parameters
+    async def until_seen(round, parameters):
+        while client.diary.count("join") < 4:
+            await asyncio.sleep(0.005)
+        joined.set()
+        return parameters
 
-        assert await work(client, until_seen, sign_of_life=0.01) == "all done"
-        assert joined.is_set()
-        assert client.diary[-2] == ("push", 0, [0.0, 0.0])
-
-    asyncio.run(asyncio.wait_for(story(), patience(20)))
+    assert await work(client, until_seen, sign_of_life=0.01) == "all done"
+    assert joined.is_set()
+    assert client.diary[-2] == ("push", 0, [0.0, 0.0])
 
 
-def test_a_computation_ends_when_its_worker_is_cancelled():
-    async def story():
-        begun, cancelled = asyncio.Event(), asyncio.Event()
+@scenario
+async def test_a_computation_ends_when_its_worker_is_cancelled():
+    begun, cancelled = asyncio.Event(), asyncio.Event()
 
-        async def endless(round, parameters):
-            begun.set()
-            try:
-                await asyncio.sleep(3600)
-            finally:
-                cancelled.set()
+    async def endless(round, parameters):
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cancelled.set()
 
-        task = asyncio.create_task(work(FakeClient([0]), endless))
-        await begun.wait()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await asyncio.wait_for(cancelled.wait(), patience(20))
-
-    asyncio.run(asyncio.wait_for(story(), patience(20)))
+    task = asyncio.create_task(work(FakeClient([0]), endless))
+    await begun.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await cancelled.wait()
 
 
 def test_it_says_which_of_its_vectors_counted():

@@ -15,8 +15,8 @@ from dataclasses import replace
 
 import pytest
 from tests.chunks import pass_to
-from tests.extent import patience
 from tests.protos.data_channel.book import Book, encrypted_size
+from tests.scenarios import scenario
 
 from varangian.protos.data_channel import listener as lanes
 from varangian.protos.data_channel.associated_data import AssociatedData
@@ -102,248 +102,204 @@ async def use(lane, caller, worker="w00", payload=HELLO):
         ticket.complete()
 
 
-def run(scenario):
-    """To its end, but not for ever."""
-
-    async def limited():
-        async with asyncio.timeout(patience(100)):
-            return await scenario
-
-    return asyncio.run(limited())
-
-
 def said(caplog, level=logging.WARNING):
     ours = [one for one in caplog.records if one.getMessage().startswith("data port: ")]
     return [one.getMessage() for one in ours if one.levelno == level]
 
 
-def test_a_connection_serves_one_call_after_the_other_both_ways(caplog):
-    async def scenario():
-        async with opened() as lane, calling(lane) as caller:
-            await use(lane, caller)
-            with lane.ticket(transfer("w00")) as ticket:
-                caller.show(ticket)
-                line, cargo = await ticket.connection(), Transfer([memoryview(bytes(100_000))])
-                while not cargo.done:
-                    await line.ready()
-                    await line.send(cargo)
-                assert await caller.reader.readexactly(100_000) == bytes(100_000)
-                ticket.complete()
-            await use(lane, caller)
-
-    run(scenario())
+@scenario
+async def test_a_connection_serves_one_call_after_the_other_both_ways(caplog):
+    async with opened() as lane, calling(lane) as caller:
+        await use(lane, caller)
+        with lane.ticket(transfer("w00")) as ticket:
+            caller.show(ticket)
+            line, cargo = await ticket.connection(), Transfer([memoryview(bytes(100_000))])
+            while not cargo.done:
+                await line.ready()
+                await line.send(cargo)
+            assert await caller.reader.readexactly(100_000) == bytes(100_000)
+            ticket.complete()
+        await use(lane, caller)
     assert said(caplog) == []
 
 
-def test_two_workers_find_their_own_calls():
-    async def scenario():
-        async with (
-            opened() as lane,
-            calling(lane) as one,
-            calling(lane) as other,
-        ):
-            with lane.ticket(transfer("w00")) as first, lane.ticket(transfer("w01")) as second:
-                other.show(second, b"w01")
-                one.show(first, b"w00")
-                assert await (await first.connection()).read_exactly(3) == b"w00"
-                assert await (await second.connection()).read_exactly(3) == b"w01"
-
-    run(scenario())
+@scenario
+async def test_two_workers_find_their_own_calls():
+    async with (
+        opened() as lane,
+        calling(lane) as one,
+        calling(lane) as other,
+    ):
+        with lane.ticket(transfer("w00")) as first, lane.ticket(transfer("w01")) as second:
+            other.show(second, b"w01")
+            one.show(first, b"w00")
+            assert await (await first.connection()).read_exactly(3) == b"w00"
+            assert await (await second.connection()).read_exactly(3) == b"w01"
 
 
-def test_a_ticket_may_come_in_pieces():
-    async def scenario():
-        async with opened() as lane, calling(lane) as caller:
-            with lane.ticket(transfer("w00")) as ticket:
-                for byte in bytes.fromhex(ticket.text):
-                    caller.say(bytes([byte]))
-                    await asyncio.sleep(0)
-                await ticket.connection()
-
-    run(scenario())
+@scenario
+async def test_a_ticket_may_come_in_pieces():
+    async with opened() as lane, calling(lane) as caller:
+        with lane.ticket(transfer("w00")) as ticket:
+            for byte in bytes.fromhex(ticket.text):
+                caller.say(bytes([byte]))
+                await asyncio.sleep(0)
+            await ticket.connection()
 
 
-def test_an_unknown_ticket_ends_the_connection_and_is_logged_once(caplog):
+@scenario
+async def test_an_unknown_ticket_ends_the_connection_and_is_logged_once(caplog):
     refusals = Refusals()
-
-    async def scenario():
-        async with opened(refusals=refusals) as lane:
-            for _ in range(3):
-                async with calling(lane) as caller:
-                    caller.say(bytes(16) + HELLO)
-                    assert await caller.ended() == b""
-            assert refusals.counts == {"TICKET": 3}
-
-    run(scenario())
+    async with opened(refusals=refusals) as lane:
+        for _ in range(3):
+            async with calling(lane) as caller:
+                caller.say(bytes(16) + HELLO)
+                assert await caller.ended() == b""
+        assert refusals.counts == {"TICKET": 3}
     (line,) = said(caplog)
     assert line.startswith("data port: refused a stranger: TICKET ")
     assert len(said(caplog, logging.DEBUG)) == 2
 
 
-def test_a_ticket_counts_once():
-    async def scenario():
-        async with (
-            opened() as lane,
-            calling(lane) as caller,
-            calling(lane) as copy,
-        ):
-            with lane.ticket(transfer("w00")) as ticket:
+@scenario
+async def test_a_ticket_counts_once():
+    async with (
+        opened() as lane,
+        calling(lane) as caller,
+        calling(lane) as copy,
+    ):
+        with lane.ticket(transfer("w00")) as ticket:
+            caller.show(ticket)
+            line = await ticket.connection()
+            copy.show(ticket)
+            await copy.ended()
+            caller.say(HELLO)
+            assert await line.read_exactly(5) == HELLO
+
+
+@scenario
+async def test_a_ticket_counts_until_its_call_has_ended():
+    async with opened() as lane, calling(lane) as caller:
+        with lane.ticket(transfer("w00")) as ticket:
+            pass
+        caller.show(ticket)
+        await caller.ended()
+        with pytest.raises(DataConnectionError):
+            await ticket.connection()
+        with pytest.raises(RuntimeError), ticket:
+            pass
+
+
+@scenario
+async def test_a_call_that_ends_halfway_ends_its_connection():
+    async with opened() as lane, calling(lane) as caller:
+        with contextlib.suppress(ZeroDivisionError), lane.ticket(transfer("w00")) as ticket:
+            caller.show(ticket, HELLO)
+            await ticket.connection()
+            raise ZeroDivisionError
+        await caller.ended()
+
+
+@scenario
+async def test_whoever_hangs_up_ends_only_its_own_call():
+    async with opened() as lane:
+        with lane.ticket(transfer("w00")) as ticket:
+            async with calling(lane) as caller:
                 caller.show(ticket)
                 line = await ticket.connection()
-                copy.show(ticket)
-                await copy.ended()
-                caller.say(HELLO)
-                assert await line.read_exactly(5) == HELLO
-
-    run(scenario())
-
-
-def test_a_ticket_counts_until_its_call_has_ended():
-    async def scenario():
-        async with opened() as lane, calling(lane) as caller:
-            with lane.ticket(transfer("w00")) as ticket:
-                pass
-            caller.show(ticket)
-            await caller.ended()
             with pytest.raises(DataConnectionError):
-                await ticket.connection()
-            with pytest.raises(RuntimeError), ticket:
-                pass
-
-    run(scenario())
-
-
-def test_a_call_that_ends_halfway_ends_its_connection():
-    async def scenario():
-        async with opened() as lane, calling(lane) as caller:
-            with contextlib.suppress(ZeroDivisionError), lane.ticket(transfer("w00")) as ticket:
-                caller.show(ticket, HELLO)
-                await ticket.connection()
-                raise ZeroDivisionError
-            await caller.ended()
-
-    run(scenario())
+                await line.read_exactly(1)
+        async with calling(lane) as caller:
+            caller.say(b"half")
+        async with calling(lane) as caller:
+            await use(lane, caller)
 
 
-def test_whoever_hangs_up_ends_only_its_own_call():
-    async def scenario():
-        async with opened() as lane:
-            with lane.ticket(transfer("w00")) as ticket:
-                async with calling(lane) as caller:
-                    caller.show(ticket)
-                    line = await ticket.connection()
-                with pytest.raises(DataConnectionError):
-                    await line.read_exactly(1)
-            async with calling(lane) as caller:
-                caller.say(b"half")
-            async with calling(lane) as caller:
-                await use(lane, caller)
-
-    run(scenario())
+@scenario
+async def test_more_than_the_payload_ends_the_connection_after_it():
+    async with opened() as lane, calling(lane) as caller:
+        with lane.ticket(transfer("w00")) as ticket:
+            caller.show(ticket, HELLO + bytes(1000))
+            assert await (await ticket.connection()).read_exactly(5) == HELLO
+            ticket.complete()
+        await caller.ended()
 
 
-def test_more_than_the_payload_ends_the_connection_after_it():
-    async def scenario():
-        async with opened() as lane, calling(lane) as caller:
-            with lane.ticket(transfer("w00")) as ticket:
-                caller.show(ticket, HELLO + bytes(1000))
-                assert await (await ticket.connection()).read_exactly(5) == HELLO
-                ticket.complete()
-            await caller.ended()
-
-    run(scenario())
+@scenario
+async def test_whoever_shows_the_ticket_is_its_worker():
+    async with opened() as lane, calling(lane) as caller:
+        await use(lane, caller, "w00")
+        await use(lane, caller, "w01")
 
 
-def test_whoever_shows_the_ticket_is_its_worker():
-    async def scenario():
-        async with opened() as lane, calling(lane) as caller:
-            await use(lane, caller, "w00")
-            await use(lane, caller, "w01")
-
-    run(scenario())
-
-
-def test_who_says_nothing_is_not_waited_for(caplog):
+@scenario
+async def test_who_says_nothing_is_not_waited_for(caplog):
     refusals = Refusals()
-
-    async def scenario():
-        async with opened(refusals=refusals, first_ticket=0.01) as lane, calling(lane) as stranger:
-            await stranger.ended()
-            assert refusals.counts == {"SILENT": 1}
-
-    run(scenario())
+    async with opened(refusals=refusals, first_ticket=0.01) as lane, calling(lane) as stranger:
+        await stranger.ended()
+        assert refusals.counts == {"SILENT": 1}
     assert said(caplog) == []
     assert said(caplog, logging.DEBUG)[0].startswith("data port: refused a stranger: SILENT ")
 
 
-def test_strangers_do_not_keep_out_who_shows_its_ticket():
+@scenario
+async def test_strangers_do_not_keep_out_who_shows_its_ticket():
     refusals = Refusals()
-
-    async def scenario():
-        async with (
-            opened(refusals=refusals, first_ticket=1000) as lane,
-            contextlib.AsyncExitStack() as stack,
-        ):
-            strangers = [await stack.enter_async_context(calling(lane)) for _ in range(64)]
-            async with calling(lane) as caller:
-                await use(lane, caller)
-                await strangers[0].ended()
-                more = [await stack.enter_async_context(calling(lane)) for _ in range(64)]
-                for stranger in strangers[1:]:
-                    await stranger.ended()
-                assert not any(stranger.reader.at_eof() for stranger in more[1:])
-                await use(lane, caller)
-                assert refusals.counts == {"CROWD": 64}
-
-    run(scenario())
-
-
-def test_a_connection_takes_no_ticket_once_it_is_old(caplog):
-    async def scenario():
-        async with opened(age=0.0) as lane, calling(lane) as caller:
+    async with (
+        opened(refusals=refusals, first_ticket=1000) as lane,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        strangers = [await stack.enter_async_context(calling(lane)) for _ in range(64)]
+        async with calling(lane) as caller:
             await use(lane, caller)
-            await caller.ended()
+            await strangers[0].ended()
+            more = [await stack.enter_async_context(calling(lane)) for _ in range(64)]
+            for stranger in strangers[1:]:
+                await stranger.ended()
+            assert not any(stranger.reader.at_eof() for stranger in more[1:])
+            await use(lane, caller)
+            assert refusals.counts == {"CROWD": 64}
 
-    run(scenario())
+
+@scenario
+async def test_a_connection_takes_no_ticket_once_it_is_old(caplog):
+    async with opened(age=0.0) as lane, calling(lane) as caller:
+        await use(lane, caller)
+        await caller.ended()
     assert said(caplog) == []
 
 
-def test_a_connection_that_is_not_used_is_ended_however_long_its_call_took(caplog):
-    async def scenario():
-        async with opened(next_ticket=0.02) as lane, calling(lane) as caller:
-            with lane.ticket(transfer("w00")) as ticket:
-                caller.show(ticket)
-                line = await ticket.connection()
-                await asyncio.sleep(0.1)
-                caller.say(HELLO)
-                assert await line.read_exactly(5) == HELLO
-                ticket.complete()
-            await caller.ended()
-
-    run(scenario())
+@scenario
+async def test_a_connection_that_is_not_used_is_ended_however_long_its_call_took(caplog):
+    async with opened(next_ticket=0.02) as lane, calling(lane) as caller:
+        with lane.ticket(transfer("w00")) as ticket:
+            caller.show(ticket)
+            line = await ticket.connection()
+            await asyncio.sleep(0.1)
+            caller.say(HELLO)
+            assert await line.read_exactly(5) == HELLO
+            ticket.complete()
+        await caller.ended()
     assert said(caplog) == []
 
 
-def test_the_oldest_of_three_idle_connections_of_a_worker_is_ended():
+@scenario
+async def test_the_oldest_of_three_idle_connections_of_a_worker_is_ended():
     refusals = Refusals()
+    async with opened(refusals=refusals) as lane, contextlib.AsyncExitStack() as stack:
 
-    async def scenario():
-        async with opened(refusals=refusals) as lane, contextlib.AsyncExitStack() as stack:
+        async def used(name):
+            caller = await stack.enter_async_context(calling(lane))
+            await use(lane, caller, name)
+            return caller
 
-            async def used(name):
-                caller = await stack.enter_async_context(calling(lane))
-                await use(lane, caller, name)
-                return caller
-
-            oldest, other = await used("w00"), await used("w01")
-            rest = [await used("w00") for _ in range(2)]
-            await oldest.ended()
-            assert refusals.counts == {"CROWD": 1}
-            for caller in rest:
-                await use(lane, caller)
-            await use(lane, other, "w01")
-
-    run(scenario())
+        oldest, other = await used("w00"), await used("w01")
+        rest = [await used("w00") for _ in range(2)]
+        await oldest.ended()
+        assert refusals.counts == {"CROWD": 1}
+        for caller in rest:
+            await use(lane, caller)
+        await use(lane, other, "w01")
 
 
 def book(ticket, **changes):
@@ -361,53 +317,46 @@ async def taken(line, size):
     return bytes(found)
 
 
-def test_payloads_are_sealed_with_the_key_of_their_ticket():
-    async def scenario():
-        async with opened(sealed=True) as lane, calling(lane) as caller:
-            for _ in range(2):
-                with lane.ticket(transfer("w00")) as ticket:
-                    caller.show(ticket, book(ticket).encrypted(HELLO))
-                    assert await taken(await ticket.connection(), 5) == HELLO
-                    ticket.complete()
-                with lane.ticket(transfer("w00")) as ticket:
-                    caller.show(ticket)
-                    await (await ticket.connection()).send(Transfer([memoryview(HELLO)]))
-                    found = await caller.reader.readexactly(encrypted_size(len(HELLO)))
-                    assert book(ticket).decrypted(found) == HELLO
-                    ticket.complete()
-
-    run(scenario())
+@scenario
+async def test_payloads_are_sealed_with_the_key_of_their_ticket():
+    async with opened(sealed=True) as lane, calling(lane) as caller:
+        for _ in range(2):
+            with lane.ticket(transfer("w00")) as ticket:
+                caller.show(ticket, book(ticket).encrypted(HELLO))
+                assert await taken(await ticket.connection(), 5) == HELLO
+                ticket.complete()
+            with lane.ticket(transfer("w00")) as ticket:
+                caller.show(ticket)
+                await (await ticket.connection()).send(Transfer([memoryview(HELLO)]))
+                found = await caller.reader.readexactly(encrypted_size(len(HELLO)))
+                assert book(ticket).decrypted(found) == HELLO
+                ticket.complete()
 
 
-def test_each_ticket_has_a_key_of_its_own_and_only_where_payloads_are_sealed():
-    async def scenario():
-        async with opened(sealed=True) as lane:
-            keys = {bytes.fromhex(lane.ticket(transfer("w00")).text)[16:] for _ in range(100)}
-        assert len(keys) == 100
-        assert {len(key) for key in keys} == {32}
-        async with opened() as lane:
-            assert len(bytes.fromhex(lane.ticket(transfer("w00")).text)) == 16
-
-    run(scenario())
+@scenario
+async def test_each_ticket_has_a_key_of_its_own_and_only_where_payloads_are_sealed():
+    async with opened(sealed=True) as lane:
+        keys = {bytes.fromhex(lane.ticket(transfer("w00")).text)[16:] for _ in range(100)}
+    assert len(keys) == 100
+    assert {len(key) for key in keys} == {32}
+    async with opened() as lane:
+        assert len(bytes.fromhex(lane.ticket(transfer("w00")).text)) == 16
 
 
 @pytest.mark.parametrize("payload", [HELLO + bytes(56), b"\x28" + bytes(1000)])
-def test_who_has_a_ticket_without_its_key_ends_that_call_and_no_other(payload):
+@scenario
+async def test_who_has_a_ticket_without_its_key_ends_that_call_and_no_other(payload):
     pytest.importorskip("cryptography")
-
-    async def scenario():
-        async with opened(sealed=True) as lane, calling(lane) as thief, calling(lane) as owner:
-            with lane.ticket(transfer("w00")) as stolen:
-                thief.show(stolen, payload)
-                line = await stolen.connection()
-                with pytest.raises(DataConnectionError, match="not encrypted"):
-                    await taken(line, 5)
-            await thief.ended()
-            with lane.ticket(transfer("w00")) as ticket:
-                owner.show(ticket, book(ticket).encrypted(HELLO))
-                assert await taken(await ticket.connection(), 5) == HELLO
-
-    run(scenario())
+    async with opened(sealed=True) as lane, calling(lane) as thief, calling(lane) as owner:
+        with lane.ticket(transfer("w00")) as stolen:
+            thief.show(stolen, payload)
+            line = await stolen.connection()
+            with pytest.raises(DataConnectionError, match="not encrypted"):
+                await taken(line, 5)
+        await thief.ended()
+        with lane.ticket(transfer("w00")) as ticket:
+            owner.show(ticket, book(ticket).encrypted(HELLO))
+            assert await taken(await ticket.connection(), 5) == HELLO
 
 
 OTHERS = [
@@ -421,88 +370,77 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("changes", OTHERS, ids=lambda changes: "".join(changes))
-def test_the_right_key_does_not_open_a_payload_of_another_transfer(changes):
+@scenario
+async def test_the_right_key_does_not_open_a_payload_of_another_transfer(changes):
     """Whoever mixes up two payloads, whatever the reason, ends with nothing."""
-
-    async def scenario():
-        async with opened(sealed=True) as lane, calling(lane) as caller:
-            with lane.ticket(transfer("w00")) as ticket:
-                caller.show(ticket, book(ticket, **changes).encrypted(HELLO))
-                line = await ticket.connection()
-                with pytest.raises(DataConnectionError, match="not encrypted"):
-                    await taken(line, 5)
-
-    run(scenario())
+    async with opened(sealed=True) as lane, calling(lane) as caller:
+        with lane.ticket(transfer("w00")) as ticket:
+            caller.show(ticket, book(ticket, **changes).encrypted(HELLO))
+            line = await ticket.connection()
+            with pytest.raises(DataConnectionError, match="not encrypted"):
+                await taken(line, 5)
 
 
-def test_closing_ends_what_is_under_way():
-    async def scenario():
-        async with opened() as lane, contextlib.AsyncExitStack() as stack:
-            callers = [await stack.enter_async_context(calling(lane)) for _ in range(3)]
-            shown, waiting = (stack.enter_context(lane.ticket(transfer("w00"))) for _ in range(2))
-            callers[0].show(shown, bytes(1 << 20))
-            line = await shown.connection()
+@scenario
+async def test_closing_ends_what_is_under_way():
+    async with opened() as lane, contextlib.AsyncExitStack() as stack:
+        callers = [await stack.enter_async_context(calling(lane)) for _ in range(3)]
+        shown, waiting = (stack.enter_context(lane.ticket(transfer("w00"))) for _ in range(2))
+        callers[0].show(shown, bytes(1 << 20))
+        line = await shown.connection()
 
-            async def receive():
-                while True:
-                    await line.ready()
-                    await line.receive(1 << 16, pass_to(lambda piece: None))
+        async def receive():
+            while True:
+                await line.ready()
+                await line.receive(1 << 16, pass_to(lambda piece: None))
 
-            receiving, expecting = asyncio.create_task(receive()), asyncio.create_task(waiting.connection())
-            await asyncio.sleep(0.01)
-            await lane.close()
-            for task in (receiving, expecting):
-                with pytest.raises(DataConnectionError):
-                    await task
-            for caller in callers:
-                await caller.ended()
-            with pytest.raises(ConnectionRefusedError):
-                async with calling(lane):
-                    pass
-
-    run(scenario())
-
-
-def test_closing_ends_connections_that_have_just_come():
-    async def scenario():
-        async with opened() as lane:
-            sockets = [socket.create_connection((HOST, lane.port)) for _ in range(20)]
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        for connection in sockets:
-            connection.close()
-
-    run(scenario())
-
-
-def test_a_lane_that_never_listened_can_be_closed():
-    async def scenario():
-        lane = listener()
-        assert lane.port == 0
+        receiving, expecting = asyncio.create_task(receive()), asyncio.create_task(waiting.connection())
+        await asyncio.sleep(0.01)
         await lane.close()
-        await lane.close()
-
-    run(scenario())
-
-
-def test_connections_that_break_at_once_do_no_harm():
-    async def scenario():
-        async with opened() as lane:
-            for _ in range(100):
-                with socket.create_connection((HOST, lane.port)) as connection:
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                await asyncio.sleep(0)
-            async with calling(lane) as caller:
-                await use(lane, caller)
-
-    run(scenario())
+        for task in (receiving, expecting):
+            with pytest.raises(DataConnectionError):
+                await task
+        for caller in callers:
+            await caller.ended()
+        with pytest.raises(ConnectionRefusedError):
+            async with calling(lane):
+                pass
 
 
-def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, caplog):
+@scenario
+async def test_closing_ends_connections_that_have_just_come():
+    async with opened() as lane:
+        sockets = [socket.create_connection((HOST, lane.port)) for _ in range(20)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    for connection in sockets:
+        connection.close()
+
+
+@scenario
+async def test_a_lane_that_never_listened_can_be_closed():
+    lane = listener()
+    assert lane.port == 0
+    await lane.close()
+    await lane.close()
+
+
+@scenario
+async def test_connections_that_break_at_once_do_no_harm():
+    async with opened() as lane:
+        for _ in range(100):
+            with socket.create_connection((HOST, lane.port)) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await asyncio.sleep(0)
+        async with calling(lane) as caller:
+            await use(lane, caller)
+
+
+@scenario
+async def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, caplog):
     monkeypatch.setattr(lanes, "PAUSE", 0.01)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    async def scenario():
+    try:
         async with opened() as lane:
             reader, writer = socket.socketpair()
             with reader, writer, socket.socket() as connection:
@@ -520,28 +458,23 @@ def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, 
                 with lane.ticket(transfer("w00")) as ticket:
                     connection.send(bytes.fromhex(ticket.text)[:16])
                     await ticket.connection()
-
-    try:
-        run(scenario())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     (line,) = said(caplog)
     assert line.startswith("data port: refused new connections: EMFILE ")
 
 
-def test_a_lane_may_have_an_address_of_version_6():
-    async def scenario():
-        lane = listener()
-        try:
-            port = lane.listen(bind_sockets("::1", 0))
-        except ListenError:
-            pytest.skip("no IPv6 here")
-        reader, writer = await asyncio.open_connection("::1", port)
-        await use(lane, Caller(reader, writer))
-        await lane.close()
-        writer.close()
-
-    run(scenario())
+@scenario
+async def test_a_lane_may_have_an_address_of_version_6():
+    lane = listener()
+    try:
+        port = lane.listen(bind_sockets("::1", 0))
+    except ListenError:
+        pytest.skip("no IPv6 here")
+    reader, writer = await asyncio.open_connection("::1", port)
+    await use(lane, Caller(reader, writer))
+    await lane.close()
+    writer.close()
 
 
 def test_of_a_crowd_the_largest_group_pays_and_its_oldest_first():

@@ -2,16 +2,9 @@ import asyncio
 
 import pytest
 from tests.extent import patience
+from tests.scenarios import scenario
 
 from varangian.server.limits.upload_scheduler import UploadScheduler
-
-
-def scenario(test):
-    def run():
-        asyncio.run(asyncio.wait_for(test(), patience(100)))
-
-    run.__name__ = test.__name__
-    return run
 
 
 async def settle():
@@ -112,25 +105,22 @@ async def test_nobody_gives_way_to_nobody():
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_a_turn_is_free_again_however_its_upload_ends(running):
-    @scenario
-    async def story():
-        scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
-        async with scheduler.turn():
-            waiting = asyncio.create_task(hold(scheduler))
-            await settle()
-            assert scheduler.waiting == 1
-            if not running:
-                waiting.cancel()
-                await settle()
+@scenario
+async def test_a_turn_is_free_again_however_its_upload_ends(running):
+    scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
+    async with scheduler.turn():
+        waiting = asyncio.create_task(hold(scheduler))
         await settle()
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        assert scheduler.waiting == 0
-        async with asyncio.timeout(patience(20)), scheduler.turn():
-            pass
-
-    story()
+        assert scheduler.waiting == 1
+        if not running:
+            waiting.cancel()
+            await settle()
+    await settle()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert scheduler.waiting == 0
+    async with asyncio.timeout(patience(20)), scheduler.turn():
+        pass
 
 
 async def hold(scheduler):

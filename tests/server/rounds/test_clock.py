@@ -2,6 +2,8 @@
 
 import asyncio
 
+from tests.scenarios import scenario
+
 from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 
 
@@ -51,14 +53,12 @@ def test_a_clock_that_rings_early_is_set_again_for_the_same_moment(time):
     assert [timer.at for timer in time.waiting()] == [1005.0]
 
 
-def test_a_later_value_reaches_readers_of_a_real_loop():
-    async def story():
-        latest = LatestValue(0, MONOTONIC)
-        reader = asyncio.create_task(latest.wait_for(lambda value: value > 1, 1e6))
-        for value in (1, 2, 3):
-            await asyncio.sleep(0)
-            latest.publish(value)
-        assert await reader >= 2
-        assert await latest.wait_for(lambda value: value > 3, 1e-4) is None
-
-    asyncio.run(story())
+@scenario
+async def test_a_later_value_reaches_readers_of_a_real_loop():
+    latest = LatestValue(0, MONOTONIC)
+    reader = asyncio.create_task(latest.wait_for(lambda value: value > 1, 1e6))
+    for value in (1, 2, 3):
+        await asyncio.sleep(0)
+        latest.publish(value)
+    assert await reader >= 2
+    assert await latest.wait_for(lambda value: value > 3, 1e-4) is None

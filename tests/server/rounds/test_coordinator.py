@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import threading
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from tests.extent import patience
+from tests.scenarios import scenario
 from torch import Tensor
 
 from varangian.aggregators import AggregationError, Aggregator, Gram, Krum
@@ -113,14 +112,6 @@ class Run:
         return await asyncio.wait_for(asyncio.shield(self.task), patience(100))
 
 
-def in_loop(test: Callable[..., Awaitable[None]]):
-    @functools.wraps(test)
-    def wrapped(*args, **kwargs):
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), patience(100)))
-
-    return wrapped
-
-
 def values(payload: memoryview) -> list[float]:
     return payload.cast("f").tolist()
 
@@ -128,7 +119,7 @@ def values(payload: memoryview) -> list[float]:
 # Whole rounds
 
 
-@in_loop
+@scenario
 async def test_a_run_from_the_first_round_to_the_last(time):
     async with Run(time, every=2) as run:
         for round in range(3):
@@ -149,7 +140,7 @@ async def test_a_run_from_the_first_round_to_the_last(time):
     assert set(second.seconds) == {"wait", "aggregate", "step", "evaluate"}
 
 
-@in_loop
+@scenario
 async def test_the_order_of_arrival_never_changes_a_bit(time):
     async def digest_of(order) -> str:
         async with Run(time, rounds=1) as run:
@@ -162,7 +153,7 @@ async def test_the_order_of_arrival_never_changes_a_bit(time):
     assert await digest_of(names) == await digest_of(names[::-1])
 
 
-@in_loop
+@scenario
 async def test_everyone_pulls_the_same_memory(time):
     async with Run(time) as run:
         first = await run.opened(0)
@@ -181,7 +172,7 @@ async def test_everyone_pulls_the_same_memory(time):
 # Time
 
 
-@in_loop
+@scenario
 async def test_a_round_closes_at_its_deadline_without_the_missing_worker(time):
     async with Run(time) as run:
         for worker in ("w00", "w01", "w02"):
@@ -195,7 +186,7 @@ async def test_a_round_closes_at_its_deadline_without_the_missing_worker(time):
     assert run.records[0].seconds["wait"] == pytest.approx(10.0)
 
 
-@in_loop
+@scenario
 async def test_a_stalled_upload_delays_its_owner_only(time):
     async with Run(time, rule=(slow := Slow())) as run:
         stalled = await run.offer("w03", 7.0)
@@ -216,7 +207,7 @@ async def test_a_stalled_upload_delays_its_owner_only(time):
     assert run.records[0].dropped == {}
 
 
-@in_loop
+@scenario
 async def test_below_the_quorum_wait_waits(time):
     async with Run(time) as run:
         await run.push("w00", 1.0)
@@ -231,7 +222,7 @@ async def test_below_the_quorum_wait_waits(time):
     assert run.records[0].missing == ("w03",)
 
 
-@in_loop
+@scenario
 async def test_below_the_quorum_skip_records_the_round_and_goes_on(time):
     async with Run(time, shortfall="skip", every=2) as run:
         await run.push("w00", 1.0)
@@ -247,7 +238,7 @@ async def test_below_the_quorum_skip_records_the_round_and_goes_on(time):
     assert [record.accuracy for record in run.records] == [None, 0.5, 0.5]
 
 
-@in_loop
+@scenario
 async def test_below_the_quorum_fail_ends_the_run(time):
     async with Run(time, shortfall="fail") as run:
         await run.push("w00", 1.0)
@@ -260,7 +251,7 @@ async def test_below_the_quorum_fail_ends_the_run(time):
     assert (snapshot.finished, snapshot.reason) == (True, reason)
 
 
-@in_loop
+@scenario
 async def test_no_timer_is_left_behind(time):
     async with Run(time, rounds=1) as run:
         await run.push("w00", 1.0)
@@ -274,7 +265,7 @@ async def test_no_timer_is_left_behind(time):
 # Faults
 
 
-@in_loop
+@scenario
 async def test_a_vector_that_is_not_finite_spends_one_of_the_f(time):
     async with Run(time, n=5, rule=Krum(f=1), rounds=2) as run:
         for worker, value in (("w00", 1.0), ("w01", 1.1), ("w02", 1.2), ("w03", 1.3)):
@@ -289,7 +280,7 @@ async def test_a_vector_that_is_not_finite_spends_one_of_the_f(time):
     assert "w04" not in run.records[0].weights
 
 
-@in_loop
+@scenario
 async def test_subnormal_numbers_are_flushed_before_they_count(time):
     async with Run(time, rounds=1) as run:
         for worker in ("w00", "w01", "w02", "w03"):
@@ -298,7 +289,7 @@ async def test_subnormal_numbers_are_flushed_before_they_count(time):
     assert run.records[0].update_norm == 0.0
 
 
-@in_loop
+@scenario
 async def test_the_first_complete_vector_of_a_worker_counts(time):
     async with Run(time) as run:
         assert await run.push("w00", 1.0) is None
@@ -311,7 +302,7 @@ async def test_the_first_complete_vector_of_a_worker_counts(time):
     assert run.learner.parameters.tolist() == [0.0] * D
 
 
-@in_loop
+@scenario
 async def test_why_a_round_was_declined_is_in_its_record(time):
     async with Run(time) as run:
         assert await run.coordinator.decline("w03", 0, "no\x1b[31m memory\n" + "!" * 300) is None
@@ -324,7 +315,7 @@ async def test_why_a_round_was_declined_is_in_its_record(time):
     assert (run.records[0].missing, run.records[0].dropped) == ((), {})
 
 
-@in_loop
+@scenario
 async def test_more_faults_than_f_skip_the_round(time):
     async with Run(time) as run:
         await run.push("w00", 1.0)
@@ -339,7 +330,7 @@ async def test_more_faults_than_f_skip_the_round(time):
 # Uploads
 
 
-@in_loop
+@scenario
 async def test_a_duplicate_is_counted_once(time):
     async with Run(time) as run:
         assert await run.push("w00", 1.0) is None
@@ -347,7 +338,7 @@ async def test_a_duplicate_is_counted_once(time):
         assert run.coordinator.status().counted == ("w00",)
 
 
-@in_loop
+@scenario
 async def test_late_and_early_pushes_are_refused(time):
     async with Run(time) as run:
         assert await run.push("w00", 1.0, round=1) is Refusal.FUTURE
@@ -357,7 +348,7 @@ async def test_late_and_early_pushes_are_refused(time):
         assert await run.push("w00", 1.0, round=0) is Refusal.STALE
 
 
-@in_loop
+@scenario
 async def test_an_upload_that_died_counts_nothing(time):
     async with Run(time) as run:
         slot = await run.offer("w00", 1.0)
@@ -370,7 +361,7 @@ async def test_an_upload_that_died_counts_nothing(time):
         assert await run.push("w00", 2.0) is None
 
 
-@in_loop
+@scenario
 async def test_giving_a_slot_up_twice_does_not_end_the_next_upload(time):
     async with Run(time) as run:
         first = await run.offer("w00", 1.0)
@@ -384,7 +375,7 @@ async def test_giving_a_slot_up_twice_does_not_end_the_next_upload(time):
         assert run.coordinator.status().counted == ("w00",)
 
 
-@in_loop
+@scenario
 async def test_nothing_lands_in_a_slot_that_was_given_up(time):
     async with Run(time) as run:
         slot = await run.offer("w00", 1.0)
@@ -397,7 +388,7 @@ async def test_nothing_lands_in_a_slot_that_was_given_up(time):
         await run.ended()
 
 
-@in_loop
+@scenario
 async def test_half_a_vector_is_not_counted(time):
     async with Run(time) as run:
         slot = await run.coordinator.offer("w00", 0, b"")
@@ -410,7 +401,7 @@ async def test_half_a_vector_is_not_counted(time):
 # Waiting for a round
 
 
-@in_loop
+@scenario
 async def test_a_pull_waits_for_the_next_round(time):
     async with Run(time) as run:
         pull = asyncio.create_task(run.coordinator.snapshot(0, 5.0))
@@ -421,7 +412,7 @@ async def test_a_pull_waits_for_the_next_round(time):
         assert (snapshot.round, snapshot.finished) == (1, False)
 
 
-@in_loop
+@scenario
 async def test_a_pull_runs_out_of_patience(time):
     async with Run(time) as run:
         pull = asyncio.create_task(run.coordinator.snapshot(0, 5.0))
@@ -435,7 +426,7 @@ async def test_a_pull_runs_out_of_patience(time):
         assert await run.coordinator.snapshot(0, 0.0) is None
 
 
-@in_loop
+@scenario
 async def test_a_pull_that_goes_away_leaves_nothing_behind(time):
     async with Run(time) as run:
         pull = asyncio.create_task(run.coordinator.snapshot(0, 5.0))
@@ -446,7 +437,7 @@ async def test_a_pull_that_goes_away_leaves_nothing_behind(time):
         assert time.waiting() == []
 
 
-@in_loop
+@scenario
 async def test_two_rounds_may_open_before_a_pull_wakes_up(time):
     async with Run(time, shortfall="skip") as run:
         await run.push("w00", 1.0)
@@ -459,7 +450,7 @@ async def test_two_rounds_may_open_before_a_pull_wakes_up(time):
         assert snapshot.round == 2
 
 
-@in_loop
+@scenario
 async def test_everyone_who_waits_hears_of_the_end(time):
     async with Run(time) as run:
         pulls = [asyncio.create_task(run.coordinator.snapshot(0, 1e9)) for _ in range(5)]
@@ -473,7 +464,7 @@ async def test_everyone_who_waits_hears_of_the_end(time):
 # The loop stays awake
 
 
-@in_loop
+@scenario
 async def test_the_loop_answers_while_a_slow_rule_aggregates(time):
     async with Run(time, rule=(slow := Slow())) as run:
         for worker in ("w00", "w01", "w02", "w03"):
@@ -494,7 +485,7 @@ async def test_the_loop_answers_while_a_slow_rule_aggregates(time):
     assert len(run.records) == 1
 
 
-@in_loop
+@scenario
 async def test_a_late_upload_hears_so_while_a_slow_rule_aggregates(time):
     async with Run(time, rule=(slow := Slow())) as run:
         slot = await run.offer("w03", 1.0)
@@ -507,7 +498,7 @@ async def test_a_late_upload_hears_so_while_a_slow_rule_aggregates(time):
         slow.allowed.set()
 
 
-@in_loop
+@scenario
 async def test_heavy_work_has_one_thread_of_its_own(time):
     threads = set[tuple[str, int]]()
 
@@ -524,7 +515,7 @@ async def test_heavy_work_has_one_thread_of_its_own(time):
     assert threads == {("varangian-learner_0", 1)}
 
 
-@in_loop
+@scenario
 async def test_a_round_opens_only_after_the_evaluation(time):
     evaluating, allowed = threading.Event(), threading.Event()
 
@@ -547,7 +538,7 @@ async def test_a_round_opens_only_after_the_evaluation(time):
 # The end
 
 
-@in_loop
+@scenario
 async def test_rounds_that_the_rule_refuses_are_skipped_up_to_a_limit(time):
     async with Run(time, rule=Failing(AggregationError("no guarantee.")), rounds=9, max_skips=3) as run:
         for round in range(3):
@@ -560,7 +551,7 @@ async def test_rounds_that_the_rule_refuses_are_skipped_up_to_a_limit(time):
     assert run.learner.parameters.tolist() == [1.0] * D
 
 
-@in_loop
+@scenario
 async def test_a_stop_ends_the_run(time):
     async with Run(time) as run:
         await run.push("w00", 1.0)
@@ -571,7 +562,7 @@ async def test_a_stop_ends_the_run(time):
         assert time.waiting() == []
 
 
-@in_loop
+@scenario
 async def test_a_stop_waits_for_the_round_in_the_making(time):
     async with Run(time, rule=(slow := Slow())) as run:
         for worker in ("w00", "w01", "w02", "w03"):
@@ -584,7 +575,7 @@ async def test_a_stop_waits_for_the_round_in_the_making(time):
     assert run.learner.parameters.tolist() == [0.0] * D
 
 
-@in_loop
+@scenario
 async def test_an_error_of_a_rule_ends_the_run_and_is_raised(time):
     run = await Run(time, rule=Failing(ZeroDivisionError("a bug"))).__aenter__()
     pull = asyncio.create_task(run.coordinator.snapshot(0, 1e9))
@@ -598,7 +589,7 @@ async def test_an_error_of_a_rule_ends_the_run_and_is_raised(time):
     assert await run.push("w00", 1.0) is Refusal.FINISHED
 
 
-@in_loop
+@scenario
 async def test_uploads_that_are_open_at_the_end_can_be_given_up(time):
     async with Run(time) as run:
         first, second = await run.offer("w00", 1.0), await run.offer("w01", 1.0)
