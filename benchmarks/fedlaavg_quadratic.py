@@ -1,4 +1,4 @@
-"""What unequal availability does to an average: two workers, one number, by turns.
+"""FedAvg and FedLaAvg under unequal availability: two workers, one number, by turns.
 
     python benchmarks/fedlaavg_quadratic.py
     python benchmarks/fedlaavg_quadratic.py --rounds 3 2 --lr 0.05 --backend processes

@@ -1,4 +1,4 @@
-"""How long a server lets someone wait who asks how the run is going, while a gigabyte arrives.
+"""Latency of health checks while a gigabyte of vectors arrives and is aggregated.
 
     python benchmarks/health.py --json benchmarks/results/health-HARDWARE.json
 

@@ -1,4 +1,4 @@
-"""Signals end a process of workers, whatever it does: first by cancelling its tasks, then for certain."""
+"""Signal handling of a process of workers: cancel its tasks, and after a while end it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Data sets by name. Importing this reads nothing and imports no reader."""
+"""Data sets by name, and partitions of their samples among workers.
+
+Importing this reads no data and imports no reader. `varangian.worker.training` and the configuration
+import it.
+"""
 
 from varangian.worker.data.base import DATASETS, DataError, Dataset, Source
 from varangian.worker.data.cifar10 import Cifar10

@@ -1,4 +1,4 @@
-"""What a data set is: samples in memory with their targets, split into training and held-out ones.
+"""The interface of a data set: samples in memory with their targets, in training and held-out ones.
 
 N  samples     C  classes     features  the shape of one sample, as (channels, height, width)
 """

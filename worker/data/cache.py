@@ -1,4 +1,4 @@
-"""Decoded images, kept for the next process.
+"""A cache of decoded images for the processes of one machine.
 
 A dozen workers of one machine start together and want the same images. One of them decodes; the others
 wait for its file and map it, so the machine also holds the images only once.

@@ -1,4 +1,4 @@
-"""CIFAR-10 from local files."""
+"""CIFAR-10 from local parquet files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data that the user brings."""
+"""Data sets of the user, by the name of a function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handwritten digits."""
+"""Handwritten digits that come with scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets which training samples: pure functions of labels, worker count and seed.
+"""Partitions of training samples among workers: pure functions of labels, worker count and seed.
 
 Every process computes the whole partition for itself and takes its own share.
 """

@@ -1,4 +1,4 @@
-"""Data made up on the spot."""
+"""Synthetic data: Gaussian blobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When simulated workers are there: pure functions of the seed, the worker and the round.
+"""Availability of simulated workers: pure functions of the seed, the worker and the round.
 
 Any process can ask for any worker and any round, in any order, and gets the same answer. Random models
 that remember (churn, the longest absence) look back over the draws of earlier rounds, which are also pure.

@@ -1,4 +1,4 @@
-"""How late simulated workers are: pure functions of the seed, the worker and the round."""
+"""Delays of simulated workers: pure functions of the seed, the worker and the round."""
 
 from __future__ import annotations
 

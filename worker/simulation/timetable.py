@@ -1,4 +1,4 @@
-"""Who is there when, and how late, by name."""
+"""The timetable of a run: availability and delays of its workers, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices of torch: which there is on this machine."""
+"""The device of torch to compute on, checked on this machine."""
 
 from __future__ import annotations
 

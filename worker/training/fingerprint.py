@@ -1,4 +1,4 @@
-"""What the workers and the server of a run should have in common, and a fingerprint of their data."""
+"""Settings and a fingerprint of the data that the machines of a run should share."""
 
 from __future__ import annotations
 

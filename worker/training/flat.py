@@ -1,4 +1,4 @@
-"""A model as one flat float32 vector, and back.
+"""Conversion between a model and one flat float32 vector.
 
 Only parameters that train are in the vector, in the order of `named_parameters`; a shared one once.
 """

@@ -1,4 +1,4 @@
-"""Losses: from what the model gives for a batch and its targets to one number, the mean over the batch.
+"""Losses: the mean over a batch, from the outputs of the model and the targets.
 
 B  samples of a batch     C  classes
 """

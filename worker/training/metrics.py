@@ -1,4 +1,4 @@
-"""Metrics: what held-out data says of a model, besides the loss."""
+"""Metrics of a model on held-out data, besides the loss."""
 
 from __future__ import annotations
 

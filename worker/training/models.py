@@ -1,4 +1,4 @@
-"""Small named models. None keeps statistics of what it has seen: only parameters travel."""
+"""Small named models. None keeps statistics of its inputs: only parameters travel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model, a data set and a loss: gradients and held-out scores for whatever parameters it is given."""
+"""The trainer: gradients and held-out scores of a model on a data set, for given parameters."""
 
 from __future__ import annotations
 

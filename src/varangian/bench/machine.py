@@ -1,4 +1,4 @@
-"""Where a benchmark ran."""
+"""Hardware, versions and load of the machine that a benchmark runs on."""
 
 from __future__ import annotations
 

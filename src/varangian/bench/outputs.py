@@ -1,4 +1,4 @@
-"""Where numbers and pictures are to go, looked at before anything is measured."""
+"""Checks of the output files of a benchmark, before anything is measured."""
 
 from __future__ import annotations
 

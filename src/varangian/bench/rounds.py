@@ -1,4 +1,4 @@
-"""`varangian bench round`: what a rule and a step add to the time in which vectors arrive."""
+"""`varangian bench round`: the time that a rule and a step add to receiving the vectors."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""The command line. Nothing heavy is imported before a command needs it."""
+"""The command line: arguments, commands, and views of a run.
+
+Nothing heavy is imported before a command needs it. `varangian.__main__` and `varangian.bench` import it.
+"""

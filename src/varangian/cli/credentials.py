@@ -1,4 +1,4 @@
-"""How a program proves who it is: with certificates, or with a shared secret where nobody else listens."""
+"""The choice between certificates and a shared secret, from the command line or the environment."""
 
 from __future__ import annotations
 

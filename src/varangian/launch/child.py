@@ -30,11 +30,11 @@ CRASHED = 70
 
 @dataclass(frozen=True)
 class ChildSpec:
-    """Everything that a child needs; small, and it can be pickled."""
+    """The argument of a child process; small, and it can be pickled."""
 
     server: str
     proofs: Mapping[str, Proof]
-    """Worker names to what each has to show."""
+    """Worker names to the token or bundle of each."""
     task: Task
     threads: int
     log: Path
@@ -42,25 +42,25 @@ class ChildSpec:
     """Seconds to wait for a server that cannot be reached."""
 
 
-def run_child(post: ChildSpec) -> None:
-    """Be these workers until the run is finished; leaves with the exit code."""
+def run_child(spec: ChildSpec) -> None:
+    """Host these workers until the run is finished; ends the process with the exit code."""
     gc.enable()  # off in the fork server
     # Ctrl-C reaches the whole terminal; the launcher decides what becomes of its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with log_to_file(post.log):
+    with log_to_file(spec.log):
         try:
-            names, proofs = tuple(post.proofs), post.proofs
-            code = host(post.server, names, proofs, post.task, post.threads, patience=post.patience)
+            names, proofs = tuple(spec.proofs), spec.proofs
+            code = host(spec.server, names, proofs, spec.task, spec.threads, patience=spec.patience)
         except Exception:
-            log.exception("the process of %s ended on an error", ", ".join(post.proofs))
+            log.exception("the process of %s ended on an error", ", ".join(spec.proofs))
             code = CRASHED
     # Threads of gRPC may still wait for a server that is gone; nothing here needs a farewell.
     os._exit(code)
 
 
 def _end_with_parent() -> None:
-    """Ask this process to end when the one that made it has died: nobody else would."""
+    """Terminate this process when its parent has died."""
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)

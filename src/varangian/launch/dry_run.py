@@ -1,4 +1,4 @@
-"""A dry run: everything that comes before the first round is tried, and nothing is left behind."""
+"""A dry run: tries everything that comes before the first round, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a coroutine to its end, also from inside a running event loop, as that of a notebook.
+"""Running a coroutine to its end, also from inside a running event loop such as that of a notebook.
 
 A thread can run one event loop. Where one runs already, the coroutine gets a thread and a loop of its own,
 and the caller waits. Signals reach the main thread only, so they are passed on from there.

@@ -1,4 +1,4 @@
-"""Who is who in a run on this machine: secrets that are made for it and gone after it."""
+"""Identities of a run on this machine: secrets and certificates, made for it and removed after it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DAYS = 365.0
 
 @dataclass(frozen=True)
 class Identities:
-    """What the server checks, and what each worker shows."""
+    """The sessions that the server checks, and the proof of each worker."""
 
     sessions: Sessions
     proofs: Mapping[str, Proof]
@@ -37,7 +37,7 @@ class Identities:
 
 @contextmanager
 def make_identities(config: RunConfig) -> Generator[Identities]:
-    """For all workers of a run.
+    """Make the identities of all workers of a run.
 
     Raises:
         RunError: certificates are needed and cannot be made.

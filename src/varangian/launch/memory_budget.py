@@ -1,4 +1,4 @@
-"""What a server can take at most, in bytes: known before the first worker connects, and held.
+"""The memory budget of a server: the most bytes it can take, known before the first worker connects.
 
 n  workers     d  parameters
 """

@@ -1,4 +1,4 @@
-"""What all backends share: the parts of the server, the run folder, and how a run ends."""
+"""The run of a server, wherever its workers are: its parts, its run folder, and its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker processes of a run on this machine: started together, watched, and never left behind."""
+"""The worker processes of a run on this machine: start them together, watch them, leave none behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class WorkerProcesses:
     """Child processes, as a context manager: whatever happens, none is left when it is over."""
 
     members: dict[BaseProcess, tuple[str, ...]] = field(default_factory=dict)
-    """Processes and the workers in each."""
+    """The workers in each process."""
 
     def start(self, posts: Sequence[ChildSpec]) -> None:
         """One process for each post; takes as long as the first import of torch in a fork server."""

@@ -1,4 +1,4 @@
-"""What is measured, and on which rows."""
+"""The cases of the aggregator benchmark: rules, pipelines, and the rows they are measured on."""
 
 from __future__ import annotations
 

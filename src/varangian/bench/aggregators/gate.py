@@ -1,4 +1,4 @@
-"""Nothing wrong is timed: results must be those of the reference backend in float64."""
+"""The check before timing: a result has to be that of the reference backend in float64."""
 
 from __future__ import annotations
 

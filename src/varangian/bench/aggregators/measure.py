@@ -1,4 +1,4 @@
-"""One size: check everything, and then time what is right."""
+"""The measurement of one size: check every rule, then time those that are right."""
 
 from __future__ import annotations
 

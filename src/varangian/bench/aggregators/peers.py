@@ -1,4 +1,4 @@
-"""Other libraries beside ours, where they are installed; none is ever required.
+"""Rules of other libraries, where they are installed; none is required.
 
 Each of their rules is compared with ours in the convention that is theirs. Where the libraries of the field
 are known to agree it must agree, too; else it is marked, and the difference is there to see. ByzFL's

@@ -1,4 +1,4 @@
-"""What a benchmark has found; as JSON it is `Report.plain()`."""
+"""The report of the aggregator benchmark; `Report.plain()` is its JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table on a terminal."""
+"""The report of the aggregator benchmark as a rich table, for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ratios of times that survive a busy machine: every call stands between two calls of the measure."""
+"""Interleaved timing: each call stands between two reference calls, so a busy machine slows all alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One setting: check every way, and measure what moves the right bytes, by turns."""
+"""The measurement of one setting: check every transport, then measure those that move the right bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmark of the wire has found; as JSON it is `Report.plain()`."""
+"""The report of the wire benchmark; `Report.plain()` is its JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be typed after `varangian graph`. Nothing heavy is imported here."""
+"""The arguments of `varangian graph`. Nothing heavy is imported here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be typed. Nothing heavy is imported here."""
+"""The arguments of `varangian` and its commands. Nothing heavy is imported here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`varangian check`: a dry run."""
+"""`varangian check`: print all settings, and try what a run does before its first round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`varangian doctor`: what a program of a cluster needs, tried one after the other before it is started."""
+"""`varangian doctor`: check versions, certificates and the way to a server before a program is started."""
 
 from __future__ import annotations
 

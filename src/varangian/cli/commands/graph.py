@@ -1,4 +1,4 @@
-"""`varangian graph`: what a communication graph is worth, and what it looks like."""
+"""`varangian graph`: figures of a communication graph, and a picture."""
 
 from __future__ import annotations
 

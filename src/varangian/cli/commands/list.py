@@ -1,4 +1,4 @@
-"""`varangian list`: what a configuration can name."""
+"""`varangian list`: the names that a configuration can use, with their fields."""
 
 from __future__ import annotations
 

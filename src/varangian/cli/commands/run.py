@@ -1,4 +1,4 @@
-"""`varangian run`."""
+"""`varangian run`: train with a server and workers on this machine."""
 
 from __future__ import annotations
 

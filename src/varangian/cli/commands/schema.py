@@ -1,4 +1,4 @@
-"""`varangian schema`."""
+"""`varangian schema`: print the JSON Schema of a configuration file."""
 
 import argparse
 import json

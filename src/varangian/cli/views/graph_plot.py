@@ -1,4 +1,4 @@
-"""A graph as a circle of workers, and how fast it averages. Needs matplotlib."""
+"""A graph as a circle of workers, and its speed of averaging. Needs matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live view on a terminal."""
+"""The live view of a run on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learners that leave out a part of a round, to see what the rest takes."""
+"""Learners that leave out a part of a round, to measure the rest."""
 
 from __future__ import annotations
 

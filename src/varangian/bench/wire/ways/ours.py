@@ -1,4 +1,4 @@
-"""Our own wire: the real service, driver and client, and a learner that does nothing.
+"""Varangian's transport: the real service, coordinator and client, with a learner that does nothing.
 
 The learner waits in its thread while a round is measured and moves no parameters, so that what is measured
 is the way of the bytes: from the worker's vector to the server's row, checked, screened and counted.

@@ -1,4 +1,4 @@
-"""Whole rounds: vectors arrive, perhaps as slowly as a network would bring them, and become a step."""
+"""Whole rounds: vectors arrive, at the pace of a network if asked for, and become a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real service with a real driver, in a thread of its own."""
+"""The real service with a real coordinator, in a thread of its own."""
 
 from __future__ import annotations
 
