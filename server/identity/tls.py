@@ -49,6 +49,8 @@ SOON = 3 * 86400.0
 """Seconds before the end of the server's certificate from which `varangian health` says so."""
 CERTIFICATES = 1024
 """Certificates whose parsed contents are kept."""
+STATED = ("peer_uri", "x509_subject_alternative_name", "x509_pem_cert")
+"""What gRPC says of a certificate."""
 URI_TAG = 0x86
 """Tag of a URI among alternative names in DER; a length follows, below 128 for ours."""
 
@@ -166,7 +168,7 @@ class Certificates:
         return None
 
     def _holder(self, peer: Peer) -> Holder:
-        versions = _texts(peer, "ssl_tls_version")
+        versions = _texts(peer.get("ssl_tls_version", ()))
         if versions != [VERSION]:
             raise Refused(
                 Refusal.UNCERTIFIED, f"Found {escape(versions[0], 20) if versions else 'no TLS'}."
@@ -283,16 +285,15 @@ def _holder_of(peer: Peer) -> Holder | None:
 
 def _read(peer: Peer) -> tuple[Holder | None, PeerCertificate | None]:
     """The holder named on a certificate, and what else is on it."""
-    uris, names = tuple(_texts(peer, "peer_uri")), tuple(_texts(peer, "x509_subject_alternative_name"))
-    return _parse(uris, names, tuple(peer.get("x509_pem_cert", ())))
+    return _parse(*(tuple(peer.get(key, ())) for key in STATED))
 
 
 @lru_cache(CERTIFICATES)
 def _parse(
-    uris: tuple[str, ...], names: tuple[str, ...], certificates: tuple[bytes, ...]
+    uris: tuple[bytes, ...], names: tuple[bytes, ...], certificates: tuple[bytes, ...]
 ) -> tuple[Holder | None, PeerCertificate | None]:
     """The same, once for each certificate and not several times for each call; nothing of validity."""
-    found = parse_holder(uris, names)
+    found = parse_holder(_texts(uris), _texts(names))
     if found is None or len(certificates) != 1:
         return None, None
     # gRPC ends a name at its first NUL. The certificate itself has the whole name, after type and length.
@@ -306,6 +307,5 @@ def _parse(
         return found, None
 
 
-def _texts(peer: Peer, key: str) -> list[str]:
-    values: Iterable[bytes] = peer.get(key, ())
+def _texts(values: Iterable[bytes]) -> list[str]:
     return [value.decode("utf-8", "replace") for value in values]
