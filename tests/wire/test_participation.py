@@ -73,7 +73,7 @@ class Run:
 
     async def worked(self, address, name, compute, turn=lambda round: round):
         async with self.client(address, name) as client:
-            return await work(client, lambda *given: compute(name, *given), turn=turn)
+            return await work(client, lambda *given: compute(name, *given), next_round=turn)
 
     async def with_all(self, address, compute, turns=None):
         turns = turns or {}
