@@ -46,22 +46,24 @@ def run_in_processes(config: RunConfig, *, observe: Observe, note: Note) -> RunR
 
 async def _run(config: RunConfig, worker_group: WorkerProcesses, observe: Observe, note: Note) -> RunResult:
     check_port(config)
-    session = ServerRun.open(config, observe, note)
-    for sentence in session.sentences:
+    server_run = ServerRun.open(config, observe, note)
+    for sentence in server_run.sentences:
         note(sentence)
     address = asyncio.get_running_loop().create_future()
-    log = log_to_file(session.folder.path / "server.log", warn=session.folder.warn)
-    with closing(session), log, make_identities(config) as known, session.stop.on_signals(note):
-        watching = asyncio.create_task(_watch_workers(session, worker_group, known.proofs, address, note))
+    log = log_to_file(server_run.folder.path / "server.log", warn=server_run.folder.warn)
+    with closing(server_run), log, make_identities(config) as known, server_run.stop.on_signals(note):
+        watching = asyncio.create_task(
+            _watch_workers(server_run, worker_group, known.proofs, address, note)
+        )
         try:
-            ended = await serve_run(session, known.sessions, address.set_result, known.security)
-            return session.result(ended)
+            ended = await serve_run(server_run, known.sessions, address.set_result, known.security)
+            return server_run.result(ended)
         finally:
             watching.cancel()
 
 
 async def serve_run(
-    session: ServerRun,
+    server_run: ServerRun,
     sessions: Sessions,
     ready: Callable[[str], None],
     security: Security | None,
@@ -75,28 +77,28 @@ async def serve_run(
     Raises:
         RunError: the address is not to be had, or the disk is full.
     """
-    heartbeat = session.config.server.heartbeat
+    heartbeat = server_run.config.server.heartbeat
     try:
         return await serve(
-            session.coordinator(),
+            server_run.coordinator(),
             sessions,
-            session.worker_compute.layout,
-            run_id=session.folder.path.name,
-            host=session.config.server.host,
-            port=session.config.server.port,
-            data_port=session.config.server.data_port,
+            server_run.worker_compute.layout,
+            run_id=server_run.folder.path.name,
+            host=server_run.config.server.host,
+            port=server_run.config.server.port,
+            data_port=server_run.config.server.data_port,
             ready=ready,
-            stop=session.stop.event,
+            stop=server_run.stop.event,
             security=security,
-            dtype=session.config.wire.dtype,
+            dtype=server_run.config.wire.dtype,
             heartbeat=None if heartbeat is None else user_path(heartbeat),
             returns=returns,
-            common=session.worker_compute.common,
-            classes=session.worker_compute.dataset.classes,
-            end=session.stop.because,
+            common=server_run.worker_compute.common,
+            classes=server_run.worker_compute.dataset.classes,
+            end=server_run.stop.because,
         )
     except ListenError as error:
-        session.folder.discard()
+        server_run.folder.discard()
         raise RunError(str(error)) from error
     except NoRoom as error:
         raise RunError(str(error)) from error
@@ -115,35 +117,35 @@ def check_port(config: RunConfig) -> None:
 
 
 async def _watch_workers(
-    session: ServerRun,
+    server_run: ServerRun,
     worker_group: WorkerProcesses,
     proofs: Mapping[str, Proof],
     address: asyncio.Future[str],
     note: Note,
 ) -> None:
     """Start the workers, and end a run that can no longer have its quorum."""
-    policy, log = session.machine.policy, session.folder.path / "workers.log"
+    policy, log = server_run.machine.policy, server_run.folder.path / "workers.log"
     gone = set[str]()
 
     def lost(workers: tuple[str, ...], how: str, left: int) -> None:
-        if session.over:
+        if server_run.over:
             return
         note(f"the process of {', '.join(workers)} {how}; see {log}")
         if said := last_words(log, workers):
             note(said)
         gone.update(workers)
         if left < policy.quorum:
-            session.stop.because(f"only {left} workers are left, and the quorum is {policy.quorum}")
+            server_run.stop.because(f"only {left} workers are left, and the quorum is {policy.quorum}")
         elif policy.shortfall == "wait" and (
-            reason := session.config.participation.lost_quorum(policy.workers, gone, policy.quorum)
+            reason := server_run.config.participation.lost_quorum(policy.workers, gone, policy.quorum)
         ):
-            session.stop.because(reason)
+            server_run.stop.because(reason)
 
-    posts = _child_specs(session, proofs, await address)
+    posts = _child_specs(server_run, proofs, await address)
     try:
         await asyncio.to_thread(worker_group.start, posts)
     except Exception as error:
-        session.stop.because(f"the processes of the workers cannot be started: {describe_error(error)}")
+        server_run.stop.because(f"the processes of the workers cannot be started: {describe_error(error)}")
         return
     await worker_group.watch(lost)
 
@@ -159,17 +161,17 @@ def last_words(log: Path, workers: Sequence[str]) -> str:
     return PREFIX.sub("", said[-1])[:LONGEST] if said else ""
 
 
-def _child_specs(session: ServerRun, proofs: Mapping[str, Proof], address: str) -> list[ChildSpec]:
+def _child_specs(server_run: ServerRun, proofs: Mapping[str, Proof], address: str) -> list[ChildSpec]:
     # Workers take the number of classes from here, as those elsewhere take it from the server.
-    told = replace(session.worker_compute.task, classes=session.worker_compute.dataset.classes)
+    told = replace(server_run.worker_compute.task, classes=server_run.worker_compute.dataset.classes)
     return [
         ChildSpec(
             server=address,
             proofs={name: proofs[name] for name in workers},
             task=told,
-            threads=session.config.worker.threads,
-            log=session.folder.path / "workers.log",
-            patience=session.config.worker.patience or inf,
+            threads=server_run.config.worker.threads,
+            log=server_run.folder.path / "workers.log",
+            patience=server_run.config.worker.patience or inf,
         )
-        for workers in assign_processes(session.config)
+        for workers in assign_processes(server_run.config)
     ]

@@ -67,10 +67,10 @@ def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
 
 async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress) -> RunResult:
     check_port(config)
-    session = ServerRun.open(config, shown.round, shown.note)
-    for sentence in session.sentences:
+    server_run = ServerRun.open(config, shown.round, shown.note)
+    for sentence in server_run.sentences:
         shown.note(sentence)
-    workers = session.machine.policy.workers
+    workers = server_run.machine.policy.workers
     security = identity if isinstance(identity, Security) else None
     if isinstance(identity, Security):
         sessions = Sessions(workers, None, certificate_reader=identity.certificate_reader)
@@ -78,12 +78,12 @@ async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress)
         sessions = Sessions(workers, identity)
     how = "with TLS" if security else "without TLS"
     files = descriptors.describe_limit(len(workers), config.server.data_port is not None)
-    with closing(session), session.stop.on_signals(shown.note):
+    with closing(server_run), server_run.stop.on_signals(shown.note):
 
         def ready(address: str) -> None:
             shown.note(f"serving at {address}, {how}; {files}")
 
-        return session.result(await serve_run(session, sessions, ready, security, returns=True))
+        return server_run.result(await serve_run(server_run, sessions, ready, security, returns=True))
 
 
 def _load_security(path: Path) -> Security:

@@ -31,16 +31,16 @@ def run_in_simulation(config: RunConfig, *, observe: Observe, note: Note) -> Run
     threads = config.worker.threads
 
     async def main() -> RunResult:
-        session = ServerRun.open(config, observe, note)
-        with closing(session), session.stop.on_signals(note):
+        server_run = ServerRun.open(config, observe, note)
+        with closing(server_run), server_run.stop.on_signals(note):
             time = VirtualTime()
-            coordinator = session.coordinator(time.clock)
-            serving = asyncio.create_task(coordinator.run(session.stop.event))
-            for sentence in session.sentences:
+            coordinator = server_run.coordinator(time.clock)
+            serving = asyncio.create_task(coordinator.run(server_run.stop.event))
+            for sentence in server_run.sentences:
                 note(sentence)
             with ThreadPoolExecutor(1, "varangian-workers", torch.set_num_threads, (threads,)) as executor:
-                await SimulatedWorkers(session, coordinator, time, executor).work()
-            return session.result(await serving)
+                await SimulatedWorkers(server_run, coordinator, time, executor).work()
+            return server_run.result(await serving)
 
     try:
         return run_to_completion(main)

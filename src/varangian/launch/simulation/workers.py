@@ -50,12 +50,12 @@ class SimulatedWorkers:
     """All workers of a run."""
 
     def __init__(
-        self, session: ServerRun, coordinator: Coordinator, time: VirtualTime, executor: Executor
+        self, server_run: ServerRun, coordinator: Coordinator, time: VirtualTime, executor: Executor
     ) -> None:
-        self._session, self._coordinator = session, coordinator
+        self._server_run, self._coordinator = server_run, coordinator
         self._time, self._executor = time, executor
-        self._task = session.worker_compute.task
-        self._by_invitation = session.machine.by_invitation
+        self._task = server_run.worker_compute.task
+        self._by_invitation = server_run.machine.by_invitation
         self._next: dict[str, int] = {}
         """Workers that wait for a model, and the first round that they can take part in."""
         self._pulls: dict[str, PendingPull] = {}
@@ -119,7 +119,7 @@ class SimulatedWorkers:
 
         def vector(worker: str) -> Tensor | Declined | None:
             try:
-                return self._session.worker_compute.answer(worker, model.round, parameters)
+                return self._server_run.worker_compute.answer(worker, model.round, parameters)
             except Declined as declined:
                 return declined
 
@@ -136,19 +136,19 @@ class SimulatedWorkers:
         elif alarm is not None:
             self._time.advance(alarm)
         else:
-            quorum = self._session.machine.policy.quorum
-            self._session.stop.because(STALLED.format(round=round, quorum=quorum))
+            quorum = self._server_run.machine.policy.quorum
+            self._server_run.stop.because(STALLED.format(round=round, quorum=quorum))
         await asyncio.sleep(0)  # the coordinator may have something to do
 
     async def _push(self, worker: str, round: int, row: Tensor) -> None:
         """Push a vector as on the wire, so that numbers are rounded where real workers round them."""
-        dtype = self._session.config.wire.dtype
+        dtype = self._server_run.config.wire.dtype
         # Nothing comes twice here, so a name will do for a digest.
         slot = await self._coordinator.offer(worker, round, f"{worker}/{round}".encode(), dtype)
         if isinstance(slot, Slot):
             await slot.put(encode_vector(row, dtype))
             if await self._coordinator.complete(slot) is None:
-                self._session.worker_compute.confirm(worker, round)
+                self._server_run.worker_compute.confirm(worker, round)
 
     async def _decline(self, worker: str, round: int, reason: str) -> None:
         """Tell the server that no vector comes; each reason is logged once."""

@@ -32,11 +32,11 @@ Direction = Literal["push", "pull"]
 
 
 class Server:
-    """The service, and the learner that holds it between two rounds."""
+    """The service, with a learner that holds it between two rounds."""
 
-    def __init__(self, job: Job, direction: Direction, dtype: Dtype, tls: bool, lane: bool) -> None:
+    def __init__(self, job: Job, direction: Direction, dtype: Dtype, tls: bool, data_channel: bool) -> None:
         self._learner = Idle(job.numel)
-        self._service = Service(job.workers, self._learner, dtype=dtype, tls=tls, lane=lane)
+        self._service = Service(job.workers, self._learner, dtype=dtype, tls=tls, data_channel=data_channel)
         self.address = self._service.address
         self._round, self._direction = 0, direction
         if direction == "push":
@@ -65,7 +65,7 @@ class Server:
 
 
 class CountingChannel(DataChannel):
-    """Knows how many payloads it has carried."""
+    """Counts the payloads that it carries."""
 
     carried = 0
 
@@ -77,11 +77,13 @@ class CountingChannel(DataChannel):
 
 
 class WatchedClient(Client):
-    """A client of which one can see which way its payloads go."""
+    """A client that counts the payloads on its data channel."""
 
     def __init__(self, server: str, name: str, proof: Proof, layout: Layout, **options: Any) -> None:
         super().__init__(server, name, proof, layout, **options)
-        self.lane = self._connection.data_channel = self.counting_channel(server, isinstance(proof, Bundle))
+        self.data_channel = self._connection.data_channel = self.counting_channel(
+            server, isinstance(proof, Bundle)
+        )
 
     def counting_channel(self, server: str, encrypted: bool) -> CountingChannel:
         return CountingChannel(server, encrypted)
@@ -98,12 +100,12 @@ class Workers:
         address: str,
         job: Job,
         direction: Direction = "push",
-        lane: bool = True,
+        data_channel: bool = True,
         connect: Connect = WatchedClient,
     ) -> None:
         self._address, _, folder = address.partition(" ")
         self._job, self._direction, self._round = job, direction, 0
-        self._lane, self._connect = lane, connect
+        self._data_channel, self._connect = data_channel, connect
         self._vectors = [torch.from_numpy(vector) for vector in job.vectors()]
         self._pulled: list[Floats] = []
         self._runner = asyncio.Runner()
@@ -122,7 +124,7 @@ class Workers:
     def round(self) -> None:
         self._round += 1
         self._runner.run(self._pushed() if self._direction == "push" else self._all_pulled())
-        if {client.lane.carried for client in self._clients} != {self._round * self._lane}:
+        if {client.data_channel.carried for client in self._clients} != {self._round * self._data_channel}:
             raise ConnectionError("payloads went another way than the one that is measured")
 
     async def _pushed(self) -> None:
@@ -154,17 +156,17 @@ class Push:
     direction: Direction = "push"
     dtype: Dtype = FLOAT32
     tls = False
-    lane = True
+    data_channel = True
     """Payloads on connections beside gRPC."""
 
     def serve(self, job: Job) -> Server:
         torch.set_num_threads(1)
-        return Server(job, self.direction, self.dtype, self.tls, self.lane)
+        return Server(job, self.direction, self.dtype, self.tls, self.data_channel)
 
     def connect(self, address: str, job: Job) -> Workers:
         keep_large_blocks()  # as every process that hosts workers does
         torch.set_num_threads(1)
-        return Workers(address, job, self.direction, self.lane)
+        return Workers(address, job, self.direction, self.data_channel)
 
     def expected(self, job: Job) -> list[str]:
         if self.direction == "pull":
@@ -196,16 +198,16 @@ class Pull(Push):
 class Chunks(Push):
     """Push with everything over gRPC, as where nothing else gets through."""
 
-    lane = False
+    data_channel = False
 
 
 class ChunksTls(PushTls):
     """The same over mutual TLS."""
 
-    lane = False
+    data_channel = False
 
 
 class PullChunks(Pull):
     """Pull with everything over gRPC."""
 
-    lane = False
+    data_channel = False

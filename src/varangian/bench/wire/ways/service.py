@@ -35,15 +35,15 @@ def layout(numel: int) -> Layout:
 
 
 class Service:
-    """Serves rounds without end, each closed when every worker has pushed.
+    """Serves rounds without end; each closes when every worker has pushed.
 
     Args:
-        workers: how many.
-        learner: what their vectors come to.
+        workers: their number.
+        learner: of the run.
         f: of a rule, if there is one.
         dtype: how vectors travel.
         tls: with certificates.
-        lane: payloads beside gRPC, as by default; otherwise as chunks.
+        data_channel: whether payloads travel beside gRPC; otherwise as chunks.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Service:
         *,
         dtype: Dtype = FLOAT32,
         tls: bool = False,
-        lane: bool = True,
+        data_channel: bool = True,
     ) -> None:
         self.names = default_names(workers)
         self.numel = learner.parameters.numel()
         self._folder = tempfile.TemporaryDirectory(prefix="varangian-bench-") if tls else None
         self._security = create_security(Path(self._folder.name), self.names) if self._folder else None
-        self._data_port = 0 if lane else None
+        self._data_port = 0 if data_channel else None
         self._committed: dict[int, float] = {}
         self._background = Background()
         policy = RunPolicy(self.names, MANY, workers, MANY, shortfall="wait", f=f, selection=Everyone())
@@ -108,7 +108,7 @@ class Service:
         return Sessions(self.names, None, certificate_reader=self._security.certificate_reader)
 
     def push_by_hand(self, vector: memoryview) -> None:
-        """Round 0 with this vector from everyone, past the network."""
+        """Carry out round 0 with this vector from every worker, without the network."""
         self._background.run(self._pushed(vector))
 
     async def _pushed(self, vector: memoryview) -> None:
@@ -125,7 +125,7 @@ class Service:
             time.sleep(0.001)
 
     def committed(self, round: int) -> float:
-        """When a round was, by `time.perf_counter`, which all processes share; waits for it."""
+        """Wait until a round is committed; returns the time by `perf_counter`, a clock of all processes."""
         while round not in self._committed:
             self._background.run(self._now())
             time.sleep(0.001)
