@@ -34,7 +34,6 @@ def test_table_has_every_rule_and_mixing() -> None:
 @pytest.mark.parametrize("name", [name for name, cells in BY_NAME.items() if cells[2].startswith("n >=")])
 def test_table_has_the_condition(name: str) -> None:
     match = re.match(r"n >= (?:(\d) )?f \+ (\d)", BY_NAME[name][2])
-    assert match is not None
     for f in (0, 1, 3):
         spec: object = {"mix": [name], "rule": "mean"} if name in MIXINGS else name
         assert kit.least_n(aggregator_from(spec, "a", f=f)) == int(match[1] or 1) * f + int(match[2])

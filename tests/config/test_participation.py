@@ -136,24 +136,20 @@ def test_a_mistake_is_told_where_the_user_made_it(override, path, said):
     ("overrides", "path", "said"),
     [
         (
-            ["aggregator=fedlaavg", "participation=async"],
+            "aggregator=fedlaavg; participation=async",
             "participation",
             "is chosen by aggregator.fedlaavg already. Found 'async'. Leave it out, or write",
         ),
         (
-            ["aggregator={mix: [nnm], rule: krum}", "aggregator.asap.tau=1"],
+            "aggregator={mix: [nnm], rule: krum}; aggregator.asap.tau=1",
             "aggregator.asap",
             "participation.asap",
         ),
-        (
-            ["aggregator=fedlaavg", "aggregator.rule=krum"],
-            "aggregator.rule",
-            "Write aggregator.fedlaavg.rule.",
-        ),
+        ("aggregator=fedlaavg; aggregator.rule=krum", "aggregator.rule", "Write aggregator.fedlaavg.rule."),
     ],
 )
 def test_what_is_written_in_two_places_is_refused(overrides, path, said):
-    found = problems(*overrides)
+    found = problems(*overrides.split("; "))
     assert list(found) == [path]
     assert all(part in found[path] for part in said.split(" ... "))
 
@@ -164,112 +160,96 @@ def test_a_mistake_in_one_part_hides_no_other():
 
 
 DELTA = "aggregator.fedlaavg.form=delta"
-FOLLOWS = ["byzantine={attack: alie, count: 2}", "f=2"]
+FOLLOWS = "byzantine={attack: alie, count: 2}; f=2"
 
 
 @pytest.mark.parametrize(
     ("overrides", "path", "said"),
     [
         (
-            ["aggregator.asap.graph.halton.variant=original", "workers=12", "f=0"],
+            "aggregator.asap.graph.halton.variant=original; workers=12; f=0",
             "aggregator.asap.graph",
             "disconnected",
         ),
         (
-            ["aggregator.asap.graph.random_regular.degree=20"],
+            "aggregator.asap.graph.random_regular.degree=20",
             "aggregator.asap.graph",
             "needs at least 21 workers",
         ),
         (
-            ["aggregator={asap: {graph: ring, rule: median}}"],
+            "aggregator={asap: {graph: ring, rule: median}}",
             "aggregator.asap.graph",
             "too small: worker 0 hears from 2, which makes 3 rows ... Use a larger degree",
         ),
         (
-            ["aggregator={asap: {graph: complete, rule: krum}}", "server.quorum=8"],
+            "aggregator={asap: {graph: complete, rule: krum}}; server.quorum=8",
             "aggregator.asap",
             "with a quorum of 8 of 15 workers, f = 3 the rule promises nothing",
         ),
         (
-            ["aggregator={asap: {rule: median}}", "f=2", "server.quorum=3"],
+            "aggregator={asap: {rule: median}}; f=2; server.quorum=3",
             "aggregator.asap",
             "with a quorum of 3 of 5 vectors of a round, f = 2 ... hold with server.quorum=5 or f=1.",
         ),
+        ("aggregator.asap.graph=ring; server.quorum=4", "server.quorum", "at most 3, as many vectors as"),
         (
-            ["aggregator.asap.graph=ring", "server.quorum=4"],
-            "server.quorum",
-            "at most 3, as many vectors as",
-        ),
-        (
-            ["participation.async.buffer=16"],
+            "participation.async.buffer=16",
             "participation.async.buffer",
             "at most the number of workers, 15",
         ),
+        ("participation.async.buffer=4; server.quorum=5", "server.quorum", "at most 4, as many vectors as"),
         (
-            ["participation.async.buffer=4", "server.quorum=5"],
-            "server.quorum",
-            "at most 4, as many vectors as",
-        ),
-        (
-            ["participation.async.buffer=8", "aggregator=krum"],
+            "participation.async.buffer=8; aggregator=krum",
             "aggregator",
             "with 8 vectors in a round, f = 3 ... hold with participation.async.buffer=9 or f=2.",
         ),
+        ("participation=async; workers=11; aggregator=krum", "aggregator", "hold with workers=12 or f=2"),
         (
-            ["participation=async", "workers=11", "aggregator=krum"],
-            "aggregator",
-            "hold with workers=12 or f=2",
-        ),
-        (
-            ["aggregator={fedavg: {participants: 8, rule: krum}}"],
+            "aggregator={fedavg: {participants: 8, rule: krum}}",
             "aggregator.fedavg",
             "participants=9 or f=2.",
         ),
         (
-            ["aggregator={fedlaavg: {rule: krum}}", "workers=8"],
+            "aggregator={fedlaavg: {rule: krum}}; workers=8",
             "aggregator.fedlaavg",
             "with 8 workers, f = 3 ... hold with workers=9 or f=2.",
         ),
         (
-            ["aggregator=fedlaavg", "server.deadline=0.5"],
+            "aggregator=fedlaavg; server.deadline=0.5",
             "aggregator.fedlaavg.gather",
             "should be less than server.deadline, 0.5 seconds. Found 1.0",
         ),
-        ([DELTA], "aggregator.fedlaavg.form", "a sum hides the part of each worker"),
+        (f"{DELTA}", "aggregator.fedlaavg.form", "a sum hides the part of each worker"),
         (
-            [DELTA, "f=0", "aggregator.fedlaavg.rule=median"],
+            f"{DELTA}; f=0; aggregator.fedlaavg.rule=median",
             "aggregator.fedlaavg.form",
             "should be `latest` with this",
         ),
         (
-            [DELTA, "f=0", "aggregator.fedlaavg.mix=[nnm]"],
+            f"{DELTA}; f=0; aggregator.fedlaavg.mix=[nnm]",
             "aggregator.fedlaavg.form",
             "only their sum is kept",
         ),
         (
-            [DELTA, "f=0", "aggregator.fedlaavg.expire=3"],
+            f"{DELTA}; f=0; aggregator.fedlaavg.expire=3",
             "aggregator.fedlaavg",
             "should be left out with `form: delta`",
         ),
-        ([DELTA, "f=0", "wire.dtype=bfloat16"], "wire.dtype", "float32 with aggregator.fedlaavg.form"),
-        ([DELTA, "f=0", "server.rows=bfloat16"], "server.rows", "a sum never loses a rounding"),
+        (f"{DELTA}; f=0; wire.dtype=bfloat16", "wire.dtype", "float32 with aggregator.fedlaavg.form"),
+        (f"{DELTA}; f=0; server.rows=bfloat16", "server.rows", "a sum never loses a rounding"),
         (
-            ["participation=async", "server.memory=window", "aggregator=median"],
+            "participation=async; server.memory=window; aggregator=median",
             "server.memory",
             "with participation.async",
         ),
-        (
-            ["participation=asap", "server.memory=window", "aggregator=mean"],
-            "server.memory",
-            "should be `rows`",
-        ),
-        (["participation=async", *FOLLOWS], "byzantine.attack", "looks at the momentum of other workers"),
-        (["aggregator=asap", *FOLLOWS], "byzantine.attack", "Set worker.momentum=0"),
-        (["aggregator.fedlaavg.participants=5", *FOLLOWS], "byzantine.attack", "each has its own rounds"),
+        ("participation=asap; server.memory=window; aggregator=mean", "server.memory", "should be `rows`"),
+        (f"participation=async; {FOLLOWS}", "byzantine.attack", "looks at the momentum of other workers"),
+        (f"aggregator=asap; {FOLLOWS}", "byzantine.attack", "Set worker.momentum=0"),
+        (f"aggregator.fedlaavg.participants=5; {FOLLOWS}", "byzantine.attack", "each has its own rounds"),
     ],
 )
 def test_a_run_that_cannot_keep_its_promise_does_not_start(overrides, path, said):
-    found = problems(*overrides)
+    found = problems(*overrides.split("; "))
     assert set(found) == {path}
     assert all(part in found[path] for part in said.split(" ... "))
 
@@ -282,9 +262,9 @@ def test_a_run_that_cannot_keep_its_promise_does_not_start(overrides, path, said
         ["participation=async", "workers=15", "aggregator=krum"],
         ["aggregator={fedlaavg: {rule: krum}}", "workers=9"],
         [DELTA, "f=0"],
-        ["participation=async", *FOLLOWS, "worker.momentum=0"],
-        ["aggregator=fedlaavg", *FOLLOWS],
-        ["aggregator.fedlaavg.participants=15", *FOLLOWS],
+        ["participation=async", *FOLLOWS.split("; "), "worker.momentum=0"],
+        ["aggregator=fedlaavg", *FOLLOWS.split("; ")],
+        ["aggregator.fedlaavg.participants=15", *FOLLOWS.split("; ")],
         ["aggregator=fedlaavg", "availability=alternating"],
         ["participation=async", "byzantine={attack: sign_flip, count: 2}"],
     ],
@@ -296,13 +276,13 @@ def test_what_the_remedies_offer_does_hold(overrides):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], "a quorum of 12 of 15 workers, of which f = 3"),
-        (["participation=async"], "9 vectors, the fewest that make a round, of which f = 3"),
-        (["aggregator={fedlaavg: {rule: krum}}"], "the latest vectors of 15 workers, of which f = 3"),
+        ("", "a quorum of 12 of 15 workers, of which f = 3"),
+        ("participation=async", "9 vectors, the fewest that make a round, of which f = 3"),
+        ("aggregator={fedlaavg: {rule: krum}}", "the latest vectors of 15 workers, of which f = 3"),
     ],
 )
 def test_the_check_says_what_holds(overrides, said):
-    assert said in verdict(load(None, overrides))
+    assert said in verdict(load(None, overrides.split("; ") if overrides else []))
 
 
 @pytest.mark.parametrize(
@@ -390,17 +370,17 @@ def test_everybody_in_step_needs_no_invitations():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["participation=async"], "async"),
+        ("participation=async", "async"),
         (
-            ["aggregator={fedlaavg: {participants: 5, store: bfloat16}}"],
+            "aggregator={fedlaavg: {participants: 5, store: bfloat16}}",
             "fedlaavg, participants 5, store bfloat16",
         ),
-        (["participation.async.staleness.hinge.b=3"], "async, staleness hinge (a 10.0, b 3)"),
-        (["aggregator.asap.graph=ring"], "asap, graph ring"),
+        ("participation.async.staleness.hinge.b=3", "async, staleness hinge (a 10.0, b 3)"),
+        ("aggregator.asap.graph=ring", "asap, graph ring"),
     ],
 )
 def test_a_run_says_who_takes_part(overrides, said):
-    assert describe_participation(load(None, overrides)) == said
+    assert describe_participation(load(None, overrides.split("; "))) == said
 
 
 def test_the_folder_for_vectors_is_one_of_the_server(tmp_path):

@@ -54,15 +54,6 @@ def test_when_everybody_is_accounted_for_processes_and_simulation_agree(carried_
     assert apart.digest == together.digest
 
 
-def test_async_is_not_held_up_by_a_straggler(carried_out):
-    slow = ["delays={constant: {step: 0.1, factor: 11, workers: [0]}}", "worker.per_process=5"]
-    result, records, notes = carried_out(*slow, "workers=5", "rounds=40", "participation=async")
-    assert (result.outcome, notes) == ("finished", [])
-    without = [record for record in records if "w00" not in record.ages]
-    assert len(without) > 20
-    assert all(len(record.ages) >= 4 for record in records)
-
-
 def test_asap_ends_when_a_neighbourhood_can_never_have_its_quorum_again(carried_out):
     def kill(record):
         if record.round == 1:
@@ -73,17 +64,3 @@ def test_asap_ends_when_a_neighbourhood_can_never_have_its_quorum_again(carried_
     result, _, _ = carried_out(*settings, "aggregator=mean", observe=kill)
     assert result.outcome != "finished"
     assert result.reason == "only 3 workers are left of w00, w01, w03, w05, and their quorum is 4"
-
-
-def test_asap_goes_on_without_a_worker_that_is_killed(carried_out):
-    def kill(record):
-        if record.round == 1:
-            (process,) = [p for p in multiprocessing.active_children() if "w03" in p.name]
-            process.kill()
-
-    settings = ["participation=asap", "workers=6", "worker.per_process=1", "server.deadline=1", "rounds=6"]
-    result, records, notes = carried_out(*settings, observe=kill)
-    assert result.outcome == "finished"
-    assert [note.partition(";")[0] for note in notes] == ["the process of w03 was ended by SIGKILL"]
-    assert records[-1].missing == ("w03",)
-    assert all(len(record.ages) >= 3 for record in records)

@@ -83,7 +83,6 @@ def no_child_is_left():
 @pytest.mark.parametrize(
     "settings",
     [
-        ["aggregator=flag"],
         ["aggregator={mix: [bucketing, nnm], rule: trimmed_mean}", "workers=8"],
         # Attackers that see everyone, in a process of their own: they compute what the others send.
         [
@@ -94,21 +93,25 @@ def no_child_is_left():
             "byzantine.count=2",
             "byzantine.knows=all",
         ],
-        ["aggregator=median", "byzantine.attack=non_finite", "byzantine.count=1", "worker.per_process=1"],
-        ["aggregator=flag", "optimizer.momentum=0.5", "optimizer.schedule=cosine", "model.mlp.hidden=8"],
+        pytest.param(
+            [
+                "aggregator=median",
+                "byzantine.attack=non_finite",
+                "byzantine.count=1",
+                "worker.per_process=1",
+            ],
+            marks=pytest.mark.exhaustive,
+        ),
+        [
+            *("aggregator=flag", "optimizer.momentum=0.5", "optimizer.schedule=cosine"),
+            *("model.mlp.hidden=8", "ema={decay: 0.9, reference_batch: 40}"),
+        ],
         pytest.param(["aggregator=median", "wire.dtype=bfloat16"], marks=pytest.mark.exhaustive),
-        ["aggregator=flag", "ema={decay: 0.9, reference_batch: 40}"],
-        # So many columns that they are aggregated while the rest is on its way.
-        ["aggregator=flag", "model.mlp.hidden=8000", "rounds=2"],
         pytest.param(
             ["aggregator=trimmed_mean", "model.mlp.hidden=8000", "rounds=2", "server.rows=bfloat16"],
             marks=pytest.mark.exhaustive,
         ),
-        # And so many that they do not fit into the window; one worker is left out on the way.
-        pytest.param(
-            ["aggregator=median", "model.mlp.hidden=60000", "rounds=2", "server.memory=window"],
-            marks=pytest.mark.exhaustive,
-        ),
+        # So many columns that they do not fit into the window; one worker is left out on the way.
         [
             "aggregator=trimmed_mean",
             "model.mlp.hidden=60000",

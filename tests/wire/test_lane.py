@@ -6,7 +6,6 @@ import logging
 import random
 import socket
 
-import grpc
 import pytest
 import torch
 from tests.extent import patience
@@ -21,7 +20,6 @@ from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.server.identity.tls import Security
 from varangian.server.limits.quotas import Limits
-from varangian.server.transport.service import Service
 from varangian.worker.transport.client import Pulled
 
 SIZE = LAYOUT.numel * 4
@@ -275,23 +273,6 @@ async def test_a_lane_whose_calls_break_again_and_again_is_done_without():
 
 
 @scenario
-async def test_a_push_whose_reply_was_lost_needs_no_second_payload():
-    lost, push = [], Service.push
-
-    async def forgetful(self, request, context):
-        reply = await push(self, request, context)
-        if not lost:
-            lost.append(reply)
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the line broke")
-        return reply
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Service, "push", forgetful)
-        _, lines = await disturbed()
-    assert SIZE <= lines.lane.up.moved < SIZE + 1000
-
-
-@scenario
 async def test_a_server_that_is_started_again_is_found_at_its_new_port():
     first = Run(run_id="run-1", limits=Limits(grace=0.05))
     second = Run(rounds=1, run_id="run-2", names=NAMES[:1], f=0)
@@ -438,12 +419,3 @@ async def test_a_server_that_cannot_seal_says_so_and_has_no_lane(certified, monk
     assert "payloads travel over gRPC, several times slower: this is the reason" in caplog.text
     async with Run(rounds=1).placed() as place:
         assert place.lane, "in clear text there is nothing to seal"
-
-
-@scenario
-async def test_over_tls_there_may_be_no_lane(certified):
-    async with (run := Run(rounds=2)).served() as address:
-        await all_worked(run, address)
-    digest, lines = await secured(certified, None)
-    assert digest == run.learner.digest()
-    assert lines.calls.up.moved > SIZE * len(NAMES) * 2

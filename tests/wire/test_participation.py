@@ -30,7 +30,7 @@ from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.service import Service
 from varangian.worker.loop import work
-from varangian.worker.transport.client import Client, Finished
+from varangian.worker.transport.client import Client
 
 NAMES = tuple(f"w{i:02d}" for i in range(5))
 LAYOUT = Layout((("weight", (20, 10)), ("bias", (3,))))
@@ -152,30 +152,6 @@ async def test_asap_goes_on_when_a_worker_dies():
     for record, group in zip(run.records[4:], groups[4:], strict=True):
         assert record.missing == ("w03",)
         assert {*record.ages, "w03"} == set(group)
-
-
-@scenario
-async def test_who_was_not_invited_hears_so_and_goes_on():
-    run = Run(LongestAbsent(1, gather=0.05), names=NAMES[:2], rounds=2)
-    async with (
-        run.served() as address,
-        run.client(address, "w00") as first,
-        run.client(address, "w01") as second,
-    ):
-        await first.join()
-        await second.join()
-        pulled = await first.pull(-1)
-        receipt = await second.push(0, torch.ones(D))
-        assert (receipt.counted, receipt.code, receipt.round) == (False, "NOT_INVITED", 0)
-        waiting = asyncio.create_task(second.pull(-1))
-        assert (await first.push(pulled.round, torch.ones(D))).counted
-        assert (await waiting).round == 1
-        receipt = await first.push(0, torch.zeros(D))
-        assert (receipt.counted, receipt.code) == (False, "COUNTED")
-        assert (await second.push(1, torch.ones(D))).counted
-        # The server goes as soon as both have heard.
-        ends = await asyncio.gather(first.pull(1), second.pull(1))
-        assert all(isinstance(end, Finished) for end in ends)
 
 
 @pytest.mark.parametrize("used", [False, True])

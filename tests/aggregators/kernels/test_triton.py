@@ -248,7 +248,6 @@ def test_no_row_has_weight() -> None:
     rows = Rows.of(plain(3, 70))
     r = last(rows, True)
     coords = torch.tensor([[0.0, 0.0, 0.0, 2.0]], dtype=torch.float64)
-    assert r is not None
     assert torch.equal(gpu.combine(coords, rows, r)[0], 2 * r)
     assert not gpu.combine(0 * coords, rows, r).any()
 

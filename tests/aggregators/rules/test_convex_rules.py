@@ -72,7 +72,6 @@ def test_value(case: str, dtype: torch.dtype) -> None:
         vector, rel=1e-6, abs=1e-6 if dtype == torch.float32 else 1e-7
     )
     if weights is not None:
-        assert found.weights is not None
         assert found.weights.tolist() == pytest.approx(weights, rel=1e-6, abs=1e-7)
 
 
@@ -126,7 +125,6 @@ class TestMGDA:
         """Karush, Kuhn and Tucker: <x_i, v> >= |v|^2 for all rows, with equality where there is weight."""
         rows = FAMILIES[family](n, d)
         found = Aggregator(MGDA())(rows)
-        assert found.weights is not None
         assert found.weights.min() >= 0
         assert float(found.weights.sum()) == pytest.approx(1, rel=1e-12)
         gains = rows @ found.vector - found.vector.square().sum()
@@ -176,7 +174,6 @@ class TestCAGrad:
         found = Aggregator(CAGrad(c=c))(rows)
         mean, radius = rows.mean(0), c * rows.mean(0).norm()
         assert (found.vector - mean).norm() <= radius * (1 + 1e-9)
-        assert found.weights is not None
         moved = (found.weights - 1 / n).clamp(min=1e-300)
         points = [moved / moved.sum() @ rows, vector(MGDA(), rows)]
         bound = min(float(point @ mean + radius * point.norm()) for point in points)
@@ -244,7 +241,6 @@ class TestScale:
 def test_mgda_sees_the_least_gain() -> None:
     """The least (1 - 1e-7 w)^2 + w^2 is at almost 1e-7, where the slope is as small."""
     weights = Aggregator(MGDA())(torch.tensor([[1, 0], [1 - 1e-7, 1]], dtype=torch.float64)).weights
-    assert weights is not None
     assert weights.tolist() == pytest.approx([1 - 1e-7, 1e-7], rel=1e-5)
 
 

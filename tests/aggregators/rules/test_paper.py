@@ -39,7 +39,6 @@ def scores(rows: Tensor, neighbours: int, power: int) -> Tensor:
 def chosen(rule: Krum, rows: list[float] | Tensor) -> list[int]:
     given = rows if isinstance(rows, Tensor) else torch.tensor(rows)[:, None]
     weights = Aggregator(rule)(given).weights
-    assert weights is not None
     return weights.nonzero().flatten().tolist()
 
 

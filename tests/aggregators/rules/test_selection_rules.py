@@ -72,14 +72,12 @@ def test_value(case: str, dtype: torch.dtype) -> None:
     found = aggregator_from(spec, "aggregator", f=f)(given, about)
     assert found.vector.tolist() == pytest.approx(vector, rel=1e-6, abs=1e-8)
     if weights is not None:
-        assert found.weights is not None
         assert found.weights.tolist() == pytest.approx(weights, rel=1e-6, abs=1e-9)
 
 
 def believed(aggregator: Aggregator, rows: Tensor, reference: Tensor | None = None) -> list[int]:
     """The rows with a weight, which must all have the same."""
     weights = aggregator(rows, reference).weights
-    assert weights is not None
     chosen = weights.nonzero().flatten().tolist()
     assert torch.allclose(weights[chosen], torch.ones(len(chosen)).double() / len(chosen))
     return chosen

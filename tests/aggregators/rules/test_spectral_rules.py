@@ -60,7 +60,6 @@ def test_value(case: str, dtype: torch.dtype) -> None:
     found = aggregator_from(spec, "aggregator", f=f)(given, about)
     assert found.vector.tolist() == pytest.approx(vector, rel=1e-6, abs=1e-7)
     if weights is not None:
-        assert found.weights is not None
         assert found.weights.tolist() == pytest.approx(weights, rel=1e-6, abs=1e-7)
 
 
@@ -147,8 +146,6 @@ def test_a_large_common_part_takes_nothing_from_the_spread(rule: CAF | SMEA | Sp
     far = (1e4 * torch.randn(3000) + apart).double()
     alone = Aggregator(rule)(far - far.mean(0)).weights
     found = Aggregator(rule)(far.float()).weights
-    assert alone is not None
-    assert found is not None
     assert torch.allclose(found, alone, atol=1e-4)
 
 
@@ -157,8 +154,6 @@ def test_a_large_common_part_takes_nothing_from_the_spread(rule: CAF | SMEA | Sp
 def test_squares_may_be_as_large_as_they_can(rule: CAF | SMEA | SpectralFilter, unit: float) -> None:
     rows = rows_with("near", 12, 3)
     wanted, found = Aggregator(rule)(rows).weights, Aggregator(rule)(unit * rows).weights
-    assert wanted is not None
-    assert found is not None
     assert torch.allclose(found, wanted, rtol=1e-9)
 
 
@@ -176,7 +171,6 @@ class TestCAF:
         silent = [int((s == 0).sum()) for s in shares]
         assert silent == sorted(set(silent))
         assert len(silent) <= 2 * 3 + 1
-        assert found is not None
         assert found[[2, 9]].eq(0).all()
 
     def test_follows_the_least_variance_and_not_the_last(self) -> None:
@@ -190,7 +184,6 @@ class TestCAF:
     def test_takes_no_more_weight_than_it_may(self, f: int) -> None:
         """The weight left is that of the pass before 2 f are gone."""
         weights = Aggregator(CAF(f=f))(rows_with("far", 15, f)).weights
-        assert weights is not None
         assert (weights > 0).sum() >= 15 - 2 * f
 
     @pytest.mark.parametrize("n", [9, 12])
@@ -207,8 +200,6 @@ class TestSMEA:
         rows = torch.cat([2 * torch.eye(7), torch.zeros(3, 7)]).double()
         rows[7:, 0] = torch.tensor([-1.6, -1.5, -1.4])
         chosen, tight = (Aggregator(rule)(rows).weights for rule in (SMEA(f=3), MDA(f=3)))
-        assert chosen is not None
-        assert tight is not None
         assert not torch.equal(chosen > 0, tight > 0)
 
     @pytest.mark.parametrize("seed", range(20))
@@ -238,7 +229,6 @@ class TestSMEA:
         monkeypatch.setattr(smea, "_scatter", lambda k, s: (looks.append(s), scatter(k, s))[1])
         rows = rows_with("far", 20, 6)
         found = Aggregator(SMEA(f=6))(rows).weights
-        assert found is not None
         assert found[:6].eq(0).all()
         assert len(looks) < comb(20, 6) / 500
 
@@ -275,7 +265,6 @@ class TestSpectralFilter:
             rows[4] = length * axis
             weights.append(Aggregator(SpectralFilter(f=3))(rows).weights)
         assert all(torch.equal(w, weights[0]) for w in weights)  # type: ignore[arg-type]
-        assert weights[0] is not None
         assert weights[0][4] == 0
 
     def test_rounding_does_not_remove_one_more(self) -> None:

@@ -372,7 +372,6 @@ class Histories(RuleBasedStateMachine):
         busy = [worker for worker, client in self.clients.items() if client.vector]
         worker = data.draw(st.sampled_from(busy))
         client = self.clients[worker]
-        assert client.vector is not None
         self.say(Decline(worker, client.vector.round, "no memory left", self.now))
         client.served, client.vector = client.vector.round, None
 

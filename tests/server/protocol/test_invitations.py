@@ -21,7 +21,6 @@ from varangian.protos.refusals import Refusal
 from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent, longest_absent
-from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol.events import (
     Absent,
     Accept,
@@ -105,23 +104,6 @@ def refusal(machine: Machine, event: Event) -> Refusal:
 
 
 # A round
-
-
-def test_everyone_is_invited_and_the_round_ends_with_the_last_answer():
-    m = machine(BufferSelection(4, 0))
-    assert ready(m, *WORKERS) == [*WORKERS]
-    push(m, "w02", "w00")
-    play(m, Fault("w03", 0, "not finite", 1.0))
-    close = the(Close, push(m, "w01"))
-    assert (close.workers, close.missing, close.waited) == (("w00", "w01", "w02"), (), 1.0)
-    assert (close.ages, close.factors) == (dict.fromkeys(WORKERS[:3], 0), dict.fromkeys(WORKERS[:3], 1.0))
-    assert close.faults == {"w03": "not finite"}
-    assert (
-        close.because == "round 0: 4 of 4 answers are there (3 pushed, 1 faulty); nobody else is waited for"
-    )
-    assert ready(m, "w00", "w01") == []  # the next model is about to come
-    assert play(m, Committed(0, 2.0)) == [Open(1), Invite("w00", 1), Invite("w01", 1)]
-    assert m.state.faults == {}
 
 
 def test_who_asks_again_because_the_answer_was_lost_gets_the_same_answer():
@@ -602,29 +584,6 @@ def test_the_bound_of_lemma_1_is_reached():
 # Buffered
 
 
-def test_whoever_comes_gets_the_model_and_the_buffer_is_used_when_it_is_full():
-    m = machine(BufferSelection(size=2, tau=3, staleness=Polynomial(a=1.0)))
-    assert ready(m, *WORKERS) == [*WORKERS]
-    push(m, "w02")
-    assert ready(m, "w02") == []  # one place each: not before its vector is used
-    close = the(Close, push(m, "w00"))
-    assert (close.ages, close.missing) == ({"w00": 0, "w02": 0}, ())  # nobody waits for the other two
-    assert play(m, Committed(0, 1.0)) == [Open(1), Invite("w02", 1)]
-    push(m, "w01", round=0)
-    close = the(Close, push(m, "w02", round=1))
-    assert (close.ages, close.factors) == ({"w01": 1, "w02": 0}, {"w01": 0.5, "w02": 1.0})
-
-
-def test_what_arrives_while_others_are_aggregated_waits_for_the_next_time():
-    m = machine(BufferSelection(size=2, tau=1))
-    ready(m, *WORKERS)
-    the(Close, push(m, "w00", "w01"))
-    assert refusal(m, Offer("w00", 0, B, 0.0)) is Refusal.COUNTED  # its row is being read
-    assert push(m, "w02", "w03") == []
-    opened, close = play(m, Committed(0, 1.0))
-    assert (opened, close.ages) == (Open(1), {"w02": 1, "w03": 1})
-
-
 def test_a_fault_while_others_are_aggregated_counts_in_the_next_round():
     m = machine(BufferSelection(size=2, tau=1), f=1)
     ready(m, *WORKERS)
@@ -636,19 +595,6 @@ def test_a_fault_while_others_are_aggregated_counts_in_the_next_round():
     assert m.state.faults == {"w02": "x"}
     assert the(Close, push(m, "w03", round=0)).faults == {"w02": "x"}
     assert play(m, Committed(1, 1.0)) == [Open(2), Invite("w02", 2)]
-
-
-def test_what_would_be_older_than_tau_is_refused():
-    m = machine(BufferSelection(size=1, tau=1))
-    ready(m, "w00", "w01")
-    for round in range(2):
-        the(Close, push(m, "w00", round=round))
-        if round == 0:
-            assert play(m, Ready("w00", 1, 0.0), Committed(0, 1.0)) == [Open(1), Invite("w00", 1)]
-    # Round 1 is being aggregated, so this would be used in round 2.
-    assert refusal(m, Offer("w01", 0, A, 1.0)) is Refusal.TOO_OLD
-    assert m.refusal("w01", 0) is Refusal.TOO_OLD
-    assert play(m, Ready("w01", 0, 1.0), Committed(1, 2.0)) == [Open(2), Invite("w01", 2)]
 
 
 @pytest.mark.parametrize(("tau", "left"), [(0, [{}, {}]), (1, [{"w00": (0, A)}, {}])])
@@ -683,21 +629,6 @@ def test_a_buffer_that_does_not_fill_is_used_at_the_deadline():
 # Neighbourhoods
 
 
-def test_a_round_is_one_neighbourhood_and_the_others_are_ahead_by_one_vector():
-    m = machine(NeighbourhoodSelection(Ring()))
-    assert ready(m, *WORKERS) == [*WORKERS]
-    assert push(m, "w02", "w03", "w00") == []
-    play(m, *(Ready(worker, 1, 0.0) for worker in ("w00", "w02", "w03")))
-    close = the(Close, push(m, "w01"))
-    assert close.workers == ("w00", "w01", "w03")
-    assert close.because.startswith("round 0: 3 of 3 answers are there")
-    # The next group is w00, w01, w02: it lacks those who were used just now.
-    assert play(m, Committed(0, 1.0)) == [Open(1), Invite("w00", 1), Invite("w03", 1)]
-    push(m, "w00")
-    assert ready(m, "w01") == ["w01"]
-    assert the(Close, push(m, "w01")).ages == {"w00": 0, "w01": 0, "w02": 1}
-
-
 def test_a_round_whose_members_are_all_there_closes_as_soon_as_it_opens():
     m = machine(NeighbourhoodSelection(OnePeer()))
     assert [m.policy.selection.members(WORKERS, t) for t in (0, 1)] == [("w00", "w03"), ("w00", "w01")]
@@ -712,17 +643,6 @@ def test_a_round_whose_members_are_all_there_closes_as_soon_as_it_opens():
     skip, opened, close = play(m, Tick(10.0))
     assert (skip.round, opened, close.round) == (0, Open(1), 1)
     assert close.ages == {"w00": 1, "w01": 1}
-
-
-def test_a_dead_member_is_waited_for_until_the_deadline():
-    m = machine(NeighbourhoodSelection(Ring()), quorum=2)
-    ready(m, "w00", "w02", "w03")
-    push(m, "w00", "w02", "w03")
-    close = the(Close, play(m, Tick(10.0)))
-    assert (close.workers, close.missing) == (("w00", "w03"), ("w01",))
-    assert m.state.held.keys() == {"w00", "w02", "w03"}
-    play(m, Committed(0, 10.0))
-    assert m.state.held.keys() == {"w02"}
 
 
 def test_the_quorum_is_all_of_a_neighbourhood_that_has_fewer():

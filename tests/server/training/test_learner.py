@@ -87,7 +87,6 @@ def test_a_step_goes_against_the_aggregate():
     assert step.dropped == {}
     assert step.details["length"] == pytest.approx({"w00": math.sqrt(2), "w01": 3 * math.sqrt(2)})
     assert set(step.seconds) == {"aggregate", "step"}
-    assert model.reference is not None
     assert model.reference.tolist() == [2.0, 2.0]
 
 
@@ -133,7 +132,6 @@ def test_the_next_rows_are_measured_from_the_last_aggregate():
     model.step(0, rows(1.0, 3.0), {})
     model.step(1, rows(1.0, 3.0), {})
     assert seen[0] is None
-    assert seen[1] is not None
     assert seen[1].tolist() == [2.0, 2.0]
 
 
@@ -149,7 +147,6 @@ def test_the_reference_does_not_share_memory_with_a_row():
     pushed = rows(1.0, 3.0)
     model.step(0, pushed, {})
     pushed["w00"].fill_(NAN)
-    assert model.reference is not None
     assert model.reference.tolist() == [1.0, 1.0]
 
 
@@ -224,7 +221,6 @@ def test_faults_spend_f():
     model = learner(Aggregator(Krum(f=2)))
     step = model.step(0, rows(1.0, 1.1, 1.2, 1.3, 1.4, 1.5), {"w06": "not finite"})
     assert step.dropped == {"w06": "not finite"}
-    assert step.weights is not None
     assert sum(step.weights.values()) == pytest.approx(1.0)
 
 
@@ -333,7 +329,6 @@ def test_the_average_follows_each_step_by_what_it_has_learned_from():
     model = averaged(Aggregator(Mean()))
     model.step(0, rows(1.0, 3.0), {})
     assert model.parameters.tolist() == [0.0, 0.0]
-    assert model.average is not None
     assert model.average.parameters.tolist() == [0.5, 0.5]
 
 
@@ -341,7 +336,6 @@ def test_rows_without_weight_teach_the_average_nothing():
     model = averaged(Aggregator(Krum(f=1)))
     step = model.step(0, rows(1.0, 1.0, 1.0, 1.0, 50.0), {})
     assert step.effective == pytest.approx(1.0)
-    assert model.average is not None
     assert model.average.parameters.tolist() == pytest.approx([1 - 0.5 * (1 - 0.5**0.5)] * 2)
     assert samples(4, 5, step.effective) == pytest.approx(4)
 
@@ -349,7 +343,6 @@ def test_rows_without_weight_teach_the_average_nothing():
 def test_a_rule_without_weights_teaches_by_its_rows():
     model = averaged(Aggregator(Columns()))
     model.step(0, rows(1.0, 1.0), {"w02": "not finite"})
-    assert model.average is not None
     assert model.average.parameters.tolist() == [0.75, 0.75]
 
 
@@ -357,7 +350,6 @@ def test_a_step_that_fails_leaves_the_average():
     model = averaged(Aggregator(Krum(f=1)))
     with pytest.raises(AggregationError):
         model.step(0, rows(1.0, 2.0), {})
-    assert model.average is not None
     assert model.average.parameters.tolist() == [1.0, 1.0]
 
 
