@@ -63,7 +63,7 @@ types: $(dev_ready) ## mypy and pyright, both strict
 contracts: $(dev_ready) ## the import contracts
 	$(bin)/lint-imports
 
-check: lint types contracts proto-check test-all ## everything a change must pass
+check: lint types contracts proto-check docs test-all ## everything a change must pass
 
 proto: $(dev_ready) ## regenerate protos/ps_pb2*
 	$(bin)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src --grpc_python_out=src \
