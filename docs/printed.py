@@ -63,12 +63,12 @@ it needs to see: its `own`, those of its `colluders`, or those of `all`; `byzant
 """,
     "participations": """# Participations
 
-Whose vectors make a round, as `participation=NAME`. [Who takes part in a
-round](../concepts/participation.md) explains them, with their guarantees and what each costs.
+The participations: which workers take part in a round, as `participation=NAME`. [Who takes part in a
+round](../concepts/participation.md) explains them, with their guarantees and costs.
 """,
     "names": """# Other names
 
-What data, models, losses, metrics, partitions, schedules, graphs and simulated behaviour can be named in a
+Names of data, models, losses, metrics, partitions, schedules, graphs and simulated behaviour for a
 configuration. `varangian list KIND` prints the same in a terminal.
 """,
 }

@@ -50,7 +50,7 @@ def log2_up(n: int) -> int:
 @GRAPHS.register("complete")
 @dataclass(frozen=True)
 class Complete(Circulant):
-    """Complete graph: everybody hears everybody; one round averages exactly, for n (n - 1) messages."""
+    """Complete graph: every worker hears all others; a round averages exactly, for n (n - 1) messages."""
 
     def shifts(self, n: int, t: int) -> tuple[int, ...]:
         return tuple(range(1, n))
@@ -59,7 +59,7 @@ class Complete(Circulant):
 @GRAPHS.register("ring")
 @dataclass(frozen=True)
 class Ring(Circulant):
-    """Ring: everybody hears its two neighbours; the fewest links, and slow from a dozen workers on."""
+    """Ring: every worker hears its two neighbours; the fewest links, and slow from a dozen workers on."""
 
     def shifts(self, n: int, t: int) -> tuple[int, ...]:
         return 1, n - 1
@@ -68,7 +68,7 @@ class Ring(Circulant):
 @GRAPHS.register("exponential")
 @dataclass(frozen=True)
 class Exponential(Circulant):
-    """Static exponential graph: everybody hears those 1, 2, 4, ... places before it.
+    """Static exponential graph: every worker hears those 1, 2, 4, ... places before it.
 
     For even n the spectral gap 1 - rho is 2 / (1 + log2 n, rounded up).
 
@@ -82,7 +82,7 @@ class Exponential(Circulant):
 @GRAPHS.register("one_peer")
 @dataclass(frozen=True)
 class OnePeer(Circulant):
-    """One-peer exponential graph: one message each, from 1 place before, then from 2, 4, ..., and again.
+    """One-peer exponential graph: one message per round, from 1, 2, 4, ... places before in turn.
 
     "Exponential Graph is Provably Efficient for Decentralized Deep Training" (Ying et al., 2021). With n a
     power of two, log2 n rounds average exactly.
@@ -99,7 +99,7 @@ class OnePeer(Circulant):
 @GRAPHS.register("chord")
 @dataclass(frozen=True)
 class Chord(Circulant):
-    """Chord: everybody hears those n/2, n/4, ..., 1 places before it, rounded down.
+    """Chord: every worker hears those n/2, n/4, ..., 1 places before it, rounded down.
 
     As in the distributed hash table of Stoica et al. (2001) and in the code of "ASAP: Asynchronous
     Approximate Data-Parallel Computation" (Kadav and Kruus, 2016). With n a power of two it is

@@ -12,7 +12,7 @@ from varangian.aggregators.graphs.circulant import Circulant
 @GRAPHS.register("halton")
 @dataclass(frozen=True)
 class Halton(Circulant):
-    """Halton graph: everybody hears log2 n (rounded down) others, spread over the circle by a sequence.
+    """Halton graph: every worker hears log2 n (rounded down) others, spread by a Halton sequence.
 
     Both variants are in the code of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and
     Kruus, 2016).

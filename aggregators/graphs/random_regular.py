@@ -17,7 +17,7 @@ ATTEMPTS = 10_000
 @GRAPHS.register("random_regular")
 @dataclass(frozen=True)
 class RandomRegular(Static):
-    """Random regular graph: everybody has the same number of neighbours, drawn at random; connected."""
+    """Random regular graph: connected, and every worker has the same number of random neighbours."""
 
     degree: int = 4
     """Neighbours of each worker; degree times n must be even."""

@@ -29,18 +29,18 @@ from varangian.server.protocol.state import RunState
 @PARTICIPATION.register("asap")
 @dataclass(frozen=True)
 class Asap(Participation):
-    """A round waits for one worker and those whom it hears from in a graph, and for nobody else.
+    """Stochastic reduce over a graph (ASAP): a round waits for one worker and its in-neighbours.
 
-    The stochastic reduce of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and Kruus,
+    The algorithm of "ASAP: Asynchronous Approximate Data-Parallel Computation" (Kadav and Kruus,
     2016) at a server, with its NOTIFY-ACK: a vector is held until it is used, and only then its worker
     hears of the next model; so none is lost, used twice or overwritten. The centre moves on by one worker
     in each round.
     """
 
     graph: Annotated[Graph, GRAPHS] = field(default_factory=Exponential)
-    """Who hears whom; `varangian graph` shows what one is worth."""
+    """The communication graph; `varangian graph` prints the figures of one."""
     tau: int | None = 2
-    """How many rounds old the model of a vector may be when it is used; null uses it however old it is."""
+    """Maximum staleness: the age in rounds of the model of a vector; null accepts any age."""
 
     stands_as_aggregator = True
 

@@ -21,19 +21,20 @@ from varangian.server.rows.source import RowSource, WeightedByAge
 @PARTICIPATION.register("async")
 @dataclass(frozen=True)
 class Async(Participation):
-    """Whoever is ready gets the newest model; once `buffer` vectors are there the rule runs over them.
+    """Buffered asynchronous aggregation (FedBuff): a ready worker gets the newest model at once.
 
-    "Federated Learning with Buffered Asynchronous Aggregation" (Nguyen et al., 2022), with one place in the
-    buffer for each worker: however fast it is, its next vector counts only after this one was used. So of
-    the rows of a round no more than f are Byzantine, if no more than f workers are.
+    The rule runs as soon as `buffer` vectors have arrived. "Federated Learning with Buffered Asynchronous
+    Aggregation" (Nguyen et al., 2022), but with one place in the buffer for each worker: however fast it
+    is, its next vector counts only after this one was used. So at most f rows of a round are Byzantine if
+    at most f workers are.
     """
 
     buffer: int | None = None
-    """Vectors that make a round; null is workers - f, so that silent ones hold nothing up."""
+    """Vectors that make a round; null is workers - f, so that f silent workers do not delay it."""
     tau: int = 10
-    """How many rounds old the model of a vector may be when it is used; an older vector is refused."""
+    """Maximum staleness: the age in rounds of the model of a vector; an older vector is refused."""
     staleness: Annotated[Staleness, STALENESS] = field(default_factory=Polynomial)
-    """What a vector counts by its age in rounds; an honest one is never weighted up."""
+    """Staleness weight: the factor of a vector by its age in rounds; never above 1."""
 
     adaptive_waiting = False  # the buffer says how many workers a round does without
 

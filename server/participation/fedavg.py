@@ -15,18 +15,19 @@ from varangian.server.participation.selection import SelectSome
 @PARTICIPATION.register("fedavg")
 @dataclass(frozen=True)
 class FedAvg(SelectSome):
-    """K of those who are there take part, and the rule runs over their vectors alone.
+    """Partial participation (FedAvg): K of the available workers are selected in each round.
 
-    "Communication-Efficient Learning of Deep Networks from Decentralized Data" (McMahan et al., 2017), with
-    any rule in the place of the mean. Those are chosen whose last participation is the longest ago, as in
-    `fedlaavg`, and not by chance: so everybody has a turn.
+    The rule runs over their vectors alone. "Communication-Efficient Learning of Deep Networks from
+    Decentralized Data" (McMahan et al., 2017), with any rule in the place of the mean. Clients are not
+    sampled at random: the workers whose last participation is the longest ago are selected, as in
+    `fedlaavg`, so every worker gets a turn.
     """
 
     participants: int | None = None
-    """K, how many are chosen for a round; null chooses all who are there."""
+    """K, workers selected for a round; null selects all that are available."""
     gather: float = 1.0
-    """Seconds after the start of a round in which more may come to be chosen from; no longer than it takes
-    until every worker is accounted for."""
+    """Seconds that the server collects ready workers at the start of a round before it selects; it selects
+    earlier once the state of every worker is known."""
 
     def remedies(self, n: int) -> Mapping[str, Iterable[int]]:
         k = self.participants

@@ -27,28 +27,28 @@ Form: TypeAlias = Literal["latest", "delta"]
 @PARTICIPATION.register("fedlaavg")
 @dataclass(frozen=True)
 class FedLaAvg(SelectSome):
-    """K of those who are there take part; the rule runs over the latest vectors of all n workers.
+    """Partial participation with latest vectors (FedLaAvg): the rule runs over those of all n workers.
 
-    "Federated Optimization under Intermittent Client Availability" (Yan et al., 2023), with any rule in the
-    place of the mean. Those are chosen whose last participation is the longest ago. A worker that was never
-    heard of counts as zero. Who is away still has a row, so the rule is given n of them in every round,
-    however few answer.
+    K of the available workers are selected in each round: those whose last participation is the longest
+    ago. "Federated Optimization under Intermittent Client Availability" (Yan et al., 2023), with any rule
+    in the place of the mean. The vector of a worker that has never pushed is zero. An absent worker still
+    has a row, so the rule is given n rows in every round, however few workers answer.
     """
 
     participants: int | None = None
-    """K, how many are chosen for a round; null chooses all who are there."""
+    """K, workers selected for a round; null selects all that are available."""
     gather: float = 1.0
-    """Seconds after the start of a round in which more may come to be chosen from; no longer than it takes
-    until every worker is accounted for."""
+    """Seconds that the server collects ready workers at the start of a round before it selects; it selects
+    earlier once the state of every worker is known."""
     store: StoredDtype = "float32"
-    """How latest vectors are kept; bfloat16 takes half the memory and keeps 8 bits of each number."""
+    """Type of the stored latest vectors; bfloat16 takes half the memory and keeps 8 bits of each number."""
     folder: str | None = None
-    """A folder on a disk in which latest vectors are kept; null keeps them in memory."""
+    """A folder on disk for the latest vectors; null keeps them in memory."""
     expire: int | None = None
     """Rounds after which the latest vector of a worker counts as zero again; null keeps it for ever."""
     form: Form = "latest"
-    """`latest` keeps n vectors and takes any rule. `delta` keeps their mean alone, to which each worker
-    sends what changed: for trusted workers and the mean only."""
+    """`latest` keeps n vectors and works with any rule. `delta` keeps only their mean, and workers push the
+    change of their vectors: for trusted workers and the mean only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,7 +32,7 @@ def _check_positive(name: str, value: float) -> None:
 @STALENESS.register("constant")
 @dataclass(frozen=True)
 class Constant:
-    """An old vector counts as much as a new one."""
+    """No staleness weight: an old vector counts as much as a new one."""
 
     def factor(self, age: int) -> float:
         return 1.0
@@ -41,7 +41,7 @@ class Constant:
 @STALENESS.register("polynomial")
 @dataclass(frozen=True)
 class Polynomial:
-    """(1 + age)^-a, of "Asynchronous Federated Optimization" (Xie et al., 2019)."""
+    """Polynomial: (1 + age)^-a ("Asynchronous Federated Optimization", Xie et al., 2019)."""
 
     a: float = 0.5
 
@@ -55,11 +55,11 @@ class Polynomial:
 @STALENESS.register("hinge")
 @dataclass(frozen=True)
 class Hinge:
-    """1 up to the age of b, then 1 / (a (age - b) + 1), of the same paper."""
+    """Hinge: 1 up to age b, then 1 / (a (age - b) + 1) (Xie et al., 2019)."""
 
     a: float = 10.0
     b: int = 4
-    """In rounds."""
+    """Age in rounds up to which the weight is 1."""
 
     def __post_init__(self) -> None:
         _check_positive("a", self.a)

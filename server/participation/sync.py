@@ -14,9 +14,10 @@ from varangian.server.protocol.state import RunState
 @PARTICIPATION.register("sync")
 @dataclass(frozen=True)
 class Sync(Participation):
-    """A round waits for every worker, until its deadline; its vectors are all made for its own model.
+    """Synchronous SGD: a round waits for every worker, until its deadline.
 
-    The parallel SGD of the textbooks. The rule is given one row for each worker that answered.
+    All vectors of a round are made for its own model. The rule is given one row for each worker that
+    answered.
     """
 
     def round_size(self, n: int, f: int) -> int:

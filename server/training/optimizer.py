@@ -78,9 +78,9 @@ class Optimizer(ABC):
 
     lr: Positive
     schedule: Annotated[Schedule, SCHEDULES] = field(default_factory=Constant)
-    """How the learning rate changes over the rounds."""
+    """Learning rate schedule over the rounds."""
     warmup: Annotated[int, Ge(0)] = 0
-    """Rounds over which the learning rate rises on a line, before those of the schedule."""
+    """Warmup: rounds over which the learning rate rises linearly, before those of the schedule."""
 
     def __post_init__(self) -> None:
         for setting in fields_of(type(self)):
@@ -100,11 +100,11 @@ class Optimizer(ABC):
     @property
     @abstractmethod
     def vectors(self) -> int:
-        """How many times the model it takes beside the parameters, at most."""
+        """Most memory beside the parameters, in vectors as long as the model."""
 
     @abstractmethod
     def reach(self, longest: float) -> float:
-        """How far a step goes at a learning rate of 1 when no gradient was longer than this, at most."""
+        """A bound on the length of a step at a learning rate of 1, by that of the longest gradient."""
 
     def after(self, bounds: Bounds, length: float, lr: float) -> Bounds:
         """The bounds after one step along a gradient of this Euclidean norm: the triangle inequality."""
@@ -208,7 +208,7 @@ class Sgd(Optimizer):
     longest = LARGEST
     lr: Positive = 1.0
     momentum: Fraction = 0.0
-    """At the server; the workers' own momentum is `worker.momentum`."""
+    """Momentum of the server's steps; that of the workers is `worker.momentum`."""
     nesterov: bool = False
     weight_decay: NotNegative = 0.0
 
@@ -243,13 +243,13 @@ class Adam(Optimizer):
     options = FUSED
     lr: Positive = 1e-3
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """How slowly the means of gradients and of their squares change."""
+    """Decay rates of the means of gradients and of their squares."""
     eps: Positive = 1e-8
-    """Added to the root by which is divided."""
+    """Added to the denominator, for numerical stability."""
     weight_decay: NotNegative = 0.0
-    """Added to the gradient, times the parameters."""
+    """L2 penalty: this times the parameters is added to the gradient."""
     amsgrad: bool = False
-    """Divide by the largest mean of squares so far (Reddi, Kale and Kumar, 2018)."""
+    """AMSGrad: divide by the largest mean of squares so far (Reddi, Kale and Kumar, 2018)."""
 
     @property
     def vectors(self) -> int:
@@ -269,7 +269,7 @@ class AdamW(Adam):
 
     kind = torch.optim.AdamW
     weight_decay: NotNegative = 1e-2
-    """Each step shrinks the parameters by the learning rate times this."""
+    """Decoupled weight decay: each step shrinks the parameters by the learning rate times this."""
 
 
 @OPTIMIZERS.register("adagrad")
@@ -287,9 +287,9 @@ class Adagrad(Optimizer):
     lr_decay: NotNegative = 0.0
     """The learning rate is divided by 1 + this times the number of steps before."""
     initial_accumulator_value: NotNegative = 0.0
-    """The sum of squares before the first step."""
+    """Initial sum of squared gradients."""
     eps: Positive = 1e-10
-    """Added to the root by which is divided."""
+    """Added to the denominator, for numerical stability."""
     weight_decay: NotNegative = 0.0
 
     @property
@@ -311,9 +311,9 @@ class RMSprop(Optimizer):
     kind = torch.optim.RMSprop
     lr: Positive = 1e-2
     alpha: Fraction = 0.99
-    """How slowly the mean of squares changes."""
+    """Smoothing constant of the mean of squared gradients."""
     eps: Positive = 1e-8
-    """Added to the root by which is divided."""
+    """Added to the denominator, for numerical stability."""
     momentum: Fraction = 0.0
     weight_decay: NotNegative = 0.0
 
@@ -340,9 +340,9 @@ class FedOpt(Optimizer):
 
     lr: Positive = 1e-2
     momentum: Fraction = 0.9
-    """b, the paper's beta_1."""
+    """Decay rate of the mean of gradients: the paper's beta_1."""
     tau: Positive = 1e-3
-    """Added to the root by which is divided."""
+    """Added to the denominator, for numerical stability."""
 
     @property
     def vectors(self) -> int:

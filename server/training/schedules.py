@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Schedule(ABC):
-    """How the learning rate depends on the round."""
+    """A learning rate schedule: the learning rate as a function of the round."""
 
     @abstractmethod
     def factor(self, round: int, rounds: int) -> float:
-        """What the learning rate of round 0, 1, ... rounds - 1 is multiplied by."""
+        """The factor of the learning rate in round 0, 1, ... rounds - 1."""
 
     def rate(self, lr: float, round: int, rounds: int) -> float:
         """The learning rate of a round, where `lr` is the one that was set."""
@@ -43,7 +43,7 @@ def _check(name: str, value: float, holds: bool, rule: str) -> None:
 @SCHEDULES.register("constant")
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same learning rate in every round."""
+    """Constant: the same learning rate in every round."""
 
     def factor(self, round: int, rounds: int) -> float:
         return 1.0
@@ -52,7 +52,7 @@ class Constant(Schedule):
 @SCHEDULES.register("step")
 @dataclass(frozen=True, kw_only=True)
 class StepDecay(Schedule):
-    """The learning rate is multiplied by `gamma` after every `every` rounds."""
+    """Step decay: the learning rate is multiplied by `gamma` after every `every` rounds."""
 
     every: int
     gamma: float
@@ -68,7 +68,7 @@ class StepDecay(Schedule):
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Half a cosine, from 1 in round 0 towards `final` after the last round.
+    """Cosine annealing: a factor that falls along half a cosine, from 1 in round 0 to `final` at the end.
 
     "SGDR: Stochastic Gradient Descent with Warm Restarts" (Loshchilov and Hutter, 2017), without restarts.
     """
@@ -124,7 +124,7 @@ class _Rate(torch.optim.Optimizer):
 @SCHEDULES.register("exponential")
 @dataclass(frozen=True, kw_only=True)
 class Exponential(TorchSchedule):
-    """The learning rate is multiplied by `gamma` after every round: `ExponentialLR` of torch."""
+    """Exponential decay: multiplied by `gamma` after every round (`ExponentialLR` of torch)."""
 
     gamma: float
 
@@ -138,10 +138,10 @@ class Exponential(TorchSchedule):
 @SCHEDULES.register("multi_step")
 @dataclass(frozen=True, kw_only=True)
 class MultiStep(TorchSchedule):
-    """The learning rate is multiplied by `gamma` at each of some rounds: `MultiStepLR` of torch."""
+    """Multi-step decay: multiplied by `gamma` at each of the milestones (`MultiStepLR` of torch)."""
 
     milestones: tuple[int, ...]
-    """Rounds, ascending."""
+    """Rounds at which the learning rate changes, ascending."""
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
@@ -158,12 +158,12 @@ class MultiStep(TorchSchedule):
 @SCHEDULES.register("linear")
 @dataclass(frozen=True, kw_only=True)
 class Linear(TorchSchedule):
-    """A straight line from the learning rate to a fraction of it: `LinearLR` of torch."""
+    """Linear decay: a straight line from the learning rate to a fraction of it (`LinearLR` of torch)."""
 
     final: float = 0.0
     """The factor after the last of `length` rounds; it stays from there on."""
     length: int | None = None
-    """Rounds; null is all of them."""
+    """Rounds of the decay; null is all rounds of the run."""
 
     def __post_init__(self) -> None:
         _check("final", self.final, 0 <= self.final <= 1, "between 0 and 1")
@@ -177,7 +177,7 @@ class Linear(TorchSchedule):
 @SCHEDULES.register("polynomial")
 @dataclass(frozen=True, kw_only=True)
 class Polynomial(TorchSchedule):
-    """(1 - round / rounds)^power: `PolynomialLR` of torch."""
+    """Polynomial decay: a factor of (1 - round / rounds)^power (`PolynomialLR` of torch)."""
 
     power: float = 1.0
 
@@ -191,15 +191,15 @@ class Polynomial(TorchSchedule):
 @SCHEDULES.register("cosine_restarts")
 @dataclass(frozen=True, kw_only=True)
 class CosineRestarts(TorchSchedule):
-    """Half cosines, one after the other: `CosineAnnealingWarmRestarts` of torch.
+    """Cosine annealing with warm restarts (SGDR): `CosineAnnealingWarmRestarts` of torch.
 
     "SGDR: Stochastic Gradient Descent with Warm Restarts" (Loshchilov and Hutter, 2017).
     """
 
     length: int
-    """Rounds of the first."""
+    """Rounds of the first cycle."""
     times: int = 1
-    """How many times as long as the one before each of the others is."""
+    """Factor of the length of each later cycle on the one before."""
 
     def __post_init__(self) -> None:
         _check("length", self.length, self.length >= 1, "at least 1")

@@ -18,7 +18,7 @@ USUAL = 1.5
 @ATTACKS.register("alie")
 @dataclass(frozen=True)
 class Alie:
-    """A step within the spread of the honest vectors, the same way in every coordinate: mean - z std.
+    """A Little Is Enough (ALIE): a step within the spread of the honest vectors, mean - z std.
 
     "A Little Is Enough: Circumventing Defenses For Distributed Learning" (Baruch et al., 2019). The mean
     and the standard deviation are those of the vectors that the attackers see: by default, as in the paper,
@@ -28,8 +28,8 @@ class Alie:
 
     needs: ClassVar[Sight] = "colluders"
     z: float | None = None
-    """Standard deviations to step; negative steps the other way. Null is the paper's z_max for n and f, or
-    1.5 where that is not positive: with one attacker, or two among an even number of workers."""
+    """Standard deviations of the step; negative goes the other way. Null is the paper's z_max for n and f,
+    or 1.5 where that is not positive: with one attacker, or two among an even number of workers."""
 
     def __post_init__(self) -> None:
         if self.z is not None and not math.isfinite(self.z):

@@ -14,7 +14,7 @@ from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
 @ATTACKS.register("coordinate_drop")
 @dataclass(frozen=True)
 class CoordinateDrop:
-    """The honest vector with a random part of its coordinates set to zero, as if packets were lost.
+    """Coordinate drop: a random part of the honest vector is set to zero, as if packets were lost.
 
     The "drop" of the Flag Aggregator's experiments, where a tenth is lost. Each coordinate is lost on its
     own, and others in every round.
@@ -22,7 +22,7 @@ class CoordinateDrop:
 
     needs: ClassVar[Sight] = "own"
     fraction: float = 0.1
-    """The chance of each coordinate to be lost."""
+    """Probability that a coordinate is lost."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:

@@ -45,7 +45,7 @@ PARTITIONS: Registry[Partition] = Registry("partition")
 @PARTITIONS.register("shared")
 @dataclass(frozen=True)
 class Shared:
-    """Every worker draws from all samples, as machines of one owner do; each has its own batches."""
+    """Shared data: every worker draws its own batches from all samples, as in a data centre."""
 
     by_label: ClassVar[bool] = False
 
@@ -57,16 +57,17 @@ class Shared:
 @PARTITIONS.register("private")
 @dataclass(frozen=True)
 class Private(Shared):
-    """Every worker draws from all samples that its own machine has; nobody's data is compared.
+    """Private data: every worker draws from all samples that its own machine holds.
 
-    So it is with sites that keep their data. `shared` is the same, with a warning where data differs.
+    For sites that keep their data, so the data of workers is not compared. `shared` does the same, with a
+    warning where data differs.
     """
 
 
 @PARTITIONS.register("iid")
 @dataclass(frozen=True)
 class Iid:
-    """Shuffled and dealt in equal parts: every worker has the same distribution."""
+    """IID: samples are shuffled and dealt in equal parts, so all workers have the same distribution."""
 
     by_label: ClassVar[bool] = False
 
@@ -79,7 +80,7 @@ class Iid:
 @PARTITIONS.register("dirichlet")
 @dataclass(frozen=True)
 class Dirichlet:
-    """Each class is dealt in Dirichlet proportions: the smaller alpha, the less alike the workers.
+    """Dirichlet label skew: each class is dealt in Dirichlet(alpha) proportions; smaller is more skewed.
 
     "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification" (Hsu et
     al., 2019), but with proportions of workers within a class, not of classes within a worker, so that
@@ -116,7 +117,7 @@ class Dirichlet:
 @PARTITIONS.register("shards")
 @dataclass(frozen=True)
 class Shards:
-    """Sorted by class, cut into equal shards, and each worker gets a few: most see few classes.
+    """Shards: samples sorted by class are cut into equal shards, and each worker gets a few of them.
 
     "Communication-Efficient Learning of Deep Networks from Decentralized Data" (McMahan et al., 2017).
     """
@@ -140,7 +141,7 @@ class Shards:
 @PARTITIONS.register("halves")
 @dataclass(frozen=True)
 class Halves:
-    """The first half of the workers holds the first half of the classes, the others the rest.
+    """Halves: the first half of the workers holds the first half of the classes, the others the rest.
 
     The halves are those of `availability: alternating`, so that classes come and go with the workers. Each
     half is dealt in equal parts.

@@ -1,7 +1,7 @@
 """Availability of simulated workers: pure functions of the seed, the worker and the round.
 
 Any process can ask for any worker and any round, in any order, and gets the same answer. Random models
-that remember (churn, the longest absence) look back over the draws of earlier rounds, which are also pure.
+with memory (churn, the longest absence) look back over the draws of earlier rounds, which are also pure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 @runtime_checkable
 class Availability(Protocol):
-    """In which rounds a worker takes part."""
+    """The rounds in which a worker takes part."""
 
     def available(self, place: Place, round: int, /) -> bool: ...
 
@@ -41,7 +41,7 @@ AVAILABILITY: Registry[Availability] = Registry("availability")
 @AVAILABILITY.register("always")
 @dataclass(frozen=True)
 class Always:
-    """Every worker in every round."""
+    """Full availability: every worker takes part in every round."""
 
     def available(self, place: Place, round: int) -> bool:
         return True
@@ -50,16 +50,16 @@ class Always:
 @AVAILABILITY.register("alternating")
 @dataclass(frozen=True)
 class Alternating:
-    """Two halves of the workers in turns: the first n/2 (rounded down), then the others.
+    """Alternating halves: the first n/2 workers (rounded down) are available, then the others.
 
     The setting of "Distributed Non-Convex Optimization with Sublinear Speedup under Intermittent Client
     Availability" (Yan et al., 2024), where the halves hold different classes.
     """
 
     alpha: float = 0.5
-    """The part of a period that belongs to the second half, rounded to rounds."""
+    """Share of a period that belongs to the second half of the workers, rounded to whole rounds."""
     period: int = 10
-    """Rounds until the first half is back; nobody is away for as long."""
+    """Rounds of one period; every absence is shorter."""
 
     def __post_init__(self) -> None:
         if self.period < 2:
@@ -82,11 +82,12 @@ class Alternating:
 @AVAILABILITY.register("random")
 @dataclass(frozen=True)
 class Random:
-    """Each worker in each round with the same chance, and at the latest after the longest absence."""
+    """Independent random availability with a bound on the longest absence."""
 
     chance: float = 0.5
+    """Probability that a worker is available in a round."""
     period: int = 10
-    """In any so many consecutive rounds a worker is there at least once: E of FedLaAvg."""
+    """A worker is available at least once in this many consecutive rounds: E of FedLaAvg."""
 
     def __post_init__(self) -> None:
         check_chance("chance", self.chance)
@@ -96,7 +97,7 @@ class Random:
             raise ValueError(f"`period` should be at least 1. Found {self.period}.")
 
     def available(self, place: Place, round: int) -> bool:
-        """Whether it wants to come, or has not for a multiple of `period` rounds."""
+        """Available by its own draw, or when the last such round is a multiple of `period` rounds ago."""
         return (round - self._last_wish(place, round)) % self.period == 0
 
     def _last_wish(self, place: Place, round: int) -> int:
@@ -110,12 +111,12 @@ class Random:
 @AVAILABILITY.register("diurnal")
 @dataclass(frozen=True)
 class Diurnal:
-    """Each worker by its own hour of the day, with the chances of a trace."""
+    """Diurnal availability: a probability for each hour of the day; workers are in different time zones."""
 
     trace: tuple[float, ...] = (0.1,) * 6 + (0.3,) * 4 + (0.5,) * 8 + (0.9,) * 6
-    """The chance to be there in each hour of a day, which has as many hours as there are numbers."""
+    """Probability of being available in each hour; a day has as many hours as there are numbers."""
     hour: int = 1
-    """Rounds."""
+    """Rounds in an hour."""
 
     def __post_init__(self) -> None:
         for chance in self.trace:
@@ -134,12 +135,12 @@ class Diurnal:
 @AVAILABILITY.register("churn")
 @dataclass(frozen=True)
 class Churn:
-    """Workers leave and come back: stays and absences last geometrically many rounds."""
+    """Churn: workers leave and come back; stays and absences have geometrically distributed lengths."""
 
     stay: float = 50.0
-    """Mean number of rounds until it leaves."""
+    """Mean number of rounds until a worker leaves."""
     away: float = 10.0
-    """Mean number of rounds until it is back."""
+    """Mean number of rounds until it comes back."""
 
     def __post_init__(self) -> None:
         for name, value in (("stay", self.stay), ("away", self.away)):

@@ -15,10 +15,10 @@ ALL: tuple[int, ...] = ()
 
 @runtime_checkable
 class Delay(Protocol):
-    """How long a worker waits before it sends."""
+    """The time that a worker waits before it pushes."""
 
     def seconds(self, place: Place, round: int, /) -> float:
-        """Not negative, finite."""
+        """The delay, finite and not negative."""
         ...
 
 
@@ -28,7 +28,7 @@ DELAYS: Registry[Delay] = Registry("delay")
 @DELAYS.register("none")
 @dataclass(frozen=True)
 class NoDelay:
-    """Everybody sends at once."""
+    """No delay: a worker pushes as soon as it has computed."""
 
     def seconds(self, place: Place, round: int) -> float:
         return 0.0
@@ -37,14 +37,14 @@ class NoDelay:
 @DELAYS.register("constant")
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """Chosen workers are slower by a factor, in every round."""
+    """Constant stragglers: the same workers are slower by a factor in every round."""
 
     factor: float = 10.0
-    """A step of theirs takes so many times as long."""
+    """A straggler's step takes this many times as long."""
     step: float
-    """Seconds that a step takes the others."""
+    """Seconds that a step takes the other workers."""
     workers: tuple[int, ...] = (0,)
-    """Numbers from 0; all when empty."""
+    """The stragglers, by number from 0; empty is all workers."""
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
@@ -58,14 +58,14 @@ class Constant:
 @DELAYS.register("steps")
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """As if a step took everybody so long, and chosen workers a multiple: one machine stands for many."""
+    """Simulated compute time: a step takes every worker so long, and stragglers a multiple of it."""
 
     step: float
-    """Seconds, besides what computing really takes."""
+    """Seconds of a step, added to the real computing time."""
     factor: float = 10.0
-    """A step of the chosen takes so many times as long."""
+    """A straggler's step takes this many times as long."""
     workers: tuple[int, ...] = (0,)
-    """Numbers from 0; all when empty."""
+    """The stragglers, by number from 0; empty is all workers."""
 
     def __post_init__(self) -> None:
         check_seconds("step", self.step)
@@ -79,16 +79,16 @@ class Steps:
 @DELAYS.register("lognormal")
 @dataclass(frozen=True, kw_only=True)
 class Lognormal:
-    """Delays of any worker vary from round to round as those of shared machines do: most are alike."""
+    """Log-normal delays, drawn for each worker and round: most are alike, as on shared machines."""
 
     median: float
-    """Seconds."""
+    """Median delay in seconds."""
     sigma: float = 1.0
     """Standard deviation of the logarithm; with 1, five in a hundred are above 5 times the median."""
     most: float = 60.0
-    """Seconds; longer ones are cut."""
+    """Longest delay in seconds; longer draws are cut to it."""
     workers: tuple[int, ...] = ALL
-    """Numbers from 0; all when empty."""
+    """The delayed workers, by number from 0; empty is all workers."""
 
     def __post_init__(self) -> None:
         check_seconds("median", self.median)
@@ -108,16 +108,16 @@ class Lognormal:
 @DELAYS.register("pareto")
 @dataclass(frozen=True, kw_only=True)
 class Pareto:
-    """A heavy tail: delays x times as long are x^alpha times as rare."""
+    """Pareto (heavy-tailed) delays: delays x times as long are x^alpha times as rare."""
 
     least: float
-    """Seconds that every delay takes."""
+    """Shortest delay in seconds."""
     alpha: float = 1.5
-    """With 1 and below the mean is infinite but for `most`."""
+    """Tail index; at 1 and below the mean would be infinite without `most`."""
     most: float = 60.0
-    """Seconds; longer ones are cut."""
+    """Longest delay in seconds; longer draws are cut to it."""
     workers: tuple[int, ...] = ALL
-    """Numbers from 0; all when empty."""
+    """The delayed workers, by number from 0; empty is all workers."""
 
     def __post_init__(self) -> None:
         check_seconds("least", self.least)

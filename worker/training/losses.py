@@ -24,7 +24,7 @@ class LossError(InputError):
 
 
 class Loss(Protocol):
-    """What training makes small."""
+    """A loss function: the quantity that training minimises."""
 
     by_class: ClassVar[bool | None]
     """Whether targets are class labels, or numbers; None is either, as the data has it."""

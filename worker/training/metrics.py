@@ -40,7 +40,7 @@ METRICS: Registry[Metric] = Registry("metric")
 @METRICS.register("accuracy")
 @dataclass(frozen=True)
 class Accuracy:
-    """The share of labels that have the highest score, from 0 to 1."""
+    """Accuracy: the share of labels that have the highest score, from 0 to 1."""
 
     by_class: ClassVar[bool | None] = True
     whole: ClassVar[bool] = False
@@ -77,7 +77,7 @@ class Custom:
     target: str
     options: Mapping[str, object] = field(default_factory=dict)
     name: str | None = None
-    """Under which it is reported."""
+    """The name under which it is reported; null is that of the function."""
     by_class: ClassVar[bool | None] = None
     whole: ClassVar[bool] = True
 

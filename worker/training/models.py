@@ -17,7 +17,7 @@ Norm = Literal["group", "batch"]
 
 
 class Model(Protocol):
-    """How to build a model for some data."""
+    """A recipe of a model: builds the module for some data."""
 
     def build(self, features: tuple[int, ...], classes: int) -> nn.Module:
         """A module from (batch, *features) to (batch, classes), initialised at random.
@@ -45,7 +45,7 @@ class Softmax:
 @MODELS.register("mlp")
 @dataclass(frozen=True)
 class Mlp:
-    """Fully connected layers with ReLU between them."""
+    """Multilayer perceptron: fully connected layers with ReLU between them."""
 
     hidden: int | tuple[int, ...] = 64
     """Width of the hidden layer, or of each."""
@@ -70,7 +70,7 @@ class Mlp:
 @MODELS.register("cnn")
 @dataclass(frozen=True)
 class Cnn:
-    """Three 3x3 convolutions, each halving the image, and a linear layer; for small images."""
+    """Small CNN: three 3x3 convolutions, each halving the image, and a linear layer."""
 
     width: int = 16
     """Channels after the first convolution; the others double it."""
@@ -202,7 +202,7 @@ def check_width(width: int) -> None:
 
 
 def numbers(model: str, features: tuple[int, ...]) -> int:
-    """How many numbers a sample has."""
+    """The number of values in a sample."""
     if isinstance(features, tuple) and all(isinstance(size, int) for size in features):
         if not features:
             raise ModelError(

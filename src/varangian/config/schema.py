@@ -21,7 +21,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def names_schema(registry: Registry[Any]) -> list[JsonSchema]:
     """Alternatives for a name of a registry: the names alone, and each name with its fields."""
-    names = {"enum": list(registry), "description": f"The name of a {registry.kind}."}
+    names = {"enum": list(registry), "description": f"{registry.expected.capitalize()}."}
     return [names, *(_named_schema(registry, name) for name in registry)]
 
 

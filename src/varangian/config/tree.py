@@ -61,98 +61,101 @@ class Section(BaseModel):
 
 
 class Workers(Section):
-    """What every worker does in a round."""
+    """Local training: the settings of every worker."""
 
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Samples per worker and step."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """m <- momentum m + (1 - momentum) g, at the worker; 0 sends plain gradients."""
+    """Worker momentum: m <- momentum m + (1 - momentum) g; 0 sends plain gradients."""
     local_steps: Annotated[int, Field(ge=1)] = 1
-    """C, the steps that a worker takes by itself before it pushes: y <- y - gamma g(y), from the model x.
-    What it sends is (x - y) / gamma: with one step the gradient, with more the sum of those on the way."""
+    """C, local steps that a worker takes before it pushes: y <- y - gamma g(y), from the model x. It sends
+    (x - y) / gamma: with one step the gradient, with more the sum of the gradients along the way."""
     local_lr: Annotated[float, Field(gt=0)] | None = None
-    """gamma, the learning rate of these steps in every round; null is the server's of that round, which
+    """gamma, the learning rate of local steps in every round; null is the server's of that round, which
     follows `optimizer.schedule`."""
     per_process: Annotated[int, Field(ge=1)] | None = None
-    """Worker identities that one process hosts; null spreads them over the cores."""
+    """Workers in one process; null spreads them over the cores."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """Threads of torch in each worker process."""
+    """Torch threads in each worker process."""
     device: str = "cpu"
-    """Where workers compute, as torch names it."""
+    """The torch device on which workers compute, as cpu or cuda."""
     patience: Annotated[float, Field(gt=0)] | None = None
-    """Seconds that a worker waits for a server that cannot be reached before it gives up; null is as long
-    as it takes. Meanwhile its log says once a minute what it waits for."""
+    """Seconds without a reachable server after which a worker gives up; null never gives up. While it
+    waits, it logs the reason once a minute."""
 
 
 class Server(Section):
-    """Where the server listens, and when it closes a round."""
+    """The server: its addresses, when it closes a round, and how it stores vectors."""
 
     host: Annotated[str, AfterValidator(parse_listen_host)] = "127.0.0.1"
-    """A name or an address of this machine; `*` is every address that it has."""
+    """Address to listen on: a name or an address of this machine; `*` is all of its addresses."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """0 takes any free port."""
+    """Port of gRPC; 0 takes any free port."""
     data_port: Annotated[int, Field(ge=0, le=65535)] | None = 0
-    """Where payloads come and go beside gRPC, on the same `host`. 0 takes any free port; with null they go
-    over gRPC, as they do for a worker that cannot reach the port: the advice beyond a local network. The
-    results are the same."""
+    """Port of the data channel, which carries payloads outside gRPC, on the same `host`. 0 takes any free
+    port; null sends payloads over gRPC, as for a worker that cannot reach the port: recommended beyond a
+    local network. The results are the same."""
     heartbeat: str | None = None
-    """A file that the server touches every second while it answers, for health checks: its age says whether
-    it does, without a program that asks."""
+    """Heartbeat file for health checks: the server touches it every second while it answers, so its age
+    tells whether the server is alive."""
     quorum: Annotated[int, Field(ge=1)] | None = None
-    """Pushes without which no round closes. null is, by `participation`: workers - f for sync, buffer - f
-    for async, participants - f for fedavg, the smallest neighbourhood - f for asap, or as many more as the
-    rule needs, up to all of them; and 1 for fedlaavg, where who is missing has a row all the same."""
+    """The fewest pushes with which a round can close. null is, by `participation`: workers - f for sync,
+    buffer - f for async, participants - f for fedavg, the smallest neighbourhood - f for asap, or as many
+    more as the rule needs, up to all of them; and 1 for fedlaavg, where missing workers have rows too."""
     deadline: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds after which a round closes without the missing workers, if the quorum is met."""
+    """Deadline of a round in seconds: it then closes without the missing workers if the quorum is met."""
     wait_factor: Annotated[float, Field(ge=1)] | None = 3.0
-    """Once the quorum has answered, and no fewer than all but f, a round waits for the others until this
-    many times as long as that took, counted from its start. null waits until the deadline; async always
-    does, since its `buffer` says how many it waits for."""
+    """Adaptive waiting: if the quorum, and at least all but f workers, have answered t seconds after the
+    start of a round, it waits for the others until wait_factor * t. null waits until the deadline; async
+    always does, since its `buffer` is the number of vectors to wait for."""
     wait_floor: Annotated[float, Field(ge=0)] = 10.0
-    """Seconds after the start of a round before which `wait_factor` closes none."""
+    """Seconds after the start of a round before which `wait_factor` does not close it."""
     wait_rounds: Annotated[int, Field(ge=1)] | None = 3
-    """Rounds in a row that a connected worker may miss. After that only one round in ten deadlines waits
-    for it, until it is in time again; its vectors count whenever they are in time. null always waits, as
-    sync does with `availability`, where workers are away by plan."""
+    """Consecutive rounds that a connected worker may miss. After that the server waits for it in only one
+    round per ten deadlines, until it is in time again; its vectors count whenever they are in time. null
+    always waits, as sync does with `availability`, where absences are planned."""
     shortfall: Literal["wait", "skip", "fail"] = "wait"
-    """At the deadline below the quorum: wait on, go to the next round without an update, or end the run."""
+    """At the deadline without a quorum: wait on, skip to the next round without an update, or fail."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """Threads of torch in the server; the same number gives the same bits. Once all vectors of a round have
-    come, kernels whose bits do not depend on the number use every core."""
+    """Torch threads in the server; the same number gives the same bits. Once all vectors of a round have
+    arrived, kernels whose bits do not depend on the number use every core."""
     rows: Dtype = FLOAT32
-    """How vectors are kept until a round closes; bfloat16 takes half the memory and rounds them."""
+    """Type in which vectors are stored until a round closes; bfloat16 takes half the memory and rounds."""
     memory: Literal["rows", "window"] = "rows"
-    """Whole rows, or a few blocks of columns of each: then the slowest worker sets the pace, and only rules
-    that go by columns and the mean will do. `simulate` has whole rows, and the same numbers."""
+    """`rows` stores whole vectors. `window` stores a few blocks of columns of each: the slowest worker then
+    sets the pace, and only coordinate-wise rules and the mean work. `simulate` always stores whole rows,
+    with the same numbers."""
     tls: bool | None = None
-    """Whether `varangian run` makes certificates for the run; null does unless `host` is this machine."""
+    """TLS of `varangian run`, with certificates made for it; null uses it unless `host` is loopback."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
-    """What mixings draw from, as bucketing. null is `seed` in `varangian run`, so that an experiment can be
-    repeated, and a fresh secret in `varangian server`: a worker that knew it would know the buckets."""
+    """Random seed of mixings, as of bucketing. null is `seed` in `varangian run`, so that an experiment can
+    be repeated, and a fresh secret in `varangian server`: a worker that knew it would know the buckets."""
 
 
 class Wire(Section):
-    """How vectors travel."""
+    """The encoding of vectors on the network."""
 
     dtype: Dtype = FLOAT32
-    """What workers write their vectors in; bfloat16 halves the traffic and keeps 8 bits of each number."""
+    """Type of the numbers in a push; bfloat16 halves the traffic and keeps 8 bits of each number."""
 
 
 class Byzantine(Section):
-    """The workers that attack; the server is never told which."""
+    """The Byzantine workers of an experiment; the server is not told which they are."""
 
     count: Annotated[int, Field(ge=0)] = 0
-    """The last `count` names misbehave."""
+    """Number of Byzantine workers: the last `count` names."""
     attack: Annotated[Attack | None, of_registry(ATTACKS, None, none=True)] = None
+    """The attack that they mount."""
     knows: Sight | None = None
-    """Whose honest gradients an attacker sees; null is what the attack needs."""
+    """The honest gradients that an attacker sees: its own, those of all attackers, or those of all honest
+    workers; null is the least that the attack needs."""
 
 
 class Evaluation(Section):
-    """When the server looks at held-out data."""
+    """Evaluation of the model on held-out data, at the server."""
 
     every: Annotated[int, Field(ge=1)] = 10
-    """In rounds; the last round is always evaluated."""
+    """Rounds from one evaluation to the next; the last round is always evaluated."""
 
 
 MAX_WORKERS = 10_000
@@ -165,52 +168,56 @@ NUMBER_OR_NAMES: JsonSchema = {
 
 
 class RunConfig(Section):
-    """Everything that a run depends on."""
+    """The configuration of a run."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
-    """Every random stream of the run comes from it."""
+    """Random seed of the run; all of its random streams are derived from it."""
     workers: Annotated[int, Field(ge=1, le=MAX_WORKERS), WithJsonSchema(NUMBER_OR_NAMES)] = 15
-    """How many workers take part; or a list of what they are called, as [alice, bob]."""
+    """n, the number of workers; or a list of their names, as [alice, bob]."""
     names: list[str] | None = None
-    """What the workers are called, sorted; null is w00, w01 and so on. A list in `workers` sets both."""
+    """Names of the workers, sorted; null is w00, w01 and so on. A list in `workers` sets both."""
     f: Annotated[int, Field(ge=0)] = 3
-    """How many workers may be Byzantine; every rule and mixing is told, unless given its own."""
+    """The number of workers that may be Byzantine; rules and mixings use it unless they set their own."""
     rounds: Annotated[int, Field(ge=1)] = 200
+    """Rounds of the run: steps of the server."""
     backend: Literal["processes", "simulate"] = "processes"
-    """Real processes over gRPC, or everything in one process; the numbers are the same."""
+    """`processes` are real ones that speak over gRPC; `simulate` runs all in one, with the same numbers."""
     output: str = "runs"
-    """Where run folders are made."""
+    """The folder in which run folders are made."""
     aggregator: Annotated[
         Aggregator, Group(_aggregator, lambda built: spec_of(built), aggregator_schema, "flag")
     ] = named_default("flag")
-    """A rule; or mixings and a rule, as `nnm+krum` or, with fields, `{mix: [...], rule: ...}`. `fedlaavg`,
-    `fedavg` and `asap`, with a rule among their fields, stand for that participation."""
+    """The aggregation rule; or mixings and a rule, as `nnm+krum` or, with fields, `{mix: [...], rule:
+    ...}`. `fedlaavg`, `fedavg` and `asap`, with a rule among their fields, stand for that participation."""
     participation: Annotated[Participation, of_registry(PARTICIPATION, DEFAULT)] = named_default(DEFAULT)
-    """Whose vectors make a round: everybody's, those of some who are there, or whoever's come."""
+    """The workers whose vectors make a round: all, some that are selected, or the first that are ready."""
     model: Annotated[Model, of_registry(MODELS, "mlp")] = named_default("mlp")
+    """The model to train; your own as `module:function`."""
     data: Annotated[Source, of_registry(DATASETS, "digits")] = named_default("digits")
+    """The data set; your own as `module:function`."""
     loss: Annotated[Loss, of_registry(LOSSES, "cross_entropy")] = named_default("cross_entropy")
-    """What training makes small; your own as `module:function`."""
+    """The loss function that training minimises; your own as `module:function`."""
     metrics: Annotated[tuple[Metric, ...] | None, many_of(METRICS)] = None
-    """What is reported of held-out data beside the loss, as [accuracy, "module:function"]; null is the
-    accuracy where samples have classes."""
+    """Metrics on held-out data besides the loss, as [accuracy, "module:function"]; null is the accuracy
+    where samples have classes."""
     partition: Annotated[Partition, of_registry(PARTITIONS, "shared")] = named_default("shared")
-    """Which training samples each worker draws from."""
+    """Partition of the training samples among workers."""
     availability: Annotated[Availability, of_registry(AVAILABILITY, "always")] = named_default("always")
-    """In which rounds each worker takes part; in the others it neither pulls nor pushes."""
+    """The rounds in which each worker takes part; in the others it neither pulls nor pushes."""
     delays: Annotated[Delay, of_registry(DELAYS, "none")] = named_default("none")
-    """How long each worker waits before it pushes; `simulate` lets virtual time pass instead."""
+    """Delays of workers: each waits so long before it pushes; `simulate` advances virtual time instead."""
     worker: Workers = Workers()
     optimizer: Annotated[Optimizer, of_settings(OPTIMIZERS, "sgd", ("schedule", "warmup"))] = named_default(
         "sgd"
     )
-    """How the server steps along the aggregate: a `name` and its settings, as {name: adam, lr: 0.001}."""
+    """The server's optimizer, which steps along the aggregate: a `name` and its settings, as {name: adam,
+    lr: 0.001}."""
     server: Server = Server()
     wire: Wire = Wire()
     byzantine: Byzantine = Byzantine()
     evaluate: Evaluation = Evaluation()
     ema: Annotated[Ema | None, of_fields(Ema, "an average of the model")] = None
-    """An average of the model over rounds, at the server; it is evaluated and saved beside the model."""
+    """Moving average of the model over rounds, at the server; evaluated and saved beside the model."""
 
     @model_validator(mode="before")
     @classmethod
@@ -240,7 +247,7 @@ class RunConfig(Section):
 
     @property
     def quorum(self) -> int:
-        """Pushes without which no round closes.
+        """The fewest pushes with which a round can close.
 
         Unless it is set: as many as leave room for f silent workers, or the fewest more with which the
         condition of the rule holds; all that a round can have where it holds with none.
