@@ -173,7 +173,9 @@ async def _run_member(
                     )
                     log.info("%s: %s", name, reason)
                     return FINISHED
-        log.error("Each of %s is another process already; there is no place left.", ", ".join(names))
+        log.error(
+            "Each of %s belongs to another process already; there is no place left.", ", ".join(names)
+        )
     except ClientError as error:
         log.error("%s", error)
     except asyncio.CancelledError:
@@ -181,5 +183,5 @@ async def _run_member(
         if task_of_this is None or task_of_this.cancelling():
             raise
         # A task group would take the cancellation for the end of this worker, and log nothing.
-        log.exception("%s ended although nobody had asked it to", ", ".join(names))
+        log.exception("%s was cancelled, but not by this process", ", ".join(names))
     return FAILED

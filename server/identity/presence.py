@@ -44,7 +44,7 @@ class Presence:
         for name in self._sessions.names:
             if name in connected and name in self._absent:
                 self._absent.remove(name)
-                log.info("%s is there", name)
+                log.info("%s is connected again", name)
                 self._run.present(name)
             elif (
                 name not in connected
@@ -52,7 +52,7 @@ class Presence:
                 and (name in known or self._run.round > 0)
             ):
                 self._absent.add(name)
-                log.info("%s %s", name, "is gone" if name in known else "has not come yet")
+                log.info("%s %s", name, "has left" if name in known else "has not joined yet")
                 self._run.absent(name)
 
     def drop(self, name: str) -> None:

@@ -125,7 +125,7 @@ class Revocation:
         self.open_calls.end()
         dropped = self._sessions.drop_revoked()
         for worker in dropped:
-            log.warning("security: %s is out: %s", worker, REASON)
+            log.warning("security: %s is removed from the run: %s", worker, REASON)
             self._on_drop(worker)
         sent = [worker for worker, one in self._senders.items() if self._sessions.is_revoked(one)]
         for worker in dict.fromkeys((*dropped, *sent)):

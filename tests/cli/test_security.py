@@ -281,7 +281,7 @@ def test_this_machine_needs_no_certificates(host):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "server", "localhost.example.test"])
 def test_a_network_without_tls_must_be_asked_for(host, tmp_path):
-    with pytest.raises(ConfigError, match=r"without TLS whoever sees the traffic.*or add --insecure"):
+    with pytest.raises(ConfigError, match=r"without TLS anybody who sees the traffic.*or add --insecure"):
         check(SecurityChoice(None, insecure=False), host)
     check(SecurityChoice(None, insecure=True), host)
     check(SecurityChoice(tmp_path, insecure=False), host)

@@ -315,7 +315,7 @@ def test_the_schema_says_what_the_parts_are():
     schema = json_schema()["properties"]["participation"]["anyOf"]
     fields = next(s for s in schema if s.get("title") == "async")["properties"]["async"]["properties"]
     assert fields["staleness"]["default"] == "polynomial"
-    assert "rounds old" in fields["tau"]["description"]
+    assert "age in rounds" in fields["tau"]["description"]
     assert any(option.get("title") == "hinge" for option in fields["staleness"]["anyOf"])
 
 

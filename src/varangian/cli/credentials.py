@@ -49,7 +49,7 @@ def check(chosen: SecurityChoice, host: str) -> None:
         ConfigError: it was not.
     """
     if chosen.certs is None and not chosen.insecure and not is_loopback(host):
-        rule = "is needed beyond this machine: without TLS whoever sees the traffic can be any worker"
+        rule = "is needed beyond this machine: without TLS anybody who sees the traffic can be any worker"
         hint = "`varangian certs` makes them; or add --insecure, if you trust everyone on that network."
         raise ConfigError([Problem("--certs", rule, host, hint)])
 

@@ -103,7 +103,7 @@ class Server(Section):
     buffer - f for async, participants - f for fedavg, the smallest neighbourhood - f for asap, or as many
     more as the rule needs, up to all of them; and 1 for fedlaavg, where missing workers have rows too."""
     deadline: Annotated[float, Field(gt=0)] = 60.0
-    """Deadline of a round in seconds: it then closes without the missing workers if the quorum is met."""
+    """Seconds until the deadline of a round: it closes without the missing workers if it has the quorum."""
     wait_factor: Annotated[float, Field(ge=1)] | None = 3.0
     """Adaptive waiting: if the quorum, and at least all but f workers, have answered t seconds after the
     start of a round, it waits for the others until wait_factor * t. null waits until the deadline; async

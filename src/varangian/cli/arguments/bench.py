@@ -39,10 +39,10 @@ def _aggregators(parser: argparse.ArgumentParser) -> None:
         help="workers x parameters; by default 15x1000000 and 50x1000000",
     )
     parser.add_argument(
-        "--rules", nargs="+", metavar="RULE", help="as krum median, or nnm+krum; by default all"
+        "--rules", nargs="+", metavar="RULE", help="rules, as krum median, or nnm+krum; by default all"
     )
     parser.add_argument("--threads", type=_count, default=1, metavar="N")
-    parser.add_argument("--repeats", type=_count, default=7, metavar="N", help="medians are reported")
+    parser.add_argument("--repeats", type=_count, default=7, metavar="N", help="runs; medians are reported")
     parser.add_argument("--backend", metavar="NAME", help="kernels to insist on; by default the fastest")
 
 
@@ -53,17 +53,26 @@ def _wire(parser: argparse.ArgumentParser) -> None:
         type=_bytes,
         default=[45 * 10**6, 400 * 10**6],
         metavar="SIZE",
-        help="of one gradient in float32; by default 45MB and 400MB",
+        help="bytes of one gradient in float32; by default 45MB and 400MB",
     )
     parser.add_argument(
-        "--workers", nargs="+", type=_count, default=[1, 4, 15], metavar="N", help="by default 1 4 15"
+        "--workers",
+        nargs="+",
+        type=_count,
+        default=[1, 4, 15],
+        metavar="N",
+        help="numbers of workers; by default 1 4 15",
     )
-    parser.add_argument("--only", nargs="+", metavar="WAY", help="as ours, pull or gloo; by default all")
-    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="medians are reported")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WAY", help="ways to send, as ours, pull or gloo; by default all"
+    )
+    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="runs; medians are reported")
 
 
 def _round(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--workers", type=_count, default=15, metavar="N", help="by default 15")
+    parser.add_argument(
+        "-n", "--workers", type=_count, default=15, metavar="N", help="number of workers; by default 15"
+    )
     parser.add_argument(
         "-d",
         "--parameters",
@@ -74,23 +83,23 @@ def _round(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--small",
         action="store_true",
-        help="a round of a small model, beside a bare pair of grpc.aio calls of the same bytes",
+        help="a round of a small model, compared with a pair of bare grpc.aio calls of the same bytes",
     )
     parser.add_argument(
         "--pace",
         type=_rate,
         default=600 * 10**6,
         metavar="SPEED",
-        help="of all workers together, as 600MB/s (the default); rounds without one are measured, too",
+        help="speed of all uploads together, as 600MB/s (the default); full speed is measured, too",
     )
     parser.add_argument(
         "--rules",
         nargs="+",
         default=["multi_krum", "median", "flag"],
         metavar="RULE",
-        help="as krum or nnm+krum",
+        help="rules, as krum or nnm+krum",
     )
-    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="medians are reported")
+    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="runs; medians are reported")
 
 
 def _rate(text: str) -> int:
@@ -128,9 +137,9 @@ def _count(text: str) -> int:
 BENCHMARKS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
     "aggregators": (
         "varangian.bench.aggregators.command",
-        "What every rule costs, as multiples of a mean.",
+        "Measure the time of each aggregation rule, as a multiple of the mean's.",
         _aggregators,
     ),
-    "wire": ("varangian.bench.wire.command", "How fast gradients move, as ratios to raw TCP.", _wire),
-    "round": ("varangian.bench.rounds", "What a rule adds to the time in which gradients arrive.", _round),
+    "wire": ("varangian.bench.wire.command", "Measure transfers of vectors, as ratios to raw TCP.", _wire),
+    "round": ("varangian.bench.rounds", "Measure the time that a rule adds to a round.", _round),
 }

@@ -15,11 +15,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         "name",
         nargs="?",
         metavar="GRAPH",
-        help="as ring, or '{random_regular: {degree: 3}}'; by default all",
+        help="a graph, as ring or '{random_regular: {degree: 3}}'; by default all",
     )
-    parser.add_argument("-n", type=_workers, default=16, metavar="N", help="workers; by default 16")
-    parser.add_argument("-f", type=_tolerance, metavar="F", help="of which so many may be Byzantine")
-    parser.add_argument("--rule", metavar="RULE", help="say whether this rule holds in every neighbourhood")
+    parser.add_argument(
+        "-n", type=_workers, default=16, metavar="N", help="number of workers; by default 16"
+    )
+    parser.add_argument("-f", type=_tolerance, metavar="F", help="number that may be Byzantine")
+    parser.add_argument("--rule", metavar="RULE", help="check whether the rule holds in all neighbourhoods")
     parser.add_argument("--png", type=expanded, metavar="FILE", help="draw the graph here")
 
 

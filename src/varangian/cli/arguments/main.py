@@ -18,7 +18,7 @@ settings:
   `varangian check` prints all settings, `varangian list aggregators` the names.
 
 exit codes:
-  0  it worked
+  0  success
   1  the run failed, or the server is not healthy
   2  the configuration or the command line is wrong; nothing was started
   130  interrupted by Ctrl-C, 143 by SIGTERM; what was written until then is valid
@@ -100,7 +100,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(prepare=FORK_SERVER)
     parser.add_argument("--backend", choices=("processes", "simulate"), help="short for backend=...")
     parser.add_argument(
-        "--output", type=expanded, metavar="DIR", help="where run folders are made; short for output=..."
+        "--output", type=expanded, metavar="DIR", help="the folder of run folders; short for output=..."
     )
     _format(parser)
 
@@ -110,7 +110,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--static",
         action="store_true",
-        help="only the settings: build no model, load no data, look at no disk and no port",
+        help="check the settings alone: build no model, load no data, try no disk and no port",
     )
 
 
@@ -119,14 +119,14 @@ def _server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bind", metavar="HOST:PORT", help="short for server.host=... server.port=...")
     _security(parser, "the server's bundle, made by `varangian certs`; with it everything goes over TLS")
     parser.add_argument(
-        "--output", type=expanded, metavar="DIR", help="where run folders are made; short for output=..."
+        "--output", type=expanded, metavar="DIR", help="the folder of run folders; short for output=..."
     )
     _format(parser)
 
 
 def _worker(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
-    parser.add_argument("--server", metavar="HOST:PORT", required=True, help="where the server listens")
+    parser.add_argument("--server", metavar="HOST:PORT", required=True, help="the address of the server")
     _security(parser, "the worker's bundle, or a directory of bundles; needed when the server has one")
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
@@ -145,7 +145,7 @@ def _security(parser: argparse.ArgumentParser, certs: str) -> None:
     way.add_argument(
         "--insecure",
         action="store_true",
-        help="allow a network without TLS, where whoever sees the traffic can be any worker; "
+        help="allow a network without TLS, where anybody who sees the traffic can impersonate any worker; "
         "also VARANGIAN_INSECURE=1",
     )
 
@@ -175,9 +175,9 @@ def _health(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", metavar="HOST:PORT", help="try to reach it, as a worker does")
+    parser.add_argument("--server", metavar="HOST:PORT", help="a server to connect to, as a worker does")
     parser.add_argument(
-        "--certs", type=expanded, metavar="DIR", help="a bundle to look at, and to show to the server"
+        "--certs", type=expanded, metavar="DIR", help="a bundle to check, and to use with the server"
     )
     parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
 
@@ -187,10 +187,10 @@ def _certs(parser: argparse.ArgumentParser) -> None:
 
     def action(name: str, summary: str) -> argparse.ArgumentParser:
         added = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        added.add_argument("dir", type=expanded, metavar="DIR", help="where the authority is")
+        added.add_argument("dir", type=expanded, metavar="DIR", help="the folder of the authority")
         return added
 
-    init = action("init", "Make an authority.")
+    init = action("init", "Make a certificate authority.")
     init.add_argument("--days", type=_days, default=1825.0, metavar="N", help="by default 1825")
     init.add_argument("--keep", action="store_true", help="do nothing when there is one")
     issue = action("issue", "Make a bundle for each worker, or with --server for a server.")
@@ -199,47 +199,45 @@ def _certs(parser: argparse.ArgumentParser) -> None:
         "--claim", choices=("honest", "byzantine"), help="all workers of this kind; then key=value for NAME"
     )
     _issuing(issue)
-    issue.add_argument(
-        "--keep", action="store_true", help="replace only those that do not last much longer"
-    )
-    cluster = action("cluster", "Make whatever a cluster lacks: authority, bundles, secret and tokens.")
+    issue.add_argument("--keep", action="store_true", help="replace only bundles that expire soon")
+    cluster = action("cluster", "Make all missing credentials: authority, bundles, secret and tokens.")
     cluster.set_defaults(run="varangian.cli.commands.provision")
     _settings(cluster)
     cluster.add_argument(
-        "--hosts", default="localhost", metavar="HOSTS", help="of the server; by default localhost alone"
+        "--hosts", default="localhost", metavar="HOSTS", help="names of the server; by default localhost"
     )
     cluster.add_argument("--apart", action="store_true", help="a folder for each honest worker")
-    action("list", "All certificates that were made, and whether they count.")
-    revoke = action("revoke", "Let all certificates of a name, or a single one, count no longer.")
+    action("list", "List all certificates that were made, and whether each is valid.")
+    revoke = action("revoke", "Revoke all certificates of a name, or a single one.")
     revoke.add_argument("name", nargs="?", metavar="NAME")
     revoke.add_argument(
-        "--fingerprint", metavar="DIGITS", help="of one certificate, as `certs list` shows it"
+        "--fingerprint", metavar="DIGITS", help="that of one certificate, as `certs list` shows it"
     )
-    summary = "At the machine that will use it: make a key, and a request for the authority to sign."
+    summary = "Make a key and a certificate request, on the machine that will use the certificate."
     request = actions.add_parser("request", help=summary, description=summary, allow_abbrev=False)
-    request.add_argument("name", metavar="NAME", help="of a worker, as w03, or of a server")
+    request.add_argument("name", metavar="NAME", help="the name of a worker, as w03, or of a server")
     request.add_argument(
-        "--into", type=expanded, metavar="DIR", help="where the folder NAME is made; by default here"
+        "--into", type=expanded, metavar="DIR", help="the parent of the folder NAME; by default here"
     )
-    sign = action("sign", "Make the certificate that a request asks for; the key stays where it is.")
-    sign.add_argument("name", metavar="NAME", help="whose certificate it is, whatever the request says")
+    sign = action("sign", "Sign a certificate request; its key stays on the other machine.")
+    sign.add_argument("name", metavar="NAME", help="the name on the certificate, whatever the request says")
     sign.add_argument("request", type=expanded, metavar="REQUEST", help="the file of `certs request`")
     _issuing(sign)
 
 
 def _issuing(parser: argparse.ArgumentParser) -> None:
-    """What can be said of a certificate, whoever has made its key."""
-    parser.add_argument("--server", nargs="+", metavar="HOST", help="for a server, reached under these")
+    """Arguments of a new certificate, for `certs issue` and `certs sign`."""
+    parser.add_argument("--server", nargs="+", metavar="HOST", help="for a server with these host names")
     parser.add_argument("--days", type=_days, default=30.0, metavar="N", help="by default 30")
     parser.add_argument(
         "--into",
         type=expanded,
         metavar="DIR",
-        help="where bundles are made; by default beside the authority",
+        help="the folder for bundles; by default beside the authority",
     )
     parser.add_argument("--force", action="store_true", help="replace bundles that exist")
     parser.add_argument(
-        "--revoke-old", action="store_true", help="with --force: all earlier ones of the name are revoked"
+        "--revoke-old", action="store_true", help="with --force: revoke earlier certificates of the name"
     )
 
 
@@ -284,17 +282,17 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
     "run": ("varangian.cli.commands.run", "Train with a server and workers on this machine.", _run),
     "check": (
         "varangian.cli.commands.check",
-        "Print all settings, and try what a run does before its first round.",
+        "Print all settings, and do a dry run: everything before the first round.",
         _check,
     ),
     "server": (
         "varangian.cli.commands.server",
-        "Only the server, with certificates or VARANGIAN_SECRET[_FILE].",
+        "Start the server alone, with certificates or VARANGIAN_SECRET[_FILE].",
         _server,
     ),
     "worker": (
         "varangian.cli.commands.worker",
-        "Workers for a server elsewhere, with certificates or VARANGIAN_TOKEN[_FILE].",
+        "Start workers of a server elsewhere, with certificates or VARANGIAN_TOKEN[_FILE].",
         _worker,
     ),
     "plot": (
@@ -309,21 +307,25 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
     ),
     "token": (
         "varangian.cli.commands.token",
-        "At the server: make the token of a worker, for a run without TLS.",
+        "Make the token of a worker, at the server, for a run without TLS.",
         _token,
     ),
     "doctor": (
         "varangian.cli.commands.doctor",
-        "Try versions, certificates and the way to a server, before a run.",
+        "Check versions, certificates and the connection to a server, before a run.",
         _doctor,
     ),
     "health": ("varangian.cli.commands.health", "Ask a server whether it is serving.", _health),
-    "bench": ("bench", "What rules cost, and how fast gradients move.", benchmarks.add),
+    "bench": (
+        "bench",
+        "Measure aggregation rules, transfers of vectors and whole rounds.",
+        benchmarks.add,
+    ),
     "graph": (
         "varangian.cli.commands.graph",
-        "What a communication graph is worth; draws it.",
+        "Print the figures of communication graphs, and draw them.",
         graph_arguments.add,
     ),
-    "list": ("varangian.cli.commands.list", "The names that a configuration can use.", _list),
+    "list": ("varangian.cli.commands.list", "List the names that a configuration can use.", _list),
     "schema": ("varangian.cli.commands.schema", "Print the JSON Schema of a configuration file.", _nothing),
 }
