@@ -18,7 +18,7 @@ settings:
   `varangian check` prints all settings, `varangian list aggregators` the names.
 
 exit codes:
-  0  success
+  0  it worked
   1  the run failed, or the server is not healthy
   2  the configuration or the command line is wrong; nothing was started
   130  interrupted by Ctrl-C, 143 by SIGTERM; what was written until then is valid
