@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -207,6 +208,24 @@ def rng(seed: int = 3) -> torch.Generator:
 def update(aggregator: Aggregator, rows: Tensor, reference: Tensor | None = None) -> Tensor:
     """The aggregate's vector, with the same randomness at every call."""
     return aggregator(rows, reference, rng()).vector
+
+
+def assert_values(
+    spec: object,
+    f: int,
+    rows: object,
+    reference: object,
+    vector: object,
+    weights: object,
+    dtype: torch.dtype,
+    slack: float = 1e-7,
+) -> None:
+    """A value computed by hand; `weights` may be None, where it is not told."""
+    given = torch.tensor(rows, dtype=dtype, device=DEVICE)
+    about = None if reference is None else torch.tensor(reference, dtype=dtype, device=DEVICE)
+    found = aggregator_from(spec, "aggregator", f=f)(given, about)
+    assert found.vector.tolist() == pytest.approx(vector, rel=1e-6, abs=slack)
+    assert weights is None or found.weights.tolist() == pytest.approx(weights, rel=1e-6, abs=1e-7)
 
 
 def assert_near(found: Tensor, wanted: Tensor, tolerance: float, scale: Tensor | None = None) -> None:

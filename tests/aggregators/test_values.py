@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.aggregators import kit
 from tests.aggregators.kit import DEVICE
 
 from varangian.aggregators import aggregator_from
@@ -76,13 +77,7 @@ TABLE = {
 @pytest.mark.parametrize("case", TABLE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_value(case: str, dtype: torch.dtype) -> None:
-    spec, f, rows, reference, vector, weights = TABLE[case]
-    given = torch.tensor(rows, dtype=dtype, device=DEVICE)
-    about = None if reference is None else torch.tensor(reference, dtype=dtype, device=DEVICE)
-    found = aggregator_from(spec, "aggregator", f=f)(given, about)
-    assert found.vector.tolist() == pytest.approx(vector, rel=1e-6, abs=1e-8)
-    if weights is not None:
-        assert found.weights.tolist() == pytest.approx(weights, rel=1e-6, abs=1e-9)
+    kit.assert_values(*TABLE[case], dtype, slack=1e-8)
 
 
 def test_explained_variance_by_hand() -> None:

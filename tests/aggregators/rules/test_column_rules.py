@@ -11,7 +11,6 @@ from tests.aggregators import kit
 from varangian.aggregators import (
     RULES,
     Aggregator,
-    Bulyan,
     MeaMed,
     Median,
     Phocas,
@@ -46,10 +45,7 @@ TABLE = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_value(case: str, dtype: torch.dtype) -> None:
     spec, f, column, value = TABLE[case]
-    rows = torch.tensor(column, dtype=dtype, device=kit.DEVICE)[:, None]
-    found = aggregator_from(spec, "aggregator", f=f)(rows)
-    assert found.vector.tolist() == pytest.approx([value], rel=1e-6)
-    assert found.weights is None
+    kit.assert_values(spec, f, [[entry] for entry in column], None, [value], None, dtype)
 
 
 def nearest_to(rows: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
@@ -159,17 +155,6 @@ class TestDescriptions:
             else:
                 assert not isinstance(rule, Columnwise), f"{name} should say what it does as an `Order`"
         assert found >= 6
-
-    def test_of_the_rules(self) -> None:
-        assert Median().order(15) == Window(7, 8)
-        assert Median().order(16) == Window(7, 9)
-        assert Median(convention="lower").order(16) == Window(7, 8)
-        assert TrimmedMean(f=3).order(15) == Window(3, 12)
-        assert MeaMed(f=3).order(16) == Nearest(13, 7, 9)
-        assert Phocas(f=3).order(15) == Nearest(12, 3, 12)
-        assert SignMajority(scale=2.0).order(15) == Majority(2.0)
-        assert Bulyan(f=2).order(11) == Nearest(7, 5, 6)
-        assert Bulyan(f=2, second="trimmed").order(11) == Window(2, 9)
 
     @pytest.mark.parametrize("order", [Window(1, 4), Window(2, 3), Nearest(3, 2, 3), Majority(1.0)])
     def test_block_is_not_written_to(self, order: Order) -> None:

@@ -20,7 +20,6 @@ from varangian.aggregators import (
     CenteredClipping,
     Mean,
     UPGrad,
-    aggregator_from,
 )
 from varangian.aggregators.numeric import conic, simplex
 from varangian.aggregators.rules import cagrad
@@ -66,13 +65,9 @@ TABLE = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_value(case: str, dtype: torch.dtype) -> None:
     spec, rows, vector, weights = TABLE[case]
-    given = torch.tensor(rows, dtype=dtype, device=kit.DEVICE)
-    found = aggregator_from(spec, "aggregator", f=0)(given)
-    assert found.vector.tolist() == pytest.approx(
-        vector, rel=1e-6, abs=1e-6 if dtype == torch.float32 else 1e-7
+    kit.assert_values(
+        spec, 0, rows, None, vector, weights, dtype, slack=1e-6 if dtype == torch.float32 else 1e-7
     )
-    if weights is not None:
-        assert found.weights.tolist() == pytest.approx(weights, rel=1e-6, abs=1e-7)
 
 
 def agreeing(n: int, d: int) -> Tensor:

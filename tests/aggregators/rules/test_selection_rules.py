@@ -66,13 +66,7 @@ TABLE = {
 @pytest.mark.parametrize("case", TABLE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_value(case: str, dtype: torch.dtype) -> None:
-    spec, f, rows, reference, vector, weights = TABLE[case]
-    given = torch.tensor(rows, dtype=dtype, device=kit.DEVICE)
-    about = None if reference is None else torch.tensor(reference, dtype=dtype, device=kit.DEVICE)
-    found = aggregator_from(spec, "aggregator", f=f)(given, about)
-    assert found.vector.tolist() == pytest.approx(vector, rel=1e-6, abs=1e-8)
-    if weights is not None:
-        assert found.weights.tolist() == pytest.approx(weights, rel=1e-6, abs=1e-9)
+    kit.assert_values(*TABLE[case], dtype, slack=1e-8)
 
 
 def believed(aggregator: Aggregator, rows: Tensor, reference: Tensor | None = None) -> list[int]:

@@ -203,11 +203,6 @@ def test_it_does_not_matter_where_the_rows_lie_or_in_which_order_they_came():
     found, wanted = one.products(together, r), other.products(apart, r)
     assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-2)
     assert distances(found)[3, 4] == distances(wanted)[3, 4] == 0
-    assert module._matrix_of(together) is not None
-    assert module._matrix_of(apart) is None
-    assert module._matrix_of(Rows((store[0], store[14], store[15]))) is None  # too much between them
-    assert module._matrix_of(Rows((store[0, :10], store[0, 5:15]))) is None
-    assert module._matrix_of(Rows((store[3],))) is not None
 
 
 def test_an_aggregator_takes_it():

@@ -123,9 +123,8 @@ def test_neighbourhoods_converge_to_what_all_converge_to(choice: Selection, size
     assert rounds == -(-PUSHES // size)  # so many workers push in each
 
 
-@pytest.mark.parametrize(
-    "graph", [OnePeer(), pytest.param(Exponential(), marks=pytest.mark.exhaustive)], ids=repr
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("graph", [OnePeer(), Exponential()], ids=repr)
 def test_at_a_constant_rate_they_circle_around_it(graph: Graph):
     """What is left falls with the rate, and with nothing else."""
     early, _ = trained(NeighbourhoodSelection(graph, tau=0), PUSHES // 4, settle=math.inf)

@@ -10,21 +10,19 @@ import pytest
 import torch
 from tests.extent import patience
 from tests.scenarios import scenario
+from tests.server.rounds.kit import D, Driven
 from torch import Tensor
 
 from varangian.aggregators import AggregationError, Aggregator, Gram, Krum
 from varangian.protos.encoding import payload_digest
-from varangian.server.observability.record import RoundRecord
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import Refusal
-from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
-from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
+from varangian.server.rounds.coordinator import Overtaken
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 
 NAN = float("nan")
-D = 3
 
 
 @dataclass(frozen=True)
@@ -59,56 +57,20 @@ class Failing(Mean):
         raise self.error
 
 
-class Run:
-    """A driver at work, what it recorded, and workers that push constants."""
+class Run(Driven):
+    """A run of workers in step."""
 
     def __init__(self, time, n=4, rule=None, f=1, every=100, evaluate=None, **policy):
         agreed = {"rounds": 3, "quorum": n - f, "deadline": 10.0, "shortfall": "wait", "f": f} | policy
         workers = tuple(f"w{i:02}" for i in range(n))
-        self.time = time
-        self.machine = Machine(RunPolicy(workers, **agreed, selection=Everyone()))
-        self.learner = Learner(
-            torch.ones(D), Aggregator(rule or Mean(), f=f), Sgd(lr=1.0), rounds=3, seed=1
+        aggregator = Aggregator(rule or Mean(), f=f)
+        super().__init__(
+            time,
+            RunPolicy(workers, **agreed, selection=Everyone()),
+            Learner(torch.ones(D), aggregator, Sgd(lr=1.0), rounds=3, seed=1),
+            evaluate or (lambda parameters: (float(parameters[0]), 0.5)),
+            every,
         )
-        self.records: list[RoundRecord] = []
-        self.stop = asyncio.Event()
-        self.coordinator = Coordinator(
-            self.machine,
-            self.learner,
-            evaluate=evaluate or (lambda parameters: (float(parameters[0]), 0.5)),
-            evaluate_every=every,
-            observe=self.records.append,
-            clock=time.clock,
-        )
-
-    async def __aenter__(self):
-        self.task = asyncio.create_task(self.coordinator.run(self.stop))
-        return self
-
-    async def __aexit__(self, *error):
-        self.stop.set()
-        if error[0] is None:
-            await self.task
-
-    async def offer(self, worker: str, value: float, round: int | None = None) -> Slot | Refusal:
-        payload = torch.full((D,), value).numpy().tobytes()
-        round = self.coordinator.round if round is None else round
-        slot = await self.coordinator.offer(worker, round, payload_digest(payload))
-        if isinstance(slot, Slot):
-            await slot.put(payload)
-        return slot
-
-    async def push(self, worker: str, value: float, round: int | None = None):
-        slot = await self.offer(worker, value, round)
-        return slot if isinstance(slot, Refusal) else await self.coordinator.complete(slot)
-
-    async def opened(self, round: int):
-        snapshot = await self.coordinator.snapshot(round - 1, 1e9)
-        assert snapshot.round == round
-        return snapshot
-
-    async def ended(self) -> str:
-        return await asyncio.wait_for(asyncio.shield(self.task), patience(100))
 
 
 def values(payload: memoryview) -> list[float]:

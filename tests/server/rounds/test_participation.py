@@ -11,84 +11,48 @@ from pathlib import Path
 import pytest
 import torch
 from tests.scenarios import scenario
+from tests.server.rounds.kit import D, Driven
 
 from varangian.aggregators import Aggregate, Aggregator, Krum, Mean, Median, TrimmedMean
 from varangian.aggregators.graphs import Ring
 from varangian.protos.encoding import payload_digest
 from varangian.protos.refusals import Refusal
-from varangian.server.observability.record import RoundRecord
 from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol.events import Close, Skip
-from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
-from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
+from varangian.server.rounds.coordinator import Overtaken
 from varangian.server.rows.delta_sum import DeltaSum
 from varangian.server.rows.latest import LatestVectors
 from varangian.server.rows.source import Pushed, WeightedByAge
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 
-D = 3
 NAN = float("nan")
 
 
-class Run:
-    """A driver at work, what it recorded, and workers that push constants."""
+class Run(Driven):
+    """A run whose workers are invited."""
 
     def __init__(
         self, time, choice, row_source=None, n=4, rule=None, f=0, row_slots=None, rows="float32", **policy
     ):
         agreed = {"rounds": 9, "quorum": 1, "deadline": 10.0, "shortfall": "wait", "f": f} | policy
         self.names = tuple(f"w{i:02}" for i in range(n))
-        self.machine = Machine(RunPolicy(self.names, **agreed, selection=choice))
-        self.learner = Learner(
-            torch.zeros(D), Aggregator(rule or Mean(), f=f), Sgd(lr=1.0), rounds=agreed["rounds"], seed=1
-        )
-        self.records: list[RoundRecord] = []
-        self.stop = asyncio.Event()
-        self.time = time
-        self.coordinator = Coordinator(
-            self.machine,
-            self.learner,
-            evaluate=lambda _: (0.0, 0.5),
-            evaluate_every=100,
-            observe=self.records.append,
-            clock=time.clock,
+        aggregator = Aggregator(rule or Mean(), f=f)
+        super().__init__(
+            time,
+            RunPolicy(self.names, **agreed, selection=choice),
+            Learner(torch.zeros(D), aggregator, Sgd(lr=1.0), rounds=agreed["rounds"], seed=1),
             row_source=row_source,
             row_slots=row_slots,
             rows=rows,
         )
 
-    async def __aenter__(self):
-        self.task = asyncio.create_task(self.coordinator.run(self.stop))
-        return self
-
-    async def __aexit__(self, *error):
-        self.stop.set()
-        if error[0] is None:
-            await self.task
-
     def ask(self, *workers, after=-1):
         return [self.coordinator.pulls.ask(worker, after) for worker in workers]
-
-    async def offer(self, worker, value, round):
-        payload = torch.full((D,), value).numpy().tobytes()
-        slot = await self.coordinator.offer(worker, round, payload_digest(payload))
-        if isinstance(slot, Slot):
-            await slot.put(payload)
-        return slot
-
-    async def push(self, worker, value, round):
-        slot = await self.offer(worker, value, round)
-        return slot if isinstance(slot, Refusal) else await self.coordinator.complete(slot)
-
-    async def opened(self, round):
-        snapshot = await self.coordinator.snapshot(round - 1, 1e9)
-        assert snapshot is not None
-        return snapshot
 
     async def recorded(self, rounds):
         while len(self.records) < rounds:
@@ -239,7 +203,6 @@ async def test_distances_that_are_kept_are_those_of_the_rows(time):
     """With so many workers and so few that push, only what changed is measured."""
     n, k = 60, 2
     store = latest(n, k)
-    assert store._gram is not None
     async with Run(time, LongestAbsent(k), store, n=n, rule=Krum(f=1), f=1) as run:
         fresh, reference = Aggregator(Krum(f=1), f=1), None
         for round in range(5):

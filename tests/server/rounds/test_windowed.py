@@ -10,18 +10,17 @@ import pytest
 import torch
 from tests.extent import patience
 from tests.scenarios import scenario
+from tests.server.rounds.kit import Driven
 from torch import Tensor
 
 from varangian.aggregators import aggregator_from
 from varangian.aggregators.kernels import accumulate, native
 from varangian.aggregators.streaming.stream import Stream, streams
 from varangian.protos.encoding import encode_vector
-from varangian.server.observability.record import RoundRecord
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import Refusal
-from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
-from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
+from varangian.server.rounds.coordinator import Overtaken, Slot
 from varangian.server.rounds.windowed import BLOCKS
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
@@ -58,39 +57,25 @@ class Thread(ThreadPoolExecutor):
         return super().submit(*args, **kwargs)
 
 
-class Run:
-    """A driver with a window, and workers that push in pieces, all at the same time."""
+class Run(Driven):
+    """A run with a window, and workers that push in pieces, all at the same time."""
 
     def __init__(self, time, spec: object = "median", rounds=1, rows="float32", **policy):
         agreed = {"quorum": N - F, "deadline": 40.0, "shortfall": "wait"} | policy
-        self.time = time
-        self.machine = Machine(RunPolicy(NAMES, rounds=rounds, f=F, **agreed, selection=Everyone()))
         aggregator = aggregator_from(spec, "aggregator", f=F)
-        self.learner = Learner(torch.ones(D), aggregator, Sgd(lr=1.0), rounds=rounds, seed=1)
-        self.records: list[RoundRecord] = []
         self.slots: dict[str, Slot] = {}
-        self.stop = asyncio.Event()
         self.thread = Thread()
-        self.coordinator = Coordinator(
-            self.machine,
-            self.learner,
-            evaluate=lambda parameters: (0.0, 0.0),
-            evaluate_every=100,
-            observe=self.records.append,
-            clock=time.clock,
+        super().__init__(
+            time,
+            RunPolicy(NAMES, rounds=rounds, f=F, **agreed, selection=Everyone()),
+            Learner(torch.ones(D), aggregator, Sgd(lr=1.0), rounds=rounds, seed=1),
             executor=self.thread,
             window=True,
             rows=rows,
         )
 
-    async def __aenter__(self):
-        self.task = asyncio.create_task(self.coordinator.run(self.stop))
-        return self
-
     async def __aexit__(self, *error):
-        self.stop.set()
-        if error[0] is None:
-            await self.task
+        await super().__aexit__(*error)
         self.thread.shutdown()
 
     async def offer(self, worker: str) -> Slot:
@@ -128,9 +113,6 @@ class Run:
             asked = self.thread.asked
             for _ in range(100):
                 await asyncio.sleep(0)
-
-    async def ended(self) -> str:
-        return await asyncio.wait_for(asyncio.shield(self.task), patience(100))
 
 
 def plain(spec: object, workers=NAMES, faults: dict[str, str] | None = None, rounds=1) -> str:
