@@ -126,22 +126,19 @@ def dropping(port):
 
 
 @pytest.mark.parametrize("wall", [refusing, dropping])
-def test_a_lane_that_cannot_be_reached_is_named_once_and_done_without(wall, caplog, monkeypatch):
+@scenario
+async def test_a_lane_that_cannot_be_reached_is_named_once_and_done_without(wall, caplog, monkeypatch):
     """A firewall that lets only the port of gRPC through."""
     monkeypatch.setattr("varangian.worker.transport.data_connection.PATIENCE", 0.2)
 
-    @scenario
-    async def story():
-        run = Run()
-        async with run.placed() as place, far(place, lane=None) as lines:
-            with wall(place.lane):
-                await all_worked(run, lines.address)
-        assert lines.calls.up.moved > SIZE * len(NAMES) * 3
-        heard = [record.getMessage() for record in caplog.records]
-        assert sum(f"data port {place.lane} of {FAR}" in line for line in heard) == len(NAMES), heard
-
-    with caplog.at_level(logging.INFO, "varangian.worker"):
-        story()
+    caplog.set_level(logging.INFO, "varangian.worker")
+    run = Run()
+    async with run.placed() as place, far(place, lane=None) as lines:
+        with wall(place.lane):
+            await all_worked(run, lines.address)
+    assert lines.calls.up.moved > SIZE * len(NAMES) * 3
+    heard = [record.getMessage() for record in caplog.records]
+    assert sum(f"data port {place.lane} of {FAR}" in line for line in heard) == len(NAMES), heard
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
@@ -233,20 +230,17 @@ async def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
     assert run.learner.digest() == whole
 
 
-def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeypatch, caplog):
+@scenario
+async def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeypatch, caplog):
     """In a window all begin anew when one of them fails."""
     monkeypatch.setattr(accumulate, "SLICE", SLICE)
     monkeypatch.setattr(native, "SLICE", SLICE)
 
-    @scenario
-    async def story():
-        run = Run(rounds=2, layout=LONG, rule=Median(), f=0, window=True)
-        async with run.placed() as place, far(place, lane=[Fate(up=700_000)] * 2) as lines:
-            near = all_worked(run, dict.fromkeys(NAMES[1:], place.address), varied)
-            await asyncio.gather(worked(run, lines.address, "w00", varied), near)
-
-    with caplog.at_level(logging.DEBUG, "varangian"):
-        story()
+    caplog.set_level(logging.DEBUG, "varangian")
+    run = Run(rounds=2, layout=LONG, rule=Median(), f=0, window=True)
+    async with run.placed() as place, far(place, lane=[Fate(up=700_000)] * 2) as lines:
+        near = all_worked(run, dict.fromkeys(NAMES[1:], place.address), varied)
+        await asyncio.gather(worked(run, lines.address, "w00", varied), near)
     assert sum("RESTARTED" in record.getMessage() for record in caplog.records) >= 8
     said = [
         record.getMessage()

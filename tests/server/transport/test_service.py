@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.chunks import cut_chunks
-from tests.extent import examples, patience
+from tests.extent import examples
+from tests.scenarios import scenario
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import ps_pb2
@@ -188,16 +189,6 @@ async def world(
         await ended
 
 
-def scenario(test):
-    """Run a coroutine as a test, but not for ever."""
-
-    def run():
-        asyncio.run(asyncio.wait_for(test(), patience(100)))
-
-    run.__name__ = test.__name__
-    return run
-
-
 @contextlib.contextmanager
 def heard(name):
     """The warnings of a logger."""
@@ -293,15 +284,12 @@ async def test_a_round_in_which_every_payload_is_in_one_message():
         (NOT_FINITE, {}, "INVALID_ARGUMENT", "UNSOUND"),
     ],
 )
-def test_a_payload_in_one_message_is_checked_like_any_other(data, changes, status, code):
-    @scenario
-    async def story():
-        async with world() as this, this.raw() as raw:
-            async with refusal(grpc.StatusCode[status], code):
-                await raw.push_whole(data, **changes)
-            assert this.coordinator.status().counted == ()
-
-    story()
+@scenario
+async def test_a_payload_in_one_message_is_checked_like_any_other(data, changes, status, code):
+    async with world() as this, this.raw() as raw:
+        async with refusal(grpc.StatusCode[status], code):
+            await raw.push_whole(data, **changes)
+        assert this.coordinator.status().counted == ()
 
 
 @scenario
@@ -388,16 +376,13 @@ async def test_a_push_may_be_sealed_at_its_end():
         ),
     ],
 )
-def test_a_seal_is_the_last_word_and_the_only_one(change, status, code):
-    @scenario
-    async def story():
-        async with world() as this, this.raw() as raw:
-            async with refusal(grpc.StatusCode[status], code):
-                await raw.send(*change(sealed(ZEROS)))
-            assert this.coordinator.status().present == ()
-            await usable(this)
-
-    story()
+@scenario
+async def test_a_seal_is_the_last_word_and_the_only_one(change, status, code):
+    async with world() as this, this.raw() as raw:
+        async with refusal(grpc.StatusCode[status], code):
+            await raw.send(*change(sealed(ZEROS)))
+        assert this.coordinator.status().present == ()
+        await usable(this)
 
 
 @scenario
@@ -479,7 +464,8 @@ async def test_the_status_counts_refusals_by_code():
         assert (await raw.status()).refusals == "FUTURE 1\nORDER 2\n"
 
 
-def test_tiny_chunks_are_taken_slowly_and_without_a_turn(monkeypatch):
+@scenario
+async def test_tiny_chunks_are_taken_slowly_and_without_a_turn(monkeypatch):
     slept, released = [], []
 
     async def sleep(seconds):
@@ -492,15 +478,10 @@ def test_tiny_chunks_are_taken_slowly_and_without_a_turn(monkeypatch):
     )
     release = UploadTurn.release
     monkeypatch.setattr(UploadTurn, "release", lambda turn: (released.append(turn), release(turn)))
-
-    @scenario
-    async def story():
-        async with world() as this, this.raw() as raw:
-            data = encode_vector(torch.arange(8.0))
-            await raw.send(CONTRACT.manifest(0, payload_digest(data)), *cut_chunks(data, 4))
-            assert this.coordinator.status().counted == ("w00",)
-
-    story()
+    async with world() as this, this.raw() as raw:
+        data = encode_vector(torch.arange(8.0))
+        await raw.send(CONTRACT.manifest(0, payload_digest(data)), *cut_chunks(data, 4))
+        assert this.coordinator.status().counted == ("w00",)
     # Eight chunks: three are free, the last one is the last.
     assert slept == pytest.approx([0.02, 0.04, 0.06, 0.08])
     assert len(released) == 5
@@ -576,16 +557,13 @@ async def test_another_protocol_is_refused_with_both_versions():
         ({"session": "x"}, grpc.StatusCode.UNAUTHENTICATED, "UNIDENTIFIED"),
     ],
 )
-def test_a_stranger_is_refused_by_every_call(identity, status, code):
-    @scenario
-    async def story():
-        async with world() as this, this.raw(join=False, **identity) as raw:
-            for call in (raw.join(), raw.pull(), raw.push(0, torch.zeros(8))):
-                async with refusal(status, code):
-                    await call
-            assert this.coordinator.status().present == ()
-
-    story()
+@scenario
+async def test_a_stranger_is_refused_by_every_call(identity, status, code):
+    async with world() as this, this.raw(join=False, **identity) as raw:
+        for call in (raw.join(), raw.pull(), raw.push(0, torch.zeros(8))):
+            async with refusal(status, code):
+                await call
+        assert this.coordinator.status().present == ()
 
 
 @scenario
@@ -660,17 +638,14 @@ def chunk(offset, data):
         pytest.param([manifest(round=2**64 - 1)], grpc.StatusCode.OUT_OF_RANGE, "FUTURE", id="far future"),
     ],
 )
-def test_a_push_that_is_wrong_counts_nothing_and_may_be_tried_again(parts, status, code):
-    @scenario
-    async def story():
-        async with world() as this, this.raw() as raw:
-            async with refusal(status, code):
-                await raw.send(*parts)
-            assert this.coordinator.status().present == ()
-            assert this.coordinator.status().faulty == {}
-            await usable(this)
-
-    story()
+@scenario
+async def test_a_push_that_is_wrong_counts_nothing_and_may_be_tried_again(parts, status, code):
+    async with world() as this, this.raw() as raw:
+        async with refusal(status, code):
+            await raw.send(*parts)
+        assert this.coordinator.status().present == ()
+        assert this.coordinator.status().faulty == {}
+        await usable(this)
 
 
 @scenario
@@ -683,17 +658,14 @@ async def test_a_push_for_another_layout_is_refused_and_proves_nothing():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_vector_that_is_not_finite_proves_its_sender_faulty(value):
-    @scenario
-    async def story():
-        async with world(quorum=2, f=1) as this, this.raw() as raw:
-            vector = torch.zeros(8)
-            vector[5] = value
-            async with refusal(INVALID, "UNSOUND", "not finite"):
-                await raw.push(0, vector)
-            assert set(this.coordinator.status().faulty) == {"w00"}
-
-    story()
+@scenario
+async def test_a_vector_that_is_not_finite_proves_its_sender_faulty(value):
+    async with world(quorum=2, f=1) as this, this.raw() as raw:
+        vector = torch.zeros(8)
+        vector[5] = value
+        async with refusal(INVALID, "UNSOUND", "not finite"):
+            await raw.push(0, vector)
+        assert set(this.coordinator.status().faulty) == {"w00"}
 
 
 @scenario
@@ -723,29 +695,25 @@ def client_of(this, name="w00", tries=10):
     return Client(this.address, name, this.sessions.token(name), LAYOUT, backoff=Backoff(tries=tries))
 
 
-def test_the_name_of_a_process_that_has_ended_is_free_at_once(monkeypatch):
+@scenario
+async def test_the_name_of_a_process_that_has_ended_is_free_at_once(monkeypatch):
     """Without waiting for its silence: all of its connections are closed."""
     monkeypatch.setattr("varangian.server.identity.sessions.GRACE", 0.0)
-
-    @scenario
-    async def story():
-        async with world() as this:
-            first, impatient, second = client_of(this), client_of(this, tries=1), client_of(this)
-            await first.join()
-            await until(lambda: this.sessions._sessions["w00"].persistent)
-            async with impatient:
-                with pytest.raises(ClientError, match="SESSION_TAKEN"):
-                    await impatient.join()
+    async with world() as this:
+        first, impatient, second = client_of(this), client_of(this, tries=1), client_of(this)
+        await first.join()
+        await until(lambda: this.sessions._sessions["w00"].persistent)
+        async with impatient:
+            with pytest.raises(ClientError, match="SESSION_TAKEN"):
+                await impatient.join()
+        assert this.sessions.present == {"w00"}
+        await first.close()
+        await until(lambda: this.coordinator.status().absent == ("w00",))
+        assert this.sessions.present == frozenset()
+        async with second:
+            await second.join()
             assert this.sessions.present == {"w00"}
-            await first.close()
-            await until(lambda: this.coordinator.status().absent == ("w00",))
-            assert this.sessions.present == frozenset()
-            async with second:
-                await second.join()
-                assert this.sessions.present == {"w00"}
-                assert this.coordinator.status().absent == ()
-
-    story()
+            assert this.coordinator.status().absent == ()
 
 
 @scenario
@@ -807,19 +775,16 @@ async def test_a_compressed_message_is_refused():
 
 @settings(max_examples=examples(12), deadline=None)
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=20))
-def test_garbage_never_stops_the_server(garbage):
-    @scenario
-    async def story():
-        async with world(limits=replace(LIMITS, joins=100)) as this, this.raw() as raw:
-            for data in garbage:
-                for name, kind in RPCS.items():
-                    request = iter([data]) if kind.startswith("stream") else data
-                    with contextlib.suppress(grpc.aio.AioRpcError):
-                        await ended(raw.calls[name](request, metadata=raw.identity))
-            assert (await raw.status()).round == 0
-            await usable(this)
-
-    story()
+@scenario
+async def test_garbage_never_stops_the_server(garbage):
+    async with world(limits=replace(LIMITS, joins=100)) as this, this.raw() as raw:
+        for data in garbage:
+            for name, kind in RPCS.items():
+                request = iter([data]) if kind.startswith("stream") else data
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await ended(raw.calls[name](request, metadata=raw.identity))
+        assert (await raw.status()).round == 0
+        await usable(this)
 
 
 @scenario
@@ -956,26 +921,24 @@ async def test_a_pull_ends_when_its_round_does():
         upload.cancel()
 
 
-def test_a_worker_that_dies_in_the_middle_of_a_pull_is_no_error(caplog):
-    @scenario
-    async def story():
-        layout = Layout((("weight", (32, 1024, 1024)),))
-        async with world(layout) as this:
-            for name in NAMES:
-                async with this.raw(name) as raw:
-                    request = ps_pb2.PullRequest(run_id="run-1", after=-1).SerializeToString()
-                    pull = raw.calls["Pull"](request, metadata=raw.identity)
-                    await pull.read()
-                    if name == "w00":
-                        pull.cancel()
-            await asyncio.sleep(0.05)
-
-    with caplog.at_level("DEBUG"):
-        story()
+@scenario
+async def test_a_worker_that_dies_in_the_middle_of_a_pull_is_no_error(caplog):
+    caplog.set_level("DEBUG")
+    layout = Layout((("weight", (32, 1024, 1024)),))
+    async with world(layout) as this:
+        for name in NAMES:
+            async with this.raw(name) as raw:
+                request = ps_pb2.PullRequest(run_id="run-1", after=-1).SerializeToString()
+                pull = raw.calls["Pull"](request, metadata=raw.identity)
+                await pull.read()
+                if name == "w00":
+                    pull.cancel()
+        await asyncio.sleep(0.05)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_an_upload_asks_for_a_turn_before_every_message(monkeypatch):
+@scenario
+async def test_an_upload_asks_for_a_turn_before_every_message(monkeypatch):
     asked, before_read = [], UploadTurn.before_read
 
     async def counted(self):
@@ -983,13 +946,8 @@ def test_an_upload_asks_for_a_turn_before_every_message(monkeypatch):
         await before_read(self)
 
     monkeypatch.setattr(UploadTurn, "before_read", counted)
-
-    @scenario
-    async def story():
-        async with world(BIG) as this, this.raw() as raw:
-            await raw.push(0, torch.zeros(BIG.numel))
-
-    story()
+    async with world(BIG) as this, this.raw() as raw:
+        await raw.push(0, torch.zeros(BIG.numel))
     # For each of the two chunks, and for the end of the stream.
     assert len(asked) == 3
     assert len(set(asked)) == 1
@@ -1048,16 +1006,13 @@ async def test_two_servers_do_not_share_a_port():
         await usable(this)
 
 
-def test_grpc_itself_does_not_share_a_port(monkeypatch):
-    @scenario
-    async def story():
-        async with world() as this:
-            monkeypatch.setattr("varangian.server.transport.grpc_server.probe", lambda host, port: None)
-            second = grpc.aio.server(options=options(3))
-            with pytest.raises(PortInUse):
-                bind(second, "127.0.0.1", int(this.address.rpartition(":")[2]))
-
-    story()
+@scenario
+async def test_grpc_itself_does_not_share_a_port(monkeypatch):
+    async with world() as this:
+        monkeypatch.setattr("varangian.server.transport.grpc_server.probe", lambda host, port: None)
+        second = grpc.aio.server(options=options(3))
+        with pytest.raises(PortInUse):
+            bind(second, "127.0.0.1", int(this.address.rpartition(":")[2]))
 
 
 @scenario
@@ -1083,24 +1038,20 @@ async def listen(port, host="127.0.0.1"):
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\nINFO all is well\u202e" + "x" * 5000
 
 
-def test_what_a_worker_says_is_one_printable_line_of_the_log_and_of_the_record(caplog):
+@scenario
+async def test_what_a_worker_says_is_one_printable_line_of_the_log_and_of_the_record(caplog):
     caplog.set_level("INFO", "varangian")
-
-    @scenario
-    async def story():
-        async with world() as this, this.raw(join=False) as raw, this.raw("w01") as other:
-            await raw.join(software=EVIL)
-            async with refusal(FAILED, "LAYOUT"):
-                await raw.join(layout=EVIL)
-            async with refusal(FAILED, "RUN"):
-                await other.send(manifest(run_id=EVIL), chunk(0, ZEROS))
-            await this.coordinator.decline("w00", 0, EVIL)
-            said = this.coordinator.status()
-            assert said.declined["w00"].isprintable()
-            assert said.sentence.isprintable()
-            assert len(said.declined["w00"]) <= 200
-
-    story()
+    async with world() as this, this.raw(join=False) as raw, this.raw("w01") as other:
+        await raw.join(software=EVIL)
+        async with refusal(FAILED, "LAYOUT"):
+            await raw.join(layout=EVIL)
+        async with refusal(FAILED, "RUN"):
+            await other.send(manifest(run_id=EVIL), chunk(0, ZEROS))
+        await this.coordinator.decline("w00", 0, EVIL)
+        said = this.coordinator.status()
+        assert said.declined["w00"].isprintable()
+        assert said.sentence.isprintable()
+        assert len(said.declined["w00"]) <= 200
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("varangian")]
     assert sum("owned" in line for line in lines) == 3
     assert all(line.isprintable() and len(line) < 1200 for line in lines)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import grpc
 import pytest
 import torch
+from tests.scenarios import scenario
 from tests.server.transport.test_service import (
     BIG,
     LIMITS,
@@ -15,7 +16,6 @@ from tests.server.transport.test_service import (
     chunk,
     framed,
     refusal,
-    scenario,
     usable,
     world,
 )
@@ -163,19 +163,16 @@ async def test_a_pull_with_its_payload_beside_it_and_the_connection_again():
         ),
     ],
 )
-def test_what_is_wrong_beside_a_call_is_said_in_it(data, last, status, code):
-    @scenario
-    async def story():
-        async with world(BIG, f=1, quorum=2) as this, beside(this) as worker:
-            call, ticket = await worker.pushing()
-            await worker.send(ticket, data)
-            async with refusal(grpc.StatusCode[status], code):
-                for part in last:
-                    await call.write(framed(part))
-                await answer(call)
-            assert this.coordinator.status().counted == ()
-
-    story()
+@scenario
+async def test_what_is_wrong_beside_a_call_is_said_in_it(data, last, status, code):
+    async with world(BIG, f=1, quorum=2) as this, beside(this) as worker:
+        call, ticket = await worker.pushing()
+        await worker.send(ticket, data)
+        async with refusal(grpc.StatusCode[status], code):
+            for part in last:
+                await call.write(framed(part))
+            await answer(call)
+        assert this.coordinator.status().counted == ()
 
 
 @scenario

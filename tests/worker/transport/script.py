@@ -8,7 +8,6 @@ import grpc
 import grpc.aio
 import torch
 from tests.chunks import cut_chunks
-from tests.extent import patience
 
 from varangian.protos import ps_pb2
 from varangian.protos.contract import Contract
@@ -152,11 +151,3 @@ async def client_of(script, tries=4, idle=5.0, proof="token", credentials=None, 
         client.naps = naps
         async with client:
             yield client
-
-
-def scenario(test):
-    def run():
-        asyncio.run(asyncio.wait_for(test(), patience(30)))
-
-    run.__name__ = test.__name__
-    return run

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.chunks import cut_chunks
 from tests.extent import patience
+from tests.scenarios import scenario
 from tests.worker.transport.script import (
     AGAIN,
     BIG,
@@ -24,7 +25,6 @@ from tests.worker.transport.script import (
     playing,
     pulls,
     refuse,
-    scenario,
 )
 
 from varangian.protos import ps_pb2
@@ -87,24 +87,21 @@ async def test_small_payloads_travel_in_one_message_each():
         ({"payload": bytes(70_000)}, "at most 65568 are read"),
     ],
 )
-def test_a_model_in_one_message_is_checked_like_any_other(reply, outcome):
+@scenario
+async def test_a_model_in_one_message_is_checked_like_any_other(reply, outcome):
     async def step(request, context):
         return ps_pb2.PullReply(**reply)
 
-    @scenario
-    async def story():
-        script = Script()
-        script.whole = True
-        script.steps["PullWhole"] = [pull_again, step]
-        async with client_of(script) as client:
-            await client.join()
-            if isinstance(outcome, Finished):
-                assert await client.pull(-1) == outcome
-            else:
-                with pytest.raises(ClientError, match=outcome):
-                    await client.pull(-1)
-
-    story()
+    script = Script()
+    script.whole = True
+    script.steps["PullWhole"] = [pull_again, step]
+    async with client_of(script) as client:
+        await client.join()
+        if isinstance(outcome, Finished):
+            assert await client.pull(-1) == outcome
+        else:
+            with pytest.raises(ClientError, match=outcome):
+                await client.pull(-1)
 
 
 async def pull_again(request, context):
@@ -231,19 +228,16 @@ def test_what_a_server_says_steers_no_terminal_and_is_cut(step, caplog):
 
 @pytest.mark.parametrize("round", [2**63, 2**64 - 1])
 @pytest.mark.parametrize("name", ["Join", "Pull"])
-def test_a_round_that_no_run_has_is_one_sentence(name, round):
-    @scenario
-    async def story():
-        script = Script()
-        script.round = round if name == "Join" else 4
-        script.steps["Pull"] = [lambda request, context: script.send(context, VECTOR, round=round)]
-        async with client_of(script) as client:
-            if name == "Pull":
-                await client.join()
-            with pytest.raises(ClientError, match=f"Found round {round}, which no run has"):
-                await (client.join() if name == "Join" else client.pull(-1))
-
-    story()
+@scenario
+async def test_a_round_that_no_run_has_is_one_sentence(name, round):
+    script = Script()
+    script.round = round if name == "Join" else 4
+    script.steps["Pull"] = [lambda request, context: script.send(context, VECTOR, round=round)]
+    async with client_of(script) as client:
+        if name == "Pull":
+            await client.join()
+        with pytest.raises(ClientError, match=f"Found round {round}, which no run has"):
+            await (client.join() if name == "Join" else client.pull(-1))
 
 
 @scenario
@@ -330,22 +324,19 @@ async def test_a_damaged_download_is_tried_again():
         ({"run_id": "run-2"}, "Found run 'run-2'"),
     ],
 )
-def test_a_download_of_something_else_is_final(changes, words):
-    @scenario
-    async def story():
-        script = Script()
+@scenario
+async def test_a_download_of_something_else_is_final(changes, words):
+    script = Script()
 
-        async def other(request, context):
-            await script.send(context, VECTOR, **changes)
+    async def other(request, context):
+        await script.send(context, VECTOR, **changes)
 
-        script.steps["Pull"] = [other]
-        async with client_of(script) as client:
-            await client.join()
-            with pytest.raises(ClientError, match=words):
-                await client.pull(-1)
-            assert len(script.seen["Pull"]) == 1
-
-    story()
+    script.steps["Pull"] = [other]
+    async with client_of(script) as client:
+        await client.join()
+        with pytest.raises(ClientError, match=words):
+            await client.pull(-1)
+        assert len(script.seen["Pull"]) == 1
 
 
 @scenario
@@ -426,17 +417,14 @@ async def test_a_duplicate_is_counted():
         (grpc.StatusCode.INVALID_ARGUMENT, "NUMEL"),
     ],
 )
-def test_a_vector_that_is_not_counted_is_an_answer(status, code):
-    @scenario
-    async def story():
-        script = Script()
-        script.steps["Push"] = [refuse(status, code)]
-        async with client_of(script) as client:
-            await client.join()
-            assert await client.push(4, VECTOR) == Receipt(False, code, "because", 5)
-            assert len(script.seen["Push"]) == 1
-
-    story()
+@scenario
+async def test_a_vector_that_is_not_counted_is_an_answer(status, code):
+    script = Script()
+    script.steps["Push"] = [refuse(status, code)]
+    async with client_of(script) as client:
+        await client.join()
+        assert await client.push(4, VECTOR) == Receipt(False, code, "because", 5)
+        assert len(script.seen["Push"]) == 1
 
 
 @scenario
@@ -505,16 +493,13 @@ async def test_passing_failures_are_tried_again_with_growing_waits():
             assert longest / 2 <= nap <= longest
 
 
-def test_the_third_failure_in_a_row_is_logged(caplog):
-    @scenario
-    async def story():
-        script = Script()
-        script.steps["Join"][:0] = [UNAVAILABLE] * 5
-        async with client_of(script, tries=6) as client:
-            await client.join()
-
-    with caplog.at_level("WARNING", "varangian.worker.transport.client"):
-        story()
+@scenario
+async def test_the_third_failure_in_a_row_is_logged(caplog):
+    caplog.set_level("WARNING", "varangian.worker.transport.client")
+    script = Script()
+    script.steps["Join"][:0] = [UNAVAILABLE] * 5
+    async with client_of(script, tries=6) as client:
+        await client.join()
     (message,) = caplog.messages
     assert message.startswith("Worker w00 could not join at 127.0.0.1:")
     assert "trying again. UNAVAILABLE: because." in message
@@ -532,33 +517,27 @@ def test_the_third_failure_in_a_row_is_logged(caplog):
         (grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN"),
     ],
 )
-def test_what_may_pass_is_tried_again(status, code):
-    @scenario
-    async def story():
-        script = Script()
-        script.steps["Push"][:0] = [refuse(status, code)]
-        async with client_of(script) as client:
-            await client.join()
-            assert (await client.push(4, VECTOR)).counted
-            assert len(client.naps) == 1
-
-    story()
+@scenario
+async def test_what_may_pass_is_tried_again(status, code):
+    script = Script()
+    script.steps["Push"][:0] = [refuse(status, code)]
+    async with client_of(script) as client:
+        await client.join()
+        assert (await client.push(4, VECTOR)).counted
+        assert len(client.naps) == 1
 
 
 @pytest.mark.parametrize("status", ["CANCELLED", "UNKNOWN", "RESOURCE_EXHAUSTED", "INTERNAL", "ABORTED"])
-def test_what_no_server_of_ours_has_said_may_pass(status):
-    @scenario
-    async def story():
-        script = Script()
-        for name in ("Join", "Pull", "Push"):
-            script.steps[name].insert(0, refuse(grpc.StatusCode[status]))
-        async with client_of(script) as client:
-            await client.join()
-            await client.pull(-1)
-            assert (await client.push(4, VECTOR)).counted
-            assert len(client.naps) == 3
-
-    story()
+@scenario
+async def test_what_no_server_of_ours_has_said_may_pass(status):
+    script = Script()
+    for name in ("Join", "Pull", "Push"):
+        script.steps[name].insert(0, refuse(grpc.StatusCode[status]))
+    async with client_of(script) as client:
+        await client.join()
+        await client.pull(-1)
+        assert (await client.push(4, VECTOR)).counted
+        assert len(client.naps) == 3
 
 
 @scenario
@@ -576,17 +555,14 @@ async def test_a_call_that_ends_with_its_channel_is_tried_again():
         assert torch.equal((await pulling).parameters, VECTOR)
 
 
-def test_a_server_that_is_gone_is_waited_for_and_the_log_says_so_once_a_minute(caplog):
-    @scenario
-    async def story():
-        script = Script()
-        script.steps["Join"][:0] = [UNAVAILABLE] * 100
-        async with client_of(script, tries=inf) as client:
-            await client.join()
-            assert sum(client.naps) > 240
-
-    with caplog.at_level("WARNING", "varangian.worker.transport.client"):
-        story()
+@scenario
+async def test_a_server_that_is_gone_is_waited_for_and_the_log_says_so_once_a_minute(caplog):
+    caplog.set_level("WARNING", "varangian.worker.transport.client")
+    script = Script()
+    script.steps["Join"][:0] = [UNAVAILABLE] * 100
+    async with client_of(script, tries=inf) as client:
+        await client.join()
+        assert sum(client.naps) > 240
     assert 4 <= len(caplog.messages) <= 9
     assert all("could not join" in message for message in caplog.messages)
 
@@ -599,17 +575,14 @@ def test_a_server_that_is_gone_is_waited_for_and_the_log_says_so_once_a_minute(c
         (refuse(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN"), 20.0, 20.0),
     ],
 )
-def test_patience_has_an_end(refused, patience, waited):
-    @scenario
-    async def story():
-        script = Script()
-        script.steps["Join"] = [refused]
-        async with client_of(script, tries=inf, patience=patience) as client:
-            with pytest.raises(ClientError, match=r"could not join at .* after \d+ tries in \d+ s\. "):
-                await client.join()
-            assert waited <= sum(client.naps) <= waited + 5
-
-    story()
+@scenario
+async def test_patience_has_an_end(refused, patience, waited):
+    script = Script()
+    script.steps["Join"] = [refused]
+    async with client_of(script, tries=inf, patience=patience) as client:
+        with pytest.raises(ClientError, match=r"could not join at .* after \d+ tries in \d+ s\. "):
+            await client.join()
+        assert waited <= sum(client.naps) <= waited + 5
 
 
 @scenario
@@ -625,19 +598,16 @@ async def test_a_name_that_becomes_free_is_had_within_a_second():
 @pytest.mark.parametrize(
     "code", ["PROTOCOL", "LAYOUT", "RUN", "BAD_TOKEN", "UNKNOWN_WORKER", "SESSION_LOST"]
 )
-def test_what_cannot_pass_is_not_tried_again(code):
-    @scenario
-    async def story():
-        script = Script()
-        script.steps["Join"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, code, "the server's sentence.")]
-        async with client_of(script) as client:
-            with pytest.raises(
-                ClientError, match=rf"could not join at 127.* the server's sentence\. \[{code}\]$"
-            ):
-                await client.join()
-            assert len(script.seen["Join"]) == 1
-
-    story()
+@scenario
+async def test_what_cannot_pass_is_not_tried_again(code):
+    script = Script()
+    script.steps["Join"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, code, "the server's sentence.")]
+    async with client_of(script) as client:
+        with pytest.raises(
+            ClientError, match=rf"could not join at 127.* the server's sentence\. \[{code}\]$"
+        ):
+            await client.join()
+        assert len(script.seen["Join"]) == 1
 
 
 @scenario

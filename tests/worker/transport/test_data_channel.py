@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.extent import patience
 from tests.protos.data_channel.book import SEGMENT, Book, encrypted_size
+from tests.scenarios import scenario
 from tests.worker.transport.script import (
     AGAIN,
     BIG,
@@ -21,7 +22,6 @@ from tests.worker.transport.script import (
     client_of,
     pulls,
     refuse,
-    scenario,
 )
 
 from varangian.protos import ps_pb2
@@ -166,27 +166,24 @@ async def test_a_server_may_want_chunks_all_the_same():
 
 
 @pytest.mark.parametrize("ready", ["2", "f" * 31, "g" * 32, "F" * 32, "f" * 34, "ff " * 16])
-def test_something_else_than_a_ticket_is_final(ready):
-    @scenario
-    async def story():
-        wharf = Wharf()
+@scenario
+async def test_something_else_than_a_ticket_is_final(ready):
+    wharf = Wharf()
 
-        async def push(requests, context):
-            await context.send_initial_metadata((("varangian-ready", ready),))
-            await asyncio.sleep(3600)
+    async def push(requests, context):
+        await context.send_initial_metadata((("varangian-ready", ready),))
+        await asyncio.sleep(3600)
 
-        async def pull(request, context):
-            await context.send_initial_metadata((("varangian-ready", ready),))
-            await wharf.send(context, VECTOR)
+    async def pull(request, context):
+        await context.send_initial_metadata((("varangian-ready", ready),))
+        await wharf.send(context, VECTOR)
 
-        wharf.steps["Push"], wharf.steps["Pull"] = [push], [pull]
-        async with client_at(wharf) as client:
-            with pytest.raises(ClientError, match=f"Found '{ready[:32]}'? where a ticket of 16 bytes"):
-                await client.push(4, VECTOR)
-            with pytest.raises(ClientError, match="where a ticket of 16 bytes"):
-                await client.pull(-1)
-
-    story()
+    wharf.steps["Push"], wharf.steps["Pull"] = [push], [pull]
+    async with client_at(wharf) as client:
+        with pytest.raises(ClientError, match=f"Found '{ready[:32]}'? where a ticket of 16 bytes"):
+            await client.push(4, VECTOR)
+        with pytest.raises(ClientError, match="where a ticket of 16 bytes"):
+            await client.pull(-1)
 
 
 @scenario
@@ -200,31 +197,28 @@ async def test_a_ticket_that_nobody_asked_for_is_final():
 
 @pytest.mark.parametrize("hangs_up", [True, False])
 @pytest.mark.parametrize("first", [0, 1, 1 << 20])
-def test_a_refusal_in_the_middle_of_a_push_is_an_answer(first, hangs_up):
-    @scenario
-    async def story():
-        wharf = Wharf(BIG, LARGE)
+@scenario
+async def test_a_refusal_in_the_middle_of_a_push_is_an_answer(first, hangs_up):
+    wharf = Wharf(BIG, LARGE)
 
-        async def refused(requests, context):
-            async with wharf.line(context) as berth:
-                reader, writer = await berth()
-                await reader.readexactly(first)
-                if hangs_up:
-                    writer.transport.abort()
-                    await asyncio.sleep(0.05)
-                await STALE(requests, context)
+    async def refused(requests, context):
+        async with wharf.line(context) as berth:
+            reader, writer = await berth()
+            await reader.readexactly(first)
+            if hangs_up:
+                writer.transport.abort()
+                await asyncio.sleep(0.05)
+            await STALE(requests, context)
 
-        wharf.steps["Push"] = [refused, refused, wharf.taken]
-        async with client_at(wharf) as client:
-            for _ in range(2):
-                assert await client.push(4, LARGE) == Receipt(False, "STALE", "because", 5)
-            assert (await client.push(4, LARGE)).counted
-            assert client.naps == []
-        # It is no fault of the lane; but each of these connections was of no use any more.
-        assert lanes(wharf) == [False, True, True, True]
-        assert len(wharf.berths) == 3
-
-    story()
+    wharf.steps["Push"] = [refused, refused, wharf.taken]
+    async with client_at(wharf) as client:
+        for _ in range(2):
+            assert await client.push(4, LARGE) == Receipt(False, "STALE", "because", 5)
+        assert (await client.push(4, LARGE)).counted
+        assert client.naps == []
+    # It is no fault of the lane; but each of these connections was of no use any more.
+    assert lanes(wharf) == [False, True, True, True]
+    assert len(wharf.berths) == 3
 
 
 @scenario
@@ -238,25 +232,22 @@ async def test_a_refusal_of_the_manifest_leaves_the_line_as_it_is():
 
 
 @pytest.mark.parametrize("hangs_up", [True, False])
-def test_a_pull_that_is_overtaken_asks_again(hangs_up):
-    @scenario
-    async def story():
-        wharf = Wharf(BIG, LARGE)
+@scenario
+async def test_a_pull_that_is_overtaken_asks_again(hangs_up):
+    wharf = Wharf(BIG, LARGE)
 
-        async def overtaken(writer, context):
-            if hangs_up:
-                writer.transport.abort()
-            await context.write(ps_pb2.PullReply(**AGAIN))
-            if not hangs_up:
-                await asyncio.sleep(3600)
+    async def overtaken(writer, context):
+        if hangs_up:
+            writer.transport.abort()
+        await context.write(ps_pb2.PullReply(**AGAIN))
+        if not hangs_up:
+            await asyncio.sleep(3600)
 
-        wharf.steps["Pull"] = [wharf.some(5_000_000, overtaken)] * 2 + [wharf.carried]
-        async with client_at(wharf) as client:
-            assert torch.equal((await client.pull(3)).parameters, LARGE)
-            assert client.naps == []
-        assert lanes(wharf) == [False, True, True, True]
-
-    story()
+    wharf.steps["Pull"] = [wharf.some(5_000_000, overtaken)] * 2 + [wharf.carried]
+    async with client_at(wharf) as client:
+        assert torch.equal((await client.pull(3)).parameters, LARGE)
+        assert client.naps == []
+    assert lanes(wharf) == [False, True, True, True]
 
 
 @scenario
@@ -296,7 +287,8 @@ async def broken(writer, context):
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_after_two_broken_lines_there_are_chunks_for_a_while(late, monkeypatch, caplog):
+@scenario
+async def test_after_two_broken_lines_there_are_chunks_for_a_while(late, monkeypatch, caplog):
     """Whether the call ends then or goes on as if nothing had happened."""
     monkeypatch.setattr(data_channel, "GRACE", 0.01)
 
@@ -304,23 +296,19 @@ def test_after_two_broken_lines_there_are_chunks_for_a_while(late, monkeypatch, 
         await broken(writer, context)
         await asyncio.sleep(3600)
 
-    @scenario
-    async def story():
-        wharf = Wharf()
-        wharf.steps["Pull"] = [wharf.some(9, unaware if late else broken)] * 2 + [wharf.parameters]
-        async with client_at(wharf) as client:
-            for _ in range(3):
-                assert torch.equal((await client.pull(3)).parameters, VECTOR)
-            assert len(client.naps) == 2
-            assert lanes(wharf) == [False, True, True, False, False, False]
-            monkeypatch.setattr(data_channel, "monotonic", lambda: data_connection.monotonic() + 61)
-            wharf.steps["Pull"] = [wharf.carried]
+    caplog.set_level("INFO", "varangian.worker.transport.data_channel")
+    wharf = Wharf()
+    wharf.steps["Pull"] = [wharf.some(9, unaware if late else broken)] * 2 + [wharf.parameters]
+    async with client_at(wharf) as client:
+        for _ in range(3):
             assert torch.equal((await client.pull(3)).parameters, VECTOR)
-        assert lanes(wharf)[-1]
-        assert len(wharf.berths) == 3
-
-    with caplog.at_level("INFO", "varangian.worker.transport.data_channel"):
-        story()
+        assert len(client.naps) == 2
+        assert lanes(wharf) == [False, True, True, False, False, False]
+        monkeypatch.setattr(data_channel, "monotonic", lambda: data_connection.monotonic() + 61)
+        wharf.steps["Pull"] = [wharf.carried]
+        assert torch.equal((await client.pull(3)).parameters, VECTOR)
+    assert lanes(wharf)[-1]
+    assert len(wharf.berths) == 3
     (message,) = caplog.messages
     assert message.startswith("payloads travel over gRPC: data port ")
 
@@ -336,71 +324,61 @@ async def test_one_broken_line_now_and_then_changes_nothing():
     assert lanes(wharf) == [False, True, True, True, True]
 
 
-def test_a_push_whose_line_broke_is_sent_again_with_its_digest_first(monkeypatch):
+@scenario
+async def test_a_push_whose_line_broke_is_sent_again_with_its_digest_first(monkeypatch):
     monkeypatch.setattr(data_channel, "GRACE", 0.01)
+    wharf = Wharf(BIG, LARGE)
 
-    @scenario
-    async def story():
-        wharf = Wharf(BIG, LARGE)
+    async def unaware(requests, context):
+        async with wharf.line(context) as berth:
+            _, writer = await berth()
+            writer.transport.abort()
+            await asyncio.sleep(3600)
 
-        async def unaware(requests, context):
-            async with wharf.line(context) as berth:
-                _, writer = await berth()
-                writer.transport.abort()
-                await asyncio.sleep(3600)
-
-        wharf.steps["Push"].insert(0, unaware)
-        async with client_at(wharf) as client:
-            assert (await client.push(4, LARGE)).counted
-            assert len(client.naps) == 1
-        (first,) = wharf.seen["Push"][-1]
-        assert wharf.payloads == [encode_vector(LARGE).tobytes()]
-        assert first.manifest.content_digest == payload_digest(wharf.payloads[0])
-
-    story()
+    wharf.steps["Push"].insert(0, unaware)
+    async with client_at(wharf) as client:
+        assert (await client.push(4, LARGE)).counted
+        assert len(client.naps) == 1
+    (first,) = wharf.seen["Push"][-1]
+    assert wharf.payloads == [encode_vector(LARGE).tobytes()]
+    assert first.manifest.content_digest == payload_digest(wharf.payloads[0])
 
 
-def test_a_port_that_is_closed_is_tried_once_and_then_left_for_a_while(monkeypatch, caplog):
-    @scenario
-    async def story():
-        wharf = Wharf()
-        wharf.steps["Push"], wharf.steps["Pull"] = [wharf.counted], [wharf.parameters]
-        async with client_at(wharf) as client:
-            client._connection.data_channel.set_port(9)
-            tried = []
-            monkeypatch.setattr(
-                data_channel,
-                "open_connection",
-                lambda *where: tried.append(where) or data_connection.open_connection(*where),
-            )
-            for _ in range(2):
-                assert torch.equal((await client.pull(3)).parameters, VECTOR)
-                assert (await client.push(4, VECTOR)).counted
-            assert tried == [("127.0.0.1", 9)]
-            monkeypatch.setattr(data_channel, "monotonic", lambda: data_connection.monotonic() + 61)
+@scenario
+async def test_a_port_that_is_closed_is_tried_once_and_then_left_for_a_while(monkeypatch, caplog):
+    caplog.set_level("INFO", "varangian.worker.transport.data_channel")
+    wharf = Wharf()
+    wharf.steps["Push"], wharf.steps["Pull"] = [wharf.counted], [wharf.parameters]
+    async with client_at(wharf) as client:
+        client._connection.data_channel.set_port(9)
+        tried = []
+        monkeypatch.setattr(
+            data_channel,
+            "open_connection",
+            lambda *where: tried.append(where) or data_connection.open_connection(*where),
+        )
+        for _ in range(2):
+            assert torch.equal((await client.pull(3)).parameters, VECTOR)
             assert (await client.push(4, VECTOR)).counted
-            assert len(tried) == 2
-            assert client.naps == []
-        assert not any(lanes(wharf))
-
-    with caplog.at_level("INFO", "varangian.worker.transport.data_channel"):
-        story()
+        assert tried == [("127.0.0.1", 9)]
+        monkeypatch.setattr(data_channel, "monotonic", lambda: data_connection.monotonic() + 61)
+        assert (await client.push(4, VECTOR)).counted
+        assert len(tried) == 2
+        assert client.naps == []
+    assert not any(lanes(wharf))
     (message,) = caplog.messages
     assert message.startswith("payloads travel over gRPC: data port 9 of 127.0.0.1: ")
 
 
 @pytest.mark.parametrize("port", [0, 65536, 2**32 - 1])
-def test_a_server_without_a_data_port_gets_chunks(port):
-    @scenario
-    async def story():
-        script = Script()
-        script.data_port = port
-        async with client_of(script) as client:
-            await client.join()
-            assert (await client.push(4, VECTOR)).counted
-        assert not any(lanes(script))
-
-    story()
+@scenario
+async def test_a_server_without_a_data_port_gets_chunks(port):
+    script = Script()
+    script.data_port = port
+    async with client_of(script) as client:
+        await client.join()
+        assert (await client.push(4, VECTOR)).counted
+    assert not any(lanes(script))
 
 
 @scenario
@@ -432,18 +410,14 @@ async def test_a_line_that_the_server_closes_while_a_pull_waits_is_replaced():
     assert len(wharf.berths) == 2
 
 
-def test_a_line_is_not_kept_for_long(monkeypatch):
+@scenario
+async def test_a_line_is_not_kept_for_long(monkeypatch):
     monkeypatch.setattr(data_connection, "USED", 0.0)
-
-    @scenario
-    async def story():
-        wharf = Wharf()
-        async with client_at(wharf) as client:
-            for _ in range(3):
-                assert (await client.push(4, VECTOR)).counted
-        assert len(wharf.berths) == 3
-
-    story()
+    wharf = Wharf()
+    async with client_at(wharf) as client:
+        for _ in range(3):
+            assert (await client.push(4, VECTOR)).counted
+    assert len(wharf.berths) == 3
 
 
 @scenario
@@ -550,31 +524,27 @@ def stand_in(monkeypatch, *addresses):
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_the_first_address_that_answers_is_taken(silent, monkeypatch):
+@scenario
+async def test_the_first_address_that_answers_is_taken(silent, monkeypatch):
     monkeypatch.setattr(data_connection, "PATIENCE", 1.0)
-
-    @scenario
-    async def story():
-        with socket.socket() as other, contextlib.ExitStack() as stack:
-            other.bind(("127.0.0.1", 0))
-            if silent:
-                # Whoever comes after these is not even refused.
-                other.listen(0)
-                for _ in range(2):
-                    early = stack.enter_context(socket.socket())
-                    early.setblocking(False)
-                    early.connect_ex(other.getsockname())
-            async with listening() as port:
-                stand_in(monkeypatch, other.getsockname(), ("127.0.0.1", port))
-                connected = await data_connection.open_connection("parameter-server.test", port)
-                assert connected.usable
-                connected.close()
-                assert not connected.usable
-            stand_in(monkeypatch, other.getsockname())
-            with pytest.raises(TimeoutError if silent else ConnectionRefusedError):
-                await data_connection.open_connection("parameter-server.test", port)
-
-    story()
+    with socket.socket() as other, contextlib.ExitStack() as stack:
+        other.bind(("127.0.0.1", 0))
+        if silent:
+            # Whoever comes after these is not even refused.
+            other.listen(0)
+            for _ in range(2):
+                early = stack.enter_context(socket.socket())
+                early.setblocking(False)
+                early.connect_ex(other.getsockname())
+        async with listening() as port:
+            stand_in(monkeypatch, other.getsockname(), ("127.0.0.1", port))
+            connected = await data_connection.open_connection("parameter-server.test", port)
+            assert connected.usable
+            connected.close()
+            assert not connected.usable
+        stand_in(monkeypatch, other.getsockname())
+        with pytest.raises(TimeoutError if silent else ConnectionRefusedError):
+            await data_connection.open_connection("parameter-server.test", port)
 
 
 @pytest.fixture(scope="module")
@@ -626,39 +596,31 @@ class Sealing(Wharf):
             await writer.drain()
 
 
-def test_over_tls_payloads_are_sealed(bundles):
-    @scenario
-    async def story():
-        wharf, path = Sealing(BIG, LARGE), bundles / "ours"
-        async with client_at(wharf, **shown(path)) as client:
-            for _ in range(2):
-                assert torch.equal((await client.pull(3)).parameters, LARGE)
-                assert (await client.push(4, LARGE)).counted
-            assert len(wharf.berths) == 1
-            await client._connection.reconnect()
+@scenario
+async def test_over_tls_payloads_are_sealed(bundles):
+    wharf, path = Sealing(BIG, LARGE), bundles / "ours"
+    async with client_at(wharf, **shown(path)) as client:
+        for _ in range(2):
+            assert torch.equal((await client.pull(3)).parameters, LARGE)
             assert (await client.push(4, LARGE)).counted
-            assert len(wharf.berths) == 2
-            assert client.naps == []
-        plain = encode_vector(LARGE).tobytes()
-        assert wharf.payloads == [plain] * 3
-        assert not any(
-            plain[at : at + 64] in raw for raw in wharf.raw for at in (1 << 10, 1 << 20, 5 << 20)
-        )
-        assert len(set(wharf.raw)) == 3
+        assert len(wharf.berths) == 1
+        await client._connection.reconnect()
+        assert (await client.push(4, LARGE)).counted
+        assert len(wharf.berths) == 2
+        assert client.naps == []
+    plain = encode_vector(LARGE).tobytes()
+    assert wharf.payloads == [plain] * 3
+    assert not any(plain[at : at + 64] in raw for raw in wharf.raw for at in (1 << 10, 1 << 20, 5 << 20))
+    assert len(set(wharf.raw)) == 3
 
-    story()
 
-
-def test_over_tls_a_ticket_without_a_key_is_final_and_nothing_is_sent(bundles):
-    @scenario
-    async def story():
-        wharf, path = Wharf(), bundles / "ours"
-        async with client_at(wharf, **shown(path)) as client:
-            with pytest.raises(ClientError, match="where a ticket of 48 bytes should be"):
-                await client.push(4, VECTOR)
-        assert wharf.payloads == []
-
-    story()
+@scenario
+async def test_over_tls_a_ticket_without_a_key_is_final_and_nothing_is_sent(bundles):
+    wharf, path = Wharf(), bundles / "ours"
+    async with client_at(wharf, **shown(path)) as client:
+        with pytest.raises(ClientError, match="where a ticket of 48 bytes should be"):
+            await client.push(4, VECTOR)
+    assert wharf.payloads == []
 
 
 def test_no_error_shows_a_key():
@@ -673,25 +635,22 @@ def flipped(data):
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
-def test_a_model_that_was_changed_on_its_way_is_pulled_again(bundles):
+@scenario
+async def test_a_model_that_was_changed_on_its_way_is_pulled_again(bundles):
     def late(data):
         return data[SEGMENT:] + bytes(SEGMENT)
 
     def whole(data):
         return data
 
-    @scenario
-    async def story():
-        changes = iter([flipped, whole, late, whole])
-        wharf = Sealing(BIG, LARGE, changed=lambda data: next(changes)(data))
-        async with client_at(wharf, **shown(bundles / "ours")) as client:
-            for naps in (1, 2):
-                assert torch.equal((await client.pull(3)).parameters, LARGE)
-                assert len(client.naps) == naps
-        # A line is of no use after that.
-        assert len(wharf.berths) == 3
-
-    story()
+    changes = iter([flipped, whole, late, whole])
+    wharf = Sealing(BIG, LARGE, changed=lambda data: next(changes)(data))
+    async with client_at(wharf, **shown(bundles / "ours")) as client:
+        for naps in (1, 2):
+            assert torch.equal((await client.pull(3)).parameters, LARGE)
+            assert len(client.naps) == naps
+    # A line is of no use after that.
+    assert len(wharf.berths) == 3
 
 
 @pytest.mark.parametrize(
@@ -699,34 +658,27 @@ def test_a_model_that_was_changed_on_its_way_is_pulled_again(bundles):
     [{"direction": "push"}, {"round": 5}, {"worker": "w01"}, {"run": "run-2"}],
     ids=lambda said: "".join(said),
 )
-def test_a_model_of_another_transfer_is_not_taken(bundles, said, monkeypatch):
+@scenario
+async def test_a_model_of_another_transfer_is_not_taken(bundles, said, monkeypatch):
     """Though it has the right key, and is the right model."""
     monkeypatch.setattr(data_channel, "MOST_FAILURES", 100)
-
-    @scenario
-    async def story():
-        wharf = Sealing(LAYOUT, VECTOR, **said)
-        async with client_at(wharf, **shown(bundles / "ours")) as client:
-            with pytest.raises(ClientError, match="not encrypted with the key of its call"):
-                await client.pull(3)
-
-    story()
+    wharf = Sealing(LAYOUT, VECTOR, **said)
+    async with client_at(wharf, **shown(bundles / "ours")) as client:
+        with pytest.raises(ClientError, match="not encrypted with the key of its call"):
+            await client.pull(3)
 
 
-def test_where_payloads_cannot_be_sealed_they_travel_over_grpc(bundles, monkeypatch, caplog):
+@scenario
+async def test_where_payloads_cannot_be_sealed_they_travel_over_grpc(bundles, monkeypatch, caplog):
     monkeypatch.setattr(data_channel, "why_unavailable", lambda: "this is the reason")
 
-    @scenario
-    async def story():
-        wharf = Sealing()
-        wharf.steps["Push"] = [wharf.counted]
-        async with client_at(wharf, **shown(bundles / "ours")) as client:
-            for _ in range(2):
-                assert (await client.push(4, VECTOR)).counted
-        assert not any(lanes(wharf))
-        assert wharf.berths == []
-
-    with caplog.at_level("INFO", "varangian.worker.transport.data_channel"):
-        story()
+    caplog.set_level("INFO", "varangian.worker.transport.data_channel")
+    wharf = Sealing()
+    wharf.steps["Push"] = [wharf.counted]
+    async with client_at(wharf, **shown(bundles / "ours")) as client:
+        for _ in range(2):
+            assert (await client.push(4, VECTOR)).counted
+    assert not any(lanes(wharf))
+    assert wharf.berths == []
     (said,) = [message for message in caplog.messages if "payloads travel over gRPC" in message]
     assert "this is the reason" in said
