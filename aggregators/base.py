@@ -23,7 +23,7 @@ P = TypeVar("P", bound="Part")
 
 @runtime_checkable
 class Part(Protocol):
-    """What rules and mixings have in common.
+    """Base of rules and mixings.
 
     A rule without a guarantee against Byzantine rows has an attribute `robust = False`.
     """

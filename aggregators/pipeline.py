@@ -56,7 +56,7 @@ class Aggregator:
     rule: Weighting | Columnwise
     mix: tuple[Mixing, ...] = ()
     f: int | None = None
-    """How many of the rows may be Byzantine; by default the largest f that a part was told."""
+    """The number of rows that may be Byzantine; by default the largest f that a part was told."""
     backend: str | None = field(default=None, kw_only=True)
     """Kernels to insist on; by default the fastest that takes the rows."""
 
@@ -210,12 +210,12 @@ class Aggregator:
 
 
 How: TypeAlias = Columnwise | Tensor
-"""How columns of the rows become the update's: by a rule, or by coefficients of (x_1, ..., x_n, r)."""
+"""The way to the update's columns: by a rule, or by coefficients of (x_1, ..., x_n, r)."""
 
 
 @dataclass(frozen=True, eq=False)
 class _CallOptions:
-    """What the caller of an `Aggregator` passed; it applies only while no row is dropped."""
+    """Options from the caller of an `Aggregator`; they apply only while no row is dropped."""
 
     measured: Callable[[], Tensor] | None = None
     into: Tensor | None = None

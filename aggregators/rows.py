@@ -80,7 +80,7 @@ class Rows:
 
     @property
     def working_dtype(self) -> torch.dtype:
-        """What blocks are computed in: float64 stays, narrower types widen to float32."""
+        """The type in which blocks are computed: float64 stays, narrower types widen to float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def keep(self, chosen: Sequence[int]) -> Rows:

@@ -54,7 +54,7 @@ def decode_chunk(message: bytes) -> tuple[int, memoryview] | None:
 
 
 def push_payload(data: bytes) -> tuple[int, memoryview] | bytes:
-    """What a message of a push brings after the manifest.
+    """The payload of a message of a push, after the manifest.
 
     Offset and payload of a chunk, the payload where it lies; or the digest of a seal.
 

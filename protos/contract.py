@@ -20,7 +20,7 @@ from varangian.protos.text import quote
 
 @dataclass(frozen=True)
 class Contract:
-    """What both ends agreed on at Join; every manifest has to say the same."""
+    """The agreement of both ends at Join; every manifest has to say the same."""
 
     run_id: str
     layout: Layout
@@ -29,7 +29,7 @@ class Contract:
     common: SharedSettings = field(default_factory=SharedSettings)
     """Settings and data, compared at Join alone."""
     classes: int | None = None
-    """How many classes the samples have, for workers whose own data has fewer."""
+    """The number of classes of the samples, for workers whose own data has fewer."""
 
     @property
     def size(self) -> int:

@@ -15,7 +15,7 @@ from varangian.protos.layout import DIGEST_BYTES
 from varangian.protos.refusals import Refusal
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
-"""How the numbers of a push are written. Those of a pull are always float32."""
+"""Type of the numbers in a push. Those of a pull are always float32."""
 FLOAT32: Final = "float32"
 WIRE: dict[Dtype, tuple[ps_pb2.Dtype, torch.dtype]] = {
     "float32": (ps_pb2.DTYPE_FLOAT32, torch.float32),

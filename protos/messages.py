@@ -109,7 +109,7 @@ def read_varint(message: bytes, start: int) -> tuple[int, int]:
 
 
 def skip_varint(message: bytes, start: int) -> int:
-    """Where the number that starts there ends; -1 when it does not."""
+    """The end of the varint that starts there; -1 when it has none."""
     for at in range(start, min(start + LONGEST_VARINT, len(message))):
         if message[at] < 0x80:
             return at + 1

@@ -111,7 +111,7 @@ class PayloadSink:
             return count
 
     def close(self, error: Exception) -> None:
-        """Nothing lands any more, from no thread; whoever has more gets this error."""
+        """Accept no more bytes from any thread: later ones raise this error."""
         with self._lock:
             self._closed = error
 

@@ -42,7 +42,7 @@ class Topic(Enum):
 
 
 class Blame(Enum):
-    """Whose fault a refusal is."""
+    """The party at fault for a refusal."""
 
     FAULT = "the worker, which this proves faulty"
     CALLER = "the caller: its program, settings or credentials"
@@ -52,7 +52,7 @@ class Blame(Enum):
 
 
 class Reaction(Enum):
-    """What `varangian worker` does after a refusal."""
+    """The reaction of `varangian worker` to a refusal."""
 
     RETRY = "makes the same call again, after a pause"
     REJOIN = "joins again, and then makes the same call again"
@@ -65,7 +65,7 @@ class Reaction(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """What there is to know about a refusal."""
+    """The entry of a refusal: status, sentence, cause and advice."""
 
     topic: Topic
     status: StatusName | None
@@ -76,13 +76,13 @@ class Entry:
     """The rule, sent back in front of what was found. Names in braces are filled in where it is raised."""
     comes_from: str
     advice: str
-    """What an operator can do about it."""
+    """Advice to an operator."""
     remark: str = ""
-    """Why it spends one of the f, or not, where that needs a word."""
+    """A remark on why it spends one of the f, or does not."""
 
 
 class Refusal(Enum):
-    """Why a call, a vector or a connection is refused. The name is the stable code."""
+    """The refusals of calls, vectors and connections. The name is the stable code."""
 
     UNIDENTIFIED = Entry(
         Topic.CALLER,

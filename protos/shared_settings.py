@@ -18,7 +18,7 @@ from varangian.protos.text import escape
 
 MIDDLE: Final = '", "'
 END: Final = '"]'
-"""What stands between the name and the value of an entry in its line, and after the value."""
+"""Separator between the name and the value of an entry in its line, and after the value."""
 LIST = re.compile(r'\[-?[0-9.e+-]{1,24}(?:, -?[0-9.e+-]{1,24})*\]"\]')
 """The value of an entry that is a list of numbers."""
 DIGITS = 32
@@ -30,7 +30,7 @@ EXTRA = 8 << 10
 SHOWN = 120
 """Characters of a value that a sentence repeats."""
 TOLERANCE = 1e-3
-"""How far numbers may be apart, relative to the largest."""
+"""Largest difference of numbers, relative to the largest of them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SharedSettings:
 
     entries: Mapping[str, str] = field(default_factory=dict[str, str])
     advice: Mapping[str, str] = field(default_factory=dict[str, str])
-    """What to do where an entry differs, as a sentence; not sent."""
+    """Advice where an entry differs, as a sentence; not sent."""
     loose: frozenset[str] = frozenset()
     """Entries that may differ, which is worth a warning; not sent."""
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Transport(Protocol):
-    """What the loop needs of a `Client`."""
+    """The interface of a `Client` for the loop."""
 
     @property
     def name(self) -> str: ...

@@ -19,7 +19,7 @@ GRACE = 5.0
 
 
 class SignalHandling:
-    """What a signal sets in motion.
+    """The action of a signal.
 
     Args:
         leave: ends the process at once with an exit code.

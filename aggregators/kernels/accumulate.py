@@ -70,7 +70,7 @@ class GramAccumulator:
 
     @property
     def columns(self) -> int:
-        """How many columns have been taken."""
+        """The number of columns taken so far."""
         return self._at
 
     def remove(self, row: int) -> None:
@@ -147,7 +147,7 @@ class GramAccumulator:
         return about_reference(self.centred(whole))
 
     def centred(self, whole: Sequence[Tensor] | None = None) -> Tensor:
-        """Those of (x_1 - c, ..., x_m - c, r - c, -c) for some centre c: (m+2, m+2) float64.
+        """The inner products of (x_1 - c, ..., x_m - c, r - c, -c) for some centre c: (m+2, m+2) float64.
 
         Args:
             whole: these m rows, if the caller has each in one piece; otherwise they may be copied.

@@ -86,7 +86,7 @@ def _look(vector: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _smallest_normal(rows: Rows) -> int:
-    """What the least number that does not count as zero looks like in `_look`; no float16 counts so."""
+    """The bits of the least number that does not count as zero, for `_look`; no float16 counts as zero."""
     integer = INTEGERS[rows.dtype]
     bits = int(torch.tensor(rows.least_normal, dtype=rows.dtype).view(integer))
     return max(torch.iinfo(integer).min, torch.iinfo(integer).min - 1 + 2 * bits)

@@ -17,7 +17,7 @@ _granted = ContextVar("granted", default=1)
 
 
 def cores() -> int:
-    """How many threads such work may use here: as many as torch has, or more within `every_core`."""
+    """The number of threads for such work: as many as torch has, or more within `every_core`."""
     return max(torch.get_num_threads(), _granted.get())
 
 

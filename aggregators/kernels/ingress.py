@@ -41,7 +41,7 @@ def store_numbers(source: bytes | bytearray | memoryview, at: int, dtype: Wire, 
 
 
 def _counted(source: bytes | bytearray | memoryview, at: int, dtype: Wire, row: Tensor) -> int:
-    """How many numbers `source` has.
+    """The number of elements of `source`.
 
     Raises:
         ValueError: they cannot be stored there.

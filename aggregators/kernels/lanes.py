@@ -35,7 +35,7 @@ class Network:
 
     steps: tuple[Step, ...]
     lanes: int
-    """How many there are, the rows among them."""
+    """The number of lanes, those of the rows included."""
     places: tuple[int, ...]
     """The lane that ends with each rank; ranks that are only summed are in any order among themselves."""
 

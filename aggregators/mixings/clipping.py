@@ -32,7 +32,7 @@ class Clipping:
         check_positive("radius", self.radius)
 
     def requires(self, n: int, f: int) -> None:
-        """Nothing: it leaves every row in its place."""
+        """No condition: every row stays in its place."""
 
     def outputs(self, n: int) -> int:
         return n

@@ -30,7 +30,7 @@ class Scaled:
             raise ValueError(f"`factors` should be between 0 and 1. Found {self.factors}.")
 
     def requires(self, n: int, f: int) -> None:
-        """Nothing: it leaves every row in its place."""
+        """No condition: every row stays in its place."""
 
     def outputs(self, n: int) -> int:
         return n

@@ -30,7 +30,7 @@ class Bulyan:
 
     f: int
     second: Literal["paper", "trimmed"] = "paper"
-    """What the second stage averages: the values nearest to the median (paper, Garfield, Flower), or all
+    """The average of the second stage: the values nearest to the median (paper, Garfield, Flower), or all
     but the f largest and f smallest (the library `krum`). Garfield and `krum` select two rows less."""
 
     def __post_init__(self) -> None:

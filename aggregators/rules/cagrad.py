@@ -91,7 +91,7 @@ class Game:
     products: Array  # K = G'G, (n, n)
     c: float
     precision: float = CANCELLED
-    """What the products are rounded to, of the lengths of both rows."""
+    """Precision of the inner products, relative to the lengths of both rows."""
 
     @cached_property
     def along(self) -> Array:

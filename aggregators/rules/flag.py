@@ -52,7 +52,7 @@ class Flag:
     iterations: int = 1
     """Most reweightings; in the first all rows weigh the same. The released code runs 1, the paper 5."""
     final: Literal["scaled", "released", "paper"] = "scaled"
-    """What the last line sums: rows of length 1 times the median length, over n ("scaled"); rows of length
+    """The sum in the last line: rows of length 1 times the median length, over n ("scaled"); rows of length
     1, over `components` ("released"); raw rows, over n, which is not robust ("paper")."""
     pairs: Literal["released", "paper"] = "released"
     """Differences of rows of length 1 as they are, or differences of raw rows scaled to length 1."""
@@ -84,7 +84,7 @@ class Flag:
         return torch.from_numpy(found.basis @ shadow * inverses(lengths))
 
     def explain(self, gram: Gram) -> Mapping[str, Tensor]:
-        """How much of the squared length of each row lies in the subspace, from 0 to 1."""
+        """The share of each row's squared length in the subspace, from 0 to 1."""
         return {"explained_variance": torch.from_numpy(self._subspace(gram).explained)}
 
     def _components(self, n: int) -> int:
@@ -173,7 +173,7 @@ class _Pairs:
         return cls(lam / max(1, n - 1), lengths, np.where(apart, distances, 1.0), apart)
 
     def explained(self, shadows: Array) -> Array:
-        """How much of the squared length of each difference lies in a subspace: (r, n) -> (n, n)."""
+        """The share of each difference's squared length in a subspace: (r, n) -> (n, n)."""
         ends = torch.from_numpy(shadows.T * self.lengths[:, None])
         # Not by inner products: the difference of rows that are close would be lost to rounding.
         between = torch.cdist(ends, ends, compute_mode="donot_use_mm_for_euclid_dist").numpy()

@@ -13,7 +13,7 @@ from varangian.aggregators.gram import Gram, shares
 
 
 class _Convention(NamedTuple):
-    """How a score is computed; papers and libraries disagree."""
+    """A convention of scores; papers and libraries disagree."""
 
     others: int
     """A row has n - f - `others` neighbours."""
@@ -42,11 +42,11 @@ class Krum:
 
     f: int
     select: int | Literal["max"] = 1
-    """How many rows to average; "max" is Multi-Krum's n - f - 2, or n - f for byzfl."""
+    """Rows to average; "max" is Multi-Krum's n - f - 2, or n - f for byzfl."""
     convention: Literal["paper", "byzfl", "garfield", "torchjd"] = "paper"
-    """What a score sums: n - f - 2 squared distances in the paper, Flower and the library `krum`; n - f - 1
-    in ByzFL and ByzPy; n - f - 1 distances in Garfield and the Flag Aggregator's code; n - f - 2 distances
-    in TorchJD."""
+    """The sum that is a score: n - f - 2 squared distances in the paper, Flower and the library `krum`;
+    n - f - 1 in ByzFL and ByzPy; n - f - 1 distances in Garfield and the Flag Aggregator's code; n - f - 2
+    distances in TorchJD."""
 
     def __post_init__(self) -> None:
         check_f(self.f)

@@ -87,7 +87,7 @@ class Stream:
         self._columns = start + part.d
 
     def finish(self, n: int, faults: int) -> Aggregate:
-        """What the aggregator makes of these rows.
+        """The aggregate of these rows.
 
         Raises:
             AggregationError: as the aggregator; or it would make something else of n rows.
@@ -101,7 +101,7 @@ class Stream:
 
 
 def _reduction(aggregator: Aggregator, n: int, faults: int) -> How | None:
-    """What becomes of the columns of n rows if that is known before the rows are; else None."""
+    """The reduction of the columns of n rows, if it is known before the rows are; else None."""
     try:
         now = aggregator.among(range(n), faults)
     except AggregationError:

@@ -34,7 +34,7 @@ from varangian.aggregators.rows import Rows, RowsError
 FAR = 1e-9
 """Of the squared distance of a typical row to r over its squared norm: float64 errs by 1e-5 below it."""
 MARGIN = 2
-"""How much more than the least that float32 keeps is expected of rows before it is tried."""
+"""Safety factor over the precision of float32, below which it is not tried."""
 ENTRIES = 1 << 20
 """Of a block that is converted to float64: it stays in cache."""
 WIDTH = 1 << 12

@@ -43,7 +43,7 @@ OnRefusal: TypeAlias = Callable[[str, str, str], None]
 
 @dataclass(frozen=True)
 class IdleLimits:
-    """What connections that carry no payload may cost."""
+    """Limits of connections that carry no payload."""
 
     unidentified: int = UNIDENTIFIED
     """Connections without a ticket yet; one more closes the oldest of the address that has most of them."""

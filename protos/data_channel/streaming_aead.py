@@ -61,7 +61,7 @@ class Parameters:
         return self.header + size + TAG * self.count(size)
 
     def pieces(self, size: int, most: int) -> Iterator[tuple[int, int]]:
-        """Where to cut a message into whole segments, at most `most` bytes at once: none is copied."""
+        """Cuts of a message into whole segments, at most `most` bytes at once: none is copied."""
         start, segments = 0, max(1, most // self.segment)
         while start < size:
             first = self.header if start == 0 else 0

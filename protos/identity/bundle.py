@@ -190,7 +190,7 @@ def _alternatives(stated: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _checked_certificate(path: Path) -> Mapping[str, Any]:
-    """What a certificate says, with key and chain checked; it may have expired."""
+    """The contents of a certificate, with key and chain checked; it may have expired."""
     try:
         return _handshake(path, Role.WORKER, NO_CHECK_TIME)
     except ssl.SSLCertVerificationError as error:

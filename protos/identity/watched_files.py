@@ -33,9 +33,9 @@ class Change(Enum):
     CHANGED = auto()
     """There is new content."""
     FAILED = auto()
-    """It cannot be read any more, or for another reason than before."""
+    """Reading failed, for the first time or for another reason than before."""
     RECOVERED = auto()
-    """It can be read again, and is what it was."""
+    """Reading works again, and the contents are unchanged."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
 """One part of a host name. Container names have underscores, although host names should not."""
 HOST = "should be a host name or an IP address"
 EVERYWHERE = "*"
-"""Where a server is to listen: on every address of the machine."""
+"""The host that stands for every address of the machine."""
 
 
 class AddressError(ValueError):

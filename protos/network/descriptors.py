@@ -59,7 +59,7 @@ def raise_limit(needed: int) -> int:
 
 
 def connections(workers: int) -> int:
-    """How many connections to its gRPC port a server keeps: four for each worker, and some for others."""
+    """The most connections to the gRPC port of a server: four for each worker, and some for others."""
     return 4 * workers + 32
 
 
@@ -75,7 +75,7 @@ def server_descriptors(workers: int, lane: bool) -> int:
 
 
 def most_workers(limit: int) -> int:
-    """How many workers a server can have with so many files."""
+    """The most workers that a server can have with so many files."""
     return max(
         0,
         (limit - server_descriptors(0, lane=True))
@@ -84,13 +84,13 @@ def most_workers(limit: int) -> int:
 
 
 def limit() -> int:
-    """How many files this process may have open, once its limit was raised as far as it goes."""
+    """The limit of open files of this process, after raising it as far as possible."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return raise_limit(ENOUGH if hard == resource.RLIM_INFINITY else hard)
 
 
 def describe_limit(workers: int, lane: bool) -> str:
-    """What a server needs and may have, as a line for its log."""
+    """The descriptors that a server needs and the limit, as a line for its log."""
     files = server_descriptors(workers, lane)
     needs = f"at most {connections(workers)} connections for calls, {files} open files"
     return f"{needs}; {limit()} are allowed"

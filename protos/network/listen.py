@@ -10,7 +10,7 @@ from typing import Any
 from varangian.protos.network.address import EVERYWHERE, join_host_port
 
 ATTEMPTS = 20
-"""How many free ports are tried until one is free on every address of a host."""
+"""Attempts to find a port that is free on every address of a host."""
 NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 

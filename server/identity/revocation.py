@@ -38,7 +38,7 @@ class OpenCall:
     task: asyncio.Task[object]
     certificate: PeerCertificate
     error: Refused | None = None
-    """Why the server ends it."""
+    """The error with which the server ends it."""
 
 
 class OpenCalls:
@@ -113,11 +113,11 @@ class Revocation:
             self._senders[worker] = certificate
 
     def revoked(self) -> int:
-        """How many certificates are on the list."""
+        """The number of certificates on the list."""
         return 0 if self._security is None else len(self._security.revoked)
 
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with the bundle of the server just now, a sentence each."""
+        """The current problems of the server's bundle, a sentence each."""
         return () if self._security is None else self._security.warnings()
 
     def look(self) -> None:

@@ -38,7 +38,7 @@ SECRET_BYTES = 16
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 Peer: TypeAlias = Mapping[str, Iterable[bytes]]
-"""What the channel proves about the other end: the authentication context of gRPC."""
+"""The authentication context of gRPC: facts about the other end that the channel proves."""
 UNPROVEN: Peer = {}
 """A channel that proves nothing: one without TLS."""
 
@@ -87,7 +87,7 @@ class Session:
 
     id: str
     last_seen: float
-    """When it last called, on the clock of the sessions."""
+    """Time of its last call, on the clock of the sessions."""
     open_calls: int = 0
     persistent: bool = False
     """Whether it keeps a call open for as long as it lives: without one it has ended."""

@@ -50,7 +50,7 @@ SOON = 3 * 86400.0
 CERTIFICATES = 1024
 """Certificates whose parsed contents are kept."""
 STATED = ("peer_uri", "x509_subject_alternative_name", "x509_pem_cert")
-"""What gRPC says of a certificate."""
+"""The facts of a certificate that gRPC gives."""
 URI_TAG = 0x86
 """Tag of a URI among alternative names in DER; a length follows, below 128 for ours."""
 

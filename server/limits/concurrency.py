@@ -13,7 +13,7 @@ from varangian.protos.refusals import Refusal
 
 
 class StreamQuota:
-    """How many streams each worker has open."""
+    """A quota of the streams that each worker may have open."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -78,7 +78,7 @@ class NewestCalls:
 
 
 def most_readers(workers: int) -> int:
-    """How many small messages may be read at once: more than Byzantine workers have, as each has one."""
+    """The most small messages read at once: more than Byzantine workers have, as each has one."""
     return workers // 2 + 1
 
 

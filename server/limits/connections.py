@@ -31,7 +31,7 @@ Address: TypeAlias = tuple[str, int]
 """Host and port of the other end."""
 
 FOLDER = "/dev/fd"
-"""Where the system lists the open files of a process."""
+"""The folder in which the system lists the open files of a process."""
 PERIOD = 5.0
 """Seconds between two checks without a reason: only these find connections that never call."""
 PAUSE = 0.2
@@ -62,7 +62,7 @@ class Caller:
     who: str
     proven: bool
     last_call: float
-    """When it last called, on the clock of the limits."""
+    """Time of its last call, on the clock of the limits."""
 
 
 class ConnectionLimits:

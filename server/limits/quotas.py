@@ -21,7 +21,7 @@ MOST_CALLERS = 4096
 
 @dataclass(frozen=True)
 class Limits:
-    """What one caller may cost, and how long the server waits for it."""
+    """Limits of one caller: rates, and the time that the server waits for it."""
 
     idle: float = 10.0
     """Seconds without a message after which a stream is given up."""

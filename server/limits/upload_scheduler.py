@@ -34,7 +34,7 @@ class UploadScheduler:
 
     @property
     def waiting(self) -> int:
-        """How many uploads wait for a turn."""
+        """The number of uploads that wait for a turn."""
         return len(self._queue)
 
     def turn(self) -> UploadTurn:

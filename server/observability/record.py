@@ -17,7 +17,7 @@ from varangian.server.training.learner import Step
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """What is recorded of one round. A field that does not apply is None."""
+    """The record of one round. A field that does not apply is None."""
 
     round: int
     loss: float | None = None
@@ -33,35 +33,35 @@ class RoundRecord:
     train_loss: float | None = None
     """As `loss`, on a fixed sample of the training data that the server has; no worker is asked for it."""
     weights: dict[str, float] | None = None
-    """How much of each worker is in the update; None when the rule has no weights or there is no update."""
+    """The weight of each worker in the update; None when the rule has no weights or there is no update."""
     reference_weight: float = 0.0
-    """How much of the last update is in this one."""
+    """The weight of the last update in this one."""
     effective: float | None = None
-    """How many workers, equally believed, would average as much; None where `weights` is."""
+    """The effective number of workers, (sum c)^2 / sum c^2 of the weights c; None where `weights` is."""
     spread: float | None = None
     """Mean squared distance of what took part to the update; None where the rule measured no distance."""
     dropped: dict[str, str]
-    """Who took no part because of what it sent, and why."""
+    """Workers whose vectors were dropped, with the reason."""
     missing: tuple[str, ...]
-    """Who did not answer in time; of a round that was given up before its deadline, who was not there."""
+    """Workers that did not answer in time; of a round given up before its deadline, those absent."""
     waited_for: tuple[str, ...] = ()
-    """Who of the missing the round waited for, in vain: up to `seconds.wait` after its start."""
+    """Missing workers that the round waited for in vain: up to `seconds.wait` after its start."""
     not_waited_for: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
-    """Who of the missing it did not wait for, and why: absent, or how many rounds it missed in a row."""
+    """Missing workers that it did not wait for, with the reason: absent, or rounds missed in a row."""
     because: str | None = None
-    """Why the round was closed when it was; None when there is no update."""
+    """The reason why the round was closed when it was; None when there is no update."""
     declined: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
-    """Who had nothing to send in this round, and why."""
+    """Workers that declined the round, with the reason."""
     revoked: tuple[str, ...] = ()
-    """Who took no part because its certificate was revoked; not among the missing."""
+    """Workers left out because their certificate was revoked; not among the missing."""
     ages: dict[str, int] | None = None
-    """How many rounds old the model was that each vector was made for; None where all are of this round."""
+    """The age of each vector's model in rounds; None where all are of this round."""
     details: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    """What else the rule says of each worker, by name of the value."""
+    """Further values that the rule reports of each worker, by name."""
     update_norm: float | None = None
     lr: float | None = None
     skipped: str | None = None
-    """Why there is no update; None when there is one."""
+    """The reason why there is no update; None when there is one."""
     seconds: dict[str, float]
     """By phase: wait (for pushes; of virtual time in a simulation), aggregate, step, evaluate."""
 

@@ -12,23 +12,23 @@ from varangian.server.protocol.state import Phase
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands."""
+    """The status of a run."""
 
     round: int
     rounds: int
     finished: bool
     sentence: str
-    """What the open round waits for, or why the run is finished."""
+    """The condition that the open round waits for, or the reason why the run is finished."""
     present: tuple[Worker, ...]
-    """Who has answered in this round or is uploading. The next three are parts of all workers, too."""
+    """Workers that have answered in this round or are uploading; as the next three, some of all workers."""
     counted: tuple[Worker, ...]
     faulty: Mapping[Worker, str]
     missing: tuple[Worker, ...]
-    """Who was asked and has not answered yet."""
+    """Workers that were asked and have not answered yet."""
     declined: Mapping[Worker, str]
-    """Who has nothing to send in this round."""
+    """Workers that have declined this round."""
     absent: tuple[Worker, ...]
-    """Who has no process that is connected."""
+    """Workers without a connected process."""
 
     @classmethod
     def of(cls, machine: Machine, at: Seconds) -> Status:

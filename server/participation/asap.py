@@ -92,7 +92,7 @@ class NeighbourhoodSelection(InviteReady):
 
     graph: Graph
     tau: int | None = None
-    """How many rounds old a vector may be when it is used; None for as long as it has to wait."""
+    """Maximum staleness in rounds when a vector is used; None for as long as it has to wait."""
     _known: dict[tuple[int, int], tuple[int, ...]] = field(
         default_factory=dict[tuple[int, int], tuple[int, ...]], init=False, repr=False, compare=False
     )
@@ -128,7 +128,7 @@ class NeighbourhoodSelection(InviteReady):
 
 
 def _neighbourhood_sizes(graph: Graph, n: int) -> tuple[int, ...]:
-    """How many workers a neighbourhood can have, ascending; none if there is no such graph."""
+    """The possible sizes of a neighbourhood, ascending; none if there is no such graph."""
     return _sizes(cast("Hashable", graph), n)
 
 

@@ -82,7 +82,7 @@ class BufferSelection(InviteReady):
 
     size: int
     tau: int
-    """How many rounds old a vector may be when it is used."""
+    """Maximum staleness in rounds when a vector is used."""
     staleness: Staleness = field(default_factory=Constant)
 
     def full_size(self, n: int, round: int) -> int:

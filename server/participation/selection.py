@@ -65,7 +65,7 @@ class LongestAbsent(InvitePerRound):
 
     k: int
     gather: Seconds = 0.0
-    """How long to wait, after a round has opened, for more workers to select from."""
+    """Seconds to wait, after a round has opened, for more workers to select from."""
 
     def full_size(self, n: int, round: int) -> int:
         return self.k

@@ -53,16 +53,16 @@ class AdaptiveWaiting:
 
 @dataclass(frozen=True)
 class WaitingHistory:
-    """What is remembered of the rounds before."""
+    """The history of earlier rounds that adaptive waiting needs."""
 
     recent: tuple[float, ...] = ()
     """Seconds that a quorum took in the last rounds, the first round of the run excepted."""
     missed: Mapping[str, int] = field(default_factory=dict[str, int])
-    """How many rounds in a row each worker has missed, of the workers that missed the last one."""
+    """Consecutive rounds that each worker has missed, of the workers that missed the last one."""
     opened_at: float | None = None
-    """When the last round that is over was opened."""
+    """Time at which the last finished round was opened."""
     rested_at: float | None = None
-    """When the last patient round ended."""
+    """Time at which the last patient round ended."""
 
     def span(self, waiting: AdaptiveWaiting, took: float, deadline: float) -> float:
         """Seconds that a round is open for those who are late, if its quorum took so long."""

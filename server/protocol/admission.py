@@ -108,7 +108,7 @@ def _refusal_of_settled(policy: RunPolicy, state: RunState, event: Settled) -> R
 
 
 def _answer_repeated(policy: RunPolicy, state: RunState, offer: Offer) -> Refusal | None:
-    """How to answer an offer for the round of a vector that counts, or did; None for any other."""
+    """The answer to a repeated offer, for the round of a vector that counts or did; None for others."""
     if _misfit(policy, state, offer.worker, offer.round) is Refusal.FAULTY:
         return None
     for round, digest in (v for of in (state.held, state.used) if (v := of.get(offer.worker))):

@@ -189,23 +189,23 @@ class Reject:
 
 @dataclass(frozen=True)
 class RollCall:
-    """Who answered a round that is no longer open, and why it ended. Names are sorted."""
+    """The outcome of a round: who answered, and why it ended. Names are sorted."""
 
     round: int
     workers: tuple[Worker, ...]
-    """Whose push counts."""
+    """Workers whose push counts."""
     faults: Mapping[Worker, str]
-    """Who proved faulty, and by what."""
+    """Workers proven faulty, with the refusal."""
     missing: tuple[Worker, ...]
     waited: Seconds
-    """How long the round was open."""
+    """Seconds for which the round was open."""
     because: str
     declined: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
-    """Who had nothing to send, and why."""
+    """Workers that declined, with the reason."""
     revoked: tuple[Worker, ...] = ()
-    """Who takes no part because its certificate was revoked; not among the missing."""
+    """Workers left out because their certificate was revoked; not among the missing."""
     not_waited_for: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
-    """Who of the missing was not waited for, and why; the round waited for the others in vain."""
+    """Missing workers that were not waited for, with the reason; the others were, in vain."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Close(RollCall):
     ages: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
     """In rounds, of the models that the vectors were made for; empty where all are made for this one."""
     factors: Mapping[Worker, float] = field(default_factory=dict[Worker, float])
-    """What each vector counts at its age; empty where all count alike."""
+    """The staleness weight of each vector; empty where all count alike."""
 
 
 @dataclass(frozen=True)

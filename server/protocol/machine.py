@@ -64,7 +64,7 @@ V = TypeVar("V")
 Moved: TypeAlias = tuple[RunState, tuple[Effect, ...]]
 
 LATE = frozenset({Refusal.STALE, Refusal.TOO_OLD, Refusal.NOT_INVITED})
-"""How an offer is refused whose round is over."""
+"""The refusals of an offer whose round is over."""
 
 
 class Machine:
@@ -86,11 +86,11 @@ class Machine:
 
     @property
     def wake_at(self) -> Seconds | None:
-        """When the next `Tick` is due; None when nothing depends on time."""
+        """The time at which the next `Tick` is due; None when nothing depends on time."""
         return wake_at(self.policy, self.state)
 
     def decision(self, at: Seconds) -> Decision:
-        """What the open round is waiting for, as a sentence."""
+        """The condition that the open round waits for, as a sentence."""
         now = replace(self.state, at=max(self.state.at, at))
         return decide(self.policy, now, count_answers(self.policy, now))
 
@@ -112,7 +112,7 @@ def transition(policy: RunPolicy, state: RunState, event: Event) -> Moved:
 
 
 def wake_at(policy: RunPolicy, state: RunState) -> Seconds | None:
-    """When time alone changes something; None if it never does."""
+    """The next time at which time alone changes something; None if it never does."""
     if state.phase is not Phase.OPEN or state.opened_at is None:
         return None
     deadline = None if state.overdue else state.opened_at + policy.deadline
@@ -122,7 +122,7 @@ def wake_at(policy: RunPolicy, state: RunState) -> Seconds | None:
 
 
 def _apply(policy: RunPolicy, state: RunState, event: Event) -> Moved:
-    """What an event that is in order does by itself."""
+    """The state after an event that is in order."""
     match event:
         case Ready(worker, round) if policy.by_invitation:
             return _ask(policy, _start(state), worker, round)
@@ -285,7 +285,7 @@ def _leave(policy: RunPolicy, state: RunState, worker: Worker) -> RunState:
 
 
 def _withdraw(state: RunState, worker: Worker, reason: str) -> RunState:
-    """Nothing of this worker counts any more, but for what is being aggregated.
+    """Withdraw all vectors of this worker but that which is being aggregated.
 
     An open upload stays open until its end is reported, since its row may be written to until then; but
     with a digest that no push has, so that it cannot count.

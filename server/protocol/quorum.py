@@ -35,15 +35,15 @@ class Answers(NamedTuple):
     pushed: tuple[Worker, ...]
     faulty: tuple[Worker, ...]
     asked: tuple[Worker, ...]
-    """Who was asked and has not answered; nobody once the round is complete without them."""
+    """Workers that were asked and have not answered; none once the round is complete without them."""
     away: tuple[Worker, ...]
-    """Who has not answered, and will not: it wants a later round, or has declined this one."""
+    """Workers that will not answer: they want a later round, or have declined this one."""
     absent: tuple[Worker, ...]
-    """Who has not answered and is not connected; without invitations also who was withdrawn."""
+    """Workers that have not answered and are not connected; without invitations also those withdrawn."""
     slow: tuple[Worker, ...]
-    """Who has not answered, and is not waited for since it missed too many rounds in a row."""
+    """Workers that are not waited for, having missed too many rounds in a row."""
     others: tuple[Worker, ...]
-    """Who of the members has neither answered nor is away, absent or slow."""
+    """Members that have neither answered nor are away, absent or slow."""
     patient: bool
     """Whether the round waits for everybody up to its deadline."""
     needed: int
@@ -108,7 +108,7 @@ def _slow(
 
 
 def _away(state: RunState) -> set[Worker]:
-    """Who will not answer this round although it is there: it wants a later one, or has declined."""
+    """Connected workers that will not answer this round: they want a later one, or have declined."""
     parked = state.parked.items()
     later = {w for w, round in parked if round > state.round and w not in state.invited}
     return later | state.declined.keys()
@@ -124,7 +124,7 @@ def _without(workers: tuple[Worker, ...], others: Collection[Worker]) -> tuple[W
 
 
 def passed_over(policy: RunPolicy, state: RunState) -> frozenset[Worker]:
-    """Who could still answer and is not waited for, having missed too many rounds in a row."""
+    """Workers that could still answer, but are not waited for after too many missed rounds in a row."""
     return frozenset(count_answers(policy, state).slow) if state.history.missed else frozenset()
 
 
@@ -191,7 +191,7 @@ def is_over(policy: RunPolicy, state: RunState, answers: Answers) -> bool:
 
 
 def due(policy: RunPolicy, state: RunState, answers: Answers) -> Seconds | None:
-    """When those who are late have been waited for long enough; None if only the deadline says so.
+    """The time at which late workers are no longer waited for; None if that is the deadline.
 
     Counted from the last of their invitations in this round, if there was one.
     """
@@ -215,7 +215,7 @@ def _enough(policy: RunPolicy, answers: Answers) -> int:
 
 
 def quorum_time(policy: RunPolicy, state: RunState, answers: Answers) -> Seconds:
-    """How long enough answers took: since the round opened, or since their models were given if longer."""
+    """Seconds that enough answers took: since the round opened, or since the pulls if that is longer."""
     spans = sorted(state.took.get(worker, 0.0) for worker in answers.pushed)
     honest = _enough(policy, answers) - len(answers.faulty)
     own = spans[min(honest, len(spans)) - 1] if honest > 0 and spans else 0.0
@@ -230,7 +230,7 @@ def quorum(policy: RunPolicy, full_size: int, there: int) -> int:
 def missing(
     kind: type[RollCall], policy: RunPolicy, state: RunState, answers: Answers
 ) -> tuple[Worker, ...]:
-    """Who was asked and did not answer in time. In a round that is given up early, only who is absent."""
+    """Workers that were asked and did not answer in time; in a round given up early, only the absent."""
     closed = kind is Close and (not policy.by_invitation or is_over(policy, state, answers))
     if closed or is_late(policy, state):
         return answers.asked
@@ -272,7 +272,7 @@ def summarise_close(policy: RunPolicy, state: RunState, answers: Answers, becaus
 
 
 def remember(kind: type[RollCall], policy: RunPolicy, state: RunState, answers: Answers) -> WaitingHistory:
-    """What adaptive waiting remembers once the round has ended."""
+    """The history of adaptive waiting after the round has ended."""
     if policy.waiting is None:
         return state.history
     return state.history.after_round(
@@ -293,7 +293,7 @@ def is_young_enough(policy: RunPolicy, state: RunState, round: int) -> bool:
 
 
 def useful_uploads(policy: RunPolicy, state: RunState) -> set[Worker]:
-    """Whose open upload counts if it gets through."""
+    """Workers whose open upload counts once it is complete."""
     if policy.by_invitation:
         return {w for w, (round, _) in state.uploads.items() if state.invited.get(w) == round}
     uploads = (w for w, (round, _) in state.uploads.items() if round == state.round)
@@ -301,7 +301,7 @@ def useful_uploads(policy: RunPolicy, state: RunState) -> set[Worker]:
 
 
 def ready_workers(policy: RunPolicy, state: RunState) -> tuple[Worker, ...]:
-    """Who waits for an invitation and could have one now; sorted."""
+    """Workers that wait for an invitation and could have one now; sorted."""
     if not state.parked:
         return ()
     busy = useful_uploads(policy, state) | state.held.keys() | state.faults.keys()
@@ -310,7 +310,7 @@ def ready_workers(policy: RunPolicy, state: RunState) -> tuple[Worker, ...]:
 
 
 def describe(policy: RunPolicy, state: RunState, answers: Answers) -> str:
-    """Who has answered so far, as the beginning of a sentence."""
+    """The answers so far, as the beginning of a sentence."""
     parts = f"({len(answers.pushed)} pushed, {len(answers.faulty)} faulty)"
     what = "answers are there" if policy.by_invitation else "workers answered"
     counted = f"{answers.total} of {answers.needed} {what} {parts}"
@@ -332,13 +332,13 @@ def _first(reasons: Mapping[Worker, str]) -> str:
 
 
 def _span(policy: RunPolicy, state: RunState, answers: Answers) -> Seconds:
-    """How long the round waits for those who are late, counted from its start."""
+    """Seconds that the round waits for late workers, counted from its start."""
     end = due(policy, state, answers)
     return policy.deadline if end is None or state.opened_at is None else end - state.opened_at
 
 
 def _until(policy: RunPolicy, state: RunState, answers: Answers) -> str:
-    """How long those who are late are still waited for."""
+    """The time until which late workers are waited for, in words."""
     span = _span(policy, state, answers)
     if span == policy.deadline:
         return "the deadline is still to come"
@@ -361,7 +361,7 @@ def _nobody_else(policy: RunPolicy, state: RunState, answers: Answers) -> str:
 
 
 def _not_waited_for(policy: RunPolicy, state: RunState, answers: Answers) -> str:
-    """Who is not waited for in a round that nobody else can answer."""
+    """Workers that are not waited for in a round that nobody else can answer."""
     if not policy.by_invitation:
         return "; nobody else can answer"
     gone = [worker for worker in answers.absent if worker not in state.revoked]

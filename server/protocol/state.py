@@ -42,7 +42,7 @@ class RunState:
     round: int = 0
     phase: Phase = Phase.OPEN
     at: Seconds = float("-inf")
-    """When the last event was."""
+    """Time of the last event."""
     opened_at: Seconds | None = None
     """None until the first worker of round 0 shows up."""
     overdue: bool = False
@@ -50,11 +50,11 @@ class RunState:
     skips: int = 0
     """Rounds in a row, up to this one, that had no update."""
     reason: str = ""
-    """Why the run is finished."""
+    """The reason why the run is finished."""
     quorum_took: Seconds | None = None
     """Until enough had answered this round for the adaptive wait to begin."""
     history: WaitingHistory = field(default_factory=WaitingHistory)
-    """What adaptive waiting remembers of the rounds before."""
+    """The history of earlier rounds for adaptive waiting."""
     asked: Mapping[Worker, tuple[int, Seconds]] = field(default_factory=dict[Worker, tuple[int, Seconds]])
     """The last invitation of each worker: its round, and when it was."""
     took: Mapping[Worker, Seconds] = field(default_factory=dict[Worker, Seconds])
@@ -68,29 +68,29 @@ class RunState:
     held: Mapping[Worker, Vector] = field(default_factory=dict[Worker, Vector])
     """Vectors that are there and not used yet, one of each worker."""
     closed: Close | None = None
-    """How the round was closed that is being aggregated."""
+    """The closing of the round that is being aggregated."""
     used: Mapping[Worker, Vector] = field(default_factory=dict[Worker, Vector])
     """The last vector of each invited worker that is held no more: it was used, or is too old by now."""
     faults: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
-    """Who proved faulty in this round, and by what."""
+    """Workers proven faulty in this round, with the refusal."""
     declined: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
-    """Who had nothing to send in this round, and why; while it is being aggregated, in the next."""
+    """Workers that declined this round, with the reason; while it is being aggregated, in the next."""
     absent: frozenset[Worker] = frozenset()
     """Workers without a process that is connected."""
     revoked: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
     """Workers whose certificate was revoked and that have not come back with another one, and why."""
     accused: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
-    """Who proved faulty while the round was being aggregated: it counts in the next."""
+    """Workers proven faulty while the round was being aggregated: they count in the next."""
     last: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
     """The round of the latest invitation of each worker that it did not decline."""
     before: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
-    """What `last` was before, of each worker that may still decline."""
+    """The earlier value of `last` of each worker that may still decline."""
     given_up: frozenset[Worker] = frozenset()
-    """Who had not asked when those who had were selected from: not waited for until it asks again."""
+    """Workers that had not asked at the last selection: not waited for until they ask again."""
 
     @property
     def taken(self) -> tuple[Worker, ...]:
-        """Whose held vector is being aggregated."""
+        """Workers whose held vector is being aggregated."""
         return () if self.closed is None else self.closed.workers
 
     @property
@@ -127,7 +127,7 @@ def _adapter() -> TypeAdapter[RunState]:
 
 
 class Selection(Protocol):
-    """Who takes part in a round, whose vectors it reduces over, and how old they may be."""
+    """The selection of workers: who takes part in a round, and how old vectors may be."""
 
     @property
     def by_invitation(self) -> bool:
@@ -140,7 +140,7 @@ class Selection(Protocol):
 
     @property
     def tau(self) -> int | None:
-        """How many rounds a vector may be old when it is used; None for any age."""
+        """Maximum staleness in rounds when a vector is used; None for any age."""
         ...
 
     @property
@@ -149,15 +149,15 @@ class Selection(Protocol):
         ...
 
     def members(self, workers: tuple[Worker, ...], round: int, /) -> tuple[Worker, ...]:
-        """Whose vectors the round reduces over, as far as they are there; sorted."""
+        """Workers whose vectors the round reduces over, as far as they have arrived; sorted."""
         ...
 
     def expected(self, workers: tuple[Worker, ...], state: RunState, /) -> Collection[Worker]:
-        """Who is missing from the open round, unless it has answered."""
+        """Workers that are missing from the open round unless they have answered."""
         ...
 
     def full_size(self, n: int, round: int, /) -> int:
-        """How many answers a full round has."""
+        """The number of answers of a full round."""
         ...
 
     def needed(self, workers: tuple[Worker, ...], state: RunState, ready: int, /) -> int:
@@ -174,15 +174,15 @@ class Selection(Protocol):
     def invite(
         self, workers: tuple[Worker, ...], state: RunState, ready: tuple[Worker, ...], /
     ) -> tuple[Worker, ...]:
-        """Whom of those that are ready to invite now; their names are sorted."""
+        """The ready workers to invite now; the names given are sorted."""
         ...
 
     def wake_at(self, state: RunState, /) -> Seconds | None:
-        """When time alone makes a difference to `invite` or `needed`, or made one."""
+        """The time at which `invite` or `needed` change by time alone, or did."""
         ...
 
     def factor(self, age: int, /) -> float:
-        """What a vector counts at this age."""
+        """The staleness weight at this age."""
         ...
 
 
@@ -193,7 +193,7 @@ def unconditional(pushed: Collection[Worker], faulty: Collection[Worker]) -> str
 
 @dataclass(frozen=True)
 class RunPolicy:
-    """What a run agreed on before its first round.
+    """The settings of a run that the protocol needs, fixed before its first round.
 
     `quorum` is how many must have answered for a full round to close at its deadline. Unless it is `fixed`,
     that is all of a round that is smaller, and one less for each place that no worker was there to take,
@@ -203,19 +203,19 @@ class RunPolicy:
     workers: tuple[Worker, ...]
     rounds: int
     quorum: int
-    """How many workers must have answered for a round to close at its deadline."""
+    """The fewest answers with which a round closes at its deadline."""
     deadline: Seconds
-    """How long a round stays open for those who are late."""
+    """Seconds for which a round stays open."""
     shortfall: Literal["wait", "skip", "fail"]
-    """What to do at the deadline when the quorum is not met."""
+    """The action at the deadline when the quorum is not met."""
     f: int
-    """How many workers may be Byzantine."""
+    """The number of workers that may be Byzantine."""
     max_skips: int = 10
     """After so many rounds in a row without an update the run is over: nothing loops for ever."""
     requires: Condition = unconditional
-    """What the rule asks of the rows of a round. No round closes that does not meet it."""
+    """The condition of the rule on the rows of a round; no round closes without it."""
     waiting: AdaptiveWaiting | None = None
-    """When a round closes before its deadline without those who are late; None: never."""
+    """Adaptive waiting, which closes a round before its deadline; None for no such thing."""
     selection: Selection = field(kw_only=True)
     fixed: bool = field(default=False, kw_only=True)
     """Whether the quorum was asked for: then it is the same in every round."""
@@ -243,7 +243,7 @@ class RunPolicy:
         return self.selection.by_invitation
 
     def spare(self, asked: int, quorum: int) -> int:
-        """How many of those asked may be missing from a round that ends before its deadline.
+        """Workers that may be missing from a round that ends before its deadline.
 
         As many as the quorum leaves, but never more than f: so the first answers alone decide nothing. With
         f = 0 nobody is Byzantine, and the quorum alone says.
@@ -254,7 +254,7 @@ class RunPolicy:
     def shortage(
         self, pushed: Collection[Worker], faulty: Collection[Worker], quorum: int | None = None
     ) -> str:
-        """What keeps a round from being aggregated, as the end of a sentence; empty if nothing does.
+        """The reason why a round cannot be aggregated, as the end of a sentence; empty if it can.
 
         A proven fault counts for the quorum: the rule has one row less, and one Byzantine row less.
         """

@@ -78,7 +78,7 @@ class Window:
 
     @property
     def wake_at(self) -> Seconds | None:
-        """When the next `tick` is due; None when nothing depends on time."""
+        """The time at which the next `tick` is due; None when nothing depends on time."""
         if self._since is None or self.settled or self._overdue:
             return None
         return self._since + self._patience
@@ -156,7 +156,7 @@ class Window:
         self._fix(at)
 
     def set_aside(self, aside: Set[Worker], at: Seconds) -> None:
-        """Nobody waits for these workers."""
+        """Wait no longer for these workers."""
         self.aside = frozenset(aside)
         self._fix(at)
 

@@ -72,7 +72,7 @@ log = logging.getLogger(__name__)
 REASON = 200
 """Characters of what a worker gives as its reason."""
 Task: TypeAlias = Close | Skip | Forget | Finish | Exception
-"""What is carried out one after the other, in the order in which the machine decided it."""
+"""An effect that is carried out in the order in which the machine decided it."""
 
 
 class Coordinator:
@@ -216,7 +216,7 @@ class Coordinator:
 
     @property
     def rounds(self) -> int:
-        """How many rounds the run has if it is not stopped."""
+        """The number of rounds of the run if it is not stopped."""
         return self._machine.policy.rounds
 
     def status(self) -> Status:
@@ -282,7 +282,7 @@ class Coordinator:
         return None
 
     async def _ended(self, stop: asyncio.Event) -> Close | Skip | Finish:
-        """How the round has ended that is being received."""
+        """The end of the round that is being received."""
         while True:
             match task := await self._next(stop):
                 case Forget(worker):
@@ -293,7 +293,7 @@ class Coordinator:
                     return task
 
     async def _next(self, stop: asyncio.Event) -> Task:
-        """What to carry out next; a stop comes after what is due already."""
+        """The next effect to carry out; a stop comes after what is due already."""
         if self._tasks.empty():
             due, stopped = asyncio.create_task(self._tasks.get()), asyncio.create_task(stop.wait())
             await asyncio.wait((due, stopped), return_when=asyncio.FIRST_COMPLETED)

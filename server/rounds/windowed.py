@@ -40,17 +40,17 @@ PATIENCE: Seconds = 15.0
 
 
 def window_columns(d: int) -> int:
-    """How many columns of each row of d are kept at a time."""
+    """The number of columns of each row of d that are kept at a time."""
     size = block_columns()
     return min(BLOCKS * size, -(-d // size) * size)
 
 
 @dataclass(frozen=True)
 class WindowListener:
-    """What windowed rounds ask of the coordinator, and tell it."""
+    """The interface of the coordinator for windowed rounds."""
 
     refusal: Callable[[Slot], Refusal | None]
-    """Why an upload would not count any more, whatever the window says."""
+    """The refusal of an upload that cannot count any more, whatever the window says."""
     settle: Callable[[Sequence[Slot]], Refusal | None]
     """Counts the vectors in all of these slots, or says why none of them counts."""
     fail: Callable[[Exception], None]
@@ -63,7 +63,7 @@ class _Update:
 
     stream: Stream
     workers: tuple[Worker, ...]
-    """Whose rows it is made of, sorted."""
+    """Workers whose rows it is made of, sorted."""
     attempt: int
     """The attempt at the round that it belongs to."""
 
@@ -207,7 +207,7 @@ class WindowedRounds:
                 waiter.set_result(None)
 
     async def aggregation(self, close: Close) -> Aggregation:
-        """What makes the update of the round that has closed, from blocks that are all reduced by now."""
+        """The aggregation of the closed round, from blocks that are all reduced by now."""
         if self._task is not None:
             await self._task
         update = self._in_progress

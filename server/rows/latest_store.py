@@ -38,13 +38,13 @@ class NoRoom(OSError):
 
 @dataclass(frozen=True)
 class LatestPlan:
-    """How much memory or disk a store of latest vectors takes, known before anything is allocated."""
+    """The memory or disk that a store of latest vectors takes, known before anything is allocated."""
 
     n: int
     d: int
     dtype: StoredDtype = "float32"
     folder: Path | None = None
-    """Where the vectors are kept on disk; in memory without one."""
+    """The folder on disk for the vectors; None keeps them in memory."""
 
     def __post_init__(self) -> None:
         if min(self.n, self.d) < 1:
@@ -164,7 +164,7 @@ class LatestStore:
         return {worker: self._backing.row(self._rows.get(worker, zeros)) for worker in self.workers}
 
     def ages(self, round: int) -> dict[Worker, int]:
-        """How many rounds ago each vector was made; only of workers that have one."""
+        """The age of each vector in rounds; only of workers that have one."""
         return {worker: round - stamp for worker, stamp in sorted(self._stamps.items())}
 
     def state(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from varangian.server.rows.storage import RowStorage
 _buffers = threading.local()
 
 NOT_FINITE = "not finite"
-"""What is proved by a NaN, an infinity, or a number that is too large for a row."""
+"""The fault of a NaN, an infinity, or a number that is too large for a row."""
 
 
 class Overtaken(Exception):
@@ -36,15 +36,15 @@ async def _always(slot: Slot) -> None:
 
 
 def _nobody(slot: Slot) -> None:
-    """Nobody waits for the progress of an upload."""
+    """A listener that ignores the progress of an upload."""
 
 
 @dataclass(frozen=True)
 class SlotListener:
-    """What a slot asks of the round, and tells it."""
+    """The interface of a round for its slots."""
 
     refusal: Callable[[Slot], Refusal | None]
-    """Why the vector in the slot would not count any more, if so."""
+    """The refusal of a vector that cannot count any more; None while it can."""
     progressed: Callable[[Slot], None] = _nobody
     """The slot was opened, more numbers have landed in it, or it was given up."""
     wait_for_room: Callable[[Slot], Awaitable[None]] = _always
@@ -103,7 +103,7 @@ class Slot:
 
     @property
     def columns(self) -> int:
-        """How many numbers have landed."""
+        """The number of columns that have landed."""
         return self.sink.passed // self._width
 
     @property
@@ -169,7 +169,7 @@ class Slot:
         self._listener.progressed(self)
 
     def close(self) -> None:
-        """Nothing lands any more, from no thread."""
+        """Accept no more bytes from any thread."""
         self.closed = True
         self.sink.close(Overtaken(Refusal.UNOFFERED))
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepInput:
-    """What a step is made of."""
+    """The input of a step: rows, and how to aggregate them."""
 
     rows: Mapping[Worker, Tensor]
     """(d,) each; of the workers whose names the record speaks of."""
@@ -30,9 +30,9 @@ class StepInput:
     aggregation: Aggregation | None = None
     """Makes the update in place of the rule."""
     ages: Mapping[Worker, int] | None = None
-    """How many rounds old the model was that a row was made for; None where all are of this round."""
+    """The age of each row's model in rounds; None where all are of this round."""
     fresh: Collection[Worker] | None = None
-    """Whose rows no step before has seen; None for all of them."""
+    """Workers whose rows no step before has seen; None for all of them."""
 
 
 class RowSource(Protocol):
@@ -53,7 +53,7 @@ class RowSource(Protocol):
         ...
 
     def forget(self, worker: Worker, /) -> None:
-        """What this worker has sent so far is in no later round: its certificate was revoked."""
+        """Leave all vectors of this worker out of later rounds: its certificate was revoked."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from varangian.server.protocol.events import Worker
 
 
 class RowStorage(Protocol):
-    """Where pushed vectors lie until their round has used them. For the event loop, but for `place`."""
+    """Storage of pushed vectors until their round has used them. For the event loop, but for `place`."""
 
     def lend(self, worker: Worker, round: int, /) -> Refusal | None:
         """See that there is a row for a vector of this worker; or why there is none."""
@@ -29,11 +29,11 @@ class RowStorage(Protocol):
         ...
 
     def free(self, worker: Worker, column: int, /) -> int:
-        """How many columns of the worker there is room for, from this one on."""
+        """The number of columns of the worker that there is room for, from this one on."""
         ...
 
     def rows(self, workers: Iterable[Worker], /) -> Mapping[Worker, Tensor]:
-        """What is kept of the vectors of these workers."""
+        """The stored rows of these workers."""
         ...
 
     def hold(self, workers: Iterable[Worker], /) -> None:

@@ -45,7 +45,7 @@ class Ema:
 
 
 def samples(batch: int, counted: int, effective: float | None = None) -> float:
-    """How many samples a step has learned from.
+    """The number of samples that a step has learned from.
 
     Args:
         batch: samples of one worker.

@@ -29,7 +29,7 @@ Aggregation: TypeAlias = Callable[[], Aggregate]
 
 @dataclass(frozen=True)
 class Step:
-    """What one round did to the model."""
+    """The outcome of one step on the model."""
 
     norm: float
     """Euclidean norm of the aggregate."""
@@ -38,14 +38,14 @@ class Step:
     reference_weight: float
     """The coefficient of the last aggregate."""
     dropped: dict[str, str]
-    """Who took no part because of what it sent, and why."""
+    """Workers whose vectors were dropped, with the reason."""
     details: dict[str, dict[str, float]]
-    """What else the rule says of each worker, by name of the value."""
+    """Further values that the rule reports of each worker, by name."""
     lr: float
     seconds: dict[str, float]
     """By phase: aggregate, step."""
     effective: float | None = None
-    """How many workers, equally believed, would average as much; None for a rule without weights."""
+    """The effective number of workers, (sum c)^2 / sum c^2 of the weights c; None without weights."""
     spread: float | None = None
     """Mean squared distance of the rows to the aggregate; None where no distance was measured."""
 
@@ -227,7 +227,7 @@ class Learner:
 
 
 def _count_learned(aggregate: Aggregate, workers: Sequence[str], fresh: Collection[str] | None) -> float:
-    """How many new rows, equally believed, a step has learned from."""
+    """The effective number of new rows that a step has learned from."""
     new = [
         i
         for i, worker in enumerate(workers)

@@ -170,7 +170,7 @@ class Stepper:
         self._bounds = bounds
 
     def state(self) -> State:
-        """What a run that is resumed needs, by name; the tensors are those that the next step changes."""
+        """The state for resuming a run, by name; the tensors are those that the next step changes."""
         return {**self._torch.state[self._parameter], BOUND: self._bounds.memory}
 
     def restore(self, state: Mapping[str, Tensor | float]) -> None:

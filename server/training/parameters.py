@@ -61,7 +61,7 @@ class Snapshot:
     round: int
     finished: bool
     reason: str
-    """Why the run is finished, or nothing."""
+    """The reason why the run is finished, or empty."""
     payload: memoryview
     """Little-endian float32; read-only."""
     digest: bytes

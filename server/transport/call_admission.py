@@ -47,7 +47,7 @@ class CallAdmission:
             raise Refused(Refusal.CALLS, rate=self.calls.rate)
 
     def _who(self, metadata: Metadata, peer: Peer, end: str) -> tuple[str, bool]:
-        """What calls and connections of this caller are counted under, and whether he has proved that."""
+        """The key under which calls of a caller are counted, and whether the caller has proved it."""
         if (name := self._sessions.proven_name(metadata, peer)) is not None:
             return name, True
         address = parse_peer(end)

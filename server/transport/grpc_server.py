@@ -23,7 +23,7 @@ METADATA = 16 << 10
 
 
 def options(workers: int) -> tuple[tuple[str, int], ...]:
-    """How gRPC serves a run with so many workers."""
+    """The options of gRPC for a run with so many workers."""
     places = connections(workers)
     return (
         ("grpc.max_receive_message_length", MESSAGE_LIMIT),

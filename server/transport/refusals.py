@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 SENTENCE_LIMIT = 1000
 """Characters: a status travels in a header, and headers are small."""
 ROUTINE = frozenset({Refusal.AGE.code, Refusal.SILENT.code, Refusal.CROWD.code})
-"""What honest callers come by as well; not worth a warning."""
+"""Refusals that honest callers meet as well; not worth a warning."""
 
 
 class Refusals:

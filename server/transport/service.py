@@ -221,7 +221,7 @@ class Service:
 
     @contextmanager
     def _without_model(self, worker: str, pull: AnsweredPull) -> Generator[bytes | None]:
-        """What to send in place of a model, for as long as it is being sent; None if it is to be the model.
+        """The message in place of a model, for as long as it is being sent; None if it is to be the model.
 
         Raises:
             Refused: the server stops, or the worker has pulled this model too often.

@@ -79,7 +79,7 @@ class StatusReplies:
 
 
 def public(status: Status) -> str:
-    """Where the run stands, for anybody. Which workers proved faulty is for log and record alone."""
+    """The public status of the run. Which workers proved faulty is for log and record alone."""
     if status.finished:
         return f"the run has ended, at round {status.round} of {status.rounds}"
     answers = len(status.counted) + len(status.faulty)

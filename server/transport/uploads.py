@@ -24,15 +24,15 @@ from varangian.server.transport import calls
 from varangian.server.transport.calls import Call
 
 LARGE, LARGEST = 2 << 20, CHUNK_LIMIT
-"""What messages of a push should have, in bytes: each costs some 0.3 ms of both ends."""
+"""Sizes of a push's messages in bytes: each costs some 0.3 ms of both ends."""
 SMALL = 64 << 10
 """Bytes below which a message costs more than it brings."""
 SMALL_PER_SECOND, SMALL_AT_ONCE = 50.0, 64.0
-"""How many of those a stream may bring; if it brings more, they are read later and not refused."""
+"""Small messages that a stream may bring; if it brings more, they are read later and not refused."""
 
 
 def message_bytes(payload: int, workers: int) -> int:
-    """How large the messages of a push should be.
+    """The size that messages of a push should have.
 
     gRPC keeps memory to read into for every connection, about twice what it has seen come at once. For a
     few workers that is little beside their rows; for many it is not, and their messages are smaller.

@@ -134,7 +134,7 @@ def resolve(target: str, error: type[InputError] = UserCodeError) -> Callable[..
 
 
 def shadowing_file(module: Any) -> str:
-    """Where a module was found, if it hides a file of the same name in the current folder."""
+    """The place of a module that hides a file of the same name in the current folder."""
     name, file = str(module.__name__), getattr(module, "__file__", None)
     here = Path.cwd() / f"{name.replace('.', '/')}.py"
     if here.exists() and (file is None or not here.samefile(file)):

@@ -50,7 +50,7 @@ class Fix:
     values: tuple[Any, ...]
     """Values to try, in order; the first that works is suggested."""
     name: str = ""
-    """What the user types in place of the path, if it differs."""
+    """The name that the user types in place of the path, if it differs."""
     bare: bool = False
     """Whether the value alone is shown, because it belongs where the problem is."""
 
@@ -67,11 +67,11 @@ class Problem:
     path: str
     """The setting: `aggregator.rule.krum.f`."""
     rule: str
-    """What should be there, as a sentence without the path."""
+    """The rule that was not kept, as a sentence without the path."""
     value: Any = NOTHING
-    """What was found; NOTHING where a setting is missing."""
+    """The value found; NOTHING where a setting is missing."""
     hint: str = ""
-    """What to do about it, as a sentence; `FIXES` is replaced by the fixes."""
+    """Advice, as a sentence; `FIXES` is replaced by the fixes."""
     fixes: tuple[Fix, ...] = ()
     """Suggestions; the reader of a configuration keeps those that work (`with_fixes`)."""
 

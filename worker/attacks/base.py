@@ -21,21 +21,21 @@ from varangian.registry import Registry
 P = ParamSpec("P")
 
 Sight: TypeAlias = Literal["own", "colluders", "all"]
-"""Whose honest vectors an adversary sees: its own, those of the attackers, or those of all the others."""
+"""The honest vectors that an adversary sees: its own, those of attackers, or those of all others."""
 SIGHTS: tuple[Sight, ...] = ("own", "colluders", "all")
 """From the least to the most."""
 
 
 @dataclass(frozen=True, eq=False)
 class Knowledge:
-    """What one attacker knows in one round."""
+    """The knowledge of one attacker in one round."""
 
     honest: Tensor
     """(k, d), rows by worker name. own: its own honest vector. colluders: what the f attackers would send
     if they were honest. all: what the n - f honest workers do send."""
     n: int
     f: int
-    """How many attack; the server may have been told another number."""
+    """The number of attackers; the server may have been told another one."""
     rank: int
     """This attacker among the f, from 0."""
     round: int

@@ -41,7 +41,7 @@ class Dataset:
 
     name: str
     classes: int | None
-    """How many classes there are: labels are 0 to classes - 1. None: found from the labels of the training
+    """The number of classes: labels are 0 to classes - 1. None: found from the labels of the training
     samples if the loss is one of classes; a data set of numbers has none."""
     train_x: Samples
     """(N, *features). Floats reach the model as float32, integers as integers (tokens), uint8 as float32
@@ -102,7 +102,7 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """How many numbers the model is to give for a sample: classes, or as many as its target has."""
+        """The size of the model's output for a sample: classes, or as many as its target has."""
         if self.classes is not None:
             return self.classes
         shape = self.train_y.shape[1:] if isinstance(self.train_y, Tensor) else ()
@@ -116,7 +116,7 @@ class Dataset:
 
     @property
     def size(self) -> int:
-        """How many training samples there are."""
+        """The number of training samples."""
         return count(self.train_x)
 
     def prepared(self, x: Samples, device: torch.device) -> Any:
@@ -175,7 +175,7 @@ def format_whole_shape(samples: Samples) -> str:
 
 
 class Source(Protocol):
-    """Where a data set comes from."""
+    """A source of a data set."""
 
     def load(self) -> Dataset:
         """Read it.

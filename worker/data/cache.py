@@ -24,7 +24,7 @@ Rows: TypeAlias = NDArray[np.uint8]
 
 
 def load_or_make(name: str, key: str, make: Callable[[], Rows]) -> Rows:
-    """What `make` returns, made once for every (name, key).
+    """The cached result of `make`, made once for every (name, key).
 
     Files of other keys under the same name are out of date, and are removed.
     """
@@ -77,7 +77,7 @@ def lock(path: Path) -> Generator[None]:
 
 
 def save(path: Path, name: str, rows: Rows) -> None:
-    """Whole or not at all."""
+    """Save a file atomically: whole or not at all."""
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f"{name}-", suffix=".tmp", delete=False
     ) as file:

@@ -17,7 +17,7 @@ from varangian.worker.data.samples import Samples, convert, map_tensors, tensors
 Bytes: TypeAlias = Literal["images", "images_last", "integers"]
 PARTS = ("train_x", "train_y", "test_x", "test_y")
 COLOURS = (1, 3, 4)
-"""How many channels an image may have: grey, RGB, RGBA."""
+"""Numbers of channels that an image may have: grey, RGB, RGBA."""
 ADVICE = "Return tensors, arrays of numbers, or tuples or mappings of them."
 SAY = "data.custom.uint8: images, images_last (channels last) or integers (token ids)"
 
@@ -34,10 +34,10 @@ class Custom:
     target: str
     options: Mapping[str, object] = field(default_factory=dict)
     classes: int | None = None
-    """How many classes there are; null is the largest label of the training samples and one. A worker whose
+    """The number of classes; null is the largest label of the training samples and one. A worker whose
     own data has fewer takes the number of the server."""
     uint8: Bytes | None = None
-    """What uint8 inputs are: `images` (channels first) and `images_last` (channels last) are scaled from
+    """Meaning of uint8 inputs: `images` (channels first) and `images_last` (channels last) are scaled from
     0..255 to 0..1, `integers` stay integers. null takes what is clearly an image and refuses the rest."""
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ def dataset_of(
 
 
 def interpret_bytes(here: str, uint8: Bytes | None, x: Tensor) -> Tensor:
-    """What uint8 inputs are meant to be; other inputs stay."""
+    """Inputs converted according to the meaning of uint8; other inputs stay."""
     if x.dtype != torch.uint8:
         return x
     shape = list(x.shape[1:])

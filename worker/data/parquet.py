@@ -25,7 +25,7 @@ TRAIN, TEST = ("train",), ("test", "validation", "valid", "val")
 """Names of the parts in use."""
 PATTERNS = ("{}-*.parquet", "{}.parquet", "{}/*.parquet", "{}_*.parquet")
 SUBFOLDERS = ("", "data", "plain_text", "default")
-"""Where the files of a data set lie in the repositories of the hub; other subfolders come after them."""
+"""Subfolders of data files in the repositories of the hub; other subfolders come after them."""
 OF = re.compile(r"-(\d+)-of-(\d+)")
 NUMBER = re.compile(r"\d+")
 BATCH = 1000
@@ -36,7 +36,7 @@ HEAD = 9
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read, and how.
+    """The columns to read, and their conversion.
 
     Args:
         name: of the data set, for messages.
@@ -70,7 +70,7 @@ class Parquet:
     label: str | None = None
     """The column of labels; null is label, labels or fine_label."""
     classes: int | None = None
-    """How many classes there are; null is the largest label of the training samples and one."""
+    """The number of classes; null is the largest label of the training samples and one."""
     mean: float | tuple[float, ...] = 0.0
     """Of pixels, for all channels or for each."""
     std: float | tuple[float, ...] = 1.0
@@ -137,7 +137,7 @@ def parquet_files(name: str, folder: Path) -> dict[str, list[Path]]:
 
 
 def describe_folder(folder: Path) -> str:
-    """What is in a folder, in short."""
+    """The contents of a folder, in short."""
     if not folder.is_dir():
         return "which is a file" if folder.exists() else "which does not exist"
     files = sorted(path.name for path in folder.rglob("*.parquet"))

@@ -36,7 +36,7 @@ def map_tensors(samples: Samples, function: Callable[[Tensor], Tensor]) -> Sampl
 
 
 def count(samples: Samples) -> int:
-    """How many samples there are; of several tensors the shortest counts."""
+    """The number of samples; of several tensors the shortest counts."""
     return min((len(tensor) if tensor.dim() else 0 for _, tensor in tensors(samples)), default=0)
 
 

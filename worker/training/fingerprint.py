@@ -66,7 +66,7 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
 
 
 def fingerprint(dataset: Dataset) -> dict[str, str]:
-    """How many training samples there are, all integers of them exactly, and some numbers of the others."""
+    """A fingerprint of the training samples: their count, all integers, some of the other numbers."""
     entries = {"data: training samples": str(dataset.size)}
     for part, samples in (("inputs", dataset.train_x), ("targets", dataset.train_y)):
         entries |= dict(fingerprint_samples(f"data: {part}", samples))

@@ -32,7 +32,7 @@ class Rates(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Everything that decides what a worker sends, given a round and the parameters.
+    """The task of a worker: all settings that decide what it sends, given a round and the parameters.
 
     The same in every process of a run; small, and it can be pickled.
     """
@@ -44,12 +44,12 @@ class Task:
     data: Source
     partition: Partition
     f: int = 0
-    """How many may attack, as the server was told."""
+    """The number that may attack, as the server was told."""
     byzantine: tuple[str, ...] = ()
     """The names of those that do attack, ascending."""
     attack: Attack | None = None
     knows: Sight | None = None
-    """Whose honest vectors an attacker sees; None is what the attack needs."""
+    """The honest vectors that an attacker sees; None is what the attack needs."""
     batch_size: int = 32
     """Samples of one worker in one step."""
     momentum: float = 0.9
@@ -61,10 +61,10 @@ class Task:
     local_rates: Rates | None = None
     """gamma by round, in place of `local_lr`: so the local rate follows a schedule."""
     rounds: int = 1
-    """How many rounds the run has, for `local_rates`."""
+    """Rounds of the run, for `local_rates`."""
     loss: Loss = field(default_factory=CrossEntropy)
     metrics: tuple[Metric, ...] | None = None
-    """What is reported of held-out data beside the loss; None is the accuracy where there are classes."""
+    """Metrics on held-out data besides the loss; None is the accuracy where there are classes."""
     classes: int | None = None
     """The number of classes of the run, for data that does not say: the server's, where that is known."""
     deltas: bool = False
@@ -109,19 +109,19 @@ class Task:
 
     @property
     def sight(self) -> Sight:
-        """Whose honest vectors an attacker sees."""
+        """The honest vectors that an attacker sees."""
         needs: Sight = self.attack.needs if isinstance(self.attack, GradientAttack) else "own"
         return self.knows or needs
 
     @cached_property
     def timetable(self) -> Timetable:
-        """Who takes part in which round, and how late."""
+        """The timetable: availability and delays of workers."""
         return Timetable(
             names=self.workers, seed=self.seed, availability=self.availability, delays=self.delays
         )
 
     def seen(self, round: int) -> tuple[str, ...]:
-        """Whose honest vectors of a round attackers see beyond their own: of those who take part in it."""
+        """Workers whose honest vectors attackers see beyond their own: members of the round."""
         names = {"own": (), "colluders": self.byzantine, "all": self.honest}[self.sight]
         return tuple(name for name in names if self.timetable.available(name, round))
 

@@ -54,7 +54,7 @@ TRIAL = 2
 
 @dataclass(frozen=True)
 class Goal:
-    """What is made small, and what is reported beside it."""
+    """The objective: the loss that is minimised, and the metrics reported beside it."""
 
     loss: Loss = field(default_factory=CrossEntropy)
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": Accuracy()})
@@ -110,7 +110,7 @@ class Trainer:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """What is reported beside the loss, by name."""
+        """Metrics besides the loss, by name."""
         return self._goal.metrics
 
     def _scored(self, outputs: Any, y: Any) -> None:
@@ -157,7 +157,7 @@ class Trainer:
         return [slope.to_dense() if slope.is_sparse else slope for slope in found]
 
     def _outputs(self, x: Any) -> Any:
-        """What the model gives for a batch."""
+        """The model's outputs for a batch."""
         size, shape = count(x), format_shape(shapes(x))
         samples = "a batch of one sample" if size == 1 else f"a batch of {size} samples"
         with guard(f"{self._name} with {samples} of shape {shape}", "", self._target, ModelError):

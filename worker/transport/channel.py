@@ -159,7 +159,7 @@ def _reload(bundle: Bundle) -> Bundle:
 
 
 def describe_server(server: str, secure: bool) -> str:
-    """What `host:port` stands for just now, and whether it is called over TLS. May block for seconds."""
+    """The addresses of `host:port` just now, and whether it is called over TLS. May block for seconds."""
     how = "over TLS" if secure else "in clear text"
     where = split_address(server)
     if where is None:

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DAMAGED = (Refusal.DIGEST, Refusal.TOO_FEW_BYTES)
-"""What can happen to a download on its way; anything else is a server that speaks otherwise."""
+"""Errors that a download can suffer on its way; anything else is a server that speaks otherwise."""
 
 
 LOOK = 3
@@ -259,7 +259,7 @@ class Client:
         log.warning("%s yet, since %s; trying again. %s", self._failed(what), since, why)
 
     async def _why(self, passing: TransientError) -> tuple[str, bool]:
-        """What is known about a failure, and whether it will still be so in a moment."""
+        """The known cause of a failure, and whether it will last longer than a moment."""
         (cause,) = passing.args
         if not isinstance(cause, FailedCall) or cause.code:
             return str(cause), False  # the answer of a server that can be reached

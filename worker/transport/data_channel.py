@@ -261,7 +261,7 @@ class DataChannel:
 
 
 def channel_fault(error: Exception) -> str:
-    """What is wrong with the data channel, by an error of a call; empty if the error is not its fault.
+    """The fault of the data channel, by an error of a call; empty if the error is not its fault.
 
     Both connections may break because the payload leaves no room for anything else on their way.
     """

@@ -23,7 +23,7 @@ X509_OTHER_NAME = frozenset({62, 64})
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why there is no connection."""
+    """A diagnosis: the reason why there is no connection."""
 
     sentence: str = ""
     """Empty when nothing is wrong below the calls."""

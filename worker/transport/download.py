@@ -78,7 +78,7 @@ class Incoming:
         return parameters
 
     def stalled(self) -> None:
-        """Nothing arrived in time: ask for small chunks."""
+        """Note that nothing arrived in time: ask for small chunks."""
         self.chunk_bytes = CHUNK_FLOOR
 
     def _new_download(self) -> tuple[Tensor, Download]:

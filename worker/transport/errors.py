@@ -71,7 +71,7 @@ class FailedCall:
 
     @property
     def reaction(self) -> Reaction:
-        """What to do about it. A status that may pass counts for more than a code that says to go on."""
+        """The reaction to it. A status that may pass counts for more than a code that says to go on."""
         passing = self.status in (PASSING_STATUS if self.code else SILENT_STATUS)
         known = None if self.refusal is None else self.refusal.reaction
         if known is None or (passing and known not in (Reaction.REJOIN, Reaction.RENEW)):
@@ -87,7 +87,7 @@ class FailedCall:
 
     @property
     def hint(self) -> str:
-        """What to look at, when the failure did not come from a Varangian server."""
+        """Advice when the failure did not come from a Varangian server."""
         return "" if self.code else HINTS.get(self.status, "")
 
     def __str__(self) -> str:

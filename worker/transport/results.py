@@ -1,4 +1,4 @@
-"""What came of a pull, a computation or a push."""
+"""Results of a pull, a computation or a push."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a push."""
+    """The result of a push."""
 
     counted: bool
     code: str = ""
-    """Why not, as a stable code."""
+    """The stable code of the refusal."""
     sentence: str = ""
-    """Why not, in the server's words."""
+    """The sentence of the refusal, in the server's words."""
     round: int | None = None
     """The round that the server was in."""
 

@@ -13,7 +13,7 @@ class Backoff:
     """Exponential back-off with jitter, capped; without a limit unless one is given."""
 
     tries: float = inf
-    """How many times a call is tried at most."""
+    """The most attempts of a call."""
     first: float = 0.1
     """Seconds at most before the second try; each further wait may be twice as long."""
     most: float = 5.0

@@ -15,7 +15,7 @@ SPARE = Spare()
 """A descriptor in reserve, one for all workers of a process."""
 
 Proof: TypeAlias = str | Bundle
-"""What a worker identifies itself with: a token, or over TLS its certificate."""
+"""The credentials of a worker: a token, or over TLS its certificate."""
 
 
 def load_worker_bundle(path: Path, name: str) -> Bundle:

@@ -50,7 +50,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything, and where it was measured."""
+    """All results, and the machine they were measured on."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]

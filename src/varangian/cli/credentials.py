@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SecurityChoice:
-    """What was asked for on the command line, or else in the environment."""
+    """The security chosen on the command line, or else in the environment."""
 
     certs: Path | None
-    """Where the bundle is, or several; None is without TLS."""
+    """The folder of the bundle, or of several; None is without TLS."""
     insecure: bool
     """Whether a network may be used without TLS."""
 
@@ -43,7 +43,7 @@ def read_choice(args: argparse.Namespace) -> SecurityChoice:
 
 
 def check(chosen: SecurityChoice, host: str) -> None:
-    """Without TLS whoever can read the traffic can be any worker: that must have been asked for.
+    """Refuse a network without TLS unless asked for: anybody who reads the traffic can be any worker.
 
     Raises:
         ConfigError: it was not.

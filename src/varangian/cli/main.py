@@ -116,7 +116,7 @@ def _import_quickly(module: str) -> ModuleType:
 
 
 def _discard_output() -> None:
-    """What is still to be written goes nowhere, so that the interpreter need not complain as it leaves."""
+    """Discard what is still to be written, so that the interpreter does not complain at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -46,7 +46,7 @@ def task(config: RunConfig) -> Task:
 
 
 def waiting(config: RunConfig) -> AdaptiveWaiting | None:
-    """How long a round waits for late workers; None for as long as its deadline allows."""
+    """The adaptive waiting of a run; None if rounds wait until their deadline."""
     server = config.server
     factor = server.wait_factor if config.participation.adaptive_waiting else None
     # Without invitations a worker that was away by plan comes back unannounced: whether it counts should

@@ -23,16 +23,16 @@ from varangian.worker.training.compute import WorkerCompute
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a dry run found."""
+    """The findings of a dry run."""
 
     worked: tuple[str, ...]
-    """What was tried and works, a sentence each."""
+    """Checks that passed, a sentence each."""
     notes: tuple[str, ...]
-    """What works, but should be known."""
+    """Warnings: it works, but the user should know."""
     problems: tuple[Problem, ...]
-    """What would stop the run."""
+    """Problems that would stop the run."""
     untried: tuple[str, ...]
-    """What a run needs besides, and was not tried."""
+    """Needs of a run that were not tried."""
 
 
 def rehearse(config: RunConfig) -> Rehearsal:
@@ -71,7 +71,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
 
 
 def _try_computation(config: RunConfig, worker_compute: WorkerCompute) -> str:
-    """What the data and the model are, now that they have been used."""
+    """A sentence about the data and the model, after a gradient and an evaluation."""
     d, tensors, device = (
         worker_compute.layout.numel,
         len(worker_compute.layout.entries),

@@ -92,7 +92,7 @@ class _LoopThread(threading.Thread, Generic[T]):
                 self.cancel()
 
     def outcome(self) -> T:
-        """What the coroutine returned; raises what it raised."""
+        """The result of the coroutine; raises its error."""
         if isinstance(self._error, asyncio.CancelledError):
             raise KeyboardInterrupt from self._error
         if self._error is not None:

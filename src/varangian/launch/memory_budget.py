@@ -31,7 +31,7 @@ AGGREGATES = 2
 FRAMES = 1
 """The messages of a pull, made once for all workers."""
 SELDOM = 2
-"""What is written at the end of a run; or an update that other kernels make, after sums overflowed."""
+"""Bytes at the end of a run, or for an update by other kernels after sums overflowed."""
 IN_FLIGHT = 3
 """Messages of an upload that is received: what the transport assembles, hands over, and what lands."""
 CONNECTION, CALL = 64 << 10, 16 << 10
@@ -39,7 +39,7 @@ CONNECTION, CALL = 64 << 10, 16 << 10
 BESIDE = 64 << 10
 """A connection beside gRPC: its two ends of TLS, mostly. Its payload is never there as a whole."""
 RESERVE = 128 << 20
-"""What libraries take later on, and the kernels' blocks: no more with more workers or a larger model."""
+"""Bytes for libraries later on, and the kernels' blocks: no more with more workers or a larger model."""
 
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -52,19 +52,19 @@ class MemoryBudget:
 
     rows: int
     vectors: int
-    """How many times the model."""
+    """Vectors as long as the model."""
     model: int
     streams: int
-    """What transports hold: messages of gRPC for everybody, as any worker may send chunks at any time;
-    others as large that never end, of half of them; connections of anybody; and those beside it."""
+    """Bytes of the transports: messages of gRPC for all workers, as any may send chunks at any time;
+    messages as large that never end, of half of them; connections of anybody; and the data channel."""
     base: int
-    """What this process takes before any of it, and what its libraries will."""
+    """Bytes that this process takes before the run, and that its libraries will."""
     latest: int = 0
     """The last vectors of all workers, where those count in later rounds too."""
     evaluation: int = 0
     """Activations of an evaluation, which goes by batches of bounded memory."""
     rest: int = 0
-    """What is saved of the model besides what trains."""
+    """Bytes of the saved model besides its trained parameters."""
 
     @classmethod
     def of(
@@ -195,7 +195,7 @@ def available_memory(read: Read = _read) -> int | None:
 
 
 def _groups(read: Read) -> Iterator[int | None]:
-    """What each limit of a control group leaves, from the innermost to the outermost, of both versions."""
+    """The bytes that each control group's limit leaves, from the innermost outwards, of both versions."""
     mounts = read("/proc/self/mountinfo") or ""
     for hierarchy, controllers, path in _memberships(read("/proc/self/cgroup") or ""):
         if hierarchy != "0" and "memory" not in controllers.split(","):
@@ -223,7 +223,7 @@ def _memberships(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _mounts(text: str, second: bool) -> list[tuple[str, str]]:
-    """Where the groups of memory are mounted, and which group is the topmost that can be seen there."""
+    """The mounts of memory control groups, and which group is the topmost that can be seen there."""
     found: list[tuple[str, str]] = []
     for line in text.splitlines():
         before, _, after = line.partition(" - ")

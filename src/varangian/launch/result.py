@@ -31,11 +31,11 @@ class RunResult:
     digest: str
     """blake2b-128 of the final parameters, in hexadecimal."""
     rounds: int
-    """How many rounds were closed, with an update or without."""
+    """The number of rounds that were closed, with an update or without."""
     seconds: float
     """From the moment that the server was ready."""
     reason: str
-    """Why the run ended, as a sentence."""
+    """The reason why the run ended, as a sentence."""
     outcome: Outcome
     folder: Path | None = None
     ema_accuracy: float | None = None

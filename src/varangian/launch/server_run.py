@@ -44,18 +44,18 @@ class ServerRun:
     observe: Observe
     machine: Machine
     account: MemoryBudget
-    """What the server can take at most."""
+    """The memory budget of the server."""
     row_source: RowSource
     note: Note
     """Takes what a user should know besides the rounds; called from any thread."""
     notes: tuple[str, ...] = ()
-    """What to say of the task before the run."""
+    """Remarks on the task, printed before the run."""
     stop: Stop = field(default_factory=lambda: Stop())
     rounds: int = 0
     updates: int = 0
-    """How many of the rounds had an update."""
+    """The number of rounds with an update."""
     evaluated: int = -1
-    """How many rounds were closed when the scores were taken."""
+    """The number of rounds that were closed when the scores were taken."""
     scores: Scores = field(default_factory=Scores)
     began: float = field(default_factory=time.monotonic)
     saved: bool = False
@@ -107,7 +107,7 @@ class ServerRun:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What to say of the task and of the disk before the run."""
+        """Sentences about the task and the disk, printed before the run."""
         return (*self.notes, *self.storage)
 
     @property
@@ -164,7 +164,7 @@ class ServerRun:
         return result
 
     def close(self) -> None:
-        """Whatever came of the run; of one that ended on an error the parameters are saved, too."""
+        """Close the run folder and return the result; parameters are saved even after an error."""
         try:
             if self.rounds and not self.saved:
                 path = self.folder.save(self._models())
@@ -214,7 +214,7 @@ def is_windowed(config: RunConfig) -> bool:
 
 
 def describe_misfits(config: RunConfig, found: Mapping[str, str]) -> tuple[str, ...]:
-    """What to say of workers whose batches the model cannot take.
+    """A sentence about workers whose batches the model cannot take.
 
     Raises:
         ConfigError: too few are left for a quorum.
@@ -242,7 +242,7 @@ def check_descriptors(config: RunConfig) -> str | None:
 
 
 def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBudget:
-    """What the server of a run can take."""
+    """The memory budget of a run's server."""
     d = worker_compute.layout.numel
     return MemoryBudget.of(
         config.workers,
@@ -262,7 +262,7 @@ def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBud
 
 @dataclass
 class Stop:
-    """Why a run should end before its last round, once somebody wants that."""
+    """A request to end the run before its last round, with the reason."""
 
     event: asyncio.Event = field(default_factory=asyncio.Event)
     signal: int | None = None

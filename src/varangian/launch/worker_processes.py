@@ -81,7 +81,7 @@ class WorkerProcesses:
 
 
 def describe_exit(code: int | None) -> str:
-    """How a process ended, in words."""
+    """The end of a process, in words."""
     if code is not None and code < 0:
         return f"was ended by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"

@@ -15,7 +15,7 @@ from varangian.aggregators.kernels import backend_for
 from varangian.aggregators.spec import JOINT
 
 MIXED = ("nnm+median", "nnm+krum", "nnm+geometric_median", "nnm+flag")
-"""What is measured besides every rule alone."""
+"""Pipelines that are measured besides every rule alone."""
 WITH_FIELDS: dict[str, object] = {
     "flag:lam=4": {"flag": {"lam": 4.0}},
 }
@@ -65,7 +65,7 @@ class Case(Protocol):
     def f(self) -> int | None: ...
     def __call__(self, given: Input, backend: str | None, /) -> Tensor: ...
     def passes(self, given: Input, backend: str | None, /) -> float:
-        """How often it has to read all rows, at least."""
+        """The fewest passes over all rows that it needs."""
         ...
 
 
@@ -120,14 +120,14 @@ def most_byzantine(n: int) -> int:
 
 
 def names(wanted: Sequence[str] | None) -> list[str]:
-    """Everything, or what was asked for; commas between names do as well as spaces."""
+    """The names of the cases: all, or those asked for; commas between names do as well as spaces."""
     if not wanted:
         return [GRAM, *RULES, *WITH_FIELDS, *MIXED]
     return [name for text in wanted for part in text.split(",") if (name := part.replace(" ", ""))]
 
 
 def specification(name: str) -> object:
-    """What a configuration has for a name of the table."""
+    """The configuration of a name of the table."""
     return WITH_FIELDS.get(name, name)
 
 

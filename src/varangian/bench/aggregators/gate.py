@@ -17,11 +17,11 @@ COLUMNS = (1 << 16) + 4465
 
 @dataclass(frozen=True)
 class Checked:
-    """How far a result is off, and what that means."""
+    """The error of a result, and the verdict."""
 
     error: float | None
     reason: str | None = None
-    """Why it is wrong; None when it is right."""
+    """The reason why it is wrong; None when it is right."""
 
 
 def check(case: Case, given: Input, backend: str | None) -> Checked:

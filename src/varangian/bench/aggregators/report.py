@@ -31,15 +31,15 @@ class Line:
     name: str
     library: str
     f: int | None
-    """How many Byzantine rows it was told of; None where no number can be told."""
+    """The f that it was given; None where no number can be told."""
     status: Status
     error: float | None = None
     """Relative Euclidean distance to the reference backend, on the first columns of the same rows."""
     reason: str | None = None
-    """Why it was not timed."""
+    """The reason why it was not timed."""
     timing: Timing | None = None
     passes: float | None = None
-    """How often it has to read all rows, at least; of ours only."""
+    """The fewest passes over all rows that it needs; of ours only."""
     x_floor: float | None = None
     """Wall time over the time of those reads at the bandwidth of the copy."""
     against: str | None = None
@@ -81,7 +81,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything, and where it was measured."""
+    """All results, and the machine they were measured on."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]

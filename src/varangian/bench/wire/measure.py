@@ -16,7 +16,7 @@ from varangian.bench.wire.ways.processes import BrokenWay, Pair, Round
 SHARE = 0.6
 """Of the free memory that may be used at once."""
 MEASURES = (TCP, GRPC)
-"""What the others are measured by, in the order of a turn."""
+"""The yardsticks of the others, in the order of a turn."""
 PATIENCE = 40.0
 """Seconds after which a slow way is not repeated again."""
 WARM_UP = 2

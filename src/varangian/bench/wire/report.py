@@ -44,7 +44,7 @@ class Line:
     kind: str
     status: Status
     reason: str | None = None
-    """Why it was not measured."""
+    """The reason why it was not measured."""
     speed: Speed | None = None
 
 
@@ -64,7 +64,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything, and where it was measured."""
+    """All results, and the machine they were measured on."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]

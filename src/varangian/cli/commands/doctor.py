@@ -33,7 +33,7 @@ SOON = 3.0
 """Days before the end from which a certificate should be renewed."""
 DAY = 86400.0
 LISTS = (REVOKED, f"../{SERVER}/{REVOKED}", f"../{HOME}/{REVOKED}")
-"""Where lists of revoked certificates lie, seen from a bundle."""
+"""Places of lists of revoked certificates, relative to a bundle."""
 ENCRYPTION = "AES256_GCM_HKDF (streaming AEAD)"
 FAR = ". Beyond a local network the advice is `server.data_port: null`: then TLS protects payloads, too"
 FEW = 10
@@ -94,7 +94,7 @@ def _versions() -> Finding:
 
 
 def _files() -> Finding:
-    """How many files a process may have open here, and for how many workers a server can be started."""
+    """The limit of open files, and the number of workers of a server for which it is enough."""
     limit = descriptors.limit()
     workers = descriptors.most_workers(limit)
     found = f"{limit} may be open, enough for a server with {workers} workers"
@@ -184,7 +184,7 @@ def _proxies(server: str, variables: Mapping[str, str]) -> str:
 
 
 def _payloads(host: str, addresses: list[str], port: int, bundle: Bundle | None, timeout: float) -> Finding:
-    """Where payloads can travel from here, and what protects them there."""
+    """The way of payloads from here, and their protection."""
     if not port:
         how = "under TLS 1.3 like every call" if bundle else "in clear text"
         return Finding("payloads", True, f"over gRPC, as the server has no data port, {how}")

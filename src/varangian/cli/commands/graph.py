@@ -79,7 +79,7 @@ def cells(name: str, found: Figures | str) -> Sequence[str]:
 
 
 def rows(graph: Graph, n: int) -> Iterator[Sequence[str]]:
-    """What there is to say about one graph, a line for each figure."""
+    """The rows of one graph in the table, a line for each figure."""
     found = figures(graph, n)
     fewest, most = found.degree
     yield "each hears from", f"{_range(found.degree)} in a round"

@@ -22,9 +22,9 @@ from varangian.worker.transport.tls import credentials
 
 NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 DROPPED = (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.RESOURCE_EXHAUSTED)
-"""What gRPC says of a call that it has dropped by itself."""
+"""gRPC's words for a call that it has dropped by itself."""
 ENDED = ("Socket closed", "reset by peer")
-"""What it says of a connection that the server has ended."""
+"""gRPC's words for a connection that the server has ended."""
 CROWDED = "CALLS"
 """The code of a server that has had too many calls from here."""
 PAUSE = 0.2

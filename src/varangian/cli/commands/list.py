@@ -68,7 +68,7 @@ def describe_entry(registry: Registry[Any], name: str) -> Iterator[str]:
 
 
 def condition(registry: Registry[Any], name: str) -> str:
-    """How many rows the guarantee takes, found by asking for it."""
+    """The numbers of rows for which the guarantee holds, found by trying them."""
     if not robust(registry.build(name, name, {"f": 0})):
         return "Promises nothing against Byzantine workers."
     least = [_least_rows(registry, name, f) for f in SHOWN_F]

@@ -110,7 +110,7 @@ def _names_to_use(
 
 
 def _with_tokens(candidates: tuple[str, ...], tokens: Mapping[str, str]) -> tuple[str, ...]:
-    """Those with a token here; all of them where the secret itself is here."""
+    """The workers with a token here; all of them where the secret itself is here."""
     having = tuple(name for name in candidates if name in tokens) if tokens else candidates
     if candidates and not having:
         found = f"Found tokens of {', '.join(tokens)}"
@@ -119,7 +119,7 @@ def _with_tokens(candidates: tuple[str, ...], tokens: Mapping[str, str]) -> tupl
 
 
 def _with_bundles(candidates: tuple[str, ...], certs: Path) -> tuple[str, ...]:
-    """Those with a bundle here."""
+    """The workers with a bundle here."""
     if (certs / CERTIFICATE).is_file():
         held = tuple(name for name in candidates if name == _name_on_certificate(certs))
     else:

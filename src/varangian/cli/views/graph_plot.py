@@ -113,7 +113,7 @@ def _links(axis: Axes, links: Links, places: Matrix, colour: str) -> None:
 
 
 def _speed(axis: Axes, graph: Graph, n: int) -> None:
-    """What is left of the differences between workers, round by round."""
+    """The remaining differences between workers, round by round."""
     ours = [1.0, *(error / (n - 1) for error in disagreement(graph, n, MOST_ROUNDS))]
     needed = sum(1 for _ in takewhile(lambda error: error > CLOSE, ours))
     rounds = range(min(max(needed + 2, LEAST_ROUNDS), MOST_ROUNDS) + 1)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from varangian.server.observability.record import RoundRecord
 
 DISTRUSTED = 3
-"""How many of the least believed workers are shown."""
+"""The number of workers shown, those with the least weight."""
 
 
 class Live:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from varangian.server.observability.record import RoundRecord
 
 PLAIN_LINES = 20
-"""How many lines a plain run prints, whatever its rounds."""
+"""Lines that a plain run prints, whatever its rounds."""
 
 
 class Progress(Protocol):

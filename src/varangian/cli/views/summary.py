@@ -30,12 +30,12 @@ class RunSummary:
     """Rounds in which the rule gave weights."""
     drops: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)
-    """Why a worker was dropped, the last time."""
+    """The reason why each worker was dropped, the last time."""
     missing: Counter[str] = field(default_factory=Counter)
     ages: Counter[int] = field(default_factory=Counter)
-    """How many vectors were how many rounds old, where that is known."""
+    """The number of vectors of each age in rounds, where that is known."""
     first: float = 0.0
-    """When the first round was added, by a clock that never goes back."""
+    """Time at which the first round was added, by a monotonic clock."""
     last: float = 0.0
 
     def add(self, record: RoundRecord) -> None:
@@ -83,7 +83,7 @@ def percent(value: float | None) -> str:
 
 
 def scores_of(scores: Scores | None) -> list[tuple[str, str]]:
-    """What held-out data says of the model, as names and values; of an average one number."""
+    """The scores of the model on held-out data, as names and values; of an average one number."""
     if scores is None:
         return []
     found = [("loss", number(scores.loss))]
@@ -136,7 +136,7 @@ def _average(result: RunResult) -> list[tuple[str, str]]:
 
 
 def _missing_lines(summary: RunSummary) -> list[tuple[str, str]]:
-    """Who did not answer in time, one by one if they are few."""
+    """Lines about workers that did not answer in time, one by one if they are few."""
     if len(summary.missing) <= FEW:
         return [
             (f"missing {worker}", f"{times} times") for worker, times in sorted(summary.missing.items())

@@ -15,7 +15,7 @@ from varangian.registry import FIXES, NOTHING, Fix, Problem, fixes
 from varangian.worker.attacks import GradientAttack
 
 TRIES = 4
-"""How many of the numbers that meet the condition of the rule are tried as a fix."""
+"""The most numbers, of those that meet the condition of the rule, that are tried as a fix."""
 
 
 def check_answers(config: RunConfig) -> Iterator[Problem]:

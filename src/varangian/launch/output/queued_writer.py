@@ -39,7 +39,7 @@ Warn = Callable[[str], None]
 
 
 class Sink(Protocol):
-    """Where bytes go."""
+    """The destination of bytes."""
 
     def write(self, data: bytes, /) -> tuple[bytes, OSError | None]:
         """Write; returns what is still to be written, and why it could not be.
@@ -150,7 +150,7 @@ class QueuedWriter:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: the thread writes as soon as it can. `drain` waits for it."""
+        """No effect: the thread writes as soon as it can, and `drain` waits for it."""
 
     def isatty(self) -> bool:
         return self._terminal
@@ -162,7 +162,7 @@ class QueuedWriter:
             return done and not self._failing
 
     def waiting(self) -> bytes:
-        """What is not written yet."""
+        """Bytes that are not written yet."""
         with self._changed:
             return b"".join([self._hand, *self._queue])
 

@@ -226,7 +226,7 @@ class RunFolder:
             yield lambda parent=parent: make_folder(parent(), self.path.name)  # type: ignore[misc]
 
     def _accompany(self, path: Path) -> None:
-        """What the run is and what its rounds were, where that is missing; as far as there is room."""
+        """Write the configuration and the records of the run where they are missing, if there is room."""
         for name, content in self._documents.items():
             if not (path / name).exists():
                 with contextlib.suppress(OSError):
@@ -249,7 +249,7 @@ def short_name(config: RunConfig) -> str:
 
 
 def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
-    """What else the numbers of a run may depend on."""
+    """The manifest: what else the numbers of a run may depend on."""
     return {
         "varangian": varangian.__version__,
         "git": describe_commit(Path(varangian.__file__).parent),

@@ -32,7 +32,7 @@ class Job:
         return self.workers * self.size
 
     def vectors(self) -> list[Floats]:
-        """What the workers send: no two alike, and no value that a server rewrites, such as -0."""
+        """The vectors of the workers: no two alike, and no value that a server rewrites, such as -0."""
         rng = np.random.default_rng(self.numel)
         long = 0.5 + rng.random(self.numel + SPACING * self.workers, dtype=np.float32)
         return [long[SPACING * i : SPACING * i + self.numel] for i in range(self.workers)]
@@ -79,7 +79,7 @@ class Way(Protocol):
     def serve(self, job: Job) -> Server: ...
     def connect(self, address: str, job: Job) -> Workers: ...
     def expected(self, job: Job) -> list[str]:
-        """What `digests` should be."""
+        """The expected value of `digests`."""
         ...
 
 

@@ -42,7 +42,7 @@ class Server:
         self._service.until(self._round)
 
     def done(self) -> float:
-        """When the round that was begun last was over."""
+        """Time at which the latest round was over."""
         return self._service.committed(self._round)
 
     def digests(self) -> None:
@@ -174,7 +174,7 @@ class PacedConnection:
 
 
 class Round:
-    """Everything: rows arrive, are aggregated and make a step."""
+    """A whole round: rows arrive, are aggregated and make a step."""
 
     def __init__(self, rule: str, f: str) -> None:
         self._rule, self._f = rule, int(f)

@@ -239,7 +239,7 @@ class BareWorkers:
 
 
 class Real:
-    """What a run does for each worker and round, but for the gradient."""
+    """Varangian itself: the work of a run for each worker and round, but for the gradient."""
 
     tls = False
 

@@ -34,7 +34,7 @@ class Server(tcp.Server):
 
 
 class Workers(tcp.Workers):
-    """They check the server's certificate."""
+    """Workers that check the server's certificate."""
 
     def __init__(self, address: str, job: Job) -> None:
         path, _, server = address.rpartition("@")
