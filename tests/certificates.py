@@ -1,13 +1,11 @@
 """Certificates made for the tests: two authorities, their servers and workers, and what can be wrong."""
 
-import asyncio
 import contextlib
 import shutil
 from pathlib import Path
 
 import grpc.aio
 import pytest
-from tests.extent import patience
 
 from varangian.protos.identity.bundle import Role
 
@@ -78,9 +76,3 @@ def listening():
             await server.stop(0)
 
     return listen
-
-
-@pytest.fixture
-def scenario():
-    """Run a coroutine to its end, but not for ever."""
-    return lambda coroutine: asyncio.run(asyncio.wait_for(coroutine, patience(100)))

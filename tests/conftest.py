@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from tests.certificates import authority, bundles, copied, listening, scenario  # noqa: F401
+from tests.certificates import authority, bundles, copied, listening  # noqa: F401
 from tests.extent import EVERYTHING, everything, examples, factor, patience
 from tests.sampling import asked_for, sample
 

@@ -11,6 +11,7 @@ import pytest
 from tests.exhausted import no_descriptors
 from tests.extent import patience
 from tests.refused import refused
+from tests.scenarios import scenario
 
 from varangian.protos.identity.bundle import Bundle, BundleError, Role, identity_uri, ssl_contexts
 from varangian.protos.identity.certificate import validity
@@ -221,7 +222,8 @@ def test_certificates_need_no_secret_and_the_token_does(bundles):
         Sessions(["w00"], None)
 
 
-def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening, scenario):
+@scenario
+async def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w00", Role.WORKER, days=1)
     worker = tls.credentials(tls.load_worker_bundle(authority.path, "w00"))
@@ -233,13 +235,10 @@ def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening, 
         certificate = await asyncio.to_thread(_shown_at, port, authority.path / "w00")
         shown.append(fingerprint(certificate.encode()))
 
-    async def run():
-        async with listening(Security(authority.path, clock=impatient()).credentials()) as (port, _):
-            await call(port)
-            authority.issue("server", Role.SERVER, days=1, force=True)
-            await call(port)
-
-    scenario(run())
+    async with listening(Security(authority.path, clock=impatient()).credentials()) as (port, _):
+        await call(port)
+        authority.issue("server", Role.SERVER, days=1, force=True)
+        await call(port)
     assert shown == [one.fingerprint for one in authority.issued() if one.role == "server"]
 
 
@@ -268,17 +267,14 @@ def test_a_bad_renewal_leaves_the_old_certificate_in_use(copied, caplog):
     assert (renewal.bundle, renewal.failure) == (before, None)
 
 
-def test_what_grpc_proves_is_what_the_server_reads(bundles, listening, scenario):
+@scenario
+async def test_what_grpc_proves_is_what_the_server_reads(bundles, listening):
     security = Security(bundles / "ours")
-
-    async def run():
-        async with listening(security.credentials()) as (port, seen):
-            credentials = tls.credentials(tls.load_worker_bundle(bundles / "ours", "w00"))
-            async with open_aio_channel(f"127.0.0.1:{port}", credentials) as channel:
-                await channel.unary_unary("/x/y")(b"", timeout=patience(10))
-            return seen[0]
-
-    proved = scenario(run())
+    async with listening(security.credentials()) as (port, seen):
+        credentials = tls.credentials(tls.load_worker_bundle(bundles / "ours", "w00"))
+        async with open_aio_channel(f"127.0.0.1:{port}", credentials) as channel:
+            await channel.unary_unary("/x/y")(b"", timeout=patience(10))
+        proved = seen[0]
     cluster = Bundle.load(bundles / "ours/w00").cluster
     revoked = RevocationList(bundles / "ours/server/revoked")
     assert Certificates(cluster, revoked).worker(proved) == "w00"
@@ -291,8 +287,9 @@ def test_what_grpc_proves_is_what_the_server_reads(bundles, listening, scenario)
     ("kind", "ending"),
     [("DNSName", ""), ("RFC822Name", ""), ("UniformResourceIdentifier", "\0.test")],
 )
-def test_a_name_of_another_type_or_with_a_nul_names_nobody(
-    authority, listening, scenario, monkeypatch, kind, ending
+@scenario
+async def test_a_name_of_another_type_or_with_a_nul_names_nobody(
+    authority, listening, monkeypatch, kind, ending
 ):
     from cryptography import x509
 
@@ -305,15 +302,11 @@ def test_a_name_of_another_type_or_with_a_nul_names_nobody(
     with pytest.raises(BundleError, match="should have one URI varangian:CLUSTER:ROLE:NAME"):
         Bundle.load(path)
     security, files = Security(authority.path), [path / name for name in ("ca.pem", "key.pem", "cert.pem")]
-
-    async def run():
-        async with listening(security.credentials()) as (port, seen):
-            credentials = grpc.ssl_channel_credentials(*[file.read_bytes() for file in files])
-            async with open_aio_channel(f"127.0.0.1:{port}", credentials) as channel:
-                await channel.unary_unary("/x/y")(b"", timeout=patience(10))
-            return seen[0]
-
-    proved = scenario(run())
+    async with listening(security.credentials()) as (port, seen):
+        credentials = grpc.ssl_channel_credentials(*[file.read_bytes() for file in files])
+        async with open_aio_channel(f"127.0.0.1:{port}", credentials) as channel:
+            await channel.unary_unary("/x/y")(b"", timeout=patience(10))
+        proved = seen[0]
     assert refused(security.certificate_reader.worker, proved) is Refusal.UNCERTIFIED
     assert security.certificate_reader.worker_name(proved) is None
 
@@ -366,16 +359,13 @@ def one_call():
     return connection.data_to_send()
 
 
-def test_a_call_on_a_resumed_session_shows_the_certificate_that_it_began_with(bundles, listening, scenario):
+@scenario
+async def test_a_call_on_a_resumed_session_shows_the_certificate_that_it_began_with(bundles, listening):
     """So dates and revocation are looked at there, too."""
-
-    async def run():
-        async with listening(Security(bundles / "ours").credentials()) as (port, seen):
-            session, _ = await asyncio.to_thread(handshake, bundles, port)
-            _, resumed = await asyncio.to_thread(handshake, bundles, port, session, one_call(), seen)
-            return resumed, seen
-
-    resumed, (proved,) = scenario(run())
+    async with listening(Security(bundles / "ours").credentials()) as (port, seen):
+        session, _ = await asyncio.to_thread(handshake, bundles, port)
+        _, resumed = await asyncio.to_thread(handshake, bundles, port, session, one_call(), seen)
+        (proved,) = seen
     assert resumed
     assert Security(bundles / "ours").certificate_reader.worker(proved) == "w00"
 

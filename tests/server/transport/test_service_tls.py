@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import grpc.aio
 import pytest
+from tests.scenarios import scenario
 
 from varangian.protos.contract import Contract
 from varangian.protos.identity.bundle import Bundle, Role
@@ -50,41 +51,40 @@ def client(address, name, bundle):
     return Client(address, name, Bundle.load(bundle), LAYOUT, backoff=Backoff(tries=1), idle=10)
 
 
-def joined(scenario, serving, path, name, bundle):
+async def joined(serving, path, name, bundle):
     """Whether the server let it in, or the sentence it was refused with."""
-
-    async def run():
-        async with serving(path) as (address, sessions), client(address, name, bundle) as caller:
-            try:
-                await caller.join()
-            except ClientError as error:
-                assert sessions.joined == frozenset()
-                return str(error)
-            assert sessions.joined == {name}
-            return ""
-
-    return scenario(run())
+    async with serving(path) as (address, sessions), client(address, name, bundle) as caller:
+        try:
+            await caller.join()
+        except ClientError as error:
+            assert sessions.joined == frozenset()
+            return str(error)
+        assert sessions.joined == {name}
+        return ""
 
 
-def test_a_worker_joins_under_the_name_on_its_certificate(scenario, serving, bundles):
-    assert joined(scenario, serving, bundles / "ours", "w00", bundles / "ours/w00") == ""
+@scenario
+async def test_a_worker_joins_under_the_name_on_its_certificate(serving, bundles):
+    assert await joined(serving, bundles / "ours", "w00", bundles / "ours/w00") == ""
 
 
-def test_a_worker_cannot_join_under_another_name(scenario, serving, bundles, caplog):
-    said = joined(scenario, serving, bundles / "ours", "w01", bundles / "ours/w00")
+@scenario
+async def test_a_worker_cannot_join_under_another_name(serving, bundles, caplog):
+    said = await joined(serving, bundles / "ours", "w01", bundles / "ours/w00")
     assert "A worker should call itself what its certificate does. Found 'w01'" in said
     assert "security: MISNAMED from w00" in caplog.text
 
 
-def test_a_certificate_of_another_cluster_is_refused_where_its_authority_is_trusted(
-    scenario, serving, bundles, copied, caplog
+@scenario
+async def test_a_certificate_of_another_cluster_is_refused_where_its_authority_is_trusted(
+    serving, bundles, copied, caplog
 ):
     """With both authorities in `ca.pem`, TLS takes the certificates of both."""
     both = b"".join((bundles / name / "server/ca.pem").read_bytes() for name in ("ours", "theirs"))
     (copied("ours/server") / "ca.pem").write_bytes(both)
     (copied("theirs/w00") / "ca.pem").write_bytes(both)
     server = copied.path / "ours"
-    said = joined(scenario, serving, server, "w00", copied.path / "theirs/w00")
+    said = await joined(serving, server, "w00", copied.path / "theirs/w00")
     assert (
         "A certificate should be one of the cluster that the server is in. Found that of the worker" in said
     )
@@ -92,44 +92,41 @@ def test_a_certificate_of_another_cluster_is_refused_where_its_authority_is_trus
     assert "security: OTHER_CLUSTER from a stranger" in caplog.text
 
 
-def test_a_server_cannot_join(scenario, serving, bundles):
-    said = joined(scenario, serving, bundles / "ours", "w00", bundles / "ours/server")
+@scenario
+async def test_a_server_cannot_join(serving, bundles):
+    said = await joined(serving, bundles / "ours", "w00", bundles / "ours/server")
     assert "one that the role on the certificate allows" in said
 
 
-def test_a_certificate_of_no_worker_of_the_run_cannot_join(scenario, serving, authority):
+@scenario
+async def test_a_certificate_of_no_worker_of_the_run_cannot_join(serving, authority):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w77", Role.WORKER, days=1)
-    said = joined(scenario, serving, authority.path, "w77", authority.path / "w77")
+    said = await joined(serving, authority.path, "w77", authority.path / "w77")
     assert "The name of a worker should be one that this run was started with" in said
 
 
-def test_a_revoked_worker_is_refused_without_a_restart(scenario, serving, authority):
+@scenario
+async def test_a_revoked_worker_is_refused_without_a_restart(serving, authority):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w00", Role.WORKER, days=1)
     path = authority.path
-
-    async def run():
-        async with serving(path) as (address, _), client(address, "w00", path / "w00") as caller:
+    async with serving(path) as (address, _), client(address, "w00", path / "w00") as caller:
+        await caller.join()
+        authority.revoke("w00")
+        # The connection stands; the next call on it is refused all the same.
+        with pytest.raises(ClientError, match="should be one that was not revoked"):
             await caller.join()
-            authority.revoke("w00")
-            # The connection stands; the next call on it is refused all the same.
-            with pytest.raises(ClientError, match="should be one that was not revoked"):
-                await caller.join()
-
-    scenario(run())
 
 
-def test_nobody_joins_without_a_certificate(scenario, serving, bundles):
-    async def run():
-        async with serving(bundles / "ours") as (address, sessions):
-            stranger = Client(address, "w00", "0" * 64, LAYOUT, backoff=Backoff(tries=1), idle=5)
-            async with stranger:
-                with pytest.raises(ClientError, match="could not join"):
-                    await stranger.join()
-            return sessions.joined
-
-    assert scenario(run()) == frozenset()
+@scenario
+async def test_nobody_joins_without_a_certificate(serving, bundles):
+    async with serving(bundles / "ours") as (address, sessions):
+        stranger = Client(address, "w00", "0" * 64, LAYOUT, backoff=Backoff(tries=1), idle=5)
+        async with stranger:
+            with pytest.raises(ClientError, match="could not join"):
+                await stranger.join()
+        assert sessions.joined == frozenset()
 
 
 def expired(authority, name):
@@ -146,21 +143,19 @@ async def at_once(seconds):
     """Instead of sleeping."""
 
 
-def test_a_worker_shows_its_renewed_certificate_after_a_few_failures(scenario, serving, authority):
+@scenario
+async def test_a_worker_shows_its_renewed_certificate_after_a_few_failures(serving, authority):
     shown = expired(authority, "w00")
-
-    async def run():
-        async with serving(authority.path) as (address, sessions):
-            caller = Client(address, "w00", shown, LAYOUT, backoff=Backoff(tries=5), sleep=at_once)
-            async with caller:
-                await caller.join()
-            return sessions.joined
-
-    assert scenario(run()) == {"w00"}
+    async with serving(authority.path) as (address, sessions):
+        caller = Client(address, "w00", shown, LAYOUT, backoff=Backoff(tries=5), sleep=at_once)
+        async with caller:
+            await caller.join()
+        assert sessions.joined == {"w00"}
 
 
-def test_a_worker_waits_for_a_server_whose_certificate_has_expired_until_it_is_renewed(
-    scenario, serving, authority, tmp_path, monkeypatch, caplog
+@scenario
+async def test_a_worker_waits_for_a_server_whose_certificate_has_expired_until_it_is_renewed(
+    serving, authority, tmp_path, monkeypatch, caplog
 ):
     authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1)
     authority.issue("w00", Role.WORKER, days=1)
@@ -174,21 +169,17 @@ def test_a_worker_waits_for_a_server_whose_certificate_has_expired_until_it_is_r
     def changed(renewal):
         return renewed(renewal) if "has expired. Renew it" in caplog.text else None
 
-    async def run():
-        monkeypatch.setattr(CertificateRenewal, "configuration", shown)
-        monkeypatch.setattr(CertificateRenewal, "changed", changed)
-        async with serving(authority.path) as (address, sessions):
-            bundle = Bundle.load(authority.path / "w00")
-            async with Client(address, "w00", bundle, LAYOUT, backoff=Backoff(), sleep=at_once) as caller:
-                await caller.join()
-            return sessions.joined
-
-    assert scenario(run()) == {"w00"}
+    monkeypatch.setattr(CertificateRenewal, "configuration", shown)
+    monkeypatch.setattr(CertificateRenewal, "changed", changed)
+    async with serving(authority.path) as (address, sessions):
+        bundle = Bundle.load(authority.path / "w00")
+        async with Client(address, "w00", bundle, LAYOUT, backoff=Backoff(), sleep=at_once) as caller:
+            await caller.join()
+        assert sessions.joined == {"w00"}
 
 
-def test_a_worker_whose_certificate_was_not_renewed_gives_up_and_says_so(
-    scenario, serving, authority, caplog
-):
+@scenario
+async def test_a_worker_whose_certificate_was_not_renewed_gives_up_and_says_so(serving, authority, caplog):
     shown = expired(authority, "w00")
     for file in ("cert.pem", "key.pem"):
         shutil.copy(authority.path / "old" / file, authority.path / "w00" / file)
@@ -197,15 +188,12 @@ def test_a_worker_whose_certificate_was_not_renewed_gives_up_and_says_so(
     async def nap(seconds):
         naps.append(seconds)
 
-    async def run():
-        async with serving(authority.path) as (address, _):
-            caller = Client(address, "w00", shown, LAYOUT, backoff=Backoff(tries=10), sleep=nap)
-            async with caller:
-                with pytest.raises(ClientError) as caught:
-                    await caller.join()
-            return str(caught.value)
-
-    said = scenario(run())
+    async with serving(authority.path) as (address, _):
+        caller = Client(address, "w00", shown, LAYOUT, backoff=Backoff(tries=10), sleep=nap)
+        async with caller:
+            with pytest.raises(ClientError) as caught:
+                await caller.join()
+        said = str(caught.value)
     assert f"does not take the certificate {authority.path / 'w00' / 'cert.pem'}" in said
     assert "It was called over TLS at 127.0.0.1, port " in said
     assert len(naps) == 2  # the third failure is looked into

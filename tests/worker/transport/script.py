@@ -151,3 +151,11 @@ async def client_of(script, tries=4, idle=5.0, proof="token", credentials=None, 
         client.naps = naps
         async with client:
             yield client
+
+
+@contextlib.asynccontextmanager
+async def joined(script, **options):
+    """A client that has joined."""
+    async with client_of(script, **options) as client:
+        await client.join()
+        yield client

@@ -22,6 +22,7 @@ from tests.worker.transport.script import (
     Script,
     client_of,
     hang,
+    joined,
     playing,
     pulls,
     refuse,
@@ -53,8 +54,7 @@ async def test_join_says_what_the_worker_has_and_who_it_is():
 @scenario
 async def test_every_call_is_of_one_session():
     script = Script()
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         await client.pull(-1)
         await client.push(4, VECTOR)
     assert len({metadata["varangian-session"] for metadata in script.metadata}) == 1
@@ -65,8 +65,7 @@ async def test_every_call_is_of_one_session():
 async def test_small_payloads_travel_in_one_message_each():
     script = Script()
     script.whole = True
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         pulled = await client.pull(-1)
         assert torch.equal(pulled.parameters, VECTOR)
         assert (await client.push(4, VECTOR)).counted
@@ -95,8 +94,7 @@ async def test_a_model_in_one_message_is_checked_like_any_other(reply, outcome):
     script = Script()
     script.whole = True
     script.steps["PullWhole"] = [pull_again, step]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         if isinstance(outcome, Finished):
             assert await client.pull(-1) == outcome
         else:
@@ -116,8 +114,7 @@ async def test_a_damaged_model_in_one_message_is_pulled_again():
 
     script = Script()
     script.whole, script.steps["PullWhole"] = True, [damaged, script.parameters_whole]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
 
 
@@ -128,8 +125,7 @@ async def test_a_line_that_is_too_slow_for_one_message_gets_small_pieces():
         True,
         [refuse(grpc.StatusCode.DEADLINE_EXCEEDED, "IDLE"), script.counted],
     )
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert (await client.push(4, VECTOR)).counted
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
     manifest, *chunks = script.seen["Push"][-1]
@@ -142,8 +138,7 @@ async def test_a_server_that_comes_back_without_single_messages_is_asked_for_a_s
     script = Script()
     script.whole = True
     script.steps["PullWhole"] = [refuse(grpc.StatusCode.UNIMPLEMENTED)]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
 
 
@@ -282,8 +277,7 @@ async def test_pull_asks_again_when_told_to():
     script = Script()
     manifest = script.contract.manifest(4, payload_digest(b""))
     script.steps["Pull"][:0] = [pulls(AGAIN), pulls({"manifest": manifest}, AGAIN), pulls()]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert torch.equal((await client.pull(3)).parameters, VECTOR)
         assert [request.after for request in script.seen["Pull"]] == [3, 3, 3, 3]
         assert client.naps == []
@@ -293,8 +287,7 @@ async def test_pull_asks_again_when_told_to():
 async def test_pull_hears_of_the_end():
     script = Script()
     script.steps["Pull"] = [pulls({"finished": ps_pb2.Finished(reason="all done")})]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert await client.pull(9) == Finished("all done")
 
 
@@ -309,8 +302,7 @@ async def test_a_damaged_download_is_tried_again():
         await context.write(ps_pb2.PullReply(manifest=script.contract.manifest(4, bytes(16))))
 
     script.steps["Pull"][:0] = [damaged, cut]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
         assert len(client.naps) == 2
 
@@ -332,8 +324,7 @@ async def test_a_download_of_something_else_is_final(changes, words):
         await script.send(context, VECTOR, **changes)
 
     script.steps["Pull"] = [other]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         with pytest.raises(ClientError, match=words):
             await client.pull(-1)
         assert len(script.seen["Pull"]) == 1
@@ -347,8 +338,7 @@ async def test_a_download_out_of_order_is_final():
         await script.send(context, torch.zeros(BIG.numel), order=-1)
 
     script.steps["Pull"] = [backwards]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         with pytest.raises(ClientError, match="should start where the one before it ended"):
             await client.pull(-1)
 
@@ -357,8 +347,7 @@ async def test_a_download_out_of_order_is_final():
 async def test_push_sends_the_manifest_and_then_the_chunks_the_server_asked_for():
     script = Script(Layout((("weight", (3, 40000)),)))
     vector = torch.randn(120000)
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         for _ in range(2):
             assert await client.push(4, vector) == Receipt(True, round=4)
     first, *rest, seal = script.seen["Push"][0]
@@ -374,8 +363,7 @@ async def test_push_sends_the_manifest_and_then_the_chunks_the_server_asked_for(
 @scenario
 async def test_push_writes_numbers_as_the_server_wants_them():
     script = Script(dtype=ps_pb2.DTYPE_BFLOAT16)
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         await client.push(4, VECTOR / 3)
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
     first, chunk, seal = script.seen["Push"][0]
@@ -400,8 +388,7 @@ async def test_a_duplicate_is_counted():
         return ps_pb2.PushReply(round=4, duplicate=True)
 
     script.steps["Push"] = [before]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert (await client.push(4, VECTOR)).counted
 
 
@@ -421,8 +408,7 @@ async def test_a_duplicate_is_counted():
 async def test_a_vector_that_is_not_counted_is_an_answer(status, code):
     script = Script()
     script.steps["Push"] = [refuse(status, code)]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert await client.push(4, VECTOR) == Receipt(False, code, "because", 5)
         assert len(script.seen["Push"]) == 1
 
@@ -442,8 +428,7 @@ async def test_no_payload_is_sent_before_the_server_is_ready_for_it():
         return ps_pb2.PushReply(round=manifest.manifest.round)
 
     script.steps["Push"] = [later]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert (await client.push(4, VECTOR)).counted
     assert waiting.is_set()
 
@@ -463,8 +448,7 @@ async def test_a_refusal_in_the_middle_of_a_large_push_is_heard():
 
         return step
 
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         for messages in (0, 0, 1, 1, 2, 3, 5, 8):
             # gRPC may lose an answer that crosses with a chunk; the next try hears it at the manifest.
             script.steps["Push"] = [after(messages), stale]
@@ -475,8 +459,7 @@ async def test_a_refusal_in_the_middle_of_a_large_push_is_heard():
 async def test_a_refusal_of_the_manifest_is_always_heard_at_once():
     script = Script(BIG)
     script.steps["Push"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, "STALE")]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         for _ in range(8):
             assert (await client.push(4, torch.zeros(BIG.numel))).code == "STALE"
         assert client.naps == []
@@ -521,8 +504,7 @@ async def test_the_third_failure_in_a_row_is_logged(caplog):
 async def test_what_may_pass_is_tried_again(status, code):
     script = Script()
     script.steps["Push"][:0] = [refuse(status, code)]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert (await client.push(4, VECTOR)).counted
         assert len(client.naps) == 1
 
@@ -533,8 +515,7 @@ async def test_what_no_server_of_ours_has_said_may_pass(status):
     script = Script()
     for name in ("Join", "Pull", "Push"):
         script.steps[name].insert(0, refuse(grpc.StatusCode[status]))
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         await client.pull(-1)
         assert (await client.push(4, VECTOR)).counted
         assert len(client.naps) == 3
@@ -544,8 +525,7 @@ async def test_what_no_server_of_ours_has_said_may_pass(status):
 async def test_a_call_that_ends_with_its_channel_is_tried_again():
     script = Script()
     script.steps["Pull"].insert(0, hang)
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         pulling = asyncio.create_task(client.pull(-1))
         while not script.seen["Pull"]:
             await asyncio.sleep(0.01)
@@ -560,8 +540,7 @@ async def test_a_server_that_is_gone_is_waited_for_and_the_log_says_so_once_a_mi
     caplog.set_level("WARNING", "varangian.worker.transport.client")
     script = Script()
     script.steps["Join"][:0] = [UNAVAILABLE] * 100
-    async with client_of(script, tries=inf) as client:
-        await client.join()
+    async with joined(script, tries=inf) as client:
         assert sum(client.naps) > 240
     assert 4 <= len(caplog.messages) <= 9
     assert all("could not join" in message for message in caplog.messages)
@@ -589,8 +568,7 @@ async def test_patience_has_an_end(refused, patience, waited):
 async def test_a_name_that_becomes_free_is_had_within_a_second():
     script = Script()
     script.steps["Join"][:0] = [refuse(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN")] * 20
-    async with client_of(script, tries=inf) as client:
-        await client.join()
+    async with joined(script, tries=inf) as client:
         assert len(client.naps) == 20
         assert max(client.naps) <= 1.0
 
@@ -648,8 +626,7 @@ async def test_a_worker_joins_again_when_its_server_was_restarted():
     script = Script()
     script.steps["Pull"].insert(0, STALE_SESSION)
     script.steps["Push"].insert(0, STALE_SESSION)
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert torch.equal((await client.pull(3)).parameters, VECTOR)
         assert (await client.push(4, VECTOR)).counted
     assert len(script.seen["Join"]) == 3
@@ -659,8 +636,7 @@ async def test_a_worker_joins_again_when_its_server_was_restarted():
 @scenario
 async def test_rounds_that_a_server_has_lost_are_pulled_again():
     script = Script()
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         await client.pull(3)
         script.round = 2
         script.steps["Pull"] = [STALE_SESSION, script.parameters]
@@ -672,8 +648,7 @@ async def test_rounds_that_a_server_has_lost_are_pulled_again():
 @scenario
 async def test_a_sign_of_life_while_others_go_on_changes_nothing():
     script = Script()
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         await client.pull(3)
         for script.round in (4, 5):
             await client.join()
@@ -684,8 +659,7 @@ async def test_a_sign_of_life_while_others_go_on_changes_nothing():
 @scenario
 async def test_another_run_begins_anew_and_takes_no_vector_of_the_old_one():
     script = Script()
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         await client.pull(3)
         script.contract, script.round = Contract("run-2", LAYOUT), 0
         script.steps["Push"] = [OTHER_RUN, script.counted]
@@ -701,8 +675,7 @@ async def test_another_run_begins_anew_and_takes_no_vector_of_the_old_one():
 @scenario
 async def test_another_run_of_another_model_is_final():
     script = Script()
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         script.steps["Pull"] = [OTHER_RUN]
         script.steps["Join"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, "LAYOUT", "another model.")]
         with pytest.raises(ClientError, match=r"could not join at .* another model"):
@@ -719,8 +692,7 @@ async def test_a_vector_that_counts_already_is_pushed_with_its_digest_first():
         return ps_pb2.PushReply(round=4, duplicate=True)
 
     script.steps["Push"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, "REPEATED"), known]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert (await client.push(4, VECTOR)).counted
         assert client.naps == []
     (first,) = script.seen["Push"][-1]
@@ -731,8 +703,7 @@ async def test_a_vector_that_counts_already_is_pushed_with_its_digest_first():
 async def test_a_second_try_gives_the_digest_first():
     script = Script()
     script.steps["Push"].insert(0, UNAVAILABLE)
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert (await client.push(4, VECTOR)).counted
     manifest, *chunks = script.seen["Push"][-1]
     assert manifest.manifest.content_digest == payload_digest(encode_vector(VECTOR))
@@ -748,8 +719,7 @@ async def test_at_first_and_after_a_silence_the_parameters_come_in_small_pieces_
         await script.send(context, torch.zeros(BIG.numel))
 
     script.steps["Pull"] = [whole, idle, whole]
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         for _ in range(3):
             await client.pull(-1)
     small = CHUNK_FLOOR
@@ -762,8 +732,7 @@ async def test_silence_ends_a_call_and_is_tried_again():
     for name in script.steps:
         script.steps[name].insert(0, hang)
     # On a machine with other things to do, an answer may be taken for silence too.
-    async with client_of(script, tries=20, idle=0.1) as client:
-        await client.join()
+    async with joined(script, tries=20, idle=0.1) as client:
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
         assert (await client.push(4, VECTOR)).counted
         assert len(client.naps) >= 3
@@ -782,8 +751,7 @@ async def test_slow_is_not_silent():
 
     script.steps["Pull"] = [slowly]
     # The whole takes 8 * 0.13 s, longer than the idle time-out.
-    async with client_of(script, idle=patience(1.0)) as client:
-        await client.join()
+    async with joined(script, idle=patience(1.0)) as client:
         assert (await client.pull(-1)).parameters.sum() == BIG.numel
         assert client.naps == []
 

@@ -19,7 +19,7 @@ from tests.worker.transport.script import (
     LAYOUT,
     VECTOR,
     Script,
-    client_of,
+    joined,
     pulls,
     refuse,
 )
@@ -110,8 +110,7 @@ async def client_at(wharf, **more):
     server = await asyncio.start_server(wharf.landed, "127.0.0.1", 0)
     wharf.data_port = server.sockets[0].getsockname()[1]
     try:
-        async with client_of(wharf, **more) as client:
-            await client.join()
+        async with joined(wharf, **more) as client:
             yield client
     finally:
         server.close()
@@ -189,8 +188,7 @@ async def test_something_else_than_a_ticket_is_final(ready):
 @scenario
 async def test_a_ticket_that_nobody_asked_for_is_final():
     wharf = Wharf()
-    async with client_of(wharf) as client:
-        await client.join()
+    async with joined(wharf) as client:
         with pytest.raises(ClientError, match="where a ticket of 16 bytes should be"):
             await client.push(4, VECTOR)
 
@@ -375,8 +373,7 @@ async def test_a_port_that_is_closed_is_tried_once_and_then_left_for_a_while(mon
 async def test_a_server_without_a_data_port_gets_chunks(port):
     script = Script()
     script.data_port = port
-    async with client_of(script) as client:
-        await client.join()
+    async with joined(script) as client:
         assert (await client.push(4, VECTOR)).counted
     assert not any(lanes(script))
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 import grpc
 import pytest
 from tests.exhausted import no_descriptors
+from tests.scenarios import scenario
 
 from varangian.pki import x509
 from varangian.protos.identity.bundle import Bundle, Role
@@ -23,14 +24,10 @@ def bundle(bundles, name):
     return Bundle(path, None, "w00", "", (), 0, 0, *texts)
 
 
-def at(listening, scenario, credentials, shown):
+async def at(listening, credentials, shown, host="127.0.0.1"):
     """The diagnosis of a server, from a client that shows this bundle."""
-
-    async def run():
-        async with listening(credentials) as (port, _):
-            return await asyncio.to_thread(diagnose, f"127.0.0.1:{port}", shown)
-
-    return scenario(run())
+    async with listening(credentials, host=host) as (port, _):
+        return await asyncio.to_thread(diagnose, f"{host}:{port}", shown)
 
 
 def showing(bundle):
@@ -43,79 +40,85 @@ def secured(bundles):
     return Security(bundles / "ours").credentials()
 
 
-def test_a_good_connection_has_no_diagnosis(listening, scenario, secured, bundles):
-    found = at(listening, scenario, secured, bundle(bundles, "ours/w00"))
+@scenario
+async def test_a_good_connection_has_no_diagnosis(listening, secured, bundles):
+    found = await at(listening, secured, bundle(bundles, "ours/w00"))
     assert (found.sentence, found.final) == ("", False)
 
 
-def test_without_tls_at_both_ends_there_is_nothing_to_say(listening, scenario):
-    assert at(listening, scenario, None, None).sentence == ""
+@scenario
+async def test_without_tls_at_both_ends_there_is_nothing_to_say(listening):
+    assert (await at(listening, None, None)).sentence == ""
 
 
-def test_a_client_without_tls_at_a_server_with_it(listening, scenario, secured):
-    found = at(listening, scenario, secured, None)
+@scenario
+async def test_a_client_without_tls_at_a_server_with_it(listening, secured):
+    found = await at(listening, secured, None)
     assert "speaks TLS, and this end does not. Add --certs DIR." in found.sentence
     assert found.final
 
 
-def test_a_client_with_tls_at_a_server_without_it(listening, scenario, bundles):
-    found = at(listening, scenario, None, bundle(bundles, "ours/w00"))
+@scenario
+async def test_a_client_with_tls_at_a_server_without_it(listening, bundles):
+    found = await at(listening, None, bundle(bundles, "ours/w00"))
     assert "does not speak TLS. Start the server with --certs DIR too" in found.sentence
     assert found.final
 
 
-def test_a_server_that_does_not_know_the_authority(listening, scenario, secured, bundles, tmp_path):
+@scenario
+async def test_a_server_that_does_not_know_the_authority(listening, secured, bundles, tmp_path):
     import shutil
 
     mixed = tmp_path / "mixed"
     shutil.copytree(bundles / "theirs/w00", mixed)
     shutil.copy(bundles / "ours/w00/ca.pem", mixed / "ca.pem")
-    found = at(listening, scenario, secured, bundle(tmp_path, "mixed"))
+    found = await at(listening, secured, bundle(tmp_path, "mixed"))
     assert f"does not take the certificate {mixed / 'cert.pem'}" in found.sentence
     assert found.final
 
 
-def test_an_expired_certificate(listening, scenario, secured, bundles):
-    found = at(listening, scenario, secured, bundle(bundles, "ours/expired"))
+@scenario
+async def test_an_expired_certificate(listening, secured, bundles):
+    found = await at(listening, secured, bundle(bundles, "ours/expired"))
     assert "does not take the certificate" in found.sentence
     assert "not have expired" in found.sentence
 
 
-def test_a_server_of_another_authority(listening, scenario, bundles):
+@scenario
+async def test_a_server_of_another_authority(listening, bundles):
     theirs = Security(bundles / "theirs").credentials()
-    found = at(listening, scenario, theirs, bundle(bundles, "ours/w00"))
+    found = await at(listening, theirs, bundle(bundles, "ours/w00"))
     assert f"should be signed by {bundles / 'ours/w00/ca.pem'}" in found.sentence
     assert "bundles of the same authority?" in found.sentence
 
 
-def test_a_server_whose_certificate_has_expired(listening, scenario, bundles):
+@scenario
+async def test_a_server_whose_certificate_has_expired(listening, bundles):
     credentials = showing(bundle(bundles, "expired/server"))
-    found = at(listening, scenario, credentials, bundle(bundles, "ours/w00"))
+    found = await at(listening, credentials, bundle(bundles, "ours/w00"))
     assert "has expired. Renew it" in found.sentence
     assert not found.final, "the server may have another one soon"
 
 
-def test_a_certificate_that_is_not_valid_yet(listening, scenario, authority, tmp_path, monkeypatch):
+@scenario
+async def test_a_certificate_that_is_not_valid_yet(listening, authority, tmp_path, monkeypatch):
     """Or a clock that is behind by more than the five minutes for which certificates allow."""
     authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1)
     authority.issue("w00", Role.WORKER, days=1)
     monkeypatch.setattr(x509, "LEEWAY", -timedelta(minutes=1))
     authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1, into=tmp_path)
     early = bundle(tmp_path, "server")
-    found = at(listening, scenario, showing(early), bundle(authority.path, "w00"))
+    found = await at(listening, showing(early), bundle(authority.path, "w00"))
     assert "is not valid yet. Are the clocks of both machines right?" in found.sentence
     assert not found.final
     # Shown by a worker, as to a server whose clock is behind.
-    found = at(listening, scenario, Security(authority.path).credentials(), early)
+    found = await at(listening, Security(authority.path).credentials(), early)
     assert "be valid by the clock of the server" in found.sentence
 
 
-def test_a_server_under_a_name_that_is_not_on_its_certificate(listening, scenario, secured, bundles):
-    async def run():
-        async with listening(secured, host="127.0.0.2") as (port, _):
-            return await asyncio.to_thread(diagnose, f"127.0.0.2:{port}", bundle(bundles, "ours/w00"))
-
-    found = scenario(run())
+@scenario
+async def test_a_server_under_a_name_that_is_not_on_its_certificate(listening, secured, bundles):
+    found = await at(listening, secured, bundle(bundles, "ours/w00"), "127.0.0.2")
     assert "should name '127.0.0.2'" in found.sentence
     assert "varangian certs issue DIR --server 127.0.0.2" in found.sentence
 
