@@ -34,10 +34,10 @@ StatusName: TypeAlias = Literal[
 class Topic(Enum):
     """The part of the page that a refusal stands in; its heading."""
 
-    CALLER = "Who may call"
-    CONTENT = "What may be sent"
-    TIME = "When it may be sent"
-    COST = "How it may be sent"
+    CALLER = "Identity of the caller"
+    CONTENT = "Contents of a message"
+    TIME = "Time of a message"
+    COST = "Rates and limits"
     CONNECTION = "Connections that are closed"
 
 
@@ -60,7 +60,7 @@ class Reaction(Enum):
     NEXT_MODEL = "drops this vector and goes on with the next model"
     STOP = "ends with this sentence"
     RECONNECT = "connects again"
-    NONE = "never hears of it"
+    NONE = "is not told"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Refusal(Enum):
         "PERMISSION_DENIED",
         Blame.CALLER,
         Reaction.STOP,
-        "A worker should call itself what its certificate does.",
+        "A worker should call itself by the name on its certificate.",
         comes_from="a call that names another worker than the certificate does. `varangian worker` never "
         "makes one.",
         advice="look for `security:` in the log of the server; revoke the certificate if nobody can "
@@ -234,7 +234,7 @@ class Refusal(Enum):
         "FAILED_PRECONDITION",
         Blame.CALLER,
         Reaction.STOP,
-        "Machines of a run should agree.",
+        "The machines of a run should have the same settings and data.",
         comes_from="a worker whose settings or data are not those of the server: another loss, model, "
         "number of classes, partition, momentum or number of local steps; with a partition that deals "
         "samples out, other samples or another seed. The sentence names what differs.",
@@ -274,7 +274,7 @@ class Refusal(Enum):
         "INVALID_ARGUMENT",
         Blame.CALLER,
         Reaction.NEXT_MODEL,
-        "The numbers of a vector should be written as both ends agreed.",
+        "The numbers of a vector should have the type that both ends agreed on.",
         comes_from="numbers written in another way than `wire.dtype` of the server says.",
         advice="start the worker again; it hears the type when it joins.",
     )
@@ -283,7 +283,7 @@ class Refusal(Enum):
         "INVALID_ARGUMENT",
         Blame.CALLER,
         Reaction.NEXT_MODEL,
-        "A vector should have one number for each number in the model.",
+        "A vector should have as many numbers as the model.",
         comes_from="a vector of another length than the model.",
         advice="as for MALFORMED.",
     )
@@ -626,7 +626,7 @@ class Refusal(Enum):
         None,
         Blame.CALLER,
         Reaction.RECONNECT,
-        "It should have shown something by now.",
+        "A connection should show its ticket in time.",
         comes_from="the data port: a connection that has shown no ticket for 5 s. Logged at level debug.",
         advice="as for TICKET.",
     )
@@ -635,7 +635,7 @@ class Refusal(Enum):
         None,
         Blame.CALLER,
         Reaction.RECONNECT,
-        "There should be fewer connections that are not used.",
+        "A caller should have few connections that it does not use.",
         comes_from="the data port: the 65th connection without a ticket, where the oldest of the address "
         "that has most of them is closed; or the third that a worker does not use, where its oldest is. "
         "Logged at level debug.",

@@ -149,7 +149,7 @@ def test_check_prints_what_loads_equal(varangian):
     code, out, err = varangian("check", "aggregator=nnm+krum", "workers=20", "--static")
     assert (code, err) == (0, "")
     assert loads(yaml.safe_load(out)) == load(None, ["aggregator={mix: [nnm], rule: krum}", "workers=20"])
-    assert "# ok: what the rule asks for is met by a quorum of 17 of 20 workers" in out
+    assert "# ok: the condition of the rule holds with a quorum of 17 of 20 workers" in out
 
 
 def test_check_warns_of_a_rule_that_promises_nothing(varangian):
@@ -203,9 +203,7 @@ def test_a_listed_rule_says_what_it_takes_and_needs(varangian):
     out = varangian("list", "aggregators")[1]
     krum = out[out.index("\nkrum\n") : out.index("\nmean\n")]
     assert "f: an integer; default the f of the run." in krum
-    assert (
-        "select: an integer or 'max'; default 1. How many rows to average; \"max\" is Multi-Krum's" in krum
-    )
+    assert "select: an integer or 'max'; default 1. Rows to average; \"max\" is Multi-Krum's" in krum
     assert "Holds from n = 5, 7, 9 rows for f = 1, 2, 3." in krum
     assert (
         "Promises nothing against Byzantine workers."

@@ -168,17 +168,17 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
         (
             "availability=alternating",
             "availability",
-            "and its quorum of 12 never comes. Set server.quorum=7 or server.shortfall=skip.",
+            "too few for its quorum of 12. Set server.quorum=7 or server.shortfall=skip.",
         ),
         (
             "availability={diurnal: {trace: [1, 0, 0]}}; f=0; server.quorum=1; workers=2",
             "availability",
-            "0 workers take part in round 2, and its quorum of 1 never comes. Set server.shortfall=skip.",
+            "0 workers take part in round 2, too few for its quorum of 1. Set server.shortfall=skip.",
         ),
         (
             "availability={diurnal: {trace: [0, 1]}}; f=0; server.shortfall=skip; workers=1; seed=3",
             "availability",
-            "should have somebody there in round 0",
+            "should let a worker take part in round 0",
         ),
         (
             "delays={constant: {step: 1, workers: [3, 15]}}",

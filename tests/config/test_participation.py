@@ -243,9 +243,13 @@ FOLLOWS = "byzantine={attack: alie, count: 2}; f=2"
             "with participation.async",
         ),
         ("participation=asap; server.memory=window; aggregator=mean", "server.memory", "should be `rows`"),
-        (f"participation=async; {FOLLOWS}", "byzantine.attack", "looks at the momentum of other workers"),
+        (f"participation=async; {FOLLOWS}", "byzantine.attack", "needs the momentum of other workers"),
         (f"aggregator=asap; {FOLLOWS}", "byzantine.attack", "Set worker.momentum=0"),
-        (f"aggregator.fedlaavg.participants=5; {FOLLOWS}", "byzantine.attack", "each has its own rounds"),
+        (
+            f"aggregator.fedlaavg.participants=5; {FOLLOWS}",
+            "byzantine.attack",
+            "each takes part in other rounds",
+        ),
     ],
 )
 def test_a_run_that_cannot_keep_its_promise_does_not_start(overrides, path, said):

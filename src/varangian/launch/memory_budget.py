@@ -139,7 +139,7 @@ class MemoryBudget:
             f"streams {_size(self.streams)} + base {_size(self.base)}"
         )
         room = available_memory()
-        has = "" if room is None else f"; {_size(room + resident_memory())} are there for it"
+        has = "" if room is None else f"; {_size(room + resident_memory())} are available"
         return f"memory: {parts} = at most {_size(self.total)}{has}"
 
     def refusal(self, room: int | None) -> str | None:

@@ -71,7 +71,7 @@ async def test_a_worker_joins_under_the_name_on_its_certificate(serving, bundles
 @scenario
 async def test_a_worker_cannot_join_under_another_name(serving, bundles, caplog):
     said = await joined(serving, bundles / "ours", "w01", bundles / "ours/w00")
-    assert "A worker should call itself what its certificate does. Found 'w01'" in said
+    assert "A worker should call itself by the name on its certificate. Found 'w01'" in said
     assert "security: MISNAMED from w00" in caplog.text
 
 

@@ -48,4 +48,4 @@ def _rehearse(config: RunConfig) -> int:
 def verdict(config: RunConfig) -> str:
     """The condition that holds, as a sentence; `load` has refused a rule whose condition fails."""
     rows = config.participation.sentence(config.workers, config.f, config.quorum)
-    return f"ok: what the rule asks for is met by {rows}."
+    return f"ok: the condition of the rule holds with {rows}."

@@ -22,7 +22,7 @@ def check_attendance(config: RunConfig) -> Iterator[Problem]:
     table = task(config).timetable
     present = [len(table.present(round)) for round in range(_rounds_to_check(config))]
     if present[0] == 0:
-        rule = "should have somebody there in round 0, or the run does not begin"
+        rule = "should let a worker take part in round 0, or the run does not begin"
         yield Problem("availability", rule, hint="Choose another seed, or other numbers.")
     elif config.server.shortfall == "wait" and min(present) < config.quorum:
         yield _without_quorum(config, present)
@@ -31,7 +31,7 @@ def check_attendance(config: RunConfig) -> Iterator[Problem]:
 def _without_quorum(config: RunConfig, present: list[int]) -> Problem:
     round = next(i for i, count in enumerate(present) if count < config.quorum)
     quorum, least = config.quorum, min(present)
-    rule = f"{present[round]} workers take part in round {round}, and its quorum of {quorum} never comes"
+    rule = f"{present[round]} workers take part in round {round}, too few for its quorum of {quorum}"
     offers = fixes(server__quorum=max(1, least), server__shortfall="skip")
     return Problem("availability", rule, hint=f"Set {FIXES}.", fixes=offers)
 
@@ -55,6 +55,6 @@ def check_mimic_attendance(config: RunConfig) -> Iterator[Problem]:
         and isinstance(attack, Mimic)
         and attack.target is not None
     ):
-        rule = f"mimics worker {attack.target} in every round, and `availability` lets it be away"
+        rule = f"mimics worker {attack.target} in every round, and with this `availability` it misses some"
         offers = fixes(byzantine__attack="mimic", availability="always")
         yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)

@@ -73,8 +73,8 @@ def check_mimic_momentum(config: RunConfig) -> Iterator[Problem]:
     together = chosen.fresh_only and chosen.full_size(config.workers, 0) == config.workers
     if (config.byzantine.knows or attack.needs) != "own" and not together:
         rule = (
-            "looks at the momentum of other workers, and with "
-            f"{config.participation.setting()} each has its own rounds, of which an attacker does not know"
+            "needs the momentum of other workers, and with "
+            f"{config.participation.setting()} each takes part in other rounds, unknown to an attacker"
         )
         offers = fixes(worker__momentum=0, byzantine__attack="sign_flip")
         yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)

@@ -118,9 +118,9 @@ def _check_window_rule(config: RunConfig) -> Iterator[Problem]:
     if config.server.memory != "window" or config.aggregator.requires(config.workers, config.f):
         return
     if not streams(config.aggregator, config.workers):
-        rule = "should be `rows` with this aggregator, which looks at whole rows before it weighs them"
+        rule = "should be `rows` with this aggregator, which needs whole rows to weigh them"
         hint = (
-            "Only the mean and rules that go by columns, as median, do without, and only without mixings."
+            "Only the mean and coordinate-wise rules, as median, work with a window, and without mixings."
         )
         yield Problem("server.memory", rule, "window", hint)
 
@@ -133,7 +133,7 @@ def _check_no_root(config: RunConfig) -> Iterator[Problem]:
 
 def _check_no_place(config: RunConfig) -> Iterator[Problem]:
     if any(map(by_place, (*config.aggregator.mix, config.aggregator.rule))):
-        rule = "names a row by its place, and in a run other rows are there when a worker is missing"
+        rule = "names a row by its place, and in a run the places change when a worker is missing"
         yield Problem("aggregator", rule, hint="Leave `pivot` null; as a library this one works.")
 
 
