@@ -1,5 +1,7 @@
 """What every test has: one thread, a fixed seed, time enough; and which of the tests run."""
 
+import asyncio
+import inspect
 import os
 import signal
 from collections import defaultdict
@@ -44,6 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     extent = "all tests" if everything() else "samples of products of parameters (--all: all tests)"
     return f"extent: {extent}; patience: {factor():.1f} times that of a quiet machine"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest's own, which calls what it finds here
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Run a test that is a coroutine to its end, but not for ever."""
+    test = pyfuncitem.obj
+    if inspect.iscoroutinefunction(test):
+        pyfuncitem.obj = lambda **given: asyncio.run(asyncio.wait_for(test(**given), patience(100)))
 
 
 def slow_files_first(items: list[pytest.Item]) -> None:

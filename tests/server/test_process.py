@@ -3,8 +3,6 @@
 import asyncio
 import gc
 
-from tests.scenarios import scenario
-
 from varangian.server.process import frozen_garbage_collector, touch_heartbeat
 
 
@@ -34,7 +32,6 @@ def test_what_was_there_before_is_looked_at_again_afterwards_and_what_comes_mean
     assert Ring.freed == 2
 
 
-@scenario
 async def test_the_file_is_touched_again_and_again_and_gone_at_the_end(tmp_path):
     path = tmp_path / "serving"
     async with touch_heartbeat(path, period=0.01):
@@ -46,7 +43,6 @@ async def test_the_file_is_touched_again_and_again_and_gone_at_the_end(tmp_path)
     assert not path.exists()
 
 
-@scenario
 async def test_a_file_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, caplog):
     async with touch_heartbeat(tmp_path / "none" / "serving", period=0.001):
         while not caplog.messages:

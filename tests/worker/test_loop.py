@@ -3,7 +3,6 @@ import logging
 
 import pytest
 import torch
-from tests.scenarios import scenario
 
 from varangian.worker.loop import work
 from varangian.worker.transport.client import ClientError, Finished, Pulled, Receipt
@@ -146,7 +145,6 @@ def test_an_error_of_the_computation_ends_it():
     assert client.diary[-1] == ("pull", -1)
 
 
-@scenario
 async def test_a_long_computation_shows_signs_of_life():
     client, joined = FakeClient([0]), asyncio.Event()
 
@@ -161,7 +159,6 @@ async def test_a_long_computation_shows_signs_of_life():
     assert client.diary[-2] == ("push", 0, [0.0, 0.0])
 
 
-@scenario
 async def test_a_computation_ends_when_its_worker_is_cancelled():
     begun, cancelled = asyncio.Event(), asyncio.Event()
 

@@ -16,7 +16,6 @@ from dataclasses import replace
 import pytest
 from tests.chunks import pass_to
 from tests.protos.data_channel.book import Book, encrypted_size
-from tests.scenarios import scenario
 
 from varangian.protos.data_channel import listener as lanes
 from varangian.protos.data_channel.associated_data import AssociatedData
@@ -107,7 +106,6 @@ def said(caplog, level=logging.WARNING):
     return [one.getMessage() for one in ours if one.levelno == level]
 
 
-@scenario
 async def test_a_connection_serves_one_call_after_the_other_both_ways(caplog):
     async with opened() as lane, calling(lane) as caller:
         await use(lane, caller)
@@ -123,7 +121,6 @@ async def test_a_connection_serves_one_call_after_the_other_both_ways(caplog):
     assert said(caplog) == []
 
 
-@scenario
 async def test_two_workers_find_their_own_calls():
     async with (
         opened() as lane,
@@ -137,7 +134,6 @@ async def test_two_workers_find_their_own_calls():
             assert await (await second.connection()).read_exactly(3) == b"w01"
 
 
-@scenario
 async def test_a_ticket_may_come_in_pieces():
     async with opened() as lane, calling(lane) as caller:
         with lane.ticket(transfer("w00")) as ticket:
@@ -147,7 +143,6 @@ async def test_a_ticket_may_come_in_pieces():
             await ticket.connection()
 
 
-@scenario
 async def test_an_unknown_ticket_ends_the_connection_and_is_logged_once(caplog):
     refusals = Refusals()
     async with opened(refusals=refusals) as lane:
@@ -161,7 +156,6 @@ async def test_an_unknown_ticket_ends_the_connection_and_is_logged_once(caplog):
     assert len(said(caplog, logging.DEBUG)) == 2
 
 
-@scenario
 async def test_a_ticket_counts_once():
     async with (
         opened() as lane,
@@ -177,7 +171,6 @@ async def test_a_ticket_counts_once():
             assert await line.read_exactly(5) == HELLO
 
 
-@scenario
 async def test_a_ticket_counts_until_its_call_has_ended():
     async with opened() as lane, calling(lane) as caller:
         with lane.ticket(transfer("w00")) as ticket:
@@ -190,7 +183,6 @@ async def test_a_ticket_counts_until_its_call_has_ended():
             pass
 
 
-@scenario
 async def test_a_call_that_ends_halfway_ends_its_connection():
     async with opened() as lane, calling(lane) as caller:
         with contextlib.suppress(ZeroDivisionError), lane.ticket(transfer("w00")) as ticket:
@@ -200,7 +192,6 @@ async def test_a_call_that_ends_halfway_ends_its_connection():
         await caller.ended()
 
 
-@scenario
 async def test_whoever_hangs_up_ends_only_its_own_call():
     async with opened() as lane:
         with lane.ticket(transfer("w00")) as ticket:
@@ -215,7 +206,6 @@ async def test_whoever_hangs_up_ends_only_its_own_call():
             await use(lane, caller)
 
 
-@scenario
 async def test_more_than_the_payload_ends_the_connection_after_it():
     async with opened() as lane, calling(lane) as caller:
         with lane.ticket(transfer("w00")) as ticket:
@@ -225,14 +215,12 @@ async def test_more_than_the_payload_ends_the_connection_after_it():
         await caller.ended()
 
 
-@scenario
 async def test_whoever_shows_the_ticket_is_its_worker():
     async with opened() as lane, calling(lane) as caller:
         await use(lane, caller, "w00")
         await use(lane, caller, "w01")
 
 
-@scenario
 async def test_who_says_nothing_is_not_waited_for(caplog):
     refusals = Refusals()
     async with opened(refusals=refusals, first_ticket=0.01) as lane, calling(lane) as stranger:
@@ -242,7 +230,6 @@ async def test_who_says_nothing_is_not_waited_for(caplog):
     assert said(caplog, logging.DEBUG)[0].startswith("data port: refused a stranger: SILENT ")
 
 
-@scenario
 async def test_strangers_do_not_keep_out_who_shows_its_ticket():
     refusals = Refusals()
     async with (
@@ -261,7 +248,6 @@ async def test_strangers_do_not_keep_out_who_shows_its_ticket():
             assert refusals.counts == {"CROWD": 64}
 
 
-@scenario
 async def test_a_connection_takes_no_ticket_once_it_is_old(caplog):
     async with opened(age=0.0) as lane, calling(lane) as caller:
         await use(lane, caller)
@@ -269,7 +255,6 @@ async def test_a_connection_takes_no_ticket_once_it_is_old(caplog):
     assert said(caplog) == []
 
 
-@scenario
 async def test_a_connection_that_is_not_used_is_ended_however_long_its_call_took(caplog):
     async with opened(next_ticket=0.02) as lane, calling(lane) as caller:
         with lane.ticket(transfer("w00")) as ticket:
@@ -283,7 +268,6 @@ async def test_a_connection_that_is_not_used_is_ended_however_long_its_call_took
     assert said(caplog) == []
 
 
-@scenario
 async def test_the_oldest_of_three_idle_connections_of_a_worker_is_ended():
     refusals = Refusals()
     async with opened(refusals=refusals) as lane, contextlib.AsyncExitStack() as stack:
@@ -317,7 +301,6 @@ async def taken(line, size):
     return bytes(found)
 
 
-@scenario
 async def test_payloads_are_sealed_with_the_key_of_their_ticket():
     async with opened(sealed=True) as lane, calling(lane) as caller:
         for _ in range(2):
@@ -333,7 +316,6 @@ async def test_payloads_are_sealed_with_the_key_of_their_ticket():
                 ticket.complete()
 
 
-@scenario
 async def test_each_ticket_has_a_key_of_its_own_and_only_where_payloads_are_sealed():
     async with opened(sealed=True) as lane:
         keys = {bytes.fromhex(lane.ticket(transfer("w00")).text)[16:] for _ in range(100)}
@@ -344,7 +326,6 @@ async def test_each_ticket_has_a_key_of_its_own_and_only_where_payloads_are_seal
 
 
 @pytest.mark.parametrize("payload", [HELLO + bytes(56), b"\x28" + bytes(1000)])
-@scenario
 async def test_who_has_a_ticket_without_its_key_ends_that_call_and_no_other(payload):
     pytest.importorskip("cryptography")
     async with opened(sealed=True) as lane, calling(lane) as thief, calling(lane) as owner:
@@ -370,7 +351,6 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("changes", OTHERS, ids=lambda changes: "".join(changes))
-@scenario
 async def test_the_right_key_does_not_open_a_payload_of_another_transfer(changes):
     """Whoever mixes up two payloads, whatever the reason, ends with nothing."""
     async with opened(sealed=True) as lane, calling(lane) as caller:
@@ -381,7 +361,6 @@ async def test_the_right_key_does_not_open_a_payload_of_another_transfer(changes
                 await taken(line, 5)
 
 
-@scenario
 async def test_closing_ends_what_is_under_way():
     async with opened() as lane, contextlib.AsyncExitStack() as stack:
         callers = [await stack.enter_async_context(calling(lane)) for _ in range(3)]
@@ -407,7 +386,6 @@ async def test_closing_ends_what_is_under_way():
                 pass
 
 
-@scenario
 async def test_closing_ends_connections_that_have_just_come():
     async with opened() as lane:
         sockets = [socket.create_connection((HOST, lane.port)) for _ in range(20)]
@@ -417,7 +395,6 @@ async def test_closing_ends_connections_that_have_just_come():
         connection.close()
 
 
-@scenario
 async def test_a_lane_that_never_listened_can_be_closed():
     lane = listener()
     assert lane.port == 0
@@ -425,7 +402,6 @@ async def test_a_lane_that_never_listened_can_be_closed():
     await lane.close()
 
 
-@scenario
 async def test_connections_that_break_at_once_do_no_harm():
     async with opened() as lane:
         for _ in range(100):
@@ -436,7 +412,6 @@ async def test_connections_that_break_at_once_do_no_harm():
             await use(lane, caller)
 
 
-@scenario
 async def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, caplog):
     monkeypatch.setattr(lanes, "PAUSE", 0.01)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -464,7 +439,6 @@ async def test_connections_wait_while_the_process_may_open_no_more_files(monkeyp
     assert line.startswith("data port: refused new connections: EMFILE ")
 
 
-@scenario
 async def test_a_lane_may_have_an_address_of_version_6():
     lane = listener()
     try:

@@ -11,7 +11,6 @@ import pytest
 from tests.exhausted import no_descriptors
 from tests.extent import patience
 from tests.refused import refused
-from tests.scenarios import scenario
 
 from varangian.protos.identity.bundle import Bundle, BundleError, Role, identity_uri, ssl_contexts
 from varangian.protos.identity.certificate import validity
@@ -222,7 +221,6 @@ def test_certificates_need_no_secret_and_the_token_does(bundles):
         Sessions(["w00"], None)
 
 
-@scenario
 async def test_a_renewed_certificate_is_shown_without_a_restart(authority, listening):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w00", Role.WORKER, days=1)
@@ -267,7 +265,6 @@ def test_a_bad_renewal_leaves_the_old_certificate_in_use(copied, caplog):
     assert (renewal.bundle, renewal.failure) == (before, None)
 
 
-@scenario
 async def test_what_grpc_proves_is_what_the_server_reads(bundles, listening):
     security = Security(bundles / "ours")
     async with listening(security.credentials()) as (port, seen):
@@ -287,7 +284,6 @@ async def test_what_grpc_proves_is_what_the_server_reads(bundles, listening):
     ("kind", "ending"),
     [("DNSName", ""), ("RFC822Name", ""), ("UniformResourceIdentifier", "\0.test")],
 )
-@scenario
 async def test_a_name_of_another_type_or_with_a_nul_names_nobody(
     authority, listening, monkeypatch, kind, ending
 ):
@@ -359,7 +355,6 @@ def one_call():
     return connection.data_to_send()
 
 
-@scenario
 async def test_a_call_on_a_resumed_session_shows_the_certificate_that_it_began_with(bundles, listening):
     """So dates and revocation are looked at there, too."""
     async with listening(Security(bundles / "ours").credentials()) as (port, seen):

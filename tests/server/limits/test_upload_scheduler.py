@@ -2,7 +2,6 @@ import asyncio
 
 import pytest
 from tests.extent import patience
-from tests.scenarios import scenario
 
 from varangian.server.limits.upload_scheduler import UploadScheduler
 
@@ -12,7 +11,6 @@ async def settle():
         await asyncio.sleep(0)
 
 
-@scenario
 async def test_no_more_than_its_turns_are_taken_and_the_longest_waiting_comes_next():
     scheduler, diary = UploadScheduler(receiving=2, seconds=60.0, share=1 << 20), []
     leave = [asyncio.Event() for _ in range(5)]
@@ -34,7 +32,6 @@ async def test_no_more_than_its_turns_are_taken_and_the_longest_waiting_comes_ne
     assert diary == [0, 1, 2, 3, 4]
 
 
-@scenario
 async def test_who_sits_for_longer_than_a_turn_gives_way_and_queues_again():
     scheduler, diary = UploadScheduler(receiving=1, seconds=0.01, share=1 << 20), []
 
@@ -50,7 +47,6 @@ async def test_who_sits_for_longer_than_a_turn_gives_way_and_queues_again():
     assert diary == ["a", "b", "a", "b", "a", "b"]
 
 
-@scenario
 async def test_who_waits_in_vain_loses_the_turn_without_doing_anything():
     scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
     async with scheduler.turn() as stalled:
@@ -64,7 +60,6 @@ async def test_who_waits_in_vain_loses_the_turn_without_doing_anything():
             await back
 
 
-@scenario
 async def test_who_is_busy_keeps_the_turn():
     scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
     async with scheduler.turn() as busy:
@@ -76,7 +71,6 @@ async def test_who_is_busy_keeps_the_turn():
         waiting.cancel()
 
 
-@scenario
 async def test_a_turn_is_so_many_bytes_too_and_rows_grow_together():
     scheduler, rows = UploadScheduler(receiving=2, seconds=60.0, share=4), dict.fromkeys("abcde", 0)
 
@@ -93,7 +87,6 @@ async def test_a_turn_is_so_many_bytes_too_and_rows_grow_together():
     assert set(rows.values()) == {40}
 
 
-@scenario
 async def test_nobody_gives_way_to_nobody():
     scheduler = UploadScheduler(receiving=1, seconds=0.005, share=1 << 20)
     async with scheduler.turn() as turn:
@@ -105,7 +98,6 @@ async def test_nobody_gives_way_to_nobody():
 
 
 @pytest.mark.parametrize("running", [True, False])
-@scenario
 async def test_a_turn_is_free_again_however_its_upload_ends(running):
     scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
     async with scheduler.turn():

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.chunks import cut_chunks
 from tests.extent import examples
-from tests.scenarios import scenario
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import ps_pb2
@@ -234,7 +233,6 @@ async def usable(this):
     assert this.records[-1].missing == ()
 
 
-@scenario
 async def test_a_round_with_three_workers():
     async with world() as this, this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
         joined = await a.join()
@@ -254,7 +252,6 @@ async def test_a_round_with_three_workers():
         assert (status.workers, status.present) == (3, 3)
 
 
-@scenario
 async def test_a_round_in_which_every_payload_is_in_one_message():
     async with world(rounds=1) as this, this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
         assert (await a.join()).whole
@@ -284,7 +281,6 @@ async def test_a_round_in_which_every_payload_is_in_one_message():
         (NOT_FINITE, {}, "INVALID_ARGUMENT", "UNSOUND"),
     ],
 )
-@scenario
 async def test_a_payload_in_one_message_is_checked_like_any_other(data, changes, status, code):
     async with world() as this, this.raw() as raw:
         async with refusal(grpc.StatusCode[status], code):
@@ -292,7 +288,6 @@ async def test_a_payload_in_one_message_is_checked_like_any_other(data, changes,
         assert this.coordinator.status().counted == ()
 
 
-@scenario
 async def test_a_large_model_has_no_message_for_all_of_it():
     async with world(BIG) as this, this.raw(join=False) as raw:
         assert not (await raw.join()).whole
@@ -302,7 +297,6 @@ async def test_a_large_model_has_no_message_for_all_of_it():
             await raw.push_whole(bytes(70_000))
 
 
-@scenario
 async def test_a_vector_in_several_chunks():
     async with (
         world(BIG, rounds=1, limits=replace(LIMITS, grace=20.0)) as this,
@@ -322,7 +316,6 @@ async def test_a_vector_in_several_chunks():
         assert torch.equal(this.coordinator._learner.parameters, -vector)
 
 
-@scenario
 async def test_a_bfloat16_run_takes_half_the_bytes_and_gives_float32():
     async with (
         world(BIG, dtype="bfloat16") as this,
@@ -350,7 +343,6 @@ def sealed(data, digest=None):
     return [CONTRACT.manifest(0, b""), *cut_chunks(data), seal]
 
 
-@scenario
 async def test_a_push_may_be_sealed_at_its_end():
     async with world() as this, this.raw() as raw:
         data = encode_vector(torch.arange(8.0))
@@ -376,7 +368,6 @@ async def test_a_push_may_be_sealed_at_its_end():
         ),
     ],
 )
-@scenario
 async def test_a_seal_is_the_last_word_and_the_only_one(change, status, code):
     async with world() as this, this.raw() as raw:
         async with refusal(grpc.StatusCode[status], code):
@@ -385,7 +376,6 @@ async def test_a_seal_is_the_last_word_and_the_only_one(change, status, code):
         await usable(this)
 
 
-@scenario
 async def test_a_wrong_seal_is_a_wrong_digest():
     async with world() as this, this.raw() as raw:
         async with refusal(grpc.StatusCode.DATA_LOSS, "DIGEST"):
@@ -401,13 +391,11 @@ def test_messages_are_as_large_as_the_memory_of_their_connections_allows(payload
     assert message_bytes(payload, workers) == size
 
 
-@scenario
 async def test_whoever_joins_hears_how_large_messages_should_be():
     async with world(BIG) as this, this.raw() as raw:
         assert (await raw.join()).chunk_bytes == message_bytes(BIG.numel * 4, 3)
 
 
-@scenario
 async def test_a_pull_may_begin_with_small_chunks():
     async with world(BIG) as this, this.raw() as raw:
         _, *chunks = await raw.pull(chunk_bytes=300_000)
@@ -415,7 +403,6 @@ async def test_a_pull_may_begin_with_small_chunks():
         assert (sizes[0], sum(sizes)) == (300_000, BIG.numel * 4)
 
 
-@scenario
 async def test_an_upload_can_be_begun_so_often_in_a_round():
     async with world(limits=replace(LIMITS, uploads=2)) as this, this.raw() as raw:
         for _ in range(2):
@@ -431,7 +418,6 @@ async def test_an_upload_can_be_begun_so_often_in_a_round():
             await other.push(0, torch.zeros(8))
 
 
-@scenario
 async def test_the_same_parameters_can_be_had_so_often():
     async with world(limits=replace(LIMITS, downloads=3)) as this, this.raw() as raw:
         for _ in range(3):
@@ -442,7 +428,6 @@ async def test_the_same_parameters_can_be_had_so_often():
             await other.pull()
 
 
-@scenario
 async def test_a_worker_can_join_so_often():
     async with world(limits=replace(LIMITS, joins=3)) as this, this.raw(join=False) as raw:
         for _ in range(3):
@@ -452,7 +437,6 @@ async def test_a_worker_can_join_so_often():
         await raw.pull()
 
 
-@scenario
 async def test_the_status_counts_refusals_by_code():
     async with world() as this, this.raw() as raw:
         assert (await raw.status()).refusals == ""
@@ -464,7 +448,6 @@ async def test_the_status_counts_refusals_by_code():
         assert (await raw.status()).refusals == "FUTURE 1\nORDER 2\n"
 
 
-@scenario
 async def test_tiny_chunks_are_taken_slowly_and_without_a_turn(monkeypatch):
     slept, released = [], []
 
@@ -487,7 +470,6 @@ async def test_tiny_chunks_are_taken_slowly_and_without_a_turn(monkeypatch):
     assert len(released) == 5
 
 
-@scenario
 async def test_a_push_in_other_words_is_understood():
     async with world() as this, this.raw() as raw:
         vector = torch.arange(8.0)
@@ -498,14 +480,12 @@ async def test_a_push_in_other_words_is_understood():
         assert this.coordinator.status().counted == ("w00",)
 
 
-@scenario
 async def test_pulls_of_a_round_share_their_messages():
     async with world(BIG) as this, this.raw("w00") as a, this.raw("w01") as b:
         first, second = await asyncio.gather(a.pull(), b.pull())
         assert first == second
 
 
-@scenario
 async def test_what_is_not_in_common_is_refused_at_join_or_said_in_the_log():
     common = SharedSettings(
         {"loss": "mse", "data": "[1, 2]"}, {"loss": "Give both one."}, frozenset({"data"})
@@ -524,7 +504,6 @@ async def test_what_is_not_in_common_is_refused_at_join_or_said_in_the_log():
         assert (await raw.status()).classes == 7
 
 
-@scenario
 async def test_another_layout_is_refused_with_the_first_difference():
     other = Layout((("weight", (3, 2)), ("bias", (3,))))
     async with world() as this, this.raw(join=False) as raw:
@@ -540,7 +519,6 @@ async def test_another_layout_is_refused_with_the_first_difference():
         await usable(this)
 
 
-@scenario
 async def test_another_protocol_is_refused_with_both_versions():
     async with world() as this, this.raw(join=False) as raw:
         found = "version 3", "the other end 2", "Install one release"
@@ -557,7 +535,6 @@ async def test_another_protocol_is_refused_with_both_versions():
         ({"session": "x"}, grpc.StatusCode.UNAUTHENTICATED, "UNIDENTIFIED"),
     ],
 )
-@scenario
 async def test_a_stranger_is_refused_by_every_call(identity, status, code):
     async with world() as this, this.raw(join=False, **identity) as raw:
         for call in (raw.join(), raw.pull(), raw.push(0, torch.zeros(8))):
@@ -566,7 +543,6 @@ async def test_a_stranger_is_refused_by_every_call(identity, status, code):
         assert this.coordinator.status().present == ()
 
 
-@scenario
 async def test_the_name_comes_from_the_channel_and_a_token_speaks_for_one_name():
     async with world() as this, this.raw("w00") as mine, this.raw("w01") as other:
         await mine.push(0, torch.zeros(8))
@@ -578,7 +554,6 @@ async def test_the_name_comes_from_the_channel_and_a_token_speaks_for_one_name()
         assert this.coordinator.status().counted == ("w00", "w01")
 
 
-@scenario
 async def test_a_second_process_with_the_same_name_is_refused():
     async with world() as this, this.raw("w00"), this.raw("w00", join=False, session="f" * 32) as twin:
         async with refusal(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN", "stop one of them"):
@@ -638,7 +613,6 @@ def chunk(offset, data):
         pytest.param([manifest(round=2**64 - 1)], grpc.StatusCode.OUT_OF_RANGE, "FUTURE", id="far future"),
     ],
 )
-@scenario
 async def test_a_push_that_is_wrong_counts_nothing_and_may_be_tried_again(parts, status, code):
     async with world() as this, this.raw() as raw:
         async with refusal(status, code):
@@ -648,7 +622,6 @@ async def test_a_push_that_is_wrong_counts_nothing_and_may_be_tried_again(parts,
         await usable(this)
 
 
-@scenario
 async def test_a_push_for_another_layout_is_refused_and_proves_nothing():
     async with world(quorum=2, f=1) as this, this.raw() as raw:
         async with refusal(FAILED, "LAYOUT"):
@@ -658,7 +631,6 @@ async def test_a_push_for_another_layout_is_refused_and_proves_nothing():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@scenario
 async def test_a_vector_that_is_not_finite_proves_its_sender_faulty(value):
     async with world(quorum=2, f=1) as this, this.raw() as raw:
         vector = torch.zeros(8)
@@ -668,7 +640,6 @@ async def test_a_vector_that_is_not_finite_proves_its_sender_faulty(value):
         assert set(this.coordinator.status().faulty) == {"w00"}
 
 
-@scenario
 async def test_the_same_push_again_is_a_duplicate():
     async with world() as this, this.raw() as raw:
         await raw.push(0, torch.ones(8))
@@ -677,7 +648,6 @@ async def test_the_same_push_again_is_a_duplicate():
         assert this.coordinator.status().counted == ("w00",)
 
 
-@scenario
 async def test_of_two_vectors_for_the_same_round_the_first_counts():
     async with world(f=1) as this, this.raw() as raw:
         await raw.push(0, torch.ones(8))
@@ -695,7 +665,6 @@ def client_of(this, name="w00", tries=10):
     return Client(this.address, name, this.sessions.token(name), LAYOUT, backoff=Backoff(tries=tries))
 
 
-@scenario
 async def test_the_name_of_a_process_that_has_ended_is_free_at_once(monkeypatch):
     """Without waiting for its silence: all of its connections are closed."""
     monkeypatch.setattr("varangian.server.identity.sessions.GRACE", 0.0)
@@ -716,7 +685,6 @@ async def test_the_name_of_a_process_that_has_ended_is_free_at_once(monkeypatch)
             assert this.coordinator.status().absent == ()
 
 
-@scenario
 async def test_a_worker_may_decline_a_round():
     async with world() as this, client_of(this) as client:
         await client.join()
@@ -725,7 +693,6 @@ async def test_a_worker_may_decline_a_round():
         await client.decline(7, "a round that is not open: no error")
 
 
-@scenario
 async def test_a_push_for_a_round_that_is_over_says_which_one_is_open():
     async with world() as this, this.raw() as raw:
         await usable(this)
@@ -735,7 +702,6 @@ async def test_a_push_for_a_round_that_is_over_says_which_one_is_open():
         await usable(this)
 
 
-@scenario
 async def test_a_pull_of_another_run_is_refused():
     async with world() as this, this.raw() as raw:
         async with refusal(FAILED, "RUN", "'run-0'"):
@@ -743,7 +709,6 @@ async def test_a_pull_of_another_run_is_refused():
         await usable(this)
 
 
-@scenario
 async def test_a_message_over_the_limit_is_refused_by_the_transport():
     async with world() as this, this.raw() as raw:
         large = b"\x00" * (MESSAGE_LIMIT + 1)
@@ -762,7 +727,6 @@ async def ended(call):
     return await call
 
 
-@scenario
 async def test_a_compressed_message_is_refused():
     async with world() as this, this.raw() as raw:
         request = ps_pb2.JoinRequest(protocol=PROTOCOL, layout=LAYOUT.text, software="x" * 1000)
@@ -775,7 +739,6 @@ async def test_a_compressed_message_is_refused():
 
 @settings(max_examples=examples(12), deadline=None)
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=20))
-@scenario
 async def test_garbage_never_stops_the_server(garbage):
     async with world(limits=replace(LIMITS, joins=100)) as this, this.raw() as raw:
         for data in garbage:
@@ -787,7 +750,6 @@ async def test_garbage_never_stops_the_server(garbage):
         await usable(this)
 
 
-@scenario
 async def test_a_stalled_upload_is_given_up_and_leaves_nothing_behind():
     async with world(limits=replace(LIMITS, idle=0.05)) as this, this.raw() as raw:
         async with refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "IDLE"):
@@ -798,7 +760,6 @@ async def test_a_stalled_upload_is_given_up_and_leaves_nothing_behind():
         await usable(this)
 
 
-@scenario
 async def test_an_upload_whose_sender_dies_leaves_nothing_behind():
     async with world() as this, this.raw() as raw:
         call = raw.calls["Push"](metadata=raw.identity)
@@ -811,7 +772,6 @@ async def test_an_upload_whose_sender_dies_leaves_nothing_behind():
         await usable(this)
 
 
-@scenario
 async def test_more_stalled_uploads_than_seats_do_not_keep_others_from_pushing():
     async with (
         world(BIG, limits=replace(LIMITS, receiving=1)) as this,
@@ -832,7 +792,6 @@ async def test_more_stalled_uploads_than_seats_do_not_keep_others_from_pushing()
             call.cancel()
 
 
-@scenario
 async def test_a_worker_has_so_many_streams_and_no_more():
     limits = replace(LIMITS, streams=1)
     async with world(limits=limits) as this, this.raw() as raw, this.raw("w01") as other:
@@ -847,7 +806,6 @@ async def test_a_worker_has_so_many_streams_and_no_more():
         begun.cancel()
 
 
-@scenario
 async def test_many_half_open_uploads_of_one_worker_do_not_keep_others_from_pushing():
     async with world() as this, this.raw("w00") as greedy, this.raw("w01") as honest:
         begun = [greedy.calls["Push"](metadata=greedy.identity) for _ in range(100)]
@@ -859,7 +817,6 @@ async def test_many_half_open_uploads_of_one_worker_do_not_keep_others_from_push
         await asyncio.gather(*writes, return_exceptions=True)
 
 
-@scenario
 async def test_connections_that_speak_something_else_disturb_nobody():
     async with world() as this:
         host, port = this.address.split(":")
@@ -877,7 +834,6 @@ async def test_connections_that_speak_something_else_disturb_nobody():
             await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
-@scenario
 async def test_an_upload_ends_when_its_round_does():
     async with (
         world(BIG, rounds=3, quorum=2, deadline=0.05) as this,
@@ -899,7 +855,6 @@ async def test_an_upload_ends_when_its_round_does():
         assert "w00" not in this.coordinator.status().present
 
 
-@scenario
 async def test_a_pull_ends_when_its_round_does():
     layout = Layout((("weight", (32, 1024, 1024)),))
     async with (
@@ -921,7 +876,6 @@ async def test_a_pull_ends_when_its_round_does():
         upload.cancel()
 
 
-@scenario
 async def test_a_worker_that_dies_in_the_middle_of_a_pull_is_no_error(caplog):
     caplog.set_level("DEBUG")
     layout = Layout((("weight", (32, 1024, 1024)),))
@@ -937,7 +891,6 @@ async def test_a_worker_that_dies_in_the_middle_of_a_pull_is_no_error(caplog):
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-@scenario
 async def test_an_upload_asks_for_a_turn_before_every_message(monkeypatch):
     asked, before_read = [], UploadTurn.before_read
 
@@ -953,14 +906,12 @@ async def test_an_upload_asks_for_a_turn_before_every_message(monkeypatch):
     assert len(set(asked)) == 1
 
 
-@scenario
 async def test_a_pull_without_a_later_round_says_again():
     async with world() as this, this.raw() as raw:
         (part,) = await raw.pull(0)
         assert part.HasField("again")
 
 
-@scenario
 async def test_everyone_who_joined_hears_of_the_end():
     async with (
         world(rounds=1, limits=replace(LIMITS, grace=20.0)) as this,
@@ -978,7 +929,6 @@ async def test_everyone_who_joined_hears_of_the_end():
         assert await this.ended == "all 1 rounds are done"
 
 
-@scenario
 async def test_a_stop_is_heard_too():
     async with world(limits=replace(LIMITS, patience=20.0, grace=20.0)) as this, this.raw() as raw:
         pull = asyncio.create_task(raw.pull(0))
@@ -988,7 +938,6 @@ async def test_a_stop_is_heard_too():
         assert await this.ended == "stopped on request"
 
 
-@scenario
 async def test_a_port_in_use_is_one_sentence():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -998,7 +947,6 @@ async def test_a_port_in_use_is_one_sentence():
             await listen(port)
 
 
-@scenario
 async def test_two_servers_do_not_share_a_port():
     async with world() as this:
         with pytest.raises(PortInUse):
@@ -1006,7 +954,6 @@ async def test_two_servers_do_not_share_a_port():
         await usable(this)
 
 
-@scenario
 async def test_grpc_itself_does_not_share_a_port(monkeypatch):
     async with world() as this:
         monkeypatch.setattr("varangian.server.transport.grpc_server.probe", lambda host, port: None)
@@ -1015,7 +962,6 @@ async def test_grpc_itself_does_not_share_a_port(monkeypatch):
             bind(second, "127.0.0.1", int(this.address.rpartition(":")[2]))
 
 
-@scenario
 async def test_an_address_of_another_machine_is_one_sentence():
     with pytest.raises(OSError, match=r"should be able to listen on 192\.0\.2\.1:0"):
         await listen(0, host="192.0.2.1")
@@ -1038,7 +984,6 @@ async def listen(port, host="127.0.0.1"):
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\nINFO all is well\u202e" + "x" * 5000
 
 
-@scenario
 async def test_what_a_worker_says_is_one_printable_line_of_the_log_and_of_the_record(caplog):
     caplog.set_level("INFO", "varangian")
     async with world() as this, this.raw(join=False) as raw, this.raw("w01") as other:
@@ -1057,7 +1002,6 @@ async def test_what_a_worker_says_is_one_printable_line_of_the_log_and_of_the_re
     assert all(line.isprintable() and len(line) < 1200 for line in lines)
 
 
-@scenario
 async def test_a_refusal_is_logged_once_for_each_worker_and_code():
     heard = []
     handler = logging.Handler()

@@ -8,7 +8,6 @@ from dataclasses import replace
 import grpc
 import pytest
 import torch
-from tests.scenarios import scenario
 from tests.server.transport.test_service import (
     BIG,
     LIMITS,
@@ -79,7 +78,6 @@ async def answer(call):
     return ps_pb2.PushReply.FromString(await call)
 
 
-@scenario
 async def test_who_joins_hears_of_the_port():
     async with world() as this, this.raw(join=False) as raw:
         port = (await raw.join()).data_port
@@ -90,7 +88,6 @@ async def test_who_joins_hears_of_the_port():
         assert (await raw.status()).data_port == 0
 
 
-@scenario
 async def test_a_ticket_is_for_whoever_asks_for_one():
     async with world(BIG) as this, beside(this) as mine, this.raw("w01") as other:
         call, ready = await mine.pushing()
@@ -106,7 +103,6 @@ async def test_a_ticket_is_for_whoever_asks_for_one():
         call.cancel()
 
 
-@scenario
 async def test_a_push_with_its_payload_beside_it():
     async with world(BIG) as this, beside(this) as worker:
         call, ticket = await worker.pushing()
@@ -120,7 +116,6 @@ async def test_a_push_with_its_payload_beside_it():
         assert (await answer(call)).duplicate
 
 
-@scenario
 async def test_a_ticket_and_a_payload_may_come_in_any_pieces_and_the_digest_first():
     async with world(BIG) as this, beside(this) as worker:
         call, ticket = await worker.pushing(digest=payload_digest(DATA))
@@ -129,7 +124,6 @@ async def test_a_ticket_and_a_payload_may_come_in_any_pieces_and_the_digest_firs
         assert not (await answer(call)).duplicate
 
 
-@scenario
 async def test_a_pull_with_its_payload_beside_it_and_the_connection_again():
     async with world(BIG) as this, beside(this) as worker:
         tickets = []
@@ -163,7 +157,6 @@ async def test_a_pull_with_its_payload_beside_it_and_the_connection_again():
         ),
     ],
 )
-@scenario
 async def test_what_is_wrong_beside_a_call_is_said_in_it(data, last, status, code):
     async with world(BIG, f=1, quorum=2) as this, beside(this) as worker:
         call, ticket = await worker.pushing()
@@ -175,7 +168,6 @@ async def test_what_is_wrong_beside_a_call_is_said_in_it(data, last, status, cod
         assert this.coordinator.status().counted == ()
 
 
-@scenario
 async def test_a_connection_that_ends_early_ends_its_call_which_may_be_made_again():
     async with world(BIG) as this:
         for sent in (b"", DATA[:-1]):
@@ -189,7 +181,6 @@ async def test_a_connection_that_ends_early_ends_its_call_which_may_be_made_agai
         await usable(this)
 
 
-@scenario
 async def test_a_call_that_ends_early_ends_its_connection():
     async with world(BIG) as this, beside(this) as worker:
         call, ticket = await worker.pushing()
@@ -201,7 +192,6 @@ async def test_a_call_that_ends_early_ends_its_connection():
         await usable(this)
 
 
-@scenario
 async def test_a_payload_that_stalls_is_given_up():
     async with world(BIG, limits=replace(LIMITS, idle=0.05)) as this:
         for sent in ([], ["the ticket"], ["the ticket", DATA[:1000]]):
@@ -215,7 +205,6 @@ async def test_a_payload_that_stalls_is_given_up():
         assert this.coordinator.status().present == ()
 
 
-@scenario
 async def test_an_upload_beside_its_call_ends_when_its_round_does():
     async with (
         world(BIG, rounds=3, quorum=2, deadline=0.05) as this,
@@ -235,7 +224,6 @@ async def test_an_upload_beside_its_call_ends_when_its_round_does():
         assert await late.closed()
 
 
-@scenario
 async def test_a_pull_beside_its_call_ends_when_its_round_does():
     layout = Layout((("weight", (32, 1024, 1024)),))
     async with (
@@ -257,7 +245,6 @@ async def test_a_pull_beside_its_call_ends_when_its_round_does():
         upload.cancel()
 
 
-@scenario
 async def test_more_stalled_payloads_than_seats_do_not_keep_others_from_pushing():
     limits = replace(LIMITS, receiving=1)
     async with world(BIG, limits=limits) as this, beside(this) as stalled, beside(this, "w01") as slow:
@@ -276,7 +263,6 @@ async def test_more_stalled_payloads_than_seats_do_not_keep_others_from_pushing(
             call.cancel()
 
 
-@scenario
 async def test_the_status_counts_connections_that_were_closed():
     async with world() as this, beside(this) as worker:
         await worker.send(bytes(16))

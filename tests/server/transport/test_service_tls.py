@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import grpc.aio
 import pytest
-from tests.scenarios import scenario
 
 from varangian.protos.contract import Contract
 from varangian.protos.identity.bundle import Bundle, Role
@@ -63,19 +62,16 @@ async def joined(serving, path, name, bundle):
         return ""
 
 
-@scenario
 async def test_a_worker_joins_under_the_name_on_its_certificate(serving, bundles):
     assert await joined(serving, bundles / "ours", "w00", bundles / "ours/w00") == ""
 
 
-@scenario
 async def test_a_worker_cannot_join_under_another_name(serving, bundles, caplog):
     said = await joined(serving, bundles / "ours", "w01", bundles / "ours/w00")
     assert "A worker should call itself by the name on its certificate. Found 'w01'" in said
     assert "security: MISNAMED from w00" in caplog.text
 
 
-@scenario
 async def test_a_certificate_of_another_cluster_is_refused_where_its_authority_is_trusted(
     serving, bundles, copied, caplog
 ):
@@ -92,13 +88,11 @@ async def test_a_certificate_of_another_cluster_is_refused_where_its_authority_i
     assert "security: OTHER_CLUSTER from a stranger" in caplog.text
 
 
-@scenario
 async def test_a_server_cannot_join(serving, bundles):
     said = await joined(serving, bundles / "ours", "w00", bundles / "ours/server")
     assert "one that the role on the certificate allows" in said
 
 
-@scenario
 async def test_a_certificate_of_no_worker_of_the_run_cannot_join(serving, authority):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w77", Role.WORKER, days=1)
@@ -106,7 +100,6 @@ async def test_a_certificate_of_no_worker_of_the_run_cannot_join(serving, author
     assert "The name of a worker should be one that this run was started with" in said
 
 
-@scenario
 async def test_a_revoked_worker_is_refused_without_a_restart(serving, authority):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w00", Role.WORKER, days=1)
@@ -119,7 +112,6 @@ async def test_a_revoked_worker_is_refused_without_a_restart(serving, authority)
             await caller.join()
 
 
-@scenario
 async def test_nobody_joins_without_a_certificate(serving, bundles):
     async with serving(bundles / "ours") as (address, sessions):
         stranger = Client(address, "w00", "0" * 64, LAYOUT, backoff=Backoff(tries=1), idle=5)
@@ -143,7 +135,6 @@ async def at_once(seconds):
     """Instead of sleeping."""
 
 
-@scenario
 async def test_a_worker_shows_its_renewed_certificate_after_a_few_failures(serving, authority):
     shown = expired(authority, "w00")
     async with serving(authority.path) as (address, sessions):
@@ -153,7 +144,6 @@ async def test_a_worker_shows_its_renewed_certificate_after_a_few_failures(servi
         assert sessions.joined == {"w00"}
 
 
-@scenario
 async def test_a_worker_waits_for_a_server_whose_certificate_has_expired_until_it_is_renewed(
     serving, authority, tmp_path, monkeypatch, caplog
 ):
@@ -178,7 +168,6 @@ async def test_a_worker_waits_for_a_server_whose_certificate_has_expired_until_i
         assert sessions.joined == {"w00"}
 
 
-@scenario
 async def test_a_worker_whose_certificate_was_not_renewed_gives_up_and_says_so(serving, authority, caplog):
     shown = expired(authority, "w00")
     for file in ("cert.pem", "key.pem"):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from tests.chunks import cut_chunks
 from tests.extent import patience
-from tests.scenarios import scenario
 from tests.worker.transport.script import (
     AGAIN,
     BIG,
@@ -39,7 +38,6 @@ from varangian.worker.transport.client import Client, ClientError, Finished, Rec
 from varangian.worker.transport.retry import Backoff
 
 
-@scenario
 async def test_join_says_what_the_worker_has_and_who_it_is():
     script = Script()
     async with client_of(script) as client:
@@ -51,7 +49,6 @@ async def test_join_says_what_the_worker_has_and_who_it_is():
     assert len(bytes.fromhex(metadata["varangian-session"])) == 16
 
 
-@scenario
 async def test_every_call_is_of_one_session():
     script = Script()
     async with joined(script) as client:
@@ -61,7 +58,6 @@ async def test_every_call_is_of_one_session():
     assert script.seen["Pull"][0].run_id == "run-1"
 
 
-@scenario
 async def test_small_payloads_travel_in_one_message_each():
     script = Script()
     script.whole = True
@@ -86,7 +82,6 @@ async def test_small_payloads_travel_in_one_message_each():
         ({"payload": bytes(70_000)}, "at most 65568 are read"),
     ],
 )
-@scenario
 async def test_a_model_in_one_message_is_checked_like_any_other(reply, outcome):
     async def step(request, context):
         return ps_pb2.PullReply(**reply)
@@ -106,7 +101,6 @@ async def pull_again(request, context):
     return ps_pb2.PullReply(**AGAIN)
 
 
-@scenario
 async def test_a_damaged_model_in_one_message_is_pulled_again():
     async def damaged(request, context):
         whole = await script.parameters_whole(request, context)
@@ -118,7 +112,6 @@ async def test_a_damaged_model_in_one_message_is_pulled_again():
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
 
 
-@scenario
 async def test_a_line_that_is_too_slow_for_one_message_gets_small_pieces():
     script = Script()
     script.whole, script.steps["Push"] = (
@@ -133,7 +126,6 @@ async def test_a_line_that_is_too_slow_for_one_message_gets_small_pieces():
     assert script.seen["PullWhole"] == []
 
 
-@scenario
 async def test_a_server_that_comes_back_without_single_messages_is_asked_for_a_stream():
     script = Script()
     script.whole = True
@@ -142,7 +134,6 @@ async def test_a_server_that_comes_back_without_single_messages_is_asked_for_a_s
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
 
 
-@scenario
 async def test_a_claim_does_not_wait_for_a_name_that_is_taken():
     script = Script()
     taken = refuse(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN")
@@ -223,7 +214,6 @@ def test_what_a_server_says_steers_no_terminal_and_is_cut(step, caplog):
 
 @pytest.mark.parametrize("round", [2**63, 2**64 - 1])
 @pytest.mark.parametrize("name", ["Join", "Pull"])
-@scenario
 async def test_a_round_that_no_run_has_is_one_sentence(name, round):
     script = Script()
     script.round = round if name == "Join" else 4
@@ -235,7 +225,6 @@ async def test_a_round_that_no_run_has_is_one_sentence(name, round):
             await (client.join() if name == "Join" else client.pull(-1))
 
 
-@scenario
 async def test_a_claim_is_refused_like_a_join():
     script = Script()
     script.steps["Join"] = [refuse(grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN", "an old token.")]
@@ -244,7 +233,6 @@ async def test_a_claim_is_refused_like_a_join():
             await client.claim()
 
 
-@scenario
 async def test_each_client_has_a_connection_of_its_own():
     script = Script()
     async with (
@@ -259,7 +247,6 @@ async def test_each_client_has_a_connection_of_its_own():
     assert script.peers[0] == script.peers[2]
 
 
-@scenario
 async def test_pull_gives_the_parameters_in_memory_of_its_own():
     script = Script()
     async with client_of(script) as client, client_of(script) as other:
@@ -272,7 +259,6 @@ async def test_pull_gives_the_parameters_in_memory_of_its_own():
     assert script.seen["Pull"][0].after == -1
 
 
-@scenario
 async def test_pull_asks_again_when_told_to():
     script = Script()
     manifest = script.contract.manifest(4, payload_digest(b""))
@@ -283,7 +269,6 @@ async def test_pull_asks_again_when_told_to():
         assert client.naps == []
 
 
-@scenario
 async def test_pull_hears_of_the_end():
     script = Script()
     script.steps["Pull"] = [pulls({"finished": ps_pb2.Finished(reason="all done")})]
@@ -291,7 +276,6 @@ async def test_pull_hears_of_the_end():
         assert await client.pull(9) == Finished("all done")
 
 
-@scenario
 async def test_a_damaged_download_is_tried_again():
     script = Script()
 
@@ -316,7 +300,6 @@ async def test_a_damaged_download_is_tried_again():
         ({"run_id": "run-2"}, "Found run 'run-2'"),
     ],
 )
-@scenario
 async def test_a_download_of_something_else_is_final(changes, words):
     script = Script()
 
@@ -330,7 +313,6 @@ async def test_a_download_of_something_else_is_final(changes, words):
         assert len(script.seen["Pull"]) == 1
 
 
-@scenario
 async def test_a_download_out_of_order_is_final():
     script = Script(BIG)
 
@@ -343,7 +325,6 @@ async def test_a_download_out_of_order_is_final():
             await client.pull(-1)
 
 
-@scenario
 async def test_push_sends_the_manifest_and_then_the_chunks_the_server_asked_for():
     script = Script(Layout((("weight", (3, 40000)),)))
     vector = torch.randn(120000)
@@ -360,7 +341,6 @@ async def test_push_sends_the_manifest_and_then_the_chunks_the_server_asked_for(
     assert [part.chunk.offset for part in rest] == list(range(0, len(data), 1 << 16))
 
 
-@scenario
 async def test_push_writes_numbers_as_the_server_wants_them():
     script = Script(dtype=ps_pb2.DTYPE_BFLOAT16)
     async with joined(script) as client:
@@ -373,14 +353,12 @@ async def test_push_writes_numbers_as_the_server_wants_them():
     assert torch.equal(sent, (VECTOR / 3).bfloat16())
 
 
-@scenario
 async def test_a_server_that_wants_numbers_in_an_unknown_way_is_final():
     async with client_of(Script(dtype=9)) as client:
         with pytest.raises(ClientError, match="type number 9; is it newer"):
             await client.join()
 
 
-@scenario
 async def test_a_duplicate_is_counted():
     script = Script()
 
@@ -404,7 +382,6 @@ async def test_a_duplicate_is_counted():
         (grpc.StatusCode.INVALID_ARGUMENT, "NUMEL"),
     ],
 )
-@scenario
 async def test_a_vector_that_is_not_counted_is_an_answer(status, code):
     script = Script()
     script.steps["Push"] = [refuse(status, code)]
@@ -413,7 +390,6 @@ async def test_a_vector_that_is_not_counted_is_an_answer(status, code):
         assert len(script.seen["Push"]) == 1
 
 
-@scenario
 async def test_no_payload_is_sent_before_the_server_is_ready_for_it():
     script, waiting = Script(), asyncio.Event()
 
@@ -433,7 +409,6 @@ async def test_no_payload_is_sent_before_the_server_is_ready_for_it():
     assert waiting.is_set()
 
 
-@scenario
 async def test_a_refusal_in_the_middle_of_a_large_push_is_heard():
     script = Script(BIG)
     stale = refuse(grpc.StatusCode.FAILED_PRECONDITION, "STALE")
@@ -455,7 +430,6 @@ async def test_a_refusal_in_the_middle_of_a_large_push_is_heard():
             assert (await client.push(4, torch.zeros(BIG.numel))).code == "STALE"
 
 
-@scenario
 async def test_a_refusal_of_the_manifest_is_always_heard_at_once():
     script = Script(BIG)
     script.steps["Push"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, "STALE")]
@@ -465,7 +439,6 @@ async def test_a_refusal_of_the_manifest_is_always_heard_at_once():
         assert client.naps == []
 
 
-@scenario
 async def test_passing_failures_are_tried_again_with_growing_waits():
     script = Script()
     script.steps["Join"][:0] = [UNAVAILABLE, UNAVAILABLE, UNAVAILABLE]
@@ -476,7 +449,6 @@ async def test_passing_failures_are_tried_again_with_growing_waits():
             assert longest / 2 <= nap <= longest
 
 
-@scenario
 async def test_the_third_failure_in_a_row_is_logged(caplog):
     caplog.set_level("WARNING", "varangian.worker.transport.client")
     script = Script()
@@ -500,7 +472,6 @@ async def test_the_third_failure_in_a_row_is_logged(caplog):
         (grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN"),
     ],
 )
-@scenario
 async def test_what_may_pass_is_tried_again(status, code):
     script = Script()
     script.steps["Push"][:0] = [refuse(status, code)]
@@ -510,7 +481,6 @@ async def test_what_may_pass_is_tried_again(status, code):
 
 
 @pytest.mark.parametrize("status", ["CANCELLED", "UNKNOWN", "RESOURCE_EXHAUSTED", "INTERNAL", "ABORTED"])
-@scenario
 async def test_what_no_server_of_ours_has_said_may_pass(status):
     script = Script()
     for name in ("Join", "Pull", "Push"):
@@ -521,7 +491,6 @@ async def test_what_no_server_of_ours_has_said_may_pass(status):
         assert len(client.naps) == 3
 
 
-@scenario
 async def test_a_call_that_ends_with_its_channel_is_tried_again():
     script = Script()
     script.steps["Pull"].insert(0, hang)
@@ -535,7 +504,6 @@ async def test_a_call_that_ends_with_its_channel_is_tried_again():
         assert torch.equal((await pulling).parameters, VECTOR)
 
 
-@scenario
 async def test_a_server_that_is_gone_is_waited_for_and_the_log_says_so_once_a_minute(caplog):
     caplog.set_level("WARNING", "varangian.worker.transport.client")
     script = Script()
@@ -554,7 +522,6 @@ async def test_a_server_that_is_gone_is_waited_for_and_the_log_says_so_once_a_mi
         (refuse(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN"), 20.0, 20.0),
     ],
 )
-@scenario
 async def test_patience_has_an_end(refused, patience, waited):
     script = Script()
     script.steps["Join"] = [refused]
@@ -564,7 +531,6 @@ async def test_patience_has_an_end(refused, patience, waited):
         assert waited <= sum(client.naps) <= waited + 5
 
 
-@scenario
 async def test_a_name_that_becomes_free_is_had_within_a_second():
     script = Script()
     script.steps["Join"][:0] = [refuse(grpc.StatusCode.ALREADY_EXISTS, "SESSION_TAKEN")] * 20
@@ -576,7 +542,6 @@ async def test_a_name_that_becomes_free_is_had_within_a_second():
 @pytest.mark.parametrize(
     "code", ["PROTOCOL", "LAYOUT", "RUN", "BAD_TOKEN", "UNKNOWN_WORKER", "SESSION_LOST"]
 )
-@scenario
 async def test_what_cannot_pass_is_not_tried_again(code):
     script = Script()
     script.steps["Join"] = [refuse(grpc.StatusCode.FAILED_PRECONDITION, code, "the server's sentence.")]
@@ -588,7 +553,6 @@ async def test_what_cannot_pass_is_not_tried_again(code):
         assert len(script.seen["Join"]) == 1
 
 
-@scenario
 async def test_an_unreachable_server_is_named_with_what_was_tried():
     client = Client("127.0.0.1:9", "w00", "token", LAYOUT, backoff=Backoff(3), sleep=Naps())
     async with client:
@@ -621,7 +585,6 @@ STALE_SESSION = refuse(grpc.StatusCode.FAILED_PRECONDITION, "NOT_JOINED")
 OTHER_RUN = refuse(grpc.StatusCode.FAILED_PRECONDITION, "RUN")
 
 
-@scenario
 async def test_a_worker_joins_again_when_its_server_was_restarted():
     script = Script()
     script.steps["Pull"].insert(0, STALE_SESSION)
@@ -633,7 +596,6 @@ async def test_a_worker_joins_again_when_its_server_was_restarted():
     assert [request.after for request in script.seen["Pull"]] == [3, 3]
 
 
-@scenario
 async def test_rounds_that_a_server_has_lost_are_pulled_again():
     script = Script()
     async with joined(script) as client:
@@ -645,7 +607,6 @@ async def test_rounds_that_a_server_has_lost_are_pulled_again():
     assert [request.after for request in script.seen["Pull"]] == [3, 4, 1, 4]
 
 
-@scenario
 async def test_a_sign_of_life_while_others_go_on_changes_nothing():
     script = Script()
     async with joined(script) as client:
@@ -656,7 +617,6 @@ async def test_a_sign_of_life_while_others_go_on_changes_nothing():
     assert [request.after for request in script.seen["Pull"]] == [3, 4]
 
 
-@scenario
 async def test_another_run_begins_anew_and_takes_no_vector_of_the_old_one():
     script = Script()
     async with joined(script) as client:
@@ -672,7 +632,6 @@ async def test_another_run_begins_anew_and_takes_no_vector_of_the_old_one():
         assert (await client.push(4, VECTOR)).counted
 
 
-@scenario
 async def test_another_run_of_another_model_is_final():
     script = Script()
     async with joined(script) as client:
@@ -682,7 +641,6 @@ async def test_another_run_of_another_model_is_final():
             await client.pull(-1)
 
 
-@scenario
 async def test_a_vector_that_counts_already_is_pushed_with_its_digest_first():
     script = Script()
 
@@ -699,7 +657,6 @@ async def test_a_vector_that_counts_already_is_pushed_with_its_digest_first():
     assert first.manifest.content_digest == payload_digest(encode_vector(VECTOR))
 
 
-@scenario
 async def test_a_second_try_gives_the_digest_first():
     script = Script()
     script.steps["Push"].insert(0, UNAVAILABLE)
@@ -710,7 +667,6 @@ async def test_a_second_try_gives_the_digest_first():
     assert [part.WhichOneof("part") for part in chunks] == ["chunk"]
 
 
-@scenario
 async def test_at_first_and_after_a_silence_the_parameters_come_in_small_pieces_until_they_are_fast():
     script = Script(BIG)
     idle = refuse(grpc.StatusCode.DEADLINE_EXCEEDED, "IDLE")
@@ -726,7 +682,6 @@ async def test_at_first_and_after_a_silence_the_parameters_come_in_small_pieces_
     assert [request.chunk_bytes for request in script.seen["Pull"]] == [small, 0, small, 0]
 
 
-@scenario
 async def test_silence_ends_a_call_and_is_tried_again():
     script = Script()
     for name in script.steps:
@@ -738,7 +693,6 @@ async def test_silence_ends_a_call_and_is_tried_again():
         assert len(client.naps) >= 3
 
 
-@scenario
 async def test_slow_is_not_silent():
     script = Script(BIG)
 
@@ -756,7 +710,6 @@ async def test_slow_is_not_silent():
         assert client.naps == []
 
 
-@scenario
 async def test_another_kind_of_server_is_recognised():
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
@@ -769,7 +722,6 @@ async def test_another_kind_of_server_is_recognised():
         await server.stop(0)
 
 
-@scenario
 async def test_a_vector_of_another_shape_is_the_callers_mistake():
     async with Client("127.0.0.1:9", "w00", "token", LAYOUT) as client:
         with pytest.raises(ValueError, match=r"should have shape \(8,\)\. Found \(4, 2\)"):

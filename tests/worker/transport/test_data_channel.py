@@ -12,7 +12,6 @@ import pytest
 import torch
 from tests.extent import patience
 from tests.protos.data_channel.book import SEGMENT, Book, encrypted_size
-from tests.scenarios import scenario
 from tests.worker.transport.script import (
     AGAIN,
     BIG,
@@ -123,7 +122,6 @@ def lanes(wharf):
     return ["varangian-lane" in metadata for metadata in wharf.metadata]
 
 
-@scenario
 async def test_payloads_travel_both_ways_on_one_connection():
     wharf = Wharf(BIG, LARGE)
     async with client_at(wharf) as client:
@@ -142,7 +140,6 @@ async def test_payloads_travel_both_ways_on_one_connection():
     assert lanes(wharf) == [False, True, True, True, True]
 
 
-@scenario
 async def test_numbers_are_written_as_the_server_wants_them():
     wharf = Wharf(dtype=ps_pb2.DTYPE_BFLOAT16)
     async with client_at(wharf) as client:
@@ -151,7 +148,6 @@ async def test_numbers_are_written_as_the_server_wants_them():
     assert wharf.seen["Push"][0][1].seal.content_digest == payload_digest(wharf.payloads[0])
 
 
-@scenario
 async def test_a_server_may_want_chunks_all_the_same():
     wharf = Wharf()
     wharf.steps["Push"], wharf.steps["Pull"] = [wharf.counted], [wharf.parameters]
@@ -165,7 +161,6 @@ async def test_a_server_may_want_chunks_all_the_same():
 
 
 @pytest.mark.parametrize("ready", ["2", "f" * 31, "g" * 32, "F" * 32, "f" * 34, "ff " * 16])
-@scenario
 async def test_something_else_than_a_ticket_is_final(ready):
     wharf = Wharf()
 
@@ -185,7 +180,6 @@ async def test_something_else_than_a_ticket_is_final(ready):
             await client.pull(-1)
 
 
-@scenario
 async def test_a_ticket_that_nobody_asked_for_is_final():
     wharf = Wharf()
     async with joined(wharf) as client:
@@ -195,7 +189,6 @@ async def test_a_ticket_that_nobody_asked_for_is_final():
 
 @pytest.mark.parametrize("hangs_up", [True, False])
 @pytest.mark.parametrize("first", [0, 1, 1 << 20])
-@scenario
 async def test_a_refusal_in_the_middle_of_a_push_is_an_answer(first, hangs_up):
     wharf = Wharf(BIG, LARGE)
 
@@ -219,7 +212,6 @@ async def test_a_refusal_in_the_middle_of_a_push_is_an_answer(first, hangs_up):
     assert len(wharf.berths) == 3
 
 
-@scenario
 async def test_a_refusal_of_the_manifest_leaves_the_line_as_it_is():
     wharf = Wharf()
     wharf.steps["Push"].insert(0, STALE)
@@ -230,7 +222,6 @@ async def test_a_refusal_of_the_manifest_leaves_the_line_as_it_is():
 
 
 @pytest.mark.parametrize("hangs_up", [True, False])
-@scenario
 async def test_a_pull_that_is_overtaken_asks_again(hangs_up):
     wharf = Wharf(BIG, LARGE)
 
@@ -248,7 +239,6 @@ async def test_a_pull_that_is_overtaken_asks_again(hangs_up):
     assert lanes(wharf) == [False, True, True, True]
 
 
-@scenario
 async def test_a_pull_that_waits_may_be_answered_otherwise():
     wharf = Wharf()
     wharf.steps["Pull"] = [pulls(AGAIN), wharf.carried, pulls({"finished": ps_pb2.Finished(reason="done")})]
@@ -258,7 +248,6 @@ async def test_a_pull_that_waits_may_be_answered_otherwise():
     assert len(wharf.berths) == 1
 
 
-@scenario
 async def test_a_message_in_place_of_the_end_of_a_pull_is_final():
     wharf = Wharf()
 
@@ -271,7 +260,6 @@ async def test_a_message_in_place_of_the_end_of_a_pull_is_final():
             await client.pull(3)
 
 
-@scenario
 async def test_a_damaged_download_is_tried_again():
     wharf = Wharf()
     wharf.steps["Pull"].insert(0, wharf.some(None, content_digest=bytes(16)))
@@ -285,7 +273,6 @@ async def broken(writer, context):
 
 
 @pytest.mark.parametrize("late", [False, True])
-@scenario
 async def test_after_two_broken_lines_there_are_chunks_for_a_while(late, monkeypatch, caplog):
     """Whether the call ends then or goes on as if nothing had happened."""
     monkeypatch.setattr(data_channel, "GRACE", 0.01)
@@ -311,7 +298,6 @@ async def test_after_two_broken_lines_there_are_chunks_for_a_while(late, monkeyp
     assert message.startswith("payloads travel over gRPC: data port ")
 
 
-@scenario
 async def test_one_broken_line_now_and_then_changes_nothing():
     wharf = Wharf()
     wharf.steps["Pull"] = [wharf.some(9, broken), wharf.carried, wharf.some(9, broken), wharf.carried]
@@ -322,7 +308,6 @@ async def test_one_broken_line_now_and_then_changes_nothing():
     assert lanes(wharf) == [False, True, True, True, True]
 
 
-@scenario
 async def test_a_push_whose_line_broke_is_sent_again_with_its_digest_first(monkeypatch):
     monkeypatch.setattr(data_channel, "GRACE", 0.01)
     wharf = Wharf(BIG, LARGE)
@@ -342,7 +327,6 @@ async def test_a_push_whose_line_broke_is_sent_again_with_its_digest_first(monke
     assert first.manifest.content_digest == payload_digest(wharf.payloads[0])
 
 
-@scenario
 async def test_a_port_that_is_closed_is_tried_once_and_then_left_for_a_while(monkeypatch, caplog):
     caplog.set_level("INFO", "varangian.worker.transport.data_channel")
     wharf = Wharf()
@@ -369,7 +353,6 @@ async def test_a_port_that_is_closed_is_tried_once_and_then_left_for_a_while(mon
 
 
 @pytest.mark.parametrize("port", [0, 65536, 2**32 - 1])
-@scenario
 async def test_a_server_without_a_data_port_gets_chunks(port):
     script = Script()
     script.data_port = port
@@ -378,7 +361,6 @@ async def test_a_server_without_a_data_port_gets_chunks(port):
     assert not any(lanes(script))
 
 
-@scenario
 async def test_a_line_that_the_server_has_closed_meanwhile_is_replaced():
     wharf = Wharf()
     async with client_at(wharf) as client:
@@ -390,7 +372,6 @@ async def test_a_line_that_the_server_has_closed_meanwhile_is_replaced():
     assert len(wharf.berths) == 2
 
 
-@scenario
 async def test_a_line_that_the_server_closes_while_a_pull_waits_is_replaced():
     wharf = Wharf()
 
@@ -407,7 +388,6 @@ async def test_a_line_that_the_server_closes_while_a_pull_waits_is_replaced():
     assert len(wharf.berths) == 2
 
 
-@scenario
 async def test_a_line_is_not_kept_for_long(monkeypatch):
     monkeypatch.setattr(data_connection, "USED", 0.0)
     wharf = Wharf()
@@ -417,7 +397,6 @@ async def test_a_line_is_not_kept_for_long(monkeypatch):
     assert len(wharf.berths) == 3
 
 
-@scenario
 async def test_calls_at_the_same_time_have_lines_of_their_own():
     wharf = Wharf(BIG, LARGE)
     async with client_at(wharf) as client:
@@ -430,7 +409,6 @@ async def test_calls_at_the_same_time_have_lines_of_their_own():
     assert len(wharf.berths) == 4, "one of three is not kept"
 
 
-@scenario
 async def test_silence_on_the_lane_ends_a_call():
     wharf = Wharf(BIG, LARGE)
 
@@ -448,7 +426,6 @@ async def test_silence_on_the_lane_ends_a_call():
         assert len(client.naps) >= 2
 
 
-@scenario
 async def test_slow_is_not_silent():
     wharf = Wharf(BIG, LARGE)
 
@@ -469,7 +446,6 @@ async def test_slow_is_not_silent():
         assert client.naps == []
 
 
-@scenario
 async def test_a_call_that_is_given_up_leaves_no_line_and_no_thread():
     # Those of other tests may be there for as long as the session lasts.
     others = {thread for thread in threading.enumerate() if thread.name.startswith("varangian-worker-data")}
@@ -521,7 +497,6 @@ def stand_in(monkeypatch, *addresses):
 
 
 @pytest.mark.parametrize("silent", [False, True])
-@scenario
 async def test_the_first_address_that_answers_is_taken(silent, monkeypatch):
     monkeypatch.setattr(data_connection, "PATIENCE", 1.0)
     with socket.socket() as other, contextlib.ExitStack() as stack:
@@ -593,7 +568,6 @@ class Sealing(Wharf):
             await writer.drain()
 
 
-@scenario
 async def test_over_tls_payloads_are_sealed(bundles):
     wharf, path = Sealing(BIG, LARGE), bundles / "ours"
     async with client_at(wharf, **shown(path)) as client:
@@ -611,7 +585,6 @@ async def test_over_tls_payloads_are_sealed(bundles):
     assert len(set(wharf.raw)) == 3
 
 
-@scenario
 async def test_over_tls_a_ticket_without_a_key_is_final_and_nothing_is_sent(bundles):
     wharf, path = Wharf(), bundles / "ours"
     async with client_at(wharf, **shown(path)) as client:
@@ -632,7 +605,6 @@ def flipped(data):
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
-@scenario
 async def test_a_model_that_was_changed_on_its_way_is_pulled_again(bundles):
     def late(data):
         return data[SEGMENT:] + bytes(SEGMENT)
@@ -655,7 +627,6 @@ async def test_a_model_that_was_changed_on_its_way_is_pulled_again(bundles):
     [{"direction": "push"}, {"round": 5}, {"worker": "w01"}, {"run": "run-2"}],
     ids=lambda said: "".join(said),
 )
-@scenario
 async def test_a_model_of_another_transfer_is_not_taken(bundles, said, monkeypatch):
     """Though it has the right key, and is the right model."""
     monkeypatch.setattr(data_channel, "MOST_FAILURES", 100)
@@ -665,7 +636,6 @@ async def test_a_model_of_another_transfer_is_not_taken(bundles, said, monkeypat
             await client.pull(3)
 
 
-@scenario
 async def test_where_payloads_cannot_be_sealed_they_travel_over_grpc(bundles, monkeypatch, caplog):
     monkeypatch.setattr(data_channel, "why_unavailable", lambda: "this is the reason")
 

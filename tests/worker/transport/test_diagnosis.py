@@ -9,7 +9,6 @@ from datetime import timedelta
 import grpc
 import pytest
 from tests.exhausted import no_descriptors
-from tests.scenarios import scenario
 
 from varangian.pki import x509
 from varangian.protos.identity.bundle import Bundle, Role
@@ -40,32 +39,27 @@ def secured(bundles):
     return Security(bundles / "ours").credentials()
 
 
-@scenario
 async def test_a_good_connection_has_no_diagnosis(listening, secured, bundles):
     found = await at(listening, secured, bundle(bundles, "ours/w00"))
     assert (found.sentence, found.final) == ("", False)
 
 
-@scenario
 async def test_without_tls_at_both_ends_there_is_nothing_to_say(listening):
     assert (await at(listening, None, None)).sentence == ""
 
 
-@scenario
 async def test_a_client_without_tls_at_a_server_with_it(listening, secured):
     found = await at(listening, secured, None)
     assert "speaks TLS, and this end does not. Add --certs DIR." in found.sentence
     assert found.final
 
 
-@scenario
 async def test_a_client_with_tls_at_a_server_without_it(listening, bundles):
     found = await at(listening, None, bundle(bundles, "ours/w00"))
     assert "does not speak TLS. Start the server with --certs DIR too" in found.sentence
     assert found.final
 
 
-@scenario
 async def test_a_server_that_does_not_know_the_authority(listening, secured, bundles, tmp_path):
     import shutil
 
@@ -77,14 +71,12 @@ async def test_a_server_that_does_not_know_the_authority(listening, secured, bun
     assert found.final
 
 
-@scenario
 async def test_an_expired_certificate(listening, secured, bundles):
     found = await at(listening, secured, bundle(bundles, "ours/expired"))
     assert "does not take the certificate" in found.sentence
     assert "not have expired" in found.sentence
 
 
-@scenario
 async def test_a_server_of_another_authority(listening, bundles):
     theirs = Security(bundles / "theirs").credentials()
     found = await at(listening, theirs, bundle(bundles, "ours/w00"))
@@ -92,7 +84,6 @@ async def test_a_server_of_another_authority(listening, bundles):
     assert "bundles of the same authority?" in found.sentence
 
 
-@scenario
 async def test_a_server_whose_certificate_has_expired(listening, bundles):
     credentials = showing(bundle(bundles, "expired/server"))
     found = await at(listening, credentials, bundle(bundles, "ours/w00"))
@@ -100,7 +91,6 @@ async def test_a_server_whose_certificate_has_expired(listening, bundles):
     assert not found.final, "the server may have another one soon"
 
 
-@scenario
 async def test_a_certificate_that_is_not_valid_yet(listening, authority, tmp_path, monkeypatch):
     """Or a clock that is behind by more than the five minutes for which certificates allow."""
     authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1)
@@ -116,7 +106,6 @@ async def test_a_certificate_that_is_not_valid_yet(listening, authority, tmp_pat
     assert "be valid by the clock of the server" in found.sentence
 
 
-@scenario
 async def test_a_server_under_a_name_that_is_not_on_its_certificate(listening, secured, bundles):
     found = await at(listening, secured, bundle(bundles, "ours/w00"), "127.0.0.2")
     assert "should name '127.0.0.2'" in found.sentence
