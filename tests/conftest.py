@@ -1,11 +1,12 @@
 """What every test has: one thread, a fixed seed, time enough; and which of the tests run."""
 
 import asyncio
+import functools
 import inspect
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -48,12 +49,22 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"extent: {extent}; patience: {factor():.1f} times that of a quiet machine"
 
 
+def to_its_end(test: Callable[..., Any]) -> Callable[..., Any]:
+    """A test that is a coroutine as one that is none; it does not run for ever."""
+    if not inspect.iscoroutinefunction(test):
+        return test
+    return functools.wraps(test)(
+        lambda *given, **more: asyncio.run(asyncio.wait_for(test(*given, **more), patience(100)))
+    )
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest's own, which calls what it finds here
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Run a test that is a coroutine to its end, but not for ever."""
-    test = pyfuncitem.obj
-    if inspect.iscoroutinefunction(test):
-        pyfuncitem.obj = lambda **given: asyncio.run(asyncio.wait_for(test(**given), patience(100)))
+    if hasattr(pyfuncitem.obj, "hypothesis"):
+        inner = pyfuncitem.obj.hypothesis
+        inner.inner_test = to_its_end(inner.inner_test)
+    else:
+        pyfuncitem.obj = to_its_end(pyfuncitem.obj)
 
 
 def slow_files_first(items: list[pytest.Item]) -> None:

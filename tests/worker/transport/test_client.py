@@ -183,28 +183,24 @@ def run_of(run_id):
         "Finished",
     ],
 )
-def test_what_a_server_says_steers_no_terminal_and_is_cut(step, caplog):
+async def test_what_a_server_says_steers_no_terminal_and_is_cut(step, caplog):
     """All that a worker logs, raises or returns is printable, on one line, and not long."""
     caplog.set_level("DEBUG", "varangian")
     said = []
 
-    @scenario
-    async def story():
-        script = Script()
-        name, answer = of_server(step)
-        script.steps[name] = [answer]
-        if name == "Push":
-            script.steps["Pull"] = [script.parameters, pulls({"finished": ps_pb2.Finished(reason="done")})]
-        async with client_of(script, tries=4) as client:
-            try:
-                said.append(await work(client, vector))
-            except ClientError as error:
-                said.append(str(error))
-
     async def vector(round, parameters):
         return VECTOR
 
-    story()
+    script = Script()
+    name, answer = of_server(step)
+    script.steps[name] = [answer]
+    if name == "Push":
+        script.steps["Pull"] = [script.parameters, pulls({"finished": ps_pb2.Finished(reason="done")})]
+    async with client_of(script, tries=4) as client:
+        try:
+            said.append(await work(client, vector))
+        except ClientError as error:
+            said.append(str(error))
     said += [record.getMessage() for record in caplog.records if record.name.startswith("varangian")]
     assert any("all is well" in line for line in said)
     for line in said:
