@@ -2,4 +2,4 @@
 
 
 class AggregationError(ValueError):
-    """The rows of this round do not meet the condition under which the rule means anything."""
+    """The rows of this round do not meet the condition of the rule."""

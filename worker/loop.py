@@ -72,7 +72,7 @@ async def work(
             return pulled.reason
         if pulled.round <= served or client.run != run:
             log.warning(
-                "%s begins anew with round %d: its server was started again", client.name, pulled.round
+                "%s starts again with round %d: its server was restarted", client.name, pulled.round
             )
             run = client.run
             on_restart(pulled.round)

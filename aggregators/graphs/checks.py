@@ -10,7 +10,7 @@ from varangian.aggregators.graphs.figures import stranger
 
 
 class Rule(Protocol):
-    """An aggregator, as far as it is needed here."""
+    """The interface of an aggregator, as far as the checks need it."""
 
     def requires(self, n: int, f: int, /) -> str | None:
         """Why the guarantee does not hold for n rows of which f are Byzantine; None when it does."""

@@ -40,7 +40,7 @@ class Change(Enum):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the files cannot be read."""
+    """A failure to read the files."""
 
     error: Exception
     since: float

@@ -182,7 +182,7 @@ class ConnectionLimits:
             self._on_close(Refusal.CONNECTIONS)
             if who not in self._logged and len(self._logged) < self.most:
                 self._logged.add(who)
-                log.warning("closed a connection of %.70s, who has too many or calls too often", who)
+                log.warning("closed a connection of %.70s: too many connections, or too many calls", who)
         return bool(closing) or len(there) > self.most // 2
 
 

@@ -152,7 +152,7 @@ class Calls:
 
 
 class CutOffError(Exception):
-    """A caller goes on calling although it is refused."""
+    """A caller is cut off, since it goes on calling although it is refused."""
 
 
 @dataclass

@@ -84,7 +84,7 @@ class Asap(Participation):
 
 @dataclass(frozen=True)
 class NeighbourhoodSelection(InviteReady):
-    """One neighbourhood of a graph after another: in round t worker t mod n and those that it hears from.
+    """Selection of one neighbourhood after another: in round t worker t mod n and those that it hears from.
 
     A ready worker gets the current model, and its vector waits for a round that the worker is a member of.
     No round waits for a worker that is not, and a fast worker is ahead by one vector.

@@ -75,7 +75,7 @@ class Async(Participation):
 
 @dataclass(frozen=True)
 class BufferSelection(InviteReady):
-    """A ready worker gets the current model; as soon as `size` vectors are there they are aggregated.
+    """Selection of a buffer: ready workers get the current model; `size` vectors make a round.
 
     A worker has one place in the buffer: its next invitation comes after its vector is used.
     """

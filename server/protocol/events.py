@@ -220,7 +220,7 @@ class Close(RollCall):
 
 @dataclass(frozen=True)
 class Skip(RollCall):
-    """This round has no update."""
+    """Skip the round: it has no update."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Decision(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Of the members of a round: what they have done. Names are sorted."""
+    """The answers of the members of a round. Names are sorted."""
 
     pushed: tuple[Worker, ...]
     faulty: tuple[Worker, ...]

@@ -34,7 +34,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class RunState:
-    """All that the machine remembers. Only the machine replaces it."""
+    """The state of a run, as the machine remembers it. Only the machine replaces it."""
 
     __pydantic_config__ = ConfigDict(
         ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"

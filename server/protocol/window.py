@@ -31,7 +31,7 @@ from varangian.server.protocol.state import RunPolicy
 
 
 class Window:
-    """Members of one round after the other, and how far each of their rows has come.
+    """The members of a windowed round, and how far each of their rows has come.
 
     Args:
         policy: who may come, and how many are a quorum.

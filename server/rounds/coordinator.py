@@ -76,7 +76,7 @@ Task: TypeAlias = Close | Skip | Forget | Finish | Exception
 
 
 class Coordinator:
-    """One run: the machine decides, the learner computes, and nobody else may touch either.
+    """Coordinator of one run: the machine decides, the learner computes, and nobody else may touch either.
 
     Args:
         machine: the protocol of the run.

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class ComputeThread:
-    """One call after the other, in the order in which they came.
+    """A compute thread: one call after the other, in the order in which they came.
 
     Args:
         executor: where calls run, one at a time; by default a thread that ends with `close`.

@@ -53,7 +53,7 @@ class DeltaSum:
 
     def forget(self, worker: Worker) -> None:
         """Its deltas are in a sum, and cannot be taken out of it."""
-        log.warning("what %s has sent before stays in the update: of deltas only their sum is kept", worker)
+        log.warning("earlier deltas of %s stay in the update: only the sum of deltas is kept", worker)
 
     def state(self) -> dict[str, Any]:
         return {"mean": self._mean}

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LatestVectors:
-    """The rule sees the latest vectors of all registered workers, also of those who did not push this time.
+    """The latest vectors of all registered workers, also of those that did not push this time.
 
     A worker that proved faulty is left out of the round, and what it sent before is forgotten. One that has
     never pushed, or so long ago that its vector has expired, counts as zero. On a full disk a vector counts

@@ -36,7 +36,7 @@ class StepInput:
 
 
 class RowSource(Protocol):
-    """From the vectors that were pushed for a round to the rows that the rule sees.
+    """A source of rows: from the vectors pushed for a round to the rows that the rule sees.
 
     All of it is called in the learner's thread, one after the other.
     """
@@ -74,7 +74,7 @@ class RowSource(Protocol):
 
 
 class Pushed:
-    """The rule sees what was pushed."""
+    """The pushed vectors, unchanged."""
 
     remembers: ClassVar[bool] = False
 
@@ -82,23 +82,23 @@ class Pushed:
         return StepInput(rows, ages=close.ages or None)
 
     def skip(self, skip: Skip, rows: Mapping[Worker, Tensor]) -> None:
-        """Nothing is kept."""
+        """No effect: nothing is kept."""
 
     def forget(self, worker: Worker) -> None:
-        """Nothing is kept."""
+        """No effect: nothing is kept."""
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing is kept."""
+        """No effect: nothing is kept."""
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """No effect: nothing is kept."""
 
 
 class WeightedByAge(Pushed):
-    """The rule sees each pushed vector times what it counts at its age."""
+    """The pushed vectors, each times its staleness weight."""
 
     def step_input(self, close: Close, rows: Mapping[Worker, Tensor]) -> StepInput:
         factors = tuple(close.factors[worker] for worker in sorted(rows))

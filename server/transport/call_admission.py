@@ -13,7 +13,7 @@ from varangian.server.transport.calls import Call
 
 
 class CallAdmission:
-    """Through which every call goes.
+    """The admission of every call.
 
     Args:
         sessions: know callers by what their channel proves.

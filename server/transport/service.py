@@ -1,4 +1,4 @@
-"""The round protocol over gRPC: a call becomes a question to the driver, its answer a reply or a status.
+"""The round protocol over gRPC: a call becomes an event of the coordinator, its answer a reply or a status.
 
 Messages reach this file as bytes and are parsed here, so that bytes which are no message end as one more
 refusal with a code, like everything else that a worker can do wrong.
@@ -346,7 +346,7 @@ class Service:
                 raise Refused(Refusal.COMMON, sentence)
             if (worker, name) not in self._logged:
                 self._logged.add((worker, name))
-                log.warning("%s has other data than the server: %s", worker, sentence)
+                log.warning("the data of %s differs from that of the server: %s", worker, sentence)
 
     def _check_layout(self, text: str) -> None:
         if difference := self._contract.layout.difference(text):

@@ -1,4 +1,4 @@
-"""Functions of the user, by name: how they are imported and called, and what is said of their errors.
+"""User functions by name: importing and calling them, and sentences about their errors.
 
 Functions are named as `module:function`. They are only ever resolved from the configuration of this
 machine, never from anything a peer has sent.

@@ -366,7 +366,7 @@ def test_health_over_tls(varangian, bundles):
     with answering(Security(bundles / "ours").credentials()) as address:
         for certs in ("ours", "ours/server", "ours/w00"):
             code, said = health(varangian, address, "--certs", str(bundles / certs))
-            assert (code, said) == (0, f"{address} serves: round 2 of 9, 1 of 3 workers are there\n")
+            assert (code, said) == (0, f"{address} serves: round 2 of 9, 1 of 3 workers are connected\n")
         code, said = health(varangian, address)
         assert (code, "speaks TLS, and this end does not. Add --certs DIR" in said) == (1, True)
         code, said = health(varangian, address, "--certs", str(bundles / "theirs"))
@@ -379,7 +379,7 @@ def test_health_shows_what_was_refused(varangian):
     with answering(None, refusals="FUTURE 1\nTICKET 3\x1b[2J\n") as address:
         code, said = health(varangian, address)
     assert code == 0
-    assert said.endswith("workers are there\nrefused so far: FUTURE 1, TICKET 3\\x1b[2J\n")
+    assert said.endswith("workers are connected\nrefused so far: FUTURE 1, TICKET 3\\x1b[2J\n")
 
 
 @pytest.mark.parametrize(

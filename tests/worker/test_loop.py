@@ -83,7 +83,7 @@ def test_it_says_when_the_server_was_started_again(caplog):
     client.pull = pull_of_another_run
     assert asyncio.run(work(client, doubled, on_restart=heard.append)) == "all done"
     assert heard == [0, 8], "a round that was served, and one of another run"
-    assert "w00 begins anew with round 0: its server was started again" in caplog.text
+    assert "w00 starts again with round 0: its server was restarted" in caplog.text
 
 
 def test_it_sends_nothing_when_there_is_nothing_to_send():

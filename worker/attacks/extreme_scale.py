@@ -14,7 +14,7 @@ from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight, check_posit
 @ATTACKS.register("extreme_scale")
 @dataclass(frozen=True)
 class ExtremeScale:
-    """The honest vector times 1e30: finite, but its square is not, so careless distances overflow.
+    """Extreme scale: the honest vector times 1e30, finite, but with squares that overflow.
 
     Coordinates that would overflow stop at the largest finite number.
     """

@@ -14,7 +14,7 @@ from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight, check_posit
 @ATTACKS.register("gaussian")
 @dataclass(frozen=True)
 class Gaussian:
-    """Each coordinate drawn from N(0, sigma^2).
+    """Gaussian noise: each coordinate is drawn from N(0, sigma^2).
 
     Sigma is 200 as in "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent" (Blanchard
     et al., 2017). Vectors of different attackers are nearly orthogonal.

@@ -13,7 +13,7 @@ from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight, check_posit
 @ATTACKS.register("ipm")
 @dataclass(frozen=True)
 class Ipm:
-    """The mean of the honest vectors, turned round: -epsilon mean.
+    """Inner product manipulation (IPM): the honest mean, reversed: -epsilon mean.
 
     "Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation" (Xie et al., 2019). The
     mean of all n vectors points the wrong way if and only if epsilon > (n - f) / f; a small epsilon hides

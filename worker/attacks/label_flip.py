@@ -13,7 +13,7 @@ from varangian.worker.attacks.base import ATTACKS
 @ATTACKS.register("label_flip")
 @dataclass(frozen=True)
 class LabelFlip:
-    """An honest gradient of wrong labels: class y becomes C - 1 - y of C classes.
+    """Label flip: an honest gradient of wrong labels; class y becomes C - 1 - y of C classes.
 
     With an odd number of classes the middle one keeps its label. Negative labels, which no loss looks at,
     stay.

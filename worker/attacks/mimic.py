@@ -14,7 +14,7 @@ from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
 @ATTACKS.register("mimic")
 @dataclass(frozen=True)
 class Mimic:
-    """Every attacker sends what one honest worker sends, and so makes it count f + 1 times.
+    """Mimic: every attacker copies the vector of one honest worker, which so counts f + 1 times.
 
     "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing" (Karimireddy et al., 2022). The
     paper follows the direction in which honest vectors differ most over several rounds, then keeps the
@@ -24,7 +24,7 @@ class Mimic:
 
     needs: ClassVar[Sight] = "all"
     target: int | None = None
-    """The place of the worker among the honest ones, by name, from 0; null chooses in every round."""
+    """Place of the copied worker among the honest ones, by name, from 0; null chooses in each round."""
 
     def __post_init__(self) -> None:
         if self.target is not None and self.target < 0:

@@ -14,7 +14,7 @@ from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
 @ATTACKS.register("non_finite")
 @dataclass(frozen=True)
 class NonFinite:
-    """NaN or infinity in every coordinate: one such vector owns a server that does not look."""
+    """Non-finite values: NaN or infinity in every coordinate; one such vector spoils an unchecked mean."""
 
     needs: ClassVar[Sight] = "own"
     value: Literal["nan", "inf", "-inf"] = "nan"

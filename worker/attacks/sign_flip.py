@@ -13,11 +13,11 @@ from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight, check_posit
 @ATTACKS.register("sign_flip")
 @dataclass(frozen=True)
 class SignFlip:
-    """The own honest vector, turned round and enlarged: -scale g.
+    """Sign flip: the attacker's own honest vector, reversed and enlarged: -scale g.
 
     The scale of 10 is that of the experiments of "Flag Aggregator: Scalable Distributed Training under
-    Failures and Augmented Losses using Convex Optimization" (Almasi et al., 2024). Others turn round the
-    mean of the honest vectors; that is `ipm`.
+    Failures and Augmented Losses using Convex Optimization" (Almasi et al., 2024). Other papers
+    reverse the mean of the honest vectors; that is `ipm`.
     """
 
     needs: ClassVar[Sight] = "own"

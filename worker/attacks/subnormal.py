@@ -16,7 +16,7 @@ TINY = torch.finfo(torch.float32).tiny
 @ATTACKS.register("subnormal")
 @dataclass(frozen=True)
 class Subnormal:
-    """The same number below the normal range of float32 everywhere: an attack on the server's time.
+    """Subnormal numbers: the same subnormal float32 in every coordinate, an attack on processor time.
 
     Processors calculate with such numbers up to a hundred times slower. The vector is harmless otherwise.
     """

@@ -14,7 +14,7 @@ from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
 @ATTACKS.register("uniform")
 @dataclass(frozen=True)
 class Uniform:
-    """Each coordinate drawn from [0, 1): the "random" attack of the Flag Aggregator's experiments.
+    """Uniform noise on [0, 1): the "random" attack of the Flag Aggregator's experiments.
 
     The vectors of different attackers are not orthogonal: they share the mean 1/2, and so a cosine of 3/4.
     Their length sqrt(d / 3) is usually many times that of a gradient.

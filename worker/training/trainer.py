@@ -64,7 +64,7 @@ class Goal:
 
 
 class Trainer:
-    """Keeps no state between calls but the memory of the model.
+    """A trainer: keeps no state between calls but the memory of the model.
 
     Args:
         model: what to build.

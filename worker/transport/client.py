@@ -70,7 +70,7 @@ class TransientError(Exception):
 
 
 class ClientError(Exception):
-    """The server cannot be worked with. Says which, what was tried, and what to do."""
+    """The server cannot be used. The text says which, what was tried, and what to do."""
 
 
 class Client:

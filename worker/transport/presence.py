@@ -24,7 +24,7 @@ LATER = 1.0
 
 
 class Attendance:
-    """Of one worker, over the connection that its other calls use.
+    """The attendance call of one worker, over the connection that its other calls use.
 
     Args:
         connection: to the server; it may be made anew meanwhile.

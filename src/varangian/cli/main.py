@@ -31,7 +31,7 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come: as Ctrl-C, so that whatever was begun is put in order."""
+    """SIGTERM has come: handled as Ctrl-C, so that everything begun is cleaned up."""
 
 
 class CommandError(Exception):

@@ -48,7 +48,7 @@ Read: TypeAlias = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes by what they are for."""
+    """A memory budget: bytes by purpose."""
 
     rows: int
     vectors: int

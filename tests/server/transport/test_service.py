@@ -499,7 +499,8 @@ async def test_what_is_not_in_common_is_refused_at_join_or_said_in_the_log():
             for _ in range(2):
                 await raw.join(common=SharedSettings({"loss": "mse", "data": "[1, 3]"}).text)
         assert lines == [
-            "w00 has other data than the server: `data` should be as at the server. Found others."
+            "the data of w00 differs from that of the server: "
+            "`data` should be as at the server. Found others."
         ]
         assert (await raw.status()).classes == 7
 

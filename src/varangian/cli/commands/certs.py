@@ -67,7 +67,7 @@ def init(args: argparse.Namespace) -> None:
         print(f"kept the authority in {Authority(path).home}")
         return
     made = Authority.create(path, args.days)
-    print(f"made the authority {made.home}; keep key.pem on this machine, it can make anybody")
+    print(f"made the authority {made.home}; keep key.pem on this machine: it can make anybody a member")
     print(f"its cluster is {made.cluster()}, as every certificate says")
     if args.keep:
         return  # a script goes on by itself

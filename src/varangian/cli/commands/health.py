@@ -47,7 +47,7 @@ def command(args: argparse.Namespace) -> int:
         )
         return FAILED
     state = "finished" if reply.finished else f"round {reply.round} of {reply.rounds}"
-    print(f"{args.server} serves: {state}, {reply.present} of {reply.workers} workers are there")
+    print(f"{args.server} serves: {state}, {reply.present} of {reply.workers} workers are connected")
     if reply.refusals:
         print(f"refused so far: {printable(', '.join(reply.refusals.splitlines()))}")
     if reply.revoked:

@@ -58,7 +58,7 @@ SPARE = 3
 
 
 class RunFolder:
-    """Writes what a run leaves behind.
+    """The folder of one run, and its files.
 
     Args:
         path: an empty folder.

@@ -126,7 +126,7 @@ class PacedCall:
 
 
 class PacedChannel(ours.CountingChannel):
-    """The same beside gRPC."""
+    """A data channel with the same limit."""
 
     def __init__(self, bucket: RateLimit, size: int, server: str, encrypted: bool) -> None:
         super().__init__(server, encrypted)
@@ -192,7 +192,7 @@ class Round:
 
 
 class Receive(ours.Push):
-    """Without aggregation and step."""
+    """A round without aggregation and step."""
 
     def connect(self, address: str, job: Job) -> Workers:
         torch.set_num_threads(1)

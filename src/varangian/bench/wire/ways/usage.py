@@ -15,7 +15,7 @@ RESET_PEAK = b"5"
 
 @dataclass(frozen=True)
 class Usage:
-    """Since the process began."""
+    """Usage since the process began."""
 
     cpu: float
     """Seconds of all threads, in user space and in the kernel."""
