@@ -165,13 +165,6 @@ def test_check_lists_every_problem(varangian):
     assert "  wrokers: there is no such setting. Found 3. Did you mean 'workers'?" in err.splitlines()
 
 
-def test_check_says_why_a_rule_cannot_hold(varangian):
-    code, _, err = varangian("check", "aggregator=krum", "workers=8")
-    assert code == 2
-    assert "needs n >= 2 f + 3" in err
-    assert "It would hold with" in err
-
-
 def test_a_file_that_is_not_there(varangian):
     code, _, err = varangian("run", "nowhere.yaml")
     assert code == 2

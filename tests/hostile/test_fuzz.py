@@ -61,6 +61,7 @@ def test_any_bytes(probe, data):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # among the attacks of test_peers.py there are fewer of them
 @pytest.mark.timeout(patience(120 + COUNT))
 def test_a_server_takes_any_message(siege, unharmed):
     with unharmed():

@@ -110,6 +110,7 @@ class Run:
         rule=None,
         names=NAMES,
         quorum=None,
+        lr=0.5,
         **options,
     ):
         torch.set_num_threads(1)
@@ -119,7 +120,7 @@ class Run:
             names, rounds, quorum=quorum, deadline=deadline, shortfall="wait", f=f, selection=Everyone()
         )
         aggregator = Aggregator(rule or Krum(f=f), f=f)
-        self.learner = Learner(torch.ones(layout.numel), aggregator, Sgd(lr=0.5), rounds=rounds, seed=1)
+        self.learner = Learner(torch.ones(layout.numel), aggregator, Sgd(lr=lr), rounds=rounds, seed=1)
         self.service = {key: options.pop(key) for key in SERVICE if key in options}
         self.coordinator = Coordinator(
             options.pop("machine", None) or Machine(policy),

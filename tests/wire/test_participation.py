@@ -4,18 +4,16 @@ Each test runs with payloads beside gRPC and with chunks alone.
 """
 
 import asyncio
-import contextlib
 
 import grpc
 import pytest
 import torch
 from tests.scenarios import scenario
-from tests.wire.kit import PATIENT, serving
+from tests.wire import kit
 
-from varangian.aggregators import Aggregator, Mean, Median
+from varangian.aggregators import Mean, Median
 from varangian.aggregators.graphs import Exponential
 from varangian.protos.layout import Layout
-from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.quotas import Limits
 from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
@@ -23,53 +21,25 @@ from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
-from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rows.latest import LatestVectors
 from varangian.server.rows.source import Pushed, WeightedByAge
-from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
 from varangian.server.transport.service import Service
 from varangian.worker.loop import work
-from varangian.worker.transport.client import Client
 
 NAMES = tuple(f"w{i:02d}" for i in range(5))
 LAYOUT = Layout((("weight", (20, 10)), ("bias", (3,))))
 D = LAYOUT.numel
 
 
-class Run:
-    """One server, and what came of it."""
-
-    data_port: int | None = 0
+class Run(kit.Run):
+    """One server of invited workers, and what came of it."""
 
     def __init__(self, choice, row_source=None, rule=None, names=NAMES, f=0, grace=20.0, **policy):
-        torch.set_num_threads(1)
         agreed = {"rounds": 4, "quorum": 1, "deadline": 60.0, "shortfall": "wait", "f": f} | policy
-        self.names, self.records = names, []
         self.machine = Machine(RunPolicy(names, **agreed, selection=choice))
-        self.learner = Learner(
-            torch.ones(D), Aggregator(rule or Mean(), f=f), Sgd(lr=1.0), rounds=agreed["rounds"], seed=1
-        )
-        self.coordinator = Coordinator(
-            self.machine,
-            self.learner,
-            evaluate=lambda _: (0.0, 0.0),
-            evaluate_every=100,
-            observe=self.records.append,
-            row_source=row_source,
-        )
-        self.sessions = Sessions(names, b"0123456789abcdef", timeout=0.05)
-        self.limits = Limits(idle=20.0, patience=0.2, grace=grace)
-        self.stop = asyncio.Event()
-
-    @contextlib.asynccontextmanager
-    async def served(self):
-        options = {"stop": self.stop, "limits": self.limits, "data_port": self.data_port}
-        async with serving(self.coordinator, self.sessions, LAYOUT, **options) as (place, _):
-            yield place.address
-
-    def client(self, address, name):
-        return Client(address, name, self.sessions.token(name), LAYOUT, backoff=PATIENT, idle=20.0)
+        limits = Limits(idle=20.0, patience=0.2, grace=grace)
+        given = {"limits": limits, "names": names, "machine": self.machine, "row_source": row_source}
+        super().__init__(agreed["rounds"], LAYOUT, f, rule=rule or Mean(), lr=1.0, **given)
 
     async def worked(self, address, name, compute, turn=lambda round: round):
         async with self.client(address, name) as client:

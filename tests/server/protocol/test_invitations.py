@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.extent import examples
+from tests.server.protocol.kit import WORKERS, A, B, play, refusal
 
 from varangian.aggregators.graphs import (
     Chord,
@@ -29,7 +30,6 @@ from varangian.server.protocol.events import (
     Decline,
     Duplicate,
     Effect,
-    Event,
     Fault,
     Gone,
     Invite,
@@ -38,7 +38,6 @@ from varangian.server.protocol.events import (
     Open,
     Push,
     Ready,
-    Reject,
     Settled,
     Skip,
     Skipped,
@@ -48,9 +47,6 @@ from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.quorum import Verdict
 from varangian.server.protocol.state import Condition, RunPolicy, Selection
 
-A, B = b"a" * 16, b"b" * 16
-WORKERS = ("w00", "w01", "w02", "w03")
-
 
 def policy(choice: Selection, **fields: object) -> RunPolicy:
     usual = {"workers": WORKERS, "rounds": 100, "quorum": 1, "deadline": 10.0, "shortfall": "wait", "f": 1}
@@ -59,10 +55,6 @@ def policy(choice: Selection, **fields: object) -> RunPolicy:
 
 def machine(choice: Selection, **fields: object) -> Machine:
     return Machine(policy(choice, **fields))
-
-
-def play(machine: Machine, *events: Event) -> list[Effect]:
-    return [effect for event in events for effect in machine.handle(event)]
 
 
 def ready(machine: Machine, *workers: str, at: float = 0.0) -> list[str]:
@@ -91,16 +83,6 @@ def the(kind: type[Close] | type[Skip], effects: list[Effect]) -> Close | Skip:
     (found,) = (effect for effect in effects if isinstance(effect, Close | Skip))
     assert isinstance(found, kind)
     return found
-
-
-def refusal(machine: Machine, event: Event) -> Refusal:
-    """The refusal of an event that must change nothing."""
-    before = machine.state
-    (effect,) = machine.handle(event)
-    assert machine.state == before
-    assert isinstance(effect, Reject)
-    assert effect.round == before.round
-    return effect.refusal
 
 
 # A round

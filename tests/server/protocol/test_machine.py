@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
+from tests.server.protocol.kit import WORKERS, A, B, play, refusal
 
 from varangian.protos.refusals import Refusal
 from varangian.server.participation.sync import Everyone
@@ -17,14 +18,12 @@ from varangian.server.protocol.events import (
     Decline,
     Duplicate,
     Effect,
-    Event,
     Fault,
     Finish,
     Left,
     Offer,
     Push,
     Ready,
-    Reject,
     RollCall,
     Skip,
     Skipped,
@@ -34,17 +33,11 @@ from varangian.server.protocol.events import (
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Phase, RunPolicy
 
-A, B = b"a" * 16, b"b" * 16
-WORKERS = ("w00", "w01", "w02", "w03")
 POLICY = RunPolicy(WORKERS, rounds=3, quorum=3, deadline=10.0, shortfall="wait", f=1, selection=Everyone())
 
 
 def machine(**changes: object) -> Machine:
     return Machine(replace(POLICY, **changes))
-
-
-def play(machine: Machine, *events: Event) -> list[Effect]:
-    return [effect for event in events for effect in machine.handle(event)]
 
 
 def send(machine: Machine, *workers: str, digest: bytes = A, at: float = 0.0) -> list[Effect]:
@@ -55,16 +48,6 @@ def send(machine: Machine, *workers: str, digest: bytes = A, at: float = 0.0) ->
         for worker in workers
         for effect in play(machine, Offer(worker, round, digest, at), Push(worker, round, digest, at))
     ]
-
-
-def refusal(machine: Machine, event: Event) -> Refusal:
-    """The refusal of an event that must change nothing."""
-    before = machine.state
-    (effect,) = machine.handle(event)
-    assert machine.state == before
-    assert isinstance(effect, Reject)
-    assert effect.round == before.round
-    return effect.refusal
 
 
 def the(kind: type[RollCall], effects: list[Effect]) -> RollCall:
