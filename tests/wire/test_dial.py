@@ -6,7 +6,6 @@ import pathlib
 import re
 
 import pytest
-from tests.scenarios import scenario
 from tests.wire.kit import Run, all_worked
 
 from varangian.cli.commands.doctor import examine
@@ -45,7 +44,6 @@ async def _copied(reader, writer):
 
 
 @pytest.mark.parametrize("name", IGNORED)
-@scenario
 async def test_a_run_on_this_machine_needs_no_proxy(name, monkeypatch):
     monkeypatch.setenv(name, NOBODY)
     monkeypatch.setenv(PROXY, NOBODY)
@@ -59,7 +57,6 @@ async def test_a_run_on_this_machine_needs_no_proxy(name, monkeypatch):
     assert found["round"] == 0
 
 
-@scenario
 async def test_a_proxy_that_was_asked_for_leads_to_a_server_elsewhere(monkeypatch):
     run = Run(rounds=1)
     async with run.served() as address:

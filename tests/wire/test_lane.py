@@ -9,7 +9,6 @@ import socket
 import pytest
 import torch
 from tests.extent import patience
-from tests.scenarios import scenario
 from tests.wire.kit import LAYOUT, NAMES, Place, Run, all_worked, far, worked
 from tests.wire.relay import FAR, WHOLE, Fate, Way
 
@@ -59,7 +58,6 @@ LANE, CHUNKS, MIXED = ["lane"] * 5, ["chunks"] * 5, ["lane", "chunks", "lane", "
         pytest.param({"limits": Limits(receiving=1, turn=0.005, grace=20.0)}, id="one seat"),
     ],
 )
-@scenario
 async def test_payloads_may_go_either_way_and_no_bit_changes(given):
     assert len({await outcome(ways, **given) for ways in (LANE, CHUNKS, MIXED)}) == 1
 
@@ -73,7 +71,6 @@ async def test_payloads_may_go_either_way_and_no_bit_changes(given):
         pytest.param("bfloat16", "bfloat16", marks=pytest.mark.exhaustive),
     ],
 )
-@scenario
 async def test_rounds_in_a_window_end_alike_whichever_way_rows_come(monkeypatch, rows, dtype):
     monkeypatch.setattr(accumulate, "SLICE", SLICE)
     monkeypatch.setattr(native, "SLICE", SLICE)
@@ -85,7 +82,6 @@ async def test_rounds_in_a_window_end_alike_whichever_way_rows_come(monkeypatch,
     assert await outcome(MIXED, **given, window=True, limits=seats) == whole
 
 
-@scenario
 async def test_payloads_are_on_the_lane_and_on_nothing_else():
     run = Run(rounds=2)
     async with run.placed() as place, far(place) as lines:
@@ -96,7 +92,6 @@ async def test_payloads_are_on_the_lane_and_on_nothing_else():
         assert calls.moved < SIZE / 4
 
 
-@scenario
 async def test_bfloat16_is_half_as_much():
     run = Run(rounds=1, dtype="bfloat16")
     async with run.placed() as place, far(place) as lines:
@@ -126,7 +121,6 @@ def dropping(port):
 
 
 @pytest.mark.parametrize("wall", [refusing, dropping])
-@scenario
 async def test_a_lane_that_cannot_be_reached_is_named_once_and_done_without(wall, caplog, monkeypatch):
     """A firewall that lets only the port of gRPC through."""
     monkeypatch.setattr("varangian.worker.transport.data_connection.PATIENCE", 0.2)
@@ -169,7 +163,6 @@ async def disturbed(*fates, rounds=1, server=None, **options):
         pytest.param(Fate(up=SIZE), id="before the end of a push"),
     ],
 )
-@scenario
 async def test_a_lane_that_is_cut_costs_a_repetition(fate, monkeypatch):
     monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
     _, lines = await disturbed(fate)
@@ -178,7 +171,6 @@ async def test_a_lane_that_is_cut_costs_a_repetition(fate, monkeypatch):
     assert lines.lane.down.moved >= SIZE
 
 
-@scenario
 async def test_a_lane_that_is_cut_again_and_again_is_done_without():
     _, lines = await disturbed(*[Fate(down=300_000)] * 9)
     assert lines.lane.connections == 2
@@ -195,7 +187,6 @@ async def test_a_lane_that_is_cut_again_and_again_is_done_without():
         ("worker", Fate(down=300_000, silent=True)),
     ],
 )
-@scenario
 async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
     options = {"idle": patience(0.4)} if hasty == "worker" else {}
     server = HASTY if hasty == "server" else Limits(patience=0.1, grace=20.0)
@@ -206,7 +197,6 @@ async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
 @pytest.mark.parametrize(
     "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(2, 10))]
 )
-@scenario
 async def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
     """Relays that pass odd pieces on, and cut connections of both kinds wherever chance has it."""
     monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
@@ -230,7 +220,6 @@ async def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
     assert run.learner.digest() == whole
 
 
-@scenario
 async def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeypatch, caplog):
     """In a window all begin anew when one of them fails."""
     monkeypatch.setattr(accumulate, "SLICE", SLICE)
@@ -250,7 +239,6 @@ async def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeyp
     assert [FAR in line for line in said] == [True]
 
 
-@scenario
 async def test_a_lane_whose_calls_break_again_and_again_is_done_without():
     """On a narrow line with much room for what waits, nothing else arrives while a payload is under way."""
     run = Run(rounds=1, f=0, names=NAMES[:1], rule=Median())
@@ -266,7 +254,6 @@ async def test_a_lane_whose_calls_break_again_and_again_is_done_without():
     assert lines.lane.up.moved < SIZE < lines.calls.up.moved
 
 
-@scenario
 async def test_a_server_that_is_started_again_is_found_at_its_new_port():
     first = Run(run_id="run-1", limits=Limits(grace=0.05))
     second = Run(rounds=1, run_id="run-2", names=NAMES[:1], f=0)
@@ -318,7 +305,6 @@ async def secured(path, lane):
         pytest.param(Fate(up=16 + SIZE, changed=True), id="changed in a tag"),
     ],
 )
-@scenario
 async def test_over_tls_the_lane_is_one_too(certified, fate):
     async with (run := Run(rounds=2)).served() as address:
         await all_worked(run, address)
@@ -328,7 +314,6 @@ async def test_over_tls_the_lane_is_one_too(certified, fate):
     assert lines.lane.connections == len(NAMES) * (1 + (fate is not WHOLE))
 
 
-@scenario
 async def test_what_is_sealed_is_a_little_more_and_no_one_else_can_read_it(certified, monkeypatch):
     seen = bytearray()
     move = Way.move
@@ -354,7 +339,7 @@ async def test_what_is_sealed_is_a_little_more_and_no_one_else_can_read_it(certi
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, 6))]
 )
-def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
+async def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
     """Also of payloads that are sent again, on lines that are cut, changed and opened anew."""
     monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
     monkeypatch.setattr("varangian.worker.transport.data_channel.MOST_FAILURES", 100)
@@ -383,26 +368,18 @@ def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
             for _ in range(most)
         ]
 
-    @scenario
-    async def story():
-        limits = Limits(grace=20.0, uploads=1000, downloads=1000)
-        run = Run(3, f=0, rule=Median(), limits=limits, security=Security(certified))
-        async with run.placed() as place, far(place, calls=fates(3), lane=fates(15)) as lines:
-            works = (
-                worked(run, lines.address, name, proof=Bundle.load(certified / name)) for name in NAMES
-            )
-            assert set(await asyncio.gather(*works)) == {"all 3 rounds are done"}
-        assert [(record.missing, record.dropped) for record in run.records] == [((), {})] * 3
-        return lines
-
-    lines = story()
+    limits = Limits(grace=20.0, uploads=1000, downloads=1000)
+    run = Run(3, f=0, rule=Median(), limits=limits, security=Security(certified))
+    async with run.placed() as place, far(place, calls=fates(3), lane=fates(15)) as lines:
+        works = (worked(run, lines.address, name, proof=Bundle.load(certified / name)) for name in NAMES)
+        assert set(await asyncio.gather(*works)) == {"all 3 rounds are done"}
+    assert [(record.missing, record.dropped) for record in run.records] == [((), {})] * 3
     payloads = len({key for key, _ in used})
     assert len(set(used)) == len(used)
     assert lines.lane.connections > 2 * len(NAMES), "lines were opened anew"
     assert payloads > 2 * 3 * len(NAMES), "payloads were sent again"
 
 
-@scenario
 async def test_a_server_that_cannot_seal_says_so_and_has_no_lane(certified, monkeypatch, caplog):
     monkeypatch.setattr("varangian.server.app.why_unavailable", lambda: "this is the reason")
     run = Run(rounds=1, security=Security(certified))

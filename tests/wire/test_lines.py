@@ -8,7 +8,6 @@ message stay as they are. `benchmarks/slow_line.py` takes the real time: each tr
 import pytest
 import torch
 from tests.extent import patience
-from tests.scenarios import scenario
 from tests.wire.kit import Run, far
 from tests.wire.relay import NEAR
 
@@ -29,9 +28,9 @@ LAYOUT = Layout((("weight", (int(1.25 * SILENCE_AT_WORKER * RATE) // 4,)),))
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("way", ["chunks", "lane", "sealed"])
-def test_what_takes_longer_than_every_silence_arrives_at_the_first_try(way, request):
+async def test_what_takes_longer_than_every_silence_arrives_at_the_first_try(way, request):
     path = request.getfixturevalue("certified") if way == "sealed" else None
-    scenario(arrives)(lane=way != "chunks", path=path)
+    await arrives(lane=way != "chunks", path=path)
 
 
 async def arrives(lane, path):

@@ -8,7 +8,6 @@ import asyncio
 import grpc
 import pytest
 import torch
-from tests.scenarios import scenario
 from tests.wire import kit
 
 from varangian.aggregators import Mean, Median
@@ -60,7 +59,6 @@ async def towards_zero(name, round, parameters):
     return parameters / 2
 
 
-@scenario
 async def test_fedlaavg_with_a_byzantine_worker_and_workers_that_take_turns():
     async def compute(name, round, parameters):
         return torch.full((D,), 1e6) if name == "w04" else parameters / 2
@@ -82,7 +80,6 @@ async def test_fedlaavg_with_a_byzantine_worker_and_workers_that_take_turns():
     assert run.learner.parameters.tolist() == pytest.approx([x] * D)
 
 
-@scenario
 async def test_async_does_not_wait_for_a_straggler_and_takes_its_vector_when_it_comes():
     late = asyncio.Event()
 
@@ -101,7 +98,6 @@ async def test_async_does_not_wait_for_a_straggler_and_takes_its_vector_when_it_
     assert all(len(record.ages) >= 4 for record in run.records)
 
 
-@scenario
 async def test_asap_goes_on_when_a_worker_dies():
     async def compute(name, round, parameters):
         if name == "w03" and round >= 2:
@@ -125,7 +121,6 @@ async def test_asap_goes_on_when_a_worker_dies():
 
 
 @pytest.mark.parametrize("used", [False, True])
-@scenario
 async def test_a_push_whose_reply_was_lost_counts_once(monkeypatch, used):
     """The client says it again, while its vector is held, and after it was used."""
     lost = []
@@ -168,7 +163,6 @@ async def test_a_push_whose_reply_was_lost_counts_once(monkeypatch, used):
     assert len(run.records) == 1
 
 
-@scenario
 async def test_a_worker_that_is_started_again_is_given_its_place_back():
     run = Run(LongestAbsent(2, gather=30.0), names=NAMES[:2], rounds=2, grace=0.1)
     async with run.served() as address, run.client(address, "w01") as other:

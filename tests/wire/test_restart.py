@@ -7,7 +7,6 @@ import struct
 from math import inf
 
 import pytest
-from tests.scenarios import scenario
 from tests.wire.kit import Run, all_worked
 from tests.wire.relay import FAR, NEAR
 
@@ -21,7 +20,6 @@ FORGETFUL = 8.0
 """Seconds after which a router may forget a connection that is silent."""
 
 
-@scenario
 async def test_workers_wait_for_a_server_that_is_started_again_and_join_its_run():
     with socket.create_server((NEAR, 0)) as free:
         port = free.getsockname()[1]
@@ -38,7 +36,6 @@ async def test_workers_wait_for_a_server_that_is_started_again_and_join_its_run(
     assert [record.missing for record in second.records] == [(), ()]
 
 
-@scenario
 async def test_a_server_that_ends_its_run_before_its_last_round_ends_its_workers():
     run = Run(rounds=1000)
     async with run.served() as address:
@@ -99,7 +96,6 @@ class OneSided:
 
 
 @pytest.mark.parametrize("way", ["chunks", "lane"])
-@scenario
 async def test_a_push_that_breaks_at_the_worker_only_begins_anew_at_once(way, monkeypatch):
     """No limit of either end plays a part: all of them are longer than this test may be."""
     limits = Limits(idle=1000.0, grace=0.05)

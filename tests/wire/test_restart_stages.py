@@ -7,7 +7,6 @@ import asyncio
 import functools
 
 import pytest
-from tests.scenarios import scenario
 from tests.wire.kit import LAYOUT, NAMES, Run, far, worked
 from tests.wire.relay import Fate
 
@@ -217,7 +216,6 @@ async def until(true):
 @pytest.mark.parametrize("way", ["tls", "chunks"])
 @pytest.mark.parametrize("kind", ["rounds", "window", "invited"])
 @pytest.mark.parametrize("stage", STAGES)
-@scenario
 async def test_a_restart_at_any_stage_is_no_fault(stage, kind, way, killed, certified, monkeypatch):
     this = Story(Stage(stage, monkeypatch), kind, way, certified)
     assert await this.told(killed) == {f"all {ROUNDS} rounds are done"}
@@ -227,7 +225,6 @@ async def test_a_restart_at_any_stage_is_no_fault(stage, kind, way, killed, cert
 
 
 @pytest.mark.parametrize("stage", ["half a vector", "told that it counts"])
-@scenario
 async def test_a_worker_that_is_started_again_with_another_model_is_refused_and_not_faulty(
     stage, certified, monkeypatch
 ):

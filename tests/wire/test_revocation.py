@@ -8,7 +8,6 @@ import time
 import pytest
 import torch
 from tests.extent import patience
-from tests.scenarios import scenario
 from tests.wire.kit import NAMES, Run, far, gradient, worked
 
 from varangian.aggregators import Aggregator, TrimmedMean
@@ -78,7 +77,6 @@ async def rows(names, layout):
 
 
 @pytest.mark.parametrize("window", [False, True])
-@scenario
 async def test_a_worker_that_is_revoked_in_the_middle_of_a_round_is_not_in_its_update(authority, window):
     run = Run(
         rounds=1, layout=SMALL, rule=TrimmedMean(f=1), security=Security(authority.path), window=window
@@ -112,7 +110,6 @@ async def test_a_worker_that_is_revoked_in_the_middle_of_a_round_is_not_in_its_u
     assert run.learner.digest() == after(await rows(HONEST, run.layout), run.layout)
 
 
-@scenario
 async def test_an_upload_that_is_under_way_when_it_is_revoked_ends_and_does_not_count(authority):
     run = Run(rounds=2, rule=TrimmedMean(f=1), security=Security(authority.path))
     async with run.placed() as place, far(place, rate=1.5e6) as lines:
@@ -125,7 +122,6 @@ async def test_an_upload_that_is_under_way_when_it_is_revoked_ends_and_does_not_
     assert [(record.revoked, record.missing) for record in run.records] == [((LAST,), ())] * 2
 
 
-@scenario
 async def test_standing_calls_of_a_revoked_certificate_end_and_nobody_waits_for_it(authority):
     """It has pulled, and says nothing more; only the call that tells that it lives is open."""
     run = Run(rounds=1, layout=SMALL, rule=TrimmedMean(f=1), security=Security(authority.path))
@@ -139,7 +135,6 @@ async def test_standing_calls_of_a_revoked_certificate_end_and_nobody_waits_for_
     assert run.records[0].revoked == (LAST,)
 
 
-@scenario
 async def test_a_worker_goes_on_with_its_new_certificate_where_the_old_one_was_revoked(authority):
     run = Run(rounds=30, layout=SMALL, rule=TrimmedMean(f=1), security=Security(authority.path))
     async with run.served() as address:
@@ -154,7 +149,6 @@ async def test_a_worker_goes_on_with_its_new_certificate_where_the_old_one_was_r
     assert run.records[-1].missing == run.records[-1].revoked == ()
 
 
-@scenario
 async def test_a_worker_goes_on_with_its_renewed_certificate_when_the_old_one_expires(authority):
     """The connection stands; by the clock of the server the certificate has come to its end."""
     now = [time.time()]
@@ -184,7 +178,6 @@ async def test_a_worker_goes_on_with_its_renewed_certificate_when_the_old_one_ex
 @pytest.mark.parametrize(
     "data_port", [0, pytest.param(None, marks=pytest.mark.exhaustive)], ids=["lane", "chunks"]
 )
-@scenario
 async def test_an_upload_that_is_under_way_when_its_certificate_expires_counts_once_it_is_renewed(
     authority, data_port
 ):
@@ -223,7 +216,6 @@ class Raw:
 
 
 @pytest.mark.exhaustive
-@scenario
 async def test_by_hand_a_certificate_that_expires_gets_no_answer_on_a_line_that_stands_or_a_new_one(
     authority,
 ):
@@ -260,7 +252,6 @@ async def test_by_hand_a_certificate_that_expires_gets_no_answer_on_a_line_that_
 
 
 @pytest.mark.exhaustive
-@scenario
 async def test_connections_that_are_replaced_by_their_age_cost_nothing(authority, monkeypatch):
     """Each second instead of each hour, in the middle of uploads and of calls that stay open."""
     monkeypatch.setattr("varangian.server.transport.grpc_server.AGE", 1)
@@ -286,7 +277,6 @@ async def test_connections_that_are_replaced_by_their_age_cost_nothing(authority
     assert all(record.missing == () for record in run.records)
 
 
-@scenario
 async def test_health_says_what_is_wrong_with_the_list_and_a_missing_one_ends_the_run(authority, capsys):
     clock, reasons = [0.0], []
     security = Security(authority.path, clock=lambda: clock[0])

@@ -7,7 +7,6 @@ import asyncio
 
 import pytest
 import torch
-from tests.scenarios import scenario
 from tests.wire.kit import LAYOUT, NAMES, Run, all_worked
 from tests.wire.relay import Fate, Relay
 
@@ -24,7 +23,6 @@ def _ways(request, monkeypatch):
     monkeypatch.setattr(Run, "data_port", request.param)
 
 
-@scenario
 async def test_a_run_from_join_to_the_end():
     torch.set_num_threads(1)
     run = Run()
@@ -40,7 +38,6 @@ async def test_a_run_from_join_to_the_end():
     assert torch.equal(run.learner.parameters, torch.full((LAYOUT.numel,), x))
 
 
-@scenario
 async def test_a_worker_may_come_before_its_server():
     run = Run(rounds=1)
     async with run.served() as address:
@@ -52,7 +49,6 @@ async def test_a_worker_may_come_before_its_server():
         assert set(await workers) == {"all 1 rounds are done"}
 
 
-@scenario
 async def test_a_worker_whose_server_has_gone_says_so():
     run = Run(limits=UNHEARD)
     async with run.served() as address, run.client(address, "w00", backoff=Backoff(2, 0.01)) as client:
@@ -63,7 +59,6 @@ async def test_a_worker_whose_server_has_gone_says_so():
             await client.push(0, torch.zeros(LAYOUT.numel))
 
 
-@scenario
 async def test_a_line_that_breaks_in_the_middle_of_a_push_costs_a_repetition(monkeypatch):
     monkeypatch.setattr(Run, "data_port", None)
     # No round without all: on a busy machine a worker may look absent before it is back.

@@ -10,7 +10,6 @@ import grpc
 import grpc.aio
 import pytest
 from tests.extent import patience
-from tests.scenarios import scenario
 from tests.wire.kit import NAMES, Run, all_worked
 
 from varangian.protos import metadata_keys, ps_pb2
@@ -55,7 +54,6 @@ async def storming(address, connections_, count):
             await channel.close()
 
 
-@scenario
 async def test_in_a_storm_of_calls_every_honest_worker_finishes():
     run, count = Run(rounds=15, layout=SMALL, limits=Limits(idle=20.0, grace=20.0)), {}
     async with run.served() as address:
@@ -72,7 +70,6 @@ async def test_in_a_storm_of_calls_every_honest_worker_finishes():
     assert count["answered"] > 0
 
 
-@scenario
 async def test_connections_beyond_the_limit_are_closed_and_others_work_on():
     run, silent = Run(rounds=3, layout=SMALL), []
     most = connections(len(NAMES))
@@ -153,7 +150,6 @@ class Half:
         return [found[metadata_keys.CODE] for found in found if metadata_keys.CODE in found]
 
 
-@scenario
 async def test_of_half_sent_messages_little_is_let_in_and_of_strangers_almost_nothing():
     run = Run(rounds=1, layout=SMALL, limits=Limits(idle=patience(5.0), grace=0.1))
     async with run.served() as address:
@@ -175,7 +171,6 @@ async def test_of_half_sent_messages_little_is_let_in_and_of_strangers_almost_no
             run.stop.set()
 
 
-@scenario
 async def test_who_calls_too_often_is_refused_by_code_and_nobody_else_is():
     run = Run(rounds=1, layout=SMALL, limits=Limits(calls=1.0, calls_at_once=5, grace=0.1))
     async with run.served() as address:

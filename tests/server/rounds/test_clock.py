@@ -2,8 +2,6 @@
 
 import asyncio
 
-from tests.scenarios import scenario
-
 from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 
 
@@ -53,7 +51,6 @@ def test_a_clock_that_rings_early_is_set_again_for_the_same_moment(time):
     assert [timer.at for timer in time.waiting()] == [1005.0]
 
 
-@scenario
 async def test_a_later_value_reaches_readers_of_a_real_loop():
     latest = LatestValue(0, MONOTONIC)
     reader = asyncio.create_task(latest.wait_for(lambda value: value > 1, 1e6))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from tests.extent import patience
-from tests.scenarios import scenario
 from tests.server.rounds.kit import D, Driven
 from torch import Tensor
 
@@ -80,7 +79,6 @@ def values(payload: memoryview) -> list[float]:
 # Whole rounds
 
 
-@scenario
 async def test_a_run_from_the_first_round_to_the_last(time):
     async with Run(time, every=2) as run:
         for round in range(3):
@@ -101,7 +99,6 @@ async def test_a_run_from_the_first_round_to_the_last(time):
     assert set(second.seconds) == {"wait", "aggregate", "step", "evaluate"}
 
 
-@scenario
 async def test_the_order_of_arrival_never_changes_a_bit(time):
     async def digest_of(order) -> str:
         async with Run(time, rounds=1) as run:
@@ -114,7 +111,6 @@ async def test_the_order_of_arrival_never_changes_a_bit(time):
     assert await digest_of(names) == await digest_of(names[::-1])
 
 
-@scenario
 async def test_everyone_pulls_the_same_memory(time):
     async with Run(time) as run:
         first = await run.opened(0)
@@ -133,7 +129,6 @@ async def test_everyone_pulls_the_same_memory(time):
 # Time
 
 
-@scenario
 async def test_a_round_closes_at_its_deadline_without_the_missing_worker(time):
     async with Run(time) as run:
         for worker in ("w00", "w01", "w02"):
@@ -147,7 +142,6 @@ async def test_a_round_closes_at_its_deadline_without_the_missing_worker(time):
     assert run.records[0].seconds["wait"] == pytest.approx(10.0)
 
 
-@scenario
 async def test_a_stalled_upload_delays_its_owner_only(time):
     async with Run(time, rule=(slow := Slow())) as run:
         stalled = await run.offer("w03", 7.0)
@@ -167,7 +161,6 @@ async def test_a_stalled_upload_delays_its_owner_only(time):
     assert run.records[0].dropped == {}
 
 
-@scenario
 async def test_below_the_quorum_skip_records_the_round_and_goes_on(time):
     async with Run(time, shortfall="skip", every=2) as run:
         await run.push("w00", 1.0)
@@ -183,7 +176,6 @@ async def test_below_the_quorum_skip_records_the_round_and_goes_on(time):
     assert [record.accuracy for record in run.records] == [None, 0.5, 0.5]
 
 
-@scenario
 async def test_no_timer_is_left_behind(time):
     async with Run(time, rounds=1) as run:
         await run.push("w00", 1.0)
@@ -197,7 +189,6 @@ async def test_no_timer_is_left_behind(time):
 # Faults
 
 
-@scenario
 async def test_a_vector_that_is_not_finite_spends_one_of_the_f(time):
     async with Run(time, n=5, rule=Krum(f=1), rounds=2) as run:
         for worker, value in (("w00", 1.0), ("w01", 1.1), ("w02", 1.2), ("w03", 1.3)):
@@ -212,7 +203,6 @@ async def test_a_vector_that_is_not_finite_spends_one_of_the_f(time):
     assert "w04" not in run.records[0].weights
 
 
-@scenario
 async def test_subnormal_numbers_are_flushed_before_they_count(time):
     async with Run(time, rounds=1) as run:
         for worker in ("w00", "w01", "w02", "w03"):
@@ -221,7 +211,6 @@ async def test_subnormal_numbers_are_flushed_before_they_count(time):
     assert run.records[0].update_norm == 0.0
 
 
-@scenario
 async def test_the_first_complete_vector_of_a_worker_counts(time):
     async with Run(time) as run:
         assert await run.push("w00", 1.0) is None
@@ -234,7 +223,6 @@ async def test_the_first_complete_vector_of_a_worker_counts(time):
     assert run.learner.parameters.tolist() == [0.0] * D
 
 
-@scenario
 async def test_why_a_round_was_declined_is_in_its_record(time):
     async with Run(time) as run:
         assert await run.coordinator.decline("w03", 0, "no\x1b[31m memory\n" + "!" * 300) is None
@@ -250,7 +238,6 @@ async def test_why_a_round_was_declined_is_in_its_record(time):
 # Uploads
 
 
-@scenario
 async def test_an_upload_that_died_counts_nothing(time):
     async with Run(time) as run:
         slot = await run.offer("w00", 1.0)
@@ -262,7 +249,6 @@ async def test_an_upload_that_died_counts_nothing(time):
         assert await run.push("w00", 2.0) is None
 
 
-@scenario
 async def test_giving_a_slot_up_twice_does_not_end_the_next_upload(time):
     async with Run(time) as run:
         first = await run.offer("w00", 1.0)
@@ -274,7 +260,6 @@ async def test_giving_a_slot_up_twice_does_not_end_the_next_upload(time):
         assert run.coordinator.status().counted == ("w00",)
 
 
-@scenario
 async def test_nothing_lands_in_a_slot_that_was_given_up(time):
     async with Run(time) as run:
         slot = await run.offer("w00", 1.0)
@@ -286,7 +271,6 @@ async def test_nothing_lands_in_a_slot_that_was_given_up(time):
         await run.ended()
 
 
-@scenario
 async def test_half_a_vector_is_not_counted(time):
     async with Run(time) as run:
         slot = await run.coordinator.offer("w00", 0, b"")
@@ -298,7 +282,6 @@ async def test_half_a_vector_is_not_counted(time):
 # Waiting for a round
 
 
-@scenario
 async def test_a_pull_waits_for_the_next_round(time):
     async with Run(time) as run:
         pull = asyncio.create_task(run.coordinator.snapshot(0, 5.0))
@@ -308,7 +291,6 @@ async def test_a_pull_waits_for_the_next_round(time):
         assert (snapshot.round, snapshot.finished) == (1, False)
 
 
-@scenario
 async def test_a_pull_runs_out_of_patience(time):
     async with Run(time) as run:
         pull = asyncio.create_task(run.coordinator.snapshot(0, 5.0))
@@ -322,7 +304,6 @@ async def test_a_pull_runs_out_of_patience(time):
         assert await run.coordinator.snapshot(0, 0.0) is None
 
 
-@scenario
 async def test_a_pull_that_goes_away_leaves_nothing_behind(time):
     async with Run(time) as run:
         pull = asyncio.create_task(run.coordinator.snapshot(0, 5.0))
@@ -333,7 +314,6 @@ async def test_a_pull_that_goes_away_leaves_nothing_behind(time):
         assert time.waiting() == []
 
 
-@scenario
 async def test_two_rounds_may_open_before_a_pull_wakes_up(time):
     async with Run(time, shortfall="skip") as run:
         await run.push("w00", 1.0)
@@ -345,7 +325,6 @@ async def test_two_rounds_may_open_before_a_pull_wakes_up(time):
         assert snapshot.round == 2
 
 
-@scenario
 async def test_everyone_who_waits_hears_of_the_end(time):
     async with Run(time) as run:
         pulls = [asyncio.create_task(run.coordinator.snapshot(0, 1e9)) for _ in range(5)]
@@ -358,7 +337,6 @@ async def test_everyone_who_waits_hears_of_the_end(time):
 # The loop stays awake
 
 
-@scenario
 async def test_the_loop_answers_while_a_slow_rule_aggregates(time):
     async with Run(time, rule=(slow := Slow())) as run:
         for worker in ("w00", "w01", "w02", "w03"):
@@ -379,7 +357,6 @@ async def test_the_loop_answers_while_a_slow_rule_aggregates(time):
     assert len(run.records) == 1
 
 
-@scenario
 async def test_a_late_upload_hears_so_while_a_slow_rule_aggregates(time):
     async with Run(time, rule=(slow := Slow())) as run:
         slot = await run.offer("w03", 1.0)
@@ -391,7 +368,6 @@ async def test_a_late_upload_hears_so_while_a_slow_rule_aggregates(time):
         slow.allowed.set()
 
 
-@scenario
 async def test_heavy_work_has_one_thread_of_its_own(time):
     threads = set[tuple[str, int]]()
 
@@ -408,7 +384,6 @@ async def test_heavy_work_has_one_thread_of_its_own(time):
     assert threads == {("varangian-learner_0", 1)}
 
 
-@scenario
 async def test_a_round_opens_only_after_the_evaluation(time):
     evaluating, allowed = threading.Event(), threading.Event()
 
@@ -431,7 +406,6 @@ async def test_a_round_opens_only_after_the_evaluation(time):
 # The end
 
 
-@scenario
 async def test_rounds_that_the_rule_refuses_are_skipped_up_to_a_limit(time):
     async with Run(time, rule=Failing(AggregationError("no guarantee.")), rounds=9, max_skips=3) as run:
         for round in range(3):
@@ -444,7 +418,6 @@ async def test_rounds_that_the_rule_refuses_are_skipped_up_to_a_limit(time):
     assert run.learner.parameters.tolist() == [1.0] * D
 
 
-@scenario
 async def test_a_stop_ends_the_run(time):
     async with Run(time) as run:
         await run.push("w00", 1.0)
@@ -455,7 +428,6 @@ async def test_a_stop_ends_the_run(time):
         assert time.waiting() == []
 
 
-@scenario
 async def test_a_stop_waits_for_the_round_in_the_making(time):
     async with Run(time, rule=(slow := Slow())) as run:
         for worker in ("w00", "w01", "w02", "w03"):
@@ -468,7 +440,6 @@ async def test_a_stop_waits_for_the_round_in_the_making(time):
     assert run.learner.parameters.tolist() == [0.0] * D
 
 
-@scenario
 async def test_an_error_of_a_rule_ends_the_run_and_is_raised(time):
     run = await Run(time, rule=Failing(ZeroDivisionError("a bug"))).__aenter__()
     pull = asyncio.create_task(run.coordinator.snapshot(0, 1e9))
@@ -481,7 +452,6 @@ async def test_an_error_of_a_rule_ends_the_run_and_is_raised(time):
     assert await run.push("w00", 1.0) is Refusal.FINISHED
 
 
-@scenario
 async def test_uploads_that_are_open_at_the_end_can_be_given_up(time):
     async with Run(time) as run:
         first, second = await run.offer("w00", 1.0), await run.offer("w01", 1.0)

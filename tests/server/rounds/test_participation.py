@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.scenarios import scenario
 from tests.server.rounds.kit import D, Driven
 
 from varangian.aggregators import Aggregate, Aggregator, Krum, Mean, Median, TrimmedMean
@@ -74,7 +73,6 @@ async def asked(run: Run, worker: str, after: int = -1, patience: float = 5.0):
 # The latest vectors of all
 
 
-@scenario
 @pytest.mark.parametrize("on_disk", [False, True])
 async def test_who_is_away_still_counts_with_its_latest_vector(time, tmp_path: Path, on_disk: bool):
     store = latest(folder=str(tmp_path) if on_disk else None)
@@ -116,7 +114,6 @@ def test_vectors_of_a_round_that_was_skipped_are_new_in_the_next_step():
     assert fresh(4, "w00") == {"w00"}
 
 
-@scenario
 async def test_who_proves_faulty_is_left_out_and_its_vectors_are_forgotten(time):
     async with Run(time, LongestAbsent(4), latest(k=4), rule=TrimmedMean(f=1), f=1) as run:
         run.ask(*run.names)
@@ -140,7 +137,6 @@ async def test_who_proves_faulty_is_left_out_and_its_vectors_are_forgotten(time)
     assert run.model() == -3 * 8.0
 
 
-@scenario
 @pytest.mark.parametrize("when", ["open", "aggregating"])
 async def test_what_is_kept_of_a_worker_is_forgotten_when_it_is_revoked(time, when):
     async with Run(time, LongestAbsent(2), latest(n=3), n=3) as run:
@@ -169,7 +165,6 @@ async def test_what_is_kept_of_a_worker_is_forgotten_when_it_is_revoked(time, wh
     assert run.records[1].ages == {"w00": 0, "w02": 0}
 
 
-@scenario
 async def test_a_vector_expires(time):
     async with Run(time, LongestAbsent(1), latest(n=2, k=1, expire=1), n=2) as run:
         run.ask("w00", after=-1)
@@ -185,7 +180,6 @@ async def test_a_vector_expires(time):
     assert run.model() == -(6 / 2) - (8 / 2) - (2 / 2)
 
 
-@scenario
 async def test_a_number_too_large_for_the_store_proves_a_fault(time):
     largest = torch.finfo(torch.float32).max
     store = latest(k=2, store="bfloat16")
@@ -198,7 +192,6 @@ async def test_a_number_too_large_for_the_store_proves_a_fault(time):
     assert run.records[0].dropped == {"w00": "not finite"}
 
 
-@scenario
 async def test_distances_that_are_kept_are_those_of_the_rows(time):
     """With so many workers and so few that push, only what changed is measured."""
     n, k = 60, 2
@@ -222,7 +215,6 @@ async def test_distances_that_are_kept_are_those_of_the_rows(time):
 # A round without an update
 
 
-@scenario
 async def test_what_was_pushed_for_a_round_below_its_quorum_is_kept(time):
     store = DeltaSum(("w00", "w01"), D)
     async with Run(time, LongestAbsent(2), store, n=2, quorum=2, shortfall="skip") as run:
@@ -240,7 +232,6 @@ async def test_what_was_pushed_for_a_round_below_its_quorum_is_kept(time):
     assert run.model() == -(6 + 2 + 4) / 2
 
 
-@scenario
 async def test_what_the_rule_could_not_take_counts_once(time):
     class Failing(DeltaSum):
         failures = 1
@@ -266,7 +257,6 @@ async def test_what_the_rule_could_not_take_counts_once(time):
 # Vectors of several ages
 
 
-@scenario
 async def test_old_vectors_count_by_their_age_and_faults_change_nothing_about_it(time):
     choice = BufferSelection(3, tau=5, staleness=Polynomial(a=1.0))
     async with Run(time, choice, WeightedByAge(), rule=Median(), n=5, f=1) as run:
@@ -293,7 +283,6 @@ async def test_old_vectors_count_by_their_age_and_faults_change_nothing_about_it
     assert run.model() == -4 - 4.5 - 3
 
 
-@scenario
 async def test_only_members_are_aggregated_and_the_others_wait_for_their_turn(time):
     async with Run(time, NeighbourhoodSelection(Ring()), Pushed(), n=5) as run:
         run.ask(*run.names)
@@ -314,7 +303,6 @@ async def test_only_members_are_aggregated_and_the_others_wait_for_their_turn(ti
 # Pulls
 
 
-@scenario
 async def test_a_pull_waits_for_its_turn_and_gets_the_model_of_it(time):
     async with Run(time, LongestAbsent(1, gather=1.0), n=2) as run:
         parked = asyncio.create_task(asked(run, "w01"))
@@ -327,7 +315,6 @@ async def test_a_pull_waits_for_its_turn_and_gets_the_model_of_it(time):
     assert (snapshot.round, snapshot.payload.cast("f").tolist()) == (1, [-7.0] * D)
 
 
-@scenario
 async def test_impatience_and_a_hang_up_free_a_place_and_a_late_farewell_does_not(time):
     async with Run(time, LongestAbsent(1, gather=1.0), n=2) as run:
         impatient = asyncio.create_task(asked(run, "w00", patience=0.5))
@@ -348,7 +335,6 @@ async def test_impatience_and_a_hang_up_free_a_place_and_a_late_farewell_does_no
         assert dict(run.machine.state.parked) == {}
 
 
-@scenario
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_who_hangs_up_before_the_model_is_sent_was_not_invited(time, delivered: bool):
     async with Run(time, LongestAbsent(1), n=2) as run:
@@ -365,7 +351,6 @@ async def test_who_hangs_up_before_the_model_is_sent_was_not_invited(time, deliv
         assert await run.push("w00", 1.0, 0) is (None if delivered else Refusal.NOT_INVITED)
 
 
-@scenario
 async def test_patience_is_for_the_answer_and_not_for_its_way(time):
     async with (
         Run(time, LongestAbsent(1), n=2, deadline=99.0) as run,
@@ -376,7 +361,6 @@ async def test_patience_is_for_the_answer_and_not_for_its_way(time):
         assert dict(run.machine.state.invited) == {"w00": 0}
 
 
-@scenario
 async def test_a_model_is_not_kept_for_who_has_it(time):
     async with Run(time, BufferSelection(1, tau=9), n=2) as run:
         models = [weakref.ref((await asked(run, "w00")).payload.obj)]
@@ -389,7 +373,6 @@ async def test_a_model_is_not_kept_for_who_has_it(time):
         assert [model() is not None for model in models] == [False] * 4 + [True]
 
 
-@scenario
 async def test_everybody_who_waits_hears_of_the_end(time):
     async with Run(time, LongestAbsent(1), n=3, rounds=1) as run:
         parked = [asyncio.create_task(asked(run, worker, after=5)) for worker in ("w01", "w02")]
@@ -402,7 +385,6 @@ async def test_everybody_who_waits_hears_of_the_end(time):
         assert late.finished
 
 
-@scenario
 async def test_the_status_says_who_was_asked(time):
     async with Run(time, LongestAbsent(2), n=4) as run:
         run.ask(*run.names)
@@ -415,7 +397,6 @@ async def test_the_status_says_who_was_asked(time):
 # Rows
 
 
-@scenario
 async def test_a_place_is_lent_to_one_after_the_other(time):
     async with Run(time, LongestAbsent(1), n=3, row_slots=1) as run:
         for round, worker in enumerate(("w00", "w01", "w02")):
@@ -427,7 +408,6 @@ async def test_a_place_is_lent_to_one_after_the_other(time):
     assert run.model() == -6.0
 
 
-@scenario
 async def test_without_a_place_an_upload_has_to_come_again(time):
     async with Run(time, LongestAbsent(2), n=2, row_slots=1) as run:
         run.ask(*run.names)
@@ -438,7 +418,6 @@ async def test_without_a_place_an_upload_has_to_come_again(time):
         assert await run.offer("w00", 1.0, 0) is Refusal.BUSY, "what waits to be used is not given away"
 
 
-@scenario
 async def test_an_upload_that_is_too_old_stops_midway(time):
     async with Run(time, LongestAbsent(2), n=2) as run:
         run.ask(*run.names)

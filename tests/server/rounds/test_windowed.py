@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from tests.extent import patience
-from tests.scenarios import scenario
 from tests.server.rounds.kit import Driven
 from torch import Tensor
 
@@ -124,7 +123,6 @@ def plain(spec: object, workers=NAMES, faults: dict[str, str] | None = None, rou
     return learner.digest()
 
 
-@scenario
 @pytest.mark.parametrize("spec", ["median", "mean", "trimmed_mean", "meamed", "phocas", "sign_majority"])
 async def test_the_same_bits_as_with_all_rows(time, spec):
     async with Run(time, spec, rounds=2) as run:
@@ -138,7 +136,6 @@ async def test_the_same_bits_as_with_all_rows(time, spec):
     assert (run.records[0].weights is None) == (spec != "mean")
 
 
-@scenario
 async def test_nobody_runs_ahead_of_the_window(time):
     async with Run(time) as run:
         ahead = {worker: asyncio.create_task(run.push(worker)) for worker in HONEST}
@@ -154,7 +151,6 @@ async def test_nobody_runs_ahead_of_the_window(time):
     assert run.learner.digest() == plain("median")
 
 
-@scenario
 async def test_nobody_counts_before_all_do(time):
     async with Run(time) as run:
         pushes = run.all(HONEST)
@@ -167,7 +163,6 @@ async def test_nobody_counts_before_all_do(time):
         assert await asyncio.gather(*pushes.values()) == [None] * len(HONEST)
 
 
-@scenario
 @pytest.mark.parametrize("spec", ["median", "mean"])
 async def test_an_upload_that_dies_makes_the_others_push_again(time, spec):
     async with Run(time, spec) as run:
@@ -183,7 +178,6 @@ async def test_an_upload_that_dies_makes_the_others_push_again(time, spec):
     assert run.learner.digest() == plain(spec, HONEST)
 
 
-@scenario
 @pytest.mark.parametrize("sent", [4 * BLOCK, D])
 async def test_an_upload_that_is_withdrawn_makes_the_others_push_again(time, sent):
     async with Run(time) as run:
@@ -199,7 +193,6 @@ async def test_an_upload_that_is_withdrawn_makes_the_others_push_again(time, sen
     assert run.learner.digest() == plain("median", HONEST)
 
 
-@scenario
 async def test_whoever_dies_at_the_very_end_costs_an_attempt_as_well(time):
     async with Run(time) as run:
         pushes = run.all(HONEST)
@@ -212,7 +205,6 @@ async def test_whoever_dies_at_the_very_end_costs_an_attempt_as_well(time):
     assert run.learner.digest() == plain("median", HONEST)
 
 
-@scenario
 async def test_a_number_that_is_none_is_proof_once_its_digest_is_right(time):
     bad = vector(NAMES[-1])
     bad[5 * BLOCK + 3] = torch.nan
@@ -227,7 +219,6 @@ async def test_a_number_that_is_none_is_proof_once_its_digest_is_right(time):
     assert run.learner.digest() == wanted
 
 
-@scenario
 @pytest.mark.parametrize("late", [False, True], ids=["while others come", "after the others began"])
 async def test_the_round_waits_for_the_digest_of_a_vector_that_is_not_finite(time, late: bool):
     bad = vector(NAMES[-1])
@@ -244,7 +235,6 @@ async def test_the_round_waits_for_the_digest_of_a_vector_that_is_not_finite(tim
     assert run.learner.digest() == plain("trimmed_mean", HONEST, {NAMES[-1]: "not finite"})
 
 
-@scenario
 async def test_that_digest_is_waited_for_no_longer_than_a_worker_that_is_not_there(time):
     async with Run(time, "trimmed_mean") as run:
         slot, pushes = await run.offer(NAMES[-1]), run.all(HONEST)
@@ -258,7 +248,6 @@ async def test_that_digest_is_waited_for_no_longer_than_a_worker_that_is_not_the
     assert (run.records[0].dropped, run.records[0].missing) == ({}, (NAMES[-1],))
 
 
-@scenario
 async def test_a_number_that_the_line_has_spoilt_spends_nothing(time):
     bad = vector(NAMES[-1])
     bad[5 * BLOCK + 3] = torch.nan
@@ -273,7 +262,6 @@ async def test_a_number_that_the_line_has_spoilt_spends_nothing(time):
     assert run.learner.digest() == plain("trimmed_mean", HONEST)
 
 
-@scenario
 async def test_a_fault_that_is_proved_after_the_members_are_fixed_changes_the_rule(time):
     bad = torch.full((D,), torch.nan)
     async with Run(time, "trimmed_mean") as run:
@@ -293,7 +281,6 @@ async def test_a_fault_that_is_proved_after_the_members_are_fixed_changes_the_ru
     assert run.learner.digest() == plain("trimmed_mean", HONEST, {NAMES[-1]: "not finite"})
 
 
-@scenario
 async def test_a_missing_worker_is_waited_for_for_a_while_only(time):
     async with Run(time) as run:
         pushes = run.all(HONEST)
@@ -306,7 +293,6 @@ async def test_a_missing_worker_is_waited_for_for_a_while_only(time):
     assert run.learner.digest() == plain("median", HONEST)
 
 
-@scenario
 async def test_a_slow_worker_is_left_behind(time):
     async with Run(time) as run:
         pushes = run.all(HONEST)
@@ -322,7 +308,6 @@ async def test_a_slow_worker_is_left_behind(time):
     assert run.learner.digest() == plain("median", HONEST)
 
 
-@scenario
 async def test_whoever_leaves_after_its_last_byte_still_counts(time):
     async with Run(time) as run:
         pushes = run.all(HONEST[1:])
@@ -337,7 +322,6 @@ async def test_whoever_leaves_after_its_last_byte_still_counts(time):
     assert run.learner.digest() == plain("median")
 
 
-@scenario
 async def test_a_lost_answer_is_given_again(time, monkeypatch):
     async with Run(time, rounds=2) as run:
         asked = threading.Event()
@@ -354,7 +338,6 @@ async def test_a_lost_answer_is_given_again(time, monkeypatch):
         asked.set()
 
 
-@scenario
 async def test_who_waits_hears_of_the_end(time):
     async with Run(time) as run:
         pushes = run.all(HONEST)
@@ -364,7 +347,6 @@ async def test_who_waits_hears_of_the_end(time):
         assert await run.ended() == "stopped on request"
 
 
-@scenario
 async def test_an_error_ends_the_run_and_is_raised(time, monkeypatch):
     def broken(self: Stream, block, start: int) -> None:
         raise ZeroDivisionError("a bug")
@@ -377,7 +359,6 @@ async def test_an_error_ends_the_run_and_is_raised(time, monkeypatch):
     assert set(await asyncio.gather(*pushes.values())) == {Refusal.FINISHED}
 
 
-@scenario
 async def test_rows_in_half_the_space(time):
     async with Run(time, "mean", rows="bfloat16") as run:
         assert await asyncio.gather(*run.all().values()) == [None] * N
@@ -388,7 +369,6 @@ async def test_rows_in_half_the_space(time):
     assert run.learner.digest() == learner.digest()
 
 
-@scenario
 async def test_sums_that_overflow_in_fast_kernels(time):
     large = torch.full((D,), 3e38)
     async with Run(time, "mean") as run:

@@ -817,7 +817,6 @@ async def test_many_half_open_uploads_of_one_worker_do_not_keep_others_from_push
         await asyncio.gather(*writes, return_exceptions=True)
 
 
-@scenario
 async def test_an_upload_ends_when_its_round_does():
     async with (
         world(BIG, rounds=3, quorum=2, deadline=0.05) as this,
@@ -931,7 +930,6 @@ async def test_a_port_in_use_is_one_sentence():
             await listen(port)
 
 
-@scenario
 async def test_grpc_itself_does_not_share_a_port(monkeypatch):
     async with world() as this:
         monkeypatch.setattr("varangian.server.transport.grpc_server.probe", lambda host, port: None)
