@@ -150,7 +150,10 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
             *("byzantine.attack={alie: {z: 1}}", "byzantine.count=2", "f=1"),
             *("worker.per_process=8", "server.deadline=2", "rounds=3"),
         ],
-        ["delays={lognormal: {median: 0.05, most: 0.2}}", "server.deadline=60"],
+        pytest.param(
+            ["delays={lognormal: {median: 0.05, most: 0.2}}", "server.deadline=60"],
+            marks=pytest.mark.exhaustive,
+        ),
         # Always too late.
         pytest.param(
             [

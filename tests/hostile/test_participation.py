@@ -207,6 +207,7 @@ def test_pulls_that_are_dropped_or_parked_leave_nothing_behind(besieged):
     assert settled(lambda: siege.threads, lambda count: count <= threads + SLACK) <= threads + SLACK
 
 
+@pytest.mark.exhaustive  # more uploads than turns, in one process: server/transport/test_service.py
 def test_uploads_that_never_end_take_no_place_from_others(tmp_path):
     """f are invited, and bring a number now and then: there is room for f more than for others."""
     traitors = ("w04", "w05", "w06")
