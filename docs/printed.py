@@ -58,8 +58,9 @@ settings `{mix: [{nnm: {f: 2}}], rule: krum}`. Several are applied from left to 
 """,
     "attacks": """# Attacks
 
-What `byzantine.attack=NAME` makes of the last `byzantine.count` workers. Each says whose honest gradients
-it needs to see: its `own`, those of its `colluders`, or those of `all`; `byzantine.knows` shows it more.
+The attacks of the last `byzantine.count` workers, as `byzantine.attack=NAME`. Each says whose honest
+gradients it needs to see: its `own`, those of its `colluders`, or those of `all`; `byzantine.knows` shows
+it more.
 """,
     "participations": """# Participations
 

@@ -81,7 +81,7 @@ class PayloadSink:
             rest = rest[self.take(rest) :]
 
     def take(self, data: memoryview) -> int:
-        """Some of the next bytes, from their first on, as there is room for them; how many that were.
+        """Take as many of the next bytes as there is room for; returns their number.
 
         Raises:
             ValueError: these are more than the payload has.

@@ -31,7 +31,7 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 @contextmanager
 def globally_seeded(seed: int, *purpose: str | int, device: torch.device) -> Generator[None]:
-    """For code that knows only the global generators (initialisation, dropout); restores them after."""
+    """Seed the global generators for code that knows no other (initialisation, dropout), then restore."""
     with _GLOBAL, _seeded(seed, purpose, device):
         yield
 

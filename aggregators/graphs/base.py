@@ -36,7 +36,7 @@ class Graph(Protocol):
         ...
 
     def period(self, n: int, /) -> int:
-        """After how many rounds the graph repeats itself; 1 for one that does not change."""
+        """The period in rounds; 1 for a graph that does not change."""
         ...
 
     def neighbours(self, n: int, i: int, t: int, /) -> tuple[int, ...]:

@@ -20,12 +20,12 @@ def group(graph: Graph, n: int, t: int) -> tuple[int, ...]:
 
 
 def cycle(graph: Graph, n: int) -> int:
-    """After how many rounds the neighbourhoods repeat themselves."""
+    """The period of the neighbourhoods in rounds."""
     return n * graph.period(n)
 
 
 def inclusions(graph: Graph, n: int) -> NDArray[np.int64]:
-    """In how many neighbourhoods of a cycle each worker is, (n,); equal if in- and out-degree are."""
+    """The number of neighbourhoods of a cycle with each worker, (n,); equal if in- and out-degree are."""
     heard: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
     for weights in weights_of_period(graph, n):
         heard += 1 + links_of(weights).sum(axis=0)

@@ -45,7 +45,7 @@ class Sums:
     alone: bool = True
     """Whether the sum of a pair depends on no other row."""
     device: Tensor | None = None
-    """Of (x_1 - c, ..., x_n - c, r - c, -c), where a device makes them: (n+2, n+2)."""
+    """The inner products of (x_1 - c, ..., x_n - c, r - c, -c), where a device makes them: (n+2, n+2)."""
     lost: Tensor | None = None
     """Whether distances were lost in them, as the device says."""
 
@@ -75,7 +75,7 @@ class Sums:
         return Sums(self.plain[index][:, index])
 
     def products(self) -> Tensor:
-        """Of (x_1 - c, ..., x_n - c, r - c, -c), for a centre c of its own in every slice: (n+2, n+2)."""
+        """Products of (x_1 - c, ..., x_n - c, r - c, -c), with a centre c for each slice: (n+2, n+2)."""
         plain, n = self.plain.cpu().numpy(), len(self.plain) - 1
         found = np.zeros((n + 2, n + 2))
         found[:n, :n] = plain[:n, :n]

@@ -36,7 +36,7 @@ def _tile(base, offsets, i, n, c, d, tiny, ALIGN: tl.constexpr):
 
 @triton.jit
 def screen(base, offsets, bad, subnormal, d, span, tiny, BLOCK: tl.constexpr, ALIGN: tl.constexpr):
-    """Of one row and one span of columns: whether an entry is not finite, whether one is subnormal."""
+    """Screen one row and one span of columns: is an entry not finite, is one subnormal."""
     row = tl.program_id(0)
     part = tl.program_id(1)
     start = tl.multiple_of(tl.load(offsets + row), ALIGN)

@@ -54,7 +54,7 @@ class NNM:
 
 
 def _nearest(distances: Array, count: int) -> NDArray[np.bool_]:
-    """For each row, which `count` rows are nearest to it: (m, m) bool."""
+    """The `count` nearest rows of each row: (m, m) bool."""
     farthest = np.partition(distances, count - 1, axis=1)[:, count - 1 : count]
     near = distances <= farthest
     if int(near.sum()) > count * len(near):  # ties with the farthest

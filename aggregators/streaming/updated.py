@@ -188,7 +188,7 @@ class _Points:
 
 
 def _square(point: Tensor) -> Tensor:
-    """Its squared norm, in float64."""
+    """The squared norm of a row, in float64."""
     strips = (strip.double() for strip in point.split(STRIP))
     return torch.stack([torch.dot(strip, strip) for strip in strips]).sum()
 
@@ -250,7 +250,7 @@ def _move_origin(inner: Tensor, of_reference: Tensor) -> Tensor:
 
 
 def _share(inner: Tensor, products: Tensor) -> float:
-    """Of a typical row that is not zero: its squared distance to the reference over its squared norm."""
+    """The share of a typical nonzero row: its squared distance to the reference over its squared norm."""
     squares, distances = inner.diagonal().numpy(), products.diagonal()[:-1].numpy()
     there = squares > 0
     return typical(distances[there] / squares[there]) if np.any(there) else 1.0

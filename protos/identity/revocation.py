@@ -53,7 +53,7 @@ class RevocationList:
 
     @property
     def missing_for(self) -> float:
-        """For how many seconds there has been no list."""
+        """Seconds for which there has been no list."""
         return self._watched.missing_for
 
     def look(self) -> None:

@@ -90,7 +90,7 @@ class WatchedFiles(Generic[T]):
 
     @property
     def missing_for(self) -> float:
-        """For how many seconds a file has not been there."""
+        """Seconds for which a file has been missing."""
         failure = self.failure
         return self._clock() - failure.began if failure is not None and failure.missing else 0.0
 

@@ -125,7 +125,7 @@ class FedLaAvg(SelectSome):
         return LatestPlan(n, d, self.store, None if self.folder is None else user_path(self.folder))
 
     def row_dtype(self, rows: Dtype) -> Dtype:
-        """No wider than the latest vectors are kept afterwards."""
+        """The type of pushed vectors: no wider than that of the stored latest vectors."""
         return rows if self.store == FLOAT32 else self.store
 
     def extra_vectors(self, n: int) -> int:

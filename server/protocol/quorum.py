@@ -100,7 +100,7 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
 def _slow(
     policy: RunPolicy, state: RunState, members: tuple[Worker, ...], expected: set[Worker]
 ) -> set[Worker]:
-    """Of those who have answered, or are expected to: who had missed too many rounds before this one."""
+    """Members that had missed too many rounds before this one, among those who answered or may."""
     if policy.waiting is None or not state.history.missed:
         return set()
     asked = expected | state.held.keys() | state.faults.keys()

@@ -161,7 +161,7 @@ class Selection(Protocol):
         ...
 
     def needed(self, workers: tuple[Worker, ...], state: RunState, ready: int, /) -> int:
-        """After how many answers the round is complete: fewer than its full size if fewer are there."""
+        """The number of answers of a complete round: fewer than its full size if fewer are available."""
         ...
 
     def quorum(self, declared: int, full_size: int, there: int, /) -> int:
@@ -239,7 +239,7 @@ class RunPolicy:
 
     @property
     def by_invitation(self) -> bool:
-        """As of the selection."""
+        """True if only invited workers get a model; decided by the selection."""
         return self.selection.by_invitation
 
     def spare(self, asked: int, quorum: int) -> int:

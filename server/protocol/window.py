@@ -111,7 +111,7 @@ class Window:
         self._fix(at)
 
     def receive(self, worker: Worker, columns: int) -> None:
-        """So many columns of its row have come."""
+        """Note that so many columns of a worker's row have arrived."""
         if worker in self.columns:
             self.columns[worker] = columns
 
@@ -122,7 +122,7 @@ class Window:
             self._settle()
 
     def lose(self, worker: Worker, at: Seconds) -> None:
-        """Its upload will not be completed."""
+        """Note that the upload of a worker will not be completed."""
         if worker not in self.columns or self.settled:
             return
         if self.fixed:
@@ -132,7 +132,7 @@ class Window:
             self._complete.discard(worker)
 
     def fail(self, worker: Worker, at: Seconds) -> None:
-        """Its row is not finite and cannot count; `convict` or `clear` follows when its upload ends."""
+        """Note that a worker's row is not finite; `convict` or `clear` follows when its upload ends."""
         if worker not in self.columns or self.settled:
             return
         self._suspects.add(worker)
@@ -143,7 +143,7 @@ class Window:
             self._excluded.add(worker)
 
     def clear(self, worker: Worker, at: Seconds) -> None:
-        """Its upload has ended, and proves nothing."""
+        """Note that the upload of a worker has ended without proving a fault."""
         self._suspects.discard(worker)
         self._fix(at)
 
@@ -198,7 +198,7 @@ class Window:
         self.settled = self.fixed and self.base == self._d and self._complete == self.columns.keys()
 
     def _slow(self) -> set[Worker]:
-        """For whom the others wait; nobody when they wait for the server."""
+        """The stragglers that the others wait for; none when they wait for the server."""
         if self.base == self._d:
             return set(self.columns) - self._complete
         needed = min(self._d, self.base + self._block)

@@ -192,7 +192,7 @@ class Coordinator:
         return self._handle(Decline(worker, round, escape(reason, REASON), self._now()))
 
     def absent(self, worker: Worker) -> None:
-        """No process of this worker is connected any more."""
+        """Report that no process of this worker is connected any more."""
         self._handle(Absent(worker, self._now()))
 
     def present(self, worker: Worker) -> None:

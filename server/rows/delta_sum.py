@@ -52,7 +52,7 @@ class DeltaSum:
         self._add(rows[worker] for worker in sorted(rows))
 
     def forget(self, worker: Worker) -> None:
-        """Its deltas are in a sum, and cannot be taken out of it."""
+        """Warn only: the deltas of a worker cannot be taken out of their sum."""
         log.warning("earlier deltas of %s stay in the update: only the sum of deltas is kept", worker)
 
     def state(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class LatestVectors:
         expire: int | None = None,
         warn: Callable[[str], None] = log.warning,
     ) -> LatestVectors:
-        """With an empty store.
+        """Latest vectors with an empty store.
 
         Raises:
             OSError: the disk has no room, or there is no such folder.

@@ -62,7 +62,7 @@ class LatestPlan:
         return (self.n + SPARE) * self.row_bytes
 
     def sentence(self) -> str:
-        """For the start of a run."""
+        """A sentence about its size, for the start of a run."""
         where = "memory" if self.folder is None else f"a file in {self.folder}"
         return (
             f"The latest vectors of {self.n} workers take up to {_format_bytes(self.bytes)} in {where}: "

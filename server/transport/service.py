@@ -336,7 +336,7 @@ class Service:
         return self._lane.port if self._lane else 0
 
     def _ticket(self, transfer: AssociatedData, call: Call) -> AbstractContextManager[DataTicket | None]:
-        """With which the payload of a call may travel beside it, if its caller can do that."""
+        """The ticket for a payload on the data channel, if the caller can use it."""
         asked = any(key == metadata_keys.LANE for key, _ in call.caller[0])
         return self._lane.ticket(transfer) if self._lane and asked else nullcontext()
 

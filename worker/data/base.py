@@ -120,7 +120,7 @@ class Dataset:
         return count(self.train_x)
 
     def prepared(self, x: Samples, device: torch.device) -> Any:
-        """Some of the samples as a model takes them, on the device: float32 or integers."""
+        """A batch of samples as a model takes them, on the device: float32 or integers."""
         return map_tensors(x, lambda tensor: self._prepared(tensor.to(device)))
 
     def _prepared(self, x: Tensor) -> Tensor:

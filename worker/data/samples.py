@@ -41,7 +41,7 @@ def count(samples: Samples) -> int:
 
 
 def format_some(texts: list[str]) -> str:
-    """Some of a list, for messages."""
+    """The first entries of a list, for messages."""
     more = f", and {len(texts) - FEW} more" if len(texts) > FEW else ""
     return ", ".join(texts[:FEW]) + more
 

@@ -52,7 +52,7 @@ class Synthetic:
         )
 
     def _samples(self, centres: Tensor, part: str, count: int) -> tuple[Tensor, Tensor]:
-        """As many of each class as `count` allows."""
+        """Samples, as many of each class as `count` allows."""
         y = torch.arange(count) % self.classes
         noise = torch.randn(count, *self.shape, generator=generator(self.seed, "samples", part))
         return centres[y] + self.spread * noise, y

@@ -33,7 +33,7 @@ SETTINGS = "Give all machines one configuration."
 
 
 def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
-    """Of this machine, from its settings and its data.
+    """The shared settings of this machine, from its settings and its data.
 
     Data is compared where samples are dealt out; where every worker draws from all it has, data that
     differs is worth a warning; where it is private, nothing is compared.

@@ -115,7 +115,7 @@ class Custom:
 
 
 def name_of(loss: Loss) -> str:
-    """As a user would write it."""
+    """The name of a loss, as a user would write it."""
     return target_name(loss, LOSSES.name(loss)) if type(loss) in registered_types() else type(loss).__name__
 
 

@@ -99,14 +99,14 @@ class Custom:
 
 
 def name_of(metric: Metric) -> str:
-    """Under which name it is reported."""
+    """The name under which a metric is reported."""
     if isinstance(metric, Custom):
         return metric.name or metric.target.rpartition(":")[2].rpartition(".")[2]
     return next(iter(METRICS.spec(metric)))
 
 
 def choose_metrics(metrics: tuple[Metric, ...] | None, loss: str, classes: int | None) -> dict[str, Metric]:
-    """By name; None is the accuracy where there are classes, and nothing where there are none.
+    """Metrics by name; None is the accuracy where there are classes, and nothing where there are none.
 
     Raises:
         MetricError: one does not fit the loss.

@@ -136,7 +136,7 @@ class Trainer:
         return self._dataset.prepared(x, self._device), map_tensors(y, lambda t: t.to(self._device))
 
     def gradient(self, parameters: Tensor, x: Any, y: Any, *purpose: str | int) -> Tensor:
-        """Of the mean loss, (d,) on the CPU; dropout draws from the stream `purpose`.
+        """The gradient of the mean loss, (d,) on the CPU; dropout draws from the stream `purpose`.
 
         Raises:
             InputError: when the model or the loss fails for this batch.

@@ -57,7 +57,7 @@ class Attendance:
             await asyncio.sleep(wait)
 
     async def _stayed(self, request: bytes) -> float | None:
-        """Until the call ends; after how many seconds to make it again. Never when the server ended it."""
+        """Wait until the call ends; returns the seconds until the next one, None for no other."""
         call = self._connection.calls.attend(request, metadata=self._identity)
         try:
             await call.read()

@@ -84,7 +84,7 @@ class _LoopThread(threading.Thread, Generic[T]):
             self._error = error
 
     def wait(self) -> None:
-        """Until the coroutine is over; an interruption of the caller cancels it."""
+        """Wait until the coroutine is over; an interruption of the caller cancels it."""
         while self.is_alive():
             try:
                 self.join(LOOK)

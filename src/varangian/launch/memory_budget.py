@@ -215,7 +215,7 @@ SECOND = (("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
 def _memberships(text: str) -> Iterator[tuple[str, str, str]]:
-    """Of each line `hierarchy:controllers:path`."""
+    """The fields of each line `hierarchy:controllers:path`."""
     for line in text.splitlines():
         hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

@@ -112,7 +112,7 @@ class ServerRun:
 
     @property
     def storage(self) -> tuple[str, ...]:
-        """Of what is kept beyond a round."""
+        """A sentence about the storage that outlasts a round, if there is any."""
         plan = self.config.participation.latest_plan(self.config.workers, self.worker_compute.layout.numel)
         return () if plan is None else (plan.sentence(),)
 
@@ -132,7 +132,7 @@ class ServerRun:
         )
 
     def evaluate(self, parameters: Tensor) -> Scores:
-        """Of the parameters and, where there is one, of their average."""
+        """Evaluate the parameters and, where there is one, their average."""
         average = self.learner.average
         ema = None if average is None else self.worker_compute.evaluate(average.parameters)
         return Scores.of(

@@ -45,7 +45,7 @@ def measure_setting(job: Job, names: Sequence[str], repeats: int) -> Setting:
 
 
 def _batches(job: Job, room: float, names: Sequence[str], lines: dict[str, Line]) -> Iterator[list[str]]:
-    """As many at once as the memory has room for, because a common moment is the better comparison."""
+    """Batches of ways: as many at once as there is memory for, since a common moment compares better."""
     batch, left = list[str](), room
     for name in names:
         need = WAYS[name].memory(job)

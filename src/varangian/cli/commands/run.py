@@ -68,7 +68,7 @@ def with_shortcuts(args: argparse.Namespace) -> list[str]:
 
 
 def quote(text: str) -> str:
-    """As a YAML string, whatever is in it."""
+    """The text as a YAML string, whatever is in it."""
     escaped = text.replace("'", "''")
     return f"'{escaped}'"
 

@@ -76,7 +76,7 @@ class Grid:
 
 
 class LiveTable:
-    """On a terminal."""
+    """The demo on a terminal: a table that fills."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -109,7 +109,7 @@ class LiveTable:
 
 
 class PlainTable:
-    """In a log file: a line for each case, then the table."""
+    """The demo in a log file: a line for each case, then the table."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid

@@ -30,7 +30,7 @@ class Progress(Protocol):
     def __enter__(self) -> Progress: ...
     def __exit__(self, *error: object) -> None: ...
     def note(self, text: str) -> None:
-        """Something worth saying besides the rounds. May be called from any thread."""
+        """Print a remark besides the rounds. May be called from any thread."""
         ...
 
     def round(self, record: RoundRecord) -> None: ...
@@ -52,7 +52,7 @@ def progress(kind: str, rounds: int, byzantine: Sequence[str], out: TextIO | Non
 
 
 def as_text(lost: int) -> str:
-    """In the place of lines that were dropped."""
+    """The line in place of those that were dropped."""
     return f"... {lost} lines were dropped, as nobody read this output\n"
 
 
@@ -95,7 +95,7 @@ class Json:
 
 
 class Plain:
-    """Some twenty lines for a log file, and a summary."""
+    """Plain progress: some twenty lines for a log file, and a summary."""
 
     def __init__(self, rounds: int, byzantine: Sequence[str], out: QueuedWriter) -> None:
         self._rounds, self._byzantine, self._out = rounds, byzantine, out

@@ -50,7 +50,7 @@ class Server:
             self._service.until(self._round)
 
     def digests(self) -> list[str] | None:
-        """Of the rows, as the learner has got them."""
+        """Digests of the rows that the learner was given."""
         if self._direction == "pull":
             return None
         found = [self._learner.rows[name] for name in self._service.names]
