@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from varangian.bench import small
 from varangian.bench.wire import measure
 from varangian.bench.wire.ways import catalogue, ours, processes
 from varangian.bench.wire.ways.base import Job, digests
@@ -54,7 +55,14 @@ def test_vectors_are_all_different_and_never_change():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in WAYS if name not in ("flower", "ray")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("tcp", "grpc", "tls", "chunks") else pytest.mark.exhaustive)
+        for name in WAYS
+        if name not in ("flower", "ray")
+    ],
+)
 def test_every_way_moves_the_right_bytes(name, pair):
     if reason := WAYS[name].absent():
         pytest.skip(reason)
@@ -218,12 +226,15 @@ def test_a_round_is_measured_with_and_without_a_pace(quickly, varangian, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_small_round_is_measured_beside_a_bare_pair_of_calls(varangian, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("lines", [["TCP"], pytest.param(["TCP", "TLS"], marks=pytest.mark.exhaustive)])
+def test_a_small_round_is_measured_beside_a_bare_pair_of_calls(varangian, tmp_path, monkeypatch, lines):
+    monkeypatch.setattr(small, "WAYS", {line: small.WAYS[line] for line in lines})
     argv = ("bench", "round", "--small", "-n", "3", "-d", "8", "--repeats", "1", "--json", "small.json")
     code, out, _ = varangian(*argv)
     assert code == 0
     timings = json.loads((tmp_path / "small.json").read_text())["timings"]
-    assert [timing["line"] for timing in timings] == ["TCP", "TLS"]
+    assert [timing["line"] for timing in timings] == lines
     for timing in timings:
         assert timing["ratio"] > 0
         assert f"{timing['ratio']:.2f}" in out

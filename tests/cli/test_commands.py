@@ -59,7 +59,7 @@ import sys
 from varangian.__main__ import main
 small = ["workers=3", "f=0", "aggregator=nnm+median", "rounds=2", "output={tmp_path}", "--format", "plain"]
 assert main(["run", "backend=simulate", *small]) == 0
-heavy = "torch._dynamo", "sympy", "sklearn", "scipy", "matplotlib", "rich", "cryptography"
+heavy = "torch._dynamo", "sympy", "sklearn", "scipy", "matplotlib", "rich", "cryptography", "pyarrow", "PIL"
 print("heavy:", [name for name in heavy if name in sys.modules])
 """
     assert fresh_python(code).rstrip().endswith("heavy: []")

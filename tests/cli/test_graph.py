@@ -113,9 +113,8 @@ def test_one_clear_sentence(varangian, argv, code, said):
     assert said in err
 
 
-@pytest.mark.parametrize("name", ["exponential", "one_peer", "complete", "random_regular"])
-def test_a_picture(varangian, tmp_path, name):
-    code, out, _ = varangian("graph", name, "-n", "8", "--png", "graph.png")
+def test_a_picture(varangian, tmp_path):
+    code, out, _ = varangian("graph", "one_peer", "-n", "8", "--png", "graph.png")
     assert code == 0
     assert out.endswith("  picture: graph.png\n")
     assert (tmp_path / "graph.png").read_bytes().startswith(PNG)

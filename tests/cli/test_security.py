@@ -20,7 +20,6 @@ from varangian.cli.commands.doctor import _payloads
 from varangian.cli.commands.health import status as asking
 from varangian.cli.commands.server import with_identity
 from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
-from varangian.cli.main import main
 from varangian.config import loads
 from varangian.config.build import learner
 from varangian.protos import ps_pb2
@@ -33,16 +32,12 @@ from varangian.server.identity.tls import Security
 
 
 @pytest.fixture
-def varangian(capsys, monkeypatch, tmp_path):
+def varangian(varangian):
     """The command line: exit code, and both outputs together."""
-    monkeypatch.chdir(tmp_path)
 
     def run(*argv):
-        try:
-            code = main(argv)
-        except SystemExit as left:
-            code = left.code
-        return code, "".join(capsys.readouterr())
+        code, *outputs = varangian(*argv)
+        return code, "".join(outputs)
 
     return run
 

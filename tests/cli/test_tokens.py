@@ -7,7 +7,7 @@ import pytest
 
 from varangian.cli import tokens
 from varangian.cli.commands import worker as worker_command
-from varangian.cli.main import CommandError, main
+from varangian.cli.main import CommandError
 from varangian.protos.errors import Refused
 from varangian.protos.refusals import Refusal
 from varangian.server.identity.sessions import Sessions
@@ -23,14 +23,6 @@ def environment(monkeypatch, tmp_path):
         monkeypatch.delenv(f"VARANGIAN_{name}", raising=False)
     monkeypatch.chdir(tmp_path)
     return lambda name, value: monkeypatch.setenv(f"VARANGIAN_{name}", value)
-
-
-@pytest.fixture
-def varangian(capsys):
-    def run(*argv):
-        return main(argv), *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -92,7 +92,10 @@ def test_a_worker_that_is_late_for_every_round_sets_the_pace_of_a_few_only(carri
     assert [wait(record) for record in records] == pytest.approx([39, 40, 40])
 
 
-@pytest.mark.parametrize("way", ["fedavg", "fedlaavg", "asap", "async"])
+@pytest.mark.parametrize(
+    "way",
+    ["fedavg", "async", *(pytest.param(way, marks=pytest.mark.exhaustive) for way in ("fedlaavg", "asap"))],
+)
 def test_so_it_is_with_the_other_ways(carried_out, way):
     slow = "delays={steps: {step: 1, factor: 1000, workers: [0]}}"
     settings = [f"participation={way}", slow, "rounds=60", "workers=6", "f=1", "aggregator=trimmed_mean"]

@@ -100,7 +100,7 @@ def test_a_script_needs_no_guard(tmp_path):
     script.write_text(
         "import varangian\n"
         "from varangian.config import load\n"
-        "settings = ['workers=2', 'f=0', 'aggregator=mean', 'model=softmax', 'rounds=2']\n"
+        "settings = ['workers=2', 'f=0', 'aggregator=mean', 'rounds=2', 'data=synthetic']\n"
         "print(varangian.run(load(None, settings)).outcome)\n"
     )
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)

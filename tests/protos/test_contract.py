@@ -13,9 +13,7 @@ from varangian.protos.contract import Contract, check_dtype
 from varangian.protos.encoding import WIRE, encode_vector
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
-from varangian.protos.messages import (
-    PROTOCOL,
-)
+from varangian.protos.messages import PROTOCOL
 from varangian.protos.refusals import Refusal
 
 LAYOUT = Layout((("weight", (5, 3)), ("bias", (3,))))

@@ -122,11 +122,7 @@ async def test_a_connection_serves_one_call_after_the_other_both_ways(caplog):
 
 
 async def test_two_workers_find_their_own_calls():
-    async with (
-        opened() as lane,
-        calling(lane) as one,
-        calling(lane) as other,
-    ):
+    async with opened() as lane, calling(lane) as one, calling(lane) as other:
         with lane.ticket(transfer("w00")) as first, lane.ticket(transfer("w01")) as second:
             other.show(second, b"w01")
             one.show(first, b"w00")
@@ -157,11 +153,7 @@ async def test_an_unknown_ticket_ends_the_connection_and_is_logged_once(caplog):
 
 
 async def test_a_ticket_counts_once():
-    async with (
-        opened() as lane,
-        calling(lane) as caller,
-        calling(lane) as copy,
-    ):
+    async with opened() as lane, calling(lane) as caller, calling(lane) as copy:
         with lane.ticket(transfer("w00")) as ticket:
             caller.show(ticket)
             line = await ticket.connection()
@@ -232,10 +224,7 @@ async def test_who_says_nothing_is_not_waited_for(caplog):
 
 async def test_strangers_do_not_keep_out_who_shows_its_ticket():
     refusals = Refusals()
-    async with (
-        opened(refusals=refusals, first_ticket=1000) as lane,
-        contextlib.AsyncExitStack() as stack,
-    ):
+    async with opened(refusals=refusals, first_ticket=1000) as lane, contextlib.AsyncExitStack() as stack:
         strangers = [await stack.enter_async_context(calling(lane)) for _ in range(64)]
         async with calling(lane) as caller:
             await use(lane, caller)

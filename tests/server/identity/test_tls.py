@@ -281,8 +281,7 @@ async def test_what_grpc_proves_is_what_the_server_reads(bundles, listening):
 
 
 @pytest.mark.parametrize(
-    ("kind", "ending"),
-    [("DNSName", ""), ("RFC822Name", ""), ("UniformResourceIdentifier", "\0.test")],
+    ("kind", "ending"), [("DNSName", ""), ("RFC822Name", ""), ("UniformResourceIdentifier", "\0.test")]
 )
 async def test_a_name_of_another_type_or_with_a_nul_names_nobody(
     authority, listening, monkeypatch, kind, ending

@@ -306,10 +306,7 @@ async def test_a_vector_in_several_chunks():
         this.raw("w02") as c,
     ):
         parts = await a.pull()
-        assert [len(part.chunk.data) for part in parts[1:]] == [
-            CHUNK_BYTES,
-            BIG.numel * 4 - CHUNK_BYTES,
-        ]
+        assert [len(part.chunk.data) for part in parts[1:]] == [CHUNK_BYTES, BIG.numel * 4 - CHUNK_BYTES]
         vector = torch.arange(BIG.numel, dtype=torch.float32)
         await asyncio.gather(*(worker.push(0, vector) for worker in (a, b, c)))
         for (part,) in await asyncio.gather(*(worker.pull(0) for worker in (a, b, c))):

@@ -8,16 +8,7 @@ from dataclasses import replace
 import grpc
 import pytest
 import torch
-from tests.server.transport.test_service import (
-    BIG,
-    LIMITS,
-    Raw,
-    chunk,
-    framed,
-    refusal,
-    usable,
-    world,
-)
+from tests.server.transport.test_service import BIG, LIMITS, Raw, chunk, framed, refusal, usable, world
 
 from varangian.protos import ps_pb2
 from varangian.protos.encoding import encode_vector, payload_digest

@@ -1,6 +1,5 @@
 import io
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +68,7 @@ def test_digits():
     assert x.std() == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.exhaustive
 def test_digits_are_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
@@ -540,10 +540,3 @@ def test_a_custom_function_that_fails(tmp_path, monkeypatch, target, words):
 def test_custom_data_that_is_no_tensor(mine, made):
     with pytest.raises(DataError, match=r"my_data:make.*as tensors failed"):
         mine(made)
-
-
-def test_importing_data_sets_imports_no_reader():
-    readers = "('sklearn', 'pyarrow', 'PIL')"
-    code = f"import sys, varangian.worker.data; print([m for m in {readers} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -191,11 +191,7 @@ def test_only_chosen_workers_are_late(make):
         (DELAYS, {"steps": {"step": 1, "factor": 0}}, "`factor` should be at least 1. Found 0"),
         (DELAYS, {"constant": {"step": 0}}, "`step` should be a positive number of seconds. Found 0"),
         (DELAYS, {"constant": {"step": 1, "factor": 0.5}}, "`factor` should be at least 1. Found 0.5"),
-        (
-            DELAYS,
-            {"constant": {"step": 1, "workers": [-1]}},
-            "numbers from 0. Found -1",
-        ),
+        (DELAYS, {"constant": {"step": 1, "workers": [-1]}}, "numbers from 0. Found -1"),
         (DELAYS, {"lognormal": {"median": 1, "sigma": -1}}, "`sigma` should not be negative"),
         (DELAYS, {"lognormal": {"median": float("inf")}}, "`median` should be a positive number"),
         (DELAYS, {"pareto": {"least": 1, "alpha": 0}}, "`alpha` should be a positive number. Found 0"),

@@ -300,11 +300,22 @@ def test_regression_with_metrics_of_its_own(chosen):
     ] == []
 
 
+@dataclasses.dataclass(frozen=True)
+class Dealt:
+    """A partition by hand: the first samples of each worker."""
+
+    sizes: tuple[int, ...]
+    first: tuple[int, ...] = (0, 0, 0)
+
+    def split(self, labels, workers, seed):
+        return [torch.arange(at, at + size) for at, size in zip(self.first, self.sizes, strict=True)]
+
+
+HUGE_FOR_B = Dealt((7, 5, 3), (0, 7, 0))
+
+
 def test_a_batch_that_the_model_cannot_take_is_declined_by_its_worker_alone():
-    worker_compute = WorkerCompute(
-        but(model=model("picky"), data=data("one_huge"), partition=Dirichlet(alpha=1e3))
-    )
-    worker_compute._shards = {"a": torch.arange(7), "b": torch.arange(7, 12), "c": torch.arange(3)}
+    worker_compute = WorkerCompute(but(model=model("picky"), data=data("one_huge"), partition=HUGE_FOR_B))
     with pytest.raises(Declined) as found:
         worker_compute.answer("b", 0, worker_compute.initial())
     said = (
@@ -316,17 +327,13 @@ def test_a_batch_that_the_model_cannot_take_is_declined_by_its_worker_alone():
 
 
 def test_an_attacker_sees_only_those_who_can_compute():
-    task = but(
-        model=model("picky"), data=data("one_huge"), byzantine=("c",), attack=Alie(z=1.0), knows="all"
-    )
-    worker_compute = WorkerCompute(task)
-    worker_compute._shards = {"a": torch.arange(7), "b": torch.arange(7, 12), "c": torch.arange(3)}
+    attacked = {"byzantine": ("c",), "attack": Alie(z=1.0), "knows": "all", "partition": HUGE_FOR_B}
+    worker_compute = WorkerCompute(but(model=model("picky"), data=data("one_huge"), **attacked))
     assert worker_compute.answer("c", 0, worker_compute.initial()) is not None
 
 
 def test_workers_with_batches_too_small_are_named_before_the_run():
-    worker_compute = WorkerCompute(but(model=model("batch_norm"), partition=Dirichlet(alpha=1.0)))
-    worker_compute._shards = {"a": torch.arange(1), "b": torch.arange(9), "c": torch.arange(5)}
+    worker_compute = WorkerCompute(but(model=model("batch_norm"), partition=Dealt((1, 9, 5))))
     (unable,) = worker_compute.rehearse(worker_compute.initial()).items()
     assert unable[0] == "a"
     assert "a batch of one sample" in unable[1]

@@ -696,12 +696,12 @@ async def test_slow_is_not_silent():
         data = encode_vector(torch.ones(BIG.numel))
         await context.write(ps_pb2.PullReply(manifest=script.contract.manifest(4, payload_digest(data))))
         for chunk in cut_chunks(data, 4 << 20):
-            await asyncio.sleep(patience(0.13))
+            await asyncio.sleep(patience(0.07))
             await context.write(ps_pb2.PullReply.FromString(chunk))
 
     script.steps["Pull"] = [slowly]
-    # The whole takes 8 * 0.13 s, longer than the idle time-out.
-    async with joined(script, idle=patience(1.0)) as client:
+    # The whole takes 8 * 0.07 s, longer than the idle time-out.
+    async with joined(script, idle=patience(0.5)) as client:
         assert (await client.pull(-1)).parameters.sum() == BIG.numel
         assert client.naps == []
 

@@ -12,16 +12,7 @@ import pytest
 import torch
 from tests.extent import patience
 from tests.protos.data_channel.book import SEGMENT, Book, encrypted_size
-from tests.worker.transport.script import (
-    AGAIN,
-    BIG,
-    LAYOUT,
-    VECTOR,
-    Script,
-    joined,
-    pulls,
-    refuse,
-)
+from tests.worker.transport.script import AGAIN, BIG, LAYOUT, VECTOR, Script, joined, pulls, refuse
 
 from varangian.protos import ps_pb2
 from varangian.protos.data_channel.associated_data import AssociatedData
@@ -434,14 +425,14 @@ async def test_slow_is_not_silent():
         async with wharf.line(context) as berth:
             reader, _ = await berth()
             for _ in range(8):
-                await asyncio.sleep(patience(0.13))
+                await asyncio.sleep(patience(0.07))
                 await reader.readexactly(4 << 20)
         async for _ in requests:
             pass
         return ps_pb2.PushReply(round=first.manifest.round)
 
     wharf.steps["Push"] = [slowly]
-    async with client_at(wharf, idle=patience(1.0)) as client:
+    async with client_at(wharf, idle=patience(0.5)) as client:
         assert (await client.push(4, LARGE)).counted
         assert client.naps == []
 
