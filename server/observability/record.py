@@ -108,11 +108,6 @@ Evaluate: TypeAlias = Callable[[Tensor], Evaluation]
 """From the parameters (d,)."""
 
 
-def evaluation_is_due(round: int, rounds: int, every: int) -> bool:
-    """Whether held-out data is looked at after this round: every so often, and after the last."""
-    return (round + 1) % every == 0 or round + 1 == rounds
-
-
 def record_of_step(
     close: Close,
     step: Step,

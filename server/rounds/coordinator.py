@@ -22,7 +22,6 @@ from varangian.server.observability.record import (
     Evaluate,
     Evaluation,
     Observe,
-    evaluation_is_due,
     record_of_skip,
     record_of_step,
 )
@@ -73,6 +72,11 @@ REASON = 200
 """Characters of what a worker gives as its reason."""
 Task: TypeAlias = Close | Skip | Forget | Finish | Exception
 """An effect that is carried out in the order in which the machine decided it."""
+
+
+def evaluation_is_due(round: int, rounds: int, every: int) -> bool:
+    """Whether held-out data is looked at after this round: every so often, and after the last."""
+    return (round + 1) % every == 0 or round + 1 == rounds
 
 
 class Coordinator:

@@ -7,7 +7,6 @@ import pytest
 from varangian.server.observability.record import (
     RoundRecord,
     Scores,
-    evaluation_is_due,
     record_of_skip,
     record_of_step,
 )
@@ -133,13 +132,6 @@ def test_hostile_names_and_reasons_stay_text(hostile: str):
 def test_numbers_come_back_exactly():
     value = 0.1 + 0.2
     assert parsed(record_of_step(closed(), STEP, evaluation=(value, value)))["loss"] == value
-
-
-@pytest.mark.parametrize(
-    ("every", "due"), [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [2, 5, 6]), (7, [6]), (100, [6])]
-)
-def test_evaluations_are_due_every_so_often_and_after_the_last_round(every: int, due: list[int]):
-    assert [round for round in range(7) if evaluation_is_due(round, 7, every)] == due
 
 
 def test_scores_of_the_average_are_there_where_it_is():

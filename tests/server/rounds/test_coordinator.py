@@ -17,7 +17,7 @@ from varangian.protos.encoding import payload_digest
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import Refusal
 from varangian.server.protocol.state import RunPolicy
-from varangian.server.rounds.coordinator import Overtaken
+from varangian.server.rounds.coordinator import Overtaken, evaluation_is_due
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 
@@ -77,6 +77,13 @@ def values(payload: memoryview) -> list[float]:
 
 
 # Whole rounds
+
+
+@pytest.mark.parametrize(
+    ("every", "due"), [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [2, 5, 6]), (7, [6]), (100, [6])]
+)
+def test_evaluations_are_due_every_so_often_and_after_the_last_round(every: int, due: list[int]):
+    assert [round for round in range(7) if evaluation_is_due(round, 7, every)] == due
 
 
 async def test_a_run_from_the_first_round_to_the_last(time):
