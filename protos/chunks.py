@@ -27,7 +27,7 @@ def encode_chunk(offset: int, data: bytes | memoryview) -> bytes:
     return b"".join((CHUNK, encode_varint(len(inner) + len(data)), inner, data))
 
 
-def encode_whole(manifest: bytes, data: bytes | memoryview) -> bytes:
+def encode_inline(manifest: bytes, data: bytes | memoryview) -> bytes:
     """A message with a manifest, as it was written alone, and all of the payload."""
     return b"".join((manifest, PAYLOAD, encode_varint(len(data)), data))
 

@@ -24,7 +24,7 @@ SMALL_MESSAGE = 4 << 10
 """Bytes of a message that may have any number of fields: so few are parsed at once."""
 ROUND_LIMIT = 1 << 53
 """The largest number of a round."""
-WHOLE_LIMIT = 64 << 10
+INLINE_LIMIT = 64 << 10
 """Bytes of parameters up to which payloads travel in one message with their manifest.
 
 That takes half of the processor time of a data connection, up to 512 KiB and beyond. What limits it are

@@ -62,7 +62,7 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., layout: _Optional[str] = ..., software: _Optional[str] = ..., common: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit", "dtype", "data_port", "whole")
+    __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit", "dtype", "data_port", "inline")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -70,7 +70,7 @@ class JoinReply(_message.Message):
     MESSAGE_LIMIT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DATA_PORT_FIELD_NUMBER: _ClassVar[int]
-    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    INLINE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_id: str
     round: int
@@ -78,8 +78,8 @@ class JoinReply(_message.Message):
     message_limit: int
     dtype: Dtype
     data_port: int
-    whole: bool
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., data_port: _Optional[int] = ..., whole: bool = ...) -> None: ...
+    inline: bool
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., data_port: _Optional[int] = ..., inline: bool = ...) -> None: ...
 
 class PullRequest(_message.Message):
     __slots__ = ("run_id", "after", "chunk_bytes")

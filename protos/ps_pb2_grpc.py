@@ -44,8 +44,8 @@ class ParameterServerStub(object):
                 request_serializer=varangian_dot_protos_dot_ps__pb2.PullRequest.SerializeToString,
                 response_deserializer=varangian_dot_protos_dot_ps__pb2.PullReply.FromString,
                 _registered_method=True)
-        self.PullWhole = channel.unary_unary(
-                '/varangian.v1.ParameterServer/PullWhole',
+        self.PullInline = channel.unary_unary(
+                '/varangian.v1.ParameterServer/PullInline',
                 request_serializer=varangian_dot_protos_dot_ps__pb2.PullRequest.SerializeToString,
                 response_deserializer=varangian_dot_protos_dot_ps__pb2.PullReply.FromString,
                 _registered_method=True)
@@ -88,7 +88,7 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def PullWhole(self, request, context):
+    def PullInline(self, request, context):
         """The same in one message, for a run of which JoinReply says so: the manifest with all of the payload, or finished, or again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -139,8 +139,8 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     request_deserializer=varangian_dot_protos_dot_ps__pb2.PullRequest.FromString,
                     response_serializer=varangian_dot_protos_dot_ps__pb2.PullReply.SerializeToString,
             ),
-            'PullWhole': grpc.unary_unary_rpc_method_handler(
-                    servicer.PullWhole,
+            'PullInline': grpc.unary_unary_rpc_method_handler(
+                    servicer.PullInline,
                     request_deserializer=varangian_dot_protos_dot_ps__pb2.PullRequest.FromString,
                     response_serializer=varangian_dot_protos_dot_ps__pb2.PullReply.SerializeToString,
             ),
@@ -230,7 +230,7 @@ class ParameterServer(object):
             _registered_method=True)
 
     @staticmethod
-    def PullWhole(request,
+    def PullInline(request,
             target,
             options=(),
             channel_credentials=None,
@@ -243,7 +243,7 @@ class ParameterServer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/varangian.v1.ParameterServer/PullWhole',
+            '/varangian.v1.ParameterServer/PullInline',
             varangian_dot_protos_dot_ps__pb2.PullRequest.SerializeToString,
             varangian_dot_protos_dot_ps__pb2.PullReply.FromString,
             options,

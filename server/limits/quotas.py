@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from varangian.protos.errors import Refused
-from varangian.protos.messages import WHOLE_LIMIT
+from varangian.protos.messages import INLINE_LIMIT
 from varangian.protos.refusals import Refusal
 
 DOWNLOAD_EVERY = 5.0
@@ -49,7 +49,7 @@ class Limits:
     """Seconds for which one reply to Status is sent to everybody who asks."""
     patience: float = 5.0
     """Seconds that a pull waits for a round to open before the worker has to ask again."""
-    whole: int = WHOLE_LIMIT
+    inline: int = INLINE_LIMIT
     """Bytes of parameters up to which they, and each vector, travel in one message with their manifest."""
     grace: float = 5.0
     """Seconds for the workers to hear that the run is finished."""

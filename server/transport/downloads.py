@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache, partial
 from time import monotonic
 
 from varangian.protos import metadata_keys, ps_pb2
-from varangian.protos.chunks import encode_chunk, encode_whole
+from varangian.protos.chunks import encode_chunk, encode_inline
 from varangian.protos.contract import Contract
 from varangian.protos.data_channel.connection import Transfer
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
@@ -41,9 +41,9 @@ class Broadcast:
         )
 
     @cached_property
-    def whole(self) -> bytes:
+    def inline(self) -> bytes:
         """All of it in one message."""
-        return encode_whole(self.manifest, self._payload)
+        return encode_inline(self.manifest, self._payload)
 
     def messages(self, chunk_bytes: int = 0) -> Iterator[bytes]:
         """The manifest and the chunks.
@@ -98,11 +98,11 @@ class Downloads:
                 if over:
                     return
 
-    def whole(self, pull: AnsweredPull) -> bytes:
+    def inline(self, pull: AnsweredPull) -> bytes:
         """The model of an answered pull in one message, which is on its way from now on."""
         assert pull.snapshot is not None
         pull.delivered = True
-        return self._shared(pull.snapshot).whole
+        return self._shared(pull.snapshot).inline
 
     async def send_beside(self, worker: str, pull: AnsweredPull, ticket: DataTicket, call: Call) -> None:
         """Send the model with its payload on the data connection whose other end has the ticket.

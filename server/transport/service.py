@@ -97,7 +97,7 @@ class Service:
         self._sessions = sessions
         self._contract = contract
         self._limits = limits
-        self._whole = 4 * contract.layout.numel <= limits.whole
+        self._inline = 4 * contract.layout.numel <= limits.inline
         """Whether payloads may travel in one message with their manifest."""
         self._lane = lane
         self._leaves = leaves
@@ -136,8 +136,8 @@ class Service:
                 "Join": grpc.stream_unary_rpc_method_handler(self.join),
                 "Pull": grpc.stream_stream_rpc_method_handler(self.pull),
                 **(
-                    {"PullWhole": grpc.stream_unary_rpc_method_handler(self.pull_whole)}
-                    if self._whole
+                    {"PullInline": grpc.stream_unary_rpc_method_handler(self.pull_inline)}
+                    if self._inline
                     else {}
                 ),
                 "Push": grpc.stream_unary_rpc_method_handler(self.push),
@@ -171,7 +171,7 @@ class Service:
             message_limit=MESSAGE_LIMIT,
             dtype=WIRE[self._contract.dtype][0],
             data_port=self._data_port,
-            whole=self._whole,
+            inline=self._inline,
         ).SerializeToString()
 
     @answer_refusals
@@ -179,8 +179,8 @@ class Service:
         await self._pull(call, self._send_model)
 
     @answer_refusals
-    async def pull_whole(self, call: Call) -> bytes:
-        return await self._pull(call, self._whole_model)
+    async def pull_inline(self, call: Call) -> bytes:
+        return await self._pull(call, self._inline_model)
 
     async def _pull(self, call: Call, answer: Callable[..., Awaitable[R]]) -> R:
         worker = self._identify(call)
@@ -211,13 +211,13 @@ class Service:
         if pull.delivered:
             self._door.calls.give(worker)
 
-    async def _whole_model(self, worker: str, pull: AnsweredPull, *_: object) -> bytes:
+    async def _inline_model(self, worker: str, pull: AnsweredPull, *_: object) -> bytes:
         """The answer to a pull in one message."""
         with self._without_model(worker, pull) as message:
             if message is not None:
                 return message
         self._door.calls.give(worker)
-        return self._downloads.whole(pull)
+        return self._downloads.inline(pull)
 
     @contextmanager
     def _without_model(self, worker: str, pull: AnsweredPull) -> Generator[bytes | None]:
@@ -248,7 +248,7 @@ class Service:
         with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
                 first = await uploads.read_manifest(
-                    call, self._limits.idle, self._contract.size if self._whole else 0
+                    call, self._limits.idle, self._contract.size if self._inline else 0
                 )
             manifest = first.manifest
             # It proves nothing, whatever it says: no digest covers it, so the line may have changed it.
@@ -373,7 +373,7 @@ class Service:
         try:
             self._round_quotas.upload(slot.worker, slot.round)
             if first.payload:
-                await uploads.put_whole(slot, first.payload, slot.digest)
+                await uploads.put_inline(slot, first.payload, slot.digest)
                 return
             transfer = AssociatedData.of("push", first.manifest, slot.worker, slot.size)
             with self._ticket(transfer, call) as ticket:

@@ -57,7 +57,7 @@ async def read_manifest(call: Call, idle: float, payload: int) -> ps_pb2.PushReq
     return first
 
 
-async def put_whole(slot: Slot, payload: bytes, digest: bytes) -> None:
+async def put_inline(slot: Slot, payload: bytes, digest: bytes) -> None:
     """Fill the slot with a payload that came with its manifest.
 
     Raises:

@@ -286,7 +286,7 @@ async def _half(mark, count, method):
         await _all(*(one(wire) for _ in range(STREAMS)))
 
 
-for _method in ("Status", "Join", "Pull", "Push", "Attend", "Decline"):
+for _method in ("Status", "Join", "Pull", "PullInline", "Push", "Attend", "Decline"):
     STORMS[f"half_{_method.lower()}"] = Storm(
         functools.partial(_half, method=_method),
         f"{_method} with the largest message that gRPC takes, but for its last byte",
@@ -305,7 +305,7 @@ async def dripping(mark, count):
                 await asyncio.sleep(1)
             wire._check()
 
-    methods = itertools.cycle(("Status", "Join", "Pull", "Push", "Attend", "Decline"))
+    methods = itertools.cycle(("Status", "Join", "Pull", "PullInline", "Push", "Attend", "Decline"))
     async with Wire.to(mark) as wire:
         await _all(*(one(wire, next(methods)) for _ in range(STREAMS)))
 
@@ -319,7 +319,7 @@ async def headers_only(mark, count):
             await stream.ended.wait()
             wire._check()
 
-    methods = itertools.cycle(("Status", "Join", "Pull", "Push", "Attend", "Decline"))
+    methods = itertools.cycle(("Status", "Join", "Pull", "PullInline", "Push", "Attend", "Decline"))
     async with Wire.to(mark) as wire:
         await _all(*(one(wire, next(methods)) for _ in range(STREAMS)))
 

@@ -48,9 +48,9 @@ class Stub:
         # What gRPC's types do not know is that bytes go through as they are.
         self.join: Any = channel.unary_unary(f"/{SERVICE}/Join")
         self.pull: Any = channel.unary_stream(f"/{SERVICE}/Pull")
-        self.pull_whole: Any = channel.unary_unary(f"/{SERVICE}/PullWhole")
+        self.pull_inline: Any = channel.unary_unary(f"/{SERVICE}/PullInline")
         self.push: Any = channel.stream_unary(f"/{SERVICE}/Push")
-        self.push_whole: Any = channel.unary_unary(f"/{SERVICE}/Push")
+        self.push_inline: Any = channel.unary_unary(f"/{SERVICE}/Push")
         self.attend: Any = channel.unary_stream(f"/{SERVICE}/Attend")
         self.decline: Any = channel.unary_unary(f"/{SERVICE}/Decline")
 

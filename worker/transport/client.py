@@ -24,7 +24,7 @@ from varangian.protos.data_channel.connection import DataConnectionError
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
-from varangian.protos.messages import MANIFEST_LIMIT, PROTOCOL, WHOLE_LIMIT, decode_message
+from varangian.protos.messages import INLINE_LIMIT, MANIFEST_LIMIT, PROTOCOL, decode_message
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
 from varangian.protos.network.chunk_size import ChunkSize
 from varangian.protos.network.grpc_options import LOOKAHEAD, SMALL_MODEL_LOOKAHEAD
@@ -112,15 +112,15 @@ class Client:
         self._now = now
         token = ((TOKEN, proof),) if isinstance(proof, str) else ()
         self._identity = ((WORKER, name), *token, (SESSION, secrets.token_hex(16)))
-        small = 4 * layout.numel <= WHOLE_LIMIT
+        small = 4 * layout.numel <= INLINE_LIMIT
         self._connection = Connection(server, proof, SMALL_MODEL_LOOKAHEAD if small else LOOKAHEAD)
         self._attendance = Attendance(self._connection, self._identity)
         self._contract = Contract("", layout)
         """Of what comes. What goes may be written in another way."""
         self._sends: Dtype = FLOAT32
-        self._whole = False
+        self._inline = False
         """Whether payloads may travel in one message with their manifest."""
-        self._whole_from = -inf
+        self._inline_from = -inf
         """Until then they do not: the line was too slow for it."""
         self._pace = ChunkSize()
         self._incoming = Incoming(layout.numel)
@@ -292,7 +292,7 @@ class Client:
         if failed.status is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._pace.stalled()
             self._incoming.stalled()
-            self._whole_from = self._now() + SLOW_LINE
+            self._inline_from = self._now() + SLOW_LINE
         if failed.reaction is Reaction.RENEW and await self._connection.take_new_certificate():
             raise TransientError(failed)
         if failed.reaction is Reaction.REJOIN and what != "join":
@@ -320,7 +320,7 @@ class Client:
         check_protocol(reply.protocol)
         check_round(reply.round)
         self._sends = check_dtype(reply.dtype)
-        self._whole = reply.whole
+        self._inline = reply.inline
         self._pace.set_limit(reply.chunk_bytes)
         self._connection.data_channel.set_port(reply.data_port)
         if self._contract.run_id not in ("", reply.run_id) or reply.round < self._newest:
@@ -346,7 +346,7 @@ class Client:
             after=after if self._again is None else min(after, self._again),
             chunk_bytes=self._incoming.chunk_bytes,
         )
-        receive = self._receive_whole if self._in_one_message else self._receive_stream
+        receive = self._receive_inline if self._in_one_message else self._receive_stream
         first, parameters = await receive(request.SerializeToString())
         if first.HasField("finished"):
             return Finished(escape(first.finished.reason, SENTENCE_LIMIT))
@@ -367,21 +367,21 @@ class Client:
                 return first, None
             return first, await self._incoming.receive(call, self.name, first.manifest, timer, leased)
 
-    async def _receive_whole(self, request: bytes) -> tuple[ps_pb2.PullReply, Tensor | None]:
+    async def _receive_inline(self, request: bytes) -> tuple[ps_pb2.PullReply, Tensor | None]:
         try:
-            data = await self._exchange(self._connection.calls.pull_whole, request)
+            data = await self._exchange(self._connection.calls.pull_inline, request)
         except grpc.aio.AioRpcError as error:
             if (failed := FailedCall.of(error)).status is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
             # Another server than the one that was joined: it will say so in words that it knows.
-            self._whole = False
+            self._inline = False
             raise TransientError(failed) from None
         first = decode_message(ps_pb2.PullReply, data, MANIFEST_LIMIT + self._contract.size)
-        return first, self._incoming.whole(first) if self._has_model(first) else None
+        return first, self._incoming.inline(first) if self._has_model(first) else None
 
     @property
     def _in_one_message(self) -> bool:
-        return self._whole and self._now() >= self._whole_from
+        return self._inline and self._now() >= self._inline_from
 
     def _has_model(self, first: ps_pb2.PullReply) -> bool:
         """Whether this is the beginning of a model.
@@ -428,8 +428,8 @@ class Client:
             contract = replace(contract, dtype=outgoing.dtype)
         try:
             if self._in_one_message:
-                whole = outgoing.whole(contract, round)
-                data = await self._exchange(self._connection.calls.push_whole, whole)
+                inline = outgoing.inline(contract, round)
+                data = await self._exchange(self._connection.calls.push_inline, inline)
                 reply = decode_message(ps_pb2.PushReply, data, MANIFEST_LIMIT)
             else:
                 reply = await self._send(contract.manifest(round, outgoing.digest), outgoing)

@@ -66,7 +66,7 @@ class Incoming:
         self._set_chunk_size(self._numel * 4, monotonic() - began)
         return parameters
 
-    def whole(self, reply: ps_pb2.PullReply) -> Tensor:
+    def inline(self, reply: ps_pb2.PullReply) -> Tensor:
         """The payload of a download that came in one message with its manifest.
 
         Raises:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import store_numbers
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import encode_chunk, encode_whole
+from varangian.protos.chunks import encode_chunk, encode_inline
 from varangian.protos.contract import Contract
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnection, Transfer
@@ -70,12 +70,12 @@ class Outgoing:
             hashed.update(self.piece(start, start + BLOCK))
         self.digest = hashed.digest()
 
-    def whole(self, contract: Contract, round: int) -> bytes:
+    def inline(self, contract: Contract, round: int) -> bytes:
         """One message with all of it and a manifest that has the digest."""
         piece = self.piece(0, self.size)
         self.digest = self.digest or payload_digest(piece)
         manifest = ps_pb2.PushRequest(manifest=contract.manifest(round, self.digest))
-        return encode_whole(manifest.SerializeToString(), piece)
+        return encode_inline(manifest.SerializeToString(), piece)
 
     def messages(self, pace: ChunkSize) -> Iterator[bytes]:
         """All chunks, each as large as it should be by then, and a seal if there was no digest before."""

@@ -18,7 +18,7 @@ from tests.extent import examples
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import encode_whole
+from varangian.protos.chunks import encode_inline
 from varangian.protos.contract import Contract
 from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
@@ -52,7 +52,7 @@ RPCS = {
     "Pull": "unary_stream",
     "Push": "stream_unary",
     "Status": "unary_unary",
-    "PullWhole": "unary_unary",
+    "PullInline": "unary_unary",
 }
 INVALID, FAILED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
 ZEROS = b"\x00" * 32
@@ -116,15 +116,15 @@ class Raw:
         reply = await self.calls["Push"](requests(), metadata=self.identity)
         return ps_pb2.PushReply.FromString(reply)
 
-    async def pull_whole(self, after=-1):
+    async def pull_inline(self, after=-1):
         request = ps_pb2.PullRequest(run_id=self.contract.run_id, after=after).SerializeToString()
-        return ps_pb2.PullReply.FromString(await self.calls["PullWhole"](request, metadata=self.identity))
+        return ps_pb2.PullReply.FromString(await self.calls["PullInline"](request, metadata=self.identity))
 
-    async def push_whole(self, data, **changes):
+    async def push_inline(self, data, **changes):
         manifest = self.contract.manifest(0, payload_digest(data))
         for field, value in changes.items():
             setattr(manifest, field, value)
-        return await self.send(encode_whole(framed(manifest), data))
+        return await self.send(encode_inline(framed(manifest), data))
 
     async def push(self, round, vector, **changes):
         data = encode_vector(vector, self.contract.dtype)
@@ -255,16 +255,16 @@ async def test_a_round_with_three_workers():
 
 async def test_a_round_in_which_every_payload_is_in_one_message():
     async with world(rounds=1) as this, this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
-        assert (await a.join()).whole
-        reply = await a.pull_whole()
+        assert (await a.join()).inline
+        reply = await a.pull_inline()
         assert (reply.manifest.round, reply.payload) == (0, ZEROS)
         assert reply.manifest.content_digest == payload_digest(reply.payload)
         data = encode_vector(torch.full((8,), 2.0)).tobytes()
         for worker in (a, b):
-            assert not (await worker.push_whole(data)).duplicate
-        assert (await a.push_whole(data)).duplicate
+            assert not (await worker.push_inline(data)).duplicate
+        assert (await a.push_inline(data)).duplicate
         await c.push(0, torch.full((8,), 2.0))
-        while (reply := await a.pull_whole(0)).HasField("again"):
+        while (reply := await a.pull_inline(0)).HasField("again"):
             pass
         assert reply.finished.reason == "all 1 rounds are done"
         assert torch.equal(this.coordinator._learner.parameters, torch.full((8,), -2.0))
@@ -285,17 +285,17 @@ async def test_a_round_in_which_every_payload_is_in_one_message():
 async def test_a_payload_in_one_message_is_checked_like_any_other(data, changes, status, code):
     async with world() as this, this.raw() as raw:
         async with refusal(grpc.StatusCode[status], code):
-            await raw.push_whole(data, **changes)
+            await raw.push_inline(data, **changes)
         assert this.coordinator.status().counted == ()
 
 
 async def test_a_large_model_has_no_message_for_all_of_it():
     async with world(BIG) as this, this.raw(join=False) as raw:
-        assert not (await raw.join()).whole
+        assert not (await raw.join()).inline
         async with refusal(grpc.StatusCode.UNIMPLEMENTED, None):
-            await raw.pull_whole()
+            await raw.pull_inline()
         async with refusal(INVALID, "MALFORMED", "at most 65536"):
-            await raw.push_whole(bytes(70_000))
+            await raw.push_inline(bytes(70_000))
 
 
 async def test_a_vector_in_several_chunks():

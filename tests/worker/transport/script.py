@@ -28,9 +28,9 @@ class Script:
 
     def __init__(self, layout=LAYOUT, dtype=ps_pb2.DTYPE_FLOAT32):
         self.contract, self.dtype, self.round = Contract("run-1", layout), dtype, 4
-        self.data_port, self.whole = 0, False
+        self.data_port, self.inline = 0, False
         self.steps = {"Join": [self.welcome], "Pull": [self.parameters], "Push": [self.counted]}
-        self.steps["PullWhole"] = [self.parameters_whole]
+        self.steps["PullInline"] = [self.parameters_inline]
         self.seen = {name: [] for name in self.steps}
         self.peers, self.metadata = [], []
 
@@ -42,13 +42,13 @@ class Script:
             round=self.round,
             chunk_bytes=1 << 16,
             data_port=self.data_port,
-            whole=self.whole,
+            inline=self.inline,
         )
 
     async def parameters(self, request, context):
         await self.send(context, VECTOR)
 
-    async def parameters_whole(self, request, context):
+    async def parameters_inline(self, request, context):
         data = encode_vector(VECTOR).tobytes()
         return ps_pb2.PullReply(manifest=self.contract.manifest(4, payload_digest(data)), payload=data)
 
@@ -81,7 +81,7 @@ class Script:
         kinds = {
             "Join": (grpc.unary_unary_rpc_method_handler, ps_pb2.JoinRequest, ps_pb2.JoinReply),
             "Pull": (grpc.unary_stream_rpc_method_handler, ps_pb2.PullRequest, ps_pb2.PullReply),
-            "PullWhole": (grpc.unary_unary_rpc_method_handler, ps_pb2.PullRequest, ps_pb2.PullReply),
+            "PullInline": (grpc.unary_unary_rpc_method_handler, ps_pb2.PullRequest, ps_pb2.PullReply),
             "Push": (grpc.stream_unary_rpc_method_handler, ps_pb2.PushRequest, ps_pb2.PushReply),
         }
         methods = {

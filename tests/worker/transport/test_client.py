@@ -60,7 +60,7 @@ async def test_every_call_is_of_one_session():
 
 async def test_small_payloads_travel_in_one_message_each():
     script = Script()
-    script.whole = True
+    script.inline = True
     async with joined(script) as client:
         pulled = await client.pull(-1)
         assert torch.equal(pulled.parameters, VECTOR)
@@ -87,8 +87,8 @@ async def test_a_model_in_one_message_is_checked_like_any_other(reply, outcome):
         return ps_pb2.PullReply(**reply)
 
     script = Script()
-    script.whole = True
-    script.steps["PullWhole"] = [pull_again, step]
+    script.inline = True
+    script.steps["PullInline"] = [pull_again, step]
     async with joined(script) as client:
         if isinstance(outcome, Finished):
             assert await client.pull(-1) == outcome
@@ -103,18 +103,18 @@ async def pull_again(request, context):
 
 async def test_a_damaged_model_in_one_message_is_pulled_again():
     async def damaged(request, context):
-        whole = await script.parameters_whole(request, context)
-        return ps_pb2.PullReply(manifest=whole.manifest, payload=bytes(32))
+        inline = await script.parameters_inline(request, context)
+        return ps_pb2.PullReply(manifest=inline.manifest, payload=bytes(32))
 
     script = Script()
-    script.whole, script.steps["PullWhole"] = True, [damaged, script.parameters_whole]
+    script.inline, script.steps["PullInline"] = True, [damaged, script.parameters_inline]
     async with joined(script) as client:
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
 
 
 async def test_a_line_that_is_too_slow_for_one_message_gets_small_pieces():
     script = Script()
-    script.whole, script.steps["Push"] = (
+    script.inline, script.steps["Push"] = (
         True,
         [refuse(grpc.StatusCode.DEADLINE_EXCEEDED, "IDLE"), script.counted],
     )
@@ -123,13 +123,13 @@ async def test_a_line_that_is_too_slow_for_one_message_gets_small_pieces():
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
     manifest, *chunks = script.seen["Push"][-1]
     assert (manifest.payload, chunks[0].chunk.data) == (b"", encode_vector(VECTOR).tobytes())
-    assert script.seen["PullWhole"] == []
+    assert script.seen["PullInline"] == []
 
 
 async def test_a_server_that_comes_back_without_single_messages_is_asked_for_a_stream():
     script = Script()
-    script.whole = True
-    script.steps["PullWhole"] = [refuse(grpc.StatusCode.UNIMPLEMENTED)]
+    script.inline = True
+    script.steps["PullInline"] = [refuse(grpc.StatusCode.UNIMPLEMENTED)]
     async with joined(script) as client:
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
 
