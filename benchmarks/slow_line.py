@@ -28,7 +28,7 @@ from tests.wire.kit import Run, far  # noqa: E402
 
 from varangian.aggregators import Mean  # noqa: E402
 from varangian.protos.layout import Layout  # noqa: E402
-from varangian.server.limits.quotas import Limits  # noqa: E402
+from varangian.server.limits.limits import Limits  # noqa: E402
 from varangian.worker.transport.client import Pulled  # noqa: E402
 
 DAY = 86_400.0

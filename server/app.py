@@ -25,7 +25,7 @@ from varangian.protos.network.malloc import keep_large_blocks
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
-from varangian.server.limits.quotas import DEFAULT_LIMITS, Limits
+from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
 from varangian.server.process import frozen_garbage_collector, touch_heartbeat
 from varangian.server.transport.grpc_server import bind, options
 from varangian.server.transport.refusals import Refusals

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from varangian.protos.errors import Refused
-from varangian.protos.messages import INLINE_LIMIT
 from varangian.protos.refusals import Refusal
 
 DOWNLOAD_EVERY = 5.0
@@ -17,47 +16,6 @@ LONGEST_DELAY = 1.0
 """Seconds that a call is delayed at most; one that would have to wait longer is refused after them."""
 MOST_CALLERS = 4096
 """Callers that are told apart; without TLS anyone may be one, under each address that he has."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one caller: rates, and the time that the server waits for it."""
-
-    idle: float = 10.0
-    """Seconds without a message after which a stream is given up."""
-    joining: float = 60.0
-    """Seconds for the message of a join: a large model has a long layout, and a line may be slow."""
-    streams: int = 2
-    """Streams that one worker may have open: a second one, so that a retry need not wait for a dead one."""
-    receiving: int = 4
-    """Uploads that receive at the same time."""
-    turn: float = 0.25
-    """Seconds of a turn, for which an upload receives while others wait."""
-    share: int = 4 << 20
-    """Bytes of a turn: about a block of columns, so that rows grow together."""
-    uploads: int = 16
-    """Uploads that one worker may begin in a round."""
-    downloads: int = 8
-    """Downloads of the same parameters that one worker may have at once; one more each 5 s."""
-    joins: int = 20
-    """Joins of one worker at once; two more each second."""
-    calls: float = 25.0
-    """Calls of one caller in a second; those that a round needs do not count."""
-    calls_at_once: int = 100
-    """The same after a while without any."""
-    status: float = 0.25
-    """Seconds for which one reply to Status is sent to everybody who asks."""
-    patience: float = 5.0
-    """Seconds that a pull waits for a round to open before the worker has to ask again."""
-    inline: int = INLINE_LIMIT
-    """Bytes of parameters up to which they, and each vector, travel in one message with their manifest."""
-    grace: float = 5.0
-    """Seconds for the workers to hear that the run is finished."""
-    age: float = 3600.0
-    """Seconds after which a call that is to stay open has to be made anew."""
-
-
-DEFAULT_LIMITS = Limits()
 
 
 class TokenBucket:

@@ -31,7 +31,8 @@ from varangian.server.identity.revocation import Revocation
 from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.concurrency import NewestCalls, SmallMessages, StreamQuota
 from varangian.server.limits.connections import ConnectionLimits
-from varangian.server.limits.quotas import Calls, Limits, RoundQuotas
+from varangian.server.limits.limits import Limits
+from varangian.server.limits.quotas import Calls, RoundQuotas
 from varangian.server.limits.upload_scheduler import UploadScheduler
 from varangian.server.rows.slot import Overtaken, Slot
 from varangian.server.transport import calls, uploads

@@ -17,7 +17,8 @@ from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_LIMIT, MANIFEST_LIMIT
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.protos.refusals import Refusal
-from varangian.server.limits.quotas import Limits, TokenBucket
+from varangian.server.limits.limits import Limits
+from varangian.server.limits.quotas import TokenBucket
 from varangian.server.limits.upload_scheduler import UploadScheduler, UploadTurn
 from varangian.server.rows.slot import Slot
 from varangian.server.transport import calls

@@ -20,7 +20,7 @@ from varangian.protos.layout import Layout
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy

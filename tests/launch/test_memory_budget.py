@@ -17,7 +17,7 @@ from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.listener import THREADS
 from varangian.protos.data_channel.transfer import BLOCK
 from varangian.protos.messages import MESSAGE_LIMIT
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.latest_store import LatestPlan
 from varangian.server.training.optimizer import Sgd

@@ -17,7 +17,7 @@ from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import LOOKAHEAD
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy

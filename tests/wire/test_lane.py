@@ -18,7 +18,7 @@ from varangian.protos.data_channel import streaming_aead
 from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.server.identity.tls import Security
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.worker.transport.client import Pulled
 
 SIZE = LAYOUT.numel * 4

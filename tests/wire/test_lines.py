@@ -15,7 +15,7 @@ from varangian.aggregators import Mean
 from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.server.identity.tls import Security
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.worker.transport.retry import Backoff
 
 FASTER = 20

@@ -13,7 +13,7 @@ from tests.wire import kit
 from varangian.aggregators import Mean, Median
 from varangian.aggregators.graphs import Exponential
 from varangian.protos.layout import Layout
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent

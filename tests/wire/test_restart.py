@@ -12,7 +12,7 @@ from tests.wire.relay import FAR, NEAR
 
 from varangian.aggregators import Mean
 from varangian.protos.network import grpc_options
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.server.transport import grpc_server
 from varangian.worker.transport import channel, data_connection
 

@@ -15,7 +15,7 @@ from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.protos.metadata_keys import WORKER
 from varangian.server.identity.tls import Security
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy

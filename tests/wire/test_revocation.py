@@ -17,7 +17,7 @@ from varangian.protos.identity.bundle import Bundle, Role, ssl_contexts
 from varangian.protos.layout import Layout
 from varangian.server.identity import revocation
 from varangian.server.identity.tls import Security
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
 from varangian.worker.transport import tls

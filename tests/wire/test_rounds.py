@@ -10,7 +10,7 @@ import torch
 from tests.wire.kit import LAYOUT, NAMES, Run, all_worked
 from tests.wire.relay import Fate, Relay
 
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.worker.transport.client import ClientError
 from varangian.worker.transport.retry import Backoff
 

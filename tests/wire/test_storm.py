@@ -18,7 +18,7 @@ from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.dial import open_aio_channel
 from varangian.protos.network.grpc_options import LOOKAHEAD
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.server.transport.grpc_server import STREAMS
 
 STATUS = "/varangian.v1.ParameterServer/Status"

@@ -19,7 +19,7 @@ from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import LOOKAHEAD
 from varangian.server.limits.concurrency import most_readers
-from varangian.server.limits.quotas import DEFAULT_LIMITS, Limits
+from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
 from varangian.server.rows.latest_store import LatestPlan
 from varangian.server.training.optimizer import Optimizer
 from varangian.server.transport.grpc_server import METADATA, STREAMS

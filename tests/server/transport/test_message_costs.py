@@ -29,7 +29,7 @@ from varangian.protos.messages import (
 )
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.identity.sessions import Sessions
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import Absent, Decline, Gone, Offer, Push, Ready, Tick
 from varangian.server.protocol.machine import Machine

@@ -28,7 +28,8 @@ from varangian.protos.network.listen import PortInUse
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
-from varangian.server.limits.quotas import Limits, TokenBucket
+from varangian.server.limits.limits import Limits
+from varangian.server.limits.quotas import TokenBucket
 from varangian.server.limits.upload_scheduler import UploadTurn
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.machine import Machine

@@ -14,7 +14,7 @@ from varangian.protos.identity.bundle import Bundle, Role
 from varangian.protos.layout import Layout
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import CertificateRenewal, Security
-from varangian.server.limits.quotas import Limits
+from varangian.server.limits.limits import Limits
 from varangian.server.transport.grpc_server import bind, options
 from varangian.server.transport.service import Service
 from varangian.worker.transport.client import Client, ClientError
