@@ -95,7 +95,7 @@ def main() -> None:
 
 def settings() -> str:
     """Every setting of the schema, by section."""
-    from varangian.config.tree import json_schema
+    from varangian.config.settings import json_schema
 
     schema = json_schema()
     texts = [

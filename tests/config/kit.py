@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from varangian.config import load
-from varangian.config.tree import json_schema
+from varangian.config.settings import json_schema
 from varangian.registry import ConfigError
 
 

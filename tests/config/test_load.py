@@ -7,7 +7,7 @@ from tests.config.kit import accepted, problems
 from varangian.aggregators import NNM, Aggregator, Flag, Krum, Median
 from varangian.config import RunConfig, advice, load, loads
 from varangian.config.build import learner, task
-from varangian.config.tree import json_schema
+from varangian.config.settings import json_schema
 from varangian.config.yaml_text import dump, parse
 from varangian.registry import MISSING, ConfigError
 from varangian.server.training.ema import Ema

@@ -1,7 +1,7 @@
 import pytest
 
 from varangian.config.overrides import apply_overrides, from_command_line, from_environment
-from varangian.config.tree import groups
+from varangian.config.settings import groups
 from varangian.registry import ConfigError
 
 GROUPS = groups()

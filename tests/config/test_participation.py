@@ -9,7 +9,7 @@ from varangian.cli.commands.check import verdict
 from varangian.cli.commands.run import describe_participation
 from varangian.config import load, loads
 from varangian.config.build import machine
-from varangian.config.tree import json_schema
+from varangian.config.settings import json_schema
 from varangian.registry import ConfigError
 from varangian.server.participation import PARTICIPATION, Asap, Async, FedAvg, FedLaAvg, Sync
 from varangian.server.participation.asap import NeighbourhoodSelection

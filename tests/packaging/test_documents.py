@@ -257,7 +257,7 @@ def properties(schema, below, path=""):
 
 
 def test_every_setting_is_on_its_page(pages):
-    from varangian.config.tree import json_schema
+    from varangian.config.settings import json_schema
 
     schema = json_schema()
     headings = re.findall(r"^### `(.*?)`", pages["docs/reference/settings.md"], re.MULTILINE)

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from varangian.config.names import default_names
+from varangian.config.worker_names import default_names
 from varangian.protos.network.grpc_log import SOURCE, install_log_filter
 from varangian.worker import host as hosting
 from varangian.worker.attacks import Alie

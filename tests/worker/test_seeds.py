@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varangian.config.names import default_names
+from varangian.config.worker_names import default_names
 from varangian.worker.seeds import generator, globally_seeded, stream_seed
 
 PURPOSES = st.lists(st.one_of(st.integers(), st.text(max_size=3)), max_size=4)

@@ -2,11 +2,11 @@
 
 `load` reads a file and overrides into a frozen `RunConfig`, or raises a `ConfigError` with every problem.
 It stands above the server and the workers, whose registries it reads; `launch` and the command line import
-it. `tree.py` has the settings, `checks/` what is asked of several of them together.
+it. `settings.py` has the settings, `checks/` what is asked of several of them together.
 """
 
 from varangian.config.checks.table import advice
 from varangian.config.load import load, loads
-from varangian.config.tree import RunConfig
+from varangian.config.settings import RunConfig
 
 __all__ = ["RunConfig", "advice", "load", "loads"]

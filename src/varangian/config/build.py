@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import Tensor
 
 from varangian.aggregators import AggregationError
-from varangian.config.tree import RunConfig
+from varangian.config.settings import RunConfig
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Condition, RunPolicy

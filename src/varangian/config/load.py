@@ -13,7 +13,7 @@ from varangian.config.checks.table import find_problems
 from varangian.config.errors import problems_of
 from varangian.config.fixes import try_fixes
 from varangian.config.overrides import apply_overrides, from_command_line, from_environment
-from varangian.config.tree import RunConfig, groups
+from varangian.config.settings import RunConfig, groups
 from varangian.config.yaml_text import read
 from varangian.files import user_path
 from varangian.registry import ConfigError, Problem

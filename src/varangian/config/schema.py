@@ -1,6 +1,6 @@
 """JSON Schema (draft 2020-12) of the registries: names, and the fields of each.
 
-pydantic makes the schemas, here of each registered class, in `tree` of the settings around them.
+pydantic makes the schemas, here of each registered class, in `settings` of those around them.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varangian.config.names import default_names
+from varangian.config.worker_names import default_names
 from varangian.registry import ConfigError
 from varangian.worker.simulation import availability
 from varangian.worker.simulation.availability import (

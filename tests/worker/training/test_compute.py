@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from varangian.config.names import default_names
+from varangian.config.worker_names import default_names
 from varangian.worker.attacks import (
     ATTACKS,
     Alie,

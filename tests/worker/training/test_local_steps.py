@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from varangian.config.names import default_names
+from varangian.config.worker_names import default_names
 from varangian.worker.attacks import ATTACKS, SignFlip
 from varangian.worker.data import Synthetic
 from varangian.worker.data.partition import Iid, batch_indices

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from varangian.config.tree import json_schema
+from varangian.config.settings import json_schema
 
 
 def command(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from varangian.config.build import task
-from varangian.config.tree import RunConfig
+from varangian.config.settings import RunConfig
 from varangian.registry import FIXES, Problem, fixes
 from varangian.worker.attacks import Mimic
 from varangian.worker.simulation.availability import Always

@@ -10,7 +10,7 @@ from typing import Any
 from varangian.aggregators import Aggregator
 from varangian.aggregators.base import spent, tolerance
 from varangian.aggregators.spec import parts_of
-from varangian.config.tree import RunConfig
+from varangian.config.settings import RunConfig
 from varangian.registry import FIXES, NOTHING, Fix, Problem, fixes
 from varangian.worker.attacks import GradientAttack
 

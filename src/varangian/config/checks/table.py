@@ -17,7 +17,7 @@ from varangian.config.checks.rounds import (
     check_vectors,
     check_window,
 )
-from varangian.config.tree import RunConfig
+from varangian.config.settings import RunConfig
 from varangian.registry import FIXES, Problem, fixes
 from varangian.worker.attacks import DataAttack, why_impossible
 from varangian.worker.training.losses import name_of

@@ -18,7 +18,7 @@ import torch
 from varangian.bench.wire.ways.base import Floats, Job, digests
 from varangian.bench.wire.ways.learners import Idle
 from varangian.bench.wire.ways.service import SECRET, Service, layout
-from varangian.config.names import default_names
+from varangian.config.worker_names import default_names
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout

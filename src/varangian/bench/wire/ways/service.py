@@ -9,7 +9,7 @@ from pathlib import Path
 
 from varangian.bench.wire.ways.background import Background
 from varangian.bench.wire.ways.learners import MANY
-from varangian.config.names import default_names
+from varangian.config.worker_names import default_names
 from varangian.pki.authority import Authority
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.identity.bundle import Role

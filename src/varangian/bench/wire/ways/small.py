@@ -22,7 +22,7 @@ from varangian.bench.wire.ways.background import Background
 from varangian.bench.wire.ways.base import Job
 from varangian.bench.wire.ways.learners import MANY
 from varangian.bench.wire.ways.service import SECRET, Service, create_security, layout
-from varangian.config.names import default_names
+from varangian.config.worker_names import default_names
 from varangian.protos.identity.bundle import CA, CERTIFICATE, KEY
 from varangian.protos.network.dial import open_aio_channel
 from varangian.protos.network.malloc import keep_large_blocks

@@ -12,8 +12,8 @@ from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.config.aggregator import aggregator_groups, aggregator_schema
 from varangian.config.errors import sections
 from varangian.config.fields import Group, many_of, of_fields, of_registry, of_settings
-from varangian.config.names import default_names, read_names
 from varangian.config.schema import DIALECT, JsonSchema
+from varangian.config.worker_names import default_names, read_names
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.network.address import parse_listen_host
 from varangian.registry import join
