@@ -1,6 +1,6 @@
 """JSON Schema (draft 2020-12) of the registries: names, and the fields of each.
 
-pydantic makes the schemas, here of each registered class, in `settings` of those around them.
+pydantic makes the schemas, here of each class; `settings` makes the schema of all settings.
 """
 
 from __future__ import annotations
