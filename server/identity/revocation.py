@@ -155,7 +155,7 @@ class Revocation:
             self.look()
 
     def _check_list(self) -> None:
-        """End the run when the list has been missing for too long: nobody could be revoked any more."""
+        """End the run when the list has been missing for too long: no certificate could be revoked."""
         revoked = None if self._security is None else self._security.revoked
         if revoked is not None and revoked.failure is not None and revoked.missing_for >= GRACE:
             what = f"the list of revoked certificates has been missing for {GRACE:g} s"

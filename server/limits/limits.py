@@ -34,7 +34,7 @@ class Limits:
     calls_at_once: int = 100
     """The same after a while without any."""
     status: float = 0.25
-    """Seconds for which one reply to Status is sent to everybody who asks."""
+    """Seconds for which one reply to Status is sent to all callers."""
     patience: float = 5.0
     """Seconds that a pull waits for a round to open before the worker has to ask again."""
     inline: int = INLINE_LIMIT

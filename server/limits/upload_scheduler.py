@@ -1,4 +1,4 @@
-"""Fair scheduling of uploads: a few receive at once, in turns, and a stalled one holds nobody up."""
+"""Fair scheduling of uploads: a few receive at once, in turns, and a stalled one delays no other."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from varangian.server.protocol.state import NEVER, RunState
 
 
 class InviteReady:
-    """Base of a `Selection`: whoever is ready is invited at once, and a round takes all that is there."""
+    """Base of a `Selection`: ready workers are invited at once, and a round takes all vectors that came."""
 
     by_invitation = True
     fresh_only = False

@@ -39,7 +39,7 @@ class Sync(Participation):
 
 @dataclass(frozen=True)
 class Everyone(InvitePerRound):
-    """All n workers in every round. None is invited: the open model is for whoever asks."""
+    """All n workers in every round, without invitations: any worker may pull the open model."""
 
     by_invitation = False
 

@@ -38,7 +38,7 @@ class AdaptiveWaiting:
     factor: float | None = 3.0
     """Times as long as a quorum took; None waits until the deadline."""
     floor: float = 10.0
-    """Seconds after the start of a round for which everybody is waited for."""
+    """Seconds after the start of a round for which it waits for all workers."""
     rounds: int | None = 3
     """Rounds in a row that a worker may miss before it is not waited for; None waits for it in each."""
 

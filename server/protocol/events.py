@@ -63,7 +63,7 @@ class Decline:
 
 @dataclass(frozen=True)
 class Gone:
-    """The upload of this round is over without a push; nobody writes to its memory any more."""
+    """The upload of this round has ended without a push; its memory is no longer written to."""
 
     worker: Worker
     round: int

@@ -45,7 +45,7 @@ class Answers(NamedTuple):
     others: tuple[Worker, ...]
     """Members that have neither answered nor are away, absent or slow."""
     patient: bool
-    """Whether the round waits for everybody up to its deadline."""
+    """Whether the round waits for all workers up to its deadline."""
     needed: int
     """After how many answers the round is complete."""
     quorum: int

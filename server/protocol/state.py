@@ -145,7 +145,7 @@ class Selection(Protocol):
 
     @property
     def fresh_only(self) -> bool:
-        """Whether nobody can answer a round but those whom it has invited itself."""
+        """Whether only workers that a round has invited itself can answer it."""
         ...
 
     def members(self, workers: tuple[Worker, ...], round: int, /) -> tuple[Worker, ...]:

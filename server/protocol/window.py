@@ -56,7 +56,7 @@ class Window:
         self.round = round
         self.faulty: Set[Worker] = frozenset()
         self.aside: Set[Worker] = frozenset()
-        """Who has declined, is absent or is passed over: nobody waits for these."""
+        """Workers that are not waited for: they have declined, are absent or passed over."""
         self._excluded = set[Worker]()
         self._suspects = set[Worker]()
         """Whose vector is not finite and still on its way: its digest will say whether that is a fault."""
@@ -67,7 +67,7 @@ class Window:
         self.columns: dict[Worker, int] = {}
         """Columns that have come of each row; its workers are the members once these are fixed."""
         self.fixed = False
-        """Whether nobody else can become a member."""
+        """Whether no other worker can become a member."""
         self.settled = False
         """Whether all members are complete and reduced: all of them count."""
         self.base = 0

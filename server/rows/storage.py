@@ -90,7 +90,7 @@ class LentRows:
         self._held.difference_update(workers)
 
     def _collect(self) -> None:
-        """Take back the rows that nobody needs."""
+        """Take back the rows that are no longer needed."""
         used = [worker for worker in self._lent if self._needed(worker) or worker in self._held]
         for worker in self._lent.keys() - used:
             heapq.heappush(self._free, self._lent.pop(worker))

@@ -27,7 +27,7 @@ class ParameterVersions:
 
     @property
     def current(self) -> Tensor:
-        """(d,); nobody writes to it."""
+        """(d,), read-only."""
         return self._current
 
     @property

@@ -1,4 +1,4 @@
-"""The reply to Status: made now and then, and sent to everybody who asks."""
+"""The reply to Status, which is cached: one reply is sent to all callers for a while."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StatusReplies:
         refused: how many calls and connections were refused, by code.
         revocation: knows what is wrong with certificates.
         data_port: where payloads travel beside calls; 0 if nowhere.
-        fresh: seconds for which a reply is as good as a new one, however often somebody asks.
+        fresh: seconds for which a reply is used again, however many calls there are.
         clock: seconds from any start.
     """
 

@@ -122,7 +122,7 @@ class Diurnal:
         for chance in self.trace:
             check_chance("trace", chance)
         if not any(self.trace):
-            raise ValueError("`trace` should hold a chance above 0, or nobody ever comes.")
+            raise ValueError("`trace` should hold a chance above 0, or no worker is ever available.")
         if self.hour < 1:
             raise ValueError(f"`hour` should be at least 1. Found {self.hour}.")
 

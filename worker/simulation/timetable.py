@@ -9,7 +9,7 @@ from varangian.worker.simulation.availability import Always, Availability, Place
 from varangian.worker.simulation.delays import Delay, NoDelay
 
 HORIZON = 1000
-"""Rounds to look ahead at once, however rarely somebody comes."""
+"""Rounds to look ahead at once, however rarely a worker is available."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Timetable:
         return self.delays.seconds(self._place(worker), round)
 
     def present(self, round: int) -> tuple[str, ...]:
-        """Everybody who takes part in a round; it can be nobody."""
+        """The workers that take part in a round; possibly none."""
         return tuple(worker for worker in self.names if self.available(worker, round))
 
     def next_round(self, worker: str, round: int, rounds: int) -> int | None:

@@ -156,7 +156,7 @@ class WorkerCompute:
             The workers whose batches are too small for the model, and the reason.
 
         Raises:
-            InputError: when nobody's batch will do, or the evaluation fails.
+            InputError: no worker's batch can be used, or the evaluation fails.
         """
         unable = dict[str, str]()
         sizes = {name: min(self.task.batch_size, len(shard)) for name, shard in self._shards.items()}

@@ -58,7 +58,7 @@ def check_address(chosen: SecurityChoice, address: str) -> None:
     """The same for a server elsewhere.
 
     Raises:
-        ConfigError: it is no address, or nobody said that TLS is not wanted.
+        ConfigError: it is no address, or TLS is missing and `--insecure` is not set.
     """
     try:
         host, _ = parse_address(address)

@@ -25,7 +25,7 @@ SECRET, TOKEN = "VARANGIAN_SECRET", "VARANGIAN_TOKEN"
 FILE = "_FILE"
 """After the name of a variable: the variable names a file with the value."""
 PUBLISHED = frozenset({b"change-this-secret"})
-"""Secrets that examples have shown, so that everybody knows them."""
+"""Secrets of examples, which are public."""
 LINE = re.compile(rf"({NAME.pattern}):([0-9a-f]{{64}})")
 """A token as it is printed and read: the name of the worker, then the HMAC."""
 LARGEST = 1 << 20

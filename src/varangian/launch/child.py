@@ -25,7 +25,7 @@ from varangian.worker.transport.tls import Proof
 log = logging.getLogger(__name__)
 
 CRASHED = 70
-"""Exit code of a child that ended on an error nobody expected."""
+"""Exit code of a child that ended on an unexpected error."""
 
 
 @dataclass(frozen=True)

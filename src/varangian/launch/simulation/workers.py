@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 3600.0
 """Seconds to wait for the next round, of a clock that stands still meanwhile."""
 STALLED = (
-    "round {round} would wait for ever: nobody is on the way who could complete its quorum of {quorum}. "
+    "round {round} would wait for ever: no vector on its way could complete its quorum of {quorum}. "
     "Lower server.quorum, or set server.shortfall=skip"
 )
 
