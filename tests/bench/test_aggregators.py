@@ -229,13 +229,6 @@ def test_a_rule_that_holds_for_no_f_is_said_to(bench, monkeypatch):
     assert "cge, 7 x 2e3: CGE(f=0): never" in out.splitlines()
 
 
-def test_rows_are_the_same_each_time():
-    first, again = Input.of(7, 50, seed=1), Input.of(7, 50, seed=1)
-    assert first.rows.dtype == torch.float32
-    assert torch.equal(first.rows, again.rows)
-    assert torch.equal(first.first(9).rows, first.rows[:, :9])
-
-
 @pytest.mark.parametrize(
     ("name", "passes"),
     [

@@ -24,20 +24,6 @@ def test_a_round_closes_at_its_deadline_without_those_who_are_away(carried_out):
     assert notes == []
 
 
-def test_who_is_away_is_not_in_the_result(carried_out):
-    """The first half alone gives the same as both halves when the other is always late."""
-    late = [
-        "workers=6",
-        "server.quorum=3",
-        "server.deadline=5",
-        "delays={constant: {step: 9, workers: [5]}}",
-    ]
-    one, records, _ = carried_out(*late, "rounds=4")
-    everyone, _, _ = carried_out("workers=6", "rounds=4")
-    assert [record.missing for record in records] == [("w05",)] * 4
-    assert one.digest != everyone.digest
-
-
 def test_a_delay_below_the_deadline_costs_time_and_changes_nothing(carried_out):
     delays = "delays={lognormal: {median: 1, most: 4}}"
     slow, records, _ = carried_out(delays, "server.deadline=5")

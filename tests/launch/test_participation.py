@@ -96,15 +96,6 @@ def test_a_store_on_disk_changes_no_bit_and_one_of_half_the_size_does(carried_ou
     assert [*disk.iterdir()] == []
 
 
-def test_deltas_are_the_mean_of_the_latest_vectors(carried_out):
-    def ended(form):
-        way = f"participation={{fedlaavg: {{participants: 2, form: {form}}}}}"
-        return carried_out(way, "aggregator=mean", "f=0", "rounds=20", "worker.momentum=0.5")[0]
-
-    latest, delta = ended("latest"), ended("delta")
-    assert delta.loss == pytest.approx(latest.loss, rel=1e-4)
-
-
 def test_a_byzantine_worker_is_outvoted_by_those_who_are_away(carried_out):
     attack = ["byzantine.attack=sign_flip", "byzantine.count=1", "rounds=60", "worker.momentum=0"]
     way = "participation={fedlaavg: {participants: 2}}"

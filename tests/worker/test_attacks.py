@@ -48,19 +48,8 @@ def gaussian_rows(k, d, seed=0):
 
 
 def test_the_registry_holds_what_the_command_line_promises():
-    assert set(ATTACKS) == {
-        "alie",
-        "coordinate_drop",
-        "extreme_scale",
-        "gaussian",
-        "ipm",
-        "label_flip",
-        "mimic",
-        "non_finite",
-        "sign_flip",
-        "subnormal",
-        "uniform",
-    }
+    drastic = {"coordinate_drop", "extreme_scale", "gaussian", "non_finite", "subnormal", "uniform"}
+    assert set(ATTACKS) == {"alie", "ipm", "label_flip", "mimic", "sign_flip"} | drastic
 
 
 @pytest.mark.parametrize("name", [*ATTACKS])

@@ -94,18 +94,6 @@ def test_metrics_are_columns_by_name(small):
     assert (row["mae"], row["mine"], row["ema_mae"], row["ema_mine"]) == ("0.5", "2.0", "0.25", "")
 
 
-def test_a_run_with_an_average_has_two_columns_more(small):
-    made = RunFolder.create(small("ema.reference_batch=8"))
-    made.observe(record(0, loss=1.5, accuracy=0.25, ema_loss=1.25, ema_accuracy=0.5))
-    result = RunResult(0.5, 1.0, "ab", 1, 1.0, "done", "finished", made.path, 0.75, float("inf"))
-    made.finish(result, MODELS)
-    made.close()
-    (row,) = csv.DictReader((made.path / "metrics.csv").read_text().splitlines())
-    assert (row["ema_loss"], row["ema_accuracy"]) == ("1.25", "0.5")
-    written = json.loads((made.path / "result.json").read_text())
-    assert (written["ema_accuracy"], written["ema_loss"]) == (0.75, None)
-
-
 def test_the_end_of_a_run(folder):
     result = RunResult(0.5, float("nan"), "ab", 2, 1.0, "done", "finished", folder.path)
     assert folder.finish(result, MODELS).folder == folder.path

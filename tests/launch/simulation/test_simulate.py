@@ -21,15 +21,13 @@ def test_a_run_leaves_its_numbers(carried_out):
     assert lines == [record.json() for record in records]
 
 
-def test_numbers_are_rounded_as_the_wire_rounds_them(carried_out):
-    digests = [
-        carried_out(f"wire.dtype={dtype}")[0].digest for dtype in ("bfloat16", "bfloat16", "float32")
-    ]
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_rows_are_rounded_as_they_are_kept(carried_out):
-    digests = [carried_out(f"server.rows={kept}")[0].digest for kept in ("bfloat16", "bfloat16", "float32")]
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("setting", "one", "other"),
+    [("seed", 1, 2), ("wire.dtype", "bfloat16", "float32"), ("server.rows", "bfloat16", "float32")],
+)
+def test_the_same_setting_gives_the_same_digest_and_another_another(carried_out, setting, one, other):
+    digests = [carried_out(f"{setting}={value}")[0].digest for value in (one, one, other)]
     assert digests[0] == digests[1] != digests[2]
 
 

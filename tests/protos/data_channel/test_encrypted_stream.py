@@ -159,19 +159,14 @@ def flipped(segments, at, byte):
     return [*segments[:at], bytes(changed), *segments[at + 1 :]]
 
 
+# All the ways to change a ciphertext are in test_streaming_aead.py.
 DATA = random.Random(1).randbytes(2 * SEGMENT + 100)
 WHOLE = by_the_book(DATA)
 WRONG = {
     "another key": by_the_book(DATA, KEY[::-1]),
-    "other associated data": Book(KEY, b"that").segments(DATA),
-    "the header's length": flipped(WHOLE, 0, 0),
     "the salt": flipped(WHOLE, 0, 1),
-    "the nonce prefix": flipped(WHOLE, 0, 39),
     "a bit": flipped(WHOLE, 2, 5),
-    "its tag": flipped(WHOLE, 2, -1),
     "in another order": [WHOLE[at] for at in (0, 2, 1)],
-    "one twice": [WHOLE[at] for at in (0, 1, 1)],
-    "one left out": [WHOLE[0], WHOLE[2], bytes(SEGMENT)],
     "cut shorter": [*BOOK.segments(DATA[:-1], WHOLE[0][:40]), b"x"],
     "longer": BOOK.segments(DATA + b"x", WHOLE[0][:40]),
     "one of another payload": [WHOLE[0], by_the_book(DATA)[1], WHOLE[2]],

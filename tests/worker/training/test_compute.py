@@ -21,7 +21,7 @@ from varangian.worker.attacks import (
     z_max,
 )
 from varangian.worker.data import Cifar10, Custom, DataError, Synthetic
-from varangian.worker.data.partition import Dirichlet, Iid, PartitionError, batch_indices
+from varangian.worker.data.partition import Dirichlet, PartitionError, batch_indices
 from varangian.worker.seeds import globally_seeded
 from varangian.worker.simulation.availability import Alternating, Random
 from varangian.worker.training.compute import WorkerCompute
@@ -173,21 +173,13 @@ def direct_gradient(worker_compute, name, round, parameters):
     return nn.utils.parameters_to_vector([p.grad for p in module.parameters()])
 
 
-def test_momentum_is_dampened_and_starts_from_zero():
+@pytest.mark.parametrize("b", [0.75, 0.0])
+def test_momentum_is_dampened_and_starts_from_zero(b):
     """m <- b m + (1 - b) g."""
-    worker_compute = WorkerCompute(but(momentum=0.75))
+    worker_compute = WorkerCompute(but(momentum=b))
     expected = torch.zeros(worker_compute.layout.numel)
     for round, vector in enumerate(walk(worker_compute)):
-        expected = 0.75 * expected + 0.25 * direct_gradient(worker_compute, "w03", round, vector)
-        assert torch.allclose(
-            worker_compute.contribution("w03", round, vector), expected, rtol=1e-5, atol=1e-7
-        )
-
-
-def test_without_momentum_the_gradient_is_sent():
-    worker_compute = WorkerCompute(but(momentum=0.0))
-    for round, vector in enumerate(walk(worker_compute)):
-        expected = direct_gradient(worker_compute, "w03", round, vector)
+        expected = b * expected + (1 - b) * direct_gradient(worker_compute, "w03", round, vector)
         assert torch.allclose(
             worker_compute.contribution("w03", round, vector), expected, rtol=1e-5, atol=1e-7
         )
@@ -275,11 +267,6 @@ def test_sign_flip_turns_the_own_momentum_round():
         sent(WorkerCompute(task), BYZANTINE, parameters)["w05", 3],
         -3 * honest_rows(task, ("w05",), parameters)[0],
     )
-
-
-def test_random_attackers_send_distinct_vectors_every_round():
-    vectors = sent(WorkerCompute(attacked(Uniform())), BYZANTINE, walk(WorkerCompute(TASK)))
-    assert len({tuple(vector.tolist()) for vector in vectors.values()}) == 2 * 4
 
 
 def test_label_flip_is_honest_work_on_wrong_labels():
@@ -381,19 +368,6 @@ def test_evaluating_nan_is_no_error():
     loss, accuracy = worker_compute.evaluate(torch.full((worker_compute.layout.numel,), torch.nan)).values()
     assert loss != loss
     assert 0 <= accuracy < 1
-
-
-def test_a_crew_learns():
-    worker_compute = WorkerCompute(but(data=Synthetic(features=16, train=280, test=100), partition=Iid()))
-    vector = worker_compute.initial()
-    before = worker_compute.evaluate(vector)
-    for round in range(40):
-        vector -= 0.5 * torch.stack([worker_compute.contribution(n, round, vector) for n in WORKERS]).mean(
-            dim=0
-        )
-    after = worker_compute.evaluate(vector)
-    assert before["accuracy"] < 0.7 < 0.95 < after["accuracy"]
-    assert after["loss"] < before["loss"]
 
 
 def test_a_task_survives_the_trip_to_another_process():

@@ -221,14 +221,6 @@ async def test_a_round_that_no_run_has_is_one_sentence(name, round):
             await (client.join() if name == "Join" else client.pull(-1))
 
 
-async def test_a_claim_is_refused_like_a_join():
-    script = Script()
-    script.steps["Join"] = [refuse(grpc.StatusCode.UNAUTHENTICATED, "BAD_TOKEN", "an old token.")]
-    async with client_of(script) as client:
-        with pytest.raises(ClientError, match="an old token"):
-            await client.claim()
-
-
 async def test_each_client_has_a_connection_of_its_own():
     script = Script()
     async with (
