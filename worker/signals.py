@@ -14,7 +14,7 @@ SIGNALLED = 128
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = 0.5
 """Seconds until tasks that go on are cancelled once more: an await may swallow a cancellation."""
-GRACE = 5.0
+EXIT_GRACE = 5.0
 """Seconds until the process ends without them, for example in the middle of a computation."""
 
 
@@ -28,7 +28,7 @@ class SignalHandling:
     """
 
     def __init__(
-        self, leave: Callable[[int], None] = os._exit, again: float = AGAIN, grace: float = GRACE
+        self, leave: Callable[[int], None] = os._exit, again: float = AGAIN, grace: float = EXIT_GRACE
     ) -> None:
         self.code: int | None = None
         """The exit code, once there was a signal."""

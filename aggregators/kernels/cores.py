@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-MOST = 8
+MOST_THREADS = 8
 """Most threads: the work is bound by memory."""
 _granted = ContextVar("granted", default=1)
 
@@ -28,7 +28,7 @@ def every_core() -> Generator[None, None, None]:
     More threads of torch would not do: its sums change with their number, and between two pieces of work
     they spin.
     """
-    before = _granted.set(min(MOST, _usable()))
+    before = _granted.set(min(MOST_THREADS, _usable()))
     try:
         yield
     finally:

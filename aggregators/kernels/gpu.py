@@ -33,7 +33,7 @@ DETECTS_INVALID = True
 TAKEN = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (3, 3)
 """The first Triton whose functions take tuples of blocks apart and put them together."""
-MOST = 1024
+MOST_ROWS = 1024
 LONGEST = 2**31 - 2**20
 """Columns are counted in 32 bits."""
 LANES = 64
@@ -53,8 +53,8 @@ def refuses(rows: Rows) -> str | None:
         return f"it takes rows on a CUDA device, not on {rows.device}"
     if rows.dtype not in TAKEN:
         return f"{rows.dtype} rows would lose their precision in float32 products"
-    if len(rows) > MOST:
-        return f"it takes at most {MOST} rows, not {len(rows)}"
+    if len(rows) > MOST_ROWS:
+        return f"it takes at most {MOST_ROWS} rows, not {len(rows)}"
     if rows.d > LONGEST:
         return f"it takes at most {LONGEST} columns, not {rows.d}"
     return missing()

@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 NAME = "native"
 DETECTS_INVALID = True
-MOST = 500
+MOST_ROWS = 500
 """Rows that the C side has room for on its stack."""
 FLOAT = 4
 """Bytes of a number."""
@@ -58,8 +58,8 @@ def refuses(rows: Rows) -> str | None:
         return "it was not built: there was no C compiler when varangian was installed"
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return f"it takes float32 rows on the CPU, not {rows.dtype} on {rows.device}"
-    if len(rows) > MOST:
-        return f"it takes at most {MOST} rows, not {len(rows)}"
+    if len(rows) > MOST_ROWS:
+        return f"it takes at most {MOST_ROWS} rows, not {len(rows)}"
     return None
 
 

@@ -27,11 +27,11 @@ from varangian.protos.data_channel.transfer import (
 )
 from varangian.protos.receiving import Fill
 
-__all__ = ["SHARE", "TICKET", "DataConnection", "DataConnectionError", "Transfer"]
+__all__ = ["TICKET", "TURN_BYTES", "DataConnection", "DataConnectionError", "Transfer"]
 
 TICKET = 16
 """Bytes that say which call a payload belongs to."""
-SHARE = 4 << 20
+TURN_BYTES = 4 << 20
 """Bytes that a turn moves at most."""
 Direction: TypeAlias = Literal["read", "write"]
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class DataConnection:
         """
         return await self._in_thread(lambda: self._received(size, fill))
 
-    async def send(self, transfer: Transfer, share: int = SHARE) -> int:
+    async def send(self, transfer: Transfer, share: int = TURN_BYTES) -> int:
         """One turn: send what can be sent, up to about `share` bytes; returns how many they were.
 
         Raises:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 THREADS = max(2, min(4, os.cpu_count() or 2))
 """Threads that move payloads; more would compete for the same cores."""
 BACKLOG = 128
-PAUSE = 0.1
+ACCEPT_PAUSE = 0.1
 """Seconds before the next connection is accepted after the system could not give us one."""
 STRANGER = "a stranger"
 """The other end of a connection that has not shown a ticket yet, in the log."""
@@ -174,7 +174,7 @@ class DataListener:
     def _pause(self, listener: socket.socket, error: OSError) -> None:
         """Look again later: the connection still waits, so to look at once would be to do nothing else."""
         self._suspend(listener)
-        self._pauses[listener] = asyncio.get_running_loop().call_later(PAUSE, self._resume, listener)
+        self._pauses[listener] = asyncio.get_running_loop().call_later(ACCEPT_PAUSE, self._resume, listener)
         code = errno.errorcode.get(error.errno or 0, "OSError")
         self._on_refusal("new connections", code, error.strerror or str(error))
 

@@ -20,7 +20,7 @@ from varangian.protos.network.descriptors import Spare
 T = TypeVar("T")
 Version: TypeAlias = tuple[tuple[int, ...] | None, ...]
 
-PAUSE = 1.0
+FILE_CHECK_INTERVAL = 1.0
 """Seconds between two looks at the files."""
 RACY = 2.0
 """Seconds after its last change for which a file may change again without a new time stamp."""
@@ -96,7 +96,7 @@ class WatchedFiles(Generic[T]):
 
     def look(self) -> Change:
         """Read the files again if they have changed; at most once a second, and by one thread at a time."""
-        if self._clock() - self._looked < PAUSE or not self._lock.acquire(blocking=False):
+        if self._clock() - self._looked < FILE_CHECK_INTERVAL or not self._lock.acquire(blocking=False):
             return Change.NONE
         try:
             self._looked = self._clock()

@@ -12,7 +12,7 @@ from varangian.server.identity.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
-PAUSE = 0.5
+PRESENCE_CHECK_INTERVAL = 0.5
 """Seconds between two looks."""
 
 
@@ -70,5 +70,5 @@ class Presence:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(PRESENCE_CHECK_INTERVAL)
             self.look()

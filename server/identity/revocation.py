@@ -6,7 +6,7 @@ leaves the run: its session ends, and its vectors that are not used yet are with
 the same name is accepted at once.
 
 A list that cannot be read leaves the last good one in force. A missing list is an error of the operator; it
-ends the run after `GRACE`, in which a bundle may be replaced.
+ends the run after `MISSING_LIST_GRACE`, in which a bundle may be replaced.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 
 from varangian.protos.errors import Refused
 from varangian.protos.identity.certificate import PeerCertificate
-from varangian.protos.identity.watched_files import PAUSE
+from varangian.protos.identity.watched_files import FILE_CHECK_INTERVAL
 from varangian.server.identity.presence import RunListener
 from varangian.server.identity.sessions import Peer, Sessions
 from varangian.server.identity.tls import Security
 
 log = logging.getLogger(__name__)
 
-GRACE = 60.0
+MISSING_LIST_GRACE = 60.0
 """Seconds for which a run goes on after its list of revoked certificates has disappeared."""
 REASON = "its certificate was revoked"
 
@@ -149,7 +149,7 @@ class Revocation:
 
     async def _watch(self, security: Security) -> None:
         while True:
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(FILE_CHECK_INTERVAL)
             # A handshake in memory checks a new certificate: that is not for the event loop.
             await asyncio.to_thread(security.look)
             self.look()
@@ -157,6 +157,10 @@ class Revocation:
     def _check_list(self) -> None:
         """End the run when the list has been missing for too long: no certificate could be revoked."""
         revoked = None if self._security is None else self._security.revoked
-        if revoked is not None and revoked.failure is not None and revoked.missing_for >= GRACE:
-            what = f"the list of revoked certificates has been missing for {GRACE:g} s"
+        if (
+            revoked is not None
+            and revoked.failure is not None
+            and revoked.missing_for >= MISSING_LIST_GRACE
+        ):
+            what = f"the list of revoked certificates has been missing for {MISSING_LIST_GRACE:g} s"
             self._end(f"{what}. {revoked.failure.error}")

@@ -29,7 +29,7 @@ from varangian.protos.refusals import Refusal
 from varangian.protos.text import quote
 
 NONCE = re.compile(r"[0-9a-f]{32}")
-GRACE = 2.0
+RECONNECT_GRACE = 2.0
 """Seconds after its last connection has closed for which a process may come back under its name."""
 LOGGED = 300
 """Characters of the sentence in the log about a suspicious caller."""
@@ -100,7 +100,7 @@ class Session:
         return (
             self.persistent
             and not self.open_calls
-            and now - max(self.last_call_ended, self.last_seen) > GRACE
+            and now - max(self.last_call_ended, self.last_seen) > RECONNECT_GRACE
         )
 
 

@@ -34,7 +34,7 @@ FOLDER = "/dev/fd"
 """The folder in which the system lists the open files of a process."""
 PERIOD = 5.0
 """Seconds between two checks without a reason: only these find connections that never call."""
-PAUSE = 0.2
+SHORTEST_PERIOD = 0.2
 """Seconds between two checks at least."""
 PEERS = 1024
 """Connections whose other end is not parsed again at each call."""
@@ -52,7 +52,7 @@ class ConnectionShare:
     """Of an address whose callers prove no identity, as they need not for the status without TLS."""
 
 
-SHARE = ConnectionShare()
+CONNECTION_SHARE = ConnectionShare()
 
 
 @dataclass
@@ -79,7 +79,7 @@ class ConnectionLimits:
         self,
         workers: int,
         on_close: Callable[[Refusal], None],
-        share: ConnectionShare = SHARE,
+        share: ConnectionShare = CONNECTION_SHARE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.most = connections(workers)
@@ -164,7 +164,7 @@ class ConnectionLimits:
 
     async def _check_repeatedly(self, port: int) -> None:
         while True:
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(SHORTEST_PERIOD)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._due.wait(), PERIOD)
             self._due.clear()

@@ -26,7 +26,7 @@ from varangian.protos.identity.certificate import PeerCertificate
 from varangian.protos.messages import JOIN_LIMIT, MESSAGE_LIMIT, PROTOCOL
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
-from varangian.server.identity.presence import PAUSE, Presence
+from varangian.server.identity.presence import PRESENCE_CHECK_INTERVAL, Presence
 from varangian.server.identity.revocation import Revocation
 from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.concurrency import NewestCalls, SmallMessages, StreamQuota
@@ -323,7 +323,7 @@ class Service:
                 while not self._sessions.present <= self._told:
                     self._heard.clear()
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._heard.wait(), PAUSE)
+                        await asyncio.wait_for(self._heard.wait(), PRESENCE_CHECK_INTERVAL)
 
     def dismiss(self) -> None:
         """End the calls that were to stay open."""

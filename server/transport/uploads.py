@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from varangian.protos import metadata_keys, ps_pb2
 from varangian.protos.chunks import push_payload
-from varangian.protos.data_channel.connection import SHARE
+from varangian.protos.data_channel.connection import TURN_BYTES
 from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_LIMIT, MANIFEST_LIMIT
@@ -157,7 +157,7 @@ class Upload:
                 await self._slot.wait_for_room()
             await turn.after_read(0)
             self._slot.check()
-            came = await connection.receive(min(self._slot.free_bytes, SHARE), self._slot.sink.fill)
+            came = await connection.receive(min(self._slot.free_bytes, TURN_BYTES), self._slot.sink.fill)
             await turn.after_read(came)
             self._slot.report_progress()
             self._alive()

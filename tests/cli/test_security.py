@@ -399,7 +399,7 @@ def test_health_tries_again_when_the_server_has_too_much_to_do(monkeypatch, stat
         return ps_pb2.StatusReply(round=4)
 
     monkeypatch.setattr("varangian.cli.commands.health._ask_once", once)
-    monkeypatch.setattr("varangian.cli.commands.health.PAUSE", 0.0)
+    monkeypatch.setattr("varangian.cli.commands.health.RETRY_PAUSE", 0.0)
     if dict(trailing).get(CODE) == "STREAMS":
         with pytest.raises(grpc.RpcError):
             asking("nowhere:1", 1000.0)

@@ -164,7 +164,7 @@ async def disturbed(*fates, rounds=1, server=None, **options):
     ],
 )
 async def test_a_lane_that_is_cut_costs_a_repetition(fate, monkeypatch):
-    monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
+    monkeypatch.setattr("varangian.worker.transport.data_channel.REFUSAL_WAIT", 0.2)
     _, lines = await disturbed(fate)
     assert lines.lane.connections == 2
     assert lines.lane.up.moved >= SIZE
@@ -199,7 +199,7 @@ async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
 )
 async def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
     """Relays that pass odd pieces on, and cut connections of both kinds wherever chance has it."""
-    monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
+    monkeypatch.setattr("varangian.worker.transport.data_channel.REFUSAL_WAIT", 0.2)
     draw = random.Random(seed)
     monkeypatch.setattr("tests.wire.relay.AT_ONCE", draw.choice([997, 4099]))
     for kernels in (accumulate, native):
@@ -341,7 +341,7 @@ async def test_what_is_sealed_is_a_little_more_and_no_one_else_can_read_it(certi
 )
 async def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
     """Also of payloads that are sent again, on lines that are cut, changed and opened anew."""
-    monkeypatch.setattr("varangian.worker.transport.data_channel.GRACE", 0.2)
+    monkeypatch.setattr("varangian.worker.transport.data_channel.REFUSAL_WAIT", 0.2)
     monkeypatch.setattr("varangian.worker.transport.data_channel.MOST_FAILURES", 100)
     used, cipher = [], streaming_aead._cipher
 

@@ -31,8 +31,8 @@ HONEST = NAMES[:-1]
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """What is looked at every second is so twenty times a second."""
-    monkeypatch.setattr(watched_files, "PAUSE", 0.05)
-    monkeypatch.setattr(revocation, "PAUSE", 0.05)
+    monkeypatch.setattr(watched_files, "FILE_CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(revocation, "FILE_CHECK_INTERVAL", 0.05)
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ async def test_health_says_what_is_wrong_with_the_list_and_a_missing_one_ends_th
         listed.unlink()
         clock[0] += 1
         await until(lambda: security.revoked.failure)
-        clock[0] += revocation.GRACE - 1
+        clock[0] += revocation.MISSING_LIST_GRACE - 1
         await asyncio.sleep(0.2)
         assert reasons == []
         clock[0] += 1

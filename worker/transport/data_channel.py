@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 MOST_UNUSED = 2
 """Unused connections that are kept; a server keeps no more either."""
-PAUSE = 60.0
+RETRY_INTERVAL = 60.0
 """Seconds of chunks over gRPC after which data connections are tried again."""
 MOST_FAILURES = 2
 """Calls in a row whose data connection failed, after which there is a pause."""
-GRACE = 1.0
+REFUSAL_WAIT = 1.0
 """Seconds for which a server that has hung up is given to say why."""
 POLL = 0.1
 """Seconds between two looks at how much has arrived."""
@@ -113,7 +113,7 @@ class LeasedConnection:
                 await asyncio.wait({moving})
             if moving.done() and isinstance(moving.exception(), DataConnectionError):
                 # Either it broke, or the server hung up: then it says why.
-                await asyncio.wait({over}, timeout=GRACE)
+                await asyncio.wait({over}, timeout=REFUSAL_WAIT)
             if over.done() and over.result():
                 return False
             moving.result()
@@ -142,7 +142,7 @@ class LeasedConnection:
         try:
             await timer.wait(asyncio.wait([readable, over], return_when=asyncio.FIRST_COMPLETED))
             if not over.done() and self.connected.broken:
-                await asyncio.wait({over}, timeout=GRACE)
+                await asyncio.wait({over}, timeout=REFUSAL_WAIT)
                 if not over.done():
                     raise DataConnectionError("The connection broke before all that was sent had arrived.")
             await timer.wait(asyncio.wait({over}))
@@ -240,7 +240,7 @@ class DataChannel:
             self._pause(found)
 
     def _pause(self, found: str) -> None:
-        self._paused = monotonic() + PAUSE
+        self._paused = monotonic() + RETRY_INTERVAL
         if not self._logged:
             self._logged = True
             log.info("payloads travel over gRPC: data port %d of %s: %s", self._port, self._host, found)

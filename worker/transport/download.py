@@ -14,7 +14,7 @@ from torch import Tensor
 from varangian.protos import ps_pb2
 from varangian.protos.chunks import decode_chunk
 from varangian.protos.data_channel.associated_data import AssociatedData
-from varangian.protos.data_channel.connection import SHARE, DataConnection, DataConnectionError
+from varangian.protos.data_channel.connection import TURN_BYTES, DataConnection, DataConnectionError
 from varangian.protos.encoding import encode_vector
 from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR, MANIFEST_LIMIT, decode_message
@@ -125,7 +125,7 @@ class Download:
             await timer.wait(show(connection))
             while not self.sink.complete:
                 await timer.wait(connection.ready())
-                await connection.receive(min(self.sink.size - self.sink.passed, SHARE), self.sink.fill)
+                await connection.receive(min(self.sink.size - self.sink.passed, TURN_BYTES), self.sink.fill)
 
         again = asyncio.ensure_future(_wait_for_end(call))
         try:

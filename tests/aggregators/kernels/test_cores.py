@@ -56,7 +56,7 @@ def test_an_error_takes_them_back(three):
 def test_never_more_than_help(monkeypatch):
     monkeypatch.setattr(cores, "_usable", lambda: 500)
     with cores.every_core():
-        assert cores.cores() == cores.MOST
+        assert cores.cores() == cores.MOST_THREADS
 
 
 @pytest.mark.parametrize("reference", [None, torch.linspace(-1, 1, D)], ids=["plain", "reference"])

@@ -264,10 +264,10 @@ def test_rows_with_gaps() -> None:
     assert torch.equal(native.combine(coords, rows, r), native.combine(coords, rows, r.contiguous()))
 
 
-@pytest.mark.parametrize("n", [native.MOST, native.MOST + 1])
+@pytest.mark.parametrize("n", [native.MOST_ROWS, native.MOST_ROWS + 1])
 def test_more_rows_than_there_is_room_for_are_refused(n: int) -> None:
     rows = rows_of(n, 70)
-    if n > native.MOST:
+    if n > native.MOST_ROWS:
         assert "at most" in str(native.refuses(rows))
     else:
         assert native.refuses(rows) is None

@@ -123,7 +123,7 @@ def test_what_follows_a_backend_takes_the_rows() -> None:
     ("n", "d", "dtype", "why"),
     [
         (2, 3, torch.float64, "float64 rows would lose their precision"),
-        (gpu.MOST + 1, 1, torch.float32, f"at most {gpu.MOST} rows, not {gpu.MOST + 1}"),
+        (gpu.MOST_ROWS + 1, 1, torch.float32, f"at most {gpu.MOST_ROWS} rows, not {gpu.MOST_ROWS + 1}"),
     ],
 )
 def test_triton_refuses(n: int, d: int, dtype: torch.dtype, why: str) -> None:

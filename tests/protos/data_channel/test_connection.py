@@ -54,7 +54,7 @@ def transfer(size):
     return AssociatedData(3, "push", "run-1", 0, "w00", size)
 
 
-async def taken(line, size, share=connection.SHARE):
+async def taken(line, size, share=connection.TURN_BYTES):
     found = bytearray()
     while len(found) < size:
         await line.ready()
@@ -62,7 +62,7 @@ async def taken(line, size, share=connection.SHARE):
     return bytes(found)
 
 
-async def given(line, data, pieces=100_000, share=connection.SHARE):
+async def given(line, data, pieces=100_000, share=connection.TURN_BYTES):
     view = memoryview(data)
     cargo, sent = Transfer(view[at : at + pieces] for at in range(0, len(view), pieces)), 0
     while not cargo.done:
@@ -76,7 +76,7 @@ async def given(line, data, pieces=100_000, share=connection.SHARE):
     [
         (1, 1 << 10),
         (400_001, 1 << 10),
-        *((size, connection.SHARE) for size in (1, 15, cargo.BLOCK + 1, 5_000_001)),
+        *((size, connection.TURN_BYTES) for size in (1, 15, cargo.BLOCK + 1, 5_000_001)),
     ],
 )
 @joined

@@ -387,7 +387,7 @@ async def test_connections_that_break_at_once_do_no_harm():
 
 
 async def test_connections_wait_while_the_process_may_open_no_more_files(monkeypatch, caplog):
-    monkeypatch.setattr(lanes, "PAUSE", 0.01)
+    monkeypatch.setattr(lanes, "ACCEPT_PAUSE", 0.01)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         async with opened() as lane:

@@ -7,7 +7,7 @@ from tests.refused import refused
 
 from varangian.protos.refusals import Refusal
 from varangian.server.identity.presence import Presence
-from varangian.server.identity.sessions import GRACE, Sessions
+from varangian.server.identity.sessions import RECONNECT_GRACE, Sessions
 
 SECRET = b"sixteen bytes ok"
 FIRST, SECOND = "0" * 32, "f" * 32
@@ -150,7 +150,7 @@ def test_a_name_is_free_once_all_connections_of_its_process_are_closed(sessions,
         assert sessions.present == {"w00"}
         sessions.touch("w00")
         assert refused(sessions.claim, metadata(sessions, session=SECOND)) is Refusal.SESSION_TAKEN
-    clock.now += GRACE
+    clock.now += RECONNECT_GRACE
     assert sessions.present == {"w00"}
     assert refused(sessions.claim, metadata(sessions, session=SECOND)) is Refusal.SESSION_TAKEN
     clock.now += 0.1
@@ -164,12 +164,12 @@ def test_a_line_that_breaks_for_a_moment_makes_nobody_absent(sessions, clock):
     sessions.claim(metadata(sessions))
     with sessions.calling("w00", persistent=True):
         pass
-    clock.now += GRACE
+    clock.now += RECONNECT_GRACE
     with sessions.calling("w00", persistent=True):
         clock.now += 1000
         assert sessions.present == {"w00"}
     sessions.identify(metadata(sessions))
-    clock.now += GRACE
+    clock.now += RECONNECT_GRACE
     assert sessions.present == {"w00"}
 
 

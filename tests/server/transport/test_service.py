@@ -661,7 +661,7 @@ def client_of(this, name="w00", tries=10):
 
 async def test_the_name_of_a_process_that_has_ended_is_free_at_once(monkeypatch):
     """Without waiting for its silence: all of its connections are closed."""
-    monkeypatch.setattr("varangian.server.identity.sessions.GRACE", 0.0)
+    monkeypatch.setattr("varangian.server.identity.sessions.RECONNECT_GRACE", 0.0)
     async with world() as this:
         first, impatient, second = client_of(this), client_of(this, tries=1), client_of(this)
         await first.join()

@@ -266,7 +266,7 @@ async def broken(writer, context):
 @pytest.mark.parametrize("late", [False, True])
 async def test_after_two_broken_lines_there_are_chunks_for_a_while(late, monkeypatch, caplog):
     """Whether the call ends then or goes on as if nothing had happened."""
-    monkeypatch.setattr(data_channel, "GRACE", 0.01)
+    monkeypatch.setattr(data_channel, "REFUSAL_WAIT", 0.01)
 
     async def unaware(writer, context):
         await broken(writer, context)
@@ -300,7 +300,7 @@ async def test_one_broken_line_now_and_then_changes_nothing():
 
 
 async def test_a_push_whose_line_broke_is_sent_again_with_its_digest_first(monkeypatch):
-    monkeypatch.setattr(data_channel, "GRACE", 0.01)
+    monkeypatch.setattr(data_channel, "REFUSAL_WAIT", 0.01)
     wharf = Wharf(BIG, LARGE)
 
     async def unaware(requests, context):

@@ -13,7 +13,7 @@ from varangian.bench.wire.ways.base import Job
 from varangian.bench.wire.ways.catalogue import GRPC, TCP, WAYS
 from varangian.bench.wire.ways.processes import BrokenWay, Pair, Round
 
-SHARE = 0.6
+MEMORY_FRACTION = 0.6
 """Of the free memory that may be used at once."""
 MEASURES = (TCP, GRPC)
 """The yardsticks of the others, in the order of a turn."""
@@ -30,7 +30,7 @@ def measure_setting(job: Job, names: Sequence[str], repeats: int) -> Setting:
     for name in others:
         if reason := WAYS[name].absent():
             lines[name] = _line(name, "absent", reason)
-    room = SHARE * available() - WAYS[TCP].memory(job)
+    room = MEMORY_FRACTION * available() - WAYS[TCP].memory(job)
     measures = [TCP]
     if WAYS[GRPC].memory(job) <= room:
         room -= WAYS[GRPC].memory(job)

@@ -6,7 +6,7 @@ import argparse
 
 from varangian.files import expanded
 
-MOST = 1024
+MOST_WORKERS = 1024
 """Workers; figures of larger graphs take minutes."""
 
 
@@ -26,8 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _workers(text: str) -> int:
-    if not text.isdecimal() or not 2 <= int(text) <= MOST:
-        raise argparse.ArgumentTypeError(f"should be 2 to {MOST} workers. Found {text!r}.")
+    if not text.isdecimal() or not 2 <= int(text) <= MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"should be 2 to {MOST_WORKERS} workers. Found {text!r}.")
     return int(text)
 
 

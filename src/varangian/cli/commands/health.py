@@ -27,7 +27,7 @@ ENDED = ("Socket closed", "reset by peer")
 """gRPC's words for a connection that the server has ended."""
 CROWDED = "CALLS"
 """The code of a server that has had too many calls from here."""
-PAUSE = 0.2
+RETRY_PAUSE = 0.2
 """Seconds before another try."""
 REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 
@@ -93,11 +93,11 @@ def status(server: str, timeout: float, bundle: Bundle | None = None) -> ps_pb2.
     until = time.monotonic() + timeout
     while True:
         try:
-            return _ask_once(server, max(until - time.monotonic(), PAUSE), bundle)
+            return _ask_once(server, max(until - time.monotonic(), RETRY_PAUSE), bundle)
         except grpc.RpcError as error:
-            if not _is_transient(error, server, bundle) or time.monotonic() + PAUSE >= until:
+            if not _is_transient(error, server, bundle) or time.monotonic() + RETRY_PAUSE >= until:
                 raise
-        time.sleep(PAUSE)
+        time.sleep(RETRY_PAUSE)
 
 
 def _ask_once(server: str, timeout: float, bundle: Bundle | None) -> ps_pb2.StatusReply:

@@ -30,7 +30,7 @@ from varangian.worker.transport.tls import load_worker_bundle
 
 log = logging.getLogger(__name__)
 
-PAUSE = 2.0
+STATUS_INTERVAL = 2.0
 """Seconds between two status calls to the server, and for an answer."""
 REMINDER = 60.0
 """Seconds between two log lines about a server that does not answer."""
@@ -161,7 +161,7 @@ def ask_for_classes(server: str, bundle: Bundle | None, patience: float) -> int 
     began, reminded = time.monotonic(), -REMINDER
     while True:
         try:
-            return int(status(server, PAUSE, bundle).classes) or None
+            return int(status(server, STATUS_INTERVAL, bundle).classes) or None
         except grpc.RpcError as error:
             found = diagnose_call(error, server, bundle)
             waited = time.monotonic() - began
@@ -174,4 +174,4 @@ def ask_for_classes(server: str, bundle: Bundle | None, patience: float) -> int 
                 log.warning("waiting for the server %s. %s", server, found.sentence)
                 reminded = waited
         # Workers that start together should not all ask together.
-        time.sleep(PAUSE * random.uniform(0.5, 1.0))
+        time.sleep(STATUS_INTERVAL * random.uniform(0.5, 1.0))
