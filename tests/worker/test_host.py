@@ -214,27 +214,14 @@ def test_it_runs_in_a_thread_that_gets_no_signals(server):
     assert codes == [0]
 
 
-def test_being_cancelled_by_anyone_else_is_not_taken_for_a_signal(server):
-    async def main():
-        executor = hosting.ThreadPoolExecutor(1)
-        serving = asyncio.create_task(
-            hosting._until_stopped(
-                "nowhere:1",
-                [WORKERS[:1]],
-                TOKENS,
-                WorkerCompute(TASK),
-                executor,
-                SignalHandling(),
-                Backoff(),
-            )
-        )
-        await asyncio.sleep(0)
-        serving.cancel()
-        with suppress(asyncio.CancelledError):
-            await serving
-        return serving.cancelled()
-
-    assert asyncio.run(main())
+async def test_being_cancelled_by_anyone_else_is_not_taken_for_a_signal(server):
+    rest = TOKENS, WorkerCompute(TASK), hosting.ThreadPoolExecutor(1), SignalHandling(), Backoff()
+    serving = asyncio.create_task(hosting._until_stopped("nowhere:1", [WORKERS[:1]], *rest))
+    await asyncio.sleep(0)
+    serving.cancel()
+    with suppress(asyncio.CancelledError):
+        await serving
+    assert serving.cancelled()
 
 
 def test_attempts_without_a_free_file_fill_no_log(caplog):
