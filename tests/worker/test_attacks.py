@@ -225,10 +225,6 @@ def test_coordinate_drop_really_drops(fraction):
     assert torch.equal(sent[~lost], own[~lost])
 
 
-def test_coordinate_drop_loses_a_tenth_unless_told_otherwise():
-    assert CoordinateDrop().fraction == 0.1
-
-
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_non_finite(value):
     sent = NonFinite(value=value)(ROWS[0], knows())

@@ -232,9 +232,3 @@ def test_a_timetable_speaks_of_names():
     assert (table.delay("w03", 0), table.delay("w02", 0)) == (9.0, 0.0)
     assert [table.next_round("w00", round, 6) for round in (1, 2, 4)] == [1, 4, 4]
     assert table.next_round("w00", 6, 7) is None
-
-
-def test_by_default_all_are_there_in_time():
-    table = Timetable(names=default_names(3), seed=1)
-    assert table.present(5) == default_names(3)
-    assert table.delay("w01", 5) == 0
