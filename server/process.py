@@ -1,4 +1,4 @@
-"""The process of a server, whatever its run: the garbage collector, and the file of a health check."""
+"""Server process setup: freeze the garbage collector, touch the heartbeat file."""
 
 from __future__ import annotations
 

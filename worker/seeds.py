@@ -1,4 +1,4 @@
-"""Named streams of random numbers.
+"""Deterministic seeds: an independent random stream for each purpose, worker and round.
 
 Everything random in a run starts from its seed and a purpose: ("batch", "w03", 17). So no order of calls
 and no choice of process can change what a worker draws, and nothing ever touches torch's global generator.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.aggregators.kernels import centres, lanes
+from varangian.aggregators.kernels import centres, sorting_network
 from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.kernels.centres import Parents, Sums
 from varangian.aggregators.kernels.reference import NotFinite
@@ -196,19 +196,19 @@ def columnwise(
         return exact.blockwise(rule, coords, rows, reference, rows.working_dtype)
     out = torch.empty(rows.d)
     coords = None if coords is None else coords.float()
-    strips = range(0, rows.d, lanes.WIDTH)
+    strips = range(0, rows.d, sorting_network.WIDTH)
 
     def part(some: range) -> None:
-        reduce = lanes.Reducer(rule, len(rows) if coords is None else len(coords))
-        with lanes.subnormals_as_zero() as able, np.errstate(over="ignore", invalid="ignore"):
+        reduce = sorting_network.Reducer(rule, len(rows) if coords is None else len(coords))
+        with sorting_network.subnormals_as_zero() as able, np.errstate(over="ignore", invalid="ignore"):
             if coords is None and not able:
                 _refuse_what_screening_finds(rows)
             for start in some:
-                columns = slice(start, min(start + lanes.WIDTH, rows.d))
+                columns = slice(start, min(start + sorting_network.WIDTH, rows.d))
                 points, result = rows.block(columns.start, columns.stop), out[columns].numpy()
                 if coords is not None:
                     points = exact.mixed(coords, points, reference, columns)
-                elif not lanes.finite([*points.numpy()], result):
+                elif not sorting_network.finite([*points.numpy()], result):
                     raise NotFinite
                 if not reduce([*points.numpy()], result):
                     out[columns] = rule(points)

@@ -1,4 +1,4 @@
-"""Local centres, slice by slice: a common part of the rows is subtracted before anything is multiplied.
+"""Gram matrix without cancellation: each slice of the rows is centred before it is multiplied.
 
     n  rows     r  the reference, or zero     b  inner products of (z_1, ..., z_n, r), (n+1, n+1)
 

@@ -23,7 +23,7 @@ from varangian.aggregators.kernels import blocked, centres
 from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.kernels.centres import Sums, about_reference
 from varangian.aggregators.kernels.native import SLICE, NotFinite
-from varangian.aggregators.kernels.table import Table
+from varangian.aggregators.kernels.pointer_table import Table
 from varangian.aggregators.numeric.order import Majority, Nearest, Order, Window, network
 from varangian.aggregators.rows import Rows
 

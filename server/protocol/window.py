@@ -1,4 +1,4 @@
-"""Members of a round whose rows are not kept whole (`memory: window`), without any I/O.
+"""Streaming aggregation, without I/O: the uploads of a round that is reduced in blocks (`memory: window`).
 
 Time comes in with each event, and `wake_at` says when the next `tick` is due, as in `machine`.
 

@@ -1,4 +1,4 @@
-"""A slot: the permission of one upload to fill one row."""
+"""Upload slot: check the payload of one push and write it into its row of the gradient matrix."""
 
 from __future__ import annotations
 

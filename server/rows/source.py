@@ -1,4 +1,4 @@
-"""Row sources: from the vectors that were pushed for a round to the rows that the rule sees."""
+"""Aggregation input: the n x d matrix for the rule from the pushed vectors, weighted by their staleness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learner: it aggregates the rows of a round, steps the optimizer, and says who was believed.
+"""Server training step: aggregate a round's vectors, step the optimizer, report each worker's weight.
 
 d  parameters     n  rows of the round, in the order of their workers' names
 """

@@ -1,4 +1,4 @@
-"""The task of a run's workers: everything that decides what a worker sends."""
+"""Worker hyperparameters: model, data, loss, batch size, momentum, local steps and attack."""
 
 from __future__ import annotations
 

@@ -31,10 +31,10 @@ from varangian.protos.network.grpc_options import LOOKAHEAD, SMALL_MODEL_LOOKAHE
 from varangian.protos.network.idle_timeout import idle_timeout
 from varangian.protos.refusals import Reaction, Refusal
 from varangian.protos.text import escape
+from varangian.worker.transport.attendance import Attendance
 from varangian.worker.transport.channel import Connection
 from varangian.worker.transport.download import Incoming, message
 from varangian.worker.transport.errors import SENTENCE_LIMIT, FailedCall
-from varangian.worker.transport.presence import Attendance
 from varangian.worker.transport.results import Finished, Pulled, Receipt
 from varangian.worker.transport.retry import DEFAULT_BACKOFF, Backoff
 from varangian.worker.transport.tls import Proof

@@ -5,7 +5,7 @@ It stands above the server and the workers, whose registries it reads; `launch` 
 it. `settings.py` has the settings, `checks/` what is asked of several of them together.
 """
 
-from varangian.config.checks.table import advice
+from varangian.config.checks.all_checks import advice
 from varangian.config.load import load, loads
 from varangian.config.settings import RunConfig
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from varangian.config.aggregator import Expanded, expand_shorthand
-from varangian.config.checks.table import find_problems
+from varangian.config.checks.all_checks import find_problems
 from varangian.config.errors import problems_of
 from varangian.config.fixes import try_fixes
 from varangian.config.overrides import apply_overrides, from_command_line, from_environment

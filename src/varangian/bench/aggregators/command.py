@@ -1,4 +1,4 @@
-"""`varangian bench aggregators`: what a rule costs beside a mean."""
+"""The command `varangian bench aggregators`: measure the rules, print or write the report."""
 
 from __future__ import annotations
 

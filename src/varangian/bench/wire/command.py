@@ -1,4 +1,4 @@
-"""`varangian bench wire`: how fast gradients move beside raw TCP, and at what price."""
+"""The command `varangian bench wire`: measure the transports, print or write the report."""
 
 from __future__ import annotations
 

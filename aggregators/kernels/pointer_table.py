@@ -1,4 +1,4 @@
-"""Addresses of rows for the kernels on a GPU."""
+"""Pointer table: addresses of n separate tensors on a GPU, so that Triton kernels need no stacked copy."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from varangian.worker.transport import presence
-from varangian.worker.transport.presence import Attendance
+from varangian.worker.transport import attendance
+from varangian.worker.transport.attendance import Attendance
 
 
 class Call:
@@ -37,8 +37,8 @@ class Call:
     ],
 )
 def test_a_worker_attends_again_after_whatever_may_pass(monkeypatch, status, code, calls):
-    monkeypatch.setattr(presence, "AGAIN", 0)
-    monkeypatch.setattr(presence, "LATER", 0)
+    monkeypatch.setattr(attendance, "AGAIN", 0)
+    monkeypatch.setattr(attendance, "LATER", 0)
     answers = [Call(status, code), Call(None, None)]  # the second is ended by the server in order
 
     async def story():

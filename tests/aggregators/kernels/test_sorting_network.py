@@ -10,7 +10,7 @@ from tests.aggregators import kit
 from torch import Tensor
 
 from varangian.aggregators import Aggregator, Median, Rows, TrimmedMean
-from varangian.aggregators.kernels import NotFinite, blocked, lanes
+from varangian.aggregators.kernels import NotFinite, blocked, sorting_network
 from varangian.aggregators.numeric.order import Majority, Nearest, Order, Window
 
 COUNTS = [*range(1, 18), 33, 50, 130]
@@ -38,7 +38,7 @@ def flushes() -> bool:
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "WIDTH", 64)
+    monkeypatch.setattr(sorting_network, "WIDTH", 64)
 
 
 @pytest.mark.parametrize("n", COUNTS)
@@ -73,7 +73,7 @@ def test_networks_sort_zeros_and_ones(n: int) -> None:
 
 def test_a_window_takes_fewer_steps_than_all_ranks() -> None:
     def steps(order: Order) -> int:
-        return len(lanes.network(lanes._wishes(order, 15)).steps)
+        return len(sorting_network.network(sorting_network._wishes(order, 15)).steps)
 
     assert steps(Window(7, 8)) < steps(Window(3, 12)) < steps(Nearest(12, 7, 8))
 

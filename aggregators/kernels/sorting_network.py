@@ -1,4 +1,4 @@
-"""Order statistics without a compiler: a network of pairwise minima and maxima, in place, on strips.
+"""NumPy fallback for median and trimmed mean: sorting networks on blocks of columns, in place.
 
 A lane is one place of the network for a strip of columns; a step is one call of numpy on two lanes. A call
 of numpy costs a third of torch's, and none of these allocates. Strips are as wide as the second-level cache

@@ -1,4 +1,4 @@
-"""Attendance: a call that stays open for as long as this process lives.
+"""Liveness stream: a long-lived gRPC call by which the server sees that a worker process has died.
 
 When it ends without another one, the server knows that the worker is gone: nobody waits for it, and a new
 process may have its name at once.
