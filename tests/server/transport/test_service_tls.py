@@ -88,6 +88,18 @@ async def test_a_certificate_of_another_cluster_is_refused_where_its_authority_i
     assert "security: OTHER_CLUSTER from a stranger" in caplog.text
 
 
+async def test_a_server_cannot_join(serving, bundles):
+    said = await joined(serving, bundles / "ours", "w00", bundles / "ours/server")
+    assert "one that the role on the certificate allows" in said
+
+
+async def test_a_certificate_of_no_worker_of_the_run_cannot_join(serving, authority):
+    authority.issue("server", Role.SERVER, days=1)
+    authority.issue("w77", Role.WORKER, days=1)
+    said = await joined(serving, authority.path, "w77", authority.path / "w77")
+    assert "The name of a worker should be one that this run was started with" in said
+
+
 async def test_a_revoked_worker_is_refused_without_a_restart(serving, authority):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w00", Role.WORKER, days=1)
