@@ -8,5 +8,5 @@ READY = "varangian-ready"
 """In the headers of a push that the server is ready to receive; those of a refused call lack it. Its value
 is `CHUNKS`, or the ticket of the payload on a data connection and the key that encrypts it."""
 CHUNKS = "1"
-LANE = "varangian-lane"
+DATA_CHANNEL = "varangian-lane"
 """With a pull or a push of a worker that has a data connection, and would use it."""

@@ -25,7 +25,7 @@ from varangian.aggregators.graphs.file import AdjacencyFile
 from varangian.aggregators.graphs.halton import Halton
 from varangian.aggregators.graphs.links import Static, averaging
 from varangian.aggregators.graphs.random_regular import RandomRegular
-from varangian.aggregators.graphs.turns import cycle, group, inclusions
+from varangian.aggregators.graphs.schedule import cycle, group, inclusions
 
 __all__ = [
     "GRAPHS",

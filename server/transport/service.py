@@ -338,7 +338,7 @@ class Service:
 
     def _ticket(self, transfer: AssociatedData, call: Call) -> AbstractContextManager[DataTicket | None]:
         """The ticket for a payload on the data channel, if the caller can use it."""
-        asked = any(key == metadata_keys.LANE for key, _ in call.caller[0])
+        asked = any(key == metadata_keys.DATA_CHANNEL for key, _ in call.caller[0])
         return self._lane.ticket(transfer) if self._lane and asked else nullcontext()
 
     def _check_common(self, worker: str, text: str) -> None:

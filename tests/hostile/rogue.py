@@ -95,7 +95,7 @@ class Rogue(Traitor):
         return self._begins("Pull", lambda: request, True)
 
     def _begins(self, method, message, lane):
-        asks = ((metadata_keys.LANE, "1"),) if lane else ()
+        asks = ((metadata_keys.DATA_CHANNEL, "1"),) if lane else ()
         for _ in range(200):
             stream = self.line.call(method, (*self.identity, *asks))
             said = message()

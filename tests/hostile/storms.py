@@ -582,7 +582,7 @@ async def wrong_tickets(mark, count):
 
 async def _offered(mark, wire, method, count):
     """A call whose payload may go beside it: its stream, and its ticket; None when it was refused."""
-    stream = wire.open(method, (*mark.identity(), (metadata_keys.LANE, "1")))
+    stream = wire.open(method, (*mark.identity(), (metadata_keys.DATA_CHANNEL, "1")))
     if method == "Push":
         await wire.message(stream, _manifest(mark, await round_of(wire)))
     else:

@@ -14,7 +14,7 @@ from varangian.registry import Registry
 from varangian.worker.seeds import stream_seed
 
 
-class Place(NamedTuple):
+class WorkerIndex(NamedTuple):
     """A worker among those of a run."""
 
     seed: int
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 class Availability(Protocol):
     """The rounds in which a worker takes part."""
 
-    def available(self, place: Place, round: int, /) -> bool: ...
+    def available(self, place: WorkerIndex, round: int, /) -> bool: ...
 
 
 AVAILABILITY: Registry[Availability] = Registry("availability")
@@ -43,7 +43,7 @@ AVAILABILITY: Registry[Availability] = Registry("availability")
 class Always:
     """Full availability: every worker takes part in every round."""
 
-    def available(self, place: Place, round: int) -> bool:
+    def available(self, place: WorkerIndex, round: int) -> bool:
         return True
 
 
@@ -74,7 +74,7 @@ class Alternating:
     def _second(self) -> int:
         return math.floor(self.alpha * self.period + 0.5)
 
-    def available(self, place: Place, round: int) -> bool:
+    def available(self, place: WorkerIndex, round: int) -> bool:
         turn_of_second = round % self.period >= self.period - self._second
         return turn_of_second == (place.worker >= place.n // 2)
 
@@ -96,11 +96,11 @@ class Random:
         if self.period < 1:
             raise ValueError(f"`period` should be at least 1. Found {self.period}.")
 
-    def available(self, place: Place, round: int) -> bool:
+    def available(self, place: WorkerIndex, round: int) -> bool:
         """Available by its own draw, or when the last such round is a multiple of `period` rounds ago."""
         return (round - self._last_wish(place, round)) % self.period == 0
 
-    def _last_wish(self, place: Place, round: int) -> int:
+    def _last_wish(self, place: WorkerIndex, round: int) -> int:
         """The last round until this one in which it wants to come; before the first, one at random."""
         for earlier in range(round, -1, -1):
             if place.uniform("availability", "random", earlier) < self.chance:
@@ -126,7 +126,7 @@ class Diurnal:
         if self.hour < 1:
             raise ValueError(f"`hour` should be at least 1. Found {self.hour}.")
 
-    def available(self, place: Place, round: int) -> bool:
+    def available(self, place: WorkerIndex, round: int) -> bool:
         zone = int(place.uniform("availability", "zone") * len(self.trace))
         chance = self.trace[(round // self.hour + zone) % len(self.trace)]
         return place.uniform("availability", "diurnal", round) < chance
@@ -147,7 +147,7 @@ class Churn:
             if not 1 <= value < math.inf:
                 raise ValueError(f"`{name}` should be at least 1 round. Found {value}.")
 
-    def available(self, place: Place, round: int) -> bool:
+    def available(self, place: WorkerIndex, round: int) -> bool:
         """Looks back for a draw that decides, whatever was before it; between, a draw keeps or turns.
 
         The chain stays where a draw is at least 1/stay, and comes back where it is at least 1 - 1/away:

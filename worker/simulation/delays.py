@@ -8,7 +8,7 @@ from statistics import NormalDist
 from typing import Protocol, runtime_checkable
 
 from varangian.registry import Registry
-from varangian.worker.simulation.availability import Place
+from varangian.worker.simulation.availability import WorkerIndex
 
 ALL: tuple[int, ...] = ()
 
@@ -17,7 +17,7 @@ ALL: tuple[int, ...] = ()
 class Delay(Protocol):
     """The time that a worker waits before it pushes."""
 
-    def seconds(self, place: Place, round: int, /) -> float:
+    def seconds(self, place: WorkerIndex, round: int, /) -> float:
         """The delay, finite and not negative."""
         ...
 
@@ -30,7 +30,7 @@ DELAYS: Registry[Delay] = Registry("delay")
 class NoDelay:
     """No delay: a worker pushes as soon as it has computed."""
 
-    def seconds(self, place: Place, round: int) -> float:
+    def seconds(self, place: WorkerIndex, round: int) -> float:
         return 0.0
 
 
@@ -51,7 +51,7 @@ class Constant:
         check_seconds("step", self.step)
         check_workers(self.workers)
 
-    def seconds(self, place: Place, round: int) -> float:
+    def seconds(self, place: WorkerIndex, round: int) -> float:
         return (self.factor - 1) * self.step if is_chosen(self.workers, place) else 0.0
 
 
@@ -72,7 +72,7 @@ class Steps:
         check_factor(self.factor)
         check_workers(self.workers)
 
-    def seconds(self, place: Place, round: int) -> float:
+    def seconds(self, place: WorkerIndex, round: int) -> float:
         return self.factor * self.step if is_chosen(self.workers, place) else self.step
 
 
@@ -97,7 +97,7 @@ class Lognormal:
             raise ValueError(f"`sigma` should not be negative. Found {self.sigma}.")
         check_workers(self.workers)
 
-    def seconds(self, place: Place, round: int) -> float:
+    def seconds(self, place: WorkerIndex, round: int) -> float:
         if not is_chosen(self.workers, place):
             return 0.0
         exponent = self.sigma * NormalDist().inv_cdf(place.uniform("delay", round))
@@ -126,14 +126,14 @@ class Pareto:
             raise ValueError(f"`alpha` should be a positive number. Found {self.alpha}.")
         check_workers(self.workers)
 
-    def seconds(self, place: Place, round: int) -> float:
+    def seconds(self, place: WorkerIndex, round: int) -> float:
         if not is_chosen(self.workers, place):
             return 0.0
         exponent = -math.log(place.uniform("delay", round)) / self.alpha
         return min(self.least * math.exp(min(exponent, 700.0)), self.most)
 
 
-def is_chosen(workers: tuple[int, ...], place: Place) -> bool:
+def is_chosen(workers: tuple[int, ...], place: WorkerIndex) -> bool:
     return not workers or place.worker in workers
 
 

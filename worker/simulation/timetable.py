@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from varangian.worker.simulation.availability import Always, Availability, Place
+from varangian.worker.simulation.availability import Always, Availability, WorkerIndex
 from varangian.worker.simulation.delays import Delay, NoDelay
 
 HORIZON = 1000
@@ -42,8 +42,8 @@ class Timetable:
         found = self.next_round(worker, round, ahead)
         return ahead if found is None else found
 
-    def _place(self, worker: str) -> Place:
-        return Place(self.seed, self._numbers[worker], len(self.names))
+    def _place(self, worker: str) -> WorkerIndex:
+        return WorkerIndex(self.seed, self._numbers[worker], len(self.names))
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

@@ -35,7 +35,7 @@ from varangian.worker.training.losses import name_of as name_of_loss
 from varangian.worker.training.metrics import choose_metrics
 from varangian.worker.training.momentum import Momentum
 from varangian.worker.training.task import Task
-from varangian.worker.training.trainer import Goal, Trainer, build_model
+from varangian.worker.training.trainer import Objective, Trainer, build_model
 from varangian.worker.transport.results import Declined
 
 Compute: TypeAlias = Callable[[str, int, Tensor], Tensor]
@@ -65,8 +65,8 @@ class WorkerCompute:
             )
         shards = deal_samples(task.partition, self.dataset, len(task.workers), task.seed)
         self._shards = dict(zip(task.workers, shards, strict=True))
-        goal = Goal(task.loss, metrics, asked=task.metrics is not None)
-        self._trainer = Trainer(task.model, self.dataset, goal, task.seed, device)
+        objective = Objective(task.loss, metrics, asked=task.metrics is not None)
+        self._trainer = Trainer(task.model, self.dataset, objective, task.seed, device)
         self.metrics = self._trainer.metrics
         """The metrics that are reported beside the loss, by name."""
         self._momentum = Momentum(task.momentum)

@@ -53,7 +53,7 @@ TRIAL = 2
 
 
 @dataclass(frozen=True)
-class Goal:
+class Objective:
     """The objective: the loss that is minimised, and the metrics reported beside it."""
 
     loss: Loss = field(default_factory=CrossEntropy)
@@ -69,7 +69,7 @@ class Trainer:
     Args:
         model: what to build.
         dataset: what to train on.
-        goal: loss and metrics.
+        objective: loss and metrics.
         seed: of the run.
         device: where to compute; vectors that come and go are on the CPU.
 
@@ -77,9 +77,11 @@ class Trainer:
         InputError: when the model cannot be built, or a first gradient cannot be computed.
     """
 
-    def __init__(self, model: Model, dataset: Dataset, goal: Goal, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Model, dataset: Dataset, objective: Objective, seed: int, device: torch.device
+    ) -> None:
         self._dataset = dataset
-        self._goal = goal
+        self._objective = objective
         self._seed = seed
         self._device = device
         self._target = str(getattr(model, "target", ""))
@@ -111,14 +113,14 @@ class Trainer:
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """Metrics besides the loss, by name."""
-        return self._goal.metrics
+        return self._objective.metrics
 
     def _scored(self, outputs: Any, y: Any) -> None:
         """See that there is a score for each class; a sequence model may have more, for tokens not seen."""
-        if not self._goal.asked and not isinstance(outputs, Tensor):
-            self._goal = replace(self._goal, metrics={})
+        if not self._objective.asked and not isinstance(outputs, Tensor):
+            self._objective = replace(self._objective, metrics={})
         classes = self._dataset.classes
-        if not isinstance(self._goal.loss, CrossEntropy) or classes is None:
+        if not isinstance(self._objective.loss, CrossEntropy) or classes is None:
             return
         scores, _ = by_place(outputs, y)
         if scores.shape[1] < classes or (y.dim() == 1 and scores.shape[1] > classes):
@@ -152,7 +154,9 @@ class Trainer:
         advice = "See that the loss is computed from the parameters, by operations that torch can derive."
         with torch.enable_grad():
             loss = self._loss(self._outputs(x), y)
-            with guard(f"{self._name}: the gradient of `loss` {name_of_loss(self._goal.loss)}", advice):
+            with guard(
+                f"{self._name}: the gradient of `loss` {name_of_loss(self._objective.loss)}", advice
+            ):
                 found = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
         return [slope.to_dense() if slope.is_sparse else slope for slope in found]
 
@@ -166,7 +170,7 @@ class Trainer:
             return self._module(**x) if isinstance(x, dict) else self._module(*x)
 
     def _loss(self, outputs: Any, y: Any) -> Tensor:
-        loss = self._goal.loss
+        loss = self._objective.loss
         name, advice = name_of_loss(loss), "See that outputs and targets are what it takes."
         with guard(f"`loss` {name}", advice, str(getattr(loss, "target", "")), LossError):
             return loss(outputs, y)
@@ -183,7 +187,7 @@ class Trainer:
             return self._scores(count(self._dataset.test_x))
         except InputError as error:
             self._tell(error)
-            return {"loss": math.nan, **dict.fromkeys(self._goal.metrics, math.nan)}
+            return {"loss": math.nan, **dict.fromkeys(self._objective.metrics, math.nan)}
 
     @torch.no_grad()
     def rehearse(self) -> None:
@@ -196,7 +200,7 @@ class Trainer:
         self._scores(TRIAL, strict=True)
 
     def _scores(self, size: int, *, strict: bool = False) -> dict[str, float]:
-        data, metrics, loss = self._dataset, self._goal.metrics, 0.0
+        data, metrics, loss = self._dataset, self._objective.metrics, 0.0
         totals = dict.fromkeys(metrics, (0.0, 0.0))
         kept: list[Any] = []
         size = min(size, count(data.test_x))
@@ -239,7 +243,7 @@ class Trainer:
         """Memory of an evaluation at most: activations, and outputs that a metric needs all at once."""
         size = count(self._dataset.test_x)
         activations, outputs = self._footprint
-        whole = size if any(metric.whole for metric in self._goal.metrics.values()) else 0
+        whole = size if any(metric.whole for metric in self._objective.metrics.values()) else 0
         return activations * min(self._evaluated_at_once, size) + 2 * outputs * whole
 
     @property

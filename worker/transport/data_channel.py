@@ -20,7 +20,7 @@ from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TICKET, DataConnection, DataConnectionError
 from varangian.protos.data_channel.encrypted_stream import KEY, why_unavailable
 from varangian.protos.errors import Refused
-from varangian.protos.metadata_keys import CHUNKS, LANE
+from varangian.protos.metadata_keys import CHUNKS, DATA_CHANNEL
 from varangian.protos.network.address import split_address
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.protos.refusals import Blame, Refusal
@@ -77,7 +77,7 @@ class LeasedConnection:
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
         """The header with which the call offers to use it."""
-        return () if self.connected is None else ((LANE, "1"),)
+        return () if self.connected is None else ((DATA_CHANNEL, "1"),)
 
     def parse_ready(self, ready: str | bytes | None) -> ShownTicket | None:
         """Parse the server's answer to the offer; None when it wants chunks.

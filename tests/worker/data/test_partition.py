@@ -15,7 +15,7 @@ from varangian.worker.data.partition import (
     Shared,
     batch_indices,
 )
-from varangian.worker.simulation.availability import Alternating, Place
+from varangian.worker.simulation.availability import Alternating, WorkerIndex
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 
@@ -64,7 +64,7 @@ def test_halves_of_the_classes_come_and_go_with_the_halves_of_the_workers(worker
     assert torch.equal(torch.cat(shards).sort().values, torch.arange(len(LABELS)))
     availability = Alternating(period=4)
     for round in range(8):
-        there = [w for w in range(workers) if availability.available(Place(1, w, workers), round)]
+        there = [w for w in range(workers) if availability.available(WorkerIndex(1, w, workers), round)]
         seen = {int(label) for w in there for label in LABELS[shards[w]]}
         assert seen == ({0, 1, 2, 3, 4} if round % 4 < 2 else {5, 6, 7, 8, 9})
 

@@ -14,8 +14,8 @@ from varangian.worker.simulation.availability import (
     Always,
     Churn,
     Diurnal,
-    Place,
     Random,
+    WorkerIndex,
 )
 from varangian.worker.simulation.delays import DELAYS, Constant, Lognormal, NoDelay, Pareto, Steps
 from varangian.worker.simulation.timetable import Timetable
@@ -26,7 +26,7 @@ LATE = [NoDelay(), Constant(step=0.1), Steps(step=0.1), Lognormal(median=0.2), P
 
 
 def presence(model, worker, rounds, n=10, seed=1):
-    return [model.available(Place(seed, worker, n), round) for round in range(rounds)]
+    return [model.available(WorkerIndex(seed, worker, n), round) for round in range(rounds)]
 
 
 def lengths(there, which):
@@ -38,7 +38,7 @@ def lengths(there, which):
 @pytest.mark.parametrize("model", MODELS)
 def test_any_order_of_questions_has_the_same_answers(model):
     forwards = presence(model, 3, 60)
-    backwards = [model.available(Place(1, 3, 10), round) for round in range(59, -1, -1)]
+    backwards = [model.available(WorkerIndex(1, 3, 10), round) for round in range(59, -1, -1)]
     assert forwards == backwards[::-1]
 
 
@@ -51,10 +51,10 @@ def test_workers_and_seeds_differ(model):
 @pytest.mark.parametrize("bits", [0, 2**64 - 1])
 def test_the_least_and_the_greatest_draw_are_numbers_between(monkeypatch, bits):
     monkeypatch.setattr(availability, "stream_seed", lambda *purpose: bits)
-    assert 0 < Place(1, 0, 2).uniform("x") < 1
+    assert 0 < WorkerIndex(1, 0, 2).uniform("x") < 1
     for delay in LATE:
-        assert 0 <= delay.seconds(Place(1, 0, 2), 0) <= 60
-    assert isinstance(Diurnal().available(Place(1, 0, 2), 0), bool)
+        assert 0 <= delay.seconds(WorkerIndex(1, 0, 2), 0) <= 60
+    assert isinstance(Diurnal().available(WorkerIndex(1, 0, 2), 0), bool)
 
 
 def test_always():
@@ -68,7 +68,7 @@ def test_alternating_halves_share_a_period():
 
 
 def test_of_an_odd_number_the_second_half_is_the_larger():
-    there = [Alternating().available(Place(1, worker, 5), 0) for worker in range(5)]
+    there = [Alternating().available(WorkerIndex(1, worker, 5), 0) for worker in range(5)]
     assert there == [True, True, False, False, False]
 
 
@@ -128,19 +128,19 @@ def test_who_leaves_at_once_and_is_back_at_once():
 
 @pytest.mark.parametrize("delay", LATE)
 def test_delays_are_pure_and_finite(delay):
-    first, again = ([delay.seconds(Place(1, 0, 4), round) for round in range(50)] for _ in range(2))
+    first, again = ([delay.seconds(WorkerIndex(1, 0, 4), round) for round in range(50)] for _ in range(2))
     assert first == again
     assert all(0 <= seconds <= 60 for seconds in first)
 
 
 def test_chosen_workers_are_ten_times_as_slow():
     delay = Constant(step=0.2, workers=(1, 3))
-    assert [delay.seconds(Place(1, worker, 5), 7) for worker in range(5)] == [0, 1.8, 0, 1.8, 0]
+    assert [delay.seconds(WorkerIndex(1, worker, 5), 7) for worker in range(5)] == [0, 1.8, 0, 1.8, 0]
 
 
 def test_everybody_takes_a_step_and_a_slow_worker_ten():
     delay = Steps(step=0.05, workers=(1,))
-    assert [delay.seconds(Place(1, worker, 3), 7) for worker in range(3)] == [0.05, 0.5, 0.05]
+    assert [delay.seconds(WorkerIndex(1, worker, 3), 7) for worker in range(3)] == [0.05, 0.5, 0.05]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_everybody_takes_a_step_and_a_slow_worker_ten():
 )
 def test_quantiles(delay, quantiles):
     drawn = sorted(
-        delay.seconds(Place(3, worker, 20), round) for worker in range(20) for round in range(400)
+        delay.seconds(WorkerIndex(3, worker, 20), round) for worker in range(20) for round in range(400)
     )
     for share, seconds in quantiles.items():
         assert drawn[int(share * len(drawn))] == pytest.approx(seconds, rel=0.06)
@@ -160,14 +160,19 @@ def test_quantiles(delay, quantiles):
 
 @pytest.mark.parametrize("delay", [Lognormal(median=1, sigma=1e6), Pareto(least=1, alpha=1e-6)])
 def test_the_longest_delay_is_cut(delay):
-    assert max(delay.seconds(Place(1, worker, 9), 0) for worker in range(9)) == 60
+    assert max(delay.seconds(WorkerIndex(1, worker, 9), 0) for worker in range(9)) == 60
 
 
 @pytest.mark.parametrize("make", [Lognormal, Pareto])
 def test_only_chosen_workers_are_late(make):
     fields = {"median": 1.0} if make is Lognormal else {"least": 1.0}
     delay = make(**fields, workers=(2,))
-    assert [delay.seconds(Place(1, worker, 4), 0) > 0 for worker in range(4)] == [False, False, True, False]
+    assert [delay.seconds(WorkerIndex(1, worker, 4), 0) > 0 for worker in range(4)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from varangian.worker.data.synthetic import Synthetic
 from varangian.worker.training import trainer as module
 from varangian.worker.training.footprint import MemoryFootprint
 from varangian.worker.training.models import Mlp
-from varangian.worker.training.trainer import Goal, Trainer
+from varangian.worker.training.trainer import Objective, Trainer
 
 
 def trained(hidden=64):
     data = Synthetic().load()
-    return Trainer(Mlp(hidden=hidden), data, Goal(), 1, torch.device("cpu"))
+    return Trainer(Mlp(hidden=hidden), data, Objective(), 1, torch.device("cpu"))
 
 
 def test_the_footprint_is_what_is_alive_at_the_same_time():
