@@ -1,4 +1,10 @@
-"""Ways to carry a run out: real processes over gRPC, or one process without sockets; the same numbers."""
+"""Ways to carry a run out: real processes over gRPC, or one process without sockets; the same numbers.
+
+`processes` starts a server and workers on this machine, `simulation` needs no sockets, `server_run` and
+`worker_processes` are the parts that `varangian server` and `varangian worker` use by themselves, and
+`output` writes the run folder. The command line and programs import it; it imports the configuration and
+everything below.
+"""
 
 from __future__ import annotations
 
