@@ -111,6 +111,7 @@ class Run:
         names=NAMES,
         quorum=None,
         lr=0.5,
+        timeout=0.05,
         **options,
     ):
         torch.set_num_threads(1)
@@ -134,7 +135,7 @@ class Run:
         secret, certificate_reader = (
             (None, security.certificate_reader) if security else (b"0123456789abcdef", None)
         )
-        self.sessions = Sessions(names, secret, timeout=0.05, certificate_reader=certificate_reader)
+        self.sessions = Sessions(names, secret, timeout=timeout, certificate_reader=certificate_reader)
         self.limits = limits or Limits(idle=20.0, status=0.0, grace=20.0)
         self.stop = asyncio.Event()
 
