@@ -320,7 +320,7 @@ def construct(
             elif name:
                 problems.append(Problem(join(path, name), unknown, values[name], suggestion(name, known)))
             else:
-                problems.append(Problem(path, str(found[0]["ctx"]["error"]).rstrip(".")))
+                problems.append(Problem(path, str(found[0].get("ctx", {}).get("error")).rstrip(".")))
         problems.sort(key=lambda problem: problem.rule != unknown)
         raise ConfigError(problems) from error
 
