@@ -17,6 +17,7 @@ WIDTH, MARGIN, GAP = 880, 20, 10
 WHAT = {
     "__main__": "the command",
     "bench": "benchmarks: what rules cost, how fast vectors move",
+    "experiments": "sweeps, results of many runs, a report",
     "cli": "one file for each command; progress, tables, pictures",
     "launch": "a run in processes or in simulation; what it leaves behind",
     "config": "YAML and key=value to built objects",

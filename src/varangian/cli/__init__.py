@@ -1,4 +1,5 @@
 """The command line: arguments, commands, and views of a run.
 
-Nothing heavy is imported before a command needs it. `varangian.__main__` and `varangian.bench` import it.
+Nothing heavy is imported before a command needs it. `varangian.__main__` and `varangian.bench` and
+`varangian.experiments` import it.
 """

@@ -9,6 +9,7 @@ everything below.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from varangian.launch.result import Note, Outcome, RunError, RunResult
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["Note", "Outcome", "RunError", "RunResult", "run"]
 
 
-def run(config: RunConfig, *, observe: Observe | None = None, note: Note | None = None) -> RunResult:
+def run(
+    config: RunConfig,
+    *,
+    observe: Observe | None = None,
+    note: Note | None = None,
+    folder: Path | None = None,
+) -> RunResult:
     """Train as the configuration says, on this machine, and return when it is over.
 
     This is `varangian run` for programs and notebooks. Where an event loop runs already, the run has one of
@@ -34,6 +41,8 @@ def run(config: RunConfig, *, observe: Observe | None = None, note: Note | None 
             called from inside an event loop it is called in another thread.
         note: takes sentences about the run, as that a worker has ended; by default they are logged as
             warnings of the logger `varangian`.
+        folder: the run folder, which is made and must be empty if it exists; by default a new one below
+            `config.output`.
 
     Raises:
         RunError: the run cannot be started, or cannot go on.
@@ -47,10 +56,10 @@ def run(config: RunConfig, *, observe: Observe | None = None, note: Note | None 
     if config.backend == "simulate":
         from varangian.launch.simulation.simulate import run_in_simulation
 
-        return run_in_simulation(config, observe=observe, note=note)
+        return run_in_simulation(config, observe=observe, note=note, folder=folder)
     from varangian.launch.processes import run_in_processes
 
-    return run_in_processes(config, observe=observe, note=note)
+    return run_in_processes(config, observe=observe, note=note, folder=folder)
 
 
 def _nothing(record: RoundRecord) -> None:

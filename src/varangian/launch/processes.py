@@ -34,19 +34,27 @@ LOOKED_AT, LONGEST = 10_000, 500
 """Characters: how far back in a log its last line is looked for, and how much of it is repeated."""
 
 
-def run_in_processes(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
+def run_in_processes(
+    config: RunConfig, *, observe: Observe, note: Note, folder: Path | None = None
+) -> RunResult:
     """Carry a run out with real processes.
 
     Raises:
         RunError: it cannot be started.
     """
     with WorkerProcesses() as worker_group:
-        return run_to_completion(lambda: _run(config, worker_group, observe, note))
+        return run_to_completion(lambda: _run(config, worker_group, observe, note, folder))
 
 
-async def _run(config: RunConfig, worker_group: WorkerProcesses, observe: Observe, note: Note) -> RunResult:
+async def _run(
+    config: RunConfig,
+    worker_group: WorkerProcesses,
+    observe: Observe,
+    note: Note,
+    folder: Path | None,
+) -> RunResult:
     check_port(config)
-    server_run = ServerRun.open(config, observe, note)
+    server_run = ServerRun.open(config, observe, note, folder)
     for sentence in server_run.sentences:
         note(sentence)
     address = asyncio.get_running_loop().create_future()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
@@ -61,8 +62,8 @@ class ServerRun:
     saved: bool = False
 
     @classmethod
-    def open(cls, config: RunConfig, observe: Observe, note: Note) -> ServerRun:
-        """Load the data, build the model and make the run folder.
+    def open(cls, config: RunConfig, observe: Observe, note: Note, folder: Path | None = None) -> ServerRun:
+        """Load the data, build the model and make the run folder, at its place if one is given.
 
         Raises:
             RunError: something is missing, the parts do not fit, or there is not enough memory.
@@ -89,14 +90,18 @@ class ServerRun:
         except OSError as error:
             raise RunError(str(error)) from error
         built = learner(config, initial)
-        folder = RunFolder.create(
-            config, metrics=tuple(worker_compute.metrics), facts={"memory": account.sentence}, warn=warn
+        run_folder = RunFolder.create(
+            config,
+            metrics=tuple(worker_compute.metrics),
+            facts={"memory": account.sentence},
+            warn=warn,
+            path=folder,
         )
         return cls(
             config,
             worker_compute,
             built,
-            folder,
+            run_folder,
             observe,
             machine(config),
             account,

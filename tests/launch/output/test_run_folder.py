@@ -47,6 +47,16 @@ def test_a_run_folder_is_readable_by_its_owner_only(folder):
     assert (saved, stat.S_IMODE(saved.stat().st_mode)) == (folder.path, 0o700)
 
 
+def test_a_folder_of_a_given_path_is_made_and_must_be_empty(small, tmp_path):
+    path = tmp_path / "below" / "here"
+    made = RunFolder.create(small(), path=path)
+    made.close()
+    assert (made.path, stat.S_IMODE(path.stat().st_mode)) == (path, 0o700)
+    with pytest.raises(RunError, match=r"below' cannot be written: here is not empty\. .*output=DIR"):
+        RunFolder.create(small(), path=path)
+    assert (path / "config.yaml").exists()
+
+
 def test_runs_of_the_same_second_have_folders_of_their_own(small):
     folders = [RunFolder.create(small()) for _ in range(3)]
     assert len({made.path for made in folders}) == 3

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from varangian.cli.arguments.common import add_format, count
 from varangian.files import expanded
 
-FORMATS = ("auto", "rich", "plain", "json")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -23,9 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         )
         if name != "round":
             sub.add_argument("--png", type=expanded, metavar="FILE", help="write a bar chart here")
-        sub.add_argument(
-            "--format", choices=FORMATS, default="auto", help="auto: rich on a terminal, plain elsewhere"
-        )
+        add_format(sub)
 
 
 def _aggregators(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +39,8 @@ def _aggregators(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rules", nargs="+", metavar="RULE", help="rules, as krum median, or nnm+krum; by default all"
     )
-    parser.add_argument("--threads", type=_count, default=1, metavar="N")
-    parser.add_argument("--repeats", type=_count, default=7, metavar="N", help="runs; medians are reported")
+    parser.add_argument("--threads", type=count, default=1, metavar="N")
+    parser.add_argument("--repeats", type=count, default=7, metavar="N", help="runs; medians are reported")
     parser.add_argument("--backend", metavar="NAME", help="kernels to insist on; by default the fastest")
 
 
@@ -58,7 +56,7 @@ def _wire(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         nargs="+",
-        type=_count,
+        type=count,
         default=[1, 4, 15],
         metavar="N",
         help="numbers of workers; by default 1 4 15",
@@ -66,17 +64,17 @@ def _wire(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="WAY", help="ways to send, as ours, pull or gloo; by default all"
     )
-    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="runs; medians are reported")
+    parser.add_argument("--repeats", type=count, default=5, metavar="N", help="runs; medians are reported")
 
 
 def _round(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-n", "--workers", type=_count, default=15, metavar="N", help="number of workers; by default 15"
+        "-n", "--workers", type=count, default=15, metavar="N", help="number of workers; by default 15"
     )
     parser.add_argument(
         "-d",
         "--parameters",
-        type=_count,
+        type=count,
         metavar="D",
         help="by default 11200000, or 5000 with --small",
     )
@@ -99,7 +97,7 @@ def _round(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="rules, as krum or nnm+krum",
     )
-    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="runs; medians are reported")
+    parser.add_argument("--repeats", type=count, default=5, metavar="N", help="runs; medians are reported")
 
 
 def _rate(text: str) -> int:
@@ -126,12 +124,6 @@ def _bytes(text: str) -> int:
             f"should be a whole number of KB, MB or GB, as 45MB. Found {text!r}."
         )
     return int(number) * UNITS[unit]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"should be a whole number, at least 1. Found {text!r}.")
-    return int(text)
 
 
 BENCHMARKS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 from varangian import __version__
 from varangian.cli.arguments import bench as benchmarks
+from varangian.cli.arguments import experiments
 from varangian.cli.arguments import graph as graph_arguments
+from varangian.cli.arguments.common import add_format
 from varangian.files import expanded
 
 EPILOG = """\
@@ -28,7 +30,6 @@ KINDS = (
     *("partitions", "optimizers", "schedules"),
     *("graphs", "availability", "delays", "participations", "staleness"),
 )
-FORMATS = ("auto", "rich", "plain", "json")
 
 FORK_SERVER = "varangian.launch.fork_server"
 """`start()` of this module is called before the command is imported: both import torch at the same time."""
@@ -89,12 +90,6 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _format(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--format", choices=FORMATS, default="auto", help="auto: rich on a terminal, plain elsewhere"
-    )
-
-
 def _run(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
     parser.set_defaults(prepare=FORK_SERVER)
@@ -102,7 +97,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=expanded, metavar="DIR", help="the folder of run folders; short for output=..."
     )
-    _format(parser)
+    add_format(parser)
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +116,7 @@ def _server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=expanded, metavar="DIR", help="the folder of run folders; short for output=..."
     )
-    _format(parser)
+    add_format(parser)
 
 
 def _worker(parser: argparse.ArgumentParser) -> None:
@@ -266,7 +261,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(prepare=FORK_SERVER)
     parser.add_argument("--rounds", type=int, default=None, metavar="N", help="rounds of every run")
     parser.add_argument("--output", default="runs", type=expanded, metavar="DIR")
-    _format(parser)
+    add_format(parser)
 
 
 def _nothing(parser: argparse.ArgumentParser) -> None:
@@ -299,6 +294,16 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         "varangian.cli.commands.plot",
         "Draw accuracy and loss of runs over their rounds, as a picture.",
         _plot,
+    ),
+    "sweep": (
+        "varangian.experiments.sweep.command",
+        "Run every point of a grid; again, and it runs only what is missing.",
+        experiments.add_sweep,
+    ),
+    "report": (
+        "varangian.experiments.report.command",
+        "Write a page about runs: worst cases, curves, trust.",
+        experiments.add_report,
     ),
     "certs": (
         "varangian.cli.commands.certs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -58,3 +59,15 @@ def make_folder(parent: Path, name: str) -> Path:
             attempt += 1
         else:
             return path
+
+
+def make_at(path: Path) -> Path:
+    """The folder of this path, made for its owner only if it does not exist.
+
+    Raises:
+        OSError: it cannot be made, or something is in it.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise OSError(errno.ENOTEMPTY, f"{path.name} is not empty", str(path))
+    return path

@@ -42,7 +42,7 @@ from varangian.aggregators.spec import parts_of
 from varangian.config import RunConfig
 from varangian.config.yaml_text import dump
 from varangian.files import user_path, write_atomically
-from varangian.launch.output.files import Record, make_folder, queued_record
+from varangian.launch.output.files import Record, make_at, make_folder, queued_record
 from varangian.launch.output.queued_writer import Warn, warn_on_stderr
 from varangian.launch.result import RunError, RunResult
 from varangian.server.observability.record import RoundRecord
@@ -103,8 +103,9 @@ class RunFolder:
         metrics: Sequence[str] = ("accuracy",),
         facts: Mapping[str, Any] | None = None,
         warn: Warn = warn_on_stderr,
+        path: Path | None = None,
     ) -> RunFolder:
-        """A new folder below `config.output`, named for the time and for what the run shows.
+        """A new folder below `config.output`, named for the time and for what the run shows; or another.
 
         Args:
             config: of the run.
@@ -112,21 +113,26 @@ class RunFolder:
             metrics: as above.
             facts: more for the manifest.
             warn: as above.
+            path: of the folder, made if it does not exist.
 
         Raises:
-            RunError: it cannot be made.
+            RunError: it cannot be made, or it holds something already.
         """
         known = manifest(config, command or sys.argv) | dict(facts or {})
         documents = {"config.yaml": dump(config.resolved()).encode(), "manifest.json": _json(known)}
-        output = user_path(config.output)
-        path = None
+        made = None
         try:
-            path = make_folder(output, f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(config)}")
-            return cls(path, documents, warn, metrics=metrics, averaged=config.ema is not None)
+            if path is None:
+                name = f"{time.strftime('%Y%m%d-%H%M%S')}-{short_name(config)}"
+                made = make_folder(user_path(config.output), name)
+            else:
+                made = make_at(path)
+            return cls(made, documents, warn, metrics=metrics, averaged=config.ema is not None)
         except OSError as error:
-            if path is not None:
-                _remove_files(path, [*documents, "rounds.jsonl", "metrics.csv"])
-            reason = f"the run folder in {config.output!r} cannot be written: {error.strerror or error}"
+            if made is not None:
+                _remove_files(made, [*documents, "rounds.jsonl", "metrics.csv"])
+            place = repr(config.output) if path is None else repr(str(path.parent))
+            reason = f"the run folder in {place} cannot be written: {error.strerror or error}"
             raise RunError(f"{reason}. Choose another place with output=DIR.") from error
 
     def observe(self, record: RoundRecord) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import torch
 
@@ -22,7 +23,9 @@ from varangian.server.observability.record import Observe
 from varangian.server.rows.latest_store import NoRoom
 
 
-def run_in_simulation(config: RunConfig, *, observe: Observe, note: Note) -> RunResult:
+def run_in_simulation(
+    config: RunConfig, *, observe: Observe, note: Note, folder: Path | None = None
+) -> RunResult:
     """Carry a run out in this process.
 
     Raises:
@@ -31,7 +34,7 @@ def run_in_simulation(config: RunConfig, *, observe: Observe, note: Note) -> Run
     threads = config.worker.threads
 
     async def main() -> RunResult:
-        server_run = ServerRun.open(config, observe, note)
+        server_run = ServerRun.open(config, observe, note, folder)
         with closing(server_run), server_run.stop.on_signals(note):
             time = VirtualTime()
             coordinator = server_run.coordinator(time.clock)

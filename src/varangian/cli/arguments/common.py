@@ -1,0 +1,21 @@
+"""Arguments that several commands have. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import argparse
+
+FORMATS = ("auto", "rich", "plain", "json")
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """`--format`: how a command shows what it does."""
+    parser.add_argument(
+        "--format", choices=FORMATS, default="auto", help="auto: rich on a terminal, plain elsewhere"
+    )
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"should be a whole number, at least 1. Found {text!r}.")
+    return int(text)

@@ -1,0 +1,54 @@
+"""The arguments of `varangian sweep` and `varangian report`. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import argparse
+
+from varangian.cli.arguments.common import add_format, count
+from varangian.files import expanded
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="GRID [key=value ...]",
+        help="a YAML file with a grid, and settings of all its runs",
+    )
+    parser.add_argument(
+        "--from-byzfl",
+        type=expanded,
+        metavar="CONFIG",
+        help="a JSON file of ByzFL in place of the grid; says what of it has no counterpart",
+    )
+    parser.add_argument(
+        "--jobs", type=count, metavar="N", help="runs at the same time; by default as many as cores"
+    )
+    parser.add_argument("--seeds", type=count, metavar="N", help="run every point with the seeds 1 to N")
+    parser.add_argument(
+        "--output", type=expanded, metavar="DIR", help="the folder of run folders; short for output=..."
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the points and estimate the time; run nothing"
+    )
+    parser.add_argument("--yes", action="store_true", help="run more than 10 000 points")
+    add_format(parser)
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="the folder of a run, a folder of such folders, or the .sweep.json of a sweep",
+    )
+    parser.add_argument(
+        "-o", "--out", type=expanded, default="report.html", metavar="FILE", help="by default report.html"
+    )
+    parser.add_argument(
+        "--figures", type=expanded, metavar="DIR", help="write figures as PDF and PNG, and tables, here"
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="serve the page on 127.0.0.1 and refresh it while runs go on"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")

@@ -1,0 +1,5 @@
+"""Experiments: many runs, what they say together, and a report that people can look at.
+
+`sweep` carries the runs of a grid out, `results` reads runs and compares rules, `report` draws them.
+`varangian.cli.arguments.experiments` names the commands; nothing below imports this.
+"""
