@@ -169,6 +169,50 @@ class Halves:
         return sort_ascending(members[order].tensor_split(workers))
 
 
+@PARTITIONS.register("extreme")
+@dataclass(frozen=True)
+class Extreme:
+    """Extreme label skew: samples sorted by class are cut into equal parts, one for each worker in order.
+
+    The pathological case of "Communication-Efficient Learning of Deep Networks from Decentralized Data"
+    (McMahan et al., 2017), with one shard for each worker; ByzFL's `extreme_niid`.
+    """
+
+    by_label: ClassVar[bool] = True
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        check_enough(labels, workers)
+        return sort_ascending(labels.argsort(stable=True).tensor_split(workers))
+
+
+@PARTITIONS.register("gamma_similarity")
+@dataclass(frozen=True)
+class GammaSimilarity:
+    """Gamma similarity: a share gamma of the samples is dealt at random, the others sorted by class.
+
+    "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning" (Karimireddy et al., 2020), where it
+    is s % of similar data; ByzFL's `gamma_similarity_niid`. gamma = 1 is `iid`, gamma = 0 is `extreme`.
+    Both parts are cut into equal parts, one for each worker.
+    """
+
+    by_label: ClassVar[bool] = True
+
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"`gamma` should be from 0 to 1. Found {self.gamma}.")
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        check_enough(labels, workers)
+        order = torch.randperm(len(labels), generator=generator(seed, "partition"))
+        alike, apart = order.tensor_split([int(self.gamma * len(labels))])
+        apart = apart.sort().values
+        apart = apart[labels[apart].argsort(stable=True)]
+        parts = zip(alike.tensor_split(workers), apart.tensor_split(workers), strict=True)
+        return sort_ascending(fill_empty([torch.cat(pair) for pair in parts]))
+
+
 def deal_samples(partition: Partition, dataset: Dataset, workers: int, seed: int) -> list[Tensor]:
     """The samples of each worker, as indices; never none.
 

@@ -63,8 +63,9 @@ class WorkerCompute:
                 f"`byzantine.attack` {task.attack} needs class labels, and with `loss` "
                 f"{name_of_loss(task.loss)} this data has none. Choose an attack on vectors, as sign_flip."
             )
-        shards = deal_samples(task.partition, self.dataset, len(task.workers), task.seed)
-        self._shards = dict(zip(task.workers, shards, strict=True))
+        shards = deal_samples(task.partition, self.dataset, len(task.holders), task.seed)
+        self._shards = dict.fromkeys(task.workers, torch.arange(self.dataset.size))
+        self._shards |= zip(task.holders, shards, strict=True)
         objective = Objective(task.loss, metrics, asked=task.metrics is not None)
         self._trainer = Trainer(task.model, self.dataset, objective, task.seed, device)
         self.metrics = self._trainer.metrics

@@ -49,6 +49,8 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
         "worker.local_steps": str(task.local_steps),
         "participation": "deltas" if task.deltas else "vectors",
     }
+    if task.holders != task.workers:
+        entries["partition"] += f" among {len(task.holders)}"
     if task.local_steps > 1:
         entries["worker.local_lr"] = f"{task.gamma(0):g}"
     loose = frozenset[str]()

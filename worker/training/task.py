@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 from varangian.worker.attacks import (
     Attack,
@@ -50,6 +50,8 @@ class Task:
     attack: Attack | None = None
     knows: Sight | None = None
     """The honest vectors that an attacker sees; None is what the attack needs."""
+    byzantine_data: Literal["share", "all"] = "share"
+    """The samples of those that attack: a share, as any worker has, or all, and none is dealt to them."""
     batch_size: int = 32
     """Samples of one worker in one step."""
     momentum: float = 0.9
@@ -137,3 +139,8 @@ class Task:
     def honest(self) -> tuple[str, ...]:
         """The names of those that do not attack."""
         return tuple(name for name in self.workers if name not in self.byzantine)
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """The names of those to whom the partition deals samples."""
+        return (self.byzantine_data == "all" and self.honest) or self.workers

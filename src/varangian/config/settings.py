@@ -149,6 +149,9 @@ class Byzantine(Section):
     knows: Sight | None = None
     """The honest gradients that an attacker sees: its own, those of all attackers, or those of all honest
     workers; null is the least that the attack needs."""
+    data: Literal["share", "all"] = "share"
+    """The training samples of Byzantine workers: a share, as `partition` deals one to every worker; or all
+    samples, while only the honest workers have shares, so that none is lost to training."""
 
 
 class Evaluation(Section):

@@ -8,6 +8,8 @@ from varangian.registry import ConfigError
 from varangian.worker.data.partition import (
     PARTITIONS,
     Dirichlet,
+    Extreme,
+    GammaSimilarity,
     Halves,
     Iid,
     PartitionError,
@@ -20,7 +22,10 @@ from varangian.worker.simulation.availability import Alternating, WorkerIndex
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 
 LABELS = torch.arange(200) % 10
-KINDS = st.sampled_from([Iid(), Dirichlet(), Dirichlet(0.01), Dirichlet(100.0), Shards(1), Shards(3)])
+KINDS = st.sampled_from(
+    [Iid(), Dirichlet(), Dirichlet(0.01), Dirichlet(100.0), Shards(1), Shards(3), Extreme()]
+    + [GammaSimilarity(gamma) for gamma in (0.0, 0.4, 1.0)]
+)
 
 
 @settings(max_examples=examples(60))
@@ -33,7 +38,7 @@ def test_every_sample_goes_to_one_worker_and_every_worker_has_one(kind, workers,
     assert all(torch.equal(shard, shard.sort().values) for shard in shards)
 
 
-@pytest.mark.parametrize("kind", [Iid(), Dirichlet(), Halves(), Shards()])
+@pytest.mark.parametrize("kind", [Iid(), Dirichlet(), Halves(), Shards(), GammaSimilarity()])
 def test_a_partition_is_a_function_of_the_seed(kind):
     first, again, other = (kind.split(LABELS, 5, seed) for seed in (1, 1, 2))
     assert all(map(torch.equal, first, again))
@@ -108,6 +113,31 @@ def test_bad_alpha(alpha):
 def test_bad_shards():
     with pytest.raises(ConfigError, match="at least 1"):
         PARTITIONS.build({"shards": {"per_worker": 0}}, "partition")
+
+
+def test_extreme_skew_gives_each_worker_the_next_classes():
+    assert [LABELS[shard].unique().tolist() for shard in Extreme().split(LABELS, 5, 1)] == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+        [8, 9],
+    ]
+
+
+def test_gamma_is_the_share_that_is_dealt_at_random():
+    none, half, all_alike = (GammaSimilarity(gamma).split(LABELS, 5, 1) for gamma in (0.0, 0.5, 1.0))
+    assert all(map(torch.equal, none, Extreme().split(LABELS, 5, 1)))
+    assert distance_from_even(all_alike) < 0.5 * distance_from_even(half) < distance_from_even(none)
+    for worker, shard in enumerate(half):  # of 40 samples 20 are sorted, and 4 of the others expected
+        own = torch.isin(LABELS[shard], torch.tensor([2 * worker, 2 * worker + 1]))
+        assert 15 <= int(own.sum()) <= 32
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan")])
+def test_bad_gamma(gamma):
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        PARTITIONS.build({"gamma_similarity": {"gamma": gamma}}, "partition")
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 3))

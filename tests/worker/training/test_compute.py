@@ -21,7 +21,7 @@ from varangian.worker.attacks import (
     z_max,
 )
 from varangian.worker.data import Cifar10, Custom, DataError, Synthetic
-from varangian.worker.data.partition import Dirichlet, PartitionError, batch_indices
+from varangian.worker.data.partition import Dirichlet, Extreme, PartitionError, Shared, batch_indices
 from varangian.worker.seeds import globally_seeded
 from varangian.worker.simulation.availability import Alternating, Random
 from varangian.worker.training.compute import WorkerCompute
@@ -247,6 +247,20 @@ def test_mimic_repeats_an_honest_worker():
     attack = sent(WorkerCompute(task), BYZANTINE, parameters)
     for name in BYZANTINE:
         assert torch.equal(attack[name, 3], honest_rows(task, WORKERS[:-2], parameters)[3])
+
+
+def test_attackers_with_all_data_leave_every_sample_to_the_honest():
+    """Honest workers send what they would without the others; attackers draw from all samples."""
+    data = {"byzantine_data": "all", "partition": Extreme()}
+    task = attacked(SignFlip(), **data)
+    alone = but(workers=WORKERS[:-2], f=0, partition=Extreme())
+    start = WorkerCompute(alone).initial()
+    for name in WORKERS[:-2]:
+        expected = WorkerCompute(alone).contribution(name, 0, start)
+        assert torch.equal(WorkerCompute(task).contribution(name, 0, start), expected)
+    shared = attacked(SignFlip(), partition=Shared())
+    assert torch.equal(*(WorkerCompute(one).contribution("w06", 0, start) for one in (task, shared)))
+    assert but(**data).holders == WORKERS
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ def test_what_is_no_entry_is_not_compared(text):
 def test_every_partition_says_whether_it_needs_labels():
     assert {name: PARTITIONS.entry(name)[0].by_label for name in PARTITIONS} == {
         "dirichlet": True,
+        "extreme": True,
+        "gamma_similarity": True,
         "halves": True,
         "iid": False,
         "private": False,
