@@ -1,0 +1,145 @@
+"""Runs found below paths: run folders, folders of them, and the plans of sweeps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import varangian
+from varangian.experiments.results.run import RUNNING, ResultsError, Run, is_run
+from varangian.experiments.results.sweep_file import ENDING, SweepFile, read_sweep
+from varangian.files import user_path
+
+Note: TypeAlias = Callable[[str], None]
+DEPTH = 4
+"""Levels of folders below a path that are searched."""
+SHOWN = 5
+"""So many damaged runs are named; of more, the number is told."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs that were found, and the plans that some of them belong to."""
+
+    runs: tuple[Run, ...]
+    sweeps: tuple[SweepFile, ...] = ()
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """The run of a folder.
+
+    Raises:
+        ResultsError: it is not that of a run, or the run is damaged.
+    """
+    folder = user_path(path)
+    if not is_run(folder):
+        hint = "There is no such folder" if not folder.is_dir() else "It has neither records nor a manifest"
+        raise ResultsError(f"{folder} should be the folder of a run. {hint}.")
+    run = Run(folder)
+    run.check()
+    return run
+
+
+def read_runs(paths: Iterable[str | os.PathLike[str]], note: Note = lambda _: None) -> Results:
+    """The runs of run folders, of folders of them, and of the plans of sweeps.
+
+    Args:
+        paths: of these; a run that several of them lead to is read once.
+        note: takes a sentence about what was read all the same, as runs of another version.
+
+    Raises:
+        ResultsError: a path is missing or leads to no run, or runs are damaged.
+    """
+    runs: dict[Path, Run] = {}
+    sweeps: dict[Path, SweepFile] = {}
+    for path in map(user_path, paths):
+        try:
+            found = list(_found(path))
+        except OSError as error:
+            raise ResultsError(f"{error.filename or path} cannot be read: {error.strerror}.") from error
+        if not found:
+            raise ResultsError(
+                f"{path} should be the folder of a run, a folder of such folders, or the {ENDING} of a "
+                "sweep. There is no run in it."
+            )
+        for folder, sweep in found:
+            if sweep is not None:
+                sweeps.setdefault(sweep.path.resolve(), sweep)
+            if folder is not None:
+                runs.setdefault(folder.resolve(), Run(folder))
+    _check(runs.values())
+    _note_versions(runs.values(), note)
+    return Results(tuple(runs.values()), tuple(sweeps.values()))
+
+
+def _found(path: Path) -> Iterator[tuple[Path | None, SweepFile | None]]:
+    """Run folders and plans that a path leads to, in the order of their names."""
+    if path.is_file() and path.name.endswith(ENDING):
+        sweep = read_sweep(path)
+        yield None, sweep
+        for point in sweep.points:
+            for folder in (path.parent / point.id, path.parent / f"{point.id}{RUNNING}"):
+                if is_run(folder):
+                    yield folder, None
+                    break
+    elif is_run(path):
+        yield path, None
+    elif path.is_dir():
+        yield from _below(path, DEPTH)
+    elif path.exists():
+        raise ResultsError(f"{path} should be a folder, or the {ENDING} of a sweep. It is another file.")
+    else:
+        raise ResultsError(f"{path} should be the folder of a run. There is no such folder.")
+
+
+def _below(path: Path, depth: int) -> Iterator[tuple[Path | None, SweepFile | None]]:
+    """What is in a folder and in those below it, but not in the folder of a run."""
+    with os.scandir(path) as entries:
+        inner = sorted(entry.path for entry in entries if not entry.name.startswith("."))
+    for one in map(Path, inner):
+        if one.name.endswith(ENDING) and one.is_file():
+            yield None, read_sweep(one)
+        elif one.is_dir():
+            if is_run(one):
+                yield one, None
+            elif depth > 1:
+                yield from _below(one, depth - 1)
+
+
+def _check(runs: Iterable[Run]) -> None:
+    problems: list[str] = []
+    for run in runs:
+        try:
+            run.check()
+        except ResultsError as error:
+            problems.append(str(error))
+    if problems:
+        more = [f"{len(problems) - SHOWN} more runs are damaged."] if len(problems) > SHOWN else []
+        raise ResultsError("\n".join([*problems[:SHOWN], *more]))
+
+
+def _note_versions(runs: Iterable[Run], note: Note) -> None:
+    """Say once that there are runs of other versions: what they have in common with ours is read."""
+    others: dict[str, list[Run]] = {}
+    for run in runs:
+        version = run.manifest.get("varangian")
+        if version is not None and version != varangian.__version__:
+            others.setdefault(str(version), []).append(run)
+    for version, made in others.items():
+        note(
+            f"{_runs(made)} made by varangian {version}, and this is {varangian.__version__}: "
+            "numbers of two versions may differ."
+        )
+
+
+def _runs(made: Sequence[Run]) -> str:
+    return f"{made[0].folder} was" if len(made) == 1 else f"{len(made)} runs, as {made[0].folder}, were"
