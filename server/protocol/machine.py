@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TypeAlias, TypeVar
 
 from varangian.protos.refusals import Refusal
@@ -50,6 +50,7 @@ from varangian.server.protocol.quorum import (
     describe,
     due,
     has_enough,
+    must_wait,
     quorum_time,
     ready_workers,
     remember,
@@ -91,7 +92,7 @@ class Machine:
 
     def decision(self, at: Seconds) -> Decision:
         """The condition that the open round waits for, as a sentence."""
-        now = replace(self.state, at=max(self.state.at, at))
+        now = self.state.replace(at=max(self.state.at, at))
         return decide(self.policy, now, count_answers(self.policy, now))
 
     def refusal(self, worker: Worker, round: int) -> Refusal | None:
@@ -106,7 +107,7 @@ def transition(policy: RunPolicy, state: RunState, event: Event) -> Moved:
         return state, (Duplicate(event.worker, event.round),)
     if refusal is not None:
         return _notice_late(policy, state, event, refusal), (Reject(refusal, state.round),)
-    changed, effects = _apply(policy, replace(state, at=max(state.at, event.at)), event)
+    changed, effects = _apply(policy, state.replace(at=max(state.at, event.at)), event)
     settled, following = _settle(policy, changed)
     return settled, (*effects, *following)
 
@@ -128,22 +129,22 @@ def _apply(policy: RunPolicy, state: RunState, event: Event) -> Moved:
             return _ask(policy, _start(state), worker, round)
         case Present(worker):
             history = state.history.forgive(worker)
-            return replace(state, absent=state.absent - {worker}, history=history), ()
+            return state.replace(absent=state.absent - {worker}, history=history), ()
         case Absent(worker):
-            gone = replace(state, absent=state.absent | {worker})
+            gone = state.replace(absent=state.absent | {worker})
             return _leave(policy, gone, worker), ()
         case Withdraw(worker, reason):
             return _withdraw(state, worker, reason), (Forget(worker),)
         case Decline(worker, _, reason):
             declined, revoked = {worker: reason, **state.declined}, without(state.revoked, worker)
             state = _uninvite(_start(state), worker)
-            return replace(state, declined=declined, revoked=revoked), ()
+            return state.replace(declined=declined, revoked=revoked), ()
         case Left(worker):
             return _leave(policy, state, worker), ()
         case Offer(worker, round, digest):
             uploads, absent = {**state.uploads, worker: (round, digest)}, state.absent - {worker}
             state, revoked = _start(state), without(state.revoked, worker)
-            return replace(state, uploads=uploads, absent=absent, revoked=revoked), (Accept(worker, round),)
+            return state.replace(uploads=uploads, absent=absent, revoked=revoked), (Accept(worker, round),)
         case Push(worker, round, digest):
             return _hold(state, worker, round, digest), (Accept(worker, round),)
         case Settled(_, digests):
@@ -153,7 +154,7 @@ def _apply(policy: RunPolicy, state: RunState, event: Event) -> Moved:
         case Gone(worker):
             return _end_upload(policy, state, worker)
         case Committed():
-            return _open(policy, replace(state, skips=0))
+            return _open(policy, state.replace(skips=0))
         case Skipped(_, reason):
             return _give_up(policy, state, reason)
         case Stop(reason):
@@ -177,7 +178,9 @@ def _settle(policy: RunPolicy, state: RunState) -> Moved:
 def _judge(policy: RunPolicy, state: RunState) -> Moved:
     answers = count_answers(policy, state)
     if policy.waiting is not None and state.quorum_took is None and has_enough(policy, answers):
-        state = replace(state, quorum_took=quorum_time(policy, state, answers))
+        state = state.replace(quorum_took=quorum_time(policy, state, answers))
+    if must_wait(policy, state, answers):
+        return _invite(policy, state)
     verdict, because = decide(policy, state, answers)
     if verdict is Verdict.CLOSE:
         return _close(policy, state, answers, because)
@@ -185,15 +188,15 @@ def _judge(policy: RunPolicy, state: RunState) -> Moved:
         if policy.shortfall != "wait" or waiting_is_useless(policy, state, answers):
             skip = summarise(Skip, policy, state, answers, because)
             history = remember(Skip, policy, state, answers)
-            return _skip(policy, replace(state, declined={}, history=history), skip)
-        state = replace(state, overdue=True)
+            return _skip(policy, state.replace(declined={}, history=history), skip)
+        state = state.replace(overdue=True)
     return _invite(policy, state)
 
 
 def _close(policy: RunPolicy, state: RunState, answers: Answers, because: str) -> Moved:
     close = summarise_close(policy, state, answers, because)
     history = remember(Close, policy, state, answers)
-    state = replace(state, phase=Phase.CLOSED, closed=close, overdue=False, declined={}, history=history)
+    state = state.replace(phase=Phase.CLOSED, closed=close, overdue=False, declined={}, history=history)
     return state, (close,)
 
 
@@ -205,8 +208,7 @@ def _invite(policy: RunPolicy, state: RunState) -> Moved:
     first = not (state.invited or state.held or state.faults)
     late = frozenset(worker for worker in policy.workers if worker not in state.parked)
     now = dict.fromkeys(chosen, state.round)
-    state = replace(
-        state,
+    state = state.replace(
         parked={worker: round for worker, round in state.parked.items() if worker not in now},
         invited={**state.invited, **now},
         last={**state.last, **now},
@@ -228,14 +230,13 @@ def _notice_late(policy: RunPolicy, state: RunState, event: Event, refusal: Refu
         return state
     took = event.at - asked_at
     history = state.history.notice_late(policy.waiting, event.worker, took, policy.deadline)
-    return replace(state, history=history)
+    return state.replace(history=history)
 
 
 def _hold(state: RunState, worker: Worker, round: int, digest: bytes) -> RunState:
     """A vector has arrived."""
     asked_at = state.asked.get(worker, (round, state.at))[1]
-    return replace(
-        _uninvite(state, worker),
+    return _uninvite(state, worker).replace(
         held={**state.held, worker: (round, digest)},
         took={**state.took, worker: state.at - asked_at},
         uploads=without(state.uploads, worker),
@@ -256,8 +257,7 @@ def _hold_all(policy: RunPolicy, state: RunState, digests: Mapping[Worker, bytes
 
 def _ask(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> Moved:
     """The worker waits; if it has the model of this round, its answer was lost, and it is given again."""
-    state = replace(
-        state,
+    state = state.replace(
         parked={**state.parked, worker: round},
         given_up=state.given_up - {worker},
         absent=state.absent - {worker},
@@ -266,21 +266,21 @@ def _ask(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> Move
         return state, ()  # it may be heard of before the end of an upload that is long dead
     if state.phase is Phase.OPEN and state.invited.get(worker) == state.round:
         if round <= state.round:
-            return replace(state, parked=without(state.parked, worker)), (Invite(worker, state.round),)
+            return state.replace(parked=without(state.parked, worker)), (Invite(worker, state.round),)
         # It declines in time for others, so this was no participation.
-        state = replace(state, last={**state.last, worker: state.before[worker]})
+        state = state.replace(last={**state.last, worker: state.before[worker]})
     return _uninvite(state, worker), ()
 
 
 def _end_upload(policy: RunPolicy, state: RunState, worker: Worker) -> Moved:
-    state = replace(state, uploads=without(state.uploads, worker))
+    state = state.replace(uploads=without(state.uploads, worker))
     if worker in state.parked and worker in state.invited:
         return _ask(policy, state, worker, state.parked[worker])
     return state, ()
 
 
 def _leave(policy: RunPolicy, state: RunState, worker: Worker) -> RunState:
-    state = replace(state, parked=without(state.parked, worker))
+    state = state.replace(parked=without(state.parked, worker))
     return state if worker in useful_uploads(policy, state) else _uninvite(state, worker)
 
 
@@ -291,8 +291,7 @@ def _withdraw(state: RunState, worker: Worker, reason: str) -> RunState:
     with a digest that no push has, so that it cannot count.
     """
     upload = state.uploads.get(worker)
-    return replace(
-        _uninvite(state, worker),
+    return _uninvite(state, worker).replace(
         held=state.held if worker in state.taken else without(state.held, worker),
         parked=without(state.parked, worker),
         uploads=state.uploads if upload is None else {**state.uploads, worker: (upload[0], VOID)},
@@ -304,10 +303,10 @@ def _withdraw(state: RunState, worker: Worker, reason: str) -> RunState:
 
 def _record_fault(state: RunState, worker: Worker, reason: str) -> RunState:
     held, declined = without(state.held, worker), without(state.declined, worker)
-    state = replace(_uninvite(state, worker), held=held, declined=declined)
+    state = _uninvite(state, worker).replace(held=held, declined=declined)
     if state.phase is Phase.CLOSED:
-        return replace(state, accused={**state.accused, worker: reason})
-    return replace(state, faults={**state.faults, worker: reason})
+        return state.replace(accused={**state.accused, worker: reason})
+    return state.replace(faults={**state.faults, worker: reason})
 
 
 def _give_up(policy: RunPolicy, state: RunState, because: str) -> Moved:
@@ -319,7 +318,7 @@ def _give_up(policy: RunPolicy, state: RunState, because: str) -> Moved:
 
 
 def _skip(policy: RunPolicy, state: RunState, skip: Skip) -> Moved:
-    state = replace(state, skips=state.skips + 1)
+    state = state.replace(skips=state.skips + 1)
     if policy.shortfall == "fail":
         state, effects = _finish(state, skip.because)
     elif state.skips == policy.max_skips:
@@ -337,8 +336,7 @@ def _open(policy: RunPolicy, state: RunState) -> Moved:
     invited = {worker: model for worker, model in state.invited.items() if model >= oldest}
     held = {w: vector for w, vector in state.held.items() if w not in taken and vector[0] >= oldest}
     used = {w: vector for w, vector in state.held.items() if w not in held} if policy.by_invitation else {}
-    following = replace(
-        state,
+    following = state.replace(
         round=round,
         phase=Phase.OPEN,
         opened_at=state.at,
@@ -360,18 +358,18 @@ def _open(policy: RunPolicy, state: RunState) -> Moved:
 
 
 def _finish(state: RunState, reason: str) -> Moved:
-    return replace(state, phase=Phase.FINISHED, reason=reason), (Finish(reason),)
+    return state.replace(phase=Phase.FINISHED, reason=reason), (Finish(reason),)
 
 
 def _start(state: RunState) -> RunState:
     """The clock of round 0 starts with the first worker that shows up."""
-    return state if state.opened_at is not None else replace(state, opened_at=state.at)
+    return state if state.opened_at is not None else state.replace(opened_at=state.at)
 
 
 def _uninvite(state: RunState, worker: Worker) -> RunState:
     if worker not in state.invited:
         return state
-    return replace(state, invited=without(state.invited, worker), before=without(state.before, worker))
+    return state.replace(invited=without(state.invited, worker), before=without(state.before, worker))
 
 
 def without(mapping: Mapping[Worker, V], worker: Worker) -> dict[Worker, V]:

@@ -136,9 +136,9 @@ def decide(policy: RunPolicy, state: RunState, answers: Answers) -> Decision:
         )
         return Decision(Verdict.SHORT, f"{guilty}, more than the declared f = {policy.f}")
     said = describe(policy, state, answers)
-    late, over = is_late(policy, state), is_over(policy, state, answers)
-    if answers.others and not (answers.full or late or over):
+    if must_wait(policy, state, answers):
         return Decision(Verdict.WAIT, f"{said}; {_until(policy, state, answers)}")
+    late, over = is_late(policy, state), is_over(policy, state, answers)
     lacking = policy.shortage(answers.pushed, answers.faulty, answers.quorum)
     if answers.full and not lacking:
         return Decision(Verdict.CLOSE, f"{said}; {_nobody_else(policy, state, answers)}")
@@ -159,6 +159,13 @@ def decide(policy: RunPolicy, state: RunState, answers: Answers) -> Decision:
     if lacking:
         return Decision(Verdict.SHORT, f"{said} and {lacking}")
     return Decision(Verdict.CLOSE, f"{said} and the quorum of {answers.quorum} is met")
+
+
+def must_wait(policy: RunPolicy, state: RunState, answers: Answers) -> bool:
+    """Whether the round stays open: others may still answer, and their time is not over."""
+    if len(state.faults) > policy.f or not answers.others or answers.full:
+        return False
+    return not (is_late(policy, state) or is_over(policy, state, answers))
 
 
 def waiting_is_useless(policy: RunPolicy, state: RunState, answers: Answers) -> bool:

@@ -88,6 +88,17 @@ class RunState:
     given_up: frozenset[Worker] = frozenset()
     """Workers that had not asked at the last selection: not waited for until they ask again."""
 
+    def replace(self, **changes: Any) -> RunState:
+        """The state with other values of these fields.
+
+        As `dataclasses.replace`, without a call of the constructor: each event does this several times.
+        """
+        if not changes.keys() <= self.__dict__.keys():
+            raise TypeError(f"A state has no {', '.join(sorted(changes.keys() - self.__dict__.keys()))}.")
+        replaced = object.__new__(RunState)
+        replaced.__dict__.update(self.__dict__, **changes)
+        return replaced
+
     @property
     def taken(self) -> tuple[Worker, ...]:
         """Workers whose held vector is being aggregated."""

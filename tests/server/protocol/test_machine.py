@@ -31,7 +31,7 @@ from varangian.server.protocol.events import (
     Tick,
 )
 from varangian.server.protocol.machine import Machine
-from varangian.server.protocol.state import Phase, RunPolicy
+from varangian.server.protocol.state import Phase, RunPolicy, RunState
 
 POLICY = RunPolicy(WORKERS, rounds=3, quorum=3, deadline=10.0, shortfall="wait", f=1, selection=Everyone())
 
@@ -247,3 +247,11 @@ def test_an_impossible_policy_is_refused(changes: dict[str, object], sentence: s
     with pytest.raises(ValueError, match="should be") as error:
         machine(**changes)
     assert str(error.value).startswith(sentence)
+
+
+def test_a_state_is_replaced_as_a_dataclass_is():
+    state = RunState(round=3, absent=frozenset({"w00"}))
+    assert state.replace(round=4, skips=1) == replace(state, round=4, skips=1)
+    assert state == RunState(round=3, absent=frozenset({"w00"}))
+    with pytest.raises(TypeError, match="rounds"):
+        state.replace(rounds=4)
