@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import xxhash
 
-from varangian.protos.encoding import check_digest
+from varangian.protos.encoding import check_digest, payload_digest
 from varangian.protos.errors import Refused
 from varangian.protos.refusals import Refusal
 
@@ -96,6 +96,26 @@ class PayloadSink:
 
         return self.fill(copy, BLOCK)
 
+    def take_whole(
+        self, data: bytes | memoryview, content_digest: bytes, store: Callable[[bytes | memoryview], None]
+    ) -> None:
+        """All of the payload at once, verified before `store` is called with it where it lies.
+
+        Raises:
+            Refused: as `check`, or these are not the bytes that were promised. Nothing is stored then.
+        """
+        self.check(0, data)
+        if len(data) < self.size:
+            raise Refused(Refusal.TOO_FEW_BYTES, f"Found {len(data)} of {self.size}.")
+        check_digest(content_digest)
+        if (found := payload_digest(data)) != content_digest:
+            raise _damaged(found, content_digest)
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            store(data)
+            self.passed = self.size
+
     def fill(self, receive: Receive, most: int) -> int:
         """Receive once, at most so many of the next bytes, into the memory where they belong."""
         with self._lock:
@@ -124,7 +144,9 @@ class PayloadSink:
         if not self.complete:
             raise Refused(Refusal.TOO_FEW_BYTES, f"Found {self.passed} of {self.size}.")
         check_digest(content_digest)
-        if self._hash.digest() != content_digest:
-            raise Refused(
-                Refusal.DIGEST, f"Found {self._hash.hexdigest()}, promised {content_digest.hex()}."
-            )
+        if (found := self._hash.digest()) != content_digest:
+            raise _damaged(found, content_digest)
+
+
+def _damaged(found: bytes, promised: bytes) -> Refused:
+    return Refused(Refusal.DIGEST, f"Found {found.hex()}, promised {promised.hex()}.")

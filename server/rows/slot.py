@@ -146,6 +146,29 @@ class Slot:
             rest = rest[self.sink.take(rest) :]
             self.report_progress()
 
+    async def put_whole(self, data: bytes, digest: bytes) -> None:
+        """All bytes of the payload at once, and what they should hash to.
+
+        Where there is room for all of them they are verified first, and stored without a copy between.
+
+        Raises:
+            Refused: they are not what was promised.
+            Overtaken: the round has gone on meanwhile. The slot is still to be released.
+        """
+        self.sink.check(0, data)
+        self.check()
+        row, entry, most = self._storage.place(self.worker, 0)
+        if most < self._d:
+            await self.put(data)
+            self.sink.finish(digest)
+            return
+
+        def store(numbers: bytes | memoryview) -> None:
+            self.finite = store_numbers(numbers, entry, self._dtype, row)
+
+        self.sink.take_whole(data, digest, store)
+        self.report_progress()
+
     def check(self) -> None:
         """Go on only while the vector can count.
 

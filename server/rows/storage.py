@@ -56,7 +56,8 @@ class LentRows:
     """
 
     def __init__(self, count: int, d: int, dtype: Dtype, needed: Callable[[Worker], bool]) -> None:
-        self._matrix = allocate_rows(count, d, dtype)
+        self._d = d
+        self._rows = allocate_rows(count, d, dtype).unbind()
         self._needed = needed
         self._free = [*range(count)]
         self._lent: dict[Worker, int] = {}
@@ -75,13 +76,13 @@ class LentRows:
         return None
 
     def place(self, worker: Worker, column: int) -> tuple[Tensor, int, int]:
-        return self._matrix[self._lent[worker]], column, self.free(worker, column)
+        return self._rows[self._lent[worker]], column, self.free(worker, column)
 
     def free(self, worker: Worker, column: int) -> int:
-        return self._matrix.shape[1] - column
+        return self._d - column
 
     def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
-        return {worker: self._matrix[self._lent[worker]] for worker in workers}
+        return {worker: self._rows[self._lent[worker]] for worker in workers}
 
     def hold(self, workers: Iterable[Worker]) -> None:
         self._held.update(workers)

@@ -374,7 +374,7 @@ class Service:
         try:
             self._round_quotas.upload(slot.worker, slot.round)
             if first.payload:
-                await uploads.put_inline(slot, first.payload, slot.digest)
+                await slot.put_whole(first.payload, slot.digest)
                 return
             transfer = AssociatedData.of("push", first.manifest, slot.worker, slot.size)
             with self._ticket(transfer, call) as ticket:

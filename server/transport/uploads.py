@@ -58,18 +58,6 @@ async def read_manifest(call: Call, idle: float, payload: int) -> ps_pb2.PushReq
     return first
 
 
-async def put_inline(slot: Slot, payload: bytes, digest: bytes) -> None:
-    """Fill the slot with a payload that came with its manifest.
-
-    Raises:
-        Refused: when it is not what was promised.
-        Overtaken: when nobody waits for it any more.
-    """
-    slot.sink.check(0, payload)
-    await slot.put(payload)
-    slot.sink.finish(digest)
-
-
 class Upload:
     """The payload of one push.
 

@@ -149,3 +149,34 @@ def test_nothing_lands_once_it_is_closed_also_from_a_thread():
     assert row == b"late"
     with pytest.raises(KeyError, match="given up"):
         sink.fill(receive, 4)
+
+
+def kept(sink, data, digest):
+    """What `take_whole` stores."""
+    found = []
+    sink.take_whole(data, digest, lambda whole: found.append(bytes(whole)))
+    return found
+
+
+def test_a_whole_payload_is_stored_once_as_it_lies():
+    data = bytes(range(200))
+    sink = sink_into(bytearray(200))
+    assert kept(sink, data, payload_digest(data)) == [data]
+    assert sink.complete
+
+
+@pytest.mark.parametrize(
+    ("data", "digest", "refusal"),
+    [
+        (bytes(199), payload_digest(bytes(199)), Refusal.TOO_FEW_BYTES),
+        (bytes(201), payload_digest(bytes(201)), Refusal.TOO_MANY_BYTES),
+        (b"", payload_digest(b""), Refusal.CHUNK_SIZE),
+        (bytes(200), DIGEST, Refusal.DIGEST),
+        (bytes(200), b"short", Refusal.DIGEST_SIZE),
+    ],
+)
+def test_of_a_whole_payload_that_is_not_as_promised_nothing_is_stored(data, digest, refusal):
+    sink, stored = sink_into(bytearray(200)), []
+    assert refused(sink.take_whole, data, digest, stored.append) is refusal
+    assert not stored
+    assert sink.passed == 0

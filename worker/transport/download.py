@@ -50,7 +50,8 @@ class Incoming:
             TimeoutError: when it does not come.
             DataConnectionError: the connection failed and the call did not.
         """
-        began, shown, (parameters, download) = monotonic(), None, self._new_download()
+        began, shown, (parameters, row) = monotonic(), None, self._parameters()
+        download = Download(row)
         if leased.headers:
             shown = leased.parse_ready((await timer.wait(call.initial_metadata())).get(READY))
         if shown is None:
@@ -72,21 +73,25 @@ class Incoming:
         Raises:
             Refused: when it is not what the manifest said.
         """
-        parameters, download = self._new_download()
-        download.sink.add(0, reply.payload)
-        download.sink.finish(reply.manifest.content_digest)
+        parameters, row = self._parameters()
+
+        def store(payload: bytes | memoryview) -> None:
+            row[:] = payload
+
+        PayloadSink(len(row), lambda at: row[at:]).take_whole(
+            reply.payload, reply.manifest.content_digest, store
+        )
         return parameters
 
     def stalled(self) -> None:
         """Note that nothing arrived in time: ask for small chunks."""
         self.chunk_bytes = CHUNK_FLOOR
 
-    def _new_download(self) -> tuple[Tensor, Download]:
+    def _parameters(self) -> tuple[Tensor, memoryview]:
         if self._memory is None:
             parameters = torch.empty(self._numel, dtype=torch.float32)
             self._memory = parameters, encode_vector(parameters)
-        parameters, row = self._memory
-        return parameters, Download(row)
+        return self._memory
 
     def _set_chunk_size(self, size: int, seconds: float) -> None:
         """Set the size of chunks: what arrives in a second should be one message, or several."""

@@ -231,3 +231,28 @@ def test_more_than_was_promised_is_an_error_in_a_thread_too():
     slot = slot_of(torch.zeros(2))
     with pytest.raises(ValueError, match="Found more"):
         slot.sink.take(encode_vector(torch.ones(3)))
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=40))
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
+@pytest.mark.parametrize("most", [None, 1])
+def test_a_whole_payload_lands_as_its_pieces_do(wire: Dtype, most: int | None, values: list[float]):
+    payload = bytes(encode_vector(torch.tensor(values), wire))
+    pieces, whole = (Row(torch.zeros(len(values)), room) for room in (None, most))
+    one, other = slot_of(pieces, wire), slot_of(whole, wire)
+    put(one, payload)
+    asyncio.run(other.put_whole(payload, payload_digest(payload)))
+    assert other.full
+    assert other.finite == one.finite
+    if one.finite:
+        assert torch.equal(whole.row, pieces.row)
+    assert whole.seen[-1] == (len(values), True)
+
+
+def test_an_overtaken_whole_payload_lands_nothing():
+    row = Row(torch.zeros(5))
+    row.refusal = Refusal.STALE
+    payload = bytes(encode_vector(torch.ones(5)))
+    with pytest.raises(Overtaken):
+        asyncio.run(slot_of(row).put_whole(payload, payload_digest(payload)))
+    assert not row.row.any()
