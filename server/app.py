@@ -20,6 +20,7 @@ from varangian.protos.layout import Layout
 from varangian.protos.network import descriptors
 from varangian.protos.network.descriptors import check_free
 from varangian.protos.network.grpc_log import install_log_filter
+from varangian.protos.network.grpc_options import inline_lookahead
 from varangian.protos.network.listen import bind_sockets
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.protos.shared_settings import SharedSettings
@@ -88,7 +89,8 @@ async def serve(
     install_log_filter()
     check_free()
     refusals = Refusals()
-    server = grpc.aio.server(options=options(len(sessions.names)))
+    lookahead = inline_lookahead(limits.inline_bytes(layout.numel))
+    server = grpc.aio.server(options=options(len(sessions.names), lookahead))
     async with AsyncExitStack() as stack:
         # The port with a number first: any free port could be the same.
         address = bind(server, host, port, security.credentials() if security else None)

@@ -15,6 +15,13 @@ LOOKAHEAD: Final = 8 << 10
 """Bytes that may be sent before a reader asks for them."""
 SMALL_MODEL_LOOKAHEAD: Final = 64 << 10
 """The same at a worker whose model comes in one message: all of it, without a pause to be asked."""
+MANIFEST: Final = 1 << 10
+"""Bytes of a message besides the payload in it, with those that frame it."""
+
+
+def inline_lookahead(payload: int) -> int:
+    """The same at a server to which so many bytes come in one message; where they do not, 0."""
+    return min(max(LOOKAHEAD, payload + MANIFEST), SMALL_MODEL_LOOKAHEAD)
 
 
 def windows(lookahead: int = LOOKAHEAD) -> tuple[tuple[str, int], ...]:

@@ -44,5 +44,10 @@ class Limits:
     age: float = 3600.0
     """Seconds after which a call that is to stay open has to be made anew."""
 
+    def inline_bytes(self, numel: int) -> int:
+        """Bytes of so many parameters if they travel in one message with their manifest; 0 if not."""
+        size = 4 * numel
+        return size if size <= self.inline else 0
+
 
 DEFAULT_LIMITS = Limits()

@@ -8,7 +8,7 @@ import grpc.aio
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.address import EVERYWHERE, join_host_port
 from varangian.protos.network.descriptors import connections
-from varangian.protos.network.grpc_options import KEEPALIVE, windows
+from varangian.protos.network.grpc_options import KEEPALIVE, LOOKAHEAD, windows
 from varangian.protos.network.listen import PortInUse, any_address, bind_sockets, in_use
 
 AGE = 3600
@@ -22,8 +22,13 @@ METADATA = 16 << 10
 """Bytes of the headers of one call."""
 
 
-def options(workers: int) -> tuple[tuple[str, int], ...]:
-    """The options of gRPC for a run with so many workers."""
+def options(workers: int, lookahead: int = LOOKAHEAD) -> tuple[tuple[str, int], ...]:
+    """The options of gRPC for a run with so many workers.
+
+    Args:
+        workers: their number.
+        lookahead: bytes of a call that may be sent before they are asked for.
+    """
     places = connections(workers)
     return (
         ("grpc.max_receive_message_length", MESSAGE_LIMIT),
@@ -46,7 +51,7 @@ def options(workers: int) -> tuple[tuple[str, int], ...]:
         ("grpc.max_connection_idle_ms", 20_000),
         ("grpc.max_connection_age_ms", AGE * 1000),
         ("grpc.max_connection_age_grace_ms", LONGEST * 1000),
-        *windows(),
+        *windows(lookahead),
         *KEEPALIVE,
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
     )

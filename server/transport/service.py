@@ -98,7 +98,7 @@ class Service:
         self._sessions = sessions
         self._contract = contract
         self._limits = limits
-        self._inline = 4 * contract.layout.numel <= limits.inline
+        self._inline = limits.inline_bytes(contract.layout.numel) > 0
         """Whether payloads may travel in one message with their manifest."""
         self._lane = lane
         self._leaves = leaves

@@ -17,10 +17,13 @@ from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.listener import THREADS
 from varangian.protos.data_channel.transfer import BLOCK
 from varangian.protos.messages import MESSAGE_LIMIT
+from varangian.protos.network.descriptors import connections
+from varangian.protos.network.grpc_options import LOOKAHEAD, MANIFEST
 from varangian.server.limits.limits import Limits
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.latest_store import LatestPlan
 from varangian.server.training.optimizer import Sgd
+from varangian.server.transport.grpc_server import STREAMS
 
 PLAIN = Sgd(lr=0.1)
 GB = 10**9
@@ -48,6 +51,13 @@ def test_whoever_may_send_chunks_is_counted_with_them():
     """Beside gRPC a payload needs less, but a worker that cannot reach that port need not say so before."""
     only = account(lane=False)
     assert only.total < account().total < only.total + (32 << 20)
+
+
+def test_small_payloads_that_are_sent_ahead_are_counted():
+    options = {"optimizer": PLAIN, "base": 300 << 20}
+    small, large = (MemoryBudget.of(15, d, **options).streams for d in (16_000, 17_000))
+    ahead = 4 * 16_000 + MANIFEST - LOOKAHEAD
+    assert small - large == connections(15) * STREAMS * ahead
 
 
 def test_rows_in_half_the_space_and_windows():

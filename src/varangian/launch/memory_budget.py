@@ -17,7 +17,7 @@ from varangian.protos.data_channel.transfer import BLOCK
 from varangian.protos.encoding import FLOAT32, WIRE, Dtype
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
-from varangian.protos.network.grpc_options import LOOKAHEAD
+from varangian.protos.network.grpc_options import inline_lookahead
 from varangian.server.limits.concurrency import most_readers
 from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
 from varangian.server.rows.latest_store import LatestPlan
@@ -109,7 +109,9 @@ class MemoryBudget:
             rows=min(n, row_slots or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
             vectors=own + extra_vectors + optimizer.vectors + 2 * average,
             model=4 * d,
-            streams=messages * MESSAGE_LIMIT + _calls(n) + lane * _beside(n, limits),
+            streams=messages * MESSAGE_LIMIT
+            + _calls(n, inline_lookahead(limits.inline_bytes(d)))
+            + lane * _beside(n, limits),
             base=RESERVE + (resident_memory() if base is None else base),
             latest=0 if latest is None or latest.folder is not None else latest.bytes,
             evaluation=evaluation,
@@ -156,9 +158,9 @@ class MemoryBudget:
         )
 
 
-def _calls(n: int) -> int:
+def _calls(n: int, lookahead: int) -> int:
     """Connections to the gRPC port, of anybody, each with all the calls that it may have, unread."""
-    return connections(n) * (CONNECTION + STREAMS * (CALL + METADATA + LOOKAHEAD))
+    return connections(n) * (CONNECTION + STREAMS * (CALL + METADATA + lookahead))
 
 
 def _beside(n: int, limits: Limits) -> int:
