@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_command(module: str, function: str, args: argparse.Namespace) -> int:
     try:
-        if "prepare" in args and not _simulates(args):
+        if "prepare" in args and (getattr(args, "forks", False) or not _simulates(args)):
             importlib.import_module(args.prepare).start()
         command = _import_quickly(module)
         code = int(getattr(command, function or "command")(args))

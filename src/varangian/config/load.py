@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +53,45 @@ def loads(settings: Mapping[str, Any], *, whole: bool = True) -> RunConfig:
     Raises:
         ConfigError: with every problem found.
     """
-    config, problems = _validate(settings, whole)
-    if config is None or problems:
-        raise ConfigError(_with_fixes(problems, settings, whole))
-    return config
+    checked = check(settings, whole=whole)
+    if checked.config is None or checked.problems:
+        raise ConfigError(_with_fixes(checked.problems, settings, whole))
+    return checked.config
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Settings after all checks, whatever came of them."""
+
+    config: RunConfig | None
+    """None when a setting is not even valid by itself."""
+    invalid: Sequence[Problem]
+    """Problems of single settings: an unknown name, a value of the wrong type."""
+    conflicts: Sequence[Problem]
+    """Problems between settings that are valid by themselves."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [*self.invalid, *self.conflicts]
+
+
+def check(settings: Mapping[str, Any], *, whole: bool = True) -> Checked:
+    """Check the settings in a mapping, without a search for fixes."""
+    expanded = expand_shorthand(settings)
+    config, invalid = None, list[Problem]()
+    try:
+        config = RunConfig.model_validate(expanded.settings)
+        conflicts = find_problems(config, whole=whole, invalid=expanded.invalid)
+    except ValidationError as error:
+        invalid = problems_of(error, RunConfig)
+        conflicts = _problems_between(expanded, error, whole)
+    written = [*expanded.problems, *map(expanded.as_written, invalid)]
+    return Checked(config, written, [*map(expanded.as_written, conflicts)])
 
 
 def _with_fixes(problems: Sequence[Problem], settings: Mapping[str, Any], whole: bool) -> list[Problem]:
     """The problems with those of their suggestions that lead to a valid configuration."""
-    return try_fixes(problems, settings, lambda changed: _validate(changed, whole)[1], groups())
-
-
-def _validate(settings: Mapping[str, Any], whole: bool) -> tuple[RunConfig | None, list[Problem]]:
-    """The configuration, and what is wrong with it; None when a setting is not even valid by itself."""
-    expanded = expand_shorthand(settings)
-    config = None
-    try:
-        config = RunConfig.model_validate(expanded.settings)
-        found = find_problems(config, whole=whole, invalid=expanded.invalid)
-    except ValidationError as error:
-        found = [*problems_of(error, RunConfig), *_problems_between(expanded, error, whole)]
-    return config, [*expanded.problems, *map(expanded.as_written, found)]
+    return try_fixes(problems, settings, lambda changed: check(changed, whole=whole).problems, groups())
 
 
 def _problems_between(expanded: Expanded, error: ValidationError, whole: bool) -> list[Problem]:

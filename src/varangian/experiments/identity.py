@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -23,15 +24,20 @@ def run_id(config: RunConfig) -> str:
 
     Code of one's own (`module:function`) counts by its name, not by its content.
     """
-    settings = config.resolved()
-    for path in WITHOUT_EFFECT:
-        _remove(settings, path.split("."))
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return identity_of(config.resolved())
+
+
+def identity_of(settings: Mapping[str, Any]) -> str:
+    """The identity of a run with these resolved settings."""
+    kept = _without(settings, [path.split(".") for path in WITHOUT_EFFECT])
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return blake2b(text.encode(), digest_size=DIGITS // 2).hexdigest()
 
 
-def _remove(settings: dict[str, Any], keys: list[str]) -> None:
-    *parents, last = keys
-    for key in parents:
-        settings = settings[key]
-    del settings[last]
+def _without(settings: Mapping[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """A copy of the settings without those at the paths."""
+    here = {path[0] for path in paths if len(path) == 1}
+    kept = {key: value for key, value in settings.items() if key not in here}
+    for name in {path[0] for path in paths} - here:
+        kept[name] = _without(kept[name], [path[1:] for path in paths if path[0] == name])
+    return kept

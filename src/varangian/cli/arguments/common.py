@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+FORK_SERVER = "varangian.launch.fork_server"
+"""`start()` of this module is called before the command is imported: both import torch at the same time."""
 FORMATS = ("auto", "rich", "plain", "json")
 
 

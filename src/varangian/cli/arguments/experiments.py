@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from varangian.cli.arguments.common import add_format, count
+from varangian.cli.arguments.common import FORK_SERVER, add_format, count
 from varangian.files import expanded
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
+    # Every run has a process, also in a simulation.
+    parser.set_defaults(prepare=FORK_SERVER, forks=True)
     parser.add_argument(
         "settings",
         nargs="*",

@@ -9,7 +9,7 @@ from varangian import __version__
 from varangian.cli.arguments import bench as benchmarks
 from varangian.cli.arguments import experiments
 from varangian.cli.arguments import graph as graph_arguments
-from varangian.cli.arguments.common import add_format
+from varangian.cli.arguments.common import FORK_SERVER, add_format
 from varangian.files import expanded
 
 EPILOG = """\
@@ -30,9 +30,6 @@ KINDS = (
     *("partitions", "optimizers", "schedules"),
     *("graphs", "availability", "delays", "participations", "staleness"),
 )
-
-FORK_SERVER = "varangian.launch.fork_server"
-"""`start()` of this module is called before the command is imported: both import torch at the same time."""
 
 Arguments = Callable[[argparse.ArgumentParser], None]
 

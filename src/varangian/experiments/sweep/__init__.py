@@ -1,5 +1,5 @@
 """`varangian sweep`: the points of a grid, each a run in a process and a folder of its own.
 
-`grid` reads a grid file, `plan` makes its points, `pool` runs them. The command line imports `command`, by
-name, and `varangian.sweep` the rest; it imports `results` and everything below `experiments`.
+`grid` reads a grid file, `plan` makes its points, `sweep` runs them in `processes`. The command line
+imports `command`, by name, and `varangian.sweep` the rest; it imports the other rooms of `experiments`.
 """

@@ -1,0 +1,129 @@
+"""`varangian sweep`: run every point of a grid."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from varangian.cli.commands.run import quote
+from varangian.cli.main import FAILED, OK, CommandError
+from varangian.cli.views.terminal import align
+from varangian.config.overrides import Assignment, from_command_line, from_environment
+from varangian.experiments.sweep.grid import GridFile
+from varangian.experiments.sweep.pace import duration, pace_of_finished
+from varangian.experiments.sweep.plan import MOST_POINTS, LeftOut, Plan, label, make_plan
+from varangian.experiments.sweep.processes.folders import RunFolders
+from varangian.experiments.sweep.sweep import SweepResult, run_sweep, usable_cores
+from varangian.experiments.sweep.view import SweepView, sweep_view
+from varangian.launch import RunError
+
+LABELS = 5
+"""Points that are named beside one reason; of more, the number is told."""
+
+
+def command(args: argparse.Namespace) -> int:
+    """Run every point of a grid that has no run yet."""
+    plan = make_plan(read_grid(args), most=None if args.yes else MOST_POINTS)
+    jobs = args.jobs or usable_cores()
+    with sweep_view(args.format) as view:
+        for sentence in describe_left_out(plan):
+            view.note(sentence)
+        try:
+            if args.dry_run:
+                view.finish([*describe_dry_run(plan, jobs)], facts_of_plan(plan, jobs))
+                return OK
+            result = run_sweep(plan, jobs=jobs, view=view)
+        except RunError as error:
+            raise CommandError(str(error)) from error
+        finish(view, result)
+    if result.interruption is not None:
+        raise result.interruption
+    return FAILED if result.failed else OK
+
+
+def read_grid(args: argparse.Namespace) -> GridFile:
+    """The grid of the command line, with the settings and options that are typed beside it."""
+    if args.config is None:
+        raise CommandError("a grid is needed, as in `varangian sweep GRID.yaml`.")
+    grid = GridFile.read(args.config, overrides(args))
+    return grid if args.seeds is None else grid.with_seeds(range(1, args.seeds + 1))
+
+
+def overrides(args: argparse.Namespace) -> list[Assignment]:
+    """Settings of all runs: of the environment, of the command line, of options that are short for one."""
+    short = [] if args.output is None else [f"output={quote(args.output)}"]
+    return [*from_environment(os.environ), *from_command_line([*args.settings, *short])]
+
+
+def describe_left_out(plan: Plan) -> Iterator[str]:
+    """Points without runs, those with one reason together."""
+    yield from (f"note: {note}" for note in plan.notes)
+    for what, points in (("excluded", plan.excluded), ("impossible", plan.impossible)):
+        reasons: dict[str, list[LeftOut]] = {}
+        for point in points:
+            reasons.setdefault(point.reason, []).append(point)
+        for reason, members in reasons.items():
+            names = "; ".join(label(point.settings) for point in members[:LABELS])
+            more = f"; and {len(members) - LABELS} more" if len(members) > LABELS else ""
+            yield f"{what}: {names}{more}: {reason}"
+
+
+def describe_dry_run(plan: Plan, jobs: int) -> Iterator[str]:
+    """The points, which of them are done, and the time that the others will take."""
+    folders = RunFolders(plan.output)
+    for point in plan.points:
+        yield f"{point.id}  {'done' if folders.is_complete(point.id) else 'to run'}  {point.label}"
+    facts = facts_of_plan(plan, jobs)
+    seconds = facts["seconds"]
+    to_run = f"{facts['to_run']} to run with {jobs} jobs"
+    yield f"{facts['points']} points, {facts['done']} of them done, {to_run}"
+    if seconds is None and facts["to_run"]:
+        yield f"no estimate: no run like these is finished in {plan.output}; --dry-run again when some are"
+    elif facts["to_run"]:
+        yield f"estimate: {duration(seconds)}, from {facts['finished']} finished runs"
+
+
+def facts_of_plan(plan: Plan, jobs: int) -> dict[str, Any]:
+    """The same for programs."""
+    folders = RunFolders(plan.output)
+    missing = [point for point in plan.points if not folders.is_complete(point.id)]
+    pace = pace_of_finished(plan)
+    rounds = sum(point.config.rounds for point in missing)
+    return {
+        "points": len(plan.points),
+        "done": len(plan.points) - len(missing),
+        "to_run": len(missing),
+        "excluded": len(plan.excluded),
+        "impossible": len(plan.impossible),
+        "seconds": pace.seconds_for(rounds, max(1, min(jobs, len(missing)))),
+        "finished": pace.runs,
+    }
+
+
+def finish(view: SweepView, result: SweepResult) -> None:
+    """The end of a sweep on the screen."""
+    view.finish([*_last_lines(result)], _facts(result))
+
+
+def _last_lines(result: SweepResult) -> Iterator[str]:
+    yield f"{len(result.outcomes)} of {len(result.plan.points)} runs done, {result.carried_out} of them now"
+    if result.failed:
+        yield f"{len(result.failed)} failed:"
+        yield from align((f"  {one.point.label}", one.point.id, one.reason) for one in result.failed)
+    if result.missing:
+        yield f"{result.missing} runs are missing: type the command again, and it does them"
+    yield f"the report: varangian report {result.plan.file}"
+
+
+def _facts(result: SweepResult) -> dict[str, Any]:
+    return {
+        "points": len(result.plan.points),
+        "done": len(result.outcomes),
+        "failed": len(result.failed),
+        "missing": result.missing,
+        "carried_out": result.carried_out,
+        "seconds": result.seconds,
+        "file": str(result.plan.file),
+    }

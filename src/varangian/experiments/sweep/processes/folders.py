@@ -1,0 +1,215 @@
+"""Run folders that have the identity of their run as a name, shared by all sweeps with one output folder.
+
+<id>/           a complete run; with error.json in place of result.json one that ended on an error
+<id>.running/   a run in progress, locked by the process that carries it out; left by one that was killed
+                if nobody holds the lock, and then it is removed and done again
+.sweeps.lock    held for a moment by each process that makes or renames a folder
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varangian import __version__
+from varangian.config import RunConfig
+from varangian.config.yaml_text import dump
+from varangian.files import write_atomically
+from varangian.launch import RunError, RunResult
+
+RESULT, ERROR, MANIFEST = "result.json", "error.json", "manifest.json"
+RUNNING = ".running"
+LOCK = ".sweeps.lock"
+
+
+class RunTaken(Exception):
+    """Another process carries this run out at the moment."""
+
+
+class RunComplete(Exception):
+    """This run has been carried out already."""
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """The run folders below one output folder."""
+
+    output: Path
+
+    def path(self, id: str) -> Path:
+        """The folder of a complete run."""
+        return self.output / id
+
+    def running(self, id: str) -> Path:
+        """The folder of a run in progress."""
+        return self.output / f"{id}{RUNNING}"
+
+    def is_complete(self, id: str) -> bool:
+        return (self.path(id) / RESULT).is_file()
+
+    def result(self, id: str) -> dict[str, Any] | None:
+        """The result of a complete run; None of one that is not."""
+        return _read(self.path(id) / RESULT)
+
+    def error(self, id: str) -> str:
+        """The sentence that a run ended with; empty if it did not end on an error."""
+        return str((_read(self.path(id) / ERROR) or {}).get("error", ""))
+
+    def is_running(self, id: str) -> bool:
+        """Whether a process carries this run out at the moment."""
+        try:
+            os.close(_lock_folder(self.running(id)))
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+    def check(self, ids: Iterable[str]) -> None:
+        """See that no folder of these runs is of another version, or of something else.
+
+        Raises:
+            RunError: one is; nothing has been changed.
+        """
+        for id in ids:
+            path = self.path(id)
+            if not path.exists():
+                continue
+            found = _read(path / MANIFEST) or _read(path / ERROR)
+            if found is None or not ((path / RESULT).exists() or (path / ERROR).exists()):
+                raise RunError(
+                    f"{path}: should be a complete run, with result.json or error.json. Move it elsewhere, "
+                    "or choose another folder with --output DIR."
+                )
+            if (version := found.get("varangian")) != __version__:
+                raise RunError(
+                    f"{path}: was made by varangian {version}, and this is {__version__}: their numbers "
+                    "should not stand in one table. Choose another folder with --output DIR."
+                )
+
+    @contextmanager
+    def claim(self, id: str) -> Generator[Claim]:
+        """Carry a run out in this process; without `Claim.finish` nothing of it is left.
+
+        Raises:
+            RunTaken: another process does.
+            RunComplete: it has been done.
+            OSError: the folder cannot be made.
+        """
+        path = self.running(id)
+        with self._alone():
+            if self.is_complete(id):
+                raise RunComplete(id)
+            try:
+                os.close(_lock_folder(path))
+            except BlockingIOError:
+                raise RunTaken(id) from None
+            except FileNotFoundError:
+                pass
+            else:
+                shutil.rmtree(path)
+            path.mkdir(mode=0o700)
+            lock = _lock_folder(path)
+        claim = Claim(self, id, path)
+        try:
+            yield claim
+        finally:
+            if not claim.finished:
+                shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+    def clear(self, id: str) -> None:
+        """Remove what a process that was ended has left of a run."""
+        with contextlib.suppress(RunTaken, RunComplete, OSError), self.claim(id):
+            pass
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """Let no other process make or rename a folder meanwhile."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.output / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+@dataclass
+class Claim:
+    """A run that this process carries out."""
+
+    folders: RunFolders
+    id: str
+    path: Path
+    """The folder of the run while it is in progress."""
+    finished: bool = False
+
+    def finish(self, result: RunResult) -> None:
+        """Give the folder its name for good: the run is complete."""
+        final = self.folders.path(self.id)
+        # The result names the folder in which it will be found.
+        plain = dataclasses.replace(result, folder=final).plain()
+        write_atomically(self.path / RESULT, _json(plain))
+        self._rename()
+
+    def fail(self, config: RunConfig, error: str, kind: str) -> None:
+        """The same for a run that ended on an error.
+
+        Args:
+            config: of the run.
+            error: a sentence.
+            kind: the type of the error.
+        """
+        settings = config.resolved()
+        if not (self.path / "config.yaml").exists():
+            write_atomically(self.path / "config.yaml", dump(settings).encode())
+        found = {"error": error, "kind": kind, "settings": settings, "varangian": __version__}
+        write_atomically(self.path / ERROR, _json(found))
+        self._rename()
+
+    def _rename(self) -> None:
+        final = self.folders.path(self.id)
+        with self.folders._alone():
+            if (final / ERROR).exists() and not (final / RESULT).exists():
+                shutil.rmtree(final)
+            self.path.rename(final)
+        self.finished = True
+
+
+def _lock_folder(path: Path) -> int:
+    """The descriptor of a folder that is locked for as long as it is open.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+        FileNotFoundError: there is no such folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None when there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False, default=str) + "\n").encode()

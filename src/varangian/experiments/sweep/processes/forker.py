@@ -1,0 +1,178 @@
+"""The forker of a sweep: a process with one thread that has everything imported, and forks one per run.
+
+The process of the command has threads, and may be a notebook; forking it would not be safe. The forker
+starts from the fork server of `varangian.launch`, imports what a simulation needs once, and is told which
+runs to carry out over a pipe. It tells of rounds and endings over the same pipe. When the pipe closes, as
+when the process of the command is killed, it kills its children and ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import IO
+
+from varangian.config import loads
+from varangian.experiments.sweep.processes.job import Ending, Job, carry_out, record_crash
+from varangian.launch.child import CRASHED
+from varangian.launch.worker_processes import describe_exit
+
+IMPORTED = ("varangian.launch.simulation.simulate", "varangian.launch.output.saved_model")
+"""Modules that every run of a sweep needs."""
+FAREWELL = 3.0
+"""Seconds for a run to end after the round in hand, before it is killed."""
+PRINTED = 1 << 20
+"""Bytes of the output of a run that are kept, the last ones."""
+LAST_WORDS = 300
+"""Characters of the output of a crashed run that stand in its error."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """How far a run is."""
+
+    id: str
+    rounds: int
+
+
+@dataclass
+class _Child:
+    job: Job
+    process: BaseProcess
+    pipe: Connection
+    printed: IO[bytes]
+    ended: bool = False
+    """Whether it has told of its ending."""
+
+
+def serve(pipe: Connection) -> None:
+    """Carry out the jobs that come over the pipe, each at once in a process of its own, until it closes."""
+    # Ctrl-C reaches the whole terminal; the process of the command decides what becomes of the runs.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for module in IMPORTED:
+        import_module(module)
+    gc.freeze()
+    forker = _Forker(pipe)
+    try:
+        forker.work()
+    finally:
+        forker.end()
+
+
+class _Forker:
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._children: list[_Child] = []
+
+    def work(self) -> None:
+        while True:
+            pipes = [child.pipe for child in self._children if not child.ended]
+            sentinels = [child.process.sentinel for child in self._children]
+            ready = wait([self._pipe, *pipes, *sentinels])
+            if self._pipe in ready:
+                try:
+                    job = self._pipe.recv()
+                except (EOFError, OSError):
+                    return
+                if job is None:
+                    return
+                self._start(job)
+            for child in [*self._children]:
+                if child.pipe in ready:
+                    self._hear(child)
+                if child.process.sentinel in ready:
+                    self._bury(child)
+
+    def end(self) -> None:
+        """End what runs: after the round in hand, or soon."""
+        for child in self._children:
+            child.process.terminate()
+        for child in self._children:
+            child.process.join(FAREWELL)
+            child.process.kill()
+
+    def _start(self, job: Job) -> None:
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        printed = tempfile.TemporaryFile()  # noqa: SIM115
+        # This process has no other thread, so forking it is safe.
+        process = multiprocessing.get_context("fork").Process(
+            target=_run, args=(job, theirs, printed), name=f"varangian {job.id}"
+        )
+        process.start()
+        theirs.close()
+        self._children.append(_Child(job, process, ours, printed))
+
+    def _hear(self, child: _Child) -> None:
+        try:
+            while child.pipe.poll():
+                told = child.pipe.recv()
+                child.ended = child.ended or isinstance(told, Ending)
+                self._pipe.send(told)
+        except (EOFError, OSError):
+            return
+
+    def _bury(self, child: _Child) -> None:
+        """A process has ended: say how, if it has not said so itself."""
+        self._hear(child)
+        self._children.remove(child)
+        child.process.join()
+        child.pipe.close()
+        if not child.ended:
+            printed = _tail(child.printed)
+            sentence = f"the process of the run {describe_exit(child.process.exitcode)}"
+            if words := " ".join(printed.decode(errors="replace").split())[-LAST_WORDS:]:
+                sentence += f". Its last words: {words}"
+            record_crash(child.job.id, loads(child.job.settings), child.job.output, sentence, printed)
+            self._pipe.send(Ending(child.job.id, "error", sentence))
+        child.printed.close()
+
+
+def _run(job: Job, pipe: Connection, printed: IO[bytes]) -> None:
+    """Carry a run out, in a process of its own; ends the process."""
+    gc.enable()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.argv = [*job.command]
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(printed.fileno(), stream.fileno())
+    code = CRASHED
+    try:
+        pipe.send(carry_out(job, _teller(job, pipe), lambda: _flushed_tail(printed)))
+        code = 0
+    finally:
+        sys.stderr.flush()
+        # Nothing here needs a farewell, and threads of libraries may wait for ever.
+        os._exit(code)
+
+
+def _teller(job: Job, pipe: Connection) -> Callable[[int], None]:
+    return lambda rounds: pipe.send(Round(job.id, rounds))
+
+
+def _end_with_parent() -> None:
+    """Kill this process when the forker has died: a run without it would be of no use."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _flushed_tail(printed: IO[bytes]) -> bytes:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return _tail(printed)
+
+
+def _tail(printed: IO[bytes]) -> bytes:
+    """The last part of what a run has printed."""
+    size = os.fstat(printed.fileno()).st_size
+    return os.pread(printed.fileno(), PRINTED, max(0, size - PRINTED))

@@ -1,0 +1,120 @@
+"""The progress of a sweep: runs that are over, runs in hand, the time left; and who is shown it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from varangian.cli.views.summary import number, percent
+from varangian.experiments.sweep.pace import Pace, duration
+from varangian.experiments.sweep.plan import Plan, Point
+
+State = Literal["finished", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that is over."""
+
+    point: Point
+    state: State
+    result: dict[str, Any] | None
+    """As in result.json; None of a run that ended on an error."""
+    reason: str = ""
+    """Why it failed, as a sentence."""
+    seconds: float | None = None
+    """That its process took; None of a run that another sweep has carried out."""
+
+    @property
+    def accuracy(self) -> float | None:
+        return None if self.result is None else self.result.get("accuracy")
+
+    @property
+    def loss(self) -> float | None:
+        return None if self.result is None else self.result.get("loss")
+
+
+@dataclass
+class Progress:
+    """How far a sweep is."""
+
+    plan: Plan
+    jobs: int
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """By the identity of the run."""
+    found: int = 0
+    """Runs that were complete before."""
+    running: dict[str, float] = field(default_factory=dict)
+    """Runs in this sweep's processes, and when each was started, by a monotonic clock."""
+    rounds: dict[str, int] = field(default_factory=dict)
+    """How far each of these is."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Runs that another sweep carries out."""
+    pace: Pace = field(default_factory=Pace)
+
+    @property
+    def failed(self) -> int:
+        return sum(outcome.state == "failed" for outcome in self.outcomes.values())
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time left, from the pace so far."""
+        over = self.outcomes.keys() | self.elsewhere
+        rounds = {point.id: point.config.rounds for point in self.plan.points if point.id not in over}
+        left = sum(total - self.rounds.get(id, 0) for id, total in rounds.items())
+        return self.pace.seconds_for(left, max(1, min(self.jobs, len(rounds))))
+
+
+class View(Protocol):
+    """Shows a sweep while it runs."""
+
+    def begin(self, progress: Progress) -> None: ...
+    def note(self, text: str) -> None: ...
+    def ended(self, progress: Progress, outcome: Outcome) -> None: ...
+    def update(self, progress: Progress) -> None:
+        """Something has happened, or time has passed."""
+        ...
+
+
+def counts(progress: Progress) -> str:
+    """`12 of 90 runs done, 2 running, 0 failed`."""
+    parts = [f"{len(progress.outcomes)} of {len(progress.plan.points)} runs done"]
+    parts += [f"{len(progress.running)} running"] if progress.running else []
+    parts += [f"{len(progress.elsewhere)} in another sweep"] if progress.elsewhere else []
+    parts += [f"{progress.failed} failed"] if progress.failed else []
+    return ", ".join(parts)
+
+
+def found(progress: Progress) -> str:
+    """The line before the first run."""
+    points = len(progress.plan.points)
+    missing = points - progress.found
+    left = f"; time left: {duration(progress.seconds_left)}" if progress.pace.runs and missing else ""
+    done = f"{points} points, {progress.found} of them done before"
+    return f"{done}, {missing} to run with {progress.jobs} jobs{left}"
+
+
+def score(outcome: Outcome) -> str:
+    """How a run ended: its accuracy or loss, or why it failed."""
+    value = f"accuracy {percent(outcome.accuracy)}"
+    if outcome.accuracy is None:
+        value = f"loss {number(outcome.loss)}"
+    if outcome.state == "finished":
+        return value
+    return f"failed: {outcome.reason}" if outcome.result is None else f"{value}, failed: {outcome.reason}"
+
+
+class Silent:
+    """A view that shows nothing."""
+
+    def begin(self, progress: Progress) -> None:
+        del progress
+
+    def note(self, text: str) -> None:
+        del text
+
+    def ended(self, progress: Progress, outcome: Outcome) -> None:
+        del progress, outcome
+
+    def update(self, progress: Progress) -> None:
+        del progress

@@ -1,0 +1,211 @@
+"""Carrying a plan out: what is missing is run, what is there is read; and what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from varangian.experiments.sweep.pace import pace_of_finished
+from varangian.experiments.sweep.plan import Plan
+from varangian.experiments.sweep.processes.folders import RunFolders
+from varangian.experiments.sweep.processes.forker import Round
+from varangian.experiments.sweep.processes.job import Ending, Job
+from varangian.experiments.sweep.processes.runner import ForkingRunner, Runner
+from varangian.experiments.sweep.progress import Outcome, Progress, Silent, View
+from varangian.experiments.sweep.tune import Choice, choose
+from varangian.files import write_atomically
+from varangian.launch import RunError
+
+POLL = 0.25
+"""Seconds between two looks at what has happened."""
+LOOK = 1.0
+"""Seconds between two looks at runs that another sweep carries out."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What came of a sweep."""
+
+    plan: Plan
+    outcomes: tuple[Outcome, ...]
+    """In the order of the points; fewer than those if it was interrupted."""
+    seconds: float
+    carried_out: int
+    """Runs that this sweep did itself; the others were there, or came from another sweep."""
+    interruption: KeyboardInterrupt | None = None
+    choices: tuple[Choice, ...] = ()
+    """The values that were chosen, in a sweep that tunes a setting."""
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        return tuple(outcome for outcome in self.outcomes if outcome.state == "failed")
+
+    @property
+    def missing(self) -> int:
+        """Points without a run that is over."""
+        return len(self.plan.points) - len(self.outcomes)
+
+
+def run_sweep(
+    plan: Plan,
+    *,
+    jobs: int | None = None,
+    view: View | None = None,
+    make_runner: Callable[[], Runner] = ForkingRunner,
+    command: Sequence[str] | None = None,
+) -> SweepResult:
+    """Run every point of a plan that has no run yet.
+
+    Ctrl-C ends the sweep; nothing is left of the runs in hand, which the same sweep does again later.
+
+    Args:
+        plan: the points.
+        jobs: runs at the same time; by default as many as this process may use cores.
+        view: is told of everything.
+        make_runner: what carries the runs out.
+        command: that started the sweep, for the manifests; by default that of this process.
+
+    Raises:
+        RunError: a run folder is of another version or cannot be written; nothing is overwritten.
+    """
+    folders = RunFolders(plan.output)
+    folders.check(point.id for point in plan.points)
+    write_index(plan)
+    sweep = _Sweep(plan, folders, jobs or usable_cores(), view or Silent(), tuple(command or sys.argv))
+    result = sweep.run(make_runner)
+    if plan.grid.tune is None or result.missing:
+        return result
+    result = replace(result, choices=choose(plan.grid.tune, result.outcomes))
+    write_index(plan, result.choices)
+    return result
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def write_index(plan: Plan, choices: Sequence[Choice] = ()) -> None:
+    """Write the index of a sweep, with what was chosen.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    path = plan.grid.tune
+    tune = None if path is None else {"path": path, "chosen": [choice.plain() for choice in choices]}
+    content = plan.plain() | {"tune": tune if choices else None}
+    try:
+        plan.output.mkdir(parents=True, exist_ok=True)
+        write_atomically(plan.file, (json.dumps(content, indent=1, default=str) + "\n").encode())
+    except OSError as error:
+        reason = f"{plan.file} cannot be written: {error.strerror or error}"
+        raise RunError(f"{reason}. Choose another folder with --output DIR.") from error
+
+
+class _Sweep:
+    """One sweep while it runs."""
+
+    def __init__(
+        self, plan: Plan, folders: RunFolders, jobs: int, view: View, command: tuple[str, ...]
+    ) -> None:
+        self._plan, self._folders, self._view, self._command = plan, folders, view, command
+        self._points = {point.id: point for point in plan.points}
+        self._progress = Progress(plan, jobs, pace=pace_of_finished(plan))
+        self._todo = deque[str]()
+        self._carried_out = 0
+        self._look_at = 0.0
+
+    def run(self, make_runner: Callable[[], Runner]) -> SweepResult:
+        began, progress, interruption = time.monotonic(), self._progress, None
+        for id in self._points:
+            if self._folders.is_complete(id):
+                progress.outcomes[id] = self._outcome(id)
+            else:
+                self._todo.append(id)
+        progress.found = len(progress.outcomes)
+        self._view.begin(progress)
+        try:
+            if self._todo:
+                with make_runner() as runner:
+                    self._work(runner)
+        except KeyboardInterrupt as error:
+            interruption = error
+            for id in progress.running:
+                self._folders.clear(id)
+                if self._folders.is_complete(id):  # it has ended just now
+                    progress.outcomes[id] = self._outcome(id)
+        done = (progress.outcomes[id] for id in self._points if id in progress.outcomes)
+        return SweepResult(
+            self._plan, tuple(done), time.monotonic() - began, self._carried_out, interruption
+        )
+
+    def _work(self, runner: Runner) -> None:
+        progress = self._progress
+        while self._todo or progress.running or progress.elsewhere:
+            while self._todo and len(progress.running) < progress.jobs:
+                self._start(runner, self._todo.popleft())
+            for event in runner.events(POLL):
+                if isinstance(event, Round):
+                    progress.rounds[event.id] = event.rounds
+                else:
+                    self._end(event)
+            self._look_elsewhere()
+            self._view.update(progress)
+
+    def _start(self, runner: Runner, id: str) -> None:
+        point = self._points[id]
+        settings = point.config.resolved()
+        runner.start(Job(id, settings, self._plan.output.absolute(), self._command))
+        self._progress.running[id] = time.monotonic()
+
+    def _end(self, ending: Ending) -> None:
+        progress = self._progress
+        seconds = time.monotonic() - progress.running.pop(ending.id)
+        progress.rounds.pop(ending.id, None)
+        if ending.kind == "taken":
+            if not progress.elsewhere:
+                self._view.note("another sweep carries some of these runs out; this one takes what is left")
+            progress.elsewhere.add(ending.id)
+        elif ending.kind == "interrupted":
+            self._todo.append(ending.id)  # by a signal to its process alone
+        else:
+            self._carried_out += 1
+            self._close(self._outcome(ending.id, ending.error, seconds))
+
+    def _close(self, outcome: Outcome) -> None:
+        progress = self._progress
+        progress.outcomes[outcome.point.id] = outcome
+        if outcome.result is not None and outcome.seconds is not None:
+            progress.pace.add(outcome.result.get("rounds", 0), outcome.seconds)
+        self._view.ended(progress, outcome)
+
+    def _look_elsewhere(self) -> None:
+        """See what has become of the runs of other sweeps."""
+        if not self._progress.elsewhere or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK
+        for id in [*self._progress.elsewhere]:
+            if self._folders.is_running(id):
+                continue
+            self._progress.elsewhere.remove(id)
+            if self._folders.is_complete(id):
+                self._close(self._outcome(id))
+            else:
+                self._todo.append(id)
+
+    def _outcome(self, id: str, error: str = "", seconds: float | None = None) -> Outcome:
+        """What has become of a run, from its folder."""
+        result = None if error else self._folders.result(id)
+        if result is None:
+            reason = error or self._folders.error(id) or "its result cannot be read"
+            return Outcome(self._points[id], "failed", None, reason, seconds)
+        finished = result.get("outcome") == "finished"
+        reason = "" if finished else str(result.get("reason", ""))
+        return Outcome(self._points[id], "finished" if finished else "failed", result, reason, seconds)
