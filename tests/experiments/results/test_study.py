@@ -237,7 +237,7 @@ def test_only_the_chosen_learning_rate_counts(tmp_path, write_run):
         ("krum", 0.9, {"optimizer.lr": "0.1"}),
         ("median", 0.9, {"optimizer.lr": "0.2"}),
     ]
-    assert study.notes == ("2 runs with a optimizer.lr that was not chosen for their rule are left out.",)
+    assert study.notes == ("2 runs are left out: another optimizer.lr was chosen for their rule.",)
 
 
 def test_runs_without_classes_fall_to_the_loss(tmp_path, write_run):

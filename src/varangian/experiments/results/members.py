@@ -86,7 +86,7 @@ def _with_config(
         else:
             others[str(sweep.tuned)] += 1
     for path, count in others.items():
-        notes.append(f"{count} runs with a {path} that was not chosen for their rule are left out.")
+        notes.append(f"{count} runs are left out: another {path} was chosen for their rule.")
     for folder, run in by_folder.items():
         if folder not in planned:
             yield run, _config_of(run, None)
@@ -139,10 +139,13 @@ def headings(members: Sequence[Member], paths: Sequence[str]) -> tuple[list[str]
     attacked = [i for i, member in enumerate(members) if member.attack is not None]
     rules = [key_of(member.rule) for member in members]
 
-    def decided(path: str, by: Sequence[str]) -> bool:
-        asked = attacked if path == COUNT else range(len(members))
-        return len({(by[i], keys[path][i]) for i in asked}) == len({by[i] for i in asked})
+    def asked(path: str) -> Sequence[int]:
+        return attacked if path == COUNT else range(len(members))
 
+    def decided(path: str, by: Sequence[str]) -> bool:
+        return len({(by[i], keys[path][i]) for i in asked(path)}) == len({by[i] for i in asked(path)})
+
+    paths = [path for path in paths if len({keys[path][i] for i in asked(path)}) > 1]
     kept: list[str] = []
     with_rule = [path for path in paths if decided(path, rules)]
     for path in paths:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from varangian.experiments.results.cases import At, Better, Case, Gap, better_of, mean_and_std
-from varangian.experiments.results.labels import NONE
+from varangian.experiments.results.labels import NONE, natural
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Row:
     worst_run_at: tuple[str, str] | None
     """The attack and the seed of that run."""
     complete: bool
-    """Whether every attack of the study has all of its runs; the worst case may be worse where not."""
+    """Whether every attack of the study has all of its runs: where not, the worst case may be worse."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class WorstCases:
     """Paths of the settings that go with the rule."""
     attacks: tuple[str, ...]
     rows: tuple[Row, ...]
+    """By group, then in the order of the rules."""
     tuned: str | None = None
     """The path of the setting that was chosen for each row, if one was."""
     best: Mapping[tuple[str | None, tuple[str, ...]], frozenset[str]] = field(
@@ -138,6 +139,7 @@ def worst_cases(
         for place, cells in attacked.items()
         if cells or (place[0], _without(place[1], shared)) not in filled
     ]
+    rows.sort(key=lambda row: [natural(value) for value in row.group])
     return WorstCases(
         metric=metric,
         at=at,
@@ -192,7 +194,7 @@ def _row(
         worst_attack=worst[1] if worst else None,
         worst_run=sign * run[0] if run else None,
         worst_run_at=(run[1], run[2]) if run else None,
-        complete=len(ordered) == len(attacks) and not any(cell.gaps for cell in ordered.values()),
+        complete=len(ordered) in (0, len(attacks)) and not any(cell.gaps for cell in ordered.values()),
     )
 
 
