@@ -42,18 +42,19 @@ class Presence:
         """Tell the run what has changed. To be called now and then, and when a worker joins."""
         connected, known = self._sessions.present, self._sessions.joined
         for name in self._sessions.names:
-            if name in connected and name in self._absent:
-                self._absent.remove(name)
-                log.info("%s is connected again", name)
-                self._run.present(name)
-            elif (
-                name not in connected
-                and name not in self._absent
-                and (name in known or self._run.round > 0)
-            ):
+            if name in connected:
+                self.note_call(name)
+            elif name not in self._absent and (name in known or self._run.round > 0):
                 self._absent.add(name)
                 log.info("%s %s", name, "has left" if name in known else "has not joined yet")
                 self._run.absent(name)
+
+    def note_call(self, name: str) -> None:
+        """Tell the run that a worker is back, if it was absent: a round waits for whom it gives a model."""
+        if name in self._absent:
+            self._absent.remove(name)
+            log.info("%s is connected again", name)
+            self._run.present(name)
 
     def drop(self, name: str) -> None:
         """A worker has no session any more, and the run knows it."""

@@ -281,7 +281,6 @@ class Service:
             async with self._requests.reading(worker):
                 request = await calls.read_request(ps_pb2.AttendRequest, call, self._limits.idle)
             check_run(self._contract.run_id, request.run_id)
-            self.presence.look()
             with calls.cancel_if_gone():
                 await call.send_initial_metadata(())
             with suppress(TimeoutError):
@@ -330,7 +329,9 @@ class Service:
         self._dismissed.set()
 
     def _identify(self, call: Call) -> str:
-        return self._sessions.identify(*call.caller)
+        worker = self._sessions.identify(*call.caller)
+        self.presence.note_call(worker)
+        return worker
 
     @property
     def _data_port(self) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass
 from math import inf
 from unittest import mock
@@ -112,6 +113,7 @@ class Run:
         quorum=None,
         lr=0.5,
         timeout=0.05,
+        sessions_clock=time.monotonic,
         **options,
     ):
         torch.set_num_threads(1)
@@ -135,7 +137,9 @@ class Run:
         secret, certificate_reader = (
             (None, security.certificate_reader) if security else (b"0123456789abcdef", None)
         )
-        self.sessions = Sessions(names, secret, timeout=timeout, certificate_reader=certificate_reader)
+        self.sessions = Sessions(
+            names, secret, timeout=timeout, certificate_reader=certificate_reader, clock=sessions_clock
+        )
         self.limits = limits or Limits(idle=20.0, status=0.0, grace=20.0)
         self.stop = asyncio.Event()
 

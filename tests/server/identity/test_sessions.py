@@ -211,3 +211,16 @@ def test_a_run_hears_once_who_is_gone_and_who_is_back(sessions, clock):
     presence.look()
     presence.look()
     assert told.heard == ["w01 absent", "w00 absent", "w01 present"]
+
+
+def test_a_run_hears_from_the_first_call_of_a_worker_that_it_is_back(sessions, clock):
+    """Not up to half a second later: it has a model by then, and a round might close without it."""
+    told = Told()
+    presence = Presence(sessions, told)
+    sessions.claim(metadata(sessions))
+    clock.now += 11
+    presence.look()
+    presence.note_call(sessions.identify(metadata(sessions)))
+    presence.note_call(sessions.identify(metadata(sessions)))
+    presence.look()
+    assert told.heard == ["w00 absent", "w00 present"]
