@@ -54,6 +54,9 @@ class Dataset:
     """Subtracted from each channel of uint8 samples."""
     scale: tuple[float, ...] | None = None
     """Divides each channel of uint8 samples, after `shift`; (255.0,) for images. None without uint8."""
+    validation_x: Samples | None = None
+    """Samples that were held out of the training samples, to choose settings by; None if none were."""
+    validation_y: Samples | None = None
 
     def __post_init__(self) -> None:
         self._check("training", self.train_x, self.train_y)

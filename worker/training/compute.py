@@ -25,6 +25,7 @@ from varangian.worker.attacks import (
     corrupt,
 )
 from varangian.worker.data.partition import batch_indices, deal_samples
+from varangian.worker.data.validation import hold_out
 from varangian.worker.seeds import generator, stream_seed
 from varangian.worker.training.device import find_device
 from varangian.worker.training.error_feedback import DeltaEncoder
@@ -35,7 +36,7 @@ from varangian.worker.training.losses import name_of as name_of_loss
 from varangian.worker.training.metrics import choose_metrics
 from varangian.worker.training.momentum import Momentum
 from varangian.worker.training.task import Task
-from varangian.worker.training.trainer import Objective, Trainer, build_model
+from varangian.worker.training.trainer import VALIDATION, Objective, Trainer, build_model
 from varangian.worker.transport.results import Declined
 
 Compute: TypeAlias = Callable[[str, int, Tensor], Tensor]
@@ -57,6 +58,8 @@ class WorkerCompute:
         self.task = task
         device = find_device(task.device)
         self.dataset = fit_dataset(task.data.load(), task.loss, task.classes)
+        if task.validation is not None:
+            self.dataset = hold_out(self.dataset, task.validation, task.seed)
         metrics = choose_metrics(task.metrics, name_of_loss(task.loss), self.dataset.classes)
         if task.byzantine and isinstance(task.attack, DataAttack) and self.dataset.classes is None:
             raise InputError(
@@ -76,6 +79,13 @@ class WorkerCompute:
         self._view: tuple[int, Tensor | None] | None = None
         """The round, and the vectors of it that attackers see beyond their own."""
         self._send = {name: self._sender(name) for name in task.workers}
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The names of all scores of an evaluation but the loss, in order."""
+        found = (*self.metrics,)
+        validation = ("loss", *found) if self.task.validation is not None else ()
+        return (*found, *(f"{VALIDATION}{name}" for name in validation))
 
     @property
     def layout(self) -> Layout:
@@ -135,7 +145,7 @@ class WorkerCompute:
         return None
 
     def evaluate(self, parameters: Tensor) -> dict[str, float]:
-        """The mean loss and the metrics on the held-out samples, by name."""
+        """The mean loss and the metrics on the held-out samples, and on those for validation, by name."""
         with self._lock:
             return self._trainer.evaluate(parameters)
 

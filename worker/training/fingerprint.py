@@ -51,6 +51,8 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
     }
     if task.holders != task.workers:
         entries["partition"] += f" among {len(task.holders)}"
+    if task.validation is not None:
+        entries |= {"evaluate.validation": f"{task.validation:g}", "seed": str(task.seed)}
     if task.local_steps > 1:
         entries["worker.local_lr"] = f"{task.gamma(0):g}"
     loose = frozenset[str]()

@@ -118,7 +118,7 @@ def choose_metrics(metrics: tuple[Metric, ...] | None, loss: str, classes: int |
         found = ", ".join(named)
         raise MetricError(f"`metrics` should have different names, none of them 'loss'. Found {found}.")
     for name in named:
-        if name in TAKEN or name.startswith("ema_"):
+        if name in TAKEN or name.startswith(("ema_", "validation_")):
             raise MetricError(
                 f"`metrics` {name} has the name of another column of metrics.csv. Set `name`."
             )

@@ -64,6 +64,8 @@ class Task:
     """gamma by round, in place of `local_lr`: so the local rate follows a schedule."""
     rounds: int = 1
     """Rounds of the run, for `local_rates`."""
+    validation: float | None = None
+    """The share of the training samples that is held out, and evaluated beside the test samples."""
     loss: Loss = field(default_factory=CrossEntropy)
     metrics: tuple[Metric, ...] | None = None
     """Metrics on held-out data besides the loss; None is the accuracy where there are classes."""

@@ -20,7 +20,7 @@ from varangian.plugins import InputError, guard, target_name
 from varangian.protos.layout import Layout, LayoutError
 from varangian.worker.data import Dataset
 from varangian.worker.data.base import format_shape
-from varangian.worker.data.samples import count, map_tensors, shapes
+from varangian.worker.data.samples import Samples, count, map_tensors, shapes
 from varangian.worker.seeds import generator, globally_seeded
 from varangian.worker.training.flat import (
     ModelError,
@@ -48,6 +48,8 @@ WORKSPACE = 2
 """A factor for what libraries take while they compute, as inputs and outputs in another layout."""
 TRAINING_SAMPLES = 1000
 """Samples of which the training loss is computed."""
+VALIDATION = "validation_"
+"""Before the name of a score on validation samples."""
 TRIAL = 2
 """Samples with which a model is tried before a run."""
 
@@ -177,14 +179,22 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, parameters: Tensor) -> dict[str, float]:
-        """The mean loss and the metrics on the held-out samples, by name.
+        """The mean loss and the metrics on the held-out samples, and on those for validation, by name.
 
         What fails is NaN, and said once: a run does not end for it.
         """
         load(self._module, parameters)
         self._module.eval()
+        data = self._dataset
+        scores = self._scores_or_nan(data.test_x, data.test_y)
+        if data.validation_x is None or data.validation_y is None:
+            return scores
+        others = self._scores_or_nan(data.validation_x, data.validation_y)
+        return scores | {f"{VALIDATION}{name}": score for name, score in others.items()}
+
+    def _scores_or_nan(self, x: Samples, y: Samples) -> dict[str, float]:
         try:
-            return self._scores(count(self._dataset.test_x))
+            return self._scores(x, y, count(x))
         except InputError as error:
             self._tell(error)
             return {"loss": math.nan, **dict.fromkeys(self._objective.metrics, math.nan)}
@@ -197,17 +207,20 @@ class Trainer:
             InputError: when the model, the loss or a metric fails.
         """
         self._module.eval()
-        self._scores(TRIAL, strict=True)
+        self._scores(self._dataset.test_x, self._dataset.test_y, TRIAL, strict=True)
 
-    def _scores(self, size: int, *, strict: bool = False) -> dict[str, float]:
+    def _scores(
+        self, samples: Samples, labels: Samples, size: int, *, strict: bool = False
+    ) -> dict[str, float]:
+        """The scores on the first samples."""
         data, metrics, loss = self._dataset, self._objective.metrics, 0.0
         totals = dict.fromkeys(metrics, (0.0, 0.0))
         kept: list[Any] = []
-        size = min(size, count(data.test_x))
+        size = min(size, count(samples))
         for part in batches(size, self._evaluated_at_once):
             # Copies: a model or a loss may write to what it is given.
-            x = data.prepared(map_tensors(data.test_x, lambda t, part=part: t[part].clone()), self._device)  # type: ignore[misc]
-            y: Any = map_tensors(data.test_y, lambda t, part=part: t[part].clone().to(self._device))  # type: ignore[misc]
+            x = data.prepared(map_tensors(samples, lambda t, part=part: t[part].clone()), self._device)  # type: ignore[misc]
+            y: Any = map_tensors(labels, lambda t, part=part: t[part].clone().to(self._device))  # type: ignore[misc]
             outputs = self._outputs(x)
             loss += float(self._loss(outputs, y)) * count(x)
             for name, metric in metrics.items():
@@ -218,7 +231,9 @@ class Trainer:
                 kept.append(copy_to_cpu(outputs))
         for name, metric in metrics.items():
             if metric.whole:
-                totals[name] = self._whole(metric, kept, size, strict)
+                totals[name] = self._whole(
+                    metric, kept, map_tensors(labels, lambda t: t[:size].clone()), strict
+                )
         return {"loss": loss / size} | {name: a / b if b else math.nan for name, (a, b) in totals.items()}
 
     @torch.no_grad()
@@ -241,7 +256,8 @@ class Trainer:
     @property
     def evaluation_bytes(self) -> int:
         """Memory of an evaluation at most: activations, and outputs that a metric needs all at once."""
-        size = count(self._dataset.test_x)
+        held_out = (self._dataset.test_x, self._dataset.validation_x)
+        size = max(count(samples) for samples in held_out if samples is not None)
         activations, outputs = self._footprint
         whole = size if any(metric.whole for metric in self._objective.metrics.values()) else 0
         return activations * min(self._evaluated_at_once, size) + 2 * outputs * whole
@@ -270,12 +286,11 @@ class Trainer:
             return -(-WORKSPACE * footprint.peak // size), -(-bytes // size)
         return 0, 0
 
-    def _whole(self, metric: Metric, outputs: list[Any], size: int, strict: bool) -> tuple[float, float]:
+    def _whole(self, metric: Metric, outputs: list[Any], targets: Any, strict: bool) -> tuple[float, float]:
         """A metric of all held-out samples at once; NaN when it fails."""
         target = str(getattr(metric, "target", ""))
         try:
             with guard(f"`metrics` {target}", "See that it takes what the model gives.", target):
-                targets = map_tensors(self._dataset.test_y, lambda t: t[:size].clone())
                 return metric.total(concatenate(outputs), targets)
         except InputError as error:
             if strict:

@@ -37,6 +37,7 @@ def task(config: RunConfig) -> Task:
         local_lr=config.worker.local_lr or config.optimizer.lr,
         local_rates=None if config.worker.local_lr else config.optimizer,
         rounds=config.rounds,
+        validation=config.evaluate.validation,
         loss=config.loss,
         metrics=config.metrics,
         deltas=config.participation.pushes_deltas,

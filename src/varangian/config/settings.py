@@ -159,6 +159,9 @@ class Evaluation(Section):
 
     every: Annotated[int, Field(ge=1)] = 10
     """Rounds from one evaluation to the next; the last round is always evaluated."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Validation split: the share of the training data that is held out of training, and evaluated beside
+    the test data as `validation_loss` and so on, to choose settings by; null holds nothing out."""
 
 
 MAX_WORKERS = 10_000

@@ -92,7 +92,7 @@ class ServerRun:
         built = learner(config, initial)
         run_folder = RunFolder.create(
             config,
-            metrics=tuple(worker_compute.metrics),
+            metrics=worker_compute.score_names,
             facts={"memory": account.sentence},
             warn=warn,
             path=folder,
