@@ -37,7 +37,5 @@ def test_targets_that_are_numbers_are_held_out_too():
 
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_no_part_may_be_empty(share):
-    with pytest.raises(
-        DataError, match=r"`evaluate\.validation` should leave samples for training and"
-    ):
+    with pytest.raises(DataError, match=r"`evaluate\.validation` should leave samples for training and"):
         hold_out(Synthetic(train=12).load(), share, seed=1)
