@@ -49,8 +49,6 @@ SOON = 3 * 86400.0
 """Seconds before the end of the server's certificate from which `varangian health` says so."""
 CERTIFICATES = 1024
 """Certificates whose parsed contents are kept."""
-STATED = ("peer_uri", "x509_subject_alternative_name", "x509_pem_cert")
-"""The facts of a certificate that gRPC gives."""
 URI_TAG = 0x86
 """Tag of a URI among alternative names in DER; a length follows, below 128 for ours."""
 
@@ -125,7 +123,7 @@ class Certificates:
 
     def worker_name(self, peer: Peer) -> str | None:
         """The worker of this cluster named on a certificate, revoked or not; None if there is none."""
-        found = _holder_of(peer)
+        found, _ = _read(peer)
         ours = found is not None and (found.cluster, found.role) == (self._cluster, Role.WORKER)
         return found.name if found is not None and ours else None
 
@@ -173,7 +171,7 @@ class Certificates:
             raise Refused(
                 Refusal.UNCERTIFIED, f"Found {escape(versions[0], 20) if versions else 'no TLS'}."
             )
-        found = _holder_of(peer)
+        found, certificate = _read(peer)
         if found is None:
             raise Refused(
                 Refusal.UNCERTIFIED, "Found one without a URI varangian:CLUSTER:ROLE:NAME of ours."
@@ -184,7 +182,6 @@ class Certificates:
                 f"Found that of the {found.role.value} {quote(found.name, 70)} of cluster "
                 f"{found.cluster}; this server is in {self._cluster}.",
             )
-        certificate = self.certificate(peer)
         if certificate is None:
             raise Refused(Refusal.UNCERTIFIED, "Found one whose dates cannot be read.")
         if error := self.why_invalid(certificate):
@@ -278,14 +275,13 @@ def _configuration(bundle: Bundle) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(bundle.key, bundle.certificate)], bundle.ca)
 
 
-def _holder_of(peer: Peer) -> Holder | None:
-    """The holder named on a certificate; only URIs count, which gRPC lists apart from other names."""
-    return _read(peer)[0]
-
-
 def _read(peer: Peer) -> tuple[Holder | None, PeerCertificate | None]:
-    """The holder named on a certificate, and what else is on it."""
-    return _parse(*(tuple(peer.get(key, ())) for key in STATED))
+    """The holder named on a certificate, and what else is on it.
+
+    Only URIs count, which gRPC lists apart from other names.
+    """
+    uris, names = peer.get("peer_uri", ()), peer.get("x509_subject_alternative_name", ())
+    return _parse(tuple(uris), tuple(names), tuple(peer.get("x509_pem_cert", ())))
 
 
 @lru_cache(CERTIFICATES)

@@ -112,6 +112,8 @@ class Client:
         self._now = now
         token = ((TOKEN, proof),) if isinstance(proof, str) else ()
         self._identity = ((WORKER, name), *token, (SESSION, secrets.token_hex(16)))
+        self._metadata = grpc.aio.Metadata(*self._identity)
+        """The same as gRPC takes it without making it anew for each call."""
         small = 4 * layout.numel <= INLINE_LIMIT
         self._connection = Connection(server, proof, SMALL_MODEL_LOOKAHEAD if small else LOOKAHEAD)
         self._attendance = Attendance(self._connection, self._identity)
@@ -402,7 +404,7 @@ class Client:
             TimeoutError: nothing came for as long as the other end may be silent.
         """
         async with asyncio.timeout(self._idle):
-            reply: bytes = await begin(request, metadata=self._identity)
+            reply: bytes = await begin(request, metadata=self._metadata)
             return reply
 
     async def _decline(self, round: int, reason: str) -> None:
