@@ -17,13 +17,15 @@ from varangian.protos.layout import Layout
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.dial import open_aio_channel
-from varangian.protos.network.grpc_options import LOOKAHEAD
+from varangian.protos.network.grpc_options import LOOKAHEAD, SMALL_MODEL_LOOKAHEAD
 from varangian.server.limits.limits import Limits
 from varangian.server.transport.grpc_server import STREAMS
 
 STATUS = "/varangian.v1.ParameterServer/Status"
 LOCAL = (("grpc.use_local_subchannel_pool", 1),)
 SMALL = Layout((("weight", (40,)),))
+INLINE, LARGE = Layout((("weight", (16_000,)),)), Layout((("weight", (17_000,)),))
+"""The payload of one is as large as any that comes in one message; that of the other is larger."""
 
 
 async def storming(address, connections_, count):
@@ -150,14 +152,22 @@ class Half:
         return [found[metadata_keys.CODE] for found in found if metadata_keys.CODE in found]
 
 
-async def test_of_half_sent_messages_little_is_let_in_and_of_strangers_almost_nothing():
-    run = Run(rounds=1, layout=SMALL, limits=Limits(idle=patience(5.0), grace=0.1))
+@pytest.mark.parametrize(
+    ("layout", "ahead"),
+    [
+        (SMALL, LOOKAHEAD),
+        pytest.param(INLINE, SMALL_MODEL_LOOKAHEAD, marks=pytest.mark.exhaustive),
+        pytest.param(LARGE, LOOKAHEAD, marks=pytest.mark.exhaustive),
+    ],
+)
+async def test_of_half_sent_messages_little_is_let_in_and_of_strangers_almost_nothing(layout, ahead):
+    run = Run(rounds=1, layout=layout, limits=Limits(idle=patience(5.0), grace=0.1))
     async with run.served() as address:
         stranger = await asyncio.to_thread(Half, address, ())
         for method in ("Join", "Pull", "Push", "Attend", "Decline", "Status", "Join", "Pull"):
             await asyncio.to_thread(stranger.begin, method)
         await asyncio.to_thread(stranger.push_on)
-        assert stranger.sent <= STREAMS * 2 * LOOKAHEAD
+        assert stranger.sent <= STREAMS * 2 * ahead
         stranger.line.close()
         async with run.client(address, NAMES[0]) as client:
             await client.join()
@@ -166,7 +176,7 @@ async def test_of_half_sent_messages_little_is_let_in_and_of_strangers_almost_no
                 await asyncio.to_thread(worker.begin, method)
             await asyncio.to_thread(worker.push_on)
             # One of them is read as a whole; of the others there is what is sent ahead.
-            assert worker.sent <= MESSAGE_LIMIT + STREAMS * 2 * LOOKAHEAD
+            assert worker.sent <= MESSAGE_LIMIT + STREAMS * 2 * ahead
             worker.line.close()
             run.stop.set()
 
