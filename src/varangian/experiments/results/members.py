@@ -9,9 +9,8 @@ from typing import Any, cast
 
 from varangian.experiments.identity import WITHOUT_EFFECT
 from varangian.experiments.results.labels import flatten, key_of, without_f
-from varangian.experiments.results.read import Results
+from varangian.experiments.results.read import Point, Results, SweepFile
 from varangian.experiments.results.run import RUNNING, ResultsError, Run, State
-from varangian.experiments.results.sweep_file import Point, SweepFile
 
 RULE, ATTACK, COUNT = "aggregator", "byzantine.attack", "byzantine.count"
 SEEDS = ("seed", "server.seed")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from varangian.experiments.results.cases import At, Better, Case, Gap
+from varangian.experiments.results.cases import At, Better, Case, Gap, better_of
 from varangian.experiments.results.curves import Curve, Matched, curves, curves_by_length, matched
 from varangian.experiments.results.heat_maps import HeatMap, heat_maps
 from varangian.experiments.results.labels import ABSENT, NONE, Axis, axis_of, key_of, natural
@@ -115,6 +115,24 @@ class Study:
     def heat_maps(self, metric: str | None = None, at: At = "best") -> list[HeatMap]:
         """Worst cases over two settings that vary, of each rule and of the best, as ByzFL draws them."""
         return heat_maps(self.worst_cases(metric, at))
+
+    def worst_runs(self, metric: str | None = None) -> list[tuple[str, Run]]:
+        """The worst single run of each rule, with a name; one without attackers if there is no other."""
+        name = self._known(metric)
+        sign = 1 if better_of(name) == "higher" else -1
+        found: list[tuple[str, Run]] = []
+        for rule in self.rules:
+            scored = [
+                (case.clean, sign * score, f"{rule}-{case.attack}", run)
+                for case in self.cases
+                if case.rule == rule
+                for run, score in zip(case.runs, case.scores(name), strict=True)
+                if score is not None
+            ]
+            if scored:
+                _, _, label, run = min(scored, key=lambda entry: entry[:2])
+                found.append((label, run))
+        return found
 
     @property
     def length_note(self) -> str:

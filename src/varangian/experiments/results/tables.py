@@ -171,8 +171,8 @@ def worst_cases_csv(worst: WorstCases) -> str:
                 if cell is None
                 else (cell.mean, cell.std, len(cell.values), cell.planned)
             )
-        attack, seed = row.worst_run_at or (None, None)
-        yield from (row.worst, row.worst_attack, row.worst_run, attack, seed, row.complete)
+        where = row.worst_run_at or ("", "")
+        yield from (row.worst, row.worst_attack, row.worst_run, *where, row.complete)
 
     return csv_text(headings, map(list, map(row_of, worst.rows)))
 
