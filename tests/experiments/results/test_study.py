@@ -206,15 +206,19 @@ def test_failed_and_missing_runs_stay_visible(tmp_path, write_run):
     study = Study.of(read_runs([plan]))
     (row,) = study.worst_cases().rows
     cell = row.cells["alie"]
-    assert (cell.values, cell.planned) == ((0.5,), 4)
+    assert (cell.values, cell.planned) == ((0.5, 0.1), 4)
+    assert [(gap.seed, gap.reason) for gap in cell.early] == [("2", "no quorum")]
     assert [(gap.seed, gap.state, gap.reason) for gap in cell.gaps] == [
-        ("2", "failed", "no quorum"),
         ("3", "error", "disk <full>"),
         ("4", "missing", "it has not been run"),
     ]
-    assert (row.cells["sign_flip"].mean, row.worst, row.complete) == (None, 0.5, False)
+    assert (row.cells["sign_flip"].mean, row.worst, row.complete) == (None, 0.3, False)
     assert study.left_out == (({"f": 9}, "n >= 2f + 3"),)
-    assert study.notes[0] == "4 of 5 runs have no result: 1 failed, 1 error, 2 missing."
+    what = "ended before their last round and count with the score that they had then"
+    assert study.notes == (
+        f"1 of 5 runs {what}: no quorum (1).",
+        "3 of 5 runs have no result: 1 error, 2 missing; disk <full> (1).",
+    )
 
 
 def test_only_the_chosen_learning_rate_counts(tmp_path, write_run):

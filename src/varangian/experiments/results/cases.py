@@ -25,7 +25,7 @@ LOWER = frozenset({"loss", "train_loss", "mae", "attack_success", "attack_succes
 
 @dataclass(frozen=True)
 class Gap:
-    """A run of a case that has no score, and why."""
+    """A run of a case that has no score, or one from before its last round, and why."""
 
     seed: str
     state: State
@@ -47,7 +47,10 @@ class Case:
     """Those that count, by seed."""
     seeds: tuple[str, ...]
     gaps: tuple[Gap, ...] = ()
-    """Those that failed or are missing."""
+    """Those without a result."""
+    early: tuple[Gap, ...] = ()
+    """Of `runs`, those that failed before their last round, as a model that diverges does: they count with
+    the score that they had then."""
 
     @property
     def clean(self) -> bool:

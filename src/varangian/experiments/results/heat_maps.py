@@ -46,6 +46,8 @@ class HeatMap:
     """None for the best of all rules, and for a map of rules and attacks."""
     metric: str
     better: Better
+    when: str
+    """The evaluation that counts, in words."""
     fixed: Mapping[str, str]
     """Other settings that vary, and their values here, by path."""
     x_title: str
@@ -117,6 +119,7 @@ def _map(
         rule=rule,
         metric=worst.metric,
         better=worst.better,
+        when=worst.when,
         fixed=fixed,
         x_title=across,
         y_title=upward or "",
@@ -164,6 +167,7 @@ def _of_attacks(worst: WorstCases) -> HeatMap:
         rule=None,
         metric=worst.metric,
         better=worst.better,
+        when=worst.when,
         fixed={},
         x_title="attack",
         y_title="rule",

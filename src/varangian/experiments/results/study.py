@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from varangian.experiments.results.worst_cases import WorstCases, worst_cases
 
 FIRST = ("f", COUNT, "partition", "data", "model", "participation", "workers")
 """Settings that are looked at first: what goes with one of them is no heading of its own."""
+ENDED: frozenset[State] = frozenset({"finished", "failed"})
+"""States of runs that count. One fails when no round has an update any more, as after its model diverged
+under an attack: to leave it out would hide the worst of the rule."""
 TOLD = 3
 """So many reasons of failures are told one by one."""
 
@@ -60,7 +63,7 @@ class Study:
             ResultsError: no run counts, or one is damaged.
         """
         found = results if isinstance(results, Results) else Results(tuple(results))
-        counts: set[State] = {"finished", "unfinished"} if unfinished else {"finished"}
+        counts = ENDED | {"unfinished"} if unfinished else ENDED
         members, notes = members_of(found, counts)
         if not any(_counts(member, counts) for member in members):
             raise ResultsError(_nothing(found.runs))
@@ -154,7 +157,7 @@ class Study:
         return metric or self.metric
 
 
-def _study(members: Sequence[Member], found: Results, counts: set[State], notes: Sequence[str]) -> Study:
+def _study(members: Sequence[Member], found: Results, counts: Set[State], notes: Sequence[str]) -> Study:
     tuned = next((sweep.tuned for sweep in found.sweeps if sweep.tuned), None)
     axes = _axes(members)
     by, with_rule = headings(members, [path for path in axes if path not in (RULE, ATTACK, tuned)])
@@ -222,7 +225,7 @@ def _ordered(names: Iterable[str], planned: bool) -> list[str]:
     return distinct if planned else sorted(distinct, key=natural)
 
 
-def _case(place: tuple[str, str, tuple[str, ...]], members: Sequence[Member], counts: set[State]) -> Case:
+def _case(place: tuple[str, str, tuple[str, ...]], members: Sequence[Member], counts: Set[State]) -> Case:
     rule, attack, group = place
     members = sorted(members, key=lambda member: natural(member.seed))
     counted = [(member.seed, member.run) for member in members if _counts(member, counts)]
@@ -237,14 +240,19 @@ def _case(place: tuple[str, str, tuple[str, ...]], members: Sequence[Member], co
             for member in members
             if not _counts(member, counts)
         ),
+        early=tuple(
+            Gap(member.seed, member.state, member.reason, member.run)
+            for member in members
+            if member.state == "failed" and _counts(member, counts)
+        ),
     )
 
 
-def _counts(member: Member, counts: set[State]) -> bool:
+def _counts(member: Member, counts: Set[State]) -> bool:
     """Whether a member has scores that count: of a run that goes on, once it was evaluated."""
     if member.run is None or member.state not in counts:
         return False
-    return member.state == "finished" or bool(member.run.metrics)
+    return member.state in ENDED or bool(member.run.metrics)
 
 
 def _metrics(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -278,15 +286,24 @@ def _varying(
 
 def _notes_of_gaps(cases: Sequence[Case]) -> list[str]:
     gaps = [gap for case in cases for gap in case.gaps]
-    if not gaps:
-        return []
-    states = Counter(gap.state for gap in gaps)
-    kinds = ", ".join(f"{count} {state}" for state, count in states.items())
+    early = [gap for case in cases for gap in case.early]
     total = len(gaps) + sum(len(case.runs) for case in cases)
-    reasons = Counter(gap.reason for gap in gaps if gap.state in ("failed", "error"))
-    told = [f"{reason.rstrip('.')} ({count})" for reason, count in reasons.most_common(TOLD)]
-    said = f"{len(gaps)} of {total} runs have no result: {kinds}."
-    return [said, *([f"The reasons: {'; '.join(told)}."] if told else [])]
+    notes: list[str] = []
+    if early:
+        what = "ended before their last round and count with the score that they had then"
+        notes.append(f"{len(early)} of {total} runs {what}: {_told(early)}.")
+    if gaps:
+        states = Counter(gap.state for gap in gaps)
+        kinds = ", ".join(f"{count} {state}" for state, count in states.items())
+        reasons = _told([gap for gap in gaps if gap.state == "error"])
+        notes.append(f"{len(gaps)} of {total} runs have no result: {kinds}{reasons and f'; {reasons}'}.")
+    return notes
+
+
+def _told(gaps: Sequence[Gap]) -> str:
+    """The most frequent reasons."""
+    reasons = Counter(gap.reason.rstrip(".") for gap in gaps)
+    return "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(TOLD))
 
 
 def _nothing(runs: Sequence[Run]) -> str:

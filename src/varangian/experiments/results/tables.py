@@ -71,6 +71,8 @@ def legend(worst: WorstCases) -> list[str]:
     if lacking := next((cell for cell in _shown(worst) if cell.gaps), None):
         part = f"({len(lacking.values)}/{lacking.planned})"
         said.append(f"{part}: {len(lacking.values)} of {lacking.planned} planned runs have a result")
+    if any(cell.early for cell in _shown(worst)):
+        said.append("!: with runs that failed before their last round, and their score until then")
     return said
 
 
@@ -135,8 +137,10 @@ def latex(worst: WorstCases) -> str:
             values.append(_latex_worst(worst, row))
         lines.append(" & ".join([*map(escape_latex, texts), *values]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    if any("dagger" in line for line in lines):
+    if any(cell.gaps for cell in _shown(worst)) or not all(row.complete for row in worst.rows):
         lines.insert(1, r"% $^{\dagger}$: some of the planned runs have no result.")
+    if any(cell.early for cell in _shown(worst)):
+        lines.insert(1, r"% $^{\ddagger}$: some runs failed before their last round, with this score.")
     return "\n".join(lines) + "\n"
 
 
@@ -184,7 +188,7 @@ def runs_csv(study: Study, at: At = "final") -> str:
         scores = [case.scores(metric, at) for metric in study.metrics]
         for i, (seed, run) in enumerate(zip(case.seeds, case.runs, strict=True)):
             values = [column[i] for column in scores]
-            yield [case.rule, case.attack, *case.group, seed, run.state, *values, "", run.folder]
+            yield [case.rule, case.attack, *case.group, seed, run.state, *values, run.reason, run.folder]
         for gap in case.gaps:
             folder = None if gap.run is None else gap.run.folder
             values = [None] * len(study.metrics)
@@ -293,7 +297,7 @@ def _cells(worst: WorstCases, row: Row) -> list[str]:
 def _with_deviation(cell: Cell, metric: str) -> str:
     deviation = f" ± {score_text(cell.std, metric)}" if cell.std is not None else ""
     lacking = f" ({len(cell.values)}/{cell.planned})" if cell.gaps else ""
-    return f"{score_text(cell.mean, metric)}{deviation}{lacking}"
+    return f"{score_text(cell.mean, metric)}{deviation}{lacking}{' !' if cell.early else ''}"
 
 
 def _latex_cell(cell: Cell | None, worst: WorstCases, row: Row, attack: str) -> str:
@@ -301,14 +305,14 @@ def _latex_cell(cell: Cell | None, worst: WorstCases, row: Row, attack: str) -> 
         return "--"
     deviation = f" \\pm {score_text(cell.std, worst.metric)}" if cell.std is not None else ""
     number = _latex_number(cell.mean, worst.metric, bold=worst.is_best(row, attack))
-    return f"${number}{deviation}{_dagger(bool(cell.gaps))}$"
+    return f"${number}{deviation}{_mark(gaps=bool(cell.gaps), early=bool(cell.early))}$"
 
 
 def _latex_worst(worst: WorstCases, row: Row) -> str:
     if row.worst is None:
         return "--"
     number = _latex_number(row.worst, worst.metric, bold=worst.is_best(row))
-    return f"${number}{_dagger(not row.complete)}$"
+    return f"${number}{_mark(gaps=not row.complete, early=False)}$"
 
 
 def _latex_number(value: float, metric: str, *, bold: bool) -> str:
@@ -321,8 +325,9 @@ def _latex_number(value: float, metric: str, *, bold: bool) -> str:
     return f"\\mathbf{{{text}}}" if bold else text
 
 
-def _dagger(shown: bool) -> str:
-    return r"^{\dagger}" if shown else ""
+def _mark(*, gaps: bool, early: bool) -> str:
+    signs = (r"\dagger" if gaps else "") + (r"\ddagger" if early else "")
+    return f"^{{{signs}}}" if signs else ""
 
 
 def _direction(worst: WorstCases) -> str:

@@ -23,7 +23,9 @@ class Cell:
     seeds: tuple[str, ...]
     """Of these, in the same order."""
     gaps: tuple[Gap, ...]
-    """Runs that failed or are missing; a cell may have no others."""
+    """Runs without a result; a cell may have no others."""
+    early: tuple[Gap, ...]
+    """Of those with a score, runs that failed before their last round."""
     mean: float | None
     std: float | None
     """Of a sample; None of a single run."""
@@ -81,9 +83,13 @@ class WorstCases:
     @property
     def heading(self) -> str:
         """What the numbers are, in a few words."""
-        when = {"final": "at the end", "best": "at the best evaluation"}
-        said = when[self.at] if isinstance(self.at, str) else f"mean of the last {self.at} evaluations"
-        return f"{self.metric.replace('_', ' ')}, {said}"
+        return f"{self.metric.replace('_', ' ')}, {self.when}"
+
+    @property
+    def when(self) -> str:
+        """The evaluation that counts, in words."""
+        words = {"final": "at the end", "best": "at the best evaluation"}
+        return words[self.at] if isinstance(self.at, str) else f"mean of the last {self.at} evaluations"
 
     def is_best(self, row: Row, attack: str | None = None) -> bool:
         """Whether no rule of the same group is better under this attack, or in the worst case."""
@@ -163,7 +169,8 @@ def _cell(case: Case, metric: str, at: At, better: Better) -> Cell:
         else:
             scored.append((seed, value))
     values = tuple(value for _, value in scored)
-    return Cell(values, tuple(seed for seed, _ in scored), tuple(gaps), *mean_and_std(values))
+    seeds = tuple(seed for seed, _ in scored)
+    return Cell(values, seeds, tuple(gaps), case.early, *mean_and_std(values))
 
 
 def _row(

@@ -49,6 +49,7 @@ def draw(
             _line(axis, curve, line_style(rules.index(curve.rule)), is_share(metric))
         axis.set_title("no attack" if attack == NONE else shown(attack))
         axis.grid(True)
+        axis.set_xlim(left=0)
         if x == "round":
             axis.xaxis.get_major_locator().set_params(integer=True)
     _limits(axes[0], curves, metric)

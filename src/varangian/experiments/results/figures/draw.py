@@ -68,7 +68,7 @@ def _figures(
     study: Study, timelines: Sequence[tuple[str, Run]] | None
 ) -> Iterator[tuple[str, Figure, str]]:
     """Every figure, with a name for its file and its data."""
-    for metric in study.metrics:
+    for metric in dict.fromkeys([study.metric, *(name for name in study.metrics if name == "loss")]):
         yield from _curves(study, CURVES.get(metric, f"{metric}_curve"), study.curves(metric), metric)
     name, found = f"{study.metric}_by_length", study.curves_by_length()
     yield from _curves(study, name, found, study.metric, LENGTH)

@@ -81,6 +81,6 @@ def draw(shown_map: HeatMap) -> Figure:
     beside = ", ".join(f"{path} {value}" for path, value in shown_map.fixed.items())
     axis.set_title(shown(f"{shown_map.title}{f' ({beside})' if beside else ''}"))
     bar = figure.colorbar(image, ax=axis, pad=0.02, fraction=0.06)
-    bar.set_label(axis_name(shown_map.metric))
+    bar.set_label(f"{axis_name(shown_map.metric)}\n{shown_map.when}")
     bar.outline.set_linewidth(0.4)
     return figure
