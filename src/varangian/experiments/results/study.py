@@ -63,7 +63,7 @@ class Study:
             ResultsError: no run counts, or one is damaged.
         """
         found = results if isinstance(results, Results) else Results(tuple(results))
-        counts = ENDED | {"unfinished"} if unfinished else ENDED
+        counts: Set[State] = {*ENDED, "unfinished"} if unfinished else ENDED
         members, notes = members_of(found, counts)
         if not any(_counts(member, counts) for member in members):
             raise ResultsError(_nothing(found.runs))

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from varangian.experiments.results.curves import Curve
 from varangian.experiments.results.figures.style import COLUMN, DOUBLE, line_style, shown
@@ -51,7 +52,7 @@ def draw(
         axis.grid(True)
         axis.set_xlim(left=0)
         if x == "round":
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _limits(axes[0], curves, metric)
     for i, axis in enumerate(axes):
         if i >= len(attacks):

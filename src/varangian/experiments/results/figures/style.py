@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 """The three have lengths without a common factor: 385 lines differ from one another in some of them."""
 RAMP = "cividis"
 """A colour map whose brightness rises evenly, for eyes and printers that see no colour."""
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -49,7 +49,7 @@ NAME = 80
 @contextmanager
 def paper() -> Generator[None]:
     """Draw and save figures in the style of a paper."""
-    with mpl.rc_context(dict(SETTINGS)), warnings.catch_warnings():
+    with mpl.rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in another script
         yield
 

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from varangian.cli.views.figure import RED
 from varangian.experiments.results.figures.style import DOUBLE, shown
@@ -64,7 +65,7 @@ def draw(timeline: Trust) -> Figure:
         axis.set_ylabel("worker")
     axis.tick_params(axis="y", length=0)
     axis.set_xlabel("round")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles = [
         Line2D([], [], color=RED, marker=SIGNS[kind], linestyle="none", mfc="none", ms=3, label=kind)
         for kind in kinds
