@@ -679,6 +679,20 @@ async def test_the_name_of_a_process_that_has_ended_is_free_at_once(monkeypatch)
             assert this.coordinator.status().absent == ()
 
 
+async def test_a_worker_that_was_absent_is_waited_for_from_its_next_call_on(monkeypatch):
+    monkeypatch.setattr("varangian.server.identity.presence.PRESENCE_CHECK_INTERVAL", 0.02)
+    async with world() as this, client_of(this) as client:
+        await client.join()
+        with monkeypatch.context() as silent:
+            silent.setattr(Sessions, "present", frozenset())
+            await until(lambda: this.coordinator.status().absent == ("w00",))
+            monkeypatch.setattr("varangian.server.identity.presence.PRESENCE_CHECK_INTERVAL", 1000.0)
+            await asyncio.sleep(0.05)  # the last look
+        assert this.coordinator.status().absent == ("w00",)
+        await client.pull(-1)
+        assert this.coordinator.status().absent == ()
+
+
 async def test_a_worker_may_decline_a_round():
     async with world() as this, client_of(this) as client:
         await client.join()
