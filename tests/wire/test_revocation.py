@@ -138,9 +138,7 @@ async def test_standing_calls_of_a_revoked_certificate_end_and_nobody_waits_for_
 async def test_a_worker_goes_on_with_its_new_certificate_where_the_old_one_was_revoked(authority):
     """The others wait in each round until it has the model: so no round ends while it reconnects."""
     security, replaced = Security(authority.path), asyncio.Event()
-    run = Run(
-        rounds=8, layout=SMALL, rule=TrimmedMean(f=1), security=security, sessions_clock=lambda: 0.0
-    )
+    run = Run(rounds=8, layout=SMALL, rule=TrimmedMean(f=1), security=security, sessions_clock=lambda: 0.0)
     pulled = [asyncio.Event() for _ in range(8)]
 
     async def in_step(name, round, parameters):
