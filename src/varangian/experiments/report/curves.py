@@ -1,0 +1,238 @@
+"""Curves: scores over rounds, and over the length of the steps so far, with bands over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from varangian.experiments.report import specs
+from varangian.experiments.report.rendering import Cell, Score, Section, Table, render
+from varangian.experiments.results.curves import Curve, Matched
+from varangian.experiments.results.study import Study
+
+POINTS = 120
+"""Most points of a line; of more evaluations, as many are shown, evenly spread."""
+TABLE_ROWS = 1500
+"""A longer table of numbers is only in the file."""
+FIRST = ("accuracy", "loss", "train_loss")
+LOG = 50.0
+"""From this ratio of the largest to the smallest value on the axis is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Legend:
+    """A line of the legend."""
+
+    name: str
+    colour: str
+    dash: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart of several that share their data."""
+
+    title: str
+    where: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The charts of one score."""
+
+    id: str
+    title: str
+    caption: str
+    spec: specs.Spec
+    panels: tuple[Panel, ...]
+    table: Table
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a line and what a panel stands for, which depends on what varies."""
+
+    line: str
+    lines: tuple[str, ...]
+    panel: str | None
+    panels: tuple[str, ...]
+    groups: tuple[str, ...]
+    """Settings to choose from; empty where lines or nothing stand for them."""
+
+    @classmethod
+    def of(cls, study: Study) -> Layout:
+        groups = tuple(dict.fromkeys(_group(study, case.group) for case in study.cases))
+        chosen = groups if len(groups) > 1 else ()
+        if len(study.rules) > 1:
+            several = len(study.attacks) > 1
+            return cls("rule", study.rules, "attack" if several else None, study.attacks, chosen)
+        if len(study.attacks) > 1 or not chosen:
+            return cls("attack", study.attacks, None, (), chosen)
+        return cls("setting", groups, None, (), ())
+
+
+def sections(study: Study) -> Iterator[Section]:
+    """The sections of all scores, and the view over the length of steps where rules are compared."""
+    layout = Layout.of(study)
+    own = [metric for metric in FIRST if metric in study.metrics]
+    blocks = [_block(study, layout, metric) for metric in own or study.metrics[:1]]
+    if any(block.table.rows for block in blocks):
+        yield Section("curves", "Curves over rounds", _html("curves", layout, blocks, _introduction(study)))
+    others = [metric for metric in study.metrics if metric not in own]
+    blocks = [_block(study, layout, metric) for metric in others] if own else []
+    if any(block.table.rows for block in blocks):
+        yield Section("scores", "Other scores", _html("scores", layout, blocks, ""))
+    if len(study.rules) > 1:
+        yield from _by_length(study, layout)
+
+
+def _introduction(study: Study) -> str:
+    seeds = len(study.varying.get("seed", ()))
+    band = f" Lines are means over {seeds} seeds, and bands go from the lowest seed to the highest." if seeds else ""
+    return f"Scores after the rounds that were evaluated.{band}"
+
+
+def _by_length(study: Study, layout: Layout) -> Iterator[Section]:
+    found = study.curves_by_length()
+    if not any(max(curve.x, default=0.0) > 0 for curve in found):
+        return
+    block = _block_of(study, layout, study.metric, found, "length", "length of all steps so far", "length")
+    matched = study.matched()
+    score = Score.of(study.metric)
+    text = (
+        "The same score over the way that the parameters have gone: the sum of learning rate × norm of the update. A "
+        "rule whose updates are shorter trains with a smaller learning rate in effect, and may only look robust because "
+        "it has moved less. Compare lines at the same length."
+    )
+    rows = [_matched_row(one, study, score) for one in matched]
+    html = render(
+        "curves.html",
+        id="length",
+        introduction=f"{text} {study.length_note}",
+        legend=_legend(layout),
+        groups=layout.groups,
+        line=layout.line,
+        blocks=[block],
+        limit=TABLE_ROWS,
+        matched=rows,
+        rules=study.rules,
+        score=score,
+        matched_table=_matched_table(study, matched),
+    )
+    yield Section("length", "At equal length of steps", html)
+
+
+def _matched_row(one: Matched, study: Study, score: Score) -> dict[str, object]:
+    cells: list[str] = []
+    for rule in study.rules:
+        mean, std = one.scores.get(rule, (None, None))
+        text = score.text(mean)
+        cells.append(text if std is None else f"{text} ± {score.text(std)}")
+    ways = [f"{one.lengths[rule]:.3g}" if rule in one.lengths else "–" for rule in study.rules]
+    return {
+        "attack": "no attack" if one.attack == "none" else one.attack,
+        "group": _group(study, one.group),
+        "length": f"{one.length:.3g}",
+        "cells": [*zip(cells, ways, strict=True)],
+    }
+
+
+def _matched_table(study: Study, matched: Sequence[Matched]) -> Table:
+    rows = [
+        [_group(study, one.group), one.attack, rule, one.length, *one.scores[rule], one.lengths[rule]]
+        for one in matched
+        for rule in one.scores
+    ]
+    columns = ("setting", "attack", "rule", "length", "mean", "std", "whole length")
+    return Table("length-matched-data", columns, rows, columns[3:])
+
+
+def _html(id: str, layout: Layout, blocks: Sequence[Block], introduction: str) -> str:
+    return render(
+        "curves.html",
+        id=id,
+        introduction=introduction,
+        legend=_legend(layout),
+        groups=layout.groups,
+        line=layout.line,
+        blocks=[block for block in blocks if block.table.rows],
+        limit=TABLE_ROWS,
+        matched=(),
+        rules=(),
+        score=None,
+        matched_table=None,
+    )
+
+
+def _legend(layout: Layout) -> list[Legend]:
+    if len(layout.lines) < 2:
+        return []
+    styles = [specs.style(i) for i in range(len(layout.lines))]
+    return [
+        Legend(name, colour, " ".join(map(str, dash)))
+        for name, (colour, dash) in zip(layout.lines, styles, strict=True)
+    ]
+
+
+def _block(study: Study, layout: Layout, metric: str) -> Block:
+    return _block_of(study, layout, metric, study.curves(metric), "round", "round", metric)
+
+
+def _block_of(
+    study: Study, layout: Layout, metric: str, found: Sequence[Curve], x: str, x_title: str, name: str
+) -> Block:
+    values = [value for curve in found for value in curve.mean if math.isfinite(value)]
+    score = Score.of(metric, values)
+    rows = [row for curve in found for row in _rows(study, curve)]
+    least = min((value for value in values if value > 0), default=1.0)
+    log = not score.percent and min(values, default=0) >= 0 and max(values, default=0) > LOG * least
+    title = score.title[0].upper() + score.title[1:]
+    panels = [
+        Panel("No attack" if attack == "none" else f"Under {attack}", {"attack": attack})
+        for attack in layout.panels
+        if any(curve.attack == attack for curve in found)
+    ]
+    thinned = any(len(curve.rounds) > POINTS for curve in found)
+    return Block(
+        id=f"curves-{name}",
+        title=title,
+        caption=(f"Of each line {POINTS} evaluations are shown, evenly spread. " if thinned else "")
+        + ("The vertical axis is logarithmic. " if log else ""),
+        spec=specs.curves(
+            x,
+            x_title,
+            f"{metric.replace('_', ' ')}",
+            layout.line,
+            layout.lines,
+            percent=score.percent,
+            log=log,
+        ),
+        panels=tuple(panels) if layout.panel else (Panel("", {}),),
+        table=Table(
+            f"curves-{name}-data",
+            ("setting", "attack", "rule", "round", "length", "mean", "std", "lowest", "highest", "seeds")
+            if x == "length"
+            else ("setting", "attack", "rule", "round", "mean", "std", "lowest", "highest", "seeds"),
+            [[row[0], row[1], row[2], row[3], *(row[4:] if x == "length" else row[5:])] for row in rows],
+            ("round", "length", "mean", "std", "lowest", "highest", "seeds"),
+        ),
+    )
+
+
+def _rows(study: Study, curve: Curve) -> Iterator[list[Cell]]:
+    count = len(curve.rounds)
+    shown = range(count)
+    if count > POINTS:
+        shown = sorted({round(i * (count - 1) / (POINTS - 1)) for i in range(POINTS)})
+    group = _group(study, curve.group)
+    for i in shown:
+        yield [
+            *(group, curve.attack, curve.rule, curve.rounds[i], curve.x[i]),
+            *(curve.mean[i], curve.std[i], curve.low[i], curve.high[i], curve.seeds),
+        ]
+
+
+def _group(study: Study, group: tuple[str, ...]) -> str:
+    """`f = 2, partition.dirichlet.alpha = 0.1`."""
+    return ", ".join(f"{path} = {value}" for path, value in zip(study.by, group, strict=True))

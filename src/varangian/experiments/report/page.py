@@ -1,0 +1,140 @@
+"""The page: one HTML file with all styles, scripts and data inside.
+
+Its policy forbids every request and every script but its own, so that nothing in a name or a reason can
+become one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from varangian import __version__
+from varangian.cli.views.terminal import printable
+from varangian.experiments.report import account, curves, heat_maps, timeline, worst_cases
+from varangian.experiments.report.rendering import ASSETS, Section, markup, render
+from varangian.experiments.report.vega import javascript
+from varangian.experiments.results.read import Results
+from varangian.experiments.results.study import Study
+
+NOTE = 240
+"""Characters of a sentence at the top; the section about failed runs has all of it."""
+SECONDS = 2
+"""Between two questions of a page that is followed."""
+
+
+def page(results: Results, *, notes: Sequence[str] = (), follow: bool = False) -> str:
+    """The page about these runs.
+
+    Args:
+        results: from `read_runs`.
+        notes: sentences about the reading, shown at the top.
+        follow: whether runs that have not ended count as far as they are, and the page asks for itself again.
+
+    Raises:
+        ResultsError: no run counts, or one is damaged.
+        MissingLibraryError: the extra `report` is not installed.
+    """
+    study = Study.of(results, unfinished=follow)
+    sections = list(_sections(results, study))
+    facts = list(_facts(results, study))
+    told = [printable(note, NOTE) for note in (*notes, *study.notes)]
+    css, library, script = _asset("page.css"), javascript(), _asset("page.js")
+    title = _title(results, study)
+    live = _live(results)
+    return render(
+        "page.html",
+        title=title,
+        version=__version__,
+        made=time.strftime("%Y-%m-%d %H:%M %z"),
+        facts=facts,
+        notes=told,
+        live=live,
+        follow=SECONDS if follow else 0,
+        sections=[
+            {"id": s.id, "title": s.title, "html": markup(s.html), "version": s.version} for s in sections
+        ],
+        head_version=_digest([title, facts, told, live]),
+        nav_version=_digest([section.id for section in sections]),
+        policy=_policy(css, (library, script), follow=follow),
+        css=markup(css),
+        library=markup(library),
+        script=markup(script),
+    )
+
+
+def _sections(results: Results, study: Study) -> Iterator[Section]:
+    yield from worst_cases.sections(study)
+    yield from curves.sections(study)
+    yield from heat_maps.sections(study)
+    yield from timeline.sections(study)
+    yield from account.sections(results, study)
+
+
+def _title(results: Results, study: Study) -> str:
+    if results.sweeps:
+        return ", ".join(sweep.name for sweep in results.sweeps)
+    if len(results) == 1:
+        case = study.cases[0]
+        return f"{case.rule}, {'nobody attacks' if case.clean else f'under {case.attack}'}: {results.runs[0].id}"
+    return f"{len(results)} runs"
+
+
+def _facts(results: Results, study: Study) -> Iterator[tuple[str, str]]:
+    states = Counter(run.state for run in results)
+    yield "runs", ", ".join(f"{count} {state}" for state, count in states.items())
+    if len(study.rules) > 1:
+        yield "rules", str(len(study.rules))
+    if len(study.attacks) > 1:
+        yield "attacks", str(sum(attack != "none" for attack in study.attacks))
+    if "seed" in study.varying:
+        yield "seeds", str(len(study.varying["seed"]))
+    if len(results) == 1:
+        result = results.runs[0].result or {}
+        for name in ("rounds", "outcome", "digest"):
+            if result.get(name) is not None:
+                yield name, str(result[name])
+    versions = sorted({str(run.manifest.get("varangian")) for run in results} - {"None"})
+    if versions:
+        yield "made by varangian", ", ".join(versions)
+
+
+def _live(results: Results) -> str:
+    going = [run for run in results if run.running]
+    if not going:
+        return "All runs are over. The page does not change any more."
+    last = going[0].columns("time")[0]
+    rounds = f"{int(last[-1])} rounds done" if len(last) else "no round done yet"
+    if len(results) == 1:
+        return f"The run goes on: {rounds} of {going[0].config.get('rounds')}."
+    return f"{len(going)} of {len(results)} runs go on. {going[0].id}: {rounds}."
+
+
+def _policy(css: str, scripts: Sequence[str], *, follow: bool) -> str:
+    allowed = " ".join(map(_hash, scripts))
+    asks = "'self'" if follow else "'none'"
+    # Vega hides and measures elements by their style attribute, which a hash cannot allow.
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src {_hash(css)}; style-src-attr 'unsafe-inline'; "
+        f"img-src data:; connect-src {asks}; base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _digest(value: object) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
+
+
+@cache
+def _asset(name: str) -> str:
+    return (Path(ASSETS) / name).read_text(encoding="utf-8")

@@ -1,0 +1,138 @@
+"""Trust over time: the weight of each worker in each round, and who was left out, and why."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from varangian.experiments.report import specs
+from varangian.experiments.report.rendering import Cell, Section, Table, render
+from varangian.experiments.results.run import ResultsError, Run
+from varangian.experiments.results.study import Study
+from varangian.experiments.results.trust import Trust, trust
+
+COLUMNS = 120
+CELLS = 20_000
+"""Most cells of all timelines together: of more runs, only the first are shown."""
+SEVERITY = ("revoked", "dropped", "declined", "missing", "absent")
+"""Of several marks in a cell the first of these is shown."""
+COLUMN_NAMES = ("run", "worker", "attacks", "first round", "last round", "weight", "left out", "reason")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A worker in the table of a run."""
+
+    name: str
+    attacks: bool
+    weight: str
+    share: str
+    counts: tuple[int, ...]
+    """Rounds in which it was left out, by kind."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run in the timeline."""
+
+    label: str
+    folder: str
+    lines: tuple[Line, ...]
+    weighed: bool
+    skipped: int
+    share: str
+    """The part of the weight that attackers had."""
+
+
+def sections(study: Study) -> Iterator[Section]:
+    """The timeline of one run of each case."""
+    chosen = list(_chosen(study))
+    timelines: list[tuple[str, Trust]] = []
+    cells = 0
+    for label, run in chosen:
+        try:
+            found = trust(run, COLUMNS)
+        except ResultsError:
+            if run.running:
+                continue  # it has no records yet
+            raise
+        cells += len(found.workers) * len(found.first)
+        if timelines and cells > CELLS:
+            break
+        if found.first:
+            timelines.append((label, found))
+    if not timelines:
+        return
+    rows = [row for i, (_, one) in enumerate(timelines, start=1) for row in _rows(i, one)]
+    found_kinds = {mark.kind for _, one in timelines for marks in one.marks.values() for mark in marks}
+    html = render(
+        "timeline.html",
+        runs=[_shown(label, one) for label, one in timelines],
+        left_over=len(chosen) - len(timelines),
+        several=len(study.runs) > 1,
+        thinned=any(first != last for _, one in timelines for first, last in zip(one.first, one.last, strict=True)),
+        kinds=SEVERITY,
+        spec=specs.timeline(max(len(one.workers) for _, one in timelines), list(found_kinds)),
+        table=Table("trust-data", COLUMN_NAMES, rows, ("first round", "last round", "weight")),
+    )  # fmt: skip
+    yield Section("trust", "Trust over time", html)
+
+
+def _chosen(study: Study) -> Iterator[tuple[str, Run]]:
+    """A run of each case, those under attack first."""
+    for case in sorted((case for case in study.cases if case.runs), key=lambda case: case.clean):
+        attack = "no attack" if case.clean else f"under {case.attack}"
+        words = [f"{case.rule} {attack}", *case.group]
+        if "seed" in study.varying:
+            words.append(f"seed {case.seeds[0]}")
+        yield ", ".join(words), case.runs[0]
+
+
+def _rows(number: int, found: Trust) -> Iterator[list[Cell]]:
+    for i, worker in enumerate(found.workers):
+        attacks = "yes" if worker in found.attackers else ""
+        for j, (first, last) in enumerate(zip(found.first, found.last, strict=True)):
+            marks = found.marks.get((i, j), ())
+            weight = float(found.weights[i, j])
+            worst = min(marks, key=lambda mark: SEVERITY.index(mark.kind), default=None)
+            reason = "" if worst is None else worst.reason
+            if len(marks) > 1:
+                reason += f" (left out in {len(marks)} of these rounds)"
+            yield [
+                *(str(number), worker, attacks, first, last),
+                float(f"{weight:.4g}") if math.isfinite(weight) else None,
+                *("" if worst is None else worst.kind, reason),
+            ]
+
+
+def _shown(label: str, found: Trust) -> Shown:
+    lines: list[Line] = []
+    sizes = [[abs(value) for value in row if math.isfinite(value)] for row in found.weights.tolist()]
+    total = sum(map(sum, sizes))
+    for i, worker in enumerate(found.workers):
+        marks = [mark for j in range(len(found.first)) for mark in found.marks.get((i, j), ())]
+        counts = Counter(mark.kind for mark in marks)
+        told = [mark.reason for mark in marks if mark.kind not in ("missing", "absent")]
+        own = [value for value in found.weights[i].tolist() if math.isfinite(value)]
+        lines.append(
+            Line(
+                name=worker,
+                attacks=worker in found.attackers,
+                weight=f"{sum(own) / len(own):.4f}" if own else "–",
+                share=f"{100 * sum(sizes[i]) / total:.1f}" if total > 0 else "–",
+                counts=tuple(counts[kind] for kind in SEVERITY),
+                reason=told[-1] if told else "",
+            )
+        )
+    share = found.attacking_share
+    return Shown(
+        label=label,
+        folder=str(found.run.folder),
+        lines=tuple(lines),
+        weighed=found.weighed,
+        skipped=len(found.skipped),
+        share="" if share is None or not found.attackers else f"{100 * share:.1f} %",
+    )
