@@ -85,9 +85,7 @@ class Browser:
             select.select([self._read], [], [], 0.05)
 
     def ask(self, expression):
-        answer = self.call(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -115,15 +113,23 @@ class Browser:
         for event in self.events:
             what, params = event["method"], event["params"]
             if what == "Runtime.exceptionThrown":
-                found.append(params["exceptionDetails"].get("exception", {}).get("description") or str(params))
+                found.append(
+                    params["exceptionDetails"].get("exception", {}).get("description") or str(params)
+                )
             elif what == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-                found.append(" ".join(str(one.get("value", one.get("description"))) for one in params["args"]))
+                found.append(
+                    " ".join(str(one.get("value", one.get("description"))) for one in params["args"])
+                )
             elif what == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
                 found.append(params["entry"]["text"])
         return found
 
     def requests(self):
-        sent = [event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        sent = [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in sent if not url.startswith(("data:", "about:"))]
 
     def call(self, method, **params):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from varangian.config.yaml_text import dump
-from varangian.experiments.report.rendering import Cell, Score, Section, Table, render
+from varangian.experiments.report.rendering import Cell, Score, Section, Table, render, setting_of
 from varangian.experiments.report.reproduce import command_of
 from varangian.experiments.results.cases import Case, Gap, final
 from varangian.experiments.results.labels import flatten, key_of, text_of
@@ -36,34 +36,41 @@ def _failed(study: Study, gaps: Sequence[tuple[Case, Gap]]) -> str:
         {
             "rule": case.rule,
             "attack": "no attack" if case.clean else case.attack,
-            "setting": ", ".join(f"{path} = {value}" for path, value in zip(study.by, case.group, strict=True)),
+            "setting": setting_of(study, case.group),
             "seed": gap.seed,
             "state": gap.state,
             "reason": gap.reason,
             "folder": "" if gap.run is None else str(gap.run.folder),
         }
         for case, gap in gaps
-    ]  # fmt: skip
+    ]
     reasons: dict[str, list[str]] = {}
     for settings, reason in study.left_out:
-        text = ", ".join(f"{path}={text_of(value)}" for path, value in settings.items())
-        reasons.setdefault(reason, []).append(text)
+        reasons.setdefault(reason, []).append(_flat(settings))
     columns = ("rule", "attack", "setting", "seed", "state", "reason", "folder")
     table = Table("failed-data", columns, [[row[name] for name in columns] for row in rows])
     return render(
-        "failed.html", rows=rows[:ROWS], more=max(0, len(rows) - ROWS), left_out=reasons, by=study.by, table=table
-    )  # fmt: skip
+        "failed.html",
+        rows=rows[:ROWS],
+        more=max(0, len(rows) - ROWS),
+        left_out=reasons,
+        by=study.by,
+        table=table,
+    )
 
 
 def _tuned(results: Results) -> str:
     rows = [
-        (sweep.name, str(sweep.tuned), ", ".join(f"{k}={text_of(v)}" for k, v in choice.settings.items()), choice.value)
+        [sweep.name, str(sweep.tuned), _flat(choice.settings), text_of(choice.value)]
         for sweep in results.sweeps
         for choice in sweep.choices
-    ]  # fmt: skip
+    ]
     columns = ("sweep", "setting", "of", "chosen")
-    cells = [[*row[:3], text_of(row[3])] for row in rows]
-    return render("tuned.html", rows=cells, table=Table("tuned-data", columns, cells))
+    return render("tuned.html", rows=rows, table=Table("tuned-data", columns, rows))
+
+
+def _flat(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path}={text_of(value)}" for path, value in settings.items())
 
 
 def _runs(results: Results, study: Study) -> str:
@@ -76,7 +83,6 @@ def _runs(results: Results, study: Study) -> str:
         config = _config(run)
         case, result = places.get(run.folder), run.result or {}
         value = final(run, study.metric) if run.state == "finished" else None
-        setting = () if case is None else zip(study.by, case.group, strict=True)
         rows.append(
             {
                 "folder": str(run.folder),
@@ -84,7 +90,7 @@ def _runs(results: Results, study: Study) -> str:
                 "state": run.state,
                 "rule": case.rule if case else "",
                 "attack": ("no attack" if case.clean else case.attack) if case else "",
-                "setting": ", ".join(f"{path} = {value}" for path, value in setting),
+                "setting": setting_of(study, case.group) if case else "",
                 "seed": str(config.get("seed", "")),
                 "score": value,
                 "shown": score.text(value),
@@ -93,7 +99,18 @@ def _runs(results: Results, study: Study) -> str:
                 "command": command_of(config) or f"varangian run {run.folder}/config.yaml",
             }
         )
-    columns = ("folder", "state", "rule", "attack", "setting", "seed", "score", "seconds", "digest", "command")
+    columns = (
+        "folder",
+        "state",
+        "rule",
+        "attack",
+        "setting",
+        "seed",
+        "score",
+        "seconds",
+        "digest",
+        "command",
+    )
     cells: list[list[Cell]] = [[row[name] for name in columns] for row in rows]
     return render(
         "runs.html",
@@ -147,7 +164,10 @@ def _versions(results: Results) -> list[tuple[str, str]]:
     found: dict[str, Counter[str]] = {}
     for run in results:
         manifest = run.manifest
-        facts = {name: manifest.get(name) for name in ("varangian", "git", "python", "platform", "cpus", "kernels")}
+        facts = {
+            name: manifest.get(name)
+            for name in ("varangian", "git", "python", "platform", "cpus", "kernels")
+        }
         packages = manifest.get("packages")
         facts |= packages if isinstance(packages, dict) else {}
         facts |= {join("threads", key): value for key, value in (manifest.get("threads") or {}).items()}
@@ -155,9 +175,13 @@ def _versions(results: Results) -> list[tuple[str, str]]:
             if value is not None:
                 found.setdefault(name, Counter())[str(value)] += 1
     return [
-        (name, ", ".join(f"{value} ({count} runs)" if len(values) > 1 else value for value, count in values.items()))
+        (name, next(iter(values)) if len(values) == 1 else _counted(values))
         for name, values in found.items()
-    ]  # fmt: skip
+    ]
+
+
+def _counted(values: Mapping[str, int]) -> str:
+    return ", ".join(f"{value} ({count} runs)" for value, count in values.items())
 
 
 def _config(run: Run) -> Mapping[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from varangian.experiments.report import specs
-from varangian.experiments.report.rendering import Cell, Score, Section, Table, render
+from varangian.experiments.report.rendering import NOTHING, Cell, Score, Section, Table, render, setting_of
 from varangian.experiments.results.curves import Curve, Matched
 from varangian.experiments.results.study import Study
 
@@ -15,6 +15,11 @@ POINTS = 120
 """Most points of a line; of more evaluations, as many are shown, evenly spread."""
 TABLE_ROWS = 1500
 """A longer table of numbers is only in the file."""
+LENGTH = """\
+The same score over the way that the parameters have gone: the sum of learning rate times norm of the update. A rule
+whose updates are shorter trains with a smaller learning rate in effect, and may look robust only because it has moved
+less. Compare lines at the same length.
+"""
 FIRST = ("accuracy", "loss", "train_loss")
 LOG = 50.0
 """From this ratio of the largest to the smallest value on the axis is logarithmic."""
@@ -62,7 +67,7 @@ class Layout:
 
     @classmethod
     def of(cls, study: Study) -> Layout:
-        groups = tuple(dict.fromkeys(_group(study, case.group) for case in study.cases))
+        groups = tuple(dict.fromkeys(setting_of(study, case.group) for case in study.cases))
         chosen = groups if len(groups) > 1 else ()
         if len(study.rules) > 1:
             several = len(study.attacks) > 1
@@ -89,7 +94,11 @@ def sections(study: Study) -> Iterator[Section]:
 
 def _introduction(study: Study) -> str:
     seeds = len(study.varying.get("seed", ()))
-    band = f" Lines are means over {seeds} seeds, and bands go from the lowest seed to the highest." if seeds else ""
+    band = (
+        f" Lines are means over {seeds} seeds, and bands go from the lowest seed to the highest."
+        if seeds
+        else ""
+    )
     return f"Scores after the rounds that were evaluated.{band}"
 
 
@@ -100,16 +109,11 @@ def _by_length(study: Study, layout: Layout) -> Iterator[Section]:
     block = _block_of(study, layout, study.metric, found, "length", "length of all steps so far", "length")
     matched = study.matched()
     score = Score.of(study.metric)
-    text = (
-        "The same score over the way that the parameters have gone: the sum of learning rate × norm of the update. A "
-        "rule whose updates are shorter trains with a smaller learning rate in effect, and may only look robust because "
-        "it has moved less. Compare lines at the same length."
-    )
     rows = [_matched_row(one, study, score) for one in matched]
     html = render(
         "curves.html",
         id="length",
-        introduction=f"{text} {study.length_note}",
+        introduction=f"{LENGTH} {study.length_note}",
         legend=_legend(layout),
         groups=layout.groups,
         line=layout.line,
@@ -129,10 +133,10 @@ def _matched_row(one: Matched, study: Study, score: Score) -> dict[str, object]:
         mean, std = one.scores.get(rule, (None, None))
         text = score.text(mean)
         cells.append(text if std is None else f"{text} ± {score.text(std)}")
-    ways = [f"{one.lengths[rule]:.3g}" if rule in one.lengths else "–" for rule in study.rules]
+    ways = [f"{one.lengths[rule]:.3g}" if rule in one.lengths else NOTHING for rule in study.rules]
     return {
         "attack": "no attack" if one.attack == "none" else one.attack,
-        "group": _group(study, one.group),
+        "group": setting_of(study, one.group),
         "length": f"{one.length:.3g}",
         "cells": [*zip(cells, ways, strict=True)],
     }
@@ -140,7 +144,7 @@ def _matched_row(one: Matched, study: Study, score: Score) -> dict[str, object]:
 
 def _matched_table(study: Study, matched: Sequence[Matched]) -> Table:
     rows = [
-        [_group(study, one.group), one.attack, rule, one.length, *one.scores[rule], one.lengths[rule]]
+        [setting_of(study, one.group), one.attack, rule, one.length, *one.scores[rule], one.lengths[rule]]
         for one in matched
         for rule in one.scores
     ]
@@ -222,17 +226,12 @@ def _block_of(
 
 def _rows(study: Study, curve: Curve) -> Iterator[list[Cell]]:
     count = len(curve.rounds)
-    shown = range(count)
+    shown: Iterable[int] = range(count)
     if count > POINTS:
         shown = sorted({round(i * (count - 1) / (POINTS - 1)) for i in range(POINTS)})
-    group = _group(study, curve.group)
+    group = setting_of(study, curve.group)
     for i in shown:
         yield [
             *(group, curve.attack, curve.rule, curve.rounds[i], curve.x[i]),
             *(curve.mean[i], curve.std[i], curve.low[i], curve.high[i], curve.seeds),
         ]
-
-
-def _group(study: Study, group: tuple[str, ...]) -> str:
-    """`f = 2, partition.dirichlet.alpha = 0.1`."""
-    return ", ".join(f"{path} = {value}" for path, value in zip(study.by, group, strict=True))

@@ -1,4 +1,4 @@
-"""Heat maps of worst cases, as ByzFL draws them and under its names, as tables with a number in each cell."""
+"""Heat maps of worst cases under the names of ByzFL, as tables with a number in each cell."""
 
 from __future__ import annotations
 
@@ -44,7 +44,17 @@ def _table(metric: str, maps: Sequence[HeatMap]) -> Table:
             for x, square in zip(one.x, line, strict=True):
                 if square:
                     rows.append(
-                        [one.name, one.rule or "", fixed, one.x_title, x, one.y_title, y, square.value, square.of]
+                        [
+                            one.name,
+                            one.rule or "",
+                            fixed,
+                            one.x_title,
+                            x,
+                            one.y_title,
+                            y,
+                            square.value,
+                            square.of,
+                        ]
                     )
     columns = ("plot", "rule", "setting", "across", "value across", "upward", "value upward", "value", "of")
     return Table(f"heat-maps-{metric}-data", columns, rows, ("value",))

@@ -34,32 +34,47 @@ def page(results: Results, *, notes: Sequence[str] = (), follow: bool = False) -
     Args:
         results: from `read_runs`.
         notes: sentences about the reading, shown at the top.
-        follow: whether runs that have not ended count as far as they are, and the page asks for itself again.
+        follow: whether runs that have not ended count as far as they are, and the page refreshes itself.
 
     Raises:
         ResultsError: no run counts, or one is damaged.
-        MissingLibraryError: the extra `report` is not installed.
     """
     study = Study.of(results, unfinished=follow)
     sections = list(_sections(results, study))
     facts = list(_facts(results, study))
     told = [printable(note, NOTE) for note in (*notes, *study.notes)]
+    told = [printable(note, NOTE) for note in (*notes, *study.notes)]
+    return _assemble(_title(results, study), facts, told, _live(results), sections, follow=follow)
+
+
+def waiting_page(sentence: str) -> str:
+    """A page that asks for itself again until there is something to show."""
+    return _assemble("Nothing to show yet", [], [], sentence, [], follow=True)
+
+
+def _assemble(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    live: str,
+    sections: Sequence[Section],
+    *,
+    follow: bool,
+) -> str:
     css, library, script = _asset("page.css"), javascript(), _asset("page.js")
-    title = _title(results, study)
-    live = _live(results)
     return render(
         "page.html",
         title=title,
         version=__version__,
         made=time.strftime("%Y-%m-%d %H:%M %z"),
         facts=facts,
-        notes=told,
+        notes=notes,
         live=live,
         follow=SECONDS if follow else 0,
         sections=[
             {"id": s.id, "title": s.title, "html": markup(s.html), "version": s.version} for s in sections
         ],
-        head_version=_digest([title, facts, told, live]),
+        head_version=_digest([title, facts, notes, live]),
         nav_version=_digest([section.id for section in sections]),
         policy=_policy(css, (library, script), follow=follow),
         css=markup(css),
@@ -81,7 +96,8 @@ def _title(results: Results, study: Study) -> str:
         return ", ".join(sweep.name for sweep in results.sweeps)
     if len(results) == 1:
         case = study.cases[0]
-        return f"{case.rule}, {'nobody attacks' if case.clean else f'under {case.attack}'}: {results.runs[0].id}"
+        attack = "nobody attacks" if case.clean else f"under {case.attack}"
+        return f"{case.rule}, {attack}: {results.runs[0].id}"
     return f"{len(results)} runs"
 
 
@@ -120,8 +136,8 @@ def _policy(css: str, scripts: Sequence[str], *, follow: bool) -> str:
     asks = "'self'" if follow else "'none'"
     # Vega hides and measures elements by their style attribute, which a hash cannot allow.
     return (
-        f"default-src 'none'; script-src {allowed}; style-src {_hash(css)}; style-src-attr 'unsafe-inline'; "
-        f"img-src data:; connect-src {asks}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {allowed}; style-src {_hash(css)}; "
+        f"style-src-attr 'unsafe-inline'; img-src data:; connect-src {asks}; base-uri 'none'; form-action 'none'"
     )
 
 

@@ -14,19 +14,23 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from varangian.cli.views.terminal import printable
-from varangian.experiments.report.vega import MissingLibraryError
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from varangian.experiments.results.study import Study
+
 ASSETS = Path(__file__).parent / "assets"
 LONGEST = 2000
 """Characters of a text that are shown."""
+NOTHING = "\N{EN DASH}"
+"""Stands where there is no number."""
 SHADES = 10
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet would take a cell for a formula by."""
@@ -34,23 +38,28 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 Cell = str | float | int | None
 
 
-def render(template: str, **values: Any) -> str:
-    """The HTML of a template.
+def check_libraries() -> None:
+    """See that the libraries of the report are installed, without the time that importing them takes.
 
     Raises:
-        MissingLibraryError: jinja2 is not installed.
+        MissingLibraryError: one is not.
     """
+    for module, name in (("vl_convert", "vl-convert-python"), ("jinja2", "jinja2")):
+        if find_spec(module) is None:
+            raise MissingLibraryError(
+                f"a report needs {name}, which is not installed: pip install 'varangian[report]'"
+            )
+
+
+def render(template: str, **values: Any) -> str:
+    """The HTML of a template."""
     return _environment().get_template(template).render(**values)
 
 
 @cache
 def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise MissingLibraryError(
-            "the report needs jinja2: install the extra `report` (pip install 'varangian[report]')"
-        ) from error
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -66,6 +75,11 @@ def _environment() -> Environment:
 def _text(value: Any) -> Any:
     """What a template puts in: text without control characters; markup as it is."""
     return printable(value, LONGEST) if type(value) is str else value
+
+
+def setting_of(study: Study, group: Sequence[str]) -> str:
+    """`f = 2, partition.dirichlet.alpha = 0.1`."""
+    return ", ".join(f"{path} = {value}" for path, value in zip(study.by, group, strict=True))
 
 
 def markup(html: str) -> str:
@@ -87,6 +101,10 @@ def shade(value: float | None, low: float, high: float) -> str:
         return "empty"
     part = (value - low) / (high - low) if high > low else 0.5
     return f"h{min(SHADES - 1, max(0, int(SHADES * part)))}"
+
+
+class MissingLibraryError(Exception):
+    """A library of the extra `report` is not installed; the sentence says how to install it."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +177,7 @@ class Score:
 
     def text(self, value: float | None) -> str:
         if value is None:
-            return "–"
+            return NOTHING
         if not math.isfinite(value):
             return "diverged"
         if self.percent:

@@ -1,4 +1,4 @@
-"""The command that makes a run again: the settings that differ from their defaults, short where they can be."""
+"""The command that makes a run again, from the settings that differ from their defaults."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def _settings(text: str) -> tuple[str, ...] | None:
     made = _load(short)
     # A name alone stands for the defaults of its fields; where those are others, all fields are written.
     exact = {
-        path: text if made is not None and dict(flatten(made.resolved())).get(path) == changed[path] else None
+        path: text
+        if made is not None and dict(flatten(made.resolved())).get(path) == changed[path]
+        else None
         for path, text in short.items()
     }
     long = {path: text or _flow(changed[path]) for path, text in exact.items()}
@@ -90,5 +92,5 @@ def _flow(value: Any) -> str:
         fields = cast("Mapping[str, Any]", value)
         return "{" + ", ".join(f"{key}: {_flow(inner)}" for key, inner in fields.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_flow(one) for one in cast("list[Any]", value)) + "]"
+        return "[" + ", ".join(_flow(one) for one in value) + "]"
     return dump(value).strip().removesuffix("...").strip()

@@ -22,6 +22,8 @@ KINDS = {
     "revoked": ("square", "#6e40c9"),
 }
 """The shape and colour of the mark of each kind of absence."""
+FURNITURE = 110
+"""Pixels of the legend and the axis of a timeline."""
 CONFIG: Spec = {
     "font": "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif",
     "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e4e8ec"},
@@ -61,6 +63,9 @@ def curves(
     scale: Spec = {"domain": [0, 1]} if percent else {"type": "symlog" if log else "linear", "zero": False}
     axis: Spec = {"format": "%", "tickCount": 5} if percent else {"tickCount": 5}
     shown = ".1%" if percent else ".4g"
+    y = {"field": "mean", "type": "quantitative", "title": y_title, "scale": scale, "axis": axis}
+    number = {"type": "quantitative", "format": shown}
+    near = {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": "container",
@@ -81,40 +86,35 @@ def curves(
             {
                 "mark": {"type": "area", "opacity": 0.16, "aria": False, "clip": True},
                 "encoding": {
-                    "y": {"field": "lowest", "type": "quantitative", "title": y_title, "scale": scale, "axis": axis},
+                    "y": {**y, "field": "lowest"},
                     "y2": {"field": "highest"},
                 },
             },
             {
                 "mark": {"type": "line", "strokeWidth": 2, "aria": False, "clip": True},
                 "encoding": {
-                    "y": {"field": "mean", "type": "quantitative", "title": y_title},
+                    "y": y,
                     "strokeDash": {"type": "nominal", **dash},
                 },
             },
             {
-                "params": [
-                    {
-                        "name": "near",
-                        "select": {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"},
-                    }
-                ],
+                "params": [{"name": "near", "select": near}],
                 "mark": {"type": "point", "filled": True, "size": 55, "aria": False},
                 "encoding": {
-                    "y": {"field": "mean", "type": "quantitative", "title": y_title},
+                    "y": y,
                     "opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
                     "tooltip": [
                         {"field": line, "type": "nominal", "title": line},
                         {"field": x, "type": "quantitative", "title": x_title, "format": ".6~g"},
-                        {"field": "mean", "type": "quantitative", "title": "mean", "format": shown},
-                        {"field": "lowest", "type": "quantitative", "title": "lowest seed", "format": shown},
-                        {"field": "highest", "type": "quantitative", "title": "highest seed", "format": shown},
+                        {**number, "field": "mean", "title": "mean"},
+                        {**number, "field": "lowest", "title": "lowest seed"},
+                        {**number, "field": "highest", "title": "highest seed"},
                         {"field": "seeds", "type": "quantitative", "title": "seeds"},
                     ],
                 },
             },
         ],
-    }  # fmt: skip
+    }
 
 
 def timeline(workers: int, kinds: Sequence[str]) -> Spec:
@@ -173,7 +173,7 @@ def timeline(workers: int, kinds: Sequence[str]) -> Spec:
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": "container",
-        "height": step * workers,
+        "height": step * workers + FURNITURE,
         "autosize": {"type": "fit", "contains": "padding", "resize": True},
         "config": CONFIG,
         "transform": edges,

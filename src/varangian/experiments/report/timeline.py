@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from varangian.experiments.report import specs
-from varangian.experiments.report.rendering import Cell, Section, Table, render
+from varangian.experiments.report.rendering import NOTHING, Cell, Section, Table, render
 from varangian.experiments.results.run import ResultsError, Run
 from varangian.experiments.results.study import Study
-from varangian.experiments.results.trust import Trust, trust
+from varangian.experiments.results.trust import Kind, Trust, trust
 
 COLUMNS = 120
 CELLS = 20_000
 """Most cells of all timelines together: of more runs, only the first are shown."""
-SEVERITY = ("revoked", "dropped", "declined", "missing", "absent")
+SEVERITY: tuple[Kind, ...] = ("revoked", "dropped", "declined", "missing", "absent")
 """Of several marks in a cell the first of these is shown."""
 COLUMN_NAMES = ("run", "worker", "attacks", "first round", "last round", "weight", "left out", "reason")
 
@@ -73,11 +73,11 @@ def sections(study: Study) -> Iterator[Section]:
         runs=[_shown(label, one) for label, one in timelines],
         left_over=len(chosen) - len(timelines),
         several=len(study.runs) > 1,
-        thinned=any(first != last for _, one in timelines for first, last in zip(one.first, one.last, strict=True)),
+        thinned=any(one.first != one.last for _, one in timelines),
         kinds=SEVERITY,
         spec=specs.timeline(max(len(one.workers) for _, one in timelines), list(found_kinds)),
         table=Table("trust-data", COLUMN_NAMES, rows, ("first round", "last round", "weight")),
-    )  # fmt: skip
+    )
     yield Section("trust", "Trust over time", html)
 
 
@@ -121,8 +121,8 @@ def _shown(label: str, found: Trust) -> Shown:
             Line(
                 name=worker,
                 attacks=worker in found.attackers,
-                weight=f"{sum(own) / len(own):.4f}" if own else "–",
-                share=f"{100 * sum(sizes[i]) / total:.1f}" if total > 0 else "–",
+                weight=f"{sum(own) / len(own):.4f}" if own else NOTHING,
+                share=f"{100 * sum(sizes[i]) / total:.1f}" if total > 0 else NOTHING,
                 counts=tuple(counts[kind] for kind in SEVERITY),
                 reason=told[-1] if told else "",
             )

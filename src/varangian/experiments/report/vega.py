@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 from varangian.files import write_atomically
@@ -17,23 +18,11 @@ PRIVATE = 0o600
 OTHERS_WRITE = 0o022
 
 
-class MissingLibraryError(Exception):
-    """A library of the extra `report` is not installed; the sentence says how to install it."""
-
-
 def javascript() -> str:
-    """Vega-Embed with Vega and Vega-Lite, as a script that can stand inside a page.
+    """Vega-Embed with Vega and Vega-Lite, as a script that can stand inside a page."""
+    import vl_convert
 
-    Raises:
-        MissingLibraryError: vl-convert is not installed.
-    """
-    try:
-        import vl_convert
-    except ImportError as error:
-        raise MissingLibraryError(
-            "the report needs Vega: install the extra `report` (pip install 'varangian[report]')"
-        ) from error
-    path = _cache() / f"vega-{vl_convert.__version__}.js"
+    path = _cache() / f"vega-{version('vl-convert-python')}.js"
     found = _own_file(path)
     if found is None:
         bundle = str(vl_convert.javascript_bundle(SNIPPET))

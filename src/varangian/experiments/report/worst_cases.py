@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from varangian.experiments.report.rendering import NOTHING, Score, Section, Table, render, shade
 from varangian.experiments.report.rendering import Cell as Value
-from varangian.experiments.report.rendering import Score, Section, Table, render, shade
 from varangian.experiments.results.study import Study
 from varangian.experiments.results.worst_cases import Cell, Row, WorstCases
 
@@ -63,7 +63,9 @@ def _html(worst: WorstCases) -> str:
     known = [value for value in values if value is not None]
     low, high = (0.0, 1.0) if score.percent else (min(known, default=0.0), max(known, default=1.0))
     lines = [_line(worst, row, score, has_clean, low, high) for row in worst.rows]
-    when = WHEN[worst.at] if isinstance(worst.at, str) else f"as the mean of the last {worst.at} evaluations"
+    when = (
+        WHEN[worst.at] if isinstance(worst.at, str) else f"as the mean of the last {worst.at} evaluations"
+    )
     return render(
         "worst_cases.html",
         id="worst-cases",
@@ -104,7 +106,7 @@ def _shown(
     cell: Cell | None, score: Score, low: float, high: float, *, lowest: bool = False, best: bool = False
 ) -> Shown:
     if cell is None:
-        return Shown("–", style="empty")
+        return Shown(NOTHING, style="empty")
     small = "" if cell.std is None else f"± {score.text(cell.std)}"
     if cell.gaps:
         small += f" ({len(cell.values)} of {cell.planned})"
