@@ -74,7 +74,7 @@ def _flat(settings: Mapping[str, Any]) -> str:
 
 
 def _runs(results: Results, study: Study) -> str:
-    score = Score.of(study.metric)
+    score = Score(study.metric)
     places = {run.folder: case for case in study.cases for run in (*case.runs, *_without_result(case))}
     parents = list(dict.fromkeys(str(run.folder.parent) for run in results))
     order = {folder: i for i, folder in enumerate(places)}

@@ -15,11 +15,11 @@ POINTS = 120
 """Most points of a line; of more evaluations, as many are shown, evenly spread."""
 TABLE_ROWS = 1500
 """A longer table of numbers is only in the file."""
-LENGTH = """\
-The same score over the way that the parameters have gone: the sum of learning rate times norm of the update. A rule
-whose updates are shorter trains with a smaller learning rate in effect, and may look robust only because it has moved
-less. Compare lines at the same length.
-"""
+LENGTH = (
+    "The same score over the way that the parameters have gone: the sum of learning rate times norm of the "
+    "update. A rule whose updates are shorter trains with a smaller learning rate in effect, and may look "
+    "robust only because it has moved less. Compare lines at the same length."
+)
 FIRST = ("accuracy", "loss", "train_loss")
 LOG = 50.0
 """From this ratio of the largest to the smallest value on the axis is logarithmic."""
@@ -108,7 +108,7 @@ def _by_length(study: Study, layout: Layout) -> Iterator[Section]:
         return
     block = _block_of(study, layout, study.metric, found, "length", "length of all steps so far", "length")
     matched = study.matched()
-    score = Score.of(study.metric)
+    score = Score(study.metric)
     rows = [_matched_row(one, study, score) for one in matched]
     html = render(
         "curves.html",
@@ -187,11 +187,10 @@ def _block_of(
     study: Study, layout: Layout, metric: str, found: Sequence[Curve], x: str, x_title: str, name: str
 ) -> Block:
     values = [value for curve in found for value in curve.mean if math.isfinite(value)]
-    score = Score.of(metric, values)
+    score = Score(metric)
     rows = [row for curve in found for row in _rows(study, curve)]
     least = min((value for value in values if value > 0), default=1.0)
     log = not score.percent and min(values, default=0) >= 0 and max(values, default=0) > LOG * least
-    title = score.title[0].upper() + score.title[1:]
     panels = [
         Panel("No attack" if attack == "none" else f"Under {attack}", {"attack": attack})
         for attack in layout.panels
@@ -200,7 +199,7 @@ def _block_of(
     thinned = any(len(curve.rounds) > POINTS for curve in found)
     return Block(
         id=f"curves-{name}",
-        title=title,
+        title=score.heading,
         caption=(f"Of each line {POINTS} evaluations are shown, evenly spread. " if thinned else "")
         + ("The vertical axis is logarithmic. " if log else ""),
         spec=specs.curves(

@@ -23,6 +23,8 @@ from varangian.experiments.results.run import ERROR, METRICS, RESULT, ROUNDS, RU
 ADDRESS = "127.0.0.1"
 TIMEOUT = 10.0
 """Seconds that a connection may stay silent in the middle of a request."""
+POLL = 0.1
+"""Seconds until the server sees that it should end."""
 WATCHED = (ROUNDS, METRICS, RESULT, ERROR)
 """The files of a run that change while it goes on."""
 HEADERS = {
@@ -91,7 +93,9 @@ class PageServer:
         self._server = _Server((ADDRESS, 0), _handler(live, f"/{word}/"))
         self._server.daemon_threads = True
         self.url = f"http://{ADDRESS}:{self._server.server_port}/{word}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="report", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(POLL,), name="report", daemon=True
+        )
 
     def start(self) -> None:
         self._thread.start()

@@ -24,7 +24,7 @@ def sections(study: Study) -> Iterator[Section]:
 
 def _block(metric: str, maps: Sequence[HeatMap]) -> dict[str, object]:
     values = [square.value for one in maps for line in one.squares for square in line if square]
-    score = Score.of(metric, values)
+    score = Score(metric)
     finite = [value for value in values if abs(value) != float("inf")]
     low, high = (0.0, 1.0) if score.percent else (min(finite, default=0.0), max(finite, default=1.0))
     return {

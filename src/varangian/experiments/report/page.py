@@ -137,7 +137,8 @@ def _policy(css: str, scripts: Sequence[str], *, follow: bool) -> str:
     # Vega hides and measures elements by their style attribute, which a hash cannot allow.
     return (
         f"default-src 'none'; script-src {allowed}; style-src {_hash(css)}; "
-        f"style-src-attr 'unsafe-inline'; img-src data:; connect-src {asks}; base-uri 'none'; form-action 'none'"
+        f"style-src-attr 'unsafe-inline'; img-src data:; connect-src {asks}; "
+        "base-uri 'none'; form-action 'none'"
     )
 
 

@@ -6,12 +6,10 @@ and escape sequences of terminals included.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from varangian.cli.views.terminal import printable
+from varangian.experiments.results.tables import csv_text, is_share, score_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -32,9 +31,6 @@ LONGEST = 2000
 NOTHING = "\N{EN DASH}"
 """Stands where there is no number."""
 SHADES = 10
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet would take a cell for a formula by."""
-
 Cell = str | float | int | None
 
 
@@ -123,22 +119,14 @@ class Table:
 
     @property
     def csv(self) -> str:
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(self.columns)
-        lines.writerows([_csv_cell(cell) for cell in row] for row in self.rows)
-        return text.getvalue()
+        return csv_text(self.columns, ([_rounded(cell) for cell in row] for row in self.rows))
 
 
-def _csv_cell(cell: Cell) -> str | int:
-    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
-        return ""
-    if isinstance(cell, float):
-        return f"{cell:.6g}"
-    if isinstance(cell, str):
-        text = printable(cell, LONGEST)
-        return f"'{text}" if text.startswith(FORMULA) else text
-    return cell
+def _rounded(cell: Cell) -> Cell:
+    """Six digits of a number, which are more than a figure shows; nothing for one that is not finite."""
+    if not isinstance(cell, float):
+        return cell
+    return float(f"{cell:.6g}") if math.isfinite(cell) else None
 
 
 @dataclass(frozen=True)
@@ -160,16 +148,19 @@ class Score:
     """How values of a score are shown."""
 
     metric: str
-    percent: bool
 
-    @classmethod
-    def of(cls, metric: str, values: Iterable[float | None] = ()) -> Score:
-        share = "accuracy" in metric or "success" in metric
-        return cls(metric, share and all(v is None or not math.isfinite(v) or abs(v) <= 1 for v in values))
+    @property
+    def percent(self) -> bool:
+        return is_share(self.metric)
 
     @property
     def title(self) -> str:
         return TITLES.get(self.metric) or self.metric.replace("_", " ")
+
+    @property
+    def heading(self) -> str:
+        """The title as the beginning of a sentence."""
+        return f"{self.title[0].upper()}{self.title[1:]}"
 
     @property
     def unit(self) -> str:
@@ -178,11 +169,7 @@ class Score:
     def text(self, value: float | None) -> str:
         if value is None:
             return NOTHING
-        if not math.isfinite(value):
-            return "diverged"
-        if self.percent:
-            return f"{100 * value:.1f}"
-        return f"{value:.3f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
+        return score_text(value, self.metric) if math.isfinite(value) else "diverged"
 
 
 TITLES = {

@@ -52,7 +52,7 @@ def sections(study: Study) -> Iterator[Section]:
 
 def _html(worst: WorstCases) -> str:
     values = [cell.mean for row in worst.rows for cell in (*row.cells.values(), row.clean) if cell]
-    score = Score.of(worst.metric, values)
+    score = Score(worst.metric)
     best_first = "descending" if worst.better == "higher" else "ascending"
     has_clean = any(row.clean for row in worst.rows)
     numbers = [*(["no attack"] if has_clean else []), *worst.attacks]
@@ -74,7 +74,7 @@ def _html(worst: WorstCases) -> str:
         has_clean=has_clean,
         columns=columns,
         rows=lines,
-        caption=f"{score.title[0].upper()}{score.title[1:]}, {score.unit}.",
+        caption=f"{score.heading}, {score.unit}.",
         direction="Higher is better." if worst.better == "higher" else "Lower is better.",
         incomplete=not all(row.complete for row in worst.rows),
         table=table_of(worst),

@@ -32,10 +32,10 @@ class Browser:
 
         self._process = subprocess.Popen(
             [
-                *(find_browser(), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"),
-                *("--disable-dev-shm-usage", f"--window-size={width},{height}", f"--user-data-dir={folder}"),
-                *("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--disable-background-networking"),
-                "about:blank",
+                *(find_browser(), "--headless=new", "--no-sandbox", "--disable-gpu"),
+                *("--remote-debugging-pipe", "--disable-dev-shm-usage", "--disable-background-networking"),
+                *(f"--window-size={width},{height}", f"--user-data-dir={folder}"),
+                *("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "about:blank"),
             ],
             preexec_fn=use_descriptors,
             close_fds=False,
