@@ -23,6 +23,12 @@ SMALL = {
 
 
 @pytest.fixture
+def small_settings():
+    """The settings of runs that take no time."""
+    return dict(SMALL)
+
+
+@pytest.fixture
 def small(tmp_path):
     """The grid of runs that take no time, from the parts of a grid file."""
 
@@ -48,7 +54,8 @@ def pretend(job, tell):
     try:
         with RunFolders(job.output).claim(job.id) as claim:
             (claim.path / "manifest.json").write_text(json.dumps({"varangian": __version__}))
-            claim.finish(ended(accuracy=job.settings["seed"] / 100))
+            accuracy = job.settings["seed"] / 100
+            claim.finish(ended(accuracy=accuracy, metrics={"validation_accuracy": accuracy}))
     except RunTaken:
         return Ending(job.id, "taken")
     tell(1)
@@ -65,7 +72,7 @@ class HereRunner:
     """Carries jobs out in this process, one after the other, when it is asked what has happened."""
 
     def __init__(self, carry_out):
-        self.started, self._waiting, self._carry_out = [], [], carry_out
+        self.started, self._waiting, self.carry_out = [], [], carry_out
 
     def __enter__(self):
         return self
@@ -80,7 +87,7 @@ class HereRunner:
     def events(self, seconds):
         while self._waiting:
             job, told = self._waiting.pop(0), []
-            ending = self._carry_out(job, told.append)
+            ending = self.carry_out(job, told.append)
             yield from (Round(job.id, rounds) for rounds in told)
             yield ending
 

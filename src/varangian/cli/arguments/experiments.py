@@ -24,6 +24,9 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         help="a JSON file of ByzFL in place of the grid; says what of it has no counterpart",
     )
     parser.add_argument(
+        "--write", type=expanded, metavar="GRID", help="write the grid of --from-byzfl here; run nothing"
+    )
+    parser.add_argument(
         "--jobs", type=count, metavar="N", help="runs at the same time; by default as many as cores"
     )
     parser.add_argument("--seeds", type=count, metavar="N", help="run every point with the seeds 1 to N")

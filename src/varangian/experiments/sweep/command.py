@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from varangian.cli.commands.run import quote
 from varangian.cli.main import FAILED, OK, CommandError
 from varangian.cli.views.terminal import align
 from varangian.config.overrides import Assignment, from_command_line, from_environment
+from varangian.experiments.results.run import ResultsError
+from varangian.experiments.sweep.byzfl import Translation, read_byzfl
 from varangian.experiments.sweep.grid import GridFile
 from varangian.experiments.sweep.pace import duration, pace_of_finished
 from varangian.experiments.sweep.plan import MOST_POINTS, LeftOut, Plan, label, make_plan
@@ -18,6 +22,7 @@ from varangian.experiments.sweep.processes.folders import RunFolders
 from varangian.experiments.sweep.sweep import SweepResult, run_sweep, usable_cores
 from varangian.experiments.sweep.view import SweepView, sweep_view
 from varangian.launch import RunError
+from varangian.registry import ConfigError, Problem
 
 LABELS = 5
 """Points that are named beside one reason; of more, the number is told."""
@@ -25,9 +30,18 @@ LABELS = 5
 
 def command(args: argparse.Namespace) -> int:
     """Run every point of a grid that has no run yet."""
-    plan = make_plan(read_grid(args), most=None if args.yes else MOST_POINTS)
+    translation = translate(args)
+    if translation is not None and args.write is not None:
+        write_grid(Path(args.write), translation)
+        print(
+            f"{args.write}: the grid, with notes on what is different. Next: varangian sweep {args.write}"
+        )
+        return OK
+    plan = make_plan(read_grid(args, translation), most=None if args.yes else MOST_POINTS)
     jobs = args.jobs or usable_cores()
     with sweep_view(args.format) as view:
+        for sentence in () if translation is None else translation.notes:
+            view.note(f"note: {sentence}")
         for sentence in describe_left_out(plan):
             view.note(sentence)
         try:
@@ -43,12 +57,38 @@ def command(args: argparse.Namespace) -> int:
     return FAILED if result.failed else OK
 
 
-def read_grid(args: argparse.Namespace) -> GridFile:
+def read_grid(args: argparse.Namespace, translation: Translation | None) -> GridFile:
     """The grid of the command line, with the settings and options that are typed beside it."""
-    if args.config is None:
-        raise CommandError("a grid is needed, as in `varangian sweep GRID.yaml`.")
-    grid = GridFile.read(args.config, overrides(args))
+    if translation is None:
+        grid = GridFile.read(args.config, overrides(args))
+    else:
+        grid = GridFile.of(translation.grid, overrides=overrides(args))
     return grid if args.seeds is None else grid.with_seeds(range(1, args.seeds + 1))
+
+
+def translate(args: argparse.Namespace) -> Translation | None:
+    """The translation of a file of ByzFL, if one is given in place of a grid."""
+    if (args.config is None) == (args.from_byzfl is None):
+        rule = "should be given once: GRID.yaml, or --from-byzfl CONFIG.json"
+        raise ConfigError([Problem("the grid", rule)])
+    if args.from_byzfl is None:
+        if args.write is not None:
+            raise ConfigError([Problem("--write", "writes the grid of --from-byzfl, which is not given")])
+        return None
+    return read_byzfl(args.from_byzfl)
+
+
+def write_grid(path: Path, translation: Translation) -> None:
+    """Write the grid of a translation, where no file is.
+
+    Raises:
+        CommandError: there is one, or it cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(translation.as_yaml())
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def overrides(args: argparse.Namespace) -> list[Assignment]:
@@ -114,7 +154,20 @@ def _last_lines(result: SweepResult) -> Iterator[str]:
         yield from align((f"  {one.point.label}", one.point.id, one.reason) for one in result.failed)
     if result.missing:
         yield f"{result.missing} runs are missing: type the command again, and it does them"
+    if path := result.plan.grid.tune:
+        yield ""
+        yield f"{path}, by the worst case over attacks on the validation split:"
+        yield from align(("  " + rule, value, score) for rule, value, score in _chosen(result, path))
+    with contextlib.suppress(ResultsError):  # no run is finished
+        yield ""
+        yield from result.table().splitlines()
+        yield ""
     yield f"the report: varangian report {result.plan.file}"
+
+
+def _chosen(result: SweepResult, path: str) -> list[tuple[str, str, str]]:
+    nothing = ("", "nothing is chosen", "runs are missing" if result.missing else "no run has a score")
+    return [choice.row(path) for choice in result.choices] or [nothing]
 
 
 def _facts(result: SweepResult) -> dict[str, Any]:
@@ -125,5 +178,6 @@ def _facts(result: SweepResult) -> dict[str, Any]:
         "missing": result.missing,
         "carried_out": result.carried_out,
         "seconds": result.seconds,
+        "chosen": [choice.plain() for choice in result.choices],
         "file": str(result.plan.file),
     }

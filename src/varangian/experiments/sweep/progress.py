@@ -50,7 +50,10 @@ class Progress:
     """How far each of these is."""
     elsewhere: set[str] = field(default_factory=set)
     """Runs that another sweep carries out."""
+    earlier: Pace = field(default_factory=Pace)
+    """Of runs that were complete before; without the start and the end of their processes."""
     pace: Pace = field(default_factory=Pace)
+    """Of the runs that ended in this sweep."""
 
     @property
     def failed(self) -> int:
@@ -62,7 +65,8 @@ class Progress:
         over = self.outcomes.keys() | self.elsewhere
         rounds = {point.id: point.config.rounds for point in self.plan.points if point.id not in over}
         left = sum(total - self.rounds.get(id, 0) for id, total in rounds.items())
-        return self.pace.seconds_for(left, max(1, min(self.jobs, len(rounds))))
+        pace = self.pace if self.pace.runs else self.earlier
+        return pace.seconds_for(left, max(1, min(self.jobs, len(rounds))))
 
 
 class View(Protocol):
@@ -89,7 +93,7 @@ def found(progress: Progress) -> str:
     """The line before the first run."""
     points = len(progress.plan.points)
     missing = points - progress.found
-    left = f"; time left: {duration(progress.seconds_left)}" if progress.pace.runs and missing else ""
+    left = f"; time left: {duration(progress.seconds_left)}" if progress.earlier.runs and missing else ""
     done = f"{points} points, {progress.found} of them done before"
     return f"{done}, {missing} to run with {progress.jobs} jobs{left}"
 

@@ -10,6 +10,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from varangian.experiments.results.read import read_runs
+from varangian.experiments.results.study import Study
+from varangian.experiments.results.tables import plain
 from varangian.experiments.sweep.pace import pace_of_finished
 from varangian.experiments.sweep.plan import Plan
 from varangian.experiments.sweep.processes.folders import RunFolders
@@ -49,6 +52,22 @@ class SweepResult:
     def missing(self) -> int:
         """Points without a run that is over."""
         return len(self.plan.points) - len(self.outcomes)
+
+    def study(self) -> Study:
+        """The runs as a study, with the values that were chosen.
+
+        Raises:
+            ResultsError: no run is finished.
+        """
+        return Study.of(read_runs([self.plan.file]))
+
+    def table(self) -> str:
+        """The table of worst cases as lines of text.
+
+        Raises:
+            ResultsError: no run is finished.
+        """
+        return plain(self.study().worst_cases())
 
 
 def run_sweep(
@@ -117,7 +136,7 @@ class _Sweep:
     ) -> None:
         self._plan, self._folders, self._view, self._command = plan, folders, view, command
         self._points = {point.id: point for point in plan.points}
-        self._progress = Progress(plan, jobs, pace=pace_of_finished(plan))
+        self._progress = Progress(plan, jobs, earlier=pace_of_finished(plan))
         self._todo = deque[str]()
         self._carried_out = 0
         self._look_at = 0.0
@@ -176,7 +195,7 @@ class _Sweep:
         elif ending.kind == "interrupted":
             self._todo.append(ending.id)  # by a signal to its process alone
         else:
-            self._carried_out += 1
+            self._carried_out += ending.kind != "found"
             self._close(self._outcome(ending.id, ending.error, seconds))
 
     def _close(self, outcome: Outcome) -> None:

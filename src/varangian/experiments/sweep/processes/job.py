@@ -22,8 +22,8 @@ OUTPUT = "output.log"
 PAUSE = 0.3
 """Seconds between two reports of how far a run is."""
 
-Kind = Literal["complete", "error", "taken", "interrupted"]
-"""complete: its folder has a result, of this run or of an earlier one; error: the folder says which; taken:
+Kind = Literal["complete", "found", "error", "taken", "interrupted"]
+"""complete: its folder has a result now; found: it had one before; error: the folder says which; taken:
 another process carries it out; interrupted: nothing is left of it."""
 
 
@@ -78,7 +78,7 @@ def carry_out(job: Job, tell: Callable[[int], None], printed: Callable[[], bytes
     except RunTaken:
         return Ending(job.id, "taken")
     except RunComplete:
-        pass
+        return Ending(job.id, "found")
     except OSError as error:
         return Ending(job.id, "error", f"the run folder cannot be written: {error.strerror or error}")
     return Ending(job.id, "complete")
