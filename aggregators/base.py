@@ -5,17 +5,17 @@ n  rows (workers)     f  of them Byzantine     m  points a rule sees     b  colu
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, Self, TypeGuard, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeGuard, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.numeric.order import Order
+from varangian.own_classes import OwnClasses, OwnFunction, replaced
 from varangian.registry import Registry
 
 P = TypeVar("P", bound="Part")
@@ -100,6 +100,19 @@ class Selecting(Columnwise, Protocol):
 
 
 @runtime_checkable
+class Whole(Part, Protocol):
+    """A rule that computes the update from the rows themselves, all of them in one matrix.
+
+    The matrix is a copy: memory for n vectors more, and no native kernels. Rows that are not finite are
+    left out of it.
+    """
+
+    def aggregate(self, rows: Tensor, /) -> Tensor:
+        """(m, d) -> (d,)."""
+        ...
+
+
+@runtime_checkable
 class Resilient(Part, Protocol):
     """A rule whose robustness coefficient is known."""
 
@@ -156,6 +169,10 @@ def is_ordered(rule: object) -> TypeGuard[Ordered]:
     return issubclass(type(rule), Ordered)
 
 
+def is_whole(rule: object) -> TypeGuard[Whole]:
+    return issubclass(type(rule), Whole) and not issubclass(type(rule), Columnwise)
+
+
 def is_explained(rule: object) -> TypeGuard[Explained]:
     return issubclass(type(rule), Explained)
 
@@ -190,8 +207,56 @@ class Aggregate(NamedTuple):
         return float(shares.sum().square() / shares.square().sum().clamp(min=1))
 
 
-RULES: Registry[Weighting | Columnwise] = Registry("aggregator")
-MIXINGS: Registry[Mixing] = Registry("mixing")
+class FunctionRule(OwnFunction):
+    """A rule that is a function of the user: called with the rows (m, d), returns the update (d,).
+
+    Its other parameters are its settings; one named `f` is the declared f. Nothing is known of its
+    guarantee, and no condition is asked.
+    """
+
+    given: ClassVar[tuple[str, ...]] = ("rows",)
+
+    def requires(self, n: int, f: int) -> str | None:
+        return told_enough(self, f)
+
+    def aggregate(self, rows: Tensor) -> Tensor:
+        vector: Tensor = type(self).function(rows, **self.options)
+        return vector
+
+
+NEEDS_REQUIRES = "`requires(n, f)`, which returns why its guarantee does not hold, or None"
+NEEDS_RULE = (
+    "`aggregate(rows)`, `columnwise(block)` or `__call__(gram)`, which compute the update from the rows, "
+    "each coordinate of it, or the weights of the rows"
+)
+
+
+def _lacks_of_rule(cls: type[Any]) -> str:
+    if issubclass(cls, Mixing):
+        return f"is a mixing, a step before a rule: write {cls.__module__}:{cls.__qualname__}+trimmed_mean"
+    called = any("__call__" in vars(base) for base in cls.__mro__)
+    computes = called or hasattr(cls, "columnwise") or hasattr(cls, "aggregate")
+    return _lacks("rule", [(hasattr(cls, "requires"), NEEDS_REQUIRES), (computes, NEEDS_RULE)])
+
+
+def _lacks_of_mixing(cls: type[Any]) -> str:
+    needed = [
+        (hasattr(cls, "requires"), NEEDS_REQUIRES),
+        (hasattr(cls, "mix"), "`mix(gram, rng)`, which returns the combinations (k, m) of the points"),
+        (hasattr(cls, "outputs"), "`outputs(n)`, the number of points k that it makes of n"),
+    ]
+    return _lacks("mixing", needed)
+
+
+def _lacks(kind: str, needed: Sequence[tuple[bool, str]]) -> str:
+    missing = [text for there, text in needed if not there]
+    return f"should have the methods of a {kind}. It lacks {'; and '.join(missing)}" if missing else ""
+
+
+RULES: Registry[Weighting | Columnwise | Whole] = Registry(
+    "aggregator", OwnClasses(_lacks_of_rule, FunctionRule)
+)
+MIXINGS: Registry[Mixing] = Registry("mixing", OwnClasses(_lacks_of_mixing))
 
 
 def tolerance(part: Part) -> int | None:
@@ -220,7 +285,7 @@ def spent(part: P, faults: int) -> P:
     f = tolerance(part)
     if f is None or faults == 0:
         return part
-    return dataclasses.replace(part, f=max(0, f - faults))  # type: ignore[type-var]
+    return replaced(part, f=max(0, f - faults))
 
 
 def told_enough(part: Part, f: int) -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.aggregators import base
+from varangian.aggregators import answers, base
 from varangian.aggregators.base import (
     Aggregate,
     Columnwise,
@@ -20,6 +20,7 @@ from varangian.aggregators.base import (
     Part,
     Resilient,
     Weighting,
+    Whole,
     among,
     by_place,
     check_f,
@@ -29,14 +30,16 @@ from varangian.aggregators.base import (
     is_naming,
     is_ordered,
     is_selecting,
+    is_whole,
     spent,
     tolerance,
 )
-from varangian.aggregators.errors import AggregationError
+from varangian.aggregators.errors import AggregationError, PartError
 from varangian.aggregators.gram import Gram, precision_of
 from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for, unscreened
 from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.rows import Rows, RowsError, tensor_of
+from varangian.own_classes import shown
 
 CONVEX = 1 + 1e-9
 """Sum of the magnitudes of coefficients up to which a combination of finite rows is finite."""
@@ -53,7 +56,7 @@ class Aggregator:
     `Aggregator(Krum(f=3), mix=(NNM(f=3),))(rows).vector` is the update.
     """
 
-    rule: Weighting | Columnwise
+    rule: Weighting | Columnwise | Whole
     mix: tuple[Mixing, ...] = ()
     f: int | None = None
     """The number of rows that may be Byzantine; by default the largest f that a part was told."""
@@ -87,15 +90,18 @@ class Aggregator:
             return f"{self.rule!r}: there are no rows"
         moved: Mixing | None = None
         for mixing in self.mix:
-            if reason := _why_displaced(mixing, moved) or mixing.requires(n, f):
-                return f"{mixing!r}: {reason}"
-            n = mixing.outputs(n)
+            if reason := _why_displaced(mixing, moved) or answers.condition(mixing, n, f):
+                return f"{shown(mixing)}: {reason}"
+            try:
+                n = answers.outputs(mixing, n)
+            except PartError as error:
+                return str(error).rstrip(".")
             moved = moved or (None if in_place(mixing) else mixing)
         if reason := _why_displaced(self.rule, moved):
-            return f"{self.rule!r}: {reason}"
-        reason = self.rule.requires(n, f)
-        after = f" (after {', '.join(map(repr, self.mix))}: {n} points)" if self.mix else ""
-        return f"{self.rule!r}: {reason}{after}" if reason else None
+            return f"{shown(self.rule)}: {reason}"
+        reason = answers.condition(self.rule, n, f)
+        after = f" (after {', '.join(map(shown, self.mix))}: {n} points)" if self.mix else ""
+        return f"{shown(self.rule)}: {reason}{after}" if reason else None
 
     def kappa(self, n: int, f: int | None = None) -> float | None:
         """The known robustness coefficient for n rows of which f are Byzantine; None where none is known.
@@ -161,7 +167,7 @@ class Aggregator:
         # The kernels see columns alone, through the description of the rule.
         described = not self.mix and is_ordered(self.rule) and not is_selecting(self.rule)
         given = _CallOptions(measured, into, self.backend)
-        for valid in _attempts(Rows.of(rows), reference, described, given):
+        for valid in _attempts(Rows.of(rows), reference, described, is_whole(self.rule), given):
             if before is not None:
                 rng.set_state(before)
             try:
@@ -176,11 +182,14 @@ class Aggregator:
         now = self.among(valid.kept, len(valid.dropped) + faults)
         measured = gram = valid.gram(now.rule)
         for mixing in now.mix:
-            gram = gram.mixed(mixing.mix(gram, rng))
+            gram = gram.mixed(answers.mixed(mixing, gram, rng))
         if is_selecting(now.rule):
-            gram = gram.mixed(now.rule.select(gram))
+            gram = gram.mixed(answers.selected(now.rule, gram))
+        coords = None if gram is measured else on_rows(gram.coords)
         if is_columnwise(now.rule):
-            return valid.reduce(now.rule, None if gram is measured else on_rows(gram.coords))
+            return valid.reduce(now.rule, coords)
+        if is_whole(now.rule):
+            return valid.compute(now.rule, coords)
         return valid.weigh(cast("Weighting", now.rule), gram)
 
     def among(self, kept: Sequence[int], faults: int) -> Aggregator:
@@ -202,7 +211,7 @@ class Aggregator:
         if faults or any(map(is_naming, (*self.mix, self.rule))):
             rule, *mix = (spent(among(part, kept), faults) for part in (self.rule, *self.mix))
             now = Aggregator(
-                cast("Weighting | Columnwise", rule), tuple(cast("Mixing", m) for m in mix), left
+                cast("Weighting | Columnwise | Whole", rule), tuple(cast("Mixing", m) for m in mix), left
             )
         if reason := now.requires(n - faults, left or 0):
             raise AggregationError(f"{reason}.")
@@ -252,7 +261,7 @@ def reduce_columns(
         part = None if reference is None else reference[start:stop]
         backend.combine(how[None], block, part, vector[None, start:stop])
         return
-    by = how.order(len(block)) if is_ordered(how) else how.columnwise
+    by = how.order(len(block)) if is_ordered(how) else answers.column_reduction(how)
     vector[start:stop] = backend.columnwise(by, None, block, None)
 
 
@@ -282,17 +291,24 @@ class _ValidRows:
         if coords is not None and (chosen := _rows_of_points(coords)):  # then nothing need be multiplied
             rows, coords = Rows(tuple(rows.vectors[i] for i in chosen)), None
         points = len(rows) if coords is None else len(coords)
-        reduce = rule.order(points) if is_ordered(rule) else rule.columnwise
+        reduce = rule.order(points) if is_ordered(rule) else answers.column_reduction(rule)
         vector = self.backend.columnwise(reduce, coords, rows, self.reference)
         return Aggregate(vector, None, self.dropped)
 
+    def compute(self, rule: Whole, coords: Tensor | None) -> Aggregate:
+        if coords is None:
+            matrix = torch.stack(self.rows.vectors)
+        else:
+            matrix = self.backend.combine(coords, self.rows, self.reference)
+        return Aggregate(answers.vector(rule, matrix), None, self.dropped)
+
     def weigh(self, rule: Weighting, gram: Gram) -> Aggregate:
-        place = gram.combination(rule(gram))
+        place = gram.combination(answers.weights(rule, gram))
         coords = on_rows(place)
         vector = self.given.update(coords, self.rows, self.reference)
         if vector is None:
             vector = self._combined(rule, coords)
-        said = rule.explain(gram) if is_explained(rule) else {}
+        said = answers.explanation(rule, gram) if is_explained(rule) else {}
         points, rows = _single_rows(gram.coords)
         details = {name: self._placed(values[points], rows) for name, values in said.items() if len(rows)}
         weights = self._of_all(coords[:-1], 0.0)
@@ -333,14 +349,15 @@ class _ValidRows:
 
 
 def _attempts(
-    rows: Rows, reference: Tensor | None, described: bool, given: _CallOptions
+    rows: Rows, reference: Tensor | None, described: bool, whole: bool, given: _CallOptions
 ) -> Iterator[_ValidRows]:
     """First all rows unscreened, where the kernels detect invalid ones; then those that pass a screening.
 
-    In almost every round all rows are finite, and a screening would read them once more.
+    In almost every round all rows are finite, and a screening would read them once more. A rule that sees
+    the rows as a `whole` is given to no kernel.
     """
     chosen, reference = backend_for(rows, given.backend), _checked(reference, rows)
-    trusted = unscreened(chosen, rows, described)
+    trusted = not whole and unscreened(chosen, rows, described)
     if trusted:
         yield _ValidRows(rows, reference, chosen, len(rows), [*range(len(rows))], (), given)
     finite_rows = _screened(rows, reference, chosen)
@@ -384,7 +401,7 @@ def _why_displaced(part: Part, moved: Mixing | None) -> str | None:
     """Why a part that names rows by their place cannot follow a mixing that moved them."""
     if moved is None or not by_place(part):
         return None
-    return f"it names a row by its place, and behind {moved!r} another point may stand there"
+    return f"it names a row by its place, and behind {shown(moved)} another point may stand there"
 
 
 def _single_rows(coords: Tensor) -> tuple[Tensor, Tensor]:

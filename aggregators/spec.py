@@ -1,7 +1,8 @@
 """Aggregators from configurations, and back.
 
 A rule is `krum`, or with fields `{krum: {select: 3}}`. Mixings stand before it: `bucketing+nnm+krum`, or
-with fields `{mix: [{bucketing: {s: 2}}, nnm], rule: krum}`.
+with fields `{mix: [{bucketing: {s: 2}}, nnm], rule: krum}`. A class of the user stands in the place of any
+name, as `module:Class`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from varangian.aggregators.base import MIXINGS, RULES, Columnwise, Mixing, Weighting
+from varangian.aggregators.base import MIXINGS, RULES, Columnwise, Mixing, Weighting, Whole
 from varangian.aggregators.pipeline import Aggregator
 from varangian.registry import FIXES, ConfigError, Fix, Problem, Registry, join, suggestion
 
@@ -62,7 +63,7 @@ def expanded(spec: Any) -> Any:
     """
     if isinstance(spec, str):
         *mixings, rule = map(str.strip, spec.split(JOINT))
-        well = mixings and rule in RULES and all(mixing in MIXINGS for mixing in mixings)
+        well = mixings and RULES.takes(rule) and all(map(MIXINGS.takes, mixings))
         return {"mix": mixings, "rule": rule} if well else spec
     inner: Any = expanded(spec["rule"]) if is_chain(spec) and isinstance(spec.get("rule"), str) else ""
     before = spec.get("mix") or [] if is_chain(inner) else None
@@ -74,9 +75,9 @@ def expanded(spec: Any) -> Any:
 def misordered(text: str, path: str) -> Problem | None:
     """The problem of known names in the wrong order, as a mixing without a rule; None if there is none."""
     names = [name for name in map(str.strip, text.replace(",", JOINT).split(JOINT)) if name]
-    if not names or not all(name in RULES or name in MIXINGS for name in names):
+    mixings, rules = ([name for name in names if _is_one(kind, name)] for kind in (MIXINGS, RULES))
+    if not names or len(mixings) + len(rules) < len(names):
         return None
-    mixings, rules = [n for n in names if n in MIXINGS], [n for n in names if n in RULES]
     if names == [*mixings, *rules] and len(rules) == 1 and len(names) == len(text.split(JOINT)):
         return None
     better = JOINT.join([*mixings, *(rules or [USUAL])])
@@ -91,6 +92,17 @@ def misordered(text: str, path: str) -> Problem | None:
     fixes = () if len(rules) > 1 else (Fix(path, (better,), bare=True),)
     rule = f"should be a rule, or mixings and then a rule, joined by {JOINT}"
     return Problem(path, rule, text, hint, fixes)
+
+
+def _is_one(registry: Registry[Any], name: str) -> bool:
+    """Whether a name stands for a part of this kind, or for a class of the user that is one."""
+    if name in registry or not registry.takes(name):
+        return name in registry
+    try:
+        registry.entry(name)
+    except ValueError:  # said where it is built
+        return False
+    return True
 
 
 def _names(spec: Sequence[object]) -> str:
@@ -123,7 +135,7 @@ def spec_of(aggregator: Aggregator) -> dict[str, Any]:
     return {"mix": [MIXINGS.spec(mixing) for mixing in aggregator.mix], "rule": rule}
 
 
-def parts_of(aggregator: Aggregator) -> dict[str, Mixing | Weighting | Columnwise]:
+def parts_of(aggregator: Aggregator) -> dict[str, Mixing | Weighting | Columnwise | Whole]:
     """The mixings and the rule, each by its path below the aggregator: `mix.0.nnm`, `rule.krum` or `krum`.
 
     Raises:
@@ -151,7 +163,7 @@ def _mixings(spec: object, path: str, f: int) -> tuple[Mixing, ...]:
     return tuple(part for part in parts if part is not None)
 
 
-def _rule(chain: Mapping[str, object], path: str, f: int) -> Weighting | Columnwise:
+def _rule(chain: Mapping[str, object], path: str, f: int) -> Weighting | Columnwise | Whole:
     if "rule" not in chain:
         known = f"Known: {', '.join(RULES)}."
         raise ConfigError([Problem(path, "is required (the aggregator after the mixings)", hint=known)])

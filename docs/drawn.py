@@ -26,6 +26,7 @@ WHAT = {
     "worker": "data, gradients, attacks, pull and push",
     "aggregators": "rules and mixings: torch in, torch out",
     "protos": "the wire format and its checks",
+    "own_classes": "users' classes in the place of names",
     "plugins": "the boundary around users' code",
     "registry": "names to classes",
 }

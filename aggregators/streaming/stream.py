@@ -14,13 +14,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from varangian.aggregators import answers
 from varangian.aggregators.base import (
     Aggregate,
     Weighting,
     is_columnwise,
     is_selecting,
+    is_whole,
 )
-from varangian.aggregators.errors import AggregationError
+from varangian.aggregators.errors import AggregationError, PartError
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import NotFinite, accumulate, after, backend_for
 from varangian.aggregators.pipeline import Aggregator, How, on_rows, reduce_columns
@@ -67,6 +69,8 @@ class Stream:
         self._how = _reduction(aggregator, n, faults)
         self._vector = torch.empty(d) if into is None else into
         self._columns = 0
+        self._failed: PartError | None = None
+        """The first error of a rule of the user; the other columns come all the same."""
 
     def holds(self, n: int, faults: int) -> bool:
         """Whether the same is to become of n rows when so many are gone."""
@@ -84,6 +88,8 @@ class Stream:
             # Sums of finite numbers overflowed in these kernels; others have room for them.
             other = after(backend_for(part, name), part).NAME
             reduce_columns(self._how, part, self._reference, other, self._vector, start)
+        except PartError as error:
+            self._failed = self._failed or error
         self._columns = start + part.d
 
     def finish(self, n: int, faults: int) -> Aggregate:
@@ -95,6 +101,8 @@ class Stream:
         self._aggregator.among(range(n), faults)
         if not self.holds(n, faults) or self._columns < len(self._vector):
             raise AggregationError("Columns were forgotten before it was known whose rows count.")
+        if self._failed is not None:
+            raise self._failed
         if isinstance(self._how, Tensor):
             return Aggregate(self._vector, self._how[:-1].double(), (), float(self._how[-1]))
         return Aggregate(self._vector, None, ())
@@ -110,10 +118,12 @@ def _reduction(aggregator: Aggregator, n: int, faults: int) -> How | None:
         return None
     if is_columnwise(now.rule):
         return now.rule
+    if is_whole(now.rule):
+        return None
     gram = Gram.about(_refuse_to_measure, n)
     try:
-        return on_rows(gram.combination(cast("Weighting", now.rule)(gram)))
-    except _DependsOnRows:
+        return on_rows(gram.combination(answers.weights(cast("Weighting", now.rule), gram)))
+    except (_DependsOnRows, PartError):
         return None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from varangian.aggregators import Aggregate, AggregationError, Aggregator, Mixing
 from varangian.aggregators.kernels.cores import every_core
 from varangian.aggregators.streaming.stream import Stream
+from varangian.own_classes import shown
 from varangian.server.training.ema import Average, samples
 from varangian.server.training.optimizer import Optimizer, Stepper
 from varangian.server.training.parameters import ParameterVersions, norm
@@ -206,7 +207,7 @@ class Learner:
             raise TypeError(f"{self._aggregator.rule!r} should return a vector of {d} entries. {found}")
         length = norm(vector)
         if length is None:
-            raise AggregationError(f"The update of {self._aggregator.rule!r} is not finite.")
+            raise AggregationError(f"The update of {shown(self._aggregator.rule)} is not finite.")
         return length
 
     def _move(self, vector: Tensor, length: float, lr: float) -> None:

@@ -103,33 +103,48 @@ def target_name(part: object, name: str) -> str:
     return str(getattr(part, "target", name))
 
 
-def resolve(target: str, error: type[InputError] = UserCodeError) -> Callable[..., Any]:
-    """Import the function `package.module:function`; modules in the current folder are found too.
+def resolve(
+    target: str, error: type[InputError] = UserCodeError, what: str = "`target`"
+) -> Callable[..., Any]:
+    """Import the function or class `package.module:name`; modules in the current folder are found too.
+
+    Args:
+        target: to import.
+        error: what to raise.
+        what: the setting that has the name, for messages.
 
     Raises:
         InputError: it is not of this form, cannot be imported, or is not a function.
     """
     module_name, colon, function_name = target.partition(":")
     if not (colon and module_name and function_name):
-        raise error(f"`target` should look like `package.module:function`. Found {target!r}.")
+        raise error(f"{what} should look like `package.module:function`. Found {target!r}.".lstrip())
     if module_name.endswith(".py"):
         meant = f"{module_name.removesuffix('.py').replace('/', '.')}:{function_name}"
-        raise error(f"`target` should name a module, not its file. Found {target!r}. Write {meant!r}.")
+        said = f"{what} should name a module, not its file. Found {target!r}. Write {meant!r}."
+        raise error(said.lstrip())
+    named = f"{what} {target!r}".lstrip()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that a file here never hides a library
     advice = f"Check that `import {module_name}` works in Python, in this folder."
-    with guard(f"`target` {target!r} cannot be imported: it", advice, target, error):
+    with guard(f"{named} cannot be imported: it", advice, target, error):
         found: Any = importlib.import_module(module_name)
     module = found
     for part in function_name.split("."):
         if not hasattr(found, part):
-            known = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
+            known = [
+                name
+                for name, value in vars(module).items()
+                if callable(value)
+                and name[0] != "_"
+                and getattr(value, "__module__", "") == module.__name__
+            ]
             hint = suggestion(part, known[:MANY])
-            said = f"`target` {target!r} cannot be imported: {module_name} has no {part!r}"
+            said = f"{named} cannot be imported: {module_name} has no {part!r}"
             raise error(f"{said}{shadowing_file(module)}. {hint}".rstrip())
         found = getattr(found, part)
     if not callable(found):
-        raise error(f"`target` {target!r} should be a function. Found {type(found).__name__}.")
+        raise error(f"{named} should be a function. Found {type(found).__name__}.")
     return found  # type: ignore[no-any-return]
 
 

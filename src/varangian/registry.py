@@ -14,7 +14,7 @@ import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -156,11 +156,43 @@ class Field:
         return written if named_in(self.hint) is None or written is MISSING else next(iter(written))
 
 
-class Registry(Generic[T]):
-    """The classes of one kind that can be named in a configuration."""
+class OwnClasses(Protocol):
+    """The classes of the user that a registry takes, as `module:Class`."""
 
-    def __init__(self, kind: str) -> None:
+    def find(self, target: str, /) -> type[Any]:
+        """The class of this name.
+
+        Raises:
+            ValueError: there is none, or it is of another kind.
+        """
+        ...
+
+    def fields(self, cls: type[Any], /) -> tuple[Field, ...]:
+        """The settings of a class."""
+        ...
+
+    def target(self, cls: type[Any], /) -> str | None:
+        """The name of a class; None if it cannot be found under one."""
+        ...
+
+    def build(
+        self, target: str, fields: Mapping[str, Any], path: str, defaults: Mapping[str, Any], /
+    ) -> Any:
+        """An object; see `Registry.build`."""
+        ...
+
+
+class Registry(Generic[T]):
+    """The classes of one kind that can be named in a configuration.
+
+    Args:
+        kind: for messages, as `graph`.
+        own: takes classes of the user by `module:Class`; None where there are only those registered here.
+    """
+
+    def __init__(self, kind: str, own: OwnClasses | None = None) -> None:
         self.kind = kind
+        self.own = own
         self._entries: dict[str, tuple[type[T], dict[str, Any]]] = {}
 
     def register(self, name: str, **preset: Any) -> Callable[[type[C]], type[C]]:
@@ -185,14 +217,20 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
+    def takes(self, name: object) -> bool:
+        """Whether a name is registered here, or has the form of a class of the user."""
+        return name in self._entries or (self.own is not None and is_target(name))
+
     def entry(self, name: str) -> tuple[type[T], Mapping[str, Any]]:
         """The class behind a name, and the fields that the name presets."""
+        if name not in self._entries and self.own is not None and is_target(name):
+            return self.own.find(name), {}
         return self._entries[name]
 
     def fields(self, name: str) -> tuple[Field, ...]:
         """The settings under `name`, with the defaults of this name."""
-        cls, preset = self._entries[name]
-        return fields_of(cls, preset)
+        cls, preset = self.entry(name)
+        return fields_of(cls, preset) if name in self or self.own is None else self.own.fields(cls)
 
     def name(self, built: object) -> str:
         """The name of an object; of several the one with the most presets.
@@ -206,7 +244,10 @@ class Registry(Generic[T]):
             if cls is type(built) and all(getattr(built, k) == v for k, v in preset.items())
         ]
         if not names:
-            raise KeyError(f"{built!r} is not a registered {self.kind}")
+            target = None if self.own is None else self.own.target(type(built))
+            if target is None:
+                raise KeyError(f"{built!r} is not a registered {self.kind}")
+            return target
         return max(names, key=lambda entry: entry[0])[1]
 
     def spec(self, built: object) -> dict[str, dict[str, Any]]:
@@ -216,16 +257,18 @@ class Registry(Generic[T]):
             KeyError: no name stands for an object of this class.
         """
         name = self.name(built)
-        return {
-            name: {field.name: field.to_config(getattr(built, field.name)) for field in self.fields(name)}
-        }
+        if name in self._entries or self.own is None:
+            fields = self.fields(name)
+        else:
+            fields = self.own.fields(type(built))
+        return {name: {field.name: field.to_config(getattr(built, field.name)) for field in fields}}
 
     def summary(self, name: str) -> str:
         """First line of the docstring of the class behind `name`."""
-        return (self._entries[name][0].__doc__ or "").strip().partition("\n")[0]
+        return (self.entry(name)[0].__doc__ or "").strip().partition("\n")[0]
 
     def build(self, spec: object, path: str, defaults: Mapping[str, Any] | None = None) -> T:
-        """An object from `name` or `{name: {field: value}}`.
+        """An object from `name` or `{name: {field: value}}`; also from `module:Class` where `own` takes it.
 
         Args:
             spec: a name, or a mapping from one name to its fields.
@@ -236,6 +279,9 @@ class Registry(Generic[T]):
             ConfigError: with every problem found.
         """
         name, fields = self._split(spec, path)
+        if name not in self._entries and self.own is not None:
+            built: T = self.own.build(name, fields, path, defaults or {})
+            return built
         cls, preset = self._entries[name]
         return construct(cls, {**preset, **fields}, join(path, name), defaults or {})
 
@@ -259,13 +305,20 @@ class Registry(Generic[T]):
             fields = {} if given is None else given
         else:
             raise ConfigError([Problem(path, rule, spec, f"Known: {', '.join(self)}.")])
-        if not isinstance(name, str) or name not in self._entries:
+        if not isinstance(name, str) or not self.takes(name):
             known = suggestion(str(name), self._entries)
+            if self.own is not None and "." in str(name).strip("."):
+                known = f"A class of your own is written as {':'.join(str(name).rsplit('.', 1))!r}."
             raise ConfigError([Problem(path, f"there is no {self.kind} of this name", name, known)])
         if not isinstance(fields, Mapping):
             here = join(path, name)
             raise ConfigError([Problem(here, "should be a mapping of fields to values", fields)])
         return name, dict(typing.cast("Mapping[str, Any]", fields))
+
+
+def is_target(name: object) -> bool:
+    """Whether a name is that of code of the user, `module:Class`."""
+    return isinstance(name, str) and ":" in name
 
 
 def fields_of(cls: type[Any], preset: Mapping[str, Any] | None = None) -> tuple[Field, ...]:
@@ -306,7 +359,10 @@ def construct(
 
     known = {field.name: field for field in fields_of(cls)}
     values = {k: v for k, v in defaults.items() if k in known} | dict(fields)
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    given = {
+        k: tuple(v) if isinstance(v, list) and not (k in known and _takes_list(known[k].hint)) else v
+        for k, v in values.items()
+    }
     try:
         # Strictly, pydantic takes a mapping for a dataclass only as the arguments of its constructor.
         cls_validator = validator(cls).validator
@@ -323,6 +379,11 @@ def construct(
                 problems.append(Problem(path, str(found[0].get("ctx", {}).get("error")).rstrip(".")))
         problems.sort(key=lambda problem: problem.rule != unknown)
         raise ConfigError(problems) from error
+
+
+def _takes_list(hint: Any) -> bool:
+    """Whether a field is annotated as a list, and not as a tuple."""
+    return typing.get_origin(hint) is list or hint is list or any(map(_takes_list, typing.get_args(hint)))
 
 
 def validator(cls: type[C]) -> TypeAdapter[C]:

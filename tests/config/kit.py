@@ -48,8 +48,12 @@ class Schema:
         return any(isinstance(value, python[kind]) for kind in kinds)
 
     def _object(self, value, schema):
-        known = schema.get("properties", {})
+        known = dict(schema.get("properties", {}))
+        for pattern, below in schema.get("patternProperties", {}).items():
+            known |= {key: below for key in value if key not in known and re.search(pattern, key)}
         if schema.get("additionalProperties") is False and not set(value) <= set(known):
+            return False
+        if not schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value)):
             return False
         return set(schema.get("required", ())) <= set(value) and all(
             self.accepts(item, known.get(key, {})) for key, item in value.items()

@@ -125,6 +125,17 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
             exec(compile("\n" * block.line + block.text, page, "exec"), names)
 
 
+@pytest.fixture
+def forgotten(monkeypatch, tmp_path):
+    """What a command imports from the folder of a page is forgotten again."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize(("words", "block"), [*commands("varangian")])
 def test_the_command_is_understood(words, block, tmp_path, monkeypatch):
     files(block.page, tmp_path)

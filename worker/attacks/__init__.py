@@ -13,12 +13,15 @@ from varangian.worker.attacks.base import (
     ATTACKS,
     SIGHTS,
     Attack,
+    AttackError,
     Conditional,
     DataAttack,
     GradientAttack,
     Knowledge,
     Sight,
     corrupt,
+    mount,
+    poison,
     why_impossible,
 )
 from varangian.worker.attacks.coordinate_drop import CoordinateDrop
@@ -37,6 +40,7 @@ __all__ = [
     "SIGHTS",
     "Alie",
     "Attack",
+    "AttackError",
     "Conditional",
     "CoordinateDrop",
     "DataAttack",
@@ -53,6 +57,8 @@ __all__ = [
     "Subnormal",
     "Uniform",
     "corrupt",
+    "mount",
+    "poison",
     "why_impossible",
     "z_max",
 ]

@@ -9,13 +9,16 @@ round, so f attackers can send f different vectors and a replay sends the same o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from varangian.own_classes import OwnClasses, OwnFunction, is_own, named
+from varangian.plugins import InputError, describe_error, guard
 from varangian.registry import Registry
 
 P = ParamSpec("P")
@@ -75,7 +78,88 @@ class Conditional(Protocol):
 
 Attack: TypeAlias = GradientAttack | DataAttack
 
-ATTACKS: Registry[Attack] = Registry("attack")
+
+class AttackError(InputError):
+    """An attack of the user that failed, or returned what cannot be sent; the text says what."""
+
+
+class FunctionAttack(OwnFunction):
+    """An attack that is a function of the user: called with its honest vector and its `Knowledge`.
+
+    Its other parameters are its settings. `byzantine.knows` says what it sees.
+    """
+
+    given: ClassVar[tuple[str, ...]] = ("own", "knows")
+    needs: ClassVar[Sight] = "own"
+
+    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
+        vector: Tensor = type(self).function(own, knows, **self.options)
+        return vector
+
+
+def _lacks(cls: type[Any]) -> str:
+    if hasattr(cls, "poisons"):
+        return ""
+    if not any("__call__" in vars(base) for base in cls.__mro__):
+        return (
+            "should have the methods of an attack. It lacks `__call__(own, knows)`, which returns the "
+            "vector to send; an attack on data has `poisons(x, y, classes, rng)`"
+        )
+    if getattr(cls, "needs", None) not in SIGHTS:
+        expected = ", ".join(map(repr, SIGHTS))
+        return f"should say what it must see, as `needs: ClassVar = ...` with one of {expected}"
+    return ""
+
+
+ATTACKS: Registry[Attack] = Registry("attack", OwnClasses(_lacks, FunctionAttack))
+
+
+def mount(attack: GradientAttack, own: Tensor, knows: Knowledge) -> Tensor:
+    """The vector that an attacker sends; an attack of the user is given a copy of its own vector.
+
+    Raises:
+        AttackError: an attack of the user fails, or does not return a vector like `own`.
+    """
+    if not is_own(attack):
+        return attack(own, knows)
+    with _of_the_user(attack):
+        sent: Any = attack(own.clone(), knows)
+        _check_like(attack, "", sent, own)
+        return sent.detach().to(own)  # type: ignore[no-any-return]
+
+
+def poison(attack: DataAttack, x: Any, y: Tensor, classes: int, rng: torch.Generator) -> tuple[Any, Tensor]:
+    """The batch that an attacker trains on.
+
+    Raises:
+        AttackError: an attack of the user fails, or does not return as many samples.
+    """
+    if not is_own(attack):
+        return attack.poisons(x, y, classes, rng)
+    with _of_the_user(attack):
+        bad: Any = attack.poisons(x, y, classes, rng)
+        if not isinstance(bad, tuple) or len(bad) != 2:
+            found = type(bad).__name__
+            raise AttackError(f"`poisons` of {named(attack)} should return (x, y). Found {found}.")
+        _check_like(attack, "targets in ", bad[1], y)
+        return bad
+
+
+@contextmanager
+def _of_the_user(attack: Attack) -> Generator[None]:
+    with guard(f"`byzantine.attack` {named(attack)!r}", "", named(attack), AttackError):
+        yield
+
+
+def _check_like(attack: Attack, what: str, found: object, wanted: Tensor) -> None:
+    """See that an attack of the user returned a tensor of the shape of another one."""
+    if isinstance(found, Tensor) and found.shape == wanted.shape:
+        return
+    shape = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    raise AttackError(
+        f"`byzantine.attack` {named(attack)!r} should return {what}a tensor of shape {list(wanted.shape)}. "
+        f"Found {shape}."
+    )
 
 
 def corrupt(
@@ -93,7 +177,7 @@ def corrupt(
 
     def compute_and_attack(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         own = compute(*args, **kwargs)
-        return attack(own, knows(own, *args, **kwargs))
+        return mount(attack, own, knows(own, *args, **kwargs))
 
     return compute_and_attack
 
@@ -126,4 +210,11 @@ def why_impossible(attack: Attack, n: int, f: int, sight: Sight | None = None) -
     seen = {"own": 1, "colluders": f, "all": n - f}[sight]
     if seen == 0:
         return "there is no honest worker to look at"
-    return attack.requires(n, f, seen) if isinstance(attack, Conditional) else None
+    if not isinstance(attack, Conditional):
+        return None
+    try:
+        return attack.requires(n, f, seen)
+    except Exception as error:
+        if not is_own(attack):
+            raise
+        return f"its `requires` failed: {describe_error(error, named(attack))}"

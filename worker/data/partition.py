@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.plugins import InputError
+from varangian.own_classes import OwnClasses, OwnFunction, is_own, named
+from varangian.plugins import InputError, guard
 from varangian.registry import Registry
 from varangian.worker.data.base import Dataset
 from varangian.worker.seeds import generator, stream_seed
@@ -39,7 +41,30 @@ class Partition(Protocol):
         ...
 
 
-PARTITIONS: Registry[Partition] = Registry("partition")
+class FunctionPartition(OwnFunction):
+    """A partition that is a function of the user: called with (labels, workers, seed), as `split`.
+
+    Its other parameters are its settings. Where samples have no classes, the labels are zeros.
+    """
+
+    given: ClassVar[tuple[str, ...]] = ("labels", "workers", "seed")
+    by_label: ClassVar[bool] = False
+
+    def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
+        shards: list[Tensor] = type(self).function(labels, workers, seed, **self.options)
+        return shards
+
+
+def _lacks(cls: type[Any]) -> str:
+    missing = list[str]()
+    if not hasattr(cls, "split"):
+        missing.append("`split(labels, workers, seed)`, which returns the indices of each worker's samples")
+    if not isinstance(getattr(cls, "by_label", None), bool):
+        missing.append("`by_label: ClassVar[bool]`, whether it goes by the classes of the samples")
+    return f"should be as a partition. It lacks {'; and '.join(missing)}" if missing else ""
+
+
+PARTITIONS: Registry[Partition] = Registry("partition", OwnClasses(_lacks, FunctionPartition))
 
 
 @PARTITIONS.register("shared")
@@ -221,12 +246,38 @@ def deal_samples(partition: Partition, dataset: Dataset, workers: int, seed: int
     """
     labels = dataset.labels
     if labels is None and partition.by_label:
-        name = next(iter(PARTITIONS.spec(partition)))
+        name = PARTITIONS.name(partition)
         raise PartitionError(
             f"`partition` {name} deals samples by their class, and {dataset.name} has no class for each "
             "sample. Choose partition=iid or partition=shared."
         )
-    return partition.split(torch.zeros(dataset.size) if labels is None else labels, workers, seed)
+    labels = torch.zeros(dataset.size) if labels is None else labels
+    if not is_own(partition):
+        return partition.split(labels, workers, seed)
+    name = named(partition)
+    with guard(f"`partition` {name!r}", "", name, PartitionError):
+        return [*_checked(name, partition.split(labels.clone(), workers, seed), workers, len(labels))]
+
+
+def _checked(name: str, shards: Any, workers: int, size: int) -> Iterator[Tensor]:
+    """The samples of each worker from a partition of the user: ascending indices, never none.
+
+    Raises:
+        PartitionError: they are not as many lists of indices.
+    """
+    here = f"`partition` {name!r} should return"
+    if not isinstance(shards, list | tuple) or len(shards) != workers:
+        found = f"{len(shards)} of them" if isinstance(shards, list | tuple) else type(shards).__name__
+        raise PartitionError(f"{here} a list of indices for each of {workers} workers. Found {found}.")
+    for worker, shard in enumerate(shards):
+        indices = torch.as_tensor(shard)
+        if indices.dim() != 1 or indices.is_floating_point() or not len(indices):
+            found = f"{indices.dtype} of shape {list(indices.shape)}"
+            raise PartitionError(f"{here} at least one index for each worker. Found {found} for {worker}.")
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= size:
+            raise PartitionError(f"{here} indices from 0 to {size - 1}. Found {low} to {high}.")
+        yield indices.long().sort().values
 
 
 def batch_indices(shard: Tensor, batch_size: int, seed: int, worker: str, round: int) -> Tensor:

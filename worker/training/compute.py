@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from varangian.own_classes import is_own
 from varangian.plugins import InputError
 from varangian.protos.layout import Layout
 from varangian.protos.shared_settings import SharedSettings
@@ -23,6 +24,8 @@ from varangian.worker.attacks import (
     GradientAttack,
     Knowledge,
     corrupt,
+    mount,
+    poison,
 )
 from varangian.worker.data.partition import batch_indices, deal_samples
 from varangian.worker.data.validation import hold_out
@@ -36,7 +39,7 @@ from varangian.worker.training.losses import name_of as name_of_loss
 from varangian.worker.training.metrics import choose_metrics
 from varangian.worker.training.momentum import Momentum
 from varangian.worker.training.task import Task
-from varangian.worker.training.trainer import VALIDATION, Objective, Trainer, build_model
+from varangian.worker.training.trainer import TRIAL, VALIDATION, Objective, Trainer, build_model
 from varangian.worker.transport.results import Declined
 
 Compute: TypeAlias = Callable[[str, int, Tensor], Tensor]
@@ -82,8 +85,11 @@ class WorkerCompute:
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """The names of all scores of an evaluation but the loss, in order."""
-        found = (*self.metrics,)
+        """The names of all scores of an evaluation but the loss, in order.
+
+        Of a metric with several values they are known after `rehearse`.
+        """
+        found = self._trainer.columns
         validation = ("loss", *found) if self.task.validation is not None else ()
         return (*found, *(f"{VALIDATION}{name}" for name in validation))
 
@@ -173,6 +179,7 @@ class WorkerCompute:
         sizes = {name: min(self.task.batch_size, len(shard)) for name, shard in self._shards.items()}
         with self._lock:
             self._trainer.rehearse()
+            self._try_attack()
             for size in sorted(set(sizes.values())):
                 names = [name for name, own in sizes.items() if own == size]
                 try:
@@ -185,6 +192,25 @@ class WorkerCompute:
                 else:
                     break
         return unable
+
+    def _try_attack(self) -> None:
+        """Ask an attack of the user for one vector, or one batch, in place of random numbers.
+
+        Raises:
+            AttackError: it fails.
+        """
+        task, attack = self.task, self.task.attack
+        if not task.byzantine or attack is None or not is_own(attack):
+            return
+        random = generator(task.seed, "trial")
+        if isinstance(attack, GradientAttack):
+            seen = {"own": 1, "colluders": len(task.byzantine), "all": len(task.honest)}[task.sight]
+            rows = torch.randn(seen, self.layout.numel, generator=random)
+            n, f = len(task.workers), len(task.byzantine)
+            mount(attack, rows[0], Knowledge(rows, n, f, 0, 0, random))
+        elif self.dataset.classes is not None:
+            x, y = self._trainer.batch(torch.arange(min(TRIAL, self.dataset.size)))
+            poison(attack, x, y, self.dataset.classes, random)
 
     @property
     def state_bytes(self) -> int:
@@ -207,30 +233,30 @@ class WorkerCompute:
         return self._with_momentum(None, name, round, parameters)
 
     def _with_momentum(
-        self, poison: DataAttack | None, name: str, round: int, parameters: Tensor
+        self, attack: DataAttack | None, name: str, round: int, parameters: Tensor
     ) -> Tensor:
-        return self._momentum(name, round, lambda: self._local_steps(poison, name, round, parameters))
+        return self._momentum(name, round, lambda: self._local_steps(attack, name, round, parameters))
 
-    def _local_steps(self, poison: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
+    def _local_steps(self, attack: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
         """The sum of the gradients g of C steps y <- y - gamma g(y) from x: (x - y) / gamma."""
         gamma = self.task.gamma(round)
-        total = self._gradient(poison, name, round, 0, parameters)
+        total = self._gradient(attack, name, round, 0, parameters)
         for step in range(1, self.task.local_steps):
             moved = torch.sub(parameters, total, alpha=gamma)
-            total = total.add_(self._gradient(poison, name, round, step, moved))
+            total = total.add_(self._gradient(attack, name, round, step, moved))
         return total
 
     def _gradient(
-        self, poison: DataAttack | None, name: str, round: int, step: int, parameters: Tensor
+        self, attack: DataAttack | None, name: str, round: int, step: int, parameters: Tensor
     ) -> Tensor:
         """The gradient of one local step; each has batches and random numbers of its own."""
         seed, purpose = self.task.seed, (name, round, step) if step else (name, round)
         batches = stream_seed(seed, "step", step) if step else seed
         indices = batch_indices(self._shards[name], self.task.batch_size, batches, name, round)
         x, y = self._trainer.batch(indices)
-        if poison is not None:
+        if attack is not None:
             assert self.dataset.classes is not None
-            x, y = poison.poisons(x, y, self.dataset.classes, generator(seed, "poison", *purpose))
+            x, y = poison(attack, x, y, self.dataset.classes, generator(seed, "poison", *purpose))
         return self._trainer.gradient(parameters, x, y, "forward", *purpose)
 
     def _knowledge(self, own: Tensor, name: str, round: int, parameters: Tensor) -> Knowledge:

@@ -20,7 +20,7 @@ from varangian.worker.simulation.availability import Always, Availability
 from varangian.worker.simulation.delays import Delay, NoDelay
 from varangian.worker.simulation.timetable import Timetable
 from varangian.worker.training.losses import CrossEntropy, Loss
-from varangian.worker.training.metrics import Metric
+from varangian.worker.training.metrics import Metric, OwnMetric
 from varangian.worker.training.models import Model
 
 
@@ -67,7 +67,7 @@ class Task:
     validation: float | None = None
     """The share of the training samples that is held out, and evaluated beside the test samples."""
     loss: Loss = field(default_factory=CrossEntropy)
-    metrics: tuple[Metric, ...] | None = None
+    metrics: tuple[Metric | OwnMetric, ...] | None = None
     """Metrics on held-out data besides the loss; None is the accuracy where there are classes."""
     classes: int | None = None
     """The number of classes of the run, for data that does not say: the server's, where that is known."""

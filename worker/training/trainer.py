@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,7 +35,16 @@ from varangian.worker.training.flat import (
 from varangian.worker.training.footprint import MemoryFootprint
 from varangian.worker.training.losses import CrossEntropy, Loss, LossError, by_place
 from varangian.worker.training.losses import name_of as name_of_loss
-from varangian.worker.training.metrics import Accuracy, Metric
+from varangian.worker.training.metrics import (
+    Accuracy,
+    Evaluated,
+    Metric,
+    MetricError,
+    Totals,
+    added,
+    check_name,
+    value_name,
+)
 from varangian.worker.training.models import MODELS, Model
 
 log = logging.getLogger(__name__)
@@ -52,6 +61,8 @@ VALIDATION = "validation_"
 """Before the name of a score on validation samples."""
 TRIAL = 2
 """Samples with which a model is tried before a run."""
+SHOWN = 4
+"""Most names in a message."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ class Trainer:
         self._name = describe_model(model)
         self._numeric = is_built_in(model)
         self._told = set[str]()
+        self._columns: tuple[str, ...] | None = None
         module = build_model(model, dataset, seed)
         with guard(f"{self._name}: moving it to {device}", "Choose another `worker.device`."):
             self._module = module.to(device)
@@ -197,7 +209,7 @@ class Trainer:
             return self._scores(x, y, count(x))
         except InputError as error:
             self._tell(error)
-            return {"loss": math.nan, **dict.fromkeys(self._objective.metrics, math.nan)}
+            return {"loss": math.nan, **dict.fromkeys(self.columns, math.nan)}
 
     @torch.no_grad()
     def rehearse(self) -> None:
@@ -214,7 +226,7 @@ class Trainer:
     ) -> dict[str, float]:
         """The scores on the first samples."""
         data, metrics, loss = self._dataset, self._objective.metrics, 0.0
-        totals = dict.fromkeys(metrics, (0.0, 0.0))
+        totals: dict[str, Totals] = {name: {} for name in metrics}
         kept: list[Any] = []
         size = min(size, count(samples))
         for part in batches(size, self._evaluated_at_once):
@@ -223,18 +235,50 @@ class Trainer:
             y: Any = map_tensors(labels, lambda t, part=part: t[part].clone().to(self._device))  # type: ignore[misc]
             outputs = self._outputs(x)
             loss += float(self._loss(outputs, y)) * count(x)
+            samples = Evaluated(outputs, y, part.start, self._loss, data.classes, x)
             for name, metric in metrics.items():
                 if not metric.whole:
-                    value, divisor = metric.total(outputs, y)
-                    totals[name] = totals[name][0] + value, totals[name][1] + divisor
+                    totals[name] = added(totals[name], metric.totals(samples))
             if any(metric.whole for metric in metrics.values()):
                 kept.append(copy_to_cpu(outputs))
         for name, metric in metrics.items():
             if metric.whole:
-                totals[name] = self._whole(
-                    metric, kept, map_tensors(labels, lambda t: t[:size].clone()), strict
-                )
-        return {"loss": loss / size} | {name: a / b if b else math.nan for name, (a, b) in totals.items()}
+                targets = map_tensors(labels, lambda t: t[:size].clone())
+                totals[name] = self._whole(metric, kept, targets, strict)
+        found = {
+            value_name(name, value): total / divisor if divisor else math.nan
+            for name, values in totals.items()
+            for value, (total, divisor) in values.items()
+        }
+        if strict:
+            self._fix_columns(found)
+        return {"loss": loss / size} | self._in_columns(found)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of all values of metrics; a metric with several is known by them after `rehearse`."""
+        return tuple(self._objective.metrics) if self._columns is None else self._columns
+
+    def _fix_columns(self, names: Iterable[str]) -> None:
+        """Fix the names of all values of metrics.
+
+        Raises:
+            MetricError: a name is taken.
+        """
+        self._columns = tuple(names)
+        for name in self._columns:
+            check_name(name)
+
+    def _in_columns(self, found: Mapping[str, float]) -> dict[str, float]:
+        """The values of metrics under the names that are known; NaN for one that is missing."""
+        if self._columns is None:
+            return dict(found)
+        if unknown := [name for name in found if name not in self._columns and found[name] == found[name]]:
+            said = ", ".join(unknown[:SHOWN])
+            self._tell(
+                MetricError(f"`metrics` should give values of the same names as at first. Found {said}")
+            )
+        return {name: found.get(name, math.nan) for name in self._columns}
 
     @torch.no_grad()
     def training_loss(self, parameters: Tensor) -> float:
@@ -286,17 +330,18 @@ class Trainer:
             return -(-WORKSPACE * footprint.peak // size), -(-bytes // size)
         return 0, 0
 
-    def _whole(self, metric: Metric, outputs: list[Any], targets: Any, strict: bool) -> tuple[float, float]:
+    def _whole(self, metric: Metric, outputs: list[Any], targets: Any, strict: bool) -> Totals:
         """A metric of all held-out samples at once; NaN when it fails."""
         target = str(getattr(metric, "target", ""))
         try:
             with guard(f"`metrics` {target}", "See that it takes what the model gives.", target):
-                return metric.total(concatenate(outputs), targets)
+                classes = self._dataset.classes
+                return metric.totals(Evaluated(concatenate(outputs), targets, 0, self._loss, classes))
         except InputError as error:
             if strict:
                 raise
             self._tell(error)
-            return math.nan, 1
+            return {"": (math.nan, 1)}
 
     def _tell(self, error: InputError) -> None:
         """Each message once."""

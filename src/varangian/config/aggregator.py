@@ -14,7 +14,7 @@ from typing import Any
 
 from varangian.aggregators import MIXINGS, RULES
 from varangian.aggregators.spec import CHAIN, USUAL, expanded, is_chain
-from varangian.config.schema import JsonSchema, fields_schema, names_schema, nested_groups
+from varangian.config.schema import OWN, JsonSchema, fields_schema, names_schema, nested_groups
 from varangian.registry import ConfigError, Problem, join, suggestion
 from varangian.server.participation import PARTICIPATION
 
@@ -150,7 +150,7 @@ def aggregator_schema() -> JsonSchema:
 
 def _joined_schema() -> JsonSchema:
     """The schema of `nnm+krum`."""
-    mixing, rule = "|".join(MIXINGS), "|".join(RULES)
+    mixing, rule = ("|".join([*registry, OWN]) for registry in (MIXINGS, RULES))
     return {
         "type": "string",
         "pattern": rf"^\s*(({mixing})\s*\+\s*)+({rule})\s*$",
@@ -218,6 +218,6 @@ def _hint_of_kind(problem: Problem) -> str:
         return f"{name!r} is a participation: write aggregator={{{name}: {{rule: {USUAL}}}}}."
     if name in PARTICIPATION:
         return f"{name!r} is a participation: write participation={name}, and a rule as aggregator."
-    if no_rule and problem.path == "aggregator" and name not in MIXINGS:
+    if no_rule and problem.path == "aggregator" and name not in MIXINGS and "." not in name:
         return suggestion(name, [*RULES, *written_with_rule()])
     return problem.hint

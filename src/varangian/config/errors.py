@@ -73,9 +73,10 @@ def _with_hint(problem: Problem, model: type[BaseModel]) -> Problem:
 
 
 def _hint(details: ErrorDetails, model: type[BaseModel]) -> str:
-    if details["type"] == "extra_forbidden":
-        return _known_setting(details["loc"], model)
     value = details["input"]
+    if details["type"] == "extra_forbidden":
+        parts = [str(part) for part in value] if isinstance(value, dict) else []
+        return _known_setting(details["loc"], parts, model)
     if details["type"] == "literal_error" and isinstance(value, str):
         expected = str(_context(details)["expected"]).replace(" or ", ",")
         names = [part.strip(" '") for part in expected.split(",")]
@@ -88,12 +89,14 @@ def _context(details: ErrorDetails) -> dict[str, Any]:
     return details.get("ctx", {})
 
 
-def _known_setting(loc: Sequence[str | int], model: type[BaseModel]) -> str:
+def _known_setting(loc: Sequence[str | int], parts: Sequence[str], model: type[BaseModel]) -> str:
+    """What may have been meant by a setting that there is not, or by the `parts` below it."""
     *parents, key = map(str, loc)
     here = model
     for parent in parents:
         here = sections(here)[parent]
-    return _suggest_elsewhere(key, model) or suggestion(key, here.model_fields)
+    inside = [hint for part in parts if (hint := _suggest_elsewhere(part, model))]
+    return " ".join(inside) or _suggest_elsewhere(key, model) or suggestion(key, here.model_fields)
 
 
 def _suggest_elsewhere(key: str, model: type[BaseModel]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +10,15 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from varangian.own_classes import names_class
+from varangian.plugins import InputError
 from varangian.registry import (
     ConfigError,
     Problem,
     Registry,
     construct,
     fields_of,
+    is_target,
     named_in,
     suggestion,
     to_plain,
@@ -44,6 +46,8 @@ class Group:
     """Paths below this one whose value is a name of a registry, with the default name."""
     settings: tuple[str, ...] = ()
     """The fields, where the value is the fields."""
+    fit: Build = field(default=lambda built, f: built)
+    """Makes the object of the setting from one that a program gave in its place."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -58,13 +62,23 @@ class Group:
         return {"anyOf": [*schema["anyOf"], {"type": "null"}]} if self.none else schema
 
     def _validate(self, value: Any, info: ValidationInfo) -> Any:
-        if (value is None and self.none) or _is_built(value):
-            return value
-        if isinstance(value, tuple) and all(map(_is_built, value)):
-            return value
         # An f that failed its own check is reported once, not again by every rule.
         declared = info.data.get("f")
-        return self.build(value, declared if isinstance(declared, int) else 0)
+        f = declared if isinstance(declared, int) else 0
+        if value is None and self.none:
+            return value
+        if _is_built(value) or (isinstance(value, tuple) and value and all(map(_is_built, value))):
+            return self._named(self.fit(value, f))
+        return self.build(value, f)
+
+    def _named(self, built: Any) -> Any:
+        """An object that a program gave, if a configuration can name it."""
+        try:
+            self.spec(built)
+        except (KeyError, InputError) as error:
+            rule = "should be of a class or function that is found as module:Class, at the top of a module"
+            raise ConfigError([Problem("", rule, type(built).__qualname__)]) from error
+        return built
 
     def _serialise(self, value: Any) -> Any:
         return None if value is None else self.spec(value)
@@ -72,7 +86,8 @@ class Group:
 
 def _is_built(value: Any) -> bool:
     """Whether the value is an object already, from a program and not from a file."""
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+    written = (str, bytes, int, float, Mapping, list, tuple, set, type, type(None))
+    return not isinstance(value, written)
 
 
 def of_registry(registry: Registry[Any], default: str | None, *, none: bool = False) -> Group:
@@ -80,12 +95,25 @@ def of_registry(registry: Registry[Any], default: str | None, *, none: bool = Fa
     from varangian.config.schema import names_schema, nested_groups
 
     def build(value: Any, f: int) -> Any:
-        if isinstance(value, str) and ":" in value and "custom" in registry:
-            value = {"custom": {"target": value}}
-        return registry.build(value, "", {"f": f})
+        return registry.build(_as_custom(registry, value), "", {"f": f})
 
     schema: Callable[[], JsonSchemaValue] = lambda: {"anyOf": names_schema(registry)}  # noqa: E731
     return Group(build, registry.spec, schema, default, none, below=nested_groups(registry))
+
+
+def _as_custom(registry: Registry[Any], value: Any) -> Any:
+    """`module:function`, or that with its options, as the `custom` of a registry that has one.
+
+    A class of the user stays as it is where the registry takes classes.
+    """
+    ((target, options),) = (
+        value.items() if isinstance(value, Mapping) and len(value) == 1 else [(value, None)]
+    )
+    if not is_target(target) or "custom" not in registry:
+        return value
+    if registry.own is not None and names_class(target):
+        return value
+    return {"custom": {"target": target} | ({} if options is None else {"options": options})}
 
 
 def many_of(registry: Registry[Any]) -> Group:
@@ -96,9 +124,9 @@ def many_of(registry: Registry[Any]) -> Group:
         given = [*value] if isinstance(value, list | tuple) else [value]
         built, problems = [], list[Problem]()
         for place, item in enumerate(given):
-            named = {"custom": {"target": item}} if isinstance(item, str) and ":" in item else item
             try:
-                built.append(registry.build(named, str(place)))
+                new = _is_built(item)
+                built.append(item if new else registry.build(_as_custom(registry, item), str(place)))
             except ConfigError as error:
                 problems += error.problems
         if problems:

@@ -21,7 +21,7 @@ PREFIX = "VARANGIAN__"
 SETTINGS = "VARANGIAN_SETTINGS"
 """A variable with several `a.b=c`, for programs that are started from a file, as by Compose."""
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
-_PATH = re.compile(r"\w+(\.\w+)*")
+_PATH = re.compile(r"\w+([.:]\w+)*")
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,28 @@ def apply_overrides(
     problems: list[Problem] = []
     for assignment in assignments:
         try:
-            changed = _assign(result, assignment.path.split("."), assignment.value, "", groups)
+            keys = split_path(assignment.path, groups)
+            changed = _assign(result, keys, assignment.value, "", groups)
             result = _long(changed)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
     return result
+
+
+def split_path(path: str, groups: Mapping[str, str | None]) -> list[str]:
+    """The keys of a path; `module:Class` is one of them, whose module may have dots.
+
+    The module begins behind the longest path that stands for a group.
+    """
+    before, colon, after = path.partition(":")
+    if not colon:
+        return path.split(".")
+    words, (name, *rest) = before.split("."), after.split(".")
+    starts = [n for n in range(1, len(words)) if _NUMBER.sub(".*", ".".join(words[:n])) in groups]
+    start = max(starts, default=len(words) - 1)
+    return [*words[:start], f"{'.'.join(words[start:])}:{name}", *rest]
 
 
 def _long(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,13 +16,38 @@ from pydantic_core import core_schema
 from varangian.registry import MISSING, Field, Registry, named_in, validator
 
 JsonSchema = dict[str, Any]
+OWN = r"[\w.]+:[\w.]+"
+"""The pattern of code of the user, `module:Class`."""
+TARGET = f"^{OWN}$"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def names_schema(registry: Registry[Any]) -> list[JsonSchema]:
     """Alternatives for a name of a registry: the names alone, and each name with its fields."""
     names = {"enum": list(registry), "description": f"{registry.expected.capitalize()}."}
-    return [names, *(_named_schema(registry, name) for name in registry)]
+    return [names, *(_named_schema(registry, name) for name in registry), *_own_schema(registry)]
+
+
+def _own_schema(registry: Registry[Any]) -> list[JsonSchema]:
+    """Alternatives for code of the user: `module:Class`, and the same with its fields."""
+    if registry.own is None and "custom" not in registry:
+        return []
+    what = "function" if registry.own is None else "Class"
+    fields: JsonSchema = {
+        "type": ["object", "null"],
+        "description": f"The settings of that {what.lower()}.",
+    }
+    return [
+        {"type": "string", "pattern": TARGET, "description": f"Your own, as `module:{what}`."},
+        {
+            "type": "object",
+            "title": f"module:{what}",
+            "patternProperties": {TARGET: fields},
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": False,
+        },
+    ]
 
 
 def nested_groups(registry: Registry[Any]) -> dict[str, str | None]:

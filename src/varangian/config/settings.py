@@ -27,12 +27,17 @@ from varangian.worker.data.partition import PARTITIONS, Partition
 from varangian.worker.simulation.availability import AVAILABILITY, Availability
 from varangian.worker.simulation.delays import DELAYS, Delay
 from varangian.worker.training.losses import LOSSES, Loss
-from varangian.worker.training.metrics import METRICS, Metric
+from varangian.worker.training.metrics import METRICS, Metric, OwnMetric
 from varangian.worker.training.models import MODELS, Model
 
 
 def _aggregator(value: Any, f: int) -> Aggregator:
     return aggregator_from(value, "", f=f)
+
+
+def _as_aggregator(built: Any, f: int) -> Aggregator:
+    """An aggregator, or a rule that a program gave in its place."""
+    return built if isinstance(built, Aggregator) else Aggregator(built, f=f)
 
 
 def named_default(name: str) -> Any:
@@ -145,7 +150,7 @@ class Byzantine(Section):
     count: Annotated[int, Field(ge=0)] = 0
     """Number of Byzantine workers: the last `count` names."""
     attack: Annotated[Attack | None, of_registry(ATTACKS, None, none=True)] = None
-    """The attack that they mount."""
+    """The attack that they mount; your own as `module:Class`."""
     knows: Sight | None = None
     """The honest gradients that an attacker sees: its own, those of all attackers, or those of all honest
     workers; null is the least that the attack needs."""
@@ -191,10 +196,12 @@ class RunConfig(Section):
     output: str = "runs"
     """The folder in which run folders are made."""
     aggregator: Annotated[
-        Aggregator, Group(_aggregator, lambda built: spec_of(built), aggregator_schema, "flag")
+        Aggregator,
+        Group(_aggregator, lambda built: spec_of(built), aggregator_schema, "flag", fit=_as_aggregator),
     ] = named_default("flag")
     """The aggregation rule; or mixings and a rule, as `nnm+krum` or, with fields, `{mix: [...], rule:
-    ...}`. `fedlaavg`, `fedavg` and `asap`, with a rule among their fields, stand for that participation."""
+    ...}`; your own as `module:Class`. `fedlaavg`, `fedavg` and `asap`, with a rule among their fields,
+    stand for that participation."""
     participation: Annotated[Participation, of_registry(PARTICIPATION, DEFAULT)] = named_default(DEFAULT)
     """The workers whose vectors make a round: all, some that are selected, or the first that are ready."""
     model: Annotated[Model, of_registry(MODELS, "mlp")] = named_default("mlp")
@@ -203,11 +210,11 @@ class RunConfig(Section):
     """The data set; your own as `module:function`."""
     loss: Annotated[Loss, of_registry(LOSSES, "cross_entropy")] = named_default("cross_entropy")
     """The loss function that training minimises; your own as `module:function`."""
-    metrics: Annotated[tuple[Metric, ...] | None, many_of(METRICS)] = None
-    """Metrics on held-out data besides the loss, as [accuracy, "module:function"]; null is the accuracy
-    where samples have classes."""
+    metrics: Annotated[tuple[Metric | OwnMetric, ...] | None, many_of(METRICS)] = None
+    """Metrics on held-out data besides the loss, as [accuracy, class_accuracy, "module:function"]; null is
+    the accuracy where samples have classes."""
     partition: Annotated[Partition, of_registry(PARTITIONS, "shared")] = named_default("shared")
-    """Partition of the training samples among workers."""
+    """Partition of the training samples among workers; your own as `module:Class`."""
     availability: Annotated[Availability, of_registry(AVAILABILITY, "always")] = named_default("always")
     """The rounds in which each worker takes part; in the others it neither pulls nor pushes."""
     delays: Annotated[Delay, of_registry(DELAYS, "none")] = named_default("none")

@@ -13,7 +13,12 @@ from varangian.files import user_path
 from varangian.launch.identities import make_identities, uses_tls
 from varangian.launch.memory_budget import available_memory
 from varangian.launch.result import RunError
-from varangian.launch.server_run import check_descriptors, describe_misfits, memory_budget
+from varangian.launch.server_run import (
+    check_descriptors,
+    describe_misfits,
+    memory_budget,
+    try_aggregator,
+)
 from varangian.launch.worker_processes import assign_processes
 from varangian.protos.network.listen import ListenError, bind_sockets
 from varangian.registry import ConfigError, Problem
@@ -60,6 +65,8 @@ def rehearse(config: RunConfig) -> Rehearsal:
             if refusal := account.refusal(available_memory()) or check_descriptors(config):
                 raise RunError(refusal)
             worked.append(account.sentence)
+        with tried("aggregator"):
+            try_aggregator(config, worker_compute.layout.numel)
         with tried("participation"):
             if plan := config.participation.latest_plan(config.workers, worker_compute.layout.numel):
                 plan.check_room()

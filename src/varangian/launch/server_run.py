@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from varangian.aggregators import AggregationError
+from varangian.aggregators.base import is_whole
 from varangian.config import RunConfig
 from varangian.config.build import learner, machine, task
 from varangian.launch.event_loop import SIGNALS, interruptible
@@ -20,6 +23,7 @@ from varangian.launch.memory_budget import MemoryBudget, available_memory
 from varangian.launch.output.run_folder import RunFolder
 from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, pack_state
 from varangian.launch.result import Note, Outcome, RunError, RunResult
+from varangian.own_classes import is_own, named
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
 from varangian.server.observability.record import Observe, RoundRecord, Scores
@@ -31,6 +35,9 @@ from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
 from varangian.worker.training.compute import WorkerCompute
+
+TRIED = 1 << 24
+"""Most numbers in the random rows with which a rule of the user is tried before a run."""
 
 
 @dataclass
@@ -83,6 +90,7 @@ class ServerRun:
         account = memory_budget(config, worker_compute)
         if refusal := account.refusal(available_memory()) or check_descriptors(config):
             raise RunError(refusal)
+        try_aggregator(config, worker_compute.layout.numel)
         try:
             row_source = config.participation.row_source(
                 config.worker_names, worker_compute.layout.numel, warn
@@ -234,6 +242,25 @@ def describe_misfits(config: RunConfig, found: Mapping[str, str]) -> tuple[str, 
     return (f"{who}, and will decline each round: {', '.join(found)}. {reason}",)
 
 
+def try_aggregator(config: RunConfig, d: int) -> None:
+    """Aggregate random rows where a rule or a mixing is the user's, so that its errors come before the run.
+
+    Raises:
+        ConfigError: it fails.
+    """
+    aggregator, n = config.aggregator, config.participation.round_size(config.workers, config.f)
+    if not any(map(is_own, (*aggregator.mix, aggregator.rule))) or n * d > TRIED:
+        return
+    random = torch.Generator().manual_seed(config.seed)
+    try:
+        update = aggregator(torch.randn(n, d, generator=random), rng=random).vector
+    except AggregationError as error:
+        raise ConfigError([Problem("aggregator", str(error).rstrip("."))]) from error
+    if not bool(update.isfinite().all()):
+        rule = f"{named(aggregator.rule)} should give finite numbers for finite rows"
+        raise ConfigError([Problem("aggregator", rule, hint="Found NaN or infinity for random ones.")])
+
+
 def check_descriptors(config: RunConfig) -> str | None:
     """Why this machine lets too few files be open for the run; None when there are enough.
 
@@ -257,7 +284,8 @@ def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBud
         average=config.ema is not None,
         columns=window_columns(d) if is_windowed(config) else None,
         row_slots=config.participation.row_slots(config.workers, config.f),
-        extra_vectors=config.participation.extra_vectors(config.workers),
+        extra_vectors=config.participation.extra_vectors(config.workers)
+        + is_whole(config.aggregator.rule) * config.workers,
         latest=config.participation.latest_plan(config.workers, d),
         lane=config.server.data_port is not None,
         evaluation=worker_compute.evaluation_bytes,

@@ -41,6 +41,10 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "participations": PARTICIPATION,
     "staleness": STALENESS,
 }
+OWN = (
+    "module:Class",
+    "    Your own, from a module in the current folder or an installed one; its fields are its settings.",
+)
 REQUIRED = "required"
 SHOWN_F = (1, 2, 3)
 ENOUGH = 200
@@ -50,7 +54,8 @@ ENOUGH = 200
 def command(args: argparse.Namespace) -> int:
     """Print every name of one kind, with its fields."""
     registry = REGISTRIES[args.kind]
-    print("\n".join(line for name in registry for line in describe_entry(registry, name)))
+    lines = [line for name in registry for line in describe_entry(registry, name)]
+    print("\n".join([*lines, *(OWN if registry.own is not None else ())]))
     return 0
 
 

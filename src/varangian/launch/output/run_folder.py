@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -45,6 +46,8 @@ from varangian.files import user_path, write_atomically
 from varangian.launch.output.files import Record, make_at, make_folder, queued_record
 from varangian.launch.output.queued_writer import Warn, warn_on_stderr
 from varangian.launch.result import RunError, RunResult
+from varangian.plugins import relative_path
+from varangian.registry import is_target
 from varangian.server.observability.record import RoundRecord
 from varangian.server.participation import DEFAULT, PARTICIPATION
 from varangian.worker.attacks import ATTACKS
@@ -246,11 +249,11 @@ class RunFolder:
 
 def short_name(config: RunConfig) -> str:
     """`nnm-krum-alie`: what distinguishes this run from its neighbours, safe as a file name."""
-    names = [path.rpartition(".")[2] for path in parts_of(config.aggregator)]
+    names = [re.split("[.:]", path)[-1] for path in parts_of(config.aggregator)]
     if (participation := PARTICIPATION.name(config.participation)) != DEFAULT:
         names.insert(0, participation)
     if config.byzantine.attack is not None:
-        names.append(ATTACKS.name(config.byzantine.attack))
+        names.append(re.split("[.:]", ATTACKS.name(config.byzantine.attack))[-1])
     return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join(names))[:60]
 
 
@@ -270,7 +273,26 @@ def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
         "kernels": backend_for(Rows((torch.zeros(1),))).NAME,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
+        "own_code": own_code(config.resolved()),
     }
+
+
+def own_code(settings: Any) -> dict[str, str]:
+    """The files of the user's code that settings name as `module:name`, with a digest of each.
+
+    A configuration holds names alone, so that it is the same after the code has changed.
+    """
+    if isinstance(settings, dict):
+        return {k: v for pair in settings.items() for part in pair for k, v in own_code(part).items()}
+    if isinstance(settings, list):
+        return {k: v for part in settings for k, v in own_code(part).items()}
+    name = settings.partition(":")[0] if isinstance(settings, str) and is_target(settings) else ""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:
+        return {}
+    with contextlib.suppress(OSError):
+        return {relative_path(file): hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()}
+    return {}
 
 
 def _version(package: str) -> str | None:
