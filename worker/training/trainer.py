@@ -235,10 +235,10 @@ class Trainer:
             y: Any = map_tensors(labels, lambda t, part=part: t[part].clone().to(self._device))  # type: ignore[misc]
             outputs = self._outputs(x)
             loss += float(self._loss(outputs, y)) * count(x)
-            samples = Evaluated(outputs, y, part.start, self._loss, data.classes, x)
+            batch = Evaluated(outputs, y, part.start, self._loss, data.classes, x)
             for name, metric in metrics.items():
                 if not metric.whole:
-                    totals[name] = added(totals[name], metric.totals(samples))
+                    totals[name] = added(totals[name], metric.totals(batch))
             if any(metric.whole for metric in metrics.values()):
                 kept.append(copy_to_cpu(outputs))
         for name, metric in metrics.items():
