@@ -96,7 +96,7 @@ def test_the_example_of_its_documentation():
             "model": "cnn",
             "worker": {"batch_size": 25, "momentum": 0.9},
             "optimizer": {"lr": 0.1, "weight_decay": 0.0001},
-            "evaluate": {"every": 50},
+            "evaluate": {"every": 50, "validation": 0.2},
             "output": "./results",
             "byzantine": {"data": "all", "knows": "all"},
         },
@@ -276,10 +276,13 @@ def test_local_training():
 def test_values_that_are_chosen_on_validation_data():
     config = changed(model__learning_rate=[0.1, 0.5], honest_clients__momentum=[0.0, 0.9])
     translation = translate(config)
-    assert translation.grid["tune"] == {"setting": "optimizer.lr", "validation": 0.2}
+    assert translation.grid["tune"] == "optimizer.lr"
+    assert translation.grid["base"]["evaluate"]["validation"] == 0.2
     assert translation.grid["grid"] == {"optimizer.lr": [0.1, 0.5], "worker.momentum": [0.0, 0.9]}
     assert said(translation, "optimizer.lr is chosen")
-    assert "tune" not in translate(changed(config, benchmark_config__size_train_set=1.0)).grid
+    whole = translate(changed(config, benchmark_config__size_train_set=1.0)).grid
+    assert "tune" not in whole
+    assert "validation" not in whole["base"]["evaluate"]
 
 
 def test_schedules():

@@ -12,6 +12,7 @@ from varangian.experiments.sweep.byzfl.names import Spec, our_mixing, our_rule
 from varangian.experiments.sweep.byzfl.reading import (
     COUNT,
     POSITIVE,
+    SHARE,
     SIMILARITY,
     TEXT,
     TRUTH,
@@ -68,6 +69,9 @@ def _evaluation(document: Document) -> dict[str, Any]:
         "evaluate.every": document.one(f"{here}.evaluation_delta", COUNT, 50),
         "output": document.one(f"{here}.results_directory", TEXT, "./results"),
     }
+    share = document.one("benchmark_config.size_train_set", SHARE, 0.8)
+    if share < 1:
+        settings["evaluate.validation"] = float(f"{1 - share:.6g}")
     device = document.one("benchmark_config.device", TEXT, "cpu")
     if device != "cpu" and not _usable(device):
         document.note(f"device: {device} cannot be used on this machine; cpu is taken.")
@@ -87,8 +91,8 @@ def _evaluation(document: Document) -> dict[str, Any]:
             "of each worker over the rounds."
         )
     document.note(
-        "Heat maps: ByzFL shows the accuracy at the step that was best on validation data; the report "
-        "shows that of the last round."
+        "Heat maps: ByzFL shows the accuracy at the step that was best on validation data, a report that "
+        "of the best evaluation on test data."
     )
     return settings
 

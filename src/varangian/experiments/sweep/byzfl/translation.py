@@ -90,21 +90,14 @@ def _seeds(document: Document) -> list[int]:
     return [first + number for number in range(many * splits)]
 
 
-def _tune(document: Document, grid: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
-    """The setting that is chosen on validation data, as ByzFL does."""
-    share = document.one("benchmark_config.size_train_set", SHARE, 0.8)
+def _tune(document: Document, grid: Mapping[str, Sequence[Any]]) -> str | None:
+    """The setting that is chosen on validation data, as ByzFL does where there is some."""
     paths = [path for path in TUNED if path in grid]
-    if share == 1:
-        return None
-    if not paths:
-        document.note(
-            "size_train_set: nothing has to be chosen on validation data, so all training samples are "
-            f"used, and not {share:g} of them."
-        )
+    if not paths or document.one("benchmark_config.size_train_set", SHARE, 0.8) == 1:
         return None
     if len(paths) > 1:
         document.note(
             f"{paths[0]} is chosen by its worst case on validation data, with {' and '.join(paths[1:])} "
             "beside it, where ByzFL chooses all of them."
         )
-    return {"setting": paths[0], "validation": float(f"{1 - share:.6g}")}
+    return paths[0]
