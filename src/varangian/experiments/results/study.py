@@ -21,8 +21,8 @@ FIRST = ("f", COUNT, "partition", "data", "model", "participation", "workers")
 ENDED: frozenset[State] = frozenset({"finished", "failed"})
 """States of runs that count. One fails when no round has an update any more, as after its model diverged
 under an attack: to leave it out would hide the worst of the rule."""
-TOLD = 3
-"""So many reasons of failures are told one by one."""
+TOLD, SHOWN = 3, 200
+"""So many reasons of failures are told one by one, and so many characters of each."""
 
 
 @dataclass(frozen=True)
@@ -302,8 +302,12 @@ def _notes_of_gaps(cases: Sequence[Case]) -> list[str]:
 
 def _told(gaps: Sequence[Gap]) -> str:
     """The most frequent reasons."""
-    reasons = Counter(gap.reason.rstrip(".") for gap in gaps)
+    reasons = Counter(_cut(gap.reason.rstrip(".")) for gap in gaps)
     return "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(TOLD))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _nothing(runs: Sequence[Run]) -> str:

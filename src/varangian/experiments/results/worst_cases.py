@@ -208,7 +208,10 @@ def _row(
 def _best(
     rows: Sequence[Row], columns: Sequence[str | None], better: Better
 ) -> dict[tuple[str | None, tuple[str, ...]], frozenset[str]]:
-    """The rules with the best value of each column, within each group of at least two rules."""
+    """The rules with the best value of each column, within each group of at least two rules.
+
+    A worst case that lacks an attack is not among the best: it may be worse than it looks.
+    """
     found: dict[tuple[str | None, tuple[str, ...]], frozenset[str]] = {}
     for group in dict.fromkeys(row.group for row in rows):
         for column in columns:
@@ -224,7 +227,7 @@ def _best(
 
 def _value(row: Row, column: str | None) -> float | None:
     if column is None:
-        return row.worst
+        return row.worst if row.complete else None
     cell = row.clean if column == NONE else row.cells.get(column)
     return None if cell is None else cell.mean
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -20,6 +21,8 @@ ACROSS, HEIGHT = 3, 1.75
 """Most panels beside each other, and the height of each in inches."""
 MARKED = 8
 """Markers on a line, about."""
+OFF, FAR = 2.5, 1000
+"""Ways and losses that are so many times the median leave the panel, as those of a model that diverges."""
 LEGEND_LINE = 0.16
 """Height of a line of the legend, in inches."""
 
@@ -37,8 +40,8 @@ def draw(
         title: over all panels; empty for none.
     """
     attacks = list(dict.fromkeys(curve.attack for curve in sorted(curves, key=lambda c: c.attack != NONE)))
-    columns = min(len(attacks), ACROSS)
-    lines = math.ceil(len(attacks) / ACROSS)
+    columns = 2 if len(attacks) == 4 else min(len(attacks), ACROSS)
+    lines = math.ceil(len(attacks) / columns)
     present = [rule for rule in rules if any(curve.rule == rule for curve in curves)]
     width = COLUMN if columns == 1 else DOUBLE
     per_line = max(1, int(width / (0.45 + 0.055 * max(len(shown(rule)) for rule in present))))
@@ -50,9 +53,10 @@ def draw(
             _line(axis, curve, line_style(rules.index(curve.rule)), is_share(metric))
         axis.set_title("no attack" if attack == NONE else shown(attack))
         axis.grid(True)
-        axis.set_xlim(left=0)
+        ends = [curve.x[-1] for curve in curves if curve.attack == attack]
+        axis.set_xlim(0, min(1.05 * max(ends), OFF * median(ends)) or 1)
         if x == "round":
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     _limits(axes[0], curves, metric)
     for i, axis in enumerate(axes):
         if i >= len(attacks):
@@ -99,4 +103,4 @@ def _limits(axis: Axes, curves: Sequence[Curve], metric: str) -> None:
         axis.set_ylim(0, 100)
     elif values and min(values) > 0 and max(values) > 10 * min(values):
         axis.set_yscale("log")
-        axis.set_ylim(0.8 * min(values), 1.25 * max(values))
+        axis.set_ylim(0.8 * min(values), 1.25 * min(max(values), FAR * median(values)))

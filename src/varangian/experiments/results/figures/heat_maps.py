@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from varangian.experiments.results.figures.curves import axis_name
@@ -19,6 +20,8 @@ MANY = 7
 """From so many squares across, a map is as wide as two columns."""
 LONG = 4
 """Names across of more characters stand aslant."""
+WIDE = 10
+"""Numbers that are so many times as large as others have colours on a logarithmic scale."""
 LIGHT = 0.45
 """Brightness from which the number on a square is black."""
 
@@ -41,17 +44,18 @@ def draw(shown_map: HeatMap) -> Figure:
     height = (1.5 if named else 1) * SQUARE * len(shown_map.y)
     figure = Figure(figsize=(width, height + names + 0.65), layout="constrained")
     axis = figure.subplots()
+    wide = scale == 1 and low > 0 and high > WIDE * low
+    norm = LogNorm(low, high) if wide else Normalize(low, high if high > low else low + 1)
     ramp = colormaps[RAMP if shown_map.better == "higher" else f"{RAMP}_r"].with_extremes(bad=GREY)
     clipped = np.clip(values, low, high)
-    image = axis.imshow(
-        np.ma.masked_invalid(clipped), cmap=ramp, vmin=low, vmax=high or 1, aspect="auto", origin="lower"
-    )
+    masked = np.ma.masked_invalid(clipped)
+    image = axis.imshow(masked, cmap=ramp, norm=norm, aspect="auto", origin="lower")
     for j, line in enumerate(squares):
         for i, square in enumerate(line):
             if square is None:
                 axis.text(i, j, "-", ha="center", va="center", color=WHITE)
                 continue
-            text = score_text(square.value, shown_map.metric)
+            text = _number(square.value, shown_map.metric)
             text = text if square.complete else f"({text})"
             if named:
                 text += f"\n{shown(square.of)}"
@@ -84,3 +88,10 @@ def draw(shown_map: HeatMap) -> Figure:
     bar.set_label(f"{axis_name(shown_map.metric)}\n{shown_map.when}")
     bar.outline.set_linewidth(0.4)
     return figure
+
+
+def _number(value: float, metric: str) -> str:
+    """A score in few characters: a square is small."""
+    if is_share(metric) or not math.isfinite(value):
+        return score_text(value, metric)
+    return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")

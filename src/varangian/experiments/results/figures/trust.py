@@ -18,6 +18,8 @@ LINE, MOST = 0.13, 7.0
 NAMED = 50
 """Up to so many workers are named one by one."""
 NOTHING = "#eeeeee"
+LIGHTER = 1.4
+"""The highest weight is lighter than black, on which no sign could be seen."""
 
 
 def draw(timeline: Trust) -> Figure:
@@ -35,7 +37,7 @@ def draw(timeline: Trust) -> Figure:
         np.ma.masked_invalid(weights),
         cmap=ramp,
         vmin=min(0.0, float(np.nanmin(weights))) if timeline.weighed else 0.0,
-        vmax=highest or 1.0,
+        vmax=LIGHTER * highest or 1.0,
         rasterized=True,
     )
     kinds = list(dict.fromkeys(mark.kind for found in timeline.marks.values() for mark in found))
