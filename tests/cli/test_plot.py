@@ -43,8 +43,8 @@ def test_a_picture_of_runs(varangian, runs, tmp_path):
     ("rows", "arguments", "sentence"),
     [
         ([{"round": 0, "loss": None}], [], "has no evaluation yet"),
-        ([[1]], [], "should have a JSON object in each line"),
-        ([{"loss": 1.0}], [], "should have a JSON object in each line"),
+        ([[1]], [], "line 1, should be the record of a round"),
+        ([{"loss": 1.0}], [], "line 1, should be the record of a round"),
         ([{"round": 1, "metrics": [1]}], [], "has no evaluation yet"),
         (SCORED, ["--out", "there/x.png"], "cannot be written"),
         (SCORED, ["--out", "x.bmpx"], "cannot be written"),

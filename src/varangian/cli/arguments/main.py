@@ -288,7 +288,7 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         _worker,
     ),
     "plot": (
-        "varangian.cli.commands.plot",
+        "varangian.experiments.results.figures.plot",
         "Draw accuracy and loss of runs over their rounds, as a picture.",
         _plot,
     ),

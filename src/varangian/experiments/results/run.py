@@ -32,6 +32,8 @@ ROUNDS, METRICS, CONFIG, MANIFEST = "rounds.jsonl", "metrics.csv", "config.yaml"
 RESULT, ERROR = "result.json", "error.json"
 MARKS = (ROUNDS, RESULT, ERROR, MANIFEST)
 """A folder with one of these files is that of a run."""
+COLUMNS = ("lr", "train_loss", "loss", "accuracy", "ema_loss", "ema_accuracy", "update_norm")
+"""Numbers of a record that are columns of metrics.csv, beside the metrics of the run."""
 TAIL = 1 << 16
 """Bytes from the end of a file that are read first when its last line is wanted."""
 DAMAGED = "The file is damaged: make the run again, or leave its folder out."
@@ -197,9 +199,10 @@ class Run:
     def _table_of_records(self) -> dict[str, Column]:
         found: dict[str, tuple[list[int], list[float]]] = {}
         for record in self.records():
-            metrics = record.get("metrics")
-            for name, value in {**record, **(metrics if isinstance(metrics, dict) else {})}.items():
-                if name != "round" and isinstance(value, int | float) and not isinstance(value, bool):
+            own = record.get("metrics")
+            numbers = {name: record.get(name) for name in COLUMNS}
+            for name, value in (numbers | (own if isinstance(own, dict) else {})).items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
                     rounds, values = found.setdefault(name, ([], []))
                     rounds.append(record["round"] + 1)
                     values.append(value)

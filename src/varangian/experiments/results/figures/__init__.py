@@ -1,4 +1,5 @@
 """Figures of results as matplotlib draws them: for papers as PDF and PNG, and `varangian plot`.
 
-Everything here needs the extra `report`. The report and the command line import it, and nothing else does.
+All of it needs the extra `report`. `draw` makes the figures of a study, which the report asks for; the
+command line imports `plot`, by name.
 """
