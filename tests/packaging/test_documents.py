@@ -29,6 +29,9 @@ import pytest
 from varangian.aggregators import RULES
 from varangian.cli.arguments.main import parse
 from varangian.config import load
+from varangian.config.overrides import from_command_line
+from varangian.experiments.sweep.grid import GridFile
+from varangian.experiments.sweep.plan import make_plan
 from varangian.server.participation import PARTICIPATION
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -143,7 +146,9 @@ def test_the_command_is_understood(words, block, tmp_path, monkeypatch):
     ends = [number for number, word in enumerate(words) if re.fullmatch(r"&|\d?>", word)]
     words = words[: min(ends, default=None)]
     args = parse(words)
-    if "settings" in args and "exit" not in block.marks:
+    if args.command == "sweep" and args.config is not None:
+        make_plan(GridFile.read(args.config, from_command_line(args.settings)))
+    elif "settings" in args and "exit" not in block.marks:
         load(args.config, args.settings, {}, whole=args.command in ("run", "check"))
 
 

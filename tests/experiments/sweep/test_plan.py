@@ -1,11 +1,13 @@
 """The points of a grid: which there are, which are left out, and why."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from varangian.config import loads
 from varangian.experiments.identity import run_id
+from varangian.experiments.sweep.grid import GridFile
 from varangian.experiments.sweep.plan import make_plan
 from varangian.registry import ConfigError
 
@@ -138,3 +140,9 @@ def test_the_index_says_what_every_point_is_without_results(planned):
         "config": {"seed": 2, "aggregator": {"mean": {}}},
     }
     assert plan.file.name == "small.sweep.json"
+
+
+@pytest.mark.parametrize(("name", "points"), [("rules", 108), ("learning_rates", 48)])
+def test_the_grid_of_an_example_has_only_possible_points(name, points):
+    plan = make_plan(GridFile.read(Path(__file__).parents[3] / "examples" / "sweep" / f"{name}.yaml"))
+    assert (len(plan.points), plan.impossible, plan.notes) == (points, (), ())
