@@ -6,7 +6,7 @@ N  samples     C  classes     features  the shape of one sample, as (channels, h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -121,6 +121,23 @@ class Dataset:
     def size(self) -> int:
         """The number of training samples."""
         return count(self.train_x)
+
+    def on(self, device: torch.device) -> Dataset:
+        """The same samples on a device."""
+
+        def moved(samples: Samples) -> Samples:
+            return map_tensors(samples, lambda tensor: tensor.to(device))
+
+        x, y = self.validation_x, self.validation_y
+        return replace(
+            self,
+            train_x=moved(self.train_x),
+            train_y=moved(self.train_y),
+            test_x=moved(self.test_x),
+            test_y=moved(self.test_y),
+            validation_x=None if x is None else moved(x),
+            validation_y=None if y is None else moved(y),
+        )
 
     def prepared(self, x: Samples, device: torch.device) -> Any:
         """A batch of samples as a model takes them, on the device: float32 or integers."""

@@ -5,7 +5,6 @@ Every process computes the whole partition for itself and takes its own share.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -278,24 +277,6 @@ def _checked(name: str, shards: Any, workers: int, size: int) -> Iterator[Tensor
         if low < 0 or high >= size:
             raise PartitionError(f"{here} indices from 0 to {size - 1}. Found {low} to {high}.")
         yield indices.long().sort().values
-
-
-def batch_indices(shard: Tensor, batch_size: int, seed: int, worker: str, round: int) -> Tensor:
-    """The samples of a worker's batch in a round.
-
-    Each epoch is a new permutation of the shard, cut into full batches; what is left over at its end is not
-    used in that epoch. A batch is never larger than the shard.
-    """
-    size = min(batch_size, len(shard))
-    epoch, batch = divmod(round, len(shard) // size)
-    order = _permutation(len(shard), seed, worker, epoch)
-    return shard[order[batch * size : (batch + 1) * size]]
-
-
-@functools.lru_cache(maxsize=64)
-def _permutation(size: int, seed: int, worker: str, epoch: int) -> Tensor:
-    """The order of an epoch, which is that of many rounds; must not be written to."""
-    return torch.randperm(size, generator=generator(seed, "batch", worker, epoch))
 
 
 def sort_ascending(shards: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:

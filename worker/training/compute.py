@@ -7,10 +7,10 @@ Byzantine, and error feedback where workers push deltas.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,9 +27,10 @@ from varangian.worker.attacks import (
     mount,
     poison,
 )
-from varangian.worker.data.partition import batch_indices, deal_samples
+from varangian.worker.data.batches import BatchSampler
+from varangian.worker.data.partition import deal_samples
 from varangian.worker.data.validation import hold_out
-from varangian.worker.seeds import generator, stream_seed
+from varangian.worker.seeds import generator
 from varangian.worker.training.device import find_device
 from varangian.worker.training.error_feedback import DeltaEncoder
 from varangian.worker.training.fingerprint import shared_settings
@@ -44,6 +45,20 @@ from varangian.worker.transport.results import Declined
 
 Compute: TypeAlias = Callable[[str, int, Tensor], Tensor]
 """From a worker, a round and the parameters (d,) to a vector (d,)."""
+
+
+class VectorSource(Protocol):
+    """The computation of the workers of a simulation."""
+
+    def vectors(
+        self, names: Iterable[str], round: int, parameters: Tensor, /
+    ) -> Mapping[str, Tensor | Declined | None]:
+        """The vector of each worker, why it has none, or None where it takes no part in the round."""
+        ...
+
+    def confirm(self, name: str, round: int, /) -> None:
+        """Note that the server counted this worker's vector of this round: the next delta starts there."""
+        ...
 
 
 class WorkerCompute:
@@ -70,11 +85,14 @@ class WorkerCompute:
                 f"{name_of_loss(task.loss)} this data has none. Choose an attack on vectors, as sign_flip."
             )
         shards = deal_samples(task.partition, self.dataset, len(task.holders), task.seed)
-        self._shards = dict.fromkeys(task.workers, torch.arange(self.dataset.size))
-        self._shards |= zip(task.holders, shards, strict=True)
+        shares = dict.fromkeys(task.workers, torch.arange(self.dataset.size))
+        shares |= zip(task.holders, shards, strict=True)
+        self.batches = BatchSampler(shares, task.batch_size, task.seed)
+        """The samples of each worker's batches."""
         objective = Objective(task.loss, metrics, asked=task.metrics is not None)
-        self._trainer = Trainer(task.model, self.dataset, objective, task.seed, device)
-        self.metrics = self._trainer.metrics
+        self.trainer = Trainer(task.model, self.dataset, objective, task.seed, device)
+        """Of use only inside `exclusive`."""
+        self.metrics = self.trainer.metrics
         """The metrics that are reported beside the loss, by name."""
         self._momentum = Momentum(task.momentum)
         self._deltas = DeltaEncoder()
@@ -89,13 +107,13 @@ class WorkerCompute:
 
         Of a metric with several values they are known after `rehearse`.
         """
-        found = self._trainer.columns
+        found = self.trainer.columns
         validation = ("loss", *found) if self.task.validation is not None else ()
         return (*found, *(f"{VALIDATION}{name}" for name in validation))
 
     @property
     def layout(self) -> Layout:
-        return self._trainer.layout
+        return self.trainer.layout
 
     @cached_property
     def common(self) -> SharedSettings:
@@ -150,21 +168,40 @@ class WorkerCompute:
                 self._visible(round, parameters)
         return None
 
+    def vectors(
+        self, names: Iterable[str], round: int, parameters: Tensor
+    ) -> Mapping[str, Tensor | Declined | None]:
+        """As `answer` for each of these workers; in the place of a vector, why there is none."""
+
+        def vector(name: str) -> Tensor | Declined | None:
+            try:
+                return self.answer(name, round, parameters)
+            except Declined as declined:
+                return declined
+
+        return {name: vector(name) for name in names}
+
+    @contextmanager
+    def exclusive(self) -> Generator[None]:
+        """The model, for as long as nothing else is computed."""
+        with self._lock:
+            yield
+
     def evaluate(self, parameters: Tensor) -> dict[str, float]:
         """The mean loss and the metrics on the held-out samples, and on those for validation, by name."""
         with self._lock:
-            return self._trainer.evaluate(parameters)
+            return self.trainer.evaluate(parameters)
 
     def training_loss(self, parameters: Tensor) -> float:
         """The mean loss on some of the training samples that are here."""
         with self._lock:
-            return self._trainer.training_loss(parameters)
+            return self.trainer.training_loss(parameters)
 
     @property
     def evaluation_bytes(self) -> int:
         """The most bytes of memory that an evaluation takes."""
         with self._lock:
-            return self._trainer.evaluation_bytes
+            return self.trainer.evaluation_bytes
 
     def rehearse(self, parameters: Tensor) -> dict[str, str]:
         """Try an evaluation, and a gradient of the smallest batches.
@@ -176,15 +213,15 @@ class WorkerCompute:
             InputError: no worker's batch can be used, or the evaluation fails.
         """
         unable = dict[str, str]()
-        sizes = {name: min(self.task.batch_size, len(shard)) for name, shard in self._shards.items()}
+        sizes = self.batches.sizes
         with self._lock:
-            self._trainer.rehearse()
+            self.trainer.rehearse()
             self._try_attack()
             for size in sorted(set(sizes.values())):
                 names = [name for name, own in sizes.items() if own == size]
                 try:
-                    x, y = self._trainer.batch(self._shards[names[0]][:size])
-                    self._trainer.gradient(parameters, x, y, "trial")
+                    x, y = self.trainer.batch(self.batches.first(names[0]))
+                    self.trainer.gradient(parameters, x, y, "trial")
                 except InputError as error:
                     unable |= dict.fromkeys(names, str(error))
                     if len(unable) == len(sizes):
@@ -209,19 +246,19 @@ class WorkerCompute:
             n, f = len(task.workers), len(task.byzantine)
             mount(attack, rows[0], Knowledge(rows, n, f, 0, 0, random))
         elif self.dataset.classes is not None:
-            x, y = self._trainer.batch(torch.arange(min(TRIAL, self.dataset.size)))
+            x, y = self.trainer.batch(torch.arange(min(TRIAL, self.dataset.size)))
             poison(attack, x, y, self.dataset.classes, random)
 
     @property
     def state_bytes(self) -> int:
         """The size of the whole state of the model."""
-        return self._trainer.state_bytes
+        return self.trainer.state_bytes
 
     @contextmanager
     def state(self, parameters: Tensor) -> Generator[dict[str, Any]]:
         """The whole state of the model with these parameters, for as long as nothing else is computed."""
         with self._lock:
-            yield self._trainer.state(parameters)
+            yield self.trainer.state(parameters)
 
     def _sender(self, name: str) -> Compute:
         attack = self.task.attack if name in self.task.byzantine else None
@@ -235,9 +272,9 @@ class WorkerCompute:
     def _with_momentum(
         self, attack: DataAttack | None, name: str, round: int, parameters: Tensor
     ) -> Tensor:
-        return self._momentum(name, round, lambda: self._local_steps(attack, name, round, parameters))
+        return self._momentum(name, round, lambda: self.local_steps(attack, name, round, parameters))
 
-    def _local_steps(self, attack: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
+    def local_steps(self, attack: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
         """The sum of the gradients g of C steps y <- y - gamma g(y) from x: (x - y) / gamma."""
         gamma = self.task.gamma(round)
         total = self._gradient(attack, name, round, 0, parameters)
@@ -250,25 +287,34 @@ class WorkerCompute:
         self, attack: DataAttack | None, name: str, round: int, step: int, parameters: Tensor
     ) -> Tensor:
         """The gradient of one local step; each has batches and random numbers of its own."""
-        seed, purpose = self.task.seed, (name, round, step) if step else (name, round)
-        batches = stream_seed(seed, "step", step) if step else seed
-        indices = batch_indices(self._shards[name], self.task.batch_size, batches, name, round)
-        x, y = self._trainer.batch(indices)
+        x, y = self.trainer.batch(self.batches.indices(name, round, step))
+        purpose = purpose_of(name, round, step)
         if attack is not None:
-            assert self.dataset.classes is not None
-            x, y = poison(attack, x, y, self.dataset.classes, generator(seed, "poison", *purpose))
-        return self._trainer.gradient(parameters, x, y, "forward", *purpose)
+            x, y = self.poisoned(attack, x, y, purpose)
+        return self.trainer.gradient(parameters, x, y, "forward", *purpose)
 
-    def _knowledge(self, own: Tensor, name: str, round: int, parameters: Tensor) -> Knowledge:
-        task, view = self.task, self._visible(round, parameters)
+    def poisoned(
+        self, attack: DataAttack, x: Any, y: Any, purpose: tuple[str | int, ...]
+    ) -> tuple[Any, Any]:
+        """The batch that an attacker trains on."""
+        assert self.dataset.classes is not None
+        return poison(attack, x, y, self.dataset.classes, generator(self.task.seed, "poison", *purpose))
+
+    def knowledge(self, name: str, round: int, honest: Tensor) -> Knowledge:
+        """The knowledge of an attacker that sees these vectors."""
+        task = self.task
         return Knowledge(
-            honest=own[None] if view is None else view,
+            honest=honest,
             n=len(task.workers),
             f=len(task.byzantine),
             rank=task.byzantine.index(name),
             round=round,
             rng=generator(task.seed, "attack", name, round),
         )
+
+    def _knowledge(self, own: Tensor, name: str, round: int, parameters: Tensor) -> Knowledge:
+        view = self._visible(round, parameters)
+        return self.knowledge(name, round, own[None] if view is None else view)
 
     def _visible(self, round: int, parameters: Tensor) -> Tensor | None:
         """The vectors (k, d) that attackers see beyond their own, if any; computed once for all of them."""
@@ -283,6 +329,11 @@ class WorkerCompute:
         for name in self.task.seen(round):
             with suppress(InputError):
                 yield self._honest(name, round, parameters)
+
+
+def purpose_of(name: str, round: int, step: int) -> tuple[str | int, ...]:
+    """The purpose of random numbers of a worker in a local step."""
+    return (name, round, step) if step else (name, round)
 
 
 def rehearse(task: Task) -> dict[str, str]:

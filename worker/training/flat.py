@@ -18,6 +18,12 @@ LARGEST = torch.finfo(torch.bfloat16).max
 """The largest magnitude that every format of the wire and of the server's rows can hold."""
 
 
+DIVERGED = (
+    "Every number of a gradient should be finite. Found NaN or infinity: the model has diverged, or the "
+    "data has bad samples. Lower `optimizer.lr`, or mend the data."
+)
+
+
 class ModelError(InputError):
     """A model that cannot be trained by this server, or cannot take this data."""
 
@@ -32,11 +38,8 @@ def check_finite(vector: Tensor) -> None:
     Raises:
         DivergedError: a number is NaN or infinite, or too large for bfloat16.
     """
-    if vector.numel() and not float(torch.stack(torch.aminmax(vector)).abs().max()) <= LARGEST:
-        raise DivergedError(
-            "Every number of a gradient should be finite. Found NaN or infinity: the model has diverged, "
-            "or the data has bad samples. Lower `optimizer.lr`, or mend the data."
-        )
+    if vector.numel() and not -LARGEST <= float(vector.amin()) <= float(vector.amax()) <= LARGEST:
+        raise DivergedError(DIVERGED)
 
 
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -89,12 +92,12 @@ def check_memory_apart(module: nn.Module) -> None:
 
 def flatten(module: nn.Module) -> Tensor:
     """A copy of the parameters, (d,) on the CPU."""
-    return join([p.detach() for _, p in trainable(module)])
+    return join([p.detach() for _, p in trainable(module)]).cpu()
 
 
 def join(parts: list[Tensor]) -> Tensor:
-    """Tensors of any shape as one vector on the CPU."""
-    return torch.cat([part.reshape(-1) for part in parts]).cpu()
+    """Tensors of any shape as one vector."""
+    return torch.cat([part.reshape(-1) for part in parts])
 
 
 @torch.no_grad()

@@ -6,13 +6,14 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -96,7 +97,7 @@ class Trainer:
         self._dataset = dataset
         self._objective = objective
         self._seed = seed
-        self._device = device
+        self.device = device
         self._target = str(getattr(model, "target", ""))
         self._name = describe_model(model)
         self._numeric = is_built_in(model)
@@ -115,7 +116,7 @@ class Trainer:
     def _try(self) -> None:
         """A first gradient, of two samples."""
         x, y = self.batch(torch.arange(min(TRIAL, self._dataset.size)))
-        with globally_seeded(self._seed, "trial", device=self._device):
+        with globally_seeded(self._seed, "trial", device=self.device):
             check_model(self._module, lambda: self._scored(self._outputs(x), y))
             self._slopes(x, y)
             if [id(p) for _, p in trainable(self._module)] != [id(p) for p in self._weights]:
@@ -143,13 +144,17 @@ class Trainer:
                 f"{self._name} should return scores of shape {shape}, one for each class. Found {found}."
             )
 
+    def keep_data_on_device(self) -> None:
+        """Copy all samples to the device, so that no batch has to be."""
+        self._dataset = self._dataset.on(self.device)
+
     def batch(self, indices: Tensor) -> tuple[Any, Any]:
         """Training samples as the model takes them, and their targets, on the device."""
+        data = self._dataset
         x, y = (
-            map_tensors(part, lambda t: t[indices])
-            for part in (self._dataset.train_x, self._dataset.train_y)
+            map_tensors(part, lambda t: t[indices.to(t.device)]) for part in (data.train_x, data.train_y)
         )
-        return self._dataset.prepared(x, self._device), map_tensors(y, lambda t: t.to(self._device))
+        return data.prepared(x, self.device), map_tensors(y, lambda t: t.to(self.device))
 
     def gradient(self, parameters: Tensor, x: Any, y: Any, *purpose: str | int) -> Tensor:
         """The gradient of the mean loss, (d,) on the CPU; dropout draws from the stream `purpose`.
@@ -157,11 +162,37 @@ class Trainer:
         Raises:
             InputError: when the model or the loss fails for this batch.
         """
-        fill(self._weights, parameters)
+        return join(self._gradients(parameters, x, y, purpose)).cpu()
+
+    def write_gradient(self, row: Tensor, parameters: Tensor, x: Any, y: Any, *purpose: str | int) -> None:
+        """As `gradient`, written into (d,) on the device."""
+        torch.cat([part.reshape(-1) for part in self._gradients(parameters, x, y, purpose)], out=row)
+
+    def loss(self, parameters: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
+        """The mean loss of a batch as a function of the parameters by name, for `torch.func`.
+
+        Raises:
+            InputError: when the model or the loss fails, also for the functions of torch that transform it.
+        """
+        return self._loss(self._outputs(x, parameters), y)
+
+    def seeded(self, *purpose: str | int) -> AbstractContextManager[None]:
+        """The random stream of a purpose for what the model draws, as dropout does."""
+        return globally_seeded(self._seed, *purpose, device=self.device)
+
+    def train(self) -> nn.Module:
+        """The model, in training mode."""
         if not self._module.training:
             self._module.train()
-        with globally_seeded(self._seed, *purpose, device=self._device):
-            return join(self._slopes(x, y))
+        return self._module
+
+    def _gradients(
+        self, parameters: Tensor, x: Any, y: Any, purpose: tuple[str | int, ...]
+    ) -> list[Tensor]:
+        fill(self._weights, parameters)
+        self.train()
+        with self.seeded(*purpose):
+            return self._slopes(x, y)
 
     def _slopes(self, x: Any, y: Any) -> list[Tensor]:
         """The gradient of each parameter: dense, and 0 where it is not used."""
@@ -174,14 +205,17 @@ class Trainer:
                 found = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
         return [slope.to_dense() if slope.is_sparse else slope for slope in found]
 
-    def _outputs(self, x: Any) -> Any:
-        """The model's outputs for a batch."""
+    def _outputs(self, x: Any, parameters: Mapping[str, Tensor] | None = None) -> Any:
+        """The model's outputs for a batch, with its own parameters or with others."""
         size, shape = count(x), format_shape(shapes(x))
         samples = "a batch of one sample" if size == 1 else f"a batch of {size} samples"
         with guard(f"{self._name} with {samples} of shape {shape}", "", self._target, ModelError):
             if isinstance(x, Tensor):
-                return self._module(x.float() if self._numeric else x)
-            return self._module(**x) if isinstance(x, dict) else self._module(*x)
+                x = (x.float() if self._numeric else x,)
+            positional, named = ((), x) if isinstance(x, dict) else (x, {})
+            if parameters is None:
+                return self._module(*positional, **named)
+            return functional_call(self._module, dict(parameters), positional, named)
 
     def _loss(self, outputs: Any, y: Any) -> Tensor:
         loss = self._objective.loss
@@ -231,8 +265,8 @@ class Trainer:
         size = min(size, count(samples))
         for part in batches(size, self._evaluated_at_once):
             # Copies: a model or a loss may write to what it is given.
-            x = data.prepared(map_tensors(samples, lambda t, part=part: t[part].clone()), self._device)  # type: ignore[misc]
-            y: Any = map_tensors(labels, lambda t, part=part: t[part].clone().to(self._device))  # type: ignore[misc]
+            x = data.prepared(map_tensors(samples, lambda t, part=part: t[part].clone()), self.device)  # type: ignore[misc]
+            y: Any = map_tensors(labels, lambda t, part=part: t[part].clone().to(self.device))  # type: ignore[misc]
             outputs = self._outputs(x)
             loss += float(self._loss(outputs, y)) * count(x)
             batch = Evaluated(outputs, y, part.start, self._loss, data.classes, x)
@@ -306,6 +340,17 @@ class Trainer:
         whole = size if any(metric.whole for metric in self._objective.metrics.values()) else 0
         return activations * min(self._evaluated_at_once, size) + 2 * outputs * whole
 
+    def samples_at_once(self, bytes: int) -> int:
+        """The number of samples whose activations, kept for a backward pass, take no more memory than this.
+
+        On a GPU half of its free memory counts instead.
+        """
+        if self.device.type == "cuda":
+            bytes = torch.cuda.mem_get_info(self.device)[0] // 2
+        with torch.enable_grad():
+            kept, _ = self._measure()
+        return max(1, bytes // max(1, kept))
+
     @property
     def state_bytes(self) -> int:
         """The size of the whole state of the module; tied tensors count once for each name."""
@@ -319,13 +364,18 @@ class Trainer:
 
     @cached_property
     def _footprint(self) -> tuple[int, int]:
-        """Bytes for one sample, measured: of activations, and of outputs."""
+        """Bytes for one sample in an evaluation, measured: of activations, and of outputs."""
+        with torch.no_grad():
+            return self._measure()
+
+    def _measure(self) -> tuple[int, int]:
         size = min(TRIAL, self._dataset.size)
         x, y = self.batch(torch.arange(size))
         known = [*self._module.parameters(), *self._module.buffers(), *leaves(x), *leaves(y)]
-        with torch.no_grad(), MemoryFootprint(known) as footprint, suppress(InputError):
+        seeded = self.seeded("footprint")
+        with seeded, MemoryFootprint(known) as footprint, suppress(InputError):
             outputs = self._outputs(x)
-            self._loss(outputs, y)
+            loss = self._loss(outputs, y)  # noqa: F841 - keeps what a backward pass would need
             bytes = sum(tensor.nbytes for tensor in leaves(outputs))
             return -(-WORKSPACE * footprint.peak // size), -(-bytes // size)
         return 0, 0

@@ -137,6 +137,16 @@ class Server(Section):
     be repeated, and a fresh secret in `varangian server`: a worker that knew it would know the buckets."""
 
 
+class Simulation(Section):
+    """The simulation: how `backend=simulate` computes; without a meaning for other backends."""
+
+    gradients: Literal["exact", "batched"] = "exact"
+    """`exact` computes one worker after the other, with the bits of `processes`. `batched` computes all
+    workers of a round together, several times as fast for small models: each vector differs from the exact
+    one by rounding, less than 1e-5 of its length. A model that cannot be computed so is computed as with
+    `exact`, and a note says so."""
+
+
 class Wire(Section):
     """The encoding of vectors on the network."""
 
@@ -226,6 +236,7 @@ class RunConfig(Section):
     """The server's optimizer, which steps along the aggregate: a `name` and its settings, as {name: adam,
     lr: 0.001}."""
     server: Server = Server()
+    simulate: Simulation = Simulation()
     wire: Wire = Wire()
     byzantine: Byzantine = Byzantine()
     evaluate: Evaluation = Evaluation()

@@ -34,7 +34,7 @@ from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
-from varangian.worker.training.compute import WorkerCompute
+from varangian.worker.training.compute import VectorSource, WorkerCompute
 
 TRIED = 1 << 24
 """Most numbers in the random rows with which a rule of the user is tried before a run."""
@@ -46,7 +46,9 @@ class ServerRun:
 
     config: RunConfig
     worker_compute: WorkerCompute
-    """For the initial parameters and for evaluation; a simulation also trains with it."""
+    """For the initial parameters and for evaluation."""
+    vectors: VectorSource
+    """Computes for the workers of a simulation."""
     learner: Learner
     folder: RunFolder
     observe: Observe
@@ -97,17 +99,19 @@ class ServerRun:
             )
         except OSError as error:
             raise RunError(str(error)) from error
+        vectors, gradients = vector_source(config, worker_compute)
         built = learner(config, initial)
         run_folder = RunFolder.create(
             config,
             metrics=worker_compute.score_names,
-            facts={"memory": account.sentence},
+            facts={"memory": account.sentence} | ({"gradients": gradients} if gradients else {}),
             warn=warn,
             path=folder,
         )
         return cls(
             config,
             worker_compute,
+            vectors,
             built,
             run_folder,
             observe,
@@ -115,7 +119,7 @@ class ServerRun:
             account,
             row_source,
             note,
-            notes,
+            (*notes, gradients) if gradients else notes,
         )
 
     @property
@@ -224,6 +228,18 @@ class ServerRun:
 def is_windowed(config: RunConfig) -> bool:
     """Whether rows are forgotten as they come. In a simulation all of them are there anyway."""
     return config.server.memory == "window" and config.backend != "simulate"
+
+
+def vector_source(config: RunConfig, worker_compute: WorkerCompute) -> tuple[VectorSource, str]:
+    """What computes for the workers of a simulation, and why it is not what was asked for, if so."""
+    if config.backend != "simulate" or config.simulate.gradients == "exact":
+        return worker_compute, ""
+    from varangian.worker.training.batched.compute import BatchedCompute, CannotBatch
+
+    try:
+        return BatchedCompute(worker_compute), ""
+    except CannotBatch as error:
+        return worker_compute, f"workers compute one by one, as with simulate.gradients=exact: {error}"
 
 
 def describe_misfits(config: RunConfig, found: Mapping[str, str]) -> tuple[str, ...]:

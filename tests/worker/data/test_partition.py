@@ -15,7 +15,6 @@ from varangian.worker.data.partition import (
     PartitionError,
     Shards,
     Shared,
-    batch_indices,
 )
 from varangian.worker.simulation.availability import Alternating, WorkerIndex
 
@@ -138,25 +137,3 @@ def test_gamma_is_the_share_that_is_dealt_at_random():
 def test_bad_gamma(gamma):
     with pytest.raises(ConfigError, match="from 0 to 1"):
         PARTITIONS.build({"gamma_similarity": {"gamma": gamma}}, "partition")
-
-
-@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 3))
-def test_an_epoch_uses_no_sample_twice(samples, batch_size, epoch):
-    shard = torch.arange(samples) * 3
-    size = min(batch_size, samples)
-    batches = samples // size
-    rounds = range(epoch * batches, (epoch + 1) * batches)
-    drawn = torch.cat([batch_indices(shard, batch_size, 1, "w00", r) for r in rounds])
-    assert len(drawn) == batches * size
-    assert len(drawn.unique()) == len(drawn)
-    assert bool(torch.isin(drawn, shard).all())
-
-
-def test_batches_differ_by_worker_epoch_and_seed():
-    shard = torch.arange(64)
-    batches = [
-        batch_indices(shard, 64, seed, worker, round)
-        for seed, worker, round in [(1, "w00", 0), (1, "w01", 0), (1, "w00", 1), (2, "w00", 0)]
-    ]
-    assert len({tuple(batch.tolist()) for batch in batches}) == 4
-    assert torch.equal(batches[0], batch_indices(shard, 64, 1, "w00", 0))

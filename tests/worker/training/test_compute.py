@@ -21,7 +21,8 @@ from varangian.worker.attacks import (
     z_max,
 )
 from varangian.worker.data import Cifar10, Custom, DataError, Synthetic
-from varangian.worker.data.partition import Dirichlet, Extreme, PartitionError, Shared, batch_indices
+from varangian.worker.data.batches import BatchSampler
+from varangian.worker.data.partition import Dirichlet, Extreme, PartitionError, Shared
 from varangian.worker.seeds import globally_seeded
 from varangian.worker.simulation.availability import Alternating, Random
 from varangian.worker.training.compute import WorkerCompute
@@ -165,7 +166,7 @@ def direct_gradient(worker_compute, name, round, parameters):
     """By the definition, with torch's own flattening."""
     data, task = worker_compute.dataset, worker_compute.task
     shard = task.partition.split(data.train_y, len(task.workers), task.seed)[task.workers.index(name)]
-    indices = batch_indices(shard, task.batch_size, task.seed, name, round)
+    indices = BatchSampler({name: shard}, task.batch_size, task.seed).indices(name, round)
     with globally_seeded(0, device=torch.device("cpu")):
         module = task.model.build(data.features, data.classes)
     load(module, parameters)

@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 from varangian.config.worker_names import default_names
 from varangian.worker.attacks import ATTACKS, SignFlip
 from varangian.worker.data import Synthetic
-from varangian.worker.data.partition import Iid, batch_indices
+from varangian.worker.data.batches import BatchSampler
+from varangian.worker.data.partition import Iid
 from varangian.worker.seeds import globally_seeded, stream_seed
 from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.error_feedback import DeltaEncoder
@@ -44,7 +45,7 @@ def gradient(worker_compute, seed, parameters):
     """Of one batch of w01 in round 3, by the definition."""
     data, task = worker_compute.dataset, worker_compute.task
     shard = task.partition.split(data.train_y, 4, task.seed)[1]
-    indices = batch_indices(shard, task.batch_size, seed, "w01", 3)
+    indices = BatchSampler({"w01": shard}, task.batch_size, seed).indices("w01", 3)
     with globally_seeded(0, device=torch.device("cpu")):
         module = task.model.build(data.features, data.classes)
     load(module, parameters)

@@ -116,14 +116,7 @@ class SimulatedWorkers:
     def _vectors(self, model: Snapshot, workers: Iterable[str]) -> Mapping[str, Tensor | Declined | None]:
         """The vectors that these workers compute from a model; None of one that takes no part."""
         parameters = torch.frombuffer(bytearray(model.payload), dtype=torch.float32)
-
-        def vector(worker: str) -> Tensor | Declined | None:
-            try:
-                return self._server_run.worker_compute.answer(worker, model.round, parameters)
-            except Declined as declined:
-                return declined
-
-        return {worker: vector(worker) for worker in workers}
+        return self._server_run.vectors.vectors(workers, model.round, parameters)
 
     async def _advance(self, round: int) -> None:
         """Let time pass until the next push, or until an alarm of the server."""
@@ -148,7 +141,7 @@ class SimulatedWorkers:
         if isinstance(slot, Slot):
             await slot.put(encode_vector(row, dtype))
             if await self._coordinator.complete(slot) is None:
-                self._server_run.worker_compute.confirm(worker, round)
+                self._server_run.vectors.confirm(worker, round)
 
     async def _decline(self, worker: str, round: int, reason: str) -> None:
         """Tell the server that no vector comes; each reason is logged once."""
