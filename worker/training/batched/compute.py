@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varangian.own_classes import is_own
 from varangian.plugins import InputError, describe_error
-from varangian.worker.attacks import DataAttack, GradientAttack, is_own, mount
+from varangian.worker.attacks import DataAttack, GradientAttack, mount
 from varangian.worker.data.samples import Samples, map_tensors, tensors
 from varangian.worker.training.batched.gradients import choose_method
 from varangian.worker.training.compute import WorkerCompute, purpose_of
