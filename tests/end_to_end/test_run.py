@@ -296,7 +296,7 @@ def eventually(holds):
     ("backend", "number"),
     [
         pytest.param("processes", signal.SIGTERM, marks=pytest.mark.exhaustive),
-        ("simulate", signal.SIGINT),
+        pytest.param("simulate", signal.SIGINT, marks=pytest.mark.exhaustive),
     ],
 )
 def test_interrupting_a_run_leaves_a_valid_folder_and_no_process(started, tmp_path, backend, number):

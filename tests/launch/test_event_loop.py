@@ -94,6 +94,7 @@ def test_importing_varangian_is_light():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_script_needs_no_guard(tmp_path):
     script = tmp_path / "script.py"

@@ -168,7 +168,7 @@ async def test_a_worker_goes_on_with_its_renewed_certificate_when_the_old_one_ex
     now = [time.time()]
     authority.issue(LAST, Role.WORKER, days=2, force=True)
     run = Run(
-        rounds=30,
+        rounds=2,
         layout=SMALL,
         rule=TrimmedMean(f=1),
         security=Security(authority.path, now=lambda: now[0]),
