@@ -70,3 +70,22 @@ def test_the_page_is_opened_when_asked(varangian, hostile, tmp_path, monkeypatch
     monkeypatch.setattr("webbrowser.open", opened.append)
     assert varangian("report", str(hostile), "--open")[0] == 0
     assert opened == [(tmp_path / "report.html").as_uri()]
+
+
+def test_a_run_ends_with_its_report(varangian, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    code, out, _ = varangian("run", "backend=simulate", "rounds=1", "workers=7", "f=1", "--open")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert code == 0
+    assert out.splitlines()[-1].split(maxsplit=1) == ["report", f"varangian report runs/{folder.name}"]
+    assert opened == [(folder / "report.html").as_uri()]
+
+
+@pytest.mark.exhaustive
+def test_figures_for_a_paper(varangian, compared, tmp_path):
+    pytest.importorskip("matplotlib")
+    code, out, _ = varangian("report", str(compared[0]), "--figures", "figures")
+    assert code == 0
+    assert "figures: " in out
+    assert (tmp_path / "figures" / "worst_cases.tex").exists()

@@ -31,6 +31,9 @@ KINDS = (
     *("graphs", "availability", "delays", "participations", "staleness"),
 )
 
+REPORT = "varangian.experiments.report.command"
+"""`check()` and `open_report(folder)` of this module are called for `varangian run --open`."""
+
 Arguments = Callable[[argparse.ArgumentParser], None]
 
 
@@ -90,9 +93,15 @@ def _settings(parser: argparse.ArgumentParser) -> None:
 def _run(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
     parser.set_defaults(prepare=FORK_SERVER)
+    parser.set_defaults(report=REPORT)
     parser.add_argument("--backend", choices=("processes", "simulate"), help="short for backend=...")
     parser.add_argument(
         "--output", type=expanded, metavar="DIR", help="the folder of run folders; short for output=..."
+    )
+    parser.add_argument(
+        "--open",
+        action="store_true",
+        help="make the report of the run at its end, and open it in the browser",
     )
     add_format(parser)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from typing import Any
@@ -21,7 +22,13 @@ def command(args: argparse.Namespace) -> int:
     """Train with everything on this machine."""
     config = load(args.config, with_shortcuts(args), os.environ)
     warn(config)
-    return exit_code(run_and_show(config, args.format))
+    report = importlib.import_module(args.report) if args.open else None
+    if report is not None:
+        report.check()
+    result = run_and_show(config, args.format)
+    if report is not None and result.folder is not None:
+        report.open_report(result.folder)
+    return exit_code(result)
 
 
 def exit_code(result: RunResult) -> int:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from varangian.cli.views.demo_case import Case
 from varangian.cli.views.progress import as_json, output
-from varangian.cli.views.summary import percent
+from varangian.cli.views.summary import percent, report_command
 from varangian.cli.views.terminal import NOTE, printable
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class LiveTable:
         self._live.update(self._grid.table())
 
     def finish(self, folder: Path, picture: str) -> None:
-        self._console.print(Text(f"runs: {folder}\n{picture}"))
+        self._console.print(Text(f"runs: {folder}\n{picture}\nreport: {report_command(folder)}"))
         self._out.close()
 
 
@@ -136,6 +136,7 @@ class PlainTable:
         Console(file=cast("TextIO", self._out), color_system=None).print(self._grid.table())
         self.note(f"runs: {folder}")
         self.note(picture)
+        self.note(f"report: {report_command(folder)}")
         self._out.close()
 
 
@@ -163,5 +164,6 @@ class JsonLines:
         self._out.write(json.dumps({"rule": case.rule, "attack": case.attack, "result": result}) + "\n")
 
     def finish(self, folder: Path, picture: str) -> None:
-        self._out.write(json.dumps({"folder": str(folder), "picture": picture}) + "\n")
+        end = {"folder": str(folder), "picture": picture, "report": report_command(folder)}
+        self._out.write(json.dumps(end) + "\n")
         self._out.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -121,7 +123,13 @@ def summary_lines(
     if any(summary.ages):
         mean = sum(age * count for age, count in summary.ages.items()) / summary.ages.total()
         lines.append(("ages", f"mean {mean:.1f} rounds, at most {max(summary.ages)}"))
-    return [*lines, ("reason", result.reason), ("folder", str(result.folder or "-"))]
+    lines += [("reason", result.reason), ("folder", str(result.folder or "-"))]
+    return lines if result.folder is None else [*lines, ("report", report_command(result.folder))]
+
+
+def report_command(folder: Path) -> str:
+    """The command that makes a report of the runs in a folder."""
+    return f"varangian report {shlex.quote(str(folder))}"
 
 
 def _average(result: RunResult) -> list[tuple[str, str]]:

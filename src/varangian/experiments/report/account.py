@@ -22,7 +22,7 @@ ROWS = 500
 
 def sections(results: Results, study: Study) -> Iterator[Section]:
     """What remains to be said."""
-    gaps = [(case, gap) for case in study.cases for gap in case.gaps]
+    gaps = [(case, gap) for case in study.cases for gap in (*case.gaps, *case.early)]
     if gaps or study.left_out:
         yield Section("failed", "Failed and missing runs", _failed(study, gaps))
     if any(sweep.choices for sweep in results.sweeps):
@@ -82,7 +82,7 @@ def _runs(results: Results, study: Study) -> str:
     for run in sorted(results, key=lambda run: order.get(run.folder, len(order))):
         config = _config(run)
         case, result = places.get(run.folder), run.result or {}
-        value = final(run, study.metric) if run.state == "finished" else None
+        value = final(run, study.metric) if run.state in ("finished", "failed") else None
         rows.append(
             {
                 "folder": str(run.folder),
@@ -124,7 +124,7 @@ def _runs(results: Results, study: Study) -> str:
 
 
 def _without_result(case: Case) -> list[Run]:
-    return [gap.run for gap in case.gaps if gap.run is not None]
+    return [gap.run for gap in (*case.gaps, *case.early) if gap.run is not None]
 
 
 def _settings(results: Results) -> str:

@@ -5,34 +5,43 @@ from __future__ import annotations
 import argparse
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from varangian.cli.main import OK, CommandError, Terminated
 from varangian.cli.views.terminal import NOTE, printable
 from varangian.experiments.report.follow import LivePage, PageServer, follow
-from varangian.experiments.report.page import page
+from varangian.experiments.report.page import write_page
 from varangian.experiments.report.rendering import MissingLibraryError, check_libraries
 from varangian.experiments.results.read import Results, read_runs
 from varangian.experiments.results.run import ResultsError
-from varangian.files import user_path, write_atomically
+from varangian.experiments.results.study import Study
+from varangian.files import user_path
 
 NAME = "report.html"
 
 
 def command(args: argparse.Namespace) -> int:
     """Read the runs, and write the page or serve it."""
-    try:
-        check_libraries()
+    with _as_sentences():
         if args.follow:
+            check_libraries()
             _follow(args)
             return OK
         path = _writable(user_path(args.out))
-        results = _read(args.runs)
-        write_report(results, path)
-    except (ResultsError, MissingLibraryError) as error:
-        raise CommandError(str(error)) from error
-    print(f"report: {printable(str(path), NOTE)}")
+        folder = user_path(args.figures) if args.figures else None
+        notes: list[str] = []
+        results = read_runs(args.runs, notes.append)
+        for note in notes:
+            print(f"note: {printable(note, NOTE)}", file=sys.stderr)
+        _write(results, path, notes)
+        print(f"report: {printable(str(path), NOTE)}")
+        if folder is not None:
+            from varangian.experiments.results.figures.draw import draw
+
+            files = draw(Study.of(results), folder)
+            print(f"figures: {len(files)} files in {printable(str(folder), NOTE)}")
     if args.open:
         webbrowser.open(path.resolve().as_uri())
     return OK
@@ -44,10 +53,8 @@ def check() -> None:
     Raises:
         CommandError: a library is missing.
     """
-    try:
+    with _as_sentences():
         check_libraries()
-    except MissingLibraryError as error:
-        raise CommandError(str(error)) from error
 
 
 def open_report(folder: Path) -> None:
@@ -56,32 +63,27 @@ def open_report(folder: Path) -> None:
     Raises:
         CommandError: the run cannot be read, or the page cannot be written.
     """
-    try:
-        write_report(read_runs([folder]), folder / NAME)
-    except (ResultsError, MissingLibraryError) as error:
-        raise CommandError(str(error)) from error
+    with _as_sentences():
+        _write(read_runs([folder]), folder / NAME)
     webbrowser.open((folder / NAME).resolve().as_uri())
 
 
-def write_report(results: Results, path: Path, notes: Sequence[str] = ()) -> None:
-    """Write the page about these runs, the whole of it or nothing.
-
-    Raises:
-        ResultsError: no run counts, or one is damaged.
-        MissingLibraryError: the extra `report` is not installed.
-        CommandError: the file cannot be written.
-    """
-    text = page(results, notes=notes)
+def _write(results: Results, path: Path, notes: Sequence[str] = ()) -> None:
     try:
-        write_atomically(path, text.encode())
+        write_page(results, path, notes=notes)
     except OSError as error:
-        raise CommandError(
-            f"{path} cannot be written: {error.strerror}. Choose another place with -o FILE"
-        ) from error
+        raise CommandError(f"{path} cannot be written: {error.strerror}. Choose another -o FILE") from error
 
 
-def _read(paths: Sequence[str]) -> Results:
-    return read_runs(paths, lambda note: print(f"note: {printable(note, NOTE)}", file=sys.stderr))
+@contextmanager
+def _as_sentences() -> Generator[None]:
+    """Errors of the results and of missing libraries, as a command tells them."""
+    try:
+        yield
+    except (ResultsError, MissingLibraryError) as error:
+        raise CommandError(str(error)) from error
+    except ImportError as error:  # figures alone need it
+        raise CommandError("figures need matplotlib: pip install 'varangian[report]'") from error
 
 
 def _writable(path: Path) -> Path:

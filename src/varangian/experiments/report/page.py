@@ -17,10 +17,11 @@ from pathlib import Path
 from varangian import __version__
 from varangian.cli.views.terminal import printable
 from varangian.experiments.report import account, curves, heat_maps, timeline, worst_cases
-from varangian.experiments.report.rendering import ASSETS, Section, markup, render
+from varangian.experiments.report.rendering import ASSETS, Section, check_libraries, markup, render
 from varangian.experiments.report.vega import javascript
 from varangian.experiments.results.read import Results
 from varangian.experiments.results.study import Study
+from varangian.files import write_atomically
 
 NOTE = 240
 """Characters of a sentence at the top; the section about failed runs has all of it."""
@@ -45,6 +46,18 @@ def page(results: Results, *, notes: Sequence[str] = (), follow: bool = False) -
     told = [printable(note, NOTE) for note in (*notes, *study.notes)]
     told = [printable(note, NOTE) for note in (*notes, *study.notes)]
     return _assemble(_title(results, study), facts, told, _live(results), sections, follow=follow)
+
+
+def write_page(results: Results, path: Path, *, notes: Sequence[str] = ()) -> None:
+    """Write the page about these runs, the whole of it or nothing.
+
+    Raises:
+        ResultsError: no run counts, or one is damaged.
+        MissingLibraryError: the extra `report` is not installed.
+        OSError: the file cannot be written.
+    """
+    check_libraries()
+    write_atomically(path, page(results, notes=notes).encode())
 
 
 def waiting_page(sentence: str) -> str:

@@ -64,7 +64,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"data": script_json, "shade": shade, "markup": markup}
+    added: dict[str, Any] = {"data": script_json, "shade": shade, "markup": markup}
+    environment.filters.update(added)
     return environment
 
 

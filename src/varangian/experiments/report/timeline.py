@@ -82,13 +82,18 @@ def sections(study: Study) -> Iterator[Section]:
 
 
 def _chosen(study: Study) -> Iterator[tuple[str, Run]]:
-    """A run of each case, those under attack first."""
-    for case in sorted((case for case in study.cases if case.runs), key=lambda case: case.clean):
+    """The worst run of each rule; then a run of each other case, those under attack first."""
+    cases = {run.folder: case for case in study.cases for run in case.runs}
+    chosen = [(cases[run.folder], run) for _, run in study.worst_runs()]
+    told = [case for case, _ in chosen]
+    others = [case for case in study.cases if case.runs and case not in told]
+    chosen += [(case, case.runs[0]) for case in sorted(others, key=lambda case: case.clean)]
+    for case, run in chosen:
         attack = "no attack" if case.clean else f"under {case.attack}"
         words = [f"{case.rule} {attack}", *case.group]
         if "seed" in study.varying:
-            words.append(f"seed {case.seeds[0]}")
-        yield ", ".join(words), case.runs[0]
+            words.append(f"seed {case.seeds[case.runs.index(run)]}")
+        yield ", ".join(words), run
 
 
 def _rows(number: int, found: Trust) -> Iterator[list[Cell]]:

@@ -11,6 +11,8 @@ from varangian.experiments.results.study import Study
 from varangian.experiments.results.worst_cases import Cell, Row, WorstCases
 
 WHEN = {"final": "at the end of the run", "best": "at its best evaluation"}
+EARLY = "\N{DAGGER}"
+"""Marks a cell with runs that ended before their last round."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def sections(study: Study) -> Iterator[Section]:
 
 
 def _html(worst: WorstCases) -> str:
-    values = [cell.mean for row in worst.rows for cell in (*row.cells.values(), row.clean) if cell]
+    cells = [cell for row in worst.rows for cell in (*row.cells.values(), row.clean) if cell]
+    values = [cell.mean for cell in cells]
     score = Score(worst.metric)
     best_first = "descending" if worst.better == "higher" else "ascending"
     has_clean = any(row.clean for row in worst.rows)
@@ -77,6 +80,7 @@ def _html(worst: WorstCases) -> str:
         caption=f"{score.heading}, {score.unit}.",
         direction="Higher is better." if worst.better == "higher" else "Lower is better.",
         incomplete=not all(row.complete for row in worst.rows),
+        early=EARLY if any(cell.early for cell in cells) else "",
         table=table_of(worst),
     )
 
@@ -110,7 +114,9 @@ def _shown(
     small = "" if cell.std is None else f"± {score.text(cell.std)}"
     if cell.gaps:
         small += f" ({len(cell.values)} of {cell.planned})"
-    reasons = dict.fromkeys(f"seed {gap.seed}: {gap.reason}" for gap in cell.gaps)
+    if cell.early:
+        small += f" {EARLY}"
+    reasons = dict.fromkeys(f"seed {gap.seed}: {gap.reason}" for gap in (*cell.gaps, *cell.early))
     values = [f"seed {s}: {score.text(v)}" for s, v in zip(cell.seeds, cell.values, strict=True)]
     style = f"{shade(cell.mean, low, high)}{' lowest' if lowest else ''}{' worst' if best else ''}"
     title = "; ".join([*values, *reasons])
