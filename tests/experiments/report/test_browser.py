@@ -41,7 +41,8 @@ def test_all_charts_are_drawn_within_the_page(browser, study_url, width):
         const frame = chart.getBoundingClientRect();
         return [...chart.querySelectorAll('text')].some(text => {
             const box = text.getBoundingClientRect();
-            return box.width && (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1);
+            const [left, right] = [frame.left - 1, frame.right + 1];
+            return box.width && (box.left < left || box.right > right || box.top < frame.top - 1);
         });
     }).map(chart => chart.dataset.description)"""
     assert browser.ask(outside) == []
@@ -52,7 +53,8 @@ def test_all_charts_are_drawn_within_the_page(browser, study_url, width):
 def test_the_keyboard_sorts_the_table(browser, study_url):
     browser.open(study_url)
     rules = "[...document.querySelectorAll('#worst-cases-table tbody th')].map(cell => cell.textContent)"
-    values = "[...document.querySelectorAll('#worst-cases-table tbody tr')].map(row => +row.children[1].dataset.value)"
+    rows = "[...document.querySelectorAll('#worst-cases-table tbody tr')]"
+    values = f"{rows}.map(row => +row.children[1].dataset.value)"
     for _ in range(40):
         browser.press("Tab")
         if browser.ask("document.activeElement.textContent") == "no attack":

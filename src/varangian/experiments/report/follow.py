@@ -143,7 +143,6 @@ def _handler(live: LivePage, path: str) -> type[BaseHTTPRequestHandler]:
     """A handler that knows its page."""
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
         timeout = TIMEOUT
 
         def do_GET(self) -> None:

@@ -205,7 +205,6 @@
   }
 
   async function follow(seconds) {
-    const line = document.getElementById("live");
     let tag = "";
     for (;;) {
       await new Promise((done) => setTimeout(done, 1000 * seconds));
@@ -215,10 +214,12 @@
           tag = answer.headers.get("ETag") || "";
           await replaceChanged(await answer.text());
         }
-        line.dataset.lost = "";
       } catch {
-        if (!line.dataset.lost) line.textContent = "The program that serves this page has ended. What is shown stays as it was.";
-        line.dataset.lost = "yes";
+        const line = document.getElementById("live");
+        const lost = "The program that serves this page has ended. What is shown stays as it was.";
+        if (line.textContent !== lost) line.textContent = lost;
+        tag = "";  // should it come back, what it says replaces this
+        document.getElementById("top").dataset.version = "";
       }
     }
   }
