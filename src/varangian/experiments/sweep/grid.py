@@ -272,12 +272,12 @@ class _Reader:
             return None
         if isinstance(found, int) and not isinstance(found, bool) and found >= 1:
             return tuple(range(1, found + 1))
-        whole = isinstance(found, list) and all(type(one) is int and 0 <= one <= MOST_SEED for one in found)
-        if not whole or not found:
+        seeds: list[Any] = found if isinstance(found, list) else []
+        if not seeds or not all(type(one) is int and 0 <= one <= MOST_SEED for one in seeds):
             self._say("seeds", "should be a number of seeds, or a list of whole numbers from 0", found)
             return None
-        self._repeated("seeds", found)
-        return tuple(found)
+        self._repeated("seeds", seeds)
+        return tuple(seeds)
 
     def tune(self, axes: Sequence[Axis]) -> tuple[str | None, float | None]:
         """The setting that is tuned, and the share of the training data with which it is."""

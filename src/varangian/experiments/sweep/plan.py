@@ -25,6 +25,8 @@ MOST_POINTS = 10_000
 SHOWN = 5
 """Reasons that are given where no point is possible."""
 ATTACK, COUNT = "byzantine.attack", "byzantine.count"
+NAMED = (ATTACK, "aggregator", "partition", "model", "data", "participation")
+"""Settings whose values say by their names what they are."""
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,10 @@ def label(settings: Mapping[str, Any]) -> str:
 
 
 def _label(path: str, value: Any) -> str:
-    if path == ATTACK:
-        return "no attack" if value is None else short(value)
-    if path in ("aggregator", "partition", "model", "data", "participation"):
-        return short(value)
+    if path == ATTACK and value is None:
+        return "no attack"
+    if path in NAMED:
+        return short(value.rpartition(":")[2] if isinstance(value, str) else value)
     return f"{path.rpartition('.')[2]} {short(value)}"
 
 
@@ -209,8 +211,9 @@ def short(value: Any) -> str:
             return "+".join(map(short, [*(value.get("mix") or []), value["rule"]]))
         if len(value) == 1:
             ((name, fields),) = value.items()
+            name = str(name).rpartition(":")[2]  # of `module:Class` the class
             if not isinstance(fields, Mapping) or not fields:
-                return str(name)
+                return name
             return f"{name} ({', '.join(f'{key} {short(field)}' for key, field in fields.items())})"
         return ", ".join(f"{key} {short(one)}" for key, one in value.items())
     if isinstance(value, list | tuple):

@@ -29,6 +29,12 @@ def temporary_folder() -> Path:
     return path
 
 
+def discard() -> None:
+    """Remove the folder, for a process that ends without the usual farewells."""
+    if temporary_folder.cache_info().currsize:
+        _remove(temporary_folder(), os.getpid())
+
+
 def clear_leftovers() -> None:
     """Remove what processes that were killed have left."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):

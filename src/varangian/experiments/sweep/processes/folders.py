@@ -106,7 +106,7 @@ class RunFolders:
             OSError: the folder cannot be made.
         """
         path = self.running(id)
-        with self._alone():
+        with self.alone():
             if self.is_complete(id):
                 raise RunComplete(id)
             try:
@@ -133,7 +133,7 @@ class RunFolders:
             pass
 
     @contextmanager
-    def _alone(self) -> Generator[None]:
+    def alone(self) -> Generator[None]:
         """Let no other process make or rename a folder meanwhile."""
         self.output.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.output / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -179,7 +179,7 @@ class Claim:
 
     def _rename(self) -> None:
         final = self.folders.path(self.id)
-        with self.folders._alone():
+        with self.folders.alone():
             if (final / ERROR).exists() and not (final / RESULT).exists():
                 shutil.rmtree(final)
             self.path.rename(final)

@@ -25,6 +25,7 @@ from typing import IO
 from varangian.config import loads
 from varangian.experiments.sweep.processes.job import Ending, Job, carry_out, record_crash
 from varangian.launch.child import CRASHED
+from varangian.launch.output import temporary_folder
 from varangian.launch.worker_processes import describe_exit
 
 IMPORTED = ("varangian.launch.simulation.simulate", "varangian.launch.output.saved_model")
@@ -150,7 +151,7 @@ def _run(job: Job, pipe: Connection, printed: IO[bytes]) -> None:
         pipe.send(carry_out(job, _teller(job, pipe), lambda: _flushed_tail(printed)))
         code = 0
     finally:
-        sys.stderr.flush()
+        temporary_folder.discard()
         # Nothing here needs a farewell, and threads of libraries may wait for ever.
         os._exit(code)
 
