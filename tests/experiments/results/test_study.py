@@ -180,6 +180,11 @@ def test_attack_free_runs_stand_beside_every_number_of_attackers(tmp_path, write
         (("1",), 0.9, 0.8),
         (("2",), 0.9, 0.7),
     ]
+    (map,) = Study.of(read_runs([tmp_path])).heat_maps()
+    assert (map.x_title, map.x, map.y) == ("byzantine.count", ("0", "1", "2"), ("",))
+    assert [(square.value, square.of) for square in map.squares[0]] == [
+        (0.9, "none"), (0.8, "alie"), (0.7, "alie"),
+    ]  # fmt: skip
 
 
 def test_failed_and_missing_runs_stay_visible(tmp_path, write_run):
@@ -241,7 +246,7 @@ def test_only_the_chosen_learning_rate_counts(tmp_path, write_run):
         ("krum", 0.9, {"optimizer.lr": "0.1"}),
         ("median", 0.9, {"optimizer.lr": "0.2"}),
     ]
-    assert study.notes == ("2 runs are left out: another optimizer.lr was chosen for their rule.",)
+    assert study.notes == ("Runs are left out since another optimizer.lr was chosen for their rule: 2.",)
 
 
 def test_runs_without_classes_fall_to_the_loss(tmp_path, write_run):
@@ -264,7 +269,7 @@ def test_repeated_runs_count_once(tmp_path, write_run):
         write_run(tmp_path / name, settings(), learning([0.5]))
     study = Study.of(read_runs([tmp_path]))
     assert len(study.runs) == 1
-    assert "1 runs repeat others" in study.notes[0]
+    assert study.notes == ("Runs with the settings and the seed of others are left out: 1.",)
 
 
 def test_no_finished_run(tmp_path, write_run):

@@ -9,14 +9,15 @@ Without a second setting that varies, a map has one line; without any, it is of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from varangian.experiments.results.cases import Better
 from varangian.experiments.results.labels import NONE, natural
 from varangian.experiments.results.worst_cases import Row, WorstCases
 
-ACROSS = ("f", "byzantine.count", "workers")
+COUNT = "byzantine.count"
+ACROSS = (COUNT, "f", "workers")
 """Settings that go across, if they vary."""
 UPWARD = "partition"
 """The setting that goes up, or the beginning of its path."""
@@ -67,79 +68,83 @@ def heat_maps(worst: WorstCases) -> list[HeatMap]:
     across = next((path for path in ACROSS if path in worst.by), worst.by[0])
     others = [path for path in worst.by if path != across]
     upward = next((path for path in others if path.startswith(UPWARD)), others[0] if others else None)
-    places = [worst.by.index(path) for path in worst.by if path not in (across, upward)]
+    places = [worst.by.index(path) for path in others if path != upward]
     found: list[HeatMap] = []
     for fixed in sorted(
         {tuple(row.group[i] for i in places) for row in worst.rows}, key=lambda v: [*map(natural, v)]
     ):
         rows = [row for row in worst.rows if tuple(row.group[i] for i in places) == fixed]
         rules = list(dict.fromkeys(row.rule for row in rows))
-        beside = {worst.by[i]: value for i, value in zip(places, fixed, strict=True)}
-        for rule in rules:
-            one = [row for row in rows if row.rule == rule]
-            found.append(_map(worst, one, rule, beside, across, upward, _axes(worst, rows, across, upward)))
+        maker = _Maker(
+            worst,
+            across,
+            upward,
+            rows,
+            {worst.by[i]: value for i, value in zip(places, fixed, strict=True)},
+        )
+        found += [maker.map(rule) for rule in rules]
         if len(rules) > 1:
-            found.append(
-                _map(worst, rows, None, beside, across, upward, _axes(worst, rows, across, upward))
-            )
+            found.append(maker.map(None))
     return found
 
 
-Axes = tuple[tuple[str, ...], tuple[str, ...]]
+@dataclass(frozen=True)
+class _Maker:
+    """The making of the maps of some rows, over the same two settings."""
 
+    worst: WorstCases
+    across: str
+    upward: str | None
+    rows: Sequence[Row]
+    fixed: Mapping[str, str]
 
-def _axes(worst: WorstCases, rows: Sequence[Row], across: str, upward: str | None) -> Axes:
-    def values(path: str | None) -> tuple[str, ...]:
-        if path is None:
-            return ("",)
-        return tuple(sorted({row.group[worst.by.index(path)] for row in rows}, key=natural))
+    def map(self, rule: str | None) -> HeatMap:
+        """The map of a rule; None is the best of all."""
+        worst = self.worst
+        squares: dict[tuple[str, str], Square] = {}
+        for row in self.rows:
+            for place, square in self._squares(row):
+                if rule is None:
+                    shown = replace(square, of=row.rule)
+                    if _better(shown, squares.get(place), worst.better):
+                        squares[place] = shown
+                elif row.rule == rule:
+                    squares[place] = square
+        places = [place for row in self.rows for place, _ in self._squares(row)]
+        x, y = (tuple(sorted({place[i] for place in places}, key=natural)) for i in (0, 1))
+        title = TITLES.get(worst.metric, worst.metric)
+        name = NAMES.get(worst.metric, f"{worst.metric}_heatmap")
+        return HeatMap(
+            name=name if rule is not None else f"aggregated_{name}",
+            title=f"{title}, {rule}" if rule is not None else f"Aggregated {title[:1].lower()}{title[1:]}",
+            rule=rule,
+            metric=worst.metric,
+            better=worst.better,
+            when=worst.when,
+            fixed=self.fixed,
+            x_title=self.across,
+            y_title=self.upward or "",
+            x=x,
+            y=y,
+            squares=tuple(tuple(squares.get((across, up)) for across in x) for up in y),
+        )
 
-    return values(across), values(upward)
-
-
-def _map(
-    worst: WorstCases,
-    rows: Sequence[Row],
-    rule: str | None,
-    fixed: Mapping[str, str],
-    across: str,
-    upward: str | None,
-    axes: Axes,
-) -> HeatMap:
-    squares: dict[tuple[str, str], Square] = {}
-    for row in rows:
-        place = _at(worst, row, across), "" if upward is None else _at(worst, row, upward)
-        square = _square(row, rule)
-        if square is not None and _better(square, squares.get(place), worst.better):
-            squares[place] = square
-    title, name = TITLES.get(worst.metric, worst.metric), NAMES.get(worst.metric, f"{worst.metric}_heatmap")
-    return HeatMap(
-        name=name if rule is not None else f"aggregated_{name}",
-        title=f"{title}, {rule}" if rule is not None else f"Aggregated {title[:1].lower()}{title[1:]}",
-        rule=rule,
-        metric=worst.metric,
-        better=worst.better,
-        when=worst.when,
-        fixed=fixed,
-        x_title=across,
-        y_title=upward or "",
-        x=axes[0],
-        y=axes[1],
-        squares=tuple(tuple(squares.get((x, y)) for x in axes[0]) for y in axes[1]),
-    )
-
-
-def _at(worst: WorstCases, row: Row, path: str) -> str:
-    return row.group[worst.by.index(path)]
-
-
-def _square(row: Row, rule: str | None) -> Square | None:
-    """The worst case of a row; its score without attackers where it has no other, as for f = 0."""
-    if row.worst is not None:
-        return Square(row.worst, (row.worst_attack or "") if rule is not None else row.rule, row.complete)
-    if row.clean is None or row.clean.mean is None:
-        return None
-    return Square(row.clean.mean, NONE if rule is not None else row.rule, not row.clean.gaps)
+    def _squares(self, row: Row) -> Iterator[tuple[tuple[str, str], Square]]:
+        """The worst case of a row in its place, and its score without attackers where that has one."""
+        by = self.worst.by
+        across, up = (
+            row.group[by.index(self.across)],
+            row.group[by.index(self.upward)] if self.upward else "",
+        )
+        if row.worst is not None:
+            yield (across, up), Square(row.worst, row.worst_attack or "", row.complete)
+        if row.clean is None or row.clean.mean is None:
+            return
+        clean = Square(row.clean.mean, NONE, not row.clean.gaps)
+        if self.across == COUNT:
+            yield ("0", up), clean
+        elif row.worst is None:  # as for f = 0
+            yield (across, up), clean
 
 
 def _better(square: Square, other: Square | None, better: Better) -> bool:

@@ -60,9 +60,9 @@ def members_of(results: Results, counts: Set[State]) -> tuple[list[Member], list
             members[key] = member
         repeated += before is not None and before.run is not None and run is not None
     if repeated:
-        notes.append(f"{repeated} runs repeat others with the same settings and seed, and are left out.")
+        notes.append(f"Runs with the settings and the seed of others are left out: {repeated}.")
     if unknown:
-        notes.append(f"{unknown} runs are missing or failed, and their settings are not known.")
+        notes.append(f"Runs that are missing or failed, with settings that are not known: {unknown}.")
     return list(members.values()), notes
 
 
@@ -85,7 +85,7 @@ def _with_config(
         else:
             others[str(sweep.tuned)] += 1
     for path, count in others.items():
-        notes.append(f"{count} runs are left out: another {path} was chosen for their rule.")
+        notes.append(f"Runs are left out since another {path} was chosen for their rule: {count}.")
     for folder, run in by_folder.items():
         if folder not in planned:
             yield run, _config_of(run, None)
