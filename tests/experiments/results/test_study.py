@@ -281,3 +281,12 @@ def test_no_finished_run(tmp_path, write_run):
     ):
         Study.of(found)
     assert len(Study.of(found, unfinished=True).runs) == 1
+
+
+def test_the_direction_of_a_score_is_that_of_its_metric(tmp_path, write_run):
+    rows = [record(0, accuracy=0.5, loss=1.0, metrics={"backdoor": 0.2, "margin": 0.3})]
+    config = settings(metrics=["accuracy", {"attack_success": {"name": "backdoor"}}])
+    write_run(tmp_path / "a", config, rows, names=("accuracy", "backdoor", "margin"))
+    study = Study.of(read_runs([tmp_path]))
+    better = {name: study.better(name) for name in study.metrics}
+    assert better == {"accuracy": "higher", "loss": "lower", "backdoor": "lower", "margin": "higher"}

@@ -19,8 +19,8 @@ At: TypeAlias = Literal["final", "best"] | int
 """The evaluation that counts: the last; the best, in the round in which the mean over seeds is best, as
 ByzFL has it; or the mean of the last k."""
 Better: TypeAlias = Literal["higher", "lower"]
-LOWER = frozenset({"loss", "train_loss", "mae", "attack_success", "attack_success_rate"})
-"""Scores of which less is better; an average of the model (`ema_`) and other losses go with them."""
+LOWER = ("loss", "error", "mae", "attack_success")
+"""Ends of the names of scores of which less is better."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ class Case:
 
 def better_of(metric: str) -> Better:
     """The direction of a score by its name."""
-    name = metric.removeprefix("ema_")
-    return "lower" if name in LOWER or name.endswith(("loss", "error")) else "higher"
+    return "lower" if metric.endswith(LOWER) else "higher"
 
 
 def final(run: Run, metric: str) -> float | None:

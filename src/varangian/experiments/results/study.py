@@ -79,6 +79,17 @@ class Study:
         """The score that rules are compared by unless another is asked for: accuracy, or else the loss."""
         return self.metrics[0]
 
+    def better(self, metric: str) -> Better:
+        """Whether more or less of a score is better: by its kind in the configuration, or by its name."""
+        for run in self.runs[:1]:
+            for spec in run.config.get("metrics") or ():
+                if isinstance(spec, dict) and len(spec) == 1:
+                    ((kind, fields),) = spec.items()
+                    name = str((fields.get("name") if isinstance(fields, dict) else None) or kind)
+                    if metric == name or metric.startswith(f"{name}_"):
+                        return better_of(str(kind))
+        return better_of(metric)
+
     def worst_cases(
         self, metric: str | None = None, at: At = "final", better: Better | None = None
     ) -> WorstCases:
@@ -87,7 +98,7 @@ class Study:
         Args:
             metric: a score; None is the first of `metrics`.
             at: the evaluation that counts.
-            better: whether higher or lower is better; None goes by the name of the score.
+            better: whether higher or lower is better; None is as `better` says.
 
         Raises:
             ResultsError: no run has such a score; also of the next ones.
@@ -96,7 +107,7 @@ class Study:
             self.cases,
             metric=self._known(metric),
             at=at,
-            better=better,
+            better=better or self.better(self._known(metric)),
             by=self.by,
             shared=self.shared,
             carried=self.carried,
@@ -122,7 +133,7 @@ class Study:
     def worst_runs(self, metric: str | None = None) -> list[tuple[str, Run]]:
         """The worst single run of each rule, with a name; one without attackers if there is no other."""
         name = self._known(metric)
-        sign = 1 if better_of(name) == "higher" else -1
+        sign = 1 if self.better(name) == "higher" else -1
         found: list[tuple[str, Run]] = []
         for rule in self.rules:
             scored = [

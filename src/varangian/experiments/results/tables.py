@@ -40,7 +40,7 @@ LATEX = {
 
 def is_share(metric: str) -> bool:
     """Whether a score is shown in per cent."""
-    return metric.endswith("accuracy")
+    return "accuracy" in metric or metric.endswith("attack_success")
 
 
 def score_text(value: float | None, metric: str) -> str:
