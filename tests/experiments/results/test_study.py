@@ -6,6 +6,7 @@ import statistics
 import pytest
 from tests.experiments.results.conftest import ATTACKS, RULES, learning, record, settings
 
+from varangian.experiments.results.labels import axis_of
 from varangian.experiments.results.read import read_runs
 from varangian.experiments.results.run import ResultsError
 from varangian.experiments.results.study import Study
@@ -167,6 +168,18 @@ def test_labels_have_the_fields_that_vary(tmp_path, write_run):
         "krum(select=1)", "krum(select=3)", "nnm+krum(select=1)", "nnm(f=1)+median",
     }  # fmt: skip
     assert study.attacks == ("alie(z=1.5)", "alie(z=null)", "mimic")
+
+
+def test_own_code_goes_by_the_name_of_its_class():
+    values = [
+        {"mine:Rule": {"k": 1}},
+        {"mix": [{"nnm": {}}], "rule": {"mine:Rule": {"k": 2}}},
+        {"krum": {}},
+    ]
+    axis = axis_of("aggregator", values, whole=True)
+    assert [axis[value] for value in values] == ["Rule(k=1)", "nnm+Rule(k=2)", "krum"]
+    same = [{"mine:krum": {}}, {"krum": {}}]
+    assert {axis_of("aggregator", same, whole=True)[value] for value in same} == {"mine:krum", "krum"}
 
 
 def test_attack_free_runs_stand_beside_every_number_of_attackers(tmp_path, write_run):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -74,7 +75,7 @@ def axis_of(path: str, values: Iterable[Any], *, whole: bool = False) -> Axis:
         whole: whether each name stands for itself, also where the values differ in one field alone.
     """
     distinct = {key_of(value): value for value in values}
-    parts = {key: _parts(value) for key, value in distinct.items()}
+    parts = _shortened({key: _parts(value) for key, value in distinct.items()})
     varying = _varying(parts.values())
     names = {key: _name(inner, varying) for key, inner in parts.items()}
     if len(varying) == 1 and not whole:
@@ -116,6 +117,19 @@ def _parts(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
         return [part for one in [*(fields.get("mix") or []), fields["rule"]] for part in _parts(one)]
     name, inner = next(iter(fields.items()))
     return [(str(name), inner)]
+
+
+def _shortened(
+    parts: Mapping[str, list[tuple[str, Mapping[str, Any]]]],
+) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+    """The parts with `Rule` in place of `module:Rule`, unless two would have the same name."""
+    names = {name for inner in parts.values() for name, _ in inner}
+    shorter = {name: name.rpartition(":")[2] or name for name in names}
+    used = Counter(shorter.values())
+    return {
+        key: [(shorter[name] if used[shorter[name]] == 1 else name, fields) for name, fields in inner]
+        for key, inner in parts.items()
+    }
 
 
 def _varying(values: Iterable[list[tuple[str, Mapping[str, Any]]]]) -> list[tuple[str, str]]:
