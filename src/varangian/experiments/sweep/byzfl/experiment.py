@@ -112,8 +112,8 @@ def _data(document: Document, name: str) -> Spec:
     if name in AUGMENTED:
         document.note(f"{name}: training images are not flipped or cropped at random, as in ByzFL.")
     folder = Path(str(document.find("evaluation_and_results.data_folder") or "./data"))
-    for place in (folder / name, folder):
-        if place.is_dir() and any(place.glob("**/train*.parquet")):
+    for place, files in ((folder / name, "**/train*.parquet"), (folder, "train*.parquet")):
+        if place.is_dir() and any(place.glob(files)):
             return {"cifar10" if name == "cifar10" else "parquet": {"path": str(place)}}
     ours = "cifar10" if name == "cifar10" else "parquet"
     document.note(
