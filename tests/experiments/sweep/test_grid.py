@@ -25,7 +25,17 @@ def test_the_parts_of_a_grid_file(tmp_path):
     grid = GridFile.read(tmp_path / "rules.yaml", [Assignment("model", "softmax", "model=softmax")])
     assert (grid.name, grid.seeds, grid.size) == ("rules", (1, 2, 3), 12)
     assert grid.varying == ("aggregator", "f", "byzantine.count", "workers")
-    assert grid.base == {"backend": "simulate", "rounds": 7, "model": "softmax"}
+    simulated = {"backend": "simulate", "simulate": {"gradients": "batched"}}
+    assert grid.base == {**simulated, "rounds": 7, "model": "softmax"}
+
+
+def test_what_the_base_says_replaces_the_defaults_of_a_sweep():
+    exact = {"simulate": {"gradients": "exact"}}
+    assert GridFile.of({"base": exact, "grid": {"f": [1]}}).base == {"backend": "simulate", **exact}
+    overrides = [Assignment("backend", "processes", "")]
+    assert GridFile.of({"grid": {"f": [1]}}, overrides=overrides).base == {"backend": "processes"}
+    tuned = {"grid": {"f": [1, 2]}, "tune": {"setting": "f", "validation": 0.2}}
+    assert GridFile.of(tuned).base["evaluate"] == {"validation": 0.2}
 
 
 def test_all_misspelt_paths_are_told_at_once():

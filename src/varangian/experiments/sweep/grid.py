@@ -95,7 +95,7 @@ class GridFile:
         _check_whole(axes, cases, seeds, problems)
         if problems:
             raise ConfigError(problems)
-        base = apply_overrides(_with_defaults(base, validation), overrides, groups())
+        base = _with_defaults(apply_overrides(base, overrides, groups()), validation)
         grid = cls(named, base, axes, cases, exclude, seeds, tune)
         grid.check(content, {assignment.path for assignment in overrides})
         return grid
@@ -343,6 +343,8 @@ def _check_whole(
 def _with_defaults(base: Mapping[str, Any], validation: float | None) -> dict[str, Any]:
     """The base with what a sweep has by default."""
     settings: dict[str, Any] = {"backend": "simulate", **base}
+    if settings["backend"] == "simulate":
+        settings = _with_default(settings, "simulate", "gradients", "batched")
     if validation is not None:
         settings = _with_default(settings, "evaluate", "validation", validation)
     return settings

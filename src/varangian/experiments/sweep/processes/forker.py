@@ -28,8 +28,13 @@ from varangian.launch.child import CRASHED
 from varangian.launch.output import temporary_folder
 from varangian.launch.worker_processes import describe_exit
 
-IMPORTED = ("varangian.launch.simulation.simulate", "varangian.launch.output.saved_model")
-"""Modules that every run of a sweep needs."""
+IMPORTED = (
+    "varangian.launch.simulation.simulate",
+    "varangian.worker.training.batched",
+    # torch imports it, and sympy, for the first loss under vmap: longer than many a run takes.
+    "torch.fx.experimental.symbolic_shapes",
+)
+"""Modules that the runs of a sweep need."""
 FAREWELL = 3.0
 """Seconds for a run to end after the round in hand, before it is killed."""
 PRINTED = 1 << 20
