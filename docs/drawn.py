@@ -16,6 +16,7 @@ IMAGES = ROOT / "docs/images"
 WIDTH, MARGIN, GAP = 880, 20, 10
 WHAT = {
     "__main__": "the command",
+    "api": "runs and sweeps for programs and notebooks",
     "bench": "benchmarks: what rules cost, how fast vectors move",
     "experiments": "sweeps, results of many runs, a report",
     "cli": "one file for each command; progress, tables, pictures",

@@ -1,19 +1,25 @@
 """Varangian: a Byzantine-robust parameter server for PyTorch.
 
-`varangian.run(config)` trains as a configuration says, `varangian.load(folder)` gives the model of a run
-back; nothing heavy is imported before it is asked for.
+`varangian.run(config, rounds=50)` trains as a configuration says, `varangian.sweep(grid)` runs every point
+of a grid, `varangian.read(folder)` gives the result of a run back and `varangian.load(folder)` its model.
+Nothing heavy is imported before it is asked for.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from varangian.launch import run as run
+    from varangian.api import read as read
+    from varangian.api import run as run
+    from varangian.api import sweep as sweep
     from varangian.launch.output.saved_model import load as load
 
 __version__ = "0.1.0"
 
-_LAZY = {"run": "varangian.launch", "load": "varangian.launch.output.saved_model"}
+_LAZY = {
+    **dict.fromkeys(("run", "sweep", "read"), "varangian.api"),
+    "load": "varangian.launch.output.saved_model",
+}
 """Names that are imported on first use, and the module of each."""
 
 

@@ -155,8 +155,8 @@ class OwnClasses:
         return fields_of(settings_class(cls))
 
     def target(self, cls: type[Any]) -> str | None:
-        """`module:Class`; None for a class that is not found there, or is not the user's."""
-        return target_of(cls) if _is_theirs(cls) else None
+        """`module:Class`; None for a class that is not found there, is not the user's or of another kind."""
+        return target_of(cls) if _is_theirs(cls) and not self.lacks(cls) else None
 
     def build(self, target: str, fields: Mapping[str, Any], path: str, defaults: Mapping[str, Any]) -> Any:
         """An object of a class of the user; see `Registry.build`.
@@ -209,6 +209,15 @@ def target_of(cls: type[Any]) -> str | None:
     for part in cls.__qualname__.split("."):
         found = getattr(found, part, None)
     return f"{cls.__module__}:{cls.__qualname__}" if found is cls else None
+
+
+def target_of_function(function: Any) -> str | None:
+    """`module:function` of a function or another object that is called; None if it is not found there."""
+    name = getattr(function, "__qualname__", None)
+    found: Any = sys.modules.get(str(getattr(function, "__module__", "")))
+    for part in str(name).split("."):
+        found = getattr(found, part, None)
+    return f"{function.__module__}:{name}" if found is function else None
 
 
 def named(built: object) -> str:

@@ -12,7 +12,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from varangian.launch.result import Note, Outcome, RunError, RunResult
+from varangian.launch.output.run_result import RunResult
+from varangian.launch.result import Note, Outcome, RunError
 
 if TYPE_CHECKING:
     # Child processes import this package and need none of it.
@@ -31,9 +32,9 @@ def run(
 ) -> RunResult:
     """Train as the configuration says, on this machine, and return when it is over.
 
-    This is `varangian run` for programs and notebooks. Where an event loop runs already, the run has one of
-    its own in another thread, and this function waits for it. The first Ctrl-C ends the run after the round
-    in hand, in a notebook too; in a thread that is not the main one no signal is handled.
+    Programs and notebooks call it through `varangian.run`. Where an event loop runs already, the run has
+    one of its own in another thread, and this function waits for it. The first Ctrl-C ends the run after
+    the round in hand, in a notebook too; in a thread that is not the main one no signal is handled.
 
     Args:
         config: as `varangian.config.load` returns it.

@@ -16,7 +16,8 @@ from varangian.launch.child import ChildSpec
 from varangian.launch.event_loop import run_to_completion
 from varangian.launch.identities import make_identities
 from varangian.launch.output.logs import log_to_file
-from varangian.launch.result import Note, RunError, RunResult
+from varangian.launch.output.run_result import RunResult
+from varangian.launch.result import Note, RunError
 from varangian.launch.server_run import ServerRun
 from varangian.launch.worker_processes import WorkerProcesses, assign_processes
 from varangian.plugins import describe_error

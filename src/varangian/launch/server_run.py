@@ -21,8 +21,9 @@ from varangian.config.build import learner, machine, task
 from varangian.launch.event_loop import SIGNALS, interruptible
 from varangian.launch.memory_budget import MemoryBudget, available_memory
 from varangian.launch.output.run_folder import RunFolder
+from varangian.launch.output.run_result import RunResult
 from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, pack_state
-from varangian.launch.result import Note, Outcome, RunError, RunResult
+from varangian.launch.result import Note, Outcome, RunError
 from varangian.own_classes import is_own, named
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem

@@ -17,8 +17,9 @@ from varangian.cli.tokens import secret
 from varangian.cli.views.progress import Progress, progress
 from varangian.config import RunConfig, load
 from varangian.launch.output.logs import log_to_stderr
+from varangian.launch.output.run_result import RunResult
 from varangian.launch.processes import check_port, serve_run
-from varangian.launch.result import RunError, RunResult
+from varangian.launch.result import RunError
 from varangian.launch.server_run import ServerRun
 from varangian.protos.identity.bundle import BundleError
 from varangian.protos.network import descriptors

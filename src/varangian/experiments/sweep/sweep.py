@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import html
 import json
 import os
 import sys
@@ -9,8 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from varangian.experiments.results.read import read_runs
+from varangian.experiments.results.run import ResultsError
 from varangian.experiments.results.study import Study
 from varangian.experiments.results.tables import plain
 from varangian.experiments.sweep.pace import pace_of_finished
@@ -21,8 +27,8 @@ from varangian.experiments.sweep.processes.job import Ending, Job
 from varangian.experiments.sweep.processes.runner import ForkingRunner, Runner
 from varangian.experiments.sweep.progress import Outcome, Progress, Silent, View
 from varangian.experiments.sweep.tune import Choice, choose
-from varangian.files import write_atomically
-from varangian.launch import RunError
+from varangian.files import user_path, write_atomically
+from varangian.launch import RunError, RunResult
 
 POLL = 0.25
 """Seconds between two looks at what has happened."""
@@ -30,7 +36,7 @@ LOOK = 1.0
 """Seconds between two looks at runs that another sweep carries out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepResult:
     """What came of a sweep."""
 
@@ -68,6 +74,49 @@ class SweepResult:
             ResultsError: no run is finished.
         """
         return plain(self.study().worst_cases())
+
+    @cached_property
+    def runs(self) -> list[RunResult]:
+        """The results of the runs that are over, in the order of the points; without those that crashed."""
+        folders = (self.plan.output / outcome.point.id for outcome in self.outcomes if outcome.result)
+        return [RunResult.of(folder) for folder in folders]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each point that is over: its settings and its seed, how it ended, and its scores."""
+        return [
+            {
+                **outcome.point.settings,
+                "seed": outcome.point.seed,
+                "state": outcome.state,
+                **{name: (outcome.result or {}).get(name) for name in ("accuracy", "loss", "train_loss")},
+                **((outcome.result or {}).get("metrics") or {}),
+                "folder": str(self.plan.output / outcome.point.id),
+            }
+            for outcome in self.outcomes
+        ]
+
+    def report(self, path: str | os.PathLike[str] = "report.html") -> Path:
+        """Write the report of the sweep, and return where it is.
+
+        Raises:
+            ResultsError: no run is finished.
+            MissingLibraryError: the extra `report` is not installed.
+        """
+        from varangian.experiments.report.command import write_report
+
+        file = user_path(path)
+        write_report(read_runs([self.plan.file]), file)
+        return file
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.outcomes)} of {len(self.plan.points)} runs done, {len(self.failed)} failed"
+        return f"SweepResult({counts}, file {str(self.plan.file)!r})"
+
+    def _repr_html_(self) -> str:
+        """The table of worst cases, for notebooks."""
+        with contextlib.suppress(ResultsError):  # no run is finished
+            return f"<pre>{html.escape(self.table())}</pre>"
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
 
 def run_sweep(

@@ -45,7 +45,8 @@ from varangian.config.yaml_text import dump
 from varangian.files import user_path, write_atomically
 from varangian.launch.output.files import Record, make_at, make_folder, queued_record
 from varangian.launch.output.queued_writer import Warn, warn_on_stderr
-from varangian.launch.result import RunError, RunResult
+from varangian.launch.output.run_result import RunResult
+from varangian.launch.result import RunError
 from varangian.plugins import relative_path
 from varangian.registry import is_target
 from varangian.server.observability.record import RoundRecord

@@ -69,6 +69,22 @@ def load(run: str | os.PathLike[str], *, ema: bool = False, state: bool = False)
         return _rebuild(folder, tensors, known)
 
 
+def load_parameters(run: str | os.PathLike[str]) -> Tensor:
+    """The final parameters of a run, (d,): those that its digest is of.
+
+    Raises:
+        RunError: there is no such file, or it holds none.
+    """
+    path = user_path(run) / PARAMETERS
+    with _open(path) as (tensors, known):
+        try:
+            return torch.cat([tensors[name].flatten() for name in json.loads(known["trained"])])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"{path} should name its trained parameters. Reading it says: {error}"
+            ) from error
+
+
 @contextmanager
 def _open(path: Path) -> Generator[tuple[dict[str, Tensor], Mapping[str, str]]]:
     if not path.is_file():

@@ -15,7 +15,8 @@ import torch
 
 from varangian.config import RunConfig
 from varangian.launch.event_loop import run_to_completion
-from varangian.launch.result import Note, RunError, RunResult
+from varangian.launch.output.run_result import RunResult
+from varangian.launch.result import Note, RunError
 from varangian.launch.server_run import ServerRun
 from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.launch.simulation.workers import SimulatedWorkers

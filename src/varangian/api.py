@@ -1,0 +1,247 @@
+"""Runs and sweeps for programs and notebooks: `varangian.run`, `varangian.sweep` and `varangian.read`.
+
+They read settings as the command line does, and take Python objects in their place. `varangian` imports
+this on first use; nothing else does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from varangian.aggregators import MIXINGS, RULES, Aggregator, spec_of
+from varangian.config import RunConfig, advice, loads
+from varangian.config.overrides import Assignment, apply_overrides
+from varangian.config.settings import groups
+from varangian.config.yaml_text import read as read_settings
+from varangian.files import user_path
+from varangian.launch import Note, RunResult
+from varangian.launch import run as run_config
+from varangian.own_classes import target_of, target_of_function
+from varangian.registry import ConfigError, Problem, Registry, is_target
+from varangian.server.participation import PARTICIPATION
+from varangian.worker.attacks import ATTACKS
+from varangian.worker.data import DATASETS
+from varangian.worker.data.partition import PARTITIONS
+from varangian.worker.simulation.availability import AVAILABILITY
+from varangian.worker.simulation.delays import DELAYS
+from varangian.worker.training.losses import LOSSES
+from varangian.worker.training.metrics import METRICS
+from varangian.worker.training.models import MODELS
+
+if TYPE_CHECKING:
+    from varangian.experiments.sweep.sweep import SweepResult
+    from varangian.server.observability.record import Observe
+
+Config = str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None
+"""A file, settings by name, a configuration, or every setting with its default."""
+Grid = str | os.PathLike[str] | Mapping[str, Any]
+"""A grid file, or its content."""
+REGISTRIES: tuple[Registry[Any], ...] = (
+    *(RULES, MIXINGS, ATTACKS, PARTITIONS, METRICS, MODELS, DATASETS, LOSSES),
+    *(PARTICIPATION, AVAILABILITY, DELAYS),
+)
+"""The registries whose objects may stand in the place of their names."""
+MAIN = "__main__"
+
+
+def run(
+    config: Config = None,
+    /,
+    *,
+    observe: Observe | None = None,
+    note: Note | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Train with a server and workers on this machine, and return when it is over.
+
+    This is `varangian run` for programs and notebooks. Where an event loop runs already, the run has one of
+    its own in another thread, and this function waits for it. The first Ctrl-C ends the run after the round
+    in hand, in a notebook too; in a thread that is not the main one no signal is handled.
+
+    Args:
+        config: a YAML file; a mapping of settings, whose keys may be paths as `"optimizer.lr"`; what
+            `varangian.config.load` returns; or None, where every setting has its default.
+        observe: called with the record of every round; the run folder holds them, too. In a run that was
+            called from inside an event loop it is called in another thread.
+        note: takes sentences about the run, as that a worker has ended; by default they are logged as
+            warnings of the logger `varangian`.
+        folder: the run folder, which is made and must be empty if it exists; by default a new one below
+            the setting `output`.
+        settings: more settings, which win: `rounds=50`, `optimizer__lr=0.1` for `optimizer.lr`. A rule, an
+            attack or a model may be an object, a class or a function in place of its name.
+
+    Raises:
+        ConfigError: with every problem found in the settings.
+        RunError: the run cannot be started, or cannot go on.
+    """
+    chosen = configuration(config, settings)
+    say = note or logging.getLogger("varangian").warning
+    for sentence in advice(chosen):
+        say(sentence)
+    path = None if folder is None else user_path(folder)
+    return run_config(chosen, observe=observe, note=note, folder=path)
+
+
+def sweep(
+    grid: Grid,
+    /,
+    *,
+    jobs: int | None = None,
+    seeds: int | None = None,
+    format: str | None = None,
+    **settings: Any,
+) -> SweepResult:
+    """Run every point of a grid that has no run yet, and return when all are over.
+
+    This is `varangian sweep` for programs and notebooks. Each run has a process of its own; the same sweep
+    again only does what is missing. Ctrl-C ends it, and the result has what is done until then.
+
+    Args:
+        grid: a grid file, or a mapping as in one: `{"base": {...}, "grid": {"aggregator": [...]}}`.
+        jobs: runs at the same time; by default as many as this process may use cores.
+        seeds: as many seeds from 1 on, in place of those of the grid.
+        format: shows progress as the command does: auto, rich, plain or json; by default nothing is
+            printed.
+        settings: of every run, as for `run`.
+
+    Raises:
+        ConfigError: with every problem found in the grid.
+        RunError: a run folder is of another version, or cannot be written.
+    """
+    from varangian.experiments.sweep.grid import GridFile
+    from varangian.experiments.sweep.plan import make_plan
+    from varangian.experiments.sweep.sweep import run_sweep
+    from varangian.experiments.sweep.view import sweep_view
+
+    more = [*assignments(settings)]
+    if isinstance(grid, Mapping):
+        made = GridFile.of(plain(grid, "grid"), overrides=more)
+    else:
+        made = GridFile.read(user_path(grid), more)
+    plan = make_plan(made if seeds is None else made.with_seeds(range(1, seeds + 1)))
+    for point in plan.points[:1]:
+        check_reachable(point.config.resolved())
+    with contextlib.nullcontext() if format is None else sweep_view(format) as view:
+        return run_sweep(plan, jobs=jobs, view=view)
+
+
+def read(folder: str | os.PathLike[str], /) -> RunResult:
+    """The result of a run that is over, from its folder, with its history and its model.
+
+    Raises:
+        RunError: there is none.
+    """
+    return RunResult.of(folder)
+
+
+def configuration(config: Config, settings: Mapping[str, Any]) -> RunConfig:
+    """The configuration with more settings on top.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    if isinstance(config, RunConfig) and not settings:
+        found = config
+    else:
+        base, more = _base(config), [*assignments(settings)]
+        found = loads(apply_overrides(base, more, groups()))
+    if found.backend == "processes":
+        check_reachable(found.resolved())
+    return found
+
+
+def _base(config: Config) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if isinstance(config, RunConfig):
+        return config.resolved()
+    if isinstance(config, str | os.PathLike):
+        return read_settings(user_path(config))
+    if not isinstance(config, Mapping):
+        found = type(config).__name__
+        raise TypeError(f"`config` should be a file, a mapping of settings or a RunConfig. Found {found}.")
+    written = {str(key): plain(value, str(key)) for key, value in config.items()}
+    base = {key: value for key, value in written.items() if "." not in key}
+    paths = [Assignment(key, value, key) for key, value in written.items() if "." in key]
+    return apply_overrides(base, paths, groups())
+
+
+def assignments(settings: Mapping[str, Any]) -> Iterator[Assignment]:
+    """Keyword arguments as assignments: `optimizer__lr` is `optimizer.lr`."""
+    for name, value in settings.items():
+        path = name.replace("__", ".")
+        yield Assignment(path, plain(value, path), name)
+
+
+def plain(value: Any, path: str) -> Any:
+    """A value as it stands in a file: objects, classes and functions become their names and settings.
+
+    Raises:
+        ConfigError: an object has no name.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{path}.{place}") for place, item in enumerate(value)]
+    if isinstance(value, str | int | float | type(None)) and type(value).__module__ == "builtins":
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if callable(getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:
+        return value.item()  # a number of numpy or torch
+    if isinstance(value, Aggregator):
+        return spec_of(value)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return _name(value, path)
+    for registry in REGISTRIES:
+        with contextlib.suppress(KeyError):
+            return registry.spec(value)
+    return _name(value, path)
+
+
+def _name(value: Any, path: str) -> str:
+    """`module:name` of a class or a function.
+
+    Raises:
+        ConfigError: it is none, or not found under its name.
+    """
+    if callable(value):
+        target = target_of(value) if inspect.isclass(value) else target_of_function(value)
+        if target is not None:
+            return target
+        rule = "should be at the top of a module or a cell, under its own name"
+        raise ConfigError([Problem(path, rule, getattr(value, "__qualname__", value))])
+    rule = "should be a number, a text, a list, a mapping, or an object of a class that has a name here"
+    raise ConfigError([Problem(path, rule, value)])
+
+
+def check_reachable(settings: Mapping[str, Any]) -> None:
+    """See that code of the user is found by other processes.
+
+    Raises:
+        ConfigError: it stands in a notebook, or is typed at a prompt.
+    """
+    if getattr(sys.modules[MAIN], "__file__", None) is not None:
+        return  # a script, which every process imports
+    if names := sorted({*_in_main(settings)}):
+        rule = f"{', '.join(names)} can be found in this process alone, and this run has others"
+        raise ConfigError([Problem("", rule, hint="Write them to a file, or set backend='simulate'.")])
+
+
+def _in_main(settings: Any) -> Iterator[str]:
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield from (*_in_main(key), *_in_main(value))
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _in_main(value)
+    elif is_target(settings) and str(settings).startswith(f"{MAIN}:"):
+        yield str(settings).partition(":")[2]
