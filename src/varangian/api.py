@@ -24,7 +24,7 @@ from varangian.files import user_path
 from varangian.launch import Note, RunResult
 from varangian.launch import run as run_config
 from varangian.own_classes import target_of, target_of_function
-from varangian.registry import ConfigError, Problem, Registry, is_target
+from varangian.registry import ConfigError, Problem, Registry, is_target, join
 from varangian.server.participation import PARTICIPATION
 from varangian.worker.attacks import ATTACKS
 from varangian.worker.data import DATASETS
@@ -123,12 +123,14 @@ def sweep(
 
     more = [*assignments(settings)]
     if isinstance(grid, Mapping):
-        made = GridFile.of(plain(grid, "grid"), overrides=more)
+        content = dict(grid)
+        if isinstance(content.get("base"), Mapping | RunConfig):
+            content["base"] = _base(content["base"])
+        made = GridFile.of(plain(content, ""), overrides=more)
     else:
         made = GridFile.read(user_path(grid), more)
     plan = make_plan(made if seeds is None else made.with_seeds(range(1, seeds + 1)))
-    for point in plan.points[:1]:
-        check_reachable(point.config.resolved())
+    check_reachable(plan.grid.plain())
     with contextlib.nullcontext() if format is None else sweep_view(format) as view:
         return run_sweep(plan, jobs=jobs, view=view)
 
@@ -153,8 +155,9 @@ def configuration(config: Config, settings: Mapping[str, Any]) -> RunConfig:
     else:
         base, more = _base(config), [*assignments(settings)]
         found = loads(apply_overrides(base, more, groups()))
-    if found.backend == "processes":
-        check_reachable(found.resolved())
+    script = getattr(sys.modules[MAIN], "__file__", None)
+    if found.backend == "processes" and not (script and Path(script).is_file()):
+        check_reachable(found.resolved())  # a script is imported by every process of a run
     return found
 
 
@@ -188,9 +191,9 @@ def plain(value: Any, path: str) -> Any:
         ConfigError: an object has no name.
     """
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{path}.{key}") for key, item in value.items()}
+        return {str(key): plain(item, join(path, key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, f"{path}.{place}") for place, item in enumerate(value)]
+        return [plain(item, join(path, place)) for place, item in enumerate(value)]
     if isinstance(value, str | int | float | type(None)) and type(value).__module__ == "builtins":
         return value
     if isinstance(value, Path):
@@ -227,13 +230,12 @@ def check_reachable(settings: Mapping[str, Any]) -> None:
     """See that code of the user is found by other processes.
 
     Raises:
-        ConfigError: it stands in a notebook, or is typed at a prompt.
+        ConfigError: it stands in a notebook or a script, or is typed at a prompt.
     """
-    if getattr(sys.modules[MAIN], "__file__", None) is not None:
-        return  # a script, which every process imports
     if names := sorted({*_in_main(settings)}):
-        rule = f"{', '.join(names)} can be found in this process alone, and this run has others"
-        raise ConfigError([Problem("", rule, hint="Write them to a file, or set backend='simulate'.")])
+        rule = f"{', '.join(names)} can be found in this process alone, and other processes need them"
+        hint = "Write them to a file and import it; a single run may have backend='simulate'."
+        raise ConfigError([Problem("", rule, hint=hint)])
 
 
 def _in_main(settings: Any) -> Iterator[str]:

@@ -155,7 +155,7 @@ class OwnClasses:
         return fields_of(settings_class(cls))
 
     def target(self, cls: type[Any]) -> str | None:
-        """`module:Class`; None for a class that is not found there, is not the user's or of another kind."""
+        """`module:Class`; None for a class that is not found there, not the user's, or of another kind."""
         return target_of(cls) if _is_theirs(cls) and not self.lacks(cls) else None
 
     def build(self, target: str, fields: Mapping[str, Any], path: str, defaults: Mapping[str, Any]) -> Any:

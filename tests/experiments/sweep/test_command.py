@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from varangian.cli.main import INTERRUPTED, main
-from varangian.config import loads
 from varangian.experiments.sweep.processes.folders import RunFolders
 from varangian.experiments.sweep.processes.job import Ending
 from varangian.experiments.sweep.progress import Outcome, Progress
@@ -114,7 +113,7 @@ def test_programs_read_json_lines(sweep, grid):
 def test_a_failed_run_is_named_with_its_reason_and_the_exit_code_is_1(sweep, grid, runner):
     def fail(job, tell):
         with RunFolders(job.output).claim(job.id) as claim:
-            claim.fail(loads(job.settings), "the disk is on fire", "OSError")
+            claim.fail(job.settings, "the disk is on fire", "OSError")
         return Ending(job.id, "error", "the disk is on fire")
 
     runner.carry_out = fail

@@ -117,7 +117,7 @@ def test_a_run_that_fails_is_recorded_and_the_sweep_goes_on(planned, swept, trai
 def test_a_run_that_failed_is_done_again(plan, swept):
     folders, first = RunFolders(plan.output), plan.points[0]
     with folders.claim(first.id) as claim:
-        claim.fail(first.config, "no memory", "MemoryError")
+        claim.fail(first.config.resolved(), "no memory", "MemoryError")
     assert folders.error(first.id) == "no memory"
     result = swept(plan)
     assert (result.carried_out, result.failed) == (4, ())

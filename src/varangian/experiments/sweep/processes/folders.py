@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from varangian import __version__
-from varangian.config import RunConfig
 from varangian.config.yaml_text import dump
 from varangian.files import write_atomically
 from varangian.launch import RunError, RunResult
@@ -162,18 +161,17 @@ class Claim:
         write_atomically(self.path / RESULT, _json(plain))
         self._rename()
 
-    def fail(self, config: RunConfig, error: str, kind: str) -> None:
+    def fail(self, settings: Mapping[str, Any], error: str, kind: str) -> None:
         """The same for a run that ended on an error.
 
         Args:
-            config: of the run.
+            settings: of the run, resolved.
             error: a sentence.
             kind: the type of the error.
         """
-        settings = config.resolved()
         if not (self.path / "config.yaml").exists():
             write_atomically(self.path / "config.yaml", dump(settings).encode())
-        found = {"error": error, "kind": kind, "settings": settings, "varangian": __version__}
+        found = {"error": error, "kind": kind, "settings": dict(settings), "varangian": __version__}
         write_atomically(self.path / ERROR, _json(found))
         self._rename()
 

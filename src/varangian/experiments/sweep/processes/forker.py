@@ -22,7 +22,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import IO
 
-from varangian.config import loads
 from varangian.experiments.sweep.processes.job import Ending, Job, carry_out, record_crash
 from varangian.launch.child import CRASHED
 from varangian.launch.output import temporary_folder
@@ -138,7 +137,7 @@ class _Forker:
             sentence = f"the process of the run {describe_exit(child.process.exitcode)}"
             if words := " ".join(printed.decode(errors="replace").split())[-LAST_WORDS:]:
                 sentence += f". Its last words: {words}"
-            record_crash(child.job.id, loads(child.job.settings), child.job.output, sentence, printed)
+            record_crash(child.job, sentence, printed)
             self._pipe.send(Ending(child.job.id, "error", sentence))
         child.printed.close()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from varangian.config import RunConfig, loads
+from varangian.config import loads
 from varangian.experiments.sweep.processes.folders import RunComplete, RunFolders, RunTaken
 from varangian.files import write_atomically
 from varangian.launch import RunError, run
@@ -57,10 +57,10 @@ def carry_out(job: Job, tell: Callable[[int], None], printed: Callable[[], bytes
         tell: is told the number of rounds now and then.
         printed: what the run has printed.
     """
-    config = loads(job.settings)
     try:
         with RunFolders(job.output).claim(job.id) as claim:
             try:
+                config = loads(job.settings)  # here, as code of the user may have changed
                 result = run(config, observe=_Pace(tell), note=_print, folder=claim.path)
                 if result.outcome == "interrupted":
                     return Ending(job.id, "interrupted")
@@ -71,7 +71,7 @@ def carry_out(job: Job, tell: Callable[[int], None], printed: Callable[[], bytes
             except (Exception, SystemExit) as error:
                 sentence = _sentence(error)
                 _keep(claim.path, printed())
-                claim.fail(config, sentence, type(error).__name__)
+                claim.fail(job.settings, sentence, type(error).__name__)
                 return Ending(job.id, "error", sentence)
             _keep(claim.path, printed())
             claim.finish(result)
@@ -84,12 +84,12 @@ def carry_out(job: Job, tell: Callable[[int], None], printed: Callable[[], bytes
     return Ending(job.id, "complete")
 
 
-def record_crash(id: str, config: RunConfig, output: Path, sentence: str, printed: bytes) -> None:
+def record_crash(job: Job, sentence: str, printed: bytes) -> None:
     """Leave the folder of a run whose process has crashed as one that ended on an error."""
     try:
-        with RunFolders(output).claim(id) as claim:
+        with RunFolders(job.output).claim(job.id) as claim:
             _keep(claim.path, printed)
-            claim.fail(config, sentence, "Crash")
+            claim.fail(job.settings, sentence, "Crash")
     except (RunTaken, RunComplete, OSError):
         return
 
