@@ -20,9 +20,11 @@ LENGTH = (
     "update. A rule whose updates are shorter trains with a smaller learning rate in effect, and may look "
     "robust only because it has moved less. Compare lines at the same length."
 )
+MARGIN = 1.05
+"""An axis is so much longer than its highest value."""
 FIRST = ("accuracy", "loss", "train_loss")
-LOG = 50.0
-"""From this ratio of the largest to the smallest value on the axis is logarithmic."""
+BEYOND = 5.0
+"""An axis ends at so many times the value that most lines stay below: a model that diverges is cut off."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,12 @@ def _block_of(
     values = [value for curve in found for value in curve.mean if math.isfinite(value)]
     score = Score(metric)
     rows = [row for curve in found for row in _rows(study, curve)]
-    least = min((value for value in values if value > 0), default=1.0)
-    log = not score.percent and min(values, default=0) >= 0 and max(values, default=0) > LOG * least
+    y_domain = (
+        (0.0, 1.0) if score.percent else _domain([value for c in found for value in c.mean[:1]], values)
+    )
+    ends = [curve.x[-1] for curve in found if curve.x]
+    x_domain = _domain(ends, ends) if x == "length" else (0.0, max(ends, default=1.0))
+    cut = x_domain[1] < max(ends, default=0.0) or y_domain[1] < max(values, default=0.0)
     panels = [
         Panel("No attack" if attack == "none" else f"Under {attack}", {"attack": attack})
         for attack in layout.panels
@@ -201,7 +207,7 @@ def _block_of(
         id=f"curves-{name}",
         title=score.heading,
         caption=(f"Of each line {POINTS} evaluations are shown, evenly spread. " if thinned else "")
-        + ("The vertical axis is logarithmic. " if log else ""),
+        + ("Lines of models that diverge leave the panel. " if cut else ""),
         spec=specs.curves(
             x,
             x_title,
@@ -209,7 +215,8 @@ def _block_of(
             layout.line,
             layout.lines,
             percent=score.percent,
-            log=log,
+            x_domain=x_domain,
+            y_domain=y_domain,
         ),
         panels=tuple(panels) if layout.panel else (Panel("", {}),),
         table=Table(
@@ -221,6 +228,15 @@ def _block_of(
             ("round", "length", "mean", "std", "lowest", "highest", "seeds"),
         ),
     )
+
+
+def _domain(usual: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """From the lowest value, or 0, to the highest that is not far beyond the usual ones."""
+    finite = [value for value in values if math.isfinite(value)]
+    known = sorted(value for value in usual if math.isfinite(value)) or [0.0]
+    typical = known[len(known) // 2]
+    within = [value for value in finite if typical <= 0 or value <= BEYOND * typical]
+    return min(0.0, min(finite, default=0.0)), MARGIN * max(within, default=1.0)
 
 
 def _rows(study: Study, curve: Curve) -> Iterator[list[Cell]]:

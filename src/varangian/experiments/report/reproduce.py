@@ -52,7 +52,7 @@ def _settings(text: str) -> tuple[str, ...] | None:
     }
     long = {path: text or _flow(changed[path]) for path, text in exact.items()}
     made = _load(long)
-    if made is None or _without_place(made.resolved()) != _without_place(wanted):
+    if made is None or not _agrees(made.resolved(), wanted):
         return None
     return tuple(f"{path}={value}" for path, value in long.items())
 
@@ -69,9 +69,13 @@ def _load(settings: Mapping[str, str]) -> RunConfig | None:
         return None
 
 
-def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
+def _agrees(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether every setting is as it is wanted; one that is not mentioned is newer, and at its default."""
+    known = dict(flatten(made))
     left_out = {*WITHOUT_EFFECT, "seed"}
-    return {path: value for path, value in flatten(config) if path not in left_out}
+    return all(
+        path in known and known[path] == value for path, value in flatten(wanted) if path not in left_out
+    )
 
 
 def _short(value: Any) -> str:

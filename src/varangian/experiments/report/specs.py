@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 Spec: TypeAlias = dict[str, Any]
+Domain: TypeAlias = tuple[float, float]
 
 COLOURS = ("#0072b2", "#d55e00", "#1b1f24", "#008f67", "#b0509a", "#9a6700", "#56a0d9", "#6e40c9")
 DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3), (14, 4), (5, 2, 1, 2, 1, 2), (11, 2, 2, 2, 2, 2), (1, 3))
 BLUES = ["#f7fbff", "#cfe1f2", "#93c3df", "#4b97c9", "#1864aa", "#08306b"]
+SIGNED = ["#8a3b00", "#e0904a", "#f7f7f7", "#4b97c9", "#08306b"]
+"""From negative to positive; a cell with a negative weight has a minus sign, too."""
 KINDS = {
     "dropped": ("cross", "#b3261e"),
     "declined": ("triangle-up", "#9a6700"),
@@ -22,6 +25,8 @@ KINDS = {
     "revoked": ("square", "#6e40c9"),
 }
 """The shape and colour of the mark of each kind of absence."""
+TINY = 1e-6
+"""Ends a scale of weights where there are none."""
 FURNITURE = 110
 """Pixels of the legend and the axis of a timeline."""
 CONFIG: Spec = {
@@ -29,6 +34,7 @@ CONFIG: Spec = {
     "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e4e8ec"},
     "legend": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
     "view": {"stroke": "#d0d7de"},
+    "scale": {"invalid": {"color": {"value": "#eaeef2"}}},
     "background": "white",
 }
 
@@ -39,7 +45,15 @@ def style(index: int) -> tuple[str, tuple[int, ...]]:
 
 
 def curves(
-    x: str, x_title: str, y_title: str, line: str, names: Sequence[str], *, percent: bool, log: bool
+    x: str,
+    x_title: str,
+    y_title: str,
+    line: str,
+    names: Sequence[str],
+    *,
+    percent: bool,
+    x_domain: Domain,
+    y_domain: Domain,
 ) -> Spec:
     """Lines with bands over a horizontal axis.
 
@@ -50,7 +64,8 @@ def curves(
         line: the column that names the lines.
         names: all of them, in order.
         percent: whether the values are shares, from 0 to 1.
-        log: whether the vertical axis is logarithmic.
+        x_domain: from where to where the horizontal axis goes; what is beyond is cut off.
+        y_domain: the same of the vertical one.
     """
     styles = [style(i) for i in range(len(names))]
     domain = list(names)
@@ -60,8 +75,8 @@ def curves(
         "scale": {"domain": domain, "range": [list(d) for _, d in styles]},
         "legend": None,
     }
-    scale: Spec = {"domain": [0, 1]} if percent else {"type": "symlog" if log else "linear", "zero": False}
-    axis: Spec = {"format": "%", "tickCount": 5} if percent else {"tickCount": 5}
+    scale: Spec = {"domain": list(y_domain), "nice": False}
+    axis: Spec = {"format": "%" if percent else ".3~g", "tickCount": 5}
     shown = ".1%" if percent else ".4g"
     y = {"field": "mean", "type": "quantitative", "title": y_title, "scale": scale, "axis": axis}
     number = {"type": "quantitative", "format": shown}
@@ -77,8 +92,8 @@ def curves(
                 "field": x,
                 "type": "quantitative",
                 "title": x_title,
-                "scale": {"zero": False, "nice": False},
-                "axis": {"tickCount": 6},
+                "scale": {"domain": list(x_domain), "nice": False},
+                "axis": {"tickCount": 6, "format": ".6~g"},
             },
             "color": {"type": "nominal", **colour},
         },
@@ -99,7 +114,7 @@ def curves(
             },
             {
                 "params": [{"name": "near", "select": near}],
-                "mark": {"type": "point", "filled": True, "size": 55, "aria": False},
+                "mark": {"type": "point", "filled": True, "size": 55, "aria": False, "clip": True},
                 "encoding": {
                     "y": y,
                     "opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
@@ -117,12 +132,13 @@ def curves(
     }
 
 
-def timeline(workers: int, kinds: Sequence[str]) -> Spec:
+def timeline(workers: int, kinds: Sequence[str], *, signed: bool) -> Spec:
     """Weights of workers over rounds as a heat map, with a mark where a worker had no part.
 
     Args:
         workers: their number.
         kinds: the kinds of marks that there are.
+        signed: whether some weights are negative.
     """
     step = 18 if workers <= 40 else 12 if workers <= 100 else 6
     edges = [
@@ -170,6 +186,19 @@ def timeline(workers: int, kinds: Sequence[str]) -> Spec:
             "tooltip": tooltip,
         },
     }
+    least, largest = (f"(extent(pluck(data('rows'), 'weight'))[{i}] || 0)" for i in (0, 1))
+    scale: Spec = {"range": BLUES, "domainMin": 0, "domainMax": {"expr": f"max({TINY}, {largest})"}}
+    if signed:
+        scale |= {"range": SIGNED, "domainMid": 0, "domainMin": {"expr": f"min(-{TINY}, {least})"}}
+    minus: Spec = {
+        "transform": [{"filter": "isNumber(datum.weight) && datum.weight < 0"}],
+        "mark": {"type": "text", "text": "\N{MINUS SIGN}", "fontSize": 9, "aria": False},
+        "encoding": {
+            "x": {"field": "middle", "type": "quantitative"},
+            "y": y,
+            "color": {"value": "#1b1f24"},
+        },
+    }
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": "container",
@@ -179,7 +208,7 @@ def timeline(workers: int, kinds: Sequence[str]) -> Spec:
         "transform": edges,
         "layer": [
             {
-                "mark": {"type": "rect", "aria": False},
+                "mark": {"type": "rect", "aria": False, "invalid": "show"},
                 "encoding": {
                     "x": {
                         "field": "from",
@@ -194,12 +223,15 @@ def timeline(workers: int, kinds: Sequence[str]) -> Spec:
                         "field": "weight",
                         "type": "quantitative",
                         "title": "weight",
-                        "scale": {"range": BLUES, "zero": True},
+                        "scale": {"range": SIGNED, "domainMid": 0}
+                        if signed
+                        else {"range": BLUES, "zero": True},
                         "legend": {"orient": "top", "gradientLength": 160, "tickCount": 3},
                     },
                     "tooltip": tooltip,
                 },
             },
+            *([minus] if signed else []),
             *([marks] if kinds else []),
         ],
     }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from varangian.experiments.report import specs
-from varangian.experiments.report.rendering import NOTHING, Cell, Section, Table, render
+from varangian.experiments.report.rendering import NOTHING, Cell, Section, Table, render, setting_of
 from varangian.experiments.results.run import ResultsError, Run
 from varangian.experiments.results.study import Study
 from varangian.experiments.results.trust import Kind, Trust, trust
@@ -51,8 +51,9 @@ def sections(study: Study) -> Iterator[Section]:
     """The timeline of one run of each case."""
     chosen = list(_chosen(study))
     timelines: list[tuple[str, Trust]] = []
+    silent: list[str] = []
     cells = 0
-    for label, run in chosen:
+    for rule, label, run in chosen:
         try:
             found = trust(run, COLUMNS)
         except ResultsError:
@@ -62,27 +63,37 @@ def sections(study: Study) -> Iterator[Section]:
         cells += len(found.workers) * len(found.first)
         if timelines and cells > CELLS:
             break
-        if found.first:
+        if found.weighed or found.marks:
             timelines.append((label, found))
+        else:
+            silent.append(rule)
     if not timelines:
+        if silent:
+            yield Section(
+                "trust", "Trust over time", render("no_timeline.html", silent=dict.fromkeys(silent))
+            )
         return
     rows = [row for i, (_, one) in enumerate(timelines, start=1) for row in _rows(i, one)]
     found_kinds = {mark.kind for _, one in timelines for marks in one.marks.values() for mark in marks}
+    kinds = [kind for kind in SEVERITY if kind in found_kinds]
+    signed = any((one.weights < 0).any() for _, one in timelines)
     html = render(
         "timeline.html",
-        runs=[_shown(label, one) for label, one in timelines],
-        left_over=len(chosen) - len(timelines),
+        runs=[_shown(label, one, kinds) for label, one in timelines],
+        left_over=len(chosen) - len(timelines) - len(silent),
+        silent=dict.fromkeys(silent),
         several=len(study.runs) > 1,
         thinned=any(one.first != one.last for _, one in timelines),
-        kinds=SEVERITY,
-        spec=specs.timeline(max(len(one.workers) for _, one in timelines), list(found_kinds)),
+        kinds=kinds,
+        signed=signed,
+        spec=specs.timeline(max(len(one.workers) for _, one in timelines), list(kinds), signed=signed),
         table=Table("trust-data", COLUMN_NAMES, rows, ("first round", "last round", "weight")),
     )
     yield Section("trust", "Trust over time", html)
 
 
-def _chosen(study: Study) -> Iterator[tuple[str, Run]]:
-    """The worst run of each rule; then a run of each other case, those under attack first."""
+def _chosen(study: Study) -> Iterator[tuple[str, str, Run]]:
+    """The worst run of each rule, then a run of each other case: the rule, a name for the run, and it."""
     cases = {run.folder: case for case in study.cases for run in case.runs}
     chosen = [(cases[run.folder], run) for _, run in study.worst_runs()]
     told = [case for case, _ in chosen]
@@ -90,10 +101,10 @@ def _chosen(study: Study) -> Iterator[tuple[str, Run]]:
     chosen += [(case, case.runs[0]) for case in sorted(others, key=lambda case: case.clean)]
     for case, run in chosen:
         attack = "no attack" if case.clean else f"under {case.attack}"
-        words = [f"{case.rule} {attack}", *case.group]
+        words = [f"{case.rule} {attack}", *([setting_of(study, case.group)] if case.group else [])]
         if "seed" in study.varying:
             words.append(f"seed {case.seeds[case.runs.index(run)]}")
-        yield ", ".join(words), run
+        yield case.rule, ", ".join(words), run
 
 
 def _rows(number: int, found: Trust) -> Iterator[list[Cell]]:
@@ -113,7 +124,7 @@ def _rows(number: int, found: Trust) -> Iterator[list[Cell]]:
             ]
 
 
-def _shown(label: str, found: Trust) -> Shown:
+def _shown(label: str, found: Trust, kinds: Sequence[Kind]) -> Shown:
     lines: list[Line] = []
     sizes = [[abs(value) for value in row if math.isfinite(value)] for row in found.weights.tolist()]
     total = sum(map(sum, sizes))
@@ -128,7 +139,7 @@ def _shown(label: str, found: Trust) -> Shown:
                 attacks=worker in found.attackers,
                 weight=f"{sum(own) / len(own):.4f}" if own else NOTHING,
                 share=f"{100 * sum(sizes[i]) / total:.1f}" if total > 0 else NOTHING,
-                counts=tuple(counts[kind] for kind in SEVERITY),
+                counts=tuple(counts[kind] for kind in kinds),
                 reason=told[-1] if told else "",
             )
         )
