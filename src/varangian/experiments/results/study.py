@@ -170,18 +170,18 @@ class Study:
 
 def _study(members: Sequence[Member], found: Results, counts: Set[State], notes: Sequence[str]) -> Study:
     tuned = next((sweep.tuned for sweep in found.sweeps if sweep.tuned), None)
-    axes = _axes(members)
+    axes = _axes(members, tuned)
     by, with_rule = headings(members, [path for path in axes if path not in (RULE, ATTACK, tuned)])
     carry = [path for path in axes if path in with_rule or path == tuned]
     places: dict[tuple[str, str, tuple[str, ...]], list[Member]] = {}
-    carried: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}
+    beside: dict[tuple[str, tuple[str, ...]], dict[str, dict[str, None]]] = {}
     for member in members:
         names = {path: axis[_value(member, path)] for path, axis in axes.items()}
         group = tuple(names[path] for path in by)
         places.setdefault((names[RULE], names[ATTACK], group), []).append(member)
-        beside = carried.setdefault((names[RULE], group), {})
         for path in carry:
-            beside.setdefault(axes[path].title, names[path])
+            found_here = beside.setdefault((names[RULE], group), {})
+            found_here.setdefault(axes[path].title, {})[names[path]] = None
     # Of a plan the order is that of its writer; folders alone have none that says anything.
     planned = bool(found.sweeps)
     rules = _ordered((rule for rule, _, _ in places), planned)
@@ -200,7 +200,10 @@ def _study(members: Sequence[Member], found: Results, counts: Set[State], notes:
         cases=tuple(cases),
         metrics=_metrics([run for case in cases for run in case.runs]),
         varying=_varying(axes, rules, attacks, members),
-        carried=carried,
+        carried={
+            place: {path: ", ".join(sorted(names, key=natural)) for path, names in paths.items()}
+            for place, paths in beside.items()
+        },
         shared=tuple(i for i, path in enumerate(by) if path == COUNT),
         tuned=axes[tuned].title if tuned in axes else tuned,
         left_out=tuple(entry for sweep in found.sweeps for entry in sweep.left_out),
@@ -208,12 +211,12 @@ def _study(members: Sequence[Member], found: Results, counts: Set[State], notes:
     )
 
 
-def _axes(members: Sequence[Member]) -> dict[str, Axis]:
-    """The rule, the attack and every other setting that varies, those of `FIRST` before the others."""
+def _axes(members: Sequence[Member], tuned: str | None) -> dict[str, Axis]:
+    """The rule, the attack, and what else varies or is tuned, the settings of `FIRST` before others."""
     values: dict[str, dict[str, Any]] = {}
     for path in dict.fromkeys([*FIRST, *(path for member in members for path in member.settings)]):
         found = {key_of(value): value for value in (_value(member, path) for member in members)}
-        if len(found) > 1:
+        if len(found) > 1 or path == tuned:
             values[path] = found
     axes = {path: axis_of(path, found.values()) for path, found in values.items()}
     attacks = [member.attack for member in members if member.attack is not None]
