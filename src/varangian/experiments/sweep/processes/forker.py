@@ -22,6 +22,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import IO
 
+import torch
+
 from varangian.experiments.sweep.processes.job import Ending, Job, carry_out, record_crash
 from varangian.launch.child import CRASHED
 from varangian.launch.output import temporary_folder
@@ -147,6 +149,7 @@ def _run(job: Job, pipe: Connection, printed: IO[bytes]) -> None:
     gc.enable()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.argv = [*job.command]
+    torch.set_num_threads(1)  # runs beside each other, and a pool of threads for each would take turns
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(printed.fileno(), stream.fileno())
