@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from varangian.cli.commands.run import quote
@@ -24,6 +25,8 @@ from varangian.experiments.sweep.view import SweepView, sweep_view
 from varangian.launch import RunError
 from varangian.registry import ConfigError, Problem
 
+REASON = 160
+"""Characters of the reason why a run failed, at the end; all of it is in its folder."""
 LABELS = 5
 """Points that are named beside one reason; of more, the number is told."""
 
@@ -151,7 +154,9 @@ def _last_lines(result: SweepResult) -> Iterator[str]:
     yield f"{len(result.outcomes)} of {len(result.plan.points)} runs done, {result.carried_out} of them now"
     if result.failed:
         yield f"{len(result.failed)} failed:"
-        yield from align((f"  {one.point.label}", one.point.id, one.reason) for one in result.failed)
+        yield from align(
+            (f"  {one.point.label}", one.point.id, shorten(one.reason, REASON)) for one in result.failed
+        )
     if result.missing:
         yield f"{result.missing} runs are missing: type the command again, and it does them"
     if path := result.plan.grid.tune:
