@@ -53,6 +53,7 @@ def test_no_finished_run(varangian, tmp_path, write_run):
     code, _, err = varangian("report", "run")
     assert code == 1
     assert "There is no finished run to report" in err
+    assert "--follow" in err
     assert not (tmp_path / "report.html").exists()
 
 

@@ -124,7 +124,9 @@ def summary_lines(
         mean = sum(age * count for age, count in summary.ages.items()) / summary.ages.total()
         lines.append(("ages", f"mean {mean:.1f} rounds, at most {max(summary.ages)}"))
     lines += [("reason", result.reason), ("folder", str(result.folder or "-"))]
-    return lines if result.folder is None else [*lines, ("report", report_command(result.folder))]
+    if result.folder is not None and result.outcome != "interrupted":
+        lines.append(("report", report_command(result.folder)))
+    return lines
 
 
 def report_command(folder: Path) -> str:

@@ -71,6 +71,11 @@ def open_report(folder: Path) -> None:
 def _write(results: Results, path: Path, notes: Sequence[str] = ()) -> None:
     try:
         write_page(results, path, notes=notes)
+    except ResultsError as error:
+        hint = (
+            " A run that goes on can be looked at with --follow." if any(r.running for r in results) else ""
+        )
+        raise CommandError(f"{error}{hint}") from error
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror}. Choose another -o FILE") from error
 

@@ -13,6 +13,10 @@ from varangian.experiments.results.study import Study
 
 POINTS = 120
 """Most points of a line; of more evaluations, as many are shown, evenly spread."""
+EDGE = 1.02
+"""The axis of rounds ends so far beyond the last one that its point is whole."""
+FEW = 15
+"""Up to so many evaluations each has a point: a single one would be no line."""
 TABLE_ROWS = 1500
 """A longer table of numbers is only in the file."""
 LENGTH = (
@@ -195,7 +199,7 @@ def _block_of(
         (0.0, 1.0) if score.percent else _domain([value for c in found for value in c.mean[:1]], values)
     )
     ends = [curve.x[-1] for curve in found if curve.x]
-    x_domain = _domain(ends, ends) if x == "length" else (0.0, max(ends, default=1.0))
+    x_domain = _domain(ends, ends) if x == "length" else (0.0, EDGE * max(ends, default=1.0))
     cut = x_domain[1] < max(ends, default=0.0) or y_domain[1] < max(values, default=0.0)
     panels = [
         Panel("No attack" if attack == "none" else f"Under {attack}", {"attack": attack})
@@ -217,6 +221,7 @@ def _block_of(
             percent=score.percent,
             x_domain=x_domain,
             y_domain=y_domain,
+            points=all(len(curve.rounds) <= FEW for curve in found),
         ),
         panels=tuple(panels) if layout.panel else (Panel("", {}),),
         table=Table(

@@ -54,6 +54,7 @@ def curves(
     percent: bool,
     x_domain: Domain,
     y_domain: Domain,
+    points: bool,
 ) -> Spec:
     """Lines with bands over a horizontal axis.
 
@@ -66,6 +67,7 @@ def curves(
         percent: whether the values are shares, from 0 to 1.
         x_domain: from where to where the horizontal axis goes; what is beyond is cut off.
         y_domain: the same of the vertical one.
+        points: whether each evaluation has a point on its line.
     """
     styles = [style(i) for i in range(len(names))]
     domain = list(names)
@@ -106,7 +108,13 @@ def curves(
                 },
             },
             {
-                "mark": {"type": "line", "strokeWidth": 2, "aria": False, "clip": True},
+                "mark": {
+                    "type": "line",
+                    "strokeWidth": 2,
+                    "aria": False,
+                    "clip": True,
+                    "point": {"size": 28} if points else False,
+                },
                 "encoding": {
                     "y": y,
                     "strokeDash": {"type": "nominal", **dash},

@@ -101,11 +101,12 @@ class SweepResult:
         Raises:
             ResultsError: no run is finished.
             MissingLibraryError: the extra `report` is not installed.
+            OSError: the file cannot be written.
         """
-        from varangian.experiments.report.command import write_report
+        from varangian.experiments.report.page import write_page
 
         file = user_path(path)
-        write_report(read_runs([self.plan.file]), file)
+        write_page(read_runs([self.plan.file]), file)
         return file
 
     def __repr__(self) -> str:
