@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec, module_from_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -150,7 +150,8 @@ def byzfl(threads: int, rule: str, args: argparse.Namespace) -> Pace:
         for share in deal_samples(config.partition, dataset, honest, config.seed)
     ]
     *mixings, name = rule.split("+")
-    test = torch.utils.data.TensorDataset(dataset.prepared(dataset.test_x, CPU), dataset.test_y)
+    targets = cast("Any", dataset.test_y)
+    test = torch.utils.data.TensorDataset(dataset.prepared(dataset.test_x, CPU), targets)
     server = framework.Server(
         {
             **common,
@@ -181,9 +182,8 @@ def byzfl(threads: int, rule: str, args: argparse.Namespace) -> Pace:
 
 def batches(dataset: Dataset, share: torch.Tensor, size: int) -> Any:
     """A loader of some samples, as ByzFL makes them."""
-    samples = torch.utils.data.TensorDataset(
-        dataset.prepared(dataset.train_x[share], CPU), dataset.train_y[share]
-    )
+    images, labels = cast("Any", dataset.train_x), cast("Any", dataset.train_y)
+    samples = torch.utils.data.TensorDataset(dataset.prepared(images[share], CPU), labels[share])
     return torch.utils.data.DataLoader(samples, batch_size=size, shuffle=True)
 
 
@@ -222,7 +222,8 @@ def round_of_gradients(args: argparse.Namespace) -> dict[str, list[float]]:
     dataset, names = exact.dataset, config.worker_names
     model = build_model(config.model, dataset, config.seed)
     samples = config.workers * config.worker.batch_size
-    x, y = dataset.prepared(dataset.train_x[:samples], CPU), dataset.train_y[:samples]
+    images, labels = cast("Any", dataset.train_x), cast("Any", dataset.train_y)
+    x, y = dataset.prepared(images[:samples], CPU), labels[:samples]
 
     def plain(round: int) -> None:
         model.zero_grad()
