@@ -1,7 +1,8 @@
 """Varangian: a Byzantine-robust parameter server for PyTorch.
 
 `varangian.run(config, rounds=50)` trains as a configuration says, `varangian.sweep(grid)` runs every point
-of a grid, `varangian.read(folder)` gives the result of a run back and `varangian.load(folder)` its model.
+of a grid, `varangian.read(folder)` gives the result of a run back and `varangian.load(folder)` its model;
+`varangian.report(...)` writes a page about them.
 Nothing heavy is imported before it is asked for.
 """
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from varangian.api import read as read
+    from varangian.api import report as report
     from varangian.api import run as run
     from varangian.api import sweep as sweep
     from varangian.launch.output.saved_model import load as load
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    **dict.fromkeys(("run", "sweep", "read"), "varangian.api"),
+    **dict.fromkeys(("run", "sweep", "read", "report"), "varangian.api"),
     "load": "varangian.launch.output.saved_model",
 }
 """Names that are imported on first use, and the module of each."""

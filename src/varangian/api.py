@@ -1,4 +1,4 @@
-"""Runs and sweeps for programs and notebooks: `varangian.run`, `varangian.sweep` and `varangian.read`.
+"""Runs, sweeps and reports for programs and notebooks: `varangian.run`, `varangian.sweep` and the like.
 
 They read settings as the command line does, and take Python objects in their place. `varangian` imports
 this on first use; nothing else does.
@@ -21,7 +21,7 @@ from varangian.config.overrides import Assignment, apply_overrides
 from varangian.config.settings import groups
 from varangian.config.yaml_text import read as read_settings
 from varangian.files import user_path
-from varangian.launch import Note, RunResult
+from varangian.launch import Note, RunError, RunResult
 from varangian.launch import run as run_config
 from varangian.own_classes import target_of, target_of_function
 from varangian.registry import ConfigError, Problem, Registry, is_target, join
@@ -144,6 +144,37 @@ def read(folder: str | os.PathLike[str], /) -> RunResult:
     return RunResult.of(folder)
 
 
+def report(
+    *runs: RunResult | SweepResult | str | os.PathLike[str], path: str | os.PathLike[str] = "report.html"
+) -> Path:
+    """Write one page about runs, as `varangian report`, and return where it is.
+
+    Args:
+        runs: results of runs and sweeps, or their folders and files.
+        path: of the page.
+
+    Raises:
+        ResultsError: no run is finished, or one is damaged.
+        MissingLibraryError: the extra `report` is not installed.
+        OSError: the file cannot be written.
+    """
+    from varangian.experiments.report.page import write_page
+    from varangian.experiments.results.read import read_runs
+    from varangian.experiments.sweep.sweep import SweepResult
+
+    places = list[str | os.PathLike[str]]()
+    for one in runs:
+        place = one.plan.file if isinstance(one, SweepResult) else one
+        if isinstance(place, RunResult):
+            if place.folder is None:
+                raise RunError("This run has no folder to read from.")
+            place = place.folder
+        places.append(place)
+    file = user_path(path)
+    write_page(read_runs(places), file)
+    return file
+
+
 def configuration(config: Config, settings: Mapping[str, Any]) -> RunConfig:
     """The configuration with more settings on top.
 
@@ -168,7 +199,7 @@ def _base(config: Config) -> dict[str, Any]:
         return config.resolved()
     if isinstance(config, str | os.PathLike):
         return read_settings(user_path(config))
-    if not isinstance(config, Mapping):
+    if not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         found = type(config).__name__
         raise TypeError(f"`config` should be a file, a mapping of settings or a RunConfig. Found {found}.")
     written = {str(key): plain(value, str(key)) for key, value in config.items()}
@@ -194,7 +225,7 @@ def plain(value: Any, path: str) -> Any:
         return {str(key): plain(item, join(path, key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, join(path, place)) for place, item in enumerate(value)]
-    if isinstance(value, str | int | float | type(None)) and type(value).__module__ == "builtins":
+    if type(value) in (str, int, float, bool, type(None)):
         return value
     if isinstance(value, Path):
         return str(value)

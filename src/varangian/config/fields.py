@@ -106,9 +106,10 @@ def _as_custom(registry: Registry[Any], value: Any) -> Any:
 
     A class of the user stays as it is where the registry takes classes.
     """
-    ((target, options),) = (
-        value.items() if isinstance(value, Mapping) and len(value) == 1 else [(value, None)]
-    )
+    target: Any = value
+    options: Any = None
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((target, options),) = value.items()
     if not is_target(target) or "custom" not in registry:
         return value
     if registry.own is not None and names_class(target):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from varangian.worker.training.metrics.accuracy import Accuracy
 from varangian.worker.training.metrics.base import METRICS, Metric, MetricError, OwnMetric
@@ -44,8 +44,8 @@ def choose_metrics(
         if by_class is not None and by_class != (classes is not None):
             kind = "class labels" if by_class else "numbers as targets"
             raise MetricError(f"`metrics` {name} needs {kind}, which `loss` {loss} has not.")
-        whole = metric if hasattr(metric, "totals") else Called(metric, by_class)
-        chosen[name] = cast("Metric", whole)
+        of_one: Any = metric
+        chosen[name] = of_one if hasattr(metric, "totals") else cast("Metric", Called(of_one, by_class))
     return chosen
 
 

@@ -76,7 +76,9 @@ class RunResult:
         path = user_path(folder)
         values = _read_json(path / "result.json", "It has not ended yet, perhaps.")
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in values.items() if k in known} | {"folder": path})
+        given: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+        given["folder"] = path
+        return cls(**given)
 
     @cached_property
     def config(self) -> dict[str, Any]:
