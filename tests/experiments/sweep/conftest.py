@@ -55,14 +55,14 @@ def pretend(job, tell):
         with RunFolders(job.output).claim(job.id) as claim:
             (claim.path / "manifest.json").write_text(json.dumps({"varangian": __version__}))
             accuracy = job.settings["seed"] / 100
-            claim.finish(ended(accuracy=accuracy, metrics={"validation_accuracy": accuracy}))
+            claim.finish(result(accuracy=accuracy, metrics={"validation_accuracy": accuracy}))
     except RunTaken:
         return Ending(job.id, "taken")
     tell(1)
     return Ending(job.id, "complete")
 
 
-def ended(**fields):
+def result(**fields):
     """The result of a run of two rounds in two seconds."""
     usual = {"accuracy": 0.5, "loss": 1.0, "digest": "", "rounds": 2, "seconds": 2.0, "reason": "done"}
     return RunResult(**{**usual, "outcome": "finished", **fields})
@@ -102,6 +102,12 @@ def runner():
 def training():
     """A runner that carries runs out."""
     return HereRunner(carry_out)
+
+
+@pytest.fixture
+def ended():
+    """The result of a run of two rounds in two seconds, with other values."""
+    return result
 
 
 @pytest.fixture

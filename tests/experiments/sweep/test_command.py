@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 import yaml
 
+from varangian import __version__
 from varangian.cli.main import INTERRUPTED, main
 from varangian.experiments.sweep.processes.folders import RunFolders
 from varangian.experiments.sweep.processes.job import Ending
@@ -120,8 +121,25 @@ def test_a_failed_run_is_named_with_its_reason_and_the_exit_code_is_1(sweep, gri
     code, out, _ = sweep(grid)
     assert code == 1
     assert "4 failed:" in out
-    assert out.count("the disk is on fire") == 8  # as each ends, and at the end
+    assert out.count("the disk is on fire") == 5  # as each ends, and once at the end
     assert "accuracy in %" not in out
+
+
+def test_a_run_that_ends_early_is_named_and_is_no_failure(sweep, grid, runner, ended):
+    def diverge(job, tell):
+        with RunFolders(job.output).claim(job.id) as claim:
+            (claim.path / "manifest.json").write_text(json.dumps({"varangian": __version__}))
+            claim.finish(ended(outcome="failed", reason="10 rounds had no update; the last, round 9: NaN"))
+        return Ending(job.id, "complete")
+
+    runner.carry_out = diverge
+    code, out, _ = sweep(grid, "--seeds", "1")
+    assert code == 0
+    assert "1/2  median  seed 1  accuracy 50.0 %, ended early: 10 rounds had no update" in out
+    ending = out[out.index("2 of 2 runs done") :].splitlines()
+    assert ending[1] == "2 ended before their last round, and count with the score that they had:"
+    assert ending[2] == "  10 rounds had no update"
+    assert ending[3].startswith("    median  seed 1")
 
 
 def test_tuning_says_what_was_chosen(sweep, tmp_path, small_settings):

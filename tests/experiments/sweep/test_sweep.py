@@ -125,10 +125,10 @@ def test_a_run_that_failed_is_done_again(plan, swept):
 
 
 @pytest.mark.exhaustive
-def test_a_run_that_ends_early_has_a_result_and_counts_as_failed(planned, swept, training):
+def test_a_run_that_ends_early_has_a_result_that_counts(planned, swept, training):
     plan = planned({"optimizer": {"lr": 1e38}, "aggregator": "mean", "rounds": 30}, grid={"f": [0]})
     (outcome,) = swept(plan, training).outcomes
-    assert outcome.state == "failed"
+    assert (outcome.state, outcome.short_reason) == ("early", "10 rounds in a row had no update")
     assert outcome.result["outcome"] == "failed"
     assert outcome.reason == outcome.result["reason"]
     assert swept(plan).carried_out == 0

@@ -77,6 +77,19 @@ def test_without_attacks_the_best_value_is_chosen(outcomes):
     assert (choice.chosen.value, choice.chosen.attack) == (0.1, None)
 
 
+def test_the_number_of_attackers_is_the_choice_of_the_attacker(planned):
+    plan = planned(
+        {"workers": 7, "f": 2},
+        grid={"byzantine.count": [1, 2], "byzantine.attack": [None, "ipm"], "optimizer.lr": LRS},
+    )
+    scores = {(0, 0.1): 0.9, (1, 0.1): 0.8, (2, 0.1): 0.1, (0, 0.5): 0.7, (1, 0.5): 0.6, (2, 0.5): 0.5}
+    places = [(point.config.byzantine.count, point.settings["optimizer.lr"]) for point in plan.points]
+    metrics = [{"metrics": {"validation_accuracy": scores[place]}} for place in places]
+    outcomes = [Outcome(p, "finished", found) for p, found in zip(plan.points, metrics, strict=True)]
+    (choice,) = choose("optimizer.lr", outcomes)
+    assert (choice.settings, choice.chosen.value, choice.chosen.worst) == ({}, 0.5, 0.5)
+
+
 def test_a_value_with_a_run_without_a_score_is_not_chosen(outcomes):
     def score(point):
         return {"validation_accuracy": None if place(point)[1] == 0.5 and point.seed == 2 else 0.1}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from varangian.cli.commands.run import quote
@@ -20,13 +19,12 @@ from varangian.experiments.sweep.grid import GridFile
 from varangian.experiments.sweep.pace import duration, pace_of_finished
 from varangian.experiments.sweep.plan import MOST_POINTS, LeftOut, Plan, label, make_plan
 from varangian.experiments.sweep.processes.folders import RunFolders
+from varangian.experiments.sweep.progress import Outcome
 from varangian.experiments.sweep.sweep import SweepResult, run_sweep, usable_cores
 from varangian.experiments.sweep.view import SweepView, sweep_view
 from varangian.launch import RunError
 from varangian.registry import ConfigError, Problem
 
-REASON = 160
-"""Characters of the reason why a run failed, at the end; all of it is in its folder."""
 LABELS = 5
 """Points that are named beside one reason; of more, the number is told."""
 
@@ -154,9 +152,10 @@ def _last_lines(result: SweepResult) -> Iterator[str]:
     yield f"{len(result.outcomes)} of {len(result.plan.points)} runs done, {result.carried_out} of them now"
     if result.failed:
         yield f"{len(result.failed)} failed:"
-        yield from align(
-            (f"  {one.point.label}", one.point.id, shorten(one.reason, REASON)) for one in result.failed
-        )
+        yield from _by_reason(result.failed)
+    if result.early:
+        yield f"{len(result.early)} ended before their last round, and count with the score that they had:"
+        yield from _by_reason(result.early)
     if result.missing:
         yield f"{result.missing} runs are missing: type the command again, and it does them"
     if path := result.plan.grid.tune:
@@ -170,6 +169,16 @@ def _last_lines(result: SweepResult) -> Iterator[str]:
     yield f"the report: varangian report {result.plan.file}"
 
 
+def _by_reason(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """Runs with one reason together."""
+    reasons: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        reasons.setdefault(outcome.short_reason, []).append(outcome)
+    for reason, members in reasons.items():
+        yield f"  {reason}"
+        yield from align((f"    {one.point.label}", one.point.id) for one in members)
+
+
 def _chosen(result: SweepResult, path: str) -> list[tuple[str, str, str]]:
     nothing = ("", "nothing is chosen", "runs are missing" if result.missing else "no run has a score")
     return [choice.row(path) for choice in result.choices] or [nothing]
@@ -179,6 +188,7 @@ def _facts(result: SweepResult) -> dict[str, Any]:
     return {
         "points": len(result.plan.points),
         "done": len(result.outcomes),
+        "early": len(result.early),
         "failed": len(result.failed),
         "missing": result.missing,
         "carried_out": result.carried_out,

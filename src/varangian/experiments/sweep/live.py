@@ -47,7 +47,7 @@ class Live:
         self._console.print(Text(printable(text, NOTE)))
 
     def ended(self, progress: Progress, outcome: Outcome) -> None:
-        if outcome.state == "failed":
+        if outcome.state != "finished":
             self.note(f"{outcome.point.label}  {score(outcome)}")
         self.update(progress)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any, Literal, Protocol
 
 from varangian.cli.views.summary import number, percent
 from varangian.experiments.sweep.pace import Pace, duration
 from varangian.experiments.sweep.plan import Plan, Point
 
-State = Literal["finished", "failed"]
+REASON = 120
+"""Characters of a reason on the screen; all of it is in the run folder."""
+State = Literal["finished", "early", "failed"]
+"""finished: all rounds are done; early: it ended before, as when its model diverged, and has a result;
+failed: it ended on an error."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,14 @@ class Outcome:
     result: dict[str, Any] | None
     """As in result.json; None of a run that ended on an error."""
     reason: str = ""
-    """Why it failed, as a sentence."""
+    """Why it is not finished, as a sentence."""
     seconds: float | None = None
     """That its process took; None of a run that another sweep has carried out."""
+
+    @property
+    def short_reason(self) -> str:
+        """The first clause of the reason."""
+        return shorten(self.reason.partition("; ")[0].partition(". ")[0], REASON)
 
     @property
     def accuracy(self) -> float | None:
@@ -56,6 +66,10 @@ class Progress:
     """Of the runs that ended in this sweep."""
 
     @property
+    def early(self) -> int:
+        return sum(outcome.state == "early" for outcome in self.outcomes.values())
+
+    @property
     def failed(self) -> int:
         return sum(outcome.state == "failed" for outcome in self.outcomes.values())
 
@@ -85,6 +99,7 @@ def counts(progress: Progress) -> str:
     parts = [f"{len(progress.outcomes)} of {len(progress.plan.points)} runs done"]
     parts += [f"{len(progress.running)} running"] if progress.running else []
     parts += [f"{len(progress.elsewhere)} in another sweep"] if progress.elsewhere else []
+    parts += [f"{progress.early} ended early"] if progress.early else []
     parts += [f"{progress.failed} failed"] if progress.failed else []
     return ", ".join(parts)
 
@@ -99,13 +114,13 @@ def found(progress: Progress) -> str:
 
 
 def score(outcome: Outcome) -> str:
-    """How a run ended: its accuracy or loss, or why it failed."""
+    """How a run ended: its accuracy or loss, and why it is not finished."""
+    if outcome.state == "failed":
+        return f"failed: {outcome.short_reason}"
     value = f"accuracy {percent(outcome.accuracy)}"
     if outcome.accuracy is None:
         value = f"loss {number(outcome.loss)}"
-    if outcome.state == "finished":
-        return value
-    return f"failed: {outcome.reason}" if outcome.result is None else f"{value}, failed: {outcome.reason}"
+    return value if outcome.state == "finished" else f"{value}, ended early: {outcome.short_reason}"
 
 
 class Silent:

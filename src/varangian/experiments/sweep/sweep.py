@@ -55,6 +55,11 @@ class SweepResult:
         return tuple(outcome for outcome in self.outcomes if outcome.state == "failed")
 
     @property
+    def early(self) -> tuple[Outcome, ...]:
+        """Runs that ended before their last round; their scores count."""
+        return tuple(outcome for outcome in self.outcomes if outcome.state == "early")
+
+    @property
     def missing(self) -> int:
         """Points without a run that is over."""
         return len(self.plan.points) - len(self.outcomes)
@@ -275,6 +280,6 @@ class _Sweep:
         if result is None:
             reason = error or self._folders.error(id) or "its result cannot be read"
             return Outcome(self._points[id], "failed", None, reason, seconds)
-        finished = result.get("outcome") == "finished"
-        reason = "" if finished else str(result.get("reason", ""))
-        return Outcome(self._points[id], "finished" if finished else "failed", result, reason, seconds)
+        if result.get("outcome") == "finished":
+            return Outcome(self._points[id], "finished", result, "", seconds)
+        return Outcome(self._points[id], "early", result, str(result.get("reason", "")), seconds)

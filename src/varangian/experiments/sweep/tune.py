@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from varangian.cli.views.summary import number
-from varangian.experiments.sweep.plan import ATTACK, label, short
+from varangian.experiments.sweep.plan import ATTACK, COUNT, label, short
 from varangian.experiments.sweep.progress import Outcome
 
 ACCURACY, LOSS = "validation_accuracy", "validation_loss"
@@ -39,7 +39,8 @@ class Choice:
     """The value that was chosen for some of the points."""
 
     settings: Mapping[str, Any]
-    """Those that the points share: all that vary but the tuned one, the attack and the seed."""
+    """Those that the points share: all that vary but the tuned one, the seed, the attack and the number of
+    attackers."""
     metric: str
     candidates: tuple[Candidate, ...]
     chosen: Candidate
@@ -57,7 +58,7 @@ class Choice:
         """What was chosen for which points, and how good it is there, for a table."""
         attack = "no attack" if self.chosen.attack is None else short(self.chosen.attack)
         score = f"{self.metric} {number(self.chosen.worst)}, {attack}"
-        return label(self.settings), f"{path} {short(self.chosen.value)}", score
+        return label(self.settings) or "all points", f"{path} {short(self.chosen.value)}", score
 
 
 def choose(path: str, outcomes: Iterable[Outcome]) -> tuple[Choice, ...]:
@@ -90,12 +91,13 @@ def _choices(path: str, members: list[Outcome]) -> Iterator[Choice]:
 
 
 def _candidate(path: str, runs: list[Outcome], metric: str, sign: int) -> Candidate:
-    """One value: the worst attack on it, where there are attacks."""
+    """One value: the worst attack on it, by whatever number of attackers, where there are attacks."""
     value = runs[0].point.settings[path]
-    by_attack: dict[str, list[Outcome]] = {}
+    by_attack: dict[tuple[str, int], list[Outcome]] = {}
     for outcome in runs:
-        by_attack.setdefault(_key(_attack(outcome)), []).append(outcome)
-    attacked = [found for key, found in by_attack.items() if key != _key(None)] or [*by_attack.values()]
+        count = outcome.point.config.byzantine.count
+        by_attack.setdefault((_key(_attack(outcome)), count), []).append(outcome)
+    attacked = [found for (_, count), found in by_attack.items() if count] or [*by_attack.values()]
     means = list[tuple[float, Any]]()
     for found in attacked:
         scores = [score for outcome in found if (score := _score(outcome, metric)) is not None]
@@ -112,7 +114,7 @@ def _attack(outcome: Outcome) -> Any:
 
 def _shared(outcome: Outcome, path: str) -> dict[str, Any]:
     settings = outcome.point.settings
-    return {key: value for key, value in settings.items() if key not in (path, ATTACK)}
+    return {key: value for key, value in settings.items() if key not in (path, ATTACK, COUNT)}
 
 
 def _score(outcome: Outcome, metric: str) -> float | None:
