@@ -24,9 +24,11 @@ from varangian.worker.attacks import (
     Subnormal,
     Uniform,
     corrupt,
+    once_for_all,
     why_impossible,
     z_max,
 )
+from varangian.worker.attacks.alie import population_deviation
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 
@@ -308,3 +310,27 @@ def test_corrupted_is_called_like_the_honest_computation():
     assert torch.equal(sent, -2 * ROWS[1])
     assert [(name, round) for _, name, round in calls] == [("w03", 1)]
     assert torch.equal(calls[0][0], ROWS[1])
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 12])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e15])
+def test_the_deviation_has_the_bits_of_torch(k, scale):
+    rows = scale * gaussian_rows(k, 1003)
+    assert torch.equal(population_deviation(rows), rows.std(dim=0, correction=0))
+
+
+def test_a_joint_attack_is_computed_once_for_all_who_see_the_same():
+    calls = []
+
+    class Counted(Ipm):
+        def __call__(self, own, knows):
+            calls.append(knows.rank)
+            return super().__call__(own, knows)
+
+    attack, honest = once_for_all(Counted()), gaussian_rows(3, 5)
+    sent = [attack(honest[0], knows(honest, rank=rank)) for rank in range(3)]
+    assert calls == [0]
+    assert all(torch.equal(vector, sent[0]) for vector in sent)
+    other = attack(honest[0], knows(2 * honest, rank=1))
+    assert torch.equal(other, 2 * sent[0])
+    assert once_for_all(SignFlip()) == SignFlip(), "each sends its own"

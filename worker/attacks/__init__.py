@@ -21,6 +21,7 @@ from varangian.worker.attacks.base import (
     Sight,
     corrupt,
     mount,
+    once_for_all,
     poison,
     why_impossible,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "Uniform",
     "corrupt",
     "mount",
+    "once_for_all",
     "poison",
     "why_impossible",
     "z_max",

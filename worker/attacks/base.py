@@ -9,6 +9,7 @@ round, so f attackers can send f different vectors and a replay sends the same o
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,13 @@ class GradientAttack(Protocol):
     def __call__(self, own: Tensor, knows: Knowledge, /) -> Tensor:
         """The vector to send, like `own` in shape and dtype; must not write to what it is given."""
         ...
+
+
+@runtime_checkable
+class JointAttack(GradientAttack, Protocol):
+    """An attack in which all attackers who see the same vectors send the same one."""
+
+    joint: ClassVar[bool]
 
 
 @runtime_checkable
@@ -112,6 +120,28 @@ def _lacks(cls: type[Any]) -> str:
 
 
 ATTACKS: Registry[Attack] = Registry("attack", OwnClasses(_lacks, FunctionAttack))
+
+
+def once_for_all(attack: GradientAttack) -> GradientAttack:
+    """An attack whose vector is computed once a round, where it is the same for all attackers."""
+    joint = isinstance(attack, JointAttack) and attack.joint and not is_own(attack)
+    return _OnceForAll(attack) if joint else attack
+
+
+class _OnceForAll:
+    """A joint attack that returns its last vector as long as attackers see the same tensor."""
+
+    def __init__(self, attack: GradientAttack) -> None:
+        self.needs = attack.needs
+        self._attack = attack
+        self._seen: weakref.ref[Tensor] | None = None
+        self._sent: Tensor | None = None
+
+    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
+        if self._sent is None or self._seen is None or self._seen() is not knows.honest:
+            self._sent = self._attack(own, knows)
+            self._seen = weakref.ref(knows.honest)
+        return self._sent
 
 
 def mount(attack: GradientAttack, own: Tensor, knows: Knowledge) -> Tensor:

@@ -21,6 +21,7 @@ class Ipm:
     """
 
     needs: ClassVar[Sight] = "all"
+    joint: ClassVar[bool] = True
     epsilon: float = 0.5
 
     def __post_init__(self) -> None:

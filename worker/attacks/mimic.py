@@ -23,6 +23,7 @@ class Mimic:
     """
 
     needs: ClassVar[Sight] = "all"
+    joint: ClassVar[bool] = True
     target: int | None = None
     """Place of the copied worker among the honest ones, by name, from 0; null chooses in each round."""
 

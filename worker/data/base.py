@@ -5,6 +5,7 @@ N  samples     C  classes     features  the shape of one sample, as (channels, h
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -146,10 +147,16 @@ class Dataset:
     def _prepared(self, x: Tensor) -> Tensor:
         if x.dtype != torch.uint8 or self.scale is None:
             return to_model_dtype(x)
-        per_channel = (-1, *[1] * (x.dim() - 2))
-        shift = torch.tensor(self.shift, device=x.device).view(per_channel)
-        scale = torch.tensor(self.scale, device=x.device).view(per_channel)
+        shift, scale = (
+            per_channel(tuple(values), x.dim() - 2, x.device) for values in (self.shift, self.scale)
+        )
         return (x.float() - shift) / scale
+
+
+@functools.lru_cache(maxsize=16)
+def per_channel(values: tuple[float, ...], dimensions: int, device: torch.device) -> Tensor:
+    """Constants of the channels of samples, (channels, 1, ...); must not be written to."""
+    return torch.tensor(values, device=device).view(-1, *[1] * dimensions)
 
 
 def check_labels(here: str, y: Samples, classes: int) -> None:

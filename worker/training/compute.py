@@ -20,11 +20,13 @@ from varangian.plugins import InputError
 from varangian.protos.layout import Layout
 from varangian.protos.shared_settings import SharedSettings
 from varangian.worker.attacks import (
+    Attack,
     DataAttack,
     GradientAttack,
     Knowledge,
     corrupt,
     mount,
+    once_for_all,
     poison,
 )
 from varangian.worker.data.batches import BatchSampler
@@ -96,10 +98,13 @@ class WorkerCompute:
         """The metrics that are reported beside the loss, by name."""
         self._momentum = Momentum(task.momentum)
         self._deltas = DeltaEncoder()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._view: tuple[int, Tensor | None] | None = None
         """The round, and the vectors of it that attackers see beyond their own."""
-        self._send = {name: self._sender(name) for name in task.workers}
+        mounted = once_for_all(task.attack) if isinstance(task.attack, GradientAttack) else task.attack
+        self._send = {
+            name: self._sender(mounted if name in task.byzantine else None) for name in task.workers
+        }
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -179,7 +184,8 @@ class WorkerCompute:
             except Declined as declined:
                 return declined
 
-        return {name: vector(name) for name in names}
+        with self._lock, self.trainer.holding():
+            return {name: vector(name) for name in names}
 
     @contextmanager
     def exclusive(self) -> Generator[None]:
@@ -260,8 +266,7 @@ class WorkerCompute:
         with self._lock:
             yield self.trainer.state(parameters)
 
-    def _sender(self, name: str) -> Compute:
-        attack = self.task.attack if name in self.task.byzantine else None
+    def _sender(self, attack: Attack | None) -> Compute:
         if isinstance(attack, GradientAttack):
             return corrupt(self._honest, attack, self._knowledge)
         return partial(self._with_momentum, attack)

@@ -119,6 +119,11 @@ def name_of(loss: Loss) -> str:
     return target_name(loss, LOSSES.name(loss)) if type(loss) in registered_types() else type(loss).__name__
 
 
+def is_built_in_loss(loss: Loss) -> bool:
+    """Whether a loss is one of those here, none of the user's."""
+    return type(loss) in registered_types() and not hasattr(loss, "target")
+
+
 def registered_types() -> set[type[Any]]:
     return {LOSSES.entry(name)[0] for name in LOSSES}
 

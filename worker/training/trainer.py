@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -34,7 +34,7 @@ from varangian.worker.training.flat import (
     trainable,
 )
 from varangian.worker.training.footprint import MemoryFootprint
-from varangian.worker.training.losses import CrossEntropy, Loss, LossError, by_place
+from varangian.worker.training.losses import CrossEntropy, Loss, LossError, by_place, is_built_in_loss
 from varangian.worker.training.losses import name_of as name_of_loss
 from varangian.worker.training.metrics import (
     Accuracy,
@@ -58,6 +58,7 @@ WORKSPACE = 2
 """A factor for what libraries take while they compute, as inputs and outputs in another layout."""
 TRAINING_SAMPLES = 1000
 """Samples of which the training loss is computed."""
+NO_GRADIENT = "See that the loss is computed from the parameters, by operations that torch can derive."
 VALIDATION = "validation_"
 """Before the name of a score on validation samples."""
 TRIAL = 2
@@ -101,6 +102,11 @@ class Trainer:
         self._target = str(getattr(model, "target", ""))
         self._name = describe_model(model)
         self._numeric = is_built_in(model)
+        self._draws = not (self._numeric and is_built_in_loss(objective.loss))
+        """Whether the model or the loss may draw random numbers: those here do not."""
+        self._holding = False
+        self._filled: Tensor | None = None
+        """The parameters that the model has, while they are held."""
         self._told = set[str]()
         self._columns: tuple[str, ...] | None = None
         module = build_model(model, dataset, seed)
@@ -164,6 +170,18 @@ class Trainer:
         """
         return join(self._gradients(parameters, x, y, purpose)).cpu()
 
+    @contextmanager
+    def holding(self) -> Generator[None]:
+        """The caller changes no parameters in place meanwhile: the same ones are set once.
+
+        A model of the user may change them itself, so there each gradient starts from what it is given.
+        """
+        self._holding = not self._draws
+        try:
+            yield
+        finally:
+            self._holding, self._filled = False, None
+
     def write_gradient(self, row: Tensor, parameters: Tensor, x: Any, y: Any, *purpose: str | int) -> None:
         """As `gradient`, written into (d,) on the device."""
         torch.cat([part.reshape(-1) for part in self._gradients(parameters, x, y, purpose)], out=row)
@@ -189,39 +207,55 @@ class Trainer:
     def _gradients(
         self, parameters: Tensor, x: Any, y: Any, purpose: tuple[str | int, ...]
     ) -> list[Tensor]:
-        fill(self._weights, parameters)
+        if parameters is not self._filled:
+            fill(self._weights, parameters)
+            self._filled = parameters if self._holding else None
         self.train()
+        if not self._draws:
+            return self._slopes(x, y)
         with self.seeded(*purpose):
             return self._slopes(x, y)
 
     def _slopes(self, x: Any, y: Any) -> list[Tensor]:
         """The gradient of each parameter: dense, and 0 where it is not used."""
-        advice = "See that the loss is computed from the parameters, by operations that torch can derive."
         with torch.enable_grad():
             loss = self._loss(self._outputs(x), y)
-            with guard(
-                f"{self._name}: the gradient of `loss` {name_of_loss(self._objective.loss)}", advice
-            ):
-                found = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
-        return [slope.to_dense() if slope.is_sparse else slope for slope in found]
+            try:
+                found = torch.autograd.grad(loss, self._weights, allow_unused=True)
+            except BaseException:
+                what = f"{self._name}: the gradient of `loss` {name_of_loss(self._objective.loss)}"
+                with guard(what, NO_GRADIENT):
+                    raise
+        slopes = (
+            torch.zeros_like(p) if g is None else g for g, p in zip(found, self._weights, strict=True)
+        )
+        return [slope.to_dense() if slope.is_sparse else slope for slope in slopes]
 
     def _outputs(self, x: Any, parameters: Mapping[str, Tensor] | None = None) -> Any:
         """The model's outputs for a batch, with its own parameters or with others."""
-        size, shape = count(x), format_shape(shapes(x))
-        samples = "a batch of one sample" if size == 1 else f"a batch of {size} samples"
-        with guard(f"{self._name} with {samples} of shape {shape}", "", self._target, ModelError):
-            if isinstance(x, Tensor):
-                x = (x.float() if self._numeric else x,)
-            positional, named = ((), x) if isinstance(x, dict) else (x, {})
+        try:
+            inputs = (x.float() if self._numeric else x,) if isinstance(x, Tensor) else x
+            positional, named = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
             if parameters is None:
                 return self._module(*positional, **named)
             return functional_call(self._module, dict(parameters), positional, named)
+        except BaseException:
+            size, shape = count(x), format_shape(shapes(x))
+            samples = "a batch of one sample" if size == 1 else f"a batch of {size} samples"
+            with guard(f"{self._name} with {samples} of shape {shape}", "", self._target, ModelError):
+                raise
 
     def _loss(self, outputs: Any, y: Any) -> Tensor:
         loss = self._objective.loss
-        name, advice = name_of_loss(loss), "See that outputs and targets are what it takes."
-        with guard(f"`loss` {name}", advice, str(getattr(loss, "target", "")), LossError):
+        try:
             return loss(outputs, y)
+        except BaseException:
+            advice, target = (
+                "See that outputs and targets are what it takes.",
+                str(getattr(loss, "target", "")),
+            )
+            with guard(f"`loss` {name_of_loss(loss)}", advice, target, LossError):
+                raise
 
     @torch.no_grad()
     def evaluate(self, parameters: Tensor) -> dict[str, float]:

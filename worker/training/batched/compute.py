@@ -15,7 +15,7 @@ from torch import Tensor
 
 from varangian.own_classes import is_own
 from varangian.plugins import InputError, describe_error
-from varangian.worker.attacks import DataAttack, GradientAttack, mount
+from varangian.worker.attacks import DataAttack, GradientAttack, mount, once_for_all
 from varangian.worker.data.samples import Samples, map_tensors, tensors
 from varangian.worker.training.batched.gradients import choose_method
 from varangian.worker.training.compute import WorkerCompute, purpose_of
@@ -64,6 +64,9 @@ class BatchedCompute:
         """The round of each of them."""
         self._scratch = torch.zeros_like(self._honest)
         self._deltas = DeltaEncoder()
+        attack = task.attack if task.byzantine else None
+        self._attack = once_for_all(attack) if isinstance(attack, GradientAttack) else None
+        self._poisoning = attack if isinstance(attack, DataAttack) else None
         with worker_compute.exclusive():
             self._trainer.keep_data_on_device()
             self._most = self._trainer.samples_at_once(AT_ONCE)
@@ -84,7 +87,7 @@ class BatchedCompute:
             failed = self._advance({*taking, *seen}, round, parameters.to(self._honest.device))
             visible = [name for name in seen if name not in failed]
             view = self._stacked(visible) if visible else None
-            if view is not None and self._task.attack is not None and is_own(self._task.attack):
+            if view is not None and self._attack is not None and is_own(self._attack):
                 view = view.clone()  # code of the user may write to it
             # An attacker may look at a worker whose vector is still on its way.
             rows = self._honest.clone().unbind() if self._task.sight == "all" else self._rows
@@ -101,17 +104,16 @@ class BatchedCompute:
     def _seen(self, names: Sequence[str], taking: Sequence[str], round: int) -> Sequence[str]:
         """Workers whose vectors attackers see beyond their own, where there is an attacker to see them."""
         task = self._task
-        attacks = isinstance(task.attack, GradientAttack)
         looking = (name in task.byzantine if name in taking else task.listens(name) for name in names)
-        return task.seen(round) if attacks and any(looking) else ()
+        return task.seen(round) if self._attack is not None and any(looking) else ()
 
     def _sent(self, name: str, round: int, row: Tensor, view: Tensor | None) -> Tensor | Declined:
         task = self._task
         byzantine = name in task.byzantine
         try:
-            if byzantine and isinstance(task.attack, GradientAttack):
+            if byzantine and self._attack is not None:
                 knows = self._worker_compute.knowledge(name, round, row[None] if view is None else view)
-                row = mount(task.attack, row, knows)
+                row = mount(self._attack, row, knows)
             if task.deltas:
                 row = self._deltas.encode(name, round, row)
                 if not byzantine:
@@ -196,7 +198,8 @@ class BatchedCompute:
         indices = self._worker_compute.batches.stacked(group, round, step)
         unflatten = partial(torch.unflatten, dim=0, sizes=tuple(indices.shape))
         x, y = (map_tensors(part, unflatten) for part in self._trainer.batch(indices.flatten()))
-        for place, name in enumerate(group):
+        poisoned = group if self._poisoning is not None else ()
+        for place, name in enumerate(poisoned):
             if (poison := self._poison(name)) is not None:
                 own_x, own_y = (map_tensors(part, lambda t, i=place: t[i].clone()) for part in (x, y))  # type: ignore[misc]
                 bad = self._worker_compute.poisoned(poison, own_x, own_y, purpose_of(name, round, step))
@@ -205,8 +208,7 @@ class BatchedCompute:
         return x, y
 
     def _poison(self, name: str) -> DataAttack | None:
-        attack = self._task.attack
-        return attack if isinstance(attack, DataAttack) and name in self._task.byzantine else None
+        return self._poisoning if name in self._task.byzantine else None
 
     def _stacked(self, names: Sequence[str]) -> Tensor:
         """The honest vectors of some workers, (k, d): a view where they lie one after the other."""
