@@ -122,17 +122,16 @@ def _lacks(cls: type[Any]) -> str:
 ATTACKS: Registry[Attack] = Registry("attack", OwnClasses(_lacks, FunctionAttack))
 
 
-def once_for_all(attack: GradientAttack) -> GradientAttack:
+def once_for_all(attack: GradientAttack) -> GradientAttack | OnceForAll:
     """An attack whose vector is computed once a round, where it is the same for all attackers."""
     joint = isinstance(attack, JointAttack) and attack.joint and not is_own(attack)
-    return _OnceForAll(attack) if joint else attack
+    return OnceForAll(attack) if joint else attack
 
 
-class _OnceForAll:
+class OnceForAll:
     """A joint attack that returns its last vector as long as attackers see the same tensor."""
 
     def __init__(self, attack: GradientAttack) -> None:
-        self.needs = attack.needs
         self._attack = attack
         self._seen: weakref.ref[Tensor] | None = None
         self._sent: Tensor | None = None
@@ -144,13 +143,13 @@ class _OnceForAll:
         return self._sent
 
 
-def mount(attack: GradientAttack, own: Tensor, knows: Knowledge) -> Tensor:
+def mount(attack: GradientAttack | OnceForAll, own: Tensor, knows: Knowledge) -> Tensor:
     """The vector that an attacker sends; an attack of the user is given a copy of its own vector.
 
     Raises:
         AttackError: an attack of the user fails, or does not return a vector like `own`.
     """
-    if not is_own(attack):
+    if isinstance(attack, OnceForAll) or not is_own(attack):
         return attack(own, knows)
     with _of_the_user(attack):
         sent: Any = attack(own.clone(), knows)
@@ -194,7 +193,7 @@ def _check_like(attack: Attack, what: str, found: object, wanted: Tensor) -> Non
 
 def corrupt(
     compute: Callable[P, Tensor],
-    attack: GradientAttack,
+    attack: GradientAttack | OnceForAll,
     knows: Callable[Concatenate[Tensor, P], Knowledge],
 ) -> Callable[P, Tensor]:
     """Decorate an honest computation with an attack; the result is called like the honest one.

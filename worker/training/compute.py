@@ -24,6 +24,7 @@ from varangian.worker.attacks import (
     DataAttack,
     GradientAttack,
     Knowledge,
+    OnceForAll,
     corrupt,
     mount,
     once_for_all,
@@ -266,8 +267,8 @@ class WorkerCompute:
         with self._lock:
             yield self.trainer.state(parameters)
 
-    def _sender(self, attack: Attack | None) -> Compute:
-        if isinstance(attack, GradientAttack):
+    def _sender(self, attack: Attack | OnceForAll | None) -> Compute:
+        if isinstance(attack, GradientAttack | OnceForAll):
             return corrupt(self._honest, attack, self._knowledge)
         return partial(self._with_momentum, attack)
 
