@@ -109,7 +109,11 @@ def _candidate(path: str, runs: list[Outcome], metric: str, sign: int) -> Candid
 
 
 def _attack(outcome: Outcome) -> Any:
-    return outcome.point.config.resolved()["byzantine"]["attack"]
+    """The attack as it is written in the grid, or else resolved."""
+    point = outcome.point
+    if ATTACK in point.settings:
+        return point.settings[ATTACK]
+    return point.config.resolved()["byzantine"]["attack"]
 
 
 def _shared(outcome: Outcome, path: str) -> dict[str, Any]:
