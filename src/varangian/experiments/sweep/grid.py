@@ -242,7 +242,7 @@ class _Reader:
         axes = list[Axis]()
         for key, values in found.items():
             here = join("grid", key)
-            if not isinstance(values, list):
+            if not isinstance(values, list | tuple | range):  # a program may have the others
                 self._say(
                     here, "should be a list of values", values, "A single value belongs below `base`."
                 )
@@ -250,7 +250,7 @@ class _Reader:
                 self._say(here, "should have at least one value", values)
             else:
                 self._repeated(here, values)
-                axes.append(Axis(tuple(path.strip() for path in key.split(",")), tuple(values)))
+                axes.append(Axis(tuple(path.strip() for path in str(key).split(",")), tuple(values)))
         return tuple(axes)
 
     def cases(self, key: str) -> tuple[Mapping[str, Any], ...]:
@@ -313,10 +313,10 @@ class _Reader:
 def _unknown_keys(content: Mapping[str, Any]) -> Iterator[Problem]:
     for key in content:
         if key not in KEYS:
-            hint = suggestion(key, KEYS)
-            if key.partition(".")[0] in RunConfig.model_fields:
+            hint = suggestion(str(key), KEYS)
+            if str(key).partition(".")[0] in RunConfig.model_fields:
                 hint = "It is a setting: write it below `base`, or as a list of values below `grid`."
-            yield Problem(key, "there is no such part of a grid", content[key], hint)
+            yield Problem(str(key), "there is no such part of a grid", content[key], hint)
 
 
 def _check_whole(
