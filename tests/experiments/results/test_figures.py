@@ -133,3 +133,14 @@ def test_all_figures_of_a_study(study, tmp_path):
         "loss_heatmap",
     } < stems
     assert all({f"{stem}.png", f"{stem}.csv"} < names for stem in stems)
+
+
+def test_a_line_far_below_the_others_is_named(tmp_path, write_run):
+    for rule, accuracies in (("krum", [0.8, 0.9]), ("median", [0.7, 0.9]), ("mean", [0.1, 0.1])):
+        aggregator = {"krum": {"f": 2, "select": 1}} if rule == "krum" else {rule: {}}
+        config = settings(aggregator=aggregator, byzantine__attack=ATTACKS["alie"])
+        write_run(tmp_path / rule, config, learning(accuracies))
+    study = Study.of(read_runs([tmp_path]))
+    (panel,) = curves.draw(study.curves(), "accuracy", study.rules).axes
+    assert panel.get_ylim() == (70, 100)
+    assert [text.get_text() for text in panel.texts] == ["mean: 10.0 %"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 from varangian.experiments.results.cases import At, Better, Case, Gap, better_of
@@ -21,8 +22,8 @@ FIRST = ("f", COUNT, "partition", "data", "model", "participation", "workers")
 ENDED: frozenset[State] = frozenset({"finished", "failed"})
 """States of runs that count. One fails when no round has an update any more, as after its model diverged
 under an attack: to leave it out would hide the worst of the rule."""
-TOLD, SHOWN = 3, 200
-"""So many reasons of failures are told one by one, and so many characters of each."""
+TOLD, SHOWN = 3, 120
+"""So many reasons of failures are told, and so many characters of each, up to its first semicolon."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,7 @@ def _told(gaps: Sequence[Gap]) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return shorten(text.partition(";")[0], SHOWN, placeholder=" ...")
 
 
 def _nothing(runs: Sequence[Run]) -> str:

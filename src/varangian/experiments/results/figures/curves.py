@@ -15,14 +15,16 @@ from matplotlib.ticker import MaxNLocator
 from varangian.experiments.results.curves import Curve
 from varangian.experiments.results.figures.style import COLUMN, DOUBLE, line_style, shown
 from varangian.experiments.results.labels import NONE
-from varangian.experiments.results.tables import is_share
+from varangian.experiments.results.tables import is_share, score_text
 
 ACROSS, HEIGHT = 3, 1.75
 """Most panels beside each other, and the height of each in inches."""
 MARKED = 8
 """Markers on a line, about."""
-OFF, FAR = 2.5, 1000
+OFF, FAR = 2.5, 30
 """Ways and losses that are so many times the median leave the panel, as those of a model that diverges."""
+FALLEN = 0.5
+"""Accuracies below so much of the median are not what the axis is made for."""
 LEGEND_LINE = 0.16
 """Height of a line of the legend, in inches."""
 
@@ -57,7 +59,7 @@ def draw(
         axis.set_xlim(0, min(1.05 * max(ends), OFF * median(ends)) or 1)
         if x == "round":
             axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    _limits(axes[0], curves, metric)
+    _limits(axes, attacks, curves, metric)
     for i, axis in enumerate(axes):
         if i >= len(attacks):
             axis.set_axis_off()
@@ -96,11 +98,31 @@ def _line(axis: Axes, curve: Curve, style: Mapping[str, Any], share: bool) -> No
         axis.fill_between(curve.x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _limits(axis: Axes, curves: Sequence[Curve], metric: str) -> None:
-    """All accuracies from 0 to 100; a loss on a logarithmic scale where it covers more than ten times."""
-    values = [value for curve in curves for value in curve.mean if math.isfinite(value)]
+def _limits(axes: Sequence[Axes], attacks: Sequence[str], curves: Sequence[Curve], metric: str) -> None:
+    """Fit the axis to the lines that do not lie far from the others; those are named in their panels.
+
+    A loss has a logarithmic scale where it covers more than ten times.
+    """
     if is_share(metric):
-        axis.set_ylim(0, 100)
-    elif values and min(values) > 0 and max(values) > 10 * min(values):
-        axis.set_yscale("log")
-        axis.set_ylim(0.8 * min(values), 1.25 * min(max(values), FAR * median(values)))
+        usual = median(curve.mean[-1] for curve in curves)
+        kept = [curve for curve in curves if curve.mean[-1] >= FALLEN * usual]
+        low = min(m - s for curve in kept for m, s in zip(curve.mean, curve.std, strict=True))
+        low = max(0, math.floor(20 * low) / 20)
+        axes[0].set_ylim(100 * low, 100)
+        lost, place = [curve for curve in curves if max(curve.mean) < low], 0.05
+    else:
+        values = [value for curve in curves for value in curve.mean if math.isfinite(value)]
+        if not values or min(values) <= 0 or max(values) <= 10 * min(values):
+            return
+        high = min(max(values), FAR * median(values))
+        axes[0].set_yscale("log")
+        axes[0].set_ylim(0.8 * min(values), 1.25 * high)
+        lost, place = [curve for curve in curves if not min(curve.mean) <= high], 0.95
+    for axis, attack in zip(axes, attacks, strict=False):
+        ends = [(curve.rule, curve.mean[-1]) for curve in lost if curve.attack == attack]
+        share = is_share(metric)
+        text = "\n".join(
+            f"{shown(rule)}: {score_text(end, metric)}{' %' if share else ''}" for rule, end in ends
+        )
+        sides: dict[str, Any] = {"ha": "right", "va": "bottom" if share else "top"}
+        axis.text(0.97, place, text, transform=axis.transAxes, fontsize=7, **sides)

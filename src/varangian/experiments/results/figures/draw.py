@@ -78,6 +78,8 @@ def _figures(
             yield place, heat_map_figure.draw(shown), heat_map_csv(shown)
     for label, run in study.worst_runs() if timelines is None else timelines:
         timeline = trust(run)
+        if not timeline.weighed and not timeline.marks:
+            continue  # of a rule without weights, in whose run nobody was left out
         yield file_name("trust", label), trust_figure.draw(timeline), trust_csv(timeline)
 
 
