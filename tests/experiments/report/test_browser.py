@@ -80,6 +80,19 @@ def test_lines_can_be_hidden_and_numbers_shown(browser, study_url):
     browser.wait("document.querySelectorAll('#curves details table tbody tr').length === 12")
 
 
+def test_the_axis_can_be_fitted_to_the_lines(browser, study_url):
+    browser.open(study_url)
+    labels = "[...document.querySelectorAll('#curves .chart')[0].querySelectorAll('.role-axis-label text')]"
+    whole = f"{labels}.some(text => text.textContent === '100%')"
+    assert browser.ask(whole)
+    browser.ask("document.querySelector('#curves-fit').focus()")
+    browser.press(" ", " ")
+    browser.wait(f"!({whole})")
+    browser.press(" ", " ")
+    browser.wait(whole)
+    assert browser.complaints() == []
+
+
 def test_what_workers_say_does_nothing(browser, hostile, tmp_path):
     path = tmp_path / "report.html"
     write_page(read_runs([hostile]), path)

@@ -24,7 +24,8 @@ def sections(results: Results, study: Study) -> Iterator[Section]:
     """What remains to be said."""
     gaps = [(case, gap) for case in study.cases for gap in (*case.gaps, *case.early)]
     if gaps or study.left_out:
-        yield Section("failed", "Failed and missing runs", _failed(study, gaps))
+        title = "Failed and missing runs" if gaps else "Points that were not run"
+        yield Section("failed", title, _failed(study, gaps))
     if any(sweep.choices for sweep in results.sweeps):
         yield Section("tuned", "Tuned values", _tuned(results))
     yield Section("runs", "Runs and their commands", _runs(results, study))

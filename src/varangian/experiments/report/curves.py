@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from varangian.experiments.report import specs
 from varangian.experiments.report.rendering import NOTHING, Cell, Score, Section, Table, render, setting_of
+from varangian.experiments.results.cases import better_of
 from varangian.experiments.results.curves import Curve, Matched
 from varangian.experiments.results.study import Study
 
@@ -222,6 +223,7 @@ def _block_of(
             x_domain=x_domain,
             y_domain=y_domain,
             points=all(len(curve.rounds) <= FEW for curve in found),
+            better=better_of(metric),
         ),
         panels=tuple(panels) if layout.panel else (Panel("", {}),),
         table=Table(

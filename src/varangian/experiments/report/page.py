@@ -23,8 +23,8 @@ from varangian.experiments.results.read import Results
 from varangian.experiments.results.study import Study
 from varangian.files import write_atomically
 
-NOTE = 240
-"""Characters of a sentence at the top; the section about failed runs has all of it."""
+NOTE = 160
+"""Characters of a sentence at the top that is shown as a whole."""
 SECONDS = 2
 """Between two questions of a page that is followed."""
 
@@ -43,8 +43,8 @@ def page(results: Results, *, notes: Sequence[str] = (), follow: bool = False) -
     study = Study.of(results, unfinished=follow)
     sections = list(_sections(results, study))
     facts = list(_facts(results, study))
-    told = [printable(note, NOTE) for note in (*notes, *study.notes)]
-    told = [printable(note, NOTE) for note in (*notes, *study.notes)]
+    told = [_shortened(note) for note in (*notes, *study.notes)]
+    told = [_shortened(note) for note in (*notes, *study.notes)]
     return _assemble(_title(results, study), facts, told, _live(results), sections, follow=follow)
 
 
@@ -102,6 +102,12 @@ def _sections(results: Results, study: Study) -> Iterator[Section]:
     yield from heat_maps.sections(study)
     yield from timeline.sections(study)
     yield from account.sections(results, study)
+
+
+def _shortened(note: str) -> str:
+    """A sentence, or its first clause if it is long; the section about failed runs has all of it."""
+    clause = note if len(note) <= NOTE else f"{note.partition('; ')[0]} ..."
+    return printable(clause, 2 * NOTE)
 
 
 def _title(results: Results, study: Study) -> str:

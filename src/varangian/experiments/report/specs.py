@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from varangian.experiments.results.cases import Better
+
 Spec: TypeAlias = dict[str, Any]
 Domain: TypeAlias = tuple[float, float]
 
@@ -55,6 +57,7 @@ def curves(
     x_domain: Domain,
     y_domain: Domain,
     points: bool,
+    better: Better,
 ) -> Spec:
     """Lines with bands over a horizontal axis.
 
@@ -68,6 +71,7 @@ def curves(
         x_domain: from where to where the horizontal axis goes; what is beyond is cut off.
         y_domain: the same of the vertical one.
         points: whether each evaluation has a point on its line.
+        better: the direction of the values, for an axis that is fitted to the lines.
     """
     styles = [style(i) for i in range(len(names))]
     domain = list(names)
@@ -77,7 +81,8 @@ def curves(
         "scale": {"domain": domain, "range": [list(d) for _, d in styles]},
         "legend": None,
     }
-    scale: Spec = {"domain": list(y_domain), "nice": False}
+    ends = {"domainMin": {"expr": "low"}, "domainMax": {"expr": "high"}}
+    scale: Spec = {**ends, "nice": False, "zero": False}
     axis: Spec = {"format": "%" if percent else ".3~g", "tickCount": 5}
     shown = ".1%" if percent else ".4g"
     y = {"field": "mean", "type": "quantitative", "title": y_title, "scale": scale, "axis": axis}
@@ -89,6 +94,8 @@ def curves(
         "height": 210,
         "autosize": {"type": "fit", "contains": "padding"},
         "config": CONFIG,
+        "params": [{"name": "low", "value": y_domain[0]}, {"name": "high", "value": y_domain[1]}],
+        "usermeta": {"line": line, "x": x, "whole": list(y_domain), "higher": better == "higher"},
         "encoding": {
             "x": {
                 "field": x,
@@ -195,9 +202,12 @@ def timeline(workers: int, kinds: Sequence[str], *, signed: bool) -> Spec:
         },
     }
     least, largest = (f"(extent(pluck(data('rows'), 'weight'))[{i}] || 0)" for i in (0, 1))
-    scale: Spec = {"range": BLUES, "domainMin": 0, "domainMax": {"expr": f"max({TINY}, {largest})"}}
-    if signed:
-        scale |= {"range": SIGNED, "domainMid": 0, "domainMin": {"expr": f"min(-{TINY}, {least})"}}
+    end = f"max({TINY}, -{least}, {largest})"
+    scale: Spec = {
+        "range": SIGNED if signed else BLUES,
+        "domainMin": {"expr": f"-{end}"} if signed else 0,
+        "domainMax": {"expr": end},
+    }
     minus: Spec = {
         "transform": [{"filter": "isNumber(datum.weight) && datum.weight < 0"}],
         "mark": {"type": "text", "text": "\N{MINUS SIGN}", "fontSize": 9, "aria": False},
@@ -231,9 +241,7 @@ def timeline(workers: int, kinds: Sequence[str], *, signed: bool) -> Spec:
                         "field": "weight",
                         "type": "quantitative",
                         "title": "weight",
-                        "scale": {"range": SIGNED, "domainMid": 0}
-                        if signed
-                        else {"range": BLUES, "zero": True},
+                        "scale": scale,
                         "legend": {"orient": "top", "gradientLength": 160, "tickCount": 3},
                     },
                     "tooltip": tooltip,

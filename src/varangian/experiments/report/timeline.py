@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from varangian.experiments.report import specs
 from varangian.experiments.report.rendering import NOTHING, Cell, Section, Table, render, setting_of
@@ -32,6 +33,8 @@ class Line:
     counts: tuple[int, ...]
     """Rounds in which it was left out, by kind."""
     reason: str
+    spans: int = 1
+    """Lines that share this reason; 0 of those after the first of them."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,17 @@ def _shown(label: str, found: Trust, kinds: Sequence[Kind]) -> Shown:
     return Shown(
         label=label,
         folder=str(found.run.folder),
-        lines=tuple(lines),
+        lines=_with_spans(lines),
         weighed=found.weighed,
         skipped=len(found.skipped),
         share="" if share is None or not found.attackers else f"{100 * share:.1f} %",
     )
+
+
+def _with_spans(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Lines one after another with the same reason share its cell."""
+    found: list[Line] = []
+    for _, group in groupby(lines, key=lambda line: line.reason):
+        members = list(group)
+        found += [replace(line, spans=0 if i else len(members)) for i, line in enumerate(members)]
+    return tuple(found)

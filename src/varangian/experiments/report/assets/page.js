@@ -65,6 +65,47 @@
       tooltip: { disableDefaultStyle: true }, logLevel: 1,
     });
     views.set(chart, view);
+    await fit(chart, view);
+  }
+
+  // The vertical axis: the whole range, or where the lines are once the first quarter of the rounds is over. Lines that
+  // end far from the best one would hide the others: they are cut off, and named below the chart.
+  async function fit(chart, view) {
+    const { usermeta } = JSON.parse(document.getElementById(chart.dataset.spec).textContent);
+    if (!usermeta) return;
+    let [low, high] = usermeta.whole;
+    const cut = [];
+    if (chart.closest("section").querySelector("input.fit")?.checked) {
+      const lines = new Map();
+      for (const row of rowsOf(chart)) {
+        if (row.mean === null) continue;
+        if (!lines.has(row[usermeta.line])) lines.set(row[usermeta.line], []);
+        lines.get(row[usermeta.line]).push(row);
+      }
+      const ends = [...lines.values()].map((rows) => rows.at(-1).mean);
+      const best = usermeta.higher ? Math.max(...ends) : Math.min(...ends);
+      const far = (end) => (usermeta.higher ? end < best / 2 : end > 4 * best);
+      const shown = [];
+      for (const [name, rows] of lines) {
+        if (far(rows.at(-1).mean)) { cut.push(name); continue; }
+        const late = rows.filter((row) => row[usermeta.x] >= rows.at(-1)[usermeta.x] / 4);
+        shown.push(...late.map((row) => row.mean));
+      }
+      if (shown.length) {
+        const [least, most] = [Math.min(...shown), Math.max(...shown)];
+        const margin = 0.05 * (most - least) || 0.05 * Math.abs(most) || 1;
+        [low, high] = [Math.max(least - margin, usermeta.whole[0]), most + margin];
+      }
+    }
+    view.signal("low", low).signal("high", high);
+    await view.runAsync();
+    let note = chart.parentElement.querySelector(".cut");
+    if (!note && cut.length) {
+      note = document.createElement("p");
+      note.className = "soft cut";
+      chart.after(note);
+    }
+    if (note) note.textContent = cut.length ? `Cut off: ${cut.join(", ")}.` : "";
   }
 
   function redraw(section) {
@@ -72,7 +113,8 @@
       const view = views.get(chart);
       if (!view) continue;
       const all = rowsOf(chart);
-      view.change("rows", view.changeset().remove(() => true).insert(all)).runAsync();
+      view.change("rows", view.changeset().remove(() => true).insert(all));
+      view.runAsync().then(() => fit(chart, view));
     }
     for (const panel of section.querySelectorAll("[data-group]")) {
       const select = section.querySelector("select[data-field]");
@@ -144,7 +186,7 @@
     if (button) copy(document.getElementById(button.dataset.copy).textContent, button);
   });
   document.addEventListener("change", (event) => {
-    if (event.target.matches("[data-field]")) redraw(event.target.closest("section"));
+    if (event.target.matches("[data-field], input.fit")) redraw(event.target.closest("section"));
   });
   document.addEventListener("toggle", (event) => {
     if (event.target.matches("details[open]")) fillTable(event.target);
