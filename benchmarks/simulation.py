@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
 from itertools import pairwise
 from pathlib import Path
@@ -306,9 +307,8 @@ def main() -> None:
     if args.json:
         report = {
             "machine": where | {"load_at_end": machine_load()},
-            "settings": {
-                k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "cifar10"
-            },
+            "byzfl": None if missing else version("byzfl"),
+            "settings": {k: v for k, v in vars(args).items() if k not in ("cifar10", "json")},
             "rounds": {
                 r: {n: [asdict(p) for p in ps] for n, ps in ways.items()} for r, ways in rounds.items()
             },
