@@ -25,6 +25,8 @@ from varangian.registry import (
 )
 
 UNKNOWN = "there is no such setting"
+NOTHING = ("none", "no", "nothing", "off", "false")
+"""Words that are typed for null, in lower case."""
 Build = Callable[[Any, int], Any]
 """An object from the value of a setting and the declared f."""
 
@@ -67,6 +69,8 @@ class Group:
         f = declared if isinstance(declared, int) else 0
         if value is None and self.none:
             return value
+        if self.none and isinstance(value, str) and value.lower() in NOTHING:
+            raise ConfigError([Problem("", "should be null where none is meant", value)])
         if _is_built(value) or (isinstance(value, tuple) and value and all(map(_is_built, value))):
             return self._named(self.fit(value, f))
         return self.build(value, f)

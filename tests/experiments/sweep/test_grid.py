@@ -108,6 +108,18 @@ def test_all_misspelt_paths_are_told_at_once():
             "name: should be a name of files, without a slash. Found 'a/b'.",
         ),
         (
+            {"grid": {"f": [1]}, "name": "a\0b"},
+            "name: should be a name of files, of at most 200 bytes that can be printed. Found",
+        ),
+        (
+            {"grid": {"f": [1]}, "name": "ä" * 101},
+            "name: should be a name of files, of at most 200 bytes that can be printed. Found",
+        ),
+        (
+            {"grid": {"byzantine.attack": ["none"]}},
+            "grid.byzantine.attack: should be null where none is meant. Found 'none'.",
+        ),
+        (
             {"grid": {"f": [1, 2]}, "tune": "optimizer.lr"},
             "tune: should be a setting with several values in",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +21,8 @@ from varangian.registry import ConfigError, Problem, join, suggestion
 KEYS = ("name", "base", "grid", "cases", "exclude", "seeds", "tune")
 NAME = "sweep"
 """The name of a grid that has none, and is in no file."""
+LONGEST_NAME = 200
+"""Bytes: the index of the sweep adds an ending, and a name of a file has at most 255."""
 VALIDATION = 0.1
 """The share of the training data with which a value is chosen, unless the grid says another."""
 MOST_SEED = (1 << 63) - 1
@@ -217,6 +220,9 @@ class _Reader:
         found = self._content.get("name", default)
         if not isinstance(found, str) or not found.strip() or "/" in found or found.startswith("."):
             self._say("name", "should be a name of files, without a slash", found)
+        elif not found.isprintable() or len(os.fsencode(found)) > LONGEST_NAME:
+            rule = f"should be a name of files, of at most {LONGEST_NAME} bytes that can be printed"
+            self._say("name", rule, found)
         return str(found)
 
     def base(self) -> dict[str, Any]:
