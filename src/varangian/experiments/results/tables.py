@@ -48,7 +48,7 @@ def score_text(value: float | None, metric: str) -> str:
     if value is None:
         return "-"
     if not math.isfinite(value):
-        return "inf" if value > 0 else "-inf"
+        return str(value)
     if is_share(metric):
         return f"{100 * value:.1f}"
     return f"{value:.4f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"

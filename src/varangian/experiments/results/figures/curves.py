@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from varangian.experiments.results.curves import Curve
 from varangian.experiments.results.figures.style import COLUMN, DOUBLE, line_style, shown
@@ -49,7 +49,7 @@ def draw(
     per_line = max(1, int(width / (0.45 + 0.055 * max(len(shown(rule)) for rule in present))))
     legend = math.ceil(len(present) / per_line) * LEGEND_LINE + (0.15 if title else 0)
     figure = Figure(figsize=(width, HEIGHT * lines + legend + 0.25), layout="constrained")
-    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    axes: list[Axes] = [*figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()]
     for axis, attack in zip(axes, attacks, strict=False):
         for curve in (one for one in curves if one.attack == attack):
             _line(axis, curve, line_style(rules.index(curve.rule)), is_share(metric))
@@ -116,13 +116,19 @@ def _limits(axes: Sequence[Axes], attacks: Sequence[str], curves: Sequence[Curve
             return
         high = min(max(values), FAR * median(values))
         axes[0].set_yscale("log")
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].yaxis.set_major_formatter("{x:g}")
+        axes[0].yaxis.set_minor_locator(NullLocator())
         axes[0].set_ylim(0.8 * min(values), 1.25 * high)
         lost, place = [curve for curve in curves if not min(curve.mean) <= high], 0.95
     for axis, attack in zip(axes, attacks, strict=False):
         ends = [(curve.rule, curve.mean[-1]) for curve in lost if curve.attack == attack]
         share = is_share(metric)
         text = "\n".join(
-            f"{shown(rule)}: {score_text(end, metric)}{' %' if share else ''}" for rule, end in ends
+            f"{shown(rule)}: {score_text(end, metric)}{' %' if share else ''}"
+            if math.isfinite(end)
+            else f"{shown(rule)} diverges"
+            for rule, end in ends
         )
         sides: dict[str, Any] = {"ha": "right", "va": "bottom" if share else "top"}
         axis.text(0.97, place, text, transform=axis.transAxes, fontsize=7, **sides)
