@@ -330,7 +330,7 @@ class _ValidRows:
         if not bool(vector.isfinite().all()):
             most = torch.finfo(vector.dtype).max
             raise AggregationError(
-                f"{rule!r}: the update has numbers above {most:.3g}, the largest of {vector.dtype}. "
+                f"{shown(rule)}: the update has numbers above {most:.3g}, the largest of {vector.dtype}. "
                 "Scale the rows down, or give them in a wider type."
             )
         return vector

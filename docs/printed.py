@@ -136,6 +136,8 @@ def _values(below: Mapping[str, Any]) -> str:
             kind = re.match(r"The name of an? (.*)\.", one.get("description", ""))
             values = ", ".join(f"`{value}`" for value in one["enum"])
             words.append((kind and _named(kind[1])) or values)
+        elif one.get("description", "").startswith("Your own, as "):
+            words.append(one["description"].replace("Your own, as ", "your own as ").rstrip("."))
         elif "title" in one and one.get("type") == "object" and words:
             continue  # a name with its fields: the page of the names has them
         else:

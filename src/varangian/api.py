@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varangian.aggregators import MIXINGS, RULES, Aggregator, spec_of
+from varangian.cli.views.progress import progress
 from varangian.config import RunConfig, advice, loads
 from varangian.config.overrides import Assignment, apply_overrides
 from varangian.config.settings import groups
@@ -37,7 +38,7 @@ from varangian.worker.training.models import MODELS
 
 if TYPE_CHECKING:
     from varangian.experiments.sweep.sweep import SweepResult
-    from varangian.server.observability.record import Observe
+    from varangian.server.observability.record import Observe, RoundRecord
 
 Config = str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None
 """A file, settings by name, a configuration, or every setting with its default."""
@@ -58,6 +59,7 @@ def run(
     observe: Observe | None = None,
     note: Note | None = None,
     folder: str | os.PathLike[str] | None = None,
+    format: str | None = None,
     **settings: Any,
 ) -> RunResult:
     """Train with a server and workers on this machine, and return when it is over.
@@ -75,6 +77,8 @@ def run(
             warnings of the logger `varangian`.
         folder: the run folder, which is made and must be empty if it exists; by default a new one below
             the setting `output`.
+        format: shows progress as the command does: auto, rich, plain or json; by default nothing is
+            printed.
         settings: more settings, which win: `rounds=50`, `optimizer__lr=0.1` for `optimizer.lr`. A rule, an
             attack or a model may be an object, a class or a function in place of its name.
 
@@ -87,7 +91,18 @@ def run(
     for sentence in advice(chosen):
         say(sentence)
     path = None if folder is None else user_path(folder)
-    return run_config(chosen, observe=observe, note=note, folder=path)
+    if format is None:
+        return run_config(chosen, observe=observe, note=note, folder=path)
+    with progress(format, chosen.rounds, chosen.byzantine_names) as shown:
+
+        def both(record: RoundRecord) -> None:
+            shown.round(record)
+            if observe is not None:
+                observe(record)
+
+        result = run_config(chosen, observe=both, note=note or shown.note, folder=path)
+    shown.finish(result)
+    return result
 
 
 def sweep(
