@@ -312,6 +312,6 @@ def test_a_run_whose_process_is_killed_fails_and_the_others_go_on(tmp_path, smal
     out, err = process.communicate()
     assert (process.returncode, err) == (1, "")
     assert "2 of 2 runs done" in out
-    assert "the process of the run was ended by SIGKILL. Its last words: about to die" in out
+    assert "the process of the run was ended by SIGKILL, and printed last: about to die" in out
     (folder,) = (path.parent for path in (tmp_path / "runs").glob("*/result.json"))
     assert (folder / "output.log").read_text().startswith("alive")

@@ -10,7 +10,7 @@ from varangian.cli.views.summary import number, percent
 from varangian.experiments.sweep.pace import Pace, duration
 from varangian.experiments.sweep.plan import Plan, Point
 
-REASON = 120
+REASON = 160
 """Characters of a reason on the screen; all of it is in the run folder."""
 State = Literal["finished", "early", "failed"]
 """finished: all rounds are done; early: it ended before, as when its model diverged, and has a result;

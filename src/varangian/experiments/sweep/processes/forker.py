@@ -138,7 +138,7 @@ class _Forker:
             printed = _tail(child.printed)
             sentence = f"the process of the run {describe_exit(child.process.exitcode)}"
             if words := " ".join(printed.decode(errors="replace").split())[-LAST_WORDS:]:
-                sentence += f". Its last words: {words}"
+                sentence += f", and printed last: {words}"
             record_crash(child.job, sentence, printed)
             self._pipe.send(Ending(child.job.id, "error", sentence))
         child.printed.close()
