@@ -12,6 +12,7 @@ from tests.extent import patience
 from tests.server.rounds.kit import D, Driven
 from torch import Tensor
 
+from varangian import aggregators
 from varangian.aggregators import AggregationError, Aggregator, Gram, Krum
 from varangian.protos.encoding import payload_digest
 from varangian.server.participation.sync import Everyone
@@ -447,9 +448,22 @@ async def test_a_stop_waits_for_the_round_in_the_making(time):
     assert run.learner.parameters.tolist() == [0.0] * D
 
 
-async def test_an_error_of_a_rule_ends_the_run_and_is_raised(time):
-    run = await Run(time, rule=Failing(ZeroDivisionError("a bug"))).__aenter__()
-    pull = asyncio.create_task(run.coordinator.snapshot(0, 1e9))
+async def test_an_error_of_a_rule_of_the_user_skips_its_round(time):
+    async with Run(time, rule=Failing(ZeroDivisionError("a bug")), max_skips=1) as run:
+        for worker in ("w00", "w01", "w02", "w03"):
+            await run.push(worker, 1.0)
+        reason = await run.ended()
+    assert "test_coordinator:Failing failed: ZeroDivisionError: a bug" in reason
+    assert run.learner.parameters.tolist() == [1.0] * D
+
+
+async def test_an_error_of_a_rule_of_ours_ends_the_run_and_is_raised(time, monkeypatch):
+    def wrong(rule, gram):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(aggregators.Mean, "__call__", wrong)
+    run = await Run(time, rule=aggregators.Mean()).__aenter__()
+    pull = asyncio.create_task(run.coordinator.snapshot(0, 20))
     for worker in ("w00", "w01", "w02", "w03"):
         await run.push(worker, 1.0)
     with pytest.raises(ZeroDivisionError, match="a bug"):
