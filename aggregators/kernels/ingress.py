@@ -14,12 +14,12 @@ from torch import Tensor
 
 from varangian.aggregators.kernels.library import function, level, library
 
-__all__ = ["Wire", "store_numbers"]
+__all__ = ["Wire", "store_numbers", "store_vector"]
 
 Wire: TypeAlias = Literal["float32", "bfloat16"]
 
 SIZES = {"float32": 4, "bfloat16": 2}
-ROWS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+ROWS: dict[torch.dtype, Wire] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 BLOCK = 1 << 15
 """Numbers at once, without the compiler: few calls, and still in cache."""
 LEAST_NORMAL, INFINITE, MAGNITUDE = 0x0080_0000, 0x7F80_0000, 0x7FFF_FFFF
@@ -38,6 +38,19 @@ def store_numbers(source: bytes | bytearray | memoryview, at: int, dtype: Wire, 
         return _plainly(source, dtype, row[at : at + count])
     verb = function(f"landed_{dtype}_{ROWS[row.dtype]}", level())
     return not verb(_address(source), count, row.data_ptr() + at * row.element_size())
+
+
+def store_vector(vector: Tensor, row: Tensor) -> bool:
+    """As `store_numbers`, of a whole contiguous vector (d,) on the CPU in one of the types of the wire."""
+    if vector.shape != row.shape or vector.dtype not in ROWS or not vector.is_contiguous():
+        raise ValueError(
+            f"Expected a contiguous vector of {tuple(row.shape)}, found {tuple(vector.shape)} of "
+            f"{vector.dtype}."
+        )
+    if library() is None or sys.byteorder != "little" or row.dtype not in ROWS or not row.is_contiguous():
+        return store_numbers(vector.view(torch.uint8).numpy().data, 0, ROWS[vector.dtype], row)
+    verb = function(f"landed_{ROWS[vector.dtype]}_{ROWS[row.dtype]}", level())
+    return not verb(vector.data_ptr(), len(row), row.data_ptr())
 
 
 def _counted(source: bytes | bytearray | memoryview, at: int, dtype: Wire, row: Tensor) -> int:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import TypeAlias
+
+from torch import Tensor
 
 from varangian.aggregators import AggregationError
 from varangian.protos.encoding import FLOAT32, Dtype
@@ -22,6 +25,7 @@ from varangian.server.observability.record import (
     Evaluate,
     Evaluation,
     Observe,
+    RoundRecord,
     record_of_skip,
     record_of_step,
 )
@@ -60,9 +64,15 @@ from varangian.server.rounds.pulls import Pulls
 from varangian.server.rounds.windowed import WindowedRounds, WindowListener
 from varangian.server.rows.slot import NOT_FINITE, Overtaken, Slot, SlotListener
 from varangian.server.rows.source import Pushed, RowSource
-from varangian.server.rows.storage import LentRows, RowStorage
-from varangian.server.training.learner import Learner
-from varangian.server.training.parameters import Snapshot
+from varangian.server.rows.storage import (
+    HandedStorage,
+    LentRows,
+    RowsInPlace,
+    RowStorage,
+    UploadStorage,
+)
+from varangian.server.training.learner import Aggregation, Learner
+from varangian.server.training.parameters import Snapshot, Version
 
 __all__ = ["Clock", "Coordinator", "Overtaken", "Slot", "Snapshot", "Status"]
 
@@ -97,6 +107,7 @@ class Coordinator:
         row_source: makes the rows that the rule sees from the vectors that were pushed; by default they
             are the same.
         row_slots: how many vectors there can be at once; by default one of each worker.
+        in_place: use the vectors of `hand_over` where they lie. Then there are no uploads.
     """
 
     def __init__(
@@ -114,6 +125,7 @@ class Coordinator:
         window: bool = False,
         row_source: RowSource | None = None,
         row_slots: int | None = None,
+        in_place: bool = False,
     ) -> None:
         self._machine = machine
         self._learner = learner
@@ -127,28 +139,41 @@ class Coordinator:
         if window:
             listener = WindowListener(self._refusal, self._settle, self._fail)
             self._windowed = WindowedRounds(machine, learner, self._compute.run, clock, listener, rows)
-        count = row_slots or len(machine.policy.workers)
-        self._storage: RowStorage = self._windowed or LentRows(count, self._d, rows, self._needed)
+        self._storage: RowStorage
+        self._uploads: UploadStorage | None = self._windowed
+        self._handed: HandedStorage | None = None
+        if self._windowed is not None:
+            self._storage = self._windowed
+        elif in_place:
+            self._storage = self._handed = RowsInPlace(rows)
+        else:
+            count = row_slots or len(machine.policy.workers)
+            self._storage = self._handed = self._uploads = LentRows(count, self._d, rows, self._needed)
         self._listener = self._windowed.slot_listener if self._windowed else SlotListener(self._refusal)
         self._slots: dict[Worker, Slot] = {}
         self._given = -1
         """The last round whose rows were given to the rule, whatever came of it."""
-        self._tasks = asyncio.Queue[Task]()
+        self._tasks = deque[Task]()
+        self._more: asyncio.Future[None] | None = None
+        """While `run` waits for a task."""
+        self._idle = asyncio.Event()
         self._alarm = Alarm(clock, self._tick)
-        self._model = LatestValue(Snapshot.of(learner.payload()), clock)
+        self._model = LatestValue(Snapshot.of(learner.version), clock)
         self.pulls = Pulls(machine, self._handle, self._model, clock)
 
     async def offer(
         self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32
     ) -> Slot | Refusal:
         """Begin an upload: a slot for the vector of the worker. `complete` or `release` it in the end."""
+        if self._uploads is None:
+            raise ValueError("Vectors that are used in place should be handed over.")
         if refusal := self._storage.lend(worker, round):
             return refusal
         if refusal := self._handle(Offer(worker, round, digest, self._now())):
             return refusal
         if before := self._slots.get(worker):
             before.close()
-        slot = Slot(worker, round, digest, self._d, dtype, self._storage, self._listener)
+        slot = Slot(worker, round, digest, self._d, dtype, self._uploads, self._listener)
         self._slots[worker] = slot
         slot.report_progress()
         return slot
@@ -162,15 +187,35 @@ class Coordinator:
             return await asyncio.shield(self._complete_windowed(slot, self._windowed))
         if not self._close_slot(slot):
             return Refusal.UNOFFERED
-        worker, round, now = slot.worker, slot.round, self._now()
-        reason = None if slot.finite else NOT_FINITE
-        if reason is None:
-            refusal = self._handle(Push(worker, round, slot.digest, now))
+        return self._count(slot.worker, slot.round, slot.digest, slot.finite)
+
+    def hand_over(
+        self, worker: Worker, round: int, vector: Tensor, dtype: Dtype = FLOAT32
+    ) -> Refusal | str | None:
+        """Count a vector (d,) of a worker in this process: an upload from its offer to its end.
+
+        Numbers are rounded as on a wire of this type. Returns what `complete` does.
+        """
+        if self._handed is None:
+            raise ValueError("Vectors that come through a window should be uploaded.")
+        if refusal := self._storage.lend(worker, round):
+            return refusal
+        # The same vector never comes twice here, so a name will do for a digest.
+        digest = f"{worker}/{round}".encode()
+        if refusal := self._handle(Offer(worker, round, digest, self._now())):
+            return refusal
+        return self._count(worker, round, digest, self._handed.keep(worker, vector, dtype))
+
+    def _count(self, worker: Worker, round: int, digest: bytes, finite: bool) -> Refusal | str | None:
+        """Count a vector that is there as a whole, or the fault that it proves."""
+        now = self._now()
+        if finite:
+            refusal = self._handle(Push(worker, round, digest, now))
         else:
-            refusal = self._handle(Fault(worker, round, reason, now))
-        if refusal is not None or reason is not None:
+            refusal = self._handle(Fault(worker, round, NOT_FINITE, now))
+        if refusal is not None or not finite:
             self._handle(Gone(worker, round, now))
-        return refusal or reason
+        return refusal or (None if finite else NOT_FINITE)
 
     async def _complete_windowed(self, slot: Slot, windowed: WindowedRounds) -> Refusal | str | None:
         """As `complete`: a vector in a window counts with those of all members, or not at all."""
@@ -215,6 +260,21 @@ class Coordinator:
         return await self.pulls.snapshot(after, patience)
 
     @property
+    def model(self) -> Snapshot:
+        """The newest parameters, and the round that they are for."""
+        return self._model.latest
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that the machine has decided is carried out, or nobody will do so any more."""
+        return self._idle.is_set()
+
+    async def until_idle(self) -> None:
+        """Return when it is `idle`: then a round is open, or the run is finished."""
+        while not self.idle:
+            await self._idle.wait()
+
+    @property
     def round(self) -> int:
         return self._machine.state.round
 
@@ -232,6 +292,8 @@ class Coordinator:
         A round that is being aggregated is completed before a stop takes effect. Errors of the learner, of
         `evaluate` and of `observe` end the run and are raised here.
         """
+        stopping = asyncio.create_task(stop.wait())
+        stopping.add_done_callback(lambda _: self._wake())
         try:
             while (reason := await self._round(stop)) is None:
                 pass
@@ -240,6 +302,8 @@ class Coordinator:
             self._handle(Stop(f"the server ended on an error ({type(error).__name__})", self._now()))
             raise
         finally:
+            self._idle.set()
+            stopping.cancel()
             self._compute.close()
 
     async def _round(self, stop: asyncio.Event) -> str | None:
@@ -250,40 +314,68 @@ class Coordinator:
         if isinstance(ended, Finish):
             return ended.reason
         log.debug("%s", ended.because)
-        run, source = self._compute.run, self._row_source
         if isinstance(ended, Skip):
-            new = source.remembers and self._given != ended.round
-            await run(source.skip, ended, self._storage.rows(ended.workers) if new else {})
+            evaluation = await self._skipped(ended)
             self._storage.release(ended.workers)
-            evaluation, _ = await self._evaluated(ended.round)
             self._observe(record_of_skip(ended, evaluation))
             return None
         try:
-            # Aggregate and step. In a window the update was aggregated while its rows came.
+            # In a window the update was aggregated while its rows came.
             windowed = await self._windowed.aggregation(ended) if self._windowed else None
             self._given = ended.round
-            inputs = await run(source.step_input, ended, self._storage.rows(ended.workers))
-            step = await run(
-                self._learner.step,
-                ended.round,
-                inputs.rows,
-                ended.faults,
-                mix=inputs.mix,
-                measure=inputs.measure,
-                aggregation=inputs.aggregation or windowed,
-                fresh=inputs.fresh,
+            record = await self._compute.run(
+                self._step, ended, self._storage.rows(ended.workers), windowed, self._model.latest.version
             )
         except AggregationError as error:
             self._handle(Skipped(ended.round, f"round {ended.round}: {error}", self._now()))
             return None  # the machine has decided to skip it, which comes next
-        # Evaluate, before the next round opens: so it takes nothing from the deadline of that round.
-        evaluation, seconds = await self._evaluated(ended.round)
-        record = record_of_step(ended, step, inputs.ages, evaluation, seconds)
         # Commit: the next round opens with these parameters.
-        self._model.latest = await run(Snapshot.of, self._learner.payload())
+        self._model.latest = Snapshot.of(self._learner.version)
         self._handle(Committed(ended.round, self._now()))
         self._observe(record)
         return None
+
+    async def _skipped(self, skip: Skip) -> Evaluation | None:
+        """See that a round without an update is remembered where rounds are, and evaluate if it is due."""
+        source = self._row_source
+        new = source.remembers and self._given != skip.round
+        rows = self._storage.rows(skip.workers) if new else {}
+
+        def remember() -> Evaluation | None:
+            source.skip(skip, rows)
+            return self._evaluated(skip.round)[0]
+
+        if source.remembers or evaluation_is_due(skip.round, self.rounds, self._evaluate_every):
+            return await self._compute.run(remember)
+        return None
+
+    def _step(
+        self,
+        close: Close,
+        rows: Mapping[Worker, Tensor],
+        windowed: Aggregation | None,
+        before: Version,
+    ) -> RoundRecord:
+        """Aggregate, step and evaluate: all of a round that takes time, in one visit to the thread.
+
+        Raises:
+            AggregationError: the round has no update.
+        """
+        inputs = self._row_source.step_input(close, rows)
+        step = self._learner.step(
+            close.round,
+            inputs.rows,
+            close.faults,
+            mix=inputs.mix,
+            measure=inputs.measure,
+            aggregation=inputs.aggregation or windowed,
+            fresh=inputs.fresh,
+        )
+        if before.encoded:  # workers pull over the network, and the loop has no time for a digest
+            _ = self._learner.version.digest
+        # Evaluate, before the next round opens: so it takes nothing from the deadline of that round.
+        evaluation, seconds = self._evaluated(close.round)
+        return record_of_step(close, step, inputs.ages, evaluation, seconds)
 
     async def _ended(self, stop: asyncio.Event) -> Close | Skip | Finish:
         """The end of the round that is being received."""
@@ -298,22 +390,32 @@ class Coordinator:
 
     async def _next(self, stop: asyncio.Event) -> Task:
         """The next effect to carry out; a stop comes after what is due already."""
-        if self._tasks.empty():
-            due, stopped = asyncio.create_task(self._tasks.get()), asyncio.create_task(stop.wait())
-            await asyncio.wait((due, stopped), return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if due.done():
-                return due.result()
-            due.cancel()
-            self._handle(Stop("stopped on request", self._now()))
-        return self._tasks.get_nowait()
+        while not self._tasks:
+            if stop.is_set():
+                self._handle(Stop("stopped on request", self._now()))
+                break
+            self._more = asyncio.get_running_loop().create_future()
+            self._idle.set()
+            await self._more
+            self._more = None
+        return self._tasks.popleft()
 
-    async def _evaluated(self, round: int) -> tuple[Evaluation | None, dict[str, Seconds]]:
+    def _add(self, task: Task) -> None:
+        self._tasks.append(task)
+        self._idle.clear()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let `_next` look again."""
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+
+    def _evaluated(self, round: int) -> tuple[Evaluation | None, dict[str, Seconds]]:
         """The evaluation after this round, if one is due, and the seconds that it took."""
         if not evaluation_is_due(round, self.rounds, self._evaluate_every):
             return None, {}
         start = time.perf_counter()
-        evaluation = await self._compute.run(self._evaluate, self._learner.parameters)
+        evaluation = self._evaluate(self._learner.parameters)
         return evaluation, {"evaluate": time.perf_counter() - start}
 
     def _handle(self, event: Event) -> Refusal | None:
@@ -325,13 +427,13 @@ class Coordinator:
                     refusal = effect.refusal if isinstance(effect, Reject) else Refusal.DUPLICATE
                     log.debug("%s: %r", refusal.name, event)
                 case Close() | Skip() | Finish():
-                    self._tasks.put_nowait(effect)
+                    self._add(effect)
                     if isinstance(effect, Skip) and self._row_source.remembers:
                         self._storage.hold(effect.workers)
                 case Forget(worker):
                     if self._windowed is not None:
                         self._windowed.withdraw(worker)
-                    self._tasks.put_nowait(effect)
+                    self._add(effect)
                 case Invite(worker, round):
                     self.pulls.invite(worker, round)
                 case _:
@@ -380,4 +482,4 @@ class Coordinator:
 
     def _fail(self, error: Exception) -> None:
         """End the run with this error."""
-        self._tasks.put_nowait(error)
+        self._add(error)

@@ -73,5 +73,6 @@ class DeltaSum:
 
     def _add(self, rows: Iterable[Tensor]) -> None:
         for row in rows:
+            self._mean = self._mean.to(row.device)
             for to, strip in zip(self._mean.split(STRIP), row.split(STRIP), strict=True):
-                to.add_(strip.to(torch.float64), alpha=1 / self._n)
+                to.add_(strip.to(to), alpha=1 / self._n)

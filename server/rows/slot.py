@@ -15,7 +15,7 @@ from varangian.protos.encoding import WIRE, Dtype
 from varangian.protos.receiving import PayloadSink
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Worker
-from varangian.server.rows.storage import RowStorage
+from varangian.server.rows.storage import UploadStorage
 
 _buffers = threading.local()
 
@@ -73,7 +73,7 @@ class Slot:
         digest: bytes,
         d: int,
         dtype: Dtype,
-        storage: RowStorage,
+        storage: UploadStorage,
         listener: SlotListener,
     ) -> None:
         self.worker = worker

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from varangian.protos.encoding import WIRE, Dtype
+from varangian.aggregators.kernels.ingress import store_vector
+from varangian.protos.encoding import FLOAT32, WIRE, Dtype
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Worker
 
 
 class RowStorage(Protocol):
-    """Storage of pushed vectors until their round has used them. For the event loop, but for `place`."""
+    """Storage of vectors until their round has used them. For the event loop."""
 
     def lend(self, worker: Worker, round: int, /) -> Refusal | None:
         """See that there is a row for a vector of this worker; or why there is none."""
-        ...
-
-    def place(self, worker: Worker, column: int, /) -> tuple[Tensor, int, int]:
-        """The row (k,) of a worker, the entry of its column there, and how many columns can follow in it.
-
-        Any thread may ask while an upload of this worker is open.
-        """
-        ...
-
-    def free(self, worker: Worker, column: int, /) -> int:
-        """The number of columns of the worker that there is room for, from this one on."""
         ...
 
     def rows(self, workers: Iterable[Worker], /) -> Mapping[Worker, Tensor]:
@@ -42,6 +33,32 @@ class RowStorage(Protocol):
 
     def release(self, workers: Iterable[Worker], /) -> None:
         """The rows of these workers are not read any more."""
+        ...
+
+
+class UploadStorage(RowStorage, Protocol):
+    """Storage of vectors that come as bytes, in pieces."""
+
+    def place(self, worker: Worker, column: int, /) -> tuple[Tensor, int, int]:
+        """The row (k,) of a worker, the entry of its column there, and how many columns can follow in it.
+
+        Any thread may ask while an upload of this worker is open.
+        """
+        ...
+
+    def free(self, worker: Worker, column: int, /) -> int:
+        """The number of columns of the worker that there is room for, from this one on."""
+        ...
+
+
+class HandedStorage(RowStorage, Protocol):
+    """Storage of vectors of workers in this process, which hand them over as tensors."""
+
+    def keep(self, worker: Worker, vector: Tensor, dtype: Dtype, /) -> bool:
+        """Keep a vector (d,), rounded as on a wire of this type; returns whether all of it is finite.
+
+        The worker must have a row: see `lend`.
+        """
         ...
 
 
@@ -81,6 +98,10 @@ class LentRows:
     def free(self, worker: Worker, column: int) -> int:
         return self._d - column
 
+    def keep(self, worker: Worker, vector: Tensor, dtype: Dtype) -> bool:
+        sent = vector.detach().to("cpu", WIRE[dtype][1]).contiguous()
+        return store_vector(sent, self._rows[self._lent[worker]])
+
     def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
         return {worker: self._rows[self._lent[worker]] for worker in workers}
 
@@ -95,6 +116,38 @@ class LentRows:
         used = [worker for worker in self._lent if self._needed(worker) or worker in self._held]
         for worker in self._lent.keys() - used:
             heapq.heappush(self._free, self._lent.pop(worker))
+
+
+class RowsInPlace:
+    """Vectors of workers in this process, used where they lie: on any device, and without a copy.
+
+    Whoever hands a vector over must leave its memory alone until the round that uses it is over.
+
+    Args:
+        dtype: how they are kept; the others are converted.
+    """
+
+    def __init__(self, dtype: Dtype = FLOAT32) -> None:
+        self._dtype = WIRE[dtype][1]
+        self._rows: dict[Worker, Tensor] = {}
+        self._held = set[Worker]()
+
+    def lend(self, worker: Worker, round: int) -> Refusal | None:
+        return Refusal.BUSY if worker in self._held else None
+
+    def keep(self, worker: Worker, vector: Tensor, dtype: Dtype) -> bool:
+        row = self._rows[worker] = vector.detach().to(WIRE[dtype][1]).to(self._dtype)
+        # The least and the largest are NaN if any entry is.
+        return all(math.isfinite(end) for end in torch.stack(torch.aminmax(row)).tolist())
+
+    def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
+        return {worker: self._rows[worker] for worker in workers}
+
+    def hold(self, workers: Iterable[Worker]) -> None:
+        self._held.update(workers)
+
+    def release(self, workers: Iterable[Worker]) -> None:
+        self._held.difference_update(workers)
 
 
 def allocate_rows(count: int, columns: int, dtype: Dtype) -> Tensor:

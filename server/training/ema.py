@@ -64,12 +64,12 @@ class Average:
 
     def __init__(self, ema: Ema, parameters: Tensor) -> None:
         self._ema = ema
-        self._point = parameters.detach().to("cpu", torch.float32, copy=True).contiguous()
+        self._point = parameters.detach().to(torch.float32, copy=True).contiguous()
         self._rest = torch.zeros_like(self._point)
 
     @property
     def parameters(self) -> Tensor:
-        """(d,) float32 on the CPU; a view that the next update changes, not to be written to."""
+        """(d,) float32, on the device of the first ones; a view that changes, not to be written to."""
         return self._point
 
     def update(self, parameters: Tensor, samples: float) -> float:
@@ -80,7 +80,7 @@ class Average:
             samples: what the step has learned from; 0 for one that was rejected, which changes nothing.
         """
         if samples > 0:
-            latest, share = parameters.detach().to("cpu"), self._ema.share(samples)
+            latest, share = parameters.detach().to(self._point.device), self._ema.share(samples)
             for point, rest, target in zip(
                 self._point.split(STRIP), self._rest.split(STRIP), latest.split(STRIP), strict=True
             ):

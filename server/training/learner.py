@@ -20,7 +20,7 @@ from varangian.aggregators.streaming.stream import Stream
 from varangian.own_classes import shown
 from varangian.server.training.ema import Average, samples
 from varangian.server.training.optimizer import Optimizer, Stepper
-from varangian.server.training.parameters import ParameterVersions, norm
+from varangian.server.training.parameters import ParameterVersions, Version, norm
 
 Measure: TypeAlias = Callable[[Tensor | None], Tensor]
 """From the point to measure from to what `Aggregator.__call__` takes as `measured`, of certain rows."""
@@ -56,7 +56,8 @@ class Learner:
 
     A step depends on the parameters, the optimizer's state, the last aggregate, the seed, the round and the
     rows by name; not on the order in which rows came. An average of the parameters, if there is one,
-    follows each step; `batch` is how many samples a row was made from.
+    follows each step; `batch` is how many samples a row was made from. All that is as long as the model is
+    on `device`, where rows come from too.
     """
 
     def __init__(
@@ -69,11 +70,12 @@ class Learner:
         seed: int,
         average: Average | None = None,
         batch: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self._versions = ParameterVersions(parameters)
+        self._versions = ParameterVersions(parameters, device)
         self._aggregator = aggregator
         self._optimizer = optimizer
-        self._stepper = Stepper(optimizer, parameters.numel())
+        self._stepper = Stepper(optimizer, parameters.numel(), device)
         self._rounds = rounds
         self._seed = seed
         self._batch = batch
@@ -144,6 +146,11 @@ class Learner:
             self.average.update(self.parameters, self._batch * _count_learned(aggregate, workers, fresh))
         seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
         return _describe(aggregate, workers, faults, length, lr, seconds)
+
+    @property
+    def version(self) -> Version:
+        """The parameters, which are not changed as long as somebody holds this."""
+        return self._versions.version
 
     def payload(self) -> memoryview:
         """The parameters as little-endian float32; never changed as long as somebody holds it."""

@@ -134,9 +134,9 @@ class Stepper:
     A step that would leave the finite numbers changes nothing.
     """
 
-    def __init__(self, optimizer: Optimizer, d: int) -> None:
+    def __init__(self, optimizer: Optimizer, d: int, device: torch.device | str = "cpu") -> None:
         self._optimizer = optimizer
-        self._parameter = torch.nn.Parameter(torch.empty(d))
+        self._parameter = torch.nn.Parameter(torch.empty(d, device=device))
         self._torch = optimizer.build(self._parameter)
         self._bounds = Bounds(math.inf)
 

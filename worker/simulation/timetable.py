@@ -22,11 +22,11 @@ class Timetable:
     delays: Delay = field(default_factory=NoDelay)
 
     def available(self, worker: str, round: int) -> bool:
-        return self.availability.available(self._place(worker), round)
+        return self.availability.available(self._places[worker], round)
 
     def delay(self, worker: str, round: int) -> float:
         """Seconds."""
-        return self.delays.seconds(self._place(worker), round)
+        return self.delays.seconds(self._places[worker], round)
 
     def present(self, round: int) -> tuple[str, ...]:
         """The workers that take part in a round; possibly none."""
@@ -42,9 +42,6 @@ class Timetable:
         found = self.next_round(worker, round, ahead)
         return ahead if found is None else found
 
-    def _place(self, worker: str) -> WorkerIndex:
-        return WorkerIndex(self.seed, self._numbers[worker], len(self.names))
-
     @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.names)}
+    def _places(self) -> dict[str, WorkerIndex]:
+        return {name: WorkerIndex(self.seed, i, len(self.names)) for i, name in enumerate(self.names)}

@@ -111,7 +111,7 @@ class Task:
         """The learning rate of the local steps of a round."""
         return self.local_lr if self.local_rates is None else self.local_rates.rate(round, self.rounds)
 
-    @property
+    @cached_property
     def sight(self) -> Sight:
         """The honest vectors that an attacker sees."""
         needs: Sight = self.attack.needs if isinstance(self.attack, GradientAttack) else "own"
@@ -134,8 +134,13 @@ class Task:
 
         With their momentum it would be behind, had it missed a round of theirs.
         """
-        follows = isinstance(self.attack, GradientAttack) and self.sight != "own" and self.momentum > 0
-        return follows and worker in self.byzantine and not isinstance(self.availability, Always)
+        return self._follows and worker in self.byzantine
+
+    @cached_property
+    def _follows(self) -> bool:
+        """Whether attackers have to follow the momentum of others in rounds in which they are away."""
+        sees = isinstance(self.attack, GradientAttack) and self.sight != "own"
+        return sees and self.momentum > 0 and not isinstance(self.availability, Always)
 
     @property
     def honest(self) -> tuple[str, ...]:

@@ -13,22 +13,17 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import count
 
-import torch
 from torch import Tensor
 
 from varangian.launch.server_run import ServerRun
 from varangian.launch.simulation.virtual_clock import VirtualTime
-from varangian.protos.encoding import encode_vector
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.pulls import PendingPull
-from varangian.server.rows.slot import Slot
 from varangian.server.training.parameters import Snapshot
 from varangian.worker.transport.results import Declined
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 3600.0
-"""Seconds to wait for the next round, of a clock that stands still meanwhile."""
 STALLED = (
     "round {round} would wait for ever: no vector on its way could complete its quorum of {quorum}. "
     "Lower server.quorum, or set server.shortfall=skip"
@@ -60,6 +55,8 @@ class SimulatedWorkers:
         """Workers that wait for a model, and the first round that they can take part in."""
         self._pulls: dict[str, PendingPull] = {}
         """Their pulls, where workers are invited."""
+        self._answered = -1
+        """Where nobody is invited: the last round whose model was given to all who wait for it."""
         self._pushes: list[Push] = []
         """A heap."""
         self._order = count()
@@ -70,7 +67,12 @@ class SimulatedWorkers:
         """Take part in the run until it is finished."""
         for worker in self._task.workers:
             self._pull(worker, after=-1)
-        while (model := await self._coordinator.snapshot(-1, PATIENCE)) is not None and not model.finished:
+        coordinator = self._coordinator
+        while True:
+            if not coordinator.idle:
+                await coordinator.until_idle()
+            if (model := coordinator.model).finished:
+                return
             if models := self._answers(model):
                 for answer in {answer.round: answer for answer in models.values()}.values():
                     await self._compute(
@@ -91,6 +93,9 @@ class SimulatedWorkers:
         """The workers that have got a model, and which."""
         if self._by_invitation:
             return {w: answer for w, pull in self._pulls.items() if (answer := pull.answer) is not None}
+        if self._answered == model.round:
+            return {}  # all are waiting for a later round, or are away in this one
+        self._answered = model.round
         available = self._task.timetable.available
         return {w: model for w, r in self._next.items() if r <= model.round and available(w, model.round)}
 
@@ -115,8 +120,7 @@ class SimulatedWorkers:
 
     def _vectors(self, model: Snapshot, workers: Iterable[str]) -> Mapping[str, Tensor | Declined | None]:
         """The vectors that these workers compute from a model; None of one that takes no part."""
-        parameters = torch.frombuffer(bytearray(model.payload), dtype=torch.float32)
-        return self._server_run.vectors.vectors(workers, model.round, parameters)
+        return self._server_run.vectors.vectors(workers, model.round, model.parameters)
 
     async def _advance(self, round: int) -> None:
         """Let time pass until the next push, or until an alarm of the server."""
@@ -124,24 +128,20 @@ class SimulatedWorkers:
         if push is not None and (alarm is None or push.at < alarm):
             self._time.advance(push.at)
             heapq.heappop(self._pushes)
-            await self._push(push.worker, push.round, push.row)
+            self._push(push.worker, push.round, push.row)
             self._pull(push.worker, push.round)
         elif alarm is not None:
             self._time.advance(alarm)
         else:
             quorum = self._server_run.machine.policy.quorum
             self._server_run.stop.because(STALLED.format(round=round, quorum=quorum))
-        await asyncio.sleep(0)  # the coordinator may have something to do
+            await asyncio.sleep(0)  # the coordinator has to notice
 
-    async def _push(self, worker: str, round: int, row: Tensor) -> None:
+    def _push(self, worker: str, round: int, row: Tensor) -> None:
         """Push a vector as on the wire, so that numbers are rounded where real workers round them."""
         dtype = self._server_run.config.wire.dtype
-        # Nothing comes twice here, so a name will do for a digest.
-        slot = await self._coordinator.offer(worker, round, f"{worker}/{round}".encode(), dtype)
-        if isinstance(slot, Slot):
-            await slot.put(encode_vector(row, dtype))
-            if await self._coordinator.complete(slot) is None:
-                self._server_run.vectors.confirm(worker, round)
+        if self._coordinator.hand_over(worker, round, row, dtype) is None:
+            self._server_run.vectors.confirm(worker, round)
 
     async def _decline(self, worker: str, round: int, reason: str) -> None:
         """Tell the server that no vector comes; each reason is logged once."""
