@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -387,7 +388,7 @@ def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:
         raise RowsError(f"`reference` should be ({rows.d},). Found {tuple(reference.shape)}.")
     reference = reference.detach().to(device=rows.device, dtype=rows.working_dtype)
     # The least and the largest are NaN if any entry is.
-    if not all(bool(end.isfinite()) for end in torch.aminmax(reference)):
+    if not all(map(math.isfinite, torch.stack(torch.aminmax(reference)).tolist())):
         raise RowsError(f"`reference` should be finite in {rows.working_dtype}. Found NaN or infinity.")
     return reference
 

@@ -88,6 +88,8 @@ class Rows:
 
     def columns(self, start: int, stop: int) -> Rows:
         """The same rows, of which only these columns are left."""
+        if start == 0 and stop == self.d:
+            return self
         return Rows(tuple(vector[start:stop] for vector in self.vectors))
 
     @property

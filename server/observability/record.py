@@ -73,7 +73,11 @@ class RoundRecord:
 
     def json(self) -> str:
         """One line of standard JSON: ASCII only, control characters escaped, null for NaN and infinity."""
-        return json.dumps(_plain(dataclasses.asdict(self)), allow_nan=False)
+        return _STANDARD.encode({name: _plain(getattr(self, name)) for name in _FIELDS})
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(RoundRecord))
+_STANDARD = json.JSONEncoder(allow_nan=False)
 
 
 class Scores(NamedTuple):

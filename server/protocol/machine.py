@@ -107,6 +107,8 @@ def transition(policy: RunPolicy, state: RunState, event: Event) -> Moved:
         return state, (Duplicate(event.worker, event.round),)
     if refusal is not None:
         return _notice_late(policy, state, event, refusal), (Reject(refusal, state.round),)
+    if isinstance(event, Offer) and _changes_no_decision(state, event):
+        return _apply(policy, state, event)
     changed, effects = _apply(policy, state.replace(at=max(state.at, event.at)), event)
     settled, following = _settle(policy, changed)
     return settled, (*effects, *following)
@@ -120,6 +122,11 @@ def wake_at(policy: RunPolicy, state: RunState) -> Seconds | None:
     late = None if state.quorum_took is None else due(policy, state, count_answers(policy, state))
     moments = (deadline, late, policy.selection.wake_at(state))
     return min((moment for moment in moments if moment is not None and moment > state.at), default=None)
+
+
+def _changes_no_decision(state: RunState, offer: Offer) -> bool:
+    """Whether an upload begins at a moment for which all is decided: it only adds to what is waited for."""
+    return state.opened_at is not None and offer.at <= state.at and offer.worker not in state.parked
 
 
 def _apply(policy: RunPolicy, state: RunState, event: Event) -> Moved:

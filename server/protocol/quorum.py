@@ -65,14 +65,14 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     needed = selection.needed(workers, state, len(ready_workers(policy, state)))
     least = quorum(policy, full_size, needed)
     pushed, faulty = _among(members, state.held), _among(members, state.faults)
-    silent = _without(members, state.held.keys() | state.faults.keys())
+    silent = _without(members, _either(state.held, state.faults))
     answered = len(pushed) + len(faulty)
     expected = set[Worker]() if answered >= needed else set(selection.expected(workers, state))
     uploading = useful_uploads(policy, state)
     away = _among(silent, _away(state) - uploading)
     # By invitation, a worker that comes back with another certificate is waited for once it is invited.
-    unconnected = state.absent if policy.by_invitation else state.absent | state.revoked.keys()
-    absent = _among(silent, unconnected - uploading - set(away))
+    unconnected = state.absent if policy.by_invitation else _either(state.absent, state.revoked)
+    absent = _among(silent, {*unconnected} - uploading - {*away}) if unconnected else ()
     there = _without(silent, {*away, *absent})
     patient = is_patient(state.history, state.round, state.opened_at, policy.deadline, there)
     often = set[Worker]() if patient else _slow(policy, state, members, expected.intersection(there))
@@ -85,7 +85,7 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     return Answers(
         pushed=pushed,
         faulty=faulty,
-        asked=_without(_among(silent, expected), state.declined.keys() | state.revoked.keys()),
+        asked=_without(_among(silent, expected), _either(state.declined, state.revoked)),
         away=away,
         absent=absent,
         slow=slow,
@@ -109,6 +109,8 @@ def _slow(
 
 def _away(state: RunState) -> set[Worker]:
     """Connected workers that will not answer this round: they want a later one, or have declined."""
+    if not (state.parked or state.declined):
+        return set()
     parked = state.parked.items()
     later = {w for w, round in parked if round > state.round and w not in state.invited}
     return later | state.declined.keys()
@@ -122,6 +124,11 @@ def _among(workers: tuple[Worker, ...], chosen: Collection[Worker]) -> tuple[Wor
 
 def _without(workers: tuple[Worker, ...], others: Collection[Worker]) -> tuple[Worker, ...]:
     return tuple([w for w in workers if w not in others]) if others else workers
+
+
+def _either(some: Collection[Worker], more: Collection[Worker]) -> Collection[Worker]:
+    """The workers of both; as a rule one has none."""
+    return {*some, *more} if some and more else some or more
 
 
 def passed_over(policy: RunPolicy, state: RunState) -> frozenset[Worker]:
@@ -302,6 +309,8 @@ def is_young_enough(policy: RunPolicy, state: RunState, round: int) -> bool:
 
 def useful_uploads(policy: RunPolicy, state: RunState) -> set[Worker]:
     """Workers whose open upload counts once it is complete."""
+    if not state.uploads:
+        return set()
     if policy.by_invitation:
         return {w for w, (round, _) in state.uploads.items() if state.invited.get(w) == round}
     uploads = (w for w, (round, _) in state.uploads.items() if round == state.round)

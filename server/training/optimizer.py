@@ -123,9 +123,19 @@ OPTIMIZERS: Registry[Optimizer] = Registry("optimizer")
 
 
 def _plain(kind: Any) -> Any:
-    """The class without the decorators that import torch's compiler, which takes seconds and 150 MB."""
-    methods = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "step")}
-    return type(kind.__name__, (kind,), methods)
+    """The class without the decorators that import torch's compiler, which takes seconds and 150 MB.
+
+    Nor are there the hooks of torch's profiler, which take longer than a step of a small model.
+    """
+    unhooked = inspect.unwrap(kind.step)
+
+    def step(self: torch.optim.Optimizer, closure: Any = None) -> Any:
+        return unhooked(self, closure)
+
+    vars(step)["hooked"] = True  # torch decorates no step that says so
+    return type(
+        kind.__name__, (kind,), {"add_param_group": inspect.unwrap(kind.add_param_group), "step": step}
+    )
 
 
 class Stepper:

@@ -122,6 +122,9 @@ class Snapshot:
 
 def norm(vector: Tensor) -> float | None:
     """Euclidean norm; None when an entry is not finite. In float64 no finite float32 vector overflows."""
+    if len(vector) <= BLOCK:
+        length = torch.linalg.vector_norm(vector, dtype=torch.float64).item()
+        return length if length < float("inf") else None
     blocks = vector.split(BLOCK)
     # One tensor for all results: small ones between the widened blocks would keep the allocator from using
     # the memory of a block again, which comes to half of the vector.
