@@ -89,8 +89,9 @@ def machine(config: RunConfig) -> Machine:
     return Machine(policy)
 
 
-def learner(config: RunConfig, initial: Tensor) -> Learner:
+def learner(config: RunConfig, initial: Tensor, device: str = "cpu") -> Learner:
     """The server's model, aggregation and optimizer at the start of a run."""
+    initial = initial.to(device)
     seed = config.seed if config.server.seed is None else config.server.seed
     return Learner(
         initial,
@@ -100,4 +101,5 @@ def learner(config: RunConfig, initial: Tensor) -> Learner:
         seed=seed,
         average=None if config.ema is None else Average(config.ema, initial),
         batch=config.worker.batch_size * config.worker.local_steps,
+        device=device,
     )

@@ -101,7 +101,8 @@ class ServerRun:
         except OSError as error:
             raise RunError(str(error)) from error
         vectors, gradients = vector_source(config, worker_compute)
-        built = learner(config, initial)
+        in_place = vectors is not worker_compute
+        built = learner(config, initial, learner_device(config, worker_compute) if in_place else "cpu")
         run_folder = RunFolder.create(
             config,
             metrics=worker_compute.score_names,
@@ -147,6 +148,7 @@ class ServerRun:
             window=is_windowed(self.config),
             row_source=self.row_source,
             row_slots=self.config.participation.row_slots(self.config.workers, self.config.f),
+            in_place=self.vectors is not self.worker_compute,
         )
 
     def evaluate(self, parameters: Tensor) -> Scores:
@@ -229,6 +231,15 @@ class ServerRun:
 def is_windowed(config: RunConfig) -> bool:
     """Whether rows are forgotten as they come. In a simulation all of them are there anyway."""
     return config.server.memory == "window" and config.backend != "simulate"
+
+
+def learner_device(config: RunConfig, worker_compute: WorkerCompute) -> str:
+    """The device of the model of a simulation whose vectors are on the device of its workers: the same.
+
+    But vectors that outlast their round are kept in the memory or on the disk of this machine.
+    """
+    keeps = config.participation.latest_plan(config.workers, worker_compute.layout.numel) is not None
+    return "cpu" if keeps else config.worker.device
 
 
 def vector_source(config: RunConfig, worker_compute: WorkerCompute) -> tuple[VectorSource, str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from varangian.aggregators.kernels import ingress, library
-from varangian.aggregators.kernels.ingress import BLOCK, Wire, store_numbers
+from varangian.aggregators.kernels.ingress import BLOCK, Wire, store_numbers, store_vector
 
 VERSIONS = [0, *(level for level in (1, 3, 4) if level <= library.level())]
 """Without the compiler, and those of the compiled versions that this processor can run."""
@@ -143,3 +143,23 @@ def test_what_does_not_fit_is_refused(source: bytes, at: int, row: Tensor, sente
     with pytest.raises(ValueError, match=sentence):
         store_numbers(source, at, "float32", row)
     assert torch.equal(row, before)
+
+
+@WIRE
+@ROW
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_tensor_is_stored_as_its_bytes_are(wire: Wire, kind: torch.dtype, version: int, monkeypatch):
+    monkeypatch.setattr(ingress, "level", lambda: version)
+    if not version:
+        monkeypatch.setattr(ingress, "library", lambda: None)
+    for patterns in (SMALL + SOUND, SOUND + STRANGE):
+        vector = torch.frombuffer(bytearray(packed(patterns, wire)), dtype=TYPES[wire])
+        one, other = torch.ones(2, len(vector), dtype=kind)
+        assert store_vector(vector, one) is store_numbers(packed(patterns, wire), 0, wire, other)
+        assert bits(one) == bits(other)
+
+
+@pytest.mark.parametrize("vector", [torch.ones(2), torch.ones(3).double(), torch.ones(6)[::2]])
+def test_a_tensor_that_is_no_row_is_refused(vector: Tensor):
+    with pytest.raises(ValueError, match="Expected a contiguous vector"):
+        store_vector(vector, torch.ones(3))

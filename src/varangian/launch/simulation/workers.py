@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import count
@@ -102,7 +102,7 @@ class SimulatedWorkers:
     async def _compute(self, model: Snapshot, workers: Iterable[str]) -> None:
         """Let these workers compute, and send their vectors on their way."""
         rows = await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._vectors, model, workers
+            self._executor, self._server_run.vectors.vectors, workers, model.round, model.parameters
         )
         for worker, row in sorted(rows.items()):
             del self._next[worker]
@@ -117,10 +117,6 @@ class SimulatedWorkers:
             # Invited workers of one moment may have models of several rounds: first asked, first served.
             order = next(self._order) if self._by_invitation else 0
             heapq.heappush(self._pushes, Push(at, order, worker, model.round, row))
-
-    def _vectors(self, model: Snapshot, workers: Iterable[str]) -> Mapping[str, Tensor | Declined | None]:
-        """The vectors that these workers compute from a model; None of one that takes no part."""
-        return self._server_run.vectors.vectors(workers, model.round, model.parameters)
 
     async def _advance(self, round: int) -> None:
         """Let time pass until the next push, or until an alarm of the server."""
