@@ -56,7 +56,7 @@ class SimulatedWorkers:
         self._pulls: dict[str, PendingPull] = {}
         """Their pulls, where workers are invited."""
         self._answered = -1
-        """Where nobody is invited: the last round whose model was given to all who wait for it."""
+        """Where nobody is invited: a round whose model was given to all who wait for it or an earlier one."""
         self._pushes: list[Push] = []
         """A heap."""
         self._order = count()
@@ -86,6 +86,8 @@ class SimulatedWorkers:
         round = after + 1
         round = round if self._task.listens(worker) else self._task.timetable.turn(worker, round)
         self._next[worker] = round
+        if round <= self._answered:
+            self._answered = -1  # it comes late to a round of others
         if self._by_invitation:
             self._pulls[worker] = self._coordinator.pulls.ask(worker, round - 1)
 
