@@ -56,7 +56,7 @@ class SimulatedWorkers:
         self._pulls: dict[str, PendingPull] = {}
         """Their pulls, where workers are invited."""
         self._answered = -1
-        """Where nobody is invited: a round whose model was given to all who wait for it or an earlier one."""
+        """Where nobody is invited: a round whose model all have that wait for it or for an earlier one."""
         self._pushes: list[Push] = []
         """A heap."""
         self._order = count()
