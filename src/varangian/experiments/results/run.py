@@ -36,7 +36,7 @@ COLUMNS = ("lr", "train_loss", "loss", "accuracy", "ema_loss", "ema_accuracy", "
 """Numbers of a record that are columns of metrics.csv, beside the metrics of the run."""
 TAIL = 1 << 16
 """Bytes from the end of a file that are read first when its last line is wanted."""
-DAMAGED = "The file is damaged: make the run again, or leave its folder out."
+DAMAGED = "The file is damaged: remove the folder of the run and make it again, or leave it out."
 
 
 class ResultsError(Exception):
