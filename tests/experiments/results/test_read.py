@@ -166,3 +166,23 @@ def test_the_plan_of_a_sweep_leads_to_its_runs(tmp_path, write_run):
     assert [run.id for run in found] == ["bb", "aa"]
     assert [point.id for point in found.sweeps[0].points] == ["bb", "aa", "cc"]
     assert {run.id for run in read_runs([tmp_path])} == {"aa", "bb", "other"}
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"id": "../aa"}, "../aa"),
+        ({"id": "/aa"}, "/aa"),
+        ({"id": "a\0a"}, "x00"),
+        ({"id": "\ud800"}, "ud800"),
+        ({"settings": "mean"}, "dictionary"),
+    ],
+)
+def test_an_edited_plan_leads_nowhere_else(tmp_path, write_run, change, part):
+    write_run(tmp_path / "aa", settings(), learning([0.5]))
+    (tmp_path / "sweep").mkdir()
+    plan = tmp_path / "sweep" / "grid.sweep.json"
+    plan.write_text(json.dumps({"points": [{"id": "aa", "settings": {}, "seed": 1} | change]}))
+    with pytest.raises(ResultsError, match="should be the JSON of a sweep") as caught:
+        read_runs([plan])
+    assert part in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ ENDING = ".sweep.json"
 """Ending of the name of the plan of a sweep."""
 DEPTH = 4
 """Levels of folders below a path that are searched."""
+FOLDER = re.compile(r"[0-9A-Za-z_-]{1,100}")
+"""Names of run folders in the plan of a sweep: none leads out of the folder in which the plan is."""
 SHOWN = 5
 """So many damaged runs are named; of more, the number is told."""
 
@@ -143,7 +146,7 @@ def read_sweep(path: Path) -> SweepFile:
         raise ResultsError(f"{path} should be the JSON of a sweep: {error}.") from error
     try:
         return _sweep(path, value)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ResultsError(
             f"{path} should be the JSON of a sweep. Its part {error} is missing or misplaced. Type the "
             "sweep again: it writes the file anew, and does no run twice."
@@ -162,7 +165,7 @@ def _sweep(path: Path, value: Mapping[str, Any]) -> SweepFile:
             for kind in ("impossible", "excluded")
             for point in value.get(kind) or ()
         ),
-        tuned=tune.get("path"),
+        tuned=None if tune.get("path") is None else str(tune["path"]),
         choices=tuple(Choice(dict(one["settings"]), one["value"]) for one in tune.get("chosen") or ()),
     )
 
@@ -170,6 +173,8 @@ def _sweep(path: Path, value: Mapping[str, Any]) -> SweepFile:
 def _point(point: Mapping[str, Any], common: Mapping[str, Any] | None) -> Point:
     own = point.get("config")
     config = None if common is None or own is None else {**common, **own}
+    if not FOLDER.fullmatch(str(point["id"])):
+        raise ValueError(f"{point['id']!r:.80} (a name of a folder)")
     return Point(str(point["id"]), dict(point["settings"]), point.get("seed"), config)
 
 
