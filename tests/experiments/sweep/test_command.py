@@ -107,7 +107,7 @@ def test_programs_read_json_lines(sweep, grid):
         "impossible": [],
         "file": "",
     }
-    assert [run["run"]["accuracy"] for run in runs] == [0.01, 0.02, 0.01, 0.02]
+    assert [run["run"]["accuracy"] for run in runs] == [0.01, 0.01, 0.02, 0.02]
     assert last["result"]["failed"] == 0
 
 

@@ -89,7 +89,7 @@ class GridFile:
         Raises:
             ConfigError: with every problem found.
         """
-        problems = [*_unknown_keys(content)]
+        problems, overrides = [*_unknown_keys(content)], [*overrides]
         reader = _Reader(content, folder or Path(), problems)
         base = reader.base()
         axes, cases, exclude = reader.axes(), reader.cases("cases"), reader.cases("exclude")

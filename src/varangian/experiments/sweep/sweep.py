@@ -198,7 +198,9 @@ class _Sweep:
 
     def run(self, make_runner: Callable[[], Runner]) -> SweepResult:
         began, progress, interruption = time.monotonic(), self._progress, None
-        for id in self._points:
+        # Every point with the first seed, then with the next one: a table soon has something in each cell.
+        seeds = [*dict.fromkeys(point.seed for point in self._plan.points)]
+        for id in sorted(self._points, key=lambda id: seeds.index(self._points[id].seed)):
             if self._folders.is_complete(id):
                 progress.outcomes[id] = self._outcome(id)
             else:
