@@ -96,7 +96,7 @@ class Trainer:
         self, model: Model, dataset: Dataset, objective: Objective, seed: int, device: torch.device
     ) -> None:
         self._dataset = dataset
-        self._objective = objective
+        self.objective = objective
         self._seed = seed
         self.device = device
         self._target = str(getattr(model, "target", ""))
@@ -134,14 +134,14 @@ class Trainer:
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """Metrics besides the loss, by name."""
-        return self._objective.metrics
+        return self.objective.metrics
 
     def _scored(self, outputs: Any, y: Any) -> None:
         """See that there is a score for each class; a sequence model may have more, for tokens not seen."""
-        if not self._objective.asked and not isinstance(outputs, Tensor):
-            self._objective = replace(self._objective, metrics={})
+        if not self.objective.asked and not isinstance(outputs, Tensor):
+            self.objective = replace(self.objective, metrics={})
         classes = self._dataset.classes
-        if not isinstance(self._objective.loss, CrossEntropy) or classes is None:
+        if not isinstance(self.objective.loss, CrossEntropy) or classes is None:
             return
         scores, _ = by_place(outputs, y)
         if scores.shape[1] < classes or (y.dim() == 1 and scores.shape[1] > classes):
@@ -223,7 +223,7 @@ class Trainer:
             try:
                 found = torch.autograd.grad(loss, self._weights, allow_unused=True)
             except BaseException:
-                what = f"{self._name}: the gradient of `loss` {name_of_loss(self._objective.loss)}"
+                what = f"{self._name}: the gradient of `loss` {name_of_loss(self.objective.loss)}"
                 with guard(what, NO_GRADIENT):
                     raise
         slopes = (
@@ -246,7 +246,7 @@ class Trainer:
                 raise
 
     def _loss(self, outputs: Any, y: Any) -> Tensor:
-        loss = self._objective.loss
+        loss = self.objective.loss
         try:
             return loss(outputs, y)
         except BaseException:
@@ -293,7 +293,7 @@ class Trainer:
         self, samples: Samples, labels: Samples, size: int, *, strict: bool = False
     ) -> dict[str, float]:
         """The scores on the first samples."""
-        data, metrics, loss = self._dataset, self._objective.metrics, 0.0
+        data, metrics, loss = self._dataset, self.objective.metrics, 0.0
         totals: dict[str, Totals] = {name: {} for name in metrics}
         kept: list[Any] = []
         size = min(size, count(samples))
@@ -325,7 +325,7 @@ class Trainer:
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of all values of metrics; a metric with several is known by them after `rehearse`."""
-        return tuple(self._objective.metrics) if self._columns is None else self._columns
+        return tuple(self.objective.metrics) if self._columns is None else self._columns
 
     def _fix_columns(self, names: Iterable[str]) -> None:
         """Fix the names of all values of metrics.
@@ -371,7 +371,7 @@ class Trainer:
         held_out = (self._dataset.test_x, self._dataset.validation_x)
         size = max(count(samples) for samples in held_out if samples is not None)
         activations, outputs = self._footprint
-        whole = size if any(metric.whole for metric in self._objective.metrics.values()) else 0
+        whole = size if any(metric.whole for metric in self.objective.metrics.values()) else 0
         return activations * min(self._evaluated_at_once, size) + 2 * outputs * whole
 
     def samples_at_once(self, bytes: int) -> int:

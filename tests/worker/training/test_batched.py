@@ -15,6 +15,7 @@ from varangian.worker.data import Synthetic
 from varangian.worker.data.partition import Dirichlet, Iid, Shared
 from varangian.worker.simulation.availability import Alternating, Random
 from varangian.worker.training.batched.compute import BatchedCompute, CannotBatch
+from varangian.worker.training.batched.pooled import Pooled, UnknownLayer
 from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.losses import LOSSES
 from varangian.worker.training.models import Cnn, Custom, Mlp, ResNet18, Softmax
@@ -39,6 +40,10 @@ from torch import nn
 
 def norms(features, classes):
     return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, classes))
+
+def drops(features, classes):
+    one, two = nn.Dropout(0.3), nn.Dropout(0.5)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), one, nn.Linear(8, 8), two, nn.Linear(8, classes))
 
 class Scale(nn.Module):
     def __init__(self, classes):
@@ -169,6 +174,7 @@ def close(found, expected):
         but(model=Cnn(width=2), data=images((1, 8, 8))),
         but(model=ResNet18(width=4, groups=2, norm="batch"), data=images((3, 8, 8))),
         but(model=own("norms")),
+        but(model=own("drops")),
         but(model=own("scale")),
         but(model=own("batch_norm"), partition=Iid()),
         but(model=own("attention"), data=CustomData("batched_parts:tokens"), partition=Iid()),
@@ -286,3 +292,35 @@ def test_models_that_cannot_compute_together(name, why):
     with pytest.raises(CannotBatch, match=why) as found:
         BatchedCompute(WorkerCompute(but(model=own(name))))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "features"),
+    [
+        (Mlp(hidden=8), (6,)),
+        (Cnn(width=2), (1, 8, 8)),
+        (ResNet18(width=4, groups=2), (3, 8, 8)),
+        (own("norms"), (6,)),
+    ],
+    ids=str,
+)
+def test_samples_of_all_workers_can_be_one_batch(model, features):
+    """Also where a CPU is faster with one worker after the other."""
+    task = but(model=model, data=images(features), partition=Shared(), momentum=0.0)
+    exact = WorkerCompute(task)
+    parameters = exact.initial()
+    expected = torch.stack([*exact.vectors(WORKERS, 0, parameters).values()])
+    x, y = exact.trainer.batch(exact.batches.stacked(WORKERS, 0).flatten())
+    x, y = (part.unflatten(0, (len(WORKERS), -1)) for part in (x, y))
+    rows = torch.full_like(expected, torch.nan)
+    pooled = Pooled(exact.trainer, exact.trainer.train(), task.seed)
+    pooled(parameters, x, y, [(name, 0) for name in WORKERS], rows)
+    for found, one in zip(rows, expected, strict=True):
+        close(found, one)
+
+
+def test_layers_that_look_at_other_samples_are_not_pooled():
+    for model in (own("batch_norm"), own("scale"), own("branch")):
+        exact = WorkerCompute(but(model=model, partition=Shared()))
+        with pytest.raises(UnknownLayer):
+            Pooled(exact.trainer, exact.trainer.train(), 1)

@@ -70,7 +70,7 @@ class BatchedCompute:
         with worker_compute.exclusive():
             self._trainer.keep_data_on_device()
             self._most = self._trainer.samples_at_once(AT_ONCE)
-            self._method = choose_method(self._trainer)
+            self._method = choose_method(self._trainer, task.seed)
             self._try()
 
     def vectors(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from varangian.worker.data.samples import map_tensors
+from varangian.worker.training.batched.pooled import Pooled, UnknownLayer
 from varangian.worker.training.trainer import Trainer
 
 Purpose: TypeAlias = tuple[str | int, ...]
@@ -43,10 +44,20 @@ class GradientMethod(Protocol):
         ...
 
 
-def choose_method(trainer: Trainer) -> GradientMethod:
-    """The faster method for a model: on a CPU grouped convolutions are slower than one after the other."""
-    convolves = any(isinstance(module, CONVOLUTIONS) for module in trainer.train().modules())
-    return InTurn(trainer) if convolves and trainer.device.type == "cpu" else Vectorised(trainer)
+def choose_method(trainer: Trainer, seed: int) -> GradientMethod:
+    """The fastest method for a model, by its layers.
+
+    On a CPU convolutions of few samples at a time are faster than of many.
+    """
+    module = trainer.train()
+    convolves = any(isinstance(part, CONVOLUTIONS) for part in module.modules())
+    if convolves and trainer.device.type == "cpu":
+        return InTurn(trainer)
+    general = Vectorised(trainer)
+    try:
+        return PooledWhereShared(Pooled(trainer, module, seed), general)
+    except UnknownLayer:
+        return general
 
 
 class InTurn:
@@ -62,6 +73,19 @@ class InTurn:
             own = parameters if parameters.dim() == 1 else parameters[place]
             one_x, one_y = (map_tensors(part, lambda t, i=place: t[i]) for part in (x, y))  # type: ignore[misc]
             self._trainer.write_gradient(rows[place], own, one_x, one_y, "forward", *purpose)
+
+
+class PooledWhereShared:
+    """Pooled samples as long as workers have the same parameters, which is in the first local step."""
+
+    def __init__(self, pooled: Pooled, general: Vectorised) -> None:
+        self._pooled, self._general = pooled, general
+
+    def __call__(
+        self, parameters: Tensor, x: Any, y: Any, purposes: Sequence[Purpose], rows: Tensor
+    ) -> None:
+        method = self._pooled if parameters.dim() == 1 else self._general
+        method(parameters, x, y, purposes, rows)
 
 
 class Vectorised:
