@@ -7,7 +7,7 @@ from rich.console import Console
 
 from varangian.cli.views.live import Live
 from varangian.cli.views.progress import output, progress
-from varangian.cli.views.summary import RunSummary
+from varangian.cli.views.summary import RunSummary, scores_of, summary_lines
 from varangian.cli.views.terminal import printable
 from varangian.launch import RunResult
 from varangian.server.observability.record import RoundRecord, Scores
@@ -212,3 +212,11 @@ def test_what_a_worker_says_cannot_steer_the_terminal(kind):
 )
 def test_printable(text, safe):
     assert printable(text) == safe
+
+
+def test_of_many_metrics_the_first_are_shown():
+    metrics = {f"class_accuracy_{label}": 0.5 for label in range(40)}
+    shown = scores_of(Scores(loss=1.0, metrics=metrics))
+    assert shown[-1] == ("and", "34 more metrics")
+    assert len(shown) == 8
+    assert ("and", "10 more metrics") in summary_lines(result(metrics=metrics), RunSummary(), ())

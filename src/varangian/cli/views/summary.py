@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 FEW = 5
 """Up to so many missing workers are named one by one."""
+
+IN_A_LINE, IN_THE_END = 6, 30
+"""Most metrics that are shown while a run goes on, and when it is over."""
 
 
 @dataclass
@@ -91,8 +94,7 @@ def scores_of(scores: Scores | None) -> list[tuple[str, str]]:
     found = [("loss", number(scores.loss))]
     if scores.accuracy is not None:
         found.append(("accuracy", percent(scores.accuracy)))
-    others = scores.metrics or {}
-    found += [(name, number(value)) for name, value in others.items() if not name.startswith("ema_")]
+    found += _metrics(scores.metrics, IN_A_LINE)
     if scores.ema_accuracy is not None:
         found.append(("average", percent(scores.ema_accuracy)))
     elif scores.ema_loss is not None:
@@ -104,11 +106,10 @@ def summary_lines(
     result: RunResult, summary: RunSummary, byzantine: Sequence[str]
 ) -> list[tuple[str, str]]:
     """The end of a run, as names and values."""
-    others = result.metrics or {}
     lines = [] if result.accuracy is None else [("accuracy", percent(result.accuracy))]
     lines += [
         ("loss", number(result.loss)),
-        *((name, number(value)) for name, value in others.items() if not name.startswith("ema_")),
+        *_metrics(result.metrics, IN_THE_END),
         *_average(result),
         ("rounds", _rounds(result, summary)),
         ("seconds", f"{result.seconds:.1f}"),
@@ -127,6 +128,13 @@ def summary_lines(
     if result.folder is not None and result.outcome != "interrupted":
         lines.append(("report", report_command(result.folder)))
     return lines
+
+
+def _metrics(metrics: Mapping[str, float] | None, most: int) -> list[tuple[str, str]]:
+    """The first metrics of the model, and how many more there are, as of many classes."""
+    own = [(name, number(value)) for name, value in (metrics or {}).items() if not name.startswith("ema_")]
+    more = len(own) - most
+    return own if more <= 0 else [*own[:most], ("and", f"{more} more metrics")]
 
 
 def report_command(folder: Path) -> str:
