@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Mapping
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +136,7 @@ class ServerRun:
         plan = self.config.participation.latest_plan(self.config.workers, self.worker_compute.layout.numel)
         return () if plan is None else (plan.sentence(),)
 
-    def coordinator(self, clock: Clock = MONOTONIC) -> Coordinator:
+    def coordinator(self, clock: Clock = MONOTONIC, executor: Executor | None = None) -> Coordinator:
         return Coordinator(
             self.machine,
             self.learner,
@@ -143,6 +144,7 @@ class ServerRun:
             evaluate_every=self.config.evaluate.every,
             observe=self._record,
             clock=clock,
+            executor=executor,
             threads=self.config.server.threads,
             rows=self.config.participation.row_dtype(self.config.server.rows),
             window=is_windowed(self.config),

@@ -160,3 +160,36 @@ def test_a_stream_without_a_descriptor(warnings):
     out.write("two\n")
     assert out.close(SOON)
     assert len(warnings) == 1
+
+
+class Batches:
+    """A sink that keeps what is written at once."""
+
+    def __init__(self):
+        self.found = []
+
+    def write(self, data):
+        self.found.append(data)
+        return b"", None
+
+
+def test_lines_that_are_collected_are_written_at_once_when_somebody_waits_for_them(warnings):
+    sink = Batches()
+    out = QueuedWriter(sink, "out", warnings.append, linger=1e6)
+    for line in ("a\n", "b\n", "c\n"):
+        out.write(line)
+    assert out.drain(SOON)
+    out.write("d\n")
+    assert out.close(SOON)
+    assert sink.found == [b"a\nb\nc\n", b"d\n"]
+
+
+def test_lines_that_are_collected_are_written_when_they_are_many(warnings):
+    sink = Batches()
+    out = QueuedWriter(sink, "out", warnings.append, linger=1e6)
+    written = threading.Event()
+    sink.write = lambda data: written.set() or (b"", None)
+    for line in lines(1000):
+        out.write(line)
+    assert written.wait(SOON)
+    assert out.close(SOON)

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from varangian.launch.output.queued_writer import RECORDS, RETRY, Descriptor, QueuedWriter, Warn
+from varangian.launch.output.queued_writer import LINGER, RECORDS, RETRY, Descriptor, QueuedWriter, Warn
 
 
 class Record(Descriptor):
@@ -44,7 +44,7 @@ class Record(Descriptor):
 
 def queued_record(record: Record, name: str, warn: Warn) -> QueuedWriter:
     """A writer to a record."""
-    return QueuedWriter(record, name, warn, limit=RECORDS)
+    return QueuedWriter(record, name, warn, limit=RECORDS, linger=LINGER)
 
 
 def make_folder(parent: Path, name: str) -> Path:

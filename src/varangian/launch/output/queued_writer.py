@@ -28,6 +28,8 @@ RECORDS = 32 << 20
 """Bytes of records that may wait for a disk."""
 BATCH = 64 << 10
 """Bytes that are written at once."""
+LINGER = 0.1
+"""Seconds for which records of rounds are collected."""
 RETRY = 1.0
 """Seconds between two attempts to write to a disk that had no room."""
 DRAIN = 5.0
@@ -108,6 +110,8 @@ class QueuedWriter:
         name: of it, for the warning.
         warn: takes the warning; called from the thread.
         limit: bytes that may wait. One line more may be in the thread's hands.
+        linger: seconds that the thread waits for more after a line, so that lines which come fast do not
+            wake it one by one.
         gap: what to write in the place of this many lines that were dropped.
         encoding: of the text; characters that it lacks are escaped.
         terminal: whether the sink is one.
@@ -120,12 +124,16 @@ class QueuedWriter:
         warn: Warn,
         *,
         limit: int = PROGRESS,
+        linger: float = 0.0,
         gap: Callable[[int], str] | None = None,
         encoding: str = "utf-8",
         terminal: bool = False,
     ) -> None:
         self.name, self.encoding, self.lost = name, encoding, 0
         self._sink, self._warn, self._limit, self._gap, self._terminal = sink, warn, limit, gap, terminal
+        self._linger = linger
+        self._hurried = 0
+        """Callers of `drain`."""
         self._queue = deque[bytes]()
         self._size = 0
         self._hand = b""
@@ -146,7 +154,8 @@ class QueuedWriter:
                 while self._size > self._limit and len(self._queue) > 1:
                     self._drop()
                 self._started()
-                self._changed.notify_all()
+                if len(self._queue) == 1 or self._size >= BATCH:  # else the thread knows of some
+                    self._changed.notify_all()
         return len(text)
 
     def flush(self) -> None:
@@ -158,7 +167,10 @@ class QueuedWriter:
     def drain(self, seconds: float = DRAIN) -> bool:
         """Wait until all is written, or cannot be; whether it was in time."""
         with self._changed:
+            self._hurried += 1
+            self._changed.notify_all()
             done = self._changed.wait_for(lambda: not (self._queue or self._hand) or self._failing, seconds)
+            self._hurried -= 1
             return done and not self._failing
 
     def waiting(self) -> bytes:
@@ -218,6 +230,10 @@ class QueuedWriter:
         with self._changed:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._queue or self._closing)
+            if self._linger:
+                self._changed.wait_for(
+                    lambda: self._closing or self._hurried or self._size >= BATCH, self._linger
+                )
             parts = [self._gap(self._dropped).encode()] if self._gap and self._dropped else []
             self._dropped = 0
             size = 0

@@ -2,7 +2,7 @@
 
 config.yaml              every setting, also those left to their defaults
 manifest.json            versions, seed, threads, command, time, memory
-rounds.jsonl             one line for each round, written as it closes
+rounds.jsonl             one line for each round, written within a tenth of a second
 metrics.csv              the numbers that are plotted: time (seconds since the folder was made), learning
                          rate, the loss on training and on held-out data, and all metrics by name
 *.log                    who was refused and why, in a run with processes

@@ -7,8 +7,9 @@ machine can, and no deadline depends on how fast that is.
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Generator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -18,10 +19,28 @@ from varangian.launch.event_loop import run_to_completion
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.result import Note, RunError
 from varangian.launch.server_run import ServerRun
+from varangian.launch.simulation.short_work import ShortWork, computes_as_a_new_thread, torch_threads
 from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.launch.simulation.workers import SimulatedWorkers
 from varangian.server.observability.record import Observe
 from varangian.server.rows.latest_store import NoRoom
+
+
+@contextmanager
+def executors(config: RunConfig) -> Generator[tuple[Executor | None, Executor]]:
+    """Where the server computes, None for a thread of its own, and where the workers do.
+
+    Both on the event loop while that is short, if that gives the same bits.
+    """
+    threads = config.worker.threads
+    with ThreadPoolExecutor(1, "varangian-workers", torch.set_num_threads, (threads,)) as thread:
+        alone = threads == config.server.threads == 1 and config.worker.device == "cpu"
+        if not (alone and computes_as_a_new_thread()):
+            yield None, thread
+            return
+        short = ShortWork(thread)
+        with torch_threads(1):
+            yield short, short
 
 
 def run_in_simulation(
@@ -32,19 +51,19 @@ def run_in_simulation(
     Raises:
         RunError: it cannot be started, or the disk is full.
     """
-    threads = config.worker.threads
 
     async def main() -> RunResult:
         server_run = ServerRun.open(config, observe, note, folder)
         with closing(server_run), server_run.stop.on_signals(note):
-            time = VirtualTime()
-            coordinator = server_run.coordinator(time.clock)
-            serving = asyncio.create_task(coordinator.run(server_run.stop.event))
             for sentence in server_run.sentences:
                 note(sentence)
-            with ThreadPoolExecutor(1, "varangian-workers", torch.set_num_threads, (threads,)) as executor:
-                await SimulatedWorkers(server_run, coordinator, time, executor).work()
-            return server_run.result(await serving)
+            time = VirtualTime()
+            with executors(config) as (server, workers):
+                coordinator = server_run.coordinator(time.clock, server)
+                serving = asyncio.create_task(coordinator.run(server_run.stop.event))
+                await SimulatedWorkers(server_run, coordinator, time, workers).work()
+                reason = await serving
+            return server_run.result(reason)
 
     try:
         return run_to_completion(main)
