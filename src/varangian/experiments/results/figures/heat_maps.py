@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from matplotlib import colormaps
@@ -20,6 +21,8 @@ MANY = 7
 """From so many squares across, a map is as wide as two columns."""
 LONG = 4
 """Names across of more characters stand aslant."""
+LETTERS = 34
+"""Letters beside each other on the squares for which one column is wide enough."""
 WIDE = 10
 """Numbers that are so many times as large as others have colours on a logarithmic scale."""
 LIGHT = 0.45
@@ -39,8 +42,11 @@ def draw(shown_map: HeatMap) -> Figure:
     )
     aslant = any(len(name) > LONG for name in shown_map.x)
     names = 0.5 if aslant else 0.2
-    width = DOUBLE if len(shown_map.x) > MANY else COLUMN
     named = shown_map.rule is None and shown_map.y_title != "rule"
+    rules = {one.of for line in squares for one in line if one is not None} if named else set[str]()
+    common = _common_mixings(rules)
+    longest = max((len(part) for rule in rules for part in rule.removeprefix(common).split("+")), default=0)
+    width = DOUBLE if len(shown_map.x) > MANY or longest * len(shown_map.x) > LETTERS else COLUMN
     height = (1.5 if named else 1) * SQUARE * len(shown_map.y)
     figure = Figure(figsize=(width, height + names + 0.65), layout="constrained")
     axis = figure.subplots()
@@ -58,7 +64,7 @@ def draw(shown_map: HeatMap) -> Figure:
             text = _number(square.value, shown_map.metric)
             text = text if square.complete else f"({text})"
             if named:
-                text += f"\n{shown(square.of)}"
+                text += f"\n{shown(square.of.removeprefix(common))}".replace("+", "+\n")
             colour = ramp(image.norm(clipped[j, i]))
             bright = float(np.dot(colour[:3], (0.299, 0.587, 0.114)))
             axis.text(
@@ -83,6 +89,7 @@ def draw(shown_map: HeatMap) -> Figure:
     else:
         axis.set_yticks([])
     beside = ", ".join(f"{path} {value}" for path, value in shown_map.fixed.items())
+    beside = ", ".join(filter(None, [beside, f"all after {common.rstrip('+')}" if common else ""]))
     axis.set_title(shown(f"{shown_map.title}{f' ({beside})' if beside else ''}"))
     bar = figure.colorbar(image, ax=axis, pad=0.02, fraction=0.06)
     bar.set_label(f"{axis_name(shown_map.metric)}\n{shown_map.when}")
@@ -95,3 +102,14 @@ def _number(value: float, metric: str) -> str:
     if is_share(metric) or not math.isfinite(value):
         return score_text(value, metric)
     return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
+
+
+def _common_mixings(rules: Iterable[str]) -> str:
+    """The mixings with which all these rules begin, with the plus after them."""
+    parts = [rule.split("+")[:-1] for rule in rules]
+    common = list[str]()
+    for same in zip(*parts, strict=False):
+        if len(set(same)) > 1:
+            break
+        common.append(same[0])
+    return "".join(f"{part}+" for part in common)
