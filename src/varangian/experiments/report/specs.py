@@ -14,7 +14,7 @@ from varangian.experiments.results.cases import Better
 Spec: TypeAlias = dict[str, Any]
 Domain: TypeAlias = tuple[float, float]
 
-COLOURS = ("#0072b2", "#d55e00", "#1b1f24", "#008f67", "#b0509a", "#9a6700", "#56a0d9", "#6e40c9")
+COLOURS = ("#0072b2", "#d55e00", "#1b1f24", "#008f67", "#b0509a", "#9a6700", "#3b8bc9", "#6e40c9")
 DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3), (14, 4), (5, 2, 1, 2, 1, 2), (11, 2, 2, 2, 2, 2), (1, 3))
 BLUES = ["#f7fbff", "#cfe1f2", "#93c3df", "#4b97c9", "#1864aa", "#08306b"]
 SIGNED = ["#8a3b00", "#e0904a", "#f7f7f7", "#4b97c9", "#08306b"]

@@ -59,13 +59,14 @@ def _html(worst: WorstCases) -> str:
     best_first = "descending" if worst.better == "higher" else "ascending"
     has_clean = any(row.clean for row in worst.rows)
     numbers = [*(["no attack"] if has_clean else []), *worst.attacks]
+    single = any(len(cell.values) > 1 for cell in cells)
     if worst.attacks:
-        numbers += ["worst case", "worst single run"]
+        numbers += ["worst case", *(["worst single run"] if single else [])]
     columns = [Heading("rule"), *map(Heading, (*worst.by, *worst.carried))]
     columns += [Heading(title, True, best_first) for title in numbers]
     known = [value for value in values if value is not None]
     low, high = (0.0, 1.0) if score.percent else (min(known, default=0.0), max(known, default=1.0))
-    lines = [_line(worst, row, score, has_clean, low, high) for row in worst.rows]
+    lines = [_line(worst, row, score, low, high, has_clean=has_clean, single=single) for row in worst.rows]
     when = (
         WHEN[worst.at] if isinstance(worst.at, str) else f"as the mean of the last {worst.at} evaluations"
     )
@@ -85,7 +86,9 @@ def _html(worst: WorstCases) -> str:
     )
 
 
-def _line(worst: WorstCases, row: Row, score: Score, has_clean: bool, low: float, high: float) -> Line:
+def _line(
+    worst: WorstCases, row: Row, score: Score, low: float, high: float, *, has_clean: bool, single: bool
+) -> Line:
     cells: list[Shown] = []
     if has_clean:
         cells.append(_shown(row.clean, score, low, high, best=worst.is_best(row, "none")))
@@ -99,9 +102,10 @@ def _line(worst: WorstCases, row: Row, score: Score, has_clean: bool, low: float
         bound = "" if row.complete or row.worst is None else "≤ " if worst.better == "higher" else "≥ "
         text = f"{bound}{score.text(row.worst)}"
         cells.append(Shown(text, row.worst_attack or "", _value(row.worst), style))
-        attack, seed = row.worst_run_at or ("", "")
-        small = f"{attack}, seed {seed}" if row.worst_run_at else ""
-        cells.append(Shown(score.text(row.worst_run), small, _value(row.worst_run)))
+        if single:
+            attack, seed = row.worst_run_at or ("", "")
+            small = f"{attack}, seed {seed}" if row.worst_run_at else ""
+            cells.append(Shown(score.text(row.worst_run), small, _value(row.worst_run)))
     carried = (row.carried.get(path, "") for path in worst.carried)
     return Line(row.rule, (*row.group, *carried), tuple(cells))
 
