@@ -214,13 +214,13 @@ class FunctionRule(OwnFunction):
     guarantee, and no condition is asked.
     """
 
-    given: ClassVar[tuple[str, ...]] = ("rows",)
+    function_given: ClassVar[tuple[str, ...]] = ("rows",)
 
     def requires(self, n: int, f: int) -> str | None:
         return told_enough(self, f)
 
     def aggregate(self, rows: Tensor) -> Tensor:
-        vector: Tensor = type(self).function(rows, **self.options)
+        vector: Tensor = self.call_function(rows)
         return vector
 
 

@@ -125,6 +125,10 @@ class Blind:
         return own
 
 
+def aimed(own, knows, target: int, options: str = "none", function: float = 2.0):
+    return own * function * target
+
+
 def flip(own, knows, scale: float = 3.0):
     own *= -scale
     return own

@@ -22,6 +22,7 @@ from varangian.worker.training.metrics import METRICS
         (MIXINGS, {"tests.own_parts:Doubled": {"factor": 3.0}}),
         (ATTACKS, {"tests.own_parts:Shift": {"z": 1.0}}),
         (ATTACKS, {"tests.own_parts:flip": {"scale": 2.0}}),
+        (ATTACKS, {"tests.own_parts:aimed": {"target": 3, "options": "all", "function": 1.0}}),
         (ATTACKS, {"tests.own_parts:Relabel": {}}),
         (PARTITIONS, {"tests.own_parts:Skewed": {"keep": 4}}),
         (PARTITIONS, {"tests.own_parts:one_for_all": {}}),

@@ -28,19 +28,26 @@ PLAIN = (str, int, float, bool, type(None))
 
 
 class OwnFunction:
-    """Base of the classes that are made of a function; its frozen fields are options of the function."""
+    """Base of the classes that are made of a function; its frozen fields are options of the function.
 
-    target: ClassVar[str]
-    function: ClassVar[Callable[..., Any]]
-    given: ClassVar[tuple[str, ...]]
+    An option may have any name, so what is not one has a name that hardly is.
+    """
+
+    function_target: ClassVar[str]
+    function_called: ClassVar[Callable[..., Any]]
+    function_given: ClassVar[tuple[str, ...]]
     """Names of the arguments that every call gives, before the options."""
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields_of(type(self))}
+    def call_function(self, *given: Any) -> Any:
+        """Call the function with these arguments and its options."""
+        return type(self).function_called(*given, **_options(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (type(self).__mro__[1], self.target, self.options)
+        return _rebuilt, (type(self).__mro__[1], self.function_target, _options(self))
+
+
+def _options(built: OwnFunction) -> dict[str, Any]:
+    return {field.name: getattr(built, field.name) for field in fields_of(type(built))}
 
 
 def _rebuilt(base: type[OwnFunction], target: str, options: Mapping[str, Any]) -> OwnFunction:
@@ -59,14 +66,15 @@ def class_of(base: type[OwnFunction], target: str, function: FunctionType) -> ty
 @functools.cache
 def _class_of(base: Any, target: str, function: Any) -> type[OwnFunction]:
     parameters = [*inspect.signature(function).parameters.values()]
-    first, rest = parameters[: len(base.given)], parameters[len(base.given) :]
+    given = base.function_given
+    first, rest = parameters[: len(given)], parameters[len(given) :]
     by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if len(first) < len(base.given) or any(parameter.kind not in by_place for parameter in first):
-        takes = ", ".join(base.given)
+    if len(first) < len(given) or any(parameter.kind not in by_place for parameter in first):
+        takes = ", ".join(given)
         raise UserCodeError(f"{target!r} is called with ({takes}), which it does not take")
     namespace = {
-        "target": target,
-        "function": staticmethod(function),
+        "function_target": target,
+        "function_called": staticmethod(function),
         "__module__": base.__module__,
         "__doc__": function.__doc__,
     }
@@ -204,7 +212,7 @@ def _is_theirs(cls: type[Any]) -> bool:
 def target_of(cls: type[Any]) -> str | None:
     """`module:Class` of a class, or of the function that it is made of; None if it is not found there."""
     if issubclass(cls, OwnFunction):
-        return cls.target
+        return cls.function_target
     found: Any = sys.modules.get(cls.__module__)
     for part in cls.__qualname__.split("."):
         found = getattr(found, part, None)

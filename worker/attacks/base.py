@@ -97,11 +97,11 @@ class FunctionAttack(OwnFunction):
     Its other parameters are its settings. `byzantine.knows` says what it sees.
     """
 
-    given: ClassVar[tuple[str, ...]] = ("own", "knows")
+    function_given: ClassVar[tuple[str, ...]] = ("own", "knows")
     needs: ClassVar[Sight] = "own"
 
     def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
-        vector: Tensor = type(self).function(own, knows, **self.options)
+        vector: Tensor = self.call_function(own, knows)
         return vector
 
 

@@ -46,11 +46,11 @@ class FunctionPartition(OwnFunction):
     Its other parameters are its settings. Where samples have no classes, the labels are zeros.
     """
 
-    given: ClassVar[tuple[str, ...]] = ("labels", "workers", "seed")
+    function_given: ClassVar[tuple[str, ...]] = ("labels", "workers", "seed")
     by_label: ClassVar[bool] = False
 
     def split(self, labels: Tensor, workers: int, seed: int) -> list[Tensor]:
-        shards: list[Tensor] = type(self).function(labels, workers, seed, **self.options)
+        shards: list[Tensor] = self.call_function(labels, workers, seed)
         return shards
 
 
