@@ -118,6 +118,7 @@ class LatestVectors:
             self._new.clear()
         self._given = None
         self._mark_replaced(self._unstored)
+        rows = {worker: row.cpu() for worker, row in rows.items()}  # of a GPU, the store is not there
         self._unstored = {w: rows[w] for w in sorted(rows) if not self._replace(w, rows[w], ended.round)}
         self._mark_replaced(rows)
         self._new.update(rows)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 STRIP = 1 << 16
-"""Parameters that are updated at once, in float64."""
+"""Parameters that a CPU updates at once, in float64, while they are in cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +81,9 @@ class Average:
         """
         if samples > 0:
             latest, share = parameters.detach().to(self._point.device), self._ema.share(samples)
-            for point, rest, target in zip(
-                self._point.split(STRIP), self._rest.split(STRIP), latest.split(STRIP), strict=True
-            ):
+            width = STRIP if latest.device.type == "cpu" else max(1, len(latest))
+            strips = (vector.split(width) for vector in (self._point, self._rest, latest))
+            for point, rest, target in zip(*strips, strict=True):
                 exact = (point.double() + rest).lerp_(target.double(), share)
                 point.copy_(exact)
                 rest.copy_(exact - point)

@@ -122,13 +122,13 @@ class Snapshot:
 
 def norm(vector: Tensor) -> float | None:
     """Euclidean norm; None when an entry is not finite. In float64 no finite float32 vector overflows."""
-    if len(vector) <= BLOCK:
+    if len(vector) <= BLOCK or vector.device.type != "cpu":  # a GPU widens what it reads without memory
         length = torch.linalg.vector_norm(vector, dtype=torch.float64).item()
         return length if length < float("inf") else None
     blocks = vector.split(BLOCK)
     # One tensor for all results: small ones between the widened blocks would keep the allocator from using
     # the memory of a block again, which comes to half of the vector.
-    parts = torch.empty(len(blocks), dtype=torch.float64, device=vector.device)
+    parts = torch.empty(len(blocks), dtype=torch.float64)
     for block, part in zip(blocks, parts, strict=True):
         torch.linalg.vector_norm(block, dtype=torch.float64, out=part)
     length = torch.linalg.vector_norm(parts).item()
