@@ -221,15 +221,12 @@ class Trainer:
         with torch.enable_grad():
             loss = self._loss(self._outputs(x), y)
             try:
-                found = torch.autograd.grad(loss, self._weights, allow_unused=True)
+                found = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
             except BaseException:
                 what = f"{self._name}: the gradient of `loss` {name_of_loss(self.objective.loss)}"
                 with guard(what, NO_GRADIENT):
                     raise
-        slopes = (
-            torch.zeros_like(p) if g is None else g for g, p in zip(found, self._weights, strict=True)
-        )
-        return [slope.to_dense() if slope.is_sparse else slope for slope in slopes]
+        return [slope.to_dense() if slope.is_sparse else slope for slope in found]
 
     def _outputs(self, x: Any, parameters: Mapping[str, Tensor] | None = None) -> Any:
         """The model's outputs for a batch, with its own parameters or with others."""
@@ -409,8 +406,8 @@ class Trainer:
         seeded = self.seeded("footprint")
         with seeded, MemoryFootprint(known) as footprint, suppress(InputError):
             outputs = self._outputs(x)
-            loss = self._loss(outputs, y)  # noqa: F841 - keeps what a backward pass would need
-            bytes = sum(tensor.nbytes for tensor in leaves(outputs))
+            kept = [outputs, self._loss(outputs, y)]  # with what a backward pass would need
+            bytes = sum(tensor.nbytes for tensor in leaves(kept[0]))
             return -(-WORKSPACE * footprint.peak // size), -(-bytes // size)
         return 0, 0
 

@@ -45,6 +45,13 @@ def drops(features, classes):
     one, two = nn.Dropout(0.3), nn.Dropout(0.5)
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), one, nn.Linear(8, 8), two, nn.Linear(8, classes))
 
+class Dropping(nn.Linear):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x))
+
+def dropping(features, classes):
+    return Dropping(6, classes)
+
 class Scale(nn.Module):
     def __init__(self, classes):
         super().__init__()
@@ -324,3 +331,25 @@ def test_layers_that_look_at_other_samples_are_not_pooled():
         exact = WorkerCompute(but(model=model, partition=Shared()))
         with pytest.raises(UnknownLayer):
             Pooled(exact.trainer, exact.trainer.train(), 1)
+
+
+@pytest.mark.parametrize("attack", [Alie(), Ipm(), SignFlip(), LabelFlip()], ids=str)
+def test_no_vector_comes_to_the_host(monkeypatch, attack):
+    """As far as can be seen without a GPU: what would copy from one is called for few numbers only."""
+    task = attacked(attack, local_steps=2)
+    batched = BatchedCompute(WorkerCompute(task))
+    parameters = WorkerCompute(task).initial()
+    for name in ("cpu", "numpy", "tolist", "item", "__float__", "__bool__"):
+        plain = getattr(torch.Tensor, name)
+
+        def few(tensor, *args, plain=plain):
+            assert tensor.numel() < parameters.numel()
+            return plain(tensor, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, few)
+    batched.vectors(WORKERS, 0, parameters)
+
+
+def test_random_numbers_that_cannot_be_matched_are_a_reason():
+    with pytest.raises(CannotBatch, match="random"):
+        BatchedCompute(WorkerCompute(but(model=own("dropping"))))

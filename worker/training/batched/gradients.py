@@ -20,7 +20,10 @@ from varangian.worker.training.trainer import Trainer
 Purpose: TypeAlias = tuple[str | int, ...]
 """Of the random numbers of one worker in one step."""
 
-CONVOLUTIONS = nn.modules.conv._ConvNd
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 class GradientMethod(Protocol):

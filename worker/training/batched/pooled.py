@@ -46,6 +46,8 @@ BY_SAMPLE = (
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
 )
 """Layers without parameters that look at each sample by itself."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Functions of the user around a layer, which torch keeps there."""
 
 
 class UnknownLayer(Exception):
@@ -117,7 +119,7 @@ def layer_of(module: nn.Module, path: str, left: set[str]) -> Layer:
         UnknownLayer: it is of another type than those known here, has hooks, or is there twice.
     """
     kind = type(module)
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    if any(getattr(module, hooks) for hooks in HOOKS):
         raise UnknownLayer(f"{path or 'the model'} has hooks")
     if kind is nn.Sequential:
         layers = [layer_of(part, f"{path}{name}.", left) for name, part in module.named_children()]
@@ -203,7 +205,8 @@ class _Linear(torch.autograd.Function):
         return functional.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = grad_outputs
         x, weight = ctx.saved_tensors
         weight_rows, bias_rows = ctx.rows
         workers = len(weight_rows)
@@ -232,7 +235,8 @@ class _Convolution(torch.autograd.Function):
         return functional.conv2d(x, weight, bias, *settings)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = grad_outputs
         x, weight = ctx.saved_tensors
         weight_rows, bias_rows = ctx.rows
         stride, padding, dilation, groups = ctx.settings
@@ -272,7 +276,8 @@ class _Scale(torch.autograd.Function):
         return scaled if bias is None else scaled + bias.view(*bias.shape, *after)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = grad_outputs
         x, spread = ctx.saved_tensors
         weight_rows, bias_rows = ctx.rows
         shape = (len(weight_rows), -1, *weight_rows.shape[1:])
