@@ -244,7 +244,7 @@ def test_only_the_chosen_learning_rate_counts(tmp_path, write_run, best):
     points, configs = [], {}
     for rule in RULES:
         for lr in (0.1, 0.2):
-            name = f"{rule}{lr}"
+            name = f"{rule}-{10 * lr:.0f}"
             config = settings(aggregator=RULES[rule], optimizer__lr=lr, byzantine__attack=ATTACKS["alie"])
             accuracy = 0.9 if lr == best[rule] else 0.99
             configs[name] = write_run(tmp_path / name, config, learning([accuracy]))
