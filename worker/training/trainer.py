@@ -158,7 +158,8 @@ class Trainer:
         """Training samples as the model takes them, and their targets, on the device."""
         data = self._dataset
         x, y = (
-            map_tensors(part, lambda t: t[indices.to(t.device)]) for part in (data.train_x, data.train_y)
+            map_tensors(part, lambda t: t.index_select(0, indices.to(t.device)))
+            for part in (data.train_x, data.train_y)
         )
         return data.prepared(x, self.device), map_tensors(y, lambda t: t.to(self.device))
 
