@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -162,10 +161,12 @@ def _last_lines(result: SweepResult) -> Iterator[str]:
         yield ""
         yield f"{path}, by the worst case over attacks on the validation split:"
         yield from align(("  " + rule, value, score) for rule, value, score in _chosen(result, path))
-    with contextlib.suppress(ResultsError):  # no run is finished
-        yield ""
+    yield ""
+    try:
         yield from result.table().splitlines()
-        yield ""
+    except ResultsError as error:
+        yield f"no table: {error}"
+    yield ""
     yield f"the report: varangian report {result.plan.file}"
 
 

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from varangian.launch import RunError, RunResult
 RESULT, ERROR, MANIFEST = "result.json", "error.json", "manifest.json"
 RUNNING = ".running"
 LOCK = ".sweeps.lock"
+PATIENCE = 2.0
+"""Seconds for a process that was killed to let go of its folder."""
 
 
 class RunTaken(Exception):
@@ -127,7 +130,10 @@ class RunFolders:
             os.close(lock)
 
     def clear(self, id: str) -> None:
-        """Remove what a process that was ended has left of a run."""
+        """Remove what a process that was ended has left of a run; waits a little for that to end."""
+        until = time.monotonic() + PATIENCE
+        while self.is_running(id) and time.monotonic() < until:
+            time.sleep(PATIENCE / 20)
         with contextlib.suppress(RunTaken, RunComplete, OSError), self.claim(id):
             pass
 

@@ -64,8 +64,9 @@ class _Child:
 
 def serve(pipe: Connection) -> None:
     """Carry out the jobs that come over the pipe, each at once in a process of its own, until it closes."""
-    # Ctrl-C reaches the whole terminal; the process of the command decides what becomes of the runs.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals may reach the whole group; the process of the command decides what becomes of the runs.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     for module in IMPORTED:
         import_module(module)
     gc.freeze()
@@ -107,6 +108,7 @@ class _Forker:
         for child in self._children:
             child.process.join(FAREWELL)
             child.process.kill()
+            child.process.join()
 
     def _start(self, job: Job) -> None:
         ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -147,6 +149,7 @@ class _Forker:
 def _run(job: Job, pipe: Connection, printed: IO[bytes]) -> None:
     """Carry a run out, in a process of its own; ends the process."""
     gc.enable()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.argv = [*job.command]
     torch.set_num_threads(1)  # runs beside each other, and a pool of threads for each would take turns
