@@ -100,3 +100,13 @@ def test_a_run_that_a_sweep_has_renamed_is_found_again(tmp_path, write_run):
     live = LivePage([str(folder)])
     folder.rename(tmp_path / "abc")
     assert b"4 rounds done" in live.current()[1]
+
+
+def test_the_page_stays_while_a_run_cannot_be_read(going):
+    live = LivePage([str(going)])
+    before = live.current()
+    (going / "metrics.csv").write_text("round,accuracy\n0,not a number\n")
+    assert live.current() == before
+    for path in going.iterdir():
+        path.unlink()
+    assert live.current() == before

@@ -1,5 +1,5 @@
 """`varangian report`: one page about runs that works offline, and the figures of a paper.
 
 It shows what `results` has read and computes nothing itself. The command line imports `command`, by name;
-nothing else of the package imports this.
+a sweep imports `page`, and nothing else of the package imports this.
 """

@@ -52,6 +52,7 @@ class LivePage:
         self._lock = threading.Lock()
         self._seen = ""
         self._page = b""
+        self._evaluated = False
         self.over = False
         """Whether no run goes on any more, as of the last look."""
         self.current()
@@ -60,23 +61,35 @@ class LivePage:
         """The page, and a tag that changes with it.
 
         Raises:
-            ResultsError: at first, if there is no run; later the page says what is wrong.
+            ResultsError: at first, if there is no run; later the page stays as it was.
         """
         with self._lock:
-            notes: list[str] = []
-            results = read_runs(self._existing(), notes.append)
-            seen = _fingerprint(results)
-            if seen != self._seen:
-                self._page = self._make(results, notes).encode()
-                self._seen = seen
-                self.over = not any(run.running for run in results)
+            try:
+                self._look()
+            except (ResultsError, OSError):
+                # A sweep has renamed a folder, or a file is being replaced: the next look finds it whole.
+                if not self._page:
+                    raise
             return f'"{hashlib.blake2b(self._page, digest_size=12).hexdigest()}"', self._page
+
+    def _look(self) -> None:
+        notes: list[str] = []
+        results = read_runs(self._existing(), notes.append)
+        seen = _fingerprint(results)
+        if seen != self._seen:
+            self._page = self._make(results, notes).encode()
+            self._seen = seen
+            self.over = not any(run.running for run in results)
 
     def _make(self, results: Results, notes: Sequence[str]) -> str:
         try:
-            return page(results, notes=notes, follow=True)
-        except ResultsError as error:  # nothing is evaluated yet, or a file is being replaced
-            return waiting_page(str(error))
+            made = page(results, notes=notes, follow=True)
+        except ResultsError as error:
+            if self._evaluated:
+                raise
+            return waiting_page(str(error))  # nothing is evaluated yet
+        self._evaluated = True
+        return made
 
     def _existing(self) -> Iterator[str]:
         """The paths; of a run that a sweep had in hand and that has ended, the one it has now."""
@@ -155,11 +168,7 @@ def _handler(live: LivePage, path: str) -> type[BaseHTTPRequestHandler]:
                 self._page()
 
         def _page(self) -> None:
-            try:
-                tag, content = live.current()
-            except ResultsError as error:
-                self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n".encode())
-                return
+            tag, content = live.current()
             if self.headers.get("If-None-Match") == tag:
                 self._answer(HTTPStatus.NOT_MODIFIED, b"", {"ETag": tag})
             else:
