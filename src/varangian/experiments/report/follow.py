@@ -16,7 +16,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from varangian.experiments.report.page import page, waiting_page
+from varangian.experiments.report.page import page, runs_to_come, waiting_page
 from varangian.experiments.results.read import Results, read_runs
 from varangian.experiments.results.run import ERROR, METRICS, RESULT, ROUNDS, RUNNING, ResultsError
 
@@ -54,7 +54,7 @@ class LivePage:
         self._page = b""
         self._evaluated = False
         self.over = False
-        """Whether no run goes on any more, as of the last look."""
+        """Whether no run goes on and none of a plan is still to come, as of the last look."""
         self.current()
 
     def current(self) -> tuple[str, bytes]:
@@ -79,7 +79,7 @@ class LivePage:
         if seen != self._seen:
             self._page = self._make(results, notes).encode()
             self._seen = seen
-            self.over = not any(run.running for run in results)
+            self.over = not runs_to_come(results) and not any(run.running for run in results)
 
     def _make(self, results: Results, notes: Sequence[str]) -> str:
         try:

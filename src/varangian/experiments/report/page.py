@@ -104,6 +104,15 @@ def _sections(results: Results, study: Study) -> Iterator[Section]:
     yield from account.sections(results, study)
 
 
+def runs_to_come(results: Results) -> int:
+    """The number of planned runs that have not begun."""
+    begun = {run.folder.with_name(run.id).resolve() for run in results}
+    planned = {
+        (sweep.path.parent / point.id).resolve() for sweep in results.sweeps for point in sweep.points
+    }
+    return len(planned - begun)
+
+
 def _shortened(note: str) -> str:
     """A sentence, or its first clause if it is long; the section about failed runs has all of it."""
     clause = note if len(note) <= NOTE else f"{note.partition('; ')[0]} ..."
@@ -141,13 +150,17 @@ def _facts(results: Results, study: Study) -> Iterator[tuple[str, str]]:
 
 def _live(results: Results) -> str:
     going = [run for run in results if run.running]
+    planned = len(results) + runs_to_come(results)
     if not going:
+        if planned > len(results):
+            return f"{len(results)} of {planned} planned runs are over, and none goes on now."
         return "All runs are over. The page does not change any more."
     last = going[0].columns("time")[0]
     rounds = f"{int(last[-1])} rounds done" if len(last) else "no round done yet"
     if len(results) == 1:
         return f"The run goes on: {rounds} of {going[0].config.get('rounds')}."
-    return f"{len(going)} of {len(results)} runs go on. {going[0].id}: {rounds}."
+    over = len(results) - len(going)
+    return f"{over} of {planned} runs are over, and {len(going)} go on. {going[0].id}: {rounds}."
 
 
 def _policy(css: str, scripts: Sequence[str], *, follow: bool) -> str:
