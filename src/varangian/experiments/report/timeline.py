@@ -78,7 +78,7 @@ def sections(study: Study) -> Iterator[Section]:
         return
     rows = [row for i, (_, one) in enumerate(timelines, start=1) for row in _rows(i, one)]
     found_kinds = {mark.kind for _, one in timelines for marks in one.marks.values() for mark in marks}
-    kinds = [kind for kind in SEVERITY if kind in found_kinds]
+    kinds: list[Kind] = [kind for kind in SEVERITY if kind in found_kinds]
     signed = any((one.weights < 0).any() for _, one in timelines)
     html = render(
         "timeline.html",
