@@ -12,7 +12,9 @@ import pytest
 from tests.extent import patience
 from tests.launch import within
 
+from varangian.config import load
 from varangian.launch.memory_budget import RESERVE, MemoryBudget, available_memory, resident_memory
+from varangian.launch.server_run import simulated_bytes
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.listener import THREADS
 from varangian.protos.data_channel.transfer import BLOCK
@@ -195,3 +197,16 @@ def test_a_server_keeps_to_it(memory: str, way: str):
     )
     # A copy of all rows would have shown.
     assert whole > first["most"] - first["spare"] - last["peak"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [
+        ([], 0),
+        (["backend=simulate"], 2),
+        (["backend=simulate", "worker.momentum=0"], 1),
+        (["backend=simulate", "simulate.gradients=batched", "worker.local_steps=3"], 4),
+    ],
+)
+def test_vectors_of_simulated_workers_are_counted(settings: list[str], copies: int):
+    assert simulated_bytes(load(None, settings), 5000) == copies * 15 * 5000 * 4

@@ -65,6 +65,8 @@ class MemoryBudget:
     """Activations of an evaluation, which goes by batches of bounded memory."""
     rest: int = 0
     """Bytes of the saved model besides its trained parameters."""
+    simulated: int = 0
+    """Bytes of the vectors that simulated workers compute, and of their momentum."""
 
     @classmethod
     def of(
@@ -82,6 +84,7 @@ class MemoryBudget:
         lane: bool = True,
         evaluation: int = 0,
         rest: int = 0,
+        simulated: int = 0,
         limits: Limits = DEFAULT_LIMITS,
         base: int | None = None,
     ) -> MemoryBudget:
@@ -100,6 +103,7 @@ class MemoryBudget:
             lane: whether payloads may travel beside gRPC.
             evaluation: bytes of its activations, at most.
             rest: bytes of the state of the model that does not train.
+            simulated: bytes of the vectors of workers in this process, and of their momentum.
             limits: of the service.
             base: bytes that are taken already; by default those of this process.
         """
@@ -116,6 +120,7 @@ class MemoryBudget:
             latest=0 if latest is None or latest.folder is not None else latest.bytes,
             evaluation=evaluation,
             rest=SELDOM * rest,
+            simulated=simulated,
         )
 
     @property
@@ -126,6 +131,7 @@ class MemoryBudget:
             self.vectors * self.model,
             self.rest,
             self.evaluation,
+            self.simulated,
             self.streams,
         )
         return sum(parts) + self.base
@@ -136,6 +142,7 @@ class MemoryBudget:
         latest = f"latest vectors {_size(self.latest)} + " if self.latest else ""
         rest = f"frozen {_size(self.rest)} + " if self.rest else ""
         rest += f"evaluation {_size(self.evaluation)} + " if self.evaluation else ""
+        rest += f"simulated workers {_size(self.simulated)} + " if self.simulated else ""
         parts = (
             f"rows {_size(self.rows)} + {latest}model {self.vectors} x {_size(self.model)} + {rest}"
             f"streams {_size(self.streams)} + base {_size(self.base)}"

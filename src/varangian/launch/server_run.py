@@ -320,7 +320,19 @@ def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBud
         lane=config.server.data_port is not None,
         evaluation=worker_compute.evaluation_bytes,
         rest=worker_compute.state_bytes - 4 * d,
+        simulated=simulated_bytes(config, d),
     )
+
+
+def simulated_bytes(config: RunConfig, d: int) -> int:
+    """Bytes on this machine that the vectors of simulated workers take, with their momentum."""
+    if config.backend != "simulate" or config.worker.device != "cpu":
+        return 0
+    if config.simulate.gradients == "batched":
+        copies = 4 if config.worker.local_steps > 1 else 2
+    else:
+        copies = 2 if config.worker.momentum else 1
+    return copies * config.workers * d * 4
 
 
 @dataclass
