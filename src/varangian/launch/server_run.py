@@ -71,6 +71,8 @@ class ServerRun:
     scores: Scores = field(default_factory=Scores)
     began: float = field(default_factory=time.monotonic)
     saved: bool = False
+    coordinated: Coordinator | None = None
+    """The coordinator, once it was made."""
 
     @classmethod
     def open(cls, config: RunConfig, observe: Observe, note: Note, folder: Path | None = None) -> ServerRun:
@@ -137,7 +139,7 @@ class ServerRun:
         return () if plan is None else (plan.sentence(),)
 
     def coordinator(self, clock: Clock = MONOTONIC, executor: Executor | None = None) -> Coordinator:
-        return Coordinator(
+        self.coordinated = Coordinator(
             self.machine,
             self.learner,
             evaluate=self.evaluate,
@@ -152,6 +154,7 @@ class ServerRun:
             row_slots=self.config.participation.row_slots(self.config.workers, self.config.f),
             in_place=self.vectors is not self.worker_compute,
         )
+        return self.coordinated
 
     def evaluate(self, parameters: Tensor) -> Scores:
         """Evaluate the parameters and, where there is one, their average."""
@@ -172,7 +175,7 @@ class ServerRun:
             digest=self.learner.digest(),
             rounds=self.rounds,
             seconds=seconds,
-            reason=self.stop.reason or (self._nothing_learned or reason),
+            reason=self.stop.reason or self._code_error or self._nothing_learned or reason,
             outcome=self._outcome(),
             folder=self.folder.path,
             ema_accuracy=self.scores.ema_accuracy,
@@ -180,6 +183,7 @@ class ServerRun:
             metrics=self.scores.metrics,
             signal=self.stop.signal,
             train_loss=self.scores.train_loss,
+            code_error=self._code_error,
         )
         result = self.folder.finish(result, self._models())
         self.saved = True
@@ -212,8 +216,13 @@ class ServerRun:
 
     def _outcome(self) -> Outcome:
         if self.machine.state.round >= self.config.rounds:
-            return "failed" if self._nothing_learned else "finished"
+            return "failed" if self._nothing_learned or self._code_error else "finished"
         return "failed" if self.stop.signal is None else "interrupted"
+
+    @property
+    def _code_error(self) -> str | None:
+        """The error of a rule of the user that the run has ended with."""
+        return (self.coordinated and self.coordinated.code_error) or None
 
     @property
     def _nothing_learned(self) -> str:

@@ -114,6 +114,27 @@ def test_a_run_that_fails_is_recorded_and_the_sweep_goes_on(planned, swept, trai
     assert not (folder / "result.json").exists()
 
 
+def test_a_rule_of_the_user_that_fails_at_last_is_an_error_of_its_run(
+    planned, swept, training, tmp_path, monkeypatch
+):
+    (tmp_path / "tired.py").write_text(
+        "calls = []\n"
+        "def rule(rows, f):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) > 3:\n"
+        "        raise ValueError('no more')\n"
+        "    return rows.mean(0)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    plan = planned({"rounds": 6}, grid={"aggregator": ["tired:rule"]})
+    (outcome,) = swept(plan, training).outcomes
+    assert outcome.state == "failed"
+    assert outcome.reason == "tired:rule failed: ValueError: no more (tired.py, line 5)."
+    folder = plan.output / plan.points[0].id
+    assert (folder / "error.json").exists()
+    assert not (folder / "result.json").exists()
+
+
 def test_a_run_that_failed_is_done_again(plan, swept):
     folders, first = RunFolders(plan.output), plan.points[0]
     with folders.claim(first.id) as claim:

@@ -57,6 +57,8 @@ class RunResult:
     """The number of the signal that stopped the run, if one did."""
     train_loss: float | None = None
     """On a fixed sample of the training data that the server has."""
+    code_error: str | None = None
+    """The error of a rule or mixing of the user, where the last aggregation failed by it."""
 
     def plain(self) -> dict[str, Any]:
         """The values as JSON takes them."""

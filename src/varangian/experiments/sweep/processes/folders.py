@@ -179,6 +179,7 @@ class Claim:
             write_atomically(self.path / "config.yaml", dump(settings).encode())
         found = {"error": error, "kind": kind, "settings": dict(settings), "varangian": __version__}
         write_atomically(self.path / ERROR, _json(found))
+        (self.path / RESULT).unlink(missing_ok=True)
         self._rename()
 
     def _rename(self) -> None:

@@ -64,6 +64,8 @@ def carry_out(job: Job, tell: Callable[[int], None], printed: Callable[[], bytes
                 result = run(config, observe=_Pace(tell), note=_print, folder=claim.path)
                 if result.outcome == "interrupted":
                     return Ending(job.id, "interrupted")
+                if result.code_error is not None:
+                    raise RunError(result.code_error)
                 if result.folder != claim.path:
                     raise RunError(
                         f"the run folder could not be written; what there is lies in {result.folder}"
