@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from tests import own_parts
 
 from varangian import __version__
 from varangian.experiments.sweep.processes.folders import RunFolders
@@ -129,7 +130,10 @@ def test_a_rule_of_the_user_that_fails_at_last_is_an_error_of_its_run(
     plan = planned({"rounds": 6}, grid={"aggregator": ["tired:rule"]})
     (outcome,) = swept(plan, training).outcomes
     assert outcome.state == "failed"
-    assert outcome.reason == "tired:rule failed: ValueError: no more (tired.py, line 5)."
+    assert outcome.reason == (
+        "tired:rule failed: ValueError: no more (tired.py, line 5). "
+        "This was so in 4 of 6 rounds, so the scores do not count."
+    )
     folder = plan.output / plan.points[0].id
     assert (folder / "error.json").exists()
     assert not (folder / "result.json").exists()
@@ -146,6 +150,34 @@ def test_a_run_that_failed_is_done_again(plan, swept):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (
+            {"aggregator": "tests.own_parts:late"},
+            "tests.own_parts:late failed: KeyError: 'oops' (own_parts.py, line ",
+        ),
+        (
+            {"byzantine": {"count": 1, "attack": "tests.own_parts:tardy"}},
+            "`byzantine.attack` 'tests.own_parts:tardy' failed: ZeroDivisionError",
+        ),
+    ],
+)
+def test_scores_of_a_run_in_which_code_of_the_user_failed_do_not_count(
+    planned, swept, training, monkeypatch, settings, error
+):
+    monkeypatch.setattr(own_parts.late, "calls", -1, raising=False)  # it is tried once before the run
+    plan = planned({"rounds": 5, **settings}, grid={"f": [1]})
+    result = swept(plan, training)
+    (outcome,) = result.failed
+    assert outcome.reason.startswith(error)
+    assert "in 1 of 5 rounds, so the scores do not count" in outcome.reason
+    folder = RunFolders(plan.output).path(plan.points[0].id)
+    assert (folder / "error.json").exists()
+    assert (folder / "rounds.jsonl").exists()
+    assert not (folder / "result.json").exists()
+
+
 def test_a_run_that_ends_early_has_a_result_that_counts(planned, swept, training):
     plan = planned({"optimizer": {"lr": 1e38}, "aggregator": "mean", "rounds": 30}, grid={"f": [0]})
     (outcome,) = swept(plan, training).outcomes
