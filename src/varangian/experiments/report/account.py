@@ -20,11 +20,15 @@ ROWS = 500
 """Most runs in the table; all are in its file."""
 
 
+STATES = {"failed": "ended early", "error": "failed"}
+"""Words for states of runs: one that ended before its last round has a result, one with an error none."""
+
+
 def sections(results: Results, study: Study) -> Iterator[Section]:
     """What remains to be said."""
     gaps = [(case, gap) for case in study.cases for gap in (*case.gaps, *case.early)]
     if gaps or study.left_out:
-        title = "Failed and missing runs" if gaps else "Points that were not run"
+        title = "Runs that failed, ended early or are missing" if gaps else "Points that were not run"
         yield Section("failed", title, _failed(study, gaps))
     if any(sweep.choices for sweep in results.sweeps):
         yield Section("tuned", "Tuned values", _tuned(results))
@@ -39,7 +43,7 @@ def _failed(study: Study, gaps: Sequence[tuple[Case, Gap]]) -> str:
             "attack": "no attack" if case.clean else case.attack,
             "setting": setting_of(study, case.group),
             "seed": gap.seed,
-            "state": gap.state,
+            "state": STATES.get(gap.state, gap.state),
             "reason": gap.reason,
             "folder": "" if gap.run is None else str(gap.run.folder),
         }
@@ -88,7 +92,7 @@ def _runs(results: Results, study: Study) -> str:
             {
                 "folder": str(run.folder),
                 "name": run.folder.name if len(parents) == 1 else str(run.folder),
-                "state": run.state,
+                "state": STATES.get(run.state, run.state),
                 "rule": case.rule if case else "",
                 "attack": ("no attack" if case.clean else case.attack) if case else "",
                 "setting": setting_of(study, case.group) if case else "",

@@ -130,7 +130,7 @@ def _title(results: Results, study: Study) -> str:
 
 
 def _facts(results: Results, study: Study) -> Iterator[tuple[str, str]]:
-    states = Counter(run.state for run in results)
+    states = Counter(account.STATES.get(run.state, run.state) for run in results)
     yield "runs", ", ".join(f"{count} {state}" for state, count in states.items())
     if len(study.rules) > 1:
         yield "rules", str(len(study.rules))

@@ -49,7 +49,7 @@ class Case:
     gaps: tuple[Gap, ...] = ()
     """Those without a result."""
     early: tuple[Gap, ...] = ()
-    """Of `runs`, those that failed before their last round, as a model that diverges does: they count with
+    """Of `runs`, those that ended before their last round, as a model that diverges does: they count with
     the score that they had then."""
 
     @property

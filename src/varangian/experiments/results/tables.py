@@ -72,7 +72,7 @@ def legend(worst: WorstCases) -> list[str]:
         part = f"({len(lacking.values)}/{lacking.planned})"
         said.append(f"{part}: {len(lacking.values)} of {lacking.planned} planned runs have a result")
     if any(cell.early for cell in _shown(worst)):
-        said.append("!: with runs that failed before their last round, and their score until then")
+        said.append("!: with runs that ended before their last round, and their score until then")
     return said
 
 
@@ -140,7 +140,7 @@ def latex(worst: WorstCases) -> str:
     if any(cell.gaps for cell in _shown(worst)) or not all(row.complete for row in worst.rows):
         lines.insert(1, r"% $^{\dagger}$: some of the planned runs have no result.")
     if any(cell.early for cell in _shown(worst)):
-        lines.insert(1, r"% $^{\ddagger}$: some runs failed before their last round, with this score.")
+        lines.insert(1, r"% $^{\ddagger}$: some runs ended before their last round, with this score.")
     return "\n".join(lines) + "\n"
 
 

@@ -25,7 +25,7 @@ class Cell:
     gaps: tuple[Gap, ...]
     """Runs without a result; a cell may have no others."""
     early: tuple[Gap, ...]
-    """Of those with a score, runs that failed before their last round."""
+    """Of those with a score, runs that ended before their last round."""
     mean: float | None
     std: float | None
     """Of a sample; None of a single run."""
