@@ -18,7 +18,6 @@ from typing import TypeAlias
 from torch import Tensor
 
 from varangian.aggregators import AggregationError
-from varangian.aggregators.errors import PartError
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
@@ -160,8 +159,6 @@ class Coordinator:
         self._idle = asyncio.Event()
         self._alarm = Alarm(clock, self._tick)
         self._model = LatestValue(Snapshot.of(learner.version), clock)
-        self.code_error = ""
-        """The error of a rule or mixing of the user in the last aggregation; empty if there was none."""
         self.pulls = Pulls(machine, self._handle, self._model, clock)
 
     async def offer(
@@ -330,10 +327,8 @@ class Coordinator:
                 self._step, ended, self._storage.rows(ended.workers), windowed, self._model.latest.version
             )
         except AggregationError as error:
-            self.code_error = str(error) if isinstance(error, PartError) else ""
             self._handle(Skipped(ended.round, f"round {ended.round}: {error}", self._now()))
             return None  # the machine has decided to skip it, which comes next
-        self.code_error = ""
         # Commit: the next round opens with these parameters.
         self._model.latest = Snapshot.of(self._learner.version)
         self._handle(Committed(ended.round, self._now()))

@@ -19,6 +19,7 @@ from varangian.aggregators import AggregationError
 from varangian.aggregators.base import is_whole
 from varangian.config import RunConfig
 from varangian.config.build import learner, machine, task
+from varangian.launch.code_failures import CodeFailures
 from varangian.launch.event_loop import SIGNALS, interruptible
 from varangian.launch.memory_budget import MemoryBudget, available_memory
 from varangian.launch.output.run_folder import RunFolder
@@ -71,8 +72,10 @@ class ServerRun:
     scores: Scores = field(default_factory=Scores)
     began: float = field(default_factory=time.monotonic)
     saved: bool = False
-    coordinated: Coordinator | None = None
-    """The coordinator, once it was made."""
+    failures: CodeFailures = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.failures = CodeFailures(self.config.resolved()["aggregator"])
 
     @classmethod
     def open(cls, config: RunConfig, observe: Observe, note: Note, folder: Path | None = None) -> ServerRun:
@@ -139,7 +142,7 @@ class ServerRun:
         return () if plan is None else (plan.sentence(),)
 
     def coordinator(self, clock: Clock = MONOTONIC, executor: Executor | None = None) -> Coordinator:
-        self.coordinated = Coordinator(
+        return Coordinator(
             self.machine,
             self.learner,
             evaluate=self.evaluate,
@@ -154,7 +157,6 @@ class ServerRun:
             row_slots=self.config.participation.row_slots(self.config.workers, self.config.f),
             in_place=self.vectors is not self.worker_compute,
         )
-        return self.coordinated
 
     def evaluate(self, parameters: Tensor) -> Scores:
         """Evaluate the parameters and, where there is one, their average."""
@@ -175,7 +177,7 @@ class ServerRun:
             digest=self.learner.digest(),
             rounds=self.rounds,
             seconds=seconds,
-            reason=self.stop.reason or self._code_error or self._nothing_learned or reason,
+            reason=self.stop.reason or self._nothing_learned or reason,
             outcome=self._outcome(),
             folder=self.folder.path,
             ema_accuracy=self.scores.ema_accuracy,
@@ -183,10 +185,12 @@ class ServerRun:
             metrics=self.scores.metrics,
             signal=self.stop.signal,
             train_loss=self.scores.train_loss,
-            code_error=self._code_error,
+            code_error=self.failures.sentence(self.rounds),
         )
         result = self.folder.finish(result, self._models())
         self.saved = True
+        if result.code_error is not None:
+            self.note(f"warning: {result.code_error}")
         return result
 
     def close(self) -> None:
@@ -216,13 +220,8 @@ class ServerRun:
 
     def _outcome(self) -> Outcome:
         if self.machine.state.round >= self.config.rounds:
-            return "failed" if self._nothing_learned or self._code_error else "finished"
+            return "failed" if self._nothing_learned else "finished"
         return "failed" if self.stop.signal is None else "interrupted"
-
-    @property
-    def _code_error(self) -> str | None:
-        """The error of a rule of the user that the run has ended with."""
-        return (self.coordinated and self.coordinated.code_error) or None
 
     @property
     def _nothing_learned(self) -> str:
@@ -235,6 +234,7 @@ class ServerRun:
         self.updates += record.skipped is None
         if record.loss is not None:
             self.scores, self.evaluated = record.scores, self.rounds
+        self.failures.look(record)
         self.folder.observe(record)
         self.observe(record)
 

@@ -32,14 +32,19 @@ def test_a_rule_that_fails_costs_a_round(tmp_path):
     assert "tests.own_parts:late failed: KeyError: 'oops'" in records[2].skipped
     assert "is not finite" in records[3].skipped
     assert result.outcome == "finished"
+    assert "failed: KeyError: 'oops'" in result.code_error
 
 
 def test_an_attack_that_fails_costs_its_worker_a_round(tmp_path):
     attack = ("byzantine.count=1", "byzantine.attack=tests.own_parts:tardy")
-    _, records = carried_out(tmp_path, "aggregator=median", *attack)
+    result, records = carried_out(tmp_path, "aggregator=median", *attack)
     (reason,) = records[1].declined.values()
     assert "`byzantine.attack` 'tests.own_parts:tardy' failed: ZeroDivisionError" in reason
     assert [len(record.declined) for record in records] == [0, 1, 0, 0, 0]
+    assert (
+        result.code_error
+        == f"{reason.rstrip('.')}. This was so in 1 of 5 rounds, so the scores do not count."
+    )
 
 
 @pytest.mark.parametrize(

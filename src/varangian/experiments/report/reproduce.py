@@ -87,7 +87,9 @@ def _names(value: Mapping[str, Any]) -> Iterator[str]:
         for part in [*(value.get("mix") or []), value["rule"]]:
             yield from _names(part)
     else:
-        yield from value
+        for name, fields in value.items():
+            target = fields.get("target") if name == "custom" and isinstance(fields, Mapping) else None
+            yield str(target or name)
 
 
 def _flow(value: Any) -> str:

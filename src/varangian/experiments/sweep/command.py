@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def _last_lines(result: SweepResult) -> Iterator[str]:
     except ResultsError as error:
         yield f"no table: {error}"
     yield ""
-    yield f"the report: varangian report {result.plan.file}"
+    yield f"the report: varangian report {shlex.quote(str(result.plan.file))}"
 
 
 def _by_reason(outcomes: Iterable[Outcome]) -> Iterator[str]:

@@ -58,7 +58,8 @@ class RunResult:
     train_loss: float | None = None
     """On a fixed sample of the training data that the server has."""
     code_error: str | None = None
-    """The error of a rule or mixing of the user, where the last aggregation failed by it."""
+    """The first error of a rule, mixing or attack of the user, and in how many rounds there was one: the
+    scores do not count then."""
 
     def plain(self) -> dict[str, Any]:
         """The values as JSON takes them."""

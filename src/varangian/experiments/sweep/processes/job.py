@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from varangian.experiments.sweep.processes.folders import RunComplete, RunFolder
 from varangian.files import write_atomically
 from varangian.launch import RunError, run
 from varangian.plugins import describe_error
-from varangian.registry import ConfigError, is_target
+from varangian.registry import ConfigError
 from varangian.server.observability.record import RoundRecord
 
 OUTPUT = "output.log"
@@ -61,20 +61,15 @@ def carry_out(job: Job, tell: Callable[[int], None], printed: Callable[[], bytes
         with RunFolders(job.output).claim(job.id) as claim:
             try:
                 config = loads(job.settings)  # here, as code of the user may have changed
-                pace, failures = _Pace(tell), _Failures(job.settings["aggregator"])
-
-                def observe(record: RoundRecord) -> None:
-                    pace(record)
-                    failures.look(record)
-
-                result = run(config, observe=observe, note=_print, folder=claim.path)
+                result = run(config, observe=_Pace(tell), note=_print, folder=claim.path)
                 if result.outcome == "interrupted":
                     return Ending(job.id, "interrupted")
                 if result.folder != claim.path:
                     raise RunError(
                         f"the run folder could not be written; what there is lies in {result.folder}"
                     )
-                failures.check(result.rounds)
+                if result.code_error is not None:  # without a result it is in no table
+                    raise RunError(result.code_error)
             except (Exception, SystemExit) as error:
                 sentence = _sentence(error)
                 _keep(claim.path, printed())
@@ -112,53 +107,6 @@ class _Pace:
         if now >= self._next:
             self._next = now + PAUSE
             self._tell(record.round + 1)
-
-
-class _Failures:
-    """Rounds in which a rule, a mixing or an attack of the user failed.
-
-    A run goes on without them. Its scores are not those of the rule then, nor under the attack: a rule
-    looks robust where the attack has only raised an error. Without a result it is in no table.
-    """
-
-    def __init__(self, aggregator: object) -> None:
-        self._parts = [*_own_parts(aggregator)]
-        self._count, self._first = 0, ""
-
-    def look(self, record: RoundRecord) -> None:
-        if reason := self._reason(record):
-            self._count += 1
-            self._first = self._first or reason
-
-    def check(self, rounds: int) -> None:
-        """See that there is none.
-
-        Raises:
-            RunError: there is.
-        """
-        if self._count:
-            times = f"in {self._count} of {rounds} rounds"
-            raise RunError(f"{self._first.rstrip('.')}. This was so {times}, so the scores do not count.")
-
-    def _reason(self, record: RoundRecord) -> str:
-        skipped = record.skipped or ""
-        for part in self._parts:
-            if f"{part} failed: " in skipped or f"of {part} should return" in skipped:
-                return skipped.partition(": ")[2]
-        declined = record.declined.values()
-        return next((reason for reason in declined if reason.startswith("`byzantine.attack` ")), "")
-
-
-def _own_parts(spec: object) -> Iterator[str]:
-    """The names of classes and functions of the user in an aggregator, as it is resolved."""
-    if isinstance(spec, Mapping):
-        for name, fields in spec.items():
-            if is_target(name):
-                yield name
-            yield from _own_parts(fields)
-    elif isinstance(spec, list | tuple):
-        for one in spec:
-            yield from _own_parts(one)
 
 
 def _print(sentence: str) -> None:
