@@ -135,7 +135,7 @@ def checked(
     """The products (n+2, n+2) of a quick measurement, or of a slow one if digits were lost in it."""
     if reference is not None and _far(products):
         return _with_far(whole(), reference)
-    small = (centres.about_reference(products).diagonal() < FLOOR * d).tolist()
+    small = (centres.squares_about_reference(products.numpy()) < FLOOR * d).tolist()
     if not any(small[: len(small) - (reference is None)]):
         return products
     rows = whole()
@@ -146,7 +146,9 @@ def _far(products: Tensor) -> bool:
     """Whether a typical row is so much shorter than the reference that its length is rounding."""
     inner = products.numpy()
     squares = inner.diagonal() - 2 * inner[:, -1] + inner[-1, -1]  # about the origin
-    return bool(np.median(squares[:-2]) < SHORT * squares[-2])
+    ordered, n = np.sort(squares[:-2]), len(squares) - 2
+    median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    return bool(median < SHORT * squares[-2])
 
 
 def _with_far(rows: Rows, reference: Tensor) -> Tensor:

@@ -215,6 +215,14 @@ def about_reference(products: Tensor) -> Tensor:
     return found
 
 
+def squares_about_reference(products: Array) -> Array:
+    """The diagonal of `about_reference`, (n+1,)."""
+    towards, last = products[:-1, -2], products[-1, -1]
+    squares: Array = products.diagonal()[:-1] - 2 * towards + towards[-1]
+    squares[-1] = towards[-1] - 2 * products[-1, -2] + last
+    return squares
+
+
 def _ancestors(row: int, parents: Parents) -> list[int]:
     """The row, its parent, its parent's parent, and so on."""
     found = [row]

@@ -29,6 +29,9 @@ from varangian.server.protocol.state import Phase, RunPolicy, RunState
 def refusal_of(policy: RunPolicy, state: RunState, event: Event) -> Refusal | None:
     """Why this is not the moment for an event, or not the one to bring it; None when it is."""
     match event:
+        case Offer() | Push() | Fault() | Decline():
+            finished = state.phase is Phase.FINISHED
+            return Refusal.FINISHED if finished else _refusal_of_worker(policy, state, event)
         case Tick() | Left():
             return None
         case Absent(worker) | Present(worker) | Withdraw(worker):
@@ -46,8 +49,6 @@ def refusal_of(policy: RunPolicy, state: RunState, event: Event) -> Refusal | No
             return _check_closed(state, event.round)
         case Settled():
             return _refusal_of_settled(policy, state, event)
-        case Offer() | Push() | Fault() | Decline():
-            return _refusal_of_worker(policy, state, event)
 
 
 def refusal_of_vector(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> Refusal | None:
@@ -109,6 +110,8 @@ def _refusal_of_settled(policy: RunPolicy, state: RunState, event: Settled) -> R
 
 def _answer_repeated(policy: RunPolicy, state: RunState, offer: Offer) -> Refusal | None:
     """The answer to a repeated offer, for the round of a vector that counts or did; None for others."""
+    if offer.worker not in state.held and offer.worker not in state.used:
+        return None
     if _misfit(policy, state, offer.worker, offer.round) is Refusal.FAULTY:
         return None
     for round, digest in (v for of in (state.held, state.used) if (v := of.get(offer.worker))):

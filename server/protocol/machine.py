@@ -109,7 +109,8 @@ def transition(policy: RunPolicy, state: RunState, event: Event) -> Moved:
         return _notice_late(policy, state, event, refusal), (Reject(refusal, state.round),)
     if isinstance(event, Offer) and _changes_no_decision(state, event):
         return _apply(policy, state, event)
-    changed, effects = _apply(policy, state.replace(at=max(state.at, event.at)), event)
+    now = state if event.at <= state.at else state.replace(at=event.at)
+    changed, effects = _apply(policy, now, event)
     settled, following = _settle(policy, changed)
     return settled, (*effects, *following)
 
@@ -132,6 +133,12 @@ def _changes_no_decision(state: RunState, offer: Offer) -> bool:
 def _apply(policy: RunPolicy, state: RunState, event: Event) -> Moved:
     """The state after an event that is in order."""
     match event:
+        case Offer(worker, round, digest):
+            uploads, absent = {**state.uploads, worker: (round, digest)}, state.absent - {worker}
+            state, revoked = _start(state), without(state.revoked, worker)
+            return state.replace(uploads=uploads, absent=absent, revoked=revoked), (Accept(worker, round),)
+        case Push(worker, round, digest):
+            return _hold(state, worker, round, digest), (Accept(worker, round),)
         case Ready(worker, round) if policy.by_invitation:
             return _ask(policy, _start(state), worker, round)
         case Present(worker):
@@ -148,12 +155,6 @@ def _apply(policy: RunPolicy, state: RunState, event: Event) -> Moved:
             return state.replace(declined=declined, revoked=revoked), ()
         case Left(worker):
             return _leave(policy, state, worker), ()
-        case Offer(worker, round, digest):
-            uploads, absent = {**state.uploads, worker: (round, digest)}, state.absent - {worker}
-            state, revoked = _start(state), without(state.revoked, worker)
-            return state.replace(uploads=uploads, absent=absent, revoked=revoked), (Accept(worker, round),)
-        case Push(worker, round, digest):
-            return _hold(state, worker, round, digest), (Accept(worker, round),)
         case Settled(_, digests):
             return _hold_all(policy, state, digests)
         case Fault(worker, _, reason):

@@ -68,14 +68,17 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     silent = _without(members, _either(state.held, state.faults))
     answered = len(pushed) + len(faulty)
     expected = set[Worker]() if answered >= needed else set(selection.expected(workers, state))
-    uploading = useful_uploads(policy, state)
-    away = _among(silent, _away(state) - uploading)
     # By invitation, a worker that comes back with another certificate is waited for once it is invited.
     unconnected = state.absent if policy.by_invitation else _either(state.absent, state.revoked)
+    later = _away(state)
+    uploading = useful_uploads(policy, state) if later or unconnected else set[Worker]()
+    away = _among(silent, later - uploading)
     absent = _among(silent, {*unconnected} - uploading - {*away}) if unconnected else ()
-    there = _without(silent, {*away, *absent})
+    there = _without(silent, {*away, *absent}) if away or absent else silent
     patient = is_patient(state.history, state.round, state.opened_at, policy.deadline, there)
-    often = set[Worker]() if patient else _slow(policy, state, members, expected.intersection(there))
+    often = set[Worker]()
+    if state.history.missed and not patient:
+        often = _slow(policy, state, members, expected.intersection(there))
     slow = _among(silent, often) if len(often) <= policy.spare(needed, least) else ()
     others = _without(there, slow)
     if policy.by_invitation:
@@ -101,7 +104,7 @@ def _slow(
     policy: RunPolicy, state: RunState, members: tuple[Worker, ...], expected: set[Worker]
 ) -> set[Worker]:
     """Members that had missed too many rounds before this one, among those who answered or may."""
-    if policy.waiting is None or not state.history.missed:
+    if policy.waiting is None:
         return set()
     asked = expected | state.held.keys() | state.faults.keys()
     return {w for w in members if w in asked and state.history.is_passed_over(policy.waiting, w)}

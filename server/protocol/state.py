@@ -93,10 +93,11 @@ class RunState:
 
         As `dataclasses.replace`, without a call of the constructor: each event does this several times.
         """
-        if not changes.keys() <= self.__dict__.keys():
+        values = {**self.__dict__, **changes}
+        if len(values) > len(self.__dict__):
             raise TypeError(f"A state has no {', '.join(sorted(changes.keys() - self.__dict__.keys()))}.")
         replaced = object.__new__(RunState)
-        replaced.__dict__.update(self.__dict__, **changes)
+        object.__setattr__(replaced, "__dict__", values)
         return replaced
 
     @property

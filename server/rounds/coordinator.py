@@ -78,6 +78,8 @@ __all__ = ["Clock", "Coordinator", "Overtaken", "Slot", "Snapshot", "Status"]
 
 log = logging.getLogger(__name__)
 
+ENDS_OF_WAITING = (Open, Finish)
+"""Effects that those who wait for a model are told of."""
 REASON = 200
 """Characters of what a worker gives as its reason."""
 Task: TypeAlias = Close | Skip | Forget | Finish | Exception
@@ -438,7 +440,7 @@ class Coordinator:
                     self.pulls.invite(worker, round)
                 case _:
                     pass
-            if isinstance(effect, Open | Finish):
+            if isinstance(effect, ENDS_OF_WAITING):
                 self._publish()
         self._alarm.set(self._machine.wake_at)
         if self._windowed is not None:

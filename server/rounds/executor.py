@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -29,9 +28,13 @@ class ComputeThread:
         self._owned = executor is None
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, partial(function, *args, **kwargs))
+        return await result_of(self._executor.submit(function, *args, **kwargs))
 
     def close(self) -> None:
         if self._owned:
             self._executor.shutdown(wait=False)
+
+
+async def result_of(work: Future[T]) -> T:
+    """The result of work; one that is there at once is no reason to go round the event loop."""
+    return work.result() if work.done() else await asyncio.wrap_future(work)

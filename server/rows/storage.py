@@ -137,8 +137,8 @@ class RowsInPlace:
 
     def keep(self, worker: Worker, vector: Tensor, dtype: Dtype) -> bool:
         row = self._rows[worker] = vector.detach().to(WIRE[dtype][1]).to(self._dtype)
-        # The least and the largest are NaN if any entry is.
-        return all(math.isfinite(end) for end in torch.stack(torch.aminmax(row)).tolist())
+        # A sum is not finite if any entry is not; nor is one that overflows.
+        return math.isfinite(row.sum().item()) or bool(row.isfinite().all())
 
     def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
         return {worker: self._rows[worker] for worker in workers}

@@ -12,6 +12,7 @@ from varangian.aggregators.kernels import (
     BackendRefused,
     backend_for,
     blocked,
+    centres,
     native,
     reference,
 )
@@ -175,3 +176,10 @@ def test_products_of_less_than_float32_are_refused() -> None:
         assert backend_for(rows) is (native if native.library() else reference)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_squares_about_the_reference_are_those_of_all_products() -> None:
+    points = kit.plain(7, 40).double()
+    products = points @ points.T
+    squares = centres.squares_about_reference(products.numpy())
+    assert squares.tolist() == centres.about_reference(products).diagonal().tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -66,6 +68,12 @@ def test_a_vector_that_is_handed_over_must_be_finite_in_every_type_on_its_way(ba
             storage.lend("a", 0)
             fits = bad == 3.4e38 and sent == kept == "float32"
             assert storage.keep("a", vector, sent) is fits
+
+
+@pytest.mark.parametrize(("entries", "finite"), [([3e38, 3e38], True), ([math.inf, -math.inf], False)])
+def test_a_vector_in_place_is_judged_by_its_entries_and_not_by_their_sum(entries, finite):
+    storage = RowsInPlace()
+    assert storage.keep("a", torch.tensor(entries), "float32") is finite
 
 
 def test_rows_in_place_that_are_held_are_not_replaced():

@@ -18,6 +18,7 @@ from torch import Tensor
 from varangian.launch.server_run import ServerRun
 from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.server.rounds.coordinator import Coordinator
+from varangian.server.rounds.executor import result_of
 from varangian.server.rounds.pulls import PendingPull
 from varangian.server.training.parameters import Snapshot
 from varangian.worker.transport.results import Declined
@@ -103,9 +104,8 @@ class SimulatedWorkers:
 
     async def _compute(self, model: Snapshot, workers: Iterable[str]) -> None:
         """Let these workers compute, and send their vectors on their way."""
-        rows = await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._server_run.vectors.vectors, workers, model.round, model.parameters
-        )
+        compute = self._server_run.vectors.vectors
+        rows = await result_of(self._executor.submit(compute, workers, model.round, model.parameters))
         for worker, row in sorted(rows.items()):
             del self._next[worker]
             if self._by_invitation:
