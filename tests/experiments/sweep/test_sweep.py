@@ -155,7 +155,7 @@ def test_a_run_that_failed_is_done_again(plan, swept):
     [
         (
             {"aggregator": "tests.own_parts:late"},
-            "tests.own_parts:late failed: KeyError: 'oops' (own_parts.py, line ",
+            "tests.own_parts:late failed: KeyError: 'oops' (",
         ),
         (
             {"byzantine": {"count": 1, "attack": "tests.own_parts:tardy"}},

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
@@ -142,7 +143,8 @@ class _Forker:
             if words := " ".join(printed.decode(errors="replace").split())[-LAST_WORDS:]:
                 sentence += f", and printed last: {words}"
             record_crash(child.job, sentence, printed)
-            self._pipe.send(Ending(child.job.id, "error", sentence))
+            with suppress(OSError):  # the process of the command may have gone
+                self._pipe.send(Ending(child.job.id, "error", sentence))
         child.printed.close()
 
 
