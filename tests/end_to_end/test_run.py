@@ -344,6 +344,7 @@ def test_a_reader_that_leaves_costs_a_warning_and_not_the_run(started, tmp_path)
     assert (folder / "parameters.safetensors").exists()
 
 
+@pytest.mark.exhaustive
 def test_an_output_that_nobody_reads_stops_neither_rounds_nor_signals(started, tmp_path):
     command = started("run", *SMALL, "rounds=1000000", "backend=simulate", "--format", "json")
     fcntl.fcntl(command.stdout, fcntl.F_SETPIPE_SZ, 4096)

@@ -99,6 +99,7 @@ def test_under_the_interpreter() -> None:
     assert " passed" in run.stdout
 
 
+@pytest.mark.exhaustive
 def test_triton_is_not_imported_before_a_verb_needs_it() -> None:
     code = "import sys, varangian.aggregators; sys.exit('triton' in sys.modules)"
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

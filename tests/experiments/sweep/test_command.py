@@ -237,9 +237,15 @@ def started(tmp_path, *argv):
     return subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **streams)
 
 
+def complete(tmp_path):
+    """The results of complete runs, and when they were written."""
+    found = [path for path in (tmp_path / "runs").glob("*/result.json") if path.parent.suffix != ".running"]
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
 def until_done(tmp_path, process, count):
     """Wait until so many runs are complete."""
-    while len([*(tmp_path / "runs").glob("*/result.json")]) < count:
+    while len(complete(tmp_path)) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
 
@@ -250,11 +256,11 @@ def test_a_killed_sweep_goes_on_where_it_was_and_does_no_run_twice(tmp_path, gri
     until_done(tmp_path, killed, 2)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/result.json")}
+    before = complete(tmp_path)
     again = started(tmp_path, grid, "rounds=6", "--seeds", "3", "--jobs", "2")
     out, err = again.communicate()
     assert (again.returncode, err) == (0, "")
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/result.json")}
+    after = complete(tmp_path)
     assert len(after) == 6
     assert before.items() <= after.items()
     assert not [*(tmp_path / "runs").glob("*.running")]

@@ -108,6 +108,7 @@ def test_a_run_that_is_resumed_takes_the_same_steps(options):
         assert torch.equal(point, other)
 
 
+@pytest.mark.exhaustive
 def test_no_optimizer_imports_the_compiler_of_torch():
     """It takes longer than all the rest of a start, and 150 MB."""
     code = """
