@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from varangian.config import RunConfig
+from varangian.own_classes import is_own
 from varangian.registry import is_target
 from varangian.server.observability.record import RoundRecord
 
@@ -15,12 +17,13 @@ from varangian.server.observability.record import RoundRecord
 class CodeFailures:
     """Counts the rounds of a run in which code of the user failed, and keeps the first reason.
 
-    Args:
-        aggregator: the setting as it is resolved.
+    What other workers than the attackers of the configuration say is never taken for a failure.
     """
 
-    def __init__(self, aggregator: object) -> None:
-        self._parts = [*_own_parts(aggregator)]
+    def __init__(self, config: RunConfig) -> None:
+        self._parts = [*_own_parts(config.resolved()["aggregator"])]
+        own_attack = config.byzantine.attack is not None and is_own(config.byzantine.attack)
+        self._attackers = config.byzantine_names if own_attack else ()
         self._count, self._first = 0, ""
 
     def look(self, record: RoundRecord) -> None:
@@ -40,7 +43,7 @@ class CodeFailures:
         for part in self._parts:
             if f"{part} failed: " in skipped or f"of {part} should return" in skipped:
                 return skipped.partition(": ")[2]
-        declined = record.declined.values()
+        declined = (record.declined.get(name, "") for name in self._attackers)
         return next((reason for reason in declined if reason.startswith("`byzantine.attack` ")), "")
 
 

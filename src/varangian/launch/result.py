@@ -1,4 +1,4 @@
-"""What a run says to the user on its way: notes, errors, and how it ended."""
+"""Notes, errors and outcomes of a run, as a user sees them."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class ServerRun:
     failures: CodeFailures = field(init=False)
 
     def __post_init__(self) -> None:
-        self.failures = CodeFailures(self.config.resolved()["aggregator"])
+        self.failures = CodeFailures(self.config)
 
     @classmethod
     def open(cls, config: RunConfig, observe: Observe, note: Note, folder: Path | None = None) -> ServerRun:

@@ -5,6 +5,7 @@ n  workers     k  of them, at once     b  samples of each     d  parameters
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,12 +24,13 @@ from varangian.worker.training.error_feedback import DeltaEncoder
 from varangian.worker.training.flat import DIVERGED, LARGEST, check_finite
 from varangian.worker.transport.results import Declined
 
+log = logging.getLogger(__name__)
+
 AT_ONCE = 256 << 20
 """Bytes of activations of workers that compute together on a CPU; on a GPU half of what is free."""
 AGREEMENT = 1e-3
 """The part of a gradient by which it may differ in the trial: far more than what rounding changes, and far
 less than another computation would."""
-
 TRIAL = 2
 """Workers that compute together in the trial."""
 
@@ -64,6 +66,8 @@ class BatchedCompute:
         """The round of each of them."""
         self._scratch = torch.zeros_like(self._honest)
         self._deltas = DeltaEncoder()
+        self._told = set[str]()
+        """Why workers could not compute together, as far as it was logged."""
         attack = task.attack if task.byzantine else None
         self._attack = once_for_all(attack) if isinstance(attack, GradientAttack) else None
         self._poisoning = attack if isinstance(attack, DataAttack) else None
@@ -165,7 +169,10 @@ class BatchedCompute:
         """As `WorkerCompute.local_steps` for each worker, into rows (k, d); what failed, by worker."""
         try:
             self._steps(group, round, parameters, rows)
-        except Exception:
+        except Exception as error:
+            if (reason := describe_error(error)) not in self._told:
+                self._told.add(reason)
+                log.info("round %d: %d workers compute one by one: %s", round, len(group), reason)
             return self._one_by_one(group, round, parameters.cpu(), rows)
         return {}
 
@@ -198,13 +205,12 @@ class BatchedCompute:
         indices = self._worker_compute.batches.stacked(group, round, step)
         unflatten = partial(torch.unflatten, dim=0, sizes=tuple(indices.shape))
         x, y = (map_tensors(part, unflatten) for part in self._trainer.batch(indices.flatten()))
-        poisoned = group if self._poisoning is not None else ()
-        for place, name in enumerate(poisoned):
+        for place, name in enumerate(group):
             if (poison := self._poison(name)) is not None:
                 own_x, own_y = (map_tensors(part, lambda t, i=place: t[i].clone()) for part in (x, y))  # type: ignore[misc]
                 bad = self._worker_compute.poisoned(poison, own_x, own_y, purpose_of(name, round, step))
-                for stacked, poisoned in zip((x, y), bad, strict=True):
-                    put_samples(stacked, place, poisoned)
+                for stacked, own in zip((x, y), bad, strict=True):
+                    put_samples(stacked, place, own)
         return x, y
 
     def _poison(self, name: str) -> DataAttack | None:

@@ -44,7 +44,6 @@ def page(results: Results, *, notes: Sequence[str] = (), follow: bool = False) -
     sections = list(_sections(results, study))
     facts = list(_facts(results, study))
     told = [_shortened(note) for note in (*notes, *study.notes)]
-    told = [_shortened(note) for note in (*notes, *study.notes)]
     return _assemble(_title(results, study), facts, told, _live(results), sections, follow=follow)
 
 

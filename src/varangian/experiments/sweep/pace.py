@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from varangian.config.yaml_text import read
+from varangian.experiments.results.run import CONFIG, RESULT
 from varangian.experiments.sweep.plan import Plan
 from varangian.experiments.sweep.processes.folders import RunFolders
 from varangian.registry import ConfigError
@@ -45,7 +46,7 @@ def pace_of_finished(plan: Plan) -> Pace:
     _add(pace, folders, (point.id for point in plan.points))
     if not pace.runs and plan.output.is_dir():
         wanted = plan.points[0].config.resolved()
-        others = [path for path in plan.output.iterdir() if (path / "result.json").is_file()]
+        others = [path for path in plan.output.iterdir() if (path / RESULT).is_file()]
         recent = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[:LOOKED_AT]
         _add(pace, folders, (path.name for path in recent if _alike(path, wanted)))
     return pace
@@ -59,7 +60,7 @@ def _add(pace: Pace, folders: RunFolders, ids: Iterable[str]) -> None:
 
 def _alike(path: Path, wanted: dict[str, Any]) -> bool:
     try:
-        found = read(path / "config.yaml")
+        found = read(path / CONFIG)
     except ConfigError:
         return False
     return all(found.get(name) == wanted[name] for name in ALIKE)

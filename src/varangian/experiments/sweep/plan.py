@@ -15,6 +15,7 @@ from varangian.config.load import check
 from varangian.config.overrides import apply_overrides
 from varangian.config.settings import groups
 from varangian.experiments.identity import identity_of
+from varangian.experiments.results.read import ENDING
 from varangian.experiments.sweep.grid import GridFile, assignments
 from varangian.files import user_path
 from varangian.registry import ConfigError, Problem
@@ -73,7 +74,7 @@ class Plan:
     @property
     def file(self) -> Path:
         """The index of the sweep, beside its run folders."""
-        return self.output / f"{self.grid.name}.sweep.json"
+        return self.output / f"{self.grid.name}{ENDING}"
 
     def plain(self) -> dict[str, Any]:
         """The index of the sweep as JSON takes it; it holds no results, those are in the run folders."""

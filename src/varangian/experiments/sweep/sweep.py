@@ -199,8 +199,9 @@ class _Sweep:
     def run(self, make_runner: Callable[[], Runner]) -> SweepResult:
         began, progress, interruption = time.monotonic(), self._progress, None
         # Every point with the first seed, then with the next one: a table soon has something in each cell.
-        seeds = [*dict.fromkeys(point.seed for point in self._plan.points)]
-        for id in sorted(self._points, key=lambda id: seeds.index(self._points[id].seed)):
+        seeds = dict.fromkeys(point.seed for point in self._plan.points)
+        order = {seed: place for place, seed in enumerate(seeds)}
+        for id in sorted(self._points, key=lambda id: order[self._points[id].seed]):
             if self._folders.is_complete(id):
                 progress.outcomes[id] = self._outcome(id)
             else:

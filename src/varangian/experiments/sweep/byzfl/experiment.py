@@ -1,4 +1,4 @@
-"""What is trained, aggregated and evaluated: axes that do not depend on the numbers of workers."""
+"""The model, the rules and the evaluation of a ByzFL configuration: what no number of workers changes."""
 
 from __future__ import annotations
 

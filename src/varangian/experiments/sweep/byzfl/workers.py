@@ -1,4 +1,4 @@
-"""How many workers there are, how they train, and what attackers do."""
+"""The workers of a ByzFL configuration: how many there are, how they train, and what attackers do."""
 
 from __future__ import annotations
 

@@ -23,11 +23,10 @@ from typing import Any
 
 from varangian import __version__
 from varangian.config.yaml_text import dump
+from varangian.experiments.results.run import CONFIG, ERROR, MANIFEST, RESULT, RUNNING
 from varangian.files import write_atomically
 from varangian.launch import RunError, RunResult
 
-RESULT, ERROR, MANIFEST = "result.json", "error.json", "manifest.json"
-RUNNING = ".running"
 LOCK = ".sweeps.lock"
 PATIENCE = 2.0
 """Seconds for a process that was killed to let go of its folder."""
@@ -175,8 +174,8 @@ class Claim:
             error: a sentence.
             kind: the type of the error.
         """
-        if not (self.path / "config.yaml").exists():
-            write_atomically(self.path / "config.yaml", dump(settings).encode())
+        if not (self.path / CONFIG).exists():
+            write_atomically(self.path / CONFIG, dump(settings).encode())
         found = {"error": error, "kind": kind, "settings": dict(settings), "varangian": __version__}
         write_atomically(self.path / ERROR, _json(found))
         (self.path / RESULT).unlink(missing_ok=True)
