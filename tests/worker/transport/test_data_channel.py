@@ -487,7 +487,7 @@ def stand_in(monkeypatch, *addresses):
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
 
 
-@pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 async def test_the_first_address_that_answers_is_taken(silent, monkeypatch):
     # Half of it is spent on the silent address, and all of it at the end; the rest is for a busy machine.
     monkeypatch.setattr(data_connection, "PATIENCE", patience(6.0))
