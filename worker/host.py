@@ -12,6 +12,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from varangian.plugins import InputError
 from varangian.protos.network import descriptors
 from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.network.malloc import keep_large_blocks
@@ -20,6 +21,7 @@ from varangian.worker.signals import SignalHandling
 from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.task import Task
 from varangian.worker.transport.client import Client, ClientError
+from varangian.worker.transport.results import Declined
 from varangian.worker.transport.retry import Backoff
 from varangian.worker.transport.tls import Proof
 
@@ -151,7 +153,7 @@ async def _run_member(
     async def compute(name: str, round: int, parameters: Tensor) -> Tensor | None:
         vector = await loop.run_in_executor(executor, worker_compute.answer, name, round, parameters)
         if vector is not None:
-            await asyncio.sleep(task.timetable.delay(name, round))
+            await asyncio.sleep(_seconds(task, name, round))
         return vector
 
     def next_round(name: str, round: int) -> int:
@@ -185,3 +187,15 @@ async def _run_member(
         # A task group would take the cancellation for the end of this worker, and log nothing.
         log.exception("%s was cancelled, but not by this process", ", ".join(names))
     return FAILED
+
+
+def _seconds(task: Task, name: str, round: int) -> float:
+    """The delay of a worker.
+
+    Raises:
+        Declined: an attack of the user, which chooses it, fails.
+    """
+    try:
+        return task.delay(name, round)
+    except InputError as error:
+        raise Declined(str(error)) from error

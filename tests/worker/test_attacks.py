@@ -23,8 +23,6 @@ from varangian.worker.attacks import (
     SignFlip,
     Subnormal,
     Uniform,
-    corrupt,
-    once_for_all,
     why_impossible,
     z_max,
 )
@@ -41,8 +39,9 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def knows(honest=ROWS, *, n=15, f=3, rank=0, round=0, seed=0):
-    return Knowledge(honest=honest, n=n, f=f, rank=rank, round=round, rng=generator(seed))
+def knows(honest=ROWS, *, n=15, f=3, rank=0, round=0, seed=0, **more):
+    more = {"rng": generator(seed), "model": torch.zeros(honest.shape[1]), **more}
+    return Knowledge(honest=honest, n=n, f=f, rank=rank, round=round, **more)
 
 
 def gaussian_rows(k, d, seed=0):
@@ -296,41 +295,8 @@ def test_an_attack_on_nobody_is_refused():
     assert why_impossible(Uniform(), 3, 3) is None
 
 
-def test_corrupted_is_called_like_the_honest_computation():
-    calls = []
-
-    def compute(name, *, round):
-        return ROWS[round]
-
-    def knowledge(own, name, *, round):
-        calls.append((own, name, round))
-        return knows(own[None], round=round)
-
-    sent = corrupt(compute, SignFlip(scale=2), knowledge)("w03", round=1)
-    assert torch.equal(sent, -2 * ROWS[1])
-    assert [(name, round) for _, name, round in calls] == [("w03", 1)]
-    assert torch.equal(calls[0][0], ROWS[1])
-
-
 @pytest.mark.parametrize("k", [1, 2, 3, 12])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e15])
 def test_the_deviation_has_the_bits_of_torch(k, scale):
     rows = scale * gaussian_rows(k, 1003)
     assert torch.equal(population_deviation(rows), rows.std(dim=0, correction=0))
-
-
-def test_a_joint_attack_is_computed_once_for_all_who_see_the_same(monkeypatch):
-    calls, compute = [], Ipm.__call__
-
-    def counted(attack, own, knows):
-        calls.append(knows.rank)
-        return compute(attack, own, knows)
-
-    monkeypatch.setattr(Ipm, "__call__", counted)
-    attack, honest = once_for_all(Ipm()), gaussian_rows(3, 5)
-    sent = [attack(honest[0], knows(honest, rank=rank)) for rank in range(3)]
-    assert calls == [0]
-    assert all(torch.equal(vector, sent[0]) for vector in sent)
-    other = attack(honest[0], knows(2 * honest, rank=1))
-    assert torch.equal(other, 2 * sent[0])
-    assert once_for_all(SignFlip()) == SignFlip(), "each sends its own"

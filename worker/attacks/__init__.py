@@ -4,8 +4,9 @@
 >>> ATTACKS.build({"alie": {"z": 1.5}}, "byzantine.attack")
 Alie(z=1.5)
 
-A `GradientAttack` changes the vector that is sent, a `DataAttack` the batch that it is computed from. What
-an attacker sees is explicit (`Knowledge`). The configuration and `varangian.worker.training` import it.
+A `GradientAttack` changes the vector that is sent; a `RememberingAttack` also looks at what it saw in
+earlier rounds; a `DataAttack` changes the batch that the vector is computed from. What an attacker sees is
+explicit (`Knowledge`). The configuration and `varangian.worker.training` import it.
 """
 
 from varangian.worker.attacks.alie import Alie, z_max
@@ -18,12 +19,13 @@ from varangian.worker.attacks.base import (
     DataAttack,
     GradientAttack,
     Knowledge,
-    OnceForAll,
+    RememberingAttack,
     Sight,
-    corrupt,
-    mount,
-    once_for_all,
-    poison,
+    Timed,
+    VectorAttack,
+    is_joint,
+    on_vectors,
+    remembers,
     why_impossible,
 )
 from varangian.worker.attacks.coordinate_drop import CoordinateDrop
@@ -31,7 +33,9 @@ from varangian.worker.attacks.extreme_scale import ExtremeScale
 from varangian.worker.attacks.gaussian import Gaussian
 from varangian.worker.attacks.ipm import Ipm
 from varangian.worker.attacks.label_flip import LabelFlip
+from varangian.worker.attacks.live_rule import Effect, LiveRule, Probe
 from varangian.worker.attacks.mimic import Mimic
+from varangian.worker.attacks.mounted import MountedAttack, poison
 from varangian.worker.attacks.non_finite import NonFinite
 from varangian.worker.attacks.sign_flip import SignFlip
 from varangian.worker.attacks.subnormal import Subnormal
@@ -46,23 +50,29 @@ __all__ = [
     "Conditional",
     "CoordinateDrop",
     "DataAttack",
+    "Effect",
     "ExtremeScale",
     "Gaussian",
     "GradientAttack",
     "Ipm",
     "Knowledge",
     "LabelFlip",
+    "LiveRule",
     "Mimic",
+    "MountedAttack",
     "NonFinite",
-    "OnceForAll",
+    "Probe",
+    "RememberingAttack",
     "Sight",
     "SignFlip",
     "Subnormal",
+    "Timed",
     "Uniform",
-    "corrupt",
-    "mount",
-    "once_for_all",
+    "VectorAttack",
+    "is_joint",
+    "on_vectors",
     "poison",
+    "remembers",
     "why_impossible",
     "z_max",
 ]

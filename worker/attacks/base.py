@@ -3,26 +3,23 @@
 n  workers     f  of them attack, together     d  parameters     k  vectors the adversary sees
 
 An attack is pure. Its randomness comes from the generator in its knowledge, one for each attacker and
-round, so f attackers can send f different vectors and a replay sends the same ones again.
+round, so f attackers can send f different vectors and a replay sends the same ones again. One that depends
+on earlier rounds is given its memory, and returns the next one. `mounted` keeps it for a process.
 """
 
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from varangian.own_classes import OwnClasses, OwnFunction, is_own, named
-from varangian.plugins import InputError, describe_error, guard
+from varangian.plugins import InputError, describe_error
 from varangian.registry import Registry
-
-P = ParamSpec("P")
+from varangian.worker.attacks.live_rule import LiveRule
 
 Sight: TypeAlias = Literal["own", "colluders", "all"]
 """The honest vectors that an adversary sees: its own, those of attackers, or those of all others."""
@@ -44,7 +41,14 @@ class Knowledge:
     """This attacker among the f, from 0."""
     round: int
     rng: torch.Generator
-    """Of this attacker in this round, on the CPU."""
+    """Of this attacker in this round, on the CPU; of a joint attack all have the same."""
+    model: Tensor
+    """(d,), the parameters that the server sent for this round, on the device of `honest`."""
+    rule: LiveRule | None = None
+    """The rule of the server. Only known to an attacker who sees all, and None in a round with fewer
+    vectors than the rule takes, which has no update."""
+    names: tuple[str, ...] = ()
+    """The workers of the rows of `honest`: with `availability` others in each round."""
 
 
 @runtime_checkable
@@ -54,16 +58,55 @@ class GradientAttack(Protocol):
     needs: ClassVar[Sight]
     """The least that it must see to mean anything."""
 
-    def __call__(self, own: Tensor, knows: Knowledge, /) -> Tensor:
-        """The vector to send, like `own` in shape and dtype; must not write to what it is given."""
+    def __call__(self, own: Tensor, knows: Knowledge, /) -> Tensor | None:
+        """The vector to send, like `own` in shape and dtype; None sends nothing in this round.
+
+        Must not write to what it is given.
+        """
         ...
 
 
 @runtime_checkable
-class JointAttack(GradientAttack, Protocol):
-    """An attack in which all attackers who see the same vectors send the same one."""
+class RememberingAttack(Protocol):
+    """An attack on the vector that depends on earlier rounds.
+
+    A class that only remembers with some of its settings also has `__call__`, and an attribute
+    `remembers`, which says whether its memory is in use.
+    """
+
+    needs: ClassVar[Sight]
+
+    def start(self) -> Any:
+        """Its memory before the first round."""
+        ...
+
+    def step(self, own: Tensor, knows: Knowledge, memory: Any, /) -> tuple[Tensor | None, Any]:
+        """The vector to send, as `GradientAttack.__call__`, and the memory afterwards.
+
+        Called once for each round in which the attacker takes part. Must not write to `memory`, but may
+        return it as it is. What it keeps of `own` and `knows` it clones: their memory is used again.
+        """
+        ...
+
+
+@runtime_checkable
+class JointAttack(Protocol):
+    """An attack in which all attackers who see the same vectors send the same one.
+
+    So it looks neither at `own` nor at `rank`, and is computed once a round. One that remembers has one
+    memory for all attackers, which follows every round in which an attacker sees a vector of another.
+    """
 
     joint: ClassVar[bool]
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """An attack that chooses when its vector is pushed."""
+
+    def delay(self, honest: float, round: int, rng: torch.Generator, /) -> float:
+        """Seconds that an attacker waits before it pushes, in place of the honest delay."""
+        ...
 
 
 @runtime_checkable
@@ -77,14 +120,15 @@ class DataAttack(Protocol):
 
 @runtime_checkable
 class Conditional(Protocol):
-    """A gradient attack with a condition on the numbers of workers."""
+    """An attack on the vector with a condition on the numbers of workers."""
 
     def requires(self, n: int, f: int, seen: int, /) -> str | None:
         """Why f attackers among n workers who see `seen` vectors cannot mount it; None if they can."""
         ...
 
 
-Attack: TypeAlias = GradientAttack | DataAttack
+VectorAttack: TypeAlias = GradientAttack | RememberingAttack
+Attack: TypeAlias = VectorAttack | DataAttack
 
 
 class AttackError(InputError):
@@ -100,18 +144,23 @@ class FunctionAttack(OwnFunction):
     function_given: ClassVar[tuple[str, ...]] = ("own", "knows")
     needs: ClassVar[Sight] = "own"
 
-    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
-        vector: Tensor = self.call_function(own, knows)
+    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor | None:
+        vector: Tensor | None = self.call_function(own, knows)
         return vector
 
 
 def _lacks(cls: type[Any]) -> str:
     if hasattr(cls, "poisons"):
         return ""
-    if not any("__call__" in vars(base) for base in cls.__mro__):
+    steps = [hasattr(cls, name) for name in ("start", "step")]
+    if any(steps) and not all(steps):
+        missing = "`start()`, its memory" if steps[1] else "`step(own, knows, memory)`"
+        return f"should have `start` and `step` if it remembers earlier rounds. It lacks {missing}"
+    if not any(steps) and not any("__call__" in vars(base) for base in cls.__mro__):
         return (
             "should have the methods of an attack. It lacks `__call__(own, knows)`, which returns the "
-            "vector to send; an attack on data has `poisons(x, y, classes, rng)`"
+            "vector to send; one that remembers earlier rounds has `start()` and "
+            "`step(own, knows, memory)`, one on data `poisons(x, y, classes, rng)`"
         )
     if getattr(cls, "needs", None) not in SIGHTS:
         expected = ", ".join(map(repr, SIGHTS))
@@ -122,93 +171,19 @@ def _lacks(cls: type[Any]) -> str:
 ATTACKS: Registry[Attack] = Registry("attack", OwnClasses(_lacks, FunctionAttack))
 
 
-def once_for_all(attack: GradientAttack) -> GradientAttack | OnceForAll:
-    """An attack whose vector is computed once a round, where it is the same for all attackers."""
-    joint = isinstance(attack, JointAttack) and attack.joint and not is_own(attack)
-    return OnceForAll(attack) if joint else attack
+def on_vectors(attack: Attack | None) -> TypeGuard[VectorAttack]:
+    """Whether an attack changes the vector that is sent."""
+    return isinstance(attack, GradientAttack | RememberingAttack)
 
 
-class OnceForAll:
-    """A joint attack that returns its last vector as long as attackers see the same tensor."""
-
-    def __init__(self, attack: GradientAttack) -> None:
-        self._attack = attack
-        self._seen: weakref.ref[Tensor] | None = None
-        self._sent: Tensor | None = None
-
-    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
-        if self._sent is None or self._seen is None or self._seen() is not knows.honest:
-            self._sent = self._attack(own, knows)
-            self._seen = weakref.ref(knows.honest)
-        return self._sent
+def remembers(attack: Attack | None) -> TypeGuard[RememberingAttack]:
+    """Whether an attack depends on earlier rounds."""
+    return isinstance(attack, RememberingAttack) and bool(getattr(attack, "remembers", True))
 
 
-def mount(attack: GradientAttack | OnceForAll, own: Tensor, knows: Knowledge) -> Tensor:
-    """The vector that an attacker sends; an attack of the user is given a copy of its own vector.
-
-    Raises:
-        AttackError: an attack of the user fails, or does not return a vector like `own`.
-    """
-    if isinstance(attack, OnceForAll) or not is_own(attack):
-        return attack(own, knows)
-    with _of_the_user(attack):
-        sent: Any = attack(own.clone(), knows)
-        _check_like(attack, "", sent, own)
-        return sent.detach().to(own)  # type: ignore[no-any-return]
-
-
-def poison(attack: DataAttack, x: Any, y: Tensor, classes: int, rng: torch.Generator) -> tuple[Any, Tensor]:
-    """The batch that an attacker trains on.
-
-    Raises:
-        AttackError: an attack of the user fails, or does not return as many samples.
-    """
-    if not is_own(attack):
-        return attack.poisons(x, y, classes, rng)
-    with _of_the_user(attack):
-        bad: Any = attack.poisons(x, y, classes, rng)
-        if not isinstance(bad, tuple) or len(bad) != 2:
-            found = type(bad).__name__
-            raise AttackError(f"`poisons` of {named(attack)} should return (x, y). Found {found}.")
-        _check_like(attack, "targets in ", bad[1], y)
-        return bad
-
-
-@contextmanager
-def _of_the_user(attack: Attack) -> Generator[None]:
-    with guard(f"`byzantine.attack` {named(attack)!r}", "", named(attack), AttackError):
-        yield
-
-
-def _check_like(attack: Attack, what: str, found: object, wanted: Tensor) -> None:
-    """See that an attack of the user returned a tensor of the shape of another one."""
-    if isinstance(found, Tensor) and found.shape == wanted.shape:
-        return
-    shape = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-    raise AttackError(
-        f"`byzantine.attack` {named(attack)!r} should return {what}a tensor of shape {list(wanted.shape)}. "
-        f"Found {shape}."
-    )
-
-
-def corrupt(
-    compute: Callable[P, Tensor],
-    attack: GradientAttack | OnceForAll,
-    knows: Callable[Concatenate[Tensor, P], Knowledge],
-) -> Callable[P, Tensor]:
-    """Decorate an honest computation with an attack; the result is called like the honest one.
-
-    Args:
-        compute: the honest computation.
-        attack: applied to its result.
-        knows: the knowledge at that moment, from the honest result and the arguments of the call.
-    """
-
-    def compute_and_attack(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        own = compute(*args, **kwargs)
-        return mount(attack, own, knows(own, *args, **kwargs))
-
-    return compute_and_attack
+def is_joint(attack: Attack | None) -> bool:
+    """Whether all attackers who see the same vectors send the same one."""
+    return isinstance(attack, JointAttack) and bool(attack.joint)
 
 
 def check_positive(**values: float) -> None:
@@ -231,7 +206,7 @@ def why_impossible(attack: Attack, n: int, f: int, sight: Sight | None = None) -
         f: how many attack, at least 1.
         sight: what they see; None is what the attack needs.
     """
-    if not isinstance(attack, GradientAttack):
+    if not on_vectors(attack):
         return None
     sight = sight or attack.needs
     if SIGHTS.index(sight) < SIGHTS.index(attack.needs):

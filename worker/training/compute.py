@@ -7,10 +7,10 @@ Byzantine, and error feedback where workers push deltas.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
-from typing import Any, Protocol, TypeAlias
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,15 +20,13 @@ from varangian.plugins import InputError
 from varangian.protos.layout import Layout
 from varangian.protos.shared_settings import SharedSettings
 from varangian.worker.attacks import (
-    Attack,
     DataAttack,
-    GradientAttack,
     Knowledge,
-    OnceForAll,
-    corrupt,
-    mount,
-    once_for_all,
+    LiveRule,
+    MountedAttack,
+    on_vectors,
     poison,
+    remembers,
 )
 from varangian.worker.data.batches import BatchSampler
 from varangian.worker.data.partition import deal_samples
@@ -46,8 +44,15 @@ from varangian.worker.training.task import Task
 from varangian.worker.training.trainer import TRIAL, VALIDATION, Objective, Trainer, build_model
 from varangian.worker.transport.results import Declined
 
-Compute: TypeAlias = Callable[[str, int, Tensor], Tensor]
-"""From a worker, a round and the parameters (d,) to a vector (d,)."""
+
+class View(NamedTuple):
+    """The vectors of others in a round, as attackers see them."""
+
+    names: tuple[str, ...]
+    rows: Tensor
+    """(k, d)."""
+    rule: LiveRule | None
+    """The server's rule, where they know it."""
 
 
 class VectorSource(Protocol):
@@ -100,12 +105,11 @@ class WorkerCompute:
         self._momentum = Momentum(task.momentum)
         self._deltas = DeltaEncoder()
         self._lock = threading.RLock()
-        self._view: tuple[int, Tensor | None] | None = None
+        self._view: tuple[int, View | None] | None = None
         """The round, and the vectors of it that attackers see beyond their own."""
-        mounted = once_for_all(task.attack) if isinstance(task.attack, GradientAttack) else task.attack
-        self._send = {
-            name: self._sender(mounted if name in task.byzantine else None) for name in task.workers
-        }
+        attack = task.attack if task.byzantine else None
+        self._mounted = MountedAttack(attack, task.sight) if on_vectors(attack) else None
+        self._poisoning = attack if isinstance(attack, DataAttack) else None
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -130,21 +134,23 @@ class WorkerCompute:
         """The parameters that a run starts from, (d,) on the CPU: a function of the seed."""
         return flatten(build_model(self.task.model, self.dataset, self.task.seed))
 
-    def contribution(self, name: str, round: int, parameters: Tensor) -> Tensor:
+    def contribution(self, name: str, round: int, parameters: Tensor) -> Tensor | None:
         """Compute what a worker sends in a round, honest or not: (d,) float32 on the CPU, a copy.
 
-        The same round again gives the same bits.
+        The same round again gives the same bits. None is an attacker who sends nothing.
 
         Raises:
             Declined: when the model or the loss fails for the samples of this worker, or what it would send
                 is not finite. Only an attack sends that, so the server may take it as proof of a fault.
             ValueError: when there is no such worker, or the round is before the last one.
         """
-        if name not in self._send:
-            raise ValueError(f"There is no worker {name!r} among {len(self._send)}.")
+        if name not in self.task.workers:
+            raise ValueError(f"There is no worker {name!r} among {len(self.task.workers)}.")
         with self._lock:
             try:
-                vector = self._send[name](name, round, parameters)
+                vector = self._vector(name, round, parameters)
+                if vector is None:
+                    return None
                 if self.task.deltas:
                     vector = self._deltas.encode(name, round, vector)
                     if name not in self.task.byzantine:
@@ -163,16 +169,31 @@ class WorkerCompute:
         with self._lock:
             self._momentum.reset(name, round)
             self._deltas.reset(name)
+            if self._mounted is not None:
+                self._mounted.reset(name)
             self._view = None
 
     def answer(self, name: str, round: int, parameters: Tensor) -> Tensor | None:
-        """As `contribution`; None for a worker that takes no part in the round."""
+        """As `contribution`; None also for a worker that takes no part in the round."""
         if self.task.timetable.available(name, round):
             return self.contribution(name, round, parameters)
         if self.task.listens(name):
             with self._lock:
-                self._visible(round, parameters)
+                self.follow(self._mounted, name, self._visible(round, parameters), round, parameters)
         return None
+
+    def follow(
+        self,
+        mounted: MountedAttack | None,
+        name: str,
+        view: View | None,
+        round: int,
+        parameters: Tensor,
+    ) -> None:
+        """Let an attacker who is away remember what the others see in this round."""
+        if mounted is not None and view is not None and self.task.remembers_others:
+            with suppress(InputError):  # those who take part are told
+                mounted(name, view.rows[0], self.knowledge(name, round, view, parameters))
 
     def vectors(
         self, names: Iterable[str], round: int, parameters: Tensor
@@ -223,7 +244,7 @@ class WorkerCompute:
         sizes = self.batches.sizes
         with self._lock:
             self.trainer.rehearse()
-            self._try_attack()
+            self._try_attack(parameters)
             for size in sorted(set(sizes.values())):
                 names = [name for name, own in sizes.items() if own == size]
                 try:
@@ -237,8 +258,8 @@ class WorkerCompute:
                     break
         return unable
 
-    def _try_attack(self) -> None:
-        """Ask an attack of the user for one vector, or one batch, in place of random numbers.
+    def _try_attack(self, parameters: Tensor) -> None:
+        """Ask an attack of the user for a vector in place of random numbers, or for a batch.
 
         Raises:
             AttackError: it fails.
@@ -247,14 +268,17 @@ class WorkerCompute:
         if not task.byzantine or attack is None or not is_own(attack):
             return
         random = generator(task.seed, "trial")
-        if isinstance(attack, GradientAttack):
-            seen = {"own": 1, "colluders": len(task.byzantine), "all": len(task.honest)}[task.sight]
-            rows = torch.randn(seen, self.layout.numel, generator=random)
-            n, f = len(task.workers), len(task.byzantine)
-            mount(attack, rows[0], Knowledge(rows, n, f, 0, 0, random))
-        elif self.dataset.classes is not None:
+        if on_vectors(attack):
+            mounted, name = MountedAttack(attack, task.sight), task.byzantine[0]
+            names = {"own": (name,), "colluders": task.byzantine, "all": task.honest}[task.sight]
+            for round in range(1 + remembers(attack)):
+                rows = torch.randn(len(names), self.layout.numel, generator=random)
+                view = self.view(round, names, rows)
+                mounted(name, rows[0].clone(), self.knowledge(name, round, view, parameters))
+        elif isinstance(attack, DataAttack) and self.dataset.classes is not None:
             x, y = self.trainer.batch(torch.arange(min(TRIAL, self.dataset.size)))
             poison(attack, x, y, self.dataset.classes, random)
+        task.delay(task.byzantine[0], 0)
 
     @property
     def state_bytes(self) -> int:
@@ -267,10 +291,28 @@ class WorkerCompute:
         with self._lock:
             yield self.trainer.state(parameters)
 
-    def _sender(self, attack: Attack | OnceForAll | None) -> Compute:
-        if isinstance(attack, GradientAttack | OnceForAll):
-            return corrupt(self._honest, attack, self._knowledge)
-        return partial(self._with_momentum, attack)
+    def _vector(self, name: str, round: int, parameters: Tensor) -> Tensor | None:
+        if name not in self.task.byzantine:
+            return self._honest(name, round, parameters)
+        if self._mounted is None:
+            return self._with_momentum(self._poisoning, name, round, parameters)
+        own = self._honest(name, round, parameters)
+        view = self._visible(round, parameters)
+        return self.attacked(self._mounted, name, round, own, view, parameters)
+
+    def attacked(
+        self,
+        mounted: MountedAttack,
+        name: str,
+        round: int,
+        own: Tensor,
+        view: View | None,
+        parameters: Tensor,
+    ) -> Tensor | None:
+        """The vector that an attacker sends in place of its own honest one."""
+        seen = view or self.view(round, (name,), own[None])
+        knows = self.knowledge(name, round, seen, parameters)
+        return mounted(name, own, knows, alone=view is None)
 
     def _honest(self, name: str, round: int, parameters: Tensor) -> Tensor:
         return self._with_momentum(None, name, round, parameters)
@@ -306,35 +348,45 @@ class WorkerCompute:
         assert self.dataset.classes is not None
         return poison(attack, x, y, self.dataset.classes, generator(self.task.seed, "poison", *purpose))
 
-    def knowledge(self, name: str, round: int, honest: Tensor) -> Knowledge:
+    def view(self, round: int, names: Sequence[str], rows: Tensor) -> View:
+        """The vectors of some workers (k, d) as attackers see them."""
+        task = self.task
+        if task.sight != "all":
+            return View(tuple(names), rows, None)
+        attackers = sum(task.timetable.available(name, round) for name in task.byzantine)
+        return View(tuple(names), rows, task.rule(len(rows) + attackers))
+
+    def knowledge(self, name: str, round: int, view: View, parameters: Tensor) -> Knowledge:
         """The knowledge of an attacker that sees these vectors."""
         task = self.task
+        purpose = () if self._mounted is not None and self._mounted.shared else (name,)
         return Knowledge(
-            honest=honest,
+            honest=view.rows,
             n=len(task.workers),
             f=len(task.byzantine),
             rank=task.byzantine.index(name),
             round=round,
-            rng=generator(task.seed, "attack", name, round),
+            rng=generator(task.seed, "attack", *purpose, round),
+            model=parameters,
+            rule=view.rule,
+            names=view.names,
         )
 
-    def _knowledge(self, own: Tensor, name: str, round: int, parameters: Tensor) -> Knowledge:
-        view = self._visible(round, parameters)
-        return self.knowledge(name, round, own[None] if view is None else view)
-
-    def _visible(self, round: int, parameters: Tensor) -> Tensor | None:
-        """The vectors (k, d) that attackers see beyond their own, if any; computed once for all of them."""
+    def _visible(self, round: int, parameters: Tensor) -> View | None:
+        """The vectors that attackers see beyond their own, if any; computed once for all of them."""
         if self._view is None or self._view[0] != round:
             self._view = None  # frees the last one before the next is stacked
-            rows = [*self._visible_vectors(round, parameters)]
-            self._view = (round, torch.stack(rows) if rows else None)
+            rows = self._visible_vectors(round, parameters)
+            self._view = (round, self.view(round, [*rows], torch.stack([*rows.values()])) if rows else None)
         return self._view[1]
 
-    def _visible_vectors(self, round: int, parameters: Tensor) -> Iterator[Tensor]:
+    def _visible_vectors(self, round: int, parameters: Tensor) -> dict[str, Tensor]:
         """The honest vectors of the workers that are seen, without those who cannot compute one."""
+        rows = dict[str, Tensor]()
         for name in self.task.seen(round):
             with suppress(InputError):
-                yield self._honest(name, round, parameters)
+                rows[name] = self._honest(name, round, parameters)
+        return rows
 
 
 def purpose_of(name: str, round: int, step: int) -> tuple[str | int, ...]:

@@ -8,14 +8,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
+from varangian.aggregators import Aggregator
 from varangian.worker.attacks import (
     Attack,
-    GradientAttack,
+    LiveRule,
     Sight,
+    is_joint,
+    on_vectors,
+    remembers,
     why_impossible,
 )
+from varangian.worker.attacks.mounted import delay
 from varangian.worker.data import Source
 from varangian.worker.data.partition import Partition
+from varangian.worker.seeds import generator
 from varangian.worker.simulation.availability import Always, Availability
 from varangian.worker.simulation.delays import Delay, NoDelay
 from varangian.worker.simulation.timetable import Timetable
@@ -50,6 +56,8 @@ class Task:
     attack: Attack | None = None
     knows: Sight | None = None
     """The honest vectors that an attacker sees; None is what the attack needs."""
+    aggregator: Aggregator | None = None
+    """The rule of the server, for attackers who see all; None where the task has no such attackers."""
     byzantine_data: Literal["share", "all"] = "share"
     """The samples of those that attack: a share, as any worker has, or all, and none is dealt to them."""
     batch_size: int = 32
@@ -114,7 +122,7 @@ class Task:
     @cached_property
     def sight(self) -> Sight:
         """The honest vectors that an attacker sees."""
-        needs: Sight = self.attack.needs if isinstance(self.attack, GradientAttack) else "own"
+        needs: Sight = self.attack.needs if on_vectors(self.attack) else "own"
         return self.knows or needs
 
     @cached_property
@@ -129,18 +137,47 @@ class Task:
         names = {"own": (), "colluders": self.byzantine, "all": self.honest}[self.sight]
         return tuple(name for name in names if self.timetable.available(name, round))
 
+    def rule(self, rows: int) -> LiveRule | None:
+        """The server's rule as attackers know it; None if they do not, or it takes no round of so many."""
+        rule = self._live_rule
+        return None if rule is None or rule.refuses(rows) else rule
+
+    @cached_property
+    def _live_rule(self) -> LiveRule | None:
+        if self.aggregator is None or self.sight != "all":
+            return None
+        return LiveRule(self.aggregator, self.f)
+
+    def delay(self, worker: str, round: int) -> float:
+        """Seconds that a worker waits before it pushes; an attacker may choose them.
+
+        Raises:
+            AttackError: an attack of the user fails.
+        """
+        honest = self.timetable.delay(worker, round)
+        if self.attack is None or worker not in self.byzantine:
+            return honest
+        return delay(self.attack, honest, round, generator(self.seed, "attack delay", worker, round))
+
     def listens(self, worker: str) -> bool:
         """Whether it pulls in every round, also where it takes no part: an attacker who follows others.
 
-        With their momentum it would be behind, had it missed a round of theirs.
+        With their momentum, or with what attackers remember together, it would be behind, had it missed a
+        round of theirs.
         """
         return self._follows and worker in self.byzantine
 
     @cached_property
+    def remembers_others(self) -> bool:
+        """Whether attackers remember together what they have seen of others."""
+        return remembers(self.attack) and is_joint(self.attack) and self.sight != "own"
+
+    @cached_property
     def _follows(self) -> bool:
-        """Whether attackers have to follow the momentum of others in rounds in which they are away."""
-        sees = isinstance(self.attack, GradientAttack) and self.sight != "own"
-        return sees and self.momentum > 0 and not isinstance(self.availability, Always)
+        """Whether attackers have to follow others in rounds in which they are away."""
+        sees = on_vectors(self.attack) and self.sight != "own"
+        history = self.momentum > 0 or self.remembers_others
+        return sees and history and not isinstance(self.availability, Always)
 
     @property
     def honest(self) -> tuple[str, ...]:

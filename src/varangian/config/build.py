@@ -30,6 +30,7 @@ def task(config: RunConfig) -> Task:
         byzantine=() if attack is None else config.byzantine_names,
         attack=attack,
         knows=config.byzantine.knows,
+        aggregator=None if attack is None else config.aggregator,
         byzantine_data=config.byzantine.data,
         batch_size=config.worker.batch_size,
         momentum=config.worker.momentum,

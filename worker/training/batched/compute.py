@@ -16,10 +16,10 @@ from torch import Tensor
 
 from varangian.own_classes import is_own
 from varangian.plugins import InputError, describe_error
-from varangian.worker.attacks import DataAttack, GradientAttack, mount, once_for_all
+from varangian.worker.attacks import DataAttack, MountedAttack, on_vectors
 from varangian.worker.data.samples import Samples, map_tensors, tensors
 from varangian.worker.training.batched.gradients import choose_method
-from varangian.worker.training.compute import WorkerCompute, purpose_of
+from varangian.worker.training.compute import View, WorkerCompute, purpose_of
 from varangian.worker.training.error_feedback import DeltaEncoder
 from varangian.worker.training.flat import DIVERGED, LARGEST, check_finite
 from varangian.worker.transport.results import Declined
@@ -69,7 +69,7 @@ class BatchedCompute:
         self._told = set[str]()
         """Why workers could not compute together, as far as it was logged."""
         attack = task.attack if task.byzantine else None
-        self._attack = once_for_all(attack) if isinstance(attack, GradientAttack) else None
+        self._mounted = MountedAttack(attack, task.sight) if on_vectors(attack) else None
         self._poisoning = attack if isinstance(attack, DataAttack) else None
         with worker_compute.exclusive():
             self._trainer.keep_data_on_device()
@@ -88,16 +88,18 @@ class BatchedCompute:
         taking = [name for name in names if self._task.timetable.available(name, round)]
         with self._worker_compute.exclusive():
             seen = self._seen(names, taking, round)
-            failed = self._advance({*taking, *seen}, round, parameters.to(self._honest.device))
-            visible = [name for name in seen if name not in failed]
-            view = self._stacked(visible) if visible else None
-            if view is not None and self._attack is not None and is_own(self._attack):
-                view = view.clone()  # code of the user may write to it
+            parameters = parameters.to(self._honest.device)
+            failed = self._advance({*taking, *seen}, round, parameters)
+            view = self._view(round, [name for name in seen if name not in failed])
             # An attacker may look at a worker whose vector is still on its way.
             rows = self._honest.clone().unbind() if self._task.sight == "all" else self._rows
             found: dict[str, Tensor | Declined | None] = dict.fromkeys(names)
             for name in taking:
-                found[name] = failed.get(name) or self._sent(name, round, rows[self._places[name]], view)
+                own = rows[self._places[name]]
+                found[name] = failed.get(name) or self._sent(name, round, own, view, parameters)
+            for name in names:
+                if name not in taking and self._task.listens(name):
+                    self._worker_compute.follow(self._mounted, name, view, round, parameters)
             return found
 
     def confirm(self, name: str, round: int) -> None:
@@ -109,22 +111,32 @@ class BatchedCompute:
         """Workers whose vectors attackers see beyond their own, where there is an attacker to see them."""
         task = self._task
         looking = (name in task.byzantine if name in taking else task.listens(name) for name in names)
-        return task.seen(round) if self._attack is not None and any(looking) else ()
+        return task.seen(round) if self._mounted is not None and any(looking) else ()
 
-    def _sent(self, name: str, round: int, row: Tensor, view: Tensor | None) -> Tensor | Declined:
+    def _view(self, round: int, names: Sequence[str]) -> View | None:
+        if not names:
+            return None
+        rows = self._stacked(names)
+        if is_own(self._task.attack):
+            rows = rows.clone()  # code of the user may write to it
+        return self._worker_compute.view(round, names, rows)
+
+    def _sent(
+        self, name: str, round: int, row: Tensor, view: View | None, parameters: Tensor
+    ) -> Tensor | Declined | None:
         task = self._task
         byzantine = name in task.byzantine
+        sent: Tensor | None = row
         try:
-            if byzantine and self._attack is not None:
-                knows = self._worker_compute.knowledge(name, round, row[None] if view is None else view)
-                row = mount(self._attack, row, knows)
-            if task.deltas:
-                row = self._deltas.encode(name, round, row)
+            if byzantine and self._mounted is not None:
+                sent = self._worker_compute.attacked(self._mounted, name, round, row, view, parameters)
+            if sent is not None and task.deltas:
+                sent = self._deltas.encode(name, round, sent)
                 if not byzantine:
-                    check_finite(row)
+                    check_finite(sent)
         except InputError as error:
             return Declined(str(error))
-        return row
+        return sent
 
     def _advance(self, names: Iterable[str], round: int, parameters: Tensor) -> dict[str, Declined]:
         """Compute the honest vectors of a round, as far as they are not there; what failed, by worker."""

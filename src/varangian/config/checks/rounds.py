@@ -12,7 +12,7 @@ from varangian.aggregators.base import spent, tolerance
 from varangian.aggregators.spec import parts_of
 from varangian.config.settings import RunConfig
 from varangian.registry import FIXES, NOTHING, Fix, Problem, fixes
-from varangian.worker.attacks import GradientAttack
+from varangian.worker.attacks import is_joint, on_vectors, remembers
 
 TRIES = 4
 """The most numbers, of those that meet the condition of the rule, that are tried as a fix."""
@@ -66,16 +66,20 @@ def check_window(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_mimic_momentum(config: RunConfig) -> Iterator[Problem]:
-    """Attackers that need the momentum of other workers, which take part in other rounds."""
+    """Attackers that need the momentum or the past of other workers, which take part in other rounds."""
     attack, chosen = config.byzantine.attack, config.selection
-    if not isinstance(attack, GradientAttack) or config.worker.momentum == 0:
+    if not on_vectors(attack) or (config.byzantine.knows or attack.needs) == "own":
         return
-    together = chosen.fresh_only and chosen.full_size(config.workers, 0) == config.workers
-    if (config.byzantine.knows or attack.needs) != "own" and not together:
-        rule = (
-            "needs the momentum of other workers, and with "
-            f"{config.participation.setting()} each takes part in other rounds, unknown to an attacker"
-        )
+    if chosen.fresh_only and chosen.full_size(config.workers, 0) == config.workers:
+        return
+    path = config.participation.setting()
+    elsewhere = f"and with {path} each takes part in other rounds, unknown to an attacker"
+    if remembers(attack) and is_joint(attack):
+        rule = f"remembers what other workers sent in earlier rounds, {elsewhere}"
+        offers = fixes(byzantine__attack="sign_flip")
+        yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)
+    elif config.worker.momentum > 0:
+        rule = f"needs the momentum of other workers, {elsewhere}"
         offers = fixes(worker__momentum=0, byzantine__attack="sign_flip")
         yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from varangian.launch.server_run import ServerRun
 from varangian.launch.simulation.virtual_clock import VirtualTime
+from varangian.plugins import InputError
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.executor import result_of
 from varangian.server.rounds.pulls import PendingPull
@@ -99,8 +100,9 @@ class SimulatedWorkers:
         if self._answered == model.round:
             return {}  # all are waiting for a later round, or are away in this one
         self._answered = model.round
-        available = self._task.timetable.available
-        return {w: model for w, r in self._next.items() if r <= model.round and available(w, model.round)}
+        task, round = self._task, model.round
+        there = (w for w in self._next if task.timetable.available(w, round) or task.listens(w))
+        return {w: model for w in there if self._next[w] <= round}
 
     async def _compute(self, model: Snapshot, workers: Iterable[str]) -> None:
         """Let these workers compute, and send their vectors on their way."""
@@ -115,7 +117,12 @@ class SimulatedWorkers:
             if row is None or isinstance(row, Declined):
                 self._pull(worker, model.round)
                 continue
-            at = self._time.now + self._task.timetable.delay(worker, model.round)
+            try:
+                at = self._time.now + self._task.delay(worker, model.round)
+            except InputError as error:
+                await self._decline(worker, model.round, str(error))
+                self._pull(worker, model.round)
+                continue
             # Invited workers of one moment may have models of several rounds: first asked, first served.
             order = next(self._order) if self._by_invitation else 0
             heapq.heappush(self._pushes, Push(at, order, worker, model.round, row))

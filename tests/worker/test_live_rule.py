@@ -1,0 +1,138 @@
+"""The rule in the hands of an attacker answers as the server's does."""
+
+import pytest
+import torch
+
+from varangian.aggregators import (
+    MIXINGS,
+    RULES,
+    AggregationError,
+    Aggregator,
+    CenteredClipping,
+    Krum,
+    Mean,
+    TrimmedMean,
+    aggregator_from,
+)
+from varangian.worker.attacks import LiveRule
+
+pytestmark = pytest.mark.usefixtures("untouched_generator")
+
+N, F = 15, 3
+H = N - F
+SETTINGS = {"clipping": {"radius": 30.0}}
+MIXING_SPECS = [{name: SETTINGS.get(name, {})} for name in sorted(set(MIXINGS) - {"bucketing"})]
+
+
+def rows(n=H, d=40, seed=0, scale=1.0):
+    return 0.5 + scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def live(rule, **more):
+    return LiveRule(aggregator_from(rule, "aggregator", f=F), F, **more)
+
+
+def asked(rule, t, copies=F, honest=None, scale=1.0):
+    """What a probe says of vectors on a line, and the update of the rule with these rows."""
+    honest = rows(scale=scale) if honest is None else honest
+    base, direction = honest.mean(dim=0), -honest.std(dim=0)
+    effect = rule.along(honest, base, direction, copies)(t)
+    sent = (base + t * direction).expand(copies, -1)
+    update = rule.aggregator(
+        torch.cat([honest, sent]), honest.mean(dim=0), torch.Generator().manual_seed(0)
+    )
+    return effect, update, honest.double().mean(dim=0)
+
+
+@pytest.mark.parametrize("t", [0.3, 1.5, 40.0])
+@pytest.mark.parametrize("rule", [*RULES])
+@pytest.mark.parametrize("mix", [None, *MIXING_SPECS], ids=str)
+def test_a_probe_says_what_the_rule_does(rule, mix, t):
+    given = rule if mix is None else {"mix": [mix], "rule": rule}
+    effect, update, mean = asked(live(given), t)
+    apart = update.vector.double() - mean
+    scale = float(mean.square().sum() + apart.square().sum())
+    assert effect.deviation == pytest.approx(float(apart.square().sum()), abs=1e-5 * scale)
+    assert effect.inner == pytest.approx(float(update.vector.double() @ mean), abs=1e-5 * scale)
+    assert effect.honest == pytest.approx(float(mean.square().sum()), rel=1e-5)
+    if update.weights is None:
+        assert effect.mass is None
+    else:
+        assert effect.mass == pytest.approx(float(update.weights[H:].sum()), abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["krum", "geometric_median", "trimmed_mean", "nnm+median"])
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_rows_of_any_scale(rule, scale):
+    effect, update, mean = asked(live(rule), 2.0, honest=scale * rows())
+    expected = float((update.vector.double() - mean).square().sum())
+    assert effect.deviation == pytest.approx(expected, rel=1e-4, abs=1e-7 * scale**2)
+
+
+def test_by_hand():
+    """The mean of 1, 3 and t at t = 5 is 3, and the honest mean 2."""
+    honest = torch.tensor([[1.0], [3.0]])
+    probe = LiveRule(Aggregator(Mean()), 0).along(honest, torch.zeros(1), torch.ones(1), 1)
+    assert probe(5.0) == pytest.approx((1.0, 6.0, 4.0, 1 / 3))
+    median = LiveRule(Aggregator(TrimmedMean(f=1)), 1).along(honest, torch.zeros(1), torch.ones(1), 1)
+    assert median(5.0) == pytest.approx((1.0, 6.0, 4.0, None))
+
+
+def test_the_whole_rule_answers_as_the_server_does():
+    given = torch.cat([rows(), torch.full((F, 40), 9.0)])
+    assert torch.equal(live("krum")(given), Aggregator(Krum(f=F))(given).vector)
+    last = torch.full((40,), 2.0)
+    clipped = Aggregator(CenteredClipping())(given, last).vector
+    assert torch.allclose(live("centered_clipping", reference=last)(given), clipped, atol=1e-6)
+
+
+def test_the_last_aggregate_is_taken_for_the_mean_of_the_honest():
+    given = torch.cat([rows(), torch.full((F, 40), 9.0)])
+    expected = Aggregator(CenteredClipping())(given, given[:H].mean(dim=0)).vector
+    assert torch.allclose(live("centered_clipping")(given), expected, atol=1e-6)
+
+
+def test_a_random_mixing_is_averaged_over_draws_that_are_always_the_same():
+    rule, honest = live("bucketing+median"), rows()
+    lines = [rule.along(honest, honest.mean(dim=0), -honest.std(dim=0), 2) for _ in range(2)]
+    assert lines[0](3.0) == lines[1](3.0)
+    one, *_ = asked(rule, 3.0, copies=2)
+    assert one == lines[0](3.0)
+    base, direction = honest.mean(dim=0), -honest.std(dim=0)
+    sent = (base + 3 * direction).expand(2, -1)
+    drawn = [rule(torch.cat([honest, sent]), torch.Generator().manual_seed(seed)) for seed in range(4)]
+    squares = [(vector.double() - honest.double().mean(dim=0)).square().sum() for vector in drawn]
+    assert one.deviation == pytest.approx(float(torch.stack(squares).mean()), rel=1e-4)
+
+
+def test_a_line_without_a_direction_and_honest_vectors_that_agree():
+    honest = torch.ones(H, 5)
+    for direction in (torch.zeros(5), torch.ones(5)):
+        effect = live("krum").along(honest, torch.ones(5), direction, F)(1.0)
+        assert effect.deviation == pytest.approx(0, abs=1e-12)
+
+
+def test_more_attackers_than_were_declared_and_too_few_rows():
+    effect, *_ = asked(live("krum"), 0.1, copies=6)
+    assert effect.mass is not None
+    assert not live("krum").refuses(9)
+    assert live("krum").refuses(8)
+    with pytest.raises(AggregationError, match="2 f"):
+        live("krum").along(rows(5), rows(1)[0], rows(1)[0], 3)
+    with pytest.raises(AggregationError, match="2 f"):
+        live("krum")(rows(8))
+
+
+def test_a_rule_of_the_user_that_fails_is_named():
+    failing = LiveRule(aggregator_from("tests.worker.test_live_rule:Failing", "aggregator", f=F), F)
+    probe = failing.along(rows(), rows(1)[0], rows(1)[0], F)
+    with pytest.raises(AggregationError, match=r"test_live_rule:Failing failed: ZeroDivisionError"):
+        probe(1.0)
+
+
+class Failing:
+    def requires(self, n, f):
+        return None
+
+    def __call__(self, gram):
+        return 1 / 0

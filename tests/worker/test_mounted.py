@@ -1,0 +1,142 @@
+"""Attacks as a process mounts them: their memory, and rounds that are asked for again."""
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+import torch
+
+from varangian.worker.attacks import Alie, AttackError, Ipm, Knowledge, MountedAttack, SignFlip
+
+ROWS = torch.tensor([[1.0, -2.0], [3.0, -2.0], [5.0, -2.0]])
+
+
+def knows(round=0, honest=ROWS, rank=0):
+    rng = torch.Generator().manual_seed(rank)
+    return Knowledge(honest, n=5, f=2, rank=rank, round=round, rng=rng, model=torch.zeros(2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Summing:
+    """Sends the sum of all honest means so far, and is silent in every third round."""
+
+    __module__ = "varangian.test"  # one of ours
+
+    needs: ClassVar[str] = "all"
+    joint: ClassVar[bool] = True
+
+    def start(self):
+        return torch.zeros(2)
+
+    def step(self, own, knows, memory):
+        memory = memory + knows.honest.mean(dim=0)
+        return None if knows.round % 3 == 2 else memory, memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """Code of a user that sends how many rounds it remembers, and writes to what it is given."""
+
+    needs: ClassVar[str] = "own"
+    fails: tuple[int, ...] = ()
+    short: tuple[int, ...] = ()
+
+    def start(self):
+        return 0
+
+    def step(self, own, knows, memory):
+        if knows.round in self.fails:
+            raise KeyError(knows.round)
+        if knows.round in self.short:
+            return own[:1], memory
+        own *= 7
+        knows.honest.fill_(7)
+        knows.model.fill_(7)
+        return torch.full_like(own, memory + 1), memory + 1
+
+
+def test_a_joint_attack_is_computed_once_a_round(monkeypatch):
+    calls, compute = [], Ipm.__call__
+
+    def counted(attack, own, knows):
+        calls.append(knows.rank)
+        return compute(attack, own, knows)
+
+    monkeypatch.setattr(Ipm, "__call__", counted)
+    mounted = MountedAttack(Ipm(), "all")
+    sent = [mounted(name, ROWS[0], knows(rank=rank)) for rank, name in enumerate("abc")]
+    assert calls == [0]
+    assert all(torch.equal(vector, sent[0]) for vector in sent)
+    other = mounted("b", ROWS[0], knows(1, 2 * ROWS))
+    assert torch.equal(other, 2 * sent[0])
+    again = mounted("a", ROWS[0], knows(0))
+    assert torch.equal(again, sent[0]), "without memory rounds come in any order"
+
+
+def test_an_attacker_who_sees_nobody_else_sends_its_own():
+    mounted = MountedAttack(Ipm(epsilon=2.0), "all")
+    for name, own in zip("ab", ROWS, strict=False):
+        assert torch.equal(mounted(name, own, knows(honest=own[None]), alone=True), -2 * own)
+
+
+def test_each_attacker_sends_its_own_unless_the_attack_is_joint():
+    mounted = MountedAttack(SignFlip(scale=1.0), "own")
+    for name, own in zip("ab", ROWS, strict=False):
+        assert torch.equal(mounted(name, own, knows(honest=own[None])), -own)
+    assert not MountedAttack(Alie(), "own").shared, "each sees another vector"
+
+
+def test_attackers_share_a_memory_that_steps_once_a_round():
+    mounted = MountedAttack(Summing(), "all")
+    for round in range(5):
+        expected = None if round == 2 else (round + 1) * ROWS.mean(dim=0)
+        for name in ("a", "b", "a"):
+            found = mounted(name, ROWS[0], knows(round))
+            assert found is None if expected is None else torch.equal(found, expected)
+    with pytest.raises(ValueError, match=r"not go back\. Found round 3 of b after 4"):
+        mounted("b", ROWS[0], knows(3))
+
+
+def test_what_one_attacker_alone_sees_is_not_remembered_by_all():
+    mounted = MountedAttack(Summing(), "all")
+    mounted("a", ROWS[0], knows(0))
+    for name, own in zip("ab", ROWS, strict=False):
+        alone = mounted(name, own, knows(1, own[None]), alone=True)
+        assert torch.equal(alone, ROWS.mean(dim=0) + own)
+    assert torch.equal(mounted("b", ROWS[0], knows(3)), 2 * ROWS.mean(dim=0))
+
+
+def test_a_restart_is_noticed_by_each_attacker_and_forgets_once():
+    mounted, mean = MountedAttack(Summing(), "all"), ROWS.mean(dim=0)
+    for round in range(3):
+        mounted("a", ROWS[0], knows(round))
+    mounted("b", ROWS[0], knows(2))
+    mounted.reset("a")
+    assert torch.equal(mounted("a", ROWS[0], knows(0)), mean)
+    mounted.reset("b")
+    assert torch.equal(mounted("b", ROWS[0], knows(0)), mean)
+    assert torch.equal(mounted("b", ROWS[0], knows(1)), 2 * mean)
+    mounted.reset("b")
+    assert torch.equal(mounted("b", ROWS[0], knows(1)), mean)
+
+
+def test_an_attacker_has_a_memory_of_its_own_and_code_of_the_user_writes_to_copies():
+    mounted, own = MountedAttack(Counting(), "own"), ROWS[0].clone()
+    asked = [("a", 0), ("a", 0), ("b", 1), ("a", 3)]
+    found = [mounted(name, own, knows(round, own[None])) for name, round in asked]
+    assert [vector.tolist() for vector in found] == [[1, 1], [1, 1], [1, 1], [2, 2]]
+    assert torch.equal(own, ROWS[0])
+    mounted.reset("a")
+    assert mounted("a", own, knows(0, own[None])).tolist() == [1, 1]
+    assert mounted("b", own, knows(2, own[None])).tolist() == [2, 2]
+
+
+def test_code_of_the_user_that_fails_is_one_sentence_and_steps_nothing():
+    mounted = MountedAttack(Counting(fails=(1,), short=(2,)), "own")
+    own = ROWS[0].clone()
+    assert mounted("a", own, knows(0, own[None])).tolist() == [1, 1]
+    with pytest.raises(AttackError, match=r"Counting' failed: KeyError: 1 \(.*line"):
+        mounted("a", own, knows(1, own[None]))
+    with pytest.raises(AttackError, match=r"Counting' should return a tensor of shape \[2\]. Found sha"):
+        mounted("a", own, knows(2, own[None]))
+    assert mounted("a", own, knows(3, own[None])).tolist() == [2, 2]

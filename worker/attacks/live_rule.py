@@ -1,0 +1,205 @@
+"""The server's rule in the hands of an attacker: asked before anything is sent.
+
+n  rows     H  of them honest     k  copies of the attackers' vector     d  parameters
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varangian.aggregators import Aggregator, Gram, Weighting
+from varangian.aggregators.answers import mixed, weights
+from varangian.aggregators.base import is_columnwise, is_whole
+from varangian.aggregators.gram import ORIGIN
+from varangian.aggregators.rows import Rows
+
+DRAWS = 4
+"""Draws of a random mixing over which an effect is averaged: an attacker does not know the server's."""
+
+
+class Effect(NamedTuple):
+    """The effect of the attackers' vectors on the update F, next to the mean of the honest vectors."""
+
+    deviation: float
+    """|F - mean|^2."""
+    inner: float
+    """<F, mean>."""
+    honest: float
+    """|mean|^2."""
+    mass: float | None
+    """Weight of the attackers' vectors in F; None for a rule without weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class LiveRule:
+    """The server's rule, as an attacker who knows it can ask it.
+
+    The answers are those of the server but for what an attacker cannot know: which vectors arrive in time,
+    the rounding of `wire.dtype`, the randomness of a mixing, and the last aggregate.
+    """
+
+    aggregator: Aggregator
+    f: int
+    """The number of Byzantine workers that was declared to the server."""
+    reference: Tensor | None = None
+    """The last aggregate (d,), from which some rules measure, as the attacker assumes it. None is the mean
+    of the honest rows: with momentum the last aggregate of a robust rule is near it."""
+
+    def __call__(self, rows: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """The update (d,) from rows (n, d), the honest first; the last f are taken for the attackers'.
+
+        Args:
+            rows: of one round.
+            rng: randomness of the mixings; by default always the same.
+
+        Raises:
+            AggregationError: the rule does not take these rows, or is of the user and fails.
+        """
+        honest = rows[: max(1, len(rows) - self.f)]
+        return self.aggregator(rows, self._reference(honest), rng or _draw(0)).vector
+
+    def refuses(self, n: int) -> bool:
+        """Whether the rule takes no round of n rows."""
+        return self.aggregator.requires(n) is not None
+
+    def along(self, honest: Tensor, base: Tensor, direction: Tensor, copies: int) -> Probe:
+        """Prepare to ask for the effect of vectors on a line.
+
+        Args:
+            honest: (H, d), in the order of workers.
+            base: (d,), where the line begins.
+            direction: (d,) of the line.
+            copies: how many attackers send the same vector.
+
+        Raises:
+            AggregationError: the rule does not take so many rows.
+        """
+        return Probe(self.aggregator, honest, self._reference(honest), (base, direction), copies)
+
+    def _reference(self, honest: Tensor) -> Tensor:
+        return honest.mean(dim=0) if self.reference is None else self.reference
+
+
+class Probe:
+    """The effect of `copies` vectors base + t direction on the update, as a function of t.
+
+    A rule that weighs rows by their inner products is asked in their space: one Gram matrix of the honest
+    rows and of two points of the line serves every t. Other rules are asked with the rows themselves.
+    """
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        honest: Tensor,
+        reference: Tensor,
+        line: tuple[Tensor, Tensor],
+        copies: int,
+    ) -> None:
+        self._whole, self._now = aggregator, aggregator.among(range(len(honest) + copies), 0)
+        self._honest, self._reference, self._copies = honest, reference, copies
+        self._base, self._direction = line
+        by_rows = is_columnwise(self._now.rule) or is_whole(self._now.rule)
+        self._ask = self._on_rows if by_rows else self._in_gram
+
+    def __call__(self, t: float) -> Effect:
+        """The effect of vectors at a finite t.
+
+        Raises:
+            AggregationError: the rule does not take these rows, or is of the user and fails.
+        """
+        effects = [self._ask(t, rng) for rng in self._draws()]
+        return effects[0] if len(effects) == 1 else _mean(effects)
+
+    def _draws(self) -> Iterator[torch.Generator]:
+        """Generators for the mixings: a single one where they draw nothing."""
+        for draw in range(DRAWS):
+            rng = _draw(draw)
+            before = rng.get_state()
+            yield rng
+            if torch.equal(before, rng.get_state()):
+                return
+
+    def _in_gram(self, t: float, rng: torch.Generator) -> Effect:
+        honest, products = len(self._honest), self._gram.basis.products.numpy()
+        gram = self._gram.mixed(self._rows_at(t))
+        for mixing in self._now.mix:
+            gram = gram.mixed(mixed(mixing, gram, rng))
+        place = gram.combination(weights(cast("Weighting", self._now.rule), gram)).numpy()
+        mean = np.zeros_like(place)
+        mean[:honest] = 1 / honest
+        origin = np.zeros_like(place)
+        origin[ORIGIN] = 1
+        apart, update, middle = place - mean, place - origin, mean - origin
+        return Effect(
+            deviation=max(0.0, float(apart @ products @ apart)),
+            inner=float(update @ products @ middle),
+            honest=max(0.0, float(middle @ products @ middle)),
+            mass=float(place[honest : honest + 2].sum()),
+        )
+
+    def _on_rows(self, t: float, rng: torch.Generator) -> Effect:
+        sent = torch.add(self._base, self._direction, alpha=t)
+        rows = [*self._honest.unbind(), *[sent] * self._copies]
+        update = self._whole(rows, self._reference, rng, measured=lambda: self._measured(t)).vector.double()
+        mean = self._mean
+        return Effect(
+            deviation=float((update - mean).square().sum()),
+            inner=float(update @ mean),
+            honest=float(mean.square().sum()),
+            mass=None,
+        )
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        return self._honest.double().mean(dim=0)
+
+    @cached_property
+    def _unit(self) -> float:
+        """The t of the second point: about as far from the first as honest rows are, to keep digits."""
+        length = float(torch.linalg.vector_norm(self._direction, dtype=torch.float64))
+        apart = self._honest - self._base
+        wide = float(torch.linalg.vector_norm(apart, dim=1, dtype=torch.float64).max())
+        return wide / length if wide > 0 and length > 0 else 1.0
+
+    @cached_property
+    def _gram(self) -> Gram:
+        """The honest rows and two points of the line."""
+        other = torch.add(self._base, self._direction, alpha=self._unit)
+        rows = Rows((*self._honest.unbind(), self._base, other))
+        if getattr(self._now.rule, "from_origin", False):
+            return Gram.from_origin(rows, self._reference)
+        return Gram.of(rows, self._reference)
+
+    def _rows_at(self, t: float) -> Tensor:
+        """The rows of a round as combinations of those of the Gram matrix: (H + k, H + 2)."""
+        honest, along = len(self._honest), t / self._unit
+        rows = torch.zeros(honest + self._copies, honest + 2, dtype=torch.float64)
+        rows[:honest, :honest] = torch.eye(honest)
+        rows[honest:, honest], rows[honest:, honest + 1] = 1 - along, along
+        return rows
+
+    def _measured(self, t: float) -> Tensor:
+        """The inner products of the rows of a round, as `Aggregator.__call__` takes them."""
+        rows = self._rows_at(t)
+        n, points = rows.shape
+        wide = torch.zeros(n + 2, points + 2, dtype=torch.float64)
+        wide[:n, :points], wide[n:, points:] = rows, torch.eye(2)
+        found = wide @ self._gram.basis.products @ wide.T
+        return (found + found.T) / 2
+
+
+def _mean(effects: Sequence[Effect]) -> Effect:
+    deviation, inner, honest, mass = zip(*effects, strict=True)
+    return Effect(fmean(deviation), fmean(inner), fmean(honest), None if None in mass else fmean(mass))
+
+
+def _draw(number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(number)

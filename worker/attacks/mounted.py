@@ -1,0 +1,199 @@
+"""Mounting an attack: its memory in this process, and checks of what code of the user sends."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varangian.aggregators import AggregationError
+from varangian.own_classes import is_own, named, shown
+from varangian.plugins import guard
+from varangian.worker.attacks.base import (
+    Attack,
+    AttackError,
+    DataAttack,
+    GradientAttack,
+    Knowledge,
+    Sight,
+    Timed,
+    VectorAttack,
+    is_joint,
+    remembers,
+)
+
+TOGETHER = ""
+"""In place of a name, where all attackers of the process share a vector and a memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Last:
+    """The last round of an attacker, or of all together."""
+
+    round: int
+    vector: Tensor | None
+    memory: Any
+    """After the round."""
+    restarts: int
+    """Restarts of the server before it."""
+
+
+class MountedAttack:
+    """An attack on vectors as the attackers of one process mount it.
+
+    A joint attack is computed once a round, and one that remembers is stepped once a round: a round that is
+    asked for again gives the same vector. The memory is that of an attacker, or of all together where the
+    attack is joint. An attack of the user is given copies, and each attacker mounts it alone.
+
+    Args:
+        attack: on vectors.
+        sight: what the attackers see.
+    """
+
+    def __init__(self, attack: VectorAttack, sight: Sight) -> None:
+        self._attack, self._sight = attack, sight
+        self._remembers = remembers(attack)
+        self.shared = is_joint(attack) and sight != "own" and not is_own(attack)
+        """Whether all attackers send the same vector."""
+        self._last: dict[str, _Last] = {}
+        self._restarts = Counter[str]()
+        """Restarts of the server that each attacker knows of."""
+
+    def __call__(self, name: str, own: Tensor, knows: Knowledge, *, alone: bool = False) -> Tensor | None:
+        """The vector that an attacker sends, not to be written to; None sends nothing.
+
+        Args:
+            name: of the attacker.
+            own: its honest vector.
+            knows: of this attacker in this round.
+            alone: whether it sees no vector but its own, though it could see others. A joint attack
+                remembers what all attackers see, and so not this round.
+
+        Raises:
+            AttackError: an attack of the user fails, or does not return a vector like `own`; or the rule of
+                the server fails, which an attack asks.
+            ValueError: an attack that remembers is asked for a round before its last one.
+        """
+        if not (self._remembers or self.shared):
+            return self._computed(own, knows, None)[0]
+        last = self._last.get(self._key(name))
+        kept = not (self.shared and alone)
+        if last is not None and last.round == knows.round and kept:
+            self._restarts[name] = max(self._restarts[name], last.restarts)
+            return last.vector
+        if last is not None and knows.round < last.round and self._remembers:
+            raise ValueError(
+                f"Rounds should not go back. Found round {knows.round} of {name} after {last.round}."
+            )
+        vector, memory = self._computed(own, knows, last)
+        if kept:
+            self._last[self._key(name)] = _Last(knows.round, vector, memory, self._restarts[name])
+        return vector
+
+    def reset(self, name: str) -> None:
+        """Forget what is older than the restart of the server that this attacker has just noticed."""
+        self._restarts[name] += 1
+        last = self._last.get(self._key(name))
+        if last is not None and last.restarts < self._restarts[name]:
+            del self._last[self._key(name)]
+
+    def _key(self, name: str) -> str:
+        return TOGETHER if self.shared else name
+
+    def _computed(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Tensor | None, Any]:
+        attack = self._attack
+        if is_own(attack):
+            with _of_the_user(attack):
+                return self._checked(own, knows, last)
+        try:
+            return _stepped(attack, own, knows, last)
+        except AggregationError as error:
+            name = f"`byzantine.attack` {shown(attack)}"
+            raise AttackError(f"{name} asks the rule of the server, which failed: {error}") from error
+
+    def _checked(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Tensor | None, Any]:
+        copy = own.clone()
+        honest = copy[None] if knows.honest.data_ptr() == own.data_ptr() else knows.honest
+        knows = replace(knows, honest=honest, model=knows.model.clone())
+        found: Any = _stepped(self._attack, copy, knows, last)
+        if not isinstance(found, tuple) or len(found) != 2:
+            name, kind = named(self._attack), type(found).__name__
+            raise AttackError(f"`step` of {name} should return (vector, memory). Found {kind}.")
+        sent, memory = found
+        if sent is None:
+            return None, memory
+        _check_like(self._attack, "", sent, own)
+        return sent.detach().to(own), memory
+
+
+def _stepped(
+    attack: VectorAttack, own: Tensor, knows: Knowledge, last: _Last | None
+) -> tuple[Tensor | None, Any]:
+    """The vector, and the memory afterwards."""
+    if remembers(attack):
+        return attack.step(own, knows, attack.start() if last is None else last.memory)
+    assert isinstance(attack, GradientAttack)
+    return attack(own, knows), None
+
+
+def delay(attack: Attack, honest: float, round: int, rng: torch.Generator) -> float:
+    """Seconds that an attacker waits before it pushes.
+
+    Args:
+        attack: any attack.
+        honest: the delay of the worker if it were honest.
+        round: of the vector.
+        rng: of this attacker in this round.
+
+    Raises:
+        AttackError: an attack of the user fails, or does not return a number of seconds.
+    """
+    if not isinstance(attack, Timed):
+        return honest
+    if not is_own(attack):
+        return attack.delay(honest, round, rng)
+    with _of_the_user(attack):
+        found: Any = attack.delay(honest, round, rng)
+        if isinstance(found, int | float) and 0 <= found < math.inf:
+            return float(found)
+        raise AttackError(f"`delay` of {named(attack)} should return seconds, at least 0. Found {found!r}.")
+
+
+def poison(attack: DataAttack, x: Any, y: Tensor, classes: int, rng: torch.Generator) -> tuple[Any, Tensor]:
+    """The batch that an attacker trains on.
+
+    Raises:
+        AttackError: an attack of the user fails, or does not return as many samples.
+    """
+    if not is_own(attack):
+        return attack.poisons(x, y, classes, rng)
+    with _of_the_user(attack):
+        bad: Any = attack.poisons(x, y, classes, rng)
+        if not isinstance(bad, tuple) or len(bad) != 2:
+            found = type(bad).__name__
+            raise AttackError(f"`poisons` of {named(attack)} should return (x, y). Found {found}.")
+        _check_like(attack, "targets in ", bad[1], y)
+        return bad
+
+
+@contextmanager
+def _of_the_user(attack: Attack) -> Generator[None]:
+    with guard(f"`byzantine.attack` {named(attack)!r}", "", named(attack), AttackError):
+        yield
+
+
+def _check_like(attack: Attack, what: str, found: object, wanted: Tensor) -> None:
+    """See that an attack of the user returned a tensor of the shape of another one."""
+    if isinstance(found, Tensor) and found.shape == wanted.shape:
+        return
+    shape = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    raise AttackError(
+        f"`byzantine.attack` {named(attack)!r} should return {what}a tensor of shape {list(wanted.shape)}. "
+        f"Found {shape}."
+    )
