@@ -28,6 +28,7 @@ from varangian.worker.attacks.base import (
     remembers,
     why_impossible,
 )
+from varangian.worker.attacks.composite import Composite
 from varangian.worker.attacks.coordinate_drop import CoordinateDrop
 from varangian.worker.attacks.extreme_scale import ExtremeScale
 from varangian.worker.attacks.gaussian import Gaussian
@@ -47,6 +48,7 @@ __all__ = [
     "Alie",
     "Attack",
     "AttackError",
+    "Composite",
     "Conditional",
     "CoordinateDrop",
     "DataAttack",
