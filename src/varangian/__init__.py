@@ -2,7 +2,7 @@
 
 `varangian.run(config, rounds=50)` trains as a configuration says, `varangian.sweep(grid)` runs every point
 of a grid, `varangian.read(folder)` gives the result of a run back and `varangian.load(folder)` its model;
-`varangian.report(...)` writes a page about them.
+`varangian.report(...)` writes a page about them, and `varangian.advise(f=3)` says which rule to use.
 Nothing heavy is imported before it is asked for.
 """
 
@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from varangian.api import advise as advise
     from varangian.api import read as read
     from varangian.api import report as report
     from varangian.api import run as run
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    **dict.fromkeys(("run", "sweep", "read", "report"), "varangian.api"),
+    **dict.fromkeys(("run", "sweep", "read", "report", "advise"), "varangian.api"),
     "load": "varangian.launch.output.saved_model",
 }
 """Names that are imported on first use, and the module of each."""

@@ -1,4 +1,4 @@
-"""Runs, sweeps and reports for programs and notebooks: `varangian.run`, `varangian.sweep` and the like.
+"""Runs, sweeps, reports and advice for programs: `varangian.run`, `varangian.sweep` and the like.
 
 They read settings as the command line does, and take Python objects in their place. `varangian` imports
 this on first use; nothing else does.
@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from varangian.aggregators import MIXINGS, RULES, Aggregator, spec_of
 from varangian.cli.views.progress import progress
@@ -37,6 +37,7 @@ from varangian.worker.training.metrics import METRICS
 from varangian.worker.training.models import MODELS
 
 if TYPE_CHECKING:
+    from varangian.experiments.advice.advice import Advice
     from varangian.experiments.sweep.sweep import SweepResult
     from varangian.server.observability.record import Observe, RoundRecord
 
@@ -93,7 +94,7 @@ def run(
     path = None if folder is None else user_path(folder)
     if format is None:
         return run_config(chosen, observe=observe, note=note, folder=path)
-    with progress(format, chosen.rounds, chosen.byzantine_names) as shown:
+    with progress(format, chosen.rounds, chosen.byzantine_names, declared=chosen.f) as shown:
 
         def both(record: RoundRecord) -> None:
             shown.round(record)
@@ -188,6 +189,37 @@ def report(
     file = user_path(path)
     write_page(read_runs(places), file)
     return file
+
+
+def advise(
+    config: Config = None,
+    /,
+    *,
+    declared: int | None = None,
+    parameters: int | None = None,
+    threat: Literal["any", "labels"] = "any",
+    **settings: Any,
+) -> Advice:
+    """The rule to use, and why, as `varangian advise`; what is not written counts as not known.
+
+        print(varangian.advise(workers=15, f=3, partition={"dirichlet": {"alpha": 0.1}}))
+
+    Args:
+        config: as for `run`.
+        declared: the f that the server would be told, if another than the setting `f`, which is how many
+            workers may attack.
+        parameters: numbers in the model, for the cost.
+        threat: what attackers can do: `any` vectors, or `labels` that are wrong in an honest program.
+        settings: more settings, which win, as for `run`.
+
+    Raises:
+        ConfigError: with every problem found; also where no rule stands so many attackers.
+    """
+    from varangian.experiments.advice.advice import advise as advise_about
+    from varangian.experiments.advice.question import ask
+
+    written = apply_overrides(_base(config), [*assignments(settings)], groups())
+    return advise_about(ask(written, declared=declared, parameters=parameters, threat=threat))
 
 
 def configuration(config: Config, settings: Mapping[str, Any]) -> RunConfig:

@@ -45,7 +45,7 @@ def a_terminal_of_some_kind(monkeypatch):
 
 def shown(kind, records, rounds=2, byzantine=("w01",), **fields):
     out = Terminal() if kind == "rich" else io.StringIO()
-    with progress(kind, rounds, byzantine, out) as view:
+    with progress(kind, rounds, byzantine, out, declared=1) as view:
         for each in records:
             view.round(each)
     view.finish(result(**fields))
@@ -98,8 +98,16 @@ def test_plain_lines_end_in_a_summary():
     assert summary["accuracy"] == "97.5 %"
     assert summary["byzantine mass"] == "12.5 % of the weight, 1 workers"
     assert summary["dropped w02"].startswith("2 times, last: ")
+    assert summary["proven faults"] == "1 worker: f is at least 1, and 1 are declared"
     assert summary["missing w03"] == "1 times"
     assert summary["reason"] == "all 2 rounds are done"
+
+
+def test_more_proven_faults_than_declared_are_said():
+    faults = record(0, dropped={"w01": "not finite", "w02": "not finite"})
+    assert "2 workers, more than the declared f = 1: no rule promises anything then" in shown(
+        "plain", [faults]
+    )
 
 
 @pytest.mark.parametrize("columns", [80, 160])

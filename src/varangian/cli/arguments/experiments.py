@@ -1,4 +1,4 @@
-"""The arguments of `varangian sweep` and `varangian report`. Nothing heavy is imported here."""
+"""The arguments of `varangian sweep`, `report` and `advise`. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -57,3 +57,42 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         "--follow", action="store_true", help="serve the page on 127.0.0.1 and refresh it while runs go on"
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
+
+
+def add_advise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="[CONFIG] [key=value ...]",
+        help="a YAML file, and settings on top of it; what is not written counts as not known",
+    )
+    parser.add_argument(
+        "-n", "--workers", type=count, metavar="N", help="short for workers=N; by default 15"
+    )
+    parser.add_argument(
+        "-f", type=int, metavar="F", help="workers that may attack; short for f=F, by default 3"
+    )
+    parser.add_argument(
+        "--declared", type=int, metavar="F", help="the f that the server would be told, if another"
+    )
+    parser.add_argument(
+        "--partition",
+        metavar="NAME",
+        help="how data differ between workers, as iid or dirichlet; short for partition=NAME",
+    )
+    parser.add_argument(
+        "--alpha", type=float, metavar="A", help="that of dirichlet; smaller is more different"
+    )
+    parser.add_argument(
+        "--momentum", type=float, metavar="M", help="momentum of workers; short for worker.momentum=M"
+    )
+    parser.add_argument(
+        "--threat",
+        choices=("any", "labels"),
+        default="any",
+        help="any vectors, by default; or wrong labels alone, with honest programs",
+    )
+    parser.add_argument(
+        "-d", "--parameters", type=count, metavar="D", help="numbers in the model, for the cost"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -311,6 +311,11 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         "Write a page about runs: worst cases, curves, trust.",
         experiments.add_report,
     ),
+    "advise": (
+        "varangian.experiments.advice.command",
+        "Advise a rule for n, f and the data of workers, with the measured worst case.",
+        experiments.add_advise,
+    ),
     "certs": (
         "varangian.cli.commands.certs",
         "Make, list and revoke the certificates of a cluster.",

@@ -39,7 +39,7 @@ def exit_code(result: RunResult) -> int:
 def run_and_show(config: RunConfig, view: str) -> RunResult:
     """Carry a run out and show it."""
     try:
-        with progress(view, config.rounds, config.byzantine_names) as shown:
+        with progress(view, config.rounds, config.byzantine_names, declared=config.f) as shown:
             if PARTICIPATION.name(config.participation) != DEFAULT:
                 shown.note(f"participation: {describe_participation(config)}")
             result = run(config, observe=shown.round, note=shown.note)

@@ -41,7 +41,7 @@ def command(args: argparse.Namespace) -> int:
     log_to_stderr(logging.WARNING)
     warn(chosen, config.server.host)
     try:
-        with progress(args.format, config.rounds, ()) as shown:
+        with progress(args.format, config.rounds, (), declared=config.f) as shown:
             check_free()
             result = asyncio.run(_serve(config, identity, shown))
         shown.finish(result)

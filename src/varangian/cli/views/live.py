@@ -27,9 +27,11 @@ DISTRUSTED = 3
 class Live:
     """A table that is redrawn four times a second."""
 
-    def __init__(self, rounds: int, byzantine: Sequence[str], out: QueuedWriter) -> None:
+    def __init__(
+        self, rounds: int, byzantine: Sequence[str], out: QueuedWriter, declared: int | None = None
+    ) -> None:
         self._rounds, self._byzantine = rounds, byzantine
-        self._summary = RunSummary()
+        self._summary = RunSummary(declared)
         self._out = out
         self._console = Console(file=cast("TextIO", out))
         self._screen = Screen(self._view(), console=self._console, refresh_per_second=4, transient=True)

@@ -39,16 +39,31 @@ class Progress(Protocol):
         ...
 
 
-def progress(kind: str, rounds: int, byzantine: Sequence[str], out: TextIO | None = None) -> Progress:
-    """The view for `--format`; auto is rich on a terminal and plain elsewhere."""
+def progress(
+    kind: str,
+    rounds: int,
+    byzantine: Sequence[str],
+    out: TextIO | None = None,
+    *,
+    declared: int | None = None,
+) -> Progress:
+    """The view for `--format`; auto is rich on a terminal and plain elsewhere.
+
+    Args:
+        kind: of the view.
+        rounds: of the run.
+        byzantine: workers that attack, where they are known.
+        out: by default standard output.
+        declared: the f of the run.
+    """
     stream: TextIO = sys.stdout if out is None else out
     if kind == "json":
         return Json(output(stream, as_json), output(sys.stderr))
     if kind == "rich" or (kind == "auto" and stream.isatty()):
         from varangian.cli.views.live import Live
 
-        return Live(rounds, byzantine, output(stream, None))
-    return Plain(rounds, byzantine, output(stream))
+        return Live(rounds, byzantine, output(stream, None), declared)
+    return Plain(rounds, byzantine, output(stream), declared)
 
 
 def as_text(lost: int) -> str:
@@ -97,11 +112,13 @@ class Json:
 class Plain:
     """Plain progress: some twenty lines for a log file, and a summary."""
 
-    def __init__(self, rounds: int, byzantine: Sequence[str], out: QueuedWriter) -> None:
+    def __init__(
+        self, rounds: int, byzantine: Sequence[str], out: QueuedWriter, declared: int | None = None
+    ) -> None:
         self._rounds, self._byzantine, self._out = rounds, byzantine, out
         self._every = rounds / PLAIN_LINES
         self._next = 0.0
-        self._summary = RunSummary()
+        self._summary = RunSummary(declared)
 
     def __enter__(self) -> Plain:
         return self

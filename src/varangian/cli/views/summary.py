@@ -25,6 +25,8 @@ IN_A_LINE, IN_THE_END = 6, 30
 class RunSummary:
     """Sums over the rounds of a run."""
 
+    declared: int | None = None
+    """The f of the run."""
     rounds: int = 0
     skipped: int = 0
     scores: Scores | None = None
@@ -120,6 +122,8 @@ def summary_lines(
         lines.append(("byzantine mass", f"{percent(mass)} of the weight, {len(byzantine)} workers"))
     for worker, times in sorted(summary.drops.items()):
         lines.append((f"dropped {worker}", f"{times} times, last: {summary.reasons[worker]}"))
+    if summary.drops and summary.declared is not None:
+        lines.append(("proven faults", bound_of_f(len(summary.drops), summary.declared)))
     lines += _missing_lines(summary)
     if any(summary.ages):
         mean = sum(age * count for age, count in summary.ages.items()) / summary.ages.total()
@@ -128,6 +132,14 @@ def summary_lines(
     if result.folder is not None and result.outcome != "interrupted":
         lines.append(("report", report_command(result.folder)))
     return lines
+
+
+def bound_of_f(faulty: int, declared: int) -> str:
+    """What the workers proven faulty in a run say about the number of Byzantine workers."""
+    workers = "1 worker" if faulty == 1 else f"{faulty} workers"
+    if faulty > declared:
+        return f"{workers}, more than the declared f = {declared}: no rule promises anything then"
+    return f"{workers}: f is at least {faulty}, and {declared} are declared"
 
 
 def _metrics(metrics: Mapping[str, float] | None, most: int) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from varangian.cli.views.summary import bound_of_f
 from varangian.experiments.report import specs
 from varangian.experiments.report.rendering import NOTHING, Cell, Section, Table, render, setting_of
 from varangian.experiments.results.run import ResultsError, Run
@@ -48,6 +49,8 @@ class Shown:
     skipped: int
     share: str
     """The part of the weight that attackers had."""
+    faults: str
+    """What the workers that were proven faulty say about f."""
 
 
 def sections(study: Study) -> Iterator[Section]:
@@ -147,6 +150,9 @@ def _shown(label: str, found: Trust, kinds: Sequence[Kind]) -> Shown:
             )
         )
     share = found.attacking_share
+    faulty = {
+        found.workers[i] for (i, _), marks in found.marks.items() if any(m.kind == "dropped" for m in marks)
+    }
     return Shown(
         label=label,
         folder=str(found.run.folder),
@@ -154,6 +160,7 @@ def _shown(label: str, found: Trust, kinds: Sequence[Kind]) -> Shown:
         weighed=found.weighed,
         skipped=len(found.skipped),
         share="" if share is None or not found.attackers else f"{100 * share:.1f} %",
+        faults=bound_of_f(len(faulty), int(found.run.config["f"])) if faulty else "",
     )
 
 
