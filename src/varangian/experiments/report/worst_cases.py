@@ -58,10 +58,11 @@ def _html(worst: WorstCases) -> str:
     score = Score(worst.metric)
     best_first = "descending" if worst.better == "higher" else "ascending"
     has_clean = any(row.clean for row in worst.rows)
-    numbers = [*(["no attack"] if has_clean else []), *worst.attacks]
     single = any(len(cell.values) > 1 for cell in cells)
+    numbers = ["no attack"] if has_clean else []
     if worst.attacks:
         numbers += ["worst case", *(["worst single run"] if single else [])]
+    numbers += worst.attacks
     columns = [Heading("rule"), *map(Heading, (*worst.by, *worst.carried))]
     columns += [Heading(title, True, best_first) for title in numbers]
     known = [value for value in values if value is not None]
@@ -92,10 +93,6 @@ def _line(
     cells: list[Shown] = []
     if has_clean:
         cells.append(_shown(row.clean, score, low, high, best=worst.is_best(row, "none")))
-    for attack in worst.attacks:
-        lowest = attack == row.worst_attack and len(worst.attacks) > 1
-        best = worst.is_best(row, attack)
-        cells.append(_shown(row.cells.get(attack), score, low, high, lowest=lowest, best=best))
     if worst.attacks:
         best = row.complete and worst.is_best(row)
         style = f"{shade(row.worst, low, high)}{' worst' if best else ''}"
@@ -106,6 +103,10 @@ def _line(
             attack, seed = row.worst_run_at or ("", "")
             small = f"{attack}, seed {seed}" if row.worst_run_at else ""
             cells.append(Shown(score.text(row.worst_run), small, _value(row.worst_run)))
+    for attack in worst.attacks:
+        lowest = attack == row.worst_attack and len(worst.attacks) > 1
+        best = worst.is_best(row, attack)
+        cells.append(_shown(row.cells.get(attack), score, low, high, lowest=lowest, best=best))
     carried = (row.carried.get(path, "") for path in worst.carried)
     return Line(row.rule, (*row.group, *carried), tuple(cells))
 
