@@ -1,8 +1,8 @@
 """The pages of the site that are printed from the code: `python docs/printed.py` writes them below docs/.
 
 They are not committed. Settings come from the JSON Schema, rules, attacks and other names from the
-docstrings of their classes, commands from their help; the documents at the root of the repository are
-copied with their links mended.
+docstrings of their classes, commands from their help, the evidence from its results files; the documents at
+the root of the repository are copied with their links mended.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def printed(*, helps: bool = True) -> dict[str, str]:
     """Every page that is printed, by its path below docs/; without `helps` not that of the commands."""
     pages = {"reference/settings.md": settings(), **names()}
     pages["reference/commands.md"] = commands() if helps else ""
+    pages["reference/evidence.md"] = evidence()
     return pages | {page: copied(source, page) for source, page in PROJECT.items()}
 
 
@@ -255,6 +256,19 @@ def _help(*command: str) -> str:
     environment = os.environ | {"COLUMNS": "90", "PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1"}
     shown = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
     return f"## `{' '.join(['varangian', *command])}`\n\n```text\n{shown.strip()}\n```\n"
+
+
+# Evidence
+
+
+def evidence() -> str:
+    """The tables of worst cases, from their results files."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from evidence.catalogue import TABLES
+    from evidence.markdown import page
+    from evidence.results import stored
+
+    return page(stored(TABLES))
 
 
 # Documents at the root

@@ -29,6 +29,17 @@ def test_the_parts_of_a_grid_file(tmp_path):
     assert grid.base == {**simulated, "rounds": 7, "model": "softmax"}
 
 
+def test_grids_share_a_list_in_a_file(tmp_path):
+    (tmp_path / "lists.yaml").write_text("f: [1, 2]\naggregator: [mean, nnm+krum]\n")
+    content = {"grid": {"f": "lists.yaml", "aggregator": "lists.yaml"}}
+    grid = GridFile.of(content, folder=tmp_path)
+    assert [axis.values for axis in grid.axes] == [(1, 2), ("mean", "nnm+krum")]
+    (said,) = problems({"grid": {"ff": "lists.yaml"}}, folder=tmp_path)
+    assert said.startswith("grid.ff: should name a file with a list 'ff'. Found 'lists.yaml'.")
+    (said,) = problems({"grid": {"f": "none.yaml"}}, folder=tmp_path)
+    assert "none.yaml: the configuration cannot be read: no such file" in said
+
+
 def test_what_the_base_says_replaces_the_defaults_of_a_sweep():
     exact = {"simulate": {"gradients": "exact"}}
     assert GridFile.of({"base": exact, "grid": {"f": [1]}}).base == {"backend": "simulate", **exact}

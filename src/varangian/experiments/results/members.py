@@ -99,9 +99,9 @@ def _config_of(run: Run | None, point: Point | None) -> Mapping[str, Any] | None
     try:
         return run.config
     except ResultsError:
-        if run.state != "error":
+        if run.state not in ("error", "unfinished"):
             raise
-        return planned
+        return planned  # the folder of one that begins has no configuration for a moment
 
 
 def _member(run: Run | None, config: Mapping[str, Any]) -> Member:

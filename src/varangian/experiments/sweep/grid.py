@@ -246,8 +246,9 @@ class _Reader:
             self._say("grid", "should be a mapping of settings to lists of values", found)
             return ()
         axes = list[Axis]()
-        for key, values in found.items():
+        for key, written in found.items():
             here = join("grid", key)
+            values = self._list_of(written, str(key), here) if isinstance(written, str) else written
             if not isinstance(values, list | tuple | range):  # a program may have the others
                 self._say(
                     here, "should be a list of values", values, "A single value belongs below `base`."
@@ -258,6 +259,20 @@ class _Reader:
                 self._repeated(here, values)
                 axes.append(Axis(tuple(path.strip() for path in str(key).split(",")), tuple(values)))
         return tuple(axes)
+
+    def _list_of(self, written: str, key: str, here: str) -> Any:
+        """The list of an axis in another file, which several grids share; as written if it is no file."""
+        if not written.endswith((".yaml", ".yml")):
+            return written
+        try:
+            found = read(self._folder / user_path(written))
+        except ConfigError as error:
+            self._problems += error.problems
+            return [None]
+        if key not in found:
+            self._say(here, f"should name a file with a list {key!r}", written, suggestion(key, found))
+            return [None]
+        return found[key]
 
     def cases(self, key: str) -> tuple[Mapping[str, Any], ...]:
         found = self._content.get(key)

@@ -1,0 +1,145 @@
+"""The tables of the evidence, the most important first; each is a grid beside this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = HERE.parent / "results" / "evidence"
+ADVICE = ROOT / "src/varangian/experiments/advice/evidence.json"
+"""The summary that `varangian advise` reads."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: one sweep, and what it is for."""
+
+    name: str
+    """Of the grid `benchmarks/evidence/NAME.yaml` and of the results."""
+    title: str
+    says: str
+    """What it asks, and what is peculiar to it, as a paragraph."""
+    needs: Literal["cifar10", "byzfl"] | None = None
+    advises: bool = True
+    """Whether `varangian advise` goes by it."""
+
+    @property
+    def grid(self) -> Path:
+        return HERE / f"{self.name}.yaml"
+
+    @property
+    def results(self) -> Path:
+        return RESULTS / f"{self.name}.json"
+
+
+TABLES = (
+    Table(
+        "first-look",
+        "First look",
+        "A few rules under a few attacks, two seeds each: minutes, to see that everything works.",
+    ),
+    Table(
+        "screening",
+        "Every rule under every attack",
+        "All rules and combinations under all attacks of the catalogue, with one seed: it finds "
+        "the attacks that hurt, and the rules that stand them, for the tables with five seeds. A "
+        "cell is one run, and at f = 6 with skewed data another seed may differ by ten points.",
+        advises=False,
+    ),
+    Table(
+        "digits",
+        "Digits, momentum at the workers",
+        "The table of record: the rules and attacks that the screening left, five seeds.",
+    ),
+    Table(
+        "server-momentum",
+        "Digits, momentum at the server",
+        "The same training with the momentum moved from the workers (0.9 there, learning rate 1) "
+        "to the server (0.9 there, learning rate 0.1): without attackers the mean takes the same "
+        "steps, up to their order of rounding, so the difference is what momentum before the rule "
+        "is worth.",
+    ),
+    Table(
+        "poisoning",
+        "Label poisoning, where the mean wins",
+        "Attackers flip the labels of a part of their own samples (`rate`) and follow the "
+        "protocol otherwise. `byzantine.data: share`, as in the paper (Fan et al., JMLR 26, "
+        "2025): poisoned workers have shares of the training data like everybody. The mean is "
+        "order-optimal where data differ enough.",
+    ),
+    Table(
+        "cifar10",
+        "CIFAR-10, a small CNN",
+        "Three convolutions of 16, 32 and 64 channels, 300 rounds with batches of 32, three "
+        "seeds: far from trained out, so compare with the mean without attackers in the same "
+        "table.",
+        needs="cifar10",
+    ),
+    Table(
+        "normalised-step",
+        "Steps of one length",
+        "The server divides the aggregate by its length, so all rules take steps of the same "
+        "length in every round, and none looks robust because it moves less.",
+        advises=False,
+    ),
+    Table(
+        "partial",
+        "Partial participation with stored vectors",
+        "FedLaAvg with worker momentum, a rule over the latest vectors of all workers: the "
+        "setting of DeMoA (Otsuka, Takezawa and Yamada, 2025). 30 workers, 3 of them selected for "
+        "a round (p = 0.1), 6 of them attack (a fifth), beside FedAvg, where the rule has the "
+        "selected vectors alone.",
+        advises=False,
+    ),
+    Table(
+        "flag-tolerance",
+        "Flag Aggregator: tolerance",
+        "The first experiment of the Flag Aggregator paper, f = 1, 2, 3 of 15 under uniform "
+        "noise, on a CNN in place of ResNet-18, 200 rounds, one seed.",
+        needs="cifar10",
+        advises=False,
+    ),
+    Table(
+        "flag-batch",
+        "Flag Aggregator: batch size",
+        "Its second experiment on digits: samples of a worker in a step, with three attackers of 15.",
+        advises=False,
+    ),
+    Table(
+        "flag-lambda",
+        "Flag Aggregator: lambda",
+        "The weight of differences between rows (lambda), with the released and the paper's form "
+        "of them; seven workers, one attacks.",
+        advises=False,
+    ),
+    Table(
+        "flag-scaling",
+        "Flag Aggregator: scaling",
+        "15, 30 and 60 workers, a fifth of which attack.",
+        advises=False,
+    ),
+    Table(
+        "byzfl",
+        "ByzFL's code in the same harness",
+        "Rules of the library ByzFL as it publishes them, beside ours of the same name: same "
+        "runs, same seeds. `pip install --no-deps byzfl scipy` makes them available.",
+        needs="byzfl",
+        advises=False,
+    ),
+)
+
+
+def table(name: str) -> Table:
+    """The table of this name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return next((one for one in TABLES if one.name == name), None) or _unknown(name)
+
+
+def _unknown(name: str) -> Table:
+    raise KeyError(f"there is no table {name!r}. Tables: {', '.join(one.name for one in TABLES)}")
