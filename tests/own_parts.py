@@ -142,6 +142,31 @@ def tardy(own, knows):
     return own if knows.round != 1 else 1 / 0
 
 
+@dataclass(frozen=True)
+class Drifting:
+    """Remembers the honest mean of all rounds, asks the rule, is silent in some rounds, and comes late."""
+
+    needs: ClassVar[str] = "all"
+    joint: ClassVar[bool] = True
+    silent: int = 4
+    seconds: float = 0.0
+
+    def start(self):
+        return None
+
+    def step(self, own, knows, memory):
+        mean = knows.honest.mean(dim=0)
+        memory = mean.clone() if memory is None else memory + mean
+        if knows.round % self.silent == self.silent - 1:
+            return None, memory
+        if knows.rule is not None:
+            mean = knows.rule(torch.cat([knows.honest, knows.honest[: knows.f]]))
+        return 0.01 * knows.model - memory - mean, memory
+
+    def delay(self, honest, round, rng):
+        return self.seconds if round != 2 or self.seconds != 9.0 else 1 / 0
+
+
 class Relabel:
     def poisons(self, x, y, classes, rng):
         return x, 0 * y

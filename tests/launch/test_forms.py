@@ -48,3 +48,34 @@ def test_deltas_count_once_over_the_wire(carried_out, small):
     served = run(config, observe=lambda record: None, note=lambda text: None)
     assert served.digest == simulated.digest
     assert load(served.folder / "config.yaml") == config
+
+
+REMEMBERS = ["byzantine.attack={'tests.own_parts:Drifting': {silent: 3}}", "byzantine.count=1"]
+
+
+def test_an_attacker_that_remembers_and_is_silent_in_some_rounds(carried_out):
+    settings = [*REMEMBERS, "server.deadline=1", "server.quorum=4"]
+    (one, records, _), (two, _, _) = carried_out(*settings), carried_out(*settings)
+    assert one.digest == two.digest
+    assert [len(record.missing) for record in records] == [0, 0, 1, 0, 0]
+    assert not any(record.declined for record in records)
+    _, records, _ = carried_out(
+        *("byzantine.attack={'tests.own_parts:Drifting': {seconds: 9.0}}", "byzantine.count=1"),
+        *("server.deadline=20", "server.quorum=4"),
+    )
+    (reason,) = records[2].declined.values()
+    assert "`byzantine.attack` 'tests.own_parts:Drifting' failed: ZeroDivisionError" in reason
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_what_attackers_remember_is_the_same_in_processes(carried_out, small, momentum):
+    settings = [
+        *("byzantine.attack={'tests.own_parts:Drifting': {silent: 50}}", "byzantine.count=2", "f=2"),
+        *("workers=6", "rounds=4", "worker.per_process=5", f"worker.momentum={momentum}"),
+    ]
+    simulated, _, _ = carried_out(*settings)
+    config = small(*settings, "backend=processes")
+    served = run(config, observe=lambda record: None, note=lambda text: None)
+    assert served.digest == simulated.digest

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 import torch
+from tests import own_parts
 
+from varangian.aggregators import Aggregator, Krum
 from varangian.config.worker_names import default_names
 from varangian.server.training.optimizer import Sgd
 from varangian.server.training.schedules import Cosine
@@ -209,6 +211,21 @@ def test_models_and_losses(task):
 @pytest.mark.parametrize("knows", [None, "all"])
 def test_attacks(name, knows):
     check_agreement(attacked(ATTACKS.build(name, ""), knows=knows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Drifting(own_parts.Drifting):
+    """As the user's, but as one of ours: attackers of a process share its memory."""
+
+    __module__ = "varangian.test"
+
+
+@pytest.mark.parametrize("attack", [Drifting(silent=3), own_parts.Drifting(silent=3)], ids=["ours", "own"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"availability": Alternating(period=4)}, {"deltas": True}], ids=str
+)
+def test_attacks_that_remember(attack, changes):
+    check_agreement(attacked(attack, aggregator=Aggregator(Krum(f=1)), **changes), rounds=9)
 
 
 @pytest.mark.parametrize("model", [Mlp(hidden=8), own("scale")], ids=str)

@@ -5,13 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tests import own_parts
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from varangian.aggregators import Aggregator, Krum
 from varangian.config.worker_names import default_names
 from varangian.worker.attacks import (
     ATTACKS,
     Alie,
+    AttackError,
     DataAttack,
     Ipm,
     LabelFlip,
@@ -24,7 +27,8 @@ from varangian.worker.data import Cifar10, Custom, DataError, Synthetic
 from varangian.worker.data.batches import BatchSampler
 from varangian.worker.data.partition import Dirichlet, Extreme, PartitionError, Shared
 from varangian.worker.seeds import globally_seeded
-from varangian.worker.simulation.availability import Alternating, Random
+from varangian.worker.simulation.availability import Alternating, Always, Random
+from varangian.worker.simulation.delays import Constant
 from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.flat import ModelError, load
 from varangian.worker.training.models import Cnn, Mlp, ResNet18, Softmax
@@ -43,6 +47,13 @@ TASK = Task(
     f=2,
     batch_size=8,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Drifting(own_parts.Drifting):
+    """As the user's, but as one of ours: attackers of a process share its memory."""
+
+    __module__ = "varangian.test"
 
 
 def but(**changes):
@@ -186,7 +197,7 @@ def test_momentum_is_dampened_and_starts_from_zero(b):
         )
 
 
-@pytest.mark.parametrize("attack", [None, SignFlip(), LabelFlip(), Uniform(), Ipm()])
+@pytest.mark.parametrize("attack", [None, SignFlip(), LabelFlip(), Uniform(), Ipm(), Drifting(silent=9)])
 def test_asking_again_changes_nothing(attack):
     task = attacked(attack) if attack else TASK
     parameters = walk(WorkerCompute(task))
@@ -509,6 +520,75 @@ def test_attackers_see_only_those_who_take_part():
     assert torch.equal(alone.contribution("w05", 1, parameters), -2.0 * own)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("attack", [Drifting(silent=3), own_parts.Drifting(silent=3)], ids=["ours", "own"])
+@pytest.mark.parametrize("availability", [Always(), Alternating(period=4), Random(chance=0.5)], ids=str)
+def test_what_attackers_remember_is_the_same_in_any_process(availability, attack, momentum):
+    rule = Aggregator(Krum(f=2))
+    task = attacked(attack, availability=availability, momentum=momentum, aggregator=rule)
+    together = played([(WORKERS, WorkerCompute(task))], 9)
+    apart = played([((name,), WorkerCompute(task)) for name in WORKERS], 9)
+    assert together.keys() == apart.keys()
+    for key, vector in together.items():
+        assert (vector is None) == (apart[key] is None)
+        assert vector is None or torch.equal(vector, apart[key]), key
+    for round in range(9):
+        if task.timetable.available("w06", round):
+            assert (together["w06", round] is None) == (round % 3 == 2)
+    assert any(vector is not None for (name, _), vector in together.items() if name in BYZANTINE)
+
+
+def test_what_an_attacker_knows(monkeypatch):
+    found = []
+
+    def noted(attack, own, knows):
+        found.append(knows)
+        return own
+
+    monkeypatch.setattr(Ipm, "__call__", noted)
+    task = attacked(Ipm(), availability=Alternating(period=4), f=1, aggregator=Aggregator(Krum(f=1)))
+    parameters = torch.full((TASK_LAYOUT.numel,), 0.25)
+    for round, knows in ((0, "all"), (2, "all")):
+        WorkerCompute(dataclasses.replace(task, knows=knows)).contribution("w05", round, parameters)
+    there, few = found
+    assert torch.equal(there.model, parameters)
+    assert few.names == WORKERS[3:5]
+    assert few.rule is None, "Krum takes no round of four"
+    together = dataclasses.replace(task, availability=Always())
+    WorkerCompute(together).contribution("w05", 0, parameters)
+    assert (found[-1].rule.aggregator, found[-1].rule.f) == (together.aggregator, 1)
+    assert found[-1].names == WORKERS[:5]
+    monkeypatch.setattr(Alie, "__call__", noted)
+    WorkerCompute(dataclasses.replace(together, attack=Alie())).contribution("w05", 0, parameters)
+    assert (found[-1].rule, found[-1].names) == (None, BYZANTINE)
+
+
+def test_where_nothing_is_sent_nothing_is_encoded():
+    """The next delta starts where the last one ended that was sent."""
+    task = attacked(own_parts.Drifting(silent=2), deltas=True, momentum=0.0)
+    plain, deltas = WorkerCompute(dataclasses.replace(task, deltas=False)), WorkerCompute(task)
+    parameters = torch.zeros(TASK_LAYOUT.numel)
+    sent = []
+    for round in range(3):
+        sent.append(plain.contribution("w06", round, parameters))
+        delta = deltas.contribution("w06", round, parameters)
+        assert (delta is None) == (round == 1)
+        deltas.confirm("w06", round)
+    assert torch.allclose(delta, sent[2] - sent[0], atol=1e-6)
+
+
+def test_an_attacker_chooses_when_it_pushes():
+    task = attacked(own_parts.Drifting(seconds=9.0), delays=Constant(step=1.0, workers=()))
+    assert [task.delay(name, 0) for name in ("w00", "w06")] == [9.0, 9.0]
+    hurried = attacked(own_parts.Drifting(), delays=Constant(step=1.0, workers=()))
+    assert [hurried.delay(name, 0) for name in ("w00", "w06")] == [9.0, 0.0]
+    with pytest.raises(AttackError, match="Drifting' failed: ZeroDivisionError"):
+        task.delay("w06", 2)
+    with pytest.raises(AttackError, match=r"should return seconds, at least 0\. Found -1\.0"):
+        attacked(own_parts.Drifting(seconds=-1.0)).delay("w06", 0)
+    assert attacked(SignFlip(), delays=Constant(step=1.0, workers=())).delay("w06", 0) == 9.0
+
+
 def test_who_listens():
     away = but(availability=Alternating())
     assert not away.listens("w06")
@@ -517,3 +597,6 @@ def test_who_listens():
     assert colluding.listens("w06")
     assert not colluding.listens("w00")
     assert not dataclasses.replace(colluding, momentum=0.0).listens("w06")
+    remembering = dataclasses.replace(colluding, attack=own_parts.Drifting(), momentum=0.0)
+    assert remembering.listens("w06")
+    assert not dataclasses.replace(remembering, availability=Always()).listens("w06")
