@@ -6,7 +6,7 @@ n  rows     H  of them honest     k  copies of the attackers' vector     d  para
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 from typing import NamedTuple, cast
@@ -52,6 +52,7 @@ class LiveRule:
     reference: Tensor | None = None
     """The last aggregate (d,), from which some rules measure, as the attacker assumes it. None is the mean
     of the honest rows: with momentum the last aggregate of a robust rule is near it."""
+    _refused: dict[int, bool] = field(default_factory=dict[int, bool], init=False, repr=False)
 
     def __call__(self, rows: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """The update (d,) from rows (n, d), the honest first; the last f are taken for the attackers'.
@@ -68,7 +69,9 @@ class LiveRule:
 
     def refuses(self, n: int) -> bool:
         """Whether the rule takes no round of n rows."""
-        return self.aggregator.requires(n) is not None
+        if n not in self._refused:
+            self._refused[n] = self.aggregator.requires(n) is not None
+        return self._refused[n]
 
     def along(self, honest: Tensor, base: Tensor, direction: Tensor, copies: int) -> Probe:
         """Prepare to ask for the effect of vectors on a line.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class MountedAttack:
 
     def __init__(self, attack: VectorAttack, sight: Sight) -> None:
         self._attack, self._sight = attack, sight
-        self._remembers = remembers(attack)
+        self._remembering = attack if remembers(attack) else None
         self.shared = is_joint(attack) and sight != "own" and not is_own(attack)
         """Whether all attackers send the same vector."""
         self._last: dict[str, _Last] = {}
@@ -80,14 +80,14 @@ class MountedAttack:
                 the server fails, which an attack asks.
             ValueError: an attack that remembers is asked for a round before its last one.
         """
-        if not (self._remembers or self.shared):
+        if self._remembering is None and not self.shared:
             return self._computed(own, knows, None)[0]
         last = self._last.get(self._key(name))
         kept = not (self.shared and alone)
         if last is not None and last.round == knows.round and kept:
             self._restarts[name] = max(self._restarts[name], last.restarts)
             return last.vector
-        if last is not None and knows.round < last.round and self._remembers:
+        if last is not None and knows.round < last.round and self._remembering is not None:
             raise ValueError(
                 f"Rounds should not go back. Found round {knows.round} of {name} after {last.round}."
             )
@@ -107,21 +107,29 @@ class MountedAttack:
         return TOGETHER if self.shared else name
 
     def _computed(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Tensor | None, Any]:
+        """The vector, and the memory afterwards."""
         attack = self._attack
         if is_own(attack):
             with _of_the_user(attack):
                 return self._checked(own, knows, last)
         try:
-            return _stepped(attack, own, knows, last)
+            return self._asked(own, knows, last)
         except AggregationError as error:
             name = f"`byzantine.attack` {shown(attack)}"
             raise AttackError(f"{name} asks the rule of the server, which failed: {error}") from error
 
+    def _asked(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Tensor | None, Any]:
+        if self._remembering is None:
+            return cast("GradientAttack", self._attack)(own, knows), None
+        memory = self._remembering.start() if last is None else last.memory
+        return self._remembering.step(own, knows, memory)
+
     def _checked(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Tensor | None, Any]:
+        """As `_asked` of code of the user, which is given copies."""
         copy = own.clone()
         honest = copy[None] if knows.honest.data_ptr() == own.data_ptr() else knows.honest
         knows = replace(knows, honest=honest, model=knows.model.clone())
-        found: Any = _stepped(self._attack, copy, knows, last)
+        found: Any = self._asked(copy, knows, last)
         if not isinstance(found, tuple) or len(found) != 2:
             name, kind = named(self._attack), type(found).__name__
             raise AttackError(f"`step` of {name} should return (vector, memory). Found {kind}.")
@@ -130,16 +138,6 @@ class MountedAttack:
             return None, memory
         _check_like(self._attack, "", sent, own)
         return sent.detach().to(own), memory
-
-
-def _stepped(
-    attack: VectorAttack, own: Tensor, knows: Knowledge, last: _Last | None
-) -> tuple[Tensor | None, Any]:
-    """The vector, and the memory afterwards."""
-    if remembers(attack):
-        return attack.step(own, knows, attack.start() if last is None else last.memory)
-    assert isinstance(attack, GradientAttack)
-    return attack(own, knows), None
 
 
 def delay(attack: Attack, honest: float, round: int, rng: torch.Generator) -> float:

@@ -97,8 +97,8 @@ class BatchedCompute:
             for name in taking:
                 own = rows[self._places[name]]
                 found[name] = failed.get(name) or self._sent(name, round, own, view, parameters)
-            for name in names:
-                if name not in taking and self._task.listens(name):
+            if len(taking) < len(names) and self._task.remembers_others:
+                for name in sorted({*names}.difference(taking).intersection(self._task.byzantine)):
                     self._worker_compute.follow(self._mounted, name, view, round, parameters)
             return found
 
