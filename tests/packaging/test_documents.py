@@ -45,7 +45,7 @@ def script(name):
     return module
 
 
-printed, drawn = script("printed"), script("drawn")
+printed, drawn, measured = script("printed"), script("drawn"), script("measured")
 DRAWINGS = drawn.drawn()
 WRITTEN = sorted(
     path.relative_to(ROOT).as_posix()
@@ -256,6 +256,11 @@ def test_every_page_is_in_the_navigation(pages):
     navigation = (ROOT / "mkdocs.yml").read_text()
     listed = set(re.findall(r"[\w/-]+\.md$", navigation, re.MULTILINE))
     assert listed == {page.removeprefix("docs/") for page in pages if page.startswith("docs/")}
+
+
+def test_measured_numbers_are_those_of_the_evidence():
+    """`python docs/measured.py` writes them anew."""
+    assert measured.PAGE.read_text() == measured.written(measured.PAGE.read_text())
 
 
 @pytest.mark.parametrize("name", DRAWINGS)

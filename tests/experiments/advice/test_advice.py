@@ -95,7 +95,7 @@ def test_a_rule_that_the_run_cannot_use_is_named_with_the_reason():
     found = advice(partition="iid", workers=7)
     assert found.aggregator == "median"
     assert "krum would be as good or better, but: " in said(found)
-    assert "f/n = 0.20, not 0.43 (iid)" in said(found)
+    assert "f/n = 0.20, not 0.43 (iid: f = 3, iid)" in said(found)
     assert "close to the limit of 2 f + 1 = 7" in said(found)
 
 

@@ -14,6 +14,7 @@ from varangian.experiments.advice.choice import (
     Choice,
     choose,
     differences,
+    holds,
     like,
     typed,
 )
@@ -21,6 +22,7 @@ from varangian.experiments.advice.evidence import Row, Table, costs, evidence
 from varangian.experiments.advice.question import Question
 
 WIDTH = 108
+KEPT = "\N{NO-BREAK SPACE}"
 FLOAT = 4
 """Bytes of a number in a row that the server stores."""
 WEAK = 0.1
@@ -46,7 +48,9 @@ class Advice:
         for heading, sentences in self.reasons.items():
             lines += ["", heading]
             for sentence in sentences:
-                lines += textwrap.wrap(sentence, WIDTH, initial_indent="  - ", subsequent_indent="    ")
+                kept = sentence.replace(" %", KEPT + "%")
+                wrapped = textwrap.wrap(kept, WIDTH, initial_indent="  - ", subsequent_indent="    ")
+                lines += [line.replace(KEPT, " ") for line in wrapped]
         return "\n".join(lines)
 
     def plain(self) -> dict[str, Any]:
@@ -115,7 +119,7 @@ def _settings(question: Question, best: Candidate | None) -> tuple[str, ...]:
 def _measured(table: Table, row: Row) -> dict[str, Any]:
     worst, attack = row.worst
     return {
-        "table": table.name,
+        "table": table.label,
         "setting": table.setting,
         "seeds": table.seeds,
         "mean_without_attack": table.clean,
@@ -152,7 +156,12 @@ def _why(question: Question, choice: Choice, tables: Sequence[Table]) -> Iterato
             f"{percent(row.clean)} without attack, where the mean has "
             f"{percent(table.clean)}. Measured with {table.setting}; {table.rounds} rounds, {seeds}."
         )
-        if table.clean is not None and worst < table.clean - WEAK:
+        if not holds(table, row):
+            yield (
+                "No measured rule holds there; this one is the best, and it is no protection. Make workers' "
+                "data more alike, batches larger or f/n smaller."
+            )
+        elif table.clean is not None and worst < table.clean - WEAK:
             yield (
                 f"That is {100 * (table.clean - worst):.0f} points below the mean without attack, and no "
                 "rule measured there is much better: make workers' data more alike, batches larger or f/n "
@@ -192,7 +201,7 @@ def _own_rule(question: Question, choice: Choice) -> Iterator[str]:
                 yield f"Your rule, {name}, is the one advised."
                 return
             worst, attack = row.worst
-            yield f"Your rule, {name}, has {percent(worst)} in its worst case, {attack} ({table.name})."
+            yield f"Your rule, {name}, has {percent(worst)} in its worst case, {attack} ({table.label})."
 
 
 def _momentum(question: Question, best: Candidate, tables: Sequence[Table]) -> Iterator[str]:
@@ -306,7 +315,7 @@ def _when_not(question: Question, choice: Choice) -> Iterator[str]:
         best = None if choice.best is None else table.poisoned.rows.get(choice.best.aggregator)
         if mean is not None and best is not None and choice.best and choice.best.aggregator != "mean":
             yield (
-                f"Measured under {mean.worst[1]}, {table.name}: mean {percent(mean.worst[0])}, "
+                f"Measured under {mean.worst[1]} ({table.label}): mean {percent(mean.worst[0])}, "
                 f"{choice.best.aggregator} {percent(best.worst[0])}."
             )
     if question.threat == "labels":
@@ -320,7 +329,7 @@ def _not_covered(question: Question, choice: Choice) -> Iterator[str]:
     for table in choice.tables:
         other = [*differences(question, table)]
         if other:
-            yield f"The nearest measured setting has {'; '.join(other)} ({table.name})."
+            yield f"The nearest measured setting has {'; '.join(other)} ({table.label})."
     if question.skew is None:
         known = (
             "The partition is not known"
@@ -334,4 +343,4 @@ def _not_covered(question: Question, choice: Choice) -> Iterator[str]:
     if question.data not in {table.data for table in choice.tables}:
         models = ", ".join(dict.fromkeys(f"{table.data} with {table.model}" for table in choice.tables))
         yield f"Other data and models than {models} may behave otherwise: sweep your own (varangian sweep)."
-    yield from dict.fromkeys(f"{table.name} again: {table.command}" for table in choice.tables)
+    yield from dict.fromkeys(f"{table.name} is measured by: {table.command}" for table in choice.tables)

@@ -127,6 +127,11 @@ def differences(question: Question, table: Table) -> Iterator[str]:
         yield f"data={table.data}, not {question.data}"
 
 
+def holds(table: Table, row: Row) -> bool:
+    """Whether a rule keeps at least half of the accuracy that the mean has without attack."""
+    return table.clean is None or row.worst[0] >= table.clean / 2
+
+
 def like(table: Table, evidence: Iterable[Table], **changed: Any) -> Table | None:
     """The table of the same setting but for what is changed, as its momentum."""
     wanted = {"data": table.data, "model": table.model, "partition": table.partition, "n": table.n}

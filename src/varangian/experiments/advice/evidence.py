@@ -30,6 +30,11 @@ class Row:
     """Without attackers."""
     attacks: Mapping[str, float]
 
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Row:
+        known = {name: value for name, value in plain["attacks"].items() if value is not None}
+        return cls(plain["aggregator"], plain.get("clean"), known)
+
     @property
     def worst(self) -> tuple[float, str]:
         """The lowest accuracy, and the attack that does it."""
@@ -52,6 +57,7 @@ class Table:
     """Rules under attacks, in one setting."""
 
     name: str
+    """Several settings of one sweep share it."""
     command: str
     """Repeats it."""
     seeds: int
@@ -75,7 +81,7 @@ class Table:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Table:
-        rows = (Row(row["aggregator"], row.get("clean"), row["attacks"]) for row in plain["rows"])
+        rows = (Row.of(row) for row in plain["rows"])
         return cls(
             name=plain["name"],
             command=plain["command"],
@@ -107,6 +113,11 @@ class Table:
     def all_poisoned(self) -> bool:
         """Whether no attack of the table changes vectors."""
         return all(name.startswith(POISONING) for row in self.rows.values() for name in row.attacks)
+
+    @property
+    def label(self) -> str:
+        """Its name and what tells it from the others of that name."""
+        return f"{self.name}: f = {self.f}, {words_of(self.partition)}"
 
     @property
     def setting(self) -> str:

@@ -1,0 +1,180 @@
+"""The measured numbers of how-to/choose-a-rule.md: `python docs/measured.py` writes them.
+
+A block stands between `<!-- measured: NAME -->` and `<!-- end -->`. The numbers are those that
+`varangian advise` reads; a test compares the committed page with them.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from varangian.experiments.advice.choice import MOMENTUM, choose, holds, like
+from varangian.experiments.advice.evidence import Row, Table, evidence, words_of
+from varangian.experiments.advice.question import ask
+
+PAGE = pathlib.Path(__file__).parent / "how-to/choose-a-rule.md"
+BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CASES = (
+    ("workers with similar data", {"partition": "iid"}),
+    ("data that differ somewhat (`dirichlet`, alpha 1)", {"partition": {"dirichlet": {"alpha": 1.0}}}),
+    ("data that differ much (`dirichlet`, alpha 0.1)", {"partition": {"dirichlet": {"alpha": 0.1}}}),
+    ("you do not know", {}),
+)
+"""Rows of the decision table: words, and the settings asked about."""
+FAILS = 0.1
+"""A rule fails where its worst case is so far below the mean without attack."""
+NOT_YET = "Not measured.\n"
+
+
+def written(text: str) -> str:
+    """The page with every block as it would be written now."""
+    return BLOCK.sub(lambda block: f"{block[1]}\n{BLOCKS[block[2]]()}\n{block[3]}", text)
+
+
+def decisions() -> str:
+    """The advised rule by data and number of attackers."""
+    rows = list[Sequence[str]]()
+    for words, settings in CASES:
+        for f in (1, 3, 6):
+            best = choose(ask({"workers": 15, "f": f, **settings}), evidence()).best
+            for table, row in () if best is None else best.rows:
+                if table.f == f and settings.get("partition", table.partition) == table.partition:
+                    numbers = (worst_of(row), percent(row.clean), percent(table.clean))
+                    rule = f"`{row.aggregator}`" if holds(table, row) else f"none holds; `{row.aggregator}`"
+                    rows.append((words, str(f), rule, *numbers, f"{table.data}, {short(table)}"))
+    heads = (
+        "your case",
+        "f of 15",
+        "rule",
+        "worst case",
+        "without attack",
+        "mean without attack",
+        "measured with",
+    )
+    return markdown(heads, rows)
+
+
+def failures() -> str:
+    """Rules whose worst case is far below the mean without attack, in the worst setting of each."""
+    found: dict[str, tuple[float, Table, Row]] = {}
+    for table in general():
+        for name, row in table.rows.items():
+            lost = (table.clean or 0.0) - row.worst[0]
+            if lost > max(FAILS, found.get(name, (0.0,))[0]):
+                found[name] = (lost, table, row)
+    rows = [
+        (
+            f"`{name}`",
+            percent(row.worst[0]),
+            row.worst[1],
+            percent(row.clean),
+            f"{table.data}, {short(table)}",
+        )
+        for name, (_, table, row) in sorted(found.items(), key=lambda entry: -entry[1][0])
+    ]
+    return markdown(("rule", "worst case", "attack", "without attack", "where"), rows)
+
+
+def labels() -> str:
+    """The mean and the best robust rule under label poisoning."""
+    rows = list[Sequence[str]]()
+    for table in evidence():
+        poisoned = table.poisoned
+        mean = poisoned.rows.get("mean")
+        others = [row for name, row in poisoned.rows.items() if name not in ("mean", "unit_mean")]
+        if mean is None or not others or table.declared != table.f:
+            continue
+        for attack, value in mean.attacks.items():
+            known = [row for row in others if attack in row.attacks]
+            best = max(known, key=lambda row: row.attacks[attack])
+            lost = min(known, key=lambda row: row.attacks[attack])
+            cells = (f"{percent(row.attacks[attack])} (`{row.aggregator}`)" for row in (best, lost))
+            rows.append((f"{table.data}, {short(table)}", attack, percent(value), *cells))
+    return markdown(("where", "attack", "mean", "best robust rule", "weakest robust rule"), rows)
+
+
+def momentum() -> str:
+    """Worst cases without and with momentum at the workers."""
+    rows = list[Sequence[str]]()
+    for table in general():
+        other = like(table, evidence(), momentum=MOMENTUM) if table.momentum == 0 else None
+        for name in table.rows if other is not None else ():
+            if other is not None and name in other.rows and name != "mean":
+                pair = (worst_of(table.rows[name]), worst_of(other.rows[name]))
+                rows.append(
+                    (
+                        f"`{name}`",
+                        *pair,
+                        f"{table.data}, n = {table.n}, f = {table.f}, {words_of(table.partition)}",
+                    )
+                )
+    return markdown(("rule", "momentum 0", f"momentum {MOMENTUM}", "where"), rows)
+
+
+def declared() -> str:
+    """Worst cases with the f that attack declared, and with more."""
+    rows = list[Sequence[str]]()
+    for table in evidence():
+        if table.declared <= table.f:
+            continue
+        other = like(table, evidence(), declared=table.f)
+        for name, row in table.rows.items():
+            right = None if other is None else other.rows.get(name)
+            pair = (worst_of(right) if right else "not measured", worst_of(row))
+            rows.append(
+                (
+                    f"`{name}`",
+                    f"{table.f} of {table.n}",
+                    *pair,
+                    f"f={table.declared}",
+                    f"{table.data}, {short(table)}",
+                )
+            )
+    return markdown(("rule", "attack", "with that f declared", "with more", "namely", "where"), rows)
+
+
+def general() -> Iterator[Table]:
+    """Tables of attacks on vectors, with the right f declared, at most a fifth of the workers."""
+    for table in evidence():
+        if not table.all_poisoned and table.declared == table.f and 5 * table.f <= table.n:
+            yield table
+
+
+def short(table: Table) -> str:
+    return f"f = {table.f}, {words_of(table.partition)}, momentum {table.momentum:g}"
+
+
+def worst_of(row: Row) -> str:
+    value, attack = row.worst
+    return f"{percent(value)} ({attack})"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    rows = [*rows]
+    if not rows:
+        return NOT_YET
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+BLOCKS = {
+    "decisions": decisions,
+    "failures": failures,
+    "labels": labels,
+    "momentum": momentum,
+    "declared": declared,
+}
+
+
+def main() -> None:
+    PAGE.write_text(written(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
