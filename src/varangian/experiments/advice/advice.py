@@ -158,8 +158,8 @@ def _why(question: Question, choice: Choice, tables: Sequence[Table]) -> Iterato
         )
         if not holds(table, row):
             yield (
-                "No measured rule holds there; this one is the best, and it is no protection. Make workers' "
-                "data more alike, batches larger or f/n smaller."
+                "No measured rule holds there; this one is the best, and it is no protection. Make "
+                "workers' data more alike, batches larger or f/n smaller."
             )
         elif table.clean is not None and worst < table.clean - WEAK:
             yield (
