@@ -30,6 +30,7 @@ from varangian.aggregators import RULES
 from varangian.cli.arguments.main import parse
 from varangian.config import load
 from varangian.config.overrides import from_command_line
+from varangian.experiments.redteam.command import read_config as read_redteam_config
 from varangian.experiments.sweep.grid import GridFile
 from varangian.experiments.sweep.plan import make_plan
 from varangian.server.participation import PARTICIPATION
@@ -148,6 +149,8 @@ def test_the_command_is_understood(words, block, tmp_path, monkeypatch):
     args = parse(words)
     if args.command == "sweep" and args.config is not None:
         make_plan(GridFile.read(args.config, from_command_line(args.settings)))
+    elif args.command == "redteam":
+        read_redteam_config(args)
     elif "settings" in args and "exit" not in block.marks:
         load(args.config, args.settings, {}, whole=args.command in ("run", "check"))
 

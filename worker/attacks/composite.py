@@ -29,6 +29,8 @@ PROBES = 8
 """Factors that `optimal` tries, each half of the one before."""
 CLOSER = (2**-0.5, 2**-0.25, 2**0.25, 2**0.5)
 """Factors of the best of these that it tries then."""
+SAME = 1e-6
+"""Relative difference of effects that counts as rounding."""
 HALF, MEMORY = "half", "memory"
 
 
@@ -503,6 +505,11 @@ def best_factor(
         return 1.0
     effect = scene.line(vectors, taking)
     tried = {factor: effect(factor) for factor in (most * 2.0**-k for k in range(PROBES))}
-    best = max(tried, key=tried.__getitem__)
-    tried |= {factor: effect(factor) for near in CLOSER if (factor := best * near) <= most}
-    return max(tried, key=tried.__getitem__)
+    best = _least_best(tried)
+    return _least_best(tried | {f: effect(f) for near in CLOSER if (f := best * near) <= most})
+
+
+def _least_best(tried: Mapping[float, float]) -> float:
+    """The least factor whose effect is the largest, but for rounding."""
+    largest = max(tried.values())
+    return min(factor for factor, effect in tried.items() if effect >= largest * (1 - SAME))

@@ -1,4 +1,4 @@
-"""The arguments of `varangian sweep`, `report` and `advise`. Nothing heavy is imported here."""
+"""The arguments of the commands for experiments. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -96,3 +96,44 @@ def add_advise(parser: argparse.ArgumentParser) -> None:
         "-d", "--parameters", type=count, metavar="D", help="numbers in the model, for the cost"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_redteam(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(prepare=FORK_SERVER, forks=True)
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="AGGREGATOR [key=value ...]",
+        help="the aggregator to attack, as krum, nnm+median or module:Class, and settings of all trainings",
+    )
+    parser.add_argument(
+        "--config", type=expanded, dest="file", metavar="FILE", help="a YAML file with other settings"
+    )
+    parser.add_argument(
+        "--generations", type=count, default=12, metavar="N", help="of 32 policies each; by default 12"
+    )
+    parser.add_argument(
+        "--budget", type=seconds, metavar="S", help="begin no generation and no training after S seconds"
+    )
+    parser.add_argument("--seed", type=count, default=1, metavar="N", help="of the search; by default 1")
+    parser.add_argument(
+        "--seeds", type=count, default=3, metavar="N", help="full trainings under each attack; by default 3"
+    )
+    parser.add_argument(
+        "--jobs", type=count, metavar="N", help="trainings at the same time; by default as many as cores"
+    )
+    parser.add_argument(
+        "--out", type=expanded, metavar="DIR", help="the folder of all files; by default one below output"
+    )
+    add_format(parser)
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"should be a number of seconds above 0. Found {text!r}.")
+    return found

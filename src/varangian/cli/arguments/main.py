@@ -316,6 +316,11 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         "Advise a rule for n, f and the data of workers, with the measured worst case.",
         experiments.add_advise,
     ),
+    "redteam": (
+        "varangian.experiments.redteam.command",
+        "Search for the attack that harms an aggregator most.",
+        experiments.add_redteam,
+    ),
     "certs": (
         "varangian.cli.commands.certs",
         "Make, list and revoke the certificates of a cluster.",
