@@ -9,7 +9,9 @@ earlier rounds; a `DataAttack` changes the batch that the vector is computed fro
 explicit (`Knowledge`). The configuration and `varangian.worker.training` import it.
 """
 
+from varangian.worker.attacks.agr_tailored import AgrTailored
 from varangian.worker.attacks.alie import Alie, z_max
+from varangian.worker.attacks.backdoor import Backdoor
 from varangian.worker.attacks.base import (
     ATTACKS,
     SIGHTS,
@@ -26,34 +28,45 @@ from varangian.worker.attacks.base import (
     is_joint,
     on_vectors,
     remembers,
+    sight_of,
     why_impossible,
 )
 from varangian.worker.attacks.composite import Composite
 from varangian.worker.attacks.coordinate_drop import CoordinateDrop
+from varangian.worker.attacks.copy import Copy
 from varangian.worker.attacks.extreme_scale import ExtremeScale
+from varangian.worker.attacks.flag_collusion import FlagCollusion
 from varangian.worker.attacks.gaussian import Gaussian
 from varangian.worker.attacks.ipm import Ipm
 from varangian.worker.attacks.label_flip import LabelFlip
 from varangian.worker.attacks.live_rule import Effect, LiveRule, Probe
 from varangian.worker.attacks.mimic import Mimic
+from varangian.worker.attacks.min_max import MinMax
+from varangian.worker.attacks.min_sum import MinSum
 from varangian.worker.attacks.mounted import MountedAttack, poison
 from varangian.worker.attacks.non_finite import NonFinite
 from varangian.worker.attacks.sign_flip import SignFlip
+from varangian.worker.attacks.sparse import Sparse
+from varangian.worker.attacks.stat_opt import StatOpt
 from varangian.worker.attacks.subnormal import Subnormal
 from varangian.worker.attacks.uniform import Uniform
 
 __all__ = [
     "ATTACKS",
     "SIGHTS",
+    "AgrTailored",
     "Alie",
     "Attack",
     "AttackError",
+    "Backdoor",
     "Composite",
     "Conditional",
     "CoordinateDrop",
+    "Copy",
     "DataAttack",
     "Effect",
     "ExtremeScale",
+    "FlagCollusion",
     "Gaussian",
     "GradientAttack",
     "Ipm",
@@ -61,12 +74,16 @@ __all__ = [
     "LabelFlip",
     "LiveRule",
     "Mimic",
+    "MinMax",
+    "MinSum",
     "MountedAttack",
     "NonFinite",
     "Probe",
     "RememberingAttack",
     "Sight",
     "SignFlip",
+    "Sparse",
+    "StatOpt",
     "Subnormal",
     "Timed",
     "Uniform",
@@ -75,6 +92,7 @@ __all__ = [
     "on_vectors",
     "poison",
     "remembers",
+    "sight_of",
     "why_impossible",
     "z_max",
 ]

@@ -56,7 +56,7 @@ class GradientAttack(Protocol):
     """An attack on the vector: sends another one than the honest one."""
 
     needs: ClassVar[Sight]
-    """The least that it must see to mean anything."""
+    """The least that it must see to mean anything. One that usually sees more has an attribute `usual`."""
 
     def __call__(self, own: Tensor, knows: Knowledge, /) -> Tensor | None:
         """The vector to send, like `own` in shape and dtype; None sends nothing in this round.
@@ -186,6 +186,12 @@ def is_joint(attack: Attack | None) -> bool:
     return isinstance(attack, JointAttack) and bool(attack.joint)
 
 
+def sight_of(attack: VectorAttack, knows: Sight | None = None) -> Sight:
+    """The honest vectors that attackers see: those of the setting `knows`, or those that are usual."""
+    usual: Sight = getattr(attack, "usual", attack.needs)
+    return knows or usual
+
+
 def check_positive(**values: float) -> None:
     """Check fields of an attack, in `__post_init__`.
 
@@ -204,11 +210,11 @@ def why_impossible(attack: Attack, n: int, f: int, sight: Sight | None = None) -
         attack: any attack.
         n: all workers.
         f: how many attack, at least 1.
-        sight: what they see; None is what the attack needs.
+        sight: what they see; None is what is usual for the attack.
     """
     if not on_vectors(attack):
         return None
-    sight = sight or attack.needs
+    sight = sight_of(attack, sight)
     if SIGHTS.index(sight) < SIGHTS.index(attack.needs):
         return f"it needs to know {attack.needs!r}, and `knows` is {sight!r}"
     seen = {"own": 1, "colluders": f, "all": n - f}[sight]

@@ -86,7 +86,8 @@ class WorkerCompute:
         self.dataset = fit_dataset(task.data.load(), task.loss, task.classes)
         if task.validation is not None:
             self.dataset = hold_out(self.dataset, task.validation, task.seed)
-        metrics = choose_metrics(task.metrics, name_of_loss(task.loss), self.dataset.classes)
+        attack = task.attack if task.byzantine else None
+        metrics = choose_metrics(task.metrics, name_of_loss(task.loss), self.dataset.classes, attack)
         if task.byzantine and isinstance(task.attack, DataAttack) and self.dataset.classes is None:
             raise InputError(
                 f"`byzantine.attack` {task.attack} needs class labels, and with `loss` "
@@ -107,7 +108,6 @@ class WorkerCompute:
         self._lock = threading.RLock()
         self._view: tuple[int, View | None] | None = None
         """The round, and the vectors of it that attackers see beyond their own."""
-        attack = task.attack if task.byzantine else None
         self._mounted = MountedAttack(attack, task.sight) if on_vectors(attack) else None
         self._poisoning = attack if isinstance(attack, DataAttack) else None
 
@@ -259,16 +259,16 @@ class WorkerCompute:
         return unable
 
     def _try_attack(self, parameters: Tensor) -> None:
-        """Ask an attack of the user for a vector in place of random numbers, or for a batch.
+        """Ask an attack of the user for a vector in place of random numbers, or any attack for a batch.
 
         Raises:
             AttackError: it fails.
         """
         task, attack = self.task, self.task.attack
-        if not task.byzantine or attack is None or not is_own(attack):
+        if not task.byzantine or attack is None:
             return
         random = generator(task.seed, "trial")
-        if on_vectors(attack):
+        if on_vectors(attack) and is_own(attack):
             mounted, name = MountedAttack(attack, task.sight), task.byzantine[0]
             names = {"own": (name,), "colluders": task.byzantine, "all": task.honest}[task.sight]
             for round in range(1 + remembers(attack)):
@@ -278,7 +278,8 @@ class WorkerCompute:
         elif isinstance(attack, DataAttack) and self.dataset.classes is not None:
             x, y = self.trainer.batch(torch.arange(min(TRIAL, self.dataset.size)))
             poison(attack, x, y, self.dataset.classes, random)
-        task.delay(task.byzantine[0], 0)
+        if is_own(attack):
+            task.delay(task.byzantine[0], 0)
 
     @property
     def state_bytes(self) -> int:

@@ -16,6 +16,7 @@ from varangian.worker.attacks import (
     is_joint,
     on_vectors,
     remembers,
+    sight_of,
     why_impossible,
 )
 from varangian.worker.attacks.mounted import delay
@@ -55,7 +56,7 @@ class Task:
     """The names of those that do attack, ascending."""
     attack: Attack | None = None
     knows: Sight | None = None
-    """The honest vectors that an attacker sees; None is what the attack needs."""
+    """The honest vectors that an attacker sees; None is what is usual for the attack."""
     aggregator: Aggregator | None = None
     """The rule of the server, for attackers who see all; None where the task has no such attackers."""
     byzantine_data: Literal["share", "all"] = "share"
@@ -122,8 +123,7 @@ class Task:
     @cached_property
     def sight(self) -> Sight:
         """The honest vectors that an attacker sees."""
-        needs: Sight = self.attack.needs if on_vectors(self.attack) else "own"
-        return self.knows or needs
+        return sight_of(self.attack, self.knows) if on_vectors(self.attack) else self.knows or "own"
 
     @cached_property
     def timetable(self) -> Timetable:

@@ -41,6 +41,7 @@ from varangian.worker.training.metrics import (
     Evaluated,
     Metric,
     MetricError,
+    OnChangedInputs,
     Totals,
     added,
     check_name,
@@ -299,12 +300,18 @@ class Trainer:
             # Copies: a model or a loss may write to what it is given.
             x = data.prepared(map_tensors(samples, lambda t, part=part: t[part].clone()), self.device)  # type: ignore[misc]
             y: Any = map_tensors(labels, lambda t, part=part: t[part].clone().to(self.device))  # type: ignore[misc]
+            others = {
+                name: metric.changed(x)
+                for name, metric in metrics.items()
+                if isinstance(metric, OnChangedInputs)
+            }
             outputs = self._outputs(x)
             loss += float(self._loss(outputs, y)) * count(x)
             batch = Evaluated(outputs, y, part.start, self._loss, data.classes, x)
             for name, metric in metrics.items():
                 if not metric.whole:
-                    totals[name] = added(totals[name], metric.totals(batch))
+                    seen = replace(batch, outputs=self._outputs(others[name])) if name in others else batch
+                    totals[name] = added(totals[name], metric.totals(seen))
             if any(metric.whole for metric in metrics.values()):
                 kept.append(copy_to_cpu(outputs))
         for name, metric in metrics.items():

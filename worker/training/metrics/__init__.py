@@ -6,11 +6,13 @@ imports the registry.
 
 from varangian.worker.training.metrics.accuracy import Accuracy, ClassAccuracy
 from varangian.worker.training.metrics.attack_success import AttackSuccess
+from varangian.worker.training.metrics.backdoor_success import BackdoorSuccess
 from varangian.worker.training.metrics.base import (
     METRICS,
     Evaluated,
     Metric,
     MetricError,
+    OnChangedInputs,
     OwnMetric,
     Totals,
     added,
@@ -25,12 +27,14 @@ __all__ = [
     "METRICS",
     "Accuracy",
     "AttackSuccess",
+    "BackdoorSuccess",
     "ClassAccuracy",
     "Custom",
     "Evaluated",
     "MeanAbsoluteError",
     "Metric",
     "MetricError",
+    "OnChangedInputs",
     "OwnMetric",
     "SubsetLoss",
     "Totals",

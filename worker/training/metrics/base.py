@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -52,6 +52,19 @@ class Metric(Protocol):
 
         Raises:
             InputError: when it does not fit the model or the data.
+        """
+        ...
+
+
+@runtime_checkable
+class OnChangedInputs(Protocol):
+    """A metric of the outputs for other inputs than the held-out samples as they are."""
+
+    def changed(self, inputs: Any, /) -> Any:
+        """The inputs for the model, from those of a batch; must not write to them.
+
+        Raises:
+            InputError: when the data is of another kind.
         """
         ...
 

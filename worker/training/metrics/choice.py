@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from varangian.worker.attacks import Attack, Backdoor
 from varangian.worker.training.metrics.accuracy import Accuracy
+from varangian.worker.training.metrics.backdoor_success import BackdoorSuccess
 from varangian.worker.training.metrics.base import METRICS, Metric, MetricError, OwnMetric
 from varangian.worker.training.metrics.own_code import Called, Custom
 
@@ -21,15 +23,23 @@ def name_of(metric: Metric | OwnMetric) -> str:
 
 
 def choose_metrics(
-    metrics: tuple[Metric | OwnMetric, ...] | None, loss: str, classes: int | None
+    metrics: tuple[Metric | OwnMetric, ...] | None,
+    loss: str,
+    classes: int | None,
+    attack: Attack | None = None,
 ) -> dict[str, Metric]:
     """Metrics by name; None is the accuracy where there are classes, and nothing where there are none.
+
+    With a backdoor as the attack of the run, None is its success as well.
 
     Raises:
         MetricError: one does not fit the loss.
     """
     if metrics is None:
-        return {"accuracy": Accuracy()} if classes is not None else {}
+        usual: dict[str, Metric] = {"accuracy": Accuracy()} if classes is not None else {}
+        if usual and isinstance(attack, Backdoor):
+            usual["backdoor_success"] = BackdoorSuccess().of(attack)
+        return usual
     names = [name_of(metric) for metric in metrics]
     if len({*names, "loss"}) <= len(names):
         found = ", ".join(names)
@@ -45,7 +55,9 @@ def choose_metrics(
             kind = "class labels" if by_class else "numbers as targets"
             raise MetricError(f"`metrics` {name} needs {kind}, which `loss` {loss} has not.")
         of_one: Any = metric
-        chosen[name] = of_one if hasattr(metric, "totals") else cast("Metric", Called(of_one, by_class))
+        if isinstance(metric, BackdoorSuccess) and isinstance(attack, Backdoor):
+            of_one = metric.of(attack)
+        chosen[name] = of_one if hasattr(of_one, "totals") else cast("Metric", Called(of_one, by_class))
     return chosen
 
 

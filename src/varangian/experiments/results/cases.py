@@ -19,7 +19,7 @@ At: TypeAlias = Literal["final", "best"] | int
 """The evaluation that counts: the last; the best, in the round in which the mean over seeds is best, as
 ByzFL has it; or the mean of the last k."""
 Better: TypeAlias = Literal["higher", "lower"]
-LOWER = ("loss", "error", "mae", "attack_success")
+LOWER = ("loss", "error", "mae", "attack_success", "backdoor_success")
 """Ends of the names of scores of which less is better."""
 
 

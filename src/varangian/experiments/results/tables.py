@@ -40,7 +40,7 @@ LATEX = {
 
 def is_share(metric: str) -> bool:
     """Whether a score is shown in per cent."""
-    return "accuracy" in metric or metric.endswith("attack_success")
+    return "accuracy" in metric or metric.endswith(("attack_success", "backdoor_success"))
 
 
 def score_text(value: float | None, metric: str) -> str:
