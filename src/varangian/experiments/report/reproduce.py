@@ -35,26 +35,48 @@ def command_of(config: Mapping[str, Any]) -> str | None:
 def _settings(text: str) -> tuple[str, ...] | None:
     """The settings that make a configuration, which is given as JSON without seed and output."""
     wanted = cast("dict[str, Any]", json.loads(text))
-    defaults = dict(flatten(_defaults()))
+    defaults, f = _flat_defaults(), wanted.get("f")
     changed = {
         path: value
         for path, value in flatten(wanted)
         if path not in WITHOUT_EFFECT and defaults.get(path) != value
     }
-    short = {path: _short(value) for path, value in changed.items()}
-    made = _load(short)
-    # A name alone stands for the defaults of its fields; where those are others, all fields are written.
-    exact = {
-        path: text
-        if made is not None and dict(flatten(made.resolved())).get(path) == changed[path]
-        else None
-        for path, text in short.items()
-    }
-    long = {path: text or _flow(changed[path]) for path, text in exact.items()}
-    made = _load(long)
-    if made is None or not _agrees(made.resolved(), wanted):
-        return None
-    return tuple(f"{path}={value}" for path, value in long.items())
+    texts = {path: _text(path, json.dumps(value), f) for path, value in changed.items()}
+    return tuple(f"{path}={text}" for path, text in texts.items()) if _makes(texts, wanted) else None
+
+
+@cache
+def _text(path: str, value: str, f: Any) -> str:
+    """A value, given as JSON, as it is typed: a name alone if that stands for it in a run with this f."""
+    wanted = json.loads(value)
+    short = _short(wanted)
+    made = _load({"f": _flow(f), path: short})
+    exact = made is not None and dict(flatten(made.resolved())).get(path) == wanted
+    return short if exact else _flow(wanted)
+
+
+_KNOWN = set[tuple[frozenset[str], str]]()
+"""Sets of settings that are known to make their configurations, and the rest of these."""
+
+
+def _makes(texts: Mapping[str, str], wanted: Mapping[str, Any]) -> bool:
+    """Whether these settings make the configuration.
+
+    Each value was tried by itself, so one combination of the same settings tells for the others.
+    """
+    rest = {path: value for path, value in flatten(wanted) if path not in texts}
+    key = frozenset(texts), json.dumps(rest, sort_keys=True)
+    if key not in _KNOWN:
+        made = _load(texts)
+        if made is None or not _agrees(made.resolved(), wanted):
+            return False
+        _KNOWN.add(key)
+    return True
+
+
+@cache
+def _flat_defaults() -> dict[str, Any]:
+    return dict(flatten(_defaults()))
 
 
 @cache

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -239,24 +239,42 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _read_table(path: Path, text: str) -> dict[str, Column]:
-    rows = csv.reader(text.splitlines())
-    names = next(rows, [])
+    lines = text.splitlines()
+    names = next(csv.reader(lines[:1]), [])
     if not names:
         return {}
     if names[0] != "round" or len(set(names)) != len(names):
         raise ResultsError(f"{path}, line 1, should name columns, the first of them round. {DAMAGED}")
-    found: list[tuple[list[int], list[float]]] = [([], []) for _ in names]
-    for number, row in enumerate(rows, start=2):
-        try:
-            done = int(row[0]) + 1
-            for (rounds, values), cell in zip(found, row, strict=True):
-                if cell:
-                    rounds.append(done)
-                    values.append(float(cell))
-        except (ValueError, IndexError) as error:
-            what = f"should have a number or nothing in each of {len(names)} columns"
-            raise ResultsError(f"{path}, line {number}, {what}. {DAMAGED}") from error
-    return {name: _column(*points) for name, points in zip(names, found, strict=True)}
+    rows = [line.split(",") for line in lines[1:]]  # numbers alone: nothing is quoted
+    try:
+        columns = list(zip(*rows, strict=True))
+        if rows and len(columns) != len(names):
+            raise ValueError
+        done = [int(cell) + 1 for cell in columns[0]] if rows else []
+        return {name: _filled(done, columns[i] if rows else ()) for i, name in enumerate(names)}
+    except ValueError as error:
+        number = next(i for i, row in enumerate(rows, start=2) if not _are_numbers(row, len(names)))
+        what = f"should have a number or nothing in each of {len(names)} columns"
+        raise ResultsError(f"{path}, line {number}, {what}. {DAMAGED}") from error
+
+
+def _filled(done: list[int], cells: Sequence[str]) -> Column:
+    """The rounds in which a column has a value, and the values."""
+    if all(cells):
+        return _column(done, list(map(float, cells)))
+    filled = [(at, float(cell)) for at, cell in zip(done, cells, strict=True) if cell]
+    return _column([at for at, _ in filled], [value for _, value in filled])
+
+
+def _are_numbers(row: Sequence[str], columns: int) -> bool:
+    """Whether a line has its round, and a number or nothing in each of the other columns."""
+    try:
+        int(row[0])
+        for cell in row[1:]:
+            float(cell or 0)
+    except ValueError:
+        return False
+    return len(row) == columns
 
 
 def _read_json(path: Path) -> Mapping[str, Any] | None:
