@@ -10,6 +10,7 @@ from varangian.aggregators import Aggregator, Krum, Mean
 from varangian.registry import ConfigError
 from varangian.worker.attacks import ATTACKS, Composite, Knowledge
 from varangian.worker.attacks.live_rule import LiveRule
+from varangian.worker.attacks.mounted import stepped
 
 HONEST = torch.tensor([[0.0, 2.0], [4.0, 2.0], [2.0, 0.0], [2.0, 4.0]])
 """The mean is (2, 2), the deviation sqrt 2 in both columns, the largest distance 4."""
@@ -33,7 +34,7 @@ def knows(
 
 def sent(*steps: str, budget: float | None = None, rank: int = 0, rule: LiveRule | None = None) -> Tensor:
     attack = Composite(steps=steps, budget=budget)
-    vector, _ = attack.step(HONEST[0], knows(rank=rank, rule=rule), attack.start())
+    vector, _ = stepped(attack, HONEST[0], knows(rank=rank, rule=rule), attack.start())
     assert vector is not None
     return vector
 
@@ -72,7 +73,7 @@ def test_mimic_and_principal() -> None:
         (("principal 1",), ((4 - math.sqrt(8), 1.0),)),
     ):
         attack = Composite(steps=steps)
-        vector, _ = attack.step(rows[0], given, attack.start())
+        vector, _ = stepped(attack, rows[0], given, attack.start())
         assert vector is not None
         assert any(torch.allclose(vector, torch.tensor(one), atol=1e-5) for one in expected)
 
@@ -84,10 +85,8 @@ def test_noise_is_that_of_the_attacker() -> None:
 
 def test_half_is_the_first_half_rounded_up() -> None:
     attack = Composite(steps=("flip 1 half", "scale 2"))
-    vectors = [attack.step(HONEST[0], knows(rank=rank, f=3), attack.start())[0] for rank in range(3)]
+    vectors = [stepped(attack, HONEST[0], knows(rank=rank, f=3), attack.start())[0] for rank in range(3)]
     assert [float(v[0]) for v in vectors if v is not None] == [-4, -4, 4]
-    assert not attack.joint
-    assert Composite(steps=("flip 1",)).joint
 
 
 def test_budget_draws_back_after_each_step() -> None:
@@ -100,7 +99,7 @@ def test_budget_draws_back_after_each_step() -> None:
 
 def test_drop_is_spread_over_the_rounds() -> None:
     attack = Composite(steps=("drop 0.4",))
-    silent = [attack.step(HONEST[0], knows(round=r), attack.start())[0] is None for r in range(10)]
+    silent = [stepped(attack, HONEST[0], knows(round=r), attack.start())[0] is None for r in range(10)]
     assert sum(silent) == 4
     assert silent[:5] == silent[5:] == [False, False, True, False, True]
 
@@ -110,7 +109,7 @@ def test_replay_sends_what_was_there_some_rounds_ago() -> None:
     for round in range(4):
         given = knows(round=round)
         given = Knowledge(HONEST + round, 6, 2, 0, round, given.rng, given.model)
-        vector, memory = attack.step(HONEST[0], given, attack.start() if memory is None else memory)
+        vector, memory = stepped(attack, HONEST[0], given, attack.start() if memory is None else memory)
         assert vector is not None
         vectors.append(float(vector[0]) - 2 + ROOT)
     assert vectors == pytest.approx([0, 0, 0, 1], abs=1e-5)
@@ -118,9 +117,9 @@ def test_replay_sends_what_was_there_some_rounds_ago() -> None:
 
 def test_away_goes_against_the_last_step_of_the_model() -> None:
     attack = Composite(steps=("away 0.5",))
-    _, memory = attack.step(HONEST[0], knows(model=torch.tensor([1.0, 0.0])), attack.start())
+    _, memory = stepped(attack, HONEST[0], knows(model=torch.tensor([1.0, 0.0])), attack.start())
     before = dict(memory)
-    vector, _ = attack.step(HONEST[0], knows(round=1, model=torch.tensor([0.0, 0.0])), memory)
+    vector, _ = stepped(attack, HONEST[0], knows(round=1, model=torch.tensor([0.0, 0.0])), memory)
     # The step was along (1, 0); the mean is sqrt 8 long.
     torch.testing.assert_close(vector, torch.tensor([2 - ROOT, 2.0]))
     assert dict(memory) == before
@@ -130,7 +129,7 @@ def test_memory_keeps_the_direction_and_not_the_length() -> None:
     attack = Composite(steps=("toward 1 memory",))
     memory = attack.start()
     for round, model in enumerate(([2.0, 0.0], [1.0, 0.0], [1.0, -1.0])):
-        vector, memory = attack.step(HONEST[0], knows(round=round, model=torch.tensor(model)), memory)
+        vector, memory = stepped(attack, HONEST[0], knows(round=round, model=torch.tensor(model)), memory)
     assert vector is not None
     apart = vector - 2
     # 0.9 (1, 0) + 0.1 (0, 1), as long as the mean.

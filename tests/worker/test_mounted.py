@@ -73,6 +73,33 @@ def test_a_joint_attack_is_computed_once_a_round(monkeypatch):
     assert torch.equal(again, sent[0]), "without memory rounds come in any order"
 
 
+@dataclasses.dataclass(frozen=True)
+class Apart:
+    """Code of a user: two attackers send other vectors, and know of each other."""
+
+    needs: ClassVar[str] = "all"
+    joint: ClassVar[bool] = True
+    many: int = 2
+
+    def __call__(self, own, knows):
+        return (knows.honest[0], None, own)[: self.many]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours(Apart):
+    __module__ = "varangian.test"
+
+
+@pytest.mark.parametrize("attack", [Apart(), Ours()])
+def test_attackers_who_act_together_may_send_other_vectors(attack):
+    mounted = MountedAttack(attack, "all")
+    for _ in range(2):
+        assert torch.equal(mounted("a", ROWS[0], knows(rank=0)), ROWS[0])
+        assert mounted("b", ROWS[0], knows(rank=1)) is None
+    with pytest.raises(AttackError, match=r"return the vectors of 2 attackers\. Found a tuple of 3"):
+        MountedAttack(Apart(many=3), "all")("a", ROWS[0], knows())
+
+
 def test_an_attacker_who_sees_nobody_else_sends_its_own():
     mounted = MountedAttack(Ipm(epsilon=2.0), "all")
     for name, own in zip("ab", ROWS, strict=False):

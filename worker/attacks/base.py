@@ -27,6 +27,11 @@ SIGHTS: tuple[Sight, ...] = ("own", "colluders", "all")
 """From the least to the most."""
 
 
+Sent: TypeAlias = Tensor | tuple[Tensor | None, ...] | None
+"""What attackers send: a vector (d,), or None for nothing; of a joint attack, a tuple has that of each of
+the f attackers, by rank."""
+
+
 @dataclass(frozen=True, eq=False)
 class Knowledge:
     """The knowledge of one attacker in one round."""
@@ -55,10 +60,15 @@ class Knowledge:
 class GradientAttack(Protocol):
     """An attack on the vector: sends another one than the honest one."""
 
-    needs: ClassVar[Sight]
-    """The least that it must see to mean anything. One that usually sees more has an attribute `usual`."""
+    @property
+    def needs(self) -> Sight:
+        """The least that it must see to mean anything; of most attacks an attribute of the class.
 
-    def __call__(self, own: Tensor, knows: Knowledge, /) -> Tensor | None:
+        One that usually sees more has an attribute `usual`.
+        """
+        ...
+
+    def __call__(self, own: Tensor, knows: Knowledge, /) -> Sent:
         """The vector to send, like `own` in shape and dtype; None sends nothing in this round.
 
         Must not write to what it is given.
@@ -74,13 +84,14 @@ class RememberingAttack(Protocol):
     `remembers`, which says whether its memory is in use.
     """
 
-    needs: ClassVar[Sight]
+    @property
+    def needs(self) -> Sight: ...
 
     def start(self) -> Any:
         """Its memory before the first round."""
         ...
 
-    def step(self, own: Tensor, knows: Knowledge, memory: Any, /) -> tuple[Tensor | None, Any]:
+    def step(self, own: Tensor, knows: Knowledge, memory: Any, /) -> tuple[Sent, Any]:
         """The vector to send, as `GradientAttack.__call__`, and the memory afterwards.
 
         Called once for each round in which the attacker takes part. Must not write to `memory`, but may
@@ -91,13 +102,15 @@ class RememberingAttack(Protocol):
 
 @runtime_checkable
 class JointAttack(Protocol):
-    """An attack in which all attackers who see the same vectors send the same one.
+    """An attack in which attackers who see the same vectors know what each of them sends.
 
-    So it looks neither at `own` nor at `rank`, and is computed once a round. One that remembers has one
-    memory for all attackers, which follows every round in which an attacker sees a vector of another.
+    So it looks neither at `own` nor at `rank`, and is computed once a round. All send its vector, or each
+    its own of a tuple. One that remembers has one memory for all attackers, which follows every round in
+    which an attacker sees a vector of another.
     """
 
-    joint: ClassVar[bool]
+    @property
+    def joint(self) -> bool: ...
 
 
 @runtime_checkable
@@ -144,8 +157,8 @@ class FunctionAttack(OwnFunction):
     function_given: ClassVar[tuple[str, ...]] = ("own", "knows")
     needs: ClassVar[Sight] = "own"
 
-    def __call__(self, own: Tensor, knows: Knowledge) -> Tensor | None:
-        vector: Tensor | None = self.call_function(own, knows)
+    def __call__(self, own: Tensor, knows: Knowledge) -> Sent:
+        vector: Sent = self.call_function(own, knows)
         return vector
 
 
@@ -162,7 +175,8 @@ def _lacks(cls: type[Any]) -> str:
             "vector to send; one that remembers earlier rounds has `start()` and "
             "`step(own, knows, memory)`, one on data `poisons(x, y, classes, rng)`"
         )
-    if getattr(cls, "needs", None) not in SIGHTS:
+    needs = getattr(cls, "needs", None)
+    if needs not in SIGHTS and not isinstance(needs, property):
         expected = ", ".join(map(repr, SIGHTS))
         return f"should say what it must see, as `needs: ClassVar = ...` with one of {expected}"
     return ""
@@ -220,6 +234,11 @@ def why_impossible(attack: Attack, n: int, f: int, sight: Sight | None = None) -
     seen = {"own": 1, "colluders": f, "all": n - f}[sight]
     if seen == 0:
         return "there is no honest worker to look at"
+    return why_not(attack, n, f, seen)
+
+
+def why_not(attack: VectorAttack, n: int, f: int, seen: int) -> str | None:
+    """Why f of n workers who see so many vectors cannot mount an attack; None if they can."""
     if not isinstance(attack, Conditional):
         return None
     try:

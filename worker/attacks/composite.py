@@ -17,7 +17,7 @@ from torch import Tensor
 
 from varangian.registry import suggestion
 from varangian.worker.attacks.alie import population_deviation
-from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
+from varangian.worker.attacks.base import ATTACKS, Knowledge, Sent, Sight
 from varangian.worker.attacks.live_rule import LiveRule
 from varangian.worker.attacks.mimic import outermost
 
@@ -341,6 +341,7 @@ class Composite:
     """
 
     needs: ClassVar[Sight] = "all"
+    joint: ClassVar[bool] = True
     steps: tuple[str, ...] = ("alie 1.5", "ipm 0.5 half")
     """Up to three, as [alie 1.5, mimic half, optimal]; the page on the search has the operators."""
     budget: float | None = None
@@ -361,11 +362,6 @@ class Composite:
         return tuple(map(Step.read, self.steps))
 
     @property
-    def joint(self) -> bool:
-        """Whether all attackers send the same vector: where every step is of all of them."""
-        return self.groups == 1
-
-    @property
     def groups(self) -> int:
         """2 where a step is of half of the attackers: the first half, and the others; otherwise 1."""
         return 1 + any(step.half for step in self.policy)
@@ -384,12 +380,12 @@ class Composite:
     def start(self) -> Memory:
         return START
 
-    def step(self, own: Tensor, knows: Knowledge, memory: Memory) -> tuple[Tensor | None, Memory]:
+    def step(self, own: Tensor, knows: Knowledge, memory: Memory) -> tuple[Sent, Memory]:
         scene = self._scene(knows, memory.get(MODEL))
         vectors, kept = self.play(scene, memory)
         if any(step.operator in ("toward", "away") for step in self.policy):
             kept = {**kept, MODEL: knows.model.clone()}
-        return vectors[self.group(knows.rank, knows.f)], kept
+        return tuple(vectors[self.group(rank, knows.f)] for rank in range(knows.f)), kept
 
     def play(self, scene: Scene, memory: Memory) -> tuple[tuple[Tensor | None, ...], Memory]:
         """The vector of each group in a round, None where it sends nothing; and the memory afterwards."""

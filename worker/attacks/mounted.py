@@ -21,6 +21,8 @@ from varangian.worker.attacks.base import (
     DataAttack,
     GradientAttack,
     Knowledge,
+    RememberingAttack,
+    Sent,
     Sight,
     Timed,
     VectorAttack,
@@ -30,6 +32,8 @@ from varangian.worker.attacks.base import (
 
 TOGETHER = ""
 """In place of a name, where all attackers of the process share a vector and a memory."""
+NO_MEMORY: Any = object()
+"""The memory of an attack that remembers nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +41,7 @@ class _Last:
     """The last round of an attacker, or of all together."""
 
     round: int
-    vector: Tensor | None
+    sent: Sent
     memory: Any
     """After the round."""
     restarts: int
@@ -47,9 +51,10 @@ class _Last:
 class MountedAttack:
     """An attack on vectors as the attackers of one process mount it.
 
-    A joint attack is computed once a round, and one that remembers is stepped once a round: a round that is
-    asked for again gives the same vector. The memory is that of an attacker, or of all together where the
-    attack is joint. An attack of the user is given copies, and each attacker mounts it alone.
+    A joint attack is computed once a round for all attackers, and one that remembers is stepped once a
+    round: a round that is asked for again gives the same vector. The memory is that of an attacker, or of
+    all together where the attack is joint. An attack of the user is given copies, and each attacker mounts
+    it alone.
 
     Args:
         attack: on vectors.
@@ -60,7 +65,7 @@ class MountedAttack:
         self._attack, self._sight = attack, sight
         self._remembering = attack if remembers(attack) else None
         self.shared = is_joint(attack) and sight != "own" and not is_own(attack)
-        """Whether all attackers send the same vector."""
+        """Whether the attack is computed once for all attackers."""
         self._last: dict[str, _Last] = {}
         self._restarts = Counter[str]()
         """Restarts of the server that each attacker knows of."""
@@ -81,20 +86,20 @@ class MountedAttack:
             ValueError: an attack that remembers is asked for a round before its last one.
         """
         if self._remembering is None and not self.shared:
-            return self._computed(own, knows, None)[0]
+            return _of(self._computed(own, knows, None)[0], knows)
         last = self._last.get(self._key(name))
         kept = not (self.shared and alone)
         if last is not None and last.round == knows.round and kept:
             self._restarts[name] = max(self._restarts[name], last.restarts)
-            return last.vector
+            return _of(last.sent, knows)
         if last is not None and knows.round < last.round and self._remembering is not None:
             raise ValueError(
                 f"Rounds should not go back. Found round {knows.round} of {name} after {last.round}."
             )
-        vector, memory = self._computed(own, knows, last)
+        sent, memory = self._computed(own, knows, last)
         if kept:
-            self._last[self._key(name)] = _Last(knows.round, vector, memory, self._restarts[name])
-        return vector
+            self._last[self._key(name)] = _Last(knows.round, sent, memory, self._restarts[name])
+        return _of(sent, knows)
 
     def reset(self, name: str) -> None:
         """Forget what is older than the restart of the server that this attacker has just noticed."""
@@ -106,38 +111,81 @@ class MountedAttack:
     def _key(self, name: str) -> str:
         return TOGETHER if self.shared else name
 
-    def _computed(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Tensor | None, Any]:
-        """The vector, and the memory afterwards."""
-        attack = self._attack
-        if is_own(attack):
-            with _of_the_user(attack):
-                return self._checked(own, knows, last)
-        try:
-            return self._asked(own, knows, last)
-        except AggregationError as error:
-            name = f"`byzantine.attack` {shown(attack)}"
-            raise AttackError(f"{name} asks the rule of the server, which failed: {error}") from error
-
-    def _asked(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Tensor | None, Any]:
+    def _computed(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Sent, Any]:
+        """What is sent, and the memory afterwards."""
         if self._remembering is None:
-            return cast("GradientAttack", self._attack)(own, knows), None
-        memory = self._remembering.start() if last is None else last.memory
-        return self._remembering.step(own, knows, memory)
+            return _guarded(self._attack, own, knows, NO_MEMORY)
+        memory = first_memory(self._attack) if last is None else last.memory
+        return _guarded(self._attack, own, knows, memory)
 
-    def _checked(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Tensor | None, Any]:
-        """As `_asked` of code of the user, which is given copies."""
-        copy = own.clone()
-        honest = copy[None] if knows.honest.data_ptr() == own.data_ptr() else knows.honest
-        knows = replace(knows, honest=honest, model=knows.model.clone())
-        found: Any = self._asked(copy, knows, last)
-        if not isinstance(found, tuple) or len(found) != 2:
-            name, kind = named(self._attack), type(found).__name__
-            raise AttackError(f"`step` of {name} should return (vector, memory). Found {kind}.")
-        sent, memory = found
-        if sent is None:
-            return None, memory
-        _check_like(self._attack, "", sent, own)
-        return sent.detach().to(own), memory
+
+def first_memory(attack: VectorAttack) -> Any:
+    """The memory of an attack before its first round; NO_MEMORY of one that remembers nothing.
+
+    Raises:
+        AttackError: an attack of the user fails.
+    """
+    if not remembers(attack):
+        return NO_MEMORY
+    if not is_own(attack):
+        return attack.start()
+    with _of_the_user(attack):
+        return attack.start()
+
+
+def stepped(attack: VectorAttack, own: Tensor, knows: Knowledge, memory: Any) -> tuple[Tensor | None, Any]:
+    """The vector of an attacker in a round, and the memory afterwards.
+
+    Raises:
+        AttackError: an attack of the user fails, or does not return a vector like `own`; or the rule of the
+            server fails, which an attack asks.
+    """
+    sent, after = _guarded(attack, own, knows, memory)
+    return _of(sent, knows), after
+
+
+def _of(sent: Sent, knows: Knowledge) -> Tensor | None:
+    """The vector of this attacker."""
+    return sent[knows.rank] if isinstance(sent, tuple) else sent
+
+
+def _guarded(attack: VectorAttack, own: Tensor, knows: Knowledge, memory: Any) -> tuple[Sent, Any]:
+    if is_own(attack):
+        with _of_the_user(attack):
+            return _checked(attack, own, knows, memory)
+    try:
+        return _asked(attack, own, knows, memory)
+    except AggregationError as error:
+        name = f"`byzantine.attack` {shown(attack)}"
+        raise AttackError(f"{name} asks the rule of the server, which failed: {error}") from error
+
+
+def _checked(attack: VectorAttack, own: Tensor, knows: Knowledge, memory: Any) -> tuple[Tensor | None, Any]:
+    """As an attack of the user answers, given copies."""
+    copy = own.clone()
+    honest = copy[None] if knows.honest.data_ptr() == own.data_ptr() else knows.honest
+    knows = replace(knows, honest=honest, model=knows.model.clone())
+    found: Any = _asked(attack, copy, knows, memory)
+    if not isinstance(found, tuple) or len(found) != 2:
+        name, kind = named(attack), type(found).__name__
+        raise AttackError(f"`step` of {name} should return (vector, memory). Found {kind}.")
+    sent, after = found
+    if isinstance(sent, tuple):
+        if not is_joint(attack) or len(sent) != knows.f:
+            rule = f"the vectors of {knows.f} attackers" if is_joint(attack) else "one vector"
+            raise AttackError(f"{named(attack)} should return {rule}. Found a tuple of {len(sent)}.")
+        sent = sent[knows.rank]
+    if sent is None:
+        return None, after
+    _check_like(attack, "", sent, own)
+    return sent.detach().to(own), after
+
+
+def _asked(attack: VectorAttack, own: Tensor, knows: Knowledge, memory: Any) -> tuple[Sent, Any]:
+    # What an attack is was found by `first_memory`: to ask a protocol takes longer than many an attack.
+    if memory is NO_MEMORY:
+        return cast("GradientAttack", attack)(own, knows), NO_MEMORY
+    return cast("RememberingAttack", attack).step(own, knows, memory)
 
 
 def delay(attack: Attack, honest: float, round: int, rng: torch.Generator) -> float:
