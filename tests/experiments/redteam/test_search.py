@@ -32,7 +32,7 @@ def judged(policy: Composite) -> Fitness:
     return Fitness(strength / (1 + strength) / 2 + bonus / 8, strength + len(policy.policy))
 
 
-def carry_out(file: Path, seed: int = 1, generations: int = 3, **more: Any) -> tuple[Archive, int]:
+def carry_out(file: Path, seed: int = 1, generations: int = 2, **more: Any) -> tuple[Archive, int]:
     archive = Archive(file, "s")
     return archive, search(archive, judged, f=3, seed=seed, generations=generations, **more)
 
@@ -42,10 +42,11 @@ def plain(archive: Archive) -> str:
 
 
 def test_the_same_seed_gives_the_same_front(tmp_path: Path) -> None:
-    first, again, other = (carry_out(tmp_path / n, seed)[0] for n, seed in (("a", 1), ("b", 1), ("c", 2)))
+    first, again = (carry_out(tmp_path / name)[0] for name in ("a", "b"))
     assert plain(first) == plain(again)
     assert [*first.found] == [*again.found]
-    assert [*other.found] != [*first.found]
+    other, _ = carry_out(tmp_path / "c", seed=2, generations=1)
+    assert [*other.found] != [*first.found][: len(other.found)]
     assert [*first.found][:3] == [name_of(policy) for policy in known_policies(3)][:3]
 
 
@@ -61,7 +62,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
 
     file = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
-        search(Archive(file, "s"), killed, f=3, seed=1, generations=3)
+        search(Archive(file, "s"), killed, f=3, seed=1, generations=2)
     with file.open("a") as out:
         out.write('{"policy": "alie 1.5", "dam')  # what a kill leaves
     archive, _ = carry_out(file)

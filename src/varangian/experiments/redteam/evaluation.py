@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from varangian.aggregators import AggregationError, Aggregator
-from varangian.experiments.redteam.recording import RecordedRound, Window
+from varangian.experiments.redteam.recording import RecordedRound, Window, by_products
 from varangian.worker.attacks.composite import Composite, Scene
 from varangian.worker.attacks.live_rule import LiveRule
 
@@ -48,14 +49,21 @@ class Judge:
         effort = fmean(effort for _, effort in played) + EACH_STEP * len(policy.policy)
         return Fitness(fmean(damage for damage, _ in played), effort)
 
+    @cached_property
+    def _by_products(self) -> bool:
+        return by_products(self.aggregator)
+
     def _play(self, policy: Composite, window: Window) -> tuple[float, float]:
         memory, reference = policy.start(), window.reference
         forward, efforts = reference, list[float]()
         error = total = torch.zeros_like(window.rounds[0].mean)
         for recorded in window.rounds:
             scene = self._scene(policy, recorded, forward)
-            vectors, memory = policy.play(scene, memory)
-            sent = policy.of_all(vectors, self.f)
+            try:
+                vectors, memory = policy.play(scene, memory)
+                sent = policy.of_all(vectors, self.f)
+            except AggregationError:  # of a rule that is asked: such attackers decline
+                sent = []
             update = self._update([*recorded.honest, *sent], reference, recorded.number)
             efforts.append(_effort(scene, sent))
             total = total + recorded.mean
@@ -68,9 +76,8 @@ class Judge:
         return damage_of(error, total), fmean(efforts)
 
     def _scene(self, policy: Composite, recorded: RecordedRound, forward: Tensor | None) -> Scene:
-        rule: LiveRule | None = LiveRule(self.aggregator, self.aggregator.tolerance or 0)
-        if rule is not None and rule.refuses(len(recorded.honest) + self.f):
-            rule = None
+        rule = LiveRule(self.aggregator, self.aggregator.tolerance or 0)
+        known = None if rule.refuses(len(recorded.honest) + self.f) else rule
         return Scene(
             recorded.number,
             recorded.honest,
@@ -79,16 +86,15 @@ class Judge:
             recorded.sign,
             recorded.noise(),
             forward,
-            policy.line(rule, recorded.honest, recorded.mean, self.f),
+            policy.line(known, recorded.honest, recorded.mean, self.f),
         )
 
     def _update(self, rows: Sequence[Tensor], reference: Tensor | None, round: int) -> Tensor | None:
         rng = torch.Generator().manual_seed(round)
         stacked = torch.stack([*rows])
         try:
-            return self.aggregator(
-                stacked, reference, rng, measured=lambda: _products(stacked, reference)
-            ).vector
+            measured = partial(_products, stacked, reference) if self._by_products else None
+            return self.aggregator(stacked, reference, rng, measured=measured).vector
         except AggregationError:
             return None
 

@@ -208,7 +208,7 @@ class _Team:
     def _recorded(self, policy: Composite | None) -> RunConfig:
         """The configuration of a recorded training, in which all workers take part in every round."""
         written = {**self._settings, "participation": "sync", "availability": "always", "delays": "none"}
-        byzantine = {**written["byzantine"], "attack": None, "count": 0}
+        byzantine = {**self._settings["byzantine"], "attack": None, "count": 0}
         if policy is not None:
             byzantine |= {"attack": spec_of(policy), "count": self._f}
         return loads({**written, "byzantine": byzantine})
