@@ -112,6 +112,12 @@ def test_a_line_without_a_direction_and_honest_vectors_that_agree():
         assert effect.deviation == pytest.approx(0, abs=1e-12)
 
 
+def test_vectors_whose_squares_overflow_float32():
+    effect, *_ = asked(live("krum"), 1e20, honest=1e19 * rows())
+    assert effect.deviation < 1e41
+    assert effect.mass == 0
+
+
 def test_more_attackers_than_were_declared_and_too_few_rows():
     effect, *_ = asked(live("krum"), 0.1, copies=6)
     assert effect.mass is not None

@@ -6,6 +6,7 @@ n  rows     H  of them honest     k  copies of the attackers' vector     d  para
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
@@ -19,10 +20,14 @@ from varangian.aggregators import Aggregator, Gram, Weighting
 from varangian.aggregators.answers import mixed, weights
 from varangian.aggregators.base import is_columnwise, is_whole
 from varangian.aggregators.gram import ORIGIN
+from varangian.aggregators.kernels import NotFinite
+from varangian.aggregators.numeric.algebra import Array
 from varangian.aggregators.rows import Rows
 
 DRAWS = 4
 """Draws of a random mixing over which an effect is averaged: an attacker does not know the server's."""
+_UNUSED = torch.Generator()
+"""The generator where there is no mixing, hence no randomness."""
 
 
 class Effect(NamedTuple):
@@ -108,6 +113,7 @@ class Probe:
     ) -> None:
         self._whole, self._now = aggregator, aggregator.among(range(len(honest) + copies), 0)
         self._honest, self._reference, self._copies = honest, reference, copies
+        self._vectors = honest.unbind()
         self._base, self._direction = line
         by_rows = is_columnwise(self._now.rule) or is_whole(self._now.rule)
         self._ask = self._on_rows if by_rows else self._in_gram
@@ -119,10 +125,13 @@ class Probe:
             AggregationError: the rule does not take these rows, or is of the user and fails.
         """
         effects = [self._ask(t, rng) for rng in self._draws()]
-        return effects[0] if len(effects) == 1 else _mean(effects)
+        return effects[0] if len(effects) == 1 else _averaged(effects)
 
     def _draws(self) -> Iterator[torch.Generator]:
         """Generators for the mixings: a single one where they draw nothing."""
+        if not self._now.mix:
+            yield _UNUSED
+            return
         for draw in range(DRAWS):
             rng = _draw(draw)
             before = rng.get_state()
@@ -132,7 +141,7 @@ class Probe:
 
     def _in_gram(self, t: float, rng: torch.Generator) -> Effect:
         honest, products = len(self._honest), self._gram.basis.products.numpy()
-        gram = self._gram.mixed(self._rows_at(t))
+        gram = self._gram.mixed(torch.from_numpy(self._rows_at(t)))
         for mixing in self._now.mix:
             gram = gram.mixed(mixed(mixing, gram, rng))
         place = gram.combination(weights(cast("Weighting", self._now.rule), gram)).numpy()
@@ -150,7 +159,7 @@ class Probe:
 
     def _on_rows(self, t: float, rng: torch.Generator) -> Effect:
         sent = torch.add(self._base, self._direction, alpha=t)
-        rows = [*self._honest.unbind(), *[sent] * self._copies]
+        rows = Rows((*self._vectors, *[sent] * self._copies))
         update = self._whole(rows, self._reference, rng, measured=lambda: self._measured(t)).vector.double()
         mean = self._mean
         return Effect(
@@ -176,16 +185,19 @@ class Probe:
     def _gram(self) -> Gram:
         """The honest rows and two points of the line."""
         other = torch.add(self._base, self._direction, alpha=self._unit)
-        rows = Rows((*self._honest.unbind(), self._base, other))
-        if getattr(self._now.rule, "from_origin", False):
-            return Gram.from_origin(rows, self._reference)
-        return Gram.of(rows, self._reference)
+        rows = Rows((*self._vectors, self._base, other))
+        if not getattr(self._now.rule, "from_origin", False):
+            gram = Gram.of(rows, self._reference)
+            with suppress(NotFinite):
+                gram.basis.products.numpy()  # measured now: sums of long vectors overflow float32
+                return gram
+        return Gram.from_origin(rows, self._reference)
 
-    def _rows_at(self, t: float) -> Tensor:
+    def _rows_at(self, t: float) -> Array:
         """The rows of a round as combinations of those of the Gram matrix: (H + k, H + 2)."""
         honest, along = len(self._honest), t / self._unit
-        rows = torch.zeros(honest + self._copies, honest + 2, dtype=torch.float64)
-        rows[:honest, :honest] = torch.eye(honest)
+        rows = np.zeros((honest + self._copies, honest + 2))
+        np.fill_diagonal(rows[:honest, :honest], 1)
         rows[honest:, honest], rows[honest:, honest + 1] = 1 - along, along
         return rows
 
@@ -193,13 +205,14 @@ class Probe:
         """The inner products of the rows of a round, as `Aggregator.__call__` takes them."""
         rows = self._rows_at(t)
         n, points = rows.shape
-        wide = torch.zeros(n + 2, points + 2, dtype=torch.float64)
-        wide[:n, :points], wide[n:, points:] = rows, torch.eye(2)
-        found = wide @ self._gram.basis.products @ wide.T
-        return (found + found.T) / 2
+        wide = np.zeros((n + 2, points + 2))
+        wide[:n, :points] = rows
+        wide[[n, n + 1], [points, points + 1]] = 1
+        found = wide @ self._gram.basis.products.numpy() @ wide.T
+        return torch.from_numpy((found + found.T) / 2)
 
 
-def _mean(effects: Sequence[Effect]) -> Effect:
+def _averaged(effects: Sequence[Effect]) -> Effect:
     deviation, inner, honest, mass = zip(*effects, strict=True)
     return Effect(fmean(deviation), fmean(inner), fmean(honest), None if None in mass else fmean(mass))
 
