@@ -14,7 +14,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from varangian.registry import Registry
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -59,8 +62,8 @@ settings `{mix: [{nnm: {f: 2}}], rule: krum}`. Several are applied from left to 
     "attacks": """# Attacks
 
 The attacks of the last `byzantine.count` workers, as `byzantine.attack=NAME`. Each says whose honest
-gradients it needs to see: its `own`, those of its `colluders`, or those of `all`; `byzantine.knows` shows
-it more.
+gradients it sees: its `own`, those of its `colluders`, or those of `all`; `byzantine.knows` chooses
+more, or no less than it needs. [Attackers](../concepts/attackers.md) explains what they know and can do.
 """,
     "participations": """# Participations
 
@@ -193,8 +196,29 @@ def names() -> dict[str, str]:
         if not alone and (page, title) != KINDS["participations"]:
             pages[page].append(f"## {title}\n")
         level = "###" if not alone and (page, title) != KINDS["participations"] else "##"
+        pages[page] += _attacks(registry) if plural == "attacks" else []
         pages[page] += [_entry(plural, registry, name, level) for name in registry]
     return {f"reference/{page}.md": "\n".join(texts) for page, texts in pages.items()}
+
+
+def _attacks(registry: Registry[Any]) -> list[str]:
+    """A table of all attacks: what each sends and sees, whether it remembers, and where it is from."""
+    rows = ["| attack | sends | sees | needs to see | remembers | source |", "|---|---|---|---|---|---|"]
+    for name in registry:
+        cls, _ = registry.entry(name)
+        doc = " ".join((inspect.getdoc(cls) or "").split())
+        source = re.search(r'"([^"]{12,})" \(([^()]+, \d{4})\)', doc)
+        needs = getattr(cls, "needs", None)
+        cells = (
+            f"[`{name}`](#{name})",
+            registry.summary(name).partition(": ")[2].rstrip("."),
+            f"`{getattr(cls, 'usual', needs)}`" if needs else "its own samples",
+            f"`{needs}`" if needs else "",
+            "" if not hasattr(cls, "start") else "optional" if hasattr(cls, "remembers") else "yes",
+            f"{source[1]} ({source[2]})" if source else "",
+        )
+        rows.append(f"| {' | '.join(map(_cell, cells))} |")
+    return [*rows, ""]
 
 
 def _entry(plural: str, registry: Any, name: str, level: str) -> str:
@@ -205,7 +229,9 @@ def _entry(plural: str, registry: Any, name: str, level: str) -> str:
     cls, preset = registry.entry(name)
     texts = [f"{level} `{name}` {{ #{name} }}\n", f"{markdown(inspect.getdoc(cls) or '')}\n"]
     if needs := getattr(cls, "needs", None):
-        texts.append(f"Needs to see: `{needs}`.\n")
+        usual = getattr(cls, "usual", needs)
+        more = "" if usual == needs else f", and usually sees `{usual}`"
+        texts.append(f"Needs to see: `{needs}`{more}.\n")
     if preset:
         texts.append(
             f"`{name}` is the same class with {', '.join(f'`{k}: {v}`' for k, v in preset.items())}.\n"
