@@ -1,6 +1,7 @@
 """Attacks that hide among honest vectors: closed forms against bisection, rules that select them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from varangian.worker.attacks import (
     ATTACKS,
     AgrTailored,
     Alie,
+    AttackError,
     Copy,
     FlagCollusion,
     Knowledge,
     LiveRule,
     MinMax,
     MinSum,
+    OneBlock,
     Sparse,
     StatOpt,
     is_joint,
@@ -39,7 +42,7 @@ HIDDEN = [
         Sparse(share=0.2),
         Sparse(share=0.2, optimized=True, signs=False),
     ),
-    *(AgrTailored(), Copy(), Copy(noise=0.1)),
+    *(OneBlock(), AgrTailored(), Copy(), Copy(noise=0.1)),
 ]
 
 
@@ -126,6 +129,26 @@ def test_the_closed_forms_are_what_a_bisection_finds(k, direction, scale):
     sent = sent_by(MinSum(direction=direction), honest) / scale
     assert sent.sub(mean + gamma * towards).norm() <= 1e-5 * gamma * towards.norm()
     assert float((sent - rows).square().sum()) == pytest.approx(float(most), rel=1e-5)
+
+
+@pytest.mark.parametrize(("block", "part"), [(0, slice(0, 40)), (-1, slice(40, 60)), (1, slice(40, 60))])
+def test_one_block_takes_the_whole_deviation_of_min_max(block, part):
+    honest = gaussian_rows()
+    sent = OneBlock(block=block)(honest[0], replace(knows(honest), blocks=(40, 20))).double()
+    rows = honest.double()
+    moved = sent - rows.mean(dim=0)
+    outside = torch.ones(60, dtype=torch.bool)
+    outside[part] = False
+    assert torch.allclose(moved[outside], torch.zeros(1, dtype=torch.float64), atol=1e-6)
+    towards = -rows.std(dim=0, correction=0)[part]
+    assert torch.allclose(moved[part] / towards, (moved[part] / towards).mean(), rtol=1e-4)
+    farthest, widest = (sent - rows).norm(dim=1).max(), torch.cdist(rows, rows).max()
+    assert float(farthest) == pytest.approx(float(widest), rel=1e-5)
+
+
+def test_one_block_that_is_not_there_is_refused():
+    with pytest.raises(AttackError, match="has 2, from 0 to 1"):
+        OneBlock(block=2)(ROWS[0], replace(knows(), blocks=(1, 1)))
 
 
 def test_blocks_of_columns_change_nothing(monkeypatch):

@@ -45,6 +45,7 @@ from varangian.worker.attacks.min_max import MinMax
 from varangian.worker.attacks.min_sum import MinSum
 from varangian.worker.attacks.mounted import MountedAttack, poison
 from varangian.worker.attacks.non_finite import NonFinite
+from varangian.worker.attacks.one_block import OneBlock
 from varangian.worker.attacks.sign_flip import SignFlip
 from varangian.worker.attacks.sparse import Sparse
 from varangian.worker.attacks.stat_opt import StatOpt
@@ -78,6 +79,7 @@ __all__ = [
     "MinSum",
     "MountedAttack",
     "NonFinite",
+    "OneBlock",
     "Probe",
     "RememberingAttack",
     "Sight",

@@ -54,6 +54,8 @@ class Knowledge:
     vectors than the rule takes, which has no update."""
     names: tuple[str, ...] = ()
     """The workers of the rows of `honest`: with `availability` others in each round."""
+    blocks: tuple[int, ...] = ()
+    """Sizes of the parameter tensors of the model, which make up the d coordinates in this order."""
 
 
 @runtime_checkable

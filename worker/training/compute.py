@@ -6,6 +6,7 @@ Byzantine, and error feedback where workers push deltas.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -124,6 +125,10 @@ class WorkerCompute:
     @property
     def layout(self) -> Layout:
         return self.trainer.layout
+
+    @cached_property
+    def _blocks(self) -> tuple[int, ...]:
+        return tuple(math.prod(shape) for _, shape in self.layout.entries)
 
     @cached_property
     def common(self) -> SharedSettings:
@@ -371,6 +376,7 @@ class WorkerCompute:
             model=parameters,
             rule=view.rule,
             names=view.names,
+            blocks=self._blocks,
         )
 
     def _visible(self, round: int, parameters: Tensor) -> View | None:
