@@ -85,6 +85,11 @@ TABLES = (
         "alpha = 1; two seeds.",
     ),
     Table(
+        "overdeclared",
+        "The price of an f that is too large",
+        "Three of 15 attack, and the rule is told f = 3, 4 or 6: what it costs to declare more.",
+    ),
+    Table(
         "partial",
         "Partial participation with stored vectors",
         "FedLaAvg with worker momentum, a rule over the latest vectors of all workers: the "
