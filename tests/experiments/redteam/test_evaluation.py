@@ -114,10 +114,10 @@ def test_effect_of_ipm_on_the_mean_by_hand() -> None:
     assert found.effort == pytest.approx(sum(apart) / 3 + EACH_STEP)
 
 
-def test_a_round_without_an_update_makes_no_progress() -> None:
-    # Krum takes no 8 rows where 3 may lie, and all attackers are silent.
+def test_a_round_without_an_update_does_no_harm() -> None:
+    # Krum takes no 8 rows where 3 may lie, so a round waits for silent attackers.
     judge = Judge(Aggregator(Krum(f=3)), F, (in_columns("w", rounds(), None, 1),))
-    assert judge(Composite(steps=("drop 1",))).damage == 0.5
+    assert judge(Composite(steps=("drop 1",))).damage == 0
 
 
 def test_columns_where_the_rule_looks_at_columns() -> None:

@@ -101,9 +101,13 @@ def describe(findings: Findings, folder: Path) -> Iterator[str]:
     yield ""
     yield "full trainings:"
     yield from _table(findings.full)
+    for name, reason in findings.stopping.items():
+        yield f"stops the training: {name}: {reason}"
     for name, reason in findings.refused.items():
         yield f"not compared: {name}: {reason}"
     yield ""
+    if findings.untried:
+        yield f"{findings.untried} attacks were not trained with, for want of time or for an error"
     if findings.cut:
         yield "the budget has ended it; type the command again with a larger one, and it goes on"
     yield f"{findings.runs} trainings, {findings.seconds:.0f} s; {folder / RESULT}"

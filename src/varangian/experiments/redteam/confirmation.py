@@ -17,8 +17,11 @@ from varangian.experiments.sweep.processes.job import Ending, Job
 from varangian.experiments.sweep.processes.runner import ForkingRunner, Runner
 from varangian.experiments.sweep.progress import Outcome
 from varangian.experiments.sweep.sweep import run_sweep, write_index
+from varangian.launch.simulation.workers import STALLED
 
 ATTACK = "byzantine.attack"
+WAITS = STALLED.partition("{round}")[2].partition(":")[0]
+"""A part of the reason of a run that cannot go on because attackers are silent."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Trainings:
         self._runner: Runner | None = None
         self.refused = dict[str, str]()
         """Attacks that cannot be mounted, by name, and why."""
+        self.stopping = dict[str, str]()
+        """Attacks whose silence ends a training, by name, and how it ended."""
         self.runs = 0
         """Runs that are over, with those that were there."""
         self.indices = dict[str, Path]()
@@ -124,7 +129,11 @@ class Trainings:
             done += [point for group in chosen for point in group]
             outcomes = self._run(replace(plan, points=tuple(p for group in chosen for p in group)))
             for group in chosen:
-                trained = _trained(group[0].settings[ATTACK], [outcomes[p.id] for p in group])
+                attack, ends = group[0].settings[ATTACK], [outcomes[p.id] for p in group]
+                if waiting := [end.short_reason for end in ends if WAITS in end.reason]:
+                    self.stopping[short(attack)] = waiting[0]
+                    continue
+                trained = _trained(attack, ends)
                 if trained is not None:
                     found.append(trained)
                     self._told(name, trained)

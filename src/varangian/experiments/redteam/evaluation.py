@@ -66,10 +66,9 @@ class Judge:
                 sent = []
             update = self._update([*recorded.honest, *sent], reference, recorded.number)
             efforts.append(_effort(scene, sent))
-            total = total + recorded.mean
-            if update is None:  # the model stays where it is
-                error = error - recorded.mean
+            if update is None:  # the round waits for the attackers, and harms no model
                 continue
+            total = total + recorded.mean
             error = error + (update - recorded.mean)
             reference = update
             forward = update if bool(update.any()) else forward

@@ -30,7 +30,7 @@ STAGES = (0.05, 0.3, 0.9)
 """The moments that are recorded, as shares of the rounds of a training."""
 LENGTH = 4
 """Consecutive rounds of one moment, over which errors add up."""
-COLUMNS = 4096
+COLUMNS = 2048
 """Columns that are kept where a rule looks at columns; of more, a random sample."""
 NOISE = 3
 """Draws of noise in a round that have coordinates of their own."""

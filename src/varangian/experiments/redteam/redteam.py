@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from varangian.experiments.redteam.recording import record
 from varangian.experiments.redteam.search import Archive, Evaluated, check_library, search
 from varangian.experiments.report.reproduce import command_of
 from varangian.files import write_atomically
+from varangian.launch import RunError
 from varangian.worker.attacks.composite import Composite
 
 SHORT = 4
@@ -78,6 +80,10 @@ class Findings:
     strongest: Trained
     refused: Mapping[str, str]
     """Attacks of the catalogue that cannot be mounted, and why."""
+    stopping: Mapping[str, str]
+    """Attacks whose silence ends a training: they harm no model, and nobody overlooks them."""
+    untried: int
+    """Attacks for which there was no time, or whose training ended on an error."""
     runs: int
     index: Path | None
     """Of the full trainings, for `varangian report`."""
@@ -112,6 +118,8 @@ class Findings:
             "short": [one.plain() for one in self.short],
             "full": [one.plain() for one in self.full],
             "refused": dict(self.refused),
+            "stopping": dict(self.stopping),
+            "untried": self.untried,
             "runs": self.runs,
             "cut": self.cut,
             "settings": self.config.resolved(),
@@ -146,7 +154,7 @@ class _Team:
         self._f = config.byzantine.count
         self._settings = config.resolved()
         self._began = time.monotonic()
-        self._cut = False
+        self._cut, self._untried = False, 0
         options.folder.mkdir(parents=True, exist_ok=True)
         identity = identity_of({**self._settings, "redteam": [options.seed, __version__]})
         self._archive = Archive(options.folder / EVALUATIONS, identity)
@@ -186,6 +194,8 @@ class _Team:
             full=tuple(full),
             strongest=strongest,
             refused=trainings.refused,
+            stopping=trainings.stopping,
+            untried=self._untried,
             runs=trainings.runs,
             index=trainings.indices.get("full"),
             seconds=time.monotonic() - self._began,
@@ -222,10 +232,13 @@ class _Team:
         rounds = min(self._config.rounds, max(FEWEST, math.ceil(self._config.rounds / SHORT)))
         seeds = [self._config.seed + number for number in range(SHORT_SEEDS)]
         policies = self._candidates()
-        attacks = [*map(spec_of, policies), *catalogue()]
+        # In turn, so that a budget leaves something of both.
+        pairs = zip_longest(map(spec_of, policies), catalogue())
+        attacks = [attack for pair in pairs for attack in pair if attack is not None]
         train = partial(trainings.train, rounds=rounds, seeds=seeds)
         self._note(f"short trainings of {rounds} rounds under {len(attacks)} attacks, {len(seeds)} seeds")
-        found = train("short", attacks)
+        found = train("short", attacks, at_least=2)
+        self._untried = len(attacks) - len(found) - len(trainings.refused) - len(trainings.stopping)
         tried, known = set[str](), {name_of(policy) for policy in policies}
         for number in range(1, REFINEMENTS + 1):
             forms = ((one, policy_form(one.attack)) for one in _ordered(found))
@@ -263,7 +276,12 @@ class _Team:
         self._note(f"full trainings of {extent}")
         train = partial(trainings.train, rounds=self._config.rounds, seeds=seeds)
         found = train("full", attacks, at_least=3)
-        form = policy_form(max(found[1:], key=lambda one: one.strength).attack)
+        attacked = [one for one in found if one.attack is not None]
+        if not attacked:
+            raise RunError(
+                f"no training under an attack has ended well; see {self._options.folder / 'runs'}"
+            )
+        form = policy_form(max(attacked, key=lambda one: one.strength).attack)
         if form is None or self._over(1.0):
             return found
         known = [one.attack for one in found]
