@@ -114,25 +114,28 @@ def momentum() -> str:
 
 
 def declared() -> str:
-    """Worst cases with the f that attack declared, and with more."""
-    rows = list[Sequence[str]]()
+    """Worst cases, and accuracies without attack, with the f that attack declared and with more."""
+    groups: dict[str, list[Table]] = {}
     for table in evidence():
-        if table.declared <= table.f:
-            continue
-        other = like(table, evidence(), declared=table.f)
-        for name, row in table.rows.items():
-            right = None if other is None else other.rows.get(name)
-            pair = (worst_of(right) if right else "not measured", worst_of(row))
-            rows.append(
-                (
-                    f"`{name}`",
-                    f"{table.f} of {table.n}",
-                    *pair,
-                    f"f={table.declared}",
-                    f"{table.data}, {short(table)}",
-                )
-            )
-    return markdown(("rule", "attack", "with that f declared", "with more", "namely", "where"), rows)
+        right = like(table, evidence(), declared=table.f) if table.declared > table.f else None
+        if right is not None:
+            groups.setdefault(right.label, [right]).append(table)
+    texts = list[str]()
+    for right, *others in groups.values():
+        tables = sorted([right, *others], key=lambda table: table.declared)
+        heads = ["rule", *(f"f={table.declared}" for table in tables)]
+        rows = [
+            (f"`{name}`", *(of_both(table.rows.get(name)) for table in tables))
+            for name in right.rows
+            if any(name in table.rows for table in others)
+        ]
+        where = f"{right.data}, n = {right.n}, {right.f} attack, {words_of(right.partition)}"
+        texts.append(f"{where}: worst case, and without attack\n\n{markdown(heads, rows)}")
+    return "\n".join(texts) or NOT_YET
+
+
+def of_both(row: Row | None) -> str:
+    return "-" if row is None else f"{worst_of(row)}, {percent(row.clean)}"
 
 
 def general() -> Iterator[Table]:

@@ -135,6 +135,9 @@ def test_a_rule_of_the_configuration_is_compared():
         advice(partition="iid", aggregator="median")
     )
     assert "Your rule, krum, is the one advised" in said(advice(partition="iid", aggregator="krum"))
+    assert "Your rule was not measured there" in said(advice(partition="iid", aggregator="flag"))
+    impossible = advice(partition="iid", workers=7, aggregator="krum")
+    assert "Your rule cannot be used: " in said(impossible)
 
 
 def test_without_evidence_no_number_is_made_up():
@@ -151,6 +154,7 @@ def test_without_evidence_no_number_is_made_up():
         ({}, {"declared": 8}, "--declared"),
         ({"partition": "irid"}, {}, "partition"),
         ({"wrokers": 3}, {}, "wrokers"),
+        ({"aggregator": "krm"}, {}, "aggregator"),
     ],
 )
 def test_questions_that_have_no_answer(settings, more, path):

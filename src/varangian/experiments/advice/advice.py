@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from varangian.aggregators.base import Columnwise
+from varangian.config import RunConfig
 from varangian.experiments.advice.choice import (
     MOMENTUM,
     Candidate,
@@ -191,17 +192,27 @@ def _own_rule(question: Question, choice: Choice) -> Iterator[str]:
     """What was measured of the rule that is written in the configuration."""
     if question.aggregator is None or choice.best is None:
         return
-    own, _ = question.check(question.aggregator)
-    for table in choice.tables if own else ():
-        for name, row in table.rows.items():
-            config, _ = question.check(typed(name))
-            if config is None or own is None or config.aggregator != own.aggregator:
-                continue
-            if name == choice.best.aggregator:
-                yield f"Your rule, {name}, is the one advised."
-                return
+    own, reason = question.check(question.aggregator)
+    if own is None:
+        yield f"Your rule cannot be used: {reason}."
+        return
+    names = {name for table in choice.tables for name in table.rows}
+    same = [name for name in names if _builds(question, name, own)]
+    if choice.best.aggregator in same:
+        yield f"Your rule, {choice.best.aggregator}, is the one advised."
+        return
+    if not same:
+        yield "Your rule was not measured there."
+    for name, table in ((name, table) for name in same for table in choice.tables):
+        if (row := table.rows.get(name)) is not None:
             worst, attack = row.worst
             yield f"Your rule, {name}, has {percent(worst)} in its worst case, {attack} ({table.label})."
+
+
+def _builds(question: Question, name: str, config: RunConfig) -> bool:
+    """Whether a measured rule is that of a configuration."""
+    found, _ = question.check(typed(name))
+    return found is not None and found.aggregator == config.aggregator
 
 
 def _momentum(question: Question, best: Candidate, tables: Sequence[Table]) -> Iterator[str]:
@@ -264,11 +275,14 @@ def _declared(question: Question, choice: Choice, tables: Sequence[Table]) -> It
             yield f"f={g}: {best.aggregator} cannot be used: {reason}."
         for table, row in best.rows:
             over = like(table, tables, declared=g)
-            found = None if over is None else over.rows.get(best.aggregator)
-            if found is not None:
+            told = None if over is None else over.rows.get(best.aggregator)
+            right = None if over is None else like(over, tables, declared=table.f)
+            same = row if right is None else right.rows.get(best.aggregator)
+            if told is not None and same is not None:
                 yield (
-                    f"Measured with {table.setting}: worst case {percent(row.worst[0])} with f={table.f}, "
-                    f"and {percent(found.worst[0])} with f={g}."
+                    f"Measured with {table.setting}: worst case {percent(same.worst[0])} with f={table.f}, "
+                    f"and {percent(told.worst[0])} with f={g}; without attack {percent(same.clean)} and "
+                    f"{percent(told.clean)}."
                 )
     yield "Declare the f that you want to stand, and no more. A run counts the faults that it proves."
 

@@ -133,11 +133,12 @@ def holds(table: Table, row: Row) -> bool:
 
 
 def like(table: Table, evidence: Iterable[Table], **changed: Any) -> Table | None:
-    """The table of the same setting but for what is changed, as its momentum."""
+    """The table of the same setting but for what is changed, as its momentum; one of its name first."""
     wanted = {"data": table.data, "model": table.model, "partition": table.partition, "n": table.n}
     wanted |= {"f": table.f, "declared": table.declared, "momentum": table.momentum}
     wanted |= {"participation": table.participation, **changed}
-    return next((t for t in evidence if all(getattr(t, k) == v for k, v in wanted.items())), None)
+    found = [t for t in evidence if all(getattr(t, k) == v for k, v in wanted.items())]
+    return min(found, key=lambda t: t.name != table.name, default=None)
 
 
 def _names(tables: Sequence[Table]) -> list[str]:

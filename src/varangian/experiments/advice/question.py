@@ -96,7 +96,10 @@ def ask(
     rest = {name: value for name, value in settings.items() if name not in ("aggregator", "byzantine")}
     config = loads({**rest, "aggregator": "mean"}, whole=False)
     declared = config.f if declared is None else declared
-    problems = [*_impossible("f", config.workers, config.f)]
+    problems = list[Problem]()
+    if "aggregator" in settings:
+        problems += check({**rest, "aggregator": settings["aggregator"]}, whole=False).invalid
+    problems += _impossible("f", config.workers, config.f)
     if declared != config.f:
         problems += _impossible("--declared", config.workers, declared)
     if threat not in get_args(Threat):
@@ -106,14 +109,14 @@ def ask(
     if problems:
         raise ConfigError(problems)
     resolved = config.resolved()
-    written = rest.get("worker")
+    worker = rest.get("worker")
     return Question(
         settings=rest,
         config=config,
         aggregator=settings.get("aggregator"),
         declared=declared,
         partition=resolved["partition"] if "partition" in rest else None,
-        momentum=config.worker.momentum if isinstance(written, Mapping) and "momentum" in written else None,
+        momentum=config.worker.momentum if isinstance(worker, Mapping) and "momentum" in worker else None,
         data=next(iter(resolved["data"])) if "data" in rest else None,
         parameters=parameters,
         threat=threat,
