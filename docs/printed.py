@@ -64,6 +64,10 @@ settings `{mix: [{nnm: {f: 2}}], rule: krum}`. Several are applied from left to 
 The attacks of the last `byzantine.count` workers, as `byzantine.attack=NAME`. Each says whose honest
 gradients it sees: its `own`, those of its `colluders`, or those of `all`; `byzantine.knows` chooses
 more, or no less than it needs. [Attackers](../concepts/attackers.md) explains what they know and can do.
+
+An attack may have another one in a field, by name or with its fields:
+`byzantine.attack={sleeper: {attack: {alie: {z: 1.5}}, after: 20}}`, or
+`byzantine.attack.sleeper.attack.alie.z=1.5`.
 """,
     "participations": """# Participations
 
@@ -229,9 +233,11 @@ def _entry(plural: str, registry: Any, name: str, level: str) -> str:
     cls, preset = registry.entry(name)
     texts = [f"{level} `{name}` {{ #{name} }}\n", f"{markdown(inspect.getdoc(cls) or '')}\n"]
     if needs := getattr(cls, "needs", None):
-        usual = getattr(cls, "usual", needs)
-        more = "" if usual == needs else f", and usually sees `{usual}`"
-        texts.append(f"Needs to see: `{needs}`{more}.\n")
+        least = registry.build(name, name).needs if isinstance(needs, property) else needs
+        usual = getattr(cls, "usual", least)
+        more = "" if isinstance(usual, property) or usual == least else f", and usually sees `{usual}`"
+        more += "; with other settings it may be more" if isinstance(needs, property) else ""
+        texts.append(f"Needs to see: `{least}`{more}.\n")
     if preset:
         texts.append(
             f"`{name}` is the same class with {', '.join(f'`{k}: {v}`' for k, v in preset.items())}.\n"

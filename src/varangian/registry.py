@@ -140,20 +140,21 @@ class Field:
 
     name: str
     hint: Any
-    """The type as annotated; with `Annotated[Graph, GRAPHS]` the value is a name of that registry."""
+    """The type as annotated; with `Annotated[Graph, GRAPHS]` the value is a name of that registry, with
+    `Annotated[Graph | None, GRAPHS]` or null."""
     default: Any
     """MISSING when the user must give it."""
 
     def to_config(self, value: Any) -> Any:
         """A value of this field as it stands in a configuration file."""
         registry = named_in(self.hint)
-        return to_plain(value) if registry is None else registry.spec(value)
+        return to_plain(value) if registry is None or value is None else registry.spec(value)
 
     @property
     def short_default(self) -> Any:
         """The default, of an object its name alone."""
         written = self.default if self.default is MISSING else self.to_config(self.default)
-        return written if named_in(self.hint) is None or written is MISSING else next(iter(written))
+        return written if named_in(self.hint) is None or written in (MISSING, None) else next(iter(written))
 
 
 class OwnClasses(Protocol):
@@ -292,7 +293,8 @@ class Registry(Generic[T]):
         def validate(value: Any) -> Any:
             return value if isinstance(value, source) else self.build(value, "")
 
-        return core_schema.no_info_plain_validator_function(validate, metadata={"registry": self})
+        marks = {"registry": self, "none": optional(source)}
+        return core_schema.no_info_plain_validator_function(validate, metadata=marks)
 
     def _split(self, spec: object, path: str) -> tuple[str, dict[str, Any]]:
         rule = f"should be {self.expected}, or one name with its fields"
@@ -430,11 +432,16 @@ def named_in(hint: Any) -> Registry[Any] | None:
     return next((mark for mark in marks if isinstance(mark, Registry)), None)
 
 
+def optional(hint: Any) -> bool:
+    """Whether null is a value of a type."""
+    return type(None) in typing.get_args(hint)
+
+
 def describe_type(hint: Any) -> str:
     """A type in words: `an integer or null`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if registry := named_in(hint):
-        return registry.expected
+        return f"{registry.expected} or null" if optional(hint.__origin__) else registry.expected
     if hasattr(hint, "__metadata__"):
         return describe_type(hint.__origin__)
     if origin in (typing.Union, types.UnionType):

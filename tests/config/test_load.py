@@ -11,7 +11,7 @@ from varangian.config.settings import json_schema
 from varangian.config.yaml_text import dump, parse
 from varangian.registry import MISSING, ConfigError
 from varangian.server.training.ema import Ema
-from varangian.worker.attacks import ATTACKS, Alie
+from varangian.worker.attacks import ATTACKS, Alie, Sleeper
 from varangian.worker.simulation.availability import AVAILABILITY, Always
 from varangian.worker.simulation.delays import DELAYS, NoDelay
 from varangian.worker.training.models import MODELS, Custom, Mlp
@@ -418,3 +418,17 @@ def test_the_schema_says_what_things_are():
 def test_the_default_quorum_is_what_the_rule_needs_and_leaves_room_for_f(rule, f, workers, quorum):
     """Each rule runs with the n of its paper; then nobody may be missing."""
     assert load(None, [f"aggregator={rule}", f"f={f}", f"workers={workers}"]).quorum == quorum
+
+
+def test_an_attack_inside_another_is_set_by_path_and_in_the_schema():
+    path = "byzantine.attack.sleeper.attack.alie.z=1.5"
+    assert load(None, [path, "byzantine.count=3"]).byzantine.attack == Sleeper(attack=Alie(z=1.5))
+    found = problems("byzantine.attack.sleeper.attack=alei", "byzantine.count=3")
+    assert "Did you mean 'alie'" in found["byzantine.attack.sleeper.attack"]
+
+    def takes(attack):
+        return accepted().accepts({"byzantine": {"attack": attack}})
+
+    assert takes({"sleeper": {"attack": {"stale": {"attack": {"alie": {"z": "optimal"}}}}}})
+    assert not takes({"sleeper": {"attack": {"alie": {"z": "best"}}}})
+    assert not takes({"sleeper": {"attack": None}})

@@ -2,7 +2,7 @@
 
 >>> from varangian.worker.attacks import ATTACKS
 >>> ATTACKS.build({"alie": {"z": 1.5}}, "byzantine.attack")
-Alie(z=1.5)
+Alie(z=1.5, objective='deviation')
 
 A `GradientAttack` changes the vector that is sent; a `RememberingAttack` also looks at what it saw in
 earlier rounds; a `DataAttack` changes the batch that the vector is computed from. What an attacker sees is
@@ -46,11 +46,18 @@ from varangian.worker.attacks.min_sum import MinSum
 from varangian.worker.attacks.mounted import MountedAttack, poison
 from varangian.worker.attacks.non_finite import NonFinite
 from varangian.worker.attacks.one_block import OneBlock
+from varangian.worker.attacks.replay import Replay
+from varangian.worker.attacks.rop import Rop
 from varangian.worker.attacks.sign_flip import SignFlip
+from varangian.worker.attacks.silence import Silence
+from varangian.worker.attacks.sleeper import Sleeper
 from varangian.worker.attacks.sparse import Sparse
+from varangian.worker.attacks.stale import Stale
 from varangian.worker.attacks.stat_opt import StatOpt
+from varangian.worker.attacks.stored_row import StoredRow
 from varangian.worker.attacks.subnormal import Subnormal
 from varangian.worker.attacks.uniform import Uniform
+from varangian.worker.attacks.xfed import Xfed
 
 __all__ = [
     "ATTACKS",
@@ -82,14 +89,21 @@ __all__ = [
     "OneBlock",
     "Probe",
     "RememberingAttack",
+    "Replay",
+    "Rop",
     "Sight",
     "SignFlip",
+    "Silence",
+    "Sleeper",
     "Sparse",
+    "Stale",
     "StatOpt",
+    "StoredRow",
     "Subnormal",
     "Timed",
     "Uniform",
     "VectorAttack",
+    "Xfed",
     "is_joint",
     "on_vectors",
     "poison",

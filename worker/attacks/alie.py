@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
+from varangian.worker.attacks.line_search import Objective, strongest
 
 USUAL = 1.5
 """The step of the authors' code and of ByzFL where none is chosen."""
@@ -24,17 +25,27 @@ class Alie:
     and the standard deviation are those of the vectors that the attackers see: by default, as in the paper,
     their own; `knows: all` uses those of the honest workers instead. The deviation is that of a population
     (divided by k), as in the authors' code, and is never NaN.
+
+    With `z: optimal` attackers know the rule as well, and send the z that does most harm to it in each
+    round, as ByzFL's Optimal_ALittleIsEnough; it needs `all`. z is positive in all rounds: steps to both
+    sides would cancel over rounds.
     """
 
-    needs: ClassVar[Sight] = "colluders"
     joint: ClassVar[bool] = True
-    z: float | None = None
+    z: float | Literal["optimal"] | None = None
     """Standard deviations of the step; negative goes the other way. Null is the paper's z_max for n and f,
     or 1.5 where that is not positive: with one attacker, or two among an even number of workers."""
+    objective: Objective = "deviation"
+    """What the optimal z makes largest: `deviation` is |F - mean|^2 of the update F, which guarantees of
+    rules bound and ByzFL takes; `inner` is -<F, mean>, how far F points against the honest mean."""
 
     def __post_init__(self) -> None:
-        if self.z is not None and not math.isfinite(self.z):
-            raise ValueError(f"`z` should be a finite number or null. Found {self.z}.")
+        if isinstance(self.z, float | int) and not math.isfinite(self.z):
+            raise ValueError(f"`z` should be a finite number, 'optimal' or null. Found {self.z}.")
+
+    @property
+    def needs(self) -> Sight:
+        return "all" if self.z == "optimal" else "colluders"
 
     def requires(self, n: int, f: int, seen: int) -> str | None:
         if seen < 2:
@@ -44,8 +55,11 @@ class Alie:
         return None
 
     def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
-        z = step(knows.n, knows.f) if self.z is None else self.z
-        return knows.honest.mean(dim=0) - z * population_deviation(knows.honest)
+        mean, deviation = knows.honest.mean(dim=0), population_deviation(knows.honest)
+        z = self.z
+        if z == "optimal":
+            z = strongest(knows, mean, -deviation, self.objective)
+        return mean - (step(knows.n, knows.f) if z is None else z) * deviation
 
 
 def population_deviation(rows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
@@ -20,6 +20,8 @@ OWN = r"[\w.]+:[\w.]+"
 """The pattern of code of the user, `module:Class`."""
 TARGET = f"^{OWN}$"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+NESTED = "nested"
+"""Stands in a schema for the names of a registry in which these names are nested; see `with_references`."""
 
 
 def names_schema(registry: Registry[Any]) -> list[JsonSchema]:
@@ -60,6 +62,31 @@ def nested_groups(registry: Registry[Any]) -> dict[str, str | None]:
     }
 
 
+def nests_itself(registry: Registry[Any]) -> bool:
+    """Whether a name of a registry can stand in a field of another name of it."""
+    return any(named_in(field.hint) is registry for name in registry for field in registry.fields(name))
+
+
+def with_references(schema: JsonSchema, *registries: Registry[Any]) -> JsonSchema:
+    """A whole schema, in which fields for names of these registries refer to one definition of each.
+
+    pydantic would take references for its own, so they are left to the end.
+    """
+    kinds = {registry.kind: {"anyOf": names_schema(registry)} for registry in registries}
+
+    def refer(node: Any) -> Any:
+        if isinstance(node, list):
+            return [*map(refer, node)]
+        if not isinstance(node, dict):
+            return node
+        tree = cast("JsonSchema", node)
+        if NESTED in tree:
+            return {"$ref": f"#/$defs/{tree[NESTED]}"}
+        return {key: refer(value) for key, value in tree.items()}
+
+    return cast("JsonSchema", refer({**schema, "$defs": {**schema.get("$defs", {}), **kinds}}))
+
+
 class _Generator(GenerateJsonSchema):
     """Schemas of fields without titles and defaults, with alternatives for names of registries."""
 
@@ -73,7 +100,10 @@ class _Generator(GenerateJsonSchema):
         return {"enum": schema["expected"]}
 
     def function_plain_schema(self, schema: core_schema.PlainValidatorFunctionSchema) -> JsonSchema:
-        return {"anyOf": names_schema(schema.get("metadata", {})["registry"])}
+        marks = schema.get("metadata", {})
+        registry: Registry[Any] = marks["registry"]
+        names = [{NESTED: registry.kind}] if nests_itself(registry) else names_schema(registry)
+        return {"anyOf": [*names, {"type": "null"}] if marks["none"] else names}
 
 
 def _properties(cls: type[Any]) -> dict[str, JsonSchema]:

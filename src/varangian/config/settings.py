@@ -12,7 +12,7 @@ from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.config.aggregator import aggregator_groups, aggregator_schema
 from varangian.config.errors import sections
 from varangian.config.fields import Group, many_of, of_fields, of_registry, of_settings
-from varangian.config.schema import DIALECT, JsonSchema
+from varangian.config.schema import DIALECT, JsonSchema, with_references
 from varangian.config.worker_names import default_names, read_names
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.network.address import parse_listen_host
@@ -307,4 +307,5 @@ def groups(model: type[BaseModel] = RunConfig, path: str = "") -> dict[str, str 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a configuration file."""
-    return {"$schema": DIALECT, **RunConfig.model_json_schema(mode="validation")}
+    schema = RunConfig.model_json_schema(mode="validation")
+    return {"$schema": DIALECT, **with_references(schema, ATTACKS)}

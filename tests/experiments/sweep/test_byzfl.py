@@ -105,8 +105,8 @@ def test_the_example_of_its_documentation():
             "aggregator": [{"mix": mix, "rule": "geometric_median"}, {"mix": mix, "rule": "trimmed_mean"}],
             "byzantine.attack": [
                 {"ipm": {"epsilon": 1.0}},
-                {"ipm": {"epsilon": 2.0}},
-                {"alie": {"z": -1.58114}},
+                {"ipm": {"epsilon": "optimal"}},
+                {"alie": {"z": "optimal"}},
             ],
         },
         "cases": [{"workers": 10 + f, "f": f, "byzantine.count": f} for f in (1, 2, 3, 4)],
@@ -194,10 +194,30 @@ def test_attacks(attack, ours):
 
 
 def test_attacks_that_are_the_same_here_are_run_once():
-    attacks = [{"name": name} for name in ("InnerProductManipulation", "Optimal_InnerProductManipulation")]
+    attacks = [
+        {"name": "SignFlipping"},
+        {"name": "InnerProductManipulation", "parameters": {"tau": 1.0}},
+    ]
     translation = translate(changed(attack=attacks))
-    assert translation.grid["base"]["byzantine"]["attack"] == {"ipm": {"epsilon": 2.0}}
-    assert "the same as InnerProductManipulation" in said(translation, "Optimal_Inner")[-1]
+    assert translation.grid["base"]["byzantine"]["attack"] == {"ipm": {"epsilon": 1.0}}
+    assert "the same as SignFlipping" in said(translation, "InnerProduct")[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "note"),
+    [
+        ("Optimal_InnerProductManipulation", {"ipm": {"epsilon": "optimal"}}, "above 0"),
+        ("Optimal_ALittleIsEnough", {"alie": {"z": "optimal"}}, "are subtracted"),
+    ],
+)
+def test_the_strength_of_an_optimal_attack_is_searched_here_too(name, ours, note):
+    attack = {"name": name, "parameters": {"evals": 5, "delta": 2.0}}
+    translation = translate(changed(attack=attack))
+    (config,) = configurations(translation.grid)
+    assert translation.grid["base"]["byzantine"]["attack"] == ours
+    assert (config.byzantine.knows or config.byzantine.attack.needs) == "all"
+    (found,) = said(translation, name)
+    assert note in found
 
 
 def test_without_attackers_there_is_one_run_for_all_attacks():

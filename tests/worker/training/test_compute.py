@@ -114,8 +114,9 @@ def test_an_attacker_sends_the_same_bits_alone_and_in_company(name):
     parameters = walk(WorkerCompute(task))
     together = sent(WorkerCompute(task), WORKERS, parameters)
     alone = sent(WorkerCompute(task), BYZANTINE[-1:], parameters)
-    for key in alone:
-        assert torch.equal(alone[key].nan_to_num(7), together[key].nan_to_num(7))
+    for key, vector in alone.items():
+        silent = vector is None and together[key] is None
+        assert silent or torch.equal(vector.nan_to_num(7), together[key].nan_to_num(7))
 
 
 def test_attacks_leave_the_honest_alone():
@@ -416,7 +417,7 @@ def test_a_task_survives_the_trip_to_another_process():
         ({"byzantine": BYZANTINE}, "`attack` should be given"),
         (
             {"byzantine": BYZANTINE, "attack": Ipm(), "knows": "own"},
-            r"Ipm\(epsilon=0.5\) cannot be mounted: it needs",
+            r"Ipm\(epsilon=0.5, .*\) cannot be mounted: it needs",
         ),
         ({"byzantine": BYZANTINE[:1], "attack": Alie()}, "at least 2 vectors"),
         ({"byzantine": WORKERS, "attack": Ipm()}, "no honest worker"),

@@ -85,6 +85,10 @@ MIXINGS: Mapping[str, Entry] = {
     "Bucketing": Entry(lambda given: {"bucketing": {"s": given["s"]}}, parameters={"s": (COUNT, 1)}),
 }
 
+SEARCHED = (
+    "the strongest tau of every round is found by a grid and golden sections, where ByzFL expands and "
+    "contracts a step"
+)
 _SEARCH = {
     "evals": (COUNT, 20),
     "start": (NUMBER, 0.0),
@@ -99,18 +103,16 @@ ATTACKS: Mapping[str, Entry] = {
         lambda given: {"ipm": {"epsilon": float(given["tau"])}}, parameters={"tau": (POSITIVE, 2.0)}
     ),
     "Optimal_InnerProductManipulation": Entry(
-        _fixed({"ipm": {"epsilon": 2.0}}),
-        "there is no search for the strongest tau of every round here; InnerProductManipulation with a tau "
-        "of 2, its default, is taken",
+        _fixed({"ipm": {"epsilon": "optimal"}}),
+        f"{SEARCHED}, above 0",
         _SEARCH,
     ),
     "ALittleIsEnough": Entry(
         lambda given: {"alie": {"z": -float(given["tau"])}}, parameters={"tau": (NUMBER, 1.5)}
     ),
     "Optimal_ALittleIsEnough": Entry(
-        _fixed({"alie": {"z": -1.5}}),
-        "there is no search for the strongest tau of every round here; ALittleIsEnough with a tau of 1.5, "
-        "its default, is taken",
+        _fixed({"alie": {"z": "optimal"}}),
+        f"{SEARCHED}, and standard deviations are subtracted where ByzFL adds them",
         _SEARCH,
     ),
     "Mimic": Entry(
@@ -153,7 +155,7 @@ def our_attack(document: Document, named: Named, honest: int | None) -> Spec | N
         honest: the number of honest vectors of a round; None where it varies.
     """
     spec = _ours(document, named, ATTACKS, "attack", (NO_ATTACK,))
-    if isinstance(spec, dict) and "alie" in spec:
+    if isinstance(spec, dict) and "alie" in spec and spec["alie"]["z"] != "optimal":
         tau = -spec["alie"]["z"]
         note = f"{named.name}: ByzFL adds tau standard deviations, so z is negative"
         if honest is None or honest < 2:

@@ -1,0 +1,51 @@
+"""Attacks with another attack in a field: `{sleeper: {attack: {alie: {z: 1.5}}}}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varangian.worker.attacks.base import Knowledge, Sight, VectorAttack, on_vectors, sight_of, why_not
+from varangian.worker.attacks.mounted import delay, first_memory, stepped
+
+
+class Around:
+    """Base of attacks that send the vectors of another attack in some rounds, or otherwise than it does.
+
+    What the other one sees, asks for and waits is theirs too.
+    """
+
+    attack: VectorAttack
+
+    def check_attack(self) -> None:
+        """Check the field `attack`, in `__post_init__`.
+
+        Raises:
+            ValueError: it is not an attack on vectors.
+        """
+        if not on_vectors(self.attack):
+            raise ValueError(f"`attack` should be an attack on vectors, as sign_flip. Found {self.attack}.")
+
+    @property
+    def needs(self) -> Sight:
+        return self.attack.needs
+
+    @property
+    def usual(self) -> Sight:
+        return sight_of(self.attack)
+
+    def requires(self, n: int, f: int, seen: int) -> str | None:
+        return why_not(self.attack, n, f, seen)
+
+    def delay(self, honest: float, round: int, rng: torch.Generator) -> float:
+        return delay(self.attack, honest, round, rng)
+
+    def first_memory(self) -> Any:
+        """The memory of the other attack before the first round."""
+        return first_memory(self.attack)
+
+    def vector(self, own: Tensor, knows: Knowledge, memory: Any) -> tuple[Tensor | None, Any]:
+        """The vector of the other attack, and its memory afterwards."""
+        return stepped(self.attack, own, knows, memory)
