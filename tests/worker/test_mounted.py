@@ -6,14 +6,50 @@ from typing import ClassVar
 import pytest
 import torch
 
-from varangian.worker.attacks import Alie, AttackError, Ipm, Knowledge, MountedAttack, SignFlip
+from varangian.worker.attacks import (
+    ATTACKS,
+    Alie,
+    AttackError,
+    Ipm,
+    Knowledge,
+    MountedAttack,
+    SignFlip,
+    on_vectors,
+)
 
 ROWS = torch.tensor([[1.0, -2.0], [3.0, -2.0], [5.0, -2.0]])
 
 
-def knows(round=0, honest=ROWS, rank=0):
+def knows(round=0, honest=ROWS, rank=0, **more):
+    more = {"n": 5, "f": 2, "model": torch.zeros(2), **more}
     rng = torch.Generator().manual_seed(rank)
-    return Knowledge(honest, n=5, f=2, rank=rank, round=round, rng=rng, model=torch.zeros(2))
+    return Knowledge(honest, rank=rank, round=round, rng=rng, **more)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [attack for name in ATTACKS if on_vectors(attack := ATTACKS.build(name, ""))],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_an_attack_keeps_nothing_of_what_is_written_over(attack):
+    """The batched simulation uses the memory of vectors and models again, and so do servers."""
+    sent = []
+    for reused in (True, False):
+        mounted, buffers = MountedAttack(attack, "all"), None
+        for round in range(6):
+            drawn = torch.randn(11, 8, generator=torch.Generator().manual_seed(round))
+            if buffers is None or not reused:
+                buffers = drawn.clone()
+            buffers.copy_(drawn)
+            for rank, name in enumerate("abc"):
+                given = knows(round, buffers[:9], rank, n=12, f=3, model=buffers[10])
+                vector = mounted(name, buffers[9], given)
+                sent.append(None if vector is None else vector.clone().nan_to_num(7))
+            assert torch.equal(buffers, drawn)
+    half = len(sent) // 2
+    for one, other in zip(sent[:half], sent[half:], strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
 
 
 @dataclasses.dataclass(frozen=True)
