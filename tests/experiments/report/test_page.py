@@ -179,3 +179,16 @@ def test_data_that_a_link_carries_comes_back():
         ["'=1+1", "3", "ü"],
     ]
     assert '"' not in table.link
+
+
+def test_of_many_rules_the_best_are_drawn_at_first(tmp_path, write_run):
+    for select in range(1, 11):
+        rule = {"krum": {"f": 2, "select": select}}
+        write_run(tmp_path / f"{select}", settings(aggregator=rule), learning([0.2, select / 20]))
+    found = Elements(page(read_runs([tmp_path])))
+    lines = [
+        own for tag, own in found.tags if tag == "input" and own.get("id", "").startswith("curves-line")
+    ]
+    assert len(lines) == 10
+    hidden = [own["value"] for own in lines if "checked" not in own]
+    assert hidden == ["krum(select=1)", "krum(select=2)"]

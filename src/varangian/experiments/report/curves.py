@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from varangian.experiments.report import specs
@@ -27,6 +27,8 @@ LENGTH = (
 )
 MARGIN = 1.05
 """An axis is so much longer than its highest value."""
+LINES = 8
+"""Most lines that a panel shows at first; the others can be ticked."""
 FIRST = ("accuracy", "loss", "train_loss")
 BEYOND = 5.0
 """An axis ends at so many times the value that most lines stay below: a model that diverges is cut off."""
@@ -39,6 +41,8 @@ class Legend:
     name: str
     colour: str
     dash: str
+    shown: bool = True
+    """Whether it is shown at first."""
 
 
 @dataclass(frozen=True)
@@ -87,29 +91,39 @@ class Layout:
 def sections(study: Study) -> Iterator[Section]:
     """The sections of all scores, and the view over the length of steps where rules are compared."""
     layout = Layout.of(study)
+    shown = _shown_first(study, layout)
     own = [metric for metric in FIRST if metric in study.metrics]
     blocks = [_block(study, layout, metric) for metric in own or study.metrics[:1]]
     if any(block.table.rows for block in blocks):
-        yield Section("curves", "Curves over rounds", _html("curves", layout, blocks, _introduction(study)))
+        yield Section(
+            "curves",
+            "Curves over rounds",
+            _html("curves", layout, blocks, _introduction(study, layout, shown), shown),
+        )
     others = [metric for metric in study.metrics if metric not in own]
     blocks = [_block(study, layout, metric) for metric in others] if own else []
     if any(block.table.rows for block in blocks):
-        yield Section("scores", "Other scores", _html("scores", layout, blocks, ""))
+        yield Section("scores", "Other scores", _html("scores", layout, blocks, "", shown))
     if len(study.rules) > 1:
-        yield from _by_length(study, layout)
+        yield from _by_length(study, layout, shown)
 
 
-def _introduction(study: Study) -> str:
+def _introduction(study: Study, layout: Layout, shown: Set[str]) -> str:
     seeds = len(study.varying.get("seed", ()))
     band = (
         f" Lines are means over {seeds} seeds, and bands go from the lowest seed to the highest."
         if seeds
         else ""
     )
-    return f"Scores after the rounds that were evaluated.{band}"
+    few = ""
+    if len(shown) < len(layout.lines):
+        few = (
+            f" At first the {len(shown)} of {len(layout.lines)} rules with the best worst cases are shown."
+        )
+    return f"Scores after the rounds that were evaluated.{band}{few}"
 
 
-def _by_length(study: Study, layout: Layout) -> Iterator[Section]:
+def _by_length(study: Study, layout: Layout, shown: Set[str]) -> Iterator[Section]:
     found = study.curves_by_length()
     if not any(max(curve.x, default=0.0) > 0 for curve in found):
         return
@@ -121,7 +135,7 @@ def _by_length(study: Study, layout: Layout) -> Iterator[Section]:
         "curves.html",
         id="length",
         introduction=f"{LENGTH} {study.length_note}",
-        legend=_legend(layout),
+        legend=_legend(layout, shown),
         groups=layout.groups,
         line=layout.line,
         blocks=[block],
@@ -159,12 +173,12 @@ def _matched_table(study: Study, matched: Sequence[Matched]) -> Table:
     return Table("length-matched-data", columns, rows, columns[3:])
 
 
-def _html(id: str, layout: Layout, blocks: Sequence[Block], introduction: str) -> str:
+def _html(id: str, layout: Layout, blocks: Sequence[Block], introduction: str, shown: Set[str]) -> str:
     return render(
         "curves.html",
         id=id,
         introduction=introduction,
-        legend=_legend(layout),
+        legend=_legend(layout, shown),
         groups=layout.groups,
         line=layout.line,
         blocks=[block for block in blocks if block.table.rows],
@@ -176,12 +190,28 @@ def _html(id: str, layout: Layout, blocks: Sequence[Block], introduction: str) -
     )
 
 
-def _legend(layout: Layout) -> list[Legend]:
+def _shown_first(study: Study, layout: Layout) -> Set[str]:
+    """The lines that are shown at first: of many rules those with the best worst cases."""
+    if len(layout.lines) <= LINES or layout.line != "rule":
+        return {*layout.lines}
+    worst = study.worst_cases()
+    sign = 1 if worst.better == "higher" else -1
+    scores: dict[str, list[float]] = {rule: [] for rule in layout.lines}
+    for row in worst.rows:
+        clean = None if row.clean is None else row.clean.mean
+        value = clean if row.worst is None else row.worst
+        if value is not None and math.isfinite(value):
+            scores[row.rule].append(sign * value)
+    means = {rule: sum(found) / len(found) for rule, found in scores.items() if found}
+    return {*sorted(means, key=lambda rule: -means[rule])[:LINES]}
+
+
+def _legend(layout: Layout, shown: Set[str]) -> list[Legend]:
     if len(layout.lines) < 2:
         return []
     styles = [specs.style(i) for i in range(len(layout.lines))]
     return [
-        Legend(name, colour, " ".join(map(str, dash)))
+        Legend(name, colour, " ".join(map(str, dash)), name in shown)
         for name, (colour, dash) in zip(layout.lines, styles, strict=True)
     ]
 
