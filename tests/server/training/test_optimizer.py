@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from varangian.aggregators import AggregationError
 from varangian.config import load
 from varangian.registry import ConfigError
-from varangian.server.training.optimizer import OPTIMIZERS, Adam, Bounds, Optimizer, Sgd, Stepper
+from varangian.server.training.optimizer import (
+    OPTIMIZERS,
+    Adam,
+    Bounds,
+    NormalizedSgd,
+    Optimizer,
+    Sgd,
+    Stepper,
+)
 from varangian.server.training.parameters import norm
 from varangian.server.training.schedules import Cosine, Exponential
 
@@ -41,6 +49,7 @@ OF_TORCH = [
     ({"name": "rmsprop", "momentum": 0.5}, torch.optim.RMSprop, {"momentum": 0.5}),
 ]
 ALL = [{"name": name} for name in OPTIMIZERS] + [options for options, _, _ in OF_TORCH]
+ALL += [{"name": "normalized_sgd", "momentum": 0.9}]
 
 
 def built(options: dict) -> Optimizer:
@@ -90,6 +99,32 @@ def test_fedopt_by_hand(variant: str):
                 v -= 0.01 * g * g * math.copysign(1, v - g * g)
         value -= 0.5 * m / (math.sqrt(v) + 0.1)
         assert x.tolist() == pytest.approx([value, value], rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+def test_a_normalised_step_is_as_long_as_the_learning_rate(scale: float):
+    stepper, point = Stepper(NormalizedSgd(), 2), torch.tensor([1.0, 2.0])
+    found = stepped(stepper, point, torch.tensor([3.0, -4.0]) * scale, 0.5)
+    assert found.tolist() == pytest.approx([0.7, 2.4], rel=1e-6)
+    assert torch.equal(stepped(stepper, point, torch.zeros(2), 0.5), point)
+
+
+def test_a_normalised_step_along_an_aggregate_longer_than_any_float32():
+    gradient = torch.full((4,), 3e38)
+    found = stepped(Stepper(NormalizedSgd(), 4), torch.zeros(4), gradient, 1.0)
+    assert found.tolist() == pytest.approx([-0.5] * 4, rel=1e-6)
+
+
+def test_a_normalised_step_along_a_mean_by_hand():
+    stepper, x = Stepper(NormalizedSgd(momentum=0.5), 2), torch.zeros(2)
+    x = stepped(stepper, x, torch.tensor([2.0, 0.0]), 1.0)
+    assert x.tolist() == [-1.0, 0.0]
+    x = stepped(stepper, x, torch.tensor([0.0, 1.0]), 1.0)  # the mean is (0.5, 0.5)
+    assert x.tolist() == pytest.approx([-1 - math.sqrt(0.5), -math.sqrt(0.5)], rel=1e-6)
+    kept = stepper.state()["mean"].clone()
+    with pytest.raises(AggregationError, match="would make the parameters infinite"):
+        stepped(stepper, torch.full((2,), 3.4e38), torch.tensor([-1.0, -1.0]), 1e38)
+    assert torch.equal(stepper.state()["mean"], kept)
 
 
 @pytest.mark.parametrize("options", ALL)
@@ -150,7 +185,7 @@ def test_a_straight_line_meets_the_bound():
     assert Sgd(lr=0.5, momentum=0.5).after(Bounds(1.0), 2.0, 0.5).memory == 2.0
 
 
-@pytest.mark.parametrize("options", ALL)
+@pytest.mark.parametrize("options", [o for o in ALL if o["name"] != "normalized_sgd"])
 def test_a_step_that_would_overflow_changes_nothing(options):
     optimizer = built(options)
     stepper, point = Stepper(optimizer, 3), torch.ones(3)
