@@ -2,7 +2,7 @@
 
 A rule is `krum`, or with fields `{krum: {select: 3}}`. Mixings stand before it: `bucketing+nnm+krum`, or
 with fields `{mix: [{bucketing: {s: 2}}, nnm], rule: krum}`. A class of the user stands in the place of any
-name, as `module:Class`.
+name, as `module:Class`. A combination, as `default`, is a name for such a text in the place of a rule.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ CHAIN = ("mix", "rule")
 """The keys of an aggregator with mixings."""
 JOINT = "+"
 """Separates the names of mixings and of the rule after them."""
+COMBINATIONS = {"default": "nnm+median"}
+"""Names for mixings and a rule; the objects and the resolved configuration have the parts. `default` is the
+combination to take where nothing speaks for another."""
 USUAL = "trimmed_mean"
 """The rule in suggestions where a mixing stands alone; it asks only for n >= 2 f + 1."""
 
@@ -62,7 +65,7 @@ def expanded(spec: Any) -> Any:
     Anything else is returned as it is.
     """
     if isinstance(spec, str):
-        *mixings, rule = map(str.strip, spec.split(JOINT))
+        *mixings, rule = _all_names(spec)
         well = mixings and RULES.takes(rule) and all(map(MIXINGS.takes, mixings))
         return {"mix": mixings, "rule": rule} if well else spec
     inner: Any = expanded(spec["rule"]) if is_chain(spec) and isinstance(spec.get("rule"), str) else ""
@@ -74,11 +77,11 @@ def expanded(spec: Any) -> Any:
 
 def misordered(text: str, path: str) -> Problem | None:
     """The problem of known names in the wrong order, as a mixing without a rule; None if there is none."""
-    names = [name for name in map(str.strip, text.replace(",", JOINT).split(JOINT)) if name]
+    names = [name for name in _all_names(text.replace(",", JOINT)) if name]
     mixings, rules = ([name for name in names if _is_one(kind, name)] for kind in (MIXINGS, RULES))
     if not names or len(mixings) + len(rules) < len(names):
         return None
-    if names == [*mixings, *rules] and len(rules) == 1 and len(names) == len(text.split(JOINT)):
+    if names == [*mixings, *rules] and len(rules) == 1 and len(names) == len(_all_names(text)):
         return None
     better = JOINT.join([*mixings, *(rules or [USUAL])])
     if len(rules) > 1:
@@ -105,6 +108,12 @@ def _is_one(registry: Registry[Any], name: str) -> bool:
     return True
 
 
+def _all_names(text: str) -> list[str]:
+    """The names joined by `+`, with those of its parts in place of a combination."""
+    names = [COMBINATIONS.get(name.strip(), name) for name in text.split(JOINT)]
+    return [name.strip() for part in names for name in part.split(JOINT)]
+
+
 def _names(spec: Sequence[object]) -> str:
     """A list of names as one text, joined by commas."""
     return ",".join(map(str, spec))
@@ -114,7 +123,7 @@ def _from_names(text: str, path: str, f: int) -> Aggregator:
     """An aggregator from names alone."""
     if problem := misordered(text, path):
         raise ConfigError([problem])
-    *mixings, rule = map(str.strip, text.split(JOINT))
+    *mixings, rule = _all_names(text)
     problems: list[Problem] = []
     mix = [_collected(problems, partial(_part, MIXINGS, name, path, f)) for name in mixings]
     last = _collected(problems, partial(_part, RULES, rule, path, f))

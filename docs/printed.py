@@ -53,6 +53,9 @@ Every rule by the name that `aggregator=NAME` takes, with its settings, the cond
 n and of Byzantine rows f, and the paper it is from. Where libraries disagree about a rule, a setting
 chooses the convention: [conventions](conventions.md) compares them. [Robustness](../concepts/robustness.md)
 explains the conditions and the coefficient κ; [mixings](mixings.md) come before a rule.
+
+`aggregator=default` is short for `{default}`, a combination with a proven bound; a run shows and keeps its
+parts.
 """,
     "mixings": """# Mixings
 
@@ -191,9 +194,11 @@ def _type(one: Mapping[str, Any]) -> str:
 
 def names() -> dict[str, str]:
     """The pages of everything that is registered."""
+    from varangian.aggregators.spec import COMBINATIONS
     from varangian.cli.commands.list import REGISTRIES
 
     pages = {page: [text] for page, text in INTRODUCTIONS.items()}
+    pages["rules"] = [INTRODUCTIONS["rules"].replace("{default}", COMBINATIONS["default"])]
     for plural, registry in REGISTRIES.items():
         page, title = KINDS[plural]
         alone = [page for page, _ in KINDS.values()].count(page) == 1

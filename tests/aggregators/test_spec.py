@@ -45,6 +45,23 @@ def test_read(spec: object, wanted: Aggregator) -> None:
     assert aggregator_from(spec, "aggregator", f=2) == wanted
 
 
+@pytest.mark.parametrize("f", [0, 2])
+@pytest.mark.parametrize(
+    ("spec", "before"),
+    [
+        ("default", ()),
+        ({"rule": "default"}, ()),
+        ("bucketing + default", (Bucketing(),)),
+        ({"mix": ["bucketing"], "rule": "default"}, (Bucketing(),)),
+    ],
+)
+def test_a_combination_is_its_parts(spec: object, before: tuple[Bucketing, ...], f: int) -> None:
+    built = aggregator_from(spec, "aggregator", f=f)
+    assert built == Aggregator(Median(), (*before, NNM(f=f)), f=f)
+    assert "default" not in str(spec_of(built))
+    assert built.requires(15) is None
+
+
 def problems(spec: object) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         aggregator_from(spec, "aggregator", f=2)

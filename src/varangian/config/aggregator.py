@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from varangian.aggregators import MIXINGS, RULES
-from varangian.aggregators.spec import CHAIN, USUAL, expanded, is_chain
+from varangian.aggregators.spec import CHAIN, COMBINATIONS, USUAL, expanded, is_chain
 from varangian.config.schema import OWN, JsonSchema, fields_schema, names_schema, nested_groups
 from varangian.registry import ConfigError, Problem, join, suggestion
 from varangian.server.participation import PARTICIPATION
@@ -136,7 +136,9 @@ def aggregator_schema() -> JsonSchema:
         "items": {"anyOf": names_schema(MIXINGS)},
         "description": "Mixings before the rule, in order.",
     }
-    properties: JsonSchema = {"mix": mix, "rule": {"anyOf": [*rules, joined]}}
+    meaning = ", ".join(f"{name} is {parts}" for name, parts in COMBINATIONS.items())
+    named = {"enum": [*COMBINATIONS], "description": f"A combination: {meaning}."}
+    properties: JsonSchema = {"mix": mix, "rule": {"anyOf": [*rules, named, joined]}}
     pipeline = {
         "type": "object",
         "title": "pipeline",
@@ -145,12 +147,14 @@ def aggregator_schema() -> JsonSchema:
         "additionalProperties": False,
     }
     alone = {"enum": [*names], "description": "The name of a participation, with the mean."}
-    return {"anyOf": [*rules, joined, pipeline, alone, *(_schema(name, properties) for name in names)]}
+    return {
+        "anyOf": [*rules, named, joined, pipeline, alone, *(_schema(name, properties) for name in names)]
+    }
 
 
 def _joined_schema() -> JsonSchema:
     """The schema of `nnm+krum`."""
-    mixing, rule = ("|".join([*registry, OWN]) for registry in (MIXINGS, RULES))
+    mixing, rule = ("|".join(names) for names in ([*MIXINGS, OWN], [*RULES, *COMBINATIONS, OWN]))
     return {
         "type": "string",
         "pattern": rf"^\s*(({mixing})\s*\+\s*)+({rule})\s*$",
@@ -219,5 +223,5 @@ def _hint_of_kind(problem: Problem) -> str:
     if name in PARTICIPATION:
         return f"{name!r} is a participation: write participation={name}, and a rule as aggregator."
     if no_rule and problem.path == "aggregator" and name not in MIXINGS and "." not in name:
-        return suggestion(name, [*RULES, *written_with_rule()])
+        return suggestion(name, [*RULES, *COMBINATIONS, *written_with_rule()])
     return problem.hint

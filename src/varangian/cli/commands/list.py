@@ -9,6 +9,7 @@ from typing import Any
 from varangian.aggregators import MIXINGS, RULES
 from varangian.aggregators.base import robust
 from varangian.aggregators.graphs import GRAPHS
+from varangian.aggregators.spec import COMBINATIONS
 from varangian.config.schema import field_docs
 from varangian.registry import MISSING, Field, Registry, describe_type
 from varangian.server.participation import PARTICIPATION
@@ -55,6 +56,10 @@ def command(args: argparse.Namespace) -> int:
     """Print every name of one kind, with its fields."""
     registry = REGISTRIES[args.kind]
     lines = [line for name in registry for line in describe_entry(registry, name)]
+    if registry is RULES:
+        lines += [
+            line for name, parts in COMBINATIONS.items() for line in (name, f"    Short for {parts}.")
+        ]
     print("\n".join([*lines, *(OWN if registry.own is not None else ())]))
     return 0
 
