@@ -36,7 +36,7 @@ are never written to. `RULES` and `MIXINGS` hold everything that can be named in
 `aggregator_from` reads one.
 
 >>> sorted(MIXINGS)
-['arc', 'bucketing', 'clipping', 'nnm']
+['arc', 'bucketing', 'clipping', 'nnm', 'synthetic']
 >>> aggregator_from({"mix": ["nnm"], "rule": {"krum": {"select": 2}}}, "aggregator", f=1)
 Aggregator(rule=Krum(f=1, select=2, convention='paper'), mix=(NNM(f=1),), f=1, backend=None)
 
@@ -75,6 +75,7 @@ from varangian.aggregators.mixings.arc import ARC
 from varangian.aggregators.mixings.bucketing import Bucketing
 from varangian.aggregators.mixings.clipping import Clipping
 from varangian.aggregators.mixings.nnm import NNM
+from varangian.aggregators.mixings.synthetic import Synthetic
 from varangian.aggregators.pipeline import Aggregator
 from varangian.aggregators.rows import Rows, RowsError
 from varangian.aggregators.rules.bulyan import Bulyan
@@ -140,6 +141,7 @@ __all__ = [
     "Selecting",
     "SignMajority",
     "SpectralFilter",
+    "Synthetic",
     "TrimmedMean",
     "UPGrad",
     "UnitMean",

@@ -26,6 +26,7 @@ from varangian.aggregators import (
     MoNNA,
     RowsError,
     SpectralFilter,
+    Synthetic,
     TrimmedMean,
     aggregator_from,
     pipeline,
@@ -48,6 +49,15 @@ class TestRequires:
             "(after Bucketing(s=2): 6 points)"
         )
         assert Aggregator(Krum(f=2), (Bucketing(s=2),)).requires(13) is None
+
+    def test_copies_of_a_byzantine_row_count(self) -> None:
+        """Seven copies: 3 + 7 of 22 points are no majority, 4 + 7 are half of them."""
+        assert Aggregator(Median(), (Synthetic(),), f=3).requires(15) is None
+        assert Aggregator(Median(), (Synthetic(),), f=0).requires(1) is None
+        assert Aggregator(Median(), (Synthetic(),), f=4).requires(15) == (
+            "Synthetic(count=None): with 7 copies of one of them the f = 4 Byzantine rows may be 11 of 22 "
+            "points: no majority is left"
+        )
 
     def test_sentence_of_a_mixing(self) -> None:
         reason = Aggregator(Mean(), (Bucketing(s=5),), f=2).requires(15)

@@ -68,6 +68,14 @@ TABLE = {
         {"mix": [{"clipping": {"radius": 2.0, "about": "reference"}}], "rule": "mean"},
         0, [[1], [4], [-8]], [3], [2], None,
     ),
+    # 3 is nearest to the middle between the ends, and is there four times
+    "synthetic copies": (
+        {"mix": [{"synthetic": {"count": 3}}], "rule": "mean"},
+        1, [[0], [3], [1], [8], [1], [2]], None, [24 / 9], [1 / 9, 4 / 9, 1 / 9, 1 / 9, 1 / 9, 1 / 9],
+    ),
+    "half as many synthetic copies": (
+        {"mix": ["synthetic"], "rule": "median"}, 1, [[0], [3], [1], [8], [1]], None, [3], None,
+    ),
     "one group of all": (
         {"mix": [{"bucketing": {"s": 3}}], "rule": "median"}, 0, [[1], [4], [-8]], None, [-1], None,
     ),
