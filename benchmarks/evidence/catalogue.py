@@ -82,7 +82,7 @@ TABLES = (
         "digits-more",
         "Digits, one attacker, and mildly skewed data",
         "The same as the table before, where less happens: f = 1, and a Dirichlet partition with "
-        "alpha = 1; two seeds.",
+        "alpha = 1; one seed.",
     ),
     Table(
         "overdeclared",

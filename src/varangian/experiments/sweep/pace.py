@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from varangian.config.yaml_text import read
-from varangian.experiments.results.run import CONFIG, RESULT
+from varangian.experiments.results.run import CONFIG, RESULT, RUNNING
 from varangian.experiments.sweep.plan import Plan
 from varangian.experiments.sweep.processes.folders import RunFolders
 from varangian.registry import ConfigError
@@ -46,7 +46,9 @@ def pace_of_finished(plan: Plan) -> Pace:
     _add(pace, folders, (point.id for point in plan.points))
     if not pace.runs and plan.output.is_dir():
         wanted = plan.points[0].config.resolved()
-        others = [path for path in plan.output.iterdir() if (path / RESULT).is_file()]
+        # Runs in hand end meanwhile, and their folders get other names.
+        over = [path for path in plan.output.iterdir() if not path.name.endswith(RUNNING)]
+        others = [path for path in over if (path / RESULT).is_file()]
         recent = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[:LOOKED_AT]
         _add(pace, folders, (path.name for path in recent if _alike(path, wanted)))
     return pace
