@@ -181,6 +181,11 @@ class DataChannel:
         """Until then payloads travel as chunks."""
         self._logged = False
 
+    @property
+    def port(self) -> int:
+        """The data port of the server; 0 if it has none."""
+        return self._port
+
     def set_port(self, port: int) -> None:
         """Set the data port of the server; 0 if it has none."""
         if port != self._port:

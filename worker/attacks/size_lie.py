@@ -1,0 +1,47 @@
+"""Size lie: a payload that is not what its manifest promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from varangian.worker.attacks.base import ATTACKS
+from varangian.worker.attacks.on_protocol import Line, Push, check_every, is_due
+
+
+@ATTACKS.register("size_lie")
+@dataclass(frozen=True)
+class SizeLie:
+    """Size lie: fewer or more bytes than the manifest promises, or others than its digest is of.
+
+    The server never passes a size from the wire to an allocator, and reads no more than the model has.
+    On a data connection, where no size is sent, more bytes are never read, and the vector counts.
+    """
+
+    what: Literal["fewer", "more", "digest"] = "fewer"
+    """What does not match: there are too few bytes, too many, or they have another digest."""
+    amount: int = 4
+    """Bytes that are missing or too many."""
+    every: int = 1
+    """Attack in every so many rounds; push as an honest worker does in the others."""
+
+    def __post_init__(self) -> None:
+        check_every(self.every)
+        if self.amount < 1:
+            raise ValueError(f"`amount` should be at least 1 byte. Found {self.amount}.")
+
+    async def send(self, line: Line, round: int, vector: Tensor, rng: torch.Generator) -> None:
+        push = line.prepare(round, vector)
+        await line.send(self._lie(push) if is_due(round, self.every) else push)
+
+    def _lie(self, push: Push) -> Push:
+        match self.what:
+            case "fewer":
+                return replace(push, payload=push.payload[: -self.amount])
+            case "more":
+                return replace(push, payload=push.payload + bytes(self.amount))
+            case "digest":
+                return replace(push, digest=bytes(byte ^ 0xFF for byte in push.digest))
