@@ -17,6 +17,7 @@ from varangian.protos.network import descriptors
 from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.worker.loop import work
+from varangian.worker.misbehaving import MisbehavingClient
 from varangian.worker.signals import SignalHandling
 from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.task import Task
@@ -161,10 +162,7 @@ async def _run_member(
 
     try:
         for name in names:
-            text = worker_compute.common.text
-            async with Client(
-                server, name, proofs[name], worker_compute.layout, common=text, backoff=backoff
-            ) as client:
+            async with _client(server, name, proofs[name], worker_compute, backoff) as client:
                 if len(names) == 1 or await client.claim():
                     reason = await work(
                         client,
@@ -187,6 +185,19 @@ async def _run_member(
         # A task group would take the cancellation for the end of this worker, and log nothing.
         log.exception("%s was cancelled, but not by this process", ", ".join(names))
     return FAILED
+
+
+def _client(
+    server: str, name: str, proof: Proof, worker_compute: WorkerCompute, backoff: Backoff
+) -> Client:
+    """The connection of a worker; that of an attacker sends as its attack on the protocol says."""
+    task, layout, common = worker_compute.task, worker_compute.layout, worker_compute.common.text
+    if task.protocol is None or name not in task.byzantine:
+        return Client(server, name, proof, layout, common=common, backoff=backoff)
+    attack, seed = task.protocol, task.seed
+    return MisbehavingClient(
+        server, name, proof, layout, attack=attack, seed=seed, common=common, backoff=backoff
+    )
 
 
 def _seconds(task: Task, name: str, round: int) -> float:

@@ -89,8 +89,8 @@ class MisbehavingClient(Client):
         self._left = False
         self._answers: list[tuple[Push, Answer]] = []
         """Of the round at hand."""
-        self._told = Counter[str]()
-        """How often the server has answered with each code."""
+        self.answered = Counter[str]()
+        """How often the server has answered a push with each code; without one it counts."""
 
     async def push(self, round: int, vector: Tensor) -> Receipt:
         """Let the attack send what it wants for a round; the receipt is for the vector that was counted."""
@@ -109,7 +109,7 @@ class MisbehavingClient(Client):
         return Receipt(False, code, sentence)
 
     async def close(self) -> None:
-        told = ", ".join(f"{count} {code or 'counted'}" for code, count in sorted(self._told.items()))
+        told = ", ".join(f"{count} {code or 'counted'}" for code, count in sorted(self.answered.items()))
         log.info("%s: answers of the server to its pushes: %s", self.name, told or "none")
         for connection in self._more:
             await connection.close()
@@ -194,10 +194,10 @@ class MisbehavingClient(Client):
             if task is None or task.cancelling():
                 raise
             answer = Answer(grpc.StatusCode.CANCELLED.name, "the call was cancelled")
-        if not self._told[answer.code]:
+        if not self.answered[answer.code]:
             found = f"{answer.code} {answer.sentence}".rstrip() if answer.code else "counted"
             log.info("%s, a push for round %d: %s", self.name, push.round, found)
-        self._told[answer.code] += 1
+        self.answered[answer.code] += 1
         self._answers.append((push, answer))
         return answer
 
@@ -344,7 +344,7 @@ async def _send_beside(
             if not await _keep_pace(stop - start, rate, over):
                 return
 
-    moving = asyncio.ensure_future(carry())
+    moving: asyncio.Future[Any] = asyncio.ensure_future(carry())
     try:
         await asyncio.wait({moving, over}, return_when=asyncio.FIRST_COMPLETED)
     finally:

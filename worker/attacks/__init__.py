@@ -5,8 +5,9 @@
 Alie(z=1.5, objective='deviation')
 
 A `GradientAttack` changes the vector that is sent; a `RememberingAttack` also looks at what it saw in
-earlier rounds; a `DataAttack` changes the batch that the vector is computed from. What an attacker sees is
-explicit (`Knowledge`). The configuration and `varangian.worker.training` import it.
+earlier rounds; a `DataAttack` changes the batch that the vector is computed from; a `ProtocolAttack` sends
+an honest vector otherwise than the protocol says. What an attacker sees is explicit (`Knowledge`). The
+configuration and the rooms of the worker above it import it.
 """
 
 from varangian.worker.attacks.agr_tailored import AgrTailored
@@ -31,6 +32,14 @@ from varangian.worker.attacks.base import (
     sight_of,
     why_impossible,
 )
+from varangian.worker.attacks.churn import Churn
+from varangian.worker.attacks.equivocate import Equivocate
+from varangian.worker.attacks.on_protocol import Answer, Line, ProtocolAttack, Push
+from varangian.worker.attacks.resend import Resend
+from varangian.worker.attacks.size_lie import SizeLie
+from varangian.worker.attacks.slow_drip import SlowDrip
+from varangian.worker.attacks.stale_push import StalePush
+from varangian.worker.attacks.wrong_shape import WrongShape
 from varangian.worker.attacks.composite import Composite
 from varangian.worker.attacks.coordinate_drop import CoordinateDrop
 from varangian.worker.attacks.copy import Copy
@@ -60,6 +69,17 @@ from varangian.worker.attacks.uniform import Uniform
 from varangian.worker.attacks.xfed import Xfed
 
 __all__ = [
+    "Churn",
+    "Equivocate",
+    "Answer",
+    "Line",
+    "ProtocolAttack",
+    "Push",
+    "Resend",
+    "SizeLie",
+    "SlowDrip",
+    "StalePush",
+    "WrongShape",
     "ATTACKS",
     "SIGHTS",
     "AgrTailored",

@@ -20,6 +20,7 @@ from varangian.own_classes import OwnClasses, OwnFunction, is_own, named
 from varangian.plugins import InputError, describe_error
 from varangian.registry import Registry
 from varangian.worker.attacks.live_rule import LiveRule
+from varangian.worker.attacks.on_protocol import ProtocolAttack
 
 Sight: TypeAlias = Literal["own", "colluders", "all"]
 """The honest vectors that an adversary sees: its own, those of attackers, or those of all others."""
@@ -143,7 +144,7 @@ class Conditional(Protocol):
 
 
 VectorAttack: TypeAlias = GradientAttack | RememberingAttack
-Attack: TypeAlias = VectorAttack | DataAttack
+Attack: TypeAlias = VectorAttack | DataAttack | ProtocolAttack
 
 
 class AttackError(InputError):
@@ -165,7 +166,7 @@ class FunctionAttack(OwnFunction):
 
 
 def _lacks(cls: type[Any]) -> str:
-    if hasattr(cls, "poisons"):
+    if hasattr(cls, "poisons") or hasattr(cls, "send"):
         return ""
     steps = [hasattr(cls, name) for name in ("start", "step")]
     if any(steps) and not all(steps):
@@ -175,7 +176,8 @@ def _lacks(cls: type[Any]) -> str:
         return (
             "should have the methods of an attack. It lacks `__call__(own, knows)`, which returns the "
             "vector to send; one that remembers earlier rounds has `start()` and "
-            "`step(own, knows, memory)`, one on data `poisons(x, y, classes, rng)`"
+            "`step(own, knows, memory)`, one on data `poisons(x, y, classes, rng)`, one on the protocol "
+            "`async def send(line, round, vector, rng)`"
         )
     needs = getattr(cls, "needs", None)
     if needs not in SIGHTS and not isinstance(needs, property):

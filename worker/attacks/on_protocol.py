@@ -84,8 +84,8 @@ class Line(Protocol):
         """Hang up: to the server the process of this worker has ended."""
         ...
 
-    async def join(self, *, anew: bool = False) -> None:
-        """Connect and join, after `leave`.
+    async def join(self, *, anew: bool = False) -> int:
+        """Connect and join, after `leave`; returns the round that the server is in.
 
         Args:
             anew: as another process, as after a crash; the name is free two seconds after the first left.

@@ -12,6 +12,7 @@ from varangian.aggregators import Aggregator
 from varangian.worker.attacks import (
     Attack,
     LiveRule,
+    ProtocolAttack,
     Sight,
     is_joint,
     on_vectors,
@@ -55,6 +56,8 @@ class Task:
     byzantine: tuple[str, ...] = ()
     """The names of those that do attack, ascending."""
     attack: Attack | None = None
+    protocol: ProtocolAttack | None = None
+    """How attackers send their vectors; None is as the protocol says."""
     knows: Sight | None = None
     """The honest vectors that an attacker sees; None is what is usual for the attack."""
     aggregator: Aggregator | None = None
@@ -110,6 +113,8 @@ class Task:
 
     def _attack_problems(self) -> Iterator[str]:
         if not self.byzantine:
+            return
+        if self.attack is None and self.protocol is not None:
             return
         if self.attack is None:
             yield f"`attack` should be given when workers are Byzantine. Found none for {self.byzantine}."

@@ -19,7 +19,7 @@ from varangian.config.checks.rounds import (
 )
 from varangian.config.settings import RunConfig
 from varangian.registry import FIXES, Problem, fixes
-from varangian.worker.attacks import DataAttack, why_impossible
+from varangian.worker.attacks import DataAttack, ProtocolAttack, why_impossible
 from varangian.worker.training.losses import name_of
 from varangian.worker.training.metrics import MetricError, choose_metrics
 
@@ -80,6 +80,14 @@ def _check_attack_possible(config: RunConfig) -> Iterator[Problem]:
         reason = why_impossible(byzantine.attack, config.workers, byzantine.count, byzantine.knows)
         if reason is not None:
             yield Problem("byzantine.attack", f"cannot be mounted: {reason}")
+
+
+def _check_wire(config: RunConfig) -> Iterator[Problem]:
+    """Attacks on the protocol, which need real connections."""
+    if isinstance(config.byzantine.attack, ProtocolAttack) and config.backend == "simulate":
+        offers = (*fixes(backend="processes"), *fixes(byzantine__attack="sign_flip"))
+        rule = "is an attack on the protocol, and backend=simulate has no connections to attack"
+        yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)
 
 
 def _check_labels(config: RunConfig) -> Iterator[Problem]:
@@ -163,6 +171,7 @@ CHECKS = (
     Check(frozenset({"workers", "byzantine"}), _check_byzantine_count),
     Check(frozenset({"workers", "f", "byzantine"}), _check_attack, whole=True),
     Check(frozenset({"workers", "byzantine"}), _check_attack_possible),
+    Check(frozenset({"byzantine", "backend"}), _check_wire),
     Check(frozenset({"loss", "byzantine", "partition"}), _check_labels),
     Check(frozenset({"loss", "metrics"}), _check_metrics),
     Check(frozenset({"server"}), _check_ports),

@@ -1,0 +1,166 @@
+"""Attacks on the protocol over real sockets: what the server answers, whom it blames, and what comes out.
+
+One of five workers attacks. Whatever it does, the others train on, nobody is proven faulty, and the
+parameters are those of a run in which it is silent, or honest.
+"""
+
+import asyncio
+
+import pytest
+import torch
+from tests.wire.kit import LAYOUT, NAMES, PATIENT, Run, gradient, worked
+
+from varangian.aggregators import Median
+from varangian.protos.identity.bundle import Bundle
+from varangian.protos.layout import Layout
+from varangian.server.identity.tls import Security
+from varangian.worker.attacks import (
+    Churn,
+    Equivocate,
+    Resend,
+    SizeLie,
+    SlowDrip,
+    StalePush,
+    WrongShape,
+)
+from varangian.worker.loop import work
+from varangian.worker.misbehaving import MisbehavingClient
+
+*HONEST, ATTACKER = NAMES
+ROUNDS = 3
+SMALL = Layout((("weight", (5, 20)),))
+"""One message."""
+WAYS = {"inline": (SMALL, None), "chunks": (LAYOUT, None), "lane": (LAYOUT, 0)}
+
+SILENT = {
+    "stale": (StalePush(), {"": 1, "STALE": 2}),
+    "future": (StalePush(age=-7), {"FUTURE": 3}),
+    "longer": (WrongShape("longer"), {"NUMEL": 3}),
+    "shorter": (WrongShape("shorter"), {"NUMEL": 3}),
+    "one": (WrongShape("one"), {"NUMEL": 3}),
+    "layout": (WrongShape("layout"), {"LAYOUT": 3}),
+    "dtype": (WrongShape("dtype"), {"DTYPE": 3}),
+    "digest": (SizeLie("digest"), {"DIGEST": 3}),
+    "cut": (Churn(when="during"), {"CANCELLED": 3}),
+    "away": (Churn(when="before", away=0.01), {}),
+}
+"""Attacks whose vector never counts, but for that of round 0 under its own number, and the answers."""
+HONEST_SENT = {
+    "repeat": (Resend(age=0), {"": 2 * ROUNDS}),
+    "replay": (Resend(age=1), {"": ROUNDS, "STALE": ROUNDS - 1}),
+    "relabelled": (Resend(age=1, relabel=True), {"": ROUNDS, "COUNTED": ROUNDS - 1}),
+    "after": (Equivocate(versions=3), {"": ROUNDS, "COUNTED": 2 * ROUNDS}),
+    "leaves": (Churn(when="after"), {"": ROUNDS}),
+}
+"""Attacks that send the honest vector first, which counts. A second push may be too late for its round."""
+TOO_LATE = {"STALE", "FINISHED"}
+
+
+async def attacked(attack, way="inline", *, behaves=None, deadline=0.2, security=None, proofs=None):
+    """A run in which one worker attacks, or computes as `behaves` says; and the answers that it got."""
+    layout, data_port = WAYS[way]
+    more = {} if security is None else {"security": security}
+    run = Run(ROUNDS, layout, deadline=deadline if behaves or attack else 60.0, rule=Median(), **more)
+    run.data_port = data_port
+    proofs = proofs or {name: run.sessions.token(name) for name in NAMES}
+    async with run.served() as address:
+        works = [worked(run, address, name, proof=proofs[name]) for name in HONEST]
+        if attack is None:
+            works.append(worked(run, address, ATTACKER, behaves or gradient, proof=proofs[ATTACKER]))
+            await _all(works)
+            return run, {}
+        client = MisbehavingClient(
+            address, ATTACKER, proofs[ATTACKER], layout, attack=attack, seed=1, backoff=PATIENT
+        )
+        async with client:
+            await _all([*works, work(client, lambda *given: gradient(ATTACKER, *given))])
+    return run, {code: count for code, count in client.answered.items() if count}
+
+
+async def _all(works):
+    assert set(await asyncio.gather(*works)) == {f"all {ROUNDS} rounds are done"}
+
+
+async def silent(name, round, parameters):
+    return None
+
+
+async def first_round_only(name, round, parameters):
+    return await gradient(name, round, parameters) if round == 0 else None
+
+
+def unharmed(run):
+    """What is true of every run: each round has an update of the honest workers, and no fault is proven."""
+    assert [record.round for record in run.records] == [*range(ROUNDS)]
+    for record in run.records:
+        assert record.skipped is None
+        assert record.dropped == {}
+        assert not {*HONEST} & {*record.missing}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", SILENT)
+async def test_a_vector_that_is_refused_counts_as_missing_and_spends_nothing(name, way):
+    attack, answers = SILENT[name]
+    run, found = await attacked(attack, way)
+    assert found == answers
+    unharmed(run)
+    expected, _ = await attacked(None, way, behaves=first_round_only if "" in answers else silent)
+    assert torch.equal(run.learner.parameters, expected.learner.parameters)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", HONEST_SENT)
+async def test_the_first_vector_counts_once_whatever_follows(name, way):
+    attack, answers = HONEST_SENT[name]
+    run, found = await attacked(attack, way, deadline=60.0)
+    late = sum(found.pop(code, 0) for code in TOO_LATE)
+    late -= sum(answers.get(code, 0) for code in TOO_LATE)
+    assert 0 <= late <= sum(answers.values()) - ROUNDS
+    assert sum(found.values()) + late == sum(count for code, count in answers.items() if code not in TOO_LATE)
+    assert found.keys() <= answers.keys()
+    unharmed(run)
+    expected, _ = await attacked(None, way)
+    assert torch.equal(run.learner.parameters, expected.learner.parameters)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_of_vectors_at_the_same_time_one_counts(way):
+    run, found = await attacked(Equivocate(when="together"), way, deadline=60.0)
+    assert found.pop("") == ROUNDS
+    assert sum(found.values()) == ROUNDS
+    assert found.keys() <= {"COUNTED", "REPLACED", *TOO_LATE}
+    unharmed(run)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("what", ["fewer", "more"])
+async def test_a_lie_about_the_size_is_refused_or_never_read(what, way):
+    if way == "lane" and what == "fewer":
+        pytest.skip("the server waits for the rest until its idle time-out")
+    run, found = await attacked(SizeLie(what), way)
+    answer = {"fewer": "TOO_FEW_BYTES", "more": "" if way == "lane" else "TOO_MANY_BYTES"}[what]
+    assert found == {answer: ROUNDS}
+    unharmed(run)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("way", ["chunks", "lane"])
+async def test_a_drip_costs_the_deadline_and_ends_with_its_round(way):
+    run, found = await attacked(SlowDrip(rate=50.0), way)
+    assert found.keys() <= TOO_LATE
+    unharmed(run)
+    expected, _ = await attacked(None, way, behaves=silent)
+    assert torch.equal(run.learner.parameters, expected.learner.parameters)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["replay", "longer", "digest", "cut"])
+async def test_over_tls_the_answers_are_the_same(name, way, certified):
+    attack, answers = (SILENT | HONEST_SENT)[name]
+    proofs = {worker: Bundle.load(certified / worker) for worker in NAMES}
+    security = Security(certified / "server")
+    run, found = await attacked(attack, way, security=security, proofs=proofs)
+    assert found.keys() <= {*answers, *TOO_LATE}
+    unharmed(run)
