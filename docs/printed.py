@@ -71,6 +71,10 @@ more, or no less than it needs. [Attackers](../concepts/attackers.md) explains w
 An attack may have another one in a field, by name or with its fields:
 `byzantine.attack={sleeper: {attack: {alie: {z: 1.5}}, after: 20}}`, or
 `byzantine.attack.sleeper.attack.alie.z=1.5`.
+
+`churn`, `equivocate`, `resend`, `size_lie`, `slow_drip`, `stale_push` and `wrong_shape` are attacks on the
+protocol: they send honest vectors otherwise than the protocol says, so they need real connections and
+`backend=processes`, or `varangian worker`. `workers.log` says what the server answered.
 """,
     "participations": """# Participations
 

@@ -152,6 +152,11 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
             "byzantine.attack",
             "cannot be mounted: it needs to know 'colluders'",
         ),
+        (
+            "byzantine.attack=equivocate; byzantine.count=2; backend=simulate",
+            "byzantine.attack",
+            "no connections to attack. Set backend=processes or byzantine.attack=sign_flip",
+        ),
         ("aggregator=krum; workers=8", "aggregator", "needs n >= 2 f + 3, 9 for f = 3, and n is 8"),
         ("aggregator=krum; workers=8", "aggregator", "It would hold with workers=9 or f=2."),
         (

@@ -19,6 +19,7 @@ from varangian.worker.attacks import (
     LabelFlip,
     Mimic,
     NonFinite,
+    ProtocolAttack,
     SignFlip,
     Subnormal,
     Uniform,
@@ -60,12 +61,15 @@ def test_the_registry_holds_what_the_command_line_promises():
     with_memory = {"replay", "rop", "sleeper", "stale", "stored_row", "xfed"}
     known = {"alie", "composite", "ipm", "label_flip", "mimic", "sign_flip", "silence"}
     assert set(ATTACKS) >= known | drastic | with_memory
+    protocol = {"churn", "equivocate", "resend", "size_lie", "slow_drip", "stale_push", "wrong_shape"}
+    assert {name for name in ATTACKS if isinstance(ATTACKS.build(name, ""), ProtocolAttack)} == protocol
 
 
 @pytest.mark.parametrize("name", [*ATTACKS])
 def test_an_attack_is_of_one_kind_and_says_what_it_is(name):
     attack = ATTACKS.build(name, "")
-    assert on_vectors(attack) != isinstance(attack, DataAttack)
+    kinds = on_vectors(attack), isinstance(attack, DataAttack), isinstance(attack, ProtocolAttack)
+    assert sum(kinds) == 1
     assert ATTACKS.summary(name).endswith((".", "std."))
     assert dataclasses.replace(attack) == attack
 
