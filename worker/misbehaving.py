@@ -204,7 +204,7 @@ class MisbehavingClient(Client):
     async def _transmit(
         self, connection: Connection, push: Push, rate: float | None, share: float
     ) -> Answer:
-        """Send a push the way that an honest one would take; a slow or a broken one never in one message."""
+        """Send a push as an honest one would go; a slow or a broken one never in one message."""
         said = ps_pb2.PushRequest(manifest=self._manifest(push)).SerializeToString()
         if self._in_one_message and rate is None and share >= 1:
             async with asyncio.timeout(self._idle):

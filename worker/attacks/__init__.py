@@ -33,16 +33,10 @@ from varangian.worker.attacks.base import (
     why_impossible,
 )
 from varangian.worker.attacks.churn import Churn
-from varangian.worker.attacks.equivocate import Equivocate
-from varangian.worker.attacks.on_protocol import Answer, Line, ProtocolAttack, Push
-from varangian.worker.attacks.resend import Resend
-from varangian.worker.attacks.size_lie import SizeLie
-from varangian.worker.attacks.slow_drip import SlowDrip
-from varangian.worker.attacks.stale_push import StalePush
-from varangian.worker.attacks.wrong_shape import WrongShape
 from varangian.worker.attacks.composite import Composite
 from varangian.worker.attacks.coordinate_drop import CoordinateDrop
 from varangian.worker.attacks.copy import Copy
+from varangian.worker.attacks.equivocate import Equivocate
 from varangian.worker.attacks.extreme_scale import ExtremeScale
 from varangian.worker.attacks.flag_collusion import FlagCollusion
 from varangian.worker.attacks.gaussian import Gaussian
@@ -54,45 +48,43 @@ from varangian.worker.attacks.min_max import MinMax
 from varangian.worker.attacks.min_sum import MinSum
 from varangian.worker.attacks.mounted import MountedAttack, poison
 from varangian.worker.attacks.non_finite import NonFinite
+from varangian.worker.attacks.on_protocol import Answer, Line, ProtocolAttack, Push
 from varangian.worker.attacks.one_block import OneBlock
 from varangian.worker.attacks.replay import Replay
+from varangian.worker.attacks.resend import Resend
 from varangian.worker.attacks.rop import Rop
 from varangian.worker.attacks.sign_flip import SignFlip
 from varangian.worker.attacks.silence import Silence
+from varangian.worker.attacks.size_lie import SizeLie
 from varangian.worker.attacks.sleeper import Sleeper
+from varangian.worker.attacks.slow_drip import SlowDrip
 from varangian.worker.attacks.sparse import Sparse
 from varangian.worker.attacks.stale import Stale
+from varangian.worker.attacks.stale_push import StalePush
 from varangian.worker.attacks.stat_opt import StatOpt
 from varangian.worker.attacks.stored_row import StoredRow
 from varangian.worker.attacks.subnormal import Subnormal
 from varangian.worker.attacks.uniform import Uniform
+from varangian.worker.attacks.wrong_shape import WrongShape
 from varangian.worker.attacks.xfed import Xfed
 
 __all__ = [
-    "Churn",
-    "Equivocate",
-    "Answer",
-    "Line",
-    "ProtocolAttack",
-    "Push",
-    "Resend",
-    "SizeLie",
-    "SlowDrip",
-    "StalePush",
-    "WrongShape",
     "ATTACKS",
     "SIGHTS",
     "AgrTailored",
     "Alie",
+    "Answer",
     "Attack",
     "AttackError",
     "Backdoor",
+    "Churn",
     "Composite",
     "Conditional",
     "CoordinateDrop",
     "Copy",
     "DataAttack",
     "Effect",
+    "Equivocate",
     "ExtremeScale",
     "FlagCollusion",
     "Gaussian",
@@ -100,6 +92,7 @@ __all__ = [
     "Ipm",
     "Knowledge",
     "LabelFlip",
+    "Line",
     "LiveRule",
     "Mimic",
     "MinMax",
@@ -108,21 +101,28 @@ __all__ = [
     "NonFinite",
     "OneBlock",
     "Probe",
+    "ProtocolAttack",
+    "Push",
     "RememberingAttack",
     "Replay",
+    "Resend",
     "Rop",
     "Sight",
     "SignFlip",
     "Silence",
+    "SizeLie",
     "Sleeper",
+    "SlowDrip",
     "Sparse",
     "Stale",
+    "StalePush",
     "StatOpt",
     "StoredRow",
     "Subnormal",
     "Timed",
     "Uniform",
     "VectorAttack",
+    "WrongShape",
     "Xfed",
     "is_joint",
     "on_vectors",
