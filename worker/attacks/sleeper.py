@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +35,9 @@ class Sleeper(Around):
     by then. The attack follows honest rounds too, as far as it remembers rounds.
     """
 
-    attack: Annotated[VectorAttack, ATTACKS] = field(default_factory=SignFlip)
+    attack: Annotated[VectorAttack, ATTACKS] = field(
+        default_factory=cast("Callable[[], VectorAttack]", SignFlip)
+    )
     """The attack, a name or a name with its fields."""
     after: int = 10
     """Rounds at first in which it is honest."""

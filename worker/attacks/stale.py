@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ class Stale(Around):
     its own of older models.
     """
 
-    attack: Annotated[VectorAttack, ATTACKS] = field(default_factory=Replay)
+    attack: Annotated[VectorAttack, ATTACKS] = field(
+        default_factory=cast("Callable[[], VectorAttack]", Replay)
+    )
     """The attack that makes the vectors, a name or a name with its fields."""
     wait: float = 0.0
     """Seconds that an attacker waits before it pushes, in place of its delay."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -31,7 +32,9 @@ class StoredRow(Around):
     one whose turn was the longest ago, in the place of an honest worker.
     """
 
-    attack: Annotated[VectorAttack, ATTACKS] = field(default_factory=SignFlip)
+    attack: Annotated[VectorAttack, ATTACKS] = field(
+        default_factory=cast("Callable[[], VectorAttack]", SignFlip)
+    )
     """The attack that makes the vector, a name or a name with its fields."""
     after: int = 0
     """Rounds at first in which it is honest."""
