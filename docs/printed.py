@@ -8,6 +8,7 @@ the root of the repository are copied with their links mended.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import pathlib
 import re
@@ -94,6 +95,7 @@ def printed(*, helps: bool = True) -> dict[str, str]:
     pages = {"reference/settings.md": settings(), **names()}
     pages["reference/commands.md"] = commands() if helps else ""
     pages["reference/evidence.md"] = evidence()
+    pages["reference/coefficients.md"] = coefficients()
     return pages | {page: copied(source, page) for source, page in PROJECT.items()}
 
 
@@ -310,6 +312,42 @@ def evidence() -> str:
     from evidence.results import stored
 
     return page(stored(TABLES))
+
+
+COEFFICIENTS = """# Robustness coefficients
+
+For each rule the proven coefficient κ ([robustness](../concepts/robustness.md)), as `Aggregator.kappa`
+returns it, beside the largest ratio |F - mean|² / spread that a search finds over rows and over every
+set of n - f of them: a lower bound of the best possible coefficient κ* of the rule (arXiv 2602.03899).
+No rule can have less than f / (n - 2 f). A ratio above 10⁶ means that the rule has no coefficient. The
+search is short, and one with more steps finds more; behind `bucketing` the ratio is for one draw of the
+groups.
+
+`python benchmarks/kappa.py --json benchmarks/results/kappa.json` searches again, with the same result
+for the same seed. The file has the rows of each ratio.
+"""
+
+
+def coefficients() -> str:
+    """The table of proven and found coefficients, from its results file."""
+    found = json.loads((ROOT / "benchmarks/results/kappa.json").read_text())["found"]
+    cases = list(dict.fromkeys((one["n"], one["f"]) for one in found))
+    cells = {(one["aggregator"], one["n"], one["f"]): one for one in found}
+    heads = [f"n = {n}, f = {f}: {kind}" for n, f in cases for kind in ("proven", "found")]
+    least = [cell for n, f in cases for cell in ("", f"at least {f / (n - 2 * f):.3g}")]
+    rows = [["rule", *heads], ["---"] * (len(heads) + 1), ["any", *least]]
+    for name in dict.fromkeys(one["aggregator"] for one in found):
+        of_cases = [cell for n, f in cases for cell in _coefficient(cells.get((name, n, f)))]
+        rows.append([f"`{name}`", *of_cases])
+    return "\n".join([COEFFICIENTS, *(f"| {' | '.join(row)} |" for row in rows), ""])
+
+
+def _coefficient(one: Mapping[str, Any] | None) -> tuple[str, str]:
+    """The proven coefficient and the largest ratio of one rule, or why there is none."""
+    if one is None:
+        return "too few rows", ""
+    proven = "none" if one["proven"] is None else f"{one['proven']:.3g}"
+    return proven, "over 10⁶" if one["ratio"] > 1e6 else f"{one['ratio']:.3g}"
 
 
 # Documents at the root
