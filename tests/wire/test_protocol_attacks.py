@@ -142,10 +142,12 @@ async def test_the_first_vector_counts_once_whatever_follows(name, way):
 @pytest.mark.parametrize(
     "way", ["inline", *(pytest.param(way, marks=pytest.mark.exhaustive) for way in ("chunks", "lane"))]
 )
-async def test_of_vectors_at_the_same_time_one_counts(way):
+async def test_of_vectors_at_the_same_time_at_most_one_counts(way):
     run, found = await attacked(Equivocate(when="together"), way, deadline=60.0)
-    assert found.pop("") == ROUNDS
-    assert sum(found.values()) == ROUNDS
+    counted = found.pop("")
+    # Of a push that is replaced while its replacement is lost, none may count in that round.
+    assert 1 <= counted <= ROUNDS
+    assert sum(found.values()) == 2 * ROUNDS - counted
     assert found.keys() <= {"COUNTED", "REPLACED", LOST, *TOO_LATE}
     unharmed(run)
 
