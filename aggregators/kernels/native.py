@@ -206,8 +206,11 @@ def _points(coords: Tensor, rows: Rows, reference: Tensor | None) -> tuple[Rows,
     """The rows, with the reference as one more where it has a coefficient; float32 coefficients of each."""
     rows, reference, weights = _contiguous(rows), _float32(reference), coords.numpy()
     if reference is None or not weights[:, -1].any():
-        return rows, weights[:, :-1].astype(np.float32, order="C")
-    return Rows((*rows.vectors, reference)), weights.astype(np.float32, order="C")
+        weights = weights[:, :-1]
+    else:
+        rows = Rows((*rows.vectors, reference))
+    with np.errstate(over="ignore"):  # what is too large for the type makes an update that is refused
+        return rows, weights.astype(np.float32, order="C")
 
 
 def _contiguous(rows: Rows) -> Rows:

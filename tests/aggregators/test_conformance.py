@@ -1,6 +1,7 @@
 """What every registered rule, mixing and combination must do, whatever it computes."""
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -44,8 +45,10 @@ def assert_consistent(aggregate: Aggregate, rows: Tensor, reference: Tensor | No
         rebuilt += aggregate.reference_weight * reference.double()
     scale = parts.abs().sum(dim=0).max() + 1e-300
     error = (aggregate.vector.double() - rebuilt).abs().max()
-    # Subnormal entries count as zero, and a coefficient that is subnormal in float32 has fewer bits.
-    coarse = torch.finfo(rows.dtype).tiny + 2.0**-149 * rows[kept].double().abs().max()
+    # Subnormal entries count as zero, and so may a coefficient that is subnormal in float32.
+    tiny = torch.finfo(torch.float32).tiny
+    lost = parts[aggregate.weights[kept].abs() < tiny].abs().sum(dim=0).max()
+    coarse = torch.finfo(rows.dtype).tiny + 2.0**-149 * rows[kept].double().abs().max() + lost
     assert error <= 4 * torch.finfo(rows.dtype).eps * scale + coarse
 
 
@@ -306,7 +309,14 @@ def hostile_rounds(draw: st.DrawFn) -> tuple[str, Tensor]:
 def test_f_rows_of_anything_leave_it_finite(round_: tuple[str, Tensor]) -> None:
     name, rows = round_
     rows = rows.to(kit.DEVICE)
-    assert_consistent(kit.built(name)(rows, None, kit.rng()), rows)
+    aggregator = kit.built(name)
+    # A rule that promises nothing may amplify rows beyond the type: then it says so.
+    beyond = nullcontext() if aggregator.robust else suppress(AggregationError)
+    aggregate = None
+    with beyond:
+        aggregate = aggregator(rows, None, kit.rng())
+    if aggregate is not None:
+        assert_consistent(aggregate, rows)
 
 
 def test_bare_aggregator_has_no_tolerance_to_spend() -> None:
