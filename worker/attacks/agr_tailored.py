@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators import Median, TrimmedMean
-from varangian.worker.attacks import min_sum
 from varangian.worker.attacks.against import Rule, attacked, largest_selected, made
 from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
-from varangian.worker.attacks.honest_rows import Direction, HonestRows, measure, same_place
-
-OCTAVES = 3
-"""Powers of two around the strength of min-sum that are tried with a rule whose choice is not known."""
-REFINEMENTS = 4
-"""Halvings of the step around the best of them."""
+from varangian.worker.attacks.honest_rows import Direction, measure, same_place
+from varangian.worker.attacks.line_search import strongest
 
 
 @ATTACKS.register("agr_tailored")
@@ -54,7 +49,9 @@ class AgrTailored:
             return outermost_values(knows.honest, self.direction)
         rows = measure(knows.honest, self.direction)
         if rule is None:
-            return rows.at(strongest(knows, rows), own)
+            # On rows of the type of the vectors, as `LiveRule` takes them.
+            mean, direction = rows.mean.to(knows.honest), rows.direction.to(knows.honest)
+            return rows.at(strongest(knows, mean, direction, "deviation") or 0.0, own)
         return rows.at(largest_selected(rule, rows, knows.f), own)
 
 
@@ -65,26 +62,3 @@ def outermost_values(honest: Tensor, direction: Direction) -> Tensor:
     mean = honest.mean(dim=0, dtype=torch.float64)
     low, high = honest.amin(dim=0), honest.amax(dim=0)
     return torch.where(mean > 0, low, torch.where(mean < 0, high, torch.zeros_like(low)))
-
-
-def strongest(knows: Knowledge, rows: HonestRows) -> float:
-    """The gamma that moves the result of the run's rule furthest from the mean, of those that are tried."""
-    usual = min_sum.strength(rows)
-    if knows.rule is None or not usual:
-        return 0.0
-    probe = knows.rule.along(
-        knows.honest, rows.mean.to(knows.honest), rows.direction.to(knows.honest), knows.f
-    )
-    known = {0.0: probe(usual).deviation}
-
-    def deviation(power: float) -> float:
-        if power not in known:
-            known[power] = probe(usual * 2**power).deviation
-        return known[power]
-
-    step = 0.5
-    best = max((step * k for k in range(-2 * OCTAVES, 2 * OCTAVES + 1)), key=deviation)
-    for _ in range(REFINEMENTS):
-        step /= 2
-        best = max((best, best - step, best + step), key=deviation)
-    return usual * 2**best

@@ -1,4 +1,4 @@
-"""What is asked: the run that is meant, as far as it is known."""
+"""The question of `varangian advise`: the settings of a run, as far as they are known."""
 
 from __future__ import annotations
 
