@@ -18,7 +18,7 @@ from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.limits import Limits
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.machine import Machine
-from varangian.server.protocol.state import RunPolicy
+from varangian.server.protocol.state import RunPolicy, unconditional
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizer import Sgd
@@ -113,6 +113,7 @@ class Run:
         quorum=None,
         lr=0.5,
         timeout=0.05,
+        requires=unconditional,
         sessions_clock=time.monotonic,
         **options,
     ):
@@ -120,7 +121,14 @@ class Run:
         self.layout, self.names, self.records = layout, names, []
         quorum = quorum or len(names) - f
         policy = RunPolicy(
-            names, rounds, quorum=quorum, deadline=deadline, shortfall="wait", f=f, selection=Everyone()
+            names,
+            rounds,
+            quorum=quorum,
+            deadline=deadline,
+            shortfall="wait",
+            f=f,
+            requires=requires,
+            selection=Everyone(),
         )
         aggregator = Aggregator(rule or Krum(f=f), f=f)
         self.learner = Learner(torch.ones(layout.numel), aggregator, Sgd(lr=lr), rounds=rounds, seed=1)

@@ -25,6 +25,7 @@ from varangian.worker.attacks import (
 )
 from varangian.worker.loop import work
 from varangian.worker.misbehaving import MisbehavingClient
+from varangian.worker.transport.results import Declined
 
 *HONEST, ATTACKER = NAMES
 ROUNDS = 3
@@ -75,25 +76,77 @@ def cases(attacks):
     ]
 
 
-async def attacked(attack, way="inline", *, behaves=None, deadline=0.2, security=None, proofs=None):
-    """A run in which one worker attacks, or computes as `behaves` says; and the answers that it got."""
+class Attacker(MisbehavingClient):
+    """An attacker whose turns in each round, from its computation to the end of its attack, show."""
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.begun, self.over = ([asyncio.Event() for _ in range(ROUNDS)] for _ in range(2))
+
+    async def compute(self, round, parameters):
+        self.begun[round].set()
+        return await gradient(ATTACKER, round, parameters)
+
+    async def push(self, round, vector):
+        receipt = await super().push(round, vector)
+        self.over[round].set()
+        return receipt
+
+
+async def begins(run, attacker, round):
+    await attacker.begun[round].wait()
+
+
+async def has_ended(run, attacker, round):
+    await attacker.over[round].wait()
+
+
+async def uploads(run, attacker, round):
+    """Until its upload is open."""
+    await begins(run, attacker, round)
+    while ATTACKER not in run.coordinator.status().present:
+        await asyncio.sleep(0.001)
+
+
+def all_honest(pushed, faulty):
+    """No round is over without the honest workers, however busy the machine is."""
+    return None if {*HONEST} <= {*pushed} else "honest workers are missing"
+
+
+async def attacked(attack, way="inline", *, after, deadline=0.01, security=None, proofs=None):
+    """A run in which one worker attacks, and the answers that it got; the honest ones push `after` it.
+
+    So the attacker takes part in each round, and what it is told depends on no speed.
+    """
     layout, data_port = WAYS[way]
     more = {} if security is None else {"security": security}
-    run = Run(ROUNDS, layout, deadline=deadline if behaves or attack else 60.0, rule=Median(), **more)
+    run = Run(ROUNDS, layout, deadline=deadline, rule=Median(), requires=all_honest, **more)
     run.data_port = data_port
     proofs = proofs or {name: run.sessions.token(name) for name in NAMES}
     async with run.served() as address:
-        works = [worked(run, address, name, proof=proofs[name]) for name in HONEST]
-        if attack is None:
-            works.append(worked(run, address, ATTACKER, behaves or gradient, proof=proofs[ATTACKER]))
-            await _all(works)
-            return run, {}
-        client = MisbehavingClient(
+        client = Attacker(
             address, ATTACKER, proofs[ATTACKER], layout, attack=attack, seed=1, backoff=PATIENT
         )
+
+        async def compute(name, round, parameters):
+            await after(run, client, round)
+            return await gradient(name, round, parameters)
+
         async with client:
-            await _all([*works, work(client, lambda *given: gradient(ATTACKER, *given))])
+            works = [worked(run, address, name, compute, proof=proofs[name]) for name in HONEST]
+            await _all([*works, work(client, client.compute)])
     return run, {code: count for code, count in client.answered.items() if count}
+
+
+async def unattacked(way, compute=gradient):
+    """The run in which the worker that attacks computes as told, without an attack."""
+    layout, data_port = WAYS[way]
+    run = Run(ROUNDS, layout, rule=Median())
+    run.data_port = data_port
+    async with run.served() as address:
+        works = [worked(run, address, name) for name in HONEST]
+        await _all([*works, worked(run, address, ATTACKER, compute)])
+    return run
 
 
 async def _all(works):
@@ -101,11 +154,11 @@ async def _all(works):
 
 
 async def silent(name, round, parameters):
-    return None
+    raise Declined("nothing to send")
 
 
 async def first_round_only(name, round, parameters):
-    return await gradient(name, round, parameters) if round == 0 else None
+    return await (gradient if round == 0 else silent)(name, round, parameters)
 
 
 def unharmed(run):
@@ -120,22 +173,22 @@ def unharmed(run):
 @pytest.mark.parametrize(("name", "way"), cases(SILENT))
 async def test_a_vector_that_is_refused_counts_as_missing_and_spends_nothing(name, way):
     attack, answers = SILENT[name]
-    run, found = await attacked(attack, way)
+    run, found = await attacked(attack, way, after=has_ended)
     assert found == answers
     unharmed(run)
-    expected, _ = await attacked(None, way, behaves=first_round_only if "" in answers else silent)
+    expected = await unattacked(way, first_round_only if "" in answers else silent)
     assert torch.equal(run.learner.parameters, expected.learner.parameters)
 
 
 @pytest.mark.parametrize(("name", "way"), cases(HONEST_SENT))
 async def test_the_first_vector_counts_once_whatever_follows(name, way):
     attack, answers = HONEST_SENT[name]
-    run, found = await attacked(attack, way, deadline=60.0)
+    run, found = await attacked(attack, way, after=begins, deadline=60.0)
     assert found[""] >= ROUNDS
     assert sum(found.values()) == sum(answers.values())
     assert found.keys() <= {*answers, *TOO_LATE, LOST}
     unharmed(run)
-    expected, _ = await attacked(None, way)
+    expected = await unattacked(way)
     assert torch.equal(run.learner.parameters, expected.learner.parameters)
 
 
@@ -143,7 +196,7 @@ async def test_the_first_vector_counts_once_whatever_follows(name, way):
     "way", ["inline", *(pytest.param(way, marks=pytest.mark.exhaustive) for way in ("chunks", "lane"))]
 )
 async def test_of_vectors_at_the_same_time_at_most_one_counts(way):
-    run, found = await attacked(Equivocate(when="together"), way, deadline=60.0)
+    run, found = await attacked(Equivocate(when="together"), way, after=begins, deadline=60.0)
     counted = found.pop("")
     # Of a push that is replaced while its replacement is lost, none may count in that round.
     assert 1 <= counted <= ROUNDS
@@ -158,7 +211,7 @@ async def test_of_vectors_at_the_same_time_at_most_one_counts(way):
 async def test_a_lie_about_the_size_is_refused_or_never_read(what, way):
     if way == "lane" and what == "fewer":
         pytest.skip("the server waits for the rest until its idle time-out")
-    run, found = await attacked(SizeLie(what), way)
+    run, found = await attacked(SizeLie(what), way, after=has_ended)
     answer = {"fewer": "TOO_FEW_BYTES", "more": "" if way == "lane" else "TOO_MANY_BYTES"}[what]
     assert found == {answer: ROUNDS}
     unharmed(run)
@@ -167,10 +220,10 @@ async def test_a_lie_about_the_size_is_refused_or_never_read(what, way):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("way", ["chunks", "lane"])
 async def test_a_drip_costs_the_deadline_and_ends_with_its_round(way):
-    run, found = await attacked(SlowDrip(rate=50.0), way)
+    run, found = await attacked(SlowDrip(rate=50.0), way, after=uploads)
     assert found.keys() <= TOO_LATE
     unharmed(run)
-    expected, _ = await attacked(None, way, behaves=silent)
+    expected = await unattacked(way, silent)
     assert torch.equal(run.learner.parameters, expected.learner.parameters)
 
 
@@ -181,6 +234,9 @@ async def test_over_tls_the_answers_are_the_same(name, way, certified):
     attack, answers = (SILENT | HONEST_SENT)[name]
     proofs = {worker: Bundle.load(certified / worker) for worker in NAMES}
     security = Security(certified / "server")
-    run, found = await attacked(attack, way, security=security, proofs=proofs)
-    assert found.keys() <= {*answers, *TOO_LATE}
+    deadline = 60.0 if name in HONEST_SENT else 0.01
+    run, found = await attacked(
+        attack, way, after=has_ended, deadline=deadline, security=security, proofs=proofs
+    )
+    assert found == answers
     unharmed(run)
