@@ -37,8 +37,8 @@ are never written to. `RULES` and `MIXINGS` hold everything that can be named in
 
 >>> sorted(MIXINGS)
 ['arc', 'bucketing', 'clipping', 'nnm', 'synthetic']
->>> aggregator_from({"mix": ["nnm"], "rule": {"krum": {"select": 2}}}, "aggregator", f=1)
-Aggregator(rule=Krum(f=1, select=2, convention='paper'), mix=(NNM(f=1),), f=1, backend=None)
+>>> aggregator_from({"mix": ["nnm"], "rule": {"trimmed_mean": {"f": 2}}}, "aggregator", f=1)
+Aggregator(rule=TrimmedMean(f=2), mix=(NNM(f=1),), f=1, backend=None, per_block=False)
 
 A new rule is a frozen dataclass of one of three shapes (`base`): a `Weighting` turns the Gram matrix into n
 weights, a `Mixing` turns it into k combinations for the rule after it, a `Columnwise` rule reduces each

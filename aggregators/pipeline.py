@@ -35,6 +35,7 @@ from varangian.aggregators.base import (
     spent,
     tolerance,
 )
+from varangian.aggregators.blocks import aggregate_blocks, columns_of
 from varangian.aggregators.errors import AggregationError, PartError
 from varangian.aggregators.gram import Gram, precision_of
 from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for, unscreened
@@ -63,6 +64,8 @@ class Aggregator:
     """The number of rows that may be Byzantine; by default the largest f that a part was told."""
     backend: str | None = field(default=None, kw_only=True)
     """Kernels to insist on; by default the fastest that takes the rows."""
+    per_block: bool = field(default=False, kw_only=True)
+    """Whether mixings and rule are applied to each parameter tensor of the model by itself (`blocks`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mix", tuple(self.mix))
@@ -82,6 +85,12 @@ class Aggregator:
     def robust(self) -> bool:
         """Whether the rule has a guarantee against Byzantine rows; the mean has none."""
         return base.robust(self.rule)
+
+    @property
+    def splits(self) -> bool:
+        """Whether blocks are aggregated one by one; to a coordinate-wise rule alone it is all the same."""
+        columnwise = is_columnwise(self.rule) and not is_selecting(self.rule)
+        return self.per_block and (bool(self.mix) or not columnwise)
 
     def requires(self, n: int, f: int | None = None) -> str | None:
         """Why the guarantee does not hold for n rows of which f are Byzantine; None when it does."""
@@ -109,7 +118,8 @@ class Aggregator:
 
         For every S of n - f rows |F(x) - mean_S|^2 is at most kappa times the mean of |x_i - mean_S|^2 over
         S: (f, kappa)-robustness, "Fixing by Mixing" (Allouah et al., 2023). No rule has less than
-        f / (n - 2 f). It holds for this object, whatever the f of its parts.
+        f / (n - 2 f). It holds for this object, whatever the f of its parts; and with `per_block` for each
+        block, hence for whole vectors (see `blocks`).
 
         A rule that is robust against g Byzantine rows is so against f < g with the same coefficient: the
         mean over S, of n - f rows, is the mean of the means of its subsets of n - g, which have no more
@@ -142,8 +152,12 @@ class Aggregator:
         faults: int = 0,
         measured: Callable[[], Tensor] | None = None,
         into: Tensor | None = None,
+        blocks: Sequence[int] | None = None,
     ) -> Aggregate:
         """Aggregate n flat vectors.
+
+        Block by block, with `per_block`, weights are means over the columns of the update, the spread is
+        the sum over blocks, and there are no details.
 
         Args:
             rows: (n, d) tensor or array, or n vectors (d,); any float dtype, one device; not written to.
@@ -154,9 +168,11 @@ class Aggregator:
             faults: rows of provably Byzantine workers that the caller has removed already; like the
                 rows that are dropped here, each counts as one of the f.
             measured: returns what `GramAccumulator.products` returns for these rows and this reference;
-                called only if a rule needs it and no row is dropped.
+                called only if a rule needs it and no row is dropped, and not block by block.
             into: memory (d,) for the update, which then has its type; unused where rows have a wider type
                 or are dropped.
+            blocks: sizes of the parameter tensors, which make up the d columns in this order; required
+                with `per_block`, and without a meaning otherwise.
 
         Raises:
             RowsError: the rows are not n flat vectors of one kind, or the reference does not fit them.
@@ -164,6 +180,11 @@ class Aggregator:
                 than were declared Byzantine.
         """
         rng = rng or (torch.default_generator if self.mix else _UNUSED)
+        if self.splits:
+            given_rows, single = Rows.of(rows), replace(self, per_block=False)
+            columns = columns_of(blocks, given_rows.d)
+            last = _checked(reference, given_rows)
+            return aggregate_blocks(single, given_rows, last, rng, blocks=columns, faults=faults, into=into)
         before = rng.get_state() if self.mix else None
         # The kernels see columns alone, through the description of the rule.
         described = not self.mix and is_ordered(self.rule) and not is_selecting(self.rule)
@@ -211,8 +232,11 @@ class Aggregator:
         now = self
         if faults or any(map(is_naming, (*self.mix, self.rule))):
             rule, *mix = (spent(among(part, kept), faults) for part in (self.rule, *self.mix))
-            now = Aggregator(
-                cast("Weighting | Columnwise | Whole", rule), tuple(cast("Mixing", m) for m in mix), left
+            now = replace(
+                self,
+                rule=cast("Weighting | Columnwise | Whole", rule),
+                mix=tuple(cast("Mixing", m) for m in mix),
+                f=left,
             )
         if reason := now.requires(n - faults, left or 0):
             raise AggregationError(f"{reason}.")

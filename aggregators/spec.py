@@ -1,8 +1,9 @@
 """Aggregators from configurations, and back.
 
 A rule is `krum`, or with fields `{krum: {select: 3}}`. Mixings stand before it: `bucketing+nnm+krum`, or
-with fields `{mix: [{bucketing: {s: 2}}, nnm], rule: krum}`. A class of the user stands in the place of any
-name, as `module:Class`. A combination, as `default`, is a name for such a text in the place of a rule.
+with fields `{mix: [{bucketing: {s: 2}}, nnm], rule: krum}`, and `per_block: true` beside them applies all
+of it to each parameter tensor by itself. A class of the user stands in the place of any name, as
+`module:Class`. A combination, as `default`, is a name for such a text in the place of a rule.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from varangian.aggregators.pipeline import Aggregator
 from varangian.registry import FIXES, ConfigError, Fix, Problem, Registry, join, suggestion
 
 T = TypeVar("T")
-CHAIN = ("mix", "rule")
-"""The keys of an aggregator with mixings."""
+CHAIN = ("mix", "rule", "per_block")
+"""The keys of an aggregator with mixings, or that is applied to each block."""
 JOINT = "+"
 """Separates the names of mixings and of the rule after them."""
 COMBINATIONS = {"default": "nnm+median"}
@@ -54,9 +55,12 @@ def aggregator_from(spec: object, path: str, *, f: int) -> Aggregator:
     ]
     mix = _collected(problems, lambda: _mixings(chain.get("mix", []), join(path, "mix"), f))
     rule = _collected(problems, lambda: _rule(chain, join(path, "rule"), f))
+    per_block = chain.get("per_block", False)
+    if not isinstance(per_block, bool):
+        problems.append(Problem(join(path, "per_block"), "should be true or false", per_block))
     if problems or mix is None or rule is None:
         raise ConfigError(problems)
-    return Aggregator(rule, mix, f)
+    return Aggregator(rule, mix, f, per_block=bool(per_block))
 
 
 def expanded(spec: Any) -> Any:
@@ -139,9 +143,10 @@ def spec_of(aggregator: Aggregator) -> dict[str, Any]:
         KeyError: a part of it is in no registry.
     """
     rule = RULES.spec(aggregator.rule)
-    if not aggregator.mix:
-        return rule
-    return {"mix": [MIXINGS.spec(mixing) for mixing in aggregator.mix], "rule": rule}
+    mix = {"mix": [MIXINGS.spec(mixing) for mixing in aggregator.mix]} if aggregator.mix else {}
+    if aggregator.per_block:
+        return {**mix, "rule": rule, "per_block": True}
+    return {**mix, "rule": rule} if mix else rule
 
 
 def parts_of(aggregator: Aggregator) -> dict[str, Mixing | Weighting | Columnwise | Whole]:
@@ -152,11 +157,11 @@ def parts_of(aggregator: Aggregator) -> dict[str, Mixing | Weighting | Columnwis
     """
     mix = {f"mix.{i}.{MIXINGS.name(part)}": part for i, part in enumerate(aggregator.mix)}
     rule = RULES.name(aggregator.rule)
-    return {**mix, f"rule.{rule}" if mix else rule: aggregator.rule}
+    return {**mix, f"rule.{rule}" if mix or aggregator.per_block else rule: aggregator.rule}
 
 
 def is_chain(spec: object) -> bool:
-    """Whether an aggregator is written as `{mix: [...], rule: ...}`."""
+    """Whether an aggregator is written as `{mix: [...], rule: ...}`, or with one of these keys."""
     return isinstance(spec, Mapping) and any(key in spec for key in CHAIN)
 
 
@@ -186,9 +191,10 @@ def _part(registry: Registry[T], spec: object, path: str, f: int) -> T:
     try:
         return registry.build(spec, path, {"f": f})
     except ConfigError as error:
-        if hint := _wrong_kind(registry, spec):
-            raise ConfigError([dataclasses.replace(p, hint=hint) for p in error.problems]) from None
-        raise
+        kind = _wrong_kind(registry, spec)
+        hints = [kind or _wrong_place(problem) or problem.hint for problem in error.problems]
+        problems = zip(error.problems, hints, strict=True)
+        raise ConfigError([dataclasses.replace(one, hint=hint) for one, hint in problems]) from None
 
 
 def _wrong_kind(registry: Registry[Any], spec: object) -> str:
@@ -199,6 +205,13 @@ def _wrong_kind(registry: Registry[Any], spec: object) -> str:
     if name in MIXINGS:
         return f"{name!r} is a mixing, a step before a rule: write {{mix: [{name}], rule: {USUAL}}}."
     return f"{name!r} is a rule, and stands after `rule`." if name in RULES else ""
+
+
+def _wrong_place(problem: Problem) -> str:
+    """The hint for `per_block` among the fields of a rule or a mixing."""
+    if not problem.path.endswith(".per_block") or problem.rule != "there is no such field":
+        return ""
+    return "It stands beside `rule`: write {rule: krum, per_block: true}."
 
 
 def _collected(problems: list[Problem], build: Callable[[], T]) -> T | None:

@@ -61,7 +61,12 @@ class Layout:
     @cached_property
     def numel(self) -> int:
         """Length of the flat vector."""
-        return sum(math.prod(shape) for _, shape in self.entries)
+        return sum(self.sizes)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Lengths of the parameters, which make up the flat vector in this order."""
+        return tuple(math.prod(shape) for _, shape in self.entries)
 
     @cached_property
     def text(self) -> str:

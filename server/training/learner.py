@@ -57,7 +57,8 @@ class Learner:
     A step depends on the parameters, the optimizer's state, the last aggregate, the seed, the round and the
     rows by name; not on the order in which rows came. An average of the parameters, if there is one,
     follows each step; `batch` is how many samples a row was made from. All that is as long as the model is
-    on `device`, where rows come from too.
+    on `device`, where rows come from too. `blocks` are the sizes of the model's parameter tensors, for a
+    rule that is applied to each by itself.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Learner:
         average: Average | None = None,
         batch: int = 1,
         device: torch.device | str = "cpu",
+        blocks: Sequence[int] | None = None,
     ) -> None:
         self._versions = ParameterVersions(parameters, device)
         self._aggregator = aggregator
@@ -79,6 +81,7 @@ class Learner:
         self._rounds = rounds
         self._seed = seed
         self._batch = batch
+        self._blocks = blocks
         self.average = average
         self._spare = torch.empty_like(self._versions.current)
         self.reference: Tensor | None = None
@@ -204,6 +207,7 @@ class Learner:
             faults=faults,
             measured=None if measure is None else lambda: measure(reference),
             into=self._spare,
+            blocks=self._blocks,
         )
 
     def _checked_norm(self, aggregate: Aggregate) -> float:

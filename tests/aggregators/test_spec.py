@@ -35,6 +35,9 @@ from varangian.registry import ConfigError
         ("multi_krum", Aggregator(Krum(f=2, select="max"), f=2)),
         ({"rule": "mean"}, Aggregator(Mean(), f=2)),
         ({"mix": [], "rule": "mean"}, Aggregator(Mean(), f=2)),
+        ({"rule": "krum", "per_block": False}, Aggregator(Krum(f=2), f=2)),
+        ({"rule": "krum", "per_block": True}, Aggregator(Krum(f=2), f=2, per_block=True)),
+        ({"rule": "nnm+krum", "per_block": True}, Aggregator(Krum(f=2), (NNM(f=2),), 2, per_block=True)),
         (
             {"mix": ["nnm", {"bucketing": {"s": 3}}], "rule": {"krum": {"select": 1}}},
             Aggregator(Krum(f=2), (NNM(f=2), Bucketing(s=3)), f=2),
@@ -98,6 +101,22 @@ def problems(spec: object) -> list[str]:
         (
             {"mix": "nnm", "rule": "mean"},
             ["aggregator.mix: should be a list of mixings. Found 'nnm'. Put it in brackets."],
+        ),
+        (
+            {"per_block": True},
+            [
+                "aggregator.rule: is required (the aggregator after the mixings). "
+                f"Known: {', '.join(RULES)}."
+            ],
+        ),
+        (
+            {"rule": "krum", "per_block": "yes"},
+            ["aggregator.per_block: should be true or false. Found 'yes'."],
+        ),
+        (
+            {"krum": {"per_block": True}},
+            ["aggregator.krum.per_block: there is no such field. Found True. It stands beside `rule`: "
+                "write {rule: krum, per_block: true}."],
         ),
         (
             {"centered_clipping": {"tau": -1}},
@@ -208,3 +227,13 @@ def test_every_name_has_a_summary(registry: object) -> None:
     assert isinstance(registry, type(RULES))
     for name in registry:
         assert registry.summary(name).endswith("."), name
+
+
+@pytest.mark.parametrize("spec", ["krum", "nnm+krum", "median"])
+def test_blocks_are_written_only_where_they_are_asked_for(spec: str) -> None:
+    whole = aggregator_from(spec, "aggregator", f=2)
+    split = aggregator_from({"rule": spec, "per_block": True}, "aggregator", f=2)
+    assert "per_block" not in spec_of(whole)
+    assert spec_of(split)["per_block"] is True
+    for built in (whole, split):
+        assert aggregator_from(spec_of(built), "aggregator", f=2) == built

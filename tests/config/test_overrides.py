@@ -69,6 +69,12 @@ def overridden(settings, *texts):
             "aggregator.rule=bucketing+krum",
             {"aggregator": {"mix": ["nnm", "bucketing"], "rule": "krum"}},
         ),
+        ({}, "aggregator.per_block=true", {"aggregator": {"rule": {"flag": {}}, "per_block": True}}),
+        (
+            {"aggregator": "nnm+krum"},
+            "aggregator.per_block=true; aggregator.rule.krum.select=3",
+            {"aggregator": {"mix": ["nnm"], "rule": {"krum": {"select": 3}}, "per_block": True}},
+        ),
         # Ordinary sections.
         ({"server": {"port": 1}}, "server.host=::1", {"server": {"port": 1, "host": "::1"}}),
         ({"server": None}, "server.port=5", {"server": {"port": 5}}),

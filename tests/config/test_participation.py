@@ -242,6 +242,7 @@ FOLLOWS = "byzantine={attack: alie, count: 2}; f=2"
             "server.memory",
             "with participation.async",
         ),
+        ("aggregator={rule: krum, per_block: true}; server.memory=window", "server.memory", "whole rows"),
         ("participation=asap; server.memory=window; aggregator=mean", "server.memory", "should be `rows`"),
         (f"participation=async; {FOLLOWS}", "byzantine.attack", "needs the momentum of other workers"),
         (f"aggregator=asap; {FOLLOWS}", "byzantine.attack", "Set worker.momentum=0"),

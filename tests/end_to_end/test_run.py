@@ -109,6 +109,15 @@ def no_child_is_left():
         ],
         pytest.param(["aggregator=median", "wire.dtype=bfloat16"], marks=pytest.mark.exhaustive),
         pytest.param(
+            [
+                "aggregator={rule: bucketing+median, per_block: true}",
+                "byzantine.attack={alie: {z: optimal}}",
+                "byzantine.count=1",
+                "byzantine.knows=all",
+            ],
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
             ["aggregator=trimmed_mean", "model.mlp.hidden=8000", "rounds=2", "server.rows=bfloat16"],
             marks=pytest.mark.exhaustive,
         ),

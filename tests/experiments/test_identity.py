@@ -14,7 +14,15 @@ def test_where_a_run_takes_place_is_no_part_of_its_identity(setting):
 
 
 @pytest.mark.parametrize(
-    "setting", ["seed=2", "optimizer.lr=0.5", "backend=simulate", "worker.threads=2", "f=2"]
+    "setting",
+    [
+        "seed=2",
+        "optimizer.lr=0.5",
+        "backend=simulate",
+        "worker.threads=2",
+        "f=2",
+        "aggregator.per_block=true",
+    ],
 )
 def test_what_changes_numbers_changes_the_identity(setting):
     assert run_id(load(None, [setting])) != run_id(load())
@@ -23,4 +31,5 @@ def test_what_changes_numbers_changes_the_identity(setting):
 def test_two_ways_to_write_a_setting_have_one_identity():
     written = "aggregator={mix: [{nnm: {f: 3}}], rule: {krum: {f: 3}}}"
     assert run_id(load(None, [written])) == run_id(load(None, ["aggregator=nnm+krum"]))
+    assert run_id(load(None, ["aggregator.per_block=false"])) == run_id(load())
     assert len(run_id(load())) == 16

@@ -28,8 +28,8 @@ def rows(n=H, d=40, seed=0, scale=1.0):
     return 0.5 + scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def live(rule, **more):
-    return LiveRule(aggregator_from(rule, "aggregator", f=F), F, **more)
+def live(rule, f=F, **more):
+    return LiveRule(aggregator_from(rule, "aggregator", f=f), f, **more)
 
 
 def asked(rule, t, copies=F, honest=None, scale=1.0):
@@ -39,7 +39,10 @@ def asked(rule, t, copies=F, honest=None, scale=1.0):
     effect = rule.along(honest, base, direction, copies)(t)
     sent = (base + t * direction).expand(copies, -1)
     update = rule.aggregator(
-        torch.cat([honest, sent]), honest.mean(dim=0), torch.Generator().manual_seed(0)
+        torch.cat([honest, sent]),
+        honest.mean(dim=0),
+        torch.Generator().manual_seed(0),
+        blocks=rule.blocks,
     )
     return effect, update, honest.double().mean(dim=0)
 
@@ -58,6 +61,21 @@ def test_a_probe_says_what_the_rule_does(rule, mix, t):
     if update.weights is None:
         assert effect.mass is None
     else:
+        assert effect.mass == pytest.approx(float(update.weights[H:].sum()), abs=1e-6)
+
+
+@pytest.mark.parametrize("t", [0.3, 1.5, 40.0])
+@pytest.mark.parametrize(
+    "rule", ["krum", "nnm+median", "arc+geometric_median", "flag", "bulyan", "centered_clipping", "median"]
+)
+def test_a_probe_of_a_rule_for_each_block(rule, t):
+    effect, update, mean = asked(live({"rule": rule, "per_block": True}, blocks=(25, 14, 1), f=2), t)
+    apart = update.vector.double() - mean
+    scale = float(mean.square().sum() + apart.square().sum())
+    assert effect.deviation == pytest.approx(float(apart.square().sum()), abs=1e-5 * scale)
+    assert effect.inner == pytest.approx(float(update.vector.double() @ mean), abs=1e-5 * scale)
+    assert effect.honest == pytest.approx(float(mean.square().sum()), rel=1e-5)
+    if rule == "krum":
         assert effect.mass == pytest.approx(float(update.weights[H:].sum()), abs=1e-6)
 
 
@@ -81,6 +99,9 @@ def test_by_hand():
 def test_the_whole_rule_answers_as_the_server_does():
     given = torch.cat([rows(), torch.full((F, 40), 9.0)])
     assert torch.equal(live("krum")(given), Aggregator(Krum(f=F))(given).vector)
+    split = live({"rule": "krum", "per_block": True}, blocks=(30, 10))(given)
+    assert torch.equal(split[:30], live("krum")(given[:, :30]))
+    assert torch.equal(split[30:], live("krum")(given[:, 30:]))
     last = torch.full((40,), 2.0)
     clipped = Aggregator(CenteredClipping())(given, last).vector
     assert torch.allclose(live("centered_clipping", reference=last)(given), clipped, atol=1e-6)

@@ -32,11 +32,16 @@ def made(name: Rule, f: int) -> Selection | Median | TrimmedMean:
 
 
 def attacked(name: Rule | None, knows: Knowledge) -> Selection | Median | TrimmedMean | None:
-    """The rule that an attack is against; None where only the run's whole aggregator can be asked."""
+    """The rule that an attack is against; None where only the run's aggregator as it is can be asked.
+
+    That is behind mixings, and block by block, where whole vectors have no distances.
+    """
     if name is not None:
         return made(name, knows.f if knows.rule is None else knows.rule.f)
     known = None if knows.rule is None else knows.rule.aggregator
-    if known is None or known.mix or not isinstance(known.rule, Krum | Bulyan | Median | TrimmedMean):
+    if known is None or known.mix or known.splits:
+        return None
+    if not isinstance(known.rule, Krum | Bulyan | Median | TrimmedMean):
         return None
     return known.rule
 

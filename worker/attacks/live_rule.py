@@ -5,10 +5,11 @@ n  rows     H  of them honest     k  copies of the attackers' vector     d  para
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import mul
 from statistics import fmean
 from typing import NamedTuple, cast
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from varangian.aggregators import Aggregator, Gram, Weighting
 from varangian.aggregators.answers import mixed, weights
 from varangian.aggregators.base import is_columnwise, is_whole
+from varangian.aggregators.blocks import columns_of
 from varangian.aggregators.gram import ORIGIN
 from varangian.aggregators.kernels import NotFinite
 from varangian.aggregators.numeric.algebra import Array
@@ -57,7 +59,8 @@ class LiveRule:
     reference: Tensor | None = None
     """The last aggregate (d,), from which some rules measure, as the attacker assumes it. None is the mean
     of the honest rows: with momentum the last aggregate of a robust rule is near it."""
-    _refused: dict[int, bool] = field(default_factory=dict[int, bool], init=False, repr=False)
+    blocks: tuple[int, ...] | None = None
+    """Sizes of the parameter tensors, for a rule that is applied to each by itself."""
 
     def __call__(self, rows: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """The update (d,) from rows (n, d), the honest first; the last f are taken for the attackers'.
@@ -70,15 +73,16 @@ class LiveRule:
             AggregationError: the rule does not take these rows, or is of the user and fails.
         """
         honest = rows[: max(1, len(rows) - self.f)]
-        return self.aggregator(rows, self._reference(honest), rng or _draw(0)).vector
+        reference = self._reference(honest)
+        return self.aggregator(rows, reference, rng or _draw(0), blocks=self.blocks).vector
 
     def refuses(self, n: int) -> bool:
         """Whether the rule takes no round of n rows."""
-        if n not in self._refused:
-            self._refused[n] = self.aggregator.requires(n) is not None
-        return self._refused[n]
+        return self.aggregator.requires(n) is not None
 
-    def along(self, honest: Tensor, base: Tensor, direction: Tensor, copies: int) -> Probe:
+    def along(
+        self, honest: Tensor, base: Tensor, direction: Tensor, copies: int
+    ) -> Callable[[float], Effect]:
         """Prepare to ask for the effect of vectors on a line.
 
         Args:
@@ -87,10 +91,22 @@ class LiveRule:
             direction: (d,) of the line.
             copies: how many attackers send the same vector.
 
+        Returns:
+            The effect of `copies` vectors base + t direction, as a function of t. It raises an
+            AggregationError if the rule does not take these rows, or is of the user and fails.
+
         Raises:
             AggregationError: the rule does not take so many rows.
         """
-        return Probe(self.aggregator, honest, self._reference(honest), (base, direction), copies)
+        reference = self._reference(honest)
+        if not self.aggregator.splits:
+            return Probe(self.aggregator, honest, reference, (base, direction), copies)
+        single = replace(self.aggregator, per_block=False)
+        columns = columns_of(self.blocks, honest.shape[1])
+        return BlockProbe(
+            [Probe(single, honest[:, c], reference[c], (base[c], direction[c]), copies) for c in columns],
+            [(c.stop - c.start) / honest.shape[1] for c in columns],
+        )
 
     def _reference(self, honest: Tensor) -> Tensor:
         return honest.mean(dim=0) if self.reference is None else self.reference
@@ -210,6 +226,30 @@ class Probe:
         wide[[n, n + 1], [points, points + 1]] = 1
         found = wide @ self._gram.basis.products.numpy() @ wide.T
         return torch.from_numpy((found + found.T) / 2)
+
+
+class BlockProbe:
+    """The effect of vectors on the update of a rule that is applied to each block by itself.
+
+    Squared lengths and inner products of blocks add up to those of whole vectors.
+
+    Args:
+        probes: of each block.
+        shares: of the columns that each has.
+    """
+
+    def __init__(self, probes: Sequence[Probe], shares: Sequence[float]) -> None:
+        self._probes, self._shares = probes, shares
+
+    def __call__(self, t: float) -> Effect:
+        """The effect of vectors at a finite t; the mass is the mean over the columns of the update.
+
+        Raises:
+            AggregationError: the rule does not take these rows, or is of the user and fails.
+        """
+        deviation, inner, honest, mass = zip(*(probe(t) for probe in self._probes), strict=True)
+        parts = None if None in mass else map(mul, mass, self._shares)
+        return Effect(sum(deviation), sum(inner), sum(honest), None if parts is None else sum(parts))
 
 
 def _averaged(effects: Sequence[Effect]) -> Effect:

@@ -6,7 +6,6 @@ Byzantine, and error feedback where workers push deltas.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -125,10 +124,6 @@ class WorkerCompute:
     @property
     def layout(self) -> Layout:
         return self.trainer.layout
-
-    @cached_property
-    def _blocks(self) -> tuple[int, ...]:
-        return tuple(math.prod(shape) for _, shape in self.layout.entries)
 
     @cached_property
     def common(self) -> SharedSettings:
@@ -360,7 +355,8 @@ class WorkerCompute:
         if task.sight != "all":
             return View(tuple(names), rows, None)
         attackers = sum(task.timetable.available(name, round) for name in task.byzantine)
-        return View(tuple(names), rows, task.rule(len(rows) + attackers))
+        rule = task.rule(len(rows) + attackers, self.layout.sizes)
+        return View(tuple(names), rows, rule)
 
     def knowledge(self, name: str, round: int, view: View, parameters: Tensor) -> Knowledge:
         """The knowledge of an attacker that sees these vectors."""
@@ -376,7 +372,7 @@ class WorkerCompute:
             model=parameters,
             rule=view.rule,
             names=view.names,
-            blocks=self._blocks,
+            blocks=self.layout.sizes,
         )
 
     def _visible(self, round: int, parameters: Tensor) -> View | None:

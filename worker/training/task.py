@@ -142,16 +142,17 @@ class Task:
         names = {"own": (), "colluders": self.byzantine, "all": self.honest}[self.sight]
         return tuple(name for name in names if self.timetable.available(name, round))
 
-    def rule(self, rows: int) -> LiveRule | None:
-        """The server's rule as attackers know it; None if they do not, or it takes no round of so many."""
-        rule = self._live_rule
-        return None if rule is None or rule.refuses(rows) else rule
+    def rule(self, rows: int, blocks: tuple[int, ...]) -> LiveRule | None:
+        """The server's rule as attackers know it; None if they do not, or it takes no round of so many.
 
-    @cached_property
-    def _live_rule(self) -> LiveRule | None:
+        Args:
+            rows: how many vectors come.
+            blocks: sizes of the parameter tensors of the model.
+        """
         if self.aggregator is None or self.sight != "all":
             return None
-        return LiveRule(self.aggregator, self.f)
+        rule = LiveRule(self.aggregator, self.f, blocks=blocks)
+        return None if rule.refuses(rows) else rule
 
     def delay(self, worker: str, round: int) -> float:
         """Seconds that a worker waits before it pushes; an attacker may choose them.

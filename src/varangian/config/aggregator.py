@@ -104,7 +104,7 @@ def open_aggregator(aggregator: Mapping[str, Any], key: str) -> Mapping[str, Any
     path = join("aggregator", key)
     if key in CHAIN:
         if name := _participation_name(aggregator):
-            rule = f"the aggregator is {name}, with `mix` and `rule` among its fields"
+            rule = f"the aggregator is {name}, with `mix`, `rule` and `per_block` among its fields"
             raise ConfigError([Problem(path, rule, hint=f"Write aggregator.{name}.{key}.")])
         return aggregator if is_chain(aggregator) else {"rule": aggregator}
     if is_chain(aggregator):
@@ -138,7 +138,13 @@ def aggregator_schema() -> JsonSchema:
     }
     meaning = ", ".join(f"{name} is {parts}" for name, parts in COMBINATIONS.items())
     named = {"enum": [*COMBINATIONS], "description": f"A combination: {meaning}."}
-    properties: JsonSchema = {"mix": mix, "rule": {"anyOf": [*rules, named, joined]}}
+    per_block = {
+        "type": "boolean",
+        "default": False,
+        "description": "Apply mixings and rule to each parameter tensor of the model by itself.",
+    }
+    rule = {"anyOf": [*rules, named, joined]}
+    properties: JsonSchema = {"mix": mix, "rule": rule, "per_block": per_block}
     pipeline = {
         "type": "object",
         "title": "pipeline",
@@ -190,7 +196,7 @@ def _split_fields(written: Any, name: str) -> tuple[Mapping[str, Any], list[Prob
     if isinstance(written, str):
         return {}, []
     if len(written) > 1:
-        rule = f"should be {name} alone: `mix` and `rule` stand among its fields"
+        rule = f"should be {name} alone: `mix`, `rule` and `per_block` stand among its fields"
         return {}, [Problem("aggregator", rule, [*written])]
     fields, here = written[name], f"aggregator.{name}"
     if fields is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
@@ -92,8 +92,17 @@ def machine(config: RunConfig) -> Machine:
     return Machine(policy)
 
 
-def learner(config: RunConfig, initial: Tensor, device: str = "cpu") -> Learner:
-    """The server's model, aggregation and optimizer at the start of a run."""
+def learner(
+    config: RunConfig, initial: Tensor, device: str = "cpu", blocks: Sequence[int] | None = None
+) -> Learner:
+    """The server's model, aggregation and optimizer at the start of a run.
+
+    Args:
+        config: of the run.
+        initial: parameters, (d,).
+        device: of the model.
+        blocks: sizes of the parameter tensors, which a rule with `per_block` needs.
+    """
     initial = initial.to(device)
     seed = config.seed if config.server.seed is None else config.server.seed
     return Learner(
@@ -105,4 +114,5 @@ def learner(config: RunConfig, initial: Tensor, device: str = "cpu") -> Learner:
         average=None if config.ema is None else Average(config.ema, initial),
         batch=config.worker.batch_size * config.worker.local_steps,
         device=device,
+        blocks=blocks,
     )

@@ -66,7 +66,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
                 raise RunError(refusal)
             worked.append(account.sentence)
         with tried("aggregator"):
-            try_aggregator(config, worker_compute.layout.numel)
+            try_aggregator(config, worker_compute.layout.sizes)
         with tried("participation"):
             if plan := config.participation.latest_plan(config.workers, worker_compute.layout.numel):
                 plan.check_room()

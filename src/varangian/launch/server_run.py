@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -99,7 +99,7 @@ class ServerRun:
         account = memory_budget(config, worker_compute)
         if refusal := account.refusal(available_memory()) or check_descriptors(config):
             raise RunError(refusal)
-        try_aggregator(config, worker_compute.layout.numel)
+        try_aggregator(config, worker_compute.layout.sizes)
         try:
             row_source = config.participation.row_source(
                 config.worker_names, worker_compute.layout.numel, warn
@@ -108,7 +108,8 @@ class ServerRun:
             raise RunError(str(error)) from error
         vectors, gradients = vector_source(config, worker_compute)
         in_place = vectors is not worker_compute
-        built = learner(config, initial, learner_device(config, worker_compute) if in_place else "cpu")
+        device = learner_device(config, worker_compute) if in_place else "cpu"
+        built = learner(config, initial, device, worker_compute.layout.sizes)
         run_folder = RunFolder.create(
             config,
             metrics=worker_compute.score_names,
@@ -281,18 +282,23 @@ def describe_misfits(config: RunConfig, found: Mapping[str, str]) -> tuple[str, 
     return (f"{who}, and will decline each round: {', '.join(found)}. {reason}",)
 
 
-def try_aggregator(config: RunConfig, d: int) -> None:
+def try_aggregator(config: RunConfig, blocks: Sequence[int]) -> None:
     """Aggregate random rows where a rule or a mixing is the user's, so that its errors come before the run.
+
+    Args:
+        config: of the run.
+        blocks: sizes of the parameter tensors.
 
     Raises:
         ConfigError: it fails.
     """
     aggregator, n = config.aggregator, config.participation.round_size(config.workers, config.f)
+    d = sum(blocks)
     if not any(map(is_own, (*aggregator.mix, aggregator.rule))) or n * d > TRIED:
         return
     random = torch.Generator().manual_seed(config.seed)
     try:
-        update = aggregator(torch.randn(n, d, generator=random), rng=random).vector
+        update = aggregator(torch.randn(n, d, generator=random), rng=random, blocks=blocks).vector
     except AggregationError as error:
         raise ConfigError([Problem("aggregator", str(error).rstrip("."))]) from error
     if not bool(update.isfinite().all()):

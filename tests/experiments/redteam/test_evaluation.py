@@ -1,6 +1,7 @@
 """Policies on recorded rounds: in coordinates as on the rows themselves; damage and effort by hand."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -131,6 +132,19 @@ def test_columns_where_the_rule_looks_at_columns() -> None:
     assert "bucketing" in MIXINGS
     random = Judge(Aggregator(Median(), mix=(Bucketing(s=2),)), 2, (kept,))
     assert random(POLICIES[0]) == random(POLICIES[0])
+
+
+def test_blocks_are_judged_one_by_one() -> None:
+    split = Aggregator(Krum(f=2), per_block=True)
+    assert not by_products(split)
+    blocks = (40, 20)
+    kept = window("w", rounds(), None, split, 1, blocks)
+    assert (kept.blocks, kept.rounds[0].honest.shape) == (blocks, (H, D))
+    again = replace(kept, blocks=(D,))
+    whole = Judge(Aggregator(Krum(f=2)), 2, (kept,))
+    for policy in POLICIES[:4]:
+        assert Judge(split, 2, (again,))(policy).damage == pytest.approx(whole(policy).damage)
+    assert Judge(split, 2, (kept,))(POLICIES[3]) != whole(POLICIES[3])
 
 
 def test_moments_do_not_overlap() -> None:

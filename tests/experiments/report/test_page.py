@@ -153,6 +153,7 @@ def test_commands_make_the_runs_again(study_page):
         [],
         ["seed=7", "aggregator=nnm+krum", "byzantine.attack=alie", "byzantine.count=3", "backend=simulate"],
         ["aggregator={krum: {select: 3}}", "f=2", "partition.dirichlet.alpha=0.1", "model.mlp.hidden=10"],
+        ["aggregator={rule: nnm+krum, per_block: true}", "f=2"],
         ["names=[a, '1e3', 'no', e, f, g, h]", "workers=7", "f=1", "optimizer.lr=1e-3"],
     ],
 )

@@ -170,6 +170,13 @@ def test_labels_have_the_fields_that_vary(tmp_path, write_run):
     assert study.attacks == ("alie(z=1.5)", "alie(z=null)", "mimic")
 
 
+def test_a_rule_for_each_block_is_named_so():
+    values = [{"krum": {"f": 2}}, {"rule": {"krum": {"f": 2}}, "per_block": True}]
+    values += [{"mix": [{"nnm": {"f": 1}}], "rule": {"krum": {"f": 2}}, "per_block": True}]
+    axis = axis_of("aggregator", values, whole=True)
+    assert [axis[value] for value in values] == ["krum", "krum per block", "nnm+krum per block"]
+
+
 def test_own_code_goes_by_the_name_of_its_class():
     values = [
         {"mine:Rule": {"k": 1}},

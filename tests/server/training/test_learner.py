@@ -150,6 +150,18 @@ def test_the_reference_does_not_share_memory_with_a_row():
     assert model.reference.tolist() == [1.0, 1.0]
 
 
+def test_a_rule_for_each_block():
+    """The first worker lies in the first block, the last one in the second."""
+    pushed = {"a": [9.0, 0.0, 5.0], "b": [1.0, 0.0, 5.0], "c": [1.1, 0.0, 5.2], "d": [1.2, 0.0, 8.0]}
+    given = {name: torch.tensor(row) for name, row in pushed.items()} | {"e": torch.tensor([1.1, 0.0, 5.1])}
+    sgd, krum = Sgd(lr=1.0), Aggregator(Krum(f=1), per_block=True)
+    model = Learner(torch.zeros(3), krum, sgd, rounds=10, seed=7, blocks=(2, 1))
+    step = model.step(0, given, {})
+    assert model.parameters.tolist() == pytest.approx([-1.1, 0.0, -5.0])
+    assert step.weights == pytest.approx({"a": 1 / 3, "b": 0, "c": 2 / 3, "d": 0, "e": 0})
+    assert step.details == {}
+
+
 def test_rows_are_not_written_to():
     pushed = rows(1.0, 3.0)
     learner(momentum=0.9, weight_decay=0.1).step(0, pushed, {})

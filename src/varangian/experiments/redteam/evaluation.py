@@ -58,13 +58,14 @@ class Judge:
         forward, efforts = reference, list[float]()
         error = total = torch.zeros_like(window.rounds[0].mean)
         for recorded in window.rounds:
-            scene = self._scene(policy, recorded, forward)
+            scene = self._scene(policy, recorded, forward, window.blocks)
             try:
                 vectors, memory = policy.play(scene, memory)
                 sent = policy.of_all(vectors, self.f)
             except AggregationError:  # of a rule that is asked: such attackers decline
                 sent = []
-            update = self._update([*recorded.honest, *sent], reference, recorded.number)
+            rows = [*recorded.honest, *sent]
+            update = self._update(rows, reference, recorded.number, window.blocks)
             efforts.append(_effort(scene, sent))
             if update is None:  # the round waits for the attackers, and harms no model
                 continue
@@ -74,8 +75,14 @@ class Judge:
             forward = update if bool(update.any()) else forward
         return damage_of(error, total), fmean(efforts)
 
-    def _scene(self, policy: Composite, recorded: RecordedRound, forward: Tensor | None) -> Scene:
-        rule = LiveRule(self.aggregator, self.aggregator.tolerance or 0)
+    def _scene(
+        self,
+        policy: Composite,
+        recorded: RecordedRound,
+        forward: Tensor | None,
+        blocks: tuple[int, ...] | None,
+    ) -> Scene:
+        rule = LiveRule(self.aggregator, self.aggregator.tolerance or 0, blocks=blocks)
         known = None if rule.refuses(len(recorded.honest) + self.f) else rule
         return Scene(
             recorded.number,
@@ -88,12 +95,18 @@ class Judge:
             policy.line(known, recorded.honest, recorded.mean, self.f),
         )
 
-    def _update(self, rows: Sequence[Tensor], reference: Tensor | None, round: int) -> Tensor | None:
+    def _update(
+        self,
+        rows: Sequence[Tensor],
+        reference: Tensor | None,
+        round: int,
+        blocks: tuple[int, ...] | None,
+    ) -> Tensor | None:
         rng = torch.Generator().manual_seed(round)
         stacked = torch.stack([*rows])
         try:
             measured = partial(_products, stacked, reference) if self._by_products else None
-            return self.aggregator(stacked, reference, rng, measured=measured).vector
+            return self.aggregator(stacked, reference, rng, measured=measured, blocks=blocks).vector
         except AggregationError:
             return None
 

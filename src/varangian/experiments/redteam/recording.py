@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,12 +60,13 @@ class Window:
     rounds: tuple[RecordedRound, ...]
     reference: Tensor | None
     """The last aggregate before them; None at the beginning of a training."""
+    blocks: tuple[int, ...] | None = None
+    """Sizes of the parameter tensors, where a rule is applied to each by itself."""
 
 
 def by_products(aggregator: Aggregator) -> bool:
     """Whether the rule needs the inner products of whole vectors alone."""
-    per_block = getattr(aggregator, "per_block", False)
-    return not (is_columnwise(aggregator.rule) or is_whole(aggregator.rule) or per_block)
+    return not (is_columnwise(aggregator.rule) or is_whole(aggregator.rule) or aggregator.splits)
 
 
 def record(
@@ -86,7 +87,7 @@ def record(
     vectors, sentence = vector_source(config, compute)
     if sentence:
         note(sentence)
-    trained = learner(config, compute.initial())
+    trained = learner(config, compute.initial(), blocks=compute.layout.sizes)
     starts = moments(config.rounds)
     windows, held, reference = list[Window](), list[tuple[int, Tensor]](), None
     honest = config.worker_names[: config.workers - f]
@@ -100,7 +101,8 @@ def record(
             held.append((round, torch.stack(here)))
             if round + 1 in {start + LENGTH for start in starts} or round + 1 == config.rounds:
                 label = f"{name}, rounds {held[0][0]} to {round}"
-                windows.append(window(label, held, reference, config.aggregator, config.seed))
+                blocks = compute.layout.sizes
+                windows.append(window(label, held, reference, config.aggregator, config.seed, blocks))
         try:
             trained.step(round, sent, {})
         except AggregationError as error:
@@ -127,12 +129,15 @@ def window(
     reference: Tensor | None,
     aggregator: Aggregator,
     seed: int,
+    blocks: tuple[int, ...] | None = None,
 ) -> Window:
     """A window of the honest vectors (H, d) of some rounds, kept as the rule needs them."""
     if by_products(aggregator):
         return in_coordinates(name, rounds, reference)
+    if aggregator.splits:
+        return replace(in_columns(name, rounds, reference, seed), blocks=blocks)
     d = rounds[0][1].shape[1]
-    if d <= COLUMNS or getattr(aggregator, "per_block", False):
+    if d <= COLUMNS:
         return in_columns(name, rounds, reference, seed)
     chosen = torch.randperm(d, generator=generator(seed, "redteam columns"))[:COLUMNS].sort().values
     sampled = [(number, rows[:, chosen].contiguous()) for number, rows in rounds]

@@ -101,7 +101,10 @@ def _agrees(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def _short(value: Any) -> str:
-    return "+".join(_names(value)) if is_named(value) else _flow(value)
+    if not is_named(value):
+        return _flow(value)
+    names = "+".join(_names(value))
+    return f"{{rule: {names}, per_block: true}}" if value.get("per_block") is True else names
 
 
 def _names(value: Mapping[str, Any]) -> Iterator[str]:

@@ -17,7 +17,9 @@ NONE = "none"
 """The attack of a run without attackers."""
 ABSENT = "-"
 """The value of a setting that a run has not, as the momentum of Adam."""
-CHAIN = frozenset({"mix", "rule"})
+CHAIN = frozenset({"mix", "rule", "per_block"})
+PER_BLOCK = "per block"
+"""Behind the name of an aggregator that is applied to each parameter tensor by itself."""
 
 
 def key_of(value: Any) -> str:
@@ -114,7 +116,8 @@ def _parts(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
         return [("", {"": value})]
     fields = cast("Mapping[str, Any]", value)
     if "rule" in fields and fields.keys() <= CHAIN:
-        return [part for one in [*(fields.get("mix") or []), fields["rule"]] for part in _parts(one)]
+        parts = [part for one in [*(fields.get("mix") or []), fields["rule"]] for part in _parts(one)]
+        return [*parts, (PER_BLOCK, {})] if fields.get("per_block") is True else parts
     name, inner = next(iter(fields.items()))
     return [(str(name), inner)]
 
@@ -153,4 +156,5 @@ def _name(parts: list[tuple[str, Mapping[str, Any]]], varying: Sequence[tuple[st
             continue
         shown = [f"{key}={text_of(value)}" for key, value in fields.items() if (name, key) in varying]
         words.append(f"{name}({', '.join(shown)})" if shown else name)
-    return "+".join(words)
+    names = [word for word in words if word != PER_BLOCK]
+    return " ".join(["+".join(names), *([PER_BLOCK] if len(names) < len(words) else [])])

@@ -206,10 +206,11 @@ def _label(path: str, value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A value in a few words: `krum`, `krum (select 3)`, `nnm+krum`, `0.1`."""
+    """A value in a few words: `krum`, `krum (select 3)`, `nnm+krum`, `krum per block`, `0.1`."""
     if isinstance(value, Mapping):
         if "rule" in value:
-            return "+".join(map(short, [*(value.get("mix") or []), value["rule"]]))
+            parts = "+".join(map(short, [*(value.get("mix") or []), value["rule"]]))
+            return f"{parts} per block" if value.get("per_block") is True else parts
         if len(value) == 1:
             ((name, fields),) = value.items()
             name = str(name).rpartition(":")[2]  # of `module:Class` the class

@@ -251,6 +251,8 @@ class RunFolder:
 def short_name(config: RunConfig) -> str:
     """`nnm-krum-alie`: what distinguishes this run from its neighbours, safe as a file name."""
     names = [re.split("[.:]", path)[-1] for path in parts_of(config.aggregator)]
+    if config.aggregator.per_block:
+        names.append("per_block")
     if (participation := PARTICIPATION.name(config.participation)) != DEFAULT:
         names.insert(0, participation)
     if config.byzantine.attack is not None:
