@@ -103,6 +103,8 @@ def test_data_without_room_for_a_trigger_is_refused(x, words):
 def test_a_backdoor_to_an_unknown_class_is_refused():
     with pytest.raises(AttackError, match="Found 7"):
         Backdoor(target=7).poisons(IMAGES, LABELS, 3, generator())
+    with pytest.raises(AttackError, match=r"`byzantine.attack.backdoor.target` .* from 0 to 9. Found 12"):
+        crew(attack=Backdoor(target=12))
 
 
 @pytest.mark.parametrize(

@@ -39,17 +39,25 @@ class Backdoor:
             raise ValueError(f"`rate` should be above 0 and at most 1. Found {self.rate}.")
 
     def poisons(self, x: Tensor, y: Tensor, classes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        if self.target >= classes:
-            raise AttackError(
-                f"`byzantine.attack` backdoor should have a target from 0 to {classes - 1}. "
-                f"Found {self.target}."
-            )
+        self.check_target(classes)
         chosen = torch.rand(y.shape[:1], generator=rng) < self.rate
         marked = chosen.to(y.device)
         bad_x = x.clone()
         bad_x[marked] = triggered(x[marked], self.size, self.value)
         spread = marked.view(-1, *[1] * (y.dim() - 1))
         return bad_x, torch.where(spread & (y >= 0), torch.full_like(y, self.target), y)
+
+    def check_target(self, classes: int) -> None:
+        """See that the data has the target class.
+
+        Raises:
+            AttackError: it has not.
+        """
+        if self.target >= classes:
+            raise AttackError(
+                f"`byzantine.attack.backdoor.target` should be a class of the data, from 0 to "
+                f"{classes - 1}. Found {self.target}. Choose one of them, as {classes - 1}."
+            )
 
 
 def triggered(x: Any, size: int, value: float) -> Tensor:

@@ -20,6 +20,7 @@ from varangian.plugins import InputError
 from varangian.protos.layout import Layout
 from varangian.protos.shared_settings import SharedSettings
 from varangian.worker.attacks import (
+    Backdoor,
     DataAttack,
     Knowledge,
     LiveRule,
@@ -87,6 +88,8 @@ class WorkerCompute:
         if task.validation is not None:
             self.dataset = hold_out(self.dataset, task.validation, task.seed)
         attack = task.attack if task.byzantine else None
+        if isinstance(attack, Backdoor) and self.dataset.classes is not None:
+            attack.check_target(self.dataset.classes)
         metrics = choose_metrics(task.metrics, name_of_loss(task.loss), self.dataset.classes, attack)
         if task.byzantine and isinstance(task.attack, DataAttack) and self.dataset.classes is None:
             raise InputError(
