@@ -38,7 +38,7 @@ def summarise(table: Table, runs: Path) -> dict[str, Any]:
     study = Study.of(results)
     worst, matched = study.worst_cases(), study.matched()
     written = _written(results)
-    groups = [_group(group, study, worst, matched, written) for group in _groups(worst)]
+    groups = [_group(group, study, worst, matched, written) for group in _groups(worst, study)]
     return {
         "table": table.name,
         "title": table.title,
@@ -124,8 +124,10 @@ def _written(results: Results) -> dict[str, str]:
     return found
 
 
-def _groups(worst: WorstCases) -> list[tuple[str, ...]]:
-    return list(dict.fromkeys(row.group for row in worst.rows))
+def _groups(worst: WorstCases, study: Study) -> list[tuple[str, ...]]:
+    """The settings in which there is a run."""
+    begun = {case.group for case in study.cases if case.runs}
+    return [group for group in dict.fromkeys(row.group for row in worst.rows) if group in begun]
 
 
 def _group(

@@ -14,6 +14,16 @@ def test_a_report_is_one_file(varangian, hostile, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
+def test_settings_choose_among_the_runs(varangian, compared, tmp_path):
+    folder = str(compared[0])
+    code, out, _ = varangian("report", folder, "aggregator=krum", "-o", "r.html", "byzantine.attack=alie")
+    assert (code, out) == (0, "report: r.html\n")
+    assert "<dd>aggregator=krum byzantine.attack=alie</dd>" in (tmp_path / "r.html").read_text()
+    code, _, err = varangian("report", folder, "f=7")
+    assert (code, err) == (1, "varangian: No run has f=7. Values in these runs: 2.\n")
+    assert "a report needs runs beside f=7" in varangian("report", "f=7")[2]
+
+
 @pytest.mark.parametrize(
     ("out", "sentence"),
     [

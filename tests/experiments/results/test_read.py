@@ -69,6 +69,15 @@ def cut(path, by):
     path.write_bytes(path.read_bytes()[:-by])
 
 
+def test_a_run_whose_folder_a_sweep_renames_is_read_on(tmp_path, write_run):
+    going = write_run(tmp_path / "abc.running", settings(), learning([0.5]), ended=None)
+    read = read_run(going)
+    assert read.running
+    going.rename(tmp_path / "abc")
+    assert read.config["workers"] == 10
+    assert len(read.rounds) == 2
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [

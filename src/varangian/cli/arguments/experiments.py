@@ -48,6 +48,13 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         help="the folder of a run, a folder of such folders, or the .sweep.json of a sweep",
     )
     parser.add_argument(
+        "only",  # `runs` takes all of them: the command tells them by their `=`
+        nargs="*",
+        metavar="key=value",
+        help="settings that a run must have to count, as f=6 or byzantine.attack=alie; "
+        "one that is there twice may have either value",
+    )
+    parser.add_argument(
         "-o", "--out", type=expanded, default="report.html", metavar="FILE", help="by default report.html"
     )
     parser.add_argument(

@@ -42,14 +42,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     # argparse takes positional arguments in one piece; settings and names may stand between options.
-    takes = "settings" in args or "names" in args
+    takes = any(name in args for name in ("settings", "names", "runs"))
     unknown = [text for text in rest if text.startswith("-") or not takes]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if "settings" in args:
         _split_config(args, [*args.settings, *rest], parser)
-    if "names" in args:
-        args.names += rest
+    for name in ("names", "runs"):
+        if name in args:
+            getattr(args, name).extend(rest)
     return args
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from varangian.config.yaml_text import dump
@@ -18,7 +19,10 @@ from varangian.registry import join
 
 ROWS = 500
 """Most runs in the table; all are in its file."""
-
+COMMANDS = 2000
+"""Of more runs the file has no commands, which would be half of the page."""
+REASON = 200
+"""Characters of a reason that are shown; the file has all of it."""
 
 STATES = {"failed": "ended early", "error": "failed"}
 """Words for states of runs: one that ended before its last round has a result, one with an error none."""
@@ -37,7 +41,7 @@ def sections(results: Results, study: Study) -> Iterator[Section]:
 
 
 def _failed(study: Study, gaps: Sequence[tuple[Case, Gap]]) -> str:
-    rows = [
+    all_rows = [
         {
             "rule": case.rule,
             "attack": "no attack" if case.clean else case.attack,
@@ -53,7 +57,8 @@ def _failed(study: Study, gaps: Sequence[tuple[Case, Gap]]) -> str:
     for settings, reason in study.left_out:
         reasons.setdefault(reason, []).append(_flat(settings))
     columns = ("rule", "attack", "setting", "seed", "state", "reason", "folder")
-    table = Table("failed-data", columns, [[row[name] for name in columns] for row in rows])
+    table = Table("failed-data", columns, [[row[name] for name in columns] for row in all_rows])
+    rows = _by_case(all_rows)
     return render(
         "failed.html",
         rows=rows[:ROWS],
@@ -62,6 +67,20 @@ def _failed(study: Study, gaps: Sequence[tuple[Case, Gap]]) -> str:
         by=study.by,
         table=table,
     )
+
+
+def _by_case(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """A row for runs that differ in their seed alone and ended alike, with the reason of the first."""
+    cases: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("rule", "attack", "setting", "state"))
+        cases.setdefault(key, []).append(row)
+    found: list[dict[str, str]] = []
+    for members in cases.values():
+        reason = shorten(members[0]["reason"], REASON, placeholder=" ...")
+        seeds = ", ".join(row["seed"] for row in members)
+        found.append({**members[0], "seed": seeds, "reason": reason, "whole": members[0]["reason"]})
+    return found
 
 
 def _tuned(results: Results) -> str:
@@ -104,23 +123,17 @@ def _runs(results: Results, study: Study) -> str:
                 "command": command_of(config) or f"varangian run {run.folder}/config.yaml",
             }
         )
+    commands = len(rows) <= COMMANDS
     columns = (
-        "folder",
-        "state",
-        "rule",
-        "attack",
-        "setting",
-        "seed",
-        "score",
-        "seconds",
-        "digest",
-        "command",
+        *("folder", "state", "rule", "attack", "setting", "seed", "score", "seconds", "digest"),
+        *(("command",) if commands else ()),
     )
     cells: list[list[Cell]] = [[row[name] for name in columns] for row in rows]
     return render(
         "runs.html",
         rows=rows[:ROWS],
         more=max(0, len(rows) - ROWS),
+        commands=commands,
         score=score,
         by=study.by,
         parents=parents,

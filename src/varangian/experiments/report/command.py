@@ -14,6 +14,7 @@ from varangian.cli.views.terminal import NOTE, printable
 from varangian.experiments.report.follow import LivePage, PageServer, follow
 from varangian.experiments.report.page import write_page
 from varangian.experiments.report.rendering import MissingLibraryError, check_libraries
+from varangian.experiments.results.filters import EVERYTHING, Filter
 from varangian.experiments.results.read import Results, read_runs
 from varangian.experiments.results.run import ResultsError
 from varangian.experiments.results.study import Study
@@ -25,17 +26,18 @@ NAME = "report.html"
 def command(args: argparse.Namespace) -> int:
     """Read the runs, and write the page or serve it."""
     with _as_sentences():
+        paths, only = _split(args.runs)
         if args.follow:
             check_libraries()
-            _follow(args)
+            _follow(args, paths, only)
             return OK
         path = _writable(user_path(args.out))
         folder = user_path(args.figures) if args.figures else None
         notes: list[str] = []
-        results = read_runs(args.runs, notes.append)
+        results = only(read_runs(paths, notes.append))
         for note in notes:
             print(f"note: {printable(note, NOTE)}", file=sys.stderr)
-        _write(results, path, notes)
+        _write(results, path, notes, only)
         print(f"report: {printable(str(path), NOTE)}")
         if folder is not None:
             from varangian.experiments.results.figures.draw import draw
@@ -68,9 +70,20 @@ def open_report(folder: Path) -> None:
     webbrowser.open((folder / NAME).resolve().as_uri())
 
 
-def _write(results: Results, path: Path, notes: Sequence[str] = ()) -> None:
+def _split(words: Sequence[str]) -> tuple[list[str], Filter]:
+    """Paths of runs, and the settings that runs must have; a file with `=` in its name is a path."""
+    settings = [word for word in words if "=" in word and not user_path(word).exists()]
+    paths = [word for word in words if word not in settings]
+    if not paths:
+        raise CommandError(
+            f"a report needs runs beside {' '.join(settings)}. Name a folder, or a .sweep.json"
+        )
+    return paths, Filter.of(settings)
+
+
+def _write(results: Results, path: Path, notes: Sequence[str] = (), only: Filter = EVERYTHING) -> None:
     try:
-        write_page(results, path, notes=notes)
+        write_page(results, path, notes=notes, only=only)
     except ResultsError as error:
         hint = (
             " A run that goes on can be looked at with --follow." if any(r.running for r in results) else ""
@@ -100,8 +113,8 @@ def _writable(path: Path) -> Path:
     return path
 
 
-def _follow(args: argparse.Namespace) -> None:
-    live = LivePage(args.runs)
+def _follow(args: argparse.Namespace, paths: Sequence[str], only: Filter) -> None:
+    live = LivePage(paths, only)
     server = PageServer(live)
     print(f"report: {server.url}", flush=True)
     print("It is refreshed as rounds close. Ctrl-C ends it.", flush=True)

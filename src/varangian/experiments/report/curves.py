@@ -12,8 +12,11 @@ from varangian.experiments.results.cases import better_of
 from varangian.experiments.results.curves import Curve, Matched
 from varangian.experiments.results.study import Study
 
-POINTS = 120
-"""Most points of a line; of more evaluations, as many are shown, evenly spread."""
+POINTS, ALL_POINTS = 120, 30_000
+"""Most points of a line, and of all lines of a score together; of more evaluations, as many are shown,
+evenly spread."""
+LEAST = 8
+"""Points that a line has in any case."""
 EDGE = 1.02
 """The axis of rounds ends so far beyond the last one that its point is whole."""
 FEW = 15
@@ -225,7 +228,8 @@ def _block_of(
 ) -> Block:
     values = [value for curve in found for value in curve.mean if math.isfinite(value)]
     score = Score(metric)
-    rows = [row for curve in found for row in _rows(study, curve)]
+    points = max(LEAST, min(POINTS, ALL_POINTS // max(1, len(found))))
+    rows = [row for curve in found for row in _rows(study, curve, points)]
     y_domain = (
         (0.0, 1.0) if score.percent else _domain([value for c in found for value in c.mean[:1]], values)
     )
@@ -237,11 +241,11 @@ def _block_of(
         for attack in layout.panels
         if any(curve.attack == attack for curve in found)
     ]
-    thinned = any(len(curve.rounds) > POINTS for curve in found)
+    thinned = any(len(curve.rounds) > points for curve in found)
     return Block(
         id=f"curves-{name}",
         title=score.heading,
-        caption=(f"Of each line {POINTS} evaluations are shown, evenly spread. " if thinned else "")
+        caption=(f"Of each line {points} evaluations are shown, evenly spread. " if thinned else "")
         + ("Lines of models that diverge leave the panel. " if cut else ""),
         spec=specs.curves(
             x,
@@ -276,11 +280,12 @@ def _domain(usual: Sequence[float], values: Sequence[float]) -> tuple[float, flo
     return min(0.0, min(finite, default=0.0)), MARGIN * max(within, default=1.0)
 
 
-def _rows(study: Study, curve: Curve) -> Iterator[list[Cell]]:
+def _rows(study: Study, curve: Curve, points: int) -> Iterator[list[Cell]]:
+    """The points of a line, at most so many, the first and the last among them."""
     count = len(curve.rounds)
     shown: Iterable[int] = range(count)
-    if count > POINTS:
-        shown = sorted({round(i * (count - 1) / (POINTS - 1)) for i in range(POINTS)})
+    if count > points:
+        shown = sorted({round(i * (count - 1) / (points - 1)) for i in range(points)})
     group = setting_of(study, curve.group)
     for i in shown:
         yield [

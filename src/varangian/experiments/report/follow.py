@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from varangian.experiments.report.page import page, runs_to_come, waiting_page
+from varangian.experiments.results.filters import EVERYTHING, Filter
 from varangian.experiments.results.read import Results, read_runs
 from varangian.experiments.results.run import ERROR, METRICS, RESULT, ROUNDS, RUNNING, ResultsError
 
@@ -42,13 +43,15 @@ class LivePage:
 
     Args:
         paths: of runs, as `read_runs` takes them.
+        only: the runs of them that count.
 
     Raises:
         ResultsError: there is no run to follow.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], only: Filter = EVERYTHING) -> None:
         self._paths = list(paths)
+        self._only = only
         self._lock = threading.Lock()
         self._seen = ""
         self._page = b""
@@ -74,7 +77,7 @@ class LivePage:
 
     def _look(self) -> None:
         notes: list[str] = []
-        results = read_runs(self._existing(), notes.append)
+        results = self._only(read_runs(self._existing(), notes.append))
         seen = _fingerprint(results)
         if seen != self._seen:
             self._page = self._make(results, notes).encode()
@@ -83,7 +86,7 @@ class LivePage:
 
     def _make(self, results: Results, notes: Sequence[str]) -> str:
         try:
-            made = page(results, notes=notes, follow=True)
+            made = page(results, notes=notes, only=self._only, follow=True)
         except ResultsError as error:
             if self._evaluated:
                 raise

@@ -19,6 +19,7 @@ from varangian.cli.views.terminal import printable
 from varangian.experiments.report import account, curves, heat_maps, timeline, worst_cases
 from varangian.experiments.report.rendering import ASSETS, Section, check_libraries, markup, render
 from varangian.experiments.report.vega import javascript
+from varangian.experiments.results.filters import EVERYTHING, Filter
 from varangian.experiments.results.read import Results
 from varangian.experiments.results.study import Study
 from varangian.files import write_atomically
@@ -29,12 +30,15 @@ SECONDS = 2
 """Between two questions of a page that is followed."""
 
 
-def page(results: Results, *, notes: Sequence[str] = (), follow: bool = False) -> str:
+def page(
+    results: Results, *, notes: Sequence[str] = (), only: Filter = EVERYTHING, follow: bool = False
+) -> str:
     """The page about these runs.
 
     Args:
         results: from `read_runs`.
         notes: sentences about the reading, shown at the top.
+        only: the filter that the runs have passed, for the facts at the top.
         follow: whether runs that have not ended count as far as they are, and the page refreshes itself.
 
     Raises:
@@ -42,12 +46,14 @@ def page(results: Results, *, notes: Sequence[str] = (), follow: bool = False) -
     """
     study = Study.of(results, unfinished=follow)
     sections = list(_sections(results, study))
-    facts = list(_facts(results, study))
+    facts = [*([("only", " ".join(only.texts))] if only.texts else []), *_facts(results, study)]
     told = [_shortened(note) for note in (*notes, *study.notes)]
     return _assemble(_title(results, study), facts, told, _live(results), sections, follow=follow)
 
 
-def write_page(results: Results, path: Path, *, notes: Sequence[str] = ()) -> None:
+def write_page(
+    results: Results, path: Path, *, notes: Sequence[str] = (), only: Filter = EVERYTHING
+) -> None:
     """Write the page about these runs, the whole of it or nothing.
 
     Raises:
@@ -56,7 +62,7 @@ def write_page(results: Results, path: Path, *, notes: Sequence[str] = ()) -> No
         OSError: the file cannot be written.
     """
     check_libraries()
-    write_atomically(path, page(results, notes=notes).encode())
+    write_atomically(path, page(results, notes=notes, only=only).encode())
 
 
 def waiting_page(sentence: str) -> str:

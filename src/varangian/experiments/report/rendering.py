@@ -64,7 +64,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    added: dict[str, Any] = {"data": script_json, "shade": shade, "markup": markup}
+    added: dict[str, Any] = {"data": script_json, "shade": shade, "markup": markup, "breakable": breakable}
     environment.filters.update(added)
     return environment
 
@@ -84,6 +84,13 @@ def markup(html: str) -> str:
     from markupsafe import Markup
 
     return Markup(html)
+
+
+def breakable(text: str) -> str:
+    """A name of a rule or an attack as HTML that may go on in the next line before its fields."""
+    from markupsafe import escape
+
+    return markup(str(escape(printable(text, LONGEST))).replace("(", "<wbr>("))
 
 
 def script_json(value: Any) -> str:

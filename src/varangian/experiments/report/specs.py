@@ -27,6 +27,8 @@ KINDS = {
     "revoked": ("square", "#6e40c9"),
 }
 """The shape and colour of the mark of each kind of absence."""
+FEW_LINES = 4
+"""Bands of more lines are fainter: many of them would hide what is below."""
 TINY = 1e-6
 """Ends a scale of weights where there are none."""
 FURNITURE = 110
@@ -85,6 +87,7 @@ def curves(
     scale: Spec = {**ends, "nice": False, "zero": False}
     axis: Spec = {"format": "%" if percent else ".3~g", "tickCount": 5}
     shown = ".1%" if percent else ".4g"
+    faint = 0.16 if len(names) <= FEW_LINES else 0.06
     y = {"field": "mean", "type": "quantitative", "title": y_title, "scale": scale, "axis": axis}
     number = {"type": "quantitative", "format": shown}
     near = {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}
@@ -108,7 +111,7 @@ def curves(
         },
         "layer": [
             {
-                "mark": {"type": "area", "opacity": 0.16, "aria": False, "clip": True},
+                "mark": {"type": "area", "opacity": faint, "aria": False, "clip": True},
                 "encoding": {
                     "y": {**y, "field": "lowest"},
                     "y2": {"field": "highest"},

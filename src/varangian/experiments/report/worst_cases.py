@@ -95,14 +95,14 @@ def _line(
         cells.append(_shown(row.clean, score, low, high, best=worst.is_best(row, "none")))
     if worst.attacks:
         best = row.complete and worst.is_best(row)
-        style = f"{shade(row.worst, low, high)}{' worst' if best else ''}"
+        style = f"by {shade(row.worst, low, high)}{' worst' if best else ''}"
         bound = "" if row.complete or row.worst is None else "≤ " if worst.better == "higher" else "≥ "
         text = f"{bound}{score.text(row.worst)}"
         cells.append(Shown(text, row.worst_attack or "", _value(row.worst), style))
         if single:
             attack, seed = row.worst_run_at or ("", "")
             small = f"{attack}, seed {seed}" if row.worst_run_at else ""
-            cells.append(Shown(score.text(row.worst_run), small, _value(row.worst_run)))
+            cells.append(Shown(score.text(row.worst_run), small, _value(row.worst_run), "by"))
     for attack in worst.attacks:
         lowest = attack == row.worst_attack and len(worst.attacks) > 1
         best = worst.is_best(row, attack)

@@ -77,7 +77,7 @@ def axis_of(path: str, values: Iterable[Any], *, whole: bool = False) -> Axis:
         whole: whether each name stands for itself, also where the values differ in one field alone.
     """
     distinct = {key_of(value): value for value in values}
-    parts = _shortened({key: _parts(value) for key, value in distinct.items()})
+    parts = _shortened({key: parts_of(value) for key, value in distinct.items()})
     varying = _varying(parts.values())
     names = {key: _name(inner, varying) for key, inner in parts.items()}
     if len(varying) == 1 and not whole:
@@ -110,13 +110,13 @@ def natural(text: str) -> tuple[tuple[int, float, str], ...]:
     return tuple((0, float(part), "") if part[:1].isdigit() else (1, 0.0, part) for part in parts if part)
 
 
-def _parts(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
+def parts_of(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """The names in a value with their fields: mixings, then the rule; "" for a value without a name."""
     if not is_named(value):
         return [("", {"": value})]
     fields = cast("Mapping[str, Any]", value)
     if "rule" in fields and fields.keys() <= CHAIN:
-        parts = [part for one in [*(fields.get("mix") or []), fields["rule"]] for part in _parts(one)]
+        parts = [part for one in [*(fields.get("mix") or []), fields["rule"]] for part in parts_of(one)]
         return [*parts, (PER_BLOCK, {})] if fields.get("per_block") is True else parts
     name, inner = next(iter(fields.items()))
     return [(str(name), inner)]
@@ -154,7 +154,12 @@ def _name(parts: list[tuple[str, Mapping[str, Any]]], varying: Sequence[tuple[st
         if not name:
             words.append(text_of(fields[""]) if "" in fields else ABSENT)
             continue
-        shown = [f"{key}={text_of(value)}" for key, value in fields.items() if (name, key) in varying]
+        # A field that is null is not in use: what it is elsewhere tells the others apart.
+        shown = [
+            f"{key}={text_of(value)}"
+            for key, value in fields.items()
+            if (name, key) in varying and value is not None
+        ]
         words.append(f"{name}({', '.join(shown)})" if shown else name)
     names = [word for word in words if word != PER_BLOCK]
     return " ".join(["+".join(names), *([PER_BLOCK] if len(names) < len(words) else [])])

@@ -64,7 +64,7 @@ class Run:
         Raises:
             ResultsError: there is no such file, or it is no configuration.
         """
-        return _read_config(self.folder / CONFIG)
+        return _read_config(self._file(CONFIG))
 
     @cached_property
     def manifest(self) -> Mapping[str, Any]:
@@ -73,17 +73,17 @@ class Run:
         Raises:
             ResultsError: it is not JSON, as are the next two.
         """
-        return _read_json(self.folder / MANIFEST) or {}
+        return _read_json(self._file(MANIFEST)) or {}
 
     @cached_property
     def result(self) -> Mapping[str, Any] | None:
         """The end of the run; None of a run that has not come to it."""
-        return _read_json(self.folder / RESULT)
+        return _read_json(self._file(RESULT))
 
     @cached_property
     def error(self) -> Mapping[str, Any] | None:
         """The exception that ended the run, as `error` and `kind`; None where there was none."""
-        return _read_json(self.folder / ERROR)
+        return _read_json(self._file(ERROR))
 
     @property
     def state(self) -> State:
@@ -114,7 +114,7 @@ class Run:
         Raises:
             ResultsError: the file cannot be read; with the line.
         """
-        path, before = self.folder / ROUNDS, -1
+        path, before = self._file(ROUNDS), -1
         try:
             with path.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):
@@ -164,7 +164,7 @@ class Run:
         """
         if self.result is None:
             return
-        path, rounds = self.folder / ROUNDS, self.result.get("rounds")
+        path, rounds = self._file(ROUNDS), self.result.get("rounds")
         try:
             last = _last_line(path)
         except OSError as error:
@@ -179,10 +179,15 @@ class Run:
                 f"{done - 1}. {DAMAGED}"
             )
 
+    def _file(self, name: str) -> Path:
+        """The path of a file. A sweep that ends the run meanwhile renames its folder."""
+        renamed = self.folder.name != self.id and not self.folder.exists()
+        return (self.folder.with_name(self.id) if renamed else self.folder) / name
+
     @cached_property
     def _table(self) -> dict[str, Column]:
         """The columns of metrics.csv; those of the records where there is no such file."""
-        path = self.folder / METRICS
+        path = self._file(METRICS)
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 text = file.read()
