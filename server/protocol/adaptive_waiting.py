@@ -11,9 +11,11 @@ aggregation rule asks of the rows.
    long as the last of these. If the quorum of one of the last `RECENT` rounds took longer, that time
    counts: a round that happens to be quick excludes nobody.
 2. A worker that has missed `rounds` rounds in a row is passed over: not waited for, though its vector
-   counts if it comes in time. It is waited for again once it has answered in time, once its process has
-   connected again, or once its vector is so little late that it would have been in time if the round had
-   waited.
+   counts if it comes in time. It is waited for again once it has answered in time, or on evidence that it
+   might have: its process has connected again, or its vector is so little late that it would have been in
+   time if the round had waited. Evidence is cheap, so it buys less and less: the first piece is enough, one
+   a round counts, and each time that it was enough twice as many are needed the next time, up to
+   `MOST_EVIDENCE`. Each answer in time halves that again.
 
 A worker that is always slower than that would never take part again. So a patient round waits for everybody
 up to the deadline: the first round, since workers take their time to start, and later one in `REST`
@@ -29,6 +31,8 @@ RECENT = 8
 """Rounds whose time of a quorum is remembered."""
 REST = 10
 """Deadlines between two patient rounds."""
+MOST_EVIDENCE = 64
+"""Pieces of evidence after which any worker is waited for again."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,18 @@ class AdaptiveWaiting:
 
 
 @dataclass(frozen=True)
+class Credit:
+    """The credit of a worker that was waited for again on evidence, before it answered in time."""
+
+    needed: int = 1
+    """Pieces of evidence after which it is waited for again."""
+    shown: int = 0
+    """Pieces of evidence since it was last waited for."""
+    round: int = -1
+    """The round of the last piece."""
+
+
+@dataclass(frozen=True)
 class WaitingHistory:
     """The history of earlier rounds that adaptive waiting needs."""
 
@@ -63,6 +79,8 @@ class WaitingHistory:
     """Time at which the last finished round was opened."""
     rested_at: float | None = None
     """Time at which the last patient round ended."""
+    credit: Mapping[str, Credit] = field(default_factory=dict[str, Credit])
+    """Of the workers that have shown evidence lately."""
 
     def span(self, waiting: AdaptiveWaiting, took: float, deadline: float) -> float:
         """Seconds that a round is open for those who are late, if its quorum took so long."""
@@ -113,19 +131,40 @@ class WaitingHistory:
             missed={**left, **{worker: left.get(worker, 0) + 1 for worker in missing}},
             opened_at=opened_at,
             rested_at=at if patient else self.rested_at,
+            credit=self._after_answers(answered) if self.credit else self.credit,
         )
 
-    def forgive(self, worker: str) -> WaitingHistory:
-        """The history without the rounds that this worker has missed."""
-        kept = {name: count for name, count in self.missed.items() if name != worker}
-        return replace(self, missed=kept)
+    def notice_return(self, worker: str, round: int) -> WaitingHistory:
+        """The history after a process of the worker has connected again, in this round."""
+        return self._with_evidence(worker, round) if worker in self.missed else self
 
     def notice_late(
-        self, waiting: AdaptiveWaiting, worker: str, took: float, deadline: float
+        self, waiting: AdaptiveWaiting, worker: str, round: int, took: float, deadline: float
     ) -> WaitingHistory:
-        """The history after a late vector: its worker is forgiven if the round could have waited for it."""
+        """The history after a late vector: evidence if this round could have waited for it."""
         late = not self.is_passed_over(waiting, worker) or took > self.span(waiting, 0.0, deadline)
-        return self if late else self.forgive(worker)
+        return self if late else self._with_evidence(worker, round)
+
+    def _with_evidence(self, worker: str, round: int) -> WaitingHistory:
+        """The history after evidence; once there is enough, without the rounds that were missed."""
+        before = self.credit.get(worker, Credit())
+        if round <= before.round:
+            return self
+        shown, kept = before.shown + 1, self.missed
+        after = Credit(before.needed, shown, round)
+        if shown >= before.needed:
+            after = Credit(min(2 * before.needed, MOST_EVIDENCE), 0, round)
+            kept = {name: count for name, count in kept.items() if name != worker}
+        return replace(self, missed=kept, credit={**self.credit, worker: after})
+
+    def _after_answers(self, answered: Collection[str]) -> dict[str, Credit]:
+        """The credit of all workers after these have answered in time."""
+        credit = dict(self.credit)
+        for worker in credit.keys() & answered:
+            before = credit.pop(worker)
+            if before.needed > 2:
+                credit[worker] = Credit(before.needed // 2, 0, before.round)
+        return credit
 
 
 def is_patient(

@@ -142,7 +142,7 @@ def _apply(policy: RunPolicy, state: RunState, event: Event) -> Moved:
         case Ready(worker, round) if policy.by_invitation:
             return _ask(policy, _start(state), worker, round)
         case Present(worker):
-            history = state.history.forgive(worker)
+            history = state.history.notice_return(worker, state.round)
             return state.replace(absent=state.absent - {worker}, history=history), ()
         case Absent(worker):
             gone = state.replace(absent=state.absent | {worker})
@@ -237,7 +237,7 @@ def _notice_late(policy: RunPolicy, state: RunState, event: Event, refusal: Refu
     if round != event.round or asked_at is None:
         return state
     took = event.at - asked_at
-    history = state.history.notice_late(policy.waiting, event.worker, took, policy.deadline)
+    history = state.history.notice_late(policy.waiting, event.worker, round, took, policy.deadline)
     return state.replace(history=history)
 
 
