@@ -19,6 +19,34 @@ from varangian.protos.text import quote
 
 
 @dataclass(frozen=True)
+class Terms:
+    """Terms of a resumption: the starts and checkpoints of a server, for workers that go back with it."""
+
+    epoch: int = 0
+    """How often the server of the run was started before."""
+    resumed_at: int = 0
+    """The round that this start of the server began with."""
+    every: int = 0
+    """The server can be resumed at rounds that are multiples of this; 0: it keeps no checkpoints."""
+    keep: int = 0
+    """How many of its newest checkpoints the server keeps."""
+    parent: str = ""
+    """The run that this one is a branch of, from `resumed_at` on; empty: none."""
+
+    @classmethod
+    def of(cls, reply: ps_pb2.JoinReply) -> Terms:
+        """The terms that a server has sent.
+
+        Raises:
+            Refused: no run has such a round.
+        """
+        check_round(reply.resumed_at)
+        return cls(
+            reply.epoch, reply.resumed_at, reply.checkpoint_every, reply.checkpoint_keep, reply.parent
+        )
+
+
+@dataclass(frozen=True)
 class Contract:
     """The agreement of both ends at Join; every manifest has to say the same."""
 
@@ -30,6 +58,8 @@ class Contract:
     """Settings and data, compared at Join alone."""
     classes: int | None = None
     """The number of classes of the samples, for workers whose own data has fewer."""
+    terms: Terms = field(default_factory=Terms)
+    """Of a resumption."""
 
     @property
     def size(self) -> int:

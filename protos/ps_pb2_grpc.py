@@ -69,6 +69,21 @@ class ParameterServerStub(object):
                 request_serializer=varangian_dot_protos_dot_ps__pb2.StatusRequest.SerializeToString,
                 response_deserializer=varangian_dot_protos_dot_ps__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.Members = channel.unary_unary(
+                '/varangian.v1.ParameterServer/Members',
+                request_serializer=varangian_dot_protos_dot_ps__pb2.MembersRequest.SerializeToString,
+                response_deserializer=varangian_dot_protos_dot_ps__pb2.MembersReply.FromString,
+                _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/varangian.v1.ParameterServer/Leave',
+                request_serializer=varangian_dot_protos_dot_ps__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=varangian_dot_protos_dot_ps__pb2.LeaveReply.FromString,
+                _registered_method=True)
+        self.Enrol = channel.unary_unary(
+                '/varangian.v1.ParameterServer/Enrol',
+                request_serializer=varangian_dot_protos_dot_ps__pb2.EnrolRequest.SerializeToString,
+                response_deserializer=varangian_dot_protos_dot_ps__pb2.EnrolReply.FromString,
+                _registered_method=True)
 
 
 class ParameterServerServicer(object):
@@ -126,6 +141,28 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Members(self, request, context):
+        """Looks at the workers of the run, or changes who is one. For operators: over TLS, with a certificate of that role.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """A worker leaves the run: its vector of the open round counts, and it is invited no more. Over TLS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Enrol(self, request, context):
+        """Asks for a certificate with a token that the operator has given out. On a port where the server alone shows a
+        certificate, since who calls has none yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ParameterServerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -163,6 +200,21 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=varangian_dot_protos_dot_ps__pb2.StatusRequest.FromString,
                     response_serializer=varangian_dot_protos_dot_ps__pb2.StatusReply.SerializeToString,
+            ),
+            'Members': grpc.unary_unary_rpc_method_handler(
+                    servicer.Members,
+                    request_deserializer=varangian_dot_protos_dot_ps__pb2.MembersRequest.FromString,
+                    response_serializer=varangian_dot_protos_dot_ps__pb2.MembersReply.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=varangian_dot_protos_dot_ps__pb2.LeaveRequest.FromString,
+                    response_serializer=varangian_dot_protos_dot_ps__pb2.LeaveReply.SerializeToString,
+            ),
+            'Enrol': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enrol,
+                    request_deserializer=varangian_dot_protos_dot_ps__pb2.EnrolRequest.FromString,
+                    response_serializer=varangian_dot_protos_dot_ps__pb2.EnrolReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +406,87 @@ class ParameterServer(object):
             '/varangian.v1.ParameterServer/Status',
             varangian_dot_protos_dot_ps__pb2.StatusRequest.SerializeToString,
             varangian_dot_protos_dot_ps__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Members(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/varangian.v1.ParameterServer/Members',
+            varangian_dot_protos_dot_ps__pb2.MembersRequest.SerializeToString,
+            varangian_dot_protos_dot_ps__pb2.MembersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/varangian.v1.ParameterServer/Leave',
+            varangian_dot_protos_dot_ps__pb2.LeaveRequest.SerializeToString,
+            varangian_dot_protos_dot_ps__pb2.LeaveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enrol(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/varangian.v1.ParameterServer/Enrol',
+            varangian_dot_protos_dot_ps__pb2.EnrolRequest.SerializeToString,
+            varangian_dot_protos_dot_ps__pb2.EnrolReply.FromString,
             options,
             channel_credentials,
             insecure,

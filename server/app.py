@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from varangian.protos.contract import Contract
+from varangian.protos.contract import Contract, Terms
 from varangian.protos.data_channel.encrypted_stream import why_unavailable
 from varangian.protos.data_channel.listener import DataListener
 from varangian.protos.encoding import FLOAT32, Dtype
@@ -58,6 +58,7 @@ async def serve(
     returns: bool = False,
     common: SharedSettings | None = None,
     classes: int | None = None,
+    terms: Terms | None = None,
     end: Callable[[str], None] = log.error,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
@@ -80,6 +81,7 @@ async def serve(
             restarted: workers are told to wait for it. Otherwise a stop ends them.
         common: settings and data that workers should share; compared at Join.
         classes: of the data, for workers whose own data has fewer.
+        terms: what workers should know of the starts and checkpoints of the run.
         end: called with the reason why the run should not go on; is to set `stop`.
 
     Raises:
@@ -102,7 +104,7 @@ async def serve(
             # Before the data listener closes: calls end with their own answers.
             stack.push_async_callback(server.stop, min(limits.grace, 1.0))
         leaving = partial(_stops_early, coordinator, stop) if returns else bool
-        contract = Contract(run_id, layout, dtype, common or SharedSettings(), classes)
+        contract = Contract(run_id, layout, dtype, common or SharedSettings(), classes, terms or Terms())
         service = Service(
             coordinator, sessions, contract, limits, data_listener, leaving, security, end, refusals
         )

@@ -2,6 +2,7 @@
 
 `coordinator` carries out what the protocol decides (`_round` is one round), `executor` is the compute
 thread, `pulls` has the workers that wait for a model, `windowed` the rounds whose rows are not kept whole,
-`clock` the time. `varangian.server.transport` and the launcher import this room; it imports the protocol,
-the rows, training and the records, and never the network.
+`checkpointing` what is kept of a run between two rounds, `clock` the time. `varangian.server.transport`
+and the launcher import this room; it imports the protocol, the rows, training and the records, and never
+the network.
 """

@@ -164,6 +164,7 @@ class Service:
         self.presence.look()
         if self._sessions.session(worker) != before:  # not a sign of life of the same process
             log.info("%s joined with %s", worker, escape(request.software, SOFTWARE))
+        terms = self._contract.terms
         return ps_pb2.JoinReply(
             protocol=PROTOCOL,
             run_id=self._contract.run_id,
@@ -173,6 +174,11 @@ class Service:
             dtype=WIRE[self._contract.dtype][0],
             data_port=self._data_port,
             inline=self._inline,
+            epoch=terms.epoch,
+            resumed_at=terms.resumed_at,
+            checkpoint_every=terms.every,
+            checkpoint_keep=terms.keep,
+            parent=terms.parent,
         ).SerializeToString()
 
     @answer_refusals

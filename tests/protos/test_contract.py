@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.refused import refused
 
 from varangian.protos import ps_pb2
-from varangian.protos.contract import Contract, check_dtype
+from varangian.protos.contract import Contract, Terms, check_dtype
 from varangian.protos.encoding import WIRE, encode_vector
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
@@ -94,3 +94,18 @@ def test_a_dtype_that_is_not_known_is_refused():
     assert check_dtype(ps_pb2.DTYPE_BFLOAT16) == "bfloat16"
     for number in (0, 99):
         assert refused(check_dtype, number) is Refusal.DTYPE
+
+
+def test_terms_come_back_from_a_reply_and_are_not_sent_where_there_are_none():
+    terms = Terms(epoch=2, resumed_at=50, every=10, keep=3, parent="earlier")
+    reply = ps_pb2.JoinReply(
+        epoch=terms.epoch,
+        resumed_at=terms.resumed_at,
+        checkpoint_every=terms.every,
+        checkpoint_keep=terms.keep,
+        parent=terms.parent,
+    )
+    assert Terms.of(reply) == terms
+    assert Terms.of(ps_pb2.JoinReply()) == Terms()
+    with pytest.raises(Refused, match="no run has"):
+        Terms.of(ps_pb2.JoinReply(resumed_at=1 << 60))
