@@ -51,6 +51,20 @@ def test_the_defaults_are_a_run_that_starts():
         ("server.data_port=any", "server.data_port", "should be an integer. Found 'any'"),
         ("server.dataport=1", "server.dataport", "Did you mean 'data_port'?"),
         ("server=5", "server", "should be a mapping of settings to values. Found 5"),
+        ("server.checkpoint.evry=5", "server.checkpoint.evry", "Did you mean 'every'?"),
+        ("server.checkpoint.every=0", "server.checkpoint.every", "should be greater than or equal to 1"),
+        ("server.checkpoint=5", "server.checkpoint", "should be a mapping of settings to values. Found 5"),
+        (
+            "server.deadline=soon",
+            "server.deadline",
+            "should be a number of seconds above 0, or auto. Found 'soon'",
+        ),
+        (
+            "server.deadline=-1",
+            "server.deadline",
+            "should be a number of seconds above 0, or auto. Found -1",
+        ),
+        ("server.absent_after=1", "server.absent_after", "should be greater than or equal to 2. Found 1"),
         (
             "aggregator=krun",
             "aggregator",
@@ -157,6 +171,16 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
             "byzantine.attack",
             "no connections to attack. Set backend=processes or byzantine.attack=sign_flip",
         ),
+        (
+            "server.deadline=auto; server.deadline_floor=9; server.deadline_ceiling=6",
+            "server.deadline_floor",
+            "should be at most `server.deadline_ceiling`, 6. Found 9",
+        ),
+        (
+            "server.memory=window; aggregator=median; server.keep_rows=3",
+            "server.keep_rows",
+            "which stores no whole vectors. Found 3. Set server.keep_rows=0 or server.memory=rows.",
+        ),
         ("aggregator=krum; workers=8", "aggregator", "needs n >= 2 f + 3, 9 for f = 3, and n is 8"),
         ("aggregator=krum; workers=8", "aggregator", "It would hold with workers=9 or f=2."),
         (
@@ -260,6 +284,23 @@ def test_the_command_line_wins_over_the_environment_which_wins_over_the_file(tmp
 def test_payloads_have_any_port_or_one_or_none(overrides, port):
     config = load(None, overrides)
     assert config.server.data_port == port
+    assert loads(json.loads(json.dumps(config.resolved()))) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "every"),
+    [
+        ([], 50),
+        (["server.checkpoint.every=7"], 7),
+        (["server.checkpoint.keep=7"], 50),
+        (["server.checkpoint=null"], None),
+        (["backend=simulate"], None),
+        (["backend=simulate", "server.checkpoint.every=7"], 7),
+    ],
+)
+def test_a_simulation_writes_checkpoints_where_it_is_asked_to(overrides, every):
+    config = load(None, overrides)
+    assert config.checkpoint_every == every
     assert loads(json.loads(json.dumps(config.resolved()))) == config
 
 
@@ -374,6 +415,10 @@ def test_objects_can_stand_where_names_do():
         ({"server": {"port": "x"}}, False),
         ({"server": {"data_port": None}}, True),
         ({"server": {"data_port": "x"}}, False),
+        ({"server": {"checkpoint": {"every": 5, "best": None}, "deadline": "auto"}}, True),
+        ({"server": {"checkpoint": None, "deadline": 5}}, True),
+        ({"server": {"checkpoint": {"evry": 5}}}, False),
+        ({"server": {"deadline": "soon"}}, False),
         ({"availability": "churn", "delays": {"pareto": {"least": 0.5}}}, True),
         ({"availability": {"diurnal": {"trace": "high"}}}, False),
         ({"ema": None}, True),

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from varangian.aggregators import AggregationError
-from varangian.config.settings import RunConfig
+from varangian.config.settings import AUTO, RunConfig
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Condition, RunPolicy
@@ -77,17 +77,18 @@ def condition(config: RunConfig) -> Condition:
 
 def machine(config: RunConfig) -> Machine:
     """The protocol at the start of a run: it decides whose push counts and when a round closes."""
+    server = config.server
     policy = RunPolicy(
         workers=config.worker_names,
         rounds=config.rounds,
         quorum=config.quorum,
-        deadline=config.server.deadline,
-        shortfall=config.server.shortfall,
+        deadline=server.deadline_ceiling if server.deadline == AUTO else server.deadline,
+        shortfall=server.shortfall,
         f=config.f,
         requires=condition(config),
         waiting=waiting(config),
         selection=config.selection,
-        fixed=config.server.quorum is not None,
+        fixed=server.quorum is not None,
     )
     return Machine(policy)
 

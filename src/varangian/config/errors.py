@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -29,10 +29,12 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
 
 def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The models inside of a model, by field name."""
-    annotations = {name: field.annotation for name, field in model.model_fields.items()}
     return {
         name: annotation
-        for name, annotation in annotations.items()
+        for name, field in model.model_fields.items()
+        for annotation in (
+            get_args(field.annotation) or (field.annotation,)
+        )  # of `Section | None` the first
         if isinstance(annotation, type) and issubclass(annotation, BaseModel)
     }
 

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from varangian.aggregators import Aggregator
 from varangian.aggregators.spec import aggregator_from, spec_of
@@ -16,7 +26,7 @@ from varangian.config.schema import DIALECT, JsonSchema, with_references
 from varangian.config.worker_names import default_names, read_names
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.network.address import parse_listen_host
-from varangian.registry import join
+from varangian.registry import ConfigError, Problem, join
 from varangian.server.participation import DEFAULT, PARTICIPATION, Participation
 from varangian.server.protocol.state import Selection
 from varangian.server.training.ema import Ema
@@ -38,6 +48,19 @@ def _aggregator(value: Any, f: int) -> Aggregator:
 def _as_aggregator(built: Any, f: int) -> Aggregator:
     """An aggregator, or a rule that a program gave in its place."""
     return built if isinstance(built, Aggregator) else Aggregator(built, f=f)
+
+
+AUTO: Final = "auto"
+"""The value of a setting that is found out while a run goes on, or from where it takes place."""
+
+
+def _seconds_or_auto(value: Any, number: ValidatorFunctionWrapHandler) -> Any:
+    """A positive number, or `auto`; in one sentence, where pydantic has one for each of the two."""
+    try:
+        return value if value == AUTO else number(value)
+    except ValidationError:
+        rule = f"should be a number of seconds above 0, or {AUTO}"
+        raise ConfigError([Problem("", rule, value)]) from None
 
 
 def named_default(name: str) -> Any:
@@ -87,6 +110,23 @@ class Workers(Section):
     patience: Annotated[float, Field(gt=0)] | None = None
     """Seconds without a reachable server after which a worker gives up; null never gives up. While it
     waits, it logs the reason once a minute."""
+    state: str | None = AUTO
+    """The folder in which a worker keeps its momentum and what else it needs to go on after a crash; null
+    keeps nothing. auto is `workers` in the run folder, and for `varangian worker`
+    $XDG_STATE_HOME/varangian, as ~/.local/state/varangian."""
+
+
+class Checkpoints(Section):
+    """Checkpoints: files with the state of the server, from which a run goes on after a crash."""
+
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Rounds from one checkpoint to the next. null is 50 for real servers; `backend=simulate` and sweeps,
+    which repeat a run with the same numbers, then write none."""
+    keep: Annotated[int, Field(ge=1)] = 3
+    """The newest checkpoints that are kept. The best, and one from before the last alarms, are kept too."""
+    best: str | None = "accuracy"
+    """The score by which a checkpoint is the best; of `loss`, and of names that end in `loss` or `error`,
+    the lowest. It is `loss` in a run without this score; null keeps none for its score."""
 
 
 class Server(Section):
@@ -107,8 +147,15 @@ class Server(Section):
     """The fewest pushes with which a round can close. null is, by `participation`: workers - f for sync,
     buffer - f for async, participants - f for fedavg, the smallest neighbourhood - f for asap, or as many
     more as the rule needs, up to all of them; and 1 for fedlaavg, where missing workers have rows too."""
-    deadline: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds until the deadline of a round: it closes without the missing workers if it has the quorum."""
+    deadline: Annotated[
+        Annotated[float, Field(gt=0)] | Literal["auto"], WrapValidator(_seconds_or_auto)
+    ] = 60.0
+    """Seconds until the deadline of a round: it closes without the missing workers if it has the quorum.
+    auto follows the times at which vectors arrived in the last rounds."""
+    deadline_floor: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds: the least deadline that `auto` sets."""
+    deadline_ceiling: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds: the longest deadline that `auto` sets, and that of the first rounds."""
     wait_factor: Annotated[float, Field(ge=1)] | None = 3.0
     """Adaptive waiting: if the quorum, and at least all but f workers, have answered t seconds after the
     start of a round, it waits for the others until wait_factor * t. null waits until the deadline; async
@@ -121,6 +168,15 @@ class Server(Section):
     always waits, as sync does with `availability`, where absences are planned."""
     shortfall: Literal["wait", "skip", "fail"] = "wait"
     """At the deadline without a quorum: wait on, skip to the next round without an update, or fail."""
+    absent_after: Annotated[float, Field(ge=2)] = 2.0
+    """Seconds after its last connection has closed for which a round still waits for a worker. More gives a
+    worker that crashed the time to start again."""
+    stop_grace: Annotated[float, Field(ge=0)] = 5.0
+    """Seconds for which a server that is told to stop waits for the open round, if it has a vector."""
+    checkpoint: Checkpoints | None = Checkpoints()
+    """Checkpoints, from which `--resume` goes on; null writes none."""
+    keep_rows: Annotated[int, Field(ge=0)] = 0
+    """The last rounds whose vectors are kept in the run folder, so that they can be computed again."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Torch threads in the server; the same number gives the same bits. Once all vectors of a round have
     arrived, kernels whose bits do not depend on the number use every core."""
@@ -179,6 +235,8 @@ class Evaluation(Section):
     the test data as `validation_loss` and so on, to choose settings by; null holds nothing out."""
 
 
+CHECKPOINT_EVERY = 50
+"""Rounds from one checkpoint of a real server to the next, unless it is told another number."""
 MAX_WORKERS = 10_000
 NUMBER_OR_NAMES: JsonSchema = {
     "anyOf": [
@@ -263,6 +321,20 @@ class RunConfig(Section):
     def byzantine_names(self) -> tuple[str, ...]:
         """The names of the workers that attack: the last ones."""
         return self.worker_names[self.workers - self.byzantine.count :]
+
+    @property
+    def checkpoint_every(self) -> int | None:
+        """Rounds from one checkpoint to the next; None for a run that writes none."""
+        checkpoint = self.server.checkpoint
+        if checkpoint is None or checkpoint.every is not None:
+            return None if checkpoint is None else checkpoint.every
+        return None if self.backend == "simulate" else CHECKPOINT_EVERY
+
+    @property
+    def least_deadline(self) -> float:
+        """Seconds: the deadline of every round, or the least that it can set itself."""
+        server = self.server
+        return server.deadline_floor if server.deadline == AUTO else server.deadline
 
     @property
     def selection(self) -> Selection:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from varangian.config import loads
-from varangian.experiments.identity import run_id
+from varangian.config.identity import run_id
 from varangian.experiments.sweep.grid import GridFile
 from varangian.experiments.sweep.plan import make_plan
 from varangian.registry import ConfigError

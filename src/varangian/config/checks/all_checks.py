@@ -17,7 +17,7 @@ from varangian.config.checks.rounds import (
     check_vectors,
     check_window,
 )
-from varangian.config.settings import RunConfig
+from varangian.config.settings import AUTO, RunConfig
 from varangian.registry import FIXES, Problem, fixes
 from varangian.worker.attacks import DataAttack, ProtocolAttack, why_impossible
 from varangian.worker.training.losses import name_of
@@ -122,6 +122,22 @@ def _check_ports(config: RunConfig) -> Iterator[Problem]:
         yield Problem("server.data_port", "should not be `server.port`", server.data_port, hint, offers)
 
 
+def _check_deadline(config: RunConfig) -> Iterator[Problem]:
+    """A deadline that sets itself, between limits in the wrong order."""
+    server = config.server
+    if server.deadline == AUTO and server.deadline_floor > server.deadline_ceiling:
+        rule = f"should be at most `server.deadline_ceiling`, {server.deadline_ceiling:g}"
+        yield Problem("server.deadline_floor", rule, server.deadline_floor)
+
+
+def _check_kept_rows(config: RunConfig) -> Iterator[Problem]:
+    """Vectors that are to be kept, where the server never has whole ones."""
+    if config.server.keep_rows and config.server.memory == "window":
+        offers = (*fixes(server__keep_rows=0), *fixes(server__memory="rows"))
+        rule = "should be 0 with server.memory=window, which stores no whole vectors"
+        yield Problem("server.keep_rows", rule, config.server.keep_rows, f"Set {FIXES}.", offers)
+
+
 def _check_window_rule(config: RunConfig) -> Iterator[Problem]:
     if config.server.memory != "window" or config.aggregator.requires(config.workers, config.f):
         return
@@ -175,6 +191,8 @@ CHECKS = (
     Check(frozenset({"loss", "byzantine", "partition"}), _check_labels),
     Check(frozenset({"loss", "metrics"}), _check_metrics),
     Check(frozenset({"server"}), _check_ports),
+    Check(frozenset({"server"}), _check_deadline),
+    Check(frozenset({"server"}), _check_kept_rows),
     Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), check_guarantee),
     Check(frozenset({"aggregator"}), _check_no_root),
     Check(frozenset({"aggregator"}), _check_no_place),

@@ -29,7 +29,7 @@ def check_answers(config: RunConfig) -> Iterator[Problem]:
 
 def check_participation(config: RunConfig) -> Iterator[Problem]:
     """Problems of the participation with so many workers."""
-    yield from config.participation.problems(config.workers, config.f, config.server.deadline)
+    yield from config.participation.problems(config.workers, config.f, config.least_deadline)
 
 
 def check_vectors(config: RunConfig) -> Iterator[Problem]:

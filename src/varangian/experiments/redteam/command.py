@@ -13,10 +13,10 @@ from varangian.cli.main import OK, CommandError
 from varangian.cli.views.summary import percent
 from varangian.cli.views.terminal import align
 from varangian.config import RunConfig, loads
+from varangian.config.identity import run_id
 from varangian.config.overrides import apply_overrides, from_command_line, from_environment
 from varangian.config.settings import groups
 from varangian.config.yaml_text import read
-from varangian.experiments.identity import run_id
 from varangian.experiments.redteam.confirmation import Trained
 from varangian.experiments.redteam.redteam import RESULT, Findings, Options, redteam, score_of
 from varangian.experiments.redteam.search import MissingLibraryError

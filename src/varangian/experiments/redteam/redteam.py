@@ -17,7 +17,7 @@ import torch
 
 from varangian import __version__
 from varangian.config import RunConfig, loads
-from varangian.experiments.identity import identity_of
+from varangian.config.identity import identity_of
 from varangian.experiments.redteam.catalogue import catalogue
 from varangian.experiments.redteam.confirmation import Trained, Trainings
 from varangian.experiments.redteam.evaluation import Judge

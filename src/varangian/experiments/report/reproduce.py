@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any, cast
 
 from varangian.config import RunConfig, load
+from varangian.config.identity import with_effect
 from varangian.config.yaml_text import dump
-from varangian.experiments.identity import WITHOUT_EFFECT
 from varangian.experiments.results.labels import flatten, is_named
 from varangian.registry import ConfigError
 
@@ -36,11 +36,7 @@ def _settings(text: str) -> tuple[str, ...] | None:
     """The settings that make a configuration, which is given as JSON without seed and output."""
     wanted = cast("dict[str, Any]", json.loads(text))
     defaults, f = _flat_defaults(), wanted.get("f")
-    changed = {
-        path: value
-        for path, value in flatten(wanted)
-        if path not in WITHOUT_EFFECT and defaults.get(path) != value
-    }
+    changed = {path: value for path, value in flatten(with_effect(wanted)) if defaults.get(path) != value}
     texts = {path: _text(path, json.dumps(value), f) for path, value in changed.items()}
     return tuple(f"{path}={text}" for path, text in texts.items()) if _makes(texts, wanted) else None
 
@@ -94,10 +90,8 @@ def _load(settings: Mapping[str, str]) -> RunConfig | None:
 def _agrees(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether every setting is as it is wanted; one that is not mentioned is newer, and at its default."""
     known = dict(flatten(made))
-    left_out = {*WITHOUT_EFFECT, "seed"}
-    return all(
-        path in known and known[path] == value for path, value in flatten(wanted) if path not in left_out
-    )
+    given = ((path, value) for path, value in flatten(with_effect(wanted)) if path != "seed")
+    return all(path in known and known[path] == value for path, value in given)
 
 
 def _short(value: Any) -> str:

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
-from varangian.experiments.identity import WITHOUT_EFFECT
+from varangian.config.identity import with_effect
 from varangian.experiments.results.labels import flatten, key_of, without_f
 from varangian.experiments.results.read import Point, Results, SweepFile
 from varangian.experiments.results.run import RUNNING, ResultsError, Run, State
 
 RULE, ATTACK, COUNT = "aggregator", "byzantine.attack", "byzantine.count"
 SEEDS = ("seed", "server.seed")
-NOT_COMPARED = frozenset({RULE, ATTACK, "byzantine.knows", "names", *SEEDS, *WITHOUT_EFFECT})
-"""Settings with a place of their own in a table, and those without effect on the numbers."""
+NOT_COMPARED = frozenset({RULE, ATTACK, "byzantine.knows", "names", *SEEDS})
+"""Settings with a place of their own in a table."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def _config_of(run: Run | None, point: Point | None) -> Mapping[str, Any] | None
 
 def _member(run: Run | None, config: Mapping[str, Any]) -> Member:
     f = config.get("f")
-    settings = {path: without_f(value, f) for path, value in flatten(config) if path not in NOT_COMPARED}
+    compared = ((path, value) for path, value in flatten(with_effect(config)) if path not in NOT_COMPARED)
+    settings = {path: without_f(value, f) for path, value in compared}
     byzantine = cast("Mapping[str, Any]", config.get("byzantine") or {})
     attack = byzantine.get("attack") if byzantine.get("count") else None
     seeds = [config.get("seed"), (config.get("server") or {}).get("seed")]

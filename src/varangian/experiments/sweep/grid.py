@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from varangian.config import RunConfig
+from varangian.config.identity import has_effect
 from varangian.config.load import check
 from varangian.config.overrides import Assignment, apply_overrides
 from varangian.config.settings import groups
 from varangian.config.yaml_text import read
-from varangian.experiments.identity import WITHOUT_EFFECT
 from varangian.files import user_path
 from varangian.registry import ConfigError, Problem, join, suggestion
 
@@ -176,7 +176,7 @@ class GridFile:
         self, settings: Mapping[str, Any], at: str, known: set[tuple[str, str]]
     ) -> Iterator[Problem]:
         """Problems that these settings have by themselves."""
-        if unfit := [path for path in settings if path in WITHOUT_EFFECT]:
+        if unfit := [path for path in settings if not has_effect(path)]:
             rule = "should not vary: the numbers of a run do not depend on it"
             yield from (Problem(join(at, path), rule) for path in unfit)
             return

@@ -11,10 +11,10 @@ from typing import Any
 
 from varangian import __version__
 from varangian.config import RunConfig
+from varangian.config.identity import identity_of
 from varangian.config.load import check
 from varangian.config.overrides import apply_overrides
 from varangian.config.settings import groups
-from varangian.experiments.identity import identity_of
 from varangian.experiments.results.read import ENDING
 from varangian.experiments.sweep.grid import GridFile, assignments
 from varangian.files import user_path

@@ -239,6 +239,11 @@ class _Sweep:
     def _start(self, runner: Runner, id: str) -> None:
         point = self._points[id]
         settings = point.config.resolved()
+        checkpoint = settings["server"]["checkpoint"]
+        if checkpoint is not None and checkpoint["every"] is None:
+            settings["server"]["checkpoint"] = (
+                None  # a run that was interrupted is short, and repeats itself
+            )
         runner.start(Job(id, settings, self._plan.output.absolute(), self._command))
         self._progress.running[id] = time.monotonic()
 

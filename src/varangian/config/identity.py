@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from varangian.config import RunConfig
+from varangian.config.settings import AUTO, RunConfig
 
 WITHOUT_EFFECT = (
     "output",
     *("server.host", "server.port", "server.data_port", "server.heartbeat", "server.tls"),
-    *("worker.per_process", "worker.patience"),
+    *("server.absent_after", "server.stop_grace", "server.checkpoint", "server.keep_rows"),
+    *("worker.per_process", "worker.patience", "worker.state"),
 )
 """Settings that say where a run takes place and what becomes of it; its numbers do not depend on them."""
+OF_AUTO = ("server.deadline_floor", "server.deadline_ceiling")
+"""Settings of a deadline that sets itself, without an effect where the deadline is a number."""
 DIGITS = 16
 """Hexadecimal digits: among a million runs two have the same with a probability below 1e-7."""
 
@@ -29,15 +32,27 @@ def run_id(config: RunConfig) -> str:
 
 def identity_of(settings: Mapping[str, Any]) -> str:
     """The identity of a run with these resolved settings."""
-    kept = _without(settings, [path.split(".") for path in WITHOUT_EFFECT])
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(with_effect(settings), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return blake2b(text.encode(), digest_size=DIGITS // 2).hexdigest()
+
+
+def with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolved settings without those on which the numbers of this run do not depend."""
+    sets_itself = (settings.get("server") or {}).get("deadline") == AUTO
+    paths = WITHOUT_EFFECT if sets_itself else (*WITHOUT_EFFECT, *OF_AUTO)
+    return _without(settings, [path.split(".") for path in paths])
+
+
+def has_effect(path: str) -> bool:
+    """Whether the numbers of a run can depend on the setting at this path, or on one below it."""
+    return not any(f"{path}.".startswith(f"{without}.") for without in WITHOUT_EFFECT)
 
 
 def _without(settings: Mapping[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:
     """A copy of the settings without those at the paths."""
     here = {path[0] for path in paths if len(path) == 1}
     kept = {key: value for key, value in settings.items() if key not in here}
-    for name in {path[0] for path in paths} - here:
-        kept[name] = _without(kept[name], [path[1:] for path in paths if path[0] == name])
+    for name in ({path[0] for path in paths} - here) & kept.keys():
+        if isinstance(kept[name], Mapping):
+            kept[name] = _without(kept[name], [path[1:] for path in paths if path[0] == name])
     return kept
