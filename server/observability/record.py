@@ -50,6 +50,8 @@ class RoundRecord:
     """Missing workers that it did not wait for, with the reason: absent, or rounds missed in a row."""
     because: str | None = None
     """The reason why the round was closed when it was; None when there is no update."""
+    deadline: float | None = None
+    """Seconds from the start of the round to its deadline, if it set itself."""
     declined: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Workers that declined the round, with the reason."""
     revoked: tuple[str, ...] = ()
@@ -146,6 +148,7 @@ def record_of_step(
         waited_for=tuple(worker for worker in close.missing if worker not in close.not_waited_for),
         not_waited_for=dict(close.not_waited_for),
         because=close.because,
+        deadline=close.deadline,
         declined=dict(close.declined),
         revoked=close.revoked,
         ages=None if ages is None else dict(sorted(ages.items())),
@@ -171,6 +174,7 @@ def record_of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRec
         missing=skip.missing,
         waited_for=tuple(worker for worker in skip.missing if worker not in skip.not_waited_for),
         not_waited_for=dict(skip.not_waited_for),
+        deadline=skip.deadline,
         declined=dict(skip.declined),
         revoked=skip.revoked,
         skipped=skip.because,

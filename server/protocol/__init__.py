@@ -3,12 +3,13 @@
 It does no I/O: `Machine.handle` takes an event and returns its effects, and time is an argument of each
 event (`at`, seconds of one monotonic clock; `wake_at` says when the next `Tick` is due). It imports
 nothing but the standard library, so a test can play any history. An event that is refused changes nothing,
-but for what adaptive waiting learns from a vector that came too late. Every decision has the sentence that
-explains it.
+but for what adaptive waiting and deadlines learn from a vector that came too late. Every decision has the
+sentence that explains it.
 
 `machine` is the state machine, `admission` refuses events, `quorum` says whether a round is over and why,
 `state` and `events` are the data, `adaptive_waiting` says how long a round waits for those who are late,
-and `window` has the members of a round whose rows are not kept whole.
+`deadlines` sets the deadline of a round where nobody else does, and `window` has the members of a round
+whose rows are not kept whole.
 
 Rounds. A run is a sequence of rounds, and a round has two phases:
 

@@ -206,6 +206,8 @@ class RollCall:
     """Workers left out because their certificate was revoked; not among the missing."""
     not_waited_for: Mapping[Worker, str] = field(default_factory=dict[Worker, str])
     """Missing workers that were not waited for, with the reason; the others were, in vain."""
+    deadline: Seconds | None = None
+    """The deadline of the round if it was set by itself."""
 
 
 @dataclass(frozen=True)

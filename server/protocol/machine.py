@@ -11,6 +11,7 @@ from typing import TypeAlias, TypeVar
 
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.admission import refusal_of, refusal_of_vector
+from varangian.server.protocol.deadlines import notice_late
 from varangian.server.protocol.events import (
     Absent,
     Accept,
@@ -54,6 +55,7 @@ from varangian.server.protocol.quorum import (
     quorum_time,
     ready_workers,
     remember,
+    remember_arrivals,
     summarise,
     summarise_close,
     useful_uploads,
@@ -119,7 +121,7 @@ def wake_at(policy: RunPolicy, state: RunState) -> Seconds | None:
     """The next time at which time alone changes something; None if it never does."""
     if state.phase is not Phase.OPEN or state.opened_at is None:
         return None
-    deadline = None if state.overdue else state.opened_at + policy.deadline
+    deadline = None if state.overdue else state.opened_at + policy.deadline_of(state)
     late = None if state.quorum_took is None else due(policy, state, count_answers(policy, state))
     moments = (deadline, late, policy.selection.wake_at(state))
     return min((moment for moment in moments if moment is not None and moment > state.at), default=None)
@@ -196,15 +198,22 @@ def _judge(policy: RunPolicy, state: RunState) -> Moved:
         if policy.shortfall != "wait" or waiting_is_useless(policy, state, answers):
             skip = summarise(Skip, policy, state, answers, because)
             history = remember(Skip, policy, state, answers)
-            return _skip(policy, state.replace(declined={}, history=history), skip)
+            arrivals = remember_arrivals(Skip, policy, state, answers)
+            return _skip(policy, state.replace(declined={}, history=history, arrivals=arrivals), skip)
         state = state.replace(overdue=True)
     return _invite(policy, state)
 
 
 def _close(policy: RunPolicy, state: RunState, answers: Answers, because: str) -> Moved:
     close = summarise_close(policy, state, answers, because)
-    history = remember(Close, policy, state, answers)
-    state = state.replace(phase=Phase.CLOSED, closed=close, overdue=False, declined={}, history=history)
+    state = state.replace(
+        phase=Phase.CLOSED,
+        closed=close,
+        overdue=False,
+        declined={},
+        history=remember(Close, policy, state, answers),
+        arrivals=remember_arrivals(Close, policy, state, answers),
+    )
     return state, (close,)
 
 
@@ -229,21 +238,29 @@ def _invite(policy: RunPolicy, state: RunState) -> Moved:
 
 def _notice_late(policy: RunPolicy, state: RunState, event: Event, refusal: Refusal) -> RunState:
     """A vector that is refused for being late shows that its worker is there, and how fast it is."""
-    if policy.waiting is None or refusal not in LATE or not isinstance(event, Offer):
+    learns = policy.waiting is not None or policy.auto is not None
+    if not learns or refusal not in LATE or not isinstance(event, Offer):
         return state
     # Without invitations, everybody was asked for the round that was the last to close when it opened.
     closed = state.round - (state.phase is not Phase.CLOSED), state.history.opened_at
     round, asked_at = state.asked.get(event.worker, (NEVER, None)) if policy.by_invitation else closed
     if round != event.round or asked_at is None:
         return state
-    took = event.at - asked_at
-    history = state.history.notice_late(policy.waiting, event.worker, round, took, policy.deadline)
-    return state.replace(history=history)
+    took, history = event.at - asked_at, state.history
+    if policy.auto is not None:
+        opened_at = closed[1] if closed[0] == round and closed[1] is not None else asked_at
+        longest = event.at - min(opened_at, asked_at)
+        state = state.replace(arrivals=notice_late(state.arrivals, event.worker, round, longest))
+    if policy.waiting is None:
+        return state
+    deadline = policy.deadline_of(state)
+    return state.replace(history=history.notice_late(policy.waiting, event.worker, round, took, deadline))
 
 
 def _hold(state: RunState, worker: Worker, round: int, digest: bytes) -> RunState:
     """A vector has arrived."""
-    asked_at = state.asked.get(worker, (round, state.at))[1]
+    start = state.at if state.opened_at is None else state.opened_at
+    asked_at = state.asked.get(worker, (round, start))[1]
     return _uninvite(state, worker).replace(
         held={**state.held, worker: (round, digest)},
         took={**state.took, worker: state.at - asked_at},
@@ -349,6 +366,9 @@ def _open(policy: RunPolicy, state: RunState) -> Moved:
         phase=Phase.OPEN,
         opened_at=state.at,
         overdue=False,
+        deadline=None
+        if policy.auto is None
+        else policy.auto.deadline(state.arrivals, policy.deadline, state.skips),
         quorum_took=None,
         invited=invited,
         before={worker: state.before[worker] for worker in invited},

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import NamedTuple, TypeVar
 
 from varangian.server.protocol.adaptive_waiting import WaitingHistory, is_patient
+from varangian.server.protocol.deadlines import Arrivals, after_round
 from varangian.server.protocol.events import Close, RollCall, Seconds, Skip, Worker
 from varangian.server.protocol.state import Phase, RunPolicy, RunState
 
@@ -75,7 +76,7 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     away = _among(silent, later - uploading)
     absent = _among(silent, {*unconnected} - uploading - {*away}) if unconnected else ()
     there = _without(silent, {*away, *absent}) if away or absent else silent
-    patient = is_patient(state.history, state.round, state.opened_at, policy.deadline, there)
+    patient = is_patient(state.history, state.round, state.opened_at, policy.deadline_of(state), there)
     often = set[Worker]()
     if state.history.missed and not patient:
         often = _slow(policy, state, members, expected.intersection(there))
@@ -166,7 +167,7 @@ def decide(policy: RunPolicy, state: RunState, answers: Answers) -> Decision:
         return Decision(Verdict.WAIT, f"{said}; the deadline is still to come")
     else:
         said += f", missing {list_names(answers.asked)}" if answers.asked else ""
-        said += f"; the deadline of {policy.deadline:g} s is over"
+        said += f"; the deadline of {policy.deadline_of(state):g} s is over"
     if lacking:
         return Decision(Verdict.SHORT, f"{said} and {lacking}")
     return Decision(Verdict.CLOSE, f"{said} and the quorum of {answers.quorum} is met")
@@ -199,7 +200,7 @@ def waiting_is_useless(policy: RunPolicy, state: RunState, answers: Answers) -> 
 
 def is_late(policy: RunPolicy, state: RunState) -> bool:
     """Whether the deadline of the round has passed."""
-    return state.opened_at is not None and state.at >= state.opened_at + policy.deadline
+    return state.opened_at is not None and state.at >= state.opened_at + policy.deadline_of(state)
 
 
 def is_over(policy: RunPolicy, state: RunState, answers: Answers) -> bool:
@@ -217,8 +218,8 @@ def due(policy: RunPolicy, state: RunState, answers: Answers) -> Seconds | None:
         return None
     asked = (state.asked[worker] for worker in answers.others if worker in state.asked)
     start = max((state.opened_at, *(at for round, at in asked if round == state.round)))
-    end = start + state.history.span(policy.waiting, state.quorum_took, policy.deadline)
-    return end if end < state.opened_at + policy.deadline else None
+    end = start + state.history.span(policy.waiting, state.quorum_took, policy.deadline_of(state))
+    return end if end < state.opened_at + policy.deadline_of(state) else None
 
 
 def has_enough(policy: RunPolicy, answers: Answers) -> bool:
@@ -270,6 +271,7 @@ def summarise(kind: type[R], policy: RunPolicy, state: RunState, answers: Answer
         declined=dict(sorted(state.declined.items())),
         revoked=tuple(sorted(state.revoked)),
         not_waited_for={worker: _reason(state, worker) for worker in silent if worker in aside},
+        deadline=None if policy.auto is None else policy.deadline_of(state),
     )
 
 
@@ -292,16 +294,31 @@ def summarise_close(policy: RunPolicy, state: RunState, answers: Answers, becaus
 def remember(kind: type[RollCall], policy: RunPolicy, state: RunState, answers: Answers) -> WaitingHistory:
     """The history of adaptive waiting after the round has ended."""
     if policy.waiting is None:
-        return state.history
+        return state.history if policy.auto is None else replace(state.history, opened_at=state.opened_at)
     return state.history.after_round(
         round=state.round,
         opened_at=state.opened_at,
         at=state.at,
         took=state.quorum_took,
-        deadline=policy.deadline,
+        deadline=policy.deadline_of(state),
         answered={*answers.pushed, *answers.faulty, *state.declined},
         missing=set(missing(kind, policy, state, answers)) - state.absent,
     )
+
+
+def remember_arrivals(
+    kind: type[RollCall], policy: RunPolicy, state: RunState, answers: Answers
+) -> Arrivals:
+    """The arrival times of the last rounds after the round has ended, from which deadlines follow."""
+    if policy.auto is None or state.round == 0:  # the first includes the start of the workers
+        return state.arrivals
+    connected = (w for w in missing(kind, policy, state, answers) if w not in state.absent)
+    opened_at = state.at if state.opened_at is None else state.opened_at
+    least = max(policy.deadline_of(state), state.at - opened_at)
+    # An invitation may come some time after the round has opened, and the deadline counts from the opening.
+    later = {w: max(0.0, asked[1] - opened_at) for w, asked in state.asked.items()}
+    seconds = {worker: state.took[worker] + later.get(worker, 0.0) for worker in answers.pushed}
+    return after_round(state.arrivals, state.round, seconds, dict.fromkeys(connected, least))
 
 
 def is_young_enough(policy: RunPolicy, state: RunState, round: int) -> bool:
@@ -354,13 +371,13 @@ def _first(reasons: Mapping[Worker, str]) -> str:
 def _span(policy: RunPolicy, state: RunState, answers: Answers) -> Seconds:
     """Seconds that the round waits for late workers, counted from its start."""
     end = due(policy, state, answers)
-    return policy.deadline if end is None or state.opened_at is None else end - state.opened_at
+    return policy.deadline_of(state) if end is None or state.opened_at is None else end - state.opened_at
 
 
 def _until(policy: RunPolicy, state: RunState, answers: Answers) -> str:
     """The time until which late workers are waited for, in words."""
     span = _span(policy, state, answers)
-    if span == policy.deadline:
+    if span == policy.deadline_of(state):
         return "the deadline is still to come"
     return f"{span:.3g} s for those who are late are not over"
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 from pydantic import ConfigDict, TypeAdapter
 
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting, WaitingHistory
+from varangian.server.protocol.deadlines import Arrivals, AutoDeadline
 from varangian.server.protocol.events import Close, Seconds, Worker
 
 Vector: TypeAlias = tuple[int, bytes]
@@ -45,6 +46,10 @@ class RunState:
     """Time of the last event."""
     opened_at: Seconds | None = None
     """None until the first worker of round 0 shows up."""
+    deadline: Seconds | None = None
+    """Seconds until the deadline of this round, if it was set by itself; None for that of the policy."""
+    arrivals: Arrivals = ()
+    """Of the last rounds, if deadlines set themselves."""
     overdue: bool = False
     """Whether the deadline has passed and the policy is to wait."""
     skips: int = 0
@@ -58,7 +63,7 @@ class RunState:
     asked: Mapping[Worker, tuple[int, Seconds]] = field(default_factory=dict[Worker, tuple[int, Seconds]])
     """The last invitation of each worker: its round, and when it was."""
     took: Mapping[Worker, Seconds] = field(default_factory=dict[Worker, Seconds])
-    """From its invitation to its vector, of each worker whose vector is held."""
+    """From its invitation, or else the start of the round, to its vector, of each worker with one here."""
     parked: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
     """Workers that wait for an invitation, and the first round that they would answer."""
     invited: Mapping[Worker, int] = field(default_factory=dict[Worker, int])
@@ -217,7 +222,7 @@ class RunPolicy:
     quorum: int
     """The fewest answers with which a round closes at its deadline."""
     deadline: Seconds
-    """Seconds for which a round stays open."""
+    """Seconds for which a round stays open; if deadlines set themselves, the longest."""
     shortfall: Literal["wait", "skip", "fail"]
     """The action at the deadline when the quorum is not met."""
     f: int
@@ -228,6 +233,8 @@ class RunPolicy:
     """The condition of the rule on the rows of a round; no round closes without it."""
     waiting: AdaptiveWaiting | None = None
     """Adaptive waiting, which closes a round before its deadline; None for no such thing."""
+    auto: AutoDeadline | None = field(default=None, kw_only=True)
+    """How deadlines set themselves; None if `deadline` is that of every round."""
     selection: Selection = field(kw_only=True)
     fixed: bool = field(default=False, kw_only=True)
     """Whether the quorum was asked for: then it is the same in every round."""
@@ -248,11 +255,18 @@ class RunPolicy:
             raise ValueError(f"`rounds` and `max_skips` should be at least 1. Found {found}.")
         if not self.deadline > 0:
             raise ValueError(f"`deadline` should be a positive number of seconds. Found {self.deadline}.")
+        if self.auto is not None and self.auto.floor > self.deadline:
+            found = f"{self.auto.floor} and {self.deadline}"
+            raise ValueError(f"The floor of deadlines should be at most their ceiling. Found {found}.")
 
     @property
     def by_invitation(self) -> bool:
         """True if only invited workers get a model; decided by the selection."""
         return self.selection.by_invitation
+
+    def deadline_of(self, state: RunState) -> Seconds:
+        """Seconds from the start of the current round to its deadline."""
+        return self.deadline if state.deadline is None else state.deadline
 
     def spare(self, asked: int, quorum: int) -> int:
         """Workers that may be missing from a round that ends before its deadline.

@@ -51,9 +51,10 @@ class Window:
         """Number of the attempt at a round, unique in the run: uploads of an earlier one do not count."""
         self.begin(-1)
 
-    def begin(self, round: int) -> None:
-        """Go to this round."""
+    def begin(self, round: int, patience: Seconds | None = None) -> None:
+        """Go to this round; with another patience from now on, if there is one."""
         self.round = round
+        self._patience = self._patience if patience is None else patience
         self.faulty: Set[Worker] = frozenset()
         self.aside: Set[Worker] = frozenset()
         """Workers that are not waited for: they have declined, are absent or passed over."""

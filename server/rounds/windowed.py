@@ -100,8 +100,7 @@ class WindowedRounds:
         workers, self._kept = machine.policy.workers, window_columns(self._d)
         self._rows = dict(zip(workers, allocate_rows(len(workers), self._kept, dtype), strict=True))
         self.slot_listener = SlotListener(self.refusal, self.progressed, self.wait_for_room)
-        patience = min(machine.policy.deadline / 4, PATIENCE)
-        self._window = Window(machine.policy, self._d, self._block, BLOCKS, patience)
+        self._window = Window(machine.policy, self._d, self._block, BLOCKS, self._patience())
         self._attempts = WeakKeyDictionary[Slot, int]()
         """In which attempt at the round each slot was opened, or `LOST`."""
         self._slots: dict[Worker, Slot] = {}
@@ -223,7 +222,7 @@ class WindowedRounds:
         """Tell the window what the machine has done meanwhile."""
         state, window = self._machine.state, self._window
         if state.phase is Phase.OPEN and state.round != window.round:
-            window.begin(state.round)
+            window.begin(state.round, self._patience())
             self._slots, self._in_progress = {}, None
         if state.faults.keys() != window.faulty and not window.settled and state.round == window.round:
             window.convict(state.faults, self._clock.now())
@@ -233,6 +232,10 @@ class WindowedRounds:
         aside |= passed_over(self._machine.policy, state)
         if aside != window.aside and state.round == window.round:
             window.set_aside(aside, self._clock.now())
+
+    def _patience(self) -> Seconds:
+        """Seconds to wait for the slowest worker in the current round."""
+        return min(self._machine.policy.deadline_of(self._machine.state) / 4, PATIENCE)
 
     def _settle(self) -> None:
         """Have the vectors of all members counted, and answer their uploads."""

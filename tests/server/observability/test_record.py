@@ -69,6 +69,7 @@ def test_a_committed_round():
         "waited_for": ["w03"],
         "not_waited_for": {},
         "because": "all answered",
+        "deadline": None,
         "declined": {"w04": "no memory left"},
         "revoked": ["w05"],
         "ages": {"w00": 2, "w01": 0},
@@ -83,6 +84,12 @@ def test_a_committed_round():
 def test_a_round_without_evaluation_has_no_loss():
     record = parsed(record_of_step(closed(7), STEP))
     assert (record["loss"], record["accuracy"]) == (None, None)
+
+
+def test_a_deadline_that_set_itself_is_in_the_record_of_its_round():
+    assert parsed(record_of_step(closed(7, deadline=13.5), STEP))["deadline"] == 13.5
+    skip = Skip(3, (), {}, (), 13.5, "too few", deadline=13.5)
+    assert parsed(record_of_skip(skip))["deadline"] == 13.5
 
 
 def test_a_skipped_round():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,6 +21,7 @@ from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.staleness import Polynomial
 from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.deadlines import AutoDeadline
 from varangian.server.protocol.events import (
     Absent,
     Accept,
@@ -109,10 +110,11 @@ class Histories(RuleBasedStateMachine):
         choice=st.sampled_from(CHOICES),
         quorum=st.integers(1, 4),
         shortfall=st.sampled_from(["wait", "skip", "fail"]),
+        auto=st.sampled_from([None, None, AutoDeadline(floor=0.7)]),
     )
-    def start(self, choice: Selection, quorum: int, shortfall: str) -> None:
+    def start(self, choice: Selection, quorum: int, shortfall: str, auto: AutoDeadline | None) -> None:
         policy = RunPolicy(WORKERS, 10**6, quorum, DEADLINE, shortfall, F, max_skips=12, selection=choice)
-        self.machine = Machine(policy)
+        self.machine = Machine(replace(policy, auto=auto))
         self.now = 0.0
         self.history: list[tuple[Event, tuple[Effect, ...]]] = []
         self.clients = {worker: Client() for worker in WORKERS}
@@ -137,7 +139,8 @@ class Histories(RuleBasedStateMachine):
         self.history.append((event, effects))
         if effects and isinstance(effects[0], Reject | Duplicate):
             self.refused(event, effects)
-            assert (self.machine.state, len(effects)) == (before, 1)
+            learned = self.machine.state.arrivals if self.machine.policy.auto else before.arrivals
+            assert (self.machine.state, len(effects)) == (before.replace(arrivals=learned), 1)
         for effect in effects:
             self.see(effect)
         return effects
@@ -186,7 +189,9 @@ class Histories(RuleBasedStateMachine):
             assert close.ages == {w: close.round - self.held[w].round for w in close.workers}
         else:
             assert len(close.workers) + len(close.faults) >= self.machine.policy.quorum
-            assert close.waited >= DEADLINE or self.machine.state.absent.issuperset(close.missing)
+            assert close.waited >= (close.deadline or DEADLINE) or self.machine.state.absent.issuperset(
+                close.missing
+            )
             named = {*close.workers, *close.faults, *close.missing, *close.declined, *close.revoked}
             assert (close.ages, named) == ({}, set(WORKERS))
         assert close.factors == {w: choice.factor(age) for w, age in close.ages.items()}
