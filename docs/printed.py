@@ -14,7 +14,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -126,8 +126,16 @@ def settings() -> str:
     for name, section in sections.items():
         if section:
             texts.append(f"## `{name}`\n\n{escaped(section.get('description', ''))}\n")
-            texts += [_setting(f"{name}.{key}", below) for key, below in section["properties"].items()]
+            texts += _settings(schema, section, name)
     return "\n".join(texts)
+
+
+def _settings(schema: Mapping[str, Any], section: Mapping[str, Any], path: str) -> Iterator[str]:
+    """The settings of a section, and those of a section in it, which can be null."""
+    for key, below in section["properties"].items():
+        inner = next((found for one in below.get("anyOf", ()) if (found := _section(schema, one))), None)
+        yield _setting(f"{path}.{key}", below)
+        yield from () if inner is None else _settings(schema, inner, f"{path}.{key}")
 
 
 def _section(schema: Mapping[str, Any], below: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -139,17 +147,28 @@ def _section(schema: Mapping[str, Any], below: Mapping[str, Any]) -> Mapping[str
 
 def _setting(path: str, below: Mapping[str, Any]) -> str:
     default = below.get("default")
-    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+    shown = _shown(default)
     description = escaped(below.get("description", ""))
     facts = f"{_values(below)}; default `{shown}`"
     return f"### `{path}` {{ #{path} }}\n\n{facts}\n{{ .facts }}\n\n{description}\n"
+
+
+def _shown(value: Any) -> str:
+    """A default as it stands in a configuration."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _values(below: Mapping[str, Any]) -> str:
     """What may stand there, in words."""
     words = []
     for one in below.get("anyOf", [below]):
-        if "enum" in one:
+        if "$ref" in one:
+            words.append("a mapping of the settings below")
+        elif "const" in one:
+            words.append(f"`{one['const']}`")
+        elif "enum" in one:
             kind = re.match(r"The name of an? (.*)\.", one.get("description", ""))
             values = ", ".join(f"`{value}`" for value in one["enum"])
             words.append((kind and _named(kind[1])) or values)

@@ -274,10 +274,14 @@ def test_the_drawing_is_that_of_the_contracts(name):
 
 def properties(schema, below, path=""):
     for name, one in below["properties"].items():
-        if "$ref" in one:
-            yield from properties(schema, schema["$defs"][one["$ref"].rpartition("/")[2]], f"{path}{name}.")
-        else:
+        inner = [
+            ref.rpartition("/")[2] for part in (one, *one.get("anyOf", ())) if (ref := part.get("$ref"))
+        ]
+        if "$ref" not in one:
             yield f"{path}{name}"
+        for section in inner:
+            if section in schema["$defs"] and "properties" in schema["$defs"][section]:
+                yield from properties(schema, schema["$defs"][section], f"{path}{name}.")
 
 
 def test_every_setting_is_on_its_page(pages):
