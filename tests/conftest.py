@@ -132,6 +132,12 @@ def _repeatable() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for a disk changes nothing that this process sees; processes that a test starts do wait."""
+    monkeypatch.setattr("varangian.files.fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.empty` holds NaN, so that what is read before it is written shows."""

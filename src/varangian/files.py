@@ -21,6 +21,15 @@ def expanded(text: str) -> str:
     return str(user_path(text))
 
 
+def fsync(descriptor: int) -> None:
+    """Wait until a file, or the names in a folder, are on the disk and not in memory alone.
+
+    An error means that something was lost which the system will not write again, so the file is to be
+    thrown away and not tried once more.
+    """
+    os.fsync(descriptor)
+
+
 def write_atomically(path: Path, content: bytes, mode: int | None = None) -> None:
     """Write the whole file or none of it, also when the machine stops half way; no other file is left.
 
@@ -38,13 +47,13 @@ def write_atomically(path: Path, content: bytes, mode: int | None = None) -> Non
                 os.fchmod(descriptor, mode)
             stream.write(content)
             stream.flush()
-            os.fsync(descriptor)
+            fsync(descriptor)
             if not named:
                 temporary.unlink(missing_ok=True)
                 # With a folder given, Python follows the link to the file behind the descriptor.
                 os.link(f"/proc/self/fd/{descriptor}", temporary.name, dst_dir_fd=folder)
         temporary.replace(path)
-        os.fsync(folder)  # without this a new name may be lost although its content is safe
+        fsync(folder)  # without this a new name may be lost although its content is safe
     finally:
         temporary.unlink(missing_ok=True)
         os.close(folder)
