@@ -29,6 +29,8 @@ class Schema:
             schema.pop("$ref")
         if "anyOf" in schema and not any(self.accepts(value, option) for option in schema["anyOf"]):
             return False
+        if "const" in schema and value != schema["const"]:
+            return False
         if "enum" in schema and value not in schema["enum"]:
             return False
         if "type" in schema and not self._is(value, schema["type"]):

@@ -33,6 +33,17 @@ def test_a_delay_below_the_deadline_costs_time_and_changes_nothing(carried_out):
     assert [wait(record) for record in others] == [0.0] * 5
 
 
+def test_a_deadline_that_sets_itself_follows_the_delays_and_repeats_itself(carried_out):
+    slow = "delays={steps: {step: 2, factor: 40, workers: [0]}}"
+    settings = [slow, "rounds=8", "server.deadline=auto", *DEADLINE_ONLY]
+    _, records, _ = carried_out(*settings, "server.deadline_floor=1", "server.deadline_ceiling=100")
+    assert [record.deadline for record in records] == [*[100.0] * 3, *[pytest.approx(2.6)] * 5]
+    assert [record.missing for record in records] == [*[()] * 3, *[("w00",)] * 5]
+    first, _, _ = carried_out("delays={lognormal: {median: 8}}", "rounds=8", "server.deadline=auto")
+    again, _, _ = carried_out("delays={lognormal: {median: 8}}", "rounds=8", "server.deadline=auto")
+    assert first.digest == again.digest
+
+
 def test_who_is_late_for_a_round_is_missing_and_comes_back_for_a_later_one(carried_out):
     settings = ["delays={pareto: {least: 3, alpha: 1, most: 9, workers: [0]}}", "rounds=12", *DEADLINE_ONLY]
     _, records, _ = carried_out(*settings, "server.deadline=5")

@@ -9,6 +9,7 @@ from torch import Tensor
 from varangian.aggregators import AggregationError
 from varangian.config.settings import AUTO, RunConfig
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
+from varangian.server.protocol.deadlines import AutoDeadline
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Condition, RunPolicy
 from varangian.server.training.ema import Average
@@ -83,6 +84,7 @@ def machine(config: RunConfig) -> Machine:
         rounds=config.rounds,
         quorum=config.quorum,
         deadline=server.deadline_ceiling if server.deadline == AUTO else server.deadline,
+        auto=AutoDeadline(server.deadline_floor) if server.deadline == AUTO else None,
         shortfall=server.shortfall,
         f=config.f,
         requires=condition(config),
