@@ -59,6 +59,7 @@ async def serve(
     common: SharedSettings | None = None,
     classes: int | None = None,
     terms: Terms | None = None,
+    grace: Callable[[], float] = float,
     end: Callable[[str], None] = log.error,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
@@ -82,6 +83,7 @@ async def serve(
         common: settings and data that workers should share; compared at Join.
         classes: of the data, for workers whose own data has fewer.
         terms: what workers should know of the starts and checkpoints of the run.
+        grace: as of `Coordinator.run`.
         end: called with the reason why the run should not go on; is to set `stop`.
 
     Raises:
@@ -121,7 +123,7 @@ async def serve(
             service.connections.enforce(call_port),
         ):
             with frozen_garbage_collector():
-                reason = await coordinator.run(stop)
+                reason = await coordinator.run(stop, grace)
         if not leaving():
             await service.farewell()
         return reason

@@ -21,6 +21,8 @@ class RunListener(Protocol):
 
     @property
     def round(self) -> int: ...
+    @property
+    def first(self) -> int: ...
     def absent(self, worker: str, /) -> None: ...
     def present(self, worker: str, /) -> None: ...
     def withdraw(self, worker: str, reason: str, /) -> None: ...
@@ -29,8 +31,8 @@ class RunListener(Protocol):
 class Presence:
     """Compares which workers are connected with what the run was told.
 
-    A worker that has never joined is waited for in round 0, since it may be started late, and is absent in
-    the rounds after it.
+    A worker that has never joined is waited for in the first round of this server, since it may be started
+    late, and is absent in the rounds after it.
     """
 
     def __init__(self, sessions: Sessions, run: RunListener) -> None:
@@ -40,11 +42,11 @@ class Presence:
 
     def look(self) -> None:
         """Tell the run what has changed. To be called now and then, and when a worker joins."""
-        connected, known = self._sessions.present, self._sessions.joined
+        present, known = self._sessions.present, self._sessions.joined
         for name in self._sessions.names:
-            if name in connected:
+            if name in present:
                 self.note_call(name)
-            elif name not in self._absent and (name in known or self._run.round > 0):
+            elif name not in self._absent and (name in known or self._run.round > self._run.first):
                 self._absent.add(name)
                 log.info("%s %s", name, "has left" if name in known else "has not joined yet")
                 self._run.absent(name)

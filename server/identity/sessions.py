@@ -95,13 +95,13 @@ class Session:
     certificate: PeerCertificate | None = None
     """The certificate of its last call; None without TLS."""
 
-    def has_ended(self, now: float) -> bool:
-        """Whether its connections are known to be closed, for longer than a reconnection takes."""
-        return (
-            self.persistent
-            and not self.open_calls
-            and now - max(self.last_call_ended, self.last_seen) > RECONNECT_GRACE
-        )
+    def has_ended(self, now: float, grace: float = RECONNECT_GRACE) -> bool:
+        """Whether its connections are known to be closed, for longer than `grace` seconds."""
+        return self.persistent and self.silence(now) > grace
+
+    def silence(self, now: float) -> float:
+        """Seconds since it was known to be there."""
+        return 0.0 if self.open_calls else now - max(self.last_call_ended, self.last_seen)
 
 
 class Sessions:
@@ -112,6 +112,8 @@ class Sessions:
         secret: what tokens are made with; at least 16 bytes, never sent. None with a certificate reader.
         certificate_reader: authenticates callers by certificate; tokens then count for nothing.
         timeout: seconds without a sign of life after which another process may take a name over.
+        absent_after: seconds after the last connection of a worker has closed for which it is still
+            `present`; its name is free for another process of it sooner.
         clock: seconds from any start.
     """
 
@@ -122,6 +124,7 @@ class Sessions:
         *,
         certificate_reader: CertificateReader | None = None,
         timeout: float = 10.0,
+        absent_after: float = RECONNECT_GRACE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.names = tuple(sorted(names))
@@ -138,6 +141,7 @@ class Sessions:
         self._tokens = {name: make_token(name, secret).encode() for name in self.names} if secret else {}
         self._certificate_reader = certificate_reader
         self._timeout = timeout
+        self._absent_after = absent_after
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._logged = set[tuple[str, Refusal]]()
@@ -158,13 +162,22 @@ class Sessions:
 
     @property
     def present(self) -> frozenset[str]:
-        """The workers whose process is connected: it has a call open, or made one a moment ago."""
-        now = self._clock()
-        return frozenset(name for name, session in self._sessions.items() if self._is_alive(session, now))
+        """The workers that are waited for: their process is connected, or was not long ago."""
+        return self._alive(self._absent_after)
 
-    def _is_alive(self, session: Session, now: float) -> bool:
-        recent = session.open_calls > 0 or now - session.last_seen <= self._timeout
-        return recent and not session.has_ended(now)
+    @property
+    def connected(self) -> frozenset[str]:
+        """The workers whose process is connected: it has a call open, or made one a moment ago."""
+        return self._alive(RECONNECT_GRACE)
+
+    def _alive(self, grace: float) -> frozenset[str]:
+        """The workers whose process was there in the last `grace` seconds."""
+        now, silence = self._clock(), max(self._timeout, grace)
+        return frozenset(
+            name
+            for name, session in self._sessions.items()
+            if session.silence(now) <= silence and not session.has_ended(now, grace)
+        )
 
     def claimed_name(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """The worker that a caller claims to be, for the log: not verified, and safe to print."""

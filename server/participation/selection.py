@@ -89,12 +89,17 @@ class LongestAbsent(InvitePerRound):
         return longest_absent(ready, state.last, max(0, free))
 
     def wake_at(self, state: RunState) -> Seconds | None:
-        return None if state.opened_at is None or _invited_workers(state) else state.opened_at + self.gather
+        return None if state.opened_at is None or _invited_workers(state) else self._gathered_at(state)
 
     def _is_gathering(self, workers: tuple[Worker, ...], state: RunState) -> bool:
-        early = state.opened_at is None or state.at < state.opened_at + self.gather
+        early = state.opened_at is None or state.at < self._gathered_at(state)
         known = state.parked.keys() | state.given_up | state.absent
         return early and not _invited_workers(state) and len(known) < len(workers)
+
+    def _gathered_at(self, state: RunState) -> Seconds:
+        """The time until which workers are waited for; after a resumption all of them have to come back."""
+        assert state.opened_at is not None
+        return state.opened_at + max(self.gather, state.rejoin if state.is_first else 0.0)
 
 
 def longest_absent(available: Sequence[Worker], last: Mapping[Worker, int], k: int) -> tuple[Worker, ...]:

@@ -7,9 +7,9 @@ but for what adaptive waiting and deadlines learn from a vector that came too la
 sentence that explains it.
 
 `machine` is the state machine, `admission` refuses events, `quorum` says whether a round is over and why,
-`state` and `events` are the data, `adaptive_waiting` says how long a round waits for those who are late,
-`deadlines` sets the deadline of a round where nobody else does, and `window` has the members of a round
-whose rows are not kept whole.
+`state` and `events` are the data, `resumption` is the state that another process of the server begins with,
+`adaptive_waiting` says how long a round waits for those who are late, `deadlines` sets the deadline of a
+round where nobody else does, and `window` has the members of a round whose rows are not kept whole.
 
 Rounds. A run is a sequence of rounds, and a round has two phases:
 
@@ -27,8 +27,8 @@ Closing. A round closes when nobody is waited for any more, when those who are l
 enough (`adaptive_waiting`), or at its deadline; and only if the quorum has answered and the condition of
 the rule (`requires`) holds for the rows that came. Workers that declined, are absent, or were withdrawn
 are not waited for. Without enough the policy decides at the deadline: wait, skip the round, or fail.
-`wait` skips as well where waiting cannot help. The clock of round 0 starts with the first worker that
-shows up, the clock of every other round when it opens.
+`wait` skips as well where waiting cannot help. The clock of the first round starts with the first worker
+that shows up, the clock of every other round when it opens.
 
 Uploads. An upload is open until `Push` or `Gone`, also beyond its round, and its worker is BUSY until
 then: nobody writes to a row that is being aggregated, and a stalled upload delays its owner only.

@@ -18,8 +18,8 @@ aggregation rule asks of the rows.
    `MOST_EVIDENCE`. Each answer in time halves that again.
 
 A worker that is always slower than that would never take part again. So a patient round waits for everybody
-up to the deadline: the first round, since workers take their time to start, and later one in `REST`
-deadlines as long as somebody has missed rounds, which costs a tenth of the time at the most.
+up to the deadline: the first round of a server, since workers take their time to start, and later one in
+`REST` deadlines as long as somebody has missed rounds, which costs a tenth of the time at the most.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class WaitingHistory:
     """The history of earlier rounds that adaptive waiting needs."""
 
     recent: tuple[float, ...] = ()
-    """Seconds that a quorum took in the last rounds, the first round of the run excepted."""
+    """Seconds that a quorum took in the last rounds, the first round of each server excepted."""
     missed: Mapping[str, int] = field(default_factory=dict[str, int])
     """Consecutive rounds that each worker has missed, of the workers that missed the last one."""
     opened_at: float | None = None
@@ -88,9 +88,9 @@ class WaitingHistory:
             return deadline
         return min(deadline, max(waiting.floor, waiting.factor * max((took, *self.recent))))
 
-    def may_be_patient(self, round: int, opened_at: float | None, deadline: float) -> bool:
-        """Whether enough time has passed since the last patient round."""
-        if round == 0 or opened_at is None or self.rested_at is None:
+    def may_be_patient(self, first: bool, opened_at: float | None, deadline: float) -> bool:
+        """Whether this is the first round, or enough time has passed since the last patient one."""
+        if first or opened_at is None or self.rested_at is None:
             return True
         return opened_at >= self.rested_at + REST * deadline
 
@@ -101,7 +101,7 @@ class WaitingHistory:
     def after_round(
         self,
         *,
-        round: int,
+        first: bool,
         opened_at: float | None,
         at: float,
         took: float | None,
@@ -112,7 +112,7 @@ class WaitingHistory:
         """The history with this round.
 
         Args:
-            round: its number.
+            first: whether the server began with it.
             opened_at: when its time began.
             at: when it ended.
             took: seconds until enough had answered; None when they never had.
@@ -121,10 +121,10 @@ class WaitingHistory:
             missing: workers that did not answer, although they were connected and asked.
         """
         answered, missing = set(answered), set(missing)
-        was_patient = round == 0 or any(worker in self.missed for worker in answered | missing)
-        patient = was_patient and self.may_be_patient(round, opened_at, deadline)
+        was_patient = first or any(worker in self.missed for worker in answered | missing)
+        patient = was_patient and self.may_be_patient(first, opened_at, deadline)
         left = {worker: count for worker, count in self.missed.items() if worker not in answered}
-        known = took is not None and round > 0  # the first includes the start of the workers
+        known = took is not None and not first  # the first includes the start of the workers
         return replace(
             self,
             recent=(*self.recent, took)[-RECENT:] if known and took is not None else self.recent,
@@ -133,6 +133,10 @@ class WaitingHistory:
             rested_at=at if patient else self.rested_at,
             credit=self._after_answers(answered) if self.credit else self.credit,
         )
+
+    def without_connections(self) -> WaitingHistory:
+        """The history for another process of the server: spans last, and all workers connect anew."""
+        return replace(self, missed={}, opened_at=None, rested_at=None)
 
     def notice_return(self, worker: str, round: int) -> WaitingHistory:
         """The history after a process of the worker has connected again, in this round."""
@@ -168,8 +172,8 @@ class WaitingHistory:
 
 
 def is_patient(
-    history: WaitingHistory, round: int, opened_at: float | None, deadline: float, silent: Collection[str]
+    history: WaitingHistory, first: bool, opened_at: float | None, deadline: float, silent: Collection[str]
 ) -> bool:
     """Whether a round waits for everybody up to its deadline; `silent` are those who may still answer."""
-    missed = round == 0 or not history.missed.keys().isdisjoint(silent)
-    return missed and history.may_be_patient(round, opened_at, deadline)
+    missed = first or not history.missed.keys().isdisjoint(silent)
+    return missed and history.may_be_patient(first, opened_at, deadline)

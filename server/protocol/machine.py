@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.admission import refusal_of, refusal_of_vector
@@ -61,7 +61,16 @@ from varangian.server.protocol.quorum import (
     useful_uploads,
     waiting_is_useless,
 )
-from varangian.server.protocol.state import NEVER, VOID, Phase, RunPolicy, RunState
+from varangian.server.protocol.resumption import without_connections
+from varangian.server.protocol.state import (
+    NEVER,
+    VOID,
+    Phase,
+    RunPolicy,
+    RunState,
+    dump_state,
+    restore_state,
+)
 
 V = TypeVar("V")
 Moved: TypeAlias = tuple[RunState, tuple[Effect, ...]]
@@ -86,6 +95,19 @@ class Machine:
         """Move, and say what follows. The answer to a worker comes first."""
         self.state, effects = transition(self.policy, self.state, event)
         return effects
+
+    def dump(self) -> dict[str, Any]:
+        """The state as a checkpoint keeps it."""
+        return dump_state(self.state)
+
+    def restore(self, plain: Mapping[str, Any], *, connected: bool) -> None:
+        """Go on from what `dump` gave: exactly, or without the connections and clocks of another process.
+
+        Raises:
+            ValueError: it is no such state.
+        """
+        state = restore_state(plain)
+        self.state = state if connected else without_connections(self.policy, state)
 
     @property
     def wake_at(self) -> Seconds | None:
@@ -390,7 +412,7 @@ def _finish(state: RunState, reason: str) -> Moved:
 
 
 def _start(state: RunState) -> RunState:
-    """The clock of round 0 starts with the first worker that shows up."""
+    """The clock of the first round starts with the first worker that shows up."""
     return state if state.opened_at is not None else state.replace(opened_at=state.at)
 
 

@@ -76,7 +76,7 @@ def count_answers(policy: RunPolicy, state: RunState) -> Answers:
     away = _among(silent, later - uploading)
     absent = _among(silent, {*unconnected} - uploading - {*away}) if unconnected else ()
     there = _without(silent, {*away, *absent}) if away or absent else silent
-    patient = is_patient(state.history, state.round, state.opened_at, policy.deadline_of(state), there)
+    patient = is_patient(state.history, state.is_first, state.opened_at, policy.deadline_of(state), there)
     often = set[Worker]()
     if state.history.missed and not patient:
         often = _slow(policy, state, members, expected.intersection(there))
@@ -296,7 +296,7 @@ def remember(kind: type[RollCall], policy: RunPolicy, state: RunState, answers: 
     if policy.waiting is None:
         return state.history if policy.auto is None else replace(state.history, opened_at=state.opened_at)
     return state.history.after_round(
-        round=state.round,
+        first=state.is_first,
         opened_at=state.opened_at,
         at=state.at,
         took=state.quorum_took,
@@ -310,7 +310,7 @@ def remember_arrivals(
     kind: type[RollCall], policy: RunPolicy, state: RunState, answers: Answers
 ) -> Arrivals:
     """The arrival times of the last rounds after the round has ended, from which deadlines follow."""
-    if policy.auto is None or state.round == 0:  # the first includes the start of the workers
+    if policy.auto is None or state.is_first:  # the first includes the start of the workers
         return state.arrivals
     connected = (w for w in missing(kind, policy, state, answers) if w not in state.absent)
     opened_at = state.at if state.opened_at is None else state.opened_at

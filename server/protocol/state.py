@@ -41,11 +41,15 @@ class RunState:
         ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"
     )
     round: int = 0
+    first: int = 0
+    """The round that this process of the server began with: workers take their time to connect."""
+    rejoin: Seconds = 0.0
+    """Seconds for which the first selection after a resumption waits for workers to come back."""
     phase: Phase = Phase.OPEN
     at: Seconds = float("-inf")
     """Time of the last event."""
     opened_at: Seconds | None = None
-    """None until the first worker of round 0 shows up."""
+    """None until the first worker of the first round shows up."""
     deadline: Seconds | None = None
     """Seconds until the deadline of this round, if it was set by itself; None for that of the policy."""
     arrivals: Arrivals = ()
@@ -106,6 +110,11 @@ class RunState:
         return replaced
 
     @property
+    def is_first(self) -> bool:
+        """Whether this process of the server began with the round."""
+        return self.round == self.first
+
+    @property
     def taken(self) -> tuple[Worker, ...]:
         """Workers whose held vector is being aggregated."""
         return () if self.closed is None else self.closed.workers
@@ -121,16 +130,13 @@ class RunState:
 
 
 def dump_state(state: RunState) -> dict[str, Any]:
-    """The state as a checkpoint keeps it: what JSON has, with constants for infinite numbers.
-
-    Times are those of a clock that only this process has.
-    """
+    """The state as a checkpoint keeps it: what JSON has, with constants for infinite numbers."""
     plain: dict[str, Any] = json.loads(_adapter().dump_json(state))
     return plain
 
 
 def restore_state(plain: Mapping[str, Any]) -> RunState:
-    """A state from what `dump_state` made of it, for a machine that goes on in the same way.
+    """A state from what `dump_state` made of it.
 
     Raises:
         ValueError: it is no such state.

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 from torch import Tensor
@@ -58,6 +59,7 @@ from varangian.server.protocol.events import (
 )
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Phase
+from varangian.server.rounds.checkpointing import Checkpointing, Keeper, Plain
 from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 from varangian.server.rounds.executor import ComputeThread
 from varangian.server.rounds.pulls import Pulls
@@ -110,6 +112,13 @@ class Coordinator:
             are the same.
         row_slots: how many vectors there can be at once; by default one of each worker.
         in_place: use the vectors of `hand_over` where they lie. Then there are no uploads.
+        places_last: as of `Pulls`.
+        keeper: keeps the state of the run between rounds.
+        state: that the run goes on from, as the tree of a `ServerState`.
+        connected: as of `Checkpointing`.
+
+    Raises:
+        ValueError: the state does not fit.
     """
 
     def __init__(
@@ -128,11 +137,15 @@ class Coordinator:
         row_source: RowSource | None = None,
         row_slots: int | None = None,
         in_place: bool = False,
+        places_last: bool = False,
+        keeper: Keeper | None = None,
+        state: Plain | None = None,
+        connected: bool = False,
     ) -> None:
         self._machine = machine
         self._learner = learner
         self._observe = observe
-        self._now = clock.now
+        self._clock, self._now = clock, clock.now
         self._evaluate, self._evaluate_every = evaluate, evaluate_every
         self._row_source = row_source or Pushed()
         self._compute = ComputeThread(executor, threads)
@@ -160,8 +173,15 @@ class Coordinator:
         """While `run` waits for a task."""
         self._idle = asyncio.Event()
         self._alarm = Alarm(clock, self._tick)
-        self._model = LatestValue(Snapshot.of(learner.version), clock)
-        self.pulls = Pulls(machine, self._handle, self._model, clock)
+        self.checkpointing = Checkpointing(machine, learner, self._row_source, keeper, connected)
+        if state is not None:
+            self._given = self.checkpointing.restore(state, partial(self._put_back, rows))
+        self._grace: Callable[[], Seconds] = float
+        self._grace_lasts = self._stopped = False
+        self._closing: int | None = None
+        """The round that was open when a stop came."""
+        self._model = LatestValue(Snapshot.of(learner.version, machine.state.round), clock)
+        self.pulls = Pulls(machine, self._handle, self._model, clock, places_last)
 
     async def offer(
         self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32
@@ -281,6 +301,11 @@ class Coordinator:
         return self._machine.state.round
 
     @property
+    def first(self) -> int:
+        """The round that this server began with."""
+        return self._machine.state.first
+
+    @property
     def rounds(self) -> int:
         """The number of rounds of the run if it is not stopped."""
         return self._machine.policy.rounds
@@ -288,17 +313,26 @@ class Coordinator:
     def status(self) -> Status:
         return Status.of(self._machine, self._now())
 
-    async def run(self, stop: asyncio.Event) -> str:
+    async def run(self, stop: asyncio.Event, grace: Callable[[], Seconds] = float) -> str:
         """Carry rounds out until the run is finished or `stop` is set; returns why it ended.
 
         A round that is being aggregated is completed before a stop takes effect. Errors of the learner, of
-        `evaluate` and of `observe` end the run and are raised here.
+        `evaluate`, of `observe` and of the keeper end the run and are raised here.
+
+        Args:
+            stop: ends the run.
+            grace: called at a stop: how many seconds it waits for the open round to close, if somebody has
+                pushed for it.
         """
+        self._grace = grace
+        self._alarm.set(self._machine.wake_at)
         stopping = asyncio.create_task(stop.wait())
         stopping.add_done_callback(lambda _: self._wake())
         try:
             while (reason := await self._round(stop)) is None:
                 pass
+            if self._stopped and not self.checkpointing.connected:
+                await self.keep()
             return reason
         except BaseException as error:
             self._handle(Stop(f"the server ended on an error ({type(error).__name__})", self._now()))
@@ -319,7 +353,7 @@ class Coordinator:
         if isinstance(ended, Skip):
             evaluation = await self._skipped(ended)
             self._storage.release(ended.workers)
-            self._observe(record_of_skip(ended, evaluation))
+            await self._record(record_of_skip(ended, evaluation))
             return None
         try:
             # In a window the update was aggregated while its rows came.
@@ -334,8 +368,35 @@ class Coordinator:
         # Commit: the next round opens with these parameters.
         self._model.latest = Snapshot.of(self._learner.version)
         self._handle(Committed(ended.round, self._now()))
-        self._observe(record)
+        await self._record(record)
         return None
+
+    async def _record(self, record: RoundRecord) -> None:
+        """Hand the record of a round on, and keep the state after it if that is due."""
+        self._observe(record)
+        if self.checkpointing.note(record):
+            await self.keep()
+
+    async def keep(self, more: Plain | None = None) -> None:
+        """Let the keeper copy the state of the run, and with it `more`, by name."""
+        if self.checkpointing.keeper is None or self.round == 0:
+            return
+        while self._tasks and isinstance(task := self._tasks[0], Forget):
+            self._tasks.popleft()
+            await self._compute.run(self._row_source.forget, task.worker)
+        state = self.checkpointing.state
+        held = self._storage.rows(state.held)
+        self._storage.hold(held)
+        try:
+            await self._compute.run(self.checkpointing.copy, state, held, self._given, more or {})
+        finally:
+            self._storage.release(held)
+
+    def _put_back(self, dtype: Dtype, worker: Worker, row: Tensor) -> None:
+        """Store a vector again that waits for the round that uses it."""
+        assert self._handed is not None, "a window holds no vectors between rounds"
+        self._storage.lend(worker, self.round)
+        self._handed.keep(worker, row.to(self._learner.parameters.device), dtype)
 
     async def _skipped(self, skip: Skip) -> Evaluation | None:
         """See that a round without an update is remembered where rounds are, and evaluate if it is due."""
@@ -393,7 +454,8 @@ class Coordinator:
     async def _next(self, stop: asyncio.Event) -> Task:
         """The next effect to carry out; a stop comes after what is due already."""
         while not self._tasks:
-            if stop.is_set():
+            if stop.is_set() and not self._in_grace():
+                self._stopped = True
                 self._handle(Stop("stopped on request", self._now()))
                 break
             self._more = asyncio.get_running_loop().create_future()
@@ -401,6 +463,19 @@ class Coordinator:
             await self._more
             self._more = None
         return self._tasks.popleft()
+
+    def _in_grace(self) -> bool:
+        """Whether a stop waits for the round that was open when it came: somebody has pushed for it."""
+        if self._closing is None:
+            self._closing = self.round
+            if (seconds := self._grace()) > 0:
+                self._grace_lasts = True
+                self._clock.call_later(seconds, self._end_grace)
+        return self._grace_lasts and self.round == self._closing and bool(self._machine.state.held)
+
+    def _end_grace(self) -> None:
+        self._grace_lasts = False
+        self._wake()
 
     def _add(self, task: Task) -> None:
         self._tasks.append(task)
@@ -450,6 +525,7 @@ class Coordinator:
     def _publish(self) -> None:
         """Tell those who wait for a model that another round is open, or that the run is finished."""
         state = self._machine.state
+        self.checkpointing.note_open()
         finished = state.phase is Phase.FINISHED
         latest = replace(self._model.latest, round=state.round, finished=finished, reason=state.reason)
         self._model.publish(latest)

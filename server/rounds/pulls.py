@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -55,13 +55,15 @@ class Pulls:
     """The pulls of one run.
 
     By invitation a worker has one pending pull: another one takes its place. A worker whose pull ends
-    before the model was sent has left: no round waits for it.
+    before the model was sent has left: no round waits for it. Unless places last: then it has left once it
+    is absent, and until then it may come back to the same place.
 
     Args:
         machine: read here, and moved by `handle` alone.
         handle: gives an event to the machine.
         model: the newest parameters, and whether the run is finished.
         clock: where time comes from.
+        places_last: whether a worker whose pull breaks keeps its place for as long as it is present.
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class Pulls:
         handle: Callable[[Event], Refusal | None],
         model: LatestValue[Snapshot],
         clock: Clock,
+        places_last: bool = False,
     ) -> None:
         self._machine = machine
         self._handle = handle
         self._model = model
         self._clock = clock
+        self._places_last = places_last
         self._pending: dict[Worker, PendingPull] = {}
 
     @asynccontextmanager
@@ -88,7 +92,7 @@ class Pulls:
             pull.snapshot = await self._wait(pending, patience)
             yield pull
         except BaseException:
-            if not pull.delivered:
+            if not pull.delivered and not self._places_last:
                 self.leave(pending)
             raise
         finally:
@@ -135,6 +139,20 @@ class Pulls:
         if self._handle(Ready(worker, after + 1, self._clock.now())) is Refusal.FINISHED:
             pending.set_answer(self._model.latest)
         return pending
+
+    def restore(
+        self, pending: Collection[Worker], answered: Collection[Worker]
+    ) -> dict[Worker, PendingPull]:
+        """The pulls of a machine that was restored with its connections: it knows of them.
+
+        Args:
+            pending: workers that wait for an answer.
+            answered: workers whose answer, the present model, has not been taken.
+        """
+        self._pending = {worker: PendingPull(worker) for worker in (*pending, *answered)}
+        for worker in answered:
+            self._pending[worker].set_answer(self._model.latest)
+        return dict(self._pending)
 
     def leave(self, pending: PendingPull) -> None:
         """The worker has gone without the answer, unless it has asked again since."""

@@ -187,7 +187,8 @@ class Learner:
         if self.average is not None:
             self.average.restore(state["average"])
         self._versions.publish(self._versions.draft().copy_(state["parameters"]))
-        self.reference = None if state["reference"] is None else state["reference"].clone()
+        reference, device = state["reference"], self.parameters.device
+        self.reference = None if reference is None else reference.to(device, copy=True)
         self._stepper.restore(state["optimizer"])
 
     def _aggregate(

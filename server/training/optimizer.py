@@ -187,7 +187,13 @@ class Stepper:
         """Go on from a state, which is copied."""
         memory = _copies(state)
         self._bounds = Bounds(math.inf, float(memory.pop(BOUND)))
-        self._torch.state[self._parameter] = memory
+        self._torch.state[self._parameter] = {name: self._placed(value) for name, value in memory.items()}
+
+    def _placed(self, value: Tensor | float) -> Tensor | float:
+        """A part of the state where torch has it: on the device, but for the counts of plain steps."""
+        if not isinstance(value, Tensor) or not (value.dim() or "fused" in self._optimizer.options):
+            return value
+        return value.to(self._parameter.device)
 
     def _vectors(self) -> list[Tensor]:
         return [v for v in self.state().values() if isinstance(v, Tensor) and v.dim()]

@@ -325,7 +325,7 @@ class Service:
         """Wait until everyone who is there has heard that the run is finished, but not for ever."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.grace):
-                while not self._sessions.present <= self._told:
+                while not self._sessions.connected <= self._told:
                     self._heard.clear()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._heard.wait(), PRESENCE_CHECK_INTERVAL)

@@ -69,7 +69,7 @@ class StatusReplies:
             finished=status.finished,
             sentence=public(status),
             workers=len(self._sessions.names),
-            present=len(self._sessions.present),
+            present=len(self._sessions.connected),
             refusals="".join(f"{code} {count}\n" for code, count in sorted(self._refused.items())),
             data_port=self._data_port,
             classes=self._contract.classes or 0,

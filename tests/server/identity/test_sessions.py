@@ -173,6 +173,22 @@ def test_a_line_that_breaks_for_a_moment_makes_nobody_absent(sessions, clock):
     assert sessions.present == {"w00"}
 
 
+def test_a_worker_may_be_waited_for_longer_than_its_name_is_kept(clock):
+    sessions = Sessions(["w00"], SECRET, timeout=10.0, absent_after=60.0, clock=clock)
+    sessions.claim(metadata(sessions))
+    with sessions.calling("w00", persistent=True):
+        clock.now += 100
+    clock.now += RECONNECT_GRACE + 1
+    assert (sessions.present, sessions.connected) == ({"w00"}, set())
+    sessions.claim(metadata(sessions, session=SECOND))
+    with sessions.calling("w00", persistent=True):
+        assert sessions.connected == {"w00"}
+    clock.now += 59
+    assert (sessions.present, sessions.connected) == ({"w00"}, set())
+    clock.now += 2
+    assert sessions.present == set()
+
+
 def test_a_process_that_holds_no_call_open_is_there_until_it_is_silent(sessions, clock):
     sessions.claim(metadata(sessions))
     with sessions.calling("w00"):
@@ -187,7 +203,7 @@ class Told:
     """A run, as far as it hears who is there."""
 
     def __init__(self):
-        self.round, self.heard = 0, []
+        self.round, self.first, self.heard = 0, 0, []
 
     def absent(self, worker):
         self.heard.append(f"{worker} absent")
@@ -202,7 +218,7 @@ def test_a_run_hears_once_who_is_gone_and_who_is_back(sessions, clock):
     sessions.claim(metadata(sessions))
     presence.look()
     assert told.heard == [], "w01 may be started late"
-    told.round = 1
+    told.round = told.first + 1
     presence.look()
     presence.look()
     assert told.heard == ["w01 absent"]

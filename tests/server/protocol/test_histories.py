@@ -116,7 +116,10 @@ class Histories(RuleBasedStateMachine):
         policy = RunPolicy(WORKERS, 10**6, quorum, DEADLINE, shortfall, F, max_skips=12, selection=choice)
         self.machine = Machine(replace(policy, auto=auto))
         self.now = 0.0
+        self.origin = self.border = self.machine.state
+        """The states that this process of the server and the open round began with."""
         self.history: list[tuple[Event, tuple[Effect, ...]]] = []
+        """Since this process of the server began."""
         self.clients = {worker: Client() for worker in WORKERS}
         self.streams: list[Stream] = []
         self.rows: dict[str, list[Vector | None]] = {worker: [None] * PIECES for worker in WORKERS}
@@ -143,6 +146,8 @@ class Histories(RuleBasedStateMachine):
             assert (self.machine.state, len(effects)) == (before.replace(arrivals=learned), 1)
         for effect in effects:
             self.see(effect)
+        if self.machine.state.round > self.border.round:
+            self.border = self.machine.state
         return effects
 
     def refused(self, event: Event, effects: tuple[Effect, ...]) -> None:
@@ -224,6 +229,23 @@ class Histories(RuleBasedStateMachine):
         restored = restore_state(kept)
         assert restored == self.machine.state
         self.machine.state = restored
+
+    @precondition(lambda self: self.phase is not Phase.FINISHED)
+    @rule()
+    def kill_server(self) -> None:
+        """Another process goes on from what was kept; workers take back what they did after that."""
+        fresh = self.machine.policy.selection.fresh_only
+        kept = self.border if fresh else self.machine.state
+        self.machine.restore(json.loads(json.dumps(dump_state(kept))), connected=False)
+        state = self.origin = self.border = self.machine.state
+        self.history, self.now = [], 0.0
+        self.used -= {(worker, vector.round) for worker, vector in self.reading.items()}
+        self.held, self.reading = {} if fresh else self.held | self.reading, {}
+        self.phase, self.streams = Phase.OPEN, []
+        guilty = state.faults.keys() | state.accused.keys()
+        self.guilty = {w: at for w, at in self.guilty.items() if at < state.round or w in guilty}
+        for client in self.clients.values():
+            client.asks, client.vector, client.served = False, None, min(client.served, state.round - 1)
 
     @precondition(lambda self: self.phase is Phase.CLOSED)
     @rule(sound=st.sampled_from([True, True, True, False]))
@@ -423,6 +445,7 @@ class Histories(RuleBasedStateMachine):
 
     def the_same_again(self) -> None:
         again = Machine(self.machine.policy)
+        again.state = self.origin
         assert [again.handle(event) for event, _ in self.history] == [told for _, told in self.history]
         assert again.state == self.machine.state
 

@@ -36,7 +36,17 @@ class Run(Driven):
     """A run whose workers are invited."""
 
     def __init__(
-        self, time, choice, row_source=None, n=4, rule=None, f=0, row_slots=None, rows="float32", **policy
+        self,
+        time,
+        choice,
+        row_source=None,
+        n=4,
+        rule=None,
+        f=0,
+        row_slots=None,
+        rows="float32",
+        places_last=False,
+        **policy,
     ):
         agreed = {"rounds": 9, "quorum": 1, "deadline": 10.0, "shortfall": "wait", "f": f} | policy
         self.names = tuple(f"w{i:02}" for i in range(n))
@@ -48,6 +58,7 @@ class Run(Driven):
             row_source=row_source,
             row_slots=row_slots,
             rows=rows,
+            places_last=places_last,
         )
 
     def ask(self, *workers, after=-1):
@@ -333,6 +344,26 @@ async def test_impatience_and_a_hang_up_free_a_place_and_a_late_farewell_does_no
         with pytest.raises(asyncio.CancelledError):
             await again
         assert dict(run.machine.state.parked) == {}
+
+
+async def test_where_places_last_a_worker_whose_pull_breaks_comes_back_to_its_own(time):
+    async with Run(time, LongestAbsent(1, gather=1.0), n=2, places_last=True) as run:
+        broken = asyncio.create_task(asked(run, "w00"))
+        await asyncio.sleep(0)
+        broken.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await broken
+        time.advance(1.5)  # it is selected although its connection is broken: nobody else is there
+        assert dict(run.machine.state.invited) == {"w00": 0}
+        other = asyncio.create_task(asked(run, "w01"))
+        assert (await asked(run, "w00")).round == 0
+        run.coordinator.absent("w00")
+        assert (await other).round == 0, "a place is free once its worker is absent"
+        impatient = asyncio.create_task(asked(run, "w00", after=3, patience=0.5))
+        await asyncio.sleep(0)
+        time.advance(0.5)
+        assert await impatient is None
+        assert "w00" not in run.machine.state.parked, "who asked for too long has given up by itself"
 
 
 @pytest.mark.parametrize("delivered", [False, True])

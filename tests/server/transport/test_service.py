@@ -19,7 +19,7 @@ from tests.extent import examples
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import ps_pb2
 from varangian.protos.chunks import encode_inline
-from varangian.protos.contract import Contract
+from varangian.protos.contract import Contract, Terms
 from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
 from varangian.protos.messages import CHUNK_BYTES, MESSAGE_LIMIT, PROTOCOL
@@ -149,7 +149,15 @@ def framed(part):
 
 @contextlib.asynccontextmanager
 async def world(
-    layout=LAYOUT, rounds=9, limits=LIMITS, f=0, dtype="float32", data_port=0, common=None, **policy
+    layout=LAYOUT,
+    rounds=9,
+    limits=LIMITS,
+    f=0,
+    dtype="float32",
+    data_port=0,
+    common=None,
+    terms=None,
+    **policy,
 ):
     torch.set_num_threads(1)
     records = []
@@ -178,6 +186,7 @@ async def world(
             data_port=data_port,
             common=common,
             classes=7,
+            terms=terms,
         )
     )
     await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -420,6 +429,12 @@ async def test_the_same_parameters_can_be_had_so_often():
             await raw.pull()
         async with this.raw("w01") as other:
             await other.pull()
+
+
+async def test_whoever_joins_hears_of_the_starts_and_checkpoints_of_the_server():
+    for terms in (Terms(epoch=2, resumed_at=50, every=10, keep=3, parent="run-0"), None):
+        async with world(terms=terms) as this, this.raw() as raw:
+            assert Terms.of(await raw.join()) == (terms or Terms())
 
 
 async def test_a_worker_can_join_so_often():
