@@ -175,7 +175,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("varangian.files.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
@@ -185,7 +185,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="this system has no files without a name")
 def test_a_file_that_is_being_written_has_no_name(tmp_path, monkeypatch):
     during = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: during.append([*tmp_path.iterdir()]))
+    monkeypatch.setattr("varangian.files.fsync", lambda descriptor: during.append([*tmp_path.iterdir()]))
     write_atomically(tmp_path / "result.json", b"new")
     assert during[0] == []
     assert (tmp_path / "result.json").read_bytes() == b"new"

@@ -86,7 +86,7 @@ class FolderLock:
         return cls(descriptor, known)
 
     def release(self) -> None:
-        """Say that this server has ended, and let others in. On a full disk the others find out themselves."""
+        """Say that this server has ended, and let others in."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return

@@ -130,6 +130,9 @@ class QueuedWriter:
         terminal: bool = False,
     ) -> None:
         self.name, self.encoding, self.lost = name, encoding, 0
+        self.lost_bytes = 0
+        self.error: OSError | None = None
+        """The reason why the last attempt to write failed; None if it did not."""
         self._sink, self._warn, self._limit, self._gap, self._terminal = sink, warn, limit, gap, terminal
         self._linger = linger
         self._hurried = 0
@@ -201,11 +204,13 @@ class QueuedWriter:
         lines = data.count(b"\n")
         self._dropped += lines
         self.lost += lines
+        self.lost_bytes += len(data)
 
     def _run(self) -> None:
         while self._hand or self._next():
             last = self._closing
             self._hand, error = self._sink.write(self._hand)
+            self.error = error
             if error is None:
                 self._failing = False
                 continue
@@ -220,6 +225,7 @@ class QueuedWriter:
 
     def _give_up(self) -> None:
         self.lost += self._hand.count(b"\n")
+        self.lost_bytes += len(self._hand)
         self._hand = b""
         while self._queue:
             self._drop()

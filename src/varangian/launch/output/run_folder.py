@@ -9,6 +9,11 @@ metrics.csv              the numbers that are plotted: time (seconds since the f
 parameters.safetensors   at the end, or when the run fails: the whole state of the model
 ema.safetensors          the same of its average, in a run that has one
 result.json              at the end, after everything else
+lock                     the server that works here, and those before it
+checkpoints/             states of the server, from which a run goes on
+
+A run that goes on after a crash appends to the records of rounds: a round that is done again has two lines,
+of which the last counts. Nothing but a line that was cut off is taken from rounds.jsonl.
 
 Lines are written by threads, so neither a full nor a slow disk holds a round up. What cannot be written
 when the run ends is written elsewhere, and its place is told.
@@ -19,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -30,6 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,13 +44,14 @@ from typing import Any
 import torch
 
 import varangian
+from varangian import files
 from varangian.aggregators import Rows
 from varangian.aggregators.kernels import backend_for
 from varangian.aggregators.spec import parts_of
 from varangian.config import RunConfig
 from varangian.config.yaml_text import dump
 from varangian.files import user_path, write_atomically
-from varangian.launch.output.files import Record, make_at, make_folder, queued_record
+from varangian.launch.output.files import Record, make_at, make_folder, mend, queued_record
 from varangian.launch.output.queued_writer import Warn, warn_on_stderr
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.result import RunError
@@ -59,17 +67,31 @@ PACKAGES = ("torch", "numpy", "grpcio", "protobuf", "pydantic", "safetensors", "
 GIT_SECONDS = 5
 SPARE = 3
 """File descriptors that are kept for saving the model, should there be no others when the run ends."""
+CONFIG, MANIFEST, ROUNDS, METRICS = "config.yaml", "manifest.json", "rounds.jsonl", "metrics.csv"
+RESULT, LOCK = "result.json", "lock"
+
+
+@dataclass(frozen=True)
+class RecordPlace:
+    """A place in the record of rounds, behind all lines of the rounds before it."""
+
+    bytes: int
+    lines: int
+    lost: int = 0
+    """Lines before it that could not be written."""
 
 
 class RunFolder:
     """The folder of one run, and its files.
 
     Args:
-        path: an empty folder.
-        documents: small files that say what the run is, by name.
+        path: an empty folder, or that of a run that goes on.
+        documents: small files that say what the run is, by name; written where they are missing.
         warn: takes a sentence when something cannot be written; called from any thread.
         metrics: the names of what held-out data is asked besides the loss.
         averaged: whether the run has an average of its model.
+        following: the round that a run goes on with; None for a new one.
+        elapsed: seconds that the run has taken before it goes on.
     """
 
     def __init__(
@@ -80,15 +102,28 @@ class RunFolder:
         *,
         metrics: Sequence[str] = ("accuracy",),
         averaged: bool = False,
+        following: int | None = None,
+        elapsed: float = 0.0,
     ) -> None:
         self.path = path
         self._documents, self.warn = dict(documents), warn
         average = [f"ema_{name}" for name in ("loss", *metrics)] if averaged else []
         self._columns = (*BEFORE, *metrics, *average, *AFTER)
-        self._began = time.monotonic()
+        self._began = time.monotonic() - elapsed
+        self._new = following is None
+        self.mended = 0
+        """Bytes of a last line that was not written to its end, and is cut off."""
         for name, content in documents.items():
-            write_atomically(path / name, content)
-        self._records = {name: Record(path / name, warn) for name in ("rounds.jsonl", "metrics.csv")}
+            if not (path / name).exists():
+                write_atomically(path / name, content)
+        if following is not None:
+            self.mended = mend(path / ROUNDS)
+            (path / RESULT).unlink(missing_ok=True)
+            write_atomically(path / METRICS, self._metrics_before(following))
+        again = not self._new
+        self._records = {name: Record(path / name, warn, again=again) for name in (ROUNDS, METRICS)}
+        before = self._records[ROUNDS].content() if again else b""
+        self._size, self._lines = len(before), before.count(b"\n")
         self._writers = [
             queued_record(record, str(path / name), warn) for name, record in self._records.items()
         ]
@@ -96,7 +131,8 @@ class RunFolder:
         self._spare = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(SPARE)]
         self._elsewhere = set[str]()
         """Records that are complete in another place."""
-        self._metrics.write(_line(self._columns))
+        if self._new:
+            self._metrics.write(_line(self._columns))
 
     @classmethod
     def create(
@@ -123,7 +159,7 @@ class RunFolder:
             RunError: it cannot be made, or it holds something already.
         """
         known = manifest(config, command or sys.argv) | dict(facts or {})
-        documents = {"config.yaml": dump(config.resolved()).encode(), "manifest.json": _json(known)}
+        documents = {CONFIG: dump(config.resolved()).encode(), MANIFEST: _json(known)}
         made = None
         try:
             if path is None:
@@ -134,14 +170,59 @@ class RunFolder:
             return cls(made, documents, warn, metrics=metrics, averaged=config.ema is not None)
         except OSError as error:
             if made is not None:
-                _remove_files(made, [*documents, "rounds.jsonl", "metrics.csv"])
+                _remove_files(made, [*documents, ROUNDS, METRICS])
             place = repr(config.output) if path is None else repr(str(path.parent))
             reason = f"the run folder in {place} cannot be written: {error.strerror or error}"
             raise RunError(f"{reason}. Choose another place with output=DIR.") from error
 
+    @classmethod
+    def reopen(
+        cls,
+        path: Path,
+        config: RunConfig,
+        following: int,
+        *,
+        metrics: Sequence[str] = ("accuracy",),
+        elapsed: float = 0.0,
+        documents: Mapping[str, bytes] | None = None,
+        warn: Warn = warn_on_stderr,
+    ) -> RunFolder:
+        """The folder of a run that goes on; it has no result any more.
+
+        Args:
+            path: of the folder.
+            config: with which the run goes on.
+            following: the round that it goes on with; of the metrics the rows before it are kept.
+            metrics: as above.
+            elapsed: seconds that the run has taken up to there.
+            documents: more of them, as other settings than those of the start.
+            warn: as above.
+
+        Raises:
+            RunError: it is no folder of a run, or cannot be written.
+        """
+        try:
+            found = {name: (path / name).read_bytes() for name in (CONFIG, MANIFEST)}
+            return cls(
+                path,
+                {**found, **(documents or {})},
+                warn,
+                metrics=metrics,
+                averaged=config.ema is not None,
+                following=following,
+                elapsed=elapsed,
+            )
+        except FileNotFoundError as error:
+            raise RunError(f"{path} should be the folder of a run. There is no {error.filename}") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(f"the run in {path} cannot go on, as it cannot be written: {reason}") from error
+
     def observe(self, record: RoundRecord) -> None:
         """Queue the lines of a round; returns at once, and they are on disk soon after."""
-        self._rounds.write(record.json() + "\n")
+        line = record.json() + "\n"
+        self._size, self._lines = self._size + len(line), self._lines + 1
+        self._rounds.write(line)
         values = {
             **{name: getattr(record, name, None) for name in self._columns},
             **(record.metrics or {}),
@@ -172,8 +253,45 @@ class RunFolder:
         def ended(path: Path) -> bytes:
             return _json(dataclasses.replace(result, folder=path).plain())
 
-        path = self._somewhere(models, {"result.json": ended})
+        path = self._somewhere(models, {RESULT: ended})
         return dataclasses.replace(result, folder=path)
+
+    @property
+    def place(self) -> RecordPlace:
+        """The place in the record behind the rounds that were observed."""
+        lost, size = self._rounds.lost, self._rounds.lost_bytes
+        return RecordPlace(self._size - size, self._lines - lost, lost)
+
+    def sync(self, place: RecordPlace) -> None:
+        """Wait until all lines before a place are on the disk, as one that fails keeps them.
+
+        Raises:
+            OSError: some are not, or are lost.
+        """
+        if not self._rounds.drain():
+            error = self._rounds.error or TimeoutError(errno.ETIMEDOUT, "its disk is too slow")
+            raise OSError(error.errno, error.strerror, str(self.path / ROUNDS))
+        if self._rounds.lost > place.lost:
+            raise OSError(errno.EIO, "lines were lost", str(self.path / ROUNDS))
+        self._records[ROUNDS].sync()
+        folder = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            files.fsync(folder)  # the name of the record, too
+        finally:
+            os.close(folder)
+
+    def restore(self) -> None:
+        """Make the folder again if it has gone, with its documents and its records.
+
+        Raises:
+            OSError: that is not possible.
+        """
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, content in self._documents.items():
+            if not (self.path / name).exists():
+                write_atomically(self.path / name, content)
+        for record in self._records.values():
+            record.restore()
 
     def flush(self) -> None:
         """Wait until the lines are on disk; not for long."""
@@ -190,8 +308,22 @@ class RunFolder:
                 self.warn(f"{writer.lost} lines of {writer.name} are lost: they could not be written")
 
     def discard(self) -> None:
-        """Remove the folder of a run that did not begin."""
-        _remove_files(self.path, [*self._documents, *self._records, "server.log"])
+        """Remove the folder of a run that did not begin; that of one that goes on stays."""
+        if self._new:
+            _remove_files(self.path, [*self._documents, *self._records, "server.log", LOCK])
+
+    def _metrics_before(self, following: int) -> bytes:
+        """The metrics of the rounds before this one, in the columns of this run."""
+        try:
+            text = (self.path / METRICS).read_text("utf-8", "replace")
+        except FileNotFoundError:
+            text = ""
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        rows = [row for row in csv.DictReader(whole) if (row.get("round") or "").isdecimal()]
+        # A round that was done again has its last row at the end of the file.
+        kept = {int(row["round"]): row for row in rows if int(row["round"]) < following}
+        lines = [_line([kept[round].get(name) for name in self._columns]) for round in sorted(kept)]
+        return "".join([_line(self._columns), *lines]).encode()
 
     def _release(self) -> None:
         """Give the spare descriptors back."""
