@@ -7,6 +7,7 @@ robust where the attack has only raised an error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from varangian.config import RunConfig
 from varangian.own_classes import is_own
@@ -30,6 +31,14 @@ class CodeFailures:
         if reason := self._reason(record):
             self._count += 1
             self._first = self._first or reason
+
+    def state(self) -> dict[str, Any]:
+        """The count and the first reason, as JSON has them."""
+        return {"count": self._count, "first": self._first}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._count, self._first = state["count"], state["first"]
 
     def sentence(self, rounds: int) -> str | None:
         """What failed first and in how many of these rounds; None if nothing did."""

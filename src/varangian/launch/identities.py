@@ -44,12 +44,17 @@ def make_identities(config: RunConfig) -> Generator[Identities]:
     """
     workers = config.worker_names
     if not uses_tls(config):
-        sessions = Sessions(workers, secrets.token_bytes(32))
+        sessions = Sessions(workers, secrets.token_bytes(32), absent_after=config.server.absent_after)
         yield Identities(sessions, {name: sessions.token(name) for name in workers}, None)
         return
     with TemporaryDirectory(dir=temporary_folder()) as path:
         security = _security(Path(path), config.server.host, workers)
-        sessions = Sessions(workers, None, certificate_reader=security.certificate_reader)
+        sessions = Sessions(
+            workers,
+            None,
+            certificate_reader=security.certificate_reader,
+            absent_after=config.server.absent_after,
+        )
         proofs = {name: load_worker_bundle(Path(path), name) for name in workers}
         yield Identities(sessions, proofs, security)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from varangian.config import RunConfig
 from varangian.files import user_path
+from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.child import ChildSpec
 from varangian.launch.event_loop import run_to_completion
 from varangian.launch.identities import make_identities
@@ -36,15 +37,20 @@ LOOKED_AT, LONGEST = 10_000, 500
 
 
 def run_in_processes(
-    config: RunConfig, *, observe: Observe, note: Note, folder: Path | None = None
+    config: RunConfig,
+    *,
+    observe: Observe,
+    note: Note,
+    folder: Path | None = None,
+    resume: Resumed | None = None,
 ) -> RunResult:
-    """Carry a run out with real processes.
+    """Carry a run out with real processes, or go on with one.
 
     Raises:
         RunError: it cannot be started.
     """
     with WorkerProcesses() as worker_group:
-        return run_to_completion(lambda: _run(config, worker_group, observe, note, folder))
+        return run_to_completion(lambda: _run(config, worker_group, observe, note, folder, resume))
 
 
 async def _run(
@@ -53,9 +59,10 @@ async def _run(
     observe: Observe,
     note: Note,
     folder: Path | None,
+    resume: Resumed | None,
 ) -> RunResult:
     check_port(config)
-    server_run = ServerRun.open(config, observe, note, folder)
+    server_run = ServerRun.open(config, observe, note, folder, resume)
     for sentence in server_run.sentences:
         note(sentence)
     address = asyncio.get_running_loop().create_future()
@@ -104,6 +111,8 @@ async def serve_run(
             returns=returns,
             common=server_run.worker_compute.common,
             classes=server_run.worker_compute.dataset.classes,
+            terms=server_run.terms,
+            grace=server_run.grace,
             end=server_run.stop.because,
         )
     except ListenError as error:

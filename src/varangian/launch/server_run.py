@@ -11,6 +11,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from varangian.aggregators import AggregationError
 from varangian.aggregators.base import is_whole
 from varangian.config import RunConfig
 from varangian.config.build import learner, machine, task
+from varangian.launch.checkpoints.lock import FolderLock
+from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.code_failures import CodeFailures
 from varangian.launch.event_loop import SIGNALS, interruptible
 from varangian.launch.memory_budget import MemoryBudget, available_memory
@@ -27,8 +30,10 @@ from varangian.launch.output.run_result import RunResult
 from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, pack_state
 from varangian.launch.result import Note, Outcome, RunError
 from varangian.own_classes import is_own, named
+from varangian.protos.contract import Terms
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
+from varangian.server.identity.sessions import RECONNECT_GRACE
 from varangian.server.observability.record import Observe, RoundRecord, Scores
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Phase
@@ -61,6 +66,10 @@ class ServerRun:
     row_source: RowSource
     note: Note
     """Takes what a user should know besides the rounds; called from any thread."""
+    lock: FolderLock | None = None
+    """Of the run folder; None in a simulation that keeps nothing."""
+    resumed: Resumed | None = None
+    """What the run goes on from; None for a new one."""
     notes: tuple[str, ...] = ()
     """Remarks on the task, printed before the run."""
     stop: Stop = field(default_factory=lambda: Stop())
@@ -76,10 +85,26 @@ class ServerRun:
 
     def __post_init__(self) -> None:
         self.failures = CodeFailures(self.config)
+        if self.resumed is not None and self.resumed.state is not None:
+            self._restore(self.resumed.state["run"])
 
     @classmethod
-    def open(cls, config: RunConfig, observe: Observe, note: Note, folder: Path | None = None) -> ServerRun:
-        """Load the data, build the model and make the run folder, at its place if one is given.
+    def open(
+        cls,
+        config: RunConfig,
+        observe: Observe,
+        note: Note,
+        folder: Path | None = None,
+        resume: Resumed | None = None,
+    ) -> ServerRun:
+        """Load the data, build the model and make the run folder, or go on with one.
+
+        Args:
+            config: of the run.
+            observe: called with the record of every round.
+            note: takes sentences about the run.
+            folder: the place of a new run folder; by default one below `config.output`.
+            resume: the run that goes on, in its own folder.
 
         Raises:
             RunError: something is missing, the parts do not fit, or there is not enough memory.
@@ -110,13 +135,8 @@ class ServerRun:
         in_place = vectors is not worker_compute
         device = learner_device(config, worker_compute) if in_place else "cpu"
         built = learner(config, initial, device, worker_compute.layout.sizes)
-        run_folder = RunFolder.create(
-            config,
-            metrics=worker_compute.score_names,
-            facts={"memory": account.sentence} | ({"gradients": gradients} if gradients else {}),
-            warn=warn,
-            path=folder,
-        )
+        facts = {"memory": account.sentence} | ({"gradients": gradients} if gradients else {})
+        run_folder, lock = open_folder(config, worker_compute.score_names, facts, note, folder, resume)
         return cls(
             config,
             worker_compute,
@@ -128,6 +148,8 @@ class ServerRun:
             account,
             row_source,
             note,
+            lock,
+            resume,
             (*notes, gradients) if gradients else notes,
         )
 
@@ -143,6 +165,22 @@ class ServerRun:
         return () if plan is None else (plan.sentence(),)
 
     def coordinator(self, clock: Clock = MONOTONIC, executor: Executor | None = None) -> Coordinator:
+        """The coordinator of the run.
+
+        Raises:
+            RunError: the state that the run goes on from does not fit.
+        """
+        try:
+            return self._coordinator(clock, executor)
+        except (ValueError, KeyError) as error:
+            if self.resumed is None:
+                raise
+            reason = (
+                f"the state of round {self.resumed.round} in {self.folder.path} does not fit: {error!r}"
+            )
+            raise RunError(reason) from error
+
+    def _coordinator(self, clock: Clock, executor: Executor | None) -> Coordinator:
         return Coordinator(
             self.machine,
             self.learner,
@@ -157,7 +195,44 @@ class ServerRun:
             row_source=self.row_source,
             row_slots=self.config.participation.row_slots(self.config.workers, self.config.f),
             in_place=self.vectors is not self.worker_compute,
+            places_last=self.config.server.absent_after > RECONNECT_GRACE,
+            state=None if self.resumed is None else self.resumed.state,
+            connected=self.config.backend == "simulate",
         )
+
+    @property
+    def terms(self) -> Terms:
+        """What workers should know of the starts and checkpoints of the run."""
+        checkpoint = self.config.server.checkpoint
+        return Terms(
+            epoch=0 if self.lock is None else self.lock.epoch,
+            resumed_at=0 if self.resumed is None else self.resumed.round,
+            every=self.config.checkpoint_every or 0,
+            keep=0 if checkpoint is None else checkpoint.keep,
+            parent="" if self.resumed is None else self.resumed.parent,
+        )
+
+    def grace(self) -> float:
+        """Seconds that a stop waits for the open round: none where the run cannot go on as it is."""
+        return 0.0 if self.stop.signal is None else self.config.server.stop_grace
+
+    def progress(self) -> dict[str, Any]:
+        """The counters of the run, as a checkpoint keeps them."""
+        return {
+            "rounds": self.rounds,
+            "updates": self.updates,
+            "evaluated": self.evaluated,
+            "scores": self.scores._asdict(),
+            "seconds": time.monotonic() - self.began,
+            "failures": self.failures.state(),
+        }
+
+    def _restore(self, progress: Mapping[str, Any]) -> None:
+        """Go on from what `progress` gave."""
+        self.rounds, self.updates = progress["rounds"], progress["updates"]
+        self.evaluated, self.scores = progress["evaluated"], Scores(**progress["scores"])
+        self.began = time.monotonic() - progress["seconds"]
+        self.failures.restore(progress["failures"])
 
     def evaluate(self, parameters: Tensor) -> Scores:
         """Evaluate the parameters and, where there is one, their average."""
@@ -205,6 +280,8 @@ class ServerRun:
         finally:
             self.folder.close()
             self.row_source.close()
+            if self.lock is not None:
+                self.lock.release()
 
     def _models(self) -> dict[str, bytes]:
         """The files of the model and, where there is one, of its average."""
@@ -238,6 +315,46 @@ class ServerRun:
         self.failures.look(record)
         self.folder.observe(record)
         self.observe(record)
+
+
+def open_folder(
+    config: RunConfig,
+    metrics: Sequence[str],
+    facts: Mapping[str, Any],
+    note: Note,
+    path: Path | None,
+    resume: Resumed | None,
+) -> tuple[RunFolder, FolderLock | None]:
+    """A new run folder, or that of a run that goes on, with its lock.
+
+    Raises:
+        RunError: it cannot be written, or another server works in it.
+    """
+
+    def warn(text: str) -> None:
+        note(f"warning: {text}")
+
+    if resume is not None:
+        elapsed = 0.0 if resume.state is None else float(resume.state["run"]["seconds"])
+        folder = RunFolder.reopen(
+            resume.folder,
+            config,
+            resume.round,
+            metrics=metrics,
+            elapsed=elapsed,
+            documents=resume.documents,
+            warn=warn,
+        )
+        return folder, resume.lock
+    folder = RunFolder.create(config, metrics=metrics, facts=facts, warn=warn, path=path)
+    if config.backend == "simulate" and config.checkpoint_every is None:
+        return folder, None
+    try:
+        return folder, FolderLock.take(folder.path, note)
+    except RunError:
+        folder.close()
+        folder.discard()
+        raise
 
 
 def is_windowed(config: RunConfig) -> bool:

@@ -72,11 +72,13 @@ async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress)
     for sentence in server_run.sentences:
         shown.note(sentence)
     workers = server_run.machine.policy.workers
-    security = identity if isinstance(identity, Security) else None
-    if isinstance(identity, Security):
-        sessions = Sessions(workers, None, certificate_reader=identity.certificate_reader)
-    else:
-        sessions = Sessions(workers, identity)
+    security, key = (identity, None) if isinstance(identity, Security) else (None, identity)
+    sessions = Sessions(
+        workers,
+        key,
+        certificate_reader=None if security is None else security.certificate_reader,
+        absent_after=config.server.absent_after,
+    )
     how = "with TLS" if security else "without TLS"
     files = descriptors.describe_limit(len(workers), config.server.data_port is not None)
     with closing(server_run), server_run.stop.on_signals(shown.note):

@@ -1,0 +1,27 @@
+"""A run that goes on in its folder: where, and with which state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from varangian.launch.checkpoints.lock import FolderLock
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that goes on in its folder, from a checkpoint or with round 0 again."""
+
+    folder: Path
+    lock: FolderLock
+    """Of the folder, held by this process."""
+    round: int = 0
+    """The round that it goes on with."""
+    state: Mapping[str, Any] | None = None
+    """What the checkpoint of this round has, as a tree; None begins with round 0 again."""
+    documents: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    """Documents of the folder besides those of the start, as other settings."""
+    parent: str = ""
+    """The run that this one is a branch of; empty: none."""
