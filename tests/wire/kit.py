@@ -52,6 +52,26 @@ class Lines:
     calls: Relay | None
     lane: Relay | None
 
+    @property
+    def relays(self):
+        """Those that there are."""
+        return [relay for relay in (self.calls, self.lane) if relay]
+
+    def hole(self):
+        """Let nothing through on either port, and tell nobody."""
+        for relay in self.relays:
+            relay.hole()
+
+    def heal(self):
+        """Let everything through again."""
+        for relay in self.relays:
+            relay.heal()
+
+    async def reset(self):
+        """Break all connections that stand, with a reset."""
+        for relay in self.relays:
+            await relay.reset()
+
 
 @contextlib.asynccontextmanager
 async def serving(coordinator, sessions, layout, *, stop, port=0, data_port=0, **options):
@@ -87,10 +107,13 @@ async def serving(coordinator, sessions, layout, *, stop, port=0, data_port=0, *
 
 
 @contextlib.asynccontextmanager
-async def far(place, rate=inf, *, calls=(), lane=()):
-    """Relays to a server at FAR, with the fates of their connections; None in their place is no relay."""
+async def far(place, rate=inf, *, calls=(), lane=(), **line):
+    """Relays to a server at FAR, with the fates of their connections; None in their place is no relay.
+
+    The options of the `line` are those of a `Relay`, and the same on both ports.
+    """
     targets = (place.address, calls), (f"{NEAR}:{place.lane}", None if place.lane is None else lane)
-    relays = [None if fates is None else Relay(target, rate, fates) for target, fates in targets]
+    relays = [None if fates is None else Relay(target, rate, fates, **line) for target, fates in targets]
     async with contextlib.AsyncExitStack() as stack:
         laid = [relay and await stack.enter_async_context(relay.laid(FAR)) for relay in relays]
         yield Lines(laid[0], *relays)
@@ -181,6 +204,12 @@ class Run:
             options.pop("layout", self.layout),
             **{"backoff": PATIENT, "idle": 20.0} | options,
         )
+
+
+async def until(happened):
+    """Return once this is so."""
+    while not happened():
+        await asyncio.sleep(0.005)
 
 
 async def gradient(name, round, parameters):

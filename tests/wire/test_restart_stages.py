@@ -7,7 +7,7 @@ import asyncio
 import functools
 
 import pytest
-from tests.wire.kit import LAYOUT, NAMES, Run, far, worked
+from tests.wire.kit import LAYOUT, NAMES, Run, far, until, worked
 from tests.wire.relay import Fate
 
 from varangian.aggregators import Median
@@ -216,11 +216,6 @@ class Story:
             ended = await self.struck(place)
             self.again.set()
             return {ended, *await asyncio.gather(*others)}
-
-
-async def until(true):
-    while not true():
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "cut"])

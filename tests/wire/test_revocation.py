@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 from tests.extent import patience
-from tests.wire.kit import NAMES, Run, far, gradient, worked
+from tests.wire.kit import NAMES, Run, far, gradient, until, worked
 
 from varangian.aggregators import Aggregator, TrimmedMean
 from varangian.cli.main import main
@@ -56,11 +56,6 @@ def works(run, address, authority, names, compute=gradient):
         asyncio.create_task(worked(run, address, name, compute, proof=proof(authority, name)))
         for name in names
     ]
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 def after(rows, layout, f=1):
