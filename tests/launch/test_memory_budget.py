@@ -14,7 +14,7 @@ from tests.launch import within
 
 from varangian.config import load
 from varangian.launch.memory_budget import RESERVE, MemoryBudget, available_memory, resident_memory
-from varangian.launch.server_run import simulated_bytes
+from varangian.launch.server_run import simulated_bytes, snapshot_bytes
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.listener import THREADS
 from varangian.protos.data_channel.transfer import BLOCK
@@ -89,6 +89,33 @@ def test_evaluations_and_what_does_not_train_are_counted():
     found = account(evaluation=50_000_000, rest=10_000_000)
     assert found.total == account().total + 50_000_000 + 2 * 10_000_000
     assert " + frozen 20 MB + evaluation 50 MB + streams " in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("settings", "vectors"),
+    [
+        ([], 2),
+        (["server.checkpoint=null"], 0),
+        (["backend=simulate"], 0),
+        (["backend=simulate", "server.checkpoint.every=5"], 2 + 30),
+        (["optimizer=adam", "ema.reference_batch=32"], 2 + 2 + 2),
+        (["participation.fedlaavg.participants=8"], 2 + 16),
+        (["participation.async.buffer=8"], 2 + 15),
+        (["participation.fedlaavg={participants: 8, folder: /tmp}"], 0),
+    ],
+)
+def test_the_copy_for_checkpoints_by_hand(settings, vectors):
+    assert snapshot_bytes(load(None, settings), 5000) == vectors * 5000 * 4
+
+
+def test_without_room_for_a_copy_checkpoints_are_written_without_one():
+    found = account(snapshot=90_000_000)
+    assert found.total == account().total + 90_000_000
+    assert " + checkpoint 90 MB + streams " in found.sentence
+    room = found.total - (300 << 20)
+    assert found.within(room) == found
+    assert found.within(room - 1) == account()
+    assert found.within(None) == found
 
 
 def test_a_machine_with_less_is_refused_with_the_numbers():

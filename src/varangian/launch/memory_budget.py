@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
@@ -67,6 +67,9 @@ class MemoryBudget:
     """Bytes of the saved model besides its trained parameters."""
     simulated: int = 0
     """Bytes of the vectors that simulated workers compute, and of their momentum."""
+    snapshot: int = 0
+    """Bytes of the copy of the state from which checkpoints are written; 0 without one. Then a round waits
+    until its checkpoint is written."""
 
     @classmethod
     def of(
@@ -85,6 +88,7 @@ class MemoryBudget:
         evaluation: int = 0,
         rest: int = 0,
         simulated: int = 0,
+        snapshot: int = 0,
         limits: Limits = DEFAULT_LIMITS,
         base: int | None = None,
     ) -> MemoryBudget:
@@ -104,6 +108,7 @@ class MemoryBudget:
             evaluation: bytes of its activations, at most.
             rest: bytes of the state of the model that does not train.
             simulated: bytes of the vectors of workers in this process, and of their momentum.
+            snapshot: bytes of the copy from which checkpoints are written.
             limits: of the service.
             base: bytes that are taken already; by default those of this process.
         """
@@ -121,6 +126,7 @@ class MemoryBudget:
             evaluation=evaluation,
             rest=SELDOM * rest,
             simulated=simulated,
+            snapshot=snapshot,
         )
 
     @property
@@ -132,6 +138,7 @@ class MemoryBudget:
             self.rest,
             self.evaluation,
             self.simulated,
+            self.snapshot,
             self.streams,
         )
         return sum(parts) + self.base
@@ -143,6 +150,7 @@ class MemoryBudget:
         rest = f"frozen {_size(self.rest)} + " if self.rest else ""
         rest += f"evaluation {_size(self.evaluation)} + " if self.evaluation else ""
         rest += f"simulated workers {_size(self.simulated)} + " if self.simulated else ""
+        rest += f"checkpoint {_size(self.snapshot)} + " if self.snapshot else ""
         parts = (
             f"rows {_size(self.rows)} + {latest}model {self.vectors} x {_size(self.model)} + {rest}"
             f"streams {_size(self.streams)} + base {_size(self.base)}"
@@ -150,6 +158,10 @@ class MemoryBudget:
         room = available_memory()
         has = "" if room is None else f"; {_size(room + resident_memory())} are available"
         return f"memory: {parts} = at most {_size(self.total)}{has}"
+
+    def within(self, room: int | None) -> MemoryBudget:
+        """The budget without the copy for checkpoints, where that alone has no room."""
+        return replace(self, snapshot=0) if self.snapshot and self.refusal(room) else self
 
     def refusal(self, room: int | None) -> str | None:
         """Why a process that can have `room` more bytes should not begin; None when it may."""

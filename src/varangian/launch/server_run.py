@@ -31,6 +31,7 @@ from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, pack_state
 from varangian.launch.result import Note, Outcome, RunError
 from varangian.own_classes import is_own, named
 from varangian.protos.contract import Terms
+from varangian.protos.encoding import WIRE
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
 from varangian.server.identity.sessions import RECONNECT_GRACE
@@ -121,8 +122,9 @@ class ServerRun:
             raise
         except ValueError as error:
             raise RunError(str(error)) from error
-        account = memory_budget(config, worker_compute)
-        if refusal := account.refusal(available_memory()) or check_descriptors(config):
+        room = available_memory()
+        account = memory_budget(config, worker_compute).within(room)
+        if refusal := account.refusal(room) or check_descriptors(config):
             raise RunError(refusal)
         try_aggregator(config, worker_compute.layout.sizes)
         try:
@@ -453,6 +455,7 @@ def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBud
         evaluation=worker_compute.evaluation_bytes,
         rest=worker_compute.state_bytes - 4 * d,
         simulated=simulated_bytes(config, d),
+        snapshot=snapshot_bytes(config, d),
     )
 
 
@@ -465,6 +468,22 @@ def simulated_bytes(config: RunConfig, d: int) -> int:
     else:
         copies = 2 if config.worker.momentum else 1
     return copies * config.workers * d * 4
+
+
+def snapshot_bytes(config: RunConfig, d: int) -> int:
+    """Bytes of the copy of the state from which checkpoints are written; 0 where they have none."""
+    if config.checkpoint_every is None:
+        return 0
+    participation = config.participation
+    latest = participation.latest_plan(config.workers, d)
+    if latest is not None and latest.folder is not None:
+        return 0  # they may have no room in memory
+    # The parameters, the last aggregate, the optimizer, the average, and a sum of deltas.
+    vectors = 2 + config.optimizer.vectors + 2 * (config.ema is not None) + 2 * participation.pushes_deltas
+    waiting = 0 if config.selection.fresh_only else participation.row_slots(config.workers, config.f)
+    itemsize = WIRE[participation.row_dtype(config.server.rows)][1].itemsize
+    kept = 0 if latest is None else latest.bytes
+    return 4 * d * vectors + waiting * d * itemsize + kept + simulated_bytes(config, d)
 
 
 @dataclass

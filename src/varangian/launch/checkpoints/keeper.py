@@ -48,8 +48,8 @@ class CheckpointKeeper:
         origin: of the checkpoints.
         note: takes sentences; called from any thread.
         own: the state of the run besides that of its server, as a tree by name.
-        without_copy: whether the state is written by whoever hands it over, and not copied: for vectors on
-            a disk, which may have no room in memory.
+        without_copy: whether the state is written by whoever hands it over, and not copied: where memory
+            has no room for a copy.
         before: what the checkpoint that the run goes on from says of itself.
     """
 
@@ -130,14 +130,12 @@ class CheckpointKeeper:
         plain, tensors = flatten({**state.tree, "run": self._own(), **more})
         known = {"round": state.round, "score": self._score and self._score.plain(), "state": plain}
         known["alarms"] = self._alarms.plain()
-        checkpoint = _Checkpoint(
-            state.round, self._score, self._alarms.first, self._run.place, known, state.version
-        )
+        checkpoint = _Checkpoint(state.round, self._score, self._alarms.first, self._run.place, known)
         if self._without_copy:
-            draft = self._draft(checkpoint, tensors)
+            draft = self._draft(checkpoint, tensors, state.version)
             return lambda: self._publish(checkpoint, draft)
-        copies = self._copied(tensors)
-        return lambda: self._publish(checkpoint, self._draft(checkpoint, copies))
+        copies, version = self._copied(tensors), state.version
+        return lambda: self._publish(checkpoint, self._draft(checkpoint, copies, version))
 
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies in the memory of the last ones: new memory costs five times a copy."""
@@ -149,8 +147,13 @@ class CheckpointKeeper:
         self._copies = {name: self._copies[name] for name in tensors if name != PARAMETERS}
         return {name: self._copies.get(name, tensor) for name, tensor in tensors.items()}
 
-    def _draft(self, checkpoint: _Checkpoint, tensors: Mapping[str, Tensor]) -> Draft:
+    def _draft(self, checkpoint: _Checkpoint, tensors: Mapping[str, Tensor], version: Version) -> Draft:
         """The file of a checkpoint, under a temporary name.
+
+        Args:
+            checkpoint: what it is.
+            tensors: of the state.
+            version: the parameters among them, which are not changed as long as this is held.
 
         Raises:
             _NotFinite: the state is none to go on from.
@@ -165,7 +168,7 @@ class CheckpointKeeper:
             **self._origin.plain(),
             **checkpoint.known,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "digest": hashlib.blake2b(checkpoint.version.payload, digest_size=16).hexdigest(),
+            "digest": hashlib.blake2b(version.payload, digest_size=16).hexdigest(),
             "record": {"bytes": checkpoint.place.bytes, "lines": checkpoint.place.lines},
         }
         return Draft(self._folder.file(checkpoint.round), known, tensors)
@@ -232,8 +235,6 @@ class _Checkpoint:
     """The place of its border in the record of rounds."""
     known: Mapping[str, Any]
     """What it says of itself."""
-    version: Version
-    """The parameters, which are not changed as long as this is held."""
 
 
 class _NotFinite(Exception):
