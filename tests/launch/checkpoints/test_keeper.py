@@ -219,6 +219,21 @@ def test_a_folder_that_was_deleted_is_made_again_with_its_documents(kept):
     assert [json.loads(line)["round"] for line in lines] == [0, 1, 2, 3]
 
 
+def test_damaged_checkpoints_of_a_run_that_begins_again_do_not_count(kept):
+    first = kept(keep=1, every=4)
+    for round in range(8):
+        first.round(round)
+    first.close()
+    again = kept(keep=1, following=0)
+    assert again.keeper.newest is None
+    for round in range(4):
+        again.round(round)
+    assert again.folder.rounds() == [8, 4]
+    for round in range(4, 10):
+        again.round(round)
+    assert again.folder.rounds() == [10]
+
+
 def test_what_cannot_be_kept_does_not_end_the_run(kept):
     one = kept(own=lambda: {"a": object()})
     one.round(0)

@@ -135,6 +135,21 @@ def test_a_line_that_was_cut_off_is_passed_over(take, tmp_path, torn):
     assert (second.epoch, take().epoch) == (1, 2)
 
 
+def test_a_file_that_was_deleted_is_made_again_and_locked(take, tmp_path):
+    first = take()
+    (tmp_path / "lock").unlink()
+    first.restore()
+    first.restore()
+    assert [line["ended"] for line in lines(tmp_path)] == [None]
+    with pytest.raises(RunError, match="works in"):
+        take()
+    (tmp_path / "lock").unlink()
+    second = take()
+    with pytest.raises(RunError, match=r"works in .* by now"):
+        first.restore()
+    assert second.epoch == 0
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(RunError, match=r"gone/lock cannot be written: No such file or directory\. It says"):
         FolderLock.take(tmp_path / "gone", print)

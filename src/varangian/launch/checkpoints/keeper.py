@@ -16,6 +16,7 @@ from torch import Tensor
 from varangian.config.settings import Checkpoints
 from varangian.launch.checkpoints.alarms import Alarms
 from varangian.launch.checkpoints.folder import VERSION, CheckpointFolder, Origin, Score, to_keep
+from varangian.launch.checkpoints.lock import FolderLock
 from varangian.launch.output.run_folder import RecordPlace, RunFolder
 from varangian.launch.result import Note
 from varangian.server.observability.record import RoundRecord
@@ -47,6 +48,7 @@ class CheckpointKeeper:
         rounds: of the run.
         origin: of the checkpoints.
         note: takes sentences; called from any thread.
+        lock: of the folder; made again with it, should somebody delete it.
         own: the state of the run besides that of its server, as a tree by name.
         without_copy: whether the state is written by whoever hands it over, and not copied: where memory
             has no room for a copy.
@@ -62,19 +64,25 @@ class CheckpointKeeper:
         origin: Origin,
         note: Note,
         *,
+        lock: FolderLock | None = None,
         own: Callable[[], Plain] = dict,
         without_copy: bool = False,
         before: Mapping[str, Any] | None = None,
     ) -> None:
         self._run, self._checkpoints, self._every, self._rounds = run, checkpoints, every, rounds
-        self._origin, self._note, self._own, self._without_copy = origin, note, own, without_copy
+        self._origin, self._note, self._lock = origin, note, lock
+        self._own, self._without_copy = own, without_copy
         self._folder = CheckpointFolder(run.path)
         self._folder.tidy()
-        self._scores = self._folder.scores()
-        self._alarms, self._score = Alarms(every), None if before is None else Score.of(before.get("score"))
+        self._alarms = Alarms(every)
+        self._score: Score | None = None
+        self._scores: dict[int, Score | None] = {}
+        """Of the checkpoints that count: not those behind the one that the run goes on from, if any."""
         if before is not None:
             self._alarms.restore(before["alarms"])
-            self._scores = {round: s for round, s in self._scores.items() if round <= before["round"]}
+            self._score = Score.of(before["score"])
+            found = self._folder.scores()
+            self._scores = {round: score for round, score in found.items() if round <= before["round"]}
         self._copies: dict[str, Tensor] = {}
         self._writing: threading.Thread | None = None
         self._began = 0.0
@@ -162,6 +170,8 @@ class CheckpointKeeper:
         if not all(_is_finite(tensor) for name, tensor in tensors.items() if name.startswith(FINITE)):
             raise _NotFinite
         self._run.restore()
+        if self._lock is not None:
+            self._lock.restore()
         self._folder.path.mkdir(mode=0o700, exist_ok=True)
         known = {
             "version": VERSION,

@@ -6,6 +6,7 @@ for each orderly end: who works in the folder, and since when.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -26,8 +27,8 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 class FolderLock:
     """The lock of a run folder, held by this process; made by `take`."""
 
-    def __init__(self, descriptor: int, known: Mapping[str, Any]) -> None:
-        self._descriptor, self._known = descriptor, known
+    def __init__(self, path: Path, descriptor: int, known: Mapping[str, Any]) -> None:
+        self._path, self._descriptor, self._known = path, descriptor, known
 
     @property
     def epoch(self) -> int:
@@ -59,7 +60,7 @@ class FolderLock:
         """
         path = folder / NAME
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            descriptor = _open(path)
         except OSError as error:
             raise _cannot_write(path, error) from error
         try:
@@ -83,7 +84,28 @@ class FolderLock:
         except BaseException:
             os.close(descriptor)
             raise
-        return cls(descriptor, known)
+        return cls(path, descriptor, known)
+
+    def restore(self) -> None:
+        """Make the file again, and lock it, if it has gone with its folder.
+
+        Raises:
+            RunError: another server works in the folder by now.
+            OSError: it cannot be written.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
+                return
+        descriptor = _open(self._path)
+        try:
+            if _lock(descriptor) is False:
+                raise RunError(f"{_who(_last(descriptor))} works in {self._path.parent} by now")
+            _append(descriptor, self._known)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        before, self._descriptor = self._descriptor, descriptor
+        os.close(before)
 
     def release(self) -> None:
         """Say that this server has ended, and let others in."""
@@ -100,6 +122,10 @@ class FolderLock:
 
 def _cannot_write(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written: {error.strerror or error}. It says who works in the folder")
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def _lock(descriptor: int) -> bool | None:
