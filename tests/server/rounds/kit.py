@@ -1,6 +1,10 @@
 """A coordinator at work in memory: no gRPC, no sleeping; time moves when a test says so."""
 
 import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tests.extent import patience
@@ -9,7 +13,9 @@ from varangian.protos.encoding import payload_digest
 from varangian.protos.refusals import Refusal
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.machine import Machine
+from varangian.server.rounds.checkpointing import ServerState
 from varangian.server.rounds.coordinator import Coordinator, Slot
+from varangian.state_file import flatten, unflatten
 
 D = 3
 
@@ -59,3 +65,31 @@ class Driven:
 
     async def ended(self):
         return await asyncio.wait_for(asyncio.shield(self.task), patience(100))
+
+
+def filed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What a state file would give back: tensors in memory of their own, the rest as text."""
+    plain, tensors = flatten(tree)
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    return unflatten(json.loads(json.dumps(plain)), copies)
+
+
+@dataclass
+class Memory:
+    """A keeper that keeps everything in memory."""
+
+    every: int = 1
+    asked: list[int] = field(default_factory=list)
+    kept: dict[int, dict[str, Any]] = field(default_factory=dict)
+    more: list[Mapping[str, Any]] = field(default_factory=list)
+    during: Callable[[], object] = lambda: None
+
+    def due(self, following: int, record: RoundRecord) -> bool:
+        assert record.round == following - 1
+        self.asked.append(following)
+        return following % self.every == 0
+
+    def keep(self, state: ServerState, more: Mapping[str, Any]) -> None:
+        self.during()
+        self.kept[state.round] = filed(state.tree)
+        self.more.append(more)

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 import threading
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 import torch
 from tests.extent import patience
-from tests.server.rounds.kit import D, Driven
+from tests.server.rounds.kit import D, Driven, Memory
 from torch import Tensor
 
 from varangian.aggregators import AggregationError, Aggregator, Gram, Mean
-from varangian.server.observability.record import RoundRecord
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.state import RunPolicy, Selection
-from varangian.server.rounds.checkpointing import ServerState
 from varangian.server.rows.latest import LatestVectors
 from varangian.server.rows.source import RowSource
 from varangian.server.training.ema import Average, Ema
@@ -31,36 +25,6 @@ from varangian.server.training.optimizer import Adam
 
 NAMES = ("w00", "w01", "w02", "w03")
 ROUNDS = 6
-
-
-def filed(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file would give back: memory of its own, and JSON that has been text."""
-    file = io.BytesIO()
-    torch.save({**tree, "machine": json.dumps(tree["machine"])}, file)
-    file.seek(0)
-    read = torch.load(file)
-    return {**read, "machine": json.loads(read["machine"])}
-
-
-@dataclass
-class Memory:
-    """A keeper that keeps everything in memory."""
-
-    every: int = 1
-    asked: list[int] = field(default_factory=list)
-    kept: dict[int, dict[str, Any]] = field(default_factory=dict)
-    more: list[Mapping[str, Any]] = field(default_factory=list)
-    during: Callable[[], object] = lambda: None
-
-    def due(self, following: int, record: RoundRecord) -> bool:
-        assert record.round == following - 1
-        self.asked.append(following)
-        return following % self.every == 0
-
-    def keep(self, state: ServerState, more: Mapping[str, Any]) -> None:
-        self.during()
-        self.kept[state.round] = filed(state.tree)
-        self.more.append(more)
 
 
 class Run(Driven):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from tests.extent import patience
-from tests.server.rounds.kit import Driven
+from tests.server.rounds.kit import Driven, Memory
 from torch import Tensor
 
 from varangian.aggregators import aggregator_from
@@ -59,7 +59,7 @@ class Thread(ThreadPoolExecutor):
 class Run(Driven):
     """A run with a window, and workers that push in pieces, all at the same time."""
 
-    def __init__(self, time, spec: object = "median", rounds=1, rows="float32", **policy):
+    def __init__(self, time, spec: object = "median", rounds=1, rows="float32", kept=None, **policy):
         agreed = {"quorum": N - F, "deadline": 40.0, "shortfall": "wait"} | policy
         aggregator = aggregator_from(spec, "aggregator", f=F)
         self.slots: dict[str, Slot] = {}
@@ -71,6 +71,7 @@ class Run(Driven):
             executor=self.thread,
             window=True,
             rows=rows,
+            **(kept or {}),
         )
 
     async def __aexit__(self, *error):
@@ -392,3 +393,17 @@ async def test_sums_that_overflow_in_fast_kernels(time):
 )
 def test_which_rules_need_no_row_twice(spec, may: bool):
     assert streams(aggregator_from(spec, "aggregator", f=1), 15) is may
+
+
+async def test_a_run_goes_on_from_what_was_kept_with_the_same_bits(time):
+    keeper = Memory()
+    async with Run(time, rounds=2, kept={"keeper": keeper}) as straight:
+        for round in range(2):
+            await straight.opened(round)
+            await asyncio.gather(*straight.all().values())
+        await straight.ended()
+    async with Run(time, rounds=2, kept={"state": keeper.kept[1]}) as resumed:
+        await resumed.opened(1)
+        await asyncio.gather(*resumed.all().values())
+        await resumed.ended()
+    assert resumed.learner.digest() == straight.learner.digest()
