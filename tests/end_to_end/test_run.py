@@ -399,7 +399,7 @@ def test_a_worker_that_is_killed_again_and_again_is_never_faulty(started, tmp_pa
     took_part(2)
     server.send_signal(signal.SIGTERM)
     records += map(json.loads, server.stdout)
-    assert server.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert server.wait(PATIENCE) == 0, "it can go on from what it has kept"
     watch.join()
     assert not [record["round"] for record in records if record.get("dropped")]
 

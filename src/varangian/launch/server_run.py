@@ -20,6 +20,8 @@ from varangian.aggregators import AggregationError
 from varangian.aggregators.base import is_whole
 from varangian.config import RunConfig
 from varangian.config.build import learner, machine, task
+from varangian.launch.checkpoints.folder import Origin
+from varangian.launch.checkpoints.keeper import CheckpointKeeper
 from varangian.launch.checkpoints.lock import FolderLock
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.code_failures import CodeFailures
@@ -83,9 +85,12 @@ class ServerRun:
     began: float = field(default_factory=time.monotonic)
     saved: bool = False
     failures: CodeFailures = field(init=False)
+    keeper: CheckpointKeeper | None = field(init=False)
+    """Keeps checkpoints; None in a run that writes none."""
 
     def __post_init__(self) -> None:
         self.failures = CodeFailures(self.config)
+        self.keeper = self._keeper()
         if self.resumed is not None and self.resumed.state is not None:
             self._restore(self.resumed.state["run"])
 
@@ -197,9 +202,27 @@ class ServerRun:
             row_source=self.row_source,
             row_slots=self.config.participation.row_slots(self.config.workers, self.config.f),
             in_place=self.vectors is not self.worker_compute,
+            keeper=self.keeper,
             places_last=self.config.server.absent_after > RECONNECT_GRACE,
             state=None if self.resumed is None else self.resumed.state,
             connected=self.config.backend == "simulate",
+        )
+
+    def _keeper(self) -> CheckpointKeeper | None:
+        config, every = self.config, self.config.checkpoint_every
+        if config.server.checkpoint is None or every is None:
+            return None
+        plan = config.participation.latest_plan(config.workers, self.worker_compute.layout.numel)
+        return CheckpointKeeper(
+            self.folder,
+            config.server.checkpoint,
+            every,
+            config.rounds,
+            Origin.of(config, self.folder.path.name, self.terms.epoch, self.worker_compute.layout),
+            self.note,
+            own=self.progress,
+            without_copy=plan is not None and plan.folder is not None,
+            before=None if self.resumed is None else self.resumed.checkpoint,
         )
 
     @property
@@ -244,8 +267,15 @@ class ServerRun:
             self.worker_compute.evaluate(parameters), ema, self.worker_compute.training_loss(parameters)
         )
 
-    def result(self, reason: str) -> RunResult:
-        """Close the books: the last files of the folder, and what is to be said."""
+    def result(self, reason: str, command: str = "varangian run") -> RunResult:
+        """Close the books: the last files of the folder, and what is to be said.
+
+        Args:
+            reason: the reason why the run ended.
+            command: that goes on with a run of this kind.
+        """
+        if self.keeper is not None:
+            self.keeper.wait()
         seconds = time.monotonic() - self.began
         if self.evaluated != self.rounds:
             self.scores = self.evaluate(self.learner.parameters)
@@ -269,6 +299,8 @@ class ServerRun:
         self.saved = True
         if result.code_error is not None:
             self.note(f"warning: {result.code_error}")
+        if self.can_go_on:
+            self.note(f"{self.rounds} rounds are kept: {command} --resume {self.folder.path} goes on")
         return result
 
     def close(self) -> None:
@@ -280,6 +312,8 @@ class ServerRun:
         except RunError as error:  # beside the one that ended the run
             self.note(f"warning: {error}")
         finally:
+            if self.keeper is not None:
+                self.keeper.wait()
             self.folder.close()
             self.row_source.close()
             if self.lock is not None:
@@ -292,6 +326,13 @@ class ServerRun:
         if learner.average is not None:
             models[AVERAGE] = pack_state(self.worker_compute, learner.average.parameters)
         return models
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the run was stopped before its last round, and all of its rounds are kept."""
+        round = self.machine.state.round
+        kept = self.keeper is not None and self.keeper.newest == round
+        return self.stop.event.is_set() and kept and round < self.config.rounds
 
     @property
     def over(self) -> bool:

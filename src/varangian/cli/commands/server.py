@@ -7,12 +7,13 @@ import asyncio
 import logging
 import os
 import secrets
+import signal
 from contextlib import closing
 from pathlib import Path
 
 from varangian.cli.commands.run import exit_code, with_shortcuts
 from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
-from varangian.cli.main import CommandError
+from varangian.cli.main import OK, CommandError
 from varangian.cli.tokens import secret
 from varangian.cli.views.progress import Progress, progress
 from varangian.config import RunConfig, load
@@ -43,11 +44,11 @@ def command(args: argparse.Namespace) -> int:
     try:
         with progress(args.format, config.rounds, (), declared=config.f) as shown:
             check_free()
-            result = asyncio.run(_serve(config, identity, shown))
+            result, code = asyncio.run(_serve(config, identity, shown))
         shown.finish(result)
     except RunError as error:
         raise CommandError(str(error)) from error
-    return exit_code(result)
+    return code
 
 
 def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
@@ -66,7 +67,8 @@ def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
     return config.model_copy(update={"server": server})
 
 
-async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress) -> RunResult:
+async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress) -> tuple[RunResult, int]:
+    """The result of the run and the exit code: a stop by SIGTERM is none of a run that can go on."""
     check_port(config)
     server_run = ServerRun.open(config, shown.round, shown.note)
     for sentence in server_run.sentences:
@@ -86,7 +88,10 @@ async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress)
         def ready(address: str) -> None:
             shown.note(f"serving at {address}, {how}; {files}")
 
-        return server_run.result(await serve_run(server_run, sessions, ready, security, returns=True))
+        ended = await serve_run(server_run, sessions, ready, security, returns=True)
+        result = server_run.result(ended, "varangian server")
+        terminated = server_run.stop.signal == signal.SIGTERM and server_run.can_go_on
+        return result, OK if terminated else exit_code(result)
 
 
 def _load_security(path: Path) -> Security:

@@ -20,7 +20,9 @@ class Resumed:
     round: int = 0
     """The round that it goes on with."""
     state: Mapping[str, Any] | None = None
-    """What the checkpoint of this round has, as a tree; None begins with round 0 again."""
+    """The state in the checkpoint of this round, as a tree; None begins with round 0 again."""
+    checkpoint: Mapping[str, Any] | None = None
+    """What that checkpoint says of itself."""
     documents: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     """Documents of the folder besides those of the start, as other settings."""
     parent: str = ""

@@ -1,0 +1,108 @@
+"""The run of a server in a folder: stopped, kept, and gone on with; workers compute beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import closing
+
+import pytest
+from tests.launch.conftest import SMALL
+
+from varangian.config import load
+from varangian.launch.checkpoints.folder import CheckpointFolder
+from varangian.launch.checkpoints.lock import FolderLock
+from varangian.launch.checkpoints.resumed import Resumed
+from varangian.launch.result import RunError
+from varangian.launch.server_run import ServerRun
+from varangian.state_file import unflatten
+
+SETTINGS = (*SMALL, "rounds=6", "worker.momentum=0", "evaluate.every=2", "optimizer=adam")
+FEDLAAVG = "participation={fedlaavg: {participants: 3}}"
+
+
+class World:
+    """Runs of a server whose workers hand over what they compute."""
+
+    def __init__(self, output, *settings: str) -> None:
+        self.config = load(None, [*SETTINGS, f"output={output}", *settings])
+        self.notes: list[str] = []
+
+    async def play(self, resume: Resumed | None = None, until: int = 6):
+        """Rounds up to this one, then a stop; the result, and whether the run can go on."""
+        server_run = ServerRun.open(self.config, lambda record: None, self.notes.append, resume=resume)
+        with closing(server_run):
+            coordinator, compute = server_run.coordinator(), server_run.worker_compute
+            serving = asyncio.create_task(coordinator.run(server_run.stop.event, server_run.grace))
+            await coordinator.until_idle()
+            while coordinator.round < until:
+                round, names = coordinator.round, self.config.worker_names
+                if server_run.machine.by_invitation:
+                    for name in names:
+                        coordinator.pulls.ask(name, round - 1)
+                    names = tuple(server_run.machine.state.invited)
+                model = await coordinator.snapshot(round - 1, 60.0)
+                for name, row in compute.vectors(names, round, model.parameters).items():
+                    assert coordinator.hand_over(name, round, row) is None
+                while coordinator.round == round:
+                    await asyncio.sleep(0)
+            if until < self.config.rounds:
+                server_run.stop.because("stopped for a test")
+            result = server_run.result(await serving)
+            return result, server_run.can_go_on, server_run.terms
+
+
+def resumed(folder, round: int) -> Resumed:
+    """What goes on from a checkpoint."""
+    kept = CheckpointFolder(folder).read(round)
+    lock = FolderLock.take(folder, lambda text: None)
+    return Resumed(folder, lock, round, unflatten(kept.plain["state"], kept.tensors), kept.plain)
+
+
+def rounds_in(folder) -> list[int]:
+    return [json.loads(line)["round"] for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("participation", ["participation=sync", FEDLAAVG])
+async def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, participation):
+    world = World(tmp_path, participation)
+    straight, over, _ = await world.play()
+    assert (straight.outcome, over) == ("finished", False)
+    part, can_go_on, terms = await world.play(until=3)
+    assert can_go_on
+    assert (part.rounds, terms.epoch, terms.resumed_at, terms.every) == (3, 0, 0, 50)
+    assert world.notes[-1] == f"3 rounds are kept: varangian run --resume {part.folder} goes on"
+    assert CheckpointFolder(part.folder).rounds() == [3]
+    end, over, terms = await world.play(resumed(part.folder, 3))
+    assert (terms.epoch, terms.resumed_at, over) == (1, 3, False)
+    assert (end.folder, end.digest, end.loss) == (part.folder, straight.digest, straight.loss)
+    assert (end.rounds, end.outcome) == (6, "finished")
+    assert rounds_in(end.folder) == [*range(6)]
+    assert end.seconds > part.seconds
+
+
+async def test_rounds_after_the_checkpoint_are_done_again(tmp_path):
+    world = World(tmp_path, "server.checkpoint.every=2")
+    straight, *_ = await world.play()
+    part, *_ = await world.play(until=5)
+    end, *_ = await world.play(resumed(part.folder, 4))
+    assert rounds_in(end.folder) == [0, 1, 2, 3, 4, 4, 5]
+    assert (end.digest, end.rounds) == (straight.digest, 6)
+
+
+async def test_without_a_checkpoint_round_0_begins_again(tmp_path):
+    world = World(tmp_path, "server.checkpoint=null")
+    straight, *_ = await world.play()
+    part, can_go_on, terms = await world.play(until=2)
+    assert (can_go_on, terms.every, terms.keep) == (False, 0, 0)
+    lock = FolderLock.take(part.folder, lambda text: None)
+    end, _, terms = await world.play(Resumed(part.folder, lock))
+    assert (terms.epoch, terms.resumed_at) == (1, 0)
+    assert (end.digest, end.rounds) == (straight.digest, 6)
+
+
+async def test_a_state_that_does_not_fit_is_one_clear_error(tmp_path):
+    part, *_ = await World(tmp_path).play(until=2)
+    with pytest.raises(RunError, match=r"the state of round 2 in .* does not fit"):
+        await World(tmp_path, "model.mlp.hidden=3").play(resumed(part.folder, 2))
+    FolderLock.take(part.folder, lambda text: None).release()
