@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from unittest import mock
 
 import torch
+from tests.history import RecordingMachine, Rules, check
 from tests.wire.relay import FAR, NEAR, Relay
 
 from varangian.aggregators import Aggregator, Krum
@@ -17,7 +18,6 @@ from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.limits import Limits
 from varangian.server.participation.sync import Everyone
-from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy, unconditional
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
@@ -154,10 +154,17 @@ class Run:
             selection=Everyone(),
         )
         aggregator = Aggregator(rule or Krum(f=f), f=f)
-        self.learner = Learner(torch.ones(layout.numel), aggregator, Sgd(lr=lr), rounds=rounds, seed=1)
+
+        def learner():
+            return Learner(torch.ones(layout.numel), aggregator, Sgd(lr=lr), rounds=rounds, seed=1)
+
+        self.learner, self.again = learner(), learner
+        machine = RecordingMachine(policy)
+        machine.parameters = lambda: self.learner.digest()
+        self.recorder, self.rules = machine.recorder, Rules(quorum, f, honest=names, requires=requires)
         self.service = {key: options.pop(key) for key in SERVICE if key in options}
         self.coordinator = Coordinator(
-            options.pop("machine", None) or Machine(policy),
+            options.pop("machine", machine),
             self.learner,
             evaluate=lambda _: (0.0, 0.0),
             evaluate_every=100,
@@ -196,6 +203,10 @@ class Run:
         async with self.placed(port) as place:
             yield place.address
 
+    def problems(self):
+        """What is wrong with the history of a run whose workers compute `gradient`."""
+        return check(self.recorder.events, replace(self.rules, recomputed=Recomputed(self.again())))
+
     def client(self, address, name, proof=None, **options):
         return Client(
             address,
@@ -214,7 +225,24 @@ async def until(happened):
 
 async def gradient(name, round, parameters):
     """A little different for each worker and round; every operation exact in float32."""
+    return vector(name, round, parameters)
+
+
+def vector(name, round, parameters):
     return parameters / 2 + (NAMES.index(name) + round) / 8
+
+
+class Recomputed:
+    """The parameters of a run whose workers compute `gradient`, from who took part in each round."""
+
+    def __init__(self, learner):
+        self.learner = learner
+
+    def commit(self, round, workers, faults):
+        parameters = self.learner.parameters
+        rows = {name: vector(name, made_for, parameters) for name, made_for in workers.items()}
+        self.learner.step(round, rows, dict.fromkeys(faults, ""))
+        return self.learner.digest()
 
 
 async def worked(run, address, name, compute=gradient, **options):

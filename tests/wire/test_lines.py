@@ -114,6 +114,7 @@ async def test_half_of_the_workers_cut_off_and_back():
         assert set(await working) == {f"all {rounds} rounds are done"}
     assert whole(run)
     assert run.learner.digest() == await calm(rounds, SMALL)
+    assert run.problems() == []
 
 
 @pytest.mark.exhaustive
@@ -131,6 +132,7 @@ async def test_with_a_quorum_the_others_go_on_and_those_who_were_cut_off_come_ba
         await working
     assert [record.round for record in run.records] == [*range(len(run.records))], "one model, step by step"
     assert all(record.dropped == {} for record in run.records)
+    assert run.problems() == []
 
 
 @pytest.mark.exhaustive
@@ -149,6 +151,7 @@ async def test_a_black_hole_on_both_ports():
         await working
     assert whole(run)
     assert run.learner.digest() == await calm(2, LAYOUT)
+    assert run.problems() == []
 
 
 @pytest.mark.exhaustive

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.extent import examples
+from tests.history import Recorder, Rules, check
 
 from varangian.aggregators.graphs import OnePeer, Ring
 from varangian.protos.refusals import Refusal
@@ -103,6 +105,17 @@ class Client:
     life: int = 0
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint, and what the test knows of that moment."""
+
+    state: dict[str, Any]
+    held: dict[str, Vector]
+    rows: dict[str, list[Vector | None]]
+    used: set[tuple[str, int]]
+    guilty: dict[str, int]
+
+
 class Histories(RuleBasedStateMachine):
     """Any choice and policy; each of the rules is something that happens to a server."""
 
@@ -120,6 +133,9 @@ class Histories(RuleBasedStateMachine):
         """The states that this process of the server and the open round began with."""
         self.history: list[tuple[Event, tuple[Effect, ...]]] = []
         """Since this process of the server began."""
+        self.kept: Kept | None = None
+        self.log = Recorder()
+        """Of all processes of the server."""
         self.clients = {worker: Client() for worker in WORKERS}
         self.streams: list[Stream] = []
         self.rows: dict[str, list[Vector | None]] = {worker: [None] * PIECES for worker in WORKERS}
@@ -140,6 +156,7 @@ class Histories(RuleBasedStateMachine):
         before = self.machine.state
         effects = self.machine.handle(event)
         self.history.append((event, effects))
+        self.log.note(event, effects, self.machine.state)
         if effects and isinstance(effects[0], Reject | Duplicate):
             self.refused(event, effects)
             learned = self.machine.state.arrivals if self.machine.policy.auto else before.arrivals
@@ -232,18 +249,38 @@ class Histories(RuleBasedStateMachine):
 
     @precondition(lambda self: self.phase is not Phase.FINISHED)
     @rule()
-    def kill_server(self) -> None:
-        """Another process goes on from what was kept; workers take back what they did after that."""
+    def keep(self) -> None:
+        """The server writes a checkpoint."""
         fresh = self.machine.policy.selection.fresh_only
-        kept = self.border if fresh else self.machine.state
-        self.machine.restore(json.loads(json.dumps(dump_state(kept))), connected=False)
+        state = self.border if fresh else self.machine.state
+        self.kept = Kept(
+            state=json.loads(json.dumps(dump_state(state))),
+            held={} if fresh else self.held | self.reading,
+            rows={worker: [*row] for worker, row in self.rows.items()},
+            used=self.used - {(worker, vector.round) for worker, vector in self.reading.items()},
+            guilty=dict(self.guilty),
+        )
+
+    @precondition(lambda self: self.phase is not Phase.FINISHED)
+    @rule(lost=st.booleans())
+    def kill_server(self, lost: bool) -> None:
+        """Another process goes on from what was kept; workers take back what they did after that.
+
+        It is the state of now, as after a stop, or an older one, if the newest is lost.
+        """
+        if not lost or self.kept is None:
+            self.keep()
+        kept = self.kept
+        assert kept is not None
+        self.machine.restore(kept.state, connected=False)
         state = self.origin = self.border = self.machine.state
         self.history, self.now = [], 0.0
-        self.used -= {(worker, vector.round) for worker, vector in self.reading.items()}
-        self.held, self.reading = {} if fresh else self.held | self.reading, {}
-        self.phase, self.streams = Phase.OPEN, []
+        self.log.resume(state)
+        self.rows = {worker: [*row] for worker, row in kept.rows.items()}
+        self.held, self.reading, self.used = dict(kept.held), {}, set(kept.used)
+        self.phase, self.round, self.streams = Phase.OPEN, state.round, []
         guilty = state.faults.keys() | state.accused.keys()
-        self.guilty = {w: at for w, at in self.guilty.items() if at < state.round or w in guilty}
+        self.guilty = {w: at for w, at in kept.guilty.items() if at < state.round or w in guilty}
         for client in self.clients.values():
             client.asks, client.vector, client.served = False, None, min(client.served, state.round - 1)
 
@@ -442,6 +479,9 @@ class Histories(RuleBasedStateMachine):
             self.clients[worker].asks = False
         if self.phase is not Phase.FINISHED:
             self.all_come_back()
+        policy = self.machine.policy
+        quorum = 1 if policy.by_invitation else policy.quorum
+        assert check(self.log.events, Rules(quorum, F)) == []
 
     def the_same_again(self) -> None:
         again = Machine(self.machine.policy)
