@@ -212,7 +212,6 @@ class ServerRun:
         config, every = self.config, self.config.checkpoint_every
         if config.server.checkpoint is None or every is None:
             return None
-        plan = config.participation.latest_plan(config.workers, self.worker_compute.layout.numel)
         return CheckpointKeeper(
             self.folder,
             config.server.checkpoint,
@@ -220,8 +219,9 @@ class ServerRun:
             config.rounds,
             Origin.of(config, self.folder.path.name, self.terms.epoch, self.worker_compute.layout),
             self.note,
+            lock=self.lock,
             own=self.progress,
-            without_copy=plan is not None and plan.folder is not None,
+            without_copy=self.account.snapshot == 0,
             before=None if self.resumed is None else self.resumed.checkpoint,
         )
 
