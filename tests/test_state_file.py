@@ -7,7 +7,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -213,6 +213,21 @@ def test_a_foreign_file_runs_nothing(file, tmp_path):
     file.write_bytes((50_000).to_bytes(8, "little") + b"[" * 50_000)
     assert reason(file) == "it is no file of a state of varangian"
     assert not (tmp_path / "made").exists()
+
+
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=40), st.integers(0, 1600), st.integers(0, 40))
+def test_whatever_stands_there_is_one_sentence(file, content, start, length):
+    before = file.read_bytes()
+    changed = before[:start] + content + before[start + length :]
+    file.write_bytes(changed)
+    try:
+        if changed != before:
+            assert reason(file).startswith(("it", "its"))
+        file.write_bytes(content)
+        assert reason(file) == "it is no file of a state of varangian"
+    finally:
+        file.write_bytes(before)
 
 
 def test_a_large_length_takes_no_memory(file):

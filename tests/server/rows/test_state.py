@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tests.kept import kept
 from torch import Tensor
 
 from varangian.aggregators import Aggregator, Krum
@@ -20,14 +20,6 @@ from varangian.server.training.optimizer import Sgd
 
 N, D, K = 60, 40, 2
 NAMES = tuple(f"w{i:02}" for i in range(N))
-
-
-def kept(state: object) -> object:
-    """What a file would give back."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file)
 
 
 def play(source: RowSource, learner: Learner, rounds: range) -> None:
@@ -73,11 +65,11 @@ def test_a_source_goes_on_with_the_same_bits(name: str, tmp_path: Path) -> None:
 
     straight, model = SOURCES[name](tmp_path), learner()
     play(straight, model, range(12))
-    state, source = kept(straight.state()), SOURCES[name](tmp_path)
+    state, source = kept(straight.state(), tmp_path), SOURCES[name](tmp_path)
     play(source, learner(), range(3))  # whatever was there before is gone
     source.restore(state)
     twin = learner()
-    twin.restore(kept(model.state()))
+    twin.restore(kept(model.state(), tmp_path))
     play(straight, model, range(12, 30))
     play(source, twin, range(12, 30))
     assert model.digest() == twin.digest()
