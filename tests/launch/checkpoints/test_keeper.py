@@ -115,21 +115,46 @@ def test_the_state_may_change_as_soon_as_it_was_handed_over(kept, monkeypatch):
     assert torch.equal(one.folder.read(2).tensors["learner/reference"], torch.full((4,), 2.0))
 
 
-def test_rounds_do_not_wait_for_a_slow_disk(kept, monkeypatch):
-    one = kept()
+def slow(one, monkeypatch):
+    """A disk that takes no record until it is told to."""
     go = threading.Event()
     sync = one.run.sync
     monkeypatch.setattr(one.run, "sync", lambda place: (go.wait(), sync(place)))
-    assert one.keeper.due(2, record(1))
-    one.keeper.keep(state(2), {})
-    assert not one.keeper.due(4, record(3))
-    assert not one.keeper.due(6, record(5))
+    return go
+
+
+def test_rounds_wait_for_the_checkpoint_before(kept, monkeypatch):
+    """Workers keep their states for the last checkpoints alone: none is left out."""
+    one = kept()
+    monkeypatch.setattr("varangian.launch.checkpoints.keeper.NOTICED", 0.0)
+    go = slow(one, monkeypatch)
+    for round in (2, 4, 6):
+        assert one.keeper.due(round, record(round - 1))
+        threading.Timer(0.01, go.set).start()
+        one.keeper.keep(state(round), {})
+    one.keeper.wait()
+    assert one.folder.rounds() == [6, 4]
+    assert one.notes == [
+        "warning: a checkpoint takes 0 s longer than 2 rounds, which wait for it; "
+        "a larger server.checkpoint.every leaves more time"
+    ]
+
+
+def test_a_disk_that_hangs_holds_no_run_up(kept, monkeypatch):
+    one = kept()
+    monkeypatch.setattr("varangian.launch.checkpoints.keeper.PATIENCE", 0.01)
+    go = slow(one, monkeypatch)
+    for round in (2, 4, 6):
+        one.keeper.keep(state(round), {})
     (said,) = one.notes
-    assert said == "warning: a checkpoint takes longer (0 s) than 2 rounds; some are left out"
+    assert said.startswith(
+        "warning: a checkpoint has taken more than 0 s, so that of round 4 is left out; a larger "
+    )
     go.set()
     one.keeper.wait()
-    assert one.keeper.due(8, record(7))
-    assert one.folder.rounds() == [2]
+    one.keeper.keep(state(8), {})
+    one.keeper.wait()
+    assert one.folder.rounds() == [8, 2]
 
 
 def test_without_a_copy_it_is_written_before_the_state_changes(kept):

@@ -31,6 +31,10 @@ FINITE = ("learner/", "rows/")
 """The tensors that are to be finite. Vectors that wait for their round are as their workers sent them."""
 
 
+PATIENCE = 60.0
+"""Seconds for which a round waits for the checkpoint before."""
+NOTICED = 1.0
+"""Seconds of waiting that are worth a word."""
 STRIP = 1 << 20
 """Numbers that are looked at together."""
 
@@ -86,7 +90,7 @@ class CheckpointKeeper:
         self._copies: dict[str, Tensor] = {}
         self._writing: threading.Thread | None = None
         self._began = 0.0
-        self._late = self._not_finite = self._failing = False
+        self._late = self._hangs = self._not_finite = self._failing = False
 
     @property
     def newest(self) -> int | None:
@@ -94,7 +98,7 @@ class CheckpointKeeper:
         return max(self._scores, default=None)
 
     def due(self, following: int, record: RoundRecord) -> bool:
-        """Every so many rounds, unless the one before is still written; and after the last round.
+        """Every so many rounds, and after the last.
 
         A run of fewer rounds than that, which was never stopped, is done again as quickly.
         """
@@ -102,20 +106,22 @@ class CheckpointKeeper:
         self._take_score(record)
         if following == self._rounds:
             return self._rounds >= self._every or bool(self._scores)
-        if following % self._every:
-            return False
-        if self._writing is None or not self._writing.is_alive():
-            return True
-        if not self._late:
-            self._late = True
-            seconds = time.monotonic() - self._began
-            longer = f"a checkpoint takes longer ({seconds:.0f} s) than {self._every} rounds"
-            self._note(f"warning: {longer}; some are left out")
-        return False
+        return following % self._every == 0
 
     def keep(self, state: ServerState, more: Plain) -> None:
-        """Copy a state, after the one before is written; an error ends no run."""
-        self.wait()
+        """Copy a state, after the one before is written; an error ends no run.
+
+        Rounds wait for the one before, as workers keep their own states for the last checkpoints alone, and
+        count on them. A disk that hangs is waited for once, and not for long.
+        """
+        waited = self._waited()
+        if self._writing is not None:
+            self._say_late(
+                f"has taken more than {waited:.0f} s, so that of round {state.round} is left out"
+            )
+            return
+        if waited > NOTICED:
+            self._say_late(f"takes {waited:.0f} s longer than {self._every} rounds, which wait for it")
         self._began = time.monotonic()
         begun = self._carefully(state.round, lambda: self._begin(state, more))
         if begun is not None:
@@ -127,11 +133,25 @@ class CheckpointKeeper:
             )
             self._writing.start()
 
-    def wait(self) -> None:
-        """Wait until what was handed over is written, or has failed."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until what was handed over is written, or has failed; not for longer than a round does."""
         if self._writing is not None:
-            self._writing.join()
-            self._writing = None
+            self._writing.join(PATIENCE if seconds is None else seconds)
+            if not self._writing.is_alive():
+                self._writing = None
+
+    def _waited(self) -> float:
+        """Wait for the checkpoint before, and return for how many seconds."""
+        began = time.monotonic()
+        self.wait(0 if self._hangs else None)
+        self._hangs = self._writing is not None
+        return time.monotonic() - (began if self._writing is None else self._began)
+
+    def _say_late(self, text: str) -> None:
+        if not self._late:
+            self._late = True
+            hint = "a larger server.checkpoint.every leaves more time"
+            self._note(f"warning: a checkpoint {text}; {hint}")
 
     def _begin(self, state: ServerState, more: Plain) -> Callable[[], None]:
         """What has to be done before the state changes; returns the rest, for a thread."""
