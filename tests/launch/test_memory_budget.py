@@ -199,18 +199,19 @@ def test_this_process():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("memory", "way"),
+    ("memory", "way", "checkpoints"),
     [
-        ("rows", "lane"),
+        ("rows", "lane", False),
+        pytest.param("rows", "lane", True, marks=pytest.mark.exhaustive),
         # The rows are the same, and chunks take less than a lane.
-        pytest.param("rows", "chunks", marks=pytest.mark.exhaustive),
+        pytest.param("rows", "chunks", False, marks=pytest.mark.exhaustive),
         # What a window keeps of its rows is in the sum by hand.
-        pytest.param("window", "lane", marks=pytest.mark.exhaustive),
+        pytest.param("window", "lane", False, marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_server_keeps_to_it(memory: str, way: str):
+def test_a_server_keeps_to_it(memory: str, way: str, checkpoints: bool, tmp_path: Path):
     """Two rounds over sockets, with the workers in this process."""
-    command = [sys.executable, within.__file__, memory, way]
+    command = [sys.executable, within.__file__, memory, way, *([str(tmp_path)] if checkpoints else [])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         first = json.loads(server.stdout.readline())

@@ -11,7 +11,11 @@ from pathlib import Path
 import torch
 
 from varangian.aggregators import Aggregator, Krum, Median
+from varangian.config import load
+from varangian.launch.checkpoints.folder import Origin
+from varangian.launch.checkpoints.keeper import CheckpointKeeper
 from varangian.launch.memory_budget import CALL, CONNECTION, MemoryBudget
+from varangian.launch.output.run_folder import RunFolder
 from varangian.protos.layout import Layout
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import LOOKAHEAD
@@ -59,9 +63,22 @@ async def workers(address: str) -> None:
     await asyncio.gather(*(one(i) for i in range(len(NAMES))))
 
 
-async def serving(window: bool, lane: bool) -> None:
+def keeper_in(folder: str) -> CheckpointKeeper:
+    """A keeper of a checkpoint after every round."""
+    config = load(None, [f"output={folder}", "server.checkpoint.every=1"])
+    assert config.server.checkpoint is not None
+    run, origin = RunFolder.create(config), Origin.of(config, "run-1", 0, LAYOUT)
+    return CheckpointKeeper(run, config.server.checkpoint, 1, ROUNDS, origin, print)
+
+
+async def serving(window: bool, lane: bool, folder: str | None = None) -> None:
+    """Serve a run, with checkpoints in a folder if one is given."""
     columns = window_columns(LAYOUT.numel) if window else None
-    account = MemoryBudget.of(len(NAMES), LAYOUT.numel, SGD, limits=LIMITS, columns=columns, lane=lane)
+    # The parameters, the last aggregate and the momentum.
+    snapshot = 0 if folder is None else 4 * LAYOUT.numel * (2 + SGD.vectors)
+    account = MemoryBudget.of(
+        len(NAMES), LAYOUT.numel, SGD, limits=LIMITS, columns=columns, lane=lane, snapshot=snapshot
+    )
     rule = Aggregator(Median() if window else Krum(f=1))
     policy = RunPolicy(NAMES, ROUNDS, len(NAMES), 60.0, "wait", 1, selection=Everyone())
     learner = Learner(torch.zeros(LAYOUT.numel), rule, SGD, rounds=ROUNDS, seed=1)
@@ -72,6 +89,7 @@ async def serving(window: bool, lane: bool) -> None:
         evaluate_every=100,
         observe=lambda _: None,
         window=window,
+        keeper=None if folder is None else keeper_in(folder),
     )
 
     def ready(address: str) -> None:
@@ -98,4 +116,4 @@ async def serving(window: bool, lane: bool) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    asyncio.run(serving("window" in sys.argv, "lane" in sys.argv))
+    asyncio.run(serving("window" in sys.argv, "lane" in sys.argv, *sys.argv[3:]))
