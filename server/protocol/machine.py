@@ -359,8 +359,9 @@ def _record_fault(state: RunState, worker: Worker, reason: str) -> RunState:
 def _give_up(policy: RunPolicy, state: RunState, because: str) -> Moved:
     close = state.closed
     assert close is not None, f"round {state.round} was not closed"
-    shared = {field.name: getattr(close, field.name) for field in fields(RollCall)}
-    skip = Skip(**{**shared, "because": because})
+    shared: dict[str, Any] = {field.name: getattr(close, field.name) for field in fields(RollCall)}
+    shared["because"] = because
+    skip = Skip(**shared)
     return _skip(policy, state, skip)
 
 

@@ -137,6 +137,8 @@ class Run:
         lr=0.5,
         timeout=0.05,
         requires=unconditional,
+        mix=(),
+        seed=1,
         sessions_clock=time.monotonic,
         **options,
     ):
@@ -153,10 +155,10 @@ class Run:
             requires=requires,
             selection=Everyone(),
         )
-        aggregator = Aggregator(rule or Krum(f=f), f=f)
+        aggregator = Aggregator(rule or Krum(f=f), mix, f=f)
 
         def learner():
-            return Learner(torch.ones(layout.numel), aggregator, Sgd(lr=lr), rounds=rounds, seed=1)
+            return Learner(torch.ones(layout.numel), aggregator, Sgd(lr=lr), rounds=rounds, seed=seed)
 
         self.learner, self.again = learner(), learner
         machine = RecordingMachine(policy)

@@ -99,7 +99,7 @@ class Way:
     ) -> None:
         """Until one end hangs up, or so many bytes have gone through."""
         if not self.latency:
-            await self._read(reader, left, changed, lambda data: self._write(writer, data))
+            await self._read(reader, left, changed, lambda data: self.write(writer, data))
             await self.whole.wait()
             return
         under_way = asyncio.Queue[tuple[float, bytes]](UNDER_WAY)
@@ -133,7 +133,8 @@ class Way:
                 await self._paced(len(data))
             await send(data)
 
-    async def _write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+    async def write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        """The last step: the bytes arrive at the other end."""
         await self.whole.wait()
         self.moved += len(data)
         writer.write(data)
@@ -150,7 +151,7 @@ class Way:
             if not data:
                 await self.whole.wait()
                 return
-            await self._write(writer, data)
+            await self.write(writer, data)
 
     def _due(self) -> float:
         return asyncio.get_running_loop().time() + self.latency + self.jitter * self._random.random()

@@ -7,9 +7,10 @@ import asyncio
 
 import pytest
 import torch
-from tests.wire.kit import LAYOUT, NAMES, Run, all_worked
-from tests.wire.relay import Fate, Relay
+from tests.wire.kit import LAYOUT, NAMES, Run, all_worked, far
+from tests.wire.relay import Fate, Relay, Way
 
+from varangian.aggregators import Bucketing, Median
 from varangian.server.limits.limits import Limits
 from varangian.worker.transport.client import ClientError
 from varangian.worker.transport.retry import Backoff
@@ -72,3 +73,27 @@ async def test_a_line_that_breaks_in_the_middle_of_a_push_costs_a_repetition(mon
     (record,) = run.records
     assert (record.missing, record.dropped) == ((), {})
     assert len(record.weights) == 5
+
+
+async def test_nothing_that_is_sent_holds_the_seed_of_the_server(monkeypatch):
+    """It decides the buckets, and a worker that knew it would know them."""
+    seed, sent = 0x1D3A5C779E2B4F61, bytearray()
+    write = Way.write
+
+    async def watched(way, writer, data):
+        sent.extend(data)
+        await write(way, writer, data)
+
+    monkeypatch.setattr(Way, "write", watched)
+    run = Run(2, f=0, rule=Median(), mix=(Bucketing(s=2),), seed=seed)
+    async with run.placed() as place, far(place) as lines:
+        await all_worked(run, lines.address)
+    assert len(sent) > 2 * 2 * len(NAMES) * LAYOUT.numel * 4, "pulls and pushes"
+    forms = (seed.to_bytes(8, "little"), seed.to_bytes(8, "big"), str(seed).encode(), b"%x" % seed)
+    assert not [form for form in (*forms, b"%X" % seed, varint(seed)) if form in sent]
+
+
+def varint(number):
+    """As protobuf writes it."""
+    groups = [number >> shift & 0x7F for shift in range(0, number.bit_length(), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
