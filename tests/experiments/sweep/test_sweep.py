@@ -50,6 +50,17 @@ def test_the_same_sweep_again_does_only_what_is_missing(plan, swept, runner):
     assert (again.carried_out, len(again.outcomes)) == (1, 4)
 
 
+@pytest.mark.parametrize(
+    ("every", "asked"), [(None, None), (5, {"every": 5, "keep": 3, "best": "accuracy"})]
+)
+def test_a_sweep_keeps_checkpoints_where_it_is_asked_to(planned, swept, runner, every, asked):
+    """A run that is killed is done again, with the same numbers."""
+    base = {"server": {"checkpoint": {"every": every}}} if every else {}
+    swept(planned(base=base, grid={"aggregator": ["median"]}))
+    (job,) = runner.started
+    assert job.settings["server"]["checkpoint"] == asked
+
+
 def test_two_sweeps_share_runs(planned, plan, swept, runner):
     swept(plan)
     runner.started.clear()

@@ -249,6 +249,9 @@ class RunFolder:
             RunError: no place takes them.
         """
         self.flush()
+        for record in self._records.values():
+            with contextlib.suppress(OSError):  # the result counts without them
+                record.sync()
 
         def ended(path: Path) -> bytes:
             return _json(dataclasses.replace(result, folder=path).plain())
