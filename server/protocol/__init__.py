@@ -30,6 +30,10 @@ are not waited for. Without enough the policy decides at the deadline: wait, ski
 `wait` skips as well where waiting cannot help. The clock of the first round starts with the first worker
 that shows up, the clock of every other round when it opens.
 
+Resumption. A state that is kept between two rounds is that of another process later. What depends on
+connections and on the clock of one process is not part of it (`resumption`): all workers connect anew, and
+the first round waits for them as round 0 does. So a crash of the server decides about nobody.
+
 Uploads. An upload is open until `Push` or `Gone`, also beyond its round, and its worker is BUSY until
 then: nobody writes to a row that is being aggregated, and a stalled upload delays its owner only.
 

@@ -6,27 +6,18 @@ import json
 import multiprocessing
 import os
 import pathlib
-import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 
 import pytest
-from tests.extent import patience
+from tests.end_to_end.kit import PATIENCE, SMALL, Served, eventually, session_ends
 
-import varangian as package
 from varangian.cli.main import main
 from varangian.config import load
 from varangian.launch import RunError, run
 
 pytestmark = pytest.mark.slow
-
-PATIENCE = patience(60)
-ADDRESS = re.compile(r"127\.0\.0\.1:\d+")
-SMALL = ["data=synthetic", "model=softmax", "workers=5", "f=1", "rounds=5", "worker.batch_size=8"]
 
 
 @pytest.fixture
@@ -257,50 +248,6 @@ def test_a_run_whose_quorum_is_dead_ends_and_says_so(carried_out):
     assert no_child_is_left()
 
 
-@pytest.fixture
-def started(tmp_path):
-    """A command in a session of its own, as a terminal starts it."""
-    running = []
-
-    def start(*argv):
-        environment = os.environ | {"PYTHONPATH": str(pathlib.Path(package.__file__).parents[1])}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "varangian", *argv],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env=environment,
-            start_new_session=True,
-        )
-        running.append(process)
-        return process
-
-    yield start
-    for process in running:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def session_ends(leader):
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        try:
-            os.killpg(leader, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def eventually(holds):
-    until = time.monotonic() + PATIENCE
-    while not (held := holds()) and time.monotonic() < until:
-        time.sleep(0.05)
-    return held
-
-
 @pytest.mark.parametrize(
     ("backend", "number"),
     [
@@ -374,12 +321,8 @@ def test_an_output_that_nobody_reads_stops_neither_rounds_nor_signals(started, t
 def test_a_worker_that_is_killed_again_and_again_is_never_faulty(started, tmp_path, monkeypatch):
     monkeypatch.setenv("VARANGIAN_SECRET", "a secret of sixteen bytes")
     settings = [*SMALL, "rounds=1000000", "aggregator=median", "model.mlp.hidden=8000"]
-    server = started("server", *settings, "--bind", "127.0.0.1:0", "--format", "json")
-    place = []
-    watch = threading.Thread(target=lambda: place.extend(ADDRESS.findall(line) for line in server.stderr))
-    watch.start()
-    assert eventually(lambda: any(place)), place
-    (address,) = next(filter(None, place))
+    server = Served(started("server", *settings, "--bind", "127.0.0.1:0", "--format", "json"))
+    address = server.address()
     names = [f"--name=w0{i}" for i in range(1, 5)]
     started("worker", *settings, "--server", address, *names)
     records = []
@@ -387,7 +330,7 @@ def test_a_worker_that_is_killed_again_and_again_is_never_faulty(started, tmp_pa
     def took_part(times):
         """Read records until w00 was in so many of them."""
         while times:
-            records.append(json.loads(server.stdout.readline()))
+            records.append(json.loads(server.process.stdout.readline()))
             times -= records[-1].get("skipped", "") is None and "w00" not in records[-1]["missing"]
 
     for life in range(3):
@@ -397,10 +340,9 @@ def test_a_worker_that_is_killed_again_and_again_is_never_faulty(started, tmp_pa
         worker.kill()
     started("worker", *settings, "--server", address, "--name=w00")
     took_part(2)
-    server.send_signal(signal.SIGTERM)
-    records += map(json.loads, server.stdout)
-    assert server.wait(PATIENCE) == 0, "it can go on from what it has kept"
-    watch.join()
+    server.process.send_signal(signal.SIGTERM)
+    records += map(json.loads, server.process.stdout)
+    assert server.process.wait(PATIENCE) == 0, "it can go on from what it has kept"
     assert not [record["round"] for record in records if record.get("dropped")]
 
 

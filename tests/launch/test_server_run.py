@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from tests.launch.conftest import SMALL
@@ -88,6 +89,24 @@ async def test_rounds_after_the_checkpoint_are_done_again(tmp_path):
     end, *_ = await world.play(resumed(part.folder, 4))
     assert rounds_in(end.folder) == [0, 1, 2, 3, 4, 4, 5]
     assert (end.digest, end.rounds) == (straight.digest, 6)
+
+
+async def test_a_worker_that_was_revoked_after_the_checkpoint_is_forgotten(tmp_path):
+    world = World(tmp_path, FEDLAAVG)
+    part, *_ = await world.play(until=3)
+    again = resumed(part.folder, 3)
+    known = set(again.state["rows"]["latest"]["vectors"])
+    revoked = min(known)
+    server_run = ServerRun.open(
+        world.config, lambda record: None, print, resume=replace(again, revoked=(revoked,))
+    )
+    with closing(server_run):
+        coordinator = server_run.coordinator()
+        serving = asyncio.create_task(coordinator.run(server_run.stop.event))
+        await coordinator.until_idle()
+        assert set(server_run.row_source.state()["latest"]["vectors"]) == known - {revoked}
+        server_run.stop.because("stopped for a test")
+        await serving
 
 
 async def test_without_a_checkpoint_round_0_begins_again(tmp_path):

@@ -177,15 +177,18 @@ class ServerRun:
         Raises:
             RunError: the state that the run goes on from does not fit.
         """
-        try:
+        if self.resumed is None:
             return self._coordinator(clock, executor)
+        try:
+            coordinator = self._coordinator(clock, executor)
         except (ValueError, KeyError) as error:
-            if self.resumed is None:
-                raise
             reason = (
                 f"the state of round {self.resumed.round} in {self.folder.path} does not fit: {error!r}"
             )
             raise RunError(reason) from error
+        for worker in self.resumed.revoked:
+            coordinator.withdraw(worker, "certificate revoked")
+        return coordinator
 
     def _coordinator(self, clock: Clock, executor: Executor | None) -> Coordinator:
         return Coordinator(

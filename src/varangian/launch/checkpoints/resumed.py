@@ -23,6 +23,8 @@ class Resumed:
     """The state in the checkpoint of this round, as a tree; None begins with round 0 again."""
     checkpoint: Mapping[str, Any] | None = None
     """What that checkpoint says of itself."""
+    revoked: tuple[str, ...] = ()
+    """Workers whose certificate was revoked after this checkpoint, by the record of the rounds since."""
     documents: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     """Documents of the folder besides those of the start, as other settings."""
     parent: str = ""

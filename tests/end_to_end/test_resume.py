@@ -1,0 +1,69 @@
+"""Servers that are stopped and started again, as commands."""
+
+import json
+import signal
+import time
+
+import pytest
+from tests.end_to_end.kit import PATIENCE, SMALL, Served
+
+from varangian.launch.checkpoints.folder import CheckpointFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
+SETTINGS = [*SMALL, "rounds=1000000", "aggregator=median", "model.mlp.hidden=2000"]
+
+
+@pytest.fixture
+def trained(started, monkeypatch):
+    """A server that has done some rounds with workers in a process of their own."""
+    monkeypatch.setenv("VARANGIAN_SECRET", "a secret of sixteen bytes")
+
+    def train(rounds=3, *settings):
+        settings = [*SETTINGS, *settings]
+        server = Served(started("server", *settings, "--bind", "127.0.0.1:0", "--format", "json"))
+        names = [f"--name=w0{i}" for i in range(5)]
+        workers = started("worker", *settings, "--server", server.address(), *names)
+        for _ in range(rounds):
+            server.process.stdout.readline()
+        return server, workers
+
+    return train
+
+
+def test_sigterm_leaves_a_checkpoint_and_exit_code_0(trained, tmp_path):
+    server, workers = trained()
+    server.process.send_signal(signal.SIGTERM)
+    *_, last = map(json.loads, server.process.stdout)
+    assert server.process.wait(PATIENCE) == 0, server.all_said()
+    result, folder = last["result"], tmp_path / last["result"]["folder"]
+    assert result["outcome"] == "interrupted"
+    rounds = len((folder / "rounds.jsonl").read_text().splitlines())
+    assert CheckpointFolder(folder).rounds() == [rounds] == [result["rounds"]]
+    kept = CheckpointFolder(folder).read(rounds)
+    assert kept.plain["digest"] == result["digest"]
+    assert f"varangian server --resume {result['folder']}" in server.all_said()
+    assert workers.poll() is None, "workers wait for the next server"
+
+
+def test_sigterm_without_checkpoints_is_exit_code_143(trained, tmp_path):
+    server, _ = trained(1, "server.checkpoint=null")
+    server.process.send_signal(signal.SIGTERM)
+    server.process.stdout.read()
+    assert server.process.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert "--resume" not in server.all_said()
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.05])
+def test_a_second_signal_leaves_the_checkpoint_whole(trained, tmp_path, pause):
+    server, _ = trained(3, "server.checkpoint.every=1")
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(pause)
+    server.process.send_signal(signal.SIGTERM)
+    server.process.stdout.read()
+    server.process.wait(PATIENCE)
+    (folder,) = (tmp_path / "runs").iterdir()
+    checkpoints = CheckpointFolder(folder)
+    assert checkpoints.rounds()
+    lines = (folder / "rounds.jsonl").read_bytes().count(b"\n")
+    for round in checkpoints.rounds():
+        assert checkpoints.read(round).plain["round"] == round <= lines
