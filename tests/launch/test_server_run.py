@@ -125,3 +125,18 @@ async def test_a_state_that_does_not_fit_is_one_clear_error(tmp_path):
     with pytest.raises(RunError, match=r"the state of round 2 in .* does not fit"):
         await World(tmp_path, "model.mlp.hidden=3").play(resumed(part.folder, 2))
     FolderLock.take(part.folder, lambda text: None).release()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([], ["checkpoints of 40 kB every 50 rounds; the newest 3 and up to two others are kept"]),
+        (["server.checkpoint=null"], []),
+    ],
+)
+def test_large_checkpoints_are_told_of(tmp_path, monkeypatch, settings, said):
+    monkeypatch.setattr("varangian.launch.server_run.WORTH_A_WORD", 1000)
+    monkeypatch.setattr("varangian.launch.server_run.snapshot_bytes", lambda config, d: 40_000)
+    config = load(None, [*SMALL, f"output={tmp_path}", *settings])
+    with closing(ServerRun.open(config, lambda record: None, lambda text: None)) as server_run:
+        assert [*server_run.storage] == said

@@ -146,18 +146,18 @@ class MemoryBudget:
     @property
     def sentence(self) -> str:
         """One line for the start of a run."""
-        latest = f"latest vectors {_size(self.latest)} + " if self.latest else ""
-        rest = f"frozen {_size(self.rest)} + " if self.rest else ""
-        rest += f"evaluation {_size(self.evaluation)} + " if self.evaluation else ""
-        rest += f"simulated workers {_size(self.simulated)} + " if self.simulated else ""
-        rest += f"checkpoint {_size(self.snapshot)} + " if self.snapshot else ""
+        latest = f"latest vectors {readable(self.latest)} + " if self.latest else ""
+        rest = f"frozen {readable(self.rest)} + " if self.rest else ""
+        rest += f"evaluation {readable(self.evaluation)} + " if self.evaluation else ""
+        rest += f"simulated workers {readable(self.simulated)} + " if self.simulated else ""
+        rest += f"checkpoint {readable(self.snapshot)} + " if self.snapshot else ""
         parts = (
-            f"rows {_size(self.rows)} + {latest}model {self.vectors} x {_size(self.model)} + {rest}"
-            f"streams {_size(self.streams)} + base {_size(self.base)}"
+            f"rows {readable(self.rows)} + {latest}model {self.vectors} x {readable(self.model)} + {rest}"
+            f"streams {readable(self.streams)} + base {readable(self.base)}"
         )
         room = available_memory()
-        has = "" if room is None else f"; {_size(room + resident_memory())} are available"
-        return f"memory: {parts} = at most {_size(self.total)}{has}"
+        has = "" if room is None else f"; {readable(room + resident_memory())} are available"
+        return f"memory: {parts} = at most {readable(self.total)}{has}"
 
     def within(self, room: int | None) -> MemoryBudget:
         """The budget without the copy for checkpoints, where that alone has no room."""
@@ -171,8 +171,8 @@ class MemoryBudget:
         if self.latest:
             save = "keep the latest vectors in a `folder` on disk, or half as large with `store: bfloat16`"
         return (
-            f"the server needs up to {_size(self.total)} of memory, and this machine or its container "
-            f"has {_size(room + self.base - RESERVE)} for it. Use fewer workers or a smaller model, or "
+            f"the server needs up to {readable(self.total)} of memory, and this machine or its container "
+            f"has {readable(room + self.base - RESERVE)} for it. Use fewer workers or a smaller model, or "
             f"{save}."
         )
 
@@ -192,7 +192,8 @@ def _beside(n: int, limits: Limits) -> int:
     return (2 * n * limits.streams + IdleLimits.unidentified) * BESIDE + segments + THREADS * BLOCK
 
 
-def _size(size: int) -> str:
+def readable(size: int) -> str:
+    """A number of bytes with its unit."""
     unit, name = next((u, n) for u, n in UNITS if size >= u or u == 1e3)
     return f"{size / unit:.{1 if size < 10 * unit else 0}f} {name}"
 

@@ -26,7 +26,7 @@ from varangian.launch.checkpoints.lock import FolderLock
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.code_failures import CodeFailures
 from varangian.launch.event_loop import SIGNALS, interruptible
-from varangian.launch.memory_budget import MemoryBudget, available_memory
+from varangian.launch.memory_budget import MemoryBudget, available_memory, readable
 from varangian.launch.output.run_folder import RunFolder
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, pack_state
@@ -47,6 +47,8 @@ from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
 from varangian.worker.training.compute import VectorSource, WorkerCompute
 
+WORTH_A_WORD = 10**8
+"""Bytes of a checkpoint of which a run speaks when it starts."""
 TRIED = 1 << 24
 """Most numbers in the random rows with which a rule of the user is tried before a run."""
 
@@ -167,9 +169,15 @@ class ServerRun:
 
     @property
     def storage(self) -> tuple[str, ...]:
-        """A sentence about the storage that outlasts a round, if there is any."""
+        """Sentences about the storage that outlasts a round, where there is any worth a word."""
         plan = self.config.participation.latest_plan(self.config.workers, self.worker_compute.layout.numel)
-        return () if plan is None else (plan.sentence(),)
+        latest = () if plan is None else (plan.sentence(),)
+        every, checkpoint = self.config.checkpoint_every, self.config.server.checkpoint
+        size = self.account.snapshot
+        if every is None or checkpoint is None or size < WORTH_A_WORD:
+            return latest
+        kept = f"the newest {checkpoint.keep} and up to two others are kept"
+        return (*latest, f"checkpoints of {readable(size)} every {every} rounds; {kept}")
 
     def coordinator(self, clock: Clock = MONOTONIC, executor: Executor | None = None) -> Coordinator:
         """The coordinator of the run.
