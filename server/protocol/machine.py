@@ -114,6 +114,11 @@ class Machine:
         """The time at which the next `Tick` is due; None when nothing depends on time."""
         return wake_at(self.policy, self.state)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether somebody has pushed for the open round, and others who are there may still answer it."""
+        return bool(self.state.held) and bool(count_answers(self.policy, self.state).others)
+
     def decision(self, at: Seconds) -> Decision:
         """The condition that the open round waits for, as a sentence."""
         now = self.state.replace(at=max(self.state.at, at))

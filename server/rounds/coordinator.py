@@ -322,7 +322,7 @@ class Coordinator:
         Args:
             stop: ends the run.
             grace: called at a stop: how many seconds it waits for the open round to close, if somebody has
-                pushed for it.
+                pushed for it and others still may.
         """
         self._grace = grace
         self._alarm.set(self._machine.wake_at)
@@ -465,13 +465,13 @@ class Coordinator:
         return self._tasks.popleft()
 
     def _in_grace(self) -> bool:
-        """Whether a stop waits for the round that was open when it came: somebody has pushed for it."""
+        """Whether a stop waits for the round that was open when it came."""
         if self._closing is None:
             self._closing = self.round
             if (seconds := self._grace()) > 0:
                 self._grace_lasts = True
                 self._clock.call_later(seconds, self._end_grace)
-        return self._grace_lasts and self.round == self._closing and bool(self._machine.state.held)
+        return self._grace_lasts and self.round == self._closing and self._machine.has_begun
 
     def _end_grace(self) -> None:
         self._grace_lasts = False
@@ -520,6 +520,8 @@ class Coordinator:
         self._alarm.set(self._machine.wake_at)
         if self._windowed is not None:
             self._windowed.update()
+        if self._grace_lasts:
+            self._wake()
         return refusal
 
     def _publish(self) -> None:

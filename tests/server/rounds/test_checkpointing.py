@@ -196,6 +196,19 @@ class TestGrace:
             await run.ended()
         assert [*keeper.kept] == [1]
 
+    async def test_nobody_is_waited_for_who_has_left(self, time):
+        keeper = Memory(every=100)
+        async with self.begin(time, keeper) as run:
+            await run.round()
+            await run.push("w00", 1.0)
+            run.stop.set()
+            await asyncio.sleep(0.01)
+            for name in NAMES[1:]:
+                assert not run.task.done()
+                run.coordinator.absent(name)
+            await run.ended()
+        assert [*keeper.kept] == [1]
+
     async def test_nothing_is_waited_for_where_nobody_has_pushed(self, time):
         keeper = Memory(every=100)
         async with self.begin(time, keeper) as run:
