@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import varangian
-from varangian.launch.output.run_folder import describe_commit
+from varangian.launch.output.manifest import describe_commit
 
 
 def machine() -> dict[str, Any]:

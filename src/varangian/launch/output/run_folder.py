@@ -25,46 +25,34 @@ import contextlib
 import csv
 import dataclasses
 import errno
-import hashlib
 import io
 import json
 import os
-import platform
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import varangian
 from varangian import files
-from varangian.aggregators import Rows
-from varangian.aggregators.kernels import backend_for
 from varangian.aggregators.spec import parts_of
 from varangian.config import RunConfig
 from varangian.config.yaml_text import dump
 from varangian.files import user_path, write_atomically
 from varangian.launch.output.files import Record, make_at, make_folder, mend, queued_record
+from varangian.launch.output.manifest import manifest
 from varangian.launch.output.queued_writer import Warn, warn_on_stderr
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.result import RunError
-from varangian.plugins import relative_path
-from varangian.registry import is_target
 from varangian.server.observability.record import RoundRecord
 from varangian.server.participation import DEFAULT, PARTICIPATION
 from varangian.worker.attacks import ATTACKS
 
 BEFORE, AFTER = ("round", "time", "lr", "train_loss", "loss"), ("update_norm", "seconds")
 """Columns before and after the metrics of the run."""
-PACKAGES = ("torch", "numpy", "grpcio", "protobuf", "pydantic", "safetensors", "scikit-learn")
-GIT_SECONDS = 5
 SPARE = 3
 """File descriptors that are kept for saving the model, should there be no others when the run ends."""
 CONFIG, MANIFEST, ROUNDS, METRICS = "config.yaml", "manifest.json", "rounds.jsonl", "metrics.csv"
@@ -393,61 +381,6 @@ def short_name(config: RunConfig) -> str:
     if config.byzantine.attack is not None:
         names.append(re.split("[.:]", ATTACKS.name(config.byzantine.attack))[-1])
     return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join(names))[:60]
-
-
-def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
-    """The manifest: what else the numbers of a run may depend on."""
-    return {
-        "varangian": varangian.__version__,
-        "git": describe_commit(Path(varangian.__file__).parent),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "seed": config.seed,
-        "threads": {"server": config.server.threads, "worker": config.worker.threads},
-        "cpus": os.cpu_count(),
-        "backend": config.backend,
-        # Compiled kernels and plain torch round differently: the same bits need the same kernels.
-        "kernels": backend_for(Rows((torch.zeros(1),))).NAME,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": command,
-        "own_code": own_code(config.resolved()),
-    }
-
-
-def own_code(settings: Any) -> dict[str, str]:
-    """The files of the user's code that settings name as `module:name`, with a digest of each.
-
-    A configuration holds names alone, so that it is the same after the code has changed.
-    """
-    if isinstance(settings, dict):
-        return {k: v for pair in settings.items() for part in pair for k, v in own_code(part).items()}
-    if isinstance(settings, list):
-        return {k: v for part in settings for k, v in own_code(part).items()}
-    name = settings.partition(":")[0] if isinstance(settings, str) and is_target(settings) else ""
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if file is None:
-        return {}
-    with contextlib.suppress(OSError):
-        return {relative_path(file): hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()}
-    return {}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def describe_commit(folder: Path) -> str | None:
-    """The commit of this code, marked when it has been changed since; None outside a checkout."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
