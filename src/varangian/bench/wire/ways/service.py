@@ -22,6 +22,7 @@ from varangian.server.observability.record import RoundRecord
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
+from varangian.server.rounds.checkpointing import Keeper, Plain
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rows.slot import Slot
 from varangian.server.training.learner import Learner
@@ -44,6 +45,8 @@ class Service:
         dtype: how vectors travel.
         tls: with certificates.
         data_channel: whether payloads travel beside gRPC; otherwise as chunks.
+        keeper: of checkpoints, if they are part of what is measured.
+        state: from which to go on, as the tree of a checkpoint.
     """
 
     def __init__(
@@ -55,12 +58,15 @@ class Service:
         dtype: Dtype = FLOAT32,
         tls: bool = False,
         data_channel: bool = True,
+        keeper: Keeper | None = None,
+        state: Plain | None = None,
     ) -> None:
         self.names = default_names(workers)
         self.numel = learner.parameters.numel()
         self._folder = tempfile.TemporaryDirectory(prefix="varangian-bench-") if tls else None
         self._security = create_security(Path(self._folder.name), self.names) if self._folder else None
         self._data_port = 0 if data_channel else None
+        self._keeper, self._state = keeper, state
         self._committed: dict[int, float] = {}
         self._background = Background()
         policy = RunPolicy(self.names, MANY, workers, MANY, shortfall="wait", f=f, selection=Everyone())
@@ -74,6 +80,8 @@ class Service:
             evaluate=lambda _: (0.0, 0.0),
             evaluate_every=MANY,
             observe=self._observe,
+            keeper=self._keeper,
+            state=self._state,
         )
         ready = asyncio.get_running_loop().create_future()
         self._served = asyncio.create_task(
