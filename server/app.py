@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -59,6 +60,7 @@ async def serve(
     common: SharedSettings | None = None,
     classes: int | None = None,
     end: Callable[[str], None] = log.error,
+    refused: Counter[str] | None = None,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
@@ -81,6 +83,7 @@ async def serve(
         common: settings and data that workers should share; compared at Join.
         classes: of the data, for workers whose own data has fewer.
         end: called with the reason why the run should not go on; is to set `stop`.
+        refused: where to count refused calls and closed connections, by code.
 
     Raises:
         PortInUse: before anything else has happened; or another OSError where no files can be opened.
@@ -88,7 +91,7 @@ async def serve(
     keep_large_blocks()
     install_log_filter()
     check_free()
-    refusals = Refusals()
+    refusals = Refusals(refused)
     lookahead = inline_lookahead(limits.inline_bytes(layout.numel))
     server = grpc.aio.server(options=options(len(sessions.names), lookahead))
     async with AsyncExitStack() as stack:

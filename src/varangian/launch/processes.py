@@ -105,6 +105,7 @@ async def serve_run(
             common=server_run.worker_compute.common,
             classes=server_run.worker_compute.dataset.classes,
             end=server_run.stop.because,
+            refused=server_run.refused,
         )
     except ListenError as error:
         server_run.folder.discard()

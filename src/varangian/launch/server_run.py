@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -72,6 +73,8 @@ class ServerRun:
     scores: Scores = field(default_factory=Scores)
     began: float = field(default_factory=time.monotonic)
     saved: bool = False
+    refused: Counter[str] = field(default_factory=Counter[str])
+    """The number of refused calls and closed connections, by code."""
     failures: CodeFailures = field(init=False)
 
     def __post_init__(self) -> None:
@@ -187,6 +190,7 @@ class ServerRun:
             signal=self.stop.signal,
             train_loss=self.scores.train_loss,
             code_error=self.failures.sentence(self.rounds),
+            refused=dict(sorted(self.refused.items())) or None,
         )
         result = self.folder.finish(result, self._models())
         self.saved = True

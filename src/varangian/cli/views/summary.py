@@ -125,6 +125,8 @@ def summary_lines(
     if summary.drops and summary.declared is not None:
         lines.append(("proven faults", bound_of_f(len(summary.drops), summary.declared)))
     lines += _missing_lines(summary)
+    if result.refused:
+        lines.append(("refused", ", ".join(f"{code} {count}" for code, count in result.refused.items())))
     if any(summary.ages):
         mean = sum(age * count for age, count in summary.ages.items()) / summary.ages.total()
         lines.append(("ages", f"mean {mean:.1f} rounds, at most {max(summary.ages)}"))
