@@ -10,7 +10,7 @@ on earlier rounds is given its memory, and returns the next one. `mounted` keeps
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import torch
@@ -57,6 +57,8 @@ class Knowledge:
     """The workers of the rows of `honest`: with `availability` others in each round."""
     blocks: tuple[int, ...] = ()
     """Sizes of the parameter tensors of the model, which make up the d coordinates in this order."""
+    found: dict[int, Any] = field(default_factory=dict[int, Any])
+    """Of those who see these vectors in this process: what one of them has computed for all (`nested`)."""
 
 
 @runtime_checkable
