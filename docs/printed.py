@@ -74,8 +74,9 @@ An attack may have another one in a field, by name or with its fields:
 `byzantine.attack.sleeper.attack.alie.z=1.5`.
 
 `churn`, `equivocate`, `resend`, `size_lie`, `slow_drip`, `stale_push` and `wrong_shape` are attacks on the
-protocol: they send honest vectors otherwise than the protocol says, so they need real connections and
-`backend=processes`, or `varangian worker`. `workers.log` says what the server answered.
+protocol: they send honest vectors, or those of another attack in their field `attack`, otherwise than the
+protocol says, so they need real connections and `backend=processes`, or `varangian worker`. `workers.log`
+says what the server answered, and `refused` in `result.json` how often it refused.
 """,
     "participations": """# Participations
 

@@ -66,3 +66,12 @@ def test_an_own_attack_on_the_protocol_is_mounted_and_its_refusals_are_in_the_re
     assert honest.digest == result.digest, "in the end it sends an honest vector"
     assert honest.refused is None
     assert "refused" not in nothing
+
+
+def test_an_attack_in_an_attack_on_the_protocol_makes_what_it_sends(carried_out):
+    who = ["byzantine.count=1", "byzantine.knows=all"]
+    sent, _, _ = carried_out(*who, "byzantine.attack={equivocate: {attack: {alie: {z: 1.5}}}}")
+    exact = ["backend=simulate", "simulate.gradients=exact"]
+    alone, _, _ = carried_out(*who, "byzantine.attack={alie: {z: 1.5}}", *exact)
+    assert sent.digest == alone.digest, "its first version counts"
+    assert sent.refused.keys() <= {"COUNTED", "STALE", "FINISHED"}

@@ -196,6 +196,12 @@ def on_vectors(attack: Attack | None) -> TypeGuard[VectorAttack]:
     return isinstance(attack, GradientAttack | RememberingAttack)
 
 
+def inner_attack(attack: Attack | None) -> Attack | None:
+    """The attack on the vector or the data: any but one on the protocol, and of that the one in its field
+    `attack`, if it has one; what it makes is then sent as the attack on the protocol says."""
+    return getattr(attack, "attack", None) if isinstance(attack, ProtocolAttack) else attack
+
+
 def remembers(attack: Attack | None) -> TypeGuard[RememberingAttack]:
     """Whether an attack depends on earlier rounds."""
     return isinstance(attack, RememberingAttack) and bool(getattr(attack, "remembers", True))

@@ -35,8 +35,7 @@ class Around:
         Raises:
             ValueError: it is not an attack on vectors.
         """
-        if not on_vectors(self.attack):
-            raise ValueError(f"`attack` should be an attack on vectors, as sign_flip. Found {self.attack}.")
+        _check_on_vectors(self.attack)
 
     @property
     def needs(self) -> Sight:
@@ -73,3 +72,18 @@ class Around:
         if torch.equal(drawn, knows.rng.get_state()):
             known.append((memory, sent, after))
         return of_attacker(sent, knows), after
+
+
+def check_inner(attack: VectorAttack | None) -> None:
+    """Check the field `attack` of an attack on the protocol, in `__post_init__`.
+
+    Raises:
+        ValueError: it is there, and is not an attack on vectors.
+    """
+    if attack is not None:
+        _check_on_vectors(attack)
+
+
+def _check_on_vectors(attack: VectorAttack) -> None:
+    if not on_vectors(attack):
+        raise ValueError(f"`attack` should be an attack on vectors, as sign_flip. Found {attack}.")
