@@ -197,8 +197,10 @@ def on_vectors(attack: Attack | None) -> TypeGuard[VectorAttack]:
 
 
 def inner_attack(attack: Attack | None) -> Attack | None:
-    """The attack on the vector or the data: any but one on the protocol, and of that the one in its field
-    `attack`, if it has one; what it makes is then sent as the attack on the protocol says."""
+    """The attack on the vector or the data, which makes what is sent; None is honest.
+
+    An attack on the protocol has it in its field `attack`, or none.
+    """
     return getattr(attack, "attack", None) if isinstance(attack, ProtocolAttack) else attack
 
 
