@@ -50,9 +50,9 @@ TABLES = (
         "poisoning",
         "Label poisoning, where the mean wins",
         "Attackers flip the labels of a part of their own samples (`rate`) and follow the "
-        "protocol otherwise. `byzantine.data: share`, as in the paper (Fan et al., JMLR 26, "
-        "2025): poisoned workers have shares of the training data like everybody. The mean is "
-        "order-optimal where data differ enough.",
+        "protocol otherwise. `byzantine.data: share`, as in the paper (Peng, Li, Vlaski and Ling, "
+        "JMLR 26(27), 2025): poisoned workers have shares of the training data like everybody. The "
+        "mean is order-optimal where data differ enough.",
     ),
     Table(
         "cifar10",
@@ -92,10 +92,13 @@ TABLES = (
     Table(
         "partial",
         "Partial participation with stored vectors",
-        "FedLaAvg with worker momentum, a rule over the latest vectors of all workers: the "
-        "setting of DeMoA (Otsuka, Takezawa and Yamada, 2025). 30 workers, 3 of them selected for "
-        "a round (p = 0.1), 6 of them attack (a fifth), beside FedAvg, where the rule has the "
-        "selected vectors alone.",
+        "FedLaAvg with worker momentum, a rule over the latest vectors of all workers, is DeMoA "
+        "(Otsuka, Takezawa and Yamada, arXiv 2509.02970) but for the selection: here workers take "
+        "turns, there each is drawn by chance. As there a tenth of the workers is selected (3 of "
+        "30) and a fifth attacks (6); data and model are smaller (there CIFAR-10 and ResNet-18). "
+        "Beside it FedAvg, where the rule has the three selected vectors and can be told f = 1 at "
+        "most, though in two rounds of ten all three are attackers'; and all 30 in every round. "
+        "With momentum attackers know their own vectors alone; without, those of all.",
         advises=False,
     ),
     Table(

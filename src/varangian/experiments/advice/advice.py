@@ -322,7 +322,7 @@ def _when_not(question: Question, choice: Choice) -> Iterator[str]:
     if question.threat == "any" and skewed:
         yield (
             "If wrong labels are the only fault, and data differ enough between workers, the mean is of "
-            "optimal order and can beat robust rules (JMLR 26:27): ask with --threat labels."
+            "optimal order and can beat robust rules (Peng et al., JMLR, 2025): ask with --threat labels."
         )
     for table in choice.tables:
         mean = table.poisoned.rows.get("mean")
