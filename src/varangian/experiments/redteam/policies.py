@@ -14,6 +14,8 @@ from varangian.worker.attacks.composite import MOST, OPERATORS, Composite, Step
 
 BUDGETS: tuple[float | None, ...] = (None, 0.5, 1.0, 2.0)
 LEVELS = 8
+ALONG = {"unit": "flip 1", "std": "alie 1", "sign": "min_max_sign 1"}
+"""Steps in the directions of `agr_tailored`."""
 Parameters = Mapping[str, Any]
 
 
@@ -124,10 +126,15 @@ def policy_form(attack: Any) -> Composite | None:
     ((name, fields),) = attack.items()
     if name == "composite":
         return Composite(steps=tuple(fields["steps"]), budget=fields.get("budget"))
+    direction = fields.get("direction", "unit")
+    if name == "agr_tailored":
+        return Composite(steps=(ALONG[direction], "optimal 64"))
+    if name == "sign_flip":
+        return Composite(steps=(f"flip {fields.get('scale', 10.0):g}",))
     strength = fields.get({"alie": "z", "ipm": "epsilon"}.get(name, ""))
     optimal = ("optimal 64",) if strength == "optimal" else ()
     number = f" {strength:g}" if isinstance(strength, int | float) and strength > 0 else ""
-    ending = {"std": "_std", "sign": "_sign"}.get(fields.get("direction"), "")
+    ending = "" if direction == "unit" else f"_{direction}"
     names = {"alie": f"alie{number}", "ipm": f"ipm{number}", "mimic": "mimic"}
     names |= {kind: f"{kind}{ending}" for kind in ("min_max", "min_sum")}
     return Composite(steps=(names[name], *optimal)) if name in names else None
