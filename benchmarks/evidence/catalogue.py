@@ -90,6 +90,14 @@ TABLES = (
         "Three of 15 attack, and the rule is told f = 3, 4 or 6: what it costs to declare more.",
     ),
     Table(
+        "per-block",
+        "A rule for each layer",
+        "The same rules for whole vectors and, with `per_block: true`, for each parameter tensor by "
+        "itself. `one_block` puts the whole deviation of min-max into one tensor, the last bias or "
+        "(`block: 0`) the first weights; the other attacks spread theirs.",
+        advises=False,
+    ),
+    Table(
         "partial",
         "Partial participation with stored vectors",
         "FedLaAvg with worker momentum, a rule over the latest vectors of all workers, is DeMoA "
