@@ -61,8 +61,8 @@ parts.
     "mixings": """# Mixings
 
 Mixings replace the rows by combinations of them before a rule sees them: `aggregator=nnm+krum`, or with
-settings `{mix: [{nnm: {f: 2}}], rule: krum}`. Several are applied from left to right. With `per_block: true`
-beside `rule`, mixings and rule are applied to [each layer by itself](../how-to/choose-a-rule.md#a-rule-for-each-layer).
+settings `{mix: [{nnm: {f: 2}}], rule: krum}`. Several are applied from left to right. Beside `rule` may
+stand `per_block: true`: [a rule for each layer](../how-to/choose-a-rule.md#a-rule-for-each-layer).
 """,
     "attacks": """# Attacks
 
