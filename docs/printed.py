@@ -14,7 +14,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,6 +69,12 @@ stand `per_block: true`: [a rule for each layer](../how-to/choose-a-rule.md#a-ru
 The attacks of the last `byzantine.count` workers, as `byzantine.attack=NAME`. Each says whose honest
 gradients it sees: its `own`, those of its `colluders`, or those of `all`; `byzantine.knows` chooses
 more, or no less than it needs. [Attackers](../concepts/attackers.md) explains what they know and can do.
+
+In the table g is the own honest vector of an attacker, g_i are those that it sees, mean and std those of
+each coordinate, c_i = g_i - mean, D is the largest distance of two of them, and p a direction: against the
+mean or its signs, or -std. **Joint**: all attackers send the same, or each knows what the others send.
+**Remembers**: it depends on earlier rounds. **Timed**: it chooses when it pushes. A strength that is
+called `optimal` is searched on the rule of the run. Where an attack differs from its paper it says so.
 
 An attack may have another one in a field, by name or with its fields:
 `byzantine.attack={sleeper: {attack: {alie: {z: 1.5}}, after: 20}}`, or
@@ -219,23 +225,56 @@ def names() -> dict[str, str]:
 
 
 def _attacks(registry: Registry[Any]) -> list[str]:
-    """A table of all attacks: what each sends and sees, whether it remembers, and where it is from."""
-    rows = ["| attack | sends | sees | needs to see | remembers | source |", "|---|---|---|---|---|---|"]
+    """A table of all attacks: what each sends, as a formula, what it sees, its kind, and its source."""
+    rows = ["| attack | vector that is sent | sees | kind | source |", "|---|---|---|---|---|"]
     for name in registry:
         cls, _ = registry.entry(name)
-        doc = " ".join((inspect.getdoc(cls) or "").split())
-        source = re.search(r'"([^"]{12,})" \(([^()]+, \d{4})\)', doc)
-        needs = getattr(cls, "needs", None)
+        attack, doc = registry.build(name, name), inspect.getdoc(cls) or ""
+        vector = re.search(r"^Vector: (.*?)\.(?:\nSource:|$)", doc, re.DOTALL | re.MULTILINE)
+        assert vector, f"the docstring of {cls.__name__} should end with a line `Vector: ...`"
         cells = (
             f"[`{name}`](#{name})",
-            registry.summary(name).partition(": ")[2].rstrip("."),
-            f"`{getattr(cls, 'usual', needs)}`" if needs else "its own samples",
-            f"`{needs}`" if needs else "",
-            "" if not hasattr(cls, "start") else "optional" if hasattr(cls, "remembers") else "yes",
-            f"{source[1]} ({source[2]})" if source else "",
+            vector[1],
+            _sight(attack),
+            ", ".join(_kinds(attack)),
+            _paper(doc),
         )
         rows.append(f"| {' | '.join(map(_cell, cells))} |")
     return [*rows, ""]
+
+
+def _sight(attack: Any) -> str:
+    """The honest vectors that an attack sees, and the least that it can do with."""
+    least = getattr(attack, "needs", None)
+    if least is None:
+        return "its own samples" if hasattr(attack, "poisons") else "its own vector"
+    usual = getattr(attack, "usual", least)
+    return f"`{usual}`" if usual == least else f"`{usual}`, or `{least}`"
+
+
+def _kinds(attack: Any) -> Iterator[str]:
+    """Words for the interfaces that an attack has."""
+    from varangian.worker.attacks import is_joint
+
+    if hasattr(attack, "send"):
+        yield "on the protocol"
+    if hasattr(attack, "poisons"):
+        yield "on the data"
+    if is_joint(attack):
+        yield "joint"
+    if hasattr(attack, "start"):
+        yield "may remember" if hasattr(attack, "remembers") else "remembers"
+    if "delay" in vars(type(attack)):  # else it is that of an inner attack
+        yield "timed"
+
+
+def _paper(doc: str) -> str:
+    """The line `Source: ...` of a docstring, or else the first paper that it quotes."""
+    if stated := re.search(r"^Source: (.*)\.$", doc, re.DOTALL | re.MULTILINE):
+        return stated[1].replace('"', "")
+    quoted = re.search(r'"([^"]{12,})" \(([^()]+, \d{4})\)', " ".join(doc.split()))
+    assert quoted, f"a docstring should quote a paper, or have a line `Source: ...`: {doc[:60]}"
+    return f"{quoted[1]} ({quoted[2]})"
 
 
 def _entry(plural: str, registry: Any, name: str, level: str) -> str:
@@ -384,6 +423,7 @@ def copied(source: str, page: str) -> str:
 def markdown(doc: str) -> str:
     """A docstring as Markdown: `Raises:` and its like become bold, and nothing is taken for a mark."""
     doc = re.sub(r"^(Raises|Returns|Args|Yields):$", r"**\1**\n", doc, flags=re.MULTILINE)
+    doc = re.sub(r"\n(Vector|Source): ", r"\n\n\1: ", doc)
     return escaped(re.sub(r"^ {4,}", "", doc, flags=re.MULTILINE))
 
 

@@ -29,6 +29,8 @@ class Alie:
     With `z: optimal` attackers know the rule as well, and send the z that does most harm to it in each
     round, as ByzFL's Optimal_ALittleIsEnough; it needs `all`. z is positive in all rounds: steps to both
     sides would cancel over rounds.
+
+    Vector: mean - z std, z = Phi^-1((n - f - s) / (n - f)) with s = floor(n / 2 + 1) - f.
     """
 
     joint: ClassVar[bool] = True

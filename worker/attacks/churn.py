@@ -20,6 +20,9 @@ class Churn:
 
     To the server it looks like a worker that crashes: it spends none of the f, and rounds wait only for
     whom they are connected to.
+
+    Vector: g, with leaving and joining in between.
+    Source: no paper.
     """
 
     every: int = 1

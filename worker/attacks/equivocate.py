@@ -22,6 +22,9 @@ class Equivocate:
     is the honest one with its sign flipped. One of them counts, the first that is complete. A second one
     is no proof of a fault: an honest worker that was started again sends another one, too, since its
     momentum is gone.
+
+    Vector: (1 - 2 i / (versions - 1)) g as version i.
+    Source: no paper.
     """
 
     versions: int = 2

@@ -26,6 +26,8 @@ class Ipm:
 
     With `epsilon: optimal` attackers know the rule as well, and send the epsilon that does most harm to it
     in each round, as ByzFL's Optimal_InnerProductManipulation.
+
+    Vector: -epsilon mean.
     """
 
     needs: ClassVar[Sight] = "all"

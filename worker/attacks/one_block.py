@@ -21,6 +21,9 @@ class OneBlock:
     A rule by distances of whole vectors sees no more than it does of `min_max`, while one tensor is moved
     as far as all of them were to be: what a rule for each layer by itself (`per_block: true`) is meant to
     stop. The closed form is that of `min_max` with the p of this tensor alone. It is not from a paper.
+
+    Vector: mean + gamma p with the p of one tensor and 0 elsewhere, gamma as of min_max.
+    Source: no paper.
     """
 
     needs: ClassVar[Sight] = "colluders"

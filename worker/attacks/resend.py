@@ -22,6 +22,9 @@ class Resend:
     With `age` 0 it is the push of this round, after it was counted: a repeat, which must count once. An
     older push is of a round that is over. With `relabel` its manifest names the round at hand, so that
     the old vector would count in place of, or beside, the new one.
+
+    Vector: the bytes of an older push.
+    Source: no paper.
     """
 
     age: int = 1

@@ -20,6 +20,9 @@ class SizeLie:
 
     The server never passes a size from the wire to an allocator, and reads no more than the model has.
     On a data connection, where no size is sent, more bytes are never read, and the vector counts.
+
+    Vector: g in fewer or more bytes than announced, or with a wrong digest.
+    Source: no paper.
     """
 
     what: Literal["fewer", "more", "digest"] = "fewer"

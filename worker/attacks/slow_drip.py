@@ -21,6 +21,9 @@ class SlowDrip:
     The attack of Slowloris on a parameter server. No stream is ever silent for as long as the server
     allows; what ends the wait is adaptive waiting or the deadline of the round. With `every` 2 or more
     the attacker is in time in between, so that the server waits for it again.
+
+    Vector: g at `rate` bytes per second.
+    Source: after Slowloris, which does so to web servers.
     """
 
     rate: float = 100.0

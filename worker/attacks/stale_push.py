@@ -20,6 +20,9 @@ class StalePush:
 
     Where rounds are synchronous it is refused, and the worker is missing. Where older vectors count, as
     with `async`, the server knows which model it has given to whom, and refuses every other number.
+
+    Vector: g under the number of another round.
+    Source: no paper.
     """
 
     age: int = 1

@@ -24,6 +24,9 @@ class WrongShape:
     The vector of length 1 is there because numpy and torch would broadcast it. The server compares the
     manifest with the model before it reads a byte of payload; it proves nothing, since no digest covers
     a manifest.
+
+    Vector: a vector of another shape or type.
+    Source: no paper.
     """
 
     what: Literal["longer", "shorter", "one", "layout", "dtype"] = "longer"
