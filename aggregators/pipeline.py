@@ -211,7 +211,7 @@ class Aggregator:
 
         It answers with the bits of a call. What depends on the number and the type of rows is done once,
         and an update that hangs on fixed rows alone is found once: the answer is then the same object.
-        Not for `per_block`, where it is that of each block that is asked.
+        With `per_block` that is done for each block by itself: this is not for whole rows then.
 
         Args:
             rows: as for a call.
