@@ -13,7 +13,7 @@ from varangian.worker.attacks.geometry import unit
 
 
 class Course(NamedTuple):
-    """What attackers know after some rounds."""
+    """The memory of attackers after some rounds."""
 
     rounds: int
     """Rounds of the warm-up that are over."""

@@ -112,7 +112,7 @@ class MountedAttack:
         return TOGETHER if self.shared else name
 
     def _computed(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Sent, Any]:
-        """What is sent, and the memory afterwards."""
+        """The vectors that are sent, and the memory afterwards."""
         if self._remembering is None:
             return computed(self._attack, own, knows, NO_MEMORY)
         memory = first_memory(self._attack) if last is None else last.memory

@@ -55,7 +55,7 @@ class Line(Protocol):
 
     @property
     def memory(self) -> dict[str, Any]:
-        """What the attack keeps from round to round, of this worker; it may write to it."""
+        """The memory of the attack from round to round, of this worker; it may write to it."""
         ...
 
     def prepare(self, round: int, vector: Tensor) -> Push:

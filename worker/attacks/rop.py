@@ -16,7 +16,7 @@ from varangian.worker.attacks.geometry import rms_distance, unit
 
 
 class LastRound(NamedTuple):
-    """What attackers remember of the round before."""
+    """The memory of attackers: the round before."""
 
     model: Tensor
     length: float

@@ -15,7 +15,7 @@ from varangian.worker.attacks.sign_flip import SignFlip
 
 
 class Phase(NamedTuple):
-    """What a sleeper remembers."""
+    """The memory of a sleeper: its phase, honest or attacking."""
 
     attacking: bool
     since: int

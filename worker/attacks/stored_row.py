@@ -14,7 +14,7 @@ from varangian.worker.attacks.sign_flip import SignFlip
 
 
 class Pushed(NamedTuple):
-    """What an attacker remembers."""
+    """The memory of an attacker: the bad vector it has pushed last."""
 
     round: int | None
     """The last one with a bad vector."""

@@ -32,7 +32,7 @@ class CodeFailures:
             self._first = self._first or reason
 
     def sentence(self, rounds: int) -> str | None:
-        """What failed first and in how many of these rounds; None if nothing did."""
+        """A sentence about the first failure and in how many of these rounds; None if nothing failed."""
         if not self._count:
             return None
         times = f"in {self._count} of {rounds} rounds"

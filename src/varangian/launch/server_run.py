@@ -259,7 +259,7 @@ def learner_device(config: RunConfig, worker_compute: WorkerCompute) -> str:
 
 
 def vector_source(config: RunConfig, worker_compute: WorkerCompute) -> tuple[VectorSource, str]:
-    """What computes for the workers of a simulation, and why it is not what was asked for, if so."""
+    """The source of vectors in a simulation, and why it is not the one that was asked for, if so."""
     if config.backend != "simulate" or config.simulate.gradients == "exact":
         return worker_compute, ""
     from varangian.worker.training.batched.compute import BatchedCompute, CannotBatch

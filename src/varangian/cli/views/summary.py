@@ -137,7 +137,7 @@ def summary_lines(
 
 
 def bound_of_f(faulty: int, declared: int) -> str:
-    """What the workers proven faulty in a run say about the number of Byzantine workers."""
+    """A lower bound of the number of Byzantine workers, from those proven faulty in a run."""
     workers = "1 worker" if faulty == 1 else f"{faulty} workers"
     if faulty > declared:
         return f"{workers}, more than the declared f = {declared}: no rule promises anything then"

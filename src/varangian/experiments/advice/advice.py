@@ -189,7 +189,7 @@ def _why(question: Question, choice: Choice, tables: Sequence[Table]) -> Iterato
 
 
 def _own_rule(question: Question, choice: Choice) -> Iterator[str]:
-    """What was measured of the rule that is written in the configuration."""
+    """The measurements of the rule that is written in the configuration."""
     if question.aggregator is None or choice.best is None:
         return
     own, reason = question.check(question.aggregator)
@@ -216,7 +216,7 @@ def _builds(question: Question, name: str, config: RunConfig) -> bool:
 
 
 def _momentum(question: Question, best: Candidate, tables: Sequence[Table]) -> Iterator[str]:
-    """What momentum at the workers changes, where both were measured."""
+    """The effect of momentum at the workers, where runs with and without it were measured."""
     for table, row in best.rows:
         other = like(table, tables, momentum=0.0 if table.momentum else MOMENTUM)
         found = None if other is None else other.rows.get(best.aggregator)

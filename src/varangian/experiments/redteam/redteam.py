@@ -65,7 +65,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a red team has found."""
+    """The findings of a red team."""
 
     config: RunConfig
     """Of the runs, with the strongest attack."""

@@ -151,7 +151,7 @@ class Study:
 
     @property
     def length_note(self) -> str:
-        """What `curves_by_length` leaves out, as a sentence; empty where the lengths are exact."""
+        """A sentence about lengths that are not exact in `curves_by_length`; empty where they are."""
         optimizers = [run.config.get("optimizer") or {} for run in self.runs]
         if all(
             one.get("name") == "sgd" and not one.get("momentum") and not one.get("weight_decay")

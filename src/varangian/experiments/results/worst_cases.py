@@ -83,7 +83,7 @@ class WorstCases:
 
     @property
     def heading(self) -> str:
-        """What the numbers are, in a few words."""
+        """The kind of the numbers, in a few words."""
         return f"{self.metric.replace('_', ' ')}, {self.when}"
 
     @property

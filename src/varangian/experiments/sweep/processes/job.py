@@ -29,7 +29,7 @@ another process carries it out; interrupted: nothing is left of it."""
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is told of one run; small, and it can be pickled."""
+    """The task of a process: one run; small, and it can be pickled."""
 
     id: str
     settings: Mapping[str, Any]
