@@ -44,7 +44,7 @@ class Case:
         return f"{self.aggregator}-{self.setting}"
 
     def arguments(self) -> list[str]:
-        """What is typed after `varangian redteam`, but for the folder."""
+        """The arguments of `varangian redteam`, but for the folder."""
         base = BASE.relative_to(HERE.parent)
         extent = ["--generations", str(GENERATIONS), "--seeds", str(SEEDS)]
         return [self.aggregator, *SETTINGS[self.setting], "--config", str(base), *extent]
@@ -62,7 +62,7 @@ class Strongest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case."""
+    """The outcome of a case."""
 
     aggregator: str
     setting: str

@@ -154,7 +154,7 @@ def _setting(path: str, below: Mapping[str, Any]) -> str:
 
 
 def _values(below: Mapping[str, Any]) -> str:
-    """What may stand there, in words."""
+    """The values that may stand there, in words."""
     words = []
     for one in below.get("anyOf", [below]):
         if "enum" in one:

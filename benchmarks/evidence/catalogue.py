@@ -21,7 +21,7 @@ class Table:
     """Of the grid `benchmarks/evidence/NAME.yaml` and of the results."""
     title: str
     says: str
-    """What it asks, and what is peculiar to it, as a paragraph."""
+    """Its question, and its peculiarities, as a paragraph."""
     needs: Literal["cifar10", "byzfl"] | None = None
     advises: bool = True
     """Whether `varangian advise` goes by it."""

@@ -164,7 +164,7 @@ def _group(
 
 
 def _settings(cases: Sequence[Case]) -> dict[str, Any]:
-    """What a reader asks of a group first."""
+    """The main settings of a group."""
     attacked = [case for case in cases if not case.clean and case.runs] or [
         case for case in cases if case.runs
     ]

@@ -1,4 +1,4 @@
-"""What the aggregator does around its rule: conditions, faults, the reference, the record."""
+"""The aggregator around its rule: conditions, faults, the reference, the record."""
 
 from collections.abc import Callable
 from functools import partial

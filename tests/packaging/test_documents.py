@@ -1,4 +1,4 @@
-"""What the documents show works as it is written there, and their links lead somewhere.
+"""Commands and links of the documents: they work as they are written there.
 
 Comments before a code block, which readers do not see, say what becomes of it:
 

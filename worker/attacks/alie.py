@@ -38,8 +38,8 @@ class Alie:
     """Standard deviations of the step; negative goes the other way. Null is the paper's z_max for n and f,
     or 1.5 where that is not positive: with one attacker, or two among an even number of workers."""
     objective: Objective = "deviation"
-    """What the optimal z makes largest: `deviation` is |F - mean|^2 of the update F, which guarantees of
-    rules bound and ByzFL takes; `inner` is -<F, mean>, how far F points against the honest mean."""
+    """The quantity that the optimal z makes largest: `deviation` is |F - mean|^2 of the update F, which
+    guarantees of rules bound and ByzFL takes; `inner` is -<F, mean>, how far F points against the mean."""
 
     def __post_init__(self) -> None:
         if isinstance(self.z, float | int) and not math.isfinite(self.z):

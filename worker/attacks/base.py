@@ -29,8 +29,8 @@ SIGHTS: tuple[Sight, ...] = ("own", "colluders", "all")
 
 
 Sent: TypeAlias = Tensor | tuple[Tensor | None, ...] | None
-"""What attackers send: a vector (d,), or None for nothing; of a joint attack, a tuple has that of each of
-the f attackers, by rank."""
+"""The answer of attackers: a vector (d,), or None for nothing; of a joint attack, a tuple has that of each
+of the f attackers, by rank."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from varangian.worker.attacks.geometry import rms_distance
 from varangian.worker.attacks.live_rule import Effect
 
 Objective: TypeAlias = Literal["deviation", "inner"]
-"""What an attacker makes as large as it can: |F - mean|^2 of the update F, or -<F, mean>."""
+"""The quantity that an attacker makes as large as it can: |F - mean|^2 of the update F, or -<F, mean>."""
 FINE = tuple(2 ** (quarter / 4) for quarter in range(-8, 9))
 """Strengths that are tried, in usual ones: quarter octaves from 1/4 to 4."""
 COARSE = (1 / 16, 1 / 8, 8, 16, 64, 256, 1024)

@@ -26,7 +26,7 @@ class SizeLie:
     """
 
     what: Literal["fewer", "more", "digest"] = "fewer"
-    """What does not match: there are too few bytes, too many, or they have another digest."""
+    """The mismatch: there are too few bytes, too many, or they have another digest."""
     amount: int = 4
     """Bytes that are missing or too many."""
     every: int = 1

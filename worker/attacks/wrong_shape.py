@@ -30,7 +30,7 @@ class WrongShape:
     """
 
     what: Literal["longer", "shorter", "one", "layout", "dtype"] = "longer"
-    """What is wrong: the number of numbers (one more, one less, or just one), the digest of the layout, or
+    """The fault: the number of numbers (one more, one less, or just one), the digest of the layout, or
     the type of the numbers."""
     every: int = 1
     """Attack in every so many rounds; push as an honest worker does in the others."""

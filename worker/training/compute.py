@@ -55,7 +55,7 @@ class View(NamedTuple):
     rule: LiveRule | None
     """The server's rule, where they know it."""
     found: dict[int, Any]
-    """What one of them has computed for all."""
+    """The vectors that one of them has computed for all."""
 
 
 class VectorSource(Protocol):

@@ -40,7 +40,7 @@ class Advice:
     aggregator: str | None
     """None where no rule that the run can use was measured."""
     measured: tuple[Mapping[str, Any], ...]
-    """What was measured of this rule, in each setting that counted."""
+    """The measurements of this rule, in each setting that counted."""
     reasons: Mapping[str, tuple[str, ...]]
     """Sentences, by heading."""
 

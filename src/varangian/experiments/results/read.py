@@ -32,7 +32,7 @@ class Point:
     id: str
     """The name of its folder, beside the file of the sweep."""
     settings: Mapping[str, Any]
-    """What varies in the sweep, by path, as it was written."""
+    """The settings that vary in the sweep, by path, as they were written."""
     seed: int | None
     config: Mapping[str, Any] | None
     """Every setting, resolved; None where the file does not say."""

@@ -50,7 +50,7 @@ class Study:
     left_out: tuple[tuple[Mapping[str, Any], str], ...]
     """Points that sweeps could not run, or excluded, with the reason."""
     notes: tuple[str, ...]
-    """What a reader of the tables should know: what failed, is missing or was left out."""
+    """Notes for a reader of the tables: what failed, is missing or was left out."""
 
     @classmethod
     def of(cls, results: Results | Iterable[Run], *, unfinished: bool = False) -> Study:

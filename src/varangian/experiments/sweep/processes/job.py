@@ -18,7 +18,7 @@ from varangian.registry import ConfigError
 from varangian.server.observability.record import RoundRecord
 
 OUTPUT = "output.log"
-"""What a run printed, if it printed anything."""
+"""The output of a run, if it printed anything."""
 PAUSE = 0.3
 """Seconds between two reports of how far a run is."""
 
