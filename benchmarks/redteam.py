@@ -97,7 +97,7 @@ def search(case: Case, folder: Path) -> Outcome:
 
 def outcome_of(case: Case, found: Mapping[str, Any]) -> Outcome:
     """The outcome in a `redteam.json`."""
-    of_kind = {"policy": [], "catalogue": [], "clean": []}
+    of_kind: dict[str, list[dict[str, Any]]] = {"policy": [], "catalogue": [], "clean": []}
     for one in found["full"]:
         attack = one["attack"]
         known = attack is None or not isinstance(attack, dict) or "composite" not in attack

@@ -136,4 +136,5 @@ def test_attacks_of_the_catalogue_as_policies() -> None:
         assert name_of(form) == expected
     assert policy_form("sign_flip") == Composite(steps=("flip 10",))
     assert policy_form({"agr_tailored": {"direction": "std"}}) == Composite(steps=("alie 1", "optimal 64"))
+    assert policy_form("flag_collusion") in known_policies(3)
     assert policy_form("label_flip") is None

@@ -14,6 +14,8 @@ from varangian.worker.attacks.composite import MOST, OPERATORS, Composite, Step
 
 BUDGETS: tuple[float | None, ...] = (None, 0.5, 1.0, 2.0)
 LEVELS = 8
+COLLUSION = ("ipm 0.25", "alie 3")
+"""Steps in a direction of `flag_collusion`: against the mean, and more against the deviations."""
 ALONG = {"unit": "flip 1", "std": "alie 1", "sign": "min_max_sign 1"}
 """Steps in the directions of `agr_tailored`."""
 Parameters = Mapping[str, Any]
@@ -71,8 +73,8 @@ def known_policies(f: int) -> tuple[Composite, ...]:
             (first, "optimal 64")
             for first in ("alie 1", "ipm 1", "min_max_sign", "mimic", "principal 1", "alie 1 memory")
         ),
-        ("away 1",),
-        ("alie 1.5", "ipm 0.5"),
+        *(("toward 1", "optimal 64"), ("away 1",), ("alie 1.5", "ipm 0.5")),
+        *(COLLUSION, ("alie 8",)),
     ]
     if f > 1:
         texts.append(("alie 1.5", "ipm 0.5 half"))
@@ -129,6 +131,8 @@ def policy_form(attack: Any) -> Composite | None:
     direction = fields.get("direction", "unit")
     if name == "agr_tailored":
         return Composite(steps=(ALONG[direction], "optimal 64"))
+    if name == "flag_collusion":
+        return Composite(steps=COLLUSION)
     if name == "sign_flip":
         return Composite(steps=(f"flip {fields.get('scale', 10.0):g}",))
     strength = fields.get({"alie": "z", "ipm": "epsilon"}.get(name, ""))
