@@ -78,9 +78,9 @@ def failures() -> str:
 
 
 def labels() -> str:
-    """The mean and the best robust rule under label poisoning."""
-    rows = list[Sequence[str]]()
-    for table in evidence():
+    """The mean and the best robust rule under label poisoning; of two tables alike, that with more seeds."""
+    rows = dict[tuple[str, str], Sequence[str]]()
+    for table in sorted(evidence(), key=lambda table: table.seeds):
         poisoned = table.poisoned
         mean = poisoned.rows.get("mean")
         others = [row for name, row in poisoned.rows.items() if name not in ("mean", "unit_mean")]
@@ -91,8 +91,10 @@ def labels() -> str:
             best = max(known, key=lambda row: row.attacks[attack])
             lost = min(known, key=lambda row: row.attacks[attack])
             cells = (f"{percent(row.attacks[attack])} (`{row.aggregator}`)" for row in (best, lost))
-            rows.append((f"{table.data}, {short(table)}", attack, percent(value), *cells))
-    return markdown(("where", "attack", "mean", "best robust rule", "weakest robust rule"), rows)
+            where = f"{table.data}, {short(table)}"
+            rows[where, attack] = (where, attack, percent(value), *cells)
+    heads = ("where", "attack", "mean", "best robust rule", "weakest robust rule")
+    return markdown(heads, [rows[key] for key in sorted(rows)])
 
 
 def momentum() -> str:
