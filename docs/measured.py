@@ -78,7 +78,7 @@ def failures() -> str:
 
 
 def labels() -> str:
-    """The mean and the best robust rule under label poisoning; of two tables alike, that with more seeds."""
+    """The mean and the best robust rule under label poisoning; of two tables alike that of more seeds."""
     rows = dict[tuple[str, str], Sequence[str]]()
     for table in sorted(evidence(), key=lambda table: table.seeds):
         poisoned = table.poisoned
