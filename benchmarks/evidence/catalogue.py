@@ -25,6 +25,8 @@ class Table:
     needs: Literal["cifar10", "byzfl"] | None = None
     advises: bool = True
     """Whether `varangian advise` goes by it."""
+    costs: bool = False
+    """Whether it says what each attack costs the server: time, missed rounds, refusals."""
 
     @property
     def grid(self) -> Path:
@@ -108,6 +110,17 @@ TABLES = (
         "most, though in two rounds of ten all three are attackers'; and all 30 in every round. "
         "With momentum attackers know their own vectors alone; without, those of all.",
         advises=False,
+    ),
+    Table(
+        "protocol",
+        "Attacks on the protocol",
+        "Six workers in processes, over sockets. One of them attacks the protocol: it is late, repeats or "
+        "contradicts itself, lies about its vector, or comes and goes. Its attack costs time, as long as "
+        "rounds wait for it (`server.deadline` is 3 s here and `server.wait_floor` 0.5 s, the defaults are "
+        "60 s and 10 s), but no f: none of these attacks proves a fault. Times are of single runs on a "
+        "busy machine: hundredths of a second say nothing.",
+        advises=False,
+        costs=True,
     ),
     Table(
         "flag-tolerance",

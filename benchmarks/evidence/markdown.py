@@ -32,6 +32,8 @@ def _table(table: Table, content: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     yield f"{{ .facts }}\n\n{versions}; {content['machine']}.\n{{ .facts }}\n"
     yield f"{table_of_worst_cases(content)}\n"
+    if "costs" in content:
+        yield f"{table_of_costs(content['costs'])}\n"
     for group in content["groups"]:
         yield f'??? note "{_where(group) or "Attack by attack"}: attack by attack"\n'
         yield from (f"    {line}" for line in attack_by_attack(group, content["seeds"]).splitlines())
@@ -85,6 +87,37 @@ def _worst(row: Mapping[str, Any], best: float | None) -> str:
 def _times(ratio: float | None) -> str:
     """A length in lengths of the mean; of a model that has diverged only that it is large."""
     return "-" if ratio is None else f"> {LARGE}" if ratio > LARGE else f"{ratio:.2g}"
+
+
+def table_of_costs(costs: Sequence[Mapping[str, Any]]) -> str:
+    """What each attack on the protocol costs: a row for each attack and rule."""
+    headings = [
+        "attack",
+        "rule",
+        "accuracy",
+        "s per round",
+        "median s",
+        "missed",
+        "honest missed",
+        "f spent",
+        "refused",
+    ]
+    attacks = list(dict.fromkeys(row["attack"] for row in costs))
+    rows = [
+        [
+            "no attack" if row["attack"] == "none" else row["attack"],
+            f"`{row['aggregator']}`",
+            percent(row["accuracy"]),
+            f"{row['seconds_per_round']:.3f}",
+            f"{row['median_seconds']:.3f}",
+            f"{percent(row['attackers_missed'])} %",
+            f"{percent(row['honest_missed'])} %",
+            f"{row['proven_faults']:g}",
+            ", ".join(f"{code} {count:g}" for code, count in row["refused"].items()) or "-",
+        ]
+        for row in sorted(costs, key=lambda row: attacks.index(row["attack"]))
+    ]
+    return _markdown(headings, rows, left=2)
 
 
 def attack_by_attack(group: Mapping[str, Any], seeds: int) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from evidence.catalogue import ROOT, Table
+from evidence.costs import costs
 from varangian.experiments.results.cases import Case
 from varangian.experiments.results.curves import Matched
 from varangian.experiments.results.labels import NONE, text_of
@@ -55,6 +56,7 @@ def summarise(table: Table, runs: Path) -> dict[str, Any]:
         "attacks": [attack for attack in study.attacks if attack != NONE],
         "impossible": sorted({reason for _, reason in study.left_out}),
         "groups": groups,
+        **({"costs": list(costs(study.cases, worst.metric))} if table.costs else {}),
     }
 
 
