@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +24,22 @@ from typing import Any
 HERE = Path(__file__).parent
 BASE = HERE / "evidence/digits-base.yaml"
 RESULTS = HERE / "results/redteam.json"
-RULES = ("default", "krum", "median", "flag", "nnm+trimmed_mean")
+RULES = (
+    "arc+nnm+geometric_median",
+    "arc+nnm+unit_mean",
+    "nnm+median",
+    "krum",
+    "median",
+    "flag",
+    "nnm+trimmed_mean",
+)
 SETTINGS = {
     "f3": ("f=3", "worker.momentum=0.9"),
     "f6": ("f=6", "worker.momentum=0.9"),
+    "f3-dirichlet": ("f=3", "worker.momentum=0.9", "partition={dirichlet: {alpha: 0.1}}"),
     "f3-no-momentum": ("f=3", "worker.momentum=0", "optimizer.lr=0.3"),
 }
-GENERATIONS, SEEDS = 4, 3
+GENERATIONS, SEEDS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -43,10 +53,10 @@ class Case:
     def name(self) -> str:
         return f"{self.aggregator}-{self.setting}"
 
-    def arguments(self) -> list[str]:
+    def arguments(self, generations: int = GENERATIONS, seeds: int = SEEDS) -> list[str]:
         """The arguments of `varangian redteam`, but for the folder."""
         base = BASE.relative_to(HERE.parent)
-        extent = ["--generations", str(GENERATIONS), "--seeds", str(SEEDS)]
+        extent = ["--generations", str(generations), "--seeds", str(seeds)]
         return [self.aggregator, *SETTINGS[self.setting], "--config", str(base), *extent]
 
 
@@ -106,11 +116,12 @@ def outcome_of(case: Case, found: Mapping[str, Any]) -> Outcome:
         kind: min(trained, key=lambda one: (one["accuracy"], -one["loss"]))
         for kind, trained in of_kind.items()
     }
+    seeds = len(strongest["clean"]["accuracies"])
     return Outcome(
         aggregator=case.aggregator,
         setting=case.setting,
         settings=[*SETTINGS[case.setting]],
-        command=" ".join(["varangian redteam", *case.arguments()]),
+        command=shlex.join(["varangian", "redteam", *case.arguments(found["generations"], seeds)]),
         **{kind: Strongest(one["attack"], one["accuracies"]) for kind, one in strongest.items()},
         evaluations=found["evaluations"],
         trainings=found["runs"],

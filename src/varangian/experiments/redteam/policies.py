@@ -13,6 +13,14 @@ from typing import Any
 from varangian.worker.attacks.composite import MOST, OPERATORS, Composite, Step
 
 BUDGETS: tuple[float | None, ...] = (None, 0.5, 1.0, 2.0)
+FOUND = (
+    Composite(steps=("toward 4", "optimal 1"), budget=1.0),
+    Composite(steps=("alie 1", "optimal 64")),
+    Composite(steps=("alie 1 memory", "optimal 64")),
+    Composite(steps=("min_sum_std 1",)),
+)
+"""Policies that searches have found strongest against some rule. Every search begins with them too, and
+they are always trained with: some do more harm in trainings than on recorded rounds."""
 LEVELS = 8
 COLLUSION = ("ipm 0.25", "alie 3")
 """Steps in a direction of `flag_collusion`: against the mean, and more against the deviations."""
@@ -73,12 +81,17 @@ def known_policies(f: int) -> tuple[Composite, ...]:
             (first, "optimal 64")
             for first in ("alie 1", "ipm 1", "min_max_sign", "mimic", "principal 1", "alie 1 memory")
         ),
-        *(("toward 1", "optimal 64"), ("away 1",), ("alie 1.5", "ipm 0.5")),
+        *(("away 1",), ("alie 1.5", "ipm 0.5")),
         *(COLLUSION, ("alie 8",)),
     ]
     if f > 1:
         texts.append(("alie 1.5", "ipm 0.5 half"))
-    return tuple(Composite(steps=steps) for steps in texts)
+    known = {name_of(policy): policy for policy in map(_of_steps, texts)}
+    return tuple((known | {name_of(policy): policy for policy in FOUND}).values())
+
+
+def _of_steps(steps: tuple[str, ...]) -> Composite:
+    return Composite(steps=steps)
 
 
 def neighbours(policy: Composite, f: int) -> Iterator[Composite]:

@@ -21,7 +21,14 @@ from varangian.experiments.identity import identity_of
 from varangian.experiments.redteam.catalogue import catalogue
 from varangian.experiments.redteam.confirmation import Trained, Trainings
 from varangian.experiments.redteam.evaluation import Judge
-from varangian.experiments.redteam.policies import known_policies, name_of, neighbours, policy_form, spec_of
+from varangian.experiments.redteam.policies import (
+    FOUND,
+    known_policies,
+    name_of,
+    neighbours,
+    policy_form,
+    spec_of,
+)
 from varangian.experiments.redteam.recording import record
 from varangian.experiments.redteam.search import Archive, Evaluated, check_library, search
 from varangian.experiments.report.reproduce import command_of
@@ -266,14 +273,15 @@ class _Team:
         return found
 
     def _candidates(self) -> list[Composite]:
-        """The most harmful policies; of those with the same effect one."""
+        """The most harmful policies, of those with the same effect one; and those that harm elsewhere."""
         found, seen = list[Composite](), set[tuple[float, float]]()
         for one in self._archive.by_damage:
             effect = (round(one.fitness.damage, 6), round(one.fitness.effort, 6))
             if effect not in seen and len(found) < CANDIDATES:
                 seen.add(effect)
                 found.append(one.policy)
-        return found
+        names = {name_of(policy) for policy in found}
+        return [*found, *(policy for policy in FOUND if name_of(policy) not in names)]
 
     def _full(self, trainings: Trainings, short: Sequence[Trained]) -> list[Trained]:
         """Full trainings without an attack, and under the strongest attacks of both kinds."""
