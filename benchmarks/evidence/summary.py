@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evidence.catalogue import ROOT, Table
 from evidence.costs import costs
@@ -257,7 +258,7 @@ def _steps(runs: Sequence[Run]) -> Steps | None:
     return Steps(statistics.fmean(medians), statistics.fmean(sums))
 
 
-def _lengths(run: Run) -> Sequence[float]:
+def _lengths(run: Run) -> NDArray[np.float64]:
     """The length of each step of a run."""
     (rounds, rate), (others, norm) = run.columns("lr"), run.columns("update_norm")
     return rate[np.isin(rounds, others)] * norm[np.isin(others, rounds)]
