@@ -15,6 +15,8 @@ from varangian.worker.attacks.composite import MOST, OPERATORS, Composite, Step
 BUDGETS: tuple[float | None, ...] = (None, 0.5, 1.0, 2.0)
 FOUND = (
     Composite(steps=("toward 4", "optimal 1"), budget=1.0),
+    Composite(steps=("toward 1", "optimal 64")),
+    Composite(steps=("ipm 0.5", "toward 4", "optimal 64")),
     Composite(steps=("alie 1", "optimal 64")),
     Composite(steps=("alie 1 memory", "optimal 64")),
     Composite(steps=("min_sum_std 1",)),
