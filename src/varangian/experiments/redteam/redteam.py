@@ -286,9 +286,12 @@ class _Team:
     def _full(self, trainings: Trainings, short: Sequence[Trained]) -> list[Trained]:
         """Full trainings without an attack, and under the strongest attacks of both kinds."""
         policies = _finalists(one for one in short if _is_policy(one.attack))
+        # Those that were strongest elsewhere may do their harm late, which short trainings do not show.
+        known = [spec_of(policy) for policy in FOUND]
+        policies += [one for one in short if one.attack in known and one not in policies]
         others = _finalists(one for one in short if not _is_policy(one.attack))
         attacks: list[Any] = [None]
-        for place in range(FINALISTS):
+        for place in range(max(len(policies), len(others))):
             attacks += [kind[place].attack for kind in (policies, others) if place < len(kind)]
         seeds = [self._config.seed + number for number in range(self._options.seeds)]
         extent = _extent(len(attacks) - 1, len(seeds))
