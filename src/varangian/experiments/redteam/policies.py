@@ -17,6 +17,7 @@ FOUND = (
     Composite(steps=("toward 4", "optimal 1"), budget=1.0),
     Composite(steps=("toward 1", "optimal 64")),
     Composite(steps=("ipm 0.5", "toward 4", "optimal 64")),
+    Composite(steps=("ipm 0.5", "toward 2", "optimal 64")),
     Composite(steps=("alie 1", "optimal 64")),
     Composite(steps=("alie 1 memory", "optimal 64")),
     Composite(steps=("min_sum_std 1",)),
