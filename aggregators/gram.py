@@ -72,6 +72,8 @@ class Gram:
 
     basis: Basis
     coords: Tensor  # (m, n+2)
+    unmixed: bool = False
+    """Whether the points are the rows, all of them in their order."""
     _known: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], init=False, repr=False)
 
     @classmethod
@@ -83,7 +85,7 @@ class Gram:
     @classmethod
     def about(cls, measure: Callable[[], Tensor], n: int, precision: float = DOUBLE) -> Gram:
         """The n rows of a basis, whose inner products `measure` returns."""
-        return cls(Basis(measure, n, precision), torch.eye(n, n + 2, dtype=torch.float64))
+        return cls(Basis(measure, n, precision), torch.eye(n, n + 2, dtype=torch.float64), unmixed=True)
 
     @classmethod
     def from_origin(cls, rows: Rows, reference: Tensor | None = None) -> Gram:
@@ -183,8 +185,13 @@ class Gram:
 
     def _products(self, place: int | None) -> Array:
         """Inner products of the points relative to a place, as in `_from`: (m, m)."""
-        offsets = self._from(place)
-        products = product(product(offsets, self.basis.products.numpy()), offsets.T)
+        products = self.basis.products.numpy()
+        if self.unmixed and place is None:
+            # Multiplied by ones and zeros, the products stay what they are.
+            products = products[: len(self), : len(self)] + 0.0
+        else:
+            offsets = self._from(place)
+            products = product(product(offsets, products), offsets.T)
         symmetric: Array = (products + products.T) / 2
         return symmetric
 

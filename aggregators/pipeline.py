@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeAlias, cast
 
@@ -40,11 +42,14 @@ from varangian.aggregators.errors import AggregationError, PartError
 from varangian.aggregators.gram import Gram, precision_of
 from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for, unscreened
 from varangian.aggregators.kernels import reference as exact
+from varangian.aggregators.numeric.order import Window
 from varangian.aggregators.rows import Rows, RowsError, tensor_of
 from varangian.own_classes import shown
 
 CONVEX = 1 + 1e-9
 """Sum of the magnitudes of coefficients up to which a combination of finite rows is finite."""
+MODERATE = 1e60
+"""Squared distances from a centre up to which float32 has room for sums of rows."""
 WIDENED = 1 << 18
 """Columns that are converted to a wider type at once."""
 _UNUSED = torch.Generator()
@@ -186,33 +191,77 @@ class Aggregator:
             last = _checked(reference, given_rows)
             return aggregate_blocks(single, given_rows, last, rng, blocks=columns, faults=faults, into=into)
         before = rng.get_state() if self.mix else None
-        # The kernels see columns alone, through the description of the rule.
-        described = not self.mix and is_ordered(self.rule) and not is_selecting(self.rule)
         given = _CallOptions(measured, into, self.backend)
-        for valid in _attempts(Rows.of(rows), reference, described, is_whole(self.rule), given):
+        for valid in _attempts(Rows.of(rows), reference, self._described, is_whole(self.rule), given):
             if before is not None:
                 rng.set_state(before)
             try:
-                return self._aggregate(valid, rng, faults)
+                now = self.among(valid.kept, len(valid.dropped) + faults)
+                return now._answer(valid, rng)
             except NotFinite:
                 continue
         raise BackendRefused(
             f"Backend {self.backend!r} was requested, but sums of these rows overflow in it."
         )
 
-    def _aggregate(self, valid: _ValidRows, rng: torch.Generator, faults: int) -> Aggregate:
-        now = self.among(valid.kept, len(valid.dropped) + faults)
-        measured = gram = valid.gram(now.rule)
-        for mixing in now.mix:
+    def repeated(
+        self, rows: Rows, fixed: int, reference: Tensor | None, measured: Callable[[], Tensor]
+    ) -> Callable[[torch.Generator], Aggregate]:
+        """The aggregator for a number of calls with the same tensors, of which some change in between.
+
+        It answers with the bits of a call. What depends on the number and the type of rows is done once,
+        and an update that hangs on fixed rows alone is found once: the answer is then the same object.
+        With `per_block` that is done for each block by itself: this is not for whole rows then.
+
+        Args:
+            rows: as for a call.
+            fixed: so many of them, the first, have always the same content.
+            reference: as for a call; its content does not change.
+            measured: as for a call.
+
+        Raises:
+            RowsError: the reference does not fit the rows.
+            AggregationError: too few rows for the guarantee.
+        """
+        now, backend = self.among(range(len(rows)), 0), backend_for(rows, self.backend)
+        given = _CallOptions(measured, None, self.backend)
+        valid = _untouched(rows, _checked(reference, rows), backend, given)
+        trusted = not is_whole(self.rule) and unscreened(backend, rows, self._described)
+        last = _LastAnswer(fixed)
+
+        def call(rng: torch.Generator) -> Aggregate:
+            before = rng.get_state() if self.mix else None
+            if trusted:
+                with suppress(NotFinite):
+                    return now._answer(valid, rng, last)
+            if before is not None:
+                rng.set_state(before)
+            return self(rows, reference, rng, measured=measured)
+
+        return call
+
+    @property
+    def _described(self) -> bool:
+        """Whether the kernels see columns alone, through the description of the rule."""
+        return not self.mix and is_ordered(self.rule) and not is_selecting(self.rule)
+
+    def _answer(
+        self, valid: _ValidRows, rng: torch.Generator, last: _LastAnswer | None = None
+    ) -> Aggregate:
+        """The aggregate of rows that are enough for the guarantee; the last one where it is the same."""
+        measured = gram = valid.gram(self.rule)
+        for mixing in self.mix:
             gram = gram.mixed(answers.mixed(mixing, gram, rng))
-        if is_selecting(now.rule):
-            gram = gram.mixed(answers.selected(now.rule, gram))
+        if is_selecting(self.rule):
+            gram = gram.mixed(answers.selected(self.rule, gram))
         coords = None if gram is measured else on_rows(gram.coords)
-        if is_columnwise(now.rule):
-            return valid.reduce(now.rule, coords)
-        if is_whole(now.rule):
-            return valid.compute(now.rule, coords)
-        return valid.weigh(cast("Weighting", now.rule), gram)
+        if is_columnwise(self.rule):
+            if last is not None and coords is not None:
+                return last.or_found(self.rule, gram, partial(valid.reduce, self.rule, coords))
+            return valid.reduce(self.rule, coords)
+        if is_whole(self.rule):
+            return valid.compute(self.rule, coords)
+        return valid.weigh(cast("Weighting", self.rule), gram)
 
     def among(self, kept: Sequence[int], faults: int) -> Aggregator:
         """This aggregator for the rows that are left after those of `faults` workers are gone.
@@ -373,6 +422,45 @@ class _ValidRows:
         return out
 
 
+class _LastAnswer:
+    """The last update of a columnwise rule that hangs on one point, a combination of fixed rows.
+
+    Where most points are the same one, as after nearest-neighbour mixing with the other rows far away, its
+    values are the middle of every column, wherever the others are.
+
+    Args:
+        fixed: so many rows, the first, have always the same content.
+    """
+
+    def __init__(self, fixed: int) -> None:
+        self._fixed = fixed
+        self._point = b""
+        self._answer: Aggregate | None = None
+
+    def or_found(self, rule: Columnwise, gram: Gram, find: Callable[[], Aggregate]) -> Aggregate:
+        """The last answer, where it is that of these points too; otherwise the one that `find` returns."""
+        point = self._point_of(rule, gram)
+        if point is None:
+            return find()
+        if self._answer is None or point != self._point:
+            self._answer, self._point = find(), point
+        return self._answer
+
+    def _point_of(self, rule: Columnwise, gram: Gram) -> bytes | None:
+        """The coordinates of the point that alone decides; None where there is no such point."""
+        order = rule.order(len(gram)) if is_ordered(rule) else None
+        if not isinstance(order, Window):
+            return None
+        coords = gram.coords.numpy()
+        equal = int((coords == coords[0]).all(axis=1).sum())
+        decides = len(coords) - equal <= order.lo and order.hi <= equal
+        moves = coords[0, self._fixed : gram.basis.n].any()
+        # No sum of numbers of this size overflows, which kernels would notice in all points.
+        if not decides or moves or not gram.basis.products.numpy().diagonal().max() < MODERATE:
+            return None
+        return bytes(coords[0].tobytes())
+
+
 def _attempts(
     rows: Rows, reference: Tensor | None, described: bool, whole: bool, given: _CallOptions
 ) -> Iterator[_ValidRows]:
@@ -384,7 +472,7 @@ def _attempts(
     chosen, reference = backend_for(rows, given.backend), _checked(reference, rows)
     trusted = not whole and unscreened(chosen, rows, described)
     if trusted:
-        yield _ValidRows(rows, reference, chosen, len(rows), [*range(len(rows))], (), given)
+        yield _untouched(rows, reference, chosen, given)
     finite_rows = _screened(rows, reference, chosen)
     if not trusted and finite_rows.rows is rows:
         finite_rows = replace(finite_rows, given=given)
@@ -392,6 +480,11 @@ def _attempts(
     finite_rows = replace(finite_rows, given=_CallOptions())
     if given.backend is None:
         yield replace(finite_rows, backend=after(chosen, finite_rows.rows))
+
+
+def _untouched(rows: Rows, reference: Tensor | None, backend: Backend, given: _CallOptions) -> _ValidRows:
+    """All rows, as they are."""
+    return _ValidRows(rows, reference, backend, len(rows), [*range(len(rows))], (), given)
 
 
 def _screened(rows: Rows, reference: Tensor | None, chosen: Backend) -> _ValidRows:

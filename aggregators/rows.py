@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -118,6 +119,18 @@ class Rows:
         for start in range(0, self.d, width):
             columns = slice(start, min(start + width, self.d))
             yield columns, self.block(columns.start, columns.stop, dtype)
+
+    @cached_property
+    def contiguous(self) -> Rows:
+        """The same rows, each in one piece of memory."""
+        if all(vector.is_contiguous() for vector in self.vectors):
+            return self
+        return Rows(tuple(vector.contiguous() for vector in self.vectors))
+
+    @cached_property
+    def addresses(self) -> NDArray[np.int64]:
+        """Addresses of the rows in memory, (n,); valid as long as the rows themselves."""
+        return np.array([vector.data_ptr() for vector in self.vectors], dtype=np.int64)
 
     @cached_property
     def _matrix(self) -> Tensor | None:

@@ -88,7 +88,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Run:
-    """What came out."""
+    """The result."""
 
     way: str
     seed: int
@@ -145,7 +145,7 @@ def sent() -> int:
 
 
 def kept(path: Path | None) -> list[Run]:
-    """What another call has found already."""
+    """Results of earlier calls."""
     if path is None or not path.exists():
         return []
     runs = json.loads(path.read_text())

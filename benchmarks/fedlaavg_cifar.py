@@ -49,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of it."""
+    """The result."""
 
     job: Job
     best: float
@@ -216,7 +216,7 @@ def main() -> None:
 
 
 def kept(path: Path | None, data: str) -> list[Result]:
-    """What another call has found already."""
+    """Results of earlier calls."""
     if path is None or not path.exists():
         return []
     return [restored(values, data) for values in json.loads(path.read_text())]

@@ -250,7 +250,7 @@ class Camp:
     # what is seen from outside
 
     def mark(self, who: str) -> Mark:
-        """What an attacker knows."""
+        """The knowledge of an attacker."""
         host, _, port = self.address.rpartition(":")
         return Mark(
             host=host,

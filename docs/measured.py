@@ -1,20 +1,29 @@
-"""The measured numbers of how-to/choose-a-rule.md: `python docs/measured.py` writes them.
+"""The measured numbers of pages of the site: `python docs/measured.py` writes them.
 
 A block stands between `<!-- measured: NAME -->` and `<!-- end -->`. The numbers are those that
-`varangian advise` reads; a test compares the committed page with them.
+`varangian advise` reads, and of red teams those of benchmarks/results/redteam.json; a test compares the
+committed pages with them.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import yaml
 
 from varangian.experiments.advice.choice import MOMENTUM, choose, holds, like
 from varangian.experiments.advice.evidence import Row, Table, evidence, words_of
 from varangian.experiments.advice.question import ask
 
-PAGE = pathlib.Path(__file__).parent / "how-to/choose-a-rule.md"
+HOW_TO = pathlib.Path(__file__).parent / "how-to"
+PAGES = (HOW_TO / "choose-a-rule.md", HOW_TO / "redteam.md")
+RED_TEAMS = pathlib.Path(__file__).parents[1] / "benchmarks/results/redteam.json"
 BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CASES = (
     ("workers with similar data", {"partition": "iid"}),
@@ -78,9 +87,9 @@ def failures() -> str:
 
 
 def labels() -> str:
-    """The mean and the best robust rule under label poisoning."""
-    rows = list[Sequence[str]]()
-    for table in evidence():
+    """The mean and the best robust rule under label poisoning; of two tables alike that of more seeds."""
+    rows = dict[tuple[str, str], Sequence[str]]()
+    for table in sorted(evidence(), key=lambda table: table.seeds):
         poisoned = table.poisoned
         mean = poisoned.rows.get("mean")
         others = [row for name, row in poisoned.rows.items() if name not in ("mean", "unit_mean")]
@@ -91,8 +100,10 @@ def labels() -> str:
             best = max(known, key=lambda row: row.attacks[attack])
             lost = min(known, key=lambda row: row.attacks[attack])
             cells = (f"{percent(row.attacks[attack])} (`{row.aggregator}`)" for row in (best, lost))
-            rows.append((f"{table.data}, {short(table)}", attack, percent(value), *cells))
-    return markdown(("where", "attack", "mean", "best robust rule", "weakest robust rule"), rows)
+            where = f"{table.data}, {short(table)}"
+            rows[where, attack] = (where, attack, percent(value), *cells)
+    heads = ("where", "attack", "mean", "best robust rule", "weakest robust rule")
+    return markdown(heads, [rows[key] for key in sorted(rows)])
 
 
 def momentum() -> str:
@@ -134,6 +145,32 @@ def declared() -> str:
     return "\n".join(texts) or NOT_YET
 
 
+def red_teams() -> str:
+    """The strongest policy of each search, beside the strongest attack of the catalogue."""
+    rows = list[Sequence[str]]()
+    for case in json.loads(RED_TEAMS.read_text()):
+        found, known, clean = (case[kind] for kind in ("policy", "catalogue", "clean"))
+        seconds = f"{case['search_seconds']:.0f} + {case['confirmation_seconds']:.0f} s"
+        names = (f"`{case['aggregator']}`", ", ".join(f"`{text}`" for text in case["settings"]))
+        numbers = (f"{scores(one)} `{flow(one['attack'])}`" for one in (found, known))
+        rows.append((*names, *numbers, scores(clean), seconds))
+    heads = ("rule", "settings", "strongest policy", "strongest of the catalogue", "no attack", "time")
+    return markdown(heads, rows)
+
+
+def scores(one: Mapping[str, Any]) -> str:
+    """The mean accuracy over seeds, and the lowest and the highest."""
+    found = one["accuracies"]
+    return f"{percent(fmean(found))} ({percent(min(found))} to {percent(max(found))})"
+
+
+def flow(attack: Any) -> str:
+    """An attack as it is typed after `byzantine.attack=`."""
+    if isinstance(attack, str):
+        return attack
+    return yaml.safe_dump(attack, default_flow_style=True, sort_keys=False, width=math.inf).strip()
+
+
 def of_both(row: Row | None) -> str:
     return "-" if row is None else f"{worst_of(row)}, {percent(row.clean)}"
 
@@ -172,11 +209,13 @@ BLOCKS = {
     "labels": labels,
     "momentum": momentum,
     "declared": declared,
+    "red_teams": red_teams,
 }
 
 
 def main() -> None:
-    PAGE.write_text(written(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(written(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ parts.
     "mixings": """# Mixings
 
 Mixings replace the rows by combinations of them before a rule sees them: `aggregator=nnm+krum`, or with
-settings `{mix: [{nnm: {f: 2}}], rule: krum}`. Several are applied from left to right.
+settings `{mix: [{nnm: {f: 2}}], rule: krum}`. Several are applied from left to right. Beside `rule` may
+stand `per_block: true`: [a rule for each layer](../how-to/choose-a-rule.md#a-rule-for-each-layer).
 """,
     "attacks": """# Attacks
 
@@ -69,13 +70,20 @@ The attacks of the last `byzantine.count` workers, as `byzantine.attack=NAME`. E
 gradients it sees: its `own`, those of its `colluders`, or those of `all`; `byzantine.knows` chooses
 more, or no less than it needs. [Attackers](../concepts/attackers.md) explains what they know and can do.
 
+In the table g is the own honest vector of an attacker, g_i are those that it sees, mean and std those of
+each coordinate, c_i = g_i - mean, D is the largest distance of two of them, and p a direction: against the
+mean or its signs, or -std. **Joint**: all attackers send the same, or each knows what the others send.
+**Remembers**: it depends on earlier rounds. **Timed**: it chooses when it pushes. A strength that is
+called `optimal` is searched on the rule of the run. Where an attack differs from its paper it says so.
+
 An attack may have another one in a field, by name or with its fields:
 `byzantine.attack={sleeper: {attack: {alie: {z: 1.5}}, after: 20}}`, or
 `byzantine.attack.sleeper.attack.alie.z=1.5`.
 
 `churn`, `equivocate`, `resend`, `size_lie`, `slow_drip`, `stale_push` and `wrong_shape` are attacks on the
-protocol: they send honest vectors otherwise than the protocol says, so they need real connections and
-`backend=processes`, or `varangian worker`. `workers.log` says what the server answered.
+protocol: they send honest vectors, or those of another attack in their field `attack`, otherwise than the
+protocol says, so they need real connections and `backend=processes`, or `varangian worker`. `workers.log`
+says what the server answered, and `refused` in `result.json` how often it refused.
 """,
     "participations": """# Participations
 
@@ -161,7 +169,7 @@ def _shown(value: Any) -> str:
 
 
 def _values(below: Mapping[str, Any]) -> str:
-    """What may stand there, in words."""
+    """The values that may stand there, in words."""
     words = []
     for one in below.get("anyOf", [below]):
         if "$ref" in one:
@@ -236,23 +244,56 @@ def names() -> dict[str, str]:
 
 
 def _attacks(registry: Registry[Any]) -> list[str]:
-    """A table of all attacks: what each sends and sees, whether it remembers, and where it is from."""
-    rows = ["| attack | sends | sees | needs to see | remembers | source |", "|---|---|---|---|---|---|"]
+    """A table of all attacks: what each sends, as a formula, what it sees, its kind, and its source."""
+    rows = ["| attack | vector that is sent | sees | kind | source |", "|---|---|---|---|---|"]
     for name in registry:
         cls, _ = registry.entry(name)
-        doc = " ".join((inspect.getdoc(cls) or "").split())
-        source = re.search(r'"([^"]{12,})" \(([^()]+, \d{4})\)', doc)
-        needs = getattr(cls, "needs", None)
+        attack, doc = registry.build(name, name), inspect.getdoc(cls) or ""
+        vector = re.search(r"^Vector: (.*?)\.(?:\nSource:|$)", doc, re.DOTALL | re.MULTILINE)
+        assert vector, f"the docstring of {cls.__name__} should end with a line `Vector: ...`"
         cells = (
             f"[`{name}`](#{name})",
-            registry.summary(name).partition(": ")[2].rstrip("."),
-            f"`{getattr(cls, 'usual', needs)}`" if needs else "its own samples",
-            f"`{needs}`" if needs else "",
-            "" if not hasattr(cls, "start") else "optional" if hasattr(cls, "remembers") else "yes",
-            f"{source[1]} ({source[2]})" if source else "",
+            vector[1],
+            _sight(attack),
+            ", ".join(_kinds(attack)),
+            _paper(doc),
         )
         rows.append(f"| {' | '.join(map(_cell, cells))} |")
     return [*rows, ""]
+
+
+def _sight(attack: Any) -> str:
+    """The honest vectors that an attack sees, and the least that it can do with."""
+    least = getattr(attack, "needs", None)
+    if least is None:
+        return "its own samples" if hasattr(attack, "poisons") else "its own vector"
+    usual = getattr(attack, "usual", least)
+    return f"`{usual}`" if usual == least else f"`{usual}`, or `{least}`"
+
+
+def _kinds(attack: Any) -> Iterator[str]:
+    """Words for the interfaces that an attack has."""
+    from varangian.worker.attacks import is_joint
+
+    if hasattr(attack, "send"):
+        yield "on the protocol"
+    if hasattr(attack, "poisons"):
+        yield "on the data"
+    if is_joint(attack):
+        yield "joint"
+    if hasattr(attack, "start"):
+        yield "may remember" if hasattr(attack, "remembers") else "remembers"
+    if "delay" in vars(type(attack)):  # else it is that of an inner attack
+        yield "timed"
+
+
+def _paper(doc: str) -> str:
+    """The line `Source: ...` of a docstring, or else the first paper that it quotes."""
+    if stated := re.search(r"^Source: (.*)\.$", doc, re.DOTALL | re.MULTILINE):
+        return stated[1].replace('"', "")
+    quoted = re.search(r'"([^"]{12,})" \(([^()]+, \d{4})\)', " ".join(doc.split()))
+    assert quoted, f"a docstring should quote a paper, or have a line `Source: ...`: {doc[:60]}"
+    return f"{quoted[1]} ({quoted[2]})"
 
 
 def _entry(plural: str, registry: Any, name: str, level: str) -> str:
@@ -401,6 +442,7 @@ def copied(source: str, page: str) -> str:
 def markdown(doc: str) -> str:
     """A docstring as Markdown: `Raises:` and its like become bold, and nothing is taken for a mark."""
     doc = re.sub(r"^(Raises|Returns|Args|Yields):$", r"**\1**\n", doc, flags=re.MULTILINE)
+    doc = re.sub(r"\n(Vector|Source): ", r"\n\n\1: ", doc)
     return escaped(re.sub(r"^ {4,}", "", doc, flags=re.MULTILINE))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -61,6 +62,7 @@ async def serve(
     terms: Terms | None = None,
     grace: Callable[[], float] = float,
     end: Callable[[str], None] = log.error,
+    refused: Counter[str] | None = None,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
@@ -85,6 +87,7 @@ async def serve(
         terms: what workers should know of the starts and checkpoints of the run.
         grace: as of `Coordinator.run`.
         end: called with the reason why the run should not go on; is to set `stop`.
+        refused: where to count refused calls and closed connections, by code.
 
     Raises:
         PortInUse: before anything else has happened; or another OSError where no files can be opened.
@@ -92,7 +95,7 @@ async def serve(
     keep_large_blocks()
     install_log_filter()
     check_free()
-    refusals = Refusals()
+    refusals = Refusals(refused)
     lookahead = inline_lookahead(limits.inline_bytes(layout.numel))
     server = grpc.aio.server(options=options(len(sessions.names), lookahead))
     async with AsyncExitStack() as stack:

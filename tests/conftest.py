@@ -1,4 +1,4 @@
-"""What every test has: one thread, a fixed seed, time enough; and which of the tests run."""
+"""Settings of every test: one thread, a fixed seed, time enough; and which of the tests run."""
 
 import asyncio
 import functools

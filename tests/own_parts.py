@@ -1,4 +1,4 @@
-"""What a user may bring: rules, mixings, attacks, partitions and metrics, good and bad ones."""
+"""Parts of a user: rules, mixings, attacks, partitions and metrics, good and bad ones."""
 
 from dataclasses import dataclass
 from typing import ClassVar

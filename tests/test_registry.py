@@ -189,6 +189,7 @@ def test_back_to_the_name_that_says_most() -> None:
 def test_problem_at_the_top() -> None:
     assert str(Problem("", "should be a mapping")) == "(top level): should be a mapping."
     assert str(Problem("a", "is not there", None, "Add it.")) == "a: is not there. Found None. Add it."
+    assert str(Problem("a", "Did you mean 'b'?")) == "a: Did you mean 'b'?"
 
 
 def test_suggestion_when_nothing_is_known() -> None:

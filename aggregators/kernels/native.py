@@ -73,8 +73,8 @@ def centred(rows: Rows, reference: Tensor | None) -> Tensor:
 
 def accumulate(sums: Sums, rows: Rows, reference: Tensor | None) -> Sums:
     """The sum of a pair depends on no other row, except in slices whose rows have parents."""
-    rows, reference = _contiguous(rows), _float32(reference)
-    addresses = _addresses(rows)
+    rows, reference = rows.contiguous, _float32(reference)
+    addresses = rows.addresses
 
     def part(start: int, stop: int) -> tuple[Array, Parents]:
         def measure(parents: Parents) -> Array:
@@ -97,8 +97,8 @@ def finish(sums: Sums, d: int, whole: Callable[[], Rows], reference: Tensor | No
 
 
 def _exact(rows: Rows, reference: Tensor | None) -> Tensor:
-    rows, reference = _contiguous(rows), _float32(reference)
-    addresses, sums = _addresses(rows), Sums.nothing(rows)
+    rows, reference = rows.contiguous, _float32(reference)
+    addresses, sums = rows.addresses, Sums.nothing(rows)
 
     def part(start: int, stop: int) -> Array:
         return _products("gram_exact", addresses, reference, start, stop, centres.none(len(rows)))[0]
@@ -150,7 +150,7 @@ def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | 
     used = np.flatnonzero(weights.any(axis=0))  # Krum: the other rows need not be read
     if len(used) == 0:
         return torch.zeros(len(coords), d) if out is None else out.zero_()
-    first, weights = _addresses(rows)[used], np.ascontiguousarray(weights[:, used])
+    first, weights = rows.addresses[used], np.ascontiguousarray(weights[:, used])
     at = weights.ctypes.data
     out = torch.empty(len(coords), d) if out is None else out
 
@@ -171,12 +171,12 @@ def columnwise(
         if not bool(finite.all()) or bool(subnormal.any()):
             raise NotFinite
         return blocked.columnwise(rule, coords, rows, reference)
-    rows = _contiguous(rows)
+    rows = rows.contiguous
     weights = None
     if coords is not None:
         rows, weights = _points(coords, rows, reference)
     points, at = (len(rows), None) if weights is None else (len(weights), weights.ctypes.data)
-    out, first = torch.empty(rows.d), _addresses(rows)
+    out, first = torch.empty(rows.d), rows.addresses
     verb, details = _described(rule, points)
 
     def part(start: int, stop: int) -> int:
@@ -204,19 +204,13 @@ def _merges(points: int, summed: tuple[int, int] | None) -> np.ndarray[Any, np.d
 
 def _points(coords: Tensor, rows: Rows, reference: Tensor | None) -> tuple[Rows, NDArray[np.float32]]:
     """The rows, with the reference as one more where it has a coefficient; float32 coefficients of each."""
-    rows, reference, weights = _contiguous(rows), _float32(reference), coords.numpy()
+    rows, reference, weights = rows.contiguous, _float32(reference), coords.numpy()
     if reference is None or not weights[:, -1].any():
         weights = weights[:, :-1]
     else:
         rows = Rows((*rows.vectors, reference))
     with np.errstate(over="ignore"):  # what is too large for the type makes an update that is refused
         return rows, weights.astype(np.float32, order="C")
-
-
-def _contiguous(rows: Rows) -> Rows:
-    if all(vector.is_contiguous() for vector in rows.vectors):
-        return rows
-    return Rows(tuple(vector.contiguous() for vector in rows.vectors))
 
 
 def _float32(reference: Tensor | None) -> Tensor | None:
@@ -230,11 +224,6 @@ def _over_slices(d: int, part: Callable[[int, int], T]) -> list[T]:
     if threads == 1:
         return [part(*each) for each in slices]
     return list(pool(threads).map(lambda each: part(*each), slices))
-
-
-def _addresses(rows: Rows) -> NDArray[np.int64]:
-    """Addresses of the rows, (n,); valid as long as the rows themselves."""
-    return np.array([vector.data_ptr() for vector in rows.vectors], dtype=np.int64)
 
 
 def _address(tensor: Tensor, start: int) -> int:

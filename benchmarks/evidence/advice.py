@@ -30,7 +30,10 @@ def advice(stored: Iterable[tuple[Table, Mapping[str, Any]]]) -> dict[str, Any]:
         if not table.advises:
             continue
         for group in content["groups"]:
-            rows = [row for row in map(_row, group["rows"]) if row["worst"] is not None]
+            # A worst case that lacks an attack or a seed may be worse than it looks.
+            rows = [_row(row) for row in group["rows"] if row["worst"] is not None and row["complete"]]
+            if not rows:
+                continue
             facts = {key: content[key] for key in ("command", "seeds")}
             runs = sum(cell[3] for row in group["rows"] for cell in row["attacks"].values())
             settings = {key: group[key] for key in OF_A_GROUP}

@@ -8,6 +8,8 @@ from typing import Any
 from evidence.catalogue import HERE, Table
 
 INTRODUCTION = HERE / "introduction.md"
+LARGE = 100
+"""Times the length of the mean; a longer way is that of a model that has diverged."""
 
 
 def page(stored: Iterable[tuple[Table, Mapping[str, Any]]]) -> str:
@@ -30,17 +32,23 @@ def _table(table: Table, content: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     yield f"{{ .facts }}\n\n{versions}; {content['machine']}.\n{{ .facts }}\n"
     yield f"{table_of_worst_cases(content)}\n"
+    if "costs" in content:
+        yield f"{table_of_costs(content['costs'])}\n"
     for group in content["groups"]:
         yield f'??? note "{_where(group) or "Attack by attack"}: attack by attack"\n'
-        yield from (f"    {line}" for line in attack_by_attack(group).splitlines())
+        yield from (f"    {line}" for line in attack_by_attack(group, content["seeds"]).splitlines())
         yield ""
 
 
 def table_of_worst_cases(content: Mapping[str, Any]) -> str:
-    """A row for each rule in each setting, with the attack that does it; the best of a setting is bold."""
+    """A row for each rule in each setting, with the attack that does it; the best of a setting is bold.
+
+    The rules in the order of their worst cases, those without any last.
+    """
     groups: Sequence[Mapping[str, Any]] = content["groups"]
     settings = list(dict.fromkeys(path for group in groups for path in group["varying"]))
-    headings = [*settings, "rule", "no attack", "worst case", "by", "worst run", "equal length", "length"]
+    texts = [*settings, "rule", "worst case by"]
+    numbers = ["no attack", "worst case", "worst run", "step", "length", "equal length"]
     rows = list[list[str]]()
     for group in groups:
         best = max(
@@ -49,30 +57,77 @@ def table_of_worst_cases(content: Mapping[str, Any]) -> str:
         )
         ordered = sorted(group["rows"], key=lambda row: -(row["worst"] if row["worst"] is not None else -1))
         for row in ordered:
-            worst = percent(row["worst"]) if row["complete"] else f"≤ {percent(row['worst'])}"
             rows.append(
                 [
                     *(str(group["varying"].get(path, "")) for path in settings),
                     f"`{row['aggregator']}`",
-                    percent(row["clean"]),
-                    f"**{worst}**" if row["worst"] == best and best is not None else worst,
                     str(row["worst_attack"] or "-"),
+                    percent(row["clean"]),
+                    _worst(row, best),
                     percent(row["worst_run"]),
+                    _times(row.get("step")),
+                    _times(row["length"]),
                     percent(row["at_equal_length"]),
-                    "-" if row["length"] is None else f"{row['length']:.2g}",
                 ]
             )
-    return _markdown(headings, rows, left=len(settings) + 1)
+    return _markdown([*texts, *numbers], rows, left=len(texts))
 
 
-def attack_by_attack(group: Mapping[str, Any]) -> str:
+def _worst(row: Mapping[str, Any], best: float | None) -> str:
+    """The worst case with the deviation over its seeds; bold where it is the best of its setting."""
+    if row["worst"] is None:
+        return "-"
+    text = percent(row["worst"])
+    text = f"**{text}**" if row["complete"] and row["worst"] == best else text
+    deviation = row["attacks"][row["worst_attack"]][1]
+    spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+    return f"{'' if row['complete'] else '≤ '}{text}{spread}"
+
+
+def _times(ratio: float | None) -> str:
+    """A length in lengths of the mean; of a model that has diverged only that it is large."""
+    return "-" if ratio is None else f"> {LARGE}" if ratio > LARGE else f"{ratio:.2g}"
+
+
+def table_of_costs(costs: Sequence[Mapping[str, Any]]) -> str:
+    """What each attack on the protocol costs: a row for each attack and rule."""
+    headings = [
+        "attack",
+        "rule",
+        "accuracy",
+        "s per round",
+        "median s",
+        "missed",
+        "honest missed",
+        "f spent",
+        "refused",
+    ]
+    attacks = list(dict.fromkeys(row["attack"] for row in costs))
+    rows = [
+        [
+            "no attack" if row["attack"] == "none" else row["attack"],
+            f"`{row['aggregator']}`",
+            percent(row["accuracy"]),
+            f"{row['seconds_per_round']:.3f}",
+            f"{row['median_seconds']:.3f}",
+            f"{percent(row['attackers_missed'])} %",
+            f"{percent(row['honest_missed'])} %",
+            f"{row['proven_faults']:g}",
+            ", ".join(f"{code} {count:g}" for code, count in row["refused"].items()) or "-",
+        ]
+        for row in sorted(costs, key=lambda row: attacks.index(row["attack"]))
+    ]
+    return _markdown(headings, rows, left=2)
+
+
+def attack_by_attack(group: Mapping[str, Any], seeds: int) -> str:
     """Every attack in a column: mean ± standard deviation over seeds."""
     attacks = list(dict.fromkeys(attack for row in group["rows"] for attack in row["attacks"]))
     rows = [
         [
             f"`{row['aggregator']}`",
             percent(row["clean"]),
-            *(_cell(row["attacks"].get(attack)) for attack in attacks),
+            *(_cell(row["attacks"].get(attack), seeds) for attack in attacks),
         ]
         for row in group["rows"]
     ]
@@ -83,11 +138,12 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _cell(cell: Sequence[Any] | None) -> str:
+def _cell(cell: Sequence[Any] | None, seeds: int) -> str:
     if cell is None or cell[0] is None:
         return "-"
     deviation = "" if cell[1] is None else f" ± {100 * cell[1]:.1f}"
-    return f"{percent(cell[0])}{deviation}{' !' if len(cell) > 4 else ''}"
+    few = "" if cell[3] == seeds else f" ({cell[3]} of {seeds})"
+    return f"{percent(cell[0])}{deviation}{few}{' !' if len(cell) > 4 else ''}"
 
 
 def _where(group: Mapping[str, Any]) -> str:

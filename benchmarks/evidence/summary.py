@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evidence.catalogue import ROOT, Table
+from evidence.costs import costs
 from varangian.experiments.results.cases import Case
 from varangian.experiments.results.curves import Matched
 from varangian.experiments.results.labels import NONE, text_of
@@ -51,6 +57,7 @@ def summarise(table: Table, runs: Path) -> dict[str, Any]:
         "attacks": [attack for attack in study.attacks if attack != NONE],
         "impossible": sorted({reason for _, reason in study.left_out}),
         "groups": groups,
+        **({"costs": list(costs(study.cases, worst.metric))} if table.costs else {}),
     }
 
 
@@ -144,8 +151,8 @@ def _group(
     clean = None if mean is None else mean.clean
     at_equal = {one.attack: one for one in matched if one.group == group}
     settings = _settings(cases)
-    # The length of all steps of the mean without attackers.
-    way = at_equal[NONE].lengths.get("mean") if NONE in at_equal else None
+    honest = {row.rule: _steps(_without_attackers(study, row)) for row in rows}
+    of_mean = honest.get("mean")
     return {
         **settings,
         "varying": {
@@ -155,12 +162,12 @@ def _group(
         "chance": 1 / CLASSES,
         "clean": _rounded(clean.mean if clean else None),
         "clean_std": _rounded(clean.std if clean else None),
-        "rows": [_row(row, cases, at_equal, written, way) for row in rows],
+        "rows": [_row(row, cases, at_equal, written, honest[row.rule], of_mean) for row in rows],
     }
 
 
 def _settings(cases: Sequence[Case]) -> dict[str, Any]:
-    """What a reader asks of a group first."""
+    """The main settings of a group."""
     attacked = [case for case in cases if not case.clean and case.runs] or [
         case for case in cases if case.runs
     ]
@@ -197,7 +204,8 @@ def _row(
     cases: Sequence[Case],
     at_equal: Mapping[str, Matched],
     written: Mapping[str, str],
-    way: float | None,
+    honest: Steps | None,
+    of_mean: Steps | None,
 ) -> dict[str, Any]:
     own = [case for case in cases if case.rule == row.rule]
     means = [cell.mean for cell in row.cells.values() if cell.mean is not None]
@@ -216,10 +224,50 @@ def _row(
         "worst_run": _rounded(row.worst_run),
         "mean": _rounded(statistics.fmean(means) if means else None),
         "at_equal_length": _rounded(min(matched, default=None)),
-        "length": None if length is None or not way else float(f"{length / way:.3g}"),
+        "step": None if honest is None or of_mean is None else _ratio(honest.median, of_mean.median),
+        "length": None if length is None or of_mean is None else _ratio(length, of_mean.all),
         "complete": row.complete,
         "attacks": {attack: _cell(cell) for attack, cell in row.cells.items()},
     }
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The length of the steps of runs without attackers: learning rate times norm of the aggregate."""
+
+    median: float
+    """Over the rounds of a run, as the mean over seeds."""
+    all: float
+    """Of all steps of a run together, as the mean over seeds."""
+
+
+def _without_attackers(study: Study, row: Row) -> Sequence[Run]:
+    """The runs of a rule without attackers, which have no number of attackers of their own."""
+    places = [i for i in range(len(row.group)) if i not in study.shared]
+    for case in study.cases:
+        if case.clean and case.rule == row.rule and all(case.group[i] == row.group[i] for i in places):
+            return case.runs
+    return ()
+
+
+def _steps(runs: Sequence[Run]) -> Steps | None:
+    lengths = [steps for run in runs if len(steps := _lengths(run))]
+    if not lengths:
+        return None
+    medians, sums = ([float(one) for one in map(of, lengths)] for of in (np.median, np.sum))
+    return Steps(statistics.fmean(medians), statistics.fmean(sums))
+
+
+def _lengths(run: Run) -> NDArray[np.float64]:
+    """The length of each step of a run."""
+    (rounds, rate), (others, norm) = run.columns("lr"), run.columns("update_norm")
+    return rate[np.isin(rounds, others)] * norm[np.isin(others, rounds)]
+
+
+def _ratio(length: float, of_mean: float) -> float | None:
+    """A length in lengths of the mean; None where that is 0, or either is not finite."""
+    ratio = length / of_mean if of_mean else math.inf
+    return float(f"{ratio:.3g}") if math.isfinite(ratio) else None
 
 
 def _name(own: Sequence[Case], written: Mapping[str, str]) -> str:

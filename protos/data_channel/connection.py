@@ -67,7 +67,7 @@ class DataConnection:
         self._loop = asyncio.get_running_loop()
         self._turn: Future[int] | None = None
         self._waits: Direction | None = None
-        """What the last turn could not do without waiting."""
+        """The need of the last turn, which could not go on without waiting."""
         self._wake: Callable[[], None] | None = None
         """Ends the wait for the socket, if there is one."""
         self.closed = False

@@ -25,7 +25,7 @@ class DataTicket:
         self._secret = secrets.token_bytes(TICKET)
         self._key = secrets.token_bytes(KEY) if encrypted else b""
         self.text = (self._secret + self._key).hex()
-        """What the caller is told over gRPC."""
+        """The ticket as the caller is told it over gRPC."""
         self._valid = valid
         self._connection: DataConnection | None = None
         self._complete = False

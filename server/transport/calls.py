@@ -36,7 +36,7 @@ class Call:
             tuple(context.invocation_metadata() or ()),
             context.auth_context(),
         )
-        """What the call and its channel say about who is calling."""
+        """The credentials of a call and of its channel."""
 
     async def read(self) -> bytes | None:
         """The next message from the other end; None when there are no more."""

@@ -28,11 +28,14 @@ ROUTINE = frozenset({Refusal.AGE.code, Refusal.SILENT.code, Refusal.CROWD.code})
 
 
 class Refusals:
-    """The refusals of one server."""
+    """The refusals of one server.
 
-    def __init__(self) -> None:
-        self.counts = Counter[str]()
-        """How many there were, by code."""
+    Args:
+        counts: how many there were, by code; counted on from there.
+    """
+
+    def __init__(self, counts: Counter[str] | None = None) -> None:
+        self.counts = Counter[str]() if counts is None else counts
         self._logged = set[tuple[str, str]]()
 
     def count(self, refusal: Refusal) -> None:

@@ -78,7 +78,8 @@ class Problem:
     def __str__(self) -> str:
         found = "" if self.value is NOTHING else f" Found {format_value(self.value)}."
         hint = self.with_fixes([fix.as_typed(fix.values[0]) for fix in self.fixes if fix.values]).hint
-        return f"{self.path or '(top level)'}: {self.rule}.{found}{f' {hint}' if hint else ''}"
+        stop = "" if self.rule.endswith("?") else "."
+        return f"{self.path or '(top level)'}: {self.rule}{stop}{found}{f' {hint}' if hint else ''}"
 
     def below(self, path: str) -> Problem:
         """The problem of a part, with the path of the part before its own."""
@@ -423,7 +424,14 @@ def _misfit(found: Sequence[ErrorDetails], field: Field, value: Any, path: str) 
             here = ".".join([path, *map(str, details["loc"][1:])])
             yield Problem(here, details["msg"].removeprefix("Input "), details["input"])
     else:
-        yield Problem(path, f"should be {describe_type(field.hint)}", value)
+        yield Problem(path, f"should be {describe_type(field.hint)}", value, _example(field))
+
+
+def _example(field: Field) -> str:
+    """The default of a list of texts, of which the type alone says little."""
+    default = field.default
+    texts = isinstance(default, tuple) and default and all(isinstance(item, str) for item in default)
+    return f"As [{', '.join(default)}]." if texts else ""
 
 
 def named_in(hint: Any) -> Registry[Any] | None:

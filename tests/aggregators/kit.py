@@ -1,4 +1,4 @@
-"""What every rule must do, whatever it computes: properties, input families, and who is excused.
+"""Conformance of every rule, whatever it computes: properties, input families, and who is excused.
 
 The aggregators come from the registries: a new rule is tested without a line here, unless one of the
 properties is not meant to hold for it. Then it stands in `EXCUSED`, and a test checks that it needs to.

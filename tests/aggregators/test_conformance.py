@@ -1,4 +1,4 @@
-"""What every registered rule, mixing and combination must do, whatever it computes."""
+"""Conformance: properties of every registered rule, mixing and combination, whatever it computes."""
 
 from collections.abc import Callable
 from contextlib import nullcontext, suppress

@@ -1,4 +1,4 @@
-"""What the aggregator does around its rule: conditions, faults, the reference, the record."""
+"""The aggregator around its rule: conditions, faults, the reference, the record."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,8 +31,10 @@ from varangian.aggregators import (
     aggregator_from,
     pipeline,
 )
+from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import GramAccumulator
 from varangian.aggregators.mixings.scaled import Scaled
+from varangian.aggregators.rows import Rows
 
 
 class TestRequires:
@@ -311,3 +313,26 @@ def test_memory_for_the_update_is_used_where_it_fits(name: str) -> None:
     assert aggregator(rows.double(), into=into).vector.dtype == torch.float64
     rows[3, 7] = torch.nan
     assert aggregator(rows, into=into).dropped == (3,)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nnm+median", "nnm+trimmed_mean", "bucketing+nnm+median", "median", "nnm+meamed", "bulyan"],
+)
+def test_repeated_calls_have_the_bits_of_calls(name: str) -> None:
+    aggregator = aggregator_from(name, "aggregator", f=2)
+    moved = torch.zeros(30)
+    fixed = torch.randn(10, 30, generator=torch.Generator().manual_seed(0))
+    rows = Rows((*fixed.unbind(), moved, moved))
+    reference = fixed.mean(dim=0)
+
+    call = aggregator.repeated(rows, len(fixed), reference, lambda: Gram.of(rows, reference).basis.products)
+    found = list[object]()
+    for size in (0.5, 3.0, 30.0, 60.0, float("inf"), 1e38, 30.0, 0.1):
+        moved.fill_(size)
+        answer = call(torch.Generator().manual_seed(1))
+        expected = aggregator(rows, reference, torch.Generator().manual_seed(1))
+        assert torch.equal(answer.vector, expected.vector)
+        assert answer.dropped == expected.dropped
+        found.append(answer)
+    assert (found[2] is found[3]) == name.endswith(("nnm+median", "nnm+trimmed_mean"))

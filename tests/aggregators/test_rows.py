@@ -1,4 +1,4 @@
-"""What counts as n vectors, and what is said when it does not."""
+"""Inputs that count as n vectors, and errors about those that do not."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a user writes, what comes of it, and back."""
+"""Specifications as a user writes them, what comes of them, and back."""
 
 import re
 from dataclasses import dataclass

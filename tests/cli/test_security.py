@@ -1,4 +1,4 @@
-"""What a user types, and reads."""
+"""Commands about security, and their output."""
 
 import argparse
 import base64

@@ -228,3 +228,9 @@ def test_of_many_metrics_the_first_are_shown():
     assert shown[-1] == ("and", "34 more metrics")
     assert len(shown) == 8
     assert ("and", "10 more metrics") in summary_lines(result(metrics=metrics), RunSummary(), ())
+
+
+def test_refusals_of_the_server_are_in_the_end_by_code():
+    lines = summary_lines(result(refused={"NUMEL": 3, "STALE": 12}), RunSummary(), ())
+    assert ("refused", "NUMEL 3, STALE 12") in lines
+    assert "refused" not in dict(summary_lines(result(), RunSummary(), ()))

@@ -1,4 +1,4 @@
-"""What no validator of compose files looks at: replicas, health, hardening, and our own command line."""
+"""Compose files where no validator looks: replicas, health, hardening, and our own command line."""
 
 import os
 import pathlib

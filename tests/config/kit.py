@@ -1,4 +1,4 @@
-"""What the tests of configurations share."""
+"""Helpers of the tests of configurations."""
 
 import re
 from functools import cache

@@ -181,6 +181,21 @@ def test_a_mistyped_name_hides_what_it_may_have_meant():
             "server.keep_rows",
             "which stores no whole vectors. Found 3. Set server.keep_rows=0 or server.memory=rows.",
         ),
+        (
+            "byzantine.attack={churn: {attack: sign_flip}}; byzantine.count=2; backend=simulate",
+            "byzantine.attack",
+            "is an attack on the protocol, and backend=simulate has no connections to attack",
+        ),
+        (
+            "byzantine.attack={churn: {attack: alie}}; byzantine.count=2; byzantine.knows=own",
+            "byzantine.attack",
+            "cannot be mounted: it needs to know 'colluders'",
+        ),
+        (
+            "byzantine.attack={churn: {attack: label_flip}}; byzantine.count=2",
+            "byzantine.attack.churn",
+            "`attack` should be an attack on vectors, as sign_flip",
+        ),
         ("aggregator=krum; workers=8", "aggregator", "needs n >= 2 f + 3, 9 for f = 3, and n is 8"),
         ("aggregator=krum; workers=8", "aggregator", "It would hold with workers=9 or f=2."),
         (

@@ -1,4 +1,4 @@
-"""What peers do to a server that means them no harm. Each attack lets go of everything when it is over.
+"""Attacks of peers on a server that means them no harm. Each attack lets go of everything when it is over.
 
 `size` scales how much of it there is; 1 is what fits into a test.
 """

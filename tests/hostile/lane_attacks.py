@@ -1,4 +1,4 @@
-"""What peers do to the lane beside gRPC. Each attack lets go of everything when it is over.
+"""Attacks of peers on the lane beside gRPC. Each attack lets go of everything when it is over.
 
 `siege` is a server with several workers, of which w02 and those after it are nobody's friends.
 """

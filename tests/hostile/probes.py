@@ -1,4 +1,4 @@
-"""What must be true of every sequence of bytes that reaches the codec. Shared by Hypothesis and atheris."""
+"""Properties of every sequence of bytes that reaches the codec. Shared by Hypothesis and atheris."""
 
 from google.protobuf.message import DecodeError
 

@@ -1,4 +1,4 @@
-"""What workers push by themselves in between, and what is kept of it, in whole runs."""
+"""Vectors that workers push by themselves in between, and what is kept of them, in whole runs."""
 
 import pytest
 import torch

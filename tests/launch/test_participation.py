@@ -36,9 +36,10 @@ def waited(records):
 
 
 def test_a_straggler_holds_up_those_who_wait_for_it(carried_out):
-    _, sync, _ = carried_out(STRAGGLER, "rounds=12", "workers=8", "server.wait_rounds=null")
+    _, sync, _ = carried_out(STRAGGLER, "rounds=12", "workers=8", "server.wait_floor=20")
     _, free, _ = carried_out(STRAGGLER, "rounds=12", "workers=8", "participation=async")
     assert waited(sync) > 11 * 10
+    assert all(record.missing == () for record in sync)
     assert waited(free) == pytest.approx(12)
     ages = [record.ages["w00"] for record in free if "w00" in record.ages]
     assert ages == [9], "ten steps of the others are one of its own"

@@ -1,4 +1,4 @@
-"""What .pre-commit-config.yaml bans by pattern is banned for everyone, with the hooks installed or not."""
+"""Patterns banned in .pre-commit-config.yaml, banned for everyone, with the hooks installed or not."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""What comes from elsewhere is pinned: packages by hash, actions by commit."""
+"""Dependencies from elsewhere are pinned: packages by hash, actions by commit."""
 
 import importlib.metadata
 import re

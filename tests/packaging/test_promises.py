@@ -1,4 +1,4 @@
-"""What the pages say is what the code does."""
+"""Promises of the pages, held by the code."""
 
 import ast
 import pathlib

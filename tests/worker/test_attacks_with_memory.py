@@ -1,6 +1,7 @@
 """Attacks that remember earlier rounds, and attacks inside attacks."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from varangian.registry import ConfigError
 from varangian.worker.attacks import (
     ATTACKS,
     Alie,
+    Composite,
     Ipm,
     Knowledge,
     Mimic,
@@ -25,6 +27,7 @@ from varangian.worker.attacks import (
     why_impossible,
 )
 from varangian.worker.attacks.mimic import outermost
+from varangian.worker.attacks.mounted import stepped
 
 ROWS = torch.tensor([[1.0, -2.0, 0.5], [3.0, -2.0, 0.0], [5.0, -2.0, 4.0]])
 REMEMBERING = [
@@ -344,3 +347,22 @@ def test_mimic_without_warm_up_remembers_nothing():
     assert not remembers(Mimic())
     assert remembers(Mimic(warmup=1))
     assert SignFlip(scale=10.0) == Sleeper().attack
+
+
+def test_a_joint_attack_inside_another_is_computed_once():
+    honest, model = rows_of(0), torch.zeros(33)
+    for attack, shares in (
+        (Mimic(), True),
+        (Mimic(warmup=2), True),
+        (Composite(steps=("gaussian",)), False),
+    ):
+        outer, found = Stale(attack=attack), {}
+        memory = outer.start()
+        sent = list[torch.Tensor]()
+        for rank in range(3):
+            rng = torch.Generator().manual_seed(rank)
+            seen = Knowledge(honest, 15, 3, rank=rank, round=0, rng=rng, model=model, found=found)
+            seen = replace(seen, names=tuple(map(str, range(12))))
+            sent.append(stepped(outer, honest[0], seen, memory)[0])
+        assert (sent[0] is sent[1] is sent[2]) == shares
+        assert torch.equal(sent[0], sent[1]) == shares

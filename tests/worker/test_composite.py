@@ -154,7 +154,8 @@ def test_optimal_asks_the_rule() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"steps": ["aile 1.5"]}, "Did you mean 'alie'"),
+        ({"steps": ["aile 1.5"]}, "Did you mean 'alie'?"),
+        ({"steps": [{"flip": 1}]}, "Found [{'flip': 1}]. As [alie 1.5, ipm 0.5 half]."),
         ({"steps": ["alie much"]}, "should have a number as its strength. Found 'much'"),
         ({"steps": ["alie 1 2"]}, "should be an operator, a strength, and perhaps `half` and `memory`"),
         ({"steps": ["alie half half"]}, "should be an operator, a strength"),
@@ -171,6 +172,7 @@ def test_errors_name_the_step_and_the_rule(fields: dict[str, object], said: str)
     with pytest.raises(ConfigError, match=r"byzantine\.attack\.composite") as error:
         ATTACKS.build({"composite": fields}, "byzantine.attack")
     assert said in str(error.value)
+    assert "?." not in str(error.value)
 
 
 def test_needs_two_attackers_for_a_half() -> None:

@@ -6,8 +6,8 @@ Alie(z=1.5, objective='deviation')
 
 A `GradientAttack` changes the vector that is sent; a `RememberingAttack` also looks at what it saw in
 earlier rounds; a `DataAttack` changes the batch that the vector is computed from; a `ProtocolAttack` sends
-an honest vector otherwise than the protocol says. What an attacker sees is explicit (`Knowledge`). The
-configuration and the rooms of the worker above it import it.
+a vector, honest or of another attack, otherwise than the protocol says. What an attacker sees is explicit
+(`Knowledge`). The configuration and the rooms of the worker above it import it.
 """
 
 from varangian.worker.attacks.agr_tailored import AgrTailored
@@ -26,6 +26,7 @@ from varangian.worker.attacks.base import (
     Sight,
     Timed,
     VectorAttack,
+    inner_attack,
     is_joint,
     on_vectors,
     remembers,
@@ -124,6 +125,7 @@ __all__ = [
     "VectorAttack",
     "WrongShape",
     "Xfed",
+    "inner_attack",
     "is_joint",
     "on_vectors",
     "poison",

@@ -28,6 +28,9 @@ class AgrTailored:
     result moves with each coordinate and no further than the honest vectors go, so the best is known: in
     each coordinate the outermost honest value in the direction of p. Any other rule of the run is asked
     itself, along the line. Where not even the mean is selected, the mean is sent.
+
+    Vector: mean + gamma p, gamma by a search; against median and trimmed mean the outermost honest
+    values along p.
     """
 
     needs: ClassVar[Sight] = "all"

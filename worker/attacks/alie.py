@@ -29,6 +29,8 @@ class Alie:
     With `z: optimal` attackers know the rule as well, and send the z that does most harm to it in each
     round, as ByzFL's Optimal_ALittleIsEnough; it needs `all`. z is positive in all rounds: steps to both
     sides would cancel over rounds.
+
+    Vector: mean - z std, z = Phi^-1((n - f - s) / (n - f)) with s = floor(n / 2 + 1) - f.
     """
 
     joint: ClassVar[bool] = True
@@ -36,8 +38,8 @@ class Alie:
     """Standard deviations of the step; negative goes the other way. Null is the paper's z_max for n and f,
     or 1.5 where that is not positive: with one attacker, or two among an even number of workers."""
     objective: Objective = "deviation"
-    """What the optimal z makes largest: `deviation` is |F - mean|^2 of the update F, which guarantees of
-    rules bound and ByzFL takes; `inner` is -<F, mean>, how far F points against the honest mean."""
+    """The quantity that the optimal z makes largest: `deviation` is |F - mean|^2 of the update F, which
+    guarantees of rules bound and ByzFL takes; `inner` is -<F, mean>, how far F points against the mean."""
 
     def __post_init__(self) -> None:
         if isinstance(self.z, float | int) and not math.isfinite(self.z):

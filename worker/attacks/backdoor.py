@@ -22,6 +22,8 @@ class Backdoor:
     The share of poisoned samples is about that of "How To Backdoor Federated Learning" (Bagdasaryan et al.,
     2020), whose scaling of the update is left out. The accuracy hardly changes, so the metric
     `backdoor_success` is reported beside it; if `metrics` are chosen, only where it is among them.
+
+    Vector: the gradient of samples of which a share has the trigger and the target label.
     """
 
     target: int = 0

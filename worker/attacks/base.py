@@ -10,7 +10,7 @@ on earlier rounds is given its memory, and returns the next one. `mounted` keeps
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import torch
@@ -29,8 +29,8 @@ SIGHTS: tuple[Sight, ...] = ("own", "colluders", "all")
 
 
 Sent: TypeAlias = Tensor | tuple[Tensor | None, ...] | None
-"""What attackers send: a vector (d,), or None for nothing; of a joint attack, a tuple has that of each of
-the f attackers, by rank."""
+"""The answer of attackers: a vector (d,), or None for nothing; of a joint attack, a tuple has that of each
+of the f attackers, by rank."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,8 @@ class Knowledge:
     """The workers of the rows of `honest`: with `availability` others in each round."""
     blocks: tuple[int, ...] = ()
     """Sizes of the parameter tensors of the model, which make up the d coordinates in this order."""
+    found: dict[int, Any] = field(default_factory=dict[int, Any])
+    """Of those who see these vectors in this process: what one of them has computed for all (`nested`)."""
 
 
 @runtime_checkable
@@ -192,6 +194,14 @@ ATTACKS: Registry[Attack] = Registry("attack", OwnClasses(_lacks, FunctionAttack
 def on_vectors(attack: Attack | None) -> TypeGuard[VectorAttack]:
     """Whether an attack changes the vector that is sent."""
     return isinstance(attack, GradientAttack | RememberingAttack)
+
+
+def inner_attack(attack: Attack | None) -> Attack | None:
+    """The attack on the vector or the data, which makes what is sent; None is honest.
+
+    An attack on the protocol has it in its field `attack`, or none.
+    """
+    return getattr(attack, "attack", None) if isinstance(attack, ProtocolAttack) else attack
 
 
 def remembers(attack: Attack | None) -> TypeGuard[RememberingAttack]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from varangian.worker.attacks.base import ATTACKS
+from varangian.worker.attacks.base import ATTACKS, VectorAttack
+from varangian.worker.attacks.nested import check_inner
 from varangian.worker.attacks.on_protocol import Line, check_every, is_due
 
 
@@ -19,6 +20,9 @@ class Churn:
 
     To the server it looks like a worker that crashes: it spends none of the f, and rounds wait only for
     whom they are connected to.
+
+    Vector: g, with leaving and joining in between.
+    Source: no paper.
     """
 
     every: int = 1
@@ -29,8 +33,11 @@ class Churn:
     """Seconds until it joins again."""
     anew: bool = False
     """Join as another process, as after a crash: the name is free two seconds after the first one left."""
+    attack: Annotated[VectorAttack | None, ATTACKS] = None
+    """The attack that makes the vector, a name or a name with its fields; null is the honest vector."""
 
     def __post_init__(self) -> None:
+        check_inner(self.attack)
         check_every(self.every)
         if not 0 <= self.away < float("inf"):
             raise ValueError(f"`away` should be a number of seconds, at least 0. Found {self.away}.")

@@ -338,6 +338,8 @@ class Composite:
     mean of the honest vectors. A step is written as `alie 1.5 half memory`: an operator, its strength, and
     whether half of the attackers take it, and whether it keeps its direction over rounds. After each step
     the vector is drawn back towards the mean until it is within the budget.
+
+    Vector: that of up to three steps in a row; by `varangian redteam`.
     """
 
     needs: ClassVar[Sight] = "all"

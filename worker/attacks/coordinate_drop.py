@@ -18,6 +18,9 @@ class CoordinateDrop:
 
     The "drop" of the Flag Aggregator's experiments, where a tenth is lost. Each coordinate is lost on its
     own, and others in every round.
+
+    Vector: g with each coordinate 0 with probability `fraction`.
+    Source: the "drop" in the experiments of the Flag Aggregator (Almasi et al., 2024).
     """
 
     needs: ClassVar[Sight] = "own"

@@ -17,10 +17,12 @@ from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
 class Copy:
     """Copy: lazy workers, each of which sends the vector of an honest worker as its own.
 
-    After the lazy clients of "Blockchain Assisted Decentralized Federated Learning with Lazy Clients" (Li
-    et al., 2020), who take another's model and hide the copy under Gaussian noise. Attacker r copies honest
-    worker r, so that no two copies are the same. `mimic` makes them the same, to give one worker the most
-    weight.
+    After the lazy clients of "Blockchain Assisted Decentralized Federated Learning (BLADE-FL) with Lazy
+    Clients" (Li et al., 2020), who take another's model and hide the copy under Gaussian noise. Attacker r
+    copies honest worker r, so that no two copies are the same. `mimic` makes them the same, to give one
+    worker the most weight.
+
+    Vector: g_r of honest worker r, plus noise.
     """
 
     needs: ClassVar[Sight] = "all"

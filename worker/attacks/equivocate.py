@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from varangian.worker.attacks.base import ATTACKS
+from varangian.worker.attacks.base import ATTACKS, VectorAttack
+from varangian.worker.attacks.nested import check_inner
 from varangian.worker.attacks.on_protocol import Line, check_every, is_due
 
 
@@ -21,6 +22,9 @@ class Equivocate:
     is the honest one with its sign flipped. One of them counts, the first that is complete. A second one
     is no proof of a fault: an honest worker that was started again sends another one, too, since its
     momentum is gone.
+
+    Vector: (1 - 2 i / (versions - 1)) g as version i.
+    Source: no paper.
     """
 
     versions: int = 2
@@ -30,8 +34,11 @@ class Equivocate:
     connection of its own."""
     every: int = 1
     """Attack in every so many rounds; push as an honest worker does in the others."""
+    attack: Annotated[VectorAttack | None, ATTACKS] = None
+    """The attack that makes the vector, a name or a name with its fields; null is the honest vector."""
 
     def __post_init__(self) -> None:
+        check_inner(self.attack)
         check_every(self.every)
         if not 2 <= self.versions <= 8:
             raise ValueError(f"`versions` should be from 2 to 8. Found {self.versions}.")

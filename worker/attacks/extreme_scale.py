@@ -17,6 +17,9 @@ class ExtremeScale:
     """Extreme scale: the honest vector times 1e30, finite, but with squares that overflow.
 
     Coordinates that would overflow stop at the largest finite number.
+
+    Vector: 1e30 g, cut off at the largest finite number.
+    Source: no paper.
     """
 
     needs: ClassVar[Sight] = "own"

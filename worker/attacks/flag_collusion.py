@@ -36,6 +36,10 @@ class FlagCollusion:
     p: with r the length of the mean of honest unit vectors, (f + (n - f) r s) sqrt(1 - s^2) / n is along p.
     The rule is that of the run, or the usual Flag Aggregator where it has another one. The length of b,
     which the rule only uses for a median, is that of the longest honest vector.
+
+    Vector: a unit vector b between p and the mean, times the longest honest length; the part of the
+    mean by a search.
+    Source: no paper.
     """
 
     needs: ClassVar[Sight] = "colluders"

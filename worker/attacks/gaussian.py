@@ -18,6 +18,8 @@ class Gaussian:
 
     Sigma is 200 as in "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent" (Blanchard
     et al., 2017). Vectors of different attackers are nearly orthogonal.
+
+    Vector: each coordinate from N(0, sigma^2).
     """
 
     needs: ClassVar[Sight] = "own"

@@ -26,6 +26,8 @@ class Ipm:
 
     With `epsilon: optimal` attackers know the rule as well, and send the epsilon that does most harm to it
     in each round, as ByzFL's Optimal_InnerProductManipulation.
+
+    Vector: -epsilon mean.
     """
 
     needs: ClassVar[Sight] = "all"
@@ -33,8 +35,8 @@ class Ipm:
     epsilon: float | Literal["optimal"] = USUAL
     """Length of the reversed mean, in lengths of the mean."""
     objective: Objective = "deviation"
-    """What the optimal epsilon makes largest: `deviation` is |F - mean|^2 of the update F, which guarantees
-    of rules bound and ByzFL takes; `inner` is -<F, mean>, how far F points against the honest mean."""
+    """The quantity that the optimal epsilon makes largest: `deviation` is |F - mean|^2 of the update F,
+    which guarantees of rules bound and ByzFL takes; `inner` is -<F, mean>, how far F points against it."""
 
     def __post_init__(self) -> None:
         if self.epsilon != "optimal":

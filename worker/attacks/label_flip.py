@@ -18,6 +18,8 @@ class LabelFlip:
 
     "Data Poisoning Attacks Against Federated Learning Systems" (Tolpegin et al., 2020). With an odd number
     of classes the middle one keeps its label. Negative labels, which no loss looks at, stay.
+
+    Vector: the gradient of labels C - 1 - y.
     """
 
     rate: float = 1.0

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.aggregators import Aggregator, Gram, Weighting
+from varangian.aggregators import Aggregate, Aggregator, Gram, Weighting
 from varangian.aggregators.answers import mixed, weights
 from varangian.aggregators.base import is_columnwise, is_whole
 from varangian.aggregators.blocks import columns_of
@@ -25,6 +25,7 @@ from varangian.aggregators.gram import ORIGIN
 from varangian.aggregators.kernels import NotFinite
 from varangian.aggregators.numeric.algebra import Array
 from varangian.aggregators.rows import Rows
+from varangian.own_classes import is_own
 
 DRAWS = 4
 """Draws of a random mixing over which an effect is averaged: an attacker does not know the server's."""
@@ -133,6 +134,9 @@ class Probe:
         self._base, self._direction = line
         by_rows = is_columnwise(self._now.rule) or is_whole(self._now.rule)
         self._ask = self._on_rows if by_rows else self._in_gram
+        self._draws_nothing = not self._now.mix
+        self._t = 0.0
+        self._last: tuple[Aggregate | None, Effect] = (None, Effect(0.0, 0.0, 0.0, None))
 
     def __call__(self, t: float) -> Effect:
         """The effect of vectors at a finite t.
@@ -145,7 +149,7 @@ class Probe:
 
     def _draws(self) -> Iterator[torch.Generator]:
         """Generators for the mixings: a single one where they draw nothing."""
-        if not self._now.mix:
+        if self._draws_nothing:
             yield _UNUSED
             return
         for draw in range(DRAWS):
@@ -153,6 +157,8 @@ class Probe:
             before = rng.get_state()
             yield rng
             if torch.equal(before, rng.get_state()):
+                # Whether a mixing of the user draws may depend on the vectors.
+                self._draws_nothing = not any(map(is_own, self._now.mix))
                 return
 
     def _in_gram(self, t: float, rng: torch.Generator) -> Effect:
@@ -161,33 +167,57 @@ class Probe:
         for mixing in self._now.mix:
             gram = gram.mixed(mixed(mixing, gram, rng))
         place = gram.combination(weights(cast("Weighting", self._now.rule), gram)).numpy()
-        mean = np.zeros_like(place)
-        mean[:honest] = 1 / honest
-        origin = np.zeros_like(place)
-        origin[ORIGIN] = 1
-        apart, update, middle = place - mean, place - origin, mean - origin
+        mean, origin, middle, square = self._landmarks
+        apart, update = place - mean, place - origin
         return Effect(
             deviation=max(0.0, float(apart @ products @ apart)),
             inner=float(update @ products @ middle),
-            honest=max(0.0, float(middle @ products @ middle)),
+            honest=square,
             mass=float(place[honest : honest + 2].sum()),
         )
 
+    @cached_property
+    def _landmarks(self) -> tuple[Array, Array, Array, float]:
+        """The mean of the honest rows, the origin, the way between them, and its squared length."""
+        honest, products = len(self._honest), self._gram.basis.products.numpy()
+        mean, origin = np.zeros(honest + 4), np.zeros(honest + 4)
+        mean[:honest] = 1 / honest
+        origin[ORIGIN] = 1
+        middle = mean - origin
+        return mean, origin, middle, max(0.0, float(middle @ products @ middle))
+
     def _on_rows(self, t: float, rng: torch.Generator) -> Effect:
-        sent = torch.add(self._base, self._direction, alpha=t)
-        rows = Rows((*self._vectors, *[sent] * self._copies))
-        update = self._whole(rows, self._reference, rng, measured=lambda: self._measured(t)).vector.double()
-        mean = self._mean
+        torch.add(self._base, self._direction, alpha=t, out=self._sent)
+        self._t = t
+        answer = self._repeated(rng)
+        if answer is not self._last[0]:
+            self._last = answer, self._effect_of(answer.vector.double())
+        return self._last[1]
+
+    def _effect_of(self, update: Tensor) -> Effect:
+        mean, square = self._mean
         return Effect(
             deviation=float((update - mean).square().sum()),
             inner=float(update @ mean),
-            honest=float(mean.square().sum()),
+            honest=square,
             mass=None,
         )
 
     @cached_property
-    def _mean(self) -> Tensor:
-        return self._honest.double().mean(dim=0)
+    def _sent(self) -> Tensor:
+        """The vector of the attackers, which is written anew for each t."""
+        return torch.empty_like(torch.add(self._base, self._direction))
+
+    @cached_property
+    def _repeated(self) -> Callable[[torch.Generator], Aggregate]:
+        rows = Rows((*self._vectors, *[self._sent] * self._copies))
+        return self._whole.repeated(rows, len(self._vectors), self._reference, self._measured)
+
+    @cached_property
+    def _mean(self) -> tuple[Tensor, float]:
+        """The mean of the honest rows, and its squared length."""
+        mean = self._honest.double().mean(dim=0)
+        return mean, float(mean.square().sum())
 
     @cached_property
     def _unit(self) -> float:
@@ -210,20 +240,28 @@ class Probe:
         return Gram.from_origin(rows, self._reference)
 
     def _rows_at(self, t: float) -> Array:
-        """The rows of a round as combinations of those of the Gram matrix: (H + k, H + 2)."""
+        """The rows of a round as combinations of those of the Gram matrix: (H + k, H + 2).
+
+        It is part of a matrix that is written anew for each t.
+        """
         honest, along = len(self._honest), t / self._unit
-        rows = np.zeros((honest + self._copies, honest + 2))
-        np.fill_diagonal(rows[:honest, :honest], 1)
+        rows = self._coefficients[:-2, :-2]
         rows[honest:, honest], rows[honest:, honest + 1] = 1 - along, along
         return rows
 
-    def _measured(self, t: float) -> Tensor:
-        """The inner products of the rows of a round, as `Aggregator.__call__` takes them."""
-        rows = self._rows_at(t)
-        n, points = rows.shape
-        wide = np.zeros((n + 2, points + 2))
-        wide[:n, :points] = rows
-        wide[[n, n + 1], [points, points + 1]] = 1
+    @cached_property
+    def _coefficients(self) -> Array:
+        """The rows, the reference and zero as combinations of those of the Gram matrix."""
+        honest, n = len(self._honest), len(self._honest) + self._copies
+        found = np.zeros((n + 2, honest + 4))
+        np.fill_diagonal(found[:honest, :honest], 1)
+        found[[n, n + 1], [honest + 2, honest + 3]] = 1
+        return found
+
+    def _measured(self) -> Tensor:
+        """The inner products of the rows at hand, as `Aggregator.__call__` takes them."""
+        self._rows_at(self._t)
+        wide = self._coefficients
         found = wide @ self._gram.basis.products.numpy() @ wide.T
         return torch.from_numpy((found + found.T) / 2)
 

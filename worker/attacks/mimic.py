@@ -13,7 +13,7 @@ from varangian.worker.attacks.geometry import unit
 
 
 class Course(NamedTuple):
-    """What attackers know after some rounds."""
+    """The memory of attackers after some rounds."""
 
     rounds: int
     """Rounds of the warm-up that are over."""
@@ -34,6 +34,8 @@ class Mimic:
     paper follows the direction in which honest vectors differ most over some rounds, then keeps the worker
     that is furthest along it: `warmup` is the number of these rounds. Without, the direction is that of the
     round at hand, so the worker can change from round to round; a fixed `target` keeps one.
+
+    Vector: the g_i that is furthest along the direction in which honest vectors differ most.
     """
 
     needs: ClassVar[Sight] = "all"

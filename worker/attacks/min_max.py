@@ -22,6 +22,9 @@ class MinMax:
     closed form: with c_i = g_i - mean and D the largest distance of two vectors, gamma is the least of
     (<p, c_i> + sqrt(<p, c_i>^2 + |p|^2 (D^2 - |c_i|^2))) / |p|^2. The mean, the deviation and D are those
     of the vectors that are seen; the deviation is that of a population.
+
+    Vector: mean + gamma p, gamma = min_i (<p, c_i> + sqrt(<p, c_i>^2 + |p|^2 (D^2 - |c_i|^2))) /
+    |p|^2.
     """
 
     needs: ClassVar[Sight] = "colluders"

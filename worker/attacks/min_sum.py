@@ -22,6 +22,8 @@ class MinSum:
     closed form: a vector at distance r from the mean has the sum k r^2 + sum |g_i - mean|^2, so gamma |p|
     is the distance of the outermost vector from the mean, whatever the direction. The mean and the
     deviation are those of the vectors that are seen; the deviation is that of a population.
+
+    Vector: mean + gamma p, gamma = max_i |c_i| / |p|, with c_i = g_i - mean.
     """
 
     needs: ClassVar[Sight] = "colluders"

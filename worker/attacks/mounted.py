@@ -86,12 +86,12 @@ class MountedAttack:
             ValueError: an attack that remembers is asked for a round before its last one.
         """
         if self._remembering is None and not self.shared:
-            return _of(self._computed(own, knows, None)[0], knows)
+            return of_attacker(self._computed(own, knows, None)[0], knows)
         last = self._last.get(self._key(name))
         kept = not (self.shared and alone)
         if last is not None and last.round == knows.round and kept:
             self._restarts[name] = max(self._restarts[name], last.restarts)
-            return _of(last.sent, knows)
+            return of_attacker(last.sent, knows)
         if last is not None and knows.round < last.round and self._remembering is not None:
             raise ValueError(
                 f"Rounds should not go back. Found round {knows.round} of {name} after {last.round}."
@@ -99,7 +99,7 @@ class MountedAttack:
         sent, memory = self._computed(own, knows, last)
         if kept:
             self._last[self._key(name)] = _Last(knows.round, sent, memory, self._restarts[name])
-        return _of(sent, knows)
+        return of_attacker(sent, knows)
 
     def reset(self, name: str) -> None:
         """Forget what is older than the restart of the server that this attacker has just noticed."""
@@ -112,11 +112,11 @@ class MountedAttack:
         return TOGETHER if self.shared else name
 
     def _computed(self, own: Tensor, knows: Knowledge, last: _Last | None) -> tuple[Sent, Any]:
-        """What is sent, and the memory afterwards."""
+        """The vectors that are sent, and the memory afterwards."""
         if self._remembering is None:
-            return _guarded(self._attack, own, knows, NO_MEMORY)
+            return computed(self._attack, own, knows, NO_MEMORY)
         memory = first_memory(self._attack) if last is None else last.memory
-        return _guarded(self._attack, own, knows, memory)
+        return computed(self._attack, own, knows, memory)
 
 
 def first_memory(attack: VectorAttack) -> Any:
@@ -140,16 +140,17 @@ def stepped(attack: VectorAttack, own: Tensor, knows: Knowledge, memory: Any) ->
         AttackError: an attack of the user fails, or does not return a vector like `own`; or the rule of the
             server fails, which an attack asks.
     """
-    sent, after = _guarded(attack, own, knows, memory)
-    return _of(sent, knows), after
+    sent, after = computed(attack, own, knows, memory)
+    return of_attacker(sent, knows), after
 
 
-def _of(sent: Sent, knows: Knowledge) -> Tensor | None:
-    """The vector of this attacker."""
+def of_attacker(sent: Sent, knows: Knowledge) -> Tensor | None:
+    """The vector of this attacker, of what a joint attack sends."""
     return sent[knows.rank] if isinstance(sent, tuple) else sent
 
 
-def _guarded(attack: VectorAttack, own: Tensor, knows: Knowledge, memory: Any) -> tuple[Sent, Any]:
+def computed(attack: VectorAttack, own: Tensor, knows: Knowledge, memory: Any) -> tuple[Sent, Any]:
+    """As `stepped`, for all attackers where the attack is joint."""
     if is_own(attack):
         with _of_the_user(attack):
             return _checked(attack, own, knows, memory)

@@ -7,8 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varangian.worker.attacks.base import Knowledge, Sight, VectorAttack, on_vectors, sight_of, why_not
-from varangian.worker.attacks.mounted import delay, first_memory, stepped
+from varangian.own_classes import is_own
+from varangian.worker.attacks.base import (
+    Knowledge,
+    Sent,
+    Sight,
+    VectorAttack,
+    is_joint,
+    on_vectors,
+    sight_of,
+    why_not,
+)
+from varangian.worker.attacks.mounted import computed, delay, first_memory, of_attacker, stepped
 
 
 class Around:
@@ -25,8 +35,7 @@ class Around:
         Raises:
             ValueError: it is not an attack on vectors.
         """
-        if not on_vectors(self.attack):
-            raise ValueError(f"`attack` should be an attack on vectors, as sign_flip. Found {self.attack}.")
+        _check_on_vectors(self.attack)
 
     @property
     def needs(self) -> Sight:
@@ -47,5 +56,34 @@ class Around:
         return first_memory(self.attack)
 
     def vector(self, own: Tensor, knows: Knowledge, memory: Any) -> tuple[Tensor | None, Any]:
-        """The vector of the other attack, and its memory afterwards."""
-        return stepped(self.attack, own, knows, memory)
+        """The vector of the other attack, and its memory afterwards.
+
+        A joint one is computed once a round for attackers who have the same memory of it, unless it draws
+        random numbers: those of each attacker are its own here.
+        """
+        if knows.f == 1 or not is_joint(self.attack) or is_own(self.attack):
+            return stepped(self.attack, own, knows, memory)
+        known: list[tuple[Any, Sent, Any]] = knows.found.setdefault(id(self), [])
+        for before, sent, after in known:
+            if before is memory:
+                return of_attacker(sent, knows), after
+        drawn = knows.rng.get_state()
+        sent, after = computed(self.attack, own, knows, memory)
+        if torch.equal(drawn, knows.rng.get_state()):
+            known.append((memory, sent, after))
+        return of_attacker(sent, knows), after
+
+
+def check_inner(attack: VectorAttack | None) -> None:
+    """Check the field `attack` of an attack on the protocol, in `__post_init__`.
+
+    Raises:
+        ValueError: it is there, and is not an attack on vectors.
+    """
+    if attack is not None:
+        _check_on_vectors(attack)
+
+
+def _check_on_vectors(attack: VectorAttack) -> None:
+    if not on_vectors(attack):
+        raise ValueError(f"`attack` should be an attack on vectors, as sign_flip. Found {attack}.")

@@ -14,7 +14,11 @@ from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
 @ATTACKS.register("non_finite")
 @dataclass(frozen=True)
 class NonFinite:
-    """Non-finite values: NaN or infinity in every coordinate; one such vector spoils an unchecked mean."""
+    """Non-finite values: NaN or infinity in every coordinate; one such vector spoils an unchecked mean.
+
+    Vector: NaN, or infinity, in every coordinate.
+    Source: no paper.
+    """
 
     needs: ClassVar[Sight] = "own"
     value: Literal["nan", "inf", "-inf"] = "nan"

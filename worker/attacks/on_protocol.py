@@ -1,4 +1,4 @@
-"""The interface of an attack on the protocol: an honest vector, sent otherwise than the protocol says.
+"""The interface of an attack on the protocol: a vector that is sent otherwise than the protocol says.
 
 The attack decides what is sent, when, and on how many connections; a `Line` sends it. Of the server it
 learns what any worker learns: the answer to each push.
@@ -55,7 +55,7 @@ class Line(Protocol):
 
     @property
     def memory(self) -> dict[str, Any]:
-        """What the attack keeps from round to round, of this worker; it may write to it."""
+        """The memory of the attack from round to round, of this worker; it may write to it."""
         ...
 
     def prepare(self, round: int, vector: Tensor) -> Push:
@@ -103,7 +103,8 @@ class ProtocolAttack(Protocol):
         Args:
             line: to the server.
             round: whose model the vector was computed for.
-            vector: (d,) what an honest worker would push; not to be written to.
+            vector: (d,) what an honest worker would push, or another attack, that in the field `attack`
+                where there is one; not to be written to.
             rng: of this attacker in this round.
         """
         ...

@@ -19,8 +19,11 @@ class OneBlock:
     """One block: the honest mean, but for one parameter tensor, which takes the whole deviation of min-max.
 
     A rule by distances of whole vectors sees no more than it does of `min_max`, while one tensor is moved
-    as far as all of them were to be: what rules that are applied to each layer by itself are meant to stop.
-    The closed form is that of `min_max` with the p of this tensor alone. It is not from a paper.
+    as far as all of them were to be: what a rule for each layer by itself (`per_block: true`) is meant to
+    stop. The closed form is that of `min_max` with the p of this tensor alone. It is not from a paper.
+
+    Vector: mean + gamma p with the p of one tensor and 0 elsewhere, gamma as of min_max.
+    Source: no paper.
     """
 
     needs: ClassVar[Sight] = "colluders"

@@ -17,6 +17,9 @@ class Replay:
 
     It was honest for another model, so it is as long as honest vectors and points to where the model has
     already gone. Until there is one so old, the first is sent.
+
+    Vector: g of `age` rounds ago.
+    Source: no paper.
     """
 
     needs: ClassVar[Sight] = "own"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from varangian.worker.attacks.base import ATTACKS
+from varangian.worker.attacks.base import ATTACKS, VectorAttack
+from varangian.worker.attacks.nested import check_inner
 from varangian.worker.attacks.on_protocol import Line, Push
 
 
@@ -20,6 +22,9 @@ class Resend:
     With `age` 0 it is the push of this round, after it was counted: a repeat, which must count once. An
     older push is of a round that is over. With `relabel` its manifest names the round at hand, so that
     the old vector would count in place of, or beside, the new one.
+
+    Vector: the bytes of an older push.
+    Source: no paper.
     """
 
     age: int = 1
@@ -30,8 +35,11 @@ class Resend:
     """Put the number of the round at hand into the old push."""
     times: int = 1
     """How often it is sent again in a round."""
+    attack: Annotated[VectorAttack | None, ATTACKS] = None
+    """The attack that makes the vector, a name or a name with its fields; null is the honest vector."""
 
     def __post_init__(self) -> None:
+        check_inner(self.attack)
         if not 0 <= self.age <= 100:
             raise ValueError(f"`age` should be from 0 to 100 rounds. Found {self.age}.")
         if self.times < 1:

@@ -16,7 +16,7 @@ from varangian.worker.attacks.geometry import rms_distance, unit
 
 
 class LastRound(NamedTuple):
-    """What attackers remember of the round before."""
+    """The memory of attackers: the round before."""
 
     model: Tensor
     length: float
@@ -34,6 +34,9 @@ class Rop:
     to pi D + (1 - pi) mean: near the point that centred clipping measures from, so nothing of it is cut.
     Its direction hardly changes from round to round, so momentum adds it up. D is known from the models
     that the server sends: the last step, as long as the mean of the round before.
+
+    Vector: pi D + (1 - pi) mean + z w, with w across lam D + (1 - lam) mean turned by theta, D the
+    last aggregate.
     """
 
     needs: ClassVar[Sight] = "colluders"

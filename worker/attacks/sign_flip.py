@@ -18,6 +18,8 @@ class SignFlip:
     The scale of 10 is that of the experiments of "Flag Aggregator: Scalable Distributed Training under
     Failures and Augmented Losses using Convex Optimization" (Almasi et al., 2024). Other papers
     reverse the mean of the honest vectors; that is `ipm`.
+
+    Vector: -scale g, for the own honest vector g.
     """
 
     needs: ClassVar[Sight] = "own"

@@ -18,6 +18,9 @@ class Silence:
 
     The server cannot tell it from a crash, so it spends none of the f. It makes rounds wait for their
     deadline, and leaves fewer honest vectors beside the other attackers'.
+
+    Vector: nothing in chosen rounds, else g.
+    Source: no paper.
     """
 
     needs: ClassVar[Sight] = "own"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from varangian.worker.attacks.base import ATTACKS
+from varangian.worker.attacks.base import ATTACKS, VectorAttack
+from varangian.worker.attacks.nested import check_inner
 from varangian.worker.attacks.on_protocol import Line, Push, check_every, is_due
 
 
@@ -19,16 +20,22 @@ class SizeLie:
 
     The server never passes a size from the wire to an allocator, and reads no more than the model has.
     On a data connection, where no size is sent, more bytes are never read, and the vector counts.
+
+    Vector: g in fewer or more bytes than announced, or with a wrong digest.
+    Source: no paper.
     """
 
     what: Literal["fewer", "more", "digest"] = "fewer"
-    """What does not match: there are too few bytes, too many, or they have another digest."""
+    """The mismatch: there are too few bytes, too many, or they have another digest."""
     amount: int = 4
     """Bytes that are missing or too many."""
     every: int = 1
     """Attack in every so many rounds; push as an honest worker does in the others."""
+    attack: Annotated[VectorAttack | None, ATTACKS] = None
+    """The attack that makes the vector, a name or a name with its fields; null is the honest vector."""
 
     def __post_init__(self) -> None:
+        check_inner(self.attack)
         check_every(self.every)
         if self.amount < 1:
             raise ValueError(f"`amount` should be at least 1 byte. Found {self.amount}.")

@@ -15,7 +15,7 @@ from varangian.worker.attacks.sign_flip import SignFlip
 
 
 class Phase(NamedTuple):
-    """What a sleeper remembers."""
+    """The memory of a sleeper: its phase, honest or attacking."""
 
     attacking: bool
     since: int
@@ -33,6 +33,9 @@ class Sleeper(Around):
 
     Rules that measure from the last aggregate, and whatever counts a worker's past in its favour, trust it
     by then. The attack follows honest rounds too, as far as it remembers rounds.
+
+    Vector: g for `after` rounds, then that of the inner attack.
+    Source: no paper.
     """
 
     attack: Annotated[VectorAttack, ATTACKS] = field(

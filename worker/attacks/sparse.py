@@ -27,6 +27,8 @@ class Sparse:
     honest vectors is that of the innermost of them, so that no score by distances is better: with c_i =
     g_i - mean this leaves a deviation of length min |c_i|, and what ALIE's part does not use of it
     (smaller, if it is longer than that) goes into the sensitive parameters.
+
+    Vector: mean - s std, s = scale for the sensitive parameters and z elsewhere.
     """
 
     needs: ClassVar[Sight] = "colluders"

@@ -25,6 +25,9 @@ class Stale(Around):
     it sent, not of the one that a vector was computed for. An attacker who does not wait has the full
     weight in every buffer, where honest workers with a delay are weighed down. By default its vectors are
     its own of older models.
+
+    Vector: that of the inner attack, pushed at once.
+    Source: no paper.
     """
 
     attack: Annotated[VectorAttack, ATTACKS] = field(

@@ -32,6 +32,9 @@ class StatOpt:
     -lambda sign(mean): lambda starts at the paper's bound and is halved until Krum selects the vector,
     or it is 1e-5 of what it was; the paper's smallest lambda is 1e-5 itself. Krum is that of the run, if
     it has one, or as in its paper.
+
+    Vector: per coordinate from [mean - 4 std, mean - 3 std], or on the other side of a negative mean;
+    Krum: -lambda sign(mean).
     """
 
     needs: ClassVar[Sight] = "colluders"

@@ -14,7 +14,7 @@ from varangian.worker.attacks.sign_flip import SignFlip
 
 
 class Pushed(NamedTuple):
-    """What an attacker remembers."""
+    """The memory of an attacker: the bad vector it has pushed last."""
 
     round: int | None
     """The last one with a bad vector."""
@@ -30,6 +30,9 @@ class StoredRow(Around):
     The server uses a stored row in every round until there is a newer one or it expires. A row of an early
     model is long and out of date, and stays so; and the silent attacker is selected again and again, as the
     one whose turn was the longest ago, in the place of an honest worker.
+
+    Vector: one of the inner attack, then nothing.
+    Source: no paper.
     """
 
     attack: Annotated[VectorAttack, ATTACKS] = field(

@@ -18,6 +18,9 @@ class Uniform:
 
     The vectors of different attackers are not orthogonal: they share the mean 1/2, and so a cosine of 3/4.
     Their length sqrt(d / 3) is usually many times that of a gradient.
+
+    Vector: each coordinate from U[0, 1).
+    Source: the "random" attack in the experiments of the Flag Aggregator (Almasi et al., 2024).
     """
 
     needs: ClassVar[Sight] = "own"

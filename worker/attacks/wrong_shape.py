@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from varangian.worker.attacks.base import ATTACKS
+from varangian.worker.attacks.base import ATTACKS, VectorAttack
+from varangian.worker.attacks.nested import check_inner
 from varangian.worker.attacks.on_protocol import Line, Push, check_every, is_due
 
 UNKNOWN_TYPE = 99
@@ -23,15 +24,21 @@ class WrongShape:
     The vector of length 1 is there because numpy and torch would broadcast it. The server compares the
     manifest with the model before it reads a byte of payload; it proves nothing, since no digest covers
     a manifest.
+
+    Vector: a vector of another shape or type.
+    Source: no paper.
     """
 
     what: Literal["longer", "shorter", "one", "layout", "dtype"] = "longer"
-    """What is wrong: the number of numbers (one more, one less, or just one), the digest of the layout, or
+    """The fault: the number of numbers (one more, one less, or just one), the digest of the layout, or
     the type of the numbers."""
     every: int = 1
     """Attack in every so many rounds; push as an honest worker does in the others."""
+    attack: Annotated[VectorAttack | None, ATTACKS] = None
+    """The attack that makes the vector, a name or a name with its fields; null is the honest vector."""
 
     def __post_init__(self) -> None:
+        check_inner(self.attack)
         check_every(self.every)
 
     async def send(self, line: Line, round: int, vector: Tensor, rng: torch.Generator) -> None:

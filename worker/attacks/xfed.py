@@ -33,6 +33,10 @@ class Xfed:
     next it sends its honest vector plus s p, for a unit vector p against its own vector, or against the
     last step of the model. Distances of models are measured in vectors by the attacker's own: their median
     counts as the median length of its honest vectors. The paper's c is not known to us.
+
+    Vector: g + s p, s = median + c MAD of the recent steps of the model.
+    Source: "XFED: Non-Collusive Model Poisoning Attack Against Byzantine-Robust Federated Classifiers"
+    (Mouri et al., 2026).
     """
 
     needs: ClassVar[Sight] = "own"

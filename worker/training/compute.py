@@ -54,6 +54,8 @@ class View(NamedTuple):
     """(k, d)."""
     rule: LiveRule | None
     """The server's rule, where they know it."""
+    found: dict[int, Any]
+    """The vectors that one of them has computed for all."""
 
 
 class VectorSource(Protocol):
@@ -356,10 +358,10 @@ class WorkerCompute:
         """The vectors of some workers (k, d) as attackers see them."""
         task = self.task
         if task.sight != "all":
-            return View(tuple(names), rows, None)
+            return View(tuple(names), rows, None, {})
         attackers = sum(task.timetable.available(name, round) for name in task.byzantine)
         rule = task.rule(len(rows) + attackers, self.layout.sizes)
-        return View(tuple(names), rows, rule)
+        return View(tuple(names), rows, rule, {})
 
     def knowledge(self, name: str, round: int, view: View, parameters: Tensor) -> Knowledge:
         """The knowledge of an attacker that sees these vectors."""
@@ -376,6 +378,7 @@ class WorkerCompute:
             rule=view.rule,
             names=view.names,
             blocks=self.layout.sizes,
+            found=view.found,
         )
 
     def _visible(self, round: int, parameters: Tensor) -> View | None:

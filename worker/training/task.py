@@ -56,6 +56,7 @@ class Task:
     byzantine: tuple[str, ...] = ()
     """The names of those that do attack, ascending."""
     attack: Attack | None = None
+    """How attackers make their vectors; None is as an honest worker does."""
     protocol: ProtocolAttack | None = None
     """How attackers send their vectors; None is as the protocol says."""
     knows: Sight | None = None

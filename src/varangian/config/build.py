@@ -14,7 +14,7 @@ from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Condition, RunPolicy
 from varangian.server.training.ema import Average
 from varangian.server.training.learner import Learner
-from varangian.worker.attacks import ProtocolAttack
+from varangian.worker.attacks import ProtocolAttack, inner_attack
 from varangian.worker.simulation.availability import Always
 from varangian.worker.training.task import Task
 
@@ -30,7 +30,7 @@ def task(config: RunConfig) -> Task:
         partition=config.partition,
         f=config.f,
         byzantine=() if attack is None else config.byzantine_names,
-        attack=None if isinstance(attack, ProtocolAttack) else attack,
+        attack=inner_attack(attack),
         protocol=attack if isinstance(attack, ProtocolAttack) else None,
         knows=config.byzantine.knows,
         aggregator=None if attack is None else config.aggregator,

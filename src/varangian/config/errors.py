@@ -92,7 +92,7 @@ def _context(details: ErrorDetails) -> dict[str, Any]:
 
 
 def _known_setting(loc: Sequence[str | int], parts: Sequence[str], model: type[BaseModel]) -> str:
-    """What may have been meant by a setting that there is not, or by the `parts` below it."""
+    """The setting that may have been meant by one that there is not, or by the `parts` below it."""
     *parents, key = map(str, loc)
     here = model
     for parent in parents:

@@ -41,7 +41,7 @@ class CodeFailures:
         self._count, self._first = state["count"], state["first"]
 
     def sentence(self, rounds: int) -> str | None:
-        """What failed first and in how many of these rounds; None if nothing did."""
+        """A sentence about the first failure and in how many of these rounds; None if nothing failed."""
         if not self._count:
             return None
         times = f"in {self._count} of {rounds} rounds"

@@ -114,6 +114,7 @@ async def serve_run(
             terms=server_run.terms,
             grace=server_run.grace,
             end=server_run.stop.because,
+            refused=server_run.refused,
         )
     except ListenError as error:
         server_run.folder.discard()

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -86,6 +87,8 @@ class ServerRun:
     scores: Scores = field(default_factory=Scores)
     began: float = field(default_factory=time.monotonic)
     saved: bool = False
+    refused: Counter[str] = field(default_factory=Counter[str])
+    """The number of refused calls and closed connections, by code."""
     failures: CodeFailures = field(init=False)
     keeper: CheckpointKeeper | None = field(init=False)
     """Keeps checkpoints; None in a run that writes none."""
@@ -305,6 +308,7 @@ class ServerRun:
             signal=self.stop.signal,
             train_loss=self.scores.train_loss,
             code_error=self.failures.sentence(self.rounds),
+            refused=dict(sorted(self.refused.items())) or None,
         )
         result = self.folder.finish(result, self._models())
         self.saved = True
@@ -426,7 +430,7 @@ def learner_device(config: RunConfig, worker_compute: WorkerCompute) -> str:
 
 
 def vector_source(config: RunConfig, worker_compute: WorkerCompute) -> tuple[VectorSource, str]:
-    """What computes for the workers of a simulation, and why it is not what was asked for, if so."""
+    """The source of vectors in a simulation, and why it is not the one that was asked for, if so."""
     if config.backend != "simulate" or config.simulate.gradients == "exact":
         return worker_compute, ""
     from varangian.worker.training.batched.compute import BatchedCompute, CannotBatch

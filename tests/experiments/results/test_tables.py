@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 from rich.console import Console
-from tests.experiments.results.conftest import ATTACKS, learning, settings
+from tests.experiments.results.conftest import ATTACKS, RULES, learning, settings
 
 from varangian.experiments.results.read import read_run, read_runs
 from varangian.experiments.results.study import Study
@@ -109,3 +109,26 @@ def test_csv_has_all_digits(study, compared):
     cells = rows_of(trust_csv(shown))
     assert len(cells) == 40
     assert {cell["weight"] for cell in cells} == {""}
+
+
+def test_each_setting_may_have_attacks_of_its_own(tmp_path, write_run):
+    for i, (momentum, attack, rule) in enumerate(
+        [
+            (0.0, "alie", "krum"),
+            (0.0, "alie", "median"),
+            (0.9, "sign_flip", "krum"),
+            (0.9, "alie", "median"),
+        ]
+    ):
+        config = settings(
+            worker__momentum=momentum, byzantine__attack=ATTACKS[attack], aggregator=RULES[rule]
+        )
+        write_run(tmp_path / str(i), config, learning([0.5]))
+    rows = Study.of(read_runs([tmp_path])).worst_cases().rows
+    found = {(row.group, row.rule): row.complete for row in rows}
+    assert found == {
+        (("0",), "krum"): True,
+        (("0",), "median"): True,
+        (("0.9",), "krum"): False,
+        (("0.9",), "median"): False,
+    }

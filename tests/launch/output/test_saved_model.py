@@ -1,4 +1,4 @@
-"""What is saved of a run is the whole state of its model, and comes back."""
+"""The saved model of a run: the whole state, and it comes back."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the tests of the machine share."""
+"""Helpers of the tests of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who takes part when columns are forgotten: the protocol alone, step by step, and at random."""
+"""Participation when columns are forgotten: the protocol alone, step by step, and at random."""
 
 from __future__ import annotations
 

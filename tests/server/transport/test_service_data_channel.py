@@ -1,4 +1,4 @@
-"""What the service says of payloads beside its calls, word for word and byte for byte."""
+"""Answers of the service about payloads beside its calls, word for word and byte for byte."""
 
 import asyncio
 import contextlib

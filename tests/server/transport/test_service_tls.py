@@ -1,4 +1,4 @@
-"""Who may do what, asked of the real service over real connections."""
+"""Permissions, asked of the real service over real connections."""
 
 import contextlib
 import itertools

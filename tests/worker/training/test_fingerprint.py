@@ -1,4 +1,4 @@
-"""What machines must have in common: equal here and there, and a sentence for what is not."""
+"""Settings that machines must have in common: equal here and there, and a sentence for what is not."""
 
 import dataclasses
 import re

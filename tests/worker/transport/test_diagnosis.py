@@ -1,4 +1,4 @@
-"""What a user reads when a connection cannot be made, over real sockets."""
+"""Errors of a user whose connection cannot be made, over real sockets."""
 
 import asyncio
 import socket

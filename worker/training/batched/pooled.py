@@ -34,7 +34,7 @@ class Pass:
     rows: Mapping[str, Tensor]
     """(k, *shape) by name: where the gradients go."""
     generators: Sequence[torch.Generator]
-    """What dropout draws from, for each worker."""
+    """The generator that dropout draws from, for each worker."""
 
 
 Layer: TypeAlias = Callable[[Tensor, Pass], Tensor]

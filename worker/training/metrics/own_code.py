@@ -52,7 +52,7 @@ class Called:
 
 
 def numbers(target: str, found: Any) -> Totals:
-    """What code of the user returned, as values by name.
+    """The result of code of the user, as values by name.
 
     Raises:
         MetricError: it is neither a number nor a mapping of numbers.

@@ -120,7 +120,12 @@ def add_redteam(parser: argparse.ArgumentParser) -> None:
         "--generations", type=count, default=12, metavar="N", help="of 32 policies each; by default 12"
     )
     parser.add_argument(
-        "--budget", type=seconds, metavar="S", help="begin no generation and no training after S seconds"
+        "--budget",
+        type=seconds,
+        metavar="S",
+        help="begin no generation after 40 %% of S seconds, no short training after 75 %%, and no full one "
+        "after S; what has begun ends, and the strongest two attacks and a run without one are trained in "
+        "full whatever the time",
     )
     parser.add_argument("--seed", type=count, default=1, metavar="N", help="of the search; by default 1")
     parser.add_argument(

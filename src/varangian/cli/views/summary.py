@@ -125,6 +125,8 @@ def summary_lines(
     if summary.drops and summary.declared is not None:
         lines.append(("proven faults", bound_of_f(len(summary.drops), summary.declared)))
     lines += _missing_lines(summary)
+    if result.refused:
+        lines.append(("refused", ", ".join(f"{code} {count}" for code, count in result.refused.items())))
     if any(summary.ages):
         mean = sum(age * count for age, count in summary.ages.items()) / summary.ages.total()
         lines.append(("ages", f"mean {mean:.1f} rounds, at most {max(summary.ages)}"))
@@ -135,7 +137,7 @@ def summary_lines(
 
 
 def bound_of_f(faulty: int, declared: int) -> str:
-    """What the workers proven faulty in a run say about the number of Byzantine workers."""
+    """A lower bound of the number of Byzantine workers, from those proven faulty in a run."""
     workers = "1 worker" if faulty == 1 else f"{faulty} workers"
     if faulty > declared:
         return f"{workers}, more than the declared f = {declared}: no rule promises anything then"

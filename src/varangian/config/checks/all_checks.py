@@ -19,7 +19,7 @@ from varangian.config.checks.rounds import (
 )
 from varangian.config.settings import AUTO, RunConfig
 from varangian.registry import FIXES, Problem, fixes
-from varangian.worker.attacks import DataAttack, ProtocolAttack, why_impossible
+from varangian.worker.attacks import DataAttack, ProtocolAttack, inner_attack, why_impossible
 from varangian.worker.training.losses import name_of
 from varangian.worker.training.metrics import MetricError, choose_metrics
 
@@ -76,8 +76,9 @@ def _check_attack(config: RunConfig) -> Iterator[Problem]:
 
 def _check_attack_possible(config: RunConfig) -> Iterator[Problem]:
     byzantine = config.byzantine
-    if byzantine.attack is not None and 0 < byzantine.count < config.workers:
-        reason = why_impossible(byzantine.attack, config.workers, byzantine.count, byzantine.knows)
+    attack = inner_attack(byzantine.attack)
+    if attack is not None and 0 < byzantine.count < config.workers:
+        reason = why_impossible(attack, config.workers, byzantine.count, byzantine.knows)
         if reason is not None:
             yield Problem("byzantine.attack", f"cannot be mounted: {reason}")
 
@@ -95,7 +96,7 @@ def _check_labels(config: RunConfig) -> Iterator[Problem]:
     if config.loss.by_class is not False:
         return
     name = name_of(config.loss)
-    if isinstance(config.byzantine.attack, DataAttack):
+    if isinstance(inner_attack(config.byzantine.attack), DataAttack):
         hint, offers = f"Choose an attack on vectors, as {FIXES}.", fixes(byzantine__attack="sign_flip")
         rule = f"needs class labels, which loss={name} has not"
         yield Problem("byzantine.attack", rule, hint=hint, fixes=offers)

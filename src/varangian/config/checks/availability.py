@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from varangian.config.build import task
 from varangian.config.settings import RunConfig
 from varangian.registry import FIXES, Problem, fixes
-from varangian.worker.attacks import Mimic
+from varangian.worker.attacks import Mimic, inner_attack
 from varangian.worker.simulation.availability import Always
 
 MAX_LOOKUPS = 50_000
@@ -49,7 +49,7 @@ def check_delays(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_mimic_attendance(config: RunConfig) -> Iterator[Problem]:
-    attack = config.byzantine.attack
+    attack = inner_attack(config.byzantine.attack)
     if (
         not isinstance(config.availability, Always)
         and isinstance(attack, Mimic)

@@ -12,7 +12,7 @@ from varangian.aggregators.base import spent, tolerance
 from varangian.aggregators.spec import parts_of
 from varangian.config.settings import RunConfig
 from varangian.registry import FIXES, NOTHING, Fix, Problem, fixes
-from varangian.worker.attacks import is_joint, on_vectors, remembers, sight_of
+from varangian.worker.attacks import inner_attack, is_joint, on_vectors, remembers, sight_of
 
 TRIES = 4
 """The most numbers, of those that meet the condition of the rule, that are tried as a fix."""
@@ -67,7 +67,7 @@ def check_window(config: RunConfig) -> Iterator[Problem]:
 
 def check_mimic_momentum(config: RunConfig) -> Iterator[Problem]:
     """Attackers that need the momentum or the past of other workers, which take part in other rounds."""
-    attack, chosen = config.byzantine.attack, config.selection
+    attack, chosen = inner_attack(config.byzantine.attack), config.selection
     if not on_vectors(attack) or sight_of(attack, config.byzantine.knows) == "own":
         return
     if chosen.fresh_only and chosen.full_size(config.workers, 0) == config.workers:

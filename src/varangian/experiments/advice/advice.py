@@ -40,7 +40,7 @@ class Advice:
     aggregator: str | None
     """None where no rule that the run can use was measured."""
     measured: tuple[Mapping[str, Any], ...]
-    """What was measured of this rule, in each setting that counted."""
+    """The measurements of this rule, in each setting that counted."""
     reasons: Mapping[str, tuple[str, ...]]
     """Sentences, by heading."""
 
@@ -189,7 +189,7 @@ def _why(question: Question, choice: Choice, tables: Sequence[Table]) -> Iterato
 
 
 def _own_rule(question: Question, choice: Choice) -> Iterator[str]:
-    """What was measured of the rule that is written in the configuration."""
+    """The measurements of the rule that is written in the configuration."""
     if question.aggregator is None or choice.best is None:
         return
     own, reason = question.check(question.aggregator)
@@ -216,7 +216,7 @@ def _builds(question: Question, name: str, config: RunConfig) -> bool:
 
 
 def _momentum(question: Question, best: Candidate, tables: Sequence[Table]) -> Iterator[str]:
-    """What momentum at the workers changes, where both were measured."""
+    """The effect of momentum at the workers, where runs with and without it were measured."""
     for table, row in best.rows:
         other = like(table, tables, momentum=0.0 if table.momentum else MOMENTUM)
         found = None if other is None else other.rows.get(best.aggregator)
@@ -322,7 +322,7 @@ def _when_not(question: Question, choice: Choice) -> Iterator[str]:
     if question.threat == "any" and skewed:
         yield (
             "If wrong labels are the only fault, and data differ enough between workers, the mean is of "
-            "optimal order and can beat robust rules (JMLR 26:27): ask with --threat labels."
+            "optimal order and can beat robust rules (Peng et al., JMLR, 2025): ask with --threat labels."
         )
     for table in choice.tables:
         mean = table.poisoned.rows.get("mean")

@@ -112,7 +112,7 @@ def distance(question: Question, table: Table) -> float:
 
 
 def differences(question: Question, table: Table) -> Iterator[str]:
-    """What the measured setting has otherwise, in words."""
+    """The differences between the measured setting and the one asked for, in words."""
     if table.n != question.n:
         yield f"n = {table.n}, not {question.n}"
     if table.f * question.n != question.f * table.n:

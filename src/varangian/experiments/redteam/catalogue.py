@@ -21,7 +21,7 @@ STRENGTHS: dict[str, tuple[dict[str, Any], ...]] = {
 }
 """Settings that are tried beside the defaults; those that an attack does not take are left out."""
 NOT_COMPARED = ("composite",)
-"""What is searched itself."""
+"""Attacks that are searched themselves."""
 
 
 def catalogue() -> Iterator[Any]:

@@ -25,7 +25,7 @@ EACH_STEP = 0.1
 
 @dataclass(frozen=True)
 class Fitness:
-    """What a policy does on recorded rounds."""
+    """Damage and effort of a policy on recorded rounds."""
 
     damage: float
     """The share of progress that is lost, between 0 and 1: see `damage_of`."""

@@ -13,7 +13,22 @@ from typing import Any
 from varangian.worker.attacks.composite import MOST, OPERATORS, Composite, Step
 
 BUDGETS: tuple[float | None, ...] = (None, 0.5, 1.0, 2.0)
+FOUND = (
+    Composite(steps=("toward 4", "optimal 1"), budget=1.0),
+    Composite(steps=("toward 1", "optimal 64")),
+    Composite(steps=("ipm 0.5", "toward 4", "optimal 64")),
+    Composite(steps=("ipm 0.5", "toward 2", "optimal 64")),
+    Composite(steps=("alie 1", "optimal 64")),
+    Composite(steps=("alie 1 memory", "optimal 64")),
+    Composite(steps=("min_sum_std 1",)),
+)
+"""Policies that searches have found strongest against some rule. Every search begins with them too, and
+they are always trained with: some do more harm in trainings than on recorded rounds."""
 LEVELS = 8
+COLLUSION = ("ipm 0.25", "alie 3")
+"""Steps in a direction of `flag_collusion`: against the mean, and more against the deviations."""
+ALONG = {"unit": "flip 1", "std": "alie 1", "sign": "min_max_sign 1"}
+"""Steps in the directions of `agr_tailored`."""
 Parameters = Mapping[str, Any]
 
 
@@ -69,12 +84,17 @@ def known_policies(f: int) -> tuple[Composite, ...]:
             (first, "optimal 64")
             for first in ("alie 1", "ipm 1", "min_max_sign", "mimic", "principal 1", "alie 1 memory")
         ),
-        ("away 1",),
-        ("alie 1.5", "ipm 0.5"),
+        *(("away 1",), ("alie 1.5", "ipm 0.5")),
+        *(COLLUSION, ("alie 8",)),
     ]
     if f > 1:
         texts.append(("alie 1.5", "ipm 0.5 half"))
-    return tuple(Composite(steps=steps) for steps in texts)
+    known = {name_of(policy): policy for policy in map(_of_steps, texts)}
+    return tuple((known | {name_of(policy): policy for policy in FOUND}).values())
+
+
+def _of_steps(steps: tuple[str, ...]) -> Composite:
+    return Composite(steps=steps)
 
 
 def neighbours(policy: Composite, f: int) -> Iterator[Composite]:
@@ -124,10 +144,17 @@ def policy_form(attack: Any) -> Composite | None:
     ((name, fields),) = attack.items()
     if name == "composite":
         return Composite(steps=tuple(fields["steps"]), budget=fields.get("budget"))
+    direction = fields.get("direction", "unit")
+    if name == "agr_tailored":
+        return Composite(steps=(ALONG[direction], "optimal 64"))
+    if name == "flag_collusion":
+        return Composite(steps=COLLUSION)
+    if name == "sign_flip":
+        return Composite(steps=(f"flip {fields.get('scale', 10.0):g}",))
     strength = fields.get({"alie": "z", "ipm": "epsilon"}.get(name, ""))
     optimal = ("optimal 64",) if strength == "optimal" else ()
     number = f" {strength:g}" if isinstance(strength, int | float) and strength > 0 else ""
-    ending = {"std": "_std", "sign": "_sign"}.get(fields.get("direction"), "")
+    ending = "" if direction == "unit" else f"_{direction}"
     names = {"alie": f"alie{number}", "ipm": f"ipm{number}", "mimic": "mimic"}
     names |= {kind: f"{kind}{ending}" for kind in ("min_max", "min_sum")}
     return Composite(steps=(names[name], *optimal)) if name in names else None

@@ -21,7 +21,14 @@ from varangian.config.identity import identity_of
 from varangian.experiments.redteam.catalogue import catalogue
 from varangian.experiments.redteam.confirmation import Trained, Trainings
 from varangian.experiments.redteam.evaluation import Judge
-from varangian.experiments.redteam.policies import known_policies, name_of, neighbours, policy_form, spec_of
+from varangian.experiments.redteam.policies import (
+    FOUND,
+    known_policies,
+    name_of,
+    neighbours,
+    policy_form,
+    spec_of,
+)
 from varangian.experiments.redteam.recording import record
 from varangian.experiments.redteam.search import Archive, Evaluated, check_library, search
 from varangian.experiments.report.reproduce import command_of
@@ -65,7 +72,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a red team has found."""
+    """The findings of a red team."""
 
     config: RunConfig
     """Of the runs, with the strongest attack."""
@@ -88,6 +95,8 @@ class Findings:
     index: Path | None
     """Of the full trainings, for `varangian report`."""
     seconds: float
+    searched: float
+    """Seconds until the trainings that confirm began."""
     cut: bool
     """Whether the budget ended it."""
 
@@ -124,6 +133,7 @@ class Findings:
             "cut": self.cut,
             "settings": self.config.resolved(),
             "seconds": self.seconds,
+            "searched": self.searched,
         }
 
 
@@ -161,6 +171,12 @@ class _Team:
 
     def work(self) -> Findings:
         options, archive = self._options, self._archive
+        if options.budget is not None:
+            ends = [f"{part * options.budget:g}" for part in (SEARCHING, SHORTENING, 1)]
+            self._note(
+                f"begins no generation after {ends[0]} s, no short training after {ends[1]} s, no full one "
+                f"after {ends[2]} s; what has begun ends, and the strongest two attacks are trained in full"
+            )
         with one_thread():
             judge = self._judge()
             generations = search(
@@ -173,6 +189,7 @@ class _Team:
                 told=self._tell_generation,
             )
         evaluations, front = len(archive.found), tuple(archive.front)
+        searched = time.monotonic() - self._began
         trainings = Trainings(
             self._settings,
             options.folder / "runs",
@@ -199,6 +216,7 @@ class _Team:
             runs=trainings.runs,
             index=trainings.indices.get("full"),
             seconds=time.monotonic() - self._began,
+            searched=searched,
             cut=self._cut,
         )
         content = json.dumps(findings.plain(), indent=1, default=str) + "\n"
@@ -236,7 +254,7 @@ class _Team:
         pairs = zip_longest(map(spec_of, policies), catalogue())
         attacks = [attack for pair in pairs for attack in pair if attack is not None]
         train = partial(trainings.train, rounds=rounds, seeds=seeds)
-        self._note(f"short trainings of {rounds} rounds under {len(attacks)} attacks, {len(seeds)} seeds")
+        self._note(f"short trainings of {rounds} rounds under {_extent(len(attacks), len(seeds))}")
         found = train("short", attacks, at_least=2)
         self._untried = len(attacks) - len(found) - len(trainings.refused) - len(trainings.stopping)
         tried, known = set[str](), {name_of(policy) for policy in policies}
@@ -255,25 +273,29 @@ class _Team:
         return found
 
     def _candidates(self) -> list[Composite]:
-        """The most harmful policies; of those with the same effect one."""
+        """The most harmful policies, of those with the same effect one; and those that harm elsewhere."""
         found, seen = list[Composite](), set[tuple[float, float]]()
         for one in self._archive.by_damage:
             effect = (round(one.fitness.damage, 6), round(one.fitness.effort, 6))
             if effect not in seen and len(found) < CANDIDATES:
                 seen.add(effect)
                 found.append(one.policy)
-        return found
+        names = {name_of(policy) for policy in found}
+        return [*found, *(policy for policy in FOUND if name_of(policy) not in names)]
 
     def _full(self, trainings: Trainings, short: Sequence[Trained]) -> list[Trained]:
         """Full trainings without an attack, and under the strongest attacks of both kinds."""
         policies = _finalists(one for one in short if _is_policy(one.attack))
+        # Those that were strongest elsewhere may do their harm late, which short trainings do not show.
+        known = [spec_of(policy) for policy in FOUND]
+        policies += [one for one in short if one.attack in known and one not in policies]
         others = _finalists(one for one in short if not _is_policy(one.attack))
         attacks: list[Any] = [None]
-        for place in range(FINALISTS):
+        for place in range(max(len(policies), len(others))):
             attacks += [kind[place].attack for kind in (policies, others) if place < len(kind)]
         seeds = [self._config.seed + number for number in range(self._options.seeds)]
-        extent = f"{self._config.rounds} rounds under {len(attacks) - 1} attacks, {len(seeds)} seeds"
-        self._note(f"full trainings of {extent}")
+        extent = _extent(len(attacks) - 1, len(seeds))
+        self._note(f"full trainings of {self._config.rounds} rounds without an attack, and under {extent}")
         train = partial(trainings.train, rounds=self._config.rounds, seeds=seeds)
         found = train("full", attacks, at_least=3)
         attacked = [one for one in found if one.attack is not None]
@@ -281,8 +303,12 @@ class _Team:
             raise RunError(
                 f"no training under an attack has ended well; see {self._options.folder / 'runs'}"
             )
-        form = policy_form(max(attacked, key=lambda one: one.strength).attack)
-        if form is None or self._over(1.0):
+        forms = (policy_form(one.attack) for one in _ordered(attacked))
+        form = next((form for form in forms if form is not None), None)
+        if form is None:
+            return found
+        if self._over(1.0):
+            self._note(f"the budget leaves no time for full trainings beside {name_of(form)}")
             return found
         known = [one.attack for one in found]
         beside = [spec for one in (form, *neighbours(form, self._f)) if (spec := spec_of(one)) not in known]
@@ -302,6 +328,10 @@ class _Team:
 
     def _tell_trained(self, name: str, trained: Trained) -> None:
         self._note(f"{name}: {score_of(trained)} under {trained.name}")
+
+
+def _extent(attacks: int, seeds: int) -> str:
+    return f"{attacks} attack{'s' * (attacks != 1)}, {seeds} seed{'s' * (seeds != 1)}"
 
 
 def score_of(trained: Trained) -> str:

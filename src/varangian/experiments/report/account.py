@@ -29,7 +29,7 @@ STATES = {"failed": "ended early", "error": "failed"}
 
 
 def sections(results: Results, study: Study) -> Iterator[Section]:
-    """What remains to be said."""
+    """Sections at the end: failed runs, tuned values, commands, settings."""
     gaps = [(case, gap) for case in study.cases for gap in (*case.gaps, *case.early)]
     if gaps or study.left_out:
         title = "Runs that failed, ended early or are missing" if gaps else "Points that were not run"

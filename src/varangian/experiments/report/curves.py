@@ -70,7 +70,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a line and what a panel stands for, which depends on what varies."""
+    """The meaning of a line and of a panel, which depends on what varies."""
 
     line: str
     lines: tuple[str, ...]

@@ -148,6 +148,8 @@ def _facts(results: Results, study: Study) -> Iterator[tuple[str, str]]:
         for name in ("rounds", "outcome", "digest"):
             if result.get(name) is not None:
                 yield name, str(result[name])
+        if refused := result.get("refused"):
+            yield "refused", ", ".join(f"{code} {count}" for code, count in refused.items())
     versions = sorted({str(run.manifest.get("varangian")) for run in results} - {"None"})
     if versions:
         yield "made by varangian", ", ".join(versions)

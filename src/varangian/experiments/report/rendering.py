@@ -70,7 +70,7 @@ def _environment() -> Environment:
 
 
 def _text(value: Any) -> Any:
-    """What a template puts in: text without control characters; markup as it is."""
+    """A value as a template puts it in: text without control characters; markup as it is."""
     return printable(value, LONGEST) if type(value) is str else value
 
 

@@ -50,7 +50,7 @@ class Shown:
     share: str
     """The part of the weight that attackers had."""
     faults: str
-    """What the workers that were proven faulty say about f."""
+    """A lower bound of f, from the workers that were proven faulty."""
 
 
 def sections(study: Study) -> Iterator[Section]:

@@ -129,7 +129,7 @@ def _shown(
 
 
 def _value(number: float | None) -> float | str:
-    """What a column is sorted by; infinity in the spelling of JavaScript."""
+    """The number that a column is sorted by; infinity in the spelling of JavaScript."""
     return "" if number is None else str(number).replace("inf", "Infinity")
 
 

@@ -32,7 +32,7 @@ class Point:
     id: str
     """The name of its folder, beside the file of the sweep."""
     settings: Mapping[str, Any]
-    """What varies in the sweep, by path, as it was written."""
+    """The settings that vary in the sweep, by path, as they were written."""
     seed: int | None
     config: Mapping[str, Any] | None
     """Every setting, resolved; None where the file does not say."""
@@ -199,7 +199,7 @@ def _found(path: Path) -> Iterator[tuple[Path | None, SweepFile | None]]:
 
 
 def _below(path: Path, depth: int) -> Iterator[tuple[Path | None, SweepFile | None]]:
-    """What is in a folder and in those below it, but not in the folder of a run."""
+    """Run folders and plans in a folder and in those below it; the folder of a run is not searched."""
     with os.scandir(path) as entries:
         inner = sorted(entry.path for entry in entries if not entry.name.startswith("."))
     for one in map(Path, inner):

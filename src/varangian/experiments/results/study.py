@@ -50,7 +50,7 @@ class Study:
     left_out: tuple[tuple[Mapping[str, Any], str], ...]
     """Points that sweeps could not run, or excluded, with the reason."""
     notes: tuple[str, ...]
-    """What a reader of the tables should know: what failed, is missing or was left out."""
+    """Notes for a reader of the tables: what failed, is missing or was left out."""
 
     @classmethod
     def of(cls, results: Results | Iterable[Run], *, unfinished: bool = False) -> Study:
@@ -151,7 +151,7 @@ class Study:
 
     @property
     def length_note(self) -> str:
-        """What `curves_by_length` leaves out, as a sentence; empty where the lengths are exact."""
+        """A sentence about lengths that are not exact in `curves_by_length`; empty where they are."""
         optimizers = [run.config.get("optimizer") or {} for run in self.runs]
         if all(
             one.get("name") == "sgd" and not one.get("momentum") and not one.get("weight_decay")

@@ -55,7 +55,7 @@ def score_text(value: float | None, metric: str) -> str:
 
 
 def heading(worst: WorstCases) -> str:
-    """What the numbers of a table are."""
+    """The heading of a table: which numbers it has."""
     name, _, when = worst.heading.partition(", ")
     what = f"{name} in %" if is_share(worst.metric) else name
     several = any(cell.std is not None for cell in _shown(worst))
@@ -64,7 +64,7 @@ def heading(worst: WorstCases) -> str:
 
 
 def legend(worst: WorstCases) -> list[str]:
-    """What marks in a table mean, of those that stand in it."""
+    """The meaning of the marks that stand in a table."""
     said = [f"{WORST}: the {_direction(worst)} over attacks of the mean over seeds"]
     if worst.best:
         said.append("*: the best of the rules")
@@ -278,7 +278,7 @@ def _of(row: Row, attack: str) -> Cell | None:
 
 
 def _names(worst: WorstCases, row: Row) -> list[str]:
-    """What says which row it is: the settings of its group, the rule, and what goes with it."""
+    """The first cells of a row: the settings of its group, the rule, and what goes with it."""
     return [*row.group, row.rule, *(row.carried.get(path, "") for path in worst.carried)]
 
 

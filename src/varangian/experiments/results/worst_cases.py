@@ -56,7 +56,8 @@ class Row:
     worst_run_at: tuple[str, str] | None
     """The attack and the seed of that run."""
     complete: bool
-    """Whether every attack of the study has all of its runs: where not, the worst case may be worse."""
+    """Whether every attack that other rules in this setting stand has all of its runs: where not, the worst
+    case may be worse."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class WorstCases:
 
     @property
     def heading(self) -> str:
-        """What the numbers are, in a few words."""
+        """The kind of the numbers, in a few words."""
         return f"{self.metric.replace('_', ' ')}, {self.when}"
 
     @property
@@ -131,6 +132,10 @@ def worst_cases(
             clean.setdefault((case.rule, _without(case.group, shared)), cell)
         else:
             cells[case.attack] = cell
+    # Where a rule stands beside others the same attacks count, and elsewhere there may be others.
+    in_group: dict[tuple[str, ...], set[str]] = {}
+    for (_, group), cells in attacked.items():
+        in_group.setdefault(group, set()).update(cells)
     # A row of runs without attackers alone, unless they stand beside another.
     filled = {(rule, _without(group, shared)) for (rule, group), cells in attacked.items() if cells}
     rows = [
@@ -138,7 +143,7 @@ def worst_cases(
             place,
             cells,
             clean.get((place[0], _without(place[1], shared))),
-            attacks,
+            tuple(attack for attack in attacks if attack in in_group[place[1]]),
             better,
             (carried or {}).get(place, {}),
         )

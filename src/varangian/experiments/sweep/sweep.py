@@ -38,7 +38,7 @@ LOOK = 1.0
 
 @dataclass(frozen=True, repr=False)
 class SweepResult:
-    """What came of a sweep."""
+    """The result of a sweep."""
 
     plan: Plan
     outcomes: tuple[Outcome, ...]
@@ -283,7 +283,7 @@ class _Sweep:
                 self._todo.append(id)
 
     def _outcome(self, id: str, error: str = "", seconds: float | None = None) -> Outcome:
-        """What has become of a run, from its folder."""
+        """The outcome of a run, from its folder."""
         result = None if error else self._folders.result(id)
         if result is None:
             reason = error or self._folders.error(id) or "its result cannot be read"

@@ -55,7 +55,7 @@ class Choice:
         }
 
     def row(self, path: str) -> tuple[str, str, str]:
-        """What was chosen for which points, and how good it is there, for a table."""
+        """The chosen value, the points it is for, and how good it is there, as a row of a table."""
         attack = "no attack" if self.chosen.attack is None else short(self.chosen.attack)
         score = f"{self.metric} {number(self.chosen.worst)}, {attack}"
         return label(self.settings) or "all points", f"{path} {short(self.chosen.value)}", score

@@ -140,7 +140,7 @@ class QueuedWriter:
         self._queue = deque[bytes]()
         self._size = 0
         self._hand = b""
-        """What the thread is writing."""
+        """The text that the thread is writing."""
         self._dropped = 0
         """Lines since the last one that was written."""
         self._changed = threading.Condition()

@@ -60,14 +60,19 @@ class RunResult:
     code_error: str | None = None
     """The first error of a rule, mixing or attack of the user, and in how many rounds there was one: the
     scores do not count then."""
+    refused: dict[str, int] | None = None
+    """The number of calls and connections that the server refused, by code; None if it refused none."""
 
     def plain(self) -> dict[str, Any]:
-        """The values as JSON takes them."""
+        """The values as JSON takes them; without `refused` where that is None."""
         folder = None if self.folder is None else str(self.folder)
         losses = {name: _finite(getattr(self, name)) for name in ("loss", "ema_loss", "train_loss")}
         own = self.metrics
         metrics = None if own is None else {name: _finite(value) for name, value in own.items()}
-        return dataclasses.asdict(self) | {"folder": folder, "metrics": metrics} | losses
+        values = dataclasses.asdict(self) | {"folder": folder, "metrics": metrics} | losses
+        if self.refused is None:
+            del values["refused"]
+        return values
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> RunResult:

@@ -29,7 +29,7 @@ KRUM = "the condition n >= 2 f + 3 of the paper is asked for, where ByzFL asks f
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands here for one name of theirs."""
+    """The counterpart of one name of ByzFL."""
 
     ours: Callable[[Mapping[str, Any]], Spec]
     """From its parameters."""

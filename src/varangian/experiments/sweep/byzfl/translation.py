@@ -18,7 +18,7 @@ from varangian.files import user_path
 from varangian.registry import ConfigError
 
 TUNED = ("optimizer.lr", "worker.momentum", "optimizer.weight_decay")
-"""What ByzFL chooses by the worst accuracy on validation data."""
+"""Settings that ByzFL chooses by the worst accuracy on validation data."""
 
 
 @dataclass(frozen=True)

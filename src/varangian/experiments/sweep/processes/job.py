@@ -18,7 +18,7 @@ from varangian.registry import ConfigError
 from varangian.server.observability.record import RoundRecord
 
 OUTPUT = "output.log"
-"""What a run printed, if it printed anything."""
+"""The output of a run, if it printed anything."""
 PAUSE = 0.3
 """Seconds between two reports of how far a run is."""
 
@@ -29,7 +29,7 @@ another process carries it out; interrupted: nothing is left of it."""
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is told of one run; small, and it can be pickled."""
+    """The task of a process: one run; small, and it can be pickled."""
 
     id: str
     settings: Mapping[str, Any]

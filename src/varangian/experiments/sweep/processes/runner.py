@@ -24,7 +24,7 @@ class Runner(Protocol):
         ...
 
     def events(self, seconds: float) -> Iterator[Round | Ending]:
-        """What has happened meanwhile; waits up to so many seconds for something."""
+        """Events since the last call; waits up to so many seconds for one."""
         ...
 
 
@@ -55,7 +55,7 @@ class ForkingRunner:
         self._pipe.send(job)
 
     def events(self, seconds: float) -> Iterator[Round | Ending]:
-        """What has happened.
+        """Events since the last call.
 
         Raises:
             RunError: the process that carries the runs out has ended.
