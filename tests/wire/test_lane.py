@@ -145,6 +145,7 @@ async def disturbed(*fates, rounds=1, server=None, **options):
         await asyncio.gather(worked(run, lines.address, "w00", **options), near)
     assert all((record.missing, record.dropped) == ((), {}) for record in run.records)
     assert all(len(record.weights) == len(NAMES) for record in run.records)
+    assert run.problems() == []
     calm = Run(rounds)
     async with calm.served() as address:
         await all_worked(calm, address)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from tests.extent import patience
+from tests.history import Recorder, RecordingMachine, Rules, check
 from torch import Tensor
 
 from varangian.aggregators import Aggregator, Mean
@@ -18,7 +19,6 @@ from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.protocol.events import Close
-from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
 from varangian.server.rows.source import Pushed, StepInput
@@ -100,7 +100,7 @@ class Disorderly:
 @pytest.mark.parametrize("seed", range(3))
 def test_every_vector_is_whole_and_counts_once(way: str, seed: int):
     choice, row_slots = WAYS[way]
-    row_source, workers = Checked(), list[Disorderly]()
+    row_source, workers, recorder = Checked(), list[Disorderly](), Recorder()
 
     async def run() -> None:
         policy = RunPolicy(
@@ -114,8 +114,10 @@ def test_every_vector_is_whole_and_counts_once(way: str, seed: int):
             max_skips=ROUNDS,
         )
         learner = Learner(torch.zeros(D), Aggregator(Mean()), Sgd(lr=1e-3), rounds=ROUNDS, seed=1)
+        machine = RecordingMachine(policy, recorder)
+        machine.parameters = learner.digest
         coordinator = Coordinator(
-            Machine(policy),
+            machine,
             learner,
             evaluate=lambda _: (0.0, 0.0),
             evaluate_every=1000,
@@ -132,3 +134,4 @@ def test_every_vector_is_whole_and_counts_once(way: str, seed: int):
     # On a busy machine many rounds are over before anybody has answered.
     assert len(set(row_source.used)) == len(row_source.used) > 0
     assert set(row_source.used) <= {push for worker in workers for push in worker.counted}
+    assert check(recorder.events, Rules(quorum=1, honest=NAMES)) == []
