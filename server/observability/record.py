@@ -64,6 +64,15 @@ class RoundRecord:
     lr: float | None = None
     skipped: str | None = None
     """The reason why there is no update; None when there is one."""
+    pushes: dict[str, str] | None = None
+    """The digest of each vector that counts, as it was sent: xxh3-128 in hexadecimal. None where there are
+    none, as of vectors on a device of a simulation."""
+    parameters: str | None = None
+    """The digest of the parameters after the round: xxh3-128 in hexadecimal. None where they are on a device
+    and nobody pulls them."""
+    resumed: dict[str, Any] | None = None
+    """Of the first round of a run that goes on after a crash or a stop: `round`, from which lines before this
+    one count no more, `mended`, the bytes of a line that was cut off, and how it goes on."""
     seconds: dict[str, float]
     """By phase: wait (for pushes; of virtual time in a simulation), aggregate, step, evaluate."""
 
@@ -120,6 +129,7 @@ def record_of_step(
     ages: Mapping[str, int] | None = None,
     evaluation: Evaluation | None = None,
     seconds: Mapping[str, float] | None = None,
+    parameters: str | None = None,
 ) -> RoundRecord:
     """The record of a round that became an update.
 
@@ -129,6 +139,7 @@ def record_of_step(
         ages: how old the vectors are, where some are.
         evaluation: after it, if held-out data was looked at.
         seconds: phases besides waiting and those of the step.
+        parameters: their digest after it.
     """
     scores = Scores(*(evaluation or ()))
     return RoundRecord(
@@ -155,12 +166,18 @@ def record_of_step(
         details=step.details,
         update_norm=step.norm,
         lr=step.lr,
+        parameters=parameters,
         seconds={**(seconds or {}), "wait": close.waited, **step.seconds},
     )
 
 
-def record_of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRecord:
-    """The record of a round that became nothing."""
+def record_of_skip(
+    skip: Skip,
+    evaluation: Evaluation | None = None,
+    pushes: Mapping[str, str] | None = None,
+    parameters: str | None = None,
+) -> RoundRecord:
+    """The record of a round that became nothing; `pushes` are the digests of what came all the same."""
     scores = Scores(*(evaluation or ()))
     return RoundRecord(
         round=skip.round,
@@ -178,6 +195,8 @@ def record_of_skip(skip: Skip, evaluation: Evaluation | None = None) -> RoundRec
         declined=dict(skip.declined),
         revoked=skip.revoked,
         skipped=skip.because,
+        pushes=None if pushes is None else dict(pushes),
+        parameters=parameters,
         seconds={"wait": skip.waited},
     )
 

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from varangian.aggregators import AggregationError
-from varangian.protos.encoding import FLOAT32, Dtype
+from varangian.protos.encoding import FLOAT32, Dtype, encode_vector, payload_digest
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
 from varangian.server.observability.record import (
@@ -58,7 +58,7 @@ from varangian.server.protocol.events import (
     Worker,
 )
 from varangian.server.protocol.machine import Machine
-from varangian.server.protocol.state import Phase
+from varangian.server.protocol.state import Phase, RunState
 from varangian.server.rounds.checkpointing import Checkpointing, Keeper, Plain
 from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 from varangian.server.rounds.executor import ComputeThread
@@ -86,6 +86,12 @@ REASON = 200
 """Characters of what a worker gives as its reason."""
 Task: TypeAlias = Close | Skip | Forget | Finish | Exception
 """An effect that is carried out in the order in which the machine decided it."""
+
+
+def _hex_digest(version: Version) -> str | None:
+    """The digest of parameters; None of those on a device that nobody has asked for."""
+    there = version.encoded or version.parameters.device.type == "cpu"
+    return version.digest.hex() if there else None
 
 
 def evaluation_is_due(round: int, rounds: int, every: int) -> bool:
@@ -168,6 +174,8 @@ class Coordinator:
         self._slots: dict[Worker, Slot] = {}
         self._given = -1
         """The last round whose rows were given to the rule, whatever came of it."""
+        self._digests: dict[int, dict[Worker, str]] = {}
+        """Of the vectors that count, by round, until the record of the round is made."""
         self._tasks = deque[Task]()
         self._more: asyncio.Future[None] | None = None
         """While `run` waits for a task."""
@@ -222,8 +230,8 @@ class Coordinator:
             raise ValueError("Vectors that come through a window should be uploaded.")
         if refusal := self._storage.lend(worker, round):
             return refusal
-        # The same vector never comes twice here, so a name will do for a digest.
-        digest = f"{worker}/{round}".encode()
+        # The record has the digests of what would be sent; those of a device would have to leave it.
+        digest = payload_digest(encode_vector(vector, dtype)) if vector.device.type == "cpu" else b""
         if refusal := self._handle(Offer(worker, round, digest, self._now())):
             return refusal
         return self._count(worker, round, digest, self._handed.keep(worker, vector, dtype))
@@ -350,10 +358,13 @@ class Coordinator:
         if isinstance(ended, Finish):
             return ended.reason
         log.debug("%s", ended.because)
+        pushes = self._digests[ended.round] or None
         if isinstance(ended, Skip):
             evaluation = await self._skipped(ended)
             self._storage.release(ended.workers)
-            await self._record(record_of_skip(ended, evaluation))
+            del self._digests[ended.round]
+            parameters = _hex_digest(self._learner.version)
+            await self._record(record_of_skip(ended, evaluation, pushes, parameters))
             return None
         try:
             # In a window the update was aggregated while its rows came.
@@ -368,7 +379,8 @@ class Coordinator:
         # Commit: the next round opens with these parameters.
         self._model.latest = Snapshot.of(self._learner.version)
         self._handle(Committed(ended.round, self._now()))
-        await self._record(record)
+        del self._digests[ended.round]
+        await self._record(replace(record, pushes=pushes))
         return None
 
     async def _record(self, record: RoundRecord) -> None:
@@ -434,11 +446,12 @@ class Coordinator:
             aggregation=inputs.aggregation or windowed,
             fresh=inputs.fresh,
         )
+        version = self._learner.version
         if before.encoded:  # workers pull over the network, and the loop has no time for a digest
-            _ = self._learner.version.digest
+            _ = version.digest
         # Evaluate, before the next round opens: so it takes nothing from the deadline of that round.
         evaluation, seconds = self._evaluated(close.round)
-        return record_of_step(close, step, inputs.ages, evaluation, seconds)
+        return record_of_step(close, step, inputs.ages, evaluation, seconds, _hex_digest(version))
 
     async def _ended(self, stop: asyncio.Event) -> Close | Skip | Finish:
         """The end of the round that is being received."""
@@ -497,7 +510,7 @@ class Coordinator:
 
     def _handle(self, event: Event) -> Refusal | None:
         """Give an event to the machine, start what follows, and return why it was refused, if it was."""
-        refusal = None
+        refusal, before = None, self._machine.state
         for effect in self._machine.handle(event):
             match effect:
                 case Reject() | Duplicate():
@@ -505,6 +518,8 @@ class Coordinator:
                     log.debug("%s: %r", refusal.name, event)
                 case Close() | Skip() | Finish():
                     self._add(effect)
+                    if not isinstance(effect, Finish):
+                        self._note_digests(effect, event, before)
                     if isinstance(effect, Skip) and self._row_source.remembers:
                         self._storage.hold(effect.workers)
                 case Forget(worker):
@@ -523,6 +538,19 @@ class Coordinator:
         if self._grace_lasts:
             self._wake()
         return refusal
+
+    def _note_digests(self, ended: Close | Skip, event: Event, before: RunState) -> None:
+        """Note the digests of the vectors that count in a round, which `event` has ended."""
+        there = {**before.pushed, **self._machine.state.pushed}
+        match event:
+            case Push(worker, _, digest):
+                there[worker] = digest
+            case Settled(_, digests):
+                there |= digests
+            case _:
+                pass
+        found = {worker: there[worker].hex() for worker in ended.workers if there.get(worker)}
+        self._digests.setdefault(ended.round, found)
 
     def _publish(self) -> None:
         """Tell those who wait for a model that another round is open, or that the run is finished."""

@@ -62,6 +62,11 @@ def test_a_worker_that_is_stopped_is_waited_for_in_a_few_rounds_only(carried_out
     assert all(record.skipped is None for record in records)
 
 
+def digests(result):
+    """The digests of all that was pushed, and of the parameters after each round."""
+    return [(record["pushes"], record["parameters"]) for record in result.history]
+
+
 def members(result):
     """Who was missing and who was faulty, round by round."""
     records = map(json.loads, (result.folder / "rounds.jsonl").read_text().splitlines())
@@ -136,6 +141,7 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
         assert apart.digest == together.digest == again.digest
         assert (apart.loss, apart.accuracy) == (together.loss, together.accuracy)
         assert (apart.ema_loss, apart.ema_accuracy) == (together.ema_loss, together.ema_accuracy)
+        assert digests(apart) == digests(together) == digests(again)
     assert "payloads travel over gRPC" not in (apart.folder / "workers.log").read_text()
     assert notes == []
     assert no_child_is_left()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varangian import __version__
 from varangian.aggregators import AggregationError
 from varangian.aggregators.base import is_whole
 from varangian.config import RunConfig
@@ -401,6 +403,13 @@ def open_folder(
             metrics=metrics,
             elapsed=elapsed,
             documents=resume.documents,
+            resumed={
+                "epoch": resume.lock.epoch,
+                "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "host": socket.gethostname(),
+                "varangian": __version__,
+                **resume.record,
+            },
             warn=warn,
         )
         return folder, resume.lock

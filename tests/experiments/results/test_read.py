@@ -10,7 +10,7 @@ from tests.experiments.results.conftest import learning, record, settings
 from varangian.config import load, loads
 from varangian.experiments.results.read import read_run, read_runs
 from varangian.experiments.results.run import ResultsError
-from varangian.launch import run
+from varangian.launch import RunResult, run
 
 
 @pytest.fixture
@@ -195,3 +195,14 @@ def test_an_edited_plan_leads_nowhere_else(tmp_path, write_run, change, part):
     with pytest.raises(ResultsError, match="should be the JSON of a sweep") as caught:
         read_runs([plan])
     assert part in str(caught.value)
+
+
+def test_of_a_round_that_was_done_again_the_last_line_counts(tmp_path, write_run):
+    records = [record(round, loss=9.0) for round in (0, 1, 2, 3)]
+    again = [record(1, loss=1.0, resumed={"round": 1})]
+    more = [record(2, loss=1.0), record(2, loss=2.0, resumed={"round": 2})]
+    folder = write_run(tmp_path / "run", settings(), [*records, *again, *more], ended=None)
+    expected = [(0, 9.0), (1, 1.0), (2, 2.0)]
+    assert [(one["round"], one["loss"]) for one in read_run(folder).rounds] == expected
+    result = RunResult(None, None, "", 3, 1.0, "", "finished", folder)
+    assert [(one["round"], one["loss"]) for one in result.history] == expected

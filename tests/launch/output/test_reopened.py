@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from varangian.launch import RunError
+from varangian.launch.output.chain import links
 from varangian.launch.output.files import mend
 from varangian.launch.output.run_folder import RunFolder
 from varangian.server.observability.record import RoundRecord
@@ -140,3 +141,17 @@ def test_a_folder_that_has_gone_is_made_again_with_its_records(folder, small):
         "metrics.csv",
         "rounds.jsonl",
     }
+
+
+def test_the_first_record_of_a_run_that_goes_on_says_so(folder, small):
+    with (folder / "rounds.jsonl").open("ab") as file:
+        file.write(b"{")
+    again = RunFolder.reopen(folder, small(), 2, resumed={"epoch": 1})
+    for round in (2, 3):
+        again.observe(record(round))
+    again.close()
+    lines = (folder / "rounds.jsonl").read_bytes().splitlines(keepends=True)
+    found = [*links(lines)]
+    assert [link.record["resumed"] for link in found[3:]] == [{"round": 2, "epoch": 1, "mended": 1}, None]
+    assert [link.before for link in found[1:]] == [link.digest for link in found[:-1]]
+    assert again.place.head == found[-1].digest

@@ -110,6 +110,7 @@ def test_the_end_of_a_run(folder):
     for name, content in MODELS.items():
         assert (folder.path / name).read_bytes() == content
     written = json.loads((folder.path / "result.json").read_text())
+    assert written.pop("record")["lines"] == 0
     assert written == result.plain()
     assert written["loss"] is None
     assert written["folder"] == str(folder.path)

@@ -18,7 +18,7 @@ def test_a_run_leaves_its_numbers(carried_out):
     assert notes == []
     assert json.loads((result.folder / "result.json").read_text())["digest"] == result.digest
     lines = (result.folder / "rounds.jsonl").read_text().splitlines()
-    assert lines == [record.json() for record in records]
+    assert all(line.startswith(record.json()[:-1]) for line, record in zip(lines, records, strict=True))
 
 
 @pytest.mark.whole

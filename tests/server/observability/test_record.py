@@ -51,6 +51,7 @@ def test_a_committed_round():
         ages={"w01": 0, "w00": 2},
         evaluation=(0.3, 0.9),
         seconds={"evaluate": 4.0},
+        parameters="5e",
     )
     assert parsed(record) == {
         "round": 7,
@@ -77,6 +78,9 @@ def test_a_committed_round():
         "update_norm": 2.5,
         "lr": 0.1,
         "skipped": None,
+        "pushes": None,
+        "parameters": "5e",
+        "resumed": None,
         "seconds": {"wait": 3.0, "evaluate": 4.0, "aggregate": 1.0, "step": 2.0},
     }
 

@@ -36,6 +36,8 @@ COLUMNS = ("lr", "train_loss", "loss", "accuracy", "ema_loss", "ema_accuracy", "
 """Numbers of a record that are columns of metrics.csv, beside the metrics of the run."""
 TAIL = 1 << 16
 """Bytes from the end of a file that are read first when its last line is wanted."""
+RESUMED = b'"resumed": {'
+"""In the first record of a run that goes on."""
 DAMAGED = "The file is damaged: remove the folder of the run and make it again, or leave it out."
 
 
@@ -111,13 +113,18 @@ class Run:
     def records(self) -> Iterator[dict[str, Any]]:
         """The record of each round, one by one. The last line of a run that has not ended may be torn.
 
+        Of rounds that were done again by a run that went on after a crash, it is the last.
+
         Raises:
             ResultsError: the file cannot be read; with the line.
         """
         path, before = self._file(ROUNDS), -1
         try:
+            resumes = _resumes(path)
             with path.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):
+                    if resumes and resumes[0][0] == number:
+                        before = min(before, resumes.pop(0)[1] - 1)
                     if not line.endswith(b"\n"):
                         if self.result is None:
                             return
@@ -127,7 +134,8 @@ class Run:
                         what = "should be the record of a round" if record is None else "is out of order"
                         raise ResultsError(f"{path}, line {number}, {what}. {DAMAGED}")
                     before = record["round"]
-                    yield record
+                    if all(before < round for _, round in resumes):
+                        yield record
         except OSError as error:
             raise ResultsError(f"{self.folder} should be the folder of a run. {_why(error)}") from error
 
@@ -340,6 +348,16 @@ def _last_line(path: Path) -> bytes:
             if start >= 0 or length == size:
                 return tail[start + 1 :]
             length = min(4 * length, size)
+
+
+def _resumes(path: Path) -> list[tuple[int, int]]:
+    """The lines with which a run went on, from 1, and the rounds from which lines before count no more."""
+    found: list[tuple[int, int]] = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if RESUMED in line and (record := _record(line)) is not None and record.get("resumed"):
+                found.append((number, record["round"]))
+    return found
 
 
 def _count_lines(path: Path) -> int:

@@ -199,7 +199,11 @@ class CheckpointKeeper:
             **checkpoint.known,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "digest": hashlib.blake2b(version.payload, digest_size=16).hexdigest(),
-            "record": {"bytes": checkpoint.place.bytes, "lines": checkpoint.place.lines},
+            "record": {
+                "bytes": checkpoint.place.bytes,
+                "lines": checkpoint.place.lines,
+                "digest": checkpoint.place.head,
+            },
         }
         return Draft(self._folder.file(checkpoint.round), known, tensors)
 

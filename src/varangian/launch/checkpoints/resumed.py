@@ -27,5 +27,7 @@ class Resumed:
     """Workers whose certificate was revoked after this checkpoint, by the record of the rounds since."""
     documents: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     """Documents of the folder besides those of the start, as other settings."""
+    record: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the record of the first round says of the start besides, as changed settings; as JSON has it."""
     parent: str = ""
     """The run that this one is a branch of; empty: none."""

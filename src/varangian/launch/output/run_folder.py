@@ -13,7 +13,8 @@ lock                     the server that works here, and those before it
 checkpoints/             states of the server, from which a run goes on
 
 A run that goes on after a crash appends to the records of rounds: a round that is done again has two lines,
-of which the last counts. Nothing but a line that was cut off is taken from rounds.jsonl.
+of which the last counts. Nothing but a line that was cut off is taken from rounds.jsonl. Its lines are a
+hash chain.
 
 Lines are written by threads, so neither a full nor a slow disk holds a round up. What cannot be written
 when the run ends is written elsewhere, and its place is told.
@@ -26,7 +27,6 @@ import csv
 import dataclasses
 import errno
 import io
-import json
 import os
 import re
 import sys
@@ -42,6 +42,7 @@ from varangian.aggregators.spec import parts_of
 from varangian.config import RunConfig
 from varangian.config.yaml_text import dump
 from varangian.files import user_path, write_atomically
+from varangian.launch.output.chain import Chain, Signer, as_document, beginning, head_of
 from varangian.launch.output.files import Record, make_at, make_folder, mend, queued_record
 from varangian.launch.output.manifest import manifest
 from varangian.launch.output.queued_writer import Warn, warn_on_stderr
@@ -67,6 +68,8 @@ class RecordPlace:
     lines: int
     lost: int = 0
     """Lines before it that could not be written."""
+    head: str = ""
+    """The digest of the last line before it, or of the beginning of the chain."""
 
 
 class RunFolder:
@@ -80,6 +83,7 @@ class RunFolder:
         averaged: whether the run has an average of its model.
         following: the round that a run goes on with; None for a new one.
         elapsed: seconds that the run has taken before it goes on.
+        resumed: what the first record of a run that goes on says of that, beside its round.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class RunFolder:
         averaged: bool = False,
         following: int | None = None,
         elapsed: float = 0.0,
+        resumed: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self._documents, self.warn = dict(documents), warn
@@ -112,6 +117,11 @@ class RunFolder:
         self._records = {name: Record(path / name, warn, again=again) for name in (ROUNDS, METRICS)}
         before = self._records[ROUNDS].content() if again else b""
         self._size, self._lines = len(before), before.count(b"\n")
+        last = before[before.rfind(b"\n", 0, -1) + 1 :]
+        self._chain = Chain(head_of(last) if last else beginning(documents[CONFIG], documents[MANIFEST]))
+        self._resumed = (
+            None if self._new else {"round": following, **(resumed or {}), "mended": self.mended}
+        )
         self._writers = [
             queued_record(record, str(path / name), warn) for name, record in self._records.items()
         ]
@@ -147,7 +157,7 @@ class RunFolder:
             RunError: it cannot be made, or it holds something already.
         """
         known = manifest(config, command or sys.argv) | dict(facts or {})
-        documents = {CONFIG: dump(config.resolved()).encode(), MANIFEST: _json(known)}
+        documents = {CONFIG: dump(config.resolved()).encode(), MANIFEST: as_document(known)}
         made = None
         try:
             if path is None:
@@ -173,6 +183,7 @@ class RunFolder:
         metrics: Sequence[str] = ("accuracy",),
         elapsed: float = 0.0,
         documents: Mapping[str, bytes] | None = None,
+        resumed: Mapping[str, Any] | None = None,
         warn: Warn = warn_on_stderr,
     ) -> RunFolder:
         """The folder of a run that goes on; it has no result any more.
@@ -184,6 +195,7 @@ class RunFolder:
             metrics: as above.
             elapsed: seconds that the run has taken up to there.
             documents: more of them, as other settings than those of the start.
+            resumed: as above.
             warn: as above.
 
         Raises:
@@ -199,6 +211,7 @@ class RunFolder:
                 averaged=config.ema is not None,
                 following=following,
                 elapsed=elapsed,
+                resumed=resumed,
             )
         except FileNotFoundError as error:
             raise RunError(f"{path} should be the folder of a run. There is no {error.filename}") from error
@@ -206,9 +219,15 @@ class RunFolder:
             reason = error.strerror or error
             raise RunError(f"the run in {path} cannot go on, as it cannot be written: {reason}") from error
 
+    def sign_with(self, signer: Signer) -> None:
+        """Sign the lines of rounds from now on."""
+        self._chain.signer = signer
+
     def observe(self, record: RoundRecord) -> None:
         """Queue the lines of a round; returns at once, and they are on disk soon after."""
-        line = record.json() + "\n"
+        if self._resumed is not None:
+            record, self._resumed = dataclasses.replace(record, resumed=self._resumed), None
+        line = self._chain.line(record.json(), self._rounds.lost) + "\n"
         self._size, self._lines = self._size + len(line), self._lines + 1
         self._rounds.write(line)
         values = {
@@ -240,9 +259,11 @@ class RunFolder:
         for record in self._records.values():
             with contextlib.suppress(OSError):  # the result counts without them
                 record.sync()
+        place = self.place
 
         def ended(path: Path) -> bytes:
-            return _json(dataclasses.replace(result, folder=path).plain())
+            known = {"lines": place.lines, "digest": place.head}
+            return as_document({**dataclasses.replace(result, folder=path).plain(), "record": known})
 
         path = self._somewhere(models, {RESULT: ended})
         return dataclasses.replace(result, folder=path)
@@ -251,7 +272,7 @@ class RunFolder:
     def place(self) -> RecordPlace:
         """The place in the record behind the rounds that were observed."""
         lost, size = self._rounds.lost, self._rounds.lost_bytes
-        return RecordPlace(self._size - size, self._lines - lost, lost)
+        return RecordPlace(self._size - size, self._lines - lost, lost, self._chain.head)
 
     def sync(self, place: RecordPlace) -> None:
         """Wait until all lines before a place are on the disk, as one that fails keeps them.
@@ -381,10 +402,6 @@ def short_name(config: RunConfig) -> str:
     if config.byzantine.attack is not None:
         names.append(re.split("[.:]", ATTACKS.name(config.byzantine.attack))[-1])
     return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join(names))[:60]
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _line(values: Iterable[Any]) -> str:

@@ -99,12 +99,20 @@ class RunResult:
     def history(self) -> list[dict[str, Any]]:
         """The record of each round, in order; a `RoundRecord` has the names.
 
+        Of a round that was done again it is the last.
+
         Raises:
             RunError: they cannot be read.
         """
         path = self._folder / "rounds.jsonl"
+        found: list[dict[str, Any]] = []
         try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for line in path.read_text(encoding="utf-8").splitlines():
+                record = json.loads(line)
+                if record.get("resumed") is not None:
+                    found = [earlier for earlier in found if earlier["round"] < record["round"]]
+                found.append(record)
+            return found
         except (OSError, ValueError) as error:
             raise RunError(f"{path} should have a record in each line. Reading it says: {error}") from error
 
