@@ -68,11 +68,11 @@ class RoundRecord:
     """The digest of each vector that counts, as it was sent: xxh3-128 in hexadecimal. None where there are
     none, as of vectors on a device of a simulation."""
     parameters: str | None = None
-    """The digest of the parameters after the round: xxh3-128 in hexadecimal. None where they are on a device
-    and nobody pulls them."""
+    """The digest of the parameters after the round, likewise. None where they are on a device and nobody
+    pulls them."""
     resumed: dict[str, Any] | None = None
-    """Of the first round of a run that goes on after a crash or a stop: `round`, from which lines before this
-    one count no more, `mended`, the bytes of a line that was cut off, and how it goes on."""
+    """Of the first round of a run that goes on after a crash or a stop: `round`, from which on the lines
+    before this one count no more, `mended`, the bytes of a line that was cut off, and how it goes on."""
     seconds: dict[str, float]
     """By phase: wait (for pushes; of virtual time in a simulation), aggregate, step, evaluate."""
 

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 BEFORE, SIGNATURE, CERTIFICATE, LOST = "before", "signature", "certificate", "lost"
 BRANCH = "branch_of"
-"""The field of a manifest that the chain leaves out: its folder begins with a copy of the lines of another."""
+"""The field of a manifest that the chain leaves out: its folder begins with lines of another run."""
 
 
 class Signer(Protocol):
