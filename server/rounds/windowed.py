@@ -234,8 +234,13 @@ class WindowedRounds:
             window.set_aside(aside, self._clock.now())
 
     def _patience(self) -> Seconds:
-        """Seconds to wait for the slowest worker in the current round."""
-        return min(self._machine.policy.deadline_of(self._machine.state) / 4, PATIENCE)
+        """Seconds to wait for the slowest worker in the current round.
+
+        A deadline that sets itself leaves less room for others to begin anew.
+        """
+        policy = self._machine.policy
+        share = 4 if policy.auto is None else 2
+        return min(policy.deadline_of(self._machine.state) / share, PATIENCE)
 
     def _settle(self) -> None:
         """Have the vectors of all members counted, and answer their uploads."""

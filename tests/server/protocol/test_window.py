@@ -165,6 +165,14 @@ def test_progress_is_what_patience_is_counted_from():
     assert w.fixed
 
 
+def test_patience_may_be_that_of_the_round():
+    w = window()
+    w.begin(1, 2.0)
+    assert offered(w, *NAMES).wake_at == 2.0
+    w.begin(2)
+    assert offered(w, *NAMES, at=10.0).wake_at == 12.0
+
+
 def test_nobody_is_to_blame_when_it_is_our_turn():
     w = offered(window(), *NAMES)
     came(w, 10)

@@ -17,6 +17,7 @@ from varangian.aggregators.kernels import accumulate, native
 from varangian.aggregators.streaming.stream import Stream, streams
 from varangian.protos.encoding import encode_vector
 from varangian.server.participation.sync import Everyone
+from varangian.server.protocol.deadlines import AutoDeadline
 from varangian.server.protocol.events import Refusal
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Overtaken, Slot
@@ -282,8 +283,9 @@ async def test_a_fault_that_is_proved_after_the_members_are_fixed_changes_the_ru
     assert run.learner.digest() == plain("trimmed_mean", HONEST, {NAMES[-1]: "not finite"})
 
 
-async def test_a_missing_worker_is_waited_for_for_a_while_only(time):
-    async with Run(time) as run:
+@pytest.mark.parametrize("policy", [{}, {"deadline": 20.0, "auto": AutoDeadline()}])
+async def test_a_missing_worker_is_waited_for_for_a_while_only(time, policy):
+    async with Run(time, **policy) as run:
         pushes = run.all(HONEST)
         await run.quiet()
         assert not any(push.done() for push in pushes.values())
