@@ -19,7 +19,7 @@ from varangian.protos.network.malloc import keep_large_blocks
 from varangian.worker.loop import work
 from varangian.worker.misbehaving import MisbehavingClient
 from varangian.worker.signals import SignalHandling
-from varangian.worker.training.compute import WorkerCompute
+from varangian.worker.training.compute import ATTACKERS, WorkerCompute
 from varangian.worker.training.task import Task
 from varangian.worker.transport.client import Client, ClientError
 from varangian.worker.transport.results import Declined
@@ -169,7 +169,7 @@ async def _run_member(
                         partial(compute, name),
                         next_round=partial(next_round, name),
                         on_counted=partial(worker_compute.confirm, name),
-                        on_restart=partial(worker_compute.reset, name),
+                        on_restart=partial(_begin_anew, worker_compute, name),
                     )
                     log.info("%s: %s", name, reason)
                     return FINISHED
@@ -185,6 +185,11 @@ async def _run_member(
         # A task group would take the cancellation for the end of this worker, and log nothing.
         log.exception("%s was cancelled, but not by this process", ", ".join(names))
     return FAILED
+
+
+def _begin_anew(worker_compute: WorkerCompute, name: str, round: int) -> None:
+    for part in (name, ATTACKERS):
+        worker_compute.forget(part)
 
 
 def _client(

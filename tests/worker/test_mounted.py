@@ -8,6 +8,7 @@ import torch
 
 from varangian.worker.attacks import (
     ATTACKS,
+    TOGETHER,
     Alie,
     AttackError,
     Ipm,
@@ -169,18 +170,18 @@ def test_what_one_attacker_alone_sees_is_not_remembered_by_all():
     assert torch.equal(mounted("b", ROWS[0], knows(3)), 2 * ROWS.mean(dim=0))
 
 
-def test_a_restart_is_noticed_by_each_attacker_and_forgets_once():
+def test_what_all_attackers_know_is_put_back_and_forgotten():
     mounted, mean = MountedAttack(Summing(), "all"), ROWS.mean(dim=0)
-    for round in range(3):
+    for round in range(2):
         mounted("a", ROWS[0], knows(round))
-    mounted("b", ROWS[0], knows(2))
-    mounted.reset("a")
-    assert torch.equal(mounted("a", ROWS[0], knows(0)), mean)
-    mounted.reset("b")
-    assert torch.equal(mounted("b", ROWS[0], knows(0)), mean)
+    kept = mounted.state(TOGETHER)
+    assert torch.equal(mounted("b", ROWS[0], knows(3)), 3 * mean)
+    mounted.restore(TOGETHER, kept)
+    assert mounted.round(TOGETHER) == 1
     assert torch.equal(mounted("b", ROWS[0], knows(1)), 2 * mean)
-    mounted.reset("b")
-    assert torch.equal(mounted("b", ROWS[0], knows(1)), mean)
+    assert torch.equal(mounted("b", ROWS[0], knows(3)), 3 * mean)
+    mounted.restore(TOGETHER, None)
+    assert torch.equal(mounted("a", ROWS[0], knows(0)), mean)
 
 
 def test_an_attacker_has_a_memory_of_its_own_and_code_of_the_user_writes_to_copies():
@@ -189,7 +190,7 @@ def test_an_attacker_has_a_memory_of_its_own_and_code_of_the_user_writes_to_copi
     found = [mounted(name, own, knows(round, own[None])) for name, round in asked]
     assert [vector.tolist() for vector in found] == [[1, 1], [1, 1], [1, 1], [2, 2]]
     assert torch.equal(own, ROWS[0])
-    mounted.reset("a")
+    mounted.restore("a", None)
     assert mounted("a", own, knows(0, own[None])).tolist() == [1, 1]
     assert mounted("b", own, knows(2, own[None])).tolist() == [2, 2]
 

@@ -44,10 +44,11 @@ from varangian.worker.attacks.gaussian import Gaussian
 from varangian.worker.attacks.ipm import Ipm
 from varangian.worker.attacks.label_flip import LabelFlip
 from varangian.worker.attacks.live_rule import Effect, LiveRule, Probe
+from varangian.worker.attacks.memory import Unpackable, packed, unpacked
 from varangian.worker.attacks.mimic import Mimic
 from varangian.worker.attacks.min_max import MinMax
 from varangian.worker.attacks.min_sum import MinSum
-from varangian.worker.attacks.mounted import MountedAttack, poison
+from varangian.worker.attacks.mounted import TOGETHER, MountedAttack, poison
 from varangian.worker.attacks.non_finite import NonFinite
 from varangian.worker.attacks.on_protocol import Answer, Line, ProtocolAttack, Push
 from varangian.worker.attacks.one_block import OneBlock
@@ -72,6 +73,7 @@ from varangian.worker.attacks.xfed import Xfed
 __all__ = [
     "ATTACKS",
     "SIGHTS",
+    "TOGETHER",
     "AgrTailored",
     "Alie",
     "Answer",
@@ -122,15 +124,18 @@ __all__ = [
     "Subnormal",
     "Timed",
     "Uniform",
+    "Unpackable",
     "VectorAttack",
     "WrongShape",
     "Xfed",
     "inner_attack",
     "is_joint",
     "on_vectors",
+    "packed",
     "poison",
     "remembers",
     "sight_of",
+    "unpacked",
     "why_impossible",
     "z_max",
 ]

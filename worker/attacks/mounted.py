@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch import Tensor
 from varangian.aggregators import AggregationError
 from varangian.own_classes import is_own, named, shown
 from varangian.plugins import guard
+from varangian.state_file import Tree
 from varangian.worker.attacks.base import (
     Attack,
     AttackError,
@@ -29,11 +29,10 @@ from varangian.worker.attacks.base import (
     is_joint,
     remembers,
 )
+from varangian.worker.attacks.memory import NO_MEMORY, pack, packed, unpack, unpacked
 
 TOGETHER = ""
 """In place of a name, where all attackers of the process share a vector and a memory."""
-NO_MEMORY: Any = object()
-"""The memory of an attack that remembers nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +43,6 @@ class _Last:
     sent: Sent
     memory: Any
     """After the round."""
-    restarts: int
-    """Restarts of the server before it."""
 
 
 class MountedAttack:
@@ -67,8 +64,6 @@ class MountedAttack:
         self.shared = is_joint(attack) and sight != "own" and not is_own(attack)
         """Whether the attack is computed once for all attackers."""
         self._last: dict[str, _Last] = {}
-        self._restarts = Counter[str]()
-        """Restarts of the server that each attacker knows of."""
 
     def __call__(self, name: str, own: Tensor, knows: Knowledge, *, alone: bool = False) -> Tensor | None:
         """The vector that an attacker sends, not to be written to; None sends nothing.
@@ -90,7 +85,6 @@ class MountedAttack:
         last = self._last.get(self._key(name))
         kept = not (self.shared and alone)
         if last is not None and last.round == knows.round and kept:
-            self._restarts[name] = max(self._restarts[name], last.restarts)
             return of_attacker(last.sent, knows)
         if last is not None and knows.round < last.round and self._remembering is not None:
             raise ValueError(
@@ -98,15 +92,39 @@ class MountedAttack:
             )
         sent, memory = self._computed(own, knows, last)
         if kept:
-            self._last[self._key(name)] = _Last(knows.round, sent, memory, self._restarts[name])
+            self._last[self._key(name)] = _Last(knows.round, sent, memory)
         return of_attacker(sent, knows)
 
-    def reset(self, name: str) -> None:
-        """Forget what is older than the restart of the server that this attacker has just noticed."""
-        self._restarts[name] += 1
-        last = self._last.get(self._key(name))
-        if last is not None and last.restarts < self._restarts[name]:
-            del self._last[self._key(name)]
+    def round(self, key: str) -> int | None:
+        """The last round of an attacker, or of `TOGETHER`; None if the next needs no earlier one."""
+        last = self._last.get(key) if self._remembering is not None else None
+        return None if last is None else last.round
+
+    def state(self, key: str) -> Tree:
+        """The last round of an attacker, or of `TOGETHER`, and its memory after it, for `restore`.
+
+        Raises:
+            Unpackable: the memory of an attack of the user cannot be kept.
+        """
+        last = self._last.get(key) if self._remembering is not None else None
+        if last is None:
+            return None
+        return {
+            "round": last.round,
+            "sent": packed(last.sent),
+            "memory": pack(last.memory, self._attack),
+        }
+
+    def restore(self, key: str, tree: Any) -> None:
+        """Put the last round of an attacker, or of `TOGETHER`, back; None forgets it.
+
+        Raises:
+            Unpackable: it is that of another attack.
+        """
+        self._last.pop(key, None)
+        if tree is not None:
+            memory = unpack(tree["memory"], self._attack)
+            self._last[key] = _Last(tree["round"], unpacked(tree["sent"]), memory)
 
     def _key(self, name: str) -> str:
         return TOGETHER if self.shared else name

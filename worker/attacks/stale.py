@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from varangian.worker.attacks.base import ATTACKS, Knowledge, VectorAttack, remembers
-from varangian.worker.attacks.mounted import NO_MEMORY
+from varangian.worker.attacks.memory import NO_MEMORY
 from varangian.worker.attacks.nested import Around
 from varangian.worker.attacks.replay import Replay
 

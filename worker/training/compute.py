@@ -6,6 +6,7 @@ Byzantine, and error feedback where workers push deltas.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,16 +16,19 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from varangian.own_classes import is_own
+from varangian.own_classes import is_own, named
 from varangian.plugins import InputError
 from varangian.protos.layout import Layout
 from varangian.protos.shared_settings import SharedSettings
+from varangian.state_file import Tree
 from varangian.worker.attacks import (
+    TOGETHER,
     Backdoor,
     DataAttack,
     Knowledge,
     LiveRule,
     MountedAttack,
+    Unpackable,
     on_vectors,
     poison,
     remembers,
@@ -44,6 +48,11 @@ from varangian.worker.training.momentum import Momentum
 from varangian.worker.training.task import Task
 from varangian.worker.training.trainer import TRIAL, VALIDATION, Objective, Trainer, build_model
 from varangian.worker.transport.results import Declined
+
+log = logging.getLogger(__name__)
+
+ATTACKERS = "@attackers"
+"""The part of the history that the attackers of a process have together; no worker has this name."""
 
 
 class View(NamedTuple):
@@ -110,6 +119,9 @@ class WorkerCompute:
         """The metrics that are reported beside the loss, by name."""
         self._momentum = Momentum(task.momentum)
         self._deltas = DeltaEncoder()
+        self.hosted = task.workers
+        """The workers whose vectors are asked for here; of others only attackers here compute some."""
+        self._told_unpackable = False
         self._lock = threading.RLock()
         self._view: tuple[int, View | None] | None = None
         """The round, and the vectors of it that attackers see beyond their own."""
@@ -169,14 +181,110 @@ class WorkerCompute:
         with self._lock:
             self._deltas.confirm(name, round)
 
-    def reset(self, name: str, round: int) -> None:
-        """Forget a worker's history: its server was started again, and is in this round now."""
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the history: of each worker that is hosted, and of what attackers know together.
+
+        Only those that decide what comes: without momentum, error feedback or an attack that remembers
+        there are none.
+        """
+        task, mounted = self.task, self._mounted
+        own = task.momentum > 0 or task.deltas
+        remembering = mounted is not None and remembers(task.attack)
+        names = [
+            name
+            for name in self.hosted
+            if own or (remembering and not self._is_shared and name in task.byzantine)
+        ]
+        together = any(name in task.byzantine for name in self.hosted) and (
+            (remembering and self._is_shared) or (task.momentum > 0 and bool(self._watched))
+        )
+        return (*names, ATTACKERS) if together else tuple(names)
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether attackers have one memory together."""
+        return self._mounted is not None and self._mounted.shared
+
+    @property
+    def _watched(self) -> list[str]:
+        """Workers whose vectors attackers here compute, and that are not hosted here."""
+        task = self.task
+        if self._mounted is None or not any(name in task.byzantine for name in self.hosted):
+            return []
+        seen = {"own": (), "colluders": task.byzantine, "all": task.honest}[task.sight]
+        return [name for name in seen if name not in self.hosted]
+
+    def rounds(self, part: str) -> tuple[int | None, ...]:
+        """The last rounds of what is in a part; while they are the same, so is its state."""
         with self._lock:
-            self._momentum.reset(name, round)
-            self._deltas.reset(name)
-            if self._mounted is not None:
-                self._mounted.reset(name)
+            if part == ATTACKERS:
+                known = [self._momentum.round(name) for name in self._watched]
+                return (*known, None if self._mounted is None else self._mounted.round(TOGETHER))
+            attacked = self._mounted.round(part) if self._mounted and not self._is_shared else None
+            return (self._momentum.round(part), self._deltas.round(part), attacked)
+
+    def state(self, part: str) -> Tree:
+        """A part of the history, for `restore`: in other places while nothing is computed, or a copy."""
+        with self._lock:
+            if part == ATTACKERS:
+                watched = {name: self._momentum.state(name) for name in self._watched}
+                return {"momentum": watched, "attack": self._memory(TOGETHER)}
+            return {
+                "momentum": self._momentum.state(part),
+                "deltas": self._deltas.state(part),
+                "attack": None if self._is_shared else self._memory(part),
+            }
+
+    def _memory(self, key: str) -> Tree:
+        """What an attacker, or all together, know of earlier rounds; None where that cannot be kept."""
+        if self._mounted is None:
+            return None
+        try:
+            return self._mounted.state(key)
+        except Unpackable as error:
+            if not self._told_unpackable:
+                self._told_unpackable = True
+                log.warning(
+                    "the memory of %s cannot be kept; after a restart it begins with start(): %s",
+                    named(self.task.attack),
+                    error,
+                )
+            return None
+
+    def restore(self, part: str, tree: Any) -> None:
+        """Put a part of the history back, as `state` gave it."""
+        with self._lock:
             self._view = None
+            if part == ATTACKERS:
+                for name in self._watched:
+                    self._momentum.restore(name, tree["momentum"].get(name))
+                self._remember(TOGETHER, tree["attack"])
+                return
+            self._momentum.restore(part, tree["momentum"])
+            self._deltas.restore(part, tree["deltas"])
+            if not self._is_shared:
+                self._remember(part, tree["attack"])
+
+    def _remember(self, key: str, tree: Any) -> None:
+        if self._mounted is None:
+            return
+        try:
+            self._mounted.restore(key, tree)
+        except Unpackable as error:
+            log.warning(
+                "the memory of %s that was kept is another one; it begins with start(): %s",
+                named(self.task.attack),
+                error,
+            )
+
+    def forget(self, part: str) -> None:
+        """Forget a part of the history: it begins anew with the next round."""
+        self.restore(part, {"momentum": {} if part == ATTACKERS else None, "deltas": None, "attack": None})
+
+    def unconfirmed(self, name: str) -> tuple[int, Tensor] | None:
+        """The last delta of a worker and its round, unless it is known that the server has counted it."""
+        with self._lock:
+            return self._deltas.unconfirmed(name)
 
     def answer(self, name: str, round: int, parameters: Tensor) -> Tensor | None:
         """As `contribution`; None also for a worker that takes no part in the round."""
@@ -292,7 +400,7 @@ class WorkerCompute:
         return self.trainer.state_bytes
 
     @contextmanager
-    def state(self, parameters: Tensor) -> Generator[dict[str, Any]]:
+    def model_state(self, parameters: Tensor) -> Generator[dict[str, Any]]:
         """The whole state of the model with these parameters, for as long as nothing else is computed."""
         with self._lock:
             yield self.trainer.state(parameters)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from varangian.state_file import Tree
 
 
 @dataclass
@@ -39,11 +42,6 @@ class DeltaEncoder:
             sent = self._sent[name] = Sent(round, delta)
         return sent.delta
 
-    def reset(self, name: str) -> None:
-        """Forget a worker of which the server has nothing."""
-        self._counted.pop(name, None)
-        self._sent.pop(name, None)
-
     def confirm(self, name: str, round: int) -> None:
         """Note that the server has this worker's delta of this round; a second time changes nothing."""
         sent = self._sent.get(name)
@@ -52,3 +50,35 @@ class DeltaEncoder:
         sent.counted = True
         before = self._counted.get(name)
         self._counted[name] = sent.delta.double() if before is None else before.add_(sent.delta)
+
+    def round(self, name: str) -> int | None:
+        """The round of the last delta of a worker."""
+        sent = self._sent.get(name)
+        return None if sent is None else sent.round
+
+    def unconfirmed(self, name: str) -> tuple[int, Tensor] | None:
+        """The last delta of a worker and its round, unless it is known to be counted."""
+        sent = self._sent.get(name)
+        return None if sent is None or sent.counted else (sent.round, sent.delta)
+
+    def state(self, name: str) -> Tree:
+        """The history of a worker, for `restore`; what was counted is not copied, and may be written to."""
+        sent = self._sent.get(name)
+        if sent is None:
+            return None
+        return {
+            "round": sent.round,
+            "delta": sent.delta,
+            "counted": sent.counted,
+            "sum": self._counted.get(name),
+        }
+
+    def restore(self, name: str, tree: Any) -> None:
+        """Put the history of a worker back; None forgets it, as of one of which the server has nothing."""
+        self._counted.pop(name, None)
+        self._sent.pop(name, None)
+        if tree is None:
+            return
+        self._sent[name] = Sent(tree["round"], tree["delta"], tree["counted"])
+        if tree["sum"] is not None:
+            self._counted[name] = tree["sum"].clone()

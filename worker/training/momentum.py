@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from varangian.state_file import Tree
 from varangian.worker.training.flat import check_finite
 
 
@@ -48,9 +50,21 @@ class Momentum:
         self._last[name] = Last(round, vector)
         return vector
 
-    def reset(self, name: str, round: int) -> None:
-        """Forget the history of this worker, and of all that were past this round: the run began again."""
-        self._last = {w: last for w, last in self._last.items() if w != name and last.round <= round}
+    def round(self, name: str) -> int | None:
+        """The round of the last vector of a worker; None where the next one does not depend on it."""
+        last = self._last.get(name) if self._beta > 0 else None
+        return None if last is None else last.round
+
+    def state(self, name: str) -> Tree:
+        """The history of a worker, for `restore`; its tensors are not copied, and never written to."""
+        last = self._last.get(name) if self._beta > 0 else None
+        return None if last is None else {"round": last.round, "vector": last.vector}
+
+    def restore(self, name: str, tree: Any) -> None:
+        """Put the history of a worker back; None forgets it."""
+        self._last.pop(name, None)
+        if tree is not None:
+            self._last[name] = Last(tree["round"], tree["vector"])
 
 
 def repeat(last: Last, name: str, round: int) -> Tensor:

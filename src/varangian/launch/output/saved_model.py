@@ -38,7 +38,7 @@ def pack_state(worker_compute: WorkerCompute, parameters: Tensor) -> bytes:
         "features": json.dumps(worker_compute.dataset.features),
         "outputs": json.dumps(worker_compute.dataset.outputs),
     }
-    with worker_compute.state(parameters) as state:
+    with worker_compute.model_state(parameters) as state:
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         # What is not a tensor (`get_extra_state`) has no place in the format.
         known["left_out"] = json.dumps(sorted(state.keys() - tensors.keys()))
