@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
+
+LATER = re.compile(r"config\.epoch-(\d+)\.yaml")
+"""The settings with which a run goes on, where they are others than before."""
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
@@ -19,6 +23,16 @@ def user_path(text: str | os.PathLike[str]) -> Path:
 def expanded(text: str) -> str:
     """The same as text, for an argument of a command."""
     return str(user_path(text))
+
+
+def settings_file(run: Path) -> Path:
+    """The file with all settings of a run: those of its start, or others with which it went on."""
+    later = {
+        int(found[1]): path
+        for path in run.glob("config.epoch-*.yaml")
+        if (found := LATER.fullmatch(path.name))
+    }
+    return later[max(later)] if later else run / "config.yaml"
 
 
 def fsync(descriptor: int) -> None:

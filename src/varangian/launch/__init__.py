@@ -18,6 +18,7 @@ from varangian.launch.result import Note, Outcome, RunError
 if TYPE_CHECKING:
     # Child processes import this package and need none of it.
     from varangian.config import RunConfig
+    from varangian.launch.checkpoints.resumed import Resumed
     from varangian.server.observability.record import Observe, RoundRecord
 
 __all__ = ["Note", "Outcome", "RunError", "RunResult", "run"]
@@ -29,6 +30,7 @@ def run(
     observe: Observe | None = None,
     note: Note | None = None,
     folder: Path | None = None,
+    resume: Resumed | None = None,
 ) -> RunResult:
     """Train as the configuration says, on this machine, and return when it is over.
 
@@ -44,6 +46,8 @@ def run(
             warnings of the logger `varangian`.
         folder: the run folder, which is made and must be empty if it exists; by default a new one below
             `config.output`.
+        resume: the run that goes on, as `varangian.launch.checkpoints.resume` gives it; its folder is
+            unlocked in the end.
 
     Raises:
         RunError: the run cannot be started, or cannot go on.
@@ -54,13 +58,17 @@ def run(
             f"`config` should be what varangian.config.load(FILE, ['key=value']) returns. Found {found}."
         )
     observe, note = observe or _nothing, note or logging.getLogger("varangian").warning
-    if config.backend == "simulate":
-        from varangian.launch.simulation.simulate import run_in_simulation
+    try:
+        if config.backend == "simulate":
+            from varangian.launch.simulation.simulate import run_in_simulation
 
-        return run_in_simulation(config, observe=observe, note=note, folder=folder)
-    from varangian.launch.processes import run_in_processes
+            return run_in_simulation(config, observe=observe, note=note, folder=folder, resume=resume)
+        from varangian.launch.processes import run_in_processes
 
-    return run_in_processes(config, observe=observe, note=note, folder=folder)
+        return run_in_processes(config, observe=observe, note=note, folder=folder, resume=resume)
+    finally:
+        if resume is not None:  # also if it could not be opened
+            resume.lock.release()
 
 
 def _nothing(record: RoundRecord) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from varangian import __version__
 from varangian.cli.arguments import bench as benchmarks
-from varangian.cli.arguments import experiments
+from varangian.cli.arguments import durability, experiments
 from varangian.cli.arguments import graph as graph_arguments
 from varangian.cli.arguments.common import FORK_SERVER, add_format
 from varangian.files import expanded
@@ -46,6 +46,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     unknown = [text for text in rest if text.startswith("-") or not takes]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if "resume" in args:
+        durability.give_back(args)
     if "settings" in args:
         _split_config(args, [*args.settings, *rest], parser)
     for name in ("names", "runs"):
@@ -104,6 +106,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="make the report of the run at its end, and open it in the browser",
     )
+    durability.add_resume(parser)
     add_format(parser)
 
 
@@ -123,6 +126,7 @@ def _server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=expanded, metavar="DIR", help="the folder of run folders; short for output=..."
     )
+    durability.add_resume(parser)
     add_format(parser)
 
 
@@ -296,6 +300,11 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         "varangian.cli.commands.worker",
         "Start workers of a server elsewhere, with certificates or VARANGIAN_TOKEN[_FILE].",
         _worker,
+    ),
+    "rewind": (
+        "varangian.cli.commands.rewind",
+        "List the checkpoints of a run, or make a run that goes on from one of them.",
+        durability.add_rewind,
     ),
     "plot": (
         "varangian.experiments.results.figures.plot",

@@ -6,12 +6,19 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from varangian.cli.main import FAILED, INTERRUPTED, OK, CommandError
 from varangian.cli.views.progress import progress
 from varangian.config import RunConfig, advice, load
-from varangian.launch import RunError, RunResult, run
+from varangian.config.overrides import from_environment
+from varangian.launch import Note, RunError, RunResult, run
+from varangian.launch.checkpoints.resume import RunOver, find_run, resume, settings_of, with_seed_of
+from varangian.launch.checkpoints.resumed import Resumed
+from varangian.registry import ConfigError, Problem
 from varangian.server.participation import DEFAULT, PARTICIPATION
 
 SIGNALLED = 128
@@ -20,12 +27,16 @@ CODES = {"finished": OK, "failed": FAILED, "interrupted": INTERRUPTED}
 
 def command(args: argparse.Namespace) -> int:
     """Train with everything on this machine."""
-    config = load(args.config, with_shortcuts(args), os.environ)
+    config, going_on = configuration(args, with_shortcuts(args))
     warn(config)
     report = importlib.import_module(args.report) if args.open else None
     if report is not None:
         report.check()
-    result = run_and_show(config, args.format)
+    try:
+        result = run_and_show(config, args.format, going_on)
+    except RunOver as over:
+        print(over)
+        return OK
     if report is not None and result.folder is not None:
         report.open_report(result.folder)
     return exit_code(result)
@@ -36,14 +47,60 @@ def exit_code(result: RunResult) -> int:
     return SIGNALLED + result.signal if result.signal else CODES[result.outcome]
 
 
-def run_and_show(config: RunConfig, view: str) -> RunResult:
+@dataclass(frozen=True)
+class GoingOn:
+    """`--resume`: the folder of a run that is to go on, if there is one."""
+
+    folder: Path | None
+    force: bool
+
+    def resume(self, config: RunConfig, note: Note) -> tuple[RunConfig, Resumed | None]:
+        """As `varangian.launch.checkpoints.resume`; nothing where a new run begins."""
+        if self.folder is not None:
+            return resume(config, self.folder, note, force=self.force)
+        note(f"there is no run to resume in {config.output}; a new one begins")
+        return config, None
+
+
+def configuration(
+    args: argparse.Namespace, settings: Sequence[str], *, whole: bool = True
+) -> tuple[RunConfig, GoingOn | None]:
+    """The configuration of a run, and the run that goes on; None if a new one begins.
+
+    Raises:
+        ConfigError: with every problem found.
+        CommandError: `--resume` names no folder of a run.
+    """
+    if args.resume is None:
+        if args.force:
+            raise ConfigError([Problem("--force", "is of use with --resume only")])
+        return load(args.config, settings, os.environ, whole=whole), None
+    written = args.config is not None or bool(args.settings) or getattr(args, "backend", None) is not None
+    try:
+        folder = Path(args.resume) if args.resume else None
+        if folder is None or args.config is not None:
+            config = load(args.config, settings, os.environ, whole=whole)
+            folder = folder or find_run(config, whatever=not (written or from_environment(os.environ)))
+        if folder is not None:
+            if args.config is None:
+                config = settings_of(folder, settings, os.environ, whole=whole)
+            config = with_seed_of(config, settings_of(folder))
+    except RunError as error:
+        raise CommandError(str(error)) from error
+    return config, GoingOn(folder, args.force)
+
+
+def run_and_show(config: RunConfig, view: str, going_on: GoingOn | None = None) -> RunResult:
     """Carry a run out and show it."""
     try:
         with progress(view, config.rounds, config.byzantine_names, declared=config.f) as shown:
             if PARTICIPATION.name(config.participation) != DEFAULT:
                 shown.note(f"participation: {describe_participation(config)}")
-            result = run(config, observe=shown.round, note=shown.note)
+            config, resumed = (config, None) if going_on is None else going_on.resume(config, shown.note)
+            result = run(config, observe=shown.round, note=shown.note, resume=resumed)
         shown.finish(result)
+    except RunOver:
+        raise
     except RunError as error:
         raise CommandError(str(error)) from error
     return result

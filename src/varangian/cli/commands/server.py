@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import secrets
 import signal
 from contextlib import closing
 from pathlib import Path
 
-from varangian.cli.commands.run import exit_code, with_shortcuts
+from varangian.cli.commands.run import configuration, exit_code, with_shortcuts
 from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
 from varangian.cli.main import OK, CommandError
 from varangian.cli.tokens import secret
 from varangian.cli.views.progress import Progress, progress
-from varangian.config import RunConfig, load
+from varangian.config import RunConfig
+from varangian.launch.checkpoints.resume import RunOver
+from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.output.logs import log_to_stderr
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.processes import check_port, serve_run
@@ -34,7 +35,7 @@ from varangian.server.identity.tls import Security
 def command(args: argparse.Namespace) -> int:
     """Serve one run to workers elsewhere."""
     settings = [*with_shortcuts(args), *_bind_settings(args.bind)]
-    config = load(args.config, settings, os.environ, whole=False)
+    config, going_on = configuration(args, settings, whole=False)
     chosen = read_choice(args)
     check(chosen, config.server.host)
     config = with_identity(config, chosen)
@@ -44,8 +45,16 @@ def command(args: argparse.Namespace) -> int:
     try:
         with progress(args.format, config.rounds, (), declared=config.f) as shown:
             check_free()
-            result, code = asyncio.run(_serve(config, identity, shown))
+            config, resumed = (config, None) if going_on is None else going_on.resume(config, shown.note)
+            try:
+                result, code = asyncio.run(_serve(config, identity, shown, resumed))
+            finally:
+                if resumed is not None:  # also if it could not be opened
+                    resumed.lock.release()
         shown.finish(result)
+    except RunOver as over:
+        print(over)
+        return OK
     except RunError as error:
         raise CommandError(str(error)) from error
     return code
@@ -67,10 +76,12 @@ def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
     return config.model_copy(update={"server": server})
 
 
-async def _serve(config: RunConfig, identity: bytes | Security, shown: Progress) -> tuple[RunResult, int]:
+async def _serve(
+    config: RunConfig, identity: bytes | Security, shown: Progress, resumed: Resumed | None
+) -> tuple[RunResult, int]:
     """The result of the run and the exit code: a stop by SIGTERM is none of a run that can go on."""
     check_port(config)
-    server_run = ServerRun.open(config, shown.round, shown.note)
+    server_run = ServerRun.open(config, shown.round, shown.note, resume=resumed)
     for sentence in server_run.sentences:
         shown.note(sentence)
     workers = server_run.machine.policy.workers

@@ -27,6 +27,17 @@ NAME = re.compile(r"round-(\d{6,})\.safetensors")
 TEMPORARY = re.compile(r"\.round-\d{6,}\.safetensors\.\d+")
 
 
+def facts_of(config: RunConfig) -> dict[str, Any]:
+    """Versions and numbers on which bits may depend, of this process."""
+    return {
+        "varangian": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernels": backend_for(Rows((torch.zeros(1),))).NAME,
+        "threads": config.server.threads,
+    }
+
+
 @dataclass(frozen=True)
 class Origin:
     """The origin of a checkpoint: what a run has to have in common with it to go on from it."""
@@ -47,15 +58,8 @@ class Origin:
     @classmethod
     def of(cls, config: RunConfig, run: str, epoch: int, layout: Layout) -> Origin:
         """The origin of checkpoints that this process writes."""
-        facts = {
-            "varangian": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "kernels": backend_for(Rows((torch.zeros(1),))).NAME,
-            "threads": config.server.threads,
-        }
         name = PARTICIPATION.name(config.participation)
-        return cls(run, epoch, run_id(config), layout.digest.hex(), name, facts)
+        return cls(run, epoch, run_id(config), layout.digest.hex(), name, facts_of(config))
 
     def plain(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -172,9 +176,23 @@ def to_keep(scores: Mapping[int, Score | None], keep: int, before: int | None) -
         keep: how many of the newest.
         before: the round of the first of the last alarms; None without alarms.
     """
-    newest = sorted(scores)[-keep:]
+    return {*reasons_to_keep(scores, keep, before)}
+
+
+def reasons_to_keep(
+    scores: Mapping[int, Score | None], keep: int, before: int | None
+) -> dict[int, tuple[str, ...]]:
+    """As `to_keep`, with the reasons for each."""
     earlier = [round for round in scores if before is not None and round <= before]
-    return {*newest, *_best(scores), *sorted(earlier)[-1:]}
+    kept = {
+        "newest": sorted(scores)[-keep:],
+        "best": [*_best(scores)],
+        "before alarms": sorted(earlier)[-1:],
+    }
+    return {
+        round: tuple(reason for reason, rounds in kept.items() if round in rounds)
+        for round in sorted({round for rounds in kept.values() for round in rounds})
+    }
 
 
 def _best(scores: Mapping[int, Score | None]) -> Iterable[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from varangian.config import RunConfig
+from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.event_loop import run_to_completion
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.result import Note, RunError
@@ -44,16 +45,21 @@ def executors(config: RunConfig) -> Generator[tuple[Executor | None, Executor]]:
 
 
 def run_in_simulation(
-    config: RunConfig, *, observe: Observe, note: Note, folder: Path | None = None
+    config: RunConfig,
+    *,
+    observe: Observe,
+    note: Note,
+    folder: Path | None = None,
+    resume: Resumed | None = None,
 ) -> RunResult:
-    """Carry a run out in this process.
+    """Carry a run out in this process, or go on with one.
 
     Raises:
         RunError: it cannot be started, or the disk is full.
     """
 
     async def main() -> RunResult:
-        server_run = ServerRun.open(config, observe, note, folder)
+        server_run = ServerRun.open(config, observe, note, folder, resume)
         with closing(server_run), server_run.stop.on_signals(note):
             for sentence in server_run.sentences:
                 note(sentence)

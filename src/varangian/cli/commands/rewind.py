@@ -1,0 +1,46 @@
+"""`varangian rewind`: list the checkpoints of a run, or make a run that goes on from one of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from varangian.cli.main import OK, CommandError
+from varangian.launch.checkpoints.rewind import KeptCheckpoint, branch, kept_checkpoints
+from varangian.launch.memory_budget import readable
+from varangian.launch.result import RunError
+from varangian.registry import ConfigError, Problem
+
+HEADINGS = ("round", "score", "kept as", "size", "written")
+
+
+def command(args: argparse.Namespace) -> int:
+    """List checkpoints, or go back to one."""
+    run = Path(args.folder)
+    try:
+        if args.round is None:
+            if args.output is not None:
+                raise ConfigError([Problem("--output", "is of use with --round only")])
+            found = kept_checkpoints(run)
+            print("\n".join(table(found)) if found else f"{run} has no checkpoints")
+            return OK
+        made = branch(run, args.round, None if args.output is None else Path(args.output))
+    except RunError as error:
+        raise CommandError(str(error)) from error
+    print(f"{made} begins with round {args.round} of {run}; --resume {made} goes on with it")
+    return OK
+
+
+def table(found: Iterable[KeptCheckpoint]) -> list[str]:
+    """A line for each checkpoint, below a heading."""
+    rows = [HEADINGS, *map(_row, found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _row(kept: KeptCheckpoint) -> tuple[str, ...]:
+    if kept.damage:
+        return (str(kept.round), "", f"cannot be used: {kept.damage}", readable(kept.bytes), "")
+    score = "" if kept.score is None else f"{kept.score.name} {kept.score.value:.4g}"
+    return (str(kept.round), score, ", ".join(kept.why), readable(kept.bytes), kept.written)

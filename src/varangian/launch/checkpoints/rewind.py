@@ -1,0 +1,142 @@
+"""Going back: the checkpoints that a run has kept, and a new run that begins from one of them.
+
+The run itself is left as it is. The new one has its settings, its record up to the checkpoint, and the
+checkpoint; `--resume` goes on with it, also with other settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varangian.files import LATER, write_atomically
+from varangian.launch.checkpoints.folder import CheckpointFolder, Score, reasons_to_keep
+from varangian.launch.checkpoints.resume import BRANCH, parents, settings_of
+from varangian.launch.output.files import make_at
+from varangian.launch.output.run_folder import CONFIG, MANIFEST, METRICS, ROUNDS
+from varangian.launch.result import RunError
+from varangian.state_file import StateFileError
+
+WORKERS = "workers"
+"""The folder of what workers on this machine have kept."""
+
+
+@dataclass(frozen=True)
+class KeptCheckpoint:
+    """A checkpoint as a list of them shows it."""
+
+    round: int
+    bytes: int
+    written: str = ""
+    score: Score | None = None
+    why: tuple[str, ...] = ()
+    """The reasons why it is kept."""
+    damage: str = ""
+    """The reason why it cannot be used, as far as its head says; empty: none."""
+
+
+def kept_checkpoints(run: Path) -> list[KeptCheckpoint]:
+    """The checkpoints of a run, the newest first.
+
+    Raises:
+        RunError: it is no folder of a run.
+    """
+    config, folder = settings_of(run), CheckpointFolder(run)
+    found = list[KeptCheckpoint]()
+    scores = folder.scores()
+    newest = 1 if config.server.checkpoint is None else config.server.checkpoint.keep
+    reasons = reasons_to_keep(scores, newest, _alarm(folder))
+    for round in folder.rounds():
+        size = folder.file(round).stat().st_size
+        try:
+            head = folder.head(round)
+        except (StateFileError, OSError) as error:
+            damage = error.reason if isinstance(error, StateFileError) else error.strerror or str(error)
+            found.append(KeptCheckpoint(round, size, damage=damage))
+            continue
+        written, why = str(head.get("written", "")), reasons.get(round, ())
+        found.append(KeptCheckpoint(round, size, written, scores.get(round), why))
+    return found
+
+
+def branch(run: Path, round: int, output: Path | None = None) -> Path:
+    """Make a run that begins from a checkpoint of another one; returns its folder.
+
+    Args:
+        run: the folder of the other run.
+        round: of its checkpoint.
+        output: the new folder, which does not exist or is empty; by default beside the other.
+
+    Raises:
+        RunError: there is no such checkpoint, it is damaged, or the folder cannot be made.
+    """
+    settings_of(run)
+    folder = CheckpointFolder(run)
+    if round not in folder.rounds():
+        there = ", ".join(map(str, sorted(folder.rounds()))) or "none"
+        raise RunError(f"{run} has no checkpoint of round {round}. There are those of: {there}")
+    try:
+        head = folder.read(round).plain
+    except (StateFileError, OSError) as error:
+        raise RunError(str(error)) from error
+    made = None
+    try:
+        made = make_at(output or run.with_name(f"{run.name}-r{round}"))
+        _copy(run, round, head, made)
+    except OSError as error:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        place = error.filename or made or output
+        raise RunError(f"the new run cannot be written: {place}: {error.strerror or error}") from error
+    return made
+
+
+def _copy(run: Path, round: int, head: Mapping[str, Any], made: Path) -> None:
+    """Write all that the new run begins with; the checkpoint last."""
+    settings = [
+        path
+        for path in run.iterdir()
+        if (found := LATER.fullmatch(path.name)) and int(found[1]) <= head["epoch"]
+    ]
+    for path in (run / CONFIG, run / MANIFEST, *settings):
+        write_atomically(made / path.name, path.read_bytes())
+    known = {"runs": [run.name, *parents(run)], "round": round, "digest": head["digest"]}
+    write_atomically(made / BRANCH, (json.dumps(known, indent=2) + "\n").encode())
+    with (run / ROUNDS).open("rb") as record:
+        lines = record.read(head["record"]["bytes"])
+    write_atomically(made / ROUNDS, lines)
+    with suppress(FileNotFoundError):
+        write_atomically(made / METRICS, _before(run / METRICS, round))
+    if (run / WORKERS).is_dir():
+        shutil.copytree(run / WORKERS, made / WORKERS)
+    theirs, ours = CheckpointFolder(run), CheckpointFolder(made)
+    ours.path.mkdir(mode=0o700)
+    try:
+        os.link(theirs.file(round), ours.file(round))
+    except OSError:  # another disk, or one without links
+        write_atomically(ours.file(round), theirs.file(round).read_bytes())
+
+
+def _before(metrics: Path, round: int) -> bytes:
+    """The heading, and the lines of the rounds before this one."""
+    heading, *lines = metrics.read_bytes().splitlines(keepends=True) or [b""]
+    firsts = ((line.partition(b",")[0], line) for line in lines)
+    return b"".join([heading, *(line for first, line in firsts if first.isdigit() and int(first) < round)])
+
+
+def _alarm(folder: CheckpointFolder) -> int | None:
+    """The round of the first of the last alarms, by the newest checkpoint that says it."""
+    for round in folder.rounds():
+        with suppress(StateFileError, OSError):
+            match folder.head(round).get("alarms"):
+                case {"first": int(first)}:
+                    return first
+                case _:
+                    return None
+    return None
