@@ -24,6 +24,9 @@ from varangian.config.yaml_text import read as read_settings
 from varangian.files import user_path
 from varangian.launch import Note, RunError, RunResult
 from varangian.launch import run as run_config
+from varangian.launch.checkpoints.resume import RunOver, find_run, settings_of
+from varangian.launch.checkpoints.resume import resume as go_on
+from varangian.launch.checkpoints.resumed import Resumed
 from varangian.own_classes import target_of, target_of_function
 from varangian.registry import ConfigError, Problem, Registry, is_target, join
 from varangian.server.participation import PARTICIPATION
@@ -61,6 +64,8 @@ def run(
     note: Note | None = None,
     folder: str | os.PathLike[str] | None = None,
     format: str | None = None,
+    resume: str | os.PathLike[str] | Literal[True] | None = None,
+    force: bool = False,
     **settings: Any,
 ) -> RunResult:
     """Train with a server and workers on this machine, and return when it is over.
@@ -80,6 +85,10 @@ def run(
             the setting `output`.
         format: shows progress as the command does: auto, rich, plain or json; by default nothing is
             printed.
+        resume: go on with the run in this folder, whose settings stand in the place of those that are not
+            given; True is the newest run with these settings below `output` that has rounds left, and a new
+            one where there is none. A run that is over is not carried on: its result is returned.
+        force: with `resume`, as `--force`.
         settings: more settings, which win: `rounds=50`, `optimizer__lr=0.1` for `optimizer.lr`. A rule, an
             attack or a model may be an object, a class or a function in place of its name.
 
@@ -87,13 +96,39 @@ def run(
         ConfigError: with every problem found in the settings.
         RunError: the run cannot be started, or cannot go on.
     """
+    if resume is not None and folder is not None:
+        raise RunError("a run that goes on does so in its own folder: give `resume` or `folder`")
+    found = user_path(resume) if isinstance(resume, str | os.PathLike) else None
+    if found is not None and config is None:
+        config = settings_of(found, whole=True)
     chosen = configuration(config, settings)
+    if resume is True:
+        found = find_run(chosen)
     say = note or logging.getLogger("varangian").warning
     for sentence in advice(chosen):
         say(sentence)
-    path = None if folder is None else user_path(folder)
+    if found is None:
+        return _carry_out(
+            chosen, observe, note, format, folder=None if folder is None else user_path(folder)
+        )
+    try:
+        chosen, resumed = go_on(chosen, found, say, force=force)
+    except RunOver:
+        return read(found)
+    return _carry_out(chosen, observe, note, format, resume=resumed)
+
+
+def _carry_out(
+    chosen: RunConfig,
+    observe: Observe | None,
+    note: Note | None,
+    format: str | None,
+    folder: Path | None = None,
+    resume: Resumed | None = None,
+) -> RunResult:
+    """Carry a run out, and show it if there is a format."""
     if format is None:
-        return run_config(chosen, observe=observe, note=note, folder=path)
+        return run_config(chosen, observe=observe, note=note, folder=folder, resume=resume)
     with progress(format, chosen.rounds, chosen.byzantine_names, declared=chosen.f) as shown:
 
         def both(record: RoundRecord) -> None:
@@ -101,7 +136,7 @@ def run(
             if observe is not None:
                 observe(record)
 
-        result = run_config(chosen, observe=both, note=note or shown.note, folder=path)
+        result = run_config(chosen, observe=both, note=note or shown.note, folder=folder, resume=resume)
     shown.finish(result)
     return result
 

@@ -57,7 +57,7 @@ def flip(file, at=-1):
 
 def test_the_newest_is_used(run, go_on):
     resumed, notes = go_on(run)
-    assert (resumed.round, resumed.lock.epoch, resumed.skipped) == (6, 1, ())
+    assert (resumed.round, resumed.lock.epoch, resumed.record) == (6, 1, {})
     assert float(resumed.state["learner"]["parameters"][0]) == 6.0
     assert resumed.checkpoint["round"] == 6
     assert resumed.documents == {}
@@ -71,7 +71,7 @@ def test_the_one_before_is_used(run, go_on):
     assert resumed.round == 4
     said = r"warning: checkpoints/round-000006\.safetensors was left out: its tensor .* damaged; round 4 .*"
     assert re.fullmatch(said, notes[0])
-    assert resumed.skipped == (notes[0].removeprefix("warning: "),)
+    assert resumed.record["skipped"] == [notes[0].removeprefix("warning: ")]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_where_none_can_be_used_the_run_does_not_begin_again_by_itself(run, go_o
     with pytest.raises(RunError, match=r"no checkpoint of .* can be used.*--force to begin with round 0"):
         go_on(run)
     resumed, notes = go_on(run, force=True)
-    assert (resumed.round, resumed.state, len(resumed.skipped)) == (0, None, 3)
+    assert (resumed.round, resumed.state, len(resumed.record["skipped"])) == (0, None, 3)
     assert "there is no checkpoint yet: round 0 begins again" in notes[-1]
 
 
@@ -129,12 +129,12 @@ def test_a_changed_setting_is_refused_with_both_values(run, go_on):
 
 def test_force_records_them(run, go_on):
     resumed, notes = go_on(run, "seed=2", force=True)
-    assert [change.plain() for change in resumed.changes] == [{"path": "seed", "before": 1, "after": 2}]
+    assert resumed.record["changes"] == [{"path": "seed", "before": 1, "after": 2}]
     assert "seed was 1 and is 2" in notes[-1]
     (run / "config.epoch-1.yaml").write_bytes(resumed.documents["config.epoch-1.yaml"])
     assert settings_of(run).seed == 2
     resumed.lock.release()
-    assert go_on(run)[0].changes == ()  # they are those of the run by now
+    assert go_on(run)[0].record == {}  # they are those of the run by now
 
 
 def test_a_schedule_that_depends_on_rounds_keeps_their_number(kept, go_on, monkeypatch):
@@ -170,8 +170,8 @@ def test_other_versions_are_said(run, go_on):
     facts = {"varangian": "0.1", "torch": "1.0", "kernels": "plain", "threads": 1}
     rewritten(CheckpointFolder(run).file(6), facts=facts)
     resumed, notes = go_on(run)
-    assert resumed.facts["torch"][0] == "1.0"
-    assert resumed.facts["varangian"][0] == "0.1"
+    assert resumed.record["facts"]["torch"][0] == "1.0"
+    assert resumed.record["facts"]["varangian"][0] == "0.1"
     assert "torch was 1.0 and is" in notes[-1]
     assert "varangian was" not in notes[-1]
 
@@ -194,7 +194,7 @@ def test_the_seed_that_a_server_drew_is_that_of_its_run(run, go_on):
     config, resumed = resume(CONFIG, run, notes.append)
     resumed.lock.release()
     assert config.server.seed == 77
-    assert resumed.changes == ()
+    assert resumed.record == {}
 
 
 def test_no_folder_of_a_run_is_one_clear_error(tmp_path):

@@ -16,18 +16,17 @@ from typing import Any
 from varangian.config import RunConfig, load
 from varangian.config.yaml_text import dump
 from varangian.files import settings_file, user_path
-from varangian.launch.checkpoints.changes import changes, learning_rates, problems, refused
+from varangian.launch.checkpoints.changes import Change, changes, learning_rates, problems, refused
 from varangian.launch.checkpoints.folder import CheckpointFolder, facts_of
 from varangian.launch.checkpoints.lock import FolderLock
 from varangian.launch.checkpoints.resumed import Resumed
+from varangian.launch.output.chain import BRANCH, digest
 from varangian.launch.output.run_folder import MANIFEST, RESULT, ROUNDS
 from varangian.launch.result import Note, RunError
 from varangian.registry import ConfigError
 from varangian.server.participation import PARTICIPATION
 from varangian.state_file import StateFile, StateFileError, unflatten
 
-BRANCH = "branch.json"
-"""The run and the checkpoint that a run begins from, in a folder that `rewind` made."""
 IGNORED = ("varangian", "python")
 """Facts that are written down, and that alone are no reason to say that bits may differ."""
 
@@ -118,25 +117,24 @@ def resume(
             note(f"warning: {sentence}")
         if (problem := learning_rates(before, config, choice.round)) and not force:
             raise ConfigError([problem])
+        plain = None if choice.file is None else choice.file.plain
+        other = {} if plain is None else _other_facts(plain, config)
+        documents = {f"config.epoch-{lock.epoch}.yaml": dump(config.resolved()).encode()} if found else {}
         resumed = Resumed(
             folder,
             lock,
             choice.round,
             None if choice.file is None else unflatten(choice.file.plain["state"], choice.file.tensors),
-            None if choice.file is None else choice.file.plain,
+            plain,
             revoked=_revoked(folder, choice.round),
-            documents={f"config.epoch-{lock.epoch}.yaml": dump(config.resolved()).encode()}
-            if found
-            else {},
-            changes=tuple(found),
-            facts={} if choice.file is None else _other_facts(choice.file.plain, config),
-            skipped=choice.skipped,
+            documents=documents,
+            record=_record(found, documents, other, choice.skipped),
             parent=next(iter(parents(folder)), ""),
         )
     except BaseException:
         lock.release()
         raise
-    for sentence in _sentences(resumed, config, last_round(folder)):
+    for sentence in _sentences(resumed, config, found, other):
         note(sentence)
     return config, resumed
 
@@ -258,7 +256,7 @@ def _revoked(folder: Path, following: int) -> tuple[str, ...]:
 def parents(folder: Path) -> tuple[str, ...]:
     """The run that the one in a folder is a branch of, the run of which that is one, and so on."""
     with suppress(OSError, ValueError):
-        match json.loads((folder / BRANCH).read_bytes()):
+        match json.loads((folder / MANIFEST).read_bytes()).get(BRANCH):
             case {"runs": [*runs]}:
                 return tuple(str(run) for run in runs)
             case _:
@@ -273,9 +271,27 @@ def _other_facts(plain: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
     return {name: [before.get(name), value] for name, value in now.items() if before.get(name) != value}
 
 
-def _sentences(resumed: Resumed, config: RunConfig, last: int | None) -> Iterator[str]:
+def _record(
+    found: Sequence[Change],
+    documents: Mapping[str, bytes],
+    other: Mapping[str, Any],
+    skipped: Sequence[str],
+) -> dict[str, Any]:
+    """What the record of rounds says of the start: what applies of changes, other facts and checkpoints."""
+    known = {
+        "changes": [change.plain() for change in found],
+        "config": {name: digest(text) for name, text in documents.items()},
+        "facts": dict(other),
+        "skipped": list(skipped),
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def _sentences(
+    resumed: Resumed, config: RunConfig, found: Sequence[Change], other: Mapping[str, Any]
+) -> Iterator[str]:
     """Sentences about a run that goes on."""
-    folder, round = resumed.folder, resumed.round
+    folder, round, last = resumed.folder, resumed.round, last_round(resumed.folder)
     if resumed.state is None:
         yield f"{folder}: there is no checkpoint yet: round 0 begins again"
     else:
@@ -289,9 +305,9 @@ def _sentences(resumed: Resumed, config: RunConfig, last: int | None) -> Iterato
             f"{again} done again, with other vectors: with {name} the numbers are not those of a run "
             f"without interruption; no vector that was counted before round {round} is lost"
         )
-    if resumed.changes:
-        yield f"settings have changed: {'; '.join(map(str, resumed.changes))}"
-    others = {name: values for name, values in resumed.facts.items() if name not in IGNORED}
+    if found:
+        yield f"settings have changed: {'; '.join(map(str, found))}"
+    others = {name: values for name, values in other.items() if name not in IGNORED}
     if others:
         told = ", ".join(f"{name} was {before} and is {now}" for name, (before, now) in others.items())
         yield f"warning: {told}: numbers may differ from those of an uninterrupted run in their last bits"

@@ -17,7 +17,8 @@ from typing import Any
 
 from varangian.files import LATER, write_atomically
 from varangian.launch.checkpoints.folder import CheckpointFolder, Score, reasons_to_keep
-from varangian.launch.checkpoints.resume import BRANCH, parents, settings_of
+from varangian.launch.checkpoints.resume import parents, settings_of
+from varangian.launch.output.chain import BRANCH, as_document
 from varangian.launch.output.files import make_at
 from varangian.launch.output.run_folder import CONFIG, MANIFEST, METRICS, ROUNDS
 from varangian.launch.result import RunError
@@ -104,10 +105,11 @@ def _copy(run: Path, round: int, head: Mapping[str, Any], made: Path) -> None:
         for path in run.iterdir()
         if (found := LATER.fullmatch(path.name)) and int(found[1]) <= head["epoch"]
     ]
-    for path in (run / CONFIG, run / MANIFEST, *settings):
+    for path in (run / CONFIG, *settings):
         write_atomically(made / path.name, path.read_bytes())
-    known = {"runs": [run.name, *parents(run)], "round": round, "digest": head["digest"]}
-    write_atomically(made / BRANCH, (json.dumps(known, indent=2) + "\n").encode())
+    origin = {"runs": [run.name, *parents(run)], "round": round, "digest": head["digest"]}
+    manifest = json.loads((run / MANIFEST).read_bytes()) | {BRANCH: origin}
+    write_atomically(made / MANIFEST, as_document(manifest))
     with (run / ROUNDS).open("rb") as record:
         lines = record.read(head["record"]["bytes"])
     write_atomically(made / ROUNDS, lines)
