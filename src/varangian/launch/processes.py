@@ -94,6 +94,8 @@ async def serve_run(
         RunError: the address is not to be had, or the disk is full.
     """
     heartbeat = server_run.config.server.heartbeat
+    if security is not None:
+        server_run.sign_with(security)
     try:
         return await serve(
             server_run.coordinator(),

@@ -35,11 +35,13 @@ from varangian.launch.output.run_result import RunResult
 from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, pack_state
 from varangian.launch.result import Note, Outcome, RunError
 from varangian.own_classes import is_own, named
+from varangian.pki.signing import BundleSigner, can_sign
 from varangian.protos.contract import Terms
 from varangian.protos.encoding import WIRE
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
 from varangian.server.identity.sessions import RECONNECT_GRACE
+from varangian.server.identity.tls import Security
 from varangian.server.observability.record import Observe, RoundRecord, Scores
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Phase
@@ -252,6 +254,13 @@ class ServerRun:
             keep=0 if checkpoint is None else checkpoint.keep,
             parent="" if self.resumed is None else self.resumed.parent,
         )
+
+    def sign_with(self, security: Security) -> None:
+        """Sign the record of rounds with the key of the server's certificate, also after it is renewed."""
+        if can_sign():
+            self.folder.sign_with(BundleSigner(lambda: security.renewal.bundle))
+        else:
+            self.note("the record is not signed: that needs pip install 'varangian[certs]'")
 
     def grace(self) -> float:
         """Seconds that a stop waits for the open round: none where the run cannot go on as it is."""

@@ -1,5 +1,5 @@
-"""The authority of a cluster: its keys, certificates and what is revoked.
+"""The authority of a cluster: its keys, certificates and what is revoked; and signatures with them.
 
 The only place that needs the package `cryptography` for certificates. The launcher and the commands
-`certs`, `token` and `doctor` import it; it imports `varangian.protos.identity`.
+`certs`, `token`, `doctor` and `audit` import it; it imports `varangian.protos.identity`.
 """

@@ -105,6 +105,17 @@ def add_advise(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def add_audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
+    parser.add_argument(
+        "--ca",
+        type=expanded,
+        metavar="FILE",
+        help="the authority that should have certified the server, as ca.pem of a bundle; then every line "
+        "should be signed",
+    )
+
+
 def add_redteam(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(prepare=FORK_SERVER, forks=True)
     parser.add_argument(

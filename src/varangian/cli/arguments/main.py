@@ -321,6 +321,11 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         "Write a page about runs: worst cases, curves, trust.",
         experiments.add_report,
     ),
+    "audit": (
+        "varangian.experiments.audit.command",
+        "Check that the record of a run is as its server wrote it.",
+        experiments.add_audit,
+    ),
     "advise": (
         "varangian.experiments.advice.command",
         "Advise a rule for n, f and the data of workers, with the measured worst case.",
