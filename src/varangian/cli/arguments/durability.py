@@ -18,7 +18,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
         "--resume",
         nargs="?",
         const=NEWEST,
-        type=expanded,
+        type=_folder,
         metavar="RUN",
         help="go on with the run in this folder; without one with the newest of these settings that has "
         "rounds left, and begin a new one if there is none",
@@ -29,6 +29,11 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
         help="with --resume: go on although settings have changed that the numbers depend on, no "
         "checkpoint can be used, or a server on another machine may still work in the folder",
     )
+
+
+def _folder(text: str) -> str:
+    """A folder; argparse asks for the value without one, too."""
+    return NEWEST if text == NEWEST else expanded(text)
 
 
 def give_back(args: argparse.Namespace) -> None:
