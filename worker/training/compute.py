@@ -80,6 +80,18 @@ class VectorSource(Protocol):
         """Note that the server counted this worker's vector of this round: the next delta starts there."""
         ...
 
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the history on which vectors to come depend."""
+        ...
+
+    def state(self, part: str, /) -> Tree:
+        """A part of the history, for `restore`; views, of use while nothing is computed."""
+        ...
+
+    def restore(self, part: str, tree: Any, /) -> None:
+        """Put a part of the history back, as `state` gave it."""
+        ...
+
 
 class WorkerCompute:
     """Computes for any worker of a task, in one process with one model.
@@ -228,19 +240,19 @@ class WorkerCompute:
         with self._lock:
             if part == ATTACKERS:
                 watched = {name: self._momentum.state(name) for name in self._watched}
-                return {"momentum": watched, "attack": self._memory(TOGETHER)}
+                return {"momentum": watched, "attack": self.memory(self._mounted, TOGETHER)}
             return {
                 "momentum": self._momentum.state(part),
                 "deltas": self._deltas.state(part),
-                "attack": None if self._is_shared else self._memory(part),
+                "attack": None if self._is_shared else self.memory(self._mounted, part),
             }
 
-    def _memory(self, key: str) -> Tree:
+    def memory(self, mounted: MountedAttack | None, key: str) -> Tree:
         """What an attacker, or all together, know of earlier rounds; None where that cannot be kept."""
-        if self._mounted is None:
+        if mounted is None:
             return None
         try:
-            return self._mounted.state(key)
+            return mounted.state(key)
         except Unpackable as error:
             if not self._told_unpackable:
                 self._told_unpackable = True
@@ -258,18 +270,19 @@ class WorkerCompute:
             if part == ATTACKERS:
                 for name in self._watched:
                     self._momentum.restore(name, tree["momentum"].get(name))
-                self._remember(TOGETHER, tree["attack"])
+                self.remember(self._mounted, TOGETHER, tree["attack"])
                 return
             self._momentum.restore(part, tree["momentum"])
             self._deltas.restore(part, tree["deltas"])
             if not self._is_shared:
-                self._remember(part, tree["attack"])
+                self.remember(self._mounted, part, tree["attack"])
 
-    def _remember(self, key: str, tree: Any) -> None:
-        if self._mounted is None:
+    def remember(self, mounted: MountedAttack | None, key: str, tree: Any) -> None:
+        """Put back what `memory` gave."""
+        if mounted is None:
             return
         try:
-            self._mounted.restore(key, tree)
+            mounted.restore(key, tree)
         except Unpackable as error:
             log.warning(
                 "the memory of %s that was kept is another one; it begins with start(): %s",

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from varangian.own_classes import is_own
 from varangian.plugins import InputError, describe_error
-from varangian.worker.attacks import DataAttack, MountedAttack, on_vectors
+from varangian.state_file import Tree
+from varangian.worker.attacks import TOGETHER, DataAttack, MountedAttack, on_vectors
 from varangian.worker.data.samples import Samples, map_tensors, tensors
 from varangian.worker.training.batched.gradients import choose_method
 from varangian.worker.training.compute import View, WorkerCompute, purpose_of
@@ -31,6 +32,8 @@ AT_ONCE = 256 << 20
 AGREEMENT = 1e-3
 """The part of a gradient by which it may differ in the trial: far more than what rounding changes, and far
 less than another computation would."""
+ALL = "@all"
+"""The name of the only part of the history; no worker has it."""
 TRIAL = 2
 """Workers that compute together in the trial."""
 
@@ -106,6 +109,44 @@ class BatchedCompute:
         """As `WorkerCompute.confirm`."""
         with self._worker_compute.exclusive():
             self._deltas.confirm(name, round)
+
+    def parts(self) -> tuple[str, ...]:
+        """One part: the vectors of all workers lie together."""
+        return (ALL,)
+
+    def state(self, part: str) -> Tree:
+        """As `WorkerCompute.state`.
+
+        Honest vectors are kept without momentum, too, where attackers see them: computed again beside
+        others, they would be rounded otherwise.
+        """
+        with self._worker_compute.exclusive():
+            kept = self._task.momentum > 0 or self._mounted is not None
+            return {
+                "rounds": dict(self._rounds) if kept else {},
+                "honest": self._honest if kept else None,
+                "deltas": {name: self._deltas.state(name) for name in self._task.workers},
+                "attack": {key: self._worker_compute.memory(self._mounted, key) for key in self._attackers},
+            }
+
+    def restore(self, part: str, tree: Any) -> None:
+        """As `WorkerCompute.restore`."""
+        tree = on_device(tree, self._honest.device)
+        with self._worker_compute.exclusive():
+            self._rounds = dict(tree["rounds"])
+            if tree["honest"] is not None:
+                self._honest.copy_(tree["honest"])
+            for name in self._task.workers:
+                self._deltas.restore(name, tree["deltas"][name])
+            for key in self._attackers:
+                self._worker_compute.remember(self._mounted, key, tree["attack"][key])
+
+    @property
+    def _attackers(self) -> Sequence[str]:
+        """The names under which attackers remember."""
+        if self._mounted is None:
+            return ()
+        return (TOGETHER,) if self._mounted.shared else self._task.byzantine
 
     def _seen(self, names: Sequence[str], taking: Sequence[str], round: int) -> Sequence[str]:
         """Workers whose vectors attackers see beyond their own, where there is an attacker to see them."""
@@ -264,6 +305,15 @@ class BatchedCompute:
             if not bool((apart <= AGREEMENT * torch.linalg.vector_norm(expected, dim=1)).all()):
                 raise CannotBatch("the gradients of workers are others when they compute together")
             return
+
+
+def on_device(tree: Any, device: torch.device) -> Any:
+    """A tree with its tensors on this device."""
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, Mapping):
+        return {key: on_device(value, device) for key, value in tree.items()}
+    return [on_device(value, device) for value in tree] if isinstance(tree, list) else tree
 
 
 def put_samples(samples: Samples, place: int, own: Samples) -> None:

@@ -7,10 +7,11 @@ machine can, and no deadline depends on how fast that is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,6 +45,22 @@ def executors(config: RunConfig) -> Generator[tuple[Executor | None, Executor]]:
             yield short, short
 
 
+def _simulation(resume: Resumed) -> Mapping[str, Any]:
+    """The workers and the clock in a checkpoint.
+
+    Raises:
+        RunError: it is that of a real server.
+    """
+    assert resume.state is not None
+    if (found := resume.state.get("simulation")) is None:
+        raise RunError(
+            f"the checkpoint of round {resume.round} in {resume.folder} is that of a real server, whose "
+            "workers have their own histories. Go on with backend=processes"
+        )
+    known: Mapping[str, Any] = found
+    return known
+
+
 def run_in_simulation(
     config: RunConfig,
     *,
@@ -63,11 +80,14 @@ def run_in_simulation(
         with closing(server_run), server_run.stop.on_signals(note):
             for sentence in server_run.sentences:
                 note(sentence)
-            time = VirtualTime()
+            time, ending = VirtualTime(), asyncio.Event()
+            if resume is not None and resume.state is not None:
+                time.restore(_simulation(resume)["time"])
             with executors(config) as (server, workers):
                 coordinator = server_run.coordinator(time.clock, server)
-                serving = asyncio.create_task(coordinator.run(server_run.stop.event))
+                serving = asyncio.create_task(coordinator.run(ending))
                 await SimulatedWorkers(server_run, coordinator, time, workers).work()
+                ending.set()
                 reason = await serving
             return server_run.result(reason)
 

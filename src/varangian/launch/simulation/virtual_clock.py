@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from varangian.server.rounds.clock import Act, Clock, Timer
 
@@ -29,6 +31,8 @@ class VirtualTime:
         self.clock = Clock(lambda: self.now, self._call_later)
         self._due: list[_Alarm] = []
         self._set = 0
+        self._kept: float | None = None
+        """The time of the alarm that was set when the state was kept, until it is set again."""
 
     @property
     def next_at(self) -> float | None:
@@ -45,8 +49,20 @@ class VirtualTime:
             due.act()
         self.now = max(self.now, until)
 
+    def state(self) -> dict[str, float | None]:
+        """The time, and that of the alarm of the server, for `restore`."""
+        return {"now": self.now, "alarm": self.next_at}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave. The server sets its alarm again, to a delay from now.
+
+        To the last bit the sum of the two is another time than the one that it had.
+        """
+        self.now, self._kept = state["now"], state["alarm"]
+
     def _call_later(self, delay: float, act: Act) -> Timer:
         self._set += 1
-        due = _Alarm(self.now + delay, self._set, act)
+        at, self._kept = self.now + delay if self._kept is None else self._kept, None
+        due = _Alarm(at, self._set, act)
         heapq.heappush(self._due, due)
         return due

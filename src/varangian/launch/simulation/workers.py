@@ -5,13 +5,12 @@ All compute in one thread before any of those vectors is pushed, as if they work
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -61,27 +60,74 @@ class SimulatedWorkers:
         """Where nobody is invited: a round whose model all have that wait for it or for an earlier one."""
         self._pushes: list[Push] = []
         """A heap."""
-        self._order = count()
+        self._pushed = 0
+        """Vectors that were sent on their way, where workers are invited."""
         self._reasons = set[str]()
         """Why workers declined, as far as it was logged."""
 
     async def work(self) -> None:
-        """Take part in the run until it is finished."""
-        for worker in self._task.workers:
-            self._pull(worker, after=-1)
-        coordinator = self._coordinator
+        """Take part in the run until it is finished, or is to be stopped."""
+        resumed = self._server_run.resumed
+        if resumed is None or resumed.state is None:
+            for worker in self._task.workers:
+                self._pull(worker, after=-1)
+        else:
+            self._restore(resumed.state)
+        coordinator, stop = self._coordinator, self._server_run.stop
         while True:
             if not coordinator.idle:
                 await coordinator.until_idle()
             if (model := coordinator.model).finished:
+                return
+            stopped = stop.event.is_set()
+            if (stopped or coordinator.checkpointing.due) and self._all_have(model):
+                await coordinator.keep(self.state())
+            if stopped:
                 return
             if models := self._answers(model):
                 for answer in {answer.round: answer for answer in models.values()}.values():
                     await self._compute(
                         answer, [w for w, own in models.items() if own.round == answer.round]
                     )
-            else:
-                await self._advance(model.round)
+            elif not self._advance(model.round):
+                return
+
+    def _all_have(self, model: Snapshot) -> bool:
+        """Whether no worker has been given an older model, which no state would have."""
+        answers = (pull.answer for pull in self._pulls.values())
+        return all(answer is None or answer.round == model.round for answer in answers)
+
+    def state(self) -> dict[str, Any]:
+        """All that is on its way and all that workers remember, for a checkpoint."""
+        answered = [worker for worker, pull in self._pulls.items() if pull.answer is not None]
+        vectors = self._server_run.vectors
+        return {
+            "simulation": {
+                "time": self._time.state(),
+                "next": [*map(list, self._next.items())],
+                "answered": self._answered,
+                "pulls": [*self._pulls],
+                "models": answered,
+                "pushes": [vars(push) for push in self._pushes],
+                "pushed": self._pushed,
+                "reasons": sorted(self._reasons),
+            },
+            "workers": {part: vectors.state(part) for part in vectors.parts()},
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave; the time has been restored before."""
+        own, vectors = state["simulation"], self._server_run.vectors
+        for part, tree in state["workers"].items():
+            vectors.restore(part, tree)
+        self._next, self._answered = dict(own["next"]), own["answered"]
+        device = self._coordinator.model.parameters.device
+        pushes = [Push(**push) for push in own["pushes"]]
+        self._pushes = [replace(push, row=push.row.to(device)) for push in pushes]
+        self._pushed, self._reasons = own["pushed"], set(own["reasons"])
+        waiting = [worker for worker in own["pulls"] if worker not in own["models"]]
+        pulls = self._coordinator.pulls.restore(waiting, own["models"])
+        self._pulls = {worker: pulls[worker] for worker in own["pulls"]}
 
     def _pull(self, worker: str, after: int) -> None:
         """Let a worker ask for the model of a later round than this one."""
@@ -124,11 +170,12 @@ class SimulatedWorkers:
                 self._pull(worker, model.round)
                 continue
             # Invited workers of one moment may have models of several rounds: first asked, first served.
-            order = next(self._order) if self._by_invitation else 0
+            order = self._pushed if self._by_invitation else 0
+            self._pushed += self._by_invitation
             heapq.heappush(self._pushes, Push(at, order, worker, model.round, row))
 
-    async def _advance(self, round: int) -> None:
-        """Let time pass until the next push, or until an alarm of the server."""
+    def _advance(self, round: int) -> bool:
+        """Let time pass until the next push or alarm of the server; False if neither will ever come."""
         alarm, push = self._time.next_at, self._pushes[0] if self._pushes else None
         if push is not None and (alarm is None or push.at < alarm):
             self._time.advance(push.at)
@@ -140,7 +187,8 @@ class SimulatedWorkers:
         else:
             quorum = self._server_run.machine.policy.quorum
             self._server_run.stop.because(STALLED.format(round=round, quorum=quorum))
-            await asyncio.sleep(0)  # the coordinator has to notice
+            return False
+        return True
 
     def _push(self, worker: str, round: int, row: Tensor) -> None:
         """Push a vector as on the wire, so that numbers are rounded where real workers round them."""
