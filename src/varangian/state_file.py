@@ -162,7 +162,7 @@ class Draft:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._descriptor = os.open(self._temporary, flags, 0o666)
         try:
-            self.size = sum(_write_all(self._descriptor, data) for data in _encode(plain, tensors))
+            self.size = sum(_write_all(self._descriptor, data) for data in encode(plain, tensors))
             """Bytes."""
         except BaseException:
             self.discard()
@@ -210,8 +210,13 @@ def write(path: Path, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     return draft.size
 
 
-def _encode(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    """The bytes of a state file, piece by piece; those of tensors are not copied."""
+def encode(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """The bytes of a state file, piece by piece; those of tensors are not copied.
+
+    Args:
+        plain: what JSON has, by name; `tensors` is added.
+        tensors: by name.
+    """
     # Those of wide numbers first: so each begins at a multiple of the width of its numbers.
     order = sorted(tensors, key=lambda name: -tensors[name].element_size())
     dense = {name: tensors[name].detach().cpu().contiguous() for name in order}
@@ -264,17 +269,22 @@ def _write_all(descriptor: int, data: memoryview) -> int:
     return done
 
 
-def read(path: Path) -> StateFile:
+def read(path: Path, begin: int = 0, size: int | None = None) -> StateFile:
     """A state file, all of it checked.
 
     Its bytes are read and not mapped: a failing disk is then an error, and no signal that ends the process.
+
+    Args:
+        path: of the file.
+        begin: where in the file it begins.
+        size: its bytes; None is up to the end of the file.
 
     Raises:
         StateFileError: it is no such file, or damaged.
         OSError: it cannot be read.
     """
     with _opened(path) as descriptor:
-        plain, entries, start = _head(path, descriptor)
+        plain, entries, start = _head(path, descriptor, begin, size)
         expected = plain.get("tensors")
         if not isinstance(expected, dict) or expected.keys() != entries.keys():
             raise StateFileError(path, "its header was changed")
@@ -341,19 +351,22 @@ class _Entry:
         return data.view(self.dtype).reshape(self.shape)
 
 
-def _head(path: Path, descriptor: int) -> tuple[dict[str, Any], dict[str, _Entry], int]:
+def _head(
+    path: Path, descriptor: int, begin: int = 0, size: int | None = None
+) -> tuple[dict[str, Any], dict[str, _Entry], int]:
     """The plain values, the tensors as the header describes them, and where their bytes begin."""
     foreign = StateFileError(path, "it is no file of a state of varangian")
-    size = os.fstat(descriptor).st_size
-    length = int.from_bytes(_read_exactly(path, descriptor, min(8, size), 0), "little")
+    there = max(0, os.fstat(descriptor).st_size - begin)
+    size = there if size is None else min(size, there)
+    length = int.from_bytes(_read_exactly(path, descriptor, min(8, size), begin), "little")
     if size < 8 or not 2 <= length <= MOST_HEADER:
         raise foreign
     if 8 + length > size:
         # A file of another kind has other bytes in the place of a length; ours begins so.
-        begins = _read_exactly(path, descriptor, min(len(METADATA) + 3, size - 8), 8)
+        begins = _read_exactly(path, descriptor, min(len(METADATA) + 3, size - 8), begin + 8)
         raise _ends_early(path, size) if f'{{"{METADATA}"'.encode().startswith(begins) else foreign
     try:
-        header = _parse(_read_exactly(path, descriptor, length, 8))
+        header = _parse(_read_exactly(path, descriptor, length, begin + 8))
         known = header.pop(METADATA)
         if known["format"] != FORMAT:
             raise foreign
@@ -376,7 +389,7 @@ def _head(path: Path, descriptor: int) -> tuple[dict[str, Any], dict[str, _Entry
         raise _ends_early(path, size)
     if size > 8 + length + end:
         raise StateFileError(path, f"it has {size - 8 - length - end} bytes too many")
-    return plain, entries, 8 + length
+    return plain, entries, begin + 8 + length
 
 
 def _end(entries: Iterable[_Entry]) -> int:
