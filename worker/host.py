@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from math import inf
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from varangian.protos.network.malloc import keep_large_blocks
 from varangian.worker.loop import work
 from varangian.worker.misbehaving import MisbehavingClient
 from varangian.worker.signals import SignalHandling
-from varangian.worker.training.compute import ATTACKERS, WorkerCompute
+from varangian.worker.training.compute import WorkerCompute
+from varangian.worker.training.history import WorkerHistory
 from varangian.worker.training.task import Task
 from varangian.worker.transport.client import Client, ClientError
 from varangian.worker.transport.results import Declined
@@ -41,6 +43,7 @@ def host(
     *,
     one_of: bool = False,
     patience: float = inf,
+    state: Callable[[str], Path] | None = None,
 ) -> int:
     """Host these workers until the run is finished; returns the exit code of the process.
 
@@ -56,6 +59,8 @@ def host(
         threads: of torch; the same number gives the same bits.
         one_of: host only one of them, the first whose name is free.
         patience: seconds to wait for a server that cannot be reached; by default as long as it takes.
+        state: from the name of a run to the folder in which the workers keep what they remember, so that
+            they go on after a crash; None keeps nothing.
     """
     keep_large_blocks()
     install_log_filter()
@@ -72,15 +77,19 @@ def host(
         log.error("%s", error)
         return FAILED
     members = [tuple(names)] if one_of else [(name,) for name in names]
+    worker_compute.hosted = tuple(names)
+    history = WorkerHistory(worker_compute, state)
     backoff = Backoff(patience=patience)
     with (
         SignalHandling() as ending,
         ThreadPoolExecutor(1, "varangian-workers", torch.set_num_threads, (threads,)) as executor,
     ):
         descriptors.check_free()
-        return asyncio.run(
-            _until_stopped(server, members, proofs, worker_compute, executor, ending, backoff)
-        )
+        run = _until_stopped(server, members, proofs, worker_compute, history, executor, ending, backoff)
+        try:
+            return asyncio.run(run)
+        finally:
+            history.close()
 
 
 async def _until_stopped(
@@ -88,6 +97,7 @@ async def _until_stopped(
     members: Sequence[tuple[str, ...]],
     proofs: Mapping[str, Proof],
     worker_compute: WorkerCompute,
+    history: WorkerHistory,
     executor: Executor,
     ending: SignalHandling,
     backoff: Backoff,
@@ -100,7 +110,7 @@ async def _until_stopped(
             async with asyncio.TaskGroup() as group:
                 for names in members:
                     task = group.create_task(
-                        _run_member(names, server, proofs, worker_compute, executor, backoff)
+                        _run_member(names, server, proofs, worker_compute, history, executor, backoff)
                     )
                     tasks.append(task)
                     task.add_done_callback(partial(_say_who_is_left, names, members, tasks))
@@ -143,19 +153,28 @@ async def _run_member(
     server: str,
     proofs: Mapping[str, Proof],
     worker_compute: WorkerCompute,
+    history: WorkerHistory,
     executor: Executor,
     backoff: Backoff,
 ) -> int:
     """Work under the first of these names that is free, until the run is finished or refuses it."""
-    loop = asyncio.get_running_loop()
+    loop, task = asyncio.get_running_loop(), worker_compute.task
 
-    task = worker_compute.task
-
-    async def compute(name: str, round: int, parameters: Tensor) -> Tensor | None:
-        vector = await loop.run_in_executor(executor, worker_compute.answer, name, round, parameters)
+    async def compute(client: Client, round: int, parameters: Tensor) -> Tensor | None:
+        name, run, epoch = client.name, client.run, client.terms.epoch
+        vector = await loop.run_in_executor(executor, history.compute, name, run, epoch, round, parameters)
         if vector is not None:
             await asyncio.sleep(_seconds(task, name, round))
         return vector
+
+    async def rewind(client: Client, round: int) -> tuple[int, Tensor] | None:
+        return await loop.run_in_executor(
+            executor, history.rewind, client.name, client.run, client.terms, round
+        )
+
+    def confirm(client: Client, round: int) -> None:
+        # The thread has one job at a time, so this is done before the worker computes again.
+        executor.submit(history.confirm, client.name, client.run, client.terms.epoch, round)
 
     def next_round(name: str, round: int) -> int:
         return round if task.listens(name) else task.timetable.turn(name, round)
@@ -164,12 +183,14 @@ async def _run_member(
         for name in names:
             async with _client(server, name, proofs[name], worker_compute, backoff) as client:
                 if len(names) == 1 or await client.claim():
+                    if len(names) > 1:
+                        worker_compute.hosted = (name,)
                     reason = await work(
                         client,
-                        partial(compute, name),
+                        partial(compute, client),
                         next_round=partial(next_round, name),
-                        on_counted=partial(worker_compute.confirm, name),
-                        on_restart=partial(_begin_anew, worker_compute, name),
+                        on_counted=partial(confirm, client),
+                        rewind=partial(rewind, client),
                     )
                     log.info("%s: %s", name, reason)
                     return FINISHED
@@ -185,11 +206,6 @@ async def _run_member(
         # A task group would take the cancellation for the end of this worker, and log nothing.
         log.exception("%s was cancelled, but not by this process", ", ".join(names))
     return FAILED
-
-
-def _begin_anew(worker_compute: WorkerCompute, name: str, round: int) -> None:
-    for part in (name, ATTACKERS):
-        worker_compute.forget(part)
 
 
 def _client(

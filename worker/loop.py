@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from varangian.protos.contract import Terms
 from varangian.worker.transport.client import Finished, Pulled, Receipt
 from varangian.worker.transport.results import Declined
 
@@ -22,6 +23,8 @@ class Transport(Protocol):
     def name(self) -> str: ...
     @property
     def run(self) -> str: ...
+    @property
+    def terms(self) -> Terms: ...
     async def join(self) -> int: ...
     async def pull(self, after: int) -> Pulled | Finished: ...
     async def push(self, round: int, vector: Tensor) -> Receipt: ...
@@ -36,13 +39,17 @@ def every_round(round: int) -> int:
     return round
 
 
+async def forgets_nothing(round: int) -> tuple[int, Tensor] | None:
+    return None
+
+
 async def work(
     client: Transport,
     compute: Callable[[int, Tensor], Awaitable[Tensor | None]],
     sign_of_life: float = SIGN_OF_LIFE,
     next_round: Callable[[int], int] = every_round,
     on_counted: Callable[[int], None] = lambda round: None,
-    on_restart: Callable[[int], None] = lambda round: None,
+    rewind: Callable[[int], Awaitable[tuple[int, Tensor] | None]] = forgets_nothing,
 ) -> str:
     """Join, then serve rounds until the run is finished; returns why it ended.
 
@@ -57,43 +64,53 @@ async def work(
         next_round: from a round, the first one from there on that this worker takes part in. Until then
             its pull waits at the server.
         on_counted: called with each round whose vector the server has counted.
-        on_restart: called with the first round after a restart of the server, which has forgotten the
-            worker.
+        rewind: called with the first round that this worker is given, and with that after each start of the
+            server: what the worker remembers is to be that of this round. Returns a round before it, with
+            its vector, of which the server is to say whether it was counted.
 
     Raises:
         ClientError: when the server cannot be worked with.
     """
     await client.join()
-    served, run = -1, client.run
+    served, start = -1, None
     codes, reasons = set[str](), set[str]()
     while True:
         pulled = await client.pull(next_round(served + 1) - 1)
         if isinstance(pulled, Finished):
             return pulled.reason
-        if pulled.round <= served or client.run != run:
-            log.warning(
-                "%s starts again with round %d: its server was restarted", client.name, pulled.round
-            )
-            run = client.run
-            on_restart(pulled.round)
-        job = compute(pulled.round, pulled.parameters)
-        served = pulled.round
+        round = pulled.round
+        if round <= served or _start(client) != start:
+            if start is not None:
+                log.warning("%s starts again with round %d: its server was restarted", client.name, round)
+            start = _start(client)
+            unconfirmed = await rewind(round)
+            if unconfirmed is not None and unconfirmed[0] < round:
+                # What the server does not have of it comes with the next one.
+                receipt = await client.push(*unconfirmed)
+                if receipt.counted:
+                    on_counted(unconfirmed[0])
+        served = round
         try:
-            vector = await _compute_alive(job, client, sign_of_life)
+            vector = await _compute_alive(compute(round, pulled.parameters), client, sign_of_life)
         except Declined as declined:
             if declined.reason not in reasons:
                 reasons.add(declined.reason)
-                log.warning("%s sends nothing in round %d: %s", client.name, served, declined.reason)
-            await client.decline(served, declined.reason)
+                log.warning("%s sends nothing in round %d: %s", client.name, round, declined.reason)
+            await client.decline(round, declined.reason)
             continue
-        if vector is None:
+        if vector is None or _start(client) != start:
             continue
-        receipt = await client.push(served, vector)
+        receipt = await client.push(round, vector)
         if receipt.counted:
-            on_counted(served)
+            on_counted(round)
         elif receipt.code not in codes:
             codes.add(receipt.code)
-            log.warning("%s, round %d: %s %s", client.name, served, receipt.code, receipt.sentence)
+            log.warning("%s, round %d: %s %s", client.name, round, receipt.code, receipt.sentence)
+
+
+def _start(client: Transport) -> tuple[str, int]:
+    """The start of a server that the client has joined last."""
+    return client.run, client.terms.epoch
 
 
 async def _compute_alive(

@@ -4,6 +4,7 @@ import logging
 import pytest
 import torch
 
+from varangian.protos.contract import Terms
 from varangian.worker.loop import work
 from varangian.worker.transport.client import ClientError, Finished, Pulled, Receipt
 from varangian.worker.transport.results import Declined
@@ -12,7 +13,7 @@ from varangian.worker.transport.results import Declined
 class FakeClient:
     """Rounds to hand out, receipts to hand back, and a diary."""
 
-    name, run = "w00", "run-1"
+    name, run, terms = "w00", "run-1", Terms()
 
     def __init__(self, rounds, receipts=()):
         self.rounds, self.receipts, self.diary = list(rounds), list(receipts), []
@@ -72,18 +73,67 @@ def test_it_is_away_until_its_turn():
     ]
 
 
-def test_it_says_when_the_server_was_started_again(caplog):
-    heard, client = [], FakeClient([3, 4, 0, 1, 7, 8])
-    pull = client.pull
+class RestartedClient(FakeClient):
+    """Before some pulls its server is started again, with other terms or another run."""
 
-    async def pull_of_another_run(after):
-        client.run = "run-2" if after >= 1 and not client.rounds[1:] else "run-1"
-        return await pull(after)
+    def __init__(self, rounds, starts, receipts=()):
+        super().__init__(rounds, receipts)
+        self.starts = starts
 
-    client.pull = pull_of_another_run
-    assert asyncio.run(work(client, doubled, on_restart=heard.append)) == "all done"
-    assert heard == [0, 8], "a round that was served, and one of another run"
+    async def pull(self, after):
+        self.run, self.terms = self.starts.get(len(self.rounds), (self.run, self.terms))
+        return await super().pull(after)
+
+
+def rewinding(found=()):
+    """A history that notes to which rounds it goes back, and what was not confirmed then."""
+    heard, found = [], list(found)
+
+    async def rewind(round):
+        heard.append(round)
+        return found.pop(0) if found else None
+
+    return heard, rewind
+
+
+def test_it_goes_back_with_each_start_of_the_server(caplog):
+    heard, rewind = rewinding()
+    starts = {3: ("run-1", Terms(epoch=1)), 1: ("run-2", Terms())}
+    client = RestartedClient([3, 4, 0, 1, 5, 7], starts)
+    assert asyncio.run(work(client, doubled, rewind=rewind)) == "all done"
+    assert heard == [3, 0, 1, 7], "first, a round that was served, another epoch, and another run"
     assert "w00 starts again with round 0: its server was restarted" in caplog.text
+
+
+def test_a_vector_that_may_have_counted_is_pushed_before_the_next_one():
+    counted, lost = [], torch.ones(2)
+    heard, rewind = rewinding([(4, lost)])
+    client = FakeClient([6, 7])
+    assert asyncio.run(work(client, doubled, on_counted=counted.append, rewind=rewind)) == "all done"
+    pushed = [entry[1:] for entry in client.diary if entry[0] == "push"]
+    assert pushed == [(4, [1.0, 1.0]), (6, [12.0, 12.0]), (7, [14.0, 14.0])]
+    assert counted == [4, 6, 7]
+    assert heard == [6]
+
+
+def test_a_vector_of_the_round_at_hand_is_not_pushed_twice():
+    _, rewind = rewinding([(6, torch.ones(2))])
+    client = FakeClient([6])
+    asyncio.run(work(client, doubled, rewind=rewind))
+    assert [entry[1] for entry in client.diary if entry[0] == "push"] == [6]
+
+
+def test_what_was_computed_for_an_earlier_start_is_not_pushed():
+    async def restarted_meanwhile(round, parameters):
+        if client.terms.epoch == 0:
+            client.terms = Terms(epoch=1)
+        return 2 * parameters
+
+    heard, rewind = rewinding()
+    client = FakeClient([5, 5, 6])
+    assert asyncio.run(work(client, restarted_meanwhile, rewind=rewind)) == "all done"
+    assert [entry[1] for entry in client.diary if entry[0] == "push"] == [5, 6]
+    assert heard == [5, 5]
 
 
 def test_it_sends_nothing_when_there_is_nothing_to_send():

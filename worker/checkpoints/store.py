@@ -127,10 +127,9 @@ class PartStore:
             self.put(found[1].label.round, found[1].tree)
         return None if found is None else found[1]
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no state of the run."""
-        return self._newest() is None
+    def knows(self, run: str) -> bool:
+        """Whether there is any state of a run."""
+        return any(label is not None and label.run == run for label in self._slots.values())
 
     def _go_back(self, to: int) -> Restored | None:
         found = self._find(self._slots.items(), self._run, to)
@@ -176,7 +175,8 @@ class PartStore:
         ]
         if free:
             return min(free, key=lambda pair: pair[0])[1]
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self._folder.parent, self._folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         taken = {slot.path.name for slot in self._slots}
         name = next(f"slot-{k}" for k in range(len(taken) + 1) if f"slot-{k}" not in taken)
         return Slot(self._folder / name)

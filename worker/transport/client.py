@@ -19,7 +19,7 @@ from torch import Tensor
 
 from varangian import __version__
 from varangian.protos import ps_pb2
-from varangian.protos.contract import Contract, check_dtype, check_protocol, check_round
+from varangian.protos.contract import Contract, Terms, check_dtype, check_protocol, check_round
 from varangian.protos.data_channel.connection import DataConnectionError
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.errors import Refused
@@ -136,6 +136,16 @@ class Client:
         """The run that it has joined last."""
         return self._contract.run_id
 
+    @property
+    def terms(self) -> Terms:
+        """The terms of a resumption, of the start of the server that it has joined last."""
+        return self._contract.terms
+
+    @property
+    def _start(self) -> tuple[str, int]:
+        """The start of a server that it has joined last."""
+        return self._contract.run_id, self._contract.terms.epoch
+
     async def __aenter__(self) -> Client:
         return self
 
@@ -187,13 +197,13 @@ class Client:
             raise ValueError(
                 f"`vector` should have shape ({self._layout.numel},). Found {tuple(vector.shape)}."
             )
-        run, outgoing, tries = self._contract.run_id, Outgoing(vector, self._sends), 0
+        start, outgoing, tries = self._start, Outgoing(vector, self._sends), 0
 
         async def attempt() -> Receipt:
             nonlocal tries
-            if self._contract.run_id != run:
+            if self._start != start:
                 return Receipt(
-                    False, Refusal.RUN.code, "The server has begun another run; pull its parameters."
+                    False, Refusal.RUN.code, "The server was started again; pull its parameters."
                 )
             if tries and not outgoing.digest:
                 await asyncio.to_thread(outgoing.compute_digest)
@@ -209,10 +219,10 @@ class Client:
         Raises:
             ClientError: when the server cannot be reached or does not take this worker.
         """
-        run = self._contract.run_id
+        start = self._start
 
         async def attempt() -> None:
-            if self._contract.run_id == run:
+            if self._start == start:
                 await self._decline(round, reason)
 
         await self._persistently(f"decline round {round}", attempt)
@@ -325,10 +335,12 @@ class Client:
         self._inline = reply.inline
         self._pace.set_limit(reply.chunk_bytes)
         self._connection.data_channel.set_port(reply.data_port)
-        if self._contract.run_id not in ("", reply.run_id) or reply.round < self._newest:
+        terms = Terms.of(reply)
+        another = self._contract.run_id and self._start != (reply.run_id, terms.epoch)
+        if another or reply.round < self._newest:
             # A server that was started again begins anew, or does the rounds once more that it has lost.
             self._newest, self._again = -1, reply.round - 1
-        self._contract = Contract(reply.run_id, self._layout)
+        self._contract = Contract(reply.run_id, self._layout, terms=terms)
         self._attendance.begin(reply.run_id)
         return reply.round
 

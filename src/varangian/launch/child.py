@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class ChildSpec:
     log: Path
     patience: float = inf
     """Seconds to wait for a server that cannot be reached."""
+    state: Path | None = None
+    """The folder in which they keep what they remember; None keeps nothing."""
 
 
 def run_child(spec: ChildSpec) -> None:
@@ -51,12 +54,20 @@ def run_child(spec: ChildSpec) -> None:
     with log_to_file(spec.log):
         try:
             names, proofs = tuple(spec.proofs), spec.proofs
-            code = host(spec.server, names, proofs, spec.task, spec.threads, patience=spec.patience)
+            state = None if spec.state is None else partial(_same_folder, spec.state)
+            code = host(
+                spec.server, names, proofs, spec.task, spec.threads, patience=spec.patience, state=state
+            )
         except Exception:
             log.exception("the process of %s ended on an error", ", ".join(spec.proofs))
             code = CRASHED
     # Threads of gRPC may still wait for a server that is gone; nothing here needs a farewell.
     os._exit(code)
+
+
+def _same_folder(folder: Path, run: str) -> Path:
+    """The folder of any run: a child serves one."""
+    return folder
 
 
 def _end_with_parent() -> None:
