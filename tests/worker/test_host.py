@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from varangian.config.worker_names import default_names
+from varangian.protos.contract import Terms
 from varangian.protos.network.grpc_log import SOURCE, install_log_filter
 from varangian.worker import host as hosting
 from varangian.worker.attacks import Alie
@@ -20,6 +21,7 @@ from varangian.worker.signals import SignalHandling
 from varangian.worker.simulation.availability import Alternating
 from varangian.worker.simulation.delays import Lognormal
 from varangian.worker.training.compute import WorkerCompute
+from varangian.worker.training.history import WorkerHistory
 from varangian.worker.training.models import Softmax
 from varangian.worker.training.task import Task
 from varangian.worker.transport.client import ClientError, Finished, Pulled, Receipt
@@ -58,7 +60,7 @@ class FakeServer:
 
 
 class FakeClient:
-    run = "run-1"
+    run, terms = "run-1", Terms()
 
     def __init__(self, server, name):
         self.server, self.name, self.open = server, name, False
@@ -215,7 +217,9 @@ def test_it_runs_in_a_thread_that_gets_no_signals(server):
 
 
 async def test_being_cancelled_by_anyone_else_is_not_taken_for_a_signal(server):
-    rest = TOKENS, WorkerCompute(TASK), hosting.ThreadPoolExecutor(1), SignalHandling(), Backoff()
+    worker_compute, executor = WorkerCompute(TASK), hosting.ThreadPoolExecutor(1)
+    history = WorkerHistory(worker_compute)
+    rest = TOKENS, worker_compute, history, executor, SignalHandling(), Backoff()
     serving = asyncio.create_task(hosting._until_stopped("nowhere:1", [WORKERS[:1]], *rest))
     await asyncio.sleep(0)
     serving.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -11,7 +12,9 @@ from math import inf
 from pathlib import Path
 
 from varangian.config import RunConfig
+from varangian.config.settings import AUTO
 from varangian.files import user_path
+from varangian.launch.checkpoints.folder import WORKERS, CheckpointFolder
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.child import ChildSpec
 from varangian.launch.event_loop import run_to_completion
@@ -50,7 +53,11 @@ def run_in_processes(
         RunError: it cannot be started.
     """
     with WorkerProcesses() as worker_group:
-        return run_to_completion(lambda: _run(config, worker_group, observe, note, folder, resume))
+        result = run_to_completion(lambda: _run(config, worker_group, observe, note, folder, resume))
+    if result.folder is not None and not CheckpointFolder(result.folder).rounds():
+        # Without a checkpoint the run can only begin anew, and so do its workers.
+        shutil.rmtree(result.folder / WORKERS, ignore_errors=True)
+    return result
 
 
 async def _run(
@@ -182,6 +189,14 @@ def last_words(log: Path, workers: Sequence[str]) -> str:
     return PREFIX.sub("", said[-1])[:LONGEST] if said else ""
 
 
+def _state_folder(server_run: ServerRun) -> Path | None:
+    """Where workers keep what they remember; None where nobody could go on with the run."""
+    config, folder = server_run.config, server_run.folder.path
+    if config.worker.state is None or config.checkpoint_every is None:
+        return None
+    return folder / WORKERS if config.worker.state == AUTO else user_path(config.worker.state) / folder.name
+
+
 def _child_specs(server_run: ServerRun, proofs: Mapping[str, Proof], address: str) -> list[ChildSpec]:
     # Workers take the number of classes from here, as those elsewhere take it from the server.
     told = replace(server_run.worker_compute.task, classes=server_run.worker_compute.dataset.classes)
@@ -193,6 +208,7 @@ def _child_specs(server_run: ServerRun, proofs: Mapping[str, Proof], address: st
             threads=server_run.config.worker.threads,
             log=server_run.folder.path / "workers.log",
             patience=server_run.config.worker.patience or inf,
+            state=_state_folder(server_run),
         )
         for workers in assign_processes(server_run.config)
     ]

@@ -22,6 +22,8 @@ from varangian.server.participation import PARTICIPATION
 from varangian.state_file import StateFile, StateFileError
 
 FOLDER = "checkpoints"
+WORKERS = "workers"
+"""The folder of what workers on this machine have kept."""
 VERSION = 1
 NAME = re.compile(r"round-(\d{6,})\.safetensors")
 TEMPORARY = re.compile(r"\.round-\d{6,}\.safetensors\.\d+")

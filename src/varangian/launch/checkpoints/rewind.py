@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from varangian.files import LATER, write_atomically
-from varangian.launch.checkpoints.folder import CheckpointFolder, Score, reasons_to_keep
+from varangian.launch.checkpoints.folder import WORKERS, CheckpointFolder, Score, reasons_to_keep
 from varangian.launch.checkpoints.resume import parents, settings_of
 from varangian.launch.output.chain import BRANCH, as_document
 from varangian.launch.output.files import make_at
 from varangian.launch.output.run_folder import CONFIG, MANIFEST, METRICS, ROUNDS
 from varangian.launch.result import RunError
 from varangian.state_file import StateFileError
-
-WORKERS = "workers"
-"""The folder of what workers on this machine have kept."""
 
 
 @dataclass(frozen=True)
