@@ -9,15 +9,17 @@ from typing import Any, Protocol, TypeAlias
 from torch import Tensor
 
 from varangian.server.observability.record import RoundRecord
-from varangian.server.protocol.events import Worker
+from varangian.server.protocol.events import Close, Worker
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunState, dump_state
-from varangian.server.rows.source import RowSource
+from varangian.server.rows.source import RowSource, StepInput
 from varangian.server.training.learner import Learner
 from varangian.server.training.parameters import Version
 
 Plain: TypeAlias = Mapping[str, Any]
 """A tree of mappings and sequences with tensors and what JSON has, by name."""
+KeepRows: TypeAlias = Callable[[Close, StepInput, Plain], None]
+"""Keeps the input of a step, and the state of the learner before it; called in the compute thread."""
 
 
 @dataclass(frozen=True)

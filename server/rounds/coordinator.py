@@ -59,7 +59,7 @@ from varangian.server.protocol.events import (
 )
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Phase, RunState
-from varangian.server.rounds.checkpointing import Checkpointing, Keeper, Plain
+from varangian.server.rounds.checkpointing import Checkpointing, Keeper, KeepRows, Plain
 from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 from varangian.server.rounds.executor import ComputeThread
 from varangian.server.rounds.pulls import Pulls
@@ -122,6 +122,7 @@ class Coordinator:
         keeper: keeps the state of the run between rounds.
         state: that the run goes on from, as the tree of a `ServerState`.
         connected: as of `Checkpointing`.
+        keep_rows: takes the input of every step.
 
     Raises:
         ValueError: the state does not fit.
@@ -147,13 +148,14 @@ class Coordinator:
         keeper: Keeper | None = None,
         state: Plain | None = None,
         connected: bool = False,
+        keep_rows: KeepRows | None = None,
     ) -> None:
         self._machine = machine
         self._learner = learner
         self._observe = observe
         self._clock, self._now = clock, clock.now
         self._evaluate, self._evaluate_every = evaluate, evaluate_every
-        self._row_source = row_source or Pushed()
+        self._row_source, self._keep_rows = row_source or Pushed(), keep_rows
         self._compute = ComputeThread(executor, threads)
         self._d = learner.parameters.numel()
         self._windowed: WindowedRounds | None = None
@@ -437,6 +439,9 @@ class Coordinator:
             AggregationError: the round has no update.
         """
         inputs = self._row_source.step_input(close, rows)
+        if self._keep_rows is not None:
+            inputs = inputs.measured(self._learner.reference)
+            self._keep_rows(close, inputs, self._learner.state())
         step = self._learner.step(
             close.round,
             inputs.rows,

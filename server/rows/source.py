@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -33,6 +33,13 @@ class StepInput:
     """The age of each row's model in rounds; None where all are of this round."""
     fresh: Collection[Worker] | None = None
     """Workers whose rows no step before has seen; None for all of them."""
+
+    def measured(self, reference: Tensor | None) -> StepInput:
+        """The same, with the rows measured once for whoever asks."""
+        if self.measure is None:
+            return self
+        found = self.measure(reference)
+        return replace(self, measure=lambda _: found)
 
 
 class RowSource(Protocol):

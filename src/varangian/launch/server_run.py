@@ -25,6 +25,7 @@ from varangian.config import RunConfig
 from varangian.config.build import learner, machine, task
 from varangian.launch.checkpoints.folder import Origin
 from varangian.launch.checkpoints.keeper import CheckpointKeeper
+from varangian.launch.checkpoints.kept_rows import KeptRows
 from varangian.launch.checkpoints.lock import FolderLock
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.code_failures import CodeFailures
@@ -221,10 +222,16 @@ class ServerRun:
             row_slots=self.config.participation.row_slots(self.config.workers, self.config.f),
             in_place=self.vectors is not self.worker_compute,
             keeper=self.keeper,
+            keep_rows=self._keep_rows(),
             places_last=self.config.server.absent_after > RECONNECT_GRACE,
             state=None if self.resumed is None else self.resumed.state,
             connected=self.config.backend == "simulate",
         )
+
+    def _keep_rows(self) -> KeptRows | None:
+        keep = self.config.server.keep_rows
+        sizes = self.worker_compute.layout.sizes
+        return KeptRows(self.folder.path, keep, sizes, self.note) if keep else None
 
     def _keeper(self) -> CheckpointKeeper | None:
         config, every = self.config, self.config.checkpoint_every

@@ -114,6 +114,12 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
         help="the authority that should have certified the server, as ca.pem of a bundle; then every line "
         "should be signed",
     )
+    parser.add_argument(
+        "--recompute",
+        action="store_true",
+        help="compute rounds again from the rows that server.keep_rows kept; runs your own code that the "
+        "configuration names",
+    )
 
 
 def add_redteam(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from varangian.experiments.audit.chain_check import (
     repetitions,
     torn,
 )
+from varangian.experiments.audit.replay import replay
 from varangian.experiments.results.run import CONFIG, MANIFEST, ROUNDS, ResultsError, Run
 from varangian.files import user_path
 from varangian.launch.checkpoints.folder import CheckpointFolder
@@ -31,7 +32,9 @@ from varangian.launch.output.chain import beginning, digest
 from varangian.launch.output.saved_model import load_parameters
 from varangian.launch.result import RunError
 from varangian.pki.signing import Verifier, can_sign
+from varangian.protos.encoding import payload_digest
 from varangian.protos.identity.bundle import Role
+from varangian.registry import ConfigError
 from varangian.state_file import StateFileError
 
 SHOWN = 20
@@ -54,18 +57,19 @@ def command(args: argparse.Namespace) -> int:
     for number, path in enumerate(args.runs):
         if number:
             print()
-        findings = audit(user_path(path), authority)
+        findings = audit(user_path(path), authority, recompute=args.recompute)
         _print(path, findings)
         good = good and not findings.problems
     return OK if good else FAILED
 
 
-def audit(folder: Path, authority: bytes | None = None) -> Findings:
+def audit(folder: Path, authority: bytes | None = None, *, recompute: bool = False) -> Findings:
     """What is to be found in a run folder.
 
     Args:
         folder: of the run.
         authority: certificates of authorities in PEM, one of which should have signed that of the server.
+        recompute: compute rounds again from kept rows. That imports code of the user that is configured.
 
     Raises:
         CommandError: it is no folder of a run, or cannot be read.
@@ -96,6 +100,8 @@ def audit(folder: Path, authority: bytes | None = None) -> Findings:
     _check_signatures(signatures, lines, authority, found)
     found.facts.extend(repetitions(lines))
     _check_model(folder, run, lines, found)
+    if recompute:
+        _recompute(folder, run, lines, found)
     return found
 
 
@@ -251,8 +257,6 @@ def _check_model(folder: Path, run: Run, lines: list[Line], found: Findings) -> 
     except RunError as error:
         found.facts.append(f"the saved model was not checked: {error}")
         return
-    from varangian.protos.encoding import payload_digest
-
     if hashlib.blake2b(payload, digest_size=16).hexdigest() != result.get("digest"):
         found.problems.append("parameters.safetensors was changed: result.json names another digest")
     elif found.problems or not lines:
@@ -261,6 +265,24 @@ def _check_model(folder: Path, run: Run, lines: list[Line], found: Findings) -> 
         found.problems.append(f"parameters.safetensors is not that of {lines[-1].name} of {FILE}")
     else:
         found.facts.append("parameters.safetensors is that of the last line")
+
+
+def _recompute(folder: Path, run: Run, lines: list[Line], found: Findings) -> None:
+    """Compute rounds again, if their records can be read."""
+    try:
+        records = {record["round"]: record for record in run.records()}
+        done = replay(folder, lines, records, run.manifest)
+    except (ResultsError, ConfigError) as error:
+        found.problems.append(f"no round was recomputed: {error}")
+        return
+    found.problems.extend(done.problems)
+    found.facts.extend(done.left_out)
+    if done.rounds:
+        first, last = done.rounds[0], done.rounds[-1]
+        which = f"round {first}" if first == last else f"{len(done.rounds)} rounds, {first} to {last}"
+        found.facts.append(f"{which}: recomputed from kept rows, the same bits")
+    elif not done.problems:
+        found.facts.append("no rows were kept: server.keep_rows=10 keeps those of the last ten rounds")
 
 
 def _authority(path: str) -> bytes:

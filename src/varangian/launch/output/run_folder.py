@@ -11,6 +11,7 @@ ema.safetensors          the same of its average, in a run that has one
 result.json              at the end, after everything else
 lock                     the server that works here, and those before it
 checkpoints/             states of the server, from which a run goes on
+rows/                    vectors of the last rounds, if they are kept
 
 A run that goes on after a crash appends to the records of rounds: a round that is done again has two lines,
 of which the last counts. Nothing but a line that was cut off is taken from rounds.jsonl. Its lines are a

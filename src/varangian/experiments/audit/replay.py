@@ -1,0 +1,149 @@
+"""Replay: rounds computed again from kept rows, and compared with their records to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varangian.aggregators import AggregationError, Rows
+from varangian.aggregators.kernels import backend_for
+from varangian.config import RunConfig
+from varangian.config import load as load_config
+from varangian.config.build import learner as build_learner
+from varangian.experiments.audit.chain_check import FILE, Line
+from varangian.launch.checkpoints.kept_rows import KeptRound, kept_rounds
+from varangian.server.training.learner import Step
+from varangian.server.training.parameters import ParameterVersions
+from varangian.state_file import StateFileError
+
+COMPARED = ("weights", "reference_weight", "effective", "update_norm", "lr")
+"""Fields of a record that a step gives, besides the parameters."""
+
+
+@dataclass
+class Replayed:
+    """The rounds that were computed again, and what was different."""
+
+    problems: list[str] = field(default_factory=list[str])
+    rounds: list[int] = field(default_factory=list[int])
+    """Rounds with the same bits."""
+    left_out: list[str] = field(default_factory=list[str])
+    """Sentences about rounds that were not computed."""
+
+
+def replay(
+    folder: Path,
+    lines: Sequence[Line],
+    records: Mapping[int, Mapping[str, Any]],
+    manifest: Mapping[str, Any],
+) -> Replayed:
+    """Compute the rounds again whose rows were kept.
+
+    This imports the code of the user that the configuration names.
+
+    Args:
+        folder: of the run.
+        lines: of its record.
+        records: those that count, by round.
+        manifest: of the run.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+    """
+    done = Replayed()
+    names = {line.round: line.name for line in lines}
+    configs = dict(_configs(lines))
+    read: dict[str, RunConfig] = {}
+    for round, path in kept_rounds(folder).items():
+        where, record = f"{path.parent.name}/{path.name}", records.get(round)
+        if record is None:
+            done.left_out.append(f"{where} is of a round that has no record")
+            continue
+        try:
+            kept = KeptRound.read(path, round)
+        except (StateFileError, OSError) as error:
+            done.problems.append(str(error))
+            continue
+        if kept.aggregated:
+            done.left_out.append(f"round {round} was updated from a running sum, and was not recomputed")
+            continue
+        before = records.get(round - 1, {}).get("parameters")
+        if before not in (None, _digest(kept.learner["parameters"])):
+            done.problems.append(f"{where} begins with other parameters than {names[round - 1]} ended with")
+            continue
+        name = configs[round]
+        config = read.setdefault(name, load_config(folder / name, whole=False))
+        if different := _difference(config, round, kept, record):
+            done.problems.append(f"{FILE}, {names[round]}, has other {different} than its kept rows give")
+        else:
+            done.rounds.append(round)
+    if done.problems and (others := _other_versions(manifest)):
+        done.problems.append(f"rounds were recomputed with {others}, where bits may differ")
+    return done
+
+
+def _configs(lines: Sequence[Line]) -> Iterator[tuple[int, str]]:
+    """The configuration of each round: that of the last start that changed it."""
+    name = "config.yaml"
+    for line in lines:
+        told = line.resumed or {}
+        if isinstance(told.get("config"), str):
+            name = f"config.epoch-{told.get('epoch')}.yaml"
+        yield line.round, name
+
+
+def _difference(config: RunConfig, round: int, kept: KeptRound, record: Mapping[str, Any]) -> str:
+    """The name of what is different in the record of a round; empty where all is the same."""
+    learner = build_learner(config, kept.learner["parameters"], blocks=kept.blocks)
+    learner.restore(kept.learner)
+    measured = kept.measured
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.server.threads)
+    try:
+        step = learner.step(
+            round,
+            kept.rows,
+            kept.faults,
+            mix=kept.mix,
+            measure=None if measured is None else lambda _: measured,
+            fresh=kept.fresh,
+        )
+    except AggregationError as error:
+        return "" if str(error) in str(record.get("skipped")) else "results"
+    finally:
+        torch.set_num_threads(threads)
+    if record.get("parameters") not in (None, learner.version.digest.hex()):
+        return "parameters"
+    found = _fields(step)
+    return next((name for name in COMPARED if record.get(name) != found[name]), "")
+
+
+def _fields(step: Step) -> dict[str, Any]:
+    return {
+        "weights": step.weights,
+        "reference_weight": step.reference_weight,
+        "effective": step.effective,
+        "update_norm": step.norm,
+        "lr": step.lr,
+    }
+
+
+def _digest(parameters: torch.Tensor) -> str:
+    return ParameterVersions(parameters).version.digest.hex()
+
+
+def _other_versions(manifest: Mapping[str, Any]) -> str:
+    """What this program has of other versions than the run, as bits may depend on it; empty if nothing."""
+    here = {"torch": torch.__version__, "kernels": backend_for(Rows((torch.zeros(1),))).NAME}
+    packages = manifest.get("packages")
+    there = {
+        "torch": packages.get("torch") if isinstance(packages, dict) else None,
+        "kernels": manifest.get("kernels"),
+    }
+    return " and ".join(
+        f"{name} {here[name]} (the run: {there[name]})" for name in here if there[name] != here[name]
+    )
