@@ -221,12 +221,14 @@ class Run:
         """Seconds of a round."""
         quorum = next(int(text.partition("=")[2]) for text in settings if text.startswith("server.quorum="))
         self._rules = Rules(quorum, 1, honest=NAMES, reference=reference.parameters)
+        self._most = 0
         self._judged = 0
         """Lines of the record that were looked at."""
 
     def kills(self, most: int) -> Iterator[dict[str, Any]]:
         """Kill until the run has ended, or that often; then let it end."""
         last: dict[str, Any] | None = None
+        self._most = most
         act = self._sigterm if self._args.sigterm else self._inside if self._args.inside else self._kill
         with started(self._programs):
             self._measure()
@@ -310,7 +312,7 @@ class Run:
             raise RuntimeError(f"the server ended with {code}:\n{server.tail()}")
         at = self._programs.count()
         place = server.command.index(AS_SERVER) + 1
-        server.command[place] = str(number + 1)
+        server.command[place] = str(number + 1 if number + 1 < self._most else NEVER)
         server.start()
         return {"kill": number, "victim": f"call {number}", "lines": at, "seconds": None, "problems": []}
 
@@ -359,6 +361,8 @@ class Run:
 
 AS_SERVER = "--as-server"
 """Before the number of the call at which a server kills itself, and its arguments."""
+NEVER = -1
+"""In the place of that number."""
 
 
 def serve_and_die(call: int, argv: list[str]) -> None:
