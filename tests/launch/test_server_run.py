@@ -122,8 +122,10 @@ async def test_without_a_checkpoint_round_0_begins_again(tmp_path):
 
 async def test_a_state_that_does_not_fit_is_one_clear_error(tmp_path):
     part, *_ = await World(tmp_path).play(until=2)
-    with pytest.raises(RunError, match=r"the state of round 2 in .* does not fit"):
-        await World(tmp_path, "model.mlp.hidden=3").play(resumed(part.folder, 2))
+    going_on = resumed(part.folder, 2)
+    with pytest.raises(RunError, match=r"the checkpoint of round 2 in .* is of another model"):
+        await World(tmp_path, "model.mlp.hidden=3").play(going_on)
+    going_on.lock.release()  # which is up to the caller where nothing was opened
     FolderLock.take(part.folder, lambda text: None).release()
 
 

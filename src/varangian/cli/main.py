@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from varangian.cli.arguments.main import parse
+from varangian.files import settings_file
 from varangian.registry import ConfigError
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -95,8 +96,10 @@ def _simulates(args: argparse.Namespace) -> bool:
     """Whether a run seems to be a simulation; a wrong guess costs processor time and nothing else."""
     names = ("VARANGIAN__BACKEND", "VARANGIAN_SETTINGS")
     texts = [*getattr(args, "settings", ()), *(os.environ.get(name, "") for name in names)]
+    resumed = getattr(args, "resume", None)
+    file = settings_file(Path(resumed)) if resumed else os.devnull
     with contextlib.suppress(OSError, TypeError, ValueError):
-        texts.append(Path(getattr(args, "config", None) or os.devnull).read_text(encoding="utf-8"))
+        texts.append(Path(getattr(args, "config", None) or file).read_text(encoding="utf-8"))
     return getattr(args, "backend", None) == "simulate" or any("simulate" in text for text in texts)
 
 

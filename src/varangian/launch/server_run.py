@@ -137,6 +137,7 @@ class ServerRun:
             raise
         except ValueError as error:
             raise RunError(str(error)) from error
+        check_layout(resume, worker_compute)
         room = available_memory()
         account = memory_budget(config, worker_compute).within(room)
         if refusal := account.refusal(room) or check_descriptors(config):
@@ -391,6 +392,21 @@ class ServerRun:
         self.failures.look(record)
         self.folder.observe(record)
         self.observe(record)
+
+
+def check_layout(resume: Resumed | None, worker_compute: WorkerCompute) -> None:
+    """See that a checkpoint is of the model that the settings give.
+
+    Raises:
+        RunError: it is of another one.
+    """
+    checkpoint = None if resume is None else resume.checkpoint
+    if resume is None or checkpoint is None or checkpoint["layout"] == worker_compute.layout.digest.hex():
+        return
+    raise RunError(
+        f"the checkpoint of round {resume.round} in {resume.folder} is of another model: its parameters "
+        "have other names or shapes than these settings give. Has code or data of your own changed since?"
+    )
 
 
 def open_folder(

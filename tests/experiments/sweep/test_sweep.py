@@ -61,6 +61,15 @@ def test_a_sweep_keeps_checkpoints_where_it_is_asked_to(planned, swept, runner, 
     assert job.settings["server"]["checkpoint"] == asked
 
 
+def test_nothing_is_left_of_the_checkpoints_of_a_complete_run(planned, swept, training):
+    plan = planned(base={"server": {"checkpoint": {"every": 1}}}, grid={"f": [1]})
+    (outcome,) = swept(plan, training).outcomes
+    assert outcome.state == "finished"
+    found = {path.name for path in (plan.output / plan.points[0].id).iterdir()}
+    assert "result.json" in found
+    assert not found & {"checkpoints", "workers", "lock"}
+
+
 def test_two_sweeps_share_runs(planned, plan, swept, runner):
     swept(plan)
     runner.started.clear()

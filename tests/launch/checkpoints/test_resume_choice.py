@@ -176,6 +176,19 @@ def test_other_versions_are_said(run, go_on):
     assert "varangian was" not in notes[-1]
 
 
+def test_code_of_the_user_that_has_changed_is_said(run, go_on, monkeypatch):
+    known = json.loads((run / "manifest.json").read_text()) | {
+        "own_code": {"mine.py": "aa", "same.py": "bb"}
+    }
+    (run / "manifest.json").write_text(json.dumps(known))
+    monkeypatch.setattr(
+        "varangian.launch.checkpoints.resume.own_code", lambda settings: {"mine.py": "cc", "same.py": "bb"}
+    )
+    resumed, notes = go_on(run)
+    assert resumed.record == {"own_code": {"mine.py": ["aa", "cc"]}}
+    assert notes[-1].startswith("warning: mine.py has changed since the run began")
+
+
 def test_workers_revoked_since_are_known(run, go_on):
     lines = (run / "rounds.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]

@@ -20,6 +20,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from varangian.files import settings_file
+
 Column: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Rounds that are done, from 1, and the value after each of them."""
 State: TypeAlias = Literal["finished", "failed", "interrupted", "error", "unfinished", "missing"]
@@ -66,7 +68,7 @@ class Run:
         Raises:
             ResultsError: there is no such file, or it is no configuration.
         """
-        return _read_config(self._file(CONFIG))
+        return _read_config(settings_file(self._file(CONFIG).parent))
 
     @cached_property
     def manifest(self) -> Mapping[str, Any]:

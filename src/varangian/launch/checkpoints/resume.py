@@ -7,7 +7,7 @@ Nothing of the folder is changed here but its lock, and what cannot be used is n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from varangian.launch.checkpoints.folder import CheckpointFolder, facts_of
 from varangian.launch.checkpoints.lock import FolderLock
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.output.chain import BRANCH, digest
+from varangian.launch.output.manifest import own_code
 from varangian.launch.output.run_folder import MANIFEST, RESULT, ROUNDS
 from varangian.launch.result import Note, RunError
 from varangian.registry import ConfigError
@@ -119,6 +120,7 @@ def resume(
             raise ConfigError([problem])
         plain = None if choice.file is None else choice.file.plain
         other = {} if plain is None else _other_facts(plain, config)
+        code = _changed_code(folder, config)
         documents = {f"config.epoch-{lock.epoch}.yaml": dump(config.resolved()).encode()} if found else {}
         resumed = Resumed(
             folder,
@@ -128,13 +130,13 @@ def resume(
             plain,
             revoked=_revoked(folder, choice.round),
             documents=documents,
-            record=_record(found, documents, other, choice.skipped),
+            record=_record(found, documents, other, code, choice.skipped),
             parent=next(iter(parents(folder)), ""),
         )
     except BaseException:
         lock.release()
         raise
-    for sentence in _sentences(resumed, config, found, other):
+    for sentence in _sentences(resumed, config, found, other, code):
         note(sentence)
     return config, resumed
 
@@ -264,17 +266,29 @@ def parents(folder: Path) -> tuple[str, ...]:
     return ()
 
 
+def _changed_code(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Digests of files of the user's code that are others than when the run began, as [before, now]."""
+    before: Mapping[str, Any] = {}
+    with suppress(OSError, ValueError):
+        before = json.loads((folder / MANIFEST).read_bytes()).get("own_code") or {}
+    return _others(before, {**before, **own_code(config.resolved())}, before)
+
+
 def _other_facts(plain: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
     """Facts that are others than those of a checkpoint, as [before, now]."""
     before, now = plain.get("facts"), facts_of(config)
-    before = before if isinstance(before, Mapping) else {}
-    return {name: [before.get(name), value] for name, value in now.items() if before.get(name) != value}
+    return _others(before if isinstance(before, Mapping) else {}, now, now)
+
+
+def _others(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: [before.get(name), now[name]] for name in names if before.get(name) != now[name]}
 
 
 def _record(
     found: Sequence[Change],
     documents: Mapping[str, bytes],
     other: Mapping[str, Any],
+    code: Mapping[str, Any],
     skipped: Sequence[str],
 ) -> dict[str, Any]:
     """What the record of rounds says of the start: what applies of changes, other facts and checkpoints."""
@@ -282,13 +296,18 @@ def _record(
         "changes": [change.plain() for change in found],
         "config": {name: digest(text) for name, text in documents.items()},
         "facts": dict(other),
+        "own_code": dict(code),
         "skipped": list(skipped),
     }
     return {name: value for name, value in known.items() if value}
 
 
 def _sentences(
-    resumed: Resumed, config: RunConfig, found: Sequence[Change], other: Mapping[str, Any]
+    resumed: Resumed,
+    config: RunConfig,
+    found: Sequence[Change],
+    other: Mapping[str, Any],
+    code: Iterable[str],
 ) -> Iterator[str]:
     """Sentences about a run that goes on."""
     folder, round, last = resumed.folder, resumed.round, last_round(resumed.folder)
@@ -311,3 +330,5 @@ def _sentences(
     if others:
         told = ", ".join(f"{name} was {before} and is {now}" for name, (before, now) in others.items())
         yield f"warning: {told}: numbers may differ from those of an uninterrupted run in their last bits"
+    for file in code:
+        yield f"warning: {file} has changed since the run began: earlier rounds were done with other code"

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from varangian.files import user_path
+from varangian.files import settings_file, user_path
 from varangian.launch.result import Outcome, RunError
 from varangian.registry import suggestion
 
@@ -93,7 +93,7 @@ class RunResult:
         """Every setting of the run, as `varangian check` prints them."""
         from varangian.config.yaml_text import read
 
-        return read(self._folder / "config.yaml")
+        return read(settings_file(self._folder))
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 <id>/           a complete run; with error.json in place of result.json one that ended on an error
 <id>.running/   a run in progress, locked by the process that carries it out; left by one that was killed
-                if nobody holds the lock, and then it is removed and done again
+                if nobody holds the lock, and then it is removed and done again, from its first round
 .sweeps.lock    held for a moment by each process that makes or renames a folder
 """
 
@@ -26,8 +26,13 @@ from varangian.config.yaml_text import dump
 from varangian.experiments.results.run import CONFIG, ERROR, MANIFEST, RESULT, RUNNING
 from varangian.files import write_atomically
 from varangian.launch import RunError, RunResult
+from varangian.launch.checkpoints.folder import FOLDER
+from varangian.launch.checkpoints.lock import NAME as LOCK
+from varangian.launch.checkpoints.rewind import WORKERS
 
-LOCK = ".sweeps.lock"
+SWEEPS_LOCK = ".sweeps.lock"
+OF_GOING_ON = (FOLDER, WORKERS)
+"""The folders of a run from which it would go on."""
 PATIENCE = 2.0
 """Seconds for a process that was killed to let go of its folder."""
 
@@ -140,7 +145,7 @@ class RunFolders:
     def alone(self) -> Generator[None]:
         """Let no other process make or rename a folder meanwhile."""
         self.output.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.output / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(self.output / SWEEPS_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -181,7 +186,14 @@ class Claim:
         (self.path / RESULT).unlink(missing_ok=True)
         self._rename()
 
+    def _tidy(self) -> None:
+        """Remove what a run needs to go on: one of a sweep begins anew, and there are thousands."""
+        for name in OF_GOING_ON:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        (self.path / LOCK).unlink(missing_ok=True)
+
     def _rename(self) -> None:
+        self._tidy()
         final = self.folders.path(self.id)
         with self.folders.alone():
             if (final / ERROR).exists() and not (final / RESULT).exists():
