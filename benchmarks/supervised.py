@@ -181,7 +181,8 @@ class Supervised:
 
 @contextlib.contextmanager
 def started(programs: Supervised) -> Iterator[Supervised]:
-    """The programs at work; none is left at the end."""
+    """The programs at work; none is left at the end, also of a script that is told to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         programs.start()
         yield programs
