@@ -26,9 +26,8 @@ from varangian.config.yaml_text import dump
 from varangian.experiments.results.run import CONFIG, ERROR, MANIFEST, RESULT, RUNNING
 from varangian.files import write_atomically
 from varangian.launch import RunError, RunResult
-from varangian.launch.checkpoints.folder import FOLDER
+from varangian.launch.checkpoints.folder import FOLDER, WORKERS
 from varangian.launch.checkpoints.lock import NAME as LOCK
-from varangian.launch.checkpoints.rewind import WORKERS
 
 SWEEPS_LOCK = ".sweeps.lock"
 OF_GOING_ON = (FOLDER, WORKERS)
