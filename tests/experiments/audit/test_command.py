@@ -9,7 +9,7 @@ from varangian import state_file
 from varangian.cli.main import main
 from varangian.config import load
 from varangian.launch import run
-from varangian.launch.output.chain import Chain, beginning, head_of
+from varangian.launch.output.chain import Chain, beginning, digest, head_of
 from varangian.launch.output.run_folder import RunFolder
 from varangian.server.observability.record import RoundRecord
 
@@ -203,3 +203,25 @@ def test_an_authority_asks_for_signatures(finished, bundles, tmp_path, audited):
     (tmp_path / "ca").write_text("nothing")
     code, said = audited(finished, "--ca", tmp_path / "ca")
     assert (code, "should hold certificates in PEM" in said) == (1, True)
+
+
+def test_settings_with_which_a_run_went_on_are_checked(folder, audited):
+    changed = {"config.epoch-1.yaml": b"rounds: 9\n"}
+    again = RunFolder.reopen(
+        folder,
+        configured(folder.parent),
+        3,
+        documents=changed,
+        resumed={"epoch": 1, "config": {name: digest(text) for name, text in changed.items()}},
+    )
+    again.observe(RoundRecord(round=3, dropped={}, missing=(), seconds={}))
+    again.close()
+    code, said = audited(folder)
+    assert (code, "the run went on with round 3 in line 5; round 3 was done twice" in said) == (0, True)
+    (folder / "config.epoch-1.yaml").write_text("rounds: 10\n")
+    code, said = audited(folder)
+    assert code == 1
+    assert "config.epoch-1.yaml was changed: rounds.jsonl, line 5 (round 3), names another" in said
+    (folder / "config.epoch-1.yaml").unlink()
+    code, said = audited(folder)
+    assert (code, "config.epoch-1.yaml is missing" in said) == (1, True)

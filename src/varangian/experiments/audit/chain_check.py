@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 from varangian.launch.output.chain import LOST, Link, links
 
 FILE = "rounds.jsonl"
+CONFIG = re.compile(r"config\.epoch-\d+\.yaml")
 
 
 class Verifies(Protocol):
@@ -47,6 +49,13 @@ class Line:
     def name(self) -> str:
         """The line as sentences name it."""
         return f"line {self.number}" + (f" (round {self.round})" if self.round >= 0 else "")
+
+    @property
+    def configs(self) -> dict[str, str]:
+        """Other settings with which the run went on in it: the name of their file, and its digest."""
+        found = (self.resumed or {}).get("config")
+        pairs = found.items() if isinstance(found, dict) else ()
+        return {name: value for name, value in pairs if CONFIG.fullmatch(name) and isinstance(value, str)}
 
 
 @dataclass

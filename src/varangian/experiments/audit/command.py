@@ -167,17 +167,14 @@ def _checkpoints(folder: Path) -> Iterator[tuple[str, Any]]:
 def _settings(folder: Path, lines: list[Line]) -> Iterator[str]:
     """Settings with which a run went on, that are not those of its record any more."""
     for line in lines:
-        expected = (line.resumed or {}).get("config")
-        if not isinstance(expected, str):
-            continue
-        name = f"config.epoch-{(line.resumed or {}).get('epoch')}.yaml"
-        try:
-            changed = digest((folder / name).read_bytes()) != expected
-        except OSError:
-            yield f"{name} is missing, with which the run went on in {line.name}"
-            continue
-        if changed:
-            yield f"{name} was changed: {FILE}, {line.name}, names another digest"
+        for name, expected in line.configs.items():
+            try:
+                changed = digest((folder / name).read_bytes()) != expected
+            except OSError:
+                yield f"{name} is missing, with which the run went on in {line.name}"
+                continue
+            if changed:
+                yield f"{name} was changed: {FILE}, {line.name}, names another digest"
 
 
 def _check_signatures(

@@ -90,9 +90,7 @@ def _configs(lines: Sequence[Line]) -> Iterator[tuple[int, str]]:
     """The configuration of each round: that of the last start that changed it."""
     name = "config.yaml"
     for line in lines:
-        told = line.resumed or {}
-        if isinstance(told.get("config"), str):
-            name = f"config.epoch-{told.get('epoch')}.yaml"
+        name = next(iter(line.configs), name)
         yield line.round, name
 
 
