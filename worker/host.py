@@ -9,6 +9,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,9 +169,17 @@ async def _run_member(
         return vector
 
     async def rewind(client: Client, round: int) -> tuple[int, Tensor] | None:
-        return await loop.run_in_executor(
+        unconfirmed = await loop.run_in_executor(
             executor, history.rewind, client.name, client.run, client.terms, round
         )
+        if isinstance(client, MisbehavingClient):
+            client.memory = await loop.run_in_executor(executor, history.line_memory, client.name, round)
+            client.keep = partial(keep_line, client)
+        return unconfirmed
+
+    def keep_line(client: Client, round: int, memory: dict[str, Any]) -> None:
+        run, epoch = client.run, client.terms.epoch
+        executor.submit(history.keep_line, client.name, run, epoch, round, memory)
 
     def confirm(client: Client, round: int) -> None:
         # The thread has one job at a time, so this is done before the worker computes again.

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from socket import socket
 from typing import Any, cast
@@ -81,6 +81,8 @@ class MisbehavingClient(Client):
     ) -> None:
         super().__init__(server, name, proof, layout, common=common, backoff=backoff)
         self.memory: dict[str, Any] = {}
+        self.keep: Callable[[int, dict[str, Any]], object] = lambda round, memory: None
+        """Called after what was sent for a round, with that round and the memory."""
         self._attack = attack
         self._seed = seed
         self._proof = proof
@@ -100,6 +102,8 @@ class MisbehavingClient(Client):
             await self._mount(round, vector, rng)
         except AttackError as error:
             return Receipt(False, "", str(error))
+        finally:
+            self.keep(round, self.memory)
         for push, answer in self._answers:
             if answer.counted and push.round == round:
                 return Receipt(True, round=round)

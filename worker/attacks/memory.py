@@ -22,6 +22,8 @@ from varangian.state_file import NAMES, Tree, flatten
 
 NO_MEMORY: Any = object()
 """The memory of an attack that remembers nothing."""
+LONG = 1024
+"""Bytes in a row that are kept as a tensor, and not as text."""
 OURS = "varangian.worker.attacks."
 """The package of attacks whose classes a memory may have."""
 
@@ -43,7 +45,7 @@ def pack(memory: Any, attack: Any) -> Tree:
         except Exception as error:
             raise Unpackable(describe_error(error, named(attack))) from error
         return tree
-    return packed(memory, frozenset(_modules(attack)))
+    return packed(memory, modules_of(attack))
 
 
 def unpack(tree: Any, attack: Any) -> Any:
@@ -55,11 +57,16 @@ def unpack(tree: Any, attack: Any) -> Any:
     try:
         if isinstance(tree, Mapping) and tree.get("kind") == "own":
             return attack.unpack(tree["value"])
-        return unpacked(tree, frozenset(_modules(attack)))
+        return unpacked(tree, modules_of(attack))
     except Unpackable:
         raise
     except Exception as error:
         raise Unpackable(describe_error(error, named(attack))) from error
+
+
+def modules_of(attack: Any) -> frozenset[str]:
+    """The modules, beside those of this package, whose records the memory of an attack may have."""
+    return frozenset(_modules(attack))
 
 
 def _modules(attack: Any) -> Iterator[str]:
@@ -86,6 +93,8 @@ def packed(value: Any, modules: frozenset[str] = frozenset()) -> Tree:
     """
     if value is NO_MEMORY:
         return {"kind": "nothing"}
+    if type(value) is bytes and len(value) > LONG:
+        return {"kind": "bytes", "value": torch.frombuffer(bytearray(value), dtype=torch.uint8)}
     if value is None or type(value) in (bool, int, float, str, bytes):
         return value  # type: ignore[no-any-return]
     if isinstance(value, Tensor):
@@ -146,6 +155,8 @@ def unpacked(tree: Any, modules: frozenset[str] = frozenset()) -> Any:
     match tree:
         case {"kind": "nothing"}:
             return NO_MEMORY
+        case {"kind": "bytes", "value": Tensor() as value}:
+            return value.numpy().tobytes()
         case {"kind": "tensor", "value": Tensor() as value, "device": str(device)}:
             return value.to(device)
         case {"kind": "tuple" | "list" | "deque" | "mapping" | "record" as kind, "items": list(packed)}:

@@ -11,11 +11,13 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from varangian import files
 from varangian.protos.contract import Terms
+from varangian.worker.attacks.memory import Unpackable, modules_of, packed, unpacked
 from varangian.worker.checkpoints.slots import slots_of
 from varangian.worker.checkpoints.store import PartStore, Restored
 from varangian.worker.training.compute import ATTACKERS, WorkerCompute
@@ -104,6 +106,37 @@ class WorkerHistory:
                 store.confirm(round)
             except OSError as error:
                 self._tell(name, error)
+
+    def line_memory(self, name: str, round: int) -> dict[str, Any]:
+        """The memory of an attack on the protocol before it sends for a round; after `rewind`."""
+        store = self._line_store(name)
+        try:
+            found = None if store is None else store.rewind(self._run, self._terms, round)
+            if found is None:
+                return {}
+            return dict(unpacked(found.tree, modules_of(self._worker_compute.task.protocol)))
+        except (OSError, Unpackable, TypeError, ValueError) as error:
+            self._tell(_line_of(name), error)
+            return {}
+
+    def keep_line(self, name: str, run: str, epoch: int, round: int, memory: dict[str, Any]) -> None:
+        """Write down the memory of an attack on the protocol after it has sent for a round."""
+        store = self._line_store(name)
+        if store is None or not memory or (run, epoch) != (self._run, self._terms.epoch):
+            return
+        try:
+            store.put(round, packed(memory, modules_of(self._worker_compute.task.protocol)))
+        except (OSError, TypeError, Unpackable) as error:
+            self._tell(_line_of(name), error)
+            self._end(store, round)
+
+    def _line_store(self, name: str) -> PartStore | None:
+        if self._folder is None:
+            return None
+        part = _line_of(name)
+        if part not in self._stores:
+            self._stores[part] = PartStore(self._part_folder(self._run, part), again=False, sync=self._sync)
+        return self._stores[part]
 
     def close(self) -> None:
         """Wait until what is to be kept is on the disk."""
@@ -205,6 +238,11 @@ class WorkerHistory:
                 self._part_folder(self._run, part),
                 reason,
             )
+
+
+def _line_of(name: str) -> str:
+    """The part with what an attack on the protocol remembers of a worker; no worker has this name."""
+    return f"line@{name}"
 
 
 def _sync(path: Path) -> None:

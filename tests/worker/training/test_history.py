@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
+from collections import deque
 
 import pytest
 import torch
 
 from varangian.config.worker_names import default_names
 from varangian.protos.contract import Terms
-from varangian.worker.attacks import ATTACKS
+from varangian.worker.attacks import ATTACKS, Push
 from varangian.worker.checkpoints.slots import slots_of
 from varangian.worker.data import Synthetic
 from varangian.worker.data.partition import Shared
@@ -206,3 +207,36 @@ def test_the_parts_have_folders_of_their_own(tmp_path):
     parts = {path.name: len(slots_of(path)) for path in (tmp_path / RUN).iterdir()}
     assert parts.keys() == {*WORKERS[-2:], f"attackers@{WORKERS[-2]}"}
     assert min(parts.values()) >= 2
+
+
+def test_an_attack_on_the_protocol_goes_on_from_before_what_it_sends_again(tmp_path):
+    push = Push(3, bytes(range(256)) * 40, 2, 1, b"layout", b"digest")
+    recorded = deque(maxlen=2)
+
+    def sent(process, name, memory, rounds):
+        for round in rounds:
+            memory.setdefault("recorded", recorded).append(dataclasses.replace(push, round=round))
+            process.history.keep_line(name, RUN, process.terms.epoch, round, memory)
+
+    process, (name, _) = Process(TASK, WORKERS[:2], tmp_path), WORKERS[:2]
+    process.hears(0, TERMS)
+    assert process.history.line_memory(name, 0) == {}
+    sent(process, name, {}, range(8))
+    again = Process(TASK, WORKERS[:2], tmp_path)
+    again.hears(7, TERMS)
+    found = again.history.line_memory(name, 7)["recorded"]
+    assert (found.maxlen, [each.round for each in found]) == (2, [5, 6])
+    assert found[0] == dataclasses.replace(push, round=5)
+    back = dataclasses.replace(TERMS, epoch=1, resumed_at=6)
+    again.hears(6, back)
+    assert [each.round for each in again.history.line_memory(name, 6)["recorded"]] == [4, 5]
+
+
+def test_a_memory_of_a_line_that_cannot_be_kept_is_said_once(tmp_path, caplog):
+    process = Process(TASK, WORKERS[:1], tmp_path)
+    process.hears(0, TERMS)
+    for round in range(2):
+        process.history.keep_line("w00", RUN, 0, round, {"socket": object()})
+    (line,) = caplog.messages
+    assert "the state of line@w00 cannot be kept" in line
+    assert "it has a object" in line
