@@ -121,7 +121,7 @@ def resume(
         plain = None if choice.file is None else choice.file.plain
         other = {} if plain is None else _other_facts(plain, config)
         code = _changed_code(folder, config)
-        documents = {f"config.epoch-{lock.epoch}.yaml": dump(config.resolved()).encode()} if found else {}
+        text = dump(config.resolved()).encode()
         resumed = Resumed(
             folder,
             lock,
@@ -129,8 +129,8 @@ def resume(
             None if choice.file is None else unflatten(choice.file.plain["state"], choice.file.tensors),
             plain,
             revoked=_revoked(folder, choice.round),
-            documents=documents,
-            record=_record(found, documents, other, code, choice.skipped),
+            documents={f"config.epoch-{lock.epoch}.yaml": text} if found else {},
+            record=_record(found, text, other, code, choice.skipped),
             parent=next(iter(parents(folder)), ""),
         )
     except BaseException:
@@ -286,7 +286,7 @@ def _others(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[s
 
 def _record(
     found: Sequence[Change],
-    documents: Mapping[str, bytes],
+    settings: bytes,
     other: Mapping[str, Any],
     code: Mapping[str, Any],
     skipped: Sequence[str],
@@ -294,7 +294,7 @@ def _record(
     """What the record of rounds says of the start: what applies of changes, other facts and checkpoints."""
     known = {
         "changes": [change.plain() for change in found],
-        "config": {name: digest(text) for name, text in documents.items()},
+        "config": digest(settings) if found else "",
         "facts": dict(other),
         "own_code": dict(code),
         "skipped": list(skipped),
