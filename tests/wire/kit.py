@@ -29,7 +29,7 @@ from varangian.worker.transport.retry import Backoff
 NAMES = tuple(f"w{i:02d}" for i in range(5))
 LAYOUT = Layout((("weight", (500, 1000)), ("bias", (3,))))
 """Two chunks."""
-SERVICE = ("dtype", "security", "run_id", "returns", "end")
+SERVICE = ("dtype", "security", "run_id", "returns", "end", "terms")
 """Options that are for `serve`."""
 PATIENT = Backoff(tries=1000, first=0.01, most=0.05)
 
