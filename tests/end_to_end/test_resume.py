@@ -7,6 +7,8 @@ import time
 import pytest
 from tests.end_to_end.kit import PATIENCE, SMALL, Served
 
+from varangian.config import load
+from varangian.launch import run
 from varangian.launch.checkpoints.folder import CheckpointFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
@@ -67,3 +69,36 @@ def test_a_second_signal_leaves_the_checkpoint_whole(trained, tmp_path, pause):
     lines = (folder / "rounds.jsonl").read_bytes().count(b"\n")
     for round in checkpoints.rounds():
         assert checkpoints.read(round).plain["round"] == round <= lines
+
+
+PLAIN = ["rounds=40", "server.checkpoint.every=4", "server.quorum=5", "server.wait_factor=null"]
+
+
+@pytest.mark.parametrize("participation", ["sync", "fedlaavg"])
+@pytest.mark.parametrize("lines", [1, 3, 14, 25])
+def test_a_server_that_is_killed_anywhere_ends_with_the_same_digests(
+    started, tmp_path, monkeypatch, participation, lines
+):
+    monkeypatch.setenv("VARANGIAN_SECRET", "a secret of sixteen bytes")
+    settings = [*SMALL, *PLAIN, f"participation={participation}"]
+    expected = run(load(None, [*settings, "backend=simulate", f"output={tmp_path / 'straight'}"]))
+    serve = ["server", *settings, "--format", "json"]
+    server = Served(started(*serve, "--bind", "127.0.0.1:0"))
+    address = server.address()
+    workers = started("worker", *settings, "--server", address, *(f"--name=w0{i}" for i in range(5)))
+    (folder,) = (tmp_path / "runs").iterdir()
+    for _ in range(lines):
+        server.process.stdout.readline()
+    server.process.kill()
+    server.process.wait(PATIENCE)
+    again = Served(started(*serve, "--bind", address, "--resume"))
+    *_, last = map(json.loads, again.process.stdout)
+    assert again.process.wait(PATIENCE) == 0, again.all_said()
+    assert last["result"]["folder"] == str(folder.relative_to(tmp_path))
+    assert "ended without saying so; this one takes over" in again.all_said()
+    assert last["result"]["digest"] == expected.digest
+    parameters = {record["round"]: record["parameters"] for record in expected.history}
+    for line in (folder / "rounds.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert record["parameters"] == parameters[record["round"]]
+    assert workers.wait(PATIENCE) == 0

@@ -60,15 +60,6 @@ def test_every_fault_has_a_test_or_a_reason():
 
 TO_COME = {
     "31": ("tests/server/transport/test_administration.py", "test_a_worker_may_not_change_members"),
-    "40": (
-        "tests/end_to_end/test_resume.py",
-        "test_a_server_that_is_killed_anywhere_ends_with_the_same_digests",
-    ),
-    "45": (
-        "tests/launch/checkpoints/test_changes.py",
-        "test_a_changed_setting_is_refused_with_both_values",
-    ),
-    "46": ("tests/launch/checkpoints/test_changes.py", "test_force_records_them"),
     "56": ("tests/wire/test_resume.py", "test_a_server_is_found_at_another_address_of_its_name"),
 }
 """The tests of faults of which nothing is promised yet."""
