@@ -45,6 +45,7 @@ def host(
     one_of: bool = False,
     patience: float = inf,
     state: Callable[[str], Path] | None = None,
+    tidy: bool = False,
 ) -> int:
     """Host these workers until the run is finished; returns the exit code of the process.
 
@@ -62,6 +63,7 @@ def host(
         patience: seconds to wait for a server that cannot be reached; by default as long as it takes.
         state: from the name of a run to the folder in which the workers keep what they remember, so that
             they go on after a crash; None keeps nothing.
+        tidy: delete all of it but the newest when the run is over.
     """
     keep_large_blocks()
     install_log_filter()
@@ -87,10 +89,12 @@ def host(
     ):
         descriptors.check_free()
         run = _until_stopped(server, members, proofs, worker_compute, history, executor, ending, backoff)
+        code = FAILED
         try:
-            return asyncio.run(run)
+            code = asyncio.run(run)
+            return code
         finally:
-            history.close()
+            history.close(over=tidy and code == FINISHED)
 
 
 async def _until_stopped(

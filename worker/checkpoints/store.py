@@ -62,8 +62,13 @@ class PartStore:
         self._slots = {slot: slot.label() for slot in slots_of(folder)}
         self._run, self._terms = "", Terms()
 
-    def put(self, round: int, tree: Tree) -> None:
+    def put(self, round: int, tree: Tree, spared: Slot | None = None) -> None:
         """Keep the state after a round, before its vector is pushed.
+
+        Args:
+            round: the last that is in it.
+            tree: the state.
+            spared: a slot that is not written over.
 
         Raises:
             OSError: it cannot be written; the one before is still there.
@@ -78,7 +83,7 @@ class PartStore:
             if found:
                 self._sync(newest.path)
         order = 1 + max((label.order for label in self._slots.values() if label), default=0)
-        slot = self._free(newest, round)
+        slot = self._free((newest, spared), round)
         self._slots[slot] = None
         self._slots[slot] = slot.write(Label(self._run, terms.epoch, round, order), tree)
 
@@ -124,7 +129,7 @@ class PartStore:
         labels = [*self._slots.items(), *((slot, slot.label()) for slot in elsewhere)]
         found = self._find(((s, label) for s, label in labels), terms.parent, terms.resumed_at)
         if found is not None:
-            self.put(found[1].label.round, found[1].tree)
+            self.put(found[1].label.round, found[1].tree, spared=found[0])
         return None if found is None else found[1]
 
     def knows(self, run: str) -> bool:
@@ -163,7 +168,7 @@ class PartStore:
                     continue  # damaged: there may be another one of this round
         return None
 
-    def _free(self, newest: Slot | None, round: int) -> Slot:
+    def _free(self, spared: Sequence[Slot | None], round: int) -> Slot:
         """The slot to write over: the oldest of those that are not needed, or a new one."""
         terms = self._terms
         last = round - round % terms.every if terms.every else 0
@@ -171,7 +176,7 @@ class PartStore:
         free = [
             (label.order if label else 0, slot)
             for slot, label in self._slots.items()
-            if slot is not newest and not (label and self._is_needed(label, floor))
+            if slot not in spared and not (label and self._is_needed(label, floor))
         ]
         if free:
             return min(free, key=lambda pair: pair[0])[1]
@@ -202,3 +207,10 @@ class PartStore:
     def _relabel(self, slot: Slot, label: Label) -> None:
         slot.relabel(label)
         self._slots[slot] = label
+
+
+def keep_newest(folder: Path) -> None:
+    """Delete all states of a part but the newest, from which its run goes on if it is given more rounds."""
+    labels = [(label.order if (label := slot.label()) else -1, slot) for slot in slots_of(folder)]
+    for _, slot in sorted(labels, key=lambda pair: -pair[0])[1:]:
+        slot.path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from varangian import files
 from varangian.protos.contract import Terms
 from varangian.worker.attacks.memory import Unpackable, modules_of, packed, unpacked
 from varangian.worker.checkpoints.slots import slots_of
-from varangian.worker.checkpoints.store import PartStore, Restored
+from varangian.worker.checkpoints.store import PartStore, Restored, keep_newest
 from varangian.worker.training.compute import ATTACKERS, WorkerCompute
 
 log = logging.getLogger(__name__)
@@ -138,10 +139,13 @@ class WorkerHistory:
             self._stores[part] = PartStore(self._part_folder(self._run, part), again=False, sync=self._sync)
         return self._stores[part]
 
-    def close(self) -> None:
-        """Wait until what is to be kept is on the disk."""
+    def close(self, over: bool = False) -> None:
+        """Wait until what is to be kept is on the disk; of a run that is over that is only the newest."""
         if self._syncing is not None:
             self._syncing.shutdown()
+        for part in self._stores if over else ():
+            with suppress(OSError):
+                keep_newest(self._part_folder(self._run, part))
 
     def _last_round(self, part: str) -> int:
         rounds = self._worker_compute.rounds(part)

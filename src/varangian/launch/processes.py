@@ -6,7 +6,7 @@ import asyncio
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -32,6 +32,7 @@ from varangian.server.identity.tls import Security
 from varangian.server.observability.record import Observe
 from varangian.server.rows.latest_store import NoRoom
 from varangian.server.transport.grpc_server import probe
+from varangian.worker.checkpoints.store import keep_newest
 from varangian.worker.transport.tls import Proof
 
 PREFIX = re.compile(r"^.{,60}? (ERROR|WARNING|INFO) [\w.]+: ")
@@ -54,10 +55,22 @@ def run_in_processes(
     """
     with WorkerProcesses() as worker_group:
         result = run_to_completion(lambda: _run(config, worker_group, observe, note, folder, resume))
-    if result.folder is not None and not CheckpointFolder(result.folder).rounds():
-        # Without a checkpoint the run can only begin anew, and so do its workers.
-        shutil.rmtree(result.folder / WORKERS, ignore_errors=True)
+    if result.folder is not None:
+        _tidy(result)
     return result
+
+
+def _tidy(result: RunResult) -> None:
+    """Delete the states of workers that nobody will go on from."""
+    assert result.folder is not None
+    states = result.folder / WORKERS
+    if not CheckpointFolder(result.folder).rounds():
+        # Without a checkpoint the run can only begin anew, and so do its workers.
+        shutil.rmtree(states, ignore_errors=True)
+    elif result.outcome == "finished" and states.is_dir():
+        for part in states.iterdir():
+            with suppress(OSError):
+                keep_newest(part)
 
 
 async def _run(

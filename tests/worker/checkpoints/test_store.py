@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from varangian.protos.contract import Terms
 from varangian.state_file import StateFileError
 from varangian.worker.checkpoints.slots import ROOM, Label, Slot, slots_of
-from varangian.worker.checkpoints.store import SPARE, PartStore, borders
+from varangian.worker.checkpoints.store import SPARE, PartStore, borders, keep_newest
 
 RUN = "run-1"
 TERMS = Terms(every=5, keep=1)
@@ -195,6 +195,14 @@ def test_kept_states_are_synced(tmp_path):
         store.put(round, tree(round))
     assert len(synced) == 2
     assert all(isinstance(path, Path) and path.parent == tmp_path for path in synced)
+
+
+def test_of_a_run_that_is_over_the_newest_state_is_left(tmp_path):
+    filled(tmp_path, range(20))
+    keep_newest(tmp_path)
+    assert len(slots_of(tmp_path)) == 1
+    assert at(tmp_path, replace(TERMS, epoch=1, resumed_at=20), round=20) == 19
+    keep_newest(tmp_path / "none")
 
 
 @pytest.mark.parametrize("place", [0, 40, ROOM - 1])

@@ -71,6 +71,7 @@ def command(args: argparse.Namespace) -> int:
         one_of=one_of,
         patience=patience or inf,
         state=_states(config.worker.state),
+        tidy=True,
     )
     if code > SIGNALLED:
         _exit_now(code)
