@@ -225,3 +225,42 @@ def test_settings_with_which_a_run_went_on_are_checked(folder, audited):
     (folder / "config.epoch-1.yaml").unlink()
     code, said = audited(folder)
     assert (code, "config.epoch-1.yaml is missing" in said) == (1, True)
+
+
+def is_written(folder):
+    try:
+        folder.sync(folder.place)
+    except OSError:  # it was full when it was tried last
+        return False
+    return True
+
+
+def test_lines_that_a_full_disk_has_cost_are_told(tmp_path, audited, monkeypatch):
+    monkeypatch.setattr("varangian.launch.output.files.RECORDS", 2000)
+    monkeypatch.setattr("varangian.launch.output.queued_writer.RETRY", 0.01)
+    warnings = []
+    made = RunFolder.create(configured(tmp_path), warn=warnings.append)
+
+    def observe(*rounds):
+        for round in rounds:
+            made.observe(RoundRecord(round=round, dropped={}, missing=(), seconds={}))
+
+    observe(0)
+    made.flush()
+    with monkeypatch.context() as patched:
+
+        def full(descriptor, data):
+            raise OSError(28, "No space left on device")
+
+        patched.setattr("varangian.launch.output.queued_writer.os.write", full)
+        observe(1)
+        made.flush()  # its line is in the hands of the thread, and stays there
+        observe(*range(2, 9))
+    while not is_written(made):
+        made.flush()
+    observe(9)
+    made.close()
+    code, said = audited(made.path)
+    assert code == 1
+    assert "PROBLEM: rounds.jsonl: lost by the server, whose disk did not take them: rounds 2 to" in said
+    assert said.count("PROBLEM") == 1
