@@ -104,7 +104,7 @@ def packed(value: Any, modules: frozenset[str] = frozenset()) -> Tree:
     if type(value) is deque:
         items = [packed(item, modules) for item in value]
         return {"kind": "deque", "items": items, "most": value.maxlen}
-    if type(value) in (dict, MappingProxyType):
+    if isinstance(value, dict | MappingProxyType) and type(value) in (dict, MappingProxyType):
         return {
             "kind": "mapping",
             "keys": [packed(key, modules) for key in value],
@@ -126,8 +126,8 @@ def _packed_tensor(value: Tensor) -> Tree:
 
 def _fields(kind: type) -> tuple[str, ...] | None:
     """The names of the fields of a named tuple or a dataclass; None of another class."""
-    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        return tuple(kind._fields)
+    if issubclass(kind, tuple) and (names := getattr(kind, "_fields", None)) is not None:
+        return tuple(names)
     if dataclasses.is_dataclass(kind) and all(field.init for field in dataclasses.fields(kind)):
         return tuple(field.name for field in dataclasses.fields(kind))
     return None
@@ -172,6 +172,12 @@ def unpacked(tree: Any, modules: frozenset[str] = frozenset()) -> Any:
             return deque(items, maxlen=tree["most"])
         case "mapping":
             return dict(zip((unpacked(key, modules) for key in tree["keys"]), items, strict=True))
+        case _:
+            return _record(tree, items, modules)
+
+
+def _record(tree: Mapping[str, Any], items: list[Any], modules: frozenset[str]) -> Any:
+    """A named tuple or a dataclass, made of its fields."""
     made = _class(tree["class"], modules)
     if made is None or _fields(made) != tuple(tree["fields"]):
         raise Unpackable(f"found {tree['class']!r:.100} in it, which this attack does not have")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Slot:
         """
         plain, tensors = flatten(tree)
         pieces = [*encode({"tree": plain, "of": _identity(label)}, tensors)]
-        label = Label(**{**asdict(label), "size": sum(map(len, pieces))})
+        label = replace(label, size=sum(map(len, pieces)))
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             place = ROOM
@@ -93,7 +93,8 @@ class Slot:
             if len(text) < ROOM or xxhash.xxh3_128_hexdigest(content).encode() != seal:
                 return None
             found: dict[str, Any] = json.loads(content)
-            return Label(**{**found, "borders": tuple(found["borders"])})
+            found["borders"] = tuple(found["borders"])
+            return Label(**found)
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
