@@ -161,6 +161,8 @@ def test_lines_that_the_server_has_lost_are_told():
         "rounds.jsonl: lost by the server, whose disk did not take them: rounds 3 to 4, before line 4"
     ]
     assert "lines are missing" in found([*lines[:2], *lines[5:]])[0]
+    told_at_the_end = problems(read_lines([*lines[:2], *lines[5:]], None), BEGINNING, lost=3)
+    assert "lost by the server" in next(told_at_the_end)
 
 
 def test_a_round_without_an_update_leaves_the_parameters():

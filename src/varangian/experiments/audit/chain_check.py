@@ -117,15 +117,16 @@ def torn(lines: Sequence[Line]) -> Line | None:
     return lines[-1] if lines and not lines[-1].whole else None
 
 
-def problems(lines: Sequence[Line], beginning: str) -> Iterator[str]:
+def problems(lines: Sequence[Line], beginning: str, lost: int = 0) -> Iterator[str]:
     """What is wrong with the chain of a record, a sentence each, in the order of its lines.
 
     Args:
         lines: of the record, without one that was torn.
         beginning: the digest that the first one should carry.
+        lost: lines that the last start could not write, as it said at its end.
     """
     places = {line.digest: line for line in reversed(lines)}
-    written = _count_lost(lines) - sum(_gap(*pair) for pair in _pairs(lines))
+    written = _count_lost(lines, lost) - sum(_gap(*pair) for pair in _pairs(lines))
     for before, line in _pairs(lines):
         follows = line.before == (beginning if before is None else before.digest)
         gap = _gap(before, line)
@@ -164,14 +165,14 @@ def _gap(before: Line | None, line: Line) -> int:
     return max(0, line.round - expected)
 
 
-def _count_lost(lines: Sequence[Line]) -> int:
-    """The number of lines that the servers of a run have lost, as later lines say; each counts from 0."""
+def _count_lost(lines: Sequence[Line], at_end: int) -> int:
+    """The number of lines that the servers of a run have lost, as they say; each counts from 0."""
     total = highest = 0
     for line in lines:
         if line.resumed is not None:
             total, highest = total + highest, 0
         highest = max(highest, line.lost)
-    return total + highest
+    return total + max(highest, at_end)
 
 
 def _is_suspect(lines: Sequence[Line], line: Line) -> bool:

@@ -93,7 +93,7 @@ def audit(folder: Path, authority: bytes | None = None, *, recompute: bool = Fal
     if not is_chained(lines):
         _check_form(lines, found)
         return found
-    found.problems.extend(problems(lines, beginning(*documents)))
+    found.problems.extend(problems(lines, beginning(*documents), _lost(run)))
     found.problems.extend(_witnessed(folder, run, lines, bool(found.problems)))
     found.problems.extend(_settings(folder, lines))
     found.facts.append(_extent(lines))
@@ -132,6 +132,17 @@ def _extent(lines: list[Line]) -> str:
     free = f"; the first {first.number - 1} have no chain, as an earlier version wrote them"
     what = f"{len(lines)} lines of {rounds} rounds" + (free if first.number > 1 else "")
     return f"{what}; the digest of the last line is {lines[-1].digest}"
+
+
+def _lost(run: Run) -> int:
+    """Lines that could not be written until the end of a run, as its result says."""
+    with contextlib.suppress(ResultsError):  # which is told elsewhere
+        match (run.result or {}).get("record"):
+            case {"lost": int(lost)}:
+                return lost
+            case _:
+                pass
+    return 0
 
 
 def _witnessed(folder: Path, run: Run, lines: list[Line], broken: bool) -> Iterator[str]:

@@ -263,7 +263,7 @@ class RunFolder:
         place = self.place
 
         def ended(path: Path) -> bytes:
-            known = {"lines": place.lines, "digest": place.head}
+            known = {"lines": place.lines, "digest": place.head, "lost": place.lost}
             return as_document({**dataclasses.replace(result, folder=path).plain(), "record": known})
 
         path = self._somewhere(models, {RESULT: ended})
