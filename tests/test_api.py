@@ -199,3 +199,17 @@ def test_a_sweep_in_a_running_loop(small):
     assert "<pre>" in result._repr_html_()
     assert result.failed == ()
     assert varangian.sweep(grid, jobs=1, seeds=2, byzantine__count=1).carried_out == 0
+
+
+def test_a_run_goes_on_from_its_folder(tmp_path):
+    settings = {**SMALL, "output": str(tmp_path), "server.checkpoint.every": 1}
+    first = varangian.run(settings, rounds=3)
+    over = varangian.run(resume=first.folder)
+    assert (over.digest, over.folder) == (first.digest, first.folder)
+    longer = varangian.run(resume=first.folder, rounds=5)
+    assert (longer.rounds, longer.folder, longer.config["rounds"]) == (5, first.folder, 5)
+    assert longer.digest == varangian.run(settings, rounds=5).digest
+    again = varangian.run(settings, rounds=3, seed=9, resume=True)
+    assert again.folder != first.folder
+    with pytest.raises(RunError, match="give `resume` or `folder`"):
+        varangian.run(resume=first.folder, folder=tmp_path / "other")

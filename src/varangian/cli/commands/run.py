@@ -77,14 +77,16 @@ def configuration(
         return load(args.config, settings, os.environ, whole=whole), None
     written = args.config is not None or bool(args.settings) or getattr(args, "backend", None) is not None
     try:
-        folder = Path(args.resume) if args.resume else None
-        if folder is None or args.config is not None:
-            config = load(args.config, settings, os.environ, whole=whole)
-            folder = folder or find_run(config, whatever=not (written or from_environment(os.environ)))
-        if folder is not None:
-            if args.config is None:
-                config = settings_of(folder, settings, os.environ, whole=whole)
-            config = with_seed_of(config, settings_of(folder))
+        if args.resume and args.config is None:
+            folder: Path | None = Path(args.resume)  # whose settings stand in the place of a file
+        else:
+            found = load(args.config, settings, os.environ, whole=whole)
+            anything = not (written or from_environment(os.environ))
+            folder = Path(args.resume) if args.resume else find_run(found, whatever=anything)
+            if folder is None or args.config is not None:
+                config = found if folder is None else with_seed_of(found, settings_of(folder))
+                return config, GoingOn(folder, args.force)
+        config = settings_of(folder, settings, os.environ, whole=whole)
     except RunError as error:
         raise CommandError(str(error)) from error
     return config, GoingOn(folder, args.force)
