@@ -77,19 +77,19 @@ def configuration(
         return load(args.config, settings, os.environ, whole=whole), None
     written = args.config is not None or bool(args.settings) or getattr(args, "backend", None) is not None
     try:
-        if args.resume and args.config is None:
-            folder: Path | None = Path(args.resume)  # whose settings stand in the place of a file
-        else:
+        folder = Path(args.resume) if args.resume else None
+        if folder is None or args.config is not None:
             found = load(args.config, settings, os.environ, whole=whole)
             anything = not (written or from_environment(os.environ))
-            folder = Path(args.resume) if args.resume else find_run(found, whatever=anything)
-            if folder is None or args.config is not None:
-                config = found if folder is None else with_seed_of(found, settings_of(folder))
-                return config, GoingOn(folder, args.force)
-        config = settings_of(folder, settings, os.environ, whole=whole)
+            folder = folder or find_run(found, whatever=anything)
+            if folder is None:
+                return found, GoingOn(None, args.force)
+            if args.config is not None:
+                return with_seed_of(found, settings_of(folder)), GoingOn(folder, args.force)
+        # The settings of the run stand in the place of a file.
+        return settings_of(folder, settings, os.environ, whole=whole), GoingOn(folder, args.force)
     except RunError as error:
         raise CommandError(str(error)) from error
-    return config, GoingOn(folder, args.force)
 
 
 def run_and_show(config: RunConfig, view: str, going_on: GoingOn | None = None) -> RunResult:
