@@ -1,7 +1,7 @@
 """Red teams against several rules: the strongest policy of each search beside the strongest known attack.
 
     python benchmarks/redteam.py --list
-    python benchmarks/redteam.py default-f3 krum-f3
+    python benchmarks/redteam.py krum-f3 median-f6
     python benchmarks/redteam.py --json benchmarks/results/redteam.json
 
 Each case is one `varangian redteam` without a budget, on the settings of `evidence/digits-base.yaml`. A
