@@ -83,8 +83,9 @@ class Outcome:
     clean: Strongest
     evaluations: int
     trainings: int
-    search_seconds: float
-    confirmation_seconds: float
+    search_seconds: float | None
+    """None where the search was not carried out in one go."""
+    confirmation_seconds: float | None
 
 
 def cases() -> Iterator[Case]:
