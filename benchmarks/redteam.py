@@ -1,7 +1,7 @@
 """Red teams against several rules: the strongest policy of each search beside the strongest known attack.
 
     python benchmarks/redteam.py --list
-    python benchmarks/redteam.py default-f3 krum-f3
+    python benchmarks/redteam.py krum-f3 median-f6
     python benchmarks/redteam.py --json benchmarks/results/redteam.json
 
 Each case is one `varangian redteam` without a budget, on the settings of `evidence/digits-base.yaml`. A
@@ -83,8 +83,9 @@ class Outcome:
     clean: Strongest
     evaluations: int
     trainings: int
-    search_seconds: float
-    confirmation_seconds: float
+    search_seconds: float | None
+    """None where the search was not carried out in one go."""
+    confirmation_seconds: float | None
 
 
 def cases() -> Iterator[Case]:

@@ -150,7 +150,8 @@ def red_teams() -> str:
     rows = list[Sequence[str]]()
     for case in json.loads(RED_TEAMS.read_text()):
         found, known, clean = (case[kind] for kind in ("policy", "catalogue", "clean"))
-        seconds = f"{case['search_seconds']:.0f} + {case['confirmation_seconds']:.0f} s"
+        parts = (case["search_seconds"], case["confirmation_seconds"])
+        seconds = "-" if None in parts else " + ".join(f"{part:.0f}" for part in parts) + " s"
         names = (f"`{case['aggregator']}`", ", ".join(f"`{text}`" for text in case["settings"]))
         numbers = (f"{scores(one)} `{flow(one['attack'])}`" for one in (found, known))
         rows.append((*names, *numbers, scores(clean), seconds))
