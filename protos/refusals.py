@@ -141,8 +141,9 @@ class Refusal(Enum):
         Blame.CALLER,
         Reaction.STOP,
         "A call should be one that the role on the certificate allows.",
-        comes_from="the certificate of a server where that of a worker is needed.",
-        advice="give `--certs` the bundle of a worker.",
+        comes_from="the certificate of a server or an operator where that of a worker is needed, or any "
+        "but that of an operator for `varangian workers`.",
+        advice="give `--certs` the bundle of the role that the sentence names.",
     )
     OTHER_CLUSTER = Entry(
         Topic.CALLER,

@@ -1,4 +1,4 @@
-"""Certificates made for the tests: two authorities, their servers and workers, and what can be wrong."""
+"""Certificates made for the tests: servers, workers and an operator of two authorities, also bad ones."""
 
 import contextlib
 import shutil
@@ -21,6 +21,7 @@ def bundles(tmp_path_factory):
     ours.issue("server", Role.SERVER, hosts=["parameter-server.test"], days=10)
     for name in ("w00", "w01"):
         ours.issue(name, Role.WORKER, days=10)
+    ours.issue("alice", Role.OPERATOR, days=10)
     ours.issue("expired", Role.WORKER, days=-1)
     ours.issue("server", Role.SERVER, days=-1, into=path / "expired")
     theirs = Authority.create(path / "theirs", days=30)

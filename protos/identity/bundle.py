@@ -27,8 +27,8 @@ REQUEST = "request.pem"
 """Beside a key that was made where it is used: what the authority is asked to sign."""
 SCHEME = "varangian"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-"""The name of a worker or of a server."""
-HOLDER = re.compile(rf"{SCHEME}:([0-9a-f]{{32}}):(server|worker):({NAME.pattern})")
+"""The name of a worker, a server or an operator."""
+HOLDER = re.compile(rf"{SCHEME}:([0-9a-f]{{32}}):(server|worker|operator):({NAME.pattern})")
 """The URI that says whose a certificate is; the cluster is the id of its authority."""
 NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the module `ssl` does not name."""
@@ -44,6 +44,13 @@ class Role(Enum):
     """May be a server, and ask one for its status."""
     WORKER = "worker"
     """May take part in a run under the name on the certificate."""
+    OPERATOR = "operator"
+    """May ask a server for its status, and look at and change who is a worker of its run."""
+
+    @property
+    def indefinite(self) -> str:
+        """With its article, for sentences."""
+        return f"{'an' if self is Role.OPERATOR else 'a'} {self.value}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Bundle:
         if [bundle.ca, bundle.certificate, bundle.key] != _texts(path):  # renewed meanwhile
             bundle = cls._of(path, *_texts(path))
         if role is not None and bundle.role is not role:
-            found = f"{path / CERTIFICATE} should be the certificate of a {role.value}. "
+            found = f"{path / CERTIFICATE} should be the certificate of {role.indefinite}. "
             raise BundleError(f"{found}Found that of the {bundle.role.value} {bundle.name}.")
         return bundle
 
@@ -151,8 +158,8 @@ def read_identity(path: Path, stated: Mapping[str, Any]) -> Holder:
     if found is None:
         raise BundleError(
             f"{path / CERTIFICATE} should have one URI {SCHEME}:CLUSTER:ROLE:NAME among its alternative "
-            "names, its role server or worker. Found none, or several; certificates of earlier releases do "
-            "not name their cluster. `varangian certs issue` makes such certificates."
+            "names, its role server, worker or operator. Found none, or several; certificates of earlier "
+            "releases do not name their cluster. `varangian certs issue` makes such certificates."
         )
     return found
 
@@ -222,7 +229,7 @@ def _check_dates_and_chain(path: Path, role: Role) -> None:
             X509_EXPIRED: "should not have expired, nor should its authority. "
             "Renew it with `varangian certs issue --force`.",
             X509_NOT_YET: "should be valid already. Is the clock of this machine right?",
-            X509_PURPOSE: f"should be good for a {role.value}. `varangian certs issue` makes one.",
+            X509_PURPOSE: f"should be good for {role.indefinite}. `varangian certs issue` makes one.",
         }
         otherwise = f"should be valid. OpenSSL says: {error.verify_message}."
         sentence = sentences.get(error.verify_code, otherwise)

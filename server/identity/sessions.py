@@ -68,6 +68,10 @@ class CertificateReader(Protocol):
         """The name of a worker with a valid certificate; raises Refused for everyone else."""
         ...
 
+    def operator(self, peer: Peer) -> str:
+        """The name of an operator with a valid certificate; raises Refused for everyone else."""
+        ...
+
     def admit(self, peer: Peer) -> str:
         """The holder of a valid certificate of any role; raises Refused for everyone else."""
         ...
@@ -196,6 +200,20 @@ class Sessions:
         """
         if self._certificate_reader is not None:
             self._certificate_reader.admit(peer)
+
+    def admit_operator(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
+        """Admit an operator to the members of the run; returns its name.
+
+        Raises:
+            Refused: there is no TLS, or the caller's certificate is not a valid one of an operator.
+        """
+        try:
+            if self._certificate_reader is None:
+                raise Refused(Refusal.UNCERTIFIED, "Found no TLS.")
+            return self._certificate_reader.operator(peer)
+        except Refused as error:
+            self._log_suspicious(error, metadata, peer)
+            raise
 
     def proven_name(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str | None:
         """The name that a caller has proved, of this run or not; None when it has proved none."""

@@ -142,13 +142,15 @@ class Certificates:
         Raises:
             Refused: there is no valid certificate of ours, or it has another role.
         """
-        found = self._holder(peer)
-        if found.role is not Role.WORKER:
-            raise Refused(
-                Refusal.ROLE,
-                f"Found the certificate of the {found.role.value} {quote(found.name, 70)}.",
-            )
-        return found.name
+        return self._in_role(Role.WORKER, peer)
+
+    def operator(self, peer: Peer) -> str:
+        """The name of an operator.
+
+        Raises:
+            Refused: there is no valid certificate of ours, or it has another role.
+        """
+        return self._in_role(Role.OPERATOR, peer)
 
     def certificate(self, peer: Peer) -> PeerCertificate | None:
         """The certificate of a caller; None where there is none of ours."""
@@ -164,6 +166,16 @@ class Certificates:
                 f"Found that of {certificate.holder}, valid until {_date(certificate.ends)}.",
             )
         return None
+
+    def _in_role(self, role: Role, peer: Peer) -> str:
+        found = self._holder(peer)
+        if found.role is not role:
+            raise Refused(
+                Refusal.ROLE,
+                f"Found the certificate of the {found.role.value} {quote(found.name, 70)}, where that of "
+                f"{role.indefinite} is needed.",
+            )
+        return found.name
 
     def _holder(self, peer: Peer) -> Holder:
         versions = _texts(peer.get("ssl_tls_version", ()))

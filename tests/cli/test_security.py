@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import grpc
@@ -240,6 +241,20 @@ def test_what_is_not_good_any_more_is_not_kept(made, change):
         made("certs", "issue", "ca2", "--server", "a.test", "--into", "ca", "--force")
     host = "b.test" if change == "hosts" else "a.test"
     assert made("certs", "issue", "ca", "--server", host, "--keep")[1].startswith("made")
+
+
+def test_certificates_of_operators(made):
+    code, said = made("certs", "issue", "ca", "--operator", "alice")
+    assert (code, said.partition(",")[0]) == (0, "made ca/alice")
+    assert Bundle.load(Path("ca/alice")).role is Role.OPERATOR
+    assert made("certs", "issue", "ca", "--operator", "alice", "--keep") == (0, "kept ca/alice\n")
+    assert made("certs", "list", "ca")[1].splitlines()[1].split()[:2] == ["alice", "operator"]
+    made("certs", "request", "bob", "--into", "site")
+    code, said = made("certs", "sign", "ca", "bob", "site/bob/request.pem", "--operator")
+    assert (code, "signed for the operator bob the public key" in said) == (0, True)
+    assert made("certs", "issue", "ca", "--operator")[0] == 1
+    code, said = made("certs", "issue", "ca", "--operator", "--server", "a.test")
+    assert (code, "not allowed with argument" in said) == (2, True)
 
 
 def args(certs=None, insecure=False):

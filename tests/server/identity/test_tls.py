@@ -112,6 +112,42 @@ def test_a_server_may_ask_how_the_run_is_going_and_nothing_else(sessions, bundle
     assert sessions.claimed_name([], peer(bundles, "ours/server")) == "a stranger"
 
 
+def test_an_operator_may_look_at_the_run_and_its_members_and_nothing_else(sessions, bundles):
+    proved = peer(bundles, "ours/alice")
+    sessions.admit(proved)
+    assert sessions.admit_operator([], proved) == "alice"
+    assert sessions.proven_name([], proved) == "the operator alice"
+    for call in (sessions.claim, sessions.identify, sessions.authenticate):
+        assert refused(call, metadata(), proved) is Refusal.ROLE
+    assert sessions.joined == frozenset()
+
+
+@pytest.mark.parametrize("name", ["ours/w00", "ours/server"])
+def test_the_members_of_a_run_are_for_operators_alone(sessions, bundles, name, caplog):
+    assert refused(sessions.admit_operator, [], peer(bundles, name)) is Refusal.ROLE
+    assert "security: ROLE from " in caplog.text
+
+
+def test_an_operator_of_another_cluster_or_without_tls_is_refused(sessions, bundles, authority):
+    authority.issue("bob", Role.OPERATOR, days=1)
+    assert refused(sessions.admit_operator, [], peer(authority.path, "bob")) is Refusal.OTHER_CLUSTER
+    assert refused(sessions.admit_operator, []) is Refusal.UNCERTIFIED
+    without = Sessions(["w00"], b"sixteen bytes ok")
+    shown = [*metadata("w00"), ("varangian-token", without.token("w00"))]
+    assert refused(without.admit_operator, shown, peer(bundles, "ours/alice")) is Refusal.UNCERTIFIED
+
+
+def test_a_revoked_operator_is_refused(authority):
+    authority.issue("server", Role.SERVER, days=1)
+    authority.issue("alice", Role.OPERATOR, days=1)
+    reader = Security(authority.path, clock=impatient()).certificate_reader
+    sessions = Sessions(["w00"], None, certificate_reader=reader)
+    proved = peer(authority.path, "alice")
+    assert sessions.admit_operator([], proved) == "alice"
+    authority.revoke("alice")
+    assert refused(sessions.admit_operator, [], proved) is Refusal.REVOKED
+
+
 def test_a_revoked_certificate_is_refused_at_its_next_call(authority, caplog):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w00", Role.WORKER, days=1)

@@ -93,6 +93,11 @@ async def test_a_server_cannot_join(serving, bundles):
     assert "one that the role on the certificate allows" in said
 
 
+async def test_an_operator_cannot_join(serving, bundles):
+    said = await joined(serving, bundles / "ours", "alice", bundles / "ours/alice")
+    assert "Found the certificate of the operator 'alice', where that of a worker is needed" in said
+
+
 async def test_a_certificate_of_no_worker_of_the_run_cannot_join(serving, authority):
     authority.issue("server", Role.SERVER, days=1)
     authority.issue("w77", Role.WORKER, days=1)

@@ -199,7 +199,7 @@ def _certs(parser: argparse.ArgumentParser) -> None:
     init = action("init", "Make a certificate authority.")
     init.add_argument("--days", type=_days, default=1825.0, metavar="N", help="by default 1825")
     init.add_argument("--keep", action="store_true", help="do nothing when there is one")
-    issue = action("issue", "Make a bundle for each worker, or with --server for a server.")
+    issue = action("issue", "Make a bundle for each worker, or for a server or an operator.")
     issue.add_argument("names", nargs="*", metavar="NAME", help="names of workers, as w00 w01")
     issue.add_argument(
         "--claim", choices=("honest", "byzantine"), help="all workers of this kind; then key=value for NAME"
@@ -233,7 +233,11 @@ def _certs(parser: argparse.ArgumentParser) -> None:
 
 def _issuing(parser: argparse.ArgumentParser) -> None:
     """Arguments of a new certificate, for `certs issue` and `certs sign`."""
-    parser.add_argument("--server", nargs="+", metavar="HOST", help="for a server with these host names")
+    role = parser.add_mutually_exclusive_group()
+    role.add_argument("--server", nargs="+", metavar="HOST", help="for a server with these host names")
+    role.add_argument(
+        "--operator", action="store_true", help="for an operator, who may change the workers of a run"
+    )
     parser.add_argument("--days", type=_days, default=30.0, metavar="N", help="by default 30")
     parser.add_argument(
         "--into",

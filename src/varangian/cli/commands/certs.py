@@ -77,7 +77,7 @@ def init(args: argparse.Namespace) -> None:
 
 def issue(args: argparse.Namespace) -> None:
     authority = Authority(Path(args.dir))
-    role = Role.WORKER if args.server is None else Role.SERVER
+    role = _role(args)
     names = list(_names(args, role))
     hosts = parse_hosts(args.server or ())
     into = Path(args.into) if args.into else authority.path
@@ -104,7 +104,7 @@ def request(args: argparse.Namespace) -> None:
 
 def sign(args: argparse.Namespace) -> None:
     authority = Authority(Path(args.dir))
-    role = Role.WORKER if args.server is None else Role.SERVER
+    role = _role(args)
     if args.revoke_old and not args.force:
         raise CommandError("--revoke-old is for a certificate that is replaced. Add --force")
     with Path(args.request).open("rb") as stream:
@@ -152,8 +152,15 @@ def revoke(args: argparse.Namespace) -> None:
     print(f"a server on another machine needs a copy of {Path(args.dir) / HOME / 'revoked'} in its bundle")
 
 
+def _role(args: argparse.Namespace) -> Role:
+    """The role that the arguments of a new certificate ask for."""
+    if args.operator:
+        return Role.OPERATOR
+    return Role.WORKER if args.server is None else Role.SERVER
+
+
 def _names(args: argparse.Namespace, role: Role) -> Iterator[str]:
-    """The programs to make bundles for: named, or all workers of a kind in a configuration."""
+    """The holders to make bundles for: named, or all workers of a kind in a configuration."""
     names = [text for text in args.names if "=" not in text]
     settings = [text for text in args.names if "=" in text]
     if role is Role.SERVER:
@@ -162,6 +169,10 @@ def _names(args: argparse.Namespace, role: Role) -> Iterator[str]:
                 "a server has one name. Issue the bundles of workers in a command of their own."
             )
         yield names[0] if names else SERVER
+    elif role is Role.OPERATOR:
+        if args.claim or not names or settings:
+            raise CommandError("an operator has a name. Type it: varangian certs issue DIR --operator NAME")
+        yield from dict.fromkeys(names)
     elif args.claim and not names:
         yield from configured_names(args.claim, settings)
     elif names and not args.claim and not settings:
