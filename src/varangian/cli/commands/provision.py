@@ -86,4 +86,4 @@ def _issue(authority: str, into: Path, names: list[str], hosts: list[str] | None
         "claim": None,
         "days": DAYS,
     }
-    issue(argparse.Namespace(**asked, keep=True, force=False, revoke_old=False))
+    issue(argparse.Namespace(**asked, operator=False, keep=True, force=False, revoke_old=False))
