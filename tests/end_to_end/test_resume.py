@@ -47,6 +47,15 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_0(trained, tmp_path):
     assert workers.poll() is None, "workers wait for the next server"
 
 
+@pytest.mark.parametrize("lines", [5, 6])
+def test_sigterm_after_the_last_round_is_exit_code_0(trained, lines):
+    server, workers = trained(lines, "rounds=5")  # the sixth line is the result
+    server.process.send_signal(signal.SIGTERM)
+    server.process.stdout.read()
+    assert server.process.wait(PATIENCE) == 0, server.all_said()
+    assert workers.wait(PATIENCE) == 0
+
+
 def test_sigterm_without_checkpoints_is_exit_code_143(trained, tmp_path):
     server, _ = trained(1, "server.checkpoint=null")
     server.process.send_signal(signal.SIGTERM)

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Otherwise gRPC writes a line for every handshake that fails, and strangers can fail without end.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
-        with _terminable():
+        with _terminable(last=argv is None):
             args = parse(sys.argv[1:] if argv is None else argv)
             module, _, function = args.run.partition(":")
             return _run_command(module, function, args)
@@ -144,21 +144,33 @@ def _escape(stream: object) -> None:
 
 
 @contextmanager
-def _terminable() -> Generator[None]:
+def _terminable(last: bool) -> Generator[None]:
     """Let SIGTERM raise an error here, unless the process was told what to do with it.
 
     By default it ends a process between two instructions, and the first one of a container not at all.
+
+    Args:
+        last: whether the process ends after this, which takes longer than an instant; SIGTERM, which asks
+            for nothing else, does not change its exit code then.
     """
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if not on_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before is None:
         yield
         return
 
     def terminate(*_: Any) -> None:
         raise Terminated
 
-    signal.signal(signal.SIGTERM, terminate)
+    untold = before is signal.SIG_DFL
+    if untold:
+        signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if untold and last else before)
+
+
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM until the command ends, as nothing is left to do but to end."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -87,7 +87,7 @@ async def _run(
         note(sentence)
     address = asyncio.get_running_loop().create_future()
     log = log_to_file(server_run.folder.path / "server.log", warn=server_run.folder.warn)
-    with closing(server_run), log, make_identities(config) as known, server_run.stop.on_signals(note):
+    with server_run.stop.on_signals(note), closing(server_run), log, make_identities(config) as known:
         watching = asyncio.create_task(
             _watch_workers(server_run, worker_group, known.proofs, address, note)
         )

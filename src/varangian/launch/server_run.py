@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -599,18 +600,15 @@ class Stop:
 
     @contextmanager
     def on_signals(self, note: Note) -> Generator[None]:
-        """The first Ctrl-C or SIGTERM ends the run after the round in hand, a second one at once."""
-        loop = asyncio.get_running_loop()
-        on_terminate = signal.getsignal(signal.SIGTERM)
+        """The first Ctrl-C or SIGTERM ends the run after the round in hand, a second one at once.
 
-        def give_back() -> None:
-            for number in SIGNALS:
-                if loop.remove_signal_handler(number) and number is signal.SIGTERM and on_terminate:
-                    signal.signal(number, on_terminate)
+        One that comes when the loop is no longer served, as the run is being closed, has nothing to end; a
+        second one ends that, too. So these handlers are not those of the loop, which wait for it.
+        """
+        loop = asyncio.get_running_loop()
 
         def interrupt(name: str) -> None:
             self.signal = int(signal.Signals[name])
-            give_back()
             note(f"{name}: stopping after the round in hand; once more to stop at once")
             self.because(f"stopped by {name}")
 
@@ -618,8 +616,23 @@ class Stop:
             with interruptible(interrupt):
                 yield
             return
+        on_terminate = signal.getsignal(signal.SIGTERM)
+
+        def first(number: int, frame: FrameType | None) -> None:
+            del frame
+            give_back()
+            loop.call_soon_threadsafe(interrupt, signal.Signals(number).name)
+
+        def give_back() -> None:
+            for number, handler in (
+                (signal.SIGINT, signal.default_int_handler),
+                (signal.SIGTERM, on_terminate),
+            ):
+                if signal.getsignal(number) is first and handler is not None:
+                    signal.signal(number, handler)
+
         for number in SIGNALS:
-            loop.add_signal_handler(number, interrupt, signal.Signals(number).name)
+            signal.signal(number, first)
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from varangian.cli.commands.run import configuration, exit_code, with_shortcuts
 from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
-from varangian.cli.main import OK, CommandError
+from varangian.cli.main import OK, CommandError, ignore_sigterm
 from varangian.cli.tokens import secret
 from varangian.cli.views.progress import Progress, progress
 from varangian.config import RunConfig
@@ -79,7 +79,7 @@ def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
 async def _serve(
     config: RunConfig, identity: bytes | Security, shown: Progress, resumed: Resumed | None
 ) -> tuple[RunResult, int]:
-    """The result of the run and the exit code: a stop by SIGTERM is none of a run that can go on."""
+    """The result of the run and the exit code: 0 after SIGTERM, if nothing of the run is lost by it."""
     check_port(config)
     server_run = ServerRun.open(config, shown.round, shown.note, resume=resumed)
     for sentence in server_run.sentences:
@@ -94,15 +94,17 @@ async def _serve(
     )
     how = "with TLS" if security else "without TLS"
     files = descriptors.describe_limit(len(workers), config.server.data_port is not None)
-    with closing(server_run), server_run.stop.on_signals(shown.note):
+    with server_run.stop.on_signals(shown.note):
+        with closing(server_run):
 
-        def ready(address: str) -> None:
-            shown.note(f"serving at {address}, {how}; {files}")
+            def ready(address: str) -> None:
+                shown.note(f"serving at {address}, {how}; {files}")
 
-        ended = await serve_run(server_run, sessions, ready, security, returns=True)
-        result = server_run.result(ended, "varangian server")
-        terminated = server_run.stop.signal == signal.SIGTERM and server_run.can_go_on
-        return result, OK if terminated else exit_code(result)
+            ended = await serve_run(server_run, sessions, ready, security, returns=True)
+            result = server_run.result(ended, "varangian server")
+            complete = server_run.can_go_on or result.outcome == "finished"
+        ignore_sigterm()  # everything is written
+    return result, OK if complete and server_run.stop.signal == signal.SIGTERM else exit_code(result)
 
 
 def _load_security(path: Path) -> Security:

@@ -77,7 +77,7 @@ def run_in_simulation(
 
     async def main() -> RunResult:
         server_run = ServerRun.open(config, observe, note, folder, resume)
-        with closing(server_run), server_run.stop.on_signals(note):
+        with server_run.stop.on_signals(note), closing(server_run):
             for sentence in server_run.sentences:
                 note(sentence)
             time, ending = VirtualTime(), asyncio.Event()
