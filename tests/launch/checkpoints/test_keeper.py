@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.launch.checkpoints.kit import ORIGIN, record, state
 
+from varangian.launch.output.chain import head_of
 from varangian.state_file import unflatten
 
 
@@ -32,7 +33,8 @@ def test_a_checkpoint_has_the_state_and_says_where_it_comes_from(kept):
     assert (head["version"], head["round"]) == (1, 2)
     assert head["score"] == {"name": "accuracy", "value": 0.5, "round": 1}
     lines = (one.run.path / "rounds.jsonl").read_bytes()
-    assert head["record"] == {"bytes": len(lines), "lines": 2}
+    last = head_of(lines.splitlines()[-1])
+    assert head["record"] == {"bytes": len(lines), "lines": 2, "digest": last}
     assert one.notes == []
     assert one.keeper.newest == 2
 
@@ -151,9 +153,9 @@ def test_a_disk_that_hangs_holds_no_run_up(kept, monkeypatch):
         "warning: a checkpoint has taken more than 0 s, so that of round 4 is left out; a larger "
     )
     go.set()
-    one.keeper.wait()
+    one.keeper.wait(10)
     one.keeper.keep(state(8), {})
-    one.keeper.wait()
+    one.keeper.wait(10)
     assert one.folder.rounds() == [8, 2]
 
 
