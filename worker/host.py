@@ -63,7 +63,7 @@ def host(
         patience: seconds to wait for a server that cannot be reached; by default as long as it takes.
         state: from the name of a run to the folder in which the workers keep what they remember, so that
             they go on after a crash; None keeps nothing.
-        tidy: delete all of it but the newest when the run is over.
+        tidy: delete what belongs to no checkpoint when the run is over.
     """
     keep_large_blocks()
     install_log_filter()

@@ -7,8 +7,10 @@ sent again as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from varangian.worker.checkpoints.slots import Label, Slot, slots_of
 
 SPARE = 2
 """Borders beyond those of the checkpoints that a server keeps: so far it may be ahead of its disk."""
+LINE = "line@"
+"""The name of a part begins so where sending its last vector once more changes it."""
 MOST_BORDERS = 300
 """Borders in one label: of a worker that was away for long, the last of them."""
 
@@ -50,15 +54,12 @@ class PartStore:
     Not to be used from two threads at once.
 
     Args:
-        folder: of its own; it is made with the first state.
-        again: whether the state of round c will do at its border. Not where sending c once more changes it.
+        folder: of its own, by the name of the part; it is made with the first state.
         sync: called with the path of a slot whose state is to stay, so that it is on the disk in time.
     """
 
-    def __init__(
-        self, folder: Path, *, again: bool = True, sync: Callable[[Path], object] = lambda path: None
-    ) -> None:
-        self._folder, self._again, self._sync = folder, again, sync
+    def __init__(self, folder: Path, *, sync: Callable[[Path], object] = lambda path: None) -> None:
+        self._folder, self._again, self._sync = folder, not _is_line(folder), sync
         self._slots = {slot: slot.label() for slot in slots_of(folder)}
         self._run, self._terms = "", Terms()
 
@@ -132,6 +133,19 @@ class PartStore:
             self.put(found[1].label.round, found[1].tree, spared=found[0])
         return None if found is None else found[1]
 
+    def tidy(self) -> None:
+        """Delete all states but the newest and those of the last checkpoints that the server has kept.
+
+        Raises:
+            OSError: one cannot be deleted.
+        """
+        terms, newest = self._terms, self._newest()
+        if newest is None:
+            return
+        last = self._label(newest).round + 1
+        rounds = borders(terms.every, 0, last, terms.resumed_at)
+        keep_states(self._folder, self._run, rounds[max(0, len(rounds) - terms.keep) :])
+
     def knows(self, run: str) -> bool:
         """Whether there is any state of a run."""
         return any(label is not None and label.run == run for label in self._slots.values())
@@ -156,16 +170,9 @@ class PartStore:
         self, slots: Iterable[tuple[Slot, Label | None]], run: str, to: int
     ) -> tuple[Slot, Restored] | None:
         """The newest state that is that of the border of a round."""
-        ours = [(slot, label) for slot, label in slots if label is not None and label.run == run]
-        ours.sort(key=lambda pair: -pair[1].order)
-        for place, (slot, label) in enumerate(ours):
-            ends = label.until if place > 0 or label.final else None
-            until = inf if ends is None else ends
-            if label.round < to <= until or (self._again and label.round == to):
-                try:
-                    return slot, Restored(label, slot.read(label))
-                except (OSError, StateFileError):
-                    continue  # damaged: there may be another one of this round
+        for slot, label in of_border(slots, run, to, again=self._again):
+            with suppress(OSError, StateFileError):  # damaged: there may be another one of this round
+                return slot, Restored(label, slot.read(label))
         return None
 
     def _free(self, spared: Sequence[Slot | None], round: int) -> Slot:
@@ -209,8 +216,47 @@ class PartStore:
         self._slots[slot] = label
 
 
-def keep_newest(folder: Path) -> None:
-    """Delete all states of a part but the newest, from which its run goes on if it is given more rounds."""
-    labels = [(label.order if (label := slot.label()) else -1, slot) for slot in slots_of(folder)]
-    for _, slot in sorted(labels, key=lambda pair: -pair[0])[1:]:
-        slot.path.unlink(missing_ok=True)
+def of_border(
+    slots: Iterable[tuple[Slot, Label | None]], run: str, to: int, *, again: bool
+) -> Iterator[tuple[Slot, Label]]:
+    """The states of a run that are that of the border of a round, the newest first.
+
+    Args:
+        slots: of one part, with their labels.
+        run: its name.
+        to: the round.
+        again: whether the state of the round itself will do.
+    """
+    ours = [(slot, label) for slot, label in slots if label is not None and label.run == run]
+    ours.sort(key=lambda pair: -pair[1].order)
+    for place, (slot, label) in enumerate(ours):
+        ends = label.until if place > 0 or label.final else None
+        until = inf if ends is None else ends
+        if label.round < to <= until or (again and label.round == to):
+            yield slot, label
+
+
+def has_state(folder: Path, run: str, round: int) -> bool:
+    """Whether the state of a part for the border of a round is there, as its labels say."""
+    slots = [(slot, slot.label()) for slot in slots_of(folder)]
+    return any(of_border(slots, run, round, again=not _is_line(folder)))
+
+
+def keep_states(folder: Path, run: str, rounds: Iterable[int]) -> None:
+    """Delete the states of a part but the newest and those of the borders of these rounds.
+
+    Raises:
+        OSError: one cannot be deleted.
+    """
+    slots = [(slot, slot.label()) for slot in slots_of(folder)]
+    newest = sorted(slots, key=lambda pair: -pair[1].order if pair[1] else 1)[:1]
+    kept = {slot for slot, _ in newest}
+    for round in rounds:
+        kept |= {slot for slot, _ in islice(of_border(slots, run, round, again=not _is_line(folder)), 1)}
+    for slot, _ in slots:
+        if slot not in kept:
+            slot.path.unlink(missing_ok=True)
+
+
+def _is_line(folder: Path) -> bool:
+    return folder.name.startswith(LINE)

@@ -20,7 +20,7 @@ from varangian import files
 from varangian.protos.contract import Terms
 from varangian.worker.attacks.memory import Unpackable, modules_of, packed, unpacked
 from varangian.worker.checkpoints.slots import slots_of
-from varangian.worker.checkpoints.store import PartStore, Restored, keep_newest
+from varangian.worker.checkpoints.store import LINE, PartStore, Restored
 from varangian.worker.training.compute import ATTACKERS, WorkerCompute
 
 log = logging.getLogger(__name__)
@@ -136,16 +136,16 @@ class WorkerHistory:
             return None
         part = _line_of(name)
         if part not in self._stores:
-            self._stores[part] = PartStore(self._part_folder(self._run, part), again=False, sync=self._sync)
+            self._stores[part] = PartStore(self._part_folder(self._run, part), sync=self._sync)
         return self._stores[part]
 
     def close(self, over: bool = False) -> None:
-        """Wait until what is to be kept is on the disk; of a run that is over that is only the newest."""
+        """Wait until what is to be kept is on the disk; of a run that is over that is less."""
         if self._syncing is not None:
             self._syncing.shutdown()
-        for part in self._stores if over else ():
+        for store in self._stores.values() if over else ():
             with suppress(OSError):
-                keep_newest(self._part_folder(self._run, part))
+                store.tidy()
 
     def _last_round(self, part: str) -> int:
         rounds = self._worker_compute.rounds(part)
@@ -246,7 +246,7 @@ class WorkerHistory:
 
 def _line_of(name: str) -> str:
     """The part with what an attack on the protocol remembers of a worker; no worker has this name."""
-    return f"line@{name}"
+    return f"{LINE}{name}"
 
 
 def _sync(path: Path) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 
 from varangian.config import RunConfig
-from varangian.config.settings import AUTO
 from varangian.files import user_path
-from varangian.launch.checkpoints.folder import WORKERS, CheckpointFolder
 from varangian.launch.checkpoints.resumed import Resumed
+from varangian.launch.checkpoints.worker_states import states_folder, tidy_states
 from varangian.launch.child import ChildSpec
 from varangian.launch.event_loop import run_to_completion
 from varangian.launch.identities import make_identities
@@ -32,7 +30,6 @@ from varangian.server.identity.tls import Security
 from varangian.server.observability.record import Observe
 from varangian.server.rows.latest_store import NoRoom
 from varangian.server.transport.grpc_server import probe
-from varangian.worker.checkpoints.store import keep_newest
 from varangian.worker.transport.tls import Proof
 
 PREFIX = re.compile(r"^.{,60}? (ERROR|WARNING|INFO) [\w.]+: ")
@@ -56,21 +53,8 @@ def run_in_processes(
     with WorkerProcesses() as worker_group:
         result = run_to_completion(lambda: _run(config, worker_group, observe, note, folder, resume))
     if result.folder is not None:
-        _tidy(result)
+        tidy_states(config, result.folder, over=result.outcome == "finished")
     return result
-
-
-def _tidy(result: RunResult) -> None:
-    """Delete the states of workers that nobody will go on from."""
-    assert result.folder is not None
-    states = result.folder / WORKERS
-    if not CheckpointFolder(result.folder).rounds():
-        # Without a checkpoint the run can only begin anew, and so do its workers.
-        shutil.rmtree(states, ignore_errors=True)
-    elif result.outcome == "finished" and states.is_dir():
-        for part in states.iterdir():
-            with suppress(OSError):
-                keep_newest(part)
 
 
 async def _run(
@@ -202,17 +186,10 @@ def last_words(log: Path, workers: Sequence[str]) -> str:
     return PREFIX.sub("", said[-1])[:LONGEST] if said else ""
 
 
-def _state_folder(server_run: ServerRun) -> Path | None:
-    """Where workers keep what they remember; None where nobody could go on with the run."""
-    config, folder = server_run.config, server_run.folder.path
-    if config.worker.state is None or config.checkpoint_every is None:
-        return None
-    return folder / WORKERS if config.worker.state == AUTO else user_path(config.worker.state) / folder.name
-
-
 def _child_specs(server_run: ServerRun, proofs: Mapping[str, Proof], address: str) -> list[ChildSpec]:
     # Workers take the number of classes from here, as those elsewhere take it from the server.
     told = replace(server_run.worker_compute.task, classes=server_run.worker_compute.dataset.classes)
+    states = states_folder(server_run.config, server_run.folder.path)
     return [
         ChildSpec(
             server=address,
@@ -221,7 +198,7 @@ def _child_specs(server_run: ServerRun, proofs: Mapping[str, Proof], address: st
             threads=server_run.config.worker.threads,
             log=server_run.folder.path / "workers.log",
             patience=server_run.config.worker.patience or inf,
-            state=_state_folder(server_run),
+            state=states,
         )
         for workers in assign_processes(server_run.config)
     ]

@@ -1,14 +1,22 @@
 """Checkpoints that a run has kept, and runs that begin from one of them."""
 
 import json
+import shutil
 
 import pytest
+import torch
+from tests.launch.checkpoints.kit import CONFIG
 
 from varangian.cli.commands.rewind import table
+from varangian.cli.main import main
+from varangian.config import load
 from varangian.launch import RunError
 from varangian.launch.checkpoints.folder import CheckpointFolder
 from varangian.launch.checkpoints.resume import resume, settings_of
 from varangian.launch.checkpoints.rewind import branch, kept_checkpoints
+from varangian.launch.checkpoints.worker_states import tidy_states, worker_states
+from varangian.protos.contract import Terms
+from varangian.worker.checkpoints.store import PartStore
 
 
 @pytest.fixture
@@ -28,7 +36,15 @@ def test_checkpoints_are_listed_with_the_reasons_why_they_are_kept(run):
     assert (oldest.score.name, oldest.score.value) == ("accuracy", 0.9)
     assert newest.bytes == CheckpointFolder(run).file(8).stat().st_size
     heading, first, *_ = table([newest, middle, oldest])
-    assert heading.split() == ["round", "score", "kept", "as", "size", "written"]
+    assert heading.split() == [
+        "round",
+        "score",
+        "kept",
+        "as",
+        "size",
+        "written",
+        *["states", "of", "workers"],
+    ]
     assert first.split()[:4] == ["8", "accuracy", "0.2", "newest"]
 
 
@@ -71,6 +87,39 @@ def test_what_workers_have_kept_is_copied(run):
     copy = branch(run, 4) / "workers" / "w00" / "slot-0"
     assert copy.read_bytes() == b"momentum"
     assert copy.stat().st_nlink == 1, "slots are written in place"
+
+
+def test_it_says_of_which_workers_there_are_states(run, capsys):
+    def said():
+        assert main(["rewind", str(run), "--round", "4", "--output", str(run.with_name("made"))]) == 0
+        shutil.rmtree(run.with_name("made"))
+        return capsys.readouterr().out
+
+    def shown():
+        return [str(one.workers) for one in kept_checkpoints(run)]
+
+    assert shown() == ["none here"] * 4
+    assert "of round 4 no states of workers are here: those elsewhere go on with their own" in said()
+    names = [f"w0{i}" for i in range(5)]
+    for name in names:
+        store = PartStore(run / "workers" / name)
+        store.rewind("a-run", Terms(every=2, keep=2), 0)
+        for round in range(7 if name == "w04" else 8):
+            store.put(round, {"momentum": torch.ones(2)})
+    assert shown() == ["all 5"] * 4
+    assert "of round 4 the states of all workers are here, too" in said()
+    tidy_states(CONFIG, run, over=True)
+    assert shown() == ["all 5"] * 4
+    shutil.rmtree(run / "workers" / "w01")
+    for slot in sorted((run / "workers" / "w00").iterdir())[:1]:
+        slot.unlink()
+    assert sorted(shown()) == ["3 of 5", "4 of 5", "4 of 5", "4 of 5"]
+    assert "no state is here of w01: they go on without what they remember" in said()
+
+
+@pytest.mark.parametrize("settings", [["worker.momentum=0"], ["backend=simulate"]])
+def test_where_workers_need_no_state_nothing_is_said(run, settings):
+    assert worker_states(load(run / "config.yaml", settings), run, 4) is None
 
 
 def test_what_cannot_be_done_is_one_clear_error(run, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from varangian.protos.contract import Terms
 from varangian.state_file import StateFileError
 from varangian.worker.checkpoints.slots import ROOM, Label, Slot, slots_of
-from varangian.worker.checkpoints.store import SPARE, PartStore, borders, keep_newest
+from varangian.worker.checkpoints.store import SPARE, PartStore, borders, has_state, keep_states
 
 RUN = "run-1"
 TERMS = Terms(every=5, keep=1)
@@ -166,8 +166,8 @@ def test_a_branch_begins_with_the_state_of_its_parent(tmp_path):
 
 
 def test_where_a_repetition_changes_something_the_state_before_it_is_used(tmp_path):
-    filled(tmp_path, range(8))
-    store = PartStore(tmp_path, again=False)
+    filled(tmp_path / "line@w00", range(8))
+    store = PartStore(tmp_path / "line@w00")
     assert store.rewind(RUN, TERMS, 7).label.round == 6
 
 
@@ -197,12 +197,23 @@ def test_kept_states_are_synced(tmp_path):
     assert all(isinstance(path, Path) and path.parent == tmp_path for path in synced)
 
 
-def test_of_a_run_that_is_over_the_newest_state_is_left(tmp_path):
-    filled(tmp_path, range(20))
-    keep_newest(tmp_path)
-    assert len(slots_of(tmp_path)) == 1
+def test_of_a_run_that_is_over_the_newest_state_and_those_of_its_checkpoints_are_left(tmp_path):
+    filled(tmp_path, range(20), replace(TERMS, keep=3))
+    assert [has_state(tmp_path, RUN, round) for round in (3, 5, 10, 20)] == [False, True, True, True]
+    keep_states(tmp_path, RUN, [10, 20])
+    assert len(slots_of(tmp_path)) == 2
+    assert [has_state(tmp_path, RUN, round) for round in (5, 10, 20)] == [False, True, True]
+    assert not has_state(tmp_path, "another", 20)
     assert at(tmp_path, replace(TERMS, epoch=1, resumed_at=20), round=20) == 19
-    keep_newest(tmp_path / "none")
+    keep_states(tmp_path, RUN, [])
+    assert len(slots_of(tmp_path)) == 1
+    keep_states(tmp_path / "none", RUN, [10])
+
+
+def test_a_store_keeps_the_states_of_the_last_checkpoints(tmp_path):
+    filled(tmp_path, range(20), replace(TERMS, keep=2)).tidy()
+    assert [has_state(tmp_path, RUN, round) for round in (10, 15, 20)] == [False, True, True]
+    assert len(slots_of(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("place", [0, 40, ROOM - 1])

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from varangian.cli.main import OK, CommandError
+from varangian.launch.checkpoints.resume import settings_of
 from varangian.launch.checkpoints.rewind import KeptCheckpoint, branch, kept_checkpoints
+from varangian.launch.checkpoints.worker_states import WorkerStates, worker_states
 from varangian.launch.memory_budget import readable
 from varangian.launch.result import RunError
 from varangian.registry import ConfigError, Problem
 
-HEADINGS = ("round", "score", "kept as", "size", "written")
+HEADINGS = ("round", "score", "kept as", "size", "written", "states of workers")
 
 
 def command(args: argparse.Namespace) -> int:
@@ -26,21 +28,43 @@ def command(args: argparse.Namespace) -> int:
             print("\n".join(table(found)) if found else f"{run} has no checkpoints")
             return OK
         made = branch(run, args.round, None if args.output is None else Path(args.output))
+        states = worker_states(settings_of(run), run, args.round)
     except RunError as error:
         raise CommandError(str(error)) from error
     print(f"{made} begins with round {args.round} of {run}; --resume {made} goes on with it")
+    if states is not None:
+        print(f"of round {args.round} {describe(states)}")
     return OK
+
+
+def describe(states: WorkerStates) -> str:
+    """What there is of the workers' own states, and what becomes of those who have none."""
+    if not states.missing:
+        return "the states of all workers are here, too"
+    if not states.there:
+        return (
+            "no states of workers are here: those elsewhere go on with their own if they have kept it, and "
+            "others without what they remember of earlier rounds, as their momentum"
+        )
+    names = ", ".join(states.missing)
+    return (
+        f"no state is here of {names}: they go on without what they remember of earlier rounds, as their "
+        "momentum"
+    )
 
 
 def table(found: Iterable[KeptCheckpoint]) -> list[str]:
     """A line for each checkpoint, below a heading."""
     rows = [HEADINGS, *map(_row, found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _row(kept: KeptCheckpoint) -> tuple[str, ...]:
     if kept.damage:
-        return (str(kept.round), "", f"cannot be used: {kept.damage}", readable(kept.bytes), "")
+        return (str(kept.round), "", f"cannot be used: {kept.damage}", readable(kept.bytes), "", "")
     score = "" if kept.score is None else f"{kept.score.name} {kept.score.value:.4g}"
-    return (str(kept.round), score, ", ".join(kept.why), readable(kept.bytes), kept.written)
+    workers = "" if kept.workers is None else str(kept.workers)
+    return (str(kept.round), score, ", ".join(kept.why), readable(kept.bytes), kept.written, workers)

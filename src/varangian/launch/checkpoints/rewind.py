@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from varangian.files import LATER, write_atomically
-from varangian.launch.checkpoints.folder import WORKERS, CheckpointFolder, Score, reasons_to_keep
+from varangian.launch.checkpoints.folder import CheckpointFolder, Score, reasons_to_keep
 from varangian.launch.checkpoints.resume import parents, settings_of
+from varangian.launch.checkpoints.worker_states import WorkerStates, states_folder, worker_states
 from varangian.launch.output.chain import BRANCH, as_document
 from varangian.launch.output.files import make_at
 from varangian.launch.output.run_folder import CONFIG, MANIFEST, METRICS, ROUNDS
@@ -37,6 +38,8 @@ class KeptCheckpoint:
     """The reasons why it is kept."""
     damage: str = ""
     """The reason why it cannot be used, as far as its head says; empty: none."""
+    workers: WorkerStates | None = None
+    """The states of workers of its round; None where they need none of their own."""
 
 
 def kept_checkpoints(run: Path) -> list[KeptCheckpoint]:
@@ -59,7 +62,8 @@ def kept_checkpoints(run: Path) -> list[KeptCheckpoint]:
             found.append(KeptCheckpoint(round, size, damage=damage))
             continue
         written, why = str(head.get("written", "")), reasons.get(round, ())
-        found.append(KeptCheckpoint(round, size, written, scores.get(round), why))
+        states = worker_states(config, run, round)
+        found.append(KeptCheckpoint(round, size, written, scores.get(round), why, workers=states))
     return found
 
 
@@ -112,8 +116,10 @@ def _copy(run: Path, round: int, head: Mapping[str, Any], made: Path) -> None:
     write_atomically(made / ROUNDS, lines)
     with suppress(FileNotFoundError):
         write_atomically(made / METRICS, _before(run / METRICS, round))
-    if (run / WORKERS).is_dir():
-        shutil.copytree(run / WORKERS, made / WORKERS)
+    config = settings_of(run)
+    states, copy = states_folder(config, run), states_folder(config, made)
+    if states is not None and copy is not None and states.is_dir():
+        shutil.copytree(states, copy)
     theirs, ours = CheckpointFolder(run), CheckpointFolder(made)
     ours.path.mkdir(mode=0o700)
     try:

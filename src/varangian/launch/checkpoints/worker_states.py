@@ -1,0 +1,83 @@
+"""The states of workers that belong to the checkpoints of a run: which are there, and which are kept.
+
+Workers of a run on this machine write them beside the checkpoints. Those elsewhere keep their own, and the
+checkpoints of a simulation have them inside.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from varangian.config import RunConfig
+from varangian.config.settings import AUTO
+from varangian.files import user_path
+from varangian.launch.checkpoints.folder import WORKERS, CheckpointFolder
+from varangian.worker.attacks import remembers
+from varangian.worker.checkpoints.store import has_state, keep_states
+
+
+@dataclass(frozen=True)
+class WorkerStates:
+    """The states of workers on this machine that belong to one checkpoint."""
+
+    there: tuple[str, ...]
+    """Names of workers, and of what attackers of one process know together."""
+    missing: tuple[str, ...]
+    """Of those who remember something, and of whom no state of this round is here."""
+
+    def __str__(self) -> str:
+        if not self.missing:
+            return f"all {len(self.there)}"
+        whole = len(self.there) + len(self.missing)
+        return f"{len(self.there)} of {whole}" if self.there else "none here"
+
+
+def states_folder(config: RunConfig, run: Path) -> Path | None:
+    """Where workers on this machine keep what they remember; None where nobody could go on with the run."""
+    if config.worker.state is None or config.checkpoint_every is None:
+        return None
+    return run / WORKERS if config.worker.state == AUTO else user_path(config.worker.state) / run.name
+
+
+def worker_states(config: RunConfig, run: Path, round: int) -> WorkerStates | None:
+    """The states of workers for the border of a round; None where workers need none of their own."""
+    if config.backend == "simulate":
+        return None
+    everybody = config.worker.momentum > 0 or config.participation.pushes_deltas
+    attack = config.byzantine.attack if config.byzantine_names else None
+    attackers = attack is not None and remembers(attack)
+    expected = {*(config.worker_names if everybody else ())}
+    folder = states_folder(config, run)
+    parts = _parts(folder)
+    if not (expected or parts or attackers):
+        return None
+    names = {part.name for part in parts} | expected
+    known = {part.name for part in parts if has_state(part, run.name, round)}
+    missing = sorted(names - known) or ([] if known else ["attackers"])
+    return WorkerStates(tuple(sorted(known)), tuple(missing))
+
+
+def tidy_states(config: RunConfig, run: Path, *, over: bool) -> None:
+    """Delete the states of workers that nobody will go on from.
+
+    Args:
+        config: of the run.
+        run: its folder.
+        over: whether it has no rounds left, so that it goes on from its checkpoints alone.
+    """
+    folder, rounds = states_folder(config, run), CheckpointFolder(run).rounds()
+    if folder is None:
+        return
+    if not rounds:
+        # Without a checkpoint the run can only begin anew, and so do its workers.
+        shutil.rmtree(folder, ignore_errors=True)
+    for part in _parts(folder) if over else ():
+        with suppress(OSError):
+            keep_states(part, run.name, rounds)
+
+
+def _parts(folder: Path | None) -> list[Path]:
+    return sorted(folder.iterdir()) if folder is not None and folder.is_dir() else []
