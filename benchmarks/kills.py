@@ -3,6 +3,7 @@
     python benchmarks/kills.py --who server --participation sync --model mlp --times 50
     python benchmarks/kills.py --who worker --participation fedlaavg --model large --times 50
     python benchmarks/kills.py --who group --times 20
+    python benchmarks/kills.py --who worker --attack replay --times 20
     python benchmarks/kills.py --inside
     python benchmarks/kills.py --sigterm 50
 
@@ -101,6 +102,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--who", choices=["server", "worker", "group"], default="server")
     parser.add_argument("--participation", choices=[*PARTICIPATION], default="sync")
     parser.add_argument("--model", choices=[*MODELS], default="mlp")
+    parser.add_argument(
+        "--attack", help="of the last worker, as the setting `byzantine.attack`; by default none"
+    )
     parser.add_argument("--times", type=int, default=50, help="kills; by default 50")
     parser.add_argument("--seed", type=int, default=1, help="of the run, and of the moments")
     parser.add_argument("--rounds", type=int, help="of each run, in place of those of the model")
@@ -151,6 +155,7 @@ def carried_out(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
             *PARTICIPATION[args.participation],
             *size.settings,
             *(f"rounds={rounds}", f"seed={seed}", f"server.seed={seed}", "evaluate.every=20"),
+            *(("byzantine.count=1", f"byzantine.attack={args.attack}") if args.attack else ()),
         )
         place = folder / f"{args.who}-{args.participation}-{args.model}-{seed}"
         place.mkdir(parents=True)
@@ -220,7 +225,8 @@ class Run:
         self._pace = 0.0
         """Seconds of a round."""
         quorum = next(int(text.partition("=")[2]) for text in settings if text.startswith("server.quorum="))
-        self._rules = Rules(quorum, 1, honest=NAMES, reference=reference.parameters)
+        honest = NAMES[:-1] if args.attack else NAMES
+        self._rules = Rules(quorum, 1, honest=honest, reference=reference.parameters)
         self._most = 0
         self._judged = 0
         """Lines of the record that were looked at."""
