@@ -118,10 +118,34 @@ class Refusal(Enum):
         "PERMISSION_DENIED",
         Blame.CALLER,
         Reaction.STOP,
-        "The name of a worker should be one that this run was started with.",
+        "The name of a worker should be one that this run was started with, or has admitted.",
         comes_from="a name beyond those of the run: another `workers=` than the server's, or a "
         "certificate for another run.",
-        advice="give server and workers the same `workers=`.",
+        advice="give server and workers the same `workers=`, or `varangian workers admit NAME`.",
+    )
+    EXPELLED = Entry(
+        Topic.CALLER,
+        "PERMISSION_DENIED",
+        Blame.CALLER,
+        Reaction.STOP,
+        "A worker should be a member of the run; this one is none any more.",
+        comes_from="a worker that the operator has expelled with `varangian workers expel`, or that was "
+        "started again after it had left the run. Open calls of one that is expelled are ended, too, and "
+        "what it sent and is not used yet leaves the run.",
+        advice="if the worker should be back, `varangian workers admit NAME`, and start it again.",
+        remark="who is no member spends nothing",
+    )
+    MEMBERSHIP = Entry(
+        Topic.CALLER,
+        "FAILED_PRECONDITION",
+        Blame.CALLER,
+        Reaction.STOP,
+        "A change of the workers of a run should leave all of its promises standing.",
+        comes_from="`varangian workers`: too few workers would be left for the rule or the quorum, the name "
+        "is none of the run or one already, there is no memory for one more, or the samples were dealt "
+        "among the workers of the start. The sentence says which.",
+        advice="what the sentence says; `--f F` together with the change if fewer may be Byzantine after it.",
+        remark="nothing has changed",
     )
     MISNAMED = Entry(
         Topic.CALLER,

@@ -29,6 +29,7 @@ from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
 from varangian.server.process import frozen_garbage_collector, touch_heartbeat
+from varangian.server.transport.administration import MemberDesk
 from varangian.server.transport.grpc_server import bind, options
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.service import Service
@@ -63,6 +64,7 @@ async def serve(
     grace: Callable[[], float] = float,
     end: Callable[[str], None] = log.error,
     refused: Counter[str] | None = None,
+    desk: MemberDesk | None = None,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
@@ -88,6 +90,7 @@ async def serve(
         grace: as of `Coordinator.run`.
         end: called with the reason why the run should not go on; is to set `stop`.
         refused: where to count refused calls and closed connections, by code.
+        desk: decides about changes of the workers; without one they stay the same.
 
     Raises:
         PortInUse: before anything else has happened; or another OSError where no files can be opened.
@@ -111,7 +114,7 @@ async def serve(
         leaving = partial(_stops_early, coordinator, stop) if returns else bool
         contract = Contract(run_id, layout, dtype, common or SharedSettings(), classes, terms or Terms())
         service = Service(
-            coordinator, sessions, contract, limits, data_listener, leaving, security, end, refusals
+            coordinator, sessions, contract, limits, data_listener, leaving, security, end, refusals, desk
         )
         stack.callback(service.dismiss)
         server.add_generic_rpc_handlers((service.handlers(),))

@@ -62,6 +62,15 @@ class Presence:
         """A worker has no session any more, and the run knows it."""
         self._absent.add(name)
 
+    def admit(self, name: str) -> None:
+        """A worker is a member of the run now, which takes it for absent."""
+        self._absent.add(name)
+        self.look()
+
+    def forget(self, name: str) -> None:
+        """A worker is no member of the run any more."""
+        self._absent.discard(name)
+
     @asynccontextmanager
     async def watching(self) -> AsyncGenerator[None]:
         """Call `look` now and then in this context."""

@@ -37,6 +37,8 @@ class OpenCall:
 
     task: asyncio.Task[object]
     certificate: PeerCertificate
+    name: str | None
+    """The worker that makes it; None if somebody else does."""
     error: Refused | None = None
     """The error with which the server ends it."""
 
@@ -59,7 +61,7 @@ class OpenCalls:
         if task is None or certificate is None:
             yield
             return
-        call = OpenCall(task, certificate)
+        call = OpenCall(task, certificate, self._sessions.worker_name(peer))
         self._calls.add(call)
         try:
             yield
@@ -72,9 +74,10 @@ class OpenCalls:
             self._calls.discard(call)
 
     def end(self) -> None:
-        """End the calls whose certificate was revoked or has expired since they began."""
+        """End the calls of workers that were expelled, or whose certificate was revoked or has expired."""
         for call in [call for call in self._calls if call.error is None]:
-            call.error = self._sessions.why_invalid(call.certificate)
+            expelled = None if call.name is None else self._sessions.why_expelled(call.name)
+            call.error = expelled or self._sessions.why_invalid(call.certificate)
             if call.error is not None:
                 call.task.cancel()
 

@@ -109,7 +109,7 @@ class Session:
 
 
 class Sessions:
-    """The workers of one run, and the session of each.
+    """The workers of one run, which may change, and the session of each.
 
     Args:
         names: every worker that may take part.
@@ -133,9 +133,7 @@ class Sessions:
     ) -> None:
         self.names = tuple(sorted(names))
         for name in self.names:
-            if not NAME.fullmatch(name):
-                rule = "letters, digits, '.', '_' and '-', at most 63, the first a letter or a digit"
-                raise ValueError(f"The name of a worker should be {rule}. Found {name!r:.100}.")
+            _check_name(name)
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"Worker names should be unique. Found {', '.join(self.names)}.")
         if certificate_reader is None and len(secret or b"") < SECRET_BYTES:
@@ -148,11 +146,46 @@ class Sessions:
         self._absent_after = absent_after
         self._clock = clock
         self._sessions: dict[str, Session] = {}
+        self._departed: dict[str, str] = {}
+        """Workers that have left the run, and how. Their processes may still be told so."""
+        self._expelled: dict[str, str] = {}
+        """Workers of which no call is answered any more, and why."""
         self._logged = set[tuple[str, Refusal]]()
 
     def token(self, name: str) -> str:
         """The token that the process of this worker has to send: HMAC-SHA256 in hexadecimal."""
         return self._tokens[name].decode()
+
+    def add(self, name: str) -> None:
+        """Let a worker join that was not one of the run, or had left it; by certificate alone.
+
+        Raises:
+            ValueError: a name that no worker can have.
+        """
+        _check_name(name)
+        self.names = tuple(sorted({*self.names, name}))
+        self._departed.pop(name, None)
+        self._expelled.pop(name, None)
+
+    def depart(self, name: str, how: str) -> None:
+        """A worker is none of the run any more; the process that speaks for it may still hear of it."""
+        self.names = tuple(other for other in self.names if other != name)
+        if name not in self._expelled:
+            self._departed[name] = how
+
+    def expel(self, name: str, why: str) -> None:
+        """End the session of a worker, and refuse all of its calls from now on."""
+        self._expelled[name] = why
+        self._sessions.pop(name, None)
+
+    def has_departed(self, name: str) -> bool:
+        """Whether a worker has left the run, of its own will or when it was drained."""
+        return name in self._departed
+
+    def why_expelled(self, name: str) -> Refused | None:
+        """Why no call of this worker is answered; None if it was not expelled."""
+        why = self._expelled.get(name)
+        return None if why is None else Refused(Refusal.EXPELLED, f"Found {name}, {why}.")
 
     @property
     def joined(self) -> frozenset[str]:
@@ -256,6 +289,19 @@ class Sessions:
         """The certificate of a caller; None without TLS."""
         return None if self._certificate_reader is None else self._certificate_reader.certificate(peer)
 
+    def worker_name(self, peer: Peer) -> str | None:
+        """The worker named on the certificate of a caller; None if there is none, and without TLS."""
+        return None if self._certificate_reader is None else self._certificate_reader.worker_name(peer)
+
+    def need_certificates(self) -> None:
+        """See that callers prove who they are by certificates.
+
+        Raises:
+            Refused: this server has no TLS.
+        """
+        if self._certificate_reader is None:
+            raise Refused(Refusal.UNCERTIFIED, "This server has no TLS.")
+
     def why_invalid(self, certificate: PeerCertificate | None) -> Refused | None:
         """Why a certificate that was accepted is not valid any more; None while it is, and without TLS."""
         return (
@@ -304,6 +350,8 @@ class Sessions:
         """
         name, session_id = self._credentials(metadata, peer)
         now, held = self._clock(), self._sessions.get(name)
+        if name in self._departed and (held is None or held.id != session_id):
+            raise Refused(Refusal.EXPELLED, f"Found {name}, {self._departed[name]}.")
         if held is not None and held.id == session_id:
             held.last_seen, held.certificate = now, self.certificate(peer)
             return name
@@ -348,7 +396,9 @@ class Sessions:
                 Refusal.MISNAMED,
                 f"Found {quote(found[WORKER], 70)} with the certificate of {name}.",
             )
-        if name not in self.names:
+        if error := self.why_expelled(name):
+            raise error
+        if name not in self.names and name not in self._departed:
             raise Refused(Refusal.UNKNOWN_WORKER, f"Found the certificate of {quote(name, 70)}.")
         return name
 
@@ -358,6 +408,12 @@ class Sessions:
         if error.refusal in SUSPICIOUS and (who, error.refusal) not in self._logged:
             self._logged.add((who, error.refusal))
             log.warning("security: %s from %s: %s", error.refusal.code, who, quote(str(error), LOGGED))
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        rule = "letters, digits, '.', '_' and '-', at most 63, the first a letter or a digit"
+        raise ValueError(f"The name of a worker should be {rule}. Found {name!r:.100}.")
 
 
 def _headers(metadata: Metadata) -> dict[str, str]:

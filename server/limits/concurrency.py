@@ -94,8 +94,15 @@ class SmallMessages:
     """
 
     def __init__(self, workers: int) -> None:
-        self._readers = asyncio.Semaphore(most_readers(workers))
+        self._most = most_readers(workers)
+        self._readers = asyncio.Semaphore(self._most)
         self._of_worker: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def grow(self, workers: int) -> None:
+        """The run has so many workers now; with fewer than before nothing changes."""
+        while self._most < most_readers(workers):
+            self._most += 1
+            self._readers.release()
 
     @asynccontextmanager
     async def reading(self, worker: str) -> AsyncGenerator[None]:

@@ -7,6 +7,7 @@ from varangian.server.protocol.events import (
     Absent,
     Committed,
     Decline,
+    Drain,
     Event,
     Fault,
     Gone,
@@ -34,7 +35,7 @@ def refusal_of(policy: RunPolicy, state: RunState, event: Event) -> Refusal | No
             return Refusal.FINISHED if finished else _refusal_of_worker(policy, state, event)
         case Tick() | Left():
             return None
-        case Absent(worker) | Present(worker) | Withdraw(worker):
+        case Absent(worker) | Present(worker) | Withdraw(worker) | Drain(worker):
             return None if worker in policy.workers else Refusal.UNKNOWN_WORKER
         case Gone(worker, round):
             upload = state.uploads.get(worker)
@@ -55,6 +56,8 @@ def refusal_of_vector(policy: RunPolicy, state: RunState, worker: Worker, round:
     """Why a vector of this worker, made for the model of this round, would not count any more."""
     if state.phase is Phase.FINISHED:
         return Refusal.FINISHED
+    if worker not in policy.workers:
+        return Refusal.UNKNOWN_WORKER
     if state.has_withdrawn_upload(worker):
         return Refusal.UNOFFERED
     if misfit := _misfit(policy, state, worker, round):

@@ -138,10 +138,18 @@ class Present:
 
 @dataclass(frozen=True)
 class Withdraw:
-    """The certificate of this worker was revoked: nothing that it sent and that is not used yet counts."""
+    """This worker was expelled, or its certificate revoked: nothing of it that is not used yet counts."""
 
     worker: Worker
     reason: str
+    at: Seconds
+
+
+@dataclass(frozen=True)
+class Drain:
+    """This worker leaves the run with the open round: its vector of that counts, and it is asked no more."""
+
+    worker: Worker
     at: Seconds
 
 
@@ -161,6 +169,7 @@ Event: TypeAlias = (
     | Absent
     | Present
     | Withdraw
+    | Drain
 )
 
 
@@ -250,4 +259,17 @@ class Forget:
     worker: Worker
 
 
-Effect: TypeAlias = Accept | Duplicate | Reject | Close | Skip | Open | Invite | Finish | Forget
+@dataclass(frozen=True)
+class Members:
+    """From this round on these are the workers of the run; `Open` follows."""
+
+    round: int
+    admitted: tuple[Worker, ...]
+    gone: tuple[Worker, ...]
+    workers: tuple[Worker, ...]
+    """All of them, sorted."""
+    quorum: int
+    f: int
+
+
+Effect: TypeAlias = Accept | Duplicate | Reject | Close | Skip | Open | Invite | Finish | Forget | Members

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeAlias, TypeVar
 
 from varangian.protos.refusals import Refusal
@@ -18,6 +18,7 @@ from varangian.server.protocol.events import (
     Close,
     Committed,
     Decline,
+    Drain,
     Duplicate,
     Effect,
     Event,
@@ -42,6 +43,7 @@ from varangian.server.protocol.events import (
     Withdraw,
     Worker,
 )
+from varangian.server.protocol.membership import drained, effect_of, with_members
 from varangian.server.protocol.quorum import (
     Answers,
     Decision,
@@ -94,7 +96,17 @@ class Machine:
     def handle(self, event: Event) -> tuple[Effect, ...]:
         """Move, and say what follows. The answer to a worker comes first."""
         self.state, effects = transition(self.policy, self.state, event)
+        self.policy = self.policy.at(self.state.round)
         return effects
+
+    def follow(self, following: RunPolicy) -> int:
+        """Go on with other workers, quorum and f from the next round on, which is returned.
+
+        A change that was to come is replaced. `Drain` the workers that leave, or `Withdraw` them.
+        """
+        following = replace(following, first=self.state.round + 1, following=None)
+        self.policy = replace(self.policy, following=following)
+        return following.first
 
     def dump(self) -> dict[str, Any]:
         """The state as a checkpoint keeps it."""
@@ -140,7 +152,7 @@ def transition(policy: RunPolicy, state: RunState, event: Event) -> Moved:
         return _apply(policy, state, event)
     now = state if event.at <= state.at else state.replace(at=event.at)
     changed, effects = _apply(policy, now, event)
-    settled, following = _settle(policy, changed)
+    settled, following = _settle(policy, changed)  # maybe of a later round, with other workers
     return settled, (*effects, *following)
 
 
@@ -178,6 +190,8 @@ def _apply(policy: RunPolicy, state: RunState, event: Event) -> Moved:
             return _leave(policy, gone, worker), ()
         case Withdraw(worker, reason):
             return _withdraw(state, worker, reason), (Forget(worker),)
+        case Drain(worker):
+            return drained(policy, state, worker), ()
         case Decline(worker, _, reason):
             declined, revoked = {worker: reason, **state.declined}, without(state.revoked, worker)
             state = _uninvite(_start(state), worker)
@@ -206,7 +220,7 @@ def _settle(policy: RunPolicy, state: RunState) -> Moved:
     over = True
     while over and state.phase is Phase.OPEN and state.opened_at is not None:
         round = state.round
-        state, following = _judge(policy, state)
+        state, following = _judge(policy.at(round), state)
         effects += following
         over = state.round > round
     return state, effects
@@ -245,7 +259,7 @@ def _close(policy: RunPolicy, state: RunState, answers: Answers, because: str) -
 
 
 def _invite(policy: RunPolicy, state: RunState) -> Moved:
-    there = ready_workers(policy, state)
+    there = tuple(w for w in ready_workers(policy, state) if w not in policy.leaving)
     chosen = policy.selection.invite(policy.workers, state, there) if there else ()
     if not chosen:
         return state, ()
@@ -309,6 +323,8 @@ def _hold_all(policy: RunPolicy, state: RunState, digests: Mapping[Worker, bytes
 
 def _ask(policy: RunPolicy, state: RunState, worker: Worker, round: int) -> Moved:
     """The worker waits; if it has the model of this round, its answer was lost, and it is given again."""
+    if worker in policy.leaving and state.invited.get(worker) != state.round:
+        return state, ()
     state = state.replace(
         parked={**state.parked, worker: round},
         given_up=state.given_up - {worker},
@@ -410,7 +426,10 @@ def _open(policy: RunPolicy, state: RunState) -> Moved:
     )
     if round == policy.rounds:
         return _finish(following, f"all {policy.rounds} rounds are done")
-    return following, (Open(round),)
+    after = policy.at(round)
+    if after is policy:
+        return following, (Open(round),)
+    return with_members(following, policy, after), (effect_of(policy, after, round), Open(round))
 
 
 def _finish(state: RunState, reason: str) -> Moved:

@@ -216,7 +216,7 @@ def unconditional(pushed: Collection[Worker], faulty: Collection[Worker]) -> str
 
 @dataclass(frozen=True)
 class RunPolicy:
-    """The settings of a run that the protocol needs, fixed before its first round.
+    """The settings of a run that the protocol needs; workers, quorum and f may change between two rounds.
 
     `quorum` is how many must have answered for a full round to close at its deadline. Unless it is `fixed`,
     that is all of a round that is smaller, and one less for each place that no worker was there to take,
@@ -244,6 +244,10 @@ class RunPolicy:
     selection: Selection = field(kw_only=True)
     fixed: bool = field(default=False, kw_only=True)
     """Whether the quorum was asked for: then it is the same in every round."""
+    first: int = field(default=0, kw_only=True)
+    """The first round of which these are the settings."""
+    following: RunPolicy | None = field(default=None, kw_only=True)
+    """The settings from a later round on, with other workers; None if no change is to come."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workers", tuple(sorted(self.workers)))
@@ -269,6 +273,17 @@ class RunPolicy:
     def by_invitation(self) -> bool:
         """True if only invited workers get a model; decided by the selection."""
         return self.selection.by_invitation
+
+    @property
+    def leaving(self) -> frozenset[Worker]:
+        """Workers that are gone with the next round."""
+        following = self.following
+        return frozenset() if following is None else frozenset(self.workers).difference(following.workers)
+
+    def at(self, round: int) -> RunPolicy:
+        """The settings of a round."""
+        following = self.following
+        return self if following is None or round < following.first else following
 
     def deadline_of(self, state: RunState) -> Seconds:
         """Seconds from the start of the current round to its deadline."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.events import Close, Worker
 from varangian.server.protocol.machine import Machine
-from varangian.server.protocol.state import RunState, dump_state
+from varangian.server.protocol.state import RunPolicy, RunState, dump_state
 from varangian.server.rows.source import RowSource, StepInput
 from varangian.server.training.learner import Learner
 from varangian.server.training.parameters import Version
@@ -43,6 +43,8 @@ class ServerState:
     """Vectors that wait for the round that uses them, as they are stored."""
     given: int
     """The last round whose rows were given to the rule, whatever came of it."""
+    members: Plain
+    """The workers of the run, the quorum and f, as JSON has them."""
 
     @property
     def tree(self) -> Plain:
@@ -54,6 +56,7 @@ class ServerState:
             "rows": self.rows,
             "held": self.held,
             "given": self.given,
+            "members": self.members,
         }
 
 
@@ -153,13 +156,16 @@ class Checkpointing:
         exact = self.connected or not self._machine.policy.selection.fresh_only
         return self._machine.state if exact else self._border
 
-    def copy(self, state: RunState, held: Mapping[Worker, Tensor], given: int, more: Plain) -> None:
+    def copy(
+        self, state: RunState, policy: RunPolicy, held: Mapping[Worker, Tensor], given: int, more: Plain
+    ) -> None:
         """Let the keeper copy a state of the protocol with all else that later rounds depend on.
 
         For the compute thread.
 
         Args:
             state: of the protocol.
+            policy: of its round.
             held: vectors that it speaks of.
             given: as of `ServerState`.
             more: as of `Keeper.keep`.
@@ -174,5 +180,6 @@ class Checkpointing:
             self._row_source.state(),
             held,
             given,
+            {"workers": list(policy.workers), "quorum": policy.quorum, "f": policy.f},
         )
         self.keeper.keep(kept, more)

@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
 from torch import Tensor
 
-from varangian.aggregators import AggregationError
+from varangian.aggregators import AggregationError, Aggregator
 from varangian.protos.encoding import FLOAT32, Dtype, encode_vector, payload_digest
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
@@ -36,6 +36,7 @@ from varangian.server.protocol.events import (
     Close,
     Committed,
     Decline,
+    Drain,
     Duplicate,
     Event,
     Fault,
@@ -43,6 +44,7 @@ from varangian.server.protocol.events import (
     Forget,
     Gone,
     Invite,
+    Members,
     Offer,
     Open,
     Present,
@@ -58,7 +60,7 @@ from varangian.server.protocol.events import (
     Worker,
 )
 from varangian.server.protocol.machine import Machine
-from varangian.server.protocol.state import Phase, RunState
+from varangian.server.protocol.state import Phase, RunPolicy, RunState
 from varangian.server.rounds.checkpointing import Checkpointing, Keeper, KeepRows, Plain
 from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 from varangian.server.rounds.executor import ComputeThread
@@ -72,6 +74,7 @@ from varangian.server.rows.storage import (
     RowsInPlace,
     RowStorage,
     UploadStorage,
+    allocate_rows,
 )
 from varangian.server.training.learner import Aggregation, Learner
 from varangian.server.training.parameters import Snapshot, Version
@@ -84,7 +87,7 @@ ENDS_OF_WAITING = (Open, Finish)
 """Effects that those who wait for a model are told of."""
 REASON = 200
 """Characters of what a worker gives as its reason."""
-Task: TypeAlias = Close | Skip | Forget | Finish | Exception
+Task: TypeAlias = Close | Skip | Forget | Members | Finish | Exception
 """An effect that is carried out in the order in which the machine decided it."""
 
 
@@ -97,6 +100,24 @@ def _hex_digest(version: Version) -> str | None:
 def evaluation_is_due(round: int, rounds: int, every: int) -> bool:
     """Whether held-out data is looked at after this round: every so often, and after the last."""
     return (round + 1) % every == 0 or round + 1 == rounds
+
+
+@dataclass(frozen=True)
+class MemberChange:
+    """A change of the members of a run, from the next round on."""
+
+    policy: RunPolicy
+    aggregator: Aggregator
+    participants: int
+    """How many vectors are new in a round at most."""
+    row_slots: int
+    """How many vectors there can be at once."""
+    gone: Mapping[Worker, str]
+    """How each worker leaves that does, also by an earlier change that takes effect with this one."""
+    expelled: Mapping[Worker, str]
+    """Those of whom nothing counts any more, and why."""
+    by: Sequence[str]
+    """What was asked, and by whom, a sentence for each."""
 
 
 class Coordinator:
@@ -178,6 +199,13 @@ class Coordinator:
         """The last round whose rows were given to the rule, whatever came of it."""
         self._digests: dict[int, dict[Worker, str]] = {}
         """Of the vectors that count, by round, until the record of the round is made."""
+        self._row_dtype = rows
+        self._changes: dict[int, MemberChange] = {}
+        """The changes of members that take effect with a round, until its rows and its rule are changed."""
+        self._membership: dict[int, Mapping[str, object]] = {}
+        """What the record of a round says of its change of members."""
+        self.on_members: Callable[[Members], None] = lambda _: None
+        """Called when a change of members takes effect."""
         self._tasks = deque[Task]()
         self._more: asyncio.Future[None] | None = None
         """While `run` waits for a task."""
@@ -287,6 +315,29 @@ class Coordinator:
         """
         self._handle(Withdraw(worker, reason, self._now()))
 
+    async def change_members(self, change: MemberChange) -> int:
+        """Go on with other workers from the next round on, which is returned.
+
+        Those that leave are invited no more, and their vectors of the open round count; of those that are
+        expelled nothing counts any more. Both are gone when the next round opens.
+
+        Raises:
+            ValueError: the rows of this run are those of the workers of its start.
+        """
+        storage = self._storage
+        if self._row_source.fixed or not isinstance(storage, LentRows):
+            raise ValueError(self._row_source.fixed or "rows lie where the workers of the start have theirs")
+        if (lacking := change.row_slots - len(storage)) > 0:
+            storage.add(await self._compute.run(allocate_rows, lacking, self._d, self._row_dtype))
+        before = self._machine.policy
+        first = self._machine.follow(change.policy)
+        self._changes[first] = change
+        now = self._now()
+        for worker in sorted(self._machine.policy.leaving - before.leaving):
+            reason = change.expelled.get(worker)
+            self._handle(Drain(worker, now) if reason is None else Withdraw(worker, reason, now))
+        return first
+
     async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
         """As `Pulls.snapshot`."""
         return await self.pulls.snapshot(after, patience)
@@ -387,6 +438,9 @@ class Coordinator:
 
     async def _record(self, record: RoundRecord) -> None:
         """Hand the record of a round on, and keep the state after it if that is due."""
+        membership = self._membership.pop(record.round, None)
+        if membership is not None:
+            record = replace(record, membership=dict(membership))
         self._observe(record)
         if self.checkpointing.note(record):
             await self.keep()
@@ -395,14 +449,19 @@ class Coordinator:
         """Let the keeper copy the state of the run, and with it `more`, by name."""
         if self.checkpointing.keeper is None or self.round == 0:
             return
-        while self._tasks and isinstance(task := self._tasks[0], Forget):
+        while self._tasks and isinstance(task := self._tasks[0], Forget | Members):
             self._tasks.popleft()
-            await self._compute.run(self._row_source.forget, task.worker)
-        state = self.checkpointing.state
+            if isinstance(task, Forget):
+                await self._compute.run(self._row_source.forget, task.worker)
+            else:
+                await self._compute.run(self._change_members, task)
+        state, members = self.checkpointing.state, self._machine.policy
         held = self._storage.rows(state.held)
         self._storage.hold(held)
         try:
-            await self._compute.run(self.checkpointing.copy, state, held, self._given, more or {})
+            await self._compute.run(
+                self.checkpointing.copy, state, members, held, self._given, more or {}
+            )
         finally:
             self._storage.release(held)
 
@@ -464,6 +523,8 @@ class Coordinator:
             match task := await self._next(stop):
                 case Forget(worker):
                     await self._compute.run(self._row_source.forget, worker)
+                case Members():
+                    await self._compute.run(self._change_members, task)
                 case Exception():
                     raise task
                 case _:
@@ -516,6 +577,7 @@ class Coordinator:
     def _handle(self, event: Event) -> Refusal | None:
         """Give an event to the machine, start what follows, and return why it was refused, if it was."""
         refusal, before = None, self._machine.state
+        changed = list[Members]()
         for effect in self._machine.handle(event):
             match effect:
                 case Reject() | Duplicate():
@@ -533,6 +595,9 @@ class Coordinator:
                     self._add(effect)
                 case Invite(worker, round):
                     self.pulls.invite(worker, round)
+                case Members():
+                    self._note_members(effect)
+                    changed.append(effect)
                 case _:
                     pass
             if isinstance(effect, ENDS_OF_WAITING):
@@ -542,6 +607,9 @@ class Coordinator:
             self._windowed.update()
         if self._grace_lasts:
             self._wake()
+        for members in changed:
+            self.on_members(members)
+            self.pulls.welcome(members.admitted)
         return refusal
 
     def _note_digests(self, ended: Close | Skip, event: Event, before: RunState) -> None:
@@ -556,6 +624,29 @@ class Coordinator:
                 pass
         found = {worker: there[worker].hex() for worker in ended.workers if there.get(worker)}
         self._digests.setdefault(ended.round, found)
+
+    def _note_members(self, members: Members) -> None:
+        """A change takes effect: of the pulls at once, of rows and rule in its turn."""
+        change = self._changes[members.round]
+        for worker in members.gone:
+            if worker not in change.expelled:
+                self.pulls.dismiss(worker, change.gone[worker])
+        self._membership[members.round] = {
+            "round": members.round,
+            "admitted": list(members.admitted),
+            "gone": {worker: change.gone[worker] for worker in members.gone},
+            "workers": list(members.workers),
+            "quorum": members.quorum,
+            "f": members.f,
+            "by": change.by,
+        }
+        self._add(members)
+
+    def _change_members(self, members: Members) -> None:
+        """Change the rows and the rule of the rounds to come; in the compute thread."""
+        change = self._changes.pop(members.round)
+        self._row_source.change(members.workers, change.participants)
+        self._learner.change(change.aggregator)
 
     def _publish(self) -> None:
         """Tell those who wait for a model that another round is open, or that the run is finished."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Event, Left, Ready, Seconds, Worker
@@ -80,12 +80,16 @@ class Pulls:
         self._clock = clock
         self._places_last = places_last
         self._pending: dict[Worker, PendingPull] = {}
+        self._asked: dict[Worker, int] = {}
+        """The first round that each pending pull would take, of workers that are to be admitted."""
+        self._dismissed: dict[Worker, str] = {}
+        """Workers that have left the run, and what they are told of it."""
 
     @asynccontextmanager
     async def answered(self, worker: Worker, after: int, patience: Seconds) -> AsyncGenerator[AnsweredPull]:
         """The answer to a pull, for as long as it is being sent; without a model after `patience` s."""
         if not self._machine.by_invitation:
-            yield AnsweredPull(await self.snapshot(after, patience))
+            yield AnsweredPull(await self.snapshot(after, patience, worker))
             return
         pending, pull = self.ask(worker, after), AnsweredPull(None)
         try:
@@ -110,17 +114,43 @@ class Pulls:
         finally:
             timer.cancel()
 
-    async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
+    async def snapshot(
+        self, after: int, patience: Seconds, worker: Worker | None = None
+    ) -> Snapshot | None:
         """The parameters of the open round, once that is later than `after`, or the run is finished.
 
-        None after `patience` seconds. A round that is being aggregated is not open.
+        None after `patience` seconds. A round that is being aggregated is not open. A worker that is to be
+        admitted waits for the first round that it belongs to.
         """
 
         def ready(latest: Snapshot) -> bool:
-            is_open = self._machine.state.phase is Phase.OPEN and self._machine.state.round == latest.round
-            return latest.finished or (latest.round > after and is_open)
+            state, members = self._machine.state, self._machine.policy.workers
+            is_open = state.phase is Phase.OPEN and state.round == latest.round
+            belongs = worker is None or worker in members
+            return latest.finished or worker in self._dismissed or (latest.round > after and is_open and belongs)
 
-        return await self._model.wait_for(ready, patience)
+        found = await self._model.wait_for(ready, patience)
+        return self._farewell(worker) if worker in self._dismissed else found
+
+    def dismiss(self, worker: Worker, reason: str) -> None:
+        """Answer the pulls of this worker, of now and later, with the end of the run: it has left."""
+        self._dismissed[worker] = reason
+        if (pending := self._pending.get(worker)) is not None:
+            pending.set_answer(self._farewell(worker))
+
+    def admit(self, worker: Worker) -> None:
+        """A worker that had left is to be a member again."""
+        self._dismissed.pop(worker, None)
+
+    def welcome(self, workers: Collection[Worker]) -> None:
+        """These workers are members from the open round on: those that wait for a model ask for it."""
+        for worker in workers:
+            if worker in self._pending and worker in self._asked:
+                self._handle(Ready(worker, self._asked.pop(worker), self._clock.now()))
+
+    def _farewell(self, worker: Worker | None) -> Snapshot:
+        assert worker is not None
+        return replace(self._model.latest, finished=True, reason=self._dismissed[worker])
 
     def over(self, worker: Worker, round: int) -> bool:
         """Whether a vector for the model of this round would be refused; then a newer one is due."""
@@ -136,8 +166,14 @@ class Pulls:
         if (before := self._pending.get(worker)) is not None:
             before.set_answer(None)
         pending = self._pending[worker] = PendingPull(worker)
-        if self._handle(Ready(worker, after + 1, self._clock.now())) is Refusal.FINISHED:
+        if worker in self._dismissed:
+            pending.set_answer(self._farewell(worker))
+            return pending
+        refusal = self._handle(Ready(worker, after + 1, self._clock.now()))
+        if refusal is Refusal.FINISHED:
             pending.set_answer(self._model.latest)
+        elif refusal is Refusal.UNKNOWN_WORKER:
+            self._asked[worker] = after + 1
         return pending
 
     def restore(

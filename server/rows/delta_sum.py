@@ -32,6 +32,7 @@ class DeltaSum:
     """
 
     remembers: ClassVar[bool] = True
+    fixed: ClassVar[str] = "of deltas only the sum is kept, and those of workers that left would stay in it"
 
     def __init__(self, workers: Sequence[Worker], d: int) -> None:
         self._n = len(workers)
@@ -54,6 +55,14 @@ class DeltaSum:
     def forget(self, worker: Worker) -> None:
         """Warn only: the deltas of a worker cannot be taken out of their sum."""
         log.warning("earlier deltas of %s stay in the update: only the sum of deltas is kept", worker)
+
+    def change(self, workers: Sequence[Worker], participants: int) -> None:
+        """Refuse: see `fixed`.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"The workers of a run should stay the same: {self.fixed}.")
 
     def state(self) -> dict[str, Any]:
         return {"mean": self._mean}

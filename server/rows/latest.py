@@ -33,6 +33,7 @@ class LatestVectors:
     """
 
     remembers: ClassVar[bool] = True
+    fixed: ClassVar[str] = ""
     latest: LatestStore
     participants: int
     """K, for how many vectors are new in a round at most."""
@@ -92,6 +93,20 @@ class LatestVectors:
         self._new.discard(worker)
         self.latest.forget([worker])
         self._mark_replaced([worker])
+
+    def change(self, workers: Sequence[Worker], participants: int) -> None:
+        """Keep the vectors of these workers in a store of their own, and measure all of them anew."""
+        before, stay = self.latest, {*workers}
+        self.latest = LatestStore(workers, before.plan.d, dtype=before.plan.dtype, folder=before.plan.folder)
+        rows, self.participants = before.rows(), participants
+        for worker, round in sorted(before.stamps.items()):
+            if worker in stay:
+                self._replace(worker, rows[worker], round)
+        del rows
+        before.close()
+        self._unstored = {worker: row for worker, row in self._unstored.items() if worker in stay}
+        self._new &= stay
+        self._gram = _IncrementalGram(self.latest.workers) if worthwhile(len(stay), participants) else None
 
     def state(self) -> dict[str, Any]:
         return {

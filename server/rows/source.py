@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -50,6 +50,8 @@ class RowSource(Protocol):
 
     remembers: ClassVar[bool]
     """Whether vectors of one round count in later ones, so that those of a skipped round are read too."""
+    fixed: ClassVar[str]
+    """Why the workers cannot change while a run goes on; empty if they can."""
 
     def step_input(self, close: Close, rows: Mapping[Worker, Tensor], /) -> StepInput:
         """The rows of a closed round. `rows` are those that were pushed; they last for the step."""
@@ -60,7 +62,14 @@ class RowSource(Protocol):
         ...
 
     def forget(self, worker: Worker, /) -> None:
-        """Leave all vectors of this worker out of later rounds: its certificate was revoked."""
+        """Leave all vectors of this worker out of later rounds: it was expelled, or its certificate revoked."""
+        ...
+
+    def change(self, workers: Sequence[Worker], participants: int, /) -> None:
+        """From the next round on these are the workers of the run, and so many vectors are new at most.
+
+        Vectors of workers that are gone are forgotten.
+        """
         ...
 
     def state(self) -> dict[str, Any]:
@@ -84,6 +93,7 @@ class Pushed:
     """The pushed vectors, unchanged."""
 
     remembers: ClassVar[bool] = False
+    fixed: ClassVar[str] = ""
 
     def step_input(self, close: Close, rows: Mapping[Worker, Tensor]) -> StepInput:
         return StepInput(rows, ages=close.ages or None)
@@ -92,6 +102,9 @@ class Pushed:
         """No effect: nothing is kept."""
 
     def forget(self, worker: Worker) -> None:
+        """No effect: nothing is kept."""
+
+    def change(self, workers: Sequence[Worker], participants: int) -> None:
         """No effect: nothing is kept."""
 
     def state(self) -> dict[str, Any]:

@@ -74,11 +74,20 @@ class LentRows:
 
     def __init__(self, count: int, d: int, dtype: Dtype, needed: Callable[[Worker], bool]) -> None:
         self._d = d
-        self._rows = allocate_rows(count, d, dtype).unbind()
+        self._rows: tuple[Tensor, ...] = allocate_rows(count, d, dtype).unbind()
         self._needed = needed
         self._free = [*range(count)]
         self._lent: dict[Worker, int] = {}
         self._held = set[Worker]()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, rows: Tensor) -> None:
+        """Lend these rows (k, d), too."""
+        for row in rows:
+            heapq.heappush(self._free, len(self._rows))
+            self._rows = (*self._rows, row)
 
     def lend(self, worker: Worker, round: int) -> Refusal | None:
         """BUSY while there is no row: those who have one will be done with it, or be given up."""

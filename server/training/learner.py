@@ -92,6 +92,10 @@ class Learner:
         """(d,) float32; not to be written to, nor kept beyond the next step."""
         return self._versions.current
 
+    def change(self, aggregator: Aggregator) -> None:
+        """Aggregate by another rule from the next round on, as one with another f."""
+        self._aggregator = aggregator
+
     def stream(self, n: int, faults: int) -> Stream:
         """The next update from n rows that come by blocks of columns: for `aggregation` of `step`.
 

@@ -34,8 +34,10 @@ from varangian.server.limits.connections import ConnectionLimits
 from varangian.server.limits.limits import Limits
 from varangian.server.limits.quotas import Calls, RoundQuotas
 from varangian.server.limits.upload_scheduler import UploadScheduler
+from varangian.server.protocol.events import Members
 from varangian.server.rows.slot import Overtaken, Slot
 from varangian.server.transport import calls, uploads
+from varangian.server.transport.administration import Administration, MemberDesk
 from varangian.server.transport.call_admission import CallAdmission
 from varangian.server.transport.calls import Call, Context
 from varangian.server.transport.downloads import AGAIN, Downloads
@@ -92,8 +94,10 @@ class Service:
         security: Security | None = None,
         end: Callable[[str], None] = log.error,
         refusals: Refusals | None = None,
+        desk: MemberDesk | None = None,
     ) -> None:
         self._coordinator = coordinator
+        self._administration = Administration(sessions, desk, contract.run_id)
         self.refusals = refusals or Refusals()
         self._sessions = sessions
         self._contract = contract
@@ -127,6 +131,7 @@ class Service:
             limits.status,
         )
         self._logged = set[tuple[str, str]]()
+        coordinator.on_members = self._change_members
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The calls by name, on bytes: parsing is ours."""
@@ -145,6 +150,8 @@ class Service:
                 "Attend": grpc.stream_stream_rpc_method_handler(self.attend),
                 "Decline": grpc.stream_unary_rpc_method_handler(self.decline),
                 "Status": grpc.stream_unary_rpc_method_handler(self.status),
+                "Members": grpc.stream_unary_rpc_method_handler(self.members),
+                "Leave": grpc.stream_unary_rpc_method_handler(self.leave),
             },
         )
 
@@ -312,8 +319,34 @@ class Service:
         self._sessions.admit(call.caller[1])
         return self._status.latest()  # whatever the message says, and whether it comes or not
 
+    @answer_refusals
+    async def members(self, call: Call) -> bytes:
+        reply = await self._administration.members(call, self._limits.idle)
+        self._end_expelled()
+        return reply
+
+    @answer_refusals
+    async def leave(self, call: Call) -> bytes:
+        return await self._administration.leave(call, self._limits.idle)
+
+    def _end_expelled(self) -> None:
+        """End the calls of workers that were expelled, and know them as gone."""
+        self.revocation.open_calls.end()
+        self.presence.look()
+
+    def _change_members(self, members: Members) -> None:
+        """The workers of the run are others from now on."""
+        for worker in members.gone:
+            self.presence.forget(worker)
+        for worker in members.admitted:
+            self.presence.admit(worker)
+        self._requests.grow(len(members.workers))
+
     async def refuse(self, call: Call, refused: Refused) -> Never:
         """End a call with a refusal."""
+        gone = self._sessions.worker_name(call.caller[1])
+        if refused.refusal is Refusal.UNKNOWN_WORKER and gone and self._sessions.has_departed(gone):
+            refused = Refused(Refusal.FINISHED, "This worker has left it.")  # its pull says how
         worker = self._sessions.claimed_name(*call.caller)
         await self.refusals.answer(call, worker, refused, self._coordinator.round)
 
