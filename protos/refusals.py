@@ -141,10 +141,10 @@ class Refusal(Enum):
         Blame.CALLER,
         Reaction.STOP,
         "A change of the workers of a run should leave all of its promises standing.",
-        comes_from="`varangian workers`: too few workers would be left for the rule or the quorum, the name "
-        "is none of the run or one already, there is no memory for one more, or the samples were dealt "
-        "among the workers of the start. The sentence says which.",
-        advice="what the sentence says; `--f F` together with the change if fewer may be Byzantine after it.",
+        comes_from="`varangian workers`: too few workers would be left for the rule or the quorum, the "
+        "name is none of the run or one already, there is no memory for one more, or the samples were "
+        "dealt among the workers of the start. The sentence says which.",
+        advice="what the sentence says; `--f F` together with the change if fewer may be Byzantine then.",
         remark="nothing has changed",
     )
     MISNAMED = Entry(

@@ -293,6 +293,12 @@ class Sessions:
         """The worker named on the certificate of a caller; None if there is none, and without TLS."""
         return None if self._certificate_reader is None else self._certificate_reader.worker_name(peer)
 
+    def fingerprint(self, name: str) -> str | None:
+        """That of the certificate of the last call of a worker; None if there is none."""
+        session = self._sessions.get(name)
+        certificate = None if session is None else session.certificate
+        return None if certificate is None else certificate.fingerprint
+
     def need_certificates(self) -> None:
         """See that callers prove who they are by certificates.
 

@@ -55,7 +55,7 @@ class RoundRecord:
     declined: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Workers that declined the round, with the reason."""
     revoked: tuple[str, ...] = ()
-    """Workers left out because their certificate was revoked, or they were expelled; not among the missing."""
+    """Workers left out as they were expelled, or their certificate revoked; not among the missing."""
     ages: dict[str, int] | None = None
     """The age of each vector's model in rounds; None where all are of this round."""
     details: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
@@ -74,8 +74,8 @@ class RoundRecord:
     """Of the first round of a run that goes on after a crash or a stop: `round`, from which on the lines
     before this one count no more, `mended`, the bytes of a line that was cut off, and how it goes on."""
     membership: dict[str, Any] | None = None
-    """Of the first round with other workers: who was admitted, who is `gone` and how, all `workers` from now
-    on, the quorum and f, and who has asked for it."""
+    """Of the first round with other workers: who was admitted, who is `gone` and how, all `workers` from
+    then on, quorum and f, and who has asked for it."""
     seconds: dict[str, float]
     """By phase: wait (for pushes; of virtual time in a simulation), aggregate, step, evaluate."""
 

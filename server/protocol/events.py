@@ -147,7 +147,7 @@ class Withdraw:
 
 @dataclass(frozen=True)
 class Drain:
-    """This worker leaves the run with the open round: its vector of that counts, and it is asked no more."""
+    """This worker leaves with the open round: its vector of that counts, and it is asked no more."""
 
     worker: Worker
     at: Seconds

@@ -75,6 +75,4 @@ def _history_of(stay: Collection[Worker], history: WaitingHistory) -> WaitingHis
 
 
 def _arrivals_of(stay: Collection[Worker], arrivals: Arrivals) -> Arrivals:
-    return tuple(
-        replace(of, seconds=_of(stay, of.seconds), late=_of(stay, of.late)) for of in arrivals
-    )
+    return tuple(replace(of, seconds=_of(stay, of.seconds), late=_of(stay, of.late)) for of in arrivals)

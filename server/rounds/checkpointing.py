@@ -134,6 +134,10 @@ class Checkpointing:
             put_back(worker, state["held"][worker])
         return int(state["given"])
 
+    def begin_with(self, state: RunState) -> None:
+        """The machine begins with this state, in place of the one that was restored."""
+        self._border = state
+
     def note_open(self) -> None:
         """The machine may have opened another round."""
         if self._machine.state.round > self._border.round:

@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from varangian.aggregators import AggregationError, Aggregator
+from varangian.aggregators import AggregationError
 from varangian.protos.encoding import FLOAT32, Dtype, encode_vector, payload_digest
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
@@ -60,10 +60,12 @@ from varangian.server.protocol.events import (
     Worker,
 )
 from varangian.server.protocol.machine import Machine
-from varangian.server.protocol.state import Phase, RunPolicy, RunState
+from varangian.server.protocol.membership import effect_of, with_members
+from varangian.server.protocol.state import Phase, RunState
 from varangian.server.rounds.checkpointing import Checkpointing, Keeper, KeepRows, Plain
 from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
 from varangian.server.rounds.executor import ComputeThread
+from varangian.server.rounds.membership import MemberChange
 from varangian.server.rounds.pulls import Pulls
 from varangian.server.rounds.windowed import WindowedRounds, WindowListener
 from varangian.server.rows.slot import NOT_FINITE, Overtaken, Slot, SlotListener
@@ -100,24 +102,6 @@ def _hex_digest(version: Version) -> str | None:
 def evaluation_is_due(round: int, rounds: int, every: int) -> bool:
     """Whether held-out data is looked at after this round: every so often, and after the last."""
     return (round + 1) % every == 0 or round + 1 == rounds
-
-
-@dataclass(frozen=True)
-class MemberChange:
-    """A change of the members of a run, from the next round on."""
-
-    policy: RunPolicy
-    aggregator: Aggregator
-    participants: int
-    """How many vectors are new in a round at most."""
-    row_slots: int
-    """How many vectors there can be at once."""
-    gone: Mapping[Worker, str]
-    """How each worker leaves that does, also by an earlier change that takes effect with this one."""
-    expelled: Mapping[Worker, str]
-    """Those of whom nothing counts any more, and why."""
-    by: Sequence[str]
-    """What was asked, and by whom, a sentence for each."""
 
 
 class Coordinator:
@@ -199,13 +183,15 @@ class Coordinator:
         """The last round whose rows were given to the rule, whatever came of it."""
         self._digests: dict[int, dict[Worker, str]] = {}
         """Of the vectors that count, by round, until the record of the round is made."""
-        self._row_dtype = rows
+        self._row_dtype, self._row_workers = rows, machine.policy.workers
+        self._expelled = frozenset[Worker]()
+        """Workers whose vectors were withdrawn for a change that is to come."""
         self._changes: dict[int, MemberChange] = {}
         """The changes of members that take effect with a round, until its rows and its rule are changed."""
-        self._membership: dict[int, Mapping[str, object]] = {}
+        self._membership: dict[int, dict[str, Any]] = {}
         """What the record of a round says of its change of members."""
-        self.on_members: Callable[[Members], None] = lambda _: None
-        """Called when a change of members takes effect."""
+        self.on_members: Callable[[Members, Mapping[Worker, str]], None] = lambda *_: None
+        """Called when a change of members takes effect, with how each has left who is gone."""
         self._tasks = deque[Task]()
         self._more: asyncio.Future[None] | None = None
         """While `run` waits for a task."""
@@ -324,9 +310,7 @@ class Coordinator:
         Raises:
             ValueError: the rows of this run are those of the workers of its start.
         """
-        storage = self._storage
-        if self._row_source.fixed or not isinstance(storage, LentRows):
-            raise ValueError(self._row_source.fixed or "rows lie where the workers of the start have theirs")
+        storage = self._changeable()
         if (lacking := change.row_slots - len(storage)) > 0:
             storage.add(await self._compute.run(allocate_rows, lacking, self._d, self._row_dtype))
         before = self._machine.policy
@@ -334,9 +318,37 @@ class Coordinator:
         self._changes[first] = change
         now = self._now()
         for worker in sorted(self._machine.policy.leaving - before.leaving):
-            reason = change.expelled.get(worker)
-            self._handle(Drain(worker, now) if reason is None else Withdraw(worker, reason, now))
+            self._handle(Drain(worker, now))
+        for worker in sorted(change.expelled - self._expelled):
+            self._handle(Withdraw(worker, change.gone[worker], now))
+        self._expelled = change.expelled
         return first
+
+    def _changeable(self) -> LentRows:
+        """The storage of rows, where the workers of the run can change."""
+        if self._row_source.fixed or not isinstance(self._storage, LentRows):
+            raise ValueError(
+                self._row_source.fixed or "rows lie where the workers of the start have theirs"
+            )
+        return self._storage
+
+    def begin_with(self, change: MemberChange) -> None:
+        """Go on with other workers from the round on that this server begins with, before it runs.
+
+        Raises:
+            ValueError: as `change_members`.
+        """
+        storage = self._changeable()
+        if (lacking := change.row_slots - len(storage)) > 0:
+            storage.add(allocate_rows(lacking, self._d, self._row_dtype))
+        machine, before = self._machine, self._machine.policy
+        machine.policy = replace(change.policy, first=self.round)
+        # Those that were admitted have yet to connect, as all others.
+        machine.state = with_members(machine.state, before, machine.policy).replace(absent=frozenset())
+        self.checkpointing.begin_with(machine.state)
+        members = effect_of(before, machine.policy, self.round)
+        self._membership[self.round] = change.record(members)
+        self._change_rows(change)
 
     async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
         """As `Pulls.snapshot`."""
@@ -440,7 +452,7 @@ class Coordinator:
         """Hand the record of a round on, and keep the state after it if that is due."""
         membership = self._membership.pop(record.round, None)
         if membership is not None:
-            record = replace(record, membership=dict(membership))
+            record = replace(record, membership=membership)
         self._observe(record)
         if self.checkpointing.note(record):
             await self.keep()
@@ -454,14 +466,12 @@ class Coordinator:
             if isinstance(task, Forget):
                 await self._compute.run(self._row_source.forget, task.worker)
             else:
-                await self._compute.run(self._change_members, task)
+                await self._compute.run(self._change_rows, self._changes.pop(task.round))
         state, members = self.checkpointing.state, self._machine.policy
         held = self._storage.rows(state.held)
         self._storage.hold(held)
         try:
-            await self._compute.run(
-                self.checkpointing.copy, state, members, held, self._given, more or {}
-            )
+            await self._compute.run(self.checkpointing.copy, state, members, held, self._given, more or {})
         finally:
             self._storage.release(held)
 
@@ -523,8 +533,8 @@ class Coordinator:
             match task := await self._next(stop):
                 case Forget(worker):
                     await self._compute.run(self._row_source.forget, worker)
-                case Members():
-                    await self._compute.run(self._change_members, task)
+                case Members(round):
+                    await self._compute.run(self._change_rows, self._changes.pop(round))
                 case Exception():
                     raise task
                 case _:
@@ -577,7 +587,7 @@ class Coordinator:
     def _handle(self, event: Event) -> Refusal | None:
         """Give an event to the machine, start what follows, and return why it was refused, if it was."""
         refusal, before = None, self._machine.state
-        changed = list[Members]()
+        changed = list[tuple[Members, Mapping[Worker, str]]]()
         for effect in self._machine.handle(event):
             match effect:
                 case Reject() | Duplicate():
@@ -597,7 +607,7 @@ class Coordinator:
                     self.pulls.invite(worker, round)
                 case Members():
                     self._note_members(effect)
-                    changed.append(effect)
+                    changed.append((effect, self._changes[effect.round].gone))
                 case _:
                     pass
             if isinstance(effect, ENDS_OF_WAITING):
@@ -607,8 +617,8 @@ class Coordinator:
             self._windowed.update()
         if self._grace_lasts:
             self._wake()
-        for members in changed:
-            self.on_members(members)
+        for members, gone in changed:
+            self.on_members(members, gone)
             self.pulls.welcome(members.admitted)
         return refusal
 
@@ -629,23 +639,15 @@ class Coordinator:
         """A change takes effect: of the pulls at once, of rows and rule in its turn."""
         change = self._changes[members.round]
         for worker in members.gone:
-            if worker not in change.expelled:
-                self.pulls.dismiss(worker, change.gone[worker])
-        self._membership[members.round] = {
-            "round": members.round,
-            "admitted": list(members.admitted),
-            "gone": {worker: change.gone[worker] for worker in members.gone},
-            "workers": list(members.workers),
-            "quorum": members.quorum,
-            "f": members.f,
-            "by": change.by,
-        }
+            self.pulls.dismiss(worker, f"{worker} has left the run: {change.gone[worker]}")
+        self._membership[members.round] = change.record(members)
         self._add(members)
 
-    def _change_members(self, members: Members) -> None:
+    def _change_rows(self, change: MemberChange) -> None:
         """Change the rows and the rule of the rounds to come; in the compute thread."""
-        change = self._changes.pop(members.round)
-        self._row_source.change(members.workers, change.participants)
+        if change.policy.workers != self._row_workers:
+            self._row_workers = change.policy.workers
+            self._row_source.change(change.policy.workers, change.participants)
         self._learner.change(change.aggregator)
 
     def _publish(self) -> None:

@@ -127,7 +127,11 @@ class Pulls:
             state, members = self._machine.state, self._machine.policy.workers
             is_open = state.phase is Phase.OPEN and state.round == latest.round
             belongs = worker is None or worker in members
-            return latest.finished or worker in self._dismissed or (latest.round > after and is_open and belongs)
+            return (
+                latest.finished
+                or worker in self._dismissed
+                or (latest.round > after and is_open and belongs)
+            )
 
         found = await self._model.wait_for(ready, patience)
         return self._farewell(worker) if worker in self._dismissed else found

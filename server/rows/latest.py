@@ -97,7 +97,9 @@ class LatestVectors:
     def change(self, workers: Sequence[Worker], participants: int) -> None:
         """Keep the vectors of these workers in a store of their own, and measure all of them anew."""
         before, stay = self.latest, {*workers}
-        self.latest = LatestStore(workers, before.plan.d, dtype=before.plan.dtype, folder=before.plan.folder)
+        self.latest = LatestStore(
+            workers, before.plan.d, dtype=before.plan.dtype, folder=before.plan.folder
+        )
         rows, self.participants = before.rows(), participants
         for worker, round in sorted(before.stamps.items()):
             if worker in stay:

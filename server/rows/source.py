@@ -62,7 +62,7 @@ class RowSource(Protocol):
         ...
 
     def forget(self, worker: Worker, /) -> None:
-        """Leave all vectors of this worker out of later rounds: it was expelled, or its certificate revoked."""
+        """Leave all vectors of this worker, which was expelled or revoked, out of later rounds."""
         ...
 
     def change(self, workers: Sequence[Worker], participants: int, /) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias
 
 from varangian.protos import ps_pb2
 from varangian.protos.contract import check_run
@@ -24,9 +24,6 @@ from varangian.server.transport.calls import Call
 log = logging.getLogger(__name__)
 
 Action: TypeAlias = Literal["admit", "drain", "expel", "leave"]
-LIST = "list"
-OF_OPERATORS = (LIST, "admit", "drain", "expel")
-"""The actions that an operator may ask for."""
 AS_IT_IS = -1
 """In the place of f: it stays as it is."""
 
@@ -95,19 +92,21 @@ class Administration:
         Raises:
             Refused: it is none, or asks for what there is not, or for what breaks a promise of the run.
         """
-        operator = self._sessions.operator(call.caller[1])
+        operator = self._sessions.admit_operator(*call.caller)
         request = await calls.read_request(ps_pb2.MembersRequest, call, seconds, MANIFEST_LIMIT)
         desk = self._need_desk()
-        if request.action not in OF_OPERATORS:
-            found = quote(request.action, 20)
-            raise Refused(
-                Refusal.MEMBERSHIP, f"There is no action {found}; there are {', '.join(OF_OPERATORS)}."
-            )
         sentence, round = "", desk.round
-        if request.action in get_args(Action):
-            f = None if request.f == AS_IT_IS else request.f
-            changed = await self._change(desk, request.action, request.name, f, f"the operator {operator}")
-            sentence, round = changed.sentence, changed.round
+        match request.action:
+            case "list":
+                pass
+            case "admit" | "drain" | "expel" as action:
+                f = None if request.f == AS_IT_IS else request.f
+                by = f"the operator {operator}"
+                changed = await self._change(desk, action, request.name, f, by)
+                sentence, round = changed.sentence, changed.round
+            case other:
+                said = f"There is no action {quote(other, 20)}; there are list, admit, drain and expel."
+                raise Refused(Refusal.MEMBERSHIP, said)
         table = "".join(f"{json.dumps(row)}\n" for row in desk.listing())
         return ps_pb2.MembersReply(table=table, sentence=sentence, round=round).SerializeToString()
 
@@ -125,9 +124,7 @@ class Administration:
         changed = await self._change(self._need_desk(), "leave", worker, None, worker)
         return ps_pb2.LeaveReply(round=changed.round).SerializeToString()
 
-    async def _change(
-        self, desk: MemberDesk, action: Action, name: str, f: int | None, by: str
-    ) -> Changed:
+    async def _change(self, desk: MemberDesk, action: Action, name: str, f: int | None, by: str) -> Changed:
         try:
             changed = await desk.change(action, name, f, by)
         except ChangeRefusedError as error:

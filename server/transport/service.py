@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Never, TypeVar
 
@@ -334,9 +334,10 @@ class Service:
         self.revocation.open_calls.end()
         self.presence.look()
 
-    def _change_members(self, members: Members) -> None:
+    def _change_members(self, members: Members, gone: Mapping[str, str]) -> None:
         """The workers of the run are others from now on."""
         for worker in members.gone:
+            self._sessions.depart(worker, gone[worker])
             self.presence.forget(worker)
         for worker in members.admitted:
             self.presence.admit(worker)

@@ -59,7 +59,8 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
     if not isinstance(task.partition, Private):
         entries |= fingerprint(dataset)
     if isinstance(task.partition, Shared):
-        loose = frozenset(fingerprint_names(entries))
+        # Workers may come and go while the run goes on, where no share of theirs depends on who is there.
+        loose = frozenset({"workers", *fingerprint_names(entries)})
     else:
         entries["seed"] = str(task.seed)
     advice = {name: ADVICE.get(name, SETTINGS) for name in entries}

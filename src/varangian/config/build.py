@@ -78,8 +78,13 @@ def condition(config: RunConfig) -> Condition:
 
 def machine(config: RunConfig) -> Machine:
     """The protocol at the start of a run: it decides whose push counts and when a round closes."""
+    return Machine(policy(config))
+
+
+def policy(config: RunConfig) -> RunPolicy:
+    """The settings of a run that the protocol needs."""
     server = config.server
-    policy = RunPolicy(
+    return RunPolicy(
         workers=config.worker_names,
         rounds=config.rounds,
         quorum=config.quorum,
@@ -92,7 +97,6 @@ def machine(config: RunConfig) -> Machine:
         selection=config.selection,
         fixed=server.quorum is not None,
     )
-    return Machine(policy)
 
 
 def learner(

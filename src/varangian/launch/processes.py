@@ -17,6 +17,7 @@ from varangian.launch.checkpoints.worker_states import states_folder, tidy_state
 from varangian.launch.child import ChildSpec
 from varangian.launch.event_loop import run_to_completion
 from varangian.launch.identities import make_identities
+from varangian.launch.membership.desk import Desk
 from varangian.launch.output.logs import log_to_file
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.result import Note, RunError
@@ -101,8 +102,9 @@ async def serve_run(
     if security is not None:
         server_run.sign_with(security)
     try:
+        coordinator = server_run.coordinator()
         return await serve(
-            server_run.coordinator(),
+            coordinator,
             sessions,
             server_run.worker_compute.layout,
             run_id=server_run.folder.path.name,
@@ -121,6 +123,7 @@ async def serve_run(
             grace=server_run.grace,
             end=server_run.stop.because,
             refused=server_run.refused,
+            desk=Desk(server_run, coordinator, sessions),
         )
     except ListenError as error:
         server_run.folder.discard()

@@ -31,6 +31,8 @@ from varangian.launch.checkpoints.lock import FolderLock
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.code_failures import CodeFailures
 from varangian.launch.event_loop import SIGNALS, interruptible
+from varangian.launch.membership.changed_settings import change_of, with_members
+from varangian.launch.membership.members_file import MembersFile
 from varangian.launch.memory_budget import MemoryBudget, available_memory, readable
 from varangian.launch.output.run_folder import RunFolder
 from varangian.launch.output.run_result import RunResult
@@ -65,6 +67,7 @@ class ServerRun:
     """One run of a server, wherever its workers are."""
 
     config: RunConfig
+    """With the workers that its server begins with."""
     worker_compute: WorkerCompute
     """For the initial parameters and for evaluation."""
     vectors: VectorSource
@@ -78,6 +81,10 @@ class ServerRun:
     row_source: RowSource
     note: Note
     """Takes what a user should know besides the rounds; called from any thread."""
+    start: RunConfig
+    """With the workers of its start."""
+    latest: RunConfig
+    """With the workers after their last change, which may be later than the checkpoint."""
     lock: FolderLock | None = None
     """Of the run folder; None in a simulation that keeps nothing."""
     resumed: Resumed | None = None
@@ -92,6 +99,8 @@ class ServerRun:
     """The number of rounds that were closed when the scores were taken."""
     scores: Scores = field(default_factory=Scores)
     began: float = field(default_factory=time.monotonic)
+    took_part: dict[str, int] = field(default_factory=dict[str, int])
+    """The last round of each worker in which its vector counted."""
     saved: bool = False
     refused: Counter[str] = field(default_factory=Counter[str])
     """The number of refused calls and closed connections, by code."""
@@ -130,8 +139,10 @@ class ServerRun:
         def warn(text: str) -> None:
             note(f"warning: {text}")
 
+        start, config, latest = settings_of(config, resume)
         try:
-            worker_compute = WorkerCompute(task(config))
+            # Samples were dealt among the workers of the start.
+            worker_compute = WorkerCompute(task(start))
             initial = worker_compute.initial()
             notes = describe_misfits(config, worker_compute.rehearse(initial))
         except ConfigError:
@@ -140,8 +151,8 @@ class ServerRun:
             raise RunError(str(error)) from error
         check_layout(resume, worker_compute)
         room = available_memory()
-        account = memory_budget(config, worker_compute).within(room)
-        if refusal := account.refusal(room) or check_descriptors(config):
+        account = memory_budget(latest, worker_compute).within(room)
+        if refusal := account.refusal(room) or check_descriptors(latest):
             raise RunError(refusal)
         try_aggregator(config, worker_compute.layout.sizes)
         try:
@@ -155,7 +166,7 @@ class ServerRun:
         device = learner_device(config, worker_compute) if in_place else "cpu"
         built = learner(config, initial, device, worker_compute.layout.sizes)
         facts = {"memory": account.sentence} | ({"gradients": gradients} if gradients else {})
-        run_folder, lock = open_folder(config, worker_compute.score_names, facts, note, folder, resume)
+        run_folder, lock = open_folder(start, worker_compute.score_names, facts, note, folder, resume)
         return cls(
             config,
             worker_compute,
@@ -167,6 +178,8 @@ class ServerRun:
             account,
             row_source,
             note,
+            start,
+            latest,
             lock,
             resume,
             (*notes, gradients) if gradients else notes,
@@ -204,6 +217,11 @@ class ServerRun:
                 f"the state of round {self.resumed.round} in {self.folder.path} does not fit: {error!r}"
             )
             raise RunError(reason) from error
+        if self.latest is not self.config:
+            members = self.members
+            assert members is not None
+            changes = [str(change.get("what", "")) for change in members.changes]
+            coordinator.begin_with(change_of(self.latest, members.gone, (), changes))
         for worker in self.resumed.revoked:
             coordinator.withdraw(worker, "certificate revoked")
         return coordinator
@@ -244,13 +262,47 @@ class ServerRun:
             config.server.checkpoint,
             every,
             config.rounds,
-            Origin.of(config, self.folder.path.name, self.terms.epoch, self.worker_compute.layout),
+            Origin.of(self.start, self.folder.path.name, self.terms.epoch, self.worker_compute.layout),
             self.note,
             lock=self.lock,
             own=self.progress,
             without_copy=self.account.snapshot == 0,
             before=None if self.resumed is None else self.resumed.checkpoint,
         )
+
+    @property
+    def path(self) -> Path:
+        """Of the run folder."""
+        return self.folder.path
+
+    @property
+    def members(self) -> MembersFile | None:
+        """The last change of workers before this start of the server."""
+        return None if self.resumed is None else self.resumed.members
+
+    @property
+    def fixed(self) -> str:
+        """Why the workers stay those of the start; empty if they may change."""
+        if is_windowed(self.config):
+            return "with server.memory=window the workers stay those of the start"
+        return self.row_source.fixed
+
+    def lacks(self, before: RunConfig, after: RunConfig) -> str:
+        """What this machine lacks for more workers; empty if nothing."""
+        if reason := check_descriptors(after):
+            return reason
+        # The store of latest vectors is made anew while the one before is there.
+        now, then = (memory_budget(config, self.worker_compute) for config in (before, after))
+        more, room = then.total - now.total + now.latest, available_memory()
+        if room is not None and more > room:
+            return f"it takes {readable(more)} more memory, and {readable(room)} are available"
+        plan = after.participation.latest_plan(after.workers, self.worker_compute.layout.numel)
+        try:
+            if plan is not None:
+                plan.check_room()
+        except OSError as error:
+            return str(error)
+        return ""
 
     @property
     def terms(self) -> Terms:
@@ -390,9 +442,37 @@ class ServerRun:
         self.updates += record.skipped is None
         if record.loss is not None:
             self.scores, self.evaluated = record.scores, self.rounds
+        self.took_part |= dict.fromkeys(record.pushes or (), record.round)
         self.failures.look(record)
         self.folder.observe(record)
         self.observe(record)
+
+
+def settings_of(config: RunConfig, resume: Resumed | None) -> tuple[RunConfig, RunConfig, RunConfig]:
+    """The settings with the workers of the start, of the checkpoint, and after their last change.
+
+    Raises:
+        RunError: they do not fit the other settings, which were changed.
+    """
+    kept = None if resume is None or resume.state is None else resume.state.get("members")
+    there = config if kept is None else members_of(config, kept["workers"], kept["f"])
+    last = None if resume is None else resume.members
+    return config, there, there if last is None else members_of(there, last.workers, last.f)
+
+
+def members_of(config: RunConfig, names: Sequence[str], f: int) -> RunConfig:
+    """The settings with these workers; the same object if they are those already.
+
+    Raises:
+        RunError: they do not fit the other settings, which were changed.
+    """
+    if (tuple(names), f) == (config.worker_names, config.f):
+        return config
+    try:
+        return with_members(config, names, f)
+    except ConfigError as error:
+        who = f"the workers of the run after their last change ({', '.join(names)}, f = {f})"
+        raise RunError(f"{who} do not fit these settings. {error.problems[0]}") from error
 
 
 def check_layout(resume: Resumed | None, worker_compute: WorkerCompute) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from varangian import __version__
 from varangian.cli.arguments import bench as benchmarks
-from varangian.cli.arguments import durability, experiments
+from varangian.cli.arguments import durability, experiments, members
 from varangian.cli.arguments import graph as graph_arguments
 from varangian.cli.arguments.common import FORK_SERVER, add_format
 from varangian.files import expanded
@@ -304,6 +304,11 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         "varangian.cli.commands.worker",
         "Start workers of a server elsewhere, with certificates or VARANGIAN_TOKEN[_FILE].",
         _worker,
+    ),
+    "workers": (
+        "varangian.cli.commands.workers",
+        "Show the workers of a run that goes on, or change who is one.",
+        members.add_workers,
     ),
     "rewind": (
         "varangian.cli.commands.rewind",

@@ -84,7 +84,7 @@ async def _serve(
     server_run = ServerRun.open(config, shown.round, shown.note, resume=resumed)
     for sentence in server_run.sentences:
         shown.note(sentence)
-    workers = server_run.machine.policy.workers
+    workers = server_run.latest.worker_names
     security, key = (identity, None) if isinstance(identity, Security) else (None, identity)
     sessions = Sessions(
         workers,

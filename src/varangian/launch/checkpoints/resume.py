@@ -20,6 +20,7 @@ from varangian.launch.checkpoints.changes import Change, changes, learning_rates
 from varangian.launch.checkpoints.folder import CheckpointFolder, facts_of
 from varangian.launch.checkpoints.lock import FolderLock
 from varangian.launch.checkpoints.resumed import Resumed
+from varangian.launch.membership.members_file import MembersFile
 from varangian.launch.output.chain import BRANCH, digest
 from varangian.launch.output.manifest import own_code
 from varangian.launch.output.run_folder import MANIFEST, RESULT, ROUNDS
@@ -28,6 +29,8 @@ from varangian.registry import ConfigError
 from varangian.server.participation import PARTICIPATION
 from varangian.state_file import StateFile, StateFileError, unflatten
 
+SHOWN = 8
+"""Names of workers in a sentence."""
 IGNORED = ("varangian", "python")
 """Facts that are written down, and that alone are no reason to say that bits may differ."""
 
@@ -110,7 +113,7 @@ def resume(
         raise ConfigError(problems(wrong))
     if (done := _done(folder)) >= config.rounds:
         raise RunOver(f"all {done} rounds of {folder} are done; add rounds=N to go on")
-    checkpoints = CheckpointFolder(folder)
+    checkpoints, members = CheckpointFolder(folder), MembersFile.read(folder)
     lock = FolderLock.take(folder, note, force=force, least=_least_epoch(checkpoints))
     try:
         choice = _choose(checkpoints, folder, config, force)
@@ -129,6 +132,7 @@ def resume(
             None if choice.file is None else unflatten(choice.file.plain["state"], choice.file.tensors),
             plain,
             revoked=_revoked(folder, choice.round),
+            members=members,
             documents={f"config.epoch-{lock.epoch}.yaml": text} if found else {},
             record=_record(found, text, other, code, choice.skipped),
             parent=next(iter(parents(folder)), ""),
@@ -324,6 +328,10 @@ def _sentences(
             f"{again} done again, with other vectors: with {name} the numbers are not those of a run "
             f"without interruption; no vector that was counted before round {round} is lost"
         )
+    if resumed.members is not None:
+        names, f = resumed.members.workers, resumed.members.f
+        told = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        yield f"its workers are those of their last change: {told}; f = {f}"
     if found:
         yield f"settings have changed: {'; '.join(map(str, found))}"
     others = {name: values for name, values in other.items() if name not in IGNORED}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from varangian.launch.checkpoints.lock import FolderLock
+from varangian.launch.membership.members_file import MembersFile
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Resumed:
     """What that checkpoint says of itself."""
     revoked: tuple[str, ...] = ()
     """Workers whose certificate was revoked after this checkpoint, by the record of the rounds since."""
+    members: MembersFile | None = None
+    """The workers after their last change, which may be later than the checkpoint; None without one."""
     documents: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     """Documents of the folder besides those of the start, as other settings."""
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
