@@ -32,6 +32,7 @@ from varangian.server.protocol.events import (
     Effect,
     Event,
     Fault,
+    Members,
     Open,
     Push,
     Reject,
@@ -270,6 +271,10 @@ class Recorder:
                     }
                 case Skip(round=round):
                     self._add("skip", event, round=round)
+                case Members(gone=gone, quorum=quorum, f=f):
+                    for worker in gone:  # what waits is not taken along
+                        self._add("withdraw", event, worker=worker)
+                    self._add("members", event, quorum=quorum, f=f, gone=[*gone])
                 case Open(round):
                     self._add("open", event, round=round)
                 case _:

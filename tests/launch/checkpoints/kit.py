@@ -30,7 +30,14 @@ def state(round, value=None, **held):
         "optimizer": {"step": torch.tensor(1.0)},
     }
     return ServerState(
-        round, {"skips": 0}, {**learner, "average": None}, version, {}, held=held, given=round - 1
+        round,
+        {"skips": 0},
+        {**learner, "average": None},
+        version,
+        {},
+        held=held,
+        given=round - 1,
+        members={"workers": ["w00"], "quorum": 1, "f": 0},
     )
 
 

@@ -30,6 +30,7 @@ from varangian.server.protocol.events import (
     Close,
     Committed,
     Decline,
+    Drain,
     Duplicate,
     Effect,
     Event,
@@ -38,6 +39,7 @@ from varangian.server.protocol.events import (
     Gone,
     Invite,
     Left,
+    Members,
     Offer,
     Open,
     Present,
@@ -50,9 +52,14 @@ from varangian.server.protocol.events import (
     Withdraw,
 )
 from varangian.server.protocol.machine import Machine
+from varangian.server.protocol.membership import effect_of, with_members
 from varangian.server.protocol.state import Phase, RunPolicy, Selection, dump_state, restore_state
 
-WORKERS = ("w00", "w01", "w02", "w03")
+FIRST = ("w00", "w01", "w02", "w03")
+"""The workers of the start."""
+WORKERS = (*FIRST, "w04")
+"""All that may ever be one."""
+FEWEST = 3
 NAMES = st.sampled_from(WORKERS)
 PIECES = 3
 """Of a vector."""
@@ -114,6 +121,7 @@ class Kept:
     rows: dict[str, list[Vector | None]]
     used: set[tuple[str, int]]
     guilty: dict[str, int]
+    policy: RunPolicy
 
 
 class Histories(RuleBasedStateMachine):
@@ -126,12 +134,17 @@ class Histories(RuleBasedStateMachine):
         auto=st.sampled_from([None, None, AutoDeadline(floor=0.7)]),
     )
     def start(self, choice: Selection, quorum: int, shortfall: str, auto: AutoDeadline | None) -> None:
-        policy = RunPolicy(WORKERS, 10**6, quorum, DEADLINE, shortfall, F, max_skips=12, selection=choice)
+        policy = RunPolicy(FIRST, 10**6, quorum, DEADLINE, shortfall, F, max_skips=12, selection=choice)
         self.machine = Machine(replace(policy, auto=auto))
-        self.now = 0.0
+        self.now, self.quorum = 0.0, quorum
         self.origin = self.border = self.machine.state
         """The states that this process of the server and the open round began with."""
-        self.history: list[tuple[Event, tuple[Effect, ...]]] = []
+        self.first_policy = self.machine.policy
+        """That this process of the server began with."""
+        self.latest = self.machine.policy
+        """With the last change of members, whether it has taken effect or not."""
+        self.members = set(FIRST)
+        self.history: list[tuple[Event | RunPolicy, tuple[Effect, ...]]] = []
         """Since this process of the server began."""
         self.kept: Kept | None = None
         self.log = Recorder()
@@ -190,6 +203,8 @@ class Histories(RuleBasedStateMachine):
             case Skip():
                 assert self.phase is not Phase.FINISHED
                 self.reading = {}
+            case Members():
+                self.changed(effect)
             case Open(round):
                 assert round == self.round + 1
                 self.round, self.phase = round, Phase.OPEN
@@ -200,12 +215,47 @@ class Histories(RuleBasedStateMachine):
             case _:
                 pass
 
+    @rule(
+        worker=NAMES,
+        how=st.sampled_from(["admit", "admit", "drain", "expel", "leave"]),
+        quorum=st.integers(1, 4),
+    )
+    def change(self, worker: str, how: str, quorum: int) -> None:
+        """An operator admits a worker, drains one or expels one; or a worker leaves by itself."""
+        after = {*self.latest.workers}
+        if self.phase is Phase.FINISHED or (how == "admit") == (worker in after):
+            return
+        after = after | {worker} if how == "admit" else after - {worker}
+        if len(after) < FEWEST or (how == "admit" and worker in self.machine.policy.leaving):
+            return
+        quorum = min(quorum, len(after))
+        self.latest = replace(self.latest, workers=tuple(after), quorum=quorum)
+        self.machine.follow(self.latest)
+        self.history.append((self.latest, ()))
+        if how != "admit" and worker in self.members:
+            self.say(Drain(worker, self.now))
+        if how == "expel" and worker in self.members:
+            self.revoke(worker)
+
+    def changed(self, members: Members) -> None:
+        """Others are the workers from the next round on; what is left of those that are gone is lost."""
+        for worker in members.admitted:
+            self.clients[worker].asks = False
+        assert {*members.workers} == (self.members - {*members.gone}) | {*members.admitted}
+        self.members = {*members.workers}
+        for worker in members.gone:
+            self.held.pop(worker, None)
+            self.guilty.pop(worker, None)
+            self.clients[worker].asks = False
+        for stream in self.streams:
+            stream.open = stream.open and stream.vector.worker in self.members
+
     def closed(self, close: Close) -> None:
         """Aggregation begins: every row of it is whole, and has never been used."""
         choice = self.machine.policy.selection
         assert (close.round, Phase.OPEN) == (self.round, self.phase)
         assert f"round {close.round}: " in close.because
-        members = choice.members(WORKERS, close.round)
+        members = choice.members(tuple(sorted(self.members)), close.round)
         assert close.workers == tuple(w for w in members if w in self.held)
         if choice.by_invitation:
             assert close.ages == {w: close.round - self.held[w].round for w in close.workers}
@@ -215,7 +265,7 @@ class Histories(RuleBasedStateMachine):
                 close.missing
             )
             named = {*close.workers, *close.faults, *close.missing, *close.declined, *close.revoked}
-            assert (close.ages, named) == ({}, set(WORKERS))
+            assert (close.ages, named) == ({}, self.members)
         assert close.factors == {w: choice.factor(age) for w, age in close.ages.items()}
         assert choice.tau is None or all(age <= choice.tau for age in close.ages.values())
         assert set(close.faults) == {w for w, round in self.guilty.items() if round == close.round}
@@ -257,6 +307,7 @@ class Histories(RuleBasedStateMachine):
             state=json.loads(json.dumps(dump_state(state))),
             held={} if fresh else self.held | self.reading,
             rows={worker: [*row] for worker, row in self.rows.items()},
+            policy=replace(self.machine.policy, following=None),
             used=self.used - {(worker, vector.round) for worker, vector in self.reading.items()},
             guilty=dict(self.guilty),
         )
@@ -272,15 +323,26 @@ class Histories(RuleBasedStateMachine):
             self.keep()
         kept = self.kept
         assert kept is not None
+        self.machine = Machine(kept.policy)
         self.machine.restore(kept.state, connected=False)
+        self.held, self.guilty = dict(kept.held), dict(kept.guilty)
+        self.members = {*kept.policy.workers}
+        if kept.policy.workers != self.latest.workers:
+            # Whoever has asked for other workers was told that the change is kept.
+            self.machine.policy = replace(self.latest, first=self.machine.state.round)
+            state = with_members(self.machine.state, kept.policy, self.latest)
+            self.machine.state = state.replace(absent=frozenset())
+            self.changed(effect_of(kept.policy, self.latest, self.machine.state.round))
+        self.first_policy = self.machine.policy
         state = self.origin = self.border = self.machine.state
         self.history, self.now = [], 0.0
         self.log.resume(state)
+        self.log.events.append({"event": "members", "quorum": self.latest.quorum, "f": F})
         self.rows = {worker: [*row] for worker, row in kept.rows.items()}
-        self.held, self.reading, self.used = dict(kept.held), {}, set(kept.used)
+        self.reading, self.used = {}, set(kept.used)
         self.phase, self.round, self.streams = Phase.OPEN, state.round, []
         guilty = state.faults.keys() | state.accused.keys()
-        self.guilty = {w: at for w, at in kept.guilty.items() if at < state.round or w in guilty}
+        self.guilty = {w: at for w, at in self.guilty.items() if at < state.round or w in guilty}
         for client in self.clients.values():
             client.asks, client.vector, client.served = False, None, min(client.served, state.round - 1)
 
@@ -358,8 +420,12 @@ class Histories(RuleBasedStateMachine):
         stream.open = True
         yield
         for i in range(PIECES):
+            if not stream.open:
+                return  # its worker has left the run
             self.rows[worker][i] = vector
             yield
+        if not stream.open:
+            return
         stream.open = False
         counts = self.machine.refusal(worker, round) is None
         self.held |= {worker: vector} if counts else {}
@@ -480,13 +546,20 @@ class Histories(RuleBasedStateMachine):
         if self.phase is not Phase.FINISHED:
             self.all_come_back()
         policy = self.machine.policy
-        quorum = 1 if policy.by_invitation else policy.quorum
-        assert check(self.log.events, Rules(quorum, F)) == []
+        if policy.by_invitation:
+            events = [{**event, "quorum": 1} for event in self.log.events]
+            assert check(events, Rules(1, F)) == []
+        else:
+            assert check(self.log.events, Rules(self.quorum, F)) == []
 
     def the_same_again(self) -> None:
-        again = Machine(self.machine.policy)
+        again = Machine(self.first_policy)
         again.state = self.origin
-        assert [again.handle(event) for event, _ in self.history] == [told for _, told in self.history]
+        for event, told in self.history:
+            if isinstance(event, RunPolicy):
+                again.follow(event)
+            else:
+                assert again.handle(event) == told
         assert again.state == self.machine.state
 
     def all_come_back(self) -> None:
@@ -504,11 +577,14 @@ class Histories(RuleBasedStateMachine):
         selection = self.machine.policy.selection
         if isinstance(selection, BufferSelection) or not selection.by_invitation:
             return len(used) >= 10
-        return all(sum(name == worker for name, _ in used) >= 2 for worker in WORKERS)
+        stay = self.members - self.machine.policy.leaving
+        return all(sum(name == worker for name, _ in used) >= 2 for worker in stay)
 
     def step(self) -> bool:
         """Whether anything is left to do; time passes only when there is nothing else."""
         for worker, client in self.clients.items():
+            if worker not in self.members:
+                continue
             if client.vector is not None:
                 self.run(self.stream(client.vector))
                 return True

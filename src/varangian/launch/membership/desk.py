@@ -246,7 +246,7 @@ class Desk:
             "f": config.f,
             "by": by,
             "what": self._by[-1],
-            "round": self.round + 1,
+            "asked_in_round": self.round,
         }
         kept = MembersFile(config.worker_names, config.f, gone, (*self._kept.changes, entry))
         try:
