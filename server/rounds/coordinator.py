@@ -183,7 +183,8 @@ class Coordinator:
         """The last round whose rows were given to the rule, whatever came of it."""
         self._digests: dict[int, dict[Worker, str]] = {}
         """Of the vectors that count, by round, until the record of the round is made."""
-        self._row_dtype, self._row_workers = rows, machine.policy.workers
+        self._row_dtype: Dtype = rows
+        self._row_workers = machine.policy.workers
         self._expelled = frozenset[Worker]()
         """Workers whose vectors were withdrawn for a change that is to come."""
         self._changes: dict[int, MemberChange] = {}

@@ -59,7 +59,6 @@ def test_every_fault_has_a_test_or_a_reason():
 
 
 TO_COME = {
-    "31": ("tests/server/transport/test_administration.py", "test_a_worker_may_not_change_members"),
     "56": ("tests/wire/test_resume.py", "test_a_server_is_found_at_another_address_of_its_name"),
 }
 """The tests of faults of which nothing is promised yet."""

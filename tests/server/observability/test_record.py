@@ -81,7 +81,7 @@ def test_a_committed_round():
         "pushes": None,
         "parameters": "5e",
         "resumed": None,
-            "membership": None,
+        "membership": None,
         "seconds": {"wait": 3.0, "evaluate": 4.0, "aggregate": 1.0, "step": 2.0},
     }
 

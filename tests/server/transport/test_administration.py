@@ -1,0 +1,313 @@
+"""Members of a run that change while it goes on, asked of the real service over real connections."""
+
+import asyncio
+import contextlib
+import functools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import grpc.aio
+import pytest
+import torch
+
+from varangian.config import load
+from varangian.config.build import machine as machine_of
+from varangian.launch.membership.desk import Desk
+from varangian.launch.membership.members_file import MembersFile
+from varangian.protos import ps_pb2, ps_pb2_grpc
+from varangian.protos.contract import Contract
+from varangian.protos.identity.bundle import Bundle, Role
+from varangian.protos.layout import Layout
+from varangian.protos.metadata_keys import CODE, SESSION
+from varangian.server.identity.sessions import Sessions
+from varangian.server.identity.tls import Security
+from varangian.server.limits.limits import Limits
+from varangian.server.rounds.coordinator import Coordinator
+from varangian.server.training.learner import Learner
+from varangian.server.transport.grpc_server import bind, options
+from varangian.server.transport.service import Service
+from varangian.worker.transport.client import Client, ClientError, Finished
+from varangian.worker.transport.retry import Backoff
+from varangian.worker.transport.tls import credentials
+
+LAYOUT = Layout((("weight", (4,)),))
+WORKERS = ("w00", "w01", "w02", "w03")
+SETTINGS = ["workers=[w00,w01,w02,w03]", "f=1", "aggregator=median", "rounds=50", "optimizer.lr=0.1"]
+ONES = torch.ones(4)
+
+
+class World:
+    """A run with its service behind certificates."""
+
+    def __init__(self, path: Path, folder: Path, settings=()):
+        self.path, self.records = path, []
+        config = load(None, [*SETTINGS, *settings])
+        self.machine = machine_of(config)
+        security = Security(path)
+        self.sessions = Sessions(WORKERS, None, certificate_reader=security.certificate_reader)
+        learner = Learner(torch.zeros(4), config.aggregator, config.optimizer, rounds=50, seed=1)
+        self.coordinator = Coordinator(
+            self.machine,
+            learner,
+            evaluate=lambda parameters: (0.0, 0.0),
+            evaluate_every=50,
+            observe=self.records.append,
+        )
+        self.run = SimpleNamespace(
+            path=folder,
+            start=config,
+            latest=config,
+            members=None,
+            machine=self.machine,
+            took_part={},
+            over=False,
+            fixed="",
+            lacks=lambda before, after: "",
+        )
+        self.security = security
+
+    @contextlib.asynccontextmanager
+    async def serving(self):
+        desk = Desk(self.run, self.coordinator, self.sessions)
+        server = grpc.aio.server(options=options(5))
+        service = Service(
+            self.coordinator,
+            self.sessions,
+            Contract("run-1", LAYOUT),
+            Limits(patience=5.0),
+            security=self.security,
+            desk=desk,
+        )
+        server.add_generic_rpc_handlers((service.handlers(),))
+        self.address = bind(server, "127.0.0.1", 0, self.security.credentials())
+        await server.start()
+        stop = asyncio.Event()
+        running = asyncio.create_task(self.coordinator.run(stop))
+        try:
+            yield self
+        finally:
+            stop.set()
+            await running
+            service.dismiss()
+            await server.stop(0)
+
+    def client(self, name):
+        bundle = Bundle.load(self.path / name)
+        return Client(self.address, name, bundle, LAYOUT, backoff=Backoff(tries=1), idle=10)
+
+    async def call(self, holder, method, request):
+        """The reply to a call with the certificate of this holder, or its code and sentence."""
+        shown = credentials(Bundle.load(self.path / holder))
+        async with grpc.aio.secure_channel(self.address, shown) as channel:
+            stub = ps_pb2_grpc.ParameterServerStub(channel)
+            try:
+                return await getattr(stub, method)(request, metadata=((SESSION, "0" * 32),))
+            except grpc.aio.AioRpcError as error:
+                return dict(error.trailing_metadata())[CODE], error.details()
+
+    async def ask(self, action, name="", f=-1, by="alice"):
+        request = ps_pb2.MembersRequest(action=action, name=name, f=f)
+        return await self.call(by, "Members", request)
+
+    async def round(self, *clients):
+        """These workers do a round; returns what each of them was told of its vector."""
+        receipts = []
+        for client in clients:
+            pulled = await client.pull(self.machine.state.round - 1)
+            receipts.append(await client.push(pulled.round, ONES))
+        return receipts
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    pytest.importorskip("cryptography")
+    from varangian.pki.authority import Authority
+
+    authority = Authority.create(tmp_path_factory.mktemp("cluster") / "ca", days=30)
+    authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=10)
+    authority.issue("alice", Role.OPERATOR, days=10)
+    for name in (*WORKERS, "w04"):
+        authority.issue(name, Role.WORKER, days=10)
+    return authority.path
+
+
+@pytest.fixture
+def world(cluster, tmp_path):
+    return World(cluster, tmp_path)
+
+
+def served(test):
+    """The test, while the world of it is serving."""
+
+    @functools.wraps(test)
+    async def during(world, **given):
+        async with world.serving():
+            await test(world, **given)
+
+    return during
+
+
+@contextlib.asynccontextmanager
+async def joined(world, *names):
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(world.client(name)) for name in names]
+        for client in clients:
+            await client.join()
+        yield clients
+
+
+@served
+async def test_an_operator_sees_the_workers(world):
+    async with joined(world, "w00", "w01") as (first, _):
+        await world.round(first)
+        reply = await world.ask("list")
+    rows = [json.loads(line) for line in reply.table.splitlines()]
+    assert [row["name"] for row in rows] == [*WORKERS]
+    assert [row["present"] for row in rows] == [True, True, False, False]
+    assert [row["open_round"] for row in rows] == ["pushed", "", "", ""]
+    assert {row["state"] for row in rows} == {"member"}
+    assert (reply.round, reply.sentence) == (0, "")
+
+
+@pytest.mark.parametrize("holder", ["w00", "server"])
+@served
+async def test_a_worker_may_not_change_members(world, holder):
+    for action in ("admit", "drain", "expel", "list"):
+        code, said = await world.ask(action, "w03", by=holder)
+        assert code == "ROLE"
+        assert "where that of an operator is needed" in said
+    assert world.machine.policy.following is None
+    assert MembersFile.read(world.run.path) is None
+    code, _ = await world.call("alice", "Leave", ps_pb2.LeaveRequest())
+    assert code == "ROLE"
+
+
+async def test_without_certificates_nobody_changes_members():
+    sessions = Sessions(WORKERS, b"0" * 16)
+    server = grpc.aio.server(options=options(4))
+    coordinator = SimpleNamespace(round=0, first=0, pulls=None)
+    service = Service(coordinator, sessions, Contract("run-1", LAYOUT), Limits())
+    server.add_generic_rpc_handlers((service.handlers(),))
+    address = bind(server, "127.0.0.1", 0)
+    await server.start()
+    identity = (
+        ("varangian-worker", "w00"),
+        ("varangian-token", sessions.token("w00")),
+        (SESSION, "0" * 32),
+    )
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = ps_pb2_grpc.ParameterServerStub(channel)
+        for method, request in (("Members", ps_pb2.MembersRequest()), ("Leave", ps_pb2.LeaveRequest())):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await getattr(stub, method)(request, metadata=identity)
+            assert dict(caught.value.trailing_metadata())[CODE] == "UNCERTIFIED"
+    await server.stop(0)
+
+
+@served
+async def test_a_change_that_breaks_the_promise_is_refused(world):
+    reply = await world.ask("drain", "w03")
+    assert reply.sentence == "w03 is gone from round 1 on: 3 workers, quorum 3, f = 1"
+    code, said = await world.ask("drain", "w02")
+    assert code == "MEMBERSHIP"
+    assert "w02 cannot be drained: aggregator: with 2 workers, f = 1 the rule promises nothing" in said
+    assert said.endswith("With --f 0 it could: then no more may be Byzantine.")
+    assert world.machine.policy.following.workers == WORKERS[:3]
+    assert MembersFile.read(world.run.path).workers == WORKERS[:3]
+    reply = await world.ask("drain", "w02", f=0)
+    assert reply.sentence == "w02 is gone from round 1 on: 2 workers, quorum 2, f = 0"
+
+
+@pytest.mark.parametrize(
+    ("action", "name", "said"),
+    [
+        ("drain", "w09", "w09 cannot be drained: the workers of the run are w00, w01, w02, w03."),
+        ("admit", "w00", "w00 cannot be admitted: it is a worker of the run already."),
+        ("admit", "../x", "'../x' cannot be admitted: a name has letters, digits"),
+        ("promote", "w00", "There is no action 'promote'"),
+        ("expel", "", "'' cannot be expelled: a name has letters"),
+    ],
+)
+@served
+async def test_what_cannot_be_is_refused_with_the_reason(world, action, name, said):
+    code, found = await world.ask(action, name)
+    assert code == "MEMBERSHIP"
+    assert said in found
+
+
+async def test_who_was_dealt_samples_of_the_start_stays_alone(cluster, tmp_path):
+    async with World(cluster, tmp_path, ["partition=iid"]).serving() as world:
+        _, found = await world.ask("admit", "w04")
+        assert found.endswith("partition=iid deals the samples among the workers of the start.")
+        assert (await world.ask("drain", "w03")).round == 1
+
+
+@served
+async def test_a_worker_that_is_drained_counts_once_more_and_hears_of_it(world):
+    async with joined(world, *WORKERS) as clients:
+        pulled = [await client.pull(-1) for client in clients]
+        await world.ask("drain", "w03")
+        waiting = asyncio.create_task(clients[0].pull(0))
+        for client, model in zip(clients, pulled, strict=True):
+            assert (await client.push(model.round, ONES)).counted
+        told = await clients[3].pull(0)
+        assert told == Finished("w03 has left the run: it was drained by the operator alice")
+        assert (await waiting).round == 1
+        receipt = await clients[3].push(1, ONES)
+        assert (receipt.counted, receipt.code) == (False, "FINISHED")
+        assert all(receipt.counted for receipt in await world.round(*clients[:3]))
+        async with world.client("w03") as again:
+            with pytest.raises(ClientError, match="it was drained by the operator alice"):
+                await again.join()
+    first, second = world.records
+    assert first.pushes.keys() == {*WORKERS}
+    assert (first.membership, second.missing) == (None, ())
+    assert second.membership["gone"] == {"w03": "it was drained by the operator alice"}
+    assert (second.membership["workers"], second.membership["quorum"]) == ([*WORKERS[:3]], 3)
+
+
+@served
+async def test_the_calls_of_a_worker_that_is_expelled_end_at_once(world):
+    async with joined(world, *WORKERS) as clients:
+        await world.round(clients[3])
+        waiting = asyncio.create_task(clients[3].pull(0))
+        await asyncio.sleep(0.1)
+        await world.ask("expel", "w03")
+        with pytest.raises(ClientError, match="none any more"):
+            await waiting
+        with pytest.raises(ClientError, match="expelled by the operator alice"):
+            await clients[3].join()
+        await world.round(*clients[:3])
+        await world.round(*clients[:3])
+    assert world.records[0].pushes.keys() == {*WORKERS[:3]}
+    assert (world.records[0].dropped, world.records[0].revoked) == ({}, ("w03",))
+    assert world.records[1].revoked == ()
+
+
+@served
+async def test_an_admitted_worker_waits_for_the_first_round_that_is_its_own(world):
+    async with joined(world, *WORKERS) as clients:
+        async with world.client("w04") as stranger:
+            with pytest.raises(ClientError, match="or has admitted"):
+                await stranger.join()
+        await world.ask("admit", "w04")
+        async with world.client("w04") as fifth:
+            await fifth.join()
+            first = asyncio.create_task(fifth.pull(-1))
+            await world.round(*clients)
+            assert (await first).round == 1
+            await world.round(*clients, fifth)
+    assert world.records[1].pushes.keys() == {*WORKERS, "w04"}
+    assert world.records[1].membership["admitted"] == ["w04"]
+
+
+@served
+async def test_a_worker_may_leave_and_only_itself(world):
+    reply = await world.call("w03", "Leave", ps_pb2.LeaveRequest())
+    assert reply.round == 1
+    assert world.machine.policy.leaving == {"w03"}
+    table = (await world.ask("list")).table
+    assert [json.loads(line)["state"] for line in table.splitlines()][3] == "leaving"
+    again = await world.call("w03", "Leave", ps_pb2.LeaveRequest())
+    assert again.round == 1
