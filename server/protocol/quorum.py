@@ -185,8 +185,9 @@ def waiting_is_useless(policy: RunPolicy, state: RunState, answers: Answers) -> 
 
     Without invitations: those who could still answer would not be enough. By invitation: nobody is left who
     could answer; or those who are away could make up the quorum in a later round, which so has to come.
+    So has one with other workers, in which those who are dead can be left out.
     """
-    if len(state.faults) > policy.f:
+    if len(state.faults) > policy.f or policy.following is not None:
         return True
     if not policy.by_invitation:
         most = {w for w in policy.workers if w not in state.faults and w not in state.declined}

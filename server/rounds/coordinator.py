@@ -318,11 +318,13 @@ class Coordinator:
         first = self._machine.follow(change.policy)
         self._changes[first] = change
         now = self._now()
-        for worker in sorted(self._machine.policy.leaving - before.leaving):
-            self._handle(Drain(worker, now))
-        for worker in sorted(change.expelled - self._expelled):
-            self._handle(Withdraw(worker, change.gone[worker], now))
+        leaving, expelled = self._machine.policy.leaving - before.leaving, change.expelled - self._expelled
         self._expelled = change.expelled
+        for worker in sorted(expelled):
+            self._handle(Withdraw(worker, change.gone[worker], now))
+        for worker in sorted(leaving):
+            self._handle(Drain(worker, now))
+        self._handle(Tick(now))  # a round without its quorum no longer waits for it
         return first
 
     def _changeable(self) -> LentRows:

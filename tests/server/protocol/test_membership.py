@@ -9,6 +9,7 @@ from varangian.protos.refusals import Refusal
 from varangian.server.participation.selection import LongestAbsent
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import (
+    Absent,
     Close,
     Committed,
     Drain,
@@ -149,6 +150,16 @@ def test_rounds_that_are_skipped_one_after_the_other_go_by_their_own_members():
     effects = play(machine, Tick(100.0))
     assert [type(e).__name__ for e in effects] == ["Skip", "Members", "Open"]
     assert isinstance(play(machine, *pushes("w00", round=1, at=101.0))[-1], Close)
+
+
+def test_a_run_without_its_quorum_goes_on_when_dead_workers_are_left_out():
+    machine = Machine(POLICY)
+    play(machine, *pushes("w00", "w01"), Absent("w02", 1.0), Absent("w03", 1.0), Tick(100.0))
+    assert machine.state.overdue
+    following(machine, ("w00", "w01"), f=0)
+    effects = machine.handle(Drain("w02", 200.0))
+    assert [type(effect).__name__ for effect in effects] == ["Skip", "Members", "Open"]
+    assert isinstance(play(machine, *pushes("w00", "w01", round=1, at=201.0))[-1], Close)
 
 
 def test_a_later_change_stands_in_the_place_of_one_that_is_to_come():
