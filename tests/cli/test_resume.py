@@ -1,5 +1,7 @@
 """`--resume` on the command line."""
 
+import json
+
 import pytest
 
 from varangian.cli.arguments.durability import NEWEST
@@ -80,3 +82,13 @@ def test_rewind_lists_and_makes_a_run(varangian, killed):
     assert (code, "--output: is of use with --round only" in err) == (2, True)
     code, _, err = varangian("rewind", str(killed), "--round", "3")
     assert (code, "has no checkpoint of round 3. There are those of: 2, 4" in err) == (1, True)
+
+
+def test_a_server_that_is_started_again_does_not_repeat_a_failure(varangian, killed):
+    """Neither without its name, and what fails is said; a supervisor starts the same command again and again."""
+    settings = ("--insecure", *(setting for setting in KEPT if not setting.startswith("backend")))
+    result = {"rounds": 3, "outcome": "failed", "reason": "the model has diverged"}
+    (killed / "result.json").write_text(json.dumps(result))
+    code, _, err = varangian("server", "backend=simulate", *settings, "--resume")
+    assert (code, f"{killed} has failed: the model has diverged." in err) == (1, True)
+    assert f"--resume {killed}" in err

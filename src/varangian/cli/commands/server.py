@@ -10,13 +10,13 @@ import signal
 from contextlib import closing
 from pathlib import Path
 
-from varangian.cli.commands.run import configuration, exit_code, with_shortcuts
+from varangian.cli.commands.run import GoingOn, configuration, exit_code, with_shortcuts
 from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
 from varangian.cli.main import OK, CommandError, ignore_sigterm
 from varangian.cli.tokens import secret
 from varangian.cli.views.progress import Progress, progress
 from varangian.config import RunConfig
-from varangian.launch.checkpoints.resume import RunOver
+from varangian.launch.checkpoints.resume import RunOver, failure
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.output.logs import log_to_stderr
 from varangian.launch.output.run_result import RunResult
@@ -36,6 +36,8 @@ def command(args: argparse.Namespace) -> int:
     """Serve one run to workers elsewhere."""
     settings = [*with_shortcuts(args), *_bind_settings(args.bind)]
     config, going_on = configuration(args, settings, whole=False)
+    if going_on is not None and not args.resume:
+        _check_not_failed(going_on)
     chosen = read_choice(args)
     check(chosen, config.server.host)
     config = with_identity(config, chosen)
@@ -58,6 +60,17 @@ def command(args: argparse.Namespace) -> int:
     except RunError as error:
         raise CommandError(str(error)) from error
     return code
+
+
+def _check_not_failed(going_on: GoingOn) -> None:
+    """A supervisor that starts a server again does not repeat a failure.
+
+    Raises:
+        CommandError: the run that would go on has ended by itself.
+    """
+    folder = going_on.folder
+    if folder is not None and (reason := failure(folder)) is not None:
+        raise CommandError(f"{folder} has failed: {reason}. To go on with it all the same: --resume {folder}")
 
 
 def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:

@@ -227,6 +227,14 @@ def _done(folder: Path) -> int:
         return 0
 
 
+def failure(folder: Path) -> str | None:
+    """The reason why the run in a folder has failed; None if it goes on, was stopped, killed, or is done."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads((folder / RESULT).read_bytes())
+        return str(found["reason"]) if found["outcome"] == "failed" else None
+    return None
+
+
 def _least_epoch(checkpoints: CheckpointFolder) -> int:
     """The least number of the next start, should the lock have been lost."""
     epochs = [0]
