@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ("certs", "server", "worker", "byzantine")
 TRAINING = ("server", "worker", "byzantine")
 REPLICATED = ("worker", "byzantine")
+STATES = {"worker": "honest-states:/state", "byzantine": "byzantine-states:/state"}
 
 
 def documented():
@@ -52,7 +53,8 @@ def test_who_waits_for_health_waits_for_something(compose, name):
 @pytest.mark.parametrize("name", REPLICATED)
 def test_a_replica_takes_nothing_that_there_is_once(compose, name):
     assert not {"ports", "container_name", "hostname"} & compose.services[name].keys()
-    assert all(mount.endswith(":ro") for mount in compose.services[name]["volumes"])
+    written = {mount for mount in compose.services[name]["volumes"] if not mount.endswith(":ro")}
+    assert written == {STATES[name]}, "which has a folder for each worker"
 
 
 def mounts(compose, name):
@@ -62,13 +64,26 @@ def mounts(compose, name):
 
 def test_nobody_sees_the_keys_of_others(compose):
     """A container that attacks could otherwise be any honest worker, or the server, or make new workers."""
-    seen = {name: {volume for volume in mounts(compose, name) if volume != "runs"} for name in TRAINING}
+    seen = {name: {*mounts(compose, name)} for name in TRAINING}
     assert seen == {
-        "server": {"server-certs"},
-        "worker": {"honest-certs"},
-        "byzantine": {"byzantine-certs"},
+        "server": {"server-certs", "runs"},
+        "worker": {"honest-certs", "honest-states"},
+        "byzantine": {"byzantine-certs", "byzantine-states"},
     }
-    assert set(mounts(compose, "certs")) == {"authority"}.union(*seen.values())
+    keys = {volume for volume in set().union(*seen.values()) if volume.endswith("certs")}
+    assert set(mounts(compose, "certs")) == {"authority"} | keys
+
+
+def test_what_crashes_goes_on(compose, apart):
+    """The server with its newest run, workers with what they remember, which lies where they may write."""
+    assert command(compose, "server").resume == ""
+    assert compose.filled(compose.services["server"]["restart"]) == documented()["RESTART"]
+    for name in REPLICATED:
+        settings = load(None, [], compose.settings(name), whole=False)
+        assert STATES[name].endswith(f":{settings.worker.state}")
+        assert compose.services[name]["restart"] == compose.services["server"]["restart"]
+    private = re.search(r"--mode=700 (.*?) \$", " ".join(line[1] for line in instructions()))
+    assert settings.worker.state in private[1].split()
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -189,7 +204,7 @@ def test_apart_each_honest_worker_has_a_volume_of_its_own(compose, apart, provid
     usual = compose.services["worker"]
     for name in honest:
         service = apart.services[name]
-        assert mounts(apart, name) == {f"{name}-certs": "/certs"}
+        assert mounts(apart, name) == {f"{name}-certs": "/certs", f"{name}-states": "/state"}
         own = service | {"volumes": usual["volumes"], "deploy": usual["deploy"]}
         assert own == {key: value for key, value in usual.items() if key != "build"}
     folder = provided(apart, **SMALL)

@@ -40,7 +40,8 @@ def start(compose, port, tmp_path, insecure):
         words = [local.get(word, word) for word in words]
         place = str(seen_at(compose, name, tmp_path))
         settings = compose.settings(name, **CHANGES, VARANGIAN_INSECURE=insecure)
-        settings = {key: value.replace("/certs", place) for key, value in settings.items()}
+        for before, here in {"/certs": place, "/state": str(tmp_path / "state")}.items():
+            settings = {key: value.replace(before, here) for key, value in settings.items()}
         environment = os.environ | settings | {"PYTHONPATH": str(SOURCE)}
         process = subprocess.Popen(
             [sys.executable, "-m", "varangian", *words],
