@@ -85,7 +85,7 @@ def test_rewind_lists_and_makes_a_run(varangian, killed):
 
 
 def test_a_server_that_is_started_again_does_not_repeat_a_failure(varangian, killed):
-    """Neither without its name, and what fails is said; a supervisor starts the same command again and again."""
+    """A supervisor types the same command again and again; who names the folder means it."""
     settings = ("--insecure", *(setting for setting in KEPT if not setting.startswith("backend")))
     result = {"rounds": 3, "outcome": "failed", "reason": "the model has diverged"}
     (killed / "result.json").write_text(json.dumps(result))

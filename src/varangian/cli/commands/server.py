@@ -70,7 +70,9 @@ def _check_not_failed(going_on: GoingOn) -> None:
     """
     folder = going_on.folder
     if folder is not None and (reason := failure(folder)) is not None:
-        raise CommandError(f"{folder} has failed: {reason}. To go on with it all the same: --resume {folder}")
+        raise CommandError(
+            f"{folder} has failed: {reason}. To go on with it all the same: --resume {folder}"
+        )
 
 
 def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:

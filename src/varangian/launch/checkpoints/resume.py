@@ -228,7 +228,7 @@ def _done(folder: Path) -> int:
 
 
 def failure(folder: Path) -> str | None:
-    """The reason why the run in a folder has failed; None if it goes on, was stopped, killed, or is done."""
+    """The reason why the run in a folder has ended by itself before its last round; None if it has not."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((folder / RESULT).read_bytes())
         return str(found["reason"]) if found["outcome"] == "failed" else None
