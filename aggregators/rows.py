@@ -120,11 +120,20 @@ class Rows:
             columns = slice(start, min(start + width, self.d))
             yield columns, self.block(columns.start, columns.stop, dtype)
 
-    @cached_property
+    @property
     def contiguous(self) -> Rows:
         """The same rows, each in one piece of memory."""
+        return self if self._copied is None else self._copied
+
+    @cached_property
+    def _copied(self) -> Rows | None:
+        """Copies, each in one piece of memory; None where all of the rows are.
+
+        Not these rows themselves: that would be a circle, and the vectors of a round would stay in memory
+        until the garbage collector finds them.
+        """
         if all(vector.is_contiguous() for vector in self.vectors):
-            return self
+            return None
         return Rows(tuple(vector.contiguous() for vector in self.vectors))
 
     @cached_property

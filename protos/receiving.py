@@ -49,7 +49,7 @@ class PayloadSink:
         self._landed = landed
         self._hash = xxhash.xxh3_128()
         self._lock = threading.Lock()
-        self._closed: Exception | None = None
+        self._closed: Callable[[], Exception] | None = None
 
     @property
     def complete(self) -> bool:
@@ -112,7 +112,7 @@ class PayloadSink:
             raise _damaged(found, content_digest)
         with self._lock:
             if self._closed is not None:
-                raise self._closed
+                raise self._closed()
             store(data)
             self.passed = self.size
 
@@ -120,7 +120,7 @@ class PayloadSink:
         """Receive once, at most so many of the next bytes, into the memory where they belong."""
         with self._lock:
             if self._closed is not None:
-                raise self._closed
+                raise self._closed()
             memory = self._memory(self.passed)[: min(most, self.size - self.passed)]
             if count := receive(memory):
                 piece = memory[:count]
@@ -130,10 +130,13 @@ class PayloadSink:
                 self.passed += count
             return count
 
-    def close(self, error: Exception) -> None:
-        """Accept no more bytes from any thread: later ones raise this error."""
+    def close(self, error: Callable[[], Exception]) -> None:
+        """Accept no more bytes from any thread: later ones raise an error that this makes."""
         with self._lock:
             self._closed = error
+            # They may be methods of the owner of this sink: that would be a circle, and the memory that
+            # it has written to would stay until the garbage collector finds it, many rounds later.
+            self._memory, self._landed = _no_memory, None
 
     def finish(self, content_digest: bytes) -> None:
         """There are no more bytes, and this is what the whole payload should hash to.
@@ -146,6 +149,11 @@ class PayloadSink:
         check_digest(content_digest)
         if (found := self._hash.digest()) != content_digest:
             raise _damaged(found, content_digest)
+
+
+def _no_memory(at: int) -> memoryview:
+    """The memory of a sink that is closed."""
+    return memoryview(b"")
 
 
 def _damaged(found: bytes, promised: bytes) -> Refused:

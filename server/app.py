@@ -30,7 +30,7 @@ from varangian.server.identity.tls import Security
 from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
 from varangian.server.process import frozen_garbage_collector, touch_heartbeat
 from varangian.server.transport.administration import MemberDesk
-from varangian.server.transport.grpc_server import bind, options
+from varangian.server.transport.grpc_server import CallHandlers, bind, options
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.service import Service
 
@@ -101,7 +101,10 @@ async def serve(
     refusals = Refusals(refused)
     lookahead = inline_lookahead(limits.inline_bytes(layout.numel))
     server = grpc.aio.server(options=options(len(sessions.names), lookahead))
+    handlers = CallHandlers()
+    server.add_generic_rpc_handlers((handlers,))
     async with AsyncExitStack() as stack:
+        stack.callback(handlers.clear)
         # The port with a number first: any free port could be the same.
         address = bind(server, host, port, security.credentials() if security else None)
         try:
@@ -117,7 +120,7 @@ async def serve(
             coordinator, sessions, contract, limits, data_listener, leaving, security, end, refusals, desk
         )
         stack.callback(service.dismiss)
-        server.add_generic_rpc_handlers((service.handlers(),))
+        service.add_to(handlers)
         await server.start()
         log.info("%s", descriptors.describe_limit(len(sessions.names), data_listener is not None))
         ready(address)

@@ -18,6 +18,7 @@ from varangian.plugins import InputError
 from varangian.protos.network import descriptors
 from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.network.malloc import keep_large_blocks
+from varangian.protos.network.thread_results import result_of
 from varangian.worker.loop import work
 from varangian.worker.misbehaving import MisbehavingClient
 from varangian.worker.signals import SignalHandling
@@ -163,21 +164,21 @@ async def _run_member(
     backoff: Backoff,
 ) -> int:
     """Work under the first of these names that is free, until the run is finished or refuses it."""
-    loop, task = asyncio.get_running_loop(), worker_compute.task
+    task = worker_compute.task
 
     async def compute(client: Client, round: int, parameters: Tensor) -> Tensor | None:
         name, run, epoch = client.name, client.run, client.terms.epoch
-        vector = await loop.run_in_executor(executor, history.compute, name, run, epoch, round, parameters)
+        vector = await result_of(executor.submit(history.compute, name, run, epoch, round, parameters))
         if vector is not None:
             await asyncio.sleep(_seconds(task, name, round))
         return vector
 
     async def rewind(client: Client, round: int) -> tuple[int, Tensor] | None:
-        unconfirmed = await loop.run_in_executor(
-            executor, history.rewind, client.name, client.run, client.terms, round
+        unconfirmed = await result_of(
+            executor.submit(history.rewind, client.name, client.run, client.terms, round)
         )
         if isinstance(client, MisbehavingClient):
-            client.memory = await loop.run_in_executor(executor, history.line_memory, client.name, round)
+            client.memory = await result_of(executor.submit(history.line_memory, client.name, round))
             client.keep = partial(keep_line, client)
         return unconfirmed
 

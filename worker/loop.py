@@ -124,3 +124,4 @@ async def _compute_alive(
         return task.result()
     finally:
         task.cancel()
+        del task  # an error that it holds, and that has come through here, would hold it

@@ -41,7 +41,7 @@ from varangian.worker.transport.channel import Connection
 from varangian.worker.transport.client import Client, Receipt
 from varangian.worker.transport.data_channel import LeasedConnection, ShownTicket, cancel_and_wait
 from varangian.worker.transport.data_connection import OpenConnection
-from varangian.worker.transport.errors import FailedCall
+from varangian.worker.transport.errors import FailedCall, is_cancelled
 from varangian.worker.transport.retry import DEFAULT_BACKOFF, Backoff
 from varangian.worker.transport.tls import Proof
 
@@ -193,9 +193,7 @@ class MisbehavingClient(Client):
         except Refused as error:
             answer = Answer(error.refusal.code, str(error))
         except asyncio.CancelledError:
-            # Also raised by a call that ended with its channel: then nobody has cancelled this task.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
             answer = Answer(grpc.StatusCode.CANCELLED.name, "the call was cancelled")
         if not self.answered[answer.code]:

@@ -25,6 +25,7 @@ from varangian.protos.data_channel.transfer import (
     SocketWait,
     Transfer,
 )
+from varangian.protos.network.thread_results import result_of
 from varangian.protos.receiving import Fill
 
 __all__ = ["TICKET", "TURN_BYTES", "DataConnection", "DataConnectionError", "Transfer"]
@@ -191,12 +192,15 @@ class DataConnection:
         self._turn = self._threads.submit(turn)
         try:
             # A turn that has begun does not end with who waits for it; until then it keeps the socket.
-            moved = await asyncio.wrap_future(self._turn)
+            moved = await result_of(self._turn)
         except asyncio.CancelledError:
             self.close()
             raise
         except OSError as error:
             raise _as_connection_error(error) from None
+        finally:
+            if self._turn is not None and self._turn.done():
+                self._turn = None  # an error that it holds would hold this connection
         if self.closed:
             raise DataConnectionError("The connection was closed.")
         return moved

@@ -113,7 +113,7 @@ class DataListener:
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._tasks = set[asyncio.Task[None]]()
         self._tickets: dict[bytes, DataTicket] = {}
-        crowded = partial(self._refuse, STRANGER, Refusal.CROWD)
+        crowded = partial(_refuse, on_refusal, STRANGER, Refusal.CROWD)
         self._unidentified = BoundedTasks(limits.unidentified, crowded)
         self._unused: dict[str, BoundedTasks] = {}
 
@@ -200,7 +200,7 @@ class DataListener:
 
     def _unused_of(self, worker: str) -> BoundedTasks:
         """The connections of a worker that carry nothing just now."""
-        crowded = partial(self._refuse, worker, Refusal.CROWD)
+        crowded = partial(_refuse, self._on_refusal, worker, Refusal.CROWD)
         return self._unused.setdefault(worker, BoundedTasks(self._most_unused, crowded))
 
     async def _first_ticket(self, connection: DataConnection) -> DataTicket | None:
@@ -209,7 +209,7 @@ class DataListener:
             async with asyncio.timeout(self._limits.first_ticket):
                 return await self._read_ticket(connection, STRANGER)
         except TimeoutError:
-            self._refuse(STRANGER, Refusal.SILENT)
+            _refuse(self._on_refusal, STRANGER, Refusal.SILENT)
         except OSError as error:
             log.debug("data port: a connection ended before it showed a ticket: %s", error)
         return None
@@ -218,8 +218,10 @@ class DataListener:
         """Read the next ticket; None, and the connection is refused, for anything else."""
         ticket = self._tickets.get(await connection.read_exactly(TICKET))
         if ticket is None:
-            self._refuse(who, Refusal.TICKET)
+            _refuse(self._on_refusal, who, Refusal.TICKET)
         return ticket
 
-    def _refuse(self, who: str, refusal: Refusal) -> None:
-        self._on_refusal(who, refusal.code, refusal.sentence)
+
+def _refuse(on_refusal: OnRefusal, who: str, refusal: Refusal) -> None:
+    """Tell of a connection that is closed."""
+    on_refusal(who, refusal.code, refusal.sentence)

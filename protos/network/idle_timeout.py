@@ -15,15 +15,20 @@ class IdleTimeout:
 
     def __init__(self, idle: float, timer: asyncio.Timeout) -> None:
         self._idle = idle
-        self._timer = timer
+        self._timer: asyncio.Timeout | None = timer
         self._now = asyncio.get_running_loop().time
 
     async def wait(self, message: Awaitable[T]) -> T:
         """Wait for the other end. The time between two waits does not count."""
+        assert self._timer is not None, "its context is over"
         self._timer.reschedule(self._now() + self._idle)
         result = await message
         self._timer.reschedule(None)
         return result
+
+    def end(self) -> None:
+        """Forget the timer. That knows its task, and an error that ends the task may know this."""
+        self._timer = None
 
 
 @asynccontextmanager
@@ -34,4 +39,8 @@ async def idle_timeout(idle: float) -> AsyncGenerator[IdleTimeout, None]:
         TimeoutError: one wait has taken `idle` seconds.
     """
     async with asyncio.timeout(None) as timer:
-        yield IdleTimeout(idle, timer)
+        waits = IdleTimeout(idle, timer)
+        try:
+            yield waits
+        finally:
+            waits.end()

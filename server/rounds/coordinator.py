@@ -80,6 +80,7 @@ from varangian.server.rows.storage import (
 )
 from varangian.server.training.learner import Aggregation, Learner
 from varangian.server.training.parameters import Snapshot, Version
+from varangian.weak_methods import weakly
 
 __all__ = ["Clock", "Coordinator", "Overtaken", "Slot", "Snapshot", "Status"]
 
@@ -165,7 +166,7 @@ class Coordinator:
         self._d = learner.parameters.numel()
         self._windowed: WindowedRounds | None = None
         if window:
-            listener = WindowListener(self._refusal, self._settle, self._fail)
+            listener = WindowListener(weakly(self._refusal), weakly(self._settle), weakly(self._fail))
             self._windowed = WindowedRounds(machine, learner, self._compute.run, clock, listener, rows)
         self._storage: RowStorage
         self._uploads: UploadStorage | None = self._windowed
@@ -176,8 +177,12 @@ class Coordinator:
             self._storage = self._handed = RowsInPlace(rows)
         else:
             count = row_slots or len(machine.policy.workers)
-            self._storage = self._handed = self._uploads = LentRows(count, self._d, rows, self._needed)
-        self._listener = self._windowed.slot_listener if self._windowed else SlotListener(self._refusal)
+            self._storage = self._handed = self._uploads = LentRows(
+                count, self._d, rows, weakly(self._needed)
+            )
+        self._listener = (
+            self._windowed.slot_listener if self._windowed else SlotListener(weakly(self._refusal))
+        )
         self._slots: dict[Worker, Slot] = {}
         self._given = -1
         """The last round whose rows were given to the rule, whatever came of it."""
@@ -197,7 +202,7 @@ class Coordinator:
         self._more: asyncio.Future[None] | None = None
         """While `run` waits for a task."""
         self._idle = asyncio.Event()
-        self._alarm = Alarm(clock, self._tick)
+        self._alarm = Alarm(clock, weakly(self._tick))
         self.checkpointing = Checkpointing(machine, learner, self._row_source, keeper, connected)
         if state is not None:
             self._given = self.checkpointing.restore(state, partial(self._put_back, rows))
@@ -206,7 +211,7 @@ class Coordinator:
         self._closing: int | None = None
         """The round that was open when a stop came."""
         self._model = LatestValue(Snapshot.of(learner.version, machine.state.round), clock)
-        self.pulls = Pulls(machine, self._handle, self._model, clock, places_last)
+        self.pulls = Pulls(machine, weakly(self._handle), self._model, clock, places_last)
 
     async def offer(
         self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32

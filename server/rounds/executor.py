@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import torch
+
+from varangian.protos.network.thread_results import result_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,8 +34,3 @@ class ComputeThread:
     def close(self) -> None:
         if self._owned:
             self._executor.shutdown(wait=False)
-
-
-async def result_of(work: Future[T]) -> T:
-    """The result of work; one that is there at once is no reason to go round the event loop."""
-    return work.result() if work.done() else await asyncio.wrap_future(work)

@@ -28,6 +28,7 @@ from varangian.server.rounds.clock import Alarm, Clock
 from varangian.server.rows.slot import Slot, SlotListener
 from varangian.server.rows.storage import allocate_rows
 from varangian.server.training.learner import Aggregation, Learner
+from varangian.weak_methods import weakly
 
 InThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
 
@@ -99,7 +100,6 @@ class WindowedRounds:
         self._d, self._block = learner.parameters.numel(), block_columns()
         workers, self._kept = machine.policy.workers, window_columns(self._d)
         self._rows = dict(zip(workers, allocate_rows(len(workers), self._kept, dtype), strict=True))
-        self.slot_listener = SlotListener(self.refusal, self.progressed, self.wait_for_room)
         self._window = Window(machine.policy, self._d, self._block, BLOCKS, self._patience())
         self._attempts = WeakKeyDictionary[Slot, int]()
         """In which attempt at the round each slot was opened, or `LOST`."""
@@ -108,7 +108,12 @@ class WindowedRounds:
         self._in_progress: _Update | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiters = set[asyncio.Future[None]]()
-        self._alarm = Alarm(clock, self.update)
+        self._alarm = Alarm(clock, weakly(self.update))
+
+    @property
+    def slot_listener(self) -> SlotListener:
+        """The interface of these rounds for slots."""
+        return SlotListener(self.refusal, self.progressed, self.wait_for_room)
 
     def lend(self, worker: Worker, round: int) -> Refusal | None:
         """Why a worker need not offer anything for this round any more."""
@@ -146,6 +151,8 @@ class WindowedRounds:
             if self._lose(slot) == self._window.attempt:
                 self._window.lose(slot.worker, now)
             self._window.clear(slot.worker, now)
+            if self._slots.get(slot.worker) is slot:
+                del self._slots[slot.worker]
             self.update()
         elif slot not in self._attempts:
             self._follow()

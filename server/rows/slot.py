@@ -194,7 +194,7 @@ class Slot:
     def close(self) -> None:
         """Accept no more bytes from any thread."""
         self.closed = True
-        self.sink.close(Overtaken(Refusal.UNOFFERED))
+        self.sink.close(lambda: Overtaken(Refusal.UNOFFERED))
 
     def _memory(self, at: int) -> memoryview:
         """Memory for the bytes from here on: the row, or a buffer where numbers have to be converted."""

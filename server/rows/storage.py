@@ -72,7 +72,7 @@ class LentRows:
         needed: whether the vector of a worker is still on its way, waits to be used, or is being used.
     """
 
-    def __init__(self, count: int, d: int, dtype: Dtype, needed: Callable[[Worker], bool]) -> None:
+    def __init__(self, count: int, d: int, dtype: Dtype, needed: Callable[[Worker], bool | None]) -> None:
         self._d = d
         self._rows: tuple[Tensor, ...] = allocate_rows(count, d, dtype).unbind()
         self._needed = needed

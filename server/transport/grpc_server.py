@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
 import grpc
 import grpc.aio
 
@@ -20,6 +23,32 @@ STREAMS = 8
 """Calls that one connection may have open. A worker has at most six, and one connection."""
 METADATA = 16 << 10
 """Bytes of the headers of one call."""
+
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class CallHandlers(grpc.GenericRpcHandler):
+    """The handlers of calls by name, for as long as the server runs.
+
+    For each call gRPC leaves a circle of references to what it was given here. So that it does not keep the
+    run in memory until the garbage collector comes, there is nothing in it after `clear`.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+
+    def add(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """Serve the calls of a service, by their names in it."""
+        self._handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """The handler of a call; None for a call that there is not."""
+        return self._handlers.get(handler_call_details.method)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._handlers = {}
 
 
 def options(workers: int, lookahead: int = LOOKAHEAD) -> tuple[tuple[str, int], ...]:

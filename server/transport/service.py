@@ -41,8 +41,10 @@ from varangian.server.transport.administration import Administration, MemberDesk
 from varangian.server.transport.call_admission import CallAdmission
 from varangian.server.transport.calls import Call, Context
 from varangian.server.transport.downloads import AGAIN, Downloads
+from varangian.server.transport.grpc_server import CallHandlers, Handler
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.status_reply import StatusReplies
+from varangian.weak_methods import weakly
 
 if TYPE_CHECKING:
     from varangian.server.identity.tls import Security
@@ -68,13 +70,21 @@ def answer_refusals(
 
     @functools.wraps(handler)
     async def answer(self: Service, _: object, context: Context) -> R:
-        call = Call(context)
+        try:
+            return await attempt(self, Call(context))
+        except (grpc.aio.AbortError, asyncio.CancelledError) as ended:
+            # It is kept by the call that it ends, and keeps the frames that it has come through, which know
+            # the call and the run: a circle. Now it has come through this one, which knows neither.
+            del self, context
+            raise ended.with_traceback(None)  # noqa: B904
+
+    async def attempt(self: Service, call: Call) -> R:
         try:
             with self.revocation.open_calls.call(call.caller[1]):
                 await self._door.admit(call)
                 return await handler(self, call)
         except Refused as error:
-            refused = error
+            refused = error.with_traceback(None)  # whose frames would hold it
         return await self.refuse(call, refused)
 
     return answer
@@ -131,29 +141,24 @@ class Service:
             limits.status,
         )
         self._logged = set[tuple[str, str]]()
-        coordinator.on_members = self._change_members
+        coordinator.on_members = weakly(self._change_members)
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The calls by name, on bytes: parsing is ours."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                # All of them as streams: gRPC would wait without end for the one message of a unary call.
-                "Join": grpc.stream_unary_rpc_method_handler(self.join),
-                "Pull": grpc.stream_stream_rpc_method_handler(self.pull),
-                **(
-                    {"PullInline": grpc.stream_unary_rpc_method_handler(self.pull_inline)}
-                    if self._inline
-                    else {}
-                ),
-                "Push": grpc.stream_unary_rpc_method_handler(self.push),
-                "Attend": grpc.stream_stream_rpc_method_handler(self.attend),
-                "Decline": grpc.stream_unary_rpc_method_handler(self.decline),
-                "Status": grpc.stream_unary_rpc_method_handler(self.status),
-                "Members": grpc.stream_unary_rpc_method_handler(self.members),
-                "Leave": grpc.stream_unary_rpc_method_handler(self.leave),
-            },
-        )
+    def add_to(self, handlers: CallHandlers) -> None:
+        """Serve the calls, on bytes: parsing is ours."""
+        found: dict[str, Handler] = {
+            # All of them as streams: gRPC would wait without end for the one message of a unary call.
+            "Join": grpc.stream_unary_rpc_method_handler(self.join),
+            "Pull": grpc.stream_stream_rpc_method_handler(self.pull),
+            "Push": grpc.stream_unary_rpc_method_handler(self.push),
+            "Attend": grpc.stream_stream_rpc_method_handler(self.attend),
+            "Decline": grpc.stream_unary_rpc_method_handler(self.decline),
+            "Status": grpc.stream_unary_rpc_method_handler(self.status),
+            "Members": grpc.stream_unary_rpc_method_handler(self.members),
+            "Leave": grpc.stream_unary_rpc_method_handler(self.leave),
+        }
+        if self._inline:
+            found["PullInline"] = grpc.stream_unary_rpc_method_handler(self.pull_inline)
+        handlers.add(SERVICE, found)
 
     @answer_refusals
     async def join(self, call: Call) -> bytes:

@@ -1,10 +1,12 @@
 """Inputs that count as n vectors, and errors about those that do not."""
 
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.collecting import uncollected
 
 from varangian.aggregators import Rows, RowsError
 
@@ -101,3 +103,13 @@ def test_kept_rows() -> None:
 def test_float16_array_and_plain_numbers() -> None:
     assert Rows.of(np.ones((2, 3), dtype=np.float16)).dtype == torch.float16
     assert Rows.of([[1.0, 2.0], [3.0, 4.0]]).d == 2
+
+
+def test_rows_are_freed_without_the_garbage_collector():
+    rows = Rows.of(torch.ones(3, 4))
+    assert rows.contiguous is rows
+    assert Rows.of(torch.ones(4, 3).T).contiguous.vectors[0].is_contiguous()
+    with uncollected():
+        gone = weakref.ref(rows)
+        del rows
+        assert gone() is None

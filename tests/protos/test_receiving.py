@@ -141,7 +141,7 @@ def test_nothing_lands_once_it_is_closed_also_from_a_thread():
     thread = threading.Thread(target=sink.fill, args=(receive, 4))
     thread.start()
     assert asked.wait(20)
-    closing = threading.Thread(target=sink.close, args=(KeyError("given up"),))
+    closing = threading.Thread(target=sink.close, args=(lambda: KeyError("given up"),))
     closing.start()  # it waits for what is on its way
     go.set()
     thread.join()

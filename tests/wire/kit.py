@@ -162,7 +162,7 @@ class Run:
 
         self.learner, self.again = learner(), learner
         machine = RecordingMachine(policy)
-        machine.parameters = lambda: self.learner.digest()
+        machine.parameters = self.learner.digest
         self.recorder, self.rules = machine.recorder, Rules(quorum, f, honest=names, requires=requires)
         self.service = {key: options.pop(key) for key in SERVICE if key in options}
         self.coordinator = Coordinator(

@@ -81,12 +81,15 @@ class Stage:
         @functools.wraps(original)
         async def held(*given):
             first = whose(*given) == VICTIM and not self.reached.is_set()
-            if first and when == "before":
-                await self.wait()
-            answer = await original(*given)
-            if first and when == "after":
-                await self.wait()
-            return answer
+            try:
+                if first and when == "before":
+                    await self.wait()
+                answer = await original(*given)
+                if first and when == "after":
+                    await self.wait()
+                return answer
+            finally:
+                del given  # a refusal is kept with this frame, as those of the server are
 
         return held
 
@@ -183,7 +186,10 @@ class Story:
             if life and self.kind == "invited":
                 await client.join()
                 self.again.set()  # whoever was gone is invited again when there is a place, in any round
-            return await work(client, compute)
+            try:
+                return await work(client, compute)
+            finally:
+                del client.push  # with which it would be in a circle
 
     async def struck(self, place):
         """How the victim ends, after what happens to it at the stage."""

@@ -15,7 +15,7 @@ import grpc.aio
 from varangian.protos import ps_pb2
 from varangian.protos.refusals import Reaction, Refusal
 from varangian.worker.transport.channel import Connection
-from varangian.worker.transport.errors import FailedCall
+from varangian.worker.transport.errors import FailedCall, is_cancelled
 
 AGAIN = 0.2
 """Seconds before the call is made again after its connection broke."""
@@ -47,9 +47,10 @@ class Attendance:
         self._task = asyncio.create_task(self._attend(run))
 
     async def end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
 
     async def _attend(self, run: str) -> None:
         request = ps_pb2.AttendRequest(run_id=run).SerializeToString()
@@ -70,9 +71,7 @@ class Attendance:
                 return LATER if failed.reaction in (Reaction.RETRY, Reaction.RENEW) else None
             return None if failed.status is grpc.StatusCode.UNIMPLEMENTED else AGAIN
         except asyncio.CancelledError:
-            # Also raised by a call that ended with its channel: then nobody has cancelled this task.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
             return AGAIN
         finally:

@@ -34,7 +34,7 @@ from varangian.protos.text import escape
 from varangian.worker.transport.attendance import Attendance
 from varangian.worker.transport.channel import Connection
 from varangian.worker.transport.download import Incoming, message
-from varangian.worker.transport.errors import SENTENCE_LIMIT, FailedCall
+from varangian.worker.transport.errors import SENTENCE_LIMIT, FailedCall, is_cancelled
 from varangian.worker.transport.results import Finished, Pulled, Receipt
 from varangian.worker.transport.retry import DEFAULT_BACKOFF, Backoff
 from varangian.worker.transport.tls import Proof
@@ -201,15 +201,14 @@ class Client:
 
         async def attempt() -> Receipt:
             nonlocal tries
-            if self._start != start:
-                return Receipt(
-                    False, Refusal.RUN.code, "The server was started again; pull its parameters."
-                )
-            if tries and not outgoing.digest:
-                await asyncio.to_thread(outgoing.compute_digest)
-            tries += 1
-            receipt = await self._push(round, outgoing)
-            return await attempt() if receipt.code == Refusal.REPEATED.code and tries == 1 else receipt
+            while self._start == start:
+                if tries and not outgoing.digest:
+                    await asyncio.to_thread(outgoing.compute_digest)
+                tries += 1
+                receipt = await self._push(round, outgoing)
+                if receipt.code != Refusal.REPEATED.code or tries > 1:
+                    return receipt
+            return Receipt(False, Refusal.RUN.code, "The server was started again; pull its parameters.")
 
         return await self._persistently(f"push round {round}", attempt)
 
@@ -234,7 +233,7 @@ class Client:
             try:
                 return await self._once(what, call)
             except TransientError as error:
-                passing = error
+                passing = error.with_traceback(None)  # whose frames would hold it
             failures, waited = failures + 1, self._now() - began
             delay = next(delays, None)
             if delay is None or waited >= self._patience(passing):
@@ -283,9 +282,7 @@ class Client:
             await self._connection.refresh()
             return await call()
         except asyncio.CancelledError:
-            # Also raised by a call that ended with its channel: then nobody has cancelled this task.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
             failed = FailedCall(grpc.StatusCode.CANCELLED, "", "the call was cancelled", None)
         except TimeoutError:

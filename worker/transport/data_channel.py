@@ -121,6 +121,7 @@ class LeasedConnection:
             return True
         finally:
             await cancel_and_wait(moving)
+            del moving, over  # an error that they hold, and that has come through here, would hold them
 
     async def wait_until_arrived(self, over: asyncio.Future[bool], timer: IdleTimeout) -> None:
         """Wait until all bytes have arrived, the connection broke, or the call is done.

@@ -131,7 +131,10 @@ async def _connect(host: str, port: int) -> socket.socket:
                     return await _connect_to(family, address)
             except OSError as error:
                 failure = error
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # which has this frame now
 
 
 async def _connect_to(family: int, address: Any) -> socket.socket:

@@ -137,8 +137,9 @@ class Download:
             return await leased.carry(carry, again) and not await timer.wait(again)
         finally:
             # A thread may still be busy for a moment with a connection that was given up.
-            self.sink.close(DataConnectionError("It was given up."))
+            self.sink.close(lambda: DataConnectionError("It was given up."))
             await cancel_and_wait(again)
+            del again  # an error that it holds, and that has come through here, would hold it
 
 
 async def message(call: Any, timer: IdleTimeout) -> bytes | None:

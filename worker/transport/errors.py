@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 import grpc
@@ -92,3 +93,12 @@ class FailedCall:
 
     def __str__(self) -> str:
         return f"{self.words} {self.hint}".rstrip()
+
+
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled this task.
+
+    A call that ended with its channel raises `CancelledError`, too.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

@@ -54,6 +54,7 @@ from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
+from varangian.weak_methods import weakly
 from varangian.worker.training.compute import VectorSource, WorkerCompute
 
 WORTH_A_WORD = 10**8
@@ -265,7 +266,7 @@ class ServerRun:
             Origin.of(self.start, self.folder.path.name, self.terms.epoch, self.worker_compute.layout),
             self.note,
             lock=self.lock,
-            own=self.progress,
+            own=weakly(self.progress),
             without_copy=self.account.snapshot == 0,
             before=None if self.resumed is None else self.resumed.checkpoint,
         )

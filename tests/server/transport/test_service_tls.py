@@ -15,7 +15,7 @@ from varangian.protos.layout import Layout
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import CertificateRenewal, Security
 from varangian.server.limits.limits import Limits
-from varangian.server.transport.grpc_server import bind, options
+from varangian.server.transport.grpc_server import CallHandlers, bind, options
 from varangian.server.transport.service import Service
 from varangian.worker.transport.client import Client, ClientError
 from varangian.worker.transport.retry import Backoff
@@ -34,8 +34,9 @@ def serving():
         sessions = Sessions(["w00", "w01"], None, certificate_reader=security.certificate_reader)
         coordinator = SimpleNamespace(round=0, first=0, pulls=None)
         server = grpc.aio.server(options=options(3))
-        service = Service(coordinator, sessions, Contract("run-1", LAYOUT), Limits())
-        server.add_generic_rpc_handlers((service.handlers(),))
+        handlers = CallHandlers()
+        Service(coordinator, sessions, Contract("run-1", LAYOUT), Limits()).add_to(handlers)
+        server.add_generic_rpc_handlers((handlers,))
         address = bind(server, "127.0.0.1", 0, security.credentials())
         await server.start()
         try:

@@ -103,7 +103,6 @@ class Vectorised:
         self._names = [name for name, _ in trainer.layout.entries]
         self._shapes = [shape for _, shape in trainer.layout.entries]
         self._sizes = [torch.Size(shape).numel() for shape in self._shapes]
-        self._losses = torch.vmap(self._loss)
 
     def __call__(
         self, parameters: Tensor, x: Any, y: Any, purposes: Sequence[Purpose], rows: Tensor
@@ -114,7 +113,7 @@ class Vectorised:
         plain = sdpa_kernel(SDPBackend.MATH)
         with torch.enable_grad(), plain, self._trainer.seeded("together"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            total = self._losses(copies, x, y).sum()
+            total = torch.vmap(self._loss)(copies, x, y).sum()
         found = torch.autograd.grad(total, copies, allow_unused=True, materialize_grads=True)
         for part, gradient in zip(self._parts(rows), found, strict=True):
             part.copy_(gradient)

@@ -69,7 +69,7 @@ class CheckpointKeeper:
         note: Note,
         *,
         lock: FolderLock | None = None,
-        own: Callable[[], Plain] = dict,
+        own: Callable[[], Plain | None] = dict,
         without_copy: bool = False,
         before: Mapping[str, Any] | None = None,
     ) -> None:

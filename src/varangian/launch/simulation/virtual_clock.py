@@ -28,11 +28,15 @@ class VirtualTime:
     def __init__(self) -> None:
         self.now = 0.0
         """Seconds."""
-        self.clock = Clock(lambda: self.now, self._call_later)
         self._due: list[_Alarm] = []
         self._set = 0
         self._kept: float | None = None
         """The time of the alarm that was set when the state was kept, until it is set again."""
+
+    @property
+    def clock(self) -> Clock:
+        """A clock of this time."""
+        return Clock(lambda: self.now, self._call_later)
 
     @property
     def next_at(self) -> float | None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from varangian.launch.server_run import ServerRun
 from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.plugins import InputError
+from varangian.protos.network.thread_results import result_of
 from varangian.server.rounds.coordinator import Coordinator
-from varangian.server.rounds.executor import result_of
 from varangian.server.rounds.pulls import PendingPull
 from varangian.server.training.parameters import Snapshot
 from varangian.worker.transport.results import Declined
