@@ -44,33 +44,11 @@ def rows(page):
 
 
 def test_every_fault_has_a_test_or_a_reason():
-    """Or says that nothing is promised yet, and then promises nothing."""
     faults = [row for row in rows("docs/FAULTS.md") if len(row) == 4]
     assert [row[0] for row in faults] == [f"{number}" for number in range(1, 76)]
     promises = [row for row in rows("docs/FAULTS.md") if len(row) == 2]
     assert [row[0][:3] for row in promises] == [f"P{number}:" for number in range(1, 9)]
-    for *_, happens, shown in (*faults, *promises):
-        if shown == "not yet":
-            assert happens == "not yet" or happens.startswith("P")
-        else:
-            scripts = re.findall(r"`(benchmarks/\w+\.py)`", shown)
-            assert all((ROOT / script).is_file() for script in scripts)
-            assert scripts or re.search(r"`tests/[\w/]+\.py::\w+`", shown) or shown.startswith("reason: ")
-
-
-TO_COME = {
-    "56": ("tests/wire/test_resume.py", "test_a_server_is_found_at_another_address_of_its_name"),
-}
-"""The tests of faults of which nothing is promised yet."""
-
-
-def test_a_fault_whose_test_is_there_has_it():
-    """So "not yet" does not outlive its reason."""
-    open_ = {row[0] for row in rows("docs/FAULTS.md") if row[-1] == "not yet" and row[0].isdigit()}
-    assert open_ <= TO_COME.keys()
-    there = {number for number in open_ if is_there(*TO_COME[number])}
-    assert not there, f"rows {sorted(there)} of docs/FAULTS.md can name their tests now"
-
-
-def is_there(path, name):
-    return (ROOT / path).is_file() and name in functions(path)
+    for *_, shown in (*faults, *promises):
+        scripts = re.findall(r"`(benchmarks/\w+\.py)`", shown)
+        assert all((ROOT / script).is_file() for script in scripts)
+        assert scripts or re.search(r"`tests/[\w/]+\.py::\w+`", shown) or shown.startswith("reason: ")
