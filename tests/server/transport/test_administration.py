@@ -26,7 +26,7 @@ from varangian.server.identity.tls import Security
 from varangian.server.limits.limits import Limits
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
-from varangian.server.transport.grpc_server import bind, options
+from varangian.server.transport.grpc_server import CallHandlers, bind, options
 from varangian.server.transport.service import Service
 from varangian.worker.transport.client import Client, ClientError, Finished
 from varangian.worker.transport.retry import Backoff
@@ -80,7 +80,9 @@ class World:
             security=self.security,
             desk=desk,
         )
-        server.add_generic_rpc_handlers((service.handlers(),))
+        handlers = CallHandlers()
+        service.add_to(handlers)
+        server.add_generic_rpc_handlers((handlers,))
         self.address = bind(server, "127.0.0.1", 0, self.security.credentials())
         await server.start()
         stop = asyncio.Event()
@@ -196,7 +198,9 @@ async def test_without_certificates_nobody_changes_members():
     server = grpc.aio.server(options=options(4))
     coordinator = SimpleNamespace(round=0, first=0, pulls=None)
     service = Service(coordinator, sessions, Contract("run-1", LAYOUT), Limits())
-    server.add_generic_rpc_handlers((service.handlers(),))
+    handlers = CallHandlers()
+    service.add_to(handlers)
+    server.add_generic_rpc_handlers((handlers,))
     address = bind(server, "127.0.0.1", 0)
     await server.start()
     identity = (
