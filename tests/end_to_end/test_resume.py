@@ -10,6 +10,8 @@ from tests.end_to_end.kit import PATIENCE, SMALL, Served
 from varangian.config import load
 from varangian.launch import run
 from varangian.launch.checkpoints.folder import CheckpointFolder
+from varangian.launch.checkpoints.resume import resume, settings_of
+from varangian.launch.checkpoints.rewind import branch, kept_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 SETTINGS = [*SMALL, "rounds=1000000", "aggregator=median", "model.mlp.hidden=2000"]
@@ -111,3 +113,15 @@ def test_a_server_that_is_killed_anywhere_ends_with_the_same_digests(
         record = json.loads(line)
         assert record["parameters"] == parameters[record["round"]]
     assert workers.wait(PATIENCE) == 0
+
+
+def test_a_branch_of_a_run_that_is_over_ends_with_the_same_digest(tmp_path):
+    settings = ["rounds=12", "server.checkpoint.every=4", "server.quorum=5", "server.wait_factor=null"]
+    straight = run(load(None, [*SMALL, *settings, f"output={tmp_path}"]))
+    assert [str(one.workers) for one in kept_checkpoints(straight.folder)] == ["all 5"] * 3
+    made = branch(straight.folder, 4)
+    config, resumed = resume(settings_of(made), made, lambda text: None)
+    end = run(config, resume=resumed)
+    assert (end.folder, end.rounds, end.digest) == (made, 12, straight.digest)
+    kept = [[one["parameters"] for one in result.history] for result in (straight, end)]
+    assert kept[0] == kept[1]

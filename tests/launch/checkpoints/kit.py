@@ -37,7 +37,7 @@ def state(round, value=None, **held):
         {},
         held=held,
         given=round - 1,
-        members={"workers": ["w00"], "quorum": 1, "f": 0},
+        members={"workers": [*CONFIG.worker_names], "quorum": 4, "f": 1},
     )
 
 

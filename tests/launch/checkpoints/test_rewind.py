@@ -119,7 +119,13 @@ def test_it_says_of_which_workers_there_are_states(run, capsys):
 
 @pytest.mark.parametrize("settings", [["worker.momentum=0"], ["backend=simulate"]])
 def test_where_workers_need_no_state_nothing_is_said(run, settings):
-    assert worker_states(load(run / "config.yaml", settings), run, 4) is None
+    assert worker_states(load(run / "config.yaml", settings), run, 4, ["w00"]) is None
+
+
+def test_workers_that_have_left_are_not_missed(run):
+    (run / "workers" / "line@w04").mkdir(parents=True)
+    found = worker_states(CONFIG, run, 4, ["w00", "w01"])
+    assert (found.there, found.missing) == ((), ("w00", "w01"))
 
 
 def test_what_cannot_be_done_is_one_clear_error(run, tmp_path):

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from varangian.cli.main import OK, CommandError
-from varangian.launch.checkpoints.resume import settings_of
 from varangian.launch.checkpoints.rewind import KeptCheckpoint, branch, kept_checkpoints
-from varangian.launch.checkpoints.worker_states import WorkerStates, worker_states
+from varangian.launch.checkpoints.worker_states import WorkerStates
 from varangian.launch.memory_budget import readable
 from varangian.launch.result import RunError
 from varangian.registry import ConfigError, Problem
@@ -28,7 +27,7 @@ def command(args: argparse.Namespace) -> int:
             print("\n".join(table(found)) if found else f"{run} has no checkpoints")
             return OK
         made = branch(run, args.round, None if args.output is None else Path(args.output))
-        states = worker_states(settings_of(run), run, args.round)
+        states = next(one.workers for one in kept_checkpoints(run) if one.round == args.round)
     except RunError as error:
         raise CommandError(str(error)) from error
     print(f"{made} begins with round {args.round} of {run}; --resume {made} goes on with it")
@@ -39,13 +38,13 @@ def command(args: argparse.Namespace) -> int:
 
 def describe(states: WorkerStates) -> str:
     """What there is of the workers' own states, and what becomes of those who have none."""
-    if not states.missing:
-        return "the states of all workers are here, too"
     if not states.there:
         return (
             "no states of workers are here: those elsewhere go on with their own if they have kept it, and "
             "others without what they remember of earlier rounds, as their momentum"
         )
+    if not states.missing:
+        return "the states of all workers are here, too"
     names = ", ".join(states.missing)
     return (
         f"no state is here of {names}: they go on without what they remember of earlier rounds, as their "

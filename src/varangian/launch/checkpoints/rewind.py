@@ -62,7 +62,8 @@ def kept_checkpoints(run: Path) -> list[KeptCheckpoint]:
             found.append(KeptCheckpoint(round, size, damage=damage))
             continue
         written, why = str(head.get("written", "")), reasons.get(round, ())
-        states = worker_states(config, run, round)
+        members = head["state"].get("members", {}).get("workers", config.worker_names)
+        states = worker_states(config, run, round, members)
         found.append(KeptCheckpoint(round, size, written, scores.get(round), why, workers=states))
     return found
 

@@ -7,6 +7,7 @@ checkpoints of a simulation have them inside.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,10 @@ class WorkerStates:
     """Of those who remember something, and of whom no state of this round is here."""
 
     def __str__(self) -> str:
-        if not self.missing:
-            return f"all {len(self.there)}"
+        if not self.there:
+            return "none here"
         whole = len(self.there) + len(self.missing)
-        return f"{len(self.there)} of {whole}" if self.there else "none here"
+        return f"{len(self.there)} of {whole}" if self.missing else f"all {whole}"
 
 
 def states_folder(config: RunConfig, run: Path) -> Path | None:
@@ -42,22 +43,25 @@ def states_folder(config: RunConfig, run: Path) -> Path | None:
     return run / WORKERS if config.worker.state == AUTO else user_path(config.worker.state) / run.name
 
 
-def worker_states(config: RunConfig, run: Path, round: int) -> WorkerStates | None:
-    """The states of workers for the border of a round; None where workers need none of their own."""
+def worker_states(config: RunConfig, run: Path, round: int, members: Sequence[str]) -> WorkerStates | None:
+    """The states of workers for the border of a round; None where workers need none of their own.
+
+    Args:
+        config: of the run.
+        run: its folder.
+        round: that begins at the border.
+        members: the workers of the run there.
+    """
     if config.backend == "simulate":
         return None
     everybody = config.worker.momentum > 0 or config.participation.pushes_deltas
-    attack = config.byzantine.attack if config.byzantine_names else None
-    attackers = attack is not None and remembers(attack)
-    expected = {*(config.worker_names if everybody else ())}
-    folder = states_folder(config, run)
-    parts = _parts(folder)
-    if not (expected or parts or attackers):
+    attackers = bool(config.byzantine_names) and remembers(config.byzantine.attack)
+    parts = [part for part in _parts(states_folder(config, run)) if part.name.split("@")[-1] in members]
+    if not (everybody or attackers or parts):
         return None
-    names = {part.name for part in parts} | expected
-    known = {part.name for part in parts if has_state(part, run.name, round)}
-    missing = sorted(names - known) or ([] if known else ["attackers"])
-    return WorkerStates(tuple(sorted(known)), tuple(missing))
+    there = {part.name for part in parts if has_state(part, run.name, round)}
+    missing = ({part.name for part in parts} | {*(members if everybody else ())}) - there
+    return WorkerStates(tuple(sorted(there)), tuple(sorted(missing)))
 
 
 def tidy_states(config: RunConfig, run: Path, *, over: bool) -> None:
