@@ -1,8 +1,13 @@
 """Simulations that go on from a checkpoint: the same bits and the same records as without interruption."""
 
+import itertools
 import json
+import math
 import os
 import signal
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -11,6 +16,7 @@ from varangian.launch import RunError, run
 from varangian.launch.checkpoints.folder import CheckpointFolder
 from varangian.launch.checkpoints.resume import resume, settings_of
 from varangian.launch.checkpoints.rewind import branch
+from varangian.launch.simulation.short_work import ShortWork
 from varangian.state_file import read, write
 
 SMALL = (
@@ -57,6 +63,19 @@ class Simulations:
 @pytest.fixture
 def simulations(tmp_path):
     return Simulations(tmp_path / "runs")
+
+
+class Placed(Executor):
+    """Does work on the event loop, or in a thread, by turns."""
+
+    def __init__(self, thread, places):
+        self._thread, self._loop = thread, ShortWork(ThreadPoolExecutor(1), math.inf)
+        self._loop.submit(time.perf_counter).result()  # its first goes to a thread
+        self._on_loop = itertools.cycle(places)
+
+    def submit(self, function, /, *args, **kwargs):
+        executor = self._loop if next(self._on_loop) else self._thread
+        return executor.submit(function, *args, **kwargs)
 
 
 def records(folder):
@@ -111,6 +130,21 @@ def test_from_every_border(simulations, settings, gradients):
     simulations.assert_each_border_goes_on(
         DELAYS, *settings, f"simulate.gradients={gradients}", "rounds=12"
     )
+
+
+@pytest.mark.exhaustive
+def test_to_keep_checkpoints_changes_no_bit_wherever_work_is_done(simulations, monkeypatch):
+    """On the event loop, in a thread, and in turn: buffers are used again while checkpoints are written."""
+    settings = (
+        *("participation=fedavg", "delays={constant: {step: 2.0}}", "optimizer={name: sgd, momentum: 0.9}"),
+        *("worker.momentum=0", "byzantine.attack={sleeper: {attack: rop, after: 3}}", "rounds=12"),
+        *("ema={decay: 0.9, reference_batch: 64}", *ATTACKED, "aggregator=nnm+krum"),
+    )
+    expected = simulations.carry_out(*settings)
+    for places in ((True,), (False,), (True, False), (True, True, False)):
+        place = partial(Placed, places=places)
+        monkeypatch.setattr("varangian.launch.simulation.simulate.ShortWork", place)
+        assert simulations.carry_out(EVERY, *settings).digest == expected.digest, places
 
 
 @pytest.mark.parametrize("participation", ["sync", "async"])
