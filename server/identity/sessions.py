@@ -185,7 +185,7 @@ class Sessions:
     def why_expelled(self, name: str) -> Refused | None:
         """Why no call of this worker is answered; None if it was not expelled."""
         why = self._expelled.get(name)
-        return None if why is None else Refused(Refusal.EXPELLED, f"Found {name}, {why}.")
+        return None if why is None else Refused(Refusal.EXPELLED, f"Found {name}: {why}.")
 
     @property
     def joined(self) -> frozenset[str]:
@@ -357,7 +357,7 @@ class Sessions:
         name, session_id = self._credentials(metadata, peer)
         now, held = self._clock(), self._sessions.get(name)
         if name in self._departed and (held is None or held.id != session_id):
-            raise Refused(Refusal.EXPELLED, f"Found {name}, {self._departed[name]}.")
+            raise Refused(Refusal.EXPELLED, f"Found {name}: {self._departed[name]}.")
         if held is not None and held.id == session_id:
             held.last_seen, held.certificate = now, self.certificate(peer)
             return name

@@ -393,7 +393,8 @@ class Service:
                 raise Refused(Refusal.COMMON, sentence)
             if (worker, name) not in self._logged:
                 self._logged.add((worker, name))
-                log.warning("the data of %s differs from that of the server: %s", worker, sentence)
+                what = "the number of workers that %s knows" if name == "workers" else "the data of %s"
+                log.warning(f"{what} differs from that of the server: %s", worker, sentence)
 
     def _check_layout(self, text: str) -> None:
         if difference := self._contract.layout.difference(text):

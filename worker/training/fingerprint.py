@@ -29,6 +29,7 @@ ADVICE = {
     "classes": "State their number at all machines, as data.custom.classes.",
     "seed": "With partition={partition} it says who gets which samples.",
 }
+MEMBERS = "With partition={partition} it may, as when workers have joined or left meanwhile."
 SETTINGS = "Give all machines one configuration."
 
 
@@ -65,6 +66,8 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
         entries["seed"] = str(task.seed)
     advice = {name: ADVICE.get(name, SETTINGS) for name in entries}
     advice |= dict.fromkeys(fingerprint_names(entries), SAME_DATA)
+    if "workers" in loose:
+        advice["workers"] = MEMBERS
     return SharedSettings(
         entries, {name: text.format(partition=partition) for name, text in advice.items()}, loose
     )

@@ -232,10 +232,12 @@ class Histories(RuleBasedStateMachine):
         self.latest = replace(self.latest, workers=tuple(after), quorum=quorum)
         self.machine.follow(self.latest)
         self.history.append((self.latest, ()))
-        if how != "admit" and worker in self.members:
-            self.say(Drain(worker, self.now))
-        if how == "expel" and worker in self.members:
+        there = worker in self.members
+        if how == "expel" and there:
             self.revoke(worker)
+        if how != "admit" and there:
+            self.say(Drain(worker, self.now))
+        self.say(Tick(self.now))
 
     def changed(self, members: Members) -> None:
         """Others are the workers from the next round on; what is left of those that are gone is lost."""

@@ -27,6 +27,7 @@ from varangian.launch.output.logs import log_to_stderr
 from varangian.protos.identity.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.protos.network.address import parse_address
 from varangian.registry import ConfigError, Problem, suggestion
+from varangian.worker.data.partition import Shared
 from varangian.worker.host import host
 from varangian.worker.signals import SIGNALLED
 from varangian.worker.transport.tls import load_worker_bundle
@@ -45,6 +46,7 @@ def command(args: argparse.Namespace) -> int:
     """Work for a server elsewhere, until its run is finished."""
     config = load(args.config, args.settings, os.environ, whole=False)
     security = read_choice(args)
+    config = with_newcomer(args, config, security.certs)
     tokens = tokens_of_environment() if security.certs is None else {}
     chosen = _names_to_use(args, config, security.certs, tokens)
     check_address(security, args.server)
@@ -132,6 +134,21 @@ def _names_to_use(
             ]
         )
     return tuple(sorted(set(named)))
+
+
+def with_newcomer(args: argparse.Namespace, config: RunConfig, certs: Path | None) -> RunConfig:
+    """The settings with the worker on the certificate, which may have been admitted to the run since.
+
+    Only where no share of samples depends on who is there; the server knows whether it was admitted.
+    """
+    chosen = bool(args.name) or args.claim is not None
+    if certs is None or chosen or config.byzantine.count or not isinstance(config.partition, Shared):
+        return config
+    name = _name_on_certificate(certs)
+    if name in config.worker_names:
+        return config
+    names = sorted({*config.worker_names, name})
+    return config.model_copy(update={"workers": len(names), "names": names})
 
 
 def _with_tokens(candidates: tuple[str, ...], tokens: Mapping[str, str]) -> tuple[str, ...]:

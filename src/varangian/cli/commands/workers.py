@@ -16,8 +16,9 @@ from varangian.cli.main import OK, CommandError
 from varangian.cli.views.terminal import NOTE, align, printable
 from varangian.protos import ps_pb2, ps_pb2_grpc
 from varangian.protos.identity.bundle import Bundle, BundleError, Role
-from varangian.protos.metadata_keys import SESSION
+from varangian.protos.metadata_keys import CODE, SESSION
 from varangian.protos.network.dial import open_channel
+from varangian.protos.refusals import Refusal
 from varangian.worker.transport.tls import credentials
 
 AS_IT_IS = -1
@@ -85,7 +86,20 @@ def _call(args: argparse.Namespace, bundle: Bundle, method: str, request: Any) -
             session = ((SESSION, secrets.token_hex(16)),)
             return getattr(stub, method)(request, timeout=args.timeout, metadata=session)
     except grpc.RpcError as error:
-        raise CommandError(diagnose_call(error, args.server, bundle).sentence) from error
+        if (said := _why_not(error)) is None:
+            said = diagnose_call(error, args.server, bundle).sentence
+        raise CommandError(said) from error
+
+
+def _why_not(error: grpc.RpcError) -> str | None:
+    """Why the server does not carry a change out, in its own words; None where that is not the matter."""
+    if not isinstance(error, grpc.Call):
+        return None
+    trailing: Any = error.trailing_metadata()
+    code = dict(trailing or ()).get(CODE)
+    if code != Refusal.MEMBERSHIP.code:
+        return None
+    return printable(str(error.details()).removeprefix(Refusal.MEMBERSHIP.sentence).strip(), NOTE)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -265,7 +265,7 @@ class Desk:
             self._sessions.expel(name, gone[name])
         n, quorum = config.workers, config.quorum
         means = "is a member" if action == "admit" else "is gone"
-        numbers = f"{n} workers, quorum {quorum}, f = {config.f}"
+        numbers = f"{n} worker{'' if n == 1 else 's'}, quorum {quorum}, f = {config.f}"
         return Changed(f"{name} {means} from round {first} on: {numbers}", first)
 
 
