@@ -335,9 +335,7 @@ class Coordinator:
     def _changeable(self) -> LentRows:
         """The storage of rows, where the workers of the run can change."""
         if self._row_source.fixed or not isinstance(self._storage, LentRows):
-            raise ValueError(
-                self._row_source.fixed or "rows lie where the workers of the start have theirs"
-            )
+            raise ValueError(self._row_source.fixed or "rows lie as the workers of the start have them")
         return self._storage
 
     def begin_with(self, change: MemberChange) -> None:

@@ -84,3 +84,38 @@ def test_a_state_of_another_model_is_refused(name: str, tmp_path: Path) -> None:
     other = LatestVectors.of(NAMES, D + 1, K) if name == "latest" else DeltaSum(NAMES, D + 1)
     with pytest.raises(ValueError, match=r"should be \(41,\)"):
         other.restore(source.state())
+
+
+@pytest.mark.parametrize("name", ["latest", "on disk", "measured anew"])
+def test_the_rows_of_other_workers_go_on_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    def play_on(source: RowSource, model: Learner) -> None:
+        for round in range(12, 20):
+            pushed = others[round : round + 4]
+            rng = torch.Generator().manual_seed(round)
+            rows: dict[str, Tensor] = {worker: torch.randn(D, generator=rng) for worker in pushed}
+            given = source.step_input(Close(round, pushed, {}, (), 0.0, ""), rows)
+            model.step(round, given.rows, {}, measure=given.measure, fresh=given.fresh)
+
+    others, learner = (
+        (*NAMES[3:], "w60"),
+        Learner(torch.ones(D), Aggregator(Krum(f=1)), Sgd(lr=0.5), rounds=99, seed=1),
+    )
+    source = SOURCES[name](tmp_path)
+    assert isinstance(source, LatestVectors)
+    play(source, learner, range(12))
+    before = {worker: row.clone() for worker, row in source.latest.rows().items()}
+    source.change(others, K)
+    after = source.latest.rows()
+    assert after.keys() == {*others}
+    assert all(torch.equal(after[worker], before[worker]) for worker in NAMES[3:])
+    assert not after["w60"].any()
+    folder = source.latest.plan.folder
+    twin = LatestVectors.of(others, D, K, store=source.latest.plan.dtype, folder=folder and str(folder))
+    twin.restore(kept(source.state(), tmp_path))
+    model = Learner(torch.ones(D), Aggregator(Krum(f=1)), Sgd(lr=0.5), rounds=99, seed=1)
+    model.restore(kept(learner.state(), tmp_path))
+    play_on(source, learner)
+    play_on(twin, model)
+    assert learner.digest() == model.digest()
+    for each in (source, twin):
+        each.close()
