@@ -203,6 +203,18 @@ class Refusal(Enum):
         advice="renew it with `varangian certs issue DIR NAME --force`, and bring the worker the new "
         "bundle.",
     )
+    ENROLMENT = Entry(
+        Topic.CALLER,
+        "PERMISSION_DENIED",
+        Blame.CALLER,
+        Reaction.STOP,
+        "A certificate should be asked for with a token that an operator has given out, once and in time.",
+        comes_from="`varangian join` with a token that this server has not given out, or not for this "
+        "name, that is older than a day or was used with another key; or an operator who invites or admits "
+        "a name for which that cannot be done. The sentence says which.",
+        advice="`varangian workers invite NAME` gives out another token. Where a token was used with a key "
+        "that nobody here has made, somebody else has seen it: do not admit that key.",
+    )
     NOT_JOINED = Entry(
         Topic.CALLER,
         "FAILED_PRECONDITION",
@@ -605,6 +617,16 @@ class Refusal(Enum):
         comes_from="a worker that joins more often than twice a second for a while: a process that ends "
         "and starts again, or many processes with one name.",
         advice="look at the log of the worker.",
+    )
+    GUESSES = Entry(
+        Topic.COST,
+        "RESOURCE_EXHAUSTED",
+        Blame.CALLER,
+        Reaction.RETRY,
+        "An address should not show more than {rate:g} wrong enrolment tokens a minute. It did.",
+        comes_from="an address from which wrong tokens came to `server.enrol_port`; for a minute no token "
+        "from there is looked at.",
+        advice="look at who is at that address, which the log of the server names under `security:`.",
     )
     CALLS = Entry(
         Topic.COST,

@@ -30,6 +30,7 @@ from varangian.server.identity.tls import Security
 from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
 from varangian.server.process import frozen_garbage_collector, touch_heartbeat
 from varangian.server.transport.administration import MemberDesk
+from varangian.server.transport.enrolment import EnrolmentPort
 from varangian.server.transport.grpc_server import CallHandlers, bind, options
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.service import Service
@@ -65,6 +66,7 @@ async def serve(
     end: Callable[[str], None] = log.error,
     refused: Counter[str] | None = None,
     desk: MemberDesk | None = None,
+    enrolment: EnrolmentPort | None = None,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
@@ -91,6 +93,7 @@ async def serve(
         end: called with the reason why the run should not go on; is to set `stop`.
         refused: where to count refused calls and closed connections, by code.
         desk: decides about changes of the workers; without one they stay the same.
+        enrolment: the port for new workers; None has none.
 
     Raises:
         PortInUse: before anything else has happened; or another OSError where no files can be opened.
@@ -114,6 +117,10 @@ async def serve(
         finally:
             # Before the data listener closes: calls end with their own answers.
             stack.push_async_callback(server.stop, min(limits.grace, 1.0))
+        if enrolment is not None:
+            await stack.enter_async_context(
+                enrolment.listening(host, sessions, limits, refusals, lambda: coordinator.round)
+            )
         leaving = partial(_stops_early, coordinator, stop) if returns else bool
         contract = Contract(run_id, layout, dtype, common or SharedSettings(), classes, terms or Terms())
         service = Service(

@@ -83,12 +83,12 @@ class Security:
 
     def credentials(self) -> grpc.ServerCredentials:
         """Credentials for a port, which ask for a certificate and renew our own without a restart."""
-        renewal = self.renewal
-        # None is how gRPC wants to hear that nothing has changed; its types do not say so.
-        changed = cast("Callable[[], grpc.ServerCertificateConfiguration]", renewal.changed)
-        return grpc.dynamic_ssl_server_credentials(
-            renewal.configuration(), changed, require_client_authentication=True
-        )
+        return _dynamic(self.renewal, mutual=True)
+
+    def one_way_credentials(self) -> grpc.ServerCredentials:
+        """The same for a port whose callers have no certificate yet, and prove nothing."""
+        # Of its own, since each port has to be given a new certificate once.
+        return _dynamic(CertificateRenewal(self.renewal.bundle), mutual=False)
 
     def look(self) -> None:
         """Read what has changed of the bundle; at most once a second. May take some milliseconds."""
@@ -269,6 +269,14 @@ class CertificateRenewal:
                 f"Found {bundle.cluster}. Start the server again to serve another cluster."
             )
         return bundle
+
+
+def _dynamic(renewal: CertificateRenewal, *, mutual: bool) -> grpc.ServerCredentials:
+    # None is how gRPC wants to hear that nothing has changed; its types do not say so.
+    changed = cast("Callable[[], grpc.ServerCertificateConfiguration]", renewal.changed)
+    return grpc.dynamic_ssl_server_credentials(
+        renewal.configuration(), changed, require_client_authentication=mutual
+    )
 
 
 def _failure_warning(failure: Failure | None, what: str, instead: str) -> tuple[str, ...]:

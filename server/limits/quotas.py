@@ -16,6 +16,8 @@ LONGEST_DELAY = 1.0
 """Seconds that a call is delayed at most; one that would have to wait longer is refused after them."""
 MOST_CALLERS = 4096
 """Callers that are told apart; without TLS anyone may be one, under each address that he has."""
+GUESSES_PER_MINUTE = 5.0
+"""Wrong enrolment tokens of one address."""
 
 
 class TokenBucket:
@@ -39,6 +41,12 @@ class TokenBucket:
         """Whether it holds all the tokens that it can."""
         self._refill()
         return self._left >= self._most
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no token to take."""
+        self._refill()
+        return self._left < 1
 
     def give(self) -> None:
         """Put a token back."""
@@ -107,6 +115,34 @@ class Calls:
         """Do not count a call after all: a round needed it."""
         if who in self._callers:
             self._callers[who][0].give()
+
+
+class Guesses:
+    """Rate limit of wrong enrolment tokens for each address; beyond it none from there is looked at."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._addresses: dict[str, TokenBucket] = {}
+
+    def check(self, address: str) -> None:
+        """A token is about to be looked at.
+
+        Raises:
+            Refused: too many wrong ones came from this address.
+        """
+        bucket = self._addresses.get(address)
+        if bucket is not None and bucket.empty:
+            raise Refused(Refusal.GUESSES, rate=GUESSES_PER_MINUTE)
+
+    def note(self, address: str) -> None:
+        """A token was wrong."""
+        if len(self._addresses) >= MOST_CALLERS:
+            self._addresses = {name: one for name, one in self._addresses.items() if not one.full}
+        if address not in self._addresses:
+            if len(self._addresses) >= MOST_CALLERS:
+                return  # 160 random bits withstand guesses from however many addresses
+            self._addresses[address] = TokenBucket(GUESSES_PER_MINUTE / 60, GUESSES_PER_MINUTE, self._clock)
+        self._addresses[address].try_to_take()
 
 
 class CutOffError(Exception):

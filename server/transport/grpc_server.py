@@ -87,7 +87,11 @@ def options(workers: int, lookahead: int = LOOKAHEAD) -> tuple[tuple[str, int], 
 
 
 def bind(
-    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None
+    server: grpc.aio.Server,
+    host: str,
+    port: int,
+    credentials: grpc.ServerCredentials | None = None,
+    setting: str = "server.port",
 ) -> str:
     """Listen, with TLS when there are credentials, and say where: `host:port`.
 
@@ -95,21 +99,21 @@ def bind(
         ListenError: that cannot be done there; PortInUse is one.
     """
     name = any_address() if host == EVERYWHERE else host
-    where = join_host_port(name, probe(host, port))
+    where = join_host_port(name, probe(host, port, setting))
     try:
         if credentials is None:
             return join_host_port(name, server.add_insecure_port(where))
         return join_host_port(name, server.add_secure_port(where, credentials))
     except RuntimeError:
-        raise PortInUse(in_use(name, port)) from None
+        raise PortInUse(in_use(name, port, setting)) from None
 
 
-def probe(host: str, port: int) -> int:
+def probe(host: str, port: int, setting: str = "server.port") -> int:
     """A port that is free on every address of the host; 0 if any will do.
 
     gRPC does not say why it could not bind, and is content with one address out of several.
     """
-    found = bind_sockets(host, port)
+    found = bind_sockets(host, port, setting)
     number = int(found[0].getsockname()[1])
     for listener in found:
         listener.close()

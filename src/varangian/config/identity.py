@@ -11,7 +11,8 @@ from varangian.config.settings import AUTO, RunConfig
 
 WITHOUT_EFFECT = (
     "output",
-    *("server.host", "server.port", "server.data_port", "server.heartbeat", "server.tls"),
+    *("server.host", "server.port", "server.data_port", "server.enrol_port"),
+    *("server.heartbeat", "server.tls"),
     *("server.absent_after", "server.stop_grace", "server.checkpoint", "server.keep_rows"),
     *("worker.per_process", "worker.patience", "worker.state"),
 )

@@ -140,6 +140,9 @@ class Server(Section):
     """Port of the data channel, which carries payloads outside gRPC, on the same `host`. 0 takes any free
     port; null sends payloads over gRPC, as for a worker that cannot reach the port: recommended beyond a
     local network. The results are the same."""
+    enrol_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port, on the same `host`, where `varangian join` asks for a certificate; of `varangian server` with
+    certificates alone. 0 takes any free port; null takes no requests."""
     heartbeat: str | None = None
     """Heartbeat file for health checks: the server touches it every second while it answers, so its age
     tells whether the server is alive."""

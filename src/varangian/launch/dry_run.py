@@ -106,7 +106,8 @@ def _listening(config: RunConfig) -> Iterator[str]:
     if config.backend == "simulate":
         return
     server = config.server
-    for setting, port in (("server.port", server.port), ("server.data_port", server.data_port)):
+    for setting in ("server.port", "server.data_port", "server.enrol_port"):
+        port = getattr(server, setting.removeprefix("server."))
         if port is None:
             continue
         for listener in bind_sockets(server.host, port, setting):

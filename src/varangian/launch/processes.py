@@ -23,13 +23,16 @@ from varangian.launch.output.run_result import RunResult
 from varangian.launch.result import Note, RunError
 from varangian.launch.server_run import ServerRun
 from varangian.launch.worker_processes import WorkerProcesses, assign_processes
+from varangian.pki.x509 import MissingExtra, require
 from varangian.plugins import describe_error
 from varangian.protos.network.listen import ListenError
 from varangian.server.app import serve
+from varangian.server.identity.enrolment import Enrolment
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.observability.record import Observe
 from varangian.server.rows.latest_store import NoRoom
+from varangian.server.transport.enrolment import EnrolmentPort
 from varangian.server.transport.grpc_server import probe
 from varangian.worker.transport.tls import Proof
 
@@ -90,17 +93,25 @@ async def serve_run(
     security: Security | None,
     *,
     returns: bool = False,
+    enrolling: Callable[[str], None] | None = None,
 ) -> str:
     """Serve the run until it ends, over TLS when there is security; returns why it ended.
 
-    If the server `returns` after a stop, its workers wait for it.
+    Args:
+        server_run: the run.
+        sessions: of its workers.
+        ready: called with `host:port`, when workers can connect.
+        security: for TLS.
+        returns: whether its workers wait for the server after a stop.
+        enrolling: called with `host:port` when new workers can ask for certificates; None lets nobody ask.
 
     Raises:
-        RunError: the address is not to be had, or the disk is full.
+        RunError: the address is not to be had, the disk is full, or enrolment lacks a package.
     """
     heartbeat = server_run.config.server.heartbeat
     if security is not None:
         server_run.sign_with(security)
+    enrolment = _enrolment(server_run, sessions, security, enrolling)
     try:
         coordinator = server_run.coordinator()
         return await serve(
@@ -124,12 +135,31 @@ async def serve_run(
             end=server_run.stop.because,
             refused=server_run.refused,
             desk=Desk(server_run, coordinator, sessions),
+            enrolment=enrolment,
         )
     except ListenError as error:
         server_run.folder.discard()
         raise RunError(str(error)) from error
     except NoRoom as error:
         raise RunError(str(error)) from error
+
+
+def _enrolment(
+    server_run: ServerRun,
+    sessions: Sessions,
+    security: Security | None,
+    ready: Callable[[str], None] | None,
+) -> EnrolmentPort | None:
+    """The port where new workers ask for their certificates, if there is to be one."""
+    port = server_run.config.server.enrol_port
+    if port is None or security is None or ready is None:
+        return None
+    try:
+        require()
+    except MissingExtra as error:
+        raise RunError(f"server.enrol_port: {error}") from error
+    enrolment = Enrolment(server_run.folder.path, security, lambda: sessions.names)
+    return EnrolmentPort(enrolment, security, port, ready)
 
 
 def check_port(config: RunConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
@@ -172,6 +173,56 @@ def key_fingerprint(request: bytes) -> str:
     """
     require()
     return _fingerprint(_key_of_request(request))
+
+
+def name_of_request(request: bytes) -> str:
+    """The common name in a request; empty where it has none, or several.
+
+    Raises:
+        RequestError: the request is none, or not that of the key's owner.
+    """
+    require()
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    _key_of_request(request)
+    names = x509.load_pem_x509_csr(request).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else ""
+
+
+def check_answer(certificate: bytes, request: bytes, authorities: bytes, uri: str) -> None:
+    """Check that a certificate answers a request.
+
+    Args:
+        certificate: in PEM.
+        request: for which it was made, in PEM.
+        authorities: one of which has to have signed it, in PEM.
+        uri: the one among its alternative names that has to say whose it is.
+
+    Raises:
+        RequestError: it does not.
+    """
+    require()
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        (found,) = x509.load_pem_x509_certificates(certificate)
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        raise RequestError("should be one certificate of `varangian certs`. Found something else") from None
+    if _fingerprint(found.public_key()) != key_fingerprint(request):
+        raise RequestError("should be for the key in the request. Found another key")
+    if (said := names.get_values_for_type(x509.UniformResourceIdentifier)) != [uri]:
+        raise RequestError(f"should be that of {uri}. Found {', '.join(said) or 'no URI'}")
+    for authority in x509.load_pem_x509_certificates(authorities):
+        with suppress(ValueError, TypeError, InvalidSignature):
+            found.verify_directly_issued_by(authority)
+            break
+    else:
+        raise RequestError("should be signed by the authority of the server. Found another signature")
+    if found.not_valid_after_utc <= datetime.now(UTC):
+        raise RequestError(f"should not have expired. Found one valid until {found.not_valid_after_utc}")
 
 
 def _key_of_request(request: bytes) -> EllipticCurvePublicKey:

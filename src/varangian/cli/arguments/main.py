@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from varangian import __version__
 from varangian.cli.arguments import bench as benchmarks
-from varangian.cli.arguments import durability, experiments, members
+from varangian.cli.arguments import durability, enrolment, experiments, members
 from varangian.cli.arguments import graph as graph_arguments
 from varangian.cli.arguments.common import FORK_SERVER, add_format
 from varangian.files import expanded
@@ -349,6 +349,11 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         "varangian.cli.commands.certs",
         "Make, list and revoke the certificates of a cluster.",
         _certs,
+    ),
+    "join": (
+        "varangian.cli.commands.join",
+        "Get the certificate of a new worker from a running server, with a token.",
+        enrolment.add_join,
     ),
     "token": (
         "varangian.cli.commands.token",

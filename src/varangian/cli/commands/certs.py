@@ -91,7 +91,7 @@ def issue(args: argparse.Namespace) -> None:
         made = authority.issue(
             name, role, hosts=hosts, days=args.days, into=into, force=force, revoke_old=args.revoke_old
         )
-        print(f"made {into / name}, valid until {_date(made.ends)}")
+        print(f"made {into / name}, valid until {format_date(made.ends)}")
 
 
 def request(args: argparse.Namespace) -> None:
@@ -121,7 +121,7 @@ def sign(args: argparse.Namespace) -> None:
         revoke_old=args.revoke_old,
     )
     print(f"signed for the {role.value} {args.name} the public key {key_fingerprint(asked)}")
-    print(f"made {into / args.name}, valid until {_date(made.ends)}")
+    print(f"made {into / args.name}, valid until {format_date(made.ends)}")
     print(f"next: copy the files in it beside {KEY}, on the machine that made the request")
 
 
@@ -129,7 +129,7 @@ def show(args: argparse.Namespace) -> None:
     authority = Authority(Path(args.dir))
     revoked = authority.revoked()
     rows = [
-        (one.name, one.role, one.fingerprint[:PREFIX], _date(one.ends), _state(one, revoked))
+        (one.name, one.role, one.fingerprint[:PREFIX], format_date(one.ends), _state(one, revoked))
         for one in authority.issued()
     ]
     header = ("name", "role", "fingerprint", "until", "state")
@@ -220,5 +220,5 @@ def _state(one: Issued, revoked: frozenset[str]) -> str:
     return f"expires in {days:.1f} days" if days < SOON else f"valid, {days:.0f} days left"
 
 
-def _date(seconds: float) -> str:
+def format_date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

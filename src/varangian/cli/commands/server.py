@@ -81,11 +81,14 @@ def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
     The run folder has both, so that the run can be repeated from it once it is over.
 
     Raises:
-        ConfigError: the settings ask for TLS and there are no certificates.
+        ConfigError: the settings ask for TLS, or for enrolment, and there are no certificates.
     """
     if config.server.tls and chosen.certs is None:
         rule = "needs --certs DIR here; only `varangian run` makes certificates"
         raise ConfigError([Problem("server.tls", rule, True)])
+    if config.server.enrol_port is not None and chosen.certs is None:
+        rule = "needs --certs DIR: without certificates there are none to ask for"
+        raise ConfigError([Problem("server.enrol_port", rule, config.server.enrol_port)])
     seed = secrets.randbits(63) if config.server.seed is None else config.server.seed
     server = config.server.model_copy(update={"seed": seed, "tls": chosen.certs is not None})
     return config.model_copy(update={"server": server})
@@ -115,7 +118,12 @@ async def _serve(
             def ready(address: str) -> None:
                 shown.note(f"serving at {address}, {how}; {files}")
 
-            ended = await serve_run(server_run, sessions, ready, security, returns=True)
+            def enrolling(address: str) -> None:
+                shown.note(f"new workers ask for certificates at {address}, with varangian join")
+
+            ended = await serve_run(
+                server_run, sessions, ready, security, returns=True, enrolling=enrolling
+            )
             result = server_run.result(ended, "varangian server")
             complete = server_run.can_go_on or result.outcome == "finished"
         ignore_sigterm()  # everything is written

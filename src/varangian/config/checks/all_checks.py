@@ -121,6 +121,11 @@ def _check_ports(config: RunConfig) -> Iterator[Problem]:
         offers = (*fixes(server__data_port=0), *fixes(server__data_port=None))
         hint = f"Set {FIXES}: 0 is any free port, and with null payloads go over gRPC."
         yield Problem("server.data_port", "should not be `server.port`", server.data_port, hint, offers)
+    if server.enrol_port and server.enrol_port in (server.port, server.data_port):
+        offers = (*fixes(server__enrol_port=0), *fixes(server__enrol_port=None))
+        rule = "should not be `server.port` or `server.data_port`"
+        hint = f"Set {FIXES}: 0 is any free port, and null takes no requests."
+        yield Problem("server.enrol_port", rule, server.enrol_port, hint, offers)
 
 
 def _check_deadline(config: RunConfig) -> Iterator[Problem]:

@@ -11,7 +11,8 @@ from varangian.registry import NOTHING, Problem, format_value, join
 
 ALLOWED = (
     *("output", "rounds", "metrics", "evaluate.every", "worker.patience", "worker.state"),
-    *("server.host", "server.port", "server.data_port", "server.heartbeat", "server.tls"),
+    *("server.host", "server.port", "server.data_port", "server.enrol_port"),
+    *("server.heartbeat", "server.tls"),
     *("server.deadline", "server.deadline_floor", "server.deadline_ceiling"),
     *("server.wait_factor", "server.wait_floor", "server.wait_rounds"),
     *("server.absent_after", "server.stop_grace", "server.checkpoint", "server.keep_rows"),
