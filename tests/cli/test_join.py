@@ -1,0 +1,269 @@
+"""`varangian join` against a real port for enrolment."""
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import stat
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import grpc.aio
+import pytest
+from tests.enrolling import enrolling
+from tests.extent import patience
+
+from varangian.cli.commands import join
+from varangian.cli.main import main
+from varangian.protos import ps_pb2
+from varangian.protos.identity.bundle import Bundle, Role
+from varangian.protos.identity.enrolment_token import EnrolmentToken
+from varangian.server.identity.tls import Security
+from varangian.server.transport.grpc_server import bind
+
+
+@pytest.fixture
+def cluster(authority):
+    authority.issue("server", Role.SERVER, hosts=["127.0.0.1"], days=1)
+    return authority
+
+
+@pytest.fixture
+def joining(capsys, monkeypatch, tmp_path):
+    """The command in a thread: the exit code, and what it has printed."""
+    monkeypatch.chdir(tmp_path)
+    over = threading.Event()
+
+    def sleep(seconds):
+        if over.wait(min(seconds, 0.05)):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(join, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+
+    async def run(address, token, *more, seconds=10):
+        try:
+            async with asyncio.timeout(patience(seconds)):
+                code = await asyncio.to_thread(main, ["join", address, "--token", token, *more])
+        except TimeoutError:
+            over.set()
+            raise AssertionError("".join(capsys.readouterr())) from None
+        return code, "".join(capsys.readouterr())
+
+    yield run
+    over.set()
+
+
+async def admitted(enrolment, cluster, name="w15"):
+    """The certificate, once the request is there."""
+    async with asyncio.timeout(patience(10)):
+        while not (request := enrolment.request_of(name)):
+            await asyncio.sleep(0.01)
+    cluster.issue(name, Role.WORKER, days=1, request=request)
+    certificate = (cluster.path / name / "cert.pem").read_bytes()
+    enrolment.deliver(name, certificate)
+    return certificate
+
+
+async def test_a_new_worker_gets_its_certificate_and_its_key_stays(joining, cluster, tmp_path):
+    async with enrolling(cluster.path, tmp_path) as port:
+        token = port.enrolment.invite("w15", "alice")
+        (code, said), certificate = await asyncio.gather(
+            joining(port.address, token, "--into", "site"), admitted(port.enrolment, cluster)
+        )
+        key = (tmp_path / "site/w15/key.pem").read_bytes()
+        assert code == 0
+        bundle = Bundle.load(tmp_path / "site/w15", Role.WORKER)
+        assert (bundle.name, bundle.certificate) == ("w15", certificate)
+        assert stat.S_IMODE((tmp_path / "site/w15/key.pem").stat().st_mode) == 0o600
+        assert {path.name for path in bundle.path.iterdir()} == {"ca.pem", "cert.pem", "key.pem"}
+        first, second, *_ = said.splitlines()
+        assert first == "made the key of w15 in site/w15; it stays on this machine"
+        assert second.startswith("its public key is ")
+        assert "waiting for an operator: varangian workers admit w15 --authority DIR" in said
+        assert "next: varangian worker --server 127.0.0.1:PORT --certs site/w15" in said
+        code, said = await joining(port.address, token, "--into", "site")
+        assert (code, said.partition(",")[0]) == (0, "kept site/w15")
+        assert (tmp_path / "site/w15/key.pem").read_bytes() == key
+
+
+async def test_an_answer_that_is_lost_is_asked_for_again(joining, cluster, tmp_path, monkeypatch):
+    async with enrolling(cluster.path, tmp_path) as port:
+        ask, answers = port.enrolment.ask, []
+
+        def lose(*shown):
+            if answer := ask(*shown):
+                answers.append(answer)
+                if len(answers) == 1:
+                    raise ConnectionError
+            return answer
+
+        monkeypatch.setattr(port.enrolment, "ask", lose)
+        token = port.enrolment.invite("w15", "alice")
+        (code, _), certificate = await asyncio.gather(
+            joining(port.address, token), admitted(port.enrolment, cluster)
+        )
+        assert (code, answers) == (0, [certificate] * 2)
+        assert Bundle.load(tmp_path / "w15").certificate == certificate
+
+
+async def test_a_command_that_was_killed_goes_on_with_its_key(joining, cluster, tmp_path):
+    token = ""
+    async with enrolling(cluster.path, tmp_path) as port:
+        token = port.enrolment.invite("w15", "alice")
+        Path("w15").mkdir()
+        first = asyncio.create_task(joining(port.address, token))
+        certificate = await admitted(port.enrolment, cluster)
+        await first
+        key = Path("w15/key.pem").read_bytes()
+        for name in ("cert.pem", "ca.pem"):  # as if it had been killed before it wrote them
+            Path("w15", name).unlink()
+        code, said = await joining(port.address, token)
+        assert (code, said.startswith("kept the key of w15")) == (0, True)
+        assert (Path("w15/key.pem").read_bytes(), Path("w15/cert.pem").read_bytes()) == (key, certificate)
+
+
+async def test_a_server_that_is_restarted_between_request_and_approval(joining, cluster, tmp_path):
+    async with enrolling(cluster.path, tmp_path) as port:
+        number, token = int(port.address.rpartition(":")[2]), port.enrolment.invite("w15", "alice")
+        asking = asyncio.create_task(joining(port.address, token))
+        async with asyncio.timeout(patience(10)):
+            while not port.enrolment.request_of("w15"):
+                await asyncio.sleep(0.01)
+    async with enrolling(cluster.path, tmp_path, port=number) as port:
+        certificate = await admitted(port.enrolment, cluster)
+        assert (await asking)[0] == 0
+    assert Bundle.load(tmp_path / "w15").certificate == certificate
+
+
+async def test_a_server_of_another_authority_is_not_shown_the_token(joining, cluster, bundles, tmp_path):
+    async with enrolling(cluster.path, tmp_path) as port:
+        token = EnrolmentToken.make("w15", (bundles / "ours/server/ca.pem").read_bytes())
+        code, said = await joining(port.address, token.text)
+        assert code == 1
+        assert "should be of the authority that the token names. Found another one" in said
+        assert port.refused == {}
+
+
+class Between:
+    """Somebody on the way, with a certificate of his own and everything that is public."""
+
+    def __init__(self, authority):
+        self.authority, self.shown = authority, []
+
+    def service(self, details):
+        async def enrol(data, context):
+            request = ps_pb2.EnrolRequest.FromString(data)
+            self.shown += [request.token] if request.token else []
+            return ps_pb2.EnrolReply(authority=self.authority).SerializeToString()
+
+        return grpc.unary_unary_rpc_method_handler(enrol)
+
+
+async def test_somebody_on_the_way_is_not_shown_the_token(joining, cluster, bundles, tmp_path):
+    """He passes on the right `ca.pem`, which is public, and has a certificate of another authority."""
+    ours = (cluster.path / "server/ca.pem").read_bytes()
+    between = Between(ours)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((between,))
+    address = bind(server, "127.0.0.1", 0, Security(bundles / "theirs").one_way_credentials())
+    await server.start()
+    try:
+        code, said = await joining(address, EnrolmentToken.make("w15", ours).text)
+        assert (code, between.shown) == (1, [])
+        assert f"the certificate of {address} should be valid. OpenSSL says: " in said
+        between.authority = (bundles / "theirs/server/ca.pem").read_bytes()
+        code, said = await joining(address, EnrolmentToken.make("w15", ours).text)
+        assert (code, between.shown) == (1, [])
+        assert "or somebody is on the way to this one. It was not shown the token" in said
+    finally:
+        await server.stop(0)
+
+
+async def test_a_server_that_does_not_answer_is_waited_for(joining, cluster, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    Path("run").mkdir()
+    async with enrolling(cluster.path, Path("run")) as before:
+        token = before.enrolment.invite("w15", "alice")
+    asking = asyncio.create_task(joining(f"127.0.0.1:{number}", token))
+    await asyncio.sleep(0.1)
+    async with enrolling(cluster.path, Path("run"), port=number) as port:
+        await admitted(port.enrolment, cluster)
+        code, said = await asking
+    assert code == 0
+    assert f"waiting for the server 127.0.0.1:{number}. It cannot be reached: Connection refused." in said
+
+
+async def test_a_refusal_ends_it(joining, cluster, tmp_path):
+    async with enrolling(cluster.path, tmp_path) as port:
+        token = EnrolmentToken.make("w15", port.enrolment.authority)
+        code, said = await joining(port.address, token.text)
+        assert code == 1
+        assert f"{port.address} refuses: ENROLMENT: A certificate should be asked for with a token" in said
+        assert token.text not in said
+
+
+async def test_the_port_of_workers_is_named_as_such(joining, cluster, tmp_path):
+    server = grpc.aio.server()
+    address = bind(server, "127.0.0.1", 0, Security(cluster.path).credentials())
+    await server.start()
+    try:
+        with pytest.raises(AssertionError, match="is this the port of workers"):
+            await joining(address, EnrolmentToken.make("w15", b"").text, seconds=0.5)
+    finally:
+        await server.stop(0)
+
+
+async def test_a_server_under_another_name_is_not_shown_the_token(joining, authority, tmp_path):
+    authority.issue("server", Role.SERVER, hosts=["ps.test"], days=1)
+    async with enrolling(authority.path, tmp_path, host="127.0.0.2") as port:
+        code, said = await joining(port.address, port.enrolment.invite("w15", "alice"))
+        assert (code, port.enrolment.request_of("w15")) == (1, b"")
+    assert f"the certificate of {port.address} should name '127.0.0.2'. Join at a name that it has" in said
+
+
+@contextlib.contextmanager
+def answering(words):
+    """A port that says something else than TLS."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def serve():
+            connection = listener.accept()[0]
+            connection.sendall(words)
+            connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(10)
+
+
+async def test_a_port_without_tls_is_named_as_such(joining):
+    with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
+        code, said = await joining(address, EnrolmentToken.make("w15", b"").text)
+    assert (code, f"{address} should speak TLS 1.3, as the port of server.enrol_port does" in said) == (
+        1,
+        True,
+    )
+
+
+def test_tokens_and_folders_that_are_no_use(varangian, bundles, tmp_path):
+    token = EnrolmentToken.make("w00", b"").text
+    for argv, said in (
+        (("--token", "w15"), "--token should be"),
+        (("--token-file", "none"), "none should be readable. The system says: No such file"),
+        ((), "one of the arguments --token --token-file is required"),
+    ):
+        assert said in "".join(varangian("join", "127.0.0.1:1", *argv)[1:])
+    assert "should be HOST:PORT" in varangian("join", "127.0.0.1", "--token", token)[2]
+    shutil.copytree(bundles / "ours/w00", "w00")
+    code, _, said = varangian("join", "127.0.0.1:1", "--token", token)
+    assert (code, "w00 should have no certificate yet. Found that of the worker w00" in said) == (1, True)
+    Path("w00/cert.pem").write_bytes(b"")
+    code, _, said = varangian("join", "127.0.0.1:1", "--token", token)
+    assert (code, "w00 has a certificate already" in said) == (1, True)
