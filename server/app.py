@@ -124,7 +124,17 @@ async def serve(
         leaving = partial(_stops_early, coordinator, stop) if returns else bool
         contract = Contract(run_id, layout, dtype, common or SharedSettings(), classes, terms or Terms())
         service = Service(
-            coordinator, sessions, contract, limits, data_listener, leaving, security, end, refusals, desk
+            coordinator,
+            sessions,
+            contract,
+            limits,
+            data_listener,
+            leaving,
+            security,
+            end,
+            refusals,
+            desk,
+            None if enrolment is None else enrolment.enrolment,
         )
         stack.callback(service.dismiss)
         service.add_to(handlers)

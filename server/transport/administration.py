@@ -68,6 +68,30 @@ class MemberDesk(Protocol):
         ...
 
 
+class EnrolmentDesk(Protocol):
+    """The desk of one run for workers that have no certificate yet; each method raises `Refused`."""
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """A row for each name that is invited, or waits for its certificate."""
+        ...
+
+    def request_of(self, name: str) -> bytes:
+        """The certificate signing request of a name that waits; empty if it does not."""
+        ...
+
+    def invite(self, name: str, by: str) -> str:
+        """A token for a new worker."""
+        ...
+
+    def check(self, name: str, certificate: bytes) -> None:
+        """Check that a certificate answers the request of a name."""
+        ...
+
+    def deliver(self, name: str, certificate: bytes) -> None:
+        """Hand it to the worker."""
+        ...
+
+
 class Administration:
     """The calls Members and Leave of one run.
 
@@ -75,12 +99,20 @@ class Administration:
         sessions: know callers by what their channel proves.
         desk: of the run; without one nothing can be changed.
         run_id: of the run.
+        enrolment: of the run; without one nobody can be invited.
     """
 
-    def __init__(self, sessions: Sessions, desk: MemberDesk | None, run_id: str) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        desk: MemberDesk | None,
+        run_id: str,
+        enrolment: EnrolmentDesk | None = None,
+    ) -> None:
         self._sessions = sessions
         self._desk = desk
         self._run_id = run_id
+        self._enrolment = enrolment
 
     async def members(self, call: Call, seconds: float) -> bytes:
         """Answer an operator.
@@ -95,20 +127,42 @@ class Administration:
         operator = self._sessions.admit_operator(*call.caller)
         request = await calls.read_request(ps_pb2.MembersRequest, call, seconds, MANIFEST_LIMIT)
         desk = self._need_desk()
-        sentence, round = "", desk.round
+        reply = ps_pb2.MembersReply(round=desk.round)
         match request.action:
             case "list":
-                pass
+                if request.name:
+                    reply.request = self._need_enrolment().request_of(request.name)
+            case "invite":
+                reply.token = self._need_enrolment().invite(request.name, operator)
             case "admit" | "drain" | "expel" as action:
                 f = None if request.f == AS_IT_IS else request.f
                 by = f"the operator {operator}"
-                changed = await self._change(desk, action, request.name, f, by)
-                sentence, round = changed.sentence, changed.round
+                if action == "admit" and request.certificate:
+                    changed = await self._enrol(desk, request.name, request.certificate, f, by)
+                else:
+                    changed = await self._change(desk, action, request.name, f, by)
+                reply.sentence, reply.round = changed.sentence, changed.round
             case other:
-                said = f"There is no action {quote(other, 20)}; there are list, admit, drain and expel."
+                said = (
+                    f"There is no action {quote(other, 20)}; there are list, admit, drain, expel, invite."
+                )
                 raise Refused(Refusal.MEMBERSHIP, said)
-        table = "".join(f"{json.dumps(row)}\n" for row in desk.listing())
-        return ps_pb2.MembersReply(table=table, sentence=sentence, round=round).SerializeToString()
+        rows = [*desk.listing(), *(self._enrolment.waiting() if self._enrolment is not None else ())]
+        reply.table = "".join(f"{json.dumps(row)}\n" for row in rows)
+        return reply.SerializeToString()
+
+    async def _enrol(
+        self, desk: MemberDesk, name: str, certificate: bytes, f: int | None, by: str
+    ) -> Changed:
+        """Admit a worker and hand it its certificate; only the latter if a call before had no answer."""
+        enrolment = self._need_enrolment()
+        enrolment.check(name, certificate)
+        if name in self._sessions.names:
+            changed = Changed(f"{name} is a member already, and has its certificate now", desk.round)
+        else:
+            changed = await self._change(desk, "admit", name, f, by)
+        enrolment.deliver(name, certificate)
+        return changed
 
     async def leave(self, call: Call, seconds: float) -> bytes:
         """Let a worker go for good; it may leave by itself alone.
@@ -131,6 +185,11 @@ class Administration:
             raise Refused(Refusal.MEMBERSHIP, str(error)) from None
         log.warning("membership: %s asked to %s %s: %s", by, action, quote(name, 70), changed.sentence)
         return changed
+
+    def _need_enrolment(self) -> EnrolmentDesk:
+        if self._enrolment is None:
+            raise Refused(Refusal.ENROLMENT, "This server takes no requests: it has no server.enrol_port.")
+        return self._enrolment
 
     def _need_desk(self) -> MemberDesk:
         if self._desk is None:

@@ -37,7 +37,7 @@ from varangian.server.limits.upload_scheduler import UploadScheduler
 from varangian.server.protocol.events import Members
 from varangian.server.rows.slot import Overtaken, Slot
 from varangian.server.transport import calls, uploads
-from varangian.server.transport.administration import Administration, MemberDesk
+from varangian.server.transport.administration import Administration, EnrolmentDesk, MemberDesk
 from varangian.server.transport.call_admission import CallAdmission
 from varangian.server.transport.calls import Call, Context
 from varangian.server.transport.downloads import AGAIN, Downloads
@@ -105,9 +105,10 @@ class Service:
         end: Callable[[str], None] = log.error,
         refusals: Refusals | None = None,
         desk: MemberDesk | None = None,
+        enrolment: EnrolmentDesk | None = None,
     ) -> None:
         self._coordinator = coordinator
-        self._administration = Administration(sessions, desk, contract.run_id)
+        self._administration = Administration(sessions, desk, contract.run_id, enrolment)
         self.refusals = refusals or Refusals()
         self._sessions = sessions
         self._contract = contract

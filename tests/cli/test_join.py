@@ -212,7 +212,7 @@ async def test_the_port_of_workers_is_named_as_such(joining, cluster, tmp_path):
     await server.start()
     try:
         with pytest.raises(AssertionError, match="is this the port of workers"):
-            await joining(address, EnrolmentToken.make("w15", b"").text, seconds=0.5)
+            await joining(address, EnrolmentToken.make("w15", b"").text, seconds=0.1)
     finally:
         await server.stop(0)
 

@@ -16,11 +16,13 @@ from varangian.config import load
 from varangian.config.build import machine as machine_of
 from varangian.launch.membership.desk import Desk
 from varangian.launch.membership.members_file import MembersFile
+from varangian.pki import x509
 from varangian.protos import ps_pb2, ps_pb2_grpc
 from varangian.protos.contract import Contract
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.protos.layout import Layout
 from varangian.protos.metadata_keys import CODE, SESSION
+from varangian.server.identity.enrolment import Enrolment
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.limits.limits import Limits
@@ -66,7 +68,7 @@ class World:
             fixed="",
             lacks=lambda before, after: "",
         )
-        self.security = security
+        self.security, self.enrolment = security, None
 
     @contextlib.asynccontextmanager
     async def serving(self):
@@ -79,6 +81,7 @@ class World:
             Limits(patience=5.0),
             security=self.security,
             desk=desk,
+            enrolment=self.enrolment,
         )
         handlers = CallHandlers()
         service.add_to(handlers)
@@ -324,3 +327,86 @@ async def test_a_worker_may_leave_and_only_itself(world):
     assert [json.loads(line)["state"] for line in table.splitlines()][3] == "leaving"
     again = await world.call("w03", "Leave", ps_pb2.LeaveRequest())
     assert again.round == 1
+
+
+async def test_a_new_worker_enrols_is_admitted_and_joins(world, cluster, tmp_path):
+    world.enrolment = enrolment = Enrolment(tmp_path, world.security, lambda: world.sessions.names)
+    async with world.serving():
+        token = (await world.ask("invite", "w09")).token
+        key = x509.make_key()
+        request = x509.make_request(key, "w09")
+        assert enrolment.ask(token, "w09", request) == b""
+        reply = await world.ask("list", "w09")
+        assert reply.request == request
+        row = json.loads(reply.table.splitlines()[-1])
+        assert (row["name"], row["state"], row["fingerprint"]) == (
+            *("w09", "waiting"),
+            x509.key_fingerprint(request),
+        )
+        certificate = signed(cluster, request)
+        reply = await admit(world, certificate)
+        assert reply.sentence.startswith("w09 is a member from round ")
+        assert enrolment.ask(token, "w09", request) == certificate
+        (cluster / "w09/key.pem").write_bytes(key)
+        async with world.client("w09") as caller:
+            await caller.join()
+        # Once it is there, nobody waits.
+        reply = await world.ask("list", "w09")
+        assert reply.request == b""
+        assert "until" not in reply.table
+
+
+def signed(cluster, request):
+    from varangian.pki.authority import Authority
+
+    Authority(cluster).issue("w09", Role.WORKER, days=1, request=request, force=True)
+    return (cluster / "w09/cert.pem").read_bytes()
+
+
+async def admit(world, certificate, f=-1):
+    request = ps_pb2.MembersRequest(action="admit", name="w09", f=f, certificate=certificate)
+    return await world.call("alice", "Members", request)
+
+
+async def test_a_change_that_is_refused_hands_out_no_certificate(world, cluster, tmp_path):
+    world.enrolment = enrolment = Enrolment(tmp_path, world.security, lambda: world.sessions.names)
+    async with world.serving():
+        token, request = (await world.ask("invite", "w09")).token, x509.make_request(x509.make_key(), "w09")
+        enrolment.ask(token, "w09", request)
+        code, said = await admit(world, signed(cluster, request), f=3)
+        assert code == "MEMBERSHIP", said
+        assert enrolment.ask(token, "w09", request) == b""
+        code, _ = await admit(world, signed(cluster, x509.make_request(x509.make_key(), "w09")))
+        assert code == "ENROLMENT"
+        assert "w09" not in world.sessions.names
+
+
+async def test_a_worker_that_was_admitted_before_its_certificate_came_gets_it(world, cluster, tmp_path):
+    """As after a crash, or a lost answer, between the two."""
+    world.enrolment = enrolment = Enrolment(tmp_path, world.security, lambda: world.sessions.names)
+    async with world.serving():
+        token, request = (await world.ask("invite", "w09")).token, x509.make_request(x509.make_key(), "w09")
+        enrolment.ask(token, "w09", request)
+        await world.ask("admit", "w09")
+        assert enrolment.ask(token, "w09", request) == b""
+        certificate = signed(cluster, request)
+        assert (await admit(world, certificate)).sentence.startswith("w09 is a member already")
+        assert enrolment.ask(token, "w09", request) == certificate
+
+
+@served
+async def test_without_a_port_for_it_nobody_is_invited(world):
+    for action in ("invite", "list"):
+        code, said = await world.ask(action, "w09")
+        assert (code, "it has no server.enrol_port" in said) == ("ENROLMENT", True)
+    assert (await admit(world, b"-----BEGIN CERTIFICATE-----\n"))[0] == "ENROLMENT"
+
+
+async def test_only_operators_invite(world, tmp_path):
+    world.enrolment = Enrolment(tmp_path, world.security, lambda: world.sessions.names)
+    async with world.serving():
+        for holder in ("w00", "server"):
+            assert (await world.ask("invite", "w09", by=holder))[0] == "ROLE"
+        code, said = await world.ask("invite", "w00")
+        assert (code, "w00 is a worker of this run already" in said) == ("ENROLMENT", True)
+    assert not (tmp_path / "enrolment.json").exists()

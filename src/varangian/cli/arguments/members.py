@@ -11,6 +11,7 @@ ACTIONS = {
     "admit": "Take a worker into the run; it needs a certificate of its name.",
     "drain": "Let a worker go after the open round, for which its vector still counts.",
     "expel": "End all calls of a worker at once; nothing of it that is not used yet counts.",
+    "invite": "Make a token with which a new worker can ask for its certificate.",
     "leave": "Leave the run for good, with the bundle of the worker itself.",
 }
 
@@ -22,6 +23,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if name not in ("list", "leave"):
             action.add_argument("name", metavar="NAME", help="the name of a worker, as w03")
+        if name in ("admit", "drain", "expel"):
             action.add_argument(
                 "--f",
                 type=_f,
@@ -40,6 +42,19 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
             metavar="DIR",
             help=f"the bundle of {whose}{made}; also in VARANGIAN_CERTS",
         )
+        if name == "admit":
+            action.add_argument(
+                "--authority",
+                type=expanded,
+                metavar="DIR",
+                help="sign the request of a worker that waits with `varangian join`, with the authority in "
+                "this folder",
+            )
+            action.add_argument(
+                "--fingerprint",
+                metavar="DIGITS",
+                help="sign it only for the public key with these digits, as `varangian join` prints them",
+            )
         action.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
         if name == "list":
             action.add_argument("--json", action="store_true", help="one JSON object a line")

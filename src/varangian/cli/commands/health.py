@@ -12,7 +12,7 @@ import grpc
 
 from varangian.cli.credentials import read_choice
 from varangian.cli.main import FAILED, CommandError
-from varangian.cli.views.terminal import printable
+from varangian.cli.views.terminal import NOTE, printable
 from varangian.protos import ps_pb2, ps_pb2_grpc
 from varangian.protos.identity.bundle import Bundle, BundleError, Role, find_bundle
 from varangian.protos.metadata_keys import CODE
@@ -63,7 +63,7 @@ def reason(error: grpc.RpcError) -> str:
         return printable(str(error))
     trailing: Any = error.trailing_metadata()
     codes = [value for key, value in trailing or () if key == CODE]
-    return printable(f"{codes[0] if codes else error.code().name}: {error.details()}")
+    return printable(f"{codes[0] if codes else error.code().name}: {error.details()}", NOTE)
 
 
 def diagnose_call(error: grpc.RpcError, server: str, bundle: Bundle | None) -> Diagnosis:
