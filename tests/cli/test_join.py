@@ -17,11 +17,17 @@ from tests.extent import patience
 
 from varangian.cli.commands import join
 from varangian.cli.main import main
+from varangian.pki import x509
 from varangian.protos import ps_pb2
+from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.protos.identity.enrolment_token import EnrolmentToken
+from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
+from varangian.server.transport.administration import Administration, Changed
+from varangian.server.transport.calls import Call
 from varangian.server.transport.grpc_server import bind
+from varangian.server.transport.refusals import Refusals
 
 
 @pytest.fixture
@@ -223,6 +229,88 @@ async def test_a_server_under_another_name_is_not_shown_the_token(joining, autho
         code, said = await joining(port.address, port.enrolment.invite("w15", "alice"))
         assert (code, port.enrolment.request_of("w15")) == (1, b"")
     assert f"the certificate of {port.address} should name '127.0.0.2'. Join at a name that it has" in said
+
+
+class Desk:
+    """Takes everybody in."""
+
+    round = 7
+
+    def listing(self):
+        return []
+
+    async def change(self, action, name, f, by):
+        return Changed(f"{name} is a member from round 8 on", 8)
+
+
+@contextlib.asynccontextmanager
+async def administered(bundle, enrolment):
+    """The port where operators call; yields its address."""
+    security = Security(bundle)
+    sessions = Sessions(["w00"], None, certificate_reader=security.certificate_reader)
+    administration = Administration(sessions, Desk(), "run-1", enrolment)
+
+    async def members(_, context):
+        call = Call(context)
+        try:
+            return await administration.members(call, 10)
+        except Refused as error:
+            refused = error
+        return await Refusals().answer(call, "a stranger", refused, 7)
+
+    server = grpc.aio.server()
+    handler = {"Members": grpc.stream_unary_rpc_method_handler(members)}
+    service = grpc.method_handlers_generic_handler("varangian.v1.ParameterServer", handler)
+    server.add_generic_rpc_handlers((service,))
+    address = bind(server, "127.0.0.1", 0, security.credentials())
+    await server.start()
+    try:
+        yield address
+    finally:
+        await server.stop(0)
+
+
+async def test_an_operator_invites_looks_and_signs_where_the_authority_is(
+    joining, cluster, tmp_path, capsys
+):
+    cluster.issue("alice", Role.OPERATOR, days=1)
+
+    def workers(action, *more):
+        argv = ["workers", action, *more, "--server", address, "--certs", str(cluster.path / "alice")]
+        code = main(argv)
+        return code, *capsys.readouterr()
+
+    async with (
+        enrolling(cluster.path, tmp_path) as port,
+        administered(cluster.path, port.enrolment) as address,
+    ):
+        code, out, err = await asyncio.to_thread(workers, "invite", "w15")
+        assert (code, EnrolmentToken.parse(out).name) == (0, "w15")
+        assert "for w15, one key and one day" in err
+        said = (await asyncio.to_thread(workers, "list"))[1]
+        assert "w15 is invited until 20" in said
+        Path("w15.token").write_text(out)
+        asking = asyncio.create_task(
+            asyncio.to_thread(main, ["join", port.address, "--token-file", "w15.token"])
+        )
+        async with asyncio.timeout(patience(10)):
+            while not (request := port.enrolment.request_of("w15")):
+                await asyncio.sleep(0.01)
+        key = x509.key_fingerprint(request)
+        said = (await asyncio.to_thread(workers, "list"))[1]
+        assert f"w15 waits for a certificate for the public key {key}" in said
+        admit = "admit", "w15", "--authority", str(cluster.path), "--fingerprint"
+        for wrong in ("0" * 64, key[:15], "w15"):
+            code, _, err = await asyncio.to_thread(workers, *admit, wrong)
+            assert (code, "Nothing was signed" in err) == (1, True)
+        assert "w15" not in {one.name for one in cluster.issued()}
+        code, out, _ = await asyncio.to_thread(workers, *admit, key[:16].upper())
+        assert (code, "w15 is a member from round 8 on" in out) == (0, True)
+        async with asyncio.timeout(patience(10)):
+            assert await asking == 0
+        assert Bundle.load(tmp_path / "w15").name == "w15"
+        code, _, err = await asyncio.to_thread(workers, *admit, key)
+        assert (code, "w15 should wait for its certificate. It does not" in err) == (1, True)
 
 
 @contextlib.contextmanager

@@ -24,12 +24,13 @@ from varangian.cli.main import OK, CommandError
 from varangian.cli.views.terminal import printable
 from varangian.files import write_atomically
 from varangian.pki.authority import PRIVATE, request_certificate
+from varangian.pki.x509 import LOCAL
 from varangian.protos import ps_pb2, ps_pb2_grpc
 from varangian.protos.identity.bundle import CA, CERTIFICATE, REQUEST, Bundle, BundleError, Role
 from varangian.protos.identity.enrolment_token import EnrolmentToken, TokenError
 from varangian.protos.metadata_keys import CODE
 from varangian.protos.network.address import AddressError, parse_address
-from varangian.protos.network.dial import open_channel
+from varangian.protos.network.dial import Options, open_channel
 from varangian.protos.refusals import REFUSALS, Reaction
 from varangian.worker.transport.diagnosis import X509_OTHER_NAME
 
@@ -131,8 +132,10 @@ def _recognise(server: str, token: EnrolmentToken) -> bytes:
         NotYet: the server does not answer.
     """
     leaf = _certificate(server, None)
-    # An empty request is answered with it. Nothing that somebody on the way could use is sent.
-    authority = _call(server, leaf, ps_pb2.EnrolRequest()).authority
+    # An empty request is answered with it. Nothing that somebody on the way could use is sent, and nothing
+    # is verified yet; every certificate of a server has this name, too.
+    anybody = (("grpc.ssl_target_name_override", LOCAL[0]),)
+    authority = _call(server, leaf, ps_pb2.EnrolRequest(), anybody).authority
     if not token.trusts(authority):
         raise CommandError(
             f"{server} should be of the authority that the token names. Found another one. Either the "
@@ -211,9 +214,11 @@ def _takes_strangers(secured: ssl.SSLSocket) -> bool:
         return False
 
 
-def _call(server: str, roots: bytes, request: ps_pb2.EnrolRequest) -> ps_pb2.EnrolReply:
+def _call(
+    server: str, roots: bytes, request: ps_pb2.EnrolRequest, options: Options = ()
+) -> ps_pb2.EnrolReply:
     """One call to a server that shows one of these certificates, or one that they have signed."""
-    with open_channel(server, grpc.ssl_channel_credentials(roots)) as opened:
+    with open_channel(server, grpc.ssl_channel_credentials(roots), options) as opened:
         stub: Any = ps_pb2_grpc.ParameterServerStub(opened)  # type: ignore[no-untyped-call]
         try:
             reply: ps_pb2.EnrolReply = stub.Enrol(request, timeout=PATIENCE)
@@ -230,7 +235,7 @@ def _failure(error: grpc.RpcError, server: str) -> CommandError | NotYet:
         return CommandError(f"{server} refuses: {reason(error)}")
     if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return CommandError(f"{server} takes no requests for certificates: is it the server.enrol_port?")
-    return NotYet(f"It says: {reason(error)}.")
+    return NotYet(f"The call has failed: {reason(error)}")
 
 
 def _install(folder: Path, name: str, authority: bytes, certificate: bytes) -> Bundle:
