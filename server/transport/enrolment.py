@@ -26,7 +26,7 @@ from varangian.server.limits.quotas import Calls, Guesses
 from varangian.server.transport import calls
 from varangian.server.transport.call_admission import CallAdmission
 from varangian.server.transport.calls import Call, Context
-from varangian.server.transport.grpc_server import bind, options
+from varangian.server.transport.grpc_server import CallHandlers, bind, options
 from varangian.server.transport.refusals import Refusals
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,9 @@ class EnrolmentPort:
         others = [option for option in options(CALLERS) if option[0] not in dict(small)]
         server = grpc.aio.server(options=[*small, *others])
         service = EnrolmentService(self.enrolment, sessions, limits, refusals, round)
-        server.add_generic_rpc_handlers((service.handlers(),))
+        handlers = CallHandlers()
+        handlers.add(SERVICE, {"Enrol": grpc.stream_unary_rpc_method_handler(service.enrol)})
+        server.add_generic_rpc_handlers((handlers,))
         address = bind(server, host, self._port, self._security.one_way_credentials(), SETTING)
         await server.start()
         try:
@@ -84,6 +86,7 @@ class EnrolmentPort:
                 yield
         finally:
             await server.stop(min(limits.grace, 1.0))
+            handlers.clear()
 
 
 class EnrolmentService:
@@ -104,12 +107,6 @@ class EnrolmentService:
         self._guesses = Guesses()
         self.connections = ConnectionLimits(CALLERS, refusals.count)
         self._door = CallAdmission(sessions, self.connections, Calls(limits.calls, limits.calls_at_once))
-
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The call by its name, on bytes."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE, {"Enrol": grpc.stream_unary_rpc_method_handler(self.enrol)}
-        )
 
     async def enrol(self, _: object, context: Context) -> bytes:
         call = Call(context)

@@ -171,9 +171,10 @@ def _why_not(error: grpc.RpcError) -> str | None:
         return None
     trailing: Any = error.trailing_metadata()
     code = dict(trailing or ()).get(CODE)
-    if code != Refusal.MEMBERSHIP.code:
-        return None
-    return printable(str(error.details()).removeprefix(Refusal.MEMBERSHIP.sentence).strip(), NOTE)
+    for refusal in (Refusal.MEMBERSHIP, Refusal.ENROLMENT):
+        if code == refusal.code:
+            return printable(str(error.details()).removeprefix(refusal.sentence).strip(), NOTE)
+    return None
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
