@@ -303,6 +303,8 @@ class Run:
         if following and following != max(rounds, default=0):
             problems.append(f"{following} rounds are on record, and checkpoints of the rounds {rounds}")
         at = programs.count()
+        if following == self._rounds and not problems:  # it was at its end: there is no run to go on with
+            return {"kill": number, "victim": "server", "lines": at, "seconds": None, "problems": []}
         server.start()
         began = time.monotonic()
         seconds = time.monotonic() - began if programs.until_lines(at, PATIENCE) else None
