@@ -240,3 +240,35 @@ def test_a_run_hears_from_the_first_call_of_a_worker_that_it_is_back(sessions, c
     presence.note_call(sessions.identify(metadata(sessions)))
     presence.look()
     assert told.heard == ["w00 absent", "w00 present"]
+
+
+def test_a_worker_that_is_admitted_may_be_absent_until_it_joins(sessions):
+    told = Told()
+    presence = Presence(sessions, told)
+    sessions.add("w02")
+    presence.admit("w02")
+    presence.look()
+    assert told.heard == [], "a run takes whom it admits for absent"
+    presence.note_call("w02")
+    assert told.heard == ["w02 present"]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x"])
+def test_only_names_of_workers_are_added(sessions, name):
+    with pytest.raises(ValueError, match="The name of a worker should be"):
+        sessions.add(name)
+    assert sessions.names == ("w00", "w01")
+
+
+def test_members_that_leave_are_told_apart_from_those_that_are_expelled(sessions):
+    sessions.claim(metadata(sessions))
+    sessions.depart("w00", "it was drained")
+    assert (sessions.names, sessions.has_departed("w00")) == (("w01",), True)
+    assert sessions.identify(metadata(sessions)) == "w00", "its process may hear of it"
+    assert refused(sessions.claim, metadata(sessions, session=SECOND)) is Refusal.EXPELLED
+    sessions.expel("w01", "it was expelled")
+    sessions.depart("w01", "it was expelled")
+    assert (sessions.names, sessions.has_departed("w01")) == ((), False)
+    assert sessions.why_expelled("w01").refusal is Refusal.EXPELLED
+    sessions.add("w01")
+    assert (sessions.names, sessions.why_expelled("w01")) == (("w01",), None)

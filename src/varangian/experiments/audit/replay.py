@@ -16,6 +16,7 @@ from varangian.config import load as load_config
 from varangian.config.build import learner as build_learner
 from varangian.experiments.audit.chain_check import FILE, Line
 from varangian.launch.checkpoints.kept_rows import KeptRound, kept_rounds
+from varangian.launch.membership.changed_settings import with_members
 from varangian.server.training.learner import Step
 from varangian.server.training.parameters import ParameterVersions
 from varangian.state_file import StateFileError
@@ -57,7 +58,8 @@ def replay(
     done = Replayed()
     names = {line.round: line.name for line in lines}
     configs = dict(_configs(lines))
-    read: dict[str, RunConfig] = {}
+    read: dict[tuple[str, int], RunConfig] = {}
+    changes = sorted(number for number, record in records.items() if record.get("membership"))
     for round, path in kept_rounds(folder).items():
         where, record = f"{path.parent.name}/{path.name}", records.get(round)
         if record is None:
@@ -75,8 +77,11 @@ def replay(
         if before not in (None, _digest(kept.learner["parameters"])):
             done.problems.append(f"{where} begins with other parameters than {names[round - 1]} ended with")
             continue
-        name = configs[round]
-        config = read.setdefault(name, load_config(folder / name, whole=False))
+        at = max((change for change in changes if change <= round), default=-1)
+        if (configs[round], at) not in read:
+            members = records[at]["membership"] if at >= 0 else None
+            read[configs[round], at] = _config(folder / configs[round], members)
+        config = read[configs[round], at]
         if different := _difference(config, round, kept, record):
             done.problems.append(f"{FILE}, {names[round]}, has other {different} than its kept rows give")
         else:
@@ -92,6 +97,12 @@ def _configs(lines: Sequence[Line]) -> Iterator[tuple[int, str]]:
     for line in lines:
         name = next(iter(line.configs), name)
         yield line.round, name
+
+
+def _config(file: Path, members: Mapping[str, Any] | None) -> RunConfig:
+    """The configuration in a file, with the workers and the f of the last change of members."""
+    config = load_config(file, whole=False)
+    return config if members is None else with_members(config, members["workers"], members["f"])
 
 
 def _difference(config: RunConfig, round: int, kept: KeptRound, record: Mapping[str, Any]) -> str:
