@@ -22,7 +22,11 @@ def in_a_cell(function, *args, **kwargs):
     return asyncio.run(cell())
 
 
-@pytest.mark.parametrize("backend", ["simulate", pytest.param("processes", marks=pytest.mark.slow)])
+# end_to_end/test_run.py compares the numbers of processes and of a simulation, outside of a loop.
+PROCESSES = pytest.param("processes", marks=(pytest.mark.slow, pytest.mark.exhaustive))
+
+
+@pytest.mark.parametrize("backend", ["simulate", PROCESSES])
 def test_a_run_in_a_running_loop_gives_the_same_numbers(backend, small):
     wanted = run(small()).digest
     records = []

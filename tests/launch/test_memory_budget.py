@@ -197,16 +197,17 @@ def test_this_process():
     assert resident_memory() > 10 << 20
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("memory", "way", "checkpoints"),
     [
         ("rows", "lane", False),
-        pytest.param("rows", "lane", True, marks=pytest.mark.exhaustive),
+        ("rows", "lane", True),
         # The rows are the same, and chunks take less than a lane.
-        pytest.param("rows", "chunks", False, marks=pytest.mark.exhaustive),
+        ("rows", "chunks", False),
         # What a window keeps of its rows is in the sum by hand.
-        pytest.param("window", "lane", False, marks=pytest.mark.exhaustive),
+        ("window", "lane", False),
     ],
 )
 def test_a_server_keeps_to_it(memory: str, way: str, checkpoints: bool, tmp_path: Path):

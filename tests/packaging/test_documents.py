@@ -13,6 +13,7 @@ The blocks of a page belong together: they run in order, in one folder. `python`
 """
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import pathlib
@@ -78,14 +79,16 @@ class Block:
         return f"{self.page}:{self.line}"
 
 
+@functools.cache
 def blocks(page):
     """The code blocks of a page, in order, also those in lists and tabs."""
-    text = (ROOT / page).read_text()
+    text, found = (ROOT / page).read_text(), []
     fence = r"((?:^ *<!--[^>]*-->\n)*)^( *)```(\w+)[^\n]*\n(.*?)^\2```"
     for block in re.finditer(fence, text, re.MULTILINE | re.DOTALL):
         marks = dict(re.findall(r"<!-- ([\w ]+?)(?:: (.*?))? -->", block[1]))
         line = text.count("\n", 0, block.start(2)) + 1
-        yield Block(page, line, block[3], textwrap.dedent(block[4]), marks)
+        found.append(Block(page, line, block[3], textwrap.dedent(block[4]), marks))
+    return found
 
 
 def of_language(language):

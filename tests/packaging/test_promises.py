@@ -1,6 +1,7 @@
 """Promises of the pages, held by the code."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -9,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@functools.cache
 def functions(path):
     tree = ast.parse((ROOT / path).read_text())
     return {

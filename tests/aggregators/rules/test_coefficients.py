@@ -6,6 +6,7 @@ import runpy
 
 import numpy as np
 import pytest
+from tests.extent import everything
 
 from varangian.aggregators import RULES, aggregator_from
 
@@ -27,8 +28,12 @@ def test_a_committed_ratio_is_that_of_its_rows_and_below_the_bound(benchmark, on
         # A search ends near ties, where rounding, which processors do differently, chooses a side.
         rows, rng = np.array(one["rows"]), np.random.default_rng(1)
         close = [rows, *(rows * (1 + 1e-7 * rng.standard_normal(rows.shape)) for _ in range(16))]
-        ratio = max(benchmark["worst_ratio"](aggregator, near, one["f"]) for near in close)
-        assert ratio == pytest.approx(one["ratio"], rel=1e-3)
+        wanted, ratio = pytest.approx(one["ratio"], rel=1e-3), 0.0
+        for near in close:
+            ratio = max(ratio, benchmark["worst_ratio"](aggregator, near, one["f"]))
+            if ratio == wanted and not everything():
+                break
+        assert ratio == wanted
 
 
 @pytest.mark.parametrize("one", FOUND, ids=lambda one: f"{one['aggregator']}-{one['n']}-{one['f']}")

@@ -183,7 +183,7 @@ ANYTHING = st.builds(
         max_size=12,
     )
 )
-@settings(max_examples=examples(400, 60), deadline=None)
+@settings(max_examples=examples(400, 30), deadline=None)
 def test_no_f_workers_cut_off_an_honest_one_that_is_within_the_factor(played):
     """Whatever f workers do, an honest worker takes part that is within `factor` times what most take.
 
@@ -211,7 +211,7 @@ def test_no_f_workers_cut_off_an_honest_one_that_is_within_the_factor(played):
         ]
     ),
 )
-@settings(max_examples=examples(400, 60), deadline=None)
+@settings(max_examples=examples(400, 30), deadline=None)
 def test_whatever_happens_a_round_keeps_its_promises(history, quorum, waiting):
     """None ends below the quorum or after its deadline, nor before the time of those who are waited for."""
     policy = replace(POLICY, quorum=quorum, waiting=waiting, shortfall="skip", max_skips=1000)
