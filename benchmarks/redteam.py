@@ -32,6 +32,7 @@ RULES = (
     "median",
     "flag",
     "nnm+trimmed_mean",
+    "unit_mean",
 )
 SETTINGS = {
     "f3": ("f=3", "worker.momentum=0.9"),
