@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 BASE = HERE / "evidence/digits-base.yaml"
 RESULTS = HERE / "results/redteam.json"
 RULES = (
+    "arc+caf",
     "arc+nnm+geometric_median",
     "arc+nnm+unit_mean",
     "nnm+median",
