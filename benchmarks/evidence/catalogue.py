@@ -46,7 +46,7 @@ TABLES = (
     Table(
         "digits",
         "Digits, momentum at the workers",
-        "The table of record: 23 rules and combinations under the strongest attacks, two seeds.",
+        "The table of record: 22 rules and combinations under the strongest attacks, two seeds.",
     ),
     Table(
         "poisoning",
