@@ -22,7 +22,7 @@ CHAIN = ("mix", "rule", "per_block")
 """The keys of an aggregator with mixings, or that is applied to each block."""
 JOINT = "+"
 """Separates the names of mixings and of the rule after them."""
-COMBINATIONS = {"default": "nnm+median"}
+COMBINATIONS = {"default": "arc+caf"}
 """Names for mixings and a rule; the objects and the resolved configuration have the parts. `default` is the
 combination to take where nothing speaks for another."""
 USUAL = "trimmed_mean"

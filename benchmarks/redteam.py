@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 BASE = HERE / "evidence/digits-base.yaml"
 RESULTS = HERE / "results/redteam.json"
 RULES = (
+    "arc+caf",
     "arc+nnm+geometric_median",
     "arc+nnm+unit_mean",
     "nnm+median",
@@ -32,6 +33,7 @@ RULES = (
     "median",
     "flag",
     "nnm+trimmed_mean",
+    "unit_mean",
 )
 SETTINGS = {
     "f3": ("f=3", "worker.momentum=0.9"),

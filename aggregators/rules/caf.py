@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,19 @@ class CAF:
 
     def requires(self, n: int, f: int) -> str | None:
         return honest_majority(n, self.f) or told_enough(self, f)
+
+    def kappa(self, n: int, f: int) -> float | None:
+        """Our bound, not the paper's; None where the rule was told of more than f rows.
+
+        f / (n - 2 f) (1 + (1 + √2) ρ)² with ρ² = 2 (n - f) / (n - 2 f), and for n > 3 f at most
+        2 f / (n - 3 f) (1 + ρ)². It holds with the largest eigenvalue of the honest covariance in place of
+        its trace; docs/concepts/robustness.md has the proof.
+        """
+        if f != self.f:
+            return None
+        root = math.sqrt(2 * (n - f) / (n - 2 * f))
+        bound = f / (n - 2 * f) * (1 + (1 + math.sqrt(2)) * root) ** 2
+        return min(bound, 2 * f / (n - 3 * f) * (1 + root) ** 2) if n > 3 * f else bound
 
     def __call__(self, gram: Gram) -> Tensor:
         inner = gram.relative.numpy()

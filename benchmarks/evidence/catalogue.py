@@ -46,7 +46,7 @@ TABLES = (
     Table(
         "digits",
         "Digits, momentum at the workers",
-        "The table of record: the rules and attacks that the screening left, five seeds.",
+        "The table of record: 22 rules and combinations under the strongest attacks, two seeds.",
     ),
     Table(
         "poisoning",
@@ -59,8 +59,8 @@ TABLES = (
     Table(
         "cifar10",
         "CIFAR-10, a small CNN",
-        "Three convolutions of 16, 32 and 64 channels, 200 rounds with batches of 32, three "
-        "seeds: far from trained out, so compare with the mean without attackers in the same "
+        "Three convolutions of 16, 32 and 64 channels, 200 rounds with batches of 32, one "
+        "seed: far from trained out, so compare with the mean without attackers in the same "
         "table.",
         needs="cifar10",
     ),
@@ -76,15 +76,15 @@ TABLES = (
         "screening",
         "Every rule under every attack",
         "All rules and combinations under all attacks of the catalogue, with one seed: it finds "
-        "the attacks that hurt, and the rules that stand them, for the tables with five seeds. A "
-        "cell is one run, and at f = 6 with skewed data another seed may differ by ten points.",
+        "the attacks that hurt, and the rules that stand them, for the tables with more seeds. A "
+        "cell is one run, and with skewed data another seed may differ by ten points.",
         advises=False,
     ),
     Table(
         "digits-more",
         "Digits, one attacker, and mildly skewed data",
         "The same as the table before, where less happens: f = 1, and a Dirichlet partition with "
-        "alpha = 1; one seed.",
+        "alpha = 1, for some of the rules and attacks; one seed.",
     ),
     Table(
         "overdeclared",

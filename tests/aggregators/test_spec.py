@@ -9,6 +9,8 @@ from tests.aggregators import kit
 from torch import Tensor
 
 from varangian.aggregators import (
+    ARC,
+    CAF,
     MIXINGS,
     NNM,
     RULES,
@@ -60,7 +62,7 @@ def test_read(spec: object, wanted: Aggregator) -> None:
 )
 def test_a_combination_is_its_parts(spec: object, before: tuple[Bucketing, ...], f: int) -> None:
     built = aggregator_from(spec, "aggregator", f=f)
-    assert built == Aggregator(Median(), (*before, NNM(f=f)), f=f)
+    assert built == Aggregator(CAF(f=f), (*before, ARC(f=f)), f=f)
     assert "default" not in str(spec_of(built))
     assert built.requires(15) is None
 

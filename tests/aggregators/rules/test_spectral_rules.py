@@ -173,6 +173,22 @@ class TestCAF:
         last = Aggregator(SpectralFilter(f=1, iterations=4))(rows).vector
         assert (last - caf(rows, 2)).norm() > 1e-3
 
+    @pytest.mark.parametrize(("n", "f"), [(5, 2), (9, 2), (9, 4)])
+    def test_is_as_close_as_its_coefficient_says_to_every_honest_mean(self, n: int, f: int) -> None:
+        """The spread is the top eigenvalue of the covariance, and attackers hide beside honest rows."""
+        generator = torch.Generator().manual_seed(n + f)
+        for distance in (0.5, 1, 2, 4, 30):
+            honest = torch.randn(n - f, n, generator=generator).double() * torch.logspace(0, -1, n).double()
+            hidden = honest.mean(0) + distance * torch.eye(n)[:1].double()
+            rows = torch.cat([honest, hidden + 0.1 * torch.randn(f, n, generator=generator).double()])
+            vector = Aggregator(CAF(f=f))(rows).vector
+            bound = CAF(f=f).kappa(n, f)
+            for some in combinations(range(n), n - f):
+                chosen = rows[list(some)]
+                off = chosen - chosen.mean(0)
+                largest = torch.linalg.matrix_norm(off, 2) ** 2 / (n - f)
+                assert (vector - chosen.mean(0)).square().sum() <= bound * largest
+
     @pytest.mark.parametrize("f", [1, 3])
     def test_takes_no_more_weight_than_it_may(self, f: int) -> None:
         """The weight left is that of the pass before 2 f are gone."""

@@ -111,10 +111,17 @@ def test_without_attackers_it_is_the_mean():
 
 
 def test_rules_that_seeds_do_not_tell_apart_are_decided_by_what_is_proven():
-    near = table({"caf": {"alie": 0.903}, "krum": {"alie": 0.90}, "median": {"alie": 0.8}})
+    near = table({"unit_mean": {"alie": 0.903}, "krum": {"alie": 0.90}, "median": {"alie": 0.8}})
     choice = choose(ask({"partition": "iid"}), [near])
     assert choice.best.aggregator == "krum"
-    assert [one.aggregator for one in choice.equal] == ["caf"]
+    assert [one.aggregator for one in choice.equal] == ["unit_mean"]
+
+
+def test_of_tables_of_one_setting_the_one_with_most_attacks_counts():
+    few = table({"krum": {"alie": 0.9}, "median": {"alie": 0.8}})
+    many = table({"krum": {"alie": 0.9, "ipm": 0.5}, "median": {"alie": 0.8, "ipm": 0.8}})
+    for tables in ([few, many], [many, few]):
+        assert choose(ask({"partition": "iid"}), tables).best.aggregator == "median"
 
 
 def test_declaring_too_many_costs_what_theory_and_measurements_say():

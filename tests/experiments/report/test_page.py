@@ -76,6 +76,11 @@ def test_a_run_alone_has_what_makes_sense_for_one(hostile):
     assert found == ["curves", "trust", "runs", "settings"]
 
 
+def test_the_head_of_a_run_counts_its_refusals_by_code(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", settings(), learning([0.5]), refused={"STALE": 12, "SHAPE": 1})
+    assert "STALE 12, SHAPE 1" in Elements(page(read_runs([folder]))).text
+
+
 def test_runs_without_result_are_listed_with_the_reason(compared, write_run, tmp_path):
     write_run(tmp_path / "good", settings(), learning([0.5, 0.6]))
     write_run(tmp_path / "bad", settings(seed=5), [], ended=None, error="no memory <left>")

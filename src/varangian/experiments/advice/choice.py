@@ -86,7 +86,10 @@ def choose(question: Question, evidence: Sequence[Table]) -> Choice:
 
 
 def nearest(question: Question, evidence: Sequence[Table]) -> tuple[Table, ...]:
-    """The measured settings to go by: the nearest of each data set and partition that may be meant."""
+    """The measured settings to go by: the nearest of each data set and partition that may be meant.
+
+    Of tables that are equally near the one with most attacks counts.
+    """
     if question.threat == "labels":
         eligible = [one.poisoned for one in evidence if one.poisoned.rows]
     else:
@@ -95,7 +98,7 @@ def nearest(question: Question, evidence: Sequence[Table]) -> tuple[Table, ...]:
     if any(one.data == question.data for one in eligible):
         eligible = [one for one in eligible if one.data == question.data]
     groups: dict[Any, Table] = {}
-    for table in sorted(eligible, key=lambda table: distance(question, table)):
+    for table in sorted(eligible, key=lambda table: (distance(question, table), -table.attacks)):
         groups.setdefault((table.data, table.skew if question.skew is None else None), table)
     found = sorted(groups.values(), key=lambda table: distance(question, table))
     return tuple(t for t in found if distance(question, t) <= distance(question, found[0]) + AS_NEAR)

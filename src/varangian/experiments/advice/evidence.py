@@ -115,6 +115,11 @@ class Table:
         return all(name.startswith(POISONING) for row in self.rows.values() for name in row.attacks)
 
     @property
+    def attacks(self) -> int:
+        """The most attacks that a rule of the table was measured under."""
+        return max((len(row.attacks) for row in self.rows.values()), default=0)
+
+    @property
     def label(self) -> str:
         """Its name and what tells it from the others of that name."""
         return f"{self.name}: f = {self.f}, {words_of(self.partition)}"
