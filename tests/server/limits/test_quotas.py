@@ -10,6 +10,7 @@ from varangian.server.limits.quotas import (
     LONGEST_DELAY,
     Calls,
     CutOffError,
+    Guesses,
     RoundQuotas,
     TokenBucket,
 )
@@ -103,3 +104,31 @@ def test_callers_that_are_too_many_share_a_bucket(time, monkeypatch):
     assert calls.take("address 4")[0] == 1.0
     time.advance(9.0)
     assert calls.take("address 5") == (0.0, False)
+
+
+def test_wrong_enrolment_tokens_are_limited_for_each_address(time):
+    guesses = Guesses(lambda: time.now)
+    for _ in range(5):
+        guesses.check("192.0.2.1")
+        guesses.note("192.0.2.1")
+    assert refused(guesses.check, "192.0.2.1") is Refusal.GUESSES
+    guesses.check("192.0.2.2")
+    time.advance(12.0)
+    guesses.check("192.0.2.1")
+    guesses.note("192.0.2.1")
+    assert refused(guesses.check, "192.0.2.1") is Refusal.GUESSES
+
+
+def test_addresses_of_wrong_tokens_do_not_fill_the_memory(time, monkeypatch):
+    monkeypatch.setattr("varangian.server.limits.quotas.MOST_CALLERS", 3)
+    guesses = Guesses(lambda: time.now)
+    for number in range(10):
+        for _ in range(5):
+            guesses.note(f"192.0.2.{number}")
+    for number in range(3):
+        assert refused(guesses.check, f"192.0.2.{number}") is Refusal.GUESSES
+    guesses.check("192.0.2.3")
+    time.advance(60.0)  # whom nobody has heard of for a while makes room
+    for _ in range(5):
+        guesses.note("192.0.2.9")
+    assert refused(guesses.check, "192.0.2.9") is Refusal.GUESSES
