@@ -141,6 +141,8 @@ async def serve(
         await server.start()
         log.info("%s", descriptors.describe_limit(len(sessions.names), data_listener is not None))
         ready(address)
+        if enrolment is not None:
+            enrolment.announce()
         call_port = int(address.rpartition(":")[2])
         async with (
             touch_heartbeat(heartbeat),

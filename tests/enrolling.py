@@ -21,4 +21,5 @@ async def enrolling(bundle, folder, *, host="127.0.0.1", port=0):
     enrolment = Enrolment(folder, security, lambda: sessions.names)
     listening = EnrolmentPort(enrolment, security, port, where.append)
     async with listening.listening(host, sessions, Limits(), Refusals(counts), lambda: 3):
+        listening.announce()
         yield SimpleNamespace(address=where[0], enrolment=enrolment, refused=counts)

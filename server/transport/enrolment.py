@@ -46,7 +46,7 @@ class EnrolmentPort:
         enrolment: answers them.
         security: the server's bundle.
         port: 0 for any free one.
-        ready: called with `host:port`.
+        ready: called with `host:port` by `announce`.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class EnrolmentPort:
         self._security = security
         self._port = port
         self._ready = ready
+        self._address = ""
 
     @asynccontextmanager
     async def listening(
@@ -82,11 +83,15 @@ class EnrolmentPort:
         await server.start()
         try:
             async with service.connections.enforce(int(address.rpartition(":")[2])):
-                self._ready(address)
+                self._address = address
                 yield
         finally:
             await server.stop(min(limits.grace, 1.0))
             handlers.clear()
+
+    def announce(self) -> None:
+        """Say where it listens."""
+        self._ready(self._address)
 
 
 class EnrolmentService:

@@ -1,6 +1,7 @@
 """Workers that join and leave a run while it goes on, as commands: what an operator types and reads."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -112,3 +113,31 @@ def test_workers_join_and_leave_a_run_that_goes_on(started, cluster, tmp_path, p
     audit = started("audit", "--recompute", str(folder))
     out, err = audit.communicate(timeout=PATIENCE)
     assert (audit.returncode, "recomputed from kept rows, the same bits" in out) == (0, True), (out, err)
+
+
+def test_a_new_worker_enrols_although_its_server_crashes_meanwhile(started, cluster, tmp_path):
+    run = Run(started, cluster, tmp_path, [*SETTINGS, "server.quorum=3", "server.enrol_port=0"])
+    rest = run.worker("w00", "w01", "w02", "w03", "w04")
+    enrols = re.compile(r"certificates at (127\.0\.0\.1:\d+)")
+    assert eventually(lambda: enrols.search(run.server.said()))
+    port = enrols.search(run.server.said())[1]
+    (tmp_path / "token").write_text(run.operator("invite", "w09"))
+    join = Served(started("join", port, "--token-file", "token", "--into", "site"))
+    assert eventually(lambda: "waiting for an operator" in join.said()), join.said()
+
+    # It is killed between the request and the approval.
+    assert eventually(lambda: run.pushed("w00"))
+    run.server.process.kill()
+    run.server.process.wait(PATIENCE)
+    run.serve(run.address, f"server.enrol_port={port.rpartition(':')[2]}", "--resume")
+    assert eventually(lambda: enrols.search(run.server.said())), run.server.said()
+    assert "w09 waits for a certificate for the public key" in run.operator("list")
+    said = run.operator("admit", "w09", "--authority", str(cluster))
+    assert "w09 is a member from round" in said
+    assert join.process.wait(PATIENCE) == 0, join.said()
+    assert not (cluster / "w09/key.pem").exists()
+    command = ["worker", *run.settings, "--server", run.address]
+    joined = started(*command, "--certs", "site/w09")
+    assert eventually(lambda: run.pushed("w09"))
+    assert rest.poll() is None
+    assert joined.poll() is None
