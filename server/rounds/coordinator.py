@@ -307,11 +307,8 @@ class Coordinator:
         """
         self._handle(Withdraw(worker, reason, self._now()))
 
-    async def change_members(self, change: MemberChange) -> int:
-        """Go on with other workers from the next round on, which is returned.
-
-        Those that leave are invited no more, and their vectors of the open round count; of those that are
-        expelled nothing counts any more. Both are gone when the next round opens.
+    async def make_room(self, change: MemberChange) -> None:
+        """Have a row for each vector that there can be with other workers.
 
         Raises:
             ValueError: the rows of this run are those of the workers of its start.
@@ -319,6 +316,13 @@ class Coordinator:
         storage = self._changeable()
         if (lacking := change.row_slots - len(storage)) > 0:
             storage.add(await self._compute.run(allocate_rows, lacking, self._d, self._row_dtype))
+
+    def change_members(self, change: MemberChange) -> int:
+        """Go on with other workers from the next round on, which is returned, once there is room for them.
+
+        Those that leave are invited no more, and their vectors of the open round count; of those that are
+        expelled nothing counts any more. Both are gone when the next round opens.
+        """
         before = self._machine.policy
         first = self._machine.follow(change.policy)
         self._changes[first] = change

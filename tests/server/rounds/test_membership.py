@@ -35,6 +35,11 @@ class Run(Driven):
         super().__init__(time, policy, learner, **options)
         self.coordinator.on_members = self.connect
 
+    async def follow(self, change):
+        """The first round with this change."""
+        await self.coordinator.make_room(change)
+        return self.coordinator.change_members(change)
+
     def connect(self, members, _):
         """Whoever is admitted is there, as a server finds at once."""
         for worker in members.admitted:
@@ -64,7 +69,7 @@ async def test_a_run_with_other_workers_goes_on_from_each_border_with_the_same_b
     async with Run(time, CHOICES[name], keeper=keeper) as straight:
         for round in range(ROUNDS):
             if round == 2:
-                assert await straight.coordinator.change_members(straight.change()) == 3
+                assert await straight.follow(straight.change()) == 3
             await straight.round()
         await straight.ended()
     known = [record.membership for record in straight.records]
@@ -78,7 +83,7 @@ async def test_a_run_with_other_workers_goes_on_from_each_border_with_the_same_b
         async with Run(time, CHOICES[name], **options) as resumed:
             for round in range(border, ROUNDS):
                 if round == 2:
-                    await resumed.coordinator.change_members(resumed.change())
+                    await resumed.follow(resumed.change())
                 await resumed.round()
             await resumed.ended()
         if border > 2:
@@ -106,7 +111,7 @@ async def test_a_change_after_the_checkpoint_holds_from_the_start(time, name):
 
 async def test_more_workers_have_rows_of_their_own(time):
     async with Run(time) as run:
-        await run.coordinator.change_members(run.change((*NAMES, "w04", "w05"), f=0))
+        await run.follow(run.change((*NAMES, "w04", "w05"), f=0))
         await run.round()
         offered = [await run.offer(name, 1.0) for name in run.machine.policy.workers]
         assert len({slot.worker for slot in offered}) == 6
@@ -118,7 +123,7 @@ async def test_an_expelled_worker_leaves_nothing_behind(time):
     async with Run(time, CHOICES["latest vectors"]) as run:
         await run.round()
         await run.round()
-        await run.coordinator.change_members(run.change(NAMES[:3], f=0, expelled=("w03",)))
+        await run.follow(run.change(NAMES[:3], f=0, expelled=("w03",)))
         assert await run.offer("w03", 1.0) in (Refusal.NOT_INVITED, Refusal.UNKNOWN_WORKER)
         await run.round()
         await run.round()
@@ -136,5 +141,5 @@ async def test_an_expelled_worker_leaves_nothing_behind(time):
 async def test_workers_stay_where_rows_are_bound_to_them(time, options, said):
     run = Run(time, **options)
     with pytest.raises(ValueError, match=said):
-        await run.coordinator.change_members(run.change())
+        await run.follow(run.change())
     assert run.machine.policy.following is None

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import functools
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -410,3 +412,51 @@ async def test_only_operators_invite(world, tmp_path):
         code, said = await world.ask("invite", "w00")
         assert (code, "w00 is a worker of this run already" in said) == ("ENROLMENT", True)
     assert not (tmp_path / "enrolment.json").exists()
+
+
+@served
+async def test_a_change_is_carried_out_also_if_who_asked_for_it_hangs_up(world, monkeypatch):
+    write = MembersFile.write
+
+    def slowly(kept, run):
+        asking.cancel()
+        time.sleep(0.1)
+        write(kept, run)
+
+    monkeypatch.setattr(MembersFile, "write", lambda kept, run: slowly(kept, run))
+    asking = asyncio.create_task(world.ask("drain", "w03"))
+    with contextlib.suppress(asyncio.CancelledError):
+        await asking
+    async with asyncio.timeout(patience(30)):
+        while world.machine.policy.leaving != {"w03"}:
+            await asyncio.sleep(0.01)
+    assert MembersFile.read(world.run.path).workers == WORKERS[:3]
+
+
+@served
+async def test_a_disk_that_is_full_changes_nothing(world, monkeypatch):
+    def full(kept, run):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MembersFile, "write", full)
+        code, said = await world.ask("drain", "w03")
+    assert (code, said.endswith(f"written to {world.run.path}: No space left on device.")) == (
+        "MEMBERSHIP",
+        True,
+    )
+    assert world.machine.policy.following is None
+    assert (await world.ask("drain", "w03")).round == 1
+
+
+@served
+async def test_who_was_to_be_admitted_may_be_drained_before(world):
+    await world.ask("admit", "w04")
+    async with joined(world, "w04") as (fifth,):
+        waiting = asyncio.create_task(fifth.pull(-1))
+        await asyncio.sleep(0.1)
+        assert (await world.ask("drain", "w04")).sentence.startswith(
+            "w04 is gone from round 1 on: 4 workers"
+        )
+        assert isinstance(await waiting, Finished)
+    assert world.sessions.names == WORKERS

@@ -100,6 +100,7 @@ class Desk:
         self._expelled = set[str]()
         self._by: list[str] = []
         self._one_by_one = asyncio.Lock()
+        self._changing = set[asyncio.Task[Changed]]()
         for name, how in self._kept.gone.items():
             sessions.expel(name, how)
 
@@ -133,7 +134,16 @@ class Desk:
         )
 
     async def change(self, action: Action, name: str, f: int | None, by: str) -> Changed:
-        """Change the members from the next round on; see `MemberDesk`."""
+        """Change the members from the next round on; see `MemberDesk`.
+
+        All of it is done, or nothing, also if who has asked hangs up meanwhile.
+        """
+        task = asyncio.create_task(self._change(action, name, f, by))
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+        return await asyncio.shield(task)
+
+    async def _change(self, action: Action, name: str, f: int | None, by: str) -> Changed:
         async with self._one_by_one:
             if (done := self._done_already(action, name)) is not None:
                 return done
@@ -228,6 +238,11 @@ class Desk:
         return self._run.lacks(self._config, config).rstrip(".")
 
     async def _carry_out(self, action: Action, name: str, by: str, config: RunConfig) -> Changed:
+        try:
+            await self._coordinator.make_room(change_of(config, {}, (), ()))
+        except (MemoryError, RuntimeError) as error:  # the latter is what torch says
+            reason = f"{name} cannot be {DONE[action]}: there is no memory for its vectors."
+            raise ChangeRefusedError(reason) from error
         if self._machine.policy.following is None:  # the changes before have taken effect
             self._gone, self._expelled, self._by = {}, set(), []
         asked = "left by itself" if action == "leave" else f"{DONE[action]} by {by}"
@@ -248,19 +263,25 @@ class Desk:
             "what": self._by[-1],
             "asked_in_round": self.round,
         }
+        change = change_of(config, self._gone, self._expelled, self._by)
         kept = MembersFile(config.worker_names, config.f, gone, (*self._kept.changes, entry))
         try:
             await asyncio.to_thread(kept.write, self._run.path)
         except OSError as error:
+            self._by.pop()
+            if action != "admit":
+                self._gone.pop(name, None)
+                self._expelled.discard(name)
             reason = f"the change cannot be written to {self._run.path}: {error.strerror or error}"
             raise ChangeRefusedError(f"{name} cannot be {DONE[action]}: {reason}.") from None
         self._config, self._kept = config, kept
         if action == "admit":
             self._sessions.add(name)
             self._coordinator.pulls.admit(name)
-        first = await self._coordinator.change_members(
-            change_of(config, self._gone, self._expelled, self._by)
-        )
+        elif name not in self._machine.policy.workers:  # it was to be admitted
+            self._sessions.depart(name, gone[name])
+            self._coordinator.pulls.dismiss(name, f"{name} has left the run: {gone[name]}")
+        first = self._coordinator.change_members(change)
         if action == "expel":
             self._sessions.expel(name, gone[name])
         n, quorum = config.workers, config.quorum
