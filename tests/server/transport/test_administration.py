@@ -416,10 +416,10 @@ async def test_only_operators_invite(world, tmp_path):
 
 @served
 async def test_a_change_is_carried_out_also_if_who_asked_for_it_hangs_up(world, monkeypatch):
-    write = MembersFile.write
+    write, loop = MembersFile.write, asyncio.get_running_loop()
 
     def slowly(kept, run):
-        asking.cancel()
+        loop.call_soon_threadsafe(asking.cancel)
         time.sleep(0.1)
         write(kept, run)
 
