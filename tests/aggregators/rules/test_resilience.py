@@ -151,6 +151,7 @@ class TestCoefficients:
     def test_by_hand(self) -> None:
         """n = 15, f = 3: f / (n - 2 f) = 1/3."""
         wanted = {
+            "caf": (1 + (8 / 3) ** 0.5) ** 2,
             "geometric_median": 64 / 9,
             "krum": 9.0,
             "median": 64 / 9,

@@ -24,6 +24,7 @@ from varangian.protos.contract import Contract
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.protos.layout import Layout
 from varangian.protos.metadata_keys import CODE, SESSION
+from varangian.protos.network.dial import open_aio_channel
 from varangian.server.identity.enrolment import Enrolment
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
@@ -107,7 +108,7 @@ class World:
     async def call(self, holder, method, request):
         """The reply to a call with the certificate of this holder, or its code and sentence."""
         shown = credentials(Bundle.load(self.path / holder))
-        async with grpc.aio.secure_channel(self.address, shown) as channel:
+        async with open_aio_channel(self.address, shown) as channel:
             stub = ps_pb2_grpc.ParameterServerStub(channel)
             try:
                 return await getattr(stub, method)(request, metadata=((SESSION, "0" * 32),))
@@ -213,7 +214,7 @@ async def test_without_certificates_nobody_changes_members():
         ("varangian-token", sessions.token("w00")),
         (SESSION, "0" * 32),
     )
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with open_aio_channel(address) as channel:
         stub = ps_pb2_grpc.ParameterServerStub(channel)
         for method, request in (("Members", ps_pb2.MembersRequest()), ("Leave", ps_pb2.LeaveRequest())):
             with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -948,7 +948,7 @@ async def test_a_port_in_use_is_one_sentence():
 
 async def test_grpc_itself_does_not_share_a_port(monkeypatch):
     async with world() as this:
-        monkeypatch.setattr("varangian.server.transport.grpc_server.probe", lambda host, port: None)
+        monkeypatch.setattr("varangian.server.transport.grpc_server.probe", lambda *address: None)
         second = grpc.aio.server(options=options(3))
         with pytest.raises(PortInUse):
             bind(second, "127.0.0.1", int(this.address.rpartition(":")[2]))
