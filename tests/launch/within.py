@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,7 +69,9 @@ def keeper_in(folder: str) -> CheckpointKeeper:
     config = load(None, [f"output={folder}", "server.checkpoint.every=1"])
     assert config.server.checkpoint is not None
     run, origin = RunFolder.create(config), Origin.of(config, "run-1", 0, LAYOUT)
-    return CheckpointKeeper(run, config.server.checkpoint, 1, ROUNDS, origin, print)
+    return CheckpointKeeper(
+        run, config.server.checkpoint, 1, ROUNDS, origin, partial(print, file=sys.stderr)
+    )
 
 
 async def serving(window: bool, lane: bool, folder: str | None = None) -> None:
