@@ -87,9 +87,13 @@ def failures() -> str:
 
 
 def labels() -> str:
-    """The mean and the best robust rule under label poisoning; of two tables alike that of more seeds."""
+    """The mean and the best robust rule where all labels of attackers are wrong.
+
+    By the tables of label poisoning alone, if there are any; of two tables alike that of more seeds.
+    """
     rows = dict[tuple[str, str], Sequence[str]]()
-    for table in sorted(evidence(), key=lambda table: table.seeds):
+    alone = [table for table in evidence() if table.all_poisoned]
+    for table in sorted(alone or evidence(), key=lambda table: table.seeds):
         poisoned = table.poisoned
         mean = poisoned.rows.get("mean")
         others = [row for name, row in poisoned.rows.items() if name not in ("mean", "unit_mean")]
@@ -97,6 +101,8 @@ def labels() -> str:
             continue
         for attack, value in mean.attacks.items():
             known = [row for row in others if attack in row.attacks]
+            if "rate=0." in attack:
+                continue
             best = max(known, key=lambda row: row.attacks[attack])
             lost = min(known, key=lambda row: row.attacks[attack])
             cells = (f"{percent(row.attacks[attack])} (`{row.aggregator}`)" for row in (best, lost))
