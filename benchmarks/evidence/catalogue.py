@@ -153,7 +153,8 @@ TABLES = (
         "byzfl",
         "ByzFL's code in the same harness",
         "Rules of the library ByzFL as it publishes them, beside ours of the same name: same "
-        "runs, same seeds. `pip install --no-deps byzfl scipy` makes them available.",
+        "runs, same seeds. Its CAF is left out at f = 6: with six equal vectors it does not end. "
+        "`pip install --no-deps byzfl scipy` makes them available.",
         needs="byzfl",
         advises=False,
     ),
