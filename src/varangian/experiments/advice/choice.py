@@ -136,12 +136,15 @@ def holds(table: Table, row: Row) -> bool:
 
 
 def like(table: Table, evidence: Iterable[Table], **changed: Any) -> Table | None:
-    """The table of the same setting but for what is changed, as its momentum; one of its name first."""
+    """The table of the same setting but for what is changed, as its momentum.
+
+    One of its name, or that with most attacks.
+    """
     wanted = {"data": table.data, "model": table.model, "partition": table.partition, "n": table.n}
     wanted |= {"f": table.f, "declared": table.declared, "momentum": table.momentum}
     wanted |= {"participation": table.participation, **changed}
     found = [t for t in evidence if all(getattr(t, k) == v for k, v in wanted.items())]
-    return min(found, key=lambda t: t.name != table.name, default=None)
+    return min(found, key=lambda t: (t.name != table.name, -t.attacks), default=None)
 
 
 def _names(tables: Sequence[Table]) -> list[str]:
