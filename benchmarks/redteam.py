@@ -39,6 +39,12 @@ SETTINGS = {
     "f3": ("f=3", "worker.momentum=0.9"),
     "f6": ("f=6", "worker.momentum=0.9"),
     "f3-dirichlet": ("f=3", "worker.momentum=0.9", "partition={dirichlet: {alpha: 0.1}}"),
+    "f3-dirichlet-server-momentum": (
+        "f=3",
+        "worker.momentum=0",
+        "optimizer={name: sgd, lr: 0.1, momentum: 0.9, schedule: linear}",
+        "partition={dirichlet: {alpha: 0.1}}",
+    ),
     "f3-no-momentum": ("f=3", "worker.momentum=0", "optimizer.lr=0.3"),
 }
 GENERATIONS, SEEDS = 4, 2
