@@ -1,5 +1,7 @@
 """The rule in the hands of an attacker answers as the server's does."""
 
+import math
+
 import pytest
 import torch
 
@@ -14,7 +16,8 @@ from varangian.aggregators import (
     TrimmedMean,
     aggregator_from,
 )
-from varangian.worker.attacks import LiveRule
+from varangian.worker.attacks import Alie, Composite, Ipm, Knowledge, LiveRule
+from varangian.worker.attacks.mounted import first_memory, stepped
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 
@@ -137,6 +140,26 @@ def test_vectors_whose_squares_overflow_float32():
     effect, *_ = asked(live("krum"), 1e20, honest=1e19 * rows())
     assert effect.deviation < 1e41
     assert effect.mass == 0
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Composite(steps=("ipm 0.5", "toward 2", "optimal 64")),
+        Ipm(epsilon="optimal"),
+        Alie(z="optimal"),
+    ],
+    ids=["composite", "ipm", "alie"],
+)
+def test_a_run_that_has_diverged_ends_no_search(attack):
+    honest = rows()
+    honest[1, 2] = torch.inf
+    for reference in (None, torch.zeros(40)):
+        probe = live("nnm+krum", reference=reference).along(honest, honest[0], honest[2], F)
+        assert math.isnan(probe(1.0).deviation)
+    knows = Knowledge(honest, H + F, F, 0, 1, torch.Generator(), rows(1)[0], live("nnm+krum"))
+    sent, _ = stepped(attack, honest[0], knows, first_memory(attack))
+    assert sent is not None
 
 
 def test_more_attackers_than_were_declared_and_too_few_rows():

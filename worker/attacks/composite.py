@@ -412,8 +412,8 @@ class Composite:
         return tuple(None if off else v for v, off in zip(vectors, silent, strict=True)), kept
 
     def line(self, rule: LiveRule | None, honest: Tensor, mean: Tensor, f: int) -> Line | None:
-        """The preparation of questions to a rule, for a `Scene`."""
-        if rule is None:
+        """The preparation of questions to a rule, for a `Scene`; None where it cannot be asked."""
+        if rule is None or not bool(mean.isfinite().all()):
             return None
 
         def prepare(vectors: Sequence[Tensor | None], taking: Sequence[int]) -> Deviation:
@@ -497,7 +497,7 @@ def best_factor(
 ) -> float:
     """The factor, up to `most`, of the deviation of these groups with which the aggregate deviates most.
 
-    It is 1 where the rule cannot be asked, or these groups send nothing.
+    It is 1 where the rule cannot be asked, these groups send nothing, or the effect of nothing is a number.
     """
     if scene.line is None or all(vectors[group] is None for group in taking):
         return 1.0
@@ -508,6 +508,7 @@ def best_factor(
 
 
 def _least_best(tried: Mapping[float, float]) -> float:
-    """The least factor whose effect is the largest, but for rounding."""
-    largest = max(tried.values())
-    return min(factor for factor, effect in tried.items() if effect >= largest * (1 - SAME))
+    """The least factor whose effect is the largest, but for rounding; 1 where no effect is a number."""
+    known = {factor: effect for factor, effect in tried.items() if not math.isnan(effect)}
+    largest = max(known.values(), default=0.0)
+    return min((factor for factor, effect in known.items() if effect >= largest * (1 - SAME)), default=1.0)

@@ -5,6 +5,7 @@ n  rows     H  of them honest     k  copies of the attackers' vector     d  para
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -44,6 +45,10 @@ class Effect(NamedTuple):
     """|mean|^2."""
     mass: float | None
     """Weight of the attackers' vectors in F; None for a rule without weights."""
+
+
+UNKNOWN = Effect(math.nan, math.nan, math.nan, None)
+"""The effect where the honest vectors are not finite, as in a run that has diverged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +105,8 @@ class LiveRule:
             AggregationError: the rule does not take so many rows.
         """
         reference = self._reference(honest)
+        if not bool(reference.isfinite().all()):
+            return lambda t: UNKNOWN
         if not self.aggregator.splits:
             return Probe(self.aggregator, honest, reference, (base, direction), copies)
         single = replace(self.aggregator, per_block=False)
@@ -139,12 +146,15 @@ class Probe:
         self._last: tuple[Aggregate | None, Effect] = (None, Effect(0.0, 0.0, 0.0, None))
 
     def __call__(self, t: float) -> Effect:
-        """The effect of vectors at a finite t.
+        """The effect of vectors at a finite t; not a number where the honest vectors are not finite.
 
         Raises:
             AggregationError: the rule does not take these rows, or is of the user and fails.
         """
-        effects = [self._ask(t, rng) for rng in self._draws()]
+        try:
+            effects = [self._ask(t, rng) for rng in self._draws()]
+        except NotFinite:  # the run has diverged
+            return UNKNOWN
         return effects[0] if len(effects) == 1 else _averaged(effects)
 
     def _draws(self) -> Iterator[torch.Generator]:
