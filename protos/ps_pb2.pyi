@@ -174,7 +174,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("protocol", "run_id", "software", "round", "rounds", "finished", "sentence", "workers", "present", "refusals", "data_port", "classes", "revoked", "warnings")
+    __slots__ = ("protocol", "run_id", "software", "round", "rounds", "finished", "sentence", "workers", "present", "refusals", "data_port", "classes", "revoked", "warnings", "now")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +189,7 @@ class StatusReply(_message.Message):
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     REVOKED_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_id: str
     software: str
@@ -203,7 +204,8 @@ class StatusReply(_message.Message):
     classes: int
     revoked: int
     warnings: str
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., software: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., finished: bool = ..., sentence: _Optional[str] = ..., workers: _Optional[int] = ..., present: _Optional[int] = ..., refusals: _Optional[str] = ..., data_port: _Optional[int] = ..., classes: _Optional[int] = ..., revoked: _Optional[int] = ..., warnings: _Optional[str] = ...) -> None: ...
+    now: int
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., software: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., finished: bool = ..., sentence: _Optional[str] = ..., workers: _Optional[int] = ..., present: _Optional[int] = ..., refusals: _Optional[str] = ..., data_port: _Optional[int] = ..., classes: _Optional[int] = ..., revoked: _Optional[int] = ..., warnings: _Optional[str] = ..., now: _Optional[int] = ...) -> None: ...
 
 class MembersRequest(_message.Message):
     __slots__ = ("action", "name", "f", "certificate")

@@ -28,6 +28,7 @@ class StatusReplies:
         data_port: where payloads travel beside calls; 0 if nowhere.
         fresh: seconds for which a reply is used again, however many calls there are.
         clock: seconds from any start.
+        now: seconds since 1970.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class StatusReplies:
         data_port: int,
         fresh: float,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._coordinator = coordinator
         self._sessions = sessions
@@ -49,6 +51,7 @@ class StatusReplies:
         self._data_port = data_port
         self._fresh = fresh
         self._clock = clock
+        self._now = now
         self._made: tuple[float, bytes] | None = None
 
     def latest(self) -> bytes:
@@ -75,6 +78,7 @@ class StatusReplies:
             classes=self._contract.classes or 0,
             revoked=self._revocation.revoked(),
             warnings="".join(f"{sentence}\n" for sentence in self._revocation.warnings()),
+            now=max(0, round(1000 * self._now())),
         )
 
 

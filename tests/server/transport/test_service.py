@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -255,7 +256,9 @@ async def test_a_round_with_three_workers():
         assert parts[0].manifest.round == 1
         assert parts[1].chunk.data == encode_vector(torch.full((8,), -2.0)).tobytes()
         assert parts[0].manifest.content_digest == payload_digest(parts[1].chunk.data)
+        before = time.time()
         status = await a.status()
+        assert before - 0.001 <= status.now / 1000 <= time.time() + 0.001  # it is rounded
         assert (status.round, status.rounds, status.finished) == (1, 9, False)
         assert (status.workers, status.present) == (3, 3)
 
