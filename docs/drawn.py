@@ -19,6 +19,7 @@ WHAT = {
     "api": "runs and sweeps for programs and notebooks",
     "bench": "benchmarks: what rules cost, how fast vectors move",
     "experiments": "sweeps, results of many runs, a report",
+    "deploy": "a run as files for Compose, Slurm, Kubernetes",
     "cli": "one file for each command; progress, tables, pictures",
     "launch": "a run in processes or in simulation; what it leaves behind",
     "config": "YAML and key=value to built objects",

@@ -9,6 +9,7 @@ it repeats them: a few lines of aliases of aliases would otherwise fill any memo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -199,6 +200,21 @@ def read(path: Path) -> dict[str, Any]:
 def dump(value: Mapping[str, Any]) -> str:
     """YAML that `parse` reads back equal."""
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
+
+
+def dump_line(value: Any) -> str:
+    """The same in one line, of any value, as an override has it: `{krum: {select: 3}}`."""
+    text = str(
+        yaml.dump(
+            [value],
+            Dumper=_Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+            width=math.inf,
+            default_flow_style=True,
+        )
+    )
+    return str(text).strip().removeprefix("[").removesuffix("]")
 
 
 def _copy(value: Any, path: str = "", depth: int = 0) -> Any:

@@ -21,3 +21,10 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"should be a whole number, at least 1. Found {text!r}.")
     return int(text)
+
+
+def index(text: str) -> int:
+    """A place in a list, from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"should be a whole number from 0. Found {text!r}.")
+    return int(text)

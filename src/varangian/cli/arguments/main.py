@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from varangian import __version__
 from varangian.cli.arguments import bench as benchmarks
-from varangian.cli.arguments import durability, enrolment, experiments, members
+from varangian.cli.arguments import deploy, durability, enrolment, experiments, members
 from varangian.cli.arguments import graph as graph_arguments
-from varangian.cli.arguments.common import FORK_SERVER, add_format
+from varangian.cli.arguments.common import FORK_SERVER, add_format, index
 from varangian.files import expanded
 
 EPILOG = """\
@@ -142,6 +142,12 @@ def _worker(parser: argparse.ArgumentParser) -> None:
     )
     who.add_argument(
         "--claim", choices=("honest", "byzantine"), help="work under any free identity of this kind"
+    )
+    parser.add_argument(
+        "--index",
+        type=index,
+        metavar="I",
+        help="with --claim: work under the identity at this place among those of its kind, from 0",
     )
 
 
@@ -344,6 +350,11 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         "varangian.experiments.redteam.command",
         "Search for the attack that harms an aggregator most.",
         experiments.add_redteam,
+    ),
+    "deploy": (
+        "varangian.deploy.command",
+        "Write the files with which an engine carries a run out, as Compose or Kubernetes.",
+        deploy.add_deploy,
     ),
     "certs": (
         "varangian.cli.commands.certs",

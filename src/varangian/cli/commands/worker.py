@@ -119,8 +119,11 @@ def _names_to_use(
     args: argparse.Namespace, config: RunConfig, certs: Path | None, tokens: Mapping[str, str]
 ) -> tuple[str, ...]:
     """The names to work under; with --claim, those of which the server assigns a free one."""
+    if args.index is not None and args.claim is None:
+        raise ConfigError([Problem("--index", "is of use with --claim only", args.index)])
     if args.claim is not None:
         kind = config.honest_names if args.claim == "honest" else config.byzantine_names
+        kind = kind if args.index is None else (_at(kind, args.index, args.claim),)
         return _shuffle(_with_tokens(kind, tokens) if certs is None else _with_bundles(kind, certs))
     known = config.worker_names
     only = list(tokens) if len(tokens) == 1 else None
@@ -134,6 +137,14 @@ def _names_to_use(
             ]
         )
     return tuple(sorted(set(named)))
+
+
+def _at(kind: Sequence[str], index: int, claim: str) -> str:
+    """The name at a place among those of a kind, which an engine counts copies of one program by."""
+    if index < len(kind):
+        return kind[index]
+    rule = f"should be below {len(kind)}, the number of {claim} workers in these settings"
+    raise ConfigError([Problem("--index", rule, index)])
 
 
 def with_newcomer(args: argparse.Namespace, config: RunConfig, certs: Path | None) -> RunConfig:

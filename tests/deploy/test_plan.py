@@ -1,0 +1,148 @@
+"""The plan of a deployment, compared with what is written here by hand."""
+
+import pytest
+
+from varangian.config import load
+from varangian.config.identity import with_effect
+from varangian.config.load import loads
+from varangian.deploy.plan import Credentials, Places, Plan, Port, Resources, Task, changes, make_plan
+
+RUN = [
+    *("workers=[carol, alice, bob, mallory, dave]", "f=1", "byzantine.count=1", "rounds=3"),
+    *("byzantine.attack={gaussian: {sigma: 5.0}}", "aggregator=median", "server.stop_grace=7.5"),
+]
+PLACES = Places(
+    config="/c/run.yaml",
+    certs="/k",
+    runs="/r",
+    state="/s",
+    heartbeat="/t/beat",
+    bind="10.0.0.1",
+    server="head",
+)
+COMMON = {
+    "VARANGIAN_CERTS": "/k",
+    "VARANGIAN__SERVER__DATA_PORT": "50052",
+    "VARANGIAN__WORKER__STATE": "/s",
+}
+SMALL, LARGE = Resources(cpus=0.5, memory=1 << 20), Resources(cpus=2, memory=1 << 30)
+
+
+def honest(index, name):
+    return Task(
+        role="worker",
+        index=index,
+        name=name,
+        argv=("varangian", "worker", "/c/run.yaml", "--server", "head:50051"),
+        identity=("--name", name),
+        environment=COMMON,
+        files=("run.yaml",),
+        secrets=(Credentials(f"honest/{name}", f"/k/{name}", ("ca.pem", "cert.pem", "key.pem")),),
+        resources=SMALL,
+    )
+
+
+EXPECTED = Plan(
+    tasks=(
+        Task(
+            role="certs",
+            index=0,
+            name="certs",
+            argv=("varangian", "certs", "cluster", "/k", "/c/run.yaml", "--hosts", "head"),
+            environment=COMMON,
+            files=("run.yaml",),
+        ),
+        Task(
+            role="server",
+            index=0,
+            name="server",
+            argv=(
+                *("varangian", "server", "/c/run.yaml", "--resume", "--bind", "10.0.0.1:50051"),
+                *("--output", "/r", "server.heartbeat=/t/beat"),
+            ),
+            environment=COMMON,
+            files=("run.yaml",),
+            secrets=(
+                Credentials("server/server", "/k/server", ("ca.pem", "cert.pem", "key.pem", "revoked")),
+            ),
+            resources=LARGE,
+            ports=(Port("grpc", 50051), Port("data", 50052)),
+        ),
+        honest(0, "alice"),
+        honest(1, "bob"),
+        honest(2, "carol"),
+        honest(3, "dave"),
+        Task(
+            role="byzantine",
+            index=0,
+            name="mallory",
+            argv=("varangian", "worker", "/c/run.yaml", "--server", "head:50051"),
+            identity=("--name", "mallory"),
+            environment=COMMON | {"VARANGIAN__BYZANTINE__ATTACK": "{gaussian: {sigma: 5.0}}"},
+            files=("run.yaml",),
+            secrets=(Credentials("byzantine/mallory", "/k/mallory", ("ca.pem", "cert.pem", "key.pem")),),
+            resources=SMALL,
+        ),
+    ),
+    files={
+        "run.yaml": """\
+workers:
+- alice
+- bob
+- carol
+- dave
+- mallory
+f: 1
+rounds: 3
+aggregator:
+  median:
+    convention: midpoint
+server:
+  stop_grace: 7.5
+byzantine:
+  count: 1
+"""
+    },
+    places=PLACES,
+    stop_grace=23,
+)
+
+
+def test_the_plan_of_a_run():
+    made = make_plan(load(None, RUN), places=PLACES, worker=SMALL, server=LARGE)
+    for task, expected in zip(made.tasks, EXPECTED.tasks, strict=True):
+        assert task == expected
+    assert made == EXPECTED
+    assert made.workers == EXPECTED.tasks[2:]
+
+
+def test_ports_are_those_of_the_settings_where_they_are_numbers():
+    config = load(None, ["server.port=6000", "server.data_port=null", "server.enrol_port=6001"])
+    plan = make_plan(config)
+    assert plan.server.ports == (Port("grpc", 6000), Port("enrol", 6001))
+    assert "0.0.0.0:6000" in plan.server.argv
+    assert "server:6000" in plan.workers[0].argv
+    assert plan.server.environment["VARANGIAN__SERVER__DATA_PORT"] == "null"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        RUN,
+        ["aggregator={mix: [nnm], rule: {krum: {select: 3}}}", "optimizer={name: adam, lr: 0.01}"],
+        ["server.checkpoint=null", "participation={fedavg: {participants: 5}}", "f=1", "seed=7"],
+        ["partition={dirichlet: {alpha: 0.3}}", "ema={decay: 0.9, reference_batch: 8}", "metrics=[accuracy, class_accuracy]"],
+    ],
+)
+def test_what_a_plan_changes_is_where_the_run_takes_place(settings, tmp_path):
+    """The server and the attackers together have the settings of the run."""
+    config = load(None, settings)
+    assert loads(changes(config)) == config
+    plan = make_plan(config)
+    file = tmp_path / "run.yaml"
+    file.write_text(plan.files["run.yaml"])
+    attacker = load(file, [], plan.workers[-1].environment)
+    assert with_effect(attacker.resolved()) == with_effect(config.resolved())
+    server = load(file, [], plan.server.environment, whole=False)
+    assert server.byzantine == config.byzantine.model_copy(update={"attack": None})
