@@ -17,9 +17,9 @@ WIDTH, MARGIN, GAP = 880, 20, 10
 WHAT = {
     "__main__": "the command",
     "api": "runs and sweeps for programs and notebooks",
-    "bench": "benchmarks: what rules cost, how fast vectors move",
-    "experiments": "sweeps, results of many runs, a report",
-    "deploy": "a run as files for Compose, Slurm, Kubernetes",
+    "bench": "what rules, transfers and rounds cost",
+    "experiments": "sweeps, results, reports",
+    "deploy": "a run as files for an engine",
     "cli": "one file for each command; progress, tables, pictures",
     "launch": "a run in processes or in simulation; what it leaves behind",
     "config": "YAML and key=value to built objects",
